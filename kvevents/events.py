@@ -1,0 +1,58 @@
+"""The KV-cache events of a vLLM engine, as they are on the wire since vLLM 0.24: maps with a `type` key.
+
+`kvevents.decoder` also reads the arrays older engines write; both end up as these structs. Fields that
+change what a block holds are kept; what only describes a block (locality, ownership, session) is skipped.
+"""
+
+from typing import Any
+
+import msgspec
+
+EngineHash = int | bytes
+"""An engine's own name for a block: 64 bits or 32 bytes. A handle for us, never compared between engines."""
+
+
+class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockStored", gc=False):
+    """A run of full blocks, each the child of the one before it, now lies in a tier of the engine's cache."""
+
+    block_hashes: list[EngineHash]
+    parent_block_hash: EngineHash | None
+    """The block before the run; None if the run begins a prompt."""
+    token_ids: list[int]
+    """`block_size * len(block_hashes)` of them; anything else is a misaligned run."""
+    block_size: int
+    lora_id: int | None = None
+    """The adapter's number inside that one engine."""
+    medium: str | None = None
+    """The tier: "GPU" is the engine's own cache, on a CPU engine too."""
+    lora_name: str | None = None
+    extra_keys: list[Any] | None = None
+    """One entry a block: None, or a list of the LoRA name, multi-modal keys, the cache salt (first block)."""
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+    """How the cache group attends; only "full_attention" groups hold the whole prefix."""
+    kv_cache_spec_sliding_window: int | None = None
+
+
+class BlockRemoved(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockRemoved", gc=False):
+    """One physical copy of each named block has left a tier."""
+
+    block_hashes: list[EngineHash]
+    medium: str | None = None
+    group_idx: int | None = None
+
+
+class AllBlocksCleared(msgspec.Struct, frozen=True, tag="AllBlocksCleared", gc=False):
+    """The engine's prefix cache was reset: nothing is cached on this rank."""
+
+
+Event = BlockStored | BlockRemoved | AllBlocksCleared
+
+
+class EventBatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one scheduler step changed, in order: an array on the wire, its trailing defaults left out."""
+
+    ts: float
+    """Seconds since the epoch on the engine's clock."""
+    events: list[Event]
+    data_parallel_rank: int | None = None
