@@ -1,0 +1,50 @@
+"""Free loopback ports that stay free: none from the range the kernel lends to outgoing connections.
+
+An engine takes half a minute to bind its ports. A port out of the lending range could be some
+connection's source port by then, and the engine would die.
+"""
+
+import contextlib
+import pathlib
+import random
+import socket
+
+_RANGE = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST = 15_000  # below are the ports people know by heart
+_TRIES = 1_000
+
+
+def free_ports(count: int) -> list[int]:
+    """Return `count` different ports that nobody listens on at any address; RuntimeError if there are too few."""
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        for _ in range(_TRIES):
+            if len(found) == count:
+                break
+            port = random.randint(_LOWEST, _highest())  # noqa: S311  # spreads the load, keeps no secret
+            sock = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                sock.bind(("", port))
+                found.append(port)
+    if len(found) < count:
+        raise RuntimeError(f"found {len(found)} free ports of {count}")
+    return found
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this loopback port now."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _highest() -> int:
+    try:
+        lent_from = int(_RANGE.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        lent_from = 32_768
+    return lent_from - 1 if lent_from > _LOWEST + _TRIES else 65_535
