@@ -1,0 +1,12 @@
+"""How KV gets from a prefill to a decode engine: one file a connector."""
+
+from proxy.connectors.base import Connector, Handoff
+from proxy.connectors.nixl import NixlConnector
+from proxy.connectors.shared import SharedConnector
+
+CONNECTORS: dict[str, type[NixlConnector] | type[SharedConnector]] = {
+    "nixl": NixlConnector,
+    "shared": SharedConnector,
+}
+
+__all__ = ["CONNECTORS", "Connector", "Handoff", "NixlConnector", "SharedConnector"]

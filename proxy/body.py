@@ -1,0 +1,85 @@
+"""A JSON body whose top level can be changed while every other value keeps the very text its author wrote."""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from proxy.errors import BadRequestError
+
+MAX_DEPTH = 200
+"""Deeper nesting than any real request has (tool schemas reach a few tens), and well below what makes an
+engine's recursive JSON parser give up."""
+
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_decode_top = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Body:
+    """The top-level members of a JSON object, by decoded name, each value as raw text.
+
+    A name given twice keeps its last value, as engines read it.
+    """
+
+    def __init__(self, members: dict[str, msgspec.Raw], size_bytes: int) -> None:
+        self._members = members
+        self.size_bytes = size_bytes
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Body":
+        """Read a request body. Raises BadRequestError for anything that is not a JSON object of sane depth."""
+        if not data.strip():
+            raise BadRequestError("the request body is empty: a JSON object is needed")
+        if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
+            raise BadRequestError(f"the request body is nested more than {MAX_DEPTH} levels deep")
+        try:
+            return cls(_decode_top(data), len(data))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequestError(f"the request body is not a JSON object: {error}") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def names(self) -> Collection[str]:
+        """The names of the members."""
+        return self._members.keys()
+
+    def raw(self, name: str) -> bytes | None:
+        """The text of a member's value; None if there is none."""
+        value = self._members.get(name)
+        return None if value is None else bytes(value)
+
+    def value(self, name: str) -> Any:
+        """A member's value, decoded; None also if there is none. Raises BadRequestError naming the member."""
+        value = self._members.get(name)
+        if value is None:
+            return None
+        try:
+            return msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequestError(f"{name} is not valid JSON: {error}", param=name) from None
+
+    def changed(self, put: Mapping[str, Any] | None = None, drop: Collection[str] = ()) -> "Body":
+        """A copy in which the members of `put` have new values and those of `drop` are gone."""
+        members = {name: raw for name, raw in self._members.items() if name not in drop}
+        for name, value in (put or {}).items():
+            members[name] = value if isinstance(value, msgspec.Raw) else msgspec.Raw(_encode(value))
+        return Body(members, self.size_bytes)
+
+    def encoded(self) -> bytes:
+        """The body as JSON text."""
+        return _encode(self._members)
+
+
+def _depth(data: bytes) -> int:
+    depth = deepest = 0
+    for match in _STRUCTURE.finditer(data):
+        char = match[0]
+        if char in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in b"]}":
+            depth -= 1
+    return deepest

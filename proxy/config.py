@@ -1,0 +1,165 @@
+"""A `Config` that exists is valid: every setting was checked, and the error of a wrong one names its flag."""
+
+import enum
+import ipaddress
+import re
+import urllib.parse
+
+import msgspec
+
+from proxy.errors import ConfigError
+
+
+class Role(enum.StrEnum):
+    """What an instance does."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    BOTH = "both"
+
+
+class EventSource(msgspec.Struct, frozen=True):
+    """Where one rank of an instance publishes its KV events, as the user wrote it."""
+
+    rank: int
+    endpoint: str
+    replay_endpoint: str | None = None
+    topic: str = ""
+
+
+class InstanceSpec(msgspec.Struct, frozen=True):
+    """One engine as configured: where it listens, what it does, and its event sources if they must be told."""
+
+    address: str
+    """`host:port`, the instance's name everywhere."""
+    role: Role
+    event_sources: tuple[EventSource, ...] = ()
+    """Empty: the engine is asked (`GET /kv_event_sources`)."""
+
+    @property
+    def url(self) -> str:
+        """The base of the engine's HTTP paths."""
+        return f"http://{self.address}"
+
+    @property
+    def host(self) -> str:
+        """The host alone, an IPv6 address in its brackets."""
+        return self.address.rpartition(":")[0]
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything `kvproxy serve` can be told. Times are seconds, sizes MiB where the name says so."""
+
+    model: str
+    instances: tuple[InstanceSpec, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8000
+    connector: str = "nixl"
+    policy: str = "cache_affinity"
+    kv_events: bool = True
+    engine_api_key: str | None = None
+    admin_api_key: str | None = None
+    log_level: str = "info"
+    startup_timeout_s: float = 600.0
+    shutdown_timeout_s: float = 30.0
+    kv_lease_s: float = 30.0
+    decision_headers: bool = False
+    max_body_mb: int = 64
+
+    def __post_init__(self) -> None:
+        """Check what one setting alone cannot show. Raises ConfigError."""
+        if not self.model:
+            raise ConfigError("--model must name the model the engines serve")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port {self.port} is not a port: give 0 to 65535")
+        if self.kv_lease_s <= LEASE_MARGIN_S:
+            raise ConfigError(
+                f"--kv-lease-s {self.kv_lease_s:g} is too short: it must exceed {LEASE_MARGIN_S:g} s, the margin"
+                " kept for the decode engine's first heartbeat (and equal the engines' kv_lease_duration)"
+            )
+        if self.startup_timeout_s <= 0:
+            raise ConfigError("--startup-timeout must be more than 0 seconds")
+        if self.shutdown_timeout_s < 0:
+            raise ConfigError("--shutdown-timeout must be 0 seconds or more")
+        if self.max_body_mb < 1:
+            raise ConfigError("--max-body-mb must be at least 1")
+        seen: dict[str, Role] = {}
+        for spec in self.instances:
+            if spec.address in seen:
+                first = seen[spec.address]
+                raise ConfigError(
+                    f"--{spec.role} {spec.address} is given twice (first as --{first});"
+                    " an instance that does both is given once, as --both"
+                )
+            seen[spec.address] = spec.role
+
+    def addresses(self, role: Role) -> list[str]:
+        """The configured instances that can take legs of `role`, in order."""
+        return [spec.address for spec in self.instances if spec.role in {role, Role.BOTH}]
+
+
+LEASE_MARGIN_S = 10.0
+"""How much of a lease must be left when a decode leg is sent: the decode engine's first heartbeat comes only
+once it has the request, at its next sixth of the lease, and may have to wait for its scheduler."""
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|_?[A-Za-z0-9._-]+")
+
+
+def parse_instance(text: str, role: Role, *, origin: str = "") -> InstanceSpec:
+    """An `InstanceSpec` from `HOST:PORT[?events=tcp://H:P,...&replay=tcp://H:P,...&topic=T]`.
+
+    Several comma-separated endpoints are the ranks 0, 1, ... in order. `origin` names the flag or field in
+    the error. Raises ConfigError.
+    """
+    origin = origin or f"--{role}"
+    bare = text.removeprefix("http://")
+    if "://" in bare.partition("?")[0]:
+        raise ConfigError(f"{origin} {text!r}: only http:// engines can be reached; write HOST:PORT")
+    address, _, query = bare.partition("?")
+    address = _host_and_port(address.removesuffix("/"), text, origin)
+    return InstanceSpec(address, role, _event_sources(query, text, origin))
+
+
+def _host_and_port(address: str, text: str, origin: str) -> str:
+    host, colon, port = address.rpartition(":")
+    remedy = f"{origin} {text!r}: write HOST:PORT, for example 127.0.0.1:8100 or [::1]:8100"
+    if not colon or not host:
+        raise ConfigError(f"{remedy} (no port)")
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ConfigError(f"{remedy} ({port!r} is not a port)")
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise ConfigError(f"{remedy} ({host} is not an IPv6 address)") from None
+    elif not _HOST.fullmatch(host) or len(host) > 253:
+        raise ConfigError(f"{remedy} ({host!r} is not a host name or address)")
+    return f"{host.lower()}:{int(port)}"
+
+
+def _event_sources(query: str, text: str, origin: str) -> tuple[EventSource, ...]:
+    if not query:
+        return ()
+    try:
+        given = urllib.parse.parse_qs(query, keep_blank_values=True, strict_parsing=True)
+    except ValueError:
+        raise ConfigError(f"{origin} {text!r}: after ? write events=tcp://HOST:PORT&replay=...") from None
+    if unknown := sorted(set(given) - {"events", "replay", "topic"}):
+        raise ConfigError(f"{origin} {text!r}: unknown {unknown[0]!r}; known are events, replay and topic")
+    lists = {name: ",".join(values).split(",") for name, values in given.items() if name != "topic"}
+    for name, endpoints in lists.items():
+        for endpoint in endpoints:
+            if not re.fullmatch(r"(tcp://(\[[0-9A-Fa-f:.]+\]|[^:/\s\[\]*]+):\d{1,5})|(ipc://\S+)", endpoint):
+                raise ConfigError(f"{origin} {text!r}: {name} must be tcp://HOST:PORT, got {endpoint!r}")
+    events, replays = lists.get("events", []), lists.get("replay", [])
+    if not events:
+        raise ConfigError(f"{origin} {text!r}: replay and topic need events=tcp://HOST:PORT")
+    if replays and len(replays) != len(events):
+        raise ConfigError(
+            f"{origin} {text!r}: {len(events)} events endpoints but {len(replays)} replay endpoints"
+        )
+    topic = given.get("topic", [""])[-1]
+    return tuple(
+        EventSource(rank, endpoint, replays[rank] if replays else None, topic)
+        for rank, endpoint in enumerate(events)
+    )

@@ -1,0 +1,95 @@
+"""What a connector is: how one request becomes the bodies of its legs, and nothing about sending them."""
+
+from typing import Protocol
+
+import msgspec
+
+from proxy.body import Body
+
+
+class Handoff(msgspec.Struct, frozen=True):
+    """What a prefill engine answered that the decode leg and the accounts need."""
+
+    params: msgspec.Raw | None
+    """The answer's `kv_transfer_params`, word for word; None where the connector moves KV without them."""
+    prompt_tokens: int | None
+    """The prompt's length as the engine counted it."""
+    cached_tokens: int | None
+    """How much of it the prefill engine had cached; None if it does not report."""
+    engine_id: str | None
+    """The engine process's own identity; another one means another process."""
+
+
+class Connector(Protocol):
+    """Pure: bodies in, bodies out."""
+
+    name: str
+    holds: bool
+    """Whether a finished prefill leg leaves blocks held on the prefill instance until they are fetched."""
+
+    def prefill_body(self, body: Body) -> bytes:
+        """The body of the prefill leg: the client's request for one token, not streamed."""
+        ...
+
+    def read_handoff(self, answer: bytes) -> Handoff:
+        """Read the answer of a prefill leg. Raises ValueError if it does not hold what the decode leg needs."""
+        ...
+
+    def decode_body(self, body: Body, handoff: Handoff) -> bytes:
+        """The body of the decode leg: the client's request, and the way to its prefilled blocks."""
+        ...
+
+    def release_body(self, handoff: Handoff) -> bytes | None:
+        """The body (for `/v1/completions`) that makes a decode engine give a hold back; None without holds."""
+        ...
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+
+
+class _Params(msgspec.Struct):
+    remote_engine_id: str | None = None
+    remote_prefill_cached_tokens: int | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+    kv_transfer_params: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_params = msgspec.json.Decoder(_Params).decode
+
+
+def one_token(body: Body) -> Body:
+    """The request for its first token alone, as one unstreamed answer: what every prefill leg asks."""
+    return body.changed(
+        {"stream": False, "max_tokens": 1, "n": 1},
+        drop=("stream_options", "max_completion_tokens", "min_tokens"),
+    )
+
+
+def read_answer(answer: bytes) -> Handoff:
+    """The parts of a prefill answer that connectors share. Raises ValueError if it is not such an answer."""
+    try:
+        read = _decode_answer(answer)
+        params = read.kv_transfer_params if bytes(read.kv_transfer_params) != b"null" else None
+        known = _decode_params(params) if params is not None else _Params()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"the prefill answer cannot be read: {error}") from None
+    usage = read.usage or _Usage()
+    cached = known.remote_prefill_cached_tokens
+    if cached is None and usage.prompt_tokens_details is not None:
+        cached = usage.prompt_tokens_details.cached_tokens
+    return Handoff(
+        params=msgspec.Raw(bytes(params)) if params is not None else None,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=cached,
+        engine_id=known.remote_engine_id,
+    )

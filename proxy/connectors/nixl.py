@@ -1,0 +1,50 @@
+"""NIXL, pull mode: the prefill engine holds the blocks, its answer says where, the decode engine fetches them once."""
+
+import msgspec
+
+from proxy.body import Body
+from proxy.connectors.base import Handoff, one_token, read_answer
+
+_ASK = {"do_remote_decode": True, "do_remote_prefill": False}
+
+REFUSED_MODEL = "kvproxy-release-of-prefilled-blocks"
+"""A model no engine serves. A request for it is refused before anything is computed or fetched, and refusing a
+request that carries transfer params is what makes a vLLM decode engine tell the prefill engine to free them."""
+
+
+class NixlConnector:
+    """vLLM's NixlConnector (NixlPullConnector)."""
+
+    name = "nixl"
+    holds = True
+
+    def prefill_body(self, body: Body) -> bytes:
+        """As `Connector`."""
+        return one_token(body).changed({"kv_transfer_params": _ASK}).encoded()
+
+    def read_handoff(self, answer: bytes) -> Handoff:
+        """As `Connector`."""
+        handoff = read_answer(answer)
+        if handoff.params is None:
+            raise ValueError(
+                "the prefill answer has no kv_transfer_params: is the engine started with"
+                ' --kv-transfer-config \'{"kv_connector": "NixlConnector", ...}\'?'
+            )
+        return handoff
+
+    def decode_body(self, body: Body, handoff: Handoff) -> bytes:
+        """As `Connector`."""
+        return body.changed({"kv_transfer_params": handoff.params}).encoded()
+
+    def release_body(self, handoff: Handoff) -> bytes | None:
+        """As `Connector`: a request bound to be refused, whatever the client's own request looks like."""
+        if handoff.params is None:
+            return None
+        return msgspec.json.encode(
+            {
+                "model": REFUSED_MODEL,
+                "prompt": [0],
+                "max_tokens": 1,
+                "kv_transfer_params": handoff.params,
+            }
+        )

@@ -1,0 +1,114 @@
+"""Every failure kvproxy answers or acts on is one of these; library errors are turned into them once, at the edge.
+
+The tree has two branches. A `RequestError` ends a request: it knows its HTTP status and becomes the one error
+envelope. A `LegError` ends one upstream request: the director decides whether another instance is tried.
+"""
+
+from typing import Any
+
+
+class KvproxyError(Exception):
+    """The root of all errors raised on purpose."""
+
+
+class ConfigError(KvproxyError):
+    """A setting cannot be used. The message names it and says what to do; the process ends with exit code 2."""
+
+
+class RequestError(KvproxyError):
+    """The request cannot be served; `status` is its HTTP status, `kind` the `type` of the error body."""
+
+    status = 500
+    kind = "InternalServerError"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        """`param` names the field or header at fault; `headers` are sent with the answer."""
+        super().__init__(message)
+        self.param = param
+        self.headers = headers or {}
+
+
+class BadRequestError(RequestError):
+    """The client's request is malformed or asks for something that cannot be done."""
+
+    status = 400
+    kind = "BadRequestError"
+
+
+class UnauthorizedError(RequestError):
+    """A key is needed and none came."""
+
+    status = 401
+    kind = "AuthenticationError"
+
+
+class ForbiddenError(RequestError):
+    """A key came and is not the right one, or the caller may not ask this."""
+
+    status = 403
+    kind = "PermissionDeniedError"
+
+
+class NotFoundError(RequestError):
+    """No such model, instance or path."""
+
+    status = 404
+    kind = "NotFoundError"
+
+
+class ConflictError(RequestError):
+    """What should be added is there already."""
+
+    status = 409
+    kind = "ConflictError"
+
+
+class TooLargeError(RequestError):
+    """The body is over the limit."""
+
+    status = 413
+    kind = "RequestEntityTooLargeError"
+
+
+class UnsupportedMediaTypeError(RequestError):
+    """The body is not plain JSON."""
+
+    status = 415
+    kind = "UnsupportedMediaTypeError"
+
+
+class EngineFailedError(RequestError):
+    """Every attempt failed and no engine gave an answer that could be passed on."""
+
+    status = 502
+    kind = "BadGatewayError"
+
+
+class UnavailableError(RequestError):
+    """Nothing can serve this now; later it may."""
+
+    status = 503
+    kind = "ServiceUnavailableError"
+
+
+class LegError(KvproxyError):
+    """An upstream request failed without a complete answer from the engine."""
+
+    def __init__(self, instance: str, message: str) -> None:
+        super().__init__(f"{instance}: {message}")
+        self.instance = instance
+
+
+class ConnectFailedError(LegError):
+    """No connection came about: not one byte of the request has reached the engine."""
+
+
+class LegBrokenError(LegError):
+    """The connection ended before the answer was complete: the engine may have acted on the request."""
+
+
+def envelope(message: str, kind: str, status: int, param: str | None = None) -> dict[str, Any]:
+    """The error body of every answer that is ours, in the nested form vLLM answers with."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": status}}

@@ -1,0 +1,160 @@
+"""A `GenerationRequest` is a body that every leg made from it can carry: what we change obeys vLLM's rules first.
+
+Fields that the prefill leg replaces (lengths, `n`, streaming) would otherwise be judged by the decode engine
+alone, after prefilled blocks already wait for it.
+"""
+
+import enum
+import math
+from typing import Any
+
+import msgspec
+
+from proxy.body import Body
+from proxy.errors import BadRequestError
+
+
+class Route(enum.StrEnum):
+    """The generating endpoints; the value is the metric label."""
+
+    COMPLETIONS = "completions"
+    CHAT = "chat_completions"
+
+    @property
+    def path(self) -> str:
+        """The HTTP path, on kvproxy and on engines alike."""
+        return "/v1/completions" if self is Route.COMPLETIONS else "/v1/chat/completions"
+
+
+NEVER_FROM_A_CLIENT = ("kv_transfer_params", "ec_transfer_params", "request_id")
+"""Members that let a client crash a decode engine, read another prompt's KV, or pair with another's request."""
+
+
+class GenerationRequest(msgspec.Struct, frozen=True):
+    """One client request, checked and cleaned."""
+
+    route: Route
+    body: Body
+    """The client's own members, without those no client may set."""
+    model: str
+    stream: bool
+    prompt_count: int
+    """How many prompts it holds; more than one only as a list of a completion."""
+    whole: bool
+    """It cannot be split into a prefill and a decode leg: several sequences would be prefilled, one handed over."""
+
+    @property
+    def estimated_tokens(self) -> int:
+        """A length in tokens for load counting when no tokenizer was asked: four bytes a token."""
+        return max(1, self.body.size_bytes // 4)
+
+
+def read_request(route: Route, data: bytes, default_model: str) -> GenerationRequest:
+    """The request in `data`, the bytes of an HTTP body. Raises BadRequestError."""
+    body = _clean(Body.parse(data))
+    model = body.value("model")
+    if model is None:
+        model = default_model
+    if not isinstance(model, str):
+        raise BadRequestError("model must be a string", param="model")
+    stream = _check_rules(route, body)
+    whole = bool(body.value("use_beam_search")) or (
+        body.raw("prompt_embeds") not in {None, b"null"}  # its prompts stand beside those in `prompt`
+    )
+    return GenerationRequest(route, body, model, stream, _prompt_count(route, body), whole)
+
+
+def _clean(body: Body) -> Body:
+    drop = [name for name in NEVER_FROM_A_CLIENT if name in body]
+    put = {}
+    if "vllm_xargs" in body:
+        xargs = body.value("vllm_xargs")
+        if isinstance(xargs, dict) and "kv_cache_report_mode" in xargs:
+            raw = msgspec.json.decode(body.raw("vllm_xargs") or b"{}", type=dict[str, msgspec.Raw])
+            del raw["kv_cache_report_mode"]
+            put["vllm_xargs"] = raw
+    return body.changed(put, drop) if drop or put else body
+
+
+def _check_rules(route: Route, body: Body) -> bool:
+    """Apply vLLM's rules to the members the prefill leg replaces. Returns whether the answer is streamed."""
+    chat = route is Route.CHAT
+    n = _whole_number(body, "n", nullable=chat)
+    if n is not None and n < 1:
+        raise BadRequestError(f"n must be at least 1, got {n}", param="n")
+    max_tokens = _whole_number(body, "max_tokens", nullable=True)
+    if chat:
+        newer = _whole_number(body, "max_completion_tokens", nullable=True)
+        max_tokens = newer if newer is not None else max_tokens
+    if max_tokens is not None and max_tokens < 1:
+        raise BadRequestError(f"max_tokens must be at least 1, got {max_tokens}", param="max_tokens")
+    min_tokens = _whole_number(body, "min_tokens", nullable=False)
+    if min_tokens is not None:
+        if min_tokens < 0:
+            raise BadRequestError(
+                f"min_tokens must be greater than or equal to 0, got {min_tokens}", param="min_tokens"
+            )
+        limit = max_tokens if chat or "max_tokens" in body else COMPLETION_MAX_TOKENS
+        if limit is not None and min_tokens > limit:
+            raise BadRequestError(
+                f"min_tokens must be less than or equal to max_tokens={limit}, got {min_tokens}",
+                param="min_tokens",
+            )
+    stream = _truth(body.value("stream"), "stream")
+    options = body.value("stream_options")
+    if options is not None:
+        if not isinstance(options, dict):
+            raise BadRequestError("stream_options must be an object", param="stream_options")
+        for name in ("include_usage", "continuous_usage_stats"):
+            _truth(options.get(name), f"stream_options.{name}")
+        if not stream:
+            raise BadRequestError(
+                "stream_options can only be given when stream is true", param="stream_options"
+            )
+    return stream
+
+
+COMPLETION_MAX_TOKENS = 16
+"""What an absent `max_tokens` of a completion means; of a chat it means as many as fit."""
+
+
+def _whole_number(body: Body, name: str, *, nullable: bool) -> int | None:
+    """An integer member as pydantic reads one: numbers without a fraction, digits in a string, booleans."""
+    if name not in body:
+        return None
+    value = body.value(name)
+    if value is None and nullable:
+        return None
+    if isinstance(value, str):
+        try:
+            value = float(value) if "." in value else int(value)
+        except ValueError:
+            value = None
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int):
+        raise BadRequestError(f"{name} must be an integer", param=name)
+    return int(value)
+
+
+_TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
+_FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
+
+
+def _truth(value: Any, name: str) -> bool:
+    """A boolean as pydantic reads one; null is false."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    text = str(value).lower() if isinstance(value, (str, int)) else ""
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    raise BadRequestError(f"{name} must be a boolean", param=name)
+
+
+def _prompt_count(route: Route, body: Body) -> int:
+    if route is Route.CHAT:
+        return 1
+    prompt = body.value("prompt")
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
+        return len(prompt)
+    return 1

@@ -1,0 +1,66 @@
+"""Which headers cross the router: end-to-end ones do, connection-bound ones and those we own do not."""
+
+from collections.abc import Iterable
+
+REQUEST_ID = "X-Request-Id"
+DATA_PARALLEL_RANK = "X-data-parallel-rank"
+PREFILL = "X-Kvproxy-Prefill"
+DECODE = "X-Kvproxy-Decode"
+CACHED_TOKENS = "X-Kvproxy-Cached-Tokens"
+
+# RFC 9110 section 7.6.1, and the framing fields each hop sets for itself.
+_CONNECTION_BOUND = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+# A leg has a body, an id, an encoding and a rank of its own; `Expect` was answered by our own server.
+_OURS_ON_A_LEG = frozenset(
+    {
+        "accept-encoding",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "x-api-key",
+        REQUEST_ID.lower(),
+        DATA_PARALLEL_RANK.lower(),
+    }
+)
+
+_OURS_IN_AN_ANSWER = frozenset({"content-length", REQUEST_ID.lower()})
+
+Headers = list[tuple[str, str]]
+
+
+def _end_to_end(headers: Iterable[tuple[str, str]], ours: frozenset[str]) -> Headers:
+    pairs = list(headers)
+    named = {
+        token.strip().lower()
+        for name, value in pairs
+        if name.lower() == "connection"
+        for token in value.split(",")
+    }
+    dropped = _CONNECTION_BOUND | ours | named
+    return [(name, value) for name, value in pairs if name.lower() not in dropped]
+
+
+def for_engine(client: Iterable[tuple[str, str]], *, keep_authorization: bool) -> Headers:
+    """The client's headers that go to an engine; its `Authorization` only if no engine key is configured."""
+    ours = _OURS_ON_A_LEG if keep_authorization else _OURS_ON_A_LEG | {"authorization"}
+    return _end_to_end(client, ours)
+
+
+def for_client(engine: Iterable[tuple[str, str]]) -> Headers:
+    """An engine's headers that go to the client."""
+    return _end_to_end(engine, _OURS_IN_AN_ANSWER)

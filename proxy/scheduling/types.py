@@ -1,0 +1,57 @@
+"""What a policy sees and what it answers with: plain values, the same in service, in `explain` and in simulation."""
+
+import enum
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+
+class Phase(enum.StrEnum):
+    """Which of a request's two legs is placed."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Leg(msgspec.Struct, frozen=True):
+    """The upstream request to place."""
+
+    phase: Phase
+    model: str
+    prompt_tokens: int | None
+    """The prompt's length; None if it could not be tokenized in time."""
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One rank of one instance, and what is known of it for this leg. All amounts are tokens."""
+
+    instance: str
+    rank: int
+    usable: bool
+    why: str | None
+    """Why it is not usable: `down`, `draining`, `starting`, `refused`, `model not served`, `failed just now`."""
+    cached_tokens: int | None
+    """What the index says this prompt would reuse now: whole blocks, never the last token. None: not known."""
+    expected_tokens: int | None
+    """The same with the blocks that decisions just made will bring."""
+    uncached_tokens: int | None
+    """What is left to compute or fetch; None if the prompt's length is not known."""
+    load_tokens: int
+    """Outstanding work of the instance's running legs of this phase."""
+    index: str
+    """How well its cache is known: `exact`, `partial` or `unknown`."""
+    last_pick: int = 0
+    """When it was last picked for this phase, as a running number; 0 for never."""
+
+
+class Policy(Protocol):
+    """How instances are picked. Implement this one method to bring a policy of your own.
+
+    `costs` gets the usable candidates of one leg and returns one number for each; the lowest wins, equal ones
+    are drawn from at random. It must not keep state or wait: it is asked by `/explain` as well.
+    """
+
+    def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> Sequence[float]:
+        """The cost of each candidate, in the candidates' order; lower is better."""
+        ...

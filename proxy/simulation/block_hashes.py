@@ -1,0 +1,33 @@
+"""Invariant: two blocks have one hash only if their tokens, their adapter, their salt and all blocks before them agree.
+
+That is what makes a prefix cache safe: a block's hash covers its parent's. The salt enters with the first
+block only and reaches the others through their parents; the adapter's name enters every block.
+"""
+
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+
+_ROOT = b"kvproxy stand-in: the parent of first blocks"
+
+
+def extra_keys(block: int, lora: str | None, salt: str | None) -> list[str] | None:
+    """What the hash of a prompt's block number `block` covers besides tokens, as KV events show it."""
+    keys = [lora] if lora is not None else []
+    if block == 0 and salt:
+        keys.append(salt)
+    return keys or None
+
+
+def block_hash(parent: bytes | None, tokens: Sequence[int], extra: Sequence[str] | None) -> bytes:
+    """The 32-byte name of a full block. It is the same in every process, as vLLM's default sha256 is."""
+    digest = blake2b(parent or _ROOT, digest_size=32)
+    digest.update(array("I", tokens).tobytes())
+    for key in extra or ():
+        digest.update(b"\0" + key.encode())
+    return digest.digest()
+
+
+def int_hash(full: bytes) -> int:
+    """The form of a hash in events by default: its low 64 bits, unsigned."""
+    return int.from_bytes(full[-8:], "big")
