@@ -1,9 +1,11 @@
+# shellcheck shell=bash
 # Shared by the scripts beside it, which source it: where things are, readable lines, environments
 # that are reused while they are current.
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${KVPROXY_ENV:-$ROOT/.venv}
 VLLM_ENV=${KVPROXY_VLLM_ENV:-$ROOT/.vllm-env}
+# shellcheck disable=SC2034  # used by the scripts that source this
 TINY_MODEL=$VLLM_ENV/models/tiny
 
 say() { printf '%s\n' "$*" >&2; }
@@ -33,16 +35,17 @@ fresh_env() {
   "$2" -m venv "$1" || die "could not make a virtual environment in $1"
 }
 
-# The environment kvproxy itself runs in, with its development extras.
+# The environment kvproxy itself runs in, with its development extras. Brought up to date in place, for
+# someone may be using it; made afresh only for another Python.
 ensure_venv() {
   local stamp python
   python=$(find_python "${KVPROXY_PYTHON:-}" python3 python3.13 python3.12 python3.11)
-  stamp=$(stamp_of "$("$python" -V)" "$ROOT/setup.cfg" "$ROOT/pyproject.toml")
+  stamp=$(stamp_of "$("$python" -V)" "$ROOT/setup.cfg")
   is_current "$VENV" "$stamp" && return
   say "preparing the environment ${VENV#"$PWD"/}"
-  fresh_env "$VENV" "$python"
+  [ "$("$VENV/bin/python" -V 2>/dev/null)" = "$("$python" -V)" ] || fresh_env "$VENV" "$python"
   # shellcheck disable=SC2086  # the variable holds several arguments
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ${KVPROXY_PIP_ARGS:-} \
-    --editable "$ROOT[dev]" || die "pip could not install kvproxy into $VENV"
+    --editable "${ROOT}[dev]" || die "pip could not install kvproxy into $VENV"
   mark_current "$VENV" "$stamp"
 }

@@ -32,6 +32,9 @@ def main() -> None:
         flags=tuple(flags),
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job starts with it ignored
     try:
         with Fleet(specs, args.logs) as fleet:
             fleet.start()

@@ -1,7 +1,7 @@
 """Several real engines side by side: every one that was started is ended, whatever happens in between.
 
 Used as a context manager. Starting does not wait; `wait_healthy` does, with progress lines, and says which
-log to read when an engine died. Call `start` and `restart` from the main thread (processes.py says why).
+log to read when an engine died. Call `start` and `restart` from the main thread (live/processes.py says why).
 """
 
 import os
@@ -12,9 +12,10 @@ import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
+from live.ports import free_ports, is_free
+from live.processes import OwnedProcess, stop_all
+
 from vllm_cpu.engine import EngineSpec, Installation, Role, command, environment
-from vllm_cpu.ports import free_ports, is_free
-from vllm_cpu.processes import OwnedProcess, stop_all
 
 _POLL_S = 0.5
 _REPORT_EVERY_S = 15

@@ -1,0 +1,38 @@
+"""Options of every test: --real runs the tests on real engines, last, and lets none of them be skipped."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+REAL = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--real", action="store_true", help="also run the tests that need real vLLM engines")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    real = [item for item in items if item.get_closest_marker("real")]
+    others = [item for item in items if not item.get_closest_marker("real")]
+    if config.getoption("--real"):
+        items[:] = others + real  # what is quick to fail comes first
+    else:
+        items[:] = others
+        config.stash[REAL] = len(real)
+        config.hook.pytest_deselected(items=real)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left_out := config.stash.get(REAL, 0):
+        terminalreporter.write_line(
+            f"{left_out} tests on real vLLM engines were left out; run them with: scripts/test.sh --real"
+        )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_on_sigterm() -> Iterator[None]:
+    """A SIGTERM ends the session as Ctrl-C does: fixtures close, engines stop."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
