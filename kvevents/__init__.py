@@ -1,0 +1,41 @@
+"""What every engine's cache holds, block by block, told by the engines' own KV events.
+
+No HTTP, no metrics library, no event loop outside `kvevents.subscriber`. A package that must not depend on
+ZeroMQ imports from `kvevents.events`, `kvevents.block_keys` and `kvevents.prefix_index` directly.
+"""
+
+from kvevents.applier import Index
+from kvevents.block_keys import BlockHasher, Prompt
+from kvevents.decoder import Decoded, Message, UnreadableMessage, decode, read_live, read_replay
+from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, EngineHash, Event, EventBatch, Reason
+from kvevents.observer import NullObserver, Observer
+from kvevents.prefix_index import Change, PrefixIndex, Slot
+from kvevents.source import State
+from kvevents.subscriber import SourceAddress, Subscriber
+
+__all__ = [
+    "AllBlocksCleared",
+    "BlockHasher",
+    "BlockRemoved",
+    "BlockStored",
+    "Change",
+    "Decoded",
+    "EngineHash",
+    "Event",
+    "EventBatch",
+    "Index",
+    "Message",
+    "NullObserver",
+    "Observer",
+    "PrefixIndex",
+    "Prompt",
+    "Reason",
+    "Slot",
+    "SourceAddress",
+    "State",
+    "Subscriber",
+    "UnreadableMessage",
+    "decode",
+    "read_live",
+    "read_replay",
+]

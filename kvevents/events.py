@@ -4,6 +4,7 @@
 change what a block holds are kept; what only describes a block (locality, ownership, session) is skipped.
 """
 
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -49,10 +50,36 @@ class AllBlocksCleared(msgspec.Struct, frozen=True, tag="AllBlocksCleared", gc=F
 Event = BlockStored | BlockRemoved | AllBlocksCleared
 
 
-class EventBatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class EventBatch(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """What one scheduler step changed, in order: an array on the wire, its trailing defaults left out."""
 
     ts: float
     """Seconds since the epoch on the engine's clock."""
     events: list[Event]
     data_parallel_rank: int | None = None
+
+
+class Reason(StrEnum):
+    """Why an event, or some of its blocks, did not change the index."""
+
+    UNREADABLE = "unreadable"
+    """A whole message that is no batch."""
+    UNKNOWN_TYPE = "unknown_type"
+    BROKEN_EVENT = "broken_event"
+    """A known type with missing or wrong fields."""
+    PLACEHOLDER = "placeholder"
+    """Announced without tokens (offload tiers do that): nothing to key it by."""
+    MISALIGNED = "misaligned"
+    """Tokens or extra keys do not divide evenly over the blocks."""
+    CACHE_GROUP = "cache_group"
+    """Of a cache group that does not hold the whole prefix, or not the group that is counted."""
+    BLOCK_SIZE = "block_size"
+    """Another block size than the instance's other blocks have."""
+    TOKENS = "tokens"
+    """A token id below 0 or above 32 bits."""
+    EXTRA_KEYS = "extra_keys"
+    """Extra keys nested too deeply or of an unknown kind."""
+    UNKNOWN_BLOCK = "unknown_block"
+    """Removed, but never announced to us."""
+    ORPHAN_EVICTED = "orphan_evicted"
+    """Its parent did not arrive before too many others waited for theirs."""

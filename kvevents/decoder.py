@@ -1,0 +1,209 @@
+"""Whatever bytes arrive, the readable events of a batch come out in order and the others are counted.
+
+Events are maps since vLLM 0.24 and arrays before; a batch is an array, and a map is understood too. Replayed
+messages have two or three parts behind an empty delimiter, which some clients' sockets remove.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from kvevents.events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    EngineHash,
+    Event,
+    EventBatch,
+    Reason,
+)
+
+_NUMBER_BYTES = 8
+_END_OF_REPLAY = -1  # vLLM's ZmqEventPublisher.END_SEQ
+
+# What msgspec raises on bytes it cannot make sense of; a nesting without end is a RecursionError.
+_UNDECODABLE = (ValueError, TypeError, OverflowError, RecursionError)
+
+
+class UnreadableMessage(ValueError):  # noqa: N818  # an outcome of a stranger's bytes, not a failure of ours
+    """The frames hold no message, or the payload no batch: nothing of it can be used."""
+
+
+class Message(NamedTuple):
+    """One published batch, still encoded."""
+
+    topic: bytes
+    number: int
+    """The sequence number, from 0 for each publisher process."""
+    payload: bytes
+
+
+class Decoded(NamedTuple):
+    """A batch's readable events in order, and how many were skipped for which reason."""
+
+    batch: EventBatch
+    skipped: dict[Reason, int]
+
+
+class _StoredArray(msgspec.Struct, array_like=True, tag="BlockStored", gc=False):
+    """Field order of vLLM's BlockStored; older releases stop after `lora_id`, `medium` or `lora_name`."""
+
+    block_hashes: list[EngineHash]
+    parent_block_hash: EngineHash | None
+    token_ids: list[int]
+    block_size: int
+    lora_id: int | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: list[Any] | None = None
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+    kv_cache_spec_sliding_window: int | None = None
+
+
+class _RemovedArray(msgspec.Struct, array_like=True, tag="BlockRemoved", gc=False):
+    block_hashes: list[EngineHash]
+    medium: str | None = None
+    group_idx: int | None = None
+
+
+class _ClearedArray(msgspec.Struct, array_like=True, tag="AllBlocksCleared", gc=False):
+    pass
+
+
+class _Tag(msgspec.Struct, gc=False):
+    type: str
+
+
+_whole_batch = msgspec.msgpack.Decoder(EventBatch)
+_outer_array = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_outer_map = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_raw_events = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_map_event = msgspec.msgpack.Decoder(BlockStored | BlockRemoved | AllBlocksCleared)
+_array_event = msgspec.msgpack.Decoder(_StoredArray | _RemovedArray | _ClearedArray)
+_map_tag = msgspec.msgpack.Decoder(_Tag)
+_array_tag = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_text = msgspec.msgpack.Decoder(str)
+_number = msgspec.msgpack.Decoder(float)
+_rank = msgspec.msgpack.Decoder(int | None)
+
+_TYPES = frozenset({"BlockStored", "BlockRemoved", "AllBlocksCleared"})
+
+
+def read_live(frames: Sequence[bytes]) -> Message:
+    """The message in the frames of a SUB socket: topic, number, payload.
+
+    Raises UnreadableMessage for another number of frames or a number that is not 8 bytes or negative.
+    """
+    if len(frames) != 3:
+        raise UnreadableMessage(f"{len(frames)} frames instead of 3")
+    topic, number_bytes, payload = frames
+    number = _read_number(number_bytes)
+    if number < 0:
+        raise UnreadableMessage(f"sequence number {number}")
+    return Message(topic, number, payload)
+
+
+def read_replay(frames: Sequence[bytes]) -> Message | None:
+    """The message in the frames of a replay, with or without delimiter and topic; None is the end marker.
+
+    Raises UnreadableMessage as `read_live` does.
+    """
+    if not 2 <= len(frames) <= 4:
+        raise UnreadableMessage(f"{len(frames)} frames instead of 2 to 4")
+    *before, number_bytes, payload = frames
+    number = _read_number(number_bytes)
+    if number == _END_OF_REPLAY:
+        return None
+    if number < 0:
+        raise UnreadableMessage(f"sequence number {number}")
+    return Message(before[-1] if before else b"", number, payload)
+
+
+def decode(payload: bytes) -> Decoded:
+    """The batch in `payload`. Raises UnreadableMessage if it is none; never anything else."""
+    try:
+        return Decoded(_whole_batch.decode(payload), {})
+    except _UNDECODABLE:
+        return _decode_piecewise(payload)
+
+
+def _read_number(number_bytes: bytes) -> int:
+    if len(number_bytes) != _NUMBER_BYTES:
+        raise UnreadableMessage(f"a sequence number of {len(number_bytes)} bytes instead of 8")
+    return int.from_bytes(number_bytes, "big", signed=True)
+
+
+def _decode_piecewise(payload: bytes) -> Decoded:
+    ts, raw_events, rank = _split(payload)
+    events: list[Event] = []
+    skipped: dict[Reason, int] = {}
+    for raw in raw_events:
+        event = _decode_event(bytes(raw))
+        if isinstance(event, Reason):
+            skipped[event] = skipped.get(event, 0) + 1
+        else:
+            events.append(event)
+    return Decoded(EventBatch(ts, events, rank), skipped)
+
+
+def _split(payload: bytes) -> tuple[float, list[msgspec.Raw], int | None]:
+    try:
+        if _is_map(payload):
+            parts = _outer_map.decode(payload)
+            ts, events = parts.get("ts"), parts["events"]
+            rank = parts.get("data_parallel_rank")
+        else:
+            ts, events, *rest = _outer_array.decode(payload)
+            rank = rest[0] if rest else None
+        return _lenient_ts(ts), _raw_events.decode(events), _lenient_rank(rank)
+    except (*_UNDECODABLE, KeyError) as error:
+        raise UnreadableMessage("the payload is no batch of events") from error
+
+
+def _lenient_ts(raw: msgspec.Raw | None) -> float:
+    try:
+        return 0.0 if raw is None else _number.decode(raw)
+    except _UNDECODABLE:
+        return 0.0
+
+
+def _lenient_rank(raw: msgspec.Raw | None) -> int | None:
+    try:
+        return None if raw is None else _rank.decode(raw)
+    except _UNDECODABLE:
+        return None
+
+
+def _decode_event(raw: bytes) -> Event | Reason:
+    try:
+        if _is_map(raw):
+            event: Event = _map_event.decode(raw)
+            return event
+        return _from_array(_array_event.decode(raw))
+    except _UNDECODABLE:
+        return Reason.BROKEN_EVENT if _tag_of(raw) in _TYPES else Reason.UNKNOWN_TYPE
+
+
+def _from_array(event: _StoredArray | _RemovedArray | _ClearedArray) -> Event:
+    if isinstance(event, _StoredArray):
+        return BlockStored(*(getattr(event, field) for field in BlockStored.__struct_fields__))
+    if isinstance(event, _RemovedArray):
+        return BlockRemoved(event.block_hashes, event.medium, event.group_idx)
+    return AllBlocksCleared()
+
+
+def _tag_of(raw: bytes) -> str | None:
+    try:
+        if _is_map(raw):
+            return _map_tag.decode(raw).type
+        parts = _array_tag.decode(raw)
+        return _text.decode(parts[0]) if parts else None
+    except _UNDECODABLE:
+        return None
+
+
+def _is_map(raw: bytes) -> bool:
+    # The map formats of the MessagePack specification: fixmap 0x80-0x8f, map 16, map 32.
+    return bool(raw) and (raw[0] & 0xF0 == 0x80 or raw[0] in {0xDE, 0xDF})

@@ -1,0 +1,429 @@
+"""A batch is applied only when every batch of the same process before it was applied, or known to be lost.
+
+The pure half of a subscription: it is told what happened on the sockets and answers with what to do. Every
+replay starts AT the last batch applied: if the engine does not send that very payload again, another process
+is behind the address and all that was known of it is wrong.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kvevents.decoder import Message
+from kvevents.sequence import Contiguous, Gap, Position, Repeat, Restarted, digest, judge, position
+
+MAX_WAITING_BYTES = 64 << 20
+"""Live payloads kept while a replay runs; beyond that they are asked for again."""
+
+_TRIES = 3  # unanswered requests before the index is rebuilt from live messages alone
+_MAX_REPLAYED = 100_000  # the depth of vLLM's own live queue (KVEventsConfig.hwm)
+_MAX_ROUNDS = (
+    64  # replays in a row; a publisher that changes under our hands is left alone until the next probe
+)
+
+
+class State(StrEnum):
+    """What a source's slots are worth."""
+
+    EXACT = "exact"
+    """All batches of this process since its number 0 were applied."""
+    PARTIAL = "partial"
+    """Blocks cached before a certain batch are missing; what is there is right."""
+    UNKNOWN = "unknown"
+    """Not connected, or in doubt until a replay has answered."""
+
+
+# ---- what happens -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The handshake with a publisher succeeded: live messages flow from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The publisher is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A live message."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A message of the replay last asked for."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayEnded:
+    """The replay last asked for is over; without `marker` because the deadline passed."""
+
+    marker: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """Somebody has evidence that another process is behind the address."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeDue:
+    """The source was idle for a while, or is due another try to be completed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """An applied batch was not fully understood."""
+
+
+SourceEvent = Connected | Disconnected | Live | Replayed | ReplayEnded | Suspected | ProbeDue | Damaged
+
+# ---- what to do -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Change the index by this batch."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Forget all blocks of this source; `why` is one of the constants below."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskReplay:
+    """Drop a running replay and ask for all batches from number `start` on."""
+
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopReplay:
+    """Drop the running replay."""
+
+
+@dataclass(frozen=True, slots=True)
+class GapSeen:
+    """A live number skipped `missing` batches."""
+
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayDone:
+    """A replay brought `batches` new batches; `complete`: nothing was missing and its marker came."""
+
+    batches: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The source's slots are worth something else now."""
+
+    state: State
+
+
+Action = Apply | Retire | AskReplay | StopReplay | GapSeen | ReplayDone | StateChanged
+
+NEW_PROCESS = "new_process"
+GAP = "gap"
+UNVERIFIED = "unverified"
+REBUILD = "rebuild"
+
+
+@dataclass(slots=True)
+class _Round:
+    """One replay."""
+
+    start: int
+    fresh: bool  # asked from number 0 to start over, so nothing has to be verified
+    received: int = 0
+    applied: int = 0
+    verified: bool = False
+    broken: bool = False  # something in the middle was dropped on the way
+
+
+class Source:
+    """The state of one publisher as far as we heard it."""
+
+    def __init__(self, *, can_replay: bool, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
+        """`can_replay`: there is a replay endpoint to ask."""
+        self._can_replay = can_replay
+        self._max_waiting_bytes = max_waiting_bytes
+        self._connected = False
+        self._last: Position | None = None
+        self._since_start = False  # everything from number 0 up to `_last` was applied
+        self._doubt = False
+        self._incomplete = False  # a replay from 0 went unanswered: ask again at the next probe
+        self._fruitless = False  # the replay just ended brought nothing new: asking again would not help
+        self._draining = False
+        self._round: _Round | None = None
+        self._rounds = 0
+        self._tries = 0
+        self._waiting: deque[Message] = deque()
+        self._waiting_bytes = 0
+        self._spilled = False
+        self._replayed: dict[int, bytes] = {}  # digests of replayed batches whose live copies may still come
+        self._told = State.UNKNOWN
+
+    @property
+    def state(self) -> State:
+        """What the slots are worth once all actions given out so far are done."""
+        if not self._connected or self._doubt:
+            return State.UNKNOWN
+        if self._since_start:
+            return State.EXACT
+        return State.UNKNOWN if self._last is None else State.PARTIAL
+
+    @property
+    def last_number(self) -> int | None:
+        """The number of the last batch applied."""
+        return None if self._last is None else self._last.number
+
+    @property
+    def replaying(self) -> bool:
+        """A replay was asked for and has not ended."""
+        return self._round is not None
+
+    @property
+    def incomplete(self) -> bool:
+        """A probe is wanted even if live messages keep coming."""
+        return self._can_replay and self._connected and (self._incomplete or self._doubt)
+
+    def handle(self, event: SourceEvent) -> list[Action]:
+        """What to do about `event`, in order."""
+        actions = list(self._handle(event))
+        if self.state is not self._told:
+            self._told = self.state
+            actions.append(StateChanged(self._told))
+        return actions
+
+    def _handle(self, event: SourceEvent) -> Iterator[Action]:
+        match event:
+            case Live(message):
+                yield from self._on_live(message)
+            case Replayed(message):
+                yield from self._on_replayed(message)
+            case ReplayEnded(marker):
+                yield from self._on_replay_ended(marker=marker)
+            case Connected():
+                yield from self._on_connected()
+            case Disconnected():
+                yield from self._on_disconnected()
+            case Suspected():
+                yield from self._on_suspected()
+            case ProbeDue():
+                if self._connected and self._can_replay and self._round is None:
+                    self._rounds = self._tries = 0
+                    yield self._ask(fresh=self._incomplete)
+            case Damaged():
+                self._since_start = False
+
+    # ---- connection ---------------------------------------------------------------------------------------
+
+    def _on_connected(self) -> Iterator[Action]:
+        self._connected = True
+        self._rounds = self._tries = 0
+        if self._can_replay:
+            self._doubt = True
+            yield self._ask()
+        else:
+            yield from self._forget(UNVERIFIED)
+
+    def _on_disconnected(self) -> Iterator[Action]:
+        self._connected = False
+        self._drop_waiting()
+        if self._round is not None:
+            self._round = None
+            yield StopReplay()
+
+    def _on_suspected(self) -> Iterator[Action]:
+        if not self._connected:
+            return
+        if not self._can_replay:
+            yield from self._forget(UNVERIFIED)
+            return
+        self._doubt = True
+        if self._round is None or self._round.received:
+            self._rounds = self._tries = 0
+            yield self._ask()
+
+    # ---- live messages ------------------------------------------------------------------------------------
+
+    def _on_live(self, message: Message) -> Iterator[Action]:
+        if self._round is not None:
+            self._wait(message)
+            return
+        heard = self._replayed.get(message.number)
+        if heard is not None and heard == digest(message.payload):
+            return
+        verdict = judge(self._last, message.number, message.payload)
+        match verdict:
+            case Contiguous():
+                if self._last is None:
+                    self._since_start, self._incomplete = True, False
+                self._doubt = False
+                self._replayed.clear()
+                yield self._apply(message)
+            case Repeat():
+                pass
+            case Gap(missing=missing):
+                yield from self._on_gap(message, missing)
+            case Restarted():
+                yield from self._forget(NEW_PROCESS)
+                if message.number == 0:
+                    self._since_start = True
+                    self._doubt = self._incomplete = False
+                    yield self._apply(message)
+                else:
+                    yield from self._on_gap(message, 0)
+
+    def _on_gap(self, message: Message, missing: int) -> Iterator[Action]:
+        known = self._last is not None or self._since_start
+        if known and not self._doubt and not self._draining:
+            yield GapSeen(missing)
+        if self._can_replay and not self._fruitless:
+            if not self._connected:
+                return  # the replay after the next handshake brings it
+            self._doubt = True
+            self._wait(message, first=True)
+            yield self._ask()
+            return
+        yield from self._forget(GAP)
+        self._doubt = False
+        yield self._apply(message)
+
+    # ---- replay -------------------------------------------------------------------------------------------
+
+    def _on_replayed(self, message: Message) -> Iterator[Action]:
+        current = self._round
+        if current is None or message.number < current.start:
+            return
+        current.received += 1
+        if current.fresh and current.received == 1:
+            yield from self._forget(REBUILD)
+        if self._last is None:
+            self._since_start = message.number == 0
+            self._incomplete = False
+            current.verified = True
+            yield self._apply_replayed(current, message)
+            return
+        verdict = judge(self._last, message.number, message.payload)
+        match verdict:
+            case Repeat():
+                current.verified = True
+            case Contiguous() if current.verified:
+                if not current.broken:
+                    yield self._apply_replayed(current, message)
+            case Gap() if current.verified:
+                current.broken = True
+            case Contiguous() | Gap():
+                # The last batch is not in the buffer any more, and all that is left begins here.
+                yield from self._forget(GAP)
+                current.verified = True
+                yield self._apply_replayed(current, message)
+            case Restarted() if self._rounds < _MAX_ROUNDS:
+                yield from self._forget(NEW_PROCESS)
+                yield self._ask()
+            case Restarted():
+                current.broken = True
+
+    def _on_replay_ended(self, *, marker: bool) -> Iterator[Action]:
+        ended, self._round = self._round, None
+        if ended is None:
+            return
+        behind = False
+        if not ended.received and not marker:
+            yield ReplayDone(0, complete=False)
+            if self._doubt:
+                self._tries += 1
+                if self._tries < _TRIES:
+                    yield self._ask(fresh=ended.fresh)
+                    return
+                yield from self._forget(UNVERIFIED)
+                self._incomplete = self._fruitless = True
+        elif not ended.received and not ended.fresh:
+            yield from self._forget(NEW_PROCESS)
+            yield self._ask()
+            return
+        else:
+            if not ended.received:
+                yield from self._forget(REBUILD)
+                self._since_start, self._incomplete = True, False
+            whole = marker and not ended.broken
+            yield ReplayDone(ended.applied, complete=whole)
+            again = self._spilled or (ended.applied > 0 and not whole)
+            spilled, self._spilled = self._spilled, False
+            if again and self._rounds < _MAX_ROUNDS:
+                yield self._ask()
+                return
+            behind = ended.broken or spilled
+            self._fruitless = not ended.applied or self._rounds >= _MAX_ROUNDS
+        self._doubt = behind
+        yield from self._drain()
+        self._fruitless = False
+        if self._round is None:
+            self._rounds = self._tries = 0
+
+    def _ask(self, *, fresh: bool = False) -> Action:
+        fresh = fresh or self._last is None
+        start = 0 if fresh or self._last is None else self._last.number
+        self._round = _Round(start, fresh)
+        self._rounds += 1
+        return AskReplay(start)
+
+    def _apply_replayed(self, current: _Round, message: Message) -> Action:
+        current.applied += 1
+        self._replayed[message.number] = digest(message.payload)
+        if len(self._replayed) > _MAX_REPLAYED:
+            del self._replayed[next(iter(self._replayed))]
+        return self._apply(message)
+
+    # ---- shared -------------------------------------------------------------------------------------------
+
+    def _apply(self, message: Message) -> Action:
+        self._last = position(message.number, message.payload)
+        return Apply(message)
+
+    def _forget(self, why: str) -> Iterator[Action]:
+        known = self._last is not None
+        self._last = None
+        self._since_start = False
+        self._replayed.clear()
+        if known:
+            yield Retire(why)
+
+    def _wait(self, message: Message, *, first: bool = False) -> None:
+        if self._waiting_bytes + len(message.payload) > self._max_waiting_bytes:
+            self._drop_waiting()
+            self._spilled = True
+        self._waiting_bytes += len(message.payload)
+        if first:
+            self._waiting.appendleft(message)
+        else:
+            self._waiting.append(message)
+
+    def _drop_waiting(self) -> None:
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _drain(self) -> Iterator[Action]:
+        self._draining = True
+        while self._waiting and self._round is None:
+            message = self._waiting.popleft()
+            self._waiting_bytes -= len(message.payload)
+            yield from self._on_live(message)
+        self._draining = False

@@ -1,0 +1,379 @@
+"""Between two turns of the event loop the index holds whole events, in the order their engine published them.
+
+The only module that speaks ZeroMQ. It does what `kvevents.source` decides. Sockets are polled and then drained
+without waiting, a bounded number at a time: a receive that waits can lose a message when it is cancelled, and
+one on a busy socket never lets the loop run.
+"""
+
+import asyncio
+import logging
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import zmq
+
+from kvevents.applier import Applier, Index
+from kvevents.decoder import Message, UnreadableMessage, read_live, read_replay
+from kvevents.events import Reason
+from kvevents.observer import NullObserver, Observer
+from kvevents.source import (
+    Apply,
+    AskReplay,
+    Connected,
+    Damaged,
+    Disconnected,
+    GapSeen,
+    Live,
+    ProbeDue,
+    ReplayDone,
+    Replayed,
+    ReplayEnded,
+    Retire,
+    Source,
+    SourceEvent,
+    State,
+    StateChanged,
+    StopReplay,
+    Suspected,
+)
+
+log = logging.getLogger(__name__)
+
+PROBE_S = 10.0
+"""An idle source is asked after that time whether it is still the process we know."""
+REPLAY_QUIET_S = 2.0
+"""A replay is over when nothing came for so long; vLLM serves one within 0.1 s unless it is starved of CPU."""
+REPLAY_LIMIT_S = 60.0
+"""A replay is over after that time in any case."""
+
+_LIVE_HWM = 100_000  # the publisher's own (vLLM's KVEventsConfig.hwm)
+_RECONNECT_MS = 100
+_RECONNECT_MAX_MS = 500  # a restarted engine is heard within a second
+_HEARTBEAT_MS = 2_000
+_HEARTBEAT_TIMEOUT_MS = 10_000
+_OPEN_AGAIN_S = 1.0
+_DRAIN = 256  # messages of one socket between two turns of the loop
+_TURN_S = 0.005  # of applying events between two turns of the loop
+_LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAddress:
+    """Where one rank of an instance publishes its events; endpoints as ZeroMQ writes them."""
+
+    rank: int
+    endpoint: str
+    replay_endpoint: str | None = None
+    topic: str = ""
+    """Only topics with this prefix are heard."""
+    bind: bool = False
+    """The engine connects to `endpoint`, so we bind it."""
+
+
+class Subscriber:
+    """Keeps one rank of one instance in an index what its engine says it is."""
+
+    def __init__(
+        self,
+        instance: str,
+        address: SourceAddress,
+        index: Index,
+        observer: Observer | None = None,
+        *,
+        context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+        probe_s: float = PROBE_S,
+        replay_quiet_s: float = REPLAY_QUIET_S,
+        replay_limit_s: float = REPLAY_LIMIT_S,
+    ) -> None:
+        """`context`: shared by several subscribers to save threads; one of its own when None."""
+        self._instance = instance
+        self._address = address
+        self._index = index
+        self._observer = observer if observer is not None else NullObserver()
+        self._applier = Applier(instance, address.rank, index, self._observer)
+        self._context = context
+        self._probe_s = probe_s
+        self._replay_quiet_s = replay_quiet_s
+        self._replay_limit_s = replay_limit_s
+        self._state = State.UNKNOWN
+        self._connected = False
+        self._suspected = False
+        self._wake = asyncio.Event()
+        self._turn_ends = 0.0
+        self._probe_at = 0.0
+        self._quiet_at = 0.0
+        self._limit_at = 0.0
+
+    @property
+    def state(self) -> State:
+        """What the slots of this rank are worth."""
+        return self._state
+
+    @property
+    def connected(self) -> bool:
+        """A publisher has shaken hands and is not known to be gone."""
+        return self._connected
+
+    def suspect(self) -> None:
+        """Somebody has evidence that another process is behind the address: verify it now."""
+        self._suspected = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Follow the source until cancelled. What it had cached stays in the index: its owner retires it.
+
+        An address that cannot be opened, and an engine that is down, are tried again without end.
+        """
+        context = self._context if self._context is not None else zmq.Context()
+        said = False
+        try:
+            while True:
+                try:
+                    wire = _Wire(context, self._address, self._wake)
+                except zmq.ZMQError as error:
+                    if not said:
+                        log.warning(
+                            "cannot follow %s at %s: %s", self._instance, self._address.endpoint, error
+                        )
+                        said = True
+                    await asyncio.sleep(_OPEN_AGAIN_S)
+                    continue
+                break
+            try:
+                await self._listen(wire)
+            finally:
+                wire.close()
+        finally:
+            self._connected = False
+            self._set_state(State.UNKNOWN)
+            if context is not self._context:
+                context.term()
+
+    async def _listen(self, wire: "_Wire") -> None:
+        source = Source(can_replay=self._address.replay_endpoint is not None)
+        self._index.retire(self._instance, self._address.rank)
+        while True:
+            await wire.wait(self._next_deadline(source) - time.monotonic())
+            self._turn_ends = time.monotonic() + _TURN_S
+            for event in self._heard(wire):
+                await self._handle(source, wire, event)
+            await self._replayed(source, wire)
+            if self._suspected:
+                self._suspected = False
+                await self._handle(source, wire, Suspected())
+            await self._check_clock(source, wire)
+            await asyncio.sleep(0)
+
+    def _heard(self, wire: "_Wire") -> list[SourceEvent]:
+        """Live messages and changes of the connection, in the order they happened as far as that can be known.
+
+        Messages are read first and the monitor second, so that no message of a new connection is seen without
+        the handshake before it.
+        """
+        messages = [
+            Live(message) for frames in wire.live(_DRAIN) if (message := self._read(frames)) is not None
+        ]
+        links: list[SourceEvent] = [Connected() if up else Disconnected() for up in wire.links()]
+        if messages:
+            self._probe_at = time.monotonic() + self._probe_s
+        return [*messages, *links] if self._connected else [*links, *messages]
+
+    def _read(self, frames: list[bytes]) -> Message | None:
+        try:
+            return read_live(frames)
+        except UnreadableMessage:
+            self._applier.drop(Reason.UNREADABLE, 1)
+            return None
+
+    async def _replayed(self, source: Source, wire: "_Wire") -> None:
+        for _ in range(_DRAIN):
+            frames = wire.next_replayed()
+            if frames is None:
+                return
+            self._quiet_at = time.monotonic() + self._replay_quiet_s
+            try:
+                message = read_replay(frames)
+            except UnreadableMessage:
+                self._applier.drop(Reason.UNREADABLE, 1)
+                continue
+            if message is None:
+                wire.stop_replay()
+                await self._handle(source, wire, ReplayEnded(marker=True))
+            else:
+                await self._handle(source, wire, Replayed(message))
+
+    async def _check_clock(self, source: Source, wire: "_Wire") -> None:
+        now = time.monotonic()
+        if source.replaying:
+            if now >= self._limit_at or (now >= self._quiet_at and not wire.replay_is_ready()):
+                wire.stop_replay()
+                await self._handle(source, wire, ReplayEnded(marker=False))
+        elif now >= self._probe_at:
+            self._probe_at = now + self._probe_s
+            await self._handle(source, wire, ProbeDue())
+
+    def _next_deadline(self, source: Source) -> float:
+        return min(self._quiet_at, self._limit_at) if source.replaying else self._probe_at
+
+    async def _handle(self, source: Source, wire: "_Wire", event: SourceEvent) -> None:
+        if isinstance(event, Connected | Disconnected):
+            self._connected = isinstance(event, Connected)
+        understood = True
+        for action in source.handle(event):
+            match action:
+                case Apply(message):
+                    understood = await self._apply(message) and understood
+                case AskReplay(start):
+                    now = time.monotonic()
+                    self._quiet_at, self._limit_at = now + self._replay_quiet_s, now + self._replay_limit_s
+                    wire.ask_replay(start)
+                case StopReplay():
+                    wire.stop_replay()
+                case Retire(why):
+                    self._applier.retire(why)
+                case GapSeen(missing):
+                    self._observer.gap(instance=self._instance, rank=self._address.rank, missing=missing)
+                case ReplayDone(batches, complete):
+                    self._probe_at = time.monotonic() + self._probe_s
+                    self._observer.replay(
+                        instance=self._instance, rank=self._address.rank, batches=batches, complete=complete
+                    )
+                case StateChanged(state):
+                    self._set_state(state)
+        if not understood:
+            await self._handle(source, wire, Damaged())
+
+    async def _apply(self, message: Message) -> bool:
+        steps = self._applier.apply(message)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                return bool(done.value)
+            if time.monotonic() >= self._turn_ends:
+                await asyncio.sleep(0)
+                self._turn_ends = time.monotonic() + _TURN_S
+
+    def _set_state(self, state: State) -> None:
+        if state is not self._state:
+            self._state = state
+            self._observer.state_changed(instance=self._instance, rank=self._address.rank, state=state)
+
+
+class _Wire:
+    """The sockets of one subscription. Opening raises ZMQError; nothing else does."""
+
+    def __init__(
+        self, context: "zmq.Context[zmq.Socket[bytes]]", address: SourceAddress, wake: asyncio.Event
+    ) -> None:
+        self._context = context
+        self._address = address
+        self._wake = wake
+        self._open: list[zmq.Socket[bytes]] = []
+        self._replay: zmq.Socket[bytes] | None = None
+        try:
+            self._sub = self._new(zmq.SUB, address.endpoint)
+            self._sub.rcvhwm = _LIVE_HWM
+            self._sub.setsockopt(zmq.SUBSCRIBE, address.topic.encode())
+            self._sub.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+            self._sub.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+            self._sub.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+            self._sub.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+            monitored = f"inproc://links-{id(self)}"
+            self._sub.monitor(monitored, _LINK_EVENTS)
+            self._monitor = self._new(zmq.PAIR, monitored)
+            self._monitor.connect(monitored)
+            if address.bind:
+                self._sub.bind(address.endpoint)
+            else:
+                self._sub.connect(address.endpoint)
+        except zmq.ZMQError:
+            self.close()
+            raise
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until a socket is readable, somebody sets `wake`, or the time has passed."""
+        if timeout_s > 0 and not any(_is_readable(socket) for socket in self._open):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
+        self._wake.clear()
+
+    def live(self, limit: int) -> list[list[bytes]]:
+        """Messages that have arrived."""
+        return list(_received(self._sub, limit))
+
+    def links(self) -> Iterator[bool]:
+        """True for a handshake, False for a connection lost, in order."""
+        for frames in _received(self._monitor, _DRAIN):
+            # zmq_socket_monitor(3): a 16-bit event, a 32-bit value.
+            yield struct.unpack("=Hi", frames[0])[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+    def ask_replay(self, start: int) -> None:
+        """Ask on a new socket, so that nothing of an older replay can come."""
+        self.stop_replay()
+        endpoint = self._address.replay_endpoint
+        if endpoint is None:
+            return
+        self._replay = self._new(zmq.DEALER, endpoint)
+        try:
+            self._replay.rcvhwm = 0
+            self._replay.connect(endpoint)
+            self._replay.send_multipart([b"", start.to_bytes(8, "big")], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            log.debug("cannot ask %s for a replay: %s", endpoint, error)
+
+    def next_replayed(self) -> list[bytes] | None:
+        """The next message of the replay, if it has arrived."""
+        return next(_received(self._replay, 1), None) if self._replay is not None else None
+
+    def replay_is_ready(self) -> bool:
+        """A message of the replay has arrived."""
+        return self._replay is not None and _is_readable(self._replay)
+
+    def stop_replay(self) -> None:
+        """Hear no more of the last replay."""
+        if self._replay is not None:
+            self._close(self._replay)
+            self._replay = None
+
+    def close(self) -> None:
+        """Close all sockets at once."""
+        for socket in self._open[::-1]:
+            if socket.type == zmq.SUB:
+                socket.disable_monitor()
+            self._close(socket)
+
+    def _new(self, kind: int, endpoint: str) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(kind)
+        self._open.append(socket)
+        socket.linger = 0
+        if "[" in endpoint:
+            socket.ipv6 = True
+        asyncio.get_running_loop().add_reader(_descriptor(socket), self._wake.set)
+        return socket
+
+    def _close(self, socket: "zmq.Socket[bytes]") -> None:
+        self._open.remove(socket)
+        asyncio.get_running_loop().remove_reader(_descriptor(socket))
+        socket.close(linger=0)
+
+
+def _descriptor(socket: "zmq.Socket[bytes]") -> int:
+    # Readable when the socket has something to look into; only its `events` say whether that is a message.
+    return int(socket.getsockopt(zmq.FD))
+
+
+def _is_readable(socket: "zmq.Socket[bytes]") -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _received(socket: "zmq.Socket[bytes]", limit: int) -> Iterator[list[bytes]]:
+    for _ in range(limit):
+        try:
+            yield socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return
