@@ -23,6 +23,7 @@ class EventSource(msgspec.Struct, frozen=True):
 
     rank: int
     endpoint: str
+    """Connected to; a wildcard such as `tcp://*:5557` is bound here, for an engine whose publisher connects."""
     replay_endpoint: str | None = None
     topic: str = ""
 
@@ -149,7 +150,7 @@ def _event_sources(query: str, text: str, origin: str) -> tuple[EventSource, ...
     lists = {name: ",".join(values).split(",") for name, values in given.items() if name != "topic"}
     for name, endpoints in lists.items():
         for endpoint in endpoints:
-            if not re.fullmatch(r"(tcp://(\[[0-9A-Fa-f:.]+\]|[^:/\s\[\]*]+):\d{1,5})|(ipc://\S+)", endpoint):
+            if not re.fullmatch(r"(tcp://(\[[0-9A-Fa-f:.]+\]|[^:/\s\[\]]+):\d{1,5})|(ipc://\S+)", endpoint):
                 raise ConfigError(f"{origin} {text!r}: {name} must be tcp://HOST:PORT, got {endpoint!r}")
     events, replays = lists.get("events", []), lists.get("replay", [])
     if not events:

@@ -99,6 +99,7 @@ class LegError(KvproxyError):
     def __init__(self, instance: str, message: str) -> None:
         super().__init__(f"{instance}: {message}")
         self.instance = instance
+        self.words = message
 
 
 class ConnectFailedError(LegError):

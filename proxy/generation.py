@@ -41,7 +41,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     prompt_count: int
     """How many prompts it holds; more than one only as a list of a completion."""
     whole: bool
-    """It cannot be split into a prefill and a decode leg: several sequences would be prefilled, one handed over."""
+    """Splitting it into a prefill and a decode leg would gain nothing or lose KV; one instance serves it all."""
 
     @property
     def estimated_tokens(self) -> int:
@@ -49,19 +49,23 @@ class GenerationRequest(msgspec.Struct, frozen=True):
         return max(1, self.body.size_bytes // 4)
 
 
-def read_request(route: Route, data: bytes, default_model: str) -> GenerationRequest:
-    """The request in `data`, the bytes of an HTTP body. Raises BadRequestError."""
+def read_request(route: Route | None, data: bytes, default_model: str) -> GenerationRequest:
+    """The request in `data`, the bytes of an HTTP body; its members tell the route where None is given.
+
+    Raises BadRequestError.
+    """
     body = _clean(Body.parse(data))
+    if route is None:
+        if ("messages" in body) == ("prompt" in body):
+            raise BadRequestError("either messages (a chat) or prompt (a completion) is needed")
+        route = Route.CHAT if "messages" in body else Route.COMPLETIONS
     model = body.value("model")
     if model is None:
         model = default_model
     if not isinstance(model, str):
         raise BadRequestError("model must be a string", param="model")
     stream = _check_rules(route, body)
-    whole = bool(body.value("use_beam_search")) or (
-        body.raw("prompt_embeds") not in {None, b"null"}  # its prompts stand beside those in `prompt`
-    )
-    return GenerationRequest(route, body, model, stream, _prompt_count(route, body), whole)
+    return GenerationRequest(route, body, model, stream, _prompt_count(route, body), _is_whole(route, body))
 
 
 def _clean(body: Body) -> Body:
@@ -158,3 +162,18 @@ def _prompt_count(route: Route, body: Body) -> int:
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
         return len(prompt)
     return 1
+
+
+def _is_whole(route: Route, body: Body) -> bool:
+    """Whether one instance had better serve it all.
+
+    Beam search and prompt embeddings make several sequences of which one would be handed over. Log
+    probabilities of the prompt make the decode engine compute all of it again.
+    """
+    given = {name for name in ("prompt_embeds", "prompt_logprobs") if body.raw(name) not in {None, b"null"}}
+    echoed = (
+        route is Route.COMPLETIONS
+        and bool(body.value("echo"))
+        and body.raw("logprobs") not in {None, b"null"}
+    )
+    return bool(given) or echoed or bool(body.value("use_beam_search"))

@@ -1,0 +1,6 @@
+"""Who the instances are, whether they can be used, and where they publish their KV events."""
+
+from proxy.discovery.feeds import EventFeeds
+from proxy.discovery.watch import FleetWatch, StartupError
+
+__all__ = ["EventFeeds", "FleetWatch", "StartupError"]

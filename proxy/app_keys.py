@@ -1,0 +1,15 @@
+"""What handlers find in the application: each collaborator under a typed key."""
+
+from aiohttp import web
+
+from proxy.config import Config
+from proxy.director import Director
+from proxy.discovery import FleetWatch
+from proxy.instances import Fleet
+from proxy.metrics import Metrics
+
+CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
+DIRECTOR: web.AppKey[Director] = web.AppKey("director", Director)
+FLEET: web.AppKey[Fleet] = web.AppKey("fleet", Fleet)
+WATCH: web.AppKey[FleetWatch] = web.AppKey("watch", FleetWatch)
+METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)

@@ -1,0 +1,566 @@
+"""A request is answered by one complete attempt or by an error, and whatever an attempt took it gives back.
+
+The director runs the life of one request: tokens, decision, prefill leg, decode leg. It sends through the
+client it is given, and knows nothing of aiohttp. Nothing has reached the client of kvproxy while it runs:
+its `Reply` begins with bytes the decode engine has really produced, so every failure before can be retried.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
+from typing import Protocol
+
+import msgspec
+
+from proxy.connectors.base import Connector
+from proxy.custody import Hold, HoldState
+from proxy.errors import (
+    BadRequestError,
+    ConnectFailedError,
+    EngineFailedError,
+    LegBrokenError,
+    LegError,
+    UnavailableError,
+)
+from proxy.generation import GenerationRequest, Route
+from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
+from proxy.instances import Fleet, Instance
+from proxy.placement import Placement, Question
+from proxy.scheduling.decision import Decision
+from proxy.scheduling.types import Candidate, Phase
+from proxy.tasks import TaskOwner
+from proxy.tokenizing import Tokenized
+
+MAX_ATTEMPTS = 3
+"""One failure is an accident, two may be, a third says that trying on makes it worse."""
+
+ABANDONED_PREFILL_GRACE_S = 5.0
+"""How long a prefill leg whose client left may still finish. Closing it while it finishes would strand its blocks
+unseen, for what is released is named only in its answer; a leg that takes longer is most likely still queued or
+computing, where closing it frees everything at once."""
+
+RELEASE_TIMEOUT_S = 10.0
+
+FIRST_CONTACT_PAUSES_S = (0.7, 2.5)
+"""A decode engine that never spoke to a prefill engine loses the first release: it only begins their handshake,
+which takes 0.1-0.3 s, rarely seconds. So it is told again after these pauses."""
+
+RETRY_AFTER_S = "1"
+
+
+class Answer(Protocol):
+    """An engine's answer: the head is there, the body comes."""
+
+    instance: str
+    status: int
+    headers: Headers
+    is_event_stream: bool
+
+    async def read(self) -> bytes:
+        """The whole body; raises LegError."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes; raises LegError."""
+        ...
+
+    def close(self) -> None:
+        """Drop it."""
+        ...
+
+
+class Client(Protocol):
+    """Sends legs."""
+
+    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Answer:
+        """Raises ConnectFailedError or LegBrokenError."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Finds out the token ids of a prompt."""
+
+    async def tokenize(self, request: GenerationRequest, headers: Headers) -> Tokenized:
+        """Raises nothing."""
+        ...
+
+    def distrust(self, kind: str) -> None:
+        """Prompts of this kind were counted wrongly."""
+        ...
+
+
+class Watch(Protocol):
+    """Told what legs show of an instance's health."""
+
+    def leg_failed(self, instance: Instance, error: LegError) -> None:
+        """A leg got no complete answer."""
+        ...
+
+    def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
+        """An answer names the engine process it came from."""
+        ...
+
+
+class Accounts(Protocol):
+    """Where counters and timings go."""
+
+    def decided(self, seconds: float) -> None:
+        """Our own time from the request to the first leg."""
+        ...
+
+    def prefill_ended(self, instance: str, seconds: float) -> None:
+        """A prefill leg was answered."""
+        ...
+
+    def prefilled(
+        self, instance: str, prompt: int | None, predicted: int | None, reported: int | None
+    ) -> None:
+        """A finished prefill leg: its prompt tokens, and the cached ones as predicted and as reported."""
+        ...
+
+    def tokens_unknown(self, why: str) -> None:
+        """A prompt was placed without knowing its tokens."""
+        ...
+
+    def tokens_differ(self, instance: str) -> None:
+        """An engine counted a prompt otherwise than we did."""
+        ...
+
+    def retried(self, phase: Phase, instance: str) -> None:
+        """A failed leg is followed by another attempt."""
+        ...
+
+    def hold_ended(self, end: HoldState) -> None:
+        """A hold was pulled, released or stranded."""
+        ...
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One client request on its way."""
+
+    request: GenerationRequest
+    headers: Headers
+    """The client's headers that engines may see."""
+    leg_id: str
+    """The request id both legs carry."""
+    started_at: float
+
+
+class Reply:
+    """What goes to the client. Close it: that ends the claims, and the engine's work if it still runs."""
+
+    def __init__(
+        self,
+        status: int,
+        headers: Headers,
+        body: bytes | AsyncIterator[bytes],
+        decision: Decision | None,
+        stack: ExitStack | None = None,
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        """All of it, or a stream of events as it comes (raising LegError if it is cut)."""
+        self.decision = decision
+        self._stack = stack or ExitStack()
+
+    def close(self) -> None:
+        """Give back what the request still holds."""
+        self._stack.close()
+
+
+class _AttemptFailedError(Exception):
+    """One attempt is over; nothing has reached the client."""
+
+    def __init__(
+        self,
+        phase: Phase,
+        instance: str,
+        reply: Reply | None = None,
+        cause: LegError | None = None,
+        prefill_on: str | None = None,
+    ) -> None:
+        super().__init__(f"{phase} on {instance} failed")
+        self.phase = phase
+        self.instance = instance
+        self.reply = reply  # the engine's own words, if it had any
+        self.cause = cause
+        self.prefill_on = prefill_on  # where the prompt is cached by now
+
+
+class Director:
+    """Serves requests; one for the whole process."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        placement: Placement,
+        connector: Connector,
+        tokenizer: Tokenizer,
+        client: Client,
+        watch: Watch,
+        accounts: Accounts,
+        tasks: TaskOwner,
+        clock: Callable[[], float],
+        lease_s: float,
+    ) -> None:
+        self._fleet = fleet
+        self._placement = placement
+        self._connector = connector
+        self._tokenizer = tokenizer
+        self._client = client
+        self._watch = watch
+        self._accounts = accounts
+        self._tasks = tasks
+        self._clock = clock
+        self._lease_s = lease_s
+
+    async def explain(self, request: GenerationRequest, headers: Headers) -> Decision:
+        """Where the request would go now. Takes and sends nothing but a question to a tokenizer."""
+        question, _ = await self._question(request, headers)
+        return self._placement.decide(question)
+
+    async def serve(self, call: Call) -> Reply:
+        """Serve a request. Raises RequestError; may be cancelled at any moment when the client has gone."""
+        if self._connector.holds and call.request.prompt_count > 1:
+            raise BadRequestError(
+                f"prompt is a list of {call.request.prompt_count} prompts; the engines prefill one prompt a"
+                " request: send each prompt as a request of its own",
+                param="prompt",
+            )
+        question, kind = await self._question(call.request, call.headers)
+        failed: set[str] = set()
+        last: _AttemptFailedError | None = None
+        for _ in range(MAX_ATTEMPTS):
+            decision = self._placement.decide(
+                question, failed=failed, prefill_on=last.prefill_on if last else None
+            )
+            if not decision.admissible:
+                break
+            if last is None:
+                self._accounts.decided(self._clock() - call.started_at)
+            else:
+                self._accounts.retried(last.phase, last.instance)
+            try:
+                if decision.one_leg:
+                    return await self._one_leg(call, question, decision)
+                return await self._two_legs(call, question, decision, kind)
+            except _AttemptFailedError as failure:
+                last = failure
+                failed.add(failure.instance)
+        if last is None:
+            raise self._nothing_usable(question.model)
+        if last.reply is not None:
+            return last.reply
+        raise EngineFailedError(f"no engine answered; the last attempt failed at {last.cause}")
+
+    async def _question(self, request: GenerationRequest, headers: Headers) -> tuple[Question, str]:
+        tokenized = await self._tokenizer.tokenize(request, headers)
+        if tokenized.why_unknown is not None:
+            self._accounts.tokens_unknown(tokenized.why_unknown)
+        question = Question(request.model, tokenized.prompt, request.estimated_tokens, request.whole)
+        return question, tokenized.kind
+
+    def _nothing_usable(self, model: str) -> UnavailableError:
+        missing = [
+            f"no {phase} instance"
+            for phase in Phase
+            if not any(i.why_unusable(model) is None for i in self._fleet.of(phase))
+        ]
+        return UnavailableError(
+            f"{' and '.join(missing)} can take this request now", headers={"Retry-After": RETRY_AFTER_S}
+        )
+
+    async def _one_leg(self, call: Call, question: Question, decision: Decision) -> Reply:
+        chosen = _chosen(decision, Phase.DECODE)
+        settle = self._placement.expect(chosen, question)
+        came = False
+        try:
+            with ExitStack() as stack:
+                self._claim(stack, chosen, Phase.DECODE, question)
+                answer = await self._send(call, chosen, call.request.body.encoded())
+                stack.callback(answer.close)
+                reply = await self._begun(answer, decision, stack, hold=None)
+                came = reply.status == 200
+                return reply
+        except LegError as error:
+            self._leg_failed(error)
+            raise _AttemptFailedError(Phase.DECODE, chosen.instance, cause=error) from error
+        finally:
+            settle(came)
+
+    async def _two_legs(self, call: Call, question: Question, decision: Decision, kind: str) -> Reply:
+        prefilled = await self._prefill(call, question, decision, kind)
+        if isinstance(prefilled, Reply):
+            return prefilled
+        if isinstance(prefilled, _AttemptFailedError):
+            raise prefilled
+        hold = prefilled if self._connector.holds else None
+        tried: list[str] = []
+        try:
+            return await self._decode(call, question, decision, prefilled, tried)
+        finally:
+            if hold is not None:
+                if hold.ended:
+                    self._accounts.hold_ended(hold.state)
+                else:
+                    self._tasks.create(self._release(call, hold, tried), name=f"release {call.leg_id}")
+
+    # -- the prefill leg ----------------------------------------------------------------------------------
+
+    async def _prefill(
+        self, call: Call, question: Question, decision: Decision, kind: str
+    ) -> Hold | Reply | _AttemptFailedError:
+        """Run the prefill leg as a task of its own, so that it survives its client long enough to be cleaned up."""
+        leg = self._tasks.create(
+            self._prefill_leg(call, question, decision, kind), name=f"prefill {call.leg_id}"
+        )
+        try:
+            return await asyncio.shield(leg)
+        except asyncio.CancelledError:
+            if not leg.cancelled():
+                self._tasks.create(self._abandon_prefill(call, leg), name=f"abandon prefill {call.leg_id}")
+            raise
+
+    async def _abandon_prefill(
+        self, call: Call, leg: "asyncio.Task[Hold | Reply | _AttemptFailedError]"
+    ) -> None:
+        await asyncio.wait({leg}, timeout=ABANDONED_PREFILL_GRACE_S)
+        if not leg.done():
+            leg.cancel()
+            await asyncio.wait({leg})
+        if leg.cancelled() or leg.exception() is not None:
+            return
+        prefilled = leg.result()
+        if isinstance(prefilled, Hold) and self._connector.holds:
+            await self._release(call, prefilled, [])
+
+    async def _prefill_leg(
+        self, call: Call, question: Question, decision: Decision, kind: str
+    ) -> Hold | Reply | _AttemptFailedError:
+        chosen = _chosen(decision, Phase.PREFILL)
+        body = self._connector.prefill_body(call.request.body)
+        begun_at = self._clock()
+        came = False
+        settle = self._placement.expect(chosen, question)
+        try:
+            with ExitStack() as stack:
+                self._claim(stack, chosen, Phase.PREFILL, question)
+                answer = await self._send(call, chosen, body)
+                stack.callback(answer.close)
+                data = await answer.read()
+            came = answer.status == 200
+        except LegError as error:
+            self._leg_failed(error)
+            return _AttemptFailedError(Phase.PREFILL, chosen.instance, cause=error)
+        finally:
+            settle(came)
+        self._accounts.prefill_ended(chosen.instance, self._clock() - begun_at)
+        if not came:
+            reply = Reply(answer.status, answer.headers, data, decision)
+            return (
+                _AttemptFailedError(Phase.PREFILL, chosen.instance, reply)
+                if _retriable(answer.status)
+                else reply
+            )
+        try:
+            handoff = self._connector.read_handoff(data)
+        except ValueError as error:
+            cause = LegError(chosen.instance, str(error))
+            return _AttemptFailedError(Phase.PREFILL, chosen.instance, cause=cause)
+        hold = Hold(chosen.instance, handoff, received_at=self._clock(), lease_s=self._lease_s)
+        self._learn(chosen, question, hold, kind)
+        return hold
+
+    def _learn(self, chosen: Candidate, question: Question, hold: Hold, kind: str) -> None:
+        """Compare what the engine says of the prompt with what we thought."""
+        handoff = hold.handoff
+        ours = question.prompt_tokens
+        predicted = chosen.cached_tokens
+        if ours is not None and handoff.prompt_tokens is not None and ours != handoff.prompt_tokens:
+            self._accounts.tokens_differ(chosen.instance)
+            self._tokenizer.distrust(kind)
+            predicted = None
+        self._accounts.prefilled(chosen.instance, handoff.prompt_tokens, predicted, handoff.cached_tokens)
+        instance = self._fleet.get(chosen.instance)
+        if instance is not None and handoff.engine_id is not None:
+            self._watch.process_seen(instance, chosen.rank, handoff.engine_id)
+
+    # -- the decode leg -----------------------------------------------------------------------------------
+
+    async def _decode(
+        self, call: Call, question: Question, decision: Decision, hold: Hold, tried: list[str]
+    ) -> Reply:
+        """Send the decode leg, to another instance for as long as none could be connected to."""
+        body = self._connector.decode_body(call.request.body, hold.handoff)
+        while True:
+            chosen = _chosen(decision, Phase.DECODE)
+            if not hold.may_be_offered(self._clock()):
+                cause = LegError(hold.instance, "the prefilled blocks were not fetched within their lease")
+                raise _AttemptFailedError(Phase.PREFILL, hold.instance, cause=cause)
+            tried.append(chosen.instance)
+            try:
+                with ExitStack() as stack:
+                    self._claim(stack, chosen, Phase.DECODE, question)
+                    hold.spend()
+                    answer = await self._send(call, chosen, body)
+                    stack.callback(answer.close)
+                    return await self._begun(answer, decision, stack, hold)
+            except LegError as error:
+                self._leg_failed(error)
+                if isinstance(error, ConnectFailedError):
+                    hold.unspend()
+                    decision = self._placement.decide_decode(question, decision, tried)
+                    again = decision.decode.chosen
+                    if again is not None and again.instance not in tried:
+                        self._accounts.retried(Phase.DECODE, chosen.instance)
+                        continue
+                raise _AttemptFailedError(
+                    Phase.DECODE, chosen.instance, cause=error, prefill_on=hold.instance
+                ) from error
+
+    async def _begun(self, answer: Answer, decision: Decision, stack: ExitStack, hold: Hold | None) -> Reply:
+        """The reply, once the engine has produced something: the whole answer, or the first event of a stream.
+
+        Raises LegError if that does not come, _AttemptFailedError if the engine answers that it failed.
+        """
+        if answer.is_event_stream and answer.status == 200:
+            chunks = answer.chunks()
+            begin = await _first_event(answer.instance, chunks)
+            if (error_status := _error_status(begin)) is None:
+                if hold is not None:
+                    self._pulled(hold, answer.instance)
+                return Reply(answer.status, answer.headers, _chain(begin, chunks), decision, stack.pop_all())
+            reply = _as_unary(answer, error_status, begin, decision)
+        else:
+            reply = Reply(answer.status, answer.headers, await answer.read(), decision)
+        if _retriable(reply.status):
+            prefill_on = hold.instance if hold is not None else None
+            raise _AttemptFailedError(Phase.DECODE, answer.instance, reply, prefill_on=prefill_on)
+        if hold is not None and reply.status == 200:
+            self._pulled(hold, answer.instance)
+        return reply
+
+    # -- what all legs share ------------------------------------------------------------------------------
+
+    def _claim(self, stack: ExitStack, chosen: Candidate, phase: Phase, question: Question) -> None:
+        try:
+            stack.enter_context(self._placement.claim(chosen, phase, question))
+        except KeyError:
+            raise LegError(chosen.instance, "the instance was removed") from None
+
+    async def _send(self, call: Call, chosen: Candidate, body: bytes) -> Answer:
+        headers = [*call.headers, (REQUEST_ID, call.leg_id)]
+        instance = self._fleet.get(chosen.instance)
+        if instance is not None and len(instance.ranks) > 1:
+            headers.append((DATA_PARALLEL_RANK, str(chosen.rank)))
+        return await self._client.post(chosen.instance, call.request.route.path, body, headers)
+
+    def _leg_failed(self, error: LegError) -> None:
+        instance = self._fleet.get(error.instance)
+        if instance is not None:
+            self._watch.leg_failed(instance, error)
+
+    async def _release(self, call: Call, hold: Hold, tried: list[str]) -> None:
+        """Have a decode engine give a hold back; nothing of it is fetched."""
+        try:
+            async with asyncio.timeout(min(RELEASE_TIMEOUT_S, hold.lease_left_s(self._clock()))):
+                if await self._given_back(call, hold, tried):
+                    hold.released()
+        except TimeoutError:
+            pass
+        if not hold.ended:
+            hold.stranded()
+        self._accounts.hold_ended(hold.state)
+
+    async def _given_back(self, call: Call, hold: Hold, tried: list[str]) -> bool:
+        body = self._connector.release_body(hold.handoff)
+        prefill = self._fleet.get(hold.instance)
+        if body is None or prefill is None or prefill.why_unusable() is not None:
+            return False
+        peer = hold.handoff.engine_id
+        usable = [i for i in self._fleet.of(Phase.DECODE) if i.why_unusable() is None]
+        usable.sort(key=lambda i: (peer not in i.pulled_from, i.address not in tried[-1:]))
+        for decode in usable[:MAX_ATTEMPTS]:
+            if await self._refused(call, decode.address, body):
+                for pause_s in () if peer in decode.pulled_from else FIRST_CONTACT_PAUSES_S:
+                    await asyncio.sleep(pause_s)
+                    await self._refused(call, decode.address, body)
+                return True
+        return False
+
+    async def _refused(self, call: Call, address: str, body: bytes) -> bool:
+        headers = [*call.headers, (REQUEST_ID, call.leg_id)]
+        try:
+            answer = await self._client.post(address, Route.COMPLETIONS.path, body, headers)
+            with ExitStack() as stack:
+                stack.callback(answer.close)
+                await answer.read()
+        except LegError:
+            return False
+        return answer.status in {400, 404}
+
+    def _pulled(self, hold: Hold, decode: str) -> None:
+        hold.pulled()
+        instance = self._fleet.get(decode)
+        if instance is not None and hold.handoff.engine_id is not None:
+            instance.pulled_from.add(hold.handoff.engine_id)
+
+
+def _chosen(decision: Decision, phase: Phase) -> Candidate:
+    chosen = (decision.prefill if phase is Phase.PREFILL else decision.decode).chosen
+    if chosen is None:
+        raise RuntimeError(f"an admissible decision has no {phase} instance")
+    return chosen
+
+
+def _retriable(status: int) -> bool:
+    """Whether another instance may do better: the engine failed, and not for want of the feature."""
+    return status >= 500 and status != 501
+
+
+async def _first_event(instance: str, chunks: AsyncIterator[bytes]) -> bytes:
+    """The bytes of a stream up to and with its first data line; comments that keep it alive prove nothing."""
+    begin = b""
+    async for chunk in chunks:
+        begin += chunk
+        at = begin.find(b"data:")
+        if at >= 0 and b"\n" in begin[at:]:
+            return begin
+    raise LegBrokenError(instance, "the stream ended before its first event")
+
+
+class _StreamedError(msgspec.Struct):
+    code: int = 500
+
+
+class _StreamedFailure(msgspec.Struct):
+    error: _StreamedError
+
+
+_decode_failure = msgspec.json.Decoder(_StreamedFailure).decode
+
+
+def _first_data(begin: bytes) -> bytes:
+    return begin.partition(b"data:")[2].partition(b"\n")[0].strip()
+
+
+def _error_status(begin: bytes) -> int | None:
+    """The status of a stream that begins with an error event; None if it begins with anything else."""
+    try:
+        code = _decode_failure(_first_data(begin)).error.code
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return code if 400 <= code <= 599 else 500
+
+
+def _as_unary(answer: Answer, status: int, begin: bytes, decision: Decision) -> Reply:
+    headers = [(name, value) for name, value in answer.headers if name.lower() != "content-type"]
+    return Reply(status, [*headers, ("Content-Type", "application/json")], _first_data(begin), decision)
+
+
+async def _chain(begin: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield begin
+    async for chunk in rest:
+        yield chunk

@@ -1,0 +1,178 @@
+"""Each rank of each instance that publishes KV events is followed by one subscriber task, and no other is."""
+
+import asyncio
+import ipaddress
+import logging
+import urllib.parse
+from typing import Any, Protocol
+
+import msgspec
+
+from kvevents import Observer, PrefixIndex, SourceAddress, Subscriber
+from proxy.errors import LegError
+from proxy.instances import Instance
+from proxy.tasks import TaskOwner
+
+log = logging.getLogger(__name__)
+
+ASK_TIMEOUT_S = 5.0
+
+
+class Engines(Protocol):
+    """The part of the engine client needed here."""
+
+    async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
+        """Ask an engine about itself; raises LegError."""
+        ...
+
+
+class _Feed:
+    """One followed source."""
+
+    def __init__(self, address: SourceAddress, subscriber: Subscriber, task: "asyncio.Task[None]") -> None:
+        self.address = address
+        self.subscriber = subscriber
+        self.task = task
+
+    @property
+    def state(self) -> str:
+        return str(self.subscriber.state)
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+
+class EventFeeds:
+    """Finds out where instances publish, follows them, and forgets what an instance that left had cached."""
+
+    def __init__(self, engines: Engines, index: PrefixIndex, observer: Observer, tasks: TaskOwner) -> None:
+        self._engines = engines
+        self._index = index
+        self._observer = observer
+        self._tasks = tasks
+        self._silent: set[str] = set()
+
+    async def follow(self, instance: Instance) -> None:
+        """Make the followed sources those the instance has now; call it whenever it was found to be up."""
+        wanted = {source.rank: source for source in await self._sources(instance)}
+        if not wanted:
+            self._say_once(instance)
+        followed = {rank: feed for rank, feed in instance.sources.items() if isinstance(feed, _Feed)}
+        kept = {}
+        for rank, feed in followed.items():
+            if wanted.get(rank) == feed.address and not feed.task.done():
+                kept[rank] = feed
+            else:
+                await self._end(instance, rank, feed)
+        for rank, source in wanted.items():
+            if rank not in kept:
+                kept[rank] = self._begin(instance, source)
+        instance.sources = kept
+
+    async def unfollow(self, instance: Instance) -> None:
+        """Stop following an instance and forget what it had cached."""
+        feeds, instance.sources = instance.sources, {}
+        for rank, feed in feeds.items():
+            if isinstance(feed, _Feed):
+                await self._end(instance, rank, feed)
+
+    def suspect(self, instance: Instance, rank: int) -> None:
+        """Something says that this rank is another process now: have its subscriber find out."""
+        feed = instance.sources.get(rank)
+        if isinstance(feed, _Feed):
+            feed.subscriber.suspect()
+
+    def _begin(self, instance: Instance, source: SourceAddress) -> _Feed:
+        subscriber = Subscriber(instance.address, source, self._index, self._observer)
+        task = self._tasks.create(subscriber.run(), name=f"events of {instance.address} rank {source.rank}")
+        return _Feed(source, subscriber, task)
+
+    async def _end(self, instance: Instance, rank: int, feed: _Feed) -> None:
+        await feed.stop()
+        self._index.retire(instance.address, rank)
+
+    async def _sources(self, instance: Instance) -> list[SourceAddress]:
+        spec = instance.spec
+        if spec.event_sources:
+            return [
+                SourceAddress(
+                    rank=told.rank,
+                    endpoint=told.endpoint,
+                    replay_endpoint=told.replay_endpoint,
+                    topic=told.topic,
+                    bind=_is_wildcard(told.endpoint),
+                )
+                for told in spec.event_sources
+            ]
+        try:
+            answer = await self._engines.get_json(instance.address, "/kv_event_sources", ASK_TIMEOUT_S)
+            return read_sources(answer, spec.host)
+        except (LegError, ValueError) as error:
+            log.info("%s does not tell its KV event sources: %s", instance.address, error)
+            return []
+
+    def _say_once(self, instance: Instance) -> None:
+        if instance.address not in self._silent:
+            self._silent.add(instance.address)
+            log.warning(
+                "%s %s publishes no KV events, so it is chosen by load alone; start vLLM with --kv-events-config"
+                ' \'{"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "tcp://*:5557",'
+                ' "replay_endpoint": "tcp://*:5657"}\', or name its sources: %s?events=tcp://HOST:PORT',
+                instance.role,
+                instance.address,
+                instance.address,
+            )
+
+
+class _Source(msgspec.Struct):
+    endpoint: str
+    replay_endpoint: str | None = None
+    topic: str = ""
+
+
+def read_sources(answer: Any, host: str) -> list[SourceAddress]:
+    """The sources in an engine's answer to `GET /kv_event_sources`: rank as text -> endpoints.
+
+    A wildcard endpoint is bound by the engine, so it is reached at the instance's own host. One that names
+    another host is connected to by the engine: then the subscriber binds. Raises ValueError if it is not such
+    an answer.
+    """
+    try:
+        told = msgspec.convert(answer, dict[str, _Source])
+        return [_address(int(rank), source, host) for rank, source in sorted(told.items())]
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ValueError(f"not an answer of /kv_event_sources: {error}") from None
+
+
+def _address(rank: int, source: _Source, host: str) -> SourceAddress:
+    bound = _is_wildcard(source.endpoint) or _host(source.endpoint) in {host.strip("[]"), None}
+    replay = source.replay_endpoint
+    return SourceAddress(
+        rank=rank,
+        endpoint=_at_host(source.endpoint, host) if bound else source.endpoint,
+        replay_endpoint=_at_host(replay, host) if replay else None,
+        topic=source.topic,
+        bind=not bound,
+    )
+
+
+def _host(endpoint: str) -> str | None:
+    return urllib.parse.urlsplit(endpoint).hostname if endpoint.startswith("tcp://") else None
+
+
+def _is_wildcard(endpoint: str) -> bool:
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    if not endpoint.startswith("tcp://"):
+        return False
+    try:
+        return host == "*" or ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _at_host(endpoint: str, host: str) -> str:
+    """The endpoint as seen from here: its wildcard replaced by the instance's host."""
+    if not _is_wildcard(endpoint):
+        return endpoint
+    return f"tcp://{host}:{endpoint.rpartition(':')[2]}"

@@ -1,0 +1,166 @@
+"""What can be seen from outside: health, readiness, status, models, metrics, and why a request would go where."""
+
+import asyncio
+import ipaddress
+from collections import Counter
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from kvevents.prefix_index import PrefixIndex
+from proxy.app_keys import CONFIG, DIRECTOR, FLEET
+from proxy.config import Role
+from proxy.errors import ForbiddenError, UnavailableError
+from proxy.handlers.admin import check_admin_key
+from proxy.handlers.openai import engine_headers, generation_request
+from proxy.instances import Instance
+from proxy.scheduling.decision import Pick
+from proxy.scheduling.types import Phase
+
+REGISTRY: web.AppKey[CollectorRegistry] = web.AppKey("registry", CollectorRegistry)
+INDEX: web.AppKey[PrefixIndex] = web.AppKey("index", PrefixIndex)
+STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
+"""Set once the process is ending."""
+
+
+async def health(_request: web.Request) -> web.Response:
+    """`GET /health`: the process lives."""
+    return web.Response()
+
+
+async def ready(request: web.Request) -> web.Response:
+    """`GET /ready`: a request could be served now."""
+    if request.app[STOPPING].is_set():
+        raise UnavailableError("kvproxy is shutting down")
+    if not request.app[FLEET].ready:
+        raise UnavailableError("no usable pair of a prefill and a decode instance yet; /status says why")
+    return web.Response()
+
+
+async def models(request: web.Request) -> web.Response:
+    """`GET /v1/models`: what the engines list, each name once."""
+    cards: dict[str, dict[str, Any]] = {}
+    for instance in request.app[FLEET]:
+        for card in instance.model_cards:
+            cards.setdefault(str(card["id"]), card)
+    return web.json_response({"object": "list", "data": list(cards.values())})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """`GET /metrics`, for Prometheus."""
+    return web.Response(
+        body=generate_latest(request.app[REGISTRY]), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+async def status(request: web.Request) -> web.Response:
+    """`GET /status`: the fleet as kvproxy sees it."""
+    fleet, index, config = request.app[FLEET], request.app[INDEX], request.app[CONFIG]
+    blocks: Counter[tuple[str, int]] = Counter()
+    for slot, count in index.blocks().items():
+        blocks[slot.instance, slot.rank] += count
+    prefill = [i.address for i in fleet.of(Phase.PREFILL)]
+    decode = [i.address for i in fleet.of(Phase.DECODE)]
+    return web.json_response(
+        {
+            "model": config.model,
+            "policy": config.policy,
+            "connector": config.connector,
+            "ready": fleet.ready and not request.app[STOPPING].is_set(),
+            "prefill_node_count": len(prefill),
+            "decode_node_count": len(decode),
+            "prefill_nodes": prefill,
+            "decode_nodes": decode,
+            "instances": [_instance(i, index, blocks) for i in fleet],
+        }
+    )
+
+
+def _instance(instance: Instance, index: PrefixIndex, blocks: Counter[tuple[str, int]]) -> dict[str, Any]:
+    base = [str(card["id"]) for card in instance.model_cards if not card.get("parent")]
+    address = instance.address
+    return {
+        "instance": address,
+        "role": instance.role,
+        "up": instance.why_unusable() is None,
+        "state": instance.status,
+        "why": instance.why_down,
+        "model": base[0] if base else None,
+        "adapters": sorted(instance.adapters),
+        "block_size": index.block_size(address, instance.ranks[0]),
+        "ranks": [
+            {
+                "rank": rank,
+                "index": instance.index_state(rank),
+                "block_size": index.block_size(address, rank),
+                "blocks": blocks[address, rank],
+            }
+            for rank in instance.ranks
+        ],
+        "index": min((instance.index_state(r) for r in instance.ranks), key=_WORST_FIRST.index),
+        "blocks": sum(blocks[address, rank] for rank in instance.ranks),
+        "in_flight": {
+            phase.value: instance.in_flight(phase)
+            for phase in Phase
+            if instance.role in {Role.BOTH, phase.value}
+        },
+    }
+
+
+_WORST_FIRST = ("unknown", "partial", "exact")
+
+
+async def explain(request: web.Request) -> web.Response:
+    """`POST /explain`: a completion or chat body in, the decision out; nothing is generated."""
+    if request.app[CONFIG].admin_api_key is not None:
+        check_admin_key(request)
+    elif not _from_loopback(request):
+        raise ForbiddenError(
+            "/explain answers on loopback only while no ADMIN_API_KEY is configured:"
+            " it tells what other prompts have left in the caches"
+        )
+    asked = await generation_request(request, None)
+    decision = await request.app[DIRECTOR].explain(asked, engine_headers(request))
+    return web.json_response(
+        {
+            "prompt_tokens": decision.prompt_tokens,
+            "policy": decision.policy,
+            "unit": "tokens",
+            "prefill": _pick(decision.prefill),
+            "decode": _pick(decision.decode),
+        }
+    )
+
+
+def _pick(pick: Pick) -> dict[str, Any]:
+    chosen = pick.chosen
+    return {
+        "chosen": None if chosen is None else chosen.instance,
+        "chosen_rank": 0 if chosen is None else chosen.rank,
+        "candidates": [
+            {
+                "instance": c.instance,
+                "rank": c.rank,
+                "usable": c.usable,
+                "why": c.why,
+                "cached_tokens": c.cached_tokens,
+                "expected_tokens": c.expected_tokens,
+                "uncached_tokens": c.uncached_tokens,
+                "load_tokens": c.load_tokens,
+                "cost": priced.cost,
+                "index": c.index,
+            }
+            for priced in pick.candidates
+            for c in (priced.candidate,)
+        ],
+    }
+
+
+def _from_loopback(request: web.Request) -> bool:
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    try:
+        return isinstance(peer, tuple) and ipaddress.ip_address(peer[0]).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,141 @@
+"""The generating endpoints: bytes of a client become a `Call`, and a `Reply` becomes bytes for the client."""
+
+import asyncio
+import time
+import uuid
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from proxy import headers as names
+from proxy.app_keys import CONFIG, DIRECTOR, FLEET, METRICS
+from proxy.director import Call, Reply
+from proxy.errors import (
+    BadRequestError,
+    NotFoundError,
+    RequestError,
+    TooLargeError,
+    UnsupportedMediaTypeError,
+)
+from proxy.generation import GenerationRequest, Route, read_request
+from proxy.instances import Fleet
+from proxy.middlewares import NOTES_KEY, STARTED_KEY, error_response
+from proxy.relay import relay_stream
+
+CLIENT_LEFT = "client_left"
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/completions`."""
+    return await _generate(request, Route.COMPLETIONS)
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/chat/completions`."""
+    return await _generate(request, Route.CHAT)
+
+
+async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
+    metrics = request.app[METRICS]
+    outcome = CLIENT_LEFT
+    try:
+        call = Call(
+            request=await generation_request(request, route),
+            headers=engine_headers(request),
+            leg_id=uuid.uuid4().hex,
+            started_at=request[STARTED_KEY],
+        )
+        reply = await request.app[DIRECTOR].serve(call)
+        try:
+            response, complete = await _answer(request, reply, route)
+        finally:
+            reply.close()
+        outcome = _outcome(reply.status) if complete else "cut"
+        return response
+    except RequestError as error:
+        outcome = _outcome(error.status)
+        return error_response(error)
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception:
+        outcome = "failed"
+        raise
+    finally:
+        request[NOTES_KEY]["outcome"] = outcome
+        metrics.request_ended(route.value, outcome, time.monotonic() - request[STARTED_KEY])
+
+
+def _outcome(status: int) -> str:
+    if status < 400:
+        return "ok"
+    if status < 500:
+        return "client_error"
+    return "unavailable" if status == 503 else "engine_error"
+
+
+async def generation_request(request: web.Request, route: Route | None) -> GenerationRequest:
+    """Read and check the body of a generating request; its members tell the route where None is given.
+
+    Raises RequestError.
+    """
+    data = await read_json_bytes(request)
+    read = read_request(route, data, request.app[CONFIG].model)
+    _check_model(request.app[FLEET], read.model, request.app[CONFIG].model)
+    return read
+
+
+def _check_model(fleet: Fleet, model: str, configured: str) -> None:
+    if model != configured and not fleet.serves(model):
+        raise NotFoundError(f"The model `{model}` does not exist.", param="model")
+
+
+async def read_json_bytes(request: web.Request) -> bytes:
+    """The body of a request that says it is plain JSON, within the limit. Raises RequestError."""
+    if request.content_type != "application/json":
+        raise UnsupportedMediaTypeError(
+            f"Content-Type must be application/json, got {request.headers.get('Content-Type', 'none')!r}"
+        )
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaTypeError(f"Content-Encoding {encoding!r} is not taken: send plain JSON")
+    limit_mb = request.app[CONFIG].max_body_mb
+    too_large = TooLargeError(f"the request body is over {limit_mb} MiB (--max-body-mb)")
+    if (request.content_length or 0) > limit_mb << 20:
+        raise too_large
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large from None
+    except web.RequestPayloadError as error:
+        raise BadRequestError(f"the request body cannot be read: {error}") from None
+
+
+def engine_headers(request: web.Request) -> names.Headers:
+    """The client's headers that a leg of its request carries."""
+    keep = request.app[CONFIG].engine_api_key is None
+    return names.for_engine(request.headers.items(), keep_authorization=keep)
+
+
+async def _answer(request: web.Request, reply: Reply, route: Route) -> tuple[web.StreamResponse, bool]:
+    """Send the reply on; tell whether the client got all of it."""
+    headers = CIMultiDict(names.for_client(reply.headers))
+    notes = request[NOTES_KEY]
+    if (decision := reply.decision) is not None:
+        prefill, decode = decision.prefill.chosen, decision.decode.chosen
+        if prefill is not None and decode is not None:
+            notes |= {"prefill": prefill.instance, "decode": decode.instance}
+            if prefill.cached_tokens is not None:
+                notes["cached"] = str(prefill.cached_tokens)
+            if request.app[CONFIG].decision_headers:
+                headers[names.PREFILL] = prefill.instance
+                headers[names.DECODE] = decode.instance
+                if prefill.cached_tokens is not None:
+                    headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
+    if reply.status < 400:
+        request.app[METRICS].first_byte(route.value, time.monotonic() - request[STARTED_KEY])
+    if isinstance(reply.body, bytes):
+        return web.Response(status=reply.status, headers=headers, body=reply.body), True
+    response = web.StreamResponse(status=reply.status, headers=headers)
+    engine = decision.decode.chosen.instance if decision and decision.decode.chosen else "the engine"
+    complete = await relay_stream(request, response, reply.body, engine)
+    return response, complete

@@ -1,0 +1,182 @@
+"""A claim is counted while its leg runs and never after; an instance is usable only while it is up and was checked.
+
+The fleet is state without I/O: the watch changes what is known of an instance, the director takes claims.
+"""
+
+import enum
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from proxy.config import InstanceSpec, Role
+from proxy.scheduling.types import Phase
+
+
+class Status(enum.StrEnum):
+    """Whether an instance may get legs; the value is what `/status` and `/explain` say."""
+
+    STARTING = "starting"
+    UP = "up"
+    DOWN = "down"
+    REFUSED = "refused"
+    """It is reachable and serves another model."""
+    DRAINING = "draining"
+
+
+class SourceView(Protocol):
+    """What the rest needs to know of a followed event source."""
+
+    @property
+    def state(self) -> str:
+        """`exact`, `partial` or `unknown`."""
+        ...
+
+
+class Claim:
+    """Work counted on one rank of an instance; ends once, at the end of a `with` block or by `end()`."""
+
+    def __init__(self, instance: "Instance", rank: int, phase: Phase, tokens: int) -> None:
+        self.instance = instance
+        self.rank = rank
+        self.phase = phase
+        self.tokens = tokens
+        self._running = True
+        instance.claims.add(self)
+
+    def end(self) -> None:
+        """Stop counting. A second call does nothing."""
+        if self._running:
+            self._running = False
+            self.instance.claims.discard(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+class Instance:
+    """One engine and all that is known of it."""
+
+    def __init__(self, spec: InstanceSpec) -> None:
+        self.spec = spec
+        self.status = Status.STARTING
+        self.why_down: str | None = None
+        """What went wrong last, in words for `/status`; None while up."""
+        self.model_cards: list[dict[str, Any]] = []
+        """What its `/v1/models` lists."""
+        self.sources: Mapping[int, SourceView] = {}
+        """Its followed event sources by rank; empty if it publishes none or none are followed."""
+        self.pulled_from: set[str] = set()
+        """The prefill engine processes it has fetched blocks from since it came up: those it can talk to."""
+        self.claims: set[Claim] = set()
+        self.last_pick: dict[tuple[Phase, int], int] = {}
+
+    @property
+    def address(self) -> str:
+        """`host:port`, its name."""
+        return self.spec.address
+
+    @property
+    def role(self) -> Role:
+        """What it does."""
+        return self.spec.role
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The data-parallel ranks legs can be sent to; rank 0 alone if the engine told of none."""
+        return tuple(sorted(self.sources)) or (0,)
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Every name it serves, adapters included."""
+        return frozenset(str(card["id"]) for card in self.model_cards)
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """The names that are LoRA adapters: cards with a parent."""
+        return frozenset(str(card["id"]) for card in self.model_cards if card.get("parent"))
+
+    def takes(self, phase: Phase) -> bool:
+        """Whether its role includes this phase."""
+        return self.role in {Role.BOTH, Role(phase)}
+
+    def why_unusable(self, model: str | None = None) -> str | None:
+        """Why no leg may go there now; None if one may."""
+        if self.status is not Status.UP:
+            return self.status.value
+        if model is not None and model not in self.models:
+            return "model not served"
+        return None
+
+    def index_state(self, rank: int) -> str:
+        """How well the cache of a rank is known."""
+        source = self.sources.get(rank)
+        return source.state if source is not None else "unknown"
+
+    def load_tokens(self, phase: Phase, rank: int | None = None) -> int:
+        """Outstanding tokens of running legs; of both phases where one instance does both."""
+        return sum(
+            claim.tokens
+            for claim in self.claims
+            if (rank is None or claim.rank == rank) and (self.role is Role.BOTH or claim.phase is phase)
+        )
+
+    def in_flight(self, phase: Phase) -> int:
+        """Running legs of a phase."""
+        return sum(1 for claim in self.claims if claim.phase is phase)
+
+
+class Fleet:
+    """The instances, by address, in the order they were added."""
+
+    def __init__(self) -> None:
+        self._instances: dict[str, Instance] = {}
+        self._picks = 0
+
+    def __iter__(self) -> Iterator[Instance]:
+        return iter(self._instances.values())
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    def get(self, address: str) -> Instance | None:
+        """The instance at an address."""
+        return self._instances.get(address)
+
+    def add(self, instance: Instance) -> None:
+        """Take an instance in. Raises ValueError if its address is taken."""
+        if instance.address in self._instances:
+            raise ValueError(f"{instance.address} is there already")
+        self._instances[instance.address] = instance
+
+    def remove(self, address: str) -> Instance | None:
+        """Let an instance go; its running claims end with their legs."""
+        return self._instances.pop(address, None)
+
+    def of(self, phase: Phase) -> list[Instance]:
+        """The instances whose role includes a phase."""
+        return [instance for instance in self if instance.takes(phase)]
+
+    def serves(self, model: str) -> bool:
+        """Whether any instance lists a model, up or not."""
+        return any(model in instance.models for instance in self)
+
+    def is_adapter(self, model: str) -> bool:
+        """Whether the name is a LoRA adapter on some instance."""
+        return any(model in instance.adapters for instance in self)
+
+    @property
+    def ready(self) -> bool:
+        """Whether some request could be served: a usable instance for each phase."""
+        return all(any(i.why_unusable() is None for i in self.of(phase)) for phase in Phase)
+
+    def claim(self, address: str, rank: int, phase: Phase, tokens: int) -> Claim:
+        """Count a leg that is about to be sent. Raises KeyError if the instance is gone."""
+        instance = self._instances[address]
+        self._picks += 1
+        instance.last_pick[phase, rank] = self._picks
+        return Claim(instance, rank, phase, tokens)

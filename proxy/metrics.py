@@ -1,0 +1,182 @@
+"""Everything kvproxy counts, under one registry an app: labels are bounded, and instances that left leave no series.
+
+`Metrics` implements the observers that the event library and the director report to. What is a state rather
+than a count (load, index) is read from the fleet when it is scraped.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kvevents.events import Reason
+from kvevents.observer import NullObserver
+from kvevents.prefix_index import PrefixIndex
+from proxy.custody import HoldState
+from proxy.instances import Fleet, Status
+from proxy.scheduling.types import Phase
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_OVERHEAD_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics(NullObserver):
+    """The counters and histograms, and the methods by which the rest of kvproxy moves them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, help_text: str, *labels: str) -> Counter:
+            return Counter(f"kvproxy_{name}", help_text, labels, registry=registry)
+
+        def histogram(
+            name: str, help_text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
+        ) -> Histogram:
+            return Histogram(f"kvproxy_{name}", help_text, labels, buckets=buckets, registry=registry)
+
+        self._requests = counter("requests", "Requests by how they ended.", "route", "outcome")
+        self._duration = histogram(
+            "request_duration_seconds", "From a request's arrival to its last byte.", "route"
+        )
+        self._first_byte = histogram(
+            "time_to_first_byte_seconds",
+            "From a request's arrival to the first byte for the client.",
+            "route",
+        )
+        self._overhead = histogram(
+            "overhead_seconds",
+            "kvproxy's own time before the first leg, tokenizing included.",
+            buckets=_OVERHEAD_SECONDS,
+        )
+        self._prefill_leg = histogram(
+            "prefill_leg_duration_seconds", "From sending a prefill leg to its answer.", "instance"
+        )
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of finished prefill legs.", "instance")
+        self._predicted = counter(
+            "predicted_cached_tokens",
+            "Cached tokens the index promised for finished prefill legs.",
+            "instance",
+        )
+        self._reported = counter(
+            "reported_cached_tokens",
+            "Cached tokens the engine reported for finished prefill legs.",
+            "instance",
+        )
+        self._unknown = counter("unknown_prompts", "Prompts placed without knowing their tokens.", "reason")
+        self._differ = counter(
+            "token_count_differences", "Prompts the engine counted otherwise than we did.", "instance"
+        )
+        self._retries = counter(
+            "retries", "Legs that failed and were followed by another attempt.", "phase", "instance"
+        )
+        self._holds = counter("holds", "Prefilled blocks held for a decode leg, by how that ended.", "end")
+        self._events = counter("kv_events", "KV events applied.", "instance", "type")
+        self._gaps = counter("kv_event_gaps", "Gaps in an engine's event numbers.", "instance")
+        self._replays = counter("kv_event_replays", "Replays asked of an engine.", "instance")
+        self._dropped = counter(
+            "kv_events_dropped", "KV events that could not be used.", "instance", "reason"
+        )
+        for end in (HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED):
+            self._holds.labels(end.value)
+
+    # -- requests -----------------------------------------------------------------------------------------
+
+    def request_ended(self, route: str, outcome: str, seconds: float) -> None:
+        """A request of a generating route is over."""
+        self._requests.labels(route, outcome).inc()
+        self._duration.labels(route).observe(seconds)
+
+    def first_byte(self, route: str, seconds: float) -> None:
+        """A successful answer begins."""
+        self._first_byte.labels(route).observe(seconds)
+
+    # -- the director's accounts --------------------------------------------------------------------------
+
+    def decided(self, seconds: float) -> None:
+        """As `director.Accounts`."""
+        self._overhead.observe(seconds)
+
+    def prefill_ended(self, instance: str, seconds: float) -> None:
+        """As `director.Accounts`."""
+        self._prefill_leg.labels(instance).observe(seconds)
+
+    def prefilled(
+        self, instance: str, prompt: int | None, predicted: int | None, reported: int | None
+    ) -> None:
+        """As `director.Accounts`."""
+        self._prompt_tokens.labels(instance).inc(prompt or 0)
+        self._predicted.labels(instance).inc(predicted or 0)
+        self._reported.labels(instance).inc(reported or 0)
+
+    def tokens_unknown(self, why: str) -> None:
+        """As `director.Accounts`."""
+        self._unknown.labels(why).inc()
+
+    def tokens_differ(self, instance: str) -> None:
+        """As `director.Accounts`."""
+        self._differ.labels(instance).inc()
+
+    def retried(self, phase: Phase, instance: str) -> None:
+        """As `director.Accounts`."""
+        self._retries.labels(phase.value, instance).inc()
+
+    def hold_ended(self, end: HoldState) -> None:
+        """As `director.Accounts`."""
+        self._holds.labels(end.value).inc()
+
+    # -- the event library's observer ---------------------------------------------------------------------
+
+    def event_applied(self, *, instance: str, rank: int, event_type: str, count: int) -> None:  # noqa: ARG002
+        """As `kvevents.Observer`."""
+        self._events.labels(instance, event_type).inc()
+
+    def event_dropped(self, *, instance: str, rank: int, reason: Reason, count: int) -> None:  # noqa: ARG002
+        """As `kvevents.Observer`."""
+        self._dropped.labels(instance, reason).inc(count)
+
+    def gap(self, *, instance: str, rank: int, missing: int) -> None:  # noqa: ARG002
+        """As `kvevents.Observer`."""
+        self._gaps.labels(instance).inc()
+
+    def replay(self, *, instance: str, rank: int, batches: int, complete: bool) -> None:  # noqa: ARG002
+        """As `kvevents.Observer`."""
+        self._replays.labels(instance).inc()
+
+
+class FleetCollector(Collector):
+    """States, read at the moment of a scrape."""
+
+    def __init__(self, fleet: Fleet, index: PrefixIndex) -> None:
+        self._fleet = fleet
+        self._index = index
+
+    def collect(self) -> Iterable[Metric]:
+        """As prometheus_client asks."""
+        up = GaugeMetricFamily("kvproxy_instance_up", "1 if legs may go there.", labels=["instance", "role"])
+        requests = GaugeMetricFamily(
+            "kvproxy_in_flight_requests", "Running legs.", labels=["instance", "role"]
+        )
+        tokens = GaugeMetricFamily(
+            "kvproxy_in_flight_tokens", "Outstanding tokens of running legs.", labels=["instance", "role"]
+        )
+        states = GaugeMetricFamily(
+            "kvproxy_index_state",
+            "1 for how well the cache of a rank is known.",
+            labels=["instance", "rank", "state"],
+        )
+        blocks = GaugeMetricFamily(
+            "kvproxy_index_blocks", "Blocks known to be cached.", labels=["instance", "rank", "tier"]
+        )
+        for instance in self._fleet:
+            labels = [instance.address, instance.role.value]
+            up.add_metric(labels, instance.status is Status.UP)
+            legs = instance.claims
+            requests.add_metric(labels, len(legs))
+            tokens.add_metric(labels, sum(claim.tokens for claim in legs))
+            for rank in instance.ranks:
+                for state in ("exact", "partial", "unknown"):
+                    states.add_metric(
+                        [instance.address, str(rank), state], instance.index_state(rank) == state
+                    )
+        for slot, count in self._index.blocks().items():
+            blocks.add_metric([slot.instance, str(slot.rank), slot.tier], count)
+        return [up, requests, tokens, states, blocks]

@@ -1,0 +1,90 @@
+"""Every answer carries the request's id, and every error that is ours has the one envelope and no traceback."""
+
+import logging
+import time
+import uuid
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
+from proxy.headers import REQUEST_ID
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("kvproxy.access")
+
+MAX_REQUEST_ID_CHARS = 256
+
+REQUEST_ID_KEY: web.RequestKey[str] = web.RequestKey("request_id", str)
+STARTED_KEY: web.RequestKey[float] = web.RequestKey("started_at", float)
+NOTES_KEY: web.RequestKey[dict[str, str]] = web.RequestKey("notes", dict)
+"""What handlers add to the access log's line."""
+
+
+@web.middleware
+async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Name the request, answer its errors, log it."""
+    request[REQUEST_ID_KEY] = _request_id(request.headers.get(REQUEST_ID))
+    request[STARTED_KEY] = time.monotonic()
+    request[NOTES_KEY] = {}
+    status = 499  # the client left; nginx's number for it
+    try:
+        response = await _answered(request, handler)
+        status = response.status
+        return response
+    finally:
+        notes = " ".join(f"{name}={value}" for name, value in request[NOTES_KEY].items())
+        access.info(
+            "%s %s %d %.1fms id=%s %s",
+            request.method,
+            request.path,
+            status,
+            (time.monotonic() - request[STARTED_KEY]) * 1000,
+            request[REQUEST_ID_KEY],
+            notes,
+        )
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except RequestError as error:
+        return error_response(error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        reply = envelope(error.text or error.reason, _kind(error.status), error.status)
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        return web.json_response(reply, status=error.status, headers=headers)
+    except ConnectionError:
+        raise  # the client is gone; aiohttp knows what to do
+    except Exception:
+        log.exception("%s %s failed (id %s)", request.method, request.path, request[REQUEST_ID_KEY])
+        if request.transport is not None and request.writer.output_size > 0:
+            request.transport.close()  # bytes of an answer are out already; a second one must not follow
+        return web.json_response(
+            envelope("kvproxy failed on this request; its log says why", RequestError.kind, 500), status=500
+        )
+
+
+def error_response(error: RequestError) -> web.Response:
+    """The answer to a request that ends in `error`."""
+    body = envelope(str(error), error.kind, error.status, error.param)
+    return web.json_response(body, status=error.status, headers=error.headers)
+
+
+async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """An `on_response_prepare` signal: every answer names its request."""
+    if (request_id := request.get(REQUEST_ID_KEY)) is not None:
+        response.headers[REQUEST_ID] = request_id
+
+
+def _request_id(given: str | None) -> str:
+    if given and len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable():
+        return given
+    return uuid.uuid4().hex
+
+
+def _kind(status: int) -> str:
+    kinds = {404: NotFoundError.kind, 503: UnavailableError.kind, 405: "MethodNotAllowedError"}
+    return kinds.get(status, "BadRequestError" if status < 500 else RequestError.kind)

@@ -1,0 +1,172 @@
+"""Where a request could go and where it goes: the one place in which fleet, index and predictions meet."""
+
+import random
+from collections.abc import Callable, Collection, Sequence
+
+import msgspec
+
+from kvevents.block_keys import Prompt
+from kvevents.prefix_index import PrefixIndex
+from proxy.config import Role
+from proxy.instances import Claim, Fleet, Instance
+from proxy.scheduling.decision import Decision, Pick, pick
+from proxy.scheduling.predicted import PredictedBlocks
+from proxy.scheduling.types import Candidate, Leg, Phase, Policy
+
+MAIN_TIER = "GPU"
+"""The tier an engine computes from; vLLM calls it so on every platform."""
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What placement needs to know of a request."""
+
+    model: str
+    prompt: Prompt | None
+    """The prompt as the engines see it; None if it is not known."""
+    estimated_tokens: int
+    """Its length for load counting where it is not known."""
+    whole: bool = False
+    """It cannot be split into two legs."""
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """The prompt's length in tokens."""
+        return None if self.prompt is None else len(self.prompt.token_ids)
+
+
+class Placement:
+    """Answers questions with decisions and keeps the claims and predictions that follow from them."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        index: PrefixIndex,
+        policy: Policy,
+        policy_name: str,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._index = index
+        self._policy = policy
+        self._policy_name = policy_name
+        self._predicted = PredictedBlocks()
+        self._clock = clock
+        self._rng = rng or random.Random()  # noqa: S311  # ties between instances are no secret
+
+    def decide(
+        self, question: Question, *, failed: Collection[str] = (), prefill_on: str | None = None
+    ) -> Decision:
+        """Place both legs. `failed` instances are used only if there is no other; `prefill_on` is preferred."""
+        prefill = self._pick(Phase.PREFILL, question, failed, prefer=prefill_on)
+        chosen = prefill.chosen
+        instance = self._fleet.get(chosen.instance) if chosen is not None else None
+        if question.whole or (instance is not None and instance.role is Role.BOTH):
+            return self._one_leg(question, failed, prefill)
+        decode = self._pick(Phase.DECODE, question, failed)
+        return Decision(self._policy_name, question.prompt_tokens, prefill, decode)
+
+    def decide_decode(self, question: Question, decision: Decision, failed: Collection[str]) -> Decision:
+        """Place the decode leg anew; the prefill leg has been done where `decision` says."""
+        decode = self._pick(Phase.DECODE, question, failed)
+        return msgspec.structs.replace(decision, decode=decode)
+
+    def _one_leg(self, question: Question, failed: Collection[str], prefill: Pick) -> Decision:
+        """One instance serves it all: the one picked for prefill if it does both, else a decode instance."""
+        both = prefill.chosen is not None and not question.whole
+        only = prefill if both else self._pick(Phase.DECODE, question, failed)
+        return Decision(self._policy_name, question.prompt_tokens, only, only)
+
+    def _pick(
+        self, phase: Phase, question: Question, failed: Collection[str], prefer: str | None = None
+    ) -> Pick:
+        candidates = self._candidates(phase, question)
+        leg = Leg(phase, question.model, question.prompt_tokens)
+        for wanted in (lambda c: c.instance == prefer, lambda c: c.instance not in failed):
+            kept = [c if wanted(c) or not c.usable else _set_aside(c) for c in candidates]
+            if any(c.usable for c in kept):
+                candidates = kept
+                break
+        return pick(self._policy, leg, candidates, self._rng)
+
+    def _candidates(self, phase: Phase, question: Question) -> list[Candidate]:
+        prompt = question.prompt
+        match = self._index.match(prompt) if prompt is not None else {}
+        cached = {(s.instance, s.rank): tokens for s, tokens in match.items() if s.tier == MAIN_TIER}
+        keys: dict[int, Sequence[int]] = {}
+        found = []
+        for instance in self._fleet.of(phase):
+            why = instance.why_unusable(question.model)
+            for rank in instance.ranks:
+                reused, expected = self._reuse(instance, rank, prompt, cached, keys)
+                length = question.prompt_tokens
+                found.append(
+                    Candidate(
+                        instance=instance.address,
+                        rank=rank,
+                        usable=why is None,
+                        why=why,
+                        cached_tokens=reused,
+                        expected_tokens=expected,
+                        uncached_tokens=None if length is None else length - (expected or 0),
+                        load_tokens=instance.load_tokens(phase, rank),
+                        index=instance.index_state(rank),
+                        last_pick=instance.last_pick.get((phase, rank), 0),
+                    )
+                )
+        return found
+
+    def _reuse(
+        self,
+        instance: Instance,
+        rank: int,
+        prompt: Prompt | None,
+        cached: dict[tuple[str, int], int],
+        keys: dict[int, Sequence[int]],
+    ) -> tuple[int | None, int | None]:
+        """Tokens the index says are reused, and those with the predicted blocks; None where not known."""
+        if prompt is None or instance.index_state(rank) == "unknown":
+            return None, None
+        block_size = self._index.block_size(instance.address, rank)
+        if block_size is None:  # it has never stored a block
+            return 0, 0
+        if block_size not in keys:
+            keys[block_size] = self._index.hasher.of_prompt(prompt, block_size)
+        ahead = self._predicted.prefix_blocks(instance.address, rank, keys[block_size], self._clock())
+        # The last token is always computed, so a prompt that is cached whole still misses its last block.
+        limit = max(0, len(prompt.token_ids) - 1) // block_size * block_size
+        now = min(cached.get((instance.address, rank), 0), limit)
+        return now, max(now, min(ahead * block_size, limit))
+
+    def claim(self, candidate: Candidate, phase: Phase, question: Question) -> Claim:
+        """Count a leg on the candidate that was chosen for it. Raises KeyError if the instance is gone."""
+        if phase is Phase.PREFILL and candidate.uncached_tokens is not None:
+            tokens = candidate.uncached_tokens
+        else:
+            tokens = question.prompt_tokens or question.estimated_tokens
+        return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens)
+
+    def expect(self, candidate: Candidate, question: Question) -> Callable[[bool], None]:
+        """Predict the prompt's blocks on the chosen prefill candidate.
+
+        Call what is returned when the leg has ended, with whether the blocks were computed.
+        """
+        block_size = self._index.block_size(candidate.instance, candidate.rank)
+        if question.prompt is None or block_size is None:
+            return lambda _came: None
+        keys = self._index.hasher.of_prompt(question.prompt, block_size)
+        self._predicted.expect(candidate.instance, candidate.rank, keys)
+
+        def settle(came: bool) -> None:
+            self._predicted.settle(candidate.instance, candidate.rank, keys, self._clock(), came=came)
+
+        return settle
+
+    def forget(self, address: str) -> None:
+        """Drop what was predicted for an instance that lost its cache or left."""
+        self._predicted.forget(address)
+
+
+def _set_aside(candidate: Candidate) -> Candidate:
+    return msgspec.structs.replace(candidate, usable=False, why="failed just now")

@@ -1,0 +1,70 @@
+"""An answer that ends cleanly is complete: a stream that was cut gets an error event between two events, then the cut.
+
+Events are passed on whole, so there is always a boundary to put the error at.
+"""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+from aiohttp import web
+
+from proxy.errors import LegBrokenError, LegError, envelope
+
+DONE = b"data: [DONE]"
+"""How every complete stream of completions ends."""
+
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+
+MAX_EVENT_BYTES = 16 << 20
+"""No event of an engine comes near this; more without an end is not an event stream."""
+
+
+class EventCutter:
+    """Cuts bytes into runs of whole events; what is left of an unfinished one waits."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self.done = False
+        """Whether the event that ends a complete stream has been seen."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """All events that are complete with `chunk`. Raises ValueError if one grows beyond all reason."""
+        data = self._tail + chunk if self._tail else chunk
+        end = max(data.rfind(mark) + len(mark) if mark in data else 0 for mark in _EVENT_ENDS)
+        self._tail = data[end:]
+        if len(self._tail) > MAX_EVENT_BYTES:
+            raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
+        whole = data[:end]
+        if whole and DONE in whole[-64:]:
+            self.done = True
+        return whole
+
+
+async def relay_stream(
+    request: web.Request, response: web.StreamResponse, events: AsyncIterator[bytes], instance: str
+) -> bool:
+    """Pass a stream of events on, at the client's pace; tell whether it was complete.
+
+    What the client's side raises passes through. If the engine's side fails, the client gets an error event
+    and its connection is closed without the mark that ends a complete answer.
+    """
+    cutter = EventCutter()
+    await response.prepare(request)
+    try:
+        async for chunk in events:
+            if whole := cutter.feed(chunk):
+                await response.write(whole)
+        if not cutter.done:
+            raise LegBrokenError(instance, "the stream ended without its last event")
+    except (LegError, ValueError) as error:
+        await _cut(request, response, str(error))
+        return False
+    await response.write_eof()
+    return True
+
+
+async def _cut(request: web.Request, response: web.StreamResponse, message: str) -> None:
+    body = msgspec.json.encode(envelope(message, "BadGatewayError", 502))
+    await response.write(b"data: " + body + b"\n\n")
+    if request.transport is not None:
+        request.transport.close()  # what was written still goes out; the end of the chunked body does not

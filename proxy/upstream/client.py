@@ -1,0 +1,154 @@
+"""All HTTP to engines: what aiohttp raises leaves here as a LegError, and no answer is followed, decoded or stored."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+from multidict import CIMultiDict
+
+from proxy.errors import ConnectFailedError, LegBrokenError
+from proxy.headers import Headers
+
+KEEPALIVE_S = 4.0
+"""vLLM closes idle connections after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); ours are dropped before."""
+
+CONNECT_TIMEOUT_S = 5.0
+
+_JSON = "application/json"
+
+
+class EngineAnswer:
+    """The head of an engine's answer, and its body as it comes. Close it, or use `with`."""
+
+    def __init__(self, instance: str, response: aiohttp.ClientResponse) -> None:
+        self.instance = instance
+        self.status = response.status
+        self.headers: Headers = list(response.headers.items())
+        self.is_event_stream = response.content_type == "text/event-stream"
+        self._response = response
+
+    async def read(self) -> bytes:
+        """The whole body. Raises LegBrokenError if it ends early."""
+        try:
+            return await self._response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise LegBrokenError(self.instance, f"the answer was cut off ({_words(error)})") from error
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body in the pieces it arrives in. Raises LegBrokenError if it ends early."""
+        try:
+            async for chunk in self._response.content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, OSError) as error:
+            raise LegBrokenError(self.instance, f"the stream was cut off ({_words(error)})") from error
+
+    def close(self) -> None:
+        """Drop the connection unless the body was read to its end: the engine then aborts the request."""
+        self._response.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class EngineClient:
+    """One connection pool to all engines; use it as an async context manager."""
+
+    def __init__(self, *, engine_api_key: str | None = None) -> None:
+        self.sends_own_key = engine_api_key is not None
+        self._authorization = {"Authorization": f"Bearer {engine_api_key}"} if engine_api_key else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent",),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> EngineAnswer:
+        """Send a leg and wait for the head of its answer.
+
+        Raises ConnectFailedError if no byte was sent, LegBrokenError if the engine may have seen some.
+        """
+        return await self._request("POST", instance, path, body, headers)
+
+    async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
+        """Ask an engine about itself. Raises LegError, also for a status other than 200 or a body that is no JSON."""
+        return await self._ask("GET", instance, path, None, timeout_s)
+
+    async def post_json(
+        self, instance: str, path: str, body: bytes, timeout_s: float, headers: Headers | None = None
+    ) -> Any:
+        """Ask an engine a question in JSON; errors as `get_json`."""
+        return await self._ask("POST", instance, path, body, timeout_s, headers)
+
+    async def _ask(
+        self,
+        method: str,
+        instance: str,
+        path: str,
+        body: bytes | None,
+        timeout_s: float,
+        headers: Headers | None = None,
+    ) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                with await self._request(method, instance, path, body, headers or []) as answer:
+                    data = await answer.read()
+        except TimeoutError:
+            raise LegBrokenError(instance, f"no answer to {path} within {timeout_s:g} s") from None
+        if answer.status != 200:
+            raise LegBrokenError(instance, f"status {answer.status} for {path}")
+        try:
+            return msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise LegBrokenError(instance, f"the answer to {path} is not JSON") from None
+
+    async def _request(
+        self, method: str, instance: str, path: str, body: bytes | None, headers: Headers
+    ) -> EngineAnswer:
+        if self._session is None:
+            raise RuntimeError("the client is used outside its `async with`")
+        sent = CIMultiDict(headers)
+        sent.update(self._authorization)
+        sent["Accept-Encoding"] = "identity"
+        if body is not None:
+            sent["Content-Type"] = _JSON
+        try:
+            response = await self._session.request(
+                method, f"http://{instance}{path}", data=body, headers=sent, allow_redirects=False
+            )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise ConnectFailedError(instance, _words(error)) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise LegBrokenError(instance, f"no answer ({_words(error)})") from error
+        return EngineAnswer(instance, response)
+
+
+def _words(error: BaseException) -> str:
+    """What happened, without the addresses and codes that library messages carry."""
+    cause = getattr(error, "os_error", None) or error
+    if isinstance(cause, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return f"no connection within {CONNECT_TIMEOUT_S:g} s"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return str(error) or type(error).__name__
