@@ -10,7 +10,7 @@ from kvevents.decoder import Decoded, Message, UnreadableMessage, decode, read_l
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, EngineHash, Event, EventBatch, Reason
 from kvevents.observer import NullObserver, Observer
 from kvevents.prefix_index import Change, PrefixIndex, Slot
-from kvevents.source import State
+from kvevents.source_events import State
 from kvevents.subscriber import SourceAddress, Subscriber
 
 __all__ = [

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from kvevents.events import Reason
-from kvevents.source import State
+from kvevents.source_events import State
 
 
 class Observer(Protocol):

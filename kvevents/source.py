@@ -8,10 +8,33 @@ is behind the address and all that was known of it is wrong.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 
 from kvevents.decoder import Message
 from kvevents.sequence import Contiguous, Gap, Position, Repeat, Restarted, digest, judge, position
+from kvevents.source_events import (
+    GAP,
+    NEW_PROCESS,
+    REBUILD,
+    UNVERIFIED,
+    Action,
+    Apply,
+    AskReplay,
+    Connected,
+    Damaged,
+    Disconnected,
+    GapSeen,
+    Live,
+    ProbeDue,
+    ReplayDone,
+    Replayed,
+    ReplayEnded,
+    Retire,
+    SourceEvent,
+    State,
+    StateChanged,
+    StopReplay,
+    Suspected,
+)
 
 MAX_WAITING_BYTES = 64 << 20
 """Live payloads kept while a replay runs; beyond that they are asked for again."""
@@ -19,129 +42,8 @@ MAX_WAITING_BYTES = 64 << 20
 _TRIES = 3  # unanswered requests before the index is rebuilt from live messages alone
 _MAX_REPLAYED = 100_000  # the depth of vLLM's own live queue (KVEventsConfig.hwm)
 _MAX_ROUNDS = (
-    64  # replays in a row; a publisher that changes under our hands is left alone until the next probe
+    64  # replays in a row; then a publisher that changes under our hands is left until the next probe
 )
-
-
-class State(StrEnum):
-    """What a source's slots are worth."""
-
-    EXACT = "exact"
-    """All batches of this process since its number 0 were applied."""
-    PARTIAL = "partial"
-    """Blocks cached before a certain batch are missing; what is there is right."""
-    UNKNOWN = "unknown"
-    """Not connected, or in doubt until a replay has answered."""
-
-
-# ---- what happens -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The handshake with a publisher succeeded: live messages flow from now on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The publisher is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """A live message."""
-
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """A message of the replay last asked for."""
-
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayEnded:
-    """The replay last asked for is over; without `marker` because the deadline passed."""
-
-    marker: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Suspected:
-    """Somebody has evidence that another process is behind the address."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeDue:
-    """The source was idle for a while, or is due another try to be completed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Damaged:
-    """An applied batch was not fully understood."""
-
-
-SourceEvent = Connected | Disconnected | Live | Replayed | ReplayEnded | Suspected | ProbeDue | Damaged
-
-# ---- what to do -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """Change the index by this batch."""
-
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Retire:
-    """Forget all blocks of this source; `why` is one of the constants below."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class AskReplay:
-    """Drop a running replay and ask for all batches from number `start` on."""
-
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class StopReplay:
-    """Drop the running replay."""
-
-
-@dataclass(frozen=True, slots=True)
-class GapSeen:
-    """A live number skipped `missing` batches."""
-
-    missing: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayDone:
-    """A replay brought `batches` new batches; `complete`: nothing was missing and its marker came."""
-
-    batches: int
-    complete: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StateChanged:
-    """The source's slots are worth something else now."""
-
-    state: State
-
-
-Action = Apply | Retire | AskReplay | StopReplay | GapSeen | ReplayDone | StateChanged
-
-NEW_PROCESS = "new_process"
-GAP = "gap"
-UNVERIFIED = "unverified"
-REBUILD = "rebuild"
 
 
 @dataclass(slots=True)

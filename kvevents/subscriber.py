@@ -19,7 +19,8 @@ from kvevents.applier import Applier, Index
 from kvevents.decoder import Message, UnreadableMessage, read_live, read_replay
 from kvevents.events import Reason
 from kvevents.observer import NullObserver, Observer
-from kvevents.source import (
+from kvevents.source import Source
+from kvevents.source_events import (
     Apply,
     AskReplay,
     Connected,
@@ -32,7 +33,6 @@ from kvevents.source import (
     Replayed,
     ReplayEnded,
     Retire,
-    Source,
     SourceEvent,
     State,
     StateChanged,
@@ -159,6 +159,8 @@ class Subscriber:
             await wire.wait(self._next_deadline(source) - time.monotonic())
             self._turn_ends = time.monotonic() + _TURN_S
             for event in self._heard(wire):
+                if isinstance(event, Live) and not source.incomplete:
+                    self._probe_at = time.monotonic() + self._probe_s
                 await self._handle(source, wire, event)
             await self._replayed(source, wire)
             if self._suspected:
@@ -177,8 +179,6 @@ class Subscriber:
             Live(message) for frames in wire.live(_DRAIN) if (message := self._read(frames)) is not None
         ]
         links: list[SourceEvent] = [Connected() if up else Disconnected() for up in wire.links()]
-        if messages:
-            self._probe_at = time.monotonic() + self._probe_s
         return [*messages, *links] if self._connected else [*links, *messages]
 
     def _read(self, frames: list[bytes]) -> Message | None:

@@ -1,0 +1,127 @@
+"""What a source can be told and what it can answer: the words of `kvevents.source`, without its mind."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kvevents.decoder import Message
+
+
+class State(StrEnum):
+    """What a source's slots are worth."""
+
+    EXACT = "exact"
+    """All batches of this process since its number 0 were applied."""
+    PARTIAL = "partial"
+    """Blocks cached before a certain batch are missing; what is there is right."""
+    UNKNOWN = "unknown"
+    """Not connected, or in doubt until a replay has answered."""
+
+
+# ---- what happens -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The handshake with a publisher succeeded: live messages flow from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The publisher is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A live message."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A message of the replay last asked for."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayEnded:
+    """The replay last asked for is over; without `marker` because the deadline passed."""
+
+    marker: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Suspected:
+    """Somebody has evidence that another process is behind the address."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeDue:
+    """The source was idle for a while, or is due another try to be completed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """An applied batch was not fully understood."""
+
+
+SourceEvent = Connected | Disconnected | Live | Replayed | ReplayEnded | Suspected | ProbeDue | Damaged
+
+# ---- what to do -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Change the index by this batch."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Forget all blocks of this source; `why` is one of the constants below."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskReplay:
+    """Drop a running replay and ask for all batches from number `start` on."""
+
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopReplay:
+    """Drop the running replay."""
+
+
+@dataclass(frozen=True, slots=True)
+class GapSeen:
+    """A live number skipped `missing` batches."""
+
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayDone:
+    """A replay brought `batches` new batches; `complete`: nothing was missing and its marker came."""
+
+    batches: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The source's slots are worth something else now."""
+
+    state: State
+
+
+Action = Apply | Retire | AskReplay | StopReplay | GapSeen | ReplayDone | StateChanged
+
+NEW_PROCESS = "new_process"
+GAP = "gap"
+UNVERIFIED = "unverified"
+REBUILD = "rebuild"
