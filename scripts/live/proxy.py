@@ -4,16 +4,21 @@ import os
 import pathlib
 import signal
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from typing import Self
 
-import aiohttp
-
 from live.processes import OwnedProcess
-from live.waiting import wait_until
 
 KVPROXY = pathlib.Path(sys.executable).with_name("kvproxy")
 HOST = "127.0.0.1"
+_POLL_S = 0.2
+
+
+class ProxyFailedError(RuntimeError):
+    """kvproxy ended or did not get ready; the message names its log and shows the log's last lines."""
 
 
 class ProxyProcess:
@@ -32,6 +37,8 @@ class ProxyProcess:
         admin_key: str = "",
     ) -> None:
         self.url = f"http://{HOST}:{port}"
+        self.log = log
+        self.admin_key = admin_key
         self.command = [str(KVPROXY), "serve", "--host", HOST, "--port", str(port), "--model", model]
         for flag, addresses in (("--prefill", prefill), ("--decode", decode), ("--both", both)):
             if addresses:
@@ -50,18 +57,15 @@ class ProxyProcess:
         self.stop()
 
     @property
-    def log(self) -> pathlib.Path:
-        return self._process.log
-
-    @property
     def exit_code(self) -> int | None:
         return self._process.exit_code
 
-    def interrupt(self) -> None:
+    def terminate(self) -> None:
         """Ask it to end, and do not wait."""
         self._process.send(signal.SIGTERM)
 
     def wait(self, timeout_s: float) -> int:
+        """Wait for its end and return the exit code; subprocess.TimeoutExpired if it does not come."""
         return self._process.wait(timeout_s)
 
     def stop(self) -> None:
@@ -70,18 +74,25 @@ class ProxyProcess:
     def tail(self, lines: int = 15) -> str:
         return self._process.tail(lines)
 
-    async def wait_ready(self, session: aiohttp.ClientSession, timeout_s: float = 60) -> None:
-        """Wait until /ready answers 200; RuntimeError with the log's end if it dies, TimeoutError if it does not."""
-
-        async def ready() -> bool:
+    def wait_status(self, path: str, status: int = 200, timeout_s: float = 60) -> None:
+        """Wait until a GET of `path` answers `status`; ProxyFailedError if it ends or does not."""
+        end = time.monotonic() + timeout_s
+        while (found := self._get(path)) != status:
             if self.exit_code is not None:
-                raise RuntimeError(
-                    f"kvproxy ended with exit code {self.exit_code}; {self.log}:\n{self.tail()}"
-                )
-            try:
-                async with session.get(f"{self.url}/ready") as answer:
-                    return answer.status == 200
-            except aiohttp.ClientConnectionError:
-                return False
+                raise self._failure(f"ended with exit code {self.exit_code}")
+            if time.monotonic() > end:
+                raise self._failure(f"answered {path} with {found}, not {status}, for {timeout_s:.0f} s")
+            time.sleep(_POLL_S)
 
-        await wait_until(ready, timeout_s, f"kvproxy is ready (see {self.log})")
+    def _get(self, path: str) -> int | None:
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=5) as answer:  # noqa: S310  # http on loopback
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        except OSError:
+            return None
+
+    def _failure(self, what: str) -> ProxyFailedError:
+        return ProxyFailedError(f"kvproxy {what}; its log is {self.log}:\n{self.tail()}")

@@ -1,0 +1,30 @@
+"""Nothing runs and nothing is held: what engines and kvproxy look like when all work has been given back."""
+
+from collections.abc import Iterable
+
+import aiohttp
+
+from live.metrics import read_metrics
+
+_ENGINE_GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+_PROXY_GAUGES = ("kvproxy_in_flight_requests", "kvproxy_in_flight_tokens")
+
+
+async def busy(session: aiohttp.ClientSession, engines: Iterable[str], proxy: str | None = None) -> list[str]:
+    """Return what is not at rest, one readable entry each; an empty list when all is quiet.
+
+    A prefill engine's held blocks show in its cache usage while no request of it runs or waits.
+    """
+    found = []
+    for url in engines:
+        page = await read_metrics(session, url)
+        found += [f"{url} {name} {value:g}" for name in _ENGINE_GAUGES if (value := page.total(name))]
+    if proxy:
+        page = await read_metrics(session, proxy)
+        found += [
+            f"{proxy} {name} of {instance} {value:g}"
+            for name in _PROXY_GAUGES
+            for instance, value in page.by("instance", name).items()
+            if value
+        ]
+    return found
