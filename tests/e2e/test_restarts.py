@@ -119,7 +119,7 @@ async def test_a_decode_engine_dies_while_streaming(
             whole = await answer.read()
         except (aiohttp.ClientPayloadError, ConnectionError):
             return False
-        return whole.rstrip().endswith(b"data: [DONE]")
+        return bool(whole.rstrip().endswith(b"data: [DONE]"))
 
     clean = [await ends_cleanly(answer) for answer in answers]
     assert clean == [answer.headers["X-Kvproxy-Decode"] != lost for answer in answers]
