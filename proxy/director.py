@@ -229,7 +229,9 @@ class Director:
                 " request: send each prompt as a request of its own",
                 param="prompt",
             )
-        question, kind = await self._question(call.request, call.headers)
+        question, tokenized = await self._question(call.request, call.headers)
+        if tokenized.why_unknown is not None:
+            self._accounts.tokens_unknown(tokenized.why_unknown)
         failed: set[str] = set()
         last: _AttemptFailedError | None = None
         for _ in range(MAX_ATTEMPTS):
@@ -245,7 +247,7 @@ class Director:
             try:
                 if decision.one_leg:
                     return await self._one_leg(call, question, decision)
-                return await self._two_legs(call, question, decision, kind)
+                return await self._two_legs(call, question, decision, tokenized.kind)
             except _AttemptFailedError as failure:
                 last = failure
                 failed.add(failure.instance)
@@ -255,12 +257,10 @@ class Director:
             return last.reply
         raise EngineFailedError(f"no engine answered; the last attempt failed at {last.cause}")
 
-    async def _question(self, request: GenerationRequest, headers: Headers) -> tuple[Question, str]:
+    async def _question(self, request: GenerationRequest, headers: Headers) -> tuple[Question, Tokenized]:
         tokenized = await self._tokenizer.tokenize(request, headers)
-        if tokenized.why_unknown is not None:
-            self._accounts.tokens_unknown(tokenized.why_unknown)
         question = Question(request.model, tokenized.prompt, request.estimated_tokens, request.whole)
-        return question, tokenized.kind
+        return question, tokenized
 
     def _nothing_usable(self, model: str) -> UnavailableError:
         missing = [

@@ -26,6 +26,17 @@ class Route(enum.StrEnum):
         return "/v1/completions" if self is Route.COMPLETIONS else "/v1/chat/completions"
 
 
+class PromptShape(enum.StrEnum):
+    """What a request's prompt is given as."""
+
+    CHAT = "messages"
+    TEXT = "text"
+    IDS = "token ids"
+    TEXTS = "list of texts"
+    ID_LISTS = "list of token id lists"
+    OTHER = "other"
+
+
 NEVER_FROM_A_CLIENT = ("kv_transfer_params", "ec_transfer_params", "request_id")
 """Members that let a client crash a decode engine, read another prompt's KV, or pair with another's request."""
 
@@ -38,6 +49,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     """The client's own members, without those no client may set."""
     model: str
     stream: bool
+    prompt_shape: "PromptShape"
     prompt_count: int
     """How many prompts it holds; more than one only as a list of a completion."""
     whole: bool
@@ -65,7 +77,10 @@ def read_request(route: Route | None, data: bytes, default_model: str) -> Genera
     if not isinstance(model, str):
         raise BadRequestError("model must be a string", param="model")
     stream = _check_rules(route, body)
-    return GenerationRequest(route, body, model, stream, _prompt_count(route, body), _is_whole(route, body))
+    shape = _prompt_shape(route, body)
+    return GenerationRequest(
+        route, body, model, stream, shape, _prompt_count(shape, body), _is_whole(route, body)
+    )
 
 
 def _clean(body: Body) -> Body:
@@ -155,13 +170,21 @@ def _truth(value: Any, name: str) -> bool:
     raise BadRequestError(f"{name} must be a boolean", param=name)
 
 
-def _prompt_count(route: Route, body: Body) -> int:
+def _prompt_shape(route: Route, body: Body) -> PromptShape:
+    """What the prompt looks like from its first characters; whether all of it is so is for the engine to say."""
     if route is Route.CHAT:
-        return 1
-    prompt = body.value("prompt")
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
-        return len(prompt)
-    return 1
+        return PromptShape.CHAT
+    raw = (body.raw("prompt") or b"").strip()
+    if raw[:1] != b"[":
+        return PromptShape.TEXT if raw[:1] == b'"' else PromptShape.OTHER
+    first = raw[1:].lstrip()[:1]
+    if first == b'"':
+        return PromptShape.TEXTS
+    return PromptShape.ID_LISTS if first == b"[" else PromptShape.IDS
+
+
+def _prompt_count(shape: PromptShape, body: Body) -> int:
+    return len(body.value("prompt")) if shape in {PromptShape.TEXTS, PromptShape.ID_LISTS} else 1
 
 
 def _is_whole(route: Route, body: Body) -> bool:

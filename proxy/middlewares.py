@@ -15,6 +15,9 @@ access = logging.getLogger("kvproxy.access")
 
 MAX_REQUEST_ID_CHARS = 256
 
+CLIENT_LEFT_STATUS = 499
+"""What the log says of a request whose client did not wait, after nginx's number for it."""
+
 REQUEST_ID_KEY: web.RequestKey[str] = web.RequestKey("request_id", str)
 STARTED_KEY: web.RequestKey[float] = web.RequestKey("started_at", float)
 NOTES_KEY: web.RequestKey[dict[str, str]] = web.RequestKey("notes", dict)
@@ -27,7 +30,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[REQUEST_ID_KEY] = _request_id(request.headers.get(REQUEST_ID))
     request[STARTED_KEY] = time.monotonic()
     request[NOTES_KEY] = {}
-    status = 499  # the client left; nginx's number for it
+    status = CLIENT_LEFT_STATUS
     try:
         response = await _answered(request, handler)
         status = response.status
@@ -57,7 +60,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return web.json_response(reply, status=error.status, headers=headers)
     except ConnectionError:
-        raise  # the client is gone; aiohttp knows what to do
+        return web.Response(status=CLIENT_LEFT_STATUS)  # nobody is there to read it
     except Exception:
         log.exception("%s %s failed (id %s)", request.method, request.path, request[REQUEST_ID_KEY])
         if request.transport is not None and request.writer.output_size > 0:

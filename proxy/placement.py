@@ -17,6 +17,10 @@ MAIN_TIER = "GPU"
 """The tier an engine computes from; vLLM calls it so on every platform."""
 
 
+USUAL_BLOCK_SIZE = 16
+"""vLLM's default, for predictions about an instance that has not stored a block yet."""
+
+
 class Question(msgspec.Struct, frozen=True):
     """What placement needs to know of a request."""
 
@@ -128,9 +132,7 @@ class Placement:
         """Tokens the index says are reused, and those with the predicted blocks; None where not known."""
         if prompt is None or instance.index_state(rank) == "unknown":
             return None, None
-        block_size = self._index.block_size(instance.address, rank)
-        if block_size is None:  # it has never stored a block
-            return 0, 0
+        block_size = self._block_size(instance.address, rank)
         if block_size not in keys:
             keys[block_size] = self._index.hasher.of_prompt(prompt, block_size)
         ahead = self._predicted.prefix_blocks(instance.address, rank, keys[block_size], self._clock())
@@ -138,6 +140,9 @@ class Placement:
         limit = max(0, len(prompt.token_ids) - 1) // block_size * block_size
         now = min(cached.get((instance.address, rank), 0), limit)
         return now, max(now, min(ahead * block_size, limit))
+
+    def _block_size(self, address: str, rank: int) -> int:
+        return self._index.block_size(address, rank) or USUAL_BLOCK_SIZE
 
     def claim(self, candidate: Candidate, phase: Phase, question: Question) -> Claim:
         """Count a leg on the candidate that was chosen for it. Raises KeyError if the instance is gone."""
@@ -152,9 +157,9 @@ class Placement:
 
         Call what is returned when the leg has ended, with whether the blocks were computed.
         """
-        block_size = self._index.block_size(candidate.instance, candidate.rank)
-        if question.prompt is None or block_size is None:
+        if question.prompt is None:
             return lambda _came: None
+        block_size = self._block_size(candidate.instance, candidate.rank)
         keys = self._index.hasher.of_prompt(question.prompt, block_size)
         self._predicted.expect(candidate.instance, candidate.rank, keys)
 

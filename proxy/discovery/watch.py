@@ -129,13 +129,15 @@ class FleetWatch:
         if instance is None:
             raise NotFoundError(f"{address} is not known")
         watched = self._watched.pop(address, None)
+        instance.status = Status.DRAINING
         if watched is not None and watched.task is not None:
             watched.task.cancel()
-        instance.status = Status.DRAINING
+            await asyncio.wait({watched.task})
+            instance.status = Status.DRAINING
+            if not force:
+                self._tasks.create(self._drain(instance), name=f"drain {address}")
         if force:
             await self._let_go(instance)
-        else:
-            self._tasks.create(self._drain(instance), name=f"drain {address}")
         return instance
 
     def leg_failed(self, instance: Instance, error: LegError) -> None:
@@ -147,8 +149,6 @@ class FleetWatch:
 
     def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
         """As the director tells: another identity than last time means another process, with an empty cache."""
-        if len(instance.ranks) > 1 and rank not in instance.sources:
-            return
         before = self._engine_ids.get((instance.address, rank))
         self._engine_ids[instance.address, rank] = engine_id
         if before not in {None, engine_id}:
@@ -227,6 +227,9 @@ class FleetWatch:
         if self._feeds is not None:
             await self._feeds.follow(instance)
         if instance.status is not Status.UP:
+            if self._feeds is not None and instance.status is Status.DOWN:
+                for rank in instance.ranks:
+                    self._feeds.suspect(instance, rank)
             instance.status, instance.why_down = Status.UP, None
             log.info("%s %s is up, serving %s", instance.role, instance.address, self._config.model)
 
@@ -251,7 +254,8 @@ class FleetWatch:
         await self._let_go(instance)
 
     async def _let_go(self, instance: Instance) -> None:
-        self._fleet.remove(instance.address)
+        if self._fleet.remove(instance.address) is None:
+            return
         self._forget(instance.address)
         if self._feeds is not None:
             await self._feeds.unfollow(instance)

@@ -85,7 +85,8 @@ async def generation_request(request: web.Request, route: Route | None) -> Gener
 
 
 def _check_model(fleet: Fleet, model: str, configured: str) -> None:
-    if model != configured and not fleet.serves(model):
+    starting = not any(instance.model_cards for instance in fleet)
+    if model != configured and not starting and not fleet.serves(model):
         raise NotFoundError(f"The model `{model}` does not exist.", param="model")
 
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from proxy.generation import GenerationRequest, Route
+from proxy.generation import GenerationRequest, PromptShape, Route
 
 # Members that change the prompt's tokens and that an engine's /tokenize takes, word for word.
 _ASKED_CHAT = frozenset(
@@ -110,16 +110,19 @@ def _question(request: GenerationRequest, shaping: set[str], prompt: str | None 
 
 
 def _completion(request: GenerationRequest, shaping: set[str], kind: str) -> Given | Ask | Unknowable:
-    raw = (request.body.raw("prompt") or b"null").strip()
-    inner = raw[1:].lstrip()[:1]
-    if raw[:1] == b'"':
-        return Ask(_question(request, shaping), kind)
-    if raw[:1] != b"[":
-        return Unknowable("malformed", kind)
-    if inner == b'"':
-        (text,) = _decode_texts(raw)
-        return Ask(_question(request, shaping, text), kind)
-    token_ids = _decode_token_lists(raw)[0] if inner == b"[" else _decode_tokens(raw)
+    raw = request.body.raw("prompt") or b"null"
+    match request.prompt_shape:
+        case PromptShape.TEXT:
+            return Ask(_question(request, shaping), kind)
+        case PromptShape.TEXTS:
+            (text,) = _decode_texts(raw)
+            return Ask(_question(request, shaping, text), kind)
+        case PromptShape.IDS:
+            token_ids = _decode_tokens(raw)
+        case PromptShape.ID_LISTS:
+            (token_ids,) = _decode_token_lists(raw)
+        case _:
+            return Unknowable("malformed", kind)
     if any(not 0 <= token <= _MAX_TOKEN_ID for token in token_ids):
         return Unknowable("malformed", kind)
     return Given(token_ids, f"{kind} as token ids")
