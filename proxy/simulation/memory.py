@@ -67,22 +67,21 @@ class Memory:
         """A transfer has written a whole block."""
         self._contents[block] = content
 
-    def write(self, table: Sequence[int], start: int, tokens: Sequence[int], initial: int) -> None:
-        """Compute the KV of `tokens` at positions `start` on, on top of what the table holds before them."""
-        state = self.state(table, start, initial)
-        size = self._block_size
+    def write(self, table: Sequence[int], start: int, tokens: Sequence[int], state: int) -> int:
+        """Compute the KV of `tokens` at positions `start` on, in the context `state`; the state after them."""
         done = 0
         while done < len(tokens):
-            index, offset = divmod(start + done, size)
-            part = tokens[done : done + size - offset]
-            kept: list[int] = []
-            before = state
+            index, offset = divmod(start + done, self._block_size)
+            block = table[index]
+            part = tokens[done : done + self._block_size - offset]
+            before, kept = state, []
             if offset:
-                old = self.read(table[index])
-                kept, before = old.tokens[:offset], old.before
+                old = self.read(block)
+                before, kept = old.before, old.tokens[:offset]
             state = advance(state, part)
-            self._contents[table[index]] = Content(before, [*kept, *part], state)
+            self._contents[block] = Content(before, [*kept, *part], state)
             done += len(part)
+        return state
 
     def state(self, table: Sequence[int], length: int, initial: int) -> int:
         """What attention over the first `length` positions of a block table sees."""

@@ -1,0 +1,135 @@
+"""Arguments become one StandInConfig; the process serves until a signal, or until a request kills the engine."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from proxy.simulation.config import StandInConfig
+from proxy.simulation.latency import PROFILES
+from proxy.simulation.live import StandIn
+from proxy.simulation.publisher import EventForm
+
+_ROLES = ("prefill", "decode", "both", "plain")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    ap = argparse.ArgumentParser(
+        prog="python -m proxy.simulation", description="A stand-in for one vLLM engine."
+    )
+    add = ap.add_argument
+    add("--port", type=int, default=8100)
+    add("--host", default="127.0.0.1")
+    add("--model", default="tiny", help="served model name")
+    add("--lora", action="append", default=[], metavar="NAME", help="an adapter to serve; may be repeated")
+    add(
+        "--role",
+        choices=_ROLES,
+        default="both",
+        help="plain: no KV connector; the others behave alike, as in vLLM",
+    )
+    add("--ranks", type=int, default=1, help="data-parallel ranks")
+
+    cache = ap.add_argument_group("cache and scheduler").add_argument
+    cache("--block-size", type=int, default=16, help="tokens in a block")
+    cache("--blocks", type=int, default=4096, help="blocks of a rank, the placeholder block 0 included")
+    cache("--max-model-len", type=int, default=8192)
+    cache("--max-num-batched-tokens", type=int, default=2048)
+    cache("--max-num-seqs", type=int, default=256)
+    cache("--profile", choices=PROFILES, default="zero", help="how long an engine takes")
+    cache(
+        "--eos-every", type=int, default=0, help="answers end by themselves after that many tokens on average"
+    )
+
+    events = ap.add_argument_group("KV events").add_argument
+    events("--events", type=int, help="port to publish events on")
+    events("--replay", type=int, help="port of the replay socket")
+    events(
+        "--events-connect", metavar="ADDRESS", help="connect the publisher there instead of binding a port"
+    )
+    events("--topic", default="kv-events")
+    events("--buffer-steps", type=int, default=10_000, help="batches kept for replays")
+    events("--event-arrays", action="store_true", help="events as arrays, as before vLLM 0.24")
+    events("--bytes-hashes", action="store_true", help="hashes as 32 bytes instead of 64-bit integers")
+
+    nixl = ap.add_argument_group("KV transfer").add_argument
+    nixl("--side-port", type=int, default=0, help="port other engines pull from")
+    nixl("--lease-s", type=float, default=30.0, help="seconds a prefilled prompt is held")
+    nixl("--recompute", action="store_true", help="compute a prompt whose pull failed, instead of an error")
+    nixl(
+        "--lucky-reads",
+        action="store_true",
+        help="a hold that is over reads right until its blocks are reused",
+    )
+
+    answers = ap.add_argument_group("answers").add_argument
+    answers("--no-prompt-tokens-details", action="store_true", help="usage without cached tokens")
+    answers("--request-metrics", action="store_true", help="answers with timings")
+    answers("--admin", type=int, metavar="PORT", help="port of /faults: how to make this engine go wrong")
+    return ap
+
+
+def config_of(args: argparse.Namespace) -> StandInConfig:
+    """What the arguments ask for."""
+    return StandInConfig(
+        port=args.port,
+        host=args.host,
+        model=args.model,
+        loras=tuple(args.lora),
+        connector=args.role != "plain",
+        ranks=args.ranks,
+        block_size=args.block_size,
+        blocks=args.blocks,
+        max_model_len=args.max_model_len,
+        max_batched_tokens=args.max_num_batched_tokens,
+        max_sequences=args.max_num_seqs,
+        profile=PROFILES[args.profile],
+        eos_every=args.eos_every,
+        lease_s=args.lease_s,
+        recompute=args.recompute,
+        lucky_reads=args.lucky_reads,
+        side_port=args.side_port,
+        events=args.events,
+        replay=args.replay,
+        events_connect=args.events_connect,
+        topic=args.topic,
+        buffer_steps=args.buffer_steps,
+        event_form=EventForm(arrays=args.event_arrays, bytes_hashes=args.bytes_hashes),
+        prompt_tokens_details=not args.no_prompt_tokens_details,
+        request_metrics=args.request_metrics,
+        admin=args.admin,
+    )
+
+
+async def serve(config: StandInConfig) -> bool:
+    """Serve until SIGINT or SIGTERM; False if the engine died before that."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with StandIn(config) as engine:
+        sys.stdout.write(f"stand-in {config.model} on {engine.url}\n")
+        sys.stdout.flush()
+        waits = [loop.create_task(stop.wait()), loop.create_task(engine.ended.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        return stop.is_set()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stand-in; the exit status is 1 if a request killed it."""
+    config = config_of(parser().parse_args(argv))
+    run = asyncio.run
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: PLC0415  # absent on Windows; the standard loop does as well
+
+        run = uvloop.run
+    return 0 if run(serve(config)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""Invariant: every key vLLM sends is sent, in its order, null where it sends null; chunks leave out what it leaves out.
+
+Bodies of both endpoints, whole and streamed, from the choices of a generation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.simulation.generation import Choice, Generation, Piece
+from proxy.simulation.text import Voice, mix
+from proxy.simulation.tokenizer import Tokenizer
+from proxy.simulation.validation import Asked
+
+_RANKED = 3571  # spreads the alternatives of a token over the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Builds the bodies of one HTTP request."""
+
+    asked: Asked
+    id: str
+    created: int
+    fingerprint: str
+    tokenizer: Tokenizer
+    voice: Voice
+    block_size: int
+    prompt_details: bool
+    request_metrics: bool
+
+    def whole(self, generation: Generation) -> dict[str, Any]:
+        """The answer that is not streamed."""
+        choices = generation.choices
+        body: dict[str, Any] = {
+            "id": self.id,
+            "object": "chat.completion" if self.asked.chat else "text_completion",
+            "created": self.created,
+            "model": self.asked.model,
+            "choices": [self._choice(choice) for choice in choices],
+            "service_tier": None,
+            "system_fingerprint": self.fingerprint,
+            "usage": self._whole_usage(choices),
+        }
+        wants_ids = self.asked.body.get("return_token_ids")
+        if self.asked.chat:
+            body["prompt_logprobs"] = self._prompt_logprobs(choices[0])
+            body["prompt_token_ids"] = list(choices[0].prompt) if wants_ids else None
+            body["prompt_text"] = None
+        body["kv_transfer_params"] = choices[-1 if self.asked.chat else self.asked.n - 1].params
+        body["ec_transfer_params"] = None
+        body["metrics"] = self._metrics(choices)
+        return body
+
+    def opening(self, generation: Generation) -> list[dict[str, Any]]:
+        """The chunks before any text: a chat names the role of each choice."""
+        if not self.asked.chat:
+            return []
+        chunks = []
+        for choice in generation.choices:
+            chunk = self._chunk(
+                {
+                    "index": choice.index,
+                    "delta": {"role": self._role(), "content": ""},
+                    "logprobs": None,
+                    "finish_reason": None,
+                }
+            )
+            if self._continuous():
+                chunk["usage"] = self._running_usage(choice, 0)
+            wants_ids = self.asked.body.get("return_token_ids")
+            chunk["prompt_token_ids"] = list(choice.prompt) if wants_ids else None
+            chunk["prompt_text"] = None
+            chunks.append(chunk)
+        return chunks
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        """One piece of a stream."""
+        choice, wants_ids = piece.choice, self.asked.body.get("return_token_ids")
+        first = piece.generated == len(piece.tokens)
+        token_ids = list(piece.tokens) if wants_ids else None
+        offset = piece.generated - len(piece.tokens)
+        if self.asked.chat:
+            entry: dict[str, Any] = {
+                "index": choice.index,
+                "delta": {"content": piece.text},
+                "logprobs": self._logprobs(choice, offset, piece.generated),
+                "finish_reason": piece.finish_reason,
+            }
+            if piece.finish_reason is not None:
+                entry["stop_reason"] = choice.stop_reason
+            entry["token_ids"] = token_ids
+        else:
+            echoed = self._echo(choice) if first else ""
+            entry = {
+                "index": choice.index,
+                "text": echoed + piece.text,
+                "logprobs": self._logprobs(choice, offset, piece.generated),
+                "finish_reason": piece.finish_reason,
+                "stop_reason": choice.stop_reason if piece.finish_reason is not None else None,
+                "prompt_token_ids": list(choice.prompt) if wants_ids and first else None,
+                "token_ids": token_ids,
+            }
+        chunk = self._chunk(entry)
+        if piece.finish_reason is not None and not self._includes_usage():
+            chunk["system_fingerprint"] = self.fingerprint
+        if self._continuous():
+            chunk["usage"] = self._running_usage(choice, piece.generated)
+        return chunk
+
+    def closing(self, generation: Generation) -> list[dict[str, Any]]:
+        """The chunk after all text: usage, if it was asked for."""
+        if not self._includes_usage():
+            return []
+        usage = self._counts(generation.choices)
+        if self.prompt_details:
+            details = self._details(generation.choices[-1])
+            usage["prompt_tokens_details"] = {k: v for k, v in details.items() if v is not None}
+        chunk = self._chunk(None)
+        chunk["usage"] = usage
+        chunk["system_fingerprint"] = self.fingerprint
+        if (metrics := self._metrics(generation.choices)) is not None:
+            chunk["metrics"] = metrics
+        return [chunk]
+
+    # Parts.
+
+    def _chunk(self, entry: dict[str, Any] | None) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk" if self.asked.chat else "text_completion",
+            "created": self.created,
+            "model": self.asked.model,
+            "choices": [entry] if entry is not None else [],
+        }
+
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        wants_ids = self.asked.body.get("return_token_ids")
+        token_ids = list(choice.tokens) if wants_ids else None
+        logprobs = self._logprobs(choice, 0, len(choice.tokens))
+        ending = {
+            "logprobs": logprobs,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+            "token_ids": token_ids,
+        }
+        if self.asked.chat:
+            message = {
+                "role": self._role(),
+                "content": choice.text.text,
+                "refusal": None,
+                "annotations": None,
+                "audio": None,
+                "function_call": None,
+                "reasoning": None,
+            }
+            return {"index": choice.index, "message": message, **ending, "routed_experts": None}
+        text = self._echo(choice) + ("" if self._echo_only() else choice.text.text)
+        return {
+            "index": choice.index,
+            "text": text,
+            **ending,
+            "prompt_logprobs": self._prompt_logprobs(choice),
+            "prompt_token_ids": list(choice.prompt) if wants_ids else None,
+            "routed_experts": None,
+        }
+
+    def _role(self) -> str:
+        body = self.asked.body
+        return "assistant" if body.get("add_generation_prompt", True) else str(body["messages"][-1]["role"])
+
+    def _echo(self, choice: Choice) -> str:
+        echo = self.asked.body.get("echo") and not self.asked.body.get("return_token_ids")
+        return self.tokenizer.decode(choice.prompt) if echo else ""
+
+    def _echo_only(self) -> bool:
+        return bool(self.asked.body.get("echo")) and self.asked.body.get("max_tokens") == 0
+
+    def _includes_usage(self) -> bool:
+        return bool((self.asked.body.get("stream_options") or {}).get("include_usage"))
+
+    def _continuous(self) -> bool:
+        options = self.asked.body.get("stream_options") or {}
+        return bool(options.get("include_usage") and options.get("continuous_usage_stats"))
+
+    def _counts(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        prompt = sum(len(tokens) for tokens in self.asked.prompts)
+        completion = sum(len(choice.tokens) for choice in choices)
+        return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+
+    def _running_usage(self, choice: Choice, generated: int) -> dict[str, Any]:
+        prompt = len(choice.prompt)
+        usage = {"prompt_tokens": prompt, "total_tokens": prompt + generated, "completion_tokens": generated}
+        return {**usage, "completion_tokens_details": None} if self.asked.chat else usage
+
+    def _whole_usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        usage = self._counts(choices)
+        usage["prompt_tokens_details"] = self._details(choices[-1]) if self.prompt_details else None
+        usage["completion_tokens_details"] = None
+        return usage
+
+    def _details(self, choice: Choice) -> dict[str, Any]:
+        request = choice.request
+        cached = request.local_hit + request.external_hit
+        told = self.asked.transfer.get("remote_prefill_cached_tokens")
+        created = max(request.prompt_length // self.block_size * self.block_size - cached, 0)
+        return {
+            "cached_tokens": told if isinstance(told, int) else cached,
+            "created_cache_tokens": created if self.asked.chat else None,
+            "multimodal_tokens": None,
+        }
+
+    def _metrics(self, choices: Sequence[Choice]) -> dict[str, Any] | None:
+        request = choices[0].request
+        if not self.request_metrics or len(choices) > 1:
+            return None
+        scheduled, first, last = request.scheduled_s, request.first_token_s, request.last_token_s
+        if scheduled is None or first is None or last is None:
+            return None
+        tokens = request.generated
+        return {
+            "time_to_first_token_ms": (first - scheduled) * 1000,
+            "generation_time_ms": (last - first) * 1000,
+            "queue_time_ms": (scheduled - request.arrived_s) * 1000,
+            "mean_itl_ms": (last - first) * 1000 / (tokens - 1) if tokens > 1 else None,
+            "tokens_per_second": tokens / (last - scheduled) if last > scheduled else None,
+        }
+
+    # Log probabilities: their shape is vLLM's, their values are plausible.
+
+    def _ranked(self, token: int, context: int, count: int) -> list[tuple[int, float]]:
+        others = [(token + rank * _RANKED) % len(self.tokenizer) for rank in range(1, count)]
+        return [(t, self.voice.logprob(context, rank)) for rank, t in enumerate([token, *others], 1)]
+
+    def _logprobs(self, choice: Choice, first: int, last: int) -> dict[str, Any] | None:
+        count = self.asked.logprobs
+        if count is None:
+            return None
+        pairs = list(zip(choice.tokens[first:last], choice.contexts[first:last], strict=True))
+        if self.asked.chat:
+            return {"content": [self._chat_logprob(token, context, count) for token, context in pairs]}
+        body: dict[str, Any] = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
+        offset = len(self.tokenizer.decode(choice.tokens[:first]))
+        if first == 0 and self.asked.body.get("echo"):
+            offset = self._add_prompt_logprobs(body, choice)
+        for token, context in pairs:
+            ranked = self._ranked(token, context, max(count, 1))
+            offset = self._add_logprob(body, offset, token, ranked)
+        return body
+
+    def _add_prompt_logprobs(self, body: dict[str, Any], choice: Choice) -> int:
+        offset = 0
+        for position, token in enumerate(choice.prompt):
+            ranked = self._ranked(token, mix(position), 1) if position else []
+            offset = self._add_logprob(body, offset, token, ranked)
+        return offset
+
+    def _add_logprob(
+        self, body: dict[str, Any], offset: int, token: int, ranked: list[tuple[int, float]]
+    ) -> int:
+        text = self.tokenizer.decode([token])
+        body["text_offset"].append(offset)
+        body["token_logprobs"].append(ranked[0][1] if ranked else None)
+        body["tokens"].append(text)
+        body["top_logprobs"].append({self.tokenizer.decode([t]): p for t, p in ranked} or None)
+        return offset + len(text)
+
+    def _chat_logprob(self, token: int, context: int, count: int) -> dict[str, Any]:
+        ranked = self._ranked(token, context, max(count, 1))
+        entries = [self._entry(t, p) for t, p in ranked]
+        return {**entries[0], "top_logprobs": entries if count else []}
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self.tokenizer.decode([token])
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+    def _prompt_logprobs(self, choice: Choice) -> list[Any] | None:
+        if self.asked.prompt_logprobs is None:
+            return None
+        positions: list[Any] = [None]
+        for position, token in enumerate(choice.prompt[1:], 1):
+            ranked = self._ranked(token, mix(position), max(self.asked.prompt_logprobs, 1))
+            positions.append(
+                {
+                    str(t): {"logprob": p, "rank": rank, "decoded_token": self.tokenizer.decode([t])}
+                    for rank, (t, p) in enumerate(ranked, 1)
+                }
+            )
+        return positions

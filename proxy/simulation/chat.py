@@ -1,0 +1,54 @@
+"""Invariant: a conversation renders to one text, the same as the tiny test model's chat template gives.
+
+A turn is `<|turn|>role`, a line break, the content, `<|end|>`, a line break. Tools come first, as JSON.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from proxy.simulation.errors import BadRequestError
+
+_TURN = "<|turn|>{role}\n{content}<|end|>\n"
+
+
+def render(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    generation_prompt: bool = True,
+    continue_final: bool = False,
+) -> str:
+    """The prompt of a conversation. BadRequestError for contents a text model cannot take."""
+    if not messages:
+        raise BadRequestError(
+            "Cannot apply chat template to an empty conversation. Provide at least one message."
+        )
+    text = _TURN.format(role="tools", content=_json(tools)) if tools else ""
+    for message in messages[:-1] if continue_final else messages:
+        text += _TURN.format(role=message["role"], content=_content(message))
+    if continue_final:
+        last = messages[-1]
+        text += f"<|turn|>{last['role']}\n{_content(last).rstrip()}"
+    return text + ("<|turn|>assistant\n" if generation_prompt else "")
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part) for part in content)
+    calls = message.get("tool_calls")
+    return (content or "") + (_json(calls) if calls else "")
+
+
+def _part(part: Mapping[str, Any] | str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text")
+    if kind not in {"text", "input_text", "output_text", "refusal"}:
+        raise BadRequestError("{model} is not a multimodal model")
+    return str(part.get("text") or part.get("refusal") or "")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,74 @@
+"""Invariant: a configuration is everything a stand-in needs to know; the same one gives the same engine."""
+
+from dataclasses import dataclass, field
+
+from proxy.simulation.engine import EngineShape
+from proxy.simulation.latency import PROFILES, Profile
+from proxy.simulation.publisher import EventForm
+
+VERSION = "0.32.0"
+"""The vLLM release a stand-in behaves like."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StandInConfig:
+    """One stand-in engine. Ports of 0 are chosen by the system; ports of None are not opened.
+
+    With several ranks each has its own event, replay and side-channel port: the given one plus its rank.
+    """
+
+    port: int = 0
+    host: str = "127.0.0.1"
+    model: str = "tiny"
+    loras: tuple[str, ...] = ()
+    connector: bool = True
+    """Whether a KV connector (NIXL, pull mode) is configured; the roles of such engines change nothing."""
+    ranks: int = 1
+    block_size: int = 16
+    blocks: int = 4096
+    max_model_len: int = 8192
+    max_batched_tokens: int = 2048
+    max_sequences: int = 256
+    profile: Profile = field(default_factory=lambda: PROFILES["zero"])
+    eos_every: int = 0
+    """Answers end by themselves after that many tokens on average; 0: only at their limit."""
+    lease_s: float = 30.0
+    recompute: bool = False
+    lucky_reads: bool = False
+    side_port: int = 0
+    side_timeout_s: float = 10.0
+    events: int | None = 0
+    """The port events are published on."""
+    replay: int | None = 0
+    """The port replays are asked of."""
+    events_connect: str | None = None
+    """Publish by connecting to this address instead of binding a port."""
+    topic: str = "kv-events"
+    buffer_steps: int = 10_000
+    hwm: int = 100_000
+    event_form: EventForm = field(default_factory=EventForm)
+    prompt_tokens_details: bool = True
+    """Whether `usage` tells cached tokens, as with --enable-prompt-tokens-details."""
+    request_metrics: bool = False
+    """Whether answers carry `metrics`, as with --enable-per-request-metrics."""
+    dev_mode: bool = True
+    """Whether /reset_prefix_cache exists, as with VLLM_SERVER_DEV_MODE=1."""
+    keep_alive_s: float = 5.0
+    admin: int | None = None
+    """The port of the admin endpoint that commands faults."""
+
+    def shape(self) -> EngineShape:
+        """What the engine model is told."""
+        return EngineShape(
+            model=self.model,
+            block_size=self.block_size,
+            blocks=self.blocks,
+            max_model_len=self.max_model_len,
+            max_batched_tokens=self.max_batched_tokens,
+            max_sequences=self.max_sequences,
+            lease_s=self.lease_s,
+            connector=self.connector,
+            recompute=self.recompute,
+            lucky_reads=self.lucky_reads,
+            profile=self.profile,
+        )

@@ -1,0 +1,388 @@
+"""Invariant: the model does nothing by itself: time comes in with each call, and what it wants done comes out as values.
+
+One rank of a stand-in engine. A driver calls `begin_step`, lets the step's duration pass (on a wall clock
+or a simulated one), calls `end_step`, and hands around what came out: tokens to clients, events to
+subscribers, commands to other engines. It knows no sockets, so reading it is reading the behaviour.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvevents.events import Event
+from proxy.simulation.holds import HEARTBEATS_PER_LEASE, Holds
+from proxy.simulation.kv_cache import KvCache, blocks_for
+from proxy.simulation.latency import PROFILES, Profile
+from proxy.simulation.memory import Content, Memory, initial_state
+from proxy.simulation.request import Remote, Request, Status
+from proxy.simulation.scheduler import Chunk, Plan, Scheduler
+from proxy.simulation.text import Voice
+
+BYTES_PER_TOKEN = 1024
+"""KV bytes of a token, as many as the tiny test model's: 2 * 4 bytes * 2 layers * 2 heads * 32 values."""
+
+
+class EngineDeadError(Exception):
+    """An assertion of the real engine would have failed: the whole engine is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineShape:
+    """What an engine is, apart from its sockets."""
+
+    model: str = "tiny"
+    block_size: int = 16
+    blocks: int = 4096
+    max_model_len: int = 8192
+    max_batched_tokens: int = 2048
+    max_sequences: int = 256
+    lease_s: float = 30.0
+    connector: bool = True
+    """Whether a KV connector is configured; without one `kv_transfer_params` mean nothing."""
+    recompute: bool = False
+    """What becomes of a request whose pull failed: computed here, or answered with an error (the default)."""
+    lucky_reads: bool = False
+    """A pull from a hold that is over finds what lies in its blocks now, right until they are reused. By
+    default it finds garbage, as if they had been: tests must not depend on luck."""
+    profile: Profile = field(default_factory=lambda: PROFILES["zero"])
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Read these blocks of another engine, then say `pulled` (or `pull_failed`)."""
+
+    request_id: str
+    remote: Remote
+    blocks: tuple[int, ...]
+    transfer_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Tell another engine that its hold will not be read."""
+
+    remote: Remote
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Tell another engine that a hold is still wanted."""
+
+    remote: Remote
+
+
+Command = Pull | Release | Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step under way: its chunks and how long it takes."""
+
+    plan: Plan
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One token of a request; None if it ended without one. `params` is what a prefill leg hands on."""
+
+    request: Request
+    token: int | None
+    context: int
+    """The state of the context the token was chosen in."""
+    previous_s: float | None = None
+    """When the token before it came out."""
+    params: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the engine started."""
+
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    external_queries: int = 0
+    external_hits: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    prompt_by_source: Counter[str] = field(default_factory=Counter)
+    generated_tokens: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+    transfers: int = 0
+    transferred_bytes: int = 0
+    failed_transfers: int = 0
+
+
+class EngineModel:
+    """The state of one rank. `engine_id` and `address` are where other engines find its holds."""
+
+    def __init__(
+        self, shape: EngineShape, voice: Voice, engine_id: str, address: tuple[str, int] = ("", 0)
+    ) -> None:
+        self.shape = shape
+        self.voice = voice
+        self.engine_id = engine_id
+        self.address = address
+        self.cache = KvCache(shape.blocks, shape.block_size)
+        self.memory = Memory(shape.block_size)
+        self.scheduler = Scheduler(
+            self.cache, max_batched_tokens=shape.max_batched_tokens, max_sequences=shape.max_sequences
+        )
+        self.holds = Holds(shape.lease_s)
+        self.stats = Stats()
+        self._requests: dict[str, Request] = {}
+        self._wanted: dict[str, Remote] = {}  # by our request id: holds that heartbeats keep alive
+        self._commands: list[Command] = []
+        self._known_engines: set[str] = set()
+        self._heartbeat_s = float("-inf")
+
+    # What a driver asks.
+
+    @property
+    def unfinished(self) -> int:
+        """Requests waiting, pulling or running."""
+        return len(self._requests)
+
+    def add(self, request: Request) -> None:
+        """Take a request."""
+        if not self.shape.connector:
+            request.pull, request.hold = None, False
+        self._requests[request.id] = request
+        self.scheduler.add(request)
+        if request.pull is not None and (remote := Remote.from_params(request.pull)):
+            self._wanted[request.id] = remote
+
+    def reject(self, params: Mapping[str, Any]) -> None:
+        """A decode leg was refused after it was parsed: its hold is of no use any more."""
+        if (
+            self.shape.connector
+            and params.get("do_remote_prefill")
+            and (remote := Remote.from_params(params))
+        ):
+            self._commands.append(Release(remote))
+
+    def abort(self, request_id: str) -> None:
+        """A client has gone, or a stop string ended the text: free at once what can be freed."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        pulling = request.status is Status.PULLING
+        if request.pull is not None and (remote := self._wanted.get(request_id)):
+            self._commands.append(Release(remote))
+        request.status = Status.ABORTED
+        self.scheduler.remove(request)
+        if not pulling:  # a transfer writes into its blocks until it is over
+            self._forget(request)
+            self.cache.free(request)
+
+    def begin_step(self, now_s: float) -> Step | None:
+        """Schedule; None if there is nothing to do now. EngineDeadError if a request would kill the engine."""
+        plan = self.scheduler.schedule(now_s)
+        if not plan:
+            return None
+        self.stats.preemptions += len(plan.preempted)
+        for request in plan.admitted:
+            self._count_admission(request)
+        for request in plan.pulls:
+            self._start_pull(request)
+        for chunk in plan.chunks:
+            self._compute(chunk)
+        prefills = [(c.count, c.start + c.count) for c in plan.chunks if c.count > 1]
+        decodes = [c.start + 1 for c in plan.chunks if c.count == 1]
+        duration_s = self.shape.profile.step_s(prefills, len(decodes), sum(decodes), self.cache.pool.usage)
+        return Step(plan, duration_s)
+
+    def end_step(self, step: Step, now_s: float) -> list[Output]:
+        """The step's time has passed: one token for every request that has caught up."""
+        outputs = []
+        for chunk in step.plan.chunks:
+            request = chunk.request
+            if request.status is Status.RUNNING and chunk.start + chunk.count == len(request.tokens):
+                outputs.append(self._sample(request, now_s))
+        return outputs
+
+    def take_events(self) -> list[Event]:
+        """What the steps since the last call changed in the cache; publish it when a step ends."""
+        return self.cache.take_events()
+
+    def take_commands(self, now_s: float) -> list[Command]:
+        """What to tell other engines now."""
+        interval_s = self.shape.lease_s / HEARTBEATS_PER_LEASE
+        if self._wanted and now_s - self._heartbeat_s >= interval_s:
+            self._heartbeat_s = now_s
+            self._commands.extend(Heartbeat(remote) for remote in self._wanted.values())
+        commands, self._commands = self._commands, []
+        return commands
+
+    def next_deadline_s(self) -> float | None:
+        """When something is due though nobody asks: a lease ends or a heartbeat goes out."""
+        expiry = self.holds.next_expiry_s()
+        beat = self._heartbeat_s + self.shape.lease_s / HEARTBEATS_PER_LEASE if self._wanted else None
+        return min((t for t in (expiry, beat) if t is not None), default=None)
+
+    def expire(self, now_s: float) -> None:
+        """End leases that are over."""
+        for request in self.holds.expire(now_s):
+            self.cache.free(request)
+
+    def reset_prefix_cache(self) -> bool:
+        """False while requests or holds use blocks. Announced only with the next step's events."""
+        return self.cache.clear()
+
+    # What another engine asks of our holds.
+
+    def serve_pull(self, request_id: str, blocks: Sequence[int]) -> list[Content]:
+        """Copy blocks for a decode engine and end the hold. A hold that is over is read all the same."""
+        hold = self.holds.get(request_id)
+        readable = range(self.cache.pool.size) if self.shape.lucky_reads else (hold.blocks if hold else ())
+        contents = [self.memory.read(b) if b in readable else Content.garbage(b) for b in blocks]
+        if (request := self.holds.pull(request_id)) is not None:
+            self.cache.free(request)
+        return contents
+
+    def serve_release(self, request_id: str) -> None:
+        """A decode engine will not read a hold."""
+        if (request := self.holds.release(request_id)) is not None:
+            self.cache.free(request)
+
+    # What became of our own pulls.
+
+    def pulled(self, request_id: str, contents: Sequence[Content]) -> None:
+        """The prompt's KV has arrived: cache its blocks. Its last token is still computed here."""
+        request = self._requests[request_id]
+        if request.status is Status.ABORTED:
+            self._forget(request)
+            self.cache.free(request)
+            return
+        for block, content in zip(request.table[len(request.table) - len(contents) :], contents, strict=True):
+            self.memory.replace(block, content)
+        tokens = request.external_hit
+        self.stats.transfers += 1
+        self.stats.transferred_bytes += len(contents) * self.shape.block_size * BYTES_PER_TOKEN
+        self._wanted.pop(request_id, None)
+        request.computed += tokens
+        self.cache.cache(request, request.computed)
+        request.computed -= 1
+        request.status = Status.WAITING
+
+    def pull_failed(self, request_id: str) -> list[Output]:
+        """The other engine does not answer or is not the one it was: compute here or fail, as configured."""
+        request = self._requests[request_id]
+        self.stats.failed_transfers += 1
+        self._wanted.pop(request_id, None)
+        if request.status is Status.ABORTED:
+            self._forget(request)
+            self.cache.free(request)
+        elif self.shape.recompute:
+            request.external_hit = 0
+            self.scheduler.requeue(request)
+        else:
+            self._finish(request, Status.FAILED)
+            return [Output(request, None, 0)]
+        return []
+
+    # Inside.
+
+    def _count_admission(self, request: Request) -> None:
+        if request.preemptions:
+            return
+        length = len(request.tokens)
+        if request.reads_cache:
+            self.stats.prefix_queries += length
+            self.stats.prefix_hits += request.local_hit
+        if self.shape.connector:
+            self.stats.external_queries += length - request.local_hit
+            self.stats.external_hits += request.external_hit
+
+    def _start_pull(self, request: Request) -> None:
+        params, request.pull = request.pull or {}, None
+        if not params.get("remote_block_ids"):
+            raise EngineDeadError("a request to pull names no blocks")
+        remote = self._wanted.get(request.id)
+        if remote is None:
+            return  # the engine logs a warning and the request waits for ever
+        missing = len(request.table) - request.computed // self.shape.block_size
+        if len(remote.blocks) < missing:
+            raise EngineDeadError(f"{missing} blocks to fill, {len(remote.blocks)} to pull")
+        first = remote.engine_id not in self._known_engines
+        self._known_engines.add(remote.engine_id)
+        transfer_s = self.shape.profile.transfer_s(request.external_hit, first=first)
+        self._commands.append(Pull(request.id, remote, remote.blocks[-missing:], transfer_s))
+
+    def _compute(self, chunk: Chunk) -> None:
+        request = chunk.request
+        state = request.context
+        if state is None:
+            initial = initial_state(self.shape.model, request.lora)
+            state = self.memory.state(request.table, chunk.start, initial)
+        tokens = request.tokens[chunk.start : chunk.start + chunk.count]
+        request.context = self.memory.write(request.table, chunk.start, tokens, state)
+
+    def _sample(self, request: Request, now_s: float) -> Output:
+        context = request.context or 0
+        token = self.voice.next_token(context, request.sampling, request.generated)
+        if request.first_token_s is None:
+            request.first_token_s = now_s
+            self._count_prompt(request)
+        previous_s, request.last_token_s = request.last_token_s, now_s
+        request.tokens.append(token)
+        self.stats.generated_tokens += 1
+        params = None
+        if (status := self._ended(request, token)) is not None:
+            params = self._finish(request, status, now_s)
+        return Output(request, token, context, previous_s, params)
+
+    def _ended(self, request: Request, token: int) -> Status | None:
+        sampling = request.sampling
+        if request.generated > sampling.min_tokens:
+            if token == self.voice.eos and not sampling.ignore_eos:
+                return Status.STOPPED
+            if token in sampling.stop_token_ids:
+                request.stop_reason = token
+                return Status.STOPPED
+        if request.generated >= sampling.max_tokens or len(request.tokens) >= self.shape.max_model_len:
+            return Status.LENGTH
+        return None
+
+    def _count_prompt(self, request: Request) -> None:
+        self.stats.prompt_tokens += request.prompt_length
+        sources = self.stats.prompt_by_source
+        sources["local_cache_hit"] += request.local_hit
+        sources["external_kv_transfer"] += request.external_hit
+        sources["local_compute"] += request.prompt_length - request.local_hit - request.external_hit
+
+    def _finish(self, request: Request, status: Status, now_s: float = 0.0) -> dict[str, Any] | None:
+        request.status = status
+        self.scheduler.remove(request)
+        self._forget(request)
+        self.stats.finished[status.value] += 1
+        if not request.hold or status is Status.FAILED:
+            self.cache.free(request)
+            return None
+        blocks = tuple(request.table[: blocks_for(request.computed, self.shape.block_size)])
+        self.holds.add(request, blocks, now_s)
+        return self._transfer_params(request, blocks)
+
+    def _forget(self, request: Request) -> None:
+        self._requests.pop(request.id, None)
+        self._wanted.pop(request.id, None)
+
+    def _transfer_params(self, request: Request, blocks: tuple[int, ...]) -> dict[str, Any]:
+        host, port = self.address
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": [list(blocks)],
+            "remote_engine_id": self.engine_id,
+            "remote_request_id": request.id,
+            "remote_host": host,
+            "remote_port": port,
+            "tp_size": 1,
+            "dcp_size": 1,
+            "pp_size": 1,
+            "remote_num_tokens": request.computed,
+            "remote_blocks_expiry_time": None,
+            "transfer_mode": "pull",
+            "remote_prefill_cached_tokens": request.local_hit,
+        }

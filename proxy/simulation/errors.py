@@ -1,0 +1,75 @@
+"""Invariant: every refusal is vLLM's nested error body with the status repeated in it as an integer.
+
+Two kinds of 400 look alike and differ in what they leave behind: one raised while the body is parsed tells
+nobody, one raised afterwards makes the decode engine release the hold its request named.
+"""
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """A request is refused. `type` and `param` are vLLM's."""
+
+    status = 500
+    type = "InternalServerError"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        return {
+            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.status},
+        }
+
+
+class BadRequestError(ApiError):
+    """The request asks for something impossible."""
+
+    status = 400
+    type = "BadRequestError"
+
+    @classmethod
+    def of(cls, message: str, param: str, value: Any = None) -> "BadRequestError":
+        """With the parameter and its value in the message, as vLLM writes most of them."""
+        shown = f"parameter={param}" if value is None else f"parameter={param}, value={value}"
+        return cls(f"{message} ({shown})", param)
+
+
+class SchemaError(BadRequestError):
+    """The body does not fit the schema; `problems` are the validator's findings."""
+
+    type = "Bad Request"
+
+    def __init__(self, problems: list[dict[str, Any]]) -> None:
+        shown = problems[:10]
+        label = "error" if len(problems) == 1 else "errors"
+        text = f"{len(problems)} validation {label}:\n" + "".join(f"  {problem}\n" for problem in shown)
+        if len(problems) > len(shown):
+            text += f"  ...and {len(problems) - len(shown)} more {label}\n"
+        super().__init__(text.rstrip(), problems[0]["loc"])
+
+
+class NotFoundError(ApiError):
+    """No such model."""
+
+    status = 404
+    type = "NotFoundError"
+
+
+class GenerationFailedError(ApiError):
+    """The engine could not go on with this request."""
+
+    def __init__(self) -> None:
+        super().__init__("Internal server error")
+
+
+class EngineGoneError(ApiError):
+    """The engine behind the server has died."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+        )

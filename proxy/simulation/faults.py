@@ -1,0 +1,58 @@
+"""Invariant: a fault changes how the stand-in answers, never what it answers when the fault is over.
+
+Rules for HTTP are looked through in order at each request; the first that fits is used, and used up if it
+has a number of times. What concerns the whole engine (its port, its events, its life) is a verb of
+`StandIn`; `/faults` on the admin port speaks both.
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One way for requests to go wrong. `path` is a prefix of the request's path."""
+
+    kind: Literal["hang", "slow", "status", "cut"]
+    path: str = "/v1/"
+    times: int | None = None
+    """How many requests it spoils; None for all until it is removed."""
+    delay_s: float = 0.0
+    """slow: how long a request waits before it is looked at."""
+    status: int = 503
+    """status: the answer instead; its body is an error of that status."""
+    after_bytes: int = 0
+    """cut: how much of the answer's body is sent before the connection is torn down; 0: not even the head."""
+
+
+class Faults:
+    """The rules in force."""
+
+    def __init__(self) -> None:
+        self._rules: list[tuple[Fault, int | None]] = []
+
+    def add(self, fault: Fault) -> None:
+        """One more rule, after those there are."""
+        self._rules.append((fault, fault.times))
+
+    def clear(self) -> None:
+        """Everything works again; requests that hang go on hanging until their client leaves."""
+        self._rules.clear()
+
+    def active(self) -> list[Fault]:
+        """The rules that are not used up."""
+        return [fault for fault, _ in self._rules]
+
+    def take(self, path: str) -> Fault | None:
+        """The rule for a request, counted as used."""
+        for index, (fault, left) in enumerate(self._rules):
+            if not path.startswith(fault.path):
+                continue
+            if left is None:
+                return fault
+            if left > 1:
+                self._rules[index] = (fault, left - 1)
+            else:
+                del self._rules[index]
+            return fault
+        return None

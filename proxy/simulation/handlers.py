@@ -1,0 +1,323 @@
+"""Invariant: a handler maps HTTP to one call of the engine and back; what it starts ends when it ends.
+
+The front of the stand-in as vLLM's API server shows it: routes, refusals, streams, what a client that
+leaves does.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from aiohttp import web
+
+from proxy.simulation import validation
+from proxy.simulation.answers import Answers
+from proxy.simulation.config import VERSION
+from proxy.simulation.errors import ApiError, BadRequestError, SchemaError
+from proxy.simulation.faults import Fault
+from proxy.simulation.generation import Choice, Generation
+from proxy.simulation.rank import Rank
+from proxy.simulation.request import Request
+from proxy.simulation.schema import problem
+from proxy.simulation.text import OutputText
+
+if TYPE_CHECKING:
+    from proxy.simulation.live import StandIn
+
+FAULT = web.RequestKey("fault", Fault)
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+_Builder = Callable[[Mapping[str, Any]], validation.Asked]
+
+
+def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON answer as vLLM's framework writes it: no charset."""
+    return web.Response(body=_encode(body), status=status, headers=headers, content_type="application/json")
+
+
+class Handlers:
+    """The routes of one stand-in."""
+
+    def __init__(self, engine: "StandIn") -> None:
+        self._engine = engine
+        self._created = int(time.time())
+        self._in_flight = 0
+        self.routes = [
+            web.get("/health", self.health, allow_head=False),
+            web.get("/ping", self.health, allow_head=False),
+            web.post("/ping", self.health),
+            web.get("/version", self.version, allow_head=False),
+            web.get("/load", self.load, allow_head=False),
+            web.get("/metrics", self.metrics, allow_head=False),
+            web.get("/v1/models", self.models, allow_head=False),
+            web.get("/kv_event_sources", self.event_sources, allow_head=False),
+            web.post("/tokenize", self.tokenize),
+            web.post("/detokenize", self.detokenize),
+            web.post("/v1/completions", self.completions),
+            web.post("/v1/chat/completions", self.chat_completions),
+        ]
+        if engine.config.dev_mode:
+            self.routes.append(web.post("/reset_prefix_cache", self.reset_prefix_cache))
+
+    async def health(self, _: web.Request) -> web.Response:
+        return web.Response(status=503 if self._engine.dead else 200)
+
+    async def version(self, _: web.Request) -> web.Response:
+        return json_answer({"version": VERSION})
+
+    async def load(self, _: web.Request) -> web.Response:
+        return json_answer({"server_load": self._in_flight})
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._engine.metrics.text(), content_type="text/plain", charset="utf-8")
+
+    async def models(self, _: web.Request) -> web.Response:
+        config = self._engine.config
+        cards = [self._card(config.model, None, config.max_model_len)]
+        cards += [self._card(lora, config.model, None) for lora in config.loras]
+        return json_answer({"object": "list", "data": cards})
+
+    async def event_sources(self, _: web.Request) -> web.Response:
+        return json_answer(self._engine.event_sources())
+
+    async def reset_prefix_cache(self, _: web.Request) -> web.Response:
+        done = [rank.model.reset_prefix_cache() for rank in self._engine.ranks]
+        return json_answer({"success": all(done)})
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        engine = self._engine
+        body = validation.parse_tokenize(await read_json(request))
+        engine.checker.served(body.get("model"))
+        if body.get("messages") is not None:
+            tokens = engine.checker.chat_tokens(body)
+        else:
+            tokens = engine.tokenizer.encode(body["prompt"])
+        wants_strings = body.get("return_token_strs")
+        return json_answer(
+            {
+                "count": len(tokens),
+                "max_model_len": engine.config.max_model_len,
+                "tokens": tokens,
+                "token_strs": [engine.tokenizer.piece(t) for t in tokens] if wants_strings else None,
+            }
+        )
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        body = validation.parse_detokenize(await read_json(request))
+        self._engine.checker.served(body.get("model"))
+        return json_answer({"prompt": self._engine.tokenizer.decode(body["tokens"])})
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        body = validation.parse_completion(await read_json(request))
+        return await self._generate(request, body, self._engine.checker.completion, "cmpl")
+
+    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+        body = validation.parse_chat(await read_json(request))
+        return await self._generate(request, body, self._engine.checker.chat, "chatcmpl")
+
+    async def _generate(
+        self, request: web.Request, body: Mapping[str, Any], build: _Builder, prefix: str
+    ) -> web.StreamResponse:
+        try:
+            asked = build(body)
+            rank = self._rank(request)
+        except ApiError:
+            if params := body.get("kv_transfer_params"):
+                self._engine.ranks[0].reject(params)
+            raise
+        given = request.headers.get("X-Request-Id") or body.get("request_id") or uuid.uuid4().hex[:16]
+        answer_id = f"{prefix}-{given}"
+        generation = Generation(rank.model, self._choices(asked, answer_id))
+        config = self._engine.config
+        answers = Answers(
+            asked=asked,
+            id=answer_id,
+            created=int(time.time()),
+            fingerprint=f"vllm-{VERSION}-standin",
+            tokenizer=self._engine.tokenizer,
+            voice=rank.model.voice,
+            block_size=config.block_size,
+            prompt_details=config.prompt_tokens_details,
+            request_metrics=config.request_metrics,
+        )
+        self._in_flight += 1
+        try:
+            if body.get("stream"):
+                generation.streamed = True
+                rank.submit(generation)
+                return await self._stream(request, generation, answers)
+            rank.submit(generation)
+            await generation.finished()
+            return json_answer(answers.whole(generation))
+        finally:
+            self._in_flight -= 1
+            rank.forget(generation)
+
+    def _choices(self, asked: validation.Asked, answer_id: str) -> list[Choice]:
+        engine, body = self._engine, asked.body
+        lora_id = engine.config.loras.index(asked.lora) + 1 if asked.lora else None
+        report = (body.get("vllm_xargs") or {}).get("kv_cache_report_mode") == "full"
+        now_s = time.monotonic()
+        choices: list[Choice] = []
+        for p, prompt in enumerate(asked.prompts):
+            name = (
+                f"{answer_id}-{uuid.uuid4().hex[:8]}"
+                if asked.chat
+                else f"{answer_id}-{p}-{uuid.uuid4().hex[:8]}"
+            )
+            for n in range(asked.n):
+                sampling = asked.sampling_of(p, n)
+                request = Request(
+                    id=f"{n}_{name}" if asked.n > 1 else name,
+                    tokens=list(prompt),
+                    sampling=sampling,
+                    arrived_s=now_s,
+                    lora=asked.lora,
+                    lora_id=lora_id,
+                    cache_salt=body.get("cache_salt"),
+                    pull=asked.transfer if asked.transfer.get("do_remote_prefill") else None,
+                    hold=bool(asked.transfer.get("do_remote_decode")),
+                    full_report=report,
+                    reads_cache=asked.prompt_logprobs is None,
+                )
+                keep = bool(body.get("include_stop_str_in_output"))
+                text = OutputText(engine.tokenizer, asked.stop, keep_stop=keep)
+                choices.append(Choice(len(choices), prompt, request, text, sampling))
+        return choices
+
+    async def _stream(
+        self, request: web.Request, generation: Generation, answers: Answers
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        out = _Events(response, request)
+        opened = False
+        try:
+            while pieces := await generation.pieces():
+                if not opened:
+                    opened = True
+                    for chunk in answers.opening(generation):
+                        await out.send(chunk)
+                for piece in pieces:
+                    await out.send(answers.chunk(piece))
+            for chunk in answers.closing(generation):
+                await out.send(chunk)
+        except ApiError as error:
+            await out.send(error.body())
+        await out.done()
+        await response.write_eof()
+        return response
+
+    def _rank(self, request: web.Request) -> Rank:
+        ranks = self._engine.ranks
+        given = request.headers.get("X-data-parallel-rank")
+        try:
+            number = int(given) if given is not None else None
+        except ValueError:
+            number = None
+        if number is None:
+            return self._engine.least_loaded()
+        if not 0 <= number < len(ranks):
+            raise BadRequestError(f"data_parallel_rank {number} is out of range [0, {len(ranks)}).")
+        return ranks[number]
+
+    def _card(self, name: str, parent: str | None, max_model_len: int | None) -> dict[str, Any]:
+        permission = {
+            "id": f"modelperm-{uuid.uuid4().hex[:16]}",
+            "object": "model_permission",
+            "created": self._created,
+            "allow_create_engine": False,
+            "allow_sampling": True,
+            "allow_logprobs": True,
+            "allow_search_indices": False,
+            "allow_view": True,
+            "allow_fine_tuning": False,
+            "organization": "*",
+            "group": None,
+            "is_blocking": False,
+        }
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "vllm",
+            "root": name,
+            "parent": parent,
+            "max_model_len": max_model_len,
+            "permission": [permission],
+        }
+
+
+class _Events:
+    """Server-sent events of one answer, cut off where a fault says so."""
+
+    def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
+        self._response = response
+        fault = request.get(FAULT)
+        self._left = fault.after_bytes if fault is not None and fault.kind == "cut" else None
+        self._transport = request.transport
+
+    async def send(self, event: Any) -> None:
+        await self._write(b"data: " + _encode(event) + b"\n\n")
+
+    async def done(self) -> None:
+        await self._write(b"data: [DONE]\n\n")
+
+    async def _write(self, data: bytes) -> None:
+        if self._left is None:
+            await self._response.write(data)
+            return
+        await self._response.write(data[: self._left])
+        self._left -= len(data)
+        if self._left <= 0:
+            if self._transport is not None:
+                self._transport.abort()
+            raise ConnectionResetError("cut by a fault")
+
+
+async def read_json(request: web.Request) -> Any:
+    """The parsed body. SchemaError as vLLM words it for wrong types and broken JSON."""
+    if request.content_type != "application/json":
+        raise UnsupportedMediaError
+    data = await request.read()
+    if not data:
+        return None
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        try:
+            return json.loads(data)
+        except json.JSONDecodeError as error:
+            found = problem("json_invalid", f"body.{error.pos}", "JSON decode error", {}, error=error.msg)
+            raise SchemaError([found]) from None
+        except UnicodeDecodeError as error:
+            raise BadRequestError("There was an error parsing the body") from error
+
+
+class UnsupportedMediaError(SchemaError):
+    """A body that does not say it is JSON."""
+
+    def __init__(self) -> None:
+        super().__init__([{"loc": None}])
+        self.message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
+        self.param = None
+
+
+@web.middleware
+async def refusals(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+    """Errors become vLLM's bodies: its own, and its framework's for routes that do not exist."""
+    try:
+        response: web.StreamResponse = await handler(request)
+    except ApiError as error:
+        return json_answer(error.body(), error.status)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        return json_answer({"detail": HTTPStatus(error.status).phrase}, error.status, allow)
+    return response

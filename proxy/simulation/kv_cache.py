@@ -1,0 +1,117 @@
+"""Invariant: a block is announced as stored when a request's computed tokens fill it, once per physical copy.
+
+This is the part of the engine that a router sees. The hash of a block is known as soon as its tokens are,
+but the block is cached when the step that fills it is *scheduled*: a request of the same step can already
+hit it. Only whole blocks are cached and hit, and never the block of the last token, because at least one
+token must be computed to have something to sample from.
+"""
+
+from collections.abc import Sequence
+
+from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from proxy.simulation.block_hashes import block_hash, extra_keys
+from proxy.simulation.block_pool import BlockPool
+from proxy.simulation.request import Request
+
+MEDIUM = "GPU"
+_GROUP = 0
+_KIND = "full_attention"
+
+
+def blocks_for(tokens: int, block_size: int) -> int:
+    """How many blocks that many tokens lie in."""
+    return -(-tokens // block_size)
+
+
+class KvCache:
+    """Block tables of one rank's requests, and the events their changes cause (with 32-byte hashes)."""
+
+    def __init__(self, blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.pool = BlockPool(blocks, self._removed)
+        self._events: list[Event] = []
+
+    def lookup(self, request: Request) -> list[int]:
+        """The cached blocks of a request's longest known prefix, at least its last token left out."""
+        if not request.reads_cache:
+            return []
+        self._hash_full_blocks(request)
+        hits = self.pool.prefix(request.hashes, (len(request.tokens) - 1) // self.block_size)
+        if hits and request.full_report:
+            self._announce(request, 0, len(hits))
+        return hits
+
+    def missing(self, request: Request, tokens: int, hits: Sequence[int] = ()) -> int:
+        """How many free blocks it takes to give `request` room for `tokens` tokens, hits included."""
+        known = len(request.table) + len(hits)
+        return max(blocks_for(tokens, self.block_size) - known, 0) + self.pool.free_among(hits)
+
+    def admit(self, request: Request, hits: Sequence[int]) -> None:
+        """Begin a block table with cached blocks."""
+        self.pool.touch(hits)
+        request.table.extend(hits)
+        request.announced = len(hits)
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        """Give a request room for its first `tokens` tokens; False, and nothing done, if blocks run out."""
+        count = max(blocks_for(tokens, self.block_size) - len(request.table), 0)
+        if count > self.pool.free_blocks:
+            return False
+        if count:
+            request.table.extend(self.pool.allocate(count))
+        return True
+
+    def cache(self, request: Request, tokens: int) -> None:
+        """The first `tokens` tokens have KV or will have when this step ends: cache the blocks they fill."""
+        self._hash_full_blocks(request)
+        first, last = request.announced, min(tokens, len(request.tokens)) // self.block_size
+        if last <= first:
+            return
+        for index in range(first, last):
+            self.pool.cache(request.table[index], request.hashes[index])
+        request.announced = last
+        self._announce(request, first, last)
+
+    def free(self, request: Request) -> None:
+        """Give a request's blocks back; what they cache stays until the space is needed."""
+        table, request.table, request.announced = request.table, [], 0
+        self.pool.release(table)
+
+    def clear(self) -> bool:
+        """Reset the prefix cache; False while any block is in use. Announced with the next step's events."""
+        if not self.pool.clear():
+            return False
+        self._events.append(AllBlocksCleared())
+        return True
+
+    def take_events(self) -> list[Event]:
+        """What has changed since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def _hash_full_blocks(self, request: Request) -> None:
+        size, hashes = self.block_size, request.hashes
+        for index in range(len(hashes), len(request.tokens) // size):
+            tokens = request.tokens[index * size : (index + 1) * size]
+            extra = extra_keys(index, request.lora, request.cache_salt)
+            hashes.append(block_hash(hashes[-1] if hashes else None, tokens, extra))
+
+    def _announce(self, request: Request, first: int, last: int) -> None:
+        size = self.block_size
+        self._events.append(
+            BlockStored(
+                block_hashes=list(request.hashes[first:last]),
+                parent_block_hash=request.hashes[first - 1] if first else None,
+                token_ids=request.tokens[first * size : last * size],
+                block_size=size,
+                lora_id=request.lora_id,
+                medium=MEDIUM,
+                lora_name=request.lora,
+                extra_keys=[extra_keys(i, request.lora, request.cache_salt) for i in range(first, last)],
+                group_idx=_GROUP,
+                kv_cache_spec_kind=_KIND,
+            )
+        )
+
+    def _removed(self, removed: bytes) -> None:
+        self._events.append(BlockRemoved(block_hashes=[removed], medium=MEDIUM, group_idx=_GROUP))

@@ -1,0 +1,368 @@
+"""Invariant: a stand-in owns everything it opens - ports, tasks, sockets - and closing it closes all of them.
+
+The live stand-in: engine models behind real sockets on the loopback address.
+
+    async with StandIn(StandInConfig(block_size=16)) as engine:
+        ...  # engine.url, engine.model.holds, engine.faults, await engine.restart()
+"""
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from aiohttp import web
+
+from proxy.simulation.config import StandInConfig
+from proxy.simulation.engine import EngineModel
+from proxy.simulation.faults import Fault, Faults
+from proxy.simulation.handlers import FAULT, Handlers, json_answer, read_json, refusals
+from proxy.simulation.metrics import EngineMetrics
+from proxy.simulation.publisher import Publisher
+from proxy.simulation.rank import Rank
+from proxy.simulation.side_channel import SideChannelClient
+from proxy.simulation.text import Voice
+from proxy.simulation.tokenizer import END, Tokenizer, load_tokenizer
+from proxy.simulation.validation import Checker
+from proxy.tasks import TaskOwner
+
+_BODY_LIMIT = 256 * 1024 * 1024
+_REMEMBERED = 1000
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    return load_tokenizer()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A request as it arrived, for tests that ask what a proxy sent."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The parsed body."""
+        return msgspec.json.decode(self.body)
+
+
+class StandIn:
+    """One stand-in engine. Ports that were 0 in the configuration stay the same over a restart."""
+
+    def __init__(self, config: StandInConfig | None = None) -> None:
+        self.config = config or StandInConfig()
+        self.tokenizer = _tokenizer()
+        self.checker = Checker(
+            self.tokenizer, self.config.model, self.config.loras, self.config.max_model_len
+        )
+        self.faults = Faults()
+        self.seen: deque[Seen] = deque(maxlen=_REMEMBERED)
+        self.dead = False
+        self.ended = asyncio.Event()
+        """Set when the engine has died, as the process of a real one exits."""
+        self.ranks: list[Rank] = []
+        self.metrics: EngineMetrics
+        self.port = self.config.port
+        self.admin_port = self.config.admin or 0
+        self._side_ports = self._spread(self.config.side_port)
+        self._event_ports = self._spread(self.config.events)
+        self._replay_ports = self._spread(self.config.replay)
+        self._turn = count()
+        self._tasks = TaskOwner("stand-in")
+        self._client: SideChannelClient | None = None
+        self._runner: web.AppRunner | None = None
+        self._admin: web.AppRunner | None = None
+        self._site: web.TCPSite | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        await self.stop()
+
+    # What there is.
+
+    @property
+    def url(self) -> str:
+        """Where the API is."""
+        return f"http://{self.config.host}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the API."""
+        return f"{self.config.host}:{self.port}"
+
+    @property
+    def model(self) -> EngineModel:
+        """The engine model of rank 0."""
+        return self.ranks[0].model
+
+    @property
+    def publisher(self) -> Publisher:
+        """The event publisher of rank 0. ValueError if the stand-in publishes none."""
+        publisher = self.ranks[0].publisher
+        if publisher is None:
+            raise ValueError("this stand-in publishes no events")
+        return publisher
+
+    @property
+    def events_endpoint(self) -> str:
+        """Where to subscribe to rank 0's events, with the host filled in."""
+        return (self.publisher.endpoint or "").replace("*", self.config.host)
+
+    @property
+    def replay_endpoint(self) -> str:
+        """Where to ask rank 0 for replays, with the host filled in."""
+        return (self.publisher.replay_endpoint or "").replace("*", self.config.host)
+
+    def event_sources(self) -> dict[str, Any]:
+        """The answer of /kv_event_sources."""
+        config = self.config
+        return {
+            str(rank.number): {
+                "enable_kv_cache_events": True,
+                "publisher": "zmq",
+                "endpoint": rank.publisher.endpoint,
+                "replay_endpoint": rank.publisher.replay_endpoint,
+                "buffer_steps": config.buffer_steps,
+                "hwm": config.hwm,
+                "max_queue_size": 100_000,
+                "topic": config.topic,
+            }
+            for rank in self.ranks
+            if rank.publisher is not None
+        }
+
+    def least_loaded(self) -> Rank:
+        """The rank a request goes to that names none; ties are broken in turn."""
+        first = next(self._turn) % len(self.ranks)
+        return min(self.ranks[first:] + self.ranks[:first], key=lambda rank: rank.load)
+
+    # Its life.
+
+    async def start(self) -> None:
+        """Open everything; returns when requests are served."""
+        await self._start_engine()
+        await self.accept()
+        if self.config.admin is not None and self._admin is None:
+            await self._start_admin()
+
+    async def stop(self) -> None:
+        """Close everything at once, without a word to anybody."""
+        await self._tasks.close()
+        await self.refuse()
+        await self._stop_engine()
+        if self._admin is not None:
+            await self._admin.cleanup()
+            self._admin = None
+
+    async def restart(self) -> None:
+        """A new process on the same ports: an empty cache, no holds, event numbers from 0, another engine id."""
+        await self.refuse()
+        await self._stop_engine()
+        self.dead = False
+        self.ended.clear()
+        await self._start_engine()
+        await self.accept()
+
+    async def refuse(self) -> None:
+        """Close the API's port and cut its connections; the engine behind it lives on."""
+        if self._runner is None:
+            return
+        runner, self._runner, self._site = self._runner, None, None
+        if runner.server is not None:
+            for connection in runner.server.connections:
+                if connection.transport is not None:
+                    connection.transport.abort()
+        await runner.cleanup()
+
+    async def accept(self) -> None:
+        """Open the API's port."""
+        if self._runner is not None:
+            return
+        app = web.Application(middlewares=[self._watch, refusals], client_max_size=_BODY_LIMIT)
+        app.add_routes(Handlers(self).routes)
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=self.config.keep_alive_s,
+            shutdown_timeout=0.0,
+        )
+        await self._runner.setup()
+        self._site = web.TCPSite(self._runner, self.config.host, self.port)
+        await self._site.start()
+        self.port = self._runner.addresses[0][1]
+
+    def die(self) -> None:
+        """The engine is gone: waiting requests get an error, then the port closes."""
+        if self.dead:
+            return
+        self.dead = True
+        for rank in self.ranks:
+            rank.fail()
+        self._tasks.create(self._end(), name="end")
+
+    async def _end(self) -> None:
+        for _ in range(10):  # let the errors out
+            await asyncio.sleep(0)
+        await self.refuse()
+        await self._stop_engine()
+        self.ended.set()
+
+    # Inside.
+
+    async def _start_engine(self) -> None:
+        config = self.config
+        shape = config.shape()
+        voice = Voice(self.tokenizer.words(), END, config.eos_every)
+        models = [EngineModel(shape, voice, str(uuid.uuid4())) for _ in range(config.ranks)]
+        self.metrics = EngineMetrics(models)
+        self._client = SideChannelClient(config.side_timeout_s)
+        self.ranks = [
+            Rank(number, model, self._open_publisher(number), self.metrics, self._client, self.die)
+            for number, model in enumerate(models)
+        ]
+        for number, rank in enumerate(self.ranks):
+            self._side_ports[number] = await rank.start(config.host, self._side_ports[number] or 0)
+
+    async def _stop_engine(self) -> None:
+        for rank in self.ranks:
+            await rank.stop()
+        if self._client is not None:
+            self._client.close()
+
+    def _open_publisher(self, number: int) -> Publisher | None:
+        config = self.config
+        port, replay = self._event_ports[number], self._replay_ports[number]
+        if port is None and config.events_connect is None:
+            return None
+        publisher = Publisher(
+            rank=number,
+            topic=config.topic,
+            buffer_steps=config.buffer_steps,
+            hwm=config.hwm,
+            form=config.event_form,
+        )
+        publisher.open(
+            config.events_connect or f"tcp://*:{port}", None if replay is None else f"tcp://*:{replay}"
+        )
+        if config.events_connect is None:
+            self._event_ports[number] = _port(publisher.endpoint)
+        if replay is not None:
+            self._replay_ports[number] = _port(publisher.replay_endpoint)
+        return publisher
+
+    def _spread(self, port: int | None) -> list[int | None]:
+        return [port + number if port else port for number in range(self.config.ranks)]
+
+    async def _start_admin(self) -> None:
+        app = web.Application(middlewares=[refusals])
+        app.add_routes([web.get("/faults", self._admin_get), web.post("/faults", self._admin_post)])
+        self._admin = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
+        await self._admin.setup()
+        await web.TCPSite(self._admin, self.config.host, self.config.admin or 0).start()
+        self.admin_port = self._admin.addresses[0][1]
+
+    async def _admin_get(self, _: web.Request) -> web.Response:
+        return json_answer(
+            {"faults": self.faults.active(), "dead": self.dead, "refusing": self._runner is None}
+        )
+
+    async def _admin_post(self, request: web.Request) -> web.Response:
+        """{"add": {...}}, {"clear": true} or {"do": verb}; verbs are those of this class and of its events."""
+        body = await read_json(request)
+        if "add" in body:
+            self.faults.add(msgspec.convert(body["add"], Fault))
+        if body.get("clear"):
+            self.faults.clear()
+        publishers = [rank.publisher for rank in self.ranks if rank.publisher is not None]
+        match body.get("do"):
+            case "restart":
+                await self.restart()
+            case "refuse":
+                await self.refuse()
+            case "accept":
+                await self.accept()
+            case "die":
+                self.die()
+            case "freeze_events":
+                for publisher in publishers:
+                    publisher.freeze()
+            case "thaw_events":
+                for publisher in publishers:
+                    publisher.thaw()
+            case "drop_events":
+                for publisher in publishers:
+                    publisher.drop(int(body.get("count", 1)))
+        return await self._admin_get(request)
+
+    @web.middleware
+    async def _watch(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Remember what arrived, then go wrong if a fault says so."""
+        if request.method == "POST":
+            self.seen.append(Seen(request.method, request.path, request.headers, await request.read()))
+        fault = self.faults.take(request.path)
+        if fault is None:
+            return await handler(request)
+        match fault.kind:
+            case "hang":
+                await asyncio.Event().wait()
+            case "slow":
+                await asyncio.sleep(fault.delay_s)
+            case "status":
+                error = {
+                    "message": "a fault",
+                    "type": "InternalServerError",
+                    "param": None,
+                    "code": fault.status,
+                }
+                return json_answer({"error": error}, fault.status)
+            case "cut":
+                return await self._cut(request, handler, fault)
+        return await handler(request)
+
+    async def _cut(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+        fault: Fault,
+    ) -> web.StreamResponse:
+        if not fault.after_bytes:
+            _abort(request)
+            raise ConnectionResetError("cut by a fault")
+        request[FAULT] = fault
+        response = await handler(request)
+        if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
+            return response
+        part = web.StreamResponse(status=response.status, headers=response.headers)
+        part.content_length = len(response.body)
+        await part.prepare(request)
+        await part.write(response.body[: fault.after_bytes])
+        _abort(request)
+        raise ConnectionResetError("cut by a fault")
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+
+
+def _port(endpoint: str | None) -> int | None:
+    return int(endpoint.rsplit(":", 1)[1]) if endpoint else None

@@ -1,0 +1,198 @@
+"""Invariant: batches are numbered from 0 in the order they happen, for as long as this publisher lives.
+
+vLLM's event publisher with its manners: a PUB socket that forgets what nobody heard, and a ROUTER that
+replays the last batches on demand - one request at a time, dropping silently for a reader that is slow.
+Nothing is said at shutdown, and the next publisher begins at 0 again.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from proxy.simulation.block_hashes import int_hash
+from proxy.tasks import TaskOwner
+
+log = logging.getLogger(__name__)
+
+END = (-1).to_bytes(8, "big", signed=True)
+_pack = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class EventForm:
+    """How events look on the wire."""
+
+    arrays: bool = False
+    """Events as arrays, as vLLM wrote them before 0.24."""
+    bytes_hashes: bool = False
+    """Hashes as 32 bytes (VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0) instead of 64-bit integers."""
+
+
+class EventWriter:
+    """Events to what vLLM's encoder makes of them: fields in its order, nulls where it writes nulls."""
+
+    def __init__(self, form: EventForm) -> None:
+        self._arrays = form.arrays
+        self._hash: Callable[[Any], int | bytes] = bytes if form.bytes_hashes else int_hash
+
+    def batch(self, events: Sequence[Event], rank: int, ts: float) -> bytes:
+        """One payload."""
+        return _pack([ts, [self._event(event) for event in events], rank])
+
+    def _event(self, event: Event) -> Any:
+        fields = self._fields(event)
+        if self._arrays:
+            # The older releases knew neither cache groups nor the names of their kinds.
+            return [v for k, v in fields.items() if k not in {"group_idx", "kv_cache_spec_kind"}]
+        return fields
+
+    def _fields(self, event: Event) -> dict[str, Any]:
+        match event:
+            case BlockStored():
+                return {
+                    "type": "BlockStored",
+                    "block_hashes": [self._hash(h) for h in event.block_hashes],
+                    "parent_block_hash": None
+                    if event.parent_block_hash is None
+                    else self._hash(event.parent_block_hash),
+                    "token_ids": event.token_ids,
+                    "block_size": event.block_size,
+                    "lora_id": event.lora_id,
+                    "medium": event.medium,
+                    "lora_name": event.lora_name,
+                    "extra_keys": event.extra_keys,
+                    "group_idx": event.group_idx,
+                    "kv_cache_spec_kind": event.kv_cache_spec_kind,
+                }
+            case BlockRemoved():
+                return {
+                    "type": "BlockRemoved",
+                    "block_hashes": [self._hash(h) for h in event.block_hashes],
+                    "medium": event.medium,
+                    "group_idx": event.group_idx,
+                }
+            case AllBlocksCleared():
+                return {"type": "AllBlocksCleared"}
+
+
+class Publisher:
+    """The event sockets of one rank. `drop` and `freeze` are faults."""
+
+    def __init__(
+        self,
+        *,
+        rank: int = 0,
+        topic: str = "",
+        buffer_steps: int = 10_000,
+        hwm: int = 100_000,
+        form: EventForm,
+    ) -> None:
+        self._rank = rank
+        self._topic = topic.encode()
+        self._writer = EventWriter(form)
+        self._buffer: deque[tuple[int, bytes]] = deque(maxlen=buffer_steps)
+        self._hwm = hwm
+        self._context = zmq.asyncio.Context()
+        self._pub: zmq.Socket[bytes] | None = None
+        self._router: zmq.asyncio.Socket | None = None
+        self._tasks = TaskOwner("event publisher")
+        self._frozen: deque[tuple[int, bytes]] | None = None
+        self._drop = 0
+        self.next_number = 0
+        self.endpoint: str | None = None
+        self.replay_endpoint: str | None = None
+
+    def open(self, endpoint: str, replay: str | None) -> None:
+        """Bind (or connect: an endpoint without `*`) the publisher and bind the replay socket.
+
+        A wildcard host is bound on the loopback address only, and reported as the wildcard it is in vLLM.
+        """
+        self._pub = zmq.Context(self._context).socket(zmq.PUB)
+        self._pub.set(zmq.LINGER, 0)
+        self._pub.set_hwm(self._hwm)
+        if "*" in endpoint or endpoint.startswith(("ipc://", "inproc://")):
+            self.endpoint = self._bind(self._pub, endpoint)
+        else:
+            self._pub.connect(endpoint)
+            self.endpoint = endpoint
+        if replay is not None:
+            self._router = self._context.socket(zmq.ROUTER)
+            self._router.set(zmq.LINGER, 0)
+            self.replay_endpoint = self._bind(self._router, replay)
+            self._tasks.create(self._serve_replays(self._router), name="replay")
+
+    async def close(self) -> None:
+        """Close the sockets; nobody is told."""
+        await self._tasks.close()
+        for socket in (self._pub, self._router):
+            if socket is not None:
+                socket.close(linger=0)
+        self._pub = self._router = None
+        self._context.term()
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Number a batch, keep it for replays and send it."""
+        number, self.next_number = self.next_number, self.next_number + 1
+        payload = self._writer.batch(events, self._rank, time.time())
+        if self._frozen is not None:
+            self._frozen.append((number, payload))
+            return
+        self._send(number, payload)
+
+    def drop(self, messages: int) -> None:
+        """Lose the next messages on their way; a replay still has them."""
+        self._drop += messages
+
+    def freeze(self) -> None:
+        """The publishing thread hangs: batches pile up unsent, replays are not answered."""
+        if self._frozen is None:
+            self._frozen = deque()
+
+    def thaw(self) -> None:
+        """The publishing thread goes on where it was."""
+        frozen, self._frozen = self._frozen or (), None
+        for number, payload in frozen:
+            self._send(number, payload)
+
+    def _send(self, number: int, payload: bytes) -> None:
+        self._buffer.append((number, payload))
+        if self._drop:
+            self._drop -= 1
+        elif self._pub is not None:
+            self._pub.send_multipart((self._topic, number.to_bytes(8, "big"), payload))
+
+    @staticmethod
+    def _bind(socket: zmq.Socket[Any], endpoint: str) -> str:
+        if not endpoint.startswith("tcp://*:"):
+            socket.bind(endpoint)
+            return endpoint
+        port = endpoint.removeprefix("tcp://*:")
+        socket.bind(f"tcp://127.0.0.1:{port if port != '0' else '*'}")
+        bound = socket.get_string(zmq.LAST_ENDPOINT)
+        return f"tcp://*:{bound.rsplit(':', 1)[1]}"
+
+    async def _serve_replays(self, router: zmq.asyncio.Socket) -> None:
+        plain: zmq.Socket[bytes] = zmq.Socket.shadow(
+            router
+        )  # its sends must not wait: a slow reader loses messages instead
+        while True:
+            frames = await router.recv_multipart()
+            if self._frozen is not None:
+                continue
+            if len(frames) != 3:
+                log.warning("invalid replay request of %d frames", len(frames))
+                continue
+            peer, _, start = frames
+            first = int.from_bytes(start, "big")
+            for number, payload in tuple(self._buffer):
+                if number >= first:
+                    plain.send_multipart((peer, b"", self._topic, number.to_bytes(8, "big"), payload))
+            plain.send_multipart((peer, b"", b"", END, b""))

@@ -1,0 +1,152 @@
+"""Invariant: between two steps of a model everything that arrived is in it, and everything it said is on its way.
+
+The wall-clock driver of one rank: sleeps through each step, hands tokens to the requests that wait, events
+to the publisher, commands to the side channel. It decides nothing.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from proxy.simulation.engine import Command, EngineDeadError, EngineModel, Pull
+from proxy.simulation.generation import Generation
+from proxy.simulation.metrics import EngineMetrics
+from proxy.simulation.publisher import Publisher
+from proxy.simulation.side_channel import Ask, Reply, SideChannelClient, SideChannelServer, TransferError
+from proxy.tasks import TaskOwner
+
+
+class Rank:
+    """One data-parallel rank of a live stand-in. `died` is called if a request kills the engine."""
+
+    def __init__(
+        self,
+        number: int,
+        model: EngineModel,
+        publisher: Publisher | None,
+        metrics: EngineMetrics,
+        client: SideChannelClient,
+        died: Callable[[], None],
+    ) -> None:
+        self.number = number
+        self.model = model
+        self.publisher = publisher
+        self._metrics = metrics
+        self._client = client
+        self._died = died
+        self._side = SideChannelServer(self._answer)
+        self._tasks = TaskOwner(f"rank {number}")
+        self._wake = asyncio.Event()
+        self._generations: dict[str, Generation] = {}
+
+    @property
+    def load(self) -> int:
+        """Requests not finished, by which ranks are compared."""
+        return self.model.unfinished
+
+    async def start(self, host: str, side_port: int) -> int:
+        """Open the side channel and begin to step; the side channel's port."""
+        port = await self._side.start(host, side_port)
+        self.model.address = (host, port)
+        self._tasks.create(self._run(), name="steps")
+        return port
+
+    async def stop(self) -> None:
+        """End at once, as a killed process would."""
+        await self._side.close()
+        await self._tasks.close()
+        if self.publisher is not None:
+            await self.publisher.close()
+        self.fail()
+
+    def fail(self) -> None:
+        """Every waiting request learns that the engine is gone."""
+        for generation in set(self._generations.values()):
+            generation.fail()
+
+    def submit(self, generation: Generation) -> None:
+        """Give the engine a request's choices."""
+        for choice in generation.choices:
+            self._generations[choice.request.id] = generation
+            self.model.add(choice.request)
+        self._wake.set()
+
+    def forget(self, generation: Generation) -> None:
+        """A request is answered, or its client has gone."""
+        generation.abandon()
+        for choice in generation.choices:
+            self._generations.pop(choice.request.id, None)
+        self._wake.set()
+
+    def reject(self, params: Mapping[str, Any]) -> None:
+        """A decode leg was refused: let its hold go."""
+        self.model.reject(params)
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            now_s = time.monotonic()
+            self.model.expire(now_s)
+            try:
+                step = self.model.begin_step(now_s)
+            except EngineDeadError:
+                self._died()
+                return
+            for command in self.model.take_commands(now_s):
+                self._tasks.create(self._carry_out(command), name=type(command).__name__)
+            if step is None:
+                await self._idle(now_s)
+                continue
+            await asyncio.sleep(max(now_s + step.duration_s - time.monotonic(), 0))
+            outputs = self.model.end_step(step, time.monotonic())
+            events = self.model.take_events()
+            if events and self.publisher is not None:
+                self.publisher.publish(events)
+            for output in outputs:
+                self._metrics.token(self.number, output)
+                if (generation := self._generations.get(output.request.id)) is not None:
+                    generation.feed(output)
+
+    async def _idle(self, now_s: float) -> None:
+        deadline_s = self.model.next_deadline_s()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if deadline_s is None else max(deadline_s - now_s, 0)):
+                await self._wake.wait()
+
+    async def _carry_out(self, command: Command) -> None:
+        if not isinstance(command, Pull):
+            with contextlib.suppress(TransferError):
+                await self._client.tell(command)
+            return
+        begun_s = time.monotonic()
+        await asyncio.sleep(command.transfer_s)
+        try:
+            contents = await self._client.pull(command)
+        except TransferError:
+            for output in self.model.pull_failed(command.request_id):
+                if (generation := self._generations.get(output.request.id)) is not None:
+                    generation.feed(output)
+        else:
+            before = self.model.stats.transferred_bytes
+            self.model.pulled(command.request_id, contents)
+            moved = self.model.stats.transferred_bytes - before
+            self._metrics.transfer(self.number, time.monotonic() - begun_s, moved)
+        self._wake.set()
+
+    def _answer(self, ask: Ask) -> Reply:
+        model = self.model
+        if ask.engine_id != model.engine_id:
+            return Reply(known=False)
+        contents = []
+        match ask.verb:
+            case "pull":
+                contents = [c.to_wire() for c in model.serve_pull(ask.request_id, ask.blocks)]
+            case "release":
+                model.serve_release(ask.request_id)
+            case _:
+                model.holds.heartbeat([ask.request_id], time.monotonic())
+        self._wake.set()
+        return Reply(known=True, contents=contents)

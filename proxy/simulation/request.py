@@ -1,0 +1,123 @@
+"""Invariant: a request's KV exists for exactly its first `computed` tokens; everything later is still to be computed.
+
+There is no prefill and no decode state: a request is done catching up when one token is missing, then each
+step computes that one and samples the next. After a preemption `computed` is 0 and it catches up again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Status(Enum):
+    """Where a request is."""
+
+    WAITING = "waiting"
+    PULLING = "pulling"  # its prompt's KV is on the way from another engine
+    RUNNING = "running"
+    STOPPED = "stop"
+    LENGTH = "length"
+    ABORTED = "abort"
+    FAILED = "error"
+
+    @property
+    def finished(self) -> bool:
+        """Whether no more tokens will come."""
+        return self in _FINISHED
+
+
+_FINISHED = {Status.STOPPED, Status.LENGTH, Status.ABORTED, Status.FAILED}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What decides the tokens that come out."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    favourite: int | None = None
+    """A token that a large logit bias makes certain."""
+    salt: int = 0
+    """Mixed into the choice of tokens: 0 for greedy, else made of the seed and the choice's number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A hold on another engine, as `kv_transfer_params` of a decode leg name it."""
+
+    host: str
+    port: int
+    engine_id: str
+    request_id: str
+    blocks: tuple[int, ...]
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> "Remote | None":
+        """Read what a prefill leg answered; None if a key that says where the hold is misses."""
+        needed = ("remote_host", "remote_port", "remote_engine_id", "remote_request_id")
+        if any(params.get(key) is None for key in needed):
+            return None
+        groups = params.get("remote_block_ids") or [[]]
+        return cls(
+            host=str(params["remote_host"]),
+            port=int(params["remote_port"]),
+            engine_id=str(params["remote_engine_id"]),
+            request_id=str(params["remote_request_id"]),
+            blocks=tuple(groups[0]),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence in the engine. `tokens` is the prompt and everything generated so far."""
+
+    id: str
+    tokens: list[int]
+    sampling: Sampling
+    arrived_s: float
+    lora: str | None = None
+    lora_id: int | None = None
+    cache_salt: str | None = None
+    pull: Mapping[str, Any] | None = None
+    """`kv_transfer_params` of a decode leg, until the transfer is under way."""
+    hold: bool = False
+    """A prefill leg: when it is finished its blocks wait for a decode engine."""
+    full_report: bool = False
+    """Announce the blocks a hit reuses, too."""
+    reads_cache: bool = True
+    """False when every prompt position must be computed, as prompt logprobs demand."""
+
+    status: Status = Status.WAITING
+    stop_reason: int | None = None
+    prompt_length: int = field(init=False)
+    computed: int = 0
+    table: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    announced: int = 0
+    """How many blocks of the table are in the prefix cache under this request's hashes."""
+    context: int | None = None
+    """State of the context over the computed tokens; None until it is read from memory."""
+    local_hit: int = 0
+    external_hit: int = 0
+    preemptions: int = 0
+    scheduled_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Remember where the prompt ends."""
+        self.prompt_length = len(self.tokens)
+
+    @property
+    def output(self) -> Sequence[int]:
+        """The generated tokens."""
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def generated(self) -> int:
+        """How many tokens were generated."""
+        return len(self.tokens) - self.prompt_length

@@ -1,0 +1,166 @@
+"""Invariant: a step computes at most `max_batched_tokens`, for running requests first, oldest first.
+
+Continuous batching with chunked prefill: each step gives every running request the tokens it lacks while
+the budget lasts, then admits waiting requests in order of arrival. A request is admitted only if its whole
+prompt fits; what it generates may not, and then the youngest running request loses all its blocks and
+starts over from the head of the queue - usually to find most of them still cached.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from proxy.simulation.kv_cache import KvCache
+from proxy.simulation.request import Request, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`count` tokens of a request from position `start` on, to be computed in one step."""
+
+    request: Request
+    start: int
+    count: int
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one step computes, and the requests whose prompts now are to be pulled from another engine."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    admitted: list[Request] = field(default_factory=list)
+    pulls: list[Request] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether anything happens in this step."""
+        return bool(self.chunks or self.pulls or self.preempted)
+
+
+class Scheduler:
+    """Decides which tokens the next step computes. Holds every unfinished request."""
+
+    def __init__(self, cache: KvCache, *, max_batched_tokens: int, max_sequences: int) -> None:
+        self._cache = cache
+        self._max_batched_tokens = max_batched_tokens
+        self._max_sequences = max_sequences
+        self._waiting: deque[Request] = deque()
+        # Requests whose blocks are allocated for a pull: they go first once the KV is there.
+        self._pulling: deque[Request] = deque()
+        self.running: list[Request] = []
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue, those waiting for a pull included."""
+        return len(self._waiting) + len(self._pulling)
+
+    @property
+    def deferred(self) -> int:
+        """Waiting requests that lack something other than room: the KV of a pull."""
+        return sum(1 for request in self._pulling if request.status is Status.PULLING)
+
+    def __iter__(self) -> Iterator[Request]:
+        """Every unfinished request."""
+        yield from self.running
+        yield from self._pulling
+        yield from self._waiting
+
+    def add(self, request: Request) -> None:
+        """Queue a new request."""
+        self._waiting.append(request)
+
+    def requeue(self, request: Request) -> None:
+        """A pull failed and the prompt shall be computed here after all: back to the head of the queue."""
+        self._pulling.remove(request)
+        self._cache.free(request)
+        request.computed, request.pull, request.status = 0, None, Status.WAITING
+        self._waiting.appendleft(request)
+
+    def remove(self, request: Request) -> None:
+        """Forget a request that is finished; its blocks are the caller's business."""
+        for queue in (self.running, self._pulling, self._waiting):
+            if request in queue:
+                queue.remove(request)
+
+    def schedule(self, now_s: float) -> Plan:
+        """Take the next step's tokens; from now on they count as computed."""
+        plan = Plan()
+        budget = self._schedule_running(plan)
+        if not plan.preempted:
+            self._admit(plan, budget, now_s)
+        for chunk in plan.chunks:
+            chunk.request.computed += chunk.count
+        return plan
+
+    def _schedule_running(self, plan: Plan) -> int:
+        budget = self._max_batched_tokens
+        index = 0
+        while index < len(self.running) and budget:
+            request = self.running[index]
+            count = min(len(request.tokens) - request.computed, budget)
+            while not self._cache.grow(request, request.computed + count):
+                victim = self.running.pop()
+                self._preempt(victim)
+                plan.preempted.append(victim)
+                if victim is request:
+                    return 0
+            self._take(plan, request, count)
+            budget -= count
+            index += 1
+        return budget
+
+    def _admit(self, plan: Plan, budget: int, now_s: float) -> None:
+        for request in [r for r in self._pulling if r.status is Status.WAITING]:
+            if not budget or len(self.running) >= self._max_sequences:
+                return
+            count = min(len(request.tokens) - request.computed, budget)
+            if not self._cache.grow(request, request.computed + count):
+                return
+            self._pulling.remove(request)
+            self._run(plan, request, count, now_s)
+            budget -= count
+        while self._waiting and budget and len(self.running) < self._max_sequences:
+            request = self._waiting[0]
+            hits = self._cache.lookup(request)
+            needed = self._cache.missing(request, len(request.tokens), hits)
+            if needed > self._cache.pool.free_blocks - (self._reserved() if request.pull else 0):
+                return
+            self._waiting.popleft()
+            self._cache.admit(request, hits)
+            plan.admitted.append(request)
+            request.computed = len(hits) * self._cache.block_size
+            if not request.preemptions:
+                request.local_hit = request.computed
+            if request.pull is not None:
+                self._cache.grow(request, len(request.tokens))
+                request.status = Status.PULLING
+                request.external_hit = len(request.tokens) - request.computed
+                self._pulling.append(request)
+                plan.pulls.append(request)
+                continue
+            count = min(len(request.tokens) - request.computed, budget)
+            self._cache.grow(request, request.computed + count)
+            self._run(plan, request, count, now_s)
+            budget -= count
+
+    def _run(self, plan: Plan, request: Request, count: int, now_s: float) -> None:
+        request.status = Status.RUNNING
+        if request.scheduled_s is None:
+            request.scheduled_s = now_s
+        self.running.append(request)
+        self._take(plan, request, count)
+
+    def _take(self, plan: Plan, request: Request, count: int) -> None:
+        plan.chunks.append(Chunk(request, request.computed, count))
+        self._cache.cache(request, request.computed + count)
+
+    def _preempt(self, request: Request) -> None:
+        self._cache.free(request)
+        request.computed, request.context, request.status = 0, None, Status.WAITING
+        request.preemptions += 1
+        self._waiting.appendleft(request)
+
+    def _reserved(self) -> int:
+        """Blocks that prompts in progress still need: a pull must not take them."""
+        partly = (r for r in self.running if r.computed < len(r.tokens))
+        return sum(self._cache.missing(r, len(r.tokens)) for r in partly)
