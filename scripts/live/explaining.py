@@ -1,7 +1,6 @@
 """What kvproxy says about a request before it is sent (POST /explain)."""
 
 import dataclasses
-from typing import Any
 
 import aiohttp
 
@@ -37,7 +36,7 @@ class Explanation:
             raise LookupError(f"{address} is {len(found)} times among the {role} candidates: {self.decision}")
         return found[0]
 
-    def cached(self, role: str = "prefill") -> dict[str, Any]:
+    def cached(self, role: str = "prefill") -> dict[str, int | None]:
         """Cached tokens of each candidate, None where unknown."""
         return {c["instance"]: c["cached_tokens"] for c in self.decision[role]["candidates"]}
 

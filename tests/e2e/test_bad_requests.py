@@ -88,7 +88,7 @@ async def test_what_prefill_would_have_hidden_is_refused_first(
 async def test_several_answers_to_one_prompt(
     session: aiohttp.ClientSession, proxy: ProxyProcess, plain: str
 ) -> None:
-    body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "temperature": 0, "n": 3}
+    body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "temperature": 1, "seed": 5, "n": 3}
     expected = await ask(session, plain, CHAT, body)
     got = await ask(session, proxy.url, CHAT, body)
     assert len(got.choices) == 3

@@ -116,10 +116,10 @@ async def test_a_decode_engine_dies_while_streaming(
 
     async def ends_cleanly(answer: aiohttp.ClientResponse) -> bool:
         try:
-            whole = await answer.read()
+            whole: bytes = await answer.read()
         except (aiohttp.ClientPayloadError, ConnectionError):
             return False
-        return bool(whole.rstrip().endswith(b"data: [DONE]"))
+        return whole.rstrip().endswith(b"data: [DONE]")
 
     clean = [await ends_cleanly(answer) for answer in answers]
     assert clean == [answer.headers["X-Kvproxy-Decode"] != lost for answer in answers]
@@ -151,7 +151,7 @@ async def test_a_cache_reset_is_learned_with_the_next_request(
 ) -> None:
     body = chat("before the reset")
     holder = (await ask(session, proxy.url, CHAT, body)).prefill
-    assert (await explain(session, proxy, body)).cached()[holder] > 0
+    assert (await explain(session, proxy, body)).cached()[holder]
     async with session.post(f"{fleet[fleet.named(holder)].url}/reset_prefix_cache") as answer:
         assert answer.status == 200
     # An idle engine announces the reset with its next event only: this request makes that event.
