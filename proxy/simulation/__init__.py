@@ -5,7 +5,8 @@
 """
 
 from proxy.simulation.config import StandInConfig
-from proxy.simulation.engine import EngineModel, EngineShape
+from proxy.simulation.engine import EngineModel
+from proxy.simulation.engine_values import EngineShape
 from proxy.simulation.faults import Fault
 from proxy.simulation.live import StandIn
 from proxy.simulation.publisher import EventForm

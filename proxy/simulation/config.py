@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from proxy.simulation.engine import EngineShape
+from proxy.simulation.engine_values import EngineShape
 from proxy.simulation.latency import PROFILES, Profile
 from proxy.simulation.publisher import EventForm
 

@@ -52,6 +52,13 @@ class SchemaError(BadRequestError):
         super().__init__(text.rstrip(), problems[0]["loc"])
 
 
+class PermissionDeniedError(ApiError):
+    """The route exists, but the engine was not started with it."""
+
+    status = 403
+    type = "PermissionDeniedError"
+
+
 class NotFoundError(ApiError):
     """No such model."""
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.simulation.engine import EngineModel, Output
+from proxy.simulation.engine import EngineModel
+from proxy.simulation.engine_values import Output
 from proxy.simulation.errors import ApiError, EngineGoneError, GenerationFailedError
 from proxy.simulation.request import Request, Sampling, Status
 from proxy.simulation.text import OutputText

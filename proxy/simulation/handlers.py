@@ -4,39 +4,38 @@ The front of the stand-in as vLLM's API server shows it: routes, refusals, strea
 leaves does.
 """
 
-import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from proxy.simulation import validation
 from proxy.simulation.answers import Answers
+from proxy.simulation.bodies import parse_chat, parse_completion, parse_detokenize, parse_tokenize
 from proxy.simulation.config import VERSION
-from proxy.simulation.errors import ApiError, BadRequestError, SchemaError
-from proxy.simulation.faults import Fault
+from proxy.simulation.errors import ApiError, BadRequestError, PermissionDeniedError
 from proxy.simulation.generation import Choice, Generation
+from proxy.simulation.http_edge import EventStream, json_answer, read_json
 from proxy.simulation.rank import Rank
 from proxy.simulation.request import Request
-from proxy.simulation.schema import problem
 from proxy.simulation.text import OutputText
+from proxy.simulation.validation import Asked
 
 if TYPE_CHECKING:
     from proxy.simulation.live import StandIn
 
-FAULT = web.RequestKey("fault", Fault)
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
-_Builder = Callable[[Mapping[str, Any]], validation.Asked]
+_Builder = Callable[[Mapping[str, Any]], Asked]
 
 
-def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A JSON answer as vLLM's framework writes it: no charset."""
-    return web.Response(body=_encode(body), status=status, headers=headers, content_type="application/json")
+_SCALE_OUT = (
+    "/inference/v1/generate",
+    "/v1/completions/render",
+    "/v1/completions/derender",
+    "/v1/chat/completions/render",
+    "/v1/chat/completions/derender",
+)
 
 
 class Handlers:
@@ -45,7 +44,6 @@ class Handlers:
     def __init__(self, engine: "StandIn") -> None:
         self._engine = engine
         self._created = int(time.time())
-        self._in_flight = 0
         self.routes = [
             web.get("/health", self.health, allow_head=False),
             web.get("/ping", self.health, allow_head=False),
@@ -60,6 +58,7 @@ class Handlers:
             web.post("/v1/completions", self.completions),
             web.post("/v1/chat/completions", self.chat_completions),
         ]
+        self.routes += [web.post(path, self.scale_out) for path in _SCALE_OUT]
         if engine.config.dev_mode:
             self.routes.append(web.post("/reset_prefix_cache", self.reset_prefix_cache))
 
@@ -70,10 +69,10 @@ class Handlers:
         return json_answer({"version": VERSION})
 
     async def load(self, _: web.Request) -> web.Response:
-        return json_answer({"server_load": self._in_flight})
+        return json_answer({"server_load": self._engine.in_flight.count})
 
     async def metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._engine.metrics.text(), content_type="text/plain", charset="utf-8")
+        return web.Response(body=self._engine.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def models(self, _: web.Request) -> web.Response:
         config = self._engine.config
@@ -88,9 +87,14 @@ class Handlers:
         done = [rank.model.reset_prefix_cache() for rank in self._engine.ranks]
         return json_answer({"success": all(done)})
 
+    async def scale_out(self, _: web.Request) -> web.Response:
+        raise PermissionDeniedError(
+            "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them."
+        )
+
     async def tokenize(self, request: web.Request) -> web.Response:
         engine = self._engine
-        body = validation.parse_tokenize(await read_json(request))
+        body = parse_tokenize(await read_json(request))
         engine.checker.served(body.get("model"))
         if body.get("messages") is not None:
             tokens = engine.checker.chat_tokens(body)
@@ -107,17 +111,19 @@ class Handlers:
         )
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        body = validation.parse_detokenize(await read_json(request))
+        body = parse_detokenize(await read_json(request))
         self._engine.checker.served(body.get("model"))
         return json_answer({"prompt": self._engine.tokenizer.decode(body["tokens"])})
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        body = validation.parse_completion(await read_json(request))
-        return await self._generate(request, body, self._engine.checker.completion, "cmpl")
+        with self._engine.in_flight.one():
+            body = parse_completion(await read_json(request))
+            return await self._generate(request, body, self._engine.checker.completion, "cmpl")
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        body = validation.parse_chat(await read_json(request))
-        return await self._generate(request, body, self._engine.checker.chat, "chatcmpl")
+        with self._engine.in_flight.one():
+            body = parse_chat(await read_json(request))
+            return await self._generate(request, body, self._engine.checker.chat, "chatcmpl")
 
     async def _generate(
         self, request: web.Request, body: Mapping[str, Any], build: _Builder, prefix: str
@@ -144,7 +150,6 @@ class Handlers:
             prompt_details=config.prompt_tokens_details,
             request_metrics=config.request_metrics,
         )
-        self._in_flight += 1
         try:
             if body.get("stream"):
                 generation.streamed = True
@@ -154,10 +159,9 @@ class Handlers:
             await generation.finished()
             return json_answer(answers.whole(generation))
         finally:
-            self._in_flight -= 1
             rank.forget(generation)
 
-    def _choices(self, asked: validation.Asked, answer_id: str) -> list[Choice]:
+    def _choices(self, asked: Asked, answer_id: str) -> list[Choice]:
         engine, body = self._engine, asked.body
         lora_id = engine.config.loras.index(asked.lora) + 1 if asked.lora else None
         report = (body.get("vllm_xargs") or {}).get("kv_cache_report_mode") == "full"
@@ -195,7 +199,7 @@ class Handlers:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        out = _Events(response, request)
+        out = EventStream(response, request)
         opened = False
         try:
             while pieces := await generation.pieces():
@@ -251,73 +255,3 @@ class Handlers:
             "max_model_len": max_model_len,
             "permission": [permission],
         }
-
-
-class _Events:
-    """Server-sent events of one answer, cut off where a fault says so."""
-
-    def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
-        self._response = response
-        fault = request.get(FAULT)
-        self._left = fault.after_bytes if fault is not None and fault.kind == "cut" else None
-        self._transport = request.transport
-
-    async def send(self, event: Any) -> None:
-        await self._write(b"data: " + _encode(event) + b"\n\n")
-
-    async def done(self) -> None:
-        await self._write(b"data: [DONE]\n\n")
-
-    async def _write(self, data: bytes) -> None:
-        if self._left is None:
-            await self._response.write(data)
-            return
-        await self._response.write(data[: self._left])
-        self._left -= len(data)
-        if self._left <= 0:
-            if self._transport is not None:
-                self._transport.abort()
-            raise ConnectionResetError("cut by a fault")
-
-
-async def read_json(request: web.Request) -> Any:
-    """The parsed body. SchemaError as vLLM words it for wrong types and broken JSON."""
-    if request.content_type != "application/json":
-        raise UnsupportedMediaError
-    data = await request.read()
-    if not data:
-        return None
-    try:
-        return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        try:
-            return json.loads(data)
-        except json.JSONDecodeError as error:
-            found = problem("json_invalid", f"body.{error.pos}", "JSON decode error", {}, error=error.msg)
-            raise SchemaError([found]) from None
-        except UnicodeDecodeError as error:
-            raise BadRequestError("There was an error parsing the body") from error
-
-
-class UnsupportedMediaError(SchemaError):
-    """A body that does not say it is JSON."""
-
-    def __init__(self) -> None:
-        super().__init__([{"loc": None}])
-        self.message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
-        self.param = None
-
-
-@web.middleware
-async def refusals(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
-    """Errors become vLLM's bodies: its own, and its framework's for routes that do not exist."""
-    try:
-        response: web.StreamResponse = await handler(request)
-    except ApiError as error:
-        return json_answer(error.body(), error.status)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-        return json_answer({"detail": HTTPStatus(error.status).phrase}, error.status, allow)
-    return response

@@ -9,20 +9,19 @@ The live stand-in: engine models behind real sockets on the loopback address.
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
 from aiohttp import web
 
+from proxy.simulation.admin import Seen, admin_app, watch
 from proxy.simulation.config import StandInConfig
 from proxy.simulation.engine import EngineModel
-from proxy.simulation.faults import Fault, Faults
-from proxy.simulation.handlers import FAULT, Handlers, json_answer, read_json, refusals
+from proxy.simulation.faults import Faults
+from proxy.simulation.handlers import Handlers
+from proxy.simulation.http_edge import InFlight, refusals
 from proxy.simulation.metrics import EngineMetrics
 from proxy.simulation.publisher import Publisher
 from proxy.simulation.rank import Rank
@@ -34,25 +33,12 @@ from proxy.tasks import TaskOwner
 
 _BODY_LIMIT = 256 * 1024 * 1024
 _REMEMBERED = 1000
+_LAST_ANSWERS_S = 1.0
 
 
 @cache
 def _tokenizer() -> Tokenizer:
     return load_tokenizer()
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A request as it arrived, for tests that ask what a proxy sent."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        """The parsed body."""
-        return msgspec.json.decode(self.body)
 
 
 class StandIn:
@@ -66,6 +52,7 @@ class StandIn:
         )
         self.faults = Faults()
         self.seen: deque[Seen] = deque(maxlen=_REMEMBERED)
+        self.in_flight = InFlight()
         self.dead = False
         self.ended = asyncio.Event()
         """Set when the engine has died, as the process of a real one exits."""
@@ -147,6 +134,11 @@ class StandIn:
             if rank.publisher is not None
         }
 
+    @property
+    def refusing(self) -> bool:
+        """Whether the API's port is closed."""
+        return self._runner is None
+
     def least_loaded(self) -> Rank:
         """The rank a request goes to that names none; ties are broken in turn."""
         first = next(self._turn) % len(self.ranks)
@@ -194,7 +186,7 @@ class StandIn:
         """Open the API's port."""
         if self._runner is not None:
             return
-        app = web.Application(middlewares=[self._watch, refusals], client_max_size=_BODY_LIMIT)
+        app = web.Application(middlewares=[watch(self), refusals], client_max_size=_BODY_LIMIT)
         app.add_routes(Handlers(self).routes)
         self._runner = web.AppRunner(
             app,
@@ -218,8 +210,7 @@ class StandIn:
         self._tasks.create(self._end(), name="end")
 
     async def _end(self) -> None:
-        for _ in range(10):  # let the errors out
-            await asyncio.sleep(0)
+        await self.in_flight.drained(_LAST_ANSWERS_S)
         await self.refuse()
         await self._stop_engine()
         self.ended.set()
@@ -258,9 +249,11 @@ class StandIn:
             hwm=config.hwm,
             form=config.event_form,
         )
-        publisher.open(
-            config.events_connect or f"tcp://*:{port}", None if replay is None else f"tcp://*:{replay}"
-        )
+        endpoint = f"tcp://*:{port}"
+        if config.events_connect is not None:
+            host, _, first = config.events_connect.rpartition(":")
+            endpoint = f"{host}:{int(first) + number}"
+        publisher.open(endpoint, None if replay is None else f"tcp://*:{replay}")
         if config.events_connect is None:
             self._event_ports[number] = _port(publisher.endpoint)
         if replay is not None:
@@ -271,97 +264,10 @@ class StandIn:
         return [port + number if port else port for number in range(self.config.ranks)]
 
     async def _start_admin(self) -> None:
-        app = web.Application(middlewares=[refusals])
-        app.add_routes([web.get("/faults", self._admin_get), web.post("/faults", self._admin_post)])
-        self._admin = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
+        self._admin = web.AppRunner(admin_app(self), access_log=None, shutdown_timeout=0.0)
         await self._admin.setup()
         await web.TCPSite(self._admin, self.config.host, self.config.admin or 0).start()
         self.admin_port = self._admin.addresses[0][1]
-
-    async def _admin_get(self, _: web.Request) -> web.Response:
-        return json_answer(
-            {"faults": self.faults.active(), "dead": self.dead, "refusing": self._runner is None}
-        )
-
-    async def _admin_post(self, request: web.Request) -> web.Response:
-        """{"add": {...}}, {"clear": true} or {"do": verb}; verbs are those of this class and of its events."""
-        body = await read_json(request)
-        if "add" in body:
-            self.faults.add(msgspec.convert(body["add"], Fault))
-        if body.get("clear"):
-            self.faults.clear()
-        publishers = [rank.publisher for rank in self.ranks if rank.publisher is not None]
-        match body.get("do"):
-            case "restart":
-                await self.restart()
-            case "refuse":
-                await self.refuse()
-            case "accept":
-                await self.accept()
-            case "die":
-                self.die()
-            case "freeze_events":
-                for publisher in publishers:
-                    publisher.freeze()
-            case "thaw_events":
-                for publisher in publishers:
-                    publisher.thaw()
-            case "drop_events":
-                for publisher in publishers:
-                    publisher.drop(int(body.get("count", 1)))
-        return await self._admin_get(request)
-
-    @web.middleware
-    async def _watch(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """Remember what arrived, then go wrong if a fault says so."""
-        if request.method == "POST":
-            self.seen.append(Seen(request.method, request.path, request.headers, await request.read()))
-        fault = self.faults.take(request.path)
-        if fault is None:
-            return await handler(request)
-        match fault.kind:
-            case "hang":
-                await asyncio.Event().wait()
-            case "slow":
-                await asyncio.sleep(fault.delay_s)
-            case "status":
-                error = {
-                    "message": "a fault",
-                    "type": "InternalServerError",
-                    "param": None,
-                    "code": fault.status,
-                }
-                return json_answer({"error": error}, fault.status)
-            case "cut":
-                return await self._cut(request, handler, fault)
-        return await handler(request)
-
-    async def _cut(
-        self,
-        request: web.Request,
-        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
-        fault: Fault,
-    ) -> web.StreamResponse:
-        if not fault.after_bytes:
-            _abort(request)
-            raise ConnectionResetError("cut by a fault")
-        request[FAULT] = fault
-        response = await handler(request)
-        if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
-            return response
-        part = web.StreamResponse(status=response.status, headers=response.headers)
-        part.content_length = len(response.body)
-        await part.prepare(request)
-        await part.write(response.body[: fault.after_bytes])
-        _abort(request)
-        raise ConnectionResetError("cut by a fault")
-
-
-def _abort(request: web.Request) -> None:
-    if request.transport is not None:
-        request.transport.abort()
 
 
 def _port(endpoint: str | None) -> int | None:

@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from proxy.simulation.engine import EngineModel, Output
+from proxy.simulation.engine import EngineModel
+from proxy.simulation.engine_values import Output
 
 _LATENCY = (
     0.001,

@@ -49,10 +49,7 @@ class EventWriter:
 
     def _event(self, event: Event) -> Any:
         fields = self._fields(event)
-        if self._arrays:
-            # The older releases knew neither cache groups nor the names of their kinds.
-            return [v for k, v in fields.items() if k not in {"group_idx", "kv_cache_spec_kind"}]
-        return fields
+        return list(fields.values()) if self._arrays else fields
 
     def _fields(self, event: Event) -> dict[str, Any]:
         match event:

@@ -6,16 +6,20 @@ to the publisher, commands to the side channel. It decides nothing.
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from proxy.simulation.engine import Command, EngineDeadError, EngineModel, Pull
+from proxy.simulation.engine import EngineModel
+from proxy.simulation.engine_values import Command, EngineDeadError, Output, Pull
 from proxy.simulation.generation import Generation
 from proxy.simulation.metrics import EngineMetrics
 from proxy.simulation.publisher import Publisher
 from proxy.simulation.side_channel import Ask, Reply, SideChannelClient, SideChannelServer, TransferError
 from proxy.tasks import TaskOwner
+
+log = logging.getLogger(__name__)
 
 
 class Rank:
@@ -86,29 +90,38 @@ class Rank:
         self._wake.set()
 
     async def _run(self) -> None:
-        while True:
-            self._wake.clear()
-            now_s = time.monotonic()
-            self.model.expire(now_s)
-            try:
-                step = self.model.begin_step(now_s)
-            except EngineDeadError:
-                self._died()
-                return
-            for command in self.model.take_commands(now_s):
-                self._tasks.create(self._carry_out(command), name=type(command).__name__)
-            if step is None:
-                await self._idle(now_s)
-                continue
-            await asyncio.sleep(max(now_s + step.duration_s - time.monotonic(), 0))
-            outputs = self.model.end_step(step, time.monotonic())
-            events = self.model.take_events()
-            if events and self.publisher is not None:
-                self.publisher.publish(events)
-            for output in outputs:
-                self._metrics.token(self.number, output)
-                if (generation := self._generations.get(output.request.id)) is not None:
-                    generation.feed(output)
+        try:
+            while True:
+                await self._step()
+        except EngineDeadError as error:
+            log.warning("rank %d dies: %s", self.number, error)
+            self._died()
+        except Exception:
+            self._died()
+            raise
+
+    async def _step(self) -> None:
+        self._wake.clear()
+        now_s = time.monotonic()
+        self.model.expire(now_s)
+        step = self.model.begin_step(now_s)
+        for command in self.model.take_commands(now_s):
+            self._tasks.create(self._carry_out(command), name=type(command).__name__)
+        if step is None:
+            await self._idle(now_s)
+            return
+        await asyncio.sleep(max(now_s + step.duration_s - time.monotonic(), 0))
+        outputs = self.model.end_step(step, time.monotonic())
+        events = self.model.take_events()
+        if events and self.publisher is not None:
+            self.publisher.publish(events)
+        for output in outputs:
+            self._metrics.token(self.number, output)
+            self._deliver(output)
+
+    def _deliver(self, output: Output) -> None:
+        if (generation := self._generations.get(output.request.id)) is not None:
+            generation.feed(output)
 
     async def _idle(self, now_s: float) -> None:
         deadline_s = self.model.next_deadline_s()
@@ -127,8 +140,7 @@ class Rank:
             contents = await self._client.pull(command)
         except TransferError:
             for output in self.model.pull_failed(command.request_id):
-                if (generation := self._generations.get(output.request.id)) is not None:
-                    generation.feed(output)
+                self._deliver(output)
         else:
             before = self.model.stats.transferred_bytes
             self.model.pulled(command.request_id, contents)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.simulation.engine import Heartbeat, Pull, Release
+from proxy.simulation.engine_values import Heartbeat, Pull, Release
 from proxy.simulation.memory import Content
 from proxy.simulation.request import Remote
 from proxy.tasks import TaskOwner
@@ -120,7 +120,7 @@ class SideChannelClient:
             try:
                 return await self._exchange(idle, reader, writer, ask)
             except TransferError:
-                continue  # it was closed while idle; no question is answered twice on a connection that broke
+                continue  # most likely it was closed while idle
         try:
             async with asyncio.timeout(self._timeout_s):
                 reader, writer = await asyncio.open_connection(remote.host, remote.port)

@@ -1,0 +1,136 @@
+"""Invariant: faults happen between the socket and the handlers; a handler never knows that it is being spoiled.
+
+What tests and chaos runs use: a memory of the requests that arrived, the middleware that makes them go
+wrong, and the endpoint on a port of its own through which another process commands both.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from proxy.simulation.errors import BadRequestError
+from proxy.simulation.faults import Fault
+from proxy.simulation.http_edge import FAULT, CutError, json_answer, read_json, refusals
+
+if TYPE_CHECKING:
+    from proxy.simulation.live import StandIn
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A request as it arrived, for tests that ask what a proxy sent."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The parsed body."""
+        return msgspec.json.decode(self.body)
+
+
+def watch(engine: "StandIn") -> Middleware:
+    """Remember what arrives, then let it go wrong if a fault says so."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method == "POST":
+            engine.seen.append(Seen(request.method, request.path, request.headers, await request.read()))
+        fault = engine.faults.take(request.path)
+        if fault is None:
+            return await handler(request)
+        match fault.kind:
+            case "hang":
+                await asyncio.Event().wait()
+            case "slow":
+                await asyncio.sleep(fault.delay_s)
+            case "status":
+                error = {
+                    "message": "a fault",
+                    "type": "InternalServerError",
+                    "param": None,
+                    "code": fault.status,
+                }
+                return json_answer({"error": error}, fault.status)
+            case "cut":
+                return await _cut(request, handler, fault)
+        return await handler(request)
+
+    return middleware
+
+
+async def _cut(request: web.Request, handler: Handler, fault: Fault) -> web.StreamResponse:
+    if not fault.after_bytes:
+        raise CutError(request)
+    request[FAULT] = fault
+    response = await handler(request)
+    if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
+        return response
+    part = web.StreamResponse(status=response.status, headers=response.headers)
+    part.content_length = len(response.body)
+    await part.prepare(request)
+    await part.write(response.body[: fault.after_bytes])
+    raise CutError(request)
+
+
+def admin_app(engine: "StandIn") -> web.Application:
+    """GET /faults tells what is wrong; POST changes it.
+
+    {"add": a fault}, {"clear": true}, or {"do": verb} with one of restart, refuse, accept, die,
+    freeze_events, thaw_events, drop_events (with "count").
+    """
+
+    async def get(_: web.Request) -> web.Response:
+        state = {"faults": engine.faults.active(), "dead": engine.dead, "refusing": engine.refusing}
+        return json_answer(state)
+
+    async def post(request: web.Request) -> web.Response:
+        body = await read_json(request)
+        if not isinstance(body, dict):
+            raise BadRequestError("an object is needed")
+        if body.get("clear"):
+            engine.faults.clear()
+        if "add" in body:
+            try:
+                engine.faults.add(msgspec.convert(body["add"], Fault))
+            except msgspec.ValidationError as error:
+                raise BadRequestError(str(error), "add") from error
+        if "do" in body:
+            await _do(engine, body["do"], int(body.get("count", 1)))
+        return await get(request)
+
+    app = web.Application(middlewares=[refusals])
+    app.add_routes([web.get("/faults", get), web.post("/faults", post)])
+    return app
+
+
+async def _do(engine: "StandIn", verb: Any, count: int) -> None:
+    publishers = [rank.publisher for rank in engine.ranks if rank.publisher is not None]
+    match verb:
+        case "restart":
+            await engine.restart()
+        case "refuse":
+            await engine.refuse()
+        case "accept":
+            await engine.accept()
+        case "die":
+            engine.die()
+        case "freeze_events":
+            for publisher in publishers:
+                publisher.freeze()
+        case "thaw_events":
+            for publisher in publishers:
+                publisher.thaw()
+        case "drop_events":
+            for publisher in publishers:
+                publisher.drop(count)
+        case _:
+            raise BadRequestError(f"unknown verb {verb!r}", "do")

@@ -1,0 +1,100 @@
+"""Invariant: what goes into a model and what comes out of it are values: they can be logged, compared, replayed."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxy.simulation.latency import PROFILES, Profile
+from proxy.simulation.request import Remote, Request
+from proxy.simulation.scheduler import Plan
+
+
+class EngineDeadError(Exception):
+    """An assertion of the real engine would have failed: the whole engine is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineShape:
+    """What an engine is, apart from its sockets."""
+
+    model: str = "tiny"
+    block_size: int = 16
+    blocks: int = 4096
+    max_model_len: int = 8192
+    max_batched_tokens: int = 2048
+    max_sequences: int = 256
+    lease_s: float = 30.0
+    connector: bool = True
+    """Whether a KV connector is configured; without one `kv_transfer_params` mean nothing."""
+    recompute: bool = False
+    """What becomes of a request whose pull failed: computed here, or answered with an error (the default)."""
+    lucky_reads: bool = False
+    """A pull from a hold that is over finds what lies in its blocks now, right until they are reused. By
+    default it finds garbage, as if they had been: tests must not depend on luck."""
+    profile: Profile = field(default_factory=lambda: PROFILES["zero"])
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Read these blocks of another engine, then say `pulled` (or `pull_failed`)."""
+
+    request_id: str
+    remote: Remote
+    blocks: tuple[int, ...]
+    transfer_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Tell another engine that its hold will not be read."""
+
+    remote: Remote
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Tell another engine that a hold is still wanted."""
+
+    remote: Remote
+
+
+Command = Pull | Release | Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step under way: its chunks and how long it takes."""
+
+    plan: Plan
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One token of a request; None if it ended without one. `params` is what a prefill leg hands on."""
+
+    request: Request
+    token: int | None
+    context: int
+    """The state of the context the token was chosen in."""
+    previous_s: float | None = None
+    """When the token before it came out."""
+    params: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the engine started."""
+
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    external_queries: int = 0
+    external_hits: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    prompt_by_source: Counter[str] = field(default_factory=Counter)
+    generated_tokens: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+    transfers: int = 0
+    transferred_bytes: int = 0
+    failed_transfers: int = 0

@@ -1,0 +1,131 @@
+"""Invariant: every body in and out of the stand-in's HTTP passes here, so it is worded as vLLM words it."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from proxy.simulation.errors import ApiError, BadRequestError, SchemaError
+from proxy.simulation.faults import Fault
+from proxy.simulation.schema import problem
+
+FAULT = web.RequestKey("fault", Fault)
+encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+class CutError(ConnectionResetError):
+    """A fault tears the connection down; whatever is unsent stays so."""
+
+    def __init__(self, request: web.Request) -> None:
+        super().__init__("cut by a fault")
+        if request.transport is not None:
+            request.transport.abort()
+
+
+class InFlight:
+    """Requests being answered."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """For as long as a request is answered."""
+        self.count += 1
+        self._none.clear()
+        try:
+            yield
+        finally:
+            self.count -= 1
+            if not self.count:
+                self._none.set()
+
+    async def drained(self, timeout_s: float) -> bool:
+        """Wait until nothing is being answered, at most `timeout_s` seconds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._none.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON answer as vLLM's framework writes it: no charset."""
+    return web.Response(body=encode(body), status=status, headers=headers, content_type="application/json")
+
+
+class EventStream:
+    """Server-sent events of one answer, cut off where a fault says so."""
+
+    def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
+        self._response = response
+        fault = request.get(FAULT)
+        self._left = fault.after_bytes if fault is not None and fault.kind == "cut" else None
+        self._request = request
+
+    async def send(self, event: Any) -> None:
+        await self._write(b"data: " + encode(event) + b"\n\n")
+
+    async def done(self) -> None:
+        await self._write(b"data: [DONE]\n\n")
+
+    async def _write(self, data: bytes) -> None:
+        if self._left is None:
+            await self._response.write(data)
+            return
+        await self._response.write(data[: self._left])
+        self._left -= len(data)
+        if self._left <= 0:
+            raise CutError(self._request)
+
+
+async def read_json(request: web.Request) -> Any:
+    """The parsed body. SchemaError as vLLM words it for wrong types and broken JSON."""
+    if request.content_type != "application/json":
+        raise UnsupportedMediaError
+    data = await request.read()
+    if not data:
+        return None
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        try:
+            return json.loads(data)
+        except json.JSONDecodeError as error:
+            found = problem("json_invalid", f"body.{error.pos}", "JSON decode error", {}, error=error.msg)
+            raise SchemaError([found]) from None
+        except UnicodeDecodeError as error:
+            raise BadRequestError("There was an error parsing the body") from error
+
+
+class UnsupportedMediaError(SchemaError):
+    """A body that does not say it is JSON."""
+
+    def __init__(self) -> None:
+        super().__init__([{"loc": None}])
+        self.message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
+        self.param = None
+
+
+@web.middleware
+async def refusals(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+    """Errors become vLLM's bodies: its own, and its framework's for routes that do not exist."""
+    try:
+        response: web.StreamResponse = await handler(request)
+    except ApiError as error:
+        return json_answer(error.body(), error.status)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        return json_answer({"detail": HTTPStatus(error.status).phrase}, error.status, allow)
+    return response
