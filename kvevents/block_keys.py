@@ -59,8 +59,8 @@ class BlockHasher:
         if block_size <= 0:
             raise ValueError(f"block_size must be positive, not {block_size}")
         salt = [prompt.cache_salt] if prompt.cache_salt else []
-        first = canonical_extra(prompt.lora_name, None, salt)
-        later = canonical_extra(prompt.lora_name, None, None)
+        first = _canonical_bytes(prompt.lora_name or None, salt)
+        later = _canonical_bytes(prompt.lora_name or None, [])
         key: int | None = None
         for end in range(block_size, len(prompt.token_ids) + 1, block_size):
             try:
@@ -125,10 +125,13 @@ def canonical_extra(lora_name: str | None, lora_id: int | None, entry: Any) -> b
     The adapter is counted once, though engines also put its name in front of the extra keys. A number without
     a name identifies an adapter of that engine only, so no prompt has it. Raises UnkeyableRun.
     """
-    adapter: Any = lora_name or lora_id
     parts = list(entry) if isinstance(entry, list | tuple) else [] if entry is None else [entry]
     if lora_name and parts and parts[0] == lora_name:
         del parts[0]
+    return _canonical_bytes(lora_name or lora_id, parts)
+
+
+def _canonical_bytes(adapter: str | int | None, parts: list[Any]) -> bytes:
     out: list[bytes] = []
     _canonical([adapter, parts], out, _MAX_DEPTH)
     return b"".join(out)

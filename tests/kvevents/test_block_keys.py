@@ -1,0 +1,157 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
+from kvevents.events import BlockStored, Reason
+
+HASHER = BlockHasher(b"test")
+TOKENS = list(range(1, 9))
+
+
+def run(
+    count: int = 2,
+    *,
+    token_ids: list[int] | None = None,
+    lora_name: str | None = None,
+    lora_id: int | None = None,
+    extra_keys: list[Any] | None = None,
+) -> BlockStored:
+    tokens = TOKENS[: 4 * count] if token_ids is None else token_ids
+    return BlockStored(
+        list(range(count)), None, tokens, 4, lora_id=lora_id, lora_name=lora_name, extra_keys=extra_keys
+    )
+
+
+SALTED = [["s"], None]
+BOTH = [["a", "s"], ["a"]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "event"),
+    [
+        (Prompt(TOKENS), run()),
+        (Prompt(TOKENS), run(extra_keys=[None, None])),
+        (Prompt(TOKENS), run(extra_keys=[[], ()])),
+        (Prompt(TOKENS), run(extra_keys=[])),
+        (Prompt(TOKENS, lora_name="", cache_salt=""), run()),
+        (Prompt(tuple(TOKENS)), run()),
+        (Prompt(TOKENS, lora_name="a"), run(lora_name="a")),
+        (Prompt(TOKENS, lora_name="a"), run(lora_name="a", extra_keys=[["a"], ["a"]])),
+        (Prompt(TOKENS, lora_name="a"), run(lora_name="a", extra_keys=[("a",), "a"])),
+        (Prompt(TOKENS, lora_name="a"), run(lora_name="a", lora_id=7)),
+        (Prompt(TOKENS, cache_salt="s"), run(extra_keys=SALTED)),
+        (Prompt(TOKENS, cache_salt="s"), run(extra_keys=[("s",), []])),
+        (Prompt(TOKENS, lora_name="a", cache_salt="s"), run(lora_name="a", extra_keys=BOTH)),
+        (Prompt(TOKENS, lora_name="a", cache_salt="a"), run(lora_name="a", extra_keys=[["a", "a"], ["a"]])),
+    ],
+)
+def test_prompt_and_event_agree(prompt: Prompt, event: BlockStored) -> None:
+    assert HASHER.of_prompt(prompt, 4) == HASHER.of_run(None, event)
+
+
+DISTINCT = [
+    run(),
+    run(lora_name="a"),
+    run(lora_name="b"),
+    run(lora_id=1),
+    run(lora_id=2),
+    run(extra_keys=SALTED),
+    run(extra_keys=[["a"], None]),
+    run(lora_name="a", extra_keys=BOTH),
+    run(lora_name="s", extra_keys=[["s", "a"], ["s"]]),
+    run(extra_keys=[[1], None]),
+    run(extra_keys=[["1"], None]),
+    run(extra_keys=[[b"1"], None]),
+    run(extra_keys=[[True], None]),
+    run(extra_keys=[[1.0], None]),
+    run(extra_keys=[[None], None]),
+    run(extra_keys=[[["hash", 0]], None]),
+    run(extra_keys=[[["hash", 1]], None]),
+    run(extra_keys=[["hash", 0], None]),
+    run(extra_keys=[[["hash"], 0], None]),
+    run(extra_keys=[[["hash", 0], "s"], None]),
+    run(token_ids=[0, 2, 3, 4, 5, 6, 7, 8]),
+    run(token_ids=[2**32 - 1, 2, 3, 4, 5, 6, 7, 8]),
+]
+
+
+def test_different_content_has_different_keys_from_the_first_block_on() -> None:
+    keys = [key for event in DISTINCT for key in HASHER.of_run(None, event)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_multi_modal_keys_in_a_later_block_keep_the_blocks_before_it() -> None:
+    plain, image = HASHER.of_run(None, run()), HASHER.of_run(None, run(extra_keys=[None, [["hash", 0]]]))
+    assert plain[0] == image[0]
+    assert plain[1] != image[1]
+    assert HASHER.of_run(None, run(extra_keys=[None, [("hash", 0)]])) == image
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.integers(1, 9), st.data())
+def test_a_prompt_in_two_runs_has_the_keys_of_one(tokens: list[int], size: int, data: st.DataObject) -> None:
+    keys = HASHER.of_prompt(Prompt(tokens), size)
+    assert len(keys) == len(tokens) // size
+    cut = data.draw(st.integers(0, len(keys)))
+    head, tail = tokens[: cut * size], tokens[cut * size : len(keys) * size]
+    first = HASHER.of_run(None, BlockStored([0] * cut, None, head, size))
+    rest = HASHER.of_run(first[-1] if first else None, BlockStored([0] * (len(keys) - cut), 0, tail, size))
+    assert first + rest == keys
+
+
+def test_keys_are_64_bit_and_depend_on_the_secret_and_the_parent() -> None:
+    keys = HASHER.of_prompt(Prompt([1] * 8), 4)
+    assert all(0 <= key < 2**64 for key in keys)
+    assert keys[0] != keys[1]
+    assert BlockHasher(b"test").of_prompt(Prompt([1] * 8), 4) == keys
+    assert BlockHasher(b"other").of_prompt(Prompt([1] * 8), 4) != keys
+    assert BlockHasher().of_prompt(Prompt([1] * 8), 4) != BlockHasher().of_prompt(Prompt([1] * 8), 4)
+
+
+def test_block_sizes_do_not_share_keys() -> None:
+    assert set(HASHER.of_prompt(Prompt(TOKENS), 4)).isdisjoint(HASHER.of_prompt(Prompt(TOKENS), 8))
+
+
+@pytest.mark.parametrize("token", [-1, 2**32, 2**70])
+def test_a_prompt_ends_before_a_token_no_engine_can_have(token: int) -> None:
+    assert HASHER.of_prompt(Prompt([1, 2, 3, 4, 5, token, 7, 8]), 4) == HASHER.of_prompt(
+        Prompt([1, 2, 3, 4]), 4
+    )
+
+
+@pytest.mark.parametrize("size", [0, -4])
+def test_a_block_size_must_be_positive(size: int) -> None:
+    with pytest.raises(ValueError, match="block_size"):
+        HASHER.of_prompt(Prompt(TOKENS), size)
+
+
+def nested(depth: int) -> Any:
+    value: Any = "x"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (run(token_ids=[1, 2, 3]), Reason.MISALIGNED),
+        (run(token_ids=[1] * 9), Reason.MISALIGNED),
+        (run(0, token_ids=[1]), Reason.MISALIGNED),
+        (run(extra_keys=[None]), Reason.MISALIGNED),
+        (run(extra_keys=[None] * 3), Reason.MISALIGNED),
+        (BlockStored([1], None, [1], 0), Reason.MISALIGNED),
+        (BlockStored([1], None, [], -1), Reason.MISALIGNED),
+        (run(token_ids=[1, 2, 3, 4, 5, 6, 7, -1]), Reason.TOKENS),
+        (run(token_ids=[1, 2, 3, 4, 5, 6, 7, 2**32]), Reason.TOKENS),
+        (run(extra_keys=[nested(9), None]), Reason.EXTRA_KEYS),
+        (run(extra_keys=[nested(5_000), None]), Reason.EXTRA_KEYS),
+        (run(extra_keys=[[{"a": 1}], None]), Reason.EXTRA_KEYS),
+    ],
+)
+def test_an_unkeyable_run_says_why(event: BlockStored, reason: Reason) -> None:
+    with pytest.raises(UnkeyableRun) as caught:
+        HASHER.of_run(None, event)
+    assert caught.value.reason is reason

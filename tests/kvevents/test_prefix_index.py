@@ -1,0 +1,319 @@
+from typing import Any
+
+import pytest
+
+from kvevents.block_keys import BlockHasher, Prompt
+from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
+from kvevents.prefix_index import Change, PrefixIndex, Slot
+
+E, R = "10.0.0.1:8000", 0
+GPU, CPU = Slot(E, R, "GPU"), Slot(E, R, "CPU")
+NOTHING_DROPPED: dict[Reason, int] = {}
+
+
+def tokens(*blocks: int, size: int = 4) -> list[int]:
+    return [block for block in blocks for _ in range(size)]
+
+
+def stored(
+    hashes: list[EngineHash], parent: EngineHash | None = None, *, size: int = 4, **fields: Any
+) -> BlockStored:
+    """A run whose blocks hold their own hash as tokens."""
+    token_ids = fields.pop("token_ids", [h for h in hashes for _ in range(size)])
+    return BlockStored(hashes, parent, token_ids, size, **{"medium": "GPU", **fields})
+
+
+def removed(*hashes: EngineHash, medium: str | None = "GPU", group_idx: int | None = None) -> BlockRemoved:
+    return BlockRemoved(list(hashes), medium, group_idx)
+
+
+@pytest.fixture
+def index() -> PrefixIndex:
+    return PrefixIndex(BlockHasher(b"test"))
+
+
+def cached(index: PrefixIndex, *blocks: int, slot: Slot = GPU, **prompt: Any) -> int:
+    return index.match(Prompt(tokens(*blocks), **prompt))[slot]
+
+
+def test_an_empty_index_knows_no_slot(index: PrefixIndex) -> None:
+    assert index.match(Prompt([1, 2, 3])) == {}
+    assert index.blocks() == {}
+    assert index.block_size(E, R) is None
+    assert index.retire(E) == index.clear(E, R) == 0
+
+
+def test_the_longest_prefix_counts_in_tokens(index: PrefixIndex) -> None:
+    assert index.store(E, R, stored([1, 2, 3])) == Change(3, 0, {})
+    assert index.block_size(E, R) == 4
+    assert index.blocks() == {GPU: 3}
+    assert cached(index, 1, 2, 3) == 12
+    assert cached(index, 1, 2, 3, 4) == 12
+    assert cached(index, 1, 2) == 8
+    assert cached(index, 2, 3) == 0
+    assert index.match(Prompt([*tokens(1), 2, 2, 2])) == {GPU: 4}
+    assert index.match(Prompt([])) == {GPU: 0}
+
+
+def test_a_later_run_continues_its_parent(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1]))
+    assert index.store(E, R, stored([2, 3], 1)).applied == 2
+    assert cached(index, 1, 2, 3) == 12
+
+
+def test_hashes_may_be_bytes(index: PrefixIndex) -> None:
+    index.store(E, R, BlockStored([b"a" * 32], None, tokens(1), 4, medium="GPU"))
+    index.store(E, R, BlockStored([b"b" * 32], b"a" * 32, tokens(2), 4, medium="GPU"))
+    assert cached(index, 1, 2) == 8
+    index.remove(E, R, removed(b"b" * 32))
+    assert cached(index, 1, 2) == 4
+
+
+def test_a_slot_is_an_instance_a_rank_and_a_tier(index: PrefixIndex) -> None:
+    index.store("a", 0, stored([1]))
+    index.store("a", 1, stored([1, 2]))
+    index.store("b", 0, stored([9], token_ids=tokens(1)))
+    index.store("b", 0, stored([9], token_ids=tokens(1), medium="CPU"))
+    assert index.match(Prompt(tokens(1, 2))) == {
+        Slot("a", 0, "GPU"): 4,
+        Slot("a", 1, "GPU"): 8,
+        Slot("b", 0, "GPU"): 4,
+        Slot("b", 0, "CPU"): 4,
+    }
+
+
+def test_an_event_without_a_tier_is_of_the_engines_own_cache(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1], medium=None))
+    assert cached(index, 1) == 4
+    assert index.remove(E, R, removed(1)).applied == 1
+
+
+def test_block_sizes_differ_between_instances(index: PrefixIndex) -> None:
+    index.store("a", 0, BlockStored([1, 2], None, [7] * 4, 2))
+    index.store("b", 0, BlockStored([1], None, [7] * 3, 3))
+    assert index.match(Prompt([7] * 5)) == {Slot("a", 0, "GPU"): 4, Slot("b", 0, "GPU"): 3}
+    assert (index.block_size("a", 0), index.block_size("b", 0)) == (2, 3)
+
+
+def test_each_copy_is_removed_by_its_own_event(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1, 2]))
+    index.store(E, R, stored([2], 1))
+    assert index.blocks() == {GPU: 2}
+    index.remove(E, R, removed(2))
+    assert cached(index, 1, 2) == 8
+    index.remove(E, R, removed(2))
+    assert cached(index, 1, 2) == 4
+
+
+def test_without_counting_the_first_removal_counts() -> None:
+    index = PrefixIndex(count_copies=False)
+    index.store(E, R, stored([1, 2]))
+    index.store(E, R, stored([2], 1))
+    index.remove(E, R, removed(2))
+    assert cached(index, 1, 2) == 4
+    assert index.remove(E, R, removed(2)).dropped == {Reason.UNKNOWN_BLOCK: 1}
+
+
+def test_without_counting_an_orphan_is_held_once() -> None:
+    index = PrefixIndex(count_copies=False)
+    index.store(E, R, stored([2], 1))
+    index.store(E, R, stored([2], 1))
+    index.store(E, R, stored([1]))
+    index.remove(E, R, removed(2))
+    assert cached(index, 1, 2) == 4
+
+
+def test_a_missing_parent_hides_its_children_until_it_is_back(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1, 2, 3]))
+    index.remove(E, R, removed(2))
+    assert cached(index, 1, 2, 3) == 4
+    assert index.blocks() == {GPU: 2}
+    index.store(E, R, stored([2], 1))
+    assert cached(index, 1, 2, 3) == 12
+
+
+def test_a_child_in_another_tier_finds_its_parent(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1]))
+    assert index.store(E, R, stored([2], 1, medium="CPU")) == Change(1, 0, {})
+    assert index.match(Prompt(tokens(1, 2))) == {GPU: 4, CPU: 0}
+    index.store(E, R, stored([1], medium="CPU"))
+    assert index.match(Prompt(tokens(1, 2))) == {GPU: 4, CPU: 8}
+    index.remove(E, R, removed(1))
+    assert index.match(Prompt(tokens(1, 2))) == {GPU: 0, CPU: 8}
+
+
+def test_two_hashes_of_one_block_are_both_counted(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1]))
+    index.store(E, R, stored([91], token_ids=tokens(1)))
+    assert index.blocks() == {GPU: 1}
+    index.remove(E, R, removed(1))
+    assert cached(index, 1) == 4
+    index.remove(E, R, removed(91))
+    assert cached(index, 1) == 0
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 3, 1), (3, 1, 2)])
+def test_orphans_count_once_their_parents_have_come(index: PrefixIndex, order: tuple[int, ...]) -> None:
+    for block in order:
+        index.store(E, R, stored([block], block - 1 or None))
+    assert cached(index, 1, 2, 3) == 12
+    assert index.orphans(E, R) == 0
+
+
+def test_an_orphan_is_not_cached_and_not_dropped(index: PrefixIndex) -> None:
+    assert index.store(E, R, stored([2, 3], 1)) == Change(0, 2, {})
+    assert index.orphans(E, R) == 2
+    assert index.match(Prompt(tokens(1, 2, 3))) == {GPU: 0}
+    assert index.blocks() == {GPU: 0}
+
+
+def test_an_orphan_keeps_its_copies_and_tiers(index: PrefixIndex) -> None:
+    for medium in ("GPU", "GPU", "CPU"):
+        index.store(E, R, stored([2], 1, medium=medium))
+    index.remove(E, R, removed(2))
+    index.store(E, R, stored([1]))
+    index.store(E, R, stored([1], medium="CPU"))
+    assert index.match(Prompt(tokens(1, 2))) == {GPU: 8, CPU: 8}
+    index.remove(E, R, removed(2))
+    assert index.match(Prompt(tokens(1, 2))) == {GPU: 4, CPU: 8}
+
+
+def test_a_removed_orphan_does_not_come_back(index: PrefixIndex) -> None:
+    index.store(E, R, stored([2, 3], 1))
+    assert index.remove(E, R, removed(2)) == Change(1, 0, {})
+    assert index.remove(E, R, removed(2)).dropped == {Reason.UNKNOWN_BLOCK: 1}
+    index.store(E, R, stored([1]))
+    assert cached(index, 1, 2, 3) == 4
+    index.store(E, R, stored([2], 1))
+    assert cached(index, 1, 2, 3) == 12
+
+
+def test_orphans_are_bounded_and_the_oldest_goes() -> None:
+    index = PrefixIndex(max_orphans=2)
+    index.store(E, R, stored([2], 1))
+    index.store(E, R, stored([3], 2))
+    assert index.store(E, R, stored([4], 3)) == Change(0, 1, {Reason.ORPHAN_EVICTED: 1})
+    assert index.orphans(E, R) == 2
+    index.store(E, R, stored([1]))
+    assert cached(index, 1, 2, 3, 4) == 4
+    index.store(E, R, stored([2], 1))
+    assert cached(index, 1, 2, 3, 4) == 16
+
+
+def test_orphans_that_wait_for_each_other_do_not_hang(index: PrefixIndex) -> None:
+    index.store(E, R, stored([5], 5))
+    index.store(E, R, stored([6], 7))
+    index.store(E, R, stored([7], 6))
+    index.store(E, R, stored([6]))
+    assert cached(index, 6, 7) == 8
+    assert index.orphans(E, R) == 1
+
+
+@pytest.mark.parametrize(
+    ("event", "reason", "count"),
+    [
+        (stored([1, 2], token_ids=[1] * 7), Reason.MISALIGNED, 2),
+        (stored([1, 2], token_ids=[1] * 9), Reason.MISALIGNED, 2),
+        (stored([], token_ids=[1]), Reason.MISALIGNED, 1),
+        (stored([1], extra_keys=[None, None]), Reason.MISALIGNED, 1),
+        (stored([1], size=0), Reason.PLACEHOLDER, 1),
+        (stored([1], token_ids=[]), Reason.PLACEHOLDER, 1),
+        (stored([]), Reason.PLACEHOLDER, 1),
+        (stored([1], kv_cache_spec_kind="sliding_window"), Reason.CACHE_GROUP, 1),
+        (stored([1], kv_cache_spec_kind="mamba"), Reason.CACHE_GROUP, 1),
+        (stored([1], token_ids=[0, 0, 0, 2**32]), Reason.TOKENS, 1),
+        (stored([1], token_ids=[0, 0, 0, -1]), Reason.TOKENS, 1),
+        (stored([1], extra_keys=[[{}]]), Reason.EXTRA_KEYS, 1),
+    ],
+)
+def test_what_cannot_be_keyed_is_dropped_with_its_reason(
+    index: PrefixIndex, event: BlockStored, reason: Reason, count: int
+) -> None:
+    assert index.store(E, R, event) == Change(0, 0, {reason: count})
+    assert index.blocks() == {}
+    index.store(E, R, stored([8]))
+    assert index.store(E, R, event) == Change(0, 0, {reason: count})
+    assert index.blocks() == {GPU: 1}
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "mla_attention", "sink_full_attention", None])
+def test_a_group_that_holds_the_whole_prefix_counts(index: PrefixIndex, kind: str | None) -> None:
+    assert index.store(E, R, stored([1], group_idx=1, kv_cache_spec_kind=kind)).applied == 1
+
+
+def test_another_groups_blocks_neither_add_nor_remove_copies(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1], group_idx=0, kv_cache_spec_kind="full_attention"))
+    for kind in ("sliding_window", "full_attention"):
+        other = stored([1], group_idx=1, kv_cache_spec_kind=kind)
+        assert index.store(E, R, other).dropped == {Reason.CACHE_GROUP: 1}
+    assert index.remove(E, R, removed(1, group_idx=1)) == Change(0, 0, {Reason.CACHE_GROUP: 1})
+    assert cached(index, 1) == 4
+    index.remove(E, R, removed(1, group_idx=0))
+    assert cached(index, 1) == 0
+
+
+def test_another_block_size_waits_for_the_engine_to_be_empty_or_new(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1]))
+    assert index.store(E, R, stored([2], size=8)).dropped == {Reason.BLOCK_SIZE: 1}
+    index.retire(E, R)
+    assert index.store(E, R, stored([2], size=8)).applied == 1
+    assert index.block_size(E, R) == 8
+    assert index.match(Prompt([2] * 8)) == {GPU: 8}
+    index.clear(E, R)
+    assert index.store(E, R, stored([2])).applied == 1
+    assert index.block_size(E, R) == 4
+
+
+@pytest.mark.parametrize("event", [removed(9), removed(1, medium="CPU")])
+def test_an_unknown_block_is_counted(index: PrefixIndex, event: BlockRemoved) -> None:
+    assert index.remove(E, R, event).dropped == {Reason.UNKNOWN_BLOCK: 1}
+    index.store(E, R, stored([1]))
+    assert index.remove(E, R, event).dropped == {Reason.UNKNOWN_BLOCK: 1}
+    assert index.remove(E, R, BlockRemoved([9, 1, 8], "GPU")) == Change(1, 0, {Reason.UNKNOWN_BLOCK: 2})
+
+
+def test_clear_empties_all_tiers_and_keeps_the_slots(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1, 2]))
+    index.store(E, R, stored([1], medium="CPU"))
+    index.store(E, R, stored([9], 8))
+    index.store(E, 1, stored([1]))
+    assert index.clear(E, R) == 3
+    assert index.blocks() == {GPU: 0, CPU: 0, Slot(E, 1, "GPU"): 1}
+    assert index.orphans(E, R) == 0
+    assert index.store(E, R, stored([2], 1)).orphans == 1
+
+
+def test_retire_forgets_one_rank_or_all(index: PrefixIndex) -> None:
+    for instance, rank in ((E, 0), (E, 1), ("other", 0)):
+        index.store(instance, rank, stored([1]))
+    assert index.retire(E, 0) == 1
+    assert set(index.match(Prompt(tokens(1)))) == {Slot(E, 1, "GPU"), Slot("other", 0, "GPU")}
+    assert index.block_size(E, 0) is None
+    index.store(E, 0, stored([1]))
+    assert index.retire(E) == 2
+    assert set(index.blocks()) == {Slot("other", 0, "GPU")}
+
+
+def test_adapter_and_salt_are_part_of_the_prefix(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1]))
+    index.store(E, R, stored([11], token_ids=tokens(1), extra_keys=[["s"]]))
+    index.store(E, R, stored([12], token_ids=tokens(1), lora_name="a", extra_keys=[["a"]]))
+    index.store(E, R, stored([13], token_ids=tokens(2), lora_id=1))
+    assert index.blocks() == {GPU: 4}
+    assert cached(index, 1, cache_salt="s") == 4
+    assert cached(index, 1, cache_salt="t") == 0
+    assert cached(index, 1, lora_name="a") == 4
+    assert cached(index, 1, lora_name="a", cache_salt="s") == 0
+    assert cached(index, 2) == cached(index, 2, lora_name="1") == 0
+
+
+def test_an_impossible_prompt_matches_up_to_what_is_wrong_with_it(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1, 2]))
+    assert index.match(Prompt([*tokens(1), 2, -1, 2, 2])) == {GPU: 4}
+    assert index.match(Prompt([*tokens(1), 2, 2**40, 2, 2])) == {GPU: 4}
+
+
+def test_the_hasher_makes_the_keys_of_this_index() -> None:
+    hasher = BlockHasher()
+    assert PrefixIndex(hasher).hasher is hasher
+    assert PrefixIndex().hasher is not PrefixIndex().hasher

@@ -1,0 +1,190 @@
+"""The index against a model that keeps every physical copy in a list and works out all else anew each time."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvevents.block_keys import BlockHasher, Prompt
+from kvevents.events import BlockRemoved, BlockStored
+from kvevents.prefix_index import PrefixIndex, Slot
+
+ENGINES = (("a", 0), ("a", 1), ("b", 0))
+SIZES = {("a", 0): 2, ("a", 1): 2, ("b", 0): 3}
+TIERS = ("GPU", "CPU")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A node of the tree of all prefixes; its engine hash is its number."""
+
+    engine_hash: int
+    parent: int | None
+    letter: int
+    salt: str | None
+
+
+def _tree() -> dict[int, Block]:
+    """Three levels over two letters, unsalted and salted; the last hash is a second name of the first block."""
+    blocks: dict[int, Block] = {}
+    for salt in (None, "s"):
+        level: list[int | None] = [None]
+        for _ in range(3):
+            below: list[int | None] = []
+            for parent in level:
+                for letter in (0, 1):
+                    number = len(blocks) + 1
+                    blocks[number] = Block(number, parent, letter, salt)
+                    below.append(number)
+            level = below
+    blocks[99] = Block(99, None, 0, None)
+    return blocks
+
+
+TREE = _tree()
+
+
+def path(number: int) -> list[Block]:
+    block = TREE[number]
+    return [*(path(block.parent) if block.parent is not None else []), block]
+
+
+def content(number: int) -> tuple[object, ...]:
+    blocks = path(number)
+    return (blocks[0].salt, *(block.letter for block in blocks))
+
+
+@dataclass
+class EngineModel:
+    copies: list[tuple[str, int]] = field(default_factory=list)
+    placed: set[int] = field(default_factory=set)
+    tiers: set[str] = field(default_factory=set)
+
+    def settle(self) -> None:
+        held = {number for _, number in self.copies}
+        self.placed &= held
+        while True:
+            more = {n for n in held - self.placed if TREE[n].parent is None or TREE[n].parent in self.placed}
+            if not more:
+                return
+            self.placed |= more
+
+    def contents(self, tier: str) -> set[tuple[object, ...]]:
+        return {content(number) for t, number in self.copies if t == tier and number in self.placed}
+
+
+class Model:
+    def __init__(self, *, count_copies: bool) -> None:
+        self.count_copies = count_copies
+        self.engines: dict[tuple[str, int], EngineModel] = {}
+
+    def store(self, at: tuple[str, int], tier: str, number: int) -> None:
+        engine = self.engines.setdefault(at, EngineModel())
+        engine.tiers.add(tier)
+        if self.count_copies or (tier, number) not in engine.copies:
+            engine.copies.append((tier, number))
+        engine.settle()
+
+    def remove(self, at: tuple[str, int], tier: str, number: int) -> None:
+        engine = self.engines.get(at)
+        if engine is not None and (tier, number) in engine.copies:
+            engine.copies.remove((tier, number))
+            engine.settle()
+
+    def clear(self, at: tuple[str, int]) -> None:
+        if at in self.engines:
+            self.engines[at] = EngineModel(tiers=self.engines[at].tiers)
+
+    def slots(self) -> dict[Slot, set[tuple[object, ...]]]:
+        return {
+            Slot(*at, tier): engine.contents(tier)
+            for at, engine in self.engines.items()
+            for tier in engine.tiers
+        }
+
+    def match(self, letters: list[int], salt: str | None) -> dict[Slot, int]:
+        cached = {}
+        for slot, contents in self.slots().items():
+            blocks = 0
+            while blocks < len(letters) and (salt, *letters[: blocks + 1]) in contents:
+                blocks += 1
+            cached[slot] = blocks * SIZES[slot.instance, slot.rank]
+        return cached
+
+
+engines = st.sampled_from(ENGINES)
+tiers = st.sampled_from(TIERS)
+numbers = st.sampled_from(sorted(TREE))
+operations = st.one_of(
+    st.tuples(st.just("store"), engines, tiers, numbers, st.integers(1, 3)),
+    st.tuples(st.just("store"), engines, tiers, numbers, st.integers(1, 3)),
+    st.tuples(st.just("remove"), engines, tiers, numbers, st.just(0)),
+    st.tuples(st.just("remove"), engines, tiers, numbers, st.just(0)),
+    st.tuples(st.just("clear"), engines, tiers, numbers, st.just(0)),
+    st.tuples(st.just("retire"), engines, tiers, numbers, st.integers(0, 1)),
+)
+LETTERS = ([0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1])
+
+
+def event(at: tuple[str, int], tier: str, run: list[Block]) -> BlockStored:
+    size = SIZES[at]
+    return BlockStored(
+        [block.engine_hash for block in run],
+        run[0].parent,
+        [block.letter for block in run for _ in range(size)],
+        size,
+        medium=tier,
+        extra_keys=[[block.salt] if block.salt and block.parent is None else None for block in run],
+    )
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.booleans(), st.lists(operations, max_size=60))
+def test_any_history_gives_what_the_model_gives(
+    count_copies: bool, history: list[tuple[str, tuple[str, int], str, int, int]]
+) -> None:
+    index = PrefixIndex(BlockHasher(b"test"), count_copies=count_copies)
+    model = Model(count_copies=count_copies)
+    for operation, at, tier, number, extent in history:
+        if operation == "store":
+            run = path(number)[-extent:]
+            index.store(*at, event(at, tier, run))
+            for block in run:
+                model.store(at, tier, block.engine_hash)
+        elif operation == "remove":
+            index.remove(*at, BlockRemoved([number], tier))
+            model.remove(at, tier, number)
+        elif operation == "clear":
+            index.clear(*at)
+            model.clear(at)
+        else:
+            index.retire(at[0], at[1] if extent else None)
+            model.engines = {
+                key: value
+                for key, value in model.engines.items()
+                if key != at and (extent or key[0] != at[0])
+            }
+        assert index.blocks() == {slot: len(contents) for slot, contents in model.slots().items()}
+    for salt in (None, "s"):
+        for letters in LETTERS:
+            expected = model.match(letters, salt)
+            tokens = {2: [t for t in letters for _ in range(2)], 3: [t for t in letters for _ in range(3)]}
+            for size in (2, 3):
+                found = index.match(Prompt(tokens[size], cache_salt=salt))
+                assert {s: n for s, n in found.items() if SIZES[s.instance, s.rank] == size} == {
+                    s: n for s, n in expected.items() if SIZES[s.instance, s.rank] == size
+                }
+    _assert_nothing_is_left_over(index)
+
+
+def _assert_nothing_is_left_over(index: PrefixIndex) -> None:
+    """The maps inside agree with each other, so that memory goes when blocks go."""
+    for engine in index._engines.values():
+        held = {engine_hash for tier in engine.tiers.values() for engine_hash in tier.copies}
+        assert set(engine.key_of) == held
+        assert held.isdisjoint(engine.orphans)
+        assert {child for children in engine.children.values() for child in children} == set(engine.orphans)
+        assert all(engine.children.values())
+        for tier in engine.tiers.values():
+            assert sum(tier.keys.values()) == len(tier.copies)
+            assert all(count > 0 for count in (*tier.keys.values(), *tier.copies.values()))
