@@ -12,7 +12,7 @@ from typing import NoReturn
 from kvevents.subscriber import SourceAddress, Subscriber
 from kvevents.tail import Tail
 
-_QUIET_S = 5.0
+_QUIET_S = 3.0
 _MAX_PORT = 65_535
 
 
