@@ -45,7 +45,7 @@ ensure_venv() {
   say "preparing the environment ${VENV#"$PWD"/}"
   [ "$("$VENV/bin/python" -V 2>/dev/null)" = "$("$python" -V)" ] || fresh_env "$VENV" "$python"
   # shellcheck disable=SC2086  # the variable holds several arguments
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ${KVPROXY_PIP_ARGS:-} \
+  "$VENV/bin/python" -m pip install -qq --disable-pip-version-check ${KVPROXY_PIP_ARGS:-} \
     --editable "${ROOT}[dev]" || die "pip could not install kvproxy into $VENV"
   mark_current "$VENV" "$stamp"
 }
