@@ -70,6 +70,18 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The options; leaves with code 2 and one line if they cannot be meant so."""
+    options = parser().parse_args(arguments)
+    if "*" in options.endpoint and not options.bind:
+        parser().error(
+            "argument HOST:PORT: a host of * can only be bound; name the engine's host, or add --bind"
+        )
+    if options.replay and "*" in options.replay:
+        parser().error("argument --replay: a host of * cannot be asked; name the engine's host")
+    return options
+
+
 async def follow(options: argparse.Namespace) -> None:
     """Write events until SIGINT, SIGTERM or the end of our reader."""
     done = asyncio.Event()
@@ -111,7 +123,7 @@ async def _say_if_quiet(subscriber: Subscriber, tail: Tail, options: argparse.Na
 
 def main() -> int:
     """Run the command; the exit code."""
-    options = parser().parse_args()
+    options = parsed(sys.argv[1:])
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

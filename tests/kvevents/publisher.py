@@ -46,6 +46,7 @@ class Publisher:
         self._queue: queue.Queue[list[Any]] = queue.Queue()
         self.requests: list[int] = []
         self.published = 0
+        self._asked = 0
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -53,7 +54,15 @@ class Publisher:
         assert self._ready.wait(5)
 
     def publish(self, *events: dict[str, Any]) -> None:
+        self._asked += 1
         self._queue.put(list(events))
+
+    def settle(self) -> None:
+        """Until all is published: a subscriber that comes now is late."""
+        deadline = time.monotonic() + 15
+        while self.published < self._asked:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
     def close(self) -> None:
         self._stop.set()

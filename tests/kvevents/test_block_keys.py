@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
@@ -90,6 +90,7 @@ def test_multi_modal_keys_in_a_later_block_keep_the_blocks_before_it() -> None:
     assert HASHER.of_run(None, run(extra_keys=[None, [("hash", 0)]])) == image
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.integers(1, 9), st.data())
 def test_a_prompt_in_two_runs_has_the_keys_of_one(tokens: list[int], size: int, data: st.DataObject) -> None:
     keys = HASHER.of_prompt(Prompt(tokens), size)

@@ -88,6 +88,7 @@ async def end(process: Process, number: int) -> tuple[list[str], str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_tail_for_people(publisher: Publisher, number: int) -> None:
     publisher.publish(STORED)
+    publisher.settle()
     async with running(*arguments(publisher)) as process:
         head = await lines_until(process, "index is exact")
         publisher.publish(REMOVED, {"type": "BlockMoved"})
@@ -114,6 +115,7 @@ async def test_a_tail_for_people(publisher: Publisher, number: int) -> None:
 async def test_a_tail_for_programs(publisher: Publisher) -> None:
     publisher.publish(STORED)
     publisher.publish(REMOVED, {**STORED, "extra_keys": [["s", b"raw"], None, None]})
+    publisher.settle()
     async with running(*arguments(publisher), "--json") as process:
         head = await lines_until(process, '"exact"')
         tail, errors = await end(process, signal.SIGINT)
@@ -137,6 +139,7 @@ async def test_a_tail_for_programs(publisher: Publisher) -> None:
 
 async def test_a_restart_is_marked(publisher: Publisher) -> None:
     publisher.publish(STORED)
+    publisher.settle()
     async with running(*arguments(publisher)) as process:
         await lines_until(process, "index is exact")
         publisher.close()
@@ -193,6 +196,8 @@ async def test_silence_is_explained_once() -> None:
         (["http://127.0.0.1:5557"], "HOST:PORT"),
         (["::1:5557"], "HOST:PORT"),
         (["127.0.0.1:5557", "--replay", "5657"], "--replay"),
+        (["*:5557"], "--bind"),
+        (["*:5557", "--bind", "--replay", "*:5657"], "--replay"),
         ([], "HOST:PORT"),
     ],
 )
@@ -223,6 +228,34 @@ def test_addresses(text: str, endpoint: str) -> None:
     from kvevents.__main__ import parser
 
     assert parser().parse_args([text]).endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+async def test_colour_only_on_a_terminal(
+    publisher: Publisher, environment: dict[str, str], coloured: bool
+) -> None:
+    publisher.publish(STORED)
+    publisher.settle()
+    ours, theirs = os.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "kvevents", *arguments(publisher)),
+            stdout=theirs,
+            env={**os.environ, "NO_COLOR": "", "TERM": "xterm", **environment},
+        )
+        shown = b""
+        async with asyncio.timeout(DEADLINE_S):
+            while b"exact" not in shown:
+                shown += await asyncio.to_thread(os.read, ours, 4096)
+        process.terminate()
+        assert await process.wait() == 0
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert (b"\033[32mstored" in shown) is coloured
+    assert (b"\033" in shown) is coloured
 
 
 def test_colour_and_an_engines_text_cannot_steer_the_terminal() -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvevents.decoder import Message, UnreadableMessage, decode, read_live, read_replay
@@ -141,6 +141,7 @@ def test_an_unreadable_payload_is_the_one_error(payload: bytes) -> None:
         decode(payload)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 @example(pack([0, [{"type": "BlockStored", "block_hashes": msgspec.Raw(b"\xa2\xff\xff")}]]))
 @example(pack([0, [msgspec.Raw(b"\xd7\xff" + b"\xff" * 8)]]))
@@ -162,6 +163,7 @@ anything: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries({"type": st.sampled_from(["BlockStored", "BlockRemoved", "X"])}) | anything
@@ -173,6 +175,7 @@ def test_what_is_not_skipped_is_kept(events: list[Any]) -> None:
     assert decoded.batch.events[-1] == AS_STORED
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=9), max_size=5))
 def test_arbitrary_frames_raise_nothing_else(frames: list[bytes]) -> None:
     for read in (read_live, read_replay):

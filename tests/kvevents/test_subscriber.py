@@ -120,6 +120,7 @@ def publish(publisher: Publisher, first: int, last: int) -> None:
 async def test_a_late_joiner_hears_what_came_before_and_what_comes(bench: Bench) -> None:
     publisher = bench.publisher()
     publish(publisher, 1, 3)
+    publisher.settle()
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.EXACT)
         assert subscriber.connected
@@ -145,6 +146,7 @@ async def test_all_kinds_of_events_arrive_in_order(bench: Bench) -> None:
     publisher = bench.publisher()
     publisher.publish(block(1), block(2), {"type": "BlockRemoved", "block_hashes": [2], "medium": "GPU"})
     publisher.publish({"type": "BlockMoved"}, {"type": "AllBlocksCleared"}, block(1))
+    publisher.settle()
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.EXACT)
         assert bench.cached() == 1
@@ -155,6 +157,7 @@ async def test_all_kinds_of_events_arrive_in_order(bench: Bench) -> None:
 async def test_a_broken_event_makes_the_slot_partial(bench: Bench) -> None:
     publisher = bench.publisher()
     publisher.publish({"type": "BlockStored"}, block(1))
+    publisher.settle()
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.PARTIAL)
         assert bench.cached() == 1
@@ -164,6 +167,7 @@ async def test_a_broken_event_makes_the_slot_partial(bench: Bench) -> None:
 async def test_live_batches_during_a_long_replay_are_applied_after_it(bench: Bench) -> None:
     publisher = bench.publisher()
     publish(publisher, 1, 600)
+    publisher.settle()
     async with bench.following() as subscriber:
         await until(lambda: bool(publisher.requests))
         publish(publisher, 601, 700)
@@ -174,7 +178,9 @@ async def test_live_batches_during_a_long_replay_are_applied_after_it(bench: Ben
 
 @pytest.mark.parametrize("parts", [2, 3])
 async def test_replays_of_other_releases(bench: Bench, parts: int) -> None:
-    publish(bench.publisher(parts=parts), 1, 3)
+    publisher = bench.publisher(parts=parts)
+    publish(publisher, 1, 3)
+    publisher.settle()
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.EXACT)
         assert bench.cached() == 3
@@ -207,6 +213,7 @@ async def test_a_wrapped_buffer_makes_a_late_joiner_partial(bench: Bench) -> Non
     publisher = bench.publisher(buffer_steps=2)
     publish(publisher, 1, 9)
     publisher.publish(block(1))
+    publisher.settle()
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.PARTIAL)
         assert bench.heard.numbers == [8, 9]
@@ -218,6 +225,7 @@ async def test_a_router_that_drops_is_asked_again(bench: Bench) -> None:
     dropped = {(0, 4), (0, 5), (0, 6), (1, 6), (1, -1)}
     publisher = bench.publisher(drop=lambda request, number: (request, number) in dropped)
     publish(publisher, 1, 12)
+    publisher.settle()
     async with bench.following(replay_quiet_s=0.2) as subscriber:
         await until(lambda: subscriber.state is State.EXACT)
         assert bench.cached() == 12
@@ -229,6 +237,7 @@ async def test_a_router_that_drops_is_asked_again(bench: Bench) -> None:
 async def test_a_lost_end_marker_costs_time_only(bench: Bench) -> None:
     publisher = bench.publisher(drop=lambda _, number: number == -1)
     publish(publisher, 1, 3)
+    publisher.settle()
     async with bench.following(replay_quiet_s=0.2) as subscriber:
         await until(lambda: subscriber.state is State.EXACT)
         assert bench.cached() == 3
@@ -250,9 +259,9 @@ async def test_no_replay_endpoint_and_a_gap(bench: Bench) -> None:
     async with bench.following(replay=False) as subscriber:
         await until(lambda: subscriber.connected)
         await _publish_until_heard(bench, publisher)
-        await until(lambda: publisher.published == len(publisher._buffer))
+        publisher.settle()
         publish(publisher, publisher.published + 1, 500)
-        await until(lambda: publisher.published == 500)
+        publisher.settle()
         publisher.publish(block(501))  # lost
         publisher.publish(block(1))
         await until(lambda: "gap" in bench.heard.retirements)
@@ -273,6 +282,7 @@ async def _publish_until_heard(bench: Bench, publisher: Publisher) -> None:
 async def test_a_deaf_replay_endpoint_leaves_live_messages(bench: Bench) -> None:
     publisher = bench.publisher(deaf=True)
     publish(publisher, 1, 2)
+    publisher.settle()
     async with bench.following(replay_quiet_s=0.1) as subscriber:
         await until(lambda: len(bench.heard.replays) >= 3)
         publisher.publish(block(1))
@@ -283,6 +293,7 @@ async def test_a_deaf_replay_endpoint_leaves_live_messages(bench: Bench) -> None
 async def test_a_replay_endpoint_that_comes_back_makes_it_exact(bench: Bench) -> None:
     publisher = bench.publisher(deaf=True)
     publish(publisher, 1, 2)
+    publisher.settle()
     async with bench.following(replay_quiet_s=0.1, probe_s=0.2) as subscriber:
         await until(lambda: len(bench.heard.replays) >= 3)
         publisher.publish(block(3))
@@ -296,6 +307,7 @@ async def test_a_replay_endpoint_that_comes_back_makes_it_exact(bench: Bench) ->
 async def test_a_restart_on_the_same_address(bench: Bench) -> None:
     first = bench.publisher()
     publish(first, 1, 5)
+    first.settle()
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.EXACT)
         first.close()
@@ -313,6 +325,7 @@ async def test_a_restart_on_the_same_address(bench: Bench) -> None:
 async def test_a_restart_that_has_published_as_much_is_noticed(bench: Bench) -> None:
     first = bench.publisher()
     publish(first, 1, 3)
+    first.settle()
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.EXACT)
         first.close()
@@ -348,6 +361,7 @@ async def test_a_lost_last_batch_is_found_by_a_probe(bench: Bench) -> None:
 async def test_a_suspicion_is_verified_at_once(bench: Bench) -> None:
     publisher = bench.publisher()
     publish(publisher, 1, 2)
+    publisher.settle()
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.EXACT)
         subscriber.suspect()
@@ -359,6 +373,7 @@ async def test_a_suspicion_is_verified_at_once(bench: Bench) -> None:
 async def test_a_suspicion_uncovers_another_process(bench: Bench) -> None:
     publisher = bench.publisher()
     publish(publisher, 1, 3)
+    publisher.settle()
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.EXACT)
         publisher._buffer.clear()  # as if the replay endpoint were another process's
@@ -461,6 +476,7 @@ async def test_the_loop_runs_while_a_large_batch_is_applied(bench: Bench) -> Non
     publisher = bench.publisher()
     long_run = {**block(1), "block_hashes": [1], "token_ids": [7] * 2}
     publisher.publish(*[long_run] * 20_000)
+    publisher.settle()
     async with bench.following() as subscriber:
         turns = 0
         while subscriber.state is not State.EXACT:
