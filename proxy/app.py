@@ -98,3 +98,18 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         ]
     )
     return app
+
+
+def create_runner(config: Config, policy: Policy | None = None) -> web.AppRunner:
+    """A runner of `create_app` with the server settings kvproxy relies on.
+
+    A client that leaves cancels its handler, bodies come as they were sent, and running requests have
+    `shutdown_timeout_s` to end.
+    """
+    return web.AppRunner(
+        create_app(config, policy),
+        access_log=None,  # the edge middleware writes a line that knows more
+        handler_cancellation=True,
+        shutdown_timeout=config.shutdown_timeout_s,
+        auto_decompress=False,
+    )

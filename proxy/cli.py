@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import uvloop
 from aiohttp import web
 
-from proxy.app import create_app
+from proxy.app import create_runner
 from proxy.app_keys import WATCH
 from proxy.config import Config, Role, parse_instance
 from proxy.connectors import CONNECTORS
@@ -148,12 +148,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
     args = _parser().parse_args(argv)
     roles = {Role.PREFILL: args.prefill, Role.DECODE: args.decode, Role.BOTH: args.both}
     instances = tuple(parse_instance(text, role) for role, texts in roles.items() for text in texts)
-    if not args.both and not (args.prefill and args.decode):
-        missing = " and ".join(f"--{r}" for r in (Role.PREFILL, Role.DECODE) if not roles[r])
-        raise ConfigError(
-            f"{missing} needs at least one HOST:PORT (or name engines that do both with --both)"
-        )
-    return Config(
+    config = Config(
         model=args.model,
         instances=instances,
         host=args.host,
@@ -170,6 +165,12 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         decision_headers=args.decision_headers,
         max_body_mb=args.max_body_mb,
     )
+    if not args.both and not (args.prefill and args.decode):
+        missing = " and ".join(f"--{r}" for r in (Role.PREFILL, Role.DECODE) if not roles[r])
+        raise ConfigError(
+            f"{missing} needs at least one HOST:PORT (or name engines that do both with --both)"
+        )
+    return config
 
 
 def _read_key(path: pathlib.Path | None) -> str | None:
@@ -186,13 +187,7 @@ def _read_key(path: pathlib.Path | None) -> str | None:
 
 async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError or StartupError if there is no point in going on."""
-    runner = web.AppRunner(
-        create_app(config),
-        access_log=None,  # the edge middleware writes a line that knows more
-        handler_cancellation=True,
-        shutdown_timeout=config.shutdown_timeout_s,
-        auto_decompress=False,
-    )
+    runner = create_runner(config)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,6 +2,7 @@
 
 import enum
 import ipaddress
+import math
 import re
 import urllib.parse
 
@@ -73,6 +74,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--model must name the model the engines serve")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 0 to 65535")
+        for flag, seconds in (
+            ("--kv-lease-s", self.kv_lease_s),
+            ("--startup-timeout", self.startup_timeout_s),
+            ("--shutdown-timeout", self.shutdown_timeout_s),
+        ):
+            if not math.isfinite(seconds):
+                raise ConfigError(f"{flag} must be a number of seconds, not {seconds}")
         if self.kv_lease_s <= LEASE_MARGIN_S:
             raise ConfigError(
                 f"--kv-lease-s {self.kv_lease_s:g} is too short: it must exceed {LEASE_MARGIN_S:g} s, the margin"

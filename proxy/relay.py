@@ -25,7 +25,7 @@ class EventCutter:
     def __init__(self) -> None:
         self._tail = b""
         self.done = False
-        """Whether the event that ends a complete stream has been seen."""
+        """Whether the last event passed on is the one that ends a complete stream."""
 
     def feed(self, chunk: bytes) -> bytes:
         """All events that are complete with `chunk`. Raises ValueError if one grows beyond all reason."""
@@ -35,8 +35,8 @@ class EventCutter:
         if len(self._tail) > MAX_EVENT_BYTES:
             raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
         whole = data[:end]
-        if whole and DONE in whole[-64:]:
-            self.done = True
+        if whole:
+            self.done = whole[-len(DONE) - 4 :].rstrip() == DONE
         return whole
 
 

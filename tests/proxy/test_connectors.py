@@ -1,0 +1,82 @@
+"""What the two legs ask for, by connector: the client's request but for the members that must differ."""
+
+import json
+
+import pytest
+
+from proxy.body import Body
+from proxy.connectors import Handoff, NixlConnector, SharedConnector
+
+CLIENT = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "hi"}],
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "max_tokens": 50,
+    "max_completion_tokens": 60,
+    "min_tokens": 5,
+    "n": 3,
+    "temperature": 0.5,
+}
+FOR_ONE_TOKEN = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "hi"}],
+    "temperature": 0.5,
+    "stream": False,
+    "max_tokens": 1,
+    "n": 1,
+}
+PARAMS = (
+    '{"do_remote_prefill": true, "remote_engine_id": "e1", "remote_prefill_cached_tokens": 32, "x": 1.50}'
+)
+ANSWER = ('{"usage": {"prompt_tokens": 71}, "kv_transfer_params": ' + PARAMS + "}").encode()
+
+
+def body() -> Body:
+    return Body.parse(json.dumps(CLIENT).encode())
+
+
+def test_a_nixl_prefill_leg_asks_for_one_token_and_a_hold() -> None:
+    assert json.loads(NixlConnector().prefill_body(body())) == FOR_ONE_TOKEN | {
+        "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False}
+    }
+
+
+def test_a_nixl_decode_leg_is_the_clients_request_with_the_params_word_for_word() -> None:
+    nixl = NixlConnector()
+    sent = nixl.decode_body(body(), nixl.read_handoff(ANSWER))
+    assert json.loads(sent) == CLIENT | {"kv_transfer_params": json.loads(PARAMS)}
+    assert PARAMS.encode() in sent
+
+
+def test_a_handoff_tells_what_the_accounts_need() -> None:
+    handoff = NixlConnector().read_handoff(ANSWER)
+    assert (handoff.prompt_tokens, handoff.cached_tokens, handoff.engine_id) == (71, 32, "e1")
+
+
+def test_cached_tokens_are_read_from_usage_where_the_params_do_not_tell() -> None:
+    answer = b'{"usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}}'
+    assert SharedConnector().read_handoff(answer).cached_tokens == 4
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"[]", b"{", b"{}", b'{"kv_transfer_params": null}', b'{"usage": 3}', b"\xff"]
+)
+def test_an_answer_without_a_handoff_is_an_error(answer: bytes) -> None:
+    with pytest.raises(ValueError, match="prefill answer"):
+        NixlConnector().read_handoff(answer)
+
+
+def test_a_release_is_a_request_bound_to_be_refused() -> None:
+    nixl = NixlConnector()
+    release = json.loads(nixl.release_body(nixl.read_handoff(ANSWER)) or b"")
+    assert release["model"] != "tiny"
+    assert release["kv_transfer_params"] == json.loads(PARAMS)
+
+
+def test_shared_legs_carry_no_params() -> None:
+    shared = SharedConnector()
+    handoff = Handoff(None, None, None, None)
+    assert json.loads(shared.prefill_body(body())) == FOR_ONE_TOKEN
+    assert json.loads(shared.decode_body(body(), handoff)) == CLIENT
+    assert shared.release_body(handoff) is None

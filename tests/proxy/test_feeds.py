@@ -1,0 +1,45 @@
+"""Where an engine says it publishes becomes where we connect, or bind."""
+
+from typing import Any
+
+import pytest
+
+from kvevents import SourceAddress
+from proxy.discovery.feeds import read_sources
+
+
+def source(endpoint: str, replay: str | None = None, topic: str = "") -> dict[str, Any]:
+    return {"endpoint": endpoint, "replay_endpoint": replay, "topic": topic, "buffer_steps": 10_000, "hwm": 1}
+
+
+@pytest.mark.parametrize(
+    ("told", "host", "expected"),
+    [
+        ({}, "h", []),
+        (
+            {"0": source("tcp://*:5557", "tcp://*:5657", "kv")},
+            "10.0.0.5",
+            [SourceAddress(0, "tcp://10.0.0.5:5557", "tcp://10.0.0.5:5657", "kv")],
+        ),
+        ({"0": source("tcp://0.0.0.0:1")}, "h", [SourceAddress(0, "tcp://h:1", None)]),
+        ({"0": source("tcp://[::]:1")}, "[::1]", [SourceAddress(0, "tcp://[::1]:1", None)]),
+        ({"0": source("tcp://h:1")}, "h", [SourceAddress(0, "tcp://h:1", None)]),
+        ({"0": source("tcp://router:1")}, "h", [SourceAddress(0, "tcp://router:1", None, bind=True)]),
+        ({"0": source("ipc:///tmp/kv")}, "h", [SourceAddress(0, "ipc:///tmp/kv", None)]),
+        (
+            {"1": source("tcp://*:5558"), "0": source("tcp://*:5557")},
+            "h",
+            [SourceAddress(0, "tcp://h:5557", None), SourceAddress(1, "tcp://h:5558", None)],
+        ),
+    ],
+)
+def test_sources_are_read_as_vllm_means_them(
+    told: dict[str, Any], host: str, expected: list[SourceAddress]
+) -> None:
+    assert read_sources(told, host) == expected
+
+
+@pytest.mark.parametrize("told", [None, [], "x", {"0": 1}, {"x": source("tcp://*:1")}, {"0": {}}])
+def test_anything_else_is_an_error(told: Any) -> None:
+    with pytest.raises(ValueError, match="kv_event_sources"):
+        read_sources(told, "h")

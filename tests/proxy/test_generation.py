@@ -1,0 +1,141 @@
+"""Requests are refused by vLLM's rules before any leg is sent, and cleaned of what no client may set."""
+
+import json
+from typing import Any
+
+import pytest
+
+from proxy.errors import BadRequestError
+from proxy.generation import GenerationRequest, PromptShape, Route, read_request
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+TEXT = {"prompt": "hi"}
+
+
+def read(route: Route | None, members: dict[str, Any]) -> GenerationRequest:
+    return read_request(route, json.dumps(members).encode(), "tiny")
+
+
+@pytest.mark.parametrize(
+    ("members", "param"),
+    [
+        ({"n": "x"}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 1.5}, "n"),
+        ({"n": [1]}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"max_tokens": 1e400}, "max_tokens"),
+        ({"max_tokens": 4, "min_tokens": 5}, "min_tokens"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": None}, "min_tokens"),
+        ({"stream": "maybe"}, "stream"),
+        ({"stream": 2}, "stream"),
+        ({"stream": [True]}, "stream"),
+        ({"stream": {}}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": False, "stream_options": {}}, "stream_options"),
+        ({"stream": True, "stream_options": []}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": "perhaps"}}, "stream_options.include_usage"),
+        ({"model": 7}, "model"),
+    ],
+)
+@pytest.mark.parametrize("route", list(Route))
+def test_what_only_decode_would_reject_is_rejected_first(
+    route: Route, members: dict[str, Any], param: str
+) -> None:
+    text = json.dumps((CHAT if route is Route.CHAT else TEXT) | members).replace("Infinity", "1e400")
+    with pytest.raises(BadRequestError) as caught:
+        read_request(route, text.encode(), "tiny")
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("route", "members", "stream"),
+    [
+        (Route.CHAT, {"n": None, "max_tokens": None, "stream": None, "stream_options": None}, False),
+        (Route.CHAT, {"n": "2", "max_tokens": 5.0, "min_tokens": True}, False),
+        (Route.CHAT, {"max_tokens": 1, "max_completion_tokens": 9, "min_tokens": 8}, False),
+        (Route.CHAT, {"min_tokens": 5000}, False),
+        (Route.COMPLETIONS, {"min_tokens": 16}, False),
+        (Route.COMPLETIONS, {"max_tokens": None, "min_tokens": 17}, False),
+        (Route.COMPLETIONS, {"stream": "yes", "stream_options": {"include_usage": 1}}, True),
+        (Route.CHAT, {"stream": 1}, True),
+    ],
+)
+def test_what_vllm_accepts_is_accepted(route: Route, members: dict[str, Any], stream: bool) -> None:
+    request = read(route, (CHAT if route is Route.CHAT else TEXT) | members)
+    assert request.stream is stream
+    assert json.loads(request.body.encoded()) == (CHAT if route is Route.CHAT else TEXT) | members
+
+
+def test_a_completion_with_more_min_tokens_than_its_default_length_is_refused() -> None:
+    with pytest.raises(BadRequestError):
+        read(Route.COMPLETIONS, TEXT | {"min_tokens": 17})
+
+
+def test_members_that_could_harm_an_engine_are_removed() -> None:
+    data = (
+        b'{"prompt": "hi", "\\u006bv_transfer_params": {"do_remote_prefill": true}, "ec_transfer_params": 1,'
+        b' "request_id": "r", "vllm_xargs": {"kv_cache_report_mode": "full", "other": 0.10}}'
+    )
+    assert read_request(Route.COMPLETIONS, data, "tiny").body.encoded() == (
+        b'{"prompt":"hi","vllm_xargs":{"other":0.10}}'
+    )
+
+
+@pytest.mark.parametrize("xargs", [None, 3, [], "x", {"a": 1}])
+def test_other_xargs_pass_as_they_came(xargs: Any) -> None:
+    assert read(Route.COMPLETIONS, TEXT | {"vllm_xargs": xargs}).body.value("vllm_xargs") == xargs
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shape", "count"),
+    [
+        ("hi", PromptShape.TEXT, 1),
+        ([1, 2, 3], PromptShape.IDS, 1),
+        ([], PromptShape.IDS, 1),
+        (["a"], PromptShape.TEXTS, 1),
+        (["a", "b"], PromptShape.TEXTS, 2),
+        ([[1], [2], [3]], PromptShape.ID_LISTS, 3),
+        (None, PromptShape.OTHER, 1),
+        (5, PromptShape.OTHER, 1),
+        ({"a": 1}, PromptShape.OTHER, 1),
+    ],
+)
+def test_prompts_are_counted(prompt: Any, shape: PromptShape, count: int) -> None:
+    request = read(Route.COMPLETIONS, {"prompt": prompt})
+    assert (request.prompt_shape, request.prompt_count) == (shape, count)
+
+
+@pytest.mark.parametrize(
+    ("route", "members", "whole"),
+    [
+        (Route.CHAT, CHAT, False),
+        (Route.CHAT, CHAT | {"use_beam_search": True}, True),
+        (Route.CHAT, CHAT | {"prompt_logprobs": 0}, True),
+        (Route.CHAT, CHAT | {"prompt_logprobs": None, "logprobs": True, "echo": True}, False),
+        (Route.COMPLETIONS, TEXT | {"echo": True}, False),
+        (Route.COMPLETIONS, TEXT | {"echo": True, "logprobs": 1}, True),
+        (Route.COMPLETIONS, {"prompt_embeds": "abc"}, True),
+    ],
+)
+def test_requests_that_gain_nothing_from_two_legs_are_told(
+    route: Route, members: dict[str, Any], whole: bool
+) -> None:
+    assert read(route, members).whole is whole
+
+
+def test_the_members_tell_the_route_where_it_is_not_given() -> None:
+    assert read(None, CHAT).route is Route.CHAT
+    assert read(None, TEXT).route is Route.COMPLETIONS
+    for members in ({}, CHAT | TEXT):
+        with pytest.raises(BadRequestError):
+            read(None, members)
+
+
+def test_a_missing_model_is_the_configured_one() -> None:
+    assert read(Route.CHAT, CHAT).model == "tiny"
+    assert read(Route.CHAT, CHAT | {"model": None}).model == "tiny"
+    assert read(Route.CHAT, CHAT | {"model": "alpha"}).model == "alpha"

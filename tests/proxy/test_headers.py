@@ -1,0 +1,42 @@
+"""Connection-bound headers and ours stay on their side; everything else passes."""
+
+from proxy.headers import for_client, for_engine
+
+
+def test_end_to_end_headers_reach_the_engine_and_ours_do_not() -> None:
+    client = [
+        ("Authorization", "Bearer c"),
+        ("Traceparent", "00-1-2-3"),
+        ("Connection", "keep-alive, X-Hop"),
+        ("X-Hop", "1"),
+        ("Transfer-Encoding", "chunked"),
+        ("Content-Length", "5"),
+        ("Host", "h"),
+        ("Expect", "100-continue"),
+        ("x-data-parallel-rank", "7"),
+        ("X-REQUEST-ID", "theirs"),
+        ("X-API-Key", "admin"),
+    ]
+    assert for_engine(client, keep_authorization=True) == [
+        ("Authorization", "Bearer c"),
+        ("Traceparent", "00-1-2-3"),
+    ]
+    assert for_engine(client, keep_authorization=False) == [("Traceparent", "00-1-2-3")]
+
+
+def test_an_engines_headers_reach_the_client() -> None:
+    engine = [
+        ("Content-Type", "text/event-stream"),
+        ("Content-Length", "9"),
+        ("Keep-Alive", "timeout=5"),
+        ("X-Request-Id", "ours"),
+        ("X-Load", "3"),
+        ("Set-Cookie", "a=1"),
+        ("Set-Cookie", "b=2"),
+    ]
+    assert for_client(engine) == [
+        ("Content-Type", "text/event-stream"),
+        ("X-Load", "3"),
+        ("Set-Cookie", "a=1"),
+        ("Set-Cookie", "b=2"),
+    ]

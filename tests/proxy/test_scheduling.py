@@ -1,0 +1,152 @@
+"""Prices, picks and predictions, all pure."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.scheduling.decision import pick
+from proxy.scheduling.policies import CacheAffinity, LeastLoad, RoundRobin, load_policy
+from proxy.scheduling.predicted import PredictedBlocks
+from proxy.scheduling.types import Candidate, Leg, Phase, Policy
+
+LEG = Leg(Phase.PREFILL, "tiny", 100)
+
+
+def candidate(
+    name: str = "a:1",
+    *,
+    usable: bool = True,
+    uncached: int | None = 100,
+    load: int = 0,
+    last_pick: int = 0,
+    cached: int | None = 0,
+) -> Candidate:
+    return Candidate(
+        instance=name,
+        rank=0,
+        usable=usable,
+        why=None if usable else "down",
+        cached_tokens=cached,
+        expected_tokens=cached,
+        uncached_tokens=uncached,
+        load_tokens=load,
+        index="exact",
+        last_pick=last_pick,
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "a", "b", "winner"),
+    [
+        (CacheAffinity(), candidate("a:1", uncached=20), candidate("b:1", uncached=100), "a:1"),
+        (CacheAffinity(), candidate("a:1", uncached=20, load=90), candidate("b:1", uncached=100), "b:1"),
+        (CacheAffinity(), candidate("a:1", uncached=None, load=9), candidate("b:1", uncached=None), "b:1"),
+        (LeastLoad(), candidate("a:1", uncached=0, load=2), candidate("b:1", uncached=100, load=1), "b:1"),
+        (RoundRobin(), candidate("a:1", last_pick=7), candidate("b:1", last_pick=3), "b:1"),
+        (RoundRobin(), candidate("a:1", last_pick=1), candidate("b:1", last_pick=0, load=999), "b:1"),
+    ],
+)
+def test_the_cheapest_is_picked(policy: Policy, a: Candidate, b: Candidate, winner: str) -> None:
+    for candidates in ([a, b], [b, a]):
+        chosen = pick(policy, LEG, candidates, random.Random(1)).chosen
+        assert chosen is not None
+        assert chosen.instance == winner
+
+
+def test_ties_are_drawn_from_at_random() -> None:
+    rng = random.Random(1)
+    names = ["a:1", "b:1", "c:1"]
+    drawn = Counter(
+        chosen.instance
+        for _ in range(300)
+        if (chosen := pick(LeastLoad(), LEG, [candidate(n) for n in names], rng).chosen)
+    )
+    assert set(drawn) == set(names)
+    assert min(drawn.values()) > 60
+
+
+def test_the_unusable_are_listed_without_a_price_and_never_picked() -> None:
+    bad, good = candidate("a:1", usable=False, uncached=0), candidate("b:1")
+    made = pick(CacheAffinity(), LEG, [bad, good], random.Random(1))
+    assert made.chosen == good
+    assert [(p.candidate.instance, p.cost) for p in made.candidates] == [("a:1", None), ("b:1", 100.0)]
+    assert pick(CacheAffinity(), LEG, [bad], random.Random(1)).chosen is None
+
+
+class Fixed:
+    def __init__(self, costs: list[float]) -> None:
+        self._costs = costs
+
+    def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
+        return self._costs
+
+
+def test_a_price_that_is_no_number_loses() -> None:
+    made = pick(Fixed([math.nan, 5.0]), LEG, [candidate("a:1"), candidate("b:1")], random.Random(1))
+    assert made.chosen is not None
+    assert made.chosen.instance == "b:1"
+
+
+def test_a_policy_with_too_few_prices_is_an_error() -> None:
+    with pytest.raises(ValueError, match="1 costs for 2 candidates"):
+        pick(Fixed([1.0]), LEG, [candidate("a:1"), candidate("b:1")], random.Random(1))
+
+
+def test_a_users_policy_is_loaded_by_name() -> None:
+    assert isinstance(load_policy("proxy.scheduling.policies:LeastLoad"), LeastLoad)
+
+
+def test_round_robin_visits_all_in_turn() -> None:
+    last = dict.fromkeys(["a:1", "b:1", "c:1"], 0)
+    rng = random.Random(3)
+    visits = []
+    for number in range(1, 10):
+        chosen = pick(RoundRobin(), LEG, [candidate(n, last_pick=last[n]) for n in last], rng).chosen
+        assert chosen is not None
+        last[chosen.instance] = number
+        visits.append(chosen.instance)
+    assert visits[:3] == visits[3:6] == visits[6:]
+    assert len(set(visits[:3])) == 3
+
+
+def test_running_predictions_hold_until_they_settle_and_then_expire() -> None:
+    predicted = PredictedBlocks(settle_s=2.0)
+    predicted.expect("a:1", 0, [1, 2, 3])
+    assert predicted.prefix_blocks("a:1", 0, [1, 2, 9], 1000.0) == 2
+    assert predicted.prefix_blocks("a:1", 1, [1, 2], 0.0) == 0
+    assert predicted.prefix_blocks("b:1", 0, [1, 2], 0.0) == 0
+    predicted.settle("a:1", 0, [1, 2, 3], 1000.0, came=True)
+    assert predicted.prefix_blocks("a:1", 0, [1, 2, 3, 4], 1001.9) == 3
+    assert predicted.prefix_blocks("a:1", 0, [1, 2, 3, 4], 1002.0) == 0
+
+
+def test_a_failed_leg_brings_nothing() -> None:
+    predicted = PredictedBlocks()
+    predicted.expect("a:1", 0, [1, 2])
+    predicted.settle("a:1", 0, [1, 2], 0.0, came=False)
+    assert predicted.prefix_blocks("a:1", 0, [1, 2], 0.0) == 0
+
+
+def test_an_instance_that_lost_its_cache_is_expected_to_have_nothing() -> None:
+    predicted = PredictedBlocks()
+    predicted.expect("a:1", 0, [1])
+    predicted.forget("a:1")
+    assert predicted.prefix_blocks("a:1", 0, [1], 0.0) == 0
+    predicted.settle("a:1", 0, [1], 0.0, came=False)  # the leg that was running then ends without harm
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=12))
+def test_predictions_never_leak(legs: list[tuple[int, bool]]) -> None:
+    predicted = PredictedBlocks(settle_s=1.0)
+    for length, _ in legs:
+        predicted.expect("a:1", 0, range(length))
+    for length, came in legs:
+        predicted.settle("a:1", 0, range(length), 10.0, came=came)
+    assert predicted.prefix_blocks("a:1", 0, [0, 1, 2], 11.0) == 0
+    assert not predicted._running
+    assert not predicted._settling

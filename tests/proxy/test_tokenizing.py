@@ -1,0 +1,188 @@
+"""Prompts are known for certain or unknown: fields by tables, the asking with engines that fail in every way."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from proxy.config import Role, parse_instance
+from proxy.errors import LegBrokenError
+from proxy.generation import GenerationRequest, Route, read_request
+from proxy.headers import Headers
+from proxy.instances import Fleet, Instance, Status
+from proxy.tokenizing import EngineTokenizer
+from proxy.tokenizing.engines import DISTRUST_S
+from proxy.tokenizing.fields import Ask, Given, Unknowable, what_to_tokenize
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def chat(**members: Any) -> GenerationRequest:
+    return read_request(Route.CHAT, json.dumps({"messages": MESSAGES} | members).encode(), "tiny")
+
+
+def text(**members: Any) -> GenerationRequest:
+    return read_request(Route.COMPLETIONS, json.dumps({"prompt": "hi"} | members).encode(), "tiny")
+
+
+@pytest.mark.parametrize(
+    ("request_", "asked"),
+    [
+        (chat(), {"messages": MESSAGES, "model": "tiny"}),
+        (chat(model="alpha", temperature=0.5, stream=True), {"messages": MESSAGES, "model": "alpha"}),
+        (chat(tools=[{"a": 1}]), {"messages": MESSAGES, "tools": [{"a": 1}], "model": "tiny"}),
+        (chat(tools=None, tool_choice="auto", user="u"), {"messages": MESSAGES, "model": "tiny"}),
+        (
+            chat(add_generation_prompt=False, continue_final_message=True, chat_template_kwargs={"x": 1}),
+            {
+                "messages": MESSAGES,
+                "model": "tiny",
+                "add_generation_prompt": False,
+                "continue_final_message": True,
+                "chat_template_kwargs": {"x": 1},
+            },
+        ),
+        (
+            chat(messages=[{"role": "user", "content": [{"type": "text", "text": "hi"}]}]),
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "model": "tiny"},
+        ),
+        (text(), {"prompt": "hi", "model": "tiny"}),
+        (
+            text(prompt=["hi"], add_special_tokens=False),
+            {"prompt": "hi", "model": "tiny", "add_special_tokens": False},
+        ),
+    ],
+)
+def test_engines_are_asked_about_what_shapes_the_prompt(
+    request_: GenerationRequest, asked: dict[str, Any]
+) -> None:
+    how = what_to_tokenize(request_)
+    assert isinstance(how, Ask)
+    assert json.loads(how.body) == asked
+
+
+@pytest.mark.parametrize("prompt", [[1, 2, 3], [[1, 2, 3]]])
+def test_given_token_ids_need_no_engine(prompt: list[Any]) -> None:
+    how = what_to_tokenize(text(prompt=prompt))
+    assert isinstance(how, Given)
+    assert how.token_ids == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        (chat(documents=[{"t": "x"}]), "field"),
+        (chat(reasoning_effort="low"), "field"),
+        (chat(truncate_prompt_tokens=5), "field"),
+        (chat(tool_choice="none"), "field"),
+        (chat(tool_choice={"type": "function"}), "field"),
+        (chat(mm_processor_kwargs={"a": 1}), "field"),
+        (chat(never_heard_of=1), "field"),
+        (
+            chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+            "content part",
+        ),
+        (chat(messages="hi"), "malformed"),
+        (chat(messages=None), "malformed"),
+        (text(suffix="x"), "field"),
+        (text(prompt=["a", "b"]), "prompt list"),
+        (text(prompt=[[1], [2]]), "prompt list"),
+        (text(prompt=[1, "a"]), "malformed"),
+        (text(prompt=[1, -1]), "malformed"),
+        (text(prompt=[2**32]), "malformed"),
+        (text(prompt=[[1, None]]), "malformed"),
+        (text(prompt=None), "malformed"),
+    ],
+)
+def test_anything_else_is_unknown(request_: GenerationRequest, why: str) -> None:
+    how = what_to_tokenize(request_)
+    assert isinstance(how, Unknowable)
+    assert how.why == why
+
+
+def test_requests_of_one_kind_share_what_shapes_their_prompts() -> None:
+    kinds = {what_to_tokenize(r).kind for r in (chat(), chat(n=2, seed=1), chat(tools=None))}
+    assert len(kinds) == 1
+    assert what_to_tokenize(chat(tools=[])).kind not in kinds
+
+
+class Engines:
+    """Answers /tokenize by script; an exception is raised, a number of seconds waited."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[str, Headers]] = []
+
+    async def post_json(
+        self, instance: str, path: str, body: bytes, timeout_s: float, headers: Headers | None = None
+    ) -> Any:
+        assert path == "/tokenize"
+        self.asked.append((instance, headers or []))
+        answer = self.answers.pop(0)
+        if isinstance(answer, float):
+            await asyncio.sleep(answer)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def tokenizer(engines: Engines, now: Sequence[float] = (0.0,), deadline_s: float = 5.0) -> EngineTokenizer:
+    fleet = Fleet()
+    for address, role in (("a:1", Role.PREFILL), ("b:1", Role.DECODE), ("c:1", Role.DECODE)):
+        instance = Instance(parse_instance(address, role))
+        instance.status = Status.DOWN if address == "c:1" else Status.UP
+        instance.model_cards = [{"id": "tiny"}, {"id": "alpha", "parent": "tiny"}]
+        fleet.add(instance)
+    return EngineTokenizer(fleet, engines, clock=lambda: now[-1], deadline_s=deadline_s)
+
+
+async def test_engines_that_are_up_are_asked_in_turn_and_answers_kept() -> None:
+    engines = Engines({"tokens": [1]}, {"tokens": [2]})
+    asking = tokenizer(engines)
+    headers = [("Authorization", "Bearer x"), ("Traceparent", "t")]
+    for prompt, expected in (("one", [1]), ("two", [2]), ("one", [1])):
+        known = (await asking.tokenize(text(prompt=prompt), headers)).prompt
+        assert known is not None
+        assert list(known.token_ids) == expected
+    assert {instance for instance, _ in engines.asked} == {"a:1", "b:1"}
+    assert engines.asked[0][1] == [("Authorization", "Bearer x")]
+
+
+async def test_adapter_and_salt_belong_to_the_prompt() -> None:
+    known = (
+        await tokenizer(Engines({"tokens": [1]})).tokenize(text(model="alpha", cache_salt="s"), [])
+    ).prompt
+    assert known is not None
+    assert (known.lora_name, known.cache_salt) == ("alpha", "s")
+
+
+@pytest.mark.parametrize(
+    "bad", [LegBrokenError("a:1", "x"), {}, [], None, {"tokens": None}, {"tokens": ["x"]}, {"tokens": [-1]}]
+)
+async def test_another_engine_is_asked_when_one_fails(bad: Any) -> None:
+    known = await tokenizer(Engines(bad, {"tokens": [7]})).tokenize(text(), [])
+    assert known.prompt is not None
+    assert list(known.prompt.token_ids) == [7]
+
+
+async def test_no_answer_in_time_means_unknown() -> None:
+    failing = await tokenizer(Engines(LegBrokenError("a:1", "x"), LegBrokenError("b:1", "x"))).tokenize(
+        text(), []
+    )
+    late = await tokenizer(Engines(60.0), deadline_s=0.01).tokenize(text(), [])
+    assert failing.prompt is None
+    assert late.prompt is None
+    assert failing.why_unknown == late.why_unknown == "no answer"
+
+
+async def test_a_kind_that_was_counted_wrongly_is_unknown_for_a_while() -> None:
+    now = [0.0]
+    asking = tokenizer(Engines({"tokens": [1]}, {"tokens": [1]}, {"tokens": [1]}), now)
+    first = await asking.tokenize(text(), [])
+    asking.distrust(first.kind)
+    assert (await asking.tokenize(text(prompt="other"), [])).why_unknown == "counted differently"
+    assert (await asking.tokenize(chat(), [])).prompt is not None
+    now.append(DISTRUST_S + 1)
+    assert (await asking.tokenize(text(), [])).prompt is not None
