@@ -57,6 +57,13 @@ class StandInConfig:
     admin: int | None = None
     """The port of the admin endpoint that commands faults."""
 
+    def __post_init__(self) -> None:
+        """ValueError for an engine that could not start: its longest request must fit the cache."""
+        if (self.blocks - 1) * self.block_size < self.max_model_len:
+            raise ValueError(
+                f"max_model_len {self.max_model_len} does not fit {self.blocks - 1} blocks of {self.block_size}"
+            )
+
     def shape(self) -> EngineShape:
         """What the engine model is told."""
         return EngineShape(
