@@ -86,8 +86,7 @@ class BlockHasher:
         """The key of one block: `tokens` as `token_bytes` gives them, `extra` as `canonical_extra` does."""
         block = self._keyed.copy()
         block.update(self._root if parent_key is None else parent_key.to_bytes(_KEY_BYTES, "little"))
-        block.update(len(extra).to_bytes(4, "little"))
-        block.update(extra)
+        block.update(extra)  # tells its own length
         block.update(tokens)
         return int.from_bytes(block.digest(), "little")
 

@@ -228,8 +228,7 @@ class Source:
             case Repeat():
                 current.verified = True
             case Contiguous() if current.verified:
-                if not current.broken:
-                    yield self._apply_replayed(current, message)
+                yield self._apply_replayed(current, message)
             case Gap() if current.verified:
                 current.broken = True
             case Contiguous() | Gap():

@@ -24,24 +24,21 @@ class Block:
     salt: str | None
 
 
-def _tree() -> dict[int, Block]:
-    """Three levels over two letters, unsalted and salted; the last hash is a second name of the first block."""
-    blocks: dict[int, Block] = {}
-    for salt in (None, "s"):
-        level: list[int | None] = [None]
-        for _ in range(3):
-            below: list[int | None] = []
-            for parent in level:
-                for letter in (0, 1):
-                    number = len(blocks) + 1
-                    blocks[number] = Block(number, parent, letter, salt)
-                    below.append(number)
-            level = below
-    blocks[99] = Block(99, None, 0, None)
-    return blocks
-
-
-TREE = _tree()
+# Few enough to meet again and again. 8 and 9 are other names of 1 and 3, as from another cache group or salt.
+TREE = {
+    block.engine_hash: block
+    for block in (
+        Block(1, None, 0, None),
+        Block(2, None, 1, None),
+        Block(3, 1, 0, None),
+        Block(4, 1, 1, None),
+        Block(5, 3, 0, None),
+        Block(6, None, 0, "s"),
+        Block(7, 6, 0, "s"),
+        Block(8, None, 0, None),
+        Block(9, 8, 0, None),
+    )
+}
 
 
 def path(number: int) -> list[Block]:
@@ -112,7 +109,7 @@ class Model:
         return cached
 
 
-engines = st.sampled_from(ENGINES)
+engines = st.sampled_from((*ENGINES[:1] * 4, *ENGINES))
 tiers = st.sampled_from(TIERS)
 numbers = st.sampled_from(sorted(TREE))
 operations = st.one_of(
@@ -123,7 +120,7 @@ operations = st.one_of(
     st.tuples(st.just("clear"), engines, tiers, numbers, st.just(0)),
     st.tuples(st.just("retire"), engines, tiers, numbers, st.integers(0, 1)),
 )
-LETTERS = ([0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1])
+LETTERS = ([0, 0, 0], [0, 1, 0], [1, 0, 1])
 
 
 def event(at: tuple[str, int], tier: str, run: list[Block]) -> BlockStored:
@@ -138,7 +135,7 @@ def event(at: tuple[str, int], tier: str, run: list[Block]) -> BlockStored:
     )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.booleans(), st.lists(operations, max_size=60))
 def test_any_history_gives_what_the_model_gives(
     count_copies: bool, history: list[tuple[str, tuple[str, int], str, int, int]]

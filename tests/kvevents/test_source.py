@@ -215,6 +215,7 @@ def test_a_drop_that_repeats_with_nothing_live_is_probed_again() -> None:
             (MARKER, [ReplayDone(0, complete=False), UNKNOWN]),
         ],
     )
+    play(quietly(exact(1), ProbeDue(), replayed(1), replayed(3), MARKER), [(live(2), [*apply(2), EXACT])])
     assert source.incomplete
     play(
         source,
@@ -277,6 +278,27 @@ def test_waiting_messages_are_bounded_and_asked_for_again() -> None:
             *((replayed(n), apply(n)) for n in range(1, 5)),
             (MARKER, [ReplayDone(4, complete=True), EXACT]),
             (live(5), apply(5)),
+        ],
+    )
+
+
+def test_a_probe_during_which_too_much_waits_is_not_taken_for_a_loss() -> None:
+    source = Source(can_replay=True, max_waiting_bytes=5)
+    quietly(source, Connected(), replayed(0), MARKER)
+    play(
+        source,
+        [
+            (ProbeDue(), [AskReplay(0)]),
+            *((live(n), []) for n in (1, 2, 3)),
+            (replayed(0), []),
+            (MARKER, [ReplayDone(0, complete=True), AskReplay(0)]),
+            (replayed(0), []),
+            *((replayed(n), apply(n)) for n in (1, 2, 3)),
+            (MARKER, [ReplayDone(3, complete=True)]),
+            (ProbeDue(), [AskReplay(3)]),
+            *((live(n), []) for n in (4, 5)),
+            (replayed(3), []),
+            (MARKER, [ReplayDone(0, complete=True), *apply(4, 5)]),
         ],
     )
 
@@ -478,6 +500,20 @@ def test_a_lost_connection_ends_the_replay_and_what_waited_for_it() -> None:
             (replayed(0), []),
             (replayed(1), apply(1)),
             (replayed(2), apply(2)),
+            (MARKER, [ReplayDone(2, complete=True), EXACT]),
+        ],
+    )
+
+
+def test_what_waited_when_the_connection_broke_is_not_the_next_processs() -> None:
+    play(
+        quietly(exact(1), live(9), live(10)),
+        [
+            (Disconnected(), [StopReplay()]),
+            (Connected(), [AskReplay(1)]),
+            (replayed(1, "q"), [Retire(NEW_PROCESS), AskReplay(0)]),
+            (replayed(0, "q"), apply(0, process="q")),
+            (replayed(1, "q"), apply(1, process="q")),
             (MARKER, [ReplayDone(2, complete=True), EXACT]),
         ],
     )

@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 import zmq
 
-from kvevents import NullObserver, PrefixIndex, Prompt, Reason, Slot, SourceAddress, State, Subscriber
+from kvevents import (
+    BlockStored,
+    NullObserver,
+    PrefixIndex,
+    Prompt,
+    Reason,
+    Slot,
+    SourceAddress,
+    State,
+    Subscriber,
+)
+from kvevents.source_events import Connected, Live
 from tests.kvevents.publisher import Publisher, free_port
 
 ENGINE = "engine:8000"
@@ -295,13 +306,52 @@ async def test_a_replay_endpoint_that_comes_back_makes_it_exact(bench: Bench) ->
     publish(publisher, 1, 2)
     publisher.settle()
     async with bench.following(replay_quiet_s=0.1, probe_s=0.2) as subscriber:
-        await until(lambda: len(bench.heard.replays) >= 3)
-        publisher.publish(block(3))
-        await until(lambda: subscriber.state is State.PARTIAL)
+
+        def partial() -> bool:
+            publisher.publish(block(publisher.published + 1))
+            return subscriber.state is State.PARTIAL
+
+        def exact() -> bool:  # while the source is never idle
+            partial()
+            return subscriber.state is State.EXACT
+
+        await until(partial)
         publisher._deaf = False
-        await until(lambda: subscriber.state is State.EXACT)
-        assert bench.cached() == 3
+        await until(exact)
         assert bench.heard.retirements == ["rebuild"]
+    assert bench.heard.numbers[-1] < publisher.published
+    first = bench.heard.numbers.index(0)
+    assert bench.heard.numbers[first:] == list(range(len(bench.heard.numbers) - first))
+
+
+async def test_what_an_index_held_before_is_forgotten_for_that_rank_only(bench: Bench) -> None:
+    for rank in (0, 1):
+        bench.index.store(ENGINE, rank, BlockStored([1], None, [1, 2], 2))
+    async with bench.following() as subscriber:
+        bench.publisher()
+        await until(lambda: subscriber.state is State.EXACT)
+        assert bench.index.blocks() == {Slot(ENGINE, 1, "GPU"): 1}
+
+
+@pytest.mark.parametrize(("connected", "order"), [(False, [False, True, 1, 2]), (True, [1, 2, False, True])])
+def test_messages_stay_on_their_side_of_a_handshake(
+    bench: Bench, connected: bool, order: list[bool | int]
+) -> None:
+    class Wire:
+        def live(self, limit: int) -> list[list[bytes]]:
+            return [[b"", number.to_bytes(8, "big"), b""] for number in (1, 2)]
+
+        def links(self) -> list[bool]:
+            return [False, True]
+
+    subscriber = Subscriber(ENGINE, SourceAddress(0, bench.endpoint), bench.index)
+    subscriber._connected = connected
+    wire: Any = Wire()
+    heard = [
+        event.message.number if isinstance(event, Live) else isinstance(event, Connected)
+        for event in subscriber._heard(wire)
+    ]
+    assert heard == order
 
 
 async def test_a_restart_on_the_same_address(bench: Bench) -> None:
