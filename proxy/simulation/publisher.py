@@ -2,7 +2,8 @@
 
 vLLM's event publisher with its manners: a PUB socket that forgets what nobody heard, and a ROUTER that
 replays the last batches on demand - one request at a time, dropping silently for a reader that is slow.
-Nothing is said at shutdown, and the next publisher begins at 0 again.
+Nothing is said at shutdown, and the next publisher begins at 0 again. (The socket is an XPUB, which a
+subscriber cannot tell from a PUB, so that a test can wait until it is subscribed.)
 """
 
 import logging
@@ -103,7 +104,11 @@ class Publisher:
         self._tasks = TaskOwner("event publisher")
         self._frozen: deque[tuple[int, bytes]] | None = None
         self._drop = 0
+        self._subscriptions = 0
         self.next_number = 0
+        """The number of the next batch."""
+        self.replays = 0
+        """Replays answered."""
         self.endpoint: str | None = None
         self.replay_endpoint: str | None = None
 
@@ -112,7 +117,8 @@ class Publisher:
 
         A wildcard host is bound on the loopback address only, and reported as the wildcard it is in vLLM.
         """
-        self._pub = zmq.Context(self._context).socket(zmq.PUB)
+        self._pub = zmq.Context(self._context).socket(zmq.XPUB)
+        self._pub.set(zmq.XPUB_VERBOSER, 1)
         self._pub.set(zmq.LINGER, 0)
         self._pub.set_hwm(self._hwm)
         if "*" in endpoint or endpoint.startswith(("ipc://", "inproc://")):
@@ -144,6 +150,13 @@ class Publisher:
             return
         self._send(number, payload)
 
+    def subscriptions(self) -> int:
+        """How many subscriptions have arrived and not ended: who subscribes later hears the next batch."""
+        while self._pub is not None and self._pub.poll(0):
+            message = self._pub.recv()  # one byte, 1 or 0, and the topic
+            self._subscriptions += 1 if message.startswith(b"\x01") else -1
+        return self._subscriptions
+
     def drop(self, messages: int) -> None:
         """Lose the next messages on their way; a replay still has them."""
         self._drop += messages
@@ -164,6 +177,7 @@ class Publisher:
         if self._drop:
             self._drop -= 1
         elif self._pub is not None:
+            self.subscriptions()  # or what subscribers say would pile up
             self._pub.send_multipart((self._topic, number.to_bytes(8, "big"), payload))
 
     @staticmethod
@@ -193,3 +207,4 @@ class Publisher:
                 if number >= first:
                     plain.send_multipart((peer, b"", self._topic, number.to_bytes(8, "big"), payload))
             plain.send_multipart((peer, b"", b"", END, b""))
+            self.replays += 1
