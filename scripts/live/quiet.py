@@ -1,10 +1,12 @@
 """Nothing runs and nothing is held: what engines and kvproxy look like when all work has been given back."""
 
+import time
 from collections.abc import Iterable
 
 import aiohttp
 
 from live.metrics import read_metrics
+from live.waiting import wait_until
 
 _ENGINE_GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 _PROXY_GAUGES = ("kvproxy_in_flight_requests", "kvproxy_in_flight_tokens")
@@ -28,3 +30,22 @@ async def busy(session: aiohttp.ClientSession, engines: Iterable[str], proxy: st
             if value
         ]
     return found
+
+
+async def wait_quiet(
+    session: aiohttp.ClientSession, engines: Iterable[str], proxy: str | None, within_s: float
+) -> float:
+    """Wait until nothing is busy and return how long it took; TimeoutError names what still is."""
+    begun = time.monotonic()
+    urls = list(engines)
+    left: list[str] = []
+
+    async def quiet() -> bool:
+        left[:] = await busy(session, urls, proxy)
+        return not left
+
+    try:
+        await wait_until(quiet, within_s, "engines and kvproxy are at rest")
+    except TimeoutError:
+        raise TimeoutError(f"after {within_s:g} s there is still: {'; '.join(left)}") from None
+    return time.monotonic() - begun

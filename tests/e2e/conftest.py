@@ -35,7 +35,14 @@ def logs() -> pathlib.Path:
 def fleet(logs: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
     """One plain engine, two prefill, two decode. The plain one says what is right."""
     terminal = request.config.pluginmanager.get_plugin("terminalreporter")
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
     assert terminal is not None
+    assert capture is not None
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            terminal.write_line(line)
+
     specs = plan(
         plain=1,
         prefill=2,
@@ -44,8 +51,8 @@ def fleet(logs: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Fleet]
         loras=("alpha",),
         flags=("--enable-request-id-headers",),
     )
-    terminal.write_line(f"\nstarting {len(specs)} real engines, logs in {logs}")
-    with Fleet(specs, logs, say=terminal.write_line) as engines:
+    say(f"\nstarting {len(specs)} real engines, logs in {logs}")
+    with Fleet(specs, logs, say=say) as engines:
         engines.start()
         engines.wait_healthy(timeout_s=START_S - 60)
         yield engines

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,8 +11,7 @@ import pytest
 from live.asking import CHAT, COMPLETIONS, ask
 from live.metrics import read_metrics
 from live.proxy import ProxyProcess
-from live.quiet import busy
-from live.waiting import wait_until
+from live.quiet import wait_quiet
 from live.words import prose
 from vllm_cpu.fleet import Fleet
 
@@ -54,28 +52,25 @@ def some_body(dice: random.Random, number: int) -> tuple[str, dict[str, Any]]:
     return CHAT, fields | {"messages": [{"role": "user", "content": prose(words, f"leaving {number}")}]}
 
 
-async def at_rest(
-    session: aiohttp.ClientSession, fleet: Fleet, proxy: ProxyProcess, within_s: float
-) -> float:
-    """Wait until nothing runs or is held anywhere; return how long it took."""
-    begun = time.monotonic()
-    engines = [spec.url for spec in fleet.specs.values()]
-    left: list[str] = []
-
-    async def quiet() -> bool:
-        left[:] = await busy(session, engines, proxy.url)
-        return not left
-
-    try:
-        await wait_until(quiet, within_s, "engines and kvproxy are at rest")
-    except TimeoutError:
-        pytest.fail(f"after {within_s:g} s there is still: " + "; ".join(left))
-    return time.monotonic() - begun
+async def at_rest(session: aiohttp.ClientSession, fleet: Fleet, proxy: ProxyProcess) -> float:
+    return await wait_quiet(session, [spec.url for spec in fleet.specs.values()], proxy.url, AT_REST_S)
 
 
 async def expired(session: aiohttp.ClientSession, fleet: Fleet) -> float:
     pages = [await read_metrics(session, spec.url) for spec in fleet.of_role("prefill")]
     return sum(page.total("vllm:nixl_num_kv_expired_reqs_total") for page in pages)
+
+
+@pytest.fixture(autouse=True)
+async def pairs_have_met(session: aiohttp.ClientSession, fleet: Fleet) -> None:
+    """Each pair has transferred once: the first release between strangers takes seconds (test_restarts.py)."""
+    for prefill in fleet.of_role("prefill"):
+        for decode in fleet.of_role("decode"):
+            body = {"model": "tiny", "prompt": prose(40, f"{prefill.name} {decode.name}"), "max_tokens": 1}
+            first = {"kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False}}
+            held = await ask(session, prefill.url, COMPLETIONS, body | first)
+            params = {"kv_transfer_params": held.json["kv_transfer_params"]}
+            assert (await ask(session, decode.url, COMPLETIONS, body | params)).status == 200
 
 
 @pytest.fixture
@@ -109,7 +104,7 @@ async def test_300_clients_leave_at_random_moments(
         for number in range(REQUESTS):
             group.create_task(one(number))
 
-    took_s = await at_rest(session, fleet, proxy, AT_REST_S)
+    took_s = await at_rest(session, fleet, proxy)
     print(f"{REQUESTS} clients, {answered} answered in full, at rest after {took_s:.2f} s")
     assert REQUESTS - answered > 0
     after = await read_metrics(session, proxy.url)
@@ -129,7 +124,7 @@ async def test_a_client_leaves_early(
         prompt = {"prompt": prose(200, f"early {wait_ms} {stream} {again}")}
         with contextlib.suppress(TimeoutError):
             await leave_after(session, proxy.url, COMPLETIONS, body | prompt, wait_ms / 1000)
-    await at_rest(session, fleet, proxy, AT_REST_S)
+    await at_rest(session, fleet, proxy)
 
 
 @pytest.mark.usefixtures("nothing_expires")
@@ -153,4 +148,4 @@ async def test_answers_stay_right_while_others_leave(
         group.create_task(leavers())
         got = [(await ask(session, proxy.url, COMPLETIONS, body)).text for body in bodies]
     assert got == expected
-    await at_rest(session, fleet, proxy, AT_REST_S)
+    await at_rest(session, fleet, proxy)

@@ -1,6 +1,7 @@
 """An engine dies while serving and comes back on its port: noticed, forgotten, learned again."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import aiohttp
@@ -8,7 +9,7 @@ from live.asking import CHAT, COMPLETIONS, Answer, ask
 from live.explaining import explain
 from live.metrics import read_metrics
 from live.proxy import ProxyProcess
-from live.quiet import busy
+from live.quiet import wait_quiet
 from live.waiting import wait_until
 from live.words import prose
 from vllm_cpu.fleet import Fleet
@@ -16,6 +17,7 @@ from vllm_cpu.fleet import Fleet
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 8}
 NOTICED_S = 10
 BACK_S = 30
+STRANGERS_S = 8  # well below the lease, so that nothing has just expired
 
 
 def chat(seed: str, words: int = 150) -> dict[str, Any]:
@@ -86,6 +88,13 @@ async def test_a_prefill_engine_dies_while_serving(
             "the new process has nothing of the old one's cache"
         )
 
+    # Its decode engines have never met the new process: what clients leave behind is given back all the same.
+    leavers = [ask(session, proxy.url, CHAT, chat(f"leaving a stranger {n}")) for n in range(16)]
+    for n, leaver in enumerate(leavers):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(leaver, 0.004 * n)
+    await wait_quiet(session, [spec.url for spec in fleet.specs.values()], proxy.url, STRANGERS_S)
+
     # And it is right again: what it says it will reuse, it reuses.
     used = set()
     for n in range(12):
@@ -109,9 +118,19 @@ async def test_a_decode_engine_dies_while_streaming(
         "ignore_eos": True,
         "stream": True,
     }
+    whole = [chat(f"unbroken {n}") | {"max_tokens": 400, "ignore_eos": True} for n in range(4)]
+    expected_texts = [(await ask(session, plain, CHAT, one)).text for one in whole]
     answers = [await session.post(proxy.url + COMPLETIONS, json=body) for _ in range(4)]
     assert [answer.status for answer in answers] == [200] * 4
     lost = answers[0].headers["X-Kvproxy-Decode"]
+    unary = asyncio.gather(*(ask(session, proxy.url, CHAT, one) for one in whole))
+
+    async def all_decode() -> bool:
+        return (await read_metrics(session, proxy.url)).total(
+            "kvproxy_in_flight_requests", role="decode"
+        ) == 8
+
+    await wait_until(all_decode, 10, "all eight are being decoded")
     fleet.kill(fleet.named(lost))
 
     async def ends_cleanly(answer: aiohttp.ClientResponse) -> bool:
@@ -123,6 +142,10 @@ async def test_a_decode_engine_dies_while_streaming(
 
     clean = [await ends_cleanly(answer) for answer in answers]
     assert clean == [answer.headers["X-Kvproxy-Decode"] != lost for answer in answers]
+
+    assert [(answer.status, answer.text) for answer in await unary] == [
+        (200, text) for text in expected_texts
+    ], "what has not begun to answer is begun again elsewhere"
 
     for n in range(8):
         again = chat(f"without it {n}")
@@ -140,10 +163,7 @@ async def test_a_decode_engine_dies_while_streaming(
 
     await wait_until(used_again, 20, f"{lost} decodes again")
 
-    async def at_rest() -> bool:
-        return not await busy(session, [spec.url for spec in fleet.specs.values()], proxy.url)
-
-    await wait_until(at_rest, 2 * NOTICED_S, "all is given back")
+    await wait_quiet(session, [spec.url for spec in fleet.specs.values()], proxy.url, NOTICED_S)
 
 
 async def test_a_cache_reset_is_learned_with_the_next_request(
