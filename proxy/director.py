@@ -41,7 +41,7 @@ computing, where closing it frees everything at once."""
 
 RELEASE_TIMEOUT_S = 10.0
 
-FIRST_CONTACT_PAUSES_S = (0.7, 2.5)
+FIRST_CONTACT_PAUSES_S = (0.4, 1.2)
 """A decode engine that never spoke to a prefill engine loses the first release: it only begins their handshake,
 which takes 0.1-0.3 s, rarely seconds. So it is told again after these pauses."""
 

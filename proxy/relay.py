@@ -36,7 +36,7 @@ class EventCutter:
             raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
         whole = data[:end]
         if whole:
-            self.done = whole[-len(DONE) - 4 :].rstrip() == DONE
+            self.done = whole[-len(DONE) - 4 :].rstrip().endswith(DONE)
         return whole
 
 

@@ -1,0 +1,242 @@
+"""A kvproxy in this process, in front of stand-in engines, for tests on real sockets."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from proxy.app import create_runner
+from proxy.app_keys import DIRECTOR, FLEET
+from proxy.config import Config, Role, parse_instance
+from proxy.instances import Fleet
+from proxy.scheduling.types import Policy
+from proxy.simulation import StandIn, StandInConfig
+
+ADMIN_KEY = "admin-key"
+DEADLINE_S = 20.0
+WORDS = ("a", "module", "and", "every", "function", "returns", "some", "value", "by", "key", "or", "path")
+
+
+async def wait_until(condition: Callable[[], bool], what: str = "the condition") -> None:
+    """Wait for something to become true, at most DEADLINE_S."""
+    for _ in range(int(DEADLINE_S / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{what} did not come about within {DEADLINE_S:g} s")
+
+
+def prose(words: int, seed: int = 0) -> str:
+    """Some text of about that many tokens, another for every seed."""
+    return " ".join([f"text {seed}", *(WORDS[(seed + i * i) % len(WORDS)] for i in range(words))])
+
+
+class Answer:
+    """A response, read whole."""
+
+    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of a stream's events; the last is the text that ends a complete one."""
+        datas = [event.removeprefix("data: ") for event in self.body.decode().split("\n\n") if event]
+        return [data if data == "[DONE]" else json.loads(data) for data in datas]
+
+    @property
+    def text(self) -> str:
+        """What was generated, streamed or not."""
+        answers = [event for event in self.events if event != "[DONE]"] if self.streamed else [self.json]
+        parts = []
+        for choice in (choice for answer in answers for choice in answer["choices"]):
+            message = choice.get("delta") or choice.get("message") or {}
+            parts.append(choice.get("text") or message.get("content") or "")
+        return "".join(parts)
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.headers["Content-Type"].startswith("text/event-stream"))
+
+
+async def ask(
+    session: aiohttp.ClientSession, base: str, path: str, body: Any = None, **headers: str
+) -> Answer:
+    """POST `body` as JSON (bytes as they are), or GET without one; header names with _ for -."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    sent = None if body is None else data
+    method = "GET" if body is None else "POST"
+    head = {"Content-Type": "application/json"} | named if body is not None else named
+    async with session.request(method, base + path, data=sent, headers=head) as response:
+        return Answer(response.status, response.headers, await response.read())
+
+
+class Service:
+    """A running kvproxy."""
+
+    def __init__(self, runner: web.AppRunner, session: aiohttp.ClientSession) -> None:
+        self.app = runner.app
+        self.runner = runner
+        self.session = session
+        host, port = runner.addresses[0][:2]
+        self.host, self.port = str(host), int(port)
+        self.url = f"http://{host}:{port}"
+
+    @property
+    def fleet(self) -> Fleet:
+        return self.app[FLEET]
+
+    @property
+    def running_tasks(self) -> int:
+        """Legs and releases that have not ended."""
+        return len(self.app[DIRECTOR]._tasks)
+
+    @property
+    def claims(self) -> int:
+        return sum(len(instance.claims) for instance in self.fleet)
+
+    async def ask(self, path: str, body: Any = None, **headers: str) -> Answer:
+        return await ask(self.session, self.url, path, body, **headers)
+
+    async def chat(self, content: str | list[dict[str, Any]], **members: Any) -> Answer:
+        messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+        body = {"model": "tiny", "messages": messages, "max_tokens": 8, "temperature": 0} | members
+        return await self.ask("/v1/chat/completions", body)
+
+    async def complete(self, prompt: Any, **members: Any) -> Answer:
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": 8, "temperature": 0} | members
+        return await self.ask("/v1/completions", body)
+
+    async def explain(self, body: dict[str, Any]) -> Any:
+        return (await self.ask("/explain", body, X_API_Key=ADMIN_KEY)).json
+
+    async def admin(self, path: str, body: Any) -> Answer:
+        return await self.ask(path, body, X_API_Key=ADMIN_KEY)
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry these labels."""
+        text = (await self.ask("/metrics")).body.decode()
+        total = 0.0
+        for line in text.splitlines():
+            series, _, value = line.rpartition(" ")
+            series_name, _, series_labels = series.partition("{")
+            if series_name == name and all(f'{k}="{v}"' in series_labels for k, v in labels.items()):
+                total += float(value)
+        return total
+
+    async def settled(self) -> None:
+        """Wait until nothing is in flight any more."""
+        await wait_until(
+            lambda: not self.claims and not self.running_tasks, "the end of all legs and releases"
+        )
+
+
+class Engines:
+    """Stand-ins by role."""
+
+    def __init__(
+        self, prefill: Sequence[StandIn], decode: Sequence[StandIn], both: Sequence[StandIn]
+    ) -> None:
+        self.prefill, self.decode, self.both = prefill, decode, both
+
+    @property
+    def all(self) -> list[StandIn]:
+        return [*self.prefill, *self.decode, *self.both]
+
+    @property
+    def holds(self) -> int:
+        return sum(len(engine.model.holds) for engine in self.all)
+
+    def config(self, **settings: Any) -> Config:
+        roles = ((Role.PREFILL, self.prefill), (Role.DECODE, self.decode), (Role.BOTH, self.both))
+        instances = tuple(parse_instance(e.address, role) for role, engines in roles for e in engines)
+        defaults: dict[str, Any] = {"model": "tiny", "instances": instances, "admin_api_key": ADMIN_KEY}
+        return Config(**(defaults | settings))
+
+
+@contextlib.asynccontextmanager
+async def engines(
+    prefill: int = 2, decode: int = 2, both: int = 0, **settings: Any
+) -> AsyncIterator[Engines]:
+    """So many stand-ins, with these settings of StandInConfig."""
+    async with contextlib.AsyncExitStack() as stack:
+        made = [
+            await stack.enter_async_context(StandIn(StandInConfig(**settings)))
+            for _ in range(prefill + decode + both)
+        ]
+        yield Engines(made[:prefill], made[prefill : prefill + decode], made[prefill + decode :])
+
+
+@contextlib.asynccontextmanager
+async def kvproxy(
+    config: Config, policy: Policy | None = None, *, ready: bool = True
+) -> AsyncIterator[Service]:
+    """A running kvproxy; `ready`: wait until it can serve and follows its engines' events."""
+    runner = create_runner(config, policy)
+    async with contextlib.AsyncExitStack() as stack:
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, config.host, 0).start()
+        session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+        service = Service(runner, session)
+        if ready:
+            await wait_until(
+                lambda: all(
+                    i.why_unusable() is None
+                    and (not config.kv_events or all(s.state == "exact" for s in i.sources.values()))
+                    for i in service.fleet
+                ),
+                "readiness",
+            )
+        yield service
+
+
+class Pair:
+    """Engines and the kvproxy in front of them."""
+
+    def __init__(self, engines_: Engines, service: Service) -> None:
+        self.engines = engines_
+        self.service = service
+
+
+@contextlib.asynccontextmanager
+async def fleet(
+    prefill: int = 2,
+    decode: int = 2,
+    both: int = 0,
+    *,
+    policy: Policy | None = None,
+    stand_in: Any = None,
+    **settings: Any,
+) -> AsyncIterator[Pair]:
+    """Stand-ins and a ready kvproxy in front of them; `settings` are those of Config."""
+    async with (
+        engines(prefill, decode, both, **(stand_in or {})) as made,
+        kvproxy(made.config(**settings), policy) as service,
+    ):
+        yield Pair(made, service)
+
+
+__all__ = [
+    "ADMIN_KEY",
+    "Answer",
+    "Engines",
+    "Pair",
+    "Service",
+    "ask",
+    "engines",
+    "fleet",
+    "kvproxy",
+    "prose",
+    "wait_until",
+]

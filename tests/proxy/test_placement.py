@@ -1,0 +1,180 @@
+"""Decisions from what is known: caches, loads, predictions, failures."""
+
+import random
+from typing import Any
+
+from kvevents import BlockStored, PrefixIndex, Prompt
+from proxy.config import Role, parse_instance
+from proxy.instances import Fleet, Instance, Status
+from proxy.placement import Placement, Question
+from proxy.scheduling.decision import Decision
+from proxy.scheduling.policies import CacheAffinity
+from proxy.scheduling.types import Phase
+
+PREFIX = list(range(1000, 2000))
+
+
+class Exact:
+    state = "exact"
+
+
+class Scene:
+    """Three prefill and two decode instances, exactly known, block size 10."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.index = PrefixIndex()
+        self.fleet = Fleet()
+        roles = {
+            "a:1": Role.PREFILL,
+            "b:1": Role.PREFILL,
+            "c:1": Role.PREFILL,
+            "d:1": Role.DECODE,
+            "e:1": Role.DECODE,
+        }
+        for address, role in roles.items():
+            instance = Instance(parse_instance(address, role))
+            instance.status = Status.UP
+            instance.model_cards = [{"id": "tiny"}]
+            instance.sources = {0: Exact()}
+            self.fleet.add(instance)
+        self.placement = Placement(
+            self.fleet,
+            self.index,
+            CacheAffinity(),
+            "cache_affinity",
+            clock=lambda: self.now,
+            rng=random.Random(1),
+        )
+
+    def cache(self, address: str, tokens: list[int], block_size: int = 10) -> None:
+        hashes: list[int | bytes] = list(range(len(tokens) // block_size))
+        whole = tokens[: len(hashes) * block_size]
+        self.index.store(address, 0, BlockStored(hashes, None, whole, block_size, medium="GPU"))
+
+    def decide(self, tokens: list[int] | None, **more: Any) -> Decision:
+        return self.placement.decide(ask(tokens), **more)
+
+    def start_prefill(self, tokens: list[int]) -> str:
+        question = ask(tokens)
+        chosen = self.placement.decide(question).prefill.chosen
+        assert chosen is not None
+        self.placement.expect(chosen, question)
+        self.placement.claim(chosen, Phase.PREFILL, question)
+        return chosen.instance
+
+
+def ask(tokens: list[int] | None) -> Question:
+    return Question("tiny", None if tokens is None else Prompt(tokens), 50)
+
+
+def chosen(decision: Decision) -> tuple[str | None, str | None]:
+    prefill, decode = decision.prefill.chosen, decision.decode.chosen
+    return (prefill.instance if prefill else None, decode.instance if decode else None)
+
+
+def test_both_legs_go_where_the_prefix_is() -> None:
+    scene = Scene()
+    scene.cache("b:1", PREFIX)
+    scene.cache("e:1", PREFIX[:500])
+    decision = scene.decide([*PREFIX, 1, 2, 3])
+    assert chosen(decision) == ("b:1", "e:1")
+    terms = {p.candidate.instance: p for p in [*decision.prefill.candidates, *decision.decode.candidates]}
+    assert (terms["b:1"].candidate.cached_tokens, terms["b:1"].cost) == (1000, 3.0)
+    assert (terms["a:1"].candidate.cached_tokens, terms["a:1"].cost) == (0, 1003.0)
+    assert (terms["e:1"].candidate.cached_tokens, terms["e:1"].cost) == (500, 503.0)
+
+
+def test_a_saturated_holder_loses_to_computing_elsewhere() -> None:
+    scene = Scene()
+    scene.cache("b:1", PREFIX)
+    for n in range(3):
+        question = Question("tiny", None, 400 + n)
+        candidate = scene.decide(PREFIX).prefill.chosen
+        assert candidate is not None
+        scene.fleet.claim("b:1", 0, Phase.PREFILL, question.estimated_tokens)
+    assert chosen(scene.decide(PREFIX))[0] in {"a:1", "c:1"}
+
+
+def test_a_burst_with_one_prefix_meets_before_the_first_is_computed() -> None:
+    scene = Scene()
+    for address in ("b:1", "c:1"):
+        scene.fleet.claim(address, 0, Phase.PREFILL, 2000)
+    assert [scene.start_prefill([*PREFIX, n]) for n in range(5)] == ["a:1"] * 5
+
+
+def test_claims_end_once_and_load_with_them() -> None:
+    scene = Scene()
+    instance = scene.fleet.get("a:1")
+    assert instance is not None
+    with scene.fleet.claim("a:1", 0, Phase.PREFILL, 70) as claim:
+        assert instance.load_tokens(Phase.PREFILL) == 70
+        assert instance.load_tokens(Phase.DECODE) == 0
+        claim.end()
+        assert instance.load_tokens(Phase.PREFILL) == 0
+    assert instance.in_flight(Phase.PREFILL) == 0
+
+
+def test_a_prompt_that_is_not_known_is_placed_by_load_alone() -> None:
+    scene = Scene()
+    scene.cache("a:1", PREFIX)
+    scene.fleet.claim("a:1", 0, Phase.PREFILL, 1)
+    scene.fleet.claim("b:1", 0, Phase.PREFILL, 1)
+    decision = scene.decide(None)
+    assert chosen(decision)[0] == "c:1"
+    assert {p.candidate.uncached_tokens for p in decision.prefill.candidates} == {None}
+
+
+def test_an_instance_whose_index_is_unknown_counts_as_caching_nothing() -> None:
+    scene = Scene()
+    scene.cache("a:1", PREFIX)
+    instance = scene.fleet.get("b:1")
+    assert instance is not None
+    instance.sources = {}
+    terms = {p.candidate.instance: p.candidate for p in scene.decide([*PREFIX, 1]).prefill.candidates}
+    assert terms["b:1"].cached_tokens is None
+    assert terms["b:1"].uncached_tokens == 1001
+    assert terms["b:1"].index == "unknown"
+
+
+def test_what_failed_just_now_is_used_only_if_nothing_else_is() -> None:
+    scene = Scene()
+    scene.cache("a:1", PREFIX)
+    decision = scene.decide([*PREFIX, 1], failed={"a:1", "d:1"})
+    assert chosen(decision)[0] in {"b:1", "c:1"}
+    assert chosen(decision)[1] == "e:1"
+    whys = {p.candidate.instance: p.candidate.why for p in decision.prefill.candidates}
+    assert whys["a:1"] == "failed just now"
+    assert chosen(scene.decide([*PREFIX, 1], failed={"a:1", "b:1", "c:1", "d:1", "e:1"}))[0] == "a:1"
+
+
+def test_a_repeated_prefill_prefers_the_instance_that_computed_it() -> None:
+    scene = Scene()
+    scene.cache("a:1", PREFIX)
+    assert chosen(scene.decide(PREFIX, prefill_on="c:1"))[0] == "c:1"
+    gone = scene.fleet.get("c:1")
+    assert gone is not None
+    gone.status = Status.DOWN
+    assert chosen(scene.decide([*PREFIX, 1], prefill_on="c:1"))[0] == "a:1"
+
+
+def test_only_instances_that_serve_the_model_are_usable() -> None:
+    scene = Scene()
+    adapter = scene.fleet.get("c:1")
+    assert adapter is not None
+    adapter.model_cards = [{"id": "tiny"}, {"id": "alpha", "parent": "tiny"}]
+    decision = scene.placement.decide(Question("alpha", Prompt(PREFIX), 1))
+    assert chosen(decision) == ("c:1", None)
+    assert not decision.admissible
+    assert {p.candidate.why for p in decision.decode.candidates} == {"model not served"}
+
+
+def test_block_sizes_may_differ_between_instances() -> None:
+    scene = Scene()
+    scene.cache("a:1", PREFIX, 16)
+    scene.cache("b:1", PREFIX, 100)
+    terms = {p.candidate.instance: p.candidate for p in scene.decide(PREFIX).prefill.candidates}
+    assert terms["a:1"].cached_tokens == 992
+    assert (
+        terms["b:1"].cached_tokens == 900
+    )  # the last token is always computed, and reuse is by whole blocks
