@@ -15,7 +15,7 @@ from aiohttp.typedefs import Middleware
 
 from proxy.simulation.errors import BadRequestError
 from proxy.simulation.faults import Fault
-from proxy.simulation.http_edge import FAULT, CutError, json_answer, read_json, refusals
+from proxy.simulation.http_edge import FAULT, cut, json_answer, read_json, refusals
 
 if TYPE_CHECKING:
     from proxy.simulation.live import StandIn
@@ -69,7 +69,7 @@ def watch(engine: "StandIn") -> Middleware:
 
 async def _cut(request: web.Request, handler: Handler, fault: Fault) -> web.StreamResponse:
     if not fault.after_bytes:
-        raise CutError(request)
+        return await cut(request)
     request[FAULT] = fault
     response = await handler(request)
     if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
@@ -78,7 +78,7 @@ async def _cut(request: web.Request, handler: Handler, fault: Fault) -> web.Stre
     part.content_length = len(response.body)
     await part.prepare(request)
     await part.write(response.body[: fault.after_bytes])
-    raise CutError(request)
+    return await cut(request)
 
 
 def admin_app(engine: "StandIn") -> web.Application:

@@ -51,6 +51,8 @@ class StandInConfig:
     """Whether `usage` tells cached tokens, as with --enable-prompt-tokens-details."""
     request_metrics: bool = False
     """Whether answers carry `metrics`, as with --enable-per-request-metrics."""
+    request_id_headers: bool = False
+    """Whether answers carry X-Request-Id, as with --enable-request-id-headers."""
     dev_mode: bool = True
     """Whether /reset_prefix_cache exists, as with VLLM_SERVER_DEV_MODE=1."""
     keep_alive_s: float = 5.0

@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from proxy.simulation.answers import Answers
 from proxy.simulation.bodies import parse_chat, parse_completion, parse_detokenize, parse_tokenize
 from proxy.simulation.config import VERSION
-from proxy.simulation.errors import ApiError, BadRequestError, PermissionDeniedError
+from proxy.simulation.errors import ApiError, BadRequestError, EngineGoneError, PermissionDeniedError
 from proxy.simulation.generation import Choice, Generation
 from proxy.simulation.http_edge import EventStream, json_answer, read_json
 from proxy.simulation.rank import Rank
@@ -63,36 +63,45 @@ class Handlers:
             self.routes.append(web.post("/reset_prefix_cache", self.reset_prefix_cache))
 
     async def health(self, _: web.Request) -> web.Response:
+        """Whether the process and its engine live."""
         return web.Response(status=503 if self._engine.dead else 200)
 
     async def version(self, _: web.Request) -> web.Response:
+        """The release behaved like."""
         return json_answer({"version": VERSION})
 
     async def load(self, _: web.Request) -> web.Response:
+        """How many requests are being answered."""
         return json_answer({"server_load": self._engine.in_flight.count})
 
     async def metrics(self, _: web.Request) -> web.Response:
+        """The text Prometheus reads."""
         return web.Response(body=self._engine.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def models(self, _: web.Request) -> web.Response:
+        """The model and its adapters."""
         config = self._engine.config
         cards = [self._card(config.model, None, config.max_model_len)]
         cards += [self._card(lora, config.model, None) for lora in config.loras]
         return json_answer({"object": "list", "data": cards})
 
     async def event_sources(self, _: web.Request) -> web.Response:
+        """Where the ranks' events are published."""
         return json_answer(self._engine.event_sources())
 
     async def reset_prefix_cache(self, _: web.Request) -> web.Response:
+        """False while any rank has blocks in use."""
         done = [rank.model.reset_prefix_cache() for rank in self._engine.ranks]
         return json_answer({"success": all(done)})
 
     async def scale_out(self, _: web.Request) -> web.Response:
+        """Routes that need a flag the stand-in does not have."""
         raise PermissionDeniedError(
             "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them."
         )
 
     async def tokenize(self, request: web.Request) -> web.Response:
+        """A prompt or a conversation as tokens."""
         engine = self._engine
         body = parse_tokenize(await read_json(request))
         engine.checker.served(body.get("model"))
@@ -111,16 +120,19 @@ class Handlers:
         )
 
     async def detokenize(self, request: web.Request) -> web.Response:
+        """Tokens as text."""
         body = parse_detokenize(await read_json(request))
         self._engine.checker.served(body.get("model"))
         return json_answer({"prompt": self._engine.tokenizer.decode(body["tokens"])})
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
+        """Complete one or more prompts."""
         with self._engine.in_flight.one():
             body = parse_completion(await read_json(request))
             return await self._generate(request, body, self._engine.checker.completion, "cmpl")
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+        """Answer a conversation."""
         with self._engine.in_flight.one():
             body = parse_chat(await read_json(request))
             return await self._generate(request, body, self._engine.checker.chat, "chatcmpl")
@@ -128,6 +140,8 @@ class Handlers:
     async def _generate(
         self, request: web.Request, body: Mapping[str, Any], build: _Builder, prefix: str
     ) -> web.StreamResponse:
+        if self._engine.dead:
+            raise EngineGoneError
         try:
             asked = build(body)
             rank = self._rank(request)

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from aiohttp import web
@@ -19,13 +20,12 @@ encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
-class CutError(ConnectionResetError):
-    """A fault tears the connection down; whatever is unsent stays so."""
-
-    def __init__(self, request: web.Request) -> None:
-        super().__init__("cut by a fault")
-        if request.transport is not None:
-            request.transport.abort()
+async def cut(request: web.Request) -> NoReturn:
+    """Tear the connection down; whatever is unsent stays so. The server cancels the handler that waits here."""
+    if request.transport is not None:
+        request.transport.abort()
+    while True:
+        await asyncio.Event().wait()
 
 
 class InFlight:
@@ -73,9 +73,11 @@ class EventStream:
         self._request = request
 
     async def send(self, event: Any) -> None:
+        """One event."""
         await self._write(b"data: " + encode(event) + b"\n\n")
 
     async def done(self) -> None:
+        """The end of the stream."""
         await self._write(b"data: [DONE]\n\n")
 
     async def _write(self, data: bytes) -> None:
@@ -85,7 +87,7 @@ class EventStream:
         await self._response.write(data[: self._left])
         self._left -= len(data)
         if self._left <= 0:
-            raise CutError(self._request)
+            await cut(self._request)
 
 
 async def read_json(request: web.Request) -> Any:
@@ -114,6 +116,11 @@ class UnsupportedMediaError(SchemaError):
         super().__init__([{"loc": None}])
         self.message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
         self.param = None
+
+
+async def echo_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """The id a client gave, or one of ours, in every answer's head."""
+    response.headers["X-Request-Id"] = request.headers.get("X-Request-Id") or uuid.uuid4().hex
 
 
 @web.middleware

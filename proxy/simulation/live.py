@@ -21,7 +21,7 @@ from proxy.simulation.config import StandInConfig
 from proxy.simulation.engine import EngineModel
 from proxy.simulation.faults import Faults
 from proxy.simulation.handlers import Handlers
-from proxy.simulation.http_edge import InFlight, refusals
+from proxy.simulation.http_edge import InFlight, echo_request_id, refusals
 from proxy.simulation.metrics import EngineMetrics
 from proxy.simulation.publisher import Publisher
 from proxy.simulation.rank import Rank
@@ -188,6 +188,8 @@ class StandIn:
             return
         app = web.Application(middlewares=[watch(self), refusals], client_max_size=_BODY_LIMIT)
         app.add_routes(Handlers(self).routes)
+        if self.config.request_id_headers:
+            app.on_response_prepare.append(echo_request_id)
         self._runner = web.AppRunner(
             app,
             handler_cancellation=True,

@@ -193,6 +193,14 @@ async def test_a_request_id_is_honoured(engine: StandIn, ask: Ask) -> None:
     assert body["id"] == "cmpl-abc"
 
 
+async def test_a_request_id_may_come_back(start: Start, http: aiohttp.ClientSession) -> None:
+    engine = await start(request_id_headers=True)
+    async with http.get(engine.url + "/health", headers={"X-Request-Id": "mine"}) as response:
+        assert response.headers["X-Request-Id"] == "mine"
+    async with http.get(engine.url + "/nothing") as response:
+        assert len(response.headers["X-Request-Id"]) == 32
+
+
 async def test_adapters_are_listed_and_say_something_else(
     engine: StandIn, http: aiohttp.ClientSession, ask: Ask
 ) -> None:
