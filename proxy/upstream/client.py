@@ -1,6 +1,7 @@
 """All HTTP to engines: what aiohttp raises leaves here as a LegError, and no answer is followed, decoded or stored."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +17,9 @@ KEEPALIVE_S = 4.0
 """vLLM closes idle connections after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); ours are dropped before."""
 
 CONNECT_TIMEOUT_S = 5.0
+
+LARGE_BODY_BYTES = 1 << 20
+"""More than this at once would hold up the event loop; aiohttp warns of it."""
 
 _JSON = "application/json"
 
@@ -133,13 +137,18 @@ class EngineClient:
             sent["Content-Type"] = _JSON
         try:
             response = await self._session.request(
-                method, f"http://{instance}{path}", data=body, headers=sent, allow_redirects=False
+                method, f"http://{instance}{path}", data=_payload(body), headers=sent, allow_redirects=False
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise ConnectFailedError(instance, _words(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise LegBrokenError(instance, f"no answer ({_words(error)})") from error
         return EngineAnswer(instance, response)
+
+
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """The body as aiohttp wants it: large ones as a file, which it sends piece by piece."""
+    return io.BytesIO(body) if body is not None and len(body) > LARGE_BODY_BYTES else body
 
 
 def _words(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -74,7 +75,7 @@ async def ask(
     """POST `body` as JSON (bytes as they are), or GET without one; header names with _ for -."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    sent = None if body is None else data
+    sent = None if body is None else io.BytesIO(data)
     method = "GET" if body is None else "POST"
     head = {"Content-Type": "application/json"} | named if body is not None else named
     async with session.request(method, base + path, data=sent, headers=head) as response:

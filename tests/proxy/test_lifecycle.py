@@ -1,0 +1,273 @@
+"""Instances come and go, engines with another model are refused, and a stop lets running answers end."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from proxy.app_keys import WATCH
+from proxy.errors import ConfigError
+from proxy.instances import Status
+from proxy.simulation import StandIn, StandInConfig
+from proxy.simulation.faults import Fault
+from tests.proxy.service import engines, fleet, kvproxy, wait_until
+
+# -- adding and removing --------------------------------------------------------------------------------------
+
+
+async def test_instances_are_added_and_removed_while_serving() -> None:
+    async with fleet(prefill=1, decode=1) as pair, StandIn() as more:
+        added = await pair.service.admin("/instances/add", {"type": "prefill", "instance": more.address})
+        assert (added.status, added.json["instance"]) == (200, more.address)
+        again = await pair.service.admin("/instances/add", {"type": "prefill", "instance": more.address})
+        assert again.status == 409
+        status = (await pair.service.ask("/status")).json
+        assert status["prefill_nodes"] == [pair.engines.prefill[0].address, more.address]
+        first = {"type": "prefill", "instance": pair.engines.prefill[0].address}
+        assert (await pair.service.admin("/instances/remove", first)).status == 200
+        await wait_until(lambda: len(pair.service.fleet) == 2, "removal")
+        assert (await pair.service.complete("hello")).status == 200
+        assert any(seen.path == "/v1/completions" for seen in more.seen)
+        assert (await pair.service.admin("/instances/remove", first)).status == 404
+        gone = pair.engines.prefill[0].address
+        assert await pair.service.metric("kvproxy_instance_up", instance=gone) == 0
+        assert gone not in (await pair.service.ask("/status")).body.decode()
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_removed_instance_finishes_its_legs(force: bool) -> None:
+    async with fleet(prefill=1, decode=1) as pair:
+        engine = pair.engines.decode[0]
+        engine.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.5))
+        running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
+        instance = pair.service.fleet.get(engine.address)
+        assert instance is not None
+        await wait_until(lambda: bool(instance.claims), "a running leg")
+        removed = await pair.service.admin("/instances/remove", {"instance": engine.address, "force": force})
+        assert (removed.status, removed.json["running_legs"]) == (200, 1)
+        assert (pair.service.fleet.get(engine.address) is None) is force
+        assert (await running).status == 200
+        await wait_until(lambda: pair.service.fleet.get(engine.address) is None, "removal")
+
+
+async def test_no_request_fails_while_an_instance_is_removed_and_added_under_load() -> None:
+    async with fleet() as pair:
+        statuses: list[int] = []
+        stop = asyncio.Event()
+
+        async def client(number: int) -> None:
+            while not stop.is_set():
+                statuses.append((await pair.service.complete(f"prompt {number}", stream=True)).status)
+
+        clients = [asyncio.get_running_loop().create_task(client(n)) for n in range(8)]
+        for engine, role in ((pair.engines.prefill[0], "prefill"), (pair.engines.decode[0], "decode")):
+            for _ in range(3):
+                body = {"type": role, "instance": engine.address}
+                assert (await pair.service.admin("/instances/remove", body)).status == 200
+                await wait_until(lambda a=engine.address: pair.service.fleet.get(a) is None, "removal")  # type: ignore[misc]
+                assert (await pair.service.admin("/instances/add", body)).status == 200
+        stop.set()
+        await asyncio.gather(*clients)
+        assert len(statuses) > 20
+        assert set(statuses) == {200}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"type": "prefill"}, "instance"),
+        ({"type": "other", "instance": "h:1"}, "other"),
+        ({"type": "prefill", "instance": "h"}, "HOST:PORT"),
+        ({"type": "prefill", "instance": "user@h:1"}, "HOST:PORT"),
+        ({"type": "prefill", "instance": "h:1", "x": 1}, "x"),
+        ({"type": "prefill", "instance": "127.0.0.1:1"}, "connection refused"),
+        ([], "object"),
+    ],
+)
+async def test_what_cannot_be_added_is_refused_with_the_reason(body: Any, words: str) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        answer = await pair.service.admin("/instances/add", body)
+        assert answer.status == 400
+        assert words in answer.json["error"]["message"]
+        assert len(pair.service.fleet) == 2
+
+
+async def test_an_engine_of_another_model_cannot_be_added() -> None:
+    async with (
+        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        StandIn(StandInConfig(model="other")) as other,
+    ):
+        answer = await pair.service.admin("/instances/add", {"type": "decode", "instance": other.address})
+        assert answer.status == 400
+        assert "'other'" in answer.json["error"]["message"]
+        assert "'tiny'" in answer.json["error"]["message"]
+
+
+async def test_the_admin_key_is_needed() -> None:
+    body = {"type": "prefill", "instance": "127.0.0.1:1"}
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        for path in ("/instances/add", "/instances/remove"):
+            assert (await pair.service.ask(path, body)).status == 401
+            assert (await pair.service.ask(path, body, X_API_Key="wrong")).status == 403
+    async with fleet(prefill=1, decode=1, kv_events=False, admin_api_key=None) as pair:
+        assert (await pair.service.ask("/instances/add", body, X_API_Key="x")).status == 503
+
+
+# -- the start ------------------------------------------------------------------------------------------------
+
+
+async def test_the_port_is_open_while_engines_are_awaited() -> None:
+    async with engines(prefill=1, decode=1) as made:
+        await made.prefill[0].refuse()
+        async with kvproxy(made.config(), ready=False) as service:
+            assert (await service.ask("/health")).status == 200
+            assert (await service.ask("/ready")).status == 503
+            assert (await service.complete("hello")).status == 503
+            await made.prefill[0].accept()
+            await wait_until(lambda: service.fleet.ready, "readiness")
+            assert (await service.ask("/ready")).status == 200
+            assert (await service.complete("hello")).status == 200
+
+
+async def test_an_engine_that_comes_up_with_another_model_is_refused_until_it_serves_ours() -> None:
+    async with engines(prefill=1, decode=1) as made:
+        address = made.prefill[0].address
+        await made.prefill[0].stop()
+        async with kvproxy(made.config(), ready=False) as service:
+            instance = service.fleet.get(address)
+            assert instance is not None
+            await wait_until(lambda: instance.status is Status.DOWN, "down")
+            async with StandIn(StandInConfig(model="other", port=int(address.rpartition(":")[2]))):
+                await wait_until(lambda: instance.status is Status.REFUSED, "refusal")
+                assert not service.app[WATCH].fatal.done()
+                shown = (await service.ask("/status")).json["instances"][0]
+                assert (shown["up"], shown["state"]) == (False, "refused")
+                assert "'other'" in shown["why"]
+            async with StandIn(StandInConfig(port=int(address.rpartition(":")[2]))):
+                await wait_until(lambda: instance.status is Status.UP, "up")
+                assert (await service.complete("hello")).status == 200
+
+
+async def test_a_reachable_engine_with_another_model_ends_the_start() -> None:
+    async with engines(prefill=1, decode=1) as made, StandIn(StandInConfig(model="other")) as other:
+        config = made.config()
+        wrong = made.config(instances=(*config.instances[:1], _as(config.instances[1], other.address)))
+        async with kvproxy(wrong, ready=False) as service:
+            async with asyncio.timeout(10):
+                error = await service.app[WATCH].fatal
+            assert isinstance(error, ConfigError)
+            assert "'other'" in str(error)
+            assert "'tiny'" in str(error)
+            assert other.address in str(error)
+
+
+def _as(spec: Any, address: str) -> Any:
+    return type(spec)(address, spec.role)
+
+
+# -- the process ----------------------------------------------------------------------------------------------
+
+
+class Process:
+    """`kvproxy serve` as its user runs it."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.url = ""
+
+    async def listening(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.lines.append(line.decode())
+            if found := re.search(r"listening on (http://\S+),", line.decode()):
+                self.url = found[1]
+                return
+
+    async def ended(self) -> int:
+        assert self.process.stderr is not None
+        self.lines.append((await self.process.stderr.read()).decode())
+        return await self.process.wait()
+
+
+@pytest.fixture
+async def started() -> AsyncIterator[Any]:
+    processes: list[asyncio.subprocess.Process] = []
+
+    async def start(*arguments: str) -> Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "proxy",
+            "serve",
+            *arguments,
+            stderr=asyncio.subprocess.PIPE,
+            env=dict(os.environ),
+        )
+        processes.append(process)
+        return Process(process)
+
+    yield start
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_the_running_stream_end_and_exits_with_0(started: Any, number: int) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        prefill, decode = pair.engines.prefill[0], pair.engines.decode[0]
+        decode.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.5))
+        process = await started("-m", "tiny", "-p", prefill.address, "-d", decode.address, "--port", "0")
+        await process.listening()
+        async with asyncio.timeout(20):
+            while True:
+                async with pair.service.session.get(f"{process.url}/ready") as response:
+                    if response.status == 200:
+                        break
+                await asyncio.sleep(0.05)
+        body = {"prompt": "hello", "max_tokens": 20, "stream": True}
+        async with (
+            asyncio.timeout(30),
+            pair.service.session.post(f"{process.url}/v1/completions", json=body) as response,
+        ):
+            process.process.send_signal(number)
+            assert (await response.read()).endswith(b"data: [DONE]\n\n")
+            assert await process.ended() == 0
+
+
+async def test_not_ready_in_time_ends_with_code_1_naming_the_engine(started: Any) -> None:
+    process = await started(
+        "-m", "tiny", "-p", "127.0.0.1:1", "-d", "127.0.0.1:2", "--port", "0", "--startup-timeout", "0.5"
+    )
+    async with asyncio.timeout(20):
+        assert await process.ended() == 1
+    said = "".join(process.lines)
+    assert "127.0.0.1:1" in said
+    assert "connection refused" in said
+    assert "Traceback" not in said
+
+
+async def test_another_model_ends_with_code_2_naming_both(started: Any) -> None:
+    async with StandIn(StandInConfig(model="other")) as engine:
+        process = await started("-m", "tiny", "--both", engine.address, "--port", "0")
+        async with asyncio.timeout(20):
+            assert await process.ended() == 2
+        said = "".join(process.lines)
+        assert "'other'" in said
+        assert "'tiny'" in said
+        assert "Traceback" not in said
+
+
+async def test_a_port_in_use_ends_with_code_2_naming_the_flag(started: Any) -> None:
+    async with StandIn() as engine:
+        process = await started("-m", "tiny", "--both", engine.address, "--port", str(engine.port))
+        async with asyncio.timeout(20):
+            assert await process.ended() == 2
+        assert "--port" in "".join(process.lines)
