@@ -116,11 +116,14 @@ def test_without_counting_the_first_removal_counts() -> None:
 
 def test_without_counting_an_orphan_is_held_once() -> None:
     index = PrefixIndex(count_copies=False)
-    index.store(E, R, stored([2], 1))
-    index.store(E, R, stored([2], 1))
+    for _ in range(2):
+        index.store(E, R, stored([2], 1))
+        index.store(E, R, stored([3], 1))
+    index.remove(E, R, removed(3))
+    assert index.orphans(E, R) == 1
     index.store(E, R, stored([1]))
     index.remove(E, R, removed(2))
-    assert cached(index, 1, 2) == 4
+    assert cached(index, 1, 2) == cached(index, 1, 3) == 4
 
 
 def test_a_missing_parent_hides_its_children_until_it_is_back(index: PrefixIndex) -> None:
@@ -140,6 +143,15 @@ def test_a_child_in_another_tier_finds_its_parent(index: PrefixIndex) -> None:
     assert index.match(Prompt(tokens(1, 2))) == {GPU: 4, CPU: 8}
     index.remove(E, R, removed(1))
     assert index.match(Prompt(tokens(1, 2))) == {GPU: 0, CPU: 8}
+
+
+def test_a_block_in_two_tiers_is_known_until_it_has_left_both(index: PrefixIndex) -> None:
+    for medium in ("GPU", "CPU"):
+        index.store(E, R, stored([1], medium=medium))
+    index.remove(E, R, removed(1))
+    assert index.store(E, R, stored([2], 1)).applied == 1
+    assert index.remove(E, R, removed(1, medium="CPU")).applied == 1
+    assert index.store(E, R, stored([3], 1)).orphans == 1
 
 
 def test_two_hashes_of_one_block_are_both_counted(index: PrefixIndex) -> None:
@@ -178,9 +190,19 @@ def test_an_orphan_keeps_its_copies_and_tiers(index: PrefixIndex) -> None:
     assert index.match(Prompt(tokens(1, 2))) == {GPU: 4, CPU: 8}
 
 
+def test_an_orphans_copies_are_still_counted_when_it_is_attached(index: PrefixIndex) -> None:
+    for _ in range(3):
+        index.store(E, R, stored([2], 1))
+    index.store(E, R, stored([1]))
+    for left in (8, 8, 4):
+        index.remove(E, R, removed(2))
+        assert cached(index, 1, 2) == left
+
+
 def test_a_removed_orphan_does_not_come_back(index: PrefixIndex) -> None:
     index.store(E, R, stored([2, 3], 1))
     assert index.remove(E, R, removed(2)) == Change(1, 0, {})
+    assert index.orphans(E, R) == 1
     assert index.remove(E, R, removed(2)).dropped == {Reason.UNKNOWN_BLOCK: 1}
     index.store(E, R, stored([1]))
     assert cached(index, 1, 2, 3) == 4

@@ -602,7 +602,9 @@ def test_what_a_replay_was_not_asked_for_is_ignored() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 6), st.lists(st.sampled_from("pppppllrdcmbn"), max_size=60), st.booleans())
+@given(
+    st.integers(1, 6), st.lists(st.sampled_from("pppppllrdcmmbn"), min_size=15, max_size=60), st.booleans()
+)
 def test_in_the_end_exactly_what_the_publisher_says(buffer: int, script: list[str], can_replay: bool) -> None:
     """A publisher with a small buffer, losses and restarts: what was applied since the last retirement is always a
     contiguous piece of one process's batches, and once all is quiet it ends where that process is.
