@@ -11,7 +11,7 @@ from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, EngineH
 from kvevents.observer import NullObserver, Observer
 from kvevents.prefix_index import Change, PrefixIndex, Slot
 from kvevents.source_events import State
-from kvevents.subscriber import SourceAddress, Subscriber
+from kvevents.subscriber import Context, SourceAddress, Subscriber
 
 __all__ = [
     "AllBlocksCleared",
@@ -19,6 +19,7 @@ __all__ = [
     "BlockRemoved",
     "BlockStored",
     "Change",
+    "Context",
     "Decoded",
     "EngineHash",
     "Event",

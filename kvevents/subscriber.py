@@ -73,6 +73,10 @@ class SourceAddress:
     """The engine connects to `endpoint`, so we bind it."""
 
 
+Context = zmq.Context[zmq.Socket[bytes]]
+"""ZeroMQ's own threads; close it with `term()` once no subscriber uses it."""
+
+
 class Subscriber:
     """Keeps one rank of one instance in an index what its engine says it is."""
 
@@ -83,7 +87,7 @@ class Subscriber:
         index: Index,
         observer: Observer | None = None,
         *,
-        context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+        context: Context | None = None,
         probe_s: float = PROBE_S,
         replay_quiet_s: float = REPLAY_QUIET_S,
         replay_limit_s: float = REPLAY_LIMIT_S,
@@ -266,9 +270,7 @@ class Subscriber:
 class _Wire:
     """The sockets of one subscription. Opening raises ZMQError; nothing else does."""
 
-    def __init__(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", address: SourceAddress, wake: asyncio.Event
-    ) -> None:
+    def __init__(self, context: Context, address: SourceAddress, wake: asyncio.Event) -> None:
         self._context = context
         self._address = address
         self._wake = wake

@@ -81,6 +81,8 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             await leg_tasks.close()
             await watch.close()
             await feed_tasks.close()
+            if feeds is not None:
+                feeds.close()
 
     app.cleanup_ctx.append(run)
     app.add_routes(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvevents import Observer, PrefixIndex, SourceAddress, Subscriber
+from kvevents import Context, Observer, PrefixIndex, SourceAddress, Subscriber
 from proxy.errors import LegError
 from proxy.instances import Instance
 from proxy.tasks import TaskOwner
@@ -51,6 +51,7 @@ class EventFeeds:
         self._index = index
         self._observer = observer
         self._tasks = tasks
+        self._context = Context()  # its threads serve all subscribers
         self._silent: set[str] = set()
 
     async def follow(self, instance: Instance) -> None:
@@ -77,6 +78,10 @@ class EventFeeds:
             if isinstance(feed, _Feed):
                 await self._end(instance, rank, feed)
 
+    def close(self) -> None:
+        """Give up ZeroMQ; nothing may be followed any more."""
+        self._context.term()
+
     def suspect(self, instance: Instance, rank: int) -> None:
         """Something says that this rank is another process now: have its subscriber find out."""
         feed = instance.sources.get(rank)
@@ -84,7 +89,7 @@ class EventFeeds:
             feed.subscriber.suspect()
 
     def _begin(self, instance: Instance, source: SourceAddress) -> _Feed:
-        subscriber = Subscriber(instance.address, source, self._index, self._observer)
+        subscriber = Subscriber(instance.address, source, self._index, self._observer, context=self._context)
         task = self._tasks.create(subscriber.run(), name=f"events of {instance.address} rank {source.rank}")
         return _Feed(source, subscriber, task)
 
