@@ -28,7 +28,7 @@ if ! is_current "$VLLM_ENV" "$stamp"; then
   begin=$SECONDS
   say "installing vLLM $VLLM_VERSION for CPU (once; about 5 minutes)"
   fresh_env "$VLLM_ENV" "$python"
-  pip="$VLLM_ENV/bin/python -m pip install --quiet --disable-pip-version-check ${KVPROXY_PIP_ARGS:-}"
+  pip="$VLLM_ENV/bin/python -m pip install -qq --disable-pip-version-check ${KVPROXY_PIP_ARGS:-}"
 
   say "  torch $TORCH_VERSION, CPU build"
   # The "+cpu" keeps pip from taking the default build, which brings gigabytes of CUDA with it.
