@@ -52,6 +52,15 @@ class SchemaError(BadRequestError):
         super().__init__(text.rstrip(), problems[0]["loc"])
 
 
+class MediaTypeError(BadRequestError):
+    """The body does not say that it is JSON."""
+
+    type = "Bad Request"
+
+    def __init__(self) -> None:
+        super().__init__("1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed")
+
+
 class PermissionDeniedError(ApiError):
     """The route exists, but the engine was not started with it."""
 

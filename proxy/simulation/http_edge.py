@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import msgspec
 from aiohttp import web
 
-from proxy.simulation.errors import ApiError, BadRequestError, SchemaError
+from proxy.simulation.errors import ApiError, BadRequestError, MediaTypeError, SchemaError
 from proxy.simulation.faults import Fault
 from proxy.simulation.schema import problem
 
@@ -93,7 +93,7 @@ class EventStream:
 async def read_json(request: web.Request) -> Any:
     """The parsed body. SchemaError as vLLM words it for wrong types and broken JSON."""
     if request.content_type != "application/json":
-        raise UnsupportedMediaError
+        raise MediaTypeError
     data = await request.read()
     if not data:
         return None
@@ -107,15 +107,6 @@ async def read_json(request: web.Request) -> Any:
             raise SchemaError([found]) from None
         except UnicodeDecodeError as error:
             raise BadRequestError("There was an error parsing the body") from error
-
-
-class UnsupportedMediaError(SchemaError):
-    """A body that does not say it is JSON."""
-
-    def __init__(self) -> None:
-        super().__init__([{"loc": None}])
-        self.message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
-        self.param = None
 
 
 async def echo_request_id(request: web.Request, response: web.StreamResponse) -> None:

@@ -147,11 +147,15 @@ class StandIn:
     # Its life.
 
     async def start(self) -> None:
-        """Open everything; returns when requests are served."""
-        await self._start_engine()
-        await self.accept()
-        if self.config.admin is not None and self._admin is None:
-            await self._start_admin()
+        """Open everything; returns when requests are served. OSError, and nothing left open, if a port is taken."""
+        try:
+            await self._start_engine()
+            await self.accept()
+            if self.config.admin is not None:
+                await self._start_admin()
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         """Close everything at once, without a word to anybody."""
@@ -226,11 +230,13 @@ class StandIn:
         models = [EngineModel(shape, voice, str(uuid.uuid4())) for _ in range(config.ranks)]
         self.metrics = EngineMetrics(models)
         self._client = SideChannelClient(config.side_timeout_s)
-        self.ranks = [
-            Rank(number, model, self._open_publisher(number), self.metrics, self._client, self.die)
-            for number, model in enumerate(models)
-        ]
-        for number, rank in enumerate(self.ranks):
+        self.ranks = []
+        for number, model in enumerate(models):
+            publisher = self._publisher(number)
+            rank = Rank(number, model, publisher, self.metrics, self._client, self.die)
+            self.ranks.append(rank)  # from here on it is closed with the others
+            if publisher is not None:
+                self._open(publisher, number)
             self._side_ports[number] = await rank.start(config.host, self._side_ports[number] or 0)
 
     async def _stop_engine(self) -> None:
@@ -239,28 +245,33 @@ class StandIn:
         if self._client is not None:
             self._client.close()
 
-    def _open_publisher(self, number: int) -> Publisher | None:
+    def _publisher(self, number: int) -> Publisher | None:
         config = self.config
-        port, replay = self._event_ports[number], self._replay_ports[number]
-        if port is None and config.events_connect is None:
+        if config.events is None and config.events_connect is None:
             return None
-        publisher = Publisher(
+        return Publisher(
             rank=number,
             topic=config.topic,
             buffer_steps=config.buffer_steps,
             hwm=config.hwm,
             form=config.event_form,
         )
+
+    def _open(self, publisher: Publisher, number: int) -> None:
+        port, replay, connect = (
+            self._event_ports[number],
+            self._replay_ports[number],
+            self.config.events_connect,
+        )
         endpoint = f"tcp://*:{port}"
-        if config.events_connect is not None:
-            host, _, first = config.events_connect.rpartition(":")
+        if connect is not None:
+            host, _, first = connect.rpartition(":")
             endpoint = f"{host}:{int(first) + number}"
         publisher.open(endpoint, None if replay is None else f"tcp://*:{replay}")
-        if config.events_connect is None:
+        if connect is None:
             self._event_ports[number] = _port(publisher.endpoint)
         if replay is not None:
             self._replay_ports[number] = _port(publisher.replay_endpoint)
-        return publisher
 
     def _spread(self, port: int | None) -> list[int | None]:
         return [port + number if port else port for number in range(self.config.ranks)]

@@ -182,13 +182,14 @@ class Publisher:
 
     @staticmethod
     def _bind(socket: zmq.Socket[Any], endpoint: str) -> str:
-        if not endpoint.startswith("tcp://*:"):
-            socket.bind(endpoint)
-            return endpoint
-        port = endpoint.removeprefix("tcp://*:")
-        socket.bind(f"tcp://127.0.0.1:{port if port != '0' else '*'}")
+        wildcard = endpoint.startswith("tcp://*:")
+        here = endpoint.replace("*", "127.0.0.1", 1) if wildcard else endpoint
+        try:
+            socket.bind(here)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"{here}: {error.strerror}") from error
         bound = socket.get_string(zmq.LAST_ENDPOINT)
-        return f"tcp://*:{bound.rsplit(':', 1)[1]}"
+        return f"tcp://*:{bound.rsplit(':', 1)[1]}" if wildcard else bound
 
     async def _serve_replays(self, router: zmq.asyncio.Socket) -> None:
         plain: zmq.Socket[bytes] = zmq.Socket.shadow(

@@ -351,6 +351,18 @@ async def test_an_engine_that_could_not_start_is_refused(start: Start) -> None:
         await start(blocks=10)
 
 
+@pytest.mark.parametrize("taken", ["port", "replay", "side_port"])
+async def test_a_taken_port_leaves_nothing_open(start: Start, taken: str) -> None:
+    other = await start()
+    port = {
+        "port": other.port,
+        "replay": int(other.replay_endpoint.rsplit(":", 1)[1]),
+        "side_port": other.model.address[1],
+    }[taken]
+    with pytest.raises(OSError, match="in use"):
+        await start(**{taken: port})
+
+
 async def test_the_metrics_a_router_reads(engine: StandIn, http: aiohttp.ClientSession, ask: Ask) -> None:
     await ask(engine, chat(), CHAT)
     await ask(engine, chat(), CHAT)
