@@ -6,6 +6,7 @@ Nothing is said at shutdown, and the next publisher begins at 0 again. (The sock
 subscriber cannot tell from a PUB, so that a test can wait until it is subscribed.)
 """
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -102,7 +103,9 @@ class Publisher:
         self._pub: zmq.Socket[bytes] | None = None
         self._router: zmq.asyncio.Socket | None = None
         self._tasks = TaskOwner("event publisher")
-        self._frozen: deque[tuple[int, bytes]] | None = None
+        self._frozen: deque[tuple[int, bytes]] = deque()
+        self._flows = asyncio.Event()
+        self._flows.set()
         self._drop = 0
         self._subscriptions = 0
         self.next_number = 0
@@ -145,10 +148,10 @@ class Publisher:
         """Number a batch, keep it for replays and send it."""
         number, self.next_number = self.next_number, self.next_number + 1
         payload = self._writer.batch(events, self._rank, time.time())
-        if self._frozen is not None:
+        if self._flows.is_set():
+            self._send(number, payload)
+        else:
             self._frozen.append((number, payload))
-            return
-        self._send(number, payload)
 
     def subscriptions(self) -> int:
         """How many subscriptions have arrived and not ended: who subscribes later hears the next batch."""
@@ -162,15 +165,14 @@ class Publisher:
         self._drop += messages
 
     def freeze(self) -> None:
-        """The publishing thread hangs: batches pile up unsent, replays are not answered."""
-        if self._frozen is None:
-            self._frozen = deque()
+        """The publishing thread hangs: batches and replay requests pile up."""
+        self._flows.clear()
 
     def thaw(self) -> None:
         """The publishing thread goes on where it was."""
-        frozen, self._frozen = self._frozen or (), None
-        for number, payload in frozen:
-            self._send(number, payload)
+        self._flows.set()
+        while self._frozen:
+            self._send(*self._frozen.popleft())
 
     def _send(self, number: int, payload: bytes) -> None:
         self._buffer.append((number, payload))
@@ -197,8 +199,7 @@ class Publisher:
         )  # its sends must not wait: a slow reader loses messages instead
         while True:
             frames = await router.recv_multipart()
-            if self._frozen is not None:
-                continue
+            await self._flows.wait()
             if len(frames) != 3:
                 log.warning("invalid replay request of %d frames", len(frames))
                 continue

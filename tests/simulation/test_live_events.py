@@ -259,6 +259,23 @@ async def test_frozen_events_come_in_order_when_thawed(
     assert [(await subscriber.batch())[0] for _ in range(3)] == [0, 1, 2]
 
 
+async def test_a_frozen_publisher_answers_replays_when_thawed(
+    engine: StandIn, ask: Ask, context: zmq.asyncio.Context
+) -> None:
+    engine.publisher.freeze()
+    await ask(engine, prompt(0))
+    with context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(engine.replay_endpoint)
+        await socket.send_multipart([b"", bytes(8)])
+        assert not await socket.poll(30)
+        assert engine.publisher.replays == 0
+        engine.publisher.thaw()
+        assert await socket.poll(TIMEOUT_MS)
+        first = await socket.recv_multipart()
+    assert first[2] == bytes(8)  # what was frozen went out before
+
+
 async def test_every_rank_has_its_own_source(start: Start, ask: Ask, http: Any, subscribe: Subscribe) -> None:
     engine = await start(block_size=4, blocks=64, max_model_len=200, ranks=2)
     async with http.get(engine.url + "/kv_event_sources") as response:

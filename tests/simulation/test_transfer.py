@@ -149,6 +149,21 @@ def test_heartbeats_keep_a_hold_while_decode_is_busy() -> None:
     assert d.next_deadline_s() is None
 
 
+def test_a_pull_leaves_a_prompt_in_progress_its_blocks() -> None:
+    p, d = model("p"), model("d", blocks=12, max_batched_tokens=8)
+    params = prefill(p, "leg", PROMPT)
+    d.add(request("long", range(900, 924)))  # six blocks, two of them in the first step
+    step(d)
+    d.add(request("leg", PROMPT, 4, pull=params))
+    step(d)
+    assert (d.scheduler.waiting, d.scheduler.deferred) == (1, 0)  # seven are free, but two are spoken for
+    while "long" in [r.id for r in d.scheduler]:
+        step(d)
+    assert d.stats.preemptions == 0
+    step(d)
+    assert d.scheduler.deferred == 1
+
+
 def test_holds_survive_what_evicts_everything_else() -> None:
     p, d = pair(blocks=12)
     params = prefill(p, "leg", PROMPT)
