@@ -6,26 +6,19 @@ its `Reply` begins with bytes the decode engine has really produced, so every fa
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Protocol
 
-import msgspec
-
+from proxy.collaborators import Accounts, Answer, Client, Tokenizer, Watch
 from proxy.connectors.base import Connector
-from proxy.custody import Hold, HoldState
-from proxy.errors import (
-    BadRequestError,
-    ConnectFailedError,
-    EngineFailedError,
-    LegBrokenError,
-    LegError,
-    UnavailableError,
-)
-from proxy.generation import GenerationRequest, Route
+from proxy.custody import Hold
+from proxy.errors import BadRequestError, ConnectFailedError, EngineFailedError, LegError, UnavailableError
+from proxy.exchange import Call, Reply, as_unary, chain, error_status, first_event
+from proxy.generation import GenerationRequest
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
-from proxy.instances import Fleet, Instance
+from proxy.instances import Fleet
 from proxy.placement import Placement, Question
+from proxy.releases import Releases
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Candidate, Phase
 from proxy.tasks import TaskOwner
@@ -39,134 +32,7 @@ ABANDONED_PREFILL_GRACE_S = 5.0
 unseen, for what is released is named only in its answer; a leg that takes longer is most likely still queued or
 computing, where closing it frees everything at once."""
 
-RELEASE_TIMEOUT_S = 10.0
-
-FIRST_CONTACT_PAUSES_S = (0.4, 1.2)
-"""A decode engine that never spoke to a prefill engine loses the first release: it only begins their handshake,
-which takes 0.1-0.3 s, rarely seconds. So it is told again after these pauses."""
-
 RETRY_AFTER_S = "1"
-
-
-class Answer(Protocol):
-    """An engine's answer: the head is there, the body comes."""
-
-    instance: str
-    status: int
-    headers: Headers
-    is_event_stream: bool
-
-    async def read(self) -> bytes:
-        """The whole body; raises LegError."""
-        ...
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes; raises LegError."""
-        ...
-
-    def close(self) -> None:
-        """Drop it."""
-        ...
-
-
-class Client(Protocol):
-    """Sends legs."""
-
-    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Answer:
-        """Raises ConnectFailedError or LegBrokenError."""
-        ...
-
-
-class Tokenizer(Protocol):
-    """Finds out the token ids of a prompt."""
-
-    async def tokenize(self, request: GenerationRequest, headers: Headers) -> Tokenized:
-        """Raises nothing."""
-        ...
-
-    def distrust(self, kind: str) -> None:
-        """Prompts of this kind were counted wrongly."""
-        ...
-
-
-class Watch(Protocol):
-    """Told what legs show of an instance's health."""
-
-    def leg_failed(self, instance: Instance, error: LegError) -> None:
-        """A leg got no complete answer."""
-        ...
-
-    def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
-        """An answer names the engine process it came from."""
-        ...
-
-
-class Accounts(Protocol):
-    """Where counters and timings go."""
-
-    def decided(self, seconds: float) -> None:
-        """Our own time from the request to the first leg."""
-        ...
-
-    def prefill_ended(self, instance: str, seconds: float) -> None:
-        """A prefill leg was answered."""
-        ...
-
-    def prefilled(
-        self, instance: str, prompt: int | None, predicted: int | None, reported: int | None
-    ) -> None:
-        """A finished prefill leg: its prompt tokens, and the cached ones as predicted and as reported."""
-        ...
-
-    def tokens_unknown(self, why: str) -> None:
-        """A prompt was placed without knowing its tokens."""
-        ...
-
-    def tokens_differ(self, instance: str) -> None:
-        """An engine counted a prompt otherwise than we did."""
-        ...
-
-    def retried(self, phase: Phase, instance: str) -> None:
-        """A failed leg is followed by another attempt."""
-        ...
-
-    def hold_ended(self, end: HoldState) -> None:
-        """A hold was pulled, released or stranded."""
-        ...
-
-
-class Call(msgspec.Struct, frozen=True):
-    """One client request on its way."""
-
-    request: GenerationRequest
-    headers: Headers
-    """The client's headers that engines may see."""
-    leg_id: str
-    """The request id both legs carry."""
-    started_at: float
-
-
-class Reply:
-    """What goes to the client. Close it: that ends the claims, and the engine's work if it still runs."""
-
-    def __init__(
-        self,
-        status: int,
-        headers: Headers,
-        body: bytes | AsyncIterator[bytes],
-        decision: Decision | None,
-        stack: ExitStack | None = None,
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-        """All of it, or a stream of events as it comes (raising LegError if it is cut)."""
-        self.decision = decision
-        self._stack = stack or ExitStack()
-
-    def close(self) -> None:
-        """Give back what the request still holds."""
-        self._stack.close()
 
 
 class _AttemptFailedError(Exception):
@@ -215,6 +81,7 @@ class Director:
         self._tasks = tasks
         self._clock = clock
         self._lease_s = lease_s
+        self._releases = Releases(fleet, connector, client, accounts, clock)
 
     async def explain(self, request: GenerationRequest, headers: Headers) -> Decision:
         """Where the request would go now. Takes and sends nothing but a question to a tokenizer."""
@@ -305,7 +172,9 @@ class Director:
                 if hold.ended:
                     self._accounts.hold_ended(hold.state)
                 else:
-                    self._tasks.create(self._release(call, hold, tried), name=f"release {call.leg_id}")
+                    self._tasks.create(
+                        self._releases.release(call, hold, tried), name=f"release {call.leg_id}"
+                    )
 
     # -- the prefill leg ----------------------------------------------------------------------------------
 
@@ -334,7 +203,7 @@ class Director:
             return
         prefilled = leg.result()
         if isinstance(prefilled, Hold) and self._connector.holds:
-            await self._release(call, prefilled, [])
+            await self._releases.release(call, prefilled)
 
     async def _prefill_leg(
         self, call: Call, question: Question, decision: Decision, kind: str
@@ -427,12 +296,12 @@ class Director:
         """
         if answer.is_event_stream and answer.status == 200:
             chunks = answer.chunks()
-            begin = await _first_event(answer.instance, chunks)
-            if (error_status := _error_status(begin)) is None:
+            begin = await first_event(answer.instance, chunks)
+            if (failure := error_status(begin)) is None:
                 if hold is not None:
                     self._pulled(hold, answer.instance)
-                return Reply(answer.status, answer.headers, _chain(begin, chunks), decision, stack.pop_all())
-            reply = _as_unary(answer, error_status, begin, decision)
+                return Reply(answer.status, answer.headers, chain(begin, chunks), decision, stack.pop_all())
+            reply = as_unary(answer, failure, begin, decision)
         else:
             reply = Reply(answer.status, answer.headers, await answer.read(), decision)
         if _retriable(reply.status):
@@ -462,45 +331,6 @@ class Director:
         if instance is not None:
             self._watch.leg_failed(instance, error)
 
-    async def _release(self, call: Call, hold: Hold, tried: list[str]) -> None:
-        """Have a decode engine give a hold back; nothing of it is fetched."""
-        try:
-            async with asyncio.timeout(min(RELEASE_TIMEOUT_S, hold.lease_left_s(self._clock()))):
-                if await self._given_back(call, hold, tried):
-                    hold.released()
-        except TimeoutError:
-            pass
-        if not hold.ended:
-            hold.stranded()
-        self._accounts.hold_ended(hold.state)
-
-    async def _given_back(self, call: Call, hold: Hold, tried: list[str]) -> bool:
-        body = self._connector.release_body(hold.handoff)
-        prefill = self._fleet.get(hold.instance)
-        if body is None or prefill is None or prefill.why_unusable() is not None:
-            return False
-        peer = hold.handoff.engine_id
-        usable = [i for i in self._fleet.of(Phase.DECODE) if i.why_unusable() is None]
-        usable.sort(key=lambda i: (peer not in i.pulled_from, i.address not in tried[-1:]))
-        for decode in usable[:MAX_ATTEMPTS]:
-            if await self._refused(call, decode.address, body):
-                for pause_s in () if peer in decode.pulled_from else FIRST_CONTACT_PAUSES_S:
-                    await asyncio.sleep(pause_s)
-                    await self._refused(call, decode.address, body)
-                return True
-        return False
-
-    async def _refused(self, call: Call, address: str, body: bytes) -> bool:
-        headers = [*call.headers, (REQUEST_ID, call.leg_id)]
-        try:
-            answer = await self._client.post(address, Route.COMPLETIONS.path, body, headers)
-            with ExitStack() as stack:
-                stack.callback(answer.close)
-                await answer.read()
-        except LegError:
-            return False
-        return answer.status in {400, 404}
-
     def _pulled(self, hold: Hold, decode: str) -> None:
         hold.pulled()
         instance = self._fleet.get(decode)
@@ -518,49 +348,3 @@ def _chosen(decision: Decision, phase: Phase) -> Candidate:
 def _retriable(status: int) -> bool:
     """Whether another instance may do better: the engine failed, and not for want of the feature."""
     return status >= 500 and status != 501
-
-
-async def _first_event(instance: str, chunks: AsyncIterator[bytes]) -> bytes:
-    """The bytes of a stream up to and with its first data line; comments that keep it alive prove nothing."""
-    begin = b""
-    async for chunk in chunks:
-        begin += chunk
-        at = begin.find(b"data:")
-        if at >= 0 and b"\n" in begin[at:]:
-            return begin
-    raise LegBrokenError(instance, "the stream ended before its first event")
-
-
-class _StreamedError(msgspec.Struct):
-    code: int = 500
-
-
-class _StreamedFailure(msgspec.Struct):
-    error: _StreamedError
-
-
-_decode_failure = msgspec.json.Decoder(_StreamedFailure).decode
-
-
-def _first_data(begin: bytes) -> bytes:
-    return begin.partition(b"data:")[2].partition(b"\n")[0].strip()
-
-
-def _error_status(begin: bytes) -> int | None:
-    """The status of a stream that begins with an error event; None if it begins with anything else."""
-    try:
-        code = _decode_failure(_first_data(begin)).error.code
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return code if 400 <= code <= 599 else 500
-
-
-def _as_unary(answer: Answer, status: int, begin: bytes, decision: Decision) -> Reply:
-    headers = [(name, value) for name, value in answer.headers if name.lower() != "content-type"]
-    return Reply(status, [*headers, ("Content-Type", "application/json")], _first_data(begin), decision)
-
-
-async def _chain(begin: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield begin
-    async for chunk in rest:
-        yield chunk

@@ -9,7 +9,6 @@ from multidict import CIMultiDict
 
 from proxy import headers as names
 from proxy.app_keys import CONFIG, DIRECTOR, FLEET, METRICS
-from proxy.director import Call, Reply
 from proxy.errors import (
     BadRequestError,
     NotFoundError,
@@ -17,6 +16,7 @@ from proxy.errors import (
     TooLargeError,
     UnsupportedMediaTypeError,
 )
+from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest, Route, read_request
 from proxy.instances import Fleet
 from proxy.middlewares import NOTES_KEY, STARTED_KEY, error_response

@@ -1,0 +1,99 @@
+"""What the director needs from others, as Protocols: it gets them as arguments and knows no more of them than this."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from proxy.custody import HoldState
+from proxy.errors import LegError
+from proxy.generation import GenerationRequest
+from proxy.headers import Headers
+from proxy.instances import Instance
+from proxy.scheduling.types import Phase
+from proxy.tokenizing import Tokenized
+
+
+class Answer(Protocol):
+    """An engine's answer: the head is there, the body comes."""
+
+    instance: str
+    status: int
+    headers: Headers
+    is_event_stream: bool
+
+    async def read(self) -> bytes:
+        """The whole body; raises LegError."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes; raises LegError."""
+        ...
+
+    def close(self) -> None:
+        """Drop it."""
+        ...
+
+
+class Client(Protocol):
+    """Sends legs."""
+
+    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Answer:
+        """Raises ConnectFailedError or LegBrokenError."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Finds out the token ids of a prompt."""
+
+    async def tokenize(self, request: GenerationRequest, headers: Headers) -> Tokenized:
+        """Raises nothing."""
+        ...
+
+    def distrust(self, kind: str) -> None:
+        """Prompts of this kind were counted wrongly."""
+        ...
+
+
+class Watch(Protocol):
+    """Told what legs show of an instance's health."""
+
+    def leg_failed(self, instance: Instance, error: LegError) -> None:
+        """A leg got no complete answer."""
+        ...
+
+    def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
+        """An answer names the engine process it came from."""
+        ...
+
+
+class Accounts(Protocol):
+    """Where counters and timings go."""
+
+    def decided(self, seconds: float) -> None:
+        """Our own time from the request to the first leg."""
+        ...
+
+    def prefill_ended(self, instance: str, seconds: float) -> None:
+        """A prefill leg was answered."""
+        ...
+
+    def prefilled(
+        self, instance: str, prompt: int | None, predicted: int | None, reported: int | None
+    ) -> None:
+        """A finished prefill leg: its prompt tokens, and the cached ones as predicted and as reported."""
+        ...
+
+    def tokens_unknown(self, why: str) -> None:
+        """A prompt was placed without knowing its tokens."""
+        ...
+
+    def tokens_differ(self, instance: str) -> None:
+        """An engine counted a prompt otherwise than we did."""
+        ...
+
+    def retried(self, phase: Phase, instance: str) -> None:
+        """A failed leg is followed by another attempt."""
+        ...
+
+    def hold_ended(self, end: HoldState) -> None:
+        """A hold was pulled, released or stranded."""
+        ...

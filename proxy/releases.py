@@ -1,0 +1,89 @@
+"""A hold that no decode leg will fetch is given back, or counted as stranded.
+
+Prefilled blocks are freed by a decode engine that fetched them, or by one that refuses a request which carries
+their transfer params. Such a request computes and fetches nothing and does no harm if the blocks are free already,
+so it is sent whenever there is no proof that they are.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from proxy.collaborators import Accounts, Client
+from proxy.connectors.base import Connector
+from proxy.custody import Hold
+from proxy.errors import LegError
+from proxy.exchange import Call
+from proxy.generation import Route
+from proxy.headers import REQUEST_ID
+from proxy.instances import Fleet
+from proxy.scheduling.types import Phase
+
+RELEASE_TIMEOUT_S = 10.0
+
+MAX_ASKED = 3
+"""Decode instances that are asked before a hold counts as stranded."""
+
+FIRST_CONTACT_PAUSES_S = (0.4, 1.2)
+"""A decode engine that never spoke to a prefill engine loses the first release: it only begins their handshake,
+which takes 0.1-0.3 s, rarely seconds. So it is told again after these pauses."""
+
+
+class Releases:
+    """Gives holds back."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        connector: Connector,
+        client: Client,
+        accounts: Accounts,
+        clock: Callable[[], float],
+    ) -> None:
+        self._fleet = fleet
+        self._connector = connector
+        self._client = client
+        self._accounts = accounts
+        self._clock = clock
+
+    async def release(self, call: Call, hold: Hold, tried: Sequence[str] = ()) -> None:
+        """Have a decode engine give a hold back and count how it ended.
+
+        `tried`: the decode instances that were sent the hold. Takes at most RELEASE_TIMEOUT_S.
+        """
+        try:
+            async with asyncio.timeout(min(RELEASE_TIMEOUT_S, hold.lease_left_s(self._clock()))):
+                if await self._given_back(call, hold, tried):
+                    hold.released()
+        except TimeoutError:
+            pass
+        if not hold.ended:
+            hold.stranded()
+        self._accounts.hold_ended(hold.state)
+
+    async def _given_back(self, call: Call, hold: Hold, tried: Sequence[str]) -> bool:
+        body = self._connector.release_body(hold.handoff)
+        prefill = self._fleet.get(hold.instance)
+        if body is None or prefill is None or prefill.why_unusable() is not None:
+            return False
+        peer = hold.handoff.engine_id
+        usable = [i for i in self._fleet.of(Phase.DECODE) if i.why_unusable() is None]
+        usable.sort(key=lambda i: (peer not in i.pulled_from, i.address not in tried))
+        for decode in usable[:MAX_ASKED]:
+            if await self._refused(call, decode.address, body):
+                for pause_s in () if peer in decode.pulled_from else FIRST_CONTACT_PAUSES_S:
+                    await asyncio.sleep(pause_s)
+                    await self._refused(call, decode.address, body)
+                return True
+        return False
+
+    async def _refused(self, call: Call, address: str, body: bytes) -> bool:
+        headers = [*call.headers, (REQUEST_ID, call.leg_id)]
+        try:
+            answer = await self._client.post(address, Route.COMPLETIONS.path, body, headers)
+            with ExitStack() as stack:
+                stack.callback(answer.close)
+                await answer.read()
+        except LegError:
+            return False
+        return answer.status in {400, 404}
