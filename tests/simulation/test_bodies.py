@@ -346,6 +346,19 @@ def test_prompts_of_every_kind(prompt: Any, lengths: list[int]) -> None:
     assert [len(p) for p in completion(prompt=prompt).prompts] == lengths
 
 
+def test_tools_are_rendered_with_what_was_left_out() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    [tokens] = chat(tools=tools, tool_choice="none").prompts
+    text = load_tokenizer().decode(tokens)
+    filled = '[{"type": "function", "function": {"name": "f", "description": null, "parameters": {}}}]'
+    assert text.startswith(f"<|turn|>tools\n{filled}<|end|>\n<|turn|>user\nHello<|end|>\n")
+
+
+@pytest.mark.parametrize(("keep", "tokens"), [(2, [302, 303]), (-1, [300, 301, 302, 303])])
+def test_prompts_are_truncated_from_their_beginning(keep: int, tokens: list[int]) -> None:
+    assert completion(prompt=[300, 301, 302, 303], truncate_prompt_tokens=keep).prompts == [tokens]
+
+
 def test_given_token_ids_replace_rendering() -> None:
     params = {"do_remote_decode": True, "prompt_token_ids": [7, 8, 9]}
     assert chat(kv_transfer_params=params).prompts == [[7, 8, 9]]

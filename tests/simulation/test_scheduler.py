@@ -3,10 +3,11 @@ from collections.abc import Iterable
 import pytest
 
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
-from proxy.simulation import EngineModel
+from proxy.simulation import EngineModel, EngineShape
 from proxy.simulation.engine_values import Step
 from proxy.simulation.latency import Linear
 from proxy.simulation.request import Status
+from proxy.simulation.text import Voice
 from tests.simulation.driving import EOS, model, request, run, say, step
 
 LONG = range(300, 340)  # ten blocks of four
@@ -198,6 +199,14 @@ def test_an_answer_ends_where_it_should(sampling: dict[str, int], generated: int
     leg = request("leg", [300], max_tokens=5, sampling={"favourite": EOS, **sampling})
     run(model(), leg)
     assert (leg.generated, leg.status) == (generated, status)
+
+
+def test_answers_may_end_by_themselves() -> None:
+    engine = EngineModel(EngineShape(block_size=4, blocks=600), Voice(range(300, 4000), EOS, 10), "e")
+    legs = [request(str(n), [300 + n], max_tokens=200) for n in range(40)]
+    run(engine, *legs)
+    assert {leg.status for leg in legs} == {Status.STOPPED}
+    assert 5 < sum(leg.generated for leg in legs) / len(legs) < 20
 
 
 def test_a_stop_token_is_a_reason() -> None:
