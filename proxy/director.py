@@ -158,23 +158,28 @@ class Director:
             settle(came)
 
     async def _two_legs(self, call: Call, question: Question, decision: Decision, kind: str) -> Reply:
-        prefilled = await self._prefill(call, question, decision, kind)
-        if isinstance(prefilled, Reply):
-            return prefilled
-        if isinstance(prefilled, _AttemptFailedError):
-            raise prefilled
-        hold = prefilled if self._connector.holds else None
-        tried: list[str] = []
-        try:
-            return await self._decode(call, question, decision, prefilled, tried)
-        finally:
-            if hold is not None:
-                if hold.ended:
-                    self._accounts.hold_ended(hold.state)
-                else:
-                    self._tasks.create(
-                        self._releases.release(call, hold, tried), name=f"release {call.leg_id}"
-                    )
+        with ExitStack() as stack:
+            # Claimed before the prefill leg, so that the decisions of a burst see each other's decode legs.
+            try:
+                self._claim(stack, _chosen(decision, Phase.DECODE), Phase.DECODE, question)
+            except LegError as error:
+                raise _AttemptFailedError(Phase.DECODE, error.instance, cause=error) from error
+            prefilled = await self._prefill(call, question, decision, kind)
+            if isinstance(prefilled, Reply):
+                return prefilled
+            if isinstance(prefilled, _AttemptFailedError):
+                raise prefilled
+            hold = prefilled if self._connector.holds else None
+            tried: list[str] = []
+            try:
+                return await self._decode(call, question, decision, prefilled, tried, stack)
+            finally:
+                if hold is not None:
+                    if hold.ended:
+                        self._accounts.hold_ended(hold.state)
+                    else:
+                        release = self._releases.release(call, hold, tried)
+                        self._tasks.create(release, name=f"release {call.leg_id}")
 
     # -- the prefill leg ----------------------------------------------------------------------------------
 
@@ -259,9 +264,18 @@ class Director:
     # -- the decode leg -----------------------------------------------------------------------------------
 
     async def _decode(
-        self, call: Call, question: Question, decision: Decision, hold: Hold, tried: list[str]
+        self,
+        call: Call,
+        question: Question,
+        decision: Decision,
+        hold: Hold,
+        tried: list[str],
+        stack: ExitStack,
     ) -> Reply:
-        """Send the decode leg, to another instance for as long as none could be connected to."""
+        """Send the decode leg, to another instance for as long as none could be connected to.
+
+        `stack` holds the claim on the one that was decided for, and is handed on with the reply.
+        """
         body = self._connector.decode_body(call.request.body, hold.handoff)
         while True:
             chosen = _chosen(decision, Phase.DECODE)
@@ -269,25 +283,26 @@ class Director:
                 cause = LegError(hold.instance, "the prefilled blocks were not fetched within their lease")
                 raise _AttemptFailedError(Phase.PREFILL, hold.instance, cause=cause)
             tried.append(chosen.instance)
+            hold.spend()
             try:
-                with ExitStack() as stack:
-                    self._claim(stack, chosen, Phase.DECODE, question)
-                    hold.spend()
-                    answer = await self._send(call, chosen, body)
-                    stack.callback(answer.close)
-                    return await self._begun(answer, decision, stack, hold)
+                answer = await self._send(call, chosen, body)
+                stack.callback(answer.close)
+                return await self._begun(answer, decision, stack, hold)
             except LegError as error:
                 self._leg_failed(error)
-                if isinstance(error, ConnectFailedError):
-                    hold.unspend()
-                    decision = self._placement.decide_decode(question, decision, tried)
-                    again = decision.decode.chosen
-                    if again is not None and again.instance not in tried:
-                        self._accounts.retried(Phase.DECODE, chosen.instance)
-                        continue
-                raise _AttemptFailedError(
+                failure = _AttemptFailedError(
                     Phase.DECODE, chosen.instance, cause=error, prefill_on=hold.instance
-                ) from error
+                )
+                if not isinstance(error, ConnectFailedError):
+                    raise failure from error
+                hold.unspend()
+                decision = self._placement.decide_decode(question, decision, tried)
+                again = decision.decode.chosen
+                if again is None or again.instance in tried:
+                    raise failure from error
+                stack.close()
+                self._claim(stack, again, Phase.DECODE, question)
+                self._accounts.retried(Phase.DECODE, chosen.instance)
 
     async def _begun(self, answer: Answer, decision: Decision, stack: ExitStack, hold: Hold | None) -> Reply:
         """The reply, once the engine has produced something: the whole answer, or the first event of a stream.

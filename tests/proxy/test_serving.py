@@ -1,5 +1,7 @@
 """Through kvproxy a client sees what one engine would answer, and each prompt goes where its prefix is cached."""
 
+import asyncio
+from collections import Counter
 from typing import Any
 
 import aiohttp
@@ -280,3 +282,10 @@ async def test_explain_needs_the_admin_key_if_there_is_one() -> None:
         assert (await service.ask("/explain", {"prompt": "x"}, X_API_Key=ADMIN_KEY)).status == 200
     async with engines(prefill=1, decode=1) as made, kvproxy(made.config(admin_api_key=None)) as service:
         assert (await service.ask("/explain", {"prompt": "x"})).status == 200  # we are on loopback
+
+
+async def test_the_decode_legs_of_a_burst_are_spread() -> None:
+    async with fleet(decision_headers=True) as pair:
+        answers = await asyncio.gather(*[pair.service.complete(prose(20, n)) for n in range(40)])
+        decoded = Counter(answer.headers["X-Kvproxy-Decode"] for answer in answers)
+        assert min(decoded.values()) >= 14
