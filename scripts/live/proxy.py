@@ -57,6 +57,10 @@ class ProxyProcess:
         self.stop()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def exit_code(self) -> int | None:
         return self._process.exit_code
 
