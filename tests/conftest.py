@@ -1,9 +1,18 @@
-"""Options of every test: --real runs the tests on real engines, last, and lets none of them be skipped."""
+"""Options of every test: --real runs the tests on real engines, last, and lets none of them be skipped.
 
+Also the fleets of engines that several folders of tests share.
+"""
+
+import pathlib
+import shutil
 import signal
 from collections.abc import Generator, Iterator
 
 import pytest
+from stand_in.fleet import StandInFleet
+from vllm_cpu.fleet import Fleet
+
+from tests import fleets
 
 REAL = pytest.StashKey[int]()
 
@@ -45,3 +54,34 @@ def end_on_sigterm() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def logs() -> pathlib.Path:
+    """Where the logs of the session's real engines are."""
+    shutil.rmtree(fleets.LOGS, ignore_errors=True)
+    fleets.LOGS.mkdir(parents=True)
+    return fleets.LOGS
+
+
+@pytest.fixture(scope="session")
+def real_engines(logs: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """One fleet of real engines for the whole session."""
+    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    assert terminal is not None
+    assert capture is not None
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            terminal.write_line(line)
+
+    with fleets.real_engines(logs, say) as engines:
+        yield engines
+
+
+@pytest.fixture(scope="session")
+def stand_in_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInFleet]:
+    """One fleet of stand-ins for the whole session, planned as the real one."""
+    with fleets.stand_in_engines(tmp_path_factory.mktemp("stand-ins")) as engines:
+        yield engines

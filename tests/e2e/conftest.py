@@ -1,19 +1,15 @@
 """One fleet of real engines and one kvproxy in front of it serve all tests here."""
 
 import pathlib
-import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
 from live.ports import free_ports
 from live.proxy import ProxyProcess
-from vllm_cpu.engine import ROOT
-from vllm_cpu.fleet import Fleet, plan
+from vllm_cpu.fleet import Fleet
 
-LOGS = ROOT / ".engines" / "tests"
-LEASE_S = 20
-START_S = 420  # five engines on two busy cores
+from tests.fleets import LEASE_S, START_S
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,37 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def logs() -> pathlib.Path:
-    shutil.rmtree(LOGS, ignore_errors=True)
-    LOGS.mkdir(parents=True)
-    return LOGS
-
-
-@pytest.fixture(scope="session")
-def fleet(logs: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+def fleet(real_engines: Fleet) -> Fleet:
     """One plain engine, two prefill, two decode. The plain one says what is right."""
-    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    capture = request.config.pluginmanager.get_plugin("capturemanager")
-    assert terminal is not None
-    assert capture is not None
-
-    def say(line: str) -> None:
-        with capture.global_and_fixture_disabled():
-            terminal.write_line(line)
-
-    specs = plan(
-        plain=1,
-        prefill=2,
-        decode=2,
-        lease_s=LEASE_S,
-        loras=("alpha",),
-        flags=("--enable-request-id-headers",),
-    )
-    say(f"\nstarting {len(specs)} real engines, logs in {logs}")
-    with Fleet(specs, logs, say=say) as engines:
-        engines.start()
-        engines.wait_healthy(timeout_s=START_S - 60)
-        yield engines
+    return real_engines
 
 
 @pytest.fixture(scope="session")

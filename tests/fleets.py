@@ -1,0 +1,46 @@
+"""The engines that tests share: one plan, real or stand-in, started once in a session."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator
+
+from stand_in.fleet import StandInFleet
+from vllm_cpu.engine import ROOT, EngineSpec
+from vllm_cpu.fleet import Fleet, plan
+
+LOGS = ROOT / ".engines" / "tests"
+LEASE_S = 20
+START_S = 420  # five engines on two busy cores
+MODEL = "tiny"
+ADAPTER = "alpha"
+
+
+def specs() -> list[EngineSpec]:
+    """One plain engine, two prefill, two decode. The plain one says what is right."""
+    return plan(
+        plain=1,
+        prefill=2,
+        decode=2,
+        lease_s=LEASE_S,
+        loras=(ADAPTER,),
+        flags=("--enable-request-id-headers",),
+    )
+
+
+@contextlib.contextmanager
+def real_engines(logs: pathlib.Path, say: Callable[[str], None]) -> Iterator[Fleet]:
+    """Real engines that answer: a minute or more."""
+    with Fleet(specs(), logs, say=say) as engines:
+        say(f"\nstarting {len(engines.specs)} real engines, logs in {logs}")
+        engines.start()
+        engines.wait_healthy(timeout_s=START_S - 60)
+        yield engines
+
+
+@contextlib.contextmanager
+def stand_in_engines(logs: pathlib.Path) -> Iterator[StandInFleet]:
+    """Stand-ins for the same engines: a moment."""
+    with StandInFleet(specs(), logs, say=lambda _: None) as engines:
+        engines.start()
+        engines.wait_healthy(timeout_s=60)
+        yield engines
