@@ -14,11 +14,13 @@ import sys
 import time
 
 import aiohttp
+from demo.chats import CHATS
 from demo.screen import Screen, Turn
 from demo.session import TurnFailedError, run_session
 from live.ports import free_ports
 from live.processes import tail
 from live.proxy import ProxyFailedError, ProxyProcess
+from stand_in.fleet import StandInFleet
 from vllm_cpu.engine import ROOT
 from vllm_cpu.fleet import EngineFailedError, Fleet, plan
 
@@ -28,7 +30,12 @@ _INTERRUPTED = 130
 def main() -> int:
     """Run the demo and return its exit code."""
     parser = argparse.ArgumentParser(prog="scripts/kv_events.sh", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--engine", choices=["vllm"], default="vllm", help="what serves the chats")
+    parser.add_argument(
+        "--engine",
+        choices=["stand-in", "vllm"],
+        default="stand-in",
+        help="what serves the chats: stand-ins, or real vLLM on the CPU (default: %(default)s)",
+    )
     parser.add_argument("--prefill", type=int, default=2, metavar="N", help="prefill engines (default: 2)")
     parser.add_argument("--decode", type=int, default=2, metavar="N", help="decode engines (default: 2)")
     parser.add_argument("--logs", type=pathlib.Path, default=ROOT / ".engines" / "demo", metavar="DIR")
@@ -38,7 +45,7 @@ def main() -> int:
     screen = Screen()
     shutil.rmtree(args.logs, ignore_errors=True)
     try:
-        turns = _demo(args.prefill, args.decode, args.logs, screen)
+        turns = _demo(args, screen)
     except KeyboardInterrupt:
         screen.failure("stopped; everything that was started has ended")
         return _INTERRUPTED
@@ -53,13 +60,18 @@ def main() -> int:
     return _verdict(turns, screen)
 
 
-def _demo(prefill: int, decode: int, logs: pathlib.Path, screen: Screen) -> list[Turn]:
+def _demo(args: argparse.Namespace, screen: Screen) -> list[Turn]:
+    logs: pathlib.Path = args.logs
+    kinds: dict[str, tuple[type[Fleet | StandInFleet], str]] = {
+        "stand-in": (StandInFleet, "stand-in engines"),
+        "vllm": (Fleet, "vLLM engines, which takes about a minute"),
+    }
+    make, what = kinds[args.engine]
     with contextlib.ExitStack() as running:
         begun = time.monotonic()
-        screen.title(
-            f"Starting {prefill} prefill and {decode} decode engines (about a minute; logs in {logs})"
-        )
-        fleet = running.enter_context(Fleet(plan(prefill=prefill, decode=decode), logs, say=screen.note))
+        screen.title(f"Starting {args.prefill} prefill and {args.decode} decode {what} (logs in {logs})")
+        specs = plan(prefill=args.prefill, decode=args.decode)
+        fleet = running.enter_context(make(specs, logs, say=screen.note))
         running.callback(_no_more_interrupts)
         fleet.start()
         fleet.wait_healthy()
@@ -78,7 +90,9 @@ def _demo(prefill: int, decode: int, logs: pathlib.Path, screen: Screen) -> list
         screen.note(f"  kvproxy {' '.join(proxy.command[1:])}")
         proxy.wait_status("/ready")
         screen.note(f"  all is ready after {time.monotonic() - begun:.0f} s")
-        screen.title("Four chats, their turns mixed. The tiny model talks noise; the caching is real.")
+        screen.title(
+            f"{len(CHATS)} chats, their turns mixed. The answers are noise; the caching is what matters."
+        )
         return asyncio.run(run_session(fleet, proxy, screen))
 
 
