@@ -4,6 +4,7 @@ The fleet is state without I/O: the watch changes what is known of an instance, 
 """
 
 import enum
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -41,13 +42,13 @@ class Claim:
         self.phase = phase
         self.tokens = tokens
         self._running = True
-        instance.claims.add(self)
+        instance.count(phase, rank, 1, tokens)
 
     def end(self) -> None:
         """Stop counting. A second call does nothing."""
         if self._running:
             self._running = False
-            self.instance.claims.discard(self)
+            self.instance.count(self.phase, self.rank, -1, -self.tokens)
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +73,8 @@ class Instance:
         """Its followed event sources by rank; empty if it publishes none or none are followed."""
         self.pulled_from: set[str] = set()
         """The prefill engine processes it has fetched blocks from since it came up: those it can talk to."""
-        self.claims: set[Claim] = set()
+        self._legs: Counter[tuple[Phase, int]] = Counter()
+        self._tokens: Counter[tuple[Phase, int]] = Counter()
         self.last_pick: dict[tuple[Phase, int], int] = {}
 
     @property
@@ -117,17 +119,23 @@ class Instance:
         source = self.sources.get(rank)
         return source.state if source is not None else "unknown"
 
-    def load_tokens(self, phase: Phase, rank: int | None = None) -> int:
-        """Outstanding tokens of running legs; of both phases where one instance does both."""
-        return sum(
-            claim.tokens
-            for claim in self.claims
-            if (rank is None or claim.rank == rank) and (self.role is Role.BOTH or claim.phase is phase)
-        )
+    def count(self, phase: Phase, rank: int, legs: int, tokens: int) -> None:
+        """Change what is in flight; for claims only."""
+        self._legs[phase, rank] += legs
+        self._tokens[phase, rank] += tokens
 
-    def in_flight(self, phase: Phase) -> int:
-        """Running legs of a phase."""
-        return sum(1 for claim in self.claims if claim.phase is phase)
+    def load_tokens(self, phase: Phase, rank: int) -> int:
+        """Outstanding tokens of a rank's running legs; of both phases where one instance does both."""
+        phases = tuple(Phase) if self.role is Role.BOTH else (phase,)
+        return sum(self._tokens[each, rank] for each in phases)
+
+    def running_legs(self, phase: Phase | None = None) -> int:
+        """How many legs are running, of one phase or of both."""
+        return sum(count for (each, _), count in self._legs.items() if phase in {None, each})
+
+    def running_tokens(self) -> int:
+        """Outstanding tokens of all running legs."""
+        return self._tokens.total()
 
 
 class Fleet:

@@ -169,9 +169,8 @@ class FleetCollector(Collector):
         for instance in self._fleet:
             labels = [instance.address, instance.role.value]
             up.add_metric(labels, instance.status is Status.UP)
-            legs = instance.claims
-            requests.add_metric(labels, len(legs))
-            tokens.add_metric(labels, sum(claim.tokens for claim in legs))
+            requests.add_metric(labels, instance.running_legs())
+            tokens.add_metric(labels, instance.running_tokens())
             for rank in instance.ranks:
                 for state in ("exact", "partial", "unknown"):
                     states.add_metric(

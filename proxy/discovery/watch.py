@@ -249,7 +249,7 @@ class FleetWatch:
         self._forget(instance.address)
 
     async def _drain(self, instance: Instance) -> None:
-        while instance.claims:  # noqa: ASYNC110  # a claim ends without telling anyone, and this is rare
+        while instance.running_legs():  # noqa: ASYNC110  # a claim ends without telling anyone, and this is rare
             await asyncio.sleep(PROBE_FIRST_S / 5)
         await self._let_go(instance)
 

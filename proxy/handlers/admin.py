@@ -78,7 +78,7 @@ async def remove_instance(request: web.Request) -> web.Response:
     if asked.type is not None and instance is not None and instance.role is not asked.type:
         raise BadRequestError(f"{address} is a {instance.role} instance, not {asked.type}", param="type")
     instance = await request.app[WATCH].remove(address, force=asked.force)
-    legs = len(instance.claims)
+    legs = instance.running_legs()
     how = (
         "removed at once" if asked.force or not legs else f"takes no new legs; {legs} running ones end first"
     )

@@ -102,7 +102,7 @@ def _instance(instance: Instance, index: PrefixIndex, blocks: Counter[tuple[str,
         "index": min((instance.index_state(r) for r in instance.ranks), key=_WORST_FIRST.index),
         "blocks": sum(blocks[address, rank] for rank in instance.ranks),
         "in_flight": {
-            phase.value: instance.in_flight(phase)
+            phase.value: instance.running_legs(phase)
             for phase in Phase
             if instance.role in {Role.BOTH, phase.value}
         },

@@ -104,7 +104,7 @@ class Service:
 
     @property
     def claims(self) -> int:
-        return sum(len(instance.claims) for instance in self.fleet)
+        return sum(instance.running_legs() for instance in self.fleet)
 
     async def ask(self, path: str, body: Any = None, **headers: str) -> Answer:
         return await ask(self.session, self.url, path, body, **headers)

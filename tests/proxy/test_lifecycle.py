@@ -47,7 +47,7 @@ async def test_a_removed_instance_finishes_its_legs(force: bool) -> None:
         running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
         instance = pair.service.fleet.get(engine.address)
         assert instance is not None
-        await wait_until(lambda: bool(instance.claims), "a running leg")
+        await wait_until(lambda: bool(instance.running_legs()), "a running leg")
         removed = await pair.service.admin("/instances/remove", {"instance": engine.address, "force": force})
         assert (removed.status, removed.json["running_legs"]) == (200, 1)
         assert (pair.service.fleet.get(engine.address) is None) is force

@@ -108,11 +108,11 @@ def test_claims_end_once_and_load_with_them() -> None:
     instance = scene.fleet.get("a:1")
     assert instance is not None
     with scene.fleet.claim("a:1", 0, Phase.PREFILL, 70) as claim:
-        assert instance.load_tokens(Phase.PREFILL) == 70
-        assert instance.load_tokens(Phase.DECODE) == 0
+        assert instance.load_tokens(Phase.PREFILL, 0) == 70
+        assert instance.load_tokens(Phase.DECODE, 0) == 0
         claim.end()
-        assert instance.load_tokens(Phase.PREFILL) == 0
-    assert instance.in_flight(Phase.PREFILL) == 0
+        assert instance.load_tokens(Phase.PREFILL, 0) == 0
+    assert instance.running_legs() == 0
 
 
 def test_a_prompt_that_is_not_known_is_placed_by_load_alone() -> None:
