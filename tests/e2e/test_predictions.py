@@ -1,11 +1,13 @@
 """What /explain says about a request is what the engine then reports, for every kind of request."""
 
+import random
 from typing import Any
 
 import aiohttp
 import pytest
 from live.asking import CHAT, COMPLETIONS, ask
 from live.explaining import explain
+from live.metrics import read_metrics
 from live.proxy import ProxyProcess
 from live.words import prose
 from vllm_cpu.engine import BLOCK_TOKENS
@@ -109,3 +111,17 @@ async def test_explain_generates_nothing(session: aiohttp.ClientSession, proxy: 
             assert terms["usable"] is True
             assert terms["load_tokens"] == 0
             assert terms["index"] == "exact"
+
+
+async def test_what_was_evicted_is_not_predicted(session: aiohttp.ClientSession, proxy: ProxyProcess) -> None:
+    dice = random.Random(3)
+    removed = "kvproxy_kv_events_total"
+    before = (await read_metrics(session, proxy.url)).total(removed, type="BlockRemoved")
+    hits = 0
+    for n in range(60):
+        old_or_new = dice.randrange(n + 1) if dice.random() < 0.5 else n
+        body = GREEDY | {"prompt": prose(1300, f"evicting {old_or_new}"), "max_tokens": 1}
+        hits += await check(session, proxy, COMPLETIONS, body) > 0
+    after = (await read_metrics(session, proxy.url)).total(removed, type="BlockRemoved")
+    assert after > before, "the caches are too large for this test"
+    assert hits > 0
