@@ -23,7 +23,7 @@ def specs() -> list[EngineSpec]:
         decode=2,
         lease_s=LEASE_S,
         loras=(ADAPTER,),
-        flags=("--enable-request-id-headers",),
+        flags=("--enable-request-id-headers", "--enable-server-load-tracking"),
     )
 
 
@@ -39,8 +39,8 @@ def real_engines(logs: pathlib.Path, say: Callable[[str], None]) -> Iterator[Fle
 
 @contextlib.contextmanager
 def stand_in_engines(logs: pathlib.Path) -> Iterator[StandInFleet]:
-    """Stand-ins for the same engines: a moment."""
-    with StandInFleet(specs(), logs, say=lambda _: None) as engines:
+    """Stand-ins for the same engines, as slow as those: they are there in a moment."""
+    with StandInFleet(specs(), logs, words=("--profile", "tiny-cpu"), say=lambda _: None) as engines:
         engines.start()
         engines.wait_healthy(timeout_s=60)
         yield engines

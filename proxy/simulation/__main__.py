@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     answers = ap.add_argument_group("answers").add_argument
     answers("--no-prompt-tokens-details", action="store_true", help="usage without cached tokens")
     answers("--request-id-headers", action="store_true", help="answers with X-Request-Id")
+    answers("--load-tracking", action="store_true", help="/load counts")
     answers("--request-metrics", action="store_true", help="answers with timings")
     answers("--admin", type=int, metavar="PORT", help="port of /faults: how to make this engine go wrong")
     return ap
@@ -101,6 +102,7 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         event_form=EventForm(arrays=args.event_arrays, bytes_hashes=args.bytes_hashes),
         prompt_tokens_details=not args.no_prompt_tokens_details,
         request_metrics=args.request_metrics,
+        load_tracking=args.load_tracking,
         request_id_headers=args.request_id_headers,
         admin=args.admin,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from proxy.simulation.errors import BadRequestError
 from proxy.simulation.schema import (
+    Problems,
     any_of,
     boolean,
     check,
@@ -17,6 +18,7 @@ from proxy.simulation.schema import (
     mapping,
     nullable,
     number,
+    problem,
     record,
     seed,
     string,
@@ -64,11 +66,29 @@ _COMPLETION = record(
         "echo": nullable(boolean),
     }
 )
-_MESSAGE = record({"role": string}, required=("role",))
+_ROLES = ("Developer", "System", "User", "Assistant", "Tool", "Function")
+_ALSO_NEEDED = {"Tool": ("role", "tool_call_id"), "Function": ("name", "role")}
+_with_role = record({"role": string})
+
+
+def _message(value: Any, loc: str, problems: Problems) -> Any:
+    """A message of any role. One without a role is tried as every class of message there is, in vLLM's order."""
+    if not isinstance(value, dict) or "role" in value:
+        return _with_role(value, loc, problems)
+    kinds = {f"ChatCompletion{role}MessageParam": _ALSO_NEEDED.get(role, ("role",)) for role in _ROLES}
+    kinds |= {"CustomChatCompletionMessageParam": ("role",), "Message": ("author",)}
+    for kind, needed in kinds.items():
+        missing = [name for name in needed if name not in value]
+        problems.extend(
+            problem("missing", f"{loc}.{kind}.{name}", "Field required", value) for name in missing
+        )
+    return list_of(string)(value.get("content"), f"{loc}.Message.content", problems)
+
+
 _CHAT = record(
     {
         **_COMMON,
-        "messages": list_of(_MESSAGE),
+        "messages": list_of(_message),
         "n": nullable(integer()),
         "max_completion_tokens": nullable(integer()),
         "logprobs": nullable(boolean),
@@ -79,7 +99,7 @@ _CHAT = record(
     },
     required=("messages",),
 )
-_TOKENIZE = record({"model": nullable(string), "prompt": string, "messages": list_of(_MESSAGE)})
+_TOKENIZE = record({"model": nullable(string), "prompt": string, "messages": list_of(_message)})
 _DETOKENIZE = record({"model": nullable(string), "tokens": _token_ids}, required=("tokens",))
 
 

@@ -51,6 +51,8 @@ class StandInConfig:
     """Whether `usage` tells cached tokens, as with --enable-prompt-tokens-details."""
     request_metrics: bool = False
     """Whether answers carry `metrics`, as with --enable-per-request-metrics."""
+    load_tracking: bool = False
+    """Whether /load counts, as with --enable-server-load-tracking; without it the answer is always 0."""
     request_id_headers: bool = False
     """Whether answers carry X-Request-Id, as with --enable-request-id-headers."""
     dev_mode: bool = True

@@ -71,8 +71,9 @@ class Handlers:
         return json_answer({"version": VERSION})
 
     async def load(self, _: web.Request) -> web.Response:
-        """How many requests are being answered."""
-        return json_answer({"server_load": self._engine.in_flight.count})
+        """How many requests are being answered, if that is counted."""
+        engine = self._engine
+        return json_answer({"server_load": engine.in_flight.count if engine.config.load_tracking else 0})
 
     async def metrics(self, _: web.Request) -> web.Response:
         """The text Prometheus reads."""

@@ -19,6 +19,7 @@ from vllm_cpu.fleet import Fleet
 _WORDS = {
     "--enable-request-id-headers": "--request-id-headers",
     "--enable-per-request-metrics": "--request-metrics",
+    "--enable-server-load-tracking": "--load-tracking",
 }
 
 

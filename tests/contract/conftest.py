@@ -1,0 +1,38 @@
+"""Every test here runs on stand-ins and, with --real, on vLLM: what one does the other does."""
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from vllm_cpu.fleet import Fleet
+
+from tests.contract.asking import Engine
+from tests.fleets import START_S
+
+KINDS = [
+    "stand_in",
+    pytest.param("real", marks=[pytest.mark.real, pytest.mark.timeout(START_S)]),
+]
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def engines(request: pytest.FixtureRequest) -> Fleet:
+    """One plain engine, two prefill, two decode."""
+    fleet = request.getfixturevalue(f"{request.param}_engines")
+    assert isinstance(fleet, Fleet)
+    return fleet
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    timeout = aiohttp.ClientTimeout(total=60)
+    # Engines close idle connections after 5 s: a new one for each request cannot be a stale one.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as client:
+        yield client
+
+
+@pytest.fixture
+def engine(engines: Fleet, session: aiohttp.ClientSession) -> Engine:
+    """The engine that does both phases alone."""
+    return Engine(engines["plain-0"], session)
