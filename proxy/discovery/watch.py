@@ -246,6 +246,8 @@ class FleetWatch:
             )
         instance.status, instance.why_down = Status.DOWN, error.words
         instance.pulled_from.clear()
+        for rank in instance.ranks:  # whoever comes back is verified anyway
+            self._engine_ids.pop((instance.address, rank), None)
         self._forget(instance.address)
 
     async def _drain(self, instance: Instance) -> None:
