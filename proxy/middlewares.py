@@ -37,7 +37,8 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         notes = " ".join(f"{name}={value}" for name, value in request[NOTES_KEY].items())
-        access.info(
+        access.log(
+            logging.INFO if request.method == "POST" else logging.DEBUG,  # probes and scrapes are no news
             "%s %s %d %.1fms id=%s %s",
             request.method,
             request.path,
