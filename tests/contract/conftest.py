@@ -1,9 +1,10 @@
 """Every test here runs on stand-ins and, with --real, on vLLM: what one does the other does."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
+import zmq.asyncio
 from vllm_cpu.fleet import Fleet
 
 from tests.contract.asking import Engine
@@ -36,3 +37,10 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 def engine(engines: Fleet, session: aiohttp.ClientSession) -> Engine:
     """The engine that does both phases alone."""
     return Engine(engines["plain-0"], session)
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.asyncio.Context]:
+    opened = zmq.asyncio.Context()
+    yield opened
+    opened.destroy(linger=0)
