@@ -1,4 +1,4 @@
-"""One fleet of real engines and one kvproxy in front of it serve all tests here."""
+"""One fleet of engines and one kvproxy in front of it serve all tests here: stand-ins first, then real ones."""
 
 import pathlib
 from collections.abc import AsyncIterator, Iterator
@@ -16,14 +16,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = pathlib.Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            item.add_marker(pytest.mark.real)
             item.add_marker(pytest.mark.timeout(START_S))
 
 
-@pytest.fixture(scope="session")
-def fleet(real_engines: Fleet) -> Fleet:
+@pytest.fixture(scope="session", params=["stand-in", pytest.param("real", marks=pytest.mark.real)])
+def fleet(request: pytest.FixtureRequest) -> Fleet:
     """One plain engine, two prefill, two decode. The plain one says what is right."""
-    return real_engines
+    name = "real_engines" if request.param == "real" else "stand_in_engines"
+    engines: Fleet = request.getfixturevalue(name)
+    return engines
+
+
+@pytest.fixture(scope="session")
+def logs(fleet: Fleet) -> pathlib.Path:
+    """Where the logs of this fleet and the kvproxys in front of it are."""
+    return fleet.logs
 
 
 @pytest.fixture(scope="session")
