@@ -276,7 +276,9 @@ class Director:
 
         `stack` holds the claim on the one that was decided for, and is handed on with the reply.
         """
-        body = self._connector.decode_body(call.request.body, hold.handoff)
+        several = call.request.sequences > 1
+        fetch = self._connector.fetch_body(call.request.body, hold.handoff) if several else None
+        body = fetch or self._connector.decode_body(call.request.body, hold.handoff)
         while True:
             chosen = _chosen(decision, Phase.DECODE)
             if not hold.may_be_offered(self._clock()):
@@ -287,13 +289,18 @@ class Director:
             try:
                 answer = await self._send(call, chosen, body)
                 stack.callback(answer.close)
-                return await self._begun(answer, decision, stack, hold)
+                reply = await self._begun(answer, decision, stack, hold)
+                if fetch is None or reply.status != 200:
+                    return reply
+                answer = await self._send(call, chosen, call.request.body.encoded())
+                stack.callback(answer.close)
+                return await self._begun(answer, decision, stack, hold=None)
             except LegError as error:
                 self._leg_failed(error)
                 failure = _AttemptFailedError(
                     Phase.DECODE, chosen.instance, cause=error, prefill_on=hold.instance
                 )
-                if not isinstance(error, ConnectFailedError):
+                if hold.ended or not isinstance(error, ConnectFailedError):
                     raise failure from error
                 hold.unspend()
                 decision = self._placement.decide_decode(question, decision, tried)

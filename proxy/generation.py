@@ -52,6 +52,8 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     prompt_shape: "PromptShape"
     prompt_count: int
     """How many prompts it holds; more than one only as a list of a completion."""
+    sequences: int
+    """How many answers to the prompt are asked for (`n`)."""
     whole: bool
     """Splitting it into a prefill and a decode leg would gain nothing or lose KV; one instance serves it all."""
 
@@ -76,10 +78,10 @@ def read_request(route: Route | None, data: bytes, default_model: str) -> Genera
         model = default_model
     if not isinstance(model, str):
         raise BadRequestError("model must be a string", param="model")
-    stream = _check_rules(route, body)
+    stream, sequences = _check_rules(route, body)
     shape = _prompt_shape(route, body)
     return GenerationRequest(
-        route, body, model, stream, shape, _prompt_count(shape, body), _is_whole(route, body)
+        route, body, model, stream, shape, _prompt_count(shape, body), sequences, _is_whole(route, body)
     )
 
 
@@ -95,8 +97,11 @@ def _clean(body: Body) -> Body:
     return body.changed(put, drop) if drop or put else body
 
 
-def _check_rules(route: Route, body: Body) -> bool:
-    """Apply vLLM's rules to the members the prefill leg replaces. Returns whether the answer is streamed."""
+def _check_rules(route: Route, body: Body) -> tuple[bool, int]:
+    """Apply vLLM's rules to the members the prefill leg replaces.
+
+    Returns whether the answer is streamed, and how many sequences are asked for.
+    """
     chat = route is Route.CHAT
     n = _whole_number(body, "n", nullable=chat)
     if n is not None and n < 1:
@@ -130,7 +135,7 @@ def _check_rules(route: Route, body: Body) -> bool:
             raise BadRequestError(
                 "stream_options can only be given when stream is true", param="stream_options"
             )
-    return stream
+    return stream, n if n is not None else 1
 
 
 COMPLETION_MAX_TOKENS = 16

@@ -39,6 +39,14 @@ class Connector(Protocol):
         """The body of the decode leg: the client's request, and the way to its prefilled blocks."""
         ...
 
+    def fetch_body(self, body: Body, handoff: Handoff) -> bytes | None:
+        """The body of a leg that only brings the blocks to the decode instance; None where nothing is handed over.
+
+        It goes before the decode leg of a request for several sequences: each of them would fetch by itself what
+        can be fetched once.
+        """
+        ...
+
     def release_body(self, handoff: Handoff) -> bytes | None:
         """The body (for `/v1/completions`) that makes a decode engine give a hold back; None without holds."""
         ...

@@ -36,6 +36,10 @@ class NixlConnector:
         """As `Connector`."""
         return body.changed({"kv_transfer_params": handoff.params}).encoded()
 
+    def fetch_body(self, body: Body, handoff: Handoff) -> bytes | None:
+        """As `Connector`."""
+        return one_token(body).changed({"kv_transfer_params": handoff.params}).encoded()
+
     def release_body(self, handoff: Handoff) -> bytes | None:
         """As `Connector`: a request bound to be refused, whatever the client's own request looks like."""
         if handoff.params is None:

@@ -22,6 +22,10 @@ class SharedConnector:
         """As `Connector`."""
         return body.encoded()
 
+    def fetch_body(self, body: Body, handoff: Handoff) -> bytes | None:  # noqa: ARG002  # found by content
+        """As `Connector`."""
+        return None
+
     def release_body(self, handoff: Handoff) -> bytes | None:  # noqa: ARG002  # nothing is held
         """As `Connector`."""
         return None

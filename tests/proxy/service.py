@@ -65,6 +65,15 @@ class Answer:
         return "".join(parts)
 
     @property
+    def by_choice(self) -> dict[int, str]:
+        """The text of each choice of a completion, by its index."""
+        texts: dict[int, str] = {}
+        for answer in [event for event in self.events if event != "[DONE]"] if self.streamed else [self.json]:
+            for choice in answer["choices"]:
+                texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
+        return texts
+
+    @property
     def streamed(self) -> bool:
         return bool(self.headers["Content-Type"].startswith("text/event-stream"))
 

@@ -74,6 +74,14 @@ def test_a_release_is_a_request_bound_to_be_refused() -> None:
     assert release["kv_transfer_params"] == json.loads(PARAMS)
 
 
+def test_a_fetching_leg_asks_for_one_token_with_the_params_word_for_word() -> None:
+    nixl = NixlConnector()
+    sent = nixl.fetch_body(body(), nixl.read_handoff(ANSWER)) or b""
+    assert json.loads(sent) == FOR_ONE_TOKEN | {"kv_transfer_params": json.loads(PARAMS)}
+    assert PARAMS.encode() in sent
+    assert SharedConnector().fetch_body(body(), Handoff(None, None, None, None)) is None
+
+
 def test_shared_legs_carry_no_params() -> None:
     shared = SharedConnector()
     handoff = Handoff(None, None, None, None)

@@ -76,7 +76,7 @@ async def test_what_the_client_wrote_reaches_both_engines_value_for_value() -> N
         assert answer.status == 200
         assert len(answer.json["choices"]) == 2
         for engine in (pair.engines.prefill[0], pair.engines.decode[0]):
-            (sent,) = [seen.body for seen in engine.seen if seen.path == "/v1/completions"]
+            sent = [seen.body for seen in engine.seen if seen.path == "/v1/completions"][-1]
             assert b'"temperature":0.70' in sent
             assert b'"seed":1e2' in sent
             assert b'"unheard_of":{"a": [1.50, "\\u00e9"]}' in sent
@@ -84,6 +84,19 @@ async def test_what_the_client_wrote_reaches_both_engines_value_for_value() -> N
         prefill = pair.engines.prefill[0].seen[-1].json()
         assert (prefill["n"], prefill["max_tokens"], prefill["stream"]) == (1, 1, False)
         assert pair.engines.decode[0].seen[-1].json()["n"] == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_several_answers_to_one_prompt_fetch_its_blocks_once(stream: bool) -> None:
+    async with fleet() as pair, StandIn() as plain, aiohttp.ClientSession() as session:
+        body = {"model": "tiny", "prompt": prose(100), "max_tokens": 6, "n": 4, "seed": 3, "stream": stream}
+        expected = await ask(session, plain.url, "/v1/completions", body)
+        answer = await pair.service.ask("/v1/completions", body)
+        assert answer.by_choice == expected.by_choice
+        assert len(answer.by_choice) == 4
+        await pair.service.settled()
+        assert sum(engine.model.holds.pulled for engine in pair.engines.prefill) == 1
+        assert sum(engine.model.holds.after_expiry for engine in pair.engines.prefill) == 0
 
 
 async def test_headers_cross_as_they_should() -> None:
