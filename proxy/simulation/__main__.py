@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
         default="both",
         help="plain: no KV connector; the others behave alike, as in vLLM",
     )
+    add("--hash-seed", default="", help="engines with different seeds name the same content differently")
     add("--ranks", type=int, default=1, help="data-parallel ranks")
 
     cache = ap.add_argument_group("cache and scheduler").add_argument
@@ -90,6 +91,7 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         max_sequences=args.max_num_seqs,
         profile=PROFILES[args.profile],
         eos_every=args.eos_every,
+        hash_seed=args.hash_seed,
         lease_s=args.lease_s,
         recompute=args.recompute,
         lucky_reads=args.lucky_reads,

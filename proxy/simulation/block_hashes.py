@@ -11,6 +11,11 @@ from hashlib import blake2b
 _ROOT = b"kvproxy stand-in: the parent of first blocks"
 
 
+def root_hash(seed: str) -> bytes:
+    """The parent of first blocks; engines with other seeds have other hashes for everything."""
+    return blake2b(_ROOT + seed.encode(), digest_size=32).digest()
+
+
 def extra_keys(block: int, lora: str | None, salt: str | None) -> list[str] | None:
     """What the hash of a prompt's block number `block` covers besides tokens, as KV events show it."""
     keys = [lora] if lora is not None else []
@@ -19,9 +24,9 @@ def extra_keys(block: int, lora: str | None, salt: str | None) -> list[str] | No
     return keys or None
 
 
-def block_hash(parent: bytes | None, tokens: Sequence[int], extra: Sequence[str] | None) -> bytes:
+def block_hash(parent: bytes, tokens: Sequence[int], extra: Sequence[str] | None) -> bytes:
     """The 32-byte name of a full block. It is the same in every process, as vLLM's default sha256 is."""
-    digest = blake2b(parent or _ROOT, digest_size=32)
+    digest = blake2b(parent, digest_size=32)
     digest.update(array("I", tokens).tobytes())
     for key in extra or ():
         digest.update(b"\0" + key.encode())

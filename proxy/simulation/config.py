@@ -32,6 +32,8 @@ class StandInConfig:
     profile: Profile = field(default_factory=lambda: PROFILES["zero"])
     eos_every: int = 0
     """Answers end by themselves after that many tokens on average; 0: only at their limit."""
+    hash_seed: str = ""
+    """Engines with different seeds name the same content differently, as with PYTHONHASHSEED."""
     lease_s: float = 30.0
     recompute: bool = False
     lucky_reads: bool = False
@@ -81,5 +83,6 @@ class StandInConfig:
             connector=self.connector,
             recompute=self.recompute,
             lucky_reads=self.lucky_reads,
+            hash_seed=self.hash_seed,
             profile=self.profile,
         )

@@ -6,6 +6,7 @@ subscribers, commands to other engines. It knows no sockets, so reading it is re
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kvevents.events import Event
@@ -13,16 +14,15 @@ from proxy.simulation.engine_values import (
     Command,
     EngineDeadError,
     EngineShape,
-    Heartbeat,
     Output,
     Pull,
-    Release,
     Stats,
     Step,
 )
 from proxy.simulation.holds import HEARTBEATS_PER_LEASE, Holds
 from proxy.simulation.kv_cache import KvCache, blocks_for
 from proxy.simulation.memory import Content, Memory, initial_state
+from proxy.simulation.peers import Peers
 from proxy.simulation.request import Remote, Request, Status
 from proxy.simulation.scheduler import Chunk, Scheduler
 from proxy.simulation.text import Voice
@@ -41,17 +41,17 @@ class EngineModel:
         self.voice = voice
         self.engine_id = engine_id
         self.address = address
-        self.cache = KvCache(shape.blocks, shape.block_size)
+        self.cache = KvCache(shape.blocks, shape.block_size, shape.hash_seed)
         self.memory = Memory(shape.block_size)
         self.scheduler = Scheduler(
             self.cache, max_batched_tokens=shape.max_batched_tokens, max_sequences=shape.max_sequences
         )
         self.holds = Holds(shape.lease_s)
         self.stats = Stats()
+        self.peers = Peers(shape.profile.transfer_s(0, first=True))
         self._requests: dict[str, Request] = {}
         self._wanted: dict[str, Remote] = {}  # by our request id: holds that heartbeats keep alive
         self._commands: list[Command] = []
-        self._known_engines: set[str] = set()
         self._heartbeat_s = float("-inf")
 
     # What a driver asks.
@@ -77,7 +77,7 @@ class EngineModel:
             and params.get("do_remote_prefill")
             and (remote := Remote.from_params(params))
         ):
-            self._commands.append(Release(remote))
+            self._commands += self.peers.release(remote)
 
     def abort(self, request_id: str) -> None:
         """A client has gone, or a stop string ended the text: free at once what can be freed."""
@@ -86,7 +86,7 @@ class EngineModel:
             return
         pulling = request.status is Status.PULLING
         if request.pull is not None and (remote := self._wanted.get(request_id)):
-            self._commands.append(Release(remote))
+            self._commands += self.peers.release(remote)
         request.status = Status.ABORTED
         self.scheduler.remove(request)
         if not pulling:  # a transfer writes into its blocks until it is over
@@ -98,6 +98,7 @@ class EngineModel:
         plan = self.scheduler.schedule(now_s)
         if not plan:
             return None
+        self._commands += self.peers.step()
         self.stats.preemptions += len(plan.preempted)
         for request in plan.admitted:
             self._count_admission(request)
@@ -128,7 +129,8 @@ class EngineModel:
         interval_s = self.shape.lease_s / HEARTBEATS_PER_LEASE
         if self._wanted and now_s - self._heartbeat_s >= interval_s:
             self._heartbeat_s = now_s
-            self._commands.extend(Heartbeat(remote) for remote in self._wanted.values())
+            for remote in self._wanted.values():
+                self._commands += self.peers.heartbeat(remote)
         commands, self._commands = self._commands, []
         return commands
 
@@ -168,6 +170,8 @@ class EngineModel:
     def pulled(self, request_id: str, contents: Sequence[Content]) -> None:
         """The prompt's KV has arrived: cache its blocks. Its last token is still computed here."""
         request = self._requests[request_id]
+        if (remote := self._wanted.get(request_id)) is not None:
+            self.peers.met(remote.engine_id)
         if request.status is Status.ABORTED:
             self._forget(request)
             self.cache.free(request)
@@ -222,10 +226,14 @@ class EngineModel:
         missing = len(request.table) - request.computed // self.shape.block_size
         if len(remote.blocks) < missing:
             raise EngineDeadError(f"{missing} blocks to fill, {len(remote.blocks)} to pull")
-        first = remote.engine_id not in self._known_engines
-        self._known_engines.add(remote.engine_id)
+        first = remote.engine_id not in self.peers
         transfer_s = self.shape.profile.transfer_s(request.external_hit, first=first)
-        self._commands.append(Pull(request.id, remote, remote.blocks[-missing:], transfer_s))
+        pull = Pull(request.id, remote, remote.blocks[-missing:], transfer_s)
+        for index, other in enumerate(self._commands):
+            if isinstance(other, Pull) and (other.remote, other.blocks) == (pull.remote, pull.blocks):
+                self._commands[index] = replace(other, also=(*other.also, request.id))
+                return
+        self._commands.append(pull)
 
     def _compute(self, chunk: Chunk) -> None:
         request = chunk.request

@@ -31,17 +31,24 @@ class EngineShape:
     lucky_reads: bool = False
     """A pull from a hold that is over finds what lies in its blocks now, right until they are reused. By
     default it finds garbage, as if they had been: tests must not depend on luck."""
+    hash_seed: str = ""
+    """Engines with different seeds (PYTHONHASHSEED) name the same content differently."""
     profile: Profile = field(default_factory=lambda: PROFILES["zero"])
 
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Read these blocks of another engine, then say `pulled` (or `pull_failed`)."""
+    """Read these blocks of another engine, then say `pulled` (or `pull_failed`).
+
+    `also` are requests that read the same hold in the same step: choices of one prompt. Their reads overlap, so
+    they all find what the first one finds; each of them tells the other engine that it is done.
+    """
 
     request_id: str
     remote: Remote
     blocks: tuple[int, ...]
     transfer_s: float
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,15 @@ class Heartbeat:
     remote: Remote
 
 
-Command = Pull | Release | Heartbeat
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """Speak with the engine of this hold for the first time, then say `peers.met` (or `peers.missed`)."""
+
+    remote: Remote
+    takes_s: float
+
+
+Command = Pull | Release | Heartbeat | Handshake
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ token must be computed to have something to sample from.
 from collections.abc import Sequence
 
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
-from proxy.simulation.block_hashes import block_hash, extra_keys
+from proxy.simulation.block_hashes import block_hash, extra_keys, root_hash
 from proxy.simulation.block_pool import BlockPool
 from proxy.simulation.request import Request
 
@@ -26,9 +26,10 @@ def blocks_for(tokens: int, block_size: int) -> int:
 class KvCache:
     """Block tables of one rank's requests, and the events their changes cause (with 32-byte hashes)."""
 
-    def __init__(self, blocks: int, block_size: int) -> None:
+    def __init__(self, blocks: int, block_size: int, hash_seed: str = "") -> None:
         self.block_size = block_size
         self.pool = BlockPool(blocks, self._removed)
+        self._root = root_hash(hash_seed)
         self._events: list[Event] = []
 
     def lookup(self, request: Request) -> list[int]:
@@ -94,7 +95,7 @@ class KvCache:
         for index in range(len(hashes), len(request.tokens) // size):
             tokens = request.tokens[index * size : (index + 1) * size]
             extra = extra_keys(index, request.lora, request.cache_salt)
-            hashes.append(block_hash(hashes[-1] if hashes else None, tokens, extra))
+            hashes.append(block_hash(hashes[-1] if hashes else self._root, tokens, extra))
 
     def _announce(self, request: Request, first: int, last: int) -> None:
         size = self.block_size

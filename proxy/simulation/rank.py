@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from proxy.simulation.engine import EngineModel
-from proxy.simulation.engine_values import Command, EngineDeadError, Output, Pull
+from proxy.simulation.engine_values import Command, EngineDeadError, Handshake, Output, Pull, Release
 from proxy.simulation.generation import Generation
 from proxy.simulation.metrics import EngineMetrics
 from proxy.simulation.publisher import Publisher
@@ -130,6 +130,9 @@ class Rank:
                 await self._wake.wait()
 
     async def _carry_out(self, command: Command) -> None:
+        if isinstance(command, Handshake):
+            await self._shake_hands(command)
+            return
         if not isinstance(command, Pull):
             with contextlib.suppress(TransferError):
                 await self._client.tell(command)
@@ -139,14 +142,29 @@ class Rank:
         try:
             contents = await self._client.pull(command)
         except TransferError:
-            for output in self.model.pull_failed(command.request_id):
-                self._deliver(output)
+            for request_id in (command.request_id, *command.also):
+                for output in self.model.pull_failed(request_id):
+                    self._deliver(output)
         else:
-            before = self.model.stats.transferred_bytes
-            self.model.pulled(command.request_id, contents)
-            moved = self.model.stats.transferred_bytes - before
-            self._metrics.transfer(self.number, time.monotonic() - begun_s, moved)
+            for request_id in (command.request_id, *command.also):
+                before = self.model.stats.transferred_bytes
+                self.model.pulled(request_id, contents)
+                moved = self.model.stats.transferred_bytes - before
+                self._metrics.transfer(self.number, time.monotonic() - begun_s, moved)
         self._wake.set()
+        for _ in command.also:
+            with contextlib.suppress(TransferError):
+                await self._client.tell(Release(command.remote))
+
+    async def _shake_hands(self, command: Handshake) -> None:
+        peers, engine_id = self.model.peers, command.remote.engine_id
+        await asyncio.sleep(command.takes_s)
+        try:
+            await self._client.tell(command)
+        except TransferError:
+            peers.missed(engine_id)
+        else:
+            peers.met(engine_id)  # and nobody is woken: kept words go out with the next step
 
     def _answer(self, ask: Ask) -> Reply:
         model = self.model
@@ -158,6 +176,8 @@ class Rank:
                 contents = [c.to_wire() for c in model.serve_pull(ask.request_id, ask.blocks)]
             case "release":
                 model.serve_release(ask.request_id)
+            case "meet":
+                return Reply(known=True)
             case _:
                 model.holds.heartbeat([ask.request_id], time.monotonic())
         self._wake.set()

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.simulation.engine_values import Heartbeat, Pull, Release
+from proxy.simulation.engine_values import Handshake, Heartbeat, Pull, Release
 from proxy.simulation.memory import Content
 from proxy.simulation.request import Remote
 from proxy.tasks import TaskOwner
@@ -20,7 +20,7 @@ _LENGTH = 4
 
 
 class Ask(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a decode engine sends; `verb` is pull, release or heartbeat."""
+    """What a decode engine sends; `verb` is pull, release, heartbeat or meet."""
 
     verb: str
     engine_id: str
@@ -39,6 +39,7 @@ class TransferError(Exception):
     """The other engine does not answer, or is not the one it was."""
 
 
+_VERBS = {Release: "release", Heartbeat: "heartbeat", Handshake: "meet"}
 _encode = msgspec.msgpack.Encoder().encode
 _decode_ask = msgspec.msgpack.Decoder(Ask).decode
 _decode_reply = msgspec.msgpack.Decoder(Reply).decode
@@ -101,9 +102,10 @@ class SideChannelClient:
             raise TransferError("the engine was restarted since")
         return [Content.from_wire(content) for content in reply.contents]
 
-    async def tell(self, command: Release | Heartbeat) -> None:
-        """A notice. TransferError if it did not arrive."""
-        await self._ask(command.remote, "release" if isinstance(command, Release) else "heartbeat")
+    async def tell(self, command: Release | Heartbeat | Handshake) -> None:
+        """A notice. TransferError if it did not reach the engine that is meant."""
+        if not (await self._ask(command.remote, _VERBS[type(command)])).known:
+            raise TransferError("the engine was restarted since")
 
     def close(self) -> None:
         """Drop idle connections."""

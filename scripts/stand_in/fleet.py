@@ -75,6 +75,8 @@ def command(spec: EngineSpec) -> list[str]:
         words += ["--events", str(spec.events_port)]
     if spec.replay_port:
         words += ["--replay", str(spec.replay_port)]
+    if seed := dict(spec.env).get("PYTHONHASHSEED"):
+        words += ["--hash-seed", seed]
     for name in spec.loras:
         words += ["--lora", name]
     for flag in spec.flags:

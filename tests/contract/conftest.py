@@ -8,6 +8,9 @@ import zmq.asyncio
 from vllm_cpu.fleet import Fleet
 
 from tests.contract.asking import Engine
+from tests.contract.pairs import Pair
+from tests.contract.prompts import ids
+from tests.contract.unclaimed import Unclaimed
 from tests.fleets import START_S
 
 KINDS = [
@@ -44,3 +47,22 @@ def context() -> Iterator[zmq.asyncio.Context]:
     opened = zmq.asyncio.Context()
     yield opened
     opened.destroy(linger=0)
+
+
+@pytest.fixture(scope="session")
+def unclaimed(engines: Fleet) -> Unclaimed:
+    """Holds that nobody will ask for, left on the second prefill engine long before somebody looks."""
+    return Unclaimed.leave(engines["prefill-1"])
+
+
+@pytest.fixture
+async def pair(
+    engines: Fleet, session: aiohttp.ClientSession, engine: Engine, unclaimed: Unclaimed
+) -> AsyncIterator[Pair]:
+    """A pair that has spoken before. It holds nothing, before a test and after it."""
+    made = Pair(Engine(engines["prefill-0"], session), Engine(engines["decode-0"], session), engine)
+    await made.served(ids(5, "a handshake first"))
+    await made.freed()
+    yield made
+    await made.freed()
+    await made.decode.at_rest()

@@ -5,7 +5,7 @@ from typing import Any
 
 from kvevents.events import Event
 from proxy.simulation import EngineModel, EngineShape
-from proxy.simulation.engine_values import Output, Pull, Release
+from proxy.simulation.engine_values import Handshake, Output, Pull, Release
 from proxy.simulation.request import Request, Sampling
 from proxy.simulation.text import Voice
 
@@ -57,7 +57,11 @@ def carry(source: EngineModel, target: EngineModel, now_s: float = 0.0) -> list[
     commands = target.take_commands(now_s)
     for command in commands:
         if isinstance(command, Pull):
-            target.pulled(command.request_id, source.serve_pull(command.remote.request_id, command.blocks))
+            contents = source.serve_pull(command.remote.request_id, command.blocks)
+            for request_id in (command.request_id, *command.also):
+                target.pulled(request_id, contents)
+        elif isinstance(command, Handshake):
+            target.peers.met(command.remote.engine_id)
         elif isinstance(command, Release):
             source.serve_release(command.remote.request_id)
         else:

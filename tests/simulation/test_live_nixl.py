@@ -20,7 +20,10 @@ def body(**fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 async def pair(start: Start) -> tuple[StandIn, StandIn]:
-    return await start(block_size=4), await start(block_size=4)
+    """Two engines that have spoken before."""
+    p, d = await start(block_size=4), await start(block_size=4)
+    d.model.peers.met(p.model.engine_id)
+    return p, d
 
 
 async def prefill(ask: Ask, engine: StandIn, **fields: Any) -> dict[str, Any]:
@@ -112,6 +115,16 @@ async def test_a_refused_decode_leg_frees_the_hold(
     assert len(p.model.holds) == 0
 
 
+async def test_a_first_refusal_frees_nothing_until_the_next(start: Start, ask: Ask, until: Any) -> None:
+    p, d = await start(block_size=4), await start(block_size=4)
+    leg = body(kv_transfer_params=await prefill(ask, p), model="nope")
+    assert (await ask(d, leg))[0] == 404
+    await until(lambda: p.model.engine_id in d.model.peers)
+    assert len(p.model.holds) == 1
+    assert (await ask(d, leg))[0] == 404
+    await until(lambda: p.model.holds.released == 1)
+
+
 @pytest.mark.parametrize("fields", [{"stream_options": {"include_usage": True}}, {"n": "x"}, {"prompt": ""}])
 async def test_a_body_that_does_not_parse_frees_nothing(
     pair: tuple[StandIn, StandIn], ask: Ask, fields: dict[str, Any]
@@ -181,6 +194,7 @@ async def test_a_decode_client_that_leaves_frees_the_hold(
     start: Start, ask: Ask, http: Any, until: Any
 ) -> None:
     p, d = await start(block_size=4), await start(block_size=4, max_sequences=1)
+    d.model.peers.met(p.model.engine_id)
     params = await prefill(ask, p)
     busy = http.post(d.url + COMPLETIONS, json=body(max_tokens=8000, stream=True))
     async with busy as running:

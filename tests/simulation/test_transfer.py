@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvevents.events import BlockStored
 from proxy.simulation import EngineModel
-from proxy.simulation.engine_values import EngineDeadError, Heartbeat, Pull, Release
+from proxy.simulation.engine_values import EngineDeadError, Handshake, Heartbeat, Pull, Release
 from proxy.simulation.request import Status
 from tests.simulation.driving import carry, decode, model, prefill, request, run, say, step
 
@@ -17,7 +17,10 @@ OTHER = range(700, 723)
 
 
 def pair(**shape: Any) -> tuple[EngineModel, EngineModel]:
-    return model("p", **shape), model("d", **shape)
+    """Two engines that have spoken before."""
+    p, d = model("p", **shape), model("d", **shape)
+    d.peers.met("p")
+    return p, d
 
 
 def test_the_params_are_vllms() -> None:
@@ -133,7 +136,7 @@ def test_an_expired_hold_is_counted_and_its_blocks_are_free() -> None:
 
 
 def test_heartbeats_keep_a_hold_while_decode_is_busy() -> None:
-    p, d = model("p"), model("d", max_sequences=1)
+    p, d = pair(max_sequences=1)
     d.add(request("busy", [1, 2], 200))
     step(d)
     params = prefill(p, "leg", PROMPT)
@@ -170,6 +173,59 @@ def test_holds_survive_what_evicts_everything_else() -> None:
     for n in range(5):
         run(p, request(f"other {n}", range(1000 * n, 1000 * n + 15)))
     assert decode(p, d, request("leg", PROMPT, 8, pull=params)) == say(model(), PROMPT)
+
+
+def test_a_first_word_is_a_handshake_and_waits_for_the_step_after_it() -> None:
+    p, d = model("p"), model("d")
+    params = prefill(p, "leg", PROMPT)
+    d.reject(params)
+    [handshake] = d.take_commands(0.0)
+    assert isinstance(handshake, Handshake)
+    d.reject(params)
+    assert d.take_commands(0.0) == [], "it is under way"
+    d.peers.met("p")
+    assert d.begin_step(0.0) is None
+    assert d.take_commands(0.0) == [], "nothing happens by itself"
+    run(d, request("another", OTHER))
+    assert carry(p, d) == [Release, Release]
+    assert (p.holds.released, p.holds.after_expiry) == (1, 1)
+
+
+def test_a_refusal_is_a_step_itself() -> None:
+    p, d = model("p"), model("d")
+    for name in ("one", "two"):
+        d.reject(prefill(p, name, PROMPT))
+        carry(p, d)
+    assert p.holds.released == 2
+
+
+def test_a_handshake_that_fails_is_tried_again() -> None:
+    p, d = model("p"), model("d")
+    params = prefill(p, "leg", PROMPT)
+    d.reject(params)
+    d.take_commands(0.0)
+    d.peers.missed("p")
+    d.reject(params)
+    assert carry(p, d) == [Handshake]
+    d.reject(params)
+    assert carry(p, d) == [Release, Release]
+
+
+def test_a_pull_is_a_handshake_too() -> None:
+    p, d = model("p"), model("d")
+    decode(p, d, request("first", PROMPT, 4, pull=prefill(p, "first", PROMPT)))
+    d.reject(prefill(p, "second", OTHER))
+    assert carry(p, d) == [Release]
+
+
+def test_a_first_heartbeat_is_a_handshake() -> None:
+    p, d = model("p"), model("d", max_sequences=1)
+    d.add(request("busy", [1, 2], 200))
+    step(d)
+    d.add(request("waits", PROMPT, 4, pull=prefill(p, "leg", PROMPT)))
+    for now_s, told in ((0.0, Handshake), (5.0, Heartbeat), (10.0, Heartbeat)):
+        step(d, now_s)
+        assert carry(p, d, now_s) == [told]
 
 
 def test_a_rejected_decode_leg_releases_its_hold() -> None:
