@@ -102,6 +102,8 @@ class EngineModel:
         self.stats.preemptions += len(plan.preempted)
         for request in plan.admitted:
             self._count_admission(request)
+        for request in plan.unread:
+            self._leave_unread(request)
         for request in plan.pulls:
             self._start_pull(request)
         for chunk in plan.chunks:
@@ -215,6 +217,11 @@ class EngineModel:
         if self.shape.connector:
             self.stats.external_queries += length - request.local_hit
             self.stats.external_hits += request.external_hit
+
+    def _leave_unread(self, request: Request) -> None:
+        request.pull = None
+        if (remote := self._wanted.pop(request.id, None)) is not None:
+            self._commands += self.peers.release(remote)
 
     def _start_pull(self, request: Request) -> None:
         params, request.pull = request.pull or {}, None

@@ -30,6 +30,8 @@ class Plan:
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[Request] = field(default_factory=list)
     pulls: list[Request] = field(default_factory=list)
+    unread: list[Request] = field(default_factory=list)
+    """Requests that compute their whole prompt though another engine holds it for them."""
     preempted: list[Request] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -131,7 +133,9 @@ class Scheduler:
             request.computed = len(hits) * self._cache.block_size
             if not request.preemptions:
                 request.local_hit = request.computed
-            if request.pull is not None:
+            if request.pull is not None and not request.reads_cache:
+                plan.unread.append(request)
+            elif request.pull is not None:
                 self._cache.grow(request, len(request.tokens))
                 request.status = Status.PULLING
                 request.external_hit = len(request.tokens) - request.computed

@@ -312,6 +312,29 @@ def test_params_that_do_not_say_where_wait_for_ever() -> None:
     assert (d.scheduler.waiting, d.scheduler.deferred) == (1, 1)
 
 
+def test_who_computes_everything_lets_the_hold_go() -> None:
+    p, d = pair()
+    leg = request("leg", PROMPT, 8, pull=prefill(p, "leg", PROMPT), reads_cache=False)
+    d.add(leg)
+    step(d)
+    assert carry(p, d) == [Release]
+    run(d)
+    assert list(leg.output) == say(model(), PROMPT)
+    assert d.stats.prompt_by_source["local_compute"] == len(PROMPT)
+
+
+def test_choices_of_one_prompt_read_one_hold() -> None:
+    p, d = pair()
+    params = prefill(p, "leg", PROMPT)
+    choices = [request(f"{n}", PROMPT, 8, pull=params) for n in range(3)]
+    for choice in choices:
+        d.add(choice)
+    step(d)
+    assert carry(p, d).count(Pull) == 1
+    run(d)
+    assert [list(choice.output) for choice in choices] == [say(model(), PROMPT)] * 3
+
+
 def test_without_a_connector_the_params_mean_nothing() -> None:
     plain = model(connector=False)
     leg = request("leg", PROMPT, 8, pull={"do_remote_prefill": True})
