@@ -6,7 +6,6 @@ subscribers, commands to other engines. It knows no sockets, so reading it is re
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from kvevents.events import Event
@@ -235,12 +234,7 @@ class EngineModel:
             raise EngineDeadError(f"{missing} blocks to fill, {len(remote.blocks)} to pull")
         first = remote.engine_id not in self.peers
         transfer_s = self.shape.profile.transfer_s(request.external_hit, first=first)
-        pull = Pull(request.id, remote, remote.blocks[-missing:], transfer_s)
-        for index, other in enumerate(self._commands):
-            if isinstance(other, Pull) and (other.remote, other.blocks) == (pull.remote, pull.blocks):
-                self._commands[index] = replace(other, also=(*other.also, request.id))
-                return
-        self._commands.append(pull)
+        self._commands.append(Pull(request.id, remote, remote.blocks[-missing:], transfer_s))
 
     def _compute(self, chunk: Chunk) -> None:
         request = chunk.request

@@ -38,17 +38,12 @@ class EngineShape:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Read these blocks of another engine, then say `pulled` (or `pull_failed`).
-
-    `also` are requests that read the same hold in the same step: choices of one prompt. Their reads overlap, so
-    they all find what the first one finds; each of them tells the other engine that it is done.
-    """
+    """Read these blocks of another engine, then say `pulled` (or `pull_failed`)."""
 
     request_id: str
     remote: Remote
     blocks: tuple[int, ...]
     transfer_s: float
-    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

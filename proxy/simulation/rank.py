@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from proxy.simulation.engine import EngineModel
-from proxy.simulation.engine_values import Command, EngineDeadError, Handshake, Output, Pull, Release
+from proxy.simulation.engine_values import Command, EngineDeadError, Handshake, Output, Pull
 from proxy.simulation.generation import Generation
 from proxy.simulation.metrics import EngineMetrics
 from proxy.simulation.publisher import Publisher
@@ -142,19 +142,14 @@ class Rank:
         try:
             contents = await self._client.pull(command)
         except TransferError:
-            for request_id in (command.request_id, *command.also):
-                for output in self.model.pull_failed(request_id):
-                    self._deliver(output)
+            for output in self.model.pull_failed(command.request_id):
+                self._deliver(output)
         else:
-            for request_id in (command.request_id, *command.also):
-                before = self.model.stats.transferred_bytes
-                self.model.pulled(request_id, contents)
-                moved = self.model.stats.transferred_bytes - before
-                self._metrics.transfer(self.number, time.monotonic() - begun_s, moved)
+            before = self.model.stats.transferred_bytes
+            self.model.pulled(command.request_id, contents)
+            moved = self.model.stats.transferred_bytes - before
+            self._metrics.transfer(self.number, time.monotonic() - begun_s, moved)
         self._wake.set()
-        for _ in command.also:
-            with contextlib.suppress(TransferError):
-                await self._client.tell(Release(command.remote))
 
     async def _shake_hands(self, command: Handshake) -> None:
         peers, engine_id = self.model.peers, command.remote.engine_id

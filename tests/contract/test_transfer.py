@@ -188,10 +188,22 @@ async def test_legs_run_side_by_side(pair: Pair) -> None:
     assert [answer.text for answer in answers] == expected
 
 
-async def test_n_belongs_to_the_decode_leg_alone(pair: Pair) -> None:
+async def test_every_choice_of_a_prompt_fetches_it_by_itself(pair: Pair) -> None:
+    """The first to fetch ends the hold: the others read blocks that are anybody's. One is sure to be right."""
     body = ids(2 * B, "many of one", 6, n=2, temperature=1, seed=1)
-    answer = await pair.served(body)
-    assert len(set(answer.choices)) == 2
+    params = await pair.prefilled(body)
+    before = await pair.decode.metrics()
+    answer = await pair.decoded(body, params)
+    assert grown(before, await pair.decode.metrics())["transfers"] == 2
+    plain = (await pair.plain.served(body)).choices
+    assert [one for one, other in zip(answer.choices, plain, strict=True) if one == other]
+
+
+async def test_a_prompt_fetched_once_serves_every_choice(pair: Pair) -> None:
+    body = ids(2 * B, "fetched before", 6, n=2, temperature=1, seed=1)
+    await pair.served(body | {"n": 1, "max_tokens": 1})
+    answer = await pair.decode.served(body)
+    assert answer.reported == B
     assert answer.choices == (await pair.plain.served(body)).choices
 
 

@@ -57,9 +57,7 @@ def carry(source: EngineModel, target: EngineModel, now_s: float = 0.0) -> list[
     commands = target.take_commands(now_s)
     for command in commands:
         if isinstance(command, Pull):
-            contents = source.serve_pull(command.remote.request_id, command.blocks)
-            for request_id in (command.request_id, *command.also):
-                target.pulled(request_id, contents)
+            target.pulled(command.request_id, source.serve_pull(command.remote.request_id, command.blocks))
         elif isinstance(command, Handshake):
             target.peers.met(command.remote.engine_id)
         elif isinstance(command, Release):

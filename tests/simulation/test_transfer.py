@@ -323,16 +323,17 @@ def test_who_computes_everything_lets_the_hold_go() -> None:
     assert d.stats.prompt_by_source["local_compute"] == len(PROMPT)
 
 
-def test_choices_of_one_prompt_read_one_hold() -> None:
+def test_every_choice_of_a_prompt_reads_the_hold_and_the_first_ends_it() -> None:
     p, d = pair()
     params = prefill(p, "leg", PROMPT)
-    choices = [request(f"{n}", PROMPT, 8, pull=params) for n in range(3)]
+    choices = [request(f"{n}", PROMPT, 8, pull=params) for n in range(2)]
     for choice in choices:
         d.add(choice)
     step(d)
-    assert carry(p, d).count(Pull) == 1
+    assert carry(p, d).count(Pull) == 2
     run(d)
-    assert [list(choice.output) for choice in choices] == [say(model(), PROMPT)] * 3
+    assert list(choices[0].output) == say(model(), PROMPT) != list(choices[1].output)
+    assert (p.holds.pulled, p.holds.after_expiry) == (1, 1)
 
 
 def test_without_a_connector_the_params_mean_nothing() -> None:
