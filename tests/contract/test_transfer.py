@@ -136,6 +136,26 @@ async def test_decode_computes_nothing_of_a_prompt(pair: Pair) -> None:
     }
 
 
+NIXL = {
+    "nixl_xfer_time_seconds_count",
+    "nixl_xfer_time_seconds_sum",
+    "nixl_bytes_transferred_count",
+    "nixl_bytes_transferred_sum",
+    "nixl_num_failed_transfers_total",
+    "nixl_num_failed_notifications_total",
+    "nixl_num_kv_expired_reqs_total",
+    "nixl_num_notifications_after_expiry_total",
+}
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_series_of_the_transfer_have_their_labels(pair: Pair, role: str) -> None:
+    page = await getattr(pair, role).metrics()
+    found = {name: set(page.by("model_name", f"vllm:{name}")) for name in NIXL}
+    assert found == {name: {"tiny"} for name in NIXL}
+    assert set(page.by("engine", "vllm:nixl_num_kv_expired_reqs_total")) == {"0"}
+
+
 async def test_what_decode_has_cached_is_not_pulled(pair: Pair) -> None:
     first = token_ids(3 * B, "the first turn")
     await pair.served(ids(0, "", 2) | {"prompt": first})
