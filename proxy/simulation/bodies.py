@@ -22,11 +22,18 @@ from proxy.simulation.schema import (
     record,
     seed,
     string,
+    tagged,
     values_of,
 )
 
 _token_ids = list_of(integer(at_least=0))
 _ARGUMENT = (string, integer(), number)
+_JSON_SCHEMA = record({"name": string, "schema": nullable(mapping)}, required=("name",))
+_RESPONSE_FORMAT = any_of(
+    tagged(("text", "json_object", "json_schema"), record({"json_schema": nullable(_JSON_SCHEMA)})),
+    tagged(("structural_tag",), record({}, required=("format",))),
+    tagged(("structural_tag",), record({}, required=("structures", "triggers"))),
+)
 _COMMON = {
     "model": nullable(string),
     "n": integer(),
@@ -54,6 +61,7 @@ _COMMON = {
     "return_token_ids": nullable(boolean),
     "truncate_prompt_tokens": nullable(integer(at_least=-1)),
     "request_id": string,
+    "response_format": nullable(_RESPONSE_FORMAT),
     "cache_salt": nullable(string),
     "kv_transfer_params": nullable(mapping),
     "vllm_xargs": nullable(values_of(any_of(*_ARGUMENT, list_of(any_of(*_ARGUMENT))))),

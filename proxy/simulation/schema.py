@@ -178,6 +178,21 @@ def any_of(*rules: Rule) -> Rule:
     return whole
 
 
+def tagged(kinds: Sequence[str], rule: Rule) -> Rule:
+    """An object whose `type` is one of `kinds` and which follows the rule."""
+    named = [f"'{kind}'" for kind in kinds]
+    expected = " or ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
+
+    def whole(value: Any, loc: str, problems: Problems) -> Any:
+        if isinstance(value, dict) and value.get("type") not in kinds:
+            kind = value.get("type")
+            message = f"Input should be {expected}"
+            problems.append(problem("literal_error", f"{loc}.type", message, kind, expected=expected))
+        return rule(value, loc, problems)
+
+    return whole
+
+
 def check(body: Any, rule: Rule) -> dict[str, Any]:
     """A parsed body with its values converted. SchemaError names every problem."""
     problems: Problems = []
