@@ -273,3 +273,29 @@ async def test_what_means_yes_streams(engine: Engine, value: Any) -> None:
     answer = await engine.served({"prompt": "x", "max_tokens": 2, "ignore_eos": True, "stream": value})
     assert answer.headers["Content-Type"].startswith("text/event-stream")
     assert answer.complete
+
+
+def _no_structural_tag(missing: list[str]) -> list[str]:
+    """The findings of one of the other forms a response format could have had."""
+    kind = (
+        "{'type': 'literal_error', 'loc': 'body.response_format.type', 'msg': \"Input should be 'structural_tag'\","
+        " 'input': 'json_schema', 'ctx': {'expected': \"'structural_tag'\"}}"
+    )
+    place = "body.response_format"
+    gaps = [finding("missing", f"{place}.{name}", "Field required", "<dict of 2 items>") for name in missing]
+    return [kind, *gaps]
+
+
+async def test_a_response_format_is_tried_in_every_form(engine: Engine) -> None:
+    broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": "no"}}
+    place = "body.response_format.json_schema.schema"
+    answer = await engine.ask(
+        {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "response_format": broken}, CHAT
+    )
+    expected = error(
+        finding("dict_type", place, "Input should be a valid dictionary", "no"),
+        *_no_structural_tag(["format"]),
+        *_no_structural_tag(["structures", "triggers"]),
+        param=place,
+    )
+    assert (answer.status, answer.json) == (400, expected)
