@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from proxy.simulation.errors import BadRequestError
+from proxy.simulation.message_schema import message, response_format, tokenize, tool
 from proxy.simulation.schema import (
-    Problems,
     any_of,
     boolean,
     check,
@@ -18,22 +18,14 @@ from proxy.simulation.schema import (
     mapping,
     nullable,
     number,
-    problem,
     record,
     seed,
     string,
-    tagged,
     values_of,
 )
 
 _token_ids = list_of(integer(at_least=0))
 _ARGUMENT = (string, integer(), number)
-_JSON_SCHEMA = record({"name": string, "schema": nullable(mapping)}, required=("name",))
-_RESPONSE_FORMAT = any_of(
-    tagged(("text", "json_object", "json_schema"), record({"json_schema": nullable(_JSON_SCHEMA)})),
-    tagged(("structural_tag",), record({}, required=("format",))),
-    tagged(("structural_tag",), record({}, required=("structures", "triggers"))),
-)
 _COMMON = {
     "model": nullable(string),
     "n": integer(),
@@ -51,7 +43,7 @@ _COMMON = {
     "presence_penalty": nullable(number),
     "repetition_penalty": nullable(number),
     "seed": nullable(seed),
-    "stop": nullable(any_of(string, list_of(string))),
+    "stop": nullable(any_of(string, list_of(string, at_most=4))),
     "stop_token_ids": nullable(list_of(integer())),
     "allowed_token_ids": nullable(list_of(integer())),
     "logit_bias": nullable(mapping),
@@ -61,7 +53,11 @@ _COMMON = {
     "return_token_ids": nullable(boolean),
     "truncate_prompt_tokens": nullable(integer(at_least=-1)),
     "request_id": string,
-    "response_format": nullable(_RESPONSE_FORMAT),
+    "user": nullable(string),
+    "priority": integer(),
+    "length_penalty": number,
+    "bad_words": nullable(list_of(string)),
+    "response_format": nullable(response_format),
     "cache_salt": nullable(string),
     "kv_transfer_params": nullable(mapping),
     "vllm_xargs": nullable(values_of(any_of(*_ARGUMENT, list_of(any_of(*_ARGUMENT))))),
@@ -74,40 +70,22 @@ _COMPLETION = record(
         "echo": nullable(boolean),
     }
 )
-_ROLES = ("Developer", "System", "User", "Assistant", "Tool", "Function")
-_ALSO_NEEDED = {"Tool": ("role", "tool_call_id"), "Function": ("name", "role")}
-_with_role = record({"role": string})
-
-
-def _message(value: Any, loc: str, problems: Problems) -> Any:
-    """A message of any role. One without a role is tried as every class of message there is, in vLLM's order."""
-    if not isinstance(value, dict) or "role" in value:
-        return _with_role(value, loc, problems)
-    kinds = {f"ChatCompletion{role}MessageParam": _ALSO_NEEDED.get(role, ("role",)) for role in _ROLES}
-    kinds |= {"CustomChatCompletionMessageParam": ("role",), "Message": ("author",)}
-    for kind, needed in kinds.items():
-        missing = [name for name in needed if name not in value]
-        problems.extend(
-            problem("missing", f"{loc}.{kind}.{name}", "Field required", value) for name in missing
-        )
-    return list_of(string)(value.get("content"), f"{loc}.Message.content", problems)
-
-
 _CHAT = record(
     {
         **_COMMON,
-        "messages": list_of(_message),
+        "messages": list_of(message),
         "n": nullable(integer()),
         "max_completion_tokens": nullable(integer()),
         "logprobs": nullable(boolean),
         "top_logprobs": nullable(integer()),
         "echo": boolean,
+        "tools": nullable(list_of(tool)),
+        "chat_template_kwargs": nullable(mapping),
         "add_generation_prompt": boolean,
         "continue_final_message": boolean,
     },
     required=("messages",),
 )
-_TOKENIZE = record({"model": nullable(string), "prompt": string, "messages": list_of(_message)})
 _DETOKENIZE = record({"model": nullable(string), "tokens": _token_ids}, required=("tokens",))
 
 
@@ -131,9 +109,9 @@ def parse_chat(body: Any) -> dict[str, Any]:
 
 def parse_tokenize(body: Any) -> dict[str, Any]:
     """The body of /tokenize: a prompt or messages."""
-    if isinstance(body, dict) and "prompt" not in body and "messages" not in body:
-        return check(body, record({}, required=("prompt", "messages")))
-    return check(body, _TOKENIZE)
+    if isinstance(body, dict):
+        _check_ending(body)
+    return check(body, tokenize)
 
 
 def parse_detokenize(body: Any) -> dict[str, Any]:
@@ -167,6 +145,8 @@ def _before(body: Mapping[str, Any], top: str) -> None:
 
 
 def _before_chat(body: Mapping[str, Any]) -> None:
+    if "messages" in body and body["messages"] is None:
+        raise BadRequestError("'NoneType' object is not iterable")
     top = body.get("top_logprobs")
     if top and not body.get("logprobs"):
         message = "when using `top_logprobs`, `logprobs` must be set to true."
@@ -179,5 +159,33 @@ def _before_chat(body: Mapping[str, Any]) -> None:
     choice = body.get("tool_choice")
     if choice is not None and choice != "none" and body.get("tools") is None:
         raise BadRequestError.of("When using `tool_choice`, `tools` must be set.", "tool_choice")
+    if choice is not None and choice != "none":
+        _check_choice(choice, body["tools"])
+    _check_ending(body)
+
+
+def _check_choice(choice: Any, tools: Any) -> None:
+    if isinstance(choice, str):
+        if choice not in {"auto", "required"}:
+            message = (
+                f'Invalid value for `tool_choice`: {choice}! Only named tools, "none", "auto" or '
+                '"required" are supported.'
+            )
+            raise BadRequestError.of(message, "tool_choice")
+        return
+    function = choice.get("function") if isinstance(choice, dict) else None
+    if not isinstance(function, dict):
+        message = (
+            f"Invalid value for `function`: `{function}` in `tool_choice`! Correct usage: "
+            '`{"type": "function", "function": {"name": "my_function"}}`'
+        )
+        raise BadRequestError.of(message, "tool_choice.function")
+    names = [tool["function"].get("name") for tool in tools if isinstance(tool.get("function"), dict)]
+    if function.get("name") not in names:
+        message = "The tool specified in `tool_choice` does not match any of the specified `tools`"
+        raise BadRequestError.of(message, "tool_choice")
+
+
+def _check_ending(body: Mapping[str, Any]) -> None:
     if body.get("continue_final_message") and body.get("add_generation_prompt"):
         raise BadRequestError("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")

@@ -26,7 +26,8 @@ def render(
         )
     text = _TURN.format(role="tools", content=_json(tools)) if tools else ""
     for message in messages[:-1] if continue_final else messages:
-        text += _TURN.format(role=message["role"], content=_content(message))
+        role = "system" if message["role"] == "developer" else message["role"]
+        text += _TURN.format(role=role, content=_content(message))
     if continue_final:
         last = messages[-1]
         text += f"<|turn|>{last['role']}\n{_content(last).rstrip()}"
@@ -38,7 +39,18 @@ def _content(message: Mapping[str, Any]) -> str:
     if isinstance(content, list):
         content = "".join(_part(part) for part in content)
     calls = message.get("tool_calls")
-    return (content or "") + (_json(calls) if calls else "")
+    return (content or "") + (_json([_call(call) for call in calls]) if calls else "")
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool call as templates see it: the arguments parsed, and none where they are no JSON."""
+    function = call.get("function") or {}
+    try:
+        arguments = json.loads(function.get("arguments") or "{}")
+    except ValueError:
+        arguments = {}
+    shown = {"arguments": arguments, "name": function.get("name")}
+    return {"id": call.get("id"), "function": shown, "type": call.get("type")}
 
 
 def _part(part: Mapping[str, Any] | str) -> str:

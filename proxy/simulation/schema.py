@@ -114,18 +114,54 @@ def mapping(value: Any, loc: str, problems: Problems) -> Any:
     return value
 
 
+def whatever(value: Any, loc: str, problems: Problems) -> Any:  # noqa: ARG001  # a rule like the others
+    """Anything."""
+    return value
+
+
+def iterable(value: Any, loc: str, problems: Problems) -> Any:
+    """Something with elements; they are looked at later."""
+    if not isinstance(value, str | list | dict):
+        problems.append(problem("iterable_type", loc, "Input should be iterable", value))
+    return value
+
+
+def literal(*words: str) -> Rule:
+    """One of some words."""
+    quoted = [f"'{word}'" for word in words]
+    expected = " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
+
+    def rule(value: Any, loc: str, problems: Problems) -> Any:
+        if value not in words:
+            problems.append(
+                problem("literal_error", loc, f"Input should be {expected}", value, expected=expected)
+            )
+        return value
+
+    return rule
+
+
+def named(name: str, rule: Rule) -> Rule:
+    """The rule of a class that complaints name."""
+    return lambda value, loc, problems: rule(value, f"{loc}.{name}", problems)
+
+
 def nullable(rule: Rule) -> Rule:
     """The rule, or null."""
     return lambda value, loc, problems: None if value is None else rule(value, loc, problems)
 
 
-def list_of(rule: Rule) -> Rule:
+def list_of(rule: Rule, *, at_most: int | None = None) -> Rule:
     """An array whose elements follow the rule."""
 
     def whole(value: Any, loc: str, problems: Problems) -> Any:
         if not isinstance(value, list):
             problems.append(problem("list_type", loc, "Input should be a valid list", value))
             return None
+        if at_most is not None and len(value) > at_most:
+            text = f"List should have at most {at_most} items after validation, not {len(value)}"
+            limit = {"field_type": "List", "max_length": at_most, "actual_length": len(value)}
+            problems.append(problem("too_long", loc, text, value, **limit))
         return [rule(item, f"{loc}.{index}", problems) for index, item in enumerate(value)]
 
     return whole
@@ -143,22 +179,40 @@ def values_of(rule: Rule) -> Rule:
 
 
 def record(fields: Mapping[str, Rule], required: Sequence[str] = ()) -> Rule:
-    """An object; fields without a rule are kept as they are."""
+    """An object; required fields have a rule, and fields without one are kept as they are."""
 
     def whole(value: Any, loc: str, problems: Problems) -> Any:
         if not isinstance(value, dict):
             message = "Input should be a valid dictionary or object to extract fields from"
             problems.append(problem("model_attributes_type", loc, message, value))
             return {}
-        for name in required:
-            if name not in value:
-                problems.append(problem("missing", f"{loc}.{name}", "Field required", value))
-        return {
-            name: fields[name](item, f"{loc}.{name}", problems) if name in fields else item
-            for name, item in value.items()
-        }
+        return _fields(value, loc, problems, fields, required)
 
     return whole
+
+
+def typed_dict(fields: Mapping[str, Rule], required: Sequence[str] = ()) -> Rule:
+    """As record, for classes of the OpenAI client, of which the validator says dictionary."""
+
+    def whole(value: Any, loc: str, problems: Problems) -> Any:
+        if not isinstance(value, dict):
+            return mapping(value, loc, problems)
+        return _fields(value, loc, problems, fields, required)
+
+    return whole
+
+
+def _fields(
+    value: dict[str, Any], loc: str, problems: Problems, fields: Mapping[str, Rule], required: Sequence[str]
+) -> dict[str, Any]:
+    """Convert the fields, in their class's order."""
+    converted = dict(value)
+    for name, rule in fields.items():
+        if name in value:
+            converted[name] = rule(value[name], f"{loc}.{name}", problems)
+        elif name in required:
+            problems.append(problem("missing", f"{loc}.{name}", "Field required", value))
+    return converted
 
 
 def any_of(*rules: Rule) -> Rule:
@@ -174,21 +228,6 @@ def any_of(*rules: Rule) -> Rule:
             complaints.extend(own)
         problems.extend(complaints)
         return value
-
-    return whole
-
-
-def tagged(kinds: Sequence[str], rule: Rule) -> Rule:
-    """An object whose `type` is one of `kinds` and which follows the rule."""
-    named = [f"'{kind}'" for kind in kinds]
-    expected = " or ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
-
-    def whole(value: Any, loc: str, problems: Problems) -> Any:
-        if isinstance(value, dict) and value.get("type") not in kinds:
-            kind = value.get("type")
-            message = f"Input should be {expected}"
-            problems.append(problem("literal_error", f"{loc}.type", message, kind, expected=expected))
-        return rule(value, loc, problems)
 
     return whole
 

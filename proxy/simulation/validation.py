@@ -4,6 +4,7 @@ The second stage of vLLM's validation, which knows the model: names, lengths, th
 for sampling parameters. An error here makes a decode engine release the hold its request named.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from proxy.simulation.text import mix
 from proxy.simulation.tokenizer import Tokenizer
 
 MAX_LOGPROBS = 20
+MAX_TEMPERATURE = 2
 MAX_N = 16384
 _CERTAIN_BIAS = 50.0
 
@@ -107,6 +109,13 @@ class Checker:
         if body.get("stream") and body.get("use_beam_search"):
             raise BadRequestError("Streaming is not currently supported with beam search")
         model, lora = self.served(body.get("model"))
+        if body.get("chat_template"):
+            raise BadRequestError(
+                "Chat template is passed with request, but --trust-request-chat-template is not set. Refused "
+                "request with untrusted chat template."
+            )
+        if body.get("tools") and body.get("tool_choice") == "required":
+            raise BadRequestError('tool_choice="required" requires --tool-call-parser to be set')
         if body.get("tools") and body.get("tool_choice", "auto") == "auto":
             message = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
             raise BadRequestError(message)
@@ -133,6 +142,12 @@ class Checker:
         keep = body.get("truncate_prompt_tokens")
         if keep is not None:
             keep = self._max_model_len if keep == -1 else keep
+            if keep > self._max_model_len:
+                message = (
+                    f"truncate_prompt_tokens={keep} cannot be greater than max_model_len = {self._max_model_len}. "
+                    "Please request a smaller truncation size."
+                )
+                raise BadRequestError.of(message, "truncate_prompt_tokens", keep)
             tokens = tokens[-keep:] if keep else []
         if not tokens:
             raise BadRequestError("The decoder prompt cannot be empty")
@@ -177,7 +192,10 @@ class Checker:
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         n = 1 if body.get("n") is None else body["n"]
         sampling = [self._sampling(body, self._max_model_len - len(p), limit) for p in prompts]
-        _check_sampling(body, stop, n, logprobs)
+        _check_sampling(body, stop, n)
+        self._check_vocabulary(body)
+        self._check_ranked("sample logprobs", "logprobs", logprobs)
+        self._check_ranked("prompt logprobs", "prompt_logprobs", prompt_logprobs)
         return Asked(
             chat=chat,
             body=body,
@@ -191,6 +209,35 @@ class Checker:
             prompt_logprobs=prompt_logprobs,
             transfer=body.get("kv_transfer_params") or {},
         )
+
+    def _check_ranked(self, what: str, name: str, count: int | None) -> None:
+        count = len(self._tokenizer) if count == -1 else count
+        if count is not None and count > MAX_LOGPROBS:
+            message = f"Requested {what} of {count}, which is greater than max allowed: {MAX_LOGPROBS}"
+            raise BadRequestError.of(message, name, count)
+
+    def _check_vocabulary(self, body: Mapping[str, Any]) -> None:
+        size = len(self._tokenizer)
+        bias = body.get("logit_bias") or {}
+        if odd := [key for key in bias if not key.lstrip("-").isdecimal()]:
+            message = f"logit_bias contains key(s) that cannot be converted to integer token IDs: {odd}"
+            raise BadRequestError.of(message, "logit_bias", odd)
+        for name, tokens in (
+            ("logit_bias", map(int, bias)),
+            ("stop_token_ids", body.get("stop_token_ids") or ()),
+        ):
+            if outside := [token for token in tokens if not 0 <= token < size]:
+                message = (
+                    f"token_id(s) {outside} in {name} contain out-of-vocab token ids. Vocabulary size: {size}"
+                )
+                raise BadRequestError.of(message, name, outside)
+        allowed = body.get("allowed_token_ids")
+        if allowed is not None and not allowed:
+            message = "allowed_token_ids is not None and empty!"
+            raise BadRequestError.of(message, "allowed_token_ids", allowed)
+        if any(not 0 <= token < size for token in allowed or ()):
+            message = "allowed_token_ids contains out-of-vocab token id!"
+            raise BadRequestError.of(message, "allowed_token_ids", allowed)
 
     def _sampling(self, body: Mapping[str, Any], room: int, limit: int | None) -> Sampling:
         max_tokens = room if limit is None else min(room, limit)
@@ -219,7 +266,7 @@ class Checker:
         )
 
 
-def _check_sampling(body: Mapping[str, Any], stop: Sequence[str], n: int, logprobs: int | None) -> None:
+def _check_sampling(body: Mapping[str, Any], stop: Sequence[str], n: int) -> None:
     """The rules of vLLM for sampling parameters, in its order and words."""
     if n < 1:
         raise BadRequestError(f"n must be at least 1, got {n}.")
@@ -236,8 +283,8 @@ def _check_sampling(body: Mapping[str, Any], stop: Sequence[str], n: int, logpro
     if repetition is not None and repetition <= 0:
         raise BadRequestError(f"repetition_penalty must be greater than zero, got {repetition}.")
     temperature = body.get("temperature")
-    if temperature is not None and temperature < 0:
-        message = f"temperature must be non-negative, got {temperature}."
+    if temperature is not None and (wrong := _wrong_temperature(temperature)):
+        message = f"temperature must be {wrong}, got {temperature}."
         raise BadRequestError.of(message, "temperature", temperature)
     top_p = body.get("top_p")
     if top_p is not None and not 0 < top_p <= 1:
@@ -250,13 +297,18 @@ def _check_sampling(body: Mapping[str, Any], stop: Sequence[str], n: int, logpro
         raise BadRequestError(f"min_p must be in [0, 1], got {min_p}.")
     if any(not s for s in stop):
         raise BadRequestError("stop cannot contain an empty string.")
-    if temperature == 0 and n > 1:
+    if any(not word for word in body.get("bad_words") or ()):
+        raise BadRequestError(f"bad_words cannot contain an empty string. Got bad_words={body['bad_words']}")
+    if temperature == 0 and n > 1 and not body.get("use_beam_search"):
         raise BadRequestError(f"n must be 1 when using greedy sampling, got {n}.")
-    if logprobs is not None and logprobs > MAX_LOGPROBS:
-        message = (
-            f"Requested sample logprobs of {logprobs}, which is greater than max allowed: {MAX_LOGPROBS}"
-        )
-        raise BadRequestError.of(message, "logprobs", logprobs)
+
+
+def _wrong_temperature(value: float) -> str | None:
+    if not math.isfinite(value):
+        return "a finite number"
+    if value < 0:
+        return "non-negative"
+    return "in [0, 2]" if value > MAX_TEMPERATURE else None
 
 
 def _tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:

@@ -35,9 +35,20 @@ NO_PROMPT = refusal("Either prompt or prompt_embeds must be provided and non-emp
 NO_OPTIONS = refusal("Stream options can only be defined when `stream=True`.", "stream_options")
 EMPTY_SALT = refusal("Parameter 'cache_salt' must be a non-empty string if provided.", "cache_salt")
 NO_N_GREEDY = "n must be 1 when using greedy sampling, got {}."
-TOO_MANY_LOGPROBS = refusal(
-    "Requested sample logprobs of 30, which is greater than max allowed: 20", "logprobs", 30
-)
+VOCABULARY = 4096
+
+
+def too_many(kind: str, count: int) -> dict[str, Any]:
+    """The refusal of more log probabilities than are given; -1 asks for all there are."""
+    message = f"Requested {kind} logprobs of {count}, which is greater than max allowed: 20"
+    return refusal(message, "logprobs" if kind == "sample" else "prompt_logprobs", count)
+
+
+def outside(name: str) -> dict[str, Any]:
+    """The refusal of token 99999."""
+    message = f"token_id(s) [99999] in {name} contain out-of-vocab token ids. Vocabulary size: {VOCABULARY}"
+    return refusal(message, name, [99_999])
+
 
 COMPLETION_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
     ({"max_tokens": 0}, refusal("max_tokens must be at least 1, got 0.", "max_tokens", 0)),
@@ -66,6 +77,8 @@ COMPLETION_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
     ({"prompt": [[]]}, refusal("The decoder prompt cannot be empty")),
     ({"prompt": [999_999]}, refusal("Token id 999999 is out of vocabulary")),
     ({"temperature": -1}, refusal("temperature must be non-negative, got -1.0.", "temperature", "-1.0")),
+    ({"temperature": 100}, refusal("temperature must be in [0, 2], got 100.0.", "temperature", "100.0")),
+    ({"temperature": "nan"}, refusal("temperature must be a finite number, got nan.", "temperature", "nan")),
     ({"top_p": 0}, refusal("top_p must be in (0, 1], got 0.0.", "top_p", "0.0")),
     ({"top_p": 1.5}, refusal("top_p must be in (0, 1], got 1.5.", "top_p", "1.5")),
     ({"top_k": -2}, refusal("top_k must be 0 (disable), or at least 1, got -2.")),
@@ -74,7 +87,38 @@ COMPLETION_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
     ({"presence_penalty": -3}, refusal("presence_penalty must be in [-2, 2], got -3.0.")),
     ({"repetition_penalty": 0}, refusal("repetition_penalty must be greater than zero, got 0.0.")),
     ({"stop": [""]}, refusal("stop cannot contain an empty string.")),
-    ({"logprobs": 30}, TOO_MANY_LOGPROBS),
+    ({"stop_token_ids": [99_999]}, outside("stop_token_ids")),
+    ({"logit_bias": {"99999": 1}}, outside("logit_bias")),
+    (
+        {"logit_bias": {"x": 1}},
+        refusal(
+            "logit_bias contains key(s) that cannot be converted to integer token IDs: ['x']",
+            "logit_bias",
+            ["x"],
+        ),
+    ),
+    (
+        {"allowed_token_ids": [99_999]},
+        refusal("allowed_token_ids contains out-of-vocab token id!", "allowed_token_ids", [99_999]),
+    ),
+    (
+        {"allowed_token_ids": []},
+        refusal("allowed_token_ids is not None and empty!", "allowed_token_ids", []),
+    ),
+    ({"bad_words": [""]}, refusal("bad_words cannot contain an empty string. Got bad_words=['']")),
+    (
+        {"truncate_prompt_tokens": 5000},
+        refusal(
+            f"truncate_prompt_tokens=5000 cannot be greater than max_model_len = {LIMIT}. Please request a "
+            "smaller truncation size.",
+            "truncate_prompt_tokens",
+            5000,
+        ),
+    ),
+    ({"prompt_logprobs": 30}, too_many("prompt", 30)),
+    ({"prompt_logprobs": -1}, too_many("prompt", VOCABULARY)),
+    ({"logprobs": -1}, too_many("sample", VOCABULARY)),
+    ({"logprobs": 30}, too_many("sample", 30)),
     ({"logprobs": -2}, refusal("`logprobs` must be a positive value or -1.", "logprobs", -2)),
     ({"logprobs": "x"}, refusal("`logprobs` must be an integer.", "logprobs", "x")),
     (
@@ -133,7 +177,7 @@ CHAT_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
         {"top_logprobs": 2},
         refusal("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs"),
     ),
-    ({"logprobs": True, "top_logprobs": 30}, TOO_MANY_LOGPROBS),
+    ({"logprobs": True, "top_logprobs": 30}, too_many("sample", 30)),
     (
         {"tools": []},
         refusal(
@@ -146,6 +190,39 @@ CHAT_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
         {"tools": TOOLS},
         refusal('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'),
     ),
+    (
+        {"tools": TOOLS, "tool_choice": "required"},
+        refusal('tool_choice="required" requires --tool-call-parser to be set'),
+    ),
+    (
+        {"tools": TOOLS, "tool_choice": "some"},
+        refusal(
+            'Invalid value for `tool_choice`: some! Only named tools, "none", "auto" or "required" are supported.',
+            "tool_choice",
+        ),
+    ),
+    (
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        refusal(
+            "The tool specified in `tool_choice` does not match any of the specified `tools`", "tool_choice"
+        ),
+    ),
+    (
+        {"tools": TOOLS, "tool_choice": {"a": 1}},
+        refusal(
+            "Invalid value for `function`: `None` in `tool_choice`! Correct usage: "
+            '`{"type": "function", "function": {"name": "my_function"}}`',
+            "tool_choice.function",
+        ),
+    ),
+    (
+        {"chat_template": "{{ messages }}"},
+        refusal(
+            "Chat template is passed with request, but --trust-request-chat-template is not set. Refused "
+            "request with untrusted chat template."
+        ),
+    ),
+    ({"messages": None}, refusal("'NoneType' object is not iterable")),
     (
         {"continue_final_message": True},
         refusal(

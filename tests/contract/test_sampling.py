@@ -91,6 +91,11 @@ async def test_token_ids_are_told_if_asked_for(engine: Engine) -> None:
     assert len(answer.json["choices"][0]["token_ids"]) == 3
 
 
+async def test_a_beam_search_gives_as_many_choices_as_beams(engine: Engine) -> None:
+    answer = await engine.served(text("beams", 3, use_beam_search=True, n=2))
+    assert len(answer.choices) == 2
+
+
 async def test_logprobs_of_a_completion_have_their_shape(engine: Engine) -> None:
     body = text("logprobs", 2, logprobs=2)
     answer = await engine.served(body)

@@ -11,6 +11,7 @@ from tests.contract.asking import Engine
 JSON = {"Content-Type": "application/json"}
 Finding = tuple[str, str, str, str]
 
+STRING, LIST = "Input should be a valid string", "Input should be a valid list"
 INTEGER_FROM_TEXT = "Input should be a valid integer, unable to parse string as an integer"
 NUMBER_FROM_TEXT = "Input should be a valid number, unable to parse string as a number"
 
@@ -138,6 +139,63 @@ MISFITS: list[tuple[str, dict[str, Any], list[str], str]] = [
         "body.request_id",
     ),
     (
+        COMPLETIONS,
+        {"stop": ["q"] * 20},
+        [
+            finding("string_type", "body.stop", "Input should be a valid string", "<list of 20 items>"),
+            finding(
+                "too_long",
+                "body.stop",
+                "List should have at most 4 items after validation, not 20",
+                "<list of 20 items>",
+                "{'field_type': 'List', 'max_length': 4, 'actual_length': 20}",
+            ),
+        ],
+        "body.stop",
+    ),
+    (COMPLETIONS, {"user": 5}, [finding("string_type", "body.user", STRING, "5")], "body.user"),
+    (
+        COMPLETIONS,
+        {"priority": "x"},
+        [finding("int_parsing", "body.priority", INTEGER_FROM_TEXT, "x")],
+        "body.priority",
+    ),
+    (
+        COMPLETIONS,
+        {"length_penalty": "x"},
+        [finding("float_parsing", "body.length_penalty", NUMBER_FROM_TEXT, "x")],
+        "body.length_penalty",
+    ),
+    (COMPLETIONS, {"bad_words": "a"}, [finding("list_type", "body.bad_words", LIST, "a")], "body.bad_words"),
+    (CHAT, {"messages": [], "tools": "x"}, [finding("list_type", "body.tools", LIST, "x")], "body.tools"),
+    (
+        CHAT,
+        {"messages": [], "tools": [{"type": "function"}]},
+        [finding("missing", "body.tools.0.function", "Field required", "<dict of 1 items>")],
+        "body.tools.0.function",
+    ),
+    (
+        CHAT,
+        {"messages": [], "tools": [{"type": "function", "function": {}}]},
+        [finding("missing", "body.tools.0.function.name", "Field required", "<dict of 0 items>")],
+        "body.tools.0.function.name",
+    ),
+    (
+        CHAT,
+        {"messages": [], "chat_template_kwargs": "x"},
+        [finding("dict_type", "body.chat_template_kwargs", "Input should be a valid dictionary", "x")],
+        "body.chat_template_kwargs",
+    ),
+    (
+        "/tokenize",
+        {"prompt": 5},
+        [
+            finding("string_type", "body.prompt", STRING, "5"),
+            finding("missing", "body.messages", "Field required", "<dict of 3 items>"),
+        ],
+        "body.prompt",
+    ),
+    (
         CHAT,
         {"messages": "x"},
         [finding("list_type", "body.messages", "Input should be a valid list", "x")],
@@ -190,32 +248,6 @@ async def test_a_wrong_type_is_described(
         base["prompt"] = "x"
     answer = await engine.ask(base | fields, path)
     assert (answer.status, answer.json) == (400, error(*findings, param=param))
-
-
-NO_ROLE = [
-    "ChatCompletionDeveloperMessageParam.role",
-    "ChatCompletionSystemMessageParam.role",
-    "ChatCompletionUserMessageParam.role",
-    "ChatCompletionAssistantMessageParam.role",
-    "ChatCompletionToolMessageParam.role",
-    "ChatCompletionToolMessageParam.tool_call_id",
-    "ChatCompletionFunctionMessageParam.name",
-    "ChatCompletionFunctionMessageParam.role",
-    "CustomChatCompletionMessageParam.role",
-    "Message.author",
-]
-
-
-async def test_a_message_without_a_role_is_none_of_many(engine: Engine) -> None:
-    answer = await engine.ask({"model": "tiny", "messages": [{"content": "x"}]}, CHAT)
-    shown = [
-        finding("missing", f"body.messages.0.{name}", "Field required", "<dict of 1 items>")
-        for name in NO_ROLE
-    ]
-    message = "\n  ".join(["11 validation errors:", *shown, "...and 1 more errors"])
-    param = f"body.messages.0.{NO_ROLE[0]}"
-    found = {"message": message, "type": "Bad Request", "param": param, "code": 400}
-    assert (answer.status, answer.json) == (400, {"error": found})
 
 
 NO_OBJECT = finding(
@@ -273,29 +305,3 @@ async def test_what_means_yes_streams(engine: Engine, value: Any) -> None:
     answer = await engine.served({"prompt": "x", "max_tokens": 2, "ignore_eos": True, "stream": value})
     assert answer.headers["Content-Type"].startswith("text/event-stream")
     assert answer.complete
-
-
-def _no_structural_tag(missing: list[str]) -> list[str]:
-    """The findings of one of the other forms a response format could have had."""
-    kind = (
-        "{'type': 'literal_error', 'loc': 'body.response_format.type', 'msg': \"Input should be 'structural_tag'\","
-        " 'input': 'json_schema', 'ctx': {'expected': \"'structural_tag'\"}}"
-    )
-    place = "body.response_format"
-    gaps = [finding("missing", f"{place}.{name}", "Field required", "<dict of 2 items>") for name in missing]
-    return [kind, *gaps]
-
-
-async def test_a_response_format_is_tried_in_every_form(engine: Engine) -> None:
-    broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": "no"}}
-    place = "body.response_format.json_schema.schema"
-    answer = await engine.ask(
-        {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "response_format": broken}, CHAT
-    )
-    expected = error(
-        finding("dict_type", place, "Input should be a valid dictionary", "no"),
-        *_no_structural_tag(["format"]),
-        *_no_structural_tag(["structures", "triggers"]),
-        param=place,
-    )
-    assert (answer.status, answer.json) == (400, expected)

@@ -1,0 +1,81 @@
+"""Invariant: a value of several possible classes is tried as each of them, in vLLM's order, and all complaints are told.
+
+The unions of a request body: messages by role, response formats, the two forms of /tokenize.
+"""
+
+from proxy.simulation.schema import (
+    any_of,
+    boolean,
+    iterable,
+    list_of,
+    literal,
+    mapping,
+    named,
+    nullable,
+    record,
+    string,
+    typed_dict,
+    whatever,
+)
+
+_text = any_of(string, iterable)
+_PARAM = "ChatCompletion{}MessageParam"
+
+message = any_of(
+    *(
+        named(
+            _PARAM.format(role.capitalize()),
+            typed_dict({"content": _text, "role": literal(role)}, ("content", "role")),
+        )
+        for role in ("developer", "system", "user")
+    ),
+    named(
+        _PARAM.format("Assistant"),
+        typed_dict({"role": literal("assistant"), "content": nullable(_text)}, ("role",)),
+    ),
+    named(
+        _PARAM.format("Tool"),
+        typed_dict(
+            {"content": _text, "role": literal("tool"), "tool_call_id": string},
+            ("content", "role", "tool_call_id"),
+        ),
+    ),
+    named(
+        _PARAM.format("Function"),
+        typed_dict(
+            {"content": nullable(string), "name": string, "role": literal("function")},
+            ("content", "name", "role"),
+        ),
+    ),
+    named(
+        "CustomChatCompletionMessageParam",
+        typed_dict({"role": string, "content": any_of(string, list_of(whatever))}, ("role",)),
+    ),
+    named("Message", record({"author": whatever, "content": list_of(whatever)}, ("author", "content"))),
+)
+"""A message of a conversation. A role nobody knows is as good as any, if the content is text or a list."""
+
+tool = record({"function": record({"name": string}, ("name",))}, ("function",))
+
+_tag = literal("structural_tag")
+response_format = any_of(
+    record(
+        {
+            "type": literal("text", "json_object", "json_schema"),
+            "json_schema": nullable(record({"name": string, "schema": nullable(mapping)}, ("name",))),
+        },
+        ("type",),
+    ),
+    record({"type": _tag, "format": whatever}, ("type", "format")),
+    record({"type": _tag, "structures": whatever, "triggers": whatever}, ("type", "structures", "triggers")),
+)
+
+_tokenized = {
+    "model": nullable(string),
+    "add_special_tokens": boolean,
+    "return_token_strs": nullable(boolean),
+}
+tokenize = any_of(
+    record({"prompt": string} | _tokenized, ("prompt",)),
+    record({"messages": list_of(message)} | _tokenized, ("messages",)),
+)
