@@ -3,7 +3,11 @@
 The unions of a request body: messages by role, response formats, the two forms of /tokenize.
 """
 
+from typing import Any
+
 from proxy.simulation.schema import (
+    Problems,
+    Rule,
     any_of,
     boolean,
     iterable,
@@ -19,41 +23,40 @@ from proxy.simulation.schema import (
 )
 
 _text = any_of(string, iterable)
-_PARAM = "ChatCompletion{}MessageParam"
-
-message = any_of(
-    *(
-        named(
-            _PARAM.format(role.capitalize()),
-            typed_dict({"content": _text, "role": literal(role)}, ("content", "role")),
-        )
-        for role in ("developer", "system", "user")
+_CLASSES: dict[str, Rule] = {
+    role: typed_dict({"content": _text, "role": literal(role)}, ("content", "role"))
+    for role in ("developer", "system", "user")
+} | {
+    "assistant": typed_dict({"role": literal("assistant"), "content": nullable(_text)}, ("role",)),
+    "tool": typed_dict(
+        {"content": _text, "role": literal("tool"), "tool_call_id": string},
+        ("content", "role", "tool_call_id"),
     ),
-    named(
-        _PARAM.format("Assistant"),
-        typed_dict({"role": literal("assistant"), "content": nullable(_text)}, ("role",)),
+    "function": typed_dict(
+        {"content": nullable(string), "name": string, "role": literal("function")},
+        ("content", "name", "role"),
     ),
-    named(
-        _PARAM.format("Tool"),
-        typed_dict(
-            {"content": _text, "role": literal("tool"), "tool_call_id": string},
-            ("content", "role", "tool_call_id"),
-        ),
-    ),
-    named(
-        _PARAM.format("Function"),
-        typed_dict(
-            {"content": nullable(string), "name": string, "role": literal("function")},
-            ("content", "name", "role"),
-        ),
-    ),
+}
+_any_message = any_of(
+    *(named(f"ChatCompletion{role.capitalize()}MessageParam", rule) for role, rule in _CLASSES.items()),
     named(
         "CustomChatCompletionMessageParam",
         typed_dict({"role": string, "content": any_of(string, list_of(whatever))}, ("role",)),
     ),
     named("Message", record({"author": whatever, "content": list_of(whatever)}, ("author", "content"))),
 )
-"""A message of a conversation. A role nobody knows is as good as any, if the content is text or a list."""
+
+
+def message(value: Any, loc: str, problems: Problems) -> Any:
+    """A message of a conversation. A role nobody knows is as good as any, if the content is text or a list."""
+    role = value.get("role") if isinstance(value, dict) else None
+    if isinstance(role, str) and (rule := _CLASSES.get(role)) is not None:
+        own: Problems = []
+        converted = rule(value, loc, own)
+        if not own:
+            return converted  # no other class could have been without a complaint and come first
+    return _any_message(value, loc, problems)
+
 
 tool = record({"function": record({"name": string}, ("name",))}, ("function",))
 

@@ -4,7 +4,6 @@ The second stage of vLLM's validation, which knows the model: names, lengths, th
 for sampling parameters. An error here makes a decode engine release the hold its request named.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,13 +11,9 @@ from typing import Any
 from proxy.simulation.chat import render
 from proxy.simulation.errors import BadRequestError, NotFoundError
 from proxy.simulation.request import Sampling
+from proxy.simulation.sampling_rules import check_logprobs, check_sampling, check_tokens, sampling_of
 from proxy.simulation.text import mix
 from proxy.simulation.tokenizer import Tokenizer
-
-MAX_LOGPROBS = 20
-MAX_TEMPERATURE = 2
-MAX_N = 16384
-_CERTAIN_BIAS = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +186,12 @@ class Checker:
         stop = body.get("stop") or ()
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         n = 1 if body.get("n") is None else body["n"]
-        sampling = [self._sampling(body, self._max_model_len - len(p), limit) for p in prompts]
-        _check_sampling(body, stop, n)
-        self._check_vocabulary(body)
-        self._check_ranked("sample logprobs", "logprobs", logprobs)
-        self._check_ranked("prompt logprobs", "prompt_logprobs", prompt_logprobs)
+        vocabulary = len(self._tokenizer)
+        check_tokens(body, vocabulary)
+        sampling = [sampling_of(body, self._max_model_len - len(p), limit) for p in prompts]
+        check_sampling(body, stop, n)
+        check_logprobs("sample logprobs", "logprobs", logprobs, vocabulary)
+        check_logprobs("prompt logprobs", "prompt_logprobs", prompt_logprobs, vocabulary)
         return Asked(
             chat=chat,
             body=body,
@@ -209,106 +205,6 @@ class Checker:
             prompt_logprobs=prompt_logprobs,
             transfer=body.get("kv_transfer_params") or {},
         )
-
-    def _check_ranked(self, what: str, name: str, count: int | None) -> None:
-        count = len(self._tokenizer) if count == -1 else count
-        if count is not None and count > MAX_LOGPROBS:
-            message = f"Requested {what} of {count}, which is greater than max allowed: {MAX_LOGPROBS}"
-            raise BadRequestError.of(message, name, count)
-
-    def _check_vocabulary(self, body: Mapping[str, Any]) -> None:
-        size = len(self._tokenizer)
-        bias = body.get("logit_bias") or {}
-        if odd := [key for key in bias if not key.lstrip("-").isdecimal()]:
-            message = f"logit_bias contains key(s) that cannot be converted to integer token IDs: {odd}"
-            raise BadRequestError.of(message, "logit_bias", odd)
-        for name, tokens in (
-            ("logit_bias", map(int, bias)),
-            ("stop_token_ids", body.get("stop_token_ids") or ()),
-        ):
-            if outside := [token for token in tokens if not 0 <= token < size]:
-                message = (
-                    f"token_id(s) {outside} in {name} contain out-of-vocab token ids. Vocabulary size: {size}"
-                )
-                raise BadRequestError.of(message, name, outside)
-        allowed = body.get("allowed_token_ids")
-        if allowed is not None and not allowed:
-            message = "allowed_token_ids is not None and empty!"
-            raise BadRequestError.of(message, "allowed_token_ids", allowed)
-        if any(not 0 <= token < size for token in allowed or ()):
-            message = "allowed_token_ids contains out-of-vocab token id!"
-            raise BadRequestError.of(message, "allowed_token_ids", allowed)
-
-    def _sampling(self, body: Mapping[str, Any], room: int, limit: int | None) -> Sampling:
-        max_tokens = room if limit is None else min(room, limit)
-        if max_tokens < 1:
-            raise BadRequestError.of(
-                f"max_tokens must be at least 1, got {max_tokens}.", "max_tokens", max_tokens
-            )
-        min_tokens = body.get("min_tokens") or 0
-        if min_tokens < 0:
-            raise BadRequestError(f"min_tokens must be greater than or equal to 0, got {min_tokens}.")
-        if min_tokens > max_tokens:
-            raise BadRequestError(
-                f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}."
-            )
-        seed_value = body.get("seed")
-        warm = body.get("temperature") != 0
-        certain = [int(t) for t, bias in (body.get("logit_bias") or {}).items() if bias >= _CERTAIN_BIAS]
-        return Sampling(
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
-            ignore_eos=bool(body.get("ignore_eos")),
-            stop_token_ids=tuple(body.get("stop_token_ids") or ()),
-            allowed_token_ids=tuple(body.get("allowed_token_ids") or ()),
-            favourite=certain[0] if certain else None,
-            salt=mix(seed_value + 1) if warm and seed_value is not None else 0,
-        )
-
-
-def _check_sampling(body: Mapping[str, Any], stop: Sequence[str], n: int) -> None:
-    """The rules of vLLM for sampling parameters, in its order and words."""
-    if n < 1:
-        raise BadRequestError(f"n must be at least 1, got {n}.")
-    if n > MAX_N:
-        raise BadRequestError(
-            f"n must be at most {MAX_N}, got {n}. To increase this limit, set the VLLM_MAX_N_SEQUENCES "
-            "environment variable."
-        )
-    for name in ("presence_penalty", "frequency_penalty"):
-        value = body.get(name)
-        if value is not None and not -2.0 <= value <= 2.0:
-            raise BadRequestError(f"{name} must be in [-2, 2], got {value}.")
-    repetition = body.get("repetition_penalty")
-    if repetition is not None and repetition <= 0:
-        raise BadRequestError(f"repetition_penalty must be greater than zero, got {repetition}.")
-    temperature = body.get("temperature")
-    if temperature is not None and (wrong := _wrong_temperature(temperature)):
-        message = f"temperature must be {wrong}, got {temperature}."
-        raise BadRequestError.of(message, "temperature", temperature)
-    top_p = body.get("top_p")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise BadRequestError.of(f"top_p must be in (0, 1], got {top_p}.", "top_p", top_p)
-    top_k = body.get("top_k")
-    if top_k is not None and top_k < -1:
-        raise BadRequestError(f"top_k must be 0 (disable), or at least 1, got {top_k}.")
-    min_p = body.get("min_p")
-    if min_p is not None and not 0 <= min_p <= 1:
-        raise BadRequestError(f"min_p must be in [0, 1], got {min_p}.")
-    if any(not s for s in stop):
-        raise BadRequestError("stop cannot contain an empty string.")
-    if any(not word for word in body.get("bad_words") or ()):
-        raise BadRequestError(f"bad_words cannot contain an empty string. Got bad_words={body['bad_words']}")
-    if temperature == 0 and n > 1 and not body.get("use_beam_search"):
-        raise BadRequestError(f"n must be 1 when using greedy sampling, got {n}.")
-
-
-def _wrong_temperature(value: float) -> str | None:
-    if not math.isfinite(value):
-        return "a finite number"
-    if value < 0:
-        return "non-negative"
-    return "in [0, 2]" if value > MAX_TEMPERATURE else None
 
 
 def _tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:

@@ -88,9 +88,9 @@ COMPLETION_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
     ({"repetition_penalty": 0}, refusal("repetition_penalty must be greater than zero, got 0.0.")),
     ({"stop": [""]}, refusal("stop cannot contain an empty string.")),
     ({"stop_token_ids": [99_999]}, outside("stop_token_ids")),
-    ({"logit_bias": {"99999": 1}}, outside("logit_bias")),
+    ({"logit_bias": {"99999": 100}}, outside("logit_bias")),
     (
-        {"logit_bias": {"x": 1}},
+        {"logit_bias": {"x": 100}},
         refusal(
             "logit_bias contains key(s) that cannot be converted to integer token IDs: ['x']",
             "logit_bias",
