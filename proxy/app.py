@@ -96,6 +96,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             web.get("/metrics", observe.metrics),
             web.post("/explain", observe.explain),
             web.post("/instances/add", admin.add_instance),
+            web.post("/instances/drain", admin.drain_instance),
             web.post("/instances/remove", admin.remove_instance),
         ]
     )

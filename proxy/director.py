@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from proxy.collaborators import Accounts, Answer, Client, Tokenizer, Watch
 from proxy.connectors.base import Connector
-from proxy.custody import Hold
+from proxy.custody import Hold, HoldState
 from proxy.errors import BadRequestError, ConnectFailedError, EngineFailedError, LegError, UnavailableError
 from proxy.exchange import Call, Reply, as_unary, chain, error_status, first_event
 from proxy.generation import GenerationRequest
@@ -176,7 +176,7 @@ class Director:
             finally:
                 if hold is not None:
                     if hold.ended:
-                        self._accounts.hold_ended(hold.state)
+                        self._releases.ended(hold)
                     else:
                         release = self._releases.release(call, hold, tried)
                         self._tasks.create(release, name=f"release {call.leg_id}")
@@ -216,17 +216,20 @@ class Director:
         chosen = _chosen(decision, Phase.PREFILL)
         body = self._connector.prefill_body(call.request.body)
         begun_at = self._clock()
-        came = False
+        came = finished = False
         settle = self._placement.expect(chosen, question)
         try:
             with ExitStack() as stack:
                 self._claim(stack, chosen, Phase.PREFILL, question)
                 answer = await self._send(call, chosen, body)
                 stack.callback(answer.close)
+                finished = answer.status == 200
                 data = await answer.read()
-            came = answer.status == 200
+            came = finished
         except LegError as error:
             self._leg_failed(error)
+            if finished and self._connector.holds:
+                self._accounts.hold_ended(HoldState.STRANDED)  # what it holds was named in the part we missed
             return _AttemptFailedError(Phase.PREFILL, chosen.instance, cause=error)
         finally:
             settle(came)
@@ -244,6 +247,8 @@ class Director:
             cause = LegError(chosen.instance, str(error))
             return _AttemptFailedError(Phase.PREFILL, chosen.instance, cause=cause)
         hold = Hold(chosen.instance, handoff, received_at=self._clock(), lease_s=self._lease_s)
+        if self._connector.holds:
+            self._releases.begun(hold)
         self._learn(chosen, question, hold, kind)
         return hold
 

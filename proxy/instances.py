@@ -14,14 +14,13 @@ from proxy.scheduling.types import Phase
 
 
 class Status(enum.StrEnum):
-    """Whether an instance may get legs; the value is what `/status` and `/explain` say."""
+    """What the last check of an instance found."""
 
     STARTING = "starting"
     UP = "up"
     DOWN = "down"
     REFUSED = "refused"
     """It is reachable and serves another model."""
-    DRAINING = "draining"
 
 
 class SourceView(Protocol):
@@ -65,6 +64,8 @@ class Instance:
     def __init__(self, spec: InstanceSpec) -> None:
         self.spec = spec
         self.status = Status.STARTING
+        self.draining = False
+        """It gets no new legs, whatever its health."""
         self.why_down: str | None = None
         """What went wrong last, in words for `/status`; None while up."""
         self.model_cards: list[dict[str, Any]] = []
@@ -102,14 +103,19 @@ class Instance:
         """The names that are LoRA adapters: cards with a parent."""
         return frozenset(str(card["id"]) for card in self.model_cards if card.get("parent"))
 
+    @property
+    def state(self) -> str:
+        """What `/status` and `/explain` call it: `draining`, or what the last check found."""
+        return "draining" if self.draining else self.status.value
+
     def takes(self, phase: Phase) -> bool:
         """Whether its role includes this phase."""
         return self.role in {Role.BOTH, Role(phase)}
 
     def why_unusable(self, model: str | None = None) -> str | None:
         """Why no leg may go there now; None if one may."""
-        if self.status is not Status.UP:
-            return self.status.value
+        if self.draining or self.status is not Status.UP:
+            return self.state
         if model is not None and model not in self.models:
             return "model not served"
         return None
@@ -143,6 +149,8 @@ class Fleet:
 
     def __init__(self) -> None:
         self._instances: dict[str, Instance] = {}
+        self.holds: Counter[str] = Counter()
+        """How many prompts' blocks wait on each instance to be fetched or given back, by address."""
         self._picks = 0
 
     def __iter__(self) -> Iterator[Instance]:

@@ -16,7 +16,7 @@ from proxy.errors import LegError
 from proxy.exchange import Call
 from proxy.generation import Route
 from proxy.headers import REQUEST_ID
-from proxy.instances import Fleet
+from proxy.instances import Fleet, Status
 from proxy.scheduling.types import Phase
 
 RELEASE_TIMEOUT_S = 10.0
@@ -46,8 +46,17 @@ class Releases:
         self._accounts = accounts
         self._clock = clock
 
+    def begun(self, hold: Hold) -> None:
+        """Blocks wait on a prefill instance from now on."""
+        self._fleet.holds[hold.instance] += 1
+
+    def ended(self, hold: Hold) -> None:
+        """They do not wait any more."""
+        self._fleet.holds[hold.instance] -= 1
+        self._accounts.hold_ended(hold.state)
+
     async def release(self, call: Call, hold: Hold, tried: Sequence[str] = ()) -> None:
-        """Have a decode engine give a hold back and count how it ended.
+        """Have a decode engine give a hold back.
 
         `tried`: the decode instances that were sent the hold. Takes at most RELEASE_TIMEOUT_S.
         """
@@ -57,14 +66,15 @@ class Releases:
                     hold.released()
         except TimeoutError:
             pass
-        if not hold.ended:
-            hold.stranded()
-        self._accounts.hold_ended(hold.state)
+        finally:
+            if not hold.ended:
+                hold.stranded()
+            self.ended(hold)
 
     async def _given_back(self, call: Call, hold: Hold, tried: Sequence[str]) -> bool:
         body = self._connector.release_body(hold.handoff)
         prefill = self._fleet.get(hold.instance)
-        if body is None or prefill is None or prefill.why_unusable() is not None:
+        if body is None or prefill is None or prefill.status is Status.DOWN:
             return False
         peer = hold.handoff.engine_id
         usable = [i for i in self._fleet.of(Phase.DECODE) if i.why_unusable() is None]

@@ -61,6 +61,8 @@ class _Watched:
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
         self.wake = asyncio.Event()
+        self.checked = asyncio.Event()
+        """Set once the first check is over."""
         self.task: asyncio.Task[None] | None = None
         self.tries = 0
         self.missed = 0
@@ -86,6 +88,7 @@ class FleetWatch:
         self._forget = forget
         self._tasks = TaskOwner("watch")
         self._watched: dict[str, _Watched] = {}
+        self._leaving: set[str] = set()
         self._engine_ids: dict[tuple[str, int], str] = {}
         self.fatal: asyncio.Future[KvproxyError] = asyncio.get_running_loop().create_future()
         """Set when the process should end: to a ConfigError or a StartupError."""
@@ -119,25 +122,38 @@ class FleetWatch:
         if self._fleet.get(spec.address) is not None:  # another add was faster
             raise ConflictError(f"{spec.address} is there already")
         self._fleet.add(instance)
-        await self._came_up(instance, cards)
-        self._watch(instance)
+        watched = self._watch(
+            instance, tries=1
+        )  # a start is over: from here on another model is only refused
+        await watched.checked.wait()
+        return instance
+
+    def drain(self, address: str, *, undo: bool = False) -> Instance:
+        """Give an instance no new legs, or give it some again. Raises NotFoundError, ConflictError."""
+        instance = self._known(address)
+        if undo and address in self._leaving:
+            raise ConflictError(f"{address} is being removed; add it again once it is gone")
+        if instance.draining is undo:
+            instance.draining = not undo
+            log.info("%s %s %s", instance.role, address, "takes legs again" if undo else "is draining")
         return instance
 
     async def remove(self, address: str, *, force: bool) -> Instance:
-        """Let an instance go: no new legs, and running ones end first unless `force`. Raises NotFoundError."""
+        """Let an instance go: no new legs, and what runs there ends first unless `force`. Raises NotFoundError."""
+        instance = self._known(address)
+        instance.draining = True
+        if force:
+            await asyncio.shield(self._tasks.create(self._let_go(instance), name=f"remove {address}"))
+        elif address not in self._leaving:
+            self._leaving.add(address)
+            self._tasks.create(self._leave(instance), name=f"remove {address}")
+            await asyncio.sleep(0)  # one that is idle is gone at once
+        return instance
+
+    def _known(self, address: str) -> Instance:
         instance = self._fleet.get(address)
         if instance is None:
             raise NotFoundError(f"{address} is not known")
-        watched = self._watched.pop(address, None)
-        instance.status = Status.DRAINING
-        if watched is not None and watched.task is not None:
-            watched.task.cancel()
-            await asyncio.wait({watched.task})
-            instance.status = Status.DRAINING
-            if not force:
-                self._tasks.create(self._drain(instance), name=f"drain {address}")
-        if force:
-            await self._let_go(instance)
         return instance
 
     def leg_failed(self, instance: Instance, error: LegError) -> None:
@@ -149,6 +165,8 @@ class FleetWatch:
 
     def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
         """As the director tells: another identity than last time means another process, with an empty cache."""
+        if not instance.sources and len(instance.ranks) == 1:
+            return  # it may have ranks we do not know of, each a process of its own
         before = self._engine_ids.get((instance.address, rank))
         self._engine_ids[instance.address, rank] = engine_id
         if before not in {None, engine_id}:
@@ -159,15 +177,18 @@ class FleetWatch:
 
     # -- one instance -------------------------------------------------------------------------------------
 
-    def _watch(self, instance: Instance) -> None:
+    def _watch(self, instance: Instance, *, tries: int = 0) -> _Watched:
         watched = self._watched[instance.address] = _Watched(instance)
+        watched.tries = tries
         watched.task = self._tasks.create(self._keep_watching(watched), name=instance.address)
+        return watched
 
     async def _keep_watching(self, watched: _Watched) -> None:
         instance = watched.instance
         while True:
             watched.wake.clear()
             await self._check(watched)
+            watched.checked.set()
             if instance.status is Status.UP:
                 pause_s = CHECK_EVERY_S
             else:
@@ -250,18 +271,28 @@ class FleetWatch:
             self._engine_ids.pop((instance.address, rank), None)
         self._forget(instance.address)
 
-    async def _drain(self, instance: Instance) -> None:
-        while instance.running_legs():  # noqa: ASYNC110  # a claim ends without telling anyone, and this is rare
+    async def _leave(self, instance: Instance) -> None:
+        # Neither claims nor holds tell anyone when they end, and this is rare.
+        while instance.running_legs() or self._fleet.holds[instance.address]:  # noqa: ASYNC110
             await asyncio.sleep(PROBE_FIRST_S / 5)
         await self._let_go(instance)
 
     async def _let_go(self, instance: Instance) -> None:
-        if self._fleet.remove(instance.address) is None:
+        address = instance.address
+        if self._fleet.get(address) is not instance:
             return
-        self._forget(instance.address)
+        self._fleet.remove(address)
+        self._leaving.discard(address)
+        watched = self._watched.pop(address, None)
+        if watched is not None and watched.task is not None:
+            watched.task.cancel()
+            await asyncio.wait({watched.task})
+        self._forget(address)
+        for rank in instance.ranks:
+            self._engine_ids.pop((address, rank), None)
         if self._feeds is not None:
             await self._feeds.unfollow(instance)
-        log.info("%s %s was removed", instance.role, instance.address)
+        log.info("%s %s was removed", instance.role, address)
 
     # -- the start ----------------------------------------------------------------------------------------
 

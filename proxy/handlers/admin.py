@@ -7,15 +7,17 @@ import msgspec
 from aiohttp import web
 
 from proxy.app_keys import CONFIG, FLEET, WATCH
-from proxy.config import Role, parse_instance
+from proxy.config import InstanceSpec, Role, parse_instance
 from proxy.errors import (
     BadRequestError,
     ConfigError,
     ForbiddenError,
+    NotFoundError,
     UnauthorizedError,
     UnavailableError,
 )
 from proxy.handlers.openai import read_json_bytes
+from proxy.instances import Instance
 
 API_KEY = "X-API-Key"
 
@@ -32,61 +34,80 @@ def check_admin_key(request: web.Request) -> None:
         raise ForbiddenError(f"{API_KEY} is wrong", param=API_KEY)
 
 
-class _Add(msgspec.Struct, forbid_unknown_fields=True):
+class _Change(msgspec.Struct, forbid_unknown_fields=True):
     instance: str
+    type: Role | None = None
+
+
+class _Add(_Change, kw_only=True, forbid_unknown_fields=True):
     type: Role
 
 
-class _Remove(msgspec.Struct, forbid_unknown_fields=True):
-    instance: str
-    type: Role | None = None
+class _Drain(_Change, forbid_unknown_fields=True):
+    undo: bool = False
+
+
+class _Remove(_Change, forbid_unknown_fields=True):
     force: bool = False
 
 
-async def _read(request: web.Request, shape: type[Any]) -> Any:
+async def _read(request: web.Request, shape: type[Any]) -> tuple[Any, InstanceSpec]:
+    """What was asked, and the instance it names. Raises RequestError."""
+    check_admin_key(request)
     data = await read_json_bytes(request)
     try:
-        return msgspec.json.decode(data, type=shape)
+        asked = msgspec.json.decode(data, type=shape)
+        return asked, parse_instance(asked.instance, asked.type or Role.BOTH, origin="instance")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequestError(f"the request body is not what is expected here: {error}") from None
+    except ConfigError as error:
+        raise BadRequestError(str(error), param="instance") from None
 
 
 async def add_instance(request: web.Request) -> web.Response:
     """`POST /instances/add` `{"type": "prefill"|"decode"|"both", "instance": "host:port"}`."""
-    check_admin_key(request)
-    asked: _Add = await _read(request, _Add)
-    try:
-        spec = parse_instance(asked.instance, asked.type, origin="instance")
-    except ConfigError as error:
-        raise BadRequestError(str(error), param="instance") from None
-    instance = await request.app[WATCH].add(spec)
-    return web.json_response(
-        {
-            "message": f"added {instance.role} {instance.address}",
-            "instance": instance.address,
-            "type": instance.role,
-        }
-    )
+    _, spec = await _read(request, _Add)
+    return _done(await request.app[WATCH].add(spec), "added")
+
+
+async def drain_instance(request: web.Request) -> web.Response:
+    """`POST /instances/drain` `{"instance": "host:port", "undo": false}`: no new legs, running ones go on."""
+    asked, spec = await _read(request, _Drain)
+    instance = _known(request, spec, asked.type)
+    request.app[WATCH].drain(instance.address, undo=asked.undo)
+    return _done(instance, "takes legs again" if asked.undo else "takes no new legs")
 
 
 async def remove_instance(request: web.Request) -> web.Response:
-    """`POST /instances/remove` `{"instance": "host:port", "force": false}`; a `type`, if given, must be right."""
-    check_admin_key(request)
-    asked: _Remove = await _read(request, _Remove)
-    address = asked.instance.strip().lower()
-    instance = request.app[FLEET].get(address)
-    if asked.type is not None and instance is not None and instance.role is not asked.type:
-        raise BadRequestError(f"{address} is a {instance.role} instance, not {asked.type}", param="type")
-    instance = await request.app[WATCH].remove(address, force=asked.force)
-    legs = instance.running_legs()
-    how = (
-        "removed at once" if asked.force or not legs else f"takes no new legs; {legs} running ones end first"
+    """`POST /instances/remove` `{"instance": "host:port", "force": false}`.
+
+    The instance takes no new legs and is gone when its running ones have ended and its prefilled blocks are
+    fetched; with `force` it is gone at once, and what runs there runs on unwatched.
+    """
+    asked, spec = await _read(request, _Remove)
+    instance = _known(request, spec, asked.type)
+    await request.app[WATCH].remove(instance.address, force=asked.force)
+    gone = request.app[FLEET].get(instance.address) is not instance
+    return _done(
+        instance, "removed" if gone else "takes no new legs and goes when its running ones have ended"
     )
+
+
+def _known(request: web.Request, spec: InstanceSpec, role: Role | None) -> Instance:
+    instance = request.app[FLEET].get(spec.address)
+    if instance is None:
+        raise NotFoundError(f"{spec.address} is not known", param="instance")
+    if role is not None and instance.role is not role:
+        raise BadRequestError(f"{spec.address} is a {instance.role} instance, not {role}", param="type")
+    return instance
+
+
+def _done(instance: Instance, how: str) -> web.Response:
     return web.json_response(
         {
-            "message": f"{instance.role} {address}: {how}",
-            "instance": address,
+            "message": f"{instance.role} {instance.address}: {how}",
+            "instance": instance.address,
             "type": instance.role,
-            "running_legs": legs,
+            "running_legs": instance.running_legs(),
         }
     )

@@ -55,6 +55,69 @@ async def test_a_removed_instance_finishes_its_legs(force: bool) -> None:
         await wait_until(lambda: pair.service.fleet.get(engine.address) is None, "removal")
 
 
+async def test_a_draining_instance_gets_no_new_legs_until_that_is_undone() -> None:
+    async with fleet(decision_headers=True) as pair:
+        drained, other = (engine.address for engine in pair.engines.prefill)
+        answer = await pair.service.admin("/instances/drain", {"instance": drained, "type": "prefill"})
+        assert (answer.status, answer.json["running_legs"]) == (200, 0)
+        for n in range(6):
+            assert (await pair.service.complete(f"p{n}")).headers["X-Kvproxy-Prefill"] == other
+        shown = (await pair.service.ask("/status")).json["instances"][0]
+        assert (shown["instance"], shown["state"], shown["up"]) == (drained, "draining", False)
+        explained = await pair.service.explain({"prompt": "x"})
+        assert explained["prefill"]["candidates"][0]["why"] == "draining"
+        undone = await pair.service.admin("/instances/drain", {"instance": drained, "undo": True})
+        assert undone.status == 200
+        instance = pair.service.fleet.get(drained)
+        assert instance is not None
+        assert instance.why_unusable() is None
+        assert (await pair.service.admin("/instances/drain", {"instance": "h:1"})).status == 404
+
+
+async def test_a_removal_cannot_be_undone_by_undoing_a_drain() -> None:
+    async with fleet(prefill=1, decode=1) as pair:
+        engine = pair.engines.decode[0]
+        engine.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.5))
+        running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
+        instance = pair.service.fleet.get(engine.address)
+        assert instance is not None
+        await wait_until(lambda: bool(instance.running_legs()), "a running leg")
+        await pair.service.admin("/instances/remove", {"instance": engine.address})
+        body = {"instance": engine.address, "undo": True}
+        assert (await pair.service.admin("/instances/drain", body)).status == 409
+        assert (await running).status == 200
+
+
+async def test_a_prefill_instance_stays_while_its_blocks_wait_to_be_fetched() -> None:
+    async with fleet(prefill=1, decode=1) as pair:
+        prefill, decode = pair.engines.prefill[0], pair.engines.decode[0]
+        decode.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.5))
+        running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
+        await wait_until(lambda: pair.service.fleet.holds[prefill.address] == 1, "a hold")
+        await pair.service.admin("/instances/remove", {"instance": prefill.address})
+        assert pair.service.fleet.get(prefill.address) is not None
+        assert (await running).status == 200
+        await wait_until(lambda: pair.service.fleet.get(prefill.address) is None, "removal")
+        assert pair.engines.holds == 0
+
+
+async def test_an_instance_added_again_outlives_the_old_ones_legs() -> None:
+    async with fleet(prefill=1, decode=1) as pair:
+        decode = pair.engines.decode[0]
+        decode.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.4, times=1))
+        running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
+        old = pair.service.fleet.get(decode.address)
+        assert old is not None
+        await wait_until(lambda: any(s.path == "/v1/completions" for s in decode.seen), "a decode leg")
+        body = {"instance": decode.address, "type": "decode"}
+        await pair.service.admin("/instances/remove", body)
+        await pair.service.admin("/instances/remove", body | {"force": True})
+        assert (await pair.service.admin("/instances/add", body)).status == 200
+        assert (await running).status == 200
+        await wait_until(lambda: not old.running_legs(), "the end of the old leg")
+        assert (await pair.service.complete("hello")).status == 200
+
+
 async def test_no_request_fails_while_an_instance_is_removed_and_added_under_load() -> None:
     async with fleet() as pair:
         statuses: list[int] = []
