@@ -37,7 +37,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture
-def engine(engines: Fleet, session: aiohttp.ClientSession) -> Engine:
+def engine(engines: Fleet, session: aiohttp.ClientSession, unclaimed: Unclaimed) -> Engine:
     """The engine that does both phases alone."""
     return Engine(engines["plain-0"], session)
 
@@ -56,9 +56,7 @@ def unclaimed(engines: Fleet) -> Unclaimed:
 
 
 @pytest.fixture
-async def pair(
-    engines: Fleet, session: aiohttp.ClientSession, engine: Engine, unclaimed: Unclaimed
-) -> AsyncIterator[Pair]:
+async def pair(engines: Fleet, session: aiohttp.ClientSession, engine: Engine) -> AsyncIterator[Pair]:
     """A pair that has spoken before. It holds nothing, before a test and after it."""
     made = Pair(Engine(engines["prefill-0"], session), Engine(engines["decode-0"], session), engine)
     await made.served(ids(5, "a handshake first"))

@@ -11,7 +11,7 @@ AT_ONCE = 16  # --max-num-seqs
 
 
 async def test_company_changes_no_answer(engine: Engine) -> None:
-    bodies = [ids(20 + 7 * n, f"company {n}", 24) for n in range(AT_ONCE + 8)]
+    bodies = [ids(20 + 7 * n, f"company {n}", 12) for n in range(AT_ONCE + 4)]
     together = await asyncio.gather(*(engine.served(body) for body in bodies))
     alone = [await engine.served(body) for body in bodies]
     assert [answer.text for answer in together] == [answer.text for answer in alone]

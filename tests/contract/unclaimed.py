@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 import urllib.request
 from typing import Any, Self
 
@@ -21,16 +20,17 @@ class Unclaimed:
     """What a prefill engine answered to three legs that hold four sequences in BLOCKS blocks."""
 
     spec: EngineSpec
-    begun_s: float
     params: dict[str, Any]
     streamed: str
     listed: dict[str, Any]
     expired_before: float
+    held: float
+    """The share of the cache in use when all three had answered."""
 
     @classmethod
     def leave(cls, spec: EngineSpec) -> Self:
         """Send the legs: a plain one, one streamed, and one with two prompts."""
-        expired = _expired(spec)
+        expired = _read(spec, EXPIRED)
         answers = {}
         for name, lengths in _LENGTHS.items():
             prompts = [token_ids(length, f"unclaimed {name} {length}") for length in lengths]
@@ -38,11 +38,11 @@ class Unclaimed:
             answers[name] = _post(spec, body | {"stream": name == "streamed"})
         return cls(
             spec,
-            time.monotonic(),
             json.loads(answers["unary"])["kv_transfer_params"],
             answers["streamed"],
             json.loads(answers["listed"]),
             expired,
+            _read(spec, "vllm:kv_cache_usage_perc"),
         )
 
 
@@ -53,10 +53,10 @@ def _post(spec: EngineSpec, body: dict[str, Any]) -> str:
         return str(answer.read().decode())
 
 
-def _expired(spec: EngineSpec) -> float:
+def _read(spec: EngineSpec, name: str) -> float:
     with urllib.request.urlopen(f"{spec.url}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(EXPIRED + "{"))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
 
 
 EXPIRED = "vllm:nixl_num_kv_expired_reqs_total"
