@@ -4,11 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.app_keys import CONFIG, DIRECTOR, FLEET, METRICS, WATCH
+from proxy.app_keys import CONFIG, DIRECTOR, FLEET, METRICS, STOPPING, WATCH
 from proxy.config import Config
 from proxy.connectors import CONNECTORS
 from proxy.director import Director
@@ -17,7 +18,7 @@ from proxy.errors import ConfigError
 from proxy.handlers import admin, observe, openai
 from proxy.instances import Fleet
 from proxy.metrics import FleetCollector, Metrics
-from proxy.middlewares import add_request_id, edge
+from proxy.middlewares import IN_FLIGHT_KEY, InFlight, add_request_id, edge
 from proxy.placement import Placement
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
@@ -39,7 +40,8 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             f"--connector {config.connector!r} is not known: give one of {', '.join(CONNECTORS)}"
         )
     chosen_policy = policy or load_policy(config.policy)
-    policy_name = type(policy).__name__ if policy is not None else config.policy
+    if policy is not None:
+        config = msgspec.structs.replace(config, policy=type(policy).__name__)
     app = web.Application(middlewares=[edge], client_max_size=config.max_body_mb << 20)
     app.on_response_prepare.append(add_request_id)
     registry = CollectorRegistry()
@@ -47,14 +49,15 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         collector(registry=registry)
     index = PrefixIndex()
     fleet = Fleet()
-    placement = Placement(fleet, index, chosen_policy, policy_name, clock=time.monotonic)
+    placement = Placement(fleet, index, chosen_policy, config.policy, clock=time.monotonic)
     registry.register(FleetCollector(fleet, index))
     app[CONFIG] = config
     app[FLEET] = fleet
     app[METRICS] = Metrics(registry)
     app[observe.REGISTRY] = registry
     app[observe.INDEX] = index
-    app[observe.STOPPING] = asyncio.Event()
+    app[STOPPING] = asyncio.Event()
+    app[IN_FLIGHT_KEY] = InFlight()
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         """Open what has a lifetime, and close it in the opposite order."""
@@ -103,16 +106,44 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     return app
 
 
+MAX_HEADER_BYTES = 64 << 10
+"""Tokens and cookies of some clients are longer than aiohttp's 8 KiB."""
+
+IDLE_CONNECTION_S = 75.0
+
+
 def create_runner(config: Config, policy: Policy | None = None) -> web.AppRunner:
     """A runner of `create_app` with the server settings kvproxy relies on.
 
-    A client that leaves cancels its handler, bodies come as they were sent, and running requests have
-    `shutdown_timeout_s` to end.
+    A client that leaves cancels its handler, and bodies come as they were sent. End it with `shut_down`: its
+    own `cleanup` cuts what is running.
     """
     return web.AppRunner(
         create_app(config, policy),
         access_log=None,  # the edge middleware writes a line that knows more
         handler_cancellation=True,
-        shutdown_timeout=config.shutdown_timeout_s,
+        shutdown_timeout=0.1,  # aiohttp waits twice as long, and for ever if it is 0
+        keepalive_timeout=IDLE_CONNECTION_S,
         auto_decompress=False,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
     )
+
+
+async def _reached(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def shut_down(runner: web.AppRunner, timeout_s: float, hurry: asyncio.Event) -> None:
+    """Take no more requests, let the running ones end for `timeout_s` seconds or until `hurry`, then close all."""
+    runner.app[STOPPING].set()
+    for site in list(runner.sites):
+        await site.stop()
+    waiting = TaskOwner("shutdown")
+    ends = {
+        waiting.create(runner.app[IN_FLIGHT_KEY].none_left(), name="requests"),
+        waiting.create(_reached(hurry), name="hurry"),
+    }
+    await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    await waiting.close()
+    await runner.cleanup()

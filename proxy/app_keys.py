@@ -1,5 +1,7 @@
 """What handlers find in the application: each collaborator under a typed key."""
 
+import asyncio
+
 from aiohttp import web
 
 from proxy.config import Config
@@ -13,3 +15,5 @@ DIRECTOR: web.AppKey[Director] = web.AppKey("director", Director)
 FLEET: web.AppKey[Fleet] = web.AppKey("fleet", Fleet)
 WATCH: web.AppKey[FleetWatch] = web.AppKey("watch", FleetWatch)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
+STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
+"""Set once the process is ending."""

@@ -12,7 +12,8 @@ MAX_DEPTH = 200
 """Deeper nesting than any real request has (tool schemas reach a few tens), and well below what makes an
 engine's recursive JSON parser give up."""
 
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _decode_top = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -74,12 +75,15 @@ class Body:
 
 
 def _depth(data: bytes) -> int:
+    """How deep the text is nested; at least MAX_DEPTH + 1 if it is deeper than that."""
     depth = deepest = 0
-    for match in _STRUCTURE.finditer(data):
-        char = match[0]
+    for char in _STRING.sub(b"", data).translate(None, _NOT_BRACKETS):
         if char in b"[{":
             depth += 1
-            deepest = max(deepest, depth)
-        elif char in b"]}":
+            if depth > deepest:
+                deepest = depth
+                if deepest > MAX_DEPTH:
+                    break
+        else:
             depth -= 1
     return deepest

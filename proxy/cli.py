@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import os
 import pathlib
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,12 +18,11 @@ from typing import Any, NoReturn
 import uvloop
 from aiohttp import web
 
-from proxy.app import create_runner
+from proxy.app import create_runner, shut_down
 from proxy.app_keys import WATCH
 from proxy.config import Config, Role, parse_instance
 from proxy.connectors import CONNECTORS
 from proxy.errors import ConfigError, KvproxyError
-from proxy.handlers.observe import STOPPING
 from proxy.scheduling.policies import POLICIES
 
 log = logging.getLogger("kvproxy")
@@ -157,7 +157,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         policy=args.policy,
         kv_events=args.kv_events == "auto",
         engine_api_key=_read_key(args.engine_api_key_file),
-        admin_api_key=os.environ.get("ADMIN_API_KEY") or None,
+        admin_api_key=os.environ.get("ADMIN_API_KEY", "").strip() or None,
         log_level=args.log_level,
         startup_timeout_s=args.startup_timeout,
         shutdown_timeout_s=args.shutdown_timeout,
@@ -186,12 +186,19 @@ def _read_key(path: pathlib.Path | None) -> str | None:
 
 
 async def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError or StartupError if there is no point in going on."""
+    """Serve until SIGTERM or SIGINT; a second one ends at once what is still running.
+
+    Raises ConfigError or StartupError if there is no point in going on.
+    """
     runner = create_runner(config)
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, signalled)
     await runner.setup()
     try:
         try:
@@ -212,9 +219,16 @@ async def serve(config: Config) -> None:
         if fatal.done():
             raise fatal.result()
         log.info("stopping: running requests have %g s to end", config.shutdown_timeout_s)
-        runner.app[STOPPING].set()
+        await shut_down(runner, config.shutdown_timeout_s, hurry)
     finally:
         await runner.cleanup()
+
+
+def _allow_many_sockets() -> None:
+    """Every client and every leg is a file descriptor; the usual soft limit of 1024 is no limit of ours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -224,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.basicConfig(
             level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
         )
+        _allow_many_sockets()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(config))
     except ConfigError as error:

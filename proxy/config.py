@@ -134,7 +134,7 @@ def _host_and_port(address: str, text: str, origin: str) -> str:
     remedy = f"{origin} {text!r}: write HOST:PORT, for example 127.0.0.1:8100 or [::1]:8100"
     if not colon or not host:
         raise ConfigError(f"{remedy} (no port)")
-    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+    if not (port.isascii() and port.isdigit() and len(port) <= 6 and 1 <= int(port) <= 65535):
         raise ConfigError(f"{remedy} ({port!r} is not a port)")
     if host.startswith("[") and host.endswith("]"):
         try:

@@ -12,7 +12,14 @@ from contextlib import ExitStack
 from proxy.collaborators import Accounts, Answer, Client, Tokenizer, Watch
 from proxy.connectors.base import Connector
 from proxy.custody import Hold, HoldState
-from proxy.errors import BadRequestError, ConnectFailedError, EngineFailedError, LegError, UnavailableError
+from proxy.errors import (
+    BadRequestError,
+    ConnectFailedError,
+    EngineFailedError,
+    LegError,
+    NoSocketError,
+    UnavailableError,
+)
 from proxy.exchange import Call, Reply, as_unary, chain, error_status, first_event
 from proxy.generation import GenerationRequest
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
@@ -122,6 +129,11 @@ class Director:
             raise self._nothing_usable(question.model)
         if last.reply is not None:
             return last.reply
+        if isinstance(last.cause, NoSocketError):
+            raise UnavailableError(
+                f"kvproxy can open no more connections ({last.cause.words})",
+                headers={"Retry-After": RETRY_AFTER_S},
+            )
         raise EngineFailedError(f"no engine answered; the last attempt failed at {last.cause}")
 
     async def _question(self, request: GenerationRequest, headers: Headers) -> tuple[Question, Tokenized]:

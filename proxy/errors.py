@@ -106,6 +106,10 @@ class ConnectFailedError(LegError):
     """No connection came about: not one byte of the request has reached the engine."""
 
 
+class NoSocketError(ConnectFailedError):
+    """We could not even try: no file descriptor or local port is left here. It says nothing of the engine."""
+
+
 class LegBrokenError(LegError):
     """The connection ended before the answer was complete: the engine may have acted on the request."""
 

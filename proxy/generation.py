@@ -40,6 +40,10 @@ class PromptShape(enum.StrEnum):
 NEVER_FROM_A_CLIENT = ("kv_transfer_params", "ec_transfer_params", "request_id")
 """Members that let a client crash a decode engine, read another prompt's KV, or pair with another's request."""
 
+NEVER_AS_AN_XARG = frozenset({*NEVER_FROM_A_CLIENT, "kv_cache_report_mode"})
+"""vLLM takes `vllm_xargs` as its own extra arguments, so the same names work from there; a full cache report
+would tell of blocks a second time."""
+
 
 class GenerationRequest(msgspec.Struct, frozen=True):
     """One client request, checked and cleaned."""
@@ -88,12 +92,10 @@ def read_request(route: Route | None, data: bytes, default_model: str) -> Genera
 def _clean(body: Body) -> Body:
     drop = [name for name in NEVER_FROM_A_CLIENT if name in body]
     put = {}
-    if "vllm_xargs" in body:
-        xargs = body.value("vllm_xargs")
-        if isinstance(xargs, dict) and "kv_cache_report_mode" in xargs:
-            raw = msgspec.json.decode(body.raw("vllm_xargs") or b"{}", type=dict[str, msgspec.Raw])
-            del raw["kv_cache_report_mode"]
-            put["vllm_xargs"] = raw
+    xargs = body.value("vllm_xargs")
+    if isinstance(xargs, dict) and not NEVER_AS_AN_XARG.isdisjoint(xargs):
+        raw = msgspec.json.decode(body.raw("vllm_xargs") or b"{}", type=dict[str, msgspec.Raw])
+        put["vllm_xargs"] = {name: value for name, value in raw.items() if name not in NEVER_AS_AN_XARG}
     return body.changed(put, drop) if drop or put else body
 
 

@@ -4,6 +4,7 @@ The fleet is state without I/O: the watch changes what is known of an instance, 
 """
 
 import enum
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -184,6 +185,12 @@ class Fleet:
     def is_adapter(self, model: str) -> bool:
         """Whether the name is a LoRA adapter on some instance."""
         return any(model in instance.adapters for instance in self)
+
+    @property
+    def max_model_len(self) -> float:
+        """The longest prompt any instance takes, in tokens; infinite if none tells."""
+        told = [card.get("max_model_len") for instance in self for card in instance.model_cards]
+        return max((length for length in told if isinstance(length, int)), default=math.inf)
 
     @property
     def ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""Everything kvproxy counts, under one registry an app: labels are bounded, and instances that left leave no series.
+"""Everything kvproxy counts, under one registry an app: labels are bounded.
 
 `Metrics` implements the observers that the event library and the director report to. What is a state rather
 than a count (load, index) is read from the fleet when it is scraped.

@@ -1,5 +1,6 @@
 """Every answer carries the request's id, and every error that is ours has the one envelope and no traceback."""
 
+import asyncio
 import logging
 import time
 import uuid
@@ -24,6 +25,31 @@ NOTES_KEY: web.RequestKey[dict[str, str]] = web.RequestKey("notes", dict)
 """What handlers add to the access log's line."""
 
 
+class InFlight:
+    """Counts the requests that are being answered."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def none_left(self) -> None:
+        """Wait until there is none."""
+        await self._none.wait()
+
+
+IN_FLIGHT_KEY: web.AppKey[InFlight] = web.AppKey("in_flight", InFlight)
+
+
 @web.middleware
 async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Name the request, answer its errors, log it."""
@@ -32,7 +58,8 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[NOTES_KEY] = {}
     status = CLIENT_LEFT_STATUS
     try:
-        response = await _answered(request, handler)
+        with request.app[IN_FLIGHT_KEY]:
+            response = await _answered(request, handler)
         status = response.status
         return response
     finally:
@@ -41,7 +68,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             logging.INFO if request.method == "POST" else logging.DEBUG,  # probes and scrapes are no news
             "%s %s %d %.1fms id=%s %s",
             request.method,
-            request.path,
+            request.raw_path.partition("?")[0],  # as it was sent: a decoded one may hold line breaks
             status,
             (time.monotonic() - request[STARTED_KEY]) * 1000,
             request[REQUEST_ID_KEY],
@@ -63,7 +90,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     except ConnectionError:
         return web.Response(status=CLIENT_LEFT_STATUS)  # nobody is there to read it
     except Exception:
-        log.exception("%s %s failed (id %s)", request.method, request.path, request[REQUEST_ID_KEY])
+        log.exception("%s %s failed (id %s)", request.method, request.raw_path, request[REQUEST_ID_KEY])
         if request.transport is not None and request.writer.output_size > 0:
             request.transport.close()  # bytes of an answer are out already; a second one must not follow
         return web.json_response(

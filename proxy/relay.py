@@ -3,6 +3,7 @@
 Events are passed on whole, so there is always a boundary to put the error at.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -41,12 +42,16 @@ class EventCutter:
 
 
 async def relay_stream(
-    request: web.Request, response: web.StreamResponse, events: AsyncIterator[bytes], instance: str
+    request: web.Request,
+    response: web.StreamResponse,
+    events: AsyncIterator[bytes],
+    instance: str,
+    stopping: asyncio.Event,
 ) -> bool:
     """Pass a stream of events on, at the client's pace; tell whether it was complete.
 
-    What the client's side raises passes through. If the engine's side fails, the client gets an error event
-    and its connection is closed without the mark that ends a complete answer.
+    What the client's side raises passes through. If the engine's side fails, or kvproxy stops, the client gets
+    an error event and its connection is closed without the mark that ends a complete answer.
     """
     cutter = EventCutter()
     await response.prepare(request)
@@ -56,6 +61,10 @@ async def relay_stream(
                 await response.write(whole)
         if not cutter.done:
             raise LegBrokenError(instance, "the stream ended without its last event")
+    except asyncio.CancelledError:
+        if stopping.is_set():
+            await _cut(request, response, "kvproxy is shutting down")
+        raise
     except (LegError, ValueError) as error:
         await _cut(request, response, str(error))
         return False

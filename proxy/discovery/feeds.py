@@ -56,7 +56,10 @@ class EventFeeds:
 
     async def follow(self, instance: Instance) -> None:
         """Make the followed sources those the instance has now; call it whenever it was found to be up."""
-        wanted = {source.rank: source for source in await self._sources(instance)}
+        told = await self._sources(instance)
+        if told is None and instance.sources:
+            return  # a busy engine may miss a question; its publisher goes on all the same
+        wanted = {source.rank: source for source in told or []}
         if not wanted:
             self._say_once(instance)
         followed = {rank: feed for rank, feed in instance.sources.items() if isinstance(feed, _Feed)}
@@ -97,7 +100,8 @@ class EventFeeds:
         await feed.stop()
         self._index.retire(instance.address, rank)
 
-    async def _sources(self, instance: Instance) -> list[SourceAddress]:
+    async def _sources(self, instance: Instance) -> list[SourceAddress] | None:
+        """What the engine tells, or was told of it; None if it does not answer."""
         spec = instance.spec
         if spec.event_sources:
             return [
@@ -114,8 +118,8 @@ class EventFeeds:
             answer = await self._engines.get_json(instance.address, "/kv_event_sources", ASK_TIMEOUT_S)
             return read_sources(answer, spec.host)
         except (LegError, ValueError) as error:
-            log.info("%s does not tell its KV event sources: %s", instance.address, error)
-            return []
+            log.debug("%s does not tell its KV event sources: %s", instance.address, error)
+            return None
 
     def _say_once(self, instance: Instance) -> None:
         if instance.address not in self._silent:
@@ -139,9 +143,10 @@ class _Source(msgspec.Struct):
 def read_sources(answer: Any, host: str) -> list[SourceAddress]:
     """The sources in an engine's answer to `GET /kv_event_sources`: rank as text -> endpoints.
 
-    A wildcard endpoint is bound by the engine, so it is reached at the instance's own host. One that names
-    another host is connected to by the engine: then the subscriber binds. Raises ValueError if it is not such
-    an answer.
+    A wildcard endpoint is bound by the engine, so it is reached at the instance's own host. To any other the
+    engine connects, and the subscriber binds - unless it names the very host the instance is reached at, not
+    loopback: that is what an engine tells that was asked to find a free port of its own. Raises ValueError if it
+    is not such an answer.
     """
     try:
         told = msgspec.convert(answer, dict[str, _Source])
@@ -151,7 +156,12 @@ def read_sources(answer: Any, host: str) -> list[SourceAddress]:
 
 
 def _address(rank: int, source: _Source, host: str) -> SourceAddress:
-    bound = _is_wildcard(source.endpoint) or _host(source.endpoint) in {host.strip("[]"), None}
+    named = _host(source.endpoint)
+    bound = (
+        _is_wildcard(source.endpoint)
+        or named is None
+        or (named == host.strip("[]") and not _is_loopback(named))
+    )
     replay = source.replay_endpoint
     return SourceAddress(
         rank=rank,
@@ -174,6 +184,13 @@ def _is_wildcard(endpoint: str) -> bool:
         return host == "*" or ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _at_host(endpoint: str, host: str) -> str:

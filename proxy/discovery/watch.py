@@ -21,6 +21,7 @@ from proxy.errors import (
     ConnectFailedError,
     KvproxyError,
     LegError,
+    NoSocketError,
     NotFoundError,
 )
 from proxy.instances import Fleet, Instance, Status
@@ -47,6 +48,10 @@ class Engines(Protocol):
 
     async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
         """Ask an engine about itself; raises LegError."""
+        ...
+
+    def give_up(self, instance: str) -> None:
+        """Break every leg that waits for an engine."""
         ...
 
 
@@ -158,6 +163,8 @@ class FleetWatch:
 
     def leg_failed(self, instance: Instance, error: LegError) -> None:
         """As the director tells: a refused connection is believed at once, anything else is looked into."""
+        if isinstance(error, NoSocketError):
+            return
         if isinstance(error, ConnectFailedError) and instance.status is Status.UP:
             self._went_down(instance, error)
         if (watched := self._watched.get(instance.address)) is not None:
@@ -206,6 +213,9 @@ class FleetWatch:
         watched.tries += 1
         try:
             cards = await self._served(instance)
+        except NoSocketError as error:
+            log.warning("%s cannot be checked: %s", instance.address, error.words)
+            return
         except LegError as error:
             watched.missed += 1
             if (
@@ -214,6 +224,8 @@ class FleetWatch:
                 or watched.missed >= CHECKS_MISSED_MOST
             ):
                 self._went_down(instance, error)
+            if watched.missed == CHECKS_MISSED_MOST:
+                self._engines.give_up(instance.address)  # its connections may stand, but nobody is there
             return
         watched.missed = 0
         wrong = self._wrong_model(instance, cards)

@@ -1,6 +1,5 @@
 """What can be seen from outside: health, readiness, status, models, metrics, and why a request would go where."""
 
-import asyncio
 import ipaddress
 from collections import Counter
 from typing import Any
@@ -10,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.app_keys import CONFIG, DIRECTOR, FLEET
+from proxy.app_keys import CONFIG, DIRECTOR, FLEET, STOPPING
 from proxy.config import Role
 from proxy.errors import ForbiddenError, UnavailableError
 from proxy.handlers.admin import check_admin_key
@@ -21,8 +20,6 @@ from proxy.scheduling.types import Phase
 
 REGISTRY: web.AppKey[CollectorRegistry] = web.AppKey("registry", CollectorRegistry)
 INDEX: web.AppKey[PrefixIndex] = web.AppKey("index", PrefixIndex)
-STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
-"""Set once the process is ending."""
 
 
 async def health(_request: web.Request) -> web.Response:

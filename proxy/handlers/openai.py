@@ -8,12 +8,13 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from proxy import headers as names
-from proxy.app_keys import CONFIG, DIRECTOR, FLEET, METRICS
+from proxy.app_keys import CONFIG, DIRECTOR, FLEET, METRICS, STOPPING
 from proxy.errors import (
     BadRequestError,
     NotFoundError,
     RequestError,
     TooLargeError,
+    UnavailableError,
     UnsupportedMediaTypeError,
 )
 from proxy.exchange import Call, Reply
@@ -23,6 +24,9 @@ from proxy.middlewares import NOTES_KEY, STARTED_KEY, error_response
 from proxy.relay import relay_stream
 
 CLIENT_LEFT = "client_left"
+
+LARGE_BODY_BYTES = 256 << 10
+"""A larger body is read off the event loop; it would hold everybody else up for milliseconds."""
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -43,7 +47,7 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
             request=await generation_request(request, route),
             headers=engine_headers(request),
             leg_id=uuid.uuid4().hex,
-            started_at=request[STARTED_KEY],
+            started_at=time.monotonic(),  # its client may have taken long to send it
         )
         reply = await request.app[DIRECTOR].serve(call)
         try:
@@ -56,6 +60,8 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
         outcome = _outcome(error.status)
         return error_response(error)
     except (asyncio.CancelledError, ConnectionError):
+        if request.app[STOPPING].is_set():
+            outcome = "cut"
         raise
     except Exception:
         outcome = "failed"
@@ -78,8 +84,14 @@ async def generation_request(request: web.Request, route: Route | None) -> Gener
 
     Raises RequestError.
     """
+    if request.app[STOPPING].is_set():
+        raise UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
     data = await read_json_bytes(request)
-    read = read_request(route, data, request.app[CONFIG].model)
+    default_model = request.app[CONFIG].model
+    if len(data) > LARGE_BODY_BYTES:
+        read = await asyncio.to_thread(read_request, route, data, default_model)
+    else:
+        read = read_request(route, data, default_model)
     _check_model(request.app[FLEET], read.model, request.app[CONFIG].model)
     return read
 
@@ -138,5 +150,5 @@ async def _answer(request: web.Request, reply: Reply, route: Route) -> tuple[web
         return web.Response(status=reply.status, headers=headers, body=reply.body), True
     response = web.StreamResponse(status=reply.status, headers=headers)
     engine = decision.decode.chosen.instance if decision and decision.decode.chosen else "the engine"
-    complete = await relay_stream(request, response, reply.body, engine)
+    complete = await relay_stream(request, response, reply.body, engine, request.app[STOPPING])
     return response, complete

@@ -68,6 +68,8 @@ class EngineTokenizer:
         token_ids = how.token_ids if isinstance(how, Given) else await self._ask(how, request.model, headers)
         if token_ids is None:
             return Tokenized(None, how.kind, "no answer")
+        if len(token_ids) > self._fleet.max_model_len:
+            return Tokenized(None, how.kind, "too long")  # engines refuse it; not worth any work here
         salt = request.body.value("cache_salt")
         if salt is not None and not isinstance(salt, str):
             return Tokenized(None, how.kind, "malformed")
@@ -106,6 +108,8 @@ class EngineTokenizer:
         return None
 
     def _remember(self, key: bytes, token_ids: "array[int]") -> None:
+        if (before := self._known.pop(key, None)) is not None:  # asked twice at once
+            self._known_bytes -= _size(before)
         self._known[key] = token_ids
         self._known_bytes += _size(token_ids)
         while self._known_bytes > CACHE_BYTES:

@@ -1,6 +1,8 @@
 """All HTTP to engines: what aiohttp raises leaves here as a LegError, and no answer is followed, decoded or stored."""
 
 import asyncio
+import contextlib
+import errno
 import io
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -10,7 +12,7 @@ import aiohttp
 import msgspec
 from multidict import CIMultiDict
 
-from proxy.errors import ConnectFailedError, LegBrokenError
+from proxy.errors import ConnectFailedError, LegBrokenError, NoSocketError
 from proxy.headers import Headers
 
 KEEPALIVE_S = 4.0
@@ -23,11 +25,43 @@ LARGE_BODY_BYTES = 1 << 20
 
 _JSON = "application/json"
 
+_NOTHING_LEFT_HERE = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+
+
+class _Waits:
+    """Who waits for bytes of which engine, so that all can be told when it is given up."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Timeout]] = {}
+
+    @contextlib.asynccontextmanager
+    async def on(self, instance: str) -> AsyncIterator[None]:
+        """Wait inside; LegBrokenError if the engine is given up meanwhile."""
+        scopes = self._waiting.setdefault(instance, set())
+        try:
+            async with asyncio.timeout(None) as scope:
+                scopes.add(scope)
+                try:
+                    yield
+                finally:
+                    scopes.discard(scope)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise LegBrokenError(instance, "the engine stopped answering") from None
+
+    def give_up(self, instance: str) -> None:
+        """End all waiting for an engine."""
+        now = asyncio.get_running_loop().time()
+        for scope in self._waiting.pop(instance, set()):
+            scope.reschedule(now)
+
 
 class EngineAnswer:
     """The head of an engine's answer, and its body as it comes. Close it, or use `with`."""
 
-    def __init__(self, instance: str, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, instance: str, response: aiohttp.ClientResponse, waits: _Waits) -> None:
+        self._waits = waits
         self.instance = instance
         self.status = response.status
         self.headers: Headers = list(response.headers.items())
@@ -37,14 +71,19 @@ class EngineAnswer:
     async def read(self) -> bytes:
         """The whole body. Raises LegBrokenError if it ends early."""
         try:
-            return await self._response.read()
+            async with self._waits.on(self.instance):
+                return await self._response.read()
         except (aiohttp.ClientError, OSError) as error:
             raise LegBrokenError(self.instance, f"the answer was cut off ({_words(error)})") from error
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body in the pieces it arrives in. Raises LegBrokenError if it ends early."""
         try:
-            async for chunk in self._response.content.iter_any():
+            while True:
+                async with self._waits.on(self.instance):
+                    chunk = await self._response.content.readany()
+                if not chunk:
+                    return
                 yield chunk
         except (aiohttp.ClientError, OSError) as error:
             raise LegBrokenError(self.instance, f"the stream was cut off ({_words(error)})") from error
@@ -69,6 +108,11 @@ class EngineClient:
         self.sends_own_key = engine_api_key is not None
         self._authorization = {"Authorization": f"Bearer {engine_api_key}"} if engine_api_key else {}
         self._session: aiohttp.ClientSession | None = None
+        self._waits = _Waits()
+
+    def give_up(self, instance: str) -> None:
+        """An engine was found dead although its connections stand: every leg that waits for it is broken."""
+        self._waits.give_up(instance)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -136,14 +180,20 @@ class EngineClient:
         if body is not None:
             sent["Content-Type"] = _JSON
         try:
-            response = await self._session.request(
-                method, f"http://{instance}{path}", data=_payload(body), headers=sent, allow_redirects=False
-            )
+            async with self._waits.on(instance):
+                response = await self._session.request(
+                    method,
+                    f"http://{instance}{path}",
+                    data=_payload(body),
+                    headers=sent,
+                    allow_redirects=False,
+                )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise ConnectFailedError(instance, _words(error)) from error
+            ours = getattr(error, "errno", None) in _NOTHING_LEFT_HERE
+            raise (NoSocketError if ours else ConnectFailedError)(instance, _words(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise LegBrokenError(instance, f"no answer ({_words(error)})") from error
-        return EngineAnswer(instance, response)
+        return EngineAnswer(instance, response, self._waits)
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:

@@ -24,6 +24,11 @@ def source(endpoint: str, replay: str | None = None, topic: str = "") -> dict[st
         ({"0": source("tcp://0.0.0.0:1")}, "h", [SourceAddress(0, "tcp://h:1", None)]),
         ({"0": source("tcp://[::]:1")}, "[::1]", [SourceAddress(0, "tcp://[::1]:1", None)]),
         ({"0": source("tcp://h:1")}, "h", [SourceAddress(0, "tcp://h:1", None)]),
+        (
+            {"0": source("tcp://127.0.0.1:1")},
+            "127.0.0.1",
+            [SourceAddress(0, "tcp://127.0.0.1:1", None, bind=True)],
+        ),
         ({"0": source("tcp://router:1")}, "h", [SourceAddress(0, "tcp://router:1", None, bind=True)]),
         ({"0": source("ipc:///tmp/kv")}, "h", [SourceAddress(0, "ipc:///tmp/kv", None)]),
         (

@@ -78,7 +78,8 @@ def test_a_completion_with_more_min_tokens_than_its_default_length_is_refused() 
 def test_members_that_could_harm_an_engine_are_removed() -> None:
     data = (
         b'{"prompt": "hi", "\\u006bv_transfer_params": {"do_remote_prefill": true}, "ec_transfer_params": 1,'
-        b' "request_id": "r", "vllm_xargs": {"kv_cache_report_mode": "full", "other": 0.10}}'
+        b' "request_id": "r", "vllm_xargs": {"kv_cache_report_mode": "full", "kv_transfer_params": "x",'
+        b' "ec_transfer_params": "x", "other": 0.10}}'
     )
     assert read_request(Route.COMPLETIONS, data, "tiny").body.encoded() == (
         b'{"prompt":"hi","vllm_xargs":{"other":0.10}}'

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 
 from proxy.app_keys import WATCH
@@ -15,6 +16,7 @@ from proxy.errors import ConfigError
 from proxy.instances import Status
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
+from proxy.simulation.latency import PROFILES
 from tests.proxy.service import engines, fleet, kvproxy, wait_until
 
 # -- adding and removing --------------------------------------------------------------------------------------
@@ -302,6 +304,37 @@ async def test_a_signal_lets_the_running_stream_end_and_exits_with_0(started: An
         ):
             process.process.send_signal(number)
             assert (await response.read()).endswith(b"data: [DONE]\n\n")
+            assert await process.ended() == 0
+
+
+@pytest.mark.parametrize(("timeout_s", "signals"), [("1", 1), ("0", 1), ("60", 2)])
+async def test_what_runs_too_long_is_cut_with_a_word(started: Any, timeout_s: str, signals: int) -> None:
+    async with fleet(
+        prefill=1, decode=1, kv_events=False, stand_in={"profile": PROFILES["dynamo-replay"]}
+    ) as pair:
+        prefill, decode = pair.engines.prefill[0], pair.engines.decode[0]
+        process = await started(
+            "-m", "tiny", "-p", prefill.address, "-d", decode.address,
+            "--port", "0", "--shutdown-timeout", timeout_s,
+        )  # fmt: skip
+        await process.listening()
+        async with asyncio.timeout(20):
+            while True:
+                async with pair.service.session.get(f"{process.url}/ready") as response:
+                    if response.status == 200:
+                        break
+                await asyncio.sleep(0.05)
+        body = {"prompt": "hello", "max_tokens": 5000, "ignore_eos": True, "stream": True}
+        async with (
+            asyncio.timeout(20),
+            pair.service.session.post(f"{process.url}/v1/completions", json=body) as response,
+        ):
+            await response.content.readany()
+            for _ in range(signals):
+                process.process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.05)  # two signals sent at once may arrive as one
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
             assert await process.ended() == 0
 
 

@@ -150,6 +150,21 @@ async def test_engines_that_are_up_are_asked_in_turn_and_answers_kept() -> None:
     assert engines.asked[0][1] == [("Authorization", "Bearer x")]
 
 
+async def test_what_is_remembered_is_counted_once_however_many_ask_at_once() -> None:
+    engines = Engines(*[{"tokens": list(range(1000))}] * 20)
+    asking = tokenizer(engines)
+    await asyncio.gather(*[asking.tokenize(text(), []) for _ in range(20)])
+    assert asking._known_bytes == 4 * 1000 + 200
+
+
+async def test_a_prompt_no_engine_takes_is_not_looked_at() -> None:
+    asking = tokenizer(Engines())
+    for instance in asking._fleet:
+        instance.model_cards[0]["max_model_len"] = 10
+    assert (await asking.tokenize(text(prompt=list(range(11))), [])).why_unknown == "too long"
+    assert (await asking.tokenize(text(prompt=list(range(10))), [])).prompt is not None
+
+
 async def test_adapter_and_salt_belong_to_the_prompt() -> None:
     known = (
         await tokenizer(Engines({"tokens": [1]})).tokenize(text(model="alpha", cache_salt="s"), [])
