@@ -134,7 +134,7 @@ class Director:
                 f"kvproxy can open no more connections ({last.cause.words})",
                 headers={"Retry-After": RETRY_AFTER_S},
             )
-        raise EngineFailedError(f"no engine answered; the last attempt failed at {last.cause}")
+        raise EngineFailedError(f"no engine answered: {last.cause.words if last.cause else last}")
 
     async def _question(self, request: GenerationRequest, headers: Headers) -> tuple[Question, Tokenized]:
         tokenized = await self._tokenizer.tokenize(request, headers)

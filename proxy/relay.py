@@ -4,12 +4,15 @@ Events are passed on whole, so there is always a boundary to put the error at.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 
 import msgspec
 from aiohttp import web
 
 from proxy.errors import LegBrokenError, LegError, envelope
+
+log = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]"
 """How every complete stream of completions ends."""
@@ -66,7 +69,8 @@ async def relay_stream(
             await _cut(request, response, "kvproxy is shutting down")
         raise
     except (LegError, ValueError) as error:
-        await _cut(request, response, str(error))
+        log.warning("a stream was cut: %s", error)
+        await _cut(request, response, error.words if isinstance(error, LegError) else str(error))
         return False
     await response.write_eof()
     return True

@@ -156,6 +156,8 @@ def _pick(pick: Pick) -> dict[str, Any]:
 
 
 def _from_loopback(request: web.Request) -> bool:
+    if "Forwarded" in request.headers or "X-Forwarded-For" in request.headers:
+        return False  # the peer is a reverse proxy; who asks is somebody else
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     try:
         return isinstance(peer, tuple) and ipaddress.ip_address(peer[0]).is_loopback

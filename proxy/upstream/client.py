@@ -204,6 +204,8 @@ def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
 def _words(error: BaseException) -> str:
     """What happened, without the addresses and codes that library messages carry."""
     cause = getattr(error, "os_error", None) or error
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection ended early"
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, aiohttp.ConnectionTimeoutError):

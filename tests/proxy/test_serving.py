@@ -295,6 +295,8 @@ async def test_explain_needs_the_admin_key_if_there_is_one() -> None:
         assert (await service.ask("/explain", {"prompt": "x"}, X_API_Key=ADMIN_KEY)).status == 200
     async with engines(prefill=1, decode=1) as made, kvproxy(made.config(admin_api_key=None)) as service:
         assert (await service.ask("/explain", {"prompt": "x"})).status == 200  # we are on loopback
+        forwarded = await service.ask("/explain", {"prompt": "x"}, X_Forwarded_For="10.0.0.9")
+        assert forwarded.status == 403
 
 
 async def test_the_decode_legs_of_a_burst_are_spread() -> None:
