@@ -103,6 +103,7 @@ class Subscriber:
         self._replay_quiet_s = replay_quiet_s
         self._replay_limit_s = replay_limit_s
         self._state = State.UNKNOWN
+        self._retirements = 0
         self._connected = False
         self._suspected = False
         self._wake = asyncio.Event()
@@ -115,6 +116,11 @@ class Subscriber:
     def state(self) -> State:
         """What the slots of this rank are worth."""
         return self._state
+
+    @property
+    def retirements(self) -> int:
+        """How often all that was known of this rank had to be forgotten."""
+        return self._retirements
 
     @property
     def connected(self) -> bool:
@@ -237,6 +243,7 @@ class Subscriber:
                 case StopReplay():
                     wire.stop_replay()
                 case Retire(why):
+                    self._retirements += 1
                     self._applier.retire(why)
                 case GapSeen(missing):
                     self._observer.gap(instance=self._instance, rank=self._address.rank, missing=missing)

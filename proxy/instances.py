@@ -32,6 +32,11 @@ class SourceView(Protocol):
         """`exact`, `partial` or `unknown`."""
         ...
 
+    @property
+    def retirements(self) -> int:
+        """How often all that was known had to be forgotten."""
+        ...
+
 
 class Claim:
     """Work counted on one rank of an instance; ends once, at the end of a `with` block or by `end()`."""

@@ -38,6 +38,10 @@ class _Feed:
     def state(self) -> str:
         return str(self.subscriber.state)
 
+    @property
+    def retirements(self) -> int:
+        return self.subscriber.retirements
+
     async def stop(self) -> None:
         self.task.cancel()
         await asyncio.wait({self.task})

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -60,6 +60,14 @@ class _Card(msgspec.Struct):
     parent: str | None = None
 
 
+class _Seen(NamedTuple):
+    """The engine process a rank's last answer came from."""
+
+    engine_id: str
+    retirements: int
+    """Of the rank's event source at that time."""
+
+
 class _Watched:
     """One instance under watch."""
 
@@ -94,7 +102,7 @@ class FleetWatch:
         self._tasks = TaskOwner("watch")
         self._watched: dict[str, _Watched] = {}
         self._leaving: set[str] = set()
-        self._engine_ids: dict[tuple[str, int], str] = {}
+        self._engine_ids: dict[tuple[str, int], _Seen] = {}
         self.fatal: asyncio.Future[KvproxyError] = asyncio.get_running_loop().create_future()
         """Set when the process should end: to a ConfigError or a StartupError."""
 
@@ -174,13 +182,16 @@ class FleetWatch:
         """As the director tells: another identity than last time means another process, with an empty cache."""
         if not instance.sources and len(instance.ranks) == 1:
             return  # it may have ranks we do not know of, each a process of its own
+        source = instance.sources.get(rank)
+        now = _Seen(engine_id, source.retirements if source is not None else 0)
         before = self._engine_ids.get((instance.address, rank))
-        self._engine_ids[instance.address, rank] = engine_id
-        if before not in {None, engine_id}:
-            log.warning("%s rank %d is another process than before", instance.address, rank)
-            self._forget(instance.address)
-            if self._feeds is not None:
-                self._feeds.suspect(instance, rank)
+        self._engine_ids[instance.address, rank] = now
+        if before is None or before.engine_id == engine_id or before.retirements != now.retirements:
+            return  # nothing new, or its events told us before
+        log.warning("%s rank %d is another process than before", instance.address, rank)
+        self._forget(instance.address)
+        if self._feeds is not None:
+            self._feeds.suspect(instance, rank)
 
     # -- one instance -------------------------------------------------------------------------------------
 

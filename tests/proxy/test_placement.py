@@ -16,6 +16,7 @@ PREFIX = list(range(1000, 2000))
 
 class Exact:
     state = "exact"
+    retirements = 0
 
 
 class Scene:
