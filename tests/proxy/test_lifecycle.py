@@ -12,12 +12,13 @@ import aiohttp
 import pytest
 
 from proxy.app_keys import WATCH
+from proxy.discovery import watch
 from proxy.errors import ConfigError
 from proxy.instances import Status
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from proxy.simulation.latency import PROFILES
-from tests.proxy.service import engines, fleet, kvproxy, wait_until
+from tests.proxy.service import ask, engines, fleet, kvproxy, wait_until
 
 # -- adding and removing --------------------------------------------------------------------------------------
 
@@ -162,6 +163,21 @@ async def test_what_cannot_be_added_is_refused_with_the_reason(body: Any, words:
         assert len(pair.service.fleet) == 2
 
 
+async def test_an_engine_too_busy_to_tell_its_event_sources_keeps_its_index(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "CHECK_EVERY_S", 0.05)
+    async with fleet(prefill=1, decode=1) as pair:
+        prompt = list(range(100, 300))
+        await pair.service.complete(prompt)
+        engine = pair.engines.prefill[0]
+        engine.faults.add(Fault(kind="status", path="/kv_event_sources", status=503, times=3))
+        await wait_until(lambda: not engine.faults.active(), "three failed questions")
+        explained = await pair.service.explain({"prompt": [*prompt, 1]})
+        (candidate,) = explained["prefill"]["candidates"]
+        assert (candidate["index"], candidate["cached_tokens"]) == ("exact", 192)
+
+
 async def test_an_engine_of_another_model_cannot_be_added() -> None:
     async with (
         fleet(prefill=1, decode=1, kv_events=False) as pair,
@@ -254,6 +270,11 @@ class Process:
                 self.url = found[1]
                 return
 
+    async def ready(self, session: aiohttp.ClientSession) -> None:
+        async with asyncio.timeout(20):
+            while (await ask(session, self.url, "/ready")).status != 200:  # noqa: ASYNC110  # asked over HTTP
+                await asyncio.sleep(0.05)
+
     async def ended(self) -> int:
         assert self.process.stderr is not None
         self.lines.append((await self.process.stderr.read()).decode())
@@ -291,12 +312,7 @@ async def test_a_signal_lets_the_running_stream_end_and_exits_with_0(started: An
         decode.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.5))
         process = await started("-m", "tiny", "-p", prefill.address, "-d", decode.address, "--port", "0")
         await process.listening()
-        async with asyncio.timeout(20):
-            while True:
-                async with pair.service.session.get(f"{process.url}/ready") as response:
-                    if response.status == 200:
-                        break
-                await asyncio.sleep(0.05)
+        await process.ready(pair.service.session)
         body = {"prompt": "hello", "max_tokens": 20, "stream": True}
         async with (
             asyncio.timeout(30),
@@ -318,12 +334,7 @@ async def test_what_runs_too_long_is_cut_with_a_word(started: Any, timeout_s: st
             "--port", "0", "--shutdown-timeout", timeout_s,
         )  # fmt: skip
         await process.listening()
-        async with asyncio.timeout(20):
-            while True:
-                async with pair.service.session.get(f"{process.url}/ready") as response:
-                    if response.status == 200:
-                        break
-                await asyncio.sleep(0.05)
+        await process.ready(pair.service.session)
         body = {"prompt": "hello", "max_tokens": 5000, "ignore_eos": True, "stream": True}
         async with (
             asyncio.timeout(20),

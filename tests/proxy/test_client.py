@@ -1,0 +1,71 @@
+"""What goes wrong between kvproxy and an engine has one name each, and our own shortages are not the engine's fault."""
+
+import asyncio
+import errno
+import socket
+
+import pytest
+
+from proxy.errors import ConnectFailedError, LegBrokenError, NoSocketError
+from proxy.simulation import StandIn
+from proxy.simulation.faults import Fault
+from proxy.upstream.client import EngineClient
+from tests.proxy.service import wait_until
+
+BODY = b'{"prompt": "hello", "max_tokens": 3}'
+PATH = "/v1/completions"
+
+
+async def test_a_refused_connection() -> None:
+    async with EngineClient() as client:
+        with pytest.raises(ConnectFailedError, match="connection refused"):
+            await client.post("127.0.0.1:1", PATH, BODY, [])
+
+
+async def test_an_answer_cut_before_and_within_its_body() -> None:
+    async with StandIn() as engine, EngineClient() as client:
+        engine.faults.add(Fault(kind="cut", path="/v1/c", times=1))
+        with pytest.raises(LegBrokenError, match=engine.address):
+            await client.post(engine.address, PATH, BODY, [])
+        engine.faults.add(Fault(kind="cut", path="/v1/c", after_bytes=10))
+        answer = await client.post(engine.address, PATH, BODY, [])
+        with answer, pytest.raises(LegBrokenError, match="the connection ended early"):
+            await answer.read()
+
+
+async def test_questions_that_are_not_answered_as_they_should() -> None:
+    async with StandIn() as engine, EngineClient() as client:
+        with pytest.raises(LegBrokenError, match="status 404"):
+            await client.get_json(engine.address, "/nowhere", 5.0)
+        with pytest.raises(LegBrokenError, match="not JSON"):
+            await client.get_json(engine.address, "/metrics", 5.0)
+        engine.faults.add(Fault(kind="hang", path="/v1/models"))
+        with pytest.raises(LegBrokenError, match="no answer to /v1/models within"):
+            await client.get_json(engine.address, "/v1/models", 0.05)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL])
+async def test_our_own_want_of_sockets_is_told_apart(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object, **__: object) -> socket.socket:
+        raise OSError(number, "none left")
+
+    async with EngineClient() as client:
+        monkeypatch.setattr(socket, "socket", none_left)
+        with pytest.raises(NoSocketError):
+            await client.post("127.0.0.1:1", PATH, BODY, [])
+        monkeypatch.undo()
+
+
+async def test_everybody_who_waits_for_an_engine_hears_that_it_is_given_up() -> None:
+    async with StandIn() as engine, StandIn() as other, EngineClient() as client:
+        for each in (engine, other):
+            each.faults.add(Fault(kind="hang", path="/v1/c"))
+        loop = asyncio.get_running_loop()
+        waiting = [loop.create_task(client.post(e.address, PATH, BODY, [])) for e in (engine, engine, other)]
+        await wait_until(lambda: len(engine.seen) == 2 and len(other.seen) == 1, "three waiting legs")
+        client.give_up(engine.address)
+        for leg in waiting[:2]:
+            with pytest.raises(LegBrokenError, match="stopped answering"):
+                await leg
+        assert not waiting[2].done()
+        waiting[2].cancel()
