@@ -199,8 +199,15 @@ class Director:
         self, call: Call, question: Question, decision: Decision, kind: str
     ) -> Hold | Reply | _AttemptFailedError:
         """Run the prefill leg as a task of its own, so that it survives its client long enough to be cleaned up."""
+        chosen = _chosen(decision, Phase.PREFILL)
+        claims = ExitStack()
+        try:
+            self._claim(claims, chosen, Phase.PREFILL, question)
+        except LegError as error:
+            return _AttemptFailedError(Phase.PREFILL, chosen.instance, cause=error)
+        settle = self._placement.expect(chosen, question)
         leg = self._tasks.create(
-            self._prefill_leg(call, question, decision, kind), name=f"prefill {call.leg_id}"
+            self._prefill_leg(call, question, decision, kind, claims, settle), name=f"prefill {call.leg_id}"
         )
         try:
             return await asyncio.shield(leg)
@@ -223,18 +230,22 @@ class Director:
             await self._releases.release(call, prefilled)
 
     async def _prefill_leg(
-        self, call: Call, question: Question, decision: Decision, kind: str
+        self,
+        call: Call,
+        question: Question,
+        decision: Decision,
+        kind: str,
+        claims: ExitStack,
+        settle: Callable[[bool], None],
     ) -> Hold | Reply | _AttemptFailedError:
         chosen = _chosen(decision, Phase.PREFILL)
         body = self._connector.prefill_body(call.request.body)
         begun_at = self._clock()
         came = finished = False
-        settle = self._placement.expect(chosen, question)
         try:
-            with ExitStack() as stack:
-                self._claim(stack, chosen, Phase.PREFILL, question)
+            with claims:
                 answer = await self._send(call, chosen, body)
-                stack.callback(answer.close)
+                claims.callback(answer.close)
                 finished = answer.status == 200
                 data = await answer.read()
             came = finished

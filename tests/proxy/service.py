@@ -16,9 +16,13 @@ from proxy.config import Config, Role, parse_instance
 from proxy.instances import Fleet
 from proxy.scheduling.types import Policy
 from proxy.simulation import StandIn, StandInConfig
+from proxy.simulation.latency import PROFILES
 
 ADMIN_KEY = "admin-key"
 DEADLINE_S = 20.0
+UNHURRIED = {"profile": PROFILES["tiny-cpu"]}
+"""Settings of stand-ins that decode as slowly as a real engine: an answer then comes after its prefill's events."""
+
 WORDS = ("a", "module", "and", "every", "function", "returns", "some", "value", "by", "key", "or", "path")
 
 
@@ -239,6 +243,7 @@ async def fleet(
 
 __all__ = [
     "ADMIN_KEY",
+    "UNHURRIED",
     "Answer",
     "Engines",
     "Pair",

@@ -13,7 +13,7 @@ from proxy.discovery import watch
 from proxy.instances import Status
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
-from tests.proxy.service import Pair, ask, fleet, prose, wait_until
+from tests.proxy.service import UNHURRIED, Pair, ask, fleet, prose, wait_until
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 
@@ -282,7 +282,7 @@ async def test_many_clients_leaving_at_random_leave_nothing_behind() -> None:
 
 
 async def test_a_restarted_engine_is_known_to_have_an_empty_cache() -> None:
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED) as pair:
         prompt = list(range(100, 300))
         body = {"prompt": [*prompt, 5]}
         await pair.service.complete(prompt)

@@ -18,7 +18,7 @@ from proxy.instances import Status
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from proxy.simulation.latency import PROFILES
-from tests.proxy.service import ask, engines, fleet, kvproxy, wait_until
+from tests.proxy.service import UNHURRIED, ask, engines, fleet, kvproxy, wait_until
 
 # -- adding and removing --------------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ async def test_an_engine_too_busy_to_tell_its_event_sources_keeps_its_index(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(watch, "CHECK_EVERY_S", 0.05)
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED) as pair:
         prompt = list(range(100, 300))
         await pair.service.complete(prompt)
         engine = pair.engines.prefill[0]

@@ -11,7 +11,7 @@ from kvevents import Prompt
 from proxy.app_keys import DIRECTOR
 from proxy.simulation import StandIn
 from proxy.tokenizing import Tokenized
-from tests.proxy.service import ADMIN_KEY, ask, engines, fleet, kvproxy, prose
+from tests.proxy.service import ADMIN_KEY, UNHURRIED, ask, engines, fleet, kvproxy, prose
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -42,7 +42,7 @@ async def test_answers_are_those_of_one_engine_over_several_turns(stream: bool) 
 
 
 async def test_follow_up_turns_go_to_the_holder_and_predictions_are_what_engines_report() -> None:
-    async with fleet(decision_headers=True) as pair:
+    async with fleet(decision_headers=True, stand_in=UNHURRIED) as pair:
         chats: dict[int, tuple[list[dict[str, Any]], str | None]] = {n: ([], None) for n in range(6)}
         for turn in range(3):
             for number, (messages, holder) in chats.items():
@@ -126,7 +126,7 @@ async def test_with_an_engine_key_the_clients_stays_here() -> None:
 
 
 async def test_the_rank_that_was_chosen_is_sent() -> None:
-    async with fleet(prefill=1, decode=1, stand_in={"ranks": 2}) as pair:
+    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED | {"ranks": 2}) as pair:
         prompt = list(range(100, 200))
         assert (await pair.service.complete(prompt)).status == 200
         explained = await pair.service.explain({"prompt": [*prompt, 7]})
@@ -139,7 +139,9 @@ async def test_the_rank_that_was_chosen_is_sent() -> None:
 
 
 async def test_adapters_and_salts_have_caches_of_their_own() -> None:
-    async with fleet(prefill=1, decode=1, stand_in={"loras": ("alpha",)}, decision_headers=True) as pair:
+    async with fleet(
+        prefill=1, decode=1, stand_in=UNHURRIED | {"loras": ("alpha",)}, decision_headers=True
+    ) as pair:
         for members in ({}, {"model": "alpha"}, {"cache_salt": "s"}, {"model": "alpha", "cache_salt": "s"}):
             for expected_hit in (False, True):
                 answer = await pair.service.chat(prose(60), **members)
@@ -220,7 +222,7 @@ async def test_without_events_the_index_is_unknown_and_load_decides() -> None:
 
 
 async def test_explain_caps_what_is_cached_at_the_last_whole_block_before_the_last_token() -> None:
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED) as pair:
         prompt = list(range(100, 164))  # four blocks of 16
         await pair.service.complete(prompt)
         for asked, cached in ((prompt, 48), (prompt[:63], 48), ([*prompt, 1], 64), (prompt[:1], 0)):
@@ -242,7 +244,7 @@ async def test_models_are_merged_and_unknown_ones_refused() -> None:
 
 
 async def test_status_and_metrics_tell_the_fleet() -> None:
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED) as pair:
         await pair.service.complete(list(range(100)))
         await pair.service.settled()
         status = (await pair.service.ask("/status")).json
