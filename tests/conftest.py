@@ -3,7 +3,6 @@
 Also the fleets of engines that several folders of tests share.
 """
 
-import pathlib
 import shutil
 import signal
 from collections.abc import Generator, Iterator
@@ -57,16 +56,10 @@ def end_on_sigterm() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def logs() -> pathlib.Path:
-    """Where the logs of the session's real engines are."""
+def real_engines(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """One fleet of real engines for the whole session."""
     shutil.rmtree(fleets.LOGS, ignore_errors=True)
     fleets.LOGS.mkdir(parents=True)
-    return fleets.LOGS
-
-
-@pytest.fixture(scope="session")
-def real_engines(logs: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
-    """One fleet of real engines for the whole session."""
     terminal = request.config.pluginmanager.get_plugin("terminalreporter")
     capture = request.config.pluginmanager.get_plugin("capturemanager")
     assert terminal is not None
@@ -76,7 +69,7 @@ def real_engines(logs: pathlib.Path, request: pytest.FixtureRequest) -> Iterator
         with capture.global_and_fixture_disabled():
             terminal.write_line(line)
 
-    with fleets.real_engines(logs, say) as engines:
+    with fleets.real_engines(fleets.LOGS, say) as engines:
         yield engines
 
 
