@@ -184,8 +184,8 @@ async def test_a_prefill_answer_without_params_names_the_remedy() -> None:
 
 
 async def test_legs_of_an_engine_that_stopped_answering_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "CHECK_EVERY_S", 0.2)
-    monkeypatch.setattr(watch, "CHECK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(watch, "CHECK_EVERY_S", 0.3)
+    monkeypatch.setattr(watch, "CHECK_TIMEOUT_S", 0.7)
     async with fleet() as pair, aiohttp.ClientSession() as session:
         frozen = pair.engines.prefill[0]
         bad(frozen, kind="hang", path="/v1/")
