@@ -39,11 +39,6 @@ class InstanceSpec(msgspec.Struct, frozen=True):
     """Empty: the engine is asked (`GET /kv_event_sources`)."""
 
     @property
-    def url(self) -> str:
-        """The base of the engine's HTTP paths."""
-        return f"http://{self.address}"
-
-    @property
     def host(self) -> str:
         """The host alone, an IPv6 address in its brackets."""
         return self.address.rpartition(":")[0]

@@ -105,7 +105,6 @@ class EngineClient:
     """One connection pool to all engines; use it as an async context manager."""
 
     def __init__(self, *, engine_api_key: str | None = None) -> None:
-        self.sends_own_key = engine_api_key is not None
         self._authorization = {"Authorization": f"Bearer {engine_api_key}"} if engine_api_key else {}
         self._session: aiohttp.ClientSession | None = None
         self._waits = _Waits()

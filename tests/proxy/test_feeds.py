@@ -30,7 +30,7 @@ def source(endpoint: str, replay: str | None = None, topic: str = "") -> dict[st
             [SourceAddress(0, "tcp://127.0.0.1:1", None, bind=True)],
         ),
         ({"0": source("tcp://router:1")}, "h", [SourceAddress(0, "tcp://router:1", None, bind=True)]),
-        ({"0": source("ipc:///tmp/kv")}, "h", [SourceAddress(0, "ipc:///tmp/kv", None)]),
+        ({"0": source("ipc:///run/kv")}, "h", [SourceAddress(0, "ipc:///run/kv", None)]),
         (
             {"1": source("tcp://*:5558"), "0": source("tcp://*:5557")},
             "h",
