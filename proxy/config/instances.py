@@ -1,8 +1,7 @@
-"""A `Config` that exists is valid: every setting was checked, and the error of a wrong one names its flag."""
+"""One engine as it is named: `HOST:PORT`, its role, and its event sources where they must be told."""
 
 import enum
 import ipaddress
-import math
 import re
 import urllib.parse
 
@@ -43,68 +42,6 @@ class InstanceSpec(msgspec.Struct, frozen=True):
         """The host alone, an IPv6 address in its brackets."""
         return self.address.rpartition(":")[0]
 
-
-class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything `kvproxy serve` can be told. Times are seconds, sizes MiB where the name says so."""
-
-    model: str
-    instances: tuple[InstanceSpec, ...] = ()
-    host: str = "127.0.0.1"
-    port: int = 8000
-    connector: str = "nixl"
-    policy: str = "cache_affinity"
-    kv_events: bool = True
-    engine_api_key: str | None = None
-    admin_api_key: str | None = None
-    log_level: str = "info"
-    startup_timeout_s: float = 600.0
-    shutdown_timeout_s: float = 30.0
-    kv_lease_s: float = 30.0
-    decision_headers: bool = False
-    max_body_mb: int = 64
-
-    def __post_init__(self) -> None:
-        """Check what one setting alone cannot show. Raises ConfigError."""
-        if not self.model:
-            raise ConfigError("--model must name the model the engines serve")
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port {self.port} is not a port: give 0 to 65535")
-        for flag, seconds in (
-            ("--kv-lease-s", self.kv_lease_s),
-            ("--startup-timeout", self.startup_timeout_s),
-            ("--shutdown-timeout", self.shutdown_timeout_s),
-        ):
-            if not math.isfinite(seconds):
-                raise ConfigError(f"{flag} must be a number of seconds, not {seconds}")
-        if self.kv_lease_s <= LEASE_MARGIN_S:
-            raise ConfigError(
-                f"--kv-lease-s {self.kv_lease_s:g} is too short: it must exceed {LEASE_MARGIN_S:g} s, the margin"
-                " kept for the decode engine's first heartbeat (and equal the engines' kv_lease_duration)"
-            )
-        if self.startup_timeout_s <= 0:
-            raise ConfigError("--startup-timeout must be more than 0 seconds")
-        if self.shutdown_timeout_s < 0:
-            raise ConfigError("--shutdown-timeout must be 0 seconds or more")
-        if self.max_body_mb < 1:
-            raise ConfigError("--max-body-mb must be at least 1")
-        seen: dict[str, Role] = {}
-        for spec in self.instances:
-            if spec.address in seen:
-                first = seen[spec.address]
-                raise ConfigError(
-                    f"--{spec.role} {spec.address} is given twice (first as --{first});"
-                    " an instance that does both is given once, as --both"
-                )
-            seen[spec.address] = spec.role
-
-    def addresses(self, role: Role) -> list[str]:
-        """The configured instances that can take legs of `role`, in order."""
-        return [spec.address for spec in self.instances if spec.role in {role, Role.BOTH}]
-
-
-LEASE_MARGIN_S = 10.0
-"""How much of a lease must be left when a decode leg is sent: the decode engine's first heartbeat comes only
-once it has the request, at its next sixth of the lease, and may have to wait for its scheduler."""
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|_?[A-Za-z0-9._-]+")
 

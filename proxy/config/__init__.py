@@ -1,0 +1,22 @@
+"""What kvproxy can be told: plain values, checked once."""
+
+from proxy.config.faults import Deadlines, Health, Retries
+from proxy.config.instances import EventSource, InstanceSpec, Role, parse_instance
+from proxy.config.overload import Admission, WhenNoPrefill
+from proxy.config.security import Security
+from proxy.config.service import LEASE_MARGIN_S, Config
+
+__all__ = [
+    "LEASE_MARGIN_S",
+    "Admission",
+    "Config",
+    "Deadlines",
+    "EventSource",
+    "Health",
+    "InstanceSpec",
+    "Retries",
+    "Role",
+    "Security",
+    "WhenNoPrefill",
+    "parse_instance",
+]

@@ -1,0 +1,33 @@
+"""Who may ask kvproxy for what, and over which sockets."""
+
+import pathlib
+from collections.abc import Sequence
+
+import msgspec
+
+from proxy.errors import ConfigError
+
+
+class Security(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys, certificates and the addresses that may become instances."""
+
+    api_key_file: pathlib.Path | None = None
+    """The clients' keys, one `NAME KEY` a line; None: everybody may ask."""
+    admin_host: str | None = None
+    admin_port: int | None = None
+    """Where admin, metrics and explain are served instead of the main socket; None: there."""
+    tls_cert: pathlib.Path | None = None
+    tls_key: pathlib.Path | None = None
+    engine_ca: pathlib.Path | None = None
+    """What engines reached by https:// must be certified by; None: the system's authorities."""
+    allow_instances: Sequence[str] = ()
+    """The networks (CIDR) and host patterns that /instances/add may name; empty: any."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError."""
+        if (self.tls_cert is None) is not (self.tls_key is None):
+            raise ConfigError("--tls-cert and --tls-key are given together or not at all")
+        if self.admin_host is not None and self.admin_port is None:
+            raise ConfigError("--admin-host needs --admin-port")
+        if self.admin_port is not None and not 0 <= self.admin_port <= 65535:
+            raise ConfigError(f"--admin-port {self.admin_port} is not a port: give 0 to 65535")

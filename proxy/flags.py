@@ -1,0 +1,327 @@
+"""The command line's words: each flag becomes a setting of `Config`, which alone knows the defaults."""
+
+import argparse
+import importlib.metadata
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, TypeVar
+
+import msgspec
+
+from proxy.config import (
+    Admission,
+    Config,
+    Deadlines,
+    Health,
+    Retries,
+    Role,
+    Security,
+    WhenNoPrefill,
+    parse_instance,
+)
+from proxy.connectors import CONNECTORS
+from proxy.errors import ConfigError
+from proxy.scheduling.policies import POLICIES
+
+_S = TypeVar("_S", bound=msgspec.Struct)
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_EXAMPLE = """\
+example:
+  kvproxy serve -m llama -p 10.0.0.1:8100 10.0.0.2:8100 -d 10.0.0.3:8200 10.0.0.4:8200
+
+An instance is HOST:PORT. Its KV-event sources are asked of it; for one that does not tell, name them:
+  HOST:PORT?events=tcp://HOST:5557&replay=tcp://HOST:5657&topic=T     (several ranks: comma-separated)
+
+environment:
+  ADMIN_API_KEY   the key that /instances/add and /instances/remove need in X-API-Key
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} (see {self.prog} --help)")
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Say why on stderr and end the process."""
+    print(f"kvproxy: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    top = _Parser(prog="kvproxy", description="The router for disaggregated vLLM.", allow_abbrev=False)
+    top.add_argument(
+        "--version", action="version", version=f"kvproxy {importlib.metadata.version('kvproxy')}"
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    serve = commands.add_parser(
+        "serve",
+        help="serve prefill and decode engines behind one OpenAI-compatible address",
+        description="Serve X prefill and Y decode engines behind one OpenAI-compatible address.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_engines(serve.add_argument_group("engines"))
+    _add_routing(serve.add_argument_group("routing"))
+    _add_service(serve.add_argument_group("service"))
+    _add_faults(serve.add_argument_group("faults"))
+    _add_overload(serve.add_argument_group("overload"))
+    _add_security(serve.add_argument_group("security"))
+    return top
+
+
+def _add_engines(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("-m", "--model", required=True, help="the model name that all engines serve")
+    for flags, what in (
+        (("-p", "--prefill"), "prefill engines"),
+        (("-d", "--decode"), "decode engines"),
+        (("--both",), "engines that do both: they serve a request in one leg"),
+    ):
+        group.add_argument(*flags, nargs="+", action="extend", default=[], metavar="HOST:PORT", help=what)
+    group.add_argument(
+        "--connector",
+        choices=list(CONNECTORS),
+        default="nixl",
+        help="how KV moves: nixl hands transfer params from leg to leg, shared sends two plain legs"
+        " for engines with a shared store (default: %(default)s)",
+    )
+    group.add_argument(
+        "--kv-lease-s",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="how long prefill engines hold blocks: their kv_lease_duration (default: %(default)g)",
+    )
+    group.add_argument(
+        "--kv-events",
+        choices=["auto", "off"],
+        default="auto",
+        help="auto follows the KV events of engines that publish them; off places by load (default: %(default)s)",
+    )
+
+
+def _add_routing(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--policy",
+        default="cache_affinity",
+        help=f"how instances are picked: {', '.join(POLICIES)}, or package.module:Class (default: %(default)s)",
+    )
+    group.add_argument(
+        "--decision-headers",
+        action="store_true",
+        help="answers carry X-Kvproxy-Prefill, X-Kvproxy-Decode and X-Kvproxy-Cached-Tokens (predicted)",
+    )
+
+
+def _add_service(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    group.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    group.add_argument(
+        "--max-body-mb",
+        type=int,
+        default=64,
+        metavar="MIB",
+        help="largest request body (default: %(default)s)",
+    )
+    group.add_argument(
+        "--startup-timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="end with exit code 1 if no request can be served after so many seconds (default: %(default)g)",
+    )
+    group.add_argument(
+        "--shutdown-timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="how long running requests may take to end after SIGTERM or Ctrl-C (default: %(default)g)",
+    )
+    group.add_argument(
+        "--log-level",
+        choices=LOG_LEVELS,
+        default="info",
+        help="info logs a line a request (default: %(default)s)",
+    )
+
+
+def _add_number(
+    group: "argparse._ArgumentGroup",
+    flag: str,
+    section: type[msgspec.Struct],
+    field: str,
+    unit: str,
+    what: str,
+) -> None:
+    """A flag for a number, with the default that the section of the configuration has for it."""
+    default = getattr(section(), field)
+    group.add_argument(
+        flag,
+        dest=field,
+        type=type(default),
+        default=default,
+        metavar=unit,
+        help=f"{what} (default: %(default)g)",
+    )
+
+
+def _add_faults(group: "argparse._ArgumentGroup") -> None:
+    for flag, section, field, unit, what in (
+        ("--connect-timeout", Deadlines, "connect_s", "S", "how long connecting to an engine may take"),
+        ("--prefill-timeout", Deadlines, "prefill_s", "S", "how long a prefill leg may take"),
+        (
+            "--first-byte-timeout",
+            Deadlines,
+            "first_byte_s",
+            "S",
+            "how long a decode leg may take to its first event, or an unstreamed one altogether",
+        ),
+        ("--chunk-timeout", Deadlines, "chunk_s", "S", "how long a stream may pause"),
+        (
+            "--request-timeout",
+            Deadlines,
+            "request_s",
+            "S",
+            "how long a request may take in all, 0 for no limit; X-Request-Timeout-Ms can shorten it",
+        ),
+        ("--max-attempts", Retries, "max_attempts", "N", "attempts at one request, the first included"),
+        (
+            "--retry-budget",
+            Retries,
+            "budget",
+            "SHARE",
+            "the share of running requests that may be in a retry",
+        ),
+        ("--health-interval", Health, "interval_s", "S", "how often each engine is checked"),
+        ("--health-timeout", Health, "timeout_s", "S", "how long the answer to a check may take"),
+        (
+            "--slow-start",
+            Health,
+            "slow_start_s",
+            "S",
+            "how long an engine that came back takes to get its full share, 0 for at once",
+        ),
+    ):
+        _add_number(group, flag, section, field, unit, what)
+
+
+def _add_overload(group: "argparse._ArgumentGroup") -> None:
+    for flag, field, unit, what in (
+        (
+            "--max-prefill-tokens",
+            "max_prefill_tokens",
+            "N",
+            "outstanding tokens of one engine's prefill legs, 0 for no limit",
+        ),
+        ("--max-decode-tokens", "max_decode_tokens", "N", "the same of its decode legs"),
+        ("--max-queue", "max_queue", "N", "requests that may wait; one more is answered 429"),
+        ("--queue-timeout", "queue_timeout_s", "S", "how long a request may wait for an engine"),
+        ("--max-bodies-mb", "max_bodies_mb", "MIB", "all request bodies in memory together"),
+    ):
+        _add_number(group, flag, Admission, field, unit, what)
+    group.add_argument(
+        "--client-header",
+        metavar="NAME",
+        help="the header that tells clients apart when they queue (default: the name of the API key)",
+    )
+    group.add_argument(
+        "--when-no-prefill",
+        type=WhenNoPrefill,
+        choices=list(WhenNoPrefill),
+        default=Admission().when_no_prefill,
+        help="with no usable prefill engine: wait up to --queue-timeout, decode all of it on a decode engine,"
+        " or fail at once (default: %(default)s)",
+    )
+
+
+def _add_security(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--api-key-file",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="clients' keys, one NAME KEY a line; without it everybody may ask",
+    )
+    group.add_argument(
+        "--engine-api-key-file",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a file with the key that engines want; clients' Authorization is then not passed on",
+    )
+    group.add_argument("--admin-host", metavar="HOST", help="where --admin-port listens (default: --host)")
+    group.add_argument(
+        "--admin-port",
+        type=int,
+        metavar="PORT",
+        help="serve admin, metrics and explain here and no longer on --port",
+    )
+    for flag, what in (
+        ("--tls-cert", "the certificate chain to serve https with"),
+        ("--tls-key", "its key"),
+        ("--engine-ca", "the authorities that certify https:// engines (default: the system's)"),
+    ):
+        group.add_argument(flag, type=pathlib.Path, metavar="FILE", help=what)
+    group.add_argument(
+        "--allow-instances",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="CIDR|HOSTGLOB",
+        help="what /instances/add may name (default: anything)",
+    )
+
+
+def read_config(argv: Sequence[str] | None = None) -> Config:
+    """The configuration in command-line arguments and environment. Raises ConfigError; exits for --help."""
+    args = _parser().parse_args(argv)
+    roles = {Role.PREFILL: args.prefill, Role.DECODE: args.decode, Role.BOTH: args.both}
+    instances = tuple(parse_instance(text, role) for role, texts in roles.items() for text in texts)
+    config = Config(
+        model=args.model,
+        instances=instances,
+        host=args.host,
+        port=args.port,
+        connector=args.connector,
+        policy=args.policy,
+        kv_events=args.kv_events == "auto",
+        engine_api_key=_read_key(args.engine_api_key_file),
+        admin_api_key=os.environ.get("ADMIN_API_KEY", "").strip() or None,
+        log_level=args.log_level,
+        startup_timeout_s=args.startup_timeout,
+        shutdown_timeout_s=args.shutdown_timeout,
+        kv_lease_s=args.kv_lease_s,
+        decision_headers=args.decision_headers,
+        max_body_mb=args.max_body_mb,
+        deadlines=_section(Deadlines, args),
+        retries=_section(Retries, args),
+        health=_section(Health, args),
+        admission=_section(Admission, args),
+        security=_section(Security, args),
+    )
+    if not args.both and not (args.prefill and args.decode):
+        missing = " and ".join(f"--{r}" for r in (Role.PREFILL, Role.DECODE) if not roles[r])
+        raise ConfigError(
+            f"{missing} needs at least one HOST:PORT (or name engines that do both with --both)"
+        )
+    return config
+
+
+def _section(section: type[_S], args: argparse.Namespace) -> _S:
+    """A section of the configuration from the flags named as its fields."""
+    return section(**{name: getattr(args, name) for name in section.__struct_fields__})
+
+
+def _read_key(path: pathlib.Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--engine-api-key-file {path}: {error}") from None
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"--engine-api-key-file {path}: it must hold one key on one line")
+    return key
