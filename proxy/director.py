@@ -9,7 +9,10 @@ import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import msgspec
+
 from proxy.collaborators import Accounts, Answer, Client, Tokenizer, Watch
+from proxy.config import Role
 from proxy.connectors.base import Connector
 from proxy.custody import Hold, HoldState
 from proxy.errors import (
@@ -25,6 +28,7 @@ from proxy.generation import GenerationRequest
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
 from proxy.instances import Fleet
 from proxy.placement import Placement, Question
+from proxy.prompt_lists import serve_list
 from proxy.releases import Releases
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Candidate, Phase
@@ -91,18 +95,23 @@ class Director:
         self._releases = Releases(fleet, connector, client, accounts, clock)
 
     async def explain(self, request: GenerationRequest, headers: Headers) -> Decision:
-        """Where the request would go now. Takes and sends nothing but a question to a tokenizer."""
+        """Where the request would go now. Takes and sends nothing but a question to a tokenizer.
+
+        Raises BadRequestError for a list of prompts if each of them is placed by itself.
+        """
+        if self._splits(request):
+            raise BadRequestError("each prompt of a list is placed by itself: ask for one", param="prompt")
         question, _ = await self._question(request, headers)
         return self._placement.decide(question)
 
     async def serve(self, call: Call) -> Reply:
         """Serve a request. Raises RequestError; may be cancelled at any moment when the client has gone."""
         if self._connector.holds and call.request.prompt_count > 1:
-            raise BadRequestError(
-                f"prompt is a list of {call.request.prompt_count} prompts; the engines prefill one prompt a"
-                " request: send each prompt as a request of its own",
-                param="prompt",
-            )
+            if self._splits(call.request):
+                return await serve_list(call, self.serve, self._tasks, self._accounts)
+            # One leg serves it all, and none of the retries may make two of it: one hold is told of, not several.
+            whole = msgspec.structs.replace(call.request, whole=True)
+            call = msgspec.structs.replace(call, request=whole)
         question, tokenized = await self._question(call.request, call.headers)
         if tokenized.why_unknown is not None:
             self._accounts.tokens_unknown(tokenized.why_unknown)
@@ -135,6 +144,11 @@ class Director:
                 headers={"Retry-After": RETRY_AFTER_S},
             )
         raise EngineFailedError(f"no engine answered: {last.cause.words if last.cause else last}")
+
+    def _splits(self, request: GenerationRequest) -> bool:
+        """Whether each prompt of a request goes its own way: an engine hands over the blocks of one prompt only."""
+        several = request.prompt_count > 1 and self._connector.holds and not request.whole
+        return several and any(i.role is not Role.BOTH for i in self._fleet.of(Phase.PREFILL))
 
     async def _question(self, request: GenerationRequest, headers: Headers) -> tuple[Question, Tokenized]:
         tokenized = await self._tokenizer.tokenize(request, headers)
