@@ -6,7 +6,8 @@ alone, after prefilled blocks already wait for it.
 
 import enum
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import msgspec
 
@@ -34,8 +35,9 @@ class PromptShape(enum.StrEnum):
     IDS = "token ids"
     TEXTS = "list of texts"
     ID_LISTS = "list of token id lists"
-    MIXED = "list of several kinds"
-    """An engine refuses nearly all of them, but `["1", 2]` it reads as two token ids of one prompt."""
+    ODD = "odd list"
+    """Neither all texts nor all lists of token ids. An engine refuses nearly every one of these, but `["1", 2]` it
+    reads as one prompt of two token ids, and `[[1], ["2"]]` as two prompts."""
     OTHER = "other"
 
 
@@ -86,7 +88,7 @@ def read_request(route: Route | None, data: bytes, default_model: str) -> Genera
         raise BadRequestError("model must be a string", param="model")
     stream, sequences = _check_rules(route, body)
     shape, count = _prompt_shape(route, body)
-    whole = _is_whole(route, body) or shape is PromptShape.MIXED
+    whole = _is_whole(route, body) or shape is PromptShape.ODD
     return GenerationRequest(route, body, model, stream, shape, count, sequences, whole)
 
 
@@ -189,12 +191,23 @@ def _prompt_shape(route: Route, body: Body) -> tuple[PromptShape, int]:
     if shape is None:
         return PromptShape.IDS, 1
     prompts = body.raw_items("prompt")
-    if len({bytes(memoryview(prompt)[:1]) for prompt in prompts}) > 1:
-        return PromptShape.MIXED, 1
+    if len(prompts) > 1 and not _all_are(shape, prompts, raw):
+        return PromptShape.ODD, 1
     return shape, len(prompts)
 
 
 _SHAPES_OF_LISTS = {b'"': PromptShape.TEXTS, b"[": PromptShape.ID_LISTS}
+_decode_id_lists = msgspec.json.Decoder(list[list[Annotated[int, msgspec.Meta(ge=0)]]]).decode
+
+
+def _all_are(shape: PromptShape, prompts: Sequence[msgspec.Raw], raw: bytes) -> bool:
+    if shape is PromptShape.TEXTS:
+        return all(memoryview(prompt)[0] == ord('"') for prompt in prompts)
+    try:
+        _decode_id_lists(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _is_whole(route: Route, body: Body) -> bool:

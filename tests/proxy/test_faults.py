@@ -56,15 +56,6 @@ async def test_an_engines_refusal_reaches_the_client_and_ejects_nobody(
         await nothing_is_left(pair)
 
 
-@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]]])
-async def test_a_list_of_prompts_strands_nothing(prompt: list[Any]) -> None:
-    async with fleet(prefill=1, decode=1) as pair:
-        answer = await pair.service.complete(prompt)
-        assert answer.status == 400
-        assert answer.json["error"]["param"] == "prompt"
-        assert legs(pair.engines.prefill[0]) == 0
-
-
 # -- failing engines ----------------------------------------------------------------------------------------
 
 
