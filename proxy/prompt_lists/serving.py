@@ -135,7 +135,8 @@ class _Parts:
                     self._accounts.retried(Phase.DECODE, error.instance)
                     self._forget(part)
         except asyncio.CancelledError:
-            self._fail(UnavailableError("the request was given up"))
+            words = "the request was given up"
+            self._fail(LegBrokenError("kvproxy", words) if self._started else UnavailableError(words))
             raise
         except Exception as error:  # noqa: BLE001  # whoever waits for the answer gets it, whatever it is
             self._fail(error)
@@ -148,14 +149,15 @@ class _Parts:
             stack.callback(reply.close)
             if reply.status != 200:
                 self._fail(reply)
-            elif isinstance(reply.body, bytes):
-                try:
+                return
+            try:
+                if isinstance(reply.body, bytes):
                     self._answers.add(part, reply.body)
-                except ValueError as error:
-                    raise LegBrokenError(_engine(reply), str(error)) from error
-                self._begin(part, reply)
-            else:
-                await self._read(part, reply, reply.body)
+                    self._begin(part, reply)
+                else:
+                    await self._read(part, reply, reply.body)
+            except ValueError as error:
+                raise LegBrokenError(_engine(reply), str(error)) from error
 
     async def _read(self, part: int, reply: Reply, chunks: AsyncIterator[bytes]) -> None:
         reader = EventReader()
@@ -184,11 +186,8 @@ class _Parts:
         while part in self._begun and self._queue and self._queued_bytes + size > self._limit_bytes:
             self._room.clear()
             await self._room.wait()
-        for data in events:
-            if data or (
-                self._started and not self._queue
-            ):  # a comment is worth something only to idle clients
-                self._queue.append((part, data))
+        idle = self._started and not self._queue  # only then is a comment of use to the client
+        self._queue.extend((part, data) for data in events if data or idle)
         self._queued_bytes += size
         if any(events) and part not in self._begun:
             self._begin(part, reply)

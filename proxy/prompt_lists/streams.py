@@ -103,7 +103,7 @@ class StreamMerger:
     def end(self) -> bytes:
         """What follows when the streams of all prompts have ended: the usage, if every engine told it, and the end."""
         closing = b""
-        if not self.failed and len(self._usages) == self._prompts:
+        if len(self._usages) == self._prompts:
             usage = summed([self._usages[part] for part in range(self._prompts)])
             closing = event(_encode(self._frame | self._common | {"usage": usage}))
         return closing + event(DONE)

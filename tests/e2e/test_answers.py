@@ -223,7 +223,7 @@ async def test_a_list_of_prompts_is_answered_as_by_the_plain_engine(
     prompts: list[Any] = [prose(20 + 30 * n, f"list {what} {stream} {n}") for n in range(4)]
     if what == "token ids":
         prompts = [[300 + (7 * k * (n + 1)) % 500 for k in range(20 + 30 * n)] for n in range(4)]
-    body = {"model": "tiny", "prompt": prompts, "max_tokens": 8} | LISTS[what]
+    body: dict[str, Any] = {"model": "tiny", "prompt": prompts, "max_tokens": 8} | LISTS[what]
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     before = await read_metrics(session, proxy.url)

@@ -256,6 +256,7 @@ async def test_a_stream_that_has_begun_is_read_ahead_so_far_and_no_further(
 ) -> None:
     monkeypatch.setattr(serving, "MAX_WAITING_BYTES", 50_000)
     monkeypatch.setattr(serving, "MAX_QUEUED_BYTES", 20_000)
+    monkeypatch.setattr(serving, "WRITE_BYTES", 5_000)
     played = Played(3)
     owner = TaskOwner("engines")
     request = played.begin()
@@ -276,7 +277,7 @@ async def test_a_stream_that_has_begun_is_read_ahead_so_far_and_no_further(
         if got > 1_000_000:
             break
     await played.quiet()
-    assert played.taken - got < 20_000 + serving.WRITE_BYTES + 10_000
+    assert played.taken - got < 20_000 + 5_000 + 10_000
     reply.close()
     await owner.close()
     assert await played.tasks.drained(5)
@@ -328,6 +329,24 @@ async def test_a_part_that_breaks_off_before_the_start_begins_anew_without_a_tra
     assert b"lost" not in data
     assert data.count(b"whole") == data.count(b"other") == data.count(b"[DONE]") == 1
     assert await played.tasks.drained(5)
+
+
+async def test_answers_that_cannot_be_read_are_an_engines_failure() -> None:
+    played = Played(2, stream=False)
+    played.replies = {0: Reply(200, [], answer("a", ["x"]), None), 1: Reply(200, [], b"{}", None)}
+    with pytest.raises(EngineFailedError, match="not an answer"):
+        await played.begin()
+    assert played.served.count(1) == serving.MAX_RUNS
+    assert await played.tasks.drained(5)
+
+
+async def test_whole_answers_are_one_answer() -> None:
+    played = Played(2, stream=False)
+    played.replies = {part: Reply(200, [("X", str(part))], answer("a", ["x"]), None) for part in range(2)}
+    reply = await played.begin()
+    assert isinstance(reply.body, bytes)
+    assert [choice["index"] for choice in json.loads(reply.body)["choices"]] == [0, 1]
+    assert (reply.headers, reply.decision) == ([("X", "0")], None)
 
 
 async def test_a_part_that_breaks_off_after_the_start_ends_all() -> None:
