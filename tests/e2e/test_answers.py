@@ -180,12 +180,12 @@ def test_metrics_tell_the_same(transcript: Transcript, fleet: Fleet, proxy: Prox
     assert transcript.grew(proxy.url, "kvproxy_kv_event_gaps_total") == 0
 
 
+# No log probabilities of prompts: those of a list kill a vLLM 0.32 CPU engine that has adapters (bgmv_shrink).
 LISTS: dict[str, dict[str, Any]] = {
     "texts": {"temperature": 0},
     "two choices each": {"n": 2, "temperature": 1, "seed": 11},
     "echoed": {"temperature": 0, "echo": True},
     "log probabilities": {"temperature": 0, "logprobs": 2},
-    "computed whole": {"temperature": 0, "echo": True, "logprobs": 1},
     "token ids": {"temperature": 0, "return_token_ids": True},
 }
 
@@ -240,7 +240,7 @@ async def test_a_list_of_prompts_is_answered_as_by_the_plain_engine(
     pulled = after.total("kvproxy_holds_total", end="pulled") - before.total(
         "kvproxy_holds_total", end="pulled"
     )
-    assert pulled == (0 if what == "computed whole" else 4)
+    assert pulled == 4
     await wait_quiet(session, [spec.url for spec in fleet.specs.values()], proxy.url, GIVEN_BACK_S)
 
 
