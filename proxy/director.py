@@ -129,11 +129,16 @@ class Director:
                 self._accounts.retried(last.phase, last.instance)
             try:
                 if decision.one_leg:
-                    return await self._one_leg(call, question, decision)
-                return await self._two_legs(call, question, decision, tokenized.kind)
+                    reply = await self._one_leg(call, question, decision)
+                else:
+                    reply = await self._two_legs(call, question, decision, tokenized.kind)
             except _AttemptFailedError as failure:
                 last = failure
                 failed.add(failure.instance)
+            else:
+                if reply.status == 200:
+                    self._watch.outdone(failed - _instances(reply.decision))
+                return reply
         if last is None:
             raise self._nothing_usable(question.model)
         if last.reply is not None:
@@ -263,6 +268,8 @@ class Director:
                 finished = answer.status == 200
                 data = await answer.read()
             came = finished
+            if came:
+                self._watch.leg_served(chosen.instance)
         except LegError as error:
             self._leg_failed(error)
             if finished and self._connector.holds:
@@ -364,15 +371,19 @@ class Director:
             if (failure := error_status(begin)) is None:
                 if hold is not None:
                     self._pulled(hold, answer.instance)
-                return Reply(answer.status, answer.headers, chain(begin, chunks), decision, stack.pop_all())
+                self._watch.leg_served(answer.instance)
+                body = chain(begin, chunks, self._leg_failed)
+                return Reply(answer.status, answer.headers, body, decision, stack.pop_all())
             reply = as_unary(answer, failure, begin, decision)
         else:
             reply = Reply(answer.status, answer.headers, await answer.read(), decision)
         if _retriable(reply.status):
             prefill_on = hold.instance if hold is not None else None
             raise _AttemptFailedError(Phase.DECODE, answer.instance, reply, prefill_on=prefill_on)
-        if hold is not None and reply.status == 200:
-            self._pulled(hold, answer.instance)
+        if reply.status == 200:
+            self._watch.leg_served(answer.instance)
+            if hold is not None:
+                self._pulled(hold, answer.instance)
         return reply
 
     # -- what all legs share ------------------------------------------------------------------------------
@@ -407,6 +418,11 @@ def _chosen(decision: Decision, phase: Phase) -> Candidate:
     if chosen is None:
         raise RuntimeError(f"an admissible decision has no {phase} instance")
     return chosen
+
+
+def _instances(decision: Decision | None) -> set[str]:
+    picks = (decision.prefill.chosen, decision.decode.chosen) if decision is not None else ()
+    return {chosen.instance for chosen in picks if chosen is not None}
 
 
 def _retriable(status: int) -> bool:

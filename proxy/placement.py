@@ -8,7 +8,7 @@ import msgspec
 from kvevents.block_keys import Prompt
 from kvevents.prefix_index import PrefixIndex
 from proxy.config import Role
-from proxy.instances import Claim, Fleet, Instance
+from proxy.instances import ASIDE, Claim, Fleet, Instance
 from proxy.scheduling.decision import Decision, Pick, pick
 from proxy.scheduling.predicted import PredictedBlocks
 from proxy.scheduling.types import Candidate, Leg, Phase, Policy
@@ -16,6 +16,7 @@ from proxy.scheduling.types import Candidate, Leg, Phase, Policy
 MAIN_TIER = "GPU"
 """The tier an engine computes from; vLLM calls it so on every platform."""
 
+FAILED = "failed just now"
 
 USUAL_BLOCK_SIZE = 16
 """vLLM's default, for predictions about an instance that has not stored a block yet."""
@@ -87,11 +88,22 @@ class Placement:
     ) -> Pick:
         candidates = self._candidates(phase, question)
         leg = Leg(phase, question.model, question.prompt_tokens)
-        for wanted in (lambda c: c.instance == prefer, lambda c: c.instance not in failed):
-            kept = [c if wanted(c) or not c.usable else _set_aside(c) for c in candidates]
-            if any(c.usable for c in kept):
-                candidates = kept
-                break
+        aside = self._fleet.set_aside(phase, self._clock())
+
+        def gravity(candidate: Candidate) -> int:
+            why = aside.get(candidate.instance)
+            return 0 if why is None else 1 + ASIDE.index(why)
+
+        others = [c for c in candidates if c.usable and c.instance not in failed]
+        best = {c.instance for c in candidates if c.usable and c.instance == prefer and not gravity(c)}
+        if not best and others:
+            least = min(gravity(c) for c in others)
+            best = {c.instance for c in others if gravity(c) == least}
+        if best:
+            candidates = [
+                c if c.instance in best or not c.usable else _set_aside(c, aside.get(c.instance, FAILED))
+                for c in candidates
+            ]
         return pick(self._policy, leg, candidates, self._rng)
 
     def _candidates(self, phase: Phase, question: Question) -> list[Candidate]:
@@ -173,5 +185,5 @@ class Placement:
         self._predicted.forget(address)
 
 
-def _set_aside(candidate: Candidate) -> Candidate:
-    return msgspec.structs.replace(candidate, usable=False, why="failed just now")
+def _set_aside(candidate: Candidate, why: str) -> Candidate:
+    return msgspec.structs.replace(candidate, usable=False, why=why)

@@ -9,11 +9,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy.discovery import watch
 from proxy.instances import Status
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
-from tests.proxy.service import UNHURRIED, Pair, ask, fleet, prose, wait_until
+from tests.proxy.service import UNHURRIED, Pair, fleet, prose, wait_until
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 
@@ -172,22 +171,6 @@ async def test_a_prefill_answer_without_params_names_the_remedy() -> None:
         answer = await pair.service.complete("hello")
         assert answer.status == 502
         assert "--kv-transfer-config" in answer.json["error"]["message"]
-
-
-async def test_legs_of_an_engine_that_stopped_answering_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "CHECK_EVERY_S", 0.3)
-    monkeypatch.setattr(watch, "CHECK_TIMEOUT_S", 0.7)
-    async with fleet() as pair, aiohttp.ClientSession() as session:
-        frozen = pair.engines.prefill[0]
-        bad(frozen, kind="hang", path="/v1/")
-        bodies = [{"prompt": prose(30, n), "max_tokens": 5} for n in range(6)]
-        async with asyncio.timeout(20):
-            answers = await asyncio.gather(
-                *[ask(session, pair.service.url, "/v1/completions", body) for body in bodies]
-            )
-        assert {answer.status for answer in answers} == {200}
-        assert legs(frozen) > 0
-        await nothing_is_left(pair)
 
 
 # -- streams that are cut -----------------------------------------------------------------------------------
