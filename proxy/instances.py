@@ -81,7 +81,7 @@ class Instance:
         self.draining = False
         """It gets no new legs, whatever its health."""
         self.why_down: str | None = None
-        """What went wrong last, in words for `/status`; None while up."""
+        """What went wrong last, in words for `/status`; None while all is well."""
         self.model_cards: list[dict[str, Any]] = []
         """What its `/v1/models` lists."""
         self.sources: Mapping[int, SourceView] = {}

@@ -86,14 +86,14 @@ class Checker:
         """The models it lists, or why that is not known. Raises nothing."""
         begun_at = self._clock()
         try:
-            cards = await self.cards(instance)
+            cards = await self.cards(instance, self._timeout_s)
         except LegError as error:
             return self._without_answer(instance, error, begun_at)
         return cards
 
-    async def cards(self, instance: str) -> list[dict[str, Any]]:
+    async def cards(self, instance: str, timeout_s: float) -> list[dict[str, Any]]:
         """The models it lists. Raises LegError."""
-        answer = await self._engines.get_json(instance, MODELS, self._timeout_s)
+        answer = await self._engines.get_json(instance, MODELS, timeout_s)
         cards = answer.get("data") if isinstance(answer, dict) else None
         try:
             msgspec.convert(cards, list[_Card])

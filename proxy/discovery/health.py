@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from proxy.circuit import Circuit
+from proxy.circuit import MISSED_MOST, Circuit
 from proxy.discovery.checks import Check, Finding
 from proxy.instances import Instance, Status
 
@@ -72,9 +72,10 @@ class HealthBook:
             case Finding.UNREACHABLE | Finding.UNHEALTHY:
                 instance.breaker.lost()
         self._changed(instance, before)
+        silent = instance.breaker.silent
         if instance.breaker.dead:
-            self._down(instance, check.words)
-        if instance.breaker.silent:
+            self._down(instance, check.words + (f", {MISSED_MOST} times in a row" if silent else ""))
+        if silent:
             self._engines.give_up(instance.address)  # its connections may stand, but nobody is there
 
     def answered(self, instance: Instance) -> None:

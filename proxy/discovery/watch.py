@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0
 """How often an engine that answers checks is asked what it serves and where it publishes: adapters come and go."""
+ADD_TIMEOUT_S = 5.0
+"""Whoever adds an instance waits for its first answer; a busy one may take longer than a check."""
 ONE_CHECK_FOR_ALL_S = 0.05
 """Many legs fail at once."""
 
@@ -138,7 +140,7 @@ class FleetWatch:
             raise ConflictError(f"{spec.address} is there already")
         instance = Instance(spec, self._breaker(joins=True))
         try:
-            cards = await self._checker.cards(spec.address)
+            cards = await self._checker.cards(spec.address, ADD_TIMEOUT_S)
         except LegError as error:
             raise BadRequestError(f"{error}: nothing was added", param="instance") from None
         if (wrong := wrong_model(cards, self._config.model)) is not None:
@@ -168,6 +170,7 @@ class FleetWatch:
         instance.draining = True
         if force:
             await asyncio.shield(self._tasks.create(self._let_go(instance), name=f"remove {address}"))
+            self._tasks.create(self._forget_later(instance), name=f"forget {address}")
         elif address not in self._leaving:
             self._leaving.add(address)
             self._tasks.create(self._leave(instance), name=f"remove {address}")
@@ -311,6 +314,14 @@ class FleetWatch:
         while instance.running_legs() or self._fleet.holds[instance.address]:  # noqa: ASYNC110
             await asyncio.sleep(PROBE_FIRST_S / 5)
         await self._let_go(instance)
+
+    async def _forget_later(self, instance: Instance) -> None:
+        """What ran on when it was removed has counted since; forget that, too."""
+        while instance.running_legs():  # noqa: ASYNC110  # as above
+            await asyncio.sleep(PROBE_FIRST_S / 5)
+        await asyncio.sleep(PROBE_FIRST_S)
+        if self._fleet.get(instance.address) is None:
+            self._accounts.forget(instance.address)
 
     async def _let_go(self, instance: Instance) -> None:
         address = instance.address
