@@ -13,6 +13,7 @@ import pytest
 from stand_in.fleet import StandInFleet
 from vllm_cpu.fleet import plan
 
+from proxy import circuit as circuits
 from proxy.app_keys import WATCH
 from proxy.circuit import Circuit
 from proxy.config import Config, Health, Role, parse_instance
@@ -31,8 +32,16 @@ from tests.proxy.service import (
     wait_until,
 )
 
-QUICK = Health(interval_s=0.1, timeout_s=0.3, slow_start_s=0.0)
+QUICK = Health(interval_s=0.1, timeout_s=2.0, slow_start_s=0.0)
+IMPATIENT = Health(interval_s=0.1, timeout_s=0.4, slow_start_s=0.0)
 LEGS = "/v1/c"
+
+
+@pytest.fixture
+def ejected_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is ejected stays so for the whole test, however slow the machine."""
+    monkeypatch.setattr(circuits, "EJECTED_FIRST_S", 600.0)
+    monkeypatch.setattr(circuits, "EJECTED_MOST_S", 600.0)
 
 
 def of(pair: Pair, engine: StandIn) -> Instance:
@@ -105,7 +114,7 @@ async def test_a_frozen_process_is_found_with_the_default_settings_and_its_legs_
 
 
 async def test_legs_and_streams_of_an_engine_that_stopped_answering_are_given_up() -> None:
-    async with fleet(health=QUICK) as pair:
+    async with fleet(health=IMPATIENT) as pair:
         frozen = pair.engines.prefill[0]
         fail(frozen, "hang", "/")
         async with asyncio.timeout(20):
@@ -117,7 +126,7 @@ async def test_legs_and_streams_of_an_engine_that_stopped_answering_are_given_up
 
 
 async def test_a_busy_engine_that_misses_its_checks_is_not_ejected_while_it_is_heard() -> None:
-    async with fleet(prefill=1, decode=1, health=QUICK, stand_in=UNHURRIED) as pair:
+    async with fleet(prefill=1, decode=1, health=IMPATIENT, stand_in=UNHURRIED) as pair:
         busy = pair.engines.decode[0]
         instance = of(pair, busy)
         body = {"prompt": "hello", "max_tokens": 1000, "ignore_eos": True, "stream": True}
@@ -178,7 +187,9 @@ async def test_an_engine_that_is_gone_costs_one_attempt_and_then_none() -> None:
 # -- engines that answer and fail -----------------------------------------------------------------------------
 
 
-async def test_an_engine_whose_legs_others_make_good_is_ejected_and_tried_again() -> None:
+async def test_an_engine_whose_legs_others_make_good_is_ejected_and_tried_again(
+    ejected_for_long: None,
+) -> None:
     async with fleet(health=QUICK) as pair:
         failing = pair.engines.prefill[0]
         instance = of(pair, failing)
@@ -193,6 +204,7 @@ async def test_an_engine_whose_legs_others_make_good_is_ejected_and_tried_again(
         assert len(legs(failing)) == 3
         assert await why(pair.service, failing.address) == "circuit open"
         failing.faults.clear()
+        instance.breaker._open_until = 0.0  # as if the time were over
         await wait_until(lambda: instance.breaker.state is Circuit.HALF_OPEN, "half-open")
         await pair.service.admin("/instances/drain", {"instance": pair.engines.prefill[1].address})
         assert (await pair.service.complete("hello")).status == 200
@@ -217,7 +229,7 @@ async def test_what_every_instance_fails_is_charged_to_none() -> None:
         assert (await pair.service.complete("hello")).status == 200
 
 
-async def test_an_ejected_instance_serves_when_there_is_no_other() -> None:
+async def test_an_ejected_instance_serves_when_there_is_no_other(ejected_for_long: None) -> None:
     async with fleet(health=QUICK) as pair:
         ejected, other = pair.engines.decode
         for _ in range(3):
@@ -252,7 +264,7 @@ async def test_one_leg_at_a_time_tries_an_engine_that_came_back() -> None:
         back, other = pair.engines.decode
         await back.refuse()
         await wait_until(lambda: of(pair, back).status is Status.DOWN, "down")
-        fail(back, "slow", delay_s=0.5)
+        fail(back, "slow", delay_s=2.0)
         await back.accept()
         await wait_until(lambda: of(pair, back).breaker.state is Circuit.HALF_OPEN, "half-open")
         answers = await asyncio.gather(*[pair.service.complete(prose(20, n)) for n in range(12)])
@@ -274,7 +286,7 @@ async def test_while_one_leg_tries_it_the_only_instance_takes_the_others_too() -
         assert {answer.status for answer in answers} == {200}
 
 
-async def test_a_leg_that_breaks_on_trial_opens_the_circuit_again() -> None:
+async def test_a_leg_that_breaks_on_trial_opens_the_circuit_again(ejected_for_long: None) -> None:
     async with fleet(health=QUICK) as pair:
         back = pair.engines.decode[0]
         await back.refuse()
@@ -289,7 +301,9 @@ async def test_a_leg_that_breaks_on_trial_opens_the_circuit_again() -> None:
         assert of(pair, back).status is Status.UP  # it answers checks, and serves if nothing else can
 
 
-async def test_a_trial_that_breaks_with_nobody_to_make_it_good_opens_the_circuit_all_the_same() -> None:
+async def test_a_trial_that_breaks_with_nobody_to_make_it_good_opens_the_circuit_all_the_same(
+    ejected_for_long: None,
+) -> None:
     async with fleet(prefill=1, decode=1, health=QUICK) as pair:
         only = pair.engines.decode[0]
         await only.refuse()
@@ -307,7 +321,7 @@ async def test_a_trial_that_breaks_with_nobody_to_make_it_good_opens_the_circuit
 
 
 async def test_an_instance_that_came_back_gets_fewer_legs_at_first() -> None:
-    async with fleet(health=Health(interval_s=0.1, timeout_s=0.3, slow_start_s=600.0)) as pair:
+    async with fleet(health=Health(interval_s=0.1, timeout_s=2.0, slow_start_s=600.0)) as pair:
         back, other = pair.engines.decode
         await back.refuse()
         await wait_until(lambda: of(pair, back).status is Status.DOWN, "down")
