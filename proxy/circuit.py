@@ -84,6 +84,11 @@ class Breaker:
         return self._missed >= MISSED_MOST
 
     @property
+    def doubtful(self) -> bool:
+        """Whether the last check found nobody, which alone proves nothing."""
+        return self._missed > 0
+
+    @property
     def on_trial(self) -> bool:
         """Whether it is half-open and the one leg it may have is running."""
         return self.state is Circuit.HALF_OPEN and self._trials > 0

@@ -31,7 +31,7 @@ class Candidate(msgspec.Struct, frozen=True):
     usable: bool
     why: str | None
     """Why it is not usable: `down`, `draining`, `starting`, `refused`, `model not served`; or set aside because there
-    is a better one: `failed just now`, `slow start`, `half-open`, `circuit open`."""
+    is a better one: `failed just now`, `slow start`, `not answering`, `half-open`, `circuit open`."""
     cached_tokens: int | None
     """What the index says this prompt would reuse now: whole blocks, never the last token. None: not known."""
     expected_tokens: int | None

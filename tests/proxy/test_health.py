@@ -125,6 +125,21 @@ async def test_legs_and_streams_of_an_engine_that_stopped_answering_are_given_up
         await pair.service.settled()
 
 
+async def test_an_engine_that_missed_a_check_gets_no_legs_while_others_can_take_them() -> None:
+    async with fleet(health=Health(interval_s=0.1, timeout_s=2.0)) as pair:
+        doubtful, other = pair.engines.prefill
+        fail(doubtful, "hang", "/")
+        await wait_until(lambda: of(pair, doubtful).breaker.doubtful, "a missed check")
+        assert await why(pair.service, doubtful.address) == "not answering"
+        assert (await pair.service.complete("hello")).status == 200
+        assert not legs(doubtful)
+        await pair.service.admin("/instances/drain", {"instance": other.address})
+        running = asyncio.get_running_loop().create_task(pair.service.complete("hello again"))
+        await wait_until(lambda: bool(legs(doubtful)), "a leg where nothing else is left")
+        await pair.service.admin("/instances/drain", {"instance": other.address, "undo": True})
+        assert (await running).status == 200  # it moved when its engine was given up
+
+
 async def test_a_busy_engine_that_misses_its_checks_is_not_ejected_while_it_is_heard() -> None:
     async with fleet(prefill=1, decode=1, health=IMPATIENT, stand_in=UNHURRIED) as pair:
         busy = pair.engines.decode[0]
