@@ -60,6 +60,7 @@ class HealthBook:
 
     def checked(self, instance: Instance, check: Check) -> None:
         """A check was not answered as it should be."""
+        log.debug("%s: a check found it %s: %s", instance.address, check.finding, check.words)
         before = instance.breaker.state
         match check.finding:
             case Finding.NOTHING:
