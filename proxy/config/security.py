@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from proxy.config.allowed import AllowedInstances
 from proxy.errors import ConfigError
 
 
@@ -31,3 +32,4 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--admin-host needs --admin-port")
         if self.admin_port is not None and not 0 <= self.admin_port <= 65535:
             raise ConfigError(f"--admin-port {self.admin_port} is not a port: give 0 to 65535")
+        AllowedInstances(self.allow_instances)
