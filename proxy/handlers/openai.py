@@ -21,6 +21,7 @@ from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest, Route, read_request
 from proxy.instances import Fleet
 from proxy.middlewares import NOTES_KEY, STARTED_KEY, error_response
+from proxy.reading import in_time
 from proxy.relay import relay_stream
 
 CLIENT_LEFT = "client_left"
@@ -116,16 +117,20 @@ async def read_json_bytes(request: web.Request) -> bytes:
     if (request.content_length or 0) > limit_mb << 20:
         raise too_large
     try:
-        return await request.read()
+        async with in_time(request):
+            return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise too_large from None
-    except web.RequestPayloadError as error:
-        raise BadRequestError(f"the request body cannot be read: {error}") from None
+    except web.RequestPayloadError:
+        raise BadRequestError(
+            "the request body is not framed as its headers say", headers={"Connection": "close"}
+        ) from None
 
 
 def engine_headers(request: web.Request) -> names.Headers:
     """The client's headers that a leg of its request carries."""
-    keep = request.app[CONFIG].engine_api_key is None
+    config = request.app[CONFIG]
+    keep = config.engine_api_key is None and config.security.api_key_file is None
     return names.for_engine(request.headers.items(), keep_authorization=keep)
 
 
