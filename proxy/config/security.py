@@ -16,7 +16,7 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """The clients' keys, one `NAME KEY` a line; None: everybody may ask."""
     admin_host: str | None = None
     admin_port: int | None = None
-    """Where admin, metrics and explain are served instead of the main socket; None: there."""
+    """Where status, metrics, explain and instances are served instead of the main socket; None: there."""
     tls_cert: pathlib.Path | None = None
     tls_key: pathlib.Path | None = None
     engine_ca: pathlib.Path | None = None
