@@ -20,6 +20,14 @@ class Formatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
+    def format(self, record: logging.LogRecord) -> str:
+        """One line and its traceback; not the one that another handler may have written into the record."""
+        record.exc_text = None
+        try:
+            return super().format(record)
+        finally:
+            record.exc_text = None
+
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802  # logging's name
         """The frames and types of an exception and its causes."""
         return "" if ei[1] is None else traceback_of(ei[1])
