@@ -23,7 +23,7 @@ HEAD_TIMEOUT_S = 20.0
 MAX_HEADER_BYTES = 64 << 10
 """Tokens and cookies of some clients are longer than aiohttp's 8 KiB."""
 
-MAX_HEAD_BYTES = 256 << 10
+MAX_HEAD_BYTES = 128 << 10
 """A whole head. aiohttp bounds each line and how many there are, which leaves room for 8 MiB."""
 
 MAX_FRAMING_RATIO = 8

@@ -255,6 +255,8 @@ def _words(error: BaseException) -> str:
         return "no TLS connection came about"
     if isinstance(error, aiohttp.ClientResponseError):
         return "the answer is not valid HTTP"
+    if isinstance(error, aiohttp.ClientOSError) and error.errno is None:
+        return "the connection was closed"  # aiohttp's own words have the URL
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the connection ended early"
     if isinstance(cause, ConnectionRefusedError):
