@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -129,19 +128,11 @@ OPERATORS = [
 def create_admin_app(app: web.Application) -> web.Application:
     """What operators ask of `app`, on a socket of its own; it must be started after `app`."""
     admin_app = _application(app[CONFIG])
-    shared: tuple[web.AppKey[Any], ...] = (
-        FLEET,
-        METRICS,
-        STOPPING,
-        observe.REGISTRY,
-        observe.INDEX,
-        WATCH,
-        DIRECTOR,
-    )
 
     async def share(admin_app: web.Application) -> None:
-        for key in shared:
-            admin_app[key] = app[key]
+        for key, value in app.items():
+            if key not in admin_app:  # its own: requests in flight, since a shutdown waits for clients alone
+                admin_app[key] = value
 
     admin_app.on_startup.append(share)
     admin_app.add_routes(PROBES + OPERATORS)

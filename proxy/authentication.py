@@ -33,11 +33,6 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     return await handler(request)
 
 
-def client_of(request: web.Request) -> str | None:
-    """The name of the client that asks; None if clients are not told apart by keys."""
-    return request.get(CLIENT_KEY)
-
-
 def _guarded(request: web.Request) -> bool:
     """By the route that was found, so that no other spelling of a path gets around it."""
     resource = request.match_info.route.resource

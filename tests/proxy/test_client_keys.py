@@ -8,10 +8,10 @@ import pathlib
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from proxy import client_keys
-from proxy.app import create_app
-from proxy.authentication import CLIENT_KEY, client_of
+from proxy import app, client_keys
+from proxy.authentication import CLIENT_KEY
 from proxy.client_keys import ClientKeys
 from proxy.config import Config, Security
 from proxy.errors import ConfigError
@@ -172,17 +172,21 @@ async def test_without_keys_everybody_is_served_and_nobody_has_a_name() -> None:
         assert answer.status == 200
 
 
-async def test_the_name_of_the_key_is_there_for_whoever_handles_the_request(key_file: pathlib.Path) -> None:
+async def test_the_name_of_the_key_is_there_for_whoever_handles_the_request(
+    key_file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     named: list[str | None] = []
 
-    class Request(dict[Any, Any]):
-        pass
+    async def models(request: web.Request) -> web.Response:
+        named.append(request.get(CLIENT_KEY))
+        return web.Response()
 
-    request = Request()
-    named.append(client_of(request))  # type: ignore[arg-type]  # a request is a mapping of its keys
-    request[CLIENT_KEY] = "alice"
-    named.append(client_of(request))  # type: ignore[arg-type]  # as above
-    assert named == [None, "alice"]
+    monkeypatch.setattr(app, "CLIENTS", [web.get("/v1/models", models)])
+    for security in (Security(api_key_file=key_file), Security()):
+        async with fleet(prefill=1, decode=1, kv_events=False, security=security) as pair:
+            answer = await pair.service.ask("/v1/models", Authorization="Bearer sk-alice-2")
+            assert answer.status == 200
+    assert named == ["alice", None]
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, True), (0o604, True)])
@@ -190,7 +194,7 @@ def test_a_key_file_that_others_can_read_is_warned_of(
     mode: int, warned: bool, key_file: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     key_file.chmod(mode)
-    create_app(Config(model="tiny", security=Security(api_key_file=key_file)))
+    app.create_app(Config(model="tiny", security=Security(api_key_file=key_file)))
     assert ("can be read by others" in caplog.text) is warned
 
 
