@@ -21,7 +21,7 @@ from proxy.errors import ConfigError
 from proxy.handlers import admin, observe, openai
 from proxy.instances import Fleet
 from proxy.listening import ServiceRunner
-from proxy.metrics import FleetCollector, Metrics
+from proxy.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.middlewares import IN_FLIGHT_KEY, InFlight, add_request_id, edge
 from proxy.placement import Placement
 from proxy.scheduling.policies import load_policy
@@ -56,6 +56,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     fleet = Fleet()
     placement = Placement(fleet, index, chosen_policy, config.policy, clock=time.monotonic)
     registry.register(FleetCollector(fleet, index))
+    registry.register(TaskCollector())
     if (file := config.security.api_key_file) is not None:
         app[CLIENT_KEYS] = ClientKeys.read(file)
         if readable_by_others(file):

@@ -4,6 +4,7 @@
 than a count (load, index) is read from the fleet when it is scraped.
 """
 
+import asyncio
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -162,6 +163,15 @@ class Metrics(NullObserver):
     def replay(self, *, instance: str, rank: int, batches: int, complete: bool) -> None:  # noqa: ARG002
         """As `kvevents.Observer`."""
         self._replays.labels(instance).inc()
+
+
+class TaskCollector(Collector):
+    """How many tasks the event loop has, counted at the moment of a scrape: a number that only grows is a leak."""
+
+    def collect(self) -> Iterable[Metric]:
+        """As prometheus_client asks; within the loop, as `/metrics` is answered there."""
+        count = len(asyncio.all_tasks())
+        return [GaugeMetricFamily("kvproxy_tasks", "Tasks of the event loop, connections' included.", count)]
 
 
 class FleetCollector(Collector):

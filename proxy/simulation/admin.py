@@ -82,14 +82,23 @@ async def _cut(request: web.Request, handler: Handler, fault: Fault) -> web.Stre
 
 
 def admin_app(engine: "StandIn") -> web.Application:
-    """GET /faults tells what is wrong; POST changes it.
+    """GET /faults tells what is wrong, what is held, running and cached, and how many batches of events each rank has
+    published; POST changes what is wrong.
 
     {"add": a fault}, {"clear": true}, or {"do": verb} with one of restart, refuse, accept, die,
     freeze_events, thaw_events, drop_events (with "count").
     """
 
     async def get(_: web.Request) -> web.Response:
-        state = {"faults": engine.faults.active(), "dead": engine.dead, "refusing": engine.refusing}
+        state = {
+            "faults": engine.faults.active(),
+            "dead": engine.dead,
+            "refusing": engine.refusing,
+            "holds": sum(len(rank.model.holds) for rank in engine.ranks),
+            "cached_blocks": [rank.model.cache.pool.cached_blocks for rank in engine.ranks],
+            "unfinished": sum(rank.load for rank in engine.ranks),
+            "published": [rank.publisher.next_number for rank in engine.ranks if rank.publisher is not None],
+        }
         return json_answer(state)
 
     async def post(request: web.Request) -> web.Response:

@@ -37,6 +37,11 @@ class BlockPool:
         """The share of blocks that are referenced, 0 to 1: cached but free blocks count as free."""
         return 1.0 - len(self._free) / (self.size - 1)
 
+    @property
+    def cached_blocks(self) -> int:
+        """How many different blocks can be hit, copies counted once."""
+        return len(self._copies)
+
     def references(self, block: int) -> int:
         """How many requests and holds use a block now."""
         return self._references[block]

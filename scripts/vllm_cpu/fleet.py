@@ -6,6 +6,7 @@ log to read when an engine died. Call `start` and `restart` from the main thread
 
 import os
 import pathlib
+import signal
 import time
 import types
 import urllib.request
@@ -109,6 +110,10 @@ class Fleet:
     def kill(self, name: str) -> None:
         """End an engine as a crash would: SIGKILL to the whole of it."""
         self._processes[name].kill()
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to an engine's first process, such as SIGSTOP and SIGCONT."""
+        self._processes[name].send(number)
 
     def restart(self, name: str, timeout_s: float = 20) -> None:
         """Start an engine that has ended again, on the same ports, and do not wait for it."""

@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Prefill and decode engines fail at random under load; ends with exit code 1 unless every promise held.
+
+    .venv/bin/python scripts/chaos.py [--minutes N] [--seed N] [--clients N]
+
+Stand-in engines and a real kvproxy, each a process. Clients know the right text of every answer. Engines are killed,
+restarted, frozen, slowed, drained, removed and added, answer 500, cut their answers and lose KV events; one prefill
+and one decode engine are well at every moment, so nobody may notice more than a stream that was cut.
+"""
+
+import argparse
+import pathlib
+import random
+import shutil
+import signal
+import sys
+
+from proof.chaos import Options, run
+from proof.report import Screen, write_findings
+from vllm_cpu.engine import ROOT
+
+
+def main() -> int:
+    """Run and report; 0 if every promise held."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--minutes", type=float, default=10.0, help="of faults (default: %(default)g)")
+    add("--seed", type=int, help="of requests and faults (default: a random one, which is told)")
+    add("--clients", type=int, default=200, help="at once (default: %(default)s)")
+    add("--prefill", type=int, default=4, metavar="N", help="prefill engines (default: %(default)s)")
+    add("--decode", type=int, default=4, metavar="N", help="decode engines (default: %(default)s)")
+    add("--every", type=float, default=1.5, metavar="S", help="between two faults (default: %(default)g)")
+    add("--most", type=int, default=2, metavar="N", help="engines of a role hurt at once (default: 2)")
+    add("--pause", type=float, default=1.0, metavar="S", help="a client's between requests (default: 1)")
+    add("--logs", type=pathlib.Path, default=ROOT / ".engines" / "chaos", metavar="DIR")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    shutil.rmtree(args.logs, ignore_errors=True)
+    args.logs.mkdir(parents=True)
+    seed = random.SystemRandom().randrange(1_000_000) if args.seed is None else args.seed
+    screen = Screen()
+    screen.title(
+        f"{args.clients} clients, {args.prefill} prefill and {args.decode} decode engines,"
+        f" {args.minutes:g} minutes of faults, seed {seed}"
+    )
+    options = Options(
+        seconds=args.minutes * 60,
+        seed=seed,
+        logs=args.logs,
+        clients=args.clients,
+        prefill=args.prefill,
+        decode=args.decode,
+        every_s=args.every,
+        most=args.most,
+        pause_s=args.pause,
+    )
+    made = run(options, screen.live)
+    screen.result(made)
+    if made.failures:
+        write_findings(made)
+    return 1 if made.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

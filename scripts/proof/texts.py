@@ -1,0 +1,42 @@
+"""What a right answer says, computed from the request alone: no engine, no cache and no transfer is asked.
+
+A stand-in reads its next token off the KV it finds in its blocks, so its text is this one exactly if every block
+held what the prompt says.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from proxy.simulation.memory import advance, initial_state
+from proxy.simulation.text import OutputText, Voice
+from proxy.simulation.tokenizer import END, load_tokenizer
+from proxy.simulation.validation import Checker
+
+MAX_MODEL_LEN = 2048
+
+
+class RightAnswers:
+    """Says what stand-ins that serve `model` must answer."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._tokenizer = load_tokenizer()
+        self._voice = Voice(self._tokenizer.words(), END)
+        self._checker = Checker(self._tokenizer, model, (), MAX_MODEL_LEN)
+
+    def of(self, body: Mapping[str, Any]) -> tuple[str, ...]:
+        """The text of each choice of a completion or chat request."""
+        asked = self._checker.chat(body) if "messages" in body else self._checker.completion(body)
+        [prompt] = asked.prompts
+        begin = advance(initial_state(self._model, asked.lora), prompt)
+        texts = []
+        for choice in range(asked.n):
+            sampling, state = asked.sampling_of(0, choice), begin
+            text = OutputText(self._tokenizer, asked.stop)
+            for generated in range(sampling.max_tokens):
+                token = self._voice.next_token(state, sampling, generated)
+                text.add(token)
+                state = advance(state, [token])
+            text.finish(stopped=False)
+            texts.append(text.text)
+        return tuple(texts)
