@@ -39,6 +39,10 @@ class TransferError(Exception):
     """The other engine does not answer, or is not the one it was."""
 
 
+class _NoReplyError(TransferError):
+    """The other engine has the question, for all we know, and says nothing."""
+
+
 _VERBS = {Release: "release", Heartbeat: "heartbeat", Handshake: "meet"}
 _encode = msgspec.msgpack.Encoder().encode
 _decode_ask = msgspec.msgpack.Decoder(Ask).decode
@@ -121,6 +125,8 @@ class SideChannelClient:
             reader, writer = idle.pop()
             try:
                 return await self._exchange(idle, reader, writer, ask)
+            except _NoReplyError:
+                raise  # it may be read yet, and a second pull would find the hold gone
             except TransferError:
                 continue  # most likely it was closed while idle
         try:
@@ -144,6 +150,8 @@ class SideChannelClient:
                 reply = _decode_reply(await _receive(reader))
             idle.append((reader, writer))
             kept = True
+        except TimeoutError:
+            raise _NoReplyError(f"no reply within {self._timeout_s:g} s") from None
         except (OSError, EOFError, msgspec.DecodeError) as error:
             raise TransferError(str(error)) from error
         else:

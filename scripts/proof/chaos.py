@@ -176,14 +176,8 @@ async def _judge(setting: Setting, made: Run, watcher: Watcher, injector: Inject
     with setting.proxy.log.open(encoding="utf-8", errors="replace") as lines:
         logged = v.access_log(lines)
     verdict.add(v.COUNTED, v.check_counts(records, logged, page.by("outcome", "kvproxy_requests_total")))
-    stranded, allowed = int(page.total("kvproxy_holds_total", end="stranded")), journal.may_strand()
-    grew = ", ".join(f"{count} at {at - made.begun:.1f} s" for at, count in watcher.stranded)
-    verdict.add(
-        v.STRANDED,
-        [f"{stranded} stranded, {allowed} lost with their engines (grew to {grew})"]
-        if stranded > allowed
-        else [],
-    )
+    stranded = int(page.total("kvproxy_holds_total", end="stranded"))
+    verdict.add(v.STRANDED, v.check_stranded(stranded, watcher.stranded, journal, LEASE_S, made.begun))
     verdict.add(v.TAKEN_BACK, [*injector.findings, *watcher.silent])
     verdict.add(v.QUIET, quiet)
     verdict.add(v.BACK, back)

@@ -6,18 +6,18 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from socket import SO_RCVBUF, SOL_SOCKET, socket
+from socket import AF_INET, SO_RCVBUF, SOCK_STREAM, SOL_SOCKET, socket
 from typing import Any
 
-import aiohttp
+import h11
 
 from proof.workload import Manner, Plan, Workload
 
 DEADLINE_S = 60.0
 """As long as a client waits for the end of an answer."""
 
+READ_BYTES = 1 << 16
 SLOW_READ_BYTES = 2048
 SLOW_READ_PAUSE_S = 0.08
 SMALL_BUFFER_BYTES = 4096
@@ -91,73 +91,130 @@ class Record:
         )
 
 
-@asynccontextmanager
-async def sessions() -> AsyncIterator[dict[bool, aiohttp.ClientSession]]:
-    """Connections for clients that read at once (False), and for those that read slowly (True)."""
+class Line:
+    """One client's connection to kvproxy: kept while answers end cleanly, as browsers and SDKs keep theirs.
 
-    def small(info: Any) -> socket:
-        family, kind, protocol, *_ = info
-        made = socket(family, kind, protocol)
-        made.setblocking(False)
-        made.setsockopt(SOL_SOCKET, SO_RCVBUF, SMALL_BUFFER_BYTES)
-        return made
+    h11 tells a clean end from a cut one, and what had come before a cut is seen: both are what is to be judged.
+    """
 
-    forever = aiohttp.ClientTimeout(total=None)
-    async with (
-        aiohttp.ClientSession(timeout=forever, connector=aiohttp.TCPConnector(limit=0)) as quick,
-        aiohttp.ClientSession(
-            timeout=forever,
-            connector=aiohttp.TCPConnector(limit=0, socket_factory=small, force_close=True),
-        ) as slow,
-    ):
-        yield {False: quick, True: slow}
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._writer: asyncio.StreamWriter | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._http = h11.Connection(h11.CLIENT)
+
+    async def send(self, plan: Plan) -> None:
+        """Connect if need be, and send a request."""
+        if self._writer is None or plan.manner is Manner.READS_SLOWLY:
+            await self._connect(small=plan.manner is Manner.READS_SLOWLY)
+        body = json.dumps(plan.body).encode()
+        head = h11.Request(
+            method="POST",
+            target=plan.path,
+            headers=[
+                ("Host", f"{self._host}:{self._port}"),
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("X-Request-Id", plan.id),
+            ],
+        )
+        parts = [self._http.send(event) for event in (head, h11.Data(data=body), h11.EndOfMessage())]
+        assert self._writer is not None  # noqa: S101  # connected above
+        self._writer.write(b"".join(part for part in parts if part))
+        await self._writer.drain()
+
+    async def events(self, read_bytes: int, pause_s: float = 0.0) -> AsyncIterator[h11.Response | h11.Data]:
+        """The answer's head and its data as they come. Ends if the answer ends cleanly, raises OSError or
+        h11.RemoteProtocolError if it is cut.
+        """
+        assert self._reader is not None  # noqa: S101  # something was sent
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                self._http.receive_data(await self._reader.read(read_bytes))
+                if pause_s:
+                    await asyncio.sleep(pause_s)
+            elif isinstance(event, h11.EndOfMessage):
+                break
+            elif isinstance(event, h11.Response | h11.Data):
+                yield event
+            else:
+                raise h11.RemoteProtocolError(f"{event} instead of an answer")
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Hang up, whatever is under way."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+        self._reader = self._writer = None
+
+    async def _connect(self, *, small: bool) -> None:
+        self.close()
+        self._http = h11.Connection(h11.CLIENT)
+        sock = socket(AF_INET, SOCK_STREAM)
+        sock.setblocking(False)
+        if small:
+            sock.setsockopt(SOL_SOCKET, SO_RCVBUF, SMALL_BUFFER_BYTES)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (self._host, self._port))
+        except BaseException:
+            sock.close()
+            raise
+        limit = SLOW_READ_BYTES if small else READ_BYTES
+        self._reader, self._writer = await asyncio.open_connection(sock=sock, limit=limit)
 
 
-async def send(session: aiohttp.ClientSession, url: str, plan: Plan) -> Record:
+async def send(line: Line, plan: Plan) -> Record:
     """Send one request and take its answer as planned."""
     record = Record(plan, time.monotonic())
     leaves = plan.manner is Manner.LEAVES
     try:
         async with asyncio.timeout(plan.leaves_after_s if leaves else DEADLINE_S):
-            await _exchange(session, url, record)
+            await _exchange(line, record)
     except TimeoutError:
         record.end = End.LEFT if leaves else End.DEADLINE
-    except (aiohttp.ClientError, OSError) as error:
+    except (h11.RemoteProtocolError, OSError) as error:
         record.end = End.NO_ANSWER if record.status is None else End.CUT
         record.error = record.error or f"{type(error).__name__}: {error}"
     record.ended = time.monotonic()
+    if record.end is not End.CLEAN or plan.manner is Manner.READS_SLOWLY:
+        line.close()
     record.compare()
     return record
 
 
-async def _exchange(session: aiohttp.ClientSession, url: str, record: Record) -> None:
-    plan = record.plan
-    slow = plan.manner is Manner.READS_SLOWLY
-    more: dict[str, Any] = {"read_bufsize": SLOW_READ_BYTES} if slow else {}
-    async with session.post(
-        url + plan.path, json=plan.body, headers={"X-Request-Id": plan.id}, **more
-    ) as answer:
-        record.head_at = time.monotonic()
-        record.status = answer.status
-        record.prefill = answer.headers.get("X-Kvproxy-Prefill", "")
-        record.decode = answer.headers.get("X-Kvproxy-Decode", "")
-        if answer.headers.get("X-Request-Id") != plan.id:
-            record.malformed = "the answer carries another request's id"
-        if answer.content_type != "text/event-stream":
-            data = await answer.read()
-            record.first_byte_at = time.monotonic()
-            record.end = End.CLEAN
-            _whole(record, data)
-            return
-        reading = _Events(record)
-        while chunk := await (answer.content.read(SLOW_READ_BYTES) if slow else answer.content.readany()):
-            if record.first_byte_at is None:
-                record.first_byte_at = time.monotonic()
-            reading.feed(chunk)
-            if slow:
-                await asyncio.sleep(SLOW_READ_PAUSE_S)
-        reading.end()
-        record.end = End.CLEAN
+async def _exchange(line: Line, record: Record) -> None:
+    slow = record.plan.manner is Manner.READS_SLOWLY
+    await line.send(record.plan)
+    whole, events = bytearray(), _Events(record)
+    streamed = False
+    async for event in line.events(
+        SLOW_READ_BYTES if slow else READ_BYTES, SLOW_READ_PAUSE_S if slow else 0.0
+    ):
+        if isinstance(event, h11.Response):
+            record.head_at = time.monotonic()
+            record.status = event.status_code
+            headers = {name.decode(): value.decode() for name, value in event.headers}
+            record.prefill = headers.get("x-kvproxy-prefill", "")
+            record.decode = headers.get("x-kvproxy-decode", "")
+            streamed = headers.get("content-type", "").startswith("text/event-stream")
+            if headers.get("x-request-id") != record.plan.id:
+                record.malformed = "the answer carries another request's id"
+            continue
+        record.first_byte_at = record.first_byte_at or time.monotonic()
+        if streamed:
+            events.feed(bytes(event.data))
+        else:
+            whole += event.data
+    record.end = End.CLEAN
+    if streamed:
+        events.end()
+    else:
+        _whole(record, bytes(whole))
 
 
 def _whole(record: Record, data: bytes) -> None:
@@ -230,30 +287,34 @@ class Crowd:
     ) -> None:
         """Each client asks, takes its answer, thinks for `pause_s` on average, until the event; all answers are awaited."""
         clients = list(workloads)
-        async with sessions() as ways, asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
             for number, workload in enumerate(clients):
                 late_s = ramp_s * number / len(clients)
-                group.create_task(self._client(workload, ways, until, pause_s, late_s))
+                group.create_task(self._client(workload, until, pause_s, late_s))
 
     async def _client(
         self,
         workload: Workload,
-        ways: dict[bool, aiohttp.ClientSession],
         until: asyncio.Event,
         pause_s: float,
         late_s: float,
     ) -> None:
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        line = Line(host, int(port))
         await _pause(until, late_s)
-        while not until.is_set():
-            plan = workload.next()
-            self.running += 1
-            self._begun.append(time.monotonic())
-            try:
-                record = await send(ways[plan.manner is Manner.READS_SLOWLY], self.url, plan)
-            finally:
-                self.running -= 1
-            self.records.append(record)
-            await _pause(until, workload.pause_s(pause_s))
+        try:
+            while not until.is_set():
+                plan = workload.next()
+                self.running += 1
+                self._begun.append(time.monotonic())
+                try:
+                    record = await send(line, plan)
+                finally:
+                    self.running -= 1
+                self.records.append(record)
+                await _pause(until, workload.pause_s(pause_s))
+        finally:
+            line.close()
 
     def ends(self) -> Counter[str]:
         """How many requests ended how."""

@@ -24,6 +24,8 @@ from proof.watching import Instances, Watcher
 RECOVERY_S = 60.0
 STARTING_S = 60.0
 SLOW_BELOW_S = 2.0
+ARRIVING_S = 0.25
+"""A request of so long ago may not have reached its engine yet."""
 REST_S = 0.5
 """An engine that is back is left alone for so long at least."""
 
@@ -250,7 +252,7 @@ class Injector:
             return
         asked_at = time.monotonic()
         state = await self._setting.engine(spec.name)
-        arriving = self._crowd.begun_since(asked_at - 1.0)
+        arriving = self._crowd.begun_since(asked_at - ARRIVING_S)
         entry.may_strand = state["holds"] + state["unfinished"] + arriving
 
 

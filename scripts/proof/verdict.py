@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from proof.clients import DEADLINE_S, End, Record, Says
 from proof.journal import Journal
 from proof.setting import Vitals
+from proof.watching import LOOK_EVERY_S
 
 MEMORY_TOLERANCE_MIB = 16.0
 MEMORY_TOLERANCE_SHARE = 0.25
@@ -154,6 +155,26 @@ def check_counts(
         for name in ("failed", "client_error")
         if by_metric.get(name)
     ]
+
+
+def check_stranded(
+    total: int, growth: Sequence[tuple[float, int]], journal: Journal, lease_s: float, origin: float
+) -> list[str]:
+    """Whether each stranded hold can have been lost with its engine.
+
+    `growth` is when kvproxy's count was seen to have grown, and to what; `origin` the beginning of the times shown.
+    """
+    found = []
+    if total > journal.may_strand():
+        found.append(f"{total} stranded in all, at most {journal.may_strand()} lost with their engines")
+    before = 0
+    for at, count in growth:
+        lost = [e for e in journal.during(None, at - lease_s - LOOK_EVERY_S, at) if e.may_strand]
+        if count - before > sum(entry.may_strand for entry in lost):
+            told = "; ".join(entry.line(origin) for entry in lost) or "no engine was lost before"
+            found.append(f"{count - before} stranded until {at - origin:.1f} s: {told}")
+        before = count
+    return found
 
 
 def check_back(before: Vitals, after: Vitals) -> list[str]:

@@ -1,0 +1,155 @@
+"""The judge of chaos.py: it knows what is right without asking, and lets nothing pass that a client may not see."""
+
+import dataclasses
+from typing import Any
+
+import aiohttp
+import pytest
+from live.asking import CHAT, COMPLETIONS, ask
+from proof import verdict as v
+from proof.clients import End, Record
+from proof.journal import Fault, Journal
+from proof.setting import Vitals
+from proof.texts import MAX_MODEL_LEN, RightAnswers
+from proof.workload import Manner, Plan, Workload
+
+from proxy.simulation import StandIn, StandInConfig
+
+DECODE = "127.0.0.1:8200"
+
+
+async def test_the_right_text_is_the_one_a_plain_engine_says() -> None:
+    workload = Workload("c0", 7, "tiny", RightAnswers("tiny"), disloyal=True)
+    plans = [workload.next() for _ in range(40)]
+    assert {plan.path for plan in plans} == {CHAT, COMPLETIONS}
+    assert {plan.stream for plan in plans} == {True, False}
+    assert any(plan.body.get("n") == 2 for plan in plans)
+    config = StandInConfig(connector=False, max_model_len=MAX_MODEL_LEN)
+    async with StandIn(config) as plain, aiohttp.ClientSession() as session:
+        for plan in plans:
+            answer = await ask(session, plain.url, plan.path, plan.body)
+            assert (answer.status, answer.choices) == (200, plan.expected)
+
+
+def test_the_same_seed_asks_the_same() -> None:
+    right = RightAnswers("tiny")
+    one, same, other = (
+        [Workload("c1", seed, "tiny", right, disloyal=True).next() for _ in range(3)] for seed in (1, 1, 2)
+    )
+    assert one == same != other
+
+
+def record(*, stream: bool = True, manner: Manner = Manner.READS, **seen: Any) -> Record:
+    """A complete, right answer, but for what is `seen`."""
+    plan = Plan("c0-1", COMPLETIONS, {"stream": stream}, ("right",), manner)
+    whole = Record(plan, 10.0, ended=12.0, end=End.CLEAN, status=200, decode=DECODE, done=stream)
+    made = dataclasses.replace(whole, **({"texts": ("right",)} | seen))
+    made.compare()
+    return made
+
+
+CUT: dict[str, Any] = {"end": End.CUT, "done": False, "texts": ("ri",), "error": "a word"}
+
+
+@pytest.mark.parametrize(
+    ("made", "check"),
+    [
+        (record(), None),
+        (record(stream=False), None),
+        (record(texts=("wrong",)), v.RIGHT),
+        (record(stream=False, texts=("right", "more")), v.NO_CLEAN_CUT),
+        (record(texts=("ri",)), v.NO_CLEAN_CUT),
+        (record(done=False), v.NO_CLEAN_CUT),
+        (record(done=False, error_event=True, error="a word"), v.NO_CLEAN_CUT),
+        (record(**CUT, error_event=True), v.SERVED),
+        (record(**CUT), v.NO_CLEAN_CUT),
+        (record(**(CUT | {"texts": ("x",)}), error_event=True), v.RIGHT),
+        (record(**(CUT | {"done": True})), v.NO_CLEAN_CUT),
+        (record(stream=False, **CUT), v.NO_CLEAN_CUT),
+        (record(stream=False, status=502, texts=(), error="a word"), v.SERVED),
+        (record(end=End.NO_ANSWER, status=None, texts=()), v.SERVED),
+        (record(end=End.DEADLINE), v.SERVED),
+        (record(end=End.LEFT, texts=("ri",), done=False), None),
+        (record(end=End.LEFT, texts=("x",), done=False), v.RIGHT),
+        (record(malformed="an event after the last one"), v.ONE_END),
+    ],
+)
+def test_only_whole_right_answers_and_clients_that_left_pass(made: Record, check: str | None) -> None:
+    found = v.judge(made, Journal())
+    assert (None if found is None else found.check) == check
+
+
+@pytest.mark.parametrize(
+    ("fault", "at", "begun", "excused"),
+    [
+        (Fault.KILL, DECODE, 11.0, True),
+        (Fault.CUT, DECODE, 9.0, True),
+        (Fault.FREEZE, "127.0.0.1:8201", 11.0, False),
+        (Fault.KILL, DECODE, 13.0, False),
+        (Fault.SLOW, DECODE, 11.0, False),
+        (Fault.DRAIN, DECODE, 11.0, False),
+    ],
+)
+def test_a_stream_may_be_cut_only_by_what_was_done_to_its_own_engine(
+    fault: Fault, at: str, begun: float, *, excused: bool
+) -> None:
+    journal = Journal()
+    journal.begin("decode-0", at, fault, begun)
+    assert (v.judge(record(**CUT, error_event=True), journal) is None) is excused
+    assert v.judge(record(**CUT), journal) is not None, "without a word it never may"
+    refused = record(stream=False, status=503, texts=())
+    assert v.judge(refused, journal) is not None, "another engine was well"
+
+
+def test_a_fault_that_was_over_long_before_excuses_nothing() -> None:
+    journal = Journal()
+    entry = journal.begin("decode-0", DECODE, Fault.KILL, 1.0)
+    assert journal.touched() == {"decode-0"}
+    entry.ended = 2.0
+    assert journal.touched() == set()
+    assert v.judge(record(**CUT, error_event=True), journal) is not None
+
+
+LINE = "2026-11-22 11:00:00,000 INFO POST /v1/completions {} 12.3ms id={} prefill=a decode=b outcome={}\n"
+
+
+def test_what_kvproxy_counts_must_be_what_clients_saw() -> None:
+    left = record(end=End.LEFT, texts=(), manner=Manner.LEAVES)
+    left.plan = dataclasses.replace(left.plan, id="c0-2")
+    both = [record(), left]
+    logged = v.access_log([LINE.format(200, "c0-1", "ok"), LINE.format(499, "c0-2", "client_left")])
+    counted = {"ok": 1.0, "client_left": 1.0, "cut": 0.0}
+    assert v.check_counts(both, logged, counted) == []
+
+    def found(lines: list[str], counts: dict[str, float]) -> list[str]:
+        return [finding.words for finding in v.check_counts(both, v.access_log(lines), counts)]
+
+    ok = LINE.format(200, "c0-1", "ok")
+    assert found([ok], {"ok": 1}) == [], "a client may leave before its request is read"
+    assert len(found([ok, ok], {"ok": 2})) == 1
+    assert len(found([], {})) == 1
+    assert len(found([LINE.format(200, "c0-1", "cut")], {"cut": 1})) == 1
+    assert len(found([ok], {"ok": 2})) == 1
+    assert len(found([ok, LINE.format(200, "another", "ok")], {"ok": 2})) == 1
+    assert found([ok, LINE.format(500, "c0-2", "failed")], {"ok": 1, "failed": 1}) != []
+
+
+def test_no_hold_is_stranded_but_with_its_engine() -> None:
+    journal = Journal()
+    entry = journal.begin("prefill-0", "127.0.0.1:8100", Fault.KILL, 10.0)
+    entry.may_strand, entry.ended = 3, 12.0
+
+    def found(*growth: tuple[float, int]) -> int:
+        return len(v.check_stranded(growth[-1][1] if growth else 0, growth, journal, 20.0, 0.0))
+
+    assert found() == found((11.0, 3)) == found((11.0, 1), (30.0, 3)) == 0
+    assert found((9.0, 1)) == 1, "no engine was lost before"
+    assert found((60.0, 1)) == 1, "its lease was over long before"
+    assert found((11.0, 4)) == 2, "more than it held"
+
+
+def test_kvproxy_must_be_as_it_was_before() -> None:
+    before = Vitals(at=0.0, tasks=20, sockets=23, memory_mib=40.0, cpu_s=1.0)
+    assert v.check_back(before, before) == []
+    for more in ({"tasks": 21}, {"sockets": 24}, {"memory_mib": 70.0}):
+        assert len(v.check_back(before, dataclasses.replace(before, **more))) == 1
