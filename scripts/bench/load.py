@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 _HEAD_END = b"\r\n\r\n"
@@ -39,7 +39,7 @@ def post(path: str, body: bytes) -> bytes:
     return head.encode() + body
 
 
-async def run(address: str, requests: Sequence[bytes], concurrency: int) -> Outcome:
+async def run(address: str, requests: Iterable[bytes], concurrency: int) -> Outcome:
     """Send all `requests` over `concurrency` connections, each the next one when its last is answered."""
     outcome = Outcome()
     waiting = iter(requests)
@@ -51,10 +51,11 @@ async def run(address: str, requests: Sequence[bytes], concurrency: int) -> Outc
             for request in waiting:
                 begun = time.perf_counter()
                 writer.write(request)
-                failure = await _answer(reader, outcome)
+                answer = await read_answer(reader)
                 outcome.latencies_s.append(time.perf_counter() - begun)
-                if failure:
-                    outcome.failures.append(failure)
+                outcome.chunks += answer.chunks
+                if answer.failure is not None:
+                    outcome.failures.append(answer.failure)
         finally:
             writer.close()
             await writer.wait_closed()
@@ -65,20 +66,33 @@ async def run(address: str, requests: Sequence[bytes], concurrency: int) -> Outc
     return outcome
 
 
-async def _answer(reader: asyncio.StreamReader, outcome: Outcome) -> str | None:
-    """Read one answer; what is wrong with it, if anything is."""
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One answer that was read to its end."""
+
+    head_at: float
+    """When its head had come, of `time.perf_counter`."""
+    chunks: int
+    """Streamed events."""
+    failure: str | None
+    """What is wrong with it, if anything is."""
+
+
+async def read_answer(reader: asyncio.StreamReader) -> Answered:
+    """Read one answer. OSError or EOFError if it is cut."""
     head = (await reader.readuntil(_HEAD_END)).lower()
+    head_at = time.perf_counter()
     status = head.split(b" ", 2)[1]
+    chunks = 0
     if b"transfer-encoding: chunked" in head:
         body = await reader.readuntil(_CHUNKS_END)
         while not body.endswith(b"\r\n" + _CHUNKS_END):
             body += await reader.readuntil(_CHUNKS_END)
-        outcome.chunks += body.count(b"data: ")
+        chunks = body.count(b"data: ")
         complete = b"data: [DONE]" in body
     else:
         length = int(head.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
         body = await reader.readexactly(length)
         complete = True
-    if status == b"200" and complete:
-        return None
-    return f"status {status.decode()}: {body[-200:]!r}"
+    right = status == b"200" and complete
+    return Answered(head_at, chunks, None if right else f"status {status.decode()}: {body[-200:]!r}")

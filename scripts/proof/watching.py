@@ -10,6 +10,7 @@ import aiohttp
 from proof.setting import Setting
 
 LOOK_EVERY_S = 0.5
+LOOK_TIMEOUT_S = 30.0  # machines stall
 Instances = dict[str, dict[str, Any]]
 
 
@@ -37,7 +38,7 @@ class Watcher:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _look(self, begun: float) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LOOK_TIMEOUT_S):
             instances = await self._setting.status()
             page = await self._setting.metrics()
         stranded = int(page.total("kvproxy_holds_total", end="stranded"))

@@ -1,0 +1,290 @@
+"""A long run at a share of what kvproxy can do: its memory must stay flat, and so must its latency.
+
+First a closed loop finds the most requests a second that kvproxy, engines and clients manage together on this machine.
+Then requests arrive as a Poisson process at a share of that, whether or not earlier ones are answered, so that a
+kvproxy which slows down is not spared.
+"""
+
+import asyncio
+import itertools
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from bench.load import post, read_answer, run
+from live.metrics import read_metrics
+from live.words import prose
+
+from proof.setting import MODEL, Setting, Vitals, processes
+from proof.trend import Trend, trend
+
+CONCURRENCY = 64
+STREAM_TOKENS = 40
+MOST_UNDER_WAY = 4000
+"""More requests at once mean that kvproxy falls behind for good; the run ends there."""
+
+MEMORY_FLOOR_MIB = 1.0
+"""An hour's growth below this is none: 24 MiB a day."""
+LATENCY_FLOOR_SHARE = 0.05
+"""As above, of the mean."""
+_READ_LIMIT = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to run."""
+
+    seconds: float
+    share: float
+    seed: int
+    logs: Path
+    prefill: int = 2
+    decode: int = 2
+    saturation_s: float = 20.0
+    sample_s: float = 30.0
+    settle_s: float = 180.0
+    """What is sampled before that is shown and not judged: caches of a bounded size fill."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one stretch of time showed. Latencies are the clients'."""
+
+    at_s: float
+    """Seconds from the beginning of the load to the end of the stretch."""
+    requests_per_s: float
+    failures: int
+    under_way: int
+    memory_mib: float
+    sockets: int
+    tasks: int
+    cpu_us_per_request: float
+    unary_p50_ms: float
+    unary_p99_ms: float
+    first_byte_p50_ms: float
+    """Of streams."""
+    first_byte_p99_ms: float
+    mean_ms: float
+    """Of all requests to their last byte."""
+    engines_mean_ms: float
+    """What the engines say that both legs of a request took them."""
+
+
+LATENCIES = ("unary_p50_ms", "unary_p99_ms", "first_byte_p50_ms", "first_byte_p99_ms")
+
+
+@dataclass
+class Soak:
+    """A run and what came of it."""
+
+    options: Options
+    saturation_per_s: float = 0.0
+    samples: list[Sample] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def judged(self) -> list[Sample]:
+        """The samples that trends are taken from."""
+        return [sample for sample in self.samples if sample.at_s > self.options.settle_s]
+
+    def trend(self, name: str) -> Trend | None:
+        """Of one figure; None if there are too few samples."""
+        judged = self.judged
+        if len(judged) < 3:
+            return None
+        return trend([s.at_s / 3600 for s in judged], [float(getattr(s, name)) for s in judged])
+
+    def findings(self) -> list[str]:
+        """What must not be; none means that all stayed flat."""
+        found = (
+            [f"{len(self.failures)} requests failed, such as: {self.failures[0]}"] if self.failures else []
+        )
+        if self.trend("memory_mib") is None:
+            return [
+                *found,
+                f"{len(self.judged)} samples after the first {self.options.settle_s:g} s are too few",
+            ]
+        mean = {name: statistics.fmean(getattr(s, name) for s in self.judged) for name in LATENCIES}
+        floors = {"memory_mib": MEMORY_FLOOR_MIB, "sockets": 1.0, "tasks": 1.0}
+        floors |= {name: LATENCY_FLOOR_SHARE * mean[name] for name in LATENCIES}
+        for name, floor in floors.items():
+            measured = self.trend(name)
+            if measured is not None and measured.grows(floor):
+                found.append(f"{name} grows by {measured.slope:.3g} (+- {measured.error:.2g}) an hour")
+        return found
+
+    def write(self, folder: Path) -> Path:
+        """All figures, as JSON."""
+        path = folder / "soak.json"
+        trends = {name: self.trend(name) for name in ("memory_mib", "sockets", "tasks", *LATENCIES)}
+        told: dict[str, Any] = {
+            "options": asdict(self.options) | {"logs": str(self.options.logs)},
+            "saturation_per_s": self.saturation_per_s,
+            "samples": [asdict(sample) for sample in self.samples],
+            "trends_per_hour": {name: asdict(found) for name, found in trends.items() if found is not None},
+            "findings": self.findings(),
+        }
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        return path
+
+
+def requests(seed: int) -> Iterator[tuple[bool, bytes]]:
+    """Requests without end: whether it is a stream, and its bytes. Prefixes are shared, no prompt comes twice."""
+    dice = random.Random(seed)  # noqa: S311  # repeatable on purpose
+    prefixes = [prose(dice.randint(50, 300), f"soak/{seed}/{n}") for n in range(16)]
+    tails = [prose(dice.randint(5, 60), f"soak tail/{seed}/{n}") for n in range(500)]
+    for number in itertools.count():
+        stream = dice.random() < 0.5
+        body: dict[str, Any] = {"model": MODEL, "temperature": 0, "ignore_eos": True}
+        body |= {"max_tokens": STREAM_TOKENS, "stream": True} if stream else {"max_tokens": 8}
+        prefix, tail = dice.choice(prefixes), f"{number} {dice.choice(tails)}"
+        if dice.random() < 0.5:
+            path = "/v1/chat/completions"
+            body["messages"] = [{"role": "system", "content": prefix}, {"role": "user", "content": tail}]
+        else:
+            path = "/v1/completions"
+            body["prompt"] = f"{prefix} {tail}"
+        yield stream, post(path, json.dumps(body).encode())
+
+
+class Load:
+    """Poisson arrivals over connections that are kept; what it saw since it was last asked."""
+
+    def __init__(self, address: str, rate_per_s: float, seed: int) -> None:
+        self._host, _, port = address.rpartition(":")
+        self._port = int(port)
+        self._rate = rate_per_s
+        self._requests = requests(seed)
+        self._dice = random.Random(f"{seed}/arrivals")  # noqa: S311  # repeatable on purpose
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self.under_way = 0
+        self.failures: list[str] = []
+        self.whole_s: list[float] = []
+        self.unary_s: list[float] = []
+        self.first_byte_s: list[float] = []
+
+    async def run(self, seconds: float) -> None:
+        """Send until the time is over, then await all answers."""
+        end = due = time.perf_counter()
+        end += seconds
+        async with asyncio.TaskGroup() as group:
+            while due < end and self.under_way < MOST_UNDER_WAY:
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                group.create_task(self._one(*next(self._requests), due))
+                due += self._dice.expovariate(self._rate)
+        if due < end:
+            self.failures.append(f"{MOST_UNDER_WAY} requests at once: it has fallen behind")
+        for _, writer in self._idle:
+            writer.close()
+
+    async def _one(self, stream: bool, request: bytes, due: float) -> None:
+        self.under_way += 1
+        try:
+            if self._idle:
+                reader, writer = self._idle.pop()
+            else:
+                reader, writer = await asyncio.open_connection(self._host, self._port, limit=_READ_LIMIT)
+            writer.write(request)
+            answer = await read_answer(reader)
+            self._idle.append((reader, writer))
+        except (OSError, EOFError) as error:
+            self.failures.append(f"{type(error).__name__}: {error}")
+            return
+        finally:
+            self.under_way -= 1
+        if answer.failure is not None:
+            self.failures.append(answer.failure)
+            return
+        took_s = time.perf_counter() - due
+        self.whole_s.append(took_s)
+        if stream:
+            self.first_byte_s.append(answer.head_at - due)
+        else:
+            self.unary_s.append(took_s)
+
+
+def soak(options: Options, say: Callable[[Soak], None] = lambda _: None) -> Soak:
+    """Run it all; `say` is called after each sample. Call it from the main thread."""
+    made = Soak(options)
+    with processes(options.prefill, options.decode, options.logs, profile="zero") as (fleet, proxy):
+
+        async def within() -> None:
+            connector = aiohttp.TCPConnector(limit=0, force_close=True)
+            async with aiohttp.ClientSession(connector=connector) as session:
+                await _soak(Setting(fleet, proxy, session), made, say)
+
+        asyncio.run(within())
+    return made
+
+
+async def _soak(setting: Setting, made: Soak, say: Callable[[Soak], None]) -> None:
+    options = made.options
+    address = setting.proxy.url.removeprefix("http://")
+    closed = await run(address, _until(requests(options.seed + 1), options.saturation_s), CONCURRENCY)
+    if closed.failures:
+        raise RuntimeError(f"{len(closed.failures)} requests failed at full load: {closed.failures[0]}")
+    made.saturation_per_s = closed.requests / closed.seconds
+    load = Load(address, made.saturation_per_s * options.share, options.seed)
+    begun = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(load.run(options.seconds))
+        before, engines_before = await setting.vitals(), await _engine_seconds(setting)
+        while not running.done():
+            await asyncio.wait({running}, timeout=options.sample_s)
+            after, engines_after = await setting.vitals(), await _engine_seconds(setting)
+            sample = _sample(load, before, after, time.perf_counter() - begun, engines_after - engines_before)
+            if sample is not None:
+                made.samples.append(sample)
+                say(made)
+            before, engines_before = after, engines_after
+    made.failures = load.failures
+
+
+def _until(source: Iterator[tuple[bool, bytes]], seconds: float) -> Iterator[bytes]:
+    end = time.perf_counter() + seconds
+    for _, request in source:
+        if time.perf_counter() > end:
+            return
+        yield request
+
+
+async def _engine_seconds(setting: Setting) -> float:
+    """Seconds that all engines say they spent on all requests so far."""
+    pages = [await read_metrics(setting.session, spec.url) for spec in setting.engines]
+    return sum(page.total("vllm:e2e_request_latency_seconds_sum") for page in pages)
+
+
+def _sample(load: Load, before: Vitals, after: Vitals, at_s: float, engines_s: float) -> Sample | None:
+    whole, unary, first = load.whole_s, load.unary_s, load.first_byte_s
+    load.whole_s, load.unary_s, load.first_byte_s = [], [], []
+    if len(unary) < 2 or len(first) < 2:
+        return None  # the end of the run cut it short
+    p50, p99 = _percentiles_ms(unary)
+    first_p50, first_p99 = _percentiles_ms(first)
+    return Sample(
+        at_s=at_s,
+        requests_per_s=len(whole) / (after.at - before.at),
+        failures=len(load.failures),
+        under_way=load.under_way,
+        memory_mib=after.memory_mib,
+        sockets=after.sockets,
+        tasks=after.tasks,
+        cpu_us_per_request=1e6 * (after.cpu_s - before.cpu_s) / len(whole),
+        unary_p50_ms=p50,
+        unary_p99_ms=p99,
+        first_byte_p50_ms=first_p50,
+        first_byte_p99_ms=first_p99,
+        mean_ms=1000 * statistics.fmean(whole),
+        engines_mean_ms=1000 * engines_s / len(whole),
+    )
+
+
+def _percentiles_ms(seconds: list[float]) -> tuple[float, float]:
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    return 1000 * cuts[49], 1000 * cuts[98]
