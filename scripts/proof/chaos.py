@@ -23,9 +23,14 @@ from proof.setting import BUFFER_STEPS, LEASE_S, MODEL, Setting, Vitals, process
 from proof.texts import RightAnswers
 from proof.watching import Watcher
 from proof.workload import Workload
+from proxy.tokenizing.engines import CACHE_BYTES
 
 SETTLING_S = 30.0
 """For kvproxy and engines to come to rest after the load, beyond the lease of what was stranded."""
+
+BYTES_PER_TOKEN = 4
+BYTES_PER_PROMPT = 500
+"""Of a prompt whose tokens kvproxy remembers: a number, and what Python needs around an array in a dict."""
 
 PROXY_FLAGS = (
     *("--prefill-timeout", "20", "--first-byte-timeout", "30", "--chunk-timeout", "15"),
@@ -69,6 +74,14 @@ class Run:
     after: Vitals | None = None
     page: Page | None = None
     settled_s: float = 0.0
+
+    @property
+    def remembered_mib(self) -> float:
+        """What kvproxy's tokenizer may remember of the prompts since the first fault."""
+        since = self.before.at if self.before is not None else 0.0
+        asked = (record for record in self.crowd.records if record.begun >= since)
+        size = sum(BYTES_PER_TOKEN * record.plan.prompt_tokens + BYTES_PER_PROMPT for record in asked)
+        return min(size, CACHE_BYTES) / (1 << 20)
 
     @property
     def failures(self) -> list[v.Finding]:
@@ -243,7 +256,7 @@ async def _back(setting: Setting, made: Run) -> list[str]:
 
     async def as_before() -> bool:
         made.after = await setting.vitals()
-        left[:] = v.check_back(before, made.after)
+        left[:] = v.check_back(before, made.after, made.remembered_mib)
         await asyncio.sleep(0.3)
         return not left
 

@@ -29,10 +29,13 @@ STREAM_TOKENS = 40
 MOST_UNDER_WAY = 4000
 """More requests at once mean that kvproxy falls behind for good; the run ends there."""
 
+IDLE_S = 20.0
+"""kvproxy closes connections that are idle for longer than 75 s."""
+
 MEMORY_FLOOR_MIB = 1.0
 """An hour's growth below this is none: 24 MiB a day."""
-LATENCY_FLOOR_SHARE = 0.05
-"""As above, of the mean."""
+FLOOR_SHARE = 0.05
+"""As above for all other figures: a share of their mean."""
 _READ_LIMIT = 1 << 24
 
 
@@ -110,9 +113,11 @@ class Soak:
                 *found,
                 f"{len(self.judged)} samples after the first {self.options.settle_s:g} s are too few",
             ]
-        mean = {name: statistics.fmean(getattr(s, name) for s in self.judged) for name in LATENCIES}
-        floors = {"memory_mib": MEMORY_FLOOR_MIB, "sockets": 1.0, "tasks": 1.0}
-        floors |= {name: LATENCY_FLOOR_SHARE * mean[name] for name in LATENCIES}
+        others = ("sockets", "tasks", *LATENCIES)
+        floors = {
+            name: FLOOR_SHARE * statistics.fmean(getattr(s, name) for s in self.judged) for name in others
+        }
+        floors["memory_mib"] = MEMORY_FLOOR_MIB
         for name, floor in floors.items():
             measured = self.trend(name)
             if measured is not None and measured.grows(floor):
@@ -162,7 +167,7 @@ class Load:
         self._rate = rate_per_s
         self._requests = requests(seed)
         self._dice = random.Random(f"{seed}/arrivals")  # noqa: S311  # repeatable on purpose
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.under_way = 0
         self.failures: list[str] = []
         self.whole_s: list[float] = []
@@ -180,19 +185,16 @@ class Load:
                 due += self._dice.expovariate(self._rate)
         if due < end:
             self.failures.append(f"{MOST_UNDER_WAY} requests at once: it has fallen behind")
-        for _, writer in self._idle:
+        for _, _, writer in self._idle:
             writer.close()
 
     async def _one(self, stream: bool, request: bytes, due: float) -> None:
         self.under_way += 1
         try:
-            if self._idle:
-                reader, writer = self._idle.pop()
-            else:
-                reader, writer = await asyncio.open_connection(self._host, self._port, limit=_READ_LIMIT)
+            reader, writer = await self._connection()
             writer.write(request)
             answer = await read_answer(reader)
-            self._idle.append((reader, writer))
+            self._idle.append((time.monotonic(), reader, writer))
         except (OSError, EOFError) as error:
             self.failures.append(f"{type(error).__name__}: {error}")
             return
@@ -207,6 +209,16 @@ class Load:
             self.first_byte_s.append(answer.head_at - due)
         else:
             self.unary_s.append(took_s)
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The connection that was used last, or a new one. A burst's are closed when they were idle for long."""
+        now = time.monotonic()
+        while self._idle and now - self._idle[0][0] > IDLE_S:
+            self._idle.pop(0)[2].close()
+        if self._idle:
+            _, reader, writer = self._idle.pop()
+            return reader, writer
+        return await asyncio.open_connection(self._host, self._port, limit=_READ_LIMIT)
 
 
 def soak(options: Options, say: Callable[[Soak], None] = lambda _: None) -> Soak:

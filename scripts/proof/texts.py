@@ -10,7 +10,7 @@ from typing import Any
 from proxy.simulation.memory import advance, initial_state
 from proxy.simulation.text import OutputText, Voice
 from proxy.simulation.tokenizer import END, load_tokenizer
-from proxy.simulation.validation import Checker
+from proxy.simulation.validation import Asked, Checker
 
 MAX_MODEL_LEN = 2048
 
@@ -26,7 +26,7 @@ class RightAnswers:
 
     def of(self, body: Mapping[str, Any]) -> tuple[str, ...]:
         """The text of each choice of a completion or chat request."""
-        asked = self._checker.chat(body) if "messages" in body else self._checker.completion(body)
+        asked = self._asked(body)
         [prompt] = asked.prompts
         begin = advance(initial_state(self._model, asked.lora), prompt)
         texts = []
@@ -40,3 +40,10 @@ class RightAnswers:
             text.finish(stopped=False)
             texts.append(text.text)
         return tuple(texts)
+
+    def prompt_tokens(self, body: Mapping[str, Any]) -> int:
+        """How long its prompt is."""
+        return sum(len(prompt) for prompt in self._asked(body).prompts)
+
+    def _asked(self, body: Mapping[str, Any]) -> Asked:
+        return self._checker.chat(body) if "messages" in body else self._checker.completion(body)

@@ -34,6 +34,7 @@ class Plan:
     body: dict[str, Any]
     expected: tuple[str, ...]
     manner: Manner
+    prompt_tokens: int = 0
     leaves_after_s: float = 0.0
 
     @property
@@ -94,5 +95,6 @@ class Workload:
             body=body,
             expected=self._right.of(body),
             manner=manner,
+            prompt_tokens=self._right.prompt_tokens(body),
             leaves_after_s=dice.choice((0.02, 0.1, 0.3, 1.0, 2.0)) * dice.uniform(0.5, 1.5),
         )

@@ -1,6 +1,8 @@
 """The judge of chaos.py: it knows what is right without asking, and lets nothing pass that a client may not see."""
 
 import dataclasses
+import pathlib
+import random
 from typing import Any
 
 import aiohttp
@@ -10,7 +12,9 @@ from proof import verdict as v
 from proof.clients import End, Record
 from proof.journal import Fault, Journal
 from proof.setting import Vitals
+from proof.soak import Options, Sample, Soak
 from proof.texts import MAX_MODEL_LEN, RightAnswers
+from proof.trend import trend
 from proof.workload import Manner, Plan, Workload
 
 from proxy.simulation import StandIn, StandInConfig
@@ -148,8 +152,47 @@ def test_no_hold_is_stranded_but_with_its_engine() -> None:
     assert found((11.0, 4)) == 2, "more than it held"
 
 
+def test_growth_is_told_from_noise() -> None:
+    hours = [n / 120 for n in range(120)]
+    dice = random.Random(3)
+    noise = [dice.gauss(0, 1) for _ in hours]
+    flat = trend(hours, [40 + n for n in noise])
+    growing = trend(hours, [40 + 5 * t + n for t, n in zip(hours, noise, strict=True)])
+    assert not flat.grows(0.0)
+    assert growing.grows(0.0)
+    assert not growing.grows(10.0), "that little does not matter"
+    assert growing.slope - flat.slope == pytest.approx(5)
+    assert flat.error == pytest.approx(0.32, rel=0.2), "sigma over the spread of the times"
+    line = trend(hours, [2 * t for t in hours])
+    assert line.slope == pytest.approx(2)
+    assert line.error == pytest.approx(0, abs=1e-9)
+    for few in ([], [1.0, 1.0, 1.0], [0.0, 1.0]):
+        with pytest.raises(ValueError, match="a trend needs"):
+            trend(few, [0.0] * len(few))
+
+
+def sample(minute: int, **figures: float) -> Sample:
+    usual = {field.name: 10 for field in dataclasses.fields(Sample)} | {"failures": 0}
+    return Sample(**(usual | {"at_s": 60 * minute} | figures))  # type: ignore[arg-type]  # all are numbers
+
+
+def test_what_grows_after_it_has_settled_is_found(tmp_path: pathlib.Path) -> None:
+    options = Options(seconds=3600, share=0.7, seed=1, logs=tmp_path, settle_s=600)
+    settling = [sample(m, memory_mib=m) for m in range(1, 11)]
+    later = range(11, 60)
+    assert Soak(options, samples=settling + [sample(m) for m in later]).findings() == []
+    assert len(Soak(options, samples=settling).findings()) == 1
+    for figure in ("memory_mib", "unary_p99_ms", "tasks"):
+        grown = Soak(options, samples=settling + [sample(m, **{figure: 10 + m / 10}) for m in later])
+        assert [finding.partition(" ")[0] for finding in grown.findings()] == [figure]
+    failed = Soak(options, samples=[sample(m) for m in later], failures=["status 502"])
+    assert len(failed.findings()) == 1
+    assert "memory_mib" in failed.write(tmp_path).read_text()
+
+
 def test_kvproxy_must_be_as_it_was_before() -> None:
     before = Vitals(at=0.0, tasks=20, sockets=23, memory_mib=40.0, cpu_s=1.0)
     assert v.check_back(before, before) == []
+    assert v.check_back(before, dataclasses.replace(before, memory_mib=90.0), remembered_mib=30.0) == []
     for more in ({"tasks": 21}, {"sockets": 24}, {"memory_mib": 70.0}):
         assert len(v.check_back(before, dataclasses.replace(before, **more))) == 1

@@ -1,13 +1,18 @@
 """Prefill and decode stand-ins on real sockets."""
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from proxy.simulation import StandIn
+from proxy.simulation.engine_values import Handshake, Pull
+from proxy.simulation.request import Remote
+from proxy.simulation.side_channel import Reply, SideChannelClient, TransferError
 from tests.simulation.conftest import Ask, Start
 from tests.simulation.driving import COMPLETIONS, PREFILL
 
@@ -32,6 +37,36 @@ async def prefill(ask: Ask, engine: StandIn, **fields: Any) -> dict[str, Any]:
     params = answer["kv_transfer_params"]
     assert isinstance(params, dict)
     return params
+
+
+async def test_a_silent_engine_is_asked_for_blocks_once() -> None:
+    """A pull it may still read must not be followed by a second one, which would find the hold gone."""
+    asked: list[bytes] = []
+    peers: list[asyncio.Task[None] | None] = []
+    talks = True
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peers.append(asyncio.current_task())
+        with contextlib.suppress(ConnectionError):
+            while size := await reader.read(4):
+                asked.append(await reader.readexactly(int.from_bytes(size, "big")))
+                if talks:
+                    reply = msgspec.msgpack.encode(Reply(known=True))
+                    writer.write(len(reply).to_bytes(4, "big") + reply)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    remote = Remote("127.0.0.1", server.sockets[0].getsockname()[1], "an engine", "a request", (1,))
+    client = SideChannelClient(timeout_s=0.5)
+    async with server:
+        await asyncio.gather(*(client.tell(Handshake(remote, 0.0)) for _ in range(3)))
+        asked.clear()
+        talks = False
+        with pytest.raises(TransferError, match="no reply"):
+            await client.pull(Pull("mine", remote, (1,), 0.0))
+        assert len(asked) == 1
+        client.close()
+        await asyncio.gather(*(peer for peer in peers if peer is not None))
 
 
 async def plain_text(ask: Ask, start: Start) -> str:
