@@ -58,10 +58,14 @@ async def ask(
 ) -> Answer:
     """POST `body` and read the answer to its end; a stream that is cut raises aiohttp.ClientPayloadError."""
     async with session.post(url + path, json=body, headers=headers) as response:
-        raw = await response.read()
-        streamed = response.content_type == "text/event-stream"
-        parts = _streamed(raw) if streamed else _whole(raw)
-        return Answer(response.status, response.headers, *parts)
+        return read_answer(response.status, response.headers, await response.read())
+
+
+def read_answer(status: int, headers: Mapping[str, str], raw: bytes) -> Answer:
+    """The answer in a response that was read to its end."""
+    streamed = headers.get("Content-Type", "").startswith("text/event-stream")
+    parts = _streamed(raw) if streamed else _whole(raw)
+    return Answer(status, headers, *parts)
 
 
 def _whole(raw: bytes) -> tuple[str, Body, bytes, bool, tuple[str, ...]]:

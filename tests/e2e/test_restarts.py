@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import pathlib
 from typing import Any
 
 import aiohttp
-from live.asking import CHAT, COMPLETIONS, Answer, ask
+from live.asking import CHAT, COMPLETIONS, Answer, ask, read_answer
 from live.explaining import explain
 from live.metrics import read_metrics
 from live.ports import free_ports
@@ -17,9 +18,14 @@ from live.waiting import wait_until
 from live.words import prose
 from vllm_cpu.fleet import Fleet
 
+from tests.fleets import LEASE_S
+
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 8}
 NOTICED_S = 10
 BACK_S = 30
+CLIENTS = 6
+HOLDS = "kvproxy_holds_total"
+EXPIRED = "vllm:nixl_num_kv_expired_reqs_total"
 STRANGERS_S = 8  # well below the lease, so that nothing has just expired
 
 
@@ -195,6 +201,110 @@ async def test_a_decode_engine_dies_while_streaming(
     await wait_until(used_again, 20, f"{lost} decodes again")
 
     await wait_quiet(session, [spec.url for spec in fleet.specs.values()], proxy.url, NOTICED_S)
+
+
+@dataclasses.dataclass(frozen=True)
+class Got:
+    """One answer under load; `text` is None if its stream was cut."""
+
+    prefill: str
+    decode: str
+    status: int
+    text: str | None
+    right: str
+
+
+async def take(session: aiohttp.ClientSession, url: str, body: dict[str, Any], right: str) -> Got:
+    async with session.post(url + COMPLETIONS, json=body) as response:
+        prefill, decode = (response.headers.get(f"X-Kvproxy-{role}", "") for role in ("Prefill", "Decode"))
+        try:
+            raw = await response.read()
+        except aiohttp.ClientPayloadError:
+            return Got(prefill, decode, response.status, None, right)
+    text = read_answer(response.status, response.headers, raw).text
+    return Got(prefill, decode, response.status, text, right)
+
+
+async def test_both_kinds_of_engine_die_under_load_and_all_recovers(
+    session: aiohttp.ClientSession, fleet: Fleet, proxy: ProxyProcess, plain: str
+) -> None:
+    bodies = [
+        GREEDY
+        | {
+            "prompt": prose(120, f"under load {n}"),
+            "max_tokens": 60,
+            "ignore_eos": True,
+            "stream": n % 2 == 1,
+        }
+        for n in range(16)
+    ]
+    right = [(await ask(session, plain, COMPLETIONS, body)).text for body in bodies]
+    dying = [fleet.of_role("prefill")[0], fleet.of_role("decode")[0]]
+    others = [spec for spec in fleet.specs.values() if spec not in dying]
+    before = await read_metrics(session, proxy.url)
+    expired = [(await read_metrics(session, spec.url)).total(EXPIRED) for spec in others]
+    got: list[Got] = []
+    enough = asyncio.Event()
+
+    async def client(number: int) -> None:
+        for n in itertools.count(number):
+            if enough.is_set():
+                return
+            got.append(await take(session, proxy.url, bodies[n % len(bodies)], right[n % len(bodies)]))
+
+    async def answers(more: int) -> None:
+        goal = len(got) + more
+
+        async def come() -> bool:
+            return len(got) >= goal
+
+        await wait_until(come, 60, f"{more} more answers")
+
+    async def recover() -> None:
+        try:
+            await answers(CLIENTS)
+            fleet.kill(dying[0].name)
+            await answers(CLIENTS // 2)
+            fleet.kill(dying[1].name)
+            await answers(CLIENTS)
+            for spec in dying:
+                fleet.restart(spec.name)
+            await asyncio.to_thread(fleet.wait_healthy, [spec.name for spec in dying])
+            for spec in dying:
+                await wait_back(session, proxy, spec.address, spec.role)
+            back = len(got)
+
+            async def used_again() -> bool:
+                used = {place for answer in got[back:] for place in (answer.prefill, answer.decode)}
+                return {spec.address for spec in dying} <= used
+
+            await wait_until(used_again, 60, "both serve again")
+        finally:
+            enough.set()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(recover())
+        for number in range(CLIENTS):
+            group.create_task(client(number))
+
+    cut = [answer for answer in got if answer.text is None]
+    assert {answer.decode for answer in cut} <= {dying[1].address}, (
+        "only its own engine's death cuts a stream"
+    )
+    wrong = [
+        answer
+        for answer in got
+        if answer.text is not None and (answer.status, answer.text) != (200, answer.right)
+    ]
+    assert wrong == []
+
+    await wait_quiet(session, [spec.url for spec in fleet.specs.values()], proxy.url, LEASE_S + NOTICED_S)
+    after = await read_metrics(session, proxy.url)
+    stranded = after.total(HOLDS, end="stranded") - before.total(HOLDS, end="stranded")
+    assert stranded <= CLIENTS, "no more than the dead prefill engine can have held"
+    assert [(await read_metrics(session, spec.url)).total(EXPIRED) for spec in others] == expired
+    for spec in dying:
+        await wait_back(session, proxy, spec.address, spec.role)
 
 
 async def test_a_cache_reset_is_learned_with_the_next_request(
