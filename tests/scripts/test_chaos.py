@@ -14,6 +14,6 @@ SEED = 4
 def test_half_a_minute_of_chaos(tmp_path: pathlib.Path) -> None:
     options = Options(seconds=20, seed=SEED, logs=tmp_path, clients=40, every_s=0.8, warm_up_s=4, pause_s=0.5)
     made = run(options)
-    assert [explain(finding, made) for finding in made.failures] == []
+    assert not made.failures, "".join(explain(finding, made) for finding in made.failures[:5])
     assert len(made.crowd.records) > 100
     assert sum(made.journal.counts().values()) > 10
