@@ -174,6 +174,7 @@ class Injector:
         finally:
             self._signal(spec.name, signal.SIGCONT)
             self._frozen.discard(spec.name)
+            self._count_unanswered(spec, entry)
 
     def _signal(self, name: str, number: signal.Signals) -> None:
         self._setting.fleet.send(name, number)
@@ -183,6 +184,7 @@ class Injector:
         await self._fault(spec, {"kind": "hang", "path": "/v1/"})
         await self._lasts(entry, 15, 25)
         await self._clear(spec)
+        self._count_unanswered(spec, entry)
 
     async def _slow(self, spec: EngineSpec, entry: Entry) -> None:
         delay_s = self._random.uniform(0.1, SLOW_BELOW_S)
@@ -254,6 +256,10 @@ class Injector:
         state = await self._setting.engine(spec.name)
         arriving = self._crowd.begun_since(asked_at - ARRIVING_S)
         entry.may_strand = state["holds"] + state["unfinished"] + arriving
+
+    def _count_unanswered(self, spec: EngineSpec, entry: Entry) -> None:
+        """Of a prefill leg that is never answered nobody knows what it left behind."""
+        entry.may_strand += self._watcher.most_prefills(spec.address, entry.begun)
 
 
 async def _sleep(until: asyncio.Event, seconds: float) -> None:

@@ -18,7 +18,8 @@ MEMORY_TOLERANCE_SHARE = 0.25
 """Allocators do not give everything back. What kvproxy remembers of prompts on purpose comes on top."""
 
 _ACCESS = re.compile(r" POST (/v1/\S+) (\d+) ([\d.]+)ms id=(\S+) (.*)$")
-_OUTCOMES = {"ok": "right", "cut": "cut", "engine_error": "refused", "unavailable": "refused"}
+_OUTCOMES = {"ok": "right", "cut": "cut", "client_left": "left", "failed": "failed"}
+"""What kvproxy's outcomes are for the client; all others are refusals of some kind."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,9 @@ def check_counts(
         gone = record.end in {End.LEFT, End.DEADLINE, End.NO_ANSWER}
         if len(lines) > 1 or (not lines and not gone):
             findings.append(Finding(COUNTED, f"kvproxy ended it {len(lines)} times", record))
-        elif lines and not gone and _OUTCOMES.get(lines[0].outcome) != saw.replace("wrong", "right"):
+        elif (
+            lines and not gone and _OUTCOMES.get(lines[0].outcome, "refused") != saw.replace("wrong", "right")
+        ):
             words = f"the client saw {saw}, kvproxy counted {lines[0].outcome}"
             findings.append(Finding(COUNTED, words, record))
     strangers = [request_id for request_id in logged if request_id not in known]

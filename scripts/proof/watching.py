@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import aiohttp
 from proof.setting import Setting
 
 LOOK_EVERY_S = 0.5
-LOOK_TIMEOUT_S = 30.0  # machines stall
+LOOK_TIMEOUT_S = 30.0  # machines stallKEPT_LOOKS = 400
 Instances = dict[str, dict[str, Any]]
 
 
@@ -24,6 +25,7 @@ class Watcher:
         self.looked_at = 0.0
         self.stranded: list[tuple[float, int]] = []
         """When the count of stranded holds was seen to grow, and to what."""
+        self._prefills: deque[tuple[float, dict[str, int]]] = deque(maxlen=KEPT_LOOKS)
         self.silent: list[str] = []
         """When kvproxy did not answer a look."""
 
@@ -44,9 +46,15 @@ class Watcher:
         stranded = int(page.total("kvproxy_holds_total", end="stranded"))
         if stranded > (self.stranded[-1][1] if self.stranded else 0):
             self.stranded.append((begun, stranded))
+        running = {address: each["in_flight"].get("prefill", 0) for address, each in instances.items()}
+        self._prefills.append((begun, running))
         async with self._looked:
             self.instances, self.looked_at = instances, begun
             self._looked.notify_all()
+
+    def most_prefills(self, address: str, since: float) -> int:
+        """The most prefill legs that were seen to run on an instance at once since a moment not long ago."""
+        return max((running.get(address, 0) for at, running in self._prefills if at >= since), default=0)
 
     async def until(self, seen: Callable[[Instances], bool], timeout_s: float, what: str) -> None:
         """Wait until a look that begins from now on shows something; TimeoutError otherwise."""
