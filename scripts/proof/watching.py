@@ -11,7 +11,8 @@ import aiohttp
 from proof.setting import Setting
 
 LOOK_EVERY_S = 0.5
-LOOK_TIMEOUT_S = 30.0  # machines stallKEPT_LOOKS = 400
+LOOK_TIMEOUT_S = 30.0  # machines stall
+KEPT_LOOKS = 400
 Instances = dict[str, dict[str, Any]]
 
 
