@@ -180,9 +180,9 @@ class Injector:
         self._setting.fleet.send(name, number)
 
     async def _hang(self, spec: EngineSpec, entry: Entry) -> None:
-        # What hangs goes on hanging afterwards, so kvproxy is given the time to find out.
+        # What hangs goes on hanging afterwards: kvproxy finds out in time, or its deadlines end it.
         await self._fault(spec, {"kind": "hang", "path": "/v1/"})
-        await self._lasts(entry, 15, 25)
+        await self._lasts(entry, 8, 20)
         await self._clear(spec)
         self._count_unanswered(spec, entry)
 

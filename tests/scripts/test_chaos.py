@@ -7,7 +7,6 @@ from proof.chaos import Options, run
 from proof.report import explain
 
 SEED = 4
-"""Of those tried it strikes with every kind of fault but one within the time."""
 
 
 @pytest.mark.timeout(300)  # two busy cores run ten processes here
@@ -16,4 +15,4 @@ def test_half_a_minute_of_chaos(tmp_path: pathlib.Path) -> None:
     made = run(options)
     assert not made.failures, "".join(explain(finding, made) for finding in made.failures[:5])
     assert len(made.crowd.records) > 100
-    assert sum(made.journal.counts().values()) > 10
+    assert sum(count > 0 for count in made.journal.counts().values()) >= 4, "kinds of faults"
