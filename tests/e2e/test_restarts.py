@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import aiohttp
+import pytest
 from live.asking import CHAT, COMPLETIONS, Answer, ask, read_answer
 from live.explaining import explain
 from live.metrics import read_metrics
@@ -18,12 +19,13 @@ from live.waiting import wait_until
 from live.words import prose
 from vllm_cpu.fleet import Fleet
 
-from tests.fleets import LEASE_S
+from tests.fleets import LEASE_S, START_S
 
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 8}
 NOTICED_S = 10
 BACK_S = 30
 CLIENTS = 6
+THINKING_S = 0.3  # leaves starting engines some of the CPU
 HOLDS = "kvproxy_holds_total"
 EXPIRED = "vllm:nixl_num_kv_expired_reqs_total"
 STRANGERS_S = 8  # well below the lease, so that nothing has just expired
@@ -225,6 +227,7 @@ async def take(session: aiohttp.ClientSession, url: str, body: dict[str, Any], r
     return Got(prefill, decode, response.status, text, right)
 
 
+@pytest.mark.timeout(3 * START_S)  # two real engines start while others serve
 async def test_both_kinds_of_engine_die_under_load_and_all_recovers(
     session: aiohttp.ClientSession, fleet: Fleet, proxy: ProxyProcess, plain: str
 ) -> None:
@@ -251,6 +254,7 @@ async def test_both_kinds_of_engine_die_under_load_and_all_recovers(
             if enough.is_set():
                 return
             got.append(await take(session, proxy.url, bodies[n % len(bodies)], right[n % len(bodies)]))
+            await asyncio.sleep(THINKING_S)
 
     async def answers(more: int) -> None:
         goal = len(got) + more
@@ -269,7 +273,7 @@ async def test_both_kinds_of_engine_die_under_load_and_all_recovers(
             await answers(CLIENTS)
             for spec in dying:
                 fleet.restart(spec.name)
-            await asyncio.to_thread(fleet.wait_healthy, [spec.name for spec in dying])
+            await asyncio.to_thread(fleet.wait_healthy, [spec.name for spec in dying], START_S)
             for spec in dying:
                 await wait_back(session, proxy, spec.address, spec.role)
             back = len(got)
