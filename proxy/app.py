@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.app_keys import CONFIG, DIRECTOR, FLEET, METRICS, STOPPING, WATCH
+from proxy.admission import BodyBudget, Gate
+from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, METRICS, READER, STOPPING, WATCH
 from proxy.config import Config
 from proxy.connectors import CONNECTORS
 from proxy.director import Director
@@ -49,11 +51,23 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         collector(registry=registry)
     index = PrefixIndex()
     fleet = Fleet()
-    placement = Placement(fleet, index, chosen_policy, config.policy, clock=time.monotonic)
+    placement = Placement(
+        fleet, index, chosen_policy, config.policy, clock=time.monotonic, limits=config.admission
+    )
     registry.register(FleetCollector(fleet, index))
     app[CONFIG] = config
     app[FLEET] = fleet
     app[METRICS] = Metrics(registry)
+    app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)
+    app[READER] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+    app[GATE] = Gate(
+        fleet=fleet,
+        placement=placement,
+        limits=config.admission,
+        accounts=app[METRICS],
+        clock=time.monotonic,
+    )
+    app[METRICS].show(queued=lambda: len(app[GATE]), body_bytes=lambda: app[BODIES].held_bytes)
     app[observe.REGISTRY] = registry
     app[observe.INDEX] = index
     app[STOPPING] = asyncio.Event()
@@ -69,6 +83,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             app[DIRECTOR] = Director(
                 fleet=fleet,
                 placement=placement,
+                gate=app[GATE],
                 connector=CONNECTORS[config.connector](),
                 tokenizer=EngineTokenizer(fleet, client, clock=time.monotonic),
                 client=client,
@@ -86,6 +101,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             await feed_tasks.close()
             if feeds is not None:
                 feeds.close()
+        app[READER].shutdown(wait=False)
 
     app.cleanup_ctx.append(run)
     app.add_routes(
@@ -137,6 +153,7 @@ async def _reached(event: asyncio.Event) -> None:
 async def shut_down(runner: web.AppRunner, timeout_s: float, hurry: asyncio.Event) -> None:
     """Take no more requests, let the running ones end for `timeout_s` seconds or until `hurry`, then close all."""
     runner.app[STOPPING].set()
+    runner.app[GATE].close()
     for site in list(runner.sites):
         await site.stop()
     waiting = TaskOwner("shutdown")

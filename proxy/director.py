@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from proxy.admission import Gate
 from proxy.collaborators import Accounts, Answer, Client, Tokenizer, Watch
 from proxy.connectors.base import Connector
 from proxy.custody import Hold, HoldState
@@ -18,6 +19,7 @@ from proxy.errors import (
     EngineFailedError,
     LegError,
     NoSocketError,
+    RequestError,
     UnavailableError,
 )
 from proxy.exchange import Call, Reply, as_unary, chain, error_status, first_event
@@ -69,6 +71,7 @@ class Director:
         *,
         fleet: Fleet,
         placement: Placement,
+        gate: Gate,
         connector: Connector,
         tokenizer: Tokenizer,
         client: Client,
@@ -80,6 +83,7 @@ class Director:
     ) -> None:
         self._fleet = fleet
         self._placement = placement
+        self._gate = gate
         self._connector = connector
         self._tokenizer = tokenizer
         self._client = client
@@ -109,13 +113,17 @@ class Director:
         failed: set[str] = set()
         last: _AttemptFailedError | None = None
         for _ in range(MAX_ATTEMPTS):
-            decision = self._placement.decide(
-                question, failed=failed, prefill_on=last.prefill_on if last else None
-            )
-            if not decision.admissible:
+            # What is let in takes its claims below before anything else runs: nothing is awaited between.
+            try:
+                question, decision = await self._gate.admit(
+                    call.ticket, question, failed=failed, prefill_on=last.prefill_on if last else None
+                )
+            except RequestError:
+                if last is None:
+                    raise
                 break
             if last is None:
-                self._accounts.decided(self._clock() - call.started_at)
+                self._accounts.decided(self._clock() - call.started_at - call.ticket.waited_s)
             else:
                 self._accounts.retried(last.phase, last.instance)
             try:
@@ -126,7 +134,7 @@ class Director:
                 last = failure
                 failed.add(failure.instance)
         if last is None:
-            raise self._nothing_usable(question.model)
+            raise RuntimeError("a request was neither let in nor refused")
         if last.reply is not None:
             return last.reply
         if isinstance(last.cause, NoSocketError):
@@ -140,16 +148,6 @@ class Director:
         tokenized = await self._tokenizer.tokenize(request, headers)
         question = Question(request.model, tokenized.prompt, request.estimated_tokens, request.whole)
         return question, tokenized
-
-    def _nothing_usable(self, model: str) -> UnavailableError:
-        missing = [
-            f"no {phase} instance"
-            for phase in Phase
-            if not any(i.why_unusable(model) is None for i in self._fleet.of(phase))
-        ]
-        return UnavailableError(
-            f"{' and '.join(missing)} can take this request now", headers={"Retry-After": RETRY_AFTER_S}
-        )
 
     async def _one_leg(self, call: Call, question: Question, decision: Decision) -> Reply:
         chosen = _chosen(decision, Phase.DECODE)

@@ -79,6 +79,13 @@ class UnsupportedMediaTypeError(RequestError):
     kind = "UnsupportedMediaTypeError"
 
 
+class RateLimitError(RequestError):
+    """More is asked than can wait; the client should come back later."""
+
+    status = 429
+    kind = "RateLimitError"
+
+
 class EngineFailedError(RequestError):
     """Every attempt failed and no engine gave an answer that could be passed on."""
 

@@ -9,11 +9,15 @@ from contextlib import ExitStack
 
 import msgspec
 
+from proxy.admission import Ticket
 from proxy.collaborators import Answer
 from proxy.errors import LegBrokenError
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.scheduling.decision import Decision
+
+MAX_EVENT_BYTES = 16 << 20
+"""No event of an engine comes near this; more without an end is not an event stream."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -25,6 +29,8 @@ class Call(msgspec.Struct, frozen=True):
     leg_id: str
     """The request id both legs carry."""
     started_at: float
+    ticket: Ticket = msgspec.field(default_factory=Ticket)
+    """Whose request it is, and how long it had to wait."""
 
 
 class Reply:
@@ -55,6 +61,8 @@ async def first_event(instance: str, chunks: AsyncIterator[bytes]) -> bytes:
     begin = b""
     async for chunk in chunks:
         begin += chunk
+        if len(begin) > MAX_EVENT_BYTES:
+            raise LegBrokenError(instance, f"no event in the first {MAX_EVENT_BYTES} bytes of a stream")
         at = begin.find(b"data:")
         if at >= 0 and b"\n" in begin[at:]:
             return begin

@@ -189,6 +189,13 @@ def _add_faults(group: "argparse._ArgumentGroup") -> None:
             "S",
             "how long a request may take in all, 0 for no limit; X-Request-Timeout-Ms can shorten it",
         ),
+        (
+            "--client-stall-timeout",
+            Deadlines,
+            "client_stall_s",
+            "S",
+            "how long a client may take nothing of an answer that waits for it",
+        ),
         ("--max-attempts", Retries, "max_attempts", "N", "attempts at one request, the first included"),
         (
             "--retry-budget",

@@ -6,12 +6,31 @@ The fleet is state without I/O: the watch changes what is known of an instance, 
 import enum
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from proxy.config import InstanceSpec, Role
 from proxy.scheduling.types import Phase
+
+T = TypeVar("T")
+
+
+class _Announced(Generic[T]):
+    """An attribute of an instance that the fleet's listeners hear of when it changes."""
+
+    def __set_name__(self, owner: type[object], name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, instance: "Instance", owner: type[object]) -> T:
+        value: T = getattr(instance, self._name)
+        return value
+
+    def __set__(self, instance: "Instance", value: T) -> None:
+        before = getattr(instance, self._name, None)
+        setattr(instance, self._name, value)
+        if value != before:
+            instance.announce()
 
 
 class Status(enum.StrEnum):
@@ -54,6 +73,7 @@ class Claim:
         if self._running:
             self._running = False
             self.instance.count(self.phase, self.rank, -1, -self.tokens)
+            self.instance.announce()
 
     def __enter__(self) -> Self:
         return self
@@ -67,15 +87,21 @@ class Claim:
 class Instance:
     """One engine and all that is known of it."""
 
+    status = _Announced[Status]()
+    draining = _Announced[bool]()
+    """It gets no new legs, whatever its health."""
+    model_cards = _Announced[list[dict[str, Any]]]()
+    """What its `/v1/models` lists."""
+
     def __init__(self, spec: InstanceSpec) -> None:
+        self.announce: Callable[[], None] = _nobody_listens
+        """Called when a claim on it ends, and when it may have become usable or unusable."""
         self.spec = spec
         self.status = Status.STARTING
         self.draining = False
-        """It gets no new legs, whatever its health."""
         self.why_down: str | None = None
         """What went wrong last, in words for `/status`; None while up."""
-        self.model_cards: list[dict[str, Any]] = []
-        """What its `/v1/models` lists."""
+        self.model_cards = []
         self.sources: Mapping[int, SourceView] = {}
         """Its followed event sources by rank; empty if it publishes none or none are followed."""
         self.pulled_from: set[str] = set()
@@ -150,10 +176,15 @@ class Instance:
         return self._tokens.total()
 
 
+def _nobody_listens() -> None:
+    """An instance that is in no fleet tells nobody."""
+
+
 class Fleet:
     """The instances, by address, in the order they were added."""
 
     def __init__(self) -> None:
+        self._listeners: list[Callable[[], None]] = []
         self._instances: dict[str, Instance] = {}
         self.holds: Counter[str] = Counter()
         """How many prompts' blocks wait on each instance to be fetched or given back, by address."""
@@ -174,10 +205,25 @@ class Fleet:
         if instance.address in self._instances:
             raise ValueError(f"{instance.address} is there already")
         self._instances[instance.address] = instance
+        instance.announce = self._announce
+        self._announce()
 
     def remove(self, address: str) -> Instance | None:
         """Let an instance go; its running claims end with their legs."""
-        return self._instances.pop(address, None)
+        gone = self._instances.pop(address, None)
+        self._announce()
+        return gone
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever a claim has ended or an instance may have become usable or unusable.
+
+        It is called in the middle of that change: it must not raise, and should only take a note.
+        """
+        self._listeners.append(listener)
+
+    def _announce(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     def of(self, phase: Phase) -> list[Instance]:
         """The instances whose role includes a phase."""

@@ -4,9 +4,9 @@
 than a count (load, index) is read from the fleet when it is scraped.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -75,6 +75,16 @@ class Metrics(NullObserver):
         self._dropped = counter(
             "kv_events_dropped", "KV events that could not be used.", "instance", "reason"
         )
+        self._waits = histogram("queue_wait_seconds", "Time in the queue of requests that had to wait.")
+        self._refusals = counter("refused_requests", "Requests that were not let in.", "reason")
+        self._no_prefill = counter(
+            "no_prefill", "Requests that met no usable prefill instance, by what was done.", "action"
+        )
+        self._stalled = counter("stalled_clients", "Clients cut because they took nothing of their answer.")
+        self._queued = Gauge("kvproxy_queued_requests", "Requests that wait.", registry=registry)
+        self._body_bytes = Gauge(
+            "kvproxy_body_bytes", "Memory held by request bodies, estimated.", registry=registry
+        )
         for end in (HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED):
             self._holds.labels(end.value)
 
@@ -122,6 +132,29 @@ class Metrics(NullObserver):
     def hold_ended(self, end: HoldState) -> None:
         """As `director.Accounts`."""
         self._holds.labels(end.value).inc()
+
+    # -- overload -----------------------------------------------------------------------------------------
+
+    def waited(self, seconds: float) -> None:
+        """As `admission.QueueAccounts`."""
+        self._waits.observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """As `admission.QueueAccounts`, and `no_memory`."""
+        self._refusals.labels(reason).inc()
+
+    def no_prefill(self, action: str) -> None:
+        """As `admission.QueueAccounts`."""
+        self._no_prefill.labels(action).inc()
+
+    def client_stalled(self) -> None:
+        """A client took nothing of its answer for too long."""
+        self._stalled.inc()
+
+    def show(self, *, queued: Callable[[], int], body_bytes: Callable[[], int]) -> None:
+        """Read these at every scrape."""
+        self._queued.set_function(queued)
+        self._body_bytes.set_function(body_bytes)
 
     # -- the event library's observer ---------------------------------------------------------------------
 

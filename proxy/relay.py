@@ -11,6 +11,7 @@ import msgspec
 from aiohttp import web
 
 from proxy.errors import LegBrokenError, LegError, envelope
+from proxy.exchange import MAX_EVENT_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +19,6 @@ DONE = b"data: [DONE]"
 """How every complete stream of completions ends."""
 
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
-
-MAX_EVENT_BYTES = 16 << 20
-"""No event of an engine comes near this; more without an end is not an event stream."""
 
 
 class EventCutter:

@@ -19,6 +19,8 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     """Between two pieces of a stream."""
     request_s: float = 0.0
     """For the whole of a request, 0 for no limit; a client's X-Request-Timeout-Ms can only shorten it."""
+    client_stall_s: float = 300.0
+    """For a client to take anything of an answer that waits for it; then its connection is cut."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""
@@ -27,6 +29,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
         check_seconds("--first-byte-timeout", self.first_byte_s)
         check_seconds("--chunk-timeout", self.chunk_s)
         check_seconds("--request-timeout", self.request_s, zero=True)
+        check_seconds("--client-stall-timeout", self.client_stall_s)
 
 
 class Retries(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,10 @@ CONNECT_TIMEOUT_S = 5.0
 LARGE_BODY_BYTES = 1 << 20
 """More than this at once would hold up the event loop; aiohttp warns of it."""
 
+MAX_ANSWER_BYTES = 256 << 20
+"""An unstreamed answer is held whole: 128 choices of 8000 tokens each are below 10 MB of text, and log probabilities
+make that ten times as much."""
+
 _JSON = "application/json"
 
 _NOTHING_LEFT_HERE = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
@@ -69,10 +73,19 @@ class EngineAnswer:
         self._response = response
 
     async def read(self) -> bytes:
-        """The whole body. Raises LegBrokenError if it ends early."""
+        """The whole body. Raises LegBrokenError if it ends early or does not end in reason."""
         try:
             async with self._waits.on(self.instance):
-                return await self._response.read()
+                chunks: list[bytes] = []
+                size_bytes = 0
+                while chunk := await self._response.content.readany():
+                    size_bytes += len(chunk)
+                    if size_bytes > MAX_ANSWER_BYTES:
+                        raise LegBrokenError(
+                            self.instance, f"an answer of more than {MAX_ANSWER_BYTES} bytes"
+                        )
+                    chunks.append(chunk)
+                return b"".join(chunks)
         except (aiohttp.ClientError, OSError) as error:
             raise LegBrokenError(self.instance, f"the answer was cut off ({_words(error)})") from error
 
