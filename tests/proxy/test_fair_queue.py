@@ -47,7 +47,7 @@ def test_a_client_that_comes_late_is_not_behind_what_others_had_waiting() -> Non
 
 def test_a_client_that_asks_again_and_again_does_not_starve_who_waits() -> None:
     queue = filled(*[("patient", 90)] * 3, ("busy", 10))
-    served = []
+    served: list[str] = []
     while len(served) < 12:
         waiting = queue.next()
         assert waiting is not None
