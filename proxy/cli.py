@@ -23,6 +23,11 @@ from proxy.flags import fail, read_config
 log = logging.getLogger("kvproxy")
 
 
+BACKLOG = 4096
+"""Connections that may wait to be accepted, as far as the system lets them (Linux: net.core.somaxconn): with aiohttp's 128
+a burst of some hundred clients has some of them reset."""
+
+
 async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends at once what is still running.
 
@@ -40,7 +45,7 @@ async def serve(config: Config) -> None:
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, config.host, config.port).start()
+            await web.TCPSite(runner, config.host, config.port, backlog=BACKLOG).start()
         except OSError as error:
             raise ConfigError(
                 f"--host {config.host} --port {config.port}: cannot listen there ({error.strerror})"

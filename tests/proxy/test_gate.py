@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from kvevents import PrefixIndex
+from kvevents import PrefixIndex, Prompt
 from proxy.admission import Admitted, Gate, Ticket
 from proxy.config import Admission, Role, WhenNoPrefill, parse_instance
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
 from proxy.instances import Claim, Fleet, Instance, Status
 from proxy.placement import Placement, Question
-from proxy.scheduling.policies import LeastLoad
+from proxy.scheduling.policies import CacheAffinity, LeastLoad
 from proxy.scheduling.types import Candidate, Leg, Phase
 from proxy.tasks import TaskOwner
 
@@ -160,6 +160,38 @@ async def test_requests_let_in_together_see_each_others_claims() -> None:
     assert len(scene.order) == 4
     assert [scene.instance(f"decode{n}:1").running_tokens() for n in range(2)] == [100, 100]
     assert [scene.instance(f"prefill{n}:1").running_legs() for n in range(2)] == [2, 2]
+
+
+class Exact:
+    state = "exact"
+    retirements = 0
+
+
+async def test_requests_with_one_prefix_let_in_together_meet_on_one_instance() -> None:
+    scene = Scene(prefill=4)
+    placement = Placement(scene.fleet, PrefixIndex(), CacheAffinity(), "affinity", clock=lambda: 0.0)
+    gate = Gate(
+        fleet=scene.fleet, placement=placement, limits=Admission(), accounts=scene.book, clock=lambda: 0.0
+    )
+    for instance in scene.fleet:
+        instance.sources = {0: Exact()}
+    for n in range(1, 4):
+        scene.fleet.claim(f"prefill{n}:1", 0, Phase.PREFILL, 2000)
+    scene.instance("decode0:1").draining = True
+
+    async def serve(n: int) -> str:
+        question = Question("tiny", Prompt([*range(1600), n]), 1)
+        admitted = await gate.admit(Ticket(), question)
+        chosen = admitted.decision.prefill.chosen
+        assert chosen is not None
+        placement.expect(chosen, question)
+        return chosen.instance
+
+    tasks = [scene.tasks.create(serve(n), name=str(n)) for n in range(8)]
+    await scene.rest()
+    assert len(gate) == 8
+    scene.instance("decode0:1").draining = False
+    assert {await task for task in tasks} == {"prefill0:1"}
 
 
 async def test_an_idle_instance_takes_any_request_and_a_long_one_is_not_starved_by_short_ones() -> None:

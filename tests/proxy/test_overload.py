@@ -309,7 +309,11 @@ async def test_bodies_beyond_the_memory_for_them_are_refused_and_it_comes_back()
         url = f"{pair.service.url}/v1/completions"
         async with pair.service.session.post(url, data=unannounced(), headers=headers) as response:
             assert response.status == 503
-        assert await pair.service.metric("kvproxy_refused_requests_total", reason="no_memory") == 2
+        unread, unsent = await send_part(pair, 600_000, b"{")
+        assert b" 503 " in await unread.readline()  # before it is sent
+        unsent.close()
+        await unsent.wait_closed()
+        assert await pair.service.metric("kvproxy_refused_requests_total", reason="no_memory") == 3
         assert (await pair.service.complete("small ones are still served")).status == 200
         writer.close()
         await writer.wait_closed()
