@@ -10,9 +10,10 @@ Requests that can be served by the same instances share a lane. A lane that is b
 """
 
 import bisect
+import heapq
 import math
 from collections.abc import Collection, Hashable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -70,6 +71,13 @@ class _Client(Generic[T]):
         return min(heads, key=_order) if heads else None
 
 
+_Head: TypeAlias = tuple[int, int, Waiting[T]]
+"""When a client's first request in a lane is due, its number, and itself."""
+
+HEAP_SLACK = 64
+"""Entries that are true no more than a lane's heap may hold beside those that are, before it is swept."""
+
+
 class FairQueue(Generic[T]):
     """At most `limit` waiting requests. Times and turns are in tokens."""
 
@@ -77,6 +85,7 @@ class FairQueue(Generic[T]):
         self._limit = limit
         self._clients: dict[str, _Client[T]] = {}
         self._in_lane: dict[Hashable, int] = {}
+        self._heads: dict[Hashable, list[_Head[T]]] = {}
         self._length = 0
         self._now = 0
         self._numbers = 0
@@ -115,9 +124,12 @@ class FairQueue(Generic[T]):
         self._numbers += 1
         waiting = Waiting(client, lane, priority, tokens, self._numbers, item)
         of = self._clients[client]
-        bisect.insort(of.lanes.setdefault(lane, []), waiting, key=_order)
+        line = of.lanes.setdefault(lane, [])
+        bisect.insort(line, waiting, key=_order)
         of.count += 1
         self._in_lane[lane] = self._in_lane.get(lane, 0) + 1
+        if line[0] is waiting:
+            self._offer(of, lane)
         self._length += 1
         return waiting, shed
 
@@ -130,16 +142,11 @@ class FairQueue(Generic[T]):
 
     def next(self, blocked: Collection[Hashable] = ()) -> Waiting[T] | None:
         """The request whose turn it is, of those whose lane is not blocked. It stays until it is taken."""
-        best: Waiting[T] | None = None
-        best_due = math.inf
-        for client in self._clients.values():
-            first = client.first(blocked)
-            if first is None:
-                continue
-            due = client.due + first.tokens
-            if best is None or due < best_due or (due == best_due and first.number < best.number):
-                best, best_due = first, due
-        return best
+        tops = [top for lane in list(self._heads) if lane not in blocked and (top := self._top(lane))]
+        if not tops:
+            return None
+        _, _, earliest = min(tops)
+        return self._clients[earliest.client].first(blocked)
 
     def take(self, waiting: Waiting[T]) -> None:
         """Serve a request: it leaves, and its client has had a turn of so many tokens."""
@@ -147,6 +154,8 @@ class FairQueue(Generic[T]):
         client.due += waiting.tokens
         self._now = max(self._now, client.due)
         self.drop(waiting)
+        for lane in client.lanes:
+            self._offer(client, lane)
 
     def drop(self, waiting: Waiting[T]) -> bool:
         """Let a request leave unserved. Tells whether it was still there."""
@@ -160,14 +169,40 @@ class FairQueue(Generic[T]):
         del line[at]
         if not line:
             del client.lanes[waiting.lane]
+        elif at == 0:
+            self._offer(client, waiting.lane)
         client.count -= 1
         if not client.count:
             del self._clients[waiting.client]
         self._in_lane[waiting.lane] -= 1
         if not self._in_lane[waiting.lane]:
             del self._in_lane[waiting.lane]
+            del self._heads[waiting.lane]
         self._length -= 1
         return True
+
+    # -- who is due first, by lane: a heap that may hold what is true no more ---------------------------------
+
+    def _offer(self, client: _Client[T], lane: Hashable) -> None:
+        """What a client has first in a lane, or when that is due, has changed."""
+        heads = self._heads.setdefault(lane, [])
+        if len(heads) > 2 * self._in_lane[lane] + HEAP_SLACK:
+            heads[:] = {entry[1]: entry for entry in heads if self._holds(entry)}.values()
+            heapq.heapify(heads)
+        first = client.lanes[lane][0]
+        heapq.heappush(heads, (client.due + first.tokens, first.number, first))
+
+    def _top(self, lane: Hashable) -> "_Head[T] | None":
+        heads = self._heads[lane]
+        while heads and not self._holds(heads[0]):
+            heapq.heappop(heads)
+        return heads[0] if heads else None
+
+    def _holds(self, entry: "_Head[T]") -> bool:
+        due, _, waiting = entry
+        client = self._clients.get(waiting.client)
+        line = client.lanes.get(waiting.lane) if client is not None else None
+        return client is not None and bool(line and line[0] is waiting) and due == client.due + waiting.tokens
 
 
 DRAIN_WINDOW_S = 10.0

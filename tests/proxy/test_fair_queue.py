@@ -1,5 +1,6 @@
 """Clients take turns by tokens, a client's own requests go by priority and age, and the queue never grows too long."""
 
+import itertools
 from collections import defaultdict
 from typing import Any
 
@@ -154,12 +155,15 @@ class Model:
 
     def next(self, blocked: set[str]) -> Waiting[int] | None:
         heads = []
-        for client in CLIENTS:
-            own = [w for w in self.waiting if w.client == client and w.lane not in blocked]
+        for client, lane in itertools.product(CLIENTS, set(LANES) - blocked):
+            own = [w for w in self.waiting if (w.client, w.lane) == (client, lane)]
             if own:
                 head = min(own, key=lambda w: (w.priority, w.number))
-                heads.append((self.due[client] + head.tokens, head.number, head))
-        return min(heads)[2] if heads else None
+                heads.append((self.due[client] + head.tokens, head.number, client))
+        if not heads:
+            return None
+        own = [w for w in self.waiting if w.client == min(heads)[2] and w.lane not in blocked]
+        return min(own, key=lambda w: (w.priority, w.number))
 
 
 @given(OPERATIONS)
@@ -228,6 +232,19 @@ def test_clients_that_wait_all_the_time_get_the_same_within_one_request_each(
         if not all(left[client] for client in everybody):
             break
         assert max(got[c] for c in everybody) - min(got[c] for c in everybody) <= 2 * MOST_TOKENS
+
+
+def test_clients_that_come_and_leave_unserved_leave_nothing() -> None:
+    queue = filled(*[("a", 5)] * 10)
+    for n in range(10_000):
+        waiting, _ = queue.push(str(n % 7), "one", 0, 1000, n)
+        queue.drop(waiting)
+        urgent, _ = queue.push("a", "one", -1, 1000, n)
+        queue.drop(urgent)
+    assert queue.clients == 1
+    assert sum(len(heap) for heap in queue._heads.values()) < 200
+    drained(queue)
+    assert not queue._heads
 
 
 def test_the_way_to_the_front_is_estimated_from_the_pace() -> None:

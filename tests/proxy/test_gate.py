@@ -179,12 +179,14 @@ async def test_requests_with_one_prefix_let_in_together_meet_on_one_instance() -
         scene.fleet.claim(f"prefill{n}:1", 0, Phase.PREFILL, 2000)
     scene.instance("decode0:1").draining = True
 
+    settles: list[Callable[[bool], None]] = []
+
     async def serve(n: int) -> str:
         question = Question("tiny", Prompt([*range(1600), n]), 1)
         admitted = await gate.admit(Ticket(), question)
         chosen = admitted.decision.prefill.chosen
         assert chosen is not None
-        placement.expect(chosen, question)
+        settles.append(placement.expect(chosen, question))
         return chosen.instance
 
     tasks = [scene.tasks.create(serve(n), name=str(n)) for n in range(8)]
@@ -192,6 +194,10 @@ async def test_requests_with_one_prefix_let_in_together_meet_on_one_instance() -
     assert len(gate) == 8
     scene.instance("decode0:1").draining = False
     assert {await task for task in tasks} == {"prefill0:1"}
+    for settle in settles:
+        settle(False)
+    candidates = placement.decide(Question("tiny", Prompt([*range(1600), 9]), 1)).prefill.candidates
+    assert {priced.candidate.expected_tokens for priced in candidates} == {0}
 
 
 async def test_an_idle_instance_takes_any_request_and_a_long_one_is_not_starved_by_short_ones() -> None:
