@@ -11,10 +11,12 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
-from proxy.admission import BodyBudget, weigh
+from proxy.admission import ANONYMOUS, BodyBudget, weigh
 from proxy.app import shut_down
 from proxy.app_keys import BODIES, GATE
+from proxy.clients import CLIENT_KEY, MAX_CLIENT_CHARS, client_of
 from proxy.config import Admission, Deadlines, WhenNoPrefill
 from proxy.errors import LegBrokenError
 from proxy.relay import relay_stream
@@ -184,6 +186,23 @@ async def test_affinity_chooses_among_the_instances_that_have_room() -> None:
             assert decision["chosen"] not in {None, chosen}
             assert (await pair.service.complete([*prefix, 1])).status == 200
         await pair.service.settled()
+
+
+def test_a_client_is_what_the_header_names_else_its_key_else_nobody() -> None:
+    def client(header: str | None, key: str = "", **headers: str) -> str:
+        request = make_mocked_request("POST", "/", {name.replace("_", "-"): v for name, v in headers.items()})
+        if key:
+            request[CLIENT_KEY] = key
+        return client_of(request, header)
+
+    assert client("X-Client", X_Client="a") == "a"
+    assert client("X-Client", "key", X_Client="a") == "a"
+    assert client("X-Client", "key") == "key"
+    assert client(None, "key", X_Client="a") == "key"
+    assert client("X-Client") == client(None) == client("X-Client", X_Client="") == ANONYMOUS
+    long = [client("X-Client", X_Client="x" * 5000 + end) for end in "ab"]
+    assert long[0] != long[1]
+    assert max(map(len, long)) <= MAX_CLIENT_CHARS
 
 
 # -- nothing usable -----------------------------------------------------------------------------------------
