@@ -77,8 +77,13 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         """Open what has a lifetime, and close it in the opposite order."""
         feed_tasks, leg_tasks = TaskOwner("events"), TaskOwner("legs")
         async with EngineClient(engine_api_key=config.engine_api_key) as client:
-            feeds = EventFeeds(client, index, app[METRICS], feed_tasks) if config.kv_events else None
-            watch = FleetWatch(config, fleet, client, feeds, forget=placement.forget)
+            asks_s = config.health.timeout_s
+            feeds = (
+                EventFeeds(client, index, app[METRICS], feed_tasks, ask_timeout_s=asks_s)
+                if config.kv_events
+                else None
+            )
+            watch = FleetWatch(config, fleet, client, feeds, app[METRICS], forget=placement.forget)
             app[WATCH] = watch
             app[DIRECTOR] = Director(
                 fleet=fleet,

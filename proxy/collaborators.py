@@ -1,6 +1,6 @@
 """What the director needs from others, as Protocols: it gets them as arguments and knows no more of them than this."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Protocol
 
 from proxy.custody import HoldState
@@ -58,6 +58,14 @@ class Watch(Protocol):
 
     def leg_failed(self, instance: Instance, error: LegError) -> None:
         """A leg got no complete answer."""
+        ...
+
+    def leg_served(self, address: str) -> None:
+        """A leg was answered with what was asked for."""
+        ...
+
+    def outdone(self, addresses: Collection[str]) -> None:
+        """Legs failed there, and other instances then served the same request."""
         ...
 
     def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:

@@ -9,8 +9,11 @@ import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import msgspec
+
 from proxy.admission import Gate
 from proxy.collaborators import Accounts, Answer, Client, Tokenizer, Watch
+from proxy.config import Role
 from proxy.connectors.base import Connector
 from proxy.custody import Hold, HoldState
 from proxy.errors import (
@@ -27,6 +30,7 @@ from proxy.generation import GenerationRequest
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
 from proxy.instances import Fleet
 from proxy.placement import Placement, Question
+from proxy.prompt_lists import serve_list
 from proxy.releases import Releases
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Candidate, Phase
@@ -95,18 +99,23 @@ class Director:
         self._releases = Releases(fleet, connector, client, accounts, clock)
 
     async def explain(self, request: GenerationRequest, headers: Headers) -> Decision:
-        """Where the request would go now. Takes and sends nothing but a question to a tokenizer."""
+        """Where the request would go now. Takes and sends nothing but a question to a tokenizer.
+
+        Raises BadRequestError for a list of prompts if each of them is placed by itself.
+        """
+        if self._splits(request):
+            raise BadRequestError("each prompt of a list is placed by itself: ask for one", param="prompt")
         question, _ = await self._question(request, headers)
         return self._placement.decide(question)
 
     async def serve(self, call: Call) -> Reply:
         """Serve a request. Raises RequestError; may be cancelled at any moment when the client has gone."""
         if self._connector.holds and call.request.prompt_count > 1:
-            raise BadRequestError(
-                f"prompt is a list of {call.request.prompt_count} prompts; the engines prefill one prompt a"
-                " request: send each prompt as a request of its own",
-                param="prompt",
-            )
+            if self._splits(call.request):
+                return await serve_list(call, self.serve, self._tasks, self._accounts)
+            # One leg serves it all, and none of the retries may make two of it: one hold is told of, not several.
+            whole = msgspec.structs.replace(call.request, whole=True)
+            call = msgspec.structs.replace(call, request=whole)
         question, tokenized = await self._question(call.request, call.headers)
         if tokenized.why_unknown is not None:
             self._accounts.tokens_unknown(tokenized.why_unknown)
@@ -128,11 +137,16 @@ class Director:
                 self._accounts.retried(last.phase, last.instance)
             try:
                 if decision.one_leg:
-                    return await self._one_leg(call, question, decision)
-                return await self._two_legs(call, question, decision, tokenized.kind)
+                    reply = await self._one_leg(call, question, decision)
+                else:
+                    reply = await self._two_legs(call, question, decision, tokenized.kind)
             except _AttemptFailedError as failure:
                 last = failure
                 failed.add(failure.instance)
+            else:
+                if reply.status == 200:
+                    self._watch.outdone(failed - _instances(reply.decision))
+                return reply
         if last is None:
             raise RuntimeError("a request was neither let in nor refused")
         if last.reply is not None:
@@ -143,6 +157,11 @@ class Director:
                 headers={"Retry-After": RETRY_AFTER_S},
             )
         raise EngineFailedError(f"no engine answered: {last.cause.words if last.cause else last}")
+
+    def _splits(self, request: GenerationRequest) -> bool:
+        """Whether each prompt of a request goes its own way: an engine hands over the blocks of one prompt only."""
+        several = request.prompt_count > 1 and self._connector.holds and not request.whole
+        return several and any(i.role is not Role.BOTH for i in self._fleet.of(Phase.PREFILL))
 
     async def _question(self, request: GenerationRequest, headers: Headers) -> tuple[Question, Tokenized]:
         tokenized = await self._tokenizer.tokenize(request, headers)
@@ -247,6 +266,8 @@ class Director:
                 finished = answer.status == 200
                 data = await answer.read()
             came = finished
+            if came:
+                self._watch.leg_served(chosen.instance)
         except LegError as error:
             self._leg_failed(error)
             if finished and self._connector.holds:
@@ -348,15 +369,19 @@ class Director:
             if (failure := error_status(begin)) is None:
                 if hold is not None:
                     self._pulled(hold, answer.instance)
-                return Reply(answer.status, answer.headers, chain(begin, chunks), decision, stack.pop_all())
+                self._watch.leg_served(answer.instance)
+                body = chain(begin, chunks, self._leg_failed)
+                return Reply(answer.status, answer.headers, body, decision, stack.pop_all())
             reply = as_unary(answer, failure, begin, decision)
         else:
             reply = Reply(answer.status, answer.headers, await answer.read(), decision)
         if _retriable(reply.status):
             prefill_on = hold.instance if hold is not None else None
             raise _AttemptFailedError(Phase.DECODE, answer.instance, reply, prefill_on=prefill_on)
-        if hold is not None and reply.status == 200:
-            self._pulled(hold, answer.instance)
+        if reply.status == 200:
+            self._watch.leg_served(answer.instance)
+            if hold is not None:
+                self._pulled(hold, answer.instance)
         return reply
 
     # -- what all legs share ------------------------------------------------------------------------------
@@ -391,6 +416,11 @@ def _chosen(decision: Decision, phase: Phase) -> Candidate:
     if chosen is None:
         raise RuntimeError(f"an admissible decision has no {phase} instance")
     return chosen
+
+
+def _instances(decision: Decision | None) -> set[str]:
+    picks = (decision.prefill.chosen, decision.decode.chosen) if decision is not None else ()
+    return {chosen.instance for chosen in picks if chosen is not None}
 
 
 def _retriable(status: int) -> bool:

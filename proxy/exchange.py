@@ -4,14 +4,14 @@ That is its whole answer, or the first event of a stream. A stream that begins w
 like any other, so it is found before the client hears anything.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 
 import msgspec
 
 from proxy.admission import Ticket
 from proxy.collaborators import Answer
-from proxy.errors import LegBrokenError
+from proxy.errors import LegBrokenError, LegError
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.scheduling.decision import Decision
@@ -98,7 +98,14 @@ def as_unary(answer: Answer, status: int, begin: bytes, decision: Decision) -> R
     return Reply(status, [*headers, ("Content-Type", "application/json")], _first_data(begin), decision)
 
 
-async def chain(begin: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def chain(
+    begin: bytes, rest: AsyncIterator[bytes], broke: Callable[[LegError], None]
+) -> AsyncIterator[bytes]:
+    """A stream whose begin was read already; `broke` is told if it is cut."""
     yield begin
-    async for chunk in rest:
-        yield chunk
+    try:
+        async for chunk in rest:
+            yield chunk
+    except LegError as error:
+        broke(error)
+        raise

@@ -211,7 +211,7 @@ def _add_faults(group: "argparse._ArgumentGroup") -> None:
             Health,
             "slow_start_s",
             "S",
-            "how long an engine that came back takes to get its full share, 0 for at once",
+            "how long an engine that came back or was added takes to get its full share, 0 for at once",
         ),
     ):
         _add_number(group, flag, section, field, unit, what)

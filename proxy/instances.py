@@ -5,13 +5,18 @@ The fleet is state without I/O: the watch changes what is known of an instance, 
 
 import enum
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from proxy.circuit import Breaker, Circuit
 from proxy.config import InstanceSpec, Role
 from proxy.scheduling.types import Phase
+
+ASIDE = ("slow start", "not answering", "half-open", "circuit open")
+"""Why an instance that could be used is set aside while there is a better one; later ones are graver."""
 
 T = TypeVar("T")
 
@@ -66,12 +71,14 @@ class Claim:
         self.phase = phase
         self.tokens = tokens
         self._running = True
+        self._trial = instance.breaker.begin_leg()
         instance.count(phase, rank, 1, tokens)
 
     def end(self) -> None:
         """Stop counting. A second call does nothing."""
         if self._running:
             self._running = False
+            self.instance.breaker.end_leg(self._trial)
             self.instance.count(self.phase, self.rank, -1, -self.tokens)
             self.instance.announce()
 
@@ -93,14 +100,15 @@ class Instance:
     model_cards = _Announced[list[dict[str, Any]]]()
     """What its `/v1/models` lists."""
 
-    def __init__(self, spec: InstanceSpec) -> None:
+    def __init__(self, spec: InstanceSpec, breaker: Breaker | None = None) -> None:
         self.announce: Callable[[], None] = _nobody_listens
         """Called when a claim on it ends, and when it may have become usable or unusable."""
         self.spec = spec
+        self.breaker = breaker or Breaker()
         self.status = Status.STARTING
         self.draining = False
         self.why_down: str | None = None
-        """What went wrong last, in words for `/status`; None while up."""
+        """What went wrong last, in words for `/status`; None while all is well."""
         self.model_cards = []
         self.sources: Mapping[int, SourceView] = {}
         """Its followed event sources by rank; empty if it publishes none or none are followed."""
@@ -228,6 +236,29 @@ class Fleet:
     def of(self, phase: Phase) -> list[Instance]:
         """The instances whose role includes a phase."""
         return [instance for instance in self if instance.takes(phase)]
+
+    def set_aside(self, phase: Phase, now: float) -> dict[str, str]:
+        """The usable instances of a phase that get a leg only if no other can take it, and why: one of ASIDE."""
+        usable = [instance for instance in self.of(phase) if instance.why_unusable() is None]
+        aside: dict[str, str] = {}
+        for instance in usable:
+            breaker = instance.breaker
+            if breaker.state is Circuit.OPEN:
+                aside[instance.address] = "circuit open"
+            elif breaker.on_trial:
+                aside[instance.address] = "half-open"
+            elif breaker.doubtful:
+                aside[instance.address] = "not answering"
+            elif (share := breaker.share(now)) < 1:
+                others = [
+                    other.running_legs()
+                    for other in usable
+                    if other is not instance and other.breaker.state is Circuit.CLOSED
+                ]
+                most = max(1, math.ceil(share * statistics.fmean(others))) if others else math.inf
+                if instance.running_legs() >= most:
+                    aside[instance.address] = "slow start"
+        return aside
 
     def serves(self, model: str) -> bool:
         """Whether any instance lists a model, up or not."""

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from kvevents.events import Reason
 from kvevents.observer import NullObserver
 from kvevents.prefix_index import PrefixIndex
+from proxy.circuit import Circuit
 from proxy.custody import HoldState
 from proxy.instances import Fleet, Status
 from proxy.scheduling.types import Phase
@@ -85,6 +86,13 @@ class Metrics(NullObserver):
         self._body_bytes = Gauge(
             "kvproxy_body_bytes", "Memory held by request bodies, estimated.", registry=registry
         )
+
+        self._checks = counter("checks", "Health checks by what they found.", "instance", "finding")
+        self._transitions = counter("circuit_transitions", "Changes of circuits.", "instance", "to")
+        self._by_instance = [
+            self._prefill_leg, self._prompt_tokens, self._predicted, self._reported, self._differ, self._retries,
+            self._events, self._gaps, self._replays, self._dropped, self._checks, self._transitions,
+        ]  # fmt: skip
         for end in (HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED):
             self._holds.labels(end.value)
 
@@ -156,6 +164,21 @@ class Metrics(NullObserver):
         self._queued.set_function(queued)
         self._body_bytes.set_function(body_bytes)
 
+    # -- the watch's accounts -----------------------------------------------------------------------------
+
+    def checked(self, instance: str, finding: str) -> None:
+        """As `discovery.health.Accounts`."""
+        self._checks.labels(instance, finding).inc()
+
+    def circuit_changed(self, instance: str, state: str) -> None:
+        """As `discovery.health.Accounts`."""
+        self._transitions.labels(instance, state).inc()
+
+    def forget(self, instance: str) -> None:
+        """As `discovery.health.Accounts`: its series end."""
+        for metric in self._by_instance:
+            metric.remove_by_labels({"instance": instance})
+
     # -- the event library's observer ---------------------------------------------------------------------
 
     def event_applied(self, *, instance: str, rank: int, event_type: str, count: int) -> None:  # noqa: ARG002
@@ -185,6 +208,11 @@ class FleetCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """As prometheus_client asks."""
         up = GaugeMetricFamily("kvproxy_instance_up", "1 if legs may go there.", labels=["instance", "role"])
+        circuits = GaugeMetricFamily(
+            "kvproxy_circuit_state",
+            "1 for the state an instance's circuit is in.",
+            labels=["instance", "role", "state"],
+        )
         requests = GaugeMetricFamily(
             "kvproxy_in_flight_requests", "Running legs.", labels=["instance", "role"]
         )
@@ -202,6 +230,8 @@ class FleetCollector(Collector):
         for instance in self._fleet:
             labels = [instance.address, instance.role.value]
             up.add_metric(labels, instance.status is Status.UP)
+            for circuit in Circuit:
+                circuits.add_metric([*labels, circuit.value], instance.breaker.state is circuit)
             requests.add_metric(labels, instance.running_legs())
             tokens.add_metric(labels, instance.running_tokens())
             for rank in instance.ranks:
@@ -211,4 +241,4 @@ class FleetCollector(Collector):
                     )
         for slot, count in self._index.blocks().items():
             blocks.add_metric([slot.instance, str(slot.rank), slot.tier], count)
-        return [up, requests, tokens, states, blocks]
+        return [up, circuits, requests, tokens, states, blocks]

@@ -9,7 +9,7 @@ import msgspec
 from kvevents.block_keys import Prompt
 from kvevents.prefix_index import PrefixIndex
 from proxy.config import Admission, Role
-from proxy.instances import Claim, Fleet, Instance
+from proxy.instances import ASIDE, Claim, Fleet, Instance
 from proxy.scheduling.decision import Decision, Pick, pick
 from proxy.scheduling.predicted import PredictedBlocks
 from proxy.scheduling.types import FULL, Candidate, Leg, Phase, Policy
@@ -17,6 +17,7 @@ from proxy.scheduling.types import FULL, Candidate, Leg, Phase, Policy
 MAIN_TIER = "GPU"
 """The tier an engine computes from; vLLM calls it so on every platform."""
 
+FAILED = "failed just now"
 
 USUAL_BLOCK_SIZE = 16
 """vLLM's default, for predictions about an instance that has not stored a block yet."""
@@ -124,15 +125,24 @@ class Placement:
     ) -> Pick:
         candidates = self._candidates(phase, question, room)
         leg = Leg(phase, question.model, question.prompt_tokens)
-        for wanted in (
-            lambda c: c.instance == prefer,
-            lambda c: c.instance not in failed and c.why is None,
-            lambda c: c.instance not in failed,
-        ):
-            preferred = [c if wanted(c) or not c.usable else _set_aside(c) for c in candidates]
-            if any(c.usable for c in preferred):
-                candidates = preferred
-                break
+        aside = self._fleet.set_aside(phase, self._clock())
+
+        def gravity(candidate: Candidate) -> int:
+            why = aside.get(candidate.instance)
+            return 0 if why is None else 1 + ASIDE.index(why)
+
+        others = [c for c in candidates if c.usable and c.instance not in failed]
+        best = {c.instance for c in candidates if c.usable and c.instance == prefer and not gravity(c)}
+        if not best and others:
+            least = min((gravity(c), c.why == FULL) for c in others)
+            best = {c.instance for c in others if (gravity(c), c.why == FULL) == least}
+        if best:
+            candidates = [
+                c
+                if c.instance in best or not c.usable
+                else _set_aside(c, aside.get(c.instance, c.why or FAILED))
+                for c in candidates
+            ]
         return pick(self._policy, leg, candidates, self._rng)
 
     def _candidates(self, phase: Phase, question: Question, room: "_Room") -> list[Candidate]:
@@ -228,5 +238,5 @@ def _leg_tokens(phase: Phase, uncached: int | None, question: Question) -> int:
     return question.prompt_tokens or question.estimated_tokens
 
 
-def _set_aside(candidate: Candidate) -> Candidate:
-    return msgspec.structs.replace(candidate, usable=False, why=candidate.why or "failed just now")
+def _set_aside(candidate: Candidate, why: str) -> Candidate:
+    return msgspec.structs.replace(candidate, usable=False, why=why)

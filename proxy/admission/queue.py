@@ -32,6 +32,10 @@ class Ticket:
         self.waited_s = 0.0
         """Seconds in the queue so far."""
 
+    def part(self) -> "Ticket":
+        """A ticket for one prompt of a request for several, each of which is let in by itself."""
+        return Ticket(self.client, self.priority)
+
 
 class QueueFullError(Exception):
     """No place is left, and nobody has more of them than the client who asks for one."""

@@ -50,12 +50,12 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How engines are checked, in seconds."""
 
-    interval_s: float = 2.5
-    """Between two checks of an instance, give or take a fifth."""
-    timeout_s: float = 2.5
-    """For the answer to a check."""
+    interval_s: float = 2.0
+    """From the beginning of a check of an instance to that of the next, give or take a fifth."""
+    timeout_s: float = 2.4
+    """For the answer to a check. A frozen engine is found within 1.2 intervals and three timeouts: 9.6 s."""
     slow_start_s: float = 10.0
-    """How long an instance that came back takes to get its full share of legs; 0 for at once."""
+    """How long an instance that came back, or was added, takes to get its full share of legs; 0 for at once."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""

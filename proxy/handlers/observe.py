@@ -1,6 +1,7 @@
 """What can be seen from outside: health, readiness, status, models, metrics, and why a request would go where."""
 
 import ipaddress
+import time
 from collections import Counter
 from typing import Any
 
@@ -89,6 +90,8 @@ def _instance(instance: Instance, index: PrefixIndex, blocks: Counter[tuple[str,
         "up": instance.why_unusable() is None,
         "state": instance.state,
         "why": instance.why_down,
+        "circuit": instance.breaker.state,
+        "share": round(instance.breaker.share(time.monotonic()), 2),
         "model": base[0] if base else None,
         "adapters": sorted(instance.adapters),
         "block_size": index.block_size(address, instance.ranks[0]),

@@ -33,7 +33,8 @@ class Candidate(msgspec.Struct, frozen=True):
     rank: int
     usable: bool
     why: str | None
-    """Why it is not usable: `down`, `draining`, `starting`, `refused`, `model not served`, `full`, `failed just now`."""
+    """Why it is not usable: `down`, `draining`, `starting`, `refused`, `model not served`, `full`; or set aside because
+    there is a better one: `failed just now`, `slow start`, `not answering`, `half-open`, `circuit open`."""
     cached_tokens: int | None
     """What the index says this prompt would reuse now: whole blocks, never the last token. None: not known."""
     expected_tokens: int | None

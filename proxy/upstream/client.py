@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import io
+import time
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +38,8 @@ class _Waits:
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Timeout]] = {}
+        self.heard: dict[str, float] = {}
+        """When each engine last sent something anybody waited for."""
 
     @contextlib.asynccontextmanager
     async def on(self, instance: str) -> AsyncIterator[None]:
@@ -47,6 +50,7 @@ class _Waits:
                 scopes.add(scope)
                 try:
                     yield
+                    self.heard[instance] = time.monotonic()
                 finally:
                     scopes.discard(scope)
         except TimeoutError:
@@ -59,6 +63,12 @@ class _Waits:
         now = asyncio.get_running_loop().time()
         for scope in self._waiting.pop(instance, set()):
             scope.reschedule(now)
+
+    def forget(self, instance: str) -> None:
+        """An engine is gone; who still waits for it waits on."""
+        self.heard.pop(instance, None)
+        if not self._waiting.get(instance):
+            self._waiting.pop(instance, None)
 
 
 class EngineAnswer:
@@ -126,6 +136,14 @@ class EngineClient:
         """An engine was found dead although its connections stand: every leg that waits for it is broken."""
         self._waits.give_up(instance)
 
+    def heard_at(self, instance: str) -> float | None:
+        """When an engine last sent something, by `time.monotonic`; None if never."""
+        return self._waits.heard.get(instance)
+
+    def forget(self, instance: str) -> None:
+        """An engine is not among the instances any more."""
+        self._waits.forget(instance)
+
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
@@ -159,6 +177,11 @@ class EngineClient:
         """Ask an engine a question in JSON; errors as `get_json`."""
         return await self._ask("POST", instance, path, body, timeout_s, headers)
 
+    async def get_status(self, instance: str, path: str, timeout_s: float) -> int:
+        """Ask an engine and look at the status of its answer alone. Raises LegError if there is none."""
+        status, _ = await self._answer("GET", instance, path, None, timeout_s)
+        return status
+
     async def _ask(
         self,
         method: str,
@@ -168,18 +191,29 @@ class EngineClient:
         timeout_s: float,
         headers: Headers | None = None,
     ) -> Any:
-        try:
-            async with asyncio.timeout(timeout_s):
-                with await self._request(method, instance, path, body, headers or []) as answer:
-                    data = await answer.read()
-        except TimeoutError:
-            raise LegBrokenError(instance, f"no answer to {path} within {timeout_s:g} s") from None
-        if answer.status != 200:
-            raise LegBrokenError(instance, f"status {answer.status} for {path}")
+        status, data = await self._answer(method, instance, path, body, timeout_s, headers)
+        if status != 200:
+            raise LegBrokenError(instance, f"status {status} for {path}")
         try:
             return msgspec.json.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise LegBrokenError(instance, f"the answer to {path} is not JSON") from None
+
+    async def _answer(
+        self,
+        method: str,
+        instance: str,
+        path: str,
+        body: bytes | None,
+        timeout_s: float,
+        headers: Headers | None = None,
+    ) -> tuple[int, bytes]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                with await self._request(method, instance, path, body, headers or []) as answer:
+                    return answer.status, await answer.read()
+        except TimeoutError:
+            raise LegBrokenError(instance, f"no answer to {path} within {timeout_s:g} s") from None
 
     async def _request(
         self, method: str, instance: str, path: str, body: bytes | None, headers: Headers

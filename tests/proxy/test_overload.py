@@ -498,3 +498,13 @@ async def test_a_stalled_client_holds_no_claim_for_ever(stream: bool) -> None:
         await pair.service.settled()
         assert pair.service.app[BODIES].held_bytes == 0
         client.close()
+
+
+async def test_each_prompt_of_a_list_is_let_in_by_itself_and_none_waits_for_ever() -> None:
+    async with crowd() as them:
+        answer = await them.start("list", prompt=["a", "b", "c", "d"])
+        assert answer.status == 200
+        assert len(answer.json["choices"]) == 4
+        assert len(them.decoded()) == 4
+        assert await them.pair.service.metric("kvproxy_queue_wait_seconds_count") == 3
+        await them.pair.service.settled()
