@@ -37,6 +37,8 @@ class Body:
         if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
             raise BadRequestError(f"the request body is nested more than {MAX_DEPTH} levels deep")
         try:
+            if not data.isascii():
+                data.decode()  # values that are passed on raw are not looked into below
             return cls(_decode_top(data), len(data))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequestError(f"the request body is not a JSON object: {error}") from None

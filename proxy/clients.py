@@ -5,9 +5,7 @@ import hashlib
 from aiohttp import web
 
 from proxy.admission import ANONYMOUS
-
-CLIENT_KEY: web.RequestKey[str] = web.RequestKey("client", str)
-"""The name of the API key a request came with; absent if keys are not asked for."""
+from proxy.authentication import CLIENT_KEY
 
 MAX_CLIENT_CHARS = 128
 """A longer name is kept as its digest, so that names take no memory worth speaking of."""

@@ -58,6 +58,13 @@ class NotFoundError(RequestError):
     kind = "NotFoundError"
 
 
+class RequestTimeoutError(RequestError):
+    """The client did not send its request in time."""
+
+    status = 408
+    kind = "RequestTimeoutError"
+
+
 class ConflictError(RequestError):
     """What should be added is there already."""
 

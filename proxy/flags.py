@@ -33,11 +33,11 @@ _EXAMPLE = """\
 example:
   kvproxy serve -m llama -p 10.0.0.1:8100 10.0.0.2:8100 -d 10.0.0.3:8200 10.0.0.4:8200
 
-An instance is HOST:PORT. Its KV-event sources are asked of it; for one that does not tell, name them:
+An instance is HOST:PORT, or https://HOST:PORT where it speaks TLS. Its KV-event sources are asked of it; for one that does not tell, name them:
   HOST:PORT?events=tcp://HOST:5557&replay=tcp://HOST:5657&topic=T     (several ranks: comma-separated)
 
 environment:
-  ADMIN_API_KEY   the key that /instances/add and /instances/remove need in X-API-Key
+  ADMIN_API_KEY   the key that /instances/* and /explain need in X-API-Key
 """
 
 
@@ -251,25 +251,25 @@ def _add_security(group: "argparse._ArgumentGroup") -> None:
         "--api-key-file",
         type=pathlib.Path,
         metavar="FILE",
-        help="clients' keys, one NAME KEY a line; without it everybody may ask",
+        help="clients' keys, one NAME KEY a line, wanted for all of /v1; without it everybody may ask",
     )
     group.add_argument(
         "--engine-api-key-file",
         type=pathlib.Path,
         metavar="FILE",
-        help="a file with the key that engines want; clients' Authorization is then not passed on",
+        help="a file with the key that engines want; clients' Authorization is passed on only with neither file",
     )
     group.add_argument("--admin-host", metavar="HOST", help="where --admin-port listens (default: --host)")
     group.add_argument(
         "--admin-port",
         type=int,
         metavar="PORT",
-        help="serve admin, metrics and explain here and no longer on --port",
+        help="serve /status, /metrics, /explain and /instances/* here and no longer on --port",
     )
     for flag, what in (
-        ("--tls-cert", "the certificate chain to serve https with"),
-        ("--tls-key", "its key"),
-        ("--engine-ca", "the authorities that certify https:// engines (default: the system's)"),
+        ("--tls-cert", "the certificate chain to serve https with, on both ports (PEM)"),
+        ("--tls-key", "its key, without a passphrase (PEM)"),
+        ("--engine-ca", "the authorities that certify https:// engines (PEM; default: the system's)"),
     ):
         group.add_argument(flag, type=pathlib.Path, metavar="FILE", help=what)
     group.add_argument(
@@ -278,7 +278,7 @@ def _add_security(group: "argparse._ArgumentGroup") -> None:
         action="extend",
         default=[],
         metavar="CIDR|HOSTGLOB",
-        help="what /instances/add may name (default: anything)",
+        help="networks and patterns of names that /instances/add may name (default: anything)",
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 import uuid
 
@@ -11,11 +12,15 @@ from aiohttp.typedefs import Handler
 from proxy.admission import BodyLease
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
 from proxy.headers import REQUEST_ID
+from proxy.reading import check_framing
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("kvproxy.access")
 
-MAX_REQUEST_ID_CHARS = 256
+_REQUEST_ID = re.compile(r"[!-~]{1,256}")
+"""Without spaces, so that an id in the access log is one word."""
+
+MAX_LOGGED_PATH_CHARS = 200
 
 CLIENT_LEFT_STATUS = 499
 """What the log says of a request whose client did not wait, after nginx's number for it."""
@@ -75,7 +80,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             logging.INFO if request.method == "POST" else logging.DEBUG,  # probes and scrapes are no news
             "%s %s %d %.1fms id=%s %s",
             request.method,
-            request.raw_path.partition("?")[0],  # as it was sent: a decoded one may hold line breaks
+            _path(request),
             status,
             (time.monotonic() - request[STARTED_KEY]) * 1000,
             request[REQUEST_ID_KEY],
@@ -85,19 +90,18 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
+        check_framing(request)
         return await handler(request)
     except RequestError as error:
         return error_response(error)
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        reply = envelope(error.text or error.reason, _kind(error.status), error.status)
-        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return web.json_response(reply, status=error.status, headers=headers)
+        return enveloped(error)
     except ConnectionError:
         return web.Response(status=CLIENT_LEFT_STATUS)  # nobody is there to read it
     except Exception:
-        log.exception("%s %s failed (id %s)", request.method, request.raw_path, request[REQUEST_ID_KEY])
+        log.exception("%s %s failed (id %s)", request.method, _path(request), request[REQUEST_ID_KEY])
         if request.transport is not None and request.writer.output_size > 0:
             request.transport.close()  # bytes of an answer are out already; a second one must not follow
         return web.json_response(
@@ -105,10 +109,20 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         )
 
 
+def enveloped(error: web.HTTPException) -> web.Response:
+    """What aiohttp would answer by itself, as the other errors look."""
+    reply = envelope(error.text or error.reason, _kind(error.status), error.status)
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    return web.json_response(reply, status=error.status, headers=headers)
+
+
 def error_response(error: RequestError) -> web.Response:
     """The answer to a request that ends in `error`."""
     body = envelope(str(error), error.kind, error.status, error.param)
-    return web.json_response(body, status=error.status, headers=error.headers)
+    response = web.json_response(body, status=error.status, headers=error.headers)
+    if error.headers.get("Connection") == "close":
+        response.force_close()
+    return response
 
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
@@ -117,8 +131,13 @@ async def add_request_id(request: web.Request, response: web.StreamResponse) -> 
         response.headers[REQUEST_ID] = request_id
 
 
+def _path(request: web.Request) -> str:
+    """The path for the log: as it was sent, for a decoded one may hold line breaks, and without its query."""
+    return request.raw_path.partition("?")[0][:MAX_LOGGED_PATH_CHARS]
+
+
 def _request_id(given: str | None) -> str:
-    if given and len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable():
+    if given is not None and _REQUEST_ID.fullmatch(given):
         return given
     return uuid.uuid4().hex
 

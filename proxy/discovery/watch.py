@@ -47,6 +47,10 @@ class Engines(checks.Engines, health.Engines, Protocol):
         """An instance is gone."""
         ...
 
+    def reach(self, spec: InstanceSpec) -> None:
+        """Speak to an engine as it is named: with TLS, or without."""
+        ...
+
 
 class _Seen(NamedTuple):
     """The engine process a rank's last answer came from."""
@@ -110,6 +114,7 @@ class FleetWatch:
         """Begin to watch the configured instances."""
         for spec in self._config.instances:
             instance = Instance(spec, self._breaker())
+            self._engines.reach(spec)
             self._fleet.add(instance)
             self._watch(instance)
         self._tasks.create(self._start_up(), name="start-up")
@@ -139,13 +144,15 @@ class FleetWatch:
         if self._fleet.get(spec.address) is not None:
             raise ConflictError(f"{spec.address} is there already")
         instance = Instance(spec, self._breaker(joins=True))
+        self._engines.reach(spec)
         try:
             cards = await self._checker.cards(spec.address, ADD_TIMEOUT_S)
         except LegError as error:
             raise BadRequestError(f"{error}: nothing was added", param="instance") from None
         if (wrong := wrong_model(cards, self._config.model)) is not None:
             raise BadRequestError(f"{spec.role} {spec.address} {wrong}: nothing was added", param="instance")
-        if self._fleet.get(spec.address) is not None:  # another add was faster
+        if (faster := self._fleet.get(spec.address)) is not None:  # another add was
+            self._engines.reach(faster.spec)
             raise ConflictError(f"{spec.address} is there already")
         self._fleet.add(instance)
         watched = self._watch(

@@ -26,6 +26,7 @@ from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest, Route, read_request
 from proxy.instances import Fleet
 from proxy.middlewares import BODY_LEASE_KEY, NOTES_KEY, STARTED_KEY, error_response
+from proxy.reading import in_time
 from proxy.relay import relay_stream
 from proxy.stall import StallWatch
 
@@ -144,14 +145,17 @@ async def read_json_bytes(request: web.Request) -> bytes:
     chunks: list[bytes] = []
     size_bytes = 0
     try:
-        while chunk := await request.content.readany():
-            size_bytes += len(chunk)
-            if size_bytes > limit_mb << 20:
-                raise too_large
-            _hold(request, size_bytes)
-            chunks.append(chunk)
-    except web.RequestPayloadError as error:
-        raise BadRequestError(f"the request body cannot be read: {error}") from None
+        async with in_time(request):
+            while chunk := await request.content.readany():
+                size_bytes += len(chunk)
+                if size_bytes > limit_mb << 20:
+                    raise too_large
+                _hold(request, size_bytes)
+                chunks.append(chunk)
+    except web.RequestPayloadError:
+        raise BadRequestError(
+            "the request body is not framed as its headers say", headers={"Connection": "close"}
+        ) from None
     return b"".join(chunks) if len(chunks) != 1 else chunks[0]
 
 
@@ -172,7 +176,8 @@ def _no_memory(request: web.Request) -> UnavailableError:
 
 def engine_headers(request: web.Request) -> names.Headers:
     """The client's headers that a leg of its request carries."""
-    keep = request.app[CONFIG].engine_api_key is None
+    config = request.app[CONFIG]
+    keep = config.engine_api_key is None and config.security.api_key_file is None
     return names.for_engine(request.headers.items(), keep_authorization=keep)
 
 

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import errno
 import io
+import pathlib
+import ssl
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -13,8 +15,10 @@ import aiohttp
 import msgspec
 from multidict import CIMultiDict
 
+from proxy.config import InstanceSpec
 from proxy.errors import ConnectFailedError, LegBrokenError, NoSocketError
 from proxy.headers import Headers
+from proxy.tls import engine_context
 
 KEEPALIVE_S = 4.0
 """vLLM closes idle connections after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); ours are dropped before."""
@@ -127,10 +131,17 @@ class EngineAnswer:
 class EngineClient:
     """One connection pool to all engines; use it as an async context manager."""
 
-    def __init__(self, *, engine_api_key: str | None = None) -> None:
+    def __init__(self, *, engine_api_key: str | None = None, engine_ca: pathlib.Path | None = None) -> None:
+        """`engine_ca`: a file of the authorities that certify https engines. Raises ConfigError."""
         self._authorization = {"Authorization": f"Bearer {engine_api_key}"} if engine_api_key else {}
+        self._tls = engine_context(engine_ca)
+        self._https: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
         self._waits = _Waits()
+
+    def reach(self, spec: InstanceSpec) -> None:
+        """From now on, speak to an instance as it was named: with TLS, or without."""
+        (self._https.add if spec.scheme == "https" else self._https.discard)(spec.address)
 
     def give_up(self, instance: str) -> None:
         """An engine was found dead although its connections stand: every leg that waits for it is broken."""
@@ -146,7 +157,7 @@ class EngineClient:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._tls),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -229,7 +240,7 @@ class EngineClient:
             async with self._waits.on(instance):
                 response = await self._session.request(
                     method,
-                    f"http://{instance}{path}",
+                    f"{'https' if instance in self._https else 'http'}://{instance}{path}",
                     data=_payload(body),
                     headers=sent,
                     allow_redirects=False,
@@ -248,8 +259,17 @@ def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
 
 
 def _words(error: BaseException) -> str:
-    """What happened, without the addresses and codes that library messages carry."""
+    """What happened, without the addresses, codes and pieces of answers that library messages carry."""
     cause = getattr(error, "os_error", None) or error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        why = getattr(error.certificate_error, "verify_message", "") or "it does not fit the name"
+        return f"its certificate is not accepted ({why})"
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return "no TLS connection came about"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the answer is not valid HTTP"
+    if isinstance(error, aiohttp.ClientOSError) and error.errno is None:
+        return "the connection was closed"  # aiohttp's own words have the URL
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the connection ended early"
     if isinstance(cause, ConnectionRefusedError):

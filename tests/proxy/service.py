@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
 from proxy.app import create_runner
@@ -98,13 +99,14 @@ async def ask(
 class Service:
     """A running kvproxy."""
 
-    def __init__(self, runner: web.AppRunner, session: aiohttp.ClientSession) -> None:
+    def __init__(self, runner: web.AppRunner, urls: Sequence[str], session: aiohttp.ClientSession) -> None:
         self.app = runner.app
         self.runner = runner
         self.session = session
         host, port = runner.addresses[0][:2]
         self.host, self.port = str(host), int(port)
-        self.url = f"http://{host}:{port}"
+        self.url, *others = urls
+        self.admin_url = others[0] if others else self.url
 
     @property
     def fleet(self) -> Fleet:
@@ -196,13 +198,13 @@ async def kvproxy(
     config: Config, policy: Policy | None = None, *, ready: bool = True
 ) -> AsyncIterator[Service]:
     """A running kvproxy; `ready`: wait until it can serve and follows its engines' events."""
-    runner = create_runner(config, policy)
+    runner = create_runner(msgspec.structs.replace(config, port=0), policy)
     async with contextlib.AsyncExitStack() as stack:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, config.host, 0).start()
+        urls = await runner.listen()
         session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-        service = Service(runner, session)
+        service = Service(runner, urls, session)
         if ready:
             await wait_until(
                 lambda: all(

@@ -16,7 +16,8 @@ from aiohttp.test_utils import make_mocked_request
 from proxy.admission import ANONYMOUS, BodyBudget, weigh
 from proxy.app import shut_down
 from proxy.app_keys import BODIES, GATE
-from proxy.clients import CLIENT_KEY, MAX_CLIENT_CHARS, client_of
+from proxy.authentication import CLIENT_KEY
+from proxy.clients import MAX_CLIENT_CHARS, client_of
 from proxy.config import Admission, Deadlines, WhenNoPrefill
 from proxy.errors import LegBrokenError
 from proxy.relay import relay_stream
