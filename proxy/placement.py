@@ -72,9 +72,14 @@ class Placement:
         decode = self._pick(Phase.DECODE, question, failed)
         return Decision(self._policy_name, question.prompt_tokens, prefill, decode)
 
-    def decide_decode(self, question: Question, decision: Decision, failed: Collection[str]) -> Decision:
-        """Place the decode leg anew; the prefill leg has been done where `decision` says."""
-        decode = self._pick(Phase.DECODE, question, failed)
+    def decide_decode(
+        self, question: Question, decision: Decision, *, failed: Collection[str], tried: Collection[str]
+    ) -> Decision:
+        """Place the decode leg anew; the prefill leg has been done where `decision` says.
+
+        `failed` instances are used only if there is no other, `tried` ones not at all.
+        """
+        decode = self._pick(Phase.DECODE, question, failed, never=tried)
         return msgspec.structs.replace(decision, decode=decode)
 
     def _one_leg(self, question: Question, failed: Collection[str], prefill: Pick) -> Decision:
@@ -84,9 +89,17 @@ class Placement:
         return Decision(self._policy_name, question.prompt_tokens, only, only)
 
     def _pick(
-        self, phase: Phase, question: Question, failed: Collection[str], prefer: str | None = None
+        self,
+        phase: Phase,
+        question: Question,
+        failed: Collection[str],
+        prefer: str | None = None,
+        never: Collection[str] = (),
     ) -> Pick:
-        candidates = self._candidates(phase, question)
+        candidates = [
+            _set_aside(c, FAILED) if c.usable and c.instance in never else c
+            for c in self._candidates(phase, question)
+        ]
         leg = Leg(phase, question.model, question.prompt_tokens)
         aside = self._fleet.set_aside(phase, self._clock())
 

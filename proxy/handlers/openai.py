@@ -9,8 +9,10 @@ from multidict import CIMultiDict
 
 from proxy import headers as names
 from proxy.app_keys import CONFIG, DIRECTOR, FLEET, METRICS, STOPPING
+from proxy.deadlines import TimeLimit, time_limit
 from proxy.errors import (
     BadRequestError,
+    GatewayTimeoutError,
     NotFoundError,
     RequestError,
     TooLargeError,
@@ -44,21 +46,27 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
     metrics = request.app[METRICS]
     outcome = CLIENT_LEFT
     try:
-        call = Call(
-            request=await generation_request(request, route),
-            headers=engine_headers(request),
-            leg_id=uuid.uuid4().hex,
-            started_at=time.monotonic(),  # its client may have taken long to send it
+        limit = time_limit(
+            request.headers.getall(names.REQUEST_TIMEOUT_MS, ()),
+            request.app[CONFIG].deadlines.request_s,
+            request[STARTED_KEY],
         )
-        reply = await request.app[DIRECTOR].serve(call)
+        async with limit.enforced():
+            call = Call(
+                request=await generation_request(request, route),
+                headers=engine_headers(request),
+                leg_id=uuid.uuid4().hex,
+                started_at=time.monotonic(),  # its client may have taken long to send it
+            )
+            reply = await request.app[DIRECTOR].serve(call)
         try:
-            response, complete = await _answer(request, reply, route)
+            response, complete = await _answer(request, reply, route, limit)
         finally:
             reply.close()
         outcome = _outcome(reply.status) if complete else "cut"
         return response
     except RequestError as error:
-        outcome = _outcome(error.status)
+        outcome = "timeout" if isinstance(error, GatewayTimeoutError) else _outcome(error.status)
         return error_response(error)
     except (asyncio.CancelledError, ConnectionError):
         if request.app[STOPPING].is_set():
@@ -134,7 +142,9 @@ def engine_headers(request: web.Request) -> names.Headers:
     return names.for_engine(request.headers.items(), keep_authorization=keep)
 
 
-async def _answer(request: web.Request, reply: Reply, route: Route) -> tuple[web.StreamResponse, bool]:
+async def _answer(
+    request: web.Request, reply: Reply, route: Route, limit: TimeLimit
+) -> tuple[web.StreamResponse, bool]:
     """Send the reply on; tell whether the client got all of it."""
     headers = CIMultiDict(names.for_client(reply.headers))
     notes = request[NOTES_KEY]
@@ -155,5 +165,5 @@ async def _answer(request: web.Request, reply: Reply, route: Route) -> tuple[web
         return web.Response(status=reply.status, headers=headers, body=reply.body), True
     response = web.StreamResponse(status=reply.status, headers=headers)
     engine = decision.decode.chosen.instance if decision and decision.decode.chosen else "the engine"
-    complete = await relay_stream(request, response, reply.body, engine, request.app[STOPPING])
+    complete = await relay_stream(request, response, reply.body, engine, request.app[STOPPING], limit)
     return response, complete
