@@ -44,7 +44,7 @@ from proxy.scheduling.types import Candidate, Phase
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import Tokenized
 
-BUDGET_WAIT_S = 1.0
+BUDGET_WAIT_S = 2.0
 """How long a failed request may wait for retry budget. Long enough for the watch to find out that an instance has
 died, which makes leaving it free; short beside what a client would wait for another attempt of its own."""
 

@@ -13,7 +13,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     """To connect to an engine."""
     prefill_s: float = 300.0
     """From sending a prefill leg to the end of its answer."""
-    first_byte_s: float = 300.0
+    first_byte_s: float = 600.0
     """From sending a decode leg to the first event of a stream, or to the whole of an unstreamed answer."""
     chunk_s: float = 120.0
     """Between two pieces of a stream."""
