@@ -33,7 +33,7 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """How often a failed attempt may be followed by another."""
 
     max_attempts: int = 3
-    """For one request, the first included."""
+    """Of one request, the first included; leaving an instance that has died is none."""
     budget: float = 0.2
     """The share of the running requests that may be in a retry at one moment; some always may."""
 
