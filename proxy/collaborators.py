@@ -60,6 +60,10 @@ class Watch(Protocol):
         """A leg got no complete answer."""
         ...
 
+    def suspect(self, instance: Instance) -> None:
+        """It may be dead; nothing is held against it."""
+        ...
+
     def leg_served(self, address: str) -> None:
         """A leg was answered with what was asked for."""
         ...

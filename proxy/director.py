@@ -187,6 +187,7 @@ class Director:
                 return True
             if self._clock() >= until:
                 break
+            self._legs.suspect(failure)
         self._accounts.retry_refused(failure.phase)
         return False
 

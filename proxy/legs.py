@@ -124,6 +124,13 @@ class Legs:
                 return address
         return None
 
+    def suspect(self, failure: AttemptFailedError) -> None:
+        """Have the watch find out whether a death explains the failure."""
+        for address in (failure.instance, failure.prefill_on):
+            instance = self._fleet.get(address) if address is not None else None
+            if instance is not None:
+                self._watch.suspect(instance)
+
 
 def chosen_of(decision: Decision, phase: Phase) -> Candidate:
     """Where the decision sends a leg; it must be an admissible one."""
