@@ -240,18 +240,22 @@ async def test_time_that_is_up_in_a_stream_ends_it_with_an_error_event_and_a_cut
 
 
 async def test_a_client_that_does_not_read_cannot_outstay_its_limit() -> None:
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        server = pair.service.runner.server
+        assert server is not None
         body = b'{"prompt": "hello", "n": 16, "max_tokens": 4000, "ignore_eos": true, "stream": true}'
-        async with raw(pair, body, 1500) as (reader, _):
-            await wait_until(lambda: pair.service.claims == 1 and bool(reader._buffer), "a stream")  # type: ignore[attr-defined]
+        before = set(server.connections)
+        async with raw(pair, body, 3000) as (reader, _):
+            await wait_until(lambda: bool(set(server.connections) - before), "its connection")
+            (connection,) = set(server.connections) - before
+            transport: Any = connection.transport
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            await wait_until(lambda: transport.get_write_buffer_size() > 1 << 16, "a client that is behind")
+            assert pair.service.claims == 1
             await wait_until(lambda: pair.service.claims == 0, "the end of its claim")
-            assert await pair.service.metric("kvproxy_requests_total", outcome="cut") == 1
             await wait_until(lambda: not pair.engines.decode[0].model.unfinished, "an idle engine")
-            server = pair.service.runner.server
-            assert server is not None
-            await wait_until(
-                lambda: len(server.connections) == 1, "the end of its connection"
-            )  # the scraper's
+            await wait_until(lambda: connection not in server.connections, "the end of its connection")
             with contextlib.suppress(ConnectionError):
                 assert not (await reader.read()).endswith(b"0\r\n\r\n")
+        assert await pair.service.metric("kvproxy_requests_total", outcome="cut") == 1
         await pair.service.settled()

@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy import director, releases
+from proxy import director, prefill, releases
 from proxy.app_keys import DIRECTOR
 from proxy.config import Deadlines, Retries
 from proxy.simulation import StandIn
@@ -34,7 +34,8 @@ async def in_order(pair: Pair) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins meet within milliseconds."""
+    """Stand-ins meet within milliseconds, and no client that left needs five seconds of patience."""
+    monkeypatch.setattr(prefill, "ABANDONED_PREFILL_GRACE_S", 0.5)
     monkeypatch.setattr(releases, "FIRST_CONTACT_PAUSES_S", (0.1, 0.1))
 
 
