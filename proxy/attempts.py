@@ -1,7 +1,7 @@
 """What one request has tried so far, and whether it may try again. Pure: nothing is sent or awaited here."""
 
 from proxy.exchange import Reply
-from proxy.legs import AttemptFailedError
+from proxy.legs import AttemptFailedError, Reason
 
 
 class Attempts:
@@ -19,6 +19,7 @@ class Attempts:
         """The last words an engine had, if one had any."""
         self.paid = 0
         """How many retries were paid from the budget."""
+        self._reached = 0
 
     @property
     def prefill_on(self) -> str | None:
@@ -29,7 +30,17 @@ class Attempts:
         """One more."""
         self.last = failure
         self.failed.add(failure.instance)
+        if failure.reason is not Reason.CONNECT:
+            self._reached += 1
         self.reply = failure.reply or self.reply
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether as many engines as may be have had the request in hand when it failed, for whatever reason.
+
+        It may be what kills them: no request gets to kill them all.
+        """
+        return self._reached >= self._most
 
     def leave(self, dead: str | None) -> bool:
         """Whether the next attempt is free because an instance has died: once for each that did."""

@@ -172,6 +172,8 @@ class Director:
         the budget, after a pause; meanwhile the instance may turn out to be dead.
         """
         failure = attempts.last
+        if attempts.exhausted:
+            return False
         if failure is None or attempts.leave(self._legs.dead(failure)):
             return True
         if not attempts.may_pay:

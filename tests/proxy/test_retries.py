@@ -121,6 +121,16 @@ async def test_leaving_a_dead_instance_is_no_attempt() -> None:
         await in_order(pair)
 
 
+async def test_a_request_that_kills_its_engines_does_not_kill_them_all() -> None:
+    async with fleet(prefill=6, decode=1, policy=InOrder()) as pair:
+        for engine in pair.engines.prefill:
+            engine.faults.add(Fault(kind="cut", path=PATH, times=1))
+            engine.faults.add(Fault(kind="status", path="/health", status=503))  # its core is dead
+        assert (await pair.service.complete("hello")).status in {502, 503}
+        assert sum(legs(engine) for engine in pair.engines.prefill) <= 3
+        await in_order(pair)
+
+
 async def test_the_last_engine_that_had_words_is_quoted() -> None:
     async with fleet(prefill=1, decode=1) as pair:
         engine = pair.engines.prefill[0]
