@@ -26,6 +26,7 @@ from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics
 from proxy.middlewares import IN_FLIGHT_KEY, InFlight, add_request_id, edge
 from proxy.placement import Placement
+from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
 from proxy.tasks import TaskOwner
@@ -34,8 +35,9 @@ from proxy.upstream.client import EngineClient
 
 log = logging.getLogger(__name__)
 
-CLEANUP_S = 5.0
-"""How long releases of holds may take when the app closes, after its last request."""
+CLEANUP_S = ABANDONED_PREFILL_GRACE_S + 3.0
+"""How long what the last requests held may take to be given back when the app closes: the prefill legs that are
+waited for, and then the releases of what they held."""
 
 
 def create_app(config: Config, policy: Policy | None = None) -> web.Application:
@@ -84,7 +86,9 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         """Open what has a lifetime, and close it in the opposite order."""
         feed_tasks, leg_tasks = TaskOwner("events"), TaskOwner("legs")
         async with EngineClient(
-            engine_api_key=config.engine_api_key, engine_ca=config.security.engine_ca
+            engine_api_key=config.engine_api_key,
+            engine_ca=config.security.engine_ca,
+            connect_timeout_s=config.deadlines.connect_s,
         ) as client:
             asks_s = config.health.timeout_s
             feeds = (
@@ -106,6 +110,8 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 tasks=leg_tasks,
                 clock=time.monotonic,
                 lease_s=config.kv_lease_s,
+                deadlines=config.deadlines,
+                retries=config.retries,
             )
             watch.start()
             yield

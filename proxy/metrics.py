@@ -67,7 +67,10 @@ class Metrics(NullObserver):
             "token_count_differences", "Prompts the engine counted otherwise than we did.", "instance"
         )
         self._retries = counter(
-            "retries", "Legs that failed and were followed by another attempt.", "phase", "instance"
+            "retries", "Legs that failed and were followed by another attempt.", "phase", "instance", "reason"
+        )
+        self._retries_refused = counter(
+            "retries_refused", "Legs that failed and were not tried again for want of retry budget.", "phase"
         )
         self._holds = counter("holds", "Prefilled blocks held for a decode leg, by how that ended.", "end")
         self._events = counter("kv_events", "KV events applied.", "instance", "type")
@@ -93,8 +96,10 @@ class Metrics(NullObserver):
             self._prefill_leg, self._prompt_tokens, self._predicted, self._reported, self._differ, self._retries,
             self._events, self._gaps, self._replays, self._dropped, self._checks, self._transitions,
         ]  # fmt: skip
-        for end in (HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED):
+        for end in (HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED, HoldState.UNKNOWN):
             self._holds.labels(end.value)
+        for phase in Phase:
+            self._retries_refused.labels(phase.value)
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -133,9 +138,13 @@ class Metrics(NullObserver):
         """As `director.Accounts`."""
         self._differ.labels(instance).inc()
 
-    def retried(self, phase: Phase, instance: str) -> None:
+    def retried(self, phase: Phase, instance: str, why: str) -> None:
         """As `director.Accounts`."""
-        self._retries.labels(phase.value, instance).inc()
+        self._retries.labels(phase.value, instance, why).inc()
+
+    def retry_refused(self, phase: Phase) -> None:
+        """As `director.Accounts`."""
+        self._retries_refused.labels(phase.value).inc()
 
     def hold_ended(self, end: HoldState) -> None:
         """As `director.Accounts`."""

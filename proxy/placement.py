@@ -104,9 +104,14 @@ class Placement:
         decode = self._pick(Phase.DECODE, question, failed, room)
         return Decision(self._policy_name, question.prompt_tokens, prefill, decode)
 
-    def decide_decode(self, question: Question, decision: Decision, failed: Collection[str]) -> Decision:
-        """Place the decode leg anew, where there is room if anywhere; the prefill leg has been done."""
-        decode = self._pick(Phase.DECODE, question, failed, _Room(over_limit=True))
+    def decide_decode(
+        self, question: Question, decision: Decision, *, failed: Collection[str], tried: Collection[str]
+    ) -> Decision:
+        """Place the decode leg anew, where there is room if anywhere; the prefill leg has been done.
+
+        `failed` instances are used only if there is no other, `tried` ones not at all.
+        """
+        decode = self._pick(Phase.DECODE, question, failed, _Room(over_limit=True), never=tried)
         return msgspec.structs.replace(decision, decode=decode)
 
     def _one_leg(self, question: Question, failed: Collection[str], room: "_Room", prefill: Pick) -> Decision:
@@ -122,8 +127,12 @@ class Placement:
         failed: Collection[str],
         room: "_Room",
         prefer: str | None = None,
+        never: Collection[str] = (),
     ) -> Pick:
-        candidates = self._candidates(phase, question, room)
+        candidates = [
+            _set_aside(c, FAILED) if c.usable and c.instance in never else c
+            for c in self._candidates(phase, question, room)
+        ]
         leg = Leg(phase, question.model, question.prompt_tokens)
         aside = self._fleet.set_aside(phase, self._clock())
 

@@ -13,7 +13,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     """To connect to an engine."""
     prefill_s: float = 300.0
     """From sending a prefill leg to the end of its answer."""
-    first_byte_s: float = 300.0
+    first_byte_s: float = 600.0
     """From sending a decode leg to the first event of a stream, or to the whole of an unstreamed answer."""
     chunk_s: float = 120.0
     """Between two pieces of a stream."""
@@ -36,7 +36,7 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """How often a failed attempt may be followed by another."""
 
     max_attempts: int = 3
-    """For one request, the first included."""
+    """Of one request, the first included; leaving an instance that has died is none."""
     budget: float = 0.2
     """The share of the running requests that may be in a retry at one moment; some always may."""
 

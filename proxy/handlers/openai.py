@@ -14,8 +14,10 @@ from proxy import headers as names
 from proxy.admission import Ticket, weigh
 from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, METRICS, READER, STOPPING
 from proxy.clients import client_of
+from proxy.deadlines import TimeLimit, time_limit
 from proxy.errors import (
     BadRequestError,
+    GatewayTimeoutError,
     NotFoundError,
     RequestError,
     TooLargeError,
@@ -52,28 +54,34 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
     metrics = request.app[METRICS]
     outcome = CLIENT_LEFT
     try:
-        generation = await generation_request(request, route)
-        client = client_of(request, request.app[CONFIG].admission.client_header)
-        call = Call(
-            request=generation,
-            headers=engine_headers(request),
-            leg_id=uuid.uuid4().hex,
-            started_at=time.monotonic(),  # its client may have taken long to send it
-            ticket=Ticket(client, generation.priority),
+        limit = time_limit(
+            request.headers.getall(names.REQUEST_TIMEOUT_MS, ()),
+            request.app[CONFIG].deadlines.request_s,
+            request[STARTED_KEY],
         )
+        async with limit.enforced():
+            generation = await generation_request(request, route)
+            client = client_of(request, request.app[CONFIG].admission.client_header)
+            call = Call(
+                request=generation,
+                headers=engine_headers(request),
+                leg_id=uuid.uuid4().hex,
+                started_at=time.monotonic(),  # its client may have taken long to send it
+                ticket=Ticket(client, generation.priority),
+            )
+            try:
+                reply = await request.app[DIRECTOR].serve(call)
+            finally:
+                if call.ticket.waited_s:
+                    request[NOTES_KEY]["queued"] = f"{call.ticket.waited_s * 1000:.0f}ms"
         try:
-            reply = await request.app[DIRECTOR].serve(call)
-        finally:
-            if call.ticket.waited_s:
-                request[NOTES_KEY]["queued"] = f"{call.ticket.waited_s * 1000:.0f}ms"
-        try:
-            response, complete = await _answer(request, reply, route)
+            response, complete = await _answer(request, reply, route, limit)
         finally:
             reply.close()
         outcome = _outcome(reply.status) if complete else "cut"
         return response
     except RequestError as error:
-        outcome = _outcome(error.status)
+        outcome = "timeout" if isinstance(error, GatewayTimeoutError) else _outcome(error.status)
         return error_response(error)
     except (asyncio.CancelledError, ConnectionError):
         if request.app[STOPPING].is_set():
@@ -181,7 +189,9 @@ def engine_headers(request: web.Request) -> names.Headers:
     return names.for_engine(request.headers.items(), keep_authorization=keep)
 
 
-async def _answer(request: web.Request, reply: Reply, route: Route) -> tuple[web.StreamResponse, bool]:
+async def _answer(
+    request: web.Request, reply: Reply, route: Route, limit: TimeLimit
+) -> tuple[web.StreamResponse, bool]:
     """Send the reply on; tell whether the client got all of it."""
     headers = CIMultiDict(names.for_client(reply.headers))
     notes = request[NOTES_KEY]
@@ -212,5 +222,5 @@ async def _answer(request: web.Request, reply: Reply, route: Route) -> tuple[web
     response = web.StreamResponse(status=reply.status, headers=headers)
     engine = decision.decode.chosen.instance if decision and decision.decode.chosen else "the engine"
     with watch:
-        complete = await relay_stream(request, response, reply.body, engine, request.app[STOPPING])
+        complete = await relay_stream(request, response, reply.body, engine, request.app[STOPPING], limit)
     return response, complete

@@ -15,6 +15,7 @@ from proxy.collaborators import Accounts
 from proxy.errors import EngineFailedError, LegBrokenError, LegError, UnavailableError
 from proxy.exchange import Call, Reply
 from proxy.headers import Headers
+from proxy.legs import Reason
 from proxy.prompt_lists.answers import AnswerMerger
 from proxy.prompt_lists.split import split
 from proxy.prompt_lists.streams import DONE, EventReader, StreamMerger
@@ -135,7 +136,7 @@ class _Parts:
                         raise
                     if not runs_left:
                         raise EngineFailedError(f"no engine answered in full: {error.words}") from error
-                    self._accounts.retried(Phase.DECODE, error.instance)
+                    self._accounts.retried(Phase.DECODE, error.instance, Reason.BROKEN)
                     self._forget(part)
         except asyncio.CancelledError:
             words = "the request was given up"
