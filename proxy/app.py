@@ -4,13 +4,15 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.app_keys import CONFIG, DIRECTOR, FLEET, METRICS, STOPPING, WATCH
+from proxy.admission import BodyBudget, Gate
+from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, METRICS, READER, STOPPING, WATCH
 from proxy.authentication import CLIENT_KEYS, authenticate
 from proxy.client_keys import ClientKeys, readable_by_others
 from proxy.config import Config
@@ -24,6 +26,7 @@ from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.middlewares import IN_FLIGHT_KEY, InFlight, add_request_id, edge
 from proxy.placement import Placement
+from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
 from proxy.tasks import TaskOwner
@@ -32,8 +35,9 @@ from proxy.upstream.client import EngineClient
 
 log = logging.getLogger(__name__)
 
-CLEANUP_S = 5.0
-"""How long releases of holds may take when the app closes, after its last request."""
+CLEANUP_S = ABANDONED_PREFILL_GRACE_S + 3.0
+"""How long what the last requests held may take to be given back when the app closes: the prefill legs that are
+waited for, and then the releases of what they held."""
 
 
 def create_app(config: Config, policy: Policy | None = None) -> web.Application:
@@ -54,7 +58,9 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         collector(registry=registry)
     index = PrefixIndex()
     fleet = Fleet()
-    placement = Placement(fleet, index, chosen_policy, config.policy, clock=time.monotonic)
+    placement = Placement(
+        fleet, index, chosen_policy, config.policy, clock=time.monotonic, limits=config.admission
+    )
     registry.register(FleetCollector(fleet, index))
     registry.register(TaskCollector())
     if (file := config.security.api_key_file) is not None:
@@ -63,6 +69,16 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             log.warning("--api-key-file %s can be read by others than its owner", file)
     app[FLEET] = fleet
     app[METRICS] = Metrics(registry)
+    app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)
+    app[READER] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+    app[GATE] = Gate(
+        fleet=fleet,
+        placement=placement,
+        limits=config.admission,
+        accounts=app[METRICS],
+        clock=time.monotonic,
+    )
+    app[METRICS].show(queued=lambda: len(app[GATE]), body_bytes=lambda: app[BODIES].held_bytes)
     app[observe.REGISTRY] = registry
     app[observe.INDEX] = index
     app[STOPPING] = asyncio.Event()
@@ -71,7 +87,9 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         """Open what has a lifetime, and close it in the opposite order."""
         feed_tasks, leg_tasks = TaskOwner("events"), TaskOwner("legs")
         async with EngineClient(
-            engine_api_key=config.engine_api_key, engine_ca=config.security.engine_ca
+            engine_api_key=config.engine_api_key,
+            engine_ca=config.security.engine_ca,
+            connect_timeout_s=config.deadlines.connect_s,
         ) as client:
             asks_s = config.health.timeout_s
             feeds = (
@@ -84,6 +102,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             app[DIRECTOR] = Director(
                 fleet=fleet,
                 placement=placement,
+                gate=app[GATE],
                 connector=CONNECTORS[config.connector](),
                 tokenizer=EngineTokenizer(fleet, client, clock=time.monotonic),
                 client=client,
@@ -92,6 +111,8 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 tasks=leg_tasks,
                 clock=time.monotonic,
                 lease_s=config.kv_lease_s,
+                deadlines=config.deadlines,
+                retries=config.retries,
             )
             watch.start()
             yield
@@ -101,6 +122,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             await feed_tasks.close()
             if feeds is not None:
                 feeds.close()
+        app[READER].shutdown(wait=False)
 
     app.cleanup_ctx.append(run)
     app.add_routes(CLIENTS + PROBES)
@@ -169,6 +191,7 @@ async def shut_down(runner: web.AppRunner, timeout_s: float, hurry: asyncio.Even
     An admin port stays open until the last: the end of a long drain can be watched.
     """
     runner.app[STOPPING].set()
+    runner.app[GATE].close()
     for site in list(runner.sites):
         await site.stop()
     waiting = TaskOwner("shutdown")

@@ -66,6 +66,12 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     """Splitting it into a prefill and a decode leg would gain nothing or lose KV; one instance serves it all."""
 
     @property
+    def priority(self) -> int:
+        """Its place among the requests of its client: lower is served earlier. What is no integer is for engines to judge."""
+        value = self.body.value("priority")
+        return value if isinstance(value, int) else 0
+
+    @property
     def estimated_tokens(self) -> int:
         """A length in tokens for load counting when no tokenizer was asked: four bytes a token."""
         return max(1, self.body.size_bytes // 4)

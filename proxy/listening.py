@@ -9,6 +9,10 @@ from proxy.connections import Runner
 from proxy.errors import ConfigError
 from proxy.tls import server_context
 
+BACKLOG = 4096
+"""Connections that may wait to be accepted, as far as the system lets them (Linux: net.core.somaxconn): with aiohttp's 128
+a burst of some hundred clients has some of them reset."""
+
 
 class ServiceRunner(Runner):
     """Runs kvproxy: the application for clients, and the one for operators where it has a socket of its own."""
@@ -49,7 +53,7 @@ class ServiceRunner(Runner):
 
     async def _open(self, runner: Runner, prefix: str, host: str, port: int) -> str:
         try:
-            await web.TCPSite(runner, host, port, ssl_context=self._tls).start()
+            await web.TCPSite(runner, host, port, ssl_context=self._tls, backlog=BACKLOG).start()
         except OSError as error:
             raise ConfigError(
                 f"--{prefix}host {host} --{prefix}port {port}: cannot listen there ({error.strerror})"

@@ -5,9 +5,9 @@ than a count (load, index) is read from the fleet when it is scraped.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -68,7 +68,10 @@ class Metrics(NullObserver):
             "token_count_differences", "Prompts the engine counted otherwise than we did.", "instance"
         )
         self._retries = counter(
-            "retries", "Legs that failed and were followed by another attempt.", "phase", "instance"
+            "retries", "Legs that failed and were followed by another attempt.", "phase", "instance", "reason"
+        )
+        self._retries_refused = counter(
+            "retries_refused", "Legs that failed and were not tried again for want of retry budget.", "phase"
         )
         self._holds = counter("holds", "Prefilled blocks held for a decode leg, by how that ended.", "end")
         self._events = counter("kv_events", "KV events applied.", "instance", "type")
@@ -77,14 +80,27 @@ class Metrics(NullObserver):
         self._dropped = counter(
             "kv_events_dropped", "KV events that could not be used.", "instance", "reason"
         )
+        self._waits = histogram("queue_wait_seconds", "Time in the queue of requests that had to wait.")
+        self._refusals = counter("refused_requests", "Requests that were not let in.", "reason")
+        self._no_prefill = counter(
+            "no_prefill", "Requests that met no usable prefill instance, by what was done.", "action"
+        )
+        self._stalled = counter("stalled_clients", "Clients cut because they took nothing of their answer.")
+        self._queued = Gauge("kvproxy_queued_requests", "Requests that wait.", registry=registry)
+        self._body_bytes = Gauge(
+            "kvproxy_body_bytes", "Memory held by request bodies, estimated.", registry=registry
+        )
+
         self._checks = counter("checks", "Health checks by what they found.", "instance", "finding")
         self._transitions = counter("circuit_transitions", "Changes of circuits.", "instance", "to")
         self._by_instance = [
             self._prefill_leg, self._prompt_tokens, self._predicted, self._reported, self._differ, self._retries,
             self._events, self._gaps, self._replays, self._dropped, self._checks, self._transitions,
         ]  # fmt: skip
-        for end in (HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED):
+        for end in (HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED, HoldState.UNKNOWN):
             self._holds.labels(end.value)
+        for phase in Phase:
+            self._retries_refused.labels(phase.value)
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -123,13 +139,40 @@ class Metrics(NullObserver):
         """As `director.Accounts`."""
         self._differ.labels(instance).inc()
 
-    def retried(self, phase: Phase, instance: str) -> None:
+    def retried(self, phase: Phase, instance: str, why: str) -> None:
         """As `director.Accounts`."""
-        self._retries.labels(phase.value, instance).inc()
+        self._retries.labels(phase.value, instance, why).inc()
+
+    def retry_refused(self, phase: Phase) -> None:
+        """As `director.Accounts`."""
+        self._retries_refused.labels(phase.value).inc()
 
     def hold_ended(self, end: HoldState) -> None:
         """As `director.Accounts`."""
         self._holds.labels(end.value).inc()
+
+    # -- overload -----------------------------------------------------------------------------------------
+
+    def waited(self, seconds: float) -> None:
+        """As `admission.QueueAccounts`."""
+        self._waits.observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """As `admission.QueueAccounts`, and `no_memory`."""
+        self._refusals.labels(reason).inc()
+
+    def no_prefill(self, action: str) -> None:
+        """As `admission.QueueAccounts`."""
+        self._no_prefill.labels(action).inc()
+
+    def client_stalled(self) -> None:
+        """A client took nothing of its answer for too long."""
+        self._stalled.inc()
+
+    def show(self, *, queued: Callable[[], int], body_bytes: Callable[[], int]) -> None:
+        """Read these at every scrape."""
+        self._queued.set_function(queued)
+        self._body_bytes.set_function(body_bytes)
 
     # -- the watch's accounts -----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import uuid
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from proxy.admission import BodyLease
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
 from proxy.headers import REQUEST_ID
 from proxy.reading import check_framing
@@ -28,6 +29,10 @@ REQUEST_ID_KEY: web.RequestKey[str] = web.RequestKey("request_id", str)
 STARTED_KEY: web.RequestKey[float] = web.RequestKey("started_at", float)
 NOTES_KEY: web.RequestKey[dict[str, str]] = web.RequestKey("notes", dict)
 """What handlers add to the access log's line."""
+
+
+BODY_LEASE_KEY: web.RequestKey[BodyLease] = web.RequestKey("body_lease", BodyLease)
+"""The memory the request's body takes, once it is read; given back when the request ends."""
 
 
 class InFlight:
@@ -68,6 +73,8 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = response.status
         return response
     finally:
+        if (lease := request.get(BODY_LEASE_KEY)) is not None:
+            lease.end()
         notes = " ".join(f"{name}={value}" for name, value in request[NOTES_KEY].items())
         access.log(
             logging.INFO if request.method == "POST" else logging.DEBUG,  # probes and scrapes are no news

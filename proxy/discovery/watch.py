@@ -22,6 +22,7 @@ from proxy.errors import (
     ConfigError,
     ConflictError,
     ConnectFailedError,
+    ConnectTimeoutError,
     KvproxyError,
     LegError,
     NoSocketError,
@@ -194,10 +195,14 @@ class FleetWatch:
         """As the director tells: a refused connection is believed at once, anything else is looked into."""
         if isinstance(error, NoSocketError):
             return
-        if not isinstance(error, ConnectFailedError):
+        if not isinstance(error, ConnectFailedError) or isinstance(error, ConnectTimeoutError):
             self._book.broke(instance, error.words)
         elif instance.status is Status.UP:
             self._book.lost(instance, error.words)
+        self._wake(instance.address)
+
+    def suspect(self, instance: Instance) -> None:
+        """As the director tells: a request waits to hear whether the instance is dead."""
         self._wake(instance.address)
 
     def leg_served(self, address: str) -> None:

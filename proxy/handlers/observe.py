@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.app_keys import CONFIG, DIRECTOR, FLEET, STOPPING
+from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, STOPPING
 from proxy.config import Role
 from proxy.errors import ForbiddenError, UnavailableError
 from proxy.handlers.admin import check_admin_key
@@ -71,6 +71,11 @@ async def status(request: web.Request) -> web.Response:
             "decode_node_count": len(decode),
             "prefill_nodes": prefill,
             "decode_nodes": decode,
+            "queue": request.app[GATE].status(),
+            "bodies": {
+                "held_bytes": request.app[BODIES].held_bytes,
+                "limit_bytes": request.app[BODIES].limit_bytes,
+            },
             "instances": [_instance(i, index, blocks) for i in fleet],
         }
     )

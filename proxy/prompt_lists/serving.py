@@ -15,6 +15,7 @@ from proxy.collaborators import Accounts
 from proxy.errors import EngineFailedError, LegBrokenError, LegError, UnavailableError
 from proxy.exchange import Call, Reply
 from proxy.headers import Headers
+from proxy.legs import Reason
 from proxy.prompt_lists.answers import AnswerMerger
 from proxy.prompt_lists.split import split
 from proxy.prompt_lists.streams import DONE, EventReader, StreamMerger
@@ -45,7 +46,10 @@ async def serve_list(call: Call, serve: Serve, tasks: TaskOwner, accounts: Accou
     """
     calls = [
         msgspec.structs.replace(
-            call, request=request, leg_id=f"{call.leg_id}-{part}" if part else call.leg_id
+            call,
+            request=request,
+            leg_id=f"{call.leg_id}-{part}" if part else call.leg_id,
+            ticket=call.ticket.part(),
         )
         for part, request in enumerate(split(call.request))
     ]
@@ -132,7 +136,7 @@ class _Parts:
                         raise
                     if not runs_left:
                         raise EngineFailedError(f"no engine answered in full: {error.words}") from error
-                    self._accounts.retried(Phase.DECODE, error.instance)
+                    self._accounts.retried(Phase.DECODE, error.instance, Reason.BROKEN)
                     self._forget(part)
         except asyncio.CancelledError:
             words = "the request was given up"

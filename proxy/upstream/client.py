@@ -15,18 +15,26 @@ import aiohttp
 import msgspec
 from multidict import CIMultiDict
 
-from proxy.config import InstanceSpec
-from proxy.errors import ConnectFailedError, LegBrokenError, NoSocketError
+from proxy.config import Deadlines, InstanceSpec
+from proxy.errors import (
+    ConnectFailedError,
+    ConnectTimeoutError,
+    DeadlineError,
+    LegBrokenError,
+    NoSocketError,
+)
 from proxy.headers import Headers
 from proxy.tls import engine_context
 
 KEEPALIVE_S = 4.0
 """vLLM closes idle connections after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); ours are dropped before."""
 
-CONNECT_TIMEOUT_S = 5.0
-
 LARGE_BODY_BYTES = 1 << 20
 """More than this at once would hold up the event loop; aiohttp warns of it."""
+
+MAX_ANSWER_BYTES = 256 << 20
+"""An unstreamed answer is held whole: 128 choices of 8000 tokens each are below 10 MB of text, and log probabilities
+make that ten times as much."""
 
 _JSON = "application/json"
 
@@ -42,27 +50,34 @@ class _Waits:
         """When each engine last sent something anybody waited for."""
 
     @contextlib.asynccontextmanager
-    async def on(self, instance: str) -> AsyncIterator[None]:
-        """Wait inside; LegBrokenError if the engine is given up meanwhile."""
+    async def on(self, instance: str, limit_s: float | None = None) -> AsyncIterator[None]:
+        """Wait inside; LegBrokenError if the engine is given up meanwhile, DeadlineError after `limit_s`."""
         scopes = self._waiting.setdefault(instance, set())
+        given_up = True
         try:
-            async with asyncio.timeout(None) as scope:
+            async with asyncio.timeout(limit_s) as scope:
                 scopes.add(scope)
                 try:
                     yield
                     self.heard[instance] = time.monotonic()
                 finally:
+                    given_up = scope not in scopes
                     scopes.discard(scope)
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise LegBrokenError(instance, "the engine stopped answering") from None
+            if given_up:
+                raise LegBrokenError(instance, "the engine stopped answering") from None
+            raise DeadlineError(instance, f"the engine sent nothing for {limit_s:g} s") from None
 
     def give_up(self, instance: str) -> None:
         """End all waiting for an engine."""
         now = asyncio.get_running_loop().time()
-        for scope in self._waiting.pop(instance, set()):
-            scope.reschedule(now)
+        scopes = self._waiting.get(instance, set())
+        for scope in scopes:
+            if not scope.expired():
+                scope.reschedule(now)
+        scopes.clear()
 
     def forget(self, instance: str) -> None:
         """An engine is gone; who still waits for it waits on."""
@@ -83,22 +98,30 @@ class EngineAnswer:
         self._response = response
 
     async def read(self) -> bytes:
-        """The whole body. Raises LegBrokenError if it ends early."""
+        """The whole body. Raises LegBrokenError if it ends early or does not end in reason."""
         try:
             async with self._waits.on(self.instance):
-                return await self._response.read()
+                chunks: list[bytes] = []
+                size_bytes = 0
+                while chunk := await self._response.content.readany():
+                    size_bytes += len(chunk)
+                    if size_bytes > MAX_ANSWER_BYTES:
+                        raise LegBrokenError(
+                            self.instance, f"an answer of more than {MAX_ANSWER_BYTES} bytes"
+                        )
+                    chunks.append(chunk)
+                return b"".join(chunks)
         except (aiohttp.ClientError, OSError) as error:
             raise LegBrokenError(self.instance, f"the answer was cut off ({_words(error)})") from error
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body in the pieces it arrives in. Raises LegBrokenError if it ends early."""
+    async def next_chunk(self, limit_s: float | None = None) -> bytes:
+        """The next piece of the body as it arrives, nothing at its end.
+
+        Raises LegBrokenError if the body ends early, DeadlineError if no piece comes for `limit_s` seconds.
+        """
         try:
-            while True:
-                async with self._waits.on(self.instance):
-                    chunk = await self._response.content.readany()
-                if not chunk:
-                    return
-                yield chunk
+            async with self._waits.on(self.instance, limit_s):
+                return await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
             raise LegBrokenError(self.instance, f"the stream was cut off ({_words(error)})") from error
 
@@ -118,8 +141,15 @@ class EngineAnswer:
 class EngineClient:
     """One connection pool to all engines; use it as an async context manager."""
 
-    def __init__(self, *, engine_api_key: str | None = None, engine_ca: pathlib.Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        engine_api_key: str | None = None,
+        engine_ca: pathlib.Path | None = None,
+        connect_timeout_s: float = Deadlines().connect_s,
+    ) -> None:
         """`engine_ca`: a file of the authorities that certify https engines. Raises ConfigError."""
+        self._connect_timeout_s = connect_timeout_s
         self._authorization = {"Authorization": f"Bearer {engine_api_key}"} if engine_api_key else {}
         self._tls = engine_context(engine_ca)
         self._https: set[str] = set()
@@ -145,7 +175,7 @@ class EngineClient:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._tls),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("User-Agent",),
@@ -232,7 +262,10 @@ class EngineClient:
                     headers=sent,
                     allow_redirects=False,
                 )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        except aiohttp.ConnectionTimeoutError as error:
+            words = f"no connection within {self._connect_timeout_s:g} s"
+            raise ConnectTimeoutError(instance, words) from error
+        except aiohttp.ClientConnectorError as error:
             ours = getattr(error, "errno", None) in _NOTHING_LEFT_HERE
             raise (NoSocketError if ours else ConnectFailedError)(instance, _words(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -261,8 +294,6 @@ def _words(error: BaseException) -> str:
         return "the connection ended early"
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused"
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return f"no connection within {CONNECT_TIMEOUT_S:g} s"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     return str(error) or type(error).__name__

@@ -15,7 +15,7 @@ from proxy.app import create_runner
 from proxy.app_keys import DIRECTOR, FLEET
 from proxy.config import Config, Role, parse_instance
 from proxy.instances import Fleet
-from proxy.scheduling.types import Policy
+from proxy.scheduling.types import Candidate, Leg, Policy
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.latency import PROFILES
 
@@ -94,6 +94,14 @@ async def ask(
     head = {"Content-Type": "application/json"} | named if body is not None else named
     async with session.request(method, base + path, data=sent, headers=head) as response:
         return Answer(response.status, response.headers, await response.read())
+
+
+class InOrder:
+    """A policy: the lowest address that is usable."""
+
+    def costs(self, _leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
+        order = sorted(c.instance for c in candidates)
+        return [float(order.index(c.instance)) for c in candidates]
 
 
 class Service:
@@ -248,6 +256,7 @@ __all__ = [
     "UNHURRIED",
     "Answer",
     "Engines",
+    "InOrder",
     "Pair",
     "Service",
     "ask",

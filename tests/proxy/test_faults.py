@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from proxy.config import Admission
 from proxy.instances import Status
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
@@ -148,7 +149,7 @@ async def test_without_words_from_an_engine_the_error_is_ours() -> None:
 
 
 async def test_with_no_instance_left_the_client_is_told_to_come_back() -> None:
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=0.2)) as pair:
         await pair.engines.prefill[0].refuse()
         statuses = [(await pair.service.complete("hello")) for _ in range(2)]
         assert statuses[1].status == 503

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from proxy.app_keys import WATCH
-from proxy.config import Health
+from proxy.config import Admission, Health
 from proxy.discovery import watch
 from proxy.errors import ConfigError
 from proxy.instances import Status
@@ -207,7 +207,8 @@ async def test_the_admin_key_is_needed() -> None:
 async def test_the_port_is_open_while_engines_are_awaited() -> None:
     async with engines(prefill=1, decode=1) as made:
         await made.prefill[0].refuse()
-        async with kvproxy(made.config(), ready=False) as service:
+        config = made.config(admission=Admission(queue_timeout_s=0.2))
+        async with kvproxy(config, ready=False) as service:
             assert (await service.ask("/health")).status == 200
             assert (await service.ask("/ready")).status == 503
             assert (await service.complete("hello")).status == 503
