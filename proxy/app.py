@@ -15,7 +15,7 @@ from proxy.connectors import CONNECTORS
 from proxy.director import Director
 from proxy.discovery import EventFeeds, FleetWatch
 from proxy.errors import ConfigError
-from proxy.handlers import admin, observe, openai
+from proxy.handlers import admin, observe, openai, openapi
 from proxy.instances import Fleet
 from proxy.metrics import FleetCollector, Metrics
 from proxy.middlewares import IN_FLIGHT_KEY, InFlight, add_request_id, edge
@@ -97,6 +97,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             web.get("/ready", observe.ready),
             web.get("/status", observe.status),
             web.get("/metrics", observe.metrics),
+            web.get(openapi.PATH, openapi.openapi),
             web.post("/explain", observe.explain),
             web.post("/instances/add", admin.add_instance),
             web.post("/instances/drain", admin.drain_instance),

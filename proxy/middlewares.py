@@ -5,6 +5,7 @@ import logging
 import time
 import uuid
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
@@ -106,8 +107,15 @@ def error_response(error: RequestError) -> web.Response:
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
     """An `on_response_prepare` signal: every answer names its request."""
-    if (request_id := request.get(REQUEST_ID_KEY)) is not None:
-        response.headers[REQUEST_ID] = request_id
+    if REQUEST_ID_KEY in request:
+        response.headers[REQUEST_ID] = request[REQUEST_ID_KEY]
+    elif isinstance(response, web.HTTPExpectationFailed):  # what aiohttp refuses before any middleware runs
+        response.headers[REQUEST_ID] = _request_id(request.headers.get(REQUEST_ID))
+        response.body = msgspec.json.encode(
+            envelope(response.text or "", _kind(response.status), response.status)
+        )
+        response.content_type = "application/json"
+        response.headers["Content-Length"] = str(len(response.body))
 
 
 def _request_id(given: str | None) -> str:

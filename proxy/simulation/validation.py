@@ -76,6 +76,8 @@ class Checker:
             )
         except BadRequestError as error:
             raise BadRequestError(error.message.replace("{model}", self._model)) from None
+        except (AttributeError, TypeError) as error:  # the template meets something it cannot handle
+            raise BadRequestError(str(error)) from None
         return self._tokenizer.encode(text)
 
     def completion(self, body: Mapping[str, Any]) -> Asked:
