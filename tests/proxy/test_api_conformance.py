@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import schemathesis
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
@@ -20,14 +20,19 @@ from proxy.simulation import StandIn, StandInConfig
 from tests.proxy.service import ADMIN_KEY, Pair, fleet, wait_until
 
 SCHEMA = schemathesis.openapi.from_dict(description())
-OPERATIONS = [result.ok() for result in SCHEMA.get_all_operations()]
+OPERATIONS = [SCHEMA[path][method] for path, item in description()["paths"].items() for method in item]
 CHECKS = [
     checks.status_code_conformance,
     checks.content_type_conformance,
     checks.response_headers_conformance,
     checks.response_schema_conformance,
 ]
-EXAMPLES = 20
+EXAMPLES = 12
+SHORT_TOKENS = 160
+"""An absent max_tokens of a chat means as many as fit."""
+
+# kvproxy draws its jitter in another thread, which hypothesis takes for a strategy's doing.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 
 class Served:
@@ -68,12 +73,13 @@ class Served:
 
 @pytest.fixture(scope="module", params=[ADMIN_KEY, None], ids=["admin key", "no admin key"])
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
-    short = {"max_model_len": 160}  # an absent max_tokens of a chat means as many as fit
     with start_blocking_portal() as portal:
-        context = fleet(prefill=2, decode=2, admin_api_key=request.param, stand_in=short)
+        context = fleet(
+            prefill=2, decode=2, admin_api_key=request.param, stand_in={"max_model_len": SHORT_TOKENS}
+        )
         with (
             portal.wrap_async_context_manager(context) as pair,
-            portal.wrap_async_context_manager(StandIn(StandInConfig(**short))) as spare,
+            portal.wrap_async_context_manager(StandIn(StandInConfig(max_model_len=SHORT_TOKENS))) as spare,
         ):
             yield Served(portal, pair, spare, request.param)
 
@@ -84,7 +90,8 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
         pytest.param(operation, mode, id=f"{operation.label} {mode.value}")
         for operation in OPERATIONS
         for mode in GenerationMode
-        if mode is GenerationMode.POSITIVE or operation.body  # a GET has nothing that could break the description
+        if mode is GenerationMode.POSITIVE
+        or operation.body  # a GET has nothing that could break the description
     ],
 )
 def test_answers_are_as_described(served: Served, operation: Any, mode: GenerationMode) -> None:
@@ -96,6 +103,7 @@ def test_answers_are_as_described(served: Served, operation: Any, mode: Generati
         derandomize=True,
         database=None,
         deadline=None,
+        phases=[Phase.explicit, Phase.generate],  # what fails is small enough
         suppress_health_check=list(HealthCheck),
     )
     @given(case=operation.as_strategy(generation_mode=mode))
