@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fuzz.client import Fuzzer, Tally
+from fuzz.client import Fuzzer, Tally, words
 from fuzz.setting import ADMIN_KEY, MODEL, Level, Setting, level
 from fuzz.shots import Shots, Target
 
@@ -71,6 +71,7 @@ class Campaign:
         begun = time.monotonic()
         expected = [self._words(f"http://{self._setting.fixed[1]}", *right) for right in _RIGHT]
         fuzzer = Fuzzer(*self._setting.address, self._shots, itertools.count(), tally)
+        shown = 0
         for number in range(rounds):
             goal = requests * (number + 1) // rounds
 
@@ -85,6 +86,9 @@ class Campaign:
             after = level(self._setting.proxy.pid)
             result.before = result.before or after
             result.after = after
+            for finding in tally.findings[shown:]:
+                self._say(words(finding))
+            shown = len(tally.findings)
             self._say(
                 f"  {tally.requests} requests in {time.monotonic() - begun:.0f} s,"
                 f" {after.rss_mib:.1f} MiB, {after.fds} descriptors, {tally.found} findings"

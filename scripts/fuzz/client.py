@@ -16,6 +16,7 @@ QUIET_S = 1.0
 ANSWER_S = 60.0
 """A well-framed shot that is not answered within this time is a finding, also on a machine that is busy."""
 MOST_FINDINGS = 50
+_SHOWN_BYTES = 400
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: no ports in TIME_WAIT after a million connections
 
@@ -201,3 +202,10 @@ class Fuzzer:
             raise WrongAnswerError(f"{whole} answers to {shot.answers} requests")
         if whole < shot.answers and not announced:
             raise WrongAnswerError(f"{whole} answers to {shot.answers} requests, then {ended}")
+
+
+def words(finding: Finding) -> str:
+    """A finding for people: what came, and the beginning of what was sent."""
+    sent = b"".join(finding.shot.pieces)
+    more = f" and {len(sent) - _SHOWN_BYTES} bytes" if len(sent) > _SHOWN_BYTES else ""
+    return f"FOUND by shot {finding.number} ({finding.shot.kind}): {finding.what}\n    sent {sent[:_SHOWN_BYTES]!r}{more}"

@@ -7,9 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fuzz.campaign import Result
-from fuzz.client import Finding
-
-_SHOWN_BYTES = 400
+from fuzz.client import Finding, words
 
 
 def show(result: Result, console: Console) -> None:
@@ -39,7 +37,7 @@ def show(result: Result, console: Console) -> None:
     for failure in result.failures:
         console.print(f"FAILED: {failure}", markup=False)
     for finding in tally.findings:
-        console.print(_words(finding), markup=False)
+        console.print(words(finding), markup=False)
     console.print(
         f"{'passed' if result.passed else 'FAILED'}: {tally.found} findings, {len(result.failures)} failures"
     )
@@ -53,9 +51,3 @@ def keep(findings: list[Finding], folder: pathlib.Path) -> None:
 
 def _count(number: int) -> str:
     return str(number) if number else ""
-
-
-def _words(finding: Finding) -> str:
-    sent = b"".join(finding.shot.pieces)
-    more = f" and {len(sent) - _SHOWN_BYTES} bytes" if len(sent) > _SHOWN_BYTES else ""
-    return f"FOUND by shot {finding.number} ({finding.shot.kind}): {finding.what}\n    sent {sent[:_SHOWN_BYTES]!r}{more}"

@@ -5,6 +5,7 @@ back is HTTP.
 """
 
 import enum
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +85,7 @@ def _right(rng: random.Random) -> tuple[str, bytes]:
     make = (
         chat if path == "/v1/chat/completions" or (path == "/explain" and rng.random() < 0.5) else completion
     )
-    return path, values.json.dumps(make(rng)).encode()
+    return path, json.dumps(make(rng)).encode()
 
 
 def _wrong(rng: random.Random) -> tuple[str, bytes]:
@@ -121,7 +122,7 @@ def _admin(rng: random.Random, target: Target) -> Shot:
     if rng.random() < 0.2:
         body[rng.choice(("undo", "force"))] = rng.random() < 0.7
     host, _, port = target.nobody.rpartition(":")
-    odd = (
+    odd: tuple[object, ...] = (
         *(
             None,
             True,
@@ -152,7 +153,7 @@ def _admin(rng: random.Random, target: Target) -> Shot:
     )
     known = rng.random() < 0.7
     if rng.random() < 0.4:
-        data = values.json.dumps(body).encode()
+        data = json.dumps(body).encode()
     elif known:
         data = _safely_mutated(rng, body, odd)
     else:
@@ -166,7 +167,7 @@ def _safely_mutated(rng: random.Random, body: values.Body, odd: Sequence[object]
     """Members of an admin body replaced by values that name no other machine."""
     for _ in range(rng.randrange(1, 3)):
         body[rng.choice(("instance", "type", "undo", "force", "more"))] = rng.choice(odd)
-    data = values.json.dumps(body).encode()
+    data = json.dumps(body).encode()
     return data[: rng.randrange(len(data))] if rng.random() < 0.1 else data
 
 
@@ -182,7 +183,7 @@ _ODD_HEADERS = (
 )  # fmt: skip
 _TYPES = (
     *("text/plain", "application/JSON", "application/json; charset=utf-16", "application/json;", "json", "multipart/form-data"),
-    *("application/json, text/plain", "application/json; charset=\"", "application/problem+json", "application/ json", "*/*", ""),
+    *("application/json, text/plain", 'application/json; charset="', "application/problem+json", "application/ json", "*/*", ""),
     "multipart/form-data; boundary=x",
 )  # fmt: skip
 
@@ -193,8 +194,8 @@ def _fields(rng: random.Random, _target: Target) -> Shot:
     headers = [("Host", rng.choice(("fuzz", "fuzz", "", "a:b:c", "[::1]")))]
     content_type = rng.choice(_TYPES) if rng.random() < 0.3 else "application/json"
     headers.append(("Content-Type", content_type))
-    for _ in range(rng.choice((1, 1, 2, 5, 60))):
-        headers.append((rng.choice(_ODD_HEADERS), rng.choice(_ODD_VALUES)))
+    count = rng.choice((1, 1, 2, 5, 60))
+    headers += [(rng.choice(_ODD_HEADERS), rng.choice(_ODD_VALUES)) for _ in range(count)]
     if rng.random() < 0.1:
         headers.append(("Content-Encoding", rng.choice(("gzip", "br", "identity", "deflate", "gzip, gzip"))))
     true = frozenset({504}) if any(name == DEADLINE_HEADER for name, _ in headers) else NO_STATUSES

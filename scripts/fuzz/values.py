@@ -3,6 +3,7 @@
 All randomness comes from the generator passed in, so that a number names a body for ever.
 """
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -126,7 +127,7 @@ _ODD: tuple[Any, ...] = (
     {"error": {"code": 500}},
 )
 
-_NAMES = (
+_NAMES = (  # noqa: SIM905  # a list of these is a page long
     "model stream stream_options max_tokens max_completion_tokens min_tokens n best_of temperature top_p top_k min_p seed"
     " stop stop_token_ids ignore_eos presence_penalty frequency_penalty repetition_penalty logit_bias logprobs"
     " top_logprobs prompt_logprobs allowed_token_ids bad_words response_format structured_outputs tools tool_choice"
@@ -201,7 +202,7 @@ def mutated(rng: random.Random, body: Body, odd: Sequence[Any] = _ODD) -> bytes:
         if odd is _ODD and rng.random() < 0.3:
             raws.append(rng.choice(_RAW))
             return _RAW_MARK.format(len(raws) - 1)
-        return rng.choice(odd)
+        return copy.deepcopy(rng.choice(odd))  # later changes may go into it
 
     body = json.loads(json.dumps(body))
     for _ in range(rng.randrange(1, 5)):
@@ -235,9 +236,9 @@ def _change(rng: random.Random, body: Body, value: Callable[[], Any], doubled: l
                 for _ in range(rng.choice((1, 2, 20, 190, 250))):
                     where[key] = [where[key]] if rng.random() < 0.5 else {"a": where[key]}
         case 7:
-            body[rng.choice(("messages", "prompt"))] = rng.choice(_MESSAGES)
+            body[rng.choice(("messages", "prompt"))] = copy.deepcopy(rng.choice(_MESSAGES))
         case _:
-            inner = rng.choice(_KV_PARAMS)
+            inner = copy.deepcopy(rng.choice(_KV_PARAMS))
             body[rng.choice(("kv_transfer_params", "vllm_xargs", "ec_transfer_params"))] = inner
 
 

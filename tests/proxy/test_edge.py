@@ -136,3 +136,16 @@ async def test_no_header_can_be_injected_into_a_leg() -> None:
         answer = await pair.service.ask("/v1/completions", body)
         assert answer.status == 404
         assert "X-Evil" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/nowhere"])
+async def test_an_expectation_that_cannot_be_met_gets_the_envelope(path: str) -> None:
+    async with (
+        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        pair.service.session.post(
+            pair.service.url + path, data=b"{}", headers={"Expect": "200-ok"}
+        ) as response,
+    ):
+        error = (await response.json())["error"]
+        assert response.status == 417 == error["code"]
+        assert response.headers["X-Request-Id"]
