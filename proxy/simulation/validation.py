@@ -150,7 +150,9 @@ class Checker:
             raise BadRequestError("The decoder prompt cannot be empty")
         if len(tokens) > self._max_model_len:
             # Text is tokenized only as far as the limit, so vLLM does not know how much more there is.
-            given_as_ids = isinstance(body.get("prompt"), list) and not isinstance(body["prompt"][0], str)
+            given_as_ids = isinstance(body.get("prompt"), list) and not isinstance(
+                (body["prompt"] or [""])[0], str
+            )
             length = len(tokens) if given_as_ids else self._max_model_len + 1
             least = "at least " if length == self._max_model_len + 1 else ""
             raise BadRequestError.of(

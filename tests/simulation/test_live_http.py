@@ -407,6 +407,7 @@ async def test_the_metrics_a_router_reads(engine: StandIn, http: aiohttp.ClientS
         b'"messages": [{"role": "user", "content": [["text"]]}]',
         b'"messages": [{"role": "user", "content": {"a": ["text"]}}]',
         b'"tools": ["text"]',
+        b'"prompt": [], "messages": [{"role": "user", "content": "' + b"word " * 9000 + b'"}]',
     ],
 )
 async def test_what_no_client_should_send_is_refused_and_not_failed_on(
