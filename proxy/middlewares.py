@@ -6,7 +6,7 @@ import time
 import uuid
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
 
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
@@ -78,6 +78,9 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if request.version < HttpVersion10 and request.transport is not None:
+        request.transport.abort()  # a line without a version is most likely a broken one; aiohttp would answer in HTTP/0.9
+        return web.Response(status=CLIENT_LEFT_STATUS)
     try:
         return await handler(request)
     except RequestError as error:

@@ -112,6 +112,8 @@ class Setting:
 @contextlib.contextmanager
 def setting(logs: pathlib.Path, flags: Sequence[str] = ()) -> Iterator[Setting]:
     """A ready kvproxy in front of one prefill and one decode stand-in; a third one may be added."""
+    for old in logs.glob("*.log"):
+        old.unlink()
     with contextlib.ExitStack() as stack:
         engines: dict[str, OwnedProcess] = {}
         ports = free_ports(10)
