@@ -1,15 +1,20 @@
 """`create_app` is the one place that assembles kvproxy; whatever has a lifetime is opened and closed here, in order."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.app_keys import CONFIG, DIRECTOR, FLEET, METRICS, STOPPING, WATCH
+from proxy.admission import BodyBudget, Gate
+from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, METRICS, READER, STOPPING, WATCH
+from proxy.authentication import CLIENT_KEYS, authenticate
+from proxy.client_keys import ClientKeys, readable_by_others
 from proxy.config import Config
 from proxy.connectors import CONNECTORS
 from proxy.director import Director
@@ -17,17 +22,22 @@ from proxy.discovery import EventFeeds, FleetWatch
 from proxy.errors import ConfigError
 from proxy.handlers import admin, observe, openai, openapi
 from proxy.instances import Fleet
+from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics
 from proxy.middlewares import IN_FLIGHT_KEY, InFlight, add_request_id, edge
 from proxy.placement import Placement
+from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import EngineTokenizer
 from proxy.upstream.client import EngineClient
 
-CLEANUP_S = 5.0
-"""How long releases of holds may take when the app closes, after its last request."""
+log = logging.getLogger(__name__)
+
+CLEANUP_S = ABANDONED_PREFILL_GRACE_S + 3.0
+"""How long what the last requests held may take to be given back when the app closes: the prefill legs that are
+waited for, and then the releases of what they held."""
 
 
 def create_app(config: Config, policy: Policy | None = None) -> web.Application:
@@ -42,33 +52,56 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     chosen_policy = policy or load_policy(config.policy)
     if policy is not None:
         config = msgspec.structs.replace(config, policy=type(policy).__name__)
-    app = web.Application(middlewares=[edge], client_max_size=config.max_body_mb << 20)
-    app.on_response_prepare.append(add_request_id)
+    app = _application(config)
     registry = CollectorRegistry()
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
         collector(registry=registry)
     index = PrefixIndex()
     fleet = Fleet()
-    placement = Placement(fleet, index, chosen_policy, config.policy, clock=time.monotonic)
+    placement = Placement(
+        fleet, index, chosen_policy, config.policy, clock=time.monotonic, limits=config.admission
+    )
     registry.register(FleetCollector(fleet, index))
-    app[CONFIG] = config
+    if (file := config.security.api_key_file) is not None:
+        app[CLIENT_KEYS] = ClientKeys.read(file)
+        if readable_by_others(file):
+            log.warning("--api-key-file %s can be read by others than its owner", file)
     app[FLEET] = fleet
     app[METRICS] = Metrics(registry)
+    app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)
+    app[READER] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+    app[GATE] = Gate(
+        fleet=fleet,
+        placement=placement,
+        limits=config.admission,
+        accounts=app[METRICS],
+        clock=time.monotonic,
+    )
+    app[METRICS].show(queued=lambda: len(app[GATE]), body_bytes=lambda: app[BODIES].held_bytes)
     app[observe.REGISTRY] = registry
     app[observe.INDEX] = index
     app[STOPPING] = asyncio.Event()
-    app[IN_FLIGHT_KEY] = InFlight()
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         """Open what has a lifetime, and close it in the opposite order."""
         feed_tasks, leg_tasks = TaskOwner("events"), TaskOwner("legs")
-        async with EngineClient(engine_api_key=config.engine_api_key) as client:
-            feeds = EventFeeds(client, index, app[METRICS], feed_tasks) if config.kv_events else None
-            watch = FleetWatch(config, fleet, client, feeds, forget=placement.forget)
+        async with EngineClient(
+            engine_api_key=config.engine_api_key,
+            engine_ca=config.security.engine_ca,
+            connect_timeout_s=config.deadlines.connect_s,
+        ) as client:
+            asks_s = config.health.timeout_s
+            feeds = (
+                EventFeeds(client, index, app[METRICS], feed_tasks, ask_timeout_s=asks_s)
+                if config.kv_events
+                else None
+            )
+            watch = FleetWatch(config, fleet, client, feeds, app[METRICS], forget=placement.forget)
             app[WATCH] = watch
             app[DIRECTOR] = Director(
                 fleet=fleet,
                 placement=placement,
+                gate=app[GATE],
                 connector=CONNECTORS[config.connector](),
                 tokenizer=EngineTokenizer(fleet, client, clock=time.monotonic),
                 client=client,
@@ -77,6 +110,8 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 tasks=leg_tasks,
                 clock=time.monotonic,
                 lease_s=config.kv_lease_s,
+                deadlines=config.deadlines,
+                retries=config.retries,
             )
             watch.start()
             yield
@@ -86,48 +121,66 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             await feed_tasks.close()
             if feeds is not None:
                 feeds.close()
+        app[READER].shutdown(wait=False)
 
     app.cleanup_ctx.append(run)
-    app.add_routes(
-        [
-            web.post("/v1/completions", openai.completions),
-            web.post("/v1/chat/completions", openai.chat_completions),
-            web.get("/v1/models", observe.models),
-            web.get("/health", observe.health),
-            web.get("/ready", observe.ready),
-            web.get("/status", observe.status),
-            web.get("/metrics", observe.metrics),
-            web.get(openapi.PATH, openapi.openapi),
-            web.post("/explain", observe.explain),
-            web.post("/instances/add", admin.add_instance),
-            web.post("/instances/drain", admin.drain_instance),
-            web.post("/instances/remove", admin.remove_instance),
-        ]
-    )
+    app.add_routes(CLIENTS + PROBES)
+    if config.security.admin_port is None:
+        app.add_routes(OPERATORS)
     return app
 
 
-MAX_HEADER_BYTES = 64 << 10
-"""Tokens and cookies of some clients are longer than aiohttp's 8 KiB."""
+CLIENTS = [
+    web.post("/v1/completions", openai.completions),
+    web.post("/v1/chat/completions", openai.chat_completions),
+    web.get("/v1/models", observe.models),
+]
+PROBES = [
+    web.get("/health", observe.health),
+    web.get("/ready", observe.ready),
+    web.get(openapi.PATH, openapi.openapi),
+]
+OPERATORS = [
+    web.get("/status", observe.status),
+    web.get("/metrics", observe.metrics),
+    web.post("/explain", observe.explain),
+    web.post("/instances/add", admin.add_instance),
+    web.post("/instances/drain", admin.drain_instance),
+    web.post("/instances/remove", admin.remove_instance),
+]
+"""What tells of the fleet and of other clients, or changes it: on the admin port where there is one."""
 
-IDLE_CONNECTION_S = 75.0
+
+def create_admin_app(app: web.Application) -> web.Application:
+    """What operators ask of `app`, on a socket of its own; it must be started after `app`."""
+    admin_app = _application(app[CONFIG])
+
+    async def share(admin_app: web.Application) -> None:
+        for key, value in app.items():
+            if key not in admin_app:  # its own: requests in flight, since a shutdown waits for clients alone
+                admin_app[key] = value
+
+    admin_app.on_startup.append(share)
+    admin_app.add_routes(PROBES + OPERATORS)
+    return admin_app
 
 
-def create_runner(config: Config, policy: Policy | None = None) -> web.AppRunner:
-    """A runner of `create_app` with the server settings kvproxy relies on.
+def _application(config: Config) -> web.Application:
+    app = web.Application(middlewares=[edge, authenticate], client_max_size=config.max_body_mb << 20)
+    app.on_response_prepare.append(add_request_id)
+    app[CONFIG] = config
+    app[IN_FLIGHT_KEY] = InFlight()
+    return app
 
-    A client that leaves cancels its handler, and bodies come as they were sent. End it with `shut_down`: its
-    own `cleanup` cuts what is running.
+
+def create_runner(config: Config, policy: Policy | None = None) -> ServiceRunner:
+    """A runner of `create_app` with the sockets that are configured; raises ConfigError.
+
+    End it with `shut_down`: its own `cleanup` cuts what is running.
     """
-    return web.AppRunner(
-        create_app(config, policy),
-        access_log=None,  # the edge middleware writes a line that knows more
-        handler_cancellation=True,
-        shutdown_timeout=0.1,  # aiohttp waits twice as long, and for ever if it is 0
-        keepalive_timeout=IDLE_CONNECTION_S,
-        auto_decompress=False,
-        max_line_size=MAX_HEADER_BYTES,
-        max_field_size=MAX_HEADER_BYTES,
+    app = create_app(config, policy)
+    return ServiceRunner(
+        app, create_admin_app(app) if config.security.admin_port is not None else None, config
     )
 
 
@@ -136,8 +189,12 @@ async def _reached(event: asyncio.Event) -> None:
 
 
 async def shut_down(runner: web.AppRunner, timeout_s: float, hurry: asyncio.Event) -> None:
-    """Take no more requests, let the running ones end for `timeout_s` seconds or until `hurry`, then close all."""
+    """Take no more requests, let the running ones end for `timeout_s` seconds or until `hurry`, then close all.
+
+    An admin port stays open until the last: the end of a long drain can be watched.
+    """
     runner.app[STOPPING].set()
+    runner.app[GATE].close()
     for site in list(runner.sites):
         await site.stop()
     waiting = TaskOwner("shutdown")

@@ -1,9 +1,11 @@
 """What handlers find in the application: each collaborator under a typed key."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
+from proxy.admission import BodyBudget, Gate
 from proxy.config import Config
 from proxy.director import Director
 from proxy.discovery import FleetWatch
@@ -14,6 +16,10 @@ CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
 DIRECTOR: web.AppKey[Director] = web.AppKey("director", Director)
 FLEET: web.AppKey[Fleet] = web.AppKey("fleet", Fleet)
 WATCH: web.AppKey[FleetWatch] = web.AppKey("watch", FleetWatch)
+GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
+BODIES: web.AppKey[BodyBudget] = web.AppKey("bodies", BodyBudget)
+READER: web.AppKey[ThreadPoolExecutor] = web.AppKey("reader", ThreadPoolExecutor)
+"""The one thread that reads large bodies: what reading takes in passing, many times a body's size, it takes once."""
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
 """Set once the process is ending."""

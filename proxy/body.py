@@ -27,6 +27,7 @@ _PAIRED = re.compile(
 """JSON text in which every escaped surrogate is half of a pair."""
 
 _decode_top = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -75,12 +76,28 @@ class Body:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequestError(f"{name} is not valid JSON: {error}", param=name) from None
 
-    def changed(self, put: Mapping[str, Any] | None = None, drop: Collection[str] = ()) -> "Body":
-        """A copy in which the members of `put` have new values and those of `drop` are gone."""
+    def raw_items(self, name: str) -> list[msgspec.Raw]:
+        """The items of a member that is a list, each as raw text. Raises BadRequestError naming the member."""
+        try:
+            return _decode_items(self._members[name])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequestError(f"{name} is not valid JSON: {error}", param=name) from None
+
+    def changed(
+        self,
+        put: Mapping[str, Any] | None = None,
+        drop: Collection[str] = (),
+        *,
+        size_bytes: int | None = None,
+    ) -> "Body":
+        """A copy in which the members of `put` have new values and those of `drop` are gone.
+
+        It counts as large as this one unless `size_bytes` says otherwise.
+        """
         members = {name: raw for name, raw in self._members.items() if name not in drop}
         for name, value in (put or {}).items():
             members[name] = value if isinstance(value, msgspec.Raw) else msgspec.Raw(_encode(value))
-        return Body(members, self.size_bytes)
+        return Body(members, self.size_bytes if size_bytes is None else size_bytes)
 
     def encoded(self) -> bytes:
         """The body as JSON text."""

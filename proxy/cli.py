@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import uvloop
-from aiohttp import web
 
 from proxy.app import create_runner, shut_down
 from proxy.app_keys import WATCH
 from proxy.config import Config
 from proxy.errors import ConfigError, KvproxyError
 from proxy.flags import fail, read_config
+from proxy.logs import Formatter, log_loop_error
 
 log = logging.getLogger("kvproxy")
 
@@ -35,20 +35,13 @@ async def serve(config: Config) -> None:
         (hurry if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_error)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, config.host, config.port).start()
-        except OSError as error:
-            raise ConfigError(
-                f"--host {config.host} --port {config.port}: cannot listen there ({error.strerror})"
-            ) from None
-        port = runner.addresses[0][1]
-        log.info(
-            "listening on http://%s:%d, waiting for %d engines", config.host, port, len(config.instances)
-        )
+        urls = await runner.listen()
+        log.info("listening on %s, waiting for %d engines", " and ".join(urls), len(config.instances))
         fatal = runner.app[WATCH].fatal
         stopped = loop.create_task(stop.wait(), name="signal")
         ends: set[asyncio.Future[Any]] = {stopped, fatal}
@@ -73,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The `kvproxy` command."""
     try:
         config = read_config(argv)
-        logging.basicConfig(
-            level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-        )
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(Formatter())
+        logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
         _allow_many_sockets()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(config))

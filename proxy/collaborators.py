@@ -1,6 +1,6 @@
 """What the director needs from others, as Protocols: it gets them as arguments and knows no more of them than this."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Collection
 from typing import Protocol
 
 from proxy.custody import HoldState
@@ -24,8 +24,8 @@ class Answer(Protocol):
         """The whole body; raises LegError."""
         ...
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes; raises LegError."""
+    async def next_chunk(self, limit_s: float | None = None) -> bytes:
+        """The next piece of the body, nothing at its end; raises LegError, also if none comes for `limit_s` seconds."""
         ...
 
     def close(self) -> None:
@@ -60,6 +60,18 @@ class Watch(Protocol):
         """A leg got no complete answer."""
         ...
 
+    def suspect(self, instance: Instance) -> None:
+        """It may be dead; nothing is held against it."""
+        ...
+
+    def leg_served(self, address: str) -> None:
+        """A leg was answered with what was asked for."""
+        ...
+
+    def outdone(self, addresses: Collection[str]) -> None:
+        """Legs failed there, and other instances then served the same request."""
+        ...
+
     def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
         """An answer names the engine process it came from."""
         ...
@@ -90,8 +102,12 @@ class Accounts(Protocol):
         """An engine counted a prompt otherwise than we did."""
         ...
 
-    def retried(self, phase: Phase, instance: str) -> None:
-        """A failed leg is followed by another attempt."""
+    def retried(self, phase: Phase, instance: str, why: str) -> None:
+        """A failed leg is followed by another attempt; `why` is one of a few words."""
+        ...
+
+    def retry_refused(self, phase: Phase) -> None:
+        """A failed leg is not followed by another attempt, for want of budget."""
         ...
 
     def hold_ended(self, end: HoldState) -> None:

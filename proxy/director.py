@@ -1,64 +1,55 @@
 """A request is answered by one complete attempt or by an error, and whatever an attempt took it gives back.
 
-The director runs the life of one request: tokens, decision, prefill leg, decode leg. It sends through the
-client it is given, and knows nothing of aiohttp. Nothing has reached the client of kvproxy while it runs:
-its `Reply` begins with bytes the decode engine has really produced, so every failure before can be retried.
+The director runs the life of one request: tokens, decision, prefill leg, decode leg, and again if that failed. It
+sends through the client it is given, and knows nothing of aiohttp. Nothing has reached the client of kvproxy while
+it runs: its `Reply` begins with bytes the decode engine has really produced, so every failure before can be retried.
 """
 
 import asyncio
+import itertools
+import random
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from proxy.collaborators import Accounts, Answer, Client, Tokenizer, Watch
+import msgspec
+
+from proxy.admission import Gate
+from proxy.attempts import Attempts
+from proxy.collaborators import Accounts, Client, Tokenizer, Watch
+from proxy.config import Deadlines, Retries, Role
 from proxy.connectors.base import Connector
-from proxy.custody import Hold, HoldState
+from proxy.custody import Due, Hold
+from proxy.decode import DecodeLegs
 from proxy.errors import (
     BadRequestError,
-    ConnectFailedError,
+    ConnectTimeoutError,
+    DeadlineError,
     EngineFailedError,
-    LegError,
+    GatewayTimeoutError,
     NoSocketError,
+    RequestError,
     UnavailableError,
 )
-from proxy.exchange import Call, Reply, as_unary, chain, error_status, first_event
+from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest
-from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
+from proxy.headers import Headers
 from proxy.instances import Fleet
+from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.placement import Placement, Question
+from proxy.prefill import PrefillLegs
+from proxy.prompt_lists import serve_list
 from proxy.releases import Releases
+from proxy.retry_budget import RetryBudget, backoff_s
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Candidate, Phase
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import Tokenized
 
-MAX_ATTEMPTS = 3
-"""One failure is an accident, two may be, a third says that trying on makes it worse."""
-
-ABANDONED_PREFILL_GRACE_S = 5.0
-"""How long a prefill leg whose client left may still finish. Closing it while it finishes would strand its blocks
-unseen, for what is released is named only in its answer; a leg that takes longer is most likely still queued or
-computing, where closing it frees everything at once."""
+BUDGET_WAIT_S = 2.0
+"""How long a failed request may wait for retry budget. Long enough for the watch to find out that an instance has
+died, which makes leaving it free; short beside what a client would wait for another attempt of its own."""
 
 RETRY_AFTER_S = "1"
-
-
-class _AttemptFailedError(Exception):
-    """One attempt is over; nothing has reached the client."""
-
-    def __init__(
-        self,
-        phase: Phase,
-        instance: str,
-        reply: Reply | None = None,
-        cause: LegError | None = None,
-        prefill_on: str | None = None,
-    ) -> None:
-        super().__init__(f"{phase} on {instance} failed")
-        self.phase = phase
-        self.instance = instance
-        self.reply = reply  # the engine's own words, if it had any
-        self.cause = cause
-        self.prefill_on = prefill_on  # where the prompt is cached by now
 
 
 class Director:
@@ -69,6 +60,7 @@ class Director:
         *,
         fleet: Fleet,
         placement: Placement,
+        gate: Gate,
         connector: Connector,
         tokenizer: Tokenizer,
         client: Client,
@@ -77,203 +69,192 @@ class Director:
         tasks: TaskOwner,
         clock: Callable[[], float],
         lease_s: float,
+        deadlines: Deadlines,
+        retries: Retries,
+        rng: random.Random | None = None,
     ) -> None:
         self._fleet = fleet
         self._placement = placement
+        self._gate = gate
         self._connector = connector
         self._tokenizer = tokenizer
-        self._client = client
         self._watch = watch
         self._accounts = accounts
         self._tasks = tasks
         self._clock = clock
         self._lease_s = lease_s
+        self._max_attempts = retries.max_attempts
+        self._budget = RetryBudget(retries.budget)
+        self._rng = rng or random.Random()  # noqa: S311  # pauses are no secret
         self._releases = Releases(fleet, connector, client, accounts, clock)
+        self._legs = Legs(fleet, placement, client, watch)
+        self._prefill = PrefillLegs(
+            placement=placement,
+            connector=connector,
+            legs=self._legs,
+            releases=self._releases,
+            accounts=accounts,
+            tasks=tasks,
+            clock=clock,
+            deadline_s=deadlines.prefill_s,
+            learn=self._learn,
+        )
+        self._decode = DecodeLegs(
+            fleet=fleet,
+            placement=placement,
+            connector=connector,
+            legs=self._legs,
+            accounts=accounts,
+            clock=clock,
+            deadlines=deadlines,
+        )
 
     async def explain(self, request: GenerationRequest, headers: Headers) -> Decision:
-        """Where the request would go now. Takes and sends nothing but a question to a tokenizer."""
+        """Where the request would go now. Takes and sends nothing but a question to a tokenizer.
+
+        Raises BadRequestError for a list of prompts if each of them is placed by itself.
+        """
+        if self._splits(request):
+            raise BadRequestError("each prompt of a list is placed by itself: ask for one", param="prompt")
         question, _ = await self._question(request, headers)
         return self._placement.decide(question)
 
     async def serve(self, call: Call) -> Reply:
         """Serve a request. Raises RequestError; may be cancelled at any moment when the client has gone."""
         if self._connector.holds and call.request.prompt_count > 1:
-            raise BadRequestError(
-                f"prompt is a list of {call.request.prompt_count} prompts; the engines prefill one prompt a"
-                " request: send each prompt as a request of its own",
-                param="prompt",
-            )
+            if self._splits(call.request):
+                return await serve_list(call, self.serve, self._tasks, self._accounts)
+            # One leg serves it all, and none of the retries may make two of it: one hold is told of, not several.
+            whole = msgspec.structs.replace(call.request, whole=True)
+            call = msgspec.structs.replace(call, request=whole)
         question, tokenized = await self._question(call.request, call.headers)
         if tokenized.why_unknown is not None:
             self._accounts.tokens_unknown(tokenized.why_unknown)
-        failed: set[str] = set()
-        last: _AttemptFailedError | None = None
-        for _ in range(MAX_ATTEMPTS):
-            decision = self._placement.decide(
-                question, failed=failed, prefill_on=last.prefill_on if last else None
-            )
-            if not decision.admissible:
+        with ExitStack() as running:
+            running.enter_context(self._budget.request())
+            reply = await self._served(call, question, tokenized.kind)
+            reply.also_ends(running.pop_all())
+            return reply
+
+    async def _served(self, call: Call, question: Question, kind: str) -> Reply:
+        """The reply of the first attempt that does not fail, or the last words of those that did."""
+        attempts = Attempts(self._max_attempts)
+        with ExitStack() as retry:  # what a paid attempt gives back
+            while True:
+                # What is let in takes its claims below before anything else runs: nothing is awaited between.
+                try:
+                    question, decision = await self._gate.admit(
+                        call.ticket, question, failed=attempts.failed, prefill_on=attempts.prefill_on
+                    )
+                except RequestError:
+                    if attempts.last is None:
+                        raise
+                    break
+                if (last := attempts.last) is None:
+                    self._accounts.decided(self._clock() - call.started_at - call.ticket.waited_s)
+                else:
+                    self._accounts.retried(last.phase, last.instance, last.reason)
+                try:
+                    if decision.one_leg:
+                        reply = await self._decode.run_whole(call, question, decision)
+                    else:
+                        reply = await self._two_legs(call, question, decision, kind, attempts)
+                except AttemptFailedError as failure:
+                    attempts.failed_by(failure)
+                else:
+                    if reply.status == 200:
+                        self._watch.outdone(attempts.failed - _instances(reply.decision))
+                    return reply
+                retry.close()
+                if not await self._another(attempts, retry):
+                    break
+        if attempts.reply is not None:
+            return attempts.reply
+        raise self._unanswered(question.model, attempts.last)
+
+    async def _another(self, attempts: Attempts, retry: ExitStack) -> bool:
+        """Whether to try again; returns when it is time to. `retry` gets what is to be given back after the attempt.
+
+        Leaving an instance that has died adds no load anywhere, so it is free and at once. Anything else is paid from
+        the budget, after a pause; meanwhile the instance may turn out to be dead.
+        """
+        failure = attempts.last
+        if attempts.exhausted:
+            return False
+        if failure is None or attempts.leave(self._legs.dead(failure)):
+            return True
+        if not attempts.may_pay:
+            return False
+        until = self._clock() + BUDGET_WAIT_S
+        for pauses in itertools.count(attempts.paid):
+            await asyncio.sleep(backoff_s(pauses, self._rng))
+            if attempts.leave(self._legs.dead(failure)):
+                return True
+            if self._budget.take():
+                retry.callback(self._budget.give_back)
+                attempts.paid += 1
+                return True
+            if self._clock() >= until:
                 break
-            if last is None:
-                self._accounts.decided(self._clock() - call.started_at)
-            else:
-                self._accounts.retried(last.phase, last.instance)
+            self._legs.suspect(failure)
+        self._accounts.retry_refused(failure.phase)
+        return False
+
+    async def _two_legs(
+        self, call: Call, question: Question, decision: Decision, kind: str, attempts: Attempts
+    ) -> Reply:
+        with ExitStack() as stack:
+            # Claimed before the prefill leg, so that the decisions of a burst see each other's decode legs.
+            self._legs.claim(stack, chosen_of(decision, Phase.DECODE), Phase.DECODE, question)
+            hold = Hold(chosen_of(decision, Phase.PREFILL).instance, lease_s=self._lease_s)
+            reply = await self._prefill.run(call, question, decision, kind, hold)
+            if reply is not None:
+                return reply
+            tried: list[str] = []
             try:
-                if decision.one_leg:
-                    return await self._one_leg(call, question, decision)
-                return await self._two_legs(call, question, decision, tokenized.kind)
-            except _AttemptFailedError as failure:
-                last = failure
-                failed.add(failure.instance)
-        if last is None:
-            raise self._nothing_usable(question.model)
-        if last.reply is not None:
-            return last.reply
-        if isinstance(last.cause, NoSocketError):
-            raise UnavailableError(
-                f"kvproxy can open no more connections ({last.cause.words})",
-                headers={"Retry-After": RETRY_AFTER_S},
-            )
-        raise EngineFailedError(f"no engine answered: {last.cause.words if last.cause else last}")
+                return await self._decode.run(call, question, decision, hold, attempts.failed, tried, stack)
+            finally:
+                if self._connector.holds:
+                    self._settle(call, hold, tried)
+
+    def _settle(self, call: Call, hold: Hold, tried: list[str]) -> None:
+        """No decode leg will carry the hold any more."""
+        hold.give_up()
+        if hold.due(self._clock()) is Due.RELEASE:
+            self._tasks.create(self._releases.release(call, hold, tried), name=f"release {call.leg_id}")
+        else:
+            self._releases.ended(hold)
+
+    def _splits(self, request: GenerationRequest) -> bool:
+        """Whether each prompt of a request goes its own way: an engine hands over the blocks of one prompt only."""
+        several = request.prompt_count > 1 and self._connector.holds and not request.whole
+        return several and any(i.role is not Role.BOTH for i in self._fleet.of(Phase.PREFILL))
 
     async def _question(self, request: GenerationRequest, headers: Headers) -> tuple[Question, Tokenized]:
         tokenized = await self._tokenizer.tokenize(request, headers)
         question = Question(request.model, tokenized.prompt, request.estimated_tokens, request.whole)
         return question, tokenized
 
-    def _nothing_usable(self, model: str) -> UnavailableError:
+    def _unanswered(self, model: str, last: AttemptFailedError | None) -> RequestError:
+        """The error of a request that no engine had a word for."""
+        cause = last.cause if last is not None else None
+        if isinstance(cause, NoSocketError):
+            return UnavailableError(
+                f"kvproxy can open no more connections ({cause.words})",
+                headers={"Retry-After": RETRY_AFTER_S},
+            )
+        if isinstance(cause, DeadlineError | ConnectTimeoutError):
+            return GatewayTimeoutError(f"no engine answered in time: {cause.words}")
         missing = [
             f"no {phase} instance"
             for phase in Phase
             if not any(i.why_unusable(model) is None for i in self._fleet.of(phase))
         ]
-        return UnavailableError(
-            f"{' and '.join(missing)} can take this request now", headers={"Retry-After": RETRY_AFTER_S}
-        )
-
-    async def _one_leg(self, call: Call, question: Question, decision: Decision) -> Reply:
-        chosen = _chosen(decision, Phase.DECODE)
-        settle = self._placement.expect(chosen, question)
-        came = False
-        try:
-            with ExitStack() as stack:
-                self._claim(stack, chosen, Phase.DECODE, question)
-                answer = await self._send(call, chosen, call.request.body.encoded())
-                stack.callback(answer.close)
-                reply = await self._begun(answer, decision, stack, hold=None)
-                came = reply.status == 200
-                return reply
-        except LegError as error:
-            self._leg_failed(error)
-            raise _AttemptFailedError(Phase.DECODE, chosen.instance, cause=error) from error
-        finally:
-            settle(came)
-
-    async def _two_legs(self, call: Call, question: Question, decision: Decision, kind: str) -> Reply:
-        with ExitStack() as stack:
-            # Claimed before the prefill leg, so that the decisions of a burst see each other's decode legs.
-            try:
-                self._claim(stack, _chosen(decision, Phase.DECODE), Phase.DECODE, question)
-            except LegError as error:
-                raise _AttemptFailedError(Phase.DECODE, error.instance, cause=error) from error
-            prefilled = await self._prefill(call, question, decision, kind)
-            if isinstance(prefilled, Reply):
-                return prefilled
-            if isinstance(prefilled, _AttemptFailedError):
-                raise prefilled
-            hold = prefilled if self._connector.holds else None
-            tried: list[str] = []
-            try:
-                return await self._decode(call, question, decision, prefilled, tried, stack)
-            finally:
-                if hold is not None:
-                    if hold.ended:
-                        self._releases.ended(hold)
-                    else:
-                        release = self._releases.release(call, hold, tried)
-                        self._tasks.create(release, name=f"release {call.leg_id}")
-
-    # -- the prefill leg ----------------------------------------------------------------------------------
-
-    async def _prefill(
-        self, call: Call, question: Question, decision: Decision, kind: str
-    ) -> Hold | Reply | _AttemptFailedError:
-        """Run the prefill leg as a task of its own, so that it survives its client long enough to be cleaned up."""
-        chosen = _chosen(decision, Phase.PREFILL)
-        claims = ExitStack()
-        try:
-            self._claim(claims, chosen, Phase.PREFILL, question)
-        except LegError as error:
-            return _AttemptFailedError(Phase.PREFILL, chosen.instance, cause=error)
-        settle = self._placement.expect(chosen, question)
-        leg = self._tasks.create(
-            self._prefill_leg(call, question, decision, kind, claims, settle), name=f"prefill {call.leg_id}"
-        )
-        try:
-            return await asyncio.shield(leg)
-        except asyncio.CancelledError:
-            if not leg.cancelled():
-                self._tasks.create(self._abandon_prefill(call, leg), name=f"abandon prefill {call.leg_id}")
-            raise
-
-    async def _abandon_prefill(
-        self, call: Call, leg: "asyncio.Task[Hold | Reply | _AttemptFailedError]"
-    ) -> None:
-        await asyncio.wait({leg}, timeout=ABANDONED_PREFILL_GRACE_S)
-        if not leg.done():
-            leg.cancel()
-            await asyncio.wait({leg})
-        if leg.cancelled() or leg.exception() is not None:
-            return
-        prefilled = leg.result()
-        if isinstance(prefilled, Hold) and self._connector.holds:
-            await self._releases.release(call, prefilled)
-
-    async def _prefill_leg(
-        self,
-        call: Call,
-        question: Question,
-        decision: Decision,
-        kind: str,
-        claims: ExitStack,
-        settle: Callable[[bool], None],
-    ) -> Hold | Reply | _AttemptFailedError:
-        chosen = _chosen(decision, Phase.PREFILL)
-        body = self._connector.prefill_body(call.request.body)
-        begun_at = self._clock()
-        came = finished = False
-        try:
-            with claims:
-                answer = await self._send(call, chosen, body)
-                claims.callback(answer.close)
-                finished = answer.status == 200
-                data = await answer.read()
-            came = finished
-        except LegError as error:
-            self._leg_failed(error)
-            if finished and self._connector.holds:
-                self._accounts.hold_ended(HoldState.STRANDED)  # what it holds was named in the part we missed
-            return _AttemptFailedError(Phase.PREFILL, chosen.instance, cause=error)
-        finally:
-            settle(came)
-        self._accounts.prefill_ended(chosen.instance, self._clock() - begun_at)
-        if not came:
-            reply = Reply(answer.status, answer.headers, data, decision)
-            return (
-                _AttemptFailedError(Phase.PREFILL, chosen.instance, reply)
-                if _retriable(answer.status)
-                else reply
+        if missing or last is None:
+            return UnavailableError(
+                f"{' and '.join(missing)} can take this request now", headers={"Retry-After": RETRY_AFTER_S}
             )
-        try:
-            handoff = self._connector.read_handoff(data)
-        except ValueError as error:
-            cause = LegError(chosen.instance, str(error))
-            return _AttemptFailedError(Phase.PREFILL, chosen.instance, cause=cause)
-        hold = Hold(chosen.instance, handoff, received_at=self._clock(), lease_s=self._lease_s)
-        if self._connector.holds:
-            self._releases.begun(hold)
-        self._learn(chosen, question, hold, kind)
-        return hold
+        return EngineFailedError(f"no engine answered: {cause.words if cause else last}")
 
     def _learn(self, chosen: Candidate, question: Question, hold: Hold, kind: str) -> None:
         """Compare what the engine says of the prompt with what we thought."""
@@ -289,112 +270,7 @@ class Director:
         if instance is not None and handoff.engine_id is not None:
             self._watch.process_seen(instance, chosen.rank, handoff.engine_id)
 
-    # -- the decode leg -----------------------------------------------------------------------------------
 
-    async def _decode(
-        self,
-        call: Call,
-        question: Question,
-        decision: Decision,
-        hold: Hold,
-        tried: list[str],
-        stack: ExitStack,
-    ) -> Reply:
-        """Send the decode leg, to another instance for as long as none could be connected to.
-
-        `stack` holds the claim on the one that was decided for, and is handed on with the reply.
-        """
-        several = call.request.sequences > 1
-        fetch = self._connector.fetch_body(call.request.body, hold.handoff) if several else None
-        body = fetch or self._connector.decode_body(call.request.body, hold.handoff)
-        while True:
-            chosen = _chosen(decision, Phase.DECODE)
-            if not hold.may_be_offered(self._clock()):
-                cause = LegError(hold.instance, "the prefilled blocks were not fetched within their lease")
-                raise _AttemptFailedError(Phase.PREFILL, hold.instance, cause=cause)
-            tried.append(chosen.instance)
-            hold.spend()
-            try:
-                answer = await self._send(call, chosen, body)
-                stack.callback(answer.close)
-                reply = await self._begun(answer, decision, stack, hold)
-                if fetch is None or reply.status != 200:
-                    return reply
-                answer = await self._send(call, chosen, call.request.body.encoded())
-                stack.callback(answer.close)
-                return await self._begun(answer, decision, stack, hold=None)
-            except LegError as error:
-                self._leg_failed(error)
-                failure = _AttemptFailedError(
-                    Phase.DECODE, chosen.instance, cause=error, prefill_on=hold.instance
-                )
-                if hold.ended or not isinstance(error, ConnectFailedError):
-                    raise failure from error
-                hold.unspend()
-                decision = self._placement.decide_decode(question, decision, tried)
-                again = decision.decode.chosen
-                if again is None or again.instance in tried:
-                    raise failure from error
-                stack.close()
-                self._claim(stack, again, Phase.DECODE, question)
-                self._accounts.retried(Phase.DECODE, chosen.instance)
-
-    async def _begun(self, answer: Answer, decision: Decision, stack: ExitStack, hold: Hold | None) -> Reply:
-        """The reply, once the engine has produced something: the whole answer, or the first event of a stream.
-
-        Raises LegError if that does not come, _AttemptFailedError if the engine answers that it failed.
-        """
-        if answer.is_event_stream and answer.status == 200:
-            chunks = answer.chunks()
-            begin = await first_event(answer.instance, chunks)
-            if (failure := error_status(begin)) is None:
-                if hold is not None:
-                    self._pulled(hold, answer.instance)
-                return Reply(answer.status, answer.headers, chain(begin, chunks), decision, stack.pop_all())
-            reply = as_unary(answer, failure, begin, decision)
-        else:
-            reply = Reply(answer.status, answer.headers, await answer.read(), decision)
-        if _retriable(reply.status):
-            prefill_on = hold.instance if hold is not None else None
-            raise _AttemptFailedError(Phase.DECODE, answer.instance, reply, prefill_on=prefill_on)
-        if hold is not None and reply.status == 200:
-            self._pulled(hold, answer.instance)
-        return reply
-
-    # -- what all legs share ------------------------------------------------------------------------------
-
-    def _claim(self, stack: ExitStack, chosen: Candidate, phase: Phase, question: Question) -> None:
-        try:
-            stack.enter_context(self._placement.claim(chosen, phase, question))
-        except KeyError:
-            raise LegError(chosen.instance, "the instance was removed") from None
-
-    async def _send(self, call: Call, chosen: Candidate, body: bytes) -> Answer:
-        headers = [*call.headers, (REQUEST_ID, call.leg_id)]
-        instance = self._fleet.get(chosen.instance)
-        if instance is not None and len(instance.ranks) > 1:
-            headers.append((DATA_PARALLEL_RANK, str(chosen.rank)))
-        return await self._client.post(chosen.instance, call.request.route.path, body, headers)
-
-    def _leg_failed(self, error: LegError) -> None:
-        instance = self._fleet.get(error.instance)
-        if instance is not None:
-            self._watch.leg_failed(instance, error)
-
-    def _pulled(self, hold: Hold, decode: str) -> None:
-        hold.pulled()
-        instance = self._fleet.get(decode)
-        if instance is not None and hold.handoff.engine_id is not None:
-            instance.pulled_from.add(hold.handoff.engine_id)
-
-
-def _chosen(decision: Decision, phase: Phase) -> Candidate:
-    chosen = (decision.prefill if phase is Phase.PREFILL else decision.decode).chosen
-    if chosen is None:
-        raise RuntimeError(f"an admissible decision has no {phase} instance")
-    return chosen
-
-
-def _retriable(status: int) -> bool:
-    """Whether another instance may do better: the engine failed, and not for want of the feature."""
-    return status >= 500 and status != 501
+def _instances(decision: Decision | None) -> set[str]:
+    picks = (decision.prefill.chosen, decision.decode.chosen) if decision is not None else ()
+    return {chosen.instance for chosen in picks if chosen is not None}

@@ -58,6 +58,13 @@ class NotFoundError(RequestError):
     kind = "NotFoundError"
 
 
+class RequestTimeoutError(RequestError):
+    """The client did not send its request in time."""
+
+    status = 408
+    kind = "RequestTimeoutError"
+
+
 class ConflictError(RequestError):
     """What should be added is there already."""
 
@@ -79,6 +86,13 @@ class UnsupportedMediaTypeError(RequestError):
     kind = "UnsupportedMediaTypeError"
 
 
+class RateLimitError(RequestError):
+    """More is asked than can wait; the client should come back later."""
+
+    status = 429
+    kind = "RateLimitError"
+
+
 class EngineFailedError(RequestError):
     """Every attempt failed and no engine gave an answer that could be passed on."""
 
@@ -91,6 +105,13 @@ class UnavailableError(RequestError):
 
     status = 503
     kind = "ServiceUnavailableError"
+
+
+class GatewayTimeoutError(RequestError):
+    """Time was up: the request's own, or a phase's in the last attempt."""
+
+    status = 504
+    kind = "GatewayTimeoutError"
 
 
 class LegError(KvproxyError):
@@ -110,8 +131,16 @@ class NoSocketError(ConnectFailedError):
     """We could not even try: no file descriptor or local port is left here. It says nothing of the engine."""
 
 
+class ConnectTimeoutError(ConnectFailedError):
+    """No connection came about in time."""
+
+
 class LegBrokenError(LegError):
     """The connection ended before the answer was complete: the engine may have acted on the request."""
+
+
+class DeadlineError(LegBrokenError):
+    """A phase of the leg took longer than it may, so its connection was closed."""
 
 
 def envelope(message: str, kind: str, status: int, param: str | None = None) -> dict[str, Any]:

@@ -9,11 +9,15 @@ from contextlib import ExitStack
 
 import msgspec
 
+from proxy.admission import Ticket
 from proxy.collaborators import Answer
 from proxy.errors import LegBrokenError
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.scheduling.decision import Decision
+
+MAX_EVENT_BYTES = 16 << 20
+"""No event of an engine comes near this; more without an end is not an event stream."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -25,6 +29,8 @@ class Call(msgspec.Struct, frozen=True):
     leg_id: str
     """The request id both legs carry."""
     started_at: float
+    ticket: Ticket = msgspec.field(default_factory=Ticket)
+    """Whose request it is, and how long it had to wait."""
 
 
 class Reply:
@@ -45,20 +51,32 @@ class Reply:
         self.decision = decision
         self._stack = stack or ExitStack()
 
+    def also_ends(self, stack: ExitStack) -> None:
+        """Close this, too, after what the reply holds itself."""
+        own, self._stack = self._stack, stack
+        stack.callback(own.close)
+
     def close(self) -> None:
         """Give back what the request still holds."""
         self._stack.close()
 
 
-async def first_event(instance: str, chunks: AsyncIterator[bytes]) -> bytes:
-    """The bytes of a stream up to and with its first data line; comments that keep it alive prove nothing."""
+async def first_event(answer: Answer) -> bytes:
+    """The bytes of a stream up to and with its first data line; comments that keep it alive prove nothing.
+
+    Raises LegError.
+    """
     begin = b""
-    async for chunk in chunks:
+    while chunk := await answer.next_chunk():
         begin += chunk
+        if len(begin) > MAX_EVENT_BYTES:
+            raise LegBrokenError(
+                answer.instance, f"no event in the first {MAX_EVENT_BYTES} bytes of a stream"
+            )
         at = begin.find(b"data:")
         if at >= 0 and b"\n" in begin[at:]:
             return begin
-    raise LegBrokenError(instance, "the stream ended before its first event")
+    raise LegBrokenError(answer.instance, "the stream ended before its first event")
 
 
 class _StreamedError(msgspec.Struct):
@@ -88,9 +106,3 @@ def error_status(begin: bytes) -> int | None:
 def as_unary(answer: Answer, status: int, begin: bytes, decision: Decision) -> Reply:
     headers = [(name, value) for name, value in answer.headers if name.lower() != "content-type"]
     return Reply(status, [*headers, ("Content-Type", "application/json")], _first_data(begin), decision)
-
-
-async def chain(begin: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield begin
-    async for chunk in rest:
-        yield chunk

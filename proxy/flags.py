@@ -33,11 +33,11 @@ _EXAMPLE = """\
 example:
   kvproxy serve -m llama -p 10.0.0.1:8100 10.0.0.2:8100 -d 10.0.0.3:8200 10.0.0.4:8200
 
-An instance is HOST:PORT. Its KV-event sources are asked of it; for one that does not tell, name them:
+An instance is HOST:PORT, or https://HOST:PORT where it speaks TLS. Its KV-event sources are asked of it; for one that does not tell, name them:
   HOST:PORT?events=tcp://HOST:5557&replay=tcp://HOST:5657&topic=T     (several ranks: comma-separated)
 
 environment:
-  ADMIN_API_KEY   the key that /instances/add and /instances/remove need in X-API-Key
+  ADMIN_API_KEY   the key that /instances/* and /explain need in X-API-Key
 """
 
 
@@ -189,13 +189,20 @@ def _add_faults(group: "argparse._ArgumentGroup") -> None:
             "S",
             "how long a request may take in all, 0 for no limit; X-Request-Timeout-Ms can shorten it",
         ),
-        ("--max-attempts", Retries, "max_attempts", "N", "attempts at one request, the first included"),
+        (
+            "--client-stall-timeout",
+            Deadlines,
+            "client_stall_s",
+            "S",
+            "how long a client may take nothing of an answer that waits for it",
+        ),
+        ("--max-attempts", Retries, "max_attempts", "N", "attempts of one request at engines that live"),
         (
             "--retry-budget",
             Retries,
             "budget",
             "SHARE",
-            "the share of running requests that may be in a retry",
+            "the share of running requests that may be in a retry; three always may",
         ),
         ("--health-interval", Health, "interval_s", "S", "how often each engine is checked"),
         ("--health-timeout", Health, "timeout_s", "S", "how long the answer to a check may take"),
@@ -204,7 +211,7 @@ def _add_faults(group: "argparse._ArgumentGroup") -> None:
             Health,
             "slow_start_s",
             "S",
-            "how long an engine that came back takes to get its full share, 0 for at once",
+            "how long an engine that came back or was added takes to get its full share, 0 for at once",
         ),
     ):
         _add_number(group, flag, section, field, unit, what)
@@ -244,25 +251,25 @@ def _add_security(group: "argparse._ArgumentGroup") -> None:
         "--api-key-file",
         type=pathlib.Path,
         metavar="FILE",
-        help="clients' keys, one NAME KEY a line; without it everybody may ask",
+        help="clients' keys, one NAME KEY a line, wanted for all of /v1; without it everybody may ask",
     )
     group.add_argument(
         "--engine-api-key-file",
         type=pathlib.Path,
         metavar="FILE",
-        help="a file with the key that engines want; clients' Authorization is then not passed on",
+        help="a file with the key that engines want; clients' Authorization is passed on only with neither file",
     )
     group.add_argument("--admin-host", metavar="HOST", help="where --admin-port listens (default: --host)")
     group.add_argument(
         "--admin-port",
         type=int,
         metavar="PORT",
-        help="serve admin, metrics and explain here and no longer on --port",
+        help="serve /status, /metrics, /explain and /instances/* here and no longer on --port",
     )
     for flag, what in (
-        ("--tls-cert", "the certificate chain to serve https with"),
-        ("--tls-key", "its key"),
-        ("--engine-ca", "the authorities that certify https:// engines (default: the system's)"),
+        ("--tls-cert", "the certificate chain to serve https with, on both ports (PEM)"),
+        ("--tls-key", "its key, without a passphrase (PEM)"),
+        ("--engine-ca", "the authorities that certify https:// engines (PEM; default: the system's)"),
     ):
         group.add_argument(flag, type=pathlib.Path, metavar="FILE", help=what)
     group.add_argument(
@@ -271,7 +278,7 @@ def _add_security(group: "argparse._ArgumentGroup") -> None:
         action="extend",
         default=[],
         metavar="CIDR|HOSTGLOB",
-        help="what /instances/add may name (default: anything)",
+        help="networks and patterns of names that /instances/add may name (default: anything)",
     )
 
 

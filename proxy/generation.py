@@ -6,7 +6,8 @@ alone, after prefilled blocks already wait for it.
 
 import enum
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import msgspec
 
@@ -34,6 +35,9 @@ class PromptShape(enum.StrEnum):
     IDS = "token ids"
     TEXTS = "list of texts"
     ID_LISTS = "list of token id lists"
+    ODD = "odd list"
+    """Neither all texts nor all lists of token ids. An engine refuses nearly every one of these, but `["1", 2]` it
+    reads as one prompt of two token ids, and `[[1], ["2"]]` as two prompts."""
     OTHER = "other"
 
 
@@ -62,6 +66,12 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     """Splitting it into a prefill and a decode leg would gain nothing or lose KV; one instance serves it all."""
 
     @property
+    def priority(self) -> int:
+        """Its place among the requests of its client: lower is served earlier. What is no integer is for engines to judge."""
+        value = self.body.value("priority")
+        return value if isinstance(value, int) else 0
+
+    @property
     def estimated_tokens(self) -> int:
         """A length in tokens for load counting when no tokenizer was asked: four bytes a token."""
         return max(1, self.body.size_bytes // 4)
@@ -83,10 +93,9 @@ def read_request(route: Route | None, data: bytes, default_model: str) -> Genera
     if not isinstance(model, str):
         raise BadRequestError("model must be a string", param="model")
     stream, sequences = _check_rules(route, body)
-    shape = _prompt_shape(route, body)
-    return GenerationRequest(
-        route, body, model, stream, shape, _prompt_count(shape, body), sequences, _is_whole(route, body)
-    )
+    shape, count = _prompt_shape(route, body)
+    whole = _is_whole(route, body) or shape is PromptShape.ODD
+    return GenerationRequest(route, body, model, stream, shape, count, sequences, whole)
 
 
 def _clean(body: Body) -> Body:
@@ -182,21 +191,34 @@ def _truth(value: Any, name: str) -> bool:
     raise BadRequestError(f"{name} must be a boolean", param=name)
 
 
-def _prompt_shape(route: Route, body: Body) -> PromptShape:
-    """What the prompt looks like from its first characters; whether all of it is so is for the engine to say."""
+def _prompt_shape(route: Route, body: Body) -> tuple[PromptShape, int]:
+    """What the prompt is given as and how many it holds; whether its values are right is for the engine to say."""
     if route is Route.CHAT:
-        return PromptShape.CHAT
+        return PromptShape.CHAT, 1
     raw = (body.raw("prompt") or b"").strip()
     if raw[:1] != b"[":
-        return PromptShape.TEXT if raw[:1] == b'"' else PromptShape.OTHER
-    first = raw[1:].lstrip()[:1]
-    if first == b'"':
-        return PromptShape.TEXTS
-    return PromptShape.ID_LISTS if first == b"[" else PromptShape.IDS
+        return PromptShape.TEXT if raw[:1] == b'"' else PromptShape.OTHER, 1
+    shape = _SHAPES_OF_LISTS.get(raw[1:].lstrip()[:1])
+    if shape is None:
+        return PromptShape.IDS, 1
+    prompts = body.raw_items("prompt")
+    if len(prompts) > 1 and not _all_are(shape, prompts, raw):
+        return PromptShape.ODD, 1
+    return shape, len(prompts)
 
 
-def _prompt_count(shape: PromptShape, body: Body) -> int:
-    return len(body.value("prompt")) if shape in {PromptShape.TEXTS, PromptShape.ID_LISTS} else 1
+_SHAPES_OF_LISTS = {b'"': PromptShape.TEXTS, b"[": PromptShape.ID_LISTS}
+_decode_id_lists = msgspec.json.Decoder(list[list[Annotated[int, msgspec.Meta(ge=0)]]]).decode
+
+
+def _all_are(shape: PromptShape, prompts: Sequence[msgspec.Raw], raw: bytes) -> bool:
+    if shape is PromptShape.TEXTS:
+        return all(memoryview(prompt)[0] == ord('"') for prompt in prompts)
+    try:
+        _decode_id_lists(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _is_whole(route: Route, body: Body) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 REQUEST_ID = "X-Request-Id"
+REQUEST_TIMEOUT_MS = "X-Request-Timeout-Ms"
 DATA_PARALLEL_RANK = "X-data-parallel-rank"
 PREFILL = "X-Kvproxy-Prefill"
 DECODE = "X-Kvproxy-Decode"
@@ -23,7 +24,7 @@ _CONNECTION_BOUND = frozenset(
     }
 )
 
-# A leg has a body, an id, an encoding and a rank of its own; `Expect` was answered by our own server.
+# A leg has a body, an id, an encoding, deadlines and a rank of its own; `Expect` was answered by our own server.
 _OURS_ON_A_LEG = frozenset(
     {
         "accept-encoding",
@@ -34,6 +35,7 @@ _OURS_ON_A_LEG = frozenset(
         "host",
         "x-api-key",
         REQUEST_ID.lower(),
+        REQUEST_TIMEOUT_MS.lower(),
         DATA_PARALLEL_RANK.lower(),
     }
 )

@@ -5,13 +5,37 @@ The fleet is state without I/O: the watch changes what is known of an instance, 
 
 import enum
 import math
+import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
+from proxy.circuit import Breaker, Circuit
 from proxy.config import InstanceSpec, Role
 from proxy.scheduling.types import Phase
+
+ASIDE = ("slow start", "not answering", "half-open", "circuit open")
+"""Why an instance that could be used is set aside while there is a better one; later ones are graver."""
+
+T = TypeVar("T")
+
+
+class _Announced(Generic[T]):
+    """An attribute of an instance that the fleet's listeners hear of when it changes."""
+
+    def __set_name__(self, owner: type[object], name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, instance: "Instance", owner: type[object]) -> T:
+        value: T = getattr(instance, self._name)
+        return value
+
+    def __set__(self, instance: "Instance", value: T) -> None:
+        before = getattr(instance, self._name, None)
+        setattr(instance, self._name, value)
+        if value != before:
+            instance.announce()
 
 
 class Status(enum.StrEnum):
@@ -47,13 +71,16 @@ class Claim:
         self.phase = phase
         self.tokens = tokens
         self._running = True
+        self._trial = instance.breaker.begin_leg()
         instance.count(phase, rank, 1, tokens)
 
     def end(self) -> None:
         """Stop counting. A second call does nothing."""
         if self._running:
             self._running = False
+            self.instance.breaker.end_leg(self._trial)
             self.instance.count(self.phase, self.rank, -1, -self.tokens)
+            self.instance.announce()
 
     def __enter__(self) -> Self:
         return self
@@ -67,15 +94,22 @@ class Claim:
 class Instance:
     """One engine and all that is known of it."""
 
-    def __init__(self, spec: InstanceSpec) -> None:
+    status = _Announced[Status]()
+    draining = _Announced[bool]()
+    """It gets no new legs, whatever its health."""
+    model_cards = _Announced[list[dict[str, Any]]]()
+    """What its `/v1/models` lists."""
+
+    def __init__(self, spec: InstanceSpec, breaker: Breaker | None = None) -> None:
+        self.announce: Callable[[], None] = _nobody_listens
+        """Called when a claim on it ends, and when it may have become usable or unusable."""
         self.spec = spec
+        self.breaker = breaker or Breaker()
         self.status = Status.STARTING
         self.draining = False
-        """It gets no new legs, whatever its health."""
         self.why_down: str | None = None
-        """What went wrong last, in words for `/status`; None while up."""
-        self.model_cards: list[dict[str, Any]] = []
-        """What its `/v1/models` lists."""
+        """What went wrong last, in words for `/status`; None while all is well."""
+        self.model_cards = []
         self.sources: Mapping[int, SourceView] = {}
         """Its followed event sources by rank; empty if it publishes none or none are followed."""
         self.pulled_from: set[str] = set()
@@ -150,10 +184,15 @@ class Instance:
         return self._tokens.total()
 
 
+def _nobody_listens() -> None:
+    """An instance that is in no fleet tells nobody."""
+
+
 class Fleet:
     """The instances, by address, in the order they were added."""
 
     def __init__(self) -> None:
+        self._listeners: list[Callable[[], None]] = []
         self._instances: dict[str, Instance] = {}
         self.holds: Counter[str] = Counter()
         """How many prompts' blocks wait on each instance to be fetched or given back, by address."""
@@ -174,14 +213,52 @@ class Fleet:
         if instance.address in self._instances:
             raise ValueError(f"{instance.address} is there already")
         self._instances[instance.address] = instance
+        instance.announce = self._announce
+        self._announce()
 
     def remove(self, address: str) -> Instance | None:
         """Let an instance go; its running claims end with their legs."""
-        return self._instances.pop(address, None)
+        gone = self._instances.pop(address, None)
+        self._announce()
+        return gone
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever a claim has ended or an instance may have become usable or unusable.
+
+        It is called in the middle of that change: it must not raise, and should only take a note.
+        """
+        self._listeners.append(listener)
+
+    def _announce(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     def of(self, phase: Phase) -> list[Instance]:
         """The instances whose role includes a phase."""
         return [instance for instance in self if instance.takes(phase)]
+
+    def set_aside(self, phase: Phase, now: float) -> dict[str, str]:
+        """The usable instances of a phase that get a leg only if no other can take it, and why: one of ASIDE."""
+        usable = [instance for instance in self.of(phase) if instance.why_unusable() is None]
+        aside: dict[str, str] = {}
+        for instance in usable:
+            breaker = instance.breaker
+            if breaker.state is Circuit.OPEN:
+                aside[instance.address] = "circuit open"
+            elif breaker.on_trial:
+                aside[instance.address] = "half-open"
+            elif breaker.doubtful:
+                aside[instance.address] = "not answering"
+            elif (share := breaker.share(now)) < 1:
+                others = [
+                    other.running_legs()
+                    for other in usable
+                    if other is not instance and other.breaker.state is Circuit.CLOSED
+                ]
+                most = max(1, math.ceil(share * statistics.fmean(others))) if others else math.inf
+                if instance.running_legs() >= most:
+                    aside[instance.address] = "slow start"
+        return aside
 
     def serves(self, model: str) -> bool:
         """Whether any instance lists a model, up or not."""

@@ -4,15 +4,16 @@
 than a count (load, index) is read from the fleet when it is scraped.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kvevents.events import Reason
 from kvevents.observer import NullObserver
 from kvevents.prefix_index import PrefixIndex
+from proxy.circuit import Circuit
 from proxy.custody import HoldState
 from proxy.instances import Fleet, Status
 from proxy.scheduling.types import Phase
@@ -66,7 +67,10 @@ class Metrics(NullObserver):
             "token_count_differences", "Prompts the engine counted otherwise than we did.", "instance"
         )
         self._retries = counter(
-            "retries", "Legs that failed and were followed by another attempt.", "phase", "instance"
+            "retries", "Legs that failed and were followed by another attempt.", "phase", "instance", "reason"
+        )
+        self._retries_refused = counter(
+            "retries_refused", "Legs that failed and were not tried again for want of retry budget.", "phase"
         )
         self._holds = counter("holds", "Prefilled blocks held for a decode leg, by how that ended.", "end")
         self._events = counter("kv_events", "KV events applied.", "instance", "type")
@@ -75,8 +79,27 @@ class Metrics(NullObserver):
         self._dropped = counter(
             "kv_events_dropped", "KV events that could not be used.", "instance", "reason"
         )
-        for end in (HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED):
+        self._waits = histogram("queue_wait_seconds", "Time in the queue of requests that had to wait.")
+        self._refusals = counter("refused_requests", "Requests that were not let in.", "reason")
+        self._no_prefill = counter(
+            "no_prefill", "Requests that met no usable prefill instance, by what was done.", "action"
+        )
+        self._stalled = counter("stalled_clients", "Clients cut because they took nothing of their answer.")
+        self._queued = Gauge("kvproxy_queued_requests", "Requests that wait.", registry=registry)
+        self._body_bytes = Gauge(
+            "kvproxy_body_bytes", "Memory held by request bodies, estimated.", registry=registry
+        )
+
+        self._checks = counter("checks", "Health checks by what they found.", "instance", "finding")
+        self._transitions = counter("circuit_transitions", "Changes of circuits.", "instance", "to")
+        self._by_instance = [
+            self._prefill_leg, self._prompt_tokens, self._predicted, self._reported, self._differ, self._retries,
+            self._events, self._gaps, self._replays, self._dropped, self._checks, self._transitions,
+        ]  # fmt: skip
+        for end in (HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED, HoldState.UNKNOWN):
             self._holds.labels(end.value)
+        for phase in Phase:
+            self._retries_refused.labels(phase.value)
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -115,13 +138,55 @@ class Metrics(NullObserver):
         """As `director.Accounts`."""
         self._differ.labels(instance).inc()
 
-    def retried(self, phase: Phase, instance: str) -> None:
+    def retried(self, phase: Phase, instance: str, why: str) -> None:
         """As `director.Accounts`."""
-        self._retries.labels(phase.value, instance).inc()
+        self._retries.labels(phase.value, instance, why).inc()
+
+    def retry_refused(self, phase: Phase) -> None:
+        """As `director.Accounts`."""
+        self._retries_refused.labels(phase.value).inc()
 
     def hold_ended(self, end: HoldState) -> None:
         """As `director.Accounts`."""
         self._holds.labels(end.value).inc()
+
+    # -- overload -----------------------------------------------------------------------------------------
+
+    def waited(self, seconds: float) -> None:
+        """As `admission.QueueAccounts`."""
+        self._waits.observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """As `admission.QueueAccounts`, and `no_memory`."""
+        self._refusals.labels(reason).inc()
+
+    def no_prefill(self, action: str) -> None:
+        """As `admission.QueueAccounts`."""
+        self._no_prefill.labels(action).inc()
+
+    def client_stalled(self) -> None:
+        """A client took nothing of its answer for too long."""
+        self._stalled.inc()
+
+    def show(self, *, queued: Callable[[], int], body_bytes: Callable[[], int]) -> None:
+        """Read these at every scrape."""
+        self._queued.set_function(queued)
+        self._body_bytes.set_function(body_bytes)
+
+    # -- the watch's accounts -----------------------------------------------------------------------------
+
+    def checked(self, instance: str, finding: str) -> None:
+        """As `discovery.health.Accounts`."""
+        self._checks.labels(instance, finding).inc()
+
+    def circuit_changed(self, instance: str, state: str) -> None:
+        """As `discovery.health.Accounts`."""
+        self._transitions.labels(instance, state).inc()
+
+    def forget(self, instance: str) -> None:
+        """As `discovery.health.Accounts`: its series end."""
+        for metric in self._by_instance:
+            metric.remove_by_labels({"instance": instance})
 
     # -- the event library's observer ---------------------------------------------------------------------
 
@@ -152,6 +217,11 @@ class FleetCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """As prometheus_client asks."""
         up = GaugeMetricFamily("kvproxy_instance_up", "1 if legs may go there.", labels=["instance", "role"])
+        circuits = GaugeMetricFamily(
+            "kvproxy_circuit_state",
+            "1 for the state an instance's circuit is in.",
+            labels=["instance", "role", "state"],
+        )
         requests = GaugeMetricFamily(
             "kvproxy_in_flight_requests", "Running legs.", labels=["instance", "role"]
         )
@@ -169,6 +239,8 @@ class FleetCollector(Collector):
         for instance in self._fleet:
             labels = [instance.address, instance.role.value]
             up.add_metric(labels, instance.status is Status.UP)
+            for circuit in Circuit:
+                circuits.add_metric([*labels, circuit.value], instance.breaker.state is circuit)
             requests.add_metric(labels, instance.running_legs())
             tokens.add_metric(labels, instance.running_tokens())
             for rank in instance.ranks:
@@ -178,4 +250,4 @@ class FleetCollector(Collector):
                     )
         for slot, count in self._index.blocks().items():
             blocks.add_metric([slot.instance, str(slot.rank), slot.tier], count)
-        return [up, requests, tokens, states, blocks]
+        return [up, circuits, requests, tokens, states, blocks]

@@ -2,20 +2,25 @@
 
 import asyncio
 import logging
+import re
 import time
 import uuid
 
-import msgspec
 from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
 
+from proxy.admission import BodyLease
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
 from proxy.headers import REQUEST_ID
+from proxy.reading import check_framing
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("kvproxy.access")
 
-MAX_REQUEST_ID_CHARS = 256
+_REQUEST_ID = re.compile(r"[!-~]{1,256}")
+"""Without spaces, so that an id in the access log is one word."""
+
+MAX_LOGGED_PATH_CHARS = 200
 
 CLIENT_LEFT_STATUS = 499
 """What the log says of a request whose client did not wait, after nginx's number for it."""
@@ -24,6 +29,10 @@ REQUEST_ID_KEY: web.RequestKey[str] = web.RequestKey("request_id", str)
 STARTED_KEY: web.RequestKey[float] = web.RequestKey("started_at", float)
 NOTES_KEY: web.RequestKey[dict[str, str]] = web.RequestKey("notes", dict)
 """What handlers add to the access log's line."""
+
+
+BODY_LEASE_KEY: web.RequestKey[BodyLease] = web.RequestKey("body_lease", BodyLease)
+"""The memory the request's body takes, once it is read; given back when the request ends."""
 
 
 class InFlight:
@@ -64,12 +73,14 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = response.status
         return response
     finally:
+        if (lease := request.get(BODY_LEASE_KEY)) is not None:
+            lease.end()
         notes = " ".join(f"{name}={value}" for name, value in request[NOTES_KEY].items())
         access.log(
             logging.INFO if request.method == "POST" else logging.DEBUG,  # probes and scrapes are no news
             "%s %s %d %.1fms id=%s %s",
             request.method,
-            request.raw_path.partition("?")[0],  # as it was sent: a decoded one may hold line breaks
+            _path(request),
             status,
             (time.monotonic() - request[STARTED_KEY]) * 1000,
             request[REQUEST_ID_KEY],
@@ -79,22 +90,21 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     if request.version < HttpVersion10 and request.transport is not None:
-        request.transport.abort()  # a line without a version is most likely a broken one; aiohttp would answer in HTTP/0.9
+        request.transport.abort()  # aiohttp would answer in HTTP/0.9, which nobody speaks
         return web.Response(status=CLIENT_LEFT_STATUS)
     try:
+        check_framing(request)
         return await handler(request)
     except RequestError as error:
         return error_response(error)
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        reply = envelope(error.text or error.reason, _kind(error.status), error.status)
-        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return web.json_response(reply, status=error.status, headers=headers)
+        return enveloped(error)
     except ConnectionError:
         return web.Response(status=CLIENT_LEFT_STATUS)  # nobody is there to read it
     except Exception:
-        log.exception("%s %s failed (id %s)", request.method, request.raw_path, request[REQUEST_ID_KEY])
+        log.exception("%s %s failed (id %s)", request.method, _path(request), request[REQUEST_ID_KEY])
         if request.transport is not None and request.writer.output_size > 0:
             request.transport.close()  # bytes of an answer are out already; a second one must not follow
         return web.json_response(
@@ -102,27 +112,35 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         )
 
 
+def enveloped(error: web.HTTPException) -> web.Response:
+    """What aiohttp would answer by itself, as the other errors look."""
+    reply = envelope(error.text or error.reason, _kind(error.status), error.status)
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    return web.json_response(reply, status=error.status, headers=headers)
+
+
 def error_response(error: RequestError) -> web.Response:
     """The answer to a request that ends in `error`."""
     body = envelope(str(error), error.kind, error.status, error.param)
-    return web.json_response(body, status=error.status, headers=error.headers)
+    response = web.json_response(body, status=error.status, headers=error.headers)
+    if error.headers.get("Connection") == "close":
+        response.force_close()
+    return response
 
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
     """An `on_response_prepare` signal: every answer names its request."""
-    if REQUEST_ID_KEY in request:
-        response.headers[REQUEST_ID] = request[REQUEST_ID_KEY]
-    elif isinstance(response, web.HTTPExpectationFailed):  # what aiohttp refuses before any middleware runs
-        response.headers[REQUEST_ID] = _request_id(request.headers.get(REQUEST_ID))
-        response.body = msgspec.json.encode(
-            envelope(response.text or "", _kind(response.status), response.status)
-        )
-        response.content_type = "application/json"
-        response.headers["Content-Length"] = str(len(response.body))
+    if (request_id := request.get(REQUEST_ID_KEY)) is not None:
+        response.headers[REQUEST_ID] = request_id
+
+
+def _path(request: web.Request) -> str:
+    """The path for the log: as it was sent, for a decoded one may hold line breaks, and without its query."""
+    return request.raw_path.partition("?")[0][:MAX_LOGGED_PATH_CHARS]
 
 
 def _request_id(given: str | None) -> str:
-    if given and len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable():
+    if given is not None and _REQUEST_ID.fullmatch(given):
         return given
     return uuid.uuid4().hex
 

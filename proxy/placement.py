@@ -2,20 +2,22 @@
 
 import random
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from kvevents.block_keys import Prompt
 from kvevents.prefix_index import PrefixIndex
-from proxy.config import Role
-from proxy.instances import Claim, Fleet, Instance
+from proxy.config import Admission, Role
+from proxy.instances import ASIDE, Claim, Fleet, Instance
 from proxy.scheduling.decision import Decision, Pick, pick
 from proxy.scheduling.predicted import PredictedBlocks
-from proxy.scheduling.types import Candidate, Leg, Phase, Policy
+from proxy.scheduling.types import FULL, Candidate, Leg, Phase, Policy
 
 MAIN_TIER = "GPU"
 """The tier an engine computes from; vLLM calls it so on every platform."""
 
+FAILED = "failed just now"
 
 USUAL_BLOCK_SIZE = 16
 """vLLM's default, for predictions about an instance that has not stored a block yet."""
@@ -38,6 +40,19 @@ class Question(msgspec.Struct, frozen=True):
         return None if self.prompt is None else len(self.prompt.token_ids)
 
 
+class _Room(NamedTuple):
+    """How strictly the limits of instances are kept for one request."""
+
+    over_limit: bool = False
+    kept: Collection[tuple[Phase, str]] = ()
+
+    def is_kept(self, phase: Phase, instance: Instance) -> bool:
+        return any(
+            (each, instance.address) in self.kept
+            for each in (Phase if instance.role is Role.BOTH else (phase,))
+        )
+
+
 class Placement:
     """Answers questions with decisions and keeps the claims and predictions that follow from them."""
 
@@ -50,51 +65,96 @@ class Placement:
         *,
         clock: Callable[[], float],
         rng: random.Random | None = None,
+        limits: Admission | None = None,
     ) -> None:
+        """`limits` says how many outstanding tokens an instance takes; None: any number."""
         self._fleet = fleet
         self._index = index
         self._policy = policy
         self._policy_name = policy_name
         self._predicted = PredictedBlocks()
         self._clock = clock
+        limits = limits or Admission()
+        self._most_tokens = {
+            Phase.PREFILL: limits.max_prefill_tokens,
+            Phase.DECODE: limits.max_decode_tokens,
+        }
         self._rng = rng or random.Random()  # noqa: S311  # ties between instances are no secret
 
     def decide(
-        self, question: Question, *, failed: Collection[str] = (), prefill_on: str | None = None
+        self,
+        question: Question,
+        *,
+        failed: Collection[str] = (),
+        prefill_on: str | None = None,
+        over_limit: bool = False,
+        kept: Collection[tuple[Phase, str]] = (),
     ) -> Decision:
-        """Place both legs. `failed` instances are used only if there is no other; `prefill_on` is preferred."""
-        prefill = self._pick(Phase.PREFILL, question, failed, prefer=prefill_on)
+        """Place both legs. `failed` instances are used only if there is no other; `prefill_on` is preferred.
+
+        Instances without room for the leg, and those `kept` for others, are not used; with `over_limit` they are
+        if there is no other.
+        """
+        room = _Room(over_limit, kept)
+        prefill = self._pick(Phase.PREFILL, question, failed, room, prefer=prefill_on)
         chosen = prefill.chosen
         instance = self._fleet.get(chosen.instance) if chosen is not None else None
         if question.whole or (instance is not None and instance.role is Role.BOTH):
-            return self._one_leg(question, failed, prefill)
-        decode = self._pick(Phase.DECODE, question, failed)
+            return self._one_leg(question, failed, room, prefill)
+        decode = self._pick(Phase.DECODE, question, failed, room)
         return Decision(self._policy_name, question.prompt_tokens, prefill, decode)
 
-    def decide_decode(self, question: Question, decision: Decision, failed: Collection[str]) -> Decision:
-        """Place the decode leg anew; the prefill leg has been done where `decision` says."""
-        decode = self._pick(Phase.DECODE, question, failed)
+    def decide_decode(
+        self, question: Question, decision: Decision, *, failed: Collection[str], tried: Collection[str]
+    ) -> Decision:
+        """Place the decode leg anew, where there is room if anywhere; the prefill leg has been done.
+
+        `failed` instances are used only if there is no other, `tried` ones not at all.
+        """
+        decode = self._pick(Phase.DECODE, question, failed, _Room(over_limit=True), never=tried)
         return msgspec.structs.replace(decision, decode=decode)
 
-    def _one_leg(self, question: Question, failed: Collection[str], prefill: Pick) -> Decision:
+    def _one_leg(self, question: Question, failed: Collection[str], room: "_Room", prefill: Pick) -> Decision:
         """One instance serves it all: the one picked for prefill if it does both, else a decode instance."""
         both = prefill.chosen is not None and not question.whole
-        only = prefill if both else self._pick(Phase.DECODE, question, failed)
+        only = prefill if both else self._pick(Phase.DECODE, question, failed, room)
         return Decision(self._policy_name, question.prompt_tokens, only, only)
 
     def _pick(
-        self, phase: Phase, question: Question, failed: Collection[str], prefer: str | None = None
+        self,
+        phase: Phase,
+        question: Question,
+        failed: Collection[str],
+        room: "_Room",
+        prefer: str | None = None,
+        never: Collection[str] = (),
     ) -> Pick:
-        candidates = self._candidates(phase, question)
+        candidates = [
+            _set_aside(c, FAILED) if c.usable and c.instance in never else c
+            for c in self._candidates(phase, question, room)
+        ]
         leg = Leg(phase, question.model, question.prompt_tokens)
-        for wanted in (lambda c: c.instance == prefer, lambda c: c.instance not in failed):
-            kept = [c if wanted(c) or not c.usable else _set_aside(c) for c in candidates]
-            if any(c.usable for c in kept):
-                candidates = kept
-                break
+        aside = self._fleet.set_aside(phase, self._clock())
+
+        def gravity(candidate: Candidate) -> int:
+            why = aside.get(candidate.instance)
+            return 0 if why is None else 1 + ASIDE.index(why)
+
+        others = [c for c in candidates if c.usable and c.instance not in failed]
+        best = {c.instance for c in candidates if c.usable and c.instance == prefer and not gravity(c)}
+        if not best and others:
+            least = min((gravity(c), c.why == FULL) for c in others)
+            best = {c.instance for c in others if (gravity(c), c.why == FULL) == least}
+        if best:
+            candidates = [
+                c
+                if c.instance in best or not c.usable
+                else _set_aside(c, aside.get(c.instance, c.why or FAILED))
+                for c in candidates
+            ]
         return pick(self._policy, leg, candidates, self._rng)
 
-    def _candidates(self, phase: Phase, question: Question) -> list[Candidate]:
+    def _candidates(self, phase: Phase, question: Question, room: "_Room") -> list[Candidate]:
         prompt = question.prompt
         match = self._index.match(prompt) if prompt is not None else {}
         cached = {(s.instance, s.rank): tokens for s, tokens in match.items() if s.tier == MAIN_TIER}
@@ -105,15 +165,18 @@ class Placement:
             for rank in instance.ranks:
                 reused, expected = self._reuse(instance, rank, prompt, cached, keys)
                 length = question.prompt_tokens
+                uncached = None if length is None else length - (expected or 0)
+                tokens = _leg_tokens(phase, uncached, question)
+                fits = not room.is_kept(phase, instance) and self._has_room(instance, rank, phase, tokens)
                 found.append(
                     Candidate(
                         instance=instance.address,
                         rank=rank,
-                        usable=why is None,
-                        why=why,
+                        usable=why is None and (fits or room.over_limit),
+                        why=why if why is not None or fits else FULL,
                         cached_tokens=reused,
                         expected_tokens=expected,
-                        uncached_tokens=None if length is None else length - (expected or 0),
+                        uncached_tokens=uncached,
                         load_tokens=instance.load_tokens(phase, rank),
                         index=instance.index_state(rank),
                         last_pick=instance.last_pick.get((phase, rank), 0),
@@ -141,15 +204,19 @@ class Placement:
         now = min(cached.get((instance.address, rank), 0), limit)
         return now, max(now, min(ahead * block_size, limit))
 
+    def _has_room(self, instance: Instance, rank: int, phase: Phase, tokens: int) -> bool:
+        """Whether a rank may be given so many tokens more; one that is idle takes any number."""
+        # What an instance that does both serves is one leg, which lasts as long as a decode leg does.
+        most = self._most_tokens[Phase.DECODE if instance.role is Role.BOTH else phase]
+        load = instance.load_tokens(phase, rank) if most else 0
+        return load == 0 or load + tokens <= most
+
     def _block_size(self, address: str, rank: int) -> int:
         return self._index.block_size(address, rank) or USUAL_BLOCK_SIZE
 
     def claim(self, candidate: Candidate, phase: Phase, question: Question) -> Claim:
         """Count a leg on the candidate that was chosen for it. Raises KeyError if the instance is gone."""
-        if phase is Phase.PREFILL and candidate.uncached_tokens is not None:
-            tokens = candidate.uncached_tokens
-        else:
-            tokens = question.prompt_tokens or question.estimated_tokens
+        tokens = _leg_tokens(phase, candidate.uncached_tokens, question)
         return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens)
 
     def expect(self, candidate: Candidate, question: Question) -> Callable[[bool], None]:
@@ -173,5 +240,12 @@ class Placement:
         self._predicted.forget(address)
 
 
-def _set_aside(candidate: Candidate) -> Candidate:
-    return msgspec.structs.replace(candidate, usable=False, why="failed just now")
+def _leg_tokens(phase: Phase, uncached: int | None, question: Question) -> int:
+    """What a leg adds to the outstanding tokens of its instance."""
+    if phase is Phase.PREFILL and uncached is not None:
+        return uncached
+    return question.prompt_tokens or question.estimated_tokens
+
+
+def _set_aside(candidate: Candidate, why: str) -> Candidate:
+    return msgspec.structs.replace(candidate, usable=False, why=why)

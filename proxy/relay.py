@@ -4,13 +4,25 @@ Events are passed on whole, so there is always a boundary to put the error at.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 
 import msgspec
 from aiohttp import web
 
-from proxy.errors import LegBrokenError, LegError, envelope
+from proxy.deadlines import NO_LIMIT, TimeLimit
+from proxy.errors import (
+    DeadlineError,
+    EngineFailedError,
+    GatewayTimeoutError,
+    LegBrokenError,
+    LegError,
+    RequestError,
+    UnavailableError,
+    envelope,
+)
+from proxy.exchange import MAX_EVENT_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +31,8 @@ DONE = b"data: [DONE]"
 
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
-MAX_EVENT_BYTES = 16 << 20
-"""No event of an engine comes near this; more without an end is not an event stream."""
+CUT_GRACE_S = 1.0
+"""How long a client may take to read what it was sent before its connection was cut."""
 
 
 class EventCutter:
@@ -50,34 +62,52 @@ async def relay_stream(
     events: AsyncIterator[bytes],
     instance: str,
     stopping: asyncio.Event,
+    limit: TimeLimit = NO_LIMIT,
 ) -> bool:
     """Pass a stream of events on, at the client's pace; tell whether it was complete.
 
-    What the client's side raises passes through. If the engine's side fails, or kvproxy stops, the client gets
-    an error event and its connection is closed without the mark that ends a complete answer.
+    What the client's side raises passes through. If the engine's side fails, time is up, or kvproxy stops, the client
+    gets an error event and its connection is closed without the mark that ends a complete answer.
     """
     cutter = EventCutter()
     await response.prepare(request)
     try:
-        async for chunk in events:
-            if whole := cutter.feed(chunk):
-                await response.write(whole)
-        if not cutter.done:
-            raise LegBrokenError(instance, "the stream ended without its last event")
+        async with limit.enforced():
+            async for chunk in events:
+                if whole := cutter.feed(chunk):
+                    await response.write(whole)
+            if not cutter.done:
+                raise LegBrokenError(instance, "the stream ended without its last event")
+            await response.write_eof()
     except asyncio.CancelledError:
         if stopping.is_set():
-            await _cut(request, response, "kvproxy is shutting down")
+            await _cut(request, response, UnavailableError("kvproxy is shutting down"))
         raise
-    except (LegError, ValueError) as error:
+    except (LegError, ValueError, GatewayTimeoutError) as error:
         log.warning("a stream was cut: %s", error)
-        await _cut(request, response, error.words if isinstance(error, LegError) else str(error))
+        if isinstance(error, GatewayTimeoutError):
+            await _cut(request, response, error)
+        else:
+            words = error.words if isinstance(error, LegError) else str(error)
+            kind = GatewayTimeoutError if isinstance(error, DeadlineError) else EngineFailedError
+            await _cut(request, response, kind(words))
         return False
-    await response.write_eof()
     return True
 
 
-async def _cut(request: web.Request, response: web.StreamResponse, message: str) -> None:
-    body = msgspec.json.encode(envelope(message, "BadGatewayError", 502))
-    await response.write(b"data: " + body + b"\n\n")
-    if request.transport is not None:
-        request.transport.close()  # what was written still goes out; the end of the chunked body does not
+async def _cut(request: web.Request, response: web.StreamResponse, error: RequestError) -> None:
+    """Say why and close the connection; a client that does not read keeps it for CUT_GRACE_S at most."""
+    transport = request.transport
+    body = msgspec.json.encode(envelope(str(error), error.kind, error.status))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CUT_GRACE_S):
+            await response.write(b"data: " + body + b"\n\n")
+    if transport is None:
+        return
+    transport.close()  # what was written still goes out; the end of the chunked body does not
+
+    def drop() -> None:
+        if transport.get_write_buffer_size():
+            transport.abort()
+
+    asyncio.get_running_loop().call_later(CUT_GRACE_S, drop)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from proxy.collaborators import Accounts, Client
 from proxy.connectors.base import Connector
 from proxy.custody import Hold
+from proxy.deadlines import within
 from proxy.errors import LegError
 from proxy.exchange import Call
 from proxy.generation import Route
@@ -20,6 +21,9 @@ from proxy.instances import Fleet, Status
 from proxy.scheduling.types import Phase
 
 RELEASE_TIMEOUT_S = 10.0
+
+ASK_TIMEOUT_S = 3.0
+"""For one decode instance's answer: a refusal needs no step of the engine, and there must be time to ask others."""
 
 MAX_ASKED = 3
 """Decode instances that are asked before a hold counts as stranded."""
@@ -90,10 +94,11 @@ class Releases:
     async def _refused(self, call: Call, address: str, body: bytes) -> bool:
         headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         try:
-            answer = await self._client.post(address, Route.COMPLETIONS.path, body, headers)
             with ExitStack() as stack:
-                stack.callback(answer.close)
-                await answer.read()
+                async with within(ASK_TIMEOUT_S, address, "the answer to a release"):
+                    answer = await self._client.post(address, Route.COMPLETIONS.path, body, headers)
+                    stack.callback(answer.close)
+                    await answer.read()
         except LegError:
             return False
         return answer.status in {400, 404}

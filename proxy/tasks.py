@@ -35,8 +35,12 @@ class TaskOwner:
 
     async def drained(self, timeout_s: float) -> bool:
         """Wait until no task is left, at most `timeout_s` seconds; tell whether that was so."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._tasks:  # one that ends may have begun another
+                    await asyncio.wait(set(self._tasks))
+        except TimeoutError:
+            pass
         return not self._tasks
 
     async def close(self) -> None:

@@ -1,5 +1,6 @@
 """What kvproxy can be told: plain values, checked once."""
 
+from proxy.config.allowed import AllowedInstances
 from proxy.config.faults import Deadlines, Health, Retries
 from proxy.config.instances import EventSource, InstanceSpec, Role, parse_instance
 from proxy.config.overload import Admission, WhenNoPrefill
@@ -9,6 +10,7 @@ from proxy.config.service import LEASE_MARGIN_S, Config
 __all__ = [
     "LEASE_MARGIN_S",
     "Admission",
+    "AllowedInstances",
     "Config",
     "Deadlines",
     "EventSource",

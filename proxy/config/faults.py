@@ -13,12 +13,14 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     """To connect to an engine."""
     prefill_s: float = 300.0
     """From sending a prefill leg to the end of its answer."""
-    first_byte_s: float = 300.0
+    first_byte_s: float = 600.0
     """From sending a decode leg to the first event of a stream, or to the whole of an unstreamed answer."""
     chunk_s: float = 120.0
     """Between two pieces of a stream."""
     request_s: float = 0.0
     """For the whole of a request, 0 for no limit; a client's X-Request-Timeout-Ms can only shorten it."""
+    client_stall_s: float = 300.0
+    """For a client to take anything of an answer that waits for it; then its connection is cut."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""
@@ -27,13 +29,14 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
         check_seconds("--first-byte-timeout", self.first_byte_s)
         check_seconds("--chunk-timeout", self.chunk_s)
         check_seconds("--request-timeout", self.request_s, zero=True)
+        check_seconds("--client-stall-timeout", self.client_stall_s)
 
 
 class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """How often a failed attempt may be followed by another."""
 
     max_attempts: int = 3
-    """For one request, the first included."""
+    """Of one request, the first included; leaving an instance that has died is none."""
     budget: float = 0.2
     """The share of the running requests that may be in a retry at one moment; some always may."""
 
@@ -47,12 +50,12 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How engines are checked, in seconds."""
 
-    interval_s: float = 2.5
-    """Between two checks of an instance, give or take a fifth."""
-    timeout_s: float = 2.5
-    """For the answer to a check."""
+    interval_s: float = 2.0
+    """From the beginning of a check of an instance to that of the next, give or take a fifth."""
+    timeout_s: float = 2.4
+    """For the answer to a check. A frozen engine is found within 1.2 intervals and three timeouts: 9.6 s."""
     slow_start_s: float = 10.0
-    """How long an instance that came back takes to get its full share of legs; 0 for at once."""
+    """How long an instance that came back, or was added, takes to get its full share of legs; 0 for at once."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""

@@ -36,6 +36,8 @@ class InstanceSpec(msgspec.Struct, frozen=True):
     role: Role
     event_sources: tuple[EventSource, ...] = ()
     """Empty: the engine is asked (`GET /kv_event_sources`)."""
+    scheme: str = "http"
+    """`http` or `https`; no part of the name."""
 
     @property
     def host(self) -> str:
@@ -47,18 +49,22 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|_?[A-Za-z0-9._-]+"
 
 
 def parse_instance(text: str, role: Role, *, origin: str = "") -> InstanceSpec:
-    """An `InstanceSpec` from `HOST:PORT[?events=tcp://H:P,...&replay=tcp://H:P,...&topic=T]`.
+    """An `InstanceSpec` from `[http[s]://]HOST:PORT[?events=tcp://H:P,...&replay=tcp://H:P,...&topic=T]`.
 
     Several comma-separated endpoints are the ranks 0, 1, ... in order. `origin` names the flag or field in
     the error. Raises ConfigError.
     """
     origin = origin or f"--{role}"
-    bare = text.removeprefix("http://")
+    scheme = "https" if text.startswith("https://") else "http"
+    bare = text.removeprefix(f"{scheme}://")
     if "://" in bare.partition("?")[0]:
-        raise ConfigError(f"{origin} {text!r}: only http:// engines can be reached; write HOST:PORT")
+        raise ConfigError(
+            f"{origin} {text!r}: only http:// and https:// engines can be reached;"
+            " write HOST:PORT or https://HOST:PORT"
+        )
     address, _, query = bare.partition("?")
     address = _host_and_port(address.removesuffix("/"), text, origin)
-    return InstanceSpec(address, role, _event_sources(query, text, origin))
+    return InstanceSpec(address, role, _event_sources(query, text, origin), scheme)
 
 
 def _host_and_port(address: str, text: str, origin: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from proxy.config.allowed import AllowedInstances
 from proxy.errors import ConfigError
 
 
@@ -15,7 +16,7 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """The clients' keys, one `NAME KEY` a line; None: everybody may ask."""
     admin_host: str | None = None
     admin_port: int | None = None
-    """Where admin, metrics and explain are served instead of the main socket; None: there."""
+    """Where status, metrics, explain and instances are served instead of the main socket; None: there."""
     tls_cert: pathlib.Path | None = None
     tls_key: pathlib.Path | None = None
     engine_ca: pathlib.Path | None = None
@@ -31,3 +32,4 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--admin-host needs --admin-port")
         if self.admin_port is not None and not 0 <= self.admin_port <= 65535:
             raise ConfigError(f"--admin-port {self.admin_port} is not a port: give 0 to 65535")
+        AllowedInstances(self.allow_instances)

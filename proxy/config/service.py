@@ -54,6 +54,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         check_seconds("--shutdown-timeout", self.shutdown_timeout_s, zero=True)
         if self.max_body_mb < 1:
             raise ConfigError("--max-body-mb must be at least 1")
+        admin = self.security
+        if admin.admin_port == self.port != 0 and (admin.admin_host or self.host) == self.host:
+            raise ConfigError(f"--admin-port {self.port} is --port already: give another")
         seen: dict[str, Role] = {}
         for spec in self.instances:
             if spec.address in seen:

@@ -1,6 +1,7 @@
 """Who the instances are, whether they can be used, and where they publish their KV events."""
 
 from proxy.discovery.feeds import EventFeeds
-from proxy.discovery.watch import FleetWatch, StartupError
+from proxy.discovery.startup import StartupError
+from proxy.discovery.watch import FleetWatch
 
 __all__ = ["EventFeeds", "FleetWatch", "StartupError"]

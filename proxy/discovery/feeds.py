@@ -50,8 +50,17 @@ class _Feed:
 class EventFeeds:
     """Finds out where instances publish, follows them, and forgets what an instance that left had cached."""
 
-    def __init__(self, engines: Engines, index: PrefixIndex, observer: Observer, tasks: TaskOwner) -> None:
+    def __init__(
+        self,
+        engines: Engines,
+        index: PrefixIndex,
+        observer: Observer,
+        tasks: TaskOwner,
+        *,
+        ask_timeout_s: float = ASK_TIMEOUT_S,
+    ) -> None:
         self._engines = engines
+        self._ask_timeout_s = ask_timeout_s
         self._index = index
         self._observer = observer
         self._tasks = tasks
@@ -119,7 +128,7 @@ class EventFeeds:
                 for told in spec.event_sources
             ]
         try:
-            answer = await self._engines.get_json(instance.address, "/kv_event_sources", ASK_TIMEOUT_S)
+            answer = await self._engines.get_json(instance.address, "/kv_event_sources", self._ask_timeout_s)
             return read_sources(answer, spec.host)
         except (LegError, ValueError) as error:
             log.debug("%s does not tell its KV event sources: %s", instance.address, error)

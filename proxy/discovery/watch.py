@@ -1,24 +1,28 @@
-"""An instance gets legs only after it was seen to serve the right model, and loses them when it cannot be reached.
+"""Each instance of the fleet is watched by one task, from when it is added until it is gone.
 
-One task watches each instance: it checks what the engine serves, has its KV events followed, and probes a dead
-one until it is back. Checks never count as load.
+The task checks it and has its KV events followed. What is found, by checks and by legs, goes to the book of health.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
+from proxy.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S, Breaker
 from proxy.config import Config, InstanceSpec
+from proxy.discovery import checks, health
+from proxy.discovery.checks import Check, Checker, Finding, wrong_model
 from proxy.discovery.feeds import EventFeeds
+from proxy.discovery.health import Accounts, HealthBook
+from proxy.discovery.startup import StartupError, see_start_through
 from proxy.errors import (
     BadRequestError,
     ConfigError,
     ConflictError,
     ConnectFailedError,
+    ConnectTimeoutError,
     KvproxyError,
     LegError,
     NoSocketError,
@@ -29,35 +33,24 @@ from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)
 
-CHECK_EVERY_S = 5.0
-PROBE_FIRST_S = 0.25
-PROBE_MOST_S = 2.0
-"""A dead instance is probed after a quarter of a second, then ever later: back within 2 s of being up."""
-CHECK_TIMEOUT_S = 5.0
-CHECKS_MISSED_MOST = 3
-"""A busy engine may be slow to answer a check; only a refused connection is believed at once."""
-PROGRESS_EVERY_S = 10.0
+LOOK_EVERY_S = 5.0
+"""How often an engine that answers checks is asked what it serves and where it publishes: adapters come and go."""
+ADD_TIMEOUT_S = 5.0
+"""Whoever adds an instance waits for its first answer; a busy one may take longer than a check."""
+ONE_CHECK_FOR_ALL_S = 0.05
+"""Many legs fail at once."""
 
 
-class StartupError(KvproxyError):
-    """No request could be served within the time for starting up; the process ends with exit code 1."""
-
-
-class Engines(Protocol):
+class Engines(checks.Engines, health.Engines, Protocol):
     """The part of the engine client needed here."""
 
-    async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
-        """Ask an engine about itself; raises LegError."""
+    def forget(self, instance: str) -> None:
+        """An instance is gone."""
         ...
 
-    def give_up(self, instance: str) -> None:
-        """Break every leg that waits for an engine."""
+    def reach(self, spec: InstanceSpec) -> None:
+        """Speak to an engine as it is named: with TLS, or without."""
         ...
-
-
-class _Card(msgspec.Struct):
-    id: str
-    parent: str | None = None
 
 
 class _Seen(NamedTuple):
@@ -78,7 +71,8 @@ class _Watched:
         """Set once the first check is over."""
         self.task: asyncio.Task[None] | None = None
         self.tries = 0
-        self.missed = 0
+        self.looked_at: float | None = None
+        """When it last told what it serves; None if it should be asked now."""
 
 
 class FleetWatch:
@@ -90,15 +84,26 @@ class FleetWatch:
         fleet: Fleet,
         engines: Engines,
         feeds: EventFeeds | None,
+        accounts: Accounts,
         *,
         forget: Callable[[str], None] = lambda _address: None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
     ) -> None:
-        """`feeds` is None if KV events are off; `forget` is told of instances that lost their cache."""
+        """`feeds` is None if KV events are off; `forget` is told of instances that lost their cache.
+
+        `clock` must be the one that `engines.heard_at` and the placement go by.
+        """
         self._config = config
         self._fleet = fleet
         self._engines = engines
         self._feeds = feeds
+        self._accounts = accounts
         self._forget = forget
+        self._clock = clock
+        self._rng = rng or random.Random()  # noqa: S311  # spreads the checks of many routers
+        self._checker = Checker(engines, clock, timeout_s=config.health.timeout_s)
+        self._book = HealthBook(engines, accounts, clock, went_down=self._went_down)
         self._tasks = TaskOwner("watch")
         self._watched: dict[str, _Watched] = {}
         self._leaving: set[str] = set()
@@ -109,10 +114,24 @@ class FleetWatch:
     def start(self) -> None:
         """Begin to watch the configured instances."""
         for spec in self._config.instances:
-            instance = Instance(spec)
+            instance = Instance(spec, self._breaker())
+            self._engines.reach(spec)
             self._fleet.add(instance)
             self._watch(instance)
-        self._tasks.create(self._see_start_through(), name="start-up")
+        self._tasks.create(self._start_up(), name="start-up")
+
+    async def _start_up(self) -> None:
+        try:
+            await see_start_through(self._fleet, self._config.startup_timeout_s)
+        except StartupError as error:
+            self._end(error)
+
+    def _end(self, error: KvproxyError) -> None:
+        if not self.fatal.done():
+            self.fatal.set_result(error)
+
+    def _breaker(self, *, joins: bool = False) -> Breaker:
+        return Breaker(slow_start_s=self._config.health.slow_start_s, joins=joins, rng=self._rng)
 
     async def close(self) -> None:
         """Stop watching and following."""
@@ -125,14 +144,16 @@ class FleetWatch:
         """Check and take in an instance. Raises ConflictError, or BadRequestError with the reason."""
         if self._fleet.get(spec.address) is not None:
             raise ConflictError(f"{spec.address} is there already")
-        instance = Instance(spec)
+        instance = Instance(spec, self._breaker(joins=True))
+        self._engines.reach(spec)
         try:
-            cards = await self._served(instance)
+            cards = await self._checker.cards(spec.address, ADD_TIMEOUT_S)
         except LegError as error:
             raise BadRequestError(f"{error}: nothing was added", param="instance") from None
-        if (wrong := self._wrong_model(instance, cards)) is not None:
-            raise BadRequestError(f"{wrong}: nothing was added", param="instance")
-        if self._fleet.get(spec.address) is not None:  # another add was faster
+        if (wrong := wrong_model(cards, self._config.model)) is not None:
+            raise BadRequestError(f"{spec.role} {spec.address} {wrong}: nothing was added", param="instance")
+        if (faster := self._fleet.get(spec.address)) is not None:  # another add was
+            self._engines.reach(faster.spec)
             raise ConflictError(f"{spec.address} is there already")
         self._fleet.add(instance)
         watched = self._watch(
@@ -157,6 +178,7 @@ class FleetWatch:
         instance.draining = True
         if force:
             await asyncio.shield(self._tasks.create(self._let_go(instance), name=f"remove {address}"))
+            self._tasks.create(self._forget_later(instance), name=f"forget {address}")
         elif address not in self._leaving:
             self._leaving.add(address)
             self._tasks.create(self._leave(instance), name=f"remove {address}")
@@ -173,9 +195,30 @@ class FleetWatch:
         """As the director tells: a refused connection is believed at once, anything else is looked into."""
         if isinstance(error, NoSocketError):
             return
-        if isinstance(error, ConnectFailedError) and instance.status is Status.UP:
-            self._went_down(instance, error)
-        if (watched := self._watched.get(instance.address)) is not None:
+        if not isinstance(error, ConnectFailedError) or isinstance(error, ConnectTimeoutError):
+            self._book.broke(instance, error.words)
+        elif instance.status is Status.UP:
+            self._book.lost(instance, error.words)
+        self._wake(instance.address)
+
+    def suspect(self, instance: Instance) -> None:
+        """As the director tells: a request waits to hear whether the instance is dead."""
+        self._wake(instance.address)
+
+    def leg_served(self, address: str) -> None:
+        """As the director tells: a leg was answered with what was asked for."""
+        if (instance := self._fleet.get(address)) is not None:
+            self._book.served(instance)
+
+    def outdone(self, addresses: Collection[str]) -> None:
+        """As the director tells: legs failed there, and other instances then served the same request."""
+        for address in addresses:
+            if (instance := self._fleet.get(address)) is not None:
+                self._book.charged(instance)
+                self._wake(address)
+
+    def _wake(self, address: str) -> None:
+        if (watched := self._watched.get(address)) is not None:
             watched.wake.set()
 
     def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
@@ -202,93 +245,77 @@ class FleetWatch:
         return watched
 
     async def _keep_watching(self, watched: _Watched) -> None:
-        instance = watched.instance
+        instance, interval_s = watched.instance, self._config.health.interval_s
+        apart_s = min(PROBE_FIRST_S, interval_s)
         while True:
             watched.wake.clear()
+            begun_at = self._clock()
             await self._check(watched)
             watched.checked.set()
-            if instance.status is Status.UP:
-                pause_s = CHECK_EVERY_S
+            if instance.status is Status.REFUSED:
+                pause_s = PROBE_MOST_S * self._rng.uniform(1 - JITTER, 1 + JITTER)
             else:
-                pause_s = min(PROBE_MOST_S, PROBE_FIRST_S * 2 ** min(watched.missed, 4))
-            pause_s *= random.uniform(0.8, 1.2)  # noqa: S311  # spreads the checks of many routers
+                pause_s = instance.breaker.pause_s(self._clock(), interval_s)
+            # From beginning to beginning, so that a slow answer to one question does not put off the next.
+            due_at = begun_at + max(pause_s, apart_s)
             try:
-                async with asyncio.timeout(pause_s):
+                async with asyncio.timeout(max(0.0, due_at - self._clock())):
                     await watched.wake.wait()
-                await asyncio.sleep(PROBE_FIRST_S / 5)  # many legs fail at once: one check for all
             except TimeoutError:
-                pass
+                continue
+            watched.looked_at = None
+            await asyncio.sleep(max(ONE_CHECK_FOR_ALL_S, begun_at + apart_s - self._clock()))
 
     async def _check(self, watched: _Watched) -> None:
         instance = watched.instance
         watched.tries += 1
-        try:
-            cards = await self._served(instance)
-        except NoSocketError as error:
-            log.warning("%s cannot be checked: %s", instance.address, error.words)
+        check = await self._checker.alive(instance.address)
+        self._accounts.checked(instance.address, check.finding.value)
+        if check.finding is not Finding.ANSWERED:
+            self._book.checked(instance, check)
+        elif (
+            instance.status is Status.UP
+            and watched.looked_at is not None
+            and self._clock() - watched.looked_at < LOOK_EVERY_S
+        ):
+            self._book.answered(instance)
+        else:
+            await self._look(watched)
+
+    async def _look(self, watched: _Watched) -> None:
+        """Find out what an engine that lives serves, and where it publishes."""
+        instance = watched.instance
+        cards = await self._checker.served(instance.address)
+        if isinstance(cards, Check):
+            if cards.finding is not Finding.BUSY:
+                self._book.checked(instance, cards)
+            elif instance.status is Status.UP:
+                self._book.answered(instance)  # it lives, and serves what it did
+            else:
+                self._book.checked(instance, Check(Finding.MISSED, cards.words))
             return
-        except LegError as error:
-            watched.missed += 1
-            if (
-                instance.status is not Status.UP
-                or isinstance(error, ConnectFailedError)
-                or watched.missed >= CHECKS_MISSED_MOST
-            ):
-                self._went_down(instance, error)
-            if watched.missed == CHECKS_MISSED_MOST:
-                self._engines.give_up(instance.address)  # its connections may stand, but nobody is there
-            return
-        watched.missed = 0
-        wrong = self._wrong_model(instance, cards)
+        wrong = wrong_model(cards, self._config.model)
         if wrong is None:
             await self._came_up(instance, cards)
-        elif watched.tries == 1 and not self.fatal.done():
-            self.fatal.set_result(
-                ConfigError(f"{wrong}: start it with --served-model-name, or change --model")
-            )
+            watched.looked_at = self._clock()
+            return
+        wrong = f"{instance.role} {instance.address} {wrong}"
+        if watched.tries == 1:
+            self._end(ConfigError(f"{wrong}: start it with --served-model-name, or change --model"))
         elif instance.status is not Status.REFUSED:
             instance.status, instance.why_down = Status.REFUSED, wrong
             log.warning("%s: refused until it does", wrong)
-
-    async def _served(self, instance: Instance) -> list[dict[str, Any]]:
-        answer = await self._engines.get_json(instance.address, "/v1/models", CHECK_TIMEOUT_S)
-        cards = answer.get("data") if isinstance(answer, dict) else None
-        try:
-            msgspec.convert(cards, list[_Card])
-        except msgspec.ValidationError:
-            raise LegError(instance.address, "its /v1/models is not a list of models") from None
-        return list(cards or [])
-
-    def _wrong_model(self, instance: Instance, cards: list[dict[str, Any]]) -> str | None:
-        served = [str(card["id"]) for card in cards if not card.get("parent")]
-        if self._config.model in served:
-            return None
-        names = ", ".join(repr(name) for name in served) or "no model"
-        return f"{instance.role} {instance.address} serves {names}, not {self._config.model!r} (--model)"
 
     async def _came_up(self, instance: Instance, cards: list[dict[str, Any]]) -> None:
         instance.model_cards = cards
         if self._feeds is not None:
             await self._feeds.follow(instance)
-        if instance.status is not Status.UP:
-            if self._feeds is not None and instance.status is Status.DOWN:
+            if instance.status is Status.DOWN:
                 for rank in instance.ranks:
                     self._feeds.suspect(instance, rank)
-            instance.status, instance.why_down = Status.UP, None
-            log.info("%s %s is up, serving %s", instance.role, instance.address, self._config.model)
+        self._book.answered(instance)
 
-    def _went_down(self, instance: Instance, error: LegError) -> None:
-        if instance.status is not Status.DOWN:
-            starting = instance.status is Status.STARTING
-            log.log(
-                logging.INFO if starting else logging.WARNING,
-                "%s %s is down: %s%s",
-                instance.role,
-                instance.address,
-                error.words,
-                "; trying on" if starting else "",
-            )
-        instance.status, instance.why_down = Status.DOWN, error.words
+    def _went_down(self, instance: Instance) -> None:
         instance.pulled_from.clear()
         for rank in instance.ranks:  # whoever comes back is verified anyway
             self._engine_ids.pop((instance.address, rank), None)
@@ -299,6 +326,14 @@ class FleetWatch:
         while instance.running_legs() or self._fleet.holds[instance.address]:  # noqa: ASYNC110
             await asyncio.sleep(PROBE_FIRST_S / 5)
         await self._let_go(instance)
+
+    async def _forget_later(self, instance: Instance) -> None:
+        """What ran on when it was removed has counted since; forget that, too."""
+        while instance.running_legs():  # noqa: ASYNC110  # as above
+            await asyncio.sleep(PROBE_FIRST_S / 5)
+        await asyncio.sleep(PROBE_FIRST_S)
+        if self._fleet.get(instance.address) is None:
+            self._accounts.forget(instance.address)
 
     async def _let_go(self, instance: Instance) -> None:
         address = instance.address
@@ -316,40 +351,6 @@ class FleetWatch:
             self._engine_ids.pop((address, rank), None)
         if self._feeds is not None:
             await self._feeds.unfollow(instance)
+        self._engines.forget(address)
+        self._accounts.forget(address)
         log.info("%s %s was removed", instance.role, address)
-
-    # -- the start ----------------------------------------------------------------------------------------
-
-    async def _see_start_through(self) -> None:
-        """Report progress until the first request could be served, or time is up."""
-        limit_s = self._config.startup_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                said_at = asyncio.get_running_loop().time()
-                while not self._fleet.ready:
-                    await asyncio.sleep(PROBE_FIRST_S / 5)
-                    now = asyncio.get_running_loop().time()
-                    if now - said_at > PROGRESS_EVERY_S:
-                        said_at = now
-                        log.info("still waiting for %s", self._missing())
-        except TimeoutError:
-            if not self.fatal.done():
-                self.fatal.set_result(
-                    StartupError(
-                        f"not ready after {limit_s:g} s (--startup-timeout): {self._missing()}."
-                        " Check that each address is where its vLLM listens"
-                    )
-                )
-            return
-        up = sum(1 for instance in self._fleet if instance.status is Status.UP)
-        log.info("ready: %d of %d instances are up", up, len(self._fleet))
-
-    def _missing(self) -> str:
-        missing = [
-            f"{i.role} {i.address} ({i.why_down or i.status})"
-            for i in self._fleet
-            if i.status is not Status.UP
-        ]
-        if missing:
-            return ", ".join(missing)
-        return "a prefill and a decode instance (or one that does both)"

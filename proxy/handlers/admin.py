@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from proxy.app_keys import CONFIG, FLEET, WATCH
-from proxy.config import InstanceSpec, Role, parse_instance
+from proxy.config import AllowedInstances, InstanceSpec, Role, parse_instance
 from proxy.errors import (
     BadRequestError,
     ConfigError,
@@ -67,6 +67,9 @@ async def _read(request: web.Request, shape: type[Any]) -> tuple[Any, InstanceSp
 async def add_instance(request: web.Request) -> web.Response:
     """`POST /instances/add` `{"type": "prefill"|"decode"|"both", "instance": "host:port"}`."""
     _, spec = await _read(request, _Add)
+    patterns = request.app[CONFIG].security.allow_instances
+    if patterns and (why := AllowedInstances(patterns).why_not(spec)) is not None:
+        raise ForbiddenError(why, param="instance")
     return _done(await request.app[WATCH].add(spec), "added")
 
 

@@ -1,6 +1,7 @@
 """What can be seen from outside: health, readiness, status, models, metrics, and why a request would go where."""
 
 import ipaddress
+import time
 from collections import Counter
 from typing import Any
 
@@ -9,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.app_keys import CONFIG, DIRECTOR, FLEET, STOPPING
+from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, STOPPING
 from proxy.config import Role
 from proxy.errors import ForbiddenError, UnavailableError
 from proxy.handlers.admin import check_admin_key
@@ -70,6 +71,11 @@ async def status(request: web.Request) -> web.Response:
             "decode_node_count": len(decode),
             "prefill_nodes": prefill,
             "decode_nodes": decode,
+            "queue": request.app[GATE].status(),
+            "bodies": {
+                "held_bytes": request.app[BODIES].held_bytes,
+                "limit_bytes": request.app[BODIES].limit_bytes,
+            },
             "instances": [_instance(i, index, blocks) for i in fleet],
         }
     )
@@ -84,6 +90,8 @@ def _instance(instance: Instance, index: PrefixIndex, blocks: Counter[tuple[str,
         "up": instance.why_unusable() is None,
         "state": instance.state,
         "why": instance.why_down,
+        "circuit": instance.breaker.state,
+        "share": round(instance.breaker.share(time.monotonic()), 2),
         "model": base[0] if base else None,
         "adapters": sorted(instance.adapters),
         "block_size": index.block_size(address, instance.ranks[0]),

@@ -1,16 +1,23 @@
 """The generating endpoints: bytes of a client become a `Call`, and a `Reply` becomes bytes for the client."""
 
 import asyncio
+import functools
 import time
 import uuid
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from aiohttp import web
 from multidict import CIMultiDict
 
 from proxy import headers as names
-from proxy.app_keys import CONFIG, DIRECTOR, FLEET, METRICS, STOPPING
+from proxy.admission import Ticket, weigh
+from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, METRICS, READER, STOPPING
+from proxy.clients import client_of
+from proxy.deadlines import TimeLimit, time_limit
 from proxy.errors import (
     BadRequestError,
+    GatewayTimeoutError,
     NotFoundError,
     RequestError,
     TooLargeError,
@@ -20,8 +27,12 @@ from proxy.errors import (
 from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest, Route, read_request
 from proxy.instances import Fleet
-from proxy.middlewares import NOTES_KEY, STARTED_KEY, error_response
+from proxy.middlewares import BODY_LEASE_KEY, NOTES_KEY, STARTED_KEY, error_response
+from proxy.reading import in_time
 from proxy.relay import relay_stream
+from proxy.stall import StallWatch
+
+T = TypeVar("T")
 
 CLIENT_LEFT = "client_left"
 
@@ -43,21 +54,34 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
     metrics = request.app[METRICS]
     outcome = CLIENT_LEFT
     try:
-        call = Call(
-            request=await generation_request(request, route),
-            headers=engine_headers(request),
-            leg_id=uuid.uuid4().hex,
-            started_at=time.monotonic(),  # its client may have taken long to send it
+        limit = time_limit(
+            request.headers.getall(names.REQUEST_TIMEOUT_MS, ()),
+            request.app[CONFIG].deadlines.request_s,
+            request[STARTED_KEY],
         )
-        reply = await request.app[DIRECTOR].serve(call)
+        async with limit.enforced():
+            generation = await generation_request(request, route)
+            client = client_of(request, request.app[CONFIG].admission.client_header)
+            call = Call(
+                request=generation,
+                headers=engine_headers(request),
+                leg_id=uuid.uuid4().hex,
+                started_at=time.monotonic(),  # its client may have taken long to send it
+                ticket=Ticket(client, generation.priority),
+            )
+            try:
+                reply = await request.app[DIRECTOR].serve(call)
+            finally:
+                if call.ticket.waited_s:
+                    request[NOTES_KEY]["queued"] = f"{call.ticket.waited_s * 1000:.0f}ms"
         try:
-            response, complete = await _answer(request, reply, route)
+            response, complete = await _answer(request, reply, route, limit)
         finally:
             reply.close()
         outcome = _outcome(reply.status) if complete else "cut"
         return response
     except RequestError as error:
-        outcome = _outcome(error.status)
+        outcome = "timeout" if isinstance(error, GatewayTimeoutError) else _outcome(error.status)
         return error_response(error)
     except (asyncio.CancelledError, ConnectionError):
         if request.app[STOPPING].is_set():
@@ -74,9 +98,9 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
 def _outcome(status: int) -> str:
     if status < 400:
         return "ok"
-    if status < 500:
-        return "client_error"
-    return "unavailable" if status == 503 else "engine_error"
+    if status in {429, 503}:
+        return "unavailable"
+    return "client_error" if status < 500 else "engine_error"
 
 
 async def generation_request(request: web.Request, route: Route | None) -> GenerationRequest:
@@ -88,12 +112,19 @@ async def generation_request(request: web.Request, route: Route | None) -> Gener
         raise UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
     data = await read_json_bytes(request)
     default_model = request.app[CONFIG].model
-    if len(data) > LARGE_BODY_BYTES:
-        read = await asyncio.to_thread(read_request, route, data, default_model)
+    large = len(data) > LARGE_BODY_BYTES
+    _hold(request, await _off_the_loop(request, weigh, data) if large else weigh(data))
+    if large:
+        read = await _off_the_loop(request, read_request, route, data, default_model)
     else:
         read = read_request(route, data, default_model)
     _check_model(request.app[FLEET], read.model, request.app[CONFIG].model)
     return read
+
+
+async def _off_the_loop(request: web.Request, function: Callable[..., T], *arguments: Any) -> T:
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(request.app[READER], functools.partial(function, *arguments))
 
 
 def _check_model(fleet: Fleet, model: str, configured: str) -> None:
@@ -113,23 +144,54 @@ async def read_json_bytes(request: web.Request) -> bytes:
         raise UnsupportedMediaTypeError(f"Content-Encoding {encoding!r} is not taken: send plain JSON")
     limit_mb = request.app[CONFIG].max_body_mb
     too_large = TooLargeError(f"the request body is over {limit_mb} MiB (--max-body-mb)")
-    if (request.content_length or 0) > limit_mb << 20:
+    announced_bytes = request.content_length or 0
+    if announced_bytes > limit_mb << 20:
         raise too_large
+    if not request.app[BODIES].fits(announced_bytes):
+        raise _no_memory(request)
+    request[BODY_LEASE_KEY] = request.app[BODIES].lease()
+    chunks: list[bytes] = []
+    size_bytes = 0
     try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large from None
-    except web.RequestPayloadError as error:
-        raise BadRequestError(f"the request body cannot be read: {error}") from None
+        async with in_time(request):
+            while chunk := await request.content.readany():
+                size_bytes += len(chunk)
+                if size_bytes > limit_mb << 20:
+                    raise too_large
+                _hold(request, size_bytes)
+                chunks.append(chunk)
+    except web.RequestPayloadError:
+        raise BadRequestError(
+            "the request body is not framed as its headers say", headers={"Connection": "close"}
+        ) from None
+    return b"".join(chunks) if len(chunks) != 1 else chunks[0]
+
+
+def _hold(request: web.Request, size_bytes: int) -> None:
+    """Charge the request for its body. Raises UnavailableError if all bodies together would be too much."""
+    if not request[BODY_LEASE_KEY].hold(size_bytes):
+        raise _no_memory(request)
+
+
+def _no_memory(request: web.Request) -> UnavailableError:
+    request.app[METRICS].refused("no_memory")
+    limit_mb = request.app[CONFIG].admission.max_bodies_mb
+    return UnavailableError(
+        f"the request bodies kvproxy holds leave no room for this one ({limit_mb} MiB, --max-bodies-mb)",
+        headers={"Retry-After": "1"},
+    )
 
 
 def engine_headers(request: web.Request) -> names.Headers:
     """The client's headers that a leg of its request carries."""
-    keep = request.app[CONFIG].engine_api_key is None
+    config = request.app[CONFIG]
+    keep = config.engine_api_key is None and config.security.api_key_file is None
     return names.for_engine(request.headers.items(), keep_authorization=keep)
 
 
-async def _answer(request: web.Request, reply: Reply, route: Route) -> tuple[web.StreamResponse, bool]:
+async def _answer(
+    request: web.Request, reply: Reply, route: Route, limit: TimeLimit
+) -> tuple[web.StreamResponse, bool]:
     """Send the reply on; tell whether the client got all of it."""
     headers = CIMultiDict(names.for_client(reply.headers))
     notes = request[NOTES_KEY]
@@ -146,9 +208,19 @@ async def _answer(request: web.Request, reply: Reply, route: Route) -> tuple[web
                     headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
     if reply.status < 400:
         request.app[METRICS].first_byte(route.value, time.monotonic() - request[STARTED_KEY])
+    watch = StallWatch(
+        request, request.app[CONFIG].deadlines.client_stall_s, request.app[METRICS].client_stalled
+    )
     if isinstance(reply.body, bytes):
-        return web.Response(status=reply.status, headers=headers, body=reply.body), True
+        whole = web.Response(status=reply.status, headers=headers, body=reply.body)
+        if len(reply.body) > LARGE_BODY_BYTES:  # aiohttp would write it after the handler, unwatched
+            reply.close()
+            with watch:
+                await whole.prepare(request)
+                await whole.write_eof()
+        return whole, True
     response = web.StreamResponse(status=reply.status, headers=headers)
     engine = decision.decode.chosen.instance if decision and decision.decode.chosen else "the engine"
-    complete = await relay_stream(request, response, reply.body, engine, request.app[STOPPING])
+    with watch:
+        complete = await relay_stream(request, response, reply.body, engine, request.app[STOPPING], limit)
     return response, complete

@@ -6,6 +6,9 @@ from typing import Protocol
 
 import msgspec
 
+FULL = "full"
+"""Why a candidate is not used that has too much to do for one more leg."""
+
 
 class Phase(enum.StrEnum):
     """Which of a request's two legs is placed."""
@@ -30,7 +33,8 @@ class Candidate(msgspec.Struct, frozen=True):
     rank: int
     usable: bool
     why: str | None
-    """Why it is not usable: `down`, `draining`, `starting`, `refused`, `model not served`, `failed just now`."""
+    """Why it is not usable: `down`, `draining`, `starting`, `refused`, `model not served`, `full`; or set aside because
+    there is a better one: `failed just now`, `slow start`, `not answering`, `half-open`, `circuit open`."""
     cached_tokens: int | None
     """What the index says this prompt would reuse now: whole blocks, never the last token. None: not known."""
     expected_tokens: int | None

@@ -15,7 +15,7 @@ from aiohttp.typedefs import Middleware
 
 from proxy.simulation.errors import BadRequestError
 from proxy.simulation.faults import Fault
-from proxy.simulation.http_edge import FAULT, cut, json_answer, read_json, refusals
+from proxy.simulation.http_edge import FAULT, cut, json_answer, pause, read_json, refusals
 
 if TYPE_CHECKING:
     from proxy.simulation.live import StandIn
@@ -62,6 +62,8 @@ def watch(engine: "StandIn") -> Middleware:
                 return json_answer({"error": error}, fault.status)
             case "cut":
                 return await _cut(request, handler, fault)
+            case "stall":
+                return await _stall(request, handler, fault)
         return await handler(request)
 
     return middleware
@@ -79,6 +81,24 @@ async def _cut(request: web.Request, handler: Handler, fault: Fault) -> web.Stre
     await part.prepare(request)
     await part.write(response.body[: fault.after_bytes])
     return await cut(request)
+
+
+async def _stall(request: web.Request, handler: Handler, fault: Fault) -> web.StreamResponse:
+    request[FAULT] = fault
+    response = await handler(request)
+    if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
+        return response
+    if not fault.after_bytes:
+        await pause(fault)
+        return response
+    whole = web.StreamResponse(status=response.status, headers=response.headers)
+    whole.content_length = len(response.body)
+    await whole.prepare(request)
+    await whole.write(response.body[: fault.after_bytes])
+    await pause(fault)
+    await whole.write(response.body[fault.after_bytes :])
+    await whole.write_eof()
+    return whole
 
 
 def admin_app(engine: "StandIn") -> web.Application:

@@ -13,16 +13,17 @@ import msgspec
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One way for requests to go wrong. `path` is a prefix of the request's path."""
 
-    kind: Literal["hang", "slow", "status", "cut"]
+    kind: Literal["hang", "slow", "status", "cut", "stall"]
     path: str = "/v1/"
     times: int | None = None
     """How many requests it spoils; None for all until it is removed."""
     delay_s: float = 0.0
-    """slow: how long a request waits before it is looked at."""
+    """slow: how long a request waits before it is looked at. stall: how long the pause is, 0 for ever."""
     status: int = 503
     """status: the answer instead; its body is an error of that status."""
     after_bytes: int = 0
-    """cut: how much of the answer's body is sent before the connection is torn down; 0: not even the head."""
+    """cut: how much of the answer's body is sent before the connection is torn down; 0: not even the head.
+    stall: how much is sent before the pause; 0: not even the head of an unstreamed answer, which is computed."""
 
 
 class Faults:

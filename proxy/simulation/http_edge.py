@@ -28,6 +28,14 @@ async def cut(request: web.Request) -> NoReturn:
         await asyncio.Event().wait()
 
 
+async def pause(fault: Fault) -> None:
+    """Say nothing for as long as the fault says; the server cancels a handler whose client does not wait."""
+    if fault.delay_s:
+        await asyncio.sleep(fault.delay_s)
+    else:
+        await asyncio.Event().wait()
+
+
 class InFlight:
     """Requests being answered."""
 
@@ -64,12 +72,13 @@ def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None 
 
 
 class EventStream:
-    """Server-sent events of one answer, cut off where a fault says so."""
+    """Server-sent events of one answer, cut off or held up where a fault says so."""
 
     def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
         self._response = response
         fault = request.get(FAULT)
-        self._left = fault.after_bytes if fault is not None and fault.kind == "cut" else None
+        self._fault = fault if fault is not None and fault.kind in {"cut", "stall"} else None
+        self._left = fault.after_bytes if fault is not None else 0
         self._request = request
 
     async def send(self, event: Any) -> None:
@@ -81,13 +90,18 @@ class EventStream:
         await self._write(b"data: [DONE]\n\n")
 
     async def _write(self, data: bytes) -> None:
-        if self._left is None:
+        if self._fault is None:
             await self._response.write(data)
             return
         await self._response.write(data[: self._left])
-        self._left -= len(data)
-        if self._left <= 0:
+        if self._left > len(data):
+            self._left -= len(data)
+            return
+        if self._fault.kind == "cut":
             await cut(self._request)
+        await pause(self._fault)
+        rest, self._fault = data[self._left :], None
+        await self._response.write(rest)
 
 
 async def read_json(request: web.Request) -> Any:

@@ -222,16 +222,21 @@ def _fields(
 
 
 def any_of(*rules: Rule) -> Rule:
-    """The first rule that has no complaint; else everybody's complaints."""
+    """The first rule that takes the value as it is, else the first that converts it; else everybody's complaints."""
 
     def whole(value: Any, loc: str, problems: Problems) -> Any:
         complaints: Problems = []
+        conversions = []
         for rule in rules:
             own: Problems = []
             converted = rule(value, loc, own)
-            if not own:
+            if not own and converted == value:
                 return converted
+            if not own:
+                conversions.append(converted)
             complaints.extend(own)
+        if conversions:
+            return conversions[0]
         problems.extend(complaints)
         return value
 

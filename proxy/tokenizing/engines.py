@@ -88,7 +88,8 @@ class EngineTokenizer:
             self._known.move_to_end(key)
             return known
         authorization = [(name, value) for name, value in headers if name.lower() == "authorization"]
-        usable = [i.address for i in self._fleet if i.why_unusable(model) is None]
+        serving = [i for i in self._fleet if i.why_unusable(model) is None]
+        usable = [i.address for i in serving if not i.breaker.doubtful] or [i.address for i in serving]
         self._turn += 1
         try:
             async with asyncio.timeout(self._deadline_s):

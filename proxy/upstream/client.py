@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import errno
 import io
+import pathlib
+import ssl
+import time
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
@@ -12,16 +15,26 @@ import aiohttp
 import msgspec
 from multidict import CIMultiDict
 
-from proxy.errors import ConnectFailedError, LegBrokenError, NoSocketError
+from proxy.config import Deadlines, InstanceSpec
+from proxy.errors import (
+    ConnectFailedError,
+    ConnectTimeoutError,
+    DeadlineError,
+    LegBrokenError,
+    NoSocketError,
+)
 from proxy.headers import Headers
+from proxy.tls import engine_context
 
 KEEPALIVE_S = 4.0
 """vLLM closes idle connections after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); ours are dropped before."""
 
-CONNECT_TIMEOUT_S = 5.0
-
 LARGE_BODY_BYTES = 1 << 20
 """More than this at once would hold up the event loop; aiohttp warns of it."""
+
+MAX_ANSWER_BYTES = 256 << 20
+"""An unstreamed answer is held whole: 128 choices of 8000 tokens each are below 10 MB of text, and log probabilities
+make that ten times as much."""
 
 _JSON = "application/json"
 
@@ -33,28 +46,44 @@ class _Waits:
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Timeout]] = {}
+        self.heard: dict[str, float] = {}
+        """When each engine last sent something anybody waited for."""
 
     @contextlib.asynccontextmanager
-    async def on(self, instance: str) -> AsyncIterator[None]:
-        """Wait inside; LegBrokenError if the engine is given up meanwhile."""
+    async def on(self, instance: str, limit_s: float | None = None) -> AsyncIterator[None]:
+        """Wait inside; LegBrokenError if the engine is given up meanwhile, DeadlineError after `limit_s`."""
         scopes = self._waiting.setdefault(instance, set())
+        given_up = True
         try:
-            async with asyncio.timeout(None) as scope:
+            async with asyncio.timeout(limit_s) as scope:
                 scopes.add(scope)
                 try:
                     yield
+                    self.heard[instance] = time.monotonic()
                 finally:
+                    given_up = scope not in scopes
                     scopes.discard(scope)
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise LegBrokenError(instance, "the engine stopped answering") from None
+            if given_up:
+                raise LegBrokenError(instance, "the engine stopped answering") from None
+            raise DeadlineError(instance, f"the engine sent nothing for {limit_s:g} s") from None
 
     def give_up(self, instance: str) -> None:
         """End all waiting for an engine."""
         now = asyncio.get_running_loop().time()
-        for scope in self._waiting.pop(instance, set()):
-            scope.reschedule(now)
+        scopes = self._waiting.get(instance, set())
+        for scope in scopes:
+            if not scope.expired():
+                scope.reschedule(now)
+        scopes.clear()
+
+    def forget(self, instance: str) -> None:
+        """An engine is gone; who still waits for it waits on."""
+        self.heard.pop(instance, None)
+        if not self._waiting.get(instance):
+            self._waiting.pop(instance, None)
 
 
 class EngineAnswer:
@@ -69,22 +98,30 @@ class EngineAnswer:
         self._response = response
 
     async def read(self) -> bytes:
-        """The whole body. Raises LegBrokenError if it ends early."""
+        """The whole body. Raises LegBrokenError if it ends early or does not end in reason."""
         try:
             async with self._waits.on(self.instance):
-                return await self._response.read()
+                chunks: list[bytes] = []
+                size_bytes = 0
+                while chunk := await self._response.content.readany():
+                    size_bytes += len(chunk)
+                    if size_bytes > MAX_ANSWER_BYTES:
+                        raise LegBrokenError(
+                            self.instance, f"an answer of more than {MAX_ANSWER_BYTES} bytes"
+                        )
+                    chunks.append(chunk)
+                return b"".join(chunks)
         except (aiohttp.ClientError, OSError) as error:
             raise LegBrokenError(self.instance, f"the answer was cut off ({_words(error)})") from error
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body in the pieces it arrives in. Raises LegBrokenError if it ends early."""
+    async def next_chunk(self, limit_s: float | None = None) -> bytes:
+        """The next piece of the body as it arrives, nothing at its end.
+
+        Raises LegBrokenError if the body ends early, DeadlineError if no piece comes for `limit_s` seconds.
+        """
         try:
-            while True:
-                async with self._waits.on(self.instance):
-                    chunk = await self._response.content.readany()
-                if not chunk:
-                    return
-                yield chunk
+            async with self._waits.on(self.instance, limit_s):
+                return await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
             raise LegBrokenError(self.instance, f"the stream was cut off ({_words(error)})") from error
 
@@ -104,19 +141,41 @@ class EngineAnswer:
 class EngineClient:
     """One connection pool to all engines; use it as an async context manager."""
 
-    def __init__(self, *, engine_api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        engine_api_key: str | None = None,
+        engine_ca: pathlib.Path | None = None,
+        connect_timeout_s: float = Deadlines().connect_s,
+    ) -> None:
+        """`engine_ca`: a file of the authorities that certify https engines. Raises ConfigError."""
+        self._connect_timeout_s = connect_timeout_s
         self._authorization = {"Authorization": f"Bearer {engine_api_key}"} if engine_api_key else {}
+        self._tls = engine_context(engine_ca)
+        self._https: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
         self._waits = _Waits()
+
+    def reach(self, spec: InstanceSpec) -> None:
+        """From now on, speak to an instance as it was named: with TLS, or without."""
+        (self._https.add if spec.scheme == "https" else self._https.discard)(spec.address)
 
     def give_up(self, instance: str) -> None:
         """An engine was found dead although its connections stand: every leg that waits for it is broken."""
         self._waits.give_up(instance)
 
+    def heard_at(self, instance: str) -> float | None:
+        """When an engine last sent something, by `time.monotonic`; None if never."""
+        return self._waits.heard.get(instance)
+
+    def forget(self, instance: str) -> None:
+        """An engine is not among the instances any more."""
+        self._waits.forget(instance)
+
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._tls),
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("User-Agent",),
@@ -146,6 +205,11 @@ class EngineClient:
         """Ask an engine a question in JSON; errors as `get_json`."""
         return await self._ask("POST", instance, path, body, timeout_s, headers)
 
+    async def get_status(self, instance: str, path: str, timeout_s: float) -> int:
+        """Ask an engine and look at the status of its answer alone. Raises LegError if there is none."""
+        status, _ = await self._answer("GET", instance, path, None, timeout_s)
+        return status
+
     async def _ask(
         self,
         method: str,
@@ -155,18 +219,29 @@ class EngineClient:
         timeout_s: float,
         headers: Headers | None = None,
     ) -> Any:
-        try:
-            async with asyncio.timeout(timeout_s):
-                with await self._request(method, instance, path, body, headers or []) as answer:
-                    data = await answer.read()
-        except TimeoutError:
-            raise LegBrokenError(instance, f"no answer to {path} within {timeout_s:g} s") from None
-        if answer.status != 200:
-            raise LegBrokenError(instance, f"status {answer.status} for {path}")
+        status, data = await self._answer(method, instance, path, body, timeout_s, headers)
+        if status != 200:
+            raise LegBrokenError(instance, f"status {status} for {path}")
         try:
             return msgspec.json.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise LegBrokenError(instance, f"the answer to {path} is not JSON") from None
+
+    async def _answer(
+        self,
+        method: str,
+        instance: str,
+        path: str,
+        body: bytes | None,
+        timeout_s: float,
+        headers: Headers | None = None,
+    ) -> tuple[int, bytes]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                with await self._request(method, instance, path, body, headers or []) as answer:
+                    return answer.status, await answer.read()
+        except TimeoutError:
+            raise LegBrokenError(instance, f"no answer to {path} within {timeout_s:g} s") from None
 
     async def _request(
         self, method: str, instance: str, path: str, body: bytes | None, headers: Headers
@@ -182,12 +257,15 @@ class EngineClient:
             async with self._waits.on(instance):
                 response = await self._session.request(
                     method,
-                    f"http://{instance}{path}",
+                    f"{'https' if instance in self._https else 'http'}://{instance}{path}",
                     data=_payload(body),
                     headers=sent,
                     allow_redirects=False,
                 )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        except aiohttp.ConnectionTimeoutError as error:
+            words = f"no connection within {self._connect_timeout_s:g} s"
+            raise ConnectTimeoutError(instance, words) from error
+        except aiohttp.ClientConnectorError as error:
             ours = getattr(error, "errno", None) in _NOTHING_LEFT_HERE
             raise (NoSocketError if ours else ConnectFailedError)(instance, _words(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -201,14 +279,21 @@ def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
 
 
 def _words(error: BaseException) -> str:
-    """What happened, without the addresses and codes that library messages carry."""
+    """What happened, without the addresses, codes and pieces of answers that library messages carry."""
     cause = getattr(error, "os_error", None) or error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        why = getattr(error.certificate_error, "verify_message", "") or "it does not fit the name"
+        return f"its certificate is not accepted ({why})"
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return "no TLS connection came about"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the answer is not valid HTTP"
+    if isinstance(error, aiohttp.ClientOSError) and error.errno is None:
+        return "the connection was closed"  # aiohttp's own words have the URL
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the connection ended early"
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused"
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return f"no connection within {CONNECT_TIMEOUT_S:g} s"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     return str(error) or type(error).__name__

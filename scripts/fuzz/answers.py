@@ -10,9 +10,6 @@ _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x20-\x7e\x80-\xff\
 _CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,8}")
 _MAX_HEAD_BYTES = 64 << 10
 
-PLAIN_400 = True
-"""What cannot be parsed is answered by aiohttp: in plain text, and with a traceback in the log."""
-
 _ENVELOPE = {"message", "type", "param", "code"}
 
 
@@ -160,8 +157,6 @@ def check(answer: Answer, true_failures: frozenset[int], *, bodiless: bool = Fal
 
 
 def _check_envelope(answer: Answer) -> None:
-    if PLAIN_400 and answer.status == 400 and answer.content_type == b"text/plain":
-        return
     if answer.content_type != b"application/json":
         raise WrongAnswerError(f"status {answer.status} as {answer.content_type!r}: {answer.body[:300]!r}")
     body = _json(answer.body)

@@ -53,7 +53,8 @@ class Tally:
 class _Connection(asyncio.Protocol):
     """One connection; `fire` sends a shot and waits for its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_ones: "set[_Connection]") -> None:
+        self._open_ones = open_ones
         self._transport: asyncio.Transport | None = None
         self._parser = AnswerParser()
         self._answers: list[Answer] = []
@@ -65,6 +66,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._open_ones.add(self)
         sock: socket.socket = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
@@ -82,6 +84,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self.closed = True
+        asyncio.get_running_loop().call_soon(self._open_ones.discard, self)  # its socket is closed by then
         if self._wrong is None:
             try:
                 if (cut := self._parser.end()) is not None:
@@ -147,12 +150,15 @@ class Fuzzer:
         self._shots = shots
         self._numbers = numbers
         self._tally = tally
+        self._open_ones: set[_Connection] = set()
 
     async def run(self, connections: int, until: Callable[[Tally], bool]) -> None:
         """Fire until `until` says that it is enough."""
         async with asyncio.TaskGroup() as group:
             for number in range(connections):
                 group.create_task(self._work(until), name=f"fuzz {number}")
+        while self._open_ones:  # dropped, and closed within a turn or two of the event loop
+            await asyncio.sleep(0)
 
     async def _work(self, until: Callable[[Tally], bool]) -> None:
         connection: _Connection | None = None
@@ -167,7 +173,9 @@ class Fuzzer:
         if connection is None or not connection.reusable:
             loop = asyncio.get_running_loop()
             try:
-                _, connection = await loop.create_connection(_Connection, self._host, self._port)
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self._open_ones), self._host, self._port
+                )
             except OSError as error:
                 tally.finding(number, shot, f"no connection: {error}")
                 await asyncio.sleep(QUIET_S)

@@ -200,6 +200,16 @@ async def test_every_prompt_of_a_list_has_its_choice(engine: Engine) -> None:
     assert streamed.choices == answer.choices
 
 
+@pytest.mark.parametrize(
+    ("prompt", "choices"), [(["300", "301"], 2), (["300", 301], 1), ([["300"], [301, "302"]], 2)]
+)
+async def test_a_list_is_read_as_what_it_is_before_it_is_read_as_token_ids(
+    engine: Engine, prompt: list[Any], choices: int
+) -> None:
+    answer = await engine.served(GREEDY | {"max_tokens": 2, "prompt": prompt})
+    assert len(answer.json["choices"]) == choices
+
+
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 async def test_n_choices_differ_and_share_their_prompt(engine: Engine, path: str) -> None:
     body = (chat if path == CHAT else text)("choices", 8, n=3, temperature=1, seed=7)

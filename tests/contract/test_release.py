@@ -4,12 +4,14 @@ import asyncio
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from live.asking import CHAT, COMPLETIONS, ask
 from live.waiting import wait_until
 from vllm_cpu.engine import BLOCK_TOKENS
 from vllm_cpu.fleet import Fleet
 
+from proxy.connectors import NixlConnector
 from tests.contract.asking import Engine
 from tests.contract.pairs import FREED_S, PREFILL, Pair
 from tests.contract.prompts import chat, ids, text
@@ -83,6 +85,29 @@ async def test_a_body_that_does_not_parse_frees_nothing(pair: Pair, fields: dict
     await pair.decode.served(text("whatever it had to say is said"))
     assert await pair.held() == HELD
     await pair.refused(params)
+    await pair.freed()
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize("trap", [None, *UNPARSED[:3]])
+async def test_what_kvproxy_sends_to_give_a_hold_back_frees_it(
+    pair: Pair, path: str, trap: dict[str, Any] | None
+) -> None:
+    """Whatever came before: nothing, or a decode leg that its schema was too bad to tell of the hold."""
+    connector = NixlConnector()
+    body = held(f"given back {trap}") if path == COMPLETIONS else chat(f"given back {trap}")
+    handoff = connector.read_handoff((await pair.leg(body, path)).body)
+    assert await pair.held() > 0
+    if trap is not None:
+        params = msgspec.json.decode(handoff.params or b"")
+        assert (await pair.decode.ask(body | trap | {"kv_transfer_params": params}, path)).status == 400
+        await pair.decode.served(text("whatever it had to say is said"))
+        assert await pair.held() > 0
+    release = connector.release_body(handoff)
+    assert release is not None
+    headers = {"Content-Type": "application/json"}
+    status, _, _ = await pair.decode.send("POST", COMPLETIONS, release, headers)
+    assert status == 404
     await pair.freed()
 
 

@@ -49,6 +49,10 @@ def some_body(dice: random.Random, number: int) -> tuple[str, dict[str, Any]]:
     fields = {"model": "tiny", "temperature": 0, "max_tokens": dice.choice([1, 8, 64])}
     if dice.random() < 0.5:
         return COMPLETIONS, fields | {"prompt": prose(words, f"leaving {number}")}
+    if dice.random() < 0.3:
+        return COMPLETIONS, fields | {
+            "prompt": [prose(words // 3, f"leaving {number} {n}") for n in range(3)]
+        }
     return CHAT, fields | {"messages": [{"role": "user", "content": prose(words, f"leaving {number}")}]}
 
 

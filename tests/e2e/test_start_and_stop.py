@@ -51,7 +51,7 @@ def test_another_model_ends_the_start(start: Starter) -> None:
 
 async def test_an_engine_that_is_down_is_waited_for(session: aiohttp.ClientSession, start: Starter) -> None:
     [nobody] = free_ports(1)
-    proxy = start(decode=[f"127.0.0.1:{nobody}"])
+    proxy = start(decode=[f"127.0.0.1:{nobody}"], flags=["--queue-timeout", "0.5"])
     proxy.wait_status("/health")
     assert await ready(session, proxy) == 503
     refused = await ask(session, proxy.url, COMPLETIONS, {"model": "tiny", "prompt": "x"})

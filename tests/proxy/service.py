@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
 from proxy.app import create_runner
 from proxy.app_keys import DIRECTOR, FLEET
 from proxy.config import Config, Role, parse_instance
 from proxy.instances import Fleet
-from proxy.scheduling.types import Policy
+from proxy.scheduling.types import Candidate, Leg, Policy
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.latency import PROFILES
 
@@ -95,16 +96,25 @@ async def ask(
         return Answer(response.status, response.headers, await response.read())
 
 
+class InOrder:
+    """A policy: the lowest address that is usable."""
+
+    def costs(self, _leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
+        order = sorted(c.instance for c in candidates)
+        return [float(order.index(c.instance)) for c in candidates]
+
+
 class Service:
     """A running kvproxy."""
 
-    def __init__(self, runner: web.AppRunner, session: aiohttp.ClientSession) -> None:
+    def __init__(self, runner: web.AppRunner, urls: Sequence[str], session: aiohttp.ClientSession) -> None:
         self.app = runner.app
         self.runner = runner
         self.session = session
         host, port = runner.addresses[0][:2]
         self.host, self.port = str(host), int(port)
-        self.url = f"http://{host}:{port}"
+        self.url, *others = urls
+        self.admin_url = others[0] if others else self.url
 
     @property
     def fleet(self) -> Fleet:
@@ -196,13 +206,13 @@ async def kvproxy(
     config: Config, policy: Policy | None = None, *, ready: bool = True
 ) -> AsyncIterator[Service]:
     """A running kvproxy; `ready`: wait until it can serve and follows its engines' events."""
-    runner = create_runner(config, policy)
+    runner = create_runner(msgspec.structs.replace(config, port=0), policy)
     async with contextlib.AsyncExitStack() as stack:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, config.host, 0).start()
+        urls = await runner.listen()
         session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-        service = Service(runner, session)
+        service = Service(runner, urls, session)
         if ready:
             await wait_until(
                 lambda: all(
@@ -246,6 +256,7 @@ __all__ = [
     "UNHURRIED",
     "Answer",
     "Engines",
+    "InOrder",
     "Pair",
     "Service",
     "ask",

@@ -10,6 +10,7 @@ from proxy.errors import ConnectFailedError, LegBrokenError, NoSocketError
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from proxy.upstream.client import EngineClient
+from tests.proxy.echoing import WAYS, echoing_engine
 from tests.proxy.service import wait_until
 
 BODY = b'{"prompt": "hello", "max_tokens": 3}'
@@ -31,6 +32,19 @@ async def test_an_answer_cut_before_and_within_its_body() -> None:
         answer = await client.post(engine.address, PATH, BODY, [])
         with answer, pytest.raises(LegBrokenError, match="the connection ended early"):
             await answer.read()
+
+
+async def test_no_piece_of_an_answer_is_in_the_words_of_its_failure() -> None:
+    said: list[str] = []
+    async with echoing_engine() as engine, EngineClient() as client:
+        for _ in WAYS:
+            try:
+                with await client.post(engine.address, "/v1/marker", b'{"prompt": "marker"}', []) as answer:
+                    await answer.read()
+            except LegBrokenError as error:
+                said.append(str(error))
+    assert len(said) >= 7
+    assert not [words for words in said if "marker" in words]
 
 
 async def test_questions_that_are_not_answered_as_they_should() -> None:

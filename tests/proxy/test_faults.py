@@ -9,11 +9,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy.discovery import watch
+from proxy.config import Admission
 from proxy.instances import Status
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
-from tests.proxy.service import UNHURRIED, Pair, ask, fleet, prose, wait_until
+from tests.proxy.service import UNHURRIED, Pair, fleet, prose, wait_until
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 
@@ -54,15 +54,6 @@ async def test_an_engines_refusal_reaches_the_client_and_ejects_nobody(
         assert all(i.status is Status.UP for i in pair.service.fleet)
         assert (await pair.service.complete("hello")).status == 200
         await nothing_is_left(pair)
-
-
-@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]]])
-async def test_a_list_of_prompts_strands_nothing(prompt: list[Any]) -> None:
-    async with fleet(prefill=1, decode=1) as pair:
-        answer = await pair.service.complete(prompt)
-        assert answer.status == 400
-        assert answer.json["error"]["param"] == "prompt"
-        assert legs(pair.engines.prefill[0]) == 0
 
 
 # -- failing engines ----------------------------------------------------------------------------------------
@@ -158,7 +149,7 @@ async def test_without_words_from_an_engine_the_error_is_ours() -> None:
 
 
 async def test_with_no_instance_left_the_client_is_told_to_come_back() -> None:
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=0.2)) as pair:
         await pair.engines.prefill[0].refuse()
         statuses = [(await pair.service.complete("hello")) for _ in range(2)]
         assert statuses[1].status == 503
@@ -181,22 +172,6 @@ async def test_a_prefill_answer_without_params_names_the_remedy() -> None:
         answer = await pair.service.complete("hello")
         assert answer.status == 502
         assert "--kv-transfer-config" in answer.json["error"]["message"]
-
-
-async def test_legs_of_an_engine_that_stopped_answering_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "CHECK_EVERY_S", 0.3)
-    monkeypatch.setattr(watch, "CHECK_TIMEOUT_S", 0.7)
-    async with fleet() as pair, aiohttp.ClientSession() as session:
-        frozen = pair.engines.prefill[0]
-        bad(frozen, kind="hang", path="/v1/")
-        bodies = [{"prompt": prose(30, n), "max_tokens": 5} for n in range(6)]
-        async with asyncio.timeout(20):
-            answers = await asyncio.gather(
-                *[ask(session, pair.service.url, "/v1/completions", body) for body in bodies]
-            )
-        assert {answer.status for answer in answers} == {200}
-        assert legs(frozen) > 0
-        await nothing_is_left(pair)
 
 
 # -- streams that are cut -----------------------------------------------------------------------------------

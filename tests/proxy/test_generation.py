@@ -100,6 +100,13 @@ def test_other_xargs_pass_as_they_came(xargs: Any) -> None:
         (["a"], PromptShape.TEXTS, 1),
         (["a", "b"], PromptShape.TEXTS, 2),
         ([[1], [2], [3]], PromptShape.ID_LISTS, 3),
+        (["a", 1], PromptShape.ODD, 1),
+        (["1", 2], PromptShape.ODD, 1),
+        (["a", [1]], PromptShape.ODD, 1),
+        ([[1], "a"], PromptShape.ODD, 1),
+        ([[1], ["2"]], PromptShape.ODD, 1),
+        ([[1], [-2]], PromptShape.ODD, 1),
+        ([["2"]], PromptShape.ID_LISTS, 1),
         (None, PromptShape.OTHER, 1),
         (5, PromptShape.OTHER, 1),
         ({"a": 1}, PromptShape.OTHER, 1),
@@ -120,6 +127,8 @@ def test_prompts_are_counted(prompt: Any, shape: PromptShape, count: int) -> Non
         (Route.COMPLETIONS, TEXT | {"echo": True}, False),
         (Route.COMPLETIONS, TEXT | {"echo": True, "logprobs": 1}, True),
         (Route.COMPLETIONS, {"prompt_embeds": "abc"}, True),
+        (Route.COMPLETIONS, {"prompt": ["a", "b"]}, False),
+        (Route.COMPLETIONS, {"prompt": ["a", 1]}, True),
     ],
 )
 def test_requests_that_gain_nothing_from_two_legs_are_told(

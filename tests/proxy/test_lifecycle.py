@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from proxy.app_keys import WATCH
-from proxy.config import Role, parse_instance
+from proxy.config import Admission, Health, Role, parse_instance
 from proxy.discovery import watch
 from proxy.errors import ConfigError
 from proxy.instances import Status
@@ -168,8 +168,9 @@ async def test_what_cannot_be_added_is_refused_with_the_reason(body: Any, words:
 async def test_an_engine_too_busy_to_tell_its_event_sources_keeps_its_index(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(watch, "CHECK_EVERY_S", 0.05)
-    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED) as pair:
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.0)
+    health = Health(interval_s=0.05)
+    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED, health=health) as pair:
         prompt = list(range(100, 300))
         await pair.service.complete(prompt)
         engine = pair.engines.prefill[0]
@@ -207,7 +208,8 @@ async def test_the_admin_key_is_needed() -> None:
 async def test_the_port_is_open_while_engines_are_awaited() -> None:
     async with engines(prefill=1, decode=1) as made:
         await made.prefill[0].refuse()
-        async with kvproxy(made.config(), ready=False) as service:
+        config = made.config(admission=Admission(queue_timeout_s=0.2))
+        async with kvproxy(config, ready=False) as service:
             assert (await service.ask("/health")).status == 200
             assert (await service.ask("/ready")).status == 503
             assert (await service.complete("hello")).status == 503

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.relay import MAX_EVENT_BYTES, EventCutter
+from proxy.exchange import MAX_EVENT_BYTES
+from proxy.relay import EventCutter
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,15 @@ def test_truth_has_many_names(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "lengths"),
-    [("the import", [2]), ([300, 301], [2]), (["the import", "x"], [2, 1]), ([[300], [301, 302]], [1, 2])],
+    [
+        ("the import", [2]),
+        ([300, 301], [2]),
+        (["the import", "x"], [2, 1]),
+        ([[300], [301, 302]], [1, 2]),
+        (["300", "301"], [2, 2]),  # texts, though they could be read as token ids
+        (["300", 301], [2]),
+        ([["300"], [301, "302"]], [1, 2]),
+    ],
 )
 def test_prompts_of_every_kind(prompt: Any, lengths: list[int]) -> None:
     assert [len(p) for p in completion(prompt=prompt).prompts] == lengths

@@ -70,6 +70,28 @@ async def test_an_answer_cut_off(
     assert engine.model.unfinished == 0
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("after_bytes", [0, 100])
+async def test_an_answer_that_stalls_goes_on_as_it_would_have(
+    engine: StandIn, http: aiohttp.ClientSession, streamed: bool, after_bytes: int
+) -> None:
+    body = {**BODY, "stream": streamed}
+
+    async def text() -> bytes:
+        async with http.post(engine.url + COMPLETIONS, json=body) as response:
+            return b"".join([data async for data in response.content.iter_any()])
+
+    expected = len(await text())
+    engine.faults.add(Fault(kind="stall", after_bytes=after_bytes, delay_s=0.05, times=1))
+    began_s = asyncio.get_running_loop().time()
+    assert len(await text()) == expected
+    assert asyncio.get_running_loop().time() - began_s >= 0.05
+    engine.faults.add(Fault(kind="stall", after_bytes=after_bytes))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await text()
+
+
 async def test_refused_and_accepted_again(engine: StandIn, http: aiohttp.ClientSession, ask: Ask) -> None:
     await ask(engine, BODY)
     port = engine.port

@@ -1,0 +1,342 @@
+"""A request is let in when a decision exists whose instances have room for it; until then it waits its turn.
+
+The gate owns the queue. What is let in holds its claims from the moment of the decision, so those let in together
+see each other. Nothing polls: the queue is looked at when a claim ends, when an instance becomes usable or
+not, and when somebody leaves it. Then as many are let in as fit, and nobody else is woken.
+
+Who waits for room keeps it: an instance that is full for the request whose turn it is stays closed for all behind
+it, so a long prompt is not starved by short ones. Who waits because nothing usable serves its model closes nothing.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Hashable
+from contextlib import ExitStack
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from proxy.admission.queue import DrainRate, FairQueue, QueueFullError, Ticket, Waiting
+from proxy.config import Admission, WhenNoPrefill
+from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
+from proxy.instances import Fleet
+from proxy.placement import Placement, Question
+from proxy.scheduling.decision import Decision
+from proxy.scheduling.types import FULL, Phase
+
+RETRY_AFTER_UNUSABLE_S = 1
+"""Engines that are down are probed every 2 s at most, so it is worth asking again soon."""
+
+
+class QueueAccounts(Protocol):
+    """Where the gate's counters and timings go."""
+
+    def waited(self, seconds: float) -> None:
+        """A request left the queue, served or not."""
+        ...
+
+    def refused(self, reason: str) -> None:
+        """A request was not let in: `queue_full`, `shed`, `queue_timeout`, `no_prefill`, `no_engine` or `stopping`."""
+        ...
+
+    def no_prefill(self, action: str) -> None:
+        """A request met no usable prefill instance, and what was done: `wait`, `decode` or `fail`."""
+        ...
+
+
+class Admitted(NamedTuple):
+    """A request may go on, at once: whoever awaits this takes its claims before awaiting anything else."""
+
+    question: Question
+    """What was asked; changed if a decode instance is to serve it all."""
+    decision: Decision
+
+
+class _Turn:
+    """One attempt at a request that wants in."""
+
+    def __init__(
+        self, question: Question, failed: Collection[str], prefill_on: str | None, *, again: bool
+    ) -> None:
+        self.question = question
+        self.failed = failed
+        self.prefill_on = prefill_on
+        self.again = again
+        self.lane: Hashable = (question.model, question.whole, again)
+        self.missing: list[Phase] = []
+        """The phases for which nothing was usable at the last try."""
+        self.full: set[tuple[Phase, str]] = set()
+        """The instances that had no room for it at the last try."""
+        self.told_no_prefill = False
+        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.granted: Admitted | None = None
+        self.refusal: Exception | None = None
+        self.reserved = ExitStack()
+
+    def wake(self) -> None:
+        if not self.woken.done():
+            self.woken.set_result(None)
+
+
+class Gate:
+    """Lets requests in; one for the whole process."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        placement: Placement,
+        limits: Admission,
+        accounts: QueueAccounts,
+        clock: Callable[[], float],
+    ) -> None:
+        self._fleet = fleet
+        self._placement = placement
+        self._limits = limits
+        self._accounts = accounts
+        self._clock = clock
+        self._queue: FairQueue[_Turn] = FairQueue(limits.max_queue)
+        self._rate = DrainRate()
+        self._blocked: set[Hashable] = set()
+        """Lanes whose first request cannot be placed, as far as is known since the last change."""
+        self._kept: set[tuple[Phase, str]] = set()
+        """Instances that are full for one of those."""
+        self._due = False
+        self._stopping = False
+        fleet.listen(self._changed)
+
+    def __len__(self) -> int:
+        """How many requests wait."""
+        return len(self._queue)
+
+    def status(self) -> dict[str, Any]:
+        """The queue and its limits, for `/status`."""
+        limits = self._limits
+        return {
+            "waiting": len(self._queue),
+            "waiting_clients": self._queue.clients,
+            "max_queue": limits.max_queue,
+            "queue_timeout_s": limits.queue_timeout_s,
+            "max_prefill_tokens": limits.max_prefill_tokens,
+            "max_decode_tokens": limits.max_decode_tokens,
+            "when_no_prefill": limits.when_no_prefill,
+        }
+
+    async def admit(
+        self,
+        ticket: Ticket,
+        question: Question,
+        *,
+        failed: Collection[str] = (),
+        prefill_on: str | None = None,
+    ) -> Admitted:
+        """Wait until a request may go on. Raises RequestError; may be cancelled, and then leaves the queue.
+
+        A ticket that was admitted before is a retry: it does not wait for room, only for something usable.
+        """
+        if self._stopping:
+            raise self._stopped()
+        turn = _Turn(question, failed, prefill_on, again=ticket.admitted)
+        admitted = None if self._queue.waits_in(turn.lane) else self._try(turn)
+        if admitted is None:
+            admitted = await self._wait(ticket, turn)
+        ticket.admitted = True
+        return admitted
+
+    def close(self) -> None:
+        """Let nobody in any more, and answer all who wait."""
+        self._stopping = True
+        for waiting in self._queue:
+            self._refuse(waiting, self._stopped())
+
+    # -- one request ----------------------------------------------------------------------------------------
+
+    async def _wait(self, ticket: Ticket, turn: _Turn) -> Admitted:
+        left_s = self._limits.queue_timeout_s - ticket.waited_s
+        if left_s <= 0:
+            raise self._timed_out(turn)
+        waiting = self._push(ticket, turn)
+        began_at = self._clock()
+        try:
+            async with asyncio.timeout(left_s):
+                await turn.woken
+        except TimeoutError:
+            if turn.granted is None and turn.refusal is None:
+                raise self._timed_out(turn) from None
+        except asyncio.CancelledError:
+            turn.granted = None
+            raise
+        finally:
+            seconds = self._clock() - began_at
+            ticket.waited_s += seconds
+            self._accounts.waited(seconds)
+            if self._queue.drop(waiting):
+                self._changed()
+            turn.reserved.close()  # its request takes the same claims before anybody else runs
+        if turn.refusal is not None:
+            raise turn.refusal
+        if turn.granted is None:
+            raise RuntimeError("a request was woken for nothing")
+        return turn.granted
+
+    def _push(self, ticket: Ticket, turn: _Turn) -> Waiting[_Turn]:
+        question = turn.question
+        # A retry was charged when it was let in first.
+        tokens = 0 if turn.again else question.prompt_tokens or question.estimated_tokens
+        try:
+            waiting, shed = self._queue.push(ticket.client, turn.lane, ticket.priority, tokens, turn)
+        except QueueFullError:
+            self._accounts.refused("queue_full")
+            raise self._full("the queue is full") from None
+        self._block(turn)
+        if shed is not None:
+            self._accounts.refused("shed")
+            self._refuse(shed, self._full("the queue is full, and this client has most of it"))
+            self._changed()
+        return waiting
+
+    def _try(self, turn: _Turn) -> Admitted | None:
+        """Place it if it can be placed now. Raises RequestError if it is not to wait either."""
+        question = turn.question
+        decision = self._decide(turn, question)
+        turn.missing = _missing(question, decision)
+        if Phase.PREFILL in turn.missing:
+            self._check_served(question.model)
+            self._told_no_prefill(turn)
+            if self._limits.when_no_prefill is WhenNoPrefill.DECODE:
+                question = msgspec.structs.replace(question, whole=True)
+                decision = self._decide(turn, question)
+                turn.missing = _missing(question, decision)
+        elif turn.missing:
+            self._check_served(question.model)
+        turn.full = _full_instances(question, decision)
+        return Admitted(question, decision) if decision.admissible else None
+
+    def _decide(self, turn: _Turn, question: Question) -> Decision:
+        return self._placement.decide(
+            question,
+            failed=turn.failed,
+            prefill_on=turn.prefill_on,
+            over_limit=turn.again,
+            kept=self._kept,
+        )
+
+    def _told_no_prefill(self, turn: _Turn) -> None:
+        action = self._limits.when_no_prefill
+        if not turn.told_no_prefill:
+            turn.told_no_prefill = True
+            self._accounts.no_prefill(action)
+        if action is WhenNoPrefill.FAIL:
+            self._accounts.refused("no_prefill")
+            raise self._unusable([Phase.PREFILL])
+
+    def _check_served(self, model: str) -> None:
+        """A name that could be anything while no engine had told what it serves may turn out to be nothing."""
+        if any(instance.model_cards for instance in self._fleet) and not self._fleet.serves(model):
+            raise NotFoundError(f"The model `{model}` does not exist.", param="model")
+
+    # -- the queue ------------------------------------------------------------------------------------------
+
+    def _block(self, turn: _Turn) -> None:
+        self._blocked.add(turn.lane)
+        self._kept |= turn.full
+
+    def _changed(self) -> None:
+        """Something is otherwise than at the last look: look again, once for all that changes together."""
+        if not self._queue:
+            self._blocked.clear()
+            self._kept.clear()
+        elif not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        self._due = False
+        self._blocked.clear()
+        self._kept.clear()
+        while (waiting := self._queue.next(self._blocked)) is not None:
+            turn = waiting.item
+            if turn.woken.done():  # its client has gone
+                self._queue.drop(waiting)
+                continue
+            try:
+                turn.granted = self._try(turn)
+            except Exception as error:  # noqa: BLE001  # a policy that fails fails its request, not the queue
+                self._refuse(waiting, error)
+                continue
+            if turn.granted is None:
+                self._block(turn)
+            else:
+                self._queue.take(waiting)
+                self._rate.left(self._clock())
+                self._reserve(turn, turn.granted)
+                turn.wake()
+
+    def _reserve(self, turn: _Turn, admitted: Admitted) -> None:
+        """Count its legs and expect its blocks until it does so itself."""
+        question, decision = admitted
+        prefill, decode = decision.prefill.chosen, decision.decode.chosen
+        if prefill is None or decode is None:
+            raise RuntimeError("a request without a place was let in")
+        turn.reserved.enter_context(self._placement.claim(decode, Phase.DECODE, question))
+        if not decision.one_leg:
+            turn.reserved.enter_context(self._placement.claim(prefill, Phase.PREFILL, question))
+        turn.reserved.callback(self._placement.expect(prefill, question), False)
+
+    # -- refusals -------------------------------------------------------------------------------------------
+
+    def _refuse(self, waiting: Waiting[_Turn], error: Exception) -> None:
+        self._queue.drop(waiting)
+        waiting.item.refusal = error
+        waiting.item.wake()
+
+    def _full(self, why: str) -> RateLimitError:
+        return RateLimitError(
+            f"{why} ({self._limits.max_queue} requests, --max-queue): come back later",
+            headers={"Retry-After": str(self._rate.retry_after_s(len(self._queue), self._clock()))},
+        )
+
+    def _timed_out(self, turn: _Turn) -> RequestError:
+        if turn.missing:
+            self._accounts.refused("no_engine")
+            return self._unusable(turn.missing)
+        self._accounts.refused("queue_timeout")
+        return UnavailableError(
+            f"the engines were busy for {self._limits.queue_timeout_s:g} s (--queue-timeout)",
+            headers={"Retry-After": str(self._rate.retry_after_s(len(self._queue), self._clock()))},
+        )
+
+    def _unusable(self, missing: list[Phase]) -> UnavailableError:
+        phases = " and ".join(f"no {phase} instance" for phase in missing)
+        return UnavailableError(
+            f"{phases} can take this request now", headers={"Retry-After": str(RETRY_AFTER_UNUSABLE_S)}
+        )
+
+    def _stopped(self) -> UnavailableError:
+        self._accounts.refused("stopping")
+        return UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
+
+
+def _phases(question: Question) -> tuple[Phase, ...]:
+    return (Phase.DECODE,) if question.whole else (Phase.PREFILL, Phase.DECODE)
+
+
+def _missing(question: Question, decision: Decision) -> list[Phase]:
+    """The phases for which no instance is usable, whatever its room."""
+    picks = {Phase.PREFILL: decision.prefill, Phase.DECODE: decision.decode}
+    return [
+        phase
+        for phase in _phases(question)
+        if picks[phase].chosen is None and not any(c.candidate.why == FULL for c in picks[phase].candidates)
+    ]
+
+
+def _full_instances(question: Question, decision: Decision) -> set[tuple[Phase, str]]:
+    """The instances a request waits for: the full ones of each phase that found no place."""
+    picks = {Phase.PREFILL: decision.prefill, Phase.DECODE: decision.decode}
+    return {
+        (phase, priced.candidate.instance)
+        for phase in _phases(question)
+        if picks[phase].chosen is None
+        for priced in picks[phase].candidates
+        if priced.candidate.why == FULL
+    }

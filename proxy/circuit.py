@@ -1,0 +1,203 @@
+"""A circuit opens on proof, closes on proof, and in between lets one leg through at a time.
+
+Pure: times are passed in, chance is a generator that is passed in, nothing is asked or sent from here. One
+`Breaker` is what kvproxy knows of one instance's health:
+
+* closed: legs go there; for a while after it has closed, fewer than elsewhere (slow start).
+* open: the engine is not there, and gets no legs until a check is answered; or its legs failed where others
+  served the same requests, and it gets none for a pause that doubles, unless there is nothing else to use.
+* half-open: it is back, and one leg at a time tries it. Success closes the circuit, failure opens it again.
+"""
+
+import enum
+import random
+
+MISSED_MOST = 3
+"""Checks in a row that nobody answered, and not a byte on any leg meanwhile: then nobody is there.
+
+With the default settings a frozen engine is found within 9.6 s: it freezes right after it was asked, the next
+question comes 2 s * 1.2 later, and this many in a row, one directly after the other, wait 2.4 s each. An engine
+that is merely busy gets 7.2 s to answer one of them or to send one byte of any answer; a starved API process of vLLM
+may well need seconds.
+"""
+
+CHARGES_MOST = 3
+"""Failed legs in a row that others made good: one may be an accident, two may be."""
+
+PROBE_FIRST_S = 0.25
+PROBE_MOST_S = 2.0
+"""A dead engine is asked after a quarter of a second, then ever later: it is back within 2 s of being up."""
+
+EJECTED_FIRST_S = 1.0
+EJECTED_MOST_S = 30.0
+"""How long an engine that answers checks and fails legs gets none. Envoy's outlier detection begins with 30 s; ours
+may try sooner, because half-open costs one request one attempt."""
+
+PATIENT_CHECKS = 5
+"""A trial leg that outlives so many answered checks does not fail: a long answer must not keep an instance at one leg."""
+
+JITTER = 0.2
+"""How far pauses are off their length, either way: it spreads the checks of many routers."""
+
+SLOW_START_LEAST = 0.1
+"""The share of legs a slow start begins with, as Envoy's."""
+
+
+class Circuit(enum.StrEnum):
+    """Whether legs may go to an instance, as far as its health is concerned."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Breaker:
+    """The health of one instance. Times are seconds of any one monotonic clock."""
+
+    def __init__(
+        self, *, slow_start_s: float = 0.0, joins: bool = False, rng: random.Random | None = None
+    ) -> None:
+        """`joins`: it comes to instances that are at work already, so that its first legs come slowly, too."""
+        self.state = Circuit.CLOSED
+        self.dead = False
+        """Open because the engine is not there; else because its legs failed."""
+        self._slow_start_s = slow_start_s
+        self._joins = joins
+        self._rng = rng or random.Random()  # noqa: S311  # spreads pauses, no secret
+        self._seen = False
+        self._closed_at: float | None = None
+        self._missed = 0
+        self._unanswered = False
+        self._probes = 0
+        self._charges = 0
+        self._ejections = 0
+        self._open_until = 0.0
+        self._trial = 0
+        self._trials = 0
+        self._patience = 0
+
+    # -- what is asked of it ------------------------------------------------------------------------------
+
+    @property
+    def silent(self) -> bool:
+        """Whether the last checks, one after the other, found nobody there."""
+        return self._missed >= MISSED_MOST
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the last check found nobody, which alone proves nothing."""
+        return self._missed > 0
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether it is half-open and the one leg it may have is running."""
+        return self.state is Circuit.HALF_OPEN and self._trials > 0
+
+    def share(self, now: float) -> float:
+        """How much it should get of what the others get: 1, or less while it starts slowly; never 0."""
+        if self._closed_at is None or now - self._closed_at >= self._slow_start_s:
+            return 1.0
+        return max(SLOW_START_LEAST, (now - self._closed_at) / self._slow_start_s)
+
+    def pause_s(self, now: float, interval_s: float) -> float:
+        """How long after the beginning of a check the next one is due; 0 for at once."""
+        if self.state is Circuit.OPEN and self.dead:
+            pause_s = min(PROBE_MOST_S, PROBE_FIRST_S * 2.0 ** min(self._probes, 10))
+        elif self._unanswered:
+            return 0.0
+        elif self.state is Circuit.OPEN:
+            pause_s = min(interval_s, max(PROBE_FIRST_S, self._open_until - now))
+        else:
+            pause_s = interval_s
+        return pause_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
+
+    # -- what checks find ---------------------------------------------------------------------------------
+
+    def answered(self, now: float) -> None:
+        """A check was answered as it should be."""
+        self._missed = 0
+        self._unanswered = False
+        if not self._seen:
+            self._seen = True
+            self.state, self.dead = Circuit.CLOSED, False
+            self._closed_at = now if self._joins else None
+        elif self.state is Circuit.OPEN and (self.dead or now >= self._open_until):
+            self._half_open()
+        elif self.on_trial:
+            self._patience += 1
+            if self._patience >= PATIENT_CHECKS:
+                self._close(now)
+
+    def busy(self) -> None:
+        """A check was not answered, but legs were meanwhile: the engine lives."""
+        self._missed = 0
+        self._unanswered = True
+
+    def missed(self) -> None:
+        """A check was not answered, and nothing else was heard of the engine since it was sent."""
+        self._missed += 1
+        self._unanswered = True
+        if self.silent or self.dead or not self._seen:
+            self.lost()
+
+    def lost(self) -> None:
+        """The engine is not there: its port is closed, or it says itself that it is dead."""
+        self._probes = self._probes + 1 if self.state is Circuit.OPEN and self.dead else 0
+        self.state, self.dead = Circuit.OPEN, True
+
+    # -- what legs show -----------------------------------------------------------------------------------
+
+    def begin_leg(self) -> int:
+        """A leg is about to be sent; give what is returned to `end_leg` when it has ended."""
+        if self.state is not Circuit.HALF_OPEN:
+            return 0
+        self._trials += 1
+        return self._trial
+
+    def end_leg(self, trial: int) -> None:
+        """That leg has ended, however."""
+        if trial and trial == self._trial:
+            self._trials -= 1
+            if not self._trials:
+                self._patience = 0
+
+    def served(self, now: float) -> None:
+        """A leg was answered with what was asked for."""
+        self._charges = 0
+        if self.state is Circuit.HALF_OPEN:
+            self._close(now)
+        elif self.state is Circuit.OPEN and not self.dead:
+            self._half_open()  # used for want of others, and it worked
+
+    def broke(self, now: float) -> None:
+        """A leg ended without a complete answer; what that means is for a check to find out, unless on trial."""
+        if self.state is Circuit.HALF_OPEN:
+            self._eject(now)
+
+    def charged(self, now: float) -> None:
+        """A leg failed, and another instance then served the same request."""
+        if self.state is Circuit.OPEN:
+            return
+        self._charges += 1
+        if self.state is Circuit.HALF_OPEN or self._charges >= CHARGES_MOST:
+            self._eject(now)
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _eject(self, now: float) -> None:
+        settled = self._closed_at is None or now - self._closed_at >= EJECTED_MOST_S
+        self._ejections = 0 if self.state is Circuit.CLOSED and settled else self._ejections + 1
+        pause_s = min(EJECTED_MOST_S, EJECTED_FIRST_S * 2.0 ** min(self._ejections, 10))
+        self.state, self.dead = Circuit.OPEN, False
+        self._open_until = now + pause_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
+        self._charges = 0
+
+    def _half_open(self) -> None:
+        self.state, self.dead = Circuit.HALF_OPEN, False
+        self._probes = self._charges = self._trials = self._patience = 0
+        self._trial += 1
+
+    def _close(self, now: float) -> None:
+        self.state = Circuit.CLOSED
+        self._closed_at = now
+        self._charges = 0

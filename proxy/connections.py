@@ -1,0 +1,176 @@
+"""A connection that sends no request in time is cut; one that sends no HTTP is told so in the envelope, once.
+
+What it sent is neither repeated to it nor logged: a header that was cut short may hold a key.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import http_exceptions, web
+
+from proxy.errors import BadRequestError, RequestError, envelope
+from proxy.headers import REQUEST_ID
+from proxy.middlewares import enveloped
+
+log = logging.getLogger(__name__)
+
+HEAD_TIMEOUT_S = 20.0
+"""From the first byte of a request's head to its last; what Apache's mod_reqtimeout gives a head."""
+
+MAX_HEADER_BYTES = 64 << 10
+"""Tokens and cookies of some clients are longer than aiohttp's 8 KiB."""
+
+MAX_HEAD_BYTES = 128 << 10
+"""A whole head. aiohttp bounds each line and how many there are, which leaves room for 8 MiB."""
+
+MAX_FRAMING_RATIO = 8
+"""Bytes of the connection for each byte of a chunked body, beyond what a head may have: a chunk of one byte takes
+six. More are chunk extensions, which count for no limit on bodies."""
+
+IDLE_CONNECTION_S = 75.0
+"""How long a connection may be open without a request; nginx's keepalive_timeout."""
+
+
+class Connection(web.RequestHandler):
+    """One client's connection."""
+
+    __slots__ = ("_body_bytes", "_counted", "_head_bytes", "_head_timer")
+
+    def __init__(self, manager: web.Server, **settings: Any) -> None:
+        super().__init__(manager, **settings)
+        self._head_bytes = 0
+        self._body_bytes = 0
+        self._counted = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes that leave aiohttp waiting for a request are part of a head: of one, so far."""
+        super().data_received(data)
+        if self._waiter is None or self._waiter.done():
+            self._head_ended()
+            self._count_body(len(data))
+        elif data:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._cut("a request head of more than %d bytes", MAX_HEAD_BYTES)
+            elif self._head_timer is None:
+                self._head_timer = self._loop.call_later(
+                    HEAD_TIMEOUT_S, self._cut, "no complete request head within %g s", HEAD_TIMEOUT_S
+                )
+
+    def _count_body(self, received_bytes: int) -> None:
+        if self._counted != self._request_count:  # another request has begun
+            self._counted, self._body_bytes = self._request_count, 0
+        self._body_bytes += received_bytes
+        request = self._current_request
+        if request is None or request.content.is_eof():
+            return
+        if self._body_bytes > MAX_HEAD_BYTES + MAX_FRAMING_RATIO * request.content.total_bytes:
+            self._cut("%d bytes came for next to no body", self._body_bytes)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the timer with the connection."""
+        self._head_ended()
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002  # it quotes what was sent
+    ) -> web.StreamResponse:
+        """The answer to what could not be read as HTTP, or to a failure outside all handlers."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun already; a second one must not follow")
+        request_id = uuid.uuid4().hex
+        if status < 500:
+            log.info("a connection sent what is not valid HTTP (%s, id %s)", type(exc).__name__, request_id)
+            body = envelope(_words(exc), BadRequestError.kind, status)
+        else:
+            log.error("a request failed outside its handler (id %s)", request_id, exc_info=exc)
+            body = envelope("kvproxy failed on this request", RequestError.kind, status)
+        response = web.json_response(body, status=status, headers={REQUEST_ID: request_id})
+        response.force_close()
+        return response
+
+    def _head_ended(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _cut(self, why: str, bound: float) -> None:
+        log.debug("a connection was closed: " + why, bound)  # noqa: G003  # `why` is one of our own formats
+        self._head_ended()
+        self.force_close()
+
+
+def _words(error: BaseException | None) -> str:
+    """What is wrong with a request, without a byte of it."""
+    if isinstance(error, http_exceptions.LineTooLong):
+        return f"a line of the request's head is longer than {MAX_HEADER_BYTES} bytes"
+    if isinstance(error, http_exceptions.BadHttpMethod):
+        return "the request does not begin with an HTTP method"
+    if isinstance(error, http_exceptions.InvalidURLError):
+        return "the request's target is not a valid URL"
+    return "the request is not valid HTTP/1.1"
+
+
+class _Server(web.Server):
+    """Makes a `Connection` of each accepted socket, which aiohttp has no setting for."""
+
+    def __init__(self, made: web.Server, settings: dict[str, Any]) -> None:
+        super().__init__(
+            _with_envelope(made.request_handler),
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+        )
+        self._settings = settings
+
+    def __call__(self) -> web.RequestHandler:
+        return Connection(self, loop=asyncio.get_running_loop(), **self._settings)
+
+
+def _with_envelope(handle: Callable[..., Awaitable[web.StreamResponse]]) -> Callable[..., Any]:
+    """Give what fails before all middlewares (an `Expect` that nobody knows) the envelope as well."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await handle(request)
+        except web.HTTPException as error:
+            response = enveloped(error)
+            response.headers[REQUEST_ID] = uuid.uuid4().hex
+            response.force_close()
+            return response
+
+    return answer
+
+
+class Runner(web.AppRunner):
+    """Runs an application with the server settings kvproxy relies on.
+
+    A client that leaves cancels its handler, and bodies come as they were sent.
+    """
+
+    __slots__ = ("_settings",)
+
+    def __init__(self, app: web.Application) -> None:
+        self._settings: dict[str, Any] = {
+            "access_log": None,  # the edge middleware writes a line that knows more
+            "keepalive_timeout": IDLE_CONNECTION_S,
+            "auto_decompress": False,
+            "max_line_size": MAX_HEADER_BYTES,
+            "max_field_size": MAX_HEADER_BYTES,
+        }
+        super().__init__(
+            app,
+            handler_cancellation=True,
+            shutdown_timeout=0.1,  # aiohttp waits twice as long, and for ever if it is 0
+        )
+
+    async def _make_server(self) -> web.Server:
+        return _Server(await super()._make_server(), self._settings)

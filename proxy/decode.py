@@ -1,0 +1,151 @@
+"""A decode leg's reply begins with what the engine has really produced, so every failure before can be tried again."""
+
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import ExitStack
+
+from proxy.collaborators import Accounts, Answer
+from proxy.config import Deadlines
+from proxy.connectors.base import Connector
+from proxy.custody import Due, Hold
+from proxy.deadlines import within
+from proxy.errors import ConnectFailedError, LegError
+from proxy.exchange import Call, Reply, as_unary, error_status, first_event
+from proxy.instances import Fleet
+from proxy.legs import AttemptFailedError, Legs, chosen_of
+from proxy.placement import Placement, Question
+from proxy.scheduling.decision import Decision
+from proxy.scheduling.types import Phase
+
+
+class DecodeLegs:
+    """Runs decode legs, and the one leg of a request that is not split."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        placement: Placement,
+        connector: Connector,
+        legs: Legs,
+        accounts: Accounts,
+        clock: Callable[[], float],
+        deadlines: Deadlines,
+    ) -> None:
+        self._fleet = fleet
+        self._placement = placement
+        self._connector = connector
+        self._legs = legs
+        self._accounts = accounts
+        self._clock = clock
+        self._deadlines = deadlines
+
+    async def run_whole(self, call: Call, question: Question, decision: Decision) -> Reply:
+        """Have one instance serve the whole request. Raises AttemptFailedError."""
+        chosen = chosen_of(decision, Phase.DECODE)
+        settle = self._placement.expect(chosen, question)
+        came = False
+        try:
+            with ExitStack() as stack:
+                self._legs.claim(stack, chosen, Phase.DECODE, question)
+                reply = await self._answered(call, call.request.body.encoded(), decision, stack, hold=None)
+                came = reply.status == 200
+                return reply
+        except LegError as error:
+            self._legs.failed(error)
+            raise AttemptFailedError(Phase.DECODE, chosen.instance, cause=error) from error
+        finally:
+            settle(came)
+
+    async def run(
+        self,
+        call: Call,
+        question: Question,
+        decision: Decision,
+        hold: Hold,
+        failed: Collection[str],
+        tried: list[str],
+        stack: ExitStack,
+    ) -> Reply:
+        """Send the decode leg, to another instance for as long as none could be connected to.
+
+        `stack` holds the claim on the one that was decided for, and is handed on with the reply. `failed` are the
+        instances that earlier attempts failed on, `tried` gets those the hold was offered to. Raises
+        AttemptFailedError.
+        """
+        several = call.request.sequences > 1
+        fetch = self._connector.fetch_body(call.request.body, hold.handoff) if several else None
+        body = fetch or self._connector.decode_body(call.request.body, hold.handoff)
+        while True:
+            chosen = chosen_of(decision, Phase.DECODE)
+            if hold.due(self._clock()) is not Due.OFFER:
+                cause = LegError(hold.instance, "the prefilled blocks were not fetched within their lease")
+                raise AttemptFailedError(Phase.PREFILL, hold.instance, cause=cause)
+            tried.append(chosen.instance)
+            hold.spend()
+            try:
+                reply = await self._answered(call, body, decision, stack, hold)
+                if fetch is None or reply.status != 200:
+                    return reply
+                return await self._answered(call, call.request.body.encoded(), decision, stack, hold=None)
+            except LegError as error:
+                self._legs.failed(error)
+                failure = AttemptFailedError(
+                    Phase.DECODE, chosen.instance, cause=error, prefill_on=hold.instance
+                )
+                if hold.ended or not isinstance(error, ConnectFailedError):
+                    raise failure from error
+                hold.unspend()
+                decision = self._placement.decide_decode(question, decision, failed=failed, tried=tried)
+                again = decision.decode.chosen
+                if again is None:
+                    raise failure from error
+                stack.close()
+                self._legs.claim(stack, again, Phase.DECODE, question)
+                self._accounts.retried(failure.phase, failure.instance, failure.reason)
+
+    async def _answered(
+        self, call: Call, body: bytes, decision: Decision, stack: ExitStack, hold: Hold | None
+    ) -> Reply:
+        """Send a leg; the reply once the engine has produced something: a whole answer, or a stream's first event.
+
+        Raises LegError if that does not come, AttemptFailedError if the engine answers that it failed.
+        """
+        chosen = chosen_of(decision, Phase.DECODE)
+        async with within(self._deadlines.first_byte_s, chosen.instance, "the decode leg's first byte"):
+            answer = await self._legs.send(call, chosen, body)
+            stack.callback(answer.close)
+            if answer.is_event_stream and answer.status == 200:
+                begin = await first_event(answer)
+                if (failure := error_status(begin)) is None:
+                    self._produced(hold, chosen.instance)
+                    rest = self._stream(answer, begin)
+                    return Reply(answer.status, answer.headers, rest, decision, stack.pop_all())
+                reply = as_unary(answer, failure, begin, decision)
+            else:
+                reply = Reply(answer.status, answer.headers, await answer.read(), decision)
+        words = reply.body if isinstance(reply.body, bytes) else b""
+        if self._legs.worth_another(chosen, reply.status, words):
+            prefill_on = hold.instance if hold is not None else None
+            raise AttemptFailedError(Phase.DECODE, chosen.instance, reply, prefill_on=prefill_on)
+        if reply.status == 200:
+            self._produced(hold, chosen.instance)
+        return reply
+
+    async def _stream(self, answer: Answer, begin: bytes) -> AsyncIterator[bytes]:
+        """What has begun, and the rest as it comes; raises LegError if it does not."""
+        yield begin
+        try:
+            while chunk := await answer.next_chunk(self._deadlines.chunk_s):
+                yield chunk
+        except LegError as error:
+            self._legs.failed(error)
+            raise
+
+    def _produced(self, hold: Hold | None, decode: str) -> None:
+        self._legs.served(decode)
+        if hold is None:
+            return
+        hold.pulled()
+        instance = self._fleet.get(decode)
+        if instance is not None and hold.handoff.engine_id is not None:
+            instance.pulled_from.add(hold.handoff.engine_id)

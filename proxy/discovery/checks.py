@@ -1,0 +1,122 @@
+"""A check asks one engine whether it lives and what it serves; it takes no claim and changes nothing.
+
+What cannot be told from our own shortage - no socket left, an event loop that stood still - is found to be nothing.
+"""
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from proxy.errors import ConnectFailedError, LegError, NoSocketError
+
+HEALTH = "/health"
+MODELS = "/v1/models"
+
+STALLED = 1.5
+"""A check that took so many times its timeout to be missed was held up by this process, not by the engine."""
+
+
+class Finding(enum.StrEnum):
+    """What a check found."""
+
+    ANSWERED = "answered"
+    UNREACHABLE = "unreachable"
+    """No connection came about."""
+    UNHEALTHY = "unhealthy"
+    """The engine says itself that it cannot serve: vLLM answers 503 when its core is dead."""
+    MISSED = "missed"
+    """No answer, and nothing was heard of the engine meanwhile."""
+    BUSY = "busy"
+    """No answer, but legs had some meanwhile."""
+    NOTHING = "nothing"
+    """It could not be asked."""
+
+
+class Check(NamedTuple):
+    """One finding."""
+
+    finding: Finding
+    words: str = ""
+    """What went wrong, for logs and `/status`."""
+
+
+class Engines(Protocol):
+    """The part of the engine client needed here."""
+
+    async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
+        """Ask an engine about itself; raises LegError."""
+        ...
+
+    async def get_status(self, instance: str, path: str, timeout_s: float) -> int:
+        """Ask an engine and look at the status of its answer alone; raises LegError."""
+        ...
+
+    def heard_at(self, instance: str) -> float | None:
+        """When an engine last sent something, by the same clock as here."""
+        ...
+
+
+class _Card(msgspec.Struct):
+    id: str
+    parent: str | None = None
+
+
+class Checker:
+    """Asks engines. Times are seconds of the clock it is given."""
+
+    def __init__(self, engines: Engines, clock: Callable[[], float], *, timeout_s: float) -> None:
+        self._engines = engines
+        self._clock = clock
+        self._timeout_s = timeout_s
+
+    async def alive(self, instance: str) -> Check:
+        """Whether the engine answers `/health`. Raises nothing."""
+        begun_at = self._clock()
+        try:
+            status = await self._engines.get_status(instance, HEALTH, self._timeout_s)
+        except LegError as error:
+            return self._without_answer(instance, error, begun_at)
+        if status >= 500:
+            return Check(Finding.UNHEALTHY, f"status {status} for {HEALTH}")
+        return Check(Finding.ANSWERED)
+
+    async def served(self, instance: str) -> Check | list[dict[str, Any]]:
+        """The models it lists, or why that is not known. Raises nothing."""
+        begun_at = self._clock()
+        try:
+            cards = await self.cards(instance, self._timeout_s)
+        except LegError as error:
+            return self._without_answer(instance, error, begun_at)
+        return cards
+
+    async def cards(self, instance: str, timeout_s: float) -> list[dict[str, Any]]:
+        """The models it lists. Raises LegError."""
+        answer = await self._engines.get_json(instance, MODELS, timeout_s)
+        cards = answer.get("data") if isinstance(answer, dict) else None
+        try:
+            msgspec.convert(cards, list[_Card])
+        except msgspec.ValidationError:
+            raise LegError(instance, f"its {MODELS} is not a list of models") from None
+        return list(cards or [])
+
+    def _without_answer(self, instance: str, error: LegError, begun_at: float) -> Check:
+        if isinstance(error, NoSocketError):
+            return Check(Finding.NOTHING, error.words)
+        if isinstance(error, ConnectFailedError):
+            return Check(Finding.UNREACHABLE, error.words)
+        if self._clock() - begun_at > self._timeout_s * STALLED:
+            return Check(Finding.NOTHING, "kvproxy was held up itself")
+        heard_at = self._engines.heard_at(instance)
+        if heard_at is not None and heard_at > begun_at:
+            return Check(Finding.BUSY, error.words)
+        return Check(Finding.MISSED, error.words)
+
+
+def wrong_model(cards: list[dict[str, Any]], model: str) -> str | None:
+    """What an engine serves instead of `model`, in words; None if it serves it."""
+    served = [str(card["id"]) for card in cards if not card.get("parent")]
+    if model in served:
+        return None
+    return f"serves {', '.join(repr(name) for name in served) or 'no model'}, not {model!r} (--model)"

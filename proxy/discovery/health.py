@@ -1,0 +1,147 @@
+"""What checks and legs show of an instance changes its circuit, and every change is said and counted once.
+
+Synchronous: whoever decides next sees all of it. That an instance is given up comes last, so that the legs that
+break then find it down.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from proxy.circuit import MISSED_MOST, Circuit
+from proxy.discovery.checks import Check, Finding
+from proxy.instances import Instance, Status
+
+log = logging.getLogger(__name__)
+
+
+class Engines(Protocol):
+    """The part of the engine client needed here."""
+
+    def give_up(self, instance: str) -> None:
+        """Break every leg that waits for an engine."""
+        ...
+
+
+class Accounts(Protocol):
+    """Where counters go."""
+
+    def checked(self, instance: str, finding: str) -> None:
+        """A check of an instance ended so."""
+        ...
+
+    def circuit_changed(self, instance: str, state: str) -> None:
+        """An instance's circuit is in another state now."""
+        ...
+
+    def forget(self, instance: str) -> None:
+        """An instance was removed."""
+        ...
+
+
+class HealthBook:
+    """Keeps the health of all instances."""
+
+    def __init__(
+        self,
+        engines: Engines,
+        accounts: Accounts,
+        clock: Callable[[], float],
+        *,
+        went_down: Callable[[Instance], None],
+    ) -> None:
+        """`went_down` is told of an instance that is not there any more."""
+        self._engines = engines
+        self._accounts = accounts
+        self._clock = clock
+        self._went_down = went_down
+
+    # -- what checks find ---------------------------------------------------------------------------------
+
+    def checked(self, instance: Instance, check: Check) -> None:
+        """A check was not answered as it should be."""
+        log.debug("%s: a check found it %s: %s", instance.address, check.finding, check.words)
+        before = instance.breaker.state
+        match check.finding:
+            case Finding.NOTHING:
+                log.warning("%s could not be checked: %s", instance.address, check.words)
+                return
+            case Finding.BUSY:
+                instance.breaker.busy()
+            case Finding.MISSED:
+                instance.breaker.missed()
+            case Finding.UNREACHABLE | Finding.UNHEALTHY:
+                instance.breaker.lost()
+        self._changed(instance, before)
+        silent = instance.breaker.silent
+        if instance.breaker.dead:
+            self._down(instance, check.words + (f", {MISSED_MOST} times in a row" if silent else ""))
+        if silent:
+            self._engines.give_up(instance.address)  # its connections may stand, but nobody is there
+
+    def answered(self, instance: Instance) -> None:
+        """A check was answered, and the engine serves what it should."""
+        before = instance.breaker.state
+        instance.breaker.answered(self._clock())
+        if instance.status is not Status.UP:
+            instance.status, instance.why_down = Status.UP, None
+            log.info("%s %s is up", instance.role, instance.address)
+        self._changed(instance, before)
+
+    # -- what legs show -----------------------------------------------------------------------------------
+
+    def lost(self, instance: Instance, words: str) -> None:
+        """A leg could not connect."""
+        before = instance.breaker.state
+        instance.breaker.lost()
+        self._changed(instance, before)
+        self._down(instance, words)
+
+    def broke(self, instance: Instance, words: str) -> None:
+        """A leg ended without a complete answer."""
+        before = instance.breaker.state
+        instance.breaker.broke(self._clock())
+        self._changed(instance, before, f"its trial leg failed: {words}")
+
+    def served(self, instance: Instance) -> None:
+        """A leg was answered with what was asked for."""
+        before = instance.breaker.state
+        instance.breaker.served(self._clock())
+        self._changed(instance, before)
+
+    def charged(self, instance: Instance) -> None:
+        """A leg failed, and another instance then served the same request."""
+        before = instance.breaker.state
+        instance.breaker.charged(self._clock())
+        self._changed(instance, before, "its legs failed where another instance served the same requests")
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _changed(self, instance: Instance, before: Circuit, why: str = "") -> None:
+        state = instance.breaker.state
+        if state is before:
+            return
+        self._accounts.circuit_changed(instance.address, state.value)
+        if state is Circuit.OPEN and not instance.breaker.dead:
+            instance.why_down = why
+            log.warning("%s %s: circuit open: %s", instance.role, instance.address, why)
+        elif state is Circuit.HALF_OPEN:
+            log.info("%s %s: circuit half-open: one leg at a time tries it", instance.role, instance.address)
+        elif state is Circuit.CLOSED:
+            instance.why_down = None
+            if before is Circuit.HALF_OPEN:
+                log.info("%s %s: circuit closed: it serves", instance.role, instance.address)
+
+    def _down(self, instance: Instance, words: str) -> None:
+        if instance.status is not Status.DOWN:
+            starting = instance.status is Status.STARTING
+            log.log(
+                logging.INFO if starting else logging.WARNING,
+                "%s %s is down: %s%s",
+                instance.role,
+                instance.address,
+                words,
+                "; trying on" if starting else "",
+            )
+        instance.status, instance.why_down = Status.DOWN, words
+        self._went_down(instance)

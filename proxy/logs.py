@@ -1,0 +1,55 @@
+"""The log tells where something failed and how, never with what: messages of exceptions may quote a prompt or a key."""
+
+import asyncio
+import logging
+import traceback
+from types import TracebackType
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+MOST_CAUSES = 8
+"""Causes of causes that are told."""
+
+_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+class Formatter(logging.Formatter):
+    """Lines with the time; a traceback without the texts of its exceptions."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line and its traceback; not the one that another handler may have written into the record."""
+        record.exc_text = None
+        try:
+            return super().format(record)
+        finally:
+            record.exc_text = None
+
+    def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802  # logging's name
+        """The frames and types of an exception and its causes."""
+        return "" if ei[1] is None else traceback_of(ei[1])
+
+
+def traceback_of(error: BaseException) -> str:
+    """Where an exception and its causes came from; of their texts only what the operating system said."""
+    parts: list[str] = []
+    current: BaseException | None = error
+    for _ in range(MOST_CAUSES):
+        if current is None:
+            break
+        words = f": {current.strerror}" if isinstance(current, OSError) and current.strerror else ""
+        parts.append(
+            "".join(traceback.format_tb(current.__traceback__)) + f"{type(current).__qualname__}{words}"
+        )
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return "\ncaused by\n".join(parts)
+
+
+def log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An event loop's exception handler: asyncio's own prints the values that its callbacks were given."""
+    message = str(context.get("message", "the event loop failed")).partition(" in callback ")[0]
+    error = context.get("exception")
+    log.error("%s", message.partition("<")[0], exc_info=error if isinstance(error, BaseException) else None)

@@ -1,0 +1,148 @@
+"""The prefill leg outlives its client long enough to tell what it holds, and always tells its hold how it ended."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from proxy.collaborators import Accounts
+from proxy.connectors.base import Connector
+from proxy.custody import Due, Hold
+from proxy.deadlines import within
+from proxy.errors import ConnectFailedError, LegError
+from proxy.exchange import Call, Reply
+from proxy.legs import AttemptFailedError, Legs, chosen_of
+from proxy.placement import Placement, Question
+from proxy.releases import Releases
+from proxy.scheduling.decision import Decision
+from proxy.scheduling.types import Candidate, Phase
+from proxy.tasks import TaskOwner
+
+ABANDONED_PREFILL_GRACE_S = 5.0
+"""How long a prefill leg whose client left may still finish. Closing it while it finishes would strand its blocks
+unseen, for what is released is named only in its answer; a leg that takes longer is most likely still queued or
+computing, where closing it frees everything at once."""
+
+
+class PrefillLegs:
+    """Runs prefill legs."""
+
+    def __init__(
+        self,
+        *,
+        placement: Placement,
+        connector: Connector,
+        legs: Legs,
+        releases: Releases,
+        accounts: Accounts,
+        tasks: TaskOwner,
+        clock: Callable[[], float],
+        deadline_s: float,
+        learn: Callable[[Candidate, Question, Hold, str], None],
+    ) -> None:
+        """`deadline_s`: from sending a leg to the end of its answer. `learn` is told of every leg that is answered."""
+        self._placement = placement
+        self._connector = connector
+        self._legs = legs
+        self._releases = releases
+        self._accounts = accounts
+        self._tasks = tasks
+        self._clock = clock
+        self._deadline_s = deadline_s
+        self._learn = learn
+
+    async def run(
+        self, call: Call, question: Question, decision: Decision, kind: str, hold: Hold
+    ) -> Reply | None:
+        """Have `hold` filled. A reply is the engine's last word on the request; without one the hold is held.
+
+        Raises AttemptFailedError. The leg is a task of its own, so that it survives its client long enough to be
+        cleaned up.
+        """
+        chosen = chosen_of(decision, Phase.PREFILL)
+        claims = ExitStack()
+        self._legs.claim(claims, chosen, Phase.PREFILL, question)
+        settle = self._placement.expect(chosen, question)
+        leg = self._tasks.create(
+            self._leg(call, question, decision, kind, hold, claims, settle), name=f"prefill {call.leg_id}"
+        )
+        try:
+            end = await asyncio.shield(leg)
+        except asyncio.CancelledError:
+            if not leg.cancelled():
+                self._tasks.create(self._abandon(call, leg, hold), name=f"abandon prefill {call.leg_id}")
+            raise
+        if isinstance(end, AttemptFailedError):
+            raise end
+        return end
+
+    async def _abandon(
+        self, call: Call, leg: "asyncio.Task[Reply | AttemptFailedError | None]", hold: Hold
+    ) -> None:
+        hold.give_up()
+        try:
+            await asyncio.wait({leg}, timeout=ABANDONED_PREFILL_GRACE_S)
+            if not leg.done():
+                leg.cancel()
+                await asyncio.wait({leg})
+        finally:
+            # Also when kvproxy stops: whatever is held by now has nobody else.
+            if self._connector.holds and hold.due(self._clock()) is Due.RELEASE:
+                await self._releases.release(call, hold)
+
+    async def _leg(
+        self,
+        call: Call,
+        question: Question,
+        decision: Decision,
+        kind: str,
+        hold: Hold,
+        claims: ExitStack,
+        settle: Callable[[bool], None],
+    ) -> Reply | AttemptFailedError | None:
+        chosen = chosen_of(decision, Phase.PREFILL)
+        body = self._connector.prefill_body(call.request.body)
+        begun_at = self._clock()
+        came = finished = False
+        try:
+            with claims:
+                async with within(self._deadline_s, chosen.instance, "the prefill leg"):
+                    answer = await self._legs.send(call, chosen, body)
+                    claims.callback(answer.close)
+                    finished = answer.status == 200
+                    data = await answer.read()
+            came = finished
+        except (LegError, asyncio.CancelledError) as error:
+            self._ended_early(hold, error, finished=finished)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            self._legs.failed(error)
+            return AttemptFailedError(Phase.PREFILL, chosen.instance, cause=error)
+        finally:
+            settle(came)
+        self._accounts.prefill_ended(chosen.instance, self._clock() - begun_at)
+        if not came:
+            hold.failed()
+            reply = Reply(answer.status, answer.headers, data, decision)
+            if self._legs.worth_another(chosen, answer.status, data):
+                return AttemptFailedError(Phase.PREFILL, chosen.instance, reply)
+            return reply
+        try:
+            handoff = self._connector.read_handoff(data)
+        except ValueError as error:
+            hold.failed()
+            cause = LegError(chosen.instance, str(error))
+            return AttemptFailedError(Phase.PREFILL, chosen.instance, cause=cause)
+        self._legs.served(chosen.instance)
+        hold.answered(handoff, self._clock())
+        if self._connector.holds:
+            self._releases.begun(hold)
+        self._learn(chosen, question, hold, kind)
+        return None
+
+    def _ended_early(self, hold: Hold, error: BaseException, *, finished: bool) -> None:
+        if isinstance(error, ConnectFailedError):
+            hold.failed()
+            return
+        hold.lost(finished=finished)
+        if self._connector.holds:
+            self._accounts.hold_ended(hold.state)

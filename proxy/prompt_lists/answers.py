@@ -1,0 +1,69 @@
+"""An answer to a list of prompts holds every choice an engine gave, in the order of the prompts, word for word."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from proxy.prompt_lists.usage import summed
+
+
+class _Answer(msgspec.Struct):
+    choices: list[dict[str, msgspec.Raw]]
+    usage: dict[str, Any] | None = None
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_index = msgspec.json.Decoder(int).decode
+_encode = msgspec.json.Encoder().encode
+
+NULL = msgspec.Raw(b"null")
+
+
+def renumbered(choice: Mapping[str, msgspec.Raw], first_index: int) -> dict[str, msgspec.Raw]:
+    """A choice of one prompt as it is called in the answer to all: its prompt's choices begin at `first_index`.
+
+    Raises ValueError (msgspec's, too) if it has no index.
+    """
+    if "index" not in choice:
+        raise ValueError("a choice without an index")
+    index = _decode_index(choice["index"]) + first_index
+    return {**choice, "index": msgspec.Raw(b"%d" % index)}
+
+
+class AnswerMerger:
+    """Puts the unstreamed answers to the prompts of a list together, in whatever order they come."""
+
+    def __init__(self, sequences: int) -> None:
+        """`sequences`: how many choices each prompt has (`n`)."""
+        self._sequences = sequences
+        self._frame: dict[str, msgspec.Raw] = {}
+        self._choices: dict[int, list[msgspec.Raw]] = {}
+        self._usages: dict[int, dict[str, Any] | None] = {}
+
+    def add(self, part: int, body: bytes) -> None:
+        """Take the answer to a prompt. Raises ValueError if it is not an answer to a completion."""
+        try:
+            answer = _decode(body)
+            first_index = part * self._sequences
+            self._choices[part] = [
+                msgspec.Raw(_encode(renumbered(choice, first_index))) for choice in answer.choices
+            ]
+            self._usages[part] = answer.usage
+            if part == 0:
+                self._frame = _decode_members(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"not an answer to a completion: {error}") from None
+
+    def merged(self) -> bytes:
+        """The answer to all prompts: the first one's members around the choices of all."""
+        put: dict[str, Any] = {
+            "choices": [choice for part in sorted(self._choices) for choice in self._choices[part]]
+        }
+        if "usage" in self._frame:
+            usages = [usage for part in sorted(self._usages) if (usage := self._usages[part]) is not None]
+            put["usage"] = summed(usages) if len(usages) == len(self._usages) else NULL
+        if "metrics" in self._frame:
+            put["metrics"] = NULL  # timings of one prompt; an engine gives none for a list
+        return _encode({**self._frame, **put})

@@ -1,0 +1,248 @@
+"""Nothing of an answer to a list of prompts goes out before every prompt's has begun; then all of it, or a cut.
+
+Each prompt is served as a request of its own, by a task of its own. One that fails ends the others, and so does the
+end of the reply: their legs are given up as if their clients had left, and what they hold is given back.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack
+
+import msgspec
+
+from proxy.collaborators import Accounts
+from proxy.errors import EngineFailedError, LegBrokenError, LegError, UnavailableError
+from proxy.exchange import Call, Reply
+from proxy.headers import Headers
+from proxy.legs import Reason
+from proxy.prompt_lists.answers import AnswerMerger
+from proxy.prompt_lists.split import split
+from proxy.prompt_lists.streams import DONE, EventReader, StreamMerger
+from proxy.scheduling.types import Phase
+from proxy.tasks import TaskOwner
+
+MAX_WAITING_BYTES = 16 << 20
+"""What the streams of one list that have begun may bring while others have not: they are read on, for a leg that
+ends makes room for one that waits to begin. Minutes of all prompts' text; then they are held up."""
+
+MAX_QUEUED_BYTES = 256 << 10
+"""What they may bring ahead of their client once all have begun: about what a single stream has in buffers."""
+
+WRITE_BYTES = 64 << 10
+"""About how much goes to the client at a time."""
+
+MAX_RUNS = 3
+"""How often a prompt is served when its stream is cut before anything has reached the client."""
+
+Serve = Callable[[Call], Awaitable[Reply]]
+
+
+async def serve_list(call: Call, serve: Serve, tasks: TaskOwner, accounts: Accounts) -> Reply:
+    """Answer a request for several prompts; `serve` answers one. Raises RequestError; may be cancelled.
+
+    The reply has the first prompt's headers, and no decision: there is one for each prompt. If a prompt cannot be
+    served, the reply is the engine's answer to it.
+    """
+    calls = [
+        msgspec.structs.replace(
+            call,
+            request=request,
+            leg_id=f"{call.leg_id}-{part}" if part else call.leg_id,
+            ticket=call.ticket.part(),
+        )
+        for part, request in enumerate(split(call.request))
+    ]
+    parts = _Parts(calls, serve, accounts, call.request.sequences)
+    with ExitStack() as stack:
+        stack.callback(parts.end)
+        parts.start(tasks)
+        if (refusal := await parts.all_begun()) is not None:
+            return refusal
+        headers, body = parts.answer()
+        return Reply(200, headers, body, None, stack.pop_all())
+
+
+class _Parts:
+    """The prompts of one list while they are served."""
+
+    def __init__(self, calls: Sequence[Call], serve: Serve, accounts: Accounts, sequences: int) -> None:
+        self._calls = calls
+        self._serve = serve
+        self._accounts = accounts
+        self._tasks: list[asyncio.Task[None]] = []
+        self._answers = AnswerMerger(sequences)
+        self._stream = StreamMerger(len(calls), sequences)
+        self._begun: dict[int, Headers] = {}
+        """The headers of the answers that have begun."""
+        self._streamed: set[bool] = set()
+        self._running = set(range(len(calls)))
+        self._failure: Reply | Exception | None = None
+        self._started = self._ended = False
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._queued_bytes = 0
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+
+    def start(self, tasks: TaskOwner) -> None:
+        for part, call in enumerate(self._calls):
+            self._tasks.append(
+                tasks.create(self._run(part, call), name=f"prompt {part} of {self._calls[0].leg_id}")
+            )
+
+    def end(self) -> None:
+        """Give up whatever still runs; once, for a second cancellation would cut short what the first began."""
+        if self._ended:
+            return
+        self._ended = True
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    async def all_begun(self) -> Reply | None:
+        """Wait until every prompt's answer has begun. The refusal of an engine is returned, errors are raised."""
+        while self._failure is None and len(self._begun) < len(self._calls):
+            self._news.clear()
+            await self._news.wait()
+        if isinstance(self._failure, Exception):
+            raise self._failure
+        self._started = self._failure is None
+        return self._failure
+
+    def answer(self) -> tuple[Headers, bytes | AsyncIterator[bytes]]:
+        """The headers and the body of the answer to all, once all have begun. Raises EngineFailedError."""
+        if self._streamed == {False}:
+            return self._begun[0], self._answers.merged()
+        if self._streamed != {True}:
+            raise EngineFailedError("one engine answered with a stream and another without")
+        try:
+            self._stream.begin(next(data for part, data in self._queue if part == 0))
+        except (ValueError, StopIteration) as error:
+            raise EngineFailedError(
+                "an engine's stream begins with something else than a completion"
+            ) from error
+        return self._begun[0], self._events()
+
+    # -- one prompt ---------------------------------------------------------------------------------------
+
+    async def _run(self, part: int, call: Call) -> None:
+        try:
+            for runs_left in reversed(range(MAX_RUNS)):
+                try:
+                    await self._serve_once(part, call)
+                    break
+                except LegError as error:
+                    if self._started:
+                        raise
+                    if not runs_left:
+                        raise EngineFailedError(f"no engine answered in full: {error.words}") from error
+                    self._accounts.retried(Phase.DECODE, error.instance, Reason.BROKEN)
+                    self._forget(part)
+        except asyncio.CancelledError:
+            words = "the request was given up"
+            self._fail(LegBrokenError("kvproxy", words) if self._started else UnavailableError(words))
+            raise
+        except Exception as error:  # noqa: BLE001  # whoever waits for the answer gets it, whatever it is
+            self._fail(error)
+        self._running.discard(part)
+        self._news.set()
+
+    async def _serve_once(self, part: int, call: Call) -> None:
+        reply = await self._serve(call)
+        with ExitStack() as stack:
+            stack.callback(reply.close)
+            if reply.status != 200:
+                self._fail(reply)
+                return
+            try:
+                if isinstance(reply.body, bytes):
+                    self._answers.add(part, reply.body)
+                    self._begin(part, reply)
+                else:
+                    await self._read(part, reply, reply.body)
+            except ValueError as error:
+                raise LegBrokenError(_engine(reply), str(error)) from error
+
+    async def _read(self, part: int, reply: Reply, chunks: AsyncIterator[bytes]) -> None:
+        reader = EventReader()
+        done = False
+        async for chunk in chunks:
+            events = [] if done else reader.feed(chunk)
+            if DONE in events:
+                done = True
+                events = events[: events.index(DONE)]
+            if not self._started and any(data.startswith(b'{"error"') for data in events):
+                raise LegBrokenError(_engine(reply), "the engine failed in the middle of its answer")
+            await self._put(part, reply, events)
+        if not done:
+            raise LegBrokenError(_engine(reply), "the stream ended without its last event")
+        if part not in self._begun:
+            raise LegBrokenError(_engine(reply), "the stream ended before its first event")
+
+    def _begin(self, part: int, reply: Reply) -> None:
+        self._begun[part] = reply.headers
+        self._streamed.add(not isinstance(reply.body, bytes))
+        self._news.set()
+
+    async def _put(self, part: int, reply: Reply, events: list[bytes]) -> None:
+        """Queue events, as soon as there is room; the first of a stream need none, or others would wait for them."""
+        size = sum(len(data) for data in events)
+        while part in self._begun and self._queue and self._queued_bytes + size > self._limit_bytes:
+            self._room.clear()
+            await self._room.wait()
+        idle = self._started and not self._queue  # only then is a comment of use to the client
+        self._queue.extend((part, data) for data in events if data or idle)
+        self._queued_bytes += size
+        if any(events) and part not in self._begun:
+            self._begin(part, reply)
+        self._news.set()
+
+    @property
+    def _limit_bytes(self) -> int:
+        return MAX_QUEUED_BYTES if self._started else MAX_WAITING_BYTES
+
+    def _forget(self, part: int) -> None:
+        """A prompt begins anew."""
+        self._begun.pop(part, None)
+        self._queue = deque(queued for queued in self._queue if queued[0] != part)
+        self._queued_bytes = sum(len(data) for _, data in self._queue)
+        self._room.set()
+
+    def _fail(self, failure: Reply | Exception) -> None:
+        if self._failure is None:
+            self._failure = failure
+        self.end()
+        self._news.set()
+
+    # -- all of them --------------------------------------------------------------------------------------
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        """The events of all prompts as they come; raises what ended one of them."""
+        while not self._stream.failed:
+            if self._queue:
+                yield self._take()
+            elif isinstance(self._failure, Exception):
+                raise self._failure
+            elif self._running:
+                self._news.clear()
+                await self._news.wait()
+            else:
+                break
+        yield self._stream.end()
+
+    def _take(self) -> bytes:
+        events: list[bytes] = []
+        size = 0
+        while self._queue and size < WRITE_BYTES and not self._stream.failed:
+            part, data = self._queue.popleft()
+            self._queued_bytes -= len(data)
+            events.append(self._stream.chunk(part, data))
+            size += len(data)
+        if self._queued_bytes < self._limit_bytes:
+            self._room.set()
+        return b"".join(events)
+
+
+def _engine(reply: Reply) -> str:
+    chosen = reply.decision.decode.chosen if reply.decision is not None else None
+    return chosen.instance if chosen is not None else "the engine"

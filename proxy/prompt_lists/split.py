@@ -1,0 +1,37 @@
+"""A request for a list of prompts is the same as one request for each of them: nothing else in the body differs."""
+
+import msgspec
+
+from proxy.errors import BadRequestError
+from proxy.generation import GenerationRequest
+
+MAX_PROMPTS = 128
+"""Prompts in one list: each costs two legs at once, and one client should not hold a whole fleet."""
+
+MAX_COPIED_BYTES = 64 << 20
+"""What the other members of the body may grow to when every prompt gets a copy of them; as much as the largest
+body has by default. Without a limit 60 MB of schema and 128 prompts would be 8 GB."""
+
+
+def split(request: GenerationRequest) -> list[GenerationRequest]:
+    """One request for each prompt of a list, in order. Raises BadRequestError if there are too many."""
+    prompts = request.body.raw_items("prompt")
+    if len(prompts) > MAX_PROMPTS:
+        raise BadRequestError(
+            f"prompt is a list of {len(prompts)} prompts: at most {MAX_PROMPTS} are taken in one request",
+            param="prompt",
+        )
+    shared_bytes = max(0, request.body.size_bytes - sum(memoryview(prompt).nbytes for prompt in prompts))
+    if shared_bytes * len(prompts) > MAX_COPIED_BYTES:
+        raise BadRequestError(
+            f"{len(prompts)} prompts in one request, each with the {shared_bytes} bytes of the other members,"
+            " are too much: send fewer in one request",
+            param="prompt",
+        )
+    return [_part(request, prompt, shared_bytes) for prompt in prompts]
+
+
+def _part(request: GenerationRequest, prompt: msgspec.Raw, shared_bytes: int) -> GenerationRequest:
+    # Still a list: an engine reads, and refuses, an item of a list otherwise than a prompt by itself.
+    body = request.body.changed({"prompt": [prompt]}, size_bytes=shared_bytes + memoryview(prompt).nbytes)
+    return msgspec.structs.replace(request, body=body, prompt_count=1)

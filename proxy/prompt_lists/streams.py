@@ -1,0 +1,116 @@
+"""A stream for a list of prompts is all their events under one id, one usage and one end.
+
+Pure: bytes of engines in, events for the client out.
+"""
+
+from typing import Any
+
+import msgspec
+
+from proxy.prompt_lists.answers import renumbered
+from proxy.prompt_lists.usage import summed
+
+DONE = b"[DONE]"
+"""The data of the event that ends a complete stream."""
+
+MAX_EVENT_BYTES = 16 << 20
+"""No event of an engine comes near this; more without an end is not an event stream."""
+
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_decode_usage = msgspec.json.Decoder(dict[str, Any] | None).decode
+_encode = msgspec.json.Encoder().encode
+
+# What the chunks of all prompts have in common; each engine gave its own.
+_OF_THE_FIRST = ("id", "created")
+
+
+class EventReader:
+    """Cuts the bytes of one engine's stream into the data of its events."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The data of all events that are complete with `chunk`; empty for one that is only a comment.
+
+        Raises ValueError if an event grows beyond all reason.
+        """
+        data = self._tail + chunk
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n")
+        *events, self._tail = data.split(b"\n\n")
+        if len(self._tail) > MAX_EVENT_BYTES:
+            raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
+        return [_data(event) for event in events if event.strip()]
+
+
+def _data(event: bytes) -> bytes:
+    lines = (line.removeprefix(b"data:").strip() for line in event.split(b"\n") if line.startswith(b"data:"))
+    return b"\n".join(lines)
+
+
+def event(data: bytes) -> bytes:
+    """An event with this data."""
+    return b"data: " + data + b"\n\n"
+
+
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment: what an idle engine sends so that nobody in between takes the connection for dead."""
+
+
+class StreamMerger:
+    """Turns the events of each prompt's stream into those of the one stream for all."""
+
+    def __init__(self, prompts: int, sequences: int) -> None:
+        """`sequences`: how many choices each prompt has (`n`)."""
+        self._prompts = prompts
+        self._sequences = sequences
+        self._common: dict[str, msgspec.Raw] = {}
+        self._frame: dict[str, msgspec.Raw] = {}
+        self._usages: dict[int, dict[str, Any]] = {}
+        self.failed = False
+        """Whether an engine said that it failed: its event was the last."""
+
+    def begin(self, first: bytes) -> None:
+        """Take the id of the whole stream from an event of the first prompt. Raises ValueError."""
+        members = _members(first)
+        self._common = {name: members[name] for name in _OF_THE_FIRST if name in members}
+
+    def chunk(self, part: int, data: bytes) -> bytes:
+        """The event for the client that a prompt's event with `data` becomes; empty if it waits for the end.
+
+        Raises ValueError if it is not an event of a completion.
+        """
+        if not data:
+            return KEEP_ALIVE
+        members = _members(data)
+        if "error" in members:
+            self.failed = True
+            return event(data)
+        try:
+            choices = _decode_choices(members.get("choices", b"[]"))
+            if not choices and (usage := _decode_usage(members.get("usage", b"null"))) is not None:
+                self._usages[part] = usage
+                if part == 0:
+                    self._frame = {name: raw for name, raw in members.items() if name != "metrics"}
+                return b""
+            put = {"choices": [renumbered(choice, part * self._sequences) for choice in choices]}
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"not an event of a completion: {error}") from None
+        return event(_encode(members | self._common | put))
+
+    def end(self) -> bytes:
+        """What follows when the streams of all prompts have ended: the usage, if every engine told it, and the end."""
+        closing = b""
+        if len(self._usages) == self._prompts:
+            usage = summed([self._usages[part] for part in range(self._prompts)])
+            closing = event(_encode(self._frame | self._common | {"usage": usage}))
+        return closing + event(DONE)
+
+
+def _members(data: bytes) -> dict[str, msgspec.Raw]:
+    try:
+        return _decode_members(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"an event that is no JSON object: {error}") from None

@@ -1,0 +1,503 @@
+"""Requests are let in as claims end and instances change; nobody polls, nobody is woken for nothing."""
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from kvevents import PrefixIndex, Prompt
+from proxy.admission import Admitted, Gate, Ticket
+from proxy.config import Admission, Role, WhenNoPrefill, parse_instance
+from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
+from proxy.instances import Claim, Fleet, Instance, Status
+from proxy.placement import Placement, Question
+from proxy.scheduling.policies import CacheAffinity, LeastLoad
+from proxy.scheduling.types import Candidate, Leg, Phase
+from proxy.tasks import TaskOwner
+
+
+class Counted(LeastLoad):
+    """A policy that counts how often it is asked, and fails for one model."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
+        self.asked += 1
+        if leg.model == "broken":
+            raise ValueError("a policy that fails")
+        return super().costs(leg, candidates)
+
+
+class Book:
+    """Keeps the gate's accounts."""
+
+    def __init__(self) -> None:
+        self.refusals: Counter[str] = Counter()
+        self.actions: Counter[str] = Counter()
+        self.waits = 0
+
+    def waited(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.waits += 1
+
+    def refused(self, reason: str) -> None:
+        self.refusals[reason] += 1
+
+    def no_prefill(self, action: str) -> None:
+        self.actions[action] += 1
+
+
+class Scene:
+    """A gate before instances without engines; requests hold their claims until they are told to end."""
+
+    def __init__(self, prefill: int = 1, decode: int = 1, both: int = 0, **limits: Any) -> None:
+        self.fleet = Fleet()
+        self.policy = Counted()
+        self.book = Book()
+        config = Admission(**({"queue_timeout_s": 20.0} | limits))
+        self.placement = Placement(
+            self.fleet, PrefixIndex(), self.policy, "counted", clock=lambda: 0.0, limits=config
+        )
+        loop = asyncio.get_running_loop()
+        self.gate = Gate(
+            fleet=self.fleet, placement=self.placement, limits=config, accounts=self.book, clock=loop.time
+        )
+        self.tasks = TaskOwner("requests")
+        self.running: dict[str, list[Claim]] = {}
+        self.order: list[str] = []
+        for role, count in ((Role.PREFILL, prefill), (Role.DECODE, decode), (Role.BOTH, both)):
+            for n in range(count):
+                self.add(f"{role}{n}:1", role)
+
+    def add(self, address: str, role: Role, *models: str) -> Instance:
+        instance = Instance(parse_instance(address, role))
+        self.fleet.add(instance)
+        instance.model_cards = [{"id": model} for model in ("tiny", *models)]
+        instance.status = Status.UP
+        return instance
+
+    def instance(self, address: str) -> Instance:
+        found = self.fleet.get(address)
+        assert found is not None
+        return found
+
+    async def serve(
+        self, name: str, tokens: int, client: str, model: str, ticket: Ticket | None, whole: bool
+    ) -> Admitted:
+        question = Question(model, None, tokens, whole)
+        ticket = ticket or Ticket(client)
+        admitted = await self.gate.admit(ticket, question)
+        prefill, decode = admitted.decision.prefill.chosen, admitted.decision.decode.chosen
+        assert prefill is not None
+        assert decode is not None
+        self.running[name] = [self.placement.claim(decode, Phase.DECODE, admitted.question)]
+        if not admitted.decision.one_leg:
+            self.running[name].append(self.placement.claim(prefill, Phase.PREFILL, admitted.question))
+        self.order.append(name)
+        return admitted
+
+    async def ask(
+        self,
+        name: str,
+        tokens: int = 10,
+        *,
+        client: str = "",
+        model: str = "tiny",
+        ticket: Ticket | None = None,
+        whole: bool = False,
+    ) -> "asyncio.Task[Admitted]":
+        """Ask for a place; comes back when the request is in, refused or in the queue."""
+        task = self.tasks.create(self.serve(name, tokens, client, model, ticket, whole), name=name)
+        await self.rest()
+        return task
+
+    async def end(self, name: str) -> None:
+        """The request is over. Comes back when all that follows from it has happened."""
+        for claim in self.running.pop(name):
+            claim.end()
+        await self.rest()
+
+    async def rest(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+async def test_what_fits_goes_at_once_and_the_rest_in_turns_as_room_comes() -> None:
+    scene = Scene(max_decode_tokens=100)
+    for n in range(5):
+        await scene.ask(f"a{n}", 50, client="a")
+    await scene.ask("b0", 50, client="b")
+    assert scene.order == ["a0", "a1"]
+    assert len(scene.gate) == 4
+    await scene.end("a0")
+    assert scene.order[2:] in (["a2"], ["b0"])
+    await scene.end("a1")
+    assert set(scene.order[2:]) == {"a2", "b0"}
+    for name in scene.order[2:]:
+        await scene.end(name)
+    assert scene.order[4:] == ["a3", "a4"]
+    for name in scene.order[4:]:
+        await scene.end(name)
+    assert len(scene.gate) == 0
+    assert not any(i.running_legs() for i in scene.fleet)
+    assert scene.book.waits == 4
+
+
+async def test_requests_let_in_together_see_each_others_claims() -> None:
+    scene = Scene(prefill=2, decode=2, max_decode_tokens=100)
+    blockers = [scene.fleet.claim(f"decode{n}:1", 0, Phase.DECODE, 100) for n in range(2)]
+    for n in range(8):
+        await scene.ask(f"r{n}", 50)
+    assert scene.order == []
+    for claim in blockers:
+        claim.end()
+    await scene.rest()
+    assert len(scene.order) == 4
+    assert [scene.instance(f"decode{n}:1").running_tokens() for n in range(2)] == [100, 100]
+    assert [scene.instance(f"prefill{n}:1").running_legs() for n in range(2)] == [2, 2]
+
+
+class Exact:
+    state = "exact"
+    retirements = 0
+
+
+async def test_requests_with_one_prefix_let_in_together_meet_on_one_instance() -> None:
+    scene = Scene(prefill=4)
+    placement = Placement(scene.fleet, PrefixIndex(), CacheAffinity(), "affinity", clock=lambda: 0.0)
+    gate = Gate(
+        fleet=scene.fleet, placement=placement, limits=Admission(), accounts=scene.book, clock=lambda: 0.0
+    )
+    for instance in scene.fleet:
+        instance.sources = {0: Exact()}
+    for n in range(1, 4):
+        scene.fleet.claim(f"prefill{n}:1", 0, Phase.PREFILL, 2000)
+    scene.instance("decode0:1").draining = True
+
+    settles: list[Callable[[bool], None]] = []
+
+    async def serve(n: int) -> str:
+        question = Question("tiny", Prompt([*range(1600), n]), 1)
+        admitted = await gate.admit(Ticket(), question)
+        chosen = admitted.decision.prefill.chosen
+        assert chosen is not None
+        settles.append(placement.expect(chosen, question))
+        return chosen.instance
+
+    tasks = [scene.tasks.create(serve(n), name=str(n)) for n in range(8)]
+    await scene.rest()
+    assert len(gate) == 8
+    scene.instance("decode0:1").draining = False
+    assert {await task for task in tasks} == {"prefill0:1"}
+    for settle in settles:
+        settle(False)
+    candidates = placement.decide(Question("tiny", Prompt([*range(1600), 9]), 1)).prefill.candidates
+    assert {priced.candidate.expected_tokens for priced in candidates} == {0}
+
+
+async def test_an_idle_instance_takes_any_request_and_a_long_one_is_not_starved_by_short_ones() -> None:
+    scene = Scene(max_prefill_tokens=100)
+    await scene.ask("short0", 40)
+    await scene.ask("short1", 40)
+    await scene.ask("long", 5000, client="patient")
+    for n in range(2, 6):
+        await scene.ask(f"short{n}", 10, client="later")
+    assert scene.order == ["short0", "short1"]  # there is room for the later ones, but it is not their turn
+    # Their turn it is now: they ask for far less, so fairness puts them first.
+    await scene.end("short0")
+    assert scene.order[2:] == [f"short{n}" for n in range(2, 6)]
+    await scene.ask("short6", 10, client="newcomer")
+    for name in ("short1", *(f"short{n}" for n in range(2, 6))):
+        await scene.end(name)
+    await scene.end("short6")
+    assert scene.order[-1] == "long"
+
+
+async def test_a_lane_that_waits_for_room_keeps_it_from_other_lanes() -> None:
+    scene = Scene(max_decode_tokens=100)
+    scene.instance("prefill0:1").model_cards = [{"id": "tiny"}, {"id": "alpha", "parent": "tiny"}]
+    scene.instance("decode0:1").model_cards = [{"id": "tiny"}, {"id": "alpha", "parent": "tiny"}]
+    await scene.ask("first", 60)
+    await scene.ask("long", 90)
+    await scene.ask("adapter", 10, model="alpha")  # it would fit
+    assert scene.order == ["first"]
+    await scene.end("first")
+    assert scene.order[1:] in (["adapter"], ["long", "adapter"], ["adapter", "long"])
+
+
+async def test_who_waits_for_a_model_that_is_down_holds_up_nobody() -> None:
+    scene = Scene(max_decode_tokens=100)
+    for role in (Role.PREFILL, Role.DECODE):
+        scene.add(f"adapter-{role}:1", role, "alpha").status = Status.DOWN
+    waiting = await scene.ask("adapter", model="alpha")
+    assert len(scene.gate) == 1
+    for n in range(3):
+        await scene.ask(f"r{n}", 100)
+    assert scene.order == ["r0"]
+    await scene.end("r0")
+    assert scene.order == ["r0", "r1"]
+    assert not waiting.done()
+    for role in (Role.PREFILL, Role.DECODE):
+        scene.instance(f"adapter-{role}:1").status = Status.UP
+    await scene.rest()
+    # The other lane's turn comes as well where there is room for both.
+    assert "adapter" in scene.order
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scene: setattr(scene.instance("decode0:1"), "draining", False),
+        lambda scene: scene.add("new:1", Role.DECODE),
+        lambda scene: scene.add("new:1", Role.BOTH),
+    ],
+)
+async def test_an_instance_that_becomes_usable_wakes_who_waits(change: Callable[[Scene], Any]) -> None:
+    scene = Scene()
+    scene.instance("decode0:1").draining = True
+    await scene.ask("a")
+    await scene.ask("b")
+    assert scene.order == []
+    change(scene)
+    await scene.rest()
+    assert scene.order == ["a", "b"]
+
+
+async def test_only_as_many_are_looked_at_as_fit() -> None:
+    scene = Scene(max_decode_tokens=100, max_queue=500)
+    await scene.ask("r0", 100)
+    for n in range(1, 300):
+        await scene.ask(f"r{n}", 100, client=str(n))
+    before = scene.policy.asked
+    await scene.end("r0")
+    assert len(scene.order) == 2
+    assert scene.policy.asked - before <= 2 * 2  # one that fits and one that does not, two legs each
+
+
+async def test_who_leaves_the_queue_makes_way_at_once() -> None:
+    scene = Scene(max_decode_tokens=100)
+    await scene.ask("r0", 60)
+    long = await scene.ask("long", 90, client="a")
+    await scene.ask("short", 30, client="a")
+    assert scene.order == ["r0"]
+    long.cancel()
+    await scene.rest()
+    assert scene.order == ["r0", "short"]
+    assert len(scene.gate) == 0
+
+
+async def test_a_client_that_leaves_while_it_is_let_in_gives_its_place_back() -> None:
+    scene = Scene(max_decode_tokens=100)
+    await scene.ask("r0", 100)
+    leaver = await scene.ask("leaver", 100)
+    await scene.ask("next", 100)
+    for claim in scene.running.pop("r0"):
+        claim.end()
+    while scene.instance("decode0:1").running_tokens() == 0:  # noqa: ASYNC110  # one turn of the loop at a time
+        await asyncio.sleep(0)  # its place is reserved, and it has not heard of that yet
+    assert "leaver" not in scene.order
+    leaver.cancel()
+    await scene.rest()
+    assert scene.order == ["r0", "next"]
+    assert scene.instance("decode0:1").running_tokens() == 100
+    await scene.end("next")
+    assert not any(i.running_legs() for i in scene.fleet)
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+    scene = Scene(max_decode_tokens=100, max_queue=2)
+    await scene.ask("r0", 100)
+    greedy = [await scene.ask(f"g{n}", 100, client="greedy") for n in range(3)]
+    with pytest.raises(RateLimitError, match="--max-queue") as refused:
+        await greedy[2]
+    assert 1 <= int(refused.value.headers["Retry-After"]) <= 30
+    await scene.ask("modest", 100, client="modest")
+    with pytest.raises(RateLimitError, match="this client"):
+        await greedy[1]
+    assert scene.book.refusals == {"queue_full": 1, "shed": 1}
+    await scene.end("r0")
+    await scene.end(scene.order[1])
+    assert scene.order[1:] == ["g0", "modest"]
+
+
+async def test_without_a_queue_what_does_not_fit_is_refused_at_once() -> None:
+    scene = Scene(max_decode_tokens=100, max_queue=0)
+    await scene.ask("r0", 100)
+    with pytest.raises(RateLimitError):
+        await (await scene.ask("r1", 100))
+    await scene.end("r0")
+    await (await scene.ask("r2", 100))
+
+
+async def test_nobody_waits_longer_than_the_queue_allows() -> None:
+    scene = Scene(max_decode_tokens=100, queue_timeout_s=0.05)
+    await scene.ask("r0", 100)
+    with pytest.raises(UnavailableError, match="--queue-timeout") as refused:
+        await (await scene.ask("r1", 100))
+    assert int(refused.value.headers["Retry-After"]) >= 1
+    assert len(scene.gate) == 0
+    assert scene.book.refusals == {"queue_timeout": 1}
+
+
+@pytest.mark.parametrize("role", list(Phase))
+async def test_what_is_missing_is_named_when_nothing_became_usable(role: Phase) -> None:
+    scene = Scene(queue_timeout_s=0.05)
+    scene.instance(f"{role}0:1").status = Status.DOWN
+    with pytest.raises(UnavailableError, match=f"^no {role} instance can take") as refused:
+        await (await scene.ask("r0"))
+    assert refused.value.headers["Retry-After"] == "1"
+    assert scene.book.refusals == {"no_engine": 1}
+    assert scene.book.actions == ({"wait": 1} if role is Phase.PREFILL else {})
+
+
+async def test_no_prefill_instance_can_mean_decode_does_it_all_or_a_refusal() -> None:
+    scene = Scene(when_no_prefill=WhenNoPrefill.DECODE)
+    scene.instance("prefill0:1").draining = True
+    admitted = await (await scene.ask("r0"))
+    assert admitted.decision.one_leg
+    assert admitted.question.whole
+    assert scene.book.actions == {"decode": 1}
+    scene = Scene(when_no_prefill=WhenNoPrefill.FAIL)
+    scene.instance("prefill0:1").draining = True
+    with pytest.raises(UnavailableError, match="no prefill"):
+        await (await scene.ask("r0"))
+    assert scene.book.actions == {"fail": 1}
+    await (await scene.ask("whole", whole=True))  # a request that needs no prefill instance misses none
+
+
+async def test_full_prefill_instances_are_not_missing_ones() -> None:
+    scene = Scene(max_prefill_tokens=100, when_no_prefill=WhenNoPrefill.FAIL)
+    await scene.ask("r0", 100)
+    await scene.ask("r1", 100)
+    assert len(scene.gate) == 1
+    scene.instance("prefill0:1").status = Status.DOWN
+    await scene.rest()
+    assert scene.book.actions == {"fail": 1}
+    assert len(scene.gate) == 0
+
+
+async def test_a_retry_does_not_wait_for_room_but_for_something_usable() -> None:
+    scene = Scene(max_decode_tokens=100)
+    ticket = Ticket()
+    await scene.ask("r0", 100, ticket=ticket)
+    await scene.ask("queued", 100)
+    await scene.ask("again", 100, ticket=ticket)
+    assert scene.order == ["r0", "again"]
+    scene.instance("decode0:1").status = Status.DOWN
+    await scene.ask("third", 100, ticket=ticket)
+    assert scene.order == ["r0", "again"]
+    scene.instance("decode0:1").status = Status.UP
+    await scene.rest()
+    assert scene.order == ["r0", "again", "third"]
+    assert len(scene.gate) == 1
+
+
+async def test_all_waiting_of_one_request_together_is_bounded() -> None:
+    scene = Scene(queue_timeout_s=0.05)
+    scene.instance("decode0:1").status = Status.DOWN
+    ticket = Ticket()
+    with pytest.raises(UnavailableError):
+        await (await scene.ask("r0", ticket=ticket))
+    assert ticket.waited_s >= 0.05
+    with pytest.raises(UnavailableError):
+        await (await scene.ask("r1", ticket=ticket))
+    assert scene.book.waits == 1
+
+
+async def test_a_stop_answers_all_who_wait_and_lets_nobody_in() -> None:
+    scene = Scene(max_decode_tokens=100)
+    await scene.ask("r0", 100)
+    waiting = [await scene.ask(f"w{n}", 100) for n in range(5)]
+    scene.gate.close()
+    for task in [*waiting, await scene.ask("late", 1)]:
+        with pytest.raises(UnavailableError, match="shutting down") as refused:
+            await task
+        assert refused.value.headers["Connection"] == "close"
+    await scene.end("r0")
+    assert scene.order == ["r0"]
+
+
+async def test_a_name_no_engine_turns_out_to_serve_is_not_waited_for() -> None:
+    scene = Scene(prefill=0, decode=0)
+    waiting = await scene.ask("r0", model="other")
+    await scene.ask("r1")
+    scene.add("p:1", Role.PREFILL)
+    scene.add("d:1", Role.DECODE)
+    with pytest.raises(NotFoundError):
+        await waiting
+    await scene.rest()
+    assert scene.order == ["r1"]
+
+
+async def test_a_policy_that_fails_fails_its_request_not_the_queue() -> None:
+    scene = Scene()
+    for address in ("prefill0:1", "decode0:1"):
+        scene.instance(address).model_cards = [{"id": "tiny"}, {"id": "broken", "parent": "tiny"}]
+        scene.instance(address).draining = True
+    broken = await scene.ask("r0", model="broken")
+    await scene.ask("r1")
+    for address in ("prefill0:1", "decode0:1"):
+        scene.instance(address).draining = False
+    with pytest.raises(ValueError, match="a policy that fails"):
+        await broken
+    await scene.rest()
+    assert scene.order == ["r1"]
+
+
+async def test_engines_that_do_both_are_limited_by_what_they_decode() -> None:
+    scene = Scene(prefill=0, decode=0, both=1, max_prefill_tokens=1, max_decode_tokens=100)
+    for n in range(3):
+        await scene.ask(f"r{n}", 50)
+    assert scene.order == ["r0", "r1"]
+    await scene.end("r0")
+    assert scene.order == ["r0", "r1", "r2"]
+
+
+async def test_at_random_nothing_is_lost_stuck_or_over_the_limit() -> None:
+    rng = random.Random(3)
+    scene = Scene(prefill=2, decode=3, max_prefill_tokens=200, max_decode_tokens=300, max_queue=40)
+    tasks: dict[str, asyncio.Task[Admitted]] = {}
+    ended: Counter[str] = Counter()
+    for n in range(2000):
+        match rng.choice(("ask", "ask", "end", "end", "leave", "change")):
+            case "ask":
+                name = f"r{n}"
+                tasks[name] = scene.tasks.create(
+                    scene.serve(name, rng.randint(1, 150), str(rng.randint(0, 3)), "tiny", None, False),
+                    name=name,
+                )
+            case "end" if scene.running:
+                for claim in scene.running.pop(rng.choice(list(scene.running))):
+                    claim.end()
+            case "leave" if tasks:
+                tasks[rng.choice(list(tasks))].cancel()
+            case "change":
+                instance = scene.instance(f"decode{rng.randint(0, 2)}:1")
+                instance.draining = not instance.draining
+        if rng.random() < 0.7:
+            await scene.rest()
+        for each in scene.fleet:
+            assert each.running_tokens() <= (200 if each.takes(Phase.PREFILL) else 300)
+    for instance in scene.fleet:
+        instance.draining = False
+    for _ in range(3000):
+        if not scene.running and not len(scene.gate):
+            break
+        for name in list(scene.running):
+            await scene.end(name)
+        await scene.rest()
+    for task in tasks.values():
+        with contextlib.suppress(asyncio.CancelledError, RequestError):
+            await task
+            ended["served"] += 1
+            continue
+        ended["not"] += 1
+    assert len(scene.gate) == 0
+    assert sum(ended.values()) == len(tasks)
+    assert ended["served"] > 300
+    assert not any(i.running_legs() for i in scene.fleet)

@@ -1,0 +1,79 @@
+"""A traceback in the log has every frame and type, and no word of the exceptions."""
+
+import asyncio
+import logging
+import sys
+
+import pytest
+
+from proxy.logs import MOST_CAUSES, Formatter, log_loop_error, traceback_of
+
+
+def quote(secret: str) -> None:
+    raise ValueError(f"cannot read {secret}")
+
+
+def fail(secret: str) -> None:
+    try:
+        quote(secret)
+    except ValueError as error:
+        raise LookupError(secret) from error
+
+
+def failed(secret: str) -> Exception:
+    try:
+        fail(secret)
+    except LookupError as error:
+        return error
+    raise AssertionError
+
+
+def test_frames_and_types_are_told_and_messages_are_not() -> None:
+    text = traceback_of(failed("marker" * 2))
+    assert "in fail\n" in text
+    assert "in quote\n" in text
+    assert "LookupError\ncaused by\n" in text
+    assert text.endswith("ValueError")
+    assert "markermarker" not in text
+
+
+def test_what_the_operating_system_said_is_told() -> None:
+    assert traceback_of(OSError(24, "Too many open files", "secret-path")) == "OSError: Too many open files"
+
+
+def test_a_chain_of_causes_ends() -> None:
+    first = last = ValueError("marker")
+    for _ in range(50):
+        last.__cause__ = ValueError("marker")
+        last = last.__cause__
+    last.__cause__ = first  # and one that goes round
+    assert traceback_of(first).count("ValueError") == MOST_CAUSES
+
+
+def test_the_formatter_leaves_the_message_of_the_exception_out() -> None:
+    error = failed("marker" * 2)
+    info = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("x", logging.ERROR, __file__, 1, "it failed (id %s)", ("abc",), info)
+    line = Formatter().format(record)
+    assert "it failed (id abc)" in line
+    assert "LookupError" in line
+    assert "markermarker" not in line
+    assert sys.exc_info() == (None, None, None)
+
+
+async def test_what_fails_in_the_event_loop_is_logged_without_its_values(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_error)
+    caplog.handler.setFormatter(Formatter())
+    happened = asyncio.Event()
+    loop.call_soon(quote, "marker" * 2)
+    loop.call_soon(happened.set)
+    await happened.wait()
+    loop.call_exception_handler({"message": "Task was destroyed", "task": "marker" * 2})
+    loop.set_exception_handler(None)
+    assert "ValueError" in caplog.text
+    assert "in quote\n" in caplog.text
+    assert "Task was destroyed" in caplog.text
+    assert "markermarker" not in caplog.text + "".join(capsys.readouterr())

@@ -1,0 +1,511 @@
+"""More than the engines should get waits its turn or is refused with words; what waits or reads slowly costs little."""
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+
+from proxy.admission import ANONYMOUS, BodyBudget, weigh
+from proxy.app import shut_down
+from proxy.app_keys import BODIES, GATE
+from proxy.authentication import CLIENT_KEY
+from proxy.clients import MAX_CLIENT_CHARS, client_of
+from proxy.config import Admission, Deadlines, WhenNoPrefill
+from proxy.errors import LegBrokenError
+from proxy.relay import relay_stream
+from proxy.scheduling.types import Phase
+from proxy.simulation import StandIn
+from proxy.simulation.faults import Fault
+from proxy.stall import StallWatch
+from proxy.upstream import client as upstream
+from tests.proxy.service import UNHURRIED, Answer, Pair, ask, engines, fleet, kvproxy, prose, wait_until
+
+ONE_AT_A_TIME: dict[str, Any] = {"max_decode_tokens": 1, "client_header": "X-Client"}
+"""An idle engine takes any request, and then no other."""
+
+
+def queue_length(pair: Pair) -> int:
+    return len(pair.service.app[GATE])
+
+
+class Crowd:
+    """Clients before a decode engine that serves one request at a time and hangs with the first."""
+
+    def __init__(self, pair: Pair, session: aiohttp.ClientSession) -> None:
+        self.pair = pair
+        self._session = session
+        self._tasks: list[asyncio.Task[Answer]] = []
+
+    async def occupy(self) -> "asyncio.Task[Answer]":
+        self.pair.engines.decode[0].faults.add(Fault(kind="hang", path="/v1/c", times=1))
+        first = self.start("first")
+        await wait_until(lambda: len(self.decoded()) == 1, "the first decode leg")
+        return first
+
+    def start(self, name: str, client: str = "", **members: Any) -> "asyncio.Task[Answer]":
+        body = {"prompt": "hello", "max_tokens": 3, "user": name} | members
+        url = self.pair.service.url
+        asking = ask(self._session, url, "/v1/completions", body, X_Client=client)
+        task = asyncio.get_running_loop().create_task(asking)
+        self._tasks.append(task)
+        return task
+
+    async def line_up(self, name: str, client: str = "", **members: Any) -> "asyncio.Task[Answer]":
+        """Ask, and come back when the request is in the queue."""
+        before = queue_length(self.pair)
+        task = self.start(name, client, **members)
+        await wait_until(lambda: queue_length(self.pair) > before, "the queue")
+        return task
+
+    def decoded(self) -> list[str]:
+        """Who has got a decode leg, in order."""
+        seen = self.pair.engines.decode[0].seen
+        return [s.json()["user"] for s in seen if s.path == "/v1/completions" and b'"user"' in s.body]
+
+
+@contextlib.asynccontextmanager
+async def crowd(**admission: Any) -> AsyncIterator[Crowd]:
+    limits = Admission(**(ONE_AT_A_TIME | admission))
+    async with (
+        fleet(prefill=1, decode=1, kv_events=False, admission=limits) as pair,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+    ):
+        yield Crowd(pair, session)
+
+
+async def gone(task: "asyncio.Task[Answer]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+# -- the queue ----------------------------------------------------------------------------------------------
+
+
+async def test_clients_take_turns_and_priorities_hold_within_a_client() -> None:
+    async with crowd() as them:
+        first = await them.occupy()
+        waiting = [await them.line_up(f"a{n}", "a", priority=[0, 0, -1, 0][n]) for n in range(4)]
+        waiting += [await them.line_up("b", "b"), await them.line_up("c", "c")]
+        status = (await them.pair.service.ask("/status")).json["queue"]
+        assert (status["waiting"], status["waiting_clients"]) == (6, 3)
+        assert await them.pair.service.metric("kvproxy_queued_requests") == 6
+        await gone(first)
+        assert {(await task).status for task in waiting} == {200}
+        order = them.decoded()[1:]
+        assert [name for name in order if name.startswith("a")] == ["a2", "a0", "a1", "a3"]
+        assert set(order[:3]) == {"a2", "b", "c"}
+        assert await them.pair.service.metric("kvproxy_queue_wait_seconds_count") == 6
+        assert await them.pair.service.metric("kvproxy_queued_requests") == 0
+        await them.pair.service.settled()
+
+
+async def test_a_full_queue_is_answered_429_with_retry_after() -> None:
+    async with crowd(max_queue=2) as them:
+        first = await them.occupy()
+        waiting = [await them.line_up(f"a{n}", "a") for n in range(2)]
+        refused = await them.start("a2", "a")
+        assert refused.status == 429
+        assert refused.json["error"]["type"] == "RateLimitError"
+        assert refused.json["error"]["code"] == 429
+        assert int(refused.headers["Retry-After"]) >= 1
+        modest = them.start("b", "b")
+        shed = await waiting[1]
+        assert shed.status == 429
+        assert await them.pair.service.metric("kvproxy_refused_requests_total", reason="shed") == 1
+        assert await them.pair.service.metric("kvproxy_refused_requests_total", reason="queue_full") == 1
+        assert await them.pair.service.metric("kvproxy_requests_total", outcome="unavailable") == 2
+        await gone(first)
+        assert [(await task).status for task in (waiting[0], modest)] == [200, 200]
+
+
+async def test_a_client_that_leaves_the_queue_is_not_served() -> None:
+    async with crowd() as them:
+        first = await them.occupy()
+        leaver, stayer = await them.line_up("leaver"), await them.line_up("stayer")
+        await gone(leaver)
+        await wait_until(lambda: queue_length(them.pair) == 1, "the queue")
+        await gone(first)
+        assert (await stayer).status == 200
+        assert them.decoded() == ["first", "stayer"]
+        await them.pair.service.settled()
+
+
+async def test_who_waited_too_long_is_answered_503_with_retry_after(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "kvproxy.access")
+    async with crowd(queue_timeout_s=0.2) as them:
+        first = await them.occupy()
+        answer = await (await them.line_up("late"))
+        assert answer.status == 503
+        assert "--queue-timeout" in answer.json["error"]["message"]
+        assert int(answer.headers["Retry-After"]) >= 1
+        await wait_until(lambda: "queued=" in caplog.text, "the access log")
+        assert re.search(r"503 .* queued=\d+ms", caplog.text)
+        await gone(first)
+
+
+async def test_a_stop_answers_who_waits_at_once_and_lets_running_requests_end() -> None:
+    async with crowd() as them:
+        engine = them.pair.engines.decode[0]
+        engine.faults.add(Fault(kind="slow", path="/v1/c", times=1, delay_s=1.0))
+        first = them.start("first")
+        await wait_until(lambda: them.pair.service.claims > 0, "the first request")
+        waiting = [await them.line_up(f"w{n}") for n in range(3)]
+        stopping = asyncio.get_running_loop().create_task(
+            shut_down(them.pair.service.runner, 20, asyncio.Event())
+        )
+        for task in waiting:
+            answer = await task
+            assert answer.status == 503
+            assert answer.headers["Connection"] == "close"
+        assert not first.done()
+        assert (await first).status == 200
+        await stopping
+
+
+async def test_affinity_chooses_among_the_instances_that_have_room() -> None:
+    limits = Admission(max_prefill_tokens=400)
+    async with fleet(prefill=2, decode=1, admission=limits, stand_in=UNHURRIED) as pair:
+        prefix = list(range(1000, 1640))
+        await pair.service.complete(prefix)
+        body = {"prompt": [*prefix, 1]}
+        chosen = (await pair.service.explain(body))["prefill"]["chosen"]
+        with pair.service.fleet.claim(chosen, 0, Phase.PREFILL, 400):
+            decision = (await pair.service.explain(body))["prefill"]
+            whys = {c["instance"]: c["why"] for c in decision["candidates"]}
+            assert whys[chosen] == "full"
+            assert decision["chosen"] not in {None, chosen}
+            assert (await pair.service.complete([*prefix, 1])).status == 200
+        await pair.service.settled()
+
+
+def test_a_client_is_what_the_header_names_else_its_key_else_nobody() -> None:
+    def client(header: str | None, key: str = "", **headers: str) -> str:
+        request = make_mocked_request("POST", "/", {name.replace("_", "-"): v for name, v in headers.items()})
+        if key:
+            request[CLIENT_KEY] = key
+        return client_of(request, header)
+
+    assert client("X-Client", X_Client="a") == "a"
+    assert client("X-Client", "key", X_Client="a") == "a"
+    assert client("X-Client", "key") == "key"
+    assert client(None, "key", X_Client="a") == "key"
+    assert client("X-Client") == client(None) == client("X-Client", X_Client="") == ANONYMOUS
+    long = [client("X-Client", X_Client="x" * 5000 + end) for end in "ab"]
+    assert long[0] != long[1]
+    assert max(map(len, long)) <= MAX_CLIENT_CHARS
+
+
+# -- nothing usable -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_an_attempt_that_finds_its_only_engine_dead_waits_until_it_is_back(role: str) -> None:
+    async with fleet(prefill=1, decode=1) as pair:
+        engine: StandIn = getattr(pair.engines, role)[0]
+        await engine.refuse()
+        asking = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
+        await wait_until(lambda: queue_length(pair) == 1, "the queue")
+        await engine.accept()
+        assert (await asking).status == 200
+        counted = await pair.service.metric("kvproxy_no_prefill_total", action="wait")
+        assert counted == (1 if role == "prefill" else 0)
+        await pair.service.settled()
+
+
+async def test_draining_the_last_instance_makes_requests_wait_until_it_is_undone() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        body = {"type": "decode", "instance": pair.engines.decode[0].address}
+        await pair.service.admin("/instances/drain", body)
+        asking = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
+        await wait_until(lambda: queue_length(pair) == 1, "the queue")
+        await pair.service.admin("/instances/drain", body | {"undo": True})
+        assert (await asking).status == 200
+
+
+async def test_while_engines_start_requests_wait_for_them() -> None:
+    async with engines(prefill=1, decode=1) as made:
+        await made.prefill[0].refuse()
+        async with kvproxy(made.config(), ready=False) as service:
+            asking = asyncio.get_running_loop().create_task(service.complete("hello"))
+            await wait_until(lambda: len(service.app[GATE]) == 1, "the queue")
+            await made.prefill[0].accept()
+            assert (await asking).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_without_prefill_a_decode_engine_may_serve_it_all(stream: bool) -> None:
+    limits = Admission(when_no_prefill=WhenNoPrefill.DECODE)
+    async with fleet(prefill=1, decode=1, admission=limits) as pair:
+        expected = (await pair.service.complete("hello")).text
+        await pair.engines.prefill[0].refuse()
+        for _ in range(2):
+            answer = await pair.service.complete("hello", stream=stream)
+            assert (answer.status, answer.text) == (200, expected)
+        assert await pair.service.metric("kvproxy_no_prefill_total", action="decode") == 2
+        await pair.service.settled()
+
+
+async def test_without_prefill_requests_may_fail_at_once() -> None:
+    limits = Admission(when_no_prefill=WhenNoPrefill.FAIL)
+    async with fleet(prefill=1, decode=1, kv_events=False, admission=limits) as pair:
+        body = {"type": "prefill", "instance": pair.engines.prefill[0].address}
+        await pair.service.admin("/instances/drain", body)
+        answer = await pair.service.complete("hello")
+        assert answer.status == 503
+        assert "no prefill instance" in answer.json["error"]["message"]
+        assert await pair.service.metric("kvproxy_no_prefill_total", action="fail") == 1
+
+
+# -- memory -------------------------------------------------------------------------------------------------
+
+
+def test_a_body_is_weighed_with_what_is_made_of_it() -> None:
+    prose_weight = weigh(json.dumps({"prompt": prose(20_000)}).encode())
+    ids = json.dumps({"prompt": list(range(20_000))}, separators=(",", ":")).encode()
+    members = json.dumps({str(n): 1 for n in range(20_000)}).encode()
+    assert prose_weight < 4 * 20_000 * 8
+    assert 5 < weigh(ids) / len(ids) < 12
+    assert 12 < weigh(members) / len(members) < 30
+
+
+def test_a_budget_is_never_exceeded_but_by_one_body_alone() -> None:
+    budget = BodyBudget(100)
+    big, small, other = budget.lease(), budget.lease(), budget.lease()
+    assert big.hold(500)
+    assert not budget.fits(1)
+    assert not small.hold(1)
+    assert big.hold(60)
+    assert small.hold(40)
+    assert not small.hold(41)
+    assert not other.hold(1)
+    big.end()
+    big.end()
+    assert budget.held_bytes == 40
+    assert other.hold(60)
+    small.end()
+    other.end()
+    assert budget.held_bytes == 0
+
+
+async def send_part(pair: Pair, announced_bytes: int, sent: bytes) -> tuple[Any, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection(pair.service.host, pair.service.port)
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (announced_bytes, sent)
+    )
+    await writer.drain()
+    return reader, writer
+
+
+async def test_bodies_beyond_the_memory_for_them_are_refused_and_it_comes_back() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False, admission=Admission(max_bodies_mb=1)) as pair:
+        budget = pair.service.app[BODIES]
+        part = b'{"prompt": "' + b"x" * (1 << 19)
+        reader, writer = await send_part(pair, 700_000, part)
+        await wait_until(lambda: budget.held_bytes >= len(part), "the first half of a body")
+        assert await pair.service.metric("kvproxy_body_bytes") >= len(part)
+        big = b'{"prompt": "hi", "max_tokens": 1, "user": "%s"}' % (b"x" * 600_000)
+        refused = await pair.service.ask("/v1/completions", big)
+        assert refused.status == 503
+        assert refused.headers["Retry-After"] == "1"
+        assert "--max-bodies-mb" in refused.json["error"]["message"]
+
+        async def unannounced() -> AsyncIterator[bytes]:
+            for at in range(0, len(big), 50_000):
+                yield big[at : at + 50_000]
+
+        headers = {"Content-Type": "application/json"}
+        url = f"{pair.service.url}/v1/completions"
+        async with pair.service.session.post(url, data=unannounced(), headers=headers) as response:
+            assert response.status == 503
+        unread, unsent = await send_part(pair, 600_000, b"{")
+        assert b" 503 " in await unread.readline()  # before it is sent
+        unsent.close()
+        await unsent.wait_closed()
+        assert await pair.service.metric("kvproxy_refused_requests_total", reason="no_memory") == 3
+        assert (await pair.service.complete("small ones are still served")).status == 200
+        writer.close()
+        await writer.wait_closed()
+        del reader
+        await wait_until(lambda: budget.held_bytes == 0, "the end of the lease")
+        assert (await pair.service.ask("/v1/completions", big)).status == 200
+        assert budget.held_bytes == 0
+
+
+async def test_who_only_announces_a_large_body_takes_nothing_from_others() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False, admission=Admission(max_bodies_mb=1)) as pair:
+        holders = [await send_part(pair, 1 << 20, b"{") for _ in range(20)]
+        assert (await pair.service.complete(prose(2000))).status == 200
+        for _, writer in holders:
+            writer.close()
+            await writer.wait_closed()
+        await wait_until(lambda: pair.service.app[BODIES].held_bytes == 0, "the end of the leases")
+
+
+async def test_the_body_counts_while_its_request_waits_or_runs() -> None:
+    async with crowd() as them:
+        first = await them.occupy()
+        budget = them.pair.service.app[BODIES]
+        one = budget.held_bytes
+        assert one > 0
+        waiting = await them.line_up("w", filler="x" * 100_000)
+        assert budget.held_bytes >= one + 200_000
+        await gone(first)
+        await waiting
+        await them.pair.service.settled()
+        assert budget.held_bytes == 0
+
+
+async def test_an_answer_beyond_all_reason_is_a_failed_leg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "MAX_ANSWER_BYTES", 10_000)
+    async with StandIn() as engine, upstream.EngineClient() as client:
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 4000, "ignore_eos": True}
+        answer = await client.post(engine.address, "/v1/completions", json.dumps(body).encode(), [])
+        with answer, pytest.raises(LegBrokenError, match="10000 bytes"):
+            await answer.read()
+
+
+# -- clients that do not read -------------------------------------------------------------------------------
+
+EVENT = b"data: " + b"x" * 8000 + b"\n\n"
+
+
+class EndlessSource:
+    """A server that relays streams without end and notes what it had to produce."""
+
+    def __init__(self, stall_s: float) -> None:
+        self.produced_bytes = 0
+        self.stalled = 0
+        self.ended = 0
+        self.transports: list[asyncio.Transport] = []
+        self._stall_s = stall_s
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        while True:
+            self.produced_bytes += len(EVENT)
+            yield EVENT
+
+    def _count(self) -> None:
+        self.stalled += 1
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        self.transports.append(request.transport)
+        response = web.StreamResponse()
+        try:
+            with StallWatch(request, self._stall_s, self._count):
+                await relay_stream(request, response, self._events(), "engine", asyncio.Event())
+        finally:
+            self.ended += 1
+        return response
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[int]:
+        app = web.Application()
+        app.router.add_get("/", self.handle)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
+        try:
+            await web.SockSite(runner, listener).start()
+            yield listener.getsockname()[1]
+        finally:
+            await runner.cleanup()
+
+
+def deaf(port: int) -> socket.socket:
+    """A client that asks and never reads."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", port))
+    client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    return client
+
+
+async def test_fifty_clients_that_do_not_read_hold_little_and_their_engine_is_not_read_either() -> None:
+    source = EndlessSource(stall_s=60)
+    async with source.serving() as port:
+        clients = [deaf(port) for _ in range(50)]
+        await wait_until(lambda: len(source.transports) == 50, "all streams")
+        before, still = 0, 0
+        async with asyncio.timeout(20):
+            while still < 10:  # turns of the loop in which nothing more was taken from the engine
+                still = still + 1 if source.produced_bytes == before else 0
+                before = source.produced_bytes
+                await asyncio.sleep(0.01)
+        waiting = [transport.get_write_buffer_size() for transport in source.transports]
+        assert max(waiting) <= 2 * (64 << 10) + len(EVENT)
+        assert source.produced_bytes <= 50 * (300 << 10)
+        assert source.stalled == 0
+        for client in clients:
+            client.close()
+        await wait_until(lambda: source.ended == 50, "the end of all streams")
+
+
+async def test_a_client_that_takes_nothing_is_cut_and_one_that_reads_slowly_is_not() -> None:
+    source = EndlessSource(stall_s=1.0)
+    async with source.serving() as port:
+        client = deaf(port)
+        slow = deaf(port)
+        slow.setblocking(False)
+        while source.stalled == 0:
+            with contextlib.suppress(BlockingIOError):
+                slow.recv(4000)
+            await asyncio.sleep(0.02)
+        await wait_until(lambda: source.ended == 1, "the end of the deaf client's stream")
+        for _ in range(20):
+            with contextlib.suppress(BlockingIOError):
+                assert slow.recv(4000)
+            await asyncio.sleep(0.02)
+        assert (source.stalled, source.ended) == (1, 1)
+        client.close()
+        slow.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stalled_client_holds_no_claim_for_ever(stream: bool) -> None:
+    deadlines = Deadlines(client_stall_s=0.4)
+    async with fleet(prefill=1, decode=1, deadlines=deadlines) as pair:
+        for site in pair.service.runner.sites:
+            server = site._server
+            assert isinstance(server, asyncio.Server)
+            for listener in server.sockets:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        body = json.dumps(
+            {"prompt": "x", "max_tokens": 4000, "logprobs": 5, "ignore_eos": True, "stream": stream}
+        ).encode()
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((pair.service.host, pair.service.port))
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        async with asyncio.timeout(20):
+            while not await pair.service.metric("kvproxy_stalled_clients_total"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await pair.service.settled()
+        assert pair.service.app[BODIES].held_bytes == 0
+        client.close()
+
+
+async def test_each_prompt_of_a_list_is_let_in_by_itself_and_none_waits_for_ever() -> None:
+    async with crowd() as them:
+        answer = await them.start("list", prompt=["a", "b", "c", "d"])
+        assert answer.status == 200
+        assert len(answer.json["choices"]) == 4
+        assert len(them.decoded()) == 4
+        assert await them.pair.service.metric("kvproxy_queue_wait_seconds_count") == 3
+        await them.pair.service.settled()

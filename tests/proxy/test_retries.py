@@ -1,0 +1,193 @@
+"""The death of an instance loses nothing; failures of engines that live are tried again within a budget."""
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+
+from proxy import director, prefill, releases
+from proxy.app_keys import DIRECTOR
+from proxy.config import Deadlines, Retries
+from proxy.simulation import StandIn
+from proxy.simulation.faults import Fault
+from tests.proxy.service import UNHURRIED, Answer, InOrder, Pair, ask, fleet, prose, wait_until
+
+PATH = "/v1/completions"
+
+
+def legs(engine: StandIn) -> int:
+    """Generating requests an engine has seen, releases left out."""
+    return sum(1 for s in engine.seen if s.path == PATH and b"kvproxy-release" not in s.body)
+
+
+def spend_the_budget(pair: Pair) -> None:
+    """As if more retries were running than ever may."""
+    pair.service.app[DIRECTOR]._budget.retries += 1000
+
+
+async def in_order(pair: Pair) -> None:
+    await pair.service.settled()
+    budget = pair.service.app[DIRECTOR]._budget
+    assert (budget.requests, budget.retries % 1000) == (0, 0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins meet within milliseconds, and no client that left needs five seconds of patience."""
+    monkeypatch.setattr(prefill, "ABANDONED_PREFILL_GRACE_S", 0.5)
+    monkeypatch.setattr(releases, "FIRST_CONTACT_PAUSES_S", (0.1, 0.1))
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("death", ["killed", "engine dead"])
+async def test_the_death_of_one_of_four_instances_under_200_requests_loses_none(
+    role: str, death: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(director, "BUDGET_WAIT_S", 20.0)  # a busy machine is slow to find out
+    patient = Deadlines(connect_s=60.0)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        fleet(prefill=4, decode=4, stand_in=UNHURRIED, kv_events=False, deadlines=patient) as pair,
+        aiohttp.ClientSession(connector=connector) as session,
+    ):
+        spend_the_budget(pair)  # whatever is retried now is free
+        bodies = [{"prompt": prose(30, n), "max_tokens": 8, "ignore_eos": True} for n in range(200)]
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(ask(session, pair.service.url, PATH, body)) for body in bodies]
+        dying: StandIn = getattr(pair.engines, role)[0]
+        await wait_until(lambda: legs(dying) > 10 and dying.model.unfinished > 5, "legs on the one that dies")
+        if death == "killed":
+            await dying.stop()
+        else:
+            dying.die()
+        answers: list[Answer] = await asyncio.gather(*tasks)
+        assert {answer.body for answer in answers if answer.status != 200} == set()
+        assert {answer.json["usage"]["completion_tokens"] for answer in answers} == {8}
+        assert await pair.service.metric("kvproxy_retries_refused_total") == 0
+        assert await pair.service.metric("kvproxy_retries_total") > 0
+        await in_order(pair)
+
+
+async def test_without_budget_the_client_gets_the_engines_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(director, "BUDGET_WAIT_S", 0.2)
+    async with fleet(prefill=1, decode=1, retries=Retries(budget=0.0)) as pair:
+        engine = pair.engines.prefill[0]
+        engine.faults.add(Fault(kind="status", path=PATH, status=500, times=10))
+        engine.faults.add(Fault(kind="hang", path=PATH))
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(pair.service.complete(prose(5, n))) for n in range(10)]
+        await wait_until(lambda: sum(task.done() for task in tasks) == 7, "seven answers")
+        assert {task.result().status for task in tasks if task.done()} == {500}
+        assert legs(engine) == 13  # three may be in a retry at one moment
+        metric = pair.service.metric
+        assert await metric("kvproxy_retries_total", phase="prefill", reason="status") == 3
+        assert await metric("kvproxy_retries_refused_total", phase="prefill") == 7
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await wait_until(lambda: not pair.service.app[DIRECTOR]._budget.requests, "the end of all requests")
+        await in_order(pair)
+
+
+async def test_a_request_waits_for_budget_before_it_fails() -> None:
+    async with fleet(prefill=1, decode=1) as pair:
+        spend_the_budget(pair)
+        pair.engines.prefill[0].faults.add(Fault(kind="status", path=PATH, status=500, times=1))
+        running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
+        await wait_until(lambda: legs(pair.engines.prefill[0]) == 1, "a first leg")
+        pair.service.app[DIRECTOR]._budget.retries -= 1000
+        assert (await running).status == 200
+        await in_order(pair)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+async def test_attempts_at_live_engines_are_limited(most: int) -> None:
+    async with fleet(retries=Retries(max_attempts=most)) as pair:
+        for engine in pair.engines.decode:
+            engine.faults.add(Fault(kind="status", path=PATH, status=503))
+        answer = await pair.service.complete("hello")
+        assert (answer.status, answer.json["error"]["message"]) == (503, "a fault")
+        assert sum(legs(engine) for engine in pair.engines.decode) == most
+        await pair.service.settled()
+
+
+async def test_leaving_a_dead_instance_is_no_attempt() -> None:
+    async with fleet(prefill=3, decode=1, retries=Retries(max_attempts=1), policy=InOrder()) as pair:
+        for engine in sorted(pair.engines.prefill, key=lambda e: e.address)[:2]:
+            await engine.refuse()
+        assert (await pair.service.complete("hello")).status == 200
+        assert await pair.service.metric("kvproxy_retries_total", reason="connect") == 2
+        await in_order(pair)
+
+
+async def test_a_request_that_kills_its_engines_does_not_kill_them_all() -> None:
+    async with fleet(prefill=6, decode=1, policy=InOrder()) as pair:
+        for engine in pair.engines.prefill:
+            engine.faults.add(Fault(kind="cut", path=PATH, times=1))
+            engine.faults.add(Fault(kind="status", path="/health", status=503))  # its core is dead
+        assert (await pair.service.complete("hello")).status in {502, 503}
+        assert sum(legs(engine) for engine in pair.engines.prefill) <= 3
+        await in_order(pair)
+
+
+async def test_the_last_engine_that_had_words_is_quoted() -> None:
+    async with fleet(prefill=1, decode=1) as pair:
+        engine = pair.engines.prefill[0]
+        engine.faults.add(Fault(kind="status", path=PATH, status=507, times=1))
+        engine.faults.add(Fault(kind="cut", path=PATH))
+        answer = await pair.service.complete("hello")
+        assert (answer.status, answer.json["error"]["message"]) == (507, "a fault")
+        assert legs(engine) == 3
+        await in_order(pair)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_the_clients_own_errors_are_never_tried_again(role: str) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        engine: StandIn = getattr(pair.engines, role)[0]
+        for tries, status in enumerate([400, 401, 404, 409, 413, 422, 429, 501], 1):
+            engine.faults.add(Fault(kind="status", path=PATH, status=status, times=1))
+            assert (await pair.service.complete("hello")).status == status
+            assert legs(engine) == tries
+            await pair.service.settled()
+
+
+async def test_a_rank_that_is_gone_is_our_error_and_tried_elsewhere() -> None:
+    async with fleet(prefill=2, decode=1, stand_in={"ranks": 2}) as pair:
+        engine = pair.engines.prefill[0]
+        await engine.ranks.pop().stop()
+        for n in range(12):
+            assert (await pair.service.complete(prose(5, n))).status == 200
+        assert await pair.service.metric("kvproxy_retries_total", phase="prefill", reason="status") > 0
+        await in_order(pair)
+
+
+async def test_an_unspent_hold_avoids_what_failed_before() -> None:
+    async with fleet(prefill=1, decode=3, policy=InOrder()) as pair:
+        failing, refusing, good = sorted(pair.engines.decode, key=lambda e: e.address)
+        failing.faults.add(Fault(kind="status", path=PATH, status=500, times=1))
+        await refusing.refuse()
+        assert (await pair.service.complete(prose(40))).status == 200
+        assert (legs(failing), legs(good)) == (1, 1)
+        await in_order(pair)
+
+
+async def test_an_unspent_hold_goes_to_what_failed_before_if_nothing_else_is_left() -> None:
+    async with fleet(prefill=1, decode=2, policy=InOrder()) as pair:
+        failing, refusing = sorted(pair.engines.decode, key=lambda e: e.address)
+        failing.faults.add(Fault(kind="status", path=PATH, status=500, times=1))
+        await refusing.refuse()
+        assert (await pair.service.complete(prose(40))).status == 200
+        assert legs(failing) == 2
+        assert legs(pair.engines.prefill[0]) == 2  # the second hold was not thrown away
+        await in_order(pair)
+
+
+async def test_with_nothing_left_the_client_is_told_what_is_missing() -> None:
+    async with fleet(prefill=1, decode=1) as pair:
+        await pair.engines.decode[0].refuse()
+        answer: Any = await pair.service.complete("hello")
+        assert answer.status == 503
+        assert "no decode instance" in answer.json["error"]["message"]
+        await pair.service.settled()

@@ -1,0 +1,69 @@
+"""Retries stay a share of the running requests, and a single failure always has budget."""
+
+import contextlib
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.retry_budget import BACKOFF_BASE_S, BACKOFF_MOST_S, MIN_RETRIES, RetryBudget, backoff_s
+
+
+def test_a_single_failure_always_has_budget() -> None:
+    budget = RetryBudget(0.0)
+    with budget.request():
+        assert budget.take()
+
+
+def test_a_few_retries_may_run_and_then_a_share() -> None:
+    budget = RetryBudget(0.2)
+    assert [budget.take() for _ in range(MIN_RETRIES + 1)] == [True] * MIN_RETRIES + [False]
+    with contextlib.ExitStack() as running:
+        for _ in range(25):
+            running.enter_context(budget.request())
+        assert [budget.take() for _ in range(3)] == [True, True, False]  # five of twenty-five
+    assert not budget.take()
+
+
+def test_what_is_given_back_may_be_taken_again() -> None:
+    budget = RetryBudget(0.0)
+    for _ in range(100):
+        assert budget.take()
+        budget.give_back()
+
+
+STEPS = st.lists(st.sampled_from(["begin", "end", "take", "give back"]), max_size=200)
+
+
+@given(STEPS, st.floats(0, 1))
+def test_no_retry_is_granted_beyond_the_budget(steps: list[str], share: float) -> None:
+    budget = RetryBudget(share)
+    running = []
+    retries = 0
+    for step in steps:
+        if step == "begin":
+            request = budget.request()
+            request.__enter__()
+            running.append(request)
+        elif step == "end" and running:
+            running.pop().__exit__(None, None, None)
+        elif step == "take":
+            room = retries < max(3, int(share * len(running)))
+            assert budget.take() is room
+            retries += room
+        elif step == "give back" and retries:
+            budget.give_back()
+            retries -= 1
+        assert (budget.requests, budget.retries) == (len(running), retries)
+
+
+@given(st.integers(0, 10_000), st.integers())
+def test_pauses_are_jittered_and_bounded(pauses: int, seed: int) -> None:
+    pause_s = backoff_s(pauses, random.Random(seed))
+    assert 0 <= pause_s <= min(BACKOFF_MOST_S, BACKOFF_BASE_S * 2 ** min(pauses, 10))
+
+
+def test_pauses_grow() -> None:
+    rng = random.Random(1)
+    means = [sum(backoff_s(n, rng) for _ in range(500)) / 500 for n in range(5)]
+    assert means == sorted(means)

@@ -1,0 +1,162 @@
+"""Who sends next to nothing, for ever, gets a connection for a while and nobody else's place."""
+
+import asyncio
+import logging
+
+import pytest
+
+from proxy import connections, reading
+from tests.proxy.raw import BODY, CHUNKED, GET, LENGTH, POST, connection, send
+from tests.proxy.service import fleet, wait_until
+
+SHORT_S = 0.3
+LONG_S = 60.0
+"""Longer than a test: a bound that must not be the one that acts."""
+
+
+@pytest.fixture
+def bounds(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", LONG_S)
+    monkeypatch.setattr(connections, "IDLE_CONNECTION_S", LONG_S)
+    monkeypatch.setattr(reading, "BODY_GRACE_S", LONG_S)
+    return monkeypatch
+
+
+async def test_a_connection_that_says_nothing_is_closed(bounds: pytest.MonkeyPatch) -> None:
+    bounds.setattr(connections, "IDLE_CONNECTION_S", SHORT_S)
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        received = await send(pair.service, b"")
+        assert received.closed
+        assert not received.data
+
+
+@pytest.mark.parametrize("begin", [b"G", b"POST /v1/comp", GET, GET + b"X-A: ", POST + LENGTH, b"\r\n"])
+async def test_half_a_head_is_waited_for_no_longer_than_its_time(
+    bounds: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    bounds.setattr(connections, "HEAD_TIMEOUT_S", SHORT_S)
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        received = await send(pair.service, begin)
+        assert received.closed
+        assert not received.data
+
+
+async def test_a_head_that_drips_gets_no_more_time_for_each_drop(bounds: pytest.MonkeyPatch) -> None:
+    bounds.setattr(connections, "HEAD_TIMEOUT_S", SHORT_S)
+    async with (
+        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        connection(pair.service) as (reader, writer),
+    ):
+        writer.write(GET)
+        try:
+            async with asyncio.timeout(20):
+                while not reader.at_eof():
+                    writer.write(b"X-Drip: 1\r\n")
+                    await writer.drain()
+                    await asyncio.sleep(SHORT_S / 10)
+        except ConnectionError:
+            pass
+        assert (await pair.service.ask("/health")).status == 200
+
+
+async def test_the_second_head_of_a_connection_has_its_time_too(bounds: pytest.MonkeyPatch) -> None:
+    bounds.setattr(connections, "HEAD_TIMEOUT_S", 1.0)
+    async with (
+        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        connection(pair.service) as (reader, writer),
+    ):
+        server = pair.service.runner.server
+        assert server is not None
+        for _ in range(3):  # whole heads in two pieces: their timers must not outlive them
+            writer.write(GET)
+            await wait_until(
+                lambda: any(
+                    isinstance(c, connections.Connection) and c._head_timer is not None
+                    for c in server.connections
+                ),
+                "a head under way",
+            )
+            writer.write(b"\r\n")
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(1.2)
+        writer.write(GET + b"\r\n")
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        writer.write(GET)
+        async with asyncio.timeout(10):
+            assert not await reader.read()
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 1000\r\n", CHUNKED])
+@pytest.mark.parametrize(
+    "path", [b"/v1/completions", b"/v1/chat/completions", b"/explain", b"/instances/add"]
+)
+async def test_a_body_that_does_not_come_is_answered_408(
+    bounds: pytest.MonkeyPatch, path: bytes, framing: bytes
+) -> None:
+    bounds.setattr(reading, "BODY_GRACE_S", SHORT_S)
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        head = POST.replace(b"/v1/completions", path) + b"X-API-Key: admin-key\r\n" + framing
+        async with connection(pair.service) as (reader, writer):
+            writer.write(head + b"\r\n" + (b"1\r\n{\r\n" if framing == CHUNKED else b"{"))
+            async with asyncio.timeout(10):
+                answer = await reader.readuntil(b"}}")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"RequestTimeoutError" in answer
+        assert b"Connection: close" in answer
+        assert not [s for e in pair.engines.all for s in e.seen if s.path.startswith("/v1/c")]
+
+
+async def test_a_body_that_drips_is_answered_408_and_its_client_is_not_listened_to_for_ever(
+    bounds: pytest.MonkeyPatch,
+) -> None:
+    bounds.setattr(reading, "BODY_GRACE_S", SHORT_S)
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        async with connection(pair.service) as (reader, writer):
+            writer.write(POST + b"Content-Length: 1000000\r\n\r\n")
+            answer = asyncio.get_running_loop().create_task(reader.readline(), name="answer")
+            async with asyncio.timeout(20):
+                while not answer.done():
+                    writer.write(b" ")
+                    await asyncio.sleep(SHORT_S / 10)
+            assert b" 408 " in await answer
+        assert (await pair.service.complete("hello")).status == 200
+
+
+async def test_a_body_that_keeps_coming_gets_the_time_it_needs(bounds: pytest.MonkeyPatch) -> None:
+    bounds.setattr(reading, "BODY_GRACE_S", SHORT_S)
+    bounds.setattr(reading, "BODY_LEAST_BYTES_S", 0.05)
+    async with (
+        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        connection(pair.service) as (reader, writer),
+    ):
+        writer.write(POST + LENGTH + b"\r\n" + BODY[:1])
+        for byte in BODY[1:]:  # three times longer than the grace, and far faster than the least rate
+            writer.write(bytes([byte]))
+            await asyncio.sleep(3 * SHORT_S / len(BODY))
+        assert b" 200 " in await reader.readline()
+
+
+def test_the_time_a_body_may_take_grows_with_what_has_come() -> None:
+    assert reading.allowed_s(0) == 30
+    assert reading.allowed_s(64 << 20) == 30 + 4096
+
+
+async def test_many_slow_connections_hold_nobody_up_and_leave_nothing(
+    bounds: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bounds.setattr(connections, "HEAD_TIMEOUT_S", 1.0)
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        with caplog.at_level(logging.INFO):
+            slow = [await asyncio.open_connection(pair.service.host, pair.service.port) for _ in range(200)]
+            for _, writer in slow:
+                writer.write(GET + b"X-Secret: marker")
+            for number in range(3):
+                assert (await pair.service.complete(f"hello {number}")).status == 200
+            async with asyncio.timeout(20):
+                for reader, writer in slow:
+                    assert not await reader.read()
+                    writer.close()
+        server = pair.service.runner.server
+        assert server is not None
+        await wait_until(lambda: len(server.connections) <= 1, "the end of the slow connections")
+        assert "marker" not in caplog.text
