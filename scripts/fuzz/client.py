@@ -157,7 +157,7 @@ class Fuzzer:
         async with asyncio.TaskGroup() as group:
             for number in range(connections):
                 group.create_task(self._work(until), name=f"fuzz {number}")
-        while self._open_ones:  # dropped, and closed within a turn or two of the event loop
+        while self._open_ones:  # noqa: ASYNC110  # dropped, and closed within a turn or two of the event loop
             await asyncio.sleep(0)
 
     async def _work(self, until: Callable[[Tally], bool]) -> None:
