@@ -20,7 +20,7 @@ from proxy.connectors import CONNECTORS
 from proxy.director import Director
 from proxy.discovery import EventFeeds, FleetWatch
 from proxy.errors import ConfigError
-from proxy.handlers import admin, observe, openai
+from proxy.handlers import admin, observe, openai, openapi
 from proxy.instances import Fleet
 from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
@@ -136,7 +136,11 @@ CLIENTS = [
     web.post("/v1/chat/completions", openai.chat_completions),
     web.get("/v1/models", observe.models),
 ]
-PROBES = [web.get("/health", observe.health), web.get("/ready", observe.ready)]
+PROBES = [
+    web.get("/health", observe.health),
+    web.get("/ready", observe.ready),
+    web.get(openapi.PATH, openapi.openapi),
+]
 OPERATORS = [
     web.get("/status", observe.status),
     web.get("/metrics", observe.metrics),

@@ -1,5 +1,6 @@
 """A JSON body whose top level can be changed while every other value keeps the very text its author wrote."""
 
+import codecs
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,6 +15,17 @@ engine's recursive JSON parser give up."""
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_UTF8_PIECE_BYTES = 1 << 20
+_SURROGATE_MARKS = (b"\\ud", b"\\uD")
+_HALF_ESCAPES = rb"u[dD][89a-fA-F]"
+_PAIRED = re.compile(
+    rb"(?:[^\\]++|\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?!"
+    + _HALF_ESCAPES
+    + rb").))*+",
+    re.DOTALL,
+)
+"""JSON text in which every escaped surrogate is half of a pair."""
+
 _decode_top = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -36,9 +48,8 @@ class Body:
             raise BadRequestError("the request body is empty: a JSON object is needed")
         if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
             raise BadRequestError(f"the request body is nested more than {MAX_DEPTH} levels deep")
+        _check_text(data)
         try:
-            if not data.isascii():
-                data.decode()  # values that are passed on raw are not looked into below
             return cls(_decode_top(data), len(data))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequestError(f"the request body is not a JSON object: {error}") from None
@@ -91,6 +102,24 @@ class Body:
     def encoded(self) -> bytes:
         """The body as JSON text."""
         return _encode(self._members)
+
+
+def _check_text(data: bytes) -> None:
+    """Raises BadRequestError for what is no text.
+
+    Values are passed on unread, and an engine that gets half a character fails with a 500 that says nothing of
+    whose fault it is.
+    """
+    if not data.isascii():
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            for start in range(0, len(data), _UTF8_PIECE_BYTES):
+                decoder.decode(data[start : start + _UTF8_PIECE_BYTES])
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise BadRequestError(f"the request body is not UTF-8: {error.reason}") from None
+    if any(mark in data for mark in _SURROGATE_MARKS) and not _PAIRED.fullmatch(data):
+        raise BadRequestError("the request body holds half of a surrogate pair")
 
 
 def _depth(data: bytes) -> int:

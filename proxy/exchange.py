@@ -70,7 +70,9 @@ async def first_event(answer: Answer) -> bytes:
     while chunk := await answer.next_chunk():
         begin += chunk
         if len(begin) > MAX_EVENT_BYTES:
-            raise LegBrokenError(answer.instance, f"no event in the first {MAX_EVENT_BYTES} bytes of a stream")
+            raise LegBrokenError(
+                answer.instance, f"no event in the first {MAX_EVENT_BYTES} bytes of a stream"
+            )
         at = begin.find(b"data:")
         if at >= 0 and b"\n" in begin[at:]:
             return begin

@@ -5,7 +5,7 @@ alone, after prefilled blocks already wait for it.
 """
 
 import enum
-import math
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -153,6 +153,12 @@ COMPLETION_MAX_TOKENS = 16
 """What an absent `max_tokens` of a completion means; of a chat it means as many as fit."""
 
 
+_INTEGER = re.compile(r"\s*[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?\s*")
+_MAX_DIGITS = 4300
+_FLOATS_BELOW = 2.0**63
+"""Pydantic takes no integer from a larger float, for it knows no digits of one."""
+
+
 def _whole_number(body: Body, name: str, *, nullable: bool) -> int | None:
     """An integer member as pydantic reads one: numbers without a fraction, digits in a string, booleans."""
     if name not in body:
@@ -160,12 +166,9 @@ def _whole_number(body: Body, name: str, *, nullable: bool) -> int | None:
     value = body.value(name)
     if value is None and nullable:
         return None
-    if isinstance(value, str):
-        try:
-            value = float(value) if "." in value else int(value)
-        except ValueError:
-            value = None
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+    if isinstance(value, str) and len(value) <= _MAX_DIGITS and _INTEGER.fullmatch(value):
+        value = int(value.partition(".")[0])
+    if isinstance(value, float) and abs(value) < _FLOATS_BELOW and value.is_integer():
         value = int(value)
     if not isinstance(value, int):
         raise BadRequestError(f"{name} must be an integer", param=name)
@@ -179,6 +182,8 @@ _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
 def _truth(value: Any, name: str) -> bool:
     """A boolean as pydantic reads one; null is false."""
     if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, float) and value in {0.0, 1.0}:
         return bool(value)
     text = str(value).lower() if isinstance(value, (str, int)) else ""
     if text in _TRUE or text in _FALSE:

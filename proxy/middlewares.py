@@ -6,7 +6,7 @@ import re
 import time
 import uuid
 
-from aiohttp import web
+from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
 
 from proxy.admission import BodyLease
@@ -89,6 +89,9 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if request.version < HttpVersion10 and request.transport is not None:
+        request.transport.abort()  # aiohttp would answer in HTTP/0.9, which nobody speaks
+        return web.Response(status=CLIENT_LEFT_STATUS)
     try:
         check_framing(request)
         return await handler(request)

@@ -345,6 +345,7 @@ class FleetWatch:
         if watched is not None and watched.task is not None:
             watched.task.cancel()
             await asyncio.wait({watched.task})
+            watched.checked.set()  # who added it may still wait for a check that will not come
         self._forget(address)
         for rank in instance.ranks:
             self._engine_ids.pop((address, rank), None)

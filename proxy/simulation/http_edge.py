@@ -119,7 +119,7 @@ async def read_json(request: web.Request) -> Any:
         except json.JSONDecodeError as error:
             found = problem("json_invalid", f"body.{error.pos}", "JSON decode error", {}, error=error.msg)
             raise SchemaError([found]) from None
-        except UnicodeDecodeError as error:
+        except ValueError as error:  # not UTF-8, or a number with too many digits
             raise BadRequestError("There was an error parsing the body") from error
 
 

@@ -32,6 +32,8 @@ from proxy.simulation.validation import Checker
 from proxy.tasks import TaskOwner
 
 _BODY_LIMIT = 256 * 1024 * 1024
+MAX_HEADER_BYTES = 4 << 20
+"""As --h11-max-incomplete-event-size of vLLM."""
 _REMEMBERED = 1000
 _LAST_ANSWERS_S = 1.0
 
@@ -200,6 +202,8 @@ class StandIn:
             access_log=None,
             keepalive_timeout=self.config.keep_alive_s,
             shutdown_timeout=0.0,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
         )
         await self._runner.setup()
         self._site = web.TCPSite(self._runner, self.config.host, self.port)

@@ -73,7 +73,11 @@ def _to_int(value: Any, loc: str, problems: Problems) -> int | None:
 def number(value: Any, loc: str, problems: Problems) -> Any:
     """A number, or a string that says one."""
     if isinstance(value, int | float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            problems.append(problem("float_type", loc, "Input should be a valid number", value))
+            return None
     if isinstance(value, str):
         try:
             return float(value)
@@ -87,7 +91,9 @@ def number(value: Any, loc: str, problems: Problems) -> Any:
 
 def boolean(value: Any, loc: str, problems: Problems) -> Any:
     """True or false, in the many ways people write it."""
-    word = value.lower() if isinstance(value, str) else str(int(value)) if value in {0, 1} else None
+    word = value.lower() if isinstance(value, str) else None
+    if isinstance(value, int | float) and value in {0, 1}:
+        word = str(int(value))
     if word in _TRUE:
         return True
     if word in _FALSE:

@@ -76,6 +76,8 @@ class Checker:
             )
         except BadRequestError as error:
             raise BadRequestError(error.message.replace("{model}", self._model)) from None
+        except (AttributeError, TypeError) as error:  # the template meets something it cannot handle
+            raise BadRequestError(str(error)) from None
         return self._tokenizer.encode(text)
 
     def completion(self, body: Mapping[str, Any]) -> Asked:
@@ -148,7 +150,9 @@ class Checker:
             raise BadRequestError("The decoder prompt cannot be empty")
         if len(tokens) > self._max_model_len:
             # Text is tokenized only as far as the limit, so vLLM does not know how much more there is.
-            given_as_ids = isinstance(body.get("prompt"), list) and not isinstance(body["prompt"][0], str)
+            given_as_ids = isinstance(body.get("prompt"), list) and not isinstance(
+                (body["prompt"] or [""])[0], str
+            )
             length = len(tokens) if given_as_ids else self._max_model_len + 1
             least = "at least " if length == self._max_model_len + 1 else ""
             raise BadRequestError.of(

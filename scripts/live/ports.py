@@ -5,6 +5,7 @@ connection's source port by then, and the engine would die. So that no other pic
 port stays bound, not listening, for the life of this process: servers set SO_REUSEADDR and pass, pickers do not.
 """
 
+import atexit
 import contextlib
 import pathlib
 import random
@@ -14,7 +15,8 @@ _RANGE = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST = 15_000  # below are the ports people know by heart
 _TRIES = 1_000
 
-_reserved: list[socket.socket] = []
+_reserved = contextlib.ExitStack()
+atexit.register(_reserved.close)
 
 
 def free_ports(count: int) -> list[int]:
@@ -37,7 +39,7 @@ def free_ports(count: int) -> list[int]:
         held.pop_all()
     for sock in found.values():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    _reserved.extend(found.values())
+        _reserved.enter_context(sock)
     return list(found)
 
 

@@ -75,3 +75,30 @@ def test_changes_are_those_of_a_dict(members: dict[str, object], put: dict[str, 
     body = Body.parse(msgspec.json.encode(members)).changed(put, drop)
     expected = {k: v for k, v in members.items() if k not in drop} | put
     assert msgspec.json.decode(body.encoded()) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        (rb'{"a": "\ud83d\ude00"}', True),
+        (rb'{"a": "\uD83D\uDE00 \u00e9 \n"}', True),
+        (rb'{"a": "\\ud800"}', True),  # a backslash, then plain letters
+        ('{"a": "\u00e9\U0001f600"}'.encode(), True),
+        (rb'{"a": "\ud800"}', False),
+        (rb'{"a": "\\\ud800"}', False),
+        (rb'{"a": "\udc00\ud800"}', False),
+        (rb'{"a": "\ud83d\ude00\udc00"}', False),
+        (rb'{"\ud800": 1}', False),
+        (b'{"a": "\xed\xa0\x80"}', False),
+        (b'{"a": "\xff"}', False),
+        (b'{"a": "\xc3', False),
+        (b'{"a": "' + b"x" * (1 << 20) + '\u00e9"}'.encode(), True),
+        (b'{"a": "' + b"x" * ((1 << 20) - 8) + '\u00e9"}'.encode(), True),  # over the edge of a piece
+    ],
+)
+def test_half_characters_are_no_text(text: bytes, passes: bool) -> None:
+    if passes:
+        assert Body.parse(text).raw("a") == text[6:-1]
+    else:
+        with pytest.raises(BadRequestError):
+            Body.parse(text)

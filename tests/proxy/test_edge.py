@@ -1,6 +1,7 @@
 """Bad input gets one clear error in one shape, at once, and never reaches an engine."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 from typing import Any
@@ -136,3 +137,27 @@ async def test_no_header_can_be_injected_into_a_leg() -> None:
         answer = await pair.service.ask("/v1/completions", body)
         assert answer.status == 404
         assert "X-Evil" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/nowhere"])
+async def test_an_expectation_that_cannot_be_met_gets_the_envelope(path: str) -> None:
+    async with (
+        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        pair.service.session.post(
+            pair.service.url + path, data=b"{}", headers={"Expect": "200-ok"}
+        ) as response,
+    ):
+        error = (await response.json())["error"]
+        assert response.status == 417 == error["code"]
+        assert response.headers["X-Request-Id"]
+
+
+async def test_a_request_line_without_a_version_gets_no_answer_in_http_0_9() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        reader, writer = await asyncio.open_connection(pair.service.host, pair.service.port)
+        writer.write(b"GET /health\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        writer.close()
+        assert (await pair.service.ask("/health")).status == 200

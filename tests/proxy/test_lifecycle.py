@@ -12,13 +12,14 @@ import aiohttp
 import pytest
 
 from proxy.app_keys import WATCH
-from proxy.config import Admission, Health
+from proxy.config import Admission, Health, Role, parse_instance
 from proxy.discovery import watch
 from proxy.errors import ConfigError
 from proxy.instances import Status
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from proxy.simulation.latency import PROFILES
+from proxy.tasks import TaskOwner
 from tests.proxy.service import UNHURRIED, ask, engines, fleet, kvproxy, wait_until
 
 # -- adding and removing --------------------------------------------------------------------------------------
@@ -381,3 +382,16 @@ async def test_a_port_in_use_ends_with_code_2_naming_the_flag(started: Any) -> N
         async with asyncio.timeout(20):
             assert await process.ended() == 2
         assert "--port" in "".join(process.lines)
+
+
+async def test_an_add_is_answered_although_the_instance_is_removed_before_its_first_check() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair, StandIn(StandInConfig()) as spare:
+        fleet_watch = pair.service.app[WATCH]
+        tasks = TaskOwner("test")
+        spec = parse_instance(spare.address, Role.DECODE)
+        adding = tasks.create(fleet_watch.add(spec), name="add")
+        async with asyncio.timeout(10):
+            while pair.service.fleet.get(spare.address) is None:  # noqa: ASYNC110  # not one turn later
+                await asyncio.sleep(0)
+            await fleet_watch.remove(spare.address, force=True)
+            assert (await adding).address == spare.address

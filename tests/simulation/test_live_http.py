@@ -396,3 +396,25 @@ async def test_the_metrics_a_router_reads(engine: StandIn, http: aiohttp.ClientS
     [info] = [line for line in lines if line.startswith("vllm:cache_config_info")]
     assert 'block_size="4"' in info
     assert 'num_gpu_blocks="64"' in info
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        b'"echo": {"type": "text"}',
+        b'"seed": ' + b"9" * 5000,
+        b'"top_p": ' + b"9" * 400,
+        b'"messages": [{"role": "user", "content": [["text"]]}]',
+        b'"messages": [{"role": "user", "content": {"a": ["text"]}}]',
+        b'"tools": ["text"]',
+        b'"prompt": [], "messages": [{"role": "user", "content": "' + b"word " * 9000 + b'"}]',
+    ],
+)
+async def test_what_no_client_should_send_is_refused_and_not_failed_on(
+    engine: StandIn, http: aiohttp.ClientSession, members: bytes
+) -> None:
+    begin = b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1, '
+    headers = {"Content-Type": "application/json"}
+    async with http.post(engine.url + CHAT, data=begin + members + b"}", headers=headers) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["code"] == 400
