@@ -31,6 +31,10 @@ class Index(Protocol):
         """Forget all about that rank."""
         ...
 
+    def sweep(self) -> bool:
+        """Give back some memory of what was forgotten; False once there is none left."""
+        ...
+
 
 class Applier:
     """Writes the batches of one rank of an instance into an index and tells an observer."""

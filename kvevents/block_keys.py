@@ -1,22 +1,60 @@
 """Two blocks have one key exactly when they hold the same prefix: tokens, adapter, salt and multi-modal content.
 
-The key of a block is a keyed hash of its parent's key, its tokens and its extra keys in one canonical form, so
-that it can be computed from a prompt and from an engine's event alike. The secret never leaves the process:
-nobody can search for prompts that collide.
+A key is made in two steps, so that numpy makes thousands at once and a run can continue at any depth.
+
+* The digest of a block is two 32-bit words, each the upper half of `e + sum(token[j] * a[j]) mod 2**64` with a
+  secret multiplier for each place in a block; `e` is a keyed BLAKE2b of the block size and of the extra keys in
+  one canonical form. Two different blocks have equal words with probability 2**-32 each: multilinear hashing with
+  the lower half cut off, which is universal for any 32-bit tokens (Lemire and Kaser, "Strongly universal string
+  hashing is fast", 2014; without the cut, tokens that differ by multiples of 2**17 would collide far too often).
+* A prompt is cut into bands of 127 blocks. Inside a band the key is the band's seed plus the sum of
+  `word * k[place in the band]` over its digests so far, mod 2**53, beside the place (7 bits, never 0). The seed of
+  the next band is a keyed BLAKE2b of the last key, so a key says all that is needed to go on from it.
+
+Two different prefixes fixed in advance have one key with probability at most 3 * 2**-53 for each band since they
+parted, and never unless they end at the same place: the differences of two words are uniform, both divisible by
+2**v with probability 4**-v * 3/4, and then the sums meet with probability 2**(v - 53); seeds meet with 2**-53. A
+lookup goes on only while every block was found, so it can go wrong only at the first block that is not cached.
+Five million keys are about 2**15 at each place: 2**-36 a lookup for prompts of one band, 2**-29 if somebody had
+put all of them at that place.
+
+An adversary who chooses prompts and sees where they go learns only whether two prefixes collided. Until the first
+collision every answer is the one that equality of content gives, so choosing adaptively helps nothing, and n
+prefixes collide with probability below n**2 * 2**-52: 2**26 blocks of his own for one lucky pair, worth one wrong
+prediction. The engine compares its own hashes, so no answer is ever wrong. The secret never leaves the process.
 """
 
 import hashlib
 import secrets
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from operator import mul
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from kvevents.events import BlockStored, Reason
 
+Keys = npt.NDArray[np.uint64]
+"""Keys of consecutive blocks; the first block's first."""
+
+KEY_BITS = 60
+"""A key is a positive number below 2**60, which Python holds in 32 bytes; one more bit would cost 16."""
+
 _SECRET_BYTES = 32
-_KEY_BYTES = 8
+_PLACE_BITS = 7
+_BAND = 2**_PLACE_BITS - 1
+_SUM_BITS = KEY_BITS - _PLACE_BITS
+_SUM_MASK = 2**_SUM_BITS - 1
+_MASK_64 = 2**64 - 1
+_MASK_32 = 2**32 - 1
+_UPPER = np.uint64(32)
 _MAX_DEPTH = 8  # vLLM nests twice: the block's list, and a pair for a multi-modal item
+_PYTHON_TOKENS = 96  # below so many, numpy's calls cost more than the arithmetic
+_SIZES_KEPT = 64  # of blocks; a fleet has one or two
+_OFFSETS_KEPT = 4096  # of adapters, salts and images; each is quickly made again
 
 
 class UnkeyableRun(ValueError):  # noqa: N818  # a stranger's data, not a failure of ours
@@ -31,91 +69,253 @@ class UnkeyableRun(ValueError):  # noqa: N818  # a stranger's data, not a failur
 class Prompt:
     """What an engine's prefix cache is asked for: tokens, and what else decides whether blocks may be shared."""
 
-    token_ids: Sequence[int]
+    token_ids: Sequence[int] | npt.NDArray[Any]
+    """An `array("I")` or a numpy array of `uint32` is read where it lies; anything else is copied."""
     lora_name: str | None = None
     cache_salt: str | None = None
+    keys: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What `BlockHasher` has made of it so far."""
 
 
 class BlockHasher:
-    """Makes block keys: 64-bit integers, comparable only among keys made with the same secret."""
+    """Makes block keys: positive integers below 2**60, comparable only among keys made with the same secret."""
 
     def __init__(self, secret: bytes | None = None) -> None:
         """`secret`: any bytes; random for this process when None."""
         key = hashlib.blake2b(secret if secret is not None else secrets.token_bytes(_SECRET_BYTES)).digest()
-        self._keyed = hashlib.blake2b(key=key, digest_size=_KEY_BYTES)
-        root = self._keyed.copy()
-        root.update(b"root")
-        self._root = root.digest()
+        self._keyed = hashlib.blake2b(key=key, digest_size=16)
+        self._root = self._seed(b"root")
+        self._place = self._numbers(b"places", 2 * _BAND).reshape(_BAND, 2)
+        self._place_pairs: list[tuple[int, int]] = [(a, b) for a, b in self._place.tolist()]
+        self._tiled = self._place
+        self._multipliers: dict[int, tuple[Keys, list[int]]] = {}
+        self._offsets: dict[tuple[int, bytes], tuple[int, int]] = {}
+
+    # ---- of prompts ---------------------------------------------------------------------------------------
 
     def of_prompt(self, prompt: Prompt, block_size: int) -> list[int]:
+        """`prompt_keys` as a list, made once for each prompt and block size."""
+        made: list[int] | None = prompt.keys.get((self, block_size, list))
+        if made is None:
+            made = prompt.keys[self, block_size, list] = self.prompt_keys(prompt, block_size).tolist()
+        return made
+
+    def prompt_keys(self, prompt: Prompt, block_size: int) -> Keys:
         """The keys of the prompt's full blocks, ending before a block with a token no engine can have.
 
-        Raises ValueError if `block_size` (tokens) is not positive.
+        Made once for each prompt and block size; not to be changed. Raises ValueError if `block_size` (tokens)
+        is not positive.
         """
-        return list(self.iter_prompt(prompt, block_size))
-
-    def iter_prompt(self, prompt: Prompt, block_size: int) -> Iterator[int]:
-        """As `of_prompt`, one key at a time: a prompt nobody has cached costs one hash."""
         if block_size <= 0:
             raise ValueError(f"block_size must be positive, not {block_size}")
-        salt = [prompt.cache_salt] if prompt.cache_salt else []
-        first = _canonical_bytes(prompt.lora_name or None, salt)
+        made: Keys | None = prompt.keys.get((self, block_size))
+        if made is None:
+            made = prompt.keys[self, block_size] = self._prompt_keys(prompt, block_size)
+        return made
+
+    def _prompt_keys(self, prompt: Prompt, block_size: int) -> Keys:
+        tokens = _readable_tokens(prompt.token_ids)
+        blocks = len(tokens) // block_size
+        if not blocks:
+            return np.empty(0, np.uint64)
         later = _canonical_bytes(prompt.lora_name or None, [])
-        key: int | None = None
-        for end in range(block_size, len(prompt.token_ids) + 1, block_size):
-            try:
-                tokens = token_bytes(prompt.token_ids[end - block_size : end])
-            except UnkeyableRun:
-                return
-            key = self.of_block(key, tokens, first if key is None else later)
-            yield key
+        words = self._sums(tokens[: blocks * block_size], block_size)
+        first = words[0].copy()
+        words += self._offset_row(block_size, later)
+        if prompt.cache_salt:
+            salted = _canonical_bytes(prompt.lora_name or None, [prompt.cache_salt])
+            words[0] = first + self._offset_row(block_size, salted)
+        words >>= _UPPER
+        return self._chain(None, words)
+
+    # ---- of runs ------------------------------------------------------------------------------------------
 
     def of_run(self, parent_key: int | None, event: BlockStored) -> list[int]:
         """The keys of an event's blocks; `parent_key` is None for a run that begins a prompt.
 
         Raises UnkeyableRun for a run that is misaligned, or has impossible tokens or extra keys.
         """
-        keys = []
-        key = parent_key
-        for tokens, extra in blocks_of_run(event):
-            key = self.of_block(key, tokens, extra)
-            keys.append(key)
+        return self.of_digests(parent_key, self.digests(event))
+
+    def digests(self, event: BlockStored) -> "Digests":
+        """What the keys of a run are made of, whatever came before it. Raises UnkeyableRun as `of_run` does."""
+        count, size = len(event.block_hashes), event.block_size
+        extra_keys = event.extra_keys or None
+        if size <= 0 or count * size != len(event.token_ids):
+            raise UnkeyableRun(Reason.MISALIGNED)
+        if extra_keys is not None and len(extra_keys) != count:
+            raise UnkeyableRun(Reason.MISALIGNED)
+        tokens = token_array(event.token_ids)
+        plain = canonical_extra(event.lora_name, event.lora_id, None)
+        special = {
+            i: canonical_extra(event.lora_name, event.lora_id, entry)
+            for i, entry in enumerate(extra_keys or ())
+            if entry
+        }
+        if len(tokens) < _PYTHON_TOKENS:
+            return self._few_digests(tokens, size, count, plain, special)
+        words = self._sums(np.frombuffer(tokens, np.uint32), size)
+        if not special:
+            words += self._offset_row(size, plain)
+        else:
+            words += np.array(
+                [self._offset(size, special.get(i, plain)) for i in range(count)], dtype=np.uint64
+            )
+        words >>= _UPPER
+        return Digests(words, None)
+
+    def of_digests(self, parent_key: int | None, digests: "Digests") -> list[int]:
+        """The keys of the run with these digests behind `parent_key`."""
+        if digests.few is None:
+            keys: list[int] = self._chain(parent_key, digests.words).tolist()
+            return keys
+        few = []
+        for digest in digests.few:
+            parent_key = self.of_block(parent_key, digest)
+            few.append(parent_key)
+        return few
+
+    def of_block(self, parent_key: int | None, digest: int) -> int:
+        """The key of one block with one of `Digests.numbers`."""
+        place, total = self._after(parent_key)
+        upper, lower = self._place_pairs[place]
+        return (place + 1) << _SUM_BITS | (
+            (total + (digest >> 32) * upper + (digest & _MASK_32) * lower) & _SUM_MASK
+        )
+
+    def _few_digests(
+        self, tokens: "array[int]", size: int, count: int, plain: bytes, special: dict[int, bytes]
+    ) -> "Digests":
+        multipliers = self._multipliers_for(size)[1]
+        few = []
+        for i in range(count):
+            e, f = self._offset(size, special.get(i, plain))
+            both = sum(map(mul, tokens[i * size : (i + 1) * size], multipliers))
+            few.append((both + e & _MASK_64) >> 32 << 32 | ((both >> 128) + f & _MASK_64) >> 32)
+        return Digests(None, few)
+
+    # ---- the arithmetic -----------------------------------------------------------------------------------
+
+    def _sums(self, tokens: npt.NDArray[np.uint32], size: int) -> Keys:
+        """A row of two sums for each block, not yet offset."""
+        sums: Keys = tokens.astype(np.uint64).reshape(-1, size) @ self._multipliers_for(size)[0]
+        return sums
+
+    def _chain(self, parent_key: int | None, words: Keys) -> Keys:
+        """The keys of the blocks with these digests, one row of two words each."""
+        count = len(words)
+        place, seed = self._after(parent_key)
+        while len(self._tiled) < place + count:
+            self._tiled = np.concatenate([self._tiled, self._tiled])
+        terms = words * self._tiled[place : place + count]
+        keys = terms[:, 0] + terms[:, 1]
+        np.cumsum(keys, out=keys)
+        # Take from every block what was summed before its band, and add the band's seed and its place.
+        start, before = 0, 0
+        while start < count:
+            end = min(count, start + _BAND - place)
+            last = keys.item(end - 1)
+            band = keys[start:end]
+            band += np.uint64((seed - before) & _MASK_64)
+            band &= np.uint64(_SUM_MASK)
+            band |= _PLACES[place : place + end - start]
+            if end < count:
+                seed = self._seed(band.item(-1).to_bytes(8, "little"))
+            start, before, place = end, last, 0
         return keys
 
-    def of_block(self, parent_key: int | None, tokens: bytes, extra: bytes) -> int:
-        """The key of one block: `tokens` as `token_bytes` gives them, `extra` as `canonical_extra` does."""
-        block = self._keyed.copy()
-        block.update(self._root if parent_key is None else parent_key.to_bytes(_KEY_BYTES, "little"))
-        block.update(extra)  # tells its own length
-        block.update(tokens)
-        return int.from_bytes(block.digest(), "little")
+    def _after(self, parent_key: int | None) -> tuple[int, int]:
+        """The place in its band of the block that follows a key, and the sum it starts from."""
+        if parent_key is None:
+            return 0, self._root
+        place = parent_key >> _SUM_BITS
+        if place < _BAND:
+            return place, parent_key & _SUM_MASK
+        return 0, self._seed(parent_key.to_bytes(8, "little"))
+
+    def _seed(self, of: bytes) -> int:
+        made = self._keyed.copy()
+        made.update(of)
+        return int.from_bytes(made.digest()[:8], "little") & _SUM_MASK
+
+    def _multipliers_for(self, size: int) -> tuple[Keys, list[int]]:
+        found = self._multipliers.get(size)
+        if found is None:
+            if len(self._multipliers) >= _SIZES_KEPT:
+                self._multipliers.clear()
+            pairs = self._numbers(b"multipliers", 2 * size).reshape(size, 2)
+            # For Python's integers both sums are made in one pass, the second 128 bits above the first.
+            found = self._multipliers[size] = (pairs, [a | b << 128 for a, b in pairs.tolist()])
+        return found
+
+    def _numbers(self, what: bytes, count: int) -> Keys:
+        """Secret 64-bit numbers, the same for each `what` however many are wanted."""
+        made = self._keyed.copy()
+        made.update(what)
+        return np.frombuffer(hashlib.shake_256(made.digest()).digest(8 * count), np.uint64)
+
+    def _offset(self, size: int, extra: bytes) -> tuple[int, int]:
+        found = self._offsets.get((size, extra))
+        if found is None:
+            if len(self._offsets) >= _OFFSETS_KEPT:
+                self._offsets.clear()
+            made = self._keyed.copy()
+            made.update(b"extra" + size.to_bytes(8, "little"))
+            made.update(extra)
+            digest = made.digest()
+            found = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+            self._offsets[size, extra] = found
+        return found
+
+    def _offset_row(self, size: int, extra: bytes) -> Keys:
+        return np.array(self._offset(size, extra), np.uint64)
 
 
-def token_bytes(token_ids: Sequence[int]) -> bytes:
+_PLACES = np.arange(1, _BAND + 1, dtype=np.uint64) << np.uint64(_SUM_BITS)
+
+
+class Digests:
+    """What the keys of a run's blocks are made of besides the key before them; one of the two forms is None."""
+
+    __slots__ = ("few", "words")
+
+    def __init__(self, words: Keys | None, few: list[int] | None) -> None:
+        self.words = words if words is not None else np.empty((0, 2), np.uint64)
+        self.few = few
+
+    def numbers(self) -> list[int]:
+        """One 64-bit number a block, for `BlockHasher.of_block`."""
+        if self.few is not None:
+            return self.few
+        numbers: list[int] = (self.words[:, 0] << _UPPER | self.words[:, 1]).tolist()
+        return numbers
+
+
+def token_array(token_ids: Iterable[int]) -> "array[int]":
     """The tokens, 32 bits each. Raises UnkeyableRun for one that does not fit."""
     try:
-        return array("I", token_ids).tobytes()
+        return array("I", token_ids)
     except (OverflowError, TypeError, ValueError) as error:
         raise UnkeyableRun(Reason.TOKENS) from error
 
 
-def blocks_of_run(event: BlockStored) -> list[tuple[bytes, bytes]]:
-    """The tokens and extra keys of each block of a run, ready for `BlockHasher.of_block`. Raises UnkeyableRun."""
-    count, size = len(event.block_hashes), event.block_size
-    extra_keys = event.extra_keys or None
-    if size <= 0 or count * size != len(event.token_ids):
-        raise UnkeyableRun(Reason.MISALIGNED)
-    if extra_keys is not None and len(extra_keys) != count:
-        raise UnkeyableRun(Reason.MISALIGNED)
-    tokens = token_bytes(event.token_ids)
-    width = len(tokens) // count if count else 0
-    plain = canonical_extra(event.lora_name, event.lora_id, None)
-    blocks = []
-    for i in range(count):
-        entry = extra_keys[i] if extra_keys is not None else None
-        extra = canonical_extra(event.lora_name, event.lora_id, entry) if entry else plain
-        blocks.append((tokens[i * width : (i + 1) * width], extra))
-    return blocks
+def _readable_tokens(token_ids: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    """The tokens up to the first that no engine can have."""
+    if isinstance(token_ids, array) and token_ids.typecode == "I":
+        return np.frombuffer(token_ids, np.uint32)
+    if isinstance(token_ids, np.ndarray):
+        if token_ids.dtype == np.uint32:
+            return token_ids
+        token_ids = token_ids.tolist()
+    try:
+        return np.frombuffer(array("I", token_ids), np.uint32)
+    except (OverflowError, TypeError, ValueError):
+        readable = array("I")
+        try:
+            readable.extend(token_ids)
+        except (OverflowError, TypeError, ValueError):
+            pass  # what came before the one that does not fit has been taken
+        return np.frombuffer(readable, np.uint32)
 
 
 def canonical_extra(lora_name: str | None, lora_id: int | None, entry: Any) -> bytes:

@@ -177,6 +177,8 @@ class Subscriber:
                 self._suspected = False
                 await self._handle(source, wire, Suspected())
             await self._check_clock(source, wire)
+            if self._index.sweep():
+                self._wake.set()  # a slice a turn, until all is swept
             await asyncio.sleep(0)
 
     def _heard(self, wire: "_Wire") -> list[SourceEvent]:

@@ -100,6 +100,10 @@ class Tail(NullObserver):
         """Forget; the observer's side writes it."""
         return self._index.retire(instance, rank)
 
+    def sweep(self) -> bool:
+        """As the index."""
+        return self._index.sweep()
+
     # ---- as an observer -----------------------------------------------------------------------------------
 
     def batch_received(self, *, instance: str, rank: int, number: int, ts_s: float, events: int) -> None:

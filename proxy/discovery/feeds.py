@@ -66,6 +66,7 @@ class EventFeeds:
         self._tasks = tasks
         self._context = Context()  # its threads serve all subscribers
         self._silent: set[str] = set()
+        self._sweeping = False
 
     async def follow(self, instance: Instance) -> None:
         """Make the followed sources those the instance has now; call it whenever it was found to be up."""
@@ -112,6 +113,16 @@ class EventFeeds:
     async def _end(self, instance: Instance, rank: int, feed: _Feed) -> None:
         await feed.stop()
         self._index.retire(instance.address, rank)
+        if not self._sweeping:
+            self._sweeping = True
+            self._tasks.create(self._sweep(), name="sweep the index")
+
+    async def _sweep(self) -> None:
+        try:
+            while self._index.sweep():
+                await asyncio.sleep(0)
+        finally:
+            self._sweeping = False
 
     async def _sources(self, instance: Instance) -> list[SourceAddress] | None:
         """What the engine tells, or was told of it; None if it does not answer."""

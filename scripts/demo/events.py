@@ -44,6 +44,9 @@ class EventFeed(NullObserver):
     def retire(self, instance: str, rank: int | None = None) -> int:
         return self._index.retire(instance, rank)
 
+    def sweep(self) -> bool:
+        return self._index.sweep()
+
     def gap(self, *, instance: str, rank: int, missing: int) -> None:
         self._tell(instance, f"GAP: {missing} batches missing (rank {rank})")
 

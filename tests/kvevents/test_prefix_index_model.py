@@ -1,12 +1,14 @@
 """The index against a model that keeps every physical copy in a list and works out all else anew each time."""
 
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvevents.block_keys import BlockHasher, Prompt
 from kvevents.events import BlockRemoved, BlockStored
+from kvevents.exported import ExportedRank
 from kvevents.prefix_index import PrefixIndex, Slot
 
 ENGINES = (("a", 0), ("a", 1), ("b", 0))
@@ -129,13 +131,15 @@ def event(at: tuple[str, int], tier: str, run: list[Block]) -> BlockStored:
     )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.booleans(), st.lists(operations, max_size=6) | st.lists(operations, min_size=20, max_size=50))
-def test_any_history_gives_what_the_model_gives(
-    count_copies: bool, history: list[tuple[str, tuple[str, int], str, int, int]]
-) -> None:
-    index = PrefixIndex(BlockHasher(b"test"), count_copies=count_copies)
-    model = Model(count_copies=count_copies)
+History = list[tuple[str, tuple[str, int], str, int, int]]
+histories = st.lists(operations, max_size=6) | st.lists(operations, min_size=20, max_size=50)
+
+
+def _play(
+    history: History, *, count_copies: bool, index: PrefixIndex | None = None, model: Model | None = None
+) -> tuple[PrefixIndex, Model]:
+    index = index or PrefixIndex(BlockHasher(b"test"), count_copies=count_copies)
+    model = model or Model(count_copies=count_copies)
     for operation, at, tier, number, extent in history:
         if operation == "store":
             run = path(number)[-max(extent, 1) :]
@@ -155,27 +159,92 @@ def test_any_history_gives_what_the_model_gives(
                 for key, value in model.engines.items()
                 if key != at and (extent or key[0] != at[0])
             }
-        _assert_nothing_is_left_over(index)
+        if extent == 2:
+            index.sweep(1)
+        _assert_nothing_is_left_over(index, swept=False)
         assert index.blocks() == {slot: len(contents) for slot, contents in model.slots().items()}
+    _assert_matches(index, model)
+    while index.sweep():
+        pass
+    _assert_nothing_is_left_over(index, swept=True)
+    _assert_matches(index, model)
+    assert index.blocks() == {slot: len(contents) for slot, contents in model.slots().items()}
+    return index, model
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.booleans(), histories)
+def test_any_history_gives_what_the_model_gives(count_copies: bool, history: History) -> None:
+    _play(history, count_copies=count_copies)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.booleans(), histories)
+def test_arrays_give_what_single_blocks_give(count_copies: bool, history: History) -> None:
+    """Short runs are worked out in plain Python; here all of them go the way of long ones."""
+    with patch("kvevents.prefix_index._FEW_KEYS", 1), patch("kvevents.block_keys._PYTHON_TOKENS", 0):
+        _play(history, count_copies=count_copies)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.booleans(), histories, histories)
+def test_what_is_exported_goes_on_elsewhere(count_copies: bool, before: History, after: History) -> None:
+    index, model = _play(before, count_copies=count_copies)
+    other = PrefixIndex(BlockHasher(b"test"), count_copies=count_copies)
+    other.store("b", 0, event(("b", 0), "GPU", path(5)))
+    for at in ENGINES:
+        exported = index.export(*at)
+        assert (exported is None) is (at not in model.engines)
+        other.retire(*at)
+        if exported is not None:
+            other.load(*at, exported)
+            assert _in_order(other.export(*at)) == _in_order(exported)
+    _play(after, count_copies=count_copies, index=other, model=model)
+
+
+def _in_order(exported: ExportedRank | None) -> object:
+    assert exported is not None
+    tiers = [
+        (tier.name, sorted(zip(tier.hashes, tier.keys.tolist(), strict=True)), tier.copies)
+        for tier in exported.tiers
+    ]
+    return exported.block_size, exported.group_idx, tiers, exported.orphans
+
+
+def _assert_matches(index: PrefixIndex, model: Model) -> None:
     for salt in (None, "s"):
         for letters in LETTERS:
             expected = model.match(letters, salt)
-            tokens = {2: [t for t in letters for _ in range(2)], 3: [t for t in letters for _ in range(3)]}
             for size in (2, 3):
-                found = index.match(Prompt(tokens[size], cache_salt=salt))
+                tokens = [letter for letter in letters for _ in range(size)]
+                found = index.match(Prompt(tokens, cache_salt=salt))
                 assert {s: n for s, n in found.items() if SIZES[s.instance, s.rank] == size} == {
                     s: n for s, n in expected.items() if SIZES[s.instance, s.rank] == size
                 }
 
 
-def _assert_nothing_is_left_over(index: PrefixIndex) -> None:
+def _assert_nothing_is_left_over(index: PrefixIndex, *, swept: bool) -> None:
     """The maps inside agree with each other, so that memory goes when blocks go."""
+    held_by: dict[int, int] = {}
     for engine in index._engines.values():
-        held = {engine_hash for tier in engine.tiers.values() for engine_hash in tier.copies}
-        assert set(engine.key_of) == held
+        tiers = engine.tiers.values()
+        held = {engine_hash for tier in tiers for shard in tier.shards for engine_hash in shard}
         assert held.isdisjoint(engine.orphans)
         assert {child for children in engine.children.values() for child in children} == set(engine.orphans)
         assert all(engine.children.values())
-        for tier in engine.tiers.values():
-            assert sum(tier.keys.values()) == len(tier.copies)
-            assert all(count > 0 for count in (*tier.keys.values(), *tier.copies.values()))
+        for tier in tiers:
+            keys = [key for shard in tier.shards for key in shard.values()]
+            assert tier.hashes == len(keys)
+            assert tier.blocks == len(set(keys)) == len(keys) - sum(tier.names.values())
+            assert tier.again == sum(tier.copies.values())
+            assert all(count > 0 for count in (*tier.names.values(), *tier.copies.values()))
+            assert all(tier.key_of(engine_hash) is not None for engine_hash in tier.copies)
+            for key in keys:
+                held_by[key] = held_by.get(key, 0) | tier.bit
+    for key, members in held_by.items():
+        assert index._sets.members[index._table.get(key)] & members == members
+    if swept:
+        assert len(index._table) == len(held_by)
+        assert len(index._sets) == len(set(held_by.values()))
+        live = sum(len(engine.tiers) for engine in index._engines.values())
+        assert len(index._free) == len(index._slots) - live

@@ -1,0 +1,206 @@
+"""A dictionary from block keys to small numbers that grows without ever stopping to do so.
+
+A Python dictionary of millions is rehashed as a whole when it is full: a tenth of a second in which nothing else
+runs. This one is two arrays, keys and numbers, probed linearly; when it is too full a new pair is begun and
+each later update moves a slice. Many keys are looked up or changed by a few numpy calls, single ones in plain
+Python, and an entry takes 20 to 40 bytes without an object of its own.
+
+Keys are random bits to whoever chooses what is hashed (`kvevents.block_keys`), so their low bits are a fair place.
+"""
+
+import mmap
+
+import numpy as np
+import numpy.typing as npt
+
+from kvevents.block_keys import Keys
+
+Numbers = npt.NDArray[np.uint32]
+
+_SMALLEST = 1 << 12
+_SLICE = 1 << 12  # places moved by an update: 4096 * 8 bytes are whole pages, as 4096 * 4 bytes are
+_PLACES_PER_KEY = 16  # moved for each key of an update, so that a move ends long before the new pair is full
+_FULL = 0.6  # the share of places in use beyond which probes get long
+_ROOMY = 0.36  # the largest share of live keys to begin with: what is full of them is doubled
+
+
+class _Pair:
+    """Places for keys (0: never used) and their numbers (0: key is not in the table)."""
+
+    __slots__ = ("key", "key_at", "memory", "number", "number_at", "places", "used")
+
+    def __init__(self, places: int) -> None:
+        # Pages of zeros come when they are touched and can be given back one by one.
+        self.memory = mmap.mmap(-1, 12 * places)
+        self.places = places
+        self.key: Keys = np.frombuffer(self.memory, np.uint64, places)
+        self.number: Numbers = np.frombuffer(self.memory, np.uint32, places, 8 * places)
+        self.key_at = memoryview(self.memory)[: 8 * places].cast("Q")
+        self.number_at = memoryview(self.memory)[8 * places :].cast("I")
+        self.used = 0
+
+    def find(self, key: int) -> int:
+        """The place of a key, or where it would go."""
+        mask, key_at = self.places - 1, self.key_at
+        place = key & mask
+        while (there := key_at[place]) and there != key:
+            place = (place + 1) & mask
+        return place
+
+    def find_many(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """The places of the keys; of one that is not here some place that is empty."""
+        mask = np.uint64(self.places - 1)
+        at = (keys & mask).astype(np.int64)
+        there = self.key[at]
+        on = np.flatnonzero((there != keys) & (there != 0))
+        while len(on):
+            at[on] = (at[on] + 1) & int(mask)
+            there = self.key[at[on]]
+            on = on[(there != keys[on]) & (there != 0)]
+        return at
+
+    def claim_many(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """The places of the keys, new ones put where they go."""
+        at = self.find_many(keys)
+        on = np.flatnonzero(self.key[at] == 0)
+        while len(on):
+            wanted = keys[on]
+            empty = self.key[at[on]] == 0
+            self.key[at[on[empty]]] = wanted[empty]  # of two that want one place the last gets it
+            on = on[self.key[at[on]] != wanted]
+            if len(on):
+                at[on] = (at[on] + 1) & (self.places - 1)
+                # The next place may hold another key or this one, or be empty.
+                more = self.key[at[on]]
+                while len(held := np.flatnonzero((more != keys[on]) & (more != 0))):
+                    at[on[held]] = (at[on[held]] + 1) & (self.places - 1)
+                    more = self.key[at[on]]
+        return at
+
+
+class KeyTable:
+    """Numbers from 1 to 2**32 - 1 for keys from 1 to 2**64 - 1; the number 0 means that the key is not there."""
+
+    def __init__(self) -> None:
+        self._now = _Pair(_SMALLEST)
+        self._before: _Pair | None = None
+        self._moved = 0  # places of `_before` that have been
+        self._leaving: list[
+            tuple[_Pair, int]
+        ] = []  # emptied pairs, and the places whose memory is given back
+        self._live = 0
+
+    def __len__(self) -> int:
+        return self._live
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of all places, used or not."""
+        pairs = [self._now, *(pair for pair, _ in self._leaving)]
+        return sum(12 * pair.places for pair in pairs) + (12 * self._before.places if self._before else 0)
+
+    @property
+    def places_to_move(self) -> int:
+        """How many places a move that is under way has not been at."""
+        return self._before.places - self._moved if self._before is not None else 0
+
+    @property
+    def moving(self) -> bool:
+        """There is work for `move`."""
+        return self._before is not None or bool(self._leaving)
+
+    def get(self, key: int) -> int:
+        """The number of a key."""
+        found = self._now.number_at[self._now.find(key)]
+        if not found and self._before is not None:
+            found = self._before.number_at[self._before.find(key)]
+        return found
+
+    def get_many(self, keys: Keys) -> Numbers:
+        """The numbers of many keys."""
+        found: Numbers = self._now.number[self._now.find_many(keys)]
+        if self._before is not None and not found.all():
+            found = np.maximum(found, self._before.number[self._before.find_many(keys)])
+        return found
+
+    def set(self, key: int, number: int) -> None:
+        """Give one key a number; 0 takes it out."""
+        pair = self._now
+        if number:
+            self._make_room(1)
+            pair = self._now
+        place = pair.find(key)
+        held = pair.number_at[place]
+        if not held and self._before is not None:
+            old = self._before.find(key)
+            held = self._before.number_at[old]
+            if held:
+                self._before.number_at[old] = 0
+        self._live += bool(number) - bool(held)
+        if number and not pair.key_at[place]:
+            pair.key_at[place] = key
+            pair.used += 1
+        pair.number_at[place] = number if pair.key_at[place] else 0
+
+    def set_many(self, keys: Keys, numbers: Numbers) -> None:
+        """Give many different keys their numbers; 0 takes one out."""
+        put = numbers != 0
+        self._make_room(int(np.count_nonzero(put)))
+        held = np.count_nonzero(self.get_many(keys))
+        if self._before is not None:
+            old = self._before.find_many(keys)
+            self._before.number[old] = 0  # an empty place has 0 anyhow
+        if put.all():
+            self._put(keys, numbers)
+        else:
+            self._put(keys[put], numbers[put])
+            gone = keys[~put]
+            self._now.number[self._now.find_many(gone)] = 0
+        self._live += int(np.count_nonzero(put)) - int(held)
+
+    def move(self, places: int = _SLICE) -> bool:
+        """Do a part of a move that is under way; False once nothing is left to do."""
+        before = self._before
+        if before is not None:
+            end = min(self._moved + places, before.places)
+            numbers = before.number[self._moved : end]
+            live = np.flatnonzero(numbers)
+            if len(live):
+                self._put(before.key[self._moved : end][live], numbers[live])
+                numbers[live] = 0  # the key stays: others may have been put behind it
+            self._moved = end
+            if end == before.places:
+                self._before = None
+                self._leaving.append((before, 0))
+        elif self._leaving:
+            pair, given = self._leaving.pop()
+            step = 64 * _SLICE
+            if given + step < pair.places:
+                pair.memory.madvise(mmap.MADV_DONTNEED, 8 * given, 8 * step)
+                pair.memory.madvise(mmap.MADV_DONTNEED, 8 * pair.places + 4 * given, 4 * step)
+                self._leaving.append((pair, given + step))
+        return self.moving
+
+    def _put(self, keys: Keys, numbers: Numbers) -> None:
+        pair = self._now
+        at = pair.find_many(keys)
+        new = int(np.count_nonzero(pair.key[at] == 0))
+        if new:
+            at = pair.claim_many(keys)
+            pair.used += new
+        pair.number[at] = numbers
+
+    def _make_room(self, keys: int) -> None:
+        if self.moving:
+            self.move(_SLICE + _PLACES_PER_KEY * keys)
+        if self._now.used + keys <= _FULL * self._now.places:
+            return
+        while self._before is not None:  # a run longer than the table
+            self.move(self._before.places)
+        places = _SMALLEST
+        # Not far smaller than before, or it would be full before the move has ended.
+        while self._live + keys > _ROOMY * places or 4 * places < self._now.places:
+            places *= 2
+        self._before, self._moved = self._now, 0
+        self._now = _Pair(places)
+        self.move(_SLICE + _PLACES_PER_KEY * keys)

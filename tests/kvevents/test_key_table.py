@@ -1,0 +1,89 @@
+"""The table against a dictionary."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvevents.key_table import KeyTable
+
+# Keys that want the same few places, near the end of the smallest table and beyond, so that probes run on and wrap.
+keys = st.builds(
+    lambda low, high: (high << 20 | low) or 1, st.sampled_from([0, 1, 2, 4094, 4095, 4096]), st.integers(0, 6)
+)
+updates = st.lists(
+    st.tuples(st.booleans(), st.dictionaries(keys, st.integers(0, 3), min_size=1, max_size=12)), max_size=40
+)
+
+
+def as_arrays(wanted: dict[int, int]) -> tuple[Any, Any]:
+    return np.array(list(wanted), np.uint64), np.array(list(wanted.values()), np.uint32)
+
+
+@settings(deadline=None)
+@given(updates)
+def test_any_updates_give_what_a_dictionary_gives(history: list[tuple[bool, dict[int, int]]]) -> None:
+    table, model = KeyTable(), dict[int, int]()
+    for many, wanted in history:
+        if many:
+            table.set_many(*as_arrays(wanted))
+        else:
+            for key, number in wanted.items():
+                table.set(key, number)
+        model.update(wanted)
+        assert table.get_many(np.array(list(model), np.uint64)).tolist() == list(model.values())
+        assert [table.get(key) for key in model] == list(model.values())
+        assert len(table) == sum(map(bool, model.values()))
+
+
+def random_keys(seed: int, count: int) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+    return np.unique(np.random.default_rng(seed).integers(1, 2**60, count, dtype=np.uint64))
+
+
+@pytest.mark.parametrize("run", [1, 30, 5000])
+def test_it_grows_and_shrinks_while_it_is_used(run: int) -> None:
+    keys = random_keys(run, 20_000)
+    table, model = KeyTable(), dict[int, int]()
+    for start in range(0, len(keys), run):
+        new = keys[start : start + run]
+        numbers = (new & np.uint64(0xFFFF)).astype(np.uint32) | np.uint32(1)
+        if run == 1:
+            table.set(new.item(0), numbers.item(0))
+        else:
+            table.set_many(new, numbers)
+        model.update(zip(new.tolist(), numbers.tolist(), strict=True))
+        if start % 2000 < run:
+            seen = keys[: start + run]
+            assert table.get_many(seen).tolist() == list(model.values())
+            assert not table.get_many(keys[start + run :]).any()
+    assert len(table) == len(model)
+    while table.move():
+        pass
+    assert table.get_many(keys).tolist() == list(model.values())
+    grown = table.resident_bytes
+    table.set_many(keys, np.zeros(len(keys), np.uint32))
+    assert len(table) == 0
+    for key in random_keys(7, 30_000).tolist():
+        table.set(key, 1)
+        table.set(key, 0)
+    while table.move():
+        pass
+    assert table.resident_bytes < grown
+
+
+def test_no_update_moves_more_than_a_slice() -> None:
+    table = KeyTable()
+    keys = random_keys(1, 60_000)
+    table.set_many(keys, np.ones(len(keys), np.uint32))
+    while table.move():
+        pass
+    moved = []
+    for key in random_keys(2, 120_000).tolist():
+        before = table.places_to_move
+        table.set(key, 1)
+        moved.append(before - table.places_to_move)
+    assert sum(count > 0 for count in moved) > 10
+    assert max(moved) <= 4096 + 16
+    assert len(table) == 60_000 + len(moved)
