@@ -24,6 +24,8 @@ prefixes collide with probability below n**2 * 2**-52: 2**26 blocks of his own f
 prediction. The engine compares its own hashes, so no answer is ever wrong. The secret never leaves the process.
 """
 
+import contextlib
+import functools
 import hashlib
 import secrets
 from array import array
@@ -45,9 +47,9 @@ KEY_BITS = 60
 
 _SECRET_BYTES = 32
 _PLACE_BITS = 7
-_BAND = 2**_PLACE_BITS - 1
+_BAND = (1 << _PLACE_BITS) - 1
 _SUM_BITS = KEY_BITS - _PLACE_BITS
-_SUM_MASK = 2**_SUM_BITS - 1
+_SUM_MASK = (1 << _SUM_BITS) - 1
 _MASK_64 = 2**64 - 1
 _MASK_32 = 2**32 - 1
 _UPPER = np.uint64(32)
@@ -118,7 +120,7 @@ class BlockHasher:
         blocks = len(tokens) // block_size
         if not blocks:
             return np.empty(0, np.uint64)
-        later = _canonical_bytes(prompt.lora_name or None, [])
+        later = _plain_extra(prompt.lora_name, None)
         words = self._sums(tokens[: blocks * block_size], block_size)
         first = words[0].copy()
         words += self._offset_row(block_size, later)
@@ -146,12 +148,16 @@ class BlockHasher:
         if extra_keys is not None and len(extra_keys) != count:
             raise UnkeyableRun(Reason.MISALIGNED)
         tokens = token_array(event.token_ids)
-        plain = canonical_extra(event.lora_name, event.lora_id, None)
-        special = {
-            i: canonical_extra(event.lora_name, event.lora_id, entry)
-            for i, entry in enumerate(extra_keys or ())
-            if entry
-        }
+        plain = _plain_extra(event.lora_name, event.lora_id)
+        special = (
+            {
+                i: canonical_extra(event.lora_name, event.lora_id, entry)
+                for i, entry in enumerate(extra_keys)
+                if entry
+            }
+            if extra_keys is not None
+            else {}
+        )
         if len(tokens) < _PYTHON_TOKENS:
             return self._few_digests(tokens, size, count, plain, special)
         words = self._sums(np.frombuffer(tokens, np.uint32), size)
@@ -311,10 +317,8 @@ def _readable_tokens(token_ids: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray
         return np.frombuffer(array("I", token_ids), np.uint32)
     except (OverflowError, TypeError, ValueError):
         readable = array("I")
-        try:
-            readable.extend(token_ids)
-        except (OverflowError, TypeError, ValueError):
-            pass  # what came before the one that does not fit has been taken
+        with contextlib.suppress(OverflowError, TypeError, ValueError):
+            readable.extend(token_ids)  # up to the one that does not fit
         return np.frombuffer(readable, np.uint32)
 
 
@@ -328,6 +332,11 @@ def canonical_extra(lora_name: str | None, lora_id: int | None, entry: Any) -> b
     if lora_name and parts and parts[0] == lora_name:
         del parts[0]
     return _canonical_bytes(lora_name or lora_id, parts)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _plain_extra(lora_name: str | None, lora_id: int | None) -> bytes:
+    return canonical_extra(lora_name, lora_id, None)
 
 
 def _canonical_bytes(adapter: str | int | None, parts: list[Any]) -> bytes:

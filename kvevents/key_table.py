@@ -9,6 +9,7 @@ Keys are random bits to whoever chooses what is hashed (`kvevents.block_keys`), 
 """
 
 import mmap
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -60,9 +61,10 @@ class _Pair:
         return at
 
     def claim_many(self, keys: Keys) -> npt.NDArray[np.int64]:
-        """The places of the keys, new ones put where they go."""
+        """The places of the keys, all different, new ones put where they go."""
         at = self.find_many(keys)
         on = np.flatnonzero(self.key[at] == 0)
+        self.used += len(on)
         while len(on):
             wanted = keys[on]
             empty = self.key[at[on]] == 0
@@ -142,21 +144,24 @@ class KeyTable:
             pair.used += 1
         pair.number_at[place] = number if pair.key_at[place] else 0
 
-    def set_many(self, keys: Keys, numbers: Numbers) -> None:
-        """Give many different keys their numbers; 0 takes one out."""
-        put = numbers != 0
-        self._make_room(int(np.count_nonzero(put)))
-        held = np.count_nonzero(self.get_many(keys))
-        if self._before is not None:
-            old = self._before.find_many(keys)
-            self._before.number[old] = 0  # an empty place has 0 anyhow
-        if put.all():
-            self._put(keys, numbers)
-        else:
-            self._put(keys[put], numbers[put])
-            gone = keys[~put]
-            self._now.number[self._now.find_many(gone)] = 0
-        self._live += int(np.count_nonzero(put)) - int(held)
+    def update_many(self, keys: Keys, change: Callable[[Numbers], Numbers], *, adds: bool = True) -> None:
+        """Give many different keys the numbers `change` makes of those they have.
+
+        `adds` False promises that no key that is not here gets a number.
+        """
+        if adds:
+            self._make_room(len(keys))
+        pair, before = self._now, self._before
+        # What is still in the old pair moves with this update, so it needs a place.
+        at = pair.claim_many(keys) if adds or before is not None else pair.find_many(keys)
+        numbers: Numbers = pair.number[at]
+        if before is not None:
+            old = before.find_many(keys)
+            numbers = np.maximum(numbers, before.number[old])
+            before.number[old] = 0  # an empty place has 0 anyhow
+        after = change(numbers)
+        pair.number[at] = after
+        self._live += int(np.count_nonzero(after)) - int(np.count_nonzero(numbers))
 
     def move(self, places: int = _SLICE) -> bool:
         """Do a part of a move that is under way; False once nothing is left to do."""
@@ -166,7 +171,8 @@ class KeyTable:
             numbers = before.number[self._moved : end]
             live = np.flatnonzero(numbers)
             if len(live):
-                self._put(before.key[self._moved : end][live], numbers[live])
+                at = self._now.claim_many(before.key[self._moved : end][live])
+                self._now.number[at] = numbers[live]
                 numbers[live] = 0  # the key stays: others may have been put behind it
             self._moved = end
             if end == before.places:
@@ -180,15 +186,6 @@ class KeyTable:
                 pair.memory.madvise(mmap.MADV_DONTNEED, 8 * pair.places + 4 * given, 4 * step)
                 self._leaving.append((pair, given + step))
         return self.moving
-
-    def _put(self, keys: Keys, numbers: Numbers) -> None:
-        pair = self._now
-        at = pair.find_many(keys)
-        new = int(np.count_nonzero(pair.key[at] == 0))
-        if new:
-            at = pair.claim_many(keys)
-            pair.used += new
-        pair.number[at] = numbers
 
     def _make_room(self, keys: int) -> None:
         if self.moving:

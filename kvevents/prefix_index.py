@@ -8,8 +8,9 @@ What is cleared or retired is gone at once: answers are made from the bits of li
 the memory back slice by slice. A bit is used again only when nothing is left of its last owner.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import contains, setitem
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from kvevents.block_keys import BlockHasher, Keys, Prompt, UnkeyableRun
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
 from kvevents.exported import ExportedOrphan, ExportedRank, ExportedTier
-from kvevents.key_table import KeyTable
+from kvevents.key_table import KeyTable, Numbers
 from kvevents.slot_sets import SlotSets, bits
 
 DEFAULT_TIER = "GPU"
@@ -72,6 +73,11 @@ class _Tier:
         self.copies: dict[EngineHash, int] = {}  # beyond the first
         self.again = 0  # their sum
         self.names: dict[int, int] = {}  # hashes of a key beyond the first: salts and groups can share one
+
+    def homes(self, hashes: Iterable[EngineHash]) -> "list[dict[EngineHash, int]]":
+        """The dictionary each hash belongs in."""
+        shards = self.shards
+        return [shards[hash(engine_hash) & _SHARD_MASK] for engine_hash in hashes]
 
     def key_of(self, engine_hash: EngineHash) -> int | None:
         return self.shards[hash(engine_hash) & _SHARD_MASK].get(engine_hash)
@@ -417,8 +423,14 @@ class PrefixIndex:
                     table.set(key, sets.toggled(before, bit, 1))
             return already
         array = np.array(keys, np.uint64)
-        after, same = sets.changed(table.get_many(array), bit, into=True)
-        table.set_many(array, after)
+        same = None
+
+        def change(numbers: Numbers) -> Numbers:
+            nonlocal same
+            after, same = sets.changed(numbers, bit, into=True)
+            return after
+
+        table.update_many(array, change)
         return [] if same is None else array[same].tolist()
 
     def _without(self, keys: Sequence[int], bit: int) -> None:
@@ -431,15 +443,13 @@ class PrefixIndex:
                     table.set(key, sets.toggled(before, bit, 1))
             return
         array = np.unique(np.array(keys, np.uint64))
-        table.set_many(array, sets.changed(table.get_many(array), bit, into=False)[0])
+        table.update_many(array, lambda numbers: sets.changed(numbers, bit, into=False)[0], adds=False)
 
     # ---- blocks -------------------------------------------------------------------------------------------
 
     def _add_run(self, tier: _Tier, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
         """Put blocks with new hashes and different keys into a tier."""
-        shards = tier.shards
-        for engine_hash, key in zip(hashes, keys, strict=True):
-            shards[hash(engine_hash) & _SHARD_MASK][engine_hash] = key
+        deque(map(setitem, tier.homes(hashes), hashes, keys), 0)  # a loop in C
         already = self._with(keys, tier.bit)
         tier.hashes += len(keys)
         tier.blocks += len(keys) - len(already)
@@ -475,8 +485,10 @@ class PrefixIndex:
             if orphan is not None:
                 for name, copies in orphan.copies.items():
                     self._hold(engine.tiers[name], parent, parent_key, copies)
-            for child in engine.children.get(parent, ()):
-                placed.append((child, self._hasher.of_block(parent_key, engine.orphans[child].digest)))
+            placed += [
+                (child, self._hasher.of_block(parent_key, engine.orphans[child].digest))
+                for child in engine.children.get(parent, ())
+            ]
 
     def _hold(self, tier: _Tier, engine_hash: EngineHash, key: int, copies: int) -> None:
         shard = tier.shards[hash(engine_hash) & _SHARD_MASK]
@@ -514,18 +526,15 @@ def _is_counted_group(engine: _Engine, group_idx: int | None) -> bool:
 
 def _are_new(engine: _Engine, hashes: list[EngineHash]) -> bool:
     """No tier has one of them, none waits or is waited for, and none comes twice."""
-    if len(set(hashes)) != len(hashes):
+    if len(hashes) > 1 and len(set(hashes)) != len(hashes):
         return False
     if engine.orphans and not (
         engine.orphans.keys().isdisjoint(hashes) and engine.children.keys().isdisjoint(hashes)
     ):
         return False
-    for tier in engine.tiers.values():
-        shards = tier.shards
-        for engine_hash in hashes if tier.hashes else ():
-            if engine_hash in shards[hash(engine_hash) & _SHARD_MASK]:
-                return False
-    return True
+    return not any(
+        tier.hashes and any(map(contains, tier.homes(hashes), hashes)) for tier in engine.tiers.values()
+    )
 
 
 def _remove_hash(tier: _Tier, engine_hash: EngineHash, gone: list[int]) -> bool:

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -48,9 +48,9 @@ def hashes(amount: int) -> list[int]:
     return [_hashes.getrandbits(64) for _ in range(amount)]
 
 
-def stored(prompt: "array[int]", names: list[int], parent: int | None = None) -> BlockStored:
+def stored(prompt: "array[int]", names: Sequence[int], parent: int | None = None) -> BlockStored:
     """The event of a run that holds all of `prompt`."""
-    return BlockStored(names, parent, prompt.tolist(), BLOCK, medium="GPU", group_idx=0)
+    return BlockStored(list(names), parent, prompt.tolist(), BLOCK, medium="GPU", group_idx=0)
 
 
 def wire(events: Iterable[BlockStored | BlockRemoved]) -> Message:
@@ -230,8 +230,6 @@ def main() -> None:
     sources, blocks = (20, 25_000) if quick else (100, 50_000)
     print("| what | CPU | reach |")
     print("| --- | --- | --- |")
-    queries()
-    decisions()
     gc.collect()
     index = PrefixIndex()
     before = rss_mb()
@@ -253,6 +251,8 @@ def main() -> None:
         "5 ms",
     )
     forgetting(index)
+    queries()
+    decisions()
     say("memory at the end", f"{rss_mb():.0f} MB")
 
 

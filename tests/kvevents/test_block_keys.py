@@ -1,11 +1,13 @@
+from array import array
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
-from kvevents.events import BlockStored, Reason
+from kvevents.events import BlockStored, EngineHash, Reason
 
 HASHER = BlockHasher(b"test")
 TOKENS = list(range(1, 9))
@@ -102,9 +104,8 @@ def test_a_prompt_in_two_runs_has_the_keys_of_one(tokens: list[int], size: int, 
     assert first + rest == keys
 
 
-def test_keys_are_64_bit_and_depend_on_the_secret_and_the_parent() -> None:
+def test_keys_depend_on_the_secret_and_the_parent() -> None:
     keys = HASHER.of_prompt(Prompt([1] * 8), 4)
-    assert all(0 <= key < 2**64 for key in keys)
     assert keys[0] != keys[1]
     assert BlockHasher(b"test").of_prompt(Prompt([1] * 8), 4) == keys
     assert BlockHasher(b"other").of_prompt(Prompt([1] * 8), 4) != keys
@@ -156,3 +157,79 @@ def test_an_unkeyable_run_says_why(event: BlockStored, reason: Reason) -> None:
     with pytest.raises(UnkeyableRun) as caught:
         HASHER.of_run(None, event)
     assert caught.value.reason is reason
+
+
+LONG = [token * 7919 % 150_000 for token in range(400 * 4)]
+
+
+@pytest.mark.parametrize("given", [tuple(LONG), array("I", LONG), np.array(LONG, np.uint32), np.array(LONG)])
+def test_tokens_come_in_any_form(given: Any) -> None:
+    assert HASHER.of_prompt(Prompt(given), 4) == HASHER.of_prompt(Prompt(LONG), 4)
+
+
+def test_a_numpy_prompt_ends_before_a_token_no_engine_can_have() -> None:
+    tokens = np.array([1, 2, 3, 4, 5, -1, 7, 8])
+    assert HASHER.of_prompt(Prompt(tokens), 4) == HASHER.of_prompt(Prompt([1, 2, 3, 4]), 4)
+
+
+@pytest.mark.parametrize("cut", [1, 126, 127, 128, 253, 254, 255, 399])
+def test_a_run_goes_on_at_any_depth(cut: int) -> None:
+    keys = HASHER.of_prompt(Prompt(LONG), 4)
+    hashes: list[EngineHash] = list(range(400))
+    head = BlockStored(hashes[:cut], None, LONG[: cut * 4], 4)
+    tail = BlockStored(hashes[cut:], cut - 1, LONG[cut * 4 :], 4)
+    assert HASHER.of_run(None, head) + HASHER.of_run(keys[cut - 1], tail) == keys
+    key = keys[cut - 1]
+    for digest, expected in zip(HASHER.digests(tail).numbers(), keys[cut:], strict=True):
+        key = HASHER.of_block(key, digest)
+        assert key == expected
+
+
+def test_keys_are_small_positive_numbers() -> None:
+    assert all(0 < key < 2**60 for key in HASHER.of_prompt(Prompt(LONG), 1))
+
+
+def test_a_prompts_keys_are_made_once_for_each_hasher_and_block_size() -> None:
+    prompt = Prompt(LONG)
+    assert HASHER.prompt_keys(prompt, 4) is HASHER.prompt_keys(prompt, 4)
+    assert len(HASHER.prompt_keys(prompt, 8)) == 200
+    assert BlockHasher(b"other").of_prompt(prompt, 4) != HASHER.of_prompt(prompt, 4)
+
+
+def thue_morse(length: int, zero: int, one: int) -> list[int]:
+    return [one if i.bit_count() & 1 else zero for i in range(length)]
+
+
+def runs_of(text: list[int]) -> list[int]:
+    return [token for token in text[: len(text) // 4] for _ in range(4)]
+
+
+NOISE = np.random.default_rng(5).integers(0, 2, (40, 4096))
+AWKWARD = {
+    "one token": [[token] * 4096 for token in (0, 1, 2, 2**31, 2**32 - 1)],
+    "shifted": [[0] * i + [1] + [0] * (4095 - i) for i in range(40)],
+    "swapped": [[*range(i), i + 9, *range(i + 1, i + 9), i, *range(i + 10, 4096)] for i in range(40)],
+    "far apart": [(row * 2**17 + 5).tolist() for row in NOISE],
+    "farthest apart": [(row * 2**31).tolist() for row in NOISE],
+    "Thue-Morse": [
+        thue_morse(4096, 5, 6),
+        thue_morse(4096, 6, 5),
+        runs_of(thue_morse(4096, 5, 2**17 + 5)),
+        runs_of(thue_morse(4096, 2**17 + 5, 5)),
+    ],
+}
+
+
+@pytest.mark.parametrize("prompts", AWKWARD.values(), ids=AWKWARD)
+def test_awkward_prompts_collide_no_more_than_chance_has_it(prompts: list[list[int]]) -> None:
+    different = {tuple(prompt[:end]) for prompt in prompts for end in range(4, 4097, 4)}
+    low = met = 0
+    for secret in (b"1", b"2", b"3"):
+        hasher = BlockHasher(secret)
+        keys = {key for prompt in prompts for key in hasher.of_prompt(Prompt(prompt), 4)}
+        assert len(keys) == len(different)
+        # The low bits of the sums, where weak multiplication shows first; as many as make some meet.
+        bits = (len(keys) ** 2 // 200).bit_length()
+        low += len(keys) - len({key & ((1 << bits) - 1) for key in keys})
+        met += len(keys) ** 2 / 2 / 2**bits
+    assert low < met + 6 * met**0.5

@@ -339,3 +339,87 @@ def test_the_hasher_makes_the_keys_of_this_index() -> None:
     hasher = BlockHasher()
     assert PrefixIndex(hasher).hasher is hasher
     assert PrefixIndex().hasher is not PrefixIndex().hasher
+
+
+def test_copies_never_exceed_what_the_engine_has(index: PrefixIndex) -> None:
+    """A "full" report announces blocks again that are there once."""
+    index.set_capacity(E, R, 4)
+    for _ in range(5):
+        index.store(E, R, stored([1, 2]))
+    assert index.store(E, R, stored([3, 4])).applied == 2
+    index.remove(E, R, removed(2))
+    assert cached(index, 1, 2) == 4
+    index.set_capacity(E, R, None)
+    index.store(E, R, stored([1]))
+    index.remove(E, R, removed(1))
+    assert cached(index, 1) == 4
+
+
+def test_room_for_copies_is_used(index: PrefixIndex) -> None:
+    index.set_capacity(E, R, 3)
+    for _ in range(5):
+        index.store(E, R, stored([1, 2]))
+    index.remove(E, R, removed(1, 2))
+    assert cached(index, 1, 2) in {4, 8}
+    index.remove(E, R, removed(1, 2))
+    assert cached(index, 1, 2) == 0
+
+
+def test_hundreds_of_instances_with_all_their_ranks_and_tiers(index: PrefixIndex) -> None:
+    slots = [Slot(f"i{i}", i % 3, ("GPU", "CPU")[i % 2]) for i in range(300)]
+    prompt = list(range(1, 41))
+    for i, slot in enumerate(slots):
+        index.store(slot.instance, slot.rank, stored(list(prompt[: i % 41]) or [99], medium=slot.tier))
+    found = index.match(Prompt(tokens(*prompt)))
+    assert found == {slot: 4 * (i % 41) for i, slot in enumerate(slots)}
+
+
+def test_what_was_cleared_is_gone_before_it_is_swept(index: PrefixIndex) -> None:
+    long = list(range(1, 101))
+    index.store(E, R, stored([*long]))
+    index.store("other", 0, stored([*long]))
+    index.clear(E, R)
+    assert index.match(Prompt(tokens(*long))) == {GPU: 0, Slot("other", 0, "GPU"): 400}
+    index.store(E, R, stored([*long[:50]]))
+    index.retire("other")
+    assert index.match(Prompt(tokens(*long))) == {GPU: 200}
+    slices = 1
+    while index.sweep(10):
+        slices += 1
+    assert slices > 10
+    assert index.match(Prompt(tokens(*long))) == {GPU: 200}
+    assert len(index._table) == 50
+
+
+def test_a_slots_place_is_used_again_only_when_nothing_is_left_of_it(index: PrefixIndex) -> None:
+    for generation in range(20):
+        index.store(E, R, stored([generation + 1, 100, 101, 102]))
+        index.sweep(2)
+        assert cached(index, generation + 1, 100) == 8
+        assert cached(index, generation, 100) == 0
+        index.retire(E, R)
+    while index.sweep(3):
+        pass
+    assert len(index._table) == len(index._sets) == 0
+    assert len(index._slots) <= 20
+
+
+def test_storing_sweeps_faster_than_it_fills(index: PrefixIndex) -> None:
+    for generation in range(50):
+        index.store(E, R, stored([generation * 100 + i for i in range(1, 100)]))
+        index.clear(E, R)
+    assert len(index._table) < 500
+
+
+def test_holes_and_lengths_are_exact_in_long_prompts(index: PrefixIndex) -> None:
+    long = list(range(1, 901))
+    kept = {"a": 900, "b": 1, "c": 17, "d": 128, "e": 600, "f": 272}
+    for instance in kept:
+        index.store(instance, 0, stored([*long]))
+    for instance, blocks in kept.items():
+        if blocks < 900:
+            index.remove(instance, 0, removed(blocks + 1, *range(890, 880, -1)))
+    found = index.match(Prompt(tokens(*long)))
+    assert found == {Slot(instance, 0, "GPU"): 4 * blocks for instance, blocks in kept.items()}
+    index.store("c", 0, stored([18], 17))
+    assert index.match(Prompt(tokens(*long)))[Slot("c", 0, "GPU")] == 4 * 880
