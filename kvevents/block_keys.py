@@ -54,7 +54,7 @@ _MASK_64 = 2**64 - 1
 _MASK_32 = 2**32 - 1
 _UPPER = np.uint64(32)
 _MAX_DEPTH = 8  # vLLM nests twice: the block's list, and a pair for a multi-modal item
-_PYTHON_TOKENS = 96  # below so many, numpy's calls cost more than the arithmetic
+_PYTHON_TOKENS = 192  # below so many, numpy's calls cost more than the arithmetic
 _SIZES_KEPT = 64  # of blocks; a fleet has one or two
 _OFFSETS_KEPT = 4096  # of adapters, salts and images; each is quickly made again
 
@@ -172,18 +172,21 @@ class BlockHasher:
 
     def of_digests(self, parent_key: int | None, digests: "Digests") -> list[int]:
         """The keys of the run with these digests behind `parent_key`."""
-        if digests.few is None:
+        if digests.words is not None:
             keys: list[int] = self._chain(parent_key, digests.words).tolist()
             return keys
         few = []
-        for digest in digests.few:
+        for digest in digests.numbers():
             parent_key = self.of_block(parent_key, digest)
             few.append(parent_key)
         return few
 
     def of_block(self, parent_key: int | None, digest: int) -> int:
         """The key of one block with one of `Digests.numbers`."""
-        place, total = self._after(parent_key)
+        if parent_key is not None and (place := parent_key >> _SUM_BITS) < _BAND:
+            total = parent_key  # its place is cut off below
+        else:
+            place, total = self._after(parent_key)
         upper, lower = self._place_pairs[place]
         return (place + 1) << _SUM_BITS | (
             (total + (digest >> 32) * upper + (digest & _MASK_32) * lower) & _SUM_MASK
@@ -194,9 +197,11 @@ class BlockHasher:
     ) -> "Digests":
         multipliers = self._multipliers_for(size)[1]
         few = []
+        e, f = self._offset(size, plain)
         for i in range(count):
-            e, f = self._offset(size, special.get(i, plain))
-            both = sum(map(mul, tokens[i * size : (i + 1) * size], multipliers))
+            if special:
+                e, f = self._offset(size, special.get(i, plain))
+            both = sum(map(mul, tokens[i * size : (i + 1) * size] if count > 1 else tokens, multipliers))
             few.append((both + e & _MASK_64) >> 32 << 32 | ((both >> 128) + f & _MASK_64) >> 32)
         return Digests(None, few)
 
@@ -286,13 +291,13 @@ class Digests:
     __slots__ = ("few", "words")
 
     def __init__(self, words: Keys | None, few: list[int] | None) -> None:
-        self.words = words if words is not None else np.empty((0, 2), np.uint64)
+        self.words = words
         self.few = few
 
     def numbers(self) -> list[int]:
         """One 64-bit number a block, for `BlockHasher.of_block`."""
-        if self.few is not None:
-            return self.few
+        if self.words is None:
+            return self.few or []
         numbers: list[int] = (self.words[:, 0] << _UPPER | self.words[:, 1]).tolist()
         return numbers
 

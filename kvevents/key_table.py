@@ -19,8 +19,9 @@ from kvevents.block_keys import Keys
 Numbers = npt.NDArray[np.uint32]
 
 _SMALLEST = 1 << 12
-_SLICE = 1 << 12  # places moved by an update: 4096 * 8 bytes are whole pages, as 4096 * 4 bytes are
-_PLACES_PER_KEY = 16  # moved for each key of an update, so that a move ends long before the new pair is full
+_SLICE = 1 << 12  # places worth moving at once
+_RELEASED = 64 * _SLICE  # places whose memory is given back at once: whole pages, below half a millisecond
+_PLACES_PER_KEY = 32  # moved for each key that comes, so that a move ends long before the new pair is full
 _FULL = 0.6  # the share of places in use beyond which probes get long
 _ROOMY = 0.36  # the largest share of live keys to begin with: what is full of them is doubled
 
@@ -32,7 +33,7 @@ class _Pair:
 
     def __init__(self, places: int) -> None:
         # Pages of zeros come when they are touched and can be given back one by one.
-        self.memory = mmap.mmap(-1, 12 * places)
+        self.memory = mmap.mmap(-1, 12 * places, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.places = places
         self.key: Keys = np.frombuffer(self.memory, np.uint64, places)
         self.number: Numbers = np.frombuffer(self.memory, np.uint32, places, 8 * places)
@@ -85,8 +86,10 @@ class KeyTable:
 
     def __init__(self) -> None:
         self._now = _Pair(_SMALLEST)
+        self._limit = int(_FULL * _SMALLEST)
         self._before: _Pair | None = None
         self._moved = 0  # places of `_before` that have been
+        self._owed = 0  # places that should have been moved since the last slice
         self._leaving: list[
             tuple[_Pair, int]
         ] = []  # emptied pairs, and the places whose memory is given back
@@ -127,10 +130,9 @@ class KeyTable:
 
     def set(self, key: int, number: int) -> None:
         """Give one key a number; 0 takes it out."""
-        pair = self._now
-        if number:
+        if number and (self._before is not None or self._leaving or self._now.used >= self._limit):
             self._make_room(1)
-            pair = self._now
+        pair = self._now
         place = pair.find(key)
         held = pair.number_at[place]
         if not held and self._before is not None:
@@ -138,11 +140,16 @@ class KeyTable:
             held = self._before.number_at[old]
             if held:
                 self._before.number_at[old] = 0
-        self._live += bool(number) - bool(held)
-        if number and not pair.key_at[place]:
-            pair.key_at[place] = key
-            pair.used += 1
-        pair.number_at[place] = number if pair.key_at[place] else 0
+        if number:
+            if not held:
+                self._live += 1
+            if not pair.key_at[place]:
+                pair.key_at[place] = key
+                pair.used += 1
+            pair.number_at[place] = number
+        elif held:
+            self._live -= 1
+            pair.number_at[place] = 0
 
     def update_many(self, keys: Keys, change: Callable[[Numbers], Numbers], *, adds: bool = True) -> None:
         """Give many different keys the numbers `change` makes of those they have.
@@ -180,17 +187,19 @@ class KeyTable:
                 self._leaving.append((before, 0))
         elif self._leaving:
             pair, given = self._leaving.pop()
-            step = 64 * _SLICE
-            if given + step < pair.places:
-                pair.memory.madvise(mmap.MADV_DONTNEED, 8 * given, 8 * step)
-                pair.memory.madvise(mmap.MADV_DONTNEED, 8 * pair.places + 4 * given, 4 * step)
-                self._leaving.append((pair, given + step))
+            if given + _RELEASED < pair.places:
+                pair.memory.madvise(mmap.MADV_DONTNEED, 8 * given, 8 * _RELEASED)
+                pair.memory.madvise(mmap.MADV_DONTNEED, 8 * pair.places + 4 * given, 4 * _RELEASED)
+                self._leaving.append((pair, given + _RELEASED))
         return self.moving
 
     def _make_room(self, keys: int) -> None:
         if self.moving:
-            self.move(_SLICE + _PLACES_PER_KEY * keys)
-        if self._now.used + keys <= _FULL * self._now.places:
+            self._owed += _PLACES_PER_KEY * keys
+            if self._owed >= _SLICE:
+                self.move(self._owed)
+                self._owed = 0
+        if self._now.used + keys <= self._limit:
             return
         while self._before is not None:  # a run longer than the table
             self.move(self._before.places)
@@ -200,4 +209,4 @@ class KeyTable:
             places *= 2
         self._before, self._moved = self._now, 0
         self._now = _Pair(places)
-        self.move(_SLICE + _PLACES_PER_KEY * keys)
+        self._limit = int(_FULL * places)

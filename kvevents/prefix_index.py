@@ -38,7 +38,7 @@ _SHARDS = (
 )
 _SHARD_MASK = _SHARDS - 1
 _FIRST_LOOK = 16  # blocks of a prompt looked up before many more are
-_FEW_KEYS = 6  # below so many, single updates are cheaper than numpy's calls
+_FEW_KEYS = 12  # below so many, single updates are cheaper than numpy's calls
 
 
 class Slot(NamedTuple):
@@ -177,13 +177,14 @@ class PrefixIndex:
             tier = engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
         hashes, parent = event.block_hashes, event.parent_block_hash
         parent_key = engine.key_of(parent) if parent is not None else None
-        if (parent is None or parent_key is not None) and _are_new(engine, hashes):
+        if count >= _FEW_KEYS and (parent is None or parent_key is not None) and _are_new(engine, hashes):
             self._add_run(tier, hashes, self._hasher.of_digests(parent_key, digests))
             applied, orphans = count, 0
         else:
             applied = orphans = 0
             for engine_hash, digest in zip(hashes, digests.numbers(), strict=True):
-                if self._store_block(engine, name, engine_hash, parent, digest):
+                parent_key = self._store_block(engine, name, engine_hash, parent, parent_key, digest)
+                if parent_key is not None:
                     applied += 1
                 else:
                     orphans += 1
@@ -256,7 +257,7 @@ class PrefixIndex:
                 if not shard:
                     tier.shards.pop()
             blocks -= len(keys) + 1
-            self._without(keys, tier.bit)
+            self._without(list(set(keys)) if tier.names else keys, tier.bit)
             if not tier.shards:
                 self._buried.pop()
                 self._free.append(tier.bit.bit_length() - 1)
@@ -412,16 +413,9 @@ class PrefixIndex:
 
     def _with(self, keys: Sequence[int], bit: int) -> list[int]:
         """Put different blocks into a slot; those of them that lay in it already."""
-        table, sets = self._table, self._sets
-        if len(keys) < _FEW_KEYS:
-            already = []
-            for key in keys:
-                before = table.get(key)
-                if sets.members[before] & bit:
-                    already.append(key)
-                else:
-                    table.set(key, sets.toggled(before, bit, 1))
-            return already
+        sets = self._sets
+        if not keys:
+            return []
         array = np.array(keys, np.uint64)
         same = None
 
@@ -430,11 +424,11 @@ class PrefixIndex:
             after, same = sets.changed(numbers, bit, into=True)
             return after
 
-        table.update_many(array, change)
+        self._table.update_many(array, change)
         return [] if same is None else array[same].tolist()
 
     def _without(self, keys: Sequence[int], bit: int) -> None:
-        """Take blocks out of a slot; those that are not in it stay as they are."""
+        """Take different blocks out of a slot; those that are not in it stay as they are."""
         table, sets = self._table, self._sets
         if len(keys) < _FEW_KEYS:
             for key in keys:
@@ -442,7 +436,7 @@ class PrefixIndex:
                 if sets.members[before] & bit:
                     table.set(key, sets.toggled(before, bit, 1))
             return
-        array = np.unique(np.array(keys, np.uint64))
+        array = np.array(keys, np.uint64)
         table.update_many(array, lambda numbers: sets.changed(numbers, bit, into=False)[0], adds=False)
 
     # ---- blocks -------------------------------------------------------------------------------------------
@@ -457,23 +451,32 @@ class PrefixIndex:
             tier.names[key] = tier.names.get(key, 0) + 1
 
     def _store_block(
-        self, engine: _Engine, tier: str, engine_hash: EngineHash, parent: EngineHash | None, digest: int
-    ) -> bool:
-        """False: the block waits for its parent."""
+        self,
+        engine: _Engine,
+        tier: str,
+        engine_hash: EngineHash,
+        parent: EngineHash | None,
+        parent_key: int | None,
+        digest: int,
+    ) -> int | None:
+        """The block's key; None: it waits for its parent."""
         key = engine.key_of(engine_hash)
         if key is not None:
             self._hold(engine.tiers[tier], engine_hash, key, 1)
-            return True
-        parent_key = engine.key_of(parent) if parent is not None else None
+            return key
         if parent is not None and parent_key is None:
             orphan = engine.orphans.get(engine_hash)
             if orphan is None:
                 orphan = engine.orphans[engine_hash] = _Orphan(parent, digest)
                 engine.children.setdefault(parent, {})[engine_hash] = None
             orphan.copies[tier] = orphan.copies.get(tier, 0) + 1 if self._count_copies else 1
-            return False
-        self._place(engine, tier, engine_hash, self._hasher.of_block(parent_key, digest))
-        return True
+            return None
+        key = self._hasher.of_block(parent_key, digest)
+        if engine.orphans:
+            self._place(engine, tier, engine_hash, key)
+        else:
+            self._hold(engine.tiers[tier], engine_hash, key, 1)
+        return key
 
     def _place(self, engine: _Engine, tier: str, engine_hash: EngineHash, key: int) -> None:
         """Store a block, and every block that waited for it, and those that waited for them."""
@@ -493,7 +496,14 @@ class PrefixIndex:
     def _hold(self, tier: _Tier, engine_hash: EngineHash, key: int, copies: int) -> None:
         shard = tier.shards[hash(engine_hash) & _SHARD_MASK]
         if engine_hash not in shard:
-            self._add_run(tier, (engine_hash,), (key,))
+            shard[engine_hash] = key
+            tier.hashes += 1
+            before = self._table.get(key)
+            if self._sets.members[before] & tier.bit:
+                tier.names[key] = tier.names.get(key, 0) + 1
+            else:
+                self._table.set(key, self._sets.toggled(before, tier.bit, 1))
+                tier.blocks += 1
             copies -= 1
         if copies and self._count_copies:
             tier.copies[engine_hash] = tier.copies.get(engine_hash, 0) + copies
@@ -526,7 +536,7 @@ def _is_counted_group(engine: _Engine, group_idx: int | None) -> bool:
 
 def _are_new(engine: _Engine, hashes: list[EngineHash]) -> bool:
     """No tier has one of them, none waits or is waited for, and none comes twice."""
-    if len(hashes) > 1 and len(set(hashes)) != len(hashes):
+    if len(set(hashes)) != len(hashes):
         return False
     if engine.orphans and not (
         engine.orphans.keys().isdisjoint(hashes) and engine.children.keys().isdisjoint(hashes)

@@ -56,7 +56,10 @@ class SlotSets:
             if bool(self.members[first] & bit) is into:
                 return numbers, np.ones(len(numbers), np.bool_)
             return np.full(len(numbers), self.toggled(first, bit, len(numbers)), np.uint32), None
-        different, which, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+        # np.unique would do, but its first call imports numpy.ma: a pause of 20 ms.
+        ordered = np.sort(numbers)
+        ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
+        different, counts = ordered[ends], np.diff(ends, prepend=-1)
         same = np.array([bool(self.members[number] & bit) is into for number in different.tolist()])
         after = np.array(
             [
@@ -67,6 +70,7 @@ class SlotSets:
             ],
             np.uint32,
         )
+        which = np.searchsorted(different, numbers)
         return after[which], same[which] if same.any() else None
 
 

@@ -230,7 +230,7 @@ def main() -> None:
     sources, blocks = (20, 25_000) if quick else (100, 50_000)
     print("| what | CPU | reach |")
     print("| --- | --- | --- |")
-    gc.collect()
+    gc.freeze()  # as kvproxy does
     index = PrefixIndex()
     before = rss_mb()
     pause = fill(index, sources, blocks)
