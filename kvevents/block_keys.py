@@ -54,7 +54,7 @@ _MASK_64 = 2**64 - 1
 _MASK_32 = 2**32 - 1
 _UPPER = np.uint64(32)
 _MAX_DEPTH = 8  # vLLM nests twice: the block's list, and a pair for a multi-modal item
-_PYTHON_TOKENS = 192  # below so many, numpy's calls cost more than the arithmetic
+_PYTHON_TOKENS = 80  # below so many, numpy's calls cost more than the arithmetic
 _SIZES_KEPT = 64  # of blocks; a fleet has one or two
 _OFFSETS_KEPT = 4096  # of adapters, salts and images; each is quickly made again
 
@@ -159,7 +159,7 @@ class BlockHasher:
             else {}
         )
         if len(tokens) < _PYTHON_TOKENS:
-            return self._few_digests(tokens, size, count, plain, special)
+            return self._few_digests(event.token_ids, size, count, plain, special)
         words = self._sums(np.frombuffer(tokens, np.uint32), size)
         if not special:
             words += self._offset_row(size, plain)
@@ -193,7 +193,7 @@ class BlockHasher:
         )
 
     def _few_digests(
-        self, tokens: "array[int]", size: int, count: int, plain: bytes, special: dict[int, bytes]
+        self, tokens: list[int], size: int, count: int, plain: bytes, special: dict[int, bytes]
     ) -> "Digests":
         multipliers = self._multipliers_for(size)[1]
         few = []

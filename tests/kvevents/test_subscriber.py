@@ -511,6 +511,23 @@ async def test_unreadable_messages_are_counted(bench: Bench) -> None:
     assert bench.index.blocks() == {}
 
 
+async def test_what_was_forgotten_is_swept_without_more_events(bench: Bench) -> None:
+    publisher = bench.publisher()
+    run = {
+        **block(1),
+        "block_hashes": list(range(1, 5_001)),
+        "token_ids": list(range(1, 10_001)),
+    }
+    publisher.publish(run)
+    publisher.settle()
+    async with bench.following() as subscriber:
+        await until(lambda: subscriber.state is State.EXACT)
+        assert bench.cached() == 1_000
+        publisher.publish({"type": "AllBlocksCleared"})
+        await until(lambda: bench.cached() == 0)
+        await until(lambda: len(bench.index._table) == 0)
+
+
 async def test_two_subscribers_share_a_context(bench: Bench) -> None:
     publish(bench.publisher(), 1, 2)
     with zmq.Context() as context:

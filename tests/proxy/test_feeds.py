@@ -1,11 +1,16 @@
-"""Where an engine says it publishes becomes where we connect, or bind."""
+"""Where an engine says it publishes becomes where we connect, or bind; what left is forgotten and swept."""
 
+import asyncio
 from typing import Any
 
 import pytest
+from live.ports import free_ports
 
-from kvevents import SourceAddress
-from proxy.discovery.feeds import read_sources
+from kvevents import BlockStored, NullObserver, PrefixIndex, SourceAddress
+from proxy.config import Role, parse_instance
+from proxy.discovery.feeds import EventFeeds, read_sources
+from proxy.instances import Instance
+from proxy.tasks import TaskOwner
 
 
 def source(endpoint: str, replay: str | None = None, topic: str = "") -> dict[str, Any]:
@@ -48,3 +53,25 @@ def test_sources_are_read_as_vllm_means_them(
 def test_anything_else_is_an_error(told: Any) -> None:
     with pytest.raises(ValueError, match="kv_event_sources"):
         read_sources(told, "h")
+
+
+class Silent:
+    async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
+        raise AssertionError("its sources were told")
+
+
+async def test_an_instance_that_left_is_swept_although_nothing_comes_any_more() -> None:
+    index, tasks = PrefixIndex(), TaskOwner("test")
+    feeds = EventFeeds(Silent(), index, NullObserver(), tasks)
+    (port,) = free_ports(1)
+    instance = Instance(parse_instance(f"127.0.0.1:1?events=tcp://127.0.0.1:{port}", Role.PREFILL))
+    await feeds.follow(instance)
+    await asyncio.sleep(0)  # the subscriber forgets what was there before it
+    run = BlockStored(list(range(5_000)), None, list(range(10_000)), 2)
+    index.store(instance.address, 0, run)
+    await feeds.unfollow(instance)
+    assert not any(index.blocks().values())
+    assert await tasks.drained(10)
+    assert not index.sweep()
+    assert len(index._table) == 0
+    feeds.close()
