@@ -22,6 +22,7 @@ _SMALLEST = 1 << 12
 _SLICE = 1 << 12  # places worth moving at once
 _RELEASED = 64 * _SLICE  # places whose memory is given back at once: whole pages, below half a millisecond
 _PLACES_PER_KEY = 32  # moved for each key that comes, so that a move ends long before the new pair is full
+_STRAGGLERS = 24  # so few keys that met others are followed one by one: cheaper than rounds of numpy's calls
 _FULL = 0.6  # the share of places in use beyond which probes get long
 _ROOMY = 0.36  # the largest share of live keys to begin with: what is full of them is doubled
 
@@ -55,29 +56,25 @@ class _Pair:
         at = (keys & mask).astype(np.int64)
         there = self.key[at]
         on = np.flatnonzero((there != keys) & (there != 0))
-        while len(on):
+        while len(on) > _STRAGGLERS:
             at[on] = (at[on] + 1) & int(mask)
             there = self.key[at[on]]
             on = on[(there != keys[on]) & (there != 0)]
+        for straggler in on.tolist():
+            at[straggler] = self.find(keys.item(straggler))
         return at
 
     def claim_many(self, keys: Keys) -> npt.NDArray[np.int64]:
         """The places of the keys, all different, new ones put where they go."""
         at = self.find_many(keys)
-        on = np.flatnonzero(self.key[at] == 0)
-        self.used += len(on)
-        while len(on):
-            wanted = keys[on]
-            empty = self.key[at[on]] == 0
-            self.key[at[on[empty]]] = wanted[empty]  # of two that want one place the last gets it
-            on = on[self.key[at[on]] != wanted]
-            if len(on):
-                at[on] = (at[on] + 1) & (self.places - 1)
-                # The next place may hold another key or this one, or be empty.
-                more = self.key[at[on]]
-                while len(held := np.flatnonzero((more != keys[on]) & (more != 0))):
-                    at[on[held]] = (at[on[held]] + 1) & (self.places - 1)
-                    more = self.key[at[on]]
+        new = np.flatnonzero(self.key[at] == 0)
+        self.used += len(new)
+        while len(new):
+            wanted = keys[new]
+            self.key[at[new]] = wanted  # of two that want one place the last gets it
+            new = new[self.key[at[new]] != wanted]
+            if len(new):
+                at[new] = self.find_many(keys[new])
         return at
 
 
