@@ -8,14 +8,16 @@ What is cleared or retired is gone at once: answers are made from the bits of li
 the memory back slice by slice. A bit is used again only when nothing is left of its last owner.
 """
 
+import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import contains, setitem
+from collections.abc import Iterator, Mapping, Sequence
+from operator import setitem
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kvevents.block_keys import BlockHasher, Keys, Prompt, UnkeyableRun
+from kvevents.engine_cache import WHOLE_PREFIX_KINDS, EngineCache, Tier
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
 from kvevents.exported import ExportedOrphan, ExportedRank, ExportedTier
 from kvevents.key_table import KeyTable, Numbers
@@ -24,19 +26,12 @@ from kvevents.slot_sets import SlotSets, bits
 DEFAULT_TIER = "GPU"
 """The tier of an event that names none: vLLM had no `medium` while there was only one."""
 
-WHOLE_PREFIX_KINDS = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
-"""The kinds of cache group that keep every block of a prefix (vLLM's KVCacheSpecKind)."""
-
 MAX_ORPHANS = 16_384
 """Blocks of one (instance, rank) that wait for a parent: two of the longest prompts in common use, 16-token blocks."""
 
 SWEEP_BLOCKS = 1_024
 """Blocks of one slice of sweeping: well below half a millisecond."""
 
-_SHARDS = (
-    32  # of a tier's hashes: a dictionary of 2 million would be rehashed for 0.1 s, each of these for 2 ms
-)
-_SHARD_MASK = _SHARDS - 1
 _FIRST_LOOK = 16  # blocks of a prompt looked up before many more are
 _FEW_KEYS = 12  # below so many, single updates are cheaper than numpy's calls
 
@@ -60,64 +55,6 @@ class Change(NamedTuple):
     """Blocks that changed nothing, or left the waiting room, and why."""
 
 
-class _Tier:
-    """What lies in one slot."""
-
-    __slots__ = ("again", "bit", "blocks", "copies", "hashes", "names", "shards")
-
-    def __init__(self, bit: int) -> None:
-        self.bit = bit
-        self.shards: list[dict[EngineHash, int]] = [{} for _ in range(_SHARDS)]  # hash -> key
-        self.hashes = 0
-        self.blocks = 0  # different keys
-        self.copies: dict[EngineHash, int] = {}  # beyond the first
-        self.again = 0  # their sum
-        self.names: dict[int, int] = {}  # hashes of a key beyond the first: salts and groups can share one
-
-    def homes(self, hashes: Iterable[EngineHash]) -> "list[dict[EngineHash, int]]":
-        """The dictionary each hash belongs in."""
-        shards = self.shards
-        return [shards[hash(engine_hash) & _SHARD_MASK] for engine_hash in hashes]
-
-    def key_of(self, engine_hash: EngineHash) -> int | None:
-        return self.shards[hash(engine_hash) & _SHARD_MASK].get(engine_hash)
-
-
-class _Orphan:
-    """A block whose parent's key is not known yet."""
-
-    __slots__ = ("copies", "digest", "parent")
-
-    def __init__(self, parent: EngineHash, digest: int) -> None:
-        self.parent = parent
-        self.digest = digest
-        self.copies: dict[str, int] = {}
-
-
-class _Engine:
-    """All that is known of one (instance, rank)."""
-
-    __slots__ = ("block_size", "children", "group_idx", "orphans", "tiers")
-
-    def __init__(self, block_size: int) -> None:
-        self.block_size = block_size
-        self.group_idx: int | None = None
-        self.tiers: dict[str, _Tier] = {}
-        self.orphans: OrderedDict[EngineHash, _Orphan] = OrderedDict()
-        self.children: dict[EngineHash, dict[EngineHash, None]] = {}
-
-    def key_of(self, engine_hash: EngineHash) -> int | None:
-        for tier in self.tiers.values():
-            key = tier.key_of(engine_hash)
-            if key is not None:
-                return key
-        return None
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.orphans and not any(tier.hashes for tier in self.tiers.values())
-
-
 class PrefixIndex:
     """Which blocks lie in which slot. Synchronous; every call leaves it consistent; nothing an engine says raises."""
 
@@ -130,13 +67,13 @@ class PrefixIndex:
         self._hasher = hasher if hasher is not None else BlockHasher()
         self._count_copies = count_copies
         self._max_orphans = max_orphans
-        self._engines: dict[tuple[str, int], _Engine] = {}
+        self._engines: dict[tuple[str, int], EngineCache] = {}
         self._capacity: dict[tuple[str, int, str], int] = {}
         self._table = KeyTable()
         self._sets = SlotSets()
         self._slots: list[Slot] = []  # by bit number
         self._free: list[int] = []
-        self._buried: list[_Tier] = []
+        self._buried: list[Tier] = []
         self._waste: list[dict[Any, Any]] = []
         self._known_slots: dict[Slot, int] | None = None
         self._known_sizes: list[tuple[int, int]] = []
@@ -154,8 +91,9 @@ class PrefixIndex:
         if event.block_size <= 0 or not event.token_ids:
             return Change(0, 0, {Reason.PLACEHOLDER: max(count, 1)})
         engine = self._engines.get((instance, rank))
-        refusal = _refusal(engine, event)
-        if refusal is not None:
+        if event.kv_cache_spec_kind is not None and event.kv_cache_spec_kind not in WHOLE_PREFIX_KINDS:
+            return Change(0, 0, {Reason.CACHE_GROUP: max(count, 1)})
+        if engine is not None and (refusal := engine.refusal(event)) is not None:
             return Change(0, 0, {refusal: max(count, 1)})
         try:
             digests = self._hasher.digests(event)
@@ -164,7 +102,7 @@ class PrefixIndex:
         if self._buried or self._waste:
             self.sweep(2 * count)
         if engine is None:
-            engine = self._engines[instance, rank] = _Engine(event.block_size)
+            engine = self._engines[instance, rank] = EngineCache(event.block_size)
             self._known_slots = None
         if engine.block_size != event.block_size:
             engine.block_size = event.block_size
@@ -177,7 +115,7 @@ class PrefixIndex:
             tier = engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
         hashes, parent = event.block_hashes, event.parent_block_hash
         parent_key = engine.key_of(parent) if parent is not None else None
-        if count >= _FEW_KEYS and (parent is None or parent_key is not None) and _are_new(engine, hashes):
+        if count >= _FEW_KEYS and (parent is None or parent_key is not None) and engine.are_new(hashes):
             self._add_run(tier, hashes, self._hasher.of_digests(parent_key, digests))
             applied, orphans = count, 0
         else:
@@ -190,8 +128,8 @@ class PrefixIndex:
                     orphans += 1
                 parent = engine_hash
         if self._capacity:
-            _trim(tier, self._capacity.get((instance, rank, name)))
-        evicted = self._evict_orphans(engine)
+            tier.forget_copies_beyond(self._capacity.get((instance, rank, name), sys.maxsize))
+        evicted = engine.evict_orphans(self._max_orphans)
         return Change(applied, orphans, {Reason.ORPHAN_EVICTED: evicted} if evicted else {})
 
     def remove(self, instance: str, rank: int, event: BlockRemoved) -> Change:
@@ -199,17 +137,17 @@ class PrefixIndex:
         engine = self._engines.get((instance, rank))
         if engine is None:
             return Change(0, 0, {Reason.UNKNOWN_BLOCK: len(event.block_hashes)} if event.block_hashes else {})
-        if not _is_counted_group(engine, event.group_idx):
+        if not engine.counts_group(event.group_idx):
             return Change(0, 0, {Reason.CACHE_GROUP: max(len(event.block_hashes), 1)})
         name = event.medium or DEFAULT_TIER
         tier = engine.tiers.get(name)
         gone: list[int] = []
         applied = 0
         for engine_hash in event.block_hashes:
-            if tier is not None and _remove_hash(tier, engine_hash, gone):
+            if tier is not None and tier.remove(engine_hash, gone):
                 applied += 1
             elif engine.orphans:
-                applied += _remove_orphan(engine, name, engine_hash)
+                applied += engine.remove_orphan(name, engine_hash)
         if tier is not None and gone:
             tier.blocks -= len(gone)
             self._without(gone, tier.bit)
@@ -294,8 +232,11 @@ class PrefixIndex:
         for block_size, among in self._known_sizes:
             for slots_bits, blocks in self._longest(self._hasher.prompt_keys(prompt, block_size), among):
                 tokens = blocks * block_size
-                for bit in bits(slots_bits):
-                    cached[slots[bit]] = tokens
+                if slots_bits & (slots_bits - 1):
+                    for bit in bits(slots_bits):
+                        cached[slots[bit]] = tokens
+                else:
+                    cached[slots[slots_bits.bit_length() - 1]] = tokens
         return cached
 
     def blocks(self) -> dict[Slot, int]:
@@ -335,7 +276,7 @@ class PrefixIndex:
     def load(self, instance: str, rank: int, exported: ExportedRank) -> None:
         """Forget what is known of a rank, and know what was exported with the same secret."""
         self.retire(instance, rank)
-        engine = self._engines[instance, rank] = _Engine(exported.block_size)
+        engine = self._engines[instance, rank] = EngineCache(exported.block_size)
         engine.group_idx = exported.group_idx
         for told in exported.tiers:
             tier = engine.tiers[told.name] = self._new_tier(Slot(instance, rank, told.name))
@@ -348,13 +289,11 @@ class PrefixIndex:
             tier.copies = dict(told.copies)
             tier.again = sum(told.copies.values())
         for waiting in exported.orphans:
-            orphan = engine.orphans[waiting.engine_hash] = _Orphan(waiting.parent, waiting.digest)
-            orphan.copies = dict(waiting.copies)
-            engine.children.setdefault(waiting.parent, {})[waiting.engine_hash] = None
+            engine.add_orphan(waiting.engine_hash, waiting.parent, waiting.digest, dict(waiting.copies))
 
     # ---- slots --------------------------------------------------------------------------------------------
 
-    def _new_tier(self, slot: Slot) -> _Tier:
+    def _new_tier(self, slot: Slot) -> Tier:
         if self._free:
             number = self._free.pop()
             self._slots[number] = slot
@@ -362,14 +301,14 @@ class PrefixIndex:
             number = len(self._slots)
             self._slots.append(slot)
         self._known_slots = None
-        return _Tier(1 << number)
+        return Tier(1 << number)
 
-    def _bury(self, tier: _Tier) -> None:
+    def _bury(self, tier: Tier) -> None:
         self._known_slots = None
         self._buried.append(tier)
         self._waste += (tier.copies, tier.names)
 
-    def _tiers(self) -> Iterator[tuple[Slot, _Tier]]:
+    def _tiers(self) -> Iterator[tuple[Slot, Tier]]:
         for (instance, rank), engine in self._engines.items():
             for name, tier in engine.tiers.items():
                 yield Slot(instance, rank, name), tier
@@ -441,18 +380,18 @@ class PrefixIndex:
 
     # ---- blocks -------------------------------------------------------------------------------------------
 
-    def _add_run(self, tier: _Tier, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
+    def _add_run(self, tier: Tier, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
         """Put blocks with new hashes and different keys into a tier."""
         deque(map(setitem, tier.homes(hashes), hashes, keys), 0)  # a loop in C
         already = self._with(keys, tier.bit)
         tier.hashes += len(keys)
         tier.blocks += len(keys) - len(already)
         for key in already:
-            tier.names[key] = tier.names.get(key, 0) + 1
+            tier.add_name(key)
 
     def _store_block(
         self,
-        engine: _Engine,
+        engine: EngineCache,
         tier: str,
         engine_hash: EngineHash,
         parent: EngineHash | None,
@@ -467,9 +406,9 @@ class PrefixIndex:
         if parent is not None and parent_key is None:
             orphan = engine.orphans.get(engine_hash)
             if orphan is None:
-                orphan = engine.orphans[engine_hash] = _Orphan(parent, digest)
-                engine.children.setdefault(parent, {})[engine_hash] = None
-            orphan.copies[tier] = orphan.copies.get(tier, 0) + 1 if self._count_copies else 1
+                engine.add_orphan(engine_hash, parent, digest, {tier: 1})
+            else:
+                orphan.copies[tier] = orphan.copies.get(tier, 0) + 1 if self._count_copies else 1
             return None
         key = self._hasher.of_block(parent_key, digest)
         if engine.orphans:
@@ -478,13 +417,13 @@ class PrefixIndex:
             self._hold(engine.tiers[tier], engine_hash, key, 1)
         return key
 
-    def _place(self, engine: _Engine, tier: str, engine_hash: EngineHash, key: int) -> None:
+    def _place(self, engine: EngineCache, tier: str, engine_hash: EngineHash, key: int) -> None:
         """Store a block, and every block that waited for it, and those that waited for them."""
         placed = [(engine_hash, key)]
         self._hold(engine.tiers[tier], engine_hash, key, 1)
         while placed:
             parent, parent_key = placed.pop()
-            orphan = _take_orphan(engine, parent)
+            orphan = engine.take_orphan(parent)
             if orphan is not None:
                 for name, copies in orphan.copies.items():
                     self._hold(engine.tiers[name], parent, parent_key, copies)
@@ -493,113 +432,17 @@ class PrefixIndex:
                 for child in engine.children.get(parent, ())
             ]
 
-    def _hold(self, tier: _Tier, engine_hash: EngineHash, key: int, copies: int) -> None:
-        shard = tier.shards[hash(engine_hash) & _SHARD_MASK]
-        if engine_hash not in shard:
-            shard[engine_hash] = key
+    def _hold(self, tier: Tier, engine_hash: EngineHash, key: int, copies: int) -> None:
+        home = tier.home(engine_hash)
+        if engine_hash not in home:
+            home[engine_hash] = key
             tier.hashes += 1
             before = self._table.get(key)
             if self._sets.members[before] & tier.bit:
-                tier.names[key] = tier.names.get(key, 0) + 1
+                tier.add_name(key)
             else:
                 self._table.set(key, self._sets.toggled(before, tier.bit, 1))
                 tier.blocks += 1
             copies -= 1
         if copies and self._count_copies:
-            tier.copies[engine_hash] = tier.copies.get(engine_hash, 0) + copies
-            tier.again += copies
-
-    def _evict_orphans(self, engine: _Engine) -> int:
-        evicted = 0
-        while len(engine.orphans) > self._max_orphans:
-            _take_orphan(engine, next(iter(engine.orphans)))
-            evicted += 1
-        return evicted
-
-
-def _refusal(engine: _Engine | None, event: BlockStored) -> Reason | None:
-    if event.kv_cache_spec_kind is not None and event.kv_cache_spec_kind not in WHOLE_PREFIX_KINDS:
-        return Reason.CACHE_GROUP
-    if engine is None:
-        return None
-    if not _is_counted_group(engine, event.group_idx):
-        return Reason.CACHE_GROUP
-    if engine.block_size != event.block_size and not engine.is_empty:
-        return Reason.BLOCK_SIZE
-    return None
-
-
-def _is_counted_group(engine: _Engine, group_idx: int | None) -> bool:
-    # Groups of one engine share hashes. The first that holds whole prefixes speaks for the others like it.
-    return group_idx is None or engine.group_idx is None or group_idx == engine.group_idx
-
-
-def _are_new(engine: _Engine, hashes: list[EngineHash]) -> bool:
-    """No tier has one of them, none waits or is waited for, and none comes twice."""
-    if len(set(hashes)) != len(hashes):
-        return False
-    if engine.orphans and not (
-        engine.orphans.keys().isdisjoint(hashes) and engine.children.keys().isdisjoint(hashes)
-    ):
-        return False
-    return not any(
-        tier.hashes and any(map(contains, tier.homes(hashes), hashes)) for tier in engine.tiers.values()
-    )
-
-
-def _remove_hash(tier: _Tier, engine_hash: EngineHash, gone: list[int]) -> bool:
-    """Take one copy away; a key that nothing stands for any more is added to `gone`. False: it is not there."""
-    shard = tier.shards[hash(engine_hash) & _SHARD_MASK]
-    key = shard.get(engine_hash)
-    if key is None:
-        return False
-    if tier.copies and _count_down(tier.copies, engine_hash):
-        tier.again -= 1
-        return True
-    del shard[engine_hash]
-    tier.hashes -= 1
-    if not (tier.names and _count_down(tier.names, key)):
-        gone.append(key)
-    return True
-
-
-def _count_down(counts: dict[Any, int], of: EngineHash) -> bool:
-    """False if there was nothing left to count."""
-    left = counts.pop(of, 0) - 1
-    if left > 0:
-        counts[of] = left
-    return left >= 0
-
-
-def _trim(tier: _Tier, capacity: int | None) -> None:
-    if capacity is None:
-        return
-    while tier.copies and tier.hashes + tier.again > capacity:
-        engine_hash, copies = tier.copies.popitem()
-        left = max(0, copies - (tier.hashes + tier.again - capacity))
-        tier.again -= copies - left
-        if left:
-            tier.copies[engine_hash] = left
-
-
-def _remove_orphan(engine: _Engine, tier: str, engine_hash: EngineHash) -> bool:
-    orphan = engine.orphans.get(engine_hash)
-    if orphan is None or tier not in orphan.copies:
-        return False
-    if orphan.copies[tier] > 1:
-        orphan.copies[tier] -= 1
-        return True
-    del orphan.copies[tier]
-    if not orphan.copies:
-        _take_orphan(engine, engine_hash)
-    return True
-
-
-def _take_orphan(engine: _Engine, engine_hash: EngineHash) -> _Orphan | None:
-    orphan = engine.orphans.pop(engine_hash, None)
-    if orphan is not None:
-        siblings = engine.children[orphan.parent]
-        del siblings[engine_hash]
-        if not siblings:
-            del engine.children[orphan.parent]
-    return orphan
+            tier.add_copies(engine_hash, copies)

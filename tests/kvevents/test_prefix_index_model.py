@@ -238,7 +238,7 @@ def _assert_nothing_is_left_over(index: PrefixIndex, *, swept: bool) -> None:
             assert tier.blocks == len(set(keys)) == len(keys) - sum(tier.names.values())
             assert tier.again == sum(tier.copies.values())
             assert all(count > 0 for count in (*tier.names.values(), *tier.copies.values()))
-            assert all(tier.key_of(engine_hash) is not None for engine_hash in tier.copies)
+            assert all(engine_hash in tier.home(engine_hash) for engine_hash in tier.copies)
             for key in keys:
                 held_by[key] = held_by.get(key, 0) | tier.bit
     for key, members in held_by.items():

@@ -1,0 +1,186 @@
+"""What one engine process is known to hold, by its own hashes: keys, copies, names and blocks that wait for a parent.
+
+Only the engine's side of the bookkeeping: which slots have a key is known to `kvevents.prefix_index` alone, which
+is told by these methods what has to change there.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from operator import contains
+from typing import Any
+
+from kvevents.events import BlockStored, EngineHash, Reason
+
+WHOLE_PREFIX_KINDS = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
+"""The kinds of cache group that keep every block of a prefix (vLLM's KVCacheSpecKind)."""
+
+_SHARDS = (
+    32  # of a tier's hashes: a dictionary of 2 million would be rehashed for 0.1 s, each of these for 2 ms
+)
+_SHARD_MASK = _SHARDS - 1
+
+
+class Tier:
+    """What lies in one slot."""
+
+    __slots__ = ("again", "bit", "blocks", "copies", "hashes", "names", "shards")
+
+    def __init__(self, bit: int) -> None:
+        """`bit`: the slot's own, in the sets of slots."""
+        self.bit = bit
+        self.shards: list[dict[EngineHash, int]] = [{} for _ in range(_SHARDS)]  # hash -> key
+        self.hashes = 0
+        self.blocks = 0  # different keys
+        self.copies: dict[EngineHash, int] = {}  # beyond the first
+        self.again = 0  # their sum
+        self.names: dict[int, int] = {}  # hashes of a key beyond the first: salts and groups can share one
+
+    def home(self, engine_hash: EngineHash) -> dict[EngineHash, int]:
+        """The dictionary a hash belongs in."""
+        return self.shards[hash(engine_hash) & _SHARD_MASK]
+
+    def homes(self, hashes: Iterable[EngineHash]) -> list[dict[EngineHash, int]]:
+        """The dictionary each hash belongs in."""
+        shards = self.shards
+        return [shards[hash(engine_hash) & _SHARD_MASK] for engine_hash in hashes]
+
+    def has_any(self, hashes: Sequence[EngineHash]) -> bool:
+        """One of the hashes is here."""
+        return self.hashes > 0 and any(map(contains, self.homes(hashes), hashes))
+
+    def add_name(self, key: int) -> None:
+        """One more hash stands for a key that is here."""
+        self.names[key] = self.names.get(key, 0) + 1
+
+    def add_copies(self, engine_hash: EngineHash, copies: int) -> None:
+        """So many more copies of a block that is here."""
+        self.copies[engine_hash] = self.copies.get(engine_hash, 0) + copies
+        self.again += copies
+
+    def remove(self, engine_hash: EngineHash, gone: list[int]) -> bool:
+        """Take one copy away; a key nothing stands for any more is added to `gone`. False: it is not here."""
+        home = self.shards[hash(engine_hash) & _SHARD_MASK]
+        key = home.get(engine_hash)
+        if key is None:
+            return False
+        if self.copies and _count_down(self.copies, engine_hash):
+            self.again -= 1
+            return True
+        del home[engine_hash]
+        self.hashes -= 1
+        if not (self.names and _count_down(self.names, key)):
+            gone.append(key)
+        return True
+
+    def forget_copies_beyond(self, capacity: int) -> None:
+        """Drop copies, the newest first, until there are no more blocks than `capacity`, or none is left."""
+        while self.copies and self.hashes + self.again > capacity:
+            engine_hash, copies = self.copies.popitem()
+            left = max(0, copies - (self.hashes + self.again - capacity))
+            self.again -= copies - left
+            if left:
+                self.copies[engine_hash] = left
+
+
+class Orphan:
+    """A block whose parent's key is not known yet."""
+
+    __slots__ = ("copies", "digest", "parent")
+
+    def __init__(self, parent: EngineHash, digest: int, copies: dict[str, int]) -> None:
+        self.parent = parent
+        self.digest = digest
+        self.copies = copies  # by tier
+
+
+class EngineCache:
+    """All that is known of one (instance, rank)."""
+
+    __slots__ = ("block_size", "children", "group_idx", "orphans", "tiers")
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.group_idx: int | None = None
+        self.tiers: dict[str, Tier] = {}
+        self.orphans: OrderedDict[EngineHash, Orphan] = OrderedDict()
+        self.children: dict[EngineHash, dict[EngineHash, None]] = {}  # of orphans: parent -> those that wait
+
+    def key_of(self, engine_hash: EngineHash) -> int | None:
+        """The key of a block in any tier."""
+        for tier in self.tiers.values():
+            key = tier.shards[hash(engine_hash) & _SHARD_MASK].get(engine_hash)
+            if key is not None:
+                return key
+        return None
+
+    def counts_group(self, group_idx: int | None) -> bool:
+        """Whether blocks of that cache group count here.
+
+        Groups of one engine share hashes. The first that holds whole prefixes speaks for the others like it.
+        """
+        return group_idx is None or self.group_idx is None or group_idx == self.group_idx
+
+    def refusal(self, event: BlockStored) -> Reason | None:
+        """Why a run cannot be stored here."""
+        if not self.counts_group(event.group_idx):
+            return Reason.CACHE_GROUP
+        if self.block_size != event.block_size and (
+            self.orphans or any(tier.hashes for tier in self.tiers.values())
+        ):
+            return Reason.BLOCK_SIZE
+        return None
+
+    def are_new(self, hashes: list[EngineHash]) -> bool:
+        """No tier has one of them, none waits or is waited for, and none comes twice."""
+        if len(set(hashes)) != len(hashes):
+            return False
+        if self.orphans and not (
+            self.orphans.keys().isdisjoint(hashes) and self.children.keys().isdisjoint(hashes)
+        ):
+            return False
+        return not any(tier.has_any(hashes) for tier in self.tiers.values())
+
+    def add_orphan(
+        self, engine_hash: EngineHash, parent: EngineHash, digest: int, copies: dict[str, int]
+    ) -> None:
+        """A block begins to wait for its parent."""
+        self.orphans[engine_hash] = Orphan(parent, digest, copies)
+        self.children.setdefault(parent, {})[engine_hash] = None
+
+    def take_orphan(self, engine_hash: EngineHash) -> Orphan | None:
+        """A block waits no longer, if it did."""
+        orphan = self.orphans.pop(engine_hash, None)
+        if orphan is not None:
+            siblings = self.children[orphan.parent]
+            del siblings[engine_hash]
+            if not siblings:
+                del self.children[orphan.parent]
+        return orphan
+
+    def remove_orphan(self, tier: str, engine_hash: EngineHash) -> bool:
+        """Take one copy of a waiting block away. False: no such copy."""
+        orphan = self.orphans.get(engine_hash)
+        if orphan is None or tier not in orphan.copies:
+            return False
+        orphan.copies[tier] -= 1
+        if not orphan.copies[tier]:
+            del orphan.copies[tier]
+            if not orphan.copies:
+                self.take_orphan(engine_hash)
+        return True
+
+    def evict_orphans(self, most: int) -> int:
+        """Let the longest waiting blocks go until there are no more than `most`; how many went."""
+        evicted = 0
+        while len(self.orphans) > most:
+            self.take_orphan(next(iter(self.orphans)))
+            evicted += 1
+        return evicted
+
+
+def _count_down(counts: dict[Any, int], of: int | bytes) -> bool:
+    """One less of what is counted beyond the first. False if nothing was."""
+    left = counts.pop(of, 0) - 1
+    if left > 0:
+        counts[of] = left
+    return left >= 0
