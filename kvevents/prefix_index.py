@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvevents.block_keys import BlockHasher, Keys, Prompt, UnkeyableRun
+from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
 from kvevents.engine_cache import WHOLE_PREFIX_KINDS, EngineCache, Tier
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
 from kvevents.exported import ExportedOrphan, ExportedRank, ExportedTier
-from kvevents.key_table import KeyTable, Numbers
-from kvevents.slot_sets import SlotSets, bits
+from kvevents.residency import Residency
+from kvevents.slot_sets import bits
 
 DEFAULT_TIER = "GPU"
 """The tier of an event that names none: vLLM had no `medium` while there was only one."""
@@ -32,8 +32,7 @@ MAX_ORPHANS = 16_384
 SWEEP_BLOCKS = 1_024
 """Blocks of one slice of sweeping: well below half a millisecond."""
 
-_FIRST_LOOK = 16  # blocks of a prompt looked up before many more are
-_FEW_KEYS = 12  # below so many, single updates are cheaper than numpy's calls
+_FEW_BLOCKS = 12  # runs shorter than that are stored block by block, for less than numpy's calls cost
 
 
 class Slot(NamedTuple):
@@ -69,8 +68,7 @@ class PrefixIndex:
         self._max_orphans = max_orphans
         self._engines: dict[tuple[str, int], EngineCache] = {}
         self._capacity: dict[tuple[str, int, str], int] = {}
-        self._table = KeyTable()
-        self._sets = SlotSets()
+        self._residency = Residency()
         self._slots: list[Slot] = []  # by bit number
         self._free: list[int] = []
         self._buried: list[Tier] = []
@@ -115,7 +113,7 @@ class PrefixIndex:
             tier = engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
         hashes, parent = event.block_hashes, event.parent_block_hash
         parent_key = engine.key_of(parent) if parent is not None else None
-        if count >= _FEW_KEYS and (parent is None or parent_key is not None) and engine.are_new(hashes):
+        if count >= _FEW_BLOCKS and (parent is None or parent_key is not None) and engine.are_new(hashes):
             self._add_run(tier, hashes, self._hasher.of_digests(parent_key, digests))
             applied, orphans = count, 0
         else:
@@ -150,7 +148,7 @@ class PrefixIndex:
                 applied += engine.remove_orphan(name, engine_hash)
         if tier is not None and gone:
             tier.blocks -= len(gone)
-            self._without(gone, tier.bit)
+            self._residency.take(gone, tier.bit)
         unknown = len(event.block_hashes) - applied
         return Change(applied, 0, {Reason.UNKNOWN_BLOCK: unknown} if unknown else {})
 
@@ -195,7 +193,7 @@ class PrefixIndex:
                 if not shard:
                     tier.shards.pop()
             blocks -= len(keys) + 1
-            self._without(list(set(keys)) if tier.names else keys, tier.bit)
+            self._residency.take(list(set(keys)) if tier.names else keys, tier.bit)
             if not tier.shards:
                 self._buried.pop()
                 self._free.append(tier.bit.bit_length() - 1)
@@ -206,7 +204,7 @@ class PrefixIndex:
             blocks -= len(waste) + 1
             if not waste:
                 self._waste.pop()
-        return bool(self._buried or self._waste) or self._table.move()
+        return bool(self._buried or self._waste) or self._residency.move()
 
     def set_capacity(self, instance: str, rank: int, blocks: int | None, tier: str = DEFAULT_TIER) -> None:
         """How many physical blocks a tier has (the engine's num_gpu_blocks), None: not known.
@@ -230,7 +228,9 @@ class PrefixIndex:
         cached = self._live_slots().copy()
         slots = self._slots
         for block_size, among in self._known_sizes:
-            for slots_bits, blocks in self._longest(self._hasher.prompt_keys(prompt, block_size), among):
+            for slots_bits, blocks in self._residency.longest(
+                self._hasher.prompt_keys(prompt, block_size), among
+            ):
                 tokens = blocks * block_size
                 if slots_bits & (slots_bits - 1):
                     for bit in bits(slots_bits):
@@ -289,6 +289,8 @@ class PrefixIndex:
             tier.copies = dict(told.copies)
             tier.again = sum(told.copies.values())
         for waiting in exported.orphans:
+            for name in waiting.copies.keys() - engine.tiers.keys():
+                engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
             engine.add_orphan(waiting.engine_hash, waiting.parent, waiting.digest, dict(waiting.copies))
 
     # ---- slots --------------------------------------------------------------------------------------------
@@ -324,66 +326,12 @@ class PrefixIndex:
             self._known_sizes = list(sizes.items())
         return self._known_slots
 
-    # ---- keys ---------------------------------------------------------------------------------------------
-
-    def _longest(self, keys: Keys, among: int) -> Iterator[tuple[int, int]]:
-        """Sets of slots with the number of leading blocks that lie in each of them; none that have no block."""
-        total = len(keys)
-        if not total:
-            return
-        members = self._sets.members
-        there = members[self._table.get(keys.item(0))] & among
-        done, length = 0, _FIRST_LOOK
-        while there and done < total:
-            sets = self._table.get_many(keys[done : done + length])
-            changes = np.flatnonzero(sets[1:] != sets[:-1])
-            for at in (-1, *changes.tolist()):
-                still = there & members[sets.item(at + 1)]
-                if still != there:
-                    if done + at + 1:
-                        yield there ^ still, done + at + 1
-                    there = still
-                    if not there:
-                        return
-            done += length
-            length *= 16
-        if there:
-            yield there, total
-
-    def _with(self, keys: Sequence[int], bit: int) -> list[int]:
-        """Put different blocks into a slot; those of them that lay in it already."""
-        sets = self._sets
-        if not keys:
-            return []
-        array = np.array(keys, np.uint64)
-        same = None
-
-        def change(numbers: Numbers) -> Numbers:
-            nonlocal same
-            after, same = sets.changed(numbers, bit, into=True)
-            return after
-
-        self._table.update_many(array, change)
-        return [] if same is None else array[same].tolist()
-
-    def _without(self, keys: Sequence[int], bit: int) -> None:
-        """Take different blocks out of a slot; those that are not in it stay as they are."""
-        table, sets = self._table, self._sets
-        if len(keys) < _FEW_KEYS:
-            for key in keys:
-                before = table.get(key)
-                if sets.members[before] & bit:
-                    table.set(key, sets.toggled(before, bit, 1))
-            return
-        array = np.array(keys, np.uint64)
-        table.update_many(array, lambda numbers: sets.changed(numbers, bit, into=False)[0], adds=False)
-
     # ---- blocks -------------------------------------------------------------------------------------------
 
     def _add_run(self, tier: Tier, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
         """Put blocks with new hashes and different keys into a tier."""
         deque(map(setitem, tier.homes(hashes), hashes, keys), 0)  # a loop in C
-        already = self._with(keys, tier.bit)
+        already = self._residency.put(keys, tier.bit)
         tier.hashes += len(keys)
         tier.blocks += len(keys) - len(already)
         for key in already:
@@ -437,12 +385,10 @@ class PrefixIndex:
         if engine_hash not in home:
             home[engine_hash] = key
             tier.hashes += 1
-            before = self._table.get(key)
-            if self._sets.members[before] & tier.bit:
-                tier.add_name(key)
-            else:
-                self._table.set(key, self._sets.toggled(before, tier.bit, 1))
+            if self._residency.put_one(key, tier.bit):
                 tier.blocks += 1
+            else:
+                tier.add_name(key)
             copies -= 1
         if copies and self._count_copies:
             tier.add_copies(engine_hash, copies)

@@ -388,7 +388,7 @@ def test_what_was_cleared_is_gone_before_it_is_swept(index: PrefixIndex) -> None
         slices += 1
     assert slices > 10
     assert index.match(Prompt(tokens(*long))) == {GPU: 200}
-    assert len(index._table) == 50
+    assert len(index._residency) == 50
 
 
 def test_a_slots_place_is_used_again_only_when_nothing_is_left_of_it(index: PrefixIndex) -> None:
@@ -400,7 +400,7 @@ def test_a_slots_place_is_used_again_only_when_nothing_is_left_of_it(index: Pref
         index.retire(E, R)
     while index.sweep(3):
         pass
-    assert len(index._table) == len(index._sets) == 0
+    assert len(index._residency) == index._residency.different == 0
     assert len(index._slots) <= 20
 
 
@@ -408,7 +408,7 @@ def test_storing_sweeps_faster_than_it_fills(index: PrefixIndex) -> None:
     for generation in range(50):
         index.store(E, R, stored([generation * 100 + i for i in range(1, 100)]))
         index.clear(E, R)
-    assert len(index._table) < 500
+    assert len(index._residency) < 500
 
 
 def test_holes_and_lengths_are_exact_in_long_prompts(index: PrefixIndex) -> None:

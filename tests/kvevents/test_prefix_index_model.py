@@ -182,7 +182,11 @@ def test_any_history_gives_what_the_model_gives(count_copies: bool, history: His
 @given(st.booleans(), histories)
 def test_arrays_give_what_single_blocks_give(count_copies: bool, history: History) -> None:
     """Short runs are worked out in plain Python; here all of them go the way of long ones."""
-    with patch("kvevents.prefix_index._FEW_KEYS", 1), patch("kvevents.block_keys._PYTHON_TOKENS", 0):
+    with (
+        patch("kvevents.prefix_index._FEW_BLOCKS", 0),
+        patch("kvevents.residency._FEW_KEYS", 1),
+        patch("kvevents.block_keys._PYTHON_TOKENS", 0),
+    ):
         _play(history, count_copies=count_copies)
 
 
@@ -242,9 +246,9 @@ def _assert_nothing_is_left_over(index: PrefixIndex, *, swept: bool) -> None:
             for key in keys:
                 held_by[key] = held_by.get(key, 0) | tier.bit
     for key, members in held_by.items():
-        assert index._sets.members[index._table.get(key)] & members == members
+        assert index._residency.of(key) & members == members
     if swept:
-        assert len(index._table) == len(held_by)
-        assert len(index._sets) == len(set(held_by.values()))
+        assert len(index._residency) == len(held_by)
+        assert index._residency.different == len(set(held_by.values()))
         live = sum(len(engine.tiers) for engine in index._engines.values())
         assert len(index._free) == len(index._slots) - live

@@ -525,7 +525,7 @@ async def test_what_was_forgotten_is_swept_without_more_events(bench: Bench) -> 
         assert bench.cached() == 1_000
         publisher.publish({"type": "AllBlocksCleared"})
         await until(lambda: bench.cached() == 0)
-        await until(lambda: len(bench.index._table) == 0)
+        await until(lambda: len(bench.index._residency) == 0)
 
 
 async def test_two_subscribers_share_a_context(bench: Bench) -> None:

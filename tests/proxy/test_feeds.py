@@ -73,5 +73,5 @@ async def test_an_instance_that_left_is_swept_although_nothing_comes_any_more() 
     assert not any(index.blocks().values())
     assert await tasks.drained(10)
     assert not index.sweep()
-    assert len(index._table) == 0
+    assert len(index._residency) == 0
     feeds.close()

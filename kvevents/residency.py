@@ -1,0 +1,100 @@
+"""Which slots each block lies in, for all instances together, whatever they call it.
+
+A key leads to the number of a set of slots (`kvevents.key_table`), a number to the set (`kvevents.slot_sets`).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from kvevents.block_keys import Keys
+from kvevents.key_table import KeyTable, Numbers
+from kvevents.slot_sets import SlotSets
+
+_FIRST_LOOK = 16  # blocks of a prompt looked up before many more are
+_FEW_KEYS = 12  # below so many, single updates cost less than numpy's calls
+
+
+class Residency:
+    """Sets of slots, as integers with a bit for each slot, by block key."""
+
+    def __init__(self) -> None:
+        self._table = KeyTable()
+        self._sets = SlotSets()
+
+    def __len__(self) -> int:
+        """How many blocks lie anywhere."""
+        return len(self._table)
+
+    def of(self, key: int) -> int:
+        """The slots a block lies in."""
+        return self._sets.members[self._table.get(key)]
+
+    @property
+    def different(self) -> int:
+        """How many different sets of slots there are."""
+        return len(self._sets)
+
+    def move(self) -> bool:
+        """Do a part of the work that growing left behind; False once nothing is left."""
+        return self._table.move()
+
+    def longest(self, keys: Keys, among: int) -> Iterator[tuple[int, int]]:
+        """Sets of slots with the number of leading blocks that lie in each of them; none that have no block."""
+        total = len(keys)
+        if not total:
+            return
+        members = self._sets.members
+        there = members[self._table.get(keys.item(0))] & among
+        done, length = 0, _FIRST_LOOK
+        while there and done < total:
+            sets = self._table.get_many(keys[done : done + length])
+            changes = np.flatnonzero(sets[1:] != sets[:-1])
+            for at in (-1, *changes.tolist()):
+                still = there & members[sets.item(at + 1)]
+                if still != there:
+                    if done + at + 1:
+                        yield there ^ still, done + at + 1
+                    there = still
+                    if not there:
+                        return
+            done += length
+            length *= 16
+        if there:
+            yield there, total
+
+    def put_one(self, key: int, bit: int) -> bool:
+        """Put a block into a slot. False: it lay there already."""
+        before = self._table.get(key)
+        if self._sets.members[before] & bit:
+            return False
+        self._table.set(key, self._sets.toggled(before, bit, 1))
+        return True
+
+    def put(self, keys: Sequence[int], bit: int) -> list[int]:
+        """Put different blocks into a slot; those of them that lay in it already."""
+        sets = self._sets
+        if not keys:
+            return []
+        array = np.array(keys, np.uint64)
+        same = None
+
+        def change(numbers: Numbers) -> Numbers:
+            nonlocal same
+            after, same = sets.changed(numbers, bit, into=True)
+            return after
+
+        self._table.update_many(array, change)
+        return [] if same is None else array[same].tolist()
+
+    def take(self, keys: Sequence[int], bit: int) -> None:
+        """Take different blocks out of a slot; those that are not in it stay as they are."""
+        table, sets = self._table, self._sets
+        if len(keys) < _FEW_KEYS:
+            for key in keys:
+                before = table.get(key)
+                if sets.members[before] & bit:
+                    table.set(key, sets.toggled(before, bit, 1))
+            return
+        array = np.array(keys, np.uint64)
+        table.update_many(array, lambda numbers: sets.changed(numbers, bit, into=False)[0], adds=False)
