@@ -29,7 +29,7 @@ DEFAULT_TIER = "GPU"
 MAX_ORPHANS = 16_384
 """Blocks of one (instance, rank) that wait for a parent: two of the longest prompts in common use, 16-token blocks."""
 
-SWEEP_BLOCKS = 1_024
+SWEEP_BLOCKS = 512
 """Blocks of one slice of sweeping: well below half a millisecond."""
 
 _FEW_BLOCKS = 12  # runs shorter than that are stored block by block, for less than numpy's calls cost

@@ -91,3 +91,27 @@ def test_no_update_moves_more_than_a_slice() -> None:
     assert sum(count > 0 for count in moved) > 10
     assert max(moved) <= 4096 + 32
     assert len(table) == 60_000 + len(moved)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_keys_are_updated_wherever_a_move_has_got_to(adds: bool) -> None:
+    keys = random_keys(3, 100_000)
+    table, filled = KeyTable(), 0
+    while table.places_to_move < 50_000:
+        set_many(table, keys[filled : filled + 100], np.full(100, 7, np.uint32))
+        filled += 100
+    held = keys[:filled]
+    seen = []
+
+    def change(numbers: Any) -> Any:
+        seen.extend(numbers.tolist())
+        return numbers + np.uint32(1) if adds else numbers * np.uint32(0)
+
+    for start in range(0, filled, 200):
+        table.update_many(held[start : start + 200], change, adds=adds)
+    assert seen == [7] * filled
+    assert set(table.get_many(held).tolist()) == {8 if adds else 0}
+    assert len(table) == (filled if adds else 0)
+    while table.move():
+        pass
+    assert set(table.get_many(held).tolist()) == {8 if adds else 0}
