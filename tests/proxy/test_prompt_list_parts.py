@@ -149,7 +149,7 @@ class Retried:
     def __init__(self) -> None:
         self.count = 0
 
-    def retried(self, phase: Any, instance: str) -> None:
+    def retried(self, phase: Any, instance: str, why: str) -> None:
         self.count += 1
 
 
