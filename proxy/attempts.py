@@ -1,5 +1,12 @@
-"""What one request has tried so far, and whether it may try again. Pure: nothing is sent or awaited here."""
+"""What one request has tried so far: where it should not go again, who is to blame, and whether it may try again.
 
+Pure: nothing is sent or awaited here.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection
+
+from proxy.errors import NoSocketError
 from proxy.exchange import Reply
 from proxy.legs import AttemptFailedError, Reason
 
@@ -7,32 +14,62 @@ from proxy.legs import AttemptFailedError, Reason
 class Attempts:
     """The failed attempts of one request."""
 
-    def __init__(self, most: int) -> None:
-        """`most`: attempts that may be made at engines that live, the first included."""
+    def __init__(self, most: int, avoid: Collection[str] = ()) -> None:
+        """`most`: attempts that may be made at engines that live, the first included; `avoid`: failed already."""
         self._most = most
         self._left: set[str] = set()
-        self.failed: set[str] = set()
-        """The instances that were of no use."""
-        self.last: AttemptFailedError | None = None
-        """How the last one ended."""
-        self.reply: Reply | None = None
-        """The last words an engine had, if one had any."""
+        self._failures: list[AttemptFailedError] = []
+        self.avoid: set[str] = set(avoid)
+        """The instances that were of no use: they are used again only if there is no other."""
         self.paid = 0
         """How many retries were paid from the budget."""
-        self._reached = 0
-
-    @property
-    def prefill_on(self) -> str | None:
-        """Where the prompt is cached by now."""
-        return self.last.prefill_on if self.last is not None else None
 
     def failed_by(self, failure: AttemptFailedError) -> None:
         """One more."""
-        self.last = failure
-        self.failed.add(failure.instance)
-        if failure.reason is not Reason.CONNECT:
-            self._reached += 1
-        self.reply = failure.reply or self.reply
+        self._failures.append(failure)
+        self.avoid |= {failure.instance, *failure.tried}
+        if failure.prefill_on in self._suspects():
+            self.avoid.add(failure.prefill_on or "")
+
+    @property
+    def last(self) -> AttemptFailedError | None:
+        """How the last one ended."""
+        return self._failures[-1] if self._failures else None
+
+    @property
+    def reply(self) -> Reply | None:
+        """The last words an engine had, if one had any."""
+        return next((failure.reply for failure in reversed(self._failures) if failure.reply), None)
+
+    @property
+    def prefill_on(self) -> str | None:
+        """Where the prompt is cached by now, unless its blocks could not be fetched from there again and again."""
+        where = self.last.prefill_on if self.last is not None else None
+        return None if where in self.avoid else where
+
+    def to_blame(self, dead: Callable[[AttemptFailedError], str | None]) -> set[str]:
+        """Who is to blame if another instance has served the request after all; `dead` tells whose death explains it.
+
+        Not an instance that found the blocks of its request gone with the one that held them, and none for our own
+        want of sockets. Where decode legs failed that were to fetch from one and the same instance, it is that one.
+        """
+        blamed = set()
+        suspects = self._suspects()
+        for failure in self._failures:
+            died = dead(failure)
+            if isinstance(failure.cause, NoSocketError) or (died is not None and died != failure.instance):
+                continue
+            blamed.add(failure.prefill_on if failure.prefill_on in suspects else failure.instance)
+        return {address for address in blamed if address is not None}
+
+    def _suspects(self) -> set[str]:
+        """The instances that more than one decode leg has failed to fetch from."""
+        tried = Counter(
+            failure.prefill_on
+            for failure in self._failures
+            if failure.prefill_on is not None and failure.reason is not Reason.CONNECT
+        )
+        return {address for address, count in tried.items() if count > 1}
 
     @property
     def exhausted(self) -> bool:
@@ -40,7 +77,8 @@ class Attempts:
 
         It may be what kills them: no request gets to kill them all.
         """
-        return self._reached >= self._most
+        reached = sum(failure.reason is not Reason.CONNECT for failure in self._failures)
+        return reached >= self._most
 
     def leave(self, dead: str | None) -> bool:
         """Whether the next attempt is free because an instance has died: once for each that did."""

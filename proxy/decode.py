@@ -75,11 +75,12 @@ class DecodeLegs:
         several = call.request.sequences > 1
         fetch = self._connector.fetch_body(call.request.body, hold.handoff) if several else None
         body = fetch or self._connector.decode_body(call.request.body, hold.handoff)
+        failure: AttemptFailedError | None = None
         while True:
             chosen = chosen_of(decision, Phase.DECODE)
             if hold.due(self._clock()) is not Due.OFFER:
                 cause = LegError(hold.instance, "the prefilled blocks were not fetched within their lease")
-                raise AttemptFailedError(Phase.PREFILL, hold.instance, cause=cause)
+                raise failure or AttemptFailedError(Phase.PREFILL, hold.instance, cause=cause)
             tried.append(chosen.instance)
             hold.spend()
             try:
@@ -90,7 +91,7 @@ class DecodeLegs:
             except LegError as error:
                 self._legs.failed(error)
                 failure = AttemptFailedError(
-                    Phase.DECODE, chosen.instance, cause=error, prefill_on=hold.instance
+                    Phase.DECODE, chosen.instance, cause=error, prefill_on=hold.instance, tried=tuple(tried)
                 )
                 if hold.ended or not isinstance(error, ConnectFailedError):
                     raise failure from error
@@ -145,6 +146,7 @@ class DecodeLegs:
         self._legs.served(decode)
         if hold is None:
             return
+        self._legs.served(hold.instance)  # not before: blocks that nobody can fetch are no service
         hold.pulled()
         instance = self._fleet.get(decode)
         if instance is not None and hold.handoff.engine_id is not None:

@@ -7,8 +7,9 @@ it runs: its `Reply` begins with bytes the decode engine has really produced, so
 
 import asyncio
 import itertools
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
 import msgspec
@@ -119,11 +120,16 @@ class Director:
         question, _ = await self._question(request, headers)
         return self._placement.decide(question)
 
-    async def serve(self, call: Call) -> Reply:
-        """Serve a request. Raises RequestError; may be cancelled at any moment when the client has gone."""
+    async def serve(self, call: Call, avoid: Collection[str] = ()) -> Reply:
+        """Serve a request, where there is a choice not on the instances to `avoid`.
+
+        Raises RequestError; may be cancelled at any moment when the client has gone.
+        """
         if self._connector.holds and call.request.prompt_count > 1:
             if self._splits(call.request):
-                return await serve_list(call, self.serve, self._tasks, self._accounts)
+                return await serve_list(
+                    call, self.serve, self._tasks, self._accounts, self._budget, self._max_attempts
+                )
             # One leg serves it all, and none of the retries may make two of it: one hold is told of, not several.
             whole = msgspec.structs.replace(call.request, whole=True)
             call = msgspec.structs.replace(call, request=whole)
@@ -132,19 +138,19 @@ class Director:
             self._accounts.tokens_unknown(tokenized.why_unknown)
         with ExitStack() as running:
             running.enter_context(self._budget.request())
-            reply = await self._served(call, question, tokenized.kind)
+            reply = await self._served(call, question, tokenized.kind, avoid)
             reply.also_ends(running.pop_all())
             return reply
 
-    async def _served(self, call: Call, question: Question, kind: str) -> Reply:
+    async def _served(self, call: Call, question: Question, kind: str, avoid: Collection[str]) -> Reply:
         """The reply of the first attempt that does not fail, or the last words of those that did."""
-        attempts = Attempts(self._max_attempts)
+        attempts = Attempts(self._max_attempts, avoid)
         with ExitStack() as retry:  # what a paid attempt gives back
             while True:
                 # What is let in takes its claims below before anything else runs: nothing is awaited between.
                 try:
                     question, decision = await self._gate.admit(
-                        call.ticket, question, failed=attempts.failed, prefill_on=attempts.prefill_on
+                        call.ticket, question, failed=attempts.avoid, prefill_on=attempts.prefill_on
                     )
                 except RequestError:
                     if attempts.last is None:
@@ -163,7 +169,7 @@ class Director:
                     attempts.failed_by(failure)
                 else:
                     if reply.status == 200:
-                        self._watch.outdone(attempts.failed - _instances(reply.decision))
+                        self._watch.outdone(attempts.to_blame(self._legs.dead) - _instances(reply.decision))
                     return reply
                 retry.close()
                 if not await self._another(attempts, retry):
@@ -206,13 +212,14 @@ class Director:
         with ExitStack() as stack:
             # Claimed before the prefill leg, so that the decisions of a burst see each other's decode legs.
             self._legs.claim(stack, chosen_of(decision, Phase.DECODE), Phase.DECODE, question)
-            hold = Hold(chosen_of(decision, Phase.PREFILL).instance, lease_s=self._lease_s)
+            lease_s = self._lease_s if self._connector.holds else math.inf
+            hold = Hold(chosen_of(decision, Phase.PREFILL).instance, lease_s=lease_s)
             reply = await self._prefill.run(call, question, decision, kind, hold)
             if reply is not None:
                 return reply
             tried: list[str] = []
             try:
-                return await self._decode.run(call, question, decision, hold, attempts.failed, tried, stack)
+                return await self._decode.run(call, question, decision, hold, attempts.avoid, tried, stack)
             finally:
                 if self._connector.holds:
                     self._settle(call, hold, tried)
@@ -228,7 +235,8 @@ class Director:
     def _splits(self, request: GenerationRequest) -> bool:
         """Whether each prompt of a request goes its own way: an engine hands over the blocks of one prompt only."""
         several = request.prompt_count > 1 and self._connector.holds and not request.whole
-        return several and any(i.role is not Role.BOTH for i in self._fleet.of(Phase.PREFILL))
+        prefill = self._fleet.of(Phase.PREFILL)
+        return several and (not prefill or any(i.role is not Role.BOTH for i in prefill))
 
     async def _question(self, request: GenerationRequest, headers: Headers) -> tuple[Question, Tokenized]:
         tokenized = await self._tokenizer.tokenize(request, headers)

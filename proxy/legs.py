@@ -1,11 +1,13 @@
 """One leg is one upstream request: it is claimed, sent, and when it fails the watch hears of it before anybody else."""
 
 import enum
+from collections.abc import Collection
 from contextlib import ExitStack
 
 from proxy.collaborators import Answer, Client, Watch
 from proxy.errors import (
     ConnectFailedError,
+    ConnectTimeoutError,
     DeadlineError,
     LegBrokenError,
     LegError,
@@ -44,6 +46,7 @@ class AttemptFailedError(Exception):
         reply: Reply | None = None,
         cause: LegError | None = None,
         prefill_on: str | None = None,
+        tried: Collection[str] = (),
     ) -> None:
         super().__init__(f"{phase} on {instance} failed")
         self.phase = phase
@@ -51,6 +54,7 @@ class AttemptFailedError(Exception):
         self.reply = reply  # the engine's own words, if it had any
         self.cause = cause
         self.prefill_on = prefill_on  # where the prompt is cached by now
+        self.tried = tried  # the instances that could not be connected to before
 
     @property
     def reason(self) -> Reason:
@@ -116,7 +120,9 @@ class Legs:
         A decode leg also fails when the instance its blocks wait on has died.
         """
         cause = failure.cause
-        if isinstance(cause, ConnectFailedError) and not isinstance(cause, NoSocketError):
+        if isinstance(cause, ConnectFailedError) and not isinstance(
+            cause, NoSocketError | ConnectTimeoutError
+        ):
             return failure.instance
         for address in (failure.instance, failure.prefill_on):
             instance = self._fleet.get(address) if address is not None else None

@@ -140,7 +140,8 @@ class Placement:
             why = aside.get(candidate.instance)
             return 0 if why is None else 1 + ASIDE.index(why)
 
-        others = [c for c in candidates if c.usable and c.instance not in failed]
+        usable = [c for c in candidates if c.usable]
+        others = [c for c in usable if c.instance not in failed] or usable
         best = {c.instance for c in candidates if c.usable and c.instance == prefer and not gravity(c)}
         if not best and others:
             least = min((gravity(c), c.why == FULL) for c in others)

@@ -132,7 +132,6 @@ class PrefillLegs:
             hold.failed()
             cause = LegError(chosen.instance, str(error))
             return AttemptFailedError(Phase.PREFILL, chosen.instance, cause=cause)
-        self._legs.served(chosen.instance)
         hold.answered(handoff, self._clock())
         if self._connector.holds:
             self._releases.begun(hold)

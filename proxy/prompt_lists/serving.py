@@ -6,7 +6,7 @@ end of the reply: their legs are given up as if their clients had left, and what
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import ExitStack
 
 import msgspec
@@ -19,6 +19,7 @@ from proxy.legs import Reason
 from proxy.prompt_lists.answers import AnswerMerger
 from proxy.prompt_lists.split import split
 from proxy.prompt_lists.streams import DONE, EventReader, StreamMerger
+from proxy.retry_budget import RetryBudget
 from proxy.scheduling.types import Phase
 from proxy.tasks import TaskOwner
 
@@ -32,16 +33,17 @@ MAX_QUEUED_BYTES = 256 << 10
 WRITE_BYTES = 64 << 10
 """About how much goes to the client at a time."""
 
-MAX_RUNS = 3
-"""How often a prompt is served when its stream is cut before anything has reached the client."""
-
-Serve = Callable[[Call], Awaitable[Reply]]
+Serve = Callable[[Call, Collection[str]], Awaitable[Reply]]
+"""Answers one prompt, where there is a choice not on the given instances."""
 
 
-async def serve_list(call: Call, serve: Serve, tasks: TaskOwner, accounts: Accounts) -> Reply:
-    """Answer a request for several prompts; `serve` answers one. Raises RequestError; may be cancelled.
+async def serve_list(
+    call: Call, serve: Serve, tasks: TaskOwner, accounts: Accounts, budget: RetryBudget, max_runs: int
+) -> Reply:
+    """Answer a request for several prompts. Raises RequestError; may be cancelled.
 
-    The reply has the first prompt's headers, and no decision: there is one for each prompt. If a prompt cannot be
+    A prompt whose stream is cut before anything has reached the client is served anew, up to `max_runs` times in
+    all, each of them paid from the budget of retries. The reply has the first prompt's headers, and no decision: there is one for each prompt. If a prompt cannot be
     served, the reply is the engine's answer to it.
     """
     calls = [
@@ -53,7 +55,7 @@ async def serve_list(call: Call, serve: Serve, tasks: TaskOwner, accounts: Accou
         )
         for part, request in enumerate(split(call.request))
     ]
-    parts = _Parts(calls, serve, accounts, call.request.sequences)
+    parts = _Parts(calls, serve, accounts, budget, max_runs, call.request.sequences)
     with ExitStack() as stack:
         stack.callback(parts.end)
         parts.start(tasks)
@@ -66,10 +68,20 @@ async def serve_list(call: Call, serve: Serve, tasks: TaskOwner, accounts: Accou
 class _Parts:
     """The prompts of one list while they are served."""
 
-    def __init__(self, calls: Sequence[Call], serve: Serve, accounts: Accounts, sequences: int) -> None:
+    def __init__(
+        self,
+        calls: Sequence[Call],
+        serve: Serve,
+        accounts: Accounts,
+        budget: RetryBudget,
+        max_runs: int,
+        sequences: int,
+    ) -> None:
         self._calls = calls
         self._serve = serve
         self._accounts = accounts
+        self._budget = budget
+        self._max_runs = max_runs
         self._tasks: list[asyncio.Task[None]] = []
         self._answers = AnswerMerger(sequences)
         self._stream = StreamMerger(len(calls), sequences)
@@ -127,17 +139,7 @@ class _Parts:
 
     async def _run(self, part: int, call: Call) -> None:
         try:
-            for runs_left in reversed(range(MAX_RUNS)):
-                try:
-                    await self._serve_once(part, call)
-                    break
-                except LegError as error:
-                    if self._started:
-                        raise
-                    if not runs_left:
-                        raise EngineFailedError(f"no engine answered in full: {error.words}") from error
-                    self._accounts.retried(Phase.DECODE, error.instance, Reason.BROKEN)
-                    self._forget(part)
+            await self._serve_at_last(part, call)
         except asyncio.CancelledError:
             words = "the request was given up"
             self._fail(LegBrokenError("kvproxy", words) if self._started else UnavailableError(words))
@@ -147,8 +149,26 @@ class _Parts:
         self._running.discard(part)
         self._news.set()
 
-    async def _serve_once(self, part: int, call: Call) -> None:
-        reply = await self._serve(call)
+    async def _serve_at_last(self, part: int, call: Call) -> None:
+        avoid: set[str] = set()
+        with ExitStack() as retry:  # what a run that was paid for gives back
+            for runs_left in reversed(range(self._max_runs)):
+                try:
+                    await self._serve_once(part, call, avoid)
+                    return
+                except LegError as error:
+                    retry.close()
+                    if self._started:
+                        raise
+                    if not (runs_left and self._budget.take()):
+                        raise EngineFailedError(f"no engine answered in full: {error.words}") from error
+                    retry.callback(self._budget.give_back)
+                    avoid.add(error.instance)
+                    self._accounts.retried(Phase.DECODE, error.instance, Reason.BROKEN)
+                    self._forget(part)
+
+    async def _serve_once(self, part: int, call: Call, avoid: Collection[str]) -> None:
+        reply = await self._serve(call, avoid)
         with ExitStack() as stack:
             stack.callback(reply.close)
             if reply.status != 200:

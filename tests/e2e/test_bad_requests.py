@@ -94,13 +94,14 @@ async def test_several_answers_to_one_prompt(
     assert streamed.choices == expected.choices
 
 
-async def test_a_list_of_prompts_is_refused_clearly(
+async def test_a_list_of_too_many_prompts_is_refused_clearly(
     session: aiohttp.ClientSession, proxy: ProxyProcess
 ) -> None:
-    for prompt in (["one", "two"], [[1, 2], [3, 4]]):
+    for prompt in (["one"] * 129, [[1, 2]] * 129):
         got = await ask(session, proxy.url, COMPLETIONS, {"model": "tiny", "prompt": prompt, "max_tokens": 2})
         assert got.status == 400
-        assert "prompt" in got.json["error"]["message"]
+        assert got.json["error"]["param"] == "prompt"
+        assert "128" in got.json["error"]["message"]
 
 
 async def test_a_list_of_one_prompt_is_served(

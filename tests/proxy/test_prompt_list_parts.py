@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,7 +19,10 @@ from proxy.prompt_lists.answers import AnswerMerger
 from proxy.prompt_lists.split import split
 from proxy.prompt_lists.streams import EventReader, StreamMerger, event
 from proxy.prompt_lists.usage import summed
+from proxy.retry_budget import RetryBudget
 from proxy.tasks import TaskOwner
+
+MAX_RUNS = 3
 
 # -- pure ---------------------------------------------------------------------------------------------------
 
@@ -149,7 +152,7 @@ class Retried:
     def __init__(self) -> None:
         self.count = 0
 
-    def retried(self, phase: Any, instance: str) -> None:
+    def retried(self, phase: Any, instance: str, why: str) -> None:
         self.count += 1
 
 
@@ -167,8 +170,11 @@ class Played:
         self.closed: list[int] = []
         self.replies: dict[int, Reply | Exception] = {}
         self.retries = Retried()
+        self.budget = RetryBudget(0.0)
+        self.avoided: list[set[str]] = []
 
-    async def serve(self, call: Call) -> Reply:
+    async def serve(self, call: Call, avoid: Collection[str]) -> Reply:
+        self.avoided.append(set(avoid))
         part = int(call.request.body.value("prompt")[0])
         self.served.append(part)
         if part in self.replies:
@@ -189,8 +195,15 @@ class Played:
             yield data
 
     def begin(self) -> "asyncio.Task[Reply]":
-        serving_ = serve_list(self.call, self.serve, self.tasks, self.retries)  # type: ignore[arg-type]  # counts only
-        return TaskOwner("client").create(serving_, name="request")
+        reply = serve_list(
+            self.call,
+            self.serve,
+            self.tasks,
+            self.retries,  # type: ignore[arg-type]  # counts only
+            self.budget,
+            MAX_RUNS,
+        )
+        return TaskOwner("client").create(reply, name="request")
 
     async def say(self, part: int, text: str = "x", *, end: bool = False) -> None:
         done = b"data: [DONE]\n\n" if end else b""
@@ -303,13 +316,27 @@ async def test_one_part_that_fails_ends_all(failure: Any) -> None:
 async def test_a_part_that_breaks_again_and_again_before_the_start_fails_all() -> None:
     played = Played(2)
     request = played.begin()
-    for _ in range(serving.MAX_RUNS):
+    for _ in range(MAX_RUNS):
         await played.say(0)
         await played.queues[0].put(LegBrokenError("engine", "gone"))
     with pytest.raises(EngineFailedError, match="gone"):
         await request
-    assert played.served.count(0) == serving.MAX_RUNS
-    assert played.retries.count == serving.MAX_RUNS - 1
+    assert played.served.count(0) == MAX_RUNS
+    assert played.retries.count == MAX_RUNS - 1
+    assert sorted(played.avoided, key=len)[-2:] == [{"engine"}] * 2
+    assert played.budget.retries == 0
+    assert await played.tasks.drained(5)
+
+
+async def test_a_part_is_not_served_anew_without_budget() -> None:
+    played = Played(2)
+    played.budget.retries = played.budget.most
+    request = played.begin()
+    await played.say(0)
+    await played.queues[0].put(LegBrokenError("engine", "gone"))
+    with pytest.raises(EngineFailedError, match="gone"):
+        await request
+    assert played.served.count(0) == 1
     assert await played.tasks.drained(5)
 
 
@@ -336,7 +363,7 @@ async def test_answers_that_cannot_be_read_are_an_engines_failure() -> None:
     played.replies = {0: Reply(200, [], answer("a", ["x"]), None), 1: Reply(200, [], b"{}", None)}
     with pytest.raises(EngineFailedError, match="not an answer"):
         await played.begin()
-    assert played.served.count(1) == serving.MAX_RUNS
+    assert played.served.count(1) == MAX_RUNS
     assert await played.tasks.drained(5)
 
 
