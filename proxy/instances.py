@@ -15,7 +15,7 @@ from proxy.circuit import Breaker, Circuit
 from proxy.config import InstanceSpec, Role
 from proxy.scheduling.types import Phase
 
-ASIDE = ("slow start", "not answering", "half-open", "circuit open")
+ASIDE = ("slow start", "not answering", "failing", "half-open", "circuit open")
 """Why an instance that could be used is set aside while there is a better one; later ones are graver."""
 
 T = TypeVar("T")
@@ -247,6 +247,8 @@ class Fleet:
                 aside[instance.address] = "circuit open"
             elif breaker.on_trial:
                 aside[instance.address] = "half-open"
+            elif breaker.failing(now):
+                aside[instance.address] = "failing"
             elif breaker.doubtful:
                 aside[instance.address] = "not answering"
             elif (share := breaker.share(now)) < 1:

@@ -109,6 +109,12 @@ class HealthBook:
         instance.breaker.served(self._clock())
         self._changed(instance, before)
 
+    def erred(self, instance: Instance) -> None:
+        """The engine answered that it failed: by its own fault or by the request's."""
+        before = instance.breaker.state
+        instance.breaker.erred(self._clock())
+        self._changed(instance, before, "its trial leg failed")
+
     def charged(self, instance: Instance) -> None:
         """A leg failed, and another instance then served the same request."""
         before = instance.breaker.state

@@ -210,6 +210,11 @@ class FleetWatch:
         if (instance := self._fleet.get(address)) is not None:
             self._book.served(instance)
 
+    def leg_erred(self, address: str) -> None:
+        """As the director tells: the engine answered that it failed."""
+        if (instance := self._fleet.get(address)) is not None:
+            self._book.erred(instance)
+
     def outdone(self, addresses: Collection[str]) -> None:
         """As the director tells: legs failed there, and other instances then served the same request."""
         for address in addresses:
