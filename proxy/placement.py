@@ -140,8 +140,9 @@ class Placement:
             why = aside.get(candidate.instance)
             return 0 if why is None else 1 + ASIDE.index(why)
 
-        usable = [c for c in candidates if c.usable]
-        others = [c for c in usable if c.instance not in failed] or usable
+        # A full one counts: what is worse than it is not used while there is reason to wait for room there.
+        there = [c for c in candidates if c.usable or c.why == FULL]
+        others = [c for c in there if c.instance not in failed] or there
         best = {c.instance for c in candidates if c.usable and c.instance == prefer and not gravity(c)}
         if not best and others:
             least = min((gravity(c), c.why == FULL) for c in others)
@@ -149,7 +150,7 @@ class Placement:
         if best:
             candidates = [
                 c
-                if c.instance in best or not c.usable
+                if c.instance in best or not (c.usable or c.why == FULL)
                 else _set_aside(c, aside.get(c.instance, c.why or FAILED))
                 for c in candidates
             ]

@@ -11,7 +11,10 @@ import pytest
 
 from kvevents import PrefixIndex, Prompt
 from proxy.admission import Admitted, Gate, Ticket
+from proxy.circuit import Breaker, Circuit
 from proxy.config import Admission, Role, WhenNoPrefill, parse_instance
+from proxy.discovery.checks import Check, Finding
+from proxy.discovery.health import HealthBook
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
 from proxy.instances import Claim, Fleet, Instance, Status
 from proxy.placement import Placement, Question
@@ -52,16 +55,29 @@ class Book:
         self.actions[action] += 1
 
 
+class Unheard:
+    """Engines and accounts that are not looked at."""
+
+    def give_up(self, instance: str) -> None: ...
+
+    def checked(self, instance: str, finding: str) -> None: ...
+
+    def circuit_changed(self, instance: str, state: str) -> None: ...
+
+    def forget(self, instance: str) -> None: ...
+
+
 class Scene:
     """A gate before instances without engines; requests hold their claims until they are told to end."""
 
     def __init__(self, prefill: int = 1, decode: int = 1, both: int = 0, **limits: Any) -> None:
+        self.now = 0.0
         self.fleet = Fleet()
         self.policy = Counted()
         self.book = Book()
         config = Admission(**({"queue_timeout_s": 20.0} | limits))
         self.placement = Placement(
-            self.fleet, PrefixIndex(), self.policy, "counted", clock=lambda: 0.0, limits=config
+            self.fleet, PrefixIndex(), self.policy, "counted", clock=lambda: self.now, limits=config
         )
         loop = asyncio.get_running_loop()
         self.gate = Gate(
@@ -121,6 +137,10 @@ class Scene:
         for claim in self.running.pop(name):
             claim.end()
         await self.rest()
+
+    def health(self) -> HealthBook:
+        """What the watch would tell of the instances' health."""
+        return HealthBook(Unheard(), Unheard(), lambda: self.now, went_down=lambda _: None)
 
     async def rest(self) -> None:
         for _ in range(5):
@@ -456,6 +476,94 @@ async def test_engines_that_do_both_are_limited_by_what_they_decode() -> None:
     assert scene.order == ["r0", "r1"]
     await scene.end("r0")
     assert scene.order == ["r0", "r1", "r2"]
+
+
+# -- health ----------------------------------------------------------------------------------------------------
+
+
+def eject(scene: Scene, instance: Instance) -> None:
+    scene.health().answered(instance)
+    for _ in range(3):
+        scene.health().charged(instance)
+    assert instance.breaker.state is Circuit.OPEN
+
+
+def try_out(scene: Scene, instance: Instance) -> None:
+    eject(scene, instance)
+    scene.now += 100
+    scene.health().answered(instance)
+    scene.fleet.claim(instance.address, 0, Phase.PREFILL, 1)
+    assert instance.breaker.on_trial
+
+
+def miss(scene: Scene, instance: Instance) -> None:
+    scene.health().answered(instance)
+    scene.health().checked(instance, Check(Finding.MISSED, "no answer"))
+    assert instance.breaker.doubtful
+
+
+def start_slowly(scene: Scene, instance: Instance) -> None:
+    instance.breaker = Breaker(slow_start_s=10, joins=True)
+    scene.health().answered(instance)
+    scene.fleet.claim(instance.address, 0, Phase.PREFILL, 1)
+
+
+def recover(scene: Scene, instance: Instance) -> None:
+    scene.now += 100
+    scene.health().answered(instance)
+
+
+def serve_on_trial(scene: Scene, instance: Instance) -> None:
+    scene.health().served(instance)
+
+
+@pytest.mark.parametrize("worsen", [eject, try_out, miss, start_slowly])
+async def test_what_does_not_fit_a_healthy_instance_waits_and_does_not_overflow_to_a_worse_one(
+    worsen: Callable[[Scene, Instance], None],
+) -> None:
+    scene = Scene(prefill=2, max_prefill_tokens=50)
+    worse = scene.instance("prefill1:1")
+    worsen(scene, worse)
+    legs = worse.running_legs()
+    for n in range(3):
+        await scene.ask(f"r{n}", 50)
+    assert scene.order == ["r0"]
+    await scene.end("r0")
+    await scene.end("r1")
+    assert scene.order == ["r0", "r1", "r2"]
+    assert worse.running_legs() == legs
+    await scene.end("r2")
+    scene.instance("prefill0:1").draining = True
+    await scene.ask("r3", 10)  # with nothing better left it is used
+    assert worse.running_legs() == legs + 1
+
+
+@pytest.mark.parametrize(
+    ("worsen", "mend"),
+    [(eject, recover), (try_out, serve_on_trial), (miss, recover), (start_slowly, recover)],
+)
+async def test_an_instance_that_is_well_again_wakes_who_waits(
+    worsen: Callable[[Scene, Instance], None], mend: Callable[[Scene, Instance], None]
+) -> None:
+    scene = Scene(prefill=2, max_prefill_tokens=50)
+    worsen(scene, scene.instance("prefill1:1"))
+    for n in range(2):
+        await scene.ask(f"r{n}", 40)
+    assert scene.order == ["r0"]
+    mend(scene, scene.instance("prefill1:1"))
+    await scene.rest()
+    assert scene.order == ["r0", "r1"]
+
+
+async def test_a_full_instance_that_becomes_the_worst_is_waited_for_no_more() -> None:
+    scene = Scene(prefill=2, max_prefill_tokens=50)
+    miss(scene, scene.instance("prefill1:1"))
+    for n in range(2):
+        await scene.ask(f"r{n}", 40)
+    assert scene.order == ["r0"]
+    eject(scene, scene.instance("prefill0:1"))
+    await scene.rest()
+    assert scene.order == ["r0", "r1"]
 
 
 async def test_at_random_nothing_is_lost_stuck_or_over_the_limit() -> None:
