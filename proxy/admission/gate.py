@@ -5,7 +5,7 @@ see each other. Nothing polls: the queue is looked at when a claim ends, when an
 not, and when somebody leaves it. Then as many are let in as fit, and nobody else is woken.
 
 Who waits for room keeps it: an instance that is full for the request whose turn it is stays closed for all behind
-it, so a long prompt is not starved by short ones. Who waits because nothing usable serves its model closes nothing.
+it, so a long prompt is not starved by short ones. Who waits because nothing usable serves one of its legs closes nothing.
 """
 
 import asyncio
@@ -238,7 +238,8 @@ class Gate:
 
     def _block(self, turn: _Turn) -> None:
         self._blocked.add(turn.lane)
-        self._kept |= turn.full
+        if not turn.missing:  # else room alone would not help it
+            self._kept |= turn.full
 
     def _changed(self) -> None:
         """Something is otherwise than at the last look: look again, once for all that changes together."""

@@ -269,6 +269,16 @@ async def test_who_waits_for_a_model_that_is_down_holds_up_nobody() -> None:
     assert "adapter" in scene.order
 
 
+async def test_who_waits_for_a_prefill_instance_keeps_no_full_decode_instance_from_others() -> None:
+    scene = Scene(max_decode_tokens=100)
+    scene.add("decode1:1", Role.DECODE, "alpha")
+    scene.instance("decode0:1").draining = True
+    await scene.ask("r0", 60)
+    await scene.ask("adapter", 60, model="alpha")  # no prefill instance has the adapter
+    await scene.ask("r1", 30, client="other")
+    assert scene.order == ["r0", "r1"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
