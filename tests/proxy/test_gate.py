@@ -427,6 +427,55 @@ async def test_a_retry_does_not_wait_for_room_but_for_something_usable() -> None
     assert len(scene.gate) == 1
 
 
+async def test_a_retry_that_waits_keeps_its_place_in_a_full_queue() -> None:
+    scene = Scene(max_queue=2)
+    admitted = [Ticket("greedy") for _ in range(4)]
+    for ticket in admitted:
+        await (await scene.ask("r", ticket=ticket))
+        await scene.end("r")
+    scene.instance("prefill0:1").draining = True
+    new = [await scene.ask(f"new{n}", client="greedy") for n in range(2)]
+    retries = [await scene.ask(f"retry{n}", ticket=ticket) for n, ticket in enumerate(admitted)]
+    await scene.ask("modest", client="modest")
+    assert [task.done() for task in new] == [False, True]
+    assert not any(task.done() for task in retries)
+    scene.instance("prefill0:1").draining = False
+    await asyncio.gather(*retries)
+    with pytest.raises(RateLimitError, match="this client"):
+        await new[1]
+
+
+async def test_the_prompts_of_a_list_share_one_place_and_once_one_is_in_the_others_need_none() -> None:
+    scene = Scene(max_decode_tokens=100, max_queue=1)
+    whole = Ticket("lists")
+    parts = [await scene.ask(f"p{n}", 100, ticket=whole.part()) for n in range(5)]
+    assert scene.order == ["p0"]
+    assert len(scene.gate) == 4
+    await scene.ask("other", 100)  # the queue has a place still
+    late = [await scene.ask(f"p{n}", 100, ticket=whole.part()) for n in range(5, 7)]
+    while scene.running:
+        await scene.end(next(iter(scene.running)))
+    assert {*scene.order} == {*(f"p{n}" for n in range(7)), "other"}
+    assert all(task.done() for task in [*parts, *late])
+
+
+async def test_a_list_that_finds_the_queue_full_is_refused_and_one_that_is_shed_leaves_whole() -> None:
+    scene = Scene(max_decode_tokens=100, max_queue=2)
+    await scene.ask("r0", 100)
+    whole, shed = Ticket("greedy"), Ticket("greedy")
+    first = [await scene.ask(f"a{n}", 50, ticket=whole.part()) for n in range(3)]
+    second = [await scene.ask(f"b{n}", 50, ticket=shed.part()) for n in range(3)]
+    with pytest.raises(RateLimitError, match="the queue is full"):
+        await (await scene.ask("c0", 50, ticket=Ticket("greedy").part()))
+    await scene.ask("modest", 50, client="modest")
+    assert all(task.done() for task in second)
+    assert not any(task.done() for task in first)
+    assert scene.book.refusals == {"queue_full": 1, "shed": 1}
+    for task in second:
+        with pytest.raises(RateLimitError, match="this client"):
+            await task
+
+
 async def test_all_waiting_of_one_request_together_is_bounded() -> None:
     scene = Scene(queue_timeout_s=0.05)
     scene.instance("decode0:1").status = Status.DOWN
@@ -450,6 +499,28 @@ async def test_a_stop_answers_all_who_wait_and_lets_nobody_in() -> None:
         assert refused.value.headers["Connection"] == "close"
     await scene.end("r0")
     assert scene.order == ["r0"]
+
+
+async def test_who_was_let_in_before_a_stop_may_still_try_again() -> None:
+    scene = Scene(prefill=2)
+    retry, late = Ticket(), Ticket()
+    whole = Ticket()
+    for n, ticket in enumerate((retry, late, whole.part())):
+        await (await scene.ask(f"r{n}", ticket=ticket))
+    for n in range(2):
+        scene.instance(f"prefill{n}:1").draining = True
+    waits = [
+        await scene.ask("new"),
+        await scene.ask("waits", ticket=retry),
+        await scene.ask("rest of the list", ticket=whole.part()),
+    ]
+    scene.gate.close()
+    await scene.rest()
+    assert [task.done() for task in waits] == [True, False, False]
+    with pytest.raises(UnavailableError, match="shutting down"):
+        await waits[0]
+    scene.instance("prefill0:1").draining = False
+    await asyncio.gather(*waits[1:], await scene.ask("late", ticket=late))
 
 
 async def test_a_name_no_engine_turns_out_to_serve_is_not_waited_for() -> None:
