@@ -168,8 +168,10 @@ class Placement:
                 reused, expected = self._reuse(instance, rank, prompt, cached, keys)
                 length = question.prompt_tokens
                 uncached = None if length is None else length - (expected or 0)
-                tokens = _leg_tokens(phase, uncached, question)
-                fits = not room.is_kept(phase, instance) and self._has_room(instance, rank, phase, tokens)
+                # What an instance that does both serves is one leg, which lasts as long as a decode leg does.
+                limited = Phase.DECODE if instance.role is Role.BOTH else phase
+                tokens = _leg_tokens(limited, uncached, question)
+                fits = not room.is_kept(phase, instance) and self._has_room(instance, rank, limited, tokens)
                 found.append(
                     Candidate(
                         instance=instance.address,
@@ -208,8 +210,7 @@ class Placement:
 
     def _has_room(self, instance: Instance, rank: int, phase: Phase, tokens: int) -> bool:
         """Whether a rank may be given so many tokens more; one that is idle takes any number."""
-        # What an instance that does both serves is one leg, which lasts as long as a decode leg does.
-        most = self._most_tokens[Phase.DECODE if instance.role is Role.BOTH else phase]
+        most = self._most_tokens[phase]
         load = instance.load_tokens(phase, rank) if most else 0
         return load == 0 or load + tokens <= most
 
