@@ -68,7 +68,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         if readable_by_others(file):
             log.warning("--api-key-file %s can be read by others than its owner", file)
     app[FLEET] = fleet
-    app[METRICS] = Metrics(registry)
+    app[METRICS] = Metrics(registry, known=lambda address: fleet.get(address) is not None)
     app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)
     app[READER] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
     app[GATE] = Gate(

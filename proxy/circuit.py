@@ -71,6 +71,7 @@ class Breaker:
         self._rng = rng or random.Random()  # noqa: S311  # spreads pauses, no secret
         self._seen = False
         self._closed_at: float | None = None
+        self._last_share = 1.0
         self._missed = 0
         self._unanswered = False
         self._probes = 0
@@ -109,6 +110,16 @@ class Breaker:
         if self._closed_at is None or now - self._closed_at >= self._slow_start_s:
             return 1.0
         return max(SLOW_START_LEAST, (now - self._closed_at) / self._slow_start_s)
+
+    def grown(self, now: float) -> bool:
+        """Whether its share is larger than when this was asked last."""
+        before, self._last_share = self._last_share, self.share(now)
+        return self._last_share > before
+
+    @property
+    def standing(self) -> tuple[Circuit, bool, bool]:
+        """What makes it better or worse than other instances, apart from its share: equal means nothing changed."""
+        return self.state, self.on_trial, self.doubtful
 
     def pause_s(self, now: float, interval_s: float) -> float:
         """How long after the beginning of a check the next one is due; 0 for at once."""

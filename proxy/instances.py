@@ -102,7 +102,7 @@ class Instance:
 
     def __init__(self, spec: InstanceSpec, breaker: Breaker | None = None) -> None:
         self.announce: Callable[[], None] = _nobody_listens
-        """Called when a claim on it ends, and when it may have become usable or unusable."""
+        """Called when a claim on it ends, and when it may have become usable or unusable, better or worse."""
         self.spec = spec
         self.breaker = breaker or Breaker()
         self.status = Status.STARTING
@@ -223,7 +223,7 @@ class Fleet:
         return gone
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever a claim has ended or an instance may have become usable or unusable.
+        """Call `listener` when a claim has ended, or an instance may have become usable or not, better or worse.
 
         It is called in the middle of that change: it must not raise, and should only take a note.
         """

@@ -78,12 +78,12 @@ class Releases:
     async def _given_back(self, call: Call, hold: Hold, tried: Sequence[str]) -> bool:
         body = self._connector.release_body(hold.handoff)
         prefill = self._fleet.get(hold.instance)
-        if body is None or prefill is None or prefill.status is Status.DOWN:
-            return False
+        if body is None or (prefill is not None and prefill.status is Status.DOWN):
+            return False  # one that was removed may live on
         peer = hold.handoff.engine_id
-        usable = [i for i in self._fleet.of(Phase.DECODE) if i.why_unusable() is None]
-        usable.sort(key=lambda i: (peer not in i.pulled_from, i.address not in tried))
-        for decode in usable[:MAX_ASKED]:
+        there = [i for i in self._fleet.of(Phase.DECODE) if i.status is Status.UP]
+        there.sort(key=lambda i: (i.draining, peer not in i.pulled_from, i.address not in tried))
+        for decode in there[:MAX_ASKED]:
             if await self._refused(call, decode.address, body):
                 for pause_s in () if peer in decode.pulled_from else FIRST_CONTACT_PAUSES_S:
                     await asyncio.sleep(pause_s)

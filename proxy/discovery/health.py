@@ -61,7 +61,7 @@ class HealthBook:
     def checked(self, instance: Instance, check: Check) -> None:
         """A check was not answered as it should be."""
         log.debug("%s: a check found it %s: %s", instance.address, check.finding, check.words)
-        before = instance.breaker.state
+        before = instance.breaker.standing
         match check.finding:
             case Finding.NOTHING:
                 log.warning("%s could not be checked: %s", instance.address, check.words)
@@ -81,31 +81,33 @@ class HealthBook:
 
     def answered(self, instance: Instance) -> None:
         """A check was answered, and the engine serves what it should."""
-        before = instance.breaker.state
+        before = instance.breaker.standing
         instance.breaker.answered(self._clock())
         if instance.status is not Status.UP:
             instance.status, instance.why_down = Status.UP, None
             log.info("%s %s is up", instance.role, instance.address)
         self._changed(instance, before)
+        if instance.breaker.grown(self._clock()):
+            instance.announce()
 
     # -- what legs show -----------------------------------------------------------------------------------
 
     def lost(self, instance: Instance, words: str) -> None:
         """A leg could not connect."""
-        before = instance.breaker.state
+        before = instance.breaker.standing
         instance.breaker.lost()
         self._changed(instance, before)
         self._down(instance, words)
 
     def broke(self, instance: Instance, words: str) -> None:
         """A leg ended without a complete answer."""
-        before = instance.breaker.state
+        before = instance.breaker.standing
         instance.breaker.broke(self._clock())
         self._changed(instance, before, f"its trial leg failed: {words}")
 
     def served(self, instance: Instance) -> None:
         """A leg was answered with what was asked for."""
-        before = instance.breaker.state
+        before = instance.breaker.standing
         instance.breaker.served(self._clock())
         self._changed(instance, before)
 
@@ -117,14 +119,17 @@ class HealthBook:
 
     def charged(self, instance: Instance) -> None:
         """A leg failed, and another instance then served the same request."""
-        before = instance.breaker.state
+        before = instance.breaker.standing
         instance.breaker.charged(self._clock())
         self._changed(instance, before, "its legs failed where another instance served the same requests")
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _changed(self, instance: Instance, before: Circuit, why: str = "") -> None:
-        state = instance.breaker.state
+    def _changed(self, instance: Instance, standing: tuple[Circuit, bool, bool], why: str = "") -> None:
+        if instance.breaker.standing == standing:
+            return
+        instance.announce()
+        before, state = standing[0], instance.breaker.state
         if state is before:
             return
         self._accounts.circuit_changed(instance.address, state.value)

@@ -107,6 +107,7 @@ class FleetWatch:
         self._tasks = TaskOwner("watch")
         self._watched: dict[str, _Watched] = {}
         self._leaving: set[str] = set()
+        self._adding: set[str] = set()
         self._engine_ids: dict[tuple[str, int], _Seen] = {}
         self.fatal: asyncio.Future[KvproxyError] = asyncio.get_running_loop().create_future()
         """Set when the process should end: to a ConfigError or a StartupError."""
@@ -144,17 +145,19 @@ class FleetWatch:
         """Check and take in an instance. Raises ConflictError, or BadRequestError with the reason."""
         if self._fleet.get(spec.address) is not None:
             raise ConflictError(f"{spec.address} is there already")
+        if spec.address in self._adding:  # maybe by the other scheme, and an address is spoken to in one way
+            raise ConflictError(f"{spec.address} is being added")
         instance = Instance(spec, self._breaker(joins=True))
         self._engines.reach(spec)
+        self._adding.add(spec.address)
         try:
             cards = await self._checker.cards(spec.address, ADD_TIMEOUT_S)
         except LegError as error:
             raise BadRequestError(f"{error}: nothing was added", param="instance") from None
+        finally:
+            self._adding.discard(spec.address)
         if (wrong := wrong_model(cards, self._config.model)) is not None:
             raise BadRequestError(f"{spec.role} {spec.address} {wrong}: nothing was added", param="instance")
-        if (faster := self._fleet.get(spec.address)) is not None:  # another add was
-            self._engines.reach(faster.spec)
-            raise ConflictError(f"{spec.address} is there already")
         self._fleet.add(instance)
         watched = self._watch(
             instance, tries=1
@@ -178,7 +181,6 @@ class FleetWatch:
         instance.draining = True
         if force:
             await asyncio.shield(self._tasks.create(self._let_go(instance), name=f"remove {address}"))
-            self._tasks.create(self._forget_later(instance), name=f"forget {address}")
         elif address not in self._leaving:
             self._leaving.add(address)
             self._tasks.create(self._leave(instance), name=f"remove {address}")
@@ -331,14 +333,6 @@ class FleetWatch:
         while instance.running_legs() or self._fleet.holds[instance.address]:  # noqa: ASYNC110
             await asyncio.sleep(PROBE_FIRST_S / 5)
         await self._let_go(instance)
-
-    async def _forget_later(self, instance: Instance) -> None:
-        """What ran on when it was removed has counted since; forget that, too."""
-        while instance.running_legs():  # noqa: ASYNC110  # as above
-            await asyncio.sleep(PROBE_FIRST_S / 5)
-        await asyncio.sleep(PROBE_FIRST_S)
-        if self._fleet.get(instance.address) is None:
-            self._accounts.forget(instance.address)
 
     async def _let_go(self, instance: Instance) -> None:
         address = instance.address

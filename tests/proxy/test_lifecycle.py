@@ -181,6 +181,26 @@ async def test_an_engine_too_busy_to_tell_its_event_sources_keeps_its_index(
         assert (candidate["index"], candidate["cached_tokens"]) == ("exact", 192)
 
 
+async def test_while_an_instance_is_added_nobody_adds_it_by_another_scheme() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair, StandIn() as new:
+        new.faults.add(Fault(kind="slow", path="/v1/models", delay_s=0.5, times=1))
+        plain = {"type": "prefill", "instance": new.address}
+        adding = asyncio.get_running_loop().create_task(pair.service.admin("/instances/add", plain))
+        await wait_until(
+            lambda: new.address in pair.service.app[WATCH]._adding, "the question what it serves"
+        )
+        other = await pair.service.admin("/instances/add", plain | {"instance": f"https://{new.address}"})
+        assert other.status == 409
+        assert (await adding).status == 200
+        instance = pair.service.fleet.get(new.address)
+        assert instance is not None
+        assert (instance.spec.scheme, instance.status) == ("http", Status.UP)
+        drained = await pair.service.admin("/instances/drain", {"instance": pair.engines.prefill[0].address})
+        assert drained.status == 200
+        assert (await pair.service.complete("hello")).status == 200
+        assert (await pair.service.admin("/instances/add", plain)).status == 409
+
+
 async def test_an_engine_of_another_model_cannot_be_added() -> None:
     async with (
         fleet(prefill=1, decode=1, kv_events=False) as pair,
