@@ -197,7 +197,8 @@ class Breaker:
 
     def erred(self, now: float) -> None:
         """The engine answered that it failed: by its own fault or by the request's, which is told later; on trial
-        it gets no benefit of the doubt."""
+        it gets no benefit of the doubt.
+        """
         self._failed_legs += 1
         self._failed_at = now
         if self.state is Circuit.HALF_OPEN:
