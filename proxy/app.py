@@ -40,6 +40,10 @@ CLEANUP_S = ABANDONED_PREFILL_GRACE_S + 3.0
 waited for, and then the releases of what they held."""
 
 
+LAST_WORDS_S = 2.0
+"""How long telling the clients of what was cut may take: `relay.CUT_GRACE_S` for those that do not read."""
+
+
 def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     """The application of `config`; `policy` replaces the configured one. Raises ConfigError.
 
@@ -204,5 +208,8 @@ async def shut_down(runner: web.AppRunner, timeout_s: float, hurry: asyncio.Even
         waiting.create(_reached(hurry), name="hurry"),
     }
     await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    runner.app[IN_FLIGHT_KEY].cut()
+    last_words = waiting.create(runner.app[IN_FLIGHT_KEY].none_left(), name="last words")
+    await asyncio.wait({last_words}, timeout=LAST_WORDS_S)
     await waiting.close()
-    await runner.cleanup()
+    await runner.cleanup()  # aiohttp would close the connections before anything was written to them

@@ -5,6 +5,7 @@ import logging
 import re
 import time
 import uuid
+from typing import Any
 
 from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
@@ -36,21 +37,30 @@ BODY_LEASE_KEY: web.RequestKey[BodyLease] = web.RequestKey("body_lease", BodyLea
 
 
 class InFlight:
-    """Counts the requests that are being answered."""
+    """The requests that are being answered, each in a task of its own."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._tasks: set[asyncio.Task[Any] | None] = set()
         self._none = asyncio.Event()
         self._none.set()
+        self.cutting = asyncio.Event()
+        """Set once whatever still runs is cancelled by us: its client has not left, so it is to hear why."""
 
     def __enter__(self) -> None:
-        self._count += 1
+        self._tasks.add(asyncio.current_task())
         self._none.clear()
 
     def __exit__(self, *_: object) -> None:
-        self._count -= 1
-        if not self._count:
+        self._tasks.discard(asyncio.current_task())
+        if not self._tasks:
             self._none.set()
+
+    def cut(self) -> None:
+        """Have every request end now; each still writes its client a word."""
+        self.cutting.set()
+        for task in self._tasks:
+            if task is not None:
+                task.cancel()
 
     async def none_left(self) -> None:
         """Wait until there is none."""
@@ -103,6 +113,10 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return enveloped(error)
     except ConnectionError:
         return web.Response(status=CLIENT_LEFT_STATUS)  # nobody is there to read it
+    except asyncio.CancelledError:
+        if not cut_by_us(request) or request.writer.output_size > 0:
+            raise
+        return error_response(UnavailableError("kvproxy is shutting down", headers={"Connection": "close"}))
     except Exception:
         log.exception("%s %s failed (id %s)", request.method, _path(request), request[REQUEST_ID_KEY])
         if request.transport is not None and request.writer.output_size > 0:
@@ -110,6 +124,11 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return web.json_response(
             envelope("kvproxy failed on this request; its log says why", RequestError.kind, 500), status=500
         )
+
+
+def cut_by_us(request: web.Request) -> bool:
+    """Whether a request was cancelled because kvproxy ends, and not because its client left."""
+    return request.app[IN_FLIGHT_KEY].cutting.is_set()
 
 
 def enveloped(error: web.HTTPException) -> web.Response:

@@ -61,13 +61,14 @@ async def relay_stream(
     response: web.StreamResponse,
     events: AsyncIterator[bytes],
     instance: str,
-    stopping: asyncio.Event,
+    cutting: asyncio.Event,
     limit: TimeLimit = NO_LIMIT,
 ) -> bool:
     """Pass a stream of events on, at the client's pace; tell whether it was complete.
 
-    What the client's side raises passes through. If the engine's side fails, time is up, or kvproxy stops, the client
-    gets an error event and its connection is closed without the mark that ends a complete answer.
+    What the client's side raises passes through. If the engine's side fails, time is up, or kvproxy ends (`cutting` is
+    set, and then this is cancelled), the client gets an error event and its connection is closed without the mark that
+    ends a complete answer.
     """
     cutter = EventCutter()
     await response.prepare(request)
@@ -80,9 +81,10 @@ async def relay_stream(
                 raise LegBrokenError(instance, "the stream ended without its last event")
             await response.write_eof()
     except asyncio.CancelledError:
-        if stopping.is_set():
-            await _cut(request, response, UnavailableError("kvproxy is shutting down"))
-        raise
+        if not cutting.is_set():
+            raise
+        await _cut(request, response, UnavailableError("kvproxy is shutting down"))
+        return False
     except (LegError, ValueError, GatewayTimeoutError) as error:
         log.warning("a stream was cut: %s", error)
         if isinstance(error, GatewayTimeoutError):

@@ -27,7 +27,14 @@ from proxy.errors import (
 from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest, Route, read_request
 from proxy.instances import Fleet
-from proxy.middlewares import BODY_LEASE_KEY, NOTES_KEY, STARTED_KEY, error_response
+from proxy.middlewares import (
+    BODY_LEASE_KEY,
+    IN_FLIGHT_KEY,
+    NOTES_KEY,
+    STARTED_KEY,
+    cut_by_us,
+    error_response,
+)
 from proxy.reading import in_time
 from proxy.relay import relay_stream
 from proxy.stall import StallWatch
@@ -84,8 +91,8 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
         outcome = "timeout" if isinstance(error, GatewayTimeoutError) else _outcome(error.status)
         return error_response(error)
     except (asyncio.CancelledError, ConnectionError):
-        if request.app[STOPPING].is_set():
-            outcome = "cut"
+        if cut_by_us(request):
+            outcome = "cut" if request.writer.output_size > 0 else "unavailable"
         raise
     except Exception:
         outcome = "failed"
@@ -222,5 +229,7 @@ async def _answer(
     response = web.StreamResponse(status=reply.status, headers=headers)
     engine = decision.decode.chosen.instance if decision and decision.decode.chosen else "the engine"
     with watch:
-        complete = await relay_stream(request, response, reply.body, engine, request.app[STOPPING], limit)
+        complete = await relay_stream(
+            request, response, reply.body, engine, request.app[IN_FLIGHT_KEY].cutting, limit
+        )
     return response, complete
