@@ -15,7 +15,7 @@ from proxy.admission import BodyBudget, Gate
 from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, METRICS, READER, STOPPING, WATCH
 from proxy.authentication import CLIENT_KEYS, authenticate
 from proxy.client_keys import ClientKeys, readable_by_others
-from proxy.config import Config
+from proxy.config import Config, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.director import Director
 from proxy.discovery import EventFeeds, FleetWatch
@@ -61,7 +61,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
         collector(registry=registry)
     index = PrefixIndex()
-    fleet = Fleet()
+    fleet = Fleet(decode_alone=config.admission.when_no_prefill is WhenNoPrefill.DECODE)
     placement = Placement(
         fleet, index, chosen_policy, config.policy, clock=time.monotonic, limits=config.admission
     )

@@ -112,6 +112,8 @@ class Instance:
         self.model_cards = []
         self.sources: Mapping[int, SourceView] = {}
         """Its followed event sources by rank; empty if it publishes none or none are followed."""
+        self.silent: dict[int, str] = {}
+        """Why no KV events are heard from a rank, in words for `/status`; none for a rank that is heard."""
         self.pulled_from: set[str] = set()
         """The prefill engine processes it has fetched blocks from since it came up: those it can talk to."""
         self._legs: Counter[tuple[Phase, int]] = Counter()
@@ -191,7 +193,9 @@ def _nobody_listens() -> None:
 class Fleet:
     """The instances, by address, in the order they were added."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, decode_alone: bool = False) -> None:
+        """`decode_alone`: with no usable prefill instance a decode instance serves requests whole."""
+        self._decode_alone = decode_alone
         self._listeners: list[Callable[[], None]] = []
         self._instances: dict[str, Instance] = {}
         self.holds: Counter[str] = Counter()
@@ -278,8 +282,15 @@ class Fleet:
 
     @property
     def ready(self) -> bool:
-        """Whether some request could be served: a usable instance for each phase."""
-        return all(any(i.why_unusable() is None for i in self.of(phase)) for phase in Phase)
+        """Whether some request could be served: a usable instance for each phase that needs one."""
+        return self.not_ready_because is None
+
+    @property
+    def not_ready_because(self) -> str | None:
+        """What no request can do without, in words; None while one could be served."""
+        needed = (Phase.DECODE,) if self._decode_alone else tuple(Phase)
+        missing = [p for p in needed if not any(i.why_unusable() is None for i in self.of(p))]
+        return f"no usable {' and no usable '.join(missing)} instance" if missing else None
 
     def claim(self, address: str, rank: int, phase: Phase, tokens: int) -> Claim:
         """Count a leg that is about to be sent. Raises KeyError if the instance is gone."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from proxy.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S, Breaker
 from proxy.config import Config, InstanceSpec
 from proxy.discovery import checks, health
+from proxy.discovery.changes import Changes
 from proxy.discovery.checks import Check, Checker, Finding, wrong_model
 from proxy.discovery.feeds import EventFeeds
 from proxy.discovery.health import Accounts, HealthBook
@@ -120,6 +121,7 @@ class FleetWatch:
             self._fleet.add(instance)
             self._watch(instance)
         self._tasks.create(self._start_up(), name="start-up")
+        self._tasks.create(Changes(self._fleet, self._feeds, self._clock).tell(), name="changes")
 
     async def _start_up(self) -> None:
         try:

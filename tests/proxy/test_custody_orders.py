@@ -299,5 +299,7 @@ async def test_a_stop_gives_everything_back(story: str) -> None:
             await shut_down(pair.service.runner, 0.0, asyncio.Event())
             assert pair.service.running_tasks == 0
             await asyncio.wait({client})
-            assert isinstance(client.exception(), aiohttp.ClientError) is begun  # else it was answered with 503
+            assert (
+                isinstance(client.exception(), aiohttp.ClientError) is begun
+            )  # else it was answered with 503
         await nothing_is_left(pair, order.ends, order.held)
