@@ -156,6 +156,7 @@ class Director:
                     if attempts.last is None:
                         raise
                     break
+                call.trace.attempts += 1
                 if (last := attempts.last) is None:
                     self._accounts.decided(self._clock() - call.started_at - call.ticket.waited_s)
                 else:
@@ -167,6 +168,7 @@ class Director:
                         reply = await self._two_legs(call, question, decision, kind, attempts)
                 except AttemptFailedError as failure:
                     attempts.failed_by(failure)
+                    call.trace.failed.append(f"{failure.instance}:{failure.reason}")
                 else:
                     if reply.status == 200:
                         self._watch.outdone(attempts.to_blame(self._legs.dead) - _instances(reply.decision))

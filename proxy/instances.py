@@ -109,6 +109,8 @@ class Instance:
         self.draining = False
         self.why_down: str | None = None
         """What went wrong last, in words for `/status`; None while all is well."""
+        self.last_failure: str | None = None
+        """What went wrong with the last leg that failed there, in words."""
         self.model_cards = []
         self.sources: Mapping[int, SourceView] = {}
         """Its followed event sources by rank; empty if it publishes none or none are followed."""

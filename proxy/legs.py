@@ -100,6 +100,7 @@ class Legs:
         """A leg got no complete answer."""
         instance = self._fleet.get(error.instance)
         if instance is not None:
+            instance.last_failure = error.words
             self._watch.leg_failed(instance, error)
 
     def served(self, address: str) -> None:
@@ -117,6 +118,8 @@ class Legs:
             return True
         if status < 500 or status == 501:
             return False
+        if (instance := self._fleet.get(chosen.instance)) is not None:
+            instance.last_failure = f"status {status}"
         self._watch.leg_erred(chosen.instance)
         return True
 

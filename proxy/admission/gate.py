@@ -198,10 +198,10 @@ class Gate:
             )
         except QueueFullError:
             self._accounts.refused("queue_full")
-            raise self._full("the queue is full") from None
+            raise self._full("the queue is full", "queue_full") from None
         self._block(turn)
         for each in shed:
-            self._refuse(each, self._full("the queue is full, and this client has most of it"))
+            self._refuse(each, self._full("the queue is full, and this client has most of it", "shed"))
         if shed:
             self._accounts.refused("shed")
             self._changed()
@@ -240,7 +240,7 @@ class Gate:
             self._accounts.no_prefill(action)
         if action is WhenNoPrefill.FAIL:
             self._accounts.refused("no_prefill")
-            raise self._unusable([Phase.PREFILL])
+            raise self._unusable([Phase.PREFILL], "no_prefill")
 
     def _check_served(self, model: str) -> None:
         """A name that could be anything while no engine had told what it serves may turn out to be nothing."""
@@ -304,31 +304,37 @@ class Gate:
         waiting.item.refusal = error
         waiting.item.wake()
 
-    def _full(self, why: str) -> RateLimitError:
+    def _full(self, why: str, reason: str) -> RateLimitError:
         return RateLimitError(
             f"{why} ({self._limits.max_queue} requests, --max-queue): come back later",
+            reason=reason,
             headers={"Retry-After": str(self._rate.retry_after_s(len(self._queue), self._clock()))},
         )
 
     def _timed_out(self, turn: _Turn) -> RequestError:
         if turn.missing:
             self._accounts.refused("no_engine")
-            return self._unusable(turn.missing)
+            return self._unusable(turn.missing, "no_engine")
         self._accounts.refused("queue_timeout")
         return UnavailableError(
             f"the engines were busy for {self._limits.queue_timeout_s:g} s (--queue-timeout)",
+            reason="queue_timeout",
             headers={"Retry-After": str(self._rate.retry_after_s(len(self._queue), self._clock()))},
         )
 
-    def _unusable(self, missing: list[Phase]) -> UnavailableError:
+    def _unusable(self, missing: list[Phase], reason: str) -> UnavailableError:
         phases = " and ".join(f"no {phase} instance" for phase in missing)
         return UnavailableError(
-            f"{phases} can take this request now", headers={"Retry-After": str(RETRY_AFTER_UNUSABLE_S)}
+            f"{phases} can take this request now",
+            headers={"Retry-After": str(RETRY_AFTER_UNUSABLE_S)},
+            reason=reason,
         )
 
     def _stopped(self) -> UnavailableError:
         self._accounts.refused("stopping")
-        return UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
+        return UnavailableError(
+            "kvproxy is shutting down", headers={"Connection": "close"}, reason="stopping"
+        )
 
 
 def _phases(question: Question) -> tuple[Phase, ...]:

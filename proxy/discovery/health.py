@@ -121,7 +121,9 @@ class HealthBook:
         """A leg failed, and another instance then served the same request."""
         before = instance.breaker.standing
         instance.breaker.charged(self._clock())
-        self._changed(instance, before, "its legs failed where another instance served the same requests")
+        why = "its legs failed where another instance served the same requests"
+        last = f" (last: {instance.last_failure})" if instance.last_failure else ""
+        self._changed(instance, before, why + last)
 
     # -- inside -------------------------------------------------------------------------------------------
 
