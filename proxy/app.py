@@ -69,8 +69,10 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     registry.register(TaskCollector())
     if (file := config.security.api_key_file) is not None:
         app[CLIENT_KEYS] = ClientKeys.read(file)
-        if readable_by_others(file):
-            log.warning("--api-key-file %s can be read by others than its owner", file)
+    key_files = {"--api-key-file": file, "--engine-api-key-file": config.security.engine_api_key_file}
+    for flag, key_file in key_files.items():
+        if key_file is not None and readable_by_others(key_file):
+            log.warning("%s %s can be read by others than its owner", flag, key_file)
     app[FLEET] = fleet
     app[METRICS] = Metrics(registry, known=lambda address: fleet.get(address) is not None)
     app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)

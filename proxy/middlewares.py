@@ -11,6 +11,7 @@ from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
 
 from proxy.admission import BodyLease
+from proxy.app_keys import METRICS
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
 from proxy.headers import REQUEST_ID
 from proxy.reading import check_framing
@@ -22,6 +23,9 @@ _REQUEST_ID = re.compile(r"[!-~]{1,256}")
 """Without spaces, so that an id in the access log is one word."""
 
 MAX_LOGGED_PATH_CHARS = 200
+
+SERVER = "kvproxy"
+"""What answers call themselves, those of engines as well."""
 
 CLIENT_LEFT_STATUS = 499
 """What the log says of a request whose client did not wait, after nginx's number for it."""
@@ -83,6 +87,8 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = response.status
         return response
     finally:
+        if "outcome" not in request[NOTES_KEY] and 400 <= status < CLIENT_LEFT_STATUS:
+            request.app[METRICS].request_refused("unauthorized" if status == 401 else "client_error")
         if (lease := request.get(BODY_LEASE_KEY)) is not None:
             lease.end()
         notes = " ".join(f"{name}={value}" for name, value in request[NOTES_KEY].items())
@@ -110,6 +116,10 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     except web.HTTPException as error:
         if error.status < 400:
             raise
+        if error.status == 404:
+            return error_response(
+                NotFoundError(f"kvproxy does not serve {request.method} {_path(request)}; see /openapi.json")
+            )
         return enveloped(error)
     except ConnectionError:
         return web.Response(status=CLIENT_LEFT_STATUS)  # nobody is there to read it
@@ -156,6 +166,7 @@ async def add_request_id(request: web.Request, response: web.StreamResponse) -> 
     """An `on_response_prepare` signal: every answer names its request."""
     if (request_id := request.get(REQUEST_ID_KEY)) is not None:
         response.headers[REQUEST_ID] = request_id
+    response.headers["Server"] = SERVER
 
 
 def _path(request: web.Request) -> str:

@@ -187,6 +187,10 @@ class FleetWatch:
             self._leaving.add(address)
             self._tasks.create(self._leave(instance), name=f"remove {address}")
             await asyncio.sleep(0)  # one that is idle is gone at once
+            if self._fleet.get(address) is instance:
+                log.info(
+                    "%s %s takes no new legs and goes when those running have ended", instance.role, address
+                )
         return instance
 
     def _known(self, address: str) -> Instance:
