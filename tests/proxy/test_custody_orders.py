@@ -145,7 +145,9 @@ async def test_a_client_that_waits_is_told_and_nothing_is_left(story: str) -> No
             if answer.streamed:
                 assert answer.events[-1] == "[DONE]"
         await nothing_is_left(pair, order.ends, order.held)
-        outcome = "cut" if order.cut else {2: "ok", 4: "client_error", 5: "engine_error"}[order.status // 100]
+        outcome = {2: "ok", 4: "client_error", 5: "engine_error"}[order.status // 100]
+        if order.cut:
+            outcome = "timeout" if order.settings is IMPATIENT else "cut"
         assert await pair.service.metric("kvproxy_requests_total", outcome=outcome) == 1
 
 
