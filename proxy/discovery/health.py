@@ -113,9 +113,10 @@ class HealthBook:
 
     def erred(self, instance: Instance) -> None:
         """The engine answered that it failed: by its own fault or by the request's."""
-        before = instance.breaker.state
+        before = instance.breaker.standing
         instance.breaker.erred(self._clock())
-        self._changed(instance, before, "its trial leg failed")
+        last = f": {instance.last_failure}" if instance.last_failure else ""
+        self._changed(instance, before, f"its trial leg failed{last}")
 
     def charged(self, instance: Instance) -> None:
         """A leg failed, and another instance then served the same request."""
