@@ -357,5 +357,6 @@ class FleetWatch:
         if self._feeds is not None:
             await self._feeds.unfollow(instance)
         self._engines.forget(address)
+        self._book.forget(address)
         self._accounts.forget(address)
         log.info("%s %s was removed", instance.role, address)
