@@ -15,7 +15,7 @@ from proxy.admission import BodyBudget, Gate
 from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, METRICS, READER, STOPPING, WATCH
 from proxy.authentication import CLIENT_KEYS, authenticate
 from proxy.client_keys import ClientKeys, readable_by_others
-from proxy.config import Config
+from proxy.config import Config, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.director import Director
 from proxy.discovery import EventFeeds, FleetWatch
@@ -40,6 +40,10 @@ CLEANUP_S = ABANDONED_PREFILL_GRACE_S + 3.0
 waited for, and then the releases of what they held."""
 
 
+LAST_WORDS_S = 2.0
+"""How long telling the clients of what was cut may take: `relay.CUT_GRACE_S` for those that do not read."""
+
+
 def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     """The application of `config`; `policy` replaces the configured one. Raises ConfigError.
 
@@ -57,7 +61,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
         collector(registry=registry)
     index = PrefixIndex()
-    fleet = Fleet()
+    fleet = Fleet(decode_alone=config.admission.when_no_prefill is WhenNoPrefill.DECODE)
     placement = Placement(
         fleet, index, chosen_policy, config.policy, clock=time.monotonic, limits=config.admission
     )
@@ -65,10 +69,12 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     registry.register(TaskCollector())
     if (file := config.security.api_key_file) is not None:
         app[CLIENT_KEYS] = ClientKeys.read(file)
-        if readable_by_others(file):
-            log.warning("--api-key-file %s can be read by others than its owner", file)
+    key_files = {"--api-key-file": file, "--engine-api-key-file": config.security.engine_api_key_file}
+    for flag, key_file in key_files.items():
+        if key_file is not None and readable_by_others(key_file):
+            log.warning("%s %s can be read by others than its owner", flag, key_file)
     app[FLEET] = fleet
-    app[METRICS] = Metrics(registry)
+    app[METRICS] = Metrics(registry, known=lambda address: fleet.get(address) is not None)
     app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)
     app[READER] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
     app[GATE] = Gate(
@@ -204,5 +210,8 @@ async def shut_down(runner: web.AppRunner, timeout_s: float, hurry: asyncio.Even
         waiting.create(_reached(hurry), name="hurry"),
     }
     await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    runner.app[IN_FLIGHT_KEY].cut()
+    last_words = waiting.create(runner.app[IN_FLIGHT_KEY].none_left(), name="last words")
+    await asyncio.wait({last_words}, timeout=LAST_WORDS_S)
     await waiting.close()
-    await runner.cleanup()
+    await runner.cleanup()  # aiohttp would close the connections before anything was written to them

@@ -28,6 +28,11 @@ PROBE_FIRST_S = 0.25
 PROBE_MOST_S = 2.0
 """A dead engine is asked after a quarter of a second, then ever later: it is back within 2 s of being up."""
 
+FAILING_S = 2.0
+"""How long legs that failed in a row, with no leg served between, keep others away while better instances are there.
+It is no proof, for the requests may be to blame; but what fails fails fast, and would draw everything to itself in the
+time it takes others to serve the same requests."""
+
 EJECTED_FIRST_S = 1.0
 EJECTED_MOST_S = 30.0
 """How long an engine that answers checks and fails legs gets none. Envoy's outlier detection begins with 30 s; ours
@@ -66,10 +71,13 @@ class Breaker:
         self._rng = rng or random.Random()  # noqa: S311  # spreads pauses, no secret
         self._seen = False
         self._closed_at: float | None = None
+        self._last_share = 1.0
         self._missed = 0
         self._unanswered = False
         self._probes = 0
         self._charges = 0
+        self._failed_legs = 0
+        self._failed_at = 0.0
         self._ejections = 0
         self._open_until = 0.0
         self._trial = 0
@@ -93,11 +101,25 @@ class Breaker:
         """Whether it is half-open and the one leg it may have is running."""
         return self.state is Circuit.HALF_OPEN and self._trials > 0
 
+    def failing(self, now: float) -> bool:
+        """Whether its last legs failed, several in a row and just now."""
+        return self._failed_legs >= CHARGES_MOST and now - self._failed_at < FAILING_S
+
     def share(self, now: float) -> float:
         """How much it should get of what the others get: 1, or less while it starts slowly; never 0."""
         if self._closed_at is None or now - self._closed_at >= self._slow_start_s:
             return 1.0
         return max(SLOW_START_LEAST, (now - self._closed_at) / self._slow_start_s)
+
+    def grown(self, now: float) -> bool:
+        """Whether its share is larger than when this was asked last."""
+        before, self._last_share = self._last_share, self.share(now)
+        return self._last_share > before
+
+    @property
+    def standing(self) -> tuple[Circuit, bool, bool]:
+        """What makes it better or worse than other instances, apart from its share: equal means nothing changed."""
+        return self.state, self.on_trial, self.doubtful
 
     def pause_s(self, now: float, interval_s: float) -> float:
         """How long after the beginning of a check the next one is due; 0 for at once."""
@@ -163,7 +185,7 @@ class Breaker:
 
     def served(self, now: float) -> None:
         """A leg was answered with what was asked for."""
-        self._charges = 0
+        self._charges = self._failed_legs = 0
         if self.state is Circuit.HALF_OPEN:
             self._close(now)
         elif self.state is Circuit.OPEN and not self.dead:
@@ -171,6 +193,14 @@ class Breaker:
 
     def broke(self, now: float) -> None:
         """A leg ended without a complete answer; what that means is for a check to find out, unless on trial."""
+        self.erred(now)
+
+    def erred(self, now: float) -> None:
+        """The engine answered that it failed: by its own fault or by the request's, which is told later; on trial
+        it gets no benefit of the doubt.
+        """
+        self._failed_legs += 1
+        self._failed_at = now
         if self.state is Circuit.HALF_OPEN:
             self._eject(now)
 
@@ -194,7 +224,7 @@ class Breaker:
 
     def _half_open(self) -> None:
         self.state, self.dead = Circuit.HALF_OPEN, False
-        self._probes = self._charges = self._trials = self._patience = 0
+        self._probes = self._charges = self._failed_legs = self._trials = self._patience = 0
         self._trial += 1
 
     def _close(self, now: float) -> None:

@@ -49,6 +49,7 @@ async def serve(config: Config) -> None:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if fatal.done():
+            await shut_down(runner, 0.0, hurry)
             raise fatal.result()
         log.info("stopping: running requests have %g s to end", config.shutdown_timeout_s)
         await shut_down(runner, config.shutdown_timeout_s, hurry)

@@ -13,7 +13,7 @@ from aiohttp import http_exceptions, web
 
 from proxy.errors import BadRequestError, RequestError, envelope
 from proxy.headers import REQUEST_ID
-from proxy.middlewares import enveloped
+from proxy.middlewares import SERVER, enveloped
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Connection(web.RequestHandler):
         else:
             log.error("a request failed outside its handler (id %s)", request_id, exc_info=exc)
             body = envelope("kvproxy failed on this request", RequestError.kind, status)
-        response = web.json_response(body, status=status, headers={REQUEST_ID: request_id})
+        response = web.json_response(body, status=status, headers={REQUEST_ID: request_id, "Server": SERVER})
         response.force_close()
         return response
 
@@ -144,6 +144,7 @@ def _with_envelope(handle: Callable[..., Awaitable[web.StreamResponse]]) -> Call
         except web.HTTPException as error:
             response = enveloped(error)
             response.headers[REQUEST_ID] = uuid.uuid4().hex
+            response.headers["Server"] = SERVER
             response.force_close()
             return response
 

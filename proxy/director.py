@@ -88,7 +88,7 @@ class Director:
         self._budget = RetryBudget(retries.budget)
         self._rng = rng or random.Random()  # noqa: S311  # pauses are no secret
         self._releases = Releases(fleet, connector, client, accounts, clock)
-        self._legs = Legs(fleet, placement, client, watch)
+        self._legs = Legs(fleet, placement, client, watch, clock)
         self._prefill = PrefillLegs(
             placement=placement,
             connector=connector,
@@ -156,6 +156,7 @@ class Director:
                     if attempts.last is None:
                         raise
                     break
+                call.trace.attempts += 1
                 if (last := attempts.last) is None:
                     self._accounts.decided(self._clock() - call.started_at - call.ticket.waited_s)
                 else:
@@ -167,6 +168,7 @@ class Director:
                         reply = await self._two_legs(call, question, decision, kind, attempts)
                 except AttemptFailedError as failure:
                     attempts.failed_by(failure)
+                    call.trace.failed.append(f"{failure.instance}:{failure.reason}")
                 else:
                     if reply.status == 200:
                         self._watch.outdone(attempts.to_blame(self._legs.dead) - _instances(reply.decision))
@@ -181,20 +183,20 @@ class Director:
     async def _another(self, attempts: Attempts, retry: ExitStack) -> bool:
         """Whether to try again; returns when it is time to. `retry` gets what is to be given back after the attempt.
 
-        Leaving an instance that has died adds no load anywhere, so it is free and at once. Anything else is paid from
-        the budget, after a pause; meanwhile the instance may turn out to be dead.
+        Leaving an instance that has died, or that fails while others do not, adds no load anywhere, so it is free and
+        at once. Anything else is paid from the budget, after a pause; meanwhile the instance may turn out to be dead.
         """
         failure = attempts.last
         if attempts.exhausted:
             return False
-        if failure is None or attempts.leave(self._legs.dead(failure)):
+        if failure is None or attempts.leave(self._legs.to_leave(failure)):
             return True
         if not attempts.may_pay:
             return False
         until = self._clock() + BUDGET_WAIT_S
         for pauses in itertools.count(attempts.paid):
             await asyncio.sleep(backoff_s(pauses, self._rng))
-            if attempts.leave(self._legs.dead(failure)):
+            if attempts.leave(self._legs.to_leave(failure)):
                 return True
             if self._budget.take():
                 retry.callback(self._budget.give_back)

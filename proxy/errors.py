@@ -22,11 +22,17 @@ class RequestError(KvproxyError):
     kind = "InternalServerError"
 
     def __init__(
-        self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+        reason: str | None = None,
     ) -> None:
-        """`param` names the field or header at fault; `headers` are sent with the answer."""
+        """`param` names the field or header at fault; `headers` are sent with the answer; `reason`: one word for the log."""
         super().__init__(message)
         self.param = param
+        self.reason = reason
         self.headers = headers or {}
 
 

@@ -20,6 +20,14 @@ MAX_EVENT_BYTES = 16 << 20
 """No event of an engine comes near this; more without an end is not an event stream."""
 
 
+class Trace(msgspec.Struct):
+    """What was tried for one client request, for its line in the log."""
+
+    attempts: int = 0
+    failed: list[str] = msgspec.field(default_factory=list)
+    """`HOST:PORT:reason` of each attempt that failed."""
+
+
 class Call(msgspec.Struct, frozen=True):
     """One client request on its way."""
 
@@ -31,6 +39,7 @@ class Call(msgspec.Struct, frozen=True):
     started_at: float
     ticket: Ticket = msgspec.field(default_factory=Ticket)
     """Whose request it is, and how long it had to wait."""
+    trace: Trace = msgspec.field(default_factory=Trace)
 
 
 class Reply:

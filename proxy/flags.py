@@ -43,7 +43,7 @@ environment:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        fail(f"{message} (see {self.prog} --help)")
+        fail(f"{message} (see kvproxy serve --help)")
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -238,9 +238,8 @@ def _add_overload(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--when-no-prefill",
-        type=WhenNoPrefill,
-        choices=list(WhenNoPrefill),
-        default=Admission().when_no_prefill,
+        choices=[choice.value for choice in WhenNoPrefill],
+        default=Admission().when_no_prefill.value,
         help="with no usable prefill engine: wait up to --queue-timeout, decode all of it on a decode engine,"
         " or fail at once (default: %(default)s)",
     )
@@ -287,6 +286,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
     args = _parser().parse_args(argv)
     roles = {Role.PREFILL: args.prefill, Role.DECODE: args.decode, Role.BOTH: args.both}
     instances = tuple(parse_instance(text, role) for role, texts in roles.items() for text in texts)
+    args.when_no_prefill = WhenNoPrefill(args.when_no_prefill)
     config = Config(
         model=args.model,
         instances=instances,
@@ -327,8 +327,10 @@ def _read_key(path: pathlib.Path | None) -> str | None:
         return None
     try:
         key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--engine-api-key-file {path}: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--engine-api-key-file {path}: it is not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"--engine-api-key-file {path}: {error.strerror}") from None
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(f"--engine-api-key-file {path}: it must hold one key on one line")
     return key

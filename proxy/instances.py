@@ -15,7 +15,7 @@ from proxy.circuit import Breaker, Circuit
 from proxy.config import InstanceSpec, Role
 from proxy.scheduling.types import Phase
 
-ASIDE = ("slow start", "not answering", "half-open", "circuit open")
+ASIDE = ("slow start", "not answering", "failing", "half-open", "circuit open")
 """Why an instance that could be used is set aside while there is a better one; later ones are graver."""
 
 T = TypeVar("T")
@@ -102,16 +102,20 @@ class Instance:
 
     def __init__(self, spec: InstanceSpec, breaker: Breaker | None = None) -> None:
         self.announce: Callable[[], None] = _nobody_listens
-        """Called when a claim on it ends, and when it may have become usable or unusable."""
+        """Called when a claim on it ends, and when it may have become usable or unusable, better or worse."""
         self.spec = spec
         self.breaker = breaker or Breaker()
         self.status = Status.STARTING
         self.draining = False
         self.why_down: str | None = None
         """What went wrong last, in words for `/status`; None while all is well."""
+        self.last_failure: str | None = None
+        """What went wrong with the last leg that failed there, in words."""
         self.model_cards = []
         self.sources: Mapping[int, SourceView] = {}
         """Its followed event sources by rank; empty if it publishes none or none are followed."""
+        self.silent: dict[int, str] = {}
+        """Why no KV events are heard from a rank, in words for `/status`; none for a rank that is heard."""
         self.pulled_from: set[str] = set()
         """The prefill engine processes it has fetched blocks from since it came up: those it can talk to."""
         self._legs: Counter[tuple[Phase, int]] = Counter()
@@ -191,7 +195,9 @@ def _nobody_listens() -> None:
 class Fleet:
     """The instances, by address, in the order they were added."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, decode_alone: bool = False) -> None:
+        """`decode_alone`: with no usable prefill instance a decode instance serves requests whole."""
+        self._decode_alone = decode_alone
         self._listeners: list[Callable[[], None]] = []
         self._instances: dict[str, Instance] = {}
         self.holds: Counter[str] = Counter()
@@ -223,7 +229,7 @@ class Fleet:
         return gone
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever a claim has ended or an instance may have become usable or unusable.
+        """Call `listener` when a claim has ended, or an instance may have become usable or not, better or worse.
 
         It is called in the middle of that change: it must not raise, and should only take a note.
         """
@@ -247,6 +253,8 @@ class Fleet:
                 aside[instance.address] = "circuit open"
             elif breaker.on_trial:
                 aside[instance.address] = "half-open"
+            elif breaker.failing(now):
+                aside[instance.address] = "failing"
             elif breaker.doubtful:
                 aside[instance.address] = "not answering"
             elif (share := breaker.share(now)) < 1:
@@ -276,8 +284,15 @@ class Fleet:
 
     @property
     def ready(self) -> bool:
-        """Whether some request could be served: a usable instance for each phase."""
-        return all(any(i.why_unusable() is None for i in self.of(phase)) for phase in Phase)
+        """Whether some request could be served: a usable instance for each phase that needs one."""
+        return self.not_ready_because is None
+
+    @property
+    def not_ready_because(self) -> str | None:
+        """What no request can do without, in words; None while one could be served."""
+        needed = (Phase.DECODE,) if self._decode_alone else tuple(Phase)
+        missing = [p for p in needed if not any(i.why_unusable() is None for i in self.of(p))]
+        return f"no usable {' and no usable '.join(missing)} instance" if missing else None
 
     def claim(self, address: str, rank: int, phase: Phase, tokens: int) -> Claim:
         """Count a leg that is about to be sent. Raises KeyError if the instance is gone."""

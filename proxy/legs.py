@@ -1,7 +1,7 @@
 """One leg is one upstream request: it is claimed, sent, and when it fails the watch hears of it before anybody else."""
 
 import enum
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
 from proxy.collaborators import Answer, Client, Watch
@@ -71,7 +71,10 @@ class AttemptFailedError(Exception):
 class Legs:
     """What prefill and decode legs share."""
 
-    def __init__(self, fleet: Fleet, placement: Placement, client: Client, watch: Watch) -> None:
+    def __init__(
+        self, fleet: Fleet, placement: Placement, client: Client, watch: Watch, clock: Callable[[], float]
+    ) -> None:
+        self._clock = clock
         self._fleet = fleet
         self._placement = placement
         self._client = client
@@ -97,6 +100,7 @@ class Legs:
         """A leg got no complete answer."""
         instance = self._fleet.get(error.instance)
         if instance is not None:
+            instance.last_failure = error.words
             self._watch.leg_failed(instance, error)
 
     def served(self, address: str) -> None:
@@ -112,7 +116,27 @@ class Legs:
         if status == 400 and b'"data_parallel_rank %d is out of range' % chosen.rank in body:
             self.failed(LegError(chosen.instance, f"it has no rank {chosen.rank} any more"))
             return True
-        return status >= 500 and status != 501
+        if status < 500 or status == 501:
+            return False
+        if (instance := self._fleet.get(chosen.instance)) is not None:
+            instance.last_failure = f"status {status}"
+        self._watch.leg_erred(chosen.instance)
+        return True
+
+    def to_leave(self, failure: AttemptFailedError) -> str | None:
+        """The instance that is best left at once: it is dead, or failing while others are not; None if there is none.
+
+        Moving elsewhere then adds no load: each request still costs the work of one.
+        """
+        return self.dead(failure) or (failure.instance if self._fails_alone(failure) else None)
+
+    def _fails_alone(self, failure: AttemptFailedError) -> bool:
+        if isinstance(failure.cause, NoSocketError):
+            return False
+        aside = self._fleet.set_aside(failure.phase, self._clock())
+        if aside.get(failure.instance) not in {"failing", "half-open", "circuit open"}:
+            return False
+        return any(i.why_unusable() is None and i.address not in aside for i in self._fleet.of(failure.phase))
 
     def dead(self, failure: AttemptFailedError) -> str | None:
         """The instance that is known to be dead by now and whose death explains the failure; None if there is none.

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import math
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +14,24 @@ MOST_CAUSES = 8
 """Causes of causes that are told."""
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+class Occasionally:
+    """Counts what may happen often, so that one line in a while tells of all of it."""
+
+    def __init__(self, clock: Callable[[], float], every_s: float) -> None:
+        self._clock = clock
+        self._every_s = every_s
+        self._told_at = -math.inf
+        self._untold = 0
+
+    def count(self) -> int:
+        """One more. How many there were since the last line, if it is time for one; else 0."""
+        self._untold += 1
+        if self._clock() - self._told_at < self._every_s:
+            return 0
+        count, self._untold, self._told_at = self._untold, 0, self._clock()
+        return count
 
 
 class Formatter(logging.Formatter):

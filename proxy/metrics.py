@@ -7,7 +7,7 @@ than a count (load, index) is read from the fleet when it is scraped.
 import asyncio
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -15,6 +15,7 @@ from kvevents.events import Reason
 from kvevents.observer import NullObserver
 from kvevents.prefix_index import PrefixIndex
 from proxy.circuit import Circuit
+from proxy.config import WhenNoPrefill
 from proxy.custody import HoldState
 from proxy.instances import Fleet, Status
 from proxy.scheduling.types import Phase
@@ -23,10 +24,18 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _OVERHEAD_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
+REFUSALS = ("queue_full", "shed", "queue_timeout", "no_engine", "no_prefill", "no_memory", "stopping")
+"""Why requests are not let in; each series is there from the start, so that its first increase is seen."""
+
+
 class Metrics(NullObserver):
     """The counters and histograms, and the methods by which the rest of kvproxy moves them."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, known: Callable[[str], bool]) -> None:
+        """`known` tells instances that are in the fleet: what ends later at others begins no series anew."""
+        self._known = known
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
+
         def counter(name: str, help_text: str, *labels: str) -> Counter:
             return Counter(f"kvproxy_{name}", help_text, labels, registry=registry)
 
@@ -101,6 +110,14 @@ class Metrics(NullObserver):
             self._holds.labels(end.value)
         for phase in Phase:
             self._retries_refused.labels(phase.value)
+        for reason in REFUSALS:
+            self._refusals.labels(reason)
+        for action in WhenNoPrefill:
+            self._no_prefill.labels(action.value)
+
+    def _count(self, counter: Counter, instance: str, amount: float = 1, /, **labels: str) -> None:
+        if self._known(instance):
+            counter.labels(instance=instance, **labels).inc(amount)
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -108,6 +125,10 @@ class Metrics(NullObserver):
         """A request of a generating route is over."""
         self._requests.labels(route, outcome).inc()
         self._duration.labels(route).observe(seconds)
+
+    def request_refused(self, outcome: str) -> None:
+        """A request ended before, or without, a generating route: a wrong path or key, say."""
+        self._requests.labels("other", outcome).inc()
 
     def first_byte(self, route: str, seconds: float) -> None:
         """A successful answer begins."""
@@ -121,15 +142,16 @@ class Metrics(NullObserver):
 
     def prefill_ended(self, instance: str, seconds: float) -> None:
         """As `director.Accounts`."""
-        self._prefill_leg.labels(instance).observe(seconds)
+        if self._known(instance):
+            self._prefill_leg.labels(instance).observe(seconds)
 
     def prefilled(
         self, instance: str, prompt: int | None, predicted: int | None, reported: int | None
     ) -> None:
         """As `director.Accounts`."""
-        self._prompt_tokens.labels(instance).inc(prompt or 0)
-        self._predicted.labels(instance).inc(predicted or 0)
-        self._reported.labels(instance).inc(reported or 0)
+        self._count(self._prompt_tokens, instance, prompt or 0)
+        self._count(self._predicted, instance, predicted or 0)
+        self._count(self._reported, instance, reported or 0)
 
     def tokens_unknown(self, why: str) -> None:
         """As `director.Accounts`."""
@@ -137,11 +159,11 @@ class Metrics(NullObserver):
 
     def tokens_differ(self, instance: str) -> None:
         """As `director.Accounts`."""
-        self._differ.labels(instance).inc()
+        self._count(self._differ, instance)
 
     def retried(self, phase: Phase, instance: str, why: str) -> None:
         """As `director.Accounts`."""
-        self._retries.labels(phase.value, instance, why).inc()
+        self._count(self._retries, instance, phase=phase.value, reason=why)
 
     def retry_refused(self, phase: Phase) -> None:
         """As `director.Accounts`."""
@@ -178,11 +200,11 @@ class Metrics(NullObserver):
 
     def checked(self, instance: str, finding: str) -> None:
         """As `discovery.health.Accounts`."""
-        self._checks.labels(instance, finding).inc()
+        self._count(self._checks, instance, finding=finding)
 
     def circuit_changed(self, instance: str, state: str) -> None:
         """As `discovery.health.Accounts`."""
-        self._transitions.labels(instance, state).inc()
+        self._count(self._transitions, instance, to=state)
 
     def forget(self, instance: str) -> None:
         """As `discovery.health.Accounts`: its series end."""
@@ -193,19 +215,19 @@ class Metrics(NullObserver):
 
     def event_applied(self, *, instance: str, rank: int, event_type: str, count: int) -> None:  # noqa: ARG002
         """As `kvevents.Observer`."""
-        self._events.labels(instance, event_type).inc()
+        self._count(self._events, instance, type=event_type)
 
     def event_dropped(self, *, instance: str, rank: int, reason: Reason, count: int) -> None:  # noqa: ARG002
         """As `kvevents.Observer`."""
-        self._dropped.labels(instance, reason).inc(count)
+        self._count(self._dropped, instance, count, reason=reason)
 
     def gap(self, *, instance: str, rank: int, missing: int) -> None:  # noqa: ARG002
         """As `kvevents.Observer`."""
-        self._gaps.labels(instance).inc()
+        self._count(self._gaps, instance)
 
     def replay(self, *, instance: str, rank: int, batches: int, complete: bool) -> None:  # noqa: ARG002
         """As `kvevents.Observer`."""
-        self._replays.labels(instance).inc()
+        self._count(self._replays, instance)
 
 
 class TaskCollector(Collector):

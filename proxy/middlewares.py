@@ -5,11 +5,13 @@ import logging
 import re
 import time
 import uuid
+from typing import Any
 
 from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
 
 from proxy.admission import BodyLease
+from proxy.app_keys import METRICS
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
 from proxy.headers import REQUEST_ID
 from proxy.reading import check_framing
@@ -21,6 +23,9 @@ _REQUEST_ID = re.compile(r"[!-~]{1,256}")
 """Without spaces, so that an id in the access log is one word."""
 
 MAX_LOGGED_PATH_CHARS = 200
+
+SERVER = "kvproxy"
+"""What answers call themselves, those of engines as well."""
 
 CLIENT_LEFT_STATUS = 499
 """What the log says of a request whose client did not wait, after nginx's number for it."""
@@ -36,21 +41,30 @@ BODY_LEASE_KEY: web.RequestKey[BodyLease] = web.RequestKey("body_lease", BodyLea
 
 
 class InFlight:
-    """Counts the requests that are being answered."""
+    """The requests that are being answered, each in a task of its own."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._tasks: set[asyncio.Task[Any] | None] = set()
         self._none = asyncio.Event()
         self._none.set()
+        self.cutting = asyncio.Event()
+        """Set once whatever still runs is cancelled by us: its client has not left, so it is to hear why."""
 
     def __enter__(self) -> None:
-        self._count += 1
+        self._tasks.add(asyncio.current_task())
         self._none.clear()
 
     def __exit__(self, *_: object) -> None:
-        self._count -= 1
-        if not self._count:
+        self._tasks.discard(asyncio.current_task())
+        if not self._tasks:
             self._none.set()
+
+    def cut(self) -> None:
+        """Have every request end now; each still writes its client a word."""
+        self.cutting.set()
+        for task in self._tasks:
+            if task is not None:
+                task.cancel()
 
     async def none_left(self) -> None:
         """Wait until there is none."""
@@ -73,6 +87,8 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = response.status
         return response
     finally:
+        if "outcome" not in request[NOTES_KEY] and 400 <= status < CLIENT_LEFT_STATUS:
+            request.app[METRICS].request_refused("unauthorized" if status == 401 else "client_error")
         if (lease := request.get(BODY_LEASE_KEY)) is not None:
             lease.end()
         notes = " ".join(f"{name}={value}" for name, value in request[NOTES_KEY].items())
@@ -100,9 +116,17 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     except web.HTTPException as error:
         if error.status < 400:
             raise
+        if error.status == 404:
+            return error_response(
+                NotFoundError(f"kvproxy does not serve {request.method} {_path(request)}; see /openapi.json")
+            )
         return enveloped(error)
     except ConnectionError:
         return web.Response(status=CLIENT_LEFT_STATUS)  # nobody is there to read it
+    except asyncio.CancelledError:
+        if not cut_by_us(request) or request.writer.output_size > 0:
+            raise
+        return error_response(UnavailableError("kvproxy is shutting down", headers={"Connection": "close"}))
     except Exception:
         log.exception("%s %s failed (id %s)", request.method, _path(request), request[REQUEST_ID_KEY])
         if request.transport is not None and request.writer.output_size > 0:
@@ -110,6 +134,16 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return web.json_response(
             envelope("kvproxy failed on this request; its log says why", RequestError.kind, 500), status=500
         )
+
+
+def quoted(words: str) -> str:
+    """Several words as one value of the access log's line."""
+    return '"' + " ".join(words.replace('"', "'").split()) + '"'
+
+
+def cut_by_us(request: web.Request) -> bool:
+    """Whether a request was cancelled because kvproxy ends, and not because its client left."""
+    return request.app[IN_FLIGHT_KEY].cutting.is_set()
 
 
 def enveloped(error: web.HTTPException) -> web.Response:
@@ -132,6 +166,7 @@ async def add_request_id(request: web.Request, response: web.StreamResponse) -> 
     """An `on_response_prepare` signal: every answer names its request."""
     if (request_id := request.get(REQUEST_ID_KEY)) is not None:
         response.headers[REQUEST_ID] = request_id
+    response.headers["Server"] = SERVER
 
 
 def _path(request: web.Request) -> str:

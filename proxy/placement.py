@@ -140,8 +140,9 @@ class Placement:
             why = aside.get(candidate.instance)
             return 0 if why is None else 1 + ASIDE.index(why)
 
-        usable = [c for c in candidates if c.usable]
-        others = [c for c in usable if c.instance not in failed] or usable
+        # A full one counts: what is worse than it is not used while there is reason to wait for room there.
+        there = [c for c in candidates if c.usable or c.why == FULL]
+        others = [c for c in there if c.instance not in failed] or there
         best = {c.instance for c in candidates if c.usable and c.instance == prefer and not gravity(c)}
         if not best and others:
             least = min((gravity(c), c.why == FULL) for c in others)
@@ -149,7 +150,7 @@ class Placement:
         if best:
             candidates = [
                 c
-                if c.instance in best or not c.usable
+                if c.instance in best or not (c.usable or c.why == FULL)
                 else _set_aside(c, aside.get(c.instance, c.why or FAILED))
                 for c in candidates
             ]
@@ -167,8 +168,10 @@ class Placement:
                 reused, expected = self._reuse(instance, rank, prompt, cached, keys)
                 length = question.prompt_tokens
                 uncached = None if length is None else length - (expected or 0)
-                tokens = _leg_tokens(phase, uncached, question)
-                fits = not room.is_kept(phase, instance) and self._has_room(instance, rank, phase, tokens)
+                # What an instance that does both serves is one leg, which lasts as long as a decode leg does.
+                limited = Phase.DECODE if instance.role is Role.BOTH else phase
+                tokens = _leg_tokens(limited, uncached, question)
+                fits = not room.is_kept(phase, instance) and self._has_room(instance, rank, limited, tokens)
                 found.append(
                     Candidate(
                         instance=instance.address,
@@ -207,8 +210,7 @@ class Placement:
 
     def _has_room(self, instance: Instance, rank: int, phase: Phase, tokens: int) -> bool:
         """Whether a rank may be given so many tokens more; one that is idle takes any number."""
-        # What an instance that does both serves is one leg, which lasts as long as a decode leg does.
-        most = self._most_tokens[Phase.DECODE if instance.role is Role.BOTH else phase]
+        most = self._most_tokens[phase]
         load = instance.load_tokens(phase, rank) if most else 0
         return load == 0 or load + tokens <= most
 

@@ -5,7 +5,6 @@ Events are passed on whole, so there is always a boundary to put the error at.
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -23,8 +22,6 @@ from proxy.errors import (
     envelope,
 )
 from proxy.exchange import MAX_EVENT_BYTES
-
-log = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]"
 """How every complete stream of completions ends."""
@@ -61,13 +58,14 @@ async def relay_stream(
     response: web.StreamResponse,
     events: AsyncIterator[bytes],
     instance: str,
-    stopping: asyncio.Event,
+    cutting: asyncio.Event,
     limit: TimeLimit = NO_LIMIT,
-) -> bool:
-    """Pass a stream of events on, at the client's pace; tell whether it was complete.
+) -> RequestError | None:
+    """Pass a stream of events on, at the client's pace; return what it was cut with, None if it is complete.
 
-    What the client's side raises passes through. If the engine's side fails, time is up, or kvproxy stops, the client
-    gets an error event and its connection is closed without the mark that ends a complete answer.
+    What the client's side raises passes through. If the engine's side fails, time is up, or kvproxy ends (`cutting` is
+    set, and then this is cancelled), the client gets an error event and its connection is closed without the mark that
+    ends a complete answer.
     """
     cutter = EventCutter()
     await response.prepare(request)
@@ -80,22 +78,19 @@ async def relay_stream(
                 raise LegBrokenError(instance, "the stream ended without its last event")
             await response.write_eof()
     except asyncio.CancelledError:
-        if stopping.is_set():
-            await _cut(request, response, UnavailableError("kvproxy is shutting down"))
-        raise
-    except (LegError, ValueError, GatewayTimeoutError) as error:
-        log.warning("a stream was cut: %s", error)
-        if isinstance(error, GatewayTimeoutError):
-            await _cut(request, response, error)
-        else:
-            words = error.words if isinstance(error, LegError) else str(error)
-            kind = GatewayTimeoutError if isinstance(error, DeadlineError) else EngineFailedError
-            await _cut(request, response, kind(words))
-        return False
-    return True
+        if not cutting.is_set():
+            raise
+        return await _cut(request, response, UnavailableError("kvproxy is shutting down"))
+    except GatewayTimeoutError as error:
+        return await _cut(request, response, error)
+    except (LegError, ValueError) as error:
+        words = error.words if isinstance(error, LegError) else str(error)
+        kind = GatewayTimeoutError if isinstance(error, DeadlineError) else EngineFailedError
+        return await _cut(request, response, kind(words))
+    return None
 
 
-async def _cut(request: web.Request, response: web.StreamResponse, error: RequestError) -> None:
+async def _cut(request: web.Request, response: web.StreamResponse, error: RequestError) -> RequestError:
     """Say why and close the connection; a client that does not read keeps it for CUT_GRACE_S at most."""
     transport = request.transport
     body = msgspec.json.encode(envelope(str(error), error.kind, error.status))
@@ -103,7 +98,7 @@ async def _cut(request: web.Request, response: web.StreamResponse, error: Reques
         async with asyncio.timeout(CUT_GRACE_S):
             await response.write(b"data: " + body + b"\n\n")
     if transport is None:
-        return
+        return error
     transport.close()  # what was written still goes out; the end of the chunked body does not
 
     def drop() -> None:
@@ -111,3 +106,4 @@ async def _cut(request: web.Request, response: web.StreamResponse, error: Reques
             transport.abort()
 
     asyncio.get_running_loop().call_later(CUT_GRACE_S, drop)
+    return error

@@ -6,18 +6,20 @@ so it is sent whenever there is no proof that they are.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from proxy.collaborators import Accounts, Client
 from proxy.connectors.base import Connector
-from proxy.custody import Hold
+from proxy.custody import Hold, HoldState
 from proxy.deadlines import within
 from proxy.errors import LegError
 from proxy.exchange import Call
 from proxy.generation import Route
 from proxy.headers import REQUEST_ID
 from proxy.instances import Fleet, Status
+from proxy.logs import Occasionally
 from proxy.scheduling.types import Phase
 
 RELEASE_TIMEOUT_S = 10.0
@@ -31,6 +33,12 @@ MAX_ASKED = 3
 FIRST_CONTACT_PAUSES_S = (0.4, 1.2)
 """A decode engine that never spoke to a prefill engine loses the first release: it only begins their handshake,
 which takes 0.1-0.3 s, rarely seconds. So it is told again after these pauses."""
+
+
+STRANDED_TOLD_EVERY_S = 60.0
+"""When an engine dies all that it held is stranded at once."""
+
+log = logging.getLogger(__name__)
 
 
 class Releases:
@@ -49,6 +57,7 @@ class Releases:
         self._client = client
         self._accounts = accounts
         self._clock = clock
+        self._stranded = Occasionally(clock, STRANDED_TOLD_EVERY_S)
 
     def begun(self, hold: Hold) -> None:
         """Blocks wait on a prefill instance from now on."""
@@ -58,6 +67,10 @@ class Releases:
         """They do not wait any more."""
         self._fleet.holds[hold.instance] -= 1
         self._accounts.hold_ended(hold.state)
+        if hold.state is HoldState.STRANDED and (count := self._stranded.count()):
+            log.warning(
+                "prefilled blocks of %d prompts were not given back: held until their lease ends", count
+            )
 
     async def release(self, call: Call, hold: Hold, tried: Sequence[str] = ()) -> None:
         """Have a decode engine give a hold back.
@@ -78,12 +91,12 @@ class Releases:
     async def _given_back(self, call: Call, hold: Hold, tried: Sequence[str]) -> bool:
         body = self._connector.release_body(hold.handoff)
         prefill = self._fleet.get(hold.instance)
-        if body is None or prefill is None or prefill.status is Status.DOWN:
-            return False
+        if body is None or (prefill is not None and prefill.status is Status.DOWN):
+            return False  # one that was removed may live on
         peer = hold.handoff.engine_id
-        usable = [i for i in self._fleet.of(Phase.DECODE) if i.why_unusable() is None]
-        usable.sort(key=lambda i: (peer not in i.pulled_from, i.address not in tried))
-        for decode in usable[:MAX_ASKED]:
+        there = [i for i in self._fleet.of(Phase.DECODE) if i.status is Status.UP]
+        there.sort(key=lambda i: (i.draining, peer not in i.pulled_from, i.address not in tried))
+        for decode in there[:MAX_ASKED]:
             if await self._refused(call, decode.address, body):
                 for pause_s in () if peer in decode.pulled_from else FIRST_CONTACT_PAUSES_S:
                     await asyncio.sleep(pause_s)

@@ -20,6 +20,10 @@ def server_context(cert: pathlib.Path, key: pathlib.Path) -> ssl.SSLContext:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ConfigError(f"--tls-key {key}: it is not the key of --tls-cert {cert}") from None
+        if error.reason is None or "ENCRYPTED" in _text(key):
+            raise ConfigError(
+                f"--tls-key {key}: the key has a passphrase; write one without: openssl pkey -in KEY -out NEW"
+            ) from None
         if "-----BEGIN" in _text(key) and "PRIVATE KEY-----" in _text(key):
             raise ConfigError(
                 f"--tls-cert {cert}, --tls-key {key}: cannot be used ({error.reason});"

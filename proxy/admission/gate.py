@@ -5,7 +5,7 @@ see each other. Nothing polls: the queue is looked at when a claim ends, when an
 not, and when somebody leaves it. Then as many are let in as fit, and nobody else is woken.
 
 Who waits for room keeps it: an instance that is full for the request whose turn it is stays closed for all behind
-it, so a long prompt is not starved by short ones. Who waits because nothing usable serves its model closes nothing.
+it, so a long prompt is not starved by short ones. Who waits because nothing usable serves one of its legs closes nothing.
 """
 
 import asyncio
@@ -55,13 +55,14 @@ class _Turn:
     """One attempt at a request that wants in."""
 
     def __init__(
-        self, question: Question, failed: Collection[str], prefill_on: str | None, *, again: bool
+        self, ticket: Ticket, question: Question, failed: Collection[str], prefill_on: str | None
     ) -> None:
+        self.ticket = ticket
         self.question = question
         self.failed = failed
         self.prefill_on = prefill_on
-        self.again = again
-        self.lane: Hashable = (question.model, question.whole, again)
+        self.again = ticket.admitted
+        self.lane: Hashable = (question.model, question.whole, self.again)
         self.missing: list[Phase] = []
         """The phases for which nothing was usable at the last try."""
         self.full: set[tuple[Phase, str]] = set()
@@ -105,7 +106,7 @@ class Gate:
         fleet.listen(self._changed)
 
     def __len__(self) -> int:
-        """How many requests wait."""
+        """How many requests wait, the parts of one counted singly."""
         return len(self._queue)
 
     def status(self) -> dict[str, Any]:
@@ -133,28 +134,31 @@ class Gate:
 
         A ticket that was admitted before is a retry: it does not wait for room, only for something usable.
         """
-        if self._stopping:
+        if self._stopping and not ticket.of.admitted:
             raise self._stopped()
-        turn = _Turn(question, failed, prefill_on, again=ticket.admitted)
+        turn = _Turn(ticket, question, failed, prefill_on)
         admitted = None if self._queue.waits_in(turn.lane) else self._try(turn)
         if admitted is None:
-            admitted = await self._wait(ticket, turn)
-        ticket.admitted = True
+            admitted = await self._wait(turn)
+        ticket.let_in()
         return admitted
 
     def close(self) -> None:
-        """Let nobody in any more, and answer all who wait."""
+        """Let nobody in any more who was not before, and answer those who wait."""
         self._stopping = True
         for waiting in self._queue:
-            self._refuse(waiting, self._stopped())
+            if not waiting.item.ticket.of.admitted:
+                self._refuse(waiting, self._stopped())
+        self._changed()
 
     # -- one request ----------------------------------------------------------------------------------------
 
-    async def _wait(self, ticket: Ticket, turn: _Turn) -> Admitted:
+    async def _wait(self, turn: _Turn) -> Admitted:
+        ticket = turn.ticket
         left_s = self._limits.queue_timeout_s - ticket.waited_s
         if left_s <= 0:
             raise self._timed_out(turn)
-        waiting = self._push(ticket, turn)
+        waiting = self._push(turn)
         began_at = self._clock()
         try:
             async with asyncio.timeout(left_s):
@@ -178,19 +182,28 @@ class Gate:
             raise RuntimeError("a request was woken for nothing")
         return turn.granted
 
-    def _push(self, ticket: Ticket, turn: _Turn) -> Waiting[_Turn]:
-        question = turn.question
+    def _push(self, turn: _Turn) -> Waiting[_Turn]:
+        ticket, question = turn.ticket, turn.question
         # A retry was charged when it was let in first.
         tokens = 0 if turn.again else question.prompt_tokens or question.estimated_tokens
         try:
-            waiting, shed = self._queue.push(ticket.client, turn.lane, ticket.priority, tokens, turn)
+            waiting, shed = self._queue.push(
+                ticket.client,
+                turn.lane,
+                ticket.priority,
+                tokens,
+                turn,
+                place=ticket.of,
+                needs_place=not ticket.of.admitted,
+            )
         except QueueFullError:
             self._accounts.refused("queue_full")
-            raise self._full("the queue is full") from None
+            raise self._full("the queue is full", "queue_full") from None
         self._block(turn)
-        if shed is not None:
+        for each in shed:
+            self._refuse(each, self._full("the queue is full, and this client has most of it", "shed"))
+        if shed:
             self._accounts.refused("shed")
-            self._refuse(shed, self._full("the queue is full, and this client has most of it"))
             self._changed()
         return waiting
 
@@ -227,7 +240,7 @@ class Gate:
             self._accounts.no_prefill(action)
         if action is WhenNoPrefill.FAIL:
             self._accounts.refused("no_prefill")
-            raise self._unusable([Phase.PREFILL])
+            raise self._unusable([Phase.PREFILL], "no_prefill")
 
     def _check_served(self, model: str) -> None:
         """A name that could be anything while no engine had told what it serves may turn out to be nothing."""
@@ -238,7 +251,8 @@ class Gate:
 
     def _block(self, turn: _Turn) -> None:
         self._blocked.add(turn.lane)
-        self._kept |= turn.full
+        if not turn.missing:  # else room alone would not help it
+            self._kept |= turn.full
 
     def _changed(self) -> None:
         """Something is otherwise than at the last look: look again, once for all that changes together."""
@@ -267,6 +281,7 @@ class Gate:
                 self._block(turn)
             else:
                 self._queue.take(waiting)
+                turn.ticket.let_in()
                 self._rate.left(self._clock())
                 self._reserve(turn, turn.granted)
                 turn.wake()
@@ -289,31 +304,37 @@ class Gate:
         waiting.item.refusal = error
         waiting.item.wake()
 
-    def _full(self, why: str) -> RateLimitError:
+    def _full(self, why: str, reason: str) -> RateLimitError:
         return RateLimitError(
             f"{why} ({self._limits.max_queue} requests, --max-queue): come back later",
+            reason=reason,
             headers={"Retry-After": str(self._rate.retry_after_s(len(self._queue), self._clock()))},
         )
 
     def _timed_out(self, turn: _Turn) -> RequestError:
         if turn.missing:
             self._accounts.refused("no_engine")
-            return self._unusable(turn.missing)
+            return self._unusable(turn.missing, "no_engine")
         self._accounts.refused("queue_timeout")
         return UnavailableError(
             f"the engines were busy for {self._limits.queue_timeout_s:g} s (--queue-timeout)",
+            reason="queue_timeout",
             headers={"Retry-After": str(self._rate.retry_after_s(len(self._queue), self._clock()))},
         )
 
-    def _unusable(self, missing: list[Phase]) -> UnavailableError:
+    def _unusable(self, missing: list[Phase], reason: str) -> UnavailableError:
         phases = " and ".join(f"no {phase} instance" for phase in missing)
         return UnavailableError(
-            f"{phases} can take this request now", headers={"Retry-After": str(RETRY_AFTER_UNUSABLE_S)}
+            f"{phases} can take this request now",
+            headers={"Retry-After": str(RETRY_AFTER_UNUSABLE_S)},
+            reason=reason,
         )
 
     def _stopped(self) -> UnavailableError:
         self._accounts.refused("stopping")
-        return UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
+        return UnavailableError(
+            "kvproxy is shutting down", headers={"Connection": "close"}, reason="stopping"
+        )
 
 
 def _phases(question: Question) -> tuple[Phase, ...]:

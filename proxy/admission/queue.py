@@ -7,11 +7,15 @@ present virtual time, so it neither saves up turns while it is away nor needs to
 lower `priority` goes first (vLLM's order), then who came first.
 
 Requests that can be served by the same instances share a lane. A lane that is blocked is passed over.
+
+The places are limited, and who has got one may have to leave for a client with fewer. The parts of one request share
+a place. What was let in before needs none and never has to leave: that would waste what was done for it.
 """
 
 import bisect
 import heapq
 import math
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterator
 from typing import Generic, TypeAlias, TypeVar
 
@@ -24,17 +28,24 @@ ANONYMOUS = "anonymous"
 class Ticket:
     """What the queue needs to know of a client's request, and what it learns: one for all attempts at it."""
 
-    def __init__(self, client: str = ANONYMOUS, priority: int = 0) -> None:
+    def __init__(self, client: str = ANONYMOUS, priority: int = 0, *, of: "Ticket | None" = None) -> None:
         self.client = client
         self.priority = priority
+        self.of = of or self
+        """The ticket of the whole request."""
         self.admitted = False
-        """Whether it was let in once: what follows are retries, which wait only while nothing is usable."""
+        """Whether it, or a part of it, was let in once: what follows are retries, which wait only while nothing is
+        usable, and the other parts."""
         self.waited_s = 0.0
         """Seconds in the queue so far."""
 
     def part(self) -> "Ticket":
         """A ticket for one prompt of a request for several, each of which is let in by itself."""
-        return Ticket(self.client, self.priority)
+        return Ticket(self.client, self.priority, of=self.of)
+
+    def let_in(self) -> None:
+        """It may go on."""
+        self.admitted = self.of.admitted = True
 
 
 class QueueFullError(Exception):
@@ -44,9 +55,18 @@ class QueueFullError(Exception):
 class Waiting(Generic[T]):
     """One request in the queue."""
 
-    __slots__ = ("client", "item", "lane", "number", "priority", "tokens")
+    __slots__ = ("client", "item", "lane", "number", "place", "priority", "tokens")
 
-    def __init__(self, client: str, lane: Hashable, priority: int, tokens: int, number: int, item: T) -> None:
+    def __init__(
+        self,
+        client: str,
+        lane: Hashable,
+        priority: int,
+        tokens: int,
+        number: int,
+        item: T,
+        place: Hashable | None,
+    ) -> None:
         self.client = client
         self.lane = lane
         self.priority = priority
@@ -54,6 +74,8 @@ class Waiting(Generic[T]):
         self.number = number
         """Running number of arrival."""
         self.item = item
+        self.place = place
+        """The place it takes, maybe with others, until one of them is served; None if it needs none."""
 
 
 def _order(waiting: Waiting[T]) -> tuple[int, int]:
@@ -63,12 +85,14 @@ def _order(waiting: Waiting[T]) -> tuple[int, int]:
 class _Client(Generic[T]):
     """A client that waits: its requests in order, by lane, and the virtual time of its last turn."""
 
-    __slots__ = ("count", "due", "lanes")
+    __slots__ = ("count", "due", "lanes", "places")
 
     def __init__(self, due: int) -> None:
         self.due = due
         self.lanes: dict[Hashable, list[Waiting[T]]] = {}
         self.count = 0
+        self.places: Counter[Hashable] = Counter()
+        """How many of its requests share each place it has."""
 
     def first(self, blocked: Collection[Hashable]) -> Waiting[T] | None:
         heads = [line[0] for lane, line in self.lanes.items() if lane not in blocked]
@@ -83,7 +107,7 @@ HEAP_SLACK = 64
 
 
 class FairQueue(Generic[T]):
-    """At most `limit` waiting requests. Times and turns are in tokens."""
+    """At most `limit` places for requests that wait. Times and turns are in tokens."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -91,6 +115,7 @@ class FairQueue(Generic[T]):
         self._in_lane: dict[Hashable, int] = {}
         self._heads: dict[Hashable, list[_Head[T]]] = {}
         self._length = 0
+        self._places = 0
         self._now = 0
         self._numbers = 0
 
@@ -112,22 +137,37 @@ class FairQueue(Generic[T]):
         return lane in self._in_lane
 
     def push(
-        self, client: str, lane: Hashable, priority: int, tokens: int, item: T
-    ) -> tuple[Waiting[T], Waiting[T] | None]:
-        """Put a request in. Returns its place, and the request that had to leave for it, if any.
+        self,
+        client: str,
+        lane: Hashable,
+        priority: int,
+        tokens: int,
+        item: T,
+        *,
+        place: Hashable | None = None,
+        needs_place: bool = True,
+    ) -> tuple[Waiting[T], list[Waiting[T]]]:
+        """Put a request in. Returns it, and the requests that had to leave for it.
 
-        A full queue sheds the request that would be served last of the client that has most of them waiting, if
-        that is still at least as many as the newcomer's client has then. Raises QueueFullError otherwise.
+        A client's requests of the same `place` share one; None is one of its own. A full queue sheds the request
+        that would be served last of the client that has most places, and those that share its place, if that client
+        still has at least as many as the newcomer's has then. Raises QueueFullError otherwise.
         """
-        shed = None
-        if self._length >= self._limit:
+        shed: list[Waiting[T]] = []
+        own = self._clients.get(client)
+        if needs_place and self._places >= self._limit and (own is None or place not in own.places):
             shed = self._to_shed(client)
-            self.drop(shed)
+            for each in shed:
+                self.drop(each)
         if client not in self._clients:
             self._clients[client] = _Client(self._now)
         self._numbers += 1
-        waiting = Waiting(client, lane, priority, tokens, self._numbers, item)
+        place = (self._numbers if place is None else place) if needs_place else None
+        waiting = Waiting(client, lane, priority, tokens, self._numbers, item, place)
         of = self._clients[client]
+        if place is not None:
+            self._places += place not in of.places
+            of.places[place] += 1
         line = of.lanes.setdefault(lane, [])
         bisect.insort(line, waiting, key=_order)
         of.count += 1
@@ -137,12 +177,23 @@ class FairQueue(Generic[T]):
         self._length += 1
         return waiting, shed
 
-    def _to_shed(self, newcomer: str) -> Waiting[T]:
-        ours = self._clients[newcomer].count if newcomer in self._clients else 0
-        greedy = max(self._clients.values(), key=lambda client: client.count, default=None)
-        if greedy is None or greedy.count < ours + 2:
+    def _to_shed(self, newcomer: str) -> list[Waiting[T]]:
+        ours = len(self._clients[newcomer].places) if newcomer in self._clients else 0
+        greedy = max(self._clients.values(), key=lambda client: len(client.places), default=None)
+        if greedy is None or len(greedy.places) < ours + 2:
             raise QueueFullError
-        return max((line[-1] for line in greedy.lanes.values()), key=_order)
+        lasts = (
+            next((waiting for waiting in reversed(line) if waiting.place in greedy.places), None)
+            for line in greedy.lanes.values()
+        )
+        last = max((waiting for waiting in lasts if waiting is not None), key=_order)
+        if greedy.places[last.place] == 1:
+            return [last]
+        return [waiting for line in greedy.lanes.values() for waiting in line if waiting.place == last.place]
+
+    def _give_up_place(self, client: _Client[T], place: Hashable | None) -> None:
+        if client.places.pop(place, 0):
+            self._places -= 1
 
     def next(self, blocked: Collection[Hashable] = ()) -> Waiting[T] | None:
         """The request whose turn it is, of those whose lane is not blocked. It stays until it is taken."""
@@ -153,8 +204,12 @@ class FairQueue(Generic[T]):
         return self._clients[earliest.client].first(blocked)
 
     def take(self, waiting: Waiting[T]) -> None:
-        """Serve a request: it leaves, and its client has had a turn of so many tokens."""
+        """Serve a request: it leaves, and its client has had a turn of so many tokens.
+
+        Those that share its place wait on without one.
+        """
         client = self._clients[waiting.client]
+        self._give_up_place(client, waiting.place)
         client.due += waiting.tokens
         self._now = max(self._now, client.due)
         self.drop(waiting)
@@ -176,6 +231,10 @@ class FairQueue(Generic[T]):
         elif at == 0:
             self._offer(client, waiting.lane)
         client.count -= 1
+        if client.places[waiting.place] > 1:
+            client.places[waiting.place] -= 1
+        else:
+            self._give_up_place(client, waiting.place)
         if not client.count:
             del self._clients[waiting.client]
         self._in_lane[waiting.lane] -= 1

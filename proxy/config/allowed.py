@@ -16,7 +16,8 @@ from proxy.errors import ConfigError
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_GLOB = re.compile(r"[A-Za-z0-9._*?-]+")
+_NAMES = re.compile(r"(?![0-9.]+$)[A-Za-z0-9._*?-]+")
+"""What is of digits and dots only is an address that was mistyped."""
 
 
 class AllowedInstances:
@@ -31,7 +32,7 @@ class AllowedInstances:
             try:
                 self._networks.append(ipaddress.ip_network(text))
             except ValueError as error:
-                if "/" in pattern or ":" in pattern or not _GLOB.fullmatch(pattern) or _address(pattern):
+                if "/" in pattern or ":" in pattern or not _NAMES.fullmatch(pattern) or _address(pattern):
                     raise ConfigError(
                         f"--allow-instances {pattern!r} is neither a network nor a host pattern ({error});"
                         " write for example 10.1.0.0/16 or gpu*.cluster.example"

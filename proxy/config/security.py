@@ -14,6 +14,8 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
 
     api_key_file: pathlib.Path | None = None
     """The clients' keys, one `NAME KEY` a line; None: everybody may ask."""
+    engine_api_key_file: pathlib.Path | None = None
+    """Where the engines' key was read from."""
     admin_host: str | None = None
     admin_port: int | None = None
     """Where status, metrics, explain and instances are served instead of the main socket; None: there."""

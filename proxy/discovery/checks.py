@@ -9,10 +9,12 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from proxy.errors import ConnectFailedError, LegError, NoSocketError
+from proxy.errors import ConnectFailedError, LegBrokenError, LegError, NoSocketError
 
 HEALTH = "/health"
 MODELS = "/v1/models"
+
+WRONG_PORT = "is this vLLM's --port?"
 
 STALLED = 1.5
 """A check that took so many times its timeout to be missed was held up by this process, not by the engine."""
@@ -93,12 +95,17 @@ class Checker:
 
     async def cards(self, instance: str, timeout_s: float) -> list[dict[str, Any]]:
         """The models it lists. Raises LegError."""
-        answer = await self._engines.get_json(instance, MODELS, timeout_s)
+        try:
+            answer = await self._engines.get_json(instance, MODELS, timeout_s)
+        except ConnectFailedError:
+            raise
+        except LegError as error:
+            raise LegBrokenError(instance, _with_hint(error.words)) from error
         cards = answer.get("data") if isinstance(answer, dict) else None
         try:
             msgspec.convert(cards, list[_Card])
         except msgspec.ValidationError:
-            raise LegError(instance, f"its {MODELS} is not a list of models") from None
+            raise LegError(instance, f"its {MODELS} is not a list of models; {WRONG_PORT}") from None
         return list(cards or [])
 
     def _without_answer(self, instance: str, error: LegError, begun_at: float) -> Check:
@@ -111,7 +118,14 @@ class Checker:
         heard_at = self._engines.heard_at(instance)
         if heard_at is not None and heard_at > begun_at:
             return Check(Finding.BUSY, error.words)
-        return Check(Finding.MISSED, error.words)
+        return Check(Finding.MISSED, _with_hint(error.words))
+
+
+def _with_hint(words: str) -> str:
+    """Whoever answers so is no vLLM."""
+    hints = ("not valid HTTP", "not JSON", "status 404")
+    wrong = WRONG_PORT not in words and any(hint in words for hint in hints)
+    return f"{words}; {WRONG_PORT}" if wrong else words
 
 
 def wrong_model(cards: list[dict[str, Any]], model: str) -> str | None:

@@ -39,6 +39,16 @@ class _Feed:
         return str(self.subscriber.state)
 
     @property
+    def silence(self) -> str | None:
+        """Why nothing can be heard, in words; None while a publisher is connected."""
+        if self.subscriber.connected:
+            return None
+        where = self.address.endpoint
+        return (
+            f"no engine has connected to {where}" if self.address.bind else f"no KV events come from {where}"
+        )
+
+    @property
     def retirements(self) -> int:
         return self.subscriber.retirements
 
@@ -94,6 +104,11 @@ class EventFeeds:
         for rank, feed in feeds.items():
             if isinstance(feed, _Feed):
                 await self._end(instance, rank, feed)
+
+    def silences(self, instance: Instance) -> dict[int, str]:
+        """The followed ranks of an instance that nobody publishes for, and why in words."""
+        feeds = {rank: feed for rank, feed in instance.sources.items() if isinstance(feed, _Feed)}
+        return {rank: words for rank, feed in feeds.items() if (words := feed.silence) is not None}
 
     def close(self) -> None:
         """Give up ZeroMQ; nothing may be followed any more."""

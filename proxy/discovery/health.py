@@ -5,6 +5,7 @@ break then find it down.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,12 +15,20 @@ from proxy.instances import Instance, Status
 
 log = logging.getLogger(__name__)
 
+GONE_S = 10.0
+"""An engine whose port has been closed, or that has called itself dead, for so long and that sent nothing meanwhile
+is gone, even if connections to it seem to stand: whoever closed them may have been cut off before telling."""
+
 
 class Engines(Protocol):
     """The part of the engine client needed here."""
 
     def give_up(self, instance: str) -> None:
         """Break every leg that waits for an engine."""
+        ...
+
+    def heard_at(self, instance: str) -> float | None:
+        """When an engine last sent something; None if never."""
         ...
 
 
@@ -55,13 +64,14 @@ class HealthBook:
         self._accounts = accounts
         self._clock = clock
         self._went_down = went_down
+        self._down_at: dict[str, float] = {}
 
     # -- what checks find ---------------------------------------------------------------------------------
 
     def checked(self, instance: Instance, check: Check) -> None:
         """A check was not answered as it should be."""
         log.debug("%s: a check found it %s: %s", instance.address, check.finding, check.words)
-        before = instance.breaker.state
+        before = instance.breaker.standing
         match check.finding:
             case Finding.NOTHING:
                 log.warning("%s could not be checked: %s", instance.address, check.words)
@@ -76,49 +86,68 @@ class HealthBook:
         silent = instance.breaker.silent
         if instance.breaker.dead:
             self._down(instance, check.words + (f", {MISSED_MOST} times in a row" if silent else ""))
-        if silent:
+        if silent or self._gone(instance.address):
             self._engines.give_up(instance.address)  # its connections may stand, but nobody is there
 
     def answered(self, instance: Instance) -> None:
         """A check was answered, and the engine serves what it should."""
-        before = instance.breaker.state
+        before = instance.breaker.standing
         instance.breaker.answered(self._clock())
         if instance.status is not Status.UP:
             instance.status, instance.why_down = Status.UP, None
+            self._down_at.pop(instance.address, None)
             log.info("%s %s is up", instance.role, instance.address)
         self._changed(instance, before)
+        if instance.breaker.grown(self._clock()):
+            instance.announce()
 
     # -- what legs show -----------------------------------------------------------------------------------
 
     def lost(self, instance: Instance, words: str) -> None:
         """A leg could not connect."""
-        before = instance.breaker.state
+        before = instance.breaker.standing
         instance.breaker.lost()
         self._changed(instance, before)
         self._down(instance, words)
 
     def broke(self, instance: Instance, words: str) -> None:
         """A leg ended without a complete answer."""
-        before = instance.breaker.state
+        before = instance.breaker.standing
         instance.breaker.broke(self._clock())
         self._changed(instance, before, f"its trial leg failed: {words}")
 
     def served(self, instance: Instance) -> None:
         """A leg was answered with what was asked for."""
-        before = instance.breaker.state
+        before = instance.breaker.standing
         instance.breaker.served(self._clock())
         self._changed(instance, before)
 
+    def erred(self, instance: Instance) -> None:
+        """The engine answered that it failed: by its own fault or by the request's."""
+        before = instance.breaker.standing
+        instance.breaker.erred(self._clock())
+        last = f": {instance.last_failure}" if instance.last_failure else ""
+        self._changed(instance, before, f"its trial leg failed{last}")
+
     def charged(self, instance: Instance) -> None:
         """A leg failed, and another instance then served the same request."""
-        before = instance.breaker.state
+        before = instance.breaker.standing
         instance.breaker.charged(self._clock())
-        self._changed(instance, before, "its legs failed where another instance served the same requests")
+        why = "its legs failed where another instance served the same requests"
+        last = f" (last: {instance.last_failure})" if instance.last_failure else ""
+        self._changed(instance, before, why + last)
+
+    def forget(self, address: str) -> None:
+        """The instance at an address was removed."""
+        self._down_at.pop(address, None)
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _changed(self, instance: Instance, before: Circuit, why: str = "") -> None:
-        state = instance.breaker.state
+    def _changed(self, instance: Instance, standing: tuple[Circuit, bool, bool], why: str = "") -> None:
+        if instance.breaker.standing == standing:
+            return
+        instance.announce()
+        before, state = standing[0], instance.breaker.state
         if state is before:
             return
         self._accounts.circuit_changed(instance.address, state.value)
@@ -132,6 +161,10 @@ class HealthBook:
             if before is Circuit.HALF_OPEN:
                 log.info("%s %s: circuit closed: it serves", instance.role, instance.address)
 
+    def _gone(self, address: str) -> bool:
+        latest = max(self._down_at.get(address, math.inf), self._engines.heard_at(address) or 0.0)
+        return self._clock() - latest >= GONE_S
+
     def _down(self, instance: Instance, words: str) -> None:
         if instance.status is not Status.DOWN:
             starting = instance.status is Status.STARTING
@@ -143,5 +176,6 @@ class HealthBook:
                 words,
                 "; trying on" if starting else "",
             )
+            self._down_at[instance.address] = self._clock()
         instance.status, instance.why_down = Status.DOWN, words
         self._went_down(instance)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from proxy.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S, Breaker
 from proxy.config import Config, InstanceSpec
 from proxy.discovery import checks, health
+from proxy.discovery.changes import Changes
 from proxy.discovery.checks import Check, Checker, Finding, wrong_model
 from proxy.discovery.feeds import EventFeeds
 from proxy.discovery.health import Accounts, HealthBook
@@ -107,6 +108,7 @@ class FleetWatch:
         self._tasks = TaskOwner("watch")
         self._watched: dict[str, _Watched] = {}
         self._leaving: set[str] = set()
+        self._adding: set[str] = set()
         self._engine_ids: dict[tuple[str, int], _Seen] = {}
         self.fatal: asyncio.Future[KvproxyError] = asyncio.get_running_loop().create_future()
         """Set when the process should end: to a ConfigError or a StartupError."""
@@ -119,6 +121,7 @@ class FleetWatch:
             self._fleet.add(instance)
             self._watch(instance)
         self._tasks.create(self._start_up(), name="start-up")
+        self._tasks.create(Changes(self._fleet, self._feeds, self._clock).tell(), name="changes")
 
     async def _start_up(self) -> None:
         try:
@@ -144,17 +147,19 @@ class FleetWatch:
         """Check and take in an instance. Raises ConflictError, or BadRequestError with the reason."""
         if self._fleet.get(spec.address) is not None:
             raise ConflictError(f"{spec.address} is there already")
+        if spec.address in self._adding:  # maybe by the other scheme, and an address is spoken to in one way
+            raise ConflictError(f"{spec.address} is being added")
         instance = Instance(spec, self._breaker(joins=True))
         self._engines.reach(spec)
+        self._adding.add(spec.address)
         try:
             cards = await self._checker.cards(spec.address, ADD_TIMEOUT_S)
         except LegError as error:
             raise BadRequestError(f"{error}: nothing was added", param="instance") from None
+        finally:
+            self._adding.discard(spec.address)
         if (wrong := wrong_model(cards, self._config.model)) is not None:
             raise BadRequestError(f"{spec.role} {spec.address} {wrong}: nothing was added", param="instance")
-        if (faster := self._fleet.get(spec.address)) is not None:  # another add was
-            self._engines.reach(faster.spec)
-            raise ConflictError(f"{spec.address} is there already")
         self._fleet.add(instance)
         watched = self._watch(
             instance, tries=1
@@ -178,11 +183,14 @@ class FleetWatch:
         instance.draining = True
         if force:
             await asyncio.shield(self._tasks.create(self._let_go(instance), name=f"remove {address}"))
-            self._tasks.create(self._forget_later(instance), name=f"forget {address}")
         elif address not in self._leaving:
             self._leaving.add(address)
             self._tasks.create(self._leave(instance), name=f"remove {address}")
             await asyncio.sleep(0)  # one that is idle is gone at once
+            if self._fleet.get(address) is instance:
+                log.info(
+                    "%s %s takes no new legs and goes when those running have ended", instance.role, address
+                )
         return instance
 
     def _known(self, address: str) -> Instance:
@@ -209,6 +217,11 @@ class FleetWatch:
         """As the director tells: a leg was answered with what was asked for."""
         if (instance := self._fleet.get(address)) is not None:
             self._book.served(instance)
+
+    def leg_erred(self, address: str) -> None:
+        """As the director tells: the engine answered that it failed."""
+        if (instance := self._fleet.get(address)) is not None:
+            self._book.erred(instance)
 
     def outdone(self, addresses: Collection[str]) -> None:
         """As the director tells: legs failed there, and other instances then served the same request."""
@@ -327,14 +340,6 @@ class FleetWatch:
             await asyncio.sleep(PROBE_FIRST_S / 5)
         await self._let_go(instance)
 
-    async def _forget_later(self, instance: Instance) -> None:
-        """What ran on when it was removed has counted since; forget that, too."""
-        while instance.running_legs():  # noqa: ASYNC110  # as above
-            await asyncio.sleep(PROBE_FIRST_S / 5)
-        await asyncio.sleep(PROBE_FIRST_S)
-        if self._fleet.get(instance.address) is None:
-            self._accounts.forget(instance.address)
-
     async def _let_go(self, instance: Instance) -> None:
         address = instance.address
         if self._fleet.get(address) is not instance:
@@ -352,5 +357,6 @@ class FleetWatch:
         if self._feeds is not None:
             await self._feeds.unfollow(instance)
         self._engines.forget(address)
+        self._book.forget(address)
         self._accounts.forget(address)
         log.info("%s %s was removed", instance.role, address)

@@ -18,6 +18,7 @@ from proxy.errors import (
 )
 from proxy.handlers.openai import read_json_bytes
 from proxy.instances import Instance
+from proxy.middlewares import NOTES_KEY
 
 API_KEY = "X-API-Key"
 
@@ -57,11 +58,14 @@ async def _read(request: web.Request, shape: type[Any]) -> tuple[Any, InstanceSp
     data = await read_json_bytes(request)
     try:
         asked = msgspec.json.decode(data, type=shape)
-        return asked, parse_instance(asked.instance, asked.type or Role.BOTH, origin="instance")
+        spec = parse_instance(asked.instance, asked.type or Role.BOTH, origin="instance")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequestError(f"the request body is not what is expected here: {error}") from None
+        choices = f" (type is one of {', '.join(Role)})" if "enum value" in str(error) else ""
+        raise BadRequestError(f"the request body is not what is expected here: {error}{choices}") from None
     except ConfigError as error:
         raise BadRequestError(str(error), param="instance") from None
+    request[NOTES_KEY]["instance"] = spec.address
+    return asked, spec
 
 
 async def add_instance(request: web.Request) -> web.Response:

@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvevents.prefix_index import PrefixIndex
 from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, STOPPING
+from proxy.circuit import Circuit
 from proxy.config import Role
 from proxy.errors import ForbiddenError, UnavailableError
 from proxy.handlers.admin import check_admin_key
@@ -30,11 +31,15 @@ async def health(_request: web.Request) -> web.Response:
 
 async def ready(request: web.Request) -> web.Response:
     """`GET /ready`: a request could be served now."""
-    if request.app[STOPPING].is_set():
-        raise UnavailableError("kvproxy is shutting down")
-    if not request.app[FLEET].ready:
-        raise UnavailableError("no usable pair of a prefill and a decode instance yet; /status says why")
+    if (missing := _not_ready_because(request)) is not None:
+        raise UnavailableError(f"not ready: {missing}")
     return web.Response()
+
+
+def _not_ready_because(request: web.Request) -> str | None:
+    if request.app[STOPPING].is_set():
+        return "kvproxy is shutting down"
+    return request.app[FLEET].not_ready_because
 
 
 async def models(request: web.Request) -> web.Response:
@@ -61,12 +66,14 @@ async def status(request: web.Request) -> web.Response:
         blocks[slot.instance, slot.rank] += count
     prefill = [i.address for i in fleet.of(Phase.PREFILL)]
     decode = [i.address for i in fleet.of(Phase.DECODE)]
+    missing = _not_ready_because(request)
     return web.json_response(
         {
             "model": config.model,
             "policy": config.policy,
             "connector": config.connector,
-            "ready": fleet.ready and not request.app[STOPPING].is_set(),
+            "ready": missing is None,
+            "not_ready_because": missing,
             "prefill_node_count": len(prefill),
             "decode_node_count": len(decode),
             "prefill_nodes": prefill,
@@ -83,15 +90,16 @@ async def status(request: web.Request) -> web.Response:
 
 def _instance(instance: Instance, index: PrefixIndex, blocks: Counter[tuple[str, int]]) -> dict[str, Any]:
     base = [str(card["id"]) for card in instance.model_cards if not card.get("parent")]
-    address = instance.address
+    address, breaker = instance.address, instance.breaker
+    gets_legs = instance.why_unusable() is None and breaker.state is Circuit.CLOSED
     return {
         "instance": address,
         "role": instance.role,
         "up": instance.why_unusable() is None,
         "state": instance.state,
-        "why": instance.why_down,
-        "circuit": instance.breaker.state,
-        "share": round(instance.breaker.share(time.monotonic()), 2),
+        "why": instance.why_down or ("its last check was not answered" if breaker.doubtful else None),
+        "circuit": breaker.state,
+        "share": round(breaker.share(time.monotonic()), 2) if gets_legs else 0.0,
         "model": base[0] if base else None,
         "adapters": sorted(instance.adapters),
         "block_size": index.block_size(address, instance.ranks[0]),
@@ -99,6 +107,7 @@ def _instance(instance: Instance, index: PrefixIndex, blocks: Counter[tuple[str,
             {
                 "rank": rank,
                 "index": instance.index_state(rank),
+                "why": instance.silent.get(rank),
                 "block_size": index.block_size(address, rank),
                 "blocks": blocks[address, rank],
             }

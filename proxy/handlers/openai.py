@@ -27,7 +27,15 @@ from proxy.errors import (
 from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest, Route, read_request
 from proxy.instances import Fleet
-from proxy.middlewares import BODY_LEASE_KEY, NOTES_KEY, STARTED_KEY, error_response
+from proxy.middlewares import (
+    BODY_LEASE_KEY,
+    IN_FLIGHT_KEY,
+    NOTES_KEY,
+    STARTED_KEY,
+    cut_by_us,
+    error_response,
+    quoted,
+)
 from proxy.reading import in_time
 from proxy.relay import relay_stream
 from proxy.stall import StallWatch
@@ -35,6 +43,9 @@ from proxy.stall import StallWatch
 T = TypeVar("T")
 
 CLIENT_LEFT = "client_left"
+
+MOST_LOGGED_FAILURES = 6
+"""Of one request, for a list of prompts may fail in hundreds of attempts."""
 
 LARGE_BODY_BYTES = 256 << 10
 """A larger body is read off the event loop; it would hold everybody else up for milliseconds."""
@@ -72,20 +83,24 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
             try:
                 reply = await request.app[DIRECTOR].serve(call)
             finally:
-                if call.ticket.waited_s:
-                    request[NOTES_KEY]["queued"] = f"{call.ticket.waited_s * 1000:.0f}ms"
+                _note_trace(request[NOTES_KEY], call)
         try:
-            response, complete = await _answer(request, reply, route, limit)
+            response, cut = await _answer(request, reply, route, limit)
         finally:
             reply.close()
-        outcome = _outcome(reply.status) if complete else "cut"
+        outcome = _outcome(reply.status)
+        if cut is not None:
+            outcome = "timeout" if isinstance(cut, GatewayTimeoutError) else "cut"
+            request[NOTES_KEY]["cut"] = quoted(str(cut))
         return response
     except RequestError as error:
         outcome = "timeout" if isinstance(error, GatewayTimeoutError) else _outcome(error.status)
+        if error.reason is not None:
+            request[NOTES_KEY]["reason"] = error.reason
         return error_response(error)
     except (asyncio.CancelledError, ConnectionError):
-        if request.app[STOPPING].is_set():
-            outcome = "cut"
+        if cut_by_us(request):
+            outcome = "cut" if request.writer.output_size > 0 else "unavailable"
         raise
     except Exception:
         outcome = "failed"
@@ -93,6 +108,17 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
     finally:
         request[NOTES_KEY]["outcome"] = outcome
         metrics.request_ended(route.value, outcome, time.monotonic() - request[STARTED_KEY])
+
+
+def _note_trace(notes: dict[str, str], call: Call) -> None:
+    if call.request.prompt_count > 1:
+        notes["prompts"] = str(call.request.prompt_count)
+    if call.ticket.waited_s:
+        notes["queued"] = f"{call.ticket.waited_s * 1000:.0f}ms"
+    if failed := call.trace.failed:
+        more = len(failed) - MOST_LOGGED_FAILURES
+        notes["attempts"] = str(call.trace.attempts)
+        notes["failed"] = ",".join(failed[:MOST_LOGGED_FAILURES]) + (f",+{more}" if more > 0 else "")
 
 
 def _outcome(status: int) -> str:
@@ -174,11 +200,13 @@ def _hold(request: web.Request, size_bytes: int) -> None:
 
 
 def _no_memory(request: web.Request) -> UnavailableError:
-    request.app[METRICS].refused("no_memory")
+    reason = "no_memory"
+    request.app[METRICS].refused(reason)
     limit_mb = request.app[CONFIG].admission.max_bodies_mb
     return UnavailableError(
         f"the request bodies kvproxy holds leave no room for this one ({limit_mb} MiB, --max-bodies-mb)",
         headers={"Retry-After": "1"},
+        reason=reason,
     )
 
 
@@ -191,8 +219,8 @@ def engine_headers(request: web.Request) -> names.Headers:
 
 async def _answer(
     request: web.Request, reply: Reply, route: Route, limit: TimeLimit
-) -> tuple[web.StreamResponse, bool]:
-    """Send the reply on; tell whether the client got all of it."""
+) -> tuple[web.StreamResponse, RequestError | None]:
+    """Send the reply on; tell what it was cut with, None if the client got all of it."""
     headers = CIMultiDict(names.for_client(reply.headers))
     notes = request[NOTES_KEY]
     if (decision := reply.decision) is not None:
@@ -207,7 +235,10 @@ async def _answer(
                 if prefill.cached_tokens is not None:
                     headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
     if reply.status < 400:
-        request.app[METRICS].first_byte(route.value, time.monotonic() - request[STARTED_KEY])
+        first_byte_s = time.monotonic() - request[STARTED_KEY]
+        request.app[METRICS].first_byte(route.value, first_byte_s)
+        if not isinstance(reply.body, bytes):
+            notes["ttfb"] = f"{first_byte_s * 1000:.0f}ms"
     watch = StallWatch(
         request, request.app[CONFIG].deadlines.client_stall_s, request.app[METRICS].client_stalled
     )
@@ -218,9 +249,11 @@ async def _answer(
             with watch:
                 await whole.prepare(request)
                 await whole.write_eof()
-        return whole, True
+        return whole, None
     response = web.StreamResponse(status=reply.status, headers=headers)
     engine = decision.decode.chosen.instance if decision and decision.decode.chosen else "the engine"
     with watch:
-        complete = await relay_stream(request, response, reply.body, engine, request.app[STOPPING], limit)
-    return response, complete
+        cut = await relay_stream(
+            request, response, reply.body, engine, request.app[IN_FLIGHT_KEY].cutting, limit
+        )
+    return response, cut

@@ -135,6 +135,8 @@ async def refusals(request: web.Request, handler: Callable[[web.Request], Any]) 
         response: web.StreamResponse = await handler(request)
     except ApiError as error:
         return json_answer(error.body(), error.status)
+    except ConnectionError:
+        return web.Response(status=499)  # its client has left: nobody is there to read it
     except web.HTTPException as error:
         if error.status < 400:
             raise

@@ -182,6 +182,7 @@ class StandIn:
         if self._runner is None:
             return
         runner, self._runner, self._site = self._runner, None, None
+        await _accept_no_more(runner)
         if runner.server is not None:
             for connection in runner.server.connections:
                 if connection.transport is not None:
@@ -289,3 +290,18 @@ class StandIn:
 
 def _port(endpoint: str | None) -> int | None:
     return int(endpoint.rsplit(":", 1)[1]) if endpoint else None
+
+
+async def _accept_no_more(runner: web.AppRunner) -> None:
+    """Leave new connections to the kernel, and let those under way arrive.
+
+    asyncio forgets a socket, open, that it has accepted when its server closes before the connection is set up.
+    """
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, asyncio.SelectorEventLoop):
+        return
+    for site in runner.sites:
+        server = getattr(site, "_server", None)
+        for sock in server.sockets if server is not None else ():
+            loop.remove_reader(sock.fileno())
+    await asyncio.sleep(0.01)

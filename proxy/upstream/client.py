@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import errno
 import io
+import os
 import pathlib
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -294,6 +296,8 @@ def _words(error: BaseException) -> str:
         return "the connection ended early"
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused"
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
+    if isinstance(cause, socket.gaierror):
+        return "its name has no address"
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return os.strerror(cause.errno)  # asyncio's own words have the address
     return str(error) or type(error).__name__

@@ -205,7 +205,7 @@ class Injector:
         after = 0 if self._random.random() < 0.3 else self._random.randint(1, 6000)
         times = self._random.randint(1, 12)
         entry.detail = f"{times} answers after {after} bytes"
-        if spec.role == "prefill" and after:
+        if spec.role == "prefill":
             entry.may_strand = times  # what is held is named in an answer nobody got
         await self._fault(spec, {"kind": "cut", "path": "/v1/c", "after_bytes": after, "times": times})
         await self._lasts(entry, 1, 5)

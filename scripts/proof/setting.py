@@ -20,7 +20,8 @@ from proof.texts import MAX_MODEL_LEN
 
 MODEL = "tiny"
 ADMIN_KEY = "for-the-proof"
-LEASE_S = 20
+LEASE_S = 45
+"""Longer than the decode leg of a hung engine is waited for, and its release after that."""
 KV_TOKENS = 65_536
 """Of each engine: prompts stay cached for a while, and blocks are evicted all the time."""
 

@@ -116,6 +116,13 @@ class Logged:
     status: int
     outcome: str
 
+    @property
+    def seen_as(self) -> str:
+        """What the client saw: a limit that passes cuts a stream that has begun, and refuses one that has not."""
+        if self.outcome == "timeout" and self.status == 200:
+            return "cut"
+        return _OUTCOMES.get(self.outcome, "refused")
+
 
 def access_log(lines: Iterable[str]) -> dict[str, list[Logged]]:
     """What kvproxy logged of generating requests, by request id."""
@@ -141,9 +148,7 @@ def check_counts(
         gone = record.end in {End.LEFT, End.DEADLINE, End.NO_ANSWER}
         if len(lines) > 1 or (not lines and not gone):
             findings.append(Finding(COUNTED, f"kvproxy ended it {len(lines)} times", record))
-        elif (
-            lines and not gone and _OUTCOMES.get(lines[0].outcome, "refused") != saw.replace("wrong", "right")
-        ):
+        elif lines and not gone and lines[0].seen_as != saw.replace("wrong", "right"):
             words = f"the client saw {saw}, kvproxy counted {lines[0].outcome}"
             findings.append(Finding(COUNTED, words, record))
     strangers = [request_id for request_id in logged if request_id not in known]

@@ -33,7 +33,8 @@ def test_what_is_allowed(patterns: list[str], allowed: list[str], refused: list[
 
 
 @pytest.mark.parametrize(
-    "pattern", ["10.0.0.1/8", "10.0.0.0/33", "a b", "http://gpu1", "gpu1:8100", "", "127.1"]
+    "pattern",
+    ["10.0.0.1/8", "10.0.0.0/33", "a b", "http://gpu1", "gpu1:8100", "", "127.1", "10.1.0.300", "10.1"],
 )
 def test_a_wrong_pattern_names_the_flag(pattern: str) -> None:
     with pytest.raises(ConfigError, match=r"^--allow-instances '"):

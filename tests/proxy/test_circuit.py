@@ -277,3 +277,23 @@ def test_whatever_happens_the_rules_hold(
             assert breaker.share(scene.now) >= share_before
             assert scene.now > at
         assert 0 <= breaker.pause_s(scene.now, 2.0) <= 2.0 * (1 + JITTER)
+
+
+@pytest.mark.parametrize(
+    ("transcript", "failing"),
+    [
+        ("answered", False),
+        ("answered 2*erred", False),
+        ("answered 3*erred", True),
+        ("answered erred broke erred", True),
+        ("answered 2*erred served 2*erred", False),
+        ("answered 3*erred +1.9", True),
+        ("answered 3*erred +2.1", False),
+        ("answered 3*erred +2.1 erred", True),
+        ("answered 3*erred served", False),
+    ],
+)
+def test_legs_that_fail_in_a_row_keep_others_away_for_a_moment(transcript: str, failing: bool) -> None:
+    scene = Scene().play(transcript)
+    assert scene.breaker.failing(scene.now) is failing
+    assert scene.breaker.state is CLOSED

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 import socket
 
 import pytest
@@ -45,6 +46,35 @@ async def test_no_piece_of_an_answer_is_in_the_words_of_its_failure() -> None:
                 said.append(str(error))
     assert len(said) >= 7
     assert not [words for words in said if "marker" in words]
+
+
+@pytest.mark.parametrize("errors", [(errno.EHOSTUNREACH,), (errno.EHOSTUNREACH, errno.ENETUNREACH)])
+async def test_no_address_is_in_the_words_of_a_connection_that_failed_late(
+    errors: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = itertools.cycle(errors)
+
+    async def fails(_loop: object, _socket: socket.socket, address: tuple[str, int]) -> None:
+        raise OSError(next(number), f"Connect call failed {address}")  # in asyncio's words
+
+    async def addresses(*_: object, **__: object) -> object:
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n + 1}", 1)) for n in range(len(errors))
+        ]
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(type(loop), "sock_connect", fails)
+    monkeypatch.setattr(type(loop), "getaddrinfo", addresses)
+    async with EngineClient() as client:
+        with pytest.raises(ConnectFailedError) as failed:
+            await client.post("engine.test:1", PATH, BODY, [])
+    assert "127.0.0" not in failed.value.words
+
+
+async def test_a_name_without_an_address() -> None:
+    async with EngineClient() as client:
+        with pytest.raises(ConnectFailedError, match="its name has no address"):
+            await client.post("nowhere.invalid:1", PATH, BODY, [])
 
 
 async def test_questions_that_are_not_answered_as_they_should() -> None:

@@ -234,7 +234,8 @@ async def test_time_that_is_up_in_a_stream_ends_it_with_an_error_event_and_a_cut
         assert b'"type":"GatewayTimeoutError"' in data
         assert b"[DONE]" not in data
         assert not data.endswith(b"0\r\n\r\n")
-        assert await pair.service.metric("kvproxy_requests_total", outcome="cut") == 1
+        assert await pair.service.metric("kvproxy_requests_total", outcome="timeout") == 1
+        assert await pair.service.metric("kvproxy_requests_total", outcome="cut") == 0
         await pair.service.settled()
         await wait_until(lambda: not pair.engines.decode[0].model.unfinished, "an idle engine")
 
@@ -257,5 +258,5 @@ async def test_a_client_that_does_not_read_cannot_outstay_its_limit() -> None:
             await wait_until(lambda: connection not in server.connections, "the end of its connection")
             with contextlib.suppress(ConnectionError):
                 assert not (await reader.read()).endswith(b"0\r\n\r\n")
-        assert await pair.service.metric("kvproxy_requests_total", outcome="cut") == 1
+        assert await pair.service.metric("kvproxy_requests_total", outcome="timeout") == 1
         await pair.service.settled()

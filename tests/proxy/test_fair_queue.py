@@ -102,17 +102,59 @@ def test_a_full_queue_sheds_the_last_of_the_greediest_for_a_client_that_has_fewe
     for item, priority in enumerate((0, 0, 9, 0)):
         queue.push("greedy", "one", priority, 1, item)
     _, shed = queue.push("modest", "one", 0, 1, 10)
-    assert shed is not None
-    assert (shed.client, shed.item) == ("greedy", 2)
+    assert [(waiting.client, waiting.item) for waiting in shed] == [("greedy", 2)]
     _, shed = queue.push("modest", "one", 0, 1, 11)
-    assert shed is not None
-    assert shed.item == 3
+    assert [waiting.item for waiting in shed] == [3]
     with pytest.raises(QueueFullError):  # two each: nobody has more than the newcomer would
         queue.push("modest", "one", 0, 1, 12)
     with pytest.raises(QueueFullError):
         queue.push("greedy", "one", -100, 1, 13)
-    assert queue.push("third", "one", 0, 1, 14)[1] is not None
+    assert queue.push("third", "one", 0, 1, 14)[1]
     assert len(queue) == 4
+
+
+def test_who_shares_a_place_needs_no_other_and_leaves_with_it() -> None:
+    queue: FairQueue[int] = FairQueue(3)
+    for item in range(5):
+        queue.push("a", LANES[item % 2], 0, 1, item, place="list")
+    queue.push("a", "one", 0, 1, 5)
+    queue.push("b", "one", 0, 1, 6)
+    assert len(queue) == 7
+    with pytest.raises(QueueFullError):
+        queue.push("a", "one", 0, 1, 7)
+    with pytest.raises(QueueFullError):  # a has two places, b would have two
+        queue.push("b", "one", 0, 1, 8)
+    _, shed = queue.push("c", "one", 0, 1, 9)
+    assert [waiting.item for waiting in shed] == [5]
+    for item in (10, 11):
+        queue.push("a", "one", 9, 1, item, place="list")
+    assert not queue.push("d", "one", 0, 1, 12, needs_place=False)[1]
+    greedy: FairQueue[int] = FairQueue(2)
+    greedy.push("a", "one", 0, 1, 0)
+    for item in range(1, 4):
+        greedy.push("a", LANES[item % 2], 0, 1, item, place="list")
+    _, shed = greedy.push("b", "one", 0, 1, 4)
+    assert {waiting.item for waiting in shed} == {1, 2, 3}
+    assert [waiting.item for waiting in drained(greedy)] == [0, 4]
+
+
+def test_who_was_let_in_before_always_finds_a_place_and_never_has_to_leave() -> None:
+    queue: FairQueue[int] = FairQueue(2)
+    for item in range(4):
+        queue.push("a", "one", 0, 1, item, needs_place=False)
+    for item in (4, 5, 6):  # the parts of a list that wait on after one of them was served
+        queue.push("a", "two", 0, 1, item, place="list")
+    served = queue.next({"one"})
+    assert served is not None
+    queue.take(served)
+    for item in (7, 8):
+        assert not queue.push("a", "one", -1, 1, item)[1]
+    _, shed = queue.push("b", "one", 0, 1, 9)
+    assert [waiting.item for waiting in shed] == [8]
+    with pytest.raises(QueueFullError):
+        queue.push("c", "one", 0, 1, 10)
+    assert sorted(waiting.item for waiting in drained(queue)) == [0, 1, 2, 3, 5, 6, 7, 9]
+    assert not queue.push("c", "one", 0, 1, 11)[1]
 
 
 def test_a_queue_of_no_length_takes_nobody() -> None:
@@ -128,6 +170,7 @@ OPERATIONS = st.lists(
             st.sampled_from(LANES),
             st.integers(-2, 2),
             st.integers(0, MOST_TOKENS),
+            st.sampled_from(("own", "own", "shared", "none")),
         ),
         st.tuples(st.just("take"), st.sets(st.sampled_from(LANES), max_size=1)),
         st.tuples(st.just("drop"), st.integers(0, 30)),
@@ -142,11 +185,23 @@ class Model:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.waiting: list[Waiting[int]] = []
+        self.places: dict[int, str | None] = {}
+        """The place of each request that waits, by its number."""
         self.due: dict[str, int] = {}
         self.now = 0
 
+    def taken(self, client: str | None = None) -> set[str]:
+        places = {self.places[w.number] for w in self.waiting if client in {None, w.client}}
+        return {place for place in places if place is not None}
+
     def count(self, client: str) -> int:
-        return sum(w.client == client for w in self.waiting)
+        return len(self.taken(client))
+
+    def leave(self, waiting: Waiting[int], *, served: bool = False) -> None:
+        self.waiting.remove(waiting)
+        place = self.places.pop(waiting.number)
+        if served:
+            self.places = {n: None if p == place else p for n, p in self.places.items()}
 
     def shed(self, newcomer: str) -> str | None:
         """Whose request must go; None if the newcomer must."""
@@ -174,41 +229,52 @@ def test_it_does_what_a_plain_model_does(operations: list[Any]) -> None:
     pushed = 0
     for what, *how in operations:
         if what == "push":
-            client, lane, priority, tokens = how
-            full = len(model.waiting) == model.limit
+            client, lane, priority, tokens, place = how
+            key = {"own": f"{pushed}", "shared": f"of {client}", "none": None}[place]
+            full = key is not None and len(model.taken()) >= model.limit and key not in model.taken(client)
             loser = model.shed(client) if full else None
+            shared = {"place": key} if place == "shared" else {}
             try:
-                waiting, shed = queue.push(client, lane, priority, tokens, pushed)
+                waiting, shed = queue.push(
+                    client, lane, priority, tokens, pushed, **shared, needs_place=key is not None
+                )
             except QueueFullError:
                 assert full
                 assert loser is None
                 continue
             pushed += 1
-            assert (shed is not None) is full
-            if shed is not None:
-                assert model.count(shed.client) == model.count(str(loser))
-                own = [w for w in model.waiting if w.client == shed.client]
-                assert shed is max(own, key=lambda w: (w.priority, w.number))
-                model.waiting.remove(shed)
-                ended.append(shed)
-            if not model.count(client):
+            assert bool(shed) is full
+            if shed:
+                assert model.count(shed[0].client) == model.count(str(loser))
+                own = [w for w in model.waiting if w.client == shed[0].client]
+                own = [w for w in own if model.places[w.number] is not None]
+                last = max(own, key=lambda w: (w.priority, w.number))
+                together = [w for w in own if model.places[w.number] == model.places[last.number]]
+                assert {w.number for w in shed} == {w.number for w in together}
+                for each in shed:
+                    model.leave(each)
+                ended.extend(shed)
+            if not any(w.client == client for w in model.waiting):
                 model.due[client] = model.now
             model.waiting.append(waiting)
+            model.places[waiting.number] = key
         elif what == "take":
             waiting_next = queue.next(how[0])
             assert waiting_next is model.next(how[0])
             if waiting_next is not None:
                 queue.take(waiting_next)
-                model.waiting.remove(waiting_next)
+                model.leave(waiting_next, served=True)
                 model.due[waiting_next.client] += waiting_next.tokens
                 model.now = max(model.now, model.due[waiting_next.client])
                 ended.append(waiting_next)
         elif how[0] < len(model.waiting):
-            left = model.waiting.pop(how[0])
+            left = model.waiting[how[0]]
+            model.leave(left)
             assert queue.drop(left)
             assert not queue.drop(left)
             ended.append(left)
-        assert len(queue) == len(model.waiting) <= model.limit
+        assert len(queue) == len(model.waiting)
+        assert len(model.taken()) <= model.limit
         assert queue.clients == len({w.client for w in model.waiting})
         assert {lane for lane in LANES if queue.waits_in(lane)} == {w.lane for w in model.waiting}
         assert {w.number for w in queue} == {w.number for w in model.waiting}

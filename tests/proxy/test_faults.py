@@ -160,6 +160,27 @@ async def test_with_no_instance_left_the_client_is_told_to_come_back() -> None:
         await nothing_is_left(pair)
 
 
+@pytest.mark.parametrize("removed", [False, True])
+async def test_blocks_are_given_back_by_a_draining_decode_engine_and_to_a_removed_prefill_engine(
+    removed: bool,
+) -> None:
+    async with fleet(prefill=1, decode=1) as pair:
+        assert (await pair.service.complete("hello")).status == 200
+        decode = pair.engines.decode[0]
+        bad(decode, kind="hang", times=1)
+        leaver = asyncio.get_running_loop().create_task(pair.service.complete(prose(30)))
+        await wait_until(lambda: legs(decode) == 2, "the decode leg")
+        if removed:
+            body = {"instance": pair.engines.prefill[0].address, "force": True}
+            assert (await pair.service.admin("/instances/remove", body)).status == 200
+        else:
+            assert (await pair.service.admin("/instances/drain", {"instance": decode.address})).status == 200
+        leaver.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await leaver
+        await nothing_is_left(pair)
+
+
 async def test_501_is_an_answer_not_a_failure() -> None:
     async with fleet() as pair:
         for engine in pair.engines.prefill:

@@ -11,7 +11,10 @@ import pytest
 
 from kvevents import PrefixIndex, Prompt
 from proxy.admission import Admitted, Gate, Ticket
+from proxy.circuit import Breaker, Circuit
 from proxy.config import Admission, Role, WhenNoPrefill, parse_instance
+from proxy.discovery.checks import Check, Finding
+from proxy.discovery.health import HealthBook
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
 from proxy.instances import Claim, Fleet, Instance, Status
 from proxy.placement import Placement, Question
@@ -52,16 +55,31 @@ class Book:
         self.actions[action] += 1
 
 
+class Unheard:
+    """Engines and accounts that are not looked at."""
+
+    def give_up(self, instance: str) -> None: ...
+
+    def heard_at(self, instance: str) -> float | None: ...
+
+    def checked(self, instance: str, finding: str) -> None: ...
+
+    def circuit_changed(self, instance: str, state: str) -> None: ...
+
+    def forget(self, instance: str) -> None: ...
+
+
 class Scene:
     """A gate before instances without engines; requests hold their claims until they are told to end."""
 
     def __init__(self, prefill: int = 1, decode: int = 1, both: int = 0, **limits: Any) -> None:
+        self.now = 0.0
         self.fleet = Fleet()
         self.policy = Counted()
         self.book = Book()
         config = Admission(**({"queue_timeout_s": 20.0} | limits))
         self.placement = Placement(
-            self.fleet, PrefixIndex(), self.policy, "counted", clock=lambda: 0.0, limits=config
+            self.fleet, PrefixIndex(), self.policy, "counted", clock=lambda: self.now, limits=config
         )
         loop = asyncio.get_running_loop()
         self.gate = Gate(
@@ -121,6 +139,10 @@ class Scene:
         for claim in self.running.pop(name):
             claim.end()
         await self.rest()
+
+    def health(self) -> HealthBook:
+        """What the watch would tell of the instances' health."""
+        return HealthBook(Unheard(), Unheard(), lambda: self.now, went_down=lambda _: None)
 
     async def rest(self) -> None:
         for _ in range(5):
@@ -247,6 +269,16 @@ async def test_who_waits_for_a_model_that_is_down_holds_up_nobody() -> None:
     await scene.rest()
     # The other lane's turn comes as well where there is room for both.
     assert "adapter" in scene.order
+
+
+async def test_who_waits_for_a_prefill_instance_keeps_no_full_decode_instance_from_others() -> None:
+    scene = Scene(max_decode_tokens=100)
+    scene.add("decode1:1", Role.DECODE, "alpha")
+    scene.instance("decode0:1").draining = True
+    await scene.ask("r0", 60)
+    await scene.ask("adapter", 60, model="alpha")  # no prefill instance has the adapter
+    await scene.ask("r1", 30, client="other")
+    assert scene.order == ["r0", "r1"]
 
 
 @pytest.mark.parametrize(
@@ -397,6 +429,55 @@ async def test_a_retry_does_not_wait_for_room_but_for_something_usable() -> None
     assert len(scene.gate) == 1
 
 
+async def test_a_retry_that_waits_keeps_its_place_in_a_full_queue() -> None:
+    scene = Scene(max_queue=2)
+    admitted = [Ticket("greedy") for _ in range(4)]
+    for ticket in admitted:
+        await (await scene.ask("r", ticket=ticket))
+        await scene.end("r")
+    scene.instance("prefill0:1").draining = True
+    new = [await scene.ask(f"new{n}", client="greedy") for n in range(2)]
+    retries = [await scene.ask(f"retry{n}", ticket=ticket) for n, ticket in enumerate(admitted)]
+    await scene.ask("modest", client="modest")
+    assert [task.done() for task in new] == [False, True]
+    assert not any(task.done() for task in retries)
+    scene.instance("prefill0:1").draining = False
+    await asyncio.gather(*retries)
+    with pytest.raises(RateLimitError, match="this client"):
+        await new[1]
+
+
+async def test_the_prompts_of_a_list_share_one_place_and_once_one_is_in_the_others_need_none() -> None:
+    scene = Scene(max_decode_tokens=100, max_queue=1)
+    whole = Ticket("lists")
+    parts = [await scene.ask(f"p{n}", 100, ticket=whole.part()) for n in range(5)]
+    assert scene.order == ["p0"]
+    assert len(scene.gate) == 4
+    await scene.ask("other", 100)  # the queue has a place still
+    late = [await scene.ask(f"p{n}", 100, ticket=whole.part()) for n in range(5, 7)]
+    while scene.running:
+        await scene.end(next(iter(scene.running)))
+    assert {*scene.order} == {*(f"p{n}" for n in range(7)), "other"}
+    assert all(task.done() for task in [*parts, *late])
+
+
+async def test_a_list_that_finds_the_queue_full_is_refused_and_one_that_is_shed_leaves_whole() -> None:
+    scene = Scene(max_decode_tokens=100, max_queue=2)
+    await scene.ask("r0", 100)
+    whole, shed = Ticket("greedy"), Ticket("greedy")
+    first = [await scene.ask(f"a{n}", 50, ticket=whole.part()) for n in range(3)]
+    second = [await scene.ask(f"b{n}", 50, ticket=shed.part()) for n in range(3)]
+    with pytest.raises(RateLimitError, match="the queue is full"):
+        await (await scene.ask("c0", 50, ticket=Ticket("greedy").part()))
+    await scene.ask("modest", 50, client="modest")
+    assert all(task.done() for task in second)
+    assert not any(task.done() for task in first)
+    assert scene.book.refusals == {"queue_full": 1, "shed": 1}
+    for task in second:
+        with pytest.raises(RateLimitError, match="this client"):
+            await task
+
+
 async def test_all_waiting_of_one_request_together_is_bounded() -> None:
     scene = Scene(queue_timeout_s=0.05)
     scene.instance("decode0:1").status = Status.DOWN
@@ -420,6 +501,28 @@ async def test_a_stop_answers_all_who_wait_and_lets_nobody_in() -> None:
         assert refused.value.headers["Connection"] == "close"
     await scene.end("r0")
     assert scene.order == ["r0"]
+
+
+async def test_who_was_let_in_before_a_stop_may_still_try_again() -> None:
+    scene = Scene(prefill=2)
+    retry, late = Ticket(), Ticket()
+    whole = Ticket()
+    for n, ticket in enumerate((retry, late, whole.part())):
+        await (await scene.ask(f"r{n}", ticket=ticket))
+    for n in range(2):
+        scene.instance(f"prefill{n}:1").draining = True
+    waits = [
+        await scene.ask("new"),
+        await scene.ask("waits", ticket=retry),
+        await scene.ask("rest of the list", ticket=whole.part()),
+    ]
+    scene.gate.close()
+    await scene.rest()
+    assert [task.done() for task in waits] == [True, False, False]
+    with pytest.raises(UnavailableError, match="shutting down"):
+        await waits[0]
+    scene.instance("prefill0:1").draining = False
+    await asyncio.gather(*waits[1:], await scene.ask("late", ticket=late))
 
 
 async def test_a_name_no_engine_turns_out_to_serve_is_not_waited_for() -> None:
@@ -456,6 +559,94 @@ async def test_engines_that_do_both_are_limited_by_what_they_decode() -> None:
     assert scene.order == ["r0", "r1"]
     await scene.end("r0")
     assert scene.order == ["r0", "r1", "r2"]
+
+
+# -- health ----------------------------------------------------------------------------------------------------
+
+
+def eject(scene: Scene, instance: Instance) -> None:
+    scene.health().answered(instance)
+    for _ in range(3):
+        scene.health().charged(instance)
+    assert instance.breaker.state is Circuit.OPEN
+
+
+def try_out(scene: Scene, instance: Instance) -> None:
+    eject(scene, instance)
+    scene.now += 100
+    scene.health().answered(instance)
+    scene.fleet.claim(instance.address, 0, Phase.PREFILL, 1)
+    assert instance.breaker.on_trial
+
+
+def miss(scene: Scene, instance: Instance) -> None:
+    scene.health().answered(instance)
+    scene.health().checked(instance, Check(Finding.MISSED, "no answer"))
+    assert instance.breaker.doubtful
+
+
+def start_slowly(scene: Scene, instance: Instance) -> None:
+    instance.breaker = Breaker(slow_start_s=10, joins=True)
+    scene.health().answered(instance)
+    scene.fleet.claim(instance.address, 0, Phase.PREFILL, 1)
+
+
+def recover(scene: Scene, instance: Instance) -> None:
+    scene.now += 100
+    scene.health().answered(instance)
+
+
+def serve_on_trial(scene: Scene, instance: Instance) -> None:
+    scene.health().served(instance)
+
+
+@pytest.mark.parametrize("worsen", [eject, try_out, miss, start_slowly])
+async def test_what_does_not_fit_a_healthy_instance_waits_and_does_not_overflow_to_a_worse_one(
+    worsen: Callable[[Scene, Instance], None],
+) -> None:
+    scene = Scene(prefill=2, max_prefill_tokens=50)
+    worse = scene.instance("prefill1:1")
+    worsen(scene, worse)
+    legs = worse.running_legs()
+    for n in range(3):
+        await scene.ask(f"r{n}", 50)
+    assert scene.order == ["r0"]
+    await scene.end("r0")
+    await scene.end("r1")
+    assert scene.order == ["r0", "r1", "r2"]
+    assert worse.running_legs() == legs
+    await scene.end("r2")
+    scene.instance("prefill0:1").draining = True
+    await scene.ask("r3", 10)  # with nothing better left it is used
+    assert worse.running_legs() == legs + 1
+
+
+@pytest.mark.parametrize(
+    ("worsen", "mend"),
+    [(eject, recover), (try_out, serve_on_trial), (miss, recover), (start_slowly, recover)],
+)
+async def test_an_instance_that_is_well_again_wakes_who_waits(
+    worsen: Callable[[Scene, Instance], None], mend: Callable[[Scene, Instance], None]
+) -> None:
+    scene = Scene(prefill=2, max_prefill_tokens=50)
+    worsen(scene, scene.instance("prefill1:1"))
+    for n in range(2):
+        await scene.ask(f"r{n}", 40)
+    assert scene.order == ["r0"]
+    mend(scene, scene.instance("prefill1:1"))
+    await scene.rest()
+    assert scene.order == ["r0", "r1"]
+
+
+async def test_a_full_instance_that_becomes_the_worst_is_waited_for_no_more() -> None:
+    scene = Scene(prefill=2, max_prefill_tokens=50)
+    miss(scene, scene.instance("prefill1:1"))
+    for n in range(2):
+        await scene.ask(f"r{n}", 40)
+    assert scene.order == ["r0"]
+    eject(scene, scene.instance("prefill0:1"))
+    await scene.rest()
+    assert scene.order == ["r0", "r1"]
 
 
 async def test_at_random_nothing_is_lost_stuck_or_over_the_limit() -> None:

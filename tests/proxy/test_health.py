@@ -17,12 +17,14 @@ from proxy import circuit as circuits
 from proxy.app_keys import WATCH
 from proxy.circuit import Circuit
 from proxy.config import Config, Health, Role, parse_instance
+from proxy.discovery import health
 from proxy.instances import Instance, Status
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.service import (
     ADMIN_KEY,
     UNHURRIED,
+    InOrder,
     Pair,
     Service,
     engines,
@@ -467,7 +469,8 @@ async def test_no_request_fails_while_instances_are_drained_and_added_under_load
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_the_series_of_a_removed_instance_end(force: bool) -> None:
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_the_series_of_a_removed_instance_end(force: bool, breaks: bool) -> None:
     async with fleet() as pair:
         gone = pair.engines.prefill[0]
         fail(gone, "slow", delay_s=0.2)
@@ -477,11 +480,28 @@ async def test_the_series_of_a_removed_instance_end(force: bool) -> None:
         await wait_until(lambda: bool(legs(gone)), "a leg")
         assert gone.address in (await pair.service.ask("/metrics")).body.decode()
         await pair.service.admin("/instances/remove", {"instance": gone.address, "force": force})
+        if breaks:
+            await gone.stop()
         assert {answer.status for answer in await asyncio.gather(*running)} == {200}
         await wait_until(lambda: pair.service.fleet.get(gone.address) is None, "removal")
-        metrics = ""
-        async with asyncio.timeout(20):
-            while not metrics or gone.address in metrics:
-                await asyncio.sleep(0.05)
-                metrics = (await pair.service.ask("/metrics")).body.decode()
+        await pair.service.settled()
+        metrics = (await pair.service.ask("/metrics")).body.decode()
+        assert gone.address not in metrics
         assert pair.engines.prefill[1].address in metrics
+
+
+async def test_legs_leave_an_engine_whose_port_is_closed_though_their_connections_stand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever closed them may have been cut off before telling."""
+    monkeypatch.setattr(health, "GONE_S", 0.5)
+    async with fleet(prefill=1, decode=2, policy=InOrder(), kv_events=False) as pair:
+        engine = min(pair.engines.decode, key=lambda e: e.address)
+        engine.faults.add(Fault(kind="hang", path="/v1/completions"))
+        running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
+        await wait_until(lambda: any(s.path == "/v1/completions" for s in engine.seen), "the decode leg")
+        assert engine._site is not None
+        server = engine._site._server
+        assert server is not None
+        server.close()  # the port alone
+        assert (await running).status == 200

@@ -1,6 +1,7 @@
 """Instances come and go, engines with another model are refused, and a stop lets running answers end."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -181,6 +182,26 @@ async def test_an_engine_too_busy_to_tell_its_event_sources_keeps_its_index(
         assert (candidate["index"], candidate["cached_tokens"]) == ("exact", 192)
 
 
+async def test_while_an_instance_is_added_nobody_adds_it_by_another_scheme() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair, StandIn() as new:
+        new.faults.add(Fault(kind="slow", path="/v1/models", delay_s=0.5, times=1))
+        plain = {"type": "prefill", "instance": new.address}
+        adding = asyncio.get_running_loop().create_task(pair.service.admin("/instances/add", plain))
+        await wait_until(
+            lambda: new.address in pair.service.app[WATCH]._adding, "the question what it serves"
+        )
+        other = await pair.service.admin("/instances/add", plain | {"instance": f"https://{new.address}"})
+        assert other.status == 409
+        assert (await adding).status == 200
+        instance = pair.service.fleet.get(new.address)
+        assert instance is not None
+        assert (instance.spec.scheme, instance.status) == ("http", Status.UP)
+        drained = await pair.service.admin("/instances/drain", {"instance": pair.engines.prefill[0].address})
+        assert drained.status == 200
+        assert (await pair.service.complete("hello")).status == 200
+        assert (await pair.service.admin("/instances/add", plain)).status == 409
+
+
 async def test_an_engine_of_another_model_cannot_be_added() -> None:
     async with (
         fleet(prefill=1, decode=1, kv_events=False) as pair,
@@ -340,17 +361,51 @@ async def test_what_runs_too_long_is_cut_with_a_word(started: Any, timeout_s: st
         await process.listening()
         await process.ready(pair.service.session)
         body = {"prompt": "hello", "max_tokens": 5000, "ignore_eos": True, "stream": True}
-        async with (
-            asyncio.timeout(20),
-            pair.service.session.post(f"{process.url}/v1/completions", json=body) as response,
-        ):
-            await response.content.readany()
+        data = json.dumps(body).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        async with asyncio.timeout(20):
+            # By hand: aiohttp's client throws away what it had not read yet when a connection breaks.
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(process.url.rpartition(":")[2]))
+            writer.write(head % len(data) + data)
+            got = await reader.readuntil(b"data: ")
+            unstreamed = asyncio.get_running_loop().create_task(
+                ask(pair.service.session, process.url, "/v1/completions", body | {"stream": False})
+            )
+            await wait_until(
+                lambda: len([s for s in decode.seen if s.path == "/v1/completions"]) == 2, "both"
+            )
             for _ in range(signals):
                 process.process.send_signal(signal.SIGTERM)
                 await asyncio.sleep(0.05)  # two signals sent at once may arrive as one
-            with pytest.raises(aiohttp.ClientPayloadError):
-                await response.read()
+            got += await reader.read()
+            writer.close()
+            last_event = got.rpartition(b"data: ")[2]
+            assert last_event.endswith(b"\n\n\r\n")  # and no chunk that ends the body
+            error = json.loads(last_event)["error"]
+            assert (error["message"], error["code"]) == ("kvproxy is shutting down", 503)
+            refused = await unstreamed
+            assert (refused.status, refused.json["error"]["message"]) == (503, "kvproxy is shutting down")
+            assert refused.headers["Connection"] == "close"
             assert await process.ended() == 0
+    lines = [line for line in "".join(process.lines).splitlines() if "POST /v1/completions" in line]
+    assert len(lines) == 2
+    assert sorted(re.search(r"completions (\d+) .* outcome=(\w+)", line).groups() for line in lines) == [  # type: ignore[union-attr]
+        ("200", "cut"),
+        ("503", "unavailable"),
+    ]
+
+
+async def test_who_waits_when_the_start_fails_is_told(started: Any) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        process = await started(
+            "-m", "tiny", "-p", "127.0.0.1:1", "-d", pair.engines.decode[0].address, "--port", "0", "--startup-timeout", "2"
+        )  # fmt: skip
+        await process.listening()
+        async with asyncio.timeout(20):
+            answer = await ask(pair.service.session, process.url, "/v1/completions", {"prompt": "hello"})
+            assert (answer.status, answer.headers["Connection"]) == (503, "close")
+            assert answer.json["error"]["message"] == "kvproxy is shutting down"
+            assert await process.ended() == 1
 
 
 async def test_not_ready_in_time_ends_with_code_1_naming_the_engine(started: Any) -> None:

@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-from proxy.logs import MOST_CAUSES, Formatter, log_loop_error, traceback_of
+from proxy.logs import MOST_CAUSES, Formatter, Occasionally, log_loop_error, traceback_of
+
+
+def test_what_happens_often_is_told_now_and_then_with_its_count() -> None:
+    now = [0.0]
+    often = Occasionally(lambda: now[0], 60)
+    told = []
+    for now[0] in (0, 1, 59, 60, 61, 200):
+        told.append(often.count())
+    assert told == [1, 0, 0, 3, 0, 2]
 
 
 def quote(secret: str) -> None:

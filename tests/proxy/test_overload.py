@@ -509,3 +509,11 @@ async def test_each_prompt_of_a_list_is_let_in_by_itself_and_none_waits_for_ever
         assert len(them.decoded()) == 4
         assert await them.pair.service.metric("kvproxy_queue_wait_seconds_count") == 3
         await them.pair.service.settled()
+
+
+async def test_a_list_of_more_prompts_than_the_queue_has_places_is_served() -> None:
+    async with fleet(admission=Admission(max_prefill_tokens=20, max_queue=2)) as pair:
+        answer = await pair.service.complete([prose(20, n) for n in range(12)])
+        assert answer.status == 200
+        assert len(answer.by_choice) == 12
+        await pair.service.settled()

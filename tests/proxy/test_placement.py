@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 from kvevents import BlockStored, PrefixIndex, Prompt
-from proxy.config import Role, parse_instance
+from proxy.config import Admission, Role, parse_instance
 from proxy.instances import Fleet, Instance, Status
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
@@ -22,7 +22,7 @@ class Exact:
 class Scene:
     """Three prefill and two decode instances, exactly known, block size 10."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Admission | None = None) -> None:
         self.now = 0.0
         self.index = PrefixIndex()
         self.fleet = Fleet()
@@ -46,6 +46,7 @@ class Scene:
             "cache_affinity",
             clock=lambda: self.now,
             rng=random.Random(1),
+            limits=limits,
         )
 
     def cache(self, address: str, tokens: list[int], block_size: int = 10) -> None:
@@ -168,6 +169,22 @@ def test_only_instances_that_serve_the_model_are_usable() -> None:
     assert chosen(decision) == ("c:1", None)
     assert not decision.admissible
     assert {p.candidate.why for p in decision.decode.candidates} == {"model not served"}
+
+
+def test_what_an_engine_that_does_both_has_cached_makes_its_leg_no_smaller() -> None:
+    scene = Scene(Admission(max_decode_tokens=2500))
+    for address in ("a:1", "b:1", "c:1", "d:1", "e:1"):
+        scene.fleet.remove(address)
+    both = Instance(parse_instance("f:1", Role.BOTH))
+    both.status, both.model_cards, both.sources = Status.UP, [{"id": "tiny"}], {0: Exact()}
+    scene.fleet.add(both)
+    scene.cache("f:1", PREFIX)
+    placed = 0
+    while (one := scene.decide(PREFIX).decode.chosen) is not None and placed < 5:
+        scene.placement.claim(one, Phase.DECODE, ask(PREFIX))
+        placed += 1
+    assert placed == 2
+    assert both.running_tokens() == 2000
 
 
 def test_block_sizes_may_differ_between_instances() -> None:

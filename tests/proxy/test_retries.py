@@ -69,6 +69,22 @@ async def test_the_death_of_one_of_four_instances_under_200_requests_loses_none(
         await in_order(pair)
 
 
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_what_fails_at_once_does_not_draw_everything_to_itself(role: str) -> None:
+    """An engine that fails fast is always the least loaded one."""
+    async with fleet(prefill=4, decode=4, stand_in=UNHURRIED, kv_events=False) as pair:
+        bad: StandIn = getattr(pair.engines, role)[0]
+        bad.faults.add(Fault(kind="status", path=PATH, status=500))
+        spend_the_budget(pair)
+        bodies = [{"prompt": prose(30, n), "max_tokens": 8} for n in range(200)]
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            url = pair.service.url
+            answers = await asyncio.gather(*(ask(session, url, PATH, body) for body in bodies))
+        assert {answer.status for answer in answers} == {200}
+        assert await pair.service.metric("kvproxy_retries_refused_total") == 0
+        await in_order(pair)
+
+
 async def test_without_budget_the_client_gets_the_engines_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(director, "BUDGET_WAIT_S", 0.2)
     async with fleet(prefill=1, decode=1, retries=Retries(budget=0.0)) as pair:

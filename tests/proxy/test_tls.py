@@ -189,5 +189,5 @@ def test_a_wrong_file_ends_the_start_with_its_flag(
 
 
 def test_no_passphrase_is_asked_for(authority: Authority) -> None:
-    with pytest.raises(ConfigError, match="without a passphrase"):
+    with pytest.raises(ConfigError, match="has a passphrase; write one without"):
         server_context(*authority.certify("127.0.0.1", passphrase=b"secret"))

@@ -1,0 +1,96 @@
+"""What changes without a request or a check to tell of it is looked for now and then, and said once."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from proxy.instances import Fleet, Instance, Status
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.25
+
+SILENT_S = 10.0
+"""How long an engine that is up may be unheard before it is told: connections to publishers take a second or two,
+and ZeroMQ tries one that failed again within ten."""
+
+
+class Feeds(Protocol):
+    """The part of the event feeds needed here."""
+
+    def silences(self, instance: Instance) -> dict[int, str]:
+        """The followed ranks that nobody publishes for, and why in words."""
+        ...
+
+
+class Changes:
+    """Says when readiness is lost and regained, when an index becomes exact or stops being so, and who is silent."""
+
+    def __init__(self, fleet: Fleet, feeds: Feeds | None, clock: Callable[[], float]) -> None:
+        """`clock`: any monotonic seconds."""
+        self._fleet = fleet
+        self._feeds = feeds
+        self._clock = clock
+        self._ready: bool | None = None
+        """None until it was ready for the first time, which the start tells of."""
+        self._missing: str | None = None
+        self._exact: dict[tuple[str, int], bool] = {}
+        self._silent_since: dict[tuple[str, int], float] = {}
+
+    async def tell(self) -> None:
+        """Look without end."""
+        while True:
+            self.look()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def look(self) -> None:
+        """Say what is otherwise than at the last look."""
+        self._look_at_readiness()
+        ranks = [(instance, rank) for instance in self._fleet for rank in instance.ranks]
+        known = {(instance.address, rank) for instance, rank in ranks}
+        for told in (self._exact, self._silent_since):
+            for gone in told.keys() - known:
+                del told[gone]
+        for instance, rank in ranks:
+            self._look_at_index(instance, rank)
+        if self._feeds is not None:
+            for instance in self._fleet:
+                self._look_at_silence(instance, self._feeds.silences(instance))
+
+    def _look_at_readiness(self) -> None:
+        missing = self._fleet.not_ready_because
+        if missing is not None and missing != self._missing and self._ready is not None:
+            log.warning("not ready: %s", missing)
+            self._ready = False
+        elif missing is None:
+            if self._ready is False:
+                log.info("ready again")
+            self._ready = True
+        self._missing = missing
+
+    def _look_at_index(self, instance: Instance, rank: int) -> None:
+        state = instance.index_state(rank)
+        exact, before = state == "exact", self._exact.get((instance.address, rank), False)
+        self._exact[instance.address, rank] = exact
+        if exact is not before:
+            was = "" if exact else ", not exact any more"
+            log.info("%s %s rank %d: index %s%s", instance.role, instance.address, rank, state, was)
+
+    def _look_at_silence(self, instance: Instance, silences: dict[int, str]) -> None:
+        now = self._clock()
+        for rank in instance.ranks:
+            key = (instance.address, rank)
+            if rank not in silences or instance.status is not Status.UP:
+                self._silent_since.pop(key, None)
+                instance.silent.pop(rank, None)
+            elif now - self._silent_since.setdefault(key, now) >= SILENT_S and rank not in instance.silent:
+                words = instance.silent[rank] = silences[rank]
+                log.warning(
+                    "%s %s rank %d: %s: check its event address and port, and the network;"
+                    " until then it is chosen by load alone",
+                    instance.role,
+                    instance.address,
+                    rank,
+                    words,
+                )

@@ -1,0 +1,103 @@
+"""The log's line of a request tells what was tried, why it was refused, and how its stream ended."""
+
+import asyncio
+import logging
+import re
+from typing import Any
+
+import pytest
+
+from proxy.config import Admission, Deadlines
+from proxy.simulation.faults import Fault
+from tests.proxy.service import InOrder, Pair, fleet, wait_until
+
+
+async def line(caplog: pytest.LogCaptureFixture, path: str = "/v1/completions") -> dict[str, str]:
+    """What the one line of a request to a path notes."""
+    await wait_until(lambda: any(path in m for m in caplog.messages), "its line")
+    (found,) = [m for m in caplog.messages if f"POST {path} " in m]
+    return {n: a or b for n, a, b in re.findall(r'(\w+)=(?:"([^"]*)"|(\S+))', found)}
+
+
+def bad(pair: Pair, engine: int, **fault: Any) -> str:
+    pair.engines.decode[engine].faults.add(Fault(**({"path": "/v1/c"} | fault)))
+    return pair.engines.decode[engine].address
+
+
+@pytest.fixture(autouse=True)
+def _all_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
+async def test_attempts_that_failed_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    async with fleet(policy=InOrder(), kv_events=False) as pair:
+        first = min((0, 1), key=lambda n: pair.engines.decode[n].address)
+        address = bad(pair, first, kind="status", status=500, times=1)
+        assert (await pair.service.complete("hello", stream=True)).status == 200
+        notes = await line(caplog)
+        assert (notes["attempts"], notes["failed"]) == ("2", f"{address}:status")
+        assert notes["outcome"] == "ok"
+        assert re.fullmatch(r"\d+ms", notes["ttfb"])
+
+
+async def test_a_request_without_trouble_has_a_short_line(caplog: pytest.LogCaptureFixture) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        await pair.service.complete("hello")
+        assert not {"attempts", "failed", "ttfb", "reason", "cut", "prompts"} & (await line(caplog)).keys()
+
+
+async def test_a_list_of_prompts_says_how_many(caplog: pytest.LogCaptureFixture) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        await pair.service.complete(["one", "two"])
+        assert (await line(caplog))["prompts"] == "2"
+
+
+async def test_a_refusal_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False, admission=Admission(queue_timeout_s=0.1)) as pair:
+        await pair.service.admin("/instances/drain", {"instance": pair.engines.decode[0].address})
+        assert (await pair.service.complete("hello")).status == 503
+        assert (await line(caplog))["reason"] == "no_engine"
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "words"),
+    [("cut", "cut", "the stream was cut off"), ("stall", "timeout", "sent nothing for")],
+)
+async def test_a_stream_that_was_cut_says_how_it_ended_on_its_own_line(
+    fault: str, outcome: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False, deadlines=Deadlines(chunk_s=0.5)) as pair:
+        bad(pair, 0, kind=fault, after_bytes=1500)
+        with pytest.raises(Exception, match="ayload"):
+            await pair.service.complete("hello", stream=True, max_tokens=100, ignore_eos=True)
+        notes = await line(caplog)
+        assert notes["outcome"] == outcome
+        assert words in notes["cut"]
+        assert await pair.service.metric("kvproxy_requests_total", outcome=outcome) == 1
+        warnings = [r for r in caplog.records if r.levelno >= logging.WARNING and "cut" in r.getMessage()]
+        assert not warnings  # a client can bring this about as often as it likes
+
+
+async def test_an_open_circuit_says_what_failed_last(caplog: pytest.LogCaptureFixture) -> None:
+    async with fleet(policy=InOrder(), kv_events=False) as pair:
+        first = min((0, 1), key=lambda n: pair.engines.decode[n].address)
+        address = bad(pair, first, kind="status", status=500)
+        for n in range(3):
+            assert (await pair.service.complete(f"hello {n}")).status == 200
+        (opened,) = [m for m in caplog.messages if "circuit open" in m]
+        assert address in opened
+        assert "(last: status 500)" in opened
+
+
+async def test_stranded_blocks_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False, admission=Admission(queue_timeout_s=0.2)) as pair:
+        bad(pair, 0, kind="hang")
+        running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
+        await wait_until(
+            lambda: any(s.path == "/v1/completions" for s in pair.engines.decode[0].seen), "a leg"
+        )
+        await pair.engines.decode[0].stop()
+        await asyncio.wait({running})
+        await pair.service.settled()
+        assert await pair.service.metric("kvproxy_holds_total", end="stranded") >= 1
+        assert "prefilled blocks of 1 prompts were not given back" in caplog.text

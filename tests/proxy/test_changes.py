@@ -1,0 +1,184 @@
+"""What an operator is told when nothing else tells of it: readiness, indexes, and engines nobody hears."""
+
+import asyncio
+import logging
+
+import pytest
+
+from proxy.app_keys import WATCH
+from proxy.config import Admission, Role, WhenNoPrefill, parse_instance
+from proxy.discovery import changes
+from proxy.discovery.changes import SILENT_S, Changes
+from proxy.instances import Fleet, Instance, Status
+from proxy.simulation.faults import Fault
+from tests.proxy.service import engines, fleet, kvproxy, wait_until
+
+PREFILL, DECODE = "127.0.0.1:1", "127.0.0.1:2"
+
+
+class Source:
+    state = "unknown"
+    retirements = 0
+
+
+class Feeds:
+    """Those named are silent."""
+
+    def __init__(self) -> None:
+        self.silent: dict[str, dict[int, str]] = {}
+
+    def silences(self, instance: Instance) -> dict[int, str]:
+        return self.silent.get(instance.address, {})
+
+
+class Told:
+    """A fleet of a pair whose changes are looked for by hand."""
+
+    def __init__(self, *, decode_alone: bool = False) -> None:
+        self.now = 100.0
+        self.fleet = Fleet(decode_alone=decode_alone)
+        self.prefill = Instance(parse_instance(PREFILL, Role.PREFILL))
+        self.decode = Instance(parse_instance(DECODE, Role.DECODE))
+        for instance in (self.prefill, self.decode):
+            self.fleet.add(instance)
+        self.feeds = Feeds()
+        self.changes = Changes(self.fleet, self.feeds, lambda: self.now)
+
+    def up(self) -> None:
+        self.prefill.status = self.decode.status = Status.UP
+        self.changes.look()
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Told:
+    caplog.set_level(logging.INFO, changes.__name__)
+    return Told()
+
+
+def test_lost_readiness_is_told_once_and_so_is_its_return(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    told.changes.look()
+    told.up()
+    assert caplog.messages == []  # the start says this itself
+    told.prefill.status = Status.DOWN
+    for _ in range(3):
+        told.changes.look()
+    told.decode.draining = True
+    told.changes.look()
+    assert told.fleet.ready is False
+    told.decode.draining = False
+    told.up()
+    assert caplog.messages == [
+        "not ready: no usable prefill instance",
+        "not ready: no usable prefill and no usable decode instance",
+        "ready again",
+    ]
+
+
+def test_where_decode_may_do_all_a_decode_instance_is_enough() -> None:
+    told = Told(decode_alone=True)
+    assert told.fleet.not_ready_because == "no usable decode instance"
+    told.decode.status = Status.UP
+    assert told.fleet.not_ready_because is None
+
+
+def test_an_index_that_becomes_exact_or_stops_being_so_is_told(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Source()
+    told.prefill.sources = {0: source}
+    for state in ("unknown", "partial", "exact", "exact", "partial", "unknown", "exact"):
+        source.state = state
+        told.changes.look()
+    assert caplog.messages == [
+        f"prefill {PREFILL} rank 0: index exact",
+        f"prefill {PREFILL} rank 0: index partial, not exact any more",
+        f"prefill {PREFILL} rank 0: index exact",
+    ]
+
+
+def test_an_engine_that_is_up_and_unheard_is_told_once_until_it_is_heard(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    told.feeds.silent = {PREFILL: {0: "no KV events come from tcp://h:1"}}
+    told.changes.look()
+    told.now += SILENT_S + 1  # but it is not up yet
+    told.up()
+    assert not told.prefill.silent
+    for _ in range(3):
+        told.now += SILENT_S
+        told.changes.look()
+    (line,) = caplog.messages
+    assert f"prefill {PREFILL} rank 0: no KV events come from tcp://h:1" in line
+    assert told.prefill.silent == {0: "no KV events come from tcp://h:1"}
+    told.feeds.silent = {}
+    told.changes.look()
+    assert not told.prefill.silent
+
+
+async def test_a_wrong_event_port_is_told_in_the_log_and_in_the_status(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(changes, "SILENT_S", 0.3)
+    async with engines(prefill=1, decode=1) as made:
+        wrong = "tcp://127.0.0.1:1"
+        told = parse_instance(f"{made.prefill[0].address}?events={wrong}", Role.PREFILL)
+        config = made.config()
+        async with kvproxy(made.config(instances=(told, config.instances[1])), ready=False) as service:
+            await wait_until(lambda: "no KV events come from" in caplog.text, "the warning")
+            (rank,) = (await service.ask("/status")).json["instances"][0]["ranks"]
+            assert rank["why"] == f"no KV events come from {wrong}"
+            assert (await service.complete("hello")).status == 200
+            assert made.decode[0].address not in caplog.text
+
+
+async def test_lost_readiness_is_seen_everywhere_in_the_same_words(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[bool] = []
+    look = Changes.look
+
+    def looks(self: Changes) -> None:
+        look(self)
+        seen.append(self._fleet.ready)
+
+    monkeypatch.setattr(Changes, "look", looks)
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        await wait_until(lambda: True in seen, "a look at a fleet that is ready")
+        shown = (await pair.service.ask("/status")).json
+        assert (shown["ready"], shown["not_ready_because"]) == (True, None)
+        await pair.service.admin("/instances/drain", {"instance": pair.engines.prefill[0].address})
+        words = "no usable prefill instance"
+        await wait_until(lambda: f"not ready: {words}" in caplog.text, "the warning")
+        assert (await pair.service.ask("/ready")).json["error"]["message"] == f"not ready: {words}"
+        shown = (await pair.service.ask("/status")).json
+        assert (shown["ready"], shown["not_ready_because"]) == (False, words)
+        assert (shown["instances"][0]["share"], shown["instances"][1]["share"]) == (0, 1)
+
+
+async def test_a_decode_engine_alone_is_ready_where_it_may_do_all() -> None:
+    async with engines(prefill=1, decode=1) as made:
+        await made.prefill[0].refuse()
+        admission = Admission(when_no_prefill=WhenNoPrefill.DECODE)
+        config = made.config(admission=admission, kv_events=False, startup_timeout_s=1.0)
+        async with kvproxy(config, ready=False) as service:
+            await wait_until(lambda: service.fleet.ready, "readiness")
+            assert (await service.ask("/ready")).status == 200
+            assert (await service.ask("/status")).json["ready"] is True
+            assert (await service.complete("hello")).status == 200
+            fatal = service.app[WATCH].fatal
+            with pytest.raises(TimeoutError):  # the time for starting up passes
+                async with asyncio.timeout(1.5):
+                    await asyncio.shield(fatal)
+            assert not fatal.done()
+
+
+async def test_an_engine_that_does_not_answer_says_so_before_it_is_down() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        instance = pair.service.fleet.get(pair.engines.decode[0].address)
+        assert instance is not None
+        pair.engines.decode[0].faults.add(Fault(kind="hang", path="/health"))
+        await wait_until(lambda: instance.breaker.doubtful, "a missed check")
+        shown = (await pair.service.ask("/status")).json["instances"][1]
+        assert (shown["state"], shown["why"]) == ("up", "its last check was not answered")
