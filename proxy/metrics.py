@@ -281,5 +281,7 @@ class FleetCollector(Collector):
                         [instance.address, str(rank), state], instance.index_state(rank) == state
                     )
         for slot, count in self._index.blocks().items():
+            if self._fleet.get(slot.instance) is None:
+                continue  # it was removed, and is being forgotten
             blocks.add_metric([slot.instance, str(slot.rank), slot.tier], count)
         return [up, circuits, requests, tokens, states, blocks]

@@ -345,6 +345,7 @@ class FleetWatch:
         if self._fleet.get(address) is not instance:
             return
         self._fleet.remove(address)
+        self._accounts.forget(address)  # from here on nothing is counted for it
         self._leaving.discard(address)
         watched = self._watched.pop(address, None)
         if watched is not None and watched.task is not None:
@@ -358,5 +359,4 @@ class FleetWatch:
             await self._feeds.unfollow(instance)
         self._engines.forget(address)
         self._book.forget(address)
-        self._accounts.forget(address)
         log.info("%s %s was removed", instance.role, address)
