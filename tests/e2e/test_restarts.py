@@ -264,6 +264,22 @@ async def test_both_kinds_of_engine_die_under_load_and_all_recovers(
 
         await wait_until(come, 60, f"{more} more answers")
 
+    fresh = itertools.count()
+    used: set[str] = set()
+
+    async def used_again() -> bool:
+        """Ask what nobody has cached: what is cached elsewhere goes there."""
+        asked = [
+            ask(
+                session, proxy.url, COMPLETIONS, GREEDY | {"prompt": prose(40, f"fresh {n}"), "max_tokens": 4}
+            )
+            for n in itertools.islice(fresh, 4)
+        ]
+        for answer in await asyncio.gather(*asked):
+            assert answer.status == 200
+            used.update({answer.prefill, answer.decode})
+        return {spec.address for spec in dying} <= used
+
     async def recover() -> None:
         try:
             await answers(CLIENTS)
@@ -276,12 +292,6 @@ async def test_both_kinds_of_engine_die_under_load_and_all_recovers(
             await asyncio.to_thread(fleet.wait_healthy, [spec.name for spec in dying], START_S)
             for spec in dying:
                 await wait_back(session, proxy, spec.address, spec.role)
-            back = len(got)
-
-            async def used_again() -> bool:
-                used = {place for answer in got[back:] for place in (answer.prefill, answer.decode)}
-                return {spec.address for spec in dying} <= used
-
             await wait_until(used_again, 60, "both serve again")
         finally:
             enough.set()
