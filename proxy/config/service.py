@@ -66,7 +66,3 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                     " an instance that does both is given once, as --both"
                 )
             seen[spec.address] = spec.role
-
-    def addresses(self, role: Role) -> list[str]:
-        """The configured instances that can take legs of `role`, in order."""
-        return [spec.address for spec in self.instances if spec.role in {role, Role.BOTH}]

@@ -15,8 +15,11 @@ PAIR = [*BASE, "-p", "127.0.0.1:8100", "-d", "127.0.0.1:8200"]
 
 def test_flags_given_twice_append() -> None:
     config = read_config([*BASE, "-p", "a:1", "b:1", "--prefill", "c:1", "-d", "d:1", "--both", "e:1"])
-    assert config.addresses(Role.PREFILL) == ["a:1", "b:1", "c:1", "e:1"]
-    assert config.addresses(Role.DECODE) == ["d:1", "e:1"]
+    assert [(spec.address, spec.role) for spec in config.instances] == [
+        *((address, Role.PREFILL) for address in ("a:1", "b:1", "c:1")),
+        ("d:1", Role.DECODE),
+        ("e:1", Role.BOTH),
+    ]
 
 
 @pytest.mark.parametrize(
