@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from kvevents.prefix_index import PrefixIndex
 from proxy.admission import BodyBudget, Gate
-from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, METRICS, READER, STOPPING, WATCH
+from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, METRICS, READER, STOPPING, TOKENIZER, WATCH
 from proxy.authentication import CLIENT_KEYS, authenticate
 from proxy.client_keys import ClientKeys, readable_by_others
 from proxy.config import Config, WhenNoPrefill
@@ -30,7 +30,7 @@ from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
 from proxy.tasks import TaskOwner
-from proxy.tokenizing import EngineTokenizer
+from proxy.tokenizing import LocalTokenizer, PromptTokenizer, find_model, read_model
 from proxy.upstream.client import EngineClient
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     chosen_policy = policy or load_policy(config.policy)
     if policy is not None:
         config = msgspec.structs.replace(config, policy=type(policy).__name__)
+    local = _local_tokenizer(config.tokenizer)
     app = _application(config)
     registry = CollectorRegistry()
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
@@ -105,12 +106,20 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             )
             watch = FleetWatch(config, fleet, client, feeds, app[METRICS], forget=placement.forget)
             app[WATCH] = watch
+            app[TOKENIZER] = tokenizer = PromptTokenizer(
+                fleet,
+                client,
+                clock=time.monotonic,
+                local=local,
+                look_for_local=config.tokenizer == "auto",
+                count=app[METRICS].tokenized,
+            )
             app[DIRECTOR] = Director(
                 fleet=fleet,
                 placement=placement,
                 gate=app[GATE],
                 connector=CONNECTORS[config.connector](),
-                tokenizer=EngineTokenizer(fleet, client, clock=time.monotonic),
+                tokenizer=tokenizer,
                 client=client,
                 watch=watch,
                 accounts=app[METRICS],
@@ -121,9 +130,11 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 retries=config.retries,
             )
             watch.start()
+            tokenizer.start()
             yield
             await leg_tasks.drained(CLEANUP_S)
             await leg_tasks.close()
+            await tokenizer.close()
             await watch.close()
             await feed_tasks.close()
             if feeds is not None:
@@ -135,6 +146,17 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     if config.security.admin_port is None:
         app.add_routes(OPERATORS)
     return app
+
+
+def _local_tokenizer(name: str) -> LocalTokenizer | None:
+    """The tokenizer that is configured by its name. Raises ConfigError."""
+    if name in {"auto", "engines"}:
+        return None
+    directory = find_model(name)
+    try:
+        return LocalTokenizer(read_model(directory))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--tokenizer {name} cannot be used: {error}") from None
 
 
 CLIENTS = [

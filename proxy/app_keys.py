@@ -11,6 +11,7 @@ from proxy.director import Director
 from proxy.discovery import FleetWatch
 from proxy.instances import Fleet
 from proxy.metrics import Metrics
+from proxy.tokenizing import PromptTokenizer
 
 CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
 DIRECTOR: web.AppKey[Director] = web.AppKey("director", Director)
@@ -20,6 +21,7 @@ GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
 BODIES: web.AppKey[BodyBudget] = web.AppKey("bodies", BodyBudget)
 READER: web.AppKey[ThreadPoolExecutor] = web.AppKey("reader", ThreadPoolExecutor)
 """The one thread that reads large bodies: what reading takes in passing, many times a body's size, it takes once."""
+TOKENIZER: web.AppKey[PromptTokenizer] = web.AppKey("tokenizer", PromptTokenizer)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
 """Set once the process is ending."""

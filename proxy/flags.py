@@ -112,6 +112,14 @@ def _add_routing(group: "argparse._ArgumentGroup") -> None:
         help=f"how instances are picked: {', '.join(POLICIES)}, or package.module:Class (default: %(default)s)",
     )
     group.add_argument(
+        "--tokenizer",
+        default="auto",
+        metavar="PATH|NAME",
+        help="the model's tokenizer and chat template: a directory, or a name in the Hugging Face cache (nothing is"
+        " downloaded); auto uses the engines' own directory if it can be read here, else asks engines, as"
+        " engines always does (default: %(default)s)",
+    )
+    group.add_argument(
         "--decision-headers",
         action="store_true",
         help="answers carry X-Kvproxy-Prefill, X-Kvproxy-Decode and X-Kvproxy-Cached-Tokens (predicted)",
@@ -295,6 +303,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         connector=args.connector,
         policy=args.policy,
         kv_events=args.kv_events == "auto",
+        tokenizer=args.tokenizer,
         engine_api_key=_read_key(args.engine_api_key_file),
         admin_api_key=os.environ.get("ADMIN_API_KEY", "").strip() or None,
         log_level=args.log_level,

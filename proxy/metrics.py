@@ -72,6 +72,7 @@ class Metrics(NullObserver):
             "Cached tokens the engine reported for finished prefill legs.",
             "instance",
         )
+        self._tokenized = counter("tokenized_prompts", "Prompts whose tokens are known, by who told.", "by")
         self._unknown = counter("unknown_prompts", "Prompts placed without knowing their tokens.", "reason")
         self._differ = counter(
             "token_count_differences", "Prompts the engine counted otherwise than we did.", "instance"
@@ -152,6 +153,10 @@ class Metrics(NullObserver):
         self._count(self._prompt_tokens, instance, prompt or 0)
         self._count(self._predicted, instance, predicted or 0)
         self._count(self._reported, instance, reported or 0)
+
+    def tokenized(self, by: str) -> None:
+        """As `tokenizing.PromptTokenizer` counts: a prompt's tokens were found."""
+        self._tokenized.labels(by).inc()
 
     def tokens_unknown(self, why: str) -> None:
         """As `director.Accounts`."""

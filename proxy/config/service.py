@@ -24,6 +24,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     connector: str = "nixl"
     policy: str = "cache_affinity"
     kv_events: bool = True
+    tokenizer: str = "auto"
+    """A directory, a name in the Hugging Face cache, `auto` or `engines`."""
     engine_api_key: str | None = None
     admin_api_key: str | None = None
     log_level: str = "info"
@@ -44,6 +46,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--model must name the model the engines serve")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is not a port: give 0 to 65535")
+        if not self.tokenizer:
+            raise ConfigError("--tokenizer must be a directory, a model's name, auto or engines")
         check_seconds("--kv-lease-s", self.kv_lease_s)
         if self.kv_lease_s <= LEASE_MARGIN_S:
             raise ConfigError(

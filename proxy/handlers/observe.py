@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, STOPPING
+from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, STOPPING, TOKENIZER
 from proxy.circuit import Circuit
 from proxy.config import Role
 from proxy.errors import ForbiddenError, UnavailableError
@@ -78,6 +78,7 @@ async def status(request: web.Request) -> web.Response:
             "decode_node_count": len(decode),
             "prefill_nodes": prefill,
             "decode_nodes": decode,
+            "tokenizer": request.app[TOKENIZER].status(),
             "queue": request.app[GATE].status(),
             "bodies": {
                 "held_bytes": request.app[BODIES].held_bytes,

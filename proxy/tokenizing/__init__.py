@@ -1,5 +1,7 @@
 """From a request to the token ids the engines will see, or to "unknown"."""
 
-from proxy.tokenizing.engines import EngineTokenizer, Tokenized
+from proxy.tokenizing.files import find_model, read_model
+from proxy.tokenizing.local import LocalTokenizer, NotExactError
+from proxy.tokenizing.prompts import PromptTokenizer, Tokenized
 
-__all__ = ["EngineTokenizer", "Tokenized"]
+__all__ = ["LocalTokenizer", "NotExactError", "PromptTokenizer", "Tokenized", "find_model", "read_model"]

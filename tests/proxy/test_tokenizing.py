@@ -12,9 +12,9 @@ from proxy.errors import LegBrokenError
 from proxy.generation import GenerationRequest, Route, read_request
 from proxy.headers import Headers
 from proxy.instances import Fleet, Instance, Status
-from proxy.tokenizing import EngineTokenizer
-from proxy.tokenizing.engines import DISTRUST_S
-from proxy.tokenizing.fields import Ask, Given, Unknowable, what_to_tokenize
+from proxy.tokenizing import PromptTokenizer, parity
+from proxy.tokenizing.fields import Ask, Given, Truncation, Unknowable, what_to_tokenize
+from proxy.tokenizing.prompts import DISTRUST_S
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -48,6 +48,38 @@ def text(**members: Any) -> GenerationRequest:
             chat(messages=[{"role": "user", "content": [{"type": "text", "text": "hi"}]}]),
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "model": "tiny"},
         ),
+        (
+            chat(documents=[{"text": "x"}], chat_template_kwargs={"x": 1}),
+            {
+                "messages": MESSAGES,
+                "chat_template_kwargs": {"x": 1, "documents": [{"text": "x"}]},
+                "model": "tiny",
+            },
+        ),
+        (
+            chat(reasoning_effort="none"),
+            {
+                "messages": MESSAGES,
+                "chat_template_kwargs": {"reasoning_effort": "none", "enable_thinking": False},
+                "model": "tiny",
+            },
+        ),
+        (
+            chat(reasoning_effort="low", chat_template_kwargs={"enable_thinking": False}),
+            {
+                "messages": MESSAGES,
+                "chat_template_kwargs": {"reasoning_effort": "low", "enable_thinking": False},
+                "model": "tiny",
+            },
+        ),
+        (
+            chat(messages=[{"role": "assistant", "content": "a", "reasoning_content": "r"}, *MESSAGES]),
+            {
+                "messages": [{"role": "assistant", "content": "a", "reasoning": "r"}, *MESSAGES],
+                "model": "tiny",
+            },
+        ),
+        (text(truncate_prompt_tokens=5, truncation_side="left"), {"prompt": "hi", "model": "tiny"}),
         (text(), {"prompt": "hi", "model": "tiny"}),
         (
             text(prompt=["hi"], add_special_tokens=False),
@@ -73,9 +105,11 @@ def test_given_token_ids_need_no_engine(prompt: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
-        (chat(documents=[{"t": "x"}]), "field"),
-        (chat(reasoning_effort="low"), "field"),
-        (chat(truncate_prompt_tokens=5), "field"),
+        (text(documents=[{"t": "x"}]), "field"),
+        (chat(documents=[{"t": "x"}], chat_template_kwargs=[1]), "malformed"),
+        (chat(truncate_prompt_tokens=-1), "malformed"),
+        (chat(truncate_prompt_tokens=0), "malformed"),
+        (text(truncate_prompt_tokens=5, truncation_side="middle"), "malformed"),
         (chat(tool_choice="none"), "field"),
         (chat(tool_choice={"type": "function"}), "field"),
         (chat(mm_processor_kwargs={"a": 1}), "field"),
@@ -102,6 +136,40 @@ def test_anything_else_is_unknown(request_: GenerationRequest, why: str) -> None
     assert how.why == why
 
 
+def test_a_prompt_is_shortened_as_the_request_says() -> None:
+    left = what_to_tokenize(text(truncate_prompt_tokens=5, truncation_side="left"))
+    assert isinstance(left, Ask)
+    assert left.truncation == Truncation(5, "left")
+    given = what_to_tokenize(text(prompt=[1, 2], truncate_prompt_tokens=1))
+    assert isinstance(given, Given)
+    assert given.truncation == Truncation(1, None)
+    alone = what_to_tokenize(text(truncation_side="left"))
+    assert isinstance(alone, Ask)
+    assert alone.truncation is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "needs"),
+    [
+        (text(), {"completion"}),
+        (chat(), {"chat"}),
+        (chat(tools=[{"a": 1}]), {"chat", "tools"}),
+        (chat(messages=[{"role": "tool", "content": "x", "tool_call_id": "1"}]), {"chat", "tools"}),
+        (chat(messages=[{"role": "developer", "content": "x"}]), {"chat", "developer"}),
+        (chat(messages=[{"role": "assistant", "reasoning_content": "x"}]), {"chat", "reasoning"}),
+        (chat(reasoning_effort="low"), {"chat", "reasoning_effort"}),
+        (chat(documents=[{"a": "b"}]), {"chat", "documents"}),
+        (chat(chat_template_kwargs={}), {"chat", "chat_template_kwargs"}),
+        (chat(continue_final_message=True), {"chat", "continue_final_message"}),
+    ],
+)
+def test_what_a_prompt_needs_agreement_about(request_: GenerationRequest, needs: set[str]) -> None:
+    how = what_to_tokenize(request_)
+    assert isinstance(how, Ask)
+    assert how.needs == needs
+    assert needs <= parity.KINDS
+
+
 def test_requests_of_one_kind_share_what_shapes_their_prompts() -> None:
     kinds = {what_to_tokenize(r).kind for r in (chat(), chat(n=2, seed=1), chat(tools=None))}
     assert len(kinds) == 1
@@ -114,6 +182,8 @@ class Engines:
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.asked: list[tuple[str, Headers]] = []
+        self.answer_late: Any = None
+        """What comes after a wait."""
 
     async def post_json(
         self, instance: str, path: str, body: bytes, timeout_s: float, headers: Headers | None = None
@@ -123,19 +193,23 @@ class Engines:
         answer = self.answers.pop(0)
         if isinstance(answer, float):
             await asyncio.sleep(answer)
+            answer = self.answer_late
         if isinstance(answer, Exception):
             raise answer
         return answer
 
+    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Any:
+        raise NotImplementedError
 
-def tokenizer(engines: Engines, now: Sequence[float] = (0.0,), deadline_s: float = 5.0) -> EngineTokenizer:
+
+def tokenizer(engines: Engines, now: Sequence[float] = (0.0,), deadline_s: float = 5.0) -> PromptTokenizer:
     fleet = Fleet()
     for address, role in (("a:1", Role.PREFILL), ("b:1", Role.DECODE), ("c:1", Role.DECODE)):
         instance = Instance(parse_instance(address, role))
         instance.status = Status.DOWN if address == "c:1" else Status.UP
         instance.model_cards = [{"id": "tiny"}, {"id": "alpha", "parent": "tiny"}]
         fleet.add(instance)
-    return EngineTokenizer(fleet, engines, clock=lambda: now[-1], deadline_s=deadline_s)
+    return PromptTokenizer(fleet, engines, clock=lambda: now[-1], deadline_s=deadline_s)
 
 
 async def test_engines_that_are_up_are_asked_in_turn_and_answers_kept() -> None:
@@ -150,11 +224,37 @@ async def test_engines_that_are_up_are_asked_in_turn_and_answers_kept() -> None:
     assert engines.asked[0][1] == [("Authorization", "Bearer x")]
 
 
-async def test_what_is_remembered_is_counted_once_however_many_ask_at_once() -> None:
-    engines = Engines(*[{"tokens": list(range(1000))}] * 20)
+async def test_many_that_ask_the_same_at_once_are_one_question() -> None:
+    engines = Engines({"tokens": list(range(1000))})
     asking = tokenizer(engines)
-    await asyncio.gather(*[asking.tokenize(text(), []) for _ in range(20)])
-    assert asking._known_bytes == 4 * 1000 + 200
+    found = await asyncio.gather(*[asking.tokenize(text(), []) for _ in range(20)])
+    assert all(one.prompt is not None for one in found)
+    assert len(engines.asked) == 1
+    assert asking._engines.held_bytes == 4 * 1000 + 200
+
+
+async def test_who_leaves_does_not_take_the_answer_away_from_others() -> None:
+    engines = Engines(0.05)
+    asking = tokenizer(engines)
+    first = asyncio.get_running_loop().create_task(asking.tokenize(text(), []))
+    while not engines.asked:  # noqa: ASYNC110  # the question is on its way after a few turns
+        await asyncio.sleep(0)
+    engines.answer_late = {"tokens": [1]}
+    second = asyncio.get_running_loop().create_task(asking.tokenize(text(), []))
+    await asyncio.sleep(0)
+    first.cancel()
+    found = await second
+    assert found.prompt is not None
+    assert len(engines.asked) == 1
+
+
+async def test_prompts_are_shortened_on_the_side_that_is_told() -> None:
+    asking = tokenizer(Engines({"tokens": [1, 2, 3]}))
+    for side, left in (("left", [2, 3]), ("right", [1, 2])):
+        known = await asking.tokenize(text(truncate_prompt_tokens=2, truncation_side=side), [])
+        assert known.prompt is not None
+        assert list(known.prompt.token_ids) == left
+    assert (await asking.tokenize(text(truncate_prompt_tokens=2), [])).why_unknown == "field"
 
 
 async def test_a_prompt_no_engine_takes_is_not_looked_at() -> None:

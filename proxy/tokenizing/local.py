@@ -1,0 +1,221 @@
+"""A model's own tokenizer and chat template in this process: token ids as an engine makes them, or no answer.
+
+It takes the questions that `/tokenize` of an engine takes. What is refused here is not wrong, only not certain: then an
+engine is asked.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+from array import array
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+from tokenizers import AddedToken, Tokenizer
+
+from proxy.tokenizing.conversations import UnclearError, conversation_of, tools_of
+from proxy.tokenizing.exactness import Cuts, cuts_of
+from proxy.tokenizing.files import ModelFiles
+from proxy.tokenizing.pieces import PieceCache
+from proxy.tokenizing.templates import ChatTemplates, TemplateRefusedError
+
+INLINE_BYTES = 8192
+"""Longer questions leave the event loop: about 2 ms of tokenizing if nothing of it is known."""
+
+THREADS = 2
+"""Prompts tokenized at once off the event loop. Short ones never wait for them."""
+
+_OF_THE_RENDERER = frozenset(
+    """
+    self conversation tools chat_template tokenize padding truncation max_length return_tensors return_dict
+    return_assistant_tokens_mask tokenizer_kwargs add_generation_prompt continue_final_message messages
+    """.split()  # noqa: SIM905  # as fields.py
+)
+"""Names in `chat_template_kwargs` that are no variables of the template, or that vLLM treats in a way of its own."""
+
+_UNSET = (None, "auto")
+"""Values of template variables that vLLM takes for not given."""
+
+_SAMPLES = (
+    "",
+    " ",
+    "The quick brown fox's 1234 jumps, over\n\n  the lazy dog.\r\n\tIt'll be naïve: e\u0301 ﬁ 漢字 한국어 👩‍👩‍👧 ▁x ",
+    "def f(a, b):\n    return a [b] -> c  # a b\n" * 3 + "a  b   c A B\u00a0C\u200bD",
+)
+
+_PROBES = ("probe", "another probe")
+
+
+class _Question(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a `/tokenize` request, as far as it is answered here."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: msgspec.Raw | None = None
+    tools: msgspec.Raw | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool | None = None
+    chat_template_kwargs: msgspec.Raw | None = None
+
+
+_decode_question = msgspec.json.Decoder(_Question).decode
+
+
+class NotExactError(ValueError):
+    """A tokenizer that cannot be used for prompts that an engine tokenizes."""
+
+
+class LocalTokenizer:
+    """Answers `/tokenize` questions; `close` it in the end."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        """Loads at once, which takes up to a second or two. Raises NotExactError."""
+        # One thread a prompt: engines may share these cores, and a prompt's pieces are soon done.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.directory = files.directory
+        self._tokenizer = _load(files)
+        described = self._tokenizer.to_str()
+        self._templates = ChatTemplates(files.templates)
+        self._special_tokens = {
+            name: str(value["content"] if isinstance(value, dict) else value)
+            for name, value in files.special_tokens.items()
+        }
+        self._around = self._find_around()
+        left = files.config.get("truncation_side") == "left"
+        self.truncation_side = "left" if left else "right"
+        self.pieces = PieceCache(self._encode, self._cuts(described, files))
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tokens")
+
+    def close(self) -> None:
+        """Take no more questions."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, question: bytes) -> "array[int] | None":
+        """The token ids; None if they are not certain."""
+        if len(question) <= INLINE_BYTES:
+            return self.answer_now(question)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.answer_now, question)
+
+    def answer_now(self, question: bytes) -> "array[int] | None":
+        """As `answer`, in this thread."""
+        try:
+            asked = _decode_question(question)
+            if asked.prompt is not None:
+                text, special = asked.prompt, asked.add_special_tokens is not False
+            else:
+                text, special = self._render(asked), asked.add_special_tokens is True
+            token_ids = self.pieces.encode(text)
+        except (
+            msgspec.DecodeError,
+            UnclearError,
+            TemplateRefusedError,
+            UnicodeError,
+            ValueError,
+            RecursionError,
+        ):
+            return None
+        if not special:
+            return token_ids
+        if self._around is None:
+            return None
+        before, behind = self._around
+        return before + token_ids + behind
+
+    @property
+    def ends_plainly(self) -> bool:
+        """Whether nothing is put behind a completion's own tokens."""
+        return self._around is not None and not self._around[1]
+
+    def _render(self, asked: _Question) -> str:
+        if asked.messages is None or (asked.continue_final_message and asked.add_generation_prompt):
+            raise UnclearError("refused by engines")
+        # As engines read JSON: numbers and repeated names come out as Python's own decoder has them.
+        tools = tools_of(json.loads(bytes(asked.tools))) if asked.tools is not None else None
+        variables = json.loads(bytes(asked.chat_template_kwargs)) if asked.chat_template_kwargs else {}
+        if not isinstance(variables, dict) or variables.keys() & _OF_THE_RENDERER:
+            raise UnclearError("chat_template_kwargs")
+        variables = {name: value for name, value in variables.items() if value not in _UNSET}
+        template = self._templates.choose(with_tools=tools is not None)
+        if template is None:
+            raise UnclearError("no template")
+        messages = json.loads(bytes(asked.messages))
+        if not isinstance(messages, list):
+            raise UnclearError("messages")
+        conversation = conversation_of(
+            messages, parts=template.wants_parts, knows_developer=template.knows_developer
+        )
+        given: dict[str, Any] = self._special_tokens | {"documents": None} | variables
+        return template.render(
+            conversation,
+            continue_final_message=asked.continue_final_message,
+            tools=tools,
+            add_generation_prompt=asked.add_generation_prompt,
+            **given,
+        )
+
+    def _encode(self, texts: Sequence[str]) -> list[bytes]:
+        """Without the GIL, but for packing the ids."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [array("I", encoding.ids).tobytes() for encoding in encodings]
+
+    def _find_around(self) -> "tuple[array[int], array[int]] | None":
+        """The special tokens that a completion gets; None if they are more than a beginning and an end."""
+        found = set()
+        for probe in _PROBES:
+            bare = self._tokenizer.encode(probe, add_special_tokens=False).ids
+            whole = self._tokenizer.encode(probe).ids
+            starts = [n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare]
+            if len(starts) != 1:
+                return None
+            found.add((tuple(whole[: starts[0]]), tuple(whole[starts[0] + len(bare) :])))
+        if len(found) != 1 or self._tokenizer.encode("").ids != [
+            token for side in next(iter(found)) for token in side
+        ]:
+            return None
+        ((before, behind),) = found
+        return array("I", before), array("I", behind)
+
+    def _cuts(self, described: str, files: ModelFiles) -> Cuts:
+        """The cuts that are proven, unless this tokenizer gives the lie to the proof."""
+        if files.config.get("split_special_tokens"):
+            return Cuts()
+        cuts = cuts_of(described)
+        special = list(cuts.tokens)[:20]
+        samples = [
+            *_SAMPLES,
+            *(a + text + b for text in _SAMPLES for a, b in itertools.pairwise(special)),
+        ]
+        cache = PieceCache(self._encode, cuts)
+        for text in (*samples, " ".join(samples) * 4):
+            if cache.encode(text).tolist() != self._tokenizer.encode(text, add_special_tokens=False).ids:
+                return Cuts()
+        return cuts
+
+
+def _load(files: ModelFiles) -> Tokenizer:
+    """The tokenizer with the tokens that the model's settings add, as transformers makes it."""
+    if (json.loads(files.tokenizer_json).get("model") or {}).get("dropout"):
+        raise NotExactError("it tokenizes at random (dropout)")
+    try:
+        tokenizer = Tokenizer.from_str(files.tokenizer_json)
+    except Exception as error:  # the library raises nothing more special
+        raise NotExactError(f"its tokenizer.json cannot be read: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = bool(files.config.get("split_special_tokens"))
+    there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    added = files.config.get("added_tokens_decoder") or {}
+    for _, token in sorted(added.items(), key=lambda item: int(item[0])):
+        if token["content"] not in there:
+            tokenizer.add_tokens([AddedToken(**token)])
+            there.add(token["content"])
+    for value in files.special_tokens.values():
+        text = value["content"] if isinstance(value, dict) else value
+        if text not in there:
+            tokenizer.add_special_tokens([text])
+            there.add(text)
+    return tokenizer

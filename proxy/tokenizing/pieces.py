@@ -1,0 +1,121 @@
+"""The tokens of a text are those its tokenizer gives, though only the pieces that were not seen before are tokenized.
+
+Cuts are chosen from the left alone: the first safe place after every CHUNK characters of a part. A text that
+grows at its end keeps all its earlier pieces, and so does a document that stands behind the same special token.
+"""
+
+import re
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from proxy.tokenizing.exactness import Cuts
+
+CHUNK = 1024
+"""Characters of a piece between words: about 250 tokens, 1 KiB each of text and of ids. Half costs more look-ups for the
+same text, twice that more to do again at the end of what grew."""
+
+CACHE_BYTES = 128 << 20
+"""About 60 million characters of distinct text at some 2 bytes each: what an hour of chats brings along."""
+
+_ENTRY_BYTES = 250
+"""A dict entry with its key object and its value object, without their contents."""
+
+_BETWEEN_WORDS = re.compile(r"[A-Za-z](?= [A-Za-z])")
+
+Encode = Callable[[Sequence[str]], list[bytes]]
+"""The ids of each text, 32 bits each, without special tokens around them."""
+
+
+class PieceCache:
+    """Encodes texts piece by piece; may be used from several threads at once."""
+
+    def __init__(self, encode: Encode, cuts: Cuts, max_bytes: int = CACHE_BYTES) -> None:
+        """`encode` is asked for pieces not known, by whichever thread wants them; `max_bytes` bounds what is kept."""
+        self._encode = encode
+        self.cuts = cuts
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, bytes] = OrderedDict()
+        self.held_bytes = 0
+        self.hit_characters = 0
+        """Characters of pieces that were known."""
+        self.missed_characters = 0
+        self._special = {text: array("I", [token]).tobytes() for text, token in cuts.tokens.items()}
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._separator = (
+            re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+        )
+
+    def __len__(self) -> int:
+        """How many pieces are known."""
+        return len(self._known)
+
+    def encode(self, text: str) -> "array[int]":
+        """The token ids of a text, as the tokenizer gives them without special tokens around them."""
+        parts = self._parts(text)
+        out: list[bytes | None] = []
+        missing: dict[str, list[int]] = {}
+        with self._lock:
+            for position, part in enumerate(parts):
+                if isinstance(part, bytes):
+                    out.append(part)
+                    continue
+                known = self._known.get(part)
+                out.append(known)
+                if known is None:
+                    missing.setdefault(part, []).append(position)
+                    self.missed_characters += len(part)
+                else:
+                    self._known.move_to_end(part)
+                    self.hit_characters += len(part)
+        if missing:
+            pieces = list(missing)
+            found = self._encode(pieces)
+            for piece, ids in zip(pieces, found, strict=True):
+                for position in missing[piece]:
+                    out[position] = ids
+            with self._lock:
+                for piece, ids in zip(pieces, found, strict=True):
+                    self._remember(piece, ids)
+        packed = array("I")
+        packed.frombytes(b"".join(part for part in out if part is not None))
+        return packed
+
+    def _parts(self, text: str) -> list[str | bytes]:
+        """The pieces of a text in order; of special tokens the ids."""
+        if self._separator is None:
+            parts: list[str | bytes] = []
+            self._cut(text, parts)
+            return parts
+        parts = []
+        for number, part in enumerate(self._separator.split(text)):
+            if number % 2:
+                parts.append(self._special[part])
+            else:
+                self._cut(part, parts)
+        return parts
+
+    def _cut(self, part: str, parts: list[str | bytes]) -> None:
+        start, end = 0, len(part)
+        if self.cuts.words:
+            while end - start > CHUNK and (last := _BETWEEN_WORDS.search(part, start + CHUNK)) is not None:
+                parts.append(part[start : last.end()])
+                start = last.end() + self.cuts.drop_space
+        if start < end:
+            parts.append(part[start:])
+
+    def _remember(self, piece: str, ids: bytes) -> None:
+        size_bytes = _size_bytes(piece, ids)
+        if piece in self._known or size_bytes > self._max_bytes:
+            return
+        self._known[piece] = ids
+        self.held_bytes += size_bytes
+        while self.held_bytes > self._max_bytes:
+            self.held_bytes -= _size_bytes(*self._known.popitem(last=False))
+
+
+def _size_bytes(piece: str, ids: bytes) -> int:
+    width = 1 if piece.isascii() else 4  # Python stores the widest character's width for all; 4 is the most
+    return width * len(piece) + len(ids) + _ENTRY_BYTES

@@ -1,0 +1,304 @@
+"""A prompt's tokens come from the model's tokenizer in this process, from an engine, or they are unknown: never a guess."""
+
+import asyncio
+import logging
+import pathlib
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from kvevents.block_keys import Prompt
+from proxy.errors import LegError
+from proxy.generation import GenerationRequest
+from proxy.headers import Headers
+from proxy.instances import Fleet, Instance
+from proxy.tasks import TaskOwner
+from proxy.tokenizing import engines
+from proxy.tokenizing.engines import DEADLINE_S, EngineTokenizer
+from proxy.tokenizing.fields import Ask, Given, Truncation, Unknowable, what_to_tokenize
+from proxy.tokenizing.files import TOKENIZER_FILE, read_model
+from proxy.tokenizing.local import LocalTokenizer, NotExactError
+from proxy.tokenizing.parity import Difference, Parity, difference, questions
+
+log = logging.getLogger(__name__)
+
+DISTRUST_S = 600.0
+"""How long a kind of request stays unknown after an engine counted its prompt otherwise: long enough not to
+route by a wrong count, short enough that a passing cause (an engine replaced in between) heals."""
+
+LOOK_EVERY_S = 0.5
+"""Engines come and go, and every leg that ends is announced as well."""
+
+ASK_AGAIN_S = 5.0
+"""After an engine did not answer awkward questions."""
+
+CHECK_TIMEOUT_S = 10.0
+"""For one awkward question; an engine may be busy starting."""
+
+_LOCALLY = " by --tokenizer"
+
+
+class Tokenized(msgspec.Struct, frozen=True):
+    """The prompt of a request as the engines see it, or why it is not known."""
+
+    prompt: Prompt | None
+    kind: str
+    why_unknown: str | None = None
+
+
+class Answer(Protocol):
+    """An engine's answer."""
+
+    status: int
+
+    async def read(self) -> bytes:
+        """Its body."""
+        ...
+
+    def close(self) -> None:
+        """Drop it."""
+        ...
+
+
+class Engines(engines.Engines, Protocol):
+    """The part of the engine client needed here."""
+
+    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Answer:
+        """Ask an engine, whatever it answers; raises LegError."""
+        ...
+
+
+class PromptTokenizer:
+    """Finds out prompts' tokens; `start` it to learn about engines as they come up, `close` it in the end."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        client: Engines,
+        *,
+        clock: Callable[[], float],
+        local: LocalTokenizer | None = None,
+        look_for_local: bool = False,
+        deadline_s: float = DEADLINE_S,
+        count: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`local`: the model's own tokenizer; with `look_for_local` one is looked for where engines say it is.
+
+        `count` is told of each prompt that became known, by what: `local`, `engine` or `client`.
+        """
+        self._fleet = fleet
+        self._client = client
+        self._clock = clock
+        self._deadline_s = deadline_s
+        self._count = count
+        self._tasks = TaskOwner("tokens")
+        self._engines = EngineTokenizer(fleet, client, self._tasks, deadline_s=deadline_s)
+        self._local = local
+        self._look_for_local = look_for_local and local is None
+        self._tried: set[str] = set()
+        self._parity = Parity()
+        self._changed = asyncio.Event()
+        self._distrusted_until: dict[str, float] = {}
+
+    # -- requests -----------------------------------------------------------------------------------------
+
+    async def tokenize(self, request: GenerationRequest, headers: Headers) -> Tokenized:
+        """The request's prompt; `headers` are what a leg of it would carry. Raises nothing."""
+        how = what_to_tokenize(request)
+        if isinstance(how, Unknowable):
+            return Tokenized(None, how.kind, how.why)
+        if how.truncation is not None and not self._can_shorten(how.truncation):
+            return Tokenized(None, how.kind, "field")
+        found = await self._find(how, request.model, headers)
+        if isinstance(found, str):
+            return Tokenized(None, how.kind, found)
+        kind, by, token_ids = found
+        if len(token_ids) > self._fleet.max_model_len:
+            return Tokenized(None, kind, "too long")  # engines refuse it; not worth any work here
+        if how.truncation is not None:
+            token_ids = self._shortened(token_ids, how.truncation)
+        salt = request.body.value("cache_salt")
+        if salt is not None and not isinstance(salt, str):
+            return Tokenized(None, kind, "malformed")
+        self._count(by)
+        lora_name = request.model if self._fleet.is_adapter(request.model) else None
+        return Tokenized(Prompt(token_ids=token_ids, lora_name=lora_name, cache_salt=salt), kind)
+
+    async def _find(
+        self, how: Ask | Given, model: str, headers: Headers
+    ) -> "tuple[str, str, array[int]] | str":
+        """The kind to distrust if they are wrong, who told, and the token ids; or why they are unknown."""
+        if isinstance(how, Ask) and (token_ids := await self._by_local(how, model)) is not None:
+            return how.kind + _LOCALLY, "local", token_ids
+        if self._is_distrusted(how.kind):
+            return "counted differently"
+        if isinstance(how, Given):
+            return how.kind, "client", array("I", how.token_ids)
+        asked = await self._engines.answer(how.body, model, headers)
+        return "no answer" if asked is None else (how.kind, "engine", asked)
+
+    def distrust(self, kind: str) -> None:
+        """An engine counted a prompt of this kind otherwise: do not claim to know such prompts so for a while."""
+        self._distrusted_until[kind] = self._clock() + DISTRUST_S
+        if not kind.endswith(_LOCALLY):
+            self._engines.forget()
+
+    def _is_distrusted(self, kind: str) -> bool:
+        return self._distrusted_until.get(kind, 0.0) > self._clock()
+
+    async def _by_local(self, how: Ask, model: str) -> "array[int] | None":
+        local = self._local
+        if (
+            local is None
+            or not self._parity.agreed(model, how.needs)
+            or self._is_distrusted(how.kind + _LOCALLY)
+        ):
+            return None
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await local.answer(how.body)
+        except TimeoutError:
+            return None
+
+    def _can_shorten(self, truncation: Truncation) -> bool:
+        """Whether it is certain what is left.
+
+        Where no side is given it is the tokenizer's own, which keeps its special tokens and shortens between them.
+        """
+        if truncation.side is not None:
+            return True
+        local = self._local
+        return local is not None and local.truncation_side == "right" and local.ends_plainly
+
+    def _shortened(self, token_ids: "array[int]", truncation: Truncation) -> "array[int]":
+        keep = truncation.tokens
+        return token_ids[-keep:] if truncation.side == "left" else token_ids[:keep]
+
+    # -- engines ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to compare the local tokenizer with engines as they come up."""
+        if self._local is not None or self._look_for_local:
+            self._fleet.listen(self._changed.set)
+            self._changed.set()
+            self._tasks.create(self._keep_comparing(), name="compare")
+
+    async def close(self) -> None:
+        """Ask nothing more."""
+        await self._tasks.close()
+        if self._local is not None:
+            self._local.close()
+
+    def status(self) -> dict[str, Any]:
+        """For `/status`: where tokens come from, and which kinds of prompts engines are asked about all the same."""
+        local = self._local
+        if local is None:
+            return {"path": "engines", "directory": None, "checked_with": [], "off": {}, "pieces": None}
+        pieces = local.pieces
+        return {
+            "path": "local" if self._parity.checked else "engines",
+            "directory": str(local.directory),
+            "checked_with": self._parity.checked,
+            "off": self._parity.off,
+            "pieces": {
+                "cut_at_special_tokens": bool(pieces.cuts.tokens),
+                "cut_between_words": pieces.cuts.words,
+                "held_bytes": pieces.held_bytes,
+                "hit_characters": pieces.hit_characters,
+                "missed_characters": pieces.missed_characters,
+            },
+        }
+
+    async def _keep_comparing(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            up = [instance for instance in self._fleet if instance.why_unusable() is None]
+            if self._local is None:
+                await self._find_local(up)
+            if (local := self._local) is None or await self._compare(local, up):
+                await asyncio.sleep(LOOK_EVERY_S)
+            else:
+                self._changed.set()
+                await asyncio.sleep(ASK_AGAIN_S)
+
+    async def _find_local(self, up: Sequence[Instance]) -> None:
+        """Load the tokenizer from where an engine has its model, if that can be read here."""
+        for root in {
+            str(c.get("root")) for i in up for c in i.model_cards if not c.get("parent")
+        } - self._tried:
+            self._tried.add(root)
+            directory = pathlib.Path(root)
+            if not directory.is_absolute() or not (directory / TOKENIZER_FILE).is_file():
+                continue
+            try:
+                self._local = await asyncio.to_thread(_load, directory)
+            except (OSError, ValueError) as error:
+                log.info("the tokenizer in %s is not used: %s", directory, error)
+            else:
+                log.info("tokenizing with %s, where it agrees with the engines", directory)
+                return
+
+    async def _compare(self, local: LocalTokenizer, up: Sequence[Instance]) -> bool:
+        """Compare with those that were not compared with; False if some did not answer."""
+        wanted = {(i.address, model) for i in up for model in i.models - i.adapters}
+        seen = {model for _, model in wanted}
+        for instance in up:  # one engine speaks for an adapter: its tokenizer is the model's
+            for adapter in sorted(instance.adapters - seen):
+                seen.add(adapter)
+                wanted.add((instance.address, adapter))
+        self._parity.keep(wanted)
+        retry = False
+        for address, model in sorted(wanted):
+            if (address, model) not in self._parity:
+                try:
+                    off = await self._differences(local, address, model)
+                except (LegError, TimeoutError, ValueError):
+                    retry = True
+                    continue
+                self._parity.learn(address, model, off)
+        return not retry
+
+    async def _differences(self, local: LocalTokenizer, instance: str, model: str) -> dict[str, Difference]:
+        """The kinds about which an engine differs. Raises LegError, TimeoutError and ValueError."""
+        off = {}
+        for kind, asked in questions(local.pieces.cuts.tokens).items():
+            for question in asked:
+                body = msgspec.json.encode(question | {"model": model})
+                theirs = await self._ask(instance, body)
+                found = difference(_listed(await local.answer(body)), theirs)
+                if found is not None:
+                    off[kind] = found
+                    break
+        return off
+
+    async def _ask(self, instance: str, body: bytes) -> list[int] | None:
+        """An engine's answer; None if it refuses the question."""
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            answer = await self._client.post(instance, "/tokenize", body, [])
+            try:
+                data = await answer.read()
+            finally:
+                answer.close()
+        if 400 <= answer.status < 500 and answer.status not in {401, 403, 404, 408, 429}:
+            return None
+        if answer.status != 200:
+            raise ValueError(f"status {answer.status}")
+        return msgspec.json.decode(data, type=_Tokens).tokens
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+def _listed(token_ids: "array[int] | None") -> list[int] | None:
+    return None if token_ids is None else token_ids.tolist()
+
+
+def _load(directory: pathlib.Path) -> LocalTokenizer:
+    return LocalTokenizer(read_model(directory))
+
+
+__all__ = ["NotExactError", "PromptTokenizer", "Tokenized"]
