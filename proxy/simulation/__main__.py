@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8100)
     add("--host", default="127.0.0.1")
     add("--model", default="tiny", help="served model name")
+    add("--root", metavar="PATH", help="the model's directory, as /v1/models tells it")
     add("--lora", action="append", default=[], metavar="NAME", help="an adapter to serve; may be repeated")
     add(
         "--role",
@@ -81,6 +82,7 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         port=args.port,
         host=args.host,
         model=args.model,
+        root=args.root,
         loras=tuple(args.lora),
         connector=args.role != "plain",
         ranks=args.ranks,

@@ -24,22 +24,37 @@ def render(
         raise BadRequestError(
             "Cannot apply chat template to an empty conversation. Provide at least one message."
         )
+    messages = _developers_as_system(messages)
     text = _TURN.format(role="tools", content=_json(tools)) if tools else ""
     for message in messages[:-1] if continue_final else messages:
-        role = "system" if message["role"] == "developer" else message["role"]
-        text += _TURN.format(role=role, content=_content(message))
+        text += _TURN.format(role=message["role"], content=_content(message))
     if continue_final:
         last = messages[-1]
-        text += f"<|turn|>{last['role']}\n{_content(last).rstrip()}"
+        text += f"<|turn|>{last['role']}\n{_content(last)}"
     return text + ("<|turn|>assistant\n" if generation_prompt else "")
 
 
-def _content(message: Mapping[str, Any]) -> str:
+def _developers_as_system(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """As for any template that does not know developers: one system message, at the beginning."""
+    if all(message["role"] != "developer" for message in messages):
+        return messages
+    roles = ["system" if message["role"] == "developer" else message["role"] for message in messages]
+    if roles[0] == "system" and roles.count("system") == 1:
+        return [{**messages[0], "role": "system"}, *messages[1:]]
+    told = [_text(m, "\n") for m, role in zip(messages, roles, strict=True) if role == "system"]
+    rest = [m for m, role in zip(messages, roles, strict=True) if role != "system"]
+    return [{"role": "system", "content": "\n\n".join(filter(None, told))}, *rest]
+
+
+def _text(message: Mapping[str, Any], between: str) -> str:
     content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(_part(part) for part in content)
+    return between.join(map(_part, content)) if isinstance(content, list) else content or ""
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    between = "\n" if message["role"] == "tool" else ""  # vLLM joins a tool's parts itself
     calls = message.get("tool_calls")
-    return (content or "") + (_json([_call(call) for call in calls]) if calls else "")
+    return _text(message, between) + (_json([_call(call) for call in calls]) if calls else "")
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ class StandInConfig:
     port: int = 0
     host: str = "127.0.0.1"
     model: str = "tiny"
+    root: str | None = None
+    """The directory of the model, as `/v1/models` tells it; None if it was started by name."""
     loras: tuple[str, ...] = ()
     connector: bool = True
     """Whether a KV connector (NIXL, pull mode) is configured; the roles of such engines change nothing."""

@@ -265,7 +265,7 @@ class Handlers:
             "object": "model",
             "created": self._created,
             "owned_by": "vllm",
-            "root": name,
+            "root": name if parent is not None else self._engine.config.root or name,
             "parent": parent,
             "max_model_len": max_model_len,
             "permission": [permission],

@@ -20,7 +20,7 @@ _WORDS = re.compile(
 _WORD_CACHE = 1 << 16
 
 
-def _alphabet() -> dict[int, str]:
+def alphabet() -> dict[int, str]:
     """GPT-2's printable character for each byte: itself if printable, else the next one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
@@ -31,7 +31,7 @@ class Tokenizer:
     """Text to token ids and back."""
 
     def __init__(self, merges: Iterable[tuple[str, str]]) -> None:
-        self._char_of = _alphabet()
+        self._char_of = alphabet()
         characters = sorted(self._char_of.values())
         self._pieces: list[str] = [*SPECIAL, *characters]
         self._rank: dict[tuple[str, str], int] = {}

@@ -26,6 +26,8 @@ class ModelFiles(msgspec.Struct, frozen=True):
     """By name; `default` is for every chat, `tool_use` for those with tools."""
     special_tokens: dict[str, Any]
     """What templates know as `bos_token` and so on: a text, or an object with it as `content`."""
+    extra_tokens: list[Any]
+    """Special tokens without a name, in the same form."""
 
 
 def find_model(name: str) -> pathlib.Path:
@@ -61,15 +63,16 @@ def _in_cache(name: str) -> pathlib.Path | None:
 def read_model(directory: pathlib.Path) -> ModelFiles:
     """Read what a directory has. Raises OSError and ValueError."""
     config = _read_object(directory / _CONFIG_FILE)
-    tokens = _named_tokens(config)
-    if "added_tokens_decoder" not in config:
-        tokens = _named_tokens(_read_object(directory / _SPECIAL_TOKENS_FILE)) | tokens
+    older = {} if "added_tokens_decoder" in config else _read_object(directory / _SPECIAL_TOKENS_FILE)
+    told = config | older
+    extra = told.get("extra_special_tokens") or told.get("additional_special_tokens") or []
     return ModelFiles(
         directory=directory,
         tokenizer_json=(directory / TOKENIZER_FILE).read_text("utf-8"),
         config=config,
         templates=_templates(directory, config),
-        special_tokens=tokens,
+        special_tokens=_named_tokens(told | (extra if isinstance(extra, dict) else {})),
+        extra_tokens=extra if isinstance(extra, list) else [],
     )
 
 

@@ -49,17 +49,20 @@ _SAMPLES = (
 _PROBES = ("probe", "another probe")
 
 
+_ABSENT = msgspec.Raw()
+
+
 class _Question(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a `/tokenize` request, as far as it is answered here."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: msgspec.Raw | None = None
-    tools: msgspec.Raw | None = None
+    messages: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool | None = None
-    chat_template_kwargs: msgspec.Raw | None = None
+    chat_template_kwargs: msgspec.Raw = _ABSENT
 
 
 _decode_question = msgspec.json.Decoder(_Question).decode
@@ -80,10 +83,7 @@ class LocalTokenizer:
         self._tokenizer = _load(files)
         described = self._tokenizer.to_str()
         self._templates = ChatTemplates(files.templates)
-        self._special_tokens = {
-            name: str(value["content"] if isinstance(value, dict) else value)
-            for name, value in files.special_tokens.items()
-        }
+        self._special_tokens = {name: _text(value) for name, value in files.special_tokens.items()}
         self._around = self._find_around()
         left = files.config.get("truncation_side") == "left"
         self.truncation_side = "left" if left else "right"
@@ -131,10 +131,10 @@ class LocalTokenizer:
         return self._around is not None and not self._around[1]
 
     def _render(self, asked: _Question) -> str:
-        if asked.messages is None or (asked.continue_final_message and asked.add_generation_prompt):
+        if not asked.messages or (asked.continue_final_message and asked.add_generation_prompt):
             raise UnclearError("refused by engines")
         # As engines read JSON: numbers and repeated names come out as Python's own decoder has them.
-        tools = tools_of(json.loads(bytes(asked.tools))) if asked.tools is not None else None
+        tools = tools_of(json.loads(bytes(asked.tools))) if asked.tools else None
         variables = json.loads(bytes(asked.chat_template_kwargs)) if asked.chat_template_kwargs else {}
         if not isinstance(variables, dict) or variables.keys() & _OF_THE_RENDERER:
             raise UnclearError("chat_template_kwargs")
@@ -196,6 +196,10 @@ class LocalTokenizer:
         return cuts
 
 
+def _text(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
 def _load(files: ModelFiles) -> Tokenizer:
     """The tokenizer with the tokens that the model's settings add, as transformers makes it."""
     if (json.loads(files.tokenizer_json).get("model") or {}).get("dropout"):
@@ -213,9 +217,8 @@ def _load(files: ModelFiles) -> Tokenizer:
         if token["content"] not in there:
             tokenizer.add_tokens([AddedToken(**token)])
             there.add(token["content"])
-    for value in files.special_tokens.values():
-        text = value["content"] if isinstance(value, dict) else value
-        if text not in there:
+    for value in (*files.special_tokens.values(), *files.extra_tokens):
+        if (text := _text(value)) not in there:
             tokenizer.add_special_tokens([text])
             there.add(text)
     return tokenizer

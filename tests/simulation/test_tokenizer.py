@@ -81,7 +81,7 @@ def test_contents_of_parts(messages: list[dict[str, Any]], text: str) -> None:
 def test_a_continued_message_stays_open() -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so "}]
     text = render(messages, generation_prompt=False, continue_final=True)
-    assert text == "<|turn|>user\nhi<|end|>\n<|turn|>assistant\nso"
+    assert text == "<|turn|>user\nhi<|end|>\n<|turn|>assistant\nso "
 
 
 def test_pictures_are_refused() -> None:
