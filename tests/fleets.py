@@ -8,6 +8,8 @@ from stand_in.fleet import StandInFleet
 from vllm_cpu.engine import ROOT, EngineSpec
 from vllm_cpu.fleet import Fleet, plan
 
+from proxy.simulation.model_files import write_model
+
 LOGS = ROOT / ".engines" / "tests"
 LEASE_S = 20
 START_S = 420  # five engines on two busy cores
@@ -40,7 +42,11 @@ def real_engines(logs: pathlib.Path, say: Callable[[str], None]) -> Iterator[Fle
 @contextlib.contextmanager
 def stand_in_engines(logs: pathlib.Path) -> Iterator[StandInFleet]:
     """Stand-ins for the same engines, as slow as those: they are there in a moment."""
-    with StandInFleet(specs(), logs, words=("--profile", "tiny-cpu"), say=lambda _: None) as engines:
+    model = logs / "model"  # as real engines tell where their model is
+    model.mkdir(parents=True, exist_ok=True)
+    write_model(model)
+    words = ("--profile", "tiny-cpu", "--root", str(model))
+    with StandInFleet(specs(), logs, words=words, say=lambda _: None) as engines:
         engines.start()
         engines.wait_healthy(timeout_s=60)
         yield engines

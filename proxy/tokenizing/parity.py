@@ -107,9 +107,9 @@ class Findings(msgspec.Struct):
 
 def difference(ours: "list[int] | None", theirs: "list[int] | None") -> Difference | None:
     """How an answer of an engine differs from ours; None if it does not, or if we leave such questions to engines."""
+    theirs = theirs or []  # an engine that refuses an empty prompt agrees that it is empty
     if ours is None or ours == theirs:
         return None
-    theirs = theirs or []
     at = next(
         (n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
     )

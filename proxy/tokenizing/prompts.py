@@ -37,6 +37,9 @@ ASK_AGAIN_S = 5.0
 CHECK_TIMEOUT_S = 10.0
 """For one awkward question; an engine may be busy starting."""
 
+_REFUSED = frozenset({400, 422, 500})
+"""How vLLM answers a question that its template cannot render; 500 in older releases."""
+
 _LOCALLY = " by --tokenizer"
 
 
@@ -282,7 +285,7 @@ class PromptTokenizer:
                 data = await answer.read()
             finally:
                 answer.close()
-        if 400 <= answer.status < 500 and answer.status not in {401, 403, 404, 408, 429}:
+        if answer.status in _REFUSED:
             return None
         if answer.status != 200:
             raise ValueError(f"status {answer.status}")

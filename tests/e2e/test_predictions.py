@@ -1,5 +1,6 @@
 """What /explain says about a request is what the engine then reports, for every kind of request."""
 
+import asyncio
 import random
 from typing import Any
 
@@ -125,3 +126,20 @@ async def test_what_was_evicted_is_not_predicted(session: aiohttp.ClientSession,
     after = (await read_metrics(session, proxy.url)).total(removed, type="BlockRemoved")
     assert after > before, "the caches are too large for this test"
     assert hits > 0
+
+
+async def test_tokens_come_from_the_engines_own_model_directory(
+    session: aiohttp.ClientSession, proxy: ProxyProcess
+) -> None:
+    async def told() -> Any:
+        async with session.get(proxy.url + "/status") as answer:
+            return (await answer.json())["tokenizer"]
+
+    for _ in range(300):
+        tokenizer = await told()
+        if len(tokenizer["checked_with"]) == 4:
+            break
+        await asyncio.sleep(0.2)
+    assert tokenizer["path"] == "local"
+    assert len(tokenizer["checked_with"]) == 4
+    assert tokenizer["off"] == {}

@@ -2,14 +2,17 @@
 
 import json
 import pathlib
+import threading
 from typing import Any
 
 import msgspec
 import pytest
 
+from proxy.errors import ConfigError
 from proxy.generation import Route, read_request
-from proxy.tokenizing import LocalTokenizer, read_model
+from proxy.tokenizing import LocalTokenizer, NotExactError, find_model, read_model
 from proxy.tokenizing.fields import Ask, what_to_tokenize
+from proxy.tokenizing.templates import ChatTemplate, TemplateRefusedError
 from tests.proxy.tiny_model import write_tiny_model
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -62,3 +65,144 @@ def test_contents_are_given_as_vllm_gives_them(models: dict[str, LocalTokenizer]
     template = models[name]._templates.choose(with_tools=False)
     assert template is not None
     assert ("openai" if template.wants_parts else "string") == RECORDED[name]["format"]
+
+
+def render(source: str, messages: Any = None, **variables: Any) -> str:
+    return ChatTemplate(source).render(messages or [{"role": "user", "content": "hi"}], **variables)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.append(1) }}",  # what is given cannot be changed
+        "{{ messages.__class__.__mro__ }}",
+        "{{ raise_exception('no') }}",
+        "{{ missing.attribute }}",
+    ],
+)
+def test_a_template_can_refuse_and_can_do_no_harm(source: str) -> None:
+    with pytest.raises(TemplateRefusedError):
+        render(source)
+
+
+def test_json_is_written_as_transformers_writes_it() -> None:
+    assert render("{{ x | tojson }}", x={"b": "<é>", "a": None}) == '{"b": "<é>", "a": null}'
+    assert render("{{ x | tojson(indent=1) }}", x=[1]) == "[\n 1\n]"
+
+
+def test_a_broken_template_leaves_chats_to_engines(tmp_path: pathlib.Path) -> None:
+    tokenizer = LocalTokenizer(read_model(write_tiny_model(tmp_path, template="{% for %}")))
+    assert tokenizer.answer_now(b'{"messages": [{"role": "user", "content": "hi"}]}') is None
+    assert tokenizer.answer_now(b'{"prompt": "hi"}') is not None
+
+
+@pytest.mark.parametrize(
+    "question",
+    [b"{", b"[]", b"{}", b'{"prompt": 1}', b'{"prompt": "x", "new": 1}', b'{"messages": {}}', b'{"prompt": "\\ud800"}',
+     b'{"messages": [1]}', b'{"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": "yes"}'],
+)  # fmt: skip
+def test_what_is_no_plain_question_is_left_to_engines(
+    models: dict[str, LocalTokenizer], question: bytes
+) -> None:
+    assert models["chatml"].answer_now(question) is None
+
+
+async def test_long_questions_leave_the_event_loop_and_have_the_same_answer(
+    models: dict[str, LocalTokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = msgspec.json.encode({"prompt": "some text, and more. " * 2000})
+    threads = []
+    answer_now = LocalTokenizer.answer_now
+
+    def seen(self: LocalTokenizer, question: bytes) -> Any:
+        threads.append(threading.current_thread())
+        return answer_now(self, question)
+
+    monkeypatch.setattr(LocalTokenizer, "answer_now", seen)
+    tokenizer = models["chatml"]
+    assert await tokenizer.answer(question) == answer_now(tokenizer, question)
+    assert await tokenizer.answer(b'{"prompt": "short"}') is not None
+    assert [thread is threading.main_thread() for thread in threads] == [False, True]
+
+
+def special(tmp_path: pathlib.Path, processor: dict[str, Any] | None) -> LocalTokenizer:
+    directory = write_tiny_model(tmp_path)
+    made_of = json.loads((directory / "tokenizer.json").read_text("utf-8"))
+    made_of["post_processor"] = processor
+    (directory / "tokenizer.json").write_text(json.dumps(made_of), "utf-8")
+    return LocalTokenizer(read_model(directory))
+
+
+def template_processing(single: list[dict[str, Any]]) -> dict[str, Any]:
+    tokens = {
+        name: {"id": name, "ids": [n], "tokens": [name]} for n, name in enumerate(("<|pad|>", "<|turn|>"))
+    }
+    return {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens}
+
+
+BEGIN = {"SpecialToken": {"id": "<|pad|>", "type_id": 0}}
+END = {"SpecialToken": {"id": "<|turn|>", "type_id": 0}}
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    ("single", "before", "behind"),
+    [([TEXT], [], []), ([BEGIN, TEXT], [0], []), ([BEGIN, TEXT, END], [0], [1])],
+)
+def test_completions_get_their_special_tokens(
+    tmp_path: pathlib.Path, single: list[dict[str, Any]], before: list[int], behind: list[int]
+) -> None:
+    tokenizer = special(tmp_path, template_processing(single))
+    bare = tokenizer.answer_now(b'{"prompt": "hi there", "add_special_tokens": false}')
+    whole = tokenizer.answer_now(b'{"prompt": "hi there"}')
+    assert bare is not None
+    assert whole is not None
+    assert whole.tolist() == [*before, *bare, *behind]
+    assert tokenizer.ends_plainly is not bool(behind)
+    chat = b'{"messages": [{"role": "user", "content": "hi"}]%s}'
+    plain, more = (
+        tokenizer.answer_now(chat % b""),
+        tokenizer.answer_now(chat % b', "add_special_tokens": true'),
+    )
+    assert plain is not None
+    assert more is not None
+    assert more.tolist() == [*before, *plain, *behind]
+
+
+def test_special_tokens_in_the_middle_leave_completions_to_engines(tmp_path: pathlib.Path) -> None:
+    tokenizer = special(tmp_path, template_processing([TEXT, BEGIN, TEXT]))
+    assert tokenizer.answer_now(b'{"prompt": "hi"}') is None
+    assert tokenizer.answer_now(b'{"prompt": "hi", "add_special_tokens": false}') is not None
+
+
+def test_a_tokenizer_that_throws_dice_is_not_used(tmp_path: pathlib.Path) -> None:
+    directory = write_tiny_model(tmp_path)
+    made_of = json.loads((directory / "tokenizer.json").read_text("utf-8"))
+    made_of["model"]["dropout"] = 0.1
+    (directory / "tokenizer.json").write_text(json.dumps(made_of), "utf-8")
+    with pytest.raises(NotExactError, match="random"):
+        LocalTokenizer(read_model(directory))
+
+
+def test_older_models_have_their_special_tokens_in_a_file_of_their_own(tmp_path: pathlib.Path) -> None:
+    directory = write_tiny_model(tmp_path, config={"chat_template": "{{ bos_token }}|{{ eos_token }}"})
+    older = {
+        "bos_token": {"content": "<|pad|>"},
+        "eos_token": "<|end|>",
+        "additional_special_tokens": ["<x>"],
+    }
+    (directory / "special_tokens_map.json").write_text(json.dumps(older), "utf-8")
+    tokenizer = LocalTokenizer(read_model(directory))
+    bar = tokenizer.answer_now(b'{"prompt": "|"}')
+    assert bar is not None
+    answer = tokenizer.answer_now(b'{"messages": [{"role": "user", "content": "hi"}]}')
+    assert answer is not None
+    assert answer.tolist() == [0, *bar, 2]
+    assert len(tokenizer.answer_now(b'{"prompt": "<x>"}') or ()) == 1
+
+
+def test_a_directory_without_a_tokenizer_is_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        find_model(str(tmp_path))
+    with pytest.raises(ConfigError, match="nothing is downloaded"):
+        find_model("neither/there")

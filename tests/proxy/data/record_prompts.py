@@ -46,7 +46,11 @@ def main() -> None:
                 ),
                 "answers": [answer(tokenizer, request) for request in chats["requests"]],
             }
-    json.dump(recorded, sys.stdout, ensure_ascii=False, indent=0)
+    lines = (
+        f"{json.dumps(name)}: " + json.dumps(found).replace("], [", "],\n[")
+        for name, found in recorded.items()
+    )
+    print("{" + ",\n".join(lines) + "}")
 
 
 def answer(tokenizer: Any, body: dict[str, Any]) -> Any:
