@@ -13,7 +13,7 @@ from proxy.app_keys import TOKENIZER
 from proxy.errors import ConfigError
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.model_files import write_model
-from tests.proxy.service import Answer, Pair, Service, fleet, prose, wait_until
+from tests.proxy.service import UNHURRIED, Answer, Pair, Service, fleet, prose, wait_until
 
 TOOLS = [
     {"type": "function", "function": {"name": "f", "description": None, "parameters": {"type": "object"}}}
@@ -28,7 +28,7 @@ def model(tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture
 async def local(model: pathlib.Path) -> AsyncIterator[Pair]:
-    async with fleet(prefill=1, decode=1, tokenizer=str(model)) as pair:
+    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED, tokenizer=str(model)) as pair:
         await compared(pair)
         yield pair
 
