@@ -200,6 +200,6 @@ def _completion(
             (token_ids,) = _decode_token_lists(raw)
         case _:
             return Unknowable("malformed", kind)
-    if any(not 0 <= token <= _MAX_TOKEN_ID for token in token_ids):
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) <= _MAX_TOKEN_ID):
         return Unknowable("malformed", kind)
     return Given(token_ids, f"{kind} as token ids", truncation)
