@@ -22,6 +22,7 @@ from proxy.connectors.base import Connector
 from proxy.custody import Due, Hold
 from proxy.decode import DecodeLegs
 from proxy.errors import (
+    RETRY_SOON,
     BadRequestError,
     ConnectTimeoutError,
     DeadlineError,
@@ -30,6 +31,7 @@ from proxy.errors import (
     NoSocketError,
     RequestError,
     UnavailableError,
+    nothing_usable,
 )
 from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest
@@ -49,8 +51,6 @@ from proxy.tokenizing import Tokenized
 BUDGET_WAIT_S = 2.0
 """How long a failed request may wait for retry budget. Long enough for the watch to find out that an instance has
 died, which makes leaving it free; short beside what a client would wait for another attempt of its own."""
-
-RETRY_AFTER_S = "1"
 
 
 class Director:
@@ -250,20 +250,15 @@ class Director:
         cause = last.cause if last is not None else None
         if isinstance(cause, NoSocketError):
             return UnavailableError(
-                f"kvproxy can open no more connections ({cause.words})",
-                headers={"Retry-After": RETRY_AFTER_S},
+                f"kvproxy can open no more connections ({cause.words})", headers=RETRY_SOON
             )
         if isinstance(cause, DeadlineError | ConnectTimeoutError):
             return GatewayTimeoutError(f"no engine answered in time: {cause.words}")
         missing = [
-            f"no {phase} instance"
-            for phase in Phase
-            if not any(i.why_unusable(model) is None for i in self._fleet.of(phase))
+            phase for phase in Phase if not any(i.why_unusable(model) is None for i in self._fleet.of(phase))
         ]
         if missing or last is None:
-            return UnavailableError(
-                f"{' and '.join(missing)} can take this request now", headers={"Retry-After": RETRY_AFTER_S}
-            )
+            return nothing_usable(missing)
         return EngineFailedError(f"no engine answered: {cause.words if cause else last}")
 
     def _learn(self, chosen: Candidate, question: Question, hold: Hold, kind: str) -> None:

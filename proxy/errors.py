@@ -4,6 +4,7 @@ The tree has two branches. A `RequestError` ends a request: it knows its HTTP st
 envelope. A `LegError` ends one upstream request: the director decides whether another instance is tried.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -33,7 +34,7 @@ class RequestError(KvproxyError):
         super().__init__(message)
         self.param = param
         self.reason = reason
-        self.headers = headers or {}
+        self.headers = dict(headers or {})
 
 
 class BadRequestError(RequestError):
@@ -111,6 +112,16 @@ class UnavailableError(RequestError):
 
     status = 503
     kind = "ServiceUnavailableError"
+
+
+RETRY_SOON = {"Retry-After": "1"}
+"""Engines that are down are probed every 2 s at most, so it is worth asking again soon."""
+
+
+def nothing_usable(phases: Iterable[str], reason: str | None = None) -> UnavailableError:
+    """The answer when no instance of these phases can take the request; `reason` as in `RequestError`."""
+    missing = " and ".join(f"no {phase} instance" for phase in phases)
+    return UnavailableError(f"{missing} can take this request now", headers=RETRY_SOON, reason=reason)
 
 
 class GatewayTimeoutError(RequestError):

@@ -17,14 +17,11 @@ import msgspec
 
 from proxy.admission.queue import DrainRate, FairQueue, QueueFullError, Ticket, Waiting
 from proxy.config import Admission, WhenNoPrefill
-from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
+from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError, nothing_usable
 from proxy.instances import Fleet
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import FULL, Phase
-
-RETRY_AFTER_UNUSABLE_S = 1
-"""Engines that are down are probed every 2 s at most, so it is worth asking again soon."""
 
 
 class QueueAccounts(Protocol):
@@ -240,7 +237,7 @@ class Gate:
             self._accounts.no_prefill(action)
         if action is WhenNoPrefill.FAIL:
             self._accounts.refused("no_prefill")
-            raise self._unusable([Phase.PREFILL], "no_prefill")
+            raise nothing_usable([Phase.PREFILL], "no_prefill")
 
     def _check_served(self, model: str) -> None:
         """A name that could be anything while no engine had told what it serves may turn out to be nothing."""
@@ -314,20 +311,12 @@ class Gate:
     def _timed_out(self, turn: _Turn) -> RequestError:
         if turn.missing:
             self._accounts.refused("no_engine")
-            return self._unusable(turn.missing, "no_engine")
+            return nothing_usable(turn.missing, "no_engine")
         self._accounts.refused("queue_timeout")
         return UnavailableError(
             f"the engines were busy for {self._limits.queue_timeout_s:g} s (--queue-timeout)",
             reason="queue_timeout",
             headers={"Retry-After": str(self._rate.retry_after_s(len(self._queue), self._clock()))},
-        )
-
-    def _unusable(self, missing: list[Phase], reason: str) -> UnavailableError:
-        phases = " and ".join(f"no {phase} instance" for phase in missing)
-        return UnavailableError(
-            f"{phases} can take this request now",
-            headers={"Retry-After": str(RETRY_AFTER_UNUSABLE_S)},
-            reason=reason,
         )
 
     def _stopped(self) -> UnavailableError:

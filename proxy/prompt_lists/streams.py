@@ -7,14 +7,12 @@ from typing import Any
 
 import msgspec
 
+from proxy.exchange import MAX_EVENT_BYTES
 from proxy.prompt_lists.answers import renumbered
 from proxy.prompt_lists.usage import summed
 
 DONE = b"[DONE]"
 """The data of the event that ends a complete stream."""
-
-MAX_EVENT_BYTES = 16 << 20
-"""No event of an engine comes near this; more without an end is not an event stream."""
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
