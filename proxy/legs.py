@@ -136,7 +136,10 @@ class Legs:
         aside = self._fleet.set_aside(failure.phase, self._clock())
         if aside.get(failure.instance) not in {"failing", "half-open", "circuit open"}:
             return False
-        return any(i.why_unusable() is None and i.address not in aside for i in self._fleet.of(failure.phase))
+        return any(
+            instance.why_unusable() is None and aside.get(instance.address) in {None, "slow start"}
+            for instance in self._fleet.of(failure.phase)
+        )
 
     def dead(self, failure: AttemptFailedError) -> str | None:
         """The instance that is known to be dead by now and whose death explains the failure; None if there is none.

@@ -1,0 +1,77 @@
+"""Which instance a failed request leaves at no cost: one that fails while others of its phase do not."""
+
+from typing import Any
+
+import pytest
+
+from kvevents import PrefixIndex
+from proxy.circuit import CHARGES_MOST, Breaker
+from proxy.config import Role, parse_instance
+from proxy.errors import LegBrokenError
+from proxy.instances import Fleet, Instance, Status
+from proxy.legs import AttemptFailedError, Legs
+from proxy.placement import Placement
+from proxy.scheduling.policies import RoundRobin
+from proxy.scheduling.types import Phase
+
+NOW = 100.0
+MODEL = "tiny"
+NOBODY: Any = None  # nothing is sent here
+
+
+def decode(fleet: Fleet, address: str) -> Instance:
+    instance = Instance(parse_instance(address, Role.DECODE), Breaker(slow_start_s=10.0, joins=True))
+    instance.status = Status.UP
+    instance.model_cards = [{"id": MODEL}]
+    fleet.add(instance)
+    return instance
+
+
+def to_leave(fleet: Fleet, instance: Instance) -> str | None:
+    placement = Placement(fleet, PrefixIndex(), RoundRobin(), "round_robin", clock=lambda: NOW)
+    cause = LegBrokenError(instance.address, "no answer")
+    return Legs(fleet, placement, NOBODY, NOBODY, lambda: NOW).to_leave(
+        AttemptFailedError(Phase.DECODE, instance.address, cause=cause)
+    )
+
+
+def fail(instance: Instance) -> None:
+    for _ in range(CHARGES_MOST):
+        instance.breaker.broke(NOW)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_a_failing_instance_is_left_for_one_that_starts_slowly(busy: bool) -> None:
+    fleet = Fleet()
+    failing, young, old = (decode(fleet, f"{name}:1") for name in ("failing", "young", "old"))
+    young.breaker.answered(NOW)
+    fail(failing)
+    fail(old)
+    if busy:
+        young.count(Phase.DECODE, 0, 5, 5)
+    assert ("young:1" in fleet.set_aside(Phase.DECODE, NOW)) is busy
+    assert to_leave(fleet, failing) == "failing:1"
+
+
+def test_where_all_fail_nobody_is_left_for_free() -> None:
+    fleet = Fleet()
+    instances = [decode(fleet, f"{name}:1") for name in ("one", "other")]
+    for instance in instances:
+        fail(instance)
+    assert [to_leave(fleet, instance) for instance in instances] == [None, None]
+
+
+def test_an_instance_that_is_not_answering_is_nobody_to_flee_to() -> None:
+    fleet = Fleet()
+    failing, silent = decode(fleet, "failing:1"), decode(fleet, "silent:1")
+    silent.breaker.answered(NOW)
+    silent.breaker.missed()
+    fail(failing)
+    assert to_leave(fleet, failing) is None
+
+
+def test_a_single_failure_is_not_free() -> None:
+    fleet = Fleet()
+    failing, _ = decode(fleet, "failing:1"), decode(fleet, "well:1")
+    failing.breaker.broke(NOW)
+    assert to_leave(fleet, failing) is None
