@@ -33,11 +33,12 @@ BYTES_PER_PROMPT = 500
 """Of a prompt whose tokens kvproxy remembers: a number, and what Python needs around an array in a dict."""
 
 PROXY_FLAGS = (
-    *("--prefill-timeout", "20", "--first-byte-timeout", "30", "--chunk-timeout", "15"),
+    *("--prefill-timeout", "10", "--first-byte-timeout", "15", "--chunk-timeout", "15"),
     *("--max-attempts", "5"),
 )
-"""Deadlines well within the clients' own, so that a leg that hangs is moved while somebody still waits; and more
-attempts than usual: half of the engines fail at once here, so one request in ten thousand meets three that do."""
+"""Deadlines so far within the clients' own that a request which meets three hanging engines, one after the other, can
+still be served while somebody waits; and more attempts than usual: half of the engines fail at once here, so one
+request in ten thousand meets three that do."""
 
 
 @dataclass(frozen=True, kw_only=True)
