@@ -10,7 +10,7 @@ the memory back slice by slice. A bit is used again only when nothing is left of
 
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import setitem
 from typing import Any, NamedTuple
 
@@ -33,6 +33,10 @@ SWEEP_BLOCKS = 512
 """Blocks of one slice of sweeping: well below half a millisecond."""
 
 _FEW_BLOCKS = 12  # runs shorter than that are stored block by block, for less than numpy's calls cost
+
+
+Removals = Callable[[str, int, Sequence[int] | None], None]
+"""Hears of an instance, a rank, and the keys that left one of its tiers; None for all of them."""
 
 
 class Slot(NamedTuple):
@@ -75,6 +79,14 @@ class PrefixIndex:
         self._waste: list[dict[Any, Any]] = []
         self._known_slots: dict[Slot, int] | None = None
         self._known_sizes: list[tuple[int, int]] = []
+        self._on_removed: Removals | None = None
+
+    def listen(self, on_removed: Removals) -> None:
+        """Tell `on_removed` of the keys that left a tier, with None when a rank was cleared or retired.
+
+        It is called in the middle of that change, so it must be quick and must not raise.
+        """
+        self._on_removed = on_removed
 
     @property
     def hasher(self) -> BlockHasher:
@@ -149,6 +161,8 @@ class PrefixIndex:
         if tier is not None and gone:
             tier.blocks -= len(gone)
             self._residency.take(gone, tier.bit)
+            if self._on_removed is not None:
+                self._on_removed(instance, rank, gone)
         unknown = len(event.block_hashes) - applied
         return Change(applied, 0, {Reason.UNKNOWN_BLOCK: unknown} if unknown else {})
 
@@ -164,6 +178,8 @@ class PrefixIndex:
             engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
         self._waste += (engine.orphans, engine.children)
         engine.orphans, engine.children = OrderedDict(), {}
+        if self._on_removed is not None:
+            self._on_removed(instance, rank, None)
         return blocks
 
     def retire(self, instance: str, rank: int | None = None) -> int:
@@ -175,6 +191,8 @@ class PrefixIndex:
                 blocks += tier.blocks
                 self._bury(tier)
             self._waste += (engine.orphans, engine.children)
+            if self._on_removed is not None:
+                self._on_removed(*at, None)
         self._known_slots = None
         return blocks
 
@@ -238,6 +256,14 @@ class PrefixIndex:
                 else:
                     cached[slots[slots_bits.bit_length() - 1]] = tokens
         return cached
+
+    def holds(self, instance: str, rank: int, key: int) -> bool:
+        """Whether a block lies in any tier of a rank."""
+        engine = self._engines.get((instance, rank))
+        if engine is None:
+            return False
+        slots = self._residency.of(key)
+        return any(slots & tier.bit for tier in engine.tiers.values())
 
     def blocks(self) -> dict[Slot, int]:
         """How many different blocks lie in each live slot (copies count once)."""

@@ -25,6 +25,7 @@ from kvevents.source_events import (
     GapSeen,
     Live,
     ProbeDue,
+    Rebuild,
     ReplayDone,
     Replayed,
     ReplayEnded,
@@ -133,6 +134,8 @@ class Source:
                     yield self._ask(fresh=self._incomplete)
             case Damaged():
                 self._since_start = False
+            case Rebuild(replay):
+                yield from self._on_rebuild(replay=replay)
 
     # ---- connection ---------------------------------------------------------------------------------------
 
@@ -160,6 +163,19 @@ class Source:
             return
         self._doubt = True
         if self._round is None or self._round.received:
+            self._rounds = self._tries = 0
+            yield self._ask()
+
+    def _on_rebuild(self, *, replay: bool) -> Iterator[Action]:
+        if self._connected and not (replay and self._can_replay):
+            # The next batch still follows the last one; what came before it is not known any more.
+            if self._last is not None:
+                self._since_start = False
+                yield Retire(REBUILD)
+            return
+        yield from self._forget(REBUILD)
+        if self._connected:
+            self._doubt = True
             self._rounds = self._tries = 0
             yield self._ask()
 

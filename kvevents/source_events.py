@@ -66,7 +66,17 @@ class Damaged:
     """An applied batch was not fully understood."""
 
 
-SourceEvent = Connected | Disconnected | Live | Replayed | ReplayEnded | Suspected | ProbeDue | Damaged
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """Somebody has evidence that what was built from this source's batches is wrong: forget it all and begin again."""
+
+    replay: bool
+    """From the first batch that can be had; else from the next live one, because a replay has led here before."""
+
+
+SourceEvent = (
+    Connected | Disconnected | Live | Replayed | ReplayEnded | Suspected | ProbeDue | Damaged | Rebuild
+)
 
 # ---- what to do -------------------------------------------------------------------------------------------
 

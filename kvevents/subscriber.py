@@ -29,6 +29,7 @@ from kvevents.source_events import (
     GapSeen,
     Live,
     ProbeDue,
+    Rebuild,
     ReplayDone,
     Replayed,
     ReplayEnded,
@@ -106,6 +107,7 @@ class Subscriber:
         self._retirements = 0
         self._connected = False
         self._suspected = False
+        self._rebuild: Rebuild | None = None
         self._wake = asyncio.Event()
         self._turn_ends = 0.0
         self._probe_at = 0.0
@@ -130,6 +132,11 @@ class Subscriber:
     def suspect(self) -> None:
         """Somebody has evidence that another process is behind the address: verify it now."""
         self._suspected = True
+        self._wake.set()
+
+    def rebuild(self, *, replay: bool) -> None:
+        """What the index holds of this rank is wrong: forget it, and build it from a replay or from live batches."""
+        self._rebuild = Rebuild(replay)
         self._wake.set()
 
     async def run(self) -> None:
@@ -176,6 +183,9 @@ class Subscriber:
             if self._suspected:
                 self._suspected = False
                 await self._handle(source, wire, Suspected())
+            if (rebuild := self._rebuild) is not None:
+                self._rebuild = None
+                await self._handle(source, wire, rebuild)
             await self._check_clock(source, wire)
             if self._index.sweep():
                 self._wake.set()  # a slice a turn, until all is swept

@@ -120,6 +120,12 @@ class EventFeeds:
         if isinstance(feed, _Feed):
             feed.subscriber.suspect()
 
+    def rebuild(self, instance: Instance, rank: int, *, replay: bool) -> None:
+        """What the index holds of this rank is wrong: have it forgotten and built anew."""
+        feed = instance.sources.get(rank)
+        if isinstance(feed, _Feed):
+            feed.subscriber.rebuild(replay=replay)
+
     def _begin(self, instance: Instance, source: SourceAddress) -> _Feed:
         subscriber = Subscriber(instance.address, source, self._index, self._observer, context=self._context)
         task = self._tasks.create(subscriber.run(), name=f"events of {instance.address} rank {source.rank}")

@@ -316,6 +316,26 @@ def test_retire_forgets_one_rank_or_all(index: PrefixIndex) -> None:
     assert set(index.blocks()) == {Slot("other", 0, "GPU")}
 
 
+def test_who_listens_hears_of_blocks_that_are_gone(index: PrefixIndex) -> None:
+    heard: list[tuple[str, int, list[int] | None]] = []
+    index.listen(lambda at, rank, keys: heard.append((at, rank, None if keys is None else list(keys))))
+    keys = index.hasher.of_prompt(Prompt(tokens(1, 2)), 4)
+    index.store(E, R, stored([1, 2]))
+    index.store(E, R, stored([2], 1))
+    assert index.holds(E, R, keys[1])
+    index.remove(E, R, removed(2))
+    assert heard == []  # there is another copy
+    index.remove(E, R, removed(2))
+    assert heard == [(E, R, [keys[1]])]
+    assert index.holds(E, R, keys[0])
+    assert not index.holds(E, R, keys[1])
+    assert not index.holds(E, R + 1, keys[0])
+    index.clear(E, R)
+    index.retire(E)
+    assert heard[1:] == [(E, R, None), (E, R, None)]
+    assert not index.holds(E, R, keys[0])
+
+
 def test_adapter_and_salt_are_part_of_the_prefix(index: PrefixIndex) -> None:
     index.store(E, R, stored([1]))
     index.store(E, R, stored([11], token_ids=tokens(1), extra_keys=[["s"]]))

@@ -23,6 +23,7 @@ from kvevents.source_events import (
     GapSeen,
     Live,
     ProbeDue,
+    Rebuild,
     ReplayDone,
     Replayed,
     ReplayEnded,
@@ -538,6 +539,60 @@ def test_a_suspicion_without_replay_forgets() -> None:
     play(Source(can_replay=True), [(Suspected(), [])])
 
 
+# ---- rebuilding ---------------------------------------------------------------------------------------------
+
+
+def test_a_rebuild_forgets_at_once_and_starts_from_the_first_batch() -> None:
+    play(
+        exact(2),
+        [
+            (Rebuild(replay=True), [Retire(REBUILD), AskReplay(0), UNKNOWN]),
+            (live(3), []),
+            (replayed(0), apply(0)),
+            (replayed(1), apply(1)),
+            (replayed(2), apply(2)),
+            (MARKER, [ReplayDone(3, complete=True), *apply(3), EXACT]),
+        ],
+    )
+
+
+def test_a_rebuild_takes_the_place_of_a_replay_that_runs() -> None:
+    play(
+        quietly(exact(1), ProbeDue(), live(2)),
+        [
+            (Rebuild(replay=True), [Retire(REBUILD), AskReplay(0), UNKNOWN]),
+            (replayed(0), apply(0)),
+            (replayed(1), apply(1)),
+            (MARKER, [ReplayDone(2, complete=True), *apply(2), EXACT]),
+        ],
+    )
+
+
+@pytest.mark.parametrize("can_replay", [True, False])
+def test_a_rebuild_without_replay_keeps_its_place_and_is_partial_from_then_on(can_replay: bool) -> None:
+    source = exact(1) if can_replay else quietly(Source(can_replay=False), Connected(), live(0), live(1))
+    play(
+        source,
+        [
+            (Rebuild(replay=not can_replay), [Retire(REBUILD), PARTIAL]),
+            (live(1), []),
+            (live(2), apply(2)),
+        ],
+    )
+
+
+def test_a_rebuild_while_disconnected_waits_for_the_connection() -> None:
+    play(
+        quietly(exact(5), Disconnected()),
+        [
+            (Rebuild(replay=False), [Retire(REBUILD)]),
+            (Connected(), [AskReplay(0)]),
+            (replayed(0), apply(0)),
+            (MARKER, [ReplayDone(1, complete=True), EXACT]),
+        ],
+    )
+
+
 # ---- probes -------------------------------------------------------------------------------------------------
 
 
@@ -603,7 +658,7 @@ def test_what_a_replay_was_not_asked_for_is_ignored() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.integers(1, 6), st.lists(st.sampled_from("pppppllrdcmmbn"), min_size=15, max_size=60), st.booleans()
+    st.integers(1, 6), st.lists(st.sampled_from("pppppllrdcmmbnxy"), min_size=15, max_size=60), st.booleans()
 )
 def test_in_the_end_exactly_what_the_publisher_says(buffer: int, script: list[str], can_replay: bool) -> None:
     """A publisher with a small buffer, losses and restarts: what was applied since the last retirement is always a
@@ -618,14 +673,14 @@ def test_in_the_end_exactly_what_the_publisher_says(buffer: int, script: list[st
     world.check()
     if can_replay:
         assert world.source.state is not State.UNKNOWN
-        assert world.applied[-1:] == world.published[-1:]
+        assert world.applied[-1:] == world.published[-1:] or (world.started_over and not world.applied)
         if world.source.state is State.EXACT:
             assert world.applied == world.published
 
 
 class _World:
     """p: publish and hear; l: publish and lose; r: restart; d, c: disconnect, connect; m, n: serve the replay whole
-    or with its end lost; b: serve all but one batch.
+    or with its end lost; b: serve all but one batch; x, y: rebuild, from a replay or from what comes next.
     """
 
     def __init__(self, buffer: int, source: Source) -> None:
@@ -635,14 +690,16 @@ class _World:
         self.published: list[Message] = []
         self.applied: list[Message] = []
         self.asked: int | None = None
+        self.started_over = False
 
     def tell(self, event: SourceEvent) -> None:
         for action in self.source.handle(event):
             match action:
                 case Apply(message):
                     self.applied.append(message)
-                case Retire():
+                case Retire(why):
                     self.applied.clear()
+                    self.started_over = why == REBUILD
                 case AskReplay(start):
                     self.asked = start
                 case StopReplay():
@@ -664,6 +721,8 @@ class _World:
             case "c":
                 self.tell(Disconnected())
                 self.tell(Connected())
+            case "x" | "y":
+                self.tell(Rebuild(replay=step == "x"))
             case _:
                 self.serve(step)
 

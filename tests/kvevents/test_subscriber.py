@@ -433,6 +433,27 @@ async def test_a_suspicion_uncovers_another_process(bench: Bench) -> None:
         assert bench.index.blocks() == {}
 
 
+async def test_a_rebuild_forgets_what_no_batch_has_said(bench: Bench) -> None:
+    publisher = bench.publisher()
+    publish(publisher, 1, 3)
+    publisher.settle()
+    async with bench.following() as subscriber:
+        await until(lambda: subscriber.state is State.EXACT)
+        bench.index.store(ENGINE, 0, BlockStored([4], 3, [7, 8], 2))
+        assert bench.cached() == 4
+        subscriber.rebuild(replay=True)
+        await until(lambda: bench.heard.retirements == ["rebuild"] and subscriber.state is State.EXACT)
+        assert bench.cached() == 3
+        subscriber.rebuild(replay=False)
+        await until(lambda: bench.heard.retirements == ["rebuild", "rebuild"])
+        assert subscriber.state is State.PARTIAL
+        assert bench.index.blocks() == {}
+        publish(publisher, 4, 5)
+        await until(lambda: bench.index.orphans(ENGINE, 0) == 2)
+        assert subscriber.state is State.PARTIAL
+    assert publisher.requests == [0, 0]
+
+
 async def test_only_the_topic_asked_for_is_heard(bench: Bench) -> None:
     publisher = bench.publisher(topic="kv@one", replay=False)
     async with (
