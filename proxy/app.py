@@ -11,14 +11,27 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from kvevents.prefix_index import PrefixIndex
+from proxy.accuracy import Accuracy
 from proxy.admission import BodyBudget, Gate
-from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, METRICS, READER, STOPPING, TOKENIZER, WATCH
+from proxy.app_keys import (
+    ACCURACY,
+    BODIES,
+    CONFIG,
+    DIRECTOR,
+    FLEET,
+    GATE,
+    METRICS,
+    READER,
+    STOPPING,
+    TOKENIZER,
+    WATCH,
+)
 from proxy.authentication import CLIENT_KEYS, authenticate
 from proxy.client_keys import ClientKeys, readable_by_others
 from proxy.config import Config, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.director import Director
-from proxy.discovery import EventFeeds, FleetWatch
+from proxy.discovery import Believing, EventFeeds, FleetWatch
 from proxy.errors import ConfigError
 from proxy.handlers import admin, observe, openai, openapi
 from proxy.instances import Fleet
@@ -26,6 +39,7 @@ from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.middlewares import IN_FLIGHT_KEY, InFlight, add_request_id, edge
 from proxy.placement import Placement
+from proxy.prediction_metrics import AccuracyCollector
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
@@ -63,10 +77,19 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         collector(registry=registry)
     index = PrefixIndex()
     fleet = Fleet(decode_alone=config.admission.when_no_prefill is WhenNoPrefill.DECODE)
+    app[ACCURACY] = accuracy = Accuracy(index.holds)
+    index.listen(accuracy.removed)
     placement = Placement(
-        fleet, index, chosen_policy, config.policy, clock=time.monotonic, limits=config.admission
+        fleet,
+        index,
+        chosen_policy,
+        config.policy,
+        clock=time.monotonic,
+        limits=config.admission,
+        accuracy=accuracy,
     )
     registry.register(FleetCollector(fleet, index))
+    registry.register(AccuracyCollector(fleet, accuracy))
     registry.register(TaskCollector())
     if (file := config.security.api_key_file) is not None:
         app[CLIENT_KEYS] = ClientKeys.read(file)
@@ -130,6 +153,9 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 retries=config.retries,
             )
             watch.start()
+            if feeds is not None:
+                believing = Believing(fleet, accuracy, feeds, time.monotonic)
+                feed_tasks.create(believing.keep_looking(), name="accuracy")
             tokenizer.start()
             yield
             await leg_tasks.drained(CLEANUP_S)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
+from proxy.accuracy import Accuracy
 from proxy.admission import BodyBudget, Gate
 from proxy.config import Config
 from proxy.director import Director
@@ -16,6 +17,7 @@ from proxy.tokenizing import PromptTokenizer
 CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
 DIRECTOR: web.AppKey[Director] = web.AppKey("director", Director)
 FLEET: web.AppKey[Fleet] = web.AppKey("fleet", Fleet)
+ACCURACY: web.AppKey[Accuracy] = web.AppKey("accuracy", Accuracy)
 WATCH: web.AppKey[FleetWatch] = web.AppKey("watch", FleetWatch)
 GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
 BODIES: web.AppKey[BodyBudget] = web.AppKey("bodies", BodyBudget)

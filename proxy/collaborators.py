@@ -52,6 +52,10 @@ class Tokenizer(Protocol):
         """Prompts of this kind were counted wrongly."""
         ...
 
+    def is_distrusted(self, kind: str) -> bool:
+        """Whether prompts of this kind were counted wrongly of late."""
+        ...
+
 
 class Watch(Protocol):
     """Told what legs show of an instance's health."""

@@ -1,11 +1,12 @@
 """A decode leg's reply begins with what the engine has really produced, so every failure before can be tried again."""
 
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
+from proxy.accuracy import Comparison
 from proxy.collaborators import Accounts, Answer
 from proxy.config import Deadlines
-from proxy.connectors.base import Connector
+from proxy.connectors.base import Connector, Handoff, read_answer
 from proxy.custody import Due, Hold
 from proxy.deadlines import within
 from proxy.errors import ConnectFailedError, LegError
@@ -15,6 +16,9 @@ from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Phase
+
+MAX_READ_BYTES = 64 << 10
+"""Of the answer of an engine that serves a request whole: reading it for its usage takes 0.1 ms at most."""
 
 
 class DecodeLegs:
@@ -43,18 +47,33 @@ class DecodeLegs:
         """Have one instance serve the whole request. Raises AttemptFailedError."""
         chosen = chosen_of(decision, Phase.DECODE)
         settle = self._placement.expect(chosen, question)
+        # What cannot be split is mostly what an engine computes in full, whatever it has cached.
+        comparison = None if call.request.whole else self._placement.compare(chosen, question)
         came = False
         try:
             with ExitStack() as stack:
                 self._legs.claim(stack, chosen, Phase.DECODE, question)
                 reply = await self._answered(call, call.request.body.encoded(), decision, stack, hold=None)
                 came = reply.status == 200
+                if came and comparison is not None:
+                    self._compare(comparison, question, reply)
                 return reply
         except LegError as error:
             self._legs.failed(error)
             raise AttemptFailedError(Phase.DECODE, chosen.instance, cause=error) from error
         finally:
             settle(came)
+            if comparison is not None:
+                comparison.drop()
+
+    def _compare(self, comparison: Comparison, question: Question, reply: Reply) -> None:
+        """Read from a whole answer what the engine had cached; a stream goes by unread."""
+        told = Handoff(None, None, None, None)
+        if isinstance(reply.body, bytes) and len(reply.body) <= MAX_READ_BYTES:
+            with suppress(ValueError):
+                told = read_answer(reply.body)
+        differ = told.prompt_tokens is not None and told.prompt_tokens != question.prompt_tokens
+        comparison.answered(told.cached_tokens, self._clock(), tokens_differ=differ)
 
     async def run(
         self,

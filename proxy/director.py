@@ -14,6 +14,7 @@ from contextlib import ExitStack
 
 import msgspec
 
+from proxy.accuracy import Comparison
 from proxy.admission import Gate
 from proxy.attempts import Attempts
 from proxy.collaborators import Accounts, Client, Tokenizer, Watch
@@ -261,15 +262,20 @@ class Director:
             return nothing_usable(missing)
         return EngineFailedError(f"no engine answered: {cause.words if cause else last}")
 
-    def _learn(self, chosen: Candidate, question: Question, hold: Hold, kind: str) -> None:
+    def _learn(
+        self, chosen: Candidate, question: Question, hold: Hold, kind: str, comparison: Comparison | None
+    ) -> None:
         """Compare what the engine says of the prompt with what we thought."""
         handoff = hold.handoff
         ours = question.prompt_tokens
         predicted = chosen.cached_tokens
+        differ = self._tokenizer.is_distrusted(kind)
         if ours is not None and handoff.prompt_tokens is not None and ours != handoff.prompt_tokens:
             self._accounts.tokens_differ(chosen.instance)
             self._tokenizer.distrust(kind)
-            predicted = None
+            predicted, differ = None, True
+        if comparison is not None:
+            comparison.answered(handoff.cached_tokens, self._clock(), tokens_differ=differ)
         self._accounts.prefilled(chosen.instance, handoff.prompt_tokens, predicted, handoff.cached_tokens)
         instance = self._fleet.get(chosen.instance)
         if instance is not None and handoff.engine_id is not None:

@@ -8,6 +8,7 @@ import msgspec
 
 from kvevents.block_keys import Prompt
 from kvevents.prefix_index import PrefixIndex
+from proxy.accuracy import Accuracy, Comparison
 from proxy.config import Admission, Role
 from proxy.instances import ASIDE, Claim, Fleet, Instance
 from proxy.scheduling.decision import Decision, Pick, pick
@@ -66,13 +67,17 @@ class Placement:
         clock: Callable[[], float],
         rng: random.Random | None = None,
         limits: Admission | None = None,
+        accuracy: Accuracy | None = None,
     ) -> None:
-        """`limits` says how many outstanding tokens an instance takes; None: any number."""
+        """`limits` says how many outstanding tokens an instance takes; None: any number. `accuracy` tells whom of the
+        ranks to trust.
+        """
         self._fleet = fleet
         self._index = index
         self._policy = policy
         self._policy_name = policy_name
         self._predicted = PredictedBlocks()
+        self._accuracy = accuracy or Accuracy(index.holds)
         self._clock = clock
         limits = limits or Admission()
         self._most_tokens = {
@@ -166,6 +171,9 @@ class Placement:
             why = instance.why_unusable(question.model)
             for rank in instance.ranks:
                 reused, expected = self._reuse(instance, rank, prompt, cached, keys)
+                trusted, doubted = self._accuracy.trusted(instance.address, rank), None
+                if not trusted:
+                    doubted, reused, expected = reused, None, None
                 length = question.prompt_tokens
                 uncached = None if length is None else length - (expected or 0)
                 # What an instance that does both serves is one leg, which lasts as long as a decode leg does.
@@ -184,6 +192,8 @@ class Placement:
                         load_tokens=instance.load_tokens(phase, rank),
                         index=instance.index_state(rank),
                         last_pick=instance.last_pick.get((phase, rank), 0),
+                        trusted=trusted,
+                        doubted_tokens=doubted,
                     )
                 )
         return found
@@ -238,9 +248,29 @@ class Placement:
 
         return settle
 
+    def compare(self, candidate: Candidate, question: Question) -> Comparison | None:
+        """A leg goes to the candidate now: what the index said will be compared with what its engine reports.
+
+        None if nothing was said, as the prompt is not known. Otherwise it is to be dropped in the end.
+        """
+        if question.prompt is None:
+            return None
+        block_size = self._block_size(candidate.instance, candidate.rank)
+        said = candidate.cached_tokens if candidate.trusted else candidate.doubted_tokens
+        return self._accuracy.begin(
+            candidate.instance,
+            candidate.rank,
+            index=candidate.index,
+            predicted_tokens=said or 0,
+            block_size=block_size,
+            keys=self._index.hasher.of_prompt(question.prompt, block_size),
+        )
+
     def forget(self, address: str) -> None:
         """Drop what was predicted for an instance that lost its cache or left."""
         self._predicted.forget(address)
+        if self._fleet.get(address) is None:
+            self._accuracy.forget(address)
 
 
 def _leg_tokens(phase: Phase, uncached: int | None, question: Question) -> int:

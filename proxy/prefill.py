@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from proxy.accuracy import Comparison
 from proxy.collaborators import Accounts
 from proxy.connectors.base import Connector
 from proxy.custody import Due, Hold
@@ -37,7 +38,7 @@ class PrefillLegs:
         tasks: TaskOwner,
         clock: Callable[[], float],
         deadline_s: float,
-        learn: Callable[[Candidate, Question, Hold, str], None],
+        learn: Callable[[Candidate, Question, Hold, str, Comparison | None], None],
     ) -> None:
         """`deadline_s`: from sending a leg to the end of its answer. `learn` is told of every leg that is answered."""
         self._placement = placement
@@ -62,9 +63,13 @@ class PrefillLegs:
         claims = ExitStack()
         self._legs.claim(claims, chosen, Phase.PREFILL, question)
         settle = self._placement.expect(chosen, question)
+        comparison = self._placement.compare(chosen, question)
         leg = self._tasks.create(
-            self._leg(call, question, decision, kind, hold, claims, settle), name=f"prefill {call.leg_id}"
+            self._leg(call, question, decision, kind, hold, claims, settle, comparison),
+            name=f"prefill {call.leg_id}",
         )
+        if comparison is not None:
+            leg.add_done_callback(lambda _leg: comparison.drop())
         try:
             end = await asyncio.shield(leg)
         except asyncio.CancelledError:
@@ -98,6 +103,7 @@ class PrefillLegs:
         hold: Hold,
         claims: ExitStack,
         settle: Callable[[bool], None],
+        comparison: Comparison | None,
     ) -> Reply | AttemptFailedError | None:
         chosen = chosen_of(decision, Phase.PREFILL)
         body = self._connector.prefill_body(call.request.body)
@@ -135,7 +141,7 @@ class PrefillLegs:
         hold.answered(handoff, self._clock())
         if self._connector.holds:
             self._releases.begun(hold)
-        self._learn(chosen, question, hold, kind)
+        self._learn(chosen, question, hold, kind, comparison)
         return None
 
     def _ended_early(self, hold: Hold, error: BaseException, *, finished: bool) -> None:

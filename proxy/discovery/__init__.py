@@ -1,7 +1,8 @@
 """Who the instances are, whether they can be used, and where they publish their KV events."""
 
+from proxy.discovery.believing import Believing
 from proxy.discovery.feeds import EventFeeds
 from proxy.discovery.startup import StartupError
 from proxy.discovery.watch import FleetWatch
 
-__all__ = ["EventFeeds", "FleetWatch", "StartupError"]
+__all__ = ["Believing", "EventFeeds", "FleetWatch", "StartupError"]

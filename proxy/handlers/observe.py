@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, GATE, STOPPING, TOKENIZER
+from proxy.accuracy import Accuracy
+from proxy.app_keys import ACCURACY, BODIES, CONFIG, DIRECTOR, FLEET, GATE, STOPPING, TOKENIZER
 from proxy.circuit import Circuit
 from proxy.config import Role
 from proxy.errors import ForbiddenError, UnavailableError
@@ -84,12 +85,14 @@ async def status(request: web.Request) -> web.Response:
                 "held_bytes": request.app[BODIES].held_bytes,
                 "limit_bytes": request.app[BODIES].limit_bytes,
             },
-            "instances": [_instance(i, index, blocks) for i in fleet],
+            "instances": [_instance(i, index, blocks, request.app[ACCURACY]) for i in fleet],
         }
     )
 
 
-def _instance(instance: Instance, index: PrefixIndex, blocks: Counter[tuple[str, int]]) -> dict[str, Any]:
+def _instance(
+    instance: Instance, index: PrefixIndex, blocks: Counter[tuple[str, int]], accuracy: Accuracy
+) -> dict[str, Any]:
     base = [str(card["id"]) for card in instance.model_cards if not card.get("parent")]
     address, breaker = instance.address, instance.breaker
     gets_legs = instance.why_unusable() is None and breaker.state is Circuit.CLOSED
@@ -111,6 +114,7 @@ def _instance(instance: Instance, index: PrefixIndex, blocks: Counter[tuple[str,
                 "why": instance.silent.get(rank),
                 "block_size": index.block_size(address, rank),
                 "blocks": blocks[address, rank],
+                "accuracy": accuracy.status(address, rank),
             }
             for rank in instance.ranks
         ],
@@ -166,6 +170,7 @@ def _pick(pick: Pick) -> dict[str, Any]:
                 "load_tokens": c.load_tokens,
                 "cost": priced.cost,
                 "index": c.index,
+                "trusted": c.trusted,
             }
             for priced in pick.candidates
             for c in (priced.candidate,)

@@ -47,6 +47,10 @@ class Candidate(msgspec.Struct, frozen=True):
     """How well its cache is known: `exact`, `partial` or `unknown`."""
     last_pick: int = 0
     """When it was last picked for this phase, as a running number; 0 for never."""
+    trusted: bool = True
+    """Whether what the index says of it is believed; where not, nothing counts as cached."""
+    doubted_tokens: int | None = None
+    """What the index says of one that is not trusted: compared with what the engine reports, and not counted on."""
 
 
 class Policy(Protocol):

@@ -135,7 +135,7 @@ class PromptTokenizer:
         """The kind to distrust if they are wrong, who told, and the token ids; or why they are unknown."""
         if isinstance(how, Ask) and (token_ids := await self._by_local(how, model)) is not None:
             return how.kind + _LOCALLY, "local", token_ids
-        if self._is_distrusted(how.kind):
+        if self.is_distrusted(how.kind):
             return "counted differently"
         if isinstance(how, Given):
             return how.kind, "client", array("I", how.token_ids)
@@ -148,7 +148,8 @@ class PromptTokenizer:
         if not kind.endswith(_LOCALLY):
             self._engines.forget()
 
-    def _is_distrusted(self, kind: str) -> bool:
+    def is_distrusted(self, kind: str) -> bool:
+        """Whether an engine counted prompts of this kind otherwise of late."""
         return self._distrusted_until.get(kind, 0.0) > self._clock()
 
     async def _by_local(self, how: Ask, model: str) -> "array[int] | None":
@@ -156,7 +157,7 @@ class PromptTokenizer:
         if (
             local is None
             or not self._parity.agreed(model, how.needs)
-            or self._is_distrusted(how.kind + _LOCALLY)
+            or self.is_distrusted(how.kind + _LOCALLY)
         ):
             return None
         try:

@@ -281,6 +281,9 @@ class Miscounting:
     def distrust(self, kind: str) -> None:
         self.distrusted.append(kind)
 
+    def is_distrusted(self, kind: str) -> bool:
+        return kind in self.distrusted
+
 
 async def test_a_prompt_the_engine_counts_otherwise_is_counted_and_its_kind_distrusted() -> None:
     async with fleet(prefill=1, decode=1) as pair:
