@@ -269,12 +269,12 @@ class Director:
         handoff = hold.handoff
         ours = question.prompt_tokens
         predicted = chosen.cached_tokens
-        differ = self._tokenizer.is_distrusted(kind)
         if ours is not None and handoff.prompt_tokens is not None and ours != handoff.prompt_tokens:
             self._accounts.tokens_differ(chosen.instance)
             self._tokenizer.distrust(kind)
-            predicted, differ = None, True
+            predicted = None
         if comparison is not None:
+            differ = self._tokenizer.is_distrusted(kind)
             comparison.answered(handoff.cached_tokens, self._clock(), tokens_differ=differ)
         self._accounts.prefilled(chosen.instance, handoff.prompt_tokens, predicted, handoff.cached_tokens)
         instance = self._fleet.get(chosen.instance)

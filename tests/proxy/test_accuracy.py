@@ -41,8 +41,9 @@ class Scene:
         for n in hashes:
             self.index.remove(E, 0, BlockRemoved([n], "GPU"))
 
-    def leg(self, index: str = "exact") -> Comparison:
-        said = sum(self.index.match(self.prompt).values())
+    def leg(self, index: str = "exact", said: int | None = None) -> Comparison:
+        if said is None:
+            said = sum(self.index.match(self.prompt).values())
         keys = self.index.hasher.of_prompt(self.prompt, SIZE)
         return self.accuracy.begin(E, 0, index=index, predicted_tokens=said, block_size=SIZE, keys=keys)
 
@@ -103,6 +104,17 @@ def test_an_eviction_between_decision_and_arrival_is_a_race() -> None:
     scene.settle()
     assert scene.misses == {"race": 1}
     assert (scene.status["over"], scene.status["mean_error_blocks"]) == (1, 1.0)
+
+
+def test_an_eviction_while_a_decision_waits_for_its_turn_is_one_too() -> None:
+    scene = Scene()
+    scene.prove_all_is_reused()
+    scene.store(1, 2, 3, 4)
+    said = sum(scene.index.match(scene.prompt).values())
+    scene.remove(4, 3)
+    scene.answer(scene.leg(said=said), 2)
+    scene.settle()
+    assert scene.misses == {"race": 1}
 
 
 def test_an_eviction_whose_event_comes_after_the_answer_is_one_too() -> None:
