@@ -102,11 +102,12 @@ class Comparison:
         `tokens_differ`: it counted the prompt otherwise than we did, or such prompts are not trusted any more.
         """
         counts, index = self.of.counts, self.index
-        if reported_tokens is None:
+        if reported_tokens is None or reported_tokens < 0:
             counts.tallies[index].count(Outcome.UNREPORTED)
             self.end()
             return
-        reported = reported_tokens // self.block_size
+        # More than the prompt has, or nonsense: it is off by one block more than it could be.
+        reported = min(reported_tokens // self.block_size, len(self.keys) + 1)
         error = self.predicted - reported
         outcome = Outcome.EXACT if not error else Outcome.OVER if error > 0 else Outcome.UNDER
         counts.compared(index, outcome, abs(error))

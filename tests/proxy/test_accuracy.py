@@ -222,6 +222,17 @@ def test_engines_that_do_not_report_are_not_wrong() -> None:
     assert (shown["legs"], shown["unreported"], shown["exact_share"]) == (1, 1, None)
 
 
+@pytest.mark.parametrize(("reported", "outcome"), [(-5, "unreported"), (10**30, "under")])
+def test_nonsense_does_no_harm(reported: int, outcome: str) -> None:
+    scene = Scene()
+    scene.store(1, 2)
+    scene.leg().answered(reported, scene.now)
+    scene.settle()
+    assert scene.status[outcome] == 1
+    assert (scene.status["mean_error_blocks"] or 0) <= BLOCKS + 1
+    assert scene.status["trusted"]
+
+
 def test_what_is_only_the_most_an_engine_may_reuse_is_told_apart() -> None:
     scene = Scene(upper_bound=lambda instance, rank: (instance, rank) == (E, 0))
     scene.prove_all_is_reused()
