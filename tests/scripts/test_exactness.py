@@ -223,6 +223,7 @@ def test_some_seconds_of_everything(tmp_path: pathlib.Path) -> None:
             logs=tmp_path,
             phases=phases,
             pause_s=0.05,
+            prefill_tokens=4096,
             buffer_steps=8,
             resets=2,
             late_requests=v.LATE_WINDOW,

@@ -35,6 +35,7 @@ _SETTLE_S = 90.0
 """For engines and kvproxy to come to rest, beyond the lease of what was stranded by a kill."""
 _KNOWN_S = 120.0
 """For kvproxy to know an engine that came back, or all of them when it did."""
+_WRITTEN_S = 180.0
 _WRAP_S = 300.0
 _LATE_S = 600.0
 _COUNTED_S = 20.0
@@ -275,12 +276,9 @@ class _Show:
 
     async def _pressure(self) -> None:
         """Long documents push everything else out."""
-        removed = sum(self._witness[spec.address].removed for spec in self._prefill)
         self._crowds[FIRST].mix = PRESSURE
         await asyncio.sleep(self._options.seconds * _SHARES[Phase.PRESSURE])
         self._crowds[FIRST].mix = MIXED
-        if sum(self._witness[spec.address].removed for spec in self._prefill) == removed:
-            self._made.wrong.append("nothing was evicted: the caches are too large")
 
     async def _resets(self) -> None:
         """Each prefill engine's cache is cleared in turn, at rest, for an engine at work refuses."""
@@ -335,6 +333,8 @@ class _Show:
     async def _router(self) -> None:
         """Kvproxy dies at work and comes back on its port and its state directory."""
         looks = self._looks[FIRST]
+        if knows(STATE_DIR):
+            await self._written(time.time())
         await looks.look()
         begun = time.time()
         looks.dies()
@@ -352,6 +352,17 @@ class _Show:
         else:
             await self._known(FIRST, {"exact", "partial"})
         self._made.kills.append((begun, time.time()))
+
+    async def _written(self, since: float) -> None:
+        """Wait for snapshots of all engines: of one that has just come back, an old one tells nothing."""
+
+        async def written() -> bool:
+            return self._routers.snapshots(FIRST, since) >= len(self._fleet.specs)
+
+        try:
+            await wait_until(written, _WRITTEN_S, "kvproxy writes its snapshots")
+        except TimeoutError as error:
+            self._made.wrong.append(str(error))
 
     async def _wrap(self) -> None:
         """Wait until no prefill engine can replay all it has published."""
@@ -460,6 +471,8 @@ class _Show:
         if last := self._looks[FIRST].last:
             verdict.add(v.EXACT, self._inexact(last))
         verdict.add(v.SERVED, v.check_served(made.legs, made.kills))
+        if not any(self._witness[spec.address].removed for spec in self._prefill):
+            made.wrong.append("nothing was evicted: the caches are too large")
         verdict.add(v.HAPPENED, [*made.wrong, *v.check_judged(loud, before=Phase.ENGINE)])
         lost = [
             f"{spec.name} at {at:.2f}" for spec in self._prefill for at in self._witness[spec.address].lost

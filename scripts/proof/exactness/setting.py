@@ -86,7 +86,7 @@ class Routers:
             [self._ports[name]] = free_ports(1)
         flags = ["--decision-headers", "--kv-lease-s", str(LEASE_S)]
         if knows(STATE_DIR):
-            flags += [STATE_DIR, str(self._fleet.logs / f"state-{name}")]
+            flags += [STATE_DIR, str(self._state(name))]
         self._running[name] = ProxyProcess(
             self._ports[name],
             self.log(name),
@@ -97,6 +97,13 @@ class Routers:
             admin_key=ADMIN_KEY,
         )
         return self._running[name]
+
+    def _state(self, name: str) -> pathlib.Path:
+        return self._fleet.logs / f"state-{name}"
+
+    def snapshots(self, name: str, since: float) -> int:
+        """How many snapshots of engines' caches it has written since a moment (seconds since the epoch)."""
+        return sum(file.stat().st_mtime >= since for file in self._state(name).glob("*.snapshot"))
 
     def kill(self, name: str) -> None:
         """End one as a crash would."""
