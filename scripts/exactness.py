@@ -17,8 +17,9 @@ import signal
 import sys
 
 from live.proxy import ProxyFailedError
+from proof.exactness.course import Options, Phase
 from proof.exactness.report import Screen, write_findings
-from proof.exactness.run import Options, Phase, run
+from proof.exactness.run import run
 from vllm_cpu.engine import ROOT
 from vllm_cpu.fleet import EngineFailedError
 

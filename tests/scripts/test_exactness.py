@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from proof.exactness import verdict as v
+from proof.exactness.course import LATE, Options, Phase
 from proof.exactness.history import Asked, CacheHistory
 from proof.exactness.legs import Leg
 from proof.exactness.looking import Look, grown
 from proof.exactness.prompts import ADAPTER, MIXED, Kind, Plan, Prompts
 from proof.exactness.report import write_findings
-from proof.exactness.run import LATE, Options, Phase, run
+from proof.exactness.run import run
 from proof.exactness.setting import STATE_DIR, knows
 
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, EventBatch

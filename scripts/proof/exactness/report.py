@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from proof.exactness import verdict as v
-from proof.exactness.run import LATE, Phase, Run, words
+from proof.exactness.course import LATE, Phase, Run
+from proof.exactness.run import words
 from proof.exactness.setting import STATE_DIR, knows
 from proof.report import log_lines
 
@@ -89,14 +90,19 @@ def _legs(run: Run) -> Table:
 
 def _kinds(run: Run) -> Table:
     table = _table(
-        "kinds of requests", "kind", "served", "from exact slots", "right", "with cached tokens", "of"
+        *("kinds of requests", "kind", "not served", "served", "unknown", "from exact slots", "right"),
+        *("cached tokens", "of"),
     )
     for kind in sorted({leg.plan.kind for leg in run.legs}):
-        legs = [leg for leg in run.legs if leg.plan.kind is kind and leg.served]
+        asked = [leg for leg in run.legs if leg.plan.kind is kind]
+        legs = [leg for leg in asked if leg.served]
         exact = [leg for leg in legs if leg.judged]
-        hits, tokens = sum(leg.reported for leg in legs), sum(leg.prompt_tokens for leg in legs)
-        right = sum(leg.right for leg in exact)
-        table.add_row(kind, *map(str, (len(legs), len(exact), right, hits, tokens)))
+        figures = (
+            *(len(asked) - len(legs), len(legs), sum(leg.predicted is None for leg in legs)),
+            *(len(exact), sum(leg.right for leg in exact)),
+            *(sum(leg.reported for leg in legs), sum(leg.prompt_tokens for leg in legs)),
+        )
+        table.add_row(kind, *map(str, figures))
     return table
 
 
