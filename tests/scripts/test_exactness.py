@@ -52,6 +52,7 @@ def test_a_history_tells_what_was_cached_at_each_moment() -> None:
     assert told.lengths(1.5, 2.5) == {12, 8}
     assert told.lengths(2.5, 4.5) == {8, 4, 0}
     assert told.lengths(6, 7) == {8}
+    assert told.history.cached_blocks == 2
     assert told.history.lengths(Asked(PROMPT[:12]), 1.5, 1.9) == {8}, "the last token is always computed"
     assert told.history.lengths(Asked([0, *PROMPT]), 0, 9) == {0}
     assert (told.history.removed, told.history.cleared, told.history.lost) == (2, 1, [])
@@ -173,6 +174,15 @@ def test_at_rest_nothing_may_differ() -> None:
     assert found({"p": 4}) == found({"p": 8, "other": 4}) == found({"p": 8}, predicted=4) == 1
     assert found({"p": 4}, reported=4) == found({"p": 8}, status=500) == 1
     assert found({"p": 8}, index="partial") == 1, "nothing was judged"
+
+
+def test_what_is_explained_must_be_what_is_cached() -> None:
+    def told(cached_tokens: int | None, *lengths: int, index: str = "exact") -> v.Told:
+        return v.Told("first", "chat", "p", index, cached_tokens, frozenset(lengths))
+
+    assert v.check_told([told(8, 8), told(0, 0), told(4, 4, 8), told(0, 8, index="partial")]) == []
+    assert len(v.check_told([told(8, 8), told(0, 8), told(8, 0), told(None, 8)])) == 3
+    assert len(v.check_told([told(0, 0), told(8, 8, index="partial")])) == 1, "nothing was judged"
 
 
 def test_requests_may_fail_only_near_a_kill() -> None:

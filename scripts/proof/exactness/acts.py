@@ -21,6 +21,8 @@ _TOLD_S = 60.0
 _WRITTEN_S = 180.0
 _WRAP_S = 300.0
 _LATE_S = 600.0
+_LEAST_MISSED = 0.05
+"""Of the cached blocks a late joiner cannot have heard of."""
 _BESIDE_LATE = 2
 """Clients of the first kvproxy that go on beside the late joiner's."""
 
@@ -159,6 +161,7 @@ async def _late(stage: Stage, group: asyncio.TaskGroup) -> None:
     beside = group.create_task(stage.crowds[FIRST].run(_BESIDE_LATE, until), name="clients beside")
     try:
         await stage.join(group, LATE)
+        _compare(stage)
         crowd = stage.crowds[LATE]
         async with stage.phase(Phase.LATE):
             enough = asyncio.Event()
@@ -177,3 +180,17 @@ async def _late(stage: Stage, group: asyncio.TaskGroup) -> None:
     finally:
         until.set()
     await beside
+
+
+def _compare(stage: Stage) -> None:
+    """A late joiner that has missed nothing would prove nothing."""
+    look = stage.looks[LATE].last
+    known = {address: look.instances[address]["blocks"] if look else 0 for address in stage.addresses}
+    cached = {address: stage.witness[address].cached_blocks for address in stage.addresses}
+    for address in stage.addresses:
+        stage.made.note(f"kvproxy {LATE} knows {known[address]} of {cached[address]} blocks of {address}")
+    missed = sum(cached.values()) - sum(known.values())
+    if missed < _LEAST_MISSED * sum(cached.values()):
+        stage.made.wrong.append(
+            f"the late joiner knows {known} blocks of {cached}: the buffers hold too much"
+        )

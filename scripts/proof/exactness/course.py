@@ -55,6 +55,7 @@ class Run:
     verdict: Verdict = field(default_factory=Verdict)
     legs: list[Leg] = field(default_factory=list)
     quiet: list[v.QuietLeg] = field(default_factory=list)
+    told: list[v.Told] = field(default_factory=list)
     misses: list[v.Miss] = field(default_factory=list)
     meters: dict[str, dict[str, Meter]] = field(default_factory=dict)
     """By phase and kvproxy."""

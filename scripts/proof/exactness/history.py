@@ -51,6 +51,19 @@ class CacheHistory:
         """How many batches the process has published."""
         return self._next or 0
 
+    @property
+    def cached_blocks(self) -> int:
+        """How many different blocks are cached now; a copy that is still there after another went is not counted."""
+        cached: set[int] = set()
+        for change in self._changes:
+            if change.content == _ROOT:
+                cached.clear()
+            elif change.stored:
+                cached.add(change.content)
+            else:
+                cached.discard(change.content)
+        return len(cached)
+
     def add(self, number: int, batch: EventBatch) -> None:
         """The next batch that came."""
         if number != (self._next or 0):

@@ -8,10 +8,12 @@ import random
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from live.asking import CHAT, COMPLETIONS
 from live.words import prose
+
+T = TypeVar("T")
 
 MODEL = "tiny"
 ADAPTER = "alpha"
@@ -19,6 +21,8 @@ MAX_MODEL_LEN = 2048
 
 _PREFIXES = 10
 _PREFIX_WORDS = (60, 350)
+_POPULARITY = [1 / (n + 1) ** 1.5 for n in range(_PREFIXES)]
+"""As Zipf found it, but steeper: the first ones never leave a cache, the last ones come and go."""
 _TENANTS = 4
 _CHAT_WORDS = 900  # then a new one begins; what the model said may have more tokens than were asked for
 _LONG_WORDS = (700, 1400)
@@ -110,13 +114,13 @@ class Prompts:
                 path, body["messages"] = CHAT, self._turn(words)
             case Kind.IDS:
                 own = [dice.randint(_FIRST_ID, _LAST_ID) for _ in range(dice.randint(1, 70))]
-                body["prompt"] = dice.choice(self._id_prefixes) + own
+                body["prompt"] = self._popular(self._id_prefixes) + own
             case Kind.LONG:
                 body["prompt"] = self._words(*_LONG_WORDS)
             case Kind.ADAPTER if dice.random() < 0.5:
                 path, body["messages"] = CHAT, self._system(words)
             case _:
-                body["prompt"] = f"{dice.choice(self._prefixes)} {words}"
+                body["prompt"] = f"{self._popular(self._prefixes)} {words}"
         if kind is Kind.ADAPTER:
             body["model"] = ADAPTER
         if kind is Kind.SALT or (kind is Kind.ADAPTER and dice.random() < 0.2):
@@ -125,6 +129,24 @@ class Prompts:
         if kind is not Kind.LONG:
             self._remembered.append(plan)
         return plan
+
+    def hot(self) -> list[Plan]:
+        """A prompt for each shared prefix, of the model, of the adapter and of each tenant."""
+        usual = {"model": MODEL, "max_tokens": 1}
+        texts = [f"{prefix} and" for prefix in self._prefixes]
+        salts = [f"tenant-{n}" for n in range(_TENANTS)]
+        return [
+            *(Plan(Kind.SHARED, COMPLETIONS, usual | {"prompt": text}) for text in texts),
+            *(
+                Plan(Kind.IDS, COMPLETIONS, usual | {"prompt": [*ids, _FIRST_ID]})
+                for ids in self._id_prefixes
+            ),
+            *(Plan(Kind.ADAPTER, COMPLETIONS, usual | {"prompt": text, "model": ADAPTER}) for text in texts),
+            *(
+                Plan(Kind.SALT, COMPLETIONS, usual | {"prompt": texts[0], "cache_salt": salt})
+                for salt in salts
+            ),
+        ]
 
     def answered(self, plan: Plan, text: str) -> None:
         """What the model said goes on in a chat."""
@@ -146,8 +168,12 @@ class Prompts:
         return list(self._chat)
 
     def _system(self, words: str) -> list[dict[str, str]]:
-        system = self._random.choice(self._prefixes)
+        system = self._popular(self._prefixes)
         return [{"role": "system", "content": system}, {"role": "user", "content": words}]
+
+    def _popular(self, prefixes: list[T]) -> T:
+        [chosen] = self._random.choices(prefixes, weights=_POPULARITY)
+        return chosen
 
     def _words(self, least: int, most: int) -> str:
         return prose(self._random.randint(least, most), f"{self._client}/{self._number}")

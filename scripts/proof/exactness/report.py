@@ -120,6 +120,13 @@ def _figures(run: Run) -> list[str]:
             f" {100 * shares[-1][1]:.0f} % of the {v.LATE_WINDOW} up to its {shares[-1][0]}th;"
             f" {100 * v.LATE_SHARE:.0f} % first reached at {first or 'none'}"
         )
+    for router in dict.fromkeys(each.router for each in run.told):
+        told = [each for each in run.told if each.router == router]
+        cached = [each for each in told if max(each.lengths)]
+        lines.append(
+            f"at rest kvproxy {router} is right about {sum(each.right for each in told)} of {len(told)} shared prefixes"
+            f" on each engine, {sum(each.right for each in cached)} of the {len(cached)} that are cached"
+        )
     if not run.metered:
         lines.append("this kvproxy has no truth meter in /status: judged by clients and engines alone")
     return lines

@@ -1,5 +1,8 @@
 """Requests one by one, each compared with the engines' own counters: nothing runs beside them, so nothing may differ."""
 
+import time
+
+from live.explaining import explain
 from live.metrics import read_metrics
 from live.waiting import wait_until
 
@@ -21,6 +24,24 @@ async def rest(stage: Stage) -> None:
             prompts = Prompts(f"{name} alone", stage.options.seed)
             for _ in range(stage.options.quiet_requests // len(stage.crowds)):
                 await _alone(stage, crowd, prompts)
+        for name in stage.crowds:
+            await _explained(stage, name)
+
+
+async def _explained(stage: Stage, name: str) -> None:
+    """What a kvproxy knows of each engine, whether it would go there or not."""
+    for plan in Prompts(name, stage.options.seed).hot():
+        told = await explain(stage.session, stage.routers[name], plan.body)
+        for spec in stage.prefill:
+            terms = told.candidate(spec.address)
+            if (asked := await stage.asked(plan, spec.address)) is None:
+                stage.made.wrong.append(f"{spec.name} does not tell the tokens of a prompt ({plan.kind})")
+                continue
+            now = time.time()
+            lengths = frozenset(stage.witness[spec.address].lengths(asked, now, now))
+            stage.made.told.append(
+                v.Told(name, plan.kind, spec.address, terms["index"], terms["cached_tokens"], lengths)
+            )
 
 
 async def _alone(stage: Stage, crowd: Crowd, prompts: Prompts) -> None:

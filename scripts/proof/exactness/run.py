@@ -14,10 +14,7 @@ from proof.exactness import setting
 from proof.exactness import verdict as v
 from proof.exactness.acts import traffic
 from proof.exactness.course import FIRST, LATE, Options, Phase, Run
-from proof.exactness.history import Asked
-from proof.exactness.legs import Leg
 from proof.exactness.looking import Look
-from proof.exactness.prompts import Kind
 from proof.exactness.rest import rest
 from proof.exactness.setting import Routers
 from proof.exactness.stage import Stage
@@ -83,7 +80,9 @@ async def _judge(stage: Stage) -> None:
     loud = [leg for leg in made.legs if leg.phase != Phase.QUIET]
     for leg in made.legs:
         if leg.judged and not leg.right:
-            made.misses.append(v.explain(leg, await _asked(stage, leg), stage.witness[leg.prefill]))
+            made.misses.append(
+                v.explain(leg, await stage.asked(leg.plan, leg.prefill), stage.witness[leg.prefill])
+            )
     verdict.add(v.SHARE, v.check_share(loud))
     verdict.add(v.EXPLAINED, [words(m, made) for m in made.misses if m.cause != "race"])
     if made.metered:
@@ -91,6 +90,7 @@ async def _judge(stage: Stage) -> None:
     if Phase.LATE in stage.options.phases:
         verdict.add(v.JOINED, v.check_late(stage.of(LATE), stage.options.late_requests))
     verdict.add(v.DUST, v.check_quiet(made.quiet))
+    verdict.add(v.KNOWN, v.check_told(made.told))
     if last := stage.looks[FIRST].last:
         verdict.add(v.EXACT, _inexact(stage, last))
     verdict.add(v.SERVED, v.check_served(made.legs, made.kills))
@@ -107,18 +107,6 @@ def _inexact(stage: Stage, look: Look) -> list[str]:
         for spec in stage.prefill
         if look.worth(spec.address) != "exact"
     ]
-
-
-async def _asked(stage: Stage, leg: Leg) -> Asked | None:
-    """The prompt as the engine reads it."""
-    body = leg.plan.body
-    if leg.plan.kind is Kind.IDS or isinstance(body.get("prompt"), list):
-        return Asked(body["prompt"], leg.plan.adapter, leg.plan.salt)
-    question = {key: body[key] for key in ("model", "prompt", "messages") if key in body}
-    async with stage.session.post(f"http://{leg.prefill}/tokenize", json=question) as answer:
-        if answer.status != 200:
-            return None
-        return Asked((await answer.json())["tokens"], leg.plan.adapter, leg.plan.salt)
 
 
 def words(miss: v.Miss, made: Run) -> str:

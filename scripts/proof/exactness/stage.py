@@ -11,9 +11,10 @@ from vllm_cpu.engine import EngineSpec
 from vllm_cpu.fleet import Fleet
 
 from proof.exactness.course import FIRST, Phase, Run
+from proof.exactness.history import Asked
 from proof.exactness.legs import Crowd, Leg
 from proof.exactness.looking import Looks, Meter, grown
-from proof.exactness.prompts import MIXED
+from proof.exactness.prompts import MIXED, Plan
 from proof.exactness.setting import LEASE_S, START_S, Routers
 from proof.exactness.witness import Witness
 
@@ -44,6 +45,11 @@ class Stage:
         self.looks: dict[str, Looks] = {}
         self.crowds: dict[str, Crowd] = {}
         self.over = asyncio.Event()
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of the prefill engines."""
+        return [spec.address for spec in self.prefill]
 
     async def join(self, group: asyncio.TaskGroup, name: str) -> None:
         """Start a kvproxy and wait until it knows something of every engine."""
@@ -116,3 +122,14 @@ class Stage:
 
     def of(self, router: str) -> list[Leg]:
         return [leg for leg in self.made.legs if leg.router == router]
+
+    async def asked(self, plan: Plan, address: str) -> Asked | None:
+        """The prompt as an engine reads it; None if it does not tell."""
+        body = plan.body
+        if isinstance(body.get("prompt"), list):
+            return Asked(body["prompt"], plan.adapter, plan.salt)
+        question = {key: body[key] for key in ("model", "prompt", "messages") if key in body}
+        async with self.session.post(f"http://{address}/tokenize", json=question) as answer:
+            if answer.status != 200:
+                return None
+            return Asked((await answer.json())["tokens"], plan.adapter, plan.salt)

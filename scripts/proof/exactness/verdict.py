@@ -16,6 +16,7 @@ SHARE = "predicted = reported on 99 % of the legs from exact slots"
 EXPLAINED = "every other one was a race, as the engines' own events show"
 METERED = "kvproxy's truth meter says the same: 99 %, every miss a race"
 DUST = "at rest: predicted = reported = counted by the engine, always"
+KNOWN = "at rest: what /explain says of each engine is what its events say"
 EXACT = "at rest: every index is exact"
 JOINED = "who joins late predicts 95 % within its first requests"
 RETURNED = "who restarts on its state directory knows every cache exactly"
@@ -198,6 +199,36 @@ def check_quiet(quiet: Sequence[QuietLeg]) -> list[str]:
         f"{each.leg.id} ({each.leg.router}, {each.leg.plan.kind}, {each.leg.prompt_tokens} tokens): {each.words}"
         for each in judged
         if each.words is not None
+    ]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What /explain says of one engine for one prompt, at rest."""
+
+    router: str
+    kind: str
+    address: str
+    index: str
+    cached_tokens: int | None
+    lengths: frozenset[int]
+    """What the engine has cached of it, by its events."""
+
+    @property
+    def right(self) -> bool:
+        return self.cached_tokens in self.lengths
+
+
+def check_told(told: Sequence[Told]) -> list[str]:
+    """Exact slots only."""
+    exact = [each for each in told if each.index == "exact"]
+    if not any(max(each.lengths) for each in exact):
+        return [f"none of {len(exact)} prompts is cached in an exact slot"]
+    return [
+        f"{each.router}: {each.cached_tokens} tokens of a prompt ({each.kind}) at {each.address},"
+        f" by its events {sorted(each.lengths)}"
+        for each in exact
+        if not each.right
     ]
 
 
