@@ -114,17 +114,46 @@ def leg(**seen: Any) -> Leg:
 
 @pytest.mark.parametrize(
     ("predicted", "reported", "cause"),
-    [(8, 4, "race"), (4, 8, "race"), (12, 4, "index"), (8, 0, "index"), (0, 8, "index")],
+    [
+        (8, 4, "race"),
+        (4, 12, "race"),
+        (8, 12, "race"),
+        (12, 4, "index"),
+        (4, 8, "index"),
+        (8, 0, "index"),
+        (0, 8, "index"),
+    ],
 )
 def test_a_race_is_what_the_engine_itself_was_in_meanwhile(predicted: int, reported: int, cause: str) -> None:
     told = Telling().at(1, stored(11, 12, 13)).at(2, BlockRemoved([13])).at(11.5, BlockRemoved([12]))
+    told.at(11.7, stored(12, parent=11, first=1), stored(13, parent=12, first=2)).at(13, AllBlocksCleared())
+    if reported == 8:
+        told = Telling().at(1, stored(11, 12))
     miss = v.explain(leg(predicted=predicted, reported=reported), Asked(PROMPT), told.history)
-    assert miss.cause == cause
+    assert miss.cause == cause, miss.told
+
+
+def test_what_a_leg_stores_itself_explains_nothing() -> None:
+    told = (
+        Telling().at(1, stored(11, 12, 13)).at(10.4, BlockRemoved([13, 12, 11])).at(11.5, stored(11, 12, 13))
+    )
+    miss = v.explain(leg(predicted=12, reported=0), Asked(PROMPT), told.history)
+    assert miss.cause == "index", "it was removed long before"
+    grew = ", ".join(f"{length} (0.500 s before its end)" for length in (4, 8, 12))
     assert miss.told == (
-        "cached at some moment: [4, 8] tokens",
-        "0.500 s before its end: blocks [1] removed",
+        f"cached: 0 (1.500 s before its end), {grew}",
+        "0.500 s before its end: blocks [0, 1, 2] stored",
     )
     assert v.explain(leg(reported=4), None, told.history).cause == "index"
+
+
+def test_an_event_on_its_way_is_a_race_for_a_moment() -> None:
+    told = Telling().at(1, stored(11, 12, 13)).at(10.8, BlockRemoved([13, 12, 11]))
+    assert v.explain(leg(predicted=12, reported=0), Asked(PROMPT), told.history).cause == "race"
+    assert v.explain(leg(predicted=0, reported=12), Asked(PROMPT), told.history).cause == "index"
+    assert v.explain(leg(predicted=12, reported=8), Asked(PROMPT), told.history).cause == "index", (
+        "it was over"
+    )
 
 
 def test_legs_are_judged_from_exact_slots_only() -> None:

@@ -105,24 +105,32 @@ class CacheHistory:
             self._of_hash[block] = parent
             self._changes.append(_Change(at, parent, stored=True))
 
-    def lengths(self, asked: Asked, begin: float, end: float) -> set[int]:
-        """How many of a prompt's tokens were cached at some moment between two, as far as they can be reused."""
+    def courses(self, asked: Asked, begin: float, end: float) -> list[list[tuple[float, int]]]:
+        """How many of a prompt's tokens could be reused, from when on, between two moments: a course for each reading.
+
+        The first entry of a course is what was so at the beginning.
+        """
         if self.block_size is None:
-            return {0}
+            return [[(begin, 0)]]
         chain = list(self._chain(asked, self.block_size))
         usable = (len(asked.tokens) - 1) // self.block_size
-        found: set[int] = set()
+        found = []
         for copies in (True, False):
-            before = 0
+            course = [(begin, 0)]
             for at, blocks in self._states(chain, copies=copies):
+                state = max(at, begin), min(blocks, usable) * self.block_size
                 if at > end:
                     break
-                if at < begin:
-                    before = blocks
-                else:
-                    found.add(blocks)
-            found.add(before)
-        return {min(blocks, usable) * self.block_size for blocks in found}
+                if at <= begin:
+                    course = [state]
+                elif state[1] != course[-1][1]:
+                    course.append(state)
+            found.append(course)
+        return found
+
+    def lengths(self, asked: Asked, begin: float, end: float) -> set[int]:
+        """All the lengths in the courses."""
+        return {length for course in self.courses(asked, begin, end) for _, length in course}
 
     def told(self, asked: Asked, begin: float, end: float) -> list[str]:
         """What happened to a prompt's blocks between two moments, for people."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from live.asking import CHAT, COMPLETIONS
 from live.words import prose
+from vllm_cpu.engine import BLOCK_TOKENS
 
 T = TypeVar("T")
 
@@ -27,6 +28,8 @@ _TENANTS = 4
 _CHAT_WORDS = 900  # then a new one begins; what the model said may have more tokens than were asked for
 _LONG_WORDS = (700, 1400)
 _FIRST_ID, _LAST_ID = 1000, 1999  # ordinary tokens of the tiny model and of the stand-in's
+_EVEN_SHARE = 0.5
+"""Of the prompts of token ids that end where a block ends: asked again, their last block is computed and stored again."""
 _REMEMBERED = 8
 
 
@@ -114,7 +117,10 @@ class Prompts:
                 path, body["messages"] = CHAT, self._turn(words)
             case Kind.IDS:
                 own = [dice.randint(_FIRST_ID, _LAST_ID) for _ in range(dice.randint(1, 70))]
-                body["prompt"] = self._popular(self._id_prefixes) + own
+                ids = self._popular(self._id_prefixes) + own
+                if dice.random() < _EVEN_SHARE:
+                    ids = ids[: max(1, len(ids) // BLOCK_TOKENS) * BLOCK_TOKENS]
+                body["prompt"] = ids
             case Kind.LONG:
                 body["prompt"] = self._words(*_LONG_WORDS)
             case Kind.ADAPTER if dice.random() < 0.5:

@@ -30,7 +30,7 @@ LATE_SHARE = 0.95
 LATE_WINDOW = 60
 """The share of a late joiner is that of so many of its requests in a row."""
 
-LAG_S = 2.0
+LAG_S = 0.5
 """How long an event may be on its way to kvproxy: what was so much earlier may still be what it predicts."""
 
 Key = tuple[str, str, str]
@@ -53,15 +53,27 @@ class Miss:
 def explain(leg: Leg, asked: Asked | None, history: CacheHistory) -> Miss:
     """Why a leg was predicted wrong.
 
-    It was a race if the engine's cache was, while it was asked, both what was predicted and what was reported.
+    It was a race if the engine's cache was what was predicted, and after that, while the leg ran, what was reported.
     """
     if asked is None:
         return Miss(leg, None, "index", ("its tokens are not known",))
     begin = leg.begun - LAG_S
-    lengths = history.lengths(asked, begin, leg.ended)
-    told = (f"cached at some moment: {sorted(lengths)} tokens", *history.told(asked, begin, leg.ended))
-    race = {leg.predicted, leg.reported} <= lengths
-    return Miss(leg, asked, "race" if race else "index", told)
+    courses = history.courses(asked, begin, leg.ended)
+    race = any(_raced(leg, course) for course in courses)
+    told = tuple(
+        f"cached: {', '.join(f'{length} ({leg.ended - at:.3f} s before its end)' for at, length in course)}"
+        for course in courses[: 1 if courses[0] == courses[-1] else None]
+    )
+    return Miss(leg, asked, "race" if race else "index", (*told, *history.told(asked, begin, leg.ended)))
+
+
+def _raced(leg: Leg, course: Sequence[tuple[float, int]]) -> bool:
+    lengths = [length for _, length in course]
+    if leg.predicted not in lengths:
+        return False
+    later = range(lengths.index(leg.predicted), len(course))
+    over_at = [*(at for at, _ in course[1:]), leg.ended]
+    return any(lengths[n] == leg.reported and over_at[n] >= leg.begun for n in later)
 
 
 @dataclass
