@@ -57,7 +57,7 @@ MIXED: Mapping[Kind, int] = {
     Kind.LONG: 4,
     Kind.AGAIN: 8,
 }
-PRESSURE: Mapping[Kind, int] = {**MIXED, Kind.LONG: 45}
+PRESSURE: Mapping[Kind, int] = {**MIXED, Kind.LONG: 30}
 
 
 @dataclass(frozen=True)
