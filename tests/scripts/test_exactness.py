@@ -183,6 +183,7 @@ def test_the_meter_must_explain_each_miss_as_a_race() -> None:
     assert found(legs=100, exact=98, over=1, under=1, miss_race=2) == 1
     assert found(legs=100, exact=99, over=1, miss_index=1) == 1
     assert found(legs=100, exact=99, over=1) == 1, "nobody says why"
+    assert v.check_meter({"first": {"p": Counter(legs=100, exact=99, over=1)}}, untold=1) == []
     assert found() == found(legs=1, unreported=1) == 1
 
 

@@ -15,7 +15,7 @@ from proof.exactness.run import words
 from proof.exactness.setting import STATE_DIR, knows
 from proof.report import log_lines
 
-_PIPED_WIDTH = 150
+_PIPED_WIDTH = 200
 _LINE_EVERY_S = 10.0
 _SHOWN = 10
 

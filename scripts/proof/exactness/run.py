@@ -86,7 +86,9 @@ async def _judge(stage: Stage) -> None:
     verdict.add(v.SHARE, v.check_share(loud))
     verdict.add(v.EXPLAINED, [words(m, made) for m in made.misses if m.cause != "race"])
     if made.metered:
-        verdict.add(v.METERED, v.check_meter({name: looks.meter for name, looks in stage.looks.items()}))
+        meters = {name: looks.meter for name, looks in stage.looks.items()}
+        untold = sum(looks.untold for looks in stage.looks.values())
+        verdict.add(v.METERED, v.check_meter(meters, untold))
     if Phase.LATE in stage.options.phases:
         verdict.add(v.JOINED, v.check_late(stage.of(LATE), stage.options.late_requests))
     verdict.add(v.DUST, v.check_quiet(made.quiet))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from proof.exactness.history import Asked, CacheHistory
 from proof.exactness.legs import Leg
-from proof.exactness.looking import Meter
+from proof.exactness.looking import Meter, unexplained
 
 SHARE = "predicted = reported on 99 % of the legs from exact slots"
 EXPLAINED = "every other one was a race, as the engines' own events show"
@@ -136,8 +136,8 @@ def check_judged(legs: Sequence[Leg], before: str) -> list[str]:
     return []
 
 
-def check_meter(meters: Mapping[str, Meter]) -> list[str]:
-    """`meters` by kvproxy."""
+def check_meter(meters: Mapping[str, Meter], untold: int = 0) -> list[str]:
+    """`meters` by kvproxy; `untold` are the misses whose cause a kill kept it from telling."""
     total: Counter[str] = Counter()
     for meter in meters.values():
         for counts in meter.values():
@@ -151,7 +151,7 @@ def check_meter(meters: Mapping[str, Meter]) -> list[str]:
     misses = {name: count for name, count in total.items() if name.startswith("miss ") and count}
     if others := {name: count for name, count in misses.items() if name != "miss race"}:
         found.append(f"misses that are no races: {others}")
-    if sum(misses.values()) != total["over"] + total["under"]:
+    if unexplained(total) != untold:
         found.append(f"{total['over']} over, {total['under']} under, but explained are {misses}")
     return found
 
