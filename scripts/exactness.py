@@ -65,6 +65,7 @@ def main() -> int:
         prefill_tokens=args.kv_tokens,
         decode_tokens=2 * args.kv_tokens,
         buffer_steps=args.buffer_steps,
+        state_interval_s=args.state_interval,
     )
     made, failed = None, ""
     try:

@@ -42,6 +42,8 @@ class Options:
     prefill_tokens: int = 8192
     decode_tokens: int = 16_384
     buffer_steps: int = 300
+    state_interval_s: float | None = None
+    """Between kvproxy's snapshots; None: its own default."""
     resets: int = 4
     late_requests: int = 200
     quiet_requests: int = 60

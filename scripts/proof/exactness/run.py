@@ -34,7 +34,7 @@ def run(
     )
     made = Run(options)
     with setting.engines(wanted, options.logs, real=options.real, say=say) as fleet:
-        routers = Routers(fleet)
+        routers = Routers(fleet, options.state_interval_s)
         try:
             with Witness(fleet.of_role("prefill")) as witness:
                 asyncio.run(_whole(fleet, routers, witness, made, tell))

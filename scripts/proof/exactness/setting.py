@@ -20,6 +20,7 @@ LEASE_S = 20
 START_S = 420.0  # four real engines on two busy cores
 ADMIN_KEY = "for-the-proof"
 STATE_DIR = "--state-dir"
+_STATE_INTERVAL = "--state-interval"
 
 
 @functools.cache
@@ -69,8 +70,10 @@ def _stand_ins(wanted: list[EngineSpec], logs: pathlib.Path) -> Fleet:
 class Routers:
     """The kvproxys by name; each keeps its port and its state directory over its lives."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, state_interval_s: float | None = None) -> None:
+        """`state_interval_s`: how often snapshots are written; None: as often as kvproxy does by itself."""
         self._fleet = fleet
+        self._state_interval_s = state_interval_s
         self._ports: dict[str, int] = {}
         self._running: dict[str, ProxyProcess] = {}
 
@@ -87,6 +90,8 @@ class Routers:
         flags = ["--decision-headers", "--kv-lease-s", str(LEASE_S)]
         if knows(STATE_DIR):
             flags += [STATE_DIR, str(self._state(name))]
+            if self._state_interval_s is not None:
+                flags += [_STATE_INTERVAL, str(self._state_interval_s)]
         self._running[name] = ProxyProcess(
             self._ports[name],
             self.log(name),
