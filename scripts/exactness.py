@@ -41,6 +41,7 @@ def main() -> int:
     )
     add("--kv-tokens", type=int, default=8192, help="cache of a prefill engine (default: %(default)s)")
     add("--buffer-steps", type=int, default=300, help="batches an engine can replay (default: %(default)s)")
+    add("--state-interval", type=float, metavar="S", help="between kvproxy's snapshots (default: its own)")
     add(
         "--phase", action="append", choices=list(Phase), help="run only these (default: all); may be repeated"
     )
