@@ -83,6 +83,7 @@ async def _judge(stage: Stage) -> None:
             made.misses.append(
                 v.explain(leg, await stage.asked(leg.plan, leg.prefill), stage.witness[leg.prefill])
             )
+    calm = [leg for leg in loud if leg.phase in {Phase.MIXED, Phase.PRESSURE, Phase.RESETS}]
     verdict.add(v.SHARE, v.check_share(loud))
     verdict.add(v.EXPLAINED, [words(m, made) for m in made.misses if m.cause != "race"])
     if made.metered:
@@ -98,7 +99,7 @@ async def _judge(stage: Stage) -> None:
     verdict.add(v.SERVED, v.check_served(made.legs, made.kills))
     if not any(stage.witness[spec.address].removed for spec in stage.prefill):
         made.wrong.append("nothing was evicted: the caches are too large")
-    verdict.add(v.HAPPENED, [*made.wrong, *v.check_judged(loud, before=Phase.ENGINE)])
+    verdict.add(v.HAPPENED, [*made.wrong, *v.check_judged(calm)])
     lost = [f"{spec.name} at {at:.2f}" for spec in stage.prefill for at in stage.witness[spec.address].lost]
     verdict.add(v.HEARD, lost + ([repr(stage.witness.error)] if stage.witness.error else []))
 

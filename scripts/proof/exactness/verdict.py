@@ -3,7 +3,6 @@
 Pure: every check takes values and returns findings; no finding means that it held.
 """
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,15 +123,12 @@ def check_share(legs: Sequence[Leg]) -> list[str]:
     return []
 
 
-def check_judged(legs: Sequence[Leg], before: str) -> list[str]:
-    """Whether nearly all legs before a phase came from exact slots: nothing is proved by legs that are not judged."""
-    usual = list(
-        itertools.takewhile(lambda leg: leg.phase != before, sorted(legs, key=lambda leg: leg.begun))
-    )
-    served = [leg for leg in usual if leg.served]
+def check_judged(legs: Sequence[Leg]) -> list[str]:
+    """Whether nearly all legs came from exact slots while no kill was near: legs that are not judged prove nothing."""
+    served = [leg for leg in legs if leg.served]
     judged = sum(leg.judged for leg in served)
     if judged < LEAST_JUDGED * len(served):
-        return [f"only {judged} of the {len(served)} legs before '{before}' came from exact slots"]
+        return [f"only {judged} of {len(served)} legs came from exact slots before the first kill"]
     return []
 
 
