@@ -75,6 +75,10 @@ class ProxyProcess:
     def stop(self) -> None:
         self._process.stop()
 
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self._process.kill()
+
     def tail(self, lines: int = 15) -> str:
         return self._process.tail(lines)
 

@@ -74,7 +74,7 @@ def command(spec: EngineSpec) -> list[str]:
     if spec.events_port:
         words += ["--events", str(spec.events_port)]
     if spec.replay_port:
-        words += ["--replay", str(spec.replay_port)]
+        words += ["--replay", str(spec.replay_port), "--buffer-steps", str(spec.buffer_steps)]
     if seed := dict(spec.env).get("PYTHONHASHSEED"):
         words += ["--hash-seed", seed]
     for name in spec.loras:

@@ -58,6 +58,7 @@ class EngineSpec:
     side_port: int = 0  # where decode engines ask a prefill engine for its memory layout
     events_port: int = 0
     replay_port: int = 0
+    buffer_steps: int = 10_000  # batches of events kept for replays; vLLM's own default
     lease_s: int = 30
     shared_dir: str = ""
     served_name: str = "tiny"
@@ -145,6 +146,7 @@ def _events(spec: EngineSpec) -> dict[str, object]:
         "publisher": "zmq",
         "endpoint": f"tcp://*:{spec.events_port}",  # "*" makes the engine bind: else it would connect
         "topic": "kv-events",
+        "buffer_steps": spec.buffer_steps,
     }
     if spec.replay_port:
         events["replay_endpoint"] = f"tcp://*:{spec.replay_port}"

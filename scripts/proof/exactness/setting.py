@@ -1,0 +1,122 @@
+"""The engines, real or stand-in, and the kvproxys before them: started, killed and started again."""
+
+import dataclasses
+import functools
+import pathlib
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from live.ports import free_ports
+from live.proxy import KVPROXY, ProxyProcess
+from stand_in.fleet import StandInFleet
+from vllm_cpu.engine import EngineSpec
+from vllm_cpu.fleet import Fleet, plan
+
+from proof.exactness.prompts import ADAPTER, MAX_MODEL_LEN, MODEL
+from proxy.simulation.model_files import write_model
+
+LEASE_S = 20
+START_S = 420.0  # four real engines on two busy cores
+ADMIN_KEY = "for-the-proof"
+STATE_DIR = "--state-dir"
+_STATE_INTERVAL = "--state-interval"
+
+
+@functools.cache
+def knows(flag: str) -> bool:
+    """Whether this kvproxy has a flag."""
+    told = subprocess.run([str(KVPROXY), "serve", "--help"], capture_output=True, text=True, check=True)
+    return flag in told.stdout
+
+
+def specs(*, prefill_tokens: int, decode_tokens: int, buffer_steps: int) -> list[EngineSpec]:
+    """Two prefill and two decode engines with caches of so many tokens."""
+    return [
+        dataclasses.replace(
+            spec,
+            kv_tokens=prefill_tokens if spec.role == "prefill" else decode_tokens,
+            max_model_len=MAX_MODEL_LEN,
+            buffer_steps=buffer_steps,
+            served_name=MODEL,
+        )
+        for spec in plan(prefill=2, decode=2, lease_s=LEASE_S, loras=(ADAPTER,))
+    ]
+
+
+@contextmanager
+def engines(
+    wanted: list[EngineSpec], logs: pathlib.Path, *, real: bool, say: Callable[[str], None]
+) -> Iterator[Fleet]:
+    """The engines, answering; they have ended afterwards."""
+    with _real(wanted, logs, say) if real else _stand_ins(wanted, logs) as fleet:
+        fleet.start()
+        fleet.wait_healthy(timeout_s=START_S)
+        yield fleet
+
+
+def _real(wanted: list[EngineSpec], logs: pathlib.Path, say: Callable[[str], None]) -> Fleet:
+    return Fleet(wanted, logs, say=say)
+
+
+def _stand_ins(wanted: list[EngineSpec], logs: pathlib.Path) -> Fleet:
+    model = logs / "model"  # as real engines tell where their model is
+    model.mkdir(parents=True, exist_ok=True)
+    write_model(model)
+    words = ("--profile", "tiny-cpu", "--root", str(model))
+    return StandInFleet(wanted, logs, words=words, say=lambda _: None)
+
+
+class Routers:
+    """The kvproxys by name; each keeps its port and its state directory over its lives."""
+
+    def __init__(self, fleet: Fleet, state_interval_s: float | None = None) -> None:
+        """`state_interval_s`: how often snapshots are written; None: as often as kvproxy does by itself."""
+        self._fleet = fleet
+        self._state_interval_s = state_interval_s
+        self._ports: dict[str, int] = {}
+        self._running: dict[str, ProxyProcess] = {}
+
+    def __getitem__(self, name: str) -> ProxyProcess:
+        return self._running[name]
+
+    def log(self, name: str) -> pathlib.Path:
+        return self._fleet.logs / f"kvproxy-{name}.log"
+
+    def start(self, name: str) -> ProxyProcess:
+        """Start one, and do not wait for it. Call it from the main thread."""
+        if name not in self._ports:
+            [self._ports[name]] = free_ports(1)
+        flags = ["--decision-headers", "--kv-lease-s", str(LEASE_S)]
+        if knows(STATE_DIR):
+            flags += [STATE_DIR, str(self._state(name))]
+            if self._state_interval_s is not None:
+                flags += [_STATE_INTERVAL, str(self._state_interval_s)]
+        self._running[name] = ProxyProcess(
+            self._ports[name],
+            self.log(name),
+            prefill=[spec.address for spec in self._fleet.of_role("prefill")],
+            decode=[spec.address for spec in self._fleet.of_role("decode")],
+            model=MODEL,
+            flags=flags,
+            admin_key=ADMIN_KEY,
+        )
+        return self._running[name]
+
+    def _state(self, name: str) -> pathlib.Path:
+        return self._fleet.logs / f"state-{name}"
+
+    def snapshots(self, name: str, since: float) -> int:
+        """How many snapshots of engines' caches it has written since a moment (seconds since the epoch)."""
+        return sum(file.stat().st_mtime >= since for file in self._state(name).glob("*.snapshot"))
+
+    def kill(self, name: str) -> None:
+        """End one as a crash would."""
+        self._running[name].kill()
+
+    def stop(self) -> None:
+        """End all."""
+        for proxy in self._running.values():
+            proxy.terminate()
+        for proxy in self._running.values():
+            proxy.stop()

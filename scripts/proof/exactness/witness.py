@@ -1,0 +1,76 @@
+"""Hears every engine's events beside kvproxy, on a thread of its own, and keeps them with nothing lost or judged."""
+
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import zmq
+from vllm_cpu.engine import HOST, EngineSpec
+
+from kvevents.decoder import decode, read_live
+from proof.exactness.history import CacheHistory
+
+_POLL_MS = 100
+
+
+class Witness:
+    """The histories of several engines by address; a context manager that listens."""
+
+    def __init__(self, specs: Iterable[EngineSpec]) -> None:
+        self._specs = list(specs)
+        self._histories = {spec.address: CacheHistory() for spec in self._specs}
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="witness")
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def __getitem__(self, address: str) -> CacheHistory:
+        """Read it while engines are at rest."""
+        return self._histories[address]
+
+    def killed(self, address: str, at: float) -> None:
+        """The process at this address is gone."""
+        with self._lock:
+            self._histories[address].new_process(at)
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why it does not listen any more."""
+        return self._error
+
+    def _listen(self) -> None:
+        context = zmq.Context()
+        poller = zmq.Poller()
+        of_socket = {}
+        try:
+            for spec in self._specs:
+                socket = context.socket(zmq.SUB)
+                socket.setsockopt(zmq.RCVHWM, 0)
+                socket.setsockopt(zmq.LINGER, 0)
+                socket.setsockopt(zmq.SUBSCRIBE, b"")
+                socket.connect(f"tcp://{HOST}:{spec.events_port}")
+                poller.register(socket, zmq.POLLIN)
+                of_socket[socket] = spec.address
+            while not self._over.is_set():
+                for socket, _ in poller.poll(_POLL_MS):
+                    self._hear(socket, self._histories[of_socket[socket]])
+        except (zmq.ZMQError, ValueError) as error:
+            self._error = error
+        finally:
+            context.destroy(linger=0)
+
+    def _hear(self, socket: "zmq.Socket[bytes]", history: CacheHistory) -> None:
+        message = read_live(socket.recv_multipart())
+        with self._lock:
+            history.add(message.number, decode(message.payload).batch)
