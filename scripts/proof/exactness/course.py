@@ -64,7 +64,6 @@ class Run:
     journal: list[tuple[float, str]] = field(default_factory=list)
     kills: list[tuple[float, float]] = field(default_factory=list)
     begun: float = field(default_factory=time.time)
-    metered: bool = False
     phase: str = "starting"
     wrong: list[str] = field(default_factory=list)
     """What was to happen and did not."""

@@ -100,11 +100,6 @@ class Looks:
         self._kept.append(Look(time.time(), time.time(), {}))
 
     @property
-    def metered(self) -> bool:
-        """Whether this kvproxy has a truth meter."""
-        return any(look.instances and look.meter is not None for look in self._kept[-5:])
-
-    @property
     def meter(self) -> Meter:
         """The counts of all lives up to the last look."""
         total = {address: Counter(counts) for address, counts in self._earlier.items()}

@@ -67,11 +67,11 @@ def _table(title: str, *headings: str, names: int = 1) -> Table:
 
 
 def _legs(run: Run) -> Table:
-    metered = ("its meter: legs", "exact", "races", "other misses") if run.metered else ()
     table = _table(
         "prefill legs: predicted against reported",
         *("phase", "kvproxy", "instance", "legs", "from exact slots", "right", "over", "under", "%"),
-        *("races", "unexplained", "other slots", "right there", "unknown", *metered),
+        *("races", "unexplained", "other slots", "right there", "unknown"),
+        *("its meter: legs", "exact", "races", "other misses"),
         names=3,
     )
     causes = Counter((m.leg.phase, m.leg.router, m.leg.prefill, m.cause) for m in run.misses)
@@ -80,10 +80,9 @@ def _legs(run: Run) -> Table:
         share = f"{100 * row.right / row.exact:.2f}" if row.exact else "-"
         figures: list[object] = [row.legs, row.exact, row.right, row.over, row.under, share]
         figures += [causes[(*key, "race")], causes[(*key, "index")], row.other, row.other_right, row.unknown]
-        if run.metered:
-            counts = run.meters.get(phase, {}).get(router, {}).get(instance, Counter())
-            misses = sum(n for name, n in counts.items() if name.startswith("miss "))
-            figures += [counts["legs"], counts["exact"], counts["miss race"], misses - counts["miss race"]]
+        counts = run.meters.get(phase, {}).get(router, {}).get(instance, Counter())
+        misses = sum(n for name, n in counts.items() if name.startswith("miss "))
+        figures += [counts["legs"], counts["exact"], counts["miss race"], misses - counts["miss race"]]
         table.add_row(phase, router, instance, *map(str, figures))
     return table
 
@@ -127,8 +126,6 @@ def _figures(run: Run) -> list[str]:
             f"at rest kvproxy {router} is right about {sum(each.right for each in told)} of {len(told)} shared prefixes"
             f" on each engine, {sum(each.right for each in cached)} of the {len(cached)} that are cached"
         )
-    if not run.metered:
-        lines.append("this kvproxy has no truth meter in /status: judged by clients and engines alone")
     return lines
 
 

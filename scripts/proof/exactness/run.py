@@ -76,7 +76,6 @@ async def _judge(stage: Stage) -> None:
     made, verdict = stage.made, stage.made.verdict
     for leg in made.legs:
         leg.index = stage.looks[leg.router].worth(leg.prefill, leg.begun, leg.ended)
-    made.metered = stage.looks[FIRST].metered
     loud = [leg for leg in made.legs if leg.phase != Phase.QUIET]
     for leg in made.legs:
         if leg.judged and not leg.right:
@@ -86,10 +85,9 @@ async def _judge(stage: Stage) -> None:
     calm = [leg for leg in loud if leg.phase in {Phase.MIXED, Phase.PRESSURE, Phase.RESETS}]
     verdict.add(v.SHARE, v.check_share(loud))
     verdict.add(v.EXPLAINED, [words(m, made) for m in made.misses if m.cause != "race"])
-    if made.metered:
-        meters = {name: looks.meter for name, looks in stage.looks.items()}
-        untold = sum(looks.untold for looks in stage.looks.values())
-        verdict.add(v.METERED, v.check_meter(meters, untold))
+    meters = {name: looks.meter for name, looks in stage.looks.items()}
+    untold = sum(looks.untold for looks in stage.looks.values())
+    verdict.add(v.METERED, v.check_meter(meters, untold))
     if Phase.LATE in stage.options.phases:
         verdict.add(v.JOINED, v.check_late(stage.of(LATE), stage.options.late_requests))
     verdict.add(v.DUST, v.check_quiet(made.quiet))
