@@ -41,6 +41,10 @@ class Source(Protocol):
         ...
 
 
+Learned = Callable[[], tuple[int, Sequence[int]]]
+"""The tokens of a rank's blocks, and the keys of a prompt's full ones."""
+
+
 class Change(NamedTuple):
     """A step in the trust in one rank."""
 
@@ -73,7 +77,10 @@ class _Rank:
 class Comparison:
     """One leg on its way, and what the index had said of it. Answered at most once, dropped always."""
 
-    __slots__ = ("_ticket", "_waits", "block_size", "index", "keys", "moved", "of", "predicted", "settle_s")
+    __slots__ = (
+        *("_learned", "_ticket", "_waits", "block_size", "index", "keys", "moved", "of", "predicted"),
+        *("reported_tokens", "settle_s"),
+    )
 
     def __init__(
         self,
@@ -85,6 +92,7 @@ class Comparison:
         settle_s: float,
         *,
         moved: bool,
+        learned: "Learned | None",
     ) -> None:
         self.of = of
         self.index = index
@@ -93,6 +101,8 @@ class Comparison:
         self.keys = keys
         self.settle_s = settle_s
         self.moved = moved
+        self.reported_tokens = 0
+        self._learned = learned
         self._ticket: int | None = of.removals.begin()
         self._waits = False
 
@@ -106,9 +116,8 @@ class Comparison:
             counts.tallies[index].count(Outcome.UNREPORTED)
             self.end()
             return
-        # More than the prompt has, or nonsense: it is off by one block more than it could be.
-        reported = min(reported_tokens // self.block_size, len(self.keys) + 1)
-        error = self.predicted - reported
+        self.reported_tokens = reported_tokens
+        error = self.predicted - self.reported
         outcome = Outcome.EXACT if not error else Outcome.OVER if error > 0 else Outcome.UNDER
         counts.compared(index, outcome, abs(error))
         if not error and self.predicted and not tokens_differ:
@@ -117,10 +126,20 @@ class Comparison:
         if error and tokens_differ:
             counts.missed(index, Cause.TOKENS)
         elif error > 0 or (error and index == "exact"):
-            self.of.pending.append(_Miss(self, reported, now + self.settle_s))
+            self.of.pending.append(_Miss(self, now + self.settle_s))
             self._waits = True
             return
         self.end()
+
+    @property
+    def reported(self) -> int:
+        """Blocks the engine found; more than the prompt has, or nonsense, is one block more than it could be."""
+        return min(self.reported_tokens // self.block_size, len(self.keys) + 1)
+
+    def learn(self) -> None:
+        """Count in the rank's own blocks, which may have been a guess when the leg was sent."""
+        if self._learned is not None:
+            self.block_size, self.keys = self._learned()
 
     def drop(self) -> None:
         """No answer will come, if none came."""
@@ -142,7 +161,6 @@ class _Miss(NamedTuple):
     """A prediction that was off and waits for the events that may explain it."""
 
     leg: Comparison
-    reported: int
     due_at: float
 
 
@@ -175,15 +193,21 @@ class Accuracy:
         predicted_tokens: int,
         block_size: int,
         keys: Sequence[int],
+        learned: Learned | None = None,
     ) -> Comparison:
-        """A leg is sent now. `keys`: of the prompt's full blocks; `index`: what the rank's was worth."""
+        """A leg is sent now. `keys`: of the prompt's full blocks; `index`: what the rank's was worth.
+
+        `learned` tells block size and keys once more before a miss is judged: if it is not known yet, none is stored.
+        """
         of = self._ranks.get((instance, rank))
         if of is None:
             of = self._ranks[instance, rank] = _Rank(instance, rank)
         predicted = min(predicted_tokens // block_size, len(keys))
         # The decision may be a turn of the event loop old; removals are heard of from here on only.
         moved = predicted > 0 and not self._holds(instance, rank, keys[predicted - 1])
-        return Comparison(of, index, predicted, block_size, keys, self._settle_s, moved=moved)
+        return Comparison(
+            of, index, predicted, block_size, keys, self._settle_s, moved=moved, learned=learned
+        )
 
     def removed(self, instance: str, rank: int, keys: Sequence[int] | None) -> None:
         """As `PrefixIndex.listen` tells: these blocks have left a tier of the rank; None for all of them."""
@@ -215,7 +239,9 @@ class Accuracy:
             del self._ranks[at]
 
     def _judge(self, miss: _Miss, now: float) -> Step | None:
-        leg, of, reported = miss.leg, miss.leg.of, miss.reported
+        leg, of = miss.leg, miss.leg.of
+        leg.learn()
+        reported = leg.reported
         over = leg.predicted > reported
         cause = self._why_over(leg, reported) if over else self._why_under(leg, reported)
         leg.end()

@@ -255,7 +255,13 @@ class Placement:
         """
         if question.prompt is None:
             return None
-        block_size = self._block_size(candidate.instance, candidate.rank)
+        prompt, at = question.prompt, (candidate.instance, candidate.rank)
+
+        def blocks() -> tuple[int, Sequence[int]]:
+            block_size = self._block_size(*at)
+            return block_size, self._index.hasher.of_prompt(prompt, block_size)
+
+        block_size, keys = blocks()
         said = candidate.cached_tokens if candidate.trusted else candidate.doubted_tokens
         return self._accuracy.begin(
             candidate.instance,
@@ -263,7 +269,8 @@ class Placement:
             index=candidate.index,
             predicted_tokens=said or 0,
             block_size=block_size,
-            keys=self._index.hasher.of_prompt(question.prompt, block_size),
+            keys=keys,
+            learned=blocks if self._index.block_size(*at) is None else None,
         )
 
     def forget(self, address: str) -> None:

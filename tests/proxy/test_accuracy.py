@@ -178,6 +178,24 @@ def test_what_another_leg_stored_meanwhile_is_a_race() -> None:
     assert (scene.status["under"], scene.status["mean_error_blocks"]) == (1, BLOCKS / 2)
 
 
+def test_so_is_what_was_stored_before_the_size_of_blocks_was_known() -> None:
+    scene = Scene()
+    guessed, keys_of = 2 * SIZE, scene.index.hasher.of_prompt
+
+    def learned() -> tuple[int, Any]:
+        size = scene.index.block_size(E, 0) or guessed
+        return size, keys_of(scene.prompt, size)
+
+    leg = scene.accuracy.begin(
+        E, 0, index="exact", predicted_tokens=0, block_size=guessed, keys=learned()[1], learned=learned
+    )
+    scene.store(1, 2, 3, 4, 5)
+    leg.answered(5 * SIZE, scene.now)
+    leg.drop()
+    scene.settle()
+    assert scene.misses == {"race": 1}
+
+
 def test_what_came_and_went_again_is_a_race() -> None:
     scene = Scene()
     leg = scene.leg()

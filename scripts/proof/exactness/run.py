@@ -83,9 +83,9 @@ async def _judge(stage: Stage) -> None:
                 v.explain(leg, await stage.asked(leg.plan, leg.prefill), stage.witness[leg.prefill])
             )
     calm = [leg for leg in loud if leg.phase in {Phase.MIXED, Phase.PRESSURE, Phase.RESETS}]
-    verdict.add(v.SHARE, v.check_share(loud))
     verdict.add(v.EXPLAINED, [words(m, made) for m in made.misses if m.cause != "race"])
     meters = {name: looks.meter for name, looks in stage.looks.items()}
+    verdict.add(v.SHARE, [*v.check_share(loud), *v.check_meter_share(meters)])
     untold = sum(looks.untold for looks in stage.looks.values())
     verdict.add(v.METERED, v.check_meter(meters, untold))
     if Phase.LATE in stage.options.phases:

@@ -13,7 +13,7 @@ from proof.exactness.looking import Meter, unexplained
 
 SHARE = "predicted = reported on 99 % of the legs from exact slots"
 EXPLAINED = "every other one was a race, as the engines' own events show"
-METERED = "kvproxy's truth meter says the same: 99 %, every miss a race"
+METERED = "kvproxy's truth meter says the same: every miss is a race"
 DUST = "at rest: predicted = reported = counted by the engine, always"
 KNOWN = "at rest: what /explain says of each engine is what its events say"
 EXACT = "at rest: every index is exact"
@@ -132,18 +132,30 @@ def check_judged(legs: Sequence[Leg]) -> list[str]:
     return []
 
 
-def check_meter(meters: Mapping[str, Meter], untold: int = 0) -> list[str]:
-    """`meters` by kvproxy; `untold` are the misses whose cause a kill kept it from telling."""
+def _summed(meters: Mapping[str, Meter]) -> Counter[str]:
     total: Counter[str] = Counter()
     for meter in meters.values():
         for counts in meter.values():
             total.update(counts)
-    found = []
+    return total
+
+
+def check_meter_share(meters: Mapping[str, Meter]) -> list[str]:
+    """`meters` by kvproxy."""
+    total = _summed(meters)
     compared = total["legs"] - total["unreported"]
     if compared <= 0:
-        found.append(f"it compared nothing: {dict(total)}")
-    elif total["exact"] < LEAST_SHARE * compared:
-        found.append(f"{total['exact']} of {compared} legs, {100 * total['exact'] / compared:.2f} %")
+        return [f"kvproxy's truth meter compared nothing: {dict(total)}"]
+    if total["exact"] < LEAST_SHARE * compared:
+        share = f"{100 * total['exact'] / compared:.2f} %"
+        return [f"kvproxy's truth meter: {total['exact']} of {compared} legs, {share}"]
+    return []
+
+
+def check_meter(meters: Mapping[str, Meter], untold: int = 0) -> list[str]:
+    """`meters` by kvproxy; `untold` are the misses whose cause a kill kept it from telling."""
+    total = _summed(meters)
+    found = []
     misses = {name: count for name, count in total.items() if name.startswith("miss ") and count}
     if others := {name: count for name, count in misses.items() if name != "miss race"}:
         found.append(f"misses that are no races: {others}")
