@@ -2,7 +2,8 @@
 
 The only module that speaks ZeroMQ. It does what `kvevents.source` decides. Sockets are polled and then drained
 without waiting, a bounded number at a time: a receive that waits can lose a message when it is cancelled, and
-one on a busy socket never lets the loop run.
+one on a busy socket never lets the loop run. Subscribers that share `Turns` apply events one at a time, so that
+others wait for one short turn however many of them have much to do.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import zmq
 
 from kvevents.applier import Applier, Index
-from kvevents.decoder import Message, UnreadableMessage, read_live, read_replay
+from kvevents.decoder import MAX_PAYLOAD_BYTES, Message, UnreadableMessage, read_live, read_replay
 from kvevents.events import Reason
 from kvevents.observer import NullObserver, Observer
 from kvevents.source import Source
@@ -50,14 +51,22 @@ REPLAY_QUIET_S = 2.0
 REPLAY_LIMIT_S = 60.0
 """A replay is over after that time in any case."""
 
-_LIVE_HWM = 100_000  # the publisher's own (vLLM's KVEventsConfig.hwm)
+# Messages that ZeroMQ holds for us. More live ones stay with the publisher, whose own queue has 100 000 (vLLM's
+# KVEventsConfig.hwm); a ROUTER that cannot send loses what it replays.
+_LIVE_HWM = 1_000
+_REPLAY_HWM = 100_000
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 500  # a restarted engine is heard within a second
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 _OPEN_AGAIN_S = 1.0
+_CONNECT_AGAIN_S = (
+    2.0  # ZeroMQ gives an address up for good after bytes that are no ZMTP, or a message too large
+)
 _DRAIN = 256  # messages of one socket between two turns of the loop
-_TURN_S = 0.005  # of applying events between two turns of the loop
+_DRAIN_BYTES = 1 << 20  # beyond which no more of them are taken
+_TURN_S = 0.002  # of applying events between two turns of the loop
+_SOCKETS = 65_535  # of one context: up to four for each source, and ZeroMQ's own limit is 1023
 _LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -78,6 +87,35 @@ Context = zmq.Context[zmq.Socket[bytes]]
 """ZeroMQ's own threads; close it with `term()` once no subscriber uses it."""
 
 
+def open_context() -> Context:
+    """A context with room for the sockets of some thousand sources."""
+    context: Context = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, _SOCKETS)
+    return context
+
+
+class Turns:
+    """Of all subscribers that share it, one has the turn."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()  # first come, first served
+        self._ends_at = 0.0
+
+    @property
+    def over(self) -> bool:
+        """The turn has lasted long enough."""
+        return time.monotonic() >= self._ends_at
+
+    async def begin(self) -> None:
+        """Wait for the turn."""
+        await self._lock.acquire()
+        self._ends_at = time.monotonic() + _TURN_S
+
+    def end(self) -> None:
+        """Give the turn to the next, who begins when the event loop has run others."""
+        self._lock.release()
+
+
 class Subscriber:
     """Keeps one rank of one instance in an index what its engine says it is."""
 
@@ -89,17 +127,22 @@ class Subscriber:
         observer: Observer | None = None,
         *,
         context: Context | None = None,
+        turns: Turns | None = None,
         probe_s: float = PROBE_S,
         replay_quiet_s: float = REPLAY_QUIET_S,
         replay_limit_s: float = REPLAY_LIMIT_S,
     ) -> None:
-        """`context`: shared by several subscribers to save threads; one of its own when None."""
+        """`context`, `turns`: shared by several subscribers to save threads and to be short together; its own
+        when None.
+        """
         self._instance = instance
         self._address = address
         self._index = index
         self._observer = observer if observer is not None else NullObserver()
         self._applier = Applier(instance, address.rank, index, self._observer)
         self._context = context
+        self._turns = turns if turns is not None else Turns()
+        self._has_turn = False
         self._probe_s = probe_s
         self._replay_quiet_s = replay_quiet_s
         self._replay_limit_s = replay_limit_s
@@ -109,8 +152,8 @@ class Subscriber:
         self._suspected = False
         self._rebuild: Rebuild | None = None
         self._wake = asyncio.Event()
-        self._turn_ends = 0.0
         self._probe_at = 0.0
+        self._connect_at = 0.0
         self._quiet_at = 0.0
         self._limit_at = 0.0
 
@@ -144,13 +187,13 @@ class Subscriber:
 
         An address that cannot be opened, and an engine that is down, are tried again without end.
         """
-        context = self._context if self._context is not None else zmq.Context()
+        context = self._context if self._context is not None else open_context()
         said = False
         try:
             while True:
                 try:
                     wire = _Wire(context, self._address, self._wake)
-                except zmq.ZMQError as error:
+                except (zmq.ZMQError, UnicodeEncodeError) as error:
                     if not said:
                         log.warning(
                             "cannot follow %s at %s: %s", self._instance, self._address.endpoint, error
@@ -172,24 +215,48 @@ class Subscriber:
     async def _listen(self, wire: "_Wire") -> None:
         source = Source(can_replay=self._address.replay_endpoint is not None)
         self._index.retire(self._instance, self._address.rank)
+        self._connect_at = time.monotonic() + _CONNECT_AGAIN_S
         while True:
             await wire.wait(self._next_deadline(source) - time.monotonic())
-            self._turn_ends = time.monotonic() + _TURN_S
-            for event in self._heard(wire):
-                if isinstance(event, Live) and not source.incomplete:
-                    self._probe_at = time.monotonic() + self._probe_s
-                await self._handle(source, wire, event)
-            await self._replayed(source, wire)
-            if self._suspected:
-                self._suspected = False
-                await self._handle(source, wire, Suspected())
-            if (rebuild := self._rebuild) is not None:
-                self._rebuild = None
-                await self._handle(source, wire, rebuild)
-            await self._check_clock(source, wire)
-            if self._index.sweep():
-                self._wake.set()  # a slice a turn, until all is swept
+            await self._begin_turn()
+            try:
+                await self._turn(source, wire)
+            finally:
+                self._end_turn()
             await asyncio.sleep(0)
+
+    async def _turn(self, source: Source, wire: "_Wire") -> None:
+        for event in self._heard(wire):
+            if isinstance(event, Live) and not source.incomplete:
+                self._probe_at = time.monotonic() + self._probe_s
+            await self._handle(source, wire, event)
+            await self._pause()
+        await self._replayed(source, wire)
+        if self._suspected:
+            self._suspected = False
+            await self._handle(source, wire, Suspected())
+        if (rebuild := self._rebuild) is not None:
+            self._rebuild = None
+            await self._handle(source, wire, rebuild)
+        await self._check_clock(source, wire)
+        if self._index.sweep():
+            self._wake.set()  # a slice a turn, until all is swept
+
+    async def _begin_turn(self) -> None:
+        await self._turns.begin()
+        self._has_turn = True
+
+    def _end_turn(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            self._turns.end()
+
+    async def _pause(self) -> None:
+        """Let others run if this turn has lasted long enough."""
+        if self._turns.over:
+            self._end_turn()
+            await asyncio.sleep(0)
+            await self._begin_turn()
 
     def _heard(self, wire: "_Wire") -> list[SourceEvent]:
         """Live messages and changes of the connection, in the order they happened as far as that can be known.
@@ -226,9 +293,15 @@ class Subscriber:
                 await self._handle(source, wire, ReplayEnded(marker=True))
             else:
                 await self._handle(source, wire, Replayed(message))
+                await self._pause()
 
     async def _check_clock(self, source: Source, wire: "_Wire") -> None:
         now = time.monotonic()
+        if self._connected:
+            self._connect_at = now + _CONNECT_AGAIN_S
+        elif now >= self._connect_at:
+            self._connect_at = now + _CONNECT_AGAIN_S
+            wire.connect_again()
         if source.replaying:
             if now >= self._limit_at or (now >= self._quiet_at and not wire.replay_is_ready()):
                 wire.stop_replay()
@@ -238,7 +311,8 @@ class Subscriber:
             await self._handle(source, wire, ProbeDue())
 
     def _next_deadline(self, source: Source) -> float:
-        return min(self._quiet_at, self._limit_at) if source.replaying else self._probe_at
+        at = min(self._quiet_at, self._limit_at) if source.replaying else self._probe_at
+        return at if self._connected else min(at, self._connect_at)
 
     async def _handle(self, source: Source, wire: "_Wire", event: SourceEvent) -> None:
         if isinstance(event, Connected | Disconnected):
@@ -276,9 +350,7 @@ class Subscriber:
                 next(steps)
             except StopIteration as done:
                 return bool(done.value)
-            if time.monotonic() >= self._turn_ends:
-                await asyncio.sleep(0)
-                self._turn_ends = time.monotonic() + _TURN_S
+            await self._pause()
 
     def _set_state(self, state: State) -> None:
         if state is not self._state:
@@ -311,7 +383,7 @@ class _Wire:
                 self._sub.bind(address.endpoint)
             else:
                 self._sub.connect(address.endpoint)
-        except zmq.ZMQError:
+        except (zmq.ZMQError, UnicodeEncodeError):
             self.close()
             raise
 
@@ -333,18 +405,26 @@ class _Wire:
             # zmq_socket_monitor(3): a 16-bit event, a 32-bit value.
             yield struct.unpack("=Hi", frames[0])[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
+    def connect_again(self) -> None:
+        """Begin anew at an address that is connected to and where nobody answers."""
+        if not self._address.bind:
+            with suppress(zmq.ZMQError):
+                self._sub.disconnect(self._address.endpoint)
+            with suppress(zmq.ZMQError):
+                self._sub.connect(self._address.endpoint)
+
     def ask_replay(self, start: int) -> None:
         """Ask on a new socket, so that nothing of an older replay can come."""
         self.stop_replay()
         endpoint = self._address.replay_endpoint
         if endpoint is None:
             return
-        self._replay = self._new(zmq.DEALER, endpoint)
         try:
-            self._replay.rcvhwm = 0
+            self._replay = self._new(zmq.DEALER, endpoint)
+            self._replay.rcvhwm = _REPLAY_HWM
             self._replay.connect(endpoint)
             self._replay.send_multipart([b"", start.to_bytes(8, "big")], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, UnicodeEncodeError) as error:
             log.debug("cannot ask %s for a replay: %s", endpoint, error)
 
     def next_replayed(self) -> list[bytes] | None:
@@ -372,6 +452,7 @@ class _Wire:
         socket = self._context.socket(kind)
         self._open.append(socket)
         socket.linger = 0
+        socket.maxmsgsize = MAX_PAYLOAD_BYTES  # a peer that sends more is disconnected
         if "[" in endpoint:
             socket.ipv6 = True
         asyncio.get_running_loop().add_reader(_descriptor(socket), self._wake.set)
@@ -393,8 +474,13 @@ def _is_readable(socket: "zmq.Socket[bytes]") -> bool:
 
 
 def _received(socket: "zmq.Socket[bytes]", limit: int) -> Iterator[list[bytes]]:
+    left_bytes = _DRAIN_BYTES
     for _ in range(limit):
         try:
-            yield socket.recv_multipart(zmq.NOBLOCK)
+            frames = socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
+            return
+        yield frames
+        left_bytes -= sum(map(len, frames))
+        if left_bytes <= 0:
             return
