@@ -1,7 +1,10 @@
 """What a run over hostile KV events saw: inputs by kind and end, findings, the longest hold, memory."""
 
+import contextlib
+import ctypes
 import pathlib
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -44,6 +47,7 @@ class Tally(NullObserver):
     def find(self, words: str) -> None:
         """Something is wrong."""
         self.found += 1
+        print(f"FAILED: {words[:1000]}", file=sys.stderr, flush=True)
         if len(self.findings) < _FINDINGS_KEPT:
             self.findings.append(words)
 
@@ -62,14 +66,16 @@ class Tally(NullObserver):
         self.held(time.thread_time() - before, what)
 
     def sample(self) -> None:
-        """Look at the memory of this process."""
+        """Look at the memory of this process, without what its allocator keeps for later."""
+        with contextlib.suppress(AttributeError):  # not glibc
+            ctypes.CDLL(None).malloc_trim(0)
         pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         self.memory.append((self.inputs, pages * resource.getpagesize() / 2**20))
 
     def growth(self) -> Trend | None:
         """MiB by which memory grew for each input once it was warm; None for too few samples.
 
-        The first third is left out: memory that is used again is held by the allocator, up to the largest need.
+        The first third is left out: caches fill, tables grow to their largest.
         """
         warm = self._warm()
         return (

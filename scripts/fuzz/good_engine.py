@@ -37,7 +37,7 @@ class GoodEngine:
             gone = rng.choice(leaves)
             del self._held[gone]
             return {"type": "BlockRemoved", "block_hashes": [gone], "medium": "GPU"}
-        if chance < 0.28:
+        if chance > 0.97:
             self._held.clear()
             return {"type": "AllBlocksCleared"}
         parent = rng.choice([None, *self._held])
