@@ -29,6 +29,11 @@ class GoodEngine:
         for _ in range(steps):
             self.batches.append(msgspec.msgpack.encode([1.8e9, [self._step()], 0]))
 
+    def reset(self) -> None:
+        """Forget all, and say so."""
+        self._held.clear()
+        self.batches.append(msgspec.msgpack.encode([1.8e9, [{"type": "AllBlocksCleared"}], 0]))
+
     def _step(self) -> dict[str, Any]:
         rng = self._rng
         chance = rng.random()

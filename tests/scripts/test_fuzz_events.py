@@ -83,8 +83,8 @@ def test_a_long_hold_and_growing_memory_are_findings() -> None:
     tally.held(HOLD_S / 2, "short")
     tally.memory = [(n * 1000, 50.0 + n % 2) for n in range(100)]
     tally.judge_memory()
-    assert not tally.found
+    assert tally.findings == []
     tally.held(HOLD_S * 2, "long")
     tally.memory = [(n * 1000, 50.0 + n) for n in range(100)]
     tally.judge_memory()
-    assert tally.found == 2
+    assert len(tally.findings) == 2
