@@ -27,7 +27,9 @@ MAX_PAYLOAD_BYTES = 16 << 20
 
 _MAX_EVENTS = 1 << 18  # of one batch: each block of a prompt of four million tokens removed on its own
 _MAX_EVENT_BYTES = 8 << 20  # a run of a million tokens
-_MAX_EXTRA_BYTES = 256 << 10  # of one event: multi-modal items in all blocks of 50 000 tokens; lists of lists cost much
+_MAX_EXTRA_BYTES = (
+    256 << 10
+)  # of one event: multi-modal items in all blocks of 50 000 tokens; lists of lists cost much
 _AT_ONCE_BYTES = 128 << 10  # read in a millisecond or two, whatever they are
 _MAX_TS_S = 253_402_300_799.0  # the end of the year 9999: later times have no date
 _EXTRA_KEYS_PLACE = 8  # of the array form, its tag included

@@ -262,12 +262,16 @@ class Subscriber:
         """Live messages and changes of the connection, in the order they happened as far as that can be known.
 
         Messages are read first and the monitor second, so that no message of a new connection is seen without
-        the handshake before it.
+        the handshake before it. Those that were there when a connection changed may be of either process: they
+        are left to the replay that follows the handshake, if there is one.
         """
         messages = [
             Live(message) for frames in wire.live(_DRAIN) if (message := self._read(frames)) is not None
         ]
         links: list[SourceEvent] = [Connected() if up else Disconnected() for up in wire.links()]
+        if links and self._address.replay_endpoint is not None:
+            wire.discard()
+            return links
         return [*messages, *links] if self._connected else [*links, *messages]
 
     def _read(self, frames: list[bytes]) -> Message | None:
@@ -398,6 +402,12 @@ class _Wire:
     def live(self, limit: int) -> list[list[bytes]]:
         """Messages that have arrived."""
         return list(_received(self._sub, limit))
+
+    def discard(self) -> None:
+        """Take all messages that have arrived, for nothing."""
+        for _ in range(2 * _LIVE_HWM // _DRAIN):
+            if not self.live(_DRAIN):
+                return
 
     def links(self) -> Iterator[bool]:
         """True for a handshake, False for a connection lost, in order."""

@@ -4,6 +4,7 @@ Each is told on real sockets with an engine whose cache is a plain model: sets o
 """
 
 import asyncio
+import functools
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -147,6 +148,9 @@ class Line:
         self._writers: set[asyncio.StreamWriter] = set()
         self.met = 0
 
+    def met_more_than(self, met: int) -> bool:
+        return self.met > met
+
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         async with await asyncio.start_server(self._carry, "127.0.0.1", self.port):
@@ -187,7 +191,7 @@ async def test_a_connection_that_breaks_and_comes_back(bench: Bench) -> None:
             met = line.met
             line.cut()
             engine.work(15)
-            await until(lambda met=met: line.met > met)
+            await until(functools.partial(line.met_more_than, met))
             await exact(subscriber, engine)
     assert bench.heard.retirements == []
     assert bench.heard.states.count(State.EXACT) >= 4

@@ -11,8 +11,30 @@ from kvevents import BlockStored, (
     State,
     Subscriber,
 )
-from kvevents.source_events import Connected, Live
+from kvevents.source_events import Connected, Disconnected, Live
 from tests.kvevents.bench import ENGINE, SLOT, Bench, block, publish, until
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_messages_from_around_a_handshake_are_left_to_the_replay(bench: Bench, connected: bool) -> None:
+    class Wire:
+        left = 3
+
+        def live(self, limit: int) -> list[list[bytes]]:
+            self.left -= 1
+            return [[b"", (7).to_bytes(8, "big"), b""]]
+
+        def links(self) -> list[bool]:
+            return [False, True]
+
+        def discard(self) -> None:
+            self.left = 0
+
+    subscriber = Subscriber(ENGINE, SourceAddress(0, bench.endpoint, bench.replay), bench.index)
+    subscriber._connected = connected
+    wire: Any = Wire()
+    assert subscriber._heard(wire) == [Disconnected(), Connected()]
+    assert wire.left == 0
 
 
 @pytest.mark.parametrize(("connected", "order"), [(False, [False, True, 1, 2]), (True, [1, 2, False, True])])
