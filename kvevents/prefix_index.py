@@ -191,11 +191,14 @@ class PrefixIndex:
             return 0
         blocks = 0
         for name, tier in engine.tiers.items():
+            if not tier.hashes:
+                continue  # nothing to sweep: resets may come by the thousand
             blocks += tier.blocks
             self._bury(tier)
             engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
-        self._waste += (engine.orphans, engine.children)
-        engine.orphans, engine.children = OrderedDict(), {}
+        if engine.orphans:
+            self._waste += (engine.orphans, engine.children)
+            engine.orphans, engine.children = OrderedDict(), {}
         if self._on_removed is not None:
             self._on_removed(instance, rank, None)
         return blocks

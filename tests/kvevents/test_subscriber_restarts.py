@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import zmq
 
-from kvevents import BlockStored, (
+from kvevents import (
+    BlockStored,
     SourceAddress,
     State,
     Subscriber,
@@ -169,5 +170,3 @@ async def test_a_rebuild_forgets_what_no_batch_has_said(bench: Bench) -> None:
         await until(lambda: bench.index.orphans(ENGINE, 0) == 2)
         assert subscriber.state is State.PARTIAL
     assert publisher.requests == [0, 0]
-
-
