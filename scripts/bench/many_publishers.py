@@ -3,7 +3,7 @@
     python -m bench.many_publishers --blocks N --replayed SHARE --live-per-s N EVENTS:REPLAY ...
 
 A batch is what one step of an engine that prefills chat turns publishes: one run of 32 new blocks behind another, in
-chats of 96 blocks, all with one system prompt. Payloads are made when they are needed, so that this process stays small.
+chats of 96 blocks. Payloads are made when they are needed, so that this process stays small.
 """
 
 import argparse
@@ -18,6 +18,8 @@ BLOCK = 16
 RUN = 32
 RUNS_OF_A_CHAT = 3
 _VOCABULARY = 150_000
+_MASK = 2**64 - 1
+_TOKENS = np.random.default_rng(1).integers(0, _VOCABULARY, 1 << 20)
 _END = b"\xff" * 8
 
 
@@ -27,22 +29,17 @@ def batches(blocks: int) -> int:
 
 
 def payload(source: int, number: int) -> bytes:
-    """A batch of a source; the same whenever it is asked for."""
-    made = np.random.default_rng((source, number))
-    names = (
-        np.random.default_rng((source, number, 1)).integers(1, 2**64, RUN, np.uint64, endpoint=False).tolist()
-    )
-    before = None
-    if number % RUNS_OF_A_CHAT:
-        last = np.random.default_rng((source, number - 1, 1)).integers(
-            1, 2**64, RUN, np.uint64, endpoint=False
-        )
-        before = int(last[-1])
+    """A batch of a source; the same whenever it is asked for, and different from all others."""
+    start = _start(source, number)
+    at = start % (len(_TOKENS) - RUN * BLOCK)
+    tokens = _TOKENS[at : at + RUN * BLOCK] ^ (start >> 40 & 0xFFFF)
     event = {
         "type": "BlockStored",
-        "block_hashes": names,
-        "parent_block_hash": before,
-        "token_ids": made.integers(0, _VOCABULARY, RUN * BLOCK).tolist(),
+        "block_hashes": [start + n & _MASK for n in range(RUN)],
+        "parent_block_hash": _start(source, number - 1) + RUN - 1 & _MASK
+        if number % RUNS_OF_A_CHAT
+        else None,
+        "token_ids": tokens.tolist(),
         "block_size": BLOCK,
         "lora_id": None,
         "medium": "GPU",
@@ -51,6 +48,11 @@ def payload(source: int, number: int) -> bytes:
         "kv_cache_spec_kind": "full_attention",
     }
     return msgspec.msgpack.encode([1.8e9 + number, [event], 0])
+
+
+def _start(source: int, number: int) -> int:
+    """The first hash of a batch: well mixed, as hashes are (the multiplier is 2**64 over the golden ratio)."""
+    return (source * 1_000_003 + number + 1) * 0x9E3779B97F4A7C15 & _MASK
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ class Tally(NullObserver):
     def growth(self) -> Trend | None:
         """MiB by which memory grew for each input once it was warm; None for too few samples.
 
-        The first third is left out: caches fill, tables grow to their largest.
+        The first half is left out: caches fill, tables and the allocator's heaps grow to their largest.
         """
         warm = self._warm()
         return (
@@ -91,7 +91,7 @@ class Tally(NullObserver):
             self.find(f"memory grows by {growth.slope * 2**20:.0f} bytes an input: {self.memory}")
 
     def _warm(self) -> list[tuple[int, float]]:
-        return self.memory[len(self.memory) // 3 :]
+        return self.memory[len(self.memory) // 2 :]
 
     # ---- as an observer -----------------------------------------------------------------------------------
 
