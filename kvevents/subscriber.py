@@ -60,6 +60,7 @@ _RECONNECT_MAX_MS = 500  # a restarted engine is heard within a second
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 _OPEN_AGAIN_S = 1.0
+_PLACE_S = 3600.0  # a replay waits for a place; then it counts as unanswered
 _CONNECT_AGAIN_S = (
     2.0  # ZeroMQ gives an address up for good after bytes that are no ZMTP, or a message too large
 )
@@ -67,6 +68,9 @@ _DRAIN = 256  # messages of one socket between two turns of the loop
 _DRAIN_BYTES = 1 << 20  # beyond which no more of them are taken
 _TURN_S = 0.002  # of applying events between two turns of the loop
 _OTHERS = 4  # turns of the loop between two long ones: a request needs dozens
+_REPLAYS = (
+    4  # of subscribers that share turns, at once: what is replayed faster than it is applied fills memory
+)
 _SOCKETS = 65_535  # of one context: up to four for each source, and ZeroMQ's own limit is 1023
 _LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
@@ -102,6 +106,23 @@ class Turns:
         self._lock = asyncio.Lock()  # first come, first served
         self._ends_at = 0.0
         self._owed = 0
+        self._replays = 0
+        self._waiting: set[asyncio.Event] = set()
+
+    def begin_replay(self, wake: asyncio.Event) -> bool:
+        """Take one of few places; False: there is none, and `wake` is set when one may be free."""
+        if self._replays >= _REPLAYS:
+            self._waiting.add(wake)
+            return False
+        self._replays += 1
+        return True
+
+    def end_replay(self) -> None:
+        """Give the place back."""
+        self._replays -= 1
+        for wake in self._waiting:
+            wake.set()
+        self._waiting.clear()
 
     @property
     def over(self) -> bool:
@@ -152,6 +173,8 @@ class Subscriber:
         self._context = context
         self._turns = turns if turns is not None else Turns()
         self._has_turn = False
+        self._has_place = False
+        self._asked: int | None = None  # the start of a replay that waits for a place
         self._probe_s = probe_s
         self._replay_quiet_s = replay_quiet_s
         self._replay_limit_s = replay_limit_s
@@ -214,6 +237,7 @@ class Subscriber:
             try:
                 await self._listen(wire)
             finally:
+                self._stop_replay(wire)
                 wire.close()
         finally:
             self._connected = False
@@ -240,6 +264,7 @@ class Subscriber:
                 self._probe_at = time.monotonic() + self._probe_s
             await self._handle(source, wire, event)
             await self._pause()
+        self._ask_replay(wire)
         await self._replayed(source, wire)
         if self._suspected:
             self._suspected = False
@@ -302,7 +327,7 @@ class Subscriber:
                 self._applier.drop(Reason.UNREADABLE, 1)
                 continue
             if message is None:
-                wire.stop_replay()
+                self._stop_replay(wire)
                 await self._handle(source, wire, ReplayEnded(marker=True))
             else:
                 await self._handle(source, wire, Replayed(message))
@@ -317,7 +342,7 @@ class Subscriber:
             wire.connect_again()
         if source.replaying:
             if now >= self._limit_at or (now >= self._quiet_at and not wire.replay_is_ready()):
-                wire.stop_replay()
+                self._stop_replay(wire)
                 await self._handle(source, wire, ReplayEnded(marker=False))
         elif now >= self._probe_at:
             self._probe_at = now + self._probe_s
@@ -336,11 +361,12 @@ class Subscriber:
                 case Apply(message):
                     understood = await self._apply(message) and understood
                 case AskReplay(start):
-                    now = time.monotonic()
-                    self._quiet_at, self._limit_at = now + self._replay_quiet_s, now + self._replay_limit_s
-                    wire.ask_replay(start)
+                    self._stop_replay(wire)
+                    self._asked = start
+                    self._quiet_at = self._limit_at = time.monotonic() + _PLACE_S
+                    self._ask_replay(wire)
                 case StopReplay():
-                    wire.stop_replay()
+                    self._stop_replay(wire)
                 case Retire(why):
                     self._retirements += 1
                     self._applier.retire(why)
@@ -355,6 +381,20 @@ class Subscriber:
                     self._set_state(state)
         if not understood:
             await self._handle(source, wire, Damaged())
+
+    def _ask_replay(self, wire: "_Wire") -> None:
+        if self._asked is not None and self._turns.begin_replay(self._wake):
+            start, self._asked, self._has_place = self._asked, None, True
+            now = time.monotonic()
+            self._quiet_at, self._limit_at = now + self._replay_quiet_s, now + self._replay_limit_s
+            wire.ask_replay(start)
+
+    def _stop_replay(self, wire: "_Wire") -> None:
+        wire.stop_replay()
+        self._asked = None
+        if self._has_place:
+            self._has_place = False
+            self._turns.end_replay()
 
     async def _apply(self, message: Message) -> bool:
         steps = self._applier.apply(message)

@@ -126,3 +126,26 @@ async def test_a_subscriber_that_is_ended_in_its_turn_gives_it_back(bench: Bench
     async with asyncio.timeout(5):
         await turns.begin()
     turns.end()
+
+
+async def test_replays_of_many_wait_for_a_place_and_all_come(bench: Bench) -> None:
+    publish(bench.publisher(), 1, 50)
+    turns = Turns()
+    subscribers = [
+        Subscriber(f"{ENGINE}{n}", SourceAddress(0, bench.endpoint, bench.replay), bench.index, turns=turns)
+        for n in range(12)
+    ]
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(subscriber.run()) for subscriber in subscribers]
+        most = 0
+
+        def exact() -> bool:
+            nonlocal most
+            most = max(most, turns._replays)
+            return all(subscriber.state is State.EXACT for subscriber in subscribers)
+
+        await until(exact)
+        for task in running:
+            task.cancel()
+    assert 0 < most <= 4
+    assert turns._replays == 0
