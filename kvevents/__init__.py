@@ -11,7 +11,7 @@ from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, EngineH
 from kvevents.observer import NullObserver, Observer
 from kvevents.prefix_index import Change, PrefixIndex, Slot
 from kvevents.source_events import State
-from kvevents.subscriber import Context, SourceAddress, Subscriber
+from kvevents.subscriber import Context, SourceAddress, Subscriber, Turns, open_context
 
 __all__ = [
     "AllBlocksCleared",
@@ -35,8 +35,10 @@ __all__ = [
     "SourceAddress",
     "State",
     "Subscriber",
+    "Turns",
     "UnreadableMessage",
     "decode",
+    "open_context",
     "read_live",
     "read_replay",
 ]

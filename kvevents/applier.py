@@ -1,15 +1,20 @@
 """A batch changes the index event by event, in order, and whatever it could not change is counted.
 
-Synchronous, and a generator: between two events its driver may let the event loop run.
+Synchronous, and a generator: between two events, or two parts of a very long one, its driver may let the event
+loop run.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Protocol
 
-from kvevents.decoder import Message, UnreadableMessage, decode
-from kvevents.events import BlockRemoved, BlockStored, Event, Reason
+from msgspec.structs import replace
+
+from kvevents.decoder import Message, UnreadableMessage, read_batch
+from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Reason
 from kvevents.observer import Observer
 from kvevents.prefix_index import Change
+
+_PART_BLOCKS = 2048  # of one event applied at once: 32 768 tokens in blocks of 16, some milliseconds
 
 
 class Index(Protocol):
@@ -46,12 +51,12 @@ class Applier:
         self._observer = observer
 
     def apply(self, message: Message) -> Generator[None, None, bool]:
-        """Apply a batch, pausing after each event. Returns False if a part that may have mattered was not understood.
+        """Apply a batch, pausing after each event or part. Returns False if a part that may have mattered was not understood.
 
         An event of an unknown type does not matter: newer engines announce more than we need.
         """
         try:
-            batch, skipped = decode(message.payload)
+            batch = read_batch(message.payload)
         except UnreadableMessage:
             self.drop(Reason.UNREADABLE, 1)
             return False
@@ -60,14 +65,21 @@ class Applier:
             rank=self._rank,
             number=message.number,
             ts_s=batch.ts,
-            events=len(batch.events),
+            events=batch.length,
         )
-        for reason, count in skipped.items():
-            self.drop(reason, count)
+        whole = True
         for event in batch.events:
-            self._apply_event(event)
+            if isinstance(event, Reason):
+                self.drop(event, 1)
+                whole = whole and event is not Reason.BROKEN_EVENT
+            elif isinstance(event, AllBlocksCleared) or len(event.block_hashes) <= _PART_BLOCKS:
+                whole = self._apply_event(event) and whole
+            else:
+                for part in _parts(event):
+                    whole = self._apply_event(part) and whole
+                    yield
             yield
-        return Reason.BROKEN_EVENT not in skipped
+        return whole
 
     def retire(self, why: str) -> None:
         """Forget all blocks of the rank."""
@@ -78,7 +90,7 @@ class Applier:
         """Tell the observer of something that changed nothing."""
         self._observer.event_dropped(instance=self._instance, rank=self._rank, reason=reason, count=count)
 
-    def _apply_event(self, event: Event) -> None:
+    def _apply_event(self, event: Event) -> bool:
         if isinstance(event, BlockStored):
             change = self._index.store(self._instance, self._rank, event)
         elif isinstance(event, BlockRemoved):
@@ -95,3 +107,28 @@ class Applier:
             )
         for reason, count in change.dropped.items():
             self.drop(reason, count)
+        return Reason.FULL not in change.dropped
+
+
+def _parts(event: BlockStored | BlockRemoved) -> Iterator[BlockStored | BlockRemoved]:
+    """The same as several shorter events: a prefix of a run is a run."""
+    hashes = event.block_hashes
+    starts = range(0, len(hashes), _PART_BLOCKS)
+    if isinstance(event, BlockRemoved):
+        yield from (replace(event, block_hashes=hashes[at : at + _PART_BLOCKS]) for at in starts)
+        return
+    size, extra = event.block_size, event.extra_keys or None
+    if size * len(hashes) != len(event.token_ids) or len(extra or hashes) != len(hashes):
+        yield event  # misaligned: refused as a whole
+        return
+    parent = event.parent_block_hash
+    for at in starts:
+        end = at + _PART_BLOCKS
+        yield replace(
+            event,
+            block_hashes=hashes[at:end],
+            parent_block_hash=parent,
+            token_ids=event.token_ids[at * size : end * size],
+            extra_keys=extra and extra[at:end],
+        )
+        parent = hashes[min(end, len(hashes)) - 1]

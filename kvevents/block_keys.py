@@ -55,8 +55,10 @@ _MASK_32 = 2**32 - 1
 _UPPER = np.uint64(32)
 _MAX_DEPTH = 8  # vLLM nests twice: the block's list, and a pair for a multi-modal item
 _PYTHON_TOKENS = 80  # below so many, numpy's calls cost more than the arithmetic
-_SIZES_KEPT = 64  # of blocks; a fleet has one or two
+_MAX_BLOCK_SIZE = 1 << 16  # tokens; hybrid models have some thousand
+_MULTIPLIERS_KEPT = 1 << 17  # tokens of all block sizes together; a fleet has one or two sizes
 _OFFSETS_KEPT = 4096  # of adapters, salts and images; each is quickly made again
+_OFFSET_KEPT_BYTES = 1024  # what is longer is made each time
 
 
 class UnkeyableRun(ValueError):  # noqa: N818  # a stranger's data, not a failure of ours
@@ -145,6 +147,8 @@ class BlockHasher:
         extra_keys = event.extra_keys or None
         if size <= 0 or count * size != len(event.token_ids):
             raise UnkeyableRun(Reason.MISALIGNED)
+        if size > _MAX_BLOCK_SIZE:
+            raise UnkeyableRun(Reason.BLOCK_SIZE)
         if extra_keys is not None and len(extra_keys) != count:
             raise UnkeyableRun(Reason.MISALIGNED)
         tokens = token_array(event.token_ids)
@@ -252,11 +256,12 @@ class BlockHasher:
     def _multipliers_for(self, size: int) -> tuple[Keys, list[int]]:
         found = self._multipliers.get(size)
         if found is None:
-            if len(self._multipliers) >= _SIZES_KEPT:
+            if size + sum(self._multipliers) > _MULTIPLIERS_KEPT:
                 self._multipliers.clear()
             pairs = self._numbers(b"multipliers", 2 * size).reshape(size, 2)
             # For Python's integers both sums are made in one pass, the second 128 bits above the first.
-            found = self._multipliers[size] = (pairs, [a | b << 128 for a, b in pairs.tolist()])
+            both = [a | b << 128 for a, b in pairs.tolist()] if size < _PYTHON_TOKENS else []
+            found = self._multipliers[size] = (pairs, both)
         return found
 
     def _numbers(self, what: bytes, count: int) -> Keys:
@@ -275,7 +280,8 @@ class BlockHasher:
             made.update(extra)
             digest = made.digest()
             found = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-            self._offsets[size, extra] = found
+            if len(extra) <= _OFFSET_KEPT_BYTES:
+                self._offsets[size, extra] = found
         return found
 
     def _offset_row(self, size: int, extra: bytes) -> Keys:

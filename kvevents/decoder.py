@@ -2,10 +2,13 @@
 
 Events are maps since vLLM 0.24 and arrays before; a batch is an array, and a map is understood too. Replayed
 messages have two or three parts behind an empty delimiter, which some clients' sockets remove.
+
+What one call does is bounded whatever the bytes are: small payloads are read at once, large ones event by event, and
+what is larger than an engine can mean is not read at all.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -19,6 +22,17 @@ from kvevents.events import (
     Reason,
 )
 
+MAX_PAYLOAD_BYTES = 16 << 20
+"""Of one batch; three million tokens, a hundred times what an engine's largest step announces."""
+
+_MAX_EVENTS = 1 << 18  # of one batch: each block of a prompt of four million tokens removed on its own
+_MAX_EVENT_BYTES = 8 << 20  # a run of a million tokens
+_MAX_EXTRA_BYTES = (
+    256 << 10
+)  # of one event: multi-modal items in all blocks of 50 000 tokens; lists of lists cost much
+_AT_ONCE_BYTES = 128 << 10  # read in a millisecond or two, whatever they are
+_MAX_TS_S = 253_402_300_799.0  # the end of the year 9999: later times have no date
+_EXTRA_KEYS_PLACE = 8  # of the array form, its tag included
 _NUMBER_BYTES = 8
 _END_OF_REPLAY = -1  # vLLM's ZmqEventPublisher.END_SEQ
 
@@ -46,6 +60,18 @@ class Decoded(NamedTuple):
     skipped: dict[Reason, int]
 
 
+class Batch(NamedTuple):
+    """A batch whose events are read one by one, as they are asked for."""
+
+    ts: float
+    """Seconds since the epoch on the engine's clock; 0 for a time without a date."""
+    rank: int | None
+    length: int
+    """How many events there are."""
+    events: Iterable[Event | Reason]
+    """Each event, or why it is skipped, in order."""
+
+
 class _StoredArray(msgspec.Struct, array_like=True, tag="BlockStored", gc=False):
     """Field order of vLLM's BlockStored; older releases stop after `lora_id`, `medium` or `lora_name`."""
 
@@ -54,8 +80,8 @@ class _StoredArray(msgspec.Struct, array_like=True, tag="BlockStored", gc=False)
     token_ids: list[int]
     block_size: int
     lora_id: int | None = None
-    medium: str | None = None
-    lora_name: str | None = None
+    medium: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    lora_name: Annotated[str, msgspec.Meta(max_length=256)] | None = None
     extra_keys: list[Any] | None = None
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
@@ -64,7 +90,7 @@ class _StoredArray(msgspec.Struct, array_like=True, tag="BlockStored", gc=False)
 
 class _RemovedArray(msgspec.Struct, array_like=True, tag="BlockRemoved", gc=False):
     block_hashes: list[EngineHash]
-    medium: str | None = None
+    medium: Annotated[str, msgspec.Meta(max_length=256)] | None = None
     group_idx: int | None = None
 
 
@@ -77,13 +103,13 @@ class _Tag(msgspec.Struct, gc=False):
 
 
 _whole_batch = msgspec.msgpack.Decoder(EventBatch)
-_outer_array = msgspec.msgpack.Decoder(list[msgspec.Raw])
-_outer_map = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
-_raw_events = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_outer_array = msgspec.msgpack.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(max_length=256)])
+_outer_map = msgspec.msgpack.Decoder(Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=256)])
+_raw_events = msgspec.msgpack.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(max_length=_MAX_EVENTS)])
 _map_event = msgspec.msgpack.Decoder(BlockStored | BlockRemoved | AllBlocksCleared)
 _array_event = msgspec.msgpack.Decoder(_StoredArray | _RemovedArray | _ClearedArray)
 _map_tag = msgspec.msgpack.Decoder(_Tag)
-_array_tag = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_array_tag = _outer_array
 _text = msgspec.msgpack.Decoder(str)
 _number = msgspec.msgpack.Decoder(float)
 _rank = msgspec.msgpack.Decoder(int | None)
@@ -122,30 +148,37 @@ def read_replay(frames: Sequence[bytes]) -> Message | None:
 
 
 def decode(payload: bytes) -> Decoded:
-    """The batch in `payload`. Raises UnreadableMessage if it is none; never anything else."""
-    try:
-        return Decoded(_whole_batch.decode(payload), {})
-    except _UNDECODABLE:
-        return _decode_piecewise(payload)
+    """The batch in `payload`, all of it read. Raises UnreadableMessage as `read_batch` does."""
+    batch = read_batch(payload)
+    events: list[Event] = []
+    skipped: dict[Reason, int] = {}
+    for event in batch.events:
+        if isinstance(event, Reason):
+            skipped[event] = skipped.get(event, 0) + 1
+        else:
+            events.append(event)
+    return Decoded(EventBatch(batch.ts, events, batch.rank), skipped)
+
+
+def read_batch(payload: bytes) -> Batch:
+    """The batch in `payload`. Raises UnreadableMessage if it is none, or larger than any; never anything else."""
+    if len(payload) <= _AT_ONCE_BYTES:
+        try:
+            whole = _whole_batch.decode(payload)
+        except _UNDECODABLE:
+            pass
+        else:
+            return Batch(_dated(whole.ts), whole.data_parallel_rank, len(whole.events), whole.events)
+    elif len(payload) > MAX_PAYLOAD_BYTES:
+        raise UnreadableMessage(f"a payload of {len(payload)} bytes")
+    ts, raw_events, rank = _split(payload)
+    return Batch(ts, rank, len(raw_events), map(_decode_event, raw_events))
 
 
 def _read_number(number_bytes: bytes) -> int:
     if len(number_bytes) != _NUMBER_BYTES:
         raise UnreadableMessage(f"a sequence number of {len(number_bytes)} bytes instead of 8")
     return int.from_bytes(number_bytes, "big", signed=True)
-
-
-def _decode_piecewise(payload: bytes) -> Decoded:
-    ts, raw_events, rank = _split(payload)
-    events: list[Event] = []
-    skipped: dict[Reason, int] = {}
-    for raw in raw_events:
-        event = _decode_event(bytes(raw))
-        if isinstance(event, Reason):
-            skipped[event] = skipped.get(event, 0) + 1
-        else:
-            events.append(event)
-    return Decoded(EventBatch(ts, events, rank), skipped)
 
 
 def _split(payload: bytes) -> tuple[float, list[msgspec.Raw], int | None]:
@@ -162,9 +195,13 @@ def _split(payload: bytes) -> tuple[float, list[msgspec.Raw], int | None]:
         raise UnreadableMessage("the payload is no batch of events") from error
 
 
+def _dated(ts: float) -> float:
+    return ts if 0.0 <= ts <= _MAX_TS_S else 0.0
+
+
 def _lenient_ts(raw: msgspec.Raw | None) -> float:
     try:
-        return 0.0 if raw is None else _number.decode(raw)
+        return 0.0 if raw is None else _dated(_number.decode(raw))
     except _UNDECODABLE:
         return 0.0
 
@@ -176,7 +213,10 @@ def _lenient_rank(raw: msgspec.Raw | None) -> int | None:
         return None
 
 
-def _decode_event(raw: bytes) -> Event | Reason:
+def _decode_event(raw: msgspec.Raw | bytes) -> Event | Reason:
+    raw = bytes(raw)
+    if len(raw) > _AT_ONCE_BYTES and _is_too_large(raw):
+        return Reason.BROKEN_EVENT
     try:
         if _is_map(raw):
             event: Event = _map_event.decode(raw)
@@ -202,6 +242,20 @@ def _tag_of(raw: bytes) -> str | None:
         return _text.decode(parts[0]) if parts else None
     except _UNDECODABLE:
         return None
+
+
+def _is_too_large(raw: bytes) -> bool:
+    """More than an engine can mean, or not to be taken apart at all. Tokens cost little, extra keys much."""
+    if len(raw) > _MAX_EVENT_BYTES:
+        return True
+    try:
+        if _is_map(raw):
+            extra = _outer_map.decode(raw).get("extra_keys")
+        else:
+            extra = next(iter(_outer_array.decode(raw)[_EXTRA_KEYS_PLACE:]), None)
+    except _UNDECODABLE:
+        return True
+    return extra is not None and len(bytes(extra)) > _MAX_EXTRA_BYTES
 
 
 def _is_map(raw: bytes) -> bool:

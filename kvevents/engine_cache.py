@@ -105,6 +105,14 @@ class EngineCache:
         self.orphans: OrderedDict[EngineHash, Orphan] = OrderedDict()
         self.children: dict[EngineHash, dict[EngineHash, None]] = {}  # of orphans: parent -> those that wait
 
+    @property
+    def held(self) -> int:
+        """Hashes in all tiers."""
+        held = 0
+        for tier in self.tiers.values():
+            held += tier.hashes
+        return held
+
     def key_of(self, engine_hash: EngineHash) -> int | None:
         """The key of a block in any tier."""
         for tier in self.tiers.values():

@@ -5,12 +5,15 @@ change what a block holds are kept; what only describes a block (locality, owner
 """
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-EngineHash = int | bytes
-"""An engine's own name for a block: 64 bits or 32 bytes. A handle for us, never compared between engines."""
+EngineHash = int | Annotated[bytes, msgspec.Meta(max_length=64)]
+"""An engine's own name for a block: 64 bits or 32 bytes. A handle for us, never compared between engines.
+64 bytes are the longest digest in common use; whatever is longer is a broken event."""
+
+_Name = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockStored", gc=False):
@@ -24,9 +27,9 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockSto
     block_size: int
     lora_id: int | None = None
     """The adapter's number inside that one engine."""
-    medium: str | None = None
+    medium: _Name | None = None
     """The tier: "GPU" is the engine's own cache, on a CPU engine too."""
-    lora_name: str | None = None
+    lora_name: _Name | None = None
     extra_keys: list[Any] | None = None
     """One entry a block: None, or a list of the LoRA name, multi-modal keys, the cache salt (first block)."""
     group_idx: int | None = None
@@ -39,7 +42,7 @@ class BlockRemoved(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockRe
     """One physical copy of each named block has left a tier."""
 
     block_hashes: list[EngineHash]
-    medium: str | None = None
+    medium: _Name | None = None
     group_idx: int | None = None
 
 
@@ -74,7 +77,7 @@ class Reason(StrEnum):
     CACHE_GROUP = "cache_group"
     """Of a cache group that does not hold the whole prefix, or not the group that is counted."""
     BLOCK_SIZE = "block_size"
-    """Another block size than the instance's other blocks have."""
+    """Another block size than the instance's other blocks have, or one that no engine has."""
     TOKENS = "tokens"
     """A token id below 0 or above 32 bits."""
     EXTRA_KEYS = "extra_keys"
@@ -83,3 +86,7 @@ class Reason(StrEnum):
     """Removed, but never announced to us."""
     ORPHAN_EVICTED = "orphan_evicted"
     """Its parent did not arrive before too many others waited for theirs."""
+    TIERS = "tiers"
+    """In one tier more than any engine has."""
+    FULL = "full"
+    """More blocks than one source may have in the index."""

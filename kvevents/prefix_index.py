@@ -29,6 +29,13 @@ DEFAULT_TIER = "GPU"
 MAX_ORPHANS = 16_384
 """Blocks of one (instance, rank) that wait for a parent: two of the longest prompts in common use, 16-token blocks."""
 
+MAX_BLOCKS = 2_000_000
+"""Blocks of one (instance, rank) in all tiers, by its own hashes: 32 million tokens in 16-token blocks, 300 to 400 MB
+here. What comes beyond is dropped, so that a source that never removes cannot fill the memory."""
+
+MAX_TIERS = 8
+"""Tiers of one (instance, rank); vLLM knows a GPU, a CPU and one or two kinds of storage."""
+
 SWEEP_BLOCKS = 512
 """Blocks of one slice of sweeping: well below half a millisecond."""
 
@@ -62,14 +69,21 @@ class PrefixIndex:
     """Which blocks lie in which slot. Synchronous; every call leaves it consistent; nothing an engine says raises."""
 
     def __init__(
-        self, hasher: BlockHasher | None = None, *, count_copies: bool = True, max_orphans: int = MAX_ORPHANS
+        self,
+        hasher: BlockHasher | None = None,
+        *,
+        count_copies: bool = True,
+        max_orphans: int = MAX_ORPHANS,
+        max_blocks: int = MAX_BLOCKS,
     ) -> None:
         """`count_copies`: each physical copy of a block is announced and removed by its own event (vLLM today);
-        False: the first announcement and the first removal count. `max_orphans`: for each (instance, rank).
+        False: the first announcement and the first removal count. `max_orphans`, `max_blocks`: for each
+        (instance, rank).
         """
         self._hasher = hasher if hasher is not None else BlockHasher()
         self._count_copies = count_copies
         self._max_orphans = max_orphans
+        self._max_blocks = max_blocks
         self._engines: dict[tuple[str, int], EngineCache] = {}
         self._capacity: dict[tuple[str, int, str], int] = {}
         self._residency = Residency()
@@ -105,6 +119,11 @@ class PrefixIndex:
             return Change(0, 0, {Reason.CACHE_GROUP: max(count, 1)})
         if engine is not None and (refusal := engine.refusal(event)) is not None:
             return Change(0, 0, {refusal: max(count, 1)})
+        name = event.medium or DEFAULT_TIER
+        if engine is not None and name not in engine.tiers and len(engine.tiers) >= MAX_TIERS:
+            return Change(0, 0, {Reason.TIERS: max(count, 1)})
+        if engine is not None and engine.held + count > self._max_blocks:
+            return Change(0, 0, {Reason.FULL: count})
         try:
             digests = self._hasher.digests(event)
         except UnkeyableRun as unkeyable:
@@ -119,7 +138,6 @@ class PrefixIndex:
             self._known_slots = None
         if engine.group_idx is None:
             engine.group_idx = event.group_idx
-        name = event.medium or DEFAULT_TIER
         tier = engine.tiers.get(name)
         if tier is None:
             tier = engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
@@ -173,11 +191,14 @@ class PrefixIndex:
             return 0
         blocks = 0
         for name, tier in engine.tiers.items():
+            if not tier.hashes:
+                continue  # nothing to sweep: resets may come by the thousand
             blocks += tier.blocks
             self._bury(tier)
             engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
-        self._waste += (engine.orphans, engine.children)
-        engine.orphans, engine.children = OrderedDict(), {}
+        if engine.orphans:
+            self._waste += (engine.orphans, engine.children)
+            engine.orphans, engine.children = OrderedDict(), {}
         if self._on_removed is not None:
             self._on_removed(instance, rank, None)
         return blocks

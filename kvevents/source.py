@@ -38,7 +38,9 @@ from kvevents.source_events import (
 )
 
 MAX_WAITING_BYTES = 64 << 20
-"""Live payloads kept while a replay runs; beyond that they are asked for again."""
+"""Live messages kept while a replay runs; beyond that they are asked for again."""
+MAX_WAITING = 10_000
+"""The same as a number: vLLM's replay buffer (KVEventsConfig.buffer_steps) holds as many."""
 
 _TRIES = 3  # unanswered requests before the index is rebuilt from live messages alone
 _MAX_REPLAYED = 100_000  # the depth of vLLM's own live queue (KVEventsConfig.hwm)
@@ -53,6 +55,7 @@ class _Round:
 
     start: int
     fresh: bool  # asked from number 0 to start over, so nothing has to be verified
+    idle: bool = False  # asked because nothing had been heard for long
     received: int = 0
     applied: int = 0
     verified: bool = False
@@ -131,7 +134,7 @@ class Source:
             case ProbeDue():
                 if self._connected and self._can_replay and self._round is None:
                     self._rounds = self._tries = 0
-                    yield self._ask(fresh=self._incomplete)
+                    yield self._ask(fresh=self._incomplete, idle=not self.incomplete)
             case Damaged():
                 self._since_start = False
             case Rebuild(replay):
@@ -282,6 +285,8 @@ class Source:
                 self._since_start, self._incomplete = True, False
             whole = marker and not ended.broken
             yield ReplayDone(ended.applied, complete=whole)
+            if ended.idle and whole and not ended.applied and not self._waiting:
+                self._replayed.clear()  # none of those copies is on its way any more
             again = self._spilled or (ended.applied > 0 and not whole)
             spilled, self._spilled = self._spilled, False
             if again and self._rounds < _MAX_ROUNDS:
@@ -295,10 +300,10 @@ class Source:
         if self._round is None:
             self._rounds = self._tries = 0
 
-    def _ask(self, *, fresh: bool = False) -> Action:
+    def _ask(self, *, fresh: bool = False, idle: bool = False) -> Action:
         fresh = fresh or self._last is None
         start = 0 if fresh or self._last is None else self._last.number
-        self._round = _Round(start, fresh)
+        self._round = _Round(start, fresh, idle)
         self._rounds += 1
         return AskReplay(start)
 
@@ -324,10 +329,11 @@ class Source:
             yield Retire(why)
 
     def _wait(self, message: Message, *, first: bool = False) -> None:
-        if self._waiting_bytes + len(message.payload) > self._max_waiting_bytes:
+        size = _size(message)
+        if self._waiting_bytes + size > self._max_waiting_bytes or len(self._waiting) >= MAX_WAITING:
             self._drop_waiting()
             self._spilled = True
-        self._waiting_bytes += len(message.payload)
+        self._waiting_bytes += size
         if first:
             self._waiting.appendleft(message)
         else:
@@ -341,6 +347,10 @@ class Source:
         self._draining = True
         while self._waiting and self._round is None:
             message = self._waiting.popleft()
-            self._waiting_bytes -= len(message.payload)
+            self._waiting_bytes -= _size(message)
             yield from self._on_live(message)
         self._draining = False
+
+
+def _size(message: Message) -> int:
+    return len(message.topic) + len(message.payload)

@@ -2,7 +2,8 @@
 
 The only module that speaks ZeroMQ. It does what `kvevents.source` decides. Sockets are polled and then drained
 without waiting, a bounded number at a time: a receive that waits can lose a message when it is cancelled, and
-one on a busy socket never lets the loop run.
+one on a busy socket never lets the loop run. Subscribers that share `Turns` apply events one at a time, so that
+others wait for one short turn however many of them have much to do.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import zmq
 
 from kvevents.applier import Applier, Index
-from kvevents.decoder import Message, UnreadableMessage, read_live, read_replay
+from kvevents.decoder import MAX_PAYLOAD_BYTES, Message, UnreadableMessage, read_live, read_replay
 from kvevents.events import Reason
 from kvevents.observer import NullObserver, Observer
 from kvevents.source import Source
@@ -50,14 +51,27 @@ REPLAY_QUIET_S = 2.0
 REPLAY_LIMIT_S = 60.0
 """A replay is over after that time in any case."""
 
-_LIVE_HWM = 100_000  # the publisher's own (vLLM's KVEventsConfig.hwm)
+# Messages that ZeroMQ holds for us. More live ones stay with the publisher, whose own queue has 100 000 (vLLM's
+# KVEventsConfig.hwm); a ROUTER that cannot send loses what it replays.
+_LIVE_HWM = 1_000
+_REPLAY_HWM = 100_000
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 500  # a restarted engine is heard within a second
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 _OPEN_AGAIN_S = 1.0
+_PLACE_S = 3600.0  # a replay waits for a place; then it counts as unanswered
+_CONNECT_AGAIN_S = (
+    2.0  # ZeroMQ gives an address up for good after bytes that are no ZMTP, or a message too large
+)
 _DRAIN = 256  # messages of one socket between two turns of the loop
-_TURN_S = 0.005  # of applying events between two turns of the loop
+_DRAIN_BYTES = 1 << 20  # beyond which no more of them are taken
+_TURN_S = 0.002  # of applying events between two turns of the loop
+_OTHERS = 4  # turns of the loop between two long ones: a request needs dozens
+_REPLAYS = (
+    4  # of subscribers that share turns, at once: what is replayed faster than it is applied fills memory
+)
+_SOCKETS = 65_535  # of one context: up to four for each source, and ZeroMQ's own limit is 1023
 _LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -78,6 +92,60 @@ Context = zmq.Context[zmq.Socket[bytes]]
 """ZeroMQ's own threads; close it with `term()` once no subscriber uses it."""
 
 
+def open_context() -> Context:
+    """A context with room for the sockets of some thousand sources."""
+    context: Context = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, _SOCKETS)
+    return context
+
+
+class Turns:
+    """Of all subscribers that share it, one has the turn."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()  # first come, first served
+        self._ends_at = 0.0
+        self._owed = 0
+        self._replays = 0
+        self._waiting: set[asyncio.Event] = set()
+
+    def begin_replay(self, wake: asyncio.Event) -> bool:
+        """Take one of few places; False: there is none, and `wake` is set when one may be free."""
+        if self._replays >= _REPLAYS:
+            self._waiting.add(wake)
+            return False
+        self._replays += 1
+        return True
+
+    def end_replay(self) -> None:
+        """Give the place back."""
+        self._replays -= 1
+        for wake in self._waiting:
+            wake.set()
+        self._waiting.clear()
+
+    @property
+    def over(self) -> bool:
+        """The turn has lasted long enough."""
+        return time.monotonic() >= self._ends_at
+
+    async def begin(self) -> None:
+        """Wait for the turn."""
+        await self._lock.acquire()
+        try:
+            for _ in range(self._owed):
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self._lock.release()
+            raise
+        self._ends_at = time.monotonic() + _TURN_S
+
+    def end(self) -> None:
+        """Give the turn to the next, who begins when the event loop has run others, some times after a long one."""
+        self._owed = _OTHERS if self.over else 0
+        self._lock.release()
+
+
 class Subscriber:
     """Keeps one rank of one instance in an index what its engine says it is."""
 
@@ -89,17 +157,24 @@ class Subscriber:
         observer: Observer | None = None,
         *,
         context: Context | None = None,
+        turns: Turns | None = None,
         probe_s: float = PROBE_S,
         replay_quiet_s: float = REPLAY_QUIET_S,
         replay_limit_s: float = REPLAY_LIMIT_S,
     ) -> None:
-        """`context`: shared by several subscribers to save threads; one of its own when None."""
+        """`context`, `turns`: shared by several subscribers to save threads and to be short together; its own
+        when None.
+        """
         self._instance = instance
         self._address = address
         self._index = index
         self._observer = observer if observer is not None else NullObserver()
         self._applier = Applier(instance, address.rank, index, self._observer)
         self._context = context
+        self._turns = turns if turns is not None else Turns()
+        self._has_turn = False
+        self._has_place = False
+        self._asked: int | None = None  # the start of a replay that waits for a place
         self._probe_s = probe_s
         self._replay_quiet_s = replay_quiet_s
         self._replay_limit_s = replay_limit_s
@@ -109,8 +184,8 @@ class Subscriber:
         self._suspected = False
         self._rebuild: Rebuild | None = None
         self._wake = asyncio.Event()
-        self._turn_ends = 0.0
         self._probe_at = 0.0
+        self._connect_at = 0.0
         self._quiet_at = 0.0
         self._limit_at = 0.0
 
@@ -144,13 +219,13 @@ class Subscriber:
 
         An address that cannot be opened, and an engine that is down, are tried again without end.
         """
-        context = self._context if self._context is not None else zmq.Context()
+        context = self._context if self._context is not None else open_context()
         said = False
         try:
             while True:
                 try:
                     wire = _Wire(context, self._address, self._wake)
-                except zmq.ZMQError as error:
+                except (zmq.ZMQError, UnicodeEncodeError) as error:
                     if not said:
                         log.warning(
                             "cannot follow %s at %s: %s", self._instance, self._address.endpoint, error
@@ -162,6 +237,7 @@ class Subscriber:
             try:
                 await self._listen(wire)
             finally:
+                self._stop_replay(wire)
                 wire.close()
         finally:
             self._connected = False
@@ -172,35 +248,64 @@ class Subscriber:
     async def _listen(self, wire: "_Wire") -> None:
         source = Source(can_replay=self._address.replay_endpoint is not None)
         self._index.retire(self._instance, self._address.rank)
+        self._connect_at = time.monotonic() + _CONNECT_AGAIN_S
         while True:
             await wire.wait(self._next_deadline(source) - time.monotonic())
-            self._turn_ends = time.monotonic() + _TURN_S
-            for event in self._heard(wire):
-                if isinstance(event, Live) and not source.incomplete:
-                    self._probe_at = time.monotonic() + self._probe_s
-                await self._handle(source, wire, event)
-            await self._replayed(source, wire)
-            if self._suspected:
-                self._suspected = False
-                await self._handle(source, wire, Suspected())
-            if (rebuild := self._rebuild) is not None:
-                self._rebuild = None
-                await self._handle(source, wire, rebuild)
-            await self._check_clock(source, wire)
-            if self._index.sweep():
-                self._wake.set()  # a slice a turn, until all is swept
+            await self._begin_turn()
+            try:
+                await self._turn(source, wire)
+            finally:
+                self._end_turn()
             await asyncio.sleep(0)
+
+    async def _turn(self, source: Source, wire: "_Wire") -> None:
+        for event in self._heard(wire):
+            if isinstance(event, Live) and not source.incomplete:
+                self._probe_at = time.monotonic() + self._probe_s
+            await self._handle(source, wire, event)
+            await self._pause()
+        self._ask_replay(wire)
+        await self._replayed(source, wire)
+        if self._suspected:
+            self._suspected = False
+            await self._handle(source, wire, Suspected())
+        if (rebuild := self._rebuild) is not None:
+            self._rebuild = None
+            await self._handle(source, wire, rebuild)
+        await self._check_clock(source, wire)
+        if self._index.sweep():
+            self._wake.set()  # a slice a turn, until all is swept
+
+    async def _begin_turn(self) -> None:
+        await self._turns.begin()
+        self._has_turn = True
+
+    def _end_turn(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            self._turns.end()
+
+    async def _pause(self) -> None:
+        """Let others run if this turn has lasted long enough."""
+        if self._turns.over:
+            self._end_turn()
+            await asyncio.sleep(0)
+            await self._begin_turn()
 
     def _heard(self, wire: "_Wire") -> list[SourceEvent]:
         """Live messages and changes of the connection, in the order they happened as far as that can be known.
 
         Messages are read first and the monitor second, so that no message of a new connection is seen without
-        the handshake before it.
+        the handshake before it. Those that were there when a connection changed may be of either process: they
+        are left to the replay that follows the handshake, if there is one.
         """
         messages = [
             Live(message) for frames in wire.live(_DRAIN) if (message := self._read(frames)) is not None
         ]
         links: list[SourceEvent] = [Connected() if up else Disconnected() for up in wire.links()]
+        if links and self._address.replay_endpoint is not None:
+            wire.discard()
+            return links
         return [*messages, *links] if self._connected else [*links, *messages]
 
     def _read(self, frames: list[bytes]) -> Message | None:
@@ -222,23 +327,30 @@ class Subscriber:
                 self._applier.drop(Reason.UNREADABLE, 1)
                 continue
             if message is None:
-                wire.stop_replay()
+                self._stop_replay(wire)
                 await self._handle(source, wire, ReplayEnded(marker=True))
             else:
                 await self._handle(source, wire, Replayed(message))
+                await self._pause()
 
     async def _check_clock(self, source: Source, wire: "_Wire") -> None:
         now = time.monotonic()
+        if self._connected:
+            self._connect_at = now + _CONNECT_AGAIN_S
+        elif now >= self._connect_at:
+            self._connect_at = now + _CONNECT_AGAIN_S
+            wire.connect_again()
         if source.replaying:
             if now >= self._limit_at or (now >= self._quiet_at and not wire.replay_is_ready()):
-                wire.stop_replay()
+                self._stop_replay(wire)
                 await self._handle(source, wire, ReplayEnded(marker=False))
         elif now >= self._probe_at:
             self._probe_at = now + self._probe_s
             await self._handle(source, wire, ProbeDue())
 
     def _next_deadline(self, source: Source) -> float:
-        return min(self._quiet_at, self._limit_at) if source.replaying else self._probe_at
+        at = min(self._quiet_at, self._limit_at) if source.replaying else self._probe_at
+        return at if self._connected else min(at, self._connect_at)
 
     async def _handle(self, source: Source, wire: "_Wire", event: SourceEvent) -> None:
         if isinstance(event, Connected | Disconnected):
@@ -249,11 +361,12 @@ class Subscriber:
                 case Apply(message):
                     understood = await self._apply(message) and understood
                 case AskReplay(start):
-                    now = time.monotonic()
-                    self._quiet_at, self._limit_at = now + self._replay_quiet_s, now + self._replay_limit_s
-                    wire.ask_replay(start)
+                    self._stop_replay(wire)
+                    self._asked = start
+                    self._quiet_at = self._limit_at = time.monotonic() + _PLACE_S
+                    self._ask_replay(wire)
                 case StopReplay():
-                    wire.stop_replay()
+                    self._stop_replay(wire)
                 case Retire(why):
                     self._retirements += 1
                     self._applier.retire(why)
@@ -269,6 +382,20 @@ class Subscriber:
         if not understood:
             await self._handle(source, wire, Damaged())
 
+    def _ask_replay(self, wire: "_Wire") -> None:
+        if self._asked is not None and self._turns.begin_replay(self._wake):
+            start, self._asked, self._has_place = self._asked, None, True
+            now = time.monotonic()
+            self._quiet_at, self._limit_at = now + self._replay_quiet_s, now + self._replay_limit_s
+            wire.ask_replay(start)
+
+    def _stop_replay(self, wire: "_Wire") -> None:
+        wire.stop_replay()
+        self._asked = None
+        if self._has_place:
+            self._has_place = False
+            self._turns.end_replay()
+
     async def _apply(self, message: Message) -> bool:
         steps = self._applier.apply(message)
         while True:
@@ -276,9 +403,7 @@ class Subscriber:
                 next(steps)
             except StopIteration as done:
                 return bool(done.value)
-            if time.monotonic() >= self._turn_ends:
-                await asyncio.sleep(0)
-                self._turn_ends = time.monotonic() + _TURN_S
+            await self._pause()
 
     def _set_state(self, state: State) -> None:
         if state is not self._state:
@@ -311,7 +436,7 @@ class _Wire:
                 self._sub.bind(address.endpoint)
             else:
                 self._sub.connect(address.endpoint)
-        except zmq.ZMQError:
+        except (zmq.ZMQError, UnicodeEncodeError):
             self.close()
             raise
 
@@ -327,11 +452,25 @@ class _Wire:
         """Messages that have arrived."""
         return list(_received(self._sub, limit))
 
+    def discard(self) -> None:
+        """Take all messages that have arrived, for nothing."""
+        for _ in range(2 * _LIVE_HWM // _DRAIN):
+            if not self.live(_DRAIN):
+                return
+
     def links(self) -> Iterator[bool]:
         """True for a handshake, False for a connection lost, in order."""
         for frames in _received(self._monitor, _DRAIN):
             # zmq_socket_monitor(3): a 16-bit event, a 32-bit value.
             yield struct.unpack("=Hi", frames[0])[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+    def connect_again(self) -> None:
+        """Begin anew at an address that is connected to and where nobody answers."""
+        if not self._address.bind:
+            with suppress(zmq.ZMQError):
+                self._sub.disconnect(self._address.endpoint)
+            with suppress(zmq.ZMQError):
+                self._sub.connect(self._address.endpoint)
 
     def ask_replay(self, start: int) -> None:
         """Ask on a new socket, so that nothing of an older replay can come."""
@@ -339,12 +478,12 @@ class _Wire:
         endpoint = self._address.replay_endpoint
         if endpoint is None:
             return
-        self._replay = self._new(zmq.DEALER, endpoint)
         try:
-            self._replay.rcvhwm = 0
+            self._replay = self._new(zmq.DEALER, endpoint)
+            self._replay.rcvhwm = _REPLAY_HWM
             self._replay.connect(endpoint)
             self._replay.send_multipart([b"", start.to_bytes(8, "big")], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, UnicodeEncodeError) as error:
             log.debug("cannot ask %s for a replay: %s", endpoint, error)
 
     def next_replayed(self) -> list[bytes] | None:
@@ -372,6 +511,7 @@ class _Wire:
         socket = self._context.socket(kind)
         self._open.append(socket)
         socket.linger = 0
+        socket.maxmsgsize = MAX_PAYLOAD_BYTES  # a peer that sends more is disconnected
         if "[" in endpoint:
             socket.ipv6 = True
         asyncio.get_running_loop().add_reader(_descriptor(socket), self._wake.set)
@@ -393,8 +533,13 @@ def _is_readable(socket: "zmq.Socket[bytes]") -> bool:
 
 
 def _received(socket: "zmq.Socket[bytes]", limit: int) -> Iterator[list[bytes]]:
+    left_bytes = _DRAIN_BYTES
     for _ in range(limit):
         try:
-            yield socket.recv_multipart(zmq.NOBLOCK)
+            frames = socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
+            return
+        yield frames
+        left_bytes -= sum(map(len, frames))
+        if left_bytes <= 0:
             return

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvevents import Context, Observer, PrefixIndex, SourceAddress, Subscriber
+from kvevents import Observer, PrefixIndex, SourceAddress, Subscriber, Turns, open_context
 from proxy.errors import LegError
 from proxy.instances import Instance
 from proxy.tasks import TaskOwner
@@ -74,7 +74,8 @@ class EventFeeds:
         self._index = index
         self._observer = observer
         self._tasks = tasks
-        self._context = Context()  # its threads serve all subscribers
+        self._context = open_context()  # its threads serve all subscribers
+        self._turns = Turns()
         self._silent: set[str] = set()
         self._sweeping = False
 
@@ -127,7 +128,9 @@ class EventFeeds:
             feed.subscriber.rebuild(replay=replay)
 
     def _begin(self, instance: Instance, source: SourceAddress) -> _Feed:
-        subscriber = Subscriber(instance.address, source, self._index, self._observer, context=self._context)
+        subscriber = Subscriber(
+            instance.address, source, self._index, self._observer, context=self._context, turns=self._turns
+        )
         task = self._tasks.create(subscriber.run(), name=f"events of {instance.address} rank {source.rank}")
         return _Feed(source, subscriber, task)
 

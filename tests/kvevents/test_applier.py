@@ -82,7 +82,7 @@ def test_what_is_skipped_matters_only_if_it_might_have_been_meant_for_us(
     event: dict[str, Any], understood: bool, reason: Reason
 ) -> None:
     log, index = Log(), PrefixIndex()
-    assert run(index, log, msgspec.msgpack.encode([1.5, [event, BLOCK]])) == (1, understood)
+    assert run(index, log, msgspec.msgpack.encode([1.5, [event, BLOCK]])) == (2, understood)
     assert log.lines[1] == ("e", 3, reason, 1)
     assert index.blocks() == {Slot("e", 3, "GPU"): 1}
 
