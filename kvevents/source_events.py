@@ -18,6 +18,18 @@ class State(StrEnum):
     """Not connected, or in doubt until a replay has answered."""
 
 
+class Resumed(StrEnum):
+    """What became of what was known from before we were started."""
+
+    NONE = "none"
+    """There was nothing."""
+    UNPROVEN = "unproven"
+    """It is loaded, and worth nothing until a replay has shown that the engine's process is the same."""
+    RESTORED = "restored"
+    STALE = "stale"
+    """It was forgotten."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """How far a source was applied: all that another process of ours must know of it to go on from there."""
