@@ -45,8 +45,6 @@ class Snapshot:
     rank: int
     checkpoint: Checkpoint
     blocks: ExportedRank
-    taken_at_s: float
-    """Seconds since the epoch on our clock."""
 
 
 class _Column(msgspec.Struct, array_like=True):
@@ -82,7 +80,6 @@ class _Body(msgspec.Struct, array_like=True):
     digest: bytes
     since_start: bool
     incomplete: bool
-    taken_at_s: float
     block_size: int
     group_idx: int | None
     tiers: list[_Tier]
@@ -115,7 +112,6 @@ def encode(snapshot: Snapshot, made_with: bytes) -> bytes:
             checkpoint.position.digest,
             checkpoint.since_start,
             checkpoint.incomplete,
-            snapshot.taken_at_s,
             blocks.block_size,
             blocks.group_idx,
             [
@@ -163,7 +159,6 @@ def decode(data: bytes, made_with: bytes) -> Snapshot:
                 [_tier(tier) for tier in body.tiers],
                 [_orphan(one) for one in body.orphans],
             ),
-            body.taken_at_s,
         )
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError, RecursionError) as error:
         raise SnapshotError(f"its checksum is right and its content is not: {error}") from None

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvevents import Context, Observer, PrefixIndex, SourceAddress, Subscriber
+from kvevents import Context, Observer, PrefixIndex, Resume, SourceAddress, Subscriber
 from proxy.errors import LegError
 from proxy.instances import Instance
 from proxy.tasks import TaskOwner
@@ -23,6 +23,26 @@ class Engines(Protocol):
 
     async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
         """Ask an engine about itself; raises LegError."""
+        ...
+
+
+class Snapshots(Protocol):
+    """What outlives us of the sources."""
+
+    async def known(self, instance: str, rank: int) -> Resume | None:
+        """What is known of a rank from before; raises nothing."""
+        ...
+
+    def follow(self, instance: str, rank: int, subscriber: Subscriber) -> None:
+        """A rank is followed from now on."""
+        ...
+
+    def unfollow(self, instance: str, rank: int) -> None:
+        """It is followed no longer."""
+        ...
+
+    async def forget(self, instance: str) -> None:
+        """An instance has left for good."""
         ...
 
 
@@ -68,12 +88,15 @@ class EventFeeds:
         tasks: TaskOwner,
         *,
         ask_timeout_s: float = ASK_TIMEOUT_S,
+        snapshots: Snapshots | None = None,
     ) -> None:
+        """`snapshots`: None if nothing is to outlive us."""
         self._engines = engines
         self._ask_timeout_s = ask_timeout_s
         self._index = index
         self._observer = observer
         self._tasks = tasks
+        self._snapshots = snapshots
         self._context = Context()  # its threads serve all subscribers
         self._silent: set[str] = set()
         self._sweeping = False
@@ -93,9 +116,10 @@ class EventFeeds:
                 kept[rank] = feed
             else:
                 await self._end(instance, rank, feed)
-        for rank, source in wanted.items():
-            if rank not in kept:
-                kept[rank] = self._begin(instance, source)
+        new = [source for rank, source in wanted.items() if rank not in kept]
+        known = [await self._known(instance, source) for source in new]
+        for source, resume in zip(new, known, strict=True):  # with no await, in which we could be cancelled
+            kept[source.rank] = self._begin(instance, source, resume)
         instance.sources = kept
 
     async def unfollow(self, instance: Instance) -> None:
@@ -104,6 +128,11 @@ class EventFeeds:
         for rank, feed in feeds.items():
             if isinstance(feed, _Feed):
                 await self._end(instance, rank, feed)
+
+    async def forget(self, instance: Instance) -> None:
+        """An instance that is followed no longer has left for good."""
+        if self._snapshots is not None:
+            await self._snapshots.forget(instance.address)
 
     def silences(self, instance: Instance) -> dict[int, str]:
         """The followed ranks of an instance that nobody publishes for, and why in words."""
@@ -126,13 +155,24 @@ class EventFeeds:
         if isinstance(feed, _Feed):
             feed.subscriber.rebuild(replay=replay)
 
-    def _begin(self, instance: Instance, source: SourceAddress) -> _Feed:
-        subscriber = Subscriber(instance.address, source, self._index, self._observer, context=self._context)
+    async def _known(self, instance: Instance, source: SourceAddress) -> Resume | None:
+        if self._snapshots is None or source.replay_endpoint is None:
+            return None
+        return await self._snapshots.known(instance.address, source.rank)
+
+    def _begin(self, instance: Instance, source: SourceAddress, resume: Resume | None) -> _Feed:
+        subscriber = Subscriber(
+            instance.address, source, self._index, self._observer, context=self._context, resume=resume
+        )
+        if self._snapshots is not None:
+            self._snapshots.follow(instance.address, source.rank, subscriber)
         task = self._tasks.create(subscriber.run(), name=f"events of {instance.address} rank {source.rank}")
         return _Feed(source, subscriber, task)
 
     async def _end(self, instance: Instance, rank: int, feed: _Feed) -> None:
         await feed.stop()
+        if self._snapshots is not None:
+            self._snapshots.unfollow(instance.address, rank)
         self._index.retire(instance.address, rank)
         if not self._sweeping:
             self._sweeping = True

@@ -27,7 +27,7 @@ def plain(snapshot: Snapshot) -> Any:
     blocks = snapshot.blocks
     tiers = [(tier.name, tier.hashes, tier.keys.tolist(), list(tier.copies.items())) for tier in blocks.tiers]
     return (
-        (snapshot.instance, snapshot.rank, snapshot.checkpoint, snapshot.taken_at_s),
+        (snapshot.instance, snapshot.rank, snapshot.checkpoint),
         (blocks.block_size, blocks.group_idx, tiers, blocks.orphans),
     )
 
@@ -81,7 +81,6 @@ whole_snapshots = st.builds(
         st.lists(tiers(), max_size=3),
         st.lists(orphans, max_size=4),
     ),
-    st.floats(0, 2**40),
 )
 
 
@@ -101,7 +100,7 @@ def test_an_index_goes_on_in_another_process(count_copies: bool, before: History
     index, model = _play(before, count_copies=count_copies)
     made = fingerprint(index.hasher)
     files = [
-        encode(Snapshot(*at, a_checkpoint(), exported, 1.0), made)
+        encode(Snapshot(*at, a_checkpoint(), exported), made)
         for at in ENGINES
         if (exported := index.export(*at)) is not None
     ]
@@ -122,7 +121,7 @@ def small() -> bytes:
     index.store("h:1", 0, BlockStored([9], 8, [5, 6], 2, medium="GPU"))
     exported = index.export("h:1", 0)
     assert exported is not None
-    return encode(Snapshot("h:1", 0, a_checkpoint(), exported, 1.0), fingerprint(hasher))
+    return encode(Snapshot("h:1", 0, a_checkpoint(), exported), fingerprint(hasher))
 
 
 def test_every_flipped_bit_is_noticed() -> None:
@@ -161,7 +160,7 @@ def sealed(**changes: Any) -> bytes:
     tier = snapshots._Tier(
         "GPU", snapshots._column([1]), (5).to_bytes(8, "little"), snapshots._column([]), []
     )
-    body = snapshots._Body("h:1", 0, 7, b"d" * 16, True, False, 1.0, 2, None, [tier], [])
+    body = snapshots._Body("h:1", 0, 7, b"d" * 16, True, False, 2, None, [tier], [])
     for name, value in changes.items():
         setattr(tier if hasattr(tier, name) else body, name, value)
     data = snapshots._HEAD.pack(snapshots._MAGIC, snapshots.VERSION, MADE) + msgspec.msgpack.encode(body)
