@@ -11,7 +11,7 @@ from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, EngineH
 from kvevents.observer import NullObserver, Observer
 from kvevents.prefix_index import Change, PrefixIndex, Slot
 from kvevents.source_events import Checkpoint, Resumed, State
-from kvevents.subscriber import Context, Resume, SourceAddress, Subscriber
+from kvevents.subscriber import Context, Resume, SourceAddress, Subscriber, in_slices
 
 __all__ = [
     "AllBlocksCleared",
@@ -40,6 +40,7 @@ __all__ = [
     "Subscriber",
     "UnreadableMessage",
     "decode",
+    "in_slices",
     "read_live",
     "read_replay",
 ]

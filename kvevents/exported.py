@@ -51,6 +51,11 @@ class ExportedRank:
     orphans: list[ExportedOrphan]
     """The longest waiting first."""
 
+    @property
+    def hashes(self) -> int:
+        """How many blocks there are, those that wait left out; those of several tiers count in each."""
+        return sum(len(tier.hashes) for tier in self.tiers)
+
 
 def copied(engine: EngineCache) -> Generator[None, None, ExportedRank | None]:
     """Copy a rank in slices, in which nobody may change it; None if somebody forgot or cleared it all the same."""

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -78,14 +78,8 @@ class SourceAddress:
     """The engine connects to `endpoint`, so we bind it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """What is known from before."""
-
-    checkpoint: Checkpoint
-    load: Callable[[], Generator[None]]
-    """Brings the index to the checkpoint, pausing now and then."""
-
+Resume = Callable[[], Awaitable[Checkpoint | None]]
+"""Brings the index to what was known of a rank before, and tells how far that is; None: nothing was. Raises nothing."""
 
 T = TypeVar("T")
 
@@ -118,8 +112,8 @@ class Subscriber:
         replay_quiet_s: float = REPLAY_QUIET_S,
         replay_limit_s: float = REPLAY_LIMIT_S,
     ) -> None:
-        """`context`: shared by several subscribers to save threads; one of its own when None. `resume` is used only
-        if there is a replay endpoint: nothing else can prove it.
+        """`context`: shared by several subscribers to save threads; one of its own when None. `resume` is called only
+        if there is a replay endpoint: nothing else can prove what was known.
         """
         self._instance = instance
         self._address = address
@@ -132,7 +126,7 @@ class Subscriber:
         self._replay_limit_s = replay_limit_s
         self._state = State.UNKNOWN
         self._resume = resume if address.replay_endpoint is not None else None
-        self._resumed = Resumed.NONE if self._resume is None else Resumed.UNPROVEN
+        self._resumed = Resumed.NONE
         self._stale_because: str | None = None
         self._checkpoint: Checkpoint | None = None
         self._looks: list[_Look[Any]] = []
@@ -236,15 +230,11 @@ class Subscriber:
                 context.term()
 
     async def _listen(self, wire: "_Wire") -> None:
-        resume, self._resume = self._resume, None
-        source = Source(
-            can_replay=self._address.replay_endpoint is not None,
-            resume=resume.checkpoint if resume is not None else None,
-        )
         self._index.retire(self._instance, self._address.rank)
-        if resume is not None:
-            await self._in_turns(resume.load())
-            del resume  # it holds all that was just loaded
+        known = await self._resume() if self._resume is not None else None
+        if known is not None:
+            self._resumed = Resumed.UNPROVEN
+        source = Source(can_replay=self._address.replay_endpoint is not None, resume=known)
         while True:
             await wire.wait(self._next_deadline(source) - time.monotonic())
             self._turn_ends = time.monotonic() + _TURN_S
@@ -355,31 +345,39 @@ class Subscriber:
         self._observer.resumed(instance=self._instance, rank=self._address.rank, why=why)
 
     async def _apply(self, message: Message) -> bool:
-        return await self._in_turns(self._applier.apply(message))
-
-    async def _show(self, checkpoint: Checkpoint | None) -> None:
-        while self._looks:
-            look = self._looks[0]
-            answer = await self._in_turns(look.steps(checkpoint)) if checkpoint is not None else None
-            self._looks.pop(0)
-            if not look.answer.done():
-                look.answer.set_result(answer)
-
-    async def _in_turns(self, steps: Generator[None, None, T]) -> T:
+        steps = self._applier.apply(message)
         while True:
             try:
                 next(steps)
             except StopIteration as done:
-                result: T = done.value
-                return result
+                return bool(done.value)
             if time.monotonic() >= self._turn_ends:
                 await asyncio.sleep(0)
                 self._turn_ends = time.monotonic() + _TURN_S
+
+    async def _show(self, checkpoint: Checkpoint | None) -> None:
+        while self._looks:
+            look = self._looks[0]
+            answer = await in_slices(look.steps(checkpoint)) if checkpoint is not None else None
+            self._looks.pop(0)
+            if not look.answer.done():
+                look.answer.set_result(answer)
 
     def _set_state(self, state: State) -> None:
         if state is not self._state:
             self._state = state
             self._observer.state_changed(instance=self._instance, rank=self._address.rank, state=state)
+
+
+async def in_slices(steps: Generator[None, None, T]) -> T:
+    """What the steps return; others get their turn after each of them."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        await asyncio.sleep(0)
 
 
 class _Wire:

@@ -29,8 +29,8 @@ class Engines(Protocol):
 class Snapshots(Protocol):
     """What outlives us of the sources."""
 
-    async def known(self, instance: str, rank: int) -> Resume | None:
-        """What is known of a rank from before; raises nothing."""
+    def resume(self, instance: str, rank: int) -> Resume:
+        """What loads what is known of a rank from before."""
         ...
 
     def follow(self, instance: str, rank: int, subscriber: Subscriber) -> None:
@@ -41,7 +41,7 @@ class Snapshots(Protocol):
         """It is followed no longer."""
         ...
 
-    async def forget(self, instance: str) -> None:
+    def forget(self, instance: str) -> None:
         """An instance has left for good."""
         ...
 
@@ -116,10 +116,9 @@ class EventFeeds:
                 kept[rank] = feed
             else:
                 await self._end(instance, rank, feed)
-        new = [source for rank, source in wanted.items() if rank not in kept]
-        known = [await self._known(instance, source) for source in new]
-        for source, resume in zip(new, known, strict=True):  # with no await, in which we could be cancelled
-            kept[source.rank] = self._begin(instance, source, resume)
+        for rank, source in wanted.items():
+            if rank not in kept:
+                kept[rank] = self._begin(instance, source)
         instance.sources = kept
 
     async def unfollow(self, instance: Instance) -> None:
@@ -129,10 +128,10 @@ class EventFeeds:
             if isinstance(feed, _Feed):
                 await self._end(instance, rank, feed)
 
-    async def forget(self, instance: Instance) -> None:
+    def forget(self, instance: Instance) -> None:
         """An instance that is followed no longer has left for good."""
         if self._snapshots is not None:
-            await self._snapshots.forget(instance.address)
+            self._snapshots.forget(instance.address)
 
     def silences(self, instance: Instance) -> dict[int, str]:
         """The followed ranks of an instance that nobody publishes for, and why in words."""
@@ -155,14 +154,14 @@ class EventFeeds:
         if isinstance(feed, _Feed):
             feed.subscriber.rebuild(replay=replay)
 
-    async def _known(self, instance: Instance, source: SourceAddress) -> Resume | None:
-        if self._snapshots is None or source.replay_endpoint is None:
-            return None
-        return await self._snapshots.known(instance.address, source.rank)
-
-    def _begin(self, instance: Instance, source: SourceAddress, resume: Resume | None) -> _Feed:
+    def _begin(self, instance: Instance, source: SourceAddress) -> _Feed:
         subscriber = Subscriber(
-            instance.address, source, self._index, self._observer, context=self._context, resume=resume
+            instance.address,
+            source,
+            self._index,
+            self._observer,
+            context=self._context,
+            resume=self._snapshots.resume(instance.address, source.rank) if self._snapshots else None,
         )
         if self._snapshots is not None:
             self._snapshots.follow(instance.address, source.rank, subscriber)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvevents import Checkpoint, PrefixIndex, Resume, Resumed, State, Subscriber
+from kvevents import Checkpoint, PrefixIndex, Resume, Resumed, State, Subscriber, in_slices
 from kvevents.block_keys import BlockHasher
 from kvevents.exported import ExportedRank
 from tests.kvevents.test_subscriber import ENGINE, Bench, Heard, block, publish, until
@@ -53,7 +53,12 @@ class Restarting(Bench):
     def resume(self, taken: Taken) -> Resume:
         checkpoint, exported = taken
         assert exported is not None
-        return Resume(checkpoint, lambda: self.index.loading(ENGINE, 0, exported))
+
+        async def load() -> Checkpoint:
+            await in_slices(self.index.loading(ENGINE, 0, exported))
+            return checkpoint
+
+        return load
 
 
 def _number(subscriber: Subscriber) -> int | None:

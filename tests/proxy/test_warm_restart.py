@@ -261,13 +261,13 @@ async def test_a_disk_that_hangs_keeps_no_engine_from_coming_up(
 ) -> None:
     let_go = threading.Event()
     monkeypatch.setattr(StateDirectory, "read", lambda *_: let_go.wait(30) and None)
-    monkeypatch.setattr("proxy.state.keeper.READ_S", 0.05)
+    monkeypatch.setattr("proxy.state.restorer.READ_S", 0.05)
     monkeypatch.setattr("proxy.state.keeper.LAST_S", 0.2)
     async with engines(1, 1) as made:
         async with kvproxy(made.config(state=kept(at))) as service:
             await chat(service, 2)
             await heard_all(service, made)
-            assert "could not be read" in (await rank(service, made.prefill[0]))["snapshot"]["why"]
+            assert "the disk does not answer" in (await rank(service, made.prefill[0]))["snapshot"]["why"]
         let_go.set()
     assert "not all could be written" in caplog.text
 
