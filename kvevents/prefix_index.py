@@ -296,14 +296,20 @@ class PrefixIndex:
         """`loading`, without pauses."""
         at_once(self.loading(instance, rank, exported))
 
-    def loading(self, instance: str, rank: int, exported: ExportedRank) -> Generator[None]:
+    def loading(self, instance: str, rank: int, exported: ExportedRank) -> Generator[None, None, bool]:
         """Forget what is known of a rank, and know what was exported with the same secret.
 
-        In slices between which the rest of the index may change, but not this rank. Its blocks count from the first.
+        In slices between which the rest of the index may change, but not this rank. Its blocks count from the first
+        slice on; False if somebody forgot or cleared them all the same.
         """
         self.retire(instance, rank)
         engine = self._engines[instance, rank] = EngineCache(exported.block_size)
         engine.group_idx = exported.group_idx
+        waiting = engine.orphans
+
+        def whole() -> bool:
+            return self._engines.get((instance, rank)) is engine and engine.orphans is waiting
+
         for told in exported.tiers:
             tier = engine.tiers[told.name] = self._new_tier(Slot(instance, rank, told.name))
             for start in range(0, len(told.hashes), SLICE_BLOCKS):
@@ -315,14 +321,19 @@ class PrefixIndex:
                     for engine_hash, key in zip(hashes, keys, strict=True):
                         self._hold(tier, engine_hash, key, 1)
                 yield
+                if not whole():
+                    return False
             tier.copies = dict(told.copies)
             tier.again = sum(told.copies.values())
-        for number, waiting in enumerate(exported.orphans):
-            for name in waiting.copies.keys() - engine.tiers.keys():
+        for number, orphan in enumerate(exported.orphans):
+            for name in orphan.copies.keys() - engine.tiers.keys():
                 engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
-            engine.add_orphan(waiting.engine_hash, waiting.parent, waiting.digest, dict(waiting.copies))
+            engine.add_orphan(orphan.engine_hash, orphan.parent, orphan.digest, dict(orphan.copies))
             if number % SLICE_BLOCKS == SLICE_BLOCKS - 1:
                 yield
+                if not whole():
+                    return False
+        return True
 
     # ---- slots --------------------------------------------------------------------------------------------
 

@@ -79,8 +79,7 @@ class Restorer:
         async with self._turn:
             found = Found()
             snapshot = await self._look(instance, rank, found)
-            if snapshot is not None:
-                await in_slices(self._index.loading(instance, rank, snapshot.blocks))
+            if snapshot is not None and await in_slices(self._index.loading(instance, rank, snapshot.blocks)):
                 found.checkpoint, found.blocks = snapshot.checkpoint, snapshot.blocks.hashes
         tell(found)
         return found.checkpoint

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, product
 from typing import TypeVar
 from unittest.mock import patch
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvevents.block_keys import BlockHasher, Prompt
 from kvevents.events import BlockRemoved, BlockStored
-from kvevents.exported import ExportedRank, at_once
+from kvevents.exported import ExportedOrphan, ExportedRank, at_once
 from kvevents.prefix_index import PrefixIndex, Slot
 
 T = TypeVar("T")
@@ -251,6 +251,27 @@ def test_a_rank_that_is_forgotten_or_cleared_meanwhile_is_not_exported() -> None
         next(steps)
         change(index, *at)
         assert at_once(steps) is None
+
+
+def test_a_rank_that_is_forgotten_or_cleared_while_it_is_loaded_stays_so() -> None:
+    at = ENGINES[0]
+    for change, pauses in product((PrefixIndex.retire, PrefixIndex.clear), range(1, 6)):
+        index = PrefixIndex(BlockHasher(b"test"))
+        index.store(*at, event(at, "GPU", path(5)))
+        exported = index.export(*at)
+        assert exported is not None
+        with patch("kvevents.prefix_index.SLICE_BLOCKS", 1):
+            exported.orphans = [ExportedOrphan(n, 100, n, {"CPU": 1}) for n in (101, 102)]
+            steps = index.loading(*at, exported)
+            for _ in range(pauses):
+                next(steps)
+            change(index, *at)
+            assert at_once(steps) is False
+        assert not any(index.blocks().values())
+        assert not index.orphans(*at)
+        while index.sweep():
+            pass
+        _assert_nothing_is_left_over(index, swept=True)
 
 
 def _in_order(exported: ExportedRank | None) -> object:

@@ -55,7 +55,7 @@ class Restarting(Bench):
         assert exported is not None
 
         async def load() -> Checkpoint:
-            await in_slices(self.index.loading(ENGINE, 0, exported))
+            assert await in_slices(self.index.loading(ENGINE, 0, exported))
             return checkpoint
 
         return load
