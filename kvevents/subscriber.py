@@ -320,7 +320,8 @@ class Subscriber:
                 case StopReplay():
                     wire.stop_replay()
                 case Proven():
-                    self._end_resuming(Resumed.RESTORED)
+                    if self._resumed is Resumed.UNPROVEN:
+                        self._end_resuming(Resumed.RESTORED)
                 case Retire(why):
                     if self._resumed is Resumed.UNPROVEN:
                         self._end_resuming(Resumed.STALE, why)

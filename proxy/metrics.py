@@ -28,7 +28,7 @@ REFUSALS = ("queue_full", "shed", "queue_timeout", "no_engine", "no_prefill", "n
 """Why requests are not let in; each series is there from the start, so that its first increase is seen."""
 
 
-RESTORES = ("restored", "new_process", "gap", "unverified")
+RESTORES = ("restored", "new_process", "gap", "unverified", "rebuild")
 """What becomes of a snapshot: it is proven, or forgotten for one of these reasons."""
 
 

@@ -109,8 +109,11 @@ class StateDirectory:
             (self._path / name).unlink(missing_ok=True)
         return aside.name
 
-    def remove(self, instance: str) -> None:
-        """Forget an instance that left. Raises OSError."""
+    def remove(self, instance: str, rank: int | None = None) -> None:
+        """Forget an instance, or one rank of it. Raises OSError."""
+        if rank is not None:
+            self._file(instance, rank).unlink(missing_ok=True)
+            return
         for name, stem in self._snapshots():
             if stem == _stem(instance):
                 (self._path / name).unlink(missing_ok=True)

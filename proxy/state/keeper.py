@@ -57,12 +57,20 @@ class _Kept:
         self.subscriber = subscriber
         self.found = Found()
         self.followed_at = now
+        self.retirements = 0
+        """Of the subscriber, when what is on disk was all there was to know: what was written before is wrong."""
         self.written: Checkpoint | None = None
         self.current_at: float | None = None
         """When what is on disk was last all there was to know."""
         self.size_bytes = 0
         self.blocks = 0
         self.failed: str | None = None
+
+    def start_over(self, retirements: int) -> None:
+        """There is nothing on disk any more."""
+        self.written = self.current_at = self.failed = None
+        self.size_bytes = self.blocks = 0
+        self.retirements = retirements
 
 
 class StateKeeper:
@@ -140,9 +148,9 @@ class StateKeeper:
         """An instance has left for good."""
         self._tasks.create(self._remove(instance), name=f"forget {instance}")
 
-    async def _remove(self, instance: str) -> None:
+    async def _remove(self, instance: str, rank: int | None = None) -> None:
         try:
-            await self._in_thread(self._directory.remove, instance)
+            await self._in_thread(self._directory.remove, instance, rank)
         except OSError as error:
             log.warning("the snapshots of %s cannot be removed: %s", instance, error.strerror)
 
@@ -204,15 +212,19 @@ class StateKeeper:
                 await self._write(at, kept)
 
     async def _write(self, at: _Rank, kept: _Kept) -> None:
-        checkpoint = kept.subscriber.checkpoint
-        if checkpoint is None:
-            return
+        checkpoint, retirements = kept.subscriber.checkpoint, kept.subscriber.retirements
         began_at = self._clock()
-        if checkpoint == kept.written:
-            kept.current_at = began_at
+        if retirements == kept.retirements and (checkpoint is None or checkpoint == kept.written):
+            if checkpoint is not None:
+                kept.current_at = began_at
             return
         snapshot = await kept.subscriber.at_rest(lambda now: self._copy(at, now))
-        if snapshot is None or self._kept.get(at) is not kept:
+        if self._kept.get(at) is not kept:
+            return
+        if snapshot is None:
+            if retirements != kept.retirements:
+                await self._remove(*at)
+                kept.start_over(retirements)
             return
         copied_at = self._clock()
         try:
@@ -226,6 +238,7 @@ class StateKeeper:
                 )
             return
         kept.written, kept.current_at, kept.failed = snapshot.checkpoint, copied_at, None
+        kept.retirements = retirements
         kept.blocks = snapshot.blocks.hashes
         self._written_at = self._clock()
         self._accounts.snapshot_written(self._written_at - began_at)

@@ -24,6 +24,7 @@ _WHY = {
     "new_process": "the engine was restarted meanwhile",
     "gap": "the engine's replay buffer does not reach back to it",
     "unverified": "the engine's replay did not answer",
+    "rebuild": "it was found to be wrong",
 }
 
 

@@ -660,7 +660,9 @@ def test_what_a_replay_was_not_asked_for_is_ignored() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.integers(1, 6), st.lists(st.sampled_from("pppppllrdcmmbnxysk"), min_size=15, max_size=60), st.booleans()
+    st.integers(1, 6),
+    st.lists(st.sampled_from("pppppllrdcmmbnxysk"), min_size=15, max_size=60),
+    st.booleans(),
 )
 def test_in_the_end_exactly_what_the_publisher_says(buffer: int, script: list[str], can_replay: bool) -> None:
     """A publisher with a small buffer, losses and restarts: what was applied since the last retirement is always a
@@ -694,7 +696,7 @@ class _World:
         self.applied: list[Message] = []
         self.asked: int | None = None
         self.started_over = False
-        self.saved: tuple[Checkpoint | None, list[Message]] = (None, [])
+        self.saved: tuple[Checkpoint | None, list[Message], bool] = (None, [], False)
 
     def tell(self, event: SourceEvent) -> None:
         for action in self.source.handle(event):
@@ -729,9 +731,9 @@ class _World:
                 self.tell(Rebuild(replay=step == "x"))
             case "s":
                 if self.source.checkpoint is not None:
-                    self.saved = self.source.checkpoint, list(self.applied)
+                    self.saved = self.source.checkpoint, list(self.applied), self.started_over
             case "k":
-                checkpoint, applied = self.saved
+                checkpoint, applied, self.started_over = self.saved
                 self.source = Source(can_replay=self.source._can_replay, resume=checkpoint)
                 self.applied, self.asked = list(applied), None
                 self.tell(Connected())
@@ -756,9 +758,13 @@ class _World:
         assert len({message.payload.split(b"-")[0] for message in self.applied}) <= 1
         if self.source.state is not State.UNKNOWN:
             assert all(message in self.published for message in self.applied)
-        if self.source.checkpoint is not None:
+        checkpoint = self.source.checkpoint
+        if checkpoint is not None and self.applied:
             last = self.applied[-1]
-            assert self.source.checkpoint.position == position(last.number, last.payload)
+            assert checkpoint.position == position(last.number, last.payload)
+        elif checkpoint is not None:
+            assert self.started_over
+            assert not checkpoint.since_start
 
     def settle(self) -> None:
         if not self.source._connected:

@@ -76,6 +76,8 @@ def test_who_left_is_forgotten_and_nobody_else(at: pathlib.Path, directory: Stat
         for rank in (0, 1, 10):
             directory.write(instance, rank, b"")
     directory.set_aside(ONE, 10)
+    directory.remove(ONE, 1)
+    assert directory.read(ONE, 0) == b""
     directory.remove(ONE)
     assert [directory.read(ONE, rank) for rank in (0, 1, 10)] == [None] * 3
     assert [directory.read(ONE + "1", rank) for rank in (0, 1, 10)] == [b""] * 3

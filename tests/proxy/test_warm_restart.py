@@ -309,6 +309,32 @@ async def test_snapshots_that_nobody_claims_go_after_an_hour(
             assert known(service) == cached(made)
 
 
+async def test_what_was_found_to_be_wrong_does_not_stay_on_disk(at: pathlib.Path) -> None:
+    async with engines(1, 1) as made, kvproxy(made.config(state=kept(at))) as service:
+        await chat(service, 3)
+        await heard_all(service, made)
+        keeper = service.app[STATE]
+        await keeper._write_all()
+        written = await service.metric("kvproxy_snapshots_total", outcome="written")
+        before = snapshots(at)
+        instance = service.fleet.get(made.prefill[0].address)
+        assert instance is not None
+        source = instance.sources[0]
+        source.subscriber.rebuild(replay=True)  # type: ignore[attr-defined]  # as the truth meter has it done
+        await wait_until(lambda: source.retirements == 1 and source.state == "exact", "the rebuilding")
+        await keeper._write_all()
+        assert await service.metric("kvproxy_snapshots_total", outcome="written") == written + 1
+        assert snapshots(at) == before
+        source.subscriber.rebuild(replay=False)  # type: ignore[attr-defined]
+        await wait_until(lambda: source.retirements == 2, "the forgetting")
+        await keeper._write_all()
+        assert len(snapshots(at)) == 1, "what was forgotten is not what a restart begins with"
+        assert (await rank(service, made.prefill[0]))["snapshot"]["bytes"] == 0
+        await chat(service, 1, seed=30)
+        await keeper._write_all()
+        assert snapshots(at) == before
+
+
 async def test_what_cannot_be_proven_is_not_written(at: pathlib.Path) -> None:
     async with (
         engines(1, 1, replay=None) as made,
