@@ -5,6 +5,8 @@ import os
 import pathlib
 import signal
 import threading
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import aiohttp
@@ -380,8 +382,13 @@ async def all_exact(session: aiohttp.ClientSession, proxy: ProxyProcess) -> Any:
 async def test_killed_while_it_serves_and_writes_it_comes_back_exact(
     at: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """SIGKILL at any moment, twice, while it writes all the time; each time it goes on from what it wrote."""
-    async with engines(1, 1, buffer_steps=60) as made, aiohttp.ClientSession() as session:
+    """SIGKILL at any moment, twice, while it writes all the time; each time it goes on from what it wrote.
+
+    The replay buffers reach back to what was on disk before the last requests, and no further.
+    """
+    last_requests, batches_each = 36, 3
+    buffer = last_requests * batches_each + 20
+    async with engines(1, 1, buffer_steps=buffer) as made, aiohttp.ClientSession() as session:
         for life in range(3):
             log = tmp_path / f"kvproxy-{life}.log"
             with process(made, at, log, "--state-interval", "0.01") as proxy:
@@ -391,30 +398,46 @@ async def test_killed_while_it_serves_and_writes_it_comes_back_exact(
                 assert {address: count for address, count in blocks.items() if count} == cached(made)
                 restored = [each["ranks"][0]["snapshot"]["restored"] for each in status["instances"]]
                 assert restored == ["restored" if life else "none"] * 2
+                for number in range(buffer * 2):
+                    if min(engine.publisher.next_number for engine in made.all) > buffer:
+                        break  # number 0 cannot be replayed any more
+                    await ask_some(session, proxy, [10_000 + number])
+                await on_disk(session, proxy)
+                now = [engine.publisher.next_number for engine in made.all]
                 async with asyncio.TaskGroup() as lanes:
                     for lane in range(3):
-                        lanes.create_task(keep_asking(session, proxy, seed=1000 * life + 300 * lane))
-                    await published(made, 70 + 20 * life)  # from here on number 0 cannot be replayed
-                    assert (await status_of(session, proxy))["state_dir"]["snapshots"] == 2
+                        seeds = range(1000 * life + lane, 1000 * life + last_requests, 3)
+                        lanes.create_task(ask_some(session, proxy, seeds))
+                    await wait_until(
+                        lambda now=now: sum(e.publisher.next_number for e in made.all) > sum(now) + 20,  # type: ignore[misc]
+                        "requests that are served",
+                    )
                     os.kill(proxy.pid, signal.SIGKILL)
                     await asyncio.to_thread(proxy.wait, 10)
             await wait_until(lambda: not any(e.in_flight.count for e in made.all), "idle engines")
 
 
-async def keep_asking(session: aiohttp.ClientSession, proxy: ProxyProcess, seed: int) -> None:
-    """Until kvproxy is gone."""
-    for number in range(300):
-        body = {"model": "tiny", "prompt": prose(40, seed + number), "max_tokens": 8}
+async def ask_some(session: aiohttp.ClientSession, proxy: ProxyProcess, seeds: Iterable[int]) -> None:
+    """Until kvproxy is gone, if it goes."""
+    for seed in seeds:
+        body = {"model": "tiny", "prompt": prose(40, seed), "max_tokens": 8}
         try:
             assert (await ask(session, proxy.url, "/v1/completions", body)).status == 200
         except aiohttp.ClientError:
             return
 
 
-async def published(made: Engines, batches: int) -> None:
-    await wait_until(
-        lambda: all(engine.publisher.next_number > batches for engine in made.all), f"{batches} batches"
-    )
+async def on_disk(session: aiohttp.ClientSession, proxy: ProxyProcess) -> None:
+    """What is known by now is written, or already was."""
+    begun = time.monotonic()
+    for _ in range(1_000):
+        status = await status_of(session, proxy)
+        ages = [each["ranks"][0]["snapshot"]["age_s"] for each in status["instances"]]
+        # The age is rounded to a tenth of a second.
+        if None not in ages and max(ages) + 0.1 < time.monotonic() - begun:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it is not written")
 
 
 async def test_a_second_kvproxy_on_the_same_directory_ends_at_once(
