@@ -10,8 +10,16 @@ from kvevents.decoder import Decoded, Message, UnreadableMessage, decode, read_l
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, EngineHash, Event, EventBatch, Reason
 from kvevents.observer import NullObserver, Observer
 from kvevents.prefix_index import Change, PrefixIndex, Slot
-from kvevents.source_events import State
-from kvevents.subscriber import Context, SourceAddress, Subscriber, Turns, open_context
+from kvevents.source_events import Checkpoint, Resumed, State
+from kvevents.subscriber import (
+    Context,
+    Resume,
+    SourceAddress,
+    Subscriber,
+    Turns,
+    in_slices,
+    open_context,
+)
 
 __all__ = [
     "AllBlocksCleared",
@@ -19,6 +27,7 @@ __all__ = [
     "BlockRemoved",
     "BlockStored",
     "Change",
+    "Checkpoint",
     "Context",
     "Decoded",
     "EngineHash",
@@ -31,6 +40,8 @@ __all__ = [
     "PrefixIndex",
     "Prompt",
     "Reason",
+    "Resume",
+    "Resumed",
     "Slot",
     "SourceAddress",
     "State",
@@ -38,6 +49,7 @@ __all__ = [
     "Turns",
     "UnreadableMessage",
     "decode",
+    "in_slices",
     "open_context",
     "read_live",
     "read_replay",

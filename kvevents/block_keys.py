@@ -21,7 +21,8 @@ put all of them at that place.
 An adversary who chooses prompts and sees where they go learns only whether two prefixes collided. Until the first
 collision every answer is the one that equality of content gives, so choosing adaptively helps nothing, and n
 prefixes collide with probability below n**2 * 2**-52: 2**26 blocks of his own for one lucky pair, worth one wrong
-prediction. The engine compares its own hashes, so no answer is ever wrong. The secret never leaves the process.
+prediction. The engine compares its own hashes, so no answer is ever wrong. The secret leaves the process
+at most for a file that its owner alone can read.
 """
 
 import contextlib

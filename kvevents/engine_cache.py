@@ -96,10 +96,11 @@ class Orphan:
 class EngineCache:
     """All that is known of one (instance, rank)."""
 
-    __slots__ = ("block_size", "children", "group_idx", "orphans", "tiers")
+    __slots__ = ("block_size", "children", "clears", "group_idx", "orphans", "tiers")
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
+        self.clears = 0
         self.group_idx: int | None = None
         self.tiers: dict[str, Tier] = {}
         self.orphans: OrderedDict[EngineHash, Orphan] = OrderedDict()

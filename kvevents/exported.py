@@ -3,10 +3,21 @@
 The keys and digests mean something only together with the secret of the hasher that made them.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
 
 from kvevents.block_keys import Keys
+from kvevents.engine_cache import EngineCache
 from kvevents.events import EngineHash
+
+SLICE_BLOCKS = 1024
+"""Blocks copied or loaded between two pauses: below a millisecond."""
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -39,3 +50,45 @@ class ExportedRank:
     tiers: list[ExportedTier]
     orphans: list[ExportedOrphan]
     """The longest waiting first."""
+
+    @property
+    def hashes(self) -> int:
+        """How many blocks there are, those that wait left out; those of several tiers count in each."""
+        return sum(len(tier.hashes) for tier in self.tiers)
+
+
+def copied(engine: EngineCache) -> Generator[None, None, ExportedRank | None]:
+    """Copy a rank in slices, in which nobody may change it; None if somebody forgot or cleared it all the same."""
+    live, clears = dict(engine.tiers), engine.clears
+    tiers = []
+    for name, tier in live.items():
+        hashes: list[EngineHash] = []
+        columns = []
+        for shard in tier.shards:
+            hashes += shard
+            columns.append(np.fromiter(shard.values(), np.uint64, len(shard)))
+            if len(shard):
+                yield
+        tiers.append(ExportedTier(name, hashes, np.concatenate(columns), dict(tier.copies)))
+        yield
+    orphans: list[ExportedOrphan] = []
+    told = iter(list(engine.orphans.items()))
+    while some := list(islice(told, SLICE_BLOCKS)):
+        orphans += [ExportedOrphan(name, one.parent, one.digest, dict(one.copies)) for name, one in some]
+        yield
+    whole = (
+        engine.clears == clears
+        and engine.tiers.keys() == live.keys()
+        and all(live[copy.name].hashes == len(copy.keys) for copy in tiers)
+    )
+    return ExportedRank(engine.block_size, engine.group_idx, tiers, orphans) if whole else None
+
+
+def at_once(steps: Generator[None, None, T]) -> T:
+    """What a generator returns, without its pauses."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result

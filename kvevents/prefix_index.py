@@ -10,16 +10,14 @@ the memory back slice by slice. A bit is used again only when nothing is left of
 
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from operator import setitem
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
 from kvevents.engine_cache import WHOLE_PREFIX_KINDS, EngineCache, Tier
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
-from kvevents.exported import ExportedOrphan, ExportedRank, ExportedTier
+from kvevents.exported import SLICE_BLOCKS, ExportedRank, at_once, copied
 from kvevents.residency import Residency
 from kvevents.slot_sets import bits
 
@@ -190,6 +188,7 @@ class PrefixIndex:
         if engine is None:
             return 0
         blocks = 0
+        engine.clears += 1
         for name, tier in engine.tiers.items():
             if not tier.hashes:
                 continue  # nothing to sweep: resets may come by the thousand
@@ -303,42 +302,59 @@ class PrefixIndex:
     # ---- going from one process to the next ---------------------------------------------------------------
 
     def export(self, instance: str, rank: int) -> ExportedRank | None:
-        """All that is known of one rank, copied in one go; None if nothing is. Its keys belong to the secret."""
+        """`exporting`, without pauses."""
+        return at_once(self.exporting(instance, rank))
+
+    def exporting(self, instance: str, rank: int) -> Generator[None, None, ExportedRank | None]:
+        """All that is known of one rank; None if nothing is. Its keys belong to the secret.
+
+        In slices between which the rest of the index may change, but not this rank; None if it was forgotten.
+        """
         engine = self._engines.get((instance, rank))
-        if engine is None:
-            return None
-        tiers = []
-        for name, tier in engine.tiers.items():
-            hashes = [engine_hash for shard in tier.shards for engine_hash in shard]
-            keys = np.fromiter(
-                (key for shard in tier.shards for key in shard.values()), np.uint64, tier.hashes
-            )
-            tiers.append(ExportedTier(name, hashes, keys, dict(tier.copies)))
-        orphans = [
-            ExportedOrphan(engine_hash, orphan.parent, orphan.digest, dict(orphan.copies))
-            for engine_hash, orphan in engine.orphans.items()
-        ]
-        return ExportedRank(engine.block_size, engine.group_idx, tiers, orphans)
+        exported = (yield from copied(engine)) if engine is not None else None
+        return exported if self._engines.get((instance, rank)) is engine else None
 
     def load(self, instance: str, rank: int, exported: ExportedRank) -> None:
-        """Forget what is known of a rank, and know what was exported with the same secret."""
+        """`loading`, without pauses."""
+        at_once(self.loading(instance, rank, exported))
+
+    def loading(self, instance: str, rank: int, exported: ExportedRank) -> Generator[None, None, bool]:
+        """Forget what is known of a rank, and know what was exported with the same secret.
+
+        In slices between which the rest of the index may change, but not this rank. Its blocks count from the first
+        slice on; False if somebody forgot or cleared them all the same.
+        """
         self.retire(instance, rank)
         engine = self._engines[instance, rank] = EngineCache(exported.block_size)
         engine.group_idx = exported.group_idx
+
+        def whole() -> bool:
+            return self._engines.get((instance, rank)) is engine and not engine.clears
+
         for told in exported.tiers:
             tier = engine.tiers[told.name] = self._new_tier(Slot(instance, rank, told.name))
-            keys = told.keys.tolist()
-            first = dict(zip(reversed(keys), reversed(told.hashes), strict=True))
-            self._add_run(tier, list(first.values()), list(first))
-            for engine_hash, key in zip(told.hashes, keys, strict=True):
-                if first[key] != engine_hash:
-                    self._hold(tier, engine_hash, key, 1)
+            for start in range(0, len(told.hashes), SLICE_BLOCKS):
+                hashes = told.hashes[start : start + SLICE_BLOCKS]
+                keys = told.keys[start : start + SLICE_BLOCKS].tolist()
+                if len(set(keys)) == len(keys):
+                    self._add_run(tier, hashes, keys)
+                else:
+                    for engine_hash, key in zip(hashes, keys, strict=True):
+                        self._hold(tier, engine_hash, key, 1)
+                yield
+                if not whole():
+                    return False
             tier.copies = dict(told.copies)
             tier.again = sum(told.copies.values())
-        for waiting in exported.orphans:
-            for name in waiting.copies.keys() - engine.tiers.keys():
+        for number, orphan in enumerate(exported.orphans):
+            for name in orphan.copies.keys() - engine.tiers.keys():
                 engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
-            engine.add_orphan(waiting.engine_hash, waiting.parent, waiting.digest, dict(waiting.copies))
+            engine.add_orphan(orphan.engine_hash, orphan.parent, orphan.digest, dict(orphan.copies))
+            if number % SLICE_BLOCKS == SLICE_BLOCKS - 1:
+                yield
+                if not whole():
+                    return False
+        return True
 
     # ---- slots --------------------------------------------------------------------------------------------
 

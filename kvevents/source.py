@@ -2,7 +2,8 @@
 
 The pure half of a subscription: it is told what happened on the sockets and answers with what to do. Every
 replay starts AT the last batch applied: if the engine does not send that very payload again, another process
-is behind the address and all that was known of it is wrong.
+is behind the address and all that was known of it is wrong. The same proves that a process is the one that a
+checkpoint was taken of before we were restarted.
 """
 
 from collections import deque
@@ -19,12 +20,14 @@ from kvevents.source_events import (
     Action,
     Apply,
     AskReplay,
+    Checkpoint,
     Connected,
     Damaged,
     Disconnected,
     GapSeen,
     Live,
     ProbeDue,
+    Proven,
     Rebuild,
     ReplayDone,
     Replayed,
@@ -65,8 +68,16 @@ class _Round:
 class Source:
     """The state of one publisher as far as we heard it."""
 
-    def __init__(self, *, can_replay: bool, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
-        """`can_replay`: there is a replay endpoint to ask."""
+    def __init__(
+        self,
+        *,
+        can_replay: bool,
+        resume: Checkpoint | None = None,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+    ) -> None:
+        """`can_replay`: there is a replay endpoint to ask. `resume`: what the index holds is known up to there,
+        of a process that has yet to be found behind the address.
+        """
         self._can_replay = can_replay
         self._max_waiting_bytes = max_waiting_bytes
         self._connected = False
@@ -84,6 +95,11 @@ class Source:
         self._spilled = False
         self._replayed: dict[int, bytes] = {}  # digests of replayed batches whose live copies may still come
         self._told = State.UNKNOWN
+        self._unproven = resume is not None
+        if resume is not None:
+            self._last = resume.position
+            self._since_start = resume.since_start
+            self._incomplete = resume.incomplete
 
     @property
     def state(self) -> State:
@@ -93,6 +109,13 @@ class Source:
         if self._since_start:
             return State.EXACT
         return State.UNKNOWN if self._last is None else State.PARTIAL
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """How far all actions given out so far lead; None if there is nothing to go on from, or no way to prove it."""
+        if self._last is None or self._unproven or not self._can_replay:
+            return None
+        return Checkpoint(self._last, self._since_start, self._incomplete)
 
     @property
     def last_number(self) -> int | None:
@@ -188,6 +211,8 @@ class Source:
         if self._round is not None:
             self._wait(message)
             return
+        if self._unproven:
+            return  # the replay after the handshake brings it
         heard = self._replayed.get(message.number)
         if heard is not None and heard == digest(message.payload):
             return
@@ -246,6 +271,9 @@ class Source:
         match verdict:
             case Repeat():
                 current.verified = True
+                if self._unproven:
+                    self._unproven = False
+                    yield Proven()
             case Contiguous() if current.verified:
                 yield self._apply_replayed(current, message)
             case Gap() if current.verified:
@@ -323,7 +351,7 @@ class Source:
     def _forget(self, why: str) -> Iterator[Action]:
         known = self._last is not None
         self._last = None
-        self._since_start = False
+        self._since_start = self._unproven = False
         self._replayed.clear()
         if known:
             yield Retire(why)

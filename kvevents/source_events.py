@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kvevents.decoder import Message
+from kvevents.sequence import Position
 
 
 class State(StrEnum):
@@ -15,6 +16,29 @@ class State(StrEnum):
     """Blocks cached before a certain batch are missing; what is there is right."""
     UNKNOWN = "unknown"
     """Not connected, or in doubt until a replay has answered."""
+
+
+class Resumed(StrEnum):
+    """What became of what was known from before we were started."""
+
+    NONE = "none"
+    """There was nothing."""
+    UNPROVEN = "unproven"
+    """It is loaded, and worth nothing until a replay has shown that the engine's process is the same."""
+    RESTORED = "restored"
+    STALE = "stale"
+    """It was forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far a source was applied: all that another process of ours must know of it to go on from there."""
+
+    position: Position
+    since_start: bool
+    """Everything from number 0 on was applied."""
+    incomplete: bool
+    """A replay from number 0 went unanswered, and another try is due."""
 
 
 # ---- what happens -----------------------------------------------------------------------------------------
@@ -96,6 +120,11 @@ class Retire:
 
 
 @dataclass(frozen=True, slots=True)
+class Proven:
+    """The publisher is the process that the checkpoint was taken of: what was known then is true, and goes on."""
+
+
+@dataclass(frozen=True, slots=True)
 class AskReplay:
     """Drop a running replay and ask for all batches from number `start` on."""
 
@@ -129,7 +158,7 @@ class StateChanged:
     state: State
 
 
-Action = Apply | Retire | AskReplay | StopReplay | GapSeen | ReplayDone | StateChanged
+Action = Apply | Retire | Proven | AskReplay | StopReplay | GapSeen | ReplayDone | StateChanged
 
 NEW_PROCESS = "new_process"
 GAP = "gap"

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import zmq
 
@@ -24,16 +25,19 @@ from kvevents.source import Source
 from kvevents.source_events import (
     Apply,
     AskReplay,
+    Checkpoint,
     Connected,
     Damaged,
     Disconnected,
     GapSeen,
     Live,
     ProbeDue,
+    Proven,
     Rebuild,
     ReplayDone,
     Replayed,
     ReplayEnded,
+    Resumed,
     Retire,
     SourceEvent,
     State,
@@ -86,6 +90,20 @@ class SourceAddress:
     """Only topics with this prefix are heard."""
     bind: bool = False
     """The engine connects to `endpoint`, so we bind it."""
+
+
+Resume = Callable[[], Awaitable[Checkpoint | None]]
+"""Brings the index to what was known of a rank before, and tells how far that is; None: nothing was. Raises nothing."""
+
+T = TypeVar("T")
+
+
+class _Look(Generic[T]):
+    """Somebody's question to the index as it is at a checkpoint."""
+
+    def __init__(self, steps: Callable[[Checkpoint], Generator[None, None, T]]) -> None:
+        self.steps = steps
+        self.answer: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
 
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -158,12 +176,13 @@ class Subscriber:
         *,
         context: Context | None = None,
         turns: Turns | None = None,
+        resume: Resume | None = None,
         probe_s: float = PROBE_S,
         replay_quiet_s: float = REPLAY_QUIET_S,
         replay_limit_s: float = REPLAY_LIMIT_S,
     ) -> None:
         """`context`, `turns`: shared by several subscribers to save threads and to be short together; its own
-        when None.
+        when None. `resume` is called only if there is a replay endpoint: nothing else can prove what was known.
         """
         self._instance = instance
         self._address = address
@@ -179,6 +198,12 @@ class Subscriber:
         self._replay_quiet_s = replay_quiet_s
         self._replay_limit_s = replay_limit_s
         self._state = State.UNKNOWN
+        self._resume = resume if address.replay_endpoint is not None else None
+        self._resumed = Resumed.NONE
+        self._stale_because: str | None = None
+        self._checkpoint: Checkpoint | None = None
+        self._looks: list[_Look[Any]] = []
+        self._running = False
         self._retirements = 0
         self._connected = False
         self._suspected = False
@@ -203,6 +228,33 @@ class Subscriber:
     def connected(self) -> bool:
         """A publisher has shaken hands and is not known to be gone."""
         return self._connected
+
+    @property
+    def resumed(self) -> Resumed:
+        """What became of what was known from before."""
+        return self._resumed
+
+    @property
+    def stale_because(self) -> str | None:
+        """Why that was forgotten: as `observer.retired` says it."""
+        return self._stale_because
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """How far the index was brought by now; None if there is nothing a later process could go on from."""
+        return self._checkpoint
+
+    async def at_rest(self, steps: Callable[[Checkpoint], Generator[None, None, T]]) -> T | None:
+        """Run `steps` on the index as it is at a checkpoint: no event is applied until they have ended.
+
+        They pause now and then for the rest of the loop. None if there is no checkpoint, or the subscriber ends.
+        """
+        if not self._running:
+            return None
+        look = _Look(steps)
+        self._looks.append(look)
+        self._wake.set()
+        return await look.answer
 
     def suspect(self) -> None:
         """Somebody has evidence that another process is behind the address: verify it now."""
@@ -235,19 +287,28 @@ class Subscriber:
                     continue
                 break
             try:
+                self._running = True
                 await self._listen(wire)
             finally:
                 self._stop_replay(wire)
                 wire.close()
         finally:
-            self._connected = False
+            self._connected = self._running = False
+            self._checkpoint = None
+            for look in self._looks:
+                if not look.answer.done():
+                    look.answer.set_result(None)
+            self._looks.clear()
             self._set_state(State.UNKNOWN)
             if context is not self._context:
                 context.term()
 
     async def _listen(self, wire: "_Wire") -> None:
-        source = Source(can_replay=self._address.replay_endpoint is not None)
         self._index.retire(self._instance, self._address.rank)
+        known = await self._resume() if self._resume is not None else None
+        if known is not None:
+            self._resumed = Resumed.UNPROVEN
+        source = Source(can_replay=self._address.replay_endpoint is not None, resume=known)
         self._connect_at = time.monotonic() + _CONNECT_AGAIN_S
         while True:
             await wire.wait(self._next_deadline(source) - time.monotonic())
@@ -273,6 +334,8 @@ class Subscriber:
             self._rebuild = None
             await self._handle(source, wire, rebuild)
         await self._check_clock(source, wire)
+        self._checkpoint = source.checkpoint
+        await self._show(self._checkpoint)
         if self._index.sweep():
             self._wake.set()  # a slice a turn, until all is swept
 
@@ -367,7 +430,12 @@ class Subscriber:
                     self._ask_replay(wire)
                 case StopReplay():
                     self._stop_replay(wire)
+                case Proven():
+                    if self._resumed is Resumed.UNPROVEN:
+                        self._end_resuming(Resumed.RESTORED)
                 case Retire(why):
+                    if self._resumed is Resumed.UNPROVEN:
+                        self._end_resuming(Resumed.STALE, why)
                     self._retirements += 1
                     self._applier.retire(why)
                 case GapSeen(missing):
@@ -396,6 +464,12 @@ class Subscriber:
             self._has_place = False
             self._turns.end_replay()
 
+    def _end_resuming(self, how: Resumed, why: str | None = None) -> None:
+        self._resumed, self._stale_because = how, why
+        said = "known as before the restart" if why is None else f"what was known before is forgotten: {why}"
+        log.info("%s rank %d: %s", self._instance, self._address.rank, said)
+        self._observer.resumed(instance=self._instance, rank=self._address.rank, why=why)
+
     async def _apply(self, message: Message) -> bool:
         steps = self._applier.apply(message)
         while True:
@@ -405,10 +479,29 @@ class Subscriber:
                 return bool(done.value)
             await self._pause()
 
+    async def _show(self, checkpoint: Checkpoint | None) -> None:
+        while self._looks:
+            look = self._looks[0]
+            answer = await in_slices(look.steps(checkpoint)) if checkpoint is not None else None
+            self._looks.pop(0)
+            if not look.answer.done():
+                look.answer.set_result(answer)
+
     def _set_state(self, state: State) -> None:
         if state is not self._state:
             self._state = state
             self._observer.state_changed(instance=self._instance, rank=self._address.rank, state=state)
+
+
+async def in_slices(steps: Generator[None, None, T]) -> T:
+    """What the steps return; others get their turn after each of them."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        await asyncio.sleep(0)
 
 
 class _Wire:

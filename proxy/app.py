@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from kvevents.block_keys import BlockHasher
 from kvevents.prefix_index import PrefixIndex
 from proxy.accuracy import Accuracy
 from proxy.admission import BodyBudget, Gate
@@ -22,6 +23,7 @@ from proxy.app_keys import (
     GATE,
     METRICS,
     READER,
+    STATE,
     STOPPING,
     TOKENIZER,
     WATCH,
@@ -43,6 +45,7 @@ from proxy.prediction_metrics import AccuracyCollector
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
+from proxy.state import StateCollector, StateDirectory, StateKeeper
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import LocalTokenizer, PromptTokenizer, find_model, read_model
 from proxy.upstream.client import EngineClient
@@ -75,7 +78,8 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     registry = CollectorRegistry()
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
         collector(registry=registry)
-    index = PrefixIndex()
+    directory = StateDirectory(config.state.state_dir) if config.state.state_dir is not None else None
+    index = PrefixIndex(BlockHasher(directory.secret) if directory is not None else None)
     fleet = Fleet(decode_alone=config.admission.when_no_prefill is WhenNoPrefill.DECODE)
     app[ACCURACY] = accuracy = Accuracy(index.holds)
     index.listen(accuracy.removed)
@@ -109,6 +113,15 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         clock=time.monotonic,
     )
     app[METRICS].show(queued=lambda: len(app[GATE]), body_bytes=lambda: app[BODIES].held_bytes)
+    if directory is not None:
+        app[STATE] = StateKeeper(
+            directory,
+            index,
+            app[METRICS],
+            interval_s=config.state.state_interval_s,
+            instances=lambda: [instance.address for instance in fleet],
+        )
+        registry.register(StateCollector(app[STATE]))
     app[observe.REGISTRY] = registry
     app[observe.INDEX] = index
     app[STOPPING] = asyncio.Event()
@@ -123,7 +136,14 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         ) as client:
             asks_s = config.health.timeout_s
             feeds = (
-                EventFeeds(client, index, app[METRICS], feed_tasks, ask_timeout_s=asks_s)
+                EventFeeds(
+                    client,
+                    index,
+                    app[METRICS],
+                    feed_tasks,
+                    ask_timeout_s=asks_s,
+                    snapshots=app.get(STATE),
+                )
                 if config.kv_events
                 else None
             )
@@ -152,6 +172,8 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 deadlines=config.deadlines,
                 retries=config.retries,
             )
+            if (state := app.get(STATE)) is not None:
+                state.start()
             watch.start()
             if feeds is not None:
                 believing = Believing(fleet, accuracy, feeds, time.monotonic)
@@ -161,6 +183,8 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             await leg_tasks.drained(CLEANUP_S)
             await leg_tasks.close()
             await tokenizer.close()
+            if state is not None:
+                await state.close()
             await watch.close()
             await feed_tasks.close()
             if feeds is not None:

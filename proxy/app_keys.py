@@ -12,6 +12,7 @@ from proxy.director import Director
 from proxy.discovery import FleetWatch
 from proxy.instances import Fleet
 from proxy.metrics import Metrics
+from proxy.state import StateKeeper
 from proxy.tokenizing import PromptTokenizer
 
 CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
@@ -24,6 +25,8 @@ BODIES: web.AppKey[BodyBudget] = web.AppKey("bodies", BodyBudget)
 READER: web.AppKey[ThreadPoolExecutor] = web.AppKey("reader", ThreadPoolExecutor)
 """The one thread that reads large bodies: what reading takes in passing, many times a body's size, it takes once."""
 TOKENIZER: web.AppKey[PromptTokenizer] = web.AppKey("tokenizer", PromptTokenizer)
+STATE: web.AppKey[StateKeeper] = web.AppKey("state", StateKeeper)
+"""What outlives the process; absent without --state-dir."""
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
 """Set once the process is ending."""

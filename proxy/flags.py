@@ -18,6 +18,7 @@ from proxy.config import (
     Retries,
     Role,
     Security,
+    State,
     WhenNoPrefill,
     parse_instance,
 )
@@ -149,6 +150,21 @@ def _add_service(group: "argparse._ArgumentGroup") -> None:
         default=30.0,
         metavar="S",
         help="how long running requests may take to end after SIGTERM or Ctrl-C (default: %(default)g)",
+    )
+    group.add_argument(
+        "--state-dir",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="keep what is known of the engines' caches there, so that a restart loses nothing; a directory of this"
+        " kvproxy's own, made if it does not exist",
+    )
+    _add_number(
+        group,
+        "--state-interval",
+        State,
+        "state_interval_s",
+        "S",
+        "how often what changed is written there",
     )
     group.add_argument(
         "--log-level",
@@ -317,6 +333,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         health=_section(Health, args),
         admission=_section(Admission, args),
         security=_section(Security, args),
+        state=_section(State, args),
     )
     if not args.both and not (args.prefill and args.decode):
         missing = " and ".join(f"--{r}" for r in (Role.PREFILL, Role.DECODE) if not roles[r])

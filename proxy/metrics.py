@@ -28,6 +28,10 @@ REFUSALS = ("queue_full", "shed", "queue_timeout", "no_engine", "no_prefill", "n
 """Why requests are not let in; each series is there from the start, so that its first increase is seen."""
 
 
+RESTORES = ("restored", "new_process", "gap", "unverified", "rebuild")
+"""What becomes of a snapshot: it is proven, or forgotten for one of these reasons."""
+
+
 class Metrics(NullObserver):
     """The counters and histograms, and the methods by which the rest of kvproxy moves them."""
 
@@ -101,6 +105,15 @@ class Metrics(NullObserver):
             "kvproxy_body_bytes", "Memory held by request bodies, estimated.", registry=registry
         )
 
+        self._snapshots = counter(
+            "snapshots", "Snapshots of ranks by how writing or reading them ended.", "outcome"
+        )
+        self._snapshot_seconds = histogram(
+            "snapshot_duration_seconds", "From copying a rank to the end of writing it to disk."
+        )
+        self._restores = counter(
+            "snapshot_restores", "Ranks a snapshot was loaded for, by what became of it.", "outcome"
+        )
         self._checks = counter("checks", "Health checks by what they found.", "instance", "finding")
         self._transitions = counter("circuit_transitions", "Changes of circuits.", "instance", "to")
         self._by_instance = [
@@ -109,6 +122,10 @@ class Metrics(NullObserver):
         ]  # fmt: skip
         for end in (HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED, HoldState.UNKNOWN):
             self._holds.labels(end.value)
+        for outcome in ("written", "failed", "broken"):
+            self._snapshots.labels(outcome)
+        for outcome in RESTORES:
+            self._restores.labels(outcome)
         for phase in Phase:
             self._retries_refused.labels(phase.value)
         for reason in REFUSALS:
@@ -216,6 +233,21 @@ class Metrics(NullObserver):
         for metric in self._by_instance:
             metric.remove_by_labels({"instance": instance})
 
+    # -- the state keeper's accounts ----------------------------------------------------------------------
+
+    def snapshot_written(self, seconds: float) -> None:
+        """As `state.keeper.Accounts`."""
+        self._snapshots.labels("written").inc()
+        self._snapshot_seconds.observe(seconds)
+
+    def snapshot_failed(self) -> None:
+        """As `state.keeper.Accounts`."""
+        self._snapshots.labels("failed").inc()
+
+    def snapshot_broken(self) -> None:
+        """As `state.keeper.Accounts`."""
+        self._snapshots.labels("broken").inc()
+
     # -- the event library's observer ---------------------------------------------------------------------
 
     def event_applied(self, *, instance: str, rank: int, event_type: str, count: int) -> None:  # noqa: ARG002
@@ -233,6 +265,10 @@ class Metrics(NullObserver):
     def replay(self, *, instance: str, rank: int, batches: int, complete: bool) -> None:  # noqa: ARG002
         """As `kvevents.Observer`."""
         self._count(self._replays, instance)
+
+    def resumed(self, *, instance: str, rank: int, why: str | None) -> None:  # noqa: ARG002
+        """As `kvevents.Observer`."""
+        self._restores.labels(why or "restored").inc()
 
 
 class TaskCollector(Collector):

@@ -6,6 +6,7 @@ from proxy.config.instances import EventSource, InstanceSpec, Role, parse_instan
 from proxy.config.overload import Admission, WhenNoPrefill
 from proxy.config.security import Security
 from proxy.config.service import LEASE_MARGIN_S, Config
+from proxy.config.state import State
 
 __all__ = [
     "LEASE_MARGIN_S",
@@ -19,6 +20,7 @@ __all__ = [
     "Retries",
     "Role",
     "Security",
+    "State",
     "WhenNoPrefill",
     "parse_instance",
 ]

@@ -7,6 +7,7 @@ from proxy.config.faults import Deadlines, Health, Retries
 from proxy.config.instances import InstanceSpec, Role
 from proxy.config.overload import Admission
 from proxy.config.security import Security
+from proxy.config.state import State
 from proxy.errors import ConfigError
 
 LEASE_MARGIN_S = 10.0
@@ -39,6 +40,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     health: Health = Health()
     admission: Admission = Admission()
     security: Security = Security()
+    state: State = State()
 
     def __post_init__(self) -> None:
         """Check what one setting alone cannot show. Raises ConfigError."""
@@ -58,6 +60,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         check_seconds("--shutdown-timeout", self.shutdown_timeout_s, zero=True)
         if self.max_body_mb < 1:
             raise ConfigError("--max-body-mb must be at least 1")
+        if self.state.state_dir is not None and not self.kv_events:
+            raise ConfigError("--state-dir keeps what KV events tell: it needs --kv-events auto")
         admin = self.security
         if admin.admin_port == self.port != 0 and (admin.admin_host or self.host) == self.host:
             raise ConfigError(f"--admin-port {self.port} is --port already: give another")

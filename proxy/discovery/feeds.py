@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvevents import Observer, PrefixIndex, SourceAddress, Subscriber, Turns, open_context
+from kvevents import Observer, PrefixIndex, Resume, SourceAddress, Subscriber, Turns, open_context
 from proxy.errors import LegError
 from proxy.instances import Instance
 from proxy.tasks import TaskOwner
@@ -23,6 +23,26 @@ class Engines(Protocol):
 
     async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
         """Ask an engine about itself; raises LegError."""
+        ...
+
+
+class Snapshots(Protocol):
+    """What outlives us of the sources."""
+
+    def resume(self, instance: str, rank: int) -> Resume:
+        """What loads what is known of a rank from before."""
+        ...
+
+    def follow(self, instance: str, rank: int, subscriber: Subscriber) -> None:
+        """A rank is followed from now on."""
+        ...
+
+    def unfollow(self, instance: str, rank: int) -> None:
+        """It is followed no longer."""
+        ...
+
+    def forget(self, instance: str) -> None:
+        """An instance has left for good."""
         ...
 
 
@@ -68,12 +88,15 @@ class EventFeeds:
         tasks: TaskOwner,
         *,
         ask_timeout_s: float = ASK_TIMEOUT_S,
+        snapshots: Snapshots | None = None,
     ) -> None:
+        """`snapshots`: None if nothing is to outlive us."""
         self._engines = engines
         self._ask_timeout_s = ask_timeout_s
         self._index = index
         self._observer = observer
         self._tasks = tasks
+        self._snapshots = snapshots
         self._context = open_context()  # its threads serve all subscribers
         self._turns = Turns()
         self._silent: set[str] = set()
@@ -106,6 +129,11 @@ class EventFeeds:
             if isinstance(feed, _Feed):
                 await self._end(instance, rank, feed)
 
+    def forget(self, instance: Instance) -> None:
+        """An instance that is followed no longer has left for good."""
+        if self._snapshots is not None:
+            self._snapshots.forget(instance.address)
+
     def silences(self, instance: Instance) -> dict[int, str]:
         """The followed ranks of an instance that nobody publishes for, and why in words."""
         feeds = {rank: feed for rank, feed in instance.sources.items() if isinstance(feed, _Feed)}
@@ -129,13 +157,23 @@ class EventFeeds:
 
     def _begin(self, instance: Instance, source: SourceAddress) -> _Feed:
         subscriber = Subscriber(
-            instance.address, source, self._index, self._observer, context=self._context, turns=self._turns
+            instance.address,
+            source,
+            self._index,
+            self._observer,
+            context=self._context,
+            turns=self._turns,
+            resume=self._snapshots.resume(instance.address, source.rank) if self._snapshots else None,
         )
+        if self._snapshots is not None:
+            self._snapshots.follow(instance.address, source.rank, subscriber)
         task = self._tasks.create(subscriber.run(), name=f"events of {instance.address} rank {source.rank}")
         return _Feed(source, subscriber, task)
 
     async def _end(self, instance: Instance, rank: int, feed: _Feed) -> None:
         await feed.stop()
+        if self._snapshots is not None:
+            self._snapshots.unfollow(instance.address, rank)
         self._index.retire(instance.address, rank)
         if not self._sweeping:
             self._sweeping = True

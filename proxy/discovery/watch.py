@@ -357,6 +357,7 @@ class FleetWatch:
             self._engine_ids.pop((address, rank), None)
         if self._feeds is not None:
             await self._feeds.unfollow(instance)
+            self._feeds.forget(instance)
         self._engines.forget(address)
         self._book.forget(address)
         log.info("%s %s was removed", instance.role, address)

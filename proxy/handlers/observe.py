@@ -11,7 +11,17 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvevents.prefix_index import PrefixIndex
 from proxy.accuracy import Accuracy
-from proxy.app_keys import ACCURACY, BODIES, CONFIG, DIRECTOR, FLEET, GATE, STOPPING, TOKENIZER
+from proxy.app_keys import (
+    ACCURACY,
+    BODIES,
+    CONFIG,
+    DIRECTOR,
+    FLEET,
+    GATE,
+    STATE,
+    STOPPING,
+    TOKENIZER,
+)
 from proxy.circuit import Circuit
 from proxy.config import Role
 from proxy.errors import ForbiddenError, UnavailableError
@@ -20,6 +30,7 @@ from proxy.handlers.openai import engine_headers, generation_request
 from proxy.instances import Instance
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.types import Phase
+from proxy.state import StateKeeper
 
 REGISTRY: web.AppKey[CollectorRegistry] = web.AppKey("registry", CollectorRegistry)
 INDEX: web.AppKey[PrefixIndex] = web.AppKey("index", PrefixIndex)
@@ -68,6 +79,7 @@ async def status(request: web.Request) -> web.Response:
     prefill = [i.address for i in fleet.of(Phase.PREFILL)]
     decode = [i.address for i in fleet.of(Phase.DECODE)]
     missing = _not_ready_because(request)
+    state = request.app.get(STATE)
     return web.json_response(
         {
             "model": config.model,
@@ -85,13 +97,18 @@ async def status(request: web.Request) -> web.Response:
                 "held_bytes": request.app[BODIES].held_bytes,
                 "limit_bytes": request.app[BODIES].limit_bytes,
             },
-            "instances": [_instance(i, index, blocks, request.app[ACCURACY]) for i in fleet],
+            "state_dir": state.status() if state is not None else None,
+            "instances": [_instance(i, index, blocks, request.app[ACCURACY], state) for i in fleet],
         }
     )
 
 
 def _instance(
-    instance: Instance, index: PrefixIndex, blocks: Counter[tuple[str, int]], accuracy: Accuracy
+    instance: Instance,
+    index: PrefixIndex,
+    blocks: Counter[tuple[str, int]],
+    accuracy: Accuracy,
+    state: StateKeeper | None,
 ) -> dict[str, Any]:
     base = [str(card["id"]) for card in instance.model_cards if not card.get("parent")]
     address, breaker = instance.address, instance.breaker
@@ -115,6 +132,7 @@ def _instance(
                 "block_size": index.block_size(address, rank),
                 "blocks": blocks[address, rank],
                 "accuracy": accuracy.status(address, rank),
+                "snapshot": state.rank_status(address, rank) if state is not None else None,
             }
             for rank in instance.ranks
         ],

@@ -1,6 +1,9 @@
 """The index against a model that keeps every physical copy in a list and works out all else anew each time."""
 
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from itertools import islice, product
+from typing import TypeVar
 from unittest.mock import patch
 
 from hypothesis import HealthCheck, given, settings
@@ -8,9 +11,10 @@ from hypothesis import strategies as st
 
 from kvevents.block_keys import BlockHasher, Prompt
 from kvevents.events import BlockRemoved, BlockStored
-from kvevents.exported import ExportedRank
+from kvevents.exported import ExportedOrphan, ExportedRank, at_once
 from kvevents.prefix_index import PrefixIndex, Slot
 
+T = TypeVar("T")
 ENGINES = (("a", 0), ("a", 1), ("b", 0))
 SIZES = {("a", 0): 2, ("a", 1): 2, ("b", 0): 3}
 TIERS = ("GPU", "CPU")
@@ -131,7 +135,8 @@ def event(at: tuple[str, int], tier: str, run: list[Block]) -> BlockStored:
     )
 
 
-History = list[tuple[str, tuple[str, int], str, int, int]]
+Operation = tuple[str, tuple[str, int], str, int, int]
+History = list[Operation]
 histories = st.lists(operations, max_size=6) | st.lists(operations, min_size=20, max_size=50)
 
 
@@ -204,6 +209,69 @@ def test_what_is_exported_goes_on_elsewhere(count_copies: bool, before: History,
             other.load(*at, exported)
             assert _in_order(other.export(*at)) == _in_order(exported)
     _play(after, count_copies=count_copies, index=other, model=model)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(histories, histories)
+def test_other_ranks_may_change_between_the_slices(before: History, meanwhile: History) -> None:
+    at = ENGINES[0]
+    index, model = _play(before, count_copies=True)
+    fresh = PrefixIndex(BlockHasher(b"test"))
+    changes = iter([operation for operation in meanwhile if operation[1][0] != at[0]])
+    with patch("kvevents.exported.SLICE_BLOCKS", 1), patch("kvevents.prefix_index.SLICE_BLOCKS", 1):
+        exported = _between(index.exporting(*at), index, changes)
+        assert (exported is None) is (at not in model.engines)
+        if exported is not None:
+            _between(fresh.loading(*at, exported), fresh, changes)
+            assert _in_order(fresh.export(*at)) == _in_order(exported) == _in_order(index.export(*at))
+            _assert_nothing_is_left_over(fresh, swept=False)
+
+
+def _between(steps: Generator[None, None, T], index: PrefixIndex, changes: Iterator[Operation]) -> T:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        for operation, at, tier, number, _ in islice(changes, 2):
+            if operation == "store":
+                index.store(*at, event(at, tier, path(number)))
+            else:
+                index.remove(*at, BlockRemoved([number], tier))
+        index.sweep(1)
+
+
+def test_a_rank_that_is_forgotten_or_cleared_meanwhile_is_not_exported() -> None:
+    at = ENGINES[0]
+    for change in (PrefixIndex.retire, PrefixIndex.clear):
+        index = PrefixIndex(BlockHasher(b"test"))
+        index.store(*at, event(at, "GPU", path(5)))
+        steps = index.exporting(*at)
+        next(steps)
+        change(index, *at)
+        assert at_once(steps) is None
+
+
+def test_a_rank_that_is_forgotten_or_cleared_while_it_is_loaded_stays_so() -> None:
+    at = ENGINES[0]
+    for change, pauses in product((PrefixIndex.retire, PrefixIndex.clear), range(1, 6)):
+        index = PrefixIndex(BlockHasher(b"test"))
+        index.store(*at, event(at, "GPU", path(5)))
+        exported = index.export(*at)
+        assert exported is not None
+        with patch("kvevents.prefix_index.SLICE_BLOCKS", 1):
+            exported.orphans = [ExportedOrphan(n, 100, n, {"CPU": 1}) for n in (101, 102)]
+            steps = index.loading(*at, exported)
+            for _ in range(pauses):
+                next(steps)
+            change(index, *at)
+            assert at_once(steps) is False
+        assert not any(index.blocks().values())
+        assert not index.orphans(*at)
+        while index.sweep():
+            pass
+        _assert_nothing_is_left_over(index, swept=True)
 
 
 def _in_order(exported: ExportedRank | None) -> object:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvevents.decoder import Message
+from kvevents.sequence import position
 from kvevents.source import Source
 from kvevents.source_events import (
     GAP,
@@ -17,6 +18,7 @@ from kvevents.source_events import (
     Action,
     Apply,
     AskReplay,
+    Checkpoint,
     Connected,
     Damaged,
     Disconnected,
@@ -658,7 +660,9 @@ def test_what_a_replay_was_not_asked_for_is_ignored() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.integers(1, 6), st.lists(st.sampled_from("pppppllrdcmmbnxy"), min_size=15, max_size=60), st.booleans()
+    st.integers(1, 6),
+    st.lists(st.sampled_from("pppppllrdcmmbnxysk"), min_size=15, max_size=60),
+    st.booleans(),
 )
 def test_in_the_end_exactly_what_the_publisher_says(buffer: int, script: list[str], can_replay: bool) -> None:
     """A publisher with a small buffer, losses and restarts: what was applied since the last retirement is always a
@@ -680,7 +684,8 @@ def test_in_the_end_exactly_what_the_publisher_says(buffer: int, script: list[st
 
 class _World:
     """p: publish and hear; l: publish and lose; r: restart; d, c: disconnect, connect; m, n: serve the replay whole
-    or with its end lost; b: serve all but one batch; x, y: rebuild, from a replay or from what comes next.
+    or with its end lost; b: serve all but one batch; x, y: rebuild, from a replay or from what comes next; s: save a
+    checkpoint; k: we restart from the last one saved.
     """
 
     def __init__(self, buffer: int, source: Source) -> None:
@@ -691,6 +696,7 @@ class _World:
         self.applied: list[Message] = []
         self.asked: int | None = None
         self.started_over = False
+        self.saved: tuple[Checkpoint | None, list[Message], bool] = (None, [], False)
 
     def tell(self, event: SourceEvent) -> None:
         for action in self.source.handle(event):
@@ -723,6 +729,14 @@ class _World:
                 self.tell(Connected())
             case "x" | "y":
                 self.tell(Rebuild(replay=step == "x"))
+            case "s":
+                if self.source.checkpoint is not None:
+                    self.saved = self.source.checkpoint, list(self.applied), self.started_over
+            case "k":
+                checkpoint, applied, self.started_over = self.saved
+                self.source = Source(can_replay=self.source._can_replay, resume=checkpoint)
+                self.applied, self.asked = list(applied), None
+                self.tell(Connected())
             case _:
                 self.serve(step)
 
@@ -742,6 +756,15 @@ class _World:
     def check(self) -> None:
         assert all(a.number + 1 == b.number for a, b in pairwise(self.applied))
         assert len({message.payload.split(b"-")[0] for message in self.applied}) <= 1
+        if self.source.state is not State.UNKNOWN:
+            assert all(message in self.published for message in self.applied)
+        checkpoint = self.source.checkpoint
+        if checkpoint is not None and self.applied:
+            last = self.applied[-1]
+            assert checkpoint.position == position(last.number, last.payload)
+        elif checkpoint is not None:
+            assert self.started_over
+            assert not checkpoint.since_start
 
     def settle(self) -> None:
         if not self.source._connected:

@@ -1,0 +1,7 @@
+"""What kvproxy knows of the engines' caches survives it, on local disk, in a directory that it alone writes in."""
+
+from proxy.state.collector import StateCollector
+from proxy.state.directory import StateDirectory
+from proxy.state.keeper import StateKeeper
+
+__all__ = ["StateCollector", "StateDirectory", "StateKeeper"]

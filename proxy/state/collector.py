@@ -1,0 +1,31 @@
+"""How old and how large what is on disk is, read at the moment of a scrape."""
+
+from collections.abc import Iterable
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from proxy.state.keeper import StateKeeper
+
+
+class StateCollector(Collector):
+    """The snapshots as metrics."""
+
+    def __init__(self, keeper: StateKeeper) -> None:
+        self._keeper = keeper
+
+    def collect(self) -> Iterable[Metric]:
+        """As prometheus_client asks."""
+        labels = ["instance", "rank"]
+        ages = GaugeMetricFamily(
+            "kvproxy_snapshot_age_seconds",
+            "How long ago the snapshot on disk was all that is known of the rank.",
+            labels=labels,
+        )
+        sizes = GaugeMetricFamily(
+            "kvproxy_snapshot_bytes", "What the snapshot of the rank takes on disk.", labels=labels
+        )
+        for family, values in ((ages, self._keeper.ages_s()), (sizes, self._keeper.sizes_bytes())):
+            for (instance, rank), value in values.items():
+                family.add_metric([instance, str(rank)], value)
+        return [ages, sizes]

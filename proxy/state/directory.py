@@ -1,0 +1,190 @@
+"""A snapshot in the directory is one that was written whole; what is not is set aside, and nothing else is touched.
+
+Files of one kvproxy, which holds a lock as long as it lives. All of it is blocking I/O, for a thread.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+import re
+import stat
+import time
+import urllib.parse
+from collections.abc import Collection
+
+from proxy.errors import ConfigError
+from proxy.state import secret
+
+MOST_BROKEN = 8
+"""Files that were set aside and are kept for a look: enough to see what happened, too few to fill a disk."""
+
+MOST_BYTES = 1 << 30
+"""A larger file is none of ours: 40 bytes a block make it 27 million blocks of one rank."""
+
+_LONGEST_STEM = 180  # of 255 bytes that file systems allow
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SNAPSHOT = ".snapshot"
+_TEMPORARY = ".tmp"
+_NAME = re.compile(r"(?P<stem>.+)\.rank[0-9]+\.snapshot")
+_BROKEN = re.compile(r".+\.snapshot\.broken-(?P<at>[0-9]+)")
+
+
+class UnusableFileError(ValueError):
+    """What lies where a snapshot should be cannot be one."""
+
+
+class StateDirectory:
+    """The files of `--state-dir`."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Make it, lock it and read its secret. Raises ConfigError if it cannot be used, and says what to do."""
+        origin = f"--state-dir {path}"
+        self._path = path
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:
+            raise ConfigError(f"{origin}: the directory above it does not exist") from None
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(f"{origin}: it is not a directory") from None
+        except OSError as error:
+            raise ConfigError(f"{origin}: it cannot be made: {error.strerror}") from None
+        self._lock = _lock(path / "lock", origin)
+        try:
+            self._clean()
+            self._try_to_write(origin)
+            self.secret = secret.read_or_make(path / "secret", origin)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let another kvproxy have it. A second call does nothing."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def read(self, instance: str, rank: int) -> bytes | None:
+        """What was written of a rank; None if nothing was. Raises UnusableFileError, OSError."""
+        try:
+            opened = os.open(
+                self._file(instance, rank), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
+        except FileNotFoundError:
+            return None
+        with os.fdopen(opened, "rb") as file:
+            found = os.fstat(opened)
+            if not stat.S_ISREG(found.st_mode):
+                raise UnusableFileError("it is not a file")
+            if found.st_size > MOST_BYTES:
+                raise UnusableFileError(f"it has {found.st_size} bytes")
+            return file.read()
+
+    def write(self, instance: str, rank: int, data: bytes) -> None:
+        """Put it in the place of what was written before, whole or not at all. Raises OSError."""
+        file = self._file(instance, rank)
+        temporary = file.with_name(file.name + _TEMPORARY)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            with os.fdopen(os.open(temporary, _NEW, 0o600), "wb") as opened:
+                opened.write(data)
+                opened.flush()
+                os.fsync(opened.fileno())
+            temporary.replace(file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        self._sync()
+
+    def set_aside(self, instance: str, rank: int) -> str:
+        """Put a file out of the way under another name, which is returned. Raises OSError."""
+        file = self._file(instance, rank)
+        aside = file.with_name(f"{file.name}.broken-{time.time_ns()}")
+        file.replace(aside)
+        broken = [(int(match["at"]), name) for name in self._names() if (match := _BROKEN.fullmatch(name))]
+        for _, name in sorted(broken)[:-MOST_BROKEN]:
+            (self._path / name).unlink(missing_ok=True)
+        return aside.name
+
+    def remove(self, instance: str, rank: int | None = None) -> None:
+        """Forget an instance, or one rank of it. Raises OSError."""
+        if rank is not None:
+            self._file(instance, rank).unlink(missing_ok=True)
+            return
+        for name, stem in self._snapshots():
+            if stem == _stem(instance):
+                (self._path / name).unlink(missing_ok=True)
+
+    def remove_others(self, instances: Collection[str]) -> int:
+        """Forget all but these instances. Returns how many snapshots went. Raises OSError."""
+        stems = {_stem(instance) for instance in instances}
+        others = [name for name, stem in self._snapshots() if stem not in stems]
+        for name in others:
+            (self._path / name).unlink(missing_ok=True)
+        return len(others)
+
+    def _file(self, instance: str, rank: int) -> pathlib.Path:
+        return self._path / f"{_stem(instance)}.rank{rank}{_SNAPSHOT}"
+
+    def _names(self) -> list[str]:
+        with os.scandir(self._path) as entries:
+            return [entry.name for entry in entries]
+
+    def _snapshots(self) -> list[tuple[str, str]]:
+        """The names of all snapshots, each with what its instance is called in it."""
+        found = [(name, _NAME.fullmatch(name)) for name in self._names()]
+        return [(name, match["stem"]) for name, match in found if match is not None]
+
+    def _clean(self) -> None:
+        """What a process that was killed in the middle of writing has left."""
+        with contextlib.suppress(OSError):
+            for name in self._names():
+                if name.endswith(_SNAPSHOT + _TEMPORARY):
+                    (self._path / name).unlink()
+
+    def _try_to_write(self, origin: str) -> None:
+        probe = self._path / f"probe{_SNAPSHOT}{_TEMPORARY}"
+        try:
+            os.close(os.open(probe, _NEW, 0o600))
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(f"{origin}: it cannot be written to: {error.strerror}") from None
+
+    def _sync(self) -> None:
+        opened = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _stem(instance: str) -> str:
+    """How an instance is called in file names: so that people know it, unless that would be too long."""
+    quoted = urllib.parse.quote(instance, safe="")
+    return quoted if len(quoted) <= _LONGEST_STEM else hashlib.blake2b(instance.encode()).hexdigest()
+
+
+def _lock(path: pathlib.Path, origin: str) -> int | None:
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{origin}: it cannot be written to: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(lock, 20).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise ConfigError(
+            f"{origin}: another kvproxy uses it (process {holder or 'unknown'}): give each a directory of its own"
+        ) from None
+    except OSError as error:
+        os.close(lock)
+        raise ConfigError(
+            f"{origin}: it cannot be locked: {error.strerror}; give a local directory"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    return lock

@@ -1,0 +1,271 @@
+"""What lies on disk of a rank is never older than the interval while its source is heard, nor written in vain.
+
+Copying is done by the rank's own subscriber, in slices between two batches; what takes longer is done in a thread.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Generator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from kvevents import Checkpoint, PrefixIndex, Resume, Subscriber
+from kvevents.snapshot import Snapshot, encode, fingerprint
+from proxy.logs import Occasionally
+from proxy.state import restorer
+from proxy.state.directory import StateDirectory
+from proxy.state.restorer import Found, Restorer
+from proxy.tasks import TaskOwner
+
+log = logging.getLogger(__name__)
+
+MOST_SHARE = 0.1
+"""The share of the time that is spent writing, whatever the interval: a fleet that has very much cached is written
+less often, rather than slow."""
+
+LAST_S = 5.0
+"""How long the last writing may take when kvproxy stops: a hundred ranks of 50 000 blocks take two seconds."""
+
+UNCLAIMED_S = 3600.0
+"""How long snapshots are kept of instances that are not there: whoever adds instances at run time may do so late
+after a restart. By then no engine's replay buffer reaches back to them."""
+
+WARN_EVERY_S = 60.0
+
+_T = TypeVar("_T")
+_Rank = tuple[str, int]
+
+
+class Accounts(restorer.Accounts, Protocol):
+    """Where counters and timings go."""
+
+    def snapshot_written(self, seconds: float) -> None:
+        """From the copying to the end of writing."""
+        ...
+
+    def snapshot_failed(self) -> None:
+        """A snapshot could not be written."""
+        ...
+
+
+class _Kept:
+    """One rank that is followed."""
+
+    def __init__(self, subscriber: Subscriber, now: float) -> None:
+        self.subscriber = subscriber
+        self.found = Found()
+        self.followed_at = now
+        self.retirements = 0
+        """Of the subscriber, when what is on disk was all there was to know: what was written before is wrong."""
+        self.written: Checkpoint | None = None
+        self.current_at: float | None = None
+        """When what is on disk was last all there was to know."""
+        self.size_bytes = 0
+        self.blocks = 0
+        self.failed: str | None = None
+
+    def start_over(self, retirements: int) -> None:
+        """There is nothing on disk any more."""
+        self.written = self.current_at = self.failed = None
+        self.size_bytes = self.blocks = 0
+        self.retirements = retirements
+
+
+class StateKeeper:
+    """Writes what the index holds at intervals, and has it ready when an engine is followed anew."""
+
+    def __init__(
+        self,
+        directory: StateDirectory,
+        index: PrefixIndex,
+        accounts: Accounts,
+        *,
+        interval_s: float,
+        instances: Callable[[], Collection[str]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`instances`: the addresses in the fleet. The keeper closes the directory."""
+        self._directory = directory
+        self._index = index
+        self._made_with = fingerprint(index.hasher)
+        self._accounts = accounts
+        self._interval_s = interval_s
+        self._instances = instances
+        self._clock = clock
+        self._tasks = TaskOwner("state")
+        # One thread: what is written or removed later is so later on disk.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
+        self._kept: dict[_Rank, _Kept] = {}
+        self._restorer = Restorer(directory, index, self._made_with, accounts, self._thread)
+        self._failures = Occasionally(clock, WARN_EVERY_S)
+        self._written_at: float | None = None
+        self._unclaimed_at: float | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._unclaimed_at = self._clock() + UNCLAIMED_S
+        self._writing = self._tasks.create(self._keep_writing(), name="snapshots")
+
+    async def close(self) -> None:
+        """Write once more what changed, while the sources are still followed, and give the directory up."""
+        if self._writing is not None:
+            self._writing.cancel()
+        try:
+            async with asyncio.timeout(LAST_S):
+                await self._tasks.drained(LAST_S)
+                await self._write_all()
+                await self._in_thread(self._directory.close)
+        except TimeoutError:
+            log.warning(
+                "snapshots: not all could be written within %g s; what was written before stays", LAST_S
+            )
+        await self._tasks.close()
+        self._thread.shutdown(wait=False)
+
+    # ---- as the event feeds ask -----------------------------------------------------------------------------
+
+    def resume(self, instance: str, rank: int) -> Resume:
+        """What loads a rank's snapshot, if there is one."""
+        return partial(self._restorer.load, instance, rank, partial(self._loaded, instance, rank))
+
+    def _loaded(self, instance: str, rank: int, found: Found) -> None:
+        if (kept := self._kept.get((instance, rank))) is not None:
+            kept.found = found
+            kept.written, kept.blocks, kept.size_bytes = found.checkpoint, found.blocks, found.size_bytes
+
+    def follow(self, instance: str, rank: int, subscriber: Subscriber) -> None:
+        """From now on what this subscriber puts into the index is written."""
+        self._kept[instance, rank] = _Kept(subscriber, self._clock())
+
+    def unfollow(self, instance: str, rank: int) -> None:
+        """What is written stays until the instance is forgotten."""
+        self._kept.pop((instance, rank), None)
+
+    def forget(self, instance: str) -> None:
+        """An instance has left for good."""
+        self._tasks.create(self._remove(instance), name=f"forget {instance}")
+
+    async def _remove(self, instance: str, rank: int | None = None) -> None:
+        try:
+            await self._in_thread(self._directory.remove, instance, rank)
+        except OSError as error:
+            log.warning("the snapshots of %s cannot be removed: %s", instance, error.strerror)
+
+    # ---- what can be seen of it -----------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """For `/status`."""
+        failed = next((kept.failed for kept in self._kept.values() if kept.failed is not None), None)
+        return {
+            "interval_s": self._interval_s,
+            "last_written_s": _ago(self._clock(), self._written_at),
+            "snapshots": sum(kept.size_bytes > 0 for kept in self._kept.values()),
+            "bytes": sum(kept.size_bytes for kept in self._kept.values()),
+            "failed": failed,
+        }
+
+    def rank_status(self, instance: str, rank: int) -> dict[str, Any] | None:
+        """For `/status`; None for a rank that is not followed."""
+        kept = self._kept.get((instance, rank))
+        if kept is None:
+            return None
+        return {
+            **kept.found.status(kept.subscriber),
+            "age_s": _ago(self._clock(), kept.current_at),
+            "blocks": kept.blocks,
+            "bytes": kept.size_bytes,
+            "failed": kept.failed,
+        }
+
+    def ages_s(self) -> dict[_Rank, float]:
+        """How long ago what is on disk of each rank was all there was to know; since it is followed, if it never was."""
+        now = self._clock()
+        return {
+            at: now - (kept.followed_at if kept.current_at is None else kept.current_at)
+            for at, kept in self._kept.items()
+            if kept.current_at is not None or kept.failed is not None
+        }
+
+    def sizes_bytes(self) -> dict[_Rank, int]:
+        """What each rank's snapshot takes on disk."""
+        return {at: kept.size_bytes for at, kept in self._kept.items() if kept.size_bytes}
+
+    # ---- writing --------------------------------------------------------------------------------------------
+
+    async def _keep_writing(self) -> None:
+        pause_s = self._interval_s
+        while True:
+            await asyncio.sleep(pause_s)
+            began_at = self._clock()
+            await self._write_all()
+            if self._unclaimed_at is not None and self._clock() >= self._unclaimed_at:
+                self._unclaimed_at = None
+                await self._remove_unclaimed()
+            pause_s = max(self._interval_s, (self._clock() - began_at) / MOST_SHARE)
+
+    async def _write_all(self) -> None:
+        for at, kept in list(self._kept.items()):
+            if self._kept.get(at) is kept:
+                await self._write(at, kept)
+
+    async def _write(self, at: _Rank, kept: _Kept) -> None:
+        checkpoint, retirements = kept.subscriber.checkpoint, kept.subscriber.retirements
+        began_at = self._clock()
+        if retirements == kept.retirements and (checkpoint is None or checkpoint == kept.written):
+            if checkpoint is not None:
+                kept.current_at = began_at
+            return
+        snapshot = await kept.subscriber.at_rest(lambda now: self._copy(at, now))
+        if self._kept.get(at) is not kept:
+            return
+        if snapshot is None:
+            if retirements != kept.retirements:
+                await self._remove(*at)
+                kept.start_over(retirements)
+            return
+        copied_at = self._clock()
+        try:
+            kept.size_bytes = await self._in_thread(self._put, snapshot)
+        except OSError as error:
+            kept.failed = error.strerror or type(error).__name__
+            self._accounts.snapshot_failed()
+            if count := self._failures.count():
+                log.warning(
+                    "%d snapshots could not be written, that of %s rank %d last: %s", count, *at, kept.failed
+                )
+            return
+        kept.written, kept.current_at, kept.failed = snapshot.checkpoint, copied_at, None
+        kept.retirements = retirements
+        kept.blocks = snapshot.blocks.hashes
+        self._written_at = self._clock()
+        self._accounts.snapshot_written(self._written_at - began_at)
+
+    def _copy(self, at: _Rank, checkpoint: Checkpoint) -> Generator[None, None, Snapshot | None]:
+        blocks = yield from self._index.exporting(*at)
+        return None if blocks is None else Snapshot(*at, checkpoint, blocks)
+
+    async def _remove_unclaimed(self) -> None:
+        try:
+            gone = await self._in_thread(self._directory.remove_others, set(self._instances()))
+        except OSError as error:
+            log.warning("snapshots of instances that left cannot be removed: %s", error.strerror)
+            return
+        if gone:
+            log.info("removed %d snapshots of instances that are not there any more", gone)
+
+    # ---- in the thread --------------------------------------------------------------------------------------
+
+    def _in_thread(self, function: Callable[..., _T], *args: Any) -> "asyncio.Future[_T]":
+        return asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    def _put(self, snapshot: Snapshot) -> int:
+        data = encode(snapshot, self._made_with)
+        self._directory.write(snapshot.instance, snapshot.rank, data)
+        return len(data)
+
+
+def _ago(now: float, then: float | None) -> float | None:
+    return None if then is None else round(now - then, 1)

@@ -1,0 +1,131 @@
+"""What is loaded of a rank is, key for key, what was written of that very rank; anything else is set aside, and told.
+
+Whether it is still true is found out by the rank's subscriber: loading it promises nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, Protocol
+
+from kvevents import Checkpoint, PrefixIndex, Resumed, Subscriber, in_slices
+from kvevents.snapshot import Snapshot, SnapshotError, decode
+from proxy.state.directory import StateDirectory, UnusableFileError
+
+log = logging.getLogger(__name__)
+
+READ_S = 10.0
+"""A rank does not wait longer for what was known of it: on a disk that hangs all start from nothing."""
+
+_SILENT = "the disk does not answer"
+
+_WHY = {
+    "new_process": "the engine was restarted meanwhile",
+    "gap": "the engine's replay buffer does not reach back to it",
+    "unverified": "the engine's replay did not answer",
+    "rebuild": "it was found to be wrong",
+}
+
+
+class Accounts(Protocol):
+    """The part of the keeper's accounts needed here."""
+
+    def snapshot_broken(self) -> None:
+        """A snapshot could not be read."""
+        ...
+
+
+class Found:
+    """What was there of a rank when it was followed."""
+
+    def __init__(self) -> None:
+        self.checkpoint: Checkpoint | None = None
+        self.blocks = 0
+        self.size_bytes = 0
+        self.why: str | None = None
+        """Why nothing could be loaded although something was there."""
+
+    def status(self, subscriber: Subscriber) -> dict[str, Any]:
+        """For `/status`: what became of it."""
+        resumed, why = subscriber.resumed, self.why
+        if resumed is Resumed.STALE:
+            why = _WHY.get(subscriber.stale_because or "", subscriber.stale_because)
+        blocks = self.blocks if resumed is Resumed.RESTORED else None
+        return {"restored": resumed.value, "why": why, "restored_blocks": blocks}
+
+
+class Restorer:
+    """Loads snapshots into an index, one at a time: what was read of a hundred ranks need not be in memory at once."""
+
+    def __init__(
+        self,
+        directory: StateDirectory,
+        index: PrefixIndex,
+        made_with: bytes,
+        accounts: Accounts,
+        thread: Executor,
+    ) -> None:
+        """`made_with`: the fingerprint of the index's keys. `thread`: where the directory is read."""
+        self._directory = directory
+        self._index = index
+        self._made_with = made_with
+        self._accounts = accounts
+        self._thread = thread
+        self._turn = asyncio.Lock()
+        self._reading: asyncio.Future[tuple[Snapshot, int] | None] | None = None
+
+    async def load(self, instance: str, rank: int, tell: Callable[[Found], None]) -> Checkpoint | None:
+        """Load a rank's snapshot, if there is one, and `tell` what was found. Raises nothing."""
+        async with self._turn:
+            found = Found()
+            snapshot = await self._look(instance, rank, found)
+            if snapshot is not None and await in_slices(self._index.loading(instance, rank, snapshot.blocks)):
+                found.checkpoint, found.blocks = snapshot.checkpoint, snapshot.blocks.hashes
+        tell(found)
+        return found.checkpoint
+
+    async def _look(self, instance: str, rank: int, found: Found) -> Snapshot | None:
+        try:
+            read = await self._read_in_time(instance, rank)
+        except SnapshotError as error:  # which was said when it was set aside
+            found.why = str(error)
+        except TimeoutError:
+            found.why = _SILENT
+            log.warning("the snapshot of %s rank %d could not be read: %s", instance, rank, found.why)
+        except OSError as error:
+            found.why = f"it could not be read: {error.strerror or type(error).__name__}"
+            log.warning("the snapshot of %s rank %d: %s", instance, rank, found.why)
+        else:
+            if read is None:
+                return None
+            snapshot, found.size_bytes = read
+            return snapshot
+        self._accounts.snapshot_broken()
+        return None
+
+    async def _read_in_time(self, instance: str, rank: int) -> tuple[Snapshot, int] | None:
+        async with asyncio.timeout(READ_S):
+            if self._reading is not None and not self._reading.done():
+                raise TimeoutError  # it was given up, and has not ended since
+            loop = asyncio.get_running_loop()
+            self._reading = loop.run_in_executor(self._thread, self._read, instance, rank)
+            self._reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
+            return await asyncio.shield(self._reading)
+
+    def _read(self, instance: str, rank: int) -> tuple[Snapshot, int] | None:
+        try:
+            data = self._directory.read(instance, rank)
+            if data is None:
+                return None
+            return _of(instance, rank, decode(data, self._made_with)), len(data)
+        except (SnapshotError, UnusableFileError) as error:
+            aside = self._directory.set_aside(instance, rank)
+            log.warning("the snapshot of %s rank %d was set aside as %s: %s", instance, rank, aside, error)
+            raise SnapshotError(str(error)) from None
+
+
+def _of(instance: str, rank: int, snapshot: Snapshot) -> Snapshot:
+    if (snapshot.instance, snapshot.rank) != (instance, rank):
+        raise SnapshotError(f"it is one of {snapshot.instance} rank {snapshot.rank}")
+    return snapshot
