@@ -15,7 +15,7 @@ import msgspec
 
 from kvevents import Context
 from proxy.collaborators import Client
-from proxy.config import Config, InstanceSpec
+from proxy.config import Config, InstanceSpec, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.custody import HoldState
 from proxy.doctor import asking, engine_steps, event_steps, pair_steps
@@ -71,6 +71,7 @@ class Doctor:
         self._followed = followed or _unknown
         self._live = followed is not None
         self._limit_s = limit_s
+        self._decode_alone = config.admission.when_no_prefill is WhenNoPrefill.DECODE
         self._examining = False
         self._tasks = TaskOwner("doctor")
 
@@ -137,6 +138,7 @@ class Doctor:
                 for facts in pairs
             ],
             fleet=[
+                *pair_steps.roles(specs, decode_alone=self._decode_alone),
                 *pair_steps.engines_agree(engines),
                 *pair_steps.pairs_tried([(p.prefill, p.decode) for p in pairs], every=every),
             ],

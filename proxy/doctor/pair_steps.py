@@ -36,6 +36,17 @@ def pairs_tried(tried: Sequence[tuple[str, str]], *, every: bool) -> list[Findin
     ]
 
 
+def roles(specs: Sequence[InstanceSpec], *, decode_alone: bool) -> list[Finding]:
+    """What no request can be served without; `decode_alone`: decode instances may serve whole requests."""
+    there = {spec.role for spec in specs}
+    missing = [role for role in (Role.PREFILL, Role.DECODE) if not there & {role, Role.BOTH}]
+    if not missing:
+        return []
+    report = warned if decode_alone and missing == [Role.PREFILL] else failed
+    words = f"there is no {' and no '.join(missing)} instance"
+    return [report("roles", words, "add one: POST /instances/add, or the flags of kvproxy serve")]
+
+
 def why_not(prefill: EngineFacts, decode: EngineFacts, model: str) -> str | None:
     """Why a pair had better not be tried; None if it may.
 

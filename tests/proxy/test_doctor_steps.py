@@ -12,7 +12,7 @@ from proxy.connectors import Handoff
 from proxy.doctor import as_json, as_text
 from proxy.doctor.asking import read_metrics
 from proxy.doctor.engine_steps import reachable, version
-from proxy.doctor.facts import Answer, EngineFacts, Moved, PairFacts, RankFacts, Trouble
+from proxy.doctor.facts import Answer, EngineFacts, Moved, PairFacts, RankFacts, Send, Trouble
 from proxy.doctor.findings import (
     Finding,
     InstanceReport,
@@ -23,7 +23,7 @@ from proxy.doctor.findings import (
     skipped,
     warned,
 )
-from proxy.doctor.pair_steps import MAX_PAIRS, of_pair, pairs, why_not
+from proxy.doctor.pair_steps import MAX_PAIRS, of_pair, pairs, roles, why_not
 from proxy.doctor.runs import find
 
 OURS = list(range(100, 140))
@@ -123,6 +123,27 @@ def test_pairs_are_all_there_are_or_each_with_another() -> None:
     assert pairs([]) == ([], True)
 
 
+@pytest.mark.parametrize(
+    ("there", "decode_alone", "words", "status"),
+    [
+        ([Role.PREFILL, Role.DECODE], False, None, None),
+        ([Role.BOTH], False, None, None),
+        ([Role.PREFILL, Role.BOTH], False, None, None),
+        ([], False, "no prefill and no decode instance", Status.FAIL),
+        ([Role.PREFILL], True, "no decode instance", Status.FAIL),
+        ([Role.DECODE], False, "no prefill instance", Status.FAIL),
+        ([Role.DECODE], True, "no prefill instance", Status.WARN),
+    ],
+)
+def test_a_role_nobody_has_is_missed(
+    there: list[Role], decode_alone: bool, words: str | None, status: Status | None
+) -> None:
+    specs = [parse_instance(f"h:{n + 1}", role) for n, role in enumerate(there)]
+    found = roles(specs, decode_alone=decode_alone)
+    assert [f.status for f in found] == ([] if status is None else [status])
+    assert all((words or "") in f.words for f in found)
+
+
 def moved(prompt: float, **by_source: float) -> Moved:
     return Moved(prompt=prompt, by_source=by_source, asked_connector=40.0, failed_transfers=0)
 
@@ -158,8 +179,6 @@ def test_a_hand_over_is_judged_by_what_decode_counted(
 
 
 def test_a_pair_that_could_kill_an_engine_is_not_tried() -> None:
-    from proxy.doctor.facts import Send
-
     served = Send(answer=Answer(value=b"{}"), sent_ts=0.0)
     cards = Answer(value=[{"id": "m", "parent": None}])
 
