@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -153,9 +154,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 deadlines=config.deadlines,
                 retries=config.retries,
             )
-            app[doctor.DOCTOR] = examiner = Doctor(
-                config, client, followed=lambda address, rank: _followed(fleet, address, rank)
-            )
+            app[doctor.DOCTOR] = examiner = Doctor(config, client, service=_Known(fleet, accuracy))
             watch.start()
             if feeds is not None:
                 believing = Believing(fleet, accuracy, feeds, time.monotonic)
@@ -179,10 +178,21 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     return app
 
 
-def _followed(fleet: Fleet, address: str, rank: int) -> str:
-    """The state of the index of a rank."""
-    instance = fleet.get(address)
-    return instance.index_state(rank) if instance is not None else "unknown"
+class _Known:
+    """What the doctor asks of the service."""
+
+    def __init__(self, fleet: Fleet, accuracy: Accuracy) -> None:
+        self._fleet = fleet
+        self._accuracy = accuracy
+
+    def index_state(self, address: str, rank: int) -> str:
+        """What the index of a rank is worth."""
+        instance = self._fleet.get(address)
+        return instance.index_state(rank) if instance is not None else "unknown"
+
+    def accuracy(self, address: str, rank: int) -> dict[str, Any]:
+        """How right predictions for it were."""
+        return self._accuracy.status(address, rank)
 
 
 CLIENTS = [

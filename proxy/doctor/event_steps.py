@@ -1,6 +1,8 @@
 """Pure: what was heard of an engine's KV events, and what became of the probe, become findings."""
 
 from kvevents.events import Reason
+from proxy.config import Role
+from proxy.doctor.accuracy_step import accuracy
 from proxy.doctor.engine_steps import EVENTS_CONFIG, refused_words
 from proxy.doctor.facts import EngineFacts, RankFacts, Trouble
 from proxy.doctor.findings import Finding, failed, passed, skipped, warned
@@ -23,6 +25,8 @@ def of_rank(facts: EngineFacts, rank: RankFacts, *, several: bool) -> list[Findi
     if rank.source is not None:
         findings = [_connected(facts, rank), _replay(facts, rank), _wire_format(facts, rank, found)]
     findings += [_probe_event(facts, rank, found), _cached_tokens(facts, rank), _clock(facts, rank, found)]
+    if rank.accuracy is not None and facts.spec.role is not Role.DECODE:
+        findings.append(accuracy(rank.accuracy))
     return [Finding(f.step, f.status, f.words, f.remedy, number) for f in findings]
 
 

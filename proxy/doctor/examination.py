@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -22,7 +22,7 @@ from proxy.doctor import asking, engine_steps, event_steps, pair_steps
 from proxy.doctor.facts import EngineFacts, PairFacts
 from proxy.doctor.findings import Finding, InstanceReport, PairReport, Report, skipped
 from proxy.doctor.handover import HandOver
-from proxy.doctor.probing import MAX_RANKS, Probing
+from proxy.doctor.probing import MAX_RANKS, Probing, Service
 from proxy.instances import Fleet, Instance, Status
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.releases import RELEASE_TIMEOUT_S, Releases
@@ -50,10 +50,6 @@ class _NoAccounts:
         """Not counted."""
 
 
-def _unknown(_address: str, _rank: int) -> str:
-    return "unknown"
-
-
 class Doctor:
     """Examines fleets; `close` it in the end."""
 
@@ -62,14 +58,13 @@ class Doctor:
         config: Config,
         engines: Engines,
         *,
-        followed: Callable[[str, int], str] | None = None,
+        service: Service | None = None,
         limit_s: float = DEFAULT_LIMIT_S,
     ) -> None:
-        """`followed`: the state of the running service's index of a rank, where there is a service."""
+        """`service`: what a running service knows, where there is one."""
         self._config = config
         self._engines = engines
-        self._followed = followed or _unknown
-        self._live = followed is not None
+        self._service = service
         self._limit_s = limit_s
         self._decode_alone = config.admission.when_no_prefill is WhenNoPrefill.DECODE
         self._examining = False
@@ -152,8 +147,7 @@ class Doctor:
             kv_events=self._config.kv_events,
             context=context,
             tasks=listening,
-            followed=self._followed,
-            live=self._live,
+            service=self._service,
         )
 
     async def _all(

@@ -111,6 +111,8 @@ class RankFacts(msgspec.Struct):
     """Where its events are; None if it publishes none, or none are wanted."""
     followed_as: str | None = None
     """The state of the index of the running service, where only that can hear the engine (it binds the port)."""
+    accuracy: dict[str, Any] | None = None
+    """How right the running service's predictions were, as `/status` has it; None without a service."""
     port_taken: bool = False
     """The engine connects to a port here that another process has."""
     connected: bool = False

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -60,6 +59,18 @@ _SECOND_LOOKS = 2
 """How often cached tokens that are not as predicted are looked at again: blocks may be evicted in between."""
 
 
+class Service(Protocol):
+    """What a running service knows of its instances."""
+
+    def index_state(self, address: str, rank: int) -> str:
+        """What its index of a rank is worth."""
+        ...
+
+    def accuracy(self, address: str, rank: int) -> dict[str, Any]:
+        """How right its predictions were, as `/status` has it."""
+        ...
+
+
 class Probing:
     """Examines one engine. What is known so far is in `facts`, also when it is cancelled."""
 
@@ -72,18 +83,16 @@ class Probing:
         kv_events: bool,
         context: Context,
         tasks: TaskOwner,
-        followed: Callable[[str, int], str],
-        live: bool,
+        service: Service | None,
     ) -> None:
-        """`followed` tells the state of the running service's index; `live`: there is one."""
+        """`service`: what a running service knows, where there is one."""
         self.facts = facts
         self._engines = engines
         self._model = model
         self._kv_events = kv_events
         self._context = context
         self._tasks = tasks
-        self._followed = followed
-        self._live = live
+        self._service = service
         self._addresses: dict[int, SourceAddress] = {}
 
     async def look(self) -> None:
@@ -166,6 +175,8 @@ class Probing:
     # -- the probe ----------------------------------------------------------------------------------------
 
     async def _probe_rank(self, rank: RankFacts, local: LocalTokenizer | None, *, several: bool) -> None:
+        if self._service is not None and rank.source is not None:
+            rank.accuracy = self._service.accuracy(self.facts.address, rank.rank)
         listeners = await self._listen(rank)
         listener = listeners[0] if listeners else None
         try:
@@ -203,8 +214,8 @@ class Probing:
         source = self._addresses.get(rank.rank)
         if source is None:
             return []
-        if source.bind and self._live:
-            rank.followed_as = self._followed(self.facts.address, rank.rank)
+        if source.bind and self._service is not None:
+            rank.followed_as = self._service.index_state(self.facts.address, rank.rank)
             return []
         if port_taken(source):
             rank.port_taken = True

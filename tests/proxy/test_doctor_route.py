@@ -25,6 +25,8 @@ async def test_a_healthy_service_is_told_so() -> None:
         assert [i["instance"] for i in told["instances"]] == [e.address for e in pair.engines.all]
         assert len(told["pairs"]) == 4
         assert pair.engines.holds == 0
+        [step] = [f for f in told["instances"][0]["findings"] if f["step"] == "accuracy"]
+        assert step["words"].startswith("not sampled")
 
 
 async def test_what_is_wrong_is_told_with_its_remedy() -> None:

@@ -12,6 +12,7 @@ from proxy.connectors import Handoff
 from proxy.doctor import as_json, as_text
 from proxy.doctor.asking import read_metrics
 from proxy.doctor.engine_steps import reachable, version
+from proxy.doctor.event_steps import of_rank
 from proxy.doctor.facts import Answer, EngineFacts, Moved, PairFacts, RankFacts, Send, Trouble
 from proxy.doctor.findings import (
     Finding,
@@ -245,3 +246,31 @@ def test_a_report_can_be_read_without_a_terminal_and_fits_into_one() -> None:
     assert "\033[1;31mfail\033[0m" in narrow
     assert max(len(line) for line in as_text(made, width=80).splitlines()) <= 80
     json.dumps(as_json(made))
+
+
+def told(legs: int, share: float | None, *, trusted: bool = True, **misses: int) -> dict[str, Any]:
+    causes = dict.fromkeys(("tokens", "race", "upper_bound", "index"), 0)
+    return {"legs": legs, "exact_share": share, "trusted": trusted, "misses": causes | misses}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "status", "words", "remedy"),
+    [
+        (told(0, None), Status.PASS, "not sampled", ""),
+        (told(5, None), Status.PASS, "none reported", ""),
+        (told(1000, 0.99, race=10), Status.PASS, "99.0% of 1000", ""),
+        (told(4, 0.5, race=2), Status.PASS, "50.0% of 4", ""),
+        (told(1000, 0.9, race=99, index=1), Status.WARN, "99 race, 1 index", "KV cache"),
+        (told(100, 0.5, tokens=50), Status.WARN, "50 tokens", "engines_agree"),
+        (told(100, 0.5, trusted=False, index=50), Status.FAIL, "by load alone", "wire_format"),
+    ],
+)
+def test_the_services_own_predictions_are_judged(
+    accuracy: dict[str, Any], status: Status, words: str, remedy: str
+) -> None:
+    rank = RankFacts(rank=0, accuracy=accuracy)
+    [finding] = [f for f in of_rank(engine(), rank, several=False) if f.step == "accuracy"]
+    assert finding.status is status
+    assert words in finding.words
+    assert remedy in (finding.remedy or "")
+    assert not [f for f in of_rank(engine(role=Role.DECODE), rank, several=False) if f.step == "accuracy"]
