@@ -7,6 +7,7 @@ others wait for one short turn however many of them have much to do.
 """
 
 import asyncio
+import itertools
 import logging
 import struct
 import time
@@ -76,6 +77,7 @@ _REPLAYS = (
     4  # of subscribers that share turns, at once: what is replayed faster than it is applied fills memory
 )
 _SOCKETS = 65_535  # of one context: up to four for each source, and ZeroMQ's own limit is 1023
+_numbers = itertools.count()  # names of monitors: one that was closed may be taken for a while
 _LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -521,9 +523,10 @@ class _Wire:
             self._sub.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
             self._sub.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
             self._sub.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-            monitored = f"inproc://links-{id(self)}"
+            monitored = f"inproc://links-{next(_numbers)}"
             self._sub.monitor(monitored, _LINK_EVENTS)
             self._monitor = self._new(zmq.PAIR, monitored)
+            self._monitor.rcvhwm = 0
             self._monitor.connect(monitored)
             if address.bind:
                 self._sub.bind(address.endpoint)
@@ -595,9 +598,12 @@ class _Wire:
 
     def close(self) -> None:
         """Close all sockets at once."""
-        for socket in self._open[::-1]:
+        for socket in self._open:
             if socket.type == zmq.SUB:
+                # Before its monitor's reader goes: an event of the connection that nobody can read blocks
+                # ZeroMQ's thread for good, and then us.
                 socket.disable_monitor()
+        for socket in self._open[::-1]:
             self._close(socket)
 
     def _new(self, kind: int, endpoint: str) -> "zmq.Socket[bytes]":

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -34,8 +35,9 @@ from proxy.config import Config, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.director import Director
 from proxy.discovery import Believing, EventFeeds, FleetWatch
+from proxy.doctor import Doctor
 from proxy.errors import ConfigError
-from proxy.handlers import admin, observe, openai, openapi
+from proxy.handlers import admin, doctor, observe, openai, openapi
 from proxy.instances import Fleet
 from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
@@ -47,7 +49,7 @@ from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
 from proxy.state import StateCollector, StateDirectory, StateKeeper
 from proxy.tasks import TaskOwner
-from proxy.tokenizing import LocalTokenizer, PromptTokenizer, find_model, read_model
+from proxy.tokenizing import PromptTokenizer, configured_tokenizer
 from proxy.upstream.client import EngineClient
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     chosen_policy = policy or load_policy(config.policy)
     if policy is not None:
         config = msgspec.structs.replace(config, policy=type(policy).__name__)
-    local = _local_tokenizer(config.tokenizer)
+    local = configured_tokenizer(config.tokenizer)
     app = _application(config)
     registry = CollectorRegistry()
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
@@ -174,12 +176,14 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             )
             if (state := app.get(STATE)) is not None:
                 state.start()
+            app[doctor.DOCTOR] = examiner = Doctor(config, client, service=_Known(fleet, accuracy))
             watch.start()
             if feeds is not None:
                 believing = Believing(fleet, accuracy, feeds, time.monotonic)
                 feed_tasks.create(believing.keep_looking(), name="accuracy")
             tokenizer.start()
             yield
+            await examiner.close(CLEANUP_S)
             await leg_tasks.drained(CLEANUP_S)
             await leg_tasks.close()
             await tokenizer.close()
@@ -198,15 +202,21 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     return app
 
 
-def _local_tokenizer(name: str) -> LocalTokenizer | None:
-    """The tokenizer that is configured by its name. Raises ConfigError."""
-    if name in {"auto", "engines"}:
-        return None
-    directory = find_model(name)
-    try:
-        return LocalTokenizer(read_model(directory))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--tokenizer {name} cannot be used: {error}") from None
+class _Known:
+    """What the doctor asks of the service."""
+
+    def __init__(self, fleet: Fleet, accuracy: Accuracy) -> None:
+        self._fleet = fleet
+        self._accuracy = accuracy
+
+    def index_state(self, address: str, rank: int) -> str:
+        """What the index of a rank is worth."""
+        instance = self._fleet.get(address)
+        return instance.index_state(rank) if instance is not None else "unknown"
+
+    def accuracy(self, address: str, rank: int) -> dict[str, Any]:
+        """How right predictions for it were."""
+        return self._accuracy.status(address, rank)
 
 
 CLIENTS = [
@@ -223,6 +233,7 @@ OPERATORS = [
     web.get("/status", observe.status),
     web.get("/metrics", observe.metrics),
     web.post("/explain", observe.explain),
+    web.get("/doctor", doctor.doctor, allow_head=False),
     web.post("/instances/add", admin.add_instance),
     web.post("/instances/drain", admin.drain_instance),
     web.post("/instances/remove", admin.remove_instance),

@@ -1,6 +1,7 @@
 """The command line: flags become a `Config`, the `Config` runs, and how that ended becomes the exit code.
 
-0: asked to stop. 1: not ready in time. 2: a setting is wrong, or an engine serves another model.
+0: asked to stop. 1: not ready in time. 2: a setting is wrong, or an engine serves another model. `doctor` ends with
+what it found: 0 for nothing, 1 for warnings, 2 for failures.
 """
 
 import asyncio
@@ -17,8 +18,9 @@ import uvloop
 from proxy.app import create_runner, shut_down
 from proxy.app_keys import WATCH
 from proxy.config import Config
+from proxy.doctor.command import examine, shown
 from proxy.errors import ConfigError, KvproxyError
-from proxy.flags import fail, read_config
+from proxy.flags import fail, read_arguments
 from proxy.logs import Formatter, log_loop_error
 
 log = logging.getLogger("kvproxy")
@@ -67,13 +69,18 @@ def _allow_many_sockets() -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """The `kvproxy` command."""
     try:
-        config = read_config(argv)
+        arguments = read_arguments(argv)
+        config = arguments.config
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Formatter())
         logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
         _allow_many_sockets()
         gc.freeze()  # the objects of all modules: looking through them again stops everything for 20 ms
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            if arguments.command == "doctor":
+                report = runner.run(examine(config, arguments.limit_s))
+                print(shown(report, json_wanted=arguments.as_json))
+                sys.exit(report.exit_code)
             runner.run(serve(config))
     except ConfigError as error:
         fail(str(error))

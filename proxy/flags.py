@@ -1,4 +1,7 @@
-"""The command line's words: each flag becomes a setting of `Config`, which alone knows the defaults."""
+"""The command line's words: each flag becomes a setting of `Config`, which alone knows the defaults.
+
+Commands share what says which engines there are and how they are spoken to.
+"""
 
 import argparse
 import importlib.metadata
@@ -6,7 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
@@ -22,7 +25,9 @@ from proxy.config import (
     WhenNoPrefill,
     parse_instance,
 )
+from proxy.config.checks import check_seconds
 from proxy.connectors import CONNECTORS
+from proxy.doctor import DEFAULT_LIMIT_S
 from proxy.errors import ConfigError
 from proxy.scheduling.policies import POLICIES
 
@@ -32,19 +37,22 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _EXAMPLE = """\
 example:
-  kvproxy serve -m llama -p 10.0.0.1:8100 10.0.0.2:8100 -d 10.0.0.3:8200 10.0.0.4:8200
+  kvproxy {command} -m llama -p 10.0.0.1:8100 10.0.0.2:8100 -d 10.0.0.3:8200 10.0.0.4:8200
 
 An instance is HOST:PORT, or https://HOST:PORT where it speaks TLS. Its KV-event sources are asked of it; for one that does not tell, name them:
   HOST:PORT?events=tcp://HOST:5557&replay=tcp://HOST:5657&topic=T     (several ranks: comma-separated)
 
+"""
+
+_ENVIRONMENT = """
 environment:
-  ADMIN_API_KEY   the key that /instances/* and /explain need in X-API-Key
+  ADMIN_API_KEY   the key that /instances/*, /explain and /doctor need in X-API-Key
 """
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        fail(f"{message} (see kvproxy serve --help)")
+        fail(f"{message} (see {self.prog} --help)")
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -53,27 +61,80 @@ def fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
+class Arguments(NamedTuple):
+    """What the command line asks for."""
+
+    command: str
+    config: Config
+    as_json: bool = False
+    """Of `doctor`: for machines."""
+    limit_s: float = DEFAULT_LIMIT_S
+    """Of `doctor`: when it ends at the latest."""
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     top = _Parser(prog="kvproxy", description="The router for disaggregated vLLM.", allow_abbrev=False)
     top.add_argument(
         "--version", action="version", version=f"kvproxy {importlib.metadata.version('kvproxy')}"
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    parsers = {"serve": _add_serve(commands), "doctor": _add_doctor(commands)}
+    args, unknown = top.parse_known_args(argv)
+    if unknown:
+        parsers[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
+def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> _Parser:
     serve = commands.add_parser(
         "serve",
         help="serve prefill and decode engines behind one OpenAI-compatible address",
         description="Serve X prefill and Y decode engines behind one OpenAI-compatible address.",
-        epilog=_EXAMPLE,
+        epilog=_EXAMPLE.format(command="serve") + _ENVIRONMENT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     _add_engines(serve.add_argument_group("engines"))
-    _add_routing(serve.add_argument_group("routing"))
-    _add_service(serve.add_argument_group("service"))
+    routing = serve.add_argument_group("routing")
+    _add_routing(routing)
+    _add_tokenizer(routing)
+    service = serve.add_argument_group("service")
+    _add_service(service)
+    _add_log_level(service, "info", "info logs a line a request")
     _add_faults(serve.add_argument_group("faults"))
     _add_overload(serve.add_argument_group("overload"))
-    _add_security(serve.add_argument_group("security"))
-    return top
+    security = serve.add_argument_group("security")
+    _add_security(security)
+    _add_engine_security(security)
+    return serve
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> _Parser:
+    doctor = commands.add_parser(
+        "doctor",
+        help="look whether engines do what kvproxy relies on, and say what to do where not",
+        description="Look at each engine, and at each pair of them, step by step. Small probe prompts are sent."
+        " Exit code 0: all is well; 1: warnings; 2: failures, or a wrong flag.",
+        epilog=_EXAMPLE.format(command="doctor"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    engines = doctor.add_argument_group("engines, as for kvproxy serve")
+    _add_engines(engines)
+    _add_tokenizer(engines)
+    _add_engine_security(engines)
+    _add_number(engines, *_CONNECT_TIMEOUT)
+    output = doctor.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="everything, for machines")
+    output.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_LIMIT_S,
+        metavar="S",
+        help="what is not done after so many seconds has failed (default: %(default)g)",
+    )
+    _add_log_level(output, "error", "what is logged on stderr beside the report")
+    return doctor
 
 
 def _add_engines(group: "argparse._ArgumentGroup") -> None:
@@ -113,17 +174,20 @@ def _add_routing(group: "argparse._ArgumentGroup") -> None:
         help=f"how instances are picked: {', '.join(POLICIES)}, or package.module:Class (default: %(default)s)",
     )
     group.add_argument(
+        "--decision-headers",
+        action="store_true",
+        help="answers carry X-Kvproxy-Prefill, X-Kvproxy-Decode and X-Kvproxy-Cached-Tokens (predicted)",
+    )
+
+
+def _add_tokenizer(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
         "--tokenizer",
         default="auto",
         metavar="PATH|NAME",
         help="the model's tokenizer and chat template: a directory, or a name in the Hugging Face cache (nothing is"
         " downloaded); auto uses the engines' own directory if it can be read here, else asks engines, as"
         " engines always does (default: %(default)s)",
-    )
-    group.add_argument(
-        "--decision-headers",
-        action="store_true",
-        help="answers carry X-Kvproxy-Prefill, X-Kvproxy-Decode and X-Kvproxy-Cached-Tokens (predicted)",
     )
 
 
@@ -166,11 +230,14 @@ def _add_service(group: "argparse._ArgumentGroup") -> None:
         "S",
         "how often what changed is written there",
     )
+
+
+def _add_log_level(group: "argparse._ArgumentGroup", default: str, what: str) -> None:
     group.add_argument(
         "--log-level",
         choices=LOG_LEVELS,
-        default="info",
-        help="info logs a line a request (default: %(default)s)",
+        default=default,
+        help=f"{what} (default: %(default)s)",
     )
 
 
@@ -194,9 +261,18 @@ def _add_number(
     )
 
 
+_CONNECT_TIMEOUT = (
+    "--connect-timeout",
+    Deadlines,
+    "connect_s",
+    "S",
+    "how long connecting to an engine may take",
+)
+
+
 def _add_faults(group: "argparse._ArgumentGroup") -> None:
     for flag, section, field, unit, what in (
-        ("--connect-timeout", Deadlines, "connect_s", "S", "how long connecting to an engine may take"),
+        _CONNECT_TIMEOUT,
         ("--prefill-timeout", Deadlines, "prefill_s", "S", "how long a prefill leg may take"),
         (
             "--first-byte-timeout",
@@ -276,23 +352,16 @@ def _add_security(group: "argparse._ArgumentGroup") -> None:
         metavar="FILE",
         help="clients' keys, one NAME KEY a line, wanted for all of /v1; without it everybody may ask",
     )
-    group.add_argument(
-        "--engine-api-key-file",
-        type=pathlib.Path,
-        metavar="FILE",
-        help="a file with the key that engines want; clients' Authorization is passed on only with neither file",
-    )
     group.add_argument("--admin-host", metavar="HOST", help="where --admin-port listens (default: --host)")
     group.add_argument(
         "--admin-port",
         type=int,
         metavar="PORT",
-        help="serve /status, /metrics, /explain and /instances/* here and no longer on --port",
+        help="serve /status, /metrics, /explain, /doctor and /instances/* here and no longer on --port",
     )
     for flag, what in (
         ("--tls-cert", "the certificate chain to serve https with, on both ports (PEM)"),
         ("--tls-key", "its key, without a passphrase (PEM)"),
-        ("--engine-ca", "the authorities that certify https:// engines (PEM; default: the system's)"),
     ):
         group.add_argument(flag, type=pathlib.Path, metavar="FILE", help=what)
     group.add_argument(
@@ -305,35 +374,50 @@ def _add_security(group: "argparse._ArgumentGroup") -> None:
     )
 
 
+def _add_engine_security(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--engine-api-key-file",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a file with the key that engines want; clients' Authorization is passed on only with neither file",
+    )
+    group.add_argument(
+        "--engine-ca",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="the authorities that certify https:// engines (PEM; default: the system's)",
+    )
+
+
 def read_config(argv: Sequence[str] | None = None) -> Config:
     """The configuration in command-line arguments and environment. Raises ConfigError; exits for --help."""
-    args = _parser().parse_args(argv)
+    return read_arguments(argv).config
+
+
+def read_arguments(argv: Sequence[str] | None = None) -> Arguments:
+    """The command and its configuration. Raises ConfigError; exits for --help."""
+    args = _parse(argv)
+    if args.command == "doctor":
+        check_seconds("--timeout", args.timeout)
+        return Arguments(args.command, _config(args), args.json, args.timeout)
+    return Arguments(args.command, _config(args))
+
+
+def _config(args: argparse.Namespace) -> Config:
     roles = {Role.PREFILL: args.prefill, Role.DECODE: args.decode, Role.BOTH: args.both}
     instances = tuple(parse_instance(text, role) for role, texts in roles.items() for text in texts)
-    args.when_no_prefill = WhenNoPrefill(args.when_no_prefill)
     config = Config(
         model=args.model,
         instances=instances,
-        host=args.host,
-        port=args.port,
         connector=args.connector,
-        policy=args.policy,
         kv_events=args.kv_events == "auto",
         tokenizer=args.tokenizer,
         engine_api_key=_read_key(args.engine_api_key_file),
-        admin_api_key=os.environ.get("ADMIN_API_KEY", "").strip() or None,
         log_level=args.log_level,
-        startup_timeout_s=args.startup_timeout,
-        shutdown_timeout_s=args.shutdown_timeout,
         kv_lease_s=args.kv_lease_s,
-        decision_headers=args.decision_headers,
-        max_body_mb=args.max_body_mb,
         deadlines=_section(Deadlines, args),
-        retries=_section(Retries, args),
-        health=_section(Health, args),
-        admission=_section(Admission, args),
         security=_section(Security, args),
-        state=_section(State, args),
+        **(_service_settings(args) if args.command == "serve" else {}),
     )
     if not args.both and not (args.prefill and args.decode):
         missing = " and ".join(f"--{r}" for r in (Role.PREFILL, Role.DECODE) if not roles[r])
@@ -343,9 +427,28 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
     return config
 
 
+def _service_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What only a running service can be told."""
+    args.when_no_prefill = WhenNoPrefill(args.when_no_prefill)
+    return {
+        "host": args.host,
+        "port": args.port,
+        "policy": args.policy,
+        "admin_api_key": os.environ.get("ADMIN_API_KEY", "").strip() or None,
+        "startup_timeout_s": args.startup_timeout,
+        "shutdown_timeout_s": args.shutdown_timeout,
+        "decision_headers": args.decision_headers,
+        "max_body_mb": args.max_body_mb,
+        "retries": _section(Retries, args),
+        "health": _section(Health, args),
+        "admission": _section(Admission, args),
+        "state": _section(State, args),
+    }
+
+
 def _section(section: type[_S], args: argparse.Namespace) -> _S:
-    """A section of the configuration from the flags named as its fields."""
-    return section(**{name: getattr(args, name) for name in section.__struct_fields__})
+    """A section of the configuration from the flags named as its fields, as far as the command has them."""
+    return section(**{name: getattr(args, name) for name in section.__struct_fields__ if name in args})
 
 
 def _read_key(path: pathlib.Path | None) -> str | None:

@@ -9,8 +9,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Protocol
 
-from proxy.collaborators import Accounts, Client
+from proxy.collaborators import Client
 from proxy.connectors.base import Connector
 from proxy.custody import Hold, HoldState
 from proxy.deadlines import within
@@ -39,6 +40,14 @@ STRANDED_TOLD_EVERY_S = 60.0
 """When an engine dies all that it held is stranded at once."""
 
 log = logging.getLogger(__name__)
+
+
+class Accounts(Protocol):
+    """Where it is counted."""
+
+    def hold_ended(self, state: HoldState) -> None:
+        """A hold is over."""
+        ...
 
 
 class Releases:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from kvevents import Observer, PrefixIndex, Resume, SourceAddress, Subscriber, Turns, open_context
+from proxy.config import InstanceSpec
 from proxy.errors import LegError
 from proxy.instances import Instance
 from proxy.tasks import TaskOwner
@@ -190,16 +191,7 @@ class EventFeeds:
         """What the engine tells, or was told of it; None if it does not answer."""
         spec = instance.spec
         if spec.event_sources:
-            return [
-                SourceAddress(
-                    rank=told.rank,
-                    endpoint=told.endpoint,
-                    replay_endpoint=told.replay_endpoint,
-                    topic=told.topic,
-                    bind=_is_wildcard(told.endpoint),
-                )
-                for told in spec.event_sources
-            ]
+            return told_sources(spec)
         try:
             answer = await self._engines.get_json(instance.address, "/kv_event_sources", self._ask_timeout_s)
             return read_sources(answer, spec.host)
@@ -218,6 +210,20 @@ class EventFeeds:
                 instance.address,
                 instance.address,
             )
+
+
+def told_sources(spec: InstanceSpec) -> list[SourceAddress]:
+    """The sources that an instance was named with."""
+    return [
+        SourceAddress(
+            rank=told.rank,
+            endpoint=told.endpoint,
+            replay_endpoint=told.replay_endpoint,
+            topic=told.topic,
+            bind=_is_wildcard(told.endpoint),
+        )
+        for told in spec.event_sources
+    ]
 
 
 class _Source(msgspec.Struct):

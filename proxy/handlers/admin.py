@@ -1,6 +1,7 @@
 """Changing the fleet while it runs; only with the admin key."""
 
 import hmac
+import ipaddress
 from typing import Any
 
 import msgspec
@@ -33,6 +34,26 @@ def check_admin_key(request: web.Request) -> None:
         raise UnauthorizedError(f"{API_KEY} is missing", param=API_KEY)
     if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode()):
         raise ForbiddenError(f"{API_KEY} is wrong", param=API_KEY)
+
+
+def check_operator(request: web.Request, why: str) -> None:
+    """For what may be read without a key on loopback, while none is configured. Raises as `check_admin_key`."""
+    if request.app[CONFIG].admin_api_key is not None:
+        check_admin_key(request)
+    elif not _from_loopback(request):
+        raise ForbiddenError(
+            f"{request.path} answers on loopback only while no ADMIN_API_KEY is configured: {why}"
+        )
+
+
+def _from_loopback(request: web.Request) -> bool:
+    if "Forwarded" in request.headers or "X-Forwarded-For" in request.headers:
+        return False  # the peer is a reverse proxy; who asks is somebody else
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    try:
+        return isinstance(peer, tuple) and ipaddress.ip_address(peer[0]).is_loopback
+    except ValueError:
+        return False
 
 
 class _Change(msgspec.Struct, forbid_unknown_fields=True):

@@ -1,6 +1,5 @@
 """What can be seen from outside: health, readiness, status, models, metrics, and why a request would go where."""
 
-import ipaddress
 import time
 from collections import Counter
 from typing import Any
@@ -24,8 +23,8 @@ from proxy.app_keys import (
 )
 from proxy.circuit import Circuit
 from proxy.config import Role
-from proxy.errors import ForbiddenError, UnavailableError
-from proxy.handlers.admin import check_admin_key
+from proxy.errors import UnavailableError
+from proxy.handlers.admin import check_operator
 from proxy.handlers.openai import engine_headers, generation_request
 from proxy.instances import Instance
 from proxy.scheduling.decision import Pick
@@ -151,13 +150,7 @@ _WORST_FIRST = ("unknown", "partial", "exact")
 
 async def explain(request: web.Request) -> web.Response:
     """`POST /explain`: a completion or chat body in, the decision out; nothing is generated."""
-    if request.app[CONFIG].admin_api_key is not None:
-        check_admin_key(request)
-    elif not _from_loopback(request):
-        raise ForbiddenError(
-            "/explain answers on loopback only while no ADMIN_API_KEY is configured:"
-            " it tells what other prompts have left in the caches"
-        )
+    check_operator(request, "it tells what other prompts have left in the caches")
     asked = await generation_request(request, None)
     decision = await request.app[DIRECTOR].explain(asked, engine_headers(request))
     return web.json_response(
@@ -194,13 +187,3 @@ def _pick(pick: Pick) -> dict[str, Any]:
             for c in (priced.candidate,)
         ],
     }
-
-
-def _from_loopback(request: web.Request) -> bool:
-    if "Forwarded" in request.headers or "X-Forwarded-For" in request.headers:
-        return False  # the peer is a reverse proxy; who asks is somebody else
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    try:
-        return isinstance(peer, tuple) and ipaddress.ip_address(peer[0]).is_loopback
-    except ValueError:
-        return False

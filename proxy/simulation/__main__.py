@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     cache = ap.add_argument_group("cache and scheduler").add_argument
     cache("--block-size", type=int, default=16, help="tokens in a block")
     cache("--blocks", type=int, default=4096, help="blocks of a rank, the placeholder block 0 included")
+    cache("--no-prefix-caching", action="store_true", help="nothing is kept of a prompt")
     cache("--max-model-len", type=int, default=8192)
     cache("--max-num-batched-tokens", type=int, default=2048)
     cache("--max-num-seqs", type=int, default=256)
@@ -57,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     events("--event-arrays", action="store_true", help="events as arrays, as before vLLM 0.24")
     events("--bytes-hashes", action="store_true", help="hashes as 32 bytes instead of 64-bit integers")
 
+    events("--foreign-events", action="store_true", help="events of types nobody knows")
+    events("--clock-offset-s", type=float, default=0.0, help="how far the clock of events is ahead")
+
     nixl = ap.add_argument_group("KV transfer").add_argument
     nixl("--side-port", type=int, default=0, help="port other engines pull from")
     nixl("--lease-s", type=float, default=30.0, help="seconds a prefilled prompt is held")
@@ -68,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
     )
 
     answers = ap.add_argument_group("answers").add_argument
+    answers("--greeting", default="", help="what the chat template puts before every conversation")
+    answers("--api-key", metavar="KEY", help="wanted for all of /v1")
     answers("--no-prompt-tokens-details", action="store_true", help="usage without cached tokens")
     answers("--request-id-headers", action="store_true", help="answers with X-Request-Id")
     answers("--load-tracking", action="store_true", help="/load counts")
@@ -93,6 +99,7 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         max_sequences=args.max_num_seqs,
         profile=PROFILES[args.profile],
         eos_every=args.eos_every,
+        prefix_caching=not args.no_prefix_caching,
         hash_seed=args.hash_seed,
         lease_s=args.lease_s,
         recompute=args.recompute,
@@ -103,7 +110,12 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         events_connect=args.events_connect,
         topic=args.topic,
         buffer_steps=args.buffer_steps,
-        event_form=EventForm(arrays=args.event_arrays, bytes_hashes=args.bytes_hashes),
+        event_form=EventForm(
+            arrays=args.event_arrays, bytes_hashes=args.bytes_hashes, foreign=args.foreign_events
+        ),
+        clock_offset_s=args.clock_offset_s,
+        greeting=args.greeting,
+        api_key=args.api_key,
         prompt_tokens_details=not args.no_prompt_tokens_details,
         request_metrics=args.request_metrics,
         load_tracking=args.load_tracking,

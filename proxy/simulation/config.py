@@ -36,6 +36,7 @@ class StandInConfig:
     """Answers end by themselves after that many tokens on average; 0: only at their limit."""
     hash_seed: str = ""
     """Engines with different seeds name the same content differently, as with PYTHONHASHSEED."""
+    prefix_caching: bool = True
     lease_s: float = 30.0
     recompute: bool = False
     lucky_reads: bool = False
@@ -51,6 +52,12 @@ class StandInConfig:
     buffer_steps: int = 10_000
     hwm: int = 100_000
     event_form: EventForm = field(default_factory=EventForm)
+    clock_offset_s: float = 0.0
+    """How far the clock that stamps events is ahead."""
+    greeting: str = ""
+    """What the chat template puts before every conversation, as many do."""
+    api_key: str | None = None
+    """Wanted for all of /v1, as with --api-key."""
     prompt_tokens_details: bool = True
     """Whether `usage` tells cached tokens, as with --enable-prompt-tokens-details."""
     request_metrics: bool = False
@@ -86,5 +93,6 @@ class StandInConfig:
             recompute=self.recompute,
             lucky_reads=self.lucky_reads,
             hash_seed=self.hash_seed,
+            prefix_caching=self.prefix_caching,
             profile=self.profile,
         )

@@ -40,7 +40,9 @@ class EngineModel:
         self.voice = voice
         self.engine_id = engine_id
         self.address = address
-        self.cache = KvCache(shape.blocks, shape.block_size, shape.hash_seed)
+        self.cache = KvCache(
+            shape.blocks, shape.block_size, shape.hash_seed, prefix_caching=shape.prefix_caching
+        )
         self.memory = Memory(shape.block_size)
         self.scheduler = Scheduler(
             self.cache, max_batched_tokens=shape.max_batched_tokens, max_sequences=shape.max_sequences

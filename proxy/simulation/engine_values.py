@@ -33,6 +33,7 @@ class EngineShape:
     default it finds garbage, as if they had been: tests must not depend on luck."""
     hash_seed: str = ""
     """Engines with different seeds (PYTHONHASHSEED) name the same content differently."""
+    prefix_caching: bool = True
     profile: Profile = field(default_factory=lambda: PROFILES["zero"])
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from proxy.simulation.errors import ApiError, BadRequestError, MediaTypeError, SchemaError
 from proxy.simulation.faults import Fault
@@ -126,6 +127,18 @@ async def read_json(request: web.Request) -> Any:
 async def echo_request_id(request: web.Request, response: web.StreamResponse) -> None:
     """The id a client gave, or one of ours, in every answer's head."""
     response.headers["X-Request-Id"] = request.headers.get("X-Request-Id") or uuid.uuid4().hex
+
+
+def guard(key: str | None) -> Middleware:
+    """With a key: all of /v1 is for who shows it."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if key and request.path.startswith("/v1") and request.headers.get("Authorization") != f"Bearer {key}":
+            return json_answer({"error": "Unauthorized"}, 401)
+        return await handler(request)
+
+    return middleware
 
 
 @web.middleware

@@ -26,15 +26,19 @@ def blocks_for(tokens: int, block_size: int) -> int:
 class KvCache:
     """Block tables of one rank's requests, and the events their changes cause (with 32-byte hashes)."""
 
-    def __init__(self, blocks: int, block_size: int, hash_seed: str = "") -> None:
+    def __init__(
+        self, blocks: int, block_size: int, hash_seed: str = "", *, prefix_caching: bool = True
+    ) -> None:
+        """Without `prefix_caching` nothing is kept, found or announced."""
         self.block_size = block_size
+        self._prefix_caching = prefix_caching
         self.pool = BlockPool(blocks, self._removed)
         self._root = root_hash(hash_seed)
         self._events: list[Event] = []
 
     def lookup(self, request: Request) -> list[int]:
         """The cached blocks of a request's longest known prefix, at least its last token left out."""
-        if not request.reads_cache:
+        if not (request.reads_cache and self._prefix_caching):
             return []
         self._hash_full_blocks(request)
         hits = self.pool.prefix(request.hashes, (len(request.tokens) - 1) // self.block_size)
@@ -64,6 +68,8 @@ class KvCache:
 
     def cache(self, request: Request, tokens: int) -> None:
         """The first `tokens` tokens have KV or will have when this step ends: cache the blocks they fill."""
+        if not self._prefix_caching:
+            return
         self._hash_full_blocks(request)
         first, last = request.announced, min(tokens, len(request.tokens)) // self.block_size
         if last <= first:

@@ -21,7 +21,7 @@ from proxy.simulation.config import StandInConfig
 from proxy.simulation.engine import EngineModel
 from proxy.simulation.faults import Faults
 from proxy.simulation.handlers import Handlers
-from proxy.simulation.http_edge import InFlight, echo_request_id, refusals
+from proxy.simulation.http_edge import InFlight, echo_request_id, guard, refusals
 from proxy.simulation.metrics import EngineMetrics
 from proxy.simulation.publisher import Publisher
 from proxy.simulation.rank import Rank
@@ -50,7 +50,11 @@ class StandIn:
         self.config = config or StandInConfig()
         self.tokenizer = _tokenizer()
         self.checker = Checker(
-            self.tokenizer, self.config.model, self.config.loras, self.config.max_model_len
+            self.tokenizer,
+            self.config.model,
+            self.config.loras,
+            self.config.max_model_len,
+            self.config.greeting,
         )
         self.faults = Faults()
         self.seen: deque[Seen] = deque(maxlen=_REMEMBERED)
@@ -193,7 +197,9 @@ class StandIn:
         """Open the API's port."""
         if self._runner is not None:
             return
-        app = web.Application(middlewares=[watch(self), refusals], client_max_size=_BODY_LIMIT)
+        app = web.Application(
+            middlewares=[watch(self), refusals, guard(self.config.api_key)], client_max_size=_BODY_LIMIT
+        )
         app.add_routes(Handlers(self).routes)
         if self.config.request_id_headers:
             app.on_response_prepare.append(echo_request_id)
@@ -260,6 +266,7 @@ class StandIn:
             buffer_steps=config.buffer_steps,
             hwm=config.hwm,
             form=config.event_form,
+            clock_offset_s=config.clock_offset_s,
         )
 
     def _open(self, publisher: Publisher, number: int) -> None:

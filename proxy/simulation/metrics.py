@@ -130,7 +130,7 @@ class _Models(Collector):
             labels = {
                 "block_size": str(model.shape.block_size),
                 "cache_dtype": "auto",
-                "enable_prefix_caching": "True",
+                "enable_prefix_caching": str(model.shape.prefix_caching),
                 "engine": str(rank),
                 "num_gpu_blocks": str(model.shape.blocks),
             }

@@ -36,6 +36,8 @@ class EventForm:
     """Events as arrays, as vLLM wrote them before 0.24."""
     bytes_hashes: bool = False
     """Hashes as 32 bytes (VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0) instead of 64-bit integers."""
+    foreign: bool = False
+    """Events of types nobody knows, as a later release may write."""
 
 
 class EventWriter:
@@ -43,6 +45,7 @@ class EventWriter:
 
     def __init__(self, form: EventForm) -> None:
         self._arrays = form.arrays
+        self._foreign = form.foreign
         self._hash: Callable[[Any], int | bytes] = bytes if form.bytes_hashes else int_hash
 
     def batch(self, events: Sequence[Event], rank: int, ts: float) -> bytes:
@@ -51,6 +54,8 @@ class EventWriter:
 
     def _event(self, event: Event) -> Any:
         fields = self._fields(event)
+        if self._foreign:
+            fields |= {"type": f"V2.{fields['type']}"}
         return list(fields.values()) if self._arrays else fields
 
     def _fields(self, event: Event) -> dict[str, Any]:
@@ -93,12 +98,14 @@ class Publisher:
         buffer_steps: int = 10_000,
         hwm: int = 100_000,
         form: EventForm,
+        clock_offset_s: float = 0.0,
     ) -> None:
         self._rank = rank
         self._topic = topic.encode()
         self._writer = EventWriter(form)
         self._buffer: deque[tuple[int, bytes]] = deque(maxlen=buffer_steps)
         self._hwm = hwm
+        self._clock_offset_s = clock_offset_s
         self._context = zmq.asyncio.Context()
         self._pub: zmq.Socket[bytes] | None = None
         self._router: zmq.asyncio.Socket | None = None
@@ -147,7 +154,7 @@ class Publisher:
     def publish(self, events: Sequence[Event]) -> None:
         """Number a batch, keep it for replays and send it."""
         number, self.next_number = self.next_number, self.next_number + 1
-        payload = self._writer.batch(events, self._rank, time.time())
+        payload = self._writer.batch(events, self._rank, time.time() + self._clock_offset_s)
         if self._flows.is_set():
             self._send(number, payload)
         else:

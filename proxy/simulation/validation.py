@@ -42,11 +42,20 @@ class Asked:
 class Checker:
     """Knows the model: names, lengths, the vocabulary."""
 
-    def __init__(self, tokenizer: Tokenizer, model: str, loras: Sequence[str], max_model_len: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        model: str,
+        loras: Sequence[str],
+        max_model_len: int,
+        greeting: str = "",
+    ) -> None:
+        """`greeting`: what the chat template puts before every conversation."""
         self._tokenizer = tokenizer
         self._model = model
         self._loras = loras
         self._max_model_len = max_model_len
+        self._greeting = greeting
 
     def served(self, name: str | None) -> tuple[str, str | None]:
         """A model's name to answer with and the adapter it means. NotFoundError for any other name."""
@@ -78,7 +87,7 @@ class Checker:
             raise BadRequestError(error.message.replace("{model}", self._model)) from None
         except (AttributeError, TypeError) as error:  # the template meets something it cannot handle
             raise BadRequestError(str(error)) from None
-        return self._tokenizer.encode(text)
+        return self._tokenizer.encode(self._greeting + text)
 
     def completion(self, body: Mapping[str, Any]) -> Asked:
         """A completion request that can be served. BadRequestError or NotFoundError if it cannot."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import pathlib
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -15,12 +14,12 @@ from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.instances import Fleet, Instance
 from proxy.tasks import TaskOwner
-from proxy.tokenizing import engines
+from proxy.tokenizing import comparison, engines
+from proxy.tokenizing.comparison import ask_tokens, bodies, tokenizer_at
 from proxy.tokenizing.engines import DEADLINE_S, EngineTokenizer
 from proxy.tokenizing.fields import Ask, Given, Truncation, Unknowable, what_to_tokenize
-from proxy.tokenizing.files import TOKENIZER_FILE, read_model
 from proxy.tokenizing.local import LocalTokenizer, NotExactError
-from proxy.tokenizing.parity import Difference, Parity, difference, questions
+from proxy.tokenizing.parity import Difference, Parity, difference
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +33,6 @@ LOOK_EVERY_S = 0.5
 ASK_AGAIN_S = 5.0
 """After an engine did not answer awkward questions."""
 
-CHECK_TIMEOUT_S = 10.0
-"""For one awkward question; an engine may be busy starting."""
-
-_REFUSED = frozenset({400, 422, 500})
-"""How vLLM answers a question that its template cannot render; 500 in older releases."""
-
 _LOCALLY = " by --tokenizer"
 
 
@@ -51,26 +44,8 @@ class Tokenized(msgspec.Struct, frozen=True):
     why_unknown: str | None = None
 
 
-class Answer(Protocol):
-    """An engine's answer."""
-
-    status: int
-
-    async def read(self) -> bytes:
-        """Its body."""
-        ...
-
-    def close(self) -> None:
-        """Drop it."""
-        ...
-
-
-class Engines(engines.Engines, Protocol):
+class Engines(engines.Engines, comparison.Engines, Protocol):
     """The part of the engine client needed here."""
-
-    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Answer:
-        """Ask an engine, whatever it answers; raises LegError."""
-        ...
 
 
 class PromptTokenizer:
@@ -182,6 +157,11 @@ class PromptTokenizer:
 
     # -- engines ------------------------------------------------------------------------------------------
 
+    @property
+    def local(self) -> LocalTokenizer | None:
+        """The tokenizer in this process, if there is one, whether engines agree with it or not."""
+        return self._local
+
     def start(self) -> None:
         """Begin to compare the local tokenizer with engines as they come up."""
         if self._local is not None or self._look_for_local:
@@ -234,15 +214,12 @@ class PromptTokenizer:
             str(c.get("root")) for i in up for c in i.model_cards if not c.get("parent")
         } - self._tried:
             self._tried.add(root)
-            directory = pathlib.Path(root)
-            if not directory.is_absolute() or not (directory / TOKENIZER_FILE).is_file():
-                continue
             try:
-                self._local = await asyncio.to_thread(_load, directory)
+                self._local = await tokenizer_at(root)
             except (OSError, ValueError) as error:
-                log.info("the tokenizer in %s is not used: %s", directory, error)
-            else:
-                log.info("tokenizing with %s, where it agrees with the engines", directory)
+                log.info("the tokenizer in %s is not used: %s", root, error)
+            if self._local is not None:
+                log.info("tokenizing with %s, where it agrees with the engines", root)
                 return
 
     async def _compare(self, local: LocalTokenizer, up: Sequence[Instance]) -> bool:
@@ -268,41 +245,18 @@ class PromptTokenizer:
     async def _differences(self, local: LocalTokenizer, instance: str, model: str) -> dict[str, Difference]:
         """The kinds about which an engine differs. Raises LegError, TimeoutError and ValueError."""
         off = {}
-        for kind, asked in questions(local.pieces.cuts.tokens).items():
-            for question in asked:
-                body = msgspec.json.encode(question | {"model": model})
-                theirs = await self._ask(instance, body)
+        for kind, asked in bodies(local.pieces.cuts.tokens, model).items():
+            for body in asked:
+                theirs = await ask_tokens(self._client, instance, body)
                 found = difference(_listed(await local.answer(body)), theirs)
                 if found is not None:
                     off[kind] = found
                     break
         return off
 
-    async def _ask(self, instance: str, body: bytes) -> list[int] | None:
-        """An engine's answer; None if it refuses the question."""
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            answer = await self._client.post(instance, "/tokenize", body, [])
-            try:
-                data = await answer.read()
-            finally:
-                answer.close()
-        if answer.status in _REFUSED:
-            return None
-        if answer.status != 200:
-            raise ValueError(f"status {answer.status}")
-        return msgspec.json.decode(data, type=_Tokens).tokens
-
-
-class _Tokens(msgspec.Struct):
-    tokens: list[int]
-
 
 def _listed(token_ids: "array[int] | None") -> list[int] | None:
     return None if token_ids is None else token_ids.tolist()
-
-
-def _load(directory: pathlib.Path) -> LocalTokenizer:
-    return LocalTokenizer(read_model(directory))
 
 
 __all__ = ["NotExactError", "PromptTokenizer", "Tokenized"]

@@ -209,7 +209,7 @@ class EngineClient:
 
     async def get_status(self, instance: str, path: str, timeout_s: float) -> int:
         """Ask an engine and look at the status of its answer alone. Raises LegError if there is none."""
-        status, _ = await self._answer("GET", instance, path, None, timeout_s)
+        status, _ = await self.exchange("GET", instance, path, None, timeout_s)
         return status
 
     async def _ask(
@@ -221,7 +221,7 @@ class EngineClient:
         timeout_s: float,
         headers: Headers | None = None,
     ) -> Any:
-        status, data = await self._answer(method, instance, path, body, timeout_s, headers)
+        status, data = await self.exchange(method, instance, path, body, timeout_s, headers)
         if status != 200:
             raise LegBrokenError(instance, f"status {status} for {path}")
         try:
@@ -229,7 +229,7 @@ class EngineClient:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise LegBrokenError(instance, f"the answer to {path} is not JSON") from None
 
-    async def _answer(
+    async def exchange(
         self,
         method: str,
         instance: str,
@@ -238,12 +238,13 @@ class EngineClient:
         timeout_s: float,
         headers: Headers | None = None,
     ) -> tuple[int, bytes]:
+        """Status and body of an engine's answer, whatever they are. Raises LegError, DeadlineError if time is up."""
         try:
             async with asyncio.timeout(timeout_s):
                 with await self._request(method, instance, path, body, headers or []) as answer:
                     return answer.status, await answer.read()
         except TimeoutError:
-            raise LegBrokenError(instance, f"no answer to {path} within {timeout_s:g} s") from None
+            raise DeadlineError(instance, f"no answer to {path} within {timeout_s:g} s") from None
 
     async def _request(
         self, method: str, instance: str, path: str, body: bytes | None, headers: Headers

@@ -24,7 +24,8 @@ def test_arguments_become_a_configuration() -> None:
         "--port 1 --model m --lora a --lora b --role prefill --ranks 2 --block-size 32 --blocks 100 "
         "--max-model-len 64 --max-num-batched-tokens 7 --max-num-seqs 8 --profile tiny-cpu --eos-every 9 "
         "--events 3 --replay 4 --topic t --buffer-steps 5 --event-arrays --bytes-hashes --side-port 6 "
-        "--lease-s 2.5 --hash-seed 5 --recompute --lucky-reads --no-prompt-tokens-details --request-metrics --load-tracking --request-id-headers --admin 10"
+        "--lease-s 2.5 --hash-seed 5 --recompute --lucky-reads --no-prompt-tokens-details --request-metrics --load-tracking --request-id-headers --admin 10 "
+        "--no-prefix-caching --foreign-events --clock-offset-s 3.5 --greeting hi --api-key k"
     )
     assert config_of(parser().parse_args(words.split())) == StandInConfig(
         port=1,
@@ -42,7 +43,11 @@ def test_arguments_become_a_configuration() -> None:
         replay=4,
         topic="t",
         buffer_steps=5,
-        event_form=EventForm(arrays=True, bytes_hashes=True),
+        event_form=EventForm(arrays=True, bytes_hashes=True, foreign=True),
+        prefix_caching=False,
+        clock_offset_s=3.5,
+        greeting="hi",
+        api_key="k",
         side_port=6,
         lease_s=2.5,
         hash_seed="5",

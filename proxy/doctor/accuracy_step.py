@@ -1,0 +1,41 @@
+"""Pure: what the running service learned of its own predictions becomes a finding."""
+
+from typing import Any
+
+from proxy.doctor.findings import Finding, failed, passed, warned
+
+FEW_LEGS = 20
+"""Fewer legs say little of how right predictions are."""
+
+EXACT_ENOUGH = 0.95
+"""A busy engine evicts some blocks between a decision and the leg's arrival."""
+
+_CAUSES = {
+    "tokens": "see tokenizer and engines_agree: it counts prompts otherwise than they were tokenized",
+    "race": "its cache is too small for its load, blocks are evicted before their prompts come: give it more KV cache"
+    " (--gpu-memory-utilization), or less at once (--max-prefill-tokens)",
+    "upper_bound": "nothing: caches of hybrid models are known as an upper bound only",
+    "index": "see replay, wire_format and cached_tokens; a smaller share soon after a start heals by itself",
+}
+
+
+def accuracy(told: dict[str, Any]) -> Finding:
+    """How right the running service's own predictions have been."""
+    step, legs, share = "accuracy", told["legs"], told["exact_share"]
+    causes = {cause: count for cause, count in told["misses"].items() if count}
+    worst = max(causes, key=lambda cause: causes[cause], default="index")
+    listed = ", ".join(f"{count} {cause.replace('_', ' ')}" for cause, count in causes.items())
+    if not told["trusted"]:
+        return failed(
+            step,
+            f"predictions for requests were wrong ({listed}): it is placed by load alone until they are right again",
+            _CAUSES[worst],
+        )
+    if share is None:
+        return passed(
+            step, "not sampled: no request has been compared" if not legs else f"{legs} legs, none reported"
+        )
+    words = f"{share:.1%} of {legs} predictions for requests were exact"
+    if legs < FEW_LEGS or share >= EXACT_ENOUGH:
+        return passed(step, words)
+    return warned(step, f"{words} ({listed})", _CAUSES[worst])

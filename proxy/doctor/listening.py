@@ -1,0 +1,162 @@
+"""One rank's KV events are followed by a subscriber of the doctor's own, into an index of its own, for a short while."""
+
+import asyncio
+import contextlib
+import socket
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable
+
+from kvevents import (
+    BlockRemoved,
+    BlockStored,
+    Change,
+    Context,
+    NullObserver,
+    PrefixIndex,
+    Prompt,
+    Reason,
+    SourceAddress,
+    Subscriber,
+)
+from proxy.doctor.facts import Batch
+from proxy.tasks import TaskOwner
+
+MAIN_TIER = "GPU"
+"""As the placement counts: blocks of other tiers must be loaded first."""
+
+NEVER_S = 3600.0
+"""The subscriber must not ask for replays by itself: a probe's event has to come live."""
+
+REPLAY_QUIET_S = 2.0
+"""A replay that is silent for so long is over; vLLM answers within 0.1 s unless it is starved of CPU."""
+
+MAX_HEARD = 10_000
+"""Stored runs that are kept after a probe was sent; an engine stores one for each request."""
+
+_LOOK_EVERY_S = 0.02
+
+
+class Listener(NullObserver):
+    """An index and an observer in one, so that events are seen in the order the index takes them."""
+
+    def __init__(self, instance: str, address: SourceAddress, context: Context, tasks: TaskOwner) -> None:
+        """Begins to listen."""
+        self.address = address
+        self.dropped: Counter[str] = Counter()
+        self.messages = 0
+        self.replayed: int | None = None
+        self.replay_failures = 0
+        self.heard: list[Batch] = []
+        self._keep = False
+        self._ts_s = 0.0
+        self._instance = instance
+        self._index = PrefixIndex()
+        self._subscriber = Subscriber(
+            instance, address, self, self, context=context, probe_s=NEVER_S, replay_quiet_s=REPLAY_QUIET_S
+        )
+        name = f"events of {instance} rank {address.rank}"
+        self._task = tasks.create(self._subscriber.run(), name=name)
+
+    async def close(self) -> None:
+        """Hear no more."""
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    # -- what is known -----------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """A publisher is there."""
+        return self._subscriber.connected
+
+    @property
+    def state(self) -> str:
+        """What the index is worth."""
+        return str(self._subscriber.state)
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens in a block, once one was stored."""
+        return self._index.block_size(self._instance, self.address.rank)
+
+    def cached_tokens(self, prompt: Prompt) -> int:
+        """The tokens of a prompt that are cached, as the placement predicts them: never its last one."""
+        size = self.block_size
+        if not size:
+            return 0
+        slots = self._index.match(prompt).items()
+        found = max((tokens for slot, tokens in slots if slot.tier == MAIN_TIER), default=0)
+        return min(found, max(0, len(prompt.token_ids) - 1) // size * size)
+
+    def asked_in_vain(self, tries: int) -> bool:
+        """Whether there is nothing to wait for: a replay was answered, or none was so often."""
+        return self.replayed is not None or self.replay_failures >= tries
+
+    def keep(self) -> None:
+        """From now on keep what is stored."""
+        self._keep = True
+
+    async def until(self, condition: Callable[[], bool], limit_s: float) -> bool:
+        """Wait for something to be heard; tell whether it was."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while not condition():  # noqa: ASYNC110  # the subscriber announces nothing
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        return condition()
+
+    # -- as an index --------------------------------------------------------------------------------------
+
+    def store(self, instance: str, rank: int, event: BlockStored) -> Change:
+        """Take in a run, and keep it if a probe is under way."""
+        if self._keep and len(self.heard) < MAX_HEARD:
+            self.heard.append(Batch(event, self._ts_s, time.time()))
+        return self._index.store(instance, rank, event)
+
+    def remove(self, instance: str, rank: int, event: BlockRemoved) -> Change:
+        """As the index."""
+        return self._index.remove(instance, rank, event)
+
+    def clear(self, instance: str, rank: int) -> int:
+        """As the index."""
+        return self._index.clear(instance, rank)
+
+    def retire(self, instance: str, rank: int | None = None) -> int:
+        """As the index."""
+        return self._index.retire(instance, rank)
+
+    def sweep(self) -> bool:
+        """As the index."""
+        return self._index.sweep()
+
+    # -- as an observer -----------------------------------------------------------------------------------
+
+    def batch_received(self, *, instance: str, rank: int, number: int, ts_s: float, events: int) -> None:  # noqa: ARG002
+        self._ts_s = ts_s
+        self.messages += 1
+
+    def event_dropped(self, *, instance: str, rank: int, reason: Reason, count: int) -> None:  # noqa: ARG002
+        self.dropped[reason.value] += count
+
+    def replay(self, *, instance: str, rank: int, batches: int, complete: bool) -> None:  # noqa: ARG002
+        if complete:
+            self.replayed = (self.replayed or 0) + batches
+        else:
+            self.replay_failures += 1
+
+
+def port_taken(address: SourceAddress) -> bool:
+    """Whether the port that an engine's publisher connects to is another process's here."""
+    parts = urllib.parse.urlsplit(address.endpoint)
+    if not address.bind or parts.scheme != "tcp" or parts.port is None:
+        return False
+    host = "" if parts.hostname in {None, "*", "0.0.0.0"} else str(parts.hostname)  # noqa: S104  # not bound for long
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, parts.port))
+        except OSError:
+            return True
+    return False

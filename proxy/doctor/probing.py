@@ -1,0 +1,318 @@
+"""One engine is asked about itself, listened to and sent a probe twice; each question has an end, and nothing is judged."""
+
+import asyncio
+import time
+from typing import Any, Protocol
+
+import msgspec
+
+from kvevents import Context, Prompt, SourceAddress
+from proxy.connectors.base import read_answer
+from proxy.discovery.feeds import told_sources
+from proxy.doctor import asking, prompts
+from proxy.doctor.asking import ask
+from proxy.doctor.facts import Answer, EngineFacts, RankFacts, Send
+from proxy.doctor.listening import Listener, port_taken
+from proxy.doctor.prompts import LEAST_WORDS
+from proxy.doctor.runs import find
+from proxy.errors import LegError
+from proxy.generation import Route
+from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
+from proxy.tasks import TaskOwner
+from proxy.tokenizing import LocalTokenizer, comparison
+from proxy.tokenizing.comparison import ask_tokens
+from proxy.tokenizing.parity import difference
+
+ASK_S = 10.0
+"""For a question that an engine answers without computing; one that is starved of CPU takes seconds."""
+
+PROBE_S = 30.0
+"""For a probe's answer: a prompt of a few blocks, on an engine that may be at work."""
+
+CONNECT_S = 5.0
+"""For a publisher to shake hands; it takes a round trip."""
+
+REPLAY_S = 15.0
+"""For the replay of a whole buffer, as long as something comes of it."""
+
+REPLAY_TRIES = 3
+"""So often a subscriber asks for a replay that nobody answers before it goes on without."""
+
+EVENT_S = 8.0
+"""For the event of a probe that was answered; it is published before the answer."""
+
+MAX_RANKS = 8
+"""Data-parallel ranks of one engine that are probed."""
+
+BLOCKS = 2.5
+"""Of a probe: two full ones, and tokens behind them that are always computed."""
+
+USUAL_BLOCK_SIZE = 128
+"""The largest usual one, where an engine does not tell."""
+
+MAX_PROBE_TOKENS = 8192
+
+_GUESSES = 4
+"""At how many words make so many tokens; the second is usually right."""
+
+_SECOND_LOOKS = 2
+"""How often cached tokens that are not as predicted are looked at again: blocks may be evicted in between."""
+
+
+class Service(Protocol):
+    """What a running service knows of its instances."""
+
+    def index_state(self, address: str, rank: int) -> str:
+        """What its index of a rank is worth."""
+        ...
+
+    def accuracy(self, address: str, rank: int) -> dict[str, Any]:
+        """How right its predictions were, as `/status` has it."""
+        ...
+
+
+class Probing:
+    """Examines one engine. What is known so far is in `facts`, also when it is cancelled."""
+
+    def __init__(
+        self,
+        facts: EngineFacts,
+        engines: "Engines",
+        model: str,
+        *,
+        kv_events: bool,
+        context: Context,
+        tasks: TaskOwner,
+        service: Service | None,
+    ) -> None:
+        """`service`: what a running service knows, where there is one."""
+        self.facts = facts
+        self._engines = engines
+        self._model = model
+        self._kv_events = kv_events
+        self._context = context
+        self._tasks = tasks
+        self._service = service
+        self._addresses: dict[int, SourceAddress] = {}
+
+    async def look(self) -> None:
+        """Ask what it is and what it serves."""
+        facts, begun_at = self.facts, time.monotonic()
+        health = await self._get("/health")
+        facts.health, facts.health_s = health, time.monotonic() - begun_at
+        if not health.ok:
+            return
+        facts.version = asking.read_version(await self._get("/version"))
+        facts.cards = asking.read_cards(await self._get("/v1/models"))
+        facts.metrics = asking.read_metrics(await self._get("/metrics"))
+        if self._kv_events:
+            told = await self._get("/kv_event_sources")
+            facts.told_sources = asking.read_told_sources(told, facts.spec.host)
+
+    async def probe(self, local: LocalTokenizer | None) -> None:
+        """Compare tokenizers, listen and send the probe; only where the model is served."""
+        if not self.facts.serves(self._model):
+            return
+        await self._compare(local)
+        ranks = self._ranks()
+        self.facts.ranks_left_out = max(0, len(ranks) - MAX_RANKS)
+        self.facts.ranks = ranks[:MAX_RANKS]
+        for rank in self.facts.ranks:
+            await self._probe_rank(rank, local, several=len(ranks) > 1)
+
+    async def _get(self, path: str) -> Answer:
+        return await ask(self._engines, self.facts.address, path, ASK_S)
+
+    def _ranks(self) -> list[RankFacts]:
+        self._addresses = {source.rank: source for source in (self._sources() if self._kv_events else [])}
+        ranks = [RankFacts(rank=rank, source=source) for rank, source in self._addresses.items()]
+        return ranks or [RankFacts(rank=0)]
+
+    def _sources(self) -> list[SourceAddress]:
+        if self.facts.spec.event_sources:
+            return told_sources(self.facts.spec)
+        told = self.facts.told_sources
+        return list(told.value) if told is not None and told.ok else []
+
+    # -- tokens -------------------------------------------------------------------------------------------
+
+    async def _compare(self, local: LocalTokenizer | None) -> None:
+        special = local.pieces.cuts.tokens if local is not None else ()
+        asked = comparison.bodies(special, self._model)
+        theirs: comparison.Answers = {}
+        try:
+            for kind, bodies in asked.items():
+                theirs[kind] = [await ask_tokens(self._engines, self.facts.address, body) for body in bodies]
+        except (LegError, TimeoutError, ValueError):
+            return
+        if local is not None:
+            self.facts.tokenized_here = {
+                kind: [await _tokens(local, body) for body in bodies] for kind, bodies in asked.items()
+            }
+        self.facts.tokenized = theirs
+
+    async def _tokenize(
+        self, rank: RankFacts, prompt: dict[str, Any], local: LocalTokenizer | None
+    ) -> list[int] | None:
+        """As kvproxy does: here where the engine agrees, else the engine is asked."""
+        body = msgspec.json.encode(prompt)
+        if local is not None and self._agrees(rank.kind) and (ours := await _tokens(local, body)) is not None:
+            rank.tokens_by = "local"
+            return ours
+        rank.tokens_by = "engine"
+        try:
+            return await ask_tokens(self._engines, self.facts.address, body)
+        except (LegError, TimeoutError, ValueError) as error:
+            rank.untokenized = f"/tokenize does not tell its tokens: {_words(error)}"
+            return None
+
+    def _agrees(self, kind: str) -> bool:
+        here, there = self.facts.tokenized_here, self.facts.tokenized
+        if here is None or there is None:
+            return False
+        return all(difference(a, b) is None for a, b in zip(here[kind], there[kind], strict=True))
+
+    # -- the probe ----------------------------------------------------------------------------------------
+
+    async def _probe_rank(self, rank: RankFacts, local: LocalTokenizer | None, *, several: bool) -> None:
+        if self._service is not None and rank.source is not None:
+            rank.accuracy = self._service.accuracy(self.facts.address, rank.rank)
+        listeners = await self._listen(rank)
+        listener = listeners[0] if listeners else None
+        try:
+            prompt = await self._make(rank, local)
+            if prompt is None:
+                return
+            for each in listeners:
+                each.keep()
+            known = Prompt(token_ids=rank.token_ids)
+            first = await self._send(rank, prompt, several=several)
+            rank.sends = [first]
+            if not first.answer.ok:
+                return
+            if listener is not None:
+                await self._hear(rank, listener, listeners[1:])
+            for _ in range(1 + _SECOND_LOOKS):
+                predicted = listener.cached_tokens(known) if listener is not None else None
+                send = await self._send(rank, prompt, several=several)
+                rank.sends.append(msgspec.structs.replace(send, predicted=predicted))
+                if (
+                    not send.answer.ok
+                    or predicted is None
+                    or predicted == send.reported
+                    or send.reported is None
+                ):
+                    break
+        finally:
+            if listener is not None:
+                self._note(rank, listener)
+            for each in listeners:
+                await each.close()
+
+    async def _listen(self, rank: RankFacts) -> list[Listener]:
+        """The listener of a rank, and one that hears every topic where a topic was told."""
+        source = self._addresses.get(rank.rank)
+        if source is None:
+            return []
+        if source.bind and self._service is not None:
+            rank.followed_as = self._service.index_state(self.facts.address, rank.rank)
+            return []
+        if port_taken(source):
+            rank.port_taken = True
+            return []
+        listener = Listener(self.facts.address, source, self._context, self._tasks)
+        listeners = [listener]
+        try:
+            if await listener.until(lambda: listener.connected, CONNECT_S):
+                if source.topic and self.facts.spec.event_sources and not source.bind:
+                    anything = SourceAddress(rank.rank, source.endpoint, None, "")
+                    second = Listener(self.facts.address, anything, self._context, self._tasks)
+                    listeners.append(second)
+                    await second.until(lambda: second.connected, CONNECT_S)
+                if source.replay_endpoint is not None:
+                    await listener.until(lambda: listener.asked_in_vain(REPLAY_TRIES), REPLAY_S)
+            rank.state = listener.state
+        except asyncio.CancelledError:
+            for each in listeners:
+                await each.close()
+            raise
+        return listeners
+
+    async def _make(self, rank: RankFacts, local: LocalTokenizer | None) -> dict[str, Any] | None:
+        """A probe of some blocks; None, with the reason noted, if its tokens cannot be had."""
+        size = self.facts.block_size or USUAL_BLOCK_SIZE
+        longest = min(MAX_PROBE_TOKENS, self.facts.max_model_len(self._model) or MAX_PROBE_TOKENS)
+        wanted = min(int(size * BLOCKS) + 1, longest * 3 // 4)
+        for kind, form in (("chat", prompts.chat), ("completion", prompts.completion)):
+            rank.kind = kind
+            words = wanted
+            for _ in range(_GUESSES):
+                prompt = form(self._model, prompts.random_text(words))
+                tokens = await self._tokenize(rank, prompt, local)
+                if tokens is None:
+                    break
+                if wanted <= len(tokens) < longest and (len(tokens) < 2 * wanted or words <= LEAST_WORDS):
+                    break
+                words = max(LEAST_WORDS, words * wanted * 9 // (8 * max(1, len(tokens))))
+            if tokens is not None:
+                rank.token_ids, rank.untokenized = tokens, None
+                return prompt
+        rank.untokenized = rank.untokenized or "/tokenize refuses chats and completions"
+        return None
+
+    async def _send(self, rank: RankFacts, prompt: dict[str, Any], *, several: bool) -> Send:
+        headers: Headers = [(REQUEST_ID, prompts.request_id())]
+        if several:
+            headers.append((DATA_PARALLEL_RANK, str(rank.rank)))
+        path = Route.CHAT.path if rank.kind == "chat" else Route.COMPLETIONS.path
+        sent_ts = time.time()
+        body = prompts.one_token(prompt)
+        answer = await ask(self._engines, self.facts.address, path, PROBE_S, body, headers)
+        counted = reported = None
+        if answer.ok:
+            try:
+                told = read_answer(answer.value)
+                counted, reported = told.prompt_tokens, told.cached_tokens
+            except ValueError:
+                answer = asking.read(answer, dict)
+        return Send(answer=answer, sent_ts=sent_ts, counted=counted, reported=reported)
+
+    async def _hear(self, rank: RankFacts, listener: Listener, others: list[Listener]) -> None:
+        """Wait for the probe's event: all of its full blocks, or at least a part."""
+
+        def announced(by: Listener) -> bool:
+            found = find(rank.token_ids, [batch.event for batch in by.heard])
+            return found is not None and (
+                found.differs_at is None
+                or len(found.tokens) >= len(rank.token_ids) // found.block_size * found.block_size
+            )
+
+        size = self.facts.block_size
+        fills_a_block = size is None or len(rank.token_ids) >= size
+        if listener.connected and fills_a_block and self.facts.prefix_caching is not False:
+            heard = await listener.until(lambda: announced(listener), EVENT_S)
+            rank.heard_elsewhere = not heard and any(announced(other) for other in others)
+        rank.heard = list(listener.heard)
+        rank.block_size = next((batch.event.block_size for batch in rank.heard), listener.block_size)
+
+    def _note(self, rank: RankFacts, listener: Listener) -> None:
+        rank.connected = listener.connected
+        rank.replayed_batches = listener.replayed
+        rank.messages = listener.messages
+        rank.dropped = dict(listener.dropped)
+        rank.block_size = rank.block_size or listener.block_size
+
+
+class Engines(asking.Engines, comparison.Engines, Protocol):
+    """The parts of the engine client needed here."""
+
+
+async def _tokens(local: LocalTokenizer, body: bytes) -> list[int] | None:
+    found = await local.answer(body)
+    return None if found is None else found.tolist()
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, LegError):
+        return error.words
+    return "no answer in time" if isinstance(error, TimeoutError) else str(error)

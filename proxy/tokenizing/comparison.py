@@ -1,0 +1,98 @@
+"""The tokenizer in this process and an engine are asked the same questions: here is how both are asked."""
+
+import asyncio
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from proxy.errors import ConfigError
+from proxy.headers import Headers
+from proxy.tokenizing.files import TOKENIZER_FILE, find_model, read_model
+from proxy.tokenizing.local import LocalTokenizer
+from proxy.tokenizing.parity import questions
+
+CHECK_TIMEOUT_S = 10.0
+"""For one question; an engine may be busy starting."""
+
+_REFUSED = frozenset({400, 422, 500})
+"""How vLLM answers a question that its template cannot render; 500 in older releases."""
+
+Answers = dict[str, list[list[int] | None]]
+"""By kind of prompt, in the order of `questions`; None for one that is refused."""
+
+
+class Answer(Protocol):
+    """An engine's answer."""
+
+    status: int
+
+    async def read(self) -> bytes:
+        """Its body."""
+        ...
+
+    def close(self) -> None:
+        """Drop it."""
+        ...
+
+
+class Engines(Protocol):
+    """The part of the engine client needed here."""
+
+    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Answer:
+        """Ask an engine, whatever it answers; raises LegError."""
+        ...
+
+
+async def ask_tokens(engines: Engines, instance: str, body: bytes) -> list[int] | None:
+    """An engine's answer to a `/tokenize` question; None if it refuses it. Raises LegError, TimeoutError, ValueError."""
+    async with asyncio.timeout(CHECK_TIMEOUT_S):
+        answer = await engines.post(instance, "/tokenize", body, [])
+        try:
+            data = await answer.read()
+        finally:
+            answer.close()
+    if answer.status in _REFUSED:
+        return None
+    if answer.status != 200:
+        raise ValueError(f"status {answer.status}")
+    return msgspec.json.decode(data, type=_Tokens).tokens
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+def bodies(special: Iterable[str], model: str) -> dict[str, list[bytes]]:
+    """The awkward questions of each kind, as bodies of `/tokenize`."""
+    return {
+        kind: [_body(question, model) for question in asked] for kind, asked in questions(special).items()
+    }
+
+
+def _body(question: Mapping[str, Any], model: str) -> bytes:
+    return msgspec.json.encode(dict(question) | {"model": model})
+
+
+def configured_tokenizer(name: str) -> LocalTokenizer | None:
+    """The tokenizer that `--tokenizer` names; None for `auto` and `engines`. Raises ConfigError."""
+    if name in {"auto", "engines"}:
+        return None
+    directory = find_model(name)
+    try:
+        return _load(directory)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--tokenizer {name} cannot be used: {error}") from None
+
+
+async def tokenizer_at(root: str) -> LocalTokenizer | None:
+    """The tokenizer in a directory, None if there is none that can be read here. Raises OSError and ValueError."""
+    directory = pathlib.Path(root)
+    if not directory.is_absolute() or not (directory / TOKENIZER_FILE).is_file():
+        return None
+    return await asyncio.to_thread(_load, directory)
+
+
+def _load(directory: pathlib.Path) -> LocalTokenizer:
+    return LocalTokenizer(read_model(directory))

@@ -1,0 +1,276 @@
+"""What the doctor concludes from what it has seen: tables, without engines."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from kvevents.events import BlockStored
+from proxy.config import Role, parse_instance
+from proxy.connectors import Handoff
+from proxy.doctor import as_json, as_text
+from proxy.doctor.asking import read_metrics
+from proxy.doctor.engine_steps import reachable, version
+from proxy.doctor.event_steps import of_rank
+from proxy.doctor.facts import Answer, EngineFacts, Moved, PairFacts, RankFacts, Send, Trouble
+from proxy.doctor.findings import (
+    Finding,
+    InstanceReport,
+    Report,
+    Status,
+    failed,
+    passed,
+    skipped,
+    warned,
+)
+from proxy.doctor.pair_steps import MAX_PAIRS, of_pair, pairs, roles, why_not
+from proxy.doctor.runs import find
+
+OURS = list(range(100, 140))
+
+
+def stored(tokens: list[int], size: int = 4, first: int = 0, parent: int | None = None) -> BlockStored:
+    hashes: list[Any] = [first + n for n in range(len(tokens) // size)]
+    return BlockStored(hashes, parent, tokens, size)
+
+
+@pytest.mark.parametrize(
+    ("heard", "differs_at"),
+    [
+        ([stored(OURS)], None),
+        ([stored(OURS[:20], first=1), stored(OURS[20:], first=50, parent=5)], None),
+        ([stored([7] * 8, first=900), stored(OURS)], None),
+        ([stored(OURS[8:], first=3, parent=2)], None),  # the beginning was there already
+        ([stored([*OURS, 1, 2, 3, 4])], None),  # and what was generated
+        ([stored([9, *OURS[:39]])], 0),  # another token in front moves all of it
+        ([stored([*OURS[:36], 0, 0, 0, 0])], 36),
+        ([stored(OURS[:32])], 32),  # it ends before our last full block
+    ],
+)
+def test_the_probes_blocks_are_found_among_others(heard: list[BlockStored], differs_at: int | None) -> None:
+    found = find(OURS, heard)
+    assert found is not None
+    assert found.differs_at == differs_at
+    assert found.block_size == 4
+
+
+@pytest.mark.parametrize("heard", [[], [stored([7] * 40)], [stored(OURS[:12])]])
+def test_what_others_sent_is_not_the_probe(heard: list[BlockStored]) -> None:
+    assert find(OURS, heard) is None
+
+
+def engine(address: str = "a:1", role: Role = Role.PREFILL, **seen: Any) -> EngineFacts:
+    return EngineFacts(parse_instance(address, role), health=Answer(value=b""), **seen)
+
+
+@pytest.mark.parametrize(
+    ("health", "words", "remedy"),
+    [
+        (Answer(trouble=Trouble.REFUSED, words="connection refused"), "cannot be connected", "--port 1"),
+        (
+            Answer(trouble=Trouble.REFUSED, words="its certificate is not accepted (x)"),
+            "certificate",
+            "--engine-ca",
+        ),
+        (Answer(trouble=Trouble.SILENT, words="no answer"), "answers nothing", "restart"),
+        (Answer(trouble=Trouble.STATUS, status=503, words="status 503"), "its engine is dead", "restart"),
+        (Answer(trouble=Trouble.STATUS, status=404, words="status 404"), "no vLLM", "--port"),
+        (Answer(trouble=Trouble.BROKEN, words="the answer is not valid HTTP"), "no vLLM", "--port"),
+        (None, "not asked in time", "--timeout"),
+    ],
+)
+def test_why_an_engine_is_not_reached(health: Answer | None, words: str, remedy: str) -> None:
+    facts = engine()
+    facts.health = health
+    finding = reachable(facts)
+    assert finding.status is Status.FAIL
+    assert words in finding.words
+    assert remedy in (finding.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [
+        ("0.32.0", Status.PASS),
+        ("0.32.0+cpu", Status.PASS),
+        ("1.0.0rc1", Status.PASS),
+        ("0.33.1.dev3+g1234", Status.PASS),
+        ("mine", Status.PASS),
+        ("0.31.2", Status.WARN),
+        ("0.9.1", Status.WARN),
+        (None, Status.WARN),
+    ],
+)
+def test_versions_are_compared_as_numbers(told: str | None, status: Status) -> None:
+    answer = Answer(value=told) if told else Answer(trouble=Trouble.STATUS, status=404, words="status 404")
+    assert version(engine(version=answer)).status is status
+
+
+def test_pairs_are_all_there_are_or_each_with_another() -> None:
+    def specs(prefill: int, decode: int) -> list[Any]:
+        return [parse_instance(f"p:{n + 1}", Role.PREFILL) for n in range(prefill)] + [
+            parse_instance(f"d:{n + 1}", Role.DECODE) for n in range(decode)
+        ]
+
+    assert pairs(specs(4, 4)) == ([(f"p:{p}", f"d:{d}") for p in range(1, 5) for d in range(1, 5)], True)
+    for prefill, decode in ((5, 4), (20, 3), (3, 20)):
+        chosen, every = pairs(specs(prefill, decode))
+        assert not every
+        assert len(chosen) == max(prefill, decode) > MAX_PAIRS // 4
+        assert {p for p, _ in chosen} == {f"p:{n + 1}" for n in range(prefill)}
+        assert {d for _, d in chosen} == {f"d:{n + 1}" for n in range(decode)}
+    assert pairs([parse_instance("b:1", Role.BOTH)]) == ([], True)
+    assert pairs([]) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("there", "decode_alone", "words", "status"),
+    [
+        ([Role.PREFILL, Role.DECODE], False, None, None),
+        ([Role.BOTH], False, None, None),
+        ([Role.PREFILL, Role.BOTH], False, None, None),
+        ([], False, "no prefill and no decode instance", Status.FAIL),
+        ([Role.PREFILL], True, "no decode instance", Status.FAIL),
+        ([Role.DECODE], False, "no prefill instance", Status.FAIL),
+        ([Role.DECODE], True, "no prefill instance", Status.WARN),
+    ],
+)
+def test_a_role_nobody_has_is_missed(
+    there: list[Role], decode_alone: bool, words: str | None, status: Status | None
+) -> None:
+    specs = [parse_instance(f"h:{n + 1}", role) for n, role in enumerate(there)]
+    found = roles(specs, decode_alone=decode_alone)
+    assert [f.status for f in found] == ([] if status is None else [status])
+    assert all((words or "") in f.words for f in found)
+
+
+def moved(prompt: float, **by_source: float) -> Moved:
+    return Moved(prompt=prompt, by_source=by_source, asked_connector=40.0, failed_transfers=0)
+
+
+@pytest.mark.parametrize(
+    ("connector", "seen", "status"),
+    [
+        ("nixl", moved(40, external_kv_transfer=40), Status.PASS),
+        ("nixl", moved(40, external_kv_transfer=32, local_cache_hit=8), Status.PASS),
+        ("nixl", moved(40, external_kv_transfer=39, local_compute=1), Status.PASS),
+        ("nixl", moved(40, external_kv_transfer=20, local_compute=20), Status.FAIL),
+        ("nixl", moved(40, local_compute=40), Status.FAIL),
+        ("shared", moved(40, external_kv_transfer=32, local_compute=8), Status.PASS),
+        ("shared", moved(40, local_compute=40), Status.FAIL),
+        ("nixl", moved(99, external_kv_transfer=99), Status.PASS),
+        ("nixl", moved(99, external_kv_transfer=60, local_compute=39), Status.PASS),
+        ("nixl", moved(99, external_kv_transfer=59, local_compute=40), Status.WARN),
+        ("nixl", None, Status.WARN),
+    ],
+)
+def test_a_hand_over_is_judged_by_what_decode_counted(
+    connector: str, seen: Moved | None, status: Status
+) -> None:
+    ok = Answer(value=b"{}")
+    facts = PairFacts(
+        "p:1", "d:1", prompt_tokens=40, prefill_answer=ok, decode_answer=ok, moved=seen,
+        handoff=Handoff(msgspec.Raw(b"{}"), 40, 0, "e"),
+    )  # fmt: skip
+    decode = engine("d:1", Role.DECODE, ranks=[RankFacts(rank=0, block_size=8)])
+    findings = of_pair(facts, engine("p:1"), decode, connector)
+    assert findings[-1].step == "hand_over"
+    assert findings[-1].status is status, findings
+
+
+def test_a_pair_that_could_kill_an_engine_is_not_tried() -> None:
+    served = Send(answer=Answer(value=b"{}"), sent_ts=0.0)
+    cards = Answer(value=[{"id": "m", "parent": None}])
+
+    def probed(address: str, size: int) -> EngineFacts:
+        rank = RankFacts(rank=0, block_size=size, token_ids=[1], sends=[served])
+        return engine(address, cards=cards, ranks=[rank])
+
+    assert why_not(probed("p:1", 16), probed("d:1", 16), "m") is None
+    assert why_not(probed("p:1", 16), probed("d:1", 32), "m") == "their block sizes differ"
+    assert why_not(probed("p:1", 16), engine("d:1"), "m") == "d:1 does not serve"
+
+
+PAGE = """\
+# HELP vllm:prompt_tokens_total x
+vllm:prompt_tokens_total{engine="0",model_name="m"} 7.0
+vllm:prompt_tokens_total{engine="1",model_name="m"} 3.0
+vllm:prompt_tokens_by_source_total{engine="0",source="local_compute"} 4.0
+vllm:prompt_tokens_by_source_total{engine="1",source="local_compute"} 2.0
+vllm:prompt_tokens_by_source_total{engine="0",source="external_kv_transfer"} 4.0
+vllm:cache_config_info{block_size="32",enable_prefix_caching="True",engine="0",num_gpu_blocks="9"} 1.0
+vllm:num_requests_running{engine="0"} NaN
+"""
+
+
+def test_metrics_are_summed_over_ranks() -> None:
+    read = read_metrics(Answer(value=PAGE.encode())).value
+    assert (read.prompt_tokens, read.by_source) == (10, {"local_compute": 6, "external_kv_transfer": 4})
+    assert (read.block_size, read.prefix_caching, read.asked_connector) == (32, True, None)
+
+
+@pytest.mark.parametrize("page", [b"\xff\xfe", b"vllm:cache_config_info{ oops", b"<html>"])
+def test_a_page_that_is_none_is_trouble_or_tells_nothing(page: bytes) -> None:
+    read = read_metrics(Answer(value=page))
+    assert not read.ok or read.value.prompt_tokens is None
+
+
+def report(*findings: Finding) -> Report:
+    one = InstanceReport(name="prefill a:1", instance="a:1", role="prefill", findings=list(findings))
+    return Report(model="m", connector="nixl", took_s=1.0, instances=[one], pairs=[], fleet=[])
+
+
+@pytest.mark.parametrize(
+    ("findings", "exit_code"),
+    [
+        ([], 0),
+        ([passed("a", "x"), skipped("b", "x")], 0),
+        ([passed("a", "x"), warned("b", "x", "do y")], 1),
+        ([failed("a", "x", "do y"), warned("b", "x", "do y")], 2),
+    ],
+)
+def test_the_gravest_finding_is_the_exit_code(findings: list[Finding], exit_code: int) -> None:
+    assert report(*findings).exit_code == exit_code == as_json(report(*findings))["exit_code"]
+
+
+def test_a_report_can_be_read_without_a_terminal_and_fits_into_one() -> None:
+    long = "some words about what was seen " * 8
+    made = report(passed("probe_event", long.strip(), 1), failed("replay", "no", "set --this 'to a {value}'"))
+    plain = as_text(made)
+    assert "\033" not in plain
+    assert f"  pass  probe event 1     {long.strip()}" in plain.splitlines()
+    assert "                          -> set --this 'to a {value}'" in plain.splitlines()
+    assert plain.endswith("fail: 1 failed, 1 passed in 1.0 s")
+    narrow = as_text(made, colour=True, width=80)
+    assert "\033[1;31mfail\033[0m" in narrow
+    assert max(len(line) for line in as_text(made, width=80).splitlines()) <= 80
+    json.dumps(as_json(made))
+
+
+def told(legs: int, share: float | None, *, trusted: bool = True, **misses: int) -> dict[str, Any]:
+    causes = dict.fromkeys(("tokens", "race", "upper_bound", "index"), 0)
+    return {"legs": legs, "exact_share": share, "trusted": trusted, "misses": causes | misses}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "status", "words", "remedy"),
+    [
+        (told(0, None), Status.PASS, "not sampled", ""),
+        (told(5, None), Status.PASS, "none reported", ""),
+        (told(1000, 0.99, race=10), Status.PASS, "99.0% of 1000", ""),
+        (told(4, 0.5, race=2), Status.PASS, "50.0% of 4", ""),
+        (told(1000, 0.9, race=99, index=1), Status.WARN, "99 race, 1 index", "KV cache"),
+        (told(100, 0.5, tokens=50), Status.WARN, "50 tokens", "engines_agree"),
+        (told(100, 0.5, trusted=False, index=50), Status.FAIL, "by load alone", "wire_format"),
+    ],
+)
+def test_the_services_own_predictions_are_judged(
+    accuracy: dict[str, Any], status: Status, words: str, remedy: str
+) -> None:
+    rank = RankFacts(rank=0, accuracy=accuracy)
+    [finding] = [f for f in of_rank(engine(), rank, several=False) if f.step == "accuracy"]
+    assert finding.status is status
+    assert words in finding.words
+    assert remedy in (finding.remedy or "")
+    assert not [f for f in of_rank(engine(role=Role.DECODE), rank, several=False) if f.step == "accuracy"]
