@@ -76,9 +76,10 @@ class PrefixIndex:
         max_orphans: int = MAX_ORPHANS,
         max_blocks: int = MAX_BLOCKS,
     ) -> None:
-        """`count_copies`: each physical copy of a block is announced and removed by its own event (vLLM today);
-        False: the first announcement and the first removal count. `max_orphans`, `max_blocks`: for each
-        (instance, rank).
+        """`count_copies`: each physical copy of a block is announced and removed by its own event, as all vLLM do;
+        False: the first announcement and the first removal count. That is for other engines: one that announces
+        only first copies and last removals is right with counting, too, so kvproxy has no flag for it.
+        `max_orphans`, `max_blocks`: for each (instance, rank).
         """
         self._hasher = hasher if hasher is not None else BlockHasher()
         self._count_copies = count_copies
@@ -255,6 +256,10 @@ class PrefixIndex:
             self._capacity.pop((instance, rank, tier), None)
         else:
             self._capacity[instance, rank, tier] = blocks
+
+    def capacity(self, instance: str, rank: int, tier: str = DEFAULT_TIER) -> int | None:
+        """What `set_capacity` was told last."""
+        return self._capacity.get((instance, rank, tier))
 
     # ---- questions ----------------------------------------------------------------------------------------
 

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import msgspec
 
 from kvevents import Observer, PrefixIndex, SourceAddress, Subscriber, Turns, open_context
+from proxy.discovery import capacity
+from proxy.discovery.capacity import Capacities
 from proxy.errors import LegError
-from proxy.instances import Instance
+from proxy.instances import Instance, Status
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)
@@ -18,7 +20,7 @@ log = logging.getLogger(__name__)
 ASK_TIMEOUT_S = 5.0
 
 
-class Engines(Protocol):
+class Engines(capacity.Engines, Protocol):
     """The part of the engine client needed here."""
 
     async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
@@ -76,6 +78,8 @@ class EventFeeds:
         self._tasks = tasks
         self._context = open_context()  # its threads serve all subscribers
         self._turns = Turns()
+        self._capacities = Capacities(engines, index, timeout_s=ask_timeout_s)
+        self._asking_capacity: set[str] = set()
         self._silent: set[str] = set()
         self._sweeping = False
 
@@ -98,10 +102,12 @@ class EventFeeds:
             if rank not in kept:
                 kept[rank] = self._begin(instance, source)
         instance.sources = kept
+        self._ask_capacity(instance)
 
     async def unfollow(self, instance: Instance) -> None:
         """Stop following an instance and forget what it had cached."""
         feeds, instance.sources = instance.sources, {}
+        self._capacities.forget(instance)
         for rank, feed in feeds.items():
             if isinstance(feed, _Feed):
                 await self._end(instance, rank, feed)
@@ -126,6 +132,16 @@ class EventFeeds:
         feed = instance.sources.get(rank)
         if isinstance(feed, _Feed):
             feed.subscriber.rebuild(replay=replay)
+
+    def _ask_capacity(self, instance: Instance) -> None:
+        due = self._capacities.due(instance, came_up=instance.status is not Status.UP)
+        if due and instance.sources and instance.address not in self._asking_capacity:
+            self._asking_capacity.add(instance.address)
+            # Beside the check: nobody waits for this answer.
+            task = self._tasks.create(
+                self._capacities.learn(instance), name=f"capacity of {instance.address}"
+            )
+            task.add_done_callback(lambda _: self._asking_capacity.discard(instance.address))
 
     def _begin(self, instance: Instance, source: SourceAddress) -> _Feed:
         subscriber = Subscriber(
