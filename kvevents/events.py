@@ -76,6 +76,8 @@ class Reason(StrEnum):
     """Tokens or extra keys do not divide evenly over the blocks."""
     CACHE_GROUP = "cache_group"
     """Of a cache group that does not hold the whole prefix, or not the group that is counted."""
+    CACHE_KIND = "cache_kind"
+    """Of a cache group of a kind we do not know, so it is not counted."""
     BLOCK_SIZE = "block_size"
     """Another block size than the instance's other blocks have, or one that no engine has."""
     TOKENS = "tokens"

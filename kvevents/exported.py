@@ -6,7 +6,7 @@ The keys and digests mean something only together with the secret of the hasher 
 from dataclasses import dataclass, field
 
 from kvevents.block_keys import Keys
-from kvevents.events import EngineHash
+from kvevents.events import EngineHash, Reason
 
 
 @dataclass(slots=True)
@@ -39,3 +39,5 @@ class ExportedRank:
     tiers: list[ExportedTier]
     orphans: list[ExportedOrphan]
     """The longest waiting first."""
+    uncounted: dict[str, Reason] = field(default_factory=dict)
+    """The cache groups whose blocks are not counted, and why."""

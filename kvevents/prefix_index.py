@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
-from kvevents.engine_cache import WHOLE_PREFIX_KINDS, EngineCache, Tier
+from kvevents.engine_cache import EngineCache, Tier, note_uncounted, why_uncounted
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
 from kvevents.exported import ExportedOrphan, ExportedRank, ExportedTier
 from kvevents.residency import Residency
@@ -87,6 +87,7 @@ class PrefixIndex:
         self._max_blocks = max_blocks
         self._engines: dict[tuple[str, int], EngineCache] = {}
         self._capacity: dict[tuple[str, int, str], int] = {}
+        self._uncounted: dict[tuple[str, int], dict[str, Reason]] = {}
         self._residency = Residency()
         self._slots: list[Slot] = []  # by bit number
         self._free: list[int] = []
@@ -116,9 +117,12 @@ class PrefixIndex:
         if event.block_size <= 0 or not event.token_ids:
             return Change(0, 0, {Reason.PLACEHOLDER: max(count, 1)})
         engine = self._engines.get((instance, rank))
-        if event.kv_cache_spec_kind is not None and event.kv_cache_spec_kind not in WHOLE_PREFIX_KINDS:
-            return Change(0, 0, {Reason.CACHE_GROUP: max(count, 1)})
-        if engine is not None and (refusal := engine.refusal(event)) is not None:
+        refusal = why_uncounted(event.kv_cache_spec_kind)
+        if refusal is None and engine is not None:
+            refusal = engine.refusal(event)
+        if refusal is not None:
+            if refusal is not Reason.BLOCK_SIZE:
+                note_uncounted(self._uncounted.setdefault((instance, rank), {}), event, refusal)
             return Change(0, 0, {refusal: max(count, 1)})
         name = event.medium or DEFAULT_TIER
         if engine is not None and name not in engine.tiers and len(engine.tiers) >= MAX_TIERS:
@@ -215,6 +219,8 @@ class PrefixIndex:
             self._waste += (engine.orphans, engine.children)
             if self._on_removed is not None:
                 self._on_removed(*at, None)
+        for at in [at for at in self._uncounted if at[0] == instance and rank in {None, at[1]}]:
+            del self._uncounted[at]
         self._known_slots = None
         return blocks
 
@@ -305,6 +311,18 @@ class PrefixIndex:
         engine = self._engines.get((instance, rank))
         return engine.block_size if engine is not None else None
 
+    def uncounted(self, instance: str, rank: int) -> Mapping[str, Reason]:
+        """The cache groups of a rank whose blocks are not counted, in words, and why.
+
+        CACHE_GROUP: they hold a part of a prefix only (sliding windows, states), or hold what the counted group does;
+        CACHE_KIND: nothing is known about their kind.
+        """
+        return self._uncounted.get((instance, rank), {})
+
+    def upper_bound(self, instance: str, rank: int) -> bool:
+        """Whether `match` tells at most, not exactly, what would be reused: a hybrid model reuses what all groups have."""
+        return (instance, rank) in self._uncounted
+
     # ---- going from one process to the next ---------------------------------------------------------------
 
     def export(self, instance: str, rank: int) -> ExportedRank | None:
@@ -323,13 +341,16 @@ class PrefixIndex:
             ExportedOrphan(engine_hash, orphan.parent, orphan.digest, dict(orphan.copies))
             for engine_hash, orphan in engine.orphans.items()
         ]
-        return ExportedRank(engine.block_size, engine.group_idx, tiers, orphans)
+        uncounted = dict(self.uncounted(instance, rank))
+        return ExportedRank(engine.block_size, engine.group_idx, tiers, orphans, uncounted)
 
     def load(self, instance: str, rank: int, exported: ExportedRank) -> None:
         """Forget what is known of a rank, and know what was exported with the same secret."""
         self.retire(instance, rank)
         engine = self._engines[instance, rank] = EngineCache(exported.block_size)
         engine.group_idx = exported.group_idx
+        if exported.uncounted:
+            self._uncounted[instance, rank] = dict(exported.uncounted)
         for told in exported.tiers:
             tier = engine.tiers[told.name] = self._new_tier(Slot(instance, rank, told.name))
             keys = told.keys.tolist()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvevents import Observer, PrefixIndex, SourceAddress, Subscriber, Turns, open_context
+from kvevents import Observer, PrefixIndex, Reason, SourceAddress, Subscriber, Turns, open_context
 from proxy.discovery import capacity
 from proxy.discovery.capacity import Capacities
 from proxy.errors import LegError
@@ -116,6 +116,11 @@ class EventFeeds:
         """The followed ranks of an instance that nobody publishes for, and why in words."""
         feeds = {rank: feed for rank, feed in instance.sources.items() if isinstance(feed, _Feed)}
         return {rank: words for rank, feed in feeds.items() if (words := feed.silence) is not None}
+
+    def uncounted(self, instance: Instance) -> dict[str, Reason]:
+        """The cache groups of an instance's ranks that are not counted, in words, and why."""
+        ranks = (self._index.uncounted(instance.address, rank) for rank in instance.sources)
+        return {words: reason for groups in ranks for words, reason in groups.items()}
 
     def close(self) -> None:
         """Give up ZeroMQ; nothing may be followed any more."""

@@ -115,6 +115,8 @@ def _instance(
                 "block_size": index.block_size(address, rank),
                 "blocks": blocks[address, rank],
                 "accuracy": accuracy.status(address, rank),
+                "upper_bound": index.upper_bound(address, rank),
+                "uncounted_groups": sorted(index.uncounted(address, rank)),
             }
             for rank in instance.ranks
         ],

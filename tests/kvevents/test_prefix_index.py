@@ -274,6 +274,50 @@ def test_another_groups_blocks_neither_add_nor_remove_copies(index: PrefixIndex)
     assert cached(index, 1) == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "words", "reason"),
+    [
+        ("sliding_window", "group 1: sliding_window", Reason.CACHE_GROUP),
+        ("mamba", "group 1: mamba", Reason.CACHE_GROUP),
+        ("full_attention", "group 1: full_attention", Reason.CACHE_GROUP),
+        ("unknown", "group 1: unknown", Reason.CACHE_KIND),
+        ("dreamt_up_later", "group 1: dreamt_up_later", Reason.CACHE_KIND),
+        ("x" * 1000, f"group 1: {'x' * 40}", Reason.CACHE_KIND),
+    ],
+)
+def test_a_group_that_is_not_counted_makes_predictions_upper_bounds(
+    index: PrefixIndex, kind: str, words: str, reason: Reason
+) -> None:
+    index.store(E, R, stored([1, 2], group_idx=0, kv_cache_spec_kind="full_attention"))
+    assert not index.upper_bound(E, R)
+    change = index.store(E, R, stored([1, 2, 3], group_idx=1, kv_cache_spec_kind=kind))
+    assert change == Change(0, 0, {reason: 3})
+    assert cached(index, 1, 2, 3) == 8
+    assert index.uncounted(E, R) == {words: reason}
+    assert index.upper_bound(E, R)
+    assert not index.upper_bound(E, R + 1)
+    exported = index.export(E, R)
+    assert exported is not None
+    index.load(E, R + 1, exported)
+    assert index.upper_bound(E, R + 1)
+    index.clear(E, R)
+    assert index.upper_bound(E, R)  # it is the same model
+    index.retire(E, R)
+    assert not index.upper_bound(E, R)
+
+
+def test_a_hybrid_model_is_known_by_any_of_its_groups(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1], group_idx=1, kv_cache_spec_kind="mamba"))
+    assert index.upper_bound(E, R)
+    assert index.blocks() == {}
+
+
+def test_groups_that_are_not_counted_are_told_in_bounded_number(index: PrefixIndex) -> None:
+    for n in range(100):
+        index.store(E, R, stored([1], group_idx=n, kv_cache_spec_kind="mamba"))
+    assert len(index.uncounted(E, R)) == 8
+
+
 def test_another_block_size_waits_for_the_engine_to_be_empty_or_new(index: PrefixIndex) -> None:
     index.store(E, R, stored([1]))
     assert index.store(E, R, stored([2], size=8)).dropped == {Reason.BLOCK_SIZE: 1}

@@ -8,12 +8,26 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from live.ports import free_ports
 
 from kvevents import BlockStored, PrefixIndex, Prompt, Slot
+from proxy.config import Config, Role, parse_instance
 from proxy.handlers.observe import INDEX
 from proxy.scheduling.types import Phase
 from proxy.simulation import StandIn, StandInConfig
-from tests.proxy.service import UNHURRIED, Answer, Engines, Pair, Service, ask, fleet, kvproxy, wait_until
+from tests.kvevents.publisher import Publisher
+from tests.proxy.service import (
+    ADMIN_KEY,
+    UNHURRIED,
+    Answer,
+    Engines,
+    Pair,
+    Service,
+    ask,
+    fleet,
+    kvproxy,
+    wait_until,
+)
 
 RANK_HEADER = "X-data-parallel-rank"
 RANKS = 3
@@ -134,6 +148,43 @@ async def only(service: Service, others: list[str], prompt: list[int]) -> Answer
         await service.admin("/instances/drain", {"type": "both", "instance": address, "undo": True})
     await service.settled()
     return answer
+
+
+# ---- cache groups -----------------------------------------------------------------------------------------
+
+
+async def test_groups_of_hybrid_models_are_not_counted_and_that_is_said() -> None:
+    events, replay = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    publisher = Publisher(events, replay)
+    try:
+        async with StandIn(StandInConfig(events=None)) as engine:
+            spec = parse_instance(f"{engine.address}?events={events}&replay={replay}", Role.BOTH)
+            async with kvproxy(Config(model="tiny", instances=(spec,), admin_api_key=ADMIN_KEY)) as service:
+                run: dict[str, Any] = {
+                    "type": "BlockStored",
+                    "parent_block_hash": None,
+                    "block_size": 16,
+                    "medium": "GPU",
+                }
+                run |= {"block_hashes": [1, 2], "token_ids": list(range(32))}
+                longer = run | {"block_hashes": [1, 2, 3], "token_ids": list(range(48))}
+                publisher.publish(
+                    run | {"group_idx": 0, "kv_cache_spec_kind": "full_attention"},
+                    longer | {"group_idx": 1, "kv_cache_spec_kind": "sliding_window"},
+                    longer | {"group_idx": 2, "kv_cache_spec_kind": "dreamt_up_later"},
+                )
+                index = service.app[INDEX]
+                await wait_until(lambda: len(index.uncounted(engine.address, 0)) == 2, "the batch")
+                (rank,) = (await service.ask("/status")).json["instances"][0]["ranks"]
+                assert rank["blocks"] == 2
+                assert rank["upper_bound"] is True
+                assert rank["uncounted_groups"] == ["group 1: sliding_window", "group 2: dreamt_up_later"]
+                for reason in ("cache_group", "cache_kind"):
+                    assert await service.metric("kvproxy_kv_events_dropped_total", reason=reason) == 3
+                explained = await service.explain({"prompt": list(range(60))})
+                assert [c["cached_tokens"] for c in explained["prefill"]["candidates"]] == [32]
+    finally:
+        publisher.close()
 
 
 # ---- images -----------------------------------------------------------------------------------------------
