@@ -6,6 +6,7 @@ is told by these methods what has to change there.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from operator import contains
 from typing import Any
 
@@ -62,6 +63,10 @@ class Tier:
     def has_any(self, hashes: Sequence[EngineHash]) -> bool:
         """One of the hashes is here."""
         return self.hashes > 0 and any(map(contains, self.homes(hashes), hashes))
+
+    def leading(self, hashes: Sequence[EngineHash]) -> int:
+        """How many of the hashes are here before the first that is not."""
+        return len(list(takewhile(bool, map(contains, self.homes(hashes), hashes))))  # a loop in C
 
     def add_name(self, key: int) -> None:
         """One more hash stands for a key that is here."""

@@ -88,6 +88,7 @@ class PrefixIndex:
         self._engines: dict[tuple[str, int], EngineCache] = {}
         self._capacity: dict[tuple[str, int, str], int] = {}
         self._uncounted: dict[tuple[str, int], dict[str, Reason]] = {}
+        self._reports: dict[tuple[str, int], bool] = {}  # asked for; True: the engine marks them
         self._residency = Residency()
         self._slots: list[Slot] = []  # by bit number
         self._free: list[int] = []
@@ -147,6 +148,10 @@ class PrefixIndex:
         if tier is None:
             tier = engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
         hashes, parent = event.block_hashes, event.parent_block_hash
+        counts = self._counts_copies(instance, rank, event)
+        if not counts and (known := tier.leading(hashes)):
+            parent, hashes, digests = hashes[known - 1], hashes[known:], digests.after(known)
+            count -= known
         parent_key = engine.key_of(parent) if parent is not None else None
         if count >= _FEW_BLOCKS and (parent is None or parent_key is not None) and engine.are_new(hashes):
             self._add_run(tier, hashes, self._hasher.of_digests(parent_key, digests))
@@ -154,7 +159,9 @@ class PrefixIndex:
         else:
             applied = orphans = 0
             for engine_hash, digest in zip(hashes, digests.numbers(), strict=True):
-                parent_key = self._store_block(engine, name, engine_hash, parent, parent_key, digest)
+                parent_key = self._store_block(
+                    engine, name, engine_hash, parent, parent_key, digest, counts=counts
+                )
                 if parent_key is not None:
                     applied += 1
                 else:
@@ -192,6 +199,8 @@ class PrefixIndex:
     def clear(self, instance: str, rank: int) -> int:
         """Nothing is cached on that rank any more; its slots stay. Returns the blocks that went."""
         engine = self._engines.get((instance, rank))
+        if not self._reports.get((instance, rank), True):
+            del self._reports[instance, rank]  # what could be told again is gone
         if engine is None:
             return 0
         blocks = 0
@@ -219,8 +228,9 @@ class PrefixIndex:
             self._waste += (engine.orphans, engine.children)
             if self._on_removed is not None:
                 self._on_removed(*at, None)
-        for at in [at for at in self._uncounted if at[0] == instance and rank in {None, at[1]}]:
-            del self._uncounted[at]
+        for kept in (self._uncounted, self._reports):
+            for at in [at for at in kept if at[0] == instance and rank in {None, at[1]}]:
+                del kept[at]
         self._known_slots = None
         return blocks
 
@@ -262,6 +272,16 @@ class PrefixIndex:
             self._capacity.pop((instance, rank, tier), None)
         else:
             self._capacity[instance, rank, tier] = blocks
+
+    def expect_reports(self, instance: str, rank: int) -> None:
+        """The engine is asked to tell of blocks again that it has had for long.
+
+        Such a report looks like the storing of another copy, unless the engine marks it (`REPORT_SESSION`). Counted as
+        a copy it would be believed in for ever; a real copy that is not counted is only forgotten too early. So from
+        here on no block that is known counts once more, until the rank is cleared or retired, or the engine is
+        found to mark its reports, and then only what is marked is treated so.
+        """
+        self._reports.setdefault((instance, rank), False)
 
     def capacity(self, instance: str, rank: int, tier: str = DEFAULT_TIER) -> int | None:
         """What `set_capacity` was told last."""
@@ -399,6 +419,12 @@ class PrefixIndex:
             self._known_sizes = list(sizes.items())
         return self._known_slots
 
+    def _counts_copies(self, instance: str, rank: int, event: BlockStored) -> bool:
+        if event.is_report:
+            self._reports[instance, rank] = True
+            return False
+        return self._count_copies and (not self._reports or self._reports.get((instance, rank), True))
+
     # ---- blocks -------------------------------------------------------------------------------------------
 
     def _add_run(self, tier: Tier, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
@@ -418,18 +444,21 @@ class PrefixIndex:
         parent: EngineHash | None,
         parent_key: int | None,
         digest: int,
+        *,
+        counts: bool,
     ) -> int | None:
-        """The block's key; None: it waits for its parent."""
+        """The block's key; None: it waits for its parent. `counts`: one that is known is there once more."""
         key = engine.key_of(engine_hash)
         if key is not None:
-            self._hold(engine.tiers[tier], engine_hash, key, 1)
+            if counts or engine_hash not in engine.tiers[tier].home(engine_hash):
+                self._hold(engine.tiers[tier], engine_hash, key, 1)
             return key
         if parent is not None and parent_key is None:
             orphan = engine.orphans.get(engine_hash)
             if orphan is None:
                 engine.add_orphan(engine_hash, parent, digest, {tier: 1})
             else:
-                orphan.copies[tier] = orphan.copies.get(tier, 0) + 1 if self._count_copies else 1
+                orphan.copies[tier] = orphan.copies.get(tier, 0) + 1 if counts else orphan.copies.get(tier, 1)
             return None
         key = self._hasher.of_block(parent_key, digest)
         if engine.orphans:

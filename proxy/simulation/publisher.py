@@ -36,6 +36,8 @@ class EventForm:
     """Events as arrays, as vLLM wrote them before 0.24."""
     bytes_hashes: bool = False
     """Hashes as 32 bytes (VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0) instead of 64-bit integers."""
+    sessions: bool = True
+    """Stored blocks name the session of their request, which older releases do not."""
 
 
 class EventWriter:
@@ -43,6 +45,7 @@ class EventWriter:
 
     def __init__(self, form: EventForm) -> None:
         self._arrays = form.arrays
+        self._sessions = form.sessions and not form.arrays
         self._hash: Callable[[Any], int | bytes] = bytes if form.bytes_hashes else int_hash
 
     def batch(self, events: Sequence[Event], rank: int, ts: float) -> bytes:
@@ -56,7 +59,7 @@ class EventWriter:
     def _fields(self, event: Event) -> dict[str, Any]:
         match event:
             case BlockStored():
-                return {
+                fields = {
                     "type": "BlockStored",
                     "block_hashes": [self._hash(h) for h in event.block_hashes],
                     "parent_block_hash": None
@@ -71,6 +74,9 @@ class EventWriter:
                     "group_idx": event.group_idx,
                     "kv_cache_spec_kind": event.kv_cache_spec_kind,
                 }
+                if event.session_id is not None and self._sessions:
+                    fields["session_id"] = event.session_id
+                return fields
             case BlockRemoved():
                 return {
                     "type": "BlockRemoved",
