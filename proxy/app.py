@@ -20,6 +20,7 @@ from proxy.app_keys import (
     DIRECTOR,
     FLEET,
     GATE,
+    HEALING,
     METRICS,
     READER,
     STOPPING,
@@ -34,6 +35,7 @@ from proxy.director import Director
 from proxy.discovery import Believing, EventFeeds, FleetWatch
 from proxy.errors import ConfigError
 from proxy.handlers import admin, observe, openai, openapi
+from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
@@ -101,6 +103,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     app[METRICS] = Metrics(registry, known=lambda address: fleet.get(address) is not None)
     app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)
     app[READER] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+    app[HEALING] = Healing(fleet, index, app[METRICS], time.monotonic)
     app[GATE] = Gate(
         fleet=fleet,
         placement=placement,
@@ -151,6 +154,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 lease_s=config.kv_lease_s,
                 deadlines=config.deadlines,
                 retries=config.retries,
+                healing=app[HEALING],
             )
             watch.start()
             if feeds is not None:

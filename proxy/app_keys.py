@@ -10,6 +10,7 @@ from proxy.admission import BodyBudget, Gate
 from proxy.config import Config
 from proxy.director import Director
 from proxy.discovery import FleetWatch
+from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.metrics import Metrics
 from proxy.tokenizing import PromptTokenizer
@@ -24,6 +25,7 @@ BODIES: web.AppKey[BodyBudget] = web.AppKey("bodies", BodyBudget)
 READER: web.AppKey[ThreadPoolExecutor] = web.AppKey("reader", ThreadPoolExecutor)
 """The one thread that reads large bodies: what reading takes in passing, many times a body's size, it takes once."""
 TOKENIZER: web.AppKey[PromptTokenizer] = web.AppKey("tokenizer", PromptTokenizer)
+HEALING: web.AppKey[Healing] = web.AppKey("healing", Healing)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
 """Set once the process is ending."""

@@ -5,18 +5,20 @@ import time
 from collections import Counter
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvevents.prefix_index import PrefixIndex
 from proxy.accuracy import Accuracy
-from proxy.app_keys import ACCURACY, BODIES, CONFIG, DIRECTOR, FLEET, GATE, STOPPING, TOKENIZER
+from proxy.app_keys import ACCURACY, BODIES, CONFIG, DIRECTOR, FLEET, GATE, HEALING, STOPPING, TOKENIZER
 from proxy.circuit import Circuit
 from proxy.config import Role
 from proxy.errors import ForbiddenError, UnavailableError
 from proxy.handlers.admin import check_admin_key
 from proxy.handlers.openai import engine_headers, generation_request
+from proxy.healing import Healing
 from proxy.instances import Instance
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.types import Phase
@@ -85,13 +87,19 @@ async def status(request: web.Request) -> web.Response:
                 "held_bytes": request.app[BODIES].held_bytes,
                 "limit_bytes": request.app[BODIES].limit_bytes,
             },
-            "instances": [_instance(i, index, blocks, request.app[ACCURACY]) for i in fleet],
+            "instances": [
+                _instance(i, index, blocks, request.app[ACCURACY], request.app[HEALING]) for i in fleet
+            ],
         }
     )
 
 
 def _instance(
-    instance: Instance, index: PrefixIndex, blocks: Counter[tuple[str, int]], accuracy: Accuracy
+    instance: Instance,
+    index: PrefixIndex,
+    blocks: Counter[tuple[str, int]],
+    accuracy: Accuracy,
+    healing: Healing,
 ) -> dict[str, Any]:
     base = [str(card["id"]) for card in instance.model_cards if not card.get("parent")]
     address, breaker = instance.address, instance.breaker
@@ -117,6 +125,9 @@ def _instance(
                 "accuracy": accuracy.status(address, rank),
                 "upper_bound": index.upper_bound(address, rank),
                 "uncounted_groups": sorted(index.uncounted(address, rank)),
+                "healing": None
+                if (h := healing.status(address, rank)) is None
+                else msgspec.structs.asdict(h),
             }
             for rank in instance.ranks
         ],
