@@ -15,6 +15,7 @@ from operator import setitem
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
 from kvevents.engine_cache import EngineCache, Tier, note_uncounted, why_uncounted
@@ -317,6 +318,35 @@ class PrefixIndex:
         slots = self._residency.of(key)
         return any(slots & tier.bit for tier in engine.tiers.values())
 
+    def beyond(
+        self, prompt: Prompt, tiers: Sequence[str], main: str = DEFAULT_TIER
+    ) -> dict[tuple[str, int], dict[str, int]]:
+        """What lies in slower tiers behind the prefix that `main` has, in tokens, by (instance, rank) and tier.
+
+        Each block counts for the first of the `tiers` that has it; at the first block that none of them has it
+        ends, and always before the prompt's last token, which is computed. A rank with nothing there is left out.
+        """
+        found: dict[tuple[str, int], dict[str, int]] = {}
+        looked: dict[int, tuple[list[int], npt.NDArray[np.int64]]] = {}
+        for at, engine in self._engines.items():
+            slower = [(name, engine.tiers[name].bit) for name in tiers if name in engine.tiers]
+            if not any(engine.tiers[name].blocks for name, _ in slower):
+                continue
+            size = engine.block_size
+            if size not in looked:
+                whole = max(0, len(prompt.token_ids) - 1) // size
+                looked[size] = self._residency.sets_of(self._hasher.prompt_keys(prompt, size)[:whole])
+            sets, which = looked[size]
+            fast = engine.tiers[main].bit if main in engine.tiers else 0
+            start = _leading(np.array([bool(there & fast) for there in sets], np.bool_)[which])
+            first = np.array([_first(there, slower) for there in sets], np.int64)[which[start:]]
+            counts = np.bincount(first[: _leading(first < len(slower))], minlength=len(slower)).tolist()
+            if any(counts):
+                found[at] = {
+                    name: count * size for (name, _), count in zip(slower, counts, strict=True) if count
+                }
+        return found
+
     def blocks(self) -> dict[Slot, int]:
         """How many different blocks lie in each live slot (copies count once)."""
         return {slot: tier.blocks for slot, tier in self._tiers()}
@@ -494,3 +524,13 @@ class PrefixIndex:
             copies -= 1
         if copies and self._count_copies:
             tier.add_copies(engine_hash, copies)
+
+
+def _leading(flags: "npt.NDArray[np.bool_]") -> int:
+    """How many are true before the first that is not."""
+    return len(flags) if flags.all() else int(flags.argmin())
+
+
+def _first(there: int, tiers: Sequence[tuple[str, int]]) -> int:
+    """The place of the first tier whose bit is in a set of slots; their number if none is."""
+    return next((place for place, (_, bit) in enumerate(tiers) if there & bit), len(tiers))

@@ -89,6 +89,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         clock=time.monotonic,
         limits=config.admission,
         accuracy=accuracy,
+        tier_costs=config.tier_costs,
     )
     registry.register(FleetCollector(fleet, index))
     registry.register(AccuracyCollector(fleet, accuracy))

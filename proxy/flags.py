@@ -11,6 +11,7 @@ from typing import NoReturn, TypeVar
 import msgspec
 
 from proxy.config import (
+    TIER_COSTS,
     Admission,
     Config,
     Deadlines,
@@ -20,6 +21,7 @@ from proxy.config import (
     Security,
     WhenNoPrefill,
     parse_instance,
+    read_tier_costs,
 )
 from proxy.connectors import CONNECTORS
 from proxy.errors import ConfigError
@@ -110,6 +112,14 @@ def _add_routing(group: "argparse._ArgumentGroup") -> None:
         "--policy",
         default="cache_affinity",
         help=f"how instances are picked: {', '.join(POLICIES)}, or package.module:Class (default: %(default)s)",
+    )
+    group.add_argument(
+        "--tier-cost",
+        nargs="+",
+        action="extend",
+        metavar="TIER=SHARE",
+        help="what reloading a token from a tier slower than GPU costs, as a share of computing it; tiers that are"
+        f" not named do not count (default: {' '.join(f'{tier}={cost:g}' for tier, cost in TIER_COSTS.items())})",
     )
     group.add_argument(
         "--tokenizer",
@@ -303,6 +313,7 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         connector=args.connector,
         policy=args.policy,
         kv_events=args.kv_events == "auto",
+        tier_costs=TIER_COSTS if args.tier_cost is None else read_tier_costs(args.tier_cost),
         tokenizer=args.tokenizer,
         engine_api_key=_read_key(args.engine_api_key_file),
         admin_api_key=os.environ.get("ADMIN_API_KEY", "").strip() or None,

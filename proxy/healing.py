@@ -20,9 +20,10 @@ import msgspec
 
 from kvevents.block_keys import Prompt
 from kvevents.prefix_index import PrefixIndex, Slot
+from proxy.config import MAIN_TIER
 from proxy.connectors import Handoff
 from proxy.instances import Fleet, Instance
-from proxy.placement import MAIN_TIER, USUAL_BLOCK_SIZE, Question
+from proxy.placement import USUAL_BLOCK_SIZE, Question
 from proxy.scheduling.types import Candidate
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Healing:
         """A prefill leg has ended well; `asked`: for a report."""
         rank = self._rank(chosen)
         unknown = self._first_unknown(chosen, question)
-        reported, predicted = handoff.cached_tokens, chosen.cached_tokens or 0
+        reported, predicted = handoff.cached_tokens, (chosen.cached_tokens or 0) + chosen.reload_tokens
         self._confirm(chosen.instance, chosen.rank)
         if rank is None or unknown is None or question.prompt is None or reported is None:
             return

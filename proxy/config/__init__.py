@@ -6,9 +6,12 @@ from proxy.config.instances import EventSource, InstanceSpec, Role, parse_instan
 from proxy.config.overload import Admission, WhenNoPrefill
 from proxy.config.security import Security
 from proxy.config.service import LEASE_MARGIN_S, Config
+from proxy.config.tiers import MAIN_TIER, TIER_COSTS, read_tier_costs
 
 __all__ = [
     "LEASE_MARGIN_S",
+    "MAIN_TIER",
+    "TIER_COSTS",
     "Admission",
     "AllowedInstances",
     "Config",
@@ -21,4 +24,5 @@ __all__ = [
     "Security",
     "WhenNoPrefill",
     "parse_instance",
+    "read_tier_costs",
 ]

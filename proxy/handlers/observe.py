@@ -180,6 +180,8 @@ def _pick(pick: Pick) -> dict[str, Any]:
                 "cached_tokens": c.cached_tokens,
                 "expected_tokens": c.expected_tokens,
                 "uncached_tokens": c.uncached_tokens,
+                "reload_tokens": c.reload_tokens,
+                "reload_cost_tokens": c.reload_cost_tokens,
                 "load_tokens": c.load_tokens,
                 "cost": priced.cost,
                 "index": c.index,
