@@ -152,7 +152,7 @@ class PrefillLegs:
 
     def _asking_for_report(self, call: Call, chosen: Candidate, question: Question) -> Body | None:
         """The request with the question for a full report, if it is to be asked; a retry asks nothing beside."""
-        if call.trace.attempts > 1 or any(name.lower() == SESSION_ID.lower() for name, _ in call.headers):
+        if call.trace.failed or any(name.lower() == SESSION_ID.lower() for name, _ in call.headers):
             return None
         asking = asking_for_report(call.request.body)
         return asking if asking is not None and self._healing.wants_report(chosen, question) else None

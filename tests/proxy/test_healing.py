@@ -282,6 +282,24 @@ async def test_a_late_joiner_predicts_95_percent_within_200_requests(sessions: b
         assert states(pair.service) == {"partial"}
 
 
+async def test_each_rank_heals_by_itself() -> None:
+    async with late_joiner(ranks=2, buffer_steps=3) as pair:
+        hits = await heal(pair)
+        assert sum(hits[-100:]) >= 95
+        (instance, _) = (await pair.service.ask("/status")).json["instances"]
+        assert [rank["index"] for rank in instance["ranks"]] == ["partial"] * 2
+        assert all(rank["healing"]["legs"] > 0 for rank in instance["ranks"])
+
+
+async def test_each_prompt_of_a_list_asks() -> None:
+    async with late_joiner() as pair:
+        (engine,) = pair.engines.prefill
+        engine.seen.clear()
+        prompts = [[*prefix, 9] for prefix in PREFIXES[:4]]
+        assert (await pair.service.complete(prompts, max_tokens=1)).status == 200
+        assert [("vllm_xargs" in leg) for leg in prefill_legs(engine)] == [True] * 4
+
+
 async def test_without_reports_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Healing, "wants_report", lambda *_: False)
     async with late_joiner() as pair:
