@@ -112,6 +112,7 @@ class Director:
             accounts=accounts,
             clock=clock,
             deadlines=deadlines,
+            healing=healing,
         )
 
     async def explain(self, request: GenerationRequest, headers: Headers) -> Decision:

@@ -7,7 +7,8 @@ the blocks it reuses once more (`PrefixIndex.expect_reports` says how they are c
 * if the engine reported more cached tokens than predicted for an earlier prompt with the same beginning, or
 * if the prompt has blocks the index does not know, while more than `RESERVE` of the rank's budget is left.
 
-Each report takes one from the budget, which begins at `BURST` and gains `SHARE` with every leg. Nothing tells when
+A leg that serves a whole request (an instance given with `--both`) asks by the second rule alone, since what its engine
+reports goes to the client. Each report takes one from the budget, which begins at `BURST` and gains `SHARE` with every leg. Nothing tells when
 all is known, so a rank stays partial until its engine's cache is reset or its process ends.
 """
 
@@ -20,8 +21,11 @@ import msgspec
 
 from kvevents.block_keys import Prompt
 from kvevents.prefix_index import PrefixIndex, Slot
+from proxy.body import Body
 from proxy.config import MAIN_TIER
-from proxy.connectors import Handoff
+from proxy.connectors import Handoff, asking_for_report
+from proxy.exchange import Call
+from proxy.headers import SESSION_ID
 from proxy.instances import Fleet, Instance
 from proxy.placement import USUAL_BLOCK_SIZE, Question
 from proxy.scheduling.types import Candidate
@@ -103,6 +107,13 @@ class Healing:
         self._accounts = accounts
         self._clock = clock
         self._ranks: dict[tuple[str, int], _Rank] = {}
+
+    def asking(self, call: Call, chosen: Candidate, question: Question) -> Body | None:
+        """The request with the question for a full report; None if this leg is not to ask. A retry asks nothing beside."""
+        if call.trace.failed or any(name.lower() == SESSION_ID.lower() for name, _ in call.headers):
+            return None
+        asking = asking_for_report(call.request.body)
+        return asking if asking is not None and self.wants_report(chosen, question) else None
 
     def wants_report(self, chosen: Candidate, question: Question) -> bool:
         """Whether the prefill leg that is about to be sent should ask for a full report; if so it is paid for."""

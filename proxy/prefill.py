@@ -7,12 +7,11 @@ from contextlib import ExitStack
 from proxy.accuracy import Comparison
 from proxy.body import Body
 from proxy.collaborators import Accounts, Answer
-from proxy.connectors import Connector, asking_for_report
+from proxy.connectors import Connector
 from proxy.custody import Due, Hold
 from proxy.deadlines import within
 from proxy.errors import ConnectFailedError, LegError
 from proxy.exchange import Call, Reply
-from proxy.headers import SESSION_ID
 from proxy.healing import Healing
 from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.placement import Placement, Question
@@ -111,7 +110,7 @@ class PrefillLegs:
         comparison: Comparison | None,
     ) -> Reply | AttemptFailedError | None:
         chosen = chosen_of(decision, Phase.PREFILL)
-        asked = self._asking_for_report(call, chosen, question)
+        asked = self._healing.asking(call, chosen, question)
         begun_at = self._clock()
         came = finished = False
         try:
@@ -149,13 +148,6 @@ class PrefillLegs:
         self._learn(chosen, question, hold, kind, comparison)
         self._healing.answered(chosen, question, handoff, asked=asked is not None)
         return None
-
-    def _asking_for_report(self, call: Call, chosen: Candidate, question: Question) -> Body | None:
-        """The request with the question for a full report, if it is to be asked; a retry asks nothing beside."""
-        if call.trace.failed or any(name.lower() == SESSION_ID.lower() for name, _ in call.headers):
-            return None
-        asking = asking_for_report(call.request.body)
-        return asking if asking is not None and self._healing.wants_report(chosen, question) else None
 
     async def _send(self, call: Call, chosen: Candidate, asked: Body | None) -> Answer:
         """Send the leg; once more without the question for a report if that may be why it is refused."""

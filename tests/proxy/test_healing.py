@@ -220,12 +220,13 @@ PREFIXES = [[100 + n, *range(200, 200 + 16 * (3 + n % 5))] for n in range(30)]
 
 
 @asynccontextmanager
-async def late_joiner(**stand_in: Any) -> AsyncIterator[Pair]:
+async def late_joiner(*, both: bool = False, **stand_in: Any) -> AsyncIterator[Pair]:
     """Engines that have cached many prompts, more than their replay buffer tells of, and then a kvproxy."""
     settings: dict[str, Any] = UNHURRIED | {"buffer_steps": 5} | stand_in
-    async with engines(1, 1, **settings) as made, kvproxy(made.config(), ready=False) as unready:
+    roles = (0, 0, 1) if both else (1, 1, 0)
+    async with engines(*roles, **settings) as made, kvproxy(made.config(), ready=False) as unready:
         for prefix in PREFIXES:
-            (engine,) = made.prefill
+            engine = made.all[0]
             answer = await ask(unready.session, engine.url, "/v1/completions", completion([*prefix, 7], 1))
             assert answer.status == 200
         async with kvproxy(made.config(decision_headers=True), ready=False) as service:
@@ -235,7 +236,7 @@ async def late_joiner(**stand_in: Any) -> AsyncIterator[Pair]:
 
 
 def states(service: Any) -> set[str]:
-    return {i.index_state(0) for i in service.fleet if i.role is Role.PREFILL}
+    return {i.index_state(0) for i in service.fleet if i.role is not Role.DECODE}
 
 
 def completion(tokens: list[int], max_tokens: int = 2) -> dict[str, Any]:
@@ -253,11 +254,11 @@ async def heal(pair: Pair, requests: int = 200, *, at_once: int = 5) -> list[boo
     dice = random.Random(1)
     bodies = []
     for n in range(requests):
-        prefix = PREFIXES[min(dice.randrange(30), dice.randrange(30))]
+        prefix = dice.choice(PREFIXES)
         bodies.append([*prefix, 300 + n, *range(dice.randrange(40))])
     hits = []
     for first in range(0, requests, at_once):
-        some = [pair.service.complete(tokens, max_tokens=1) for tokens in bodies[first : first + at_once]]
+        some = [pair.service.complete(tokens, max_tokens=2) for tokens in bodies[first : first + at_once]]
         hits += [exact(answer) for answer in await asyncio.gather(*some)]
     return hits
 
@@ -289,6 +290,16 @@ async def test_each_rank_heals_by_itself() -> None:
         (instance, _) = (await pair.service.ask("/status")).json["instances"]
         assert [rank["index"] for rank in instance["ranks"]] == ["partial"] * 2
         assert all(rank["healing"]["legs"] > 0 for rank in instance["ranks"])
+
+
+async def test_an_instance_that_does_both_heals_too() -> None:
+    async with late_joiner(both=True) as pair:
+        (engine,) = pair.engines.both
+        engine.faults.add(Fault(kind="status", status=400, path="/v1/completions", times=1))
+        assert sum((await heal(pair))[-100:]) < 60  # it refused the question, so nothing was asked
+        assert (await rank_status(pair, engine))["healing"]["refused"] is True
+    async with late_joiner(both=True) as pair:
+        assert sum((await heal(pair))[-100:]) >= 85  # more slowly: what its engine reports is not read
 
 
 async def test_each_prompt_of_a_list_asks() -> None:
