@@ -79,7 +79,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         collector(registry=registry)
     index = PrefixIndex()
     fleet = Fleet(decode_alone=config.admission.when_no_prefill is WhenNoPrefill.DECODE)
-    app[ACCURACY] = accuracy = Accuracy(index.holds)
+    app[ACCURACY] = accuracy = Accuracy(index.holds, upper_bound=index.upper_bound)
     index.listen(accuracy.removed)
     placement = Placement(
         fleet,

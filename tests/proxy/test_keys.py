@@ -11,6 +11,7 @@ import pytest
 from live.ports import free_ports
 
 from kvevents import BlockStored, PrefixIndex, Prompt, Slot
+from proxy.app_keys import ACCURACY
 from proxy.config import Config, Role, parse_instance
 from proxy.handlers.observe import INDEX
 from proxy.scheduling.types import Phase
@@ -183,6 +184,13 @@ async def test_groups_of_hybrid_models_are_not_counted_and_that_is_said() -> Non
                     assert await service.metric("kvproxy_kv_events_dropped_total", reason=reason) == 3
                 explained = await service.explain({"prompt": list(range(60))})
                 assert [c["cached_tokens"] for c in explained["prefill"]["candidates"]] == [32]
+                # Its other groups have nothing of the prompt, so it reuses nothing, and the index is not to blame.
+                assert (await service.complete(list(range(60)))).status == 200
+                accuracy = service.app[ACCURACY]
+                judged = {"tokens": 0, "race": 0, "upper_bound": 1, "index": 0}
+                await wait_until(
+                    lambda: accuracy.status(engine.address, 0)["misses"] == judged, "the judgement of the leg"
+                )
     finally:
         publisher.close()
 
