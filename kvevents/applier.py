@@ -49,6 +49,8 @@ class Applier:
         self._rank = rank
         self._index = index
         self._observer = observer
+        self.clears = 0
+        """How often the cache was emptied."""
 
     def apply(self, message: Message) -> Generator[None, None, bool]:
         """Apply a batch, pausing after each event or part. Returns False if a part that may have mattered was not understood.
@@ -97,6 +99,7 @@ class Applier:
             change = self._index.remove(self._instance, self._rank, event)
         else:
             self._index.clear(self._instance, self._rank)
+            self.clears += 1
             change = Change(1, 0, {})
         if change.applied:
             self._observer.event_applied(

@@ -301,6 +301,12 @@ class Digests:
         self.words = words
         self.few = few
 
+    def after(self, blocks: int) -> "Digests":
+        """Those of the run without so many of its first blocks."""
+        if self.words is None:
+            return Digests(None, (self.few or [])[blocks:])
+        return Digests(self.words[blocks:], None)
+
     def numbers(self) -> list[int]:
         """One 64-bit number a block, for `BlockHasher.of_block`."""
         if self.words is None:

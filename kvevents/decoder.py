@@ -228,7 +228,7 @@ def _decode_event(raw: msgspec.Raw | bytes) -> Event | Reason:
 
 def _from_array(event: _StoredArray | _RemovedArray | _ClearedArray) -> Event:
     if isinstance(event, _StoredArray):
-        return BlockStored(*(getattr(event, field) for field in BlockStored.__struct_fields__))
+        return BlockStored(*(getattr(event, field) for field in _StoredArray.__struct_fields__))
     if isinstance(event, _RemovedArray):
         return BlockRemoved(event.block_hashes, event.medium, event.group_idx)
     return AllBlocksCleared()

@@ -6,6 +6,7 @@ is told by these methods what has to change there.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from operator import contains
 from typing import Any
 
@@ -13,6 +14,21 @@ from kvevents.events import BlockStored, EngineHash, Reason
 
 WHOLE_PREFIX_KINDS = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 """The kinds of cache group that keep every block of a prefix (vLLM's KVCacheSpecKind)."""
+
+PART_OF_PREFIX_KINDS = frozenset(
+    {
+        "sliding_window",
+        "sliding_window_mla",
+        "mamba",
+        "chunked_local_attention",
+        "encoder_only_attention",
+        "cross_attention",
+    }
+)
+"""Its other kinds, without the one it calls unknown itself."""
+
+_GROUPS_TOLD = 8  # of one rank; engines have two or three
+_KIND_LENGTH = 40
 
 _SHARDS = (
     32  # of a tier's hashes: a dictionary of 2 million would be rehashed for 0.1 s, each of these for 2 ms
@@ -48,6 +64,10 @@ class Tier:
         """One of the hashes is here."""
         return self.hashes > 0 and any(map(contains, self.homes(hashes), hashes))
 
+    def leading(self, hashes: Sequence[EngineHash]) -> int:
+        """How many of the hashes are here before the first that is not."""
+        return len(list(takewhile(bool, map(contains, self.homes(hashes), hashes))))  # a loop in C
+
     def add_name(self, key: int) -> None:
         """One more hash stands for a key that is here."""
         self.names[key] = self.names.get(key, 0) + 1
@@ -80,6 +100,20 @@ class Tier:
             self.again -= copies - left
             if left:
                 self.copies[engine_hash] = left
+
+
+def why_uncounted(kind: str | None) -> Reason | None:
+    """Why blocks of a group of that kind are not counted; None if they are. Engines told no kind when all were whole."""
+    if kind is None or kind in WHOLE_PREFIX_KINDS:
+        return None
+    return Reason.CACHE_GROUP if kind in PART_OF_PREFIX_KINDS else Reason.CACHE_KIND
+
+
+def note_uncounted(noted: dict[str, Reason], event: BlockStored, reason: Reason) -> None:
+    """Remember that a group of this rank is not counted, and why; by its number and kind in words."""
+    if len(noted) < _GROUPS_TOLD:
+        kind = event.kv_cache_spec_kind or "of no kind"
+        noted.setdefault(f"group {event.group_idx}: {kind[:_KIND_LENGTH]}", reason)
 
 
 class Orphan:

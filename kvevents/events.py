@@ -16,6 +16,14 @@ EngineHash = int | Annotated[bytes, msgspec.Meta(max_length=64)]
 _Name = Annotated[str, msgspec.Meta(max_length=256)]
 
 
+REPORT_SESSION = "kvproxy-cache-report"
+"""The `session_id` of requests that ask for a full report (vLLM's `kv_cache_report_mode`), by whichever kvproxy.
+
+vLLM writes it into every BlockStored such a request causes, so whoever listens knows that a block told again is no
+further copy. Engines from before that leave it out.
+"""
+
+
 class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockStored", gc=False):
     """A run of full blocks, each the child of the one before it, now lies in a tier of the engine's cache."""
 
@@ -36,6 +44,13 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockSto
     kv_cache_spec_kind: str | None = None
     """How the cache group attends; only "full_attention" groups hold the whole prefix."""
     kv_cache_spec_sliding_window: int | None = None
+    session_id: Any = None
+    """Of the request that caused it: text, or None."""
+
+    @property
+    def is_report(self) -> bool:
+        """Whether it may tell of blocks that were told before and have not been stored again."""
+        return bool(self.session_id == REPORT_SESSION)
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockRemoved", gc=False):
@@ -76,6 +91,8 @@ class Reason(StrEnum):
     """Tokens or extra keys do not divide evenly over the blocks."""
     CACHE_GROUP = "cache_group"
     """Of a cache group that does not hold the whole prefix, or not the group that is counted."""
+    CACHE_KIND = "cache_kind"
+    """Of a cache group of a kind we do not know, so it is not counted."""
     BLOCK_SIZE = "block_size"
     """Another block size than the instance's other blocks have, or one that no engine has."""
     TOKENS = "tokens"

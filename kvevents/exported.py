@@ -12,7 +12,7 @@ import numpy as np
 
 from kvevents.block_keys import Keys
 from kvevents.engine_cache import EngineCache
-from kvevents.events import EngineHash
+from kvevents.events import EngineHash, Reason
 
 SLICE_BLOCKS = 1024
 """Blocks copied or loaded between two pauses: below a millisecond."""
@@ -50,6 +50,8 @@ class ExportedRank:
     tiers: list[ExportedTier]
     orphans: list[ExportedOrphan]
     """The longest waiting first."""
+    uncounted: dict[str, Reason] = field(default_factory=dict)
+    """The cache groups whose blocks are not counted, and why."""
 
     @property
     def hashes(self) -> int:

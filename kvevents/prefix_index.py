@@ -14,8 +14,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from operator import setitem
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
-from kvevents.engine_cache import WHOLE_PREFIX_KINDS, EngineCache, Tier
+from kvevents.engine_cache import EngineCache, Tier, note_uncounted, why_uncounted
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
 from kvevents.exported import SLICE_BLOCKS, ExportedRank, at_once, copied
 from kvevents.residency import Residency
@@ -74,9 +77,10 @@ class PrefixIndex:
         max_orphans: int = MAX_ORPHANS,
         max_blocks: int = MAX_BLOCKS,
     ) -> None:
-        """`count_copies`: each physical copy of a block is announced and removed by its own event (vLLM today);
-        False: the first announcement and the first removal count. `max_orphans`, `max_blocks`: for each
-        (instance, rank).
+        """`count_copies`: each physical copy of a block is announced and removed by its own event, as all vLLM do;
+        False: the first announcement and the first removal count. That is for other engines: one that announces
+        only first copies and last removals is right with counting, too, so kvproxy has no flag for it.
+        `max_orphans`, `max_blocks`: for each (instance, rank).
         """
         self._hasher = hasher if hasher is not None else BlockHasher()
         self._count_copies = count_copies
@@ -84,6 +88,8 @@ class PrefixIndex:
         self._max_blocks = max_blocks
         self._engines: dict[tuple[str, int], EngineCache] = {}
         self._capacity: dict[tuple[str, int, str], int] = {}
+        self._uncounted: dict[tuple[str, int], dict[str, Reason]] = {}
+        self._reports: dict[tuple[str, int], bool] = {}  # asked for; True: the engine marks them
         self._residency = Residency()
         self._slots: list[Slot] = []  # by bit number
         self._free: list[int] = []
@@ -113,9 +119,12 @@ class PrefixIndex:
         if event.block_size <= 0 or not event.token_ids:
             return Change(0, 0, {Reason.PLACEHOLDER: max(count, 1)})
         engine = self._engines.get((instance, rank))
-        if event.kv_cache_spec_kind is not None and event.kv_cache_spec_kind not in WHOLE_PREFIX_KINDS:
-            return Change(0, 0, {Reason.CACHE_GROUP: max(count, 1)})
-        if engine is not None and (refusal := engine.refusal(event)) is not None:
+        refusal = why_uncounted(event.kv_cache_spec_kind)
+        if refusal is None and engine is not None:
+            refusal = engine.refusal(event)
+        if refusal is not None:
+            if refusal is not Reason.BLOCK_SIZE:
+                note_uncounted(self._uncounted.setdefault((instance, rank), {}), event, refusal)
             return Change(0, 0, {refusal: max(count, 1)})
         name = event.medium or DEFAULT_TIER
         if engine is not None and name not in engine.tiers and len(engine.tiers) >= MAX_TIERS:
@@ -140,6 +149,10 @@ class PrefixIndex:
         if tier is None:
             tier = engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
         hashes, parent = event.block_hashes, event.parent_block_hash
+        counts = self._counts_copies(instance, rank, event)
+        if not counts and (known := tier.leading(hashes)):
+            parent, hashes, digests = hashes[known - 1], hashes[known:], digests.after(known)
+            count -= known
         parent_key = engine.key_of(parent) if parent is not None else None
         if count >= _FEW_BLOCKS and (parent is None or parent_key is not None) and engine.are_new(hashes):
             self._add_run(tier, hashes, self._hasher.of_digests(parent_key, digests))
@@ -147,7 +160,9 @@ class PrefixIndex:
         else:
             applied = orphans = 0
             for engine_hash, digest in zip(hashes, digests.numbers(), strict=True):
-                parent_key = self._store_block(engine, name, engine_hash, parent, parent_key, digest)
+                parent_key = self._store_block(
+                    engine, name, engine_hash, parent, parent_key, digest, counts=counts
+                )
                 if parent_key is not None:
                     applied += 1
                 else:
@@ -185,6 +200,8 @@ class PrefixIndex:
     def clear(self, instance: str, rank: int) -> int:
         """Nothing is cached on that rank any more; its slots stay. Returns the blocks that went."""
         engine = self._engines.get((instance, rank))
+        if not self._reports.get((instance, rank), True):
+            del self._reports[instance, rank]  # what could be told again is gone
         if engine is None:
             return 0
         blocks = 0
@@ -213,6 +230,9 @@ class PrefixIndex:
             self._waste += (engine.orphans, engine.children)
             if self._on_removed is not None:
                 self._on_removed(*at, None)
+        for kept in (self._uncounted, self._reports):
+            for at in [at for at in kept if at[0] == instance and rank in {None, at[1]}]:
+                del kept[at]
         self._known_slots = None
         return blocks
 
@@ -255,6 +275,20 @@ class PrefixIndex:
         else:
             self._capacity[instance, rank, tier] = blocks
 
+    def expect_reports(self, instance: str, rank: int) -> None:
+        """The engine is asked to tell of blocks again that it has had for long.
+
+        Such a report looks like the storing of another copy, unless the engine marks it (`REPORT_SESSION`). Counted as
+        a copy it would be believed in for ever; a real copy that is not counted is only forgotten too early. So from
+        here on no block that is known counts once more, until the rank is cleared or retired, or the engine is
+        found to mark its reports, and then only what is marked is treated so.
+        """
+        self._reports.setdefault((instance, rank), False)
+
+    def capacity(self, instance: str, rank: int, tier: str = DEFAULT_TIER) -> int | None:
+        """What `set_capacity` was told last."""
+        return self._capacity.get((instance, rank, tier))
+
     # ---- questions ----------------------------------------------------------------------------------------
 
     def match(self, prompt: Prompt) -> dict[Slot, int]:
@@ -285,6 +319,35 @@ class PrefixIndex:
         slots = self._residency.of(key)
         return any(slots & tier.bit for tier in engine.tiers.values())
 
+    def beyond(
+        self, prompt: Prompt, tiers: Sequence[str], main: str = DEFAULT_TIER
+    ) -> dict[tuple[str, int], dict[str, int]]:
+        """What lies in slower tiers behind the prefix that `main` has, in tokens, by (instance, rank) and tier.
+
+        Each block counts for the first of the `tiers` that has it; at the first block that none of them has it
+        ends, and always before the prompt's last token, which is computed. A rank with nothing there is left out.
+        """
+        found: dict[tuple[str, int], dict[str, int]] = {}
+        looked: dict[int, tuple[list[int], npt.NDArray[np.int64]]] = {}
+        for at, engine in self._engines.items():
+            slower = [(name, engine.tiers[name].bit) for name in tiers if name in engine.tiers]
+            if not any(engine.tiers[name].blocks for name, _ in slower):
+                continue
+            size = engine.block_size
+            if size not in looked:
+                whole = max(0, len(prompt.token_ids) - 1) // size
+                looked[size] = self._residency.sets_of(self._hasher.prompt_keys(prompt, size)[:whole])
+            sets, which = looked[size]
+            fast = engine.tiers[main].bit if main in engine.tiers else 0
+            start = _leading(np.array([bool(there & fast) for there in sets], np.bool_)[which])
+            first = np.array([_first(there, slower) for there in sets], np.int64)[which[start:]]
+            counts = np.bincount(first[: _leading(first < len(slower))], minlength=len(slower)).tolist()
+            if any(counts):
+                found[at] = {
+                    name: count * size for (name, _), count in zip(slower, counts, strict=True) if count
+                }
+        return found
+
     def blocks(self) -> dict[Slot, int]:
         """How many different blocks lie in each live slot (copies count once)."""
         return {slot: tier.blocks for slot, tier in self._tiers()}
@@ -299,6 +362,18 @@ class PrefixIndex:
         engine = self._engines.get((instance, rank))
         return engine.block_size if engine is not None else None
 
+    def uncounted(self, instance: str, rank: int) -> Mapping[str, Reason]:
+        """The cache groups of a rank whose blocks are not counted, in words, and why.
+
+        CACHE_GROUP: they hold a part of a prefix only (sliding windows, states), or hold what the counted group does;
+        CACHE_KIND: nothing is known about their kind.
+        """
+        return self._uncounted.get((instance, rank), {})
+
+    def upper_bound(self, instance: str, rank: int) -> bool:
+        """Whether `match` tells at most, not exactly, what would be reused: a hybrid model reuses what all groups have."""
+        return (instance, rank) in self._uncounted
+
     # ---- going from one process to the next ---------------------------------------------------------------
 
     def export(self, instance: str, rank: int) -> ExportedRank | None:
@@ -312,7 +387,10 @@ class PrefixIndex:
         """
         engine = self._engines.get((instance, rank))
         exported = (yield from copied(engine)) if engine is not None else None
-        return exported if self._engines.get((instance, rank)) is engine else None
+        if exported is None or self._engines.get((instance, rank)) is not engine:
+            return None
+        exported.uncounted = dict(self.uncounted(instance, rank))
+        return exported
 
     def load(self, instance: str, rank: int, exported: ExportedRank) -> None:
         """`loading`, without pauses."""
@@ -331,6 +409,8 @@ class PrefixIndex:
         def whole() -> bool:
             return self._engines.get((instance, rank)) is engine and not engine.clears
 
+        if exported.uncounted:
+            self._uncounted[instance, rank] = dict(exported.uncounted)
         for told in exported.tiers:
             tier = engine.tiers[told.name] = self._new_tier(Slot(instance, rank, told.name))
             for start in range(0, len(told.hashes), SLICE_BLOCKS):
@@ -389,6 +469,12 @@ class PrefixIndex:
             self._known_sizes = list(sizes.items())
         return self._known_slots
 
+    def _counts_copies(self, instance: str, rank: int, event: BlockStored) -> bool:
+        if event.is_report:
+            self._reports[instance, rank] = True
+            return False
+        return self._count_copies and (not self._reports or self._reports.get((instance, rank), True))
+
     # ---- blocks -------------------------------------------------------------------------------------------
 
     def _add_run(self, tier: Tier, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
@@ -408,18 +494,21 @@ class PrefixIndex:
         parent: EngineHash | None,
         parent_key: int | None,
         digest: int,
+        *,
+        counts: bool,
     ) -> int | None:
-        """The block's key; None: it waits for its parent."""
+        """The block's key; None: it waits for its parent. `counts`: one that is known is there once more."""
         key = engine.key_of(engine_hash)
         if key is not None:
-            self._hold(engine.tiers[tier], engine_hash, key, 1)
+            if counts or engine_hash not in engine.tiers[tier].home(engine_hash):
+                self._hold(engine.tiers[tier], engine_hash, key, 1)
             return key
         if parent is not None and parent_key is None:
             orphan = engine.orphans.get(engine_hash)
             if orphan is None:
                 engine.add_orphan(engine_hash, parent, digest, {tier: 1})
             else:
-                orphan.copies[tier] = orphan.copies.get(tier, 0) + 1 if self._count_copies else 1
+                orphan.copies[tier] = orphan.copies.get(tier, 0) + 1 if counts else orphan.copies.get(tier, 1)
             return None
         key = self._hasher.of_block(parent_key, digest)
         if engine.orphans:
@@ -455,3 +544,13 @@ class PrefixIndex:
             copies -= 1
         if copies and self._count_copies:
             tier.add_copies(engine_hash, copies)
+
+
+def _leading(flags: "npt.NDArray[np.bool_]") -> int:
+    """How many are true before the first that is not."""
+    return len(flags) if flags.all() else int(flags.argmin())
+
+
+def _first(there: int, tiers: Sequence[tuple[str, int]]) -> int:
+    """The place of the first tier whose bit is in a set of slots; their number if none is."""
+    return next((place for place, (_, bit) in enumerate(tiers) if there & bit), len(tiers))

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from kvevents.block_keys import KEY_BITS, BlockHasher, Keys, Prompt
-from kvevents.events import BlockStored, EngineHash
+from kvevents.events import BlockStored, EngineHash, Reason
 from kvevents.exported import ExportedOrphan, ExportedRank, ExportedTier
 from kvevents.sequence import Position
 from kvevents.source_events import Checkpoint
@@ -84,6 +84,7 @@ class _Body(msgspec.Struct, array_like=True):
     group_idx: int | None
     tiers: list[_Tier]
     orphans: list[_Orphan]
+    uncounted: dict[str, Reason]
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -125,6 +126,7 @@ def encode(snapshot: Snapshot, made_with: bytes) -> bytes:
                 for tier in blocks.tiers
             ],
             [_Orphan(one.engine_hash, one.parent, one.digest, one.copies) for one in blocks.orphans],
+            blocks.uncounted,
         )
     )
     head = _HEAD.pack(_MAGIC, VERSION, made_with)
@@ -158,6 +160,7 @@ def decode(data: bytes, made_with: bytes) -> Snapshot:
                 body.group_idx,
                 [_tier(tier) for tier in body.tiers],
                 [_orphan(one) for one in body.orphans],
+                body.uncounted,
             ),
         )
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError, RecursionError) as error:

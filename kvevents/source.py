@@ -21,6 +21,7 @@ from kvevents.source_events import (
     Apply,
     AskReplay,
     Checkpoint,
+    Cleared,
     Connected,
     Damaged,
     Disconnected,
@@ -82,7 +83,7 @@ class Source:
         self._max_waiting_bytes = max_waiting_bytes
         self._connected = False
         self._last: Position | None = None
-        self._since_start = False  # everything from number 0 up to `_last` was applied
+        self._since_start = False  # everything from number 0, or from a reset, up to `_last` was applied
         self._doubt = False
         self._incomplete = False  # a replay from 0 went unanswered: ask again at the next probe
         self._fruitless = False  # the replay just ended brought nothing new: asking again would not help
@@ -162,6 +163,9 @@ class Source:
                 self._since_start = False
             case Rebuild(replay):
                 yield from self._on_rebuild(replay=replay)
+            case Cleared():
+                if self._last is not None:
+                    self._since_start, self._incomplete = True, False
 
     # ---- connection ---------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ class State(StrEnum):
     """What a source's slots are worth."""
 
     EXACT = "exact"
-    """All batches of this process since its number 0 were applied."""
+    """All batches of this process since its number 0, or since its cache was reset, were applied."""
     PARTIAL = "partial"
     """Blocks cached before a certain batch are missing; what is there is right."""
     UNKNOWN = "unknown"
@@ -98,8 +98,22 @@ class Rebuild:
     """From the first batch that can be had; else from the next live one, because a replay has led here before."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """An applied batch emptied the cache, and all since then was applied: nothing older can be missing."""
+
+
 SourceEvent = (
-    Connected | Disconnected | Live | Replayed | ReplayEnded | Suspected | ProbeDue | Damaged | Rebuild
+    Connected
+    | Disconnected
+    | Live
+    | Replayed
+    | ReplayEnded
+    | Suspected
+    | ProbeDue
+    | Damaged
+    | Cleared
+    | Rebuild
 )
 
 # ---- what to do -------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from kvevents.source_events import (
     Apply,
     AskReplay,
     Checkpoint,
+    Cleared,
     Connected,
     Damaged,
     Disconnected,
@@ -420,11 +421,13 @@ class Subscriber:
     async def _handle(self, source: Source, wire: "_Wire", event: SourceEvent) -> None:
         if isinstance(event, Connected | Disconnected):
             self._connected = isinstance(event, Connected)
-        understood = True
+        understood, cleared = True, False
         for action in source.handle(event):
             match action:
                 case Apply(message):
+                    before = self._applier.clears
                     understood = await self._apply(message) and understood
+                    cleared = cleared or self._applier.clears > before
                 case AskReplay(start):
                     self._stop_replay(wire)
                     self._asked = start
@@ -440,6 +443,7 @@ class Subscriber:
                         self._end_resuming(Resumed.STALE, why)
                     self._retirements += 1
                     self._applier.retire(why)
+                    cleared = False
                 case GapSeen(missing):
                     self._observer.gap(instance=self._instance, rank=self._address.rank, missing=missing)
                 case ReplayDone(batches, complete):
@@ -449,6 +453,8 @@ class Subscriber:
                     )
                 case StateChanged(state):
                     self._set_state(state)
+        if cleared:
+            await self._handle(source, wire, Cleared())
         if not understood:
             await self._handle(source, wire, Damaged())
 

@@ -22,6 +22,7 @@ from proxy.app_keys import (
     DIRECTOR,
     FLEET,
     GATE,
+    HEALING,
     METRICS,
     READER,
     STATE,
@@ -38,6 +39,7 @@ from proxy.discovery import Believing, EventFeeds, FleetWatch
 from proxy.doctor import Doctor
 from proxy.errors import ConfigError
 from proxy.handlers import admin, doctor, observe, openai, openapi
+from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
@@ -83,7 +85,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     directory = StateDirectory(config.state.state_dir) if config.state.state_dir is not None else None
     index = PrefixIndex(BlockHasher(directory.secret) if directory is not None else None)
     fleet = Fleet(decode_alone=config.admission.when_no_prefill is WhenNoPrefill.DECODE)
-    app[ACCURACY] = accuracy = Accuracy(index.holds)
+    app[ACCURACY] = accuracy = Accuracy(index.holds, upper_bound=index.upper_bound)
     index.listen(accuracy.removed)
     placement = Placement(
         fleet,
@@ -93,6 +95,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         clock=time.monotonic,
         limits=config.admission,
         accuracy=accuracy,
+        tier_costs=config.tier_costs,
     )
     registry.register(FleetCollector(fleet, index))
     registry.register(AccuracyCollector(fleet, accuracy))
@@ -107,6 +110,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     app[METRICS] = Metrics(registry, known=lambda address: fleet.get(address) is not None)
     app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)
     app[READER] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+    app[HEALING] = Healing(fleet, index, app[METRICS], time.monotonic)
     app[GATE] = Gate(
         fleet=fleet,
         placement=placement,
@@ -173,6 +177,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 lease_s=config.kv_lease_s,
                 deadlines=config.deadlines,
                 retries=config.retries,
+                healing=app[HEALING],
             )
             if (state := app.get(STATE)) is not None:
                 state.start()

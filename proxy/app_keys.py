@@ -10,6 +10,7 @@ from proxy.admission import BodyBudget, Gate
 from proxy.config import Config
 from proxy.director import Director
 from proxy.discovery import FleetWatch
+from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.metrics import Metrics
 from proxy.state import StateKeeper
@@ -27,6 +28,7 @@ READER: web.AppKey[ThreadPoolExecutor] = web.AppKey("reader", ThreadPoolExecutor
 TOKENIZER: web.AppKey[PromptTokenizer] = web.AppKey("tokenizer", PromptTokenizer)
 STATE: web.AppKey[StateKeeper] = web.AppKey("state", StateKeeper)
 """What outlives the process; absent without --state-dir."""
+HEALING: web.AppKey[Healing] = web.AppKey("healing", Healing)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
 """Set once the process is ending."""

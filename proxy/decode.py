@@ -11,6 +11,7 @@ from proxy.custody import Due, Hold
 from proxy.deadlines import within
 from proxy.errors import ConnectFailedError, LegError
 from proxy.exchange import Call, Reply, as_unary, error_status, first_event
+from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.placement import Placement, Question
@@ -34,6 +35,7 @@ class DecodeLegs:
         accounts: Accounts,
         clock: Callable[[], float],
         deadlines: Deadlines,
+        healing: Healing,
     ) -> None:
         self._fleet = fleet
         self._placement = placement
@@ -42,6 +44,7 @@ class DecodeLegs:
         self._accounts = accounts
         self._clock = clock
         self._deadlines = deadlines
+        self._healing = healing
 
     async def run_whole(self, call: Call, question: Question, decision: Decision) -> Reply:
         """Have one instance serve the whole request. Raises AttemptFailedError."""
@@ -49,11 +52,17 @@ class DecodeLegs:
         settle = self._placement.expect(chosen, question)
         # What cannot be split is mostly what an engine computes in full, whatever it has cached.
         comparison = None if call.request.whole else self._placement.compare(chosen, question)
+        asked = self._healing.asking(call, chosen, question)
         came = False
         try:
             with ExitStack() as stack:
                 self._legs.claim(stack, chosen, Phase.DECODE, question)
-                reply = await self._answered(call, call.request.body.encoded(), decision, stack, hold=None)
+                body = call.request.body
+                reply = await self._answered(call, (asked or body).encoded(), decision, stack, hold=None)
+                if asked is not None and 400 <= reply.status < 500:  # that may be why
+                    reply = await self._answered(call, body.encoded(), decision, stack, hold=None)
+                    if reply.status == 200:
+                        self._healing.refused(chosen)
                 came = reply.status == 200
                 if came and comparison is not None:
                     self._compare(comparison, question, reply)

@@ -37,6 +37,7 @@ from proxy.errors import (
 from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
+from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.placement import Placement, Question
@@ -73,6 +74,7 @@ class Director:
         lease_s: float,
         deadlines: Deadlines,
         retries: Retries,
+        healing: Healing,
         rng: random.Random | None = None,
     ) -> None:
         self._fleet = fleet
@@ -100,6 +102,7 @@ class Director:
             clock=clock,
             deadline_s=deadlines.prefill_s,
             learn=self._learn,
+            healing=healing,
         )
         self._decode = DecodeLegs(
             fleet=fleet,
@@ -109,6 +112,7 @@ class Director:
             accounts=accounts,
             clock=clock,
             deadlines=deadlines,
+            healing=healing,
         )
 
     async def explain(self, request: GenerationRequest, headers: Headers) -> Decision:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import msgspec
 
 from proxy.config import (
+    TIER_COSTS,
     Admission,
     Config,
     Deadlines,
@@ -24,6 +25,7 @@ from proxy.config import (
     State,
     WhenNoPrefill,
     parse_instance,
+    read_tier_costs,
 )
 from proxy.config.checks import check_seconds
 from proxy.connectors import CONNECTORS
@@ -177,6 +179,14 @@ def _add_routing(group: "argparse._ArgumentGroup") -> None:
         "--decision-headers",
         action="store_true",
         help="answers carry X-Kvproxy-Prefill, X-Kvproxy-Decode and X-Kvproxy-Cached-Tokens (predicted)",
+    )
+    group.add_argument(
+        "--tier-cost",
+        nargs="+",
+        action="extend",
+        metavar="TIER=SHARE",
+        help="what reloading a token from a tier slower than GPU costs, as a share of computing it; tiers that are"
+        f" not named do not count (default: {' '.join(f'{tier}={cost:g}' for tier, cost in TIER_COSTS.items())})",
     )
 
 
@@ -434,6 +444,7 @@ def _service_settings(args: argparse.Namespace) -> dict[str, Any]:
         "host": args.host,
         "port": args.port,
         "policy": args.policy,
+        "tier_costs": TIER_COSTS if args.tier_cost is None else read_tier_costs(args.tier_cost),
         "admin_api_key": os.environ.get("ADMIN_API_KEY", "").strip() or None,
         "startup_timeout_s": args.startup_timeout,
         "shutdown_timeout_s": args.shutdown_timeout,

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 REQUEST_ID = "X-Request-Id"
 REQUEST_TIMEOUT_MS = "X-Request-Timeout-Ms"
 DATA_PARALLEL_RANK = "X-data-parallel-rank"
+SESSION_ID = "X-Session-ID"
 PREFILL = "X-Kvproxy-Prefill"
 DECODE = "X-Kvproxy-Decode"
 CACHED_TOKENS = "X-Kvproxy-Cached-Tokens"

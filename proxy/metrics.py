@@ -116,7 +116,12 @@ class Metrics(NullObserver):
         )
         self._checks = counter("checks", "Health checks by what they found.", "instance", "finding")
         self._transitions = counter("circuit_transitions", "Changes of circuits.", "instance", "to")
+        self._reports = counter(
+            "cache_reports", "Prefill legs that asked for a full report of the cache.", "instance"
+        )
+        self._learnt = counter("learnt_blocks", "Blocks that full reports made known.", "instance")
         self._by_instance = [
+            self._reports, self._learnt,
             self._prefill_leg, self._prompt_tokens, self._predicted, self._reported, self._differ, self._retries,
             self._events, self._gaps, self._replays, self._dropped, self._checks, self._transitions,
         ]  # fmt: skip
@@ -247,6 +252,14 @@ class Metrics(NullObserver):
     def snapshot_broken(self) -> None:
         """As `state.keeper.Accounts`."""
         self._snapshots.labels("broken").inc()
+
+    def report_asked(self, instance: str) -> None:
+        """As `healing.Accounts`."""
+        self._count(self._reports, instance)
+
+    def blocks_learnt(self, instance: str, blocks: int) -> None:
+        """As `healing.Accounts`."""
+        self._count(self._learnt, instance, blocks)
 
     # -- the event library's observer ---------------------------------------------------------------------
 

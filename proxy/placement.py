@@ -1,7 +1,7 @@
 """Where a request could go and where it goes: the one place in which fleet, index and predictions meet."""
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -9,14 +9,11 @@ import msgspec
 from kvevents.block_keys import Prompt
 from kvevents.prefix_index import PrefixIndex
 from proxy.accuracy import Accuracy, Comparison
-from proxy.config import Admission, Role
+from proxy.config import MAIN_TIER, Admission, Role
 from proxy.instances import ASIDE, Claim, Fleet, Instance
 from proxy.scheduling.decision import Decision, Pick, pick
 from proxy.scheduling.predicted import PredictedBlocks
 from proxy.scheduling.types import FULL, Candidate, Leg, Phase, Policy
-
-MAIN_TIER = "GPU"
-"""The tier an engine computes from; vLLM calls it so on every platform."""
 
 FAILED = "failed just now"
 
@@ -68,9 +65,13 @@ class Placement:
         rng: random.Random | None = None,
         limits: Admission | None = None,
         accuracy: Accuracy | None = None,
+        tier_costs: Mapping[str, float] | None = None,
     ) -> None:
         """`limits` says how many outstanding tokens an instance takes; None: any number. `accuracy` tells whom of the
         ranks to trust.
+
+        `tier_costs`: what reloading a token from a slower tier costs, in computed tokens; tiers that are not named,
+        and those that cost as much as computing, do not count.
         """
         self._fleet = fleet
         self._index = index
@@ -79,6 +80,8 @@ class Placement:
         self._predicted = PredictedBlocks()
         self._accuracy = accuracy or Accuracy(index.holds)
         self._clock = clock
+        worth = sorted((cost, tier) for tier, cost in (tier_costs or {}).items() if cost < 1)
+        self._tier_costs = {tier: cost for cost, tier in worth}  # the cheapest first
         limits = limits or Admission()
         self._most_tokens = {
             Phase.PREFILL: limits.max_prefill_tokens,
@@ -166,6 +169,9 @@ class Placement:
         match = self._index.match(prompt) if prompt is not None else {}
         cached = {(s.instance, s.rank): tokens for s, tokens in match.items() if s.tier == MAIN_TIER}
         keys: dict[int, Sequence[int]] = {}
+        slower: dict[tuple[str, int], dict[str, int]] = {}
+        if prompt is not None and phase is Phase.PREFILL and self._tier_costs:
+            slower = self._index.beyond(prompt, tuple(self._tier_costs), MAIN_TIER)
         found = []
         for instance in self._fleet.of(phase):
             why = instance.why_unusable(question.model)
@@ -175,7 +181,8 @@ class Placement:
                 if not trusted:
                     doubted, reused, expected = reused, None, None
                 length = question.prompt_tokens
-                uncached = None if length is None else length - (expected or 0)
+                reload, reload_cost = self._reload(slower.get((instance.address, rank)), reused, expected)
+                uncached = None if length is None else length - (expected or 0) - reload
                 # What an instance that does both serves is one leg, which lasts as long as a decode leg does.
                 limited = Phase.DECODE if instance.role is Role.BOTH else phase
                 tokens = _leg_tokens(limited, uncached, question)
@@ -194,6 +201,8 @@ class Placement:
                         last_pick=instance.last_pick.get((phase, rank), 0),
                         trusted=trusted,
                         doubted_tokens=doubted,
+                        reload_tokens=reload,
+                        reload_cost_tokens=reload_cost,
                     )
                 )
         return found
@@ -217,6 +226,16 @@ class Placement:
         limit = max(0, len(prompt.token_ids) - 1) // block_size * block_size
         now = min(cached.get((instance.address, rank), 0), limit)
         return now, max(now, min(ahead * block_size, limit))
+
+    def _reload(
+        self, slower: Mapping[str, int] | None, reused: int | None, expected: int | None
+    ) -> tuple[int, float]:
+        """Tokens to be reloaded from slower tiers, and what that costs; less what is expected to be there sooner."""
+        if slower is None or reused is None or expected is None:
+            return 0, 0.0
+        told = sum(slower.values())
+        left = max(0, told - (expected - reused))
+        return left, sum(self._tier_costs[tier] * tokens for tier, tokens in slower.items()) * left / told
 
     def _has_room(self, instance: Instance, rank: int, phase: Phase, tokens: int) -> bool:
         """Whether a rank may be given so many tokens more; one that is idle takes any number."""

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from proxy.accuracy import Comparison
-from proxy.collaborators import Accounts
-from proxy.connectors.base import Connector
+from proxy.body import Body
+from proxy.collaborators import Accounts, Answer
+from proxy.connectors import Connector
 from proxy.custody import Due, Hold
 from proxy.deadlines import within
 from proxy.errors import ConnectFailedError, LegError
 from proxy.exchange import Call, Reply
+from proxy.healing import Healing
 from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.placement import Placement, Question
 from proxy.releases import Releases
@@ -39,6 +41,7 @@ class PrefillLegs:
         clock: Callable[[], float],
         deadline_s: float,
         learn: Callable[[Candidate, Question, Hold, str, Comparison | None], None],
+        healing: Healing,
     ) -> None:
         """`deadline_s`: from sending a leg to the end of its answer. `learn` is told of every leg that is answered."""
         self._placement = placement
@@ -50,6 +53,7 @@ class PrefillLegs:
         self._clock = clock
         self._deadline_s = deadline_s
         self._learn = learn
+        self._healing = healing
 
     async def run(
         self, call: Call, question: Question, decision: Decision, kind: str, hold: Hold
@@ -106,13 +110,13 @@ class PrefillLegs:
         comparison: Comparison | None,
     ) -> Reply | AttemptFailedError | None:
         chosen = chosen_of(decision, Phase.PREFILL)
-        body = self._connector.prefill_body(call.request.body)
+        asked = self._healing.asking(call, chosen, question)
         begun_at = self._clock()
         came = finished = False
         try:
             with claims:
                 async with within(self._deadline_s, chosen.instance, "the prefill leg"):
-                    answer = await self._legs.send(call, chosen, body)
+                    answer = await self._send(call, chosen, asked)
                     claims.callback(answer.close)
                     finished = answer.status == 200
                     data = await answer.read()
@@ -142,7 +146,20 @@ class PrefillLegs:
         if self._connector.holds:
             self._releases.begun(hold)
         self._learn(chosen, question, hold, kind, comparison)
+        self._healing.answered(chosen, question, handoff, asked=asked is not None)
         return None
+
+    async def _send(self, call: Call, chosen: Candidate, asked: Body | None) -> Answer:
+        """Send the leg; once more without the question for a report if that may be why it is refused."""
+        if asked is not None:
+            answer = await self._legs.send(call, chosen, self._connector.prefill_body(asked))
+            if not 400 <= answer.status < 500:
+                return answer
+            answer.close()
+        answer = await self._legs.send(call, chosen, self._connector.prefill_body(call.request.body))
+        if asked is not None and answer.status == 200:
+            self._healing.refused(chosen)
+        return answer
 
     def _ended_early(self, hold: Hold, error: BaseException, *, finished: bool) -> None:
         if isinstance(error, ConnectFailedError):

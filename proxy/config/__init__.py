@@ -7,9 +7,12 @@ from proxy.config.overload import Admission, WhenNoPrefill
 from proxy.config.security import Security
 from proxy.config.service import LEASE_MARGIN_S, Config
 from proxy.config.state import State
+from proxy.config.tiers import MAIN_TIER, TIER_COSTS, read_tier_costs
 
 __all__ = [
     "LEASE_MARGIN_S",
+    "MAIN_TIER",
+    "TIER_COSTS",
     "Admission",
     "AllowedInstances",
     "Config",
@@ -23,4 +26,5 @@ __all__ = [
     "State",
     "WhenNoPrefill",
     "parse_instance",
+    "read_tier_costs",
 ]

@@ -1,5 +1,7 @@
 """A `Config` that exists is valid: every setting was checked, and the error of a wrong one names its flag."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 from proxy.config.checks import check_seconds
@@ -8,6 +10,7 @@ from proxy.config.instances import InstanceSpec, Role
 from proxy.config.overload import Admission
 from proxy.config.security import Security
 from proxy.config.state import State
+from proxy.config.tiers import TIER_COSTS
 from proxy.errors import ConfigError
 
 LEASE_MARGIN_S = 10.0
@@ -25,6 +28,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     connector: str = "nixl"
     policy: str = "cache_affinity"
     kv_events: bool = True
+    tier_costs: Mapping[str, float] = TIER_COSTS
+    """What reloading a token from a slower tier costs, in computed tokens."""
     tokenizer: str = "auto"
     """A directory, a name in the Hugging Face cache, `auto` or `engines`."""
     engine_api_key: str | None = None

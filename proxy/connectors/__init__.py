@@ -1,6 +1,6 @@
 """How KV gets from a prefill to a decode engine: one file a connector."""
 
-from proxy.connectors.base import Connector, Handoff
+from proxy.connectors.base import Connector, Handoff, asking_for_report
 from proxy.connectors.nixl import NixlConnector
 from proxy.connectors.shared import SharedConnector
 
@@ -9,4 +9,4 @@ CONNECTORS: dict[str, type[NixlConnector] | type[SharedConnector]] = {
     "shared": SharedConnector,
 }
 
-__all__ = ["CONNECTORS", "Connector", "Handoff", "NixlConnector", "SharedConnector"]
+__all__ = ["CONNECTORS", "Connector", "Handoff", "NixlConnector", "SharedConnector", "asking_for_report"]

@@ -4,6 +4,7 @@ from typing import Protocol
 
 import msgspec
 
+from kvevents.events import REPORT_SESSION
 from proxy.body import Body
 
 
@@ -81,6 +82,26 @@ def one_token(body: Body) -> Body:
         {"stream": False, "max_tokens": 1, "n": 1},
         drop=("stream_options", "max_completion_tokens", "min_tokens"),
     )
+
+
+def asking_for_report(body: Body) -> Body | None:
+    """The request, also asking the engine to tell of the cached blocks it reuses; None if that is not possible.
+
+    The session id marks what is told (`kvevents.events.REPORT_SESSION`), so a client's own rules it out. vLLM takes
+    any extra argument it does not know.
+    """
+    xargs = body.value("vllm_xargs")
+    if (
+        body.value("session_id") is not None
+        or not isinstance(xargs, dict | None)
+        or "session_id" in (xargs or {})
+    ):
+        return None
+    given = msgspec.json.decode(body.raw("vllm_xargs") or b"{}", type=dict[str, msgspec.Raw]) if xargs else {}
+    return body.changed({"vllm_xargs": given | _REPORT})
+
+
+_REPORT = {"kv_cache_report_mode": "full", "session_id": REPORT_SESSION}
 
 
 def read_answer(answer: bytes) -> Handoff:

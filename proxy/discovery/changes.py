@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from kvevents import Reason
 from proxy.instances import Fleet, Instance, Status
 
 log = logging.getLogger(__name__)
@@ -23,9 +24,16 @@ class Feeds(Protocol):
         """The followed ranks that nobody publishes for, and why in words."""
         ...
 
+    def uncounted(self, instance: Instance) -> dict[str, Reason]:
+        """The cache groups of an instance that are not counted, in words, and why."""
+        ...
+
 
 class Changes:
-    """Says when readiness is lost and regained, when an index becomes exact or stops being so, and who is silent."""
+    """Says when readiness is lost and regained, when an index becomes exact or stops being so, and who is silent.
+
+    Also whose cache has groups that are not counted, once for each instance.
+    """
 
     def __init__(self, fleet: Fleet, feeds: Feeds | None, clock: Callable[[], float]) -> None:
         """`clock`: any monotonic seconds."""
@@ -37,6 +45,7 @@ class Changes:
         self._missing: str | None = None
         self._exact: dict[tuple[str, int], bool] = {}
         self._silent_since: dict[tuple[str, int], float] = {}
+        self._uncounted: dict[str, set[str]] = {}
 
     async def tell(self) -> None:
         """Look without end."""
@@ -57,6 +66,9 @@ class Changes:
         if self._feeds is not None:
             for instance in self._fleet:
                 self._look_at_silence(instance, self._feeds.silences(instance))
+                self._look_at_groups(instance, self._feeds.uncounted(instance))
+            for left in self._uncounted.keys() - {instance.address for instance in self._fleet}:
+                del self._uncounted[left]
 
     def _look_at_readiness(self) -> None:
         missing = self._fleet.not_ready_because
@@ -76,6 +88,26 @@ class Changes:
         if exact is not before:
             was = "" if exact else ", not exact any more"
             log.info("%s %s rank %d: index %s%s", instance.role, instance.address, rank, state, was)
+
+    def _look_at_groups(self, instance: Instance, groups: dict[str, Reason]) -> None:
+        new = groups.keys() - self._uncounted.setdefault(instance.address, set())
+        self._uncounted[instance.address] |= new
+        unknown = sorted(words for words in new if groups[words] is Reason.CACHE_KIND)
+        if unknown:
+            log.warning(
+                "%s %s: its KV cache has groups of a kind kvproxy does not know (%s): they are not counted, and what is"
+                " predicted for it is an upper bound",
+                instance.role,
+                instance.address,
+                ", ".join(unknown),
+            )
+        if known := sorted(new - set(unknown)):
+            log.info(
+                "%s %s serves a hybrid model: what is predicted for it is an upper bound (not counted: %s)",
+                instance.role,
+                instance.address,
+                ", ".join(known),
+            )
 
     def _look_at_silence(self, instance: Instance, silences: dict[int, str]) -> None:
         now = self._clock()

@@ -8,10 +8,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvevents import Observer, PrefixIndex, Resume, SourceAddress, Subscriber, Turns, open_context
+from kvevents import Observer, PrefixIndex, Reason, Resume, SourceAddress, Subscriber, Turns, open_context
 from proxy.config import InstanceSpec
+from proxy.discovery import capacity
+from proxy.discovery.capacity import Capacities
 from proxy.errors import LegError
-from proxy.instances import Instance
+from proxy.instances import Instance, Status
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)
@@ -19,7 +21,7 @@ log = logging.getLogger(__name__)
 ASK_TIMEOUT_S = 5.0
 
 
-class Engines(Protocol):
+class Engines(capacity.Engines, Protocol):
     """The part of the engine client needed here."""
 
     async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
@@ -100,6 +102,8 @@ class EventFeeds:
         self._snapshots = snapshots
         self._context = open_context()  # its threads serve all subscribers
         self._turns = Turns()
+        self._capacities = Capacities(engines, index, timeout_s=ask_timeout_s)
+        self._asking_capacity: set[str] = set()
         self._silent: set[str] = set()
         self._sweeping = False
 
@@ -122,10 +126,12 @@ class EventFeeds:
             if rank not in kept:
                 kept[rank] = self._begin(instance, source)
         instance.sources = kept
+        self._ask_capacity(instance)
 
     async def unfollow(self, instance: Instance) -> None:
         """Stop following an instance and forget what it had cached."""
         feeds, instance.sources = instance.sources, {}
+        self._capacities.forget(instance)
         for rank, feed in feeds.items():
             if isinstance(feed, _Feed):
                 await self._end(instance, rank, feed)
@@ -139,6 +145,11 @@ class EventFeeds:
         """The followed ranks of an instance that nobody publishes for, and why in words."""
         feeds = {rank: feed for rank, feed in instance.sources.items() if isinstance(feed, _Feed)}
         return {rank: words for rank, feed in feeds.items() if (words := feed.silence) is not None}
+
+    def uncounted(self, instance: Instance) -> dict[str, Reason]:
+        """The cache groups of an instance's ranks that are not counted, in words, and why."""
+        ranks = (self._index.uncounted(instance.address, rank) for rank in instance.sources)
+        return {words: reason for groups in ranks for words, reason in groups.items()}
 
     def close(self) -> None:
         """Give up ZeroMQ; nothing may be followed any more."""
@@ -155,6 +166,16 @@ class EventFeeds:
         feed = instance.sources.get(rank)
         if isinstance(feed, _Feed):
             feed.subscriber.rebuild(replay=replay)
+
+    def _ask_capacity(self, instance: Instance) -> None:
+        due = self._capacities.due(instance, came_up=instance.status is not Status.UP)
+        if due and instance.sources and instance.address not in self._asking_capacity:
+            self._asking_capacity.add(instance.address)
+            # Beside the check: nobody waits for this answer.
+            task = self._tasks.create(
+                self._capacities.learn(instance), name=f"capacity of {instance.address}"
+            )
+            task.add_done_callback(lambda _: self._asking_capacity.discard(instance.address))
 
     def _begin(self, instance: Instance, source: SourceAddress) -> _Feed:
         subscriber = Subscriber(

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -17,6 +18,7 @@ from proxy.app_keys import (
     DIRECTOR,
     FLEET,
     GATE,
+    HEALING,
     STATE,
     STOPPING,
     TOKENIZER,
@@ -26,6 +28,7 @@ from proxy.config import Role
 from proxy.errors import UnavailableError
 from proxy.handlers.admin import check_operator
 from proxy.handlers.openai import engine_headers, generation_request
+from proxy.healing import Healing
 from proxy.instances import Instance
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.types import Phase
@@ -97,7 +100,9 @@ async def status(request: web.Request) -> web.Response:
                 "limit_bytes": request.app[BODIES].limit_bytes,
             },
             "state_dir": state.status() if state is not None else None,
-            "instances": [_instance(i, index, blocks, request.app[ACCURACY], state) for i in fleet],
+            "instances": [
+                _instance(i, index, blocks, request.app[ACCURACY], request.app[HEALING], state) for i in fleet
+            ],
         }
     )
 
@@ -107,6 +112,7 @@ def _instance(
     index: PrefixIndex,
     blocks: Counter[tuple[str, int]],
     accuracy: Accuracy,
+    healing: Healing,
     state: StateKeeper | None,
 ) -> dict[str, Any]:
     base = [str(card["id"]) for card in instance.model_cards if not card.get("parent")]
@@ -132,6 +138,11 @@ def _instance(
                 "blocks": blocks[address, rank],
                 "accuracy": accuracy.status(address, rank),
                 "snapshot": state.rank_status(address, rank) if state is not None else None,
+                "upper_bound": index.upper_bound(address, rank),
+                "uncounted_groups": sorted(index.uncounted(address, rank)),
+                "healing": None
+                if (h := healing.status(address, rank)) is None
+                else msgspec.structs.asdict(h),
             }
             for rank in instance.ranks
         ],
@@ -178,6 +189,8 @@ def _pick(pick: Pick) -> dict[str, Any]:
                 "cached_tokens": c.cached_tokens,
                 "expected_tokens": c.expected_tokens,
                 "uncached_tokens": c.uncached_tokens,
+                "reload_tokens": c.reload_tokens,
+                "reload_cost_tokens": c.reload_cost_tokens,
                 "load_tokens": c.load_tokens,
                 "cost": priced.cost,
                 "index": c.index,

@@ -36,11 +36,12 @@ class Candidate(msgspec.Struct, frozen=True):
     """Why it is not usable: `down`, `draining`, `starting`, `refused`, `model not served`, `full`; or set aside because
     there is a better one: `failed just now`, `slow start`, `not answering`, `half-open`, `circuit open`."""
     cached_tokens: int | None
-    """What the index says this prompt would reuse now: whole blocks, never the last token. None: not known."""
+    """What the index says this prompt would reuse now without reloading it: whole blocks, never the last token. None:
+    not known."""
     expected_tokens: int | None
     """The same with the blocks that decisions just made will bring."""
     uncached_tokens: int | None
-    """What is left to compute or fetch; None if the prompt's length is not known."""
+    """What is left to compute or fetch, beside `reload_tokens`; None if the prompt's length is not known."""
     load_tokens: int
     """Outstanding work of the instance's running legs of this phase."""
     index: str
@@ -51,6 +52,10 @@ class Candidate(msgspec.Struct, frozen=True):
     """Whether what the index says of it is believed; where not, nothing counts as cached."""
     doubted_tokens: int | None = None
     """What the index says of one that is not trusted: compared with what the engine reports, and not counted on."""
+    reload_tokens: int = 0
+    """What lies only in slower tiers, behind what is cached, and need not be computed."""
+    reload_cost_tokens: float = 0.0
+    """What reloading that costs: as much as computing so many tokens."""
 
 
 class Policy(Protocol):

@@ -59,6 +59,7 @@ _COMMON = {
     "bad_words": nullable(list_of(string)),
     "response_format": nullable(response_format),
     "cache_salt": nullable(string),
+    "session_id": nullable(string),
     "kv_transfer_params": nullable(mapping),
     "vllm_xargs": nullable(values_of(any_of(*_ARGUMENT, list_of(any_of(*_ARGUMENT))))),
 }

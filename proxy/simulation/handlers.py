@@ -152,7 +152,8 @@ class Handlers:
             raise
         given = request.headers.get("X-Request-Id") or body.get("request_id") or uuid.uuid4().hex[:16]
         answer_id = f"{prefix}-{given}"
-        generation = Generation(rank.model, self._choices(asked, answer_id))
+        session = _session_id(body, request.headers.get("X-Session-ID"))
+        generation = Generation(rank.model, self._choices(asked, answer_id, session))
         config = self._engine.config
         answers = Answers(
             asked=asked,
@@ -176,7 +177,7 @@ class Handlers:
         finally:
             rank.forget(generation)
 
-    def _choices(self, asked: Asked, answer_id: str) -> list[Choice]:
+    def _choices(self, asked: Asked, answer_id: str, session_id: str | None) -> list[Choice]:
         engine, body = self._engine, asked.body
         lora_id = engine.config.loras.index(asked.lora) + 1 if asked.lora else None
         report = (body.get("vllm_xargs") or {}).get("kv_cache_report_mode") == "full"
@@ -201,6 +202,7 @@ class Handlers:
                     pull=asked.transfer if asked.transfer.get("do_remote_prefill") else None,
                     hold=bool(asked.transfer.get("do_remote_decode")),
                     full_report=report,
+                    session_id=session_id,
                     reads_cache=asked.prompt_logprobs is None,
                 )
                 keep = bool(body.get("include_stop_str_in_output"))
@@ -270,3 +272,9 @@ class Handlers:
             "max_model_len": max_model_len,
             "permission": [permission],
         }
+
+
+def _session_id(body: Mapping[str, Any], header: str | None) -> str | None:
+    """The session a request names: the body's, else the header's, else that of the extra arguments."""
+    extra = (body.get("vllm_xargs") or {}).get("session_id")
+    return body.get("session_id") or header or (extra if isinstance(extra, str) and extra else None)

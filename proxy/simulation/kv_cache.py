@@ -117,6 +117,7 @@ class KvCache:
                 extra_keys=[extra_keys(i, request.lora, request.cache_salt) for i in range(first, last)],
                 group_idx=_GROUP,
                 kv_cache_spec_kind=_KIND,
+                session_id=request.session_id,
             )
         )
 

@@ -38,6 +38,8 @@ class EventForm:
     """Hashes as 32 bytes (VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0) instead of 64-bit integers."""
     foreign: bool = False
     """Events of types nobody knows, as a later release may write."""
+    sessions: bool = True
+    """Stored blocks name the session of their request, which older releases do not."""
 
 
 class EventWriter:
@@ -46,6 +48,7 @@ class EventWriter:
     def __init__(self, form: EventForm) -> None:
         self._arrays = form.arrays
         self._foreign = form.foreign
+        self._sessions = form.sessions and not form.arrays
         self._hash: Callable[[Any], int | bytes] = bytes if form.bytes_hashes else int_hash
 
     def batch(self, events: Sequence[Event], rank: int, ts: float) -> bytes:
@@ -61,7 +64,7 @@ class EventWriter:
     def _fields(self, event: Event) -> dict[str, Any]:
         match event:
             case BlockStored():
-                return {
+                fields = {
                     "type": "BlockStored",
                     "block_hashes": [self._hash(h) for h in event.block_hashes],
                     "parent_block_hash": None
@@ -76,6 +79,9 @@ class EventWriter:
                     "group_idx": event.group_idx,
                     "kv_cache_spec_kind": event.kv_cache_spec_kind,
                 }
+                if event.session_id is not None and self._sessions:
+                    fields["session_id"] = event.session_id
+                return fields
             case BlockRemoved():
                 return {
                     "type": "BlockRemoved",

@@ -88,6 +88,8 @@ class Request:
     """A prefill leg: when it is finished its blocks wait for a decode engine."""
     full_report: bool = False
     """Announce the blocks a hit reuses, too."""
+    session_id: str | None = None
+    """Echoed in the events it causes."""
     reads_cache: bool = True
     """False when every prompt position must be computed, as prompt logprobs demand."""
 

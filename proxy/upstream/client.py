@@ -201,6 +201,13 @@ class EngineClient:
         """Ask an engine about itself. Raises LegError, also for a status other than 200 or a body that is no JSON."""
         return await self._ask("GET", instance, path, None, timeout_s)
 
+    async def get_text(self, instance: str, path: str, timeout_s: float) -> str:
+        """Ask an engine for a page of text. Raises LegError, also for a status other than 200."""
+        status, data = await self.exchange("GET", instance, path, None, timeout_s)
+        if status != 200:
+            raise LegBrokenError(instance, f"status {status} for {path}")
+        return data.decode(errors="replace")
+
     async def post_json(
         self, instance: str, path: str, body: bytes, timeout_s: float, headers: Headers | None = None
     ) -> Any:

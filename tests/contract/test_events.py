@@ -114,6 +114,26 @@ async def test_a_hit_is_not_announced_unless_a_full_report_is_asked_for(
     assert again == first
 
 
+@pytest.mark.parametrize("where", ["body", "extra arguments", "header"])
+async def test_what_a_session_stores_or_reports_names_it(
+    engine: Engine, journal: Journal, where: str
+) -> None:
+    body = ids(3 * B + 1, f"in a session {where}")
+    first = body | {"prompt": body["prompt"][: 2 * B + 1]}
+    xargs: dict[str, Any] = {"kv_cache_report_mode": "full"}
+    await engine.served(first)
+    if where == "header":
+        answer = await engine.ask(body | {"vllm_xargs": xargs}, X_Session_ID="s-1")
+        assert answer.status == 200
+    elif where == "body":
+        await engine.served(body | {"vllm_xargs": xargs, "session_id": "s-1"})
+    else:
+        await engine.served(body | {"vllm_xargs": xargs | {"session_id": "s-1"}})
+    plain, *report = await journal.stored(5)
+    assert "session_id" not in plain
+    assert [event["session_id"] for event in report] == ["s-1"] * 2
+
+
 async def test_a_full_report_tells_the_old_and_the_new(engine: Engine, journal: Journal) -> None:
     body = ids(4 * B + 1, "reported")
     await engine.served(body | {"prompt": body["prompt"][: 2 * B + 1]})

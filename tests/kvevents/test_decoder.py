@@ -37,7 +37,9 @@ def events_of(*events: Any) -> list[Event]:
     ("raw", "event"),
     [
         (STORED, AS_STORED),
-        ({**STORED, "session_id": "s", "locality": "LOCAL", "novelty": {"a": [1]}}, AS_STORED),
+        ({**STORED, "session_id": "s"}, msgspec.structs.replace(AS_STORED, session_id="s")),
+        ({**STORED, "session_id": 7}, msgspec.structs.replace(AS_STORED, session_id=7)),
+        ({**STORED, "ownership": "s", "locality": "LOCAL", "novelty": {"a": [1]}}, AS_STORED),
         (["BlockStored", [1, 2], None, [5, 6, 7, 8], 2, None, "GPU"], AS_STORED),
         (["BlockStored", [1, 2], None, [5, 6, 7, 8], 2], BlockStored([1, 2], None, [5, 6, 7, 8], 2)),
         (

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from kvevents.block_keys import BlockHasher, Prompt
-from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
+from kvevents.events import REPORT_SESSION, BlockRemoved, BlockStored, EngineHash, Reason
 from kvevents.prefix_index import Change, PrefixIndex, Slot
 
 E, R = "10.0.0.1:8000", 0
@@ -274,6 +274,50 @@ def test_another_groups_blocks_neither_add_nor_remove_copies(index: PrefixIndex)
     assert cached(index, 1) == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "words", "reason"),
+    [
+        ("sliding_window", "group 1: sliding_window", Reason.CACHE_GROUP),
+        ("mamba", "group 1: mamba", Reason.CACHE_GROUP),
+        ("full_attention", "group 1: full_attention", Reason.CACHE_GROUP),
+        ("unknown", "group 1: unknown", Reason.CACHE_KIND),
+        ("dreamt_up_later", "group 1: dreamt_up_later", Reason.CACHE_KIND),
+        ("x" * 1000, f"group 1: {'x' * 40}", Reason.CACHE_KIND),
+    ],
+)
+def test_a_group_that_is_not_counted_makes_predictions_upper_bounds(
+    index: PrefixIndex, kind: str, words: str, reason: Reason
+) -> None:
+    index.store(E, R, stored([1, 2], group_idx=0, kv_cache_spec_kind="full_attention"))
+    assert not index.upper_bound(E, R)
+    change = index.store(E, R, stored([1, 2, 3], group_idx=1, kv_cache_spec_kind=kind))
+    assert change == Change(0, 0, {reason: 3})
+    assert cached(index, 1, 2, 3) == 8
+    assert index.uncounted(E, R) == {words: reason}
+    assert index.upper_bound(E, R)
+    assert not index.upper_bound(E, R + 1)
+    exported = index.export(E, R)
+    assert exported is not None
+    index.load(E, R + 1, exported)
+    assert index.upper_bound(E, R + 1)
+    index.clear(E, R)
+    assert index.upper_bound(E, R)  # it is the same model
+    index.retire(E, R)
+    assert not index.upper_bound(E, R)
+
+
+def test_a_hybrid_model_is_known_by_any_of_its_groups(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1], group_idx=1, kv_cache_spec_kind="mamba"))
+    assert index.upper_bound(E, R)
+    assert index.blocks() == {}
+
+
+def test_groups_that_are_not_counted_are_told_in_bounded_number(index: PrefixIndex) -> None:
+    for n in range(100):
+        index.store(E, R, stored([1], group_idx=n, kv_cache_spec_kind="mamba"))
+    assert len(index.uncounted(E, R)) == 8
+
+
 def test_another_block_size_waits_for_the_engine_to_be_empty_or_new(index: PrefixIndex) -> None:
     index.store(E, R, stored([1]))
     assert index.store(E, R, stored([2], size=8)).dropped == {Reason.BLOCK_SIZE: 1}
@@ -370,6 +414,75 @@ def test_copies_never_exceed_what_the_engine_has(index: PrefixIndex) -> None:
     index.remove(E, R, removed(2))
     assert cached(index, 1, 2) == 4
     index.set_capacity(E, R, None)
+    index.store(E, R, stored([1]))
+    index.remove(E, R, removed(1))
+    assert cached(index, 1) == 4
+
+
+def test_what_a_marked_report_tells_again_is_no_further_copy(index: PrefixIndex) -> None:
+    index.store(E, R, stored([1, 2]))
+    index.store(E, R, stored([2], 1))  # a real copy
+    assert index.store(E, R, stored([1, 2, 3], session_id=REPORT_SESSION)) == Change(1, 0, NOTHING_DROPPED)
+    assert index.store(E, R, stored([1, 2, 3], session_id=REPORT_SESSION)) == Change(0, 0, NOTHING_DROPPED)
+    assert cached(index, 1, 2, 3) == 12
+    index.remove(E, R, removed(3))
+    assert cached(index, 1, 2, 3) == 8
+    index.remove(E, R, removed(2))
+    assert cached(index, 1, 2) == 8
+    index.remove(E, R, removed(2))
+    assert cached(index, 1, 2) == 4
+
+
+@pytest.mark.parametrize("length", [6, 60])
+def test_a_report_may_know_more_or_less_than_we_do(index: PrefixIndex, length: int) -> None:
+    hashes: list[EngineHash] = list(range(1, length + 1))
+    index.store(E, R, stored([2, 3], 1))  # waits for what the report tells
+    index.store(E, R, stored(hashes[: length // 2], medium="CPU"))
+    assert index.store(E, R, stored(hashes, session_id=REPORT_SESSION)).applied == length
+    assert index.match(Prompt(tokens(*range(1, length + 1))))[GPU] == 4 * length
+    assert index.orphans(E, R) == 0
+    index.remove(E, R, removed(*hashes))
+    assert index.blocks()[GPU] == 0
+
+
+def test_a_copy_told_by_a_report_errs_towards_too_little(index: PrefixIndex) -> None:
+    """The request that reports stores a second copy of a block: told once too few, it is forgotten too early."""
+    index.store(E, R, stored([1, 2]))
+    index.store(E, R, stored([2], 1, session_id=REPORT_SESSION))
+    index.remove(E, R, removed(2))
+    assert cached(index, 1, 2) == 4
+    assert index.remove(E, R, removed(2)).dropped == {Reason.UNKNOWN_BLOCK: 1}
+
+
+def test_of_an_engine_that_marks_no_reports_no_known_block_counts_again_until_it_is_reset(
+    index: PrefixIndex,
+) -> None:
+    index.store(E, R, stored([1]))
+    index.expect_reports(E, R)
+    for _ in range(3):
+        index.store(E, R, stored([1, 2]))
+        index.store(E, R, stored([4], 3))  # and one that waits
+    index.remove(E, R, removed(2, 4))
+    assert cached(index, 1, 2) == 4
+    assert index.orphans(E, R) == 0
+    index.store("other", R, stored([1]))
+    index.store("other", R, stored([1]))
+    index.remove("other", R, removed(1))
+    assert index.match(Prompt(tokens(1)))[Slot("other", R, "GPU")] == 4
+    for forget in (index.clear, index.retire):
+        forget(E, R)
+        index.store(E, R, stored([1]))
+        index.store(E, R, stored([1]))
+        index.remove(E, R, removed(1))
+        assert cached(index, 1) == 4
+        index.expect_reports(E, R)
+
+
+def test_of_an_engine_that_marks_its_reports_all_else_counts_as_ever(index: PrefixIndex) -> None:
+    index.expect_reports(E, R)
+    index.store(E, R, stored([1]))
+    index.store(E, R, stored([1], session_id=REPORT_SESSION))
+    index.expect_reports(E, R)
     index.store(E, R, stored([1]))
     index.remove(E, R, removed(1))
     assert cached(index, 1) == 4

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvevents.block_keys import BlockHasher, Prompt
-from kvevents.events import BlockRemoved, BlockStored
+from kvevents.events import REPORT_SESSION, BlockRemoved, BlockStored
 from kvevents.exported import ExportedOrphan, ExportedRank, at_once
 from kvevents.prefix_index import PrefixIndex, Slot
 
@@ -88,6 +88,13 @@ class Model:
             engine.copies.append((tier, number))
         engine.settle()
 
+    def report(self, at: tuple[str, int], tier: str, number: int) -> None:
+        engine = self.engines.setdefault(at, EngineModel())
+        engine.tiers.add(tier)
+        if (tier, number) not in engine.copies:
+            engine.copies.append((tier, number))
+        engine.settle()
+
     def remove(self, at: tuple[str, int], tier: str, number: int) -> None:
         engine = self.engines.get(at)
         if engine is not None and (tier, number) in engine.copies:
@@ -118,12 +125,12 @@ class Model:
 engines = st.sampled_from((*ENGINES[:1] * 4, *ENGINES))
 tiers = st.sampled_from(TIERS)
 numbers = st.sampled_from(sorted(TREE))
-often = st.sampled_from(["store"] * 6 + ["remove"] * 6 + ["clear", "retire"])
+often = st.sampled_from(["store"] * 6 + ["report"] * 3 + ["remove"] * 6 + ["clear", "retire"])
 operations = st.tuples(often, engines, tiers, numbers, st.integers(0, 3))
 LETTERS = ([0, 0, 0], [0, 1, 0], [1, 0, 1])
 
 
-def event(at: tuple[str, int], tier: str, run: list[Block]) -> BlockStored:
+def event(at: tuple[str, int], tier: str, run: list[Block], session_id: str | None = None) -> BlockStored:
     size = SIZES[at]
     return BlockStored(
         [block.engine_hash for block in run],
@@ -132,6 +139,7 @@ def event(at: tuple[str, int], tier: str, run: list[Block]) -> BlockStored:
         size,
         medium=tier,
         extra_keys=[[block.salt] if block.salt and block.parent is None else None for block in run],
+        session_id=session_id,
     )
 
 
@@ -151,6 +159,11 @@ def _play(
             index.store(*at, event(at, tier, run))
             for block in run:
                 model.store(at, tier, block.engine_hash)
+        elif operation == "report":
+            run = path(number)[-max(extent, 1) :]
+            index.store(*at, event(at, tier, run, REPORT_SESSION))
+            for block in run:
+                model.report(at, tier, block.engine_hash)
         elif operation == "remove":
             index.remove(*at, BlockRemoved([number], tier))
             model.remove(at, tier, number)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvevents import snapshot as snapshots
 from kvevents.block_keys import BlockHasher
-from kvevents.events import BlockStored
+from kvevents.events import BlockStored, Reason
 from kvevents.exported import ExportedOrphan, ExportedRank, ExportedTier
 from kvevents.prefix_index import PrefixIndex
 from kvevents.sequence import Position
@@ -28,7 +28,7 @@ def plain(snapshot: Snapshot) -> Any:
     tiers = [(tier.name, tier.hashes, tier.keys.tolist(), list(tier.copies.items())) for tier in blocks.tiers]
     return (
         (snapshot.instance, snapshot.rank, snapshot.checkpoint),
-        (blocks.block_size, blocks.group_idx, tiers, blocks.orphans),
+        (blocks.block_size, blocks.group_idx, tiers, blocks.orphans, blocks.uncounted),
     )
 
 
@@ -80,6 +80,7 @@ whole_snapshots = st.builds(
         st.none() | st.integers(0, 9),
         st.lists(tiers(), max_size=3),
         st.lists(orphans, max_size=4),
+        st.dictionaries(st.text(), st.sampled_from(Reason)),
     ),
 )
 
@@ -160,7 +161,7 @@ def sealed(**changes: Any) -> bytes:
     tier = snapshots._Tier(
         "GPU", snapshots._column([1]), (5).to_bytes(8, "little"), snapshots._column([]), []
     )
-    body = snapshots._Body("h:1", 0, 7, b"d" * 16, True, False, 2, None, [tier], [])
+    body = snapshots._Body("h:1", 0, 7, b"d" * 16, True, False, 2, None, [tier], [], {})
     for name, value in changes.items():
         setattr(tier if hasattr(tier, name) else body, name, value)
     data = snapshots._HEAD.pack(snapshots._MAGIC, snapshots.VERSION, MADE) + msgspec.msgpack.encode(body)

@@ -19,6 +19,7 @@ from kvevents.source_events import (
     Apply,
     AskReplay,
     Checkpoint,
+    Cleared,
     Connected,
     Damaged,
     Disconnected,
@@ -144,6 +145,40 @@ def test_a_wrapped_buffer_is_what_is_left() -> None:
             (MARKER, [ReplayDone(0, complete=True)]),
         ],
     )
+
+
+def test_a_reset_leaves_nothing_unknown() -> None:
+    source = Source(can_replay=True)
+    play(
+        source,
+        [
+            (Connected(), [AskReplay(0)]),
+            (replayed(70), apply(70)),
+            (MARKER, [ReplayDone(1, complete=True), PARTIAL]),
+            (live(71), apply(71)),
+            (Cleared(), [EXACT]),
+            (live(72), apply(72)),
+            (Damaged(), [PARTIAL]),
+            (live(73), apply(73)),
+            (Cleared(), [EXACT]),
+            (live(75), [GapSeen(1), AskReplay(73), UNKNOWN]),
+            (replayed(75), [Retire(GAP), *apply(75)]),
+            (MARKER, [ReplayDone(1, complete=True), PARTIAL]),
+        ],
+    )
+
+
+def test_a_reset_of_a_process_nothing_was_heard_of_proves_nothing() -> None:
+    play(Source(can_replay=False), [(Cleared(), []), (Connected(), []), (live(5), [*apply(5), PARTIAL])])
+
+
+def test_after_a_reset_an_unanswered_replay_need_not_be_asked_for_again() -> None:
+    source = Source(can_replay=True)
+    quietly(source, Connected(), live(4), DEADLINE, DEADLINE, DEADLINE)
+    assert source.incomplete
+    quietly(source, Cleared())
+    assert not source.incomplete
+    play(source, [(ProbeDue(), [AskReplay(4)])])
 
 
 def test_batches_published_between_replay_and_subscription_are_asked_for() -> None:
@@ -661,7 +696,7 @@ def test_what_a_replay_was_not_asked_for_is_ignored() -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     st.integers(1, 6),
-    st.lists(st.sampled_from("pppppllrdcmmbnxysk"), min_size=15, max_size=60),
+    st.lists(st.sampled_from("pppppzllrdcmmbnxysk"), min_size=15, max_size=60),
     st.booleans(),
 )
 def test_in_the_end_exactly_what_the_publisher_says(buffer: int, script: list[str], can_replay: bool) -> None:
@@ -679,13 +714,20 @@ def test_in_the_end_exactly_what_the_publisher_says(buffer: int, script: list[st
         assert world.source.state is not State.UNKNOWN
         assert world.applied[-1:] == world.published[-1:] or (world.started_over and not world.applied)
         if world.source.state is State.EXACT:
-            assert world.applied == world.published
+            resets = [n for n, message in enumerate(world.published) if message.payload.endswith(RESET)]
+            since = max([0, *resets])
+            assert [message for message in world.applied if message.number >= since] == world.published[
+                since:
+            ]
+
+
+RESET = b"!"
 
 
 class _World:
-    """p: publish and hear; l: publish and lose; r: restart; d, c: disconnect, connect; m, n: serve the replay whole
-    or with its end lost; b: serve all but one batch; x, y: rebuild, from a replay or from what comes next; s: save a
-    checkpoint; k: we restart from the last one saved.
+    """p: publish and hear; z: the same of a reset; l: publish and lose; r: restart; d, c: disconnect, connect;
+    m, n: serve the replay whole or with its end lost; b: serve all but one batch; x, y: rebuild, from a replay or
+    from what comes next; s: save a checkpoint; k: we restart from the last one saved.
     """
 
     def __init__(self, buffer: int, source: Source) -> None:
@@ -699,23 +741,31 @@ class _World:
         self.saved: tuple[Checkpoint | None, list[Message], bool] = (None, [], False)
 
     def tell(self, event: SourceEvent) -> None:
+        cleared = False
         for action in self.source.handle(event):
             match action:
                 case Apply(message):
                     self.applied.append(message)
+                    cleared = cleared or message.payload.endswith(RESET)
                 case Retire(why):
                     self.applied.clear()
                     self.started_over = why == REBUILD
+                    cleared = False
                 case AskReplay(start):
                     self.asked = start
                 case StopReplay():
                     self.asked = None
+        if cleared:
+            self.tell(Cleared())
 
     def step(self, step: str) -> None:
         match step:
-            case "p" | "l":
-                self.published.append(msg(len(self.published), f"{self.process}-"))
-                if step == "p" and self.source._connected:
+            case "p" | "z" | "l":
+                message = msg(len(self.published), f"{self.process}-")
+                if step == "z":
+                    message = message._replace(payload=message.payload + RESET)
+                self.published.append(message)
+                if step != "l" and self.source._connected:
                     self.tell(Live(self.published[-1]))
             case "r":
                 self.tell(Disconnected())

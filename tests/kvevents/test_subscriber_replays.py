@@ -50,9 +50,12 @@ async def test_a_gap_the_buffer_has_outgrown(bench: Bench) -> None:
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.EXACT)
         publish(publisher, 1, 20)
-        publisher.publish({"type": "AllBlocksCleared"}, block(1), block(2))
+        publisher.publish(block(1), block(2))
         await until(lambda: subscriber.state is State.PARTIAL)
         await until(lambda: bench.cached() == 2)
+        publisher.publish({"type": "AllBlocksCleared"}, block(1))
+        await until(lambda: subscriber.state is State.EXACT)
+        assert bench.cached() == 1
     assert bench.heard.retirements == ["gap"]
 
 

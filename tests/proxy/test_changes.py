@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from kvevents import Reason
 from proxy.app_keys import WATCH
 from proxy.config import Admission, Role, WhenNoPrefill, parse_instance
 from proxy.discovery import changes
@@ -26,6 +27,10 @@ class Feeds:
 
     def __init__(self) -> None:
         self.silent: dict[str, dict[int, str]] = {}
+        self.groups: dict[str, dict[str, Reason]] = {}
+
+    def uncounted(self, instance: Instance) -> dict[str, Reason]:
+        return self.groups.get(instance.address, {})
 
     def silences(self, instance: Instance) -> dict[int, str]:
         return self.silent.get(instance.address, {})
@@ -74,6 +79,28 @@ def test_lost_readiness_is_told_once_and_so_is_its_return(
         "not ready: no usable prefill and no usable decode instance",
         "ready again",
     ]
+
+
+def test_groups_that_are_not_counted_are_told_once_for_each_instance(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    told.up()
+    told.feeds.groups[PREFILL] = {"group 1: mamba": Reason.CACHE_GROUP}
+    told.changes.look()
+    told.changes.look()
+    bound = "serves a hybrid model: what is predicted for it is an upper bound (not counted: group 1: mamba)"
+    assert caplog.messages == [f"prefill {PREFILL} {bound}"]
+    told.feeds.groups[PREFILL] = {"group 1: mamba": Reason.CACHE_GROUP, "group 2: odd": Reason.CACHE_KIND}
+    told.changes.look()
+    told.changes.look()
+    (record,) = caplog.records[1:]
+    assert record.levelno == logging.WARNING
+    assert "groups of a kind kvproxy does not know (group 2: odd)" in record.getMessage()
+    told.fleet.remove(PREFILL)
+    told.changes.look()
+    told.fleet.add(told.prefill)
+    told.changes.look()
+    assert sum(bound in line for line in caplog.messages) == 2  # it was added again
 
 
 def test_where_decode_may_do_all_a_decode_instance_is_enough() -> None:

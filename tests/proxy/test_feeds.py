@@ -9,6 +9,7 @@ from live.ports import free_ports
 from kvevents import BlockStored, NullObserver, PrefixIndex, SourceAddress
 from proxy.config import Role, parse_instance
 from proxy.discovery.feeds import EventFeeds, read_sources
+from proxy.errors import LegError
 from proxy.instances import Instance
 from proxy.tasks import TaskOwner
 
@@ -58,6 +59,9 @@ def test_anything_else_is_an_error(told: Any) -> None:
 class Silent:
     async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
         raise AssertionError("its sources were told")
+
+    async def get_text(self, instance: str, path: str, timeout_s: float) -> str:
+        raise LegError(instance, "it tells nothing")
 
 
 async def test_an_instance_that_left_is_swept_although_nothing_comes_any_more() -> None:

@@ -1,0 +1,88 @@
+"""No more copies of blocks are counted than an engine has room for: each rank's room is asked of its engine.
+
+vLLM tells it on its `/metrics` page, as a label of `vllm:cache_config_info`. With internal load balancing over
+data-parallel ranks it tells the sum for each of them, so the bound is laxer there, and never too narrow.
+"""
+
+import logging
+import re
+from typing import Protocol
+
+from kvevents.prefix_index import PrefixIndex
+from proxy.errors import LegError
+from proxy.instances import Instance
+
+log = logging.getLogger(__name__)
+
+METRICS = "/metrics"
+
+_INFO = "vllm:cache_config_info{"
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_MAX_DIGITS = 12
+
+
+class Engines(Protocol):
+    """The part of the engine client needed here."""
+
+    async def get_text(self, instance: str, path: str, timeout_s: float) -> str:
+        """Ask an engine for a page; raises LegError."""
+        ...
+
+
+def read_capacities(page: str) -> dict[int, int]:
+    """The blocks of each rank's cache (block 0 included, which holds nothing), from an engine's metrics page."""
+    found = {}
+    for line in page.splitlines():
+        if line.startswith(_INFO):
+            labels = dict(_LABEL.findall(line))
+            rank, blocks = labels.get("engine") or "0", labels.get("num_gpu_blocks", "")
+            if _is_number(rank) and _is_number(blocks) and int(blocks):
+                found[int(rank)] = int(blocks)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+
+
+class Capacities:
+    """Tells an index how much room the engines have."""
+
+    def __init__(self, engines: Engines, index: PrefixIndex, *, timeout_s: float) -> None:
+        self._engines = engines
+        self._index = index
+        self._timeout_s = timeout_s
+        self._asked: dict[str, int] = {}  # address -> retirements of its sources when its answer came
+        self._told: dict[str, set[int]] = {}
+
+    def due(self, instance: Instance, *, came_up: bool) -> bool:
+        """Whether to ask: it came up, it has not answered yet, or it is another process than when it answered."""
+        return came_up or self._asked.get(instance.address) != _retirements(instance)
+
+    async def learn(self, instance: Instance) -> None:
+        """Ask one engine. Raises nothing; one that does not answer keeps what was known of it."""
+        retirements = _retirements(instance)
+        try:
+            page = await self._engines.get_text(instance.address, METRICS, self._timeout_s)
+        except LegError as error:
+            log.debug("%s does not tell its cache's size: %s", instance.address, error)
+            return
+        if not instance.sources:
+            return  # it has left meanwhile
+        self._asked[instance.address] = retirements
+        capacities = read_capacities(page)
+        for rank in self._told.get(instance.address, set()) - capacities.keys():
+            self._index.set_capacity(instance.address, rank, None)
+        for rank, blocks in capacities.items():
+            self._index.set_capacity(instance.address, rank, blocks)
+        self._told[instance.address] = set(capacities)
+
+    def forget(self, instance: Instance) -> None:
+        """It has left."""
+        self._asked.pop(instance.address, None)
+        for rank in self._told.pop(instance.address, ()):
+            self._index.set_capacity(instance.address, rank, None)
+
+
+def _retirements(instance: Instance) -> int:
+    return sum(source.retirements for source in instance.sources.values())

@@ -1,0 +1,215 @@
+"""A partial index heals: on a bounded share of prefill legs the engine is asked to tell again what it reuses.
+
+A router that joined late, or lost more than an engine's replay buffer holds, does not know blocks that were cached
+before, and engines tell of a block only when it is stored. A leg with `kv_cache_report_mode` "full" makes vLLM tell
+the blocks it reuses once more (`PrefixIndex.expect_reports` says how they are counted). Legs are asked for that
+
+* if the engine reported more cached tokens than predicted for an earlier prompt with the same beginning, or
+* if the prompt has blocks the index does not know, while more than `RESERVE` of the rank's budget is left.
+
+A leg that serves a whole request (an instance given with `--both`) asks by the second rule alone, since what its engine
+reports goes to the client. Each report takes one from the budget, which begins at `BURST` and gains `SHARE` with every leg. Nothing tells when
+all is known, so a rank stays partial until its engine's cache is reset or its process ends.
+"""
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from kvevents.block_keys import Prompt
+from kvevents.prefix_index import PrefixIndex, Slot
+from proxy.body import Body
+from proxy.config import MAIN_TIER
+from proxy.connectors import Handoff, asking_for_report
+from proxy.exchange import Call
+from proxy.headers import SESSION_ID
+from proxy.instances import Fleet, Instance
+from proxy.placement import USUAL_BLOCK_SIZE, Question
+from proxy.scheduling.types import Candidate
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.1
+"""The lasting share of a rank's prefill legs that may ask for a report: each costs the engine one more event."""
+BURST = 64.0
+"""How many may ask at once: a fleet's system prompts and running conversations are then known within minutes."""
+RESERVE = 16.0
+"""What is kept for prompts that are known to begin with blocks we do not know."""
+MOST_SUSPECTS = 4096
+"""Beginnings of prompts remembered for each rank."""
+CONFIRM_S = 1.0
+"""Events are published before the leg's answer; after that time what they told is in the index, or will not be."""
+MOST_UNCONFIRMED = 64
+USELESS_AFTER = 8
+"""So many reports in a row that taught nothing, though the engine had reused blocks we did not know, mean that it
+makes no reports: releases of vLLM before June 2026 ignore the question."""
+USELESS_SHARE = SHARE / 16
+
+
+class Accounts(Protocol):
+    """Where counters go."""
+
+    def report_asked(self, instance: str) -> None:
+        """A prefill leg asked for a full report."""
+        ...
+
+    def blocks_learnt(self, instance: str, blocks: int) -> None:
+        """A full report told of blocks the index did not know."""
+        ...
+
+
+class Healed(msgspec.Struct, frozen=True):
+    """How far the healing of a rank has come, since its events were last forgotten."""
+
+    legs: int
+    """Prefill legs that asked for a full report."""
+    blocks_learnt: int
+    """Blocks the index knows from them."""
+    suspected_prefixes: int
+    """Beginnings of prompts with blocks the engine has and the index does not know."""
+    refused: bool
+    """The engine refuses to be asked, so it is not."""
+
+
+class _Unconfirmed(NamedTuple):
+    due_at: float
+    prompt: Prompt
+    predicted: int
+    reported: int
+    block_size: int
+
+
+class _Rank:
+    def __init__(self, instance: Instance, retirements: int) -> None:
+        self.instance = instance
+        self.retirements = retirements
+        self.budget = BURST
+        self.suspects: OrderedDict[int, None] = OrderedDict()
+        self.unconfirmed: deque[_Unconfirmed] = deque(maxlen=MOST_UNCONFIRMED)
+        self.legs = 0
+        self.blocks_learnt = 0
+        self.useless = 0
+        self.refused = False
+
+
+class Healing:
+    """Says which prefill legs ask for a report, and learns from all of them."""
+
+    def __init__(
+        self, fleet: Fleet, index: PrefixIndex, accounts: Accounts, clock: Callable[[], float]
+    ) -> None:
+        """`clock`: any monotonic seconds."""
+        self._fleet = fleet
+        self._index = index
+        self._accounts = accounts
+        self._clock = clock
+        self._ranks: dict[tuple[str, int], _Rank] = {}
+
+    def asking(self, call: Call, chosen: Candidate, question: Question) -> Body | None:
+        """The request with the question for a full report; None if this leg is not to ask. A retry asks nothing beside."""
+        if call.trace.failed or any(name.lower() == SESSION_ID.lower() for name, _ in call.headers):
+            return None
+        asking = asking_for_report(call.request.body)
+        return asking if asking is not None and self.wants_report(chosen, question) else None
+
+    def wants_report(self, chosen: Candidate, question: Question) -> bool:
+        """Whether the prefill leg that is about to be sent should ask for a full report; if so it is paid for."""
+        rank = self._rank(chosen)
+        if rank is None or rank.refused:
+            return False
+        share = USELESS_SHARE if rank.useless >= USELESS_AFTER else SHARE
+        rank.budget = min(BURST, rank.budget + share)
+        unknown = self._first_unknown(chosen, question)
+        if unknown is None or rank.budget < 1:
+            return False
+        if unknown not in rank.suspects and rank.budget < RESERVE:
+            return False
+        rank.suspects.pop(unknown, None)
+        rank.budget -= 1
+        rank.legs += 1
+        self._index.expect_reports(chosen.instance, chosen.rank)
+        self._accounts.report_asked(chosen.instance)
+        return True
+
+    def answered(self, chosen: Candidate, question: Question, handoff: Handoff, *, asked: bool) -> None:
+        """A prefill leg has ended well; `asked`: for a report."""
+        rank = self._rank(chosen)
+        unknown = self._first_unknown(chosen, question)
+        reported, predicted = handoff.cached_tokens, (chosen.cached_tokens or 0) + chosen.reload_tokens
+        self._confirm(chosen.instance, chosen.rank)
+        if rank is None or unknown is None or question.prompt is None or reported is None:
+            return
+        if handoff.prompt_tokens != question.prompt_tokens or reported <= predicted:
+            return
+        if asked:
+            due_at, size = self._clock() + CONFIRM_S, self._block_size(chosen)
+            rank.unconfirmed.append(_Unconfirmed(due_at, question.prompt, predicted, reported, size))
+        else:
+            rank.suspects[unknown] = None
+            rank.suspects.move_to_end(unknown)
+            if len(rank.suspects) > MOST_SUSPECTS:
+                rank.suspects.popitem(last=False)
+
+    def refused(self, chosen: Candidate) -> None:
+        """The engine refused a leg that asked for a report, and took the same leg without."""
+        rank = self._rank(chosen)
+        if rank is not None and not rank.refused:
+            rank.refused = True
+            log.warning(
+                "%s rank %d refuses to report its cache: blocks it had before kvproxy listened stay unknown",
+                chosen.instance,
+                chosen.rank,
+            )
+
+    def status(self, instance: str, rank: int) -> Healed | None:
+        """How a rank's healing goes; None if it never needed any."""
+        self._confirm(instance, rank)
+        state = self._ranks.get((instance, rank))
+        if state is None or state.instance is not self._fleet.get(instance):
+            return None
+        return Healed(state.legs, state.blocks_learnt, len(state.suspects), state.refused)
+
+    def _rank(self, chosen: Candidate) -> _Rank | None:
+        """What is kept of a partial rank, begun anew with its index; None if it is not partial, or gone."""
+        instance = self._fleet.get(chosen.instance)
+        source = instance.sources.get(chosen.rank) if instance is not None else None
+        if instance is None or source is None or chosen.index != "partial" or source.state != "partial":
+            return None
+        at = (chosen.instance, chosen.rank)
+        rank = self._ranks.get(at)
+        if rank is None or rank.instance is not instance or rank.retirements != source.retirements:
+            for gone in [
+                at for at, kept in self._ranks.items() if self._fleet.get(at[0]) is not kept.instance
+            ]:
+                del self._ranks[gone]
+            rank = self._ranks[at] = _Rank(instance, source.retirements)
+        return rank
+
+    def _block_size(self, chosen: Candidate) -> int:
+        return self._index.block_size(chosen.instance, chosen.rank) or USUAL_BLOCK_SIZE
+
+    def _first_unknown(self, chosen: Candidate, question: Question) -> int | None:
+        """The key of the first block that could be reused and is not known to be there; None if there is none."""
+        size, prompt = self._block_size(chosen), question.prompt
+        if prompt is None or chosen.cached_tokens is None:
+            return None
+        known, whole = chosen.cached_tokens // size, (len(prompt.token_ids) - 1) // size
+        keys: Sequence[int] = self._index.hasher.of_prompt(prompt, size)
+        return keys[known] if known < min(whole, len(keys)) else None
+
+    def _confirm(self, instance: str, rank: int) -> None:
+        """See what earlier reports have brought by now."""
+        state = self._ranks.get((instance, rank))
+        while state is not None and state.unconfirmed and state.unconfirmed[0].due_at <= self._clock():
+            told = state.unconfirmed.popleft()
+            cached = self._index.match(told.prompt).get(Slot(instance, rank, MAIN_TIER), 0)
+            learnt = (min(cached, told.reported) - told.predicted) // told.block_size
+            if learnt > 0:
+                state.useless = 0
+                state.blocks_learnt += learnt
+                self._accounts.blocks_learnt(instance, learnt)
+            else:
+                state.useless += 1
