@@ -11,15 +11,9 @@ from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, EngineH
 from kvevents.observer import NullObserver, Observer
 from kvevents.prefix_index import Change, PrefixIndex, Slot
 from kvevents.source_events import Checkpoint, Resumed, State
-from kvevents.subscriber import (
-    Context,
-    Resume,
-    SourceAddress,
-    Subscriber,
-    Turns,
-    in_slices,
-    open_context,
-)
+from kvevents.subscriber import Resume, Subscriber, in_slices
+from kvevents.turns import Turns
+from kvevents.wire import Context, SourceAddress, open_context
 
 __all__ = [
     "AllBlocksCleared",

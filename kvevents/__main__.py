@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from kvevents.subscriber import SourceAddress, Subscriber
+from kvevents.subscriber import Subscriber
 from kvevents.tail import Tail
+from kvevents.wire import SourceAddress
 
 _QUIET_S = 3.0
 _MAX_PORT = 65_535

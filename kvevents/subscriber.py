@@ -1,25 +1,17 @@
 """Between two turns of the event loop the index holds whole events, in the order their engine published them.
 
-The only module that speaks ZeroMQ. It does what `kvevents.source` decides. Sockets are polled and then drained
-without waiting, a bounded number at a time: a receive that waits can lose a message when it is cancelled, and
-one on a busy socket never lets the loop run. Subscribers that share `Turns` apply events one at a time, so that
+It does on the wire what `kvevents.source` decides. Subscribers that share `Turns` apply events one at a time, so that
 others wait for one short turn however many of them have much to do.
 """
 
 import asyncio
-import itertools
 import logging
-import struct
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
-import zmq
-
 from kvevents.applier import Applier, Index
-from kvevents.decoder import MAX_PAYLOAD_BYTES, Message, UnreadableMessage, read_live, read_replay
+from kvevents.decoder import Message, UnreadableMessage, read_live, read_replay
 from kvevents.events import Reason
 from kvevents.observer import NullObserver, Observer
 from kvevents.source import Source
@@ -47,6 +39,8 @@ from kvevents.source_events import (
     StopReplay,
     Suspected,
 )
+from kvevents.turns import Turns
+from kvevents.wire import DRAIN, CannotOpenError, Context, SourceAddress, Wire, open_context
 
 log = logging.getLogger(__name__)
 
@@ -57,42 +51,11 @@ REPLAY_QUIET_S = 2.0
 REPLAY_LIMIT_S = 60.0
 """A replay is over after that time in any case."""
 
-# Messages that ZeroMQ holds for us. More live ones stay with the publisher, whose own queue has 100 000 (vLLM's
-# KVEventsConfig.hwm); a ROUTER that cannot send loses what it replays.
-_LIVE_HWM = 1_000
-_REPLAY_HWM = 100_000
-_RECONNECT_MS = 100
-_RECONNECT_MAX_MS = 500  # a restarted engine is heard within a second
-_HEARTBEAT_MS = 2_000
-_HEARTBEAT_TIMEOUT_MS = 10_000
 _OPEN_AGAIN_S = 1.0
 _PLACE_S = 3600.0  # a replay waits for a place; then it counts as unanswered
 _CONNECT_AGAIN_S = (
     2.0  # ZeroMQ gives an address up for good after bytes that are no ZMTP, or a message too large
 )
-_DRAIN = 256  # messages of one socket between two turns of the loop
-_DRAIN_BYTES = 1 << 20  # beyond which no more of them are taken
-_TURN_S = 0.002  # of applying events between two turns of the loop
-_OTHERS = 4  # turns of the loop between two long ones: a request needs dozens
-_REPLAYS = (
-    4  # of subscribers that share turns, at once: what is replayed faster than it is applied fills memory
-)
-_SOCKETS = 65_535  # of one context: up to four for each source, and ZeroMQ's own limit is 1023
-_numbers = itertools.count()  # names of monitors: one that was closed may be taken for a while
-_LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-
-
-@dataclass(frozen=True, slots=True)
-class SourceAddress:
-    """Where one rank of an instance publishes its events; endpoints as ZeroMQ writes them."""
-
-    rank: int
-    endpoint: str
-    replay_endpoint: str | None = None
-    topic: str = ""
-    """Only topics with this prefix are heard."""
-    bind: bool = False
-    """The engine connects to `endpoint`, so we bind it."""
 
 
 Resume = Callable[[], Awaitable[Checkpoint | None]]
@@ -107,64 +70,6 @@ class _Look(Generic[T]):
     def __init__(self, steps: Callable[[Checkpoint], Generator[None, None, T]]) -> None:
         self.steps = steps
         self.answer: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
-
-
-Context = zmq.Context[zmq.Socket[bytes]]
-"""ZeroMQ's own threads; close it with `term()` once no subscriber uses it."""
-
-
-def open_context() -> Context:
-    """A context with room for the sockets of some thousand sources."""
-    context: Context = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, _SOCKETS)
-    return context
-
-
-class Turns:
-    """Of all subscribers that share it, one has the turn."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()  # first come, first served
-        self._ends_at = 0.0
-        self._owed = 0
-        self._replays = 0
-        self._waiting: set[asyncio.Event] = set()
-
-    def begin_replay(self, wake: asyncio.Event) -> bool:
-        """Take one of few places; False: there is none, and `wake` is set when one may be free."""
-        if self._replays >= _REPLAYS:
-            self._waiting.add(wake)
-            return False
-        self._replays += 1
-        return True
-
-    def end_replay(self) -> None:
-        """Give the place back."""
-        self._replays -= 1
-        for wake in self._waiting:
-            wake.set()
-        self._waiting.clear()
-
-    @property
-    def over(self) -> bool:
-        """The turn has lasted long enough."""
-        return time.monotonic() >= self._ends_at
-
-    async def begin(self) -> None:
-        """Wait for the turn."""
-        await self._lock.acquire()
-        try:
-            for _ in range(self._owed):
-                await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            self._lock.release()
-            raise
-        self._ends_at = time.monotonic() + _TURN_S
-
-    def end(self) -> None:
-        """Give the turn to the next, who begins when the event loop has run others, some times after a long one."""
-        self._owed = _OTHERS if self.over else 0
-        self._lock.release()
 
 
 class Subscriber:
@@ -279,8 +184,8 @@ class Subscriber:
         try:
             while True:
                 try:
-                    wire = _Wire(context, self._address, self._wake)
-                except (zmq.ZMQError, UnicodeEncodeError) as error:
+                    wire = Wire(context, self._address, self._wake)
+                except CannotOpenError as error:
                     if not said:
                         log.warning(
                             "cannot follow %s at %s: %s", self._instance, self._address.endpoint, error
@@ -306,7 +211,7 @@ class Subscriber:
             if context is not self._context:
                 context.term()
 
-    async def _listen(self, wire: "_Wire") -> None:
+    async def _listen(self, wire: "Wire") -> None:
         self._index.retire(self._instance, self._address.rank)
         known = await self._resume() if self._resume is not None else None
         if known is not None:
@@ -322,7 +227,7 @@ class Subscriber:
                 self._end_turn()
             await asyncio.sleep(0)
 
-    async def _turn(self, source: Source, wire: "_Wire") -> None:
+    async def _turn(self, source: Source, wire: "Wire") -> None:
         for event in self._heard(wire):
             if isinstance(event, Live) and not source.incomplete:
                 self._probe_at = time.monotonic() + self._probe_s
@@ -358,7 +263,7 @@ class Subscriber:
             await asyncio.sleep(0)
             await self._begin_turn()
 
-    def _heard(self, wire: "_Wire") -> list[SourceEvent]:
+    def _heard(self, wire: "Wire") -> list[SourceEvent]:
         """Live messages and changes of the connection, in the order they happened as far as that can be known.
 
         Messages are read first and the monitor second, so that no message of a new connection is seen without
@@ -366,7 +271,7 @@ class Subscriber:
         are left to the replay that follows the handshake, if there is one.
         """
         messages = [
-            Live(message) for frames in wire.live(_DRAIN) if (message := self._read(frames)) is not None
+            Live(message) for frames in wire.live(DRAIN) if (message := self._read(frames)) is not None
         ]
         links: list[SourceEvent] = [Connected() if up else Disconnected() for up in wire.links()]
         if links and self._address.replay_endpoint is not None:
@@ -381,8 +286,8 @@ class Subscriber:
             self._applier.drop(Reason.UNREADABLE, 1)
             return None
 
-    async def _replayed(self, source: Source, wire: "_Wire") -> None:
-        for _ in range(_DRAIN):
+    async def _replayed(self, source: Source, wire: "Wire") -> None:
+        for _ in range(DRAIN):
             frames = wire.next_replayed()
             if frames is None:
                 return
@@ -399,7 +304,7 @@ class Subscriber:
                 await self._handle(source, wire, Replayed(message))
                 await self._pause()
 
-    async def _check_clock(self, source: Source, wire: "_Wire") -> None:
+    async def _check_clock(self, source: Source, wire: "Wire") -> None:
         now = time.monotonic()
         if self._connected:
             self._connect_at = now + _CONNECT_AGAIN_S
@@ -418,7 +323,7 @@ class Subscriber:
         at = min(self._quiet_at, self._limit_at) if source.replaying else self._probe_at
         return at if self._connected else min(at, self._connect_at)
 
-    async def _handle(self, source: Source, wire: "_Wire", event: SourceEvent) -> None:
+    async def _handle(self, source: Source, wire: "Wire", event: SourceEvent) -> None:
         if isinstance(event, Connected | Disconnected):
             self._connected = isinstance(event, Connected)
         understood, cleared = True, False
@@ -458,14 +363,14 @@ class Subscriber:
         if not understood:
             await self._handle(source, wire, Damaged())
 
-    def _ask_replay(self, wire: "_Wire") -> None:
+    def _ask_replay(self, wire: "Wire") -> None:
         if self._asked is not None and self._turns.begin_replay(self._wake):
             start, self._asked, self._has_place = self._asked, None, True
             now = time.monotonic()
             self._quiet_at, self._limit_at = now + self._replay_quiet_s, now + self._replay_limit_s
             wire.ask_replay(start)
 
-    def _stop_replay(self, wire: "_Wire") -> None:
+    def _stop_replay(self, wire: "Wire") -> None:
         wire.stop_replay()
         self._asked = None
         if self._has_place:
@@ -510,141 +415,3 @@ async def in_slices(steps: Generator[None, None, T]) -> T:
             result: T = done.value
             return result
         await asyncio.sleep(0)
-
-
-class _Wire:
-    """The sockets of one subscription. Opening raises ZMQError; nothing else does."""
-
-    def __init__(self, context: Context, address: SourceAddress, wake: asyncio.Event) -> None:
-        self._context = context
-        self._address = address
-        self._wake = wake
-        self._open: list[zmq.Socket[bytes]] = []
-        self._replay: zmq.Socket[bytes] | None = None
-        try:
-            self._sub = self._new(zmq.SUB, address.endpoint)
-            self._sub.rcvhwm = _LIVE_HWM
-            self._sub.setsockopt(zmq.SUBSCRIBE, address.topic.encode())
-            self._sub.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-            self._sub.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-            self._sub.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-            self._sub.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-            monitored = f"inproc://links-{next(_numbers)}"
-            self._sub.monitor(monitored, _LINK_EVENTS)
-            self._monitor = self._new(zmq.PAIR, monitored)
-            self._monitor.rcvhwm = 0
-            self._monitor.connect(monitored)
-            if address.bind:
-                self._sub.bind(address.endpoint)
-            else:
-                self._sub.connect(address.endpoint)
-        except (zmq.ZMQError, UnicodeEncodeError):
-            self.close()
-            raise
-
-    async def wait(self, timeout_s: float) -> None:
-        """Until a socket is readable, somebody sets `wake`, or the time has passed."""
-        if timeout_s > 0 and not any(_is_readable(socket) for socket in self._open):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._wake.wait()
-        self._wake.clear()
-
-    def live(self, limit: int) -> list[list[bytes]]:
-        """Messages that have arrived."""
-        return list(_received(self._sub, limit))
-
-    def discard(self) -> None:
-        """Take all messages that have arrived, for nothing."""
-        for _ in range(2 * _LIVE_HWM // _DRAIN):
-            if not self.live(_DRAIN):
-                return
-
-    def links(self) -> Iterator[bool]:
-        """True for a handshake, False for a connection lost, in order."""
-        for frames in _received(self._monitor, _DRAIN):
-            # zmq_socket_monitor(3): a 16-bit event, a 32-bit value.
-            yield struct.unpack("=Hi", frames[0])[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED
-
-    def connect_again(self) -> None:
-        """Begin anew at an address that is connected to and where nobody answers."""
-        if not self._address.bind:
-            with suppress(zmq.ZMQError):
-                self._sub.disconnect(self._address.endpoint)
-            with suppress(zmq.ZMQError):
-                self._sub.connect(self._address.endpoint)
-
-    def ask_replay(self, start: int) -> None:
-        """Ask on a new socket, so that nothing of an older replay can come."""
-        self.stop_replay()
-        endpoint = self._address.replay_endpoint
-        if endpoint is None:
-            return
-        try:
-            self._replay = self._new(zmq.DEALER, endpoint)
-            self._replay.rcvhwm = _REPLAY_HWM
-            self._replay.connect(endpoint)
-            self._replay.send_multipart([b"", start.to_bytes(8, "big")], zmq.NOBLOCK)
-        except (zmq.ZMQError, UnicodeEncodeError) as error:
-            log.debug("cannot ask %s for a replay: %s", endpoint, error)
-
-    def next_replayed(self) -> list[bytes] | None:
-        """The next message of the replay, if it has arrived."""
-        return next(_received(self._replay, 1), None) if self._replay is not None else None
-
-    def replay_is_ready(self) -> bool:
-        """A message of the replay has arrived."""
-        return self._replay is not None and _is_readable(self._replay)
-
-    def stop_replay(self) -> None:
-        """Hear no more of the last replay."""
-        if self._replay is not None:
-            self._close(self._replay)
-            self._replay = None
-
-    def close(self) -> None:
-        """Close all sockets at once."""
-        for socket in self._open:
-            if socket.type == zmq.SUB:
-                # Before its monitor's reader goes: an event of the connection that nobody can read blocks
-                # ZeroMQ's thread for good, and then us.
-                socket.disable_monitor()
-        for socket in self._open[::-1]:
-            self._close(socket)
-
-    def _new(self, kind: int, endpoint: str) -> "zmq.Socket[bytes]":
-        socket = self._context.socket(kind)
-        self._open.append(socket)
-        socket.linger = 0
-        socket.maxmsgsize = MAX_PAYLOAD_BYTES  # a peer that sends more is disconnected
-        if "[" in endpoint:
-            socket.ipv6 = True
-        asyncio.get_running_loop().add_reader(_descriptor(socket), self._wake.set)
-        return socket
-
-    def _close(self, socket: "zmq.Socket[bytes]") -> None:
-        self._open.remove(socket)
-        asyncio.get_running_loop().remove_reader(_descriptor(socket))
-        socket.close(linger=0)
-
-
-def _descriptor(socket: "zmq.Socket[bytes]") -> int:
-    # Readable when the socket has something to look into; only its `events` say whether that is a message.
-    return int(socket.getsockopt(zmq.FD))
-
-
-def _is_readable(socket: "zmq.Socket[bytes]") -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
-
-
-def _received(socket: "zmq.Socket[bytes]", limit: int) -> Iterator[list[bytes]]:
-    left_bytes = _DRAIN_BYTES
-    for _ in range(limit):
-        try:
-            frames = socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return
-        yield frames
-        left_bytes -= sum(map(len, frames))
-        if left_bytes <= 0:
-            return

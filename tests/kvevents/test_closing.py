@@ -11,14 +11,14 @@ LIMIT_S = 100
 
 SCRIPT = """
 import asyncio, random, sys, time, zmq
-from kvevents.subscriber import SourceAddress, _Wire
+from kvevents.wire import SourceAddress, Wire
 
 async def main():
     context, publishing = zmq.Context(), zmq.Context()
     publisher = publishing.socket(zmq.PUB)
     port = publisher.bind_to_random_port("tcp://127.0.0.1")
     for _ in range(int(sys.argv[1])):
-        wire = _Wire(context, SourceAddress(0, f"tcp://127.0.0.1:{port}"), asyncio.Event())
+        wire = Wire(context, SourceAddress(0, f"tcp://127.0.0.1:{port}"), asyncio.Event())
         closes_at = time.perf_counter() + random.random() * 0.002  # a handshake takes about one
         while time.perf_counter() < closes_at:
             pass
