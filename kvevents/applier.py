@@ -10,6 +10,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from kvevents.decoder import Message, UnreadableMessage, read_batch
+from kvevents.engine_cache import DEFAULT_TIER
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Reason
 from kvevents.observer import Observer
 from kvevents.prefix_index import Change
@@ -51,6 +52,8 @@ class Applier:
         self._observer = observer
         self.clears = 0
         """How often the cache was emptied."""
+        self.has_slower_tiers = False
+        """Blocks were stored in other tiers than the engine's own: who emptied which is not told."""
 
     def apply(self, message: Message) -> Generator[None, None, bool]:
         """Apply a batch, pausing after each event or part. Returns False if a part that may have mattered was not understood.
@@ -110,7 +113,13 @@ class Applier:
             )
         for reason, count in change.dropped.items():
             self.drop(reason, count)
-        return Reason.FULL not in change.dropped
+        # Of a slower tier less may be known than there is.
+        return self._is_slower(event) or Reason.FULL not in change.dropped
+
+    def _is_slower(self, event: Event) -> bool:
+        slower = isinstance(event, BlockStored) and event.medium not in {None, DEFAULT_TIER}
+        self.has_slower_tiers = self.has_slower_tiers or slower
+        return slower
 
 
 def _parts(event: BlockStored | BlockRemoved) -> Iterator[BlockStored | BlockRemoved]:

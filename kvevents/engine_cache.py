@@ -12,6 +12,9 @@ from typing import Any
 
 from kvevents.events import BlockStored, EngineHash, Reason
 
+DEFAULT_TIER = "GPU"
+"""The tier of an event that names none: vLLM had no `medium` while there was only one."""
+
 WHOLE_PREFIX_KINDS = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 """The kinds of cache group that keep every block of a prefix (vLLM's KVCacheSpecKind)."""
 
@@ -140,12 +143,12 @@ class EngineCache:
         self.orphans: OrderedDict[EngineHash, Orphan] = OrderedDict()
         self.children: dict[EngineHash, dict[EngineHash, None]] = {}  # of orphans: parent -> those that wait
 
-    @property
-    def held(self) -> int:
-        """Hashes in all tiers."""
+    def held(self, *, main: bool) -> int:
+        """Hashes in the engine's own tier, or in all others."""
         held = 0
-        for tier in self.tiers.values():
-            held += tier.hashes
+        for name, tier in self.tiers.items():
+            if (name == DEFAULT_TIER) is main:
+                held += tier.hashes
         return held
 
     def key_of(self, engine_hash: EngineHash) -> int | None:

@@ -18,21 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
-from kvevents.engine_cache import EngineCache, Tier, note_uncounted, why_uncounted
+from kvevents.engine_cache import DEFAULT_TIER, EngineCache, Tier, note_uncounted, why_uncounted
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
 from kvevents.exported import SLICE_BLOCKS, ExportedRank, at_once, copied
 from kvevents.residency import Residency
 from kvevents.slot_sets import bits
 
-DEFAULT_TIER = "GPU"
-"""The tier of an event that names none: vLLM had no `medium` while there was only one."""
-
 MAX_ORPHANS = 16_384
 """Blocks of one (instance, rank) that wait for a parent: two of the longest prompts in common use, 16-token blocks."""
 
 MAX_BLOCKS = 2_000_000
-"""Blocks of one (instance, rank) in all tiers, by its own hashes: 32 million tokens in 16-token blocks, 300 to 400 MB
-here. What comes beyond is dropped, so that a source that never removes cannot fill the memory."""
+"""Blocks of one (instance, rank) in the engine's own tier, by its own hashes: 32 million tokens in 16-token blocks, 300
+to 400 MB here; all other tiers together have half of that. What comes beyond is dropped, so that a source that never
+removes cannot fill the memory."""
 
 MAX_TIERS = 8
 """Tiers of one (instance, rank); vLLM knows a GPU, a CPU and one or two kinds of storage."""
@@ -129,7 +127,10 @@ class PrefixIndex:
         name = event.medium or DEFAULT_TIER
         if engine is not None and name not in engine.tiers and len(engine.tiers) >= MAX_TIERS:
             return Change(0, 0, {Reason.TIERS: max(count, 1)})
-        if engine is not None and engine.held + count > self._max_blocks:
+        # Some connectors never tell what leaves their tier: it must not take the place of the engine's own blocks.
+        main = name == DEFAULT_TIER
+        most = self._max_blocks if main else self._max_blocks // 2
+        if engine is not None and engine.held(main=main) + count > most:
             return Change(0, 0, {Reason.FULL: count})
         try:
             digests = self._hasher.digests(event)

@@ -364,7 +364,7 @@ class Source:
         size = _size(message)
         if self._waiting_bytes + size > self._max_waiting_bytes or len(self._waiting) >= MAX_WAITING:
             self._drop_waiting()
-            self._spilled = True
+            self._spilled = self._doubt = True
         self._waiting_bytes += size
         if first:
             self._waiting.appendleft(message)

@@ -52,6 +52,7 @@ REPLAY_LIMIT_S = 60.0
 """A replay is over after that time in any case."""
 
 _OPEN_AGAIN_S = 1.0
+_PROBE_AGAIN_S = 1.0
 _PLACE_S = 3600.0  # a replay waits for a place; then it counts as unanswered
 _CONNECT_AGAIN_S = (
     2.0  # ZeroMQ gives an address up for good after bytes that are no ZMTP, or a message too large
@@ -316,8 +317,11 @@ class Subscriber:
                 self._stop_replay(wire)
                 await self._handle(source, wire, ReplayEnded(marker=False))
         elif now >= self._probe_at:
-            self._probe_at = now + self._probe_s
-            await self._handle(source, wire, ProbeDue())
+            if source.incomplete or self._turns.may_replay:
+                self._probe_at = now + self._probe_s
+                await self._handle(source, wire, ProbeDue())
+            else:  # asked now, live batches would wait for the answer while the index is taken to be exact
+                self._probe_at = now + _PROBE_AGAIN_S
 
     def _next_deadline(self, source: Source) -> float:
         at = min(self._quiet_at, self._limit_at) if source.replaying else self._probe_at
@@ -358,7 +362,7 @@ class Subscriber:
                     )
                 case StateChanged(state):
                     self._set_state(state)
-        if cleared:
+        if cleared and not self._applier.has_slower_tiers:
             await self._handle(source, wire, Cleared())
         if not understood:
             await self._handle(source, wire, Damaged())
@@ -372,7 +376,9 @@ class Subscriber:
 
     def _stop_replay(self, wire: "Wire") -> None:
         wire.stop_replay()
-        self._asked = None
+        if self._asked is not None:
+            self._asked = None
+            self._turns.leave(self._wake)
         if self._has_place:
             self._has_place = False
             self._turns.end_replay()
@@ -393,6 +399,12 @@ class Subscriber:
             await self._pause()
 
     async def _show(self, checkpoint: Checkpoint | None) -> None:
+        if self._looks:
+            self._end_turn()  # nothing is applied here meanwhile, and others need not wait for the copy
+            await self._answer_looks(checkpoint)
+            await self._begin_turn()
+
+    async def _answer_looks(self, checkpoint: Checkpoint | None) -> None:
         while self._looks:
             look = self._looks[0]
             answer = await in_slices(look.steps(checkpoint)) if checkpoint is not None else None

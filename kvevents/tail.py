@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from kvevents.engine_cache import DEFAULT_TIER
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
 from kvevents.observer import NullObserver
-from kvevents.prefix_index import DEFAULT_TIER, Change, PrefixIndex
+from kvevents.prefix_index import Change, PrefixIndex
 from kvevents.source_events import NEW_PROCESS, State
 
 _SHOWN_TOKENS = 8

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from itertools import islice
 
 _TURN_S = 0.002  # of applying events between two turns of the loop
 _OTHERS = 4  # turns of the loop between two long ones: a request needs dozens
@@ -18,22 +19,38 @@ class Turns:
         self._ends_at = 0.0
         self._owed = 0
         self._replays = 0
-        self._waiting: set[asyncio.Event] = set()
+        self._waiting: dict[asyncio.Event, None] = {}  # for a place, in the order they came
+
+    @property
+    def may_replay(self) -> bool:
+        """Whether a place is free and nobody waits for it."""
+        return self._replays + len(self._waiting) < _REPLAYS
 
     def begin_replay(self, wake: asyncio.Event) -> bool:
-        """Take one of few places; False: there is none, and `wake` is set when one may be free."""
-        if self._replays >= _REPLAYS:
-            self._waiting.add(wake)
+        """Take one of few places, first come, first served; False: `wake` is set when its turn has come."""
+        self._waiting.setdefault(wake)
+        if wake not in self._next():
             return False
+        del self._waiting[wake]
         self._replays += 1
         return True
 
     def end_replay(self) -> None:
         """Give the place back."""
         self._replays -= 1
-        for wake in self._waiting:
+        self._wake()
+
+    def leave(self, wake: asyncio.Event) -> None:
+        """Wait for a place no longer."""
+        self._waiting.pop(wake, None)
+        self._wake()
+
+    def _next(self) -> list[asyncio.Event]:
+        return list(islice(self._waiting, max(0, _REPLAYS - self._replays)))
+
+    def _wake(self) -> None:
+        for wake in self._next():
             wake.set()
-        self._waiting.clear()
 
     @property
     def over(self) -> bool:

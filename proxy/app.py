@@ -126,6 +126,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             app[METRICS],
             interval_s=config.state.state_interval_s,
             instances=lambda: [instance.address for instance in fleet],
+            trusted=accuracy.trusted,
         )
         registry.register(StateCollector(app[STATE]))
     app[observe.REGISTRY] = registry

@@ -1,7 +1,7 @@
 """The command line: flags become a `Config`, the `Config` runs, and how that ended becomes the exit code.
 
 0: asked to stop. 1: not ready in time. 2: a setting is wrong, or an engine serves another model. `doctor` ends with
-what it found: 0 for nothing, 1 for warnings, 2 for failures.
+what it found: 0 for nothing, 1 for warnings, 2 for failures; 130 if Ctrl-C ended it.
 """
 
 import asyncio
@@ -24,6 +24,9 @@ from proxy.flags import fail, read_arguments
 from proxy.logs import Formatter, log_loop_error
 
 log = logging.getLogger("kvproxy")
+
+INTERRUPTED = 130
+"""As shells have it: 128 and the number of SIGINT."""
 
 
 async def serve(config: Config) -> None:
@@ -68,8 +71,10 @@ def _allow_many_sockets() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The `kvproxy` command."""
+    command = ""
     try:
         arguments = read_arguments(argv)
+        command = arguments.command
         config = arguments.config
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Formatter())
@@ -77,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _allow_many_sockets()
         gc.freeze()  # the objects of all modules: looking through them again stops everything for 20 ms
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            if arguments.command == "doctor":
+            if command == "doctor":
                 report = runner.run(examine(config, arguments.limit_s))
                 print(shown(report, json_wanted=arguments.as_json))
                 sys.exit(report.exit_code)
@@ -87,4 +92,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KvproxyError as error:
         fail(str(error), code=1)
     except KeyboardInterrupt:
-        pass
+        sys.exit(INTERRUPTED if command == "doctor" else 0)

@@ -16,7 +16,7 @@ from proxy.instances import Fleet
 from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.types import Phase
+from proxy.scheduling.types import Candidate, Phase
 
 MAX_READ_BYTES = 64 << 10
 """Of the answer of an engine that serves a request whole: reading one for its usage takes 0.02 ms."""
@@ -36,7 +36,9 @@ class DecodeLegs:
         clock: Callable[[], float],
         deadlines: Deadlines,
         healing: Healing,
+        differ: Callable[[str, str], None],
     ) -> None:
+        """`differ` is told of an instance that counted a prompt otherwise, and of how it was tokenized."""
         self._fleet = fleet
         self._placement = placement
         self._connector = connector
@@ -45,18 +47,19 @@ class DecodeLegs:
         self._clock = clock
         self._deadlines = deadlines
         self._healing = healing
+        self._differ = differ
 
-    async def run_whole(self, call: Call, question: Question, decision: Decision) -> Reply:
-        """Have one instance serve the whole request. Raises AttemptFailedError."""
+    async def run_whole(self, call: Call, question: Question, decision: Decision, kind: str) -> Reply:
+        """Have one instance serve the whole request; `kind` is how its prompt was tokenized. Raises AttemptFailedError."""
         chosen = chosen_of(decision, Phase.DECODE)
         settle = self._placement.expect(chosen, question)
         # What cannot be split is mostly what an engine computes in full, whatever it has cached.
         comparison = None if call.request.whole else self._placement.compare(chosen, question)
-        asked = self._healing.asking(call, chosen, question)
         came = False
         try:
             with ExitStack() as stack:
                 self._legs.claim(stack, chosen, Phase.DECODE, question)
+                asked = self._healing.asking(call, chosen, question)
                 body = call.request.body
                 reply = await self._answered(call, (asked or body).encoded(), decision, stack, hold=None)
                 if asked is not None and 400 <= reply.status < 500:  # that may be why
@@ -65,7 +68,7 @@ class DecodeLegs:
                         self._healing.refused(chosen)
                 came = reply.status == 200
                 if came and comparison is not None:
-                    self._compare(comparison, question, reply)
+                    self._compare(comparison, chosen, question, reply, kind)
                 return reply
         except LegError as error:
             self._legs.failed(error)
@@ -75,13 +78,17 @@ class DecodeLegs:
             if comparison is not None:
                 comparison.drop()
 
-    def _compare(self, comparison: Comparison, question: Question, reply: Reply) -> None:
+    def _compare(
+        self, comparison: Comparison, chosen: Candidate, question: Question, reply: Reply, kind: str
+    ) -> None:
         """Read from a whole answer what the engine had cached; a stream goes by unread."""
         told = Handoff(None, None, None, None)
         if isinstance(reply.body, bytes) and len(reply.body) <= MAX_READ_BYTES:
             with suppress(ValueError):
                 told = read_answer(reply.body)
         differ = told.prompt_tokens is not None and told.prompt_tokens != question.prompt_tokens
+        if differ:
+            self._differ(chosen.instance, kind)
         comparison.answered(told.cached_tokens, self._clock(), tokens_differ=differ)
 
     async def run(

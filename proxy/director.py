@@ -113,6 +113,7 @@ class Director:
             clock=clock,
             deadlines=deadlines,
             healing=healing,
+            differ=self._differ,
         )
 
     async def explain(self, request: GenerationRequest, headers: Headers) -> Decision:
@@ -168,7 +169,7 @@ class Director:
                     self._accounts.retried(last.phase, last.instance, last.reason)
                 try:
                     if decision.one_leg:
-                        reply = await self._decode.run_whole(call, question, decision)
+                        reply = await self._decode.run_whole(call, question, decision, kind)
                     else:
                         reply = await self._two_legs(call, question, decision, kind, attempts)
                 except AttemptFailedError as failure:
@@ -266,6 +267,11 @@ class Director:
             return nothing_usable(missing)
         return EngineFailedError(f"no engine answered: {cause.words if cause else last}")
 
+    def _differ(self, instance: str, kind: str) -> None:
+        """An instance has counted a prompt's tokens otherwise than we."""
+        self._accounts.tokens_differ(instance)
+        self._tokenizer.distrust(kind)
+
     def _learn(
         self, chosen: Candidate, question: Question, hold: Hold, kind: str, comparison: Comparison | None
     ) -> None:
@@ -274,8 +280,7 @@ class Director:
         ours = question.prompt_tokens
         predicted = chosen.cached_tokens
         if ours is not None and handoff.prompt_tokens is not None and ours != handoff.prompt_tokens:
-            self._accounts.tokens_differ(chosen.instance)
-            self._tokenizer.distrust(kind)
+            self._differ(chosen.instance, kind)
             predicted = None
         if comparison is not None:
             differ = self._tokenizer.is_distrusted(kind)

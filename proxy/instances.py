@@ -18,6 +18,9 @@ from proxy.scheduling.types import Phase
 ASIDE = ("slow start", "not answering", "failing", "half-open", "circuit open")
 """Why an instance that could be used is set aside while there is a better one; later ones are graver."""
 
+MOST_RANKS = 1024
+"""Data-parallel ranks of one instance, numbered from 0; far more than one engine can have."""
+
 T = TypeVar("T")
 
 

@@ -4,6 +4,8 @@ import enum
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
+import msgspec
+
 from proxy.collaborators import Answer, Client, Watch
 from proxy.errors import (
     ConnectFailedError,
@@ -68,6 +70,17 @@ class AttemptFailedError(Exception):
         return Reason.BROKEN if isinstance(self.cause, LegBrokenError) else Reason.OTHER
 
 
+class _Error(msgspec.Struct):
+    message: str = ""
+
+
+class _ErrorAnswer(msgspec.Struct):
+    error: _Error
+
+
+_decode_error = msgspec.json.Decoder(_ErrorAnswer).decode
+
+
 class Legs:
     """What prefill and decode legs share."""
 
@@ -113,7 +126,7 @@ class Legs:
         A 4xx is the client's own, with one exception: a rank that we named and the engine has no more. (A decode leg
         whose hold is gone vLLM answers with 500, or with 200.)
         """
-        if status == 400 and b'"data_parallel_rank %d is out of range' % chosen.rank in body:
+        if status == 400 and self._rank_is_gone(chosen, body):
             self.failed(LegError(chosen.instance, f"it has no rank {chosen.rank} any more"))
             return True
         if status < 500 or status == 501:
@@ -122,6 +135,17 @@ class Legs:
             instance.last_failure = f"status {status}"
         self._watch.leg_erred(chosen.instance)
         return True
+
+    def _rank_is_gone(self, chosen: Candidate, body: bytes) -> bool:
+        instance = self._fleet.get(chosen.instance)
+        if instance is None or len(instance.ranks) == 1:
+            return False  # none was named
+        try:
+            said = _decode_error(body).error.message
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+        # At the beginning: engines quote what clients wrote, but not there.
+        return said.startswith(f"data_parallel_rank {chosen.rank} is out of range")
 
     def to_leave(self, failure: AttemptFailedError) -> str | None:
         """The instance that is best left at once: it is dead, or failing while others are not; None if there is none.

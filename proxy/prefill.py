@@ -110,20 +110,20 @@ class PrefillLegs:
         comparison: Comparison | None,
     ) -> Reply | AttemptFailedError | None:
         chosen = chosen_of(decision, Phase.PREFILL)
-        asked = self._healing.asking(call, chosen, question)
         begun_at = self._clock()
         came = finished = False
         try:
             with claims:
+                asked = self._healing.asking(call, chosen, question)
                 async with within(self._deadline_s, chosen.instance, "the prefill leg"):
                     answer = await self._send(call, chosen, asked)
                     claims.callback(answer.close)
                     finished = answer.status == 200
                     data = await answer.read()
             came = finished
-        except (LegError, asyncio.CancelledError) as error:
+        except BaseException as error:
             self._ended_early(hold, error, finished=finished)
-            if isinstance(error, asyncio.CancelledError):
+            if not isinstance(error, LegError):
                 raise
             self._legs.failed(error)
             return AttemptFailedError(Phase.PREFILL, chosen.instance, cause=error)

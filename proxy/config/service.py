@@ -61,6 +61,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 f"--kv-lease-s {self.kv_lease_s:g} is too short: it must exceed {LEASE_MARGIN_S:g} s, the margin"
                 " kept for the decode engine's first heartbeat (and equal the engines' kv_lease_duration)"
             )
+        if self.deadlines.connect_s > LEASE_MARGIN_S:
+            raise ConfigError(
+                f"--connect-timeout {self.deadlines.connect_s:g} is too long: a decode leg that connects later than"
+                f" after {LEASE_MARGIN_S:g} s may find its blocks gone"
+            )
         check_seconds("--startup-timeout", self.startup_timeout_s)
         check_seconds("--shutdown-timeout", self.shutdown_timeout_s, zero=True)
         if self.max_body_mb < 1:

@@ -90,17 +90,16 @@ def asking_for_report(body: Body) -> Body | None:
     The session id marks what is told (`kvevents.events.REPORT_SESSION`), so a client's own rules it out. vLLM takes
     any extra argument it does not know.
     """
-    xargs = body.value("vllm_xargs")
-    if (
-        body.value("session_id") is not None
-        or not isinstance(xargs, dict | None)
-        or "session_id" in (xargs or {})
-    ):
+    if body.raw("session_id") not in {None, b"null"}:
         return None
-    given = msgspec.json.decode(body.raw("vllm_xargs") or b"{}", type=dict[str, msgspec.Raw]) if xargs else {}
-    return body.changed({"vllm_xargs": given | _REPORT})
+    try:
+        given = _decode_xargs(body.raw("vllm_xargs") or b"null") or {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if "session_id" in given else body.changed({"vllm_xargs": given | _REPORT})
 
 
+_decode_xargs = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _REPORT = {"kv_cache_report_mode": "full", "session_id": REPORT_SESSION}
 
 
@@ -116,6 +115,8 @@ def read_answer(answer: bytes) -> Handoff:
     cached = known.remote_prefill_cached_tokens
     if cached is None and usage.prompt_tokens_details is not None:
         cached = usage.prompt_tokens_details.cached_tokens
+    if min(cached or 0, usage.prompt_tokens or 0) < 0:
+        raise ValueError("the prefill answer counts fewer than 0 tokens")
     return Handoff(
         params=msgspec.Raw(bytes(params)) if params is not None else None,
         prompt_tokens=usage.prompt_tokens,

@@ -10,15 +10,15 @@ from typing import Protocol
 
 from kvevents.prefix_index import PrefixIndex
 from proxy.errors import LegError
-from proxy.instances import Instance
+from proxy.instances import MOST_RANKS, Instance
 
 log = logging.getLogger(__name__)
 
 METRICS = "/metrics"
 
 _INFO = "vllm:cache_config_info{"
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-_MAX_DIGITS = 12
+_LABEL = re.compile(r'[{,](engine|num_gpu_blocks)="([^"\\]{0,12})"')
+_MAX_LINE = 8192  # characters; vLLM's has some hundred
 
 
 class Engines(Protocol):
@@ -33,16 +33,16 @@ def read_capacities(page: str) -> dict[int, int]:
     """The blocks of each rank's cache (block 0 included, which holds nothing), from an engine's metrics page."""
     found = {}
     for line in page.splitlines():
-        if line.startswith(_INFO):
+        if line.startswith(_INFO) and len(line) <= _MAX_LINE:
             labels = dict(_LABEL.findall(line))
             rank, blocks = labels.get("engine") or "0", labels.get("num_gpu_blocks", "")
-            if _is_number(rank) and _is_number(blocks) and int(blocks):
+            if _is_number(rank) and _is_number(blocks) and int(rank) < MOST_RANKS and int(blocks):
                 found[int(rank)] = int(blocks)
     return found
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    return text.isascii() and text.isdigit()
 
 
 class Capacities:

@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import logging
 import urllib.parse
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
@@ -13,7 +13,7 @@ from proxy.config import InstanceSpec
 from proxy.discovery import capacity
 from proxy.discovery.capacity import Capacities
 from proxy.errors import LegError
-from proxy.instances import Instance, Status
+from proxy.instances import MOST_RANKS, Instance, Status
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)
@@ -247,6 +247,9 @@ def told_sources(spec: InstanceSpec) -> list[SourceAddress]:
     ]
 
 
+_Rank = Annotated[int, msgspec.Meta(ge=0, lt=MOST_RANKS)]
+
+
 class _Source(msgspec.Struct):
     endpoint: str
     replay_endpoint: str | None = None
@@ -259,11 +262,11 @@ def read_sources(answer: Any, host: str) -> list[SourceAddress]:
     A wildcard endpoint is bound by the engine, so it is reached at the instance's own host. To any other the
     engine connects, and the subscriber binds - unless it names the very host the instance is reached at, not
     loopback: that is what an engine tells that was asked to find a free port of its own. Raises ValueError if it
-    is not such an answer.
+    is not such an answer, or names a rank from MOST_RANKS on.
     """
     try:
-        told = msgspec.convert(answer, dict[str, _Source])
-        return [_address(int(rank), source, host) for rank, source in sorted(told.items())]
+        told = msgspec.convert(answer, dict[_Rank, _Source], str_keys=True)
+        return [_address(rank, source, host) for rank, source in sorted(told.items())]
     except (msgspec.ValidationError, ValueError) as error:
         raise ValueError(f"not an answer of /kv_event_sources: {error}") from None
 

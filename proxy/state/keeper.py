@@ -84,15 +84,19 @@ class StateKeeper:
         *,
         interval_s: float,
         instances: Callable[[], Collection[str]],
+        trusted: Callable[[str, int], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`instances`: the addresses in the fleet. The keeper closes the directory."""
+        """`instances`: the addresses in the fleet. `trusted`: whether what the index says of a rank is believed; what is
+        not is not kept. The keeper closes the directory.
+        """
         self._directory = directory
         self._index = index
         self._made_with = fingerprint(index.hasher)
         self._accounts = accounts
         self._interval_s = interval_s
         self._instances = instances
+        self._trusted = trusted
         self._clock = clock
         self._tasks = TaskOwner("state")
         # One thread: what is written or removed later is so later on disk.
@@ -122,8 +126,9 @@ class StateKeeper:
             log.warning(
                 "snapshots: not all could be written within %g s; what was written before stays", LAST_S
             )
-        await self._tasks.close()
-        self._thread.shutdown(wait=False)
+        finally:
+            await self._tasks.close()
+            self._thread.shutdown(wait=False)
 
     # ---- as the event feeds ask -----------------------------------------------------------------------------
 
@@ -214,6 +219,11 @@ class StateKeeper:
     async def _write(self, at: _Rank, kept: _Kept) -> None:
         checkpoint, retirements = kept.subscriber.checkpoint, kept.subscriber.retirements
         began_at = self._clock()
+        if not self._trusted(*at):
+            if kept.size_bytes:
+                await self._remove(*at)
+            kept.start_over(retirements)
+            return
         if retirements == kept.retirements and (checkpoint is None or checkpoint == kept.written):
             if checkpoint is not None:
                 kept.current_at = began_at
@@ -229,8 +239,8 @@ class StateKeeper:
         copied_at = self._clock()
         try:
             kept.size_bytes = await self._in_thread(self._put, snapshot)
-        except OSError as error:
-            kept.failed = error.strerror or type(error).__name__
+        except Exception as error:  # noqa: BLE001  # full disks, numbers beyond 64 bits: others are written all the same
+            kept.failed = getattr(error, "strerror", None) or type(error).__name__
             self._accounts.snapshot_failed()
             if count := self._failures.count():
                 log.warning(

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,10 +20,13 @@ from proxy.tokenizing.conversations import UnclearError, conversation_of, tools_
 from proxy.tokenizing.exactness import Cuts, cuts_of
 from proxy.tokenizing.files import ModelFiles
 from proxy.tokenizing.pieces import PieceCache
-from proxy.tokenizing.templates import ChatTemplates, TemplateRefusedError
+from proxy.tokenizing.templates import ChatTemplates
 
 INLINE_BYTES = 8192
 """Longer questions leave the event loop: about 2 ms of tokenizing if nothing of it is known."""
+
+BATCH_CHARACTERS = 1 << 18
+"""Given to the tokenizer at once: some 40 MB of its own objects."""
 
 THREADS = 2
 """Prompts tokenized at once off the event loop. Short ones never wait for them."""
@@ -109,14 +112,7 @@ class LocalTokenizer:
             else:
                 text, special = self._render(asked), asked.add_special_tokens is True
             token_ids = self.pieces.encode(text)
-        except (
-            msgspec.DecodeError,
-            UnclearError,
-            TemplateRefusedError,
-            UnicodeError,
-            ValueError,
-            RecursionError,
-        ):
+        except Exception:  # noqa: BLE001  # the model's template met a client's message: they may raise anything
             return None
         if not special:
             return token_ids
@@ -159,8 +155,11 @@ class LocalTokenizer:
 
     def _encode(self, texts: Sequence[str]) -> list[bytes]:
         """Without the GIL, but for packing the ids."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [array("I", encoding.ids).tobytes() for encoding in encodings]
+        packed: list[bytes] = []
+        for batch in _batches(texts):
+            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            packed += [array("I", encoding.ids).tobytes() for encoding in encodings]
+        return packed
 
     def _find_around(self) -> "tuple[array[int], array[int]] | None":
         """The special tokens that a completion gets; None if they are more than a beginning and an end."""
@@ -194,6 +193,20 @@ class LocalTokenizer:
             if cache.encode(text).tolist() != self._tokenizer.encode(text, add_special_tokens=False).ids:
                 return Cuts()
         return cuts
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The same in order, so few at once that what the library makes of them, 150 times their size, stays small."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and characters + len(text) > BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch
 
 
 def _text(token: Any) -> str:

@@ -176,12 +176,17 @@ def test_a_source_that_only_stores_is_bounded_and_not_exact_any_more() -> None:
     index.store("other:1", 0, BlockStored([1], None, [7], 1))
     assert apply(index, run(list(range(90)), list(range(90)), 1))[1:] == (True, {})
     assert apply(index, run(list(range(90, 120)), list(range(30)), 1))[1:] == (False, {Reason.FULL: 30})
-    assert apply(index, run([200], [200], 1, medium="CPU"), run(list(range(300, 310)), [5] * 10, 1))[2] == {
-        Reason.FULL: 10
-    }
+    assert apply(index, run(list(range(300, 311)), [5] * 11, 1))[2] == {Reason.FULL: 11}
     index.remove(ENGINE, 0, BlockRemoved(list(range(50))))
     assert apply(index, run(list(range(300, 330)), list(range(300, 330)), 1))[1:] == (True, {})
     assert index.blocks()[Slot("other:1", 0, "GPU")] == 1
+
+
+def test_a_tier_that_nothing_ever_leaves_takes_no_place_of_the_engines_own_blocks() -> None:
+    index = PrefixIndex(max_blocks=100)
+    assert apply(index, run(list(range(50)), list(range(50)), 1, medium="CPU"))[1:] == (True, {})
+    assert apply(index, run([50], [50], 1, medium="STORAGE"))[1:] == (True, {Reason.FULL: 1})
+    assert apply(index, run(list(range(100, 200)), list(range(100)), 1))[1:] == (True, {})
 
 
 def test_block_sizes_no_engine_has_are_dropped_and_what_is_kept_of_others_is_bounded() -> None:

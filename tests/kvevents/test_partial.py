@@ -20,6 +20,19 @@ async def test_a_reset_makes_a_late_joiner_exact(bench: Bench) -> None:
     assert bench.heard.retirements == []
 
 
+async def test_a_reset_of_an_engine_with_several_tiers_does_not(bench: Bench) -> None:
+    """Each tier's own reset is told in the same words."""
+    publisher = bench.publisher(buffer_steps=2)
+    publish(publisher, 1, 9)
+    publisher.settle()
+    async with bench.following() as subscriber:
+        await until(lambda: subscriber.state is State.PARTIAL)
+        publisher.publish(block(1) | {"medium": "CPU"})
+        publisher.publish({"type": "AllBlocksCleared"}, block(1))
+        await until(lambda: bench.cached() == 1)
+        assert subscriber.state is State.PARTIAL
+
+
 async def test_a_reset_before_a_gap_proves_nothing_of_what_comes_after_it(bench: Bench) -> None:
     publisher = bench.publisher(replay=False, lose=lambda number: number == 2)
     async with bench.following(replay=False) as subscriber:

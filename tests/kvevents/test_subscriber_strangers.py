@@ -128,6 +128,56 @@ async def test_a_subscriber_that_is_ended_in_its_turn_gives_it_back(bench: Bench
     turns.end()
 
 
+def test_places_are_given_first_come_first_served() -> None:
+    turns = Turns()
+    wakes = [asyncio.Event() for _ in range(7)]
+    assert [turns.begin_replay(wake) for wake in wakes] == [True] * 4 + [False] * 3
+    assert not turns.may_replay
+    turns.end_replay()
+    assert [wake.is_set() for wake in wakes[4:]] == [True, False, False]
+    assert not turns.begin_replay(wakes[0]), "it has had its turn"
+    assert not turns.begin_replay(wakes[5])
+    turns.leave(wakes[4])
+    assert turns.begin_replay(wakes[5])
+    turns.leave(wakes[0])
+    turns.end_replay()
+    assert turns.begin_replay(wakes[6])
+    turns.end_replay()
+    assert turns.may_replay
+
+
+class _Watched(Turns):
+    asked = 0
+
+    @property
+    def may_replay(self) -> bool:
+        self.asked += 1
+        return super().may_replay
+
+
+async def test_an_idle_source_is_not_asked_while_others_wait(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else live batches would wait for the answer, and the index be taken to be exact."""
+    monkeypatch.setattr("kvevents.subscriber._PROBE_AGAIN_S", 0.01)
+    publisher = bench.publisher()
+    publish(publisher, 1, 3)
+    turns = _Watched()
+    address = SourceAddress(0, bench.endpoint, bench.replay)
+    subscriber = Subscriber(ENGINE, address, bench.index, turns=turns, probe_s=0.2)
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(subscriber.run())
+        await until(lambda: subscriber.state is State.EXACT)
+        others = [asyncio.Event() for _ in range(8)]
+        for other in others:
+            turns.begin_replay(other)
+        turns.asked = 0
+        await until(lambda: turns.asked > 2)
+        publish(publisher, 4, 5)
+        await until(lambda: bench.cached() == 5)
+        task.cancel()
+
+
 async def test_replays_of_many_wait_for_a_place_and_all_come(bench: Bench) -> None:
     publish(bench.publisher(), 1, 50)
     turns = Turns()

@@ -31,6 +31,8 @@ SMALL = {"blocks": 65, "max_model_len": 1024}
         (f'{INFO}{{engine="0",num_gpu_blocks="{"9" * 5000}"}} 1.0', {}),
         (f'{INFO}{{engine="0",prefix="a\\"b,num_gpu_blocks=",num_gpu_blocks="4"}} 1.0', {0: 4}),
         (f"{INFO}{{", {}),
+        (f"{INFO}{{{'a' * 1_000_000}", {}),  # read as it is written, it would take an hour
+        (f'{INFO}{{engine="1024",num_gpu_blocks="4"}} 1.0', {}),
     ],
 )
 def test_capacities_are_read_from_the_metrics_page(page: str, expected: dict[int, int]) -> None:

@@ -97,6 +97,7 @@ def test_a_wrong_address_names_the_flag(text: str) -> None:
         ([*PAIR, "--max-queue", "-1"], "--max-queue"),
         ([*PAIR, "--when-no-prefill", "hope"], "--when-no-prefill"),
         ([*PAIR, "--connect-timeout", "0"], "--connect-timeout"),
+        ([*PAIR, "--connect-timeout", "11"], "--connect-timeout"),
         ([*PAIR, "--prefill-timeout", "nan"], "--prefill-timeout"),
         ([*PAIR, "--first-byte-timeout", "-1"], "--first-byte-timeout"),
         ([*PAIR, "--chunk-timeout", "inf"], "--chunk-timeout"),

@@ -50,7 +50,13 @@ def test_sources_are_read_as_vllm_means_them(
     assert read_sources(told, host) == expected
 
 
-@pytest.mark.parametrize("told", [None, [], "x", {"0": 1}, {"x": source("tcp://*:1")}, {"0": {}}])
+@pytest.mark.parametrize(
+    "told",
+    [
+        *(None, [], "x", {"0": 1}, {"x": source("tcp://*:1")}, {"0": {}}),
+        *({rank: source("tcp://*:1")} for rank in ("-1", "1024", str(2**64))),
+    ],
+)
 def test_anything_else_is_an_error(told: Any) -> None:
     with pytest.raises(ValueError, match="kv_event_sources"):
         read_sources(told, "h")

@@ -411,6 +411,21 @@ async def test_a_client_with_a_session_of_its_own_keeps_it() -> None:
         assert not any("vllm_xargs" in leg for leg in legs)
 
 
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize(
+    "member", ['"session_id": 1e999', '"vllm_xargs": {"a": 1e999}', '"vllm_xargs": [1e999]']
+)
+async def test_what_cannot_be_read_is_the_engines_to_refuse_and_leaves_nothing_behind(
+    both: bool, member: str
+) -> None:
+    async with late_joiner(both=both) as pair:
+        body = f'{{"model": "tiny", "prompt": "hello", "max_tokens": 1, {member}}}'
+        assert (await pair.service.ask("/v1/completions", body.encode())).status in {200, 400}
+        await pair.service.settled()
+        assert not pair.service.fleet.holds.total()
+        assert (await pair.service.complete([*PREFIXES[0], 9])).status == 200
+
+
 async def test_an_exact_rank_is_never_asked() -> None:
     async with fleet(prefill=1, decode=1, stand_in=UNHURRIED) as pair:
         for prefix in PREFIXES[:5]:

@@ -12,6 +12,7 @@ from proxy.errors import ConfigError
 from proxy.generation import Route, read_request
 from proxy.tokenizing import LocalTokenizer, NotExactError, find_model, read_model
 from proxy.tokenizing.fields import Ask, what_to_tokenize
+from proxy.tokenizing.local import _batches
 from proxy.tokenizing.templates import ChatTemplate, TemplateRefusedError
 from tests.proxy.tiny_model import write_tiny_model
 
@@ -105,6 +106,29 @@ def test_what_is_no_plain_question_is_left_to_engines(
     models: dict[str, LocalTokenizer], question: bytes
 ) -> None:
     assert models["chatml"].answer_now(question) is None
+
+
+@pytest.mark.parametrize("name", CHATS["templates"])
+def test_a_tool_call_that_no_tokenizer_reads_is_left_to_engines(
+    models: dict[str, LocalTokenizer], name: str
+) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+    question = asked({"model": "tiny", "messages": messages})
+    ours = models[name].answer_now(question) if question is not None else None
+    assert ours is None or ours.tolist()
+
+
+def test_what_the_tokenizer_is_given_at_once_is_bounded(
+    models: dict[str, LocalTokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["word " * n for n in (1, 30, 2, 3, 40, 1)]
+    whole = models["chatml"]._encode(texts)
+    monkeypatch.setattr("proxy.tokenizing.local.BATCH_CHARACTERS", 40)
+    batches = list(_batches(texts))
+    assert [text for batch in batches for text in batch] == texts
+    assert all(len(batch) == 1 or sum(map(len, batch)) <= 40 for batch in batches)
+    assert models["chatml"]._encode(texts) == whole
 
 
 async def test_long_questions_leave_the_event_loop_and_have_the_same_answer(

@@ -45,7 +45,7 @@ async def test_the_death_of_one_of_four_instances_under_200_requests_loses_none(
     role: str, death: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(director, "BUDGET_WAIT_S", 20.0)  # a busy machine is slow to find out
-    patient = Deadlines(connect_s=60.0)
+    patient = Deadlines(connect_s=10.0)
     connector = aiohttp.TCPConnector(limit=0)
     async with (
         fleet(prefill=4, decode=4, stand_in=UNHURRIED, kv_events=False, deadlines=patient) as pair,
@@ -176,6 +176,17 @@ async def test_a_rank_that_is_gone_is_our_error_and_tried_elsewhere() -> None:
         for n in range(12):
             assert (await pair.service.complete(prose(5, n))).status == 200
         assert await pair.service.metric("kvproxy_retries_total", phase="prefill", reason="status") > 0
+        await in_order(pair)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+async def test_a_client_that_quotes_the_words_of_that_error_has_made_its_own(ranks: int) -> None:
+    async with fleet(prefill=2, decode=1, stand_in={"ranks": ranks}) as pair:
+        quoted = '"data_parallel_rank 0 is out of range [0, 1).'
+        for _ in range(4):
+            assert (await pair.service.complete("hello", temperature=quoted)).status == 400
+        assert sum(legs(engine) for engine in pair.engines.prefill) == 4
+        assert await pair.service.metric("kvproxy_retries_total") == 0
         await in_order(pair)
 
 

@@ -337,6 +337,42 @@ async def test_what_was_found_to_be_wrong_does_not_stay_on_disk(at: pathlib.Path
         assert snapshots(at) == before
 
 
+async def test_what_is_not_believed_is_not_kept(at: pathlib.Path) -> None:
+    async with engines(1, 1) as made, kvproxy(made.config(state=kept(at))) as service:
+        await chat(service, 3)
+        await heard_all(service, made)
+        keeper = service.app[STATE]
+        await keeper._write_all()
+        before = snapshots(at)
+        doubted = made.prefill[0].address
+        keeper._trusted = lambda instance, _rank: instance != doubted
+        await keeper._write_all()
+        assert len(snapshots(at)) == 1
+        keeper._trusted = lambda _instance, _rank: True
+        await keeper._write_all()
+        assert snapshots(at) == before
+
+
+async def test_a_rank_that_cannot_be_written_keeps_no_other_from_it(
+    at: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engines(1, 1) as made, kvproxy(made.config(state=kept(at))) as service:
+        await chat(service, 3)
+        await heard_all(service, made)
+        keeper = service.app[STATE]
+        put = keeper._put
+
+        def fails(snapshot: Any) -> int:
+            if snapshot.instance == made.prefill[0].address:
+                raise OverflowError
+            return put(snapshot)
+
+        monkeypatch.setattr(keeper, "_put", fails)
+        await keeper._write_all()
+        assert len(snapshots(at)) == 1
+        assert (await rank(service, made.prefill[0]))["snapshot"]["failed"] == "OverflowError"
+
+
 async def test_what_cannot_be_proven_is_not_written(at: pathlib.Path) -> None:
     async with (
         engines(1, 1, replay=None) as made,
