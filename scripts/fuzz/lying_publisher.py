@@ -3,6 +3,7 @@
 Both run in threads with sockets of their own, as an engine's publisher does.
 """
 
+import abc
 import contextlib
 import functools
 import random
@@ -35,7 +36,7 @@ _LIES = (
 _ENDLESS = 2000  # batches, again and again the same
 
 
-class Publisher(threading.Thread):
+class Publisher(threading.Thread, abc.ABC):
     """Publishes and answers replays until stopped. `endpoints`: of events and of replays."""
 
     def __init__(self, endpoints: tuple[str, str]) -> None:
@@ -65,13 +66,13 @@ class Publisher(threading.Thread):
         except BaseException as error:  # noqa: BLE001  # told by whoever stops it
             self.failure = error
 
+    @abc.abstractmethod
     def publish(self, send: Send) -> None:
         """Send what is due."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def answer(self, start: int, send: Send) -> None:
         """Answer a request for a replay."""
-        raise NotImplementedError
 
     def stop(self) -> None:
         """End it; raises what made it fail."""

@@ -1,6 +1,5 @@
 """What /explain says about a request is what the engine then reports, for every kind of request."""
 
-import asyncio
 import random
 from typing import Any
 
@@ -10,6 +9,7 @@ from live.asking import CHAT, COMPLETIONS, ask
 from live.explaining import explain
 from live.metrics import read_metrics
 from live.proxy import ProxyProcess
+from live.waiting import wait_until
 from live.words import prose
 from vllm_cpu.engine import BLOCK_TOKENS
 
@@ -131,15 +131,11 @@ async def test_what_was_evicted_is_not_predicted(session: aiohttp.ClientSession,
 async def test_tokens_come_from_the_engines_own_model_directory(
     session: aiohttp.ClientSession, proxy: ProxyProcess
 ) -> None:
-    async def told() -> Any:
+    async def compared() -> Any:
         async with session.get(proxy.url + "/status") as answer:
-            return (await answer.json())["tokenizer"]
+            tokenizer = (await answer.json())["tokenizer"]
+        return tokenizer if len(tokenizer["checked_with"]) == 4 else None
 
-    for _ in range(300):
-        tokenizer = await told()
-        if len(tokenizer["checked_with"]) == 4:
-            break
-        await asyncio.sleep(0.2)
+    tokenizer = await wait_until(compared, 60, "the comparison with four engines")
     assert tokenizer["path"] == "local"
-    assert len(tokenizer["checked_with"]) == 4
     assert tokenizer["off"] == {}
