@@ -6,6 +6,8 @@ from itertools import islice
 
 _TURN_S = 0.002  # of applying events between two turns of the loop
 _OTHERS = 4  # turns of the loop between two long ones: a request needs dozens
+_SHARE = 0.25  # of what these turns took: where requests keep the loop busy, events fall behind no further
+_LONGEST_TURN_S = 0.005
 _REPLAYS = (
     4  # of subscribers that share turns, at once: what is replayed faster than it is applied fills memory
 )
@@ -17,6 +19,7 @@ class Turns:
     def __init__(self) -> None:
         self._lock = asyncio.Lock()  # first come, first served
         self._ends_at = 0.0
+        self._ended_at = 0.0
         self._owed = 0
         self._replays = 0
         self._waiting: dict[asyncio.Event, None] = {}  # for a place, in the order they came
@@ -62,13 +65,20 @@ class Turns:
         await self._lock.acquire()
         try:
             for _ in range(self._owed):
+                if self._others_had_s() >= _TURN_S / _SHARE:
+                    break
                 await asyncio.sleep(0)
         except asyncio.CancelledError:
             self._lock.release()
             raise
-        self._ends_at = time.monotonic() + _TURN_S
+        lasts_s = max(_TURN_S, _SHARE * self._others_had_s()) if self._owed else _TURN_S
+        self._ends_at = time.monotonic() + min(lasts_s, _LONGEST_TURN_S)
 
     def end(self) -> None:
-        """Give the turn to the next, who begins when the event loop has run others, some times after a long one."""
+        """Give the turn to the next, who begins when the event loop has run others, for a while after a long one."""
         self._owed = _OTHERS if self.over else 0
+        self._ended_at = time.monotonic()
         self._lock.release()
+
+    def _others_had_s(self) -> float:
+        return time.monotonic() - self._ended_at

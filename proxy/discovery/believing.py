@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,6 +13,11 @@ from proxy.trust import Step
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.25
+
+_TURNS_TO_HEAR = 8
+"""Of the event loop, from an event's arrival to the index at most. Where requests keep the loop busy each takes long,
+and what looks like a wrong index may be one that is late."""
+_LATE_LOOKS = 20  # the longest turn of the loop in so many looks counts
 
 
 class Feeds(Protocol):
@@ -31,16 +37,24 @@ class Believing:
         self._accuracy = accuracy
         self._feeds = feeds
         self._clock = clock
+        self._late_s: deque[float] = deque(maxlen=_LATE_LOOKS)
+        self._judged_until = 0.0
 
     async def keep_looking(self) -> None:
         """Look without end."""
+        late_s = 0.0
         while True:
-            self.look()
+            self.look(late_s)
+            due_at = self._clock() + LOOK_EVERY_S
             await asyncio.sleep(LOOK_EVERY_S)
+            late_s = self._clock() - due_at
 
-    def look(self) -> None:
-        """Do what is due."""
-        for change in self._accuracy.look(self._clock(), self._source):
+    def look(self, late_s: float = 0.0) -> None:
+        """Do what is due; `late_s`: how much later than planned the event loop had its turn for this."""
+        self._late_s.append(late_s)
+        heard_until = self._clock() - _TURNS_TO_HEAR * max(self._late_s)
+        self._judged_until = max(self._judged_until, heard_until)
+        for change in self._accuracy.look(self._judged_until, self._source):
             instance = self._fleet.get(change.instance)
             if instance is not None:
                 self._act(instance, change)

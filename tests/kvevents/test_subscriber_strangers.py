@@ -111,6 +111,39 @@ async def test_subscribers_that_share_turns_let_others_run_between_any_two() -> 
     assert max(len(list(run)) for kind, run in itertools.groupby(first, "other".__eq__) if not kind) <= 3
 
 
+@pytest.mark.parametrize(
+    ("busy_s", "least", "most"), [(0.0001, 0.8, 0.9), (0.002, 0.18, 0.25), (0.05, 0.08, 0.1)]
+)
+async def test_events_get_a_share_of_a_loop_that_is_busy_with_requests(
+    monkeypatch: pytest.MonkeyPatch, busy_s: float, least: float, most: float
+) -> None:
+    """However long a turn of the loop takes, or else what is known falls behind without end."""
+    clock = 0.0
+    monkeypatch.setattr("kvevents.turns.time.monotonic", lambda: clock)
+    turns, spent = Turns(), 0.0
+
+    async def requests() -> None:
+        nonlocal clock
+        while clock < 20:
+            clock += busy_s
+            await asyncio.sleep(0)
+
+    async def events() -> None:
+        nonlocal clock, spent
+        while clock < 20:
+            await turns.begin()
+            while not turns.over:
+                clock += 0.0005
+                spent += 0.0005
+            turns.end()
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(requests())
+        tasks.create_task(events())
+    assert least <= spent / clock <= most
+
+
 async def test_a_subscriber_that_is_ended_in_its_turn_gives_it_back(bench: Bench) -> None:
     turns = Turns()
     publisher = bench.publisher()
