@@ -1,38 +1,14 @@
 """The doctor finds nothing wrong with engines as they should be, and says what is wrong with a flag that is not."""
 
-import json
 import pathlib
-import subprocess
-from collections.abc import Sequence
-from typing import Any
 
 import aiohttp
 from live.ports import free_ports
-from live.proxy import KVPROXY, ProxyProcess
+from live.proxy import ProxyProcess
 from vllm_cpu.engine import Role
 from vllm_cpu.fleet import Fleet
 
-from tests.fleets import LEASE_S, MODEL
-
-LIMIT_S = 120
-"""Real engines on two busy cores take seconds for a first hand-over."""
-
-
-def doctor(prefill: Sequence[str], decode: Sequence[str], log: pathlib.Path) -> tuple[int, Any]:
-    """Run the command; its exit code, and what it printed."""
-    words = [str(KVPROXY), "doctor", "--model", MODEL, "--kv-lease-s", str(LEASE_S), "--json"]
-    words += ["--timeout", str(LIMIT_S), "--prefill", *prefill, "--decode", *decode]
-    with log.open("ab") as errors:
-        ended = subprocess.run(
-            words, stdout=subprocess.PIPE, stderr=errors, timeout=LIMIT_S + 60, check=False
-        )
-    return ended.returncode, json.loads(ended.stdout)
-
-
-def not_passed(report: Any) -> list[Any]:
-    subjects = [*report["instances"], *report["pairs"], report]
-    found = [f for subject in subjects for f in subject.get("findings", subject.get("fleet"))]
-    return [finding for finding in found if finding["status"] != "pass"]
+from tests.e2e.doctors import LIMIT_S, doctor, not_passed
 
 
 def addresses(fleet: Fleet, role: Role) -> list[str]:
