@@ -1,11 +1,11 @@
-"""A batch changes the index event by event, in order, and whatever it could not change is counted.
+"""A batch changes the index as if event by event, in order, and whatever it could not change is counted.
 
-Synchronous, and a generator: between two events, or two parts of a very long one, its driver may let the event
-loop run.
+Synchronous, and a generator: between two events, or groups of short ones, or parts of a very long one, its driver may
+let the event loop run.
 """
 
-from collections.abc import Generator, Iterator
-from typing import Protocol
+from collections.abc import Generator, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 from msgspec.structs import replace
 
@@ -14,7 +14,10 @@ from kvevents.engine_cache import DEFAULT_TIER
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Reason
 from kvevents.observer import Observer
 from kvevents.prefix_index import Change
+from kvevents.source_events import Damage
+from kvevents.together import together
 
+_DAMAGE = {Reason.BROKEN_EVENT: Damage.MISSING, Reason.BROKEN_REMOVAL: Damage.STALE}
 _PART_BLOCKS = 2048  # of one event applied at once: 32 768 tokens in blocks of 16, some milliseconds
 
 
@@ -42,6 +45,15 @@ class Index(Protocol):
         ...
 
 
+@runtime_checkable
+class TakesTogether(Protocol):
+    """An index to which events that have nothing to do with each other may come together; any other hears each."""
+
+    def store_all(self, instance: str, rank: int, events: Sequence[BlockStored]) -> Change:
+        """As `store` of each in order."""
+        ...
+
+
 class Applier:
     """Writes the batches of one rank of an instance into an index and tells an observer."""
 
@@ -49,22 +61,24 @@ class Applier:
         self._instance = instance
         self._rank = rank
         self._index = index
+        self._grouping = index if isinstance(index, TakesTogether) else None
         self._observer = observer
         self.clears = 0
         """How often the cache was emptied."""
         self.has_slower_tiers = False
         """Blocks were stored in other tiers than the engine's own: who emptied which is not told."""
 
-    def apply(self, message: Message) -> Generator[None, None, bool]:
-        """Apply a batch, pausing after each event or part. Returns False if a part that may have mattered was not understood.
+    def apply(self, message: Message) -> Generator[None, None, Damage]:
+        """Apply a batch, pausing after each event, group or part. Returns what it did that was not understood.
 
-        An event of an unknown type does not matter: newer engines announce more than we need.
+        An event of an unknown type does not matter, unless its name tells that something is gone: newer engines
+        announce more than we need.
         """
         try:
             batch = read_batch(message.payload)
         except UnreadableMessage:
             self.drop(Reason.UNREADABLE, 1)
-            return False
+            return Damage.STALE
         self._observer.batch_received(
             instance=self._instance,
             rank=self._rank,
@@ -72,19 +86,33 @@ class Applier:
             ts_s=batch.ts,
             events=batch.length,
         )
-        whole = True
-        for event in batch.events:
-            if isinstance(event, Reason):
-                self.drop(event, 1)
-                whole = whole and event is not Reason.BROKEN_EVENT
-            elif isinstance(event, AllBlocksCleared) or len(event.block_hashes) <= _PART_BLOCKS:
-                whole = self._apply_event(event) and whole
+        damage = Damage.NONE
+        if (index := self._grouping) is None:
+            for event in batch.events:
+                damage = max(damage, (yield from self._take(event)))
+            return damage
+        for piece in together(batch.events):
+            if isinstance(piece, list):
+                change = index.store_all(self._instance, self._rank, piece)
+                damage = max(damage, self._tell(piece[0], change))
+                yield
             else:
-                for part in _parts(event):
-                    whole = self._apply_event(part) and whole
-                    yield
-            yield
-        return whole
+                damage = max(damage, (yield from self._take(piece)))
+        return damage
+
+    def _take(self, event: Event | Reason) -> Generator[None, None, Damage]:
+        if isinstance(event, Reason):
+            self.drop(event, 1)
+            damage = _DAMAGE.get(event, Damage.NONE)
+        elif isinstance(event, AllBlocksCleared) or len(event.block_hashes) <= _PART_BLOCKS:
+            damage = self._apply_event(event)
+        else:
+            damage = Damage.NONE
+            for part in _parts(event):
+                damage = max(damage, self._apply_event(part))
+                yield
+        yield
+        return damage
 
     def retire(self, why: str) -> None:
         """Forget all blocks of the rank."""
@@ -95,7 +123,7 @@ class Applier:
         """Tell the observer of something that changed nothing."""
         self._observer.event_dropped(instance=self._instance, rank=self._rank, reason=reason, count=count)
 
-    def _apply_event(self, event: Event) -> bool:
+    def _apply_event(self, event: Event) -> Damage:
         if isinstance(event, BlockStored):
             change = self._index.store(self._instance, self._rank, event)
         elif isinstance(event, BlockRemoved):
@@ -104,6 +132,10 @@ class Applier:
             self._index.clear(self._instance, self._rank)
             self.clears += 1
             change = Change(1, 0, {})
+        return self._tell(event, change)
+
+    def _tell(self, event: Event, change: Change) -> Damage:
+        """Tell the observer what an event changed, or several like it."""
         if change.applied:
             self._observer.event_applied(
                 instance=self._instance,
@@ -114,7 +146,8 @@ class Applier:
         for reason, count in change.dropped.items():
             self.drop(reason, count)
         # Of a slower tier less may be known than there is.
-        return self._is_slower(event) or Reason.FULL not in change.dropped
+        missing = not self._is_slower(event) and Reason.FULL in change.dropped
+        return Damage.MISSING if missing else Damage.NONE
 
     def _is_slower(self, event: Event) -> bool:
         slower = isinstance(event, BlockStored) and event.medium not in {None, DEFAULT_TIER}

@@ -32,8 +32,9 @@ import secrets
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import mul
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +83,15 @@ class Prompt:
     """What `BlockHasher` has made of it so far."""
 
 
+class _Offset(NamedTuple):
+    """What is added to both sums of a block before they are cut."""
+
+    e: int
+    f: int
+    row: Keys
+    """The two for numpy; not to be changed."""
+
+
 class BlockHasher:
     """Makes block keys: positive integers below 2**60, comparable only among keys made with the same secret."""
 
@@ -94,7 +104,7 @@ class BlockHasher:
         self._place_pairs: list[tuple[int, int]] = [(a, b) for a, b in self._place.tolist()]
         self._tiled = self._place
         self._multipliers: dict[int, tuple[Keys, list[int]]] = {}
-        self._offsets: dict[tuple[int, bytes], tuple[int, int]] = {}
+        self._offsets: dict[tuple[int, bytes], _Offset] = {}
 
     # ---- of prompts ---------------------------------------------------------------------------------------
 
@@ -126,10 +136,10 @@ class BlockHasher:
         later = _plain_extra(prompt.lora_name, None)
         words = self._sums(tokens[: blocks * block_size], block_size)
         first = words[0].copy()
-        words += self._offset_row(block_size, later)
+        words += self._offset(block_size, later).row
         if prompt.cache_salt:
             salted = _canonical_bytes(prompt.lora_name or None, [prompt.cache_salt])
-            words[0] = first + self._offset_row(block_size, salted)
+            words[0] = first + self._offset(block_size, salted).row
         words >>= _UPPER
         return self._chain(None, words)
 
@@ -140,7 +150,8 @@ class BlockHasher:
 
         Raises UnkeyableRun for a run that is misaligned, or has impossible tokens or extra keys.
         """
-        return self.of_digests(parent_key, self.digests(event))
+        keys: list[int] = self.of_digests(parent_key, self.digests(event)).tolist()
+        return keys
 
     def digests(self, event: BlockStored) -> "Digests":
         """What the keys of a run are made of, whatever came before it. Raises UnkeyableRun as `of_run` does."""
@@ -167,24 +178,47 @@ class BlockHasher:
             return self._few_digests(event.token_ids, size, count, plain, special)
         words = self._sums(np.frombuffer(tokens, np.uint32), size)
         if not special:
-            words += self._offset_row(size, plain)
+            words += self._offset(size, plain).row
         else:
             words += np.array(
-                [self._offset(size, special.get(i, plain)) for i in range(count)], dtype=np.uint64
+                [self._offset(size, special.get(i, plain))[:2] for i in range(count)], dtype=np.uint64
             )
         words >>= _UPPER
         return Digests(words, None)
 
-    def of_digests(self, parent_key: int | None, digests: "Digests") -> list[int]:
+    def words_of_singles(self, events: Sequence[BlockStored]) -> Keys:
+        """`Digests.words` of runs of one block each that have one size and adapter and no extra keys.
+
+        Raises UnkeyableRun if one has impossible tokens.
+        """
+        first = events[0]
+        size = first.block_size
+        tokens = token_array(list(chain.from_iterable(event.token_ids for event in events)))
+        words = self._sums(np.frombuffer(tokens, np.uint32), size)
+        words += self._offset(size, _plain_extra(first.lora_name, first.lora_id)).row
+        words >>= _UPPER
+        return words
+
+    def of_digests(self, parent_key: int | None, digests: "Digests") -> Keys:
         """The keys of the run with these digests behind `parent_key`."""
         if digests.words is not None:
-            keys: list[int] = self._chain(parent_key, digests.words).tolist()
-            return keys
+            return self._chain(parent_key, digests.words)
         few = []
         for digest in digests.numbers():
             parent_key = self.of_block(parent_key, digest)
             few.append(parent_key)
-        return few
+        return np.array(few, np.uint64)
+
+    def of_singles(self, parent_keys: Sequence[int | None], words: Keys) -> Keys:
+        """The keys of blocks with these digests, each behind its own parent; `words`: as `Digests` has them."""
+        befores = [self._after(key) for key in parent_keys]
+        at = np.array([place for place, _ in befores], np.int64)
+        terms = words * self._place[at]
+        keys: Keys = terms[:, 0] + terms[:, 1]
+        keys += np.array([total for _, total in befores], np.uint64)
+        keys &= np.uint64(_SUM_MASK)
+        keys |= _PLACES[at]
+        return keys
 
     def of_block(self, parent_key: int | None, digest: int) -> int:
         """The key of one block with one of `Digests.numbers`."""
@@ -202,10 +236,10 @@ class BlockHasher:
     ) -> "Digests":
         multipliers = self._multipliers_for(size)[1]
         few = []
-        e, f = self._offset(size, plain)
+        e, f, _ = self._offset(size, plain)
         for i in range(count):
             if special:
-                e, f = self._offset(size, special.get(i, plain))
+                e, f, _ = self._offset(size, special.get(i, plain))
             both = sum(map(mul, tokens[i * size : (i + 1) * size] if count > 1 else tokens, multipliers))
             few.append((both + e & _MASK_64) >> 32 << 32 | ((both >> 128) + f & _MASK_64) >> 32)
         return Digests(None, few)
@@ -271,7 +305,7 @@ class BlockHasher:
         made.update(what)
         return np.frombuffer(hashlib.shake_256(made.digest()).digest(8 * count), np.uint64)
 
-    def _offset(self, size: int, extra: bytes) -> tuple[int, int]:
+    def _offset(self, size: int, extra: bytes) -> "_Offset":
         found = self._offsets.get((size, extra))
         if found is None:
             if len(self._offsets) >= _OFFSETS_KEPT:
@@ -280,13 +314,11 @@ class BlockHasher:
             made.update(b"extra" + size.to_bytes(8, "little"))
             made.update(extra)
             digest = made.digest()
-            found = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+            e, f = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+            found = _Offset(e, f, np.array((e, f), np.uint64))
             if len(extra) <= _OFFSET_KEPT_BYTES:
                 self._offsets[size, extra] = found
         return found
-
-    def _offset_row(self, size: int, extra: bytes) -> Keys:
-        return np.array(self._offset(size, extra), np.uint64)
 
 
 _PLACES = np.arange(1, _BAND + 1, dtype=np.uint64) << np.uint64(_SUM_BITS)

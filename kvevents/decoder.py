@@ -7,6 +7,7 @@ What one call does is bounded whatever the bytes are: small payloads are read at
 what is larger than an engine can mean is not read at all.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -114,7 +115,9 @@ _text = msgspec.msgpack.Decoder(str)
 _number = msgspec.msgpack.Decoder(float)
 _rank = msgspec.msgpack.Decoder(int | None)
 
-_TYPES = frozenset({"BlockStored", "BlockRemoved", "AllBlocksCleared"})
+_STORES = "BlockStored"
+_REMOVES = frozenset({"BlockRemoved", "AllBlocksCleared"})
+_SOUNDS_LIKE_REMOVAL = re.compile("remov|clear|evict|reset|delet", re.IGNORECASE)
 
 
 def read_live(frames: Sequence[bytes]) -> Message:
@@ -216,14 +219,23 @@ def _lenient_rank(raw: msgspec.Raw | None) -> int | None:
 def _decode_event(raw: msgspec.Raw | bytes) -> Event | Reason:
     raw = bytes(raw)
     if len(raw) > _AT_ONCE_BYTES and _is_too_large(raw):
-        return Reason.BROKEN_EVENT
+        return _why_skipped(raw)
     try:
         if _is_map(raw):
             event: Event = _map_event.decode(raw)
             return event
         return _from_array(_array_event.decode(raw))
     except _UNDECODABLE:
-        return Reason.BROKEN_EVENT if _tag_of(raw) in _TYPES else Reason.UNKNOWN_TYPE
+        return _why_skipped(raw)
+
+
+def _why_skipped(raw: bytes) -> Reason:
+    tag = _tag_of(raw)
+    if tag == _STORES:
+        return Reason.BROKEN_EVENT
+    if tag is None or tag in _REMOVES or _SOUNDS_LIKE_REMOVAL.search(tag):
+        return Reason.BROKEN_REMOVAL
+    return Reason.UNKNOWN_TYPE
 
 
 def _from_array(event: _StoredArray | _RemovedArray | _ClearedArray) -> Event:

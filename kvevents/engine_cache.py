@@ -4,10 +4,10 @@ Only the engine's side of the bookkeeping: which slots have a key is known to `k
 is told by these methods what has to change there.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from operator import contains
+from operator import contains, setitem
 from typing import Any
 
 from kvevents.events import BlockStored, EngineHash, Reason
@@ -39,6 +39,11 @@ _SHARDS = (
 _SHARD_MASK = _SHARDS - 1
 
 
+def places(hashes: Iterable[EngineHash]) -> list[int]:
+    """Which of a tier's dictionaries each hash belongs in."""
+    return [hash(engine_hash) & _SHARD_MASK for engine_hash in hashes]
+
+
 class Tier:
     """What lies in one slot."""
 
@@ -58,18 +63,18 @@ class Tier:
         """The dictionary a hash belongs in."""
         return self.shards[hash(engine_hash) & _SHARD_MASK]
 
-    def homes(self, hashes: Iterable[EngineHash]) -> list[dict[EngineHash, int]]:
-        """The dictionary each hash belongs in."""
-        shards = self.shards
-        return [shards[hash(engine_hash) & _SHARD_MASK] for engine_hash in hashes]
+    def fill(self, hashes: Sequence[EngineHash], at: Sequence[int], keys: Sequence[int]) -> None:
+        """Put blocks in by new hashes; `at`: their `places`."""
+        deque(map(setitem, map(self.shards.__getitem__, at), hashes, keys), 0)  # a loop in C
+        self.hashes += len(hashes)
 
-    def has_any(self, hashes: Sequence[EngineHash]) -> bool:
-        """One of the hashes is here."""
-        return self.hashes > 0 and any(map(contains, self.homes(hashes), hashes))
+    def has_any(self, hashes: Sequence[EngineHash], at: Sequence[int]) -> bool:
+        """One of the hashes is here; `at`: their `places`."""
+        return self.hashes > 0 and any(map(contains, map(self.shards.__getitem__, at), hashes))
 
     def leading(self, hashes: Sequence[EngineHash]) -> int:
         """How many of the hashes are here before the first that is not."""
-        return len(list(takewhile(bool, map(contains, self.homes(hashes), hashes))))  # a loop in C
+        return len(list(takewhile(bool, map(contains, map(self.home, hashes), hashes))))
 
     def add_name(self, key: int) -> None:
         """One more hash stands for a key that is here."""
@@ -176,15 +181,15 @@ class EngineCache:
             return Reason.BLOCK_SIZE
         return None
 
-    def are_new(self, hashes: list[EngineHash]) -> bool:
-        """No tier has one of them, none waits or is waited for, and none comes twice."""
+    def are_new(self, hashes: Sequence[EngineHash], at: Sequence[int]) -> bool:
+        """No tier has one of them, none waits or is waited for, and none comes twice; `at`: their `places`."""
         if len(set(hashes)) != len(hashes):
             return False
         if self.orphans and not (
             self.orphans.keys().isdisjoint(hashes) and self.children.keys().isdisjoint(hashes)
         ):
             return False
-        return not any(tier.has_any(hashes) for tier in self.tiers.values())
+        return not any(tier.has_any(hashes, at) for tier in self.tiers.values())
 
     def add_orphan(
         self, engine_hash: EngineHash, parent: EngineHash, digest: int, copies: dict[str, int]

@@ -9,17 +9,17 @@ the memory back slice by slice. A bit is used again only when nothing is left of
 """
 
 import sys
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from operator import setitem
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
+from kvevents.block_store import FEW_BLOCKS, BlockStore
 from kvevents.engine_cache import DEFAULT_TIER, EngineCache, Tier, note_uncounted, why_uncounted
-from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
+from kvevents.events import BlockRemoved, BlockStored, Reason
 from kvevents.exported import SLICE_BLOCKS, ExportedRank, at_once, copied
 from kvevents.residency import Residency
 from kvevents.slot_sets import bits
@@ -38,8 +38,7 @@ MAX_TIERS = 8
 SWEEP_BLOCKS = 512
 """Blocks of one slice of sweeping: well below half a millisecond."""
 
-_FEW_BLOCKS = 12  # runs shorter than that are stored block by block, for less than numpy's calls cost
-
+_NO_EXTRA_KEYS: tuple[list[Any] | None, ...] = (None, [None], [[]], [])
 
 Removals = Callable[[str, int, Sequence[int] | None], None]
 """Hears of an instance, a rank, and the keys that left one of its tiers; None for all of them."""
@@ -82,13 +81,14 @@ class PrefixIndex:
         """
         self._hasher = hasher if hasher is not None else BlockHasher()
         self._count_copies = count_copies
+        self._residency = Residency()
+        self._blocks = BlockStore(self._hasher, self._residency, count_copies=count_copies)
         self._max_orphans = max_orphans
         self._max_blocks = max_blocks
         self._engines: dict[tuple[str, int], EngineCache] = {}
         self._capacity: dict[tuple[str, int, str], int] = {}
         self._uncounted: dict[tuple[str, int], dict[str, Reason]] = {}
         self._reports: dict[tuple[str, int], bool] = {}  # asked for; True: the engine marks them
-        self._residency = Residency()
         self._slots: list[Slot] = []  # by bit number
         self._free: list[int] = []
         self._buried: list[Tier] = []
@@ -127,10 +127,7 @@ class PrefixIndex:
         name = event.medium or DEFAULT_TIER
         if engine is not None and name not in engine.tiers and len(engine.tiers) >= MAX_TIERS:
             return Change(0, 0, {Reason.TIERS: max(count, 1)})
-        # Some connectors never tell what leaves their tier: it must not take the place of the engine's own blocks.
-        main = name == DEFAULT_TIER
-        most = self._max_blocks if main else self._max_blocks // 2
-        if engine is not None and engine.held(main=main) + count > most:
+        if engine is not None and not self._has_room(engine, name, count):
             return Change(0, 0, {Reason.FULL: count})
         try:
             digests = self._hasher.digests(event)
@@ -149,30 +146,54 @@ class PrefixIndex:
         tier = engine.tiers.get(name)
         if tier is None:
             tier = engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
-        hashes, parent = event.block_hashes, event.parent_block_hash
         counts = self._counts_copies(instance, rank, event)
-        if not counts and (known := tier.leading(hashes)):
-            parent, hashes, digests = hashes[known - 1], hashes[known:], digests.after(known)
-            count -= known
-        parent_key = engine.key_of(parent) if parent is not None else None
-        if count >= _FEW_BLOCKS and (parent is None or parent_key is not None) and engine.are_new(hashes):
-            self._add_run(tier, hashes, self._hasher.of_digests(parent_key, digests))
-            applied, orphans = count, 0
-        else:
-            applied = orphans = 0
-            for engine_hash, digest in zip(hashes, digests.numbers(), strict=True):
-                parent_key = self._store_block(
-                    engine, name, engine_hash, parent, parent_key, digest, counts=counts
-                )
-                if parent_key is not None:
-                    applied += 1
-                else:
-                    orphans += 1
-                parent = engine_hash
-        if self._capacity:
-            tier.forget_copies_beyond(self._capacity.get((instance, rank, name), sys.maxsize))
+        applied, orphans = self._blocks.store(engine, name, event, digests, counts=counts)
+        self._forget_copies(instance, rank, name, tier)
         evicted = engine.evict_orphans(self._max_orphans)
         return Change(applied, orphans, {Reason.ORPHAN_EVICTED: evicted} if evicted else {})
+
+    def store_all(self, instance: str, rank: int, events: Sequence[BlockStored]) -> Change:
+        """As `store` of each in order. Many blocks of sequences that are being decoded, one each, cost half as much so."""
+        if len(events) >= FEW_BLOCKS and self._store_singles(instance, rank, events):
+            return Change(len(events), 0, {})
+        return total([self.store(instance, rank, event) for event in events])
+
+    def _store_singles(self, instance: str, rank: int, events: Sequence[BlockStored]) -> bool:
+        """Store single blocks of one kind, if there is nothing else to think of. False: nothing was done."""
+        engine, first = self._engines.get((instance, rank)), events[0]
+        if (
+            engine is None
+            or first.block_size != engine.block_size
+            or why_uncounted(first.kv_cache_spec_kind) is not None
+            or engine.refusal(first) is not None
+            or not all(_is_single(event, first) for event in events)
+        ):
+            return False
+        name = first.medium or DEFAULT_TIER
+        tier = engine.tiers.get(name)
+        if tier is None or not self._has_room(engine, name, len(events)):
+            return False
+        try:
+            words = self._hasher.words_of_singles(events)
+        except UnkeyableRun:
+            return False
+        if self._buried or self._waste:
+            self.sweep(2 * len(events))
+        if not self._blocks.store_singles(engine, name, events, words):
+            return False
+        if engine.group_idx is None:
+            engine.group_idx = first.group_idx
+        self._forget_copies(instance, rank, name, tier)
+        return True
+
+    def _has_room(self, engine: EngineCache, tier: str, blocks: int) -> bool:
+        # Some connectors never tell what leaves their tier: it must not take the place of the engine's own blocks.
+        main = tier == DEFAULT_TIER
+        return engine.held(main=main) + blocks <= (self._max_blocks if main else self._max_blocks // 2)
+
+    def _forget_copies(self, instance: str, rank: int, name: str, tier: Tier) -> None:
+        if self._capacity:
+            tier.forget_copies_beyond(self._capacity.get((instance, rank, name), sys.maxsize))
 
     def remove(self, instance: str, rank: int, event: BlockRemoved) -> Change:
         """One copy of each named block has left a tier; one that waited for its parent no longer waits."""
@@ -415,13 +436,8 @@ class PrefixIndex:
         for told in exported.tiers:
             tier = engine.tiers[told.name] = self._new_tier(Slot(instance, rank, told.name))
             for start in range(0, len(told.hashes), SLICE_BLOCKS):
-                hashes = told.hashes[start : start + SLICE_BLOCKS]
-                keys = told.keys[start : start + SLICE_BLOCKS].tolist()
-                if len(set(keys)) == len(keys):
-                    self._add_run(tier, hashes, keys)
-                else:
-                    for engine_hash, key in zip(hashes, keys, strict=True):
-                        self._hold(tier, engine_hash, key, 1)
+                piece = slice(start, start + SLICE_BLOCKS)
+                self._blocks.load(tier, told.hashes[piece], told.keys[piece])
                 yield
                 if not whole():
                     return False
@@ -476,75 +492,29 @@ class PrefixIndex:
             return False
         return self._count_copies and (not self._reports or self._reports.get((instance, rank), True))
 
-    # ---- blocks -------------------------------------------------------------------------------------------
 
-    def _add_run(self, tier: Tier, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
-        """Put blocks with new hashes and different keys into a tier."""
-        deque(map(setitem, tier.homes(hashes), hashes, keys), 0)  # a loop in C
-        already = self._residency.put(keys, tier.bit)
-        tier.hashes += len(keys)
-        tier.blocks += len(keys) - len(already)
-        for key in already:
-            tier.add_name(key)
+def total(changes: Sequence[Change]) -> Change:
+    """What several events did together."""
+    dropped: dict[Reason, int] = {}
+    for change in changes:
+        for reason, count in change.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    return Change(sum(c.applied for c in changes), sum(c.orphans for c in changes), dropped)
 
-    def _store_block(
-        self,
-        engine: EngineCache,
-        tier: str,
-        engine_hash: EngineHash,
-        parent: EngineHash | None,
-        parent_key: int | None,
-        digest: int,
-        *,
-        counts: bool,
-    ) -> int | None:
-        """The block's key; None: it waits for its parent. `counts`: one that is known is there once more."""
-        key = engine.key_of(engine_hash)
-        if key is not None:
-            if counts or engine_hash not in engine.tiers[tier].home(engine_hash):
-                self._hold(engine.tiers[tier], engine_hash, key, 1)
-            return key
-        if parent is not None and parent_key is None:
-            orphan = engine.orphans.get(engine_hash)
-            if orphan is None:
-                engine.add_orphan(engine_hash, parent, digest, {tier: 1})
-            else:
-                orphan.copies[tier] = orphan.copies.get(tier, 0) + 1 if counts else orphan.copies.get(tier, 1)
-            return None
-        key = self._hasher.of_block(parent_key, digest)
-        if engine.orphans:
-            self._place(engine, tier, engine_hash, key)
-        else:
-            self._hold(engine.tiers[tier], engine_hash, key, 1)
-        return key
 
-    def _place(self, engine: EngineCache, tier: str, engine_hash: EngineHash, key: int) -> None:
-        """Store a block, and every block that waited for it, and those that waited for them."""
-        placed = [(engine_hash, key)]
-        self._hold(engine.tiers[tier], engine_hash, key, 1)
-        while placed:
-            parent, parent_key = placed.pop()
-            orphan = engine.take_orphan(parent)
-            if orphan is not None:
-                for name, copies in orphan.copies.items():
-                    self._hold(engine.tiers[name], parent, parent_key, copies)
-            placed += [
-                (child, self._hasher.of_block(parent_key, engine.orphans[child].digest))
-                for child in engine.children.get(parent, ())
-            ]
-
-    def _hold(self, tier: Tier, engine_hash: EngineHash, key: int, copies: int) -> None:
-        home = tier.home(engine_hash)
-        if engine_hash not in home:
-            home[engine_hash] = key
-            tier.hashes += 1
-            if self._residency.put_one(key, tier.bit):
-                tier.blocks += 1
-            else:
-                tier.add_name(key)
-            copies -= 1
-        if copies and self._count_copies:
-            tier.add_copies(engine_hash, copies)
+def _is_single(event: BlockStored, like: BlockStored) -> bool:
+    """One whole block, of the same kind as another event's, with nothing special about it."""
+    return (
+        len(event.block_hashes) == 1
+        and len(event.token_ids) == event.block_size == like.block_size
+        and event.medium == like.medium
+        and event.lora_name == like.lora_name
+        and event.lora_id == like.lora_id
+        and event.group_idx == like.group_idx
+        and event.kv_cache_spec_kind == like.kv_cache_spec_kind
+        and event.extra_keys in _NO_EXTRA_KEYS
+        and not event.is_report
+    )
 
 
 def _leading(flags: "npt.NDArray[np.bool_]") -> int:

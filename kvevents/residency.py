@@ -81,12 +81,11 @@ class Residency:
         self._table.set(key, self._sets.toggled(before, bit, 1))
         return True
 
-    def put(self, keys: Sequence[int], bit: int) -> list[int]:
+    def put(self, keys: Keys, bit: int) -> list[int]:
         """Put different blocks into a slot; those of them that lay in it already."""
         sets = self._sets
-        if not keys:
+        if not len(keys):
             return []
-        array = np.array(keys, np.uint64)
         same = None
 
         def change(numbers: Numbers) -> Numbers:
@@ -94,8 +93,8 @@ class Residency:
             after, same = sets.changed(numbers, bit, into=True)
             return after
 
-        self._table.update_many(array, change)
-        return [] if same is None else array[same].tolist()
+        self._table.update_many(keys, change)
+        return [] if same is None else keys[same].tolist()
 
     def take(self, keys: Sequence[int], bit: int) -> None:
         """Take different blocks out of a slot; those that are not in it stay as they are."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kvevents.decoder import Message
 from kvevents.sequence import Contiguous, Gap, Position, Repeat, Restarted, digest, judge, position
 from kvevents.source_events import (
+    DAMAGED,
     GAP,
     NEW_PROCESS,
     REBUILD,
@@ -23,6 +24,7 @@ from kvevents.source_events import (
     Checkpoint,
     Cleared,
     Connected,
+    Damage,
     Damaged,
     Disconnected,
     GapSeen,
@@ -159,8 +161,8 @@ class Source:
                 if self._connected and self._can_replay and self._round is None:
                     self._rounds = self._tries = 0
                     yield self._ask(fresh=self._incomplete, idle=not self.incomplete)
-            case Damaged():
-                self._since_start = False
+            case Damaged(damage):
+                yield from self._on_damaged(damage)
             case Rebuild(replay):
                 yield from self._on_rebuild(replay=replay)
             case Cleared():
@@ -208,6 +210,12 @@ class Source:
             self._doubt = True
             self._rounds = self._tries = 0
             yield self._ask()
+
+    def _on_damaged(self, damage: Damage) -> Iterator[Action]:
+        # The next batch still follows the last one, and the same bytes would come again if they were asked for.
+        self._since_start = False
+        if damage is Damage.STALE and self._last is not None:
+            yield Retire(DAMAGED)
 
     # ---- live messages ------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What a source can be told and what it can answer: the words of `kvevents.source`, without its mind."""
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from kvevents.decoder import Message
 from kvevents.sequence import Position
@@ -39,6 +39,16 @@ class Checkpoint:
     """Everything from number 0 on was applied."""
     incomplete: bool
     """A replay from number 0 went unanswered, and another try is due."""
+
+
+class Damage(IntEnum):
+    """What a batch that was not fully understood did to what is known of its rank; the worst is the largest."""
+
+    NONE = 0
+    MISSING = 1
+    """Blocks were stored that are not known. What is known is right."""
+    STALE = 2
+    """Blocks that are known may be gone."""
 
 
 # ---- what happens -----------------------------------------------------------------------------------------
@@ -88,6 +98,8 @@ class ProbeDue:
 @dataclass(frozen=True, slots=True)
 class Damaged:
     """An applied batch was not fully understood."""
+
+    damage: Damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,3 +190,4 @@ NEW_PROCESS = "new_process"
 GAP = "gap"
 UNVERIFIED = "unverified"
 REBUILD = "rebuild"
+DAMAGED = "damaged"

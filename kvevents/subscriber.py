@@ -21,6 +21,7 @@ from kvevents.source_events import (
     Checkpoint,
     Cleared,
     Connected,
+    Damage,
     Damaged,
     Disconnected,
     GapSeen,
@@ -330,12 +331,12 @@ class Subscriber:
     async def _handle(self, source: Source, wire: "Wire", event: SourceEvent) -> None:
         if isinstance(event, Connected | Disconnected):
             self._connected = isinstance(event, Connected)
-        understood, cleared = True, False
+        damage, cleared = Damage.NONE, False
         for action in source.handle(event):
             match action:
                 case Apply(message):
                     before = self._applier.clears
-                    understood = await self._apply(message) and understood
+                    damage = max(damage, await self._apply(message))
                     cleared = cleared or self._applier.clears > before
                 case AskReplay(start):
                     self._stop_replay(wire)
@@ -364,8 +365,8 @@ class Subscriber:
                     self._set_state(state)
         if cleared and not self._applier.has_slower_tiers:
             await self._handle(source, wire, Cleared())
-        if not understood:
-            await self._handle(source, wire, Damaged())
+        if damage:
+            await self._handle(source, wire, Damaged(damage))
 
     def _ask_replay(self, wire: "Wire") -> None:
         if self._asked is not None and self._turns.begin_replay(self._wake):
@@ -389,13 +390,14 @@ class Subscriber:
         log.info("%s rank %d: %s", self._instance, self._address.rank, said)
         self._observer.resumed(instance=self._instance, rank=self._address.rank, why=why)
 
-    async def _apply(self, message: Message) -> bool:
+    async def _apply(self, message: Message) -> Damage:
         steps = self._applier.apply(message)
         while True:
             try:
                 next(steps)
             except StopIteration as done:
-                return bool(done.value)
+                damage: Damage = done.value
+                return damage
             await self._pause()
 
     async def _show(self, checkpoint: Checkpoint | None) -> None:

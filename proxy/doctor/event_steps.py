@@ -12,7 +12,14 @@ CLOCK_OFF_S = 5.0
 """More than that between two clocks makes logs hard to read side by side."""
 
 _WIRE = frozenset(
-    {Reason.UNREADABLE, Reason.BROKEN_EVENT, Reason.MISALIGNED, Reason.TOKENS, Reason.EXTRA_KEYS}
+    {
+        Reason.UNREADABLE,
+        Reason.BROKEN_EVENT,
+        Reason.BROKEN_REMOVAL,
+        Reason.MISALIGNED,
+        Reason.TOKENS,
+        Reason.EXTRA_KEYS,
+    }
 )
 _UNUSED = frozenset({Reason.BLOCK_SIZE, Reason.UNKNOWN_TYPE})
 

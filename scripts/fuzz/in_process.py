@@ -19,6 +19,7 @@ from kvevents.source_events import (
     Apply,
     AskReplay,
     Connected,
+    Damage,
     Damaged,
     Disconnected,
     Live,
@@ -46,7 +47,8 @@ _ELSE: tuple[SourceEvent, ...] = (
     ProbeDue(),
     ReplayEnded(marker=True),
     ReplayEnded(marker=False),
-    Damaged(),
+    Damaged(Damage.MISSING),
+    Damaged(Damage.STALE),
 )
 
 
@@ -148,21 +150,21 @@ class _Story:
     def _handle(self, event: SourceEvent) -> bool:
         with self._tally.holding(f"{self._name}, {self._kind}"):
             actions = self._source.handle(event)
-        applied, understood = False, True
+        applied, damage = False, Damage.NONE
         for action in actions:
             match action:
                 case Apply(message):
                     applied = True
-                    understood = self._apply(message) and understood
+                    damage = max(damage, self._apply(message))
                 case Retire(why):
                     self._applier.retire(why)
                 case AskReplay(start):
                     self._asked = start
-        if not understood:
-            self._handle(Damaged())
+        if damage:
+            self._handle(Damaged(damage))
         return applied
 
-    def _apply(self, message: Message) -> bool:
+    def _apply(self, message: Message) -> Damage:
         drops, events = self._tally.drops.total(), self._watched.events
         if self._shown is not None and len(message.payload) < _SHOWN_BYTES:  # its lines are as long
             for _ in self._shown.apply(message):
@@ -175,14 +177,14 @@ class _Story:
                 next(steps)
             except StopIteration as done:
                 self._tally.held(time.thread_time() - before, what)
-                whole = bool(done.value)
+                damage: Damage = done.value
                 break
             self._tally.held(time.thread_time() - before, what)
         if self._tally.batches == batches and self._tally.drops[Reason.UNREADABLE] != unreadable + 1:
             raise AssertionError("a message that is no batch was not counted")
-        if not whole and (drops, events) == (self._tally.drops.total(), self._watched.events):
+        if damage and (drops, events) == (self._tally.drops.total(), self._watched.events):
             raise AssertionError("what was not understood was not counted")
-        return whole
+        return damage
 
     def ends_well(self) -> str | None:
         """Let a good engine take over; what is wrong then."""

@@ -1,5 +1,7 @@
 """An index whose every answer is checked: each block of an event was applied, waits, or was counted as dropped."""
 
+from collections.abc import Sequence
+
 from kvevents import BlockRemoved, BlockStored, Change, PrefixIndex, Reason
 
 
@@ -18,6 +20,11 @@ class WatchedIndex:
     def store(self, instance: str, rank: int, event: BlockStored) -> Change:
         change = self._index.store(instance, rank, event)
         self._check(event, change, max(1, len(event.block_hashes)))
+        return change
+
+    def store_all(self, instance: str, rank: int, events: Sequence[BlockStored]) -> Change:
+        change = self._index.store_all(instance, rank, events)
+        self._check(events[0], change, sum(max(1, len(event.block_hashes)) for event in events))
         return change
 
     def remove(self, instance: str, rank: int, event: BlockRemoved) -> Change:

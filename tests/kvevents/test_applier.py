@@ -8,6 +8,7 @@ from kvevents.decoder import Message
 from kvevents.events import Reason
 from kvevents.observer import NullObserver
 from kvevents.prefix_index import PrefixIndex, Slot
+from kvevents.source_events import Damage
 
 BLOCK: dict[str, Any] = {
     "type": "BlockStored",
@@ -32,8 +33,8 @@ class Log(NullObserver):
         self.lines.append((number, ts_s, events))
 
 
-def run(index: PrefixIndex, log: Log, payload: bytes) -> tuple[int, bool]:
-    """The pauses, and whether all was understood."""
+def run(index: PrefixIndex, log: Log, payload: bytes) -> tuple[int, Damage]:
+    """The pauses, and what was not understood."""
     steps = Applier("e", 3, index, log).apply(Message(b"", 7, payload))
     pauses = 0
     while True:
@@ -45,50 +46,57 @@ def run(index: PrefixIndex, log: Log, payload: bytes) -> tuple[int, bool]:
 
 
 @pytest.mark.parametrize(
-    ("events", "understood", "lines"),
+    ("events", "pauses", "lines"),
     [
-        ([], True, []),
-        ([BLOCK, BLOCK], True, [("e", 3, "BlockStored", 1)] * 2),
-        ([{"type": "AllBlocksCleared"}], True, [("e", 3, "AllBlocksCleared", 1)]),
+        ([], 0, []),
+        ([BLOCK, BLOCK], 1, [("e", 3, "BlockStored", 2)]),
+        ([{"type": "AllBlocksCleared"}], 1, [("e", 3, "AllBlocksCleared", 1)]),
         (
             [BLOCK, {"type": "BlockRemoved", "block_hashes": [1, 2]}],
-            True,
+            2,
             [
                 ("e", 3, "BlockStored", 1),
                 ("e", 3, "BlockRemoved", 1),
                 ("e", 3, Reason.UNKNOWN_BLOCK, 1),
             ],
         ),
-        ([{**BLOCK, "block_size": 3}], True, [("e", 3, Reason.MISALIGNED, 1)]),
-        ([{**BLOCK, "parent_block_hash": 9}], True, []),
+        ([{**BLOCK, "block_size": 3}], 1, [("e", 3, Reason.MISALIGNED, 1)]),
+        ([{**BLOCK, "parent_block_hash": 9}], 1, []),
     ],
 )
-def test_events_are_applied_one_by_one_and_counted(
-    events: list[dict[str, Any]], understood: bool, lines: list[tuple[Any, ...]]
+def test_events_are_applied_in_order_and_counted(
+    events: list[dict[str, Any]], pauses: int, lines: list[tuple[Any, ...]]
 ) -> None:
     log = Log()
-    assert run(PrefixIndex(), log, msgspec.msgpack.encode([1.5, events, 0])) == (len(events), understood)
+    assert run(PrefixIndex(), log, msgspec.msgpack.encode([1.5, events, 0])) == (pauses, Damage.NONE)
     assert log.lines == [(7, 1.5, len(events)), *lines]
 
 
 @pytest.mark.parametrize(
-    ("event", "understood", "reason"),
+    ("event", "damage", "reason"),
     [
-        ({"type": "BlockMoved"}, True, Reason.UNKNOWN_TYPE),
-        ({"type": "BlockRemoved"}, False, Reason.BROKEN_EVENT),
+        ({"type": "BlockMoved"}, Damage.NONE, Reason.UNKNOWN_TYPE),
+        ({"type": "BlockStored"}, Damage.MISSING, Reason.BROKEN_EVENT),
+        ({"type": "BlockRemoved"}, Damage.STALE, Reason.BROKEN_REMOVAL),
+        ({"type": "TierBlocksCleared"}, Damage.STALE, Reason.BROKEN_REMOVAL),
     ],
 )
 def test_what_is_skipped_matters_only_if_it_might_have_been_meant_for_us(
-    event: dict[str, Any], understood: bool, reason: Reason
+    event: dict[str, Any], damage: Damage, reason: Reason
 ) -> None:
     log, index = Log(), PrefixIndex()
-    assert run(index, log, msgspec.msgpack.encode([1.5, [event, BLOCK]])) == (2, understood)
+    assert run(index, log, msgspec.msgpack.encode([1.5, [event, BLOCK]])) == (2, damage)
     assert log.lines[1] == ("e", 3, reason, 1)
     assert index.blocks() == {Slot("e", 3, "GPU"): 1}
 
 
+def test_the_worst_of_a_batch_counts() -> None:
+    events = [{"type": "BlockRemoved"}, {"type": "BlockStored"}, BLOCK]
+    assert run(PrefixIndex(), Log(), msgspec.msgpack.encode([1.5, events])) == (3, Damage.STALE)
+
+
 def test_an_unreadable_batch_changes_nothing() -> None:
     log, index = Log(), PrefixIndex()
-    assert run(index, log, b"\xc1") == (0, False)
+    assert run(index, log, b"\xc1") == (0, Damage.STALE)
     assert log.lines == [("e", 3, Reason.UNREADABLE, 1)]
     assert index.blocks() == {}

@@ -15,9 +15,10 @@ async def test_a_reset_makes_a_late_joiner_exact(bench: Bench) -> None:
         await until(lambda: subscriber.state is State.EXACT)
         assert bench.cached() == 2
         assert bench.index.orphans(ENGINE, 0) == 0
+        assert bench.heard.retirements == []
         publisher.publish({"type": "AllBlocksCleared"}, {"type": "BlockRemoved"})  # one that cannot be read
         await until(lambda: subscriber.state is State.PARTIAL)
-    assert bench.heard.retirements == []
+    assert bench.heard.retirements == ["damaged"]
 
 
 async def test_a_reset_of_an_engine_with_several_tiers_does_not(bench: Bench) -> None:

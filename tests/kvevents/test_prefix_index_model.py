@@ -201,7 +201,7 @@ def test_any_history_gives_what_the_model_gives(count_copies: bool, history: His
 def test_arrays_give_what_single_blocks_give(count_copies: bool, history: History) -> None:
     """Short runs are worked out in plain Python; here all of them go the way of long ones."""
     with (
-        patch("kvevents.prefix_index._FEW_BLOCKS", 0),
+        patch("kvevents.block_store.FEW_BLOCKS", 0),
         patch("kvevents.residency._FEW_KEYS", 1),
         patch("kvevents.block_keys._PYTHON_TOKENS", 0),
     ):

@@ -11,6 +11,7 @@ from kvevents.decoder import Message
 from kvevents.sequence import position
 from kvevents.source import Source
 from kvevents.source_events import (
+    DAMAGED,
     GAP,
     NEW_PROCESS,
     REBUILD,
@@ -21,6 +22,7 @@ from kvevents.source_events import (
     Checkpoint,
     Cleared,
     Connected,
+    Damage,
     Damaged,
     Disconnected,
     GapSeen,
@@ -158,7 +160,7 @@ def test_a_reset_leaves_nothing_unknown() -> None:
             (live(71), apply(71)),
             (Cleared(), [EXACT]),
             (live(72), apply(72)),
-            (Damaged(), [PARTIAL]),
+            (Damaged(Damage.MISSING), [PARTIAL]),
             (live(73), apply(73)),
             (Cleared(), [EXACT]),
             (live(75), [GapSeen(1), AskReplay(73), UNKNOWN]),
@@ -683,7 +685,23 @@ def test_a_replay_that_never_makes_sense_is_given_up() -> None:
 
 
 def test_a_batch_that_was_not_understood_is_no_longer_exact() -> None:
-    play(exact(5), [(Damaged(), [PARTIAL]), (live(6), apply(6))])
+    play(exact(5), [(Damaged(Damage.MISSING), [PARTIAL]), (live(6), apply(6))])
+
+
+def test_after_a_batch_that_may_have_held_removals_only_what_comes_is_known() -> None:
+    play(
+        exact(5),
+        [
+            (Damaged(Damage.STALE), [Retire(DAMAGED), PARTIAL]),
+            (live(6), apply(6)),
+            (Damaged(Damage.STALE), [Retire(DAMAGED)]),
+            (Cleared(), [EXACT]),
+        ],
+    )
+
+
+def test_damage_to_what_is_not_known_is_none() -> None:
+    play(Source(can_replay=False), [(Damaged(Damage.STALE), []), (Connected(), [])])
 
 
 def test_what_a_replay_was_not_asked_for_is_ignored() -> None:

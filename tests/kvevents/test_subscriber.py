@@ -67,6 +67,24 @@ async def test_a_broken_event_makes_the_slot_partial(bench: Bench) -> None:
     assert bench.heard.drops == {Reason.BROKEN_EVENT: 1}
 
 
+@pytest.mark.parametrize(
+    "removal", [{"type": "BlockRemoved", "block_hashes": None}, {"type": "TierBlocksCleared"}]
+)
+async def test_what_a_removal_may_have_named_that_cannot_be_read_is_forgotten(
+    bench: Bench, removal: dict[str, Any]
+) -> None:
+    publisher = bench.publisher()
+    publisher.publish(block(1))
+    publisher.publish(block(2), removal)
+    publisher.publish(block(1))
+    publisher.settle()
+    async with bench.following() as subscriber:
+        await until(lambda: subscriber.state is State.PARTIAL)
+        assert bench.index.blocks() == {Slot(ENGINE, 0, "GPU"): 1}
+    assert bench.heard.retirements == ["damaged"]
+    assert bench.heard.drops == {Reason.BROKEN_REMOVAL: 1}
+
+
 async def test_what_an_index_held_before_is_forgotten_for_that_rank_only(bench: Bench) -> None:
     for rank in (0, 1):
         bench.index.store(ENGINE, rank, BlockStored([1], None, [1, 2], 2))

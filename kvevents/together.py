@@ -1,0 +1,86 @@
+"""Events that have nothing to do with each other change the index together, and it ends up the same.
+
+An engine with a full cache tells of each block that it evicts, and of each that a sequence has filled, by an event of
+its own, one by one in turn. Made into one removal and one list of single blocks they cost half as much.
+
+Removals come first. That is right as long as none of them names a block, or the parent of a block, that was stored
+before it in the same group; where one does, a new group begins.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+from kvevents.events import BlockRemoved, BlockStored, EngineHash, Event, Reason
+
+MOST_TOGETHER = 128
+"""Events of one group: well below a millisecond."""
+
+_MAX_BLOCK_SIZE = 1024  # tokens; larger blocks are long work on their own
+
+Piece: TypeAlias = Event | Reason | list[BlockStored]
+
+
+def together(events: Iterable[Event | Reason]) -> Iterator[Piece]:
+    """The events, those of one block each in groups; what is no event stays where it was."""
+    group = _Group()
+    for event in events:
+        if isinstance(event, BlockStored) and len(event.block_hashes) == 1:
+            if len(event.token_ids) <= _MAX_BLOCK_SIZE:
+                if not group.takes_stored(event):
+                    yield from group.end()
+                group.add_stored(event)
+                continue
+        elif isinstance(event, BlockRemoved) and len(event.block_hashes) == 1:
+            if not group.takes_removed(event):
+                yield from group.end()
+            group.add_removed(event)
+            continue
+        yield from group.end()
+        yield event
+    yield from group.end()
+
+
+class _Group:
+    def __init__(self) -> None:
+        self._removed: list[BlockRemoved] = []
+        self._stored: list[BlockStored] = []
+        self._touched: set[EngineHash | None] = set()  # by what is stored: its blocks and their parents
+
+    def takes_stored(self, event: BlockStored) -> bool:
+        return self._is_open() and (not self._stored or self._stored[0].medium == event.medium)
+
+    def takes_removed(self, event: BlockRemoved) -> bool:
+        return (
+            self._is_open()
+            and (not self._removed or _tier(self._removed[0]) == _tier(event))
+            and event.block_hashes[0] not in self._touched
+        )
+
+    def add_stored(self, event: BlockStored) -> None:
+        self._stored.append(event)
+        self._touched.add(event.block_hashes[0])
+        self._touched.add(event.parent_block_hash)
+
+    def add_removed(self, event: BlockRemoved) -> None:
+        self._removed.append(event)
+
+    def end(self) -> Iterator[Piece]:
+        """What was taken; then the group is empty."""
+        removed, stored = self._removed, self._stored
+        self._removed, self._stored, self._touched = [], [], set()
+        if len(removed) > 1:
+            hashes = [event.block_hashes[0] for event in removed]
+            yield BlockRemoved(hashes, *_tier(removed[0]))
+        elif removed:
+            yield removed[0]
+        if len(stored) > 1:
+            yield stored
+        elif stored:
+            yield stored[0]
+
+    def _is_open(self) -> bool:
+        return len(self._removed) + len(self._stored) < MOST_TOGETHER
+
+
+def _tier(event: BlockRemoved) -> tuple[str | None, int | None]:
+    return event.medium, event.group_idx
