@@ -1,12 +1,18 @@
 """Whether a figure grows: the slope of a straight line through its samples, with the slope's standard error.
 
-Pure. The usual least squares; the error assumes samples that do not depend on each other, so it is rather too small
-for a figure that wanders, and a floor says what growth would not matter anyway.
+Pure. The usual least squares. Samples of one process depend on those before them (a burst's memory is kept for a while),
+so the error is made larger by what their residuals have in common with the next: as if there were fewer samples, n * (1
+- r) / (1 + r) for a first-order autoregression with autocorrelation r (Bayley and Hammersley, 1946). A floor says what growth
+would not matter anyway.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+MOST_ALIKE = 0.95
+"""The largest autocorrelation that is believed: an hour of samples is then worth three."""
 
 SURE = 2.0
 """Standard errors beyond which a slope is no noise: one flat figure in forty is then called growing."""
@@ -34,5 +40,8 @@ def trend(hours: Sequence[float], values: Sequence[float]) -> Trend:
     if not spread:
         raise ValueError("a trend needs samples of different times")
     slope = sum((t - mean_t) * (v - mean_v) for t, v in zip(hours, values, strict=True)) / spread
-    rest = sum((v - mean_v - slope * (t - mean_t)) ** 2 for t, v in zip(hours, values, strict=True))
-    return Trend(slope, math.sqrt(rest / (count - 2) / spread))
+    off = [v - mean_v - slope * (t - mean_t) for t, v in zip(hours, values, strict=True)]
+    rest = sum(one * one for one in off)
+    alike = sum(one * then for one, then in pairwise(off)) / rest if rest else 0.0
+    alike = min(max(alike, 0.0), MOST_ALIKE)
+    return Trend(slope, math.sqrt(rest / (count - 2) / spread * (1 + alike) / (1 - alike)))

@@ -171,6 +171,20 @@ def test_growth_is_told_from_noise() -> None:
             trend(few, [0.0] * len(few))
 
 
+def test_a_figure_that_wanders_has_to_grow_by_more() -> None:
+    """Each sample here is nearly the one before it, so that there are fewer than it seems."""
+    hours = [n / 120 for n in range(120)]
+    seen = []
+    for seed in range(200):
+        dice, walk = random.Random(seed), [0.0]
+        while len(walk) < len(hours):
+            walk.append(0.8 * walk[-1] + dice.gauss(0, 1))
+        flat = trend(hours, walk)
+        seen.append((flat.grows(0.0), trend(hours, [w + 10 * t for t, w in zip(hours, walk, strict=True)])))
+    assert sum(grows for grows, _ in seen) <= 10, "one in forty, and a few"
+    assert sum(growing.grows(0.0) for _, growing in seen) > 180
+
+
 def sample(minute: int, **figures: float) -> Sample:
     usual = {field.name: 10 for field in dataclasses.fields(Sample)} | {"failures": 0}
     return Sample(**(usual | {"at_s": 60 * minute} | figures))  # type: ignore[arg-type]  # all are numbers
