@@ -22,6 +22,7 @@ from proxy.doctor.command import examine, shown
 from proxy.errors import ConfigError, KvproxyError
 from proxy.flags import fail, read_arguments
 from proxy.logs import Formatter, log_loop_error
+from proxy.memory import keep_tidy
 
 log = logging.getLogger("kvproxy")
 
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         handler.setFormatter(Formatter())
         logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
         _allow_many_sockets()
+        keep_tidy()
         gc.freeze()  # the objects of all modules: looking through them again stops everything for 20 ms
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if command == "doctor":

@@ -21,7 +21,8 @@ DEADLINE_S = 2.0
 REMEMBERED_S = 3600.0
 """How long at most an answer is taken for true: chat templates may tell the date."""
 
-CACHE_BYTES = 64 << 20
+CACHE_BYTES = 16 << 20
+"""Four million tokens: prompts that are asked again as they are, by a retry or /explain. Growing chats never are."""
 
 
 class Engines(Protocol):

@@ -174,7 +174,10 @@ def test_a_source_that_only_stores_is_bounded_and_not_exact_any_more() -> None:
     index = PrefixIndex(max_blocks=100)
     index.store("other:1", 0, BlockStored([1], None, [7], 1))
     assert apply(index, run(list(range(90)), list(range(90)), 1))[1:] == (Damage.NONE, {})
-    assert apply(index, run(list(range(90, 120)), list(range(30)), 1))[1:] == (Damage.MISSING, {Reason.FULL: 30})
+    assert apply(index, run(list(range(90, 120)), list(range(30)), 1))[1:] == (
+        Damage.MISSING,
+        {Reason.FULL: 30},
+    )
     assert apply(index, run(list(range(300, 311)), [5] * 11, 1))[2] == {Reason.FULL: 11}
     index.remove(ENGINE, 0, BlockRemoved(list(range(50))))
     assert apply(index, run(list(range(300, 330)), list(range(300, 330)), 1))[1:] == (Damage.NONE, {})
