@@ -53,6 +53,10 @@ class TakesTogether(Protocol):
         """As `store` of each in order."""
         ...
 
+    def orphans(self, instance: str, rank: int) -> int:
+        """How many blocks wait for a parent."""
+        ...
+
 
 class Applier:
     """Writes the batches of one rank of an instance into an index and tells an observer."""
@@ -91,7 +95,7 @@ class Applier:
             for event in batch.events:
                 damage = max(damage, (yield from self._take(event)))
             return damage
-        for piece in together(batch.events):
+        for piece in together(batch.events, lambda: index.orphans(self._instance, self._rank) > 0):
             if isinstance(piece, list):
                 change = index.store_all(self._instance, self._rank, piece)
                 damage = max(damage, self._tell(piece[0], change))

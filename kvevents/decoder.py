@@ -218,6 +218,8 @@ def _lenient_rank(raw: msgspec.Raw | None) -> int | None:
 
 def _decode_event(raw: msgspec.Raw | bytes) -> Event | Reason:
     raw = bytes(raw)
+    if len(raw) > _MAX_EVENT_BYTES:
+        return Reason.BROKEN_REMOVAL  # not looked at: whatever it is
     if len(raw) > _AT_ONCE_BYTES and _is_too_large(raw):
         return _why_skipped(raw)
     try:
@@ -258,8 +260,6 @@ def _tag_of(raw: bytes) -> str | None:
 
 def _is_too_large(raw: bytes) -> bool:
     """More than an engine can mean, or not to be taken apart at all. Tokens cost little, extra keys much."""
-    if len(raw) > _MAX_EVENT_BYTES:
-        return True
     try:
         if _is_map(raw):
             extra = _outer_map.decode(raw).get("extra_keys")

@@ -16,6 +16,7 @@ from kvevents.events import Reason
 from kvevents.observer import NullObserver, Observer
 from kvevents.source import Source
 from kvevents.source_events import (
+    DAMAGED,
     Apply,
     AskReplay,
     Checkpoint,
@@ -115,6 +116,7 @@ class Subscriber:
         self._looks: list[_Look[Any]] = []
         self._running = False
         self._retirements = 0
+        self._damages = 0
         self._connected = False
         self._suspected = False
         self._rebuild: Rebuild | None = None
@@ -133,6 +135,11 @@ class Subscriber:
     def retirements(self) -> int:
         """How often all that was known of this rank had to be forgotten."""
         return self._retirements
+
+    @property
+    def damages(self) -> int:
+        """How many of these were not for another process, but for a batch of the same that could not be read."""
+        return self._damages
 
     @property
     def connected(self) -> bool:
@@ -262,7 +269,6 @@ class Subscriber:
         """Let others run if this turn has lasted long enough."""
         if self._turns.over:
             self._end_turn()
-            await asyncio.sleep(0)
             await self._begin_turn()
 
     def _heard(self, wire: "Wire") -> list[SourceEvent]:
@@ -352,8 +358,10 @@ class Subscriber:
                     if self._resumed is Resumed.UNPROVEN:
                         self._end_resuming(Resumed.STALE, why)
                     self._retirements += 1
+                    if why == DAMAGED:
+                        self._note_damage()
                     self._applier.retire(why)
-                    cleared = False
+                    damage, cleared = Damage.NONE, False
                 case GapSeen(missing):
                     self._observer.gap(instance=self._instance, rank=self._address.rank, missing=missing)
                 case ReplayDone(batches, complete):
@@ -367,6 +375,16 @@ class Subscriber:
             await self._handle(source, wire, Cleared())
         if damage:
             await self._handle(source, wire, Damaged(damage))
+
+    def _note_damage(self) -> None:
+        self._damages += 1
+        if self._damages == 1:
+            log.warning(
+                "%s rank %d: a batch of its KV events cannot be read and may have told of removed blocks: what was known of"
+                " the rank is forgotten, now and whenever that happens; does this kvproxy know all its engine publishes?",
+                self._instance,
+                self._address.rank,
+            )
 
     def _ask_replay(self, wire: "Wire") -> None:
         if self._asked is not None and self._turns.begin_replay(self._wake):

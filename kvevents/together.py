@@ -4,33 +4,37 @@ An engine with a full cache tells of each block that it evicts, and of each that
 its own, one by one in turn. Made into one removal and one list of single blocks they cost half as much.
 
 Removals come first. That is right as long as none of them names a block, or the parent of a block, that was stored
-before it in the same group; where one does, a new group begins.
+before it in the same group, and no block waits for its parent; else a new group begins.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Event, Reason
 
 MOST_TOGETHER = 128
-"""Events of one group: well below a millisecond."""
-
-_MAX_BLOCK_SIZE = 1024  # tokens; larger blocks are long work on their own
+"""Events of one group."""
+MOST_TOKENS = 8192
+"""Of one group: about half a millisecond."""
 
 Piece: TypeAlias = Event | Reason | list[BlockStored]
 
 
-def together(events: Iterable[Event | Reason]) -> Iterator[Piece]:
-    """The events, those of one block each in groups; what is no event stays where it was."""
-    group = _Group()
+def together(
+    events: Iterable[Event | Reason], any_waits: Callable[[], bool] = lambda: False
+) -> Iterator[Piece]:
+    """The events, those of one block each in groups; what is no event stays where it was.
+
+    `any_waits`: whether, after all that was given out, some block waits for its parent.
+    """
+    group = _Group(any_waits)
     for event in events:
         if isinstance(event, BlockStored) and len(event.block_hashes) == 1:
-            if len(event.token_ids) <= _MAX_BLOCK_SIZE:
-                if not group.takes_stored(event):
-                    yield from group.end()
-                group.add_stored(event)
-                continue
-        elif isinstance(event, BlockRemoved) and len(event.block_hashes) == 1:
+            if not group.takes_stored(event):
+                yield from group.end()
+            group.add_stored(event)
+            continue
+        if isinstance(event, BlockRemoved) and len(event.block_hashes) == 1:
             if not group.takes_removed(event):
                 yield from group.end()
             group.add_removed(event)
@@ -41,23 +45,29 @@ def together(events: Iterable[Event | Reason]) -> Iterator[Piece]:
 
 
 class _Group:
-    def __init__(self) -> None:
+    def __init__(self, any_waits: Callable[[], bool]) -> None:
+        self._any_waits = any_waits
+        self._tokens = 0
         self._removed: list[BlockRemoved] = []
         self._stored: list[BlockStored] = []
         self._touched: set[EngineHash | None] = set()  # by what is stored: its blocks and their parents
 
     def takes_stored(self, event: BlockStored) -> bool:
-        return self._is_open() and (not self._stored or self._stored[0].medium == event.medium)
+        if not self._stored:
+            return self._is_open()
+        fits = self._tokens + len(event.token_ids) <= MOST_TOKENS
+        return self._is_open() and fits and self._stored[0].medium == event.medium
 
     def takes_removed(self, event: BlockRemoved) -> bool:
         return (
             self._is_open()
             and (not self._removed or _tier(self._removed[0]) == _tier(event))
-            and event.block_hashes[0] not in self._touched
+            and not (self._stored and (event.block_hashes[0] in self._touched or self._any_waits()))
         )
 
     def add_stored(self, event: BlockStored) -> None:
         self._stored.append(event)
+        self._tokens += len(event.token_ids)
         self._touched.add(event.block_hashes[0])
         self._touched.add(event.parent_block_hash)
 
@@ -67,7 +77,7 @@ class _Group:
     def end(self) -> Iterator[Piece]:
         """What was taken; then the group is empty."""
         removed, stored = self._removed, self._stored
-        self._removed, self._stored, self._touched = [], [], set()
+        self._removed, self._stored, self._touched, self._tokens = [], [], set(), 0
         if len(removed) > 1:
             hashes = [event.block_hashes[0] for event in removed]
             yield BlockRemoved(hashes, *_tier(removed[0]))

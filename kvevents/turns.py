@@ -6,7 +6,7 @@ from itertools import islice
 
 _TURN_S = 0.002  # of applying events between two turns of the loop
 _OTHERS = 4  # turns of the loop between two long ones: a request needs dozens
-_SHARE = 0.25  # of what these turns took: where requests keep the loop busy, events fall behind no further
+_SHARE = 0.25  # of what those turns took, where requests keep the loop busy: events must not starve
 _LONGEST_TURN_S = 0.005
 _REPLAYS = (
     4  # of subscribers that share turns, at once: what is replayed faster than it is applied fills memory
@@ -62,23 +62,23 @@ class Turns:
 
     async def begin(self) -> None:
         """Wait for the turn."""
+        asked_at = time.monotonic()
         await self._lock.acquire()
+        since = max(asked_at, self._ended_at)  # what was before was idle, or somebody else's turn
+        others_s = 0.0
         try:
             for _ in range(self._owed):
-                if self._others_had_s() >= _TURN_S / _SHARE:
-                    break
                 await asyncio.sleep(0)
+                others_s = time.monotonic() - since
+                if others_s >= _TURN_S / _SHARE:
+                    break
         except asyncio.CancelledError:
             self._lock.release()
             raise
-        lasts_s = max(_TURN_S, _SHARE * self._others_had_s()) if self._owed else _TURN_S
-        self._ends_at = time.monotonic() + min(lasts_s, _LONGEST_TURN_S)
+        self._ends_at = time.monotonic() + min(max(_TURN_S, _SHARE * others_s), _LONGEST_TURN_S)
 
     def end(self) -> None:
-        """Give the turn to the next, who begins when the event loop has run others, for a while after a long one."""
+        """Give the turn to the next, who begins when the event loop has run others for a while, if it was a long one."""
         self._owed = _OTHERS if self.over else 0
         self._ended_at = time.monotonic()
         self._lock.release()
-
-    def _others_had_s(self) -> float:
-        return time.monotonic() - self._ended_at

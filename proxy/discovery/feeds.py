@@ -73,7 +73,7 @@ class _Feed:
 
     @property
     def retirements(self) -> int:
-        return self.subscriber.retirements
+        return self.subscriber.retirements - self.subscriber.damages
 
     async def stop(self) -> None:
         self.task.cancel()

@@ -27,6 +27,9 @@ class WatchedIndex:
         self._check(events[0], change, sum(max(1, len(event.block_hashes)) for event in events))
         return change
 
+    def orphans(self, instance: str, rank: int) -> int:
+        return self._index.orphans(instance, rank)
+
     def remove(self, instance: str, rank: int, event: BlockRemoved) -> Change:
         change = self._index.remove(instance, rank, event)
         self._check(event, change, max(len(event.block_hashes), change.dropped.get(Reason.CACHE_GROUP, 0)))

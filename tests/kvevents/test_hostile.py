@@ -84,7 +84,6 @@ def test_more_than_an_engine_can_mean_is_not_read_at_all(payload: bytes) -> None
         run([1], [1], 1, medium="x" * 257),
         run([1], [1], 1, lora_name="x" * 257),
         run([1], [1], 1, extra_keys=[["x" * (2 << 20)]]),
-        run([1], [1] * (9 << 20), 9 << 20),
         ["BlockStored", [1], None, [1], 1, None, None, None, [["x" * (2 << 20)]]],
         ["BlockStored", [1], None, [1], 1, None, "x" * 257],
     ],
@@ -92,6 +91,12 @@ def test_more_than_an_engine_can_mean_is_not_read_at_all(payload: bytes) -> None
 def test_fields_longer_than_any_engines_are_broken_events(event: Any) -> None:
     decoded = decode(encode([0.0, [event, run([1], [1], 1)], 0]))
     assert decoded.skipped == {Reason.BROKEN_EVENT: 1}
+    assert len(decoded.batch.events) == 1
+
+
+def test_an_event_that_is_too_large_to_look_at_may_be_anything() -> None:
+    decoded = decode(encode([0.0, [run([1], [1] * (9 << 20), 9 << 20), run([1], [1], 1)], 0]))
+    assert decoded.skipped == {Reason.BROKEN_REMOVAL: 1}
     assert len(decoded.batch.events) == 1
 
 

@@ -71,7 +71,7 @@ async def test_a_broken_event_makes_the_slot_partial(bench: Bench) -> None:
     "removal", [{"type": "BlockRemoved", "block_hashes": None}, {"type": "TierBlocksCleared"}]
 )
 async def test_what_a_removal_may_have_named_that_cannot_be_read_is_forgotten(
-    bench: Bench, removal: dict[str, Any]
+    bench: Bench, caplog: pytest.LogCaptureFixture, removal: dict[str, Any]
 ) -> None:
     publisher = bench.publisher()
     publisher.publish(block(1))
@@ -81,8 +81,10 @@ async def test_what_a_removal_may_have_named_that_cannot_be_read_is_forgotten(
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.PARTIAL)
         assert bench.index.blocks() == {Slot(ENGINE, 0, "GPU"): 1}
+        assert (subscriber.retirements, subscriber.damages) == (1, 1)
     assert bench.heard.retirements == ["damaged"]
     assert bench.heard.drops == {Reason.BROKEN_REMOVAL: 1}
+    assert caplog.text.count("may have told of removed blocks") == 1
 
 
 async def test_what_an_index_held_before_is_forgotten_for_that_rank_only(bench: Bench) -> None:

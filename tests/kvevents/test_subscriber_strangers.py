@@ -136,7 +136,6 @@ async def test_events_get_a_share_of_a_loop_that_is_busy_with_requests(
                 clock += 0.0005
                 spent += 0.0005
             turns.end()
-            await asyncio.sleep(0)
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(requests())

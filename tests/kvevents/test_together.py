@@ -49,7 +49,7 @@ def removed(*names: int, **fields: Any) -> BlockRemoved:
             [[stored(1), stored(2)], AllBlocksCleared(), stored(3)],
         ),
         ([stored(1), Reason.BROKEN_EVENT, stored(2)], [stored(1), Reason.BROKEN_EVENT, stored(2)]),
-        ([BlockStored([1], None, [0] * 2000, 2000)] * 2, [BlockStored([1], None, [0] * 2000, 2000)] * 2),
+        ([BlockStored([1], None, [0] * 5000, 5000)] * 2, [BlockStored([1], None, [0] * 5000, 5000)] * 2),
     ],
 )
 def test_what_has_nothing_to_do_with_each_other_is_put_together(
@@ -58,12 +58,32 @@ def test_what_has_nothing_to_do_with_each_other_is_put_together(
     assert list(together(events)) == pieces
 
 
+def test_nothing_is_moved_while_a_block_waits_for_its_parent() -> None:
+    events: list[Event] = [removed(8), stored(1), removed(9), stored(2)]
+    assert list(together(events, lambda: True)) == [removed(8), stored(1), removed(9), stored(2)]
+
+
+def test_a_removal_of_what_waited_comes_after_its_parent() -> None:
+    encode = msgspec.msgpack.encode
+    waiting = encode([0.0, [stored(3, 2), stored(2, 1)], 0])
+    grouped, one_by_one = both_ways([waiting, encode([0.0, [stored(1), removed(2)], 0])])
+    assert grouped == one_by_one
+    assert one_by_one[0][3] == {("e", 0, "GPU"): 2}
+
+
 def test_groups_are_bounded() -> None:
     events: list[Event] = [stored(n) for n in range(3 * MOST_TOGETHER)]
     assert [len(piece) for piece in together(events) if isinstance(piece, list)] == [MOST_TOGETHER] * 3
     turns: list[Event] = list(itertools.chain.from_iterable((removed(n), stored(-n)) for n in range(1, 500)))
-    pieces = list(together(turns))
-    assert sum(len(p) for p in pieces if isinstance(p, list)) + 499 == len(turns)
+    sizes = [
+        len(piece) if isinstance(piece, list) else len(piece.block_hashes)
+        for piece in together(turns)
+        if isinstance(piece, list | BlockRemoved)
+    ]
+    assert sum(sizes) == len(turns)
+    assert set(sizes[:-2]) == {MOST_TOGETHER // 2}
+    large = [BlockStored([n], None, [0] * 1000, 1000) for n in range(20)]
+    assert [len(piece) for piece in together(large) if isinstance(piece, list)] == [8, 8, 4]
 
 
 class Each:
