@@ -96,9 +96,11 @@ class Soak:
         """The samples that trends are taken from."""
         return [sample for sample in self.samples if sample.at_s > self.options.settle_s]
 
-    def trend(self, name: str) -> Trend | None:
-        """Of one figure; None if there are too few samples."""
+    def trend(self, name: str, *, lately: bool = False) -> Trend | None:
+        """Of one figure, or of the later half of its samples; None if there are too few."""
         judged = self.judged
+        if lately:
+            judged = judged[len(judged) // 2 :]
         if len(judged) < 3:
             return None
         return trend([s.at_s / 3600 for s in judged], [float(getattr(s, name)) for s in judged])
@@ -119,9 +121,12 @@ class Soak:
         }
         floors["memory_mib"] = MEMORY_FLOOR_MIB
         for name, floor in floors.items():
-            measured = self.trend(name)
-            if measured is not None and measured.grows(floor):
-                found.append(f"{name} grows by {measured.slope:.3g} (+- {measured.error:.2g}) an hour")
+            for when, measured in (("", self.trend(name)), ("lately ", self.trend(name, lately=True))):
+                if measured is not None and measured.grows(floor):
+                    found.append(
+                        f"{name} {when}grows by {measured.slope:.3g} (+- {measured.error:.2g}) an hour"
+                    )
+                    break
         return found
 
     def write(self, folder: Path) -> Path:

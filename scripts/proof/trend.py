@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-MOST_ALIKE = 0.95
-"""The largest autocorrelation that is believed: an hour of samples is then worth three."""
+MOST_ALIKE = 0.9
+"""The largest autocorrelation that is believed: an hour of samples is then worth six."""
 
 SURE = 2.0
 """Standard errors beyond which a slope is no noise: one flat figure in forty is then called growing."""

@@ -199,6 +199,8 @@ def test_what_grows_after_it_has_settled_is_found(tmp_path: pathlib.Path) -> Non
     for figure in ("memory_mib", "unary_p99_ms", "tasks"):
         grown = Soak(options, samples=settling + [sample(m, **{figure: 10 + m / 10}) for m in later])
         assert [finding.partition(" ")[0] for finding in grown.findings()] == [figure]
+        lately = Soak(options, samples=settling + [sample(m, **{figure: max(10, m - 28)}) for m in later])
+        assert [finding.partition(" ")[0] for finding in lately.findings()] == [figure]
     failed = Soak(options, samples=[sample(m) for m in later], failures=["status 502"])
     assert len(failed.findings()) == 1
     assert "memory_mib" in failed.write(tmp_path).read_text()
