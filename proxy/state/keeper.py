@@ -7,7 +7,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Generator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +15,7 @@ from kvevents.snapshot import Snapshot, encode, fingerprint
 from proxy.logs import Occasionally
 from proxy.state import restorer
 from proxy.state.directory import StateDirectory
+from proxy.state.disk_thread import DiskThread
 from proxy.state.restorer import Found, Restorer
 from proxy.tasks import TaskOwner
 
@@ -100,7 +100,7 @@ class StateKeeper:
         self._clock = clock
         self._tasks = TaskOwner("state")
         # One thread: what is written or removed later is so later on disk.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
+        self._thread = DiskThread()
         self._kept: dict[_Rank, _Kept] = {}
         self._restorer = Restorer(directory, index, self._made_with, accounts, self._thread)
         self._failures = Occasionally(clock, WARN_EVERY_S)
