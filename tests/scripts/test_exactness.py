@@ -263,7 +263,7 @@ def test_some_seconds_of_everything(tmp_path: pathlib.Path) -> None:
             logs=tmp_path,
             phases=phases,
             pause_s=0.05,
-            prefill_tokens=4096,
+            prefill_tokens=6144,
             buffer_steps=30 if knows(STATE_DIR) else 8,
             state_interval_s=1,
             resets=2,
