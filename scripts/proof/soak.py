@@ -34,6 +34,8 @@ IDLE_S = 20.0
 
 MEMORY_FLOOR_MIB = 1.0
 """An hour's growth below this is none: 24 MiB a day."""
+LEAST_LATELY = 20
+"""Samples of the later half: fewer tell nothing of how far they depend on each other."""
 FLOOR_SHARE = 0.05
 """As above for all other figures: a share of their mean."""
 _READ_LIMIT = 1 << 24
@@ -101,7 +103,7 @@ class Soak:
         judged = self.judged
         if lately:
             judged = judged[len(judged) // 2 :]
-        if len(judged) < 3:
+        if len(judged) < (LEAST_LATELY if lately else 3):
             return None
         return trend([s.at_s / 3600 for s in judged], [float(getattr(s, name)) for s in judged])
 
