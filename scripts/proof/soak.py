@@ -1,7 +1,8 @@
 """A long run at a share of what kvproxy can do: its memory must stay flat, and so must its latency.
 
 First a closed loop finds the most requests a second that kvproxy, engines and clients manage together on this machine.
-Then requests arrive as a Poisson process at a share of that, whether or not earlier ones are answered, so that a
+Then comes a rush of clients at once: a process keeps the memory of the most that it ever had under way, and without
+the rush a machine that stands still for a moment, at any time in the run, would look like a leak. Then requests arrive as a Poisson process at a share of that, whether or not earlier ones are answered, so that a
 kvproxy which slows down is not spared.
 """
 
@@ -25,6 +26,8 @@ from proof.setting import MODEL, Setting, Vitals, processes
 from proof.trend import Trend, trend
 
 CONCURRENCY = 64
+RUSH_CLIENTS = 1024
+RUSH_S = 15.0
 STREAM_TOKENS = 40
 MOST_UNDER_WAY = 4000
 """More requests at once mean that kvproxy falls behind for good; the run ends there."""
@@ -246,8 +249,10 @@ async def _soak(setting: Setting, made: Soak, say: Callable[[Soak], None]) -> No
     options = made.options
     address = setting.proxy.url.removeprefix("http://")
     closed = await run(address, _until(requests(options.seed + 1), options.saturation_s), CONCURRENCY)
-    if closed.failures:
-        raise RuntimeError(f"{len(closed.failures)} requests failed at full load: {closed.failures[0]}")
+    rush = await run(address, _until(requests(options.seed + 2), RUSH_S), RUSH_CLIENTS)
+    for failures in (closed.failures, rush.failures):
+        if failures:
+            raise RuntimeError(f"{len(failures)} requests failed at full load: {failures[0]}")
     made.saturation_per_s = closed.requests / closed.seconds
     load = Load(address, made.saturation_per_s * options.share, options.seed)
     begun = time.perf_counter()
