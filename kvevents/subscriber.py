@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 
 PROBE_S = 10.0
 """An idle source is asked after that time whether it is still the process we know."""
+SETTLE_S = 1.0
+"""A publisher may answer a replay before it knows of our subscription, and what it publishes in between reaches nobody:
+so long after the first replay of a connection it is asked again, if no batch has told by then."""
 REPLAY_QUIET_S = 2.0
 """A replay is over when nothing came for so long; vLLM serves one within 0.1 s unless it is starved of CPU."""
 REPLAY_LIMIT_S = 60.0
@@ -89,6 +92,7 @@ class Subscriber:
         turns: Turns | None = None,
         resume: Resume | None = None,
         probe_s: float = PROBE_S,
+        settle_s: float = SETTLE_S,
         replay_quiet_s: float = REPLAY_QUIET_S,
         replay_limit_s: float = REPLAY_LIMIT_S,
     ) -> None:
@@ -106,6 +110,8 @@ class Subscriber:
         self._has_place = False
         self._asked: int | None = None  # the start of a replay that waits for a place
         self._probe_s = probe_s
+        self._settle_s = settle_s
+        self._settled = False
         self._replay_quiet_s = replay_quiet_s
         self._replay_limit_s = replay_limit_s
         self._state = State.UNKNOWN
@@ -337,6 +343,7 @@ class Subscriber:
     async def _handle(self, source: Source, wire: "Wire", event: SourceEvent) -> None:
         if isinstance(event, Connected | Disconnected):
             self._connected = isinstance(event, Connected)
+            self._settled = False
         damage, cleared = Damage.NONE, False
         for action in source.handle(event):
             match action:
@@ -365,7 +372,9 @@ class Subscriber:
                 case GapSeen(missing):
                     self._observer.gap(instance=self._instance, rank=self._address.rank, missing=missing)
                 case ReplayDone(batches, complete):
-                    self._probe_at = time.monotonic() + self._probe_s
+                    wait_s = self._probe_s if self._settled or not complete else self._settle_s
+                    self._settled = self._settled or complete
+                    self._probe_at = time.monotonic() + wait_s
                     self._observer.replay(
                         instance=self._instance, rank=self._address.rank, batches=batches, complete=complete
                     )

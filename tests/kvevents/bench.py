@@ -63,7 +63,9 @@ def block(number: int) -> dict[str, Any]:
 class Bench:
     """One engine's address, its publisher of the moment, and a subscriber's index."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, settle_s: float = 60.0) -> None:
+        """`settle_s`: long enough that a test sees no requests but those it is about."""
+        self.settle_s = settle_s
         self.endpoint = f"tcp://127.0.0.1:{free_port()}"
         self.replay = f"tcp://127.0.0.1:{free_port()}"
         self.index = PrefixIndex()
@@ -78,7 +80,7 @@ class Bench:
     async def following(self, *, replay: bool = True, **options: Any) -> AsyncIterator[Subscriber]:
         address = {name: options.pop(name) for name in ("topic", "bind") if name in options}
         where = SourceAddress(0, self.endpoint, self.replay if replay else None, **address)
-        options = {"probe_s": 60.0, "replay_quiet_s": 5.0, **options}
+        options = {"probe_s": 60.0, "settle_s": self.settle_s, "replay_quiet_s": 5.0, **options}
         subscriber = Subscriber(ENGINE, where, self.index, self.heard, **options)
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(subscriber.run())

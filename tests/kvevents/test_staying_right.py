@@ -6,7 +6,7 @@ Each is told on real sockets with an engine whose cache is a plain model: sets o
 import asyncio
 import functools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -22,6 +22,15 @@ from proxy.instances import Instance
 from proxy.tasks import TaskOwner
 from tests.kvevents.bench import ENGINE, SLOT, Bench, Heard, until
 from tests.kvevents.publisher import Publisher, free_port
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """Engines publish while they are being subscribed to, as they do in the field."""
+    bench = Bench(settle_s=0.3)
+    yield bench
+    for publisher in bench.publishers:
+        publisher.close()
 
 
 class Engine:

@@ -33,6 +33,17 @@ async def test_replays_of_other_releases(bench: Bench, parts: int) -> None:
         assert bench.cached() == 3
 
 
+async def test_what_was_published_before_our_subscription_had_arrived(bench: Bench) -> None:
+    publisher = bench.publisher(lose=lambda number: number < 3)
+    async with bench.following(settle_s=0.2) as subscriber:
+        await until(lambda: subscriber.state is State.EXACT)
+        publish(publisher, 1, 3)  # nothing follows that would show the gap
+        publisher.settle()
+        await until(lambda: bench.cached() == 3)
+        assert subscriber.state is State.EXACT
+    assert bench.heard.retirements == []
+
+
 async def test_a_gap_is_filled_by_a_replay(bench: Bench) -> None:
     publisher = bench.publisher(lose=lambda number: number in {2, 3})
     async with bench.following() as subscriber:
