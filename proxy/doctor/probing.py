@@ -239,7 +239,11 @@ class Probing:
         return listeners
 
     async def _make(self, rank: RankFacts, local: LocalTokenizer | None) -> dict[str, Any] | None:
-        """A probe of some blocks; None, with the reason noted, if its tokens cannot be had."""
+        """A probe of some blocks; None, with the reason noted, if its tokens cannot be had.
+
+        Never one token longer than whole blocks if that can be helped: vLLM's ExampleConnector stores such a prompt under
+        another name than it looks for.
+        """
         size = self.facts.block_size or USUAL_BLOCK_SIZE
         longest = min(MAX_PROBE_TOKENS, self.facts.max_model_len(self._model) or MAX_PROBE_TOKENS)
         wanted = min(int(size * BLOCKS) + 1, longest * 3 // 4)
@@ -252,8 +256,11 @@ class Probing:
                 if tokens is None:
                     break
                 if wanted <= len(tokens) < longest and (len(tokens) < 2 * wanted or words <= LEAST_WORDS):
-                    break
-                words = max(LEAST_WORDS, words * wanted * 9 // (8 * max(1, len(tokens))))
+                    if len(tokens) % size != 1:
+                        break
+                    words += 1
+                else:
+                    words = max(LEAST_WORDS, words * wanted * 9 // (8 * max(1, len(tokens))))
             if tokens is not None:
                 rank.token_ids, rank.untokenized = tokens, None
                 return prompt

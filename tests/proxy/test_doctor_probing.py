@@ -1,0 +1,62 @@
+"""The doctor's probe has a length that every connector can hand over, whatever the engine's template adds to it."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from kvevents import Context
+from proxy.config import Role, parse_instance
+from proxy.doctor.facts import Answer, EngineFacts, Metrics, RankFacts
+from proxy.doctor.probing import Probing
+from proxy.headers import Headers
+from proxy.tasks import TaskOwner
+
+
+class Tokenized:
+    """The answer of an engine whose tokens are words, and those of its template."""
+
+    status = 200
+
+    def __init__(self, body: bytes, template: int) -> None:
+        words = msgspec.json.decode(body)["messages"][0]["content"].split()
+        self._tokens = [*range(template), *[7] * len(words)]
+
+    async def read(self) -> bytes:
+        return msgspec.json.encode({"tokens": self._tokens})
+
+    def close(self) -> None:
+        pass
+
+
+class Engines:
+    def __init__(self, template: int) -> None:
+        self._template = template
+
+    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Any:
+        assert (instance, path, headers) == ("engine:8000", "/tokenize", [])
+        return Tokenized(body, self._template)
+
+
+async def probe_tokens(template: int, block_size: int) -> int:
+    facts = EngineFacts(
+        parse_instance("engine:8000", Role.PREFILL), metrics=Answer(value=Metrics(block_size=block_size))
+    )
+    engines: Any = Engines(template)
+    context, tasks = Context(), TaskOwner("probing")
+    rank = RankFacts(rank=0)
+    try:
+        probing = Probing(facts, engines, "tiny", kv_events=True, context=context, tasks=tasks, service=None)
+        assert await probing._make(rank, None) is not None
+    finally:
+        await tasks.close()
+        context.term()
+    return len(rank.token_ids)
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 128])
+async def test_it_is_never_one_token_longer_than_whole_blocks(block_size: int) -> None:
+    for template in range(2 * block_size):
+        tokens = await probe_tokens(template, block_size)
+        assert tokens > 2 * block_size
+        assert tokens % block_size != 1
