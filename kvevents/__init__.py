@@ -9,7 +9,8 @@ from kvevents.block_keys import BlockHasher, Prompt
 from kvevents.decoder import Decoded, Message, UnreadableMessage, decode, read_live, read_replay
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, EngineHash, Event, EventBatch, Reason
 from kvevents.observer import NullObserver, Observer
-from kvevents.prefix_index import Change, PrefixIndex, Slot
+from kvevents.prefix_index import Change, PrefixIndex
+from kvevents.slots import Slot
 from kvevents.source_events import Checkpoint, Resumed, State
 from kvevents.subscriber import Resume, Subscriber, in_slices
 from kvevents.turns import Turns

@@ -60,8 +60,14 @@ class _Pair:
             at[on] = (at[on] + 1) & int(mask)
             there = self.key[at[on]]
             on = on[(there != keys[on]) & (there != 0)]
-        for straggler in on.tolist():
-            at[straggler] = self.find(keys.item(straggler))
+        if len(on):
+            key_at, last = self.key_at, self.places - 1
+            ends = at[on].tolist()
+            for straggler, (key, place) in enumerate(zip(keys[on].tolist(), ends, strict=True)):
+                while (there := key_at[place]) and there != key:
+                    place = (place + 1) & last  # noqa: PLW2901  # it is on its way
+                ends[straggler] = place
+            at[on] = ends
         return at
 
     def claim_many(self, keys: Keys) -> npt.NDArray[np.int64]:

@@ -13,16 +13,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
+from kvevents import slower_tiers
+from kvevents.block_keys import BlockHasher, Keys, Prompt, UnkeyableRun
 from kvevents.block_store import FEW_BLOCKS, BlockStore
 from kvevents.engine_cache import DEFAULT_TIER, EngineCache, Tier, note_uncounted, why_uncounted
 from kvevents.events import BlockRemoved, BlockStored, Reason
 from kvevents.exported import SLICE_BLOCKS, ExportedRank, at_once, copied
 from kvevents.residency import Residency
 from kvevents.slot_sets import bits
+from kvevents.slots import Slot, Slots
 
 MAX_ORPHANS = 16_384
 """Blocks of one (instance, rank) that wait for a parent: two of the longest prompts in common use, 16-token blocks."""
@@ -42,14 +41,6 @@ _NO_EXTRA_KEYS: tuple[list[Any] | None, ...] = (None, [None], [[]], [])
 
 Removals = Callable[[str, int, Sequence[int] | None], None]
 """Hears of an instance, a rank, and the keys that left one of its tiers; None for all of them."""
-
-
-class Slot(NamedTuple):
-    """One place where blocks lie."""
-
-    instance: str
-    rank: int
-    tier: str
 
 
 class Change(NamedTuple):
@@ -89,10 +80,7 @@ class PrefixIndex:
         self._capacity: dict[tuple[str, int, str], int] = {}
         self._uncounted: dict[tuple[str, int], dict[str, Reason]] = {}
         self._reports: dict[tuple[str, int], bool] = {}  # asked for; True: the engine marks them
-        self._slots: list[Slot] = []  # by bit number
-        self._free: list[int] = []
-        self._buried: list[Tier] = []
-        self._waste: list[dict[Any, Any]] = []
+        self._slots = Slots(self._residency)
         self._known_slots: dict[Slot, int] | None = None
         self._known_sizes: list[tuple[int, int]] = []
         self._on_removed: Removals | None = None
@@ -133,7 +121,7 @@ class PrefixIndex:
             digests = self._hasher.digests(event)
         except UnkeyableRun as unkeyable:
             return Change(0, 0, {unkeyable.reason: max(count, 1)})
-        if self._buried or self._waste:
+        if self._slots.to_sweep:
             self.sweep(2 * count)
         if engine is None:
             engine = self._engines[instance, rank] = EngineCache(event.block_size)
@@ -177,7 +165,7 @@ class PrefixIndex:
             words = self._hasher.words_of_singles(events)
         except UnkeyableRun:
             return False
-        if self._buried or self._waste:
+        if self._slots.to_sweep:
             self.sweep(2 * len(events))
         if not self._blocks.store_singles(engine, name, events, words):
             return False
@@ -235,7 +223,7 @@ class PrefixIndex:
             self._bury(tier)
             engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
         if engine.orphans:
-            self._waste += (engine.orphans, engine.children)
+            self._slots.throw_away(engine.orphans, engine.children)
             engine.orphans, engine.children = OrderedDict(), {}
         if self._on_removed is not None:
             self._on_removed(instance, rank, None)
@@ -249,7 +237,7 @@ class PrefixIndex:
             for tier in engine.tiers.values():
                 blocks += tier.blocks
                 self._bury(tier)
-            self._waste += (engine.orphans, engine.children)
+            self._slots.throw_away(engine.orphans, engine.children)
             if self._on_removed is not None:
                 self._on_removed(*at, None)
         for kept in (self._uncounted, self._reports):
@@ -264,27 +252,7 @@ class PrefixIndex:
         Storing sweeps twice what it stores, so that memory stays bounded without this; an owner that wants it back
         soon calls it until it answers False, and lets others run in between.
         """
-        while blocks > 0 and self._buried:
-            tier = self._buried[-1]
-            keys: list[int] = []
-            while tier.shards and len(keys) < blocks:
-                shard = tier.shards[-1]
-                keys += [shard.popitem()[1] for _ in range(min(len(shard), blocks - len(keys)))]
-                if not shard:
-                    tier.shards.pop()
-            blocks -= len(keys) + 1
-            self._residency.take(list(set(keys)) if tier.names else keys, tier.bit)
-            if not tier.shards:
-                self._buried.pop()
-                self._free.append(tier.bit.bit_length() - 1)
-        while blocks > 0 and self._waste:
-            waste = self._waste[-1]
-            for _ in range(min(len(waste), blocks)):
-                waste.popitem()
-            blocks -= len(waste) + 1
-            if not waste:
-                self._waste.pop()
-        return bool(self._buried or self._waste) or self._residency.move()
+        return self._slots.sweep(blocks)
 
     def set_capacity(self, instance: str, rank: int, blocks: int | None, tier: str = DEFAULT_TIER) -> None:
         """How many physical blocks a tier has (the engine's num_gpu_blocks), None: not known.
@@ -320,7 +288,7 @@ class PrefixIndex:
         computes at least the last token anew.
         """
         cached = self._live_slots().copy()
-        slots = self._slots
+        slots = self._slots.by_bit
         for block_size, among in self._known_sizes:
             for slots_bits, blocks in self._residency.longest(
                 self._hasher.prompt_keys(prompt, block_size), among
@@ -341,34 +309,18 @@ class PrefixIndex:
         slots = self._residency.of(key)
         return any(slots & tier.bit for tier in engine.tiers.values())
 
-    def beyond(
-        self, prompt: Prompt, tiers: Sequence[str], main: str = DEFAULT_TIER
-    ) -> dict[tuple[str, int], dict[str, int]]:
+    def beyond(self, prompt: Prompt, tiers: Sequence[str], main: str = DEFAULT_TIER) -> slower_tiers.Found:
         """What lies in slower tiers behind the prefix that `main` has, in tokens, by (instance, rank) and tier.
 
         Each block counts for the first of the `tiers` that has it; at the first block that none of them has it
         ends, and always before the prompt's last token, which is computed. A rank with nothing there is left out.
         """
-        found: dict[tuple[str, int], dict[str, int]] = {}
-        looked: dict[int, tuple[list[int], npt.NDArray[np.int64]]] = {}
-        for at, engine in self._engines.items():
-            slower = [(name, engine.tiers[name].bit) for name in tiers if name in engine.tiers]
-            if not any(engine.tiers[name].blocks for name, _ in slower):
-                continue
-            size = engine.block_size
-            if size not in looked:
-                whole = max(0, len(prompt.token_ids) - 1) // size
-                looked[size] = self._residency.sets_of(self._hasher.prompt_keys(prompt, size)[:whole])
-            sets, which = looked[size]
-            fast = engine.tiers[main].bit if main in engine.tiers else 0
-            start = _leading(np.array([bool(there & fast) for there in sets], np.bool_)[which])
-            first = np.array([_first(there, slower) for there in sets], np.int64)[which[start:]]
-            counts = np.bincount(first[: _leading(first < len(slower))], minlength=len(slower)).tolist()
-            if any(counts):
-                found[at] = {
-                    name: count * size for (name, _), count in zip(slower, counts, strict=True) if count
-                }
-        return found
+
+        def keys_of(block_size: int) -> Keys:
+            whole = max(0, len(prompt.token_ids) - 1) // block_size
+            return self._hasher.prompt_keys(prompt, block_size)[:whole]
+
+        return slower_tiers.beyond(self._engines, self._residency, keys_of, tiers, main)
 
     def blocks(self) -> dict[Slot, int]:
         """How many different blocks lie in each live slot (copies count once)."""
@@ -456,19 +408,12 @@ class PrefixIndex:
     # ---- slots --------------------------------------------------------------------------------------------
 
     def _new_tier(self, slot: Slot) -> Tier:
-        if self._free:
-            number = self._free.pop()
-            self._slots[number] = slot
-        else:
-            number = len(self._slots)
-            self._slots.append(slot)
         self._known_slots = None
-        return Tier(1 << number)
+        return self._slots.new_tier(slot)
 
     def _bury(self, tier: Tier) -> None:
         self._known_slots = None
-        self._buried.append(tier)
-        self._waste += (tier.copies, tier.names)
+        self._slots.bury(tier)
 
     def _tiers(self) -> Iterator[tuple[Slot, Tier]]:
         for (instance, rank), engine in self._engines.items():
@@ -515,13 +460,3 @@ def _is_single(event: BlockStored, like: BlockStored) -> bool:
         and event.extra_keys in _NO_EXTRA_KEYS
         and not event.is_report
     )
-
-
-def _leading(flags: "npt.NDArray[np.bool_]") -> int:
-    """How many are true before the first that is not."""
-    return len(flags) if flags.all() else int(flags.argmin())
-
-
-def _first(there: int, tiers: Sequence[tuple[str, int]]) -> int:
-    """The place of the first tier whose bit is in a set of slots; their number if none is."""
-    return next((place for place, (_, bit) in enumerate(tiers) if there & bit), len(tiers))

@@ -20,7 +20,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from kvevents.block_keys import Prompt
-from kvevents.prefix_index import PrefixIndex, Slot
+from kvevents.prefix_index import PrefixIndex
+from kvevents.slots import Slot
 from proxy.body import Body
 from proxy.config import MAIN_TIER
 from proxy.connectors import Handoff, asking_for_report

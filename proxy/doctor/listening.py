@@ -54,7 +54,14 @@ class Listener(NullObserver):
         self._instance = instance
         self._index = PrefixIndex()
         self._subscriber = Subscriber(
-            instance, address, self, self, context=context, probe_s=NEVER_S, replay_quiet_s=REPLAY_QUIET_S
+            instance,
+            address,
+            self,
+            self,
+            context=context,
+            probe_s=NEVER_S,
+            settle_s=NEVER_S,
+            replay_quiet_s=REPLAY_QUIET_S,
         )
         name = f"events of {instance} rank {address.rank}"
         self._task = tasks.create(self._subscriber.run(), name=name)

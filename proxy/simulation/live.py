@@ -34,6 +34,8 @@ from proxy.tasks import TaskOwner
 _BODY_LIMIT = 256 * 1024 * 1024
 MAX_HEADER_BYTES = 4 << 20
 """As --h11-max-incomplete-event-size of vLLM."""
+BACKLOG = 2048
+"""Connections that may wait to be accepted: uvicorn's default, which vLLM keeps."""
 _REMEMBERED = 1000
 _LAST_ANSWERS_S = 1.0
 
@@ -213,7 +215,7 @@ class StandIn:
             max_field_size=MAX_HEADER_BYTES,
         )
         await self._runner.setup()
-        self._site = web.TCPSite(self._runner, self.config.host, self.port)
+        self._site = web.TCPSite(self._runner, self.config.host, self.port, backlog=BACKLOG)
         await self._site.start()
         self.port = self._runner.addresses[0][1]
 

@@ -1,7 +1,7 @@
 """A long run at a share of what kvproxy can do: its memory must stay flat, and so must its latency.
 
-First a closed loop finds the most requests a second that kvproxy, engines and clients manage together on this machine.
-Then comes a rush of clients at once: a process keeps the memory of the most that it ever had under way, and without
+First it finds the most requests a second, arriving at random, that kvproxy, engines and clients keep up with together
+on this machine. (A closed loop gets more done, since it never lets them run dry, but tells nothing of that.) Then comes a rush of clients at once: a process keeps the memory of the most that it ever had under way, and without
 the rush a machine that stands still for a moment, at any time in the run, would look like a leak. Then requests arrive as a Poisson process at a share of that, whether or not earlier ones are answered, so that a
 kvproxy which slows down is not spared.
 """
@@ -26,6 +26,12 @@ from proof.setting import MODEL, Setting, Vitals, processes
 from proof.trend import Trend, trend
 
 CONCURRENCY = 64
+"""Of the closed loop, which tells where to look."""
+STEP_SHARE = 0.05
+"""Of the closed loop's rate: by so much the rate goes up while they keep up."""
+STEP_S = 10.0
+KEPT_UP_S = 1.0
+"""They keep up with a rate if 99 of 100 requests are answered within that time."""
 RUSH_CLIENTS = 1024
 RUSH_S = 15.0
 STREAM_TOKENS = 40
@@ -54,7 +60,6 @@ class Options:
     logs: Path
     prefill: int = 2
     decode: int = 2
-    saturation_s: float = 20.0
     sample_s: float = 30.0
     settle_s: float = 180.0
     """What is sampled before that is shown and not judged: caches of a bounded size fill."""
@@ -248,12 +253,8 @@ def soak(options: Options, say: Callable[[Soak], None] = lambda _: None) -> Soak
 async def _soak(setting: Setting, made: Soak, say: Callable[[Soak], None]) -> None:
     options = made.options
     address = setting.proxy.url.removeprefix("http://")
-    closed = await run(address, _until(requests(options.seed + 1), options.saturation_s), CONCURRENCY)
-    rush = await run(address, _until(requests(options.seed + 2), RUSH_S), RUSH_CLIENTS)
-    for failures in (closed.failures, rush.failures):
-        if failures:
-            raise RuntimeError(f"{len(failures)} requests failed at full load: {failures[0]}")
-    made.saturation_per_s = closed.requests / closed.seconds
+    made.saturation_per_s = await _saturation(address, options.seed + 1)
+    _none_failed((await run(address, _until(requests(options.seed + 2), RUSH_S), RUSH_CLIENTS)).failures)
     load = Load(address, made.saturation_per_s * options.share, options.seed)
     begun = time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -268,6 +269,27 @@ async def _soak(setting: Setting, made: Soak, say: Callable[[Soak], None]) -> No
                 say(made)
             before, engines_before = after, engines_after
     made.failures = load.failures
+
+
+async def _saturation(address: str, seed: int) -> float:
+    """The highest rate of random arrivals that is kept up with."""
+    closed = await run(address, _until(requests(seed), STEP_S), CONCURRENCY)
+    _none_failed(closed.failures)
+    step = STEP_SHARE * closed.requests / closed.seconds
+    rate = 0.5 * closed.requests / closed.seconds
+    for number in range(round(0.5 / STEP_SHARE)):
+        load = Load(address, rate + step, seed + number)
+        await load.run(STEP_S)
+        _none_failed(load.failures)
+        if _percentiles_ms(load.whole_s)[1] > 1000 * KEPT_UP_S:
+            break
+        rate += step
+    return rate
+
+
+def _none_failed(failures: list[str]) -> None:
+    if failures:
+        raise RuntimeError(f"{len(failures)} requests failed at full load: {failures[0]}")
 
 
 def _until(source: Iterator[tuple[bool, bytes]], seconds: float) -> Iterator[bytes]:

@@ -14,8 +14,8 @@ from itertools import pairwise
 MOST_ALIKE = 0.9
 """The largest autocorrelation that is believed: an hour of samples is then worth six."""
 
-SURE = 2.0
-"""Standard errors beyond which a slope is no noise: one flat figure in forty is then called growing."""
+SURE = 3.0
+"""Standard errors beyond which a slope is no noise: one flat figure in 700 is then called growing. A soak judges 14."""
 
 
 @dataclass(frozen=True)

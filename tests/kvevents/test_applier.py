@@ -7,7 +7,8 @@ from kvevents.applier import Applier
 from kvevents.decoder import Message
 from kvevents.events import Reason
 from kvevents.observer import NullObserver
-from kvevents.prefix_index import PrefixIndex, Slot
+from kvevents.prefix_index import PrefixIndex
+from kvevents.slots import Slot
 from kvevents.source_events import Damage
 
 BLOCK: dict[str, Any] = {

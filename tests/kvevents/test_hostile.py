@@ -210,11 +210,11 @@ def test_resets_by_the_thousand_leave_nothing_behind() -> None:
     index = PrefixIndex()
     reset = {"type": "AllBlocksCleared"}
     apply(index, run([1], [1], 1), *[reset] * 1000, run([2], [2], 1, parent_block_hash=99), *[reset] * 1000)
-    assert len(index._slots) <= 2
+    assert len(index._slots.by_bit) <= 2
     assert index.orphans(ENGINE, 0) == 0
     for number in range(200):
         apply(index, run([number], [1], 1), reset)
-    assert len(index._slots) <= 4
+    assert len(index._slots.by_bit) <= 4
 
 
 def test_long_salts_are_not_kept() -> None:

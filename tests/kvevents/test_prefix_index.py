@@ -4,7 +4,8 @@ import pytest
 
 from kvevents.block_keys import BlockHasher, Prompt
 from kvevents.events import REPORT_SESSION, BlockRemoved, BlockStored, EngineHash, Reason
-from kvevents.prefix_index import Change, PrefixIndex, Slot
+from kvevents.prefix_index import Change, PrefixIndex
+from kvevents.slots import Slot
 
 E, R = "10.0.0.1:8000", 0
 GPU, CPU = Slot(E, R, "GPU"), Slot(E, R, "CPU")
@@ -534,7 +535,7 @@ def test_a_slots_place_is_used_again_only_when_nothing_is_left_of_it(index: Pref
     while index.sweep(3):
         pass
     assert len(index._residency) == index._residency.different == 0
-    assert len(index._slots) <= 20
+    assert len(index._slots.by_bit) <= 20
 
 
 def test_storing_sweeps_faster_than_it_fills(index: PrefixIndex) -> None:

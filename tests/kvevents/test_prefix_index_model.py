@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from kvevents.block_keys import BlockHasher, Prompt
 from kvevents.events import REPORT_SESSION, BlockRemoved, BlockStored
 from kvevents.exported import ExportedOrphan, ExportedRank, at_once
-from kvevents.prefix_index import PrefixIndex, Slot
+from kvevents.prefix_index import PrefixIndex
+from kvevents.slots import Slot
 
 T = TypeVar("T")
 ENGINES = (("a", 0), ("a", 1), ("b", 0))
@@ -332,4 +333,4 @@ def _assert_nothing_is_left_over(index: PrefixIndex, *, swept: bool) -> None:
         assert len(index._residency) == len(held_by)
         assert index._residency.different == len(set(held_by.values()))
         live = sum(len(engine.tiers) for engine in index._engines.values())
-        assert len(index._free) == len(index._slots) - live
+        assert len(index._slots._free) == len(index._slots.by_bit) - live

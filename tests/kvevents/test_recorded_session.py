@@ -8,7 +8,8 @@ from kvevents.applier import Applier
 from kvevents.block_keys import Prompt
 from kvevents.decoder import Message, read_live
 from kvevents.observer import NullObserver
-from kvevents.prefix_index import PrefixIndex, Slot
+from kvevents.prefix_index import PrefixIndex
+from kvevents.slots import Slot
 from tests.kvevents import recorded
 
 SLOT = Slot("engine", 0, "GPU")

@@ -10,7 +10,6 @@ import zmq
 
 from kvevents import (
     BlockStored,
-    PrefixIndex,
     Reason,
     Slot,
     SourceAddress,
@@ -116,8 +115,8 @@ class Bench2(Bench):
     """A second subscriber of the same publisher."""
 
     def __init__(self, first: Bench) -> None:
+        super().__init__()
         self.endpoint, self.replay = first.endpoint, first.replay
-        self.index, self.heard, self.publishers = PrefixIndex(), Heard(), []
 
 
 def bench2_heard(subscriber: Subscriber) -> Heard:

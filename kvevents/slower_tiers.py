@@ -1,0 +1,50 @@
+"""What slower tiers have of a prompt behind the part that an engine can compute from at once."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kvevents.block_keys import Keys
+from kvevents.engine_cache import EngineCache
+from kvevents.residency import Residency
+
+Found = dict[tuple[str, int], dict[str, int]]
+"""Tokens by (instance, rank) and tier."""
+
+
+def beyond(
+    engines: Mapping[tuple[str, int], EngineCache],
+    residency: Residency,
+    keys_of: Callable[[int], Keys],
+    tiers: Sequence[str],
+    main: str,
+) -> Found:
+    """See `PrefixIndex.beyond`. `keys_of`: of the prompt's blocks of that size, without one that its last token is in."""
+    found: Found = {}
+    looked: dict[int, tuple[list[int], npt.NDArray[np.int64]]] = {}
+    for at, engine in engines.items():
+        slower = [(name, engine.tiers[name].bit) for name in tiers if name in engine.tiers]
+        if not any(engine.tiers[name].blocks for name, _ in slower):
+            continue
+        size = engine.block_size
+        if size not in looked:
+            looked[size] = residency.sets_of(keys_of(size))
+        sets, which = looked[size]
+        fast = engine.tiers[main].bit if main in engine.tiers else 0
+        start = _leading(np.array([bool(there & fast) for there in sets], np.bool_)[which])
+        first = np.array([_first(there, slower) for there in sets], np.int64)[which[start:]]
+        counts = np.bincount(first[: _leading(first < len(slower))], minlength=len(slower)).tolist()
+        if any(counts):
+            found[at] = {name: count * size for (name, _), count in zip(slower, counts, strict=True) if count}
+    return found
+
+
+def _leading(flags: "npt.NDArray[np.bool_]") -> int:
+    """How many are true before the first that is not."""
+    return len(flags) if flags.all() else int(flags.argmin())
+
+
+def _first(there: int, tiers: Sequence[tuple[str, int]]) -> int:
+    """The place of the first tier whose bit is in a set of slots; their number if none is."""
+    return next((place for place, (_, bit) in enumerate(tiers) if there & bit), len(tiers))
