@@ -1,7 +1,7 @@
 """What every engine's cache holds, block by block, told by the engines' own KV events.
 
 No HTTP, no metrics library, no event loop outside `kvevents.subscriber`. A package that must not depend on
-ZeroMQ imports from `kvevents.events`, `kvevents.block_keys` and `kvevents.prefix_index` directly.
+ZeroMQ imports from `kvevents.events`, `kvevents.block_keys`, `kvevents.prefix_index` and `kvevents.slots` directly.
 """
 
 from kvevents.applier import Index

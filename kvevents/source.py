@@ -157,10 +157,10 @@ class Source:
                 yield from self._on_disconnected()
             case Suspected():
                 yield from self._on_suspected()
-            case ProbeDue():
+            case ProbeDue(settling):
                 if self._connected and self._can_replay and self._round is None:
                     self._rounds = self._tries = 0
-                    yield self._ask(fresh=self._incomplete, idle=not self.incomplete)
+                    yield self._ask(fresh=self._incomplete, idle=not settling and not self.incomplete)
             case Damaged(damage):
                 yield from self._on_damaged(damage)
             case Rebuild(replay):

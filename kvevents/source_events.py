@@ -94,6 +94,9 @@ class Suspected:
 class ProbeDue:
     """The source was idle for a while, or is due another try to be completed."""
 
+    settling: bool = False
+    """The connection is young, so batches may be on their way all the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Damaged:

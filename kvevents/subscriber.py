@@ -6,6 +6,7 @@ others wait for one short turn however many of them have much to do.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
@@ -50,7 +51,7 @@ PROBE_S = 10.0
 """An idle source is asked after that time whether it is still the process we know."""
 SETTLE_S = 1.0
 """A publisher may answer a replay before it knows of our subscription, and what it publishes in between reaches nobody:
-so long after the first replay of a connection it is asked again, if no batch has told by then."""
+so long after the first whole replay of a connection it is asked again, if no batch has told by then."""
 REPLAY_QUIET_S = 2.0
 """A replay is over when nothing came for so long; vLLM serves one within 0.1 s unless it is starved of CPU."""
 REPLAY_LIMIT_S = 60.0
@@ -111,7 +112,7 @@ class Subscriber:
         self._asked: int | None = None  # the start of a replay that waits for a place
         self._probe_s = probe_s
         self._settle_s = settle_s
-        self._settled = False
+        self._settle_at: float | None = None  # None until a replay of this connection was whole
         self._replay_quiet_s = replay_quiet_s
         self._replay_limit_s = replay_limit_s
         self._state = State.UNKNOWN
@@ -246,6 +247,7 @@ class Subscriber:
         for event in self._heard(wire):
             if isinstance(event, Live) and not source.incomplete:
                 self._probe_at = time.monotonic() + self._probe_s
+                self._settle_at = math.inf
             await self._handle(source, wire, event)
             await self._pause()
         self._ask_replay(wire)
@@ -332,7 +334,10 @@ class Subscriber:
         elif now >= self._probe_at:
             if source.incomplete or self._turns.may_replay:
                 self._probe_at = now + self._probe_s
-                await self._handle(source, wire, ProbeDue())
+                settling = self._settle_at is not None and now >= self._settle_at
+                if settling:
+                    self._settle_at = math.inf
+                await self._handle(source, wire, ProbeDue(settling=settling))
             else:  # asked now, live batches would wait for the answer while the index is taken to be exact
                 self._probe_at = now + _PROBE_AGAIN_S
 
@@ -343,7 +348,7 @@ class Subscriber:
     async def _handle(self, source: Source, wire: "Wire", event: SourceEvent) -> None:
         if isinstance(event, Connected | Disconnected):
             self._connected = isinstance(event, Connected)
-            self._settled = False
+            self._settle_at = None
         damage, cleared = Damage.NONE, False
         for action in source.handle(event):
             match action:
@@ -372,9 +377,10 @@ class Subscriber:
                 case GapSeen(missing):
                     self._observer.gap(instance=self._instance, rank=self._address.rank, missing=missing)
                 case ReplayDone(batches, complete):
-                    wait_s = self._probe_s if self._settled or not complete else self._settle_s
-                    self._settled = self._settled or complete
-                    self._probe_at = time.monotonic() + wait_s
+                    now = time.monotonic()
+                    if complete and self._settle_at is None:
+                        self._settle_at = now + self._settle_s
+                    self._probe_at = min(now + self._probe_s, self._settle_at or math.inf)
                     self._observer.replay(
                         instance=self._instance, rank=self._address.rank, batches=batches, complete=complete
                     )

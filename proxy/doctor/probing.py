@@ -50,6 +50,9 @@ BLOCKS = 2.5
 USUAL_BLOCK_SIZE = 128
 """The largest usual one, where an engine does not tell."""
 
+LEAST_BLOCK_SIZE = 16
+"""The smallest usual one, for the same: what is no multiple of it is none of the others either."""
+
 MAX_PROBE_TOKENS = 8192
 
 _GUESSES = 4
@@ -256,9 +259,9 @@ class Probing:
                 if tokens is None:
                     break
                 if wanted <= len(tokens) < longest and (len(tokens) < 2 * wanted or words <= LEAST_WORDS):
-                    if len(tokens) % size != 1:
+                    if len(tokens) % (self.facts.block_size or LEAST_BLOCK_SIZE) != 1:
                         break
-                    words += 1
+                    words = max(words, LEAST_WORDS) + 1
                 else:
                     words = max(LEAST_WORDS, words * wanted * 9 // (8 * max(1, len(tokens))))
             if tokens is not None:

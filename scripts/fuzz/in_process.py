@@ -45,6 +45,7 @@ _ELSE: tuple[SourceEvent, ...] = (
     Disconnected(),
     Suspected(),
     ProbeDue(),
+    ProbeDue(settling=True),
     ReplayEnded(marker=True),
     ReplayEnded(marker=False),
     Damaged(Damage.MISSING),

@@ -121,15 +121,9 @@ async def test_a_tail_for_programs(publisher: Publisher) -> None:
         tail, errors = await end(process, signal.SIGINT)
     assert (process.returncode, errors) == (0, "")
     told: list[dict[str, Any]] = [json.loads(line) for line in head + tail]
-    assert [line["type"] for line in told] == [
-        "BlockStored",
-        "BlockRemoved",
-        "BlockStored",
-        "replay",
-        "state",
-        "state",
-        "totals",
-    ]
+    types = [line["type"] for line in told]  # another replay follows if that takes a second
+    assert types[:5] == ["BlockStored", "BlockRemoved", "BlockStored", "replay", "state"]
+    assert [kind for kind in types[5:] if kind != "replay"] == ["state", "totals"]
     assert told[0]["block_hashes"] == ["1122334455667788", "ab" * 32, "0000000000000003"]
     assert told[0]["first_token_ids"] == list(range(100, 108))
     assert told[0]["number"] == 0

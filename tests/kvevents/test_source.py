@@ -649,6 +649,21 @@ def test_a_probe_finds_what_was_lost_at_the_end() -> None:
     )
 
 
+def test_live_copies_may_come_after_a_probe_of_a_young_connection() -> None:
+    whole = quietly(Source(can_replay=True), Connected(), *(replayed(n) for n in range(5)), MARKER)
+    play(
+        whole,
+        [
+            (ProbeDue(settling=True), [AskReplay(4)]),
+            (replayed(4), []),
+            (MARKER, [ReplayDone(0, complete=True)]),
+            (live(3), []),
+            (live(4), []),
+            (live(5), apply(5)),
+        ],
+    )
+
+
 def test_a_probe_without_answer_changes_nothing() -> None:
     play(
         exact(5),

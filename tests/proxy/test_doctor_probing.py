@@ -38,7 +38,7 @@ class Engines:
         return Tokenized(body, self._template)
 
 
-async def probe_tokens(template: int, block_size: int) -> int:
+async def probe_tokens(template: int, block_size: int | None) -> int:
     facts = EngineFacts(
         parse_instance("engine:8000", Role.PREFILL), metrics=Answer(value=Metrics(block_size=block_size))
     )
@@ -54,9 +54,12 @@ async def probe_tokens(template: int, block_size: int) -> int:
     return len(rank.token_ids)
 
 
-@pytest.mark.parametrize("block_size", [16, 32, 128])
-async def test_it_is_never_one_token_longer_than_whole_blocks(block_size: int) -> None:
+@pytest.mark.parametrize(
+    ("block_size", "told"),
+    [*((size, True) for size in (4, 8, 16, 32, 128)), *((size, False) for size in (16, 32, 128))],
+)
+async def test_it_is_never_one_token_longer_than_whole_blocks(block_size: int, told: bool) -> None:
     for template in range(2 * block_size):
-        tokens = await probe_tokens(template, block_size)
+        tokens = await probe_tokens(template, block_size if told else None)
         assert tokens > 2 * block_size
         assert tokens % block_size != 1
