@@ -43,8 +43,8 @@ MOST_UNDER_WAY = 4000
 IDLE_S = 20.0
 """kvproxy closes connections that are idle for longer than 75 s."""
 
-MEMORY_FLOOR_MIB = 1.0
-"""An hour's growth below this is none: 24 MiB a day."""
+MEMORY_STEP_MIB = 1.0
+"""Python takes memory in arenas of 1 MiB (obmalloc.c, ARENA_SIZE): one more in the whole time is no growth."""
 LEAST_LATELY = 20
 """Samples of the later half: fewer tell nothing of how far they depend on each other."""
 FLOOR_SHARE = 0.05
@@ -92,6 +92,7 @@ class Sample:
 
 
 LATENCIES = ("unary_p50_ms", "unary_p99_ms", "first_byte_p50_ms", "first_byte_p99_ms")
+JUDGED = ("memory_mib", "sockets", "tasks", *LATENCIES)
 
 
 @dataclass
@@ -108,14 +109,14 @@ class Soak:
         """The samples that trends are taken from."""
         return [sample for sample in self.samples if sample.at_s > self.options.settle_s]
 
-    def trend(self, name: str, *, lately: bool = False) -> Trend | None:
-        """Of one figure, or of the later half of its samples; None if there are too few."""
-        judged = self.judged
-        if lately:
-            judged = judged[len(judged) // 2 :]
-        if len(judged) < (LEAST_LATELY if lately else 3):
-            return None
-        return trend([s.at_s / 3600 for s in judged], [float(getattr(s, name)) for s in judged])
+    @property
+    def lately(self) -> list[Sample]:
+        """Their later half."""
+        return self.judged[len(self.judged) // 2 :]
+
+    def trend(self, name: str) -> Trend | None:
+        """Of one figure; None if there are too few samples."""
+        return _trend(self.judged, name) if len(self.judged) >= 3 else None
 
     def findings(self) -> list[str]:
         """What must not be; none means that all stayed flat."""
@@ -127,14 +128,11 @@ class Soak:
                 *found,
                 f"{len(self.judged)} samples after the first {self.options.settle_s:g} s are too few",
             ]
-        others = ("sockets", "tasks", *LATENCIES)
-        floors = {
-            name: FLOOR_SHARE * statistics.fmean(getattr(s, name) for s in self.judged) for name in others
-        }
-        floors["memory_mib"] = MEMORY_FLOOR_MIB
-        for name, floor in floors.items():
-            for when, measured in (("", self.trend(name)), ("lately ", self.trend(name, lately=True))):
-                if measured is not None and measured.grows(floor):
+        windows = {"": self.judged} | ({"lately ": self.lately} if len(self.lately) >= LEAST_LATELY else {})
+        for name in JUDGED:
+            for when, samples in windows.items():
+                measured = _trend(samples, name)
+                if measured.grows(_floor(samples, name)):
                     found.append(
                         f"{name} {when}grows by {measured.slope:.3g} (+- {measured.error:.2g}) an hour"
                     )
@@ -144,7 +142,7 @@ class Soak:
     def write(self, folder: Path) -> Path:
         """All figures, as JSON."""
         path = folder / "soak.json"
-        trends = {name: self.trend(name) for name in ("memory_mib", "sockets", "tasks", *LATENCIES)}
+        trends = {name: self.trend(name) for name in JUDGED}
         told: dict[str, Any] = {
             "options": asdict(self.options) | {"logs": str(self.options.logs)},
             "saturation_per_s": self.saturation_per_s,
@@ -154,6 +152,17 @@ class Soak:
         }
         path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         return path
+
+
+def _trend(samples: list[Sample], name: str) -> Trend:
+    return trend([s.at_s / 3600 for s in samples], [float(getattr(s, name)) for s in samples])
+
+
+def _floor(samples: list[Sample], name: str) -> float:
+    """The slope an hour that would not matter."""
+    if name == "memory_mib":  # a step in the middle of a window is a slope of one and a half steps
+        return 1.5 * MEMORY_STEP_MIB / ((samples[-1].at_s - samples[0].at_s) / 3600)
+    return FLOOR_SHARE * statistics.fmean(getattr(s, name) for s in samples)
 
 
 def requests(seed: int) -> Iterator[tuple[bool, bytes]]:

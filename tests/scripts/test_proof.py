@@ -201,6 +201,11 @@ def test_what_grows_after_it_has_settled_is_found(tmp_path: pathlib.Path) -> Non
         assert [finding.partition(" ")[0] for finding in grown.findings()] == [figure]
         lately = Soak(options, samples=settling + [sample(m, **{figure: max(10, m - 28)}) for m in later])
         assert [finding.partition(" ")[0] for finding in lately.findings()] == [figure]
+    for when in (15, 35, 55):
+        arena = [sample(m, memory_mib=10 + (m > when)) for m in later]
+        assert Soak(options, samples=settling + arena).findings() == [], "one more arena is no growth"
+    leaking = [sample(m, memory_mib=10 + (m - 10) // 12) for m in later]
+    assert len(Soak(options, samples=settling + leaking).findings()) == 1, "four are"
     failed = Soak(options, samples=[sample(m) for m in later], failures=["status 502"])
     assert len(failed.findings()) == 1
     assert "memory_mib" in failed.write(tmp_path).read_text()
