@@ -15,8 +15,12 @@ from proof.exactness.prompts import ADAPTER, MIXED, Kind, Plan, Prompts
 from proof.exactness.report import write_findings
 from proof.exactness.run import run
 from proof.exactness.setting import STATE_DIR, knows
+from proof.exactness.witness import Witness
+from vllm_cpu.engine import EngineSpec
 
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, EventBatch
+from tests.kvevents.bench import block, until
+from tests.kvevents.publisher import Publisher, free_port
 
 BLOCK = 4
 PROMPT = list(range(13))  # three full blocks and a token
@@ -56,6 +60,26 @@ def test_a_history_tells_what_was_cached_at_each_moment() -> None:
     assert told.history.lengths(Asked(PROMPT[:12]), 1.5, 1.9) == {8}, "the last token is always computed"
     assert told.history.lengths(Asked([0, *PROMPT]), 0, 9) == {0}
     assert (told.history.removed, told.history.cleared, told.history.lost) == (2, 1, [])
+
+
+async def test_a_witness_asks_for_what_it_was_too_late_for() -> None:
+    spec = EngineSpec("prefill-0", 1, events_port=free_port(), replay_port=free_port())
+    endpoints = [f"tcp://127.0.0.1:{port}" for port in (spec.events_port, spec.replay_port)]
+    publisher = Publisher(*endpoints, lose=lambda number: number in {0, 1, 3})
+    numbers = itertools.count(1)
+
+    def heard() -> bool:
+        publisher.publish(block(next(numbers)))
+        return witness[spec.address].published > 5
+
+    try:
+        with Witness([spec]) as witness:
+            await until(heard)
+    finally:
+        publisher.close()
+    assert witness[spec.address].cached_blocks == witness[spec.address].published
+    assert witness[spec.address].lost == []
+    assert witness.error is None
 
 
 def test_a_block_in_the_middle_ends_what_can_be_reused() -> None:

@@ -1,17 +1,22 @@
-"""Hears every engine's events beside kvproxy, on a thread of its own, and keeps them with nothing lost or judged."""
+"""Hears every engine's events beside kvproxy, on a thread of its own, and keeps them with nothing lost or judged.
+
+An engine that was started again may speak before we have found it: what is missing is asked for.
+"""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
 import zmq
 from vllm_cpu.engine import HOST, EngineSpec
 
-from kvevents.decoder import decode, read_live
+from kvevents.decoder import Message, decode, read_live, read_replay
 from proof.exactness.history import CacheHistory
 
 _POLL_MS = 100
+_REPLAY_MS = 2000
+"""A replay is over when nothing came for so long."""
 
 
 class Witness:
@@ -61,16 +66,35 @@ class Witness:
                 socket.setsockopt(zmq.SUBSCRIBE, b"")
                 socket.connect(f"tcp://{HOST}:{spec.events_port}")
                 poller.register(socket, zmq.POLLIN)
-                of_socket[socket] = spec.address
+                of_socket[socket] = spec
             while not self._over.is_set():
                 for socket, _ in poller.poll(_POLL_MS):
-                    self._hear(socket, self._histories[of_socket[socket]])
+                    self._hear(socket, of_socket[socket], context)
         except (zmq.ZMQError, ValueError) as error:
             self._error = error
         finally:
             context.destroy(linger=0)
 
-    def _hear(self, socket: "zmq.Socket[bytes]", history: CacheHistory) -> None:
-        message = read_live(socket.recv_multipart())
+    def _hear(
+        self, socket: "zmq.Socket[bytes]", spec: EngineSpec, context: "zmq.Context[zmq.Socket[bytes]]"
+    ) -> None:
+        message, history = read_live(socket.recv_multipart()), self._histories[spec.address]
         with self._lock:
+            for missed in _replayed(context, spec, history.published, message.number):
+                history.add(missed.number, decode(missed.payload).batch)
             history.add(message.number, decode(message.payload).batch)
+
+
+def _replayed(
+    context: "zmq.Context[zmq.Socket[bytes]]", spec: EngineSpec, start: int, end: int
+) -> Iterator[Message]:
+    """The batches from one number to before another, as far as the engine still has them."""
+    if start >= end:
+        return
+    with context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(f"tcp://{HOST}:{spec.replay_port}")
+        socket.send_multipart([b"", start.to_bytes(8, "big")])
+        while socket.poll(_REPLAY_MS) and (message := read_replay(socket.recv_multipart())) is not None:
+            if message.number < end:
+                yield message
