@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import zmq
 
+_SUBSCRIPTION_MS = 1000
 END = (-1).to_bytes(8, "big", signed=True)
 
 
@@ -20,6 +21,8 @@ def free_port() -> int:
 
 class Publisher:
     """Publishes and replays as vLLM does; each option makes it misbehave in one way seen in the field.
+
+    It answers replays once it knows of a subscription, so that what a test publishes then is heard; vLLM may be earlier.
 
     `lose(number)`: do not send that batch live. `drop(request, number)`: leave it out of the replay (`number`
     -1 is the end marker). `parts`: frames of a replayed batch behind the client's identity.
@@ -47,6 +50,7 @@ class Publisher:
         self.requests: list[int] = []
         self.published = 0
         self._asked = 0
+        self._subscriptions = 0
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -70,8 +74,9 @@ class Publisher:
         assert not self._thread.is_alive()
 
     def _run(self) -> None:
-        with zmq.Context() as context, context.socket(zmq.PUB) as pub, context.socket(zmq.ROUTER) as router:
+        with zmq.Context() as context, context.socket(zmq.XPUB) as pub, context.socket(zmq.ROUTER) as router:
             pub.linger = router.linger = 0
+            pub.setsockopt(zmq.XPUB_VERBOSER, 1)
             if self._bind:
                 _bind(pub, self.endpoint)
             else:
@@ -80,7 +85,10 @@ class Publisher:
                 _bind(router, self.replay_endpoint)
             self._ready.set()
             while not self._stop.is_set():
+                self._note_subscriptions(pub, 0)
                 if self.replay_endpoint and router.poll(0):
+                    if not self._subscriptions:
+                        self._note_subscriptions(pub, _SUBSCRIPTION_MS)
                     self._serve(router)
                 try:
                     events = self._queue.get(timeout=0.005)
@@ -92,6 +100,11 @@ class Publisher:
                     pub.send_multipart((self._topic, number.to_bytes(8, "big"), payload))
                 self._buffer.append((number, payload))
                 self.published += 1
+
+    def _note_subscriptions(self, pub: "zmq.Socket[bytes]", wait_ms: int) -> None:
+        while pub.poll(wait_ms):
+            self._subscriptions += 1 if pub.recv().startswith(b"\1") else -1
+            wait_ms = 0
 
     def _serve(self, router: "zmq.Socket[bytes]") -> None:
         client, _, start = router.recv_multipart()
