@@ -1,9 +1,11 @@
 """A long run at a share of what kvproxy can do: its memory must stay flat, and so must its latency.
 
 First it finds the most requests a second, arriving at random, that kvproxy, engines and clients keep up with together
-on this machine. (A closed loop gets more done, since it never lets them run dry, but tells nothing of that.) Then comes a rush of clients at once: a process keeps the memory of the most that it ever had under way, and without
-the rush a machine that stands still for a moment, at any time in the run, would look like a leak. Then requests arrive as a Poisson process at a share of that, whether or not earlier ones are answered, so that a
-kvproxy which slows down is not spared.
+on this machine. (A closed loop gets more done, since it never lets them run dry, but tells nothing of that.) Then comes
+a rush of clients at once: a process keeps the memory of the most that it ever had under way, and without the rush a
+machine that stands still for a moment, at any time in the run, would look like a leak. Then requests arrive as a Poisson
+process at a share of that rate, whether or not earlier ones are answered, so that a kvproxy which slows down is not
+spared.
 """
 
 import asyncio
