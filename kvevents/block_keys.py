@@ -52,6 +52,7 @@ _PLACE_BITS = 7
 _BAND = (1 << _PLACE_BITS) - 1
 _SUM_BITS = KEY_BITS - _PLACE_BITS
 _SUM_MASK = (1 << _SUM_BITS) - 1
+_KEPT = np.uint64(_SUM_MASK)
 _MASK_64 = 2**64 - 1
 _MASK_32 = 2**32 - 1
 _UPPER = np.uint64(32)
@@ -216,7 +217,7 @@ class BlockHasher:
         terms = words * self._place[at]
         keys: Keys = terms[:, 0] + terms[:, 1]
         keys += np.array([total for _, total in befores], np.uint64)
-        keys &= np.uint64(_SUM_MASK)
+        keys &= _KEPT
         keys |= _PLACES[at]
         return keys
 
@@ -259,15 +260,15 @@ class BlockHasher:
             self._tiled = np.concatenate([self._tiled, self._tiled])
         terms = words * self._tiled[place : place + count]
         keys = terms[:, 0] + terms[:, 1]
-        np.cumsum(keys, out=keys)
+        np.add.accumulate(keys, out=keys)  # np.cumsum, for half of what it costs on short runs
         # Take from every block what was summed before its band, and add the band's seed and its place.
         start, before = 0, 0
         while start < count:
             end = min(count, start + _BAND - place)
-            last = keys.item(end - 1)
             band = keys[start:end]
+            last = band.item(-1)
             band += np.uint64((seed - before) & _MASK_64)
-            band &= np.uint64(_SUM_MASK)
+            band &= _KEPT
             band |= _PLACES[place : place + end - start]
             if end < count:
                 seed = self._seed(band.item(-1).to_bytes(8, "little"))

@@ -69,7 +69,7 @@ def test_it_grows_and_shrinks_while_it_is_used(run: int) -> None:
     grown = table.resident_bytes
     set_many(table, keys, np.zeros(len(keys), np.uint32))
     assert len(table) == 0
-    for key in random_keys(7, 30_000).tolist():
+    for key in random_keys(7, 80_000).tolist():
         table.set(key, 1)
         table.set(key, 0)
     while table.move():
