@@ -22,7 +22,7 @@ from kvevents.source_events import (
     StateChanged,
     StopReplay,
 )
-from tests.kvevents.test_source import (
+from tests.kvevents.transcripts import (
     DEADLINE,
     EXACT,
     MARKER,
