@@ -25,12 +25,9 @@ prediction. The engine compares its own hashes, so no answer is ever wrong. The 
 at most for a file that its owner alone can read.
 """
 
-import contextlib
-import functools
 import hashlib
 import secrets
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import mul
@@ -39,6 +36,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kvevents.contents import (
+    UnkeyableRun,
+    canonical_bytes,
+    canonical_extra,
+    plain_extra,
+    readable_tokens,
+    token_array,
+)
 from kvevents.events import BlockStored, Reason
 
 Keys = npt.NDArray[np.uint64]
@@ -56,20 +61,11 @@ _KEPT = np.uint64(_SUM_MASK)
 _MASK_64 = 2**64 - 1
 _MASK_32 = 2**32 - 1
 _UPPER = np.uint64(32)
-_MAX_DEPTH = 8  # vLLM nests twice: the block's list, and a pair for a multi-modal item
 _PYTHON_TOKENS = 80  # below so many, numpy's calls cost more than the arithmetic
 _MAX_BLOCK_SIZE = 1 << 16  # tokens; hybrid models have some thousand
 _MULTIPLIERS_KEPT = 1 << 17  # tokens of all block sizes together; a fleet has one or two sizes
 _OFFSETS_KEPT = 4096  # of adapters, salts and images; each is quickly made again
 _OFFSET_KEPT_BYTES = 1024  # what is longer is made each time
-
-
-class UnkeyableRun(ValueError):  # noqa: N818  # a stranger's data, not a failure of ours
-    """A run whose blocks cannot have keys; `reason` says why."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +126,16 @@ class BlockHasher:
         return made
 
     def _prompt_keys(self, prompt: Prompt, block_size: int) -> Keys:
-        tokens = _readable_tokens(prompt.token_ids)
+        tokens = readable_tokens(prompt.token_ids)
         blocks = len(tokens) // block_size
         if not blocks:
             return np.empty(0, np.uint64)
-        later = _plain_extra(prompt.lora_name, None)
+        later = plain_extra(prompt.lora_name, None)
         words = self._sums(tokens[: blocks * block_size], block_size)
         first = words[0].copy()
         words += self._offset(block_size, later).row
         if prompt.cache_salt:
-            salted = _canonical_bytes(prompt.lora_name or None, [prompt.cache_salt])
+            salted = canonical_bytes(prompt.lora_name or None, [prompt.cache_salt])
             words[0] = first + self._offset(block_size, salted).row
         words >>= _UPPER
         return self._chain(None, words)
@@ -165,7 +161,7 @@ class BlockHasher:
         if extra_keys is not None and len(extra_keys) != count:
             raise UnkeyableRun(Reason.MISALIGNED)
         tokens = token_array(event.token_ids)
-        plain = _plain_extra(event.lora_name, event.lora_id)
+        plain = plain_extra(event.lora_name, event.lora_id)
         special = (
             {
                 i: canonical_extra(event.lora_name, event.lora_id, entry)
@@ -196,7 +192,7 @@ class BlockHasher:
         size = first.block_size
         tokens = token_array(list(chain.from_iterable(event.token_ids for event in events)))
         words = self._sums(np.frombuffer(tokens, np.uint32), size)
-        words += self._offset(size, _plain_extra(first.lora_name, first.lora_id)).row
+        words += self._offset(size, plain_extra(first.lora_name, first.lora_id)).row
         words >>= _UPPER
         return words
 
@@ -346,71 +342,3 @@ class Digests:
             return self.few or []
         numbers: list[int] = (self.words[:, 0] << _UPPER | self.words[:, 1]).tolist()
         return numbers
-
-
-def token_array(token_ids: Iterable[int]) -> "array[int]":
-    """The tokens, 32 bits each. Raises UnkeyableRun for one that does not fit."""
-    try:
-        return array("I", token_ids)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise UnkeyableRun(Reason.TOKENS) from error
-
-
-def _readable_tokens(token_ids: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-    """The tokens up to the first that no engine can have."""
-    if isinstance(token_ids, array) and token_ids.typecode == "I":
-        return np.frombuffer(token_ids, np.uint32)
-    if isinstance(token_ids, np.ndarray):
-        if token_ids.dtype == np.uint32:
-            return token_ids
-        token_ids = token_ids.tolist()
-    try:
-        return np.frombuffer(array("I", token_ids), np.uint32)
-    except (OverflowError, TypeError, ValueError):
-        readable = array("I")
-        with contextlib.suppress(OverflowError, TypeError, ValueError):
-            readable.extend(token_ids)  # up to the one that does not fit
-        return np.frombuffer(readable, np.uint32)
-
-
-def canonical_extra(lora_name: str | None, lora_id: int | None, entry: Any) -> bytes:
-    """One byte string for all the ways to write a block's adapter and extra keys.
-
-    The adapter is counted once, though engines also put its name in front of the extra keys. A number without
-    a name identifies an adapter of that engine only, so no prompt has it. Raises UnkeyableRun.
-    """
-    parts = list(entry) if isinstance(entry, list | tuple) else [] if entry is None else [entry]
-    if lora_name and parts and parts[0] == lora_name:
-        del parts[0]
-    return _canonical_bytes(lora_name or lora_id, parts)
-
-
-@functools.lru_cache(maxsize=1024, typed=True)
-def _plain_extra(lora_name: str | None, lora_id: int | None) -> bytes:
-    return canonical_extra(lora_name, lora_id, None)
-
-
-def _canonical_bytes(adapter: str | int | None, parts: list[Any]) -> bytes:
-    out: list[bytes] = []
-    _canonical([adapter, parts], out, _MAX_DEPTH)
-    return b"".join(out)
-
-
-def _canonical(value: Any, out: list[bytes], depth: int) -> None:
-    if depth == 0:
-        raise UnkeyableRun(Reason.EXTRA_KEYS)
-    if isinstance(value, list | tuple):
-        out.append(b"l%d:" % len(value))
-        for item in value:
-            _canonical(item, out, depth - 1)
-        return
-    if isinstance(value, str):
-        tag, data = b"s", value.encode("utf-8", "surrogatepass")
-    elif isinstance(value, bytes):
-        tag, data = b"b", value
-    elif value is None or isinstance(value, bool | int | float):
-        tag, data = b"n", f"{type(value).__name__} {value!r}".encode()
-    else:
-        raise UnkeyableRun(Reason.EXTRA_KEYS)
-    out.append(b"%c%d:" % (tag, len(data)))
-    out.append(data)

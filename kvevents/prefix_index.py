@@ -14,8 +14,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kvevents import slower_tiers
-from kvevents.block_keys import BlockHasher, Keys, Prompt, UnkeyableRun
+from kvevents.block_keys import BlockHasher, Keys, Prompt
 from kvevents.block_store import FEW_BLOCKS, BlockStore
+from kvevents.contents import UnkeyableRun
 from kvevents.engine_cache import DEFAULT_TIER, EngineCache, Tier, note_uncounted, why_uncounted
 from kvevents.events import BlockRemoved, BlockStored, Reason
 from kvevents.exported import SLICE_BLOCKS, ExportedRank, at_once, copied

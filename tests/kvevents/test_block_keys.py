@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvevents.block_keys import BlockHasher, Prompt, UnkeyableRun
+from kvevents.block_keys import BlockHasher, Prompt
+from kvevents.contents import UnkeyableRun
 from kvevents.events import BlockStored, EngineHash, Reason
 
 HASHER = BlockHasher(b"test")
