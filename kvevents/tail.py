@@ -35,6 +35,7 @@ class Tail(NullObserver):
         self._index = PrefixIndex()
         self._number = 0
         self._ts_s = 0.0
+        self._replayed = False
         self.batches = 0
         self.stored = 0
         self.removed = 0
@@ -124,6 +125,10 @@ class Tail(NullObserver):
         )
 
     def replay(self, *, instance: str, rank: int, batches: int, complete: bool) -> None:
+        probed = complete and not batches and self._replayed  # nothing was missed: no news, every few seconds
+        self._replayed = self._replayed or complete
+        if probed:
+            return
         told = "" if complete else ", incomplete"
         self._mark(
             {"type": "replay", "batches": batches, "complete": complete},

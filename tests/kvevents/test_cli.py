@@ -121,9 +121,8 @@ async def test_a_tail_for_programs(publisher: Publisher) -> None:
         tail, errors = await end(process, signal.SIGINT)
     assert (process.returncode, errors) == (0, "")
     told: list[dict[str, Any]] = [json.loads(line) for line in head + tail]
-    types = [line["type"] for line in told]  # another replay follows if that takes a second
-    assert types[:5] == ["BlockStored", "BlockRemoved", "BlockStored", "replay", "state"]
-    assert [kind for kind in types[5:] if kind != "replay"] == ["state", "totals"]
+    types = [line["type"] for line in told]
+    assert types == ["BlockStored", "BlockRemoved", "BlockStored", "replay", "state", "state", "totals"]
     assert told[0]["block_hashes"] == ["1122334455667788", "ab" * 32, "0000000000000003"]
     assert told[0]["first_token_ids"] == list(range(100, 108))
     assert told[0]["number"] == 0
@@ -250,6 +249,18 @@ async def test_colour_only_on_a_terminal(
         os.close(ours)
     assert (b"\033[32mstored" in shown) is coloured
     assert (b"\033" in shown) is coloured
+
+
+def test_a_replay_that_brings_nothing_is_told_once() -> None:
+    lines: list[str] = []
+    tail = Tail(lines.append)
+    for batches, complete in ((0, True), (0, True), (2, True), (0, False), (0, True)):
+        tail.replay(instance="a", rank=0, batches=batches, complete=complete)
+    assert lines == [
+        "--- replay: 0 new batches ---",
+        "--- replay: 2 new batches ---",
+        "--- replay: 0 new batches, incomplete ---",
+    ]
 
 
 def test_colour_and_an_engines_text_cannot_steer_the_terminal() -> None:
