@@ -6,7 +6,7 @@ from proxy.doctor.accuracy_step import accuracy
 from proxy.doctor.engine_steps import EVENTS_CONFIG, refused_words
 from proxy.doctor.facts import EngineFacts, RankFacts, Trouble
 from proxy.doctor.findings import Finding, failed, passed, skipped, warned
-from proxy.doctor.runs import Found, find
+from proxy.doctor.runs import Found
 
 CLOCK_OFF_S = 5.0
 """More than that between two clocks makes logs hard to read side by side."""
@@ -27,7 +27,7 @@ _UNUSED = frozenset({Reason.BLOCK_SIZE, Reason.UNKNOWN_TYPE})
 def of_rank(facts: EngineFacts, rank: RankFacts, *, several: bool) -> list[Finding]:
     """All findings of one rank."""
     number = rank.rank if several else None
-    found = _found(rank)
+    found = rank.found
     findings = []
     if rank.source is not None:
         findings = [_connected(facts, rank), _replay(facts, rank), _wire_format(facts, rank, found)]
@@ -35,10 +35,6 @@ def of_rank(facts: EngineFacts, rank: RankFacts, *, several: bool) -> list[Findi
     if rank.accuracy is not None and facts.spec.role is not Role.DECODE:
         findings.append(accuracy(rank.accuracy))
     return [Finding(f.step, f.status, f.words, f.remedy, number) for f in findings]
-
-
-def _found(rank: RankFacts) -> Found | None:
-    return find(rank.token_ids, [batch.event for batch in rank.heard]) if rank.token_ids else None
 
 
 def _unheard(rank: RankFacts) -> str | None:
@@ -293,11 +289,9 @@ def _clock(facts: EngineFacts, rank: RankFacts, found: Found | None) -> Finding:
     step = "clock"
     if found is None or not rank.sends:
         return skipped(step, "no event of the probe has come")
-    batch = rank.heard[found.batches[0]]
-    ahead = (
-        batch.engine_ts - batch.heard_ts
-    )  # an event is heard after it is made, so this is less than the truth
-    behind = rank.sends[0].sent_ts - batch.engine_ts  # and made after its prompt was sent
+    # An event is heard after it is made, so this is less than the truth; and made after its prompt was sent.
+    ahead = found.engine_ts - found.heard_ts
+    behind = rank.sends[0].sent_ts - found.engine_ts
     off = max(ahead, behind)
     if off <= CLOCK_OFF_S:
         return passed(step, "agrees with the clock here")

@@ -5,9 +5,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvevents.events import BlockStored
 from proxy.config import InstanceSpec
 from proxy.connectors import Handoff
+from proxy.doctor.runs import Found
 
 
 class Trouble(enum.StrEnum):
@@ -80,16 +80,6 @@ class Metrics(msgspec.Struct, frozen=True):
     failed_transfers: float = 0.0
 
 
-class Batch(msgspec.Struct, frozen=True):
-    """A stored run as it was heard. Times are seconds since the epoch."""
-
-    event: BlockStored
-    engine_ts: float
-    """By the engine's clock."""
-    heard_ts: float
-    """By ours."""
-
-
 class Send(msgspec.Struct, frozen=True):
     """One probe prompt that was sent, and its answer."""
 
@@ -133,8 +123,8 @@ class RankFacts(msgspec.Struct):
     untokenized: str | None = None
     """Why the probe could not be made."""
     sends: list[Send] = []
-    heard: list[Batch] = []
-    """Stored runs after the first send."""
+    found: Found | None = None
+    """The probe's blocks as they were announced."""
     heard_elsewhere: bool = False
     """With no filter on the topic the probe's event was heard."""
     block_size: int | None = None

@@ -20,7 +20,7 @@ from kvevents import (
     SourceAddress,
     Subscriber,
 )
-from proxy.doctor.facts import Batch
+from proxy.doctor.runs import Search
 from proxy.tasks import TaskOwner
 
 MAIN_TIER = "GPU"
@@ -31,9 +31,6 @@ NEVER_S = 3600.0
 
 REPLAY_QUIET_S = 2.0
 """A replay that is silent for so long is over; vLLM answers within 0.1 s unless it is starved of CPU."""
-
-MAX_HEARD = 10_000
-"""Stored runs that are kept after a probe was sent; an engine stores one for each request."""
 
 _LOOK_EVERY_S = 0.02
 
@@ -48,8 +45,8 @@ class Listener(NullObserver):
         self.messages = 0
         self.replayed: int | None = None
         self.replay_failures = 0
-        self.heard: list[Batch] = []
-        self._keep = False
+        self.search: Search | None = None
+        """For the probe among what is stored; None while none is under way."""
         self._ts_s = 0.0
         self._instance = instance
         self._index = PrefixIndex()
@@ -101,10 +98,6 @@ class Listener(NullObserver):
         """Whether there is nothing to wait for: a replay was answered, or none was so often."""
         return self.replayed is not None or self.replay_failures >= tries
 
-    def keep(self) -> None:
-        """From now on keep what is stored."""
-        self._keep = True
-
     async def until(self, condition: Callable[[], bool], limit_s: float) -> bool:
         """Wait for something to be heard; tell whether it was."""
         with contextlib.suppress(TimeoutError):
@@ -116,9 +109,9 @@ class Listener(NullObserver):
     # -- as an index --------------------------------------------------------------------------------------
 
     def store(self, instance: str, rank: int, event: BlockStored) -> Change:
-        """Take in a run, and keep it if a probe is under way."""
-        if self._keep and len(self.heard) < MAX_HEARD:
-            self.heard.append(Batch(event, self._ts_s, time.time()))
+        """Take in a run, and look for the probe in it."""
+        if self.search is not None:
+            self.search.add(event, self._ts_s, time.time())
         return self._index.store(instance, rank, event)
 
     def remove(self, instance: str, rank: int, event: BlockRemoved) -> Change:

@@ -14,7 +14,7 @@ from proxy.doctor.asking import ask
 from proxy.doctor.facts import Answer, EngineFacts, RankFacts, Send
 from proxy.doctor.listening import Listener, port_taken
 from proxy.doctor.prompts import LEAST_WORDS
-from proxy.doctor.runs import find
+from proxy.doctor.runs import Search
 from proxy.errors import LegError
 from proxy.generation import Route
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
@@ -187,7 +187,7 @@ class Probing:
             if prompt is None:
                 return
             for each in listeners:
-                each.keep()
+                each.search = Search(rank.token_ids)
             known = Prompt(token_ids=rank.token_ids)
             first = await self._send(rank, prompt, several=several)
             rank.sends = [first]
@@ -291,19 +291,16 @@ class Probing:
         """Wait for the probe's event: all of its full blocks, or at least a part."""
 
         def announced(by: Listener) -> bool:
-            found = find(rank.token_ids, [batch.event for batch in by.heard])
-            return found is not None and (
-                found.differs_at is None
-                or len(found.tokens) >= len(rank.token_ids) // found.block_size * found.block_size
-            )
+            return by.search is not None and by.search.is_over()
 
         size = self.facts.block_size
         fills_a_block = size is None or len(rank.token_ids) >= size
         if listener.connected and fills_a_block and self.facts.prefix_caching is not False:
             heard = await listener.until(lambda: announced(listener), EVENT_S)
             rank.heard_elsewhere = not heard and any(announced(other) for other in others)
-        rank.heard = list(listener.heard)
-        rank.block_size = next((batch.event.block_size for batch in rank.heard), listener.block_size)
+        if (search := listener.search) is not None:
+            rank.found = search.found()
+            rank.block_size = search.block_size or listener.block_size
 
     def _note(self, rank: RankFacts, listener: Listener) -> None:
         rank.connected = listener.connected

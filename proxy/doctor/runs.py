@@ -1,22 +1,35 @@
-"""Pure: which of the stored runs that were heard are the probe's, and whether they hold exactly its tokens."""
+"""Pure: which of the stored runs that were heard are the probe's, and whether they hold exactly its tokens.
 
+A busy engine tells of a thousand runs while its doctor waits for one, so each is looked at once, and what cannot
+become the probe's any more is let go.
+"""
+
+from array import array
 from collections.abc import Sequence
 
 import msgspec
 
+from kvevents.contents import UnkeyableRun, token_array
 from kvevents.events import BlockStored, EngineHash
 
 MARK_TOKENS = 8
 """So many tokens in a row of a probe of random words are in no other prompt."""
 
+MAX_CHAINS = 10_000
+"""Prompts that may still be the probe's; an engine stores a run or a few for each request."""
+
+_FAR = 4  # a prompt without the mark after so many times the probe's length is another one
+
 
 class Found(msgspec.Struct, frozen=True):
-    """The probe's blocks as they were announced."""
+    """The probe's blocks as they were announced. Times are seconds since the epoch."""
 
     tokens: list[int]
     block_size: int
-    batches: tuple[int, ...]
-    """Which of the runs are part of it."""
+    engine_ts: float
+    """When the first of them was, by the engine's clock."""
+    heard_ts: float
+    """By ours."""
     differs_at: int | None
     """The first token of the probe that is another one there; None if all are the same."""
     offset: int = 0
@@ -27,70 +40,119 @@ class Found(msgspec.Struct, frozen=True):
         return self.tokens[at - self.offset] if 0 <= at - self.offset < len(self.tokens) else None
 
 
-def find(ours: Sequence[int], heard: Sequence[BlockStored]) -> Found | None:
-    """The announced blocks that are the probe's; None if none look like it."""
-    chains = _chains(heard)
-    mark = _Mark(ours)
-    marked = [chain for chain in chains if mark.is_in(chain.tokens)]
-    if not marked:
-        return None
-    chain = max(marked, key=lambda c: len(c.tokens))
-    return _compared(ours, chain)
+class Search:
+    """Takes in stored runs, one by one, and knows which of them are the probe's."""
+
+    def __init__(self, ours: Sequence[int]) -> None:
+        """`ours`: the probe's tokens."""
+        self._ours = list(ours)
+        # From the middle of the probe: not the template's, and few of the answer's.
+        middle = len(self._ours) // 2
+        self._mark = _bytes_of(self._ours[max(0, middle - MARK_TOKENS // 2) :][:MARK_TOKENS])
+        self._chains: dict[EngineHash, list[_Chain]] = {}  # by their last block
+        self._count = 0
+        self._marked: list[_Chain] = []
+        self.block_size: int | None = None
+        """That of the first run; None before."""
+
+    def add(self, event: BlockStored, engine_ts: float, heard_ts: float) -> None:
+        """A run was heard. Times are seconds since the epoch, by the engine's clock and by ours."""
+        if self.block_size is None:
+            self.block_size = event.block_size
+        if not self._mark or not event.block_hashes or event.block_size <= 0:
+            return
+        try:
+            tokens = token_array(event.token_ids)
+        except UnkeyableRun:
+            return  # no engine's tokens
+        chain = self._followed(event.parent_block_hash)
+        if chain is None:
+            if self._count >= MAX_CHAINS:
+                return
+            begins = event.parent_block_hash is None
+            chain = _Chain(begins=begins, block_size=event.block_size, engine_ts=engine_ts, heard_ts=heard_ts)
+            self._count += 1
+        if chain.take(tokens, self._mark):
+            self._marked.append(chain)
+        if not chain.marked and len(chain.tokens) > _FAR * len(self._ours):
+            self._count -= 1
+            return
+        self._chains.setdefault(event.block_hashes[-1], []).append(chain)
+
+    def _followed(self, parent: EngineHash | None) -> "_Chain | None":
+        """The prompt heard first of those that end with a block; it will end with another."""
+        chains = self._chains.get(parent) if parent is not None else None
+        if not chains:
+            return None
+        chain = chains.pop(0)
+        if not chains and parent is not None:
+            del self._chains[parent]
+        return chain
+
+    def found(self) -> Found | None:
+        """The announced blocks that are the probe's; None if none look like it."""
+        if not self._marked:
+            return None
+        return _compared(self._ours, max(self._marked, key=lambda chain: len(chain.tokens)))
+
+    def is_over(self) -> bool:
+        """All of the probe's full blocks were announced, or at least some that are exactly its own."""
+        found = self.found()
+        return found is not None and (
+            found.differs_at is None
+            or len(found.tokens) >= len(self._ours) // found.block_size * found.block_size
+        )
 
 
 class _Chain:
     """Runs that follow each other."""
 
-    def __init__(self, at: int, event: BlockStored) -> None:
-        self.begins = event.parent_block_hash is None
-        self.last: EngineHash = event.block_hashes[-1]
-        self.tokens = list(event.token_ids)
-        self.block_size = event.block_size
-        self.batches = [at]
+    __slots__ = ("begins", "block_size", "engine_ts", "heard_ts", "marked", "tokens")
 
-    def follow(self, at: int, event: BlockStored) -> None:
-        self.last = event.block_hashes[-1]
-        self.tokens += event.token_ids
-        self.batches.append(at)
+    def __init__(self, *, begins: bool, block_size: int, engine_ts: float, heard_ts: float) -> None:
+        self.begins = begins
+        self.block_size = block_size
+        self.engine_ts = engine_ts
+        self.heard_ts = heard_ts
+        self.tokens = array("I")
+        self.marked = False
 
-
-def _chains(heard: Sequence[BlockStored]) -> list[_Chain]:
-    chains: list[_Chain] = []
-    for at, event in enumerate(heard):
-        if not event.block_hashes or event.block_size <= 0:
-            continue
-        before = next((c for c in chains if c.last == event.parent_block_hash), None)
-        if before is not None:
-            before.follow(at, event)
-        else:
-            chains.append(_Chain(at, event))
-    return chains
+    def take(self, tokens: "array[int]", mark: bytes) -> bool:
+        """Go on with these tokens. True if the mark came with them."""
+        start = max(0, len(self.tokens) - MARK_TOKENS + 1)
+        self.tokens += tokens
+        if self.marked or not _is_in(mark, self.tokens[start:]):
+            return False
+        self.marked = True
+        return True
 
 
-class _Mark:
-    """Some tokens from the middle of the probe: not the template's, and few of the answer's."""
-
-    def __init__(self, ours: Sequence[int]) -> None:
-        middle = len(ours) // 2
-        self._tokens = list(ours[max(0, middle - MARK_TOKENS // 2) :][:MARK_TOKENS])
-
-    def is_in(self, tokens: Sequence[int]) -> bool:
-        size = len(self._tokens)
-        return bool(size) and any(tokens[n : n + size] == self._tokens for n in range(len(tokens) - size + 1))
+def _bytes_of(tokens: Sequence[int]) -> bytes:
+    """The tokens, four bytes each; none if one of them is no engine's."""
+    try:
+        return token_array(tokens).tobytes()
+    except UnkeyableRun:
+        return b""
 
 
-def _compared(ours: Sequence[int], chain: _Chain) -> Found:
-    size, theirs = chain.block_size, chain.tokens
+def _is_in(mark: bytes, tokens: "array[int]") -> bool:
+    there = tokens.tobytes()
+    at = there.find(mark)
+    while at != -1 and at % tokens.itemsize:  # across the bounds of tokens
+        at = there.find(mark, at + 1)
+    return at != -1
+
+
+def _compared(ours: list[int], chain: _Chain) -> Found:
+    size, theirs = chain.block_size, chain.tokens.tolist()
     offset = 0
     if not chain.begins:
         fits = [
-            n
-            for n in range(size, len(ours), size)
-            if list(ours[n : n + len(theirs)]) == theirs[: len(ours) - n]
+            n for n in range(size, len(ours), size) if ours[n : n + len(theirs)] == theirs[: len(ours) - n]
         ]
         offset = fits[0] if fits else 0
     reach = min(len(ours) - offset, len(theirs))
     differs = next((offset + n for n in range(reach) if ours[offset + n] != theirs[n]), None)
     if differs is None and chain.begins and reach < len(ours) // size * size:
         differs = reach  # it ended before our last full block
-    return Found(theirs, size, tuple(chain.batches), differs, offset)
+    return Found(theirs, size, chain.engine_ts, chain.heard_ts, differs, offset)

@@ -25,7 +25,7 @@ from proxy.doctor.findings import (
     warned,
 )
 from proxy.doctor.pair_steps import MAX_PAIRS, of_pair, pairs, roles, why_not
-from proxy.doctor.runs import find
+from proxy.doctor.runs import _FAR, MAX_CHAINS, Search
 
 OURS = list(range(100, 140))
 
@@ -33,6 +33,13 @@ OURS = list(range(100, 140))
 def stored(tokens: list[int], size: int = 4, first: int = 0, parent: int | None = None) -> BlockStored:
     hashes: list[Any] = [first + n for n in range(len(tokens) // size)]
     return BlockStored(hashes, parent, tokens, size)
+
+
+def search(heard: list[BlockStored]) -> Search:
+    search = Search(OURS)
+    for at, event in enumerate(heard):
+        search.add(event, 100.0 + at, 200.0 + at)
+    return search
 
 
 @pytest.mark.parametrize(
@@ -49,7 +56,7 @@ def stored(tokens: list[int], size: int = 4, first: int = 0, parent: int | None 
     ],
 )
 def test_the_probes_blocks_are_found_among_others(heard: list[BlockStored], differs_at: int | None) -> None:
-    found = find(OURS, heard)
+    found = search(heard).found()
     assert found is not None
     assert found.differs_at == differs_at
     assert found.block_size == 4
@@ -57,7 +64,48 @@ def test_the_probes_blocks_are_found_among_others(heard: list[BlockStored], diff
 
 @pytest.mark.parametrize("heard", [[], [stored([7] * 40)], [stored(OURS[:12])]])
 def test_what_others_sent_is_not_the_probe(heard: list[BlockStored]) -> None:
-    assert find(OURS, heard) is None
+    assert search(heard).found() is None
+
+
+def test_the_probe_is_found_wherever_its_runs_are_cut() -> None:
+    for cut in range(4, 40, 4):
+        told = [stored(OURS[:cut], first=1), stored(OURS[cut:], first=50, parent=cut // 4)]
+        found = search(told).found()
+        assert found is not None
+        assert (found.tokens, found.differs_at, found.engine_ts, found.heard_ts) == (OURS, None, 100.0, 200.0)
+
+
+def test_two_prompts_with_one_beginning_each_go_on() -> None:
+    beginning = stored(OURS[:8], first=1)
+    others = stored([7] * 8, first=40, parent=2)
+    found = search([beginning, beginning, others, stored(OURS[8:], first=50, parent=2)]).found()
+    assert found is not None
+    assert found.tokens == OURS
+
+
+def test_a_mark_across_the_bounds_of_tokens_is_none() -> None:
+    ours = Search([0x01010101] * 8)
+    ours.add(stored([0x01010100, *[0x01010101] * 7, 1, 1, 1, 1]), 0.0, 0.0)
+    assert ours.found() is None
+    ours.add(stored([2**40] * 8, first=70), 0.0, 0.0)  # no engine's tokens
+    ours.add(stored([0x01010101] * 8, first=80), 0.0, 0.0)
+    assert ours.found() is not None
+
+
+@pytest.mark.parametrize(("tokens", "heard"), [(4, False), (_FAR * 40 + 4, True)])
+def test_prompts_that_can_be_the_probe_are_bounded_and_others_let_go(tokens: int, heard: bool) -> None:
+    busy = Search(OURS)
+    for n in range(MAX_CHAINS):
+        busy.add(stored([7] * tokens, first=1000 * n), 0.0, 0.0)
+    busy.add(stored(OURS, first=10**9), 0.0, 0.0)
+    assert (busy.found() is not None) is heard
+
+
+def test_a_probe_heard_in_part_is_waited_for() -> None:
+    told = search([stored([*OURS[:28], 0, 0, 0, 0])])
+    assert not told.is_over()
+    told.add(stored([1] * 8, first=50, parent=7), 0.0, 0.0)
+    assert told.is_over()
 
 
 def engine(address: str = "a:1", role: Role = Role.PREFILL, **seen: Any) -> EngineFacts:
