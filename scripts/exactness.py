@@ -40,8 +40,15 @@ def main() -> int:
         help="a client's between requests (default: %(default)g)",
     )
     add("--kv-tokens", type=int, default=8192, help="cache of a prefill engine (default: %(default)s)")
-    add("--buffer-steps", type=int, default=300, help="batches an engine can replay (default: %(default)s)")
-    add("--state-interval", type=float, metavar="S", help="between kvproxy's snapshots (default: its own)")
+    # The engines replay less than their caches hold, so who joins late has to learn; a restart must not take longer.
+    add("--buffer-steps", type=int, default=200, help="batches an engine can replay (default: %(default)s)")
+    add(
+        "--state-interval",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="between kvproxy's snapshots (default: %(default)g)",
+    )
     add(
         "--phase", action="append", choices=list(Phase), help="run only these (default: all); may be repeated"
     )

@@ -14,7 +14,6 @@ from proof.exactness.looking import Look, grown
 from proof.exactness.prompts import ADAPTER, MIXED, Kind, Plan, Prompts
 from proof.exactness.report import write_findings
 from proof.exactness.run import run
-from proof.exactness.setting import STATE_DIR, knows
 from proof.exactness.witness import Witness
 from vllm_cpu.engine import EngineSpec
 
@@ -279,16 +278,14 @@ def test_the_same_seed_asks_the_same_and_every_kind() -> None:
 @pytest.mark.timeout(300)  # two busy cores run eight processes here
 def test_some_seconds_of_everything(tmp_path: pathlib.Path) -> None:
     """Who joins late learns longer than this takes, and in a hurry races are more than one in a hundred."""
-    phases = [phase for phase in Phase if phase is not Phase.ROUTER or knows(STATE_DIR)]
     made = run(
         Options(
             seconds=8,
             seed=4,
             logs=tmp_path,
-            phases=phases,
             pause_s=0.05,
             prefill_tokens=6144,
-            buffer_steps=30 if knows(STATE_DIR) else 8,
+            buffer_steps=30,
             state_interval_s=1,
             resets=2,
             late_requests=v.LATE_WINDOW,
@@ -298,6 +295,6 @@ def test_some_seconds_of_everything(tmp_path: pathlib.Path) -> None:
     said = write_findings(made).read_text(encoding="utf-8")
     findings = {finding.check for finding in made.verdict.findings}
     assert findings <= {v.SHARE, v.JOINED}, said
-    assert {leg.phase for leg in made.legs} == {str(phase) for phase in phases}
+    assert {leg.phase for leg in made.legs} == set(map(str, Phase))
     assert sum(leg.router == LATE for leg in made.legs) > v.LATE_WINDOW
     assert sum(leg.judged and leg.right for leg in made.legs) > 100

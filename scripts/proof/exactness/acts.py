@@ -9,7 +9,7 @@ from live.waiting import wait_until
 from proof.exactness import verdict as v
 from proof.exactness.course import FIRST, LATE, Phase
 from proof.exactness.prompts import MIXED, PRESSURE
-from proof.exactness.setting import START_S, STATE_DIR, knows
+from proof.exactness.setting import START_S
 from proof.exactness.stage import Stage
 
 _SHARES = {Phase.MIXED: 0.2, Phase.PRESSURE: 0.2, Phase.RESETS: 0.2, Phase.ENGINE: 0.15, Phase.ROUTER: 0.15}
@@ -110,8 +110,7 @@ async def _engine(stage: Stage) -> None:
 async def _router(stage: Stage) -> None:
     """The router dies at work and comes back on its port and its state directory."""
     looks = stage.looks[FIRST]
-    if knows(STATE_DIR):
-        await _written(stage, time.time())
+    await _written(stage, time.time())
     await looks.look()
     begun = time.time()
     looks.dies()
@@ -121,10 +120,7 @@ async def _router(stage: Stage) -> None:
     await asyncio.to_thread(proxy.wait_status, "/ready", 200, START_S)
     looks.lives(proxy)
     stage.made.note(f"kvproxy {FIRST} is back")
-    if knows(STATE_DIR):
-        stage.made.verdict.add(v.RETURNED, await stage.known(FIRST, {"exact"}))
-    else:
-        stage.made.wrong += await stage.known(FIRST, {"exact", "partial"})
+    stage.made.verdict.add(v.RETURNED, await stage.known(FIRST, {"exact"}))
     stage.made.kills.append((begun, time.time()))
 
 

@@ -41,9 +41,9 @@ class Options:
     """Between an answer and the client's next request, on average."""
     prefill_tokens: int = 8192
     decode_tokens: int = 16_384
-    buffer_steps: int = 300
-    state_interval_s: float | None = None
-    """Between kvproxy's snapshots; None: its own default."""
+    buffer_steps: int = 200
+    state_interval_s: float = 10.0
+    """Between kvproxy's snapshots."""
     resets: int = 4
     late_requests: int = 200
     quiet_requests: int = 60

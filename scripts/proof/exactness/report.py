@@ -12,7 +12,6 @@ from rich.table import Table
 from proof.exactness import verdict as v
 from proof.exactness.course import LATE, Phase, Run
 from proof.exactness.run import words
-from proof.exactness.setting import STATE_DIR, knows
 from proof.report import log_lines
 
 _PIPED_WIDTH = 200
@@ -29,8 +28,6 @@ class Screen:
 
     def title(self, text: str) -> None:
         self._console.print(escape(text), style="bold", soft_wrap=True)
-        if not knows(STATE_DIR):
-            self._console.print(f"this kvproxy has no {STATE_DIR}: it restarts knowing nothing")
 
     def live(self, run: Run) -> None:
         """One line now and then."""

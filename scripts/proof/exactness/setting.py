@@ -1,14 +1,12 @@
 """The engines, real or stand-in, and the kvproxys before them: started, killed and started again."""
 
 import dataclasses
-import functools
 import pathlib
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from live.ports import free_ports
-from live.proxy import KVPROXY, ProxyProcess
+from live.proxy import ProxyProcess
 from stand_in.fleet import StandInFleet
 from vllm_cpu.engine import EngineSpec
 from vllm_cpu.fleet import Fleet, plan
@@ -19,15 +17,6 @@ from proxy.simulation.model_files import write_model
 LEASE_S = 20
 START_S = 420.0  # four real engines on two busy cores
 ADMIN_KEY = "for-the-proof"
-STATE_DIR = "--state-dir"
-_STATE_INTERVAL = "--state-interval"
-
-
-@functools.cache
-def knows(flag: str) -> bool:
-    """Whether this kvproxy has a flag."""
-    told = subprocess.run([str(KVPROXY), "serve", "--help"], capture_output=True, text=True, check=True)
-    return flag in told.stdout
 
 
 def specs(*, prefill_tokens: int, decode_tokens: int, buffer_steps: int) -> list[EngineSpec]:
@@ -70,8 +59,8 @@ def _stand_ins(wanted: list[EngineSpec], logs: pathlib.Path) -> Fleet:
 class Routers:
     """The kvproxys by name; each keeps its port and its state directory over its lives."""
 
-    def __init__(self, fleet: Fleet, state_interval_s: float | None = None) -> None:
-        """`state_interval_s`: how often snapshots are written; None: as often as kvproxy does by itself."""
+    def __init__(self, fleet: Fleet, state_interval_s: float) -> None:
+        """`state_interval_s`: how often snapshots are written."""
         self._fleet = fleet
         self._state_interval_s = state_interval_s
         self._ports: dict[str, int] = {}
@@ -88,10 +77,7 @@ class Routers:
         if name not in self._ports:
             [self._ports[name]] = free_ports(1)
         flags = ["--decision-headers", "--kv-lease-s", str(LEASE_S)]
-        if knows(STATE_DIR):
-            flags += [STATE_DIR, str(self._state(name))]
-            if self._state_interval_s is not None:
-                flags += [_STATE_INTERVAL, str(self._state_interval_s)]
+        flags += ["--state-dir", str(self._state(name)), "--state-interval", str(self._state_interval_s)]
         self._running[name] = ProxyProcess(
             self._ports[name],
             self.log(name),
