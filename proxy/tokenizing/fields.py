@@ -1,5 +1,6 @@
 """A prompt counts as known only if every member of the request is known to shape it, or known not to."""
 
+import math
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -97,8 +98,8 @@ _decode_token_lists = msgspec.json.Decoder(list[list[int]]).decode
 _decode_texts = msgspec.json.Decoder(list[str]).decode
 
 
-def what_to_tokenize(request: GenerationRequest) -> Given | Ask | Unknowable:
-    """How the token ids of a request's prompt can be had.
+def what_to_tokenize(request: GenerationRequest, longest: float = math.inf) -> Given | Ask | Unknowable:
+    """How the token ids of a request's prompt can be had. `longest`: tokens; more are not read, however they come.
 
     `kind` names the members that shape the prompt: requests of one kind are rendered the same way, so one that
     turns out to be counted wrongly speaks for all of its kind.
@@ -117,7 +118,7 @@ def what_to_tokenize(request: GenerationRequest) -> Given | Ask | Unknowable:
     try:
         truncation = _truncation(body, shaping)
         if not chat:
-            return _completion(request, shaping, kind, truncation)
+            return _completion(request, shaping, kind, truncation, longest)
         for message in _decode_messages(body.raw("messages") or b"null"):
             if isinstance(message.content, list) and any(
                 not isinstance(part, str) and part.type != "text" for part in message.content
@@ -184,9 +185,12 @@ def _renamed_reasoning(messages: list[Any]) -> list[Any]:
 
 
 def _completion(
-    request: GenerationRequest, shaping: set[str], kind: str, truncation: Truncation | None
+    request: GenerationRequest, shaping: set[str], kind: str, truncation: Truncation | None, longest: float
 ) -> Given | Ask | Unknowable:
     raw = request.body.raw("prompt") or b"null"
+    given = request.prompt_shape in {PromptShape.IDS, PromptShape.ID_LISTS}
+    if given and raw.count(b",") >= longest:
+        return Unknowable("too long", kind)  # a million numbers hold the loop for a tenth of a second
     needs = frozenset({"completion"})
     match request.prompt_shape:
         case PromptShape.TEXT:

@@ -84,7 +84,8 @@ class PromptTokenizer:
 
     async def tokenize(self, request: GenerationRequest, headers: Headers) -> Tokenized:
         """The request's prompt; `headers` are what a leg of it would carry. Raises nothing."""
-        how = what_to_tokenize(request)
+        longest = self._fleet.max_model_len  # engines refuse what is longer; not worth any work here
+        how = what_to_tokenize(request, longest)
         if isinstance(how, Unknowable):
             return Tokenized(None, how.kind, how.why)
         if how.truncation is not None and not self._can_shorten(how.truncation):
@@ -93,8 +94,8 @@ class PromptTokenizer:
         if isinstance(found, str):
             return Tokenized(None, how.kind, found)
         kind, by, token_ids = found
-        if len(token_ids) > self._fleet.max_model_len:
-            return Tokenized(None, kind, "too long")  # engines refuse it; not worth any work here
+        if len(token_ids) > longest:
+            return Tokenized(None, kind, "too long")
         if how.truncation is not None:
             token_ids = self._shortened(token_ids, how.truncation)
         salt = request.body.value("cache_salt")

@@ -102,6 +102,14 @@ def test_given_token_ids_need_no_engine(prompt: list[Any]) -> None:
     assert how.token_ids == [1, 2, 3]
 
 
+@pytest.mark.parametrize("prompt", [[1, 2, -3], [[1, 2, -3]]])
+def test_more_numbers_than_any_engine_takes_are_not_even_read(prompt: list[Any]) -> None:
+    for longest, why in ((2, "too long"), (3, "malformed")):
+        how = what_to_tokenize(text(prompt=prompt), longest)
+        assert isinstance(how, Unknowable)
+        assert how.why == why
+
+
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
