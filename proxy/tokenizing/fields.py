@@ -99,7 +99,9 @@ _decode_texts = msgspec.json.Decoder(list[str]).decode
 
 
 def what_to_tokenize(request: GenerationRequest, longest: float = math.inf) -> Given | Ask | Unknowable:
-    """How the token ids of a request's prompt can be had. `longest`: tokens; more are not read, however they come.
+    """How the token ids of a request's prompt can be had.
+
+    `longest`: in tokens; a longer list of token ids is not read, unless it is to be shortened.
 
     `kind` names the members that shape the prompt: requests of one kind are rendered the same way, so one that
     turns out to be counted wrongly speaks for all of its kind.
@@ -189,7 +191,7 @@ def _completion(
 ) -> Given | Ask | Unknowable:
     raw = request.body.raw("prompt") or b"null"
     given = request.prompt_shape in {PromptShape.IDS, PromptShape.ID_LISTS}
-    if given and raw.count(b",") >= longest:
+    if given and truncation is None and raw.count(b",") >= longest:
         return Unknowable("too long", kind)  # a million numbers hold the loop for a tenth of a second
     needs = frozenset({"completion"})
     match request.prompt_shape:

@@ -94,10 +94,10 @@ class PromptTokenizer:
         if isinstance(found, str):
             return Tokenized(None, how.kind, found)
         kind, by, token_ids = found
-        if len(token_ids) > longest:
-            return Tokenized(None, kind, "too long")
         if how.truncation is not None:
             token_ids = self._shortened(token_ids, how.truncation)
+        if len(token_ids) > longest:
+            return Tokenized(None, kind, "too long")
         salt = request.body.value("cache_salt")
         if salt is not None and not isinstance(salt, str):
             return Tokenized(None, kind, "malformed")

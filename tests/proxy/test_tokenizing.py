@@ -271,6 +271,11 @@ async def test_a_prompt_no_engine_takes_is_not_looked_at() -> None:
         instance.model_cards[0]["max_model_len"] = 10
     assert (await asking.tokenize(text(prompt=list(range(11))), [])).why_unknown == "too long"
     assert (await asking.tokenize(text(prompt=list(range(10))), [])).prompt is not None
+    for keep, why in ((5, None), (11, "too long")):  # engines shorten first
+        shortened = text(prompt=list(range(12)), truncate_prompt_tokens=keep, truncation_side="left")
+        known = await asking.tokenize(shortened, [])
+        assert known.why_unknown == why
+        assert known.prompt is None or list(known.prompt.token_ids) == list(range(12 - keep, 12))
 
 
 async def test_adapter_and_salt_belong_to_the_prompt() -> None:
