@@ -46,7 +46,7 @@ class Listener(NullObserver):
         self.replayed: int | None = None
         self.replay_failures = 0
         self.search: Search | None = None
-        """For the probe among what is stored; None while none is under way."""
+        """For the probe among what is stored; None before it is sent."""
         self._ts_s = 0.0
         self._instance = instance
         self._index = PrefixIndex()

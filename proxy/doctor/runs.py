@@ -1,7 +1,7 @@
 """Pure: which of the stored runs that were heard are the probe's, and whether they hold exactly its tokens.
 
-A busy engine tells of a thousand runs while its doctor waits for one, so each is looked at once, and what cannot
-become the probe's any more is let go.
+A busy engine tells of a thousand runs while its doctor waits for one, so each is looked at once, and a prompt that
+has grown far longer than the probe is let go.
 """
 
 from array import array
@@ -57,9 +57,11 @@ class Search:
 
     def add(self, event: BlockStored, engine_ts: float, heard_ts: float) -> None:
         """A run was heard. Times are seconds since the epoch, by the engine's clock and by ours."""
+        if not event.block_hashes or not event.token_ids or event.block_size <= 0:
+            return  # a placeholder
         if self.block_size is None:
             self.block_size = event.block_size
-        if not self._mark or not event.block_hashes or event.block_size <= 0:
+        if not self._mark:
             return
         try:
             tokens = token_array(event.token_ids)
@@ -80,7 +82,7 @@ class Search:
         self._chains.setdefault(event.block_hashes[-1], []).append(chain)
 
     def _followed(self, parent: EngineHash | None) -> "_Chain | None":
-        """The prompt heard first of those that end with a block; it will end with another."""
+        """The prompt that was the first to end with a block; it will end with another."""
         chains = self._chains.get(parent) if parent is not None else None
         if not chains:
             return None

@@ -83,6 +83,15 @@ def test_two_prompts_with_one_beginning_each_go_on() -> None:
     assert found.tokens == OURS
 
 
+def test_placeholders_are_no_runs() -> None:
+    told = search([BlockStored([3], None, [], 0), BlockStored([2], None, [], 4)])
+    assert (told.block_size, told.found()) == (None, None)
+    told.add(stored(OURS[8:], first=10, parent=2), 0.0, 0.0)
+    found = told.found()
+    assert found is not None
+    assert (found.offset, found.differs_at) == (8, None)
+
+
 def test_a_mark_across_the_bounds_of_tokens_is_none() -> None:
     ours = Search([0x01010101] * 8)
     ours.add(stored([0x01010100, *[0x01010101] * 7, 1, 1, 1, 1]), 0.0, 0.0)
