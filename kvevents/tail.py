@@ -125,9 +125,9 @@ class Tail(NullObserver):
         )
 
     def replay(self, *, instance: str, rank: int, batches: int, complete: bool) -> None:
-        probed = complete and not batches and self._replayed  # nothing was missed: no news, every few seconds
-        self._replayed = self._replayed or complete
-        if probed:
+        is_news = batches or not complete or not self._replayed  # an idle engine is asked again and again
+        self._replayed = complete
+        if not is_news:
             return
         told = "" if complete else ", incomplete"
         self._mark(

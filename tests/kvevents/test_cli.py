@@ -251,15 +251,16 @@ async def test_colour_only_on_a_terminal(
     assert (b"\033" in shown) is coloured
 
 
-def test_a_replay_that_brings_nothing_is_told_once() -> None:
+def test_a_replay_that_brings_nothing_again_is_not_told() -> None:
     lines: list[str] = []
     tail = Tail(lines.append)
-    for batches, complete in ((0, True), (0, True), (2, True), (0, False), (0, True)):
+    for batches, complete in ((0, True), (0, True), (2, True), (0, True), (0, False), (0, True), (0, True)):
         tail.replay(instance="a", rank=0, batches=batches, complete=complete)
     assert lines == [
         "--- replay: 0 new batches ---",
         "--- replay: 2 new batches ---",
         "--- replay: 0 new batches, incomplete ---",
+        "--- replay: 0 new batches ---",
     ]
 
 
