@@ -13,7 +13,7 @@ from kvevents.prefix_index import Change, PrefixIndex
 from kvevents.slots import Slot
 from kvevents.source_events import Checkpoint, Resumed, State
 from kvevents.subscriber import Resume, Subscriber, in_slices
-from kvevents.turns import Turns
+from kvevents.turns import Turns, sweep_away
 from kvevents.wire import Context, SourceAddress, open_context
 
 __all__ = [
@@ -48,4 +48,5 @@ __all__ = [
     "open_context",
     "read_live",
     "read_replay",
+    "sweep_away",
 ]

@@ -18,7 +18,7 @@ from kvevents.source_events import Damage
 from kvevents.together import together
 
 _DAMAGE = {Reason.BROKEN_EVENT: Damage.MISSING, Reason.BROKEN_REMOVAL: Damage.STALE}
-_PART_BLOCKS = 2048  # of one event applied at once: 32 768 tokens in blocks of 16, some milliseconds
+_PART_BLOCKS = 512  # of one event applied at once: half a millisecond, and some while the index grows
 
 
 class Index(Protocol):

@@ -3,8 +3,8 @@
 A Python dictionary of millions is rehashed as a whole when it is full: a tenth of a second in which nothing else
 runs. This one is two arrays, keys and numbers, probed linearly; when it is too full a new pair is begun and
 each later update moves a slice. Many keys are looked up or changed by a few numpy calls, single ones in plain
-Python, and an entry takes 24 to 80 bytes without an object of its own. Roomy on purpose: half-empty places are found
-at the first look, and a block costs a tenth less for them.
+Python, and an entry takes 24 to 80 bytes without an object of its own, more only after most were taken out. At
+least half of the places are empty, so that most keys are found at the first look: a block costs a tenth less for it.
 
 Keys are random bits to whoever chooses what is hashed (`kvevents.block_keys`), so their low bits are a fair place.
 """
@@ -22,7 +22,7 @@ Numbers = npt.NDArray[np.uint32]
 _SMALLEST = 1 << 12
 _SLICE = 1 << 12  # places worth moving at once
 _RELEASED = 64 * _SLICE  # places whose memory is given back at once: whole pages, below half a millisecond
-_PLACES_PER_KEY = 32  # moved for each key that comes, so that a move ends long before the new pair is full
+_HEADROOM = 1.5  # so much faster than needed a move is, to end before the new pair is full
 _STRAGGLERS = 24  # so few keys that met others are followed one by one: cheaper than rounds of numpy's calls
 _FULL = 0.5  # the share of places in use beyond which probes get long
 _ROOMY = 0.3  # the largest share of live keys to begin with: what is full of them is doubled
@@ -98,6 +98,7 @@ class KeyTable:
         self._limit = int(_FULL * _SMALLEST)
         self._before: _Pair | None = None
         self._moved = 0  # places of `_before` that have been
+        self._pace = 0  # places to be moved for each key that comes
         self._owed = 0  # places that should have been moved since the last slice
         self._leaving: list[
             tuple[_Pair, int]
@@ -204,7 +205,7 @@ class KeyTable:
 
     def _make_room(self, keys: int) -> None:
         if self.moving:
-            self._owed += _PLACES_PER_KEY * keys
+            self._owed += self._pace * keys
             if self._owed >= _SLICE:
                 self.move(self._owed)
                 self._owed = 0
@@ -219,3 +220,4 @@ class KeyTable:
         self._before, self._moved = self._now, 0
         self._now = _Pair(places)
         self._limit = int(_FULL * places)
+        self._pace = 1 + int(_HEADROOM * self._before.places / (self._limit - self._live - keys))

@@ -1,4 +1,5 @@
-"""Between two turns of the event loop the index holds whole events, in the order their engine published them.
+"""Between two turns of the event loop the index holds whole events, in the order their engine published them; of very
+long ones whole parts, each the beginning of what follows.
 
 It does on the wire what `kvevents.source` decides. Subscribers that share `Turns` apply events one at a time, so that
 others wait for one short turn however many of them have much to do.
@@ -261,8 +262,7 @@ class Subscriber:
         await self._check_clock(source, wire)
         self._checkpoint = source.checkpoint
         await self._show(self._checkpoint)
-        if self._index.sweep():
-            self._wake.set()  # a slice a turn, until all is swept
+        self._turns.sweep(self._index.sweep, self._wake)
 
     async def _begin_turn(self) -> None:
         await self._turns.begin()

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from itertools import islice
 
 _TURN_S = 0.002  # of applying events between two turns of the loop
 _OTHERS = 4  # turns of the loop between two long ones: a request needs dozens
-_SHARE = 0.25  # of what those turns took, where requests keep the loop busy: events must not starve
+_SHARE = 0.25  # of what those turns took, where requests keep the loop busy: events must not starve; of all time for sweeping
 _LONGEST_TURN_S = 0.005
 _REPLAYS = (
     4  # of subscribers that share turns, at once: what is replayed faster than it is applied fills memory
@@ -23,6 +24,7 @@ class Turns:
         self._owed = 0
         self._replays = 0
         self._waiting: dict[asyncio.Event, None] = {}  # for a place, in the order they came
+        self._may_sweep = True
 
     @property
     def may_replay(self) -> bool:
@@ -47,6 +49,23 @@ class Turns:
         """Wait for a place no longer."""
         self._waiting.pop(wake, None)
         self._wake()
+
+    def sweep(self, sweep: Callable[[], bool], wake: asyncio.Event) -> None:
+        """Do a slice of sweeping, unless one was done just now; `wake` is set when the next is due.
+
+        A hundred subscribers that each did one a turn would leave the event loop time for nothing else.
+        """
+        if not self._may_sweep:
+            return
+        begun = time.monotonic()
+        if sweep():
+            self._may_sweep = False
+            pause_s = _pause_after(time.monotonic() - begun)
+            asyncio.get_running_loop().call_later(pause_s, self._sweep_again, wake)
+
+    def _sweep_again(self, wake: asyncio.Event) -> None:
+        self._may_sweep = True
+        wake.set()
 
     def _next(self) -> list[asyncio.Event]:
         return list(islice(self._waiting, max(0, _REPLAYS - self._replays)))
@@ -82,3 +101,15 @@ class Turns:
         self._owed = _OTHERS if self.over else 0
         self._ended_at = time.monotonic()
         self._lock.release()
+
+
+async def sweep_away(sweep: Callable[[], bool]) -> None:
+    """Sweep until nothing is left; others have the event loop most of the time."""
+    begun = time.monotonic()
+    while sweep():
+        await asyncio.sleep(_pause_after(time.monotonic() - begun))
+        begun = time.monotonic()
+
+
+def _pause_after(slice_s: float) -> float:
+    return slice_s * (1 / _SHARE - 1)

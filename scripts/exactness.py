@@ -40,7 +40,7 @@ def main() -> int:
         help="a client's between requests (default: %(default)g)",
     )
     add("--kv-tokens", type=int, default=8192, help="cache of a prefill engine (default: %(default)s)")
-    # The engines replay less than their caches hold, so who joins late has to learn; a restart must not take longer.
+    # Less than the caches hold, so who joins late has to learn; and all that happens since the last snapshot.
     add("--buffer-steps", type=int, default=200, help="batches an engine can replay (default: %(default)s)")
     add(
         "--state-interval",

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Protocol
 
 import msgspec
 
-from kvevents import Observer, PrefixIndex, Reason, Resume, SourceAddress, Subscriber, Turns, open_context
+from kvevents import (
+    Observer,
+    PrefixIndex,
+    Reason,
+    Resume,
+    SourceAddress,
+    Subscriber,
+    Turns,
+    open_context,
+    sweep_away,
+)
 from proxy.config import InstanceSpec
 from proxy.discovery import capacity
 from proxy.discovery.capacity import Capacities
@@ -203,8 +213,7 @@ class EventFeeds:
 
     async def _sweep(self) -> None:
         try:
-            while self._index.sweep():  # noqa: ASYNC110  # others get their turn between slices
-                await asyncio.sleep(0)
+            await sweep_away(self._index.sweep)
         finally:
             self._sweeping = False
 

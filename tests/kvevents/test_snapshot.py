@@ -214,5 +214,5 @@ def test_the_fingerprint_is_that_of_the_keys(monkeypatch: pytest.MonkeyPatch) ->
     made = fingerprint(BlockHasher(b"test"))
     assert made == fingerprint(BlockHasher(b"test"))
     assert made != fingerprint(BlockHasher(b"other"))
-    monkeypatch.setattr("kvevents.block_keys._canonical_bytes", lambda *_: b"made otherwise")
+    monkeypatch.setattr("kvevents.block_keys.canonical_bytes", lambda *_: b"made otherwise")
     assert made != fingerprint(BlockHasher(b"test"))
