@@ -22,7 +22,7 @@ Numbers = npt.NDArray[np.uint32]
 _SMALLEST = 1 << 12
 _SLICE = 1 << 12  # places worth moving at once
 _RELEASED = 64 * _SLICE  # places whose memory is given back at once: whole pages, below half a millisecond
-_HEADROOM = 1.5  # so much faster than needed a move is, to end before the new pair is full
+_PLACES_PER_KEY = 32  # moved for each key that comes; with 20 a move to a quarter ends just in time
 _STRAGGLERS = 24  # so few keys that met others are followed one by one: cheaper than rounds of numpy's calls
 _FULL = 0.5  # the share of places in use beyond which probes get long
 _ROOMY = 0.3  # the largest share of live keys to begin with: what is full of them is doubled
@@ -98,7 +98,6 @@ class KeyTable:
         self._limit = int(_FULL * _SMALLEST)
         self._before: _Pair | None = None
         self._moved = 0  # places of `_before` that have been
-        self._pace = 0  # places to be moved for each key that comes
         self._owed = 0  # places that should have been moved since the last slice
         self._leaving: list[
             tuple[_Pair, int]
@@ -205,7 +204,7 @@ class KeyTable:
 
     def _make_room(self, keys: int) -> None:
         if self.moving:
-            self._owed += self._pace * keys
+            self._owed += _PLACES_PER_KEY * keys
             if self._owed >= _SLICE:
                 self.move(self._owed)
                 self._owed = 0
@@ -220,4 +219,3 @@ class KeyTable:
         self._before, self._moved = self._now, 0
         self._now = _Pair(places)
         self._limit = int(_FULL * places)
-        self._pace = 1 + int(_HEADROOM * self._before.places / (self._limit - self._live - keys))
