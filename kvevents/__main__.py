@@ -100,6 +100,7 @@ async def follow(options: argparse.Namespace) -> None:
         following = tasks.create_task(subscriber.run(), name="follow the events")
         complaint = tasks.create_task(_say_if_quiet(subscriber, tail, options), name="say if all is quiet")
         await done.wait()
+        tail.ended = True
         following.cancel()
         complaint.cancel()
     tail.totals()

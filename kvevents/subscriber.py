@@ -60,6 +60,7 @@ REPLAY_LIMIT_S = 60.0
 
 _OPEN_AGAIN_S = 1.0
 _PROBE_AGAIN_S = 1.0
+_UNHEARD = 3  # the first may have been lost before the publisher knew of us, another by accident
 _PLACE_S = 3600.0  # a replay waits for a place; then it counts as unanswered
 _CONNECT_AGAIN_S = (
     2.0  # ZeroMQ gives an address up for good after bytes that are no ZMTP, or a message too large
@@ -129,6 +130,7 @@ class Subscriber:
         self._suspected = False
         self._rebuild: Rebuild | None = None
         self._wake = asyncio.Event()
+        self._unheard = 0  # replays of this connection that brought what was never heard live, in a row
         self._probe_at = 0.0
         self._connect_at = 0.0
         self._quiet_at = 0.0
@@ -246,6 +248,8 @@ class Subscriber:
 
     async def _turn(self, source: Source, wire: "Wire") -> None:
         for event in self._heard(wire):
+            if isinstance(event, Live):
+                self._unheard = 0
             if isinstance(event, Live) and not source.incomplete:
                 self._probe_at = time.monotonic() + self._probe_s
                 self._settle_at = math.inf
@@ -349,6 +353,7 @@ class Subscriber:
         if isinstance(event, Connected | Disconnected):
             self._connected = isinstance(event, Connected)
             self._settle_at = None
+            self._unheard = 0
         damage, cleared = Damage.NONE, False
         for action in source.handle(event):
             match action:
@@ -378,6 +383,8 @@ class Subscriber:
                     self._observer.gap(instance=self._instance, rank=self._address.rank, missing=missing)
                 case ReplayDone(batches, complete):
                     now = time.monotonic()
+                    if self._settle_at is not None and batches:  # not the first of this connection
+                        damage = max(damage, self._note_unheard())
                     if complete and self._settle_at is None:
                         self._settle_at = now + self._settle_s
                     self._probe_at = min(now + self._probe_s, self._settle_at or math.inf)
@@ -390,6 +397,21 @@ class Subscriber:
             await self._handle(source, wire, Cleared())
         if damage:
             await self._handle(source, wire, Damaged(damage))
+
+    def _note_unheard(self) -> Damage:
+        """What is not heard live is known late, so blocks that are long gone would be counted."""
+        self._unheard += 1
+        if self._unheard < _UNHEARD:
+            return Damage.NONE
+        if self._unheard == _UNHEARD:
+            log.warning(
+                "%s rank %d: its KV events come by replay only, nothing of topic %r is heard at %s: are both right?",
+                self._instance,
+                self._address.rank,
+                self._address.topic,
+                self._address.endpoint,
+            )
+        return Damage.MISSING
 
     def _note_damage(self) -> None:
         self._damages += 1

@@ -36,6 +36,8 @@ class Tail(NullObserver):
         self._number = 0
         self._ts_s = 0.0
         self._replayed = False
+        self.ended = False
+        """What the index is worth is of no interest any more."""
         self.batches = 0
         self.stored = 0
         self.removed = 0
@@ -129,15 +131,18 @@ class Tail(NullObserver):
         self._replayed = complete
         if not is_news:
             return
-        told = "" if complete else ", incomplete"
+        told = f"{_count(batches, 'new batch', 'es')}{'' if complete else ', incomplete'}"
+        if not batches and not complete:
+            told = "no answer, or none to its end"
         self._mark(
             {"type": "replay", "batches": batches, "complete": complete},
-            f"replay: {_count(batches, 'new batch', 'es')}{told}",
-            _CYAN,
+            f"replay: {told}",
+            _CYAN if complete else _YELLOW,
         )
 
     def state_changed(self, *, instance: str, rank: int, state: State) -> None:
-        self._mark({"type": "state", "state": state}, f"index is {state}", _CYAN)
+        if not self.ended:
+            self._mark({"type": "state", "state": state}, f"index is {state}", _CYAN)
 
     def retired(self, *, instance: str, rank: int, why: str) -> None:
         if why == NEW_PROCESS:

@@ -122,7 +122,7 @@ async def test_a_tail_for_programs(publisher: Publisher) -> None:
     assert (process.returncode, errors) == (0, "")
     told: list[dict[str, Any]] = [json.loads(line) for line in head + tail]
     types = [line["type"] for line in told]
-    assert types == ["BlockStored", "BlockRemoved", "BlockStored", "replay", "state", "state", "totals"]
+    assert types == ["BlockStored", "BlockRemoved", "BlockStored", "replay", "state", "totals"]
     assert told[0]["block_hashes"] == ["1122334455667788", "ab" * 32, "0000000000000003"]
     assert told[0]["first_token_ids"] == list(range(100, 108))
     assert told[0]["number"] == 0
@@ -259,7 +259,7 @@ def test_a_replay_that_brings_nothing_again_is_not_told() -> None:
     assert lines == [
         "--- replay: 0 new batches ---",
         "--- replay: 2 new batches ---",
-        "--- replay: 0 new batches, incomplete ---",
+        "--- replay: no answer, or none to its end ---",
         "--- replay: 0 new batches ---",
     ]
 

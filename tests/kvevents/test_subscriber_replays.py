@@ -183,3 +183,20 @@ async def test_a_lost_last_batch_is_found_by_a_probe(bench: Bench) -> None:
         assert subscriber.state is State.EXACT
     assert bench.heard.missing == 0
     assert bench.heard.retirements == []
+
+
+async def test_who_hears_by_replay_alone_is_not_exact_and_says_why(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher = bench.publisher(topic="kv@one")
+    publish(publisher, 1, 3)
+    async with bench.following(topic="kv@two", probe_s=0.02) as subscriber:
+        await until(lambda: subscriber.state is State.EXACT)
+        for number in range(4, 7):
+            publish(publisher, number, number)
+            await until(lambda last=number: bench.cached() == last)  # type: ignore[misc]
+        await until(lambda: subscriber.state is State.PARTIAL)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert "replay only" in told[0]
+    assert "'kv@two'" in told[0]
