@@ -154,7 +154,10 @@ class Checker:
                     "Please request a smaller truncation size."
                 )
                 raise BadRequestError.of(message, "truncate_prompt_tokens", keep)
-            tokens = tokens[-keep:] if keep else []
+            if not keep:
+                tokens = []
+            else:
+                tokens = tokens[:keep] if body.get("truncation_side") == "right" else tokens[-keep:]
         if not tokens:
             raise BadRequestError("The decoder prompt cannot be empty")
         if len(tokens) > self._max_model_len:

@@ -367,6 +367,14 @@ def test_prompts_are_truncated_from_their_beginning(keep: int, tokens: list[int]
     assert completion(prompt=[300, 301, 302, 303], truncate_prompt_tokens=keep).prompts == [tokens]
 
 
+@pytest.mark.parametrize(
+    ("side", "tokens"), [("left", [302, 303]), ("right", [300, 301]), (None, [302, 303])]
+)
+def test_prompts_are_truncated_on_the_side_that_is_told(side: str | None, tokens: list[int]) -> None:
+    body = {"prompt": [300, 301, 302, 303], "truncate_prompt_tokens": 2, "truncation_side": side}
+    assert completion(**body).prompts == [tokens]
+
+
 def test_given_token_ids_replace_rendering() -> None:
     params = {"do_remote_decode": True, "prompt_token_ids": [7, 8, 9]}
     assert chat(kv_transfer_params=params).prompts == [[7, 8, 9]]
