@@ -15,6 +15,8 @@ EVENTS_CONFIG = (
     ' "endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5657"}\''
 )
 
+_SMALLEST_USUAL_BLOCK = 16
+
 
 def reachable(facts: EngineFacts) -> Finding:
     """Whether anybody is there."""
@@ -74,7 +76,7 @@ def model(facts: EngineFacts, wanted: str) -> Finding:
     if answer.status == 401:
         return failed(
             step,
-            "it wants an API key (401 for /v1/models)",
+            "it wants an API key, or another than --engine-api-key-file has (401 for /v1/models)",
             "put the key it was started with (--api-key or VLLM_API_KEY) into a file and give that as"
             " --engine-api-key-file",
         )
@@ -150,7 +152,8 @@ def block_size(facts: EngineFacts, model_name: str) -> Finding:
             step,
             f"{size} tokens: no prompt of at most {length} tokens fills a block before its last token, so"
             " nothing is ever found in its cache",
-            "start it with a smaller --block-size, for example 16",
+            "start it with a smaller --block-size"
+            + (", for example 16" if size > _SMALLEST_USUAL_BLOCK else ", or a larger --max-model-len"),
         )
     if len(sizes) > 1:
         return failed(

@@ -22,6 +22,7 @@ _WIRE = frozenset(
     }
 )
 _UNUSED = frozenset({Reason.BLOCK_SIZE, Reason.UNKNOWN_TYPE})
+_TIME_UP = "time was up before that was known"
 
 
 def of_rank(facts: EngineFacts, rank: RankFacts, *, several: bool) -> list[Finding]:
@@ -45,6 +46,8 @@ def _unheard(rank: RankFacts) -> str | None:
         return "its publisher connects to kvproxy, which alone can hear it"
     if rank.port_taken:
         return "its events go to another process here"
+    if rank.connected is None:
+        return _TIME_UP
     return None if rank.connected else "nothing is heard from it"
 
 
@@ -65,6 +68,8 @@ def _connected(facts: EngineFacts, rank: RankFacts) -> Finding:
             f"it connects to {source.endpoint}, where another process listens, most likely kvproxy itself",
             "ask the running kvproxy instead: GET /doctor; or stop it first",
         )
+    if rank.connected is None:
+        return skipped(step, _TIME_UP)
     if rank.connected:
         return passed(step, source.endpoint)
     if source.bind:
@@ -73,26 +78,27 @@ def _connected(facts: EngineFacts, rank: RankFacts) -> Finding:
             f"no engine has connected to {source.endpoint}",
             f'correct the "endpoint" in its --kv-events-config, or let it bind: {EVENTS_CONFIG}',
         )
-    told = _told(facts, rank)
-    if told is not None and told != source.endpoint:
-        return failed(
-            step,
-            f"nothing publishes at {source.endpoint}",
-            f"correct ?events=: the engine itself says it publishes at {told}, and without ?events= it is asked",
-        )
     return failed(
         step,
         f"nothing publishes at {source.endpoint}",
-        "open that port between kvproxy and the engine (firewall, container ports); name another address with"
+        _correction(facts, rank)
+        or "open that port between kvproxy and the engine (firewall, container ports); name another address with"
         f" '{facts.address}?events=tcp://HOST:PORT'",
     )
 
 
-def _told(facts: EngineFacts, rank: RankFacts) -> str | None:
-    """Where the engine itself says that it publishes."""
-    told = facts.told_sources
-    sources = told.value if told is not None and told.ok else []
-    return next((source.endpoint for source in sources if source.rank == rank.rank), None)
+def _correction(facts: EngineFacts, rank: RankFacts) -> str | None:
+    """What to correct if the engine itself names other addresses than were given."""
+    answer, given = facts.told_sources, rank.source
+    sources = answer.value if answer is not None and answer.ok else []
+    told = next((source for source in sources if source.rank == rank.rank), None)
+    if told is None or given is None:
+        return None
+    if told.endpoint != given.endpoint:
+        return f"correct ?events=: the engine itself says it publishes at {told.endpoint}, and without ?events= it is asked"
+    if told.replay_endpoint != given.replay_endpoint and given.replay_endpoint is not None:
+        return f"correct &replay=: the engine itself says it replays at {told.replay_endpoint}, and without ?events= it is asked"
+    return None
 
 
 def _replay(facts: EngineFacts, rank: RankFacts) -> Finding:
@@ -107,6 +113,15 @@ def _replay(facts: EngineFacts, rank: RankFacts) -> Finding:
             (f"name it: &replay=tcp://{facts.spec.host}:PORT; if the engine has none, " if named else "")
             + 'start the engine with "replay_endpoint": "tcp://*:5657" in its --kv-events-config',
         )
+    if rank.contradicted:
+        return failed(
+            step,
+            f"what {source.replay_endpoint} replays is not what is published at {source.endpoint}",
+            _correction(facts, rank)
+            or "see that both are this engine's and not another's; if it was just restarted, ask again",
+        )
+    if rank.replayed_batches is None and not rank.replays_unanswered:
+        return skipped(step, _TIME_UP)
     if rank.replayed_batches is None:
         return failed(
             step,
@@ -200,7 +215,7 @@ def _unanswered(step: str, trouble: Trouble | None, words: str, status: int | No
         )
     if status == 401:
         remedy = "put the key it was started with into a file and give that as --engine-api-key-file"
-        return failed(step, "the probe was refused with 401: it wants an API key", remedy)
+        return failed(step, "the probe was refused with 401: it wants an API key, or another one", remedy)
     return failed(step, f"the probe was not served: {words}", "look at its log")
 
 
@@ -232,7 +247,8 @@ def _unseen(facts: EngineFacts, rank: RankFacts) -> Finding:
     return failed(
         step,
         "the probe was answered, and its blocks were not announced",
-        f"see that {where} is this engine's and not another's, and that the engine has"
+        (f"{correction}; else " if (correction := _correction(facts, rank)) else "")
+        + f"see that {where} is this engine's and not another's, and that the engine has"
         f' "enable_kv_cache_events": true: {EVENTS_CONFIG}',
     )
 
@@ -272,6 +288,8 @@ def _cached_tokens(facts: EngineFacts, rank: RankFacts) -> Finding:
             'give the engine a "replay_endpoint", and a larger "buffer_steps", in its --kv-events-config',
         )
     if predicted < last.reported:
+        if rank.found is None:
+            return skipped(step, f"{words}; see probe_event")
         return failed(
             step,
             f"{words}: its events do not tell of all it has cached",

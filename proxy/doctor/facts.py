@@ -105,7 +105,12 @@ class RankFacts(msgspec.Struct):
     """How right the running service's predictions were, as `/status` has it; None without a service."""
     port_taken: bool = False
     """The engine connects to a port here that another process has."""
-    connected: bool = False
+    connected: bool | None = None
+    """A publisher is there; None if time was up before that was known."""
+    replays_unanswered: int = 0
+    """Replays that were asked for in vain."""
+    contradicted: bool = False
+    """What was published did not follow what was replayed: one of the two is another engine's."""
     replayed_batches: int | None = None
     """Of the replay that was answered to its end; None if none was."""
     state: str = "unknown"

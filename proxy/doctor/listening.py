@@ -20,6 +20,7 @@ from kvevents import (
     SourceAddress,
     Subscriber,
 )
+from kvevents.source_events import GAP, NEW_PROCESS
 from proxy.doctor.runs import Search
 from proxy.tasks import TaskOwner
 
@@ -45,6 +46,9 @@ class Listener(NullObserver):
         self.messages = 0
         self.replayed: int | None = None
         self.replay_failures = 0
+        self._replays = 0
+        self.contradicted = False
+        """What was published did not follow what was replayed."""
         self.search: Search | None = None
         """For the probe among what is stored; None before it is sent."""
         self._ts_s = 0.0
@@ -98,6 +102,12 @@ class Listener(NullObserver):
         """Whether there is nothing to wait for: a replay was answered, or none was so often."""
         return self.replayed is not None or self.replay_failures >= tries
 
+    async def verify(self, limit_s: float) -> None:
+        """Ask for what was published last to be replayed: somebody else's replay has another there, or nothing."""
+        seen = self._replays
+        self._subscriber.suspect()
+        await self.until(lambda: self._replays > seen, limit_s)
+
     async def until(self, condition: Callable[[], bool], limit_s: float) -> bool:
         """Wait for something to be heard; tell whether it was."""
         with contextlib.suppress(TimeoutError):
@@ -140,10 +150,14 @@ class Listener(NullObserver):
         self.dropped[reason.value] += count
 
     def replay(self, *, instance: str, rank: int, batches: int, complete: bool) -> None:  # noqa: ARG002
+        self._replays += 1
         if complete:
             self.replayed = (self.replayed or 0) + batches
         else:
             self.replay_failures += 1
+
+    def retired(self, *, instance: str, rank: int, why: str) -> None:  # noqa: ARG002
+        self.contradicted = self.contradicted or (why in {NEW_PROCESS, GAP} and self.replayed is not None)
 
 
 def port_taken(address: SourceAddress) -> bool:

@@ -206,6 +206,8 @@ class Probing:
                     or send.reported is None
                 ):
                     break
+            if listener is not None and rank.found is not None and listener.replayed is not None:
+                await listener.verify(REPLAY_S)
         finally:
             if listener is not None:
                 self._note(rank, listener)
@@ -226,7 +228,8 @@ class Probing:
         listener = Listener(self.facts.address, source, self._context, self._tasks)
         listeners = [listener]
         try:
-            if await listener.until(lambda: listener.connected, CONNECT_S):
+            rank.connected = await listener.until(lambda: listener.connected, CONNECT_S)
+            if rank.connected:
                 if source.topic and self.facts.spec.event_sources and not source.bind:
                     anything = SourceAddress(rank.rank, source.endpoint, None, "")
                     second = Listener(self.facts.address, anything, self._context, self._tasks)
@@ -236,6 +239,7 @@ class Probing:
                     await listener.until(lambda: listener.asked_in_vain(REPLAY_TRIES), REPLAY_S)
             rank.state = listener.state
         except asyncio.CancelledError:
+            self._note(rank, listener)
             for each in listeners:
                 await each.close()
             raise
@@ -303,7 +307,9 @@ class Probing:
             rank.block_size = search.block_size or listener.block_size
 
     def _note(self, rank: RankFacts, listener: Listener) -> None:
-        rank.connected = listener.connected
+        rank.connected = listener.connected or rank.connected
+        rank.replays_unanswered = listener.replay_failures
+        rank.contradicted = listener.contradicted
         rank.replayed_batches = listener.replayed
         rank.messages = listener.messages
         rank.dropped = dict(listener.dropped)

@@ -211,6 +211,9 @@ async def test_another_engines_event_port(impatient: None) -> None:
             "its blocks were not announced",
             "this engine's and not another's",
         )
+        correction = f"correct ?events=: the engine itself says it publishes at {mixed.events_endpoint}"
+        assert correction in (found.of(mixed, "probe_event").remedy or "")
+        assert found.of(mixed, "cached_tokens").status is Status.SKIP
 
 
 async def test_a_wrong_topic(impatient: None) -> None:
@@ -242,6 +245,21 @@ async def test_a_wrong_replay_port(impatient: None) -> None:
         found = await engines.examine()
         gravest(found, 2, "replay")
         judged(found.of(prefill, "replay"), Status.FAIL, f"127.0.0.1:{nobody} does not answer", "&replay=")
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+async def test_another_engines_replay_port(impatient: None, ahead: int) -> None:
+    """Its numbers are this one's by accident, or are not: what comes next does not follow what was replayed."""
+    async with case([{}, {}]) as engines:
+        mixed, other = engines.prefill
+        await engines.examine()  # both have published
+        for _ in range(ahead):
+            await engines.examine()
+        engines.named[mixed.address] = f"?events={mixed.events_endpoint}&replay={other.replay_endpoint}"
+        found = await engines.examine()
+        assert found.report.exit_code == 2
+        correction = f"correct &replay=: the engine itself says it replays at {mixed.replay_endpoint}"
+        judged(found.of(mixed, "replay"), Status.FAIL, "is not what is published", correction)
 
 
 async def test_prefix_caching_off() -> None:
@@ -365,6 +383,22 @@ async def test_time_is_up() -> None:
         found = await engines.examine(limit_s=3.0)
         assert found.report.exit_code == 2
         judged(found.of(engines.decode[0], "time"), Status.FAIL, "within 3 s", "--timeout")
+
+
+async def test_what_there_was_no_time_for_is_not_judged() -> None:
+    (nobody,) = free_ports(1)
+    async with case() as engines:
+        prefill = engines.prefill[0]
+        engines.named[prefill.address] = f"?events={prefill.events_endpoint}&replay=tcp://127.0.0.1:{nobody}"
+        for limit_s in (0.2, 1.2):
+            found = await engines.examine(limit_s=limit_s)
+            assert found.report.exit_code == 2
+            told = [
+                f
+                for f in found.report.instances[0].findings
+                if f.step in {"events_connected", "replay", "probe_event"}
+            ]
+            assert Status.FAIL not in {finding.status for finding in told}, told
 
 
 async def test_a_missing_api_key() -> None:
