@@ -1,5 +1,8 @@
 """Each path is served on one socket: with an admin port, what operators ask is not there for clients to find."""
 
+import ipaddress
+import logging
+import socket
 import ssl
 
 from aiohttp import web
@@ -8,6 +11,8 @@ from proxy.config import Config
 from proxy.connections import Runner
 from proxy.errors import ConfigError
 from proxy.tls import server_context
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 4096
 """Connections that may wait to be accepted, as far as the system lets them (Linux: net.core.somaxconn): with aiohttp's 128
@@ -52,11 +57,33 @@ class ServiceRunner(Runner):
         return urls
 
     async def _open(self, runner: Runner, prefix: str, host: str, port: int) -> str:
+        flag = f"--{prefix}host {host}"
+        host = host.removeprefix("[").removesuffix("]")
+        if _everywhere(host) and not socket.has_dualstack_ipv6():
+            log.warning("%s: this machine has no IPv6, so IPv4 alone is served", flag)
+            host = "0.0.0.0"  # noqa: S104  # all addresses were asked for
         try:
-            await web.TCPSite(runner, host, port, ssl_context=self._tls, backlog=BACKLOG).start()
+            await self._site(runner, host, port).start()
         except OSError as error:
             raise ConfigError(
-                f"--{prefix}host {host} --{prefix}port {port}: cannot listen there ({error.strerror})"
+                f"{flag} --{prefix}port {port}: cannot listen there ({error.strerror})"
             ) from None
         at = f"[{host}]" if ":" in host else host
         return f"{'https' if self._tls else 'http'}://{at}:{runner.addresses[0][1]}"
+
+    def _site(self, runner: Runner, host: str, port: int) -> web.BaseSite:
+        """Where to listen. An event loop's own sockets for `::` take IPv6 alone, so that one is made here."""
+        if not _everywhere(host):
+            return web.TCPSite(runner, host, port, ssl_context=self._tls, backlog=BACKLOG)
+        both = socket.create_server(
+            (host, port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+        )
+        return web.SockSite(runner, both, ssl_context=self._tls, backlog=BACKLOG)
+
+
+def _everywhere(host: str) -> bool:
+    """Whether a host is all addresses of IPv6, however it is spelled: those of IPv4 are meant as well."""
+    try:
+        return ipaddress.ip_address(host) == ipaddress.IPv6Address("::")
+    except ValueError:
+        return False

@@ -79,7 +79,11 @@ def add_tokenizer(group: "argparse._ArgumentGroup") -> None:
 
 def add_service(group: "argparse._ArgumentGroup") -> None:
     """Where it listens, and how it starts, stops and remembers."""
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    group.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on, :: for all of IPv6 and IPv4 (default: %(default)s)",
+    )
     group.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     group.add_argument(
         "--max-body-mb",

@@ -51,9 +51,12 @@ def _from_loopback(request: web.Request) -> bool:
         return False  # the peer is a reverse proxy; who asks is somebody else
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     try:
-        return isinstance(peer, tuple) and ipaddress.ip_address(peer[0]).is_loopback
+        address = ipaddress.ip_address(peer[0]) if isinstance(peer, tuple) else None
     except ValueError:
         return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped  # one socket for both families shows IPv4 clients so
+    return address is not None and address.is_loopback
 
 
 class _Change(msgspec.Struct, forbid_unknown_fields=True):
