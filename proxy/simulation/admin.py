@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from proxy.simulation.errors import BadRequestError
+from proxy.simulation.errors import BadRequestError, FaultError
 from proxy.simulation.faults import Fault
 from proxy.simulation.http_edge import FAULT, cut, json_answer, pause, read_json, refusals
 
@@ -53,17 +53,13 @@ def watch(engine: "StandIn") -> Middleware:
             case "slow":
                 await asyncio.sleep(fault.delay_s)
             case "status":
-                error = {
-                    "message": "a fault",
-                    "type": "InternalServerError",
-                    "param": None,
-                    "code": fault.status,
-                }
-                return json_answer({"error": error}, fault.status)
+                return json_answer(FaultError(fault.status).body(), fault.status)
             case "cut":
                 return await _cut(request, handler, fault)
             case "stall":
                 return await _stall(request, handler, fault)
+            case "error":
+                return await _fail(request, handler, fault)
         return await handler(request)
 
     return middleware
@@ -81,6 +77,14 @@ async def _cut(request: web.Request, handler: Handler, fault: Fault) -> web.Stre
     await part.prepare(request)
     await part.write(response.body[: fault.after_bytes])
     return await cut(request)
+
+
+async def _fail(request: web.Request, handler: Handler, fault: Fault) -> web.StreamResponse:
+    request[FAULT] = fault
+    body = await read_json(request)
+    if isinstance(body, dict) and body.get("stream"):
+        return await handler(request)
+    return json_answer(FaultError(fault.status).body(), fault.status)  # a request that fails holds nothing
 
 
 async def _stall(request: web.Request, handler: Handler, fault: Fault) -> web.StreamResponse:

@@ -82,6 +82,14 @@ class GenerationFailedError(ApiError):
         super().__init__("Internal server error")
 
 
+class FaultError(ApiError):
+    """What a fault says instead of an answer."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("a fault")
+        self.status = status
+
+
 class EngineGoneError(ApiError):
     """The engine behind the server has died."""
 

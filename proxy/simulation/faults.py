@@ -13,17 +13,20 @@ import msgspec
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One way for requests to go wrong. `path` is a prefix of the request's path."""
 
-    kind: Literal["hang", "slow", "status", "cut", "stall"]
+    kind: Literal["hang", "slow", "status", "cut", "stall", "error"]
     path: str = "/v1/"
     times: int | None = None
     """How many requests it spoils; None for all until it is removed."""
     delay_s: float = 0.0
     """slow: how long a request waits before it is looked at. stall: how long the pause is, 0 for ever."""
     status: int = 503
-    """status: the answer instead; its body is an error of that status."""
+    """status: the answer instead; its body is an error of that status. error: the one it fails with."""
     after_bytes: int = 0
     """cut: how much of the answer's body is sent before the connection is torn down; 0: not even the head.
     stall: how much is sent before the pause; 0: not even the head of an unstreamed answer, which is computed."""
+    after_chunks: int = 0
+    """error: how many chunks of a stream are sent before its error event (the first of a chat only names the role).
+    A stream that is shorter has no error; an unstreamed answer is an error of that status."""
 
 
 class Faults:

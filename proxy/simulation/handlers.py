@@ -15,7 +15,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from proxy.simulation.answers import Answers
 from proxy.simulation.bodies import parse_chat, parse_completion, parse_detokenize, parse_tokenize
 from proxy.simulation.config import VERSION
-from proxy.simulation.errors import ApiError, BadRequestError, EngineGoneError, PermissionDeniedError
+from proxy.simulation.errors import (
+    ApiError,
+    BadRequestError,
+    EngineGoneError,
+    GenerationFailedError,
+    PermissionDeniedError,
+)
 from proxy.simulation.generation import Choice, Generation
 from proxy.simulation.http_edge import EventStream, json_answer, read_json
 from proxy.simulation.rank import Rank
@@ -229,7 +235,11 @@ class Handlers:
             for chunk in answers.closing(generation):
                 await out.send(chunk)
         except ApiError as error:
-            await out.send(error.body())
+            if isinstance(error, GenerationFailedError) and not opened:
+                # To vLLM that is an output like any other, so a chat names its roles before it is looked at.
+                for chunk in answers.opening(generation):
+                    await out.say(chunk)
+            await out.say(error.body())
         await out.done()
         await response.write_eof()
         return response

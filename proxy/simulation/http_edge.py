@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from proxy.simulation.errors import ApiError, BadRequestError, MediaTypeError, SchemaError
+from proxy.simulation.errors import ApiError, BadRequestError, FaultError, MediaTypeError, SchemaError
 from proxy.simulation.faults import Fault
 from proxy.simulation.schema import problem
 
@@ -73,17 +73,27 @@ def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None 
 
 
 class EventStream:
-    """Server-sent events of one answer, cut off or held up where a fault says so."""
+    """Server-sent events of one answer, cut off, held up or failing where a fault says so."""
 
     def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
         self._response = response
         fault = request.get(FAULT)
         self._fault = fault if fault is not None and fault.kind in {"cut", "stall"} else None
         self._left = fault.after_bytes if fault is not None else 0
+        self._chunks_left = fault.after_chunks if fault is not None and fault.kind == "error" else None
+        self._failure = FaultError(fault.status) if fault is not None else None
         self._request = request
 
     async def send(self, event: Any) -> None:
-        """One event."""
+        """One event of what is generated. Raises ApiError where a fault has it fail."""
+        if self._chunks_left == 0 and self._failure is not None:
+            raise self._failure
+        if self._chunks_left is not None:
+            self._chunks_left -= 1
+        await self.say(event)
+
+    async def say(self, event: Any) -> None:
+        """One event of a generation that failed."""
         await self._write(b"data: " + encode(event) + b"\n\n")
 
     async def done(self) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 import zmq.asyncio
+from live.asking import CHAT
 from vllm_cpu.engine import BLOCK_TOKENS
 from vllm_cpu.fleet import Fleet
 
-from tests.contract.asking import Engine
+from tests.contract.asking import Engine, chunks
 from tests.contract.listening import Journal, Subscriber
 from tests.contract.pairs import Pair
 from tests.contract.prompts import ids
@@ -54,6 +55,12 @@ async def test_a_new_process_is_another_engine(
     refused = await pair.decode.ask(body | {"kv_transfer_params": old})
     error = {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}
     assert (refused.status, refused.json) == (500, {"error": error})
+
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "who is there"}], "max_tokens": 6}
+    streamed = await pair.decode.served(chat | {"kv_transfer_params": old, "stream": True}, CHAT)
+    role, failed = chunks(streamed)
+    assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert (failed, streamed.complete) == ({"error": error}, True), "an error that looks like an end"
 
     new = await pair.prefilled(body)
     assert new["remote_engine_id"] != old["remote_engine_id"]

@@ -1,4 +1,5 @@
 import asyncio
+import json
 from typing import Any
 
 import aiohttp
@@ -67,6 +68,25 @@ async def test_an_answer_cut_off(
         await read()
     assert len(received) <= after_bytes
     assert (received != b"") == (after_bytes > 0)
+    assert engine.model.unfinished == 0
+
+
+@pytest.mark.parametrize(("streamed", "after_chunks"), [(False, 0), (True, 0), (True, 2), (True, 100)])
+async def test_an_error_inside_an_answer(
+    engine: StandIn, http: aiohttp.ClientSession, streamed: bool, after_chunks: int
+) -> None:
+    engine.faults.add(Fault(kind="error", status=500, after_chunks=after_chunks, times=1))
+    body = {**BODY, "ignore_eos": True, "stream": streamed}
+    async with http.post(engine.url + COMPLETIONS, json=body) as response:
+        assert response.status == (200 if streamed else 500)
+        events = (await response.text()).removesuffix("\n\n").split("\n\n")
+    error = {"message": "a fault", "type": "InternalServerError", "param": None, "code": 500}
+    said = [json.loads(event.removeprefix("data: ")) for event in events if "[DONE]" not in event]
+    assert [said.index(event) for event in said if event == {"error": error}] == (
+        [after_chunks] if after_chunks < 100 else []
+    )
+    assert len(said) == (after_chunks + 1 if after_chunks < 100 else 5)
+    assert (events[-1] == "data: [DONE]") is streamed
     assert engine.model.unfinished == 0
 
 

@@ -14,7 +14,7 @@ from proxy.simulation.engine_values import Handshake, Pull
 from proxy.simulation.request import Remote
 from proxy.simulation.side_channel import Reply, SideChannelClient, TransferError
 from tests.simulation.conftest import Ask, Start
-from tests.simulation.driving import COMPLETIONS, PREFILL
+from tests.simulation.driving import CHAT, COMPLETIONS, PREFILL
 
 PROMPT = "the import statement loads a module and every function returns some value when sorted by key"
 
@@ -196,8 +196,16 @@ async def test_a_restarted_prefill_engine_is_an_error(
         events = (await response.text()).split("\n\n")
     assert json.loads(events[0].removeprefix("data: "))["error"]["code"] == 500
     assert events[1:] == ["data: [DONE]", ""]
-    assert d.model.stats.failed_transfers == 2
-    assert d.model.stats.finished["error"] == 2
+    chat = {"messages": [{"role": "user", "content": "the"}], "n": 2, "stream": True}
+    async with http.post(d.url + CHAT, json=chat | {"kv_transfer_params": params}) as response:
+        assert response.status == 200
+        *roles, error, done, end = (await response.text()).split("\n\n")
+    deltas = [json.loads(role.removeprefix("data: "))["choices"][0]["delta"] for role in roles]
+    assert deltas == [{"role": "assistant", "content": ""}] * 2
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == 500
+    assert (done, end) == ("data: [DONE]", "")
+    assert d.model.stats.failed_transfers >= 3
+    assert d.model.stats.finished["error"] >= 3
 
 
 async def test_or_decode_computes_the_prompt_itself(start: Start, ask: Ask) -> None:
