@@ -1,6 +1,7 @@
 """`create_app` is the one place that assembles kvproxy; whatever has a lifetime is opened and closed here, in order."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from proxy.app_keys import (
     BODIES,
     CONFIG,
     DIRECTOR,
+    DRAINING,
     FLEET,
     GATE,
     HEALING,
@@ -43,7 +45,7 @@ from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
-from proxy.middlewares import IN_FLIGHT_KEY, InFlight, add_request_id, edge
+from proxy.middlewares import IN_FLIGHT_KEY, InFlight, edge, finish_head
 from proxy.placement import Placement
 from proxy.prediction_metrics import AccuracyCollector
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
@@ -131,7 +133,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         registry.register(StateCollector(app[STATE]))
     app[observe.REGISTRY] = registry
     app[observe.INDEX] = index
-    app[STOPPING] = asyncio.Event()
+    app[DRAINING], app[STOPPING] = asyncio.Event(), asyncio.Event()
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         """Open what has a lifetime, and close it in the opposite order."""
@@ -263,7 +265,7 @@ def create_admin_app(app: web.Application) -> web.Application:
 
 def _application(config: Config) -> web.Application:
     app = web.Application(middlewares=[edge, authenticate], client_max_size=config.max_body_mb << 20)
-    app.on_response_prepare.append(add_request_id)
+    app.on_response_prepare.append(finish_head)
     app[CONFIG] = config
     app[IN_FLIGHT_KEY] = InFlight()
     return app
@@ -282,6 +284,14 @@ def create_runner(config: Config, policy: Policy | None = None) -> ServiceRunner
 
 async def _reached(event: asyncio.Event) -> None:
     await event.wait()
+
+
+async def drain(runner: web.AppRunner, delay_s: float, hurry: asyncio.Event) -> None:
+    """Fail `/ready` and serve on, for `delay_s` seconds or until `hurry`: load balancers need time to take notice."""
+    runner.app[DRAINING].set()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(delay_s):
+            await hurry.wait()
 
 
 async def shut_down(runner: web.AppRunner, timeout_s: float, hurry: asyncio.Event) -> None:

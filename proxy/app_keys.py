@@ -30,5 +30,7 @@ STATE: web.AppKey[StateKeeper] = web.AppKey("state", StateKeeper)
 """What outlives the process; absent without --state-dir."""
 HEALING: web.AppKey[Healing] = web.AppKey("healing", Healing)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
+DRAINING: web.AppKey[asyncio.Event] = web.AppKey("draining", asyncio.Event)
+"""Set once the process is to end soon: nobody should send anything new, and what comes is served all the same."""
 STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
 """Set once the process is ending."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from proxy.app import create_runner, shut_down
+from proxy.app import create_runner, drain, shut_down
 from proxy.app_keys import WATCH
 from proxy.config import Config
 from proxy.doctor.command import examine, shown
@@ -31,7 +31,7 @@ INTERRUPTED = 130
 
 
 async def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends at once what is still running.
+    """Serve until SIGTERM or SIGINT; a second one ends at once the draining and what is still running.
 
     Raises ConfigError or StartupError if there is no point in going on.
     """
@@ -57,6 +57,9 @@ async def serve(config: Config) -> None:
         if fatal.done():
             await shut_down(runner, 0.0, hurry)
             raise fatal.result()
+        if config.drain_delay_s:
+            log.info("draining: /ready fails, and for %g s all is still served", config.drain_delay_s)
+            await drain(runner, config.drain_delay_s, hurry)
         log.info("stopping: running requests have %g s to end", config.shutdown_timeout_s)
         await shut_down(runner, config.shutdown_timeout_s, hurry)
     finally:

@@ -11,7 +11,7 @@ from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
 
 from proxy.admission import BodyLease
-from proxy.app_keys import METRICS
+from proxy.app_keys import DRAINING, METRICS
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
 from proxy.headers import REQUEST_ID
 from proxy.reading import check_framing
@@ -162,8 +162,14 @@ def error_response(error: RequestError) -> web.Response:
     return response
 
 
-async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """An `on_response_prepare` signal: every answer names its request."""
+async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
+    """An `on_response_prepare` signal: every answer names its request.
+
+    While kvproxy drains it also ends its connection, so that whoever keeps some open finds another replica for the next.
+    """
+    if request.app[DRAINING].is_set():
+        response.force_close()
+        response.headers["Connection"] = "close"
     if (request_id := request.get(REQUEST_ID_KEY)) is not None:
         response.headers[REQUEST_ID] = request_id
     response.headers["Server"] = SERVER

@@ -100,6 +100,14 @@ def add_service(group: "argparse._ArgumentGroup") -> None:
         help="end with exit code 1 if no request can be served after so many seconds (default: %(default)g)",
     )
     group.add_argument(
+        "--drain-delay",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="how long /ready fails after SIGTERM or Ctrl-C while all is still served, so that load balancers"
+        " take notice before the port closes (default: %(default)g)",
+    )
+    group.add_argument(
         "--shutdown-timeout",
         type=float,
         default=30.0,

@@ -16,6 +16,7 @@ from proxy.app_keys import (
     BODIES,
     CONFIG,
     DIRECTOR,
+    DRAINING,
     FLEET,
     GATE,
     HEALING,
@@ -53,6 +54,8 @@ async def ready(request: web.Request) -> web.Response:
 def _not_ready_because(request: web.Request) -> str | None:
     if request.app[STOPPING].is_set():
         return "kvproxy is shutting down"
+    if request.app[DRAINING].is_set():
+        return "kvproxy is draining: it serves what still comes, and then ends"
     return request.app[FLEET].not_ready_because
 
 

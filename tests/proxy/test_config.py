@@ -92,6 +92,7 @@ def test_a_wrong_address_names_the_flag(text: str) -> None:
         ([*PAIR, "--kv-lease-s", "10"], "--kv-lease-s"),
         ([*PAIR, "--startup-timeout", "0"], "--startup-timeout"),
         ([*PAIR, "--shutdown-timeout", "-1"], "--shutdown-timeout"),
+        ([*PAIR, "--drain-delay", "-1"], "--drain-delay"),
         ([*PAIR, "--max-body-mb", "0"], "--max-body-mb"),
         ([*PAIR, "--client-stall-timeout", "0"], "--client-stall-timeout"),
         ([*PAIR, "--max-queue", "-1"], "--max-queue"),

@@ -395,6 +395,61 @@ async def test_what_runs_too_long_is_cut_with_a_word(started: Any, timeout_s: st
     ]
 
 
+async def _draining(process: Process, session: aiohttp.ClientSession) -> Any:
+    """The answer of `/ready` once it fails."""
+    async with asyncio.timeout(20):
+        while (answer := await ask(session, process.url, "/ready")).status == 200:  # noqa: ASYNC110  # asked over HTTP
+            await asyncio.sleep(0.02)
+    return answer
+
+
+async def test_before_the_end_ready_fails_while_all_is_still_served(started: Any) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        session = pair.service.session
+        prefill, decode = pair.engines.prefill[0], pair.engines.decode[0]
+        process = await started(
+            "-m", "tiny", "-p", prefill.address, "-d", decode.address, "--port", "0", "--drain-delay", "2"
+        )  # fmt: skip
+        await process.listening()
+        await process.ready(session)
+        assert "Connection" not in (await ask(session, process.url, "/health")).headers
+        begun_at = asyncio.get_running_loop().time()
+        process.process.send_signal(signal.SIGTERM)
+        failed = await _draining(process, session)
+        assert failed.status == 503
+        assert "draining" in failed.json["error"]["message"]
+        assert (await ask(session, process.url, "/health")).status == 200
+        assert "draining" in (await ask(session, process.url, "/status")).json["not_ready_because"]
+        decode.faults.add(Fault(kind="slow", path="/v1/c", delay_s=3, times=1))
+        body = {"prompt": "hello", "max_tokens": 20, "stream": True}
+        answer = await ask(
+            session, process.url, "/v1/completions", body
+        )  # begun before, ended after the port closed
+        assert answer.status == 200
+        assert answer.headers["Connection"] == "close"
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        assert await process.ended() == 0
+        assert asyncio.get_running_loop().time() - begun_at >= 2
+    said = "".join(process.lines)
+    assert "for 2 s all is still served" in said
+    assert said.index("draining:") < said.index("stopping:")
+
+
+async def test_a_second_signal_ends_the_draining_too(started: Any) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        process = await started(
+            "-m", "tiny", "-p", pair.engines.prefill[0].address, "-d", pair.engines.decode[0].address,
+            "--port", "0", "--drain-delay", "600",
+        )  # fmt: skip
+        await process.listening()
+        await process.ready(pair.service.session)
+        process.process.send_signal(signal.SIGTERM)
+        await _draining(process, pair.service.session)
+        process.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            assert await process.ended() == 0
+
+
 async def test_who_waits_when_the_start_fails_is_told(started: Any) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         process = await started(
