@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from kvevents.events import REPORT_SESSION
 from proxy.body import Body
 from proxy.errors import BadRequestError
 
@@ -65,11 +66,19 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     whole: bool
     """Splitting it into a prefill and a decode leg would gain nothing or lose KV; one instance serves it all."""
 
-    @property
-    def priority(self) -> int:
-        """Its place among the requests of its client: lower is served earlier. What is no integer is for engines to judge."""
+    def priority(self, header: str | None) -> int:
+        """Its place among the requests of its client: lower is served earlier.
+
+        As vLLM reads it: the header `X-Vllm-Priority` if it is an integer, else the member. A member that is none is for
+        engines to judge.
+        """
+        if header is not None and header.isascii():
+            try:
+                return int(header)
+            except ValueError:
+                pass
         value = self.body.value("priority")
-        return value if isinstance(value, int) else 0
+        return number if (number := _as_whole_number(value)) is not None else 0
 
     @property
     def estimated_tokens(self) -> int:
@@ -100,11 +109,17 @@ def read_request(route: Route | None, data: bytes, default_model: str) -> Genera
 
 def _clean(body: Body) -> Body:
     drop = [name for name in NEVER_FROM_A_CLIENT if name in body]
+    if "session_id" in body and body.value("session_id") == REPORT_SESSION:
+        drop.append("session_id")  # it marks reports that we asked for, and nothing else
     put = {}
     xargs = body.value("vllm_xargs")
-    if isinstance(xargs, dict) and not NEVER_AS_AN_XARG.isdisjoint(xargs):
-        raw = msgspec.json.decode(body.raw("vllm_xargs") or b"{}", type=dict[str, msgspec.Raw])
-        put["vllm_xargs"] = {name: value for name, value in raw.items() if name not in NEVER_AS_AN_XARG}
+    if isinstance(xargs, dict):
+        never = NEVER_AS_AN_XARG & xargs.keys()
+        if xargs.get("session_id") == REPORT_SESSION:
+            never |= {"session_id"}
+        if never:
+            raw = msgspec.json.decode(body.raw("vllm_xargs") or b"{}", type=dict[str, msgspec.Raw])
+            put["vllm_xargs"] = {name: value for name, value in raw.items() if name not in never}
     return body.changed(put, drop) if drop or put else body
 
 
@@ -166,13 +181,19 @@ def _whole_number(body: Body, name: str, *, nullable: bool) -> int | None:
     value = body.value(name)
     if value is None and nullable:
         return None
+    number = _as_whole_number(value)
+    if number is None:
+        raise BadRequestError(f"{name} must be an integer", param=name)
+    return number
+
+
+def _as_whole_number(value: Any) -> int | None:
+    """What pydantic makes an integer of; None for what it refuses."""
     if isinstance(value, str) and len(value) <= _MAX_DIGITS and _INTEGER.fullmatch(value):
         value = int(value.partition(".")[0])
     if isinstance(value, float) and abs(value) < _FLOATS_BELOW and value.is_integer():
         value = int(value)
-    if not isinstance(value, int):
-        raise BadRequestError(f"{name} must be an integer", param=name)
-    return int(value)
+    return int(value) if isinstance(value, int) else None
 
 
 _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})

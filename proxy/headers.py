@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable
 
+from kvevents.events import REPORT_SESSION
+
 REQUEST_ID = "X-Request-Id"
 REQUEST_TIMEOUT_MS = "X-Request-Timeout-Ms"
 DATA_PARALLEL_RANK = "X-data-parallel-rank"
 SESSION_ID = "X-Session-ID"
+PRIORITY = "X-Vllm-Priority"
 PREFILL = "X-Kvproxy-Prefill"
 DECODE = "X-Kvproxy-Decode"
 CACHED_TOKENS = "X-Kvproxy-Cached-Tokens"
@@ -59,9 +62,16 @@ def _end_to_end(headers: Iterable[tuple[str, str]], ours: frozenset[str]) -> Hea
 
 
 def for_engine(client: Iterable[tuple[str, str]], *, keep_authorization: bool) -> Headers:
-    """The client's headers that go to an engine; its `Authorization` only if no engine key is configured."""
+    """The client's headers that go to an engine; its `Authorization` only if no engine key is configured.
+
+    A session id passes, unless it is the one that marks the reports kvproxy asks engines for.
+    """
     ours = _OURS_ON_A_LEG if keep_authorization else _OURS_ON_A_LEG | {"authorization"}
-    return _end_to_end(client, ours)
+    return [
+        (name, value)
+        for name, value in _end_to_end(client, ours)
+        if value != REPORT_SESSION or name.lower() != SESSION_ID.lower()
+    ]
 
 
 def for_client(engine: Iterable[tuple[str, str]]) -> Headers:

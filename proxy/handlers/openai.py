@@ -78,7 +78,7 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
                 headers=engine_headers(request),
                 leg_id=uuid.uuid4().hex,
                 started_at=time.monotonic(),  # its client may have taken long to send it
-                ticket=Ticket(client, generation.priority),
+                ticket=Ticket(client, generation.priority(request.headers.get(names.PRIORITY))),
             )
             try:
                 reply = await request.app[DIRECTOR].serve(call)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from kvevents.events import REPORT_SESSION
 from proxy.errors import BadRequestError
 from proxy.generation import GenerationRequest, PromptShape, Route, read_request
 
@@ -84,6 +85,40 @@ def test_members_that_could_harm_an_engine_are_removed() -> None:
     assert read_request(Route.COMPLETIONS, data, "tiny").body.encoded() == (
         b'{"prompt":"hi","vllm_xargs":{"other":0.10}}'
     )
+
+
+def test_nobody_can_pass_for_a_report_that_kvproxy_asked_for() -> None:
+    body = TEXT | {"session_id": REPORT_SESSION, "vllm_xargs": {"session_id": REPORT_SESSION, "a": 1}}
+    assert json.loads(read(Route.COMPLETIONS, body).body.encoded()) == TEXT | {"vllm_xargs": {"a": 1}}
+    own = TEXT | {"session_id": "s", "vllm_xargs": {"session_id": "t"}}
+    assert json.loads(read(Route.COMPLETIONS, own).body.encoded()) == own
+
+
+@pytest.mark.parametrize(
+    ("header", "member", "priority"),
+    [
+        (None, {}, 0),
+        (None, {"priority": 3}, 3),
+        (None, {"priority": "-3"}, -3),  # as pydantic reads it
+        (None, {"priority": 2.0}, 2),
+        (None, {"priority": 2.5}, 0),  # which engines refuse
+        (None, {"priority": "x"}, 0),
+        (None, {"priority": None}, 0),
+        ("-7", {}, -7),
+        ("-7", {"priority": 3}, -7),
+        (" +1_0 ", {"priority": 3}, 10),  # as Python's int
+        ("0", {"priority": 3}, 0),
+        ("", {"priority": 3}, 3),
+        ("1.0", {"priority": 3}, 3),
+        ("high", {"priority": 3}, 3),
+        ("\u0663", {"priority": 4}, 4),
+        ("9" * 5000, {"priority": 3}, 3),
+    ],
+)
+def test_priorities_are_read_as_vllm_reads_them(
+    header: str | None, member: dict[str, Any], priority: int
+) -> None:
+    assert read(Route.COMPLETIONS, TEXT | member).priority(header) == priority
 
 
 @pytest.mark.parametrize("xargs", [None, 3, [], "x", {"a": 1}])

@@ -1,5 +1,6 @@
 """Connection-bound headers and ours stay on their side; everything else passes."""
 
+from kvevents.events import REPORT_SESSION
 from proxy.headers import for_client, for_engine
 
 
@@ -22,6 +23,11 @@ def test_end_to_end_headers_reach_the_engine_and_ours_do_not() -> None:
         ("Traceparent", "00-1-2-3"),
     ]
     assert for_engine(client, keep_authorization=False) == [("Traceparent", "00-1-2-3")]
+
+
+def test_a_session_id_reaches_the_engine_unless_it_is_our_mark() -> None:
+    own = [("x-session-id", "s-1"), ("X-Vllm-Priority", "3"), ("X-Note", REPORT_SESSION)]
+    assert for_engine([*own, ("X-session-ID", REPORT_SESSION)], keep_authorization=True) == own
 
 
 def test_an_engines_headers_reach_the_client() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kvevents import BlockStored, PrefixIndex, Prompt, Slot
+from kvevents.events import REPORT_SESSION
 from proxy.body import Body
 from proxy.config import Role, parse_instance
 from proxy.connectors import Handoff, asking_for_report
@@ -309,6 +310,25 @@ async def test_each_prompt_of_a_list_asks() -> None:
         prompts = [[*prefix, 9] for prefix in PREFIXES[:4]]
         assert (await pair.service.complete(prompts, max_tokens=1)).status == 200
         assert [("vllm_xargs" in leg) for leg in prefill_legs(engine)] == [True] * 4
+
+
+async def test_a_clients_session_id_passes_untouched_and_is_no_report() -> None:
+    async with late_joiner() as pair:
+        (engine,) = pair.engines.prefill
+        engine.seen.clear()
+        for session in ("s-1", REPORT_SESSION):
+            body = completion([*PREFIXES[0], 9], 1)
+            answer = await pair.service.ask("/v1/completions", body, X_Session_ID=session)
+            assert answer.status == 200
+        own, ours = [s for s in engine.seen if s.path == "/v1/completions"]
+        assert own.headers["X-Session-ID"] == "s-1"
+        assert "vllm_xargs" not in own.json()
+        assert "X-Session-ID" not in ours.headers  # vLLM would take it for the id of the report, too
+        assert ours.json()["vllm_xargs"]["session_id"] == REPORT_SESSION
+        await pair.service.settled()
+        (decode,) = pair.engines.decode
+        legs = [s for s in decode.seen if s.path == "/v1/completions"]
+        assert [leg.headers.get("X-Session-ID") for leg in legs] == ["s-1", None]
 
 
 async def test_without_reports_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,18 +50,22 @@ class Crowd:
         await wait_until(lambda: len(self.decoded()) == 1, "the first decode leg")
         return first
 
-    def start(self, name: str, client: str = "", **members: Any) -> "asyncio.Task[Answer]":
+    def start(
+        self, name: str, client: str = "", header: dict[str, str] | None = None, **members: Any
+    ) -> "asyncio.Task[Answer]":
         body = {"prompt": "hello", "max_tokens": 3, "user": name} | members
         url = self.pair.service.url
-        asking = ask(self._session, url, "/v1/completions", body, X_Client=client)
+        asking = ask(self._session, url, "/v1/completions", body, X_Client=client, **(header or {}))
         task = asyncio.get_running_loop().create_task(asking)
         self._tasks.append(task)
         return task
 
-    async def line_up(self, name: str, client: str = "", **members: Any) -> "asyncio.Task[Answer]":
+    async def line_up(
+        self, name: str, client: str = "", header: dict[str, str] | None = None, **members: Any
+    ) -> "asyncio.Task[Answer]":
         """Ask, and come back when the request is in the queue."""
         before = queue_length(self.pair)
-        task = self.start(name, client, **members)
+        task = self.start(name, client, header, **members)
         await wait_until(lambda: queue_length(self.pair) > before, "the queue")
         return task
 
@@ -105,6 +109,20 @@ async def test_clients_take_turns_and_priorities_hold_within_a_client() -> None:
         assert set(order[:3]) == {"a2", "b", "c"}
         assert await them.pair.service.metric("kvproxy_queue_wait_seconds_count") == 6
         assert await them.pair.service.metric("kvproxy_queued_requests") == 0
+        await them.pair.service.settled()
+
+
+async def test_a_priority_in_the_header_wins_over_the_member_and_reaches_the_engine() -> None:
+    async with crowd() as them:
+        first = await them.occupy()
+        said = [{"X_Vllm_Priority": "1"}, {"X_Vllm_Priority": "soon"}, {"X_Vllm_Priority": "-5"}, {}]
+        waiting = [await them.line_up(f"a{n}", "a", said[n], priority=[-9, -2, 3, 0][n]) for n in range(4)]
+        await gone(first)
+        assert {(await task).status for task in waiting} == {200}
+        assert them.decoded()[1:] == ["a2", "a1", "a3", "a0"]
+        legs = [leg for leg in them.pair.engines.decode[0].seen if b'"user"' in leg.body]
+        sent = {leg.json()["user"]: leg.headers.get("X-Vllm-Priority") for leg in legs}
+        assert [sent[f"a{n}"] for n in range(4)] == ["1", "soon", "-5", None]
         await them.pair.service.settled()
 
 
