@@ -42,6 +42,10 @@ def parser() -> argparse.ArgumentParser:
     cache("--max-model-len", type=int, default=8192)
     cache("--max-num-batched-tokens", type=int, default=2048)
     cache("--max-num-seqs", type=int, default=256)
+    cache("--max-num-queued-reqs", type=int, help="unfinished requests; one more is refused with 503")
+    cache(
+        "--max-num-queued-tokens", type=int, help="tokens being prefilled; at so many all is refused with 503"
+    )
     cache("--profile", choices=PROFILES, default="zero", help="how long an engine takes")
     cache(
         "--eos-every", type=int, default=0, help="answers end by themselves after that many tokens on average"
@@ -97,6 +101,8 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         max_model_len=args.max_model_len,
         max_batched_tokens=args.max_num_batched_tokens,
         max_sequences=args.max_num_seqs,
+        max_queued_requests=args.max_num_queued_reqs,
+        max_queued_tokens=args.max_num_queued_tokens,
         profile=PROFILES[args.profile],
         eos_every=args.eos_every,
         prefix_caching=not args.no_prefix_caching,

@@ -53,7 +53,8 @@ def watch(engine: "StandIn") -> Middleware:
             case "slow":
                 await asyncio.sleep(fault.delay_s)
             case "status":
-                return json_answer(FaultError(fault.status).body(), fault.status)
+                told = None if fault.retry_after is None else {"Retry-After": fault.retry_after}
+                return json_answer(FaultError(fault.status).body(), fault.status, told)
             case "cut":
                 return await _cut(request, handler, fault)
             case "stall":

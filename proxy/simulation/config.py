@@ -31,6 +31,10 @@ class StandInConfig:
     max_model_len: int = 8192
     max_batched_tokens: int = 2048
     max_sequences: int = 256
+    max_queued_requests: int | None = None
+    """Unfinished requests of all ranks, as --max-num-queued-reqs: one more is refused; None: any number."""
+    max_queued_tokens: int | None = None
+    """Prompt tokens of requests without a first token, as --max-num-queued-tokens: at so many all are refused."""
     profile: Profile = field(default_factory=lambda: PROFILES["zero"])
     eos_every: int = 0
     """Answers end by themselves after that many tokens on average; 0: only at their limit."""

@@ -62,6 +62,11 @@ class EngineModel:
         """Requests waiting, pulling or running."""
         return len(self._requests)
 
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens of the requests that have no first token yet."""
+        return sum(r.prompt_length for r in self._requests.values() if not r.generated)
+
     def add(self, request: Request) -> None:
         """Take a request."""
         if not self.shape.connector:

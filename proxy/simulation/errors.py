@@ -90,6 +90,16 @@ class FaultError(ApiError):
         self.status = status
 
 
+class EngineFullError(ApiError):
+    """Nothing is wrong, but so much is under way that this request is not taken. No Retry-After is told."""
+
+    status = 503
+    type = "Service Unavailable"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The engine {why}. Please try again later or on a different instance.")
+
+
 class EngineGoneError(ApiError):
     """The engine behind the server has died."""
 

@@ -21,6 +21,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """slow: how long a request waits before it is looked at. stall: how long the pause is, 0 for ever."""
     status: int = 503
     """status: the answer instead; its body is an error of that status. error: the one it fails with."""
+    retry_after: str | None = None
+    """status: the answer's Retry-After, if it has one."""
     after_bytes: int = 0
     """cut: how much of the answer's body is sent before the connection is torn down; 0: not even the head.
     stall: how much is sent before the pause; 0: not even the head of an unstreamed answer, which is computed."""

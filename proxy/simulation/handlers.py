@@ -18,6 +18,7 @@ from proxy.simulation.config import VERSION
 from proxy.simulation.errors import (
     ApiError,
     BadRequestError,
+    EngineFullError,
     EngineGoneError,
     GenerationFailedError,
     PermissionDeniedError,
@@ -150,6 +151,9 @@ class Handlers:
         if self._engine.dead:
             raise EngineGoneError
         try:
+            # vLLM's order: the model's name, then whether there is room, then all else.
+            self._engine.checker.served(body.get("model"))
+            self._engine.check_admission(body.get("n") or 1)
             asked = build(body)
             rank = self._rank(request)
         except ApiError:
@@ -173,11 +177,15 @@ class Handlers:
             request_metrics=config.request_metrics,
         )
         try:
-            if body.get("stream"):
-                generation.streamed = True
+            generation.streamed = bool(body.get("stream"))
+            try:  # once more: each prompt of a list needs room of its own, which may come too late for a status
+                self._engine.check_admission(len(generation.choices))
+            except EngineFullError as error:
+                generation.fail(error)
+            else:
                 rank.submit(generation)
+            if generation.streamed:
                 return await self._stream(request, generation, answers)
-            rank.submit(generation)
             await generation.finished()
             return json_answer(answers.whole(generation))
         finally:

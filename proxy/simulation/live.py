@@ -19,6 +19,7 @@ from aiohttp import web
 from proxy.simulation.admin import Seen, admin_app, watch
 from proxy.simulation.config import StandInConfig
 from proxy.simulation.engine import EngineModel
+from proxy.simulation.errors import EngineFullError
 from proxy.simulation.faults import Faults
 from proxy.simulation.handlers import Handlers
 from proxy.simulation.http_edge import InFlight, echo_request_id, guard, refusals
@@ -151,6 +152,18 @@ class StandIn:
         """The rank a request goes to that names none; ties are broken in turn."""
         first = next(self._turn) % len(self.ranks)
         return min(self.ranks[first:] + self.ranks[:first], key=lambda rank: rank.load)
+
+    def check_admission(self, sequences: int) -> None:
+        """EngineFullError if so many more would be more than this engine takes, in vLLM's words."""
+        config = self.config
+        if config.max_queued_requests is not None:
+            unfinished = sum(rank.load for rank in self.ranks)
+            if unfinished + sequences > config.max_queued_requests:
+                raise EngineFullError("is currently busy and cannot accept new requests")
+        if config.max_queued_tokens is not None:
+            queued = sum(rank.model.queued_tokens for rank in self.ranks)
+            if queued >= config.max_queued_tokens:
+                raise EngineFullError("has reached its prefill token backlog limit")
 
     # Its life.
 

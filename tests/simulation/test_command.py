@@ -22,7 +22,7 @@ from proxy.simulation.publisher import EventForm
 def test_arguments_become_a_configuration() -> None:
     words = (
         "--port 1 --model m --lora a --lora b --role prefill --ranks 2 --block-size 32 --blocks 100 "
-        "--max-model-len 64 --max-num-batched-tokens 7 --max-num-seqs 8 --profile tiny-cpu --eos-every 9 "
+        "--max-model-len 64 --max-num-batched-tokens 7 --max-num-seqs 8 --max-num-queued-reqs 11 --max-num-queued-tokens 12 --profile tiny-cpu --eos-every 9 "
         "--events 3 --replay 4 --topic t --buffer-steps 5 --event-arrays --bytes-hashes --side-port 6 "
         "--lease-s 2.5 --hash-seed 5 --recompute --lucky-reads --no-prompt-tokens-details --request-metrics --load-tracking --request-id-headers --admin 10 "
         "--no-prefix-caching --foreign-events --clock-offset-s 3.5 --greeting hi --api-key k"
@@ -37,6 +37,8 @@ def test_arguments_become_a_configuration() -> None:
         max_model_len=64,
         max_batched_tokens=7,
         max_sequences=8,
+        max_queued_requests=11,
+        max_queued_tokens=12,
         profile=PROFILES["tiny-cpu"],
         eos_every=9,
         events=3,
