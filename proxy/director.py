@@ -248,7 +248,15 @@ class Director:
 
     async def _question(self, request: GenerationRequest, headers: Headers) -> tuple[Question, Tokenized]:
         tokenized = await self._tokenizer.tokenize(request, headers)
-        question = Question(request.model, tokenized.prompt, request.estimated_tokens, request.whole)
+        limited_by, answer_tokens = request.answer_limit or (None, request.usual_answer_tokens)
+        question = Question(
+            request.model,
+            tokenized.prompt,
+            request.estimated_tokens,
+            request.whole,
+            answer_tokens=answer_tokens,
+            limited_by=limited_by,
+        )
         return question, tokenized
 
     def _unanswered(self, model: str, last: AttemptFailedError | None) -> RequestError:

@@ -81,6 +81,20 @@ class GenerationRequest(msgspec.Struct, frozen=True):
         return number if (number := _as_whole_number(value)) is not None else 0
 
     @property
+    def answer_limit(self) -> tuple[str, int] | None:
+        """The member that limits the length of the answer, and how; None if none does."""
+        chat = self.route is Route.CHAT
+        for name in ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",):
+            if (tokens := _whole_number(self.body, name, nullable=True)) is not None:
+                return name, tokens
+        return None
+
+    @property
+    def usual_answer_tokens(self) -> int:
+        """How long an answer without a limit may become; a chat's has any room, however small."""
+        return 1 if self.route is Route.CHAT else COMPLETION_MAX_TOKENS
+
+    @property
     def estimated_tokens(self) -> int:
         """A length in tokens for load counting when no tokenizer was asked: four bytes a token."""
         return max(1, self.body.size_bytes // 4)

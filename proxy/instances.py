@@ -151,6 +151,12 @@ class Instance:
         return frozenset(str(card["id"]) for card in self.model_cards if card.get("parent"))
 
     @property
+    def max_model_len(self) -> float:
+        """The tokens a prompt and its answer may have together; infinite while it has told of none."""
+        told = (card.get("max_model_len") for card in self.model_cards)
+        return next((length for length in told if isinstance(length, int)), math.inf)
+
+    @property
     def state(self) -> str:
         """What `/status` and `/explain` call it: `draining`, or what the last check found."""
         return "draining" if self.draining else self.status.value
@@ -282,8 +288,8 @@ class Fleet:
     @property
     def max_model_len(self) -> float:
         """The longest prompt any instance takes, in tokens; infinite if none tells."""
-        told = [card.get("max_model_len") for instance in self for card in instance.model_cards]
-        return max((length for length in told if isinstance(length, int)), default=math.inf)
+        told = [length for instance in self if (length := instance.max_model_len) < math.inf]
+        return max(told, default=math.inf)
 
     @property
     def ready(self) -> bool:

@@ -11,6 +11,7 @@ from kvevents.prefix_index import PrefixIndex
 from proxy.accuracy import Accuracy, Comparison
 from proxy.config import MAIN_TIER, Admission, Role
 from proxy.instances import ASIDE, Claim, Fleet, Instance
+from proxy.lengths import TOO_LONG, Need
 from proxy.scheduling.decision import Decision, Pick, pick
 from proxy.scheduling.predicted import PredictedBlocks
 from proxy.scheduling.types import FULL, Candidate, Leg, Phase, Policy
@@ -31,6 +32,10 @@ class Question(msgspec.Struct, frozen=True):
     """Its length for load counting where it is not known."""
     whole: bool = False
     """It cannot be split into two legs."""
+    answer_tokens: int = 1
+    """How long its answer may become: that much room is wanted for it."""
+    limited_by: str | None = None
+    """The member that says so; None if nobody did."""
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -173,8 +178,11 @@ class Placement:
         if prompt is not None and phase is Phase.PREFILL and self._tier_costs:
             slower = self._index.beyond(prompt, tuple(self._tier_costs), MAIN_TIER)
         found = []
+        need = self.need(question)
         for instance in self._fleet.of(phase):
             why = instance.why_unusable(question.model)
+            if why is None and not need.fits(instance):
+                why = TOO_LONG
             for rank in instance.ranks:
                 reused, expected = self._reuse(instance, rank, prompt, cached, keys)
                 trusted, doubted = self._accuracy.trusted(instance.address, rank), None
@@ -206,6 +214,17 @@ class Placement:
                     )
                 )
         return found
+
+    def need(self, question: Question) -> Need:
+        """The context that the legs of a request need."""
+        return Need(
+            self._fleet,
+            question.model,
+            question.prompt_tokens,
+            question.answer_tokens,
+            question.limited_by,
+            whole=question.whole,
+        )
 
     def _reuse(
         self,

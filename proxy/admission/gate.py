@@ -32,7 +32,7 @@ class QueueAccounts(Protocol):
         ...
 
     def refused(self, reason: str) -> None:
-        """A request was not let in: `queue_full`, `shed`, `queue_timeout`, `no_prefill`, `no_engine` or `stopping`."""
+        """A request was not let in: `queue_full`, `shed`, `queue_timeout`, `no_prefill`, `no_engine`, `too_long` or `stopping`."""
         ...
 
     def no_prefill(self, action: str) -> None:
@@ -52,14 +52,20 @@ class _Turn:
     """One attempt at a request that wants in."""
 
     def __init__(
-        self, ticket: Ticket, question: Question, failed: Collection[str], prefill_on: str | None
+        self,
+        ticket: Ticket,
+        question: Question,
+        failed: Collection[str],
+        prefill_on: str | None,
+        fitting: Hashable,
     ) -> None:
+        """`fitting`: the same for requests that fit into the same instances."""
         self.ticket = ticket
         self.question = question
         self.failed = failed
         self.prefill_on = prefill_on
         self.again = ticket.admitted
-        self.lane: Hashable = (question.model, question.whole, self.again)
+        self.lane: Hashable = (question.model, question.whole, self.again, fitting)
         self.missing: list[Phase] = []
         """The phases for which nothing was usable at the last try."""
         self.full: set[tuple[Phase, str]] = set()
@@ -133,7 +139,7 @@ class Gate:
         """
         if self._stopping and not ticket.of.admitted:
             raise self._stopped()
-        turn = _Turn(ticket, question, failed, prefill_on)
+        turn = _Turn(ticket, question, failed, prefill_on, self._placement.need(question).of_its_kind)
         admitted = None if self._queue.waits_in(turn.lane) else self._try(turn)
         if admitted is None:
             admitted = await self._wait(turn)
@@ -210,14 +216,14 @@ class Gate:
         decision = self._decide(turn, question)
         turn.missing = _missing(question, decision)
         if Phase.PREFILL in turn.missing:
-            self._check_served(question.model)
+            self._check_served(question)
             self._told_no_prefill(turn)
             if self._limits.when_no_prefill is WhenNoPrefill.DECODE:
                 question = msgspec.structs.replace(question, whole=True)
                 decision = self._decide(turn, question)
                 turn.missing = _missing(question, decision)
         elif turn.missing:
-            self._check_served(question.model)
+            self._check_served(question)
         turn.full = _full_instances(question, decision)
         return Admitted(question, decision) if decision.admissible else None
 
@@ -239,10 +245,20 @@ class Gate:
             self._accounts.refused("no_prefill")
             raise nothing_usable([Phase.PREFILL], "no_prefill")
 
-    def _check_served(self, model: str) -> None:
-        """A name that could be anything while no engine had told what it serves may turn out to be nothing."""
+    def _check_served(self, question: Question) -> None:
+        """Not to wait for what cannot be: an instance that serves it.
+
+        A name that could be anything while no engine had told what it serves may turn out to be nothing, and a prompt
+        may be too long for all of them.
+        """
+        model = question.model
         if any(instance.model_cards for instance in self._fleet) and not self._fleet.serves(model):
             raise NotFoundError(f"The model `{model}` does not exist.", param="model")
+        alone = self._limits.when_no_prefill is WhenNoPrefill.DECODE
+        needed = msgspec.structs.replace(question, whole=True) if alone else question
+        if (refusal := self._placement.need(needed).refusal()) is not None:
+            self._accounts.refused("too_long")
+            raise refusal
 
     # -- the queue ------------------------------------------------------------------------------------------
 

@@ -135,6 +135,7 @@ class Doctor:
             fleet=[
                 *pair_steps.roles(specs, decode_alone=self._decode_alone),
                 *pair_steps.engines_agree(engines),
+                *pair_steps.context_lengths(engines, self._config.model),
                 *pair_steps.pairs_tried([(p.prefill, p.decode) for p in pairs], every=every),
             ],
         )

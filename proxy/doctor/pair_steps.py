@@ -212,3 +212,24 @@ def engines_agree(engines: Sequence[EngineFacts]) -> list[Finding]:
             )
         )
     return findings or [passed(step, f"{len(telling)} engines tokenize alike")]
+
+
+def context_lengths(engines: Sequence[EngineFacts], model: str) -> list[Finding]:
+    """Whether all engines take requests of the same length: a longer one has fewer that it can go to."""
+    step = "context_lengths"
+    told = {facts.address: length for facts in engines if (length := facts.max_model_len(model)) is not None}
+    if len(told) < 2:
+        return []
+    if len(set(told.values())) == 1:
+        return [passed(step, f"{next(iter(told.values()))} tokens on all {len(told)} engines")]
+    by_length: dict[int, list[str]] = {}
+    for address, length in told.items():
+        by_length.setdefault(length, []).append(address)
+    words = "; ".join(f"{length} tokens: {', '.join(by_length[length])}" for length in sorted(by_length))
+    return [
+        warned(
+            step,
+            f"they differ, so long requests have fewer engines to go to ({words})",
+            "start all engines of a model with the same --max-model-len, unless some are meant for short requests only",
+        )
+    ]

@@ -1,7 +1,8 @@
 """What can be seen from outside: health, readiness, status, models, metrics, and why a request would go where."""
 
+import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import msgspec
@@ -25,12 +26,13 @@ from proxy.app_keys import (
     TOKENIZER,
 )
 from proxy.circuit import Circuit
-from proxy.config import Role
+from proxy.config import Role, WhenNoPrefill
 from proxy.errors import UnavailableError
 from proxy.handlers.admin import check_operator
 from proxy.handlers.openai import engine_headers, generation_request
 from proxy.healing import Healing
 from proxy.instances import Instance
+from proxy.lengths import longest_context
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.types import Phase
 from proxy.state import StateKeeper
@@ -60,11 +62,18 @@ def _not_ready_because(request: web.Request) -> str | None:
 
 
 async def models(request: web.Request) -> web.Response:
-    """`GET /v1/models`: what the engines list, each name once."""
+    """`GET /v1/models`: what the engines list, each name once, with the context that requests can really have."""
     cards: dict[str, dict[str, Any]] = {}
+    listing: defaultdict[str, list[Instance]] = defaultdict(list)
     for instance in request.app[FLEET]:
         for card in instance.model_cards:
             cards.setdefault(str(card["id"]), card)
+            listing[str(card["id"])].append(instance)
+    alone = request.app[CONFIG].admission.when_no_prefill is WhenNoPrefill.DECODE
+    for name, card in cards.items():
+        longest = longest_context(listing[name], alone=alone)
+        if isinstance(card.get("max_model_len"), int) and longest is not None and longest < math.inf:
+            cards[name] = card | {"max_model_len": longest}
     return web.json_response({"object": "list", "data": list(cards.values())})
 
 

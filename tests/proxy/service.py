@@ -11,8 +11,9 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from proxy.admission import Gate
 from proxy.app import create_runner
-from proxy.app_keys import DIRECTOR, FLEET
+from proxy.app_keys import DIRECTOR, FLEET, GATE
 from proxy.config import Config, Role, parse_instance
 from proxy.instances import Fleet
 from proxy.scheduling.types import Candidate, Leg, Policy
@@ -119,6 +120,10 @@ class Service:
     @property
     def fleet(self) -> Fleet:
         return self.app[FLEET]
+
+    @property
+    def gate(self) -> Gate:
+        return self.app[GATE]
 
     @property
     def running_tasks(self) -> int:

@@ -24,7 +24,7 @@ from proxy.doctor.findings import (
     skipped,
     warned,
 )
-from proxy.doctor.pair_steps import MAX_PAIRS, of_pair, pairs, roles, why_not
+from proxy.doctor.pair_steps import MAX_PAIRS, context_lengths, of_pair, pairs, roles, why_not
 from proxy.doctor.runs import _FAR, MAX_CHAINS, Search
 
 OURS = list(range(100, 140))
@@ -331,3 +331,24 @@ def test_the_services_own_predictions_are_judged(
     assert words in finding.words
     assert remedy in (finding.remedy or "")
     assert not [f for f in of_rank(engine(role=Role.DECODE), rank, several=False) if f.step == "accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "status", "words"),
+    [
+        ([4096, 4096], Status.PASS, "4096 tokens on all 2 engines"),
+        ([4096, 512, 4096], Status.WARN, "512 tokens: b:1; 4096 tokens: a:1, c:1"),
+        ([4096, None, 512], Status.WARN, "512 tokens: c:1; 4096 tokens: a:1"),
+        ([4096, None], None, ""),
+    ],
+)
+def test_engines_of_different_context_lengths_are_told(
+    lengths: list[int | None], status: Status | None, words: str
+) -> None:
+    cards = [Answer(value=[{"id": "tiny", "parent": None, "max_model_len": length}]) for length in lengths]
+    found = context_lengths([engine(f"{n}:1", cards=c) for n, c in zip("abc", cards, strict=False)], "tiny")
+    assert [f.status for f in found] == ([] if status is None else [status])
+    for finding in found:
+        assert words in finding.words
+        assert (finding.remedy is None) == (status is Status.PASS)
+        assert "--max-model-len" in (finding.remedy or "--max-model-len")

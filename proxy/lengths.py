@@ -1,0 +1,126 @@
+"""A leg goes only where its context fits, and what fits nowhere is refused in vLLM's words before anything is computed.
+
+An engine's context (`max_model_len`) holds the prompt and at least one token of the answer. A limit of the client above
+it is refused; one that the rest of it cannot hold is silently made smaller, so the request goes where it need not be.
+"""
+
+import math
+from collections.abc import Iterable
+
+from proxy.config import Role
+from proxy.errors import BadRequestError
+from proxy.instances import Fleet, Instance
+from proxy.scheduling.types import Phase
+
+TOO_LONG = "too long for it"
+
+
+class Need:
+    """What context the legs of one request need, in tokens."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        model: str,
+        prompt: int | None,
+        answer: int,
+        limited_by: str | None,
+        *,
+        whole: bool,
+    ) -> None:
+        """`prompt`: its length, None if not known. `answer`: what is wanted at most; `limited_by`: the member that says so.
+
+        `whole`: one instance serves it all.
+        """
+        self._fleet = fleet
+        self._model = model
+        self._prompt = prompt
+        self._answer = answer
+        self._limited_by = limited_by
+        self._whole = whole
+        self._prefill = 0 if prompt is None else prompt + 1
+        self._least = max(self._prefill, answer if limited_by else 0)
+        """Below this an engine refuses what it is to answer."""
+        self._wanted = self._least if prompt is None else prompt + max(1, answer)
+        self._decode: float | None = None
+
+    def fits(self, instance: Instance) -> bool:
+        """Whether a leg of the request may go there."""
+        length = instance.max_model_len
+        if length >= self._wanted:
+            return True
+        if instance.role is Role.PREFILL:
+            return length >= self._prefill
+        if self._decode is None:
+            # Where no engine can hold it all, the longest answer is that of the longest.
+            self._decode = max(self._least, min(self._wanted, self._longest_answer(_known(self._listing()))))
+        return length >= self._decode
+
+    def refusal(self) -> BadRequestError | None:
+        """What vLLM says of a request that no instance, up or not, can ever hold; None if one may."""
+        instances = [i for i in self._fleet if not i.model_cards or self._model in i.models]
+        longest = self._longest_answer(instances)
+        if not instances or longest >= self._least:
+            return None
+        most = longest_context(instances, alone=self._whole)
+        answerable = max((i.max_model_len for i in instances if i.takes(Phase.DECODE)), default=math.inf)
+        if self._limited_by and self._answer > (longest if longest > 0 else answerable):
+            limit = longest if longest > 0 else answerable
+            return _refused(
+                f"{self._limited_by}={self._answer} cannot be greater than max_model_len={limit}. "
+                "Please request fewer output tokens.",
+                self._limited_by,
+                self._answer,
+            )
+        if self._prompt is None or most is None or self._prompt < most:
+            return None
+        if self._prompt == most:
+            return _refused("max_tokens must be at least 1, got 0.", "max_tokens", 0)
+        least = "at least " if self._prompt == most + 1 else ""
+        return _refused(
+            f"This model's maximum context length is {most} tokens. However, your prompt contains {least}"
+            f"{self._prompt} input tokens, which exceeds this limit even without any output tokens. Please reduce the "
+            "length of the input prompt.",
+            "input_tokens",
+            self._prompt,
+        )
+
+    @property
+    def of_its_kind(self) -> tuple[float, float]:
+        """The shortest contexts that hold its legs: requests that have the same fit into the same instances."""
+        lengths = {instance.max_model_len for instance in self._fleet}
+        return (
+            min((n for n in lengths if n >= self._prefill), default=math.inf),
+            min((n for n in lengths if n >= self._wanted), default=math.inf),
+        )
+
+    def _listing(self) -> list[Instance]:
+        return [instance for instance in self._fleet if self._model in instance.models]
+
+    def _longest_answer(self, instances: Iterable[Instance]) -> float:
+        """The longest context that an answer could be made in by those that hold the prompt; 0 if there is none."""
+        several = [i for i in instances if i.max_model_len >= self._prefill]
+        answering = [i for i in several if i.takes(Phase.DECODE)]
+        if not self._whole and not any(i.role is Role.PREFILL for i in several):
+            answering = [i for i in answering if i.role is Role.BOTH]
+        return max((i.max_model_len for i in answering), default=0)
+
+
+def longest_context(instances: Iterable[Instance], *, alone: bool = False) -> float | None:
+    """The longest context a request can really have: one that does both holds it, or a prefill and a decode instance do.
+
+    None if no instances can serve one. `alone`: decode instances serve requests by themselves.
+    """
+    longest = {role: max((i.max_model_len for i in instances if i.role is role), default=0) for role in Role}
+    decode = max(longest[Role.DECODE], longest[Role.BOTH])
+    if alone:
+        return decode or None
+    return max(longest[Role.BOTH], min(longest[Role.PREFILL], decode)) or None
+
+
+def _known(instances: Iterable[Instance]) -> list[Instance]:
+    return [instance for instance in instances if instance.model_cards]
+
+
+def _refused(message: str, param: str, value: int) -> BadRequestError:
+    return BadRequestError(f"{message} (parameter={param}, value={value})", param=param, reason="too_long")
