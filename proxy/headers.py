@@ -1,5 +1,6 @@
 """Which headers cross the router: end-to-end ones do, connection-bound ones and those we own do not."""
 
+import re
 from collections.abc import Iterable
 
 from kvevents.events import REPORT_SESSION
@@ -46,7 +47,21 @@ _OURS_ON_A_LEG = frozenset(
 
 _OURS_IN_AN_ANSWER = frozenset({"content-length", REQUEST_ID.lower()})
 
+MAX_CLIENT_ID_CHARS = 64
+"""Of a client's id in that of its legs: two UUIDs nearly. Engines repeat it in their logs, answers and messages."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+"""Connectors have taken ids apart at colons, and find addresses in them."""
+
 Headers = list[tuple[str, str]]
+
+
+def leg_id(client_id: str, unique: str) -> str:
+    """What engines call a request: as its client does, and told apart from others that are called so.
+
+    KV may be paired by it, and clients use an id twice.
+    """
+    return f"{_UNSAFE.sub('-', client_id[:MAX_CLIENT_ID_CHARS])}-{unique}"
 
 
 def _end_to_end(headers: Iterable[tuple[str, str]], ours: frozenset[str]) -> Headers:

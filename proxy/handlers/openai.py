@@ -31,6 +31,7 @@ from proxy.middlewares import (
     BODY_LEASE_KEY,
     IN_FLIGHT_KEY,
     NOTES_KEY,
+    REQUEST_ID_KEY,
     STARTED_KEY,
     cut_by_us,
     error_response,
@@ -76,10 +77,11 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
             call = Call(
                 request=generation,
                 headers=engine_headers(request),
-                leg_id=uuid.uuid4().hex,
+                leg_id=_leg_id(request),
                 started_at=time.monotonic(),  # its client may have taken long to send it
                 ticket=Ticket(client, generation.priority(request.headers.get(names.PRIORITY))),
             )
+            request[NOTES_KEY]["leg"] = call.leg_id
             try:
                 reply = await request.app[DIRECTOR].serve(call)
             finally:
@@ -108,6 +110,12 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
     finally:
         request[NOTES_KEY]["outcome"] = outcome
         metrics.request_ended(route.value, outcome, time.monotonic() - request[STARTED_KEY])
+
+
+def _leg_id(request: web.Request) -> str:
+    """The id of a request's legs: its own if kvproxy made that, else the client's and a part that makes it unique."""
+    given = request[REQUEST_ID_KEY]
+    return names.leg_id(given, uuid.uuid4().hex[:12]) if names.REQUEST_ID in request.headers else given
 
 
 def _note_trace(notes: dict[str, str], call: Call) -> None:

@@ -46,6 +46,40 @@ async def test_a_request_without_trouble_has_a_short_line(caplog: pytest.LogCapt
         assert not {"attempts", "failed", "ttfb", "reason", "cut", "prompts"} & (await line(caplog)).keys()
 
 
+@pytest.mark.parametrize("given", ["trace/1", None])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_line_an_engines_legs_and_the_answer_are_joined_by_one_id(
+    given: str | None, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        named = {} if given is None else {"X_Request_Id": given}
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "stream": stream}
+        answer = await pair.service.ask("/v1/chat/completions", body, **named)
+        notes = await line(caplog, "/v1/chat/completions")
+        assert notes["id"] == answer.headers["X-Request-Id"]
+        assert re.fullmatch(r"trace-1-[0-9a-f]{12}" if given else notes["id"], notes["leg"])
+        told = answer.events[0]["id"] if stream else answer.json["id"]
+        assert told == f"chatcmpl-{notes['leg']}"
+        legs = [s for engine in pair.engines.all for s in engine.seen if s.path == "/v1/chat/completions"]
+        assert [s.headers["X-Request-Id"] for s in legs] == [notes["leg"]] * 2
+
+
+async def test_requests_with_the_same_id_have_legs_of_their_own() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        body = {"prompt": ["one", "two"], "max_tokens": 3}
+        twins = [pair.service.ask("/v1/completions", body, X_Request_Id="same") for _ in range(5)]
+        assert {answer.status for answer in await asyncio.gather(*twins)} == {200}
+        seen = [s.headers["X-Request-Id"] for s in pair.engines.decode[0].seen if s.path == "/v1/completions"]
+        assert len(set(seen)) == 10
+        assert all(re.fullmatch(r"same-[0-9a-f]{12}(-1)?", leg) for leg in seen)
+
+
+async def test_what_reached_no_engine_has_no_leg(caplog: pytest.LogCaptureFixture) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        assert (await pair.service.complete("hello", n=0)).status == 400
+        assert "leg" not in await line(caplog)
+
+
 async def test_a_list_of_prompts_says_how_many(caplog: pytest.LogCaptureFixture) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         await pair.service.complete(["one", "two"])

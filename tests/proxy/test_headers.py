@@ -1,7 +1,9 @@
 """Connection-bound headers and ours stay on their side; everything else passes."""
 
+import pytest
+
 from kvevents.events import REPORT_SESSION
-from proxy.headers import for_client, for_engine
+from proxy.headers import for_client, for_engine, leg_id
 
 
 def test_end_to_end_headers_reach_the_engine_and_ours_do_not() -> None:
@@ -28,6 +30,21 @@ def test_end_to_end_headers_reach_the_engine_and_ours_do_not() -> None:
 def test_a_session_id_reaches_the_engine_unless_it_is_our_mark() -> None:
     own = [("x-session-id", "s-1"), ("X-Vllm-Priority", "3"), ("X-Note", REPORT_SESSION)]
     assert for_engine([*own, ("X-session-ID", REPORT_SESSION)], keep_authorization=True) == own
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("abc-1", "abc-1-U"),
+        ("req_1.2", "req_1.2-U"),
+        ("urn:uuid:1", "urn-uuid-1-U"),
+        ("___prefill_addr_10.0.0.1:21001___decode_addr_h:1", "___prefill_addr_10.0.0.1-21001___decode_addr_h-1-U"),
+        ("a/../b%2e;$(x)'\"", "a-..-b-2e---x----U"),
+        ("x" * 256, "x" * 64 + "-U"),
+    ],
+)  # fmt: skip
+def test_a_clients_id_is_bounded_and_harmless_in_that_of_its_legs(given: str, expected: str) -> None:
+    assert leg_id(given, "U") == expected
 
 
 def test_an_engines_headers_reach_the_client() -> None:

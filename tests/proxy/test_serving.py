@@ -1,6 +1,7 @@
 """Through kvproxy a client sees what one engine would answer, and each prompt goes where its prefix is cached."""
 
 import asyncio
+import re
 from collections import Counter
 from typing import Any
 
@@ -111,7 +112,9 @@ async def test_headers_cross_as_they_should() -> None:
         )
         assert answer.headers["X-Request-Id"] == "my-id"
         legs = [e.seen[-1].headers for e in (pair.engines.prefill[0], pair.engines.decode[0])]
-        assert legs[0]["X-Request-Id"] == legs[1]["X-Request-Id"] != "my-id"
+        assert legs[0]["X-Request-Id"] == legs[1]["X-Request-Id"]
+        assert re.fullmatch(r"my-id-[0-9a-f]{12}", legs[0]["X-Request-Id"])
+        assert answer.json["id"] == f"cmpl-{legs[0]['X-Request-Id']}"
         for leg in legs:
             assert "X-data-parallel-rank" not in leg
             assert leg["Authorization"] == "Bearer client"
