@@ -166,8 +166,10 @@ def _parts(event: BlockStored | BlockRemoved) -> Iterator[BlockStored | BlockRem
     if isinstance(event, BlockRemoved):
         yield from (replace(event, block_hashes=hashes[at : at + _PART_BLOCKS]) for at in starts)
         return
-    size, extra = event.block_size, event.extra_keys or None
-    if size * len(hashes) != len(event.token_ids) or len(extra or hashes) != len(hashes):
+    size, extra, lookahead = event.block_size, event.extra_keys or None, event.lookahead_token_ids
+    if size * len(hashes) != len(event.token_ids) or any(
+        len(each) != len(hashes) for each in (extra, lookahead) if each is not None
+    ):
         yield event  # misaligned: refused as a whole
         return
     parent = event.parent_block_hash
@@ -179,5 +181,6 @@ def _parts(event: BlockStored | BlockRemoved) -> Iterator[BlockStored | BlockRem
             parent_block_hash=parent,
             token_ids=event.token_ids[at * size : end * size],
             extra_keys=extra and extra[at:end],
+            lookahead_token_ids=lookahead and lookahead[at:end],
         )
         parent = hashes[min(end, len(hashes)) - 1]

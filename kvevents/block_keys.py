@@ -1,10 +1,14 @@
 """Two blocks have one key exactly when they hold the same prefix: tokens, adapter, salt and multi-modal content.
 
+Some engines' hashes cover a few tokens behind a block as well (`BlockStored.lookahead_token_ids`): two blocks of theirs
+hold the same only if these agree, too, so what is said here of a block's tokens is meant of that whole window. A
+prompt's last blocks that too few tokens follow have no key there.
+
 A key is made in two steps, so that numpy makes thousands at once and a run can continue at any depth.
 
 * The digest of a block is two 32-bit words, each the upper half of `e + sum(token[j] * a[j]) mod 2**64` with a
-  secret multiplier for each place in a block; `e` is a keyed BLAKE2b of the block size and of the extra keys in
-  one canonical form. Two different blocks have equal words with probability 2**-32 each: multilinear hashing with
+  secret multiplier for each place in a block; `e` is a keyed BLAKE2b of the block size, of the number of tokens
+  behind the block that count, if any, and of the extra keys in one canonical form. Two different blocks have equal words with probability 2**-32 each: multilinear hashing with
   the lower half cut off, which is universal for any 32-bit tokens (Lemire and Kaser, "Strongly universal string
   hashing is fast", 2014; without the cut, tokens that differ by multiples of 2**17 would collide far too often).
 * A prompt is cut into bands of 127 blocks. Inside a band the key is the band's seed plus the sum of
@@ -43,6 +47,7 @@ from kvevents.contents import (
     plain_extra,
     readable_tokens,
     token_array,
+    windows,
 )
 from kvevents.events import BlockStored, Reason
 
@@ -63,6 +68,7 @@ _MASK_32 = 2**32 - 1
 _UPPER = np.uint64(32)
 _PYTHON_TOKENS = 80  # below so many, numpy's calls cost more than the arithmetic
 _MAX_BLOCK_SIZE = 1 << 16  # tokens; hybrid models have some thousand
+_MAX_LOOKAHEAD = 64  # tokens; draft models look one to some ten ahead
 _MULTIPLIERS_KEPT = 1 << 17  # tokens of all block sizes together; a fleet has one or two sizes
 _OFFSETS_KEPT = 4096  # of adapters, salts and images; each is quickly made again
 _OFFSET_KEPT_BYTES = 1024  # what is longer is made each time
@@ -101,42 +107,49 @@ class BlockHasher:
         self._place_pairs: list[tuple[int, int]] = [(a, b) for a, b in self._place.tolist()]
         self._tiled = self._place
         self._multipliers: dict[int, tuple[Keys, list[int]]] = {}
-        self._offsets: dict[tuple[int, bytes], _Offset] = {}
+        self._offsets: dict[tuple[int, int, bytes], _Offset] = {}
 
     # ---- of prompts ---------------------------------------------------------------------------------------
 
-    def of_prompt(self, prompt: Prompt, block_size: int) -> list[int]:
-        """`prompt_keys` as a list, made once for each prompt and block size."""
-        made: list[int] | None = prompt.keys.get((self, block_size, list))
+    def of_prompt(self, prompt: Prompt, block_size: int, lookahead: int = 0) -> list[int]:
+        """`prompt_keys` as a list, made once for each prompt, block size and lookahead."""
+        made: list[int] | None = prompt.keys.get((self, block_size, lookahead, list))
         if made is None:
-            made = prompt.keys[self, block_size, list] = self.prompt_keys(prompt, block_size).tolist()
+            keys: list[int] = self.prompt_keys(prompt, block_size, lookahead).tolist()
+            made = prompt.keys[self, block_size, lookahead, list] = keys
         return made
 
-    def prompt_keys(self, prompt: Prompt, block_size: int) -> Keys:
+    def prompt_keys(self, prompt: Prompt, block_size: int, lookahead: int = 0) -> Keys:
         """The keys of the prompt's full blocks, ending before a block with a token no engine can have.
 
-        Made once for each prompt and block size; not to be changed. Raises ValueError if `block_size` (tokens)
-        is not positive.
+        `lookahead`: how many tokens behind a block count; blocks that fewer follow have no key. Made once for each
+        prompt, block size and lookahead; not to be changed. Raises ValueError if `block_size` (tokens) is not
+        positive.
         """
         if block_size <= 0:
             raise ValueError(f"block_size must be positive, not {block_size}")
-        made: Keys | None = prompt.keys.get((self, block_size))
+        made: Keys | None = prompt.keys.get((self, block_size, lookahead))
         if made is None:
-            made = prompt.keys[self, block_size] = self._prompt_keys(prompt, block_size)
+            made = prompt.keys[self, block_size, lookahead] = self._prompt_keys(prompt, block_size, lookahead)
         return made
 
-    def _prompt_keys(self, prompt: Prompt, block_size: int) -> Keys:
+    def _prompt_keys(self, prompt: Prompt, block_size: int, lookahead: int) -> Keys:
         tokens = readable_tokens(prompt.token_ids)
-        blocks = len(tokens) // block_size
-        if not blocks:
+        blocks = (len(tokens) - lookahead) // block_size
+        if blocks <= 0:
             return np.empty(0, np.uint64)
         later = plain_extra(prompt.lora_name, None)
         words = self._sums(tokens[: blocks * block_size], block_size)
+        if lookahead:
+            multipliers = self._multipliers_for(block_size + lookahead)[0]
+            for place in range(block_size, block_size + lookahead):
+                behind = tokens[place::block_size][:blocks].astype(np.uint64)
+                words += behind[:, np.newaxis] * multipliers[place]
         first = words[0].copy()
-        words += self._offset(block_size, later).row
+        words += self._offset(block_size, lookahead, later).row
         if prompt.cache_salt:
             salted = canonical_bytes(prompt.lora_name or None, [prompt.cache_salt])
-            words[0] = first + self._offset(block_size, salted).row
+            words[0] = first + self._offset(block_size, lookahead, salted).row
         words >>= _UPPER
         return self._chain(None, words)
 
@@ -160,7 +173,12 @@ class BlockHasher:
             raise UnkeyableRun(Reason.BLOCK_SIZE)
         if extra_keys is not None and len(extra_keys) != count:
             raise UnkeyableRun(Reason.MISALIGNED)
-        tokens = token_array(event.token_ids)
+        token_ids, lookahead = event.token_ids, event.lookahead
+        if lookahead > _MAX_LOOKAHEAD:
+            raise UnkeyableRun(Reason.LOOKAHEAD)
+        if event.lookahead_token_ids is not None:
+            token_ids = windows(event)
+        tokens = token_array(token_ids)
         plain = plain_extra(event.lora_name, event.lora_id)
         special = (
             {
@@ -172,27 +190,27 @@ class BlockHasher:
             else {}
         )
         if len(tokens) < _PYTHON_TOKENS:
-            return self._few_digests(event.token_ids, size, count, plain, special)
-        words = self._sums(np.frombuffer(tokens, np.uint32), size)
+            return self._few_digests(token_ids, size, lookahead, plain, special)
+        words = self._sums(np.frombuffer(tokens, np.uint32), size + lookahead)
         if not special:
-            words += self._offset(size, plain).row
+            words += self._offset(size, lookahead, plain).row
         else:
-            words += np.array(
-                [self._offset(size, special.get(i, plain))[:2] for i in range(count)], dtype=np.uint64
-            )
+            rows = [self._offset(size, lookahead, special.get(i, plain))[:2] for i in range(count)]
+            words += np.array(rows, dtype=np.uint64)
         words >>= _UPPER
         return Digests(words, None)
 
     def words_of_singles(self, events: Sequence[BlockStored]) -> Keys:
-        """`Digests.words` of runs of one block each that have one size and adapter and no extra keys.
+        """`Digests.words` of runs of one block each that have one size, lookahead and adapter and no extra keys.
 
         Raises UnkeyableRun if one has impossible tokens.
         """
         first = events[0]
-        size = first.block_size
-        tokens = token_array(list(chain.from_iterable(event.token_ids for event in events)))
-        words = self._sums(np.frombuffer(tokens, np.uint32), size)
-        words += self._offset(size, plain_extra(first.lora_name, first.lora_id)).row
+        size, lookahead = first.block_size, first.lookahead
+        each = (event.token_ids for event in events) if not lookahead else map(windows, events)
+        tokens = token_array(list(chain.from_iterable(each)))
+        words = self._sums(np.frombuffer(tokens, np.uint32), size + lookahead)
+        words += self._offset(size, lookahead, plain_extra(first.lora_name, first.lora_id)).row
         words >>= _UPPER
         return words
 
@@ -229,15 +247,16 @@ class BlockHasher:
         )
 
     def _few_digests(
-        self, tokens: list[int], size: int, count: int, plain: bytes, special: dict[int, bytes]
+        self, tokens: list[int], size: int, lookahead: int, plain: bytes, special: dict[int, bytes]
     ) -> "Digests":
-        multipliers = self._multipliers_for(size)[1]
+        width = size + lookahead
+        multipliers, count = self._multipliers_for(width)[1], len(tokens) // width
         few = []
-        e, f, _ = self._offset(size, plain)
+        e, f, _ = self._offset(size, lookahead, plain)
         for i in range(count):
             if special:
-                e, f, _ = self._offset(size, special.get(i, plain))
-            both = sum(map(mul, tokens[i * size : (i + 1) * size] if count > 1 else tokens, multipliers))
+                e, f, _ = self._offset(size, lookahead, special.get(i, plain))
+            both = sum(map(mul, tokens[i * width : (i + 1) * width] if count > 1 else tokens, multipliers))
             few.append((both + e & _MASK_64) >> 32 << 32 | ((both >> 128) + f & _MASK_64) >> 32)
         return Digests(None, few)
 
@@ -302,19 +321,21 @@ class BlockHasher:
         made.update(what)
         return np.frombuffer(hashlib.shake_256(made.digest()).digest(8 * count), np.uint64)
 
-    def _offset(self, size: int, extra: bytes) -> "_Offset":
-        found = self._offsets.get((size, extra))
+    def _offset(self, size: int, lookahead: int, extra: bytes) -> "_Offset":
+        found = self._offsets.get((size, lookahead, extra))
         if found is None:
             if len(self._offsets) >= _OFFSETS_KEPT:
                 self._offsets.clear()
             made = self._keyed.copy()
             made.update(b"extra" + size.to_bytes(8, "little"))
+            if lookahead:
+                made.update(b"lookahead" + lookahead.to_bytes(8, "little"))
             made.update(extra)
             digest = made.digest()
             e, f = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
             found = _Offset(e, f, np.array((e, f), np.uint64))
             if len(extra) <= _OFFSET_KEPT_BYTES:
-                self._offsets[size, extra] = found
+                self._offsets[size, lookahead, extra] = found
         return found
 
 

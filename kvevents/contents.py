@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvevents.events import Reason
+from kvevents.events import BlockStored, Reason
 
 _MAX_DEPTH = 8  # vLLM nests twice: the block's list, and a pair for a multi-modal item
 
@@ -31,6 +31,21 @@ def token_array(token_ids: Iterable[int]) -> "array[int]":
         return array("I", token_ids)
     except (OverflowError, TypeError, ValueError) as error:
         raise UnkeyableRun(Reason.TOKENS) from error
+
+
+def windows(event: BlockStored) -> list[int]:
+    """The tokens of each block of a run and those behind it that its hash covers, block after block.
+
+    Raises UnkeyableRun if these are not equally many behind each block.
+    """
+    size, lookahead = event.block_size, event.lookahead_token_ids or []
+    if len(lookahead) != len(event.block_hashes) or len(set(map(len, lookahead))) != 1:
+        raise UnkeyableRun(Reason.MISALIGNED)
+    found: list[int] = []
+    for start, behind in zip(range(0, len(event.token_ids), size), lookahead, strict=True):
+        found += event.token_ids[start : start + size]
+        found += behind
+    return found
 
 
 def readable_tokens(token_ids: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.uint32]:

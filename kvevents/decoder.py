@@ -31,6 +31,7 @@ _MAX_EVENT_BYTES = 8 << 20  # a run of a million tokens
 _MAX_EXTRA_BYTES = (
     256 << 10
 )  # of one event: multi-modal items in all blocks of 50 000 tokens; lists of lists cost much
+_MAX_LOOKAHEAD_BYTES = 512 << 10  # of one event: one token behind each block of a run of a million
 _AT_ONCE_BYTES = 128 << 10  # read in a millisecond or two, whatever they are
 _MAX_TS_S = 253_402_300_799.0  # the end of the year 9999: later times have no date
 _EXTRA_KEYS_PLACE = 8  # of the array form, its tag included
@@ -259,15 +260,21 @@ def _tag_of(raw: bytes) -> str | None:
 
 
 def _is_too_large(raw: bytes) -> bool:
-    """More than an engine can mean, or not to be taken apart at all. Tokens cost little, extra keys much."""
+    """More than an engine can mean, or not to be taken apart at all. Tokens cost little, lists of lists much."""
+    lookahead = None
     try:
         if _is_map(raw):
-            extra = _outer_map.decode(raw).get("extra_keys")
+            fields = _outer_map.decode(raw)
+            extra, lookahead = fields.get("extra_keys"), fields.get("lookahead_token_ids")
         else:
             extra = next(iter(_outer_array.decode(raw)[_EXTRA_KEYS_PLACE:]), None)
     except _UNDECODABLE:
         return True
-    return extra is not None and len(bytes(extra)) > _MAX_EXTRA_BYTES
+    return _is_beyond(extra, _MAX_EXTRA_BYTES) or _is_beyond(lookahead, _MAX_LOOKAHEAD_BYTES)
+
+
+def _is_beyond(raw: msgspec.Raw | None, most_bytes: int) -> bool:
+    return raw is not None and len(bytes(raw)) > most_bytes
 
 
 def _is_map(raw: bytes) -> bool:

@@ -138,10 +138,12 @@ class Orphan:
 class EngineCache:
     """All that is known of one (instance, rank)."""
 
-    __slots__ = ("block_size", "children", "clears", "group_idx", "orphans", "tiers")
+    __slots__ = ("block_size", "children", "clears", "group_idx", "lookahead", "orphans", "tiers")
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, lookahead: int = 0) -> None:
+        """`lookahead`: the tokens behind each block that count for it."""
         self.block_size = block_size
+        self.lookahead = lookahead
         self.clears = 0
         self.group_idx: int | None = None
         self.tiers: dict[str, Tier] = {}
@@ -175,10 +177,10 @@ class EngineCache:
         """Why a run cannot be stored here."""
         if not self.counts_group(event.group_idx):
             return Reason.CACHE_GROUP
-        if self.block_size != event.block_size and (
+        if (self.block_size != event.block_size or self.lookahead != event.lookahead) and (
             self.orphans or any(tier.hashes for tier in self.tiers.values())
         ):
-            return Reason.BLOCK_SIZE
+            return Reason.BLOCK_SIZE if self.block_size != event.block_size else Reason.LOOKAHEAD
         return None
 
     def are_new(self, hashes: Sequence[EngineHash], at: Sequence[int]) -> bool:

@@ -46,6 +46,17 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockSto
     kv_cache_spec_sliding_window: int | None = None
     session_id: Any = None
     """Of the request that caused it: text, or None."""
+    lookahead_token_ids: list[list[int]] | None = None
+    """One list a block: the tokens that follow it in its prompt and that its hash covers, too.
+
+    vLLM has them since 0.33 for draft models that look ahead (EAGLE: one token; MTP with several modules: one each), and
+    only without a KV connector. Such a block is found again only where these tokens follow it.
+    """
+
+    @property
+    def lookahead(self) -> int:
+        """How many tokens behind each block its hash covers; 0 for most engines."""
+        return len(self.lookahead_token_ids[0]) if self.lookahead_token_ids else 0
 
     @property
     def is_report(self) -> bool:
@@ -90,13 +101,16 @@ class Reason(StrEnum):
     PLACEHOLDER = "placeholder"
     """Announced without tokens (offload tiers do that): nothing to key it by."""
     MISALIGNED = "misaligned"
-    """Tokens or extra keys do not divide evenly over the blocks."""
+    """Tokens, extra keys or the tokens that follow do not divide evenly over the blocks."""
     CACHE_GROUP = "cache_group"
     """Of a cache group that does not hold the whole prefix, or not the group that is counted."""
     CACHE_KIND = "cache_kind"
     """Of a cache group of a kind we do not know, so it is not counted."""
     BLOCK_SIZE = "block_size"
     """Another block size than the instance's other blocks have, or one that no engine has."""
+    LOOKAHEAD = "lookahead"
+    """Another number of tokens behind each block counts than behind the instance's other blocks, or more than any
+    engine has."""
     TOKENS = "tokens"
     """A token id below 0 or above 32 bits."""
     EXTRA_KEYS = "extra_keys"

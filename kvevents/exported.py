@@ -52,6 +52,8 @@ class ExportedRank:
     """The longest waiting first."""
     uncounted: dict[str, Reason] = field(default_factory=dict)
     """The cache groups whose blocks are not counted, and why."""
+    lookahead: int = 0
+    """Tokens behind each block that count for it."""
 
     @property
     def hashes(self) -> int:
@@ -83,7 +85,9 @@ def copied(engine: EngineCache) -> Generator[None, None, ExportedRank | None]:
         and engine.tiers.keys() == live.keys()
         and all(live[copy.name].hashes == len(copy.keys) for copy in tiers)
     )
-    return ExportedRank(engine.block_size, engine.group_idx, tiers, orphans) if whole else None
+    if not whole:
+        return None
+    return ExportedRank(engine.block_size, engine.group_idx, tiers, orphans, lookahead=engine.lookahead)
 
 
 def at_once(steps: Generator[None, None, T]) -> T:

@@ -83,7 +83,7 @@ class PrefixIndex:
         self._reports: dict[tuple[str, int], bool] = {}  # asked for; True: the engine marks them
         self._slots = Slots(self._residency)
         self._known_slots: dict[Slot, int] | None = None
-        self._known_sizes: list[tuple[int, int]] = []
+        self._known_shapes: list[tuple[int, int, int]] = []
         self._on_removed: Removals | None = None
 
     def listen(self, on_removed: Removals) -> None:
@@ -110,7 +110,7 @@ class PrefixIndex:
         if refusal is None and engine is not None:
             refusal = engine.refusal(event)
         if refusal is not None:
-            if refusal is not Reason.BLOCK_SIZE:
+            if refusal not in {Reason.BLOCK_SIZE, Reason.LOOKAHEAD}:
                 note_uncounted(self._uncounted.setdefault((instance, rank), {}), event, refusal)
             return Change(0, 0, {refusal: max(count, 1)})
         name = event.medium or DEFAULT_TIER
@@ -125,10 +125,10 @@ class PrefixIndex:
         if self._slots.to_sweep:
             self.sweep(2 * count)
         if engine is None:
-            engine = self._engines[instance, rank] = EngineCache(event.block_size)
+            engine = self._engines[instance, rank] = EngineCache(event.block_size, event.lookahead)
             self._known_slots = None
-        if engine.block_size != event.block_size:
-            engine.block_size = event.block_size
+        if engine.block_size != event.block_size or engine.lookahead != event.lookahead:
+            engine.block_size, engine.lookahead = event.block_size, event.lookahead
             self._known_slots = None
         if engine.group_idx is None:
             engine.group_idx = event.group_idx
@@ -286,14 +286,14 @@ class PrefixIndex:
         """The tokens of the prompt's longest cached prefix, for every live slot (0 included).
 
         A whole multiple of the instance's block size; up to the full length of the prompt, although an engine
-        computes at least the last token anew.
+        computes at least the last token anew. Where blocks count with the tokens behind them (`lookahead`), those of
+        the prompt must be the same.
         """
         cached = self._live_slots().copy()
         slots = self._slots.by_bit
-        for block_size, among in self._known_sizes:
-            for slots_bits, blocks in self._residency.longest(
-                self._hasher.prompt_keys(prompt, block_size), among
-            ):
+        for block_size, lookahead, among in self._known_shapes:
+            keys = self._hasher.prompt_keys(prompt, block_size, lookahead)
+            for slots_bits, blocks in self._residency.longest(keys, among):
                 tokens = blocks * block_size
                 if slots_bits & (slots_bits - 1):
                     for bit in bits(slots_bits):
@@ -317,9 +317,9 @@ class PrefixIndex:
         ends, and always before the prompt's last token, which is computed. A rank with nothing there is left out.
         """
 
-        def keys_of(block_size: int) -> Keys:
+        def keys_of(block_size: int, lookahead: int) -> Keys:
             whole = max(0, len(prompt.token_ids) - 1) // block_size
-            return self._hasher.prompt_keys(prompt, block_size)[:whole]
+            return self._hasher.prompt_keys(prompt, block_size, lookahead)[:whole]
 
         return slower_tiers.beyond(self._engines, self._residency, keys_of, tiers, main)
 
@@ -336,6 +336,21 @@ class PrefixIndex:
         """Tokens a block, learned from the events; None until the first."""
         engine = self._engines.get((instance, rank))
         return engine.block_size if engine is not None else None
+
+    def lookahead(self, instance: str, rank: int) -> int:
+        """Tokens behind each block that count for it, learned from the events; 0 for most engines, and until the first."""
+        engine = self._engines.get((instance, rank))
+        return engine.lookahead if engine is not None else 0
+
+    def keys(self, prompt: Prompt, instance: str, rank: int, usual_size: int) -> list[int]:
+        """The keys that rank's blocks of a prompt have; `usual_size`: of a block (tokens), until the rank's own is known.
+
+        Made once for each prompt; not to be changed.
+        """
+        engine = self._engines.get((instance, rank))
+        if engine is None:
+            return self._hasher.of_prompt(prompt, usual_size)
+        return self._hasher.of_prompt(prompt, engine.block_size, engine.lookahead)
 
     def uncounted(self, instance: str, rank: int) -> Mapping[str, Reason]:
         """The cache groups of a rank whose blocks are not counted, in words, and why.
@@ -378,7 +393,7 @@ class PrefixIndex:
         slice on; False if somebody forgot or cleared them all the same.
         """
         self.retire(instance, rank)
-        engine = self._engines[instance, rank] = EngineCache(exported.block_size)
+        engine = self._engines[instance, rank] = EngineCache(exported.block_size, exported.lookahead)
         engine.group_idx = exported.group_idx
 
         def whole() -> bool:
@@ -422,14 +437,15 @@ class PrefixIndex:
                 yield Slot(instance, rank, name), tier
 
     def _live_slots(self) -> dict[Slot, int]:
-        """0 for every live slot; and `_known_sizes`: each block size with the slots that have it."""
+        """0 for every live slot; and `_known_shapes`: block size and lookahead, with the slots that have both."""
         if self._known_slots is None:
             self._known_slots = {slot: 0 for slot, _ in self._tiers()}
-            sizes: dict[int, int] = {}
+            shapes: dict[tuple[int, int], int] = {}
             for engine in self._engines.values():
+                shape = engine.block_size, engine.lookahead
                 for tier in engine.tiers.values():
-                    sizes[engine.block_size] = sizes.get(engine.block_size, 0) | tier.bit
-            self._known_sizes = list(sizes.items())
+                    shapes[shape] = shapes.get(shape, 0) | tier.bit
+            self._known_shapes = [(*shape, among) for shape, among in shapes.items()]
         return self._known_slots
 
     def _counts_copies(self, instance: str, rank: int, event: BlockStored) -> bool:
@@ -452,6 +468,7 @@ def _is_single(event: BlockStored, like: BlockStored) -> bool:
     """One whole block, of the same kind as another event's, with nothing special about it."""
     return (
         len(event.block_hashes) == 1
+        and (event.lookahead_token_ids is like.lookahead_token_ids or _same_lookahead(event, like))
         and len(event.token_ids) == event.block_size == like.block_size
         and event.medium == like.medium
         and event.lora_name == like.lora_name
@@ -461,3 +478,8 @@ def _is_single(event: BlockStored, like: BlockStored) -> bool:
         and event.extra_keys in _NO_EXTRA_KEYS
         and not event.is_report
     )
+
+
+def _same_lookahead(event: BlockStored, like: BlockStored) -> bool:
+    told = event.lookahead_token_ids
+    return told is not None and len(told) == 1 and len(told[0]) == like.lookahead

@@ -16,21 +16,21 @@ Found = dict[tuple[str, int], dict[str, int]]
 def beyond(
     engines: Mapping[tuple[str, int], EngineCache],
     residency: Residency,
-    keys_of: Callable[[int], Keys],
+    keys_of: Callable[[int, int], Keys],
     tiers: Sequence[str],
     main: str,
 ) -> Found:
-    """See `PrefixIndex.beyond`. `keys_of`: of the prompt's blocks of that size, without one that its last token is in."""
+    """See `PrefixIndex.beyond`. `keys_of`: of the prompt's blocks of that size and lookahead, without the last token's."""
     found: Found = {}
-    looked: dict[int, tuple[list[int], npt.NDArray[np.int64]]] = {}
+    looked: dict[tuple[int, int], tuple[list[int], npt.NDArray[np.int64]]] = {}
     for at, engine in engines.items():
         slower = [(name, engine.tiers[name].bit) for name in tiers if name in engine.tiers]
         if not any(engine.tiers[name].blocks for name, _ in slower):
             continue
-        size = engine.block_size
-        if size not in looked:
-            looked[size] = residency.sets_of(keys_of(size))
-        sets, which = looked[size]
+        size, shape = engine.block_size, (engine.block_size, engine.lookahead)
+        if shape not in looked:
+            looked[shape] = residency.sets_of(keys_of(*shape))
+        sets, which = looked[shape]
         fast = engine.tiers[main].bit if main in engine.tiers else 0
         start = _leading(np.array([bool(there & fast) for there in sets], np.bool_)[which])
         first = np.array([_first(there, slower) for there in sets], np.int64)[which[start:]]

@@ -21,8 +21,11 @@ from kvevents.exported import ExportedOrphan, ExportedRank, ExportedTier
 from kvevents.sequence import Position
 from kvevents.source_events import Checkpoint
 
-VERSION = 1
+VERSION = 2
 """Of everything behind it. How keys are made has no part in it: the fingerprint changes with that."""
+
+OLDEST_VERSION = 1
+"""That can still be read: version 2 added `lookahead`, which is 0 for all ranks that version 1 was written of."""
 
 FINGERPRINT_BYTES = 16
 
@@ -85,6 +88,7 @@ class _Body(msgspec.Struct, array_like=True):
     tiers: list[_Tier]
     orphans: list[_Orphan]
     uncounted: dict[str, Reason]
+    lookahead: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -127,6 +131,7 @@ def encode(snapshot: Snapshot, made_with: bytes) -> bytes:
             ],
             [_Orphan(one.engine_hash, one.parent, one.digest, one.copies) for one in blocks.orphans],
             blocks.uncounted,
+            blocks.lookahead,
         )
     )
     head = _HEAD.pack(_MAGIC, VERSION, made_with)
@@ -142,11 +147,13 @@ def decode(data: bytes, made_with: bytes) -> Snapshot:
     _, version, made = _HEAD.unpack_from(data)
     whole = memoryview(data)
     if hashlib.blake2b(whole[:-_DIGEST_BYTES], digest_size=_DIGEST_BYTES).digest() != data[-_DIGEST_BYTES:]:
-        if version != VERSION:  # of a later version even the place of its digest is not known
+        if (
+            not OLDEST_VERSION <= version <= VERSION
+        ):  # of a later one even the place of its digest is not known
             raise SnapshotError(f"it is broken, or of version {version}; this kvproxy writes {VERSION}")
         raise SnapshotError("it is broken: its checksum is wrong")
-    if version != VERSION:
-        raise SnapshotError(f"it is of version {version}; this kvproxy reads {VERSION}")
+    if not OLDEST_VERSION <= version <= VERSION:
+        raise SnapshotError(f"it is of version {version}; this kvproxy reads {OLDEST_VERSION} to {VERSION}")
     if made != made_with:
         raise SnapshotError("its keys were made with another secret, or in another way")
     try:
@@ -161,6 +168,7 @@ def decode(data: bytes, made_with: bytes) -> Snapshot:
                 [_tier(tier) for tier in body.tiers],
                 [_orphan(one) for one in body.orphans],
                 body.uncounted,
+                _at_least(0, body.lookahead),
             ),
         )
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError, RecursionError) as error:

@@ -58,6 +58,7 @@ class Tail(NullObserver):
         self.stored += change.applied
         adapter = event.lora_name if event.lora_name is not None else event.lora_id
         told = "" if adapter is None else f"  lora {_shown(str(adapter))}"
+        told += f"  looks ahead {event.lookahead}" if event.lookahead else ""
         told += f"  extra {_shown(_plain(event.extra_keys))}" if any(event.extra_keys or ()) else ""
         self._event(
             {
@@ -73,6 +74,7 @@ class Tail(NullObserver):
                 "lora_name": event.lora_name,
                 "lora_id": event.lora_id,
                 "extra_keys": _encodable(event.extra_keys),
+                "lookahead_tokens": event.lookahead,
             },
             f"stored   {_blocks(len(event.block_hashes))} of {event.block_size}"
             f"  {_shown(event.medium or DEFAULT_TIER)}  {_hashes(event.block_hashes)}"

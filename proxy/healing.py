@@ -14,7 +14,7 @@ all is known, so a rank stays partial until its engine's cache is reset or its p
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -198,7 +198,7 @@ class Healing:
         if prompt is None or chosen.cached_tokens is None:
             return None
         known, whole = chosen.cached_tokens // size, (len(prompt.token_ids) - 1) // size
-        keys: Sequence[int] = self._index.hasher.of_prompt(prompt, size)
+        keys = self._index.keys(prompt, chosen.instance, chosen.rank, USUAL_BLOCK_SIZE)
         return keys[known] if known < min(whole, len(keys)) else None
 
     def _confirm(self, instance: str, rank: int) -> None:

@@ -173,7 +173,6 @@ class Placement:
         prompt = question.prompt
         match = self._index.match(prompt) if prompt is not None else {}
         cached = {(s.instance, s.rank): tokens for s, tokens in match.items() if s.tier == MAIN_TIER}
-        keys: dict[int, Sequence[int]] = {}
         slower: dict[tuple[str, int], dict[str, int]] = {}
         if prompt is not None and phase is Phase.PREFILL and self._tier_costs:
             slower = self._index.beyond(prompt, tuple(self._tier_costs), MAIN_TIER)
@@ -184,7 +183,7 @@ class Placement:
             if why is None and not need.fits(instance):
                 why = TOO_LONG
             for rank in instance.ranks:
-                reused, expected = self._reuse(instance, rank, prompt, cached, keys)
+                reused, expected = self._reuse(instance, rank, prompt, cached)
                 trusted, doubted = self._accuracy.trusted(instance.address, rank), None
                 if not trusted:
                     doubted, reused, expected = reused, None, None
@@ -232,15 +231,13 @@ class Placement:
         rank: int,
         prompt: Prompt | None,
         cached: dict[tuple[str, int], int],
-        keys: dict[int, Sequence[int]],
     ) -> tuple[int | None, int | None]:
         """Tokens the index says are reused, and those with the predicted blocks; None where not known."""
         if prompt is None or instance.index_state(rank) == "unknown":
             return None, None
         block_size = self._block_size(instance.address, rank)
-        if block_size not in keys:
-            keys[block_size] = self._index.hasher.of_prompt(prompt, block_size)
-        ahead = self._predicted.prefix_blocks(instance.address, rank, keys[block_size], self._clock())
+        keys = self._index.keys(prompt, instance.address, rank, USUAL_BLOCK_SIZE)
+        ahead = self._predicted.prefix_blocks(instance.address, rank, keys, self._clock())
         # The last token is always computed, so a prompt that is cached whole still misses its last block.
         limit = max(0, len(prompt.token_ids) - 1) // block_size * block_size
         now = min(cached.get((instance.address, rank), 0), limit)
@@ -277,8 +274,7 @@ class Placement:
         """
         if question.prompt is None:
             return lambda _came: None
-        block_size = self._block_size(candidate.instance, candidate.rank)
-        keys = self._index.hasher.of_prompt(question.prompt, block_size)
+        keys = self._index.keys(question.prompt, candidate.instance, candidate.rank, USUAL_BLOCK_SIZE)
         self._predicted.expect(candidate.instance, candidate.rank, keys)
 
         def settle(came: bool) -> None:
@@ -296,8 +292,7 @@ class Placement:
         prompt, at = question.prompt, (candidate.instance, candidate.rank)
 
         def blocks() -> tuple[int, Sequence[int]]:
-            block_size = self._block_size(*at)
-            return block_size, self._index.hasher.of_prompt(prompt, block_size)
+            return self._block_size(*at), self._index.keys(prompt, *at, USUAL_BLOCK_SIZE)
 
         block_size, keys = blocks()
         said = candidate.cached_tokens if candidate.trusted else candidate.doubted_tokens

@@ -34,6 +34,8 @@ class Found(msgspec.Struct, frozen=True):
     """The first token of the probe that is another one there; None if all are the same."""
     offset: int = 0
     """Tokens before them, in blocks that were there already."""
+    lookahead: int = 0
+    """Tokens that must follow a block before it is announced."""
 
     def token(self, at: int) -> int | None:
         """The token announced at a place of the prompt."""
@@ -72,7 +74,7 @@ class Search:
             if self._count >= MAX_CHAINS:
                 return
             begins = event.parent_block_hash is None
-            chain = _Chain(begins=begins, block_size=event.block_size, engine_ts=engine_ts, heard_ts=heard_ts)
+            chain = _Chain(event, begins=begins, engine_ts=engine_ts, heard_ts=heard_ts)
             self._count += 1
         if chain.take(tokens, self._mark):
             self._marked.append(chain)
@@ -102,18 +104,19 @@ class Search:
         found = self.found()
         return found is not None and (
             found.differs_at is None
-            or len(found.tokens) >= len(self._ours) // found.block_size * found.block_size
+            or len(found.tokens) >= (len(self._ours) - found.lookahead) // found.block_size * found.block_size
         )
 
 
 class _Chain:
     """Runs that follow each other."""
 
-    __slots__ = ("begins", "block_size", "engine_ts", "heard_ts", "marked", "tokens")
+    __slots__ = ("begins", "block_size", "engine_ts", "heard_ts", "lookahead", "marked", "tokens")
 
-    def __init__(self, *, begins: bool, block_size: int, engine_ts: float, heard_ts: float) -> None:
+    def __init__(self, first: BlockStored, *, begins: bool, engine_ts: float, heard_ts: float) -> None:
         self.begins = begins
-        self.block_size = block_size
+        self.block_size = first.block_size
+        self.lookahead = first.lookahead
         self.engine_ts = engine_ts
         self.heard_ts = heard_ts
         self.tokens = array("I")
@@ -155,6 +158,6 @@ def _compared(ours: list[int], chain: _Chain) -> Found:
         offset = fits[0] if fits else 0
     reach = min(len(ours) - offset, len(theirs))
     differs = next((offset + n for n in range(reach) if ours[offset + n] != theirs[n]), None)
-    if differs is None and chain.begins and reach < len(ours) // size * size:
+    if differs is None and chain.begins and reach < (len(ours) - chain.lookahead) // size * size:
         differs = reach  # it ended before our last full block
-    return Found(theirs, size, chain.engine_ts, chain.heard_ts, differs, offset)
+    return Found(theirs, size, chain.engine_ts, chain.heard_ts, differs, offset, chain.lookahead)

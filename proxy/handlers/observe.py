@@ -147,6 +147,7 @@ def _instance(
                 "index": instance.index_state(rank),
                 "why": instance.silent.get(rank),
                 "block_size": index.block_size(address, rank),
+                "lookahead_tokens": index.lookahead(address, rank),
                 "blocks": blocks[address, rank],
                 "accuracy": accuracy.status(address, rank),
                 "snapshot": state.rank_status(address, rank) if state is not None else None,

@@ -195,6 +195,8 @@ def _run(rng: random.Random) -> dict[str, Any]:
     }
     if rng.random() < 0.3:
         run["extra_keys"] = [_extra(rng) for _ in range(blocks + rng.choice((0, 0, 0, 1)))]
+    if rng.random() < 0.1:
+        run["lookahead_token_ids"] = _lookahead(rng, blocks)
     if rng.random() < 0.2:
         run["lora_name"] = rng.choice(("alpha", "", "x" * 255, "x" * 257, f"adapter {rng.randrange(10_000)}"))
     if rng.random() < 0.2:
@@ -222,6 +224,15 @@ def _extra(rng: random.Random) -> Any:
             return [rng.choice(_ODD) for _ in range(3)]
         case _:
             return ["s" * rng.choice((1, 100, 1025, 20_000))]
+
+
+def _lookahead(rng: random.Random, blocks: int) -> Any:
+    """What follows each block: as engines write it, or with too few, too many or impossible tokens."""
+    many = rng.choice((0, 1, 1, 1, 3, 64, 65))
+    lists: list[Any] = [[rng.randrange(5)] * many for _ in range(blocks + rng.choice((0, 0, 0, 0, 1, -1)))]
+    if lists and rng.random() < 0.2:
+        lists[rng.randrange(len(lists))] = rng.choice(([], [1, 2], [-1], [2**32], rng.choice(_ODD)))
+    return lists
 
 
 def _any_event(rng: random.Random) -> Any:
@@ -283,9 +294,11 @@ def _large(rng: random.Random) -> bytes:
         "token_ids": [1],
         "block_size": 1,
     }
-    match rng.randrange(9):
+    match rng.randrange(10):
+        case 9:
+            events: list[Any] = [run | {"lookahead_token_ids": [[]] * many}]
         case 0:
-            events: list[Any] = [7] * many
+            events = [7] * many
         case 1:
             events = [{"type": "AllBlocksCleared"}] * (many // 8)
         case 2:

@@ -224,7 +224,7 @@ def test_long_salts_are_not_kept() -> None:
         assert hasher.of_prompt(prompt, 2) == hasher.of_prompt(
             Prompt(prompt.token_ids, None, prompt.cache_salt), 2
         )
-    assert sum(len(extra) for _, extra in hasher._offsets) < 100_000
+    assert sum(len(extra) for *_, extra in hasher._offsets) < 100_000
 
 
 def test_messages_that_wait_for_a_replay_are_bounded_in_number_too() -> None:

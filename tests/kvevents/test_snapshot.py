@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvevents import snapshot as snapshots
-from kvevents.block_keys import BlockHasher
+from kvevents.block_keys import BlockHasher, Prompt
 from kvevents.events import BlockStored, Reason
 from kvevents.exported import ExportedOrphan, ExportedRank, ExportedTier
 from kvevents.prefix_index import PrefixIndex
 from kvevents.sequence import Position
+from kvevents.slots import Slot
 from kvevents.snapshot import FINGERPRINT_BYTES, Snapshot, SnapshotError, decode, encode, fingerprint
 from kvevents.source_events import Checkpoint
 from tests.kvevents.test_prefix_index_model import ENGINES, History, _play, histories
@@ -185,12 +186,35 @@ def sealed(**changes: Any) -> bytes:
         {"orphans": [snapshots._Orphan(1, 2, 3, {})]},
         {"orphans": [snapshots._Orphan(1, 2, -3, {"GPU": 1})]},
         {"rank": "one"},
+        {"lookahead": -1},
     ],
 )
 def test_a_right_checksum_over_nonsense_does_not_help(changes: dict[str, Any]) -> None:
     assert decode(sealed(), MADE).blocks.tiers[0].hashes == [1]
     with pytest.raises(SnapshotError):
         decode(sealed(**changes), MADE)
+
+
+def test_what_is_behind_blocks_goes_on_too() -> None:
+    index = PrefixIndex(BlockHasher(b"test"))
+    event = BlockStored([1, 2], None, [1, 2, 3, 4], 2, medium="GPU", lookahead_token_ids=[[3], [5]])
+    index.store("h:1", 0, event)
+    exported = index.export("h:1", 0)
+    assert exported is not None
+    read = decode(encode(Snapshot("h:1", 0, a_checkpoint(), exported), MADE), MADE)
+    other = PrefixIndex(BlockHasher(b"test"))
+    other.load("h:1", 0, read.blocks)
+    assert other.match(Prompt([1, 2, 3, 4, 5])) == {Slot("h:1", 0, "GPU"): 4}
+    assert other.match(Prompt([1, 2, 3, 4, 6])) == {Slot("h:1", 0, "GPU"): 2}
+
+
+def test_a_snapshot_of_version_1_has_no_lookahead() -> None:
+    data = sealed()
+    body = msgspec.msgpack.decode(data[snapshots._HEAD.size : -snapshots._DIGEST_BYTES])
+    older = snapshots._HEAD.pack(snapshots._MAGIC, 1, MADE) + msgspec.msgpack.encode(body[:-1])
+    older += hashlib.blake2b(older, digest_size=snapshots._DIGEST_BYTES).digest()
+    assert decode(older, MADE) == decode(data, MADE)
+    assert decode(older, MADE).blocks.lookahead == 0
 
 
 def test_what_is_wrong_is_said() -> None:
