@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from proxy.simulation.config import StandInConfig
+from proxy.simulation.config import VERSION, StandInConfig
 from proxy.simulation.latency import PROFILES
 from proxy.simulation.live import StandIn
 from proxy.simulation.publisher import EventForm
@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1")
     add("--model", default="tiny", help="served model name")
     add("--root", metavar="PATH", help="the model's directory, as /v1/models tells it")
+    add("--vllm-version", default=VERSION, metavar="V", help="the release it says it is")
     add("--lora", action="append", default=[], metavar="NAME", help="an adapter to serve; may be repeated")
     add(
         "--role",
@@ -39,6 +40,13 @@ def parser() -> argparse.ArgumentParser:
     cache("--block-size", type=int, default=16, help="tokens in a block")
     cache("--blocks", type=int, default=4096, help="blocks of a rank, the placeholder block 0 included")
     cache("--no-prefix-caching", action="store_true", help="nothing is kept of a prompt")
+    cache(
+        "--lookahead",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="tokens behind a block that its hash covers, as with EAGLE; with --role plain only",
+    )
     cache("--max-model-len", type=int, default=8192)
     cache("--max-num-batched-tokens", type=int, default=2048)
     cache("--max-num-seqs", type=int, default=256)
@@ -107,6 +115,8 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         eos_every=args.eos_every,
         prefix_caching=not args.no_prefix_caching,
         hash_seed=args.hash_seed,
+        lookahead=args.lookahead,
+        version=args.vllm_version,
         lease_s=args.lease_s,
         recompute=args.recompute,
         lucky_reads=args.lucky_reads,

@@ -25,7 +25,7 @@ def extra_keys(block: int, lora: str | None, salt: str | None) -> list[str] | No
 
 
 def block_hash(parent: bytes, tokens: Sequence[int], extra: Sequence[str] | None) -> bytes:
-    """The 32-byte name of a full block. It is the same in every process, as vLLM's default sha256 is."""
+    """The 32-byte name of a full block, of its `tokens` and those behind it that count. It is the same in every process, as vLLM's default sha256 is."""
     digest = blake2b(parent, digest_size=32)
     digest.update(array("I", tokens).tobytes())
     for key in extra or ():

@@ -7,7 +7,7 @@ from proxy.simulation.latency import PROFILES, Profile
 from proxy.simulation.publisher import EventForm
 
 VERSION = "0.32.0"
-"""The vLLM release a stand-in behaves like."""
+"""The vLLM release a stand-in behaves like, unless its configuration tells otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +20,8 @@ class StandInConfig:
     port: int = 0
     host: str = "127.0.0.1"
     model: str = "tiny"
+    version: str = VERSION
+    """The vLLM release that it says it is."""
     root: str | None = None
     """The directory of the model, as `/v1/models` tells it; None if it was started by name."""
     loras: tuple[str, ...] = ()
@@ -41,6 +43,9 @@ class StandInConfig:
     hash_seed: str = ""
     """Engines with different seeds name the same content differently, as with PYTHONHASHSEED."""
     prefix_caching: bool = True
+    lookahead: int = 0
+    """Tokens behind a block that its hash covers: of a draft model that looks ahead (EAGLE: 1), since vLLM 0.33 and only
+    without a connector."""
     lease_s: float = 30.0
     recompute: bool = False
     lucky_reads: bool = False
@@ -77,11 +82,13 @@ class StandInConfig:
     """The port of the admin endpoint that commands faults."""
 
     def __post_init__(self) -> None:
-        """ValueError for an engine that could not start: its longest request must fit the cache."""
+        """ValueError for an engine that could not start: its longest request must fit the cache, say."""
         if (self.blocks - 1) * self.block_size < self.max_model_len:
             raise ValueError(
                 f"max_model_len {self.max_model_len} does not fit {self.blocks - 1} blocks of {self.block_size}"
             )
+        if self.lookahead and self.connector:
+            raise ValueError("blocks look ahead only in engines without a KV connector")
 
     def shape(self) -> EngineShape:
         """What the engine model is told."""
@@ -98,5 +105,6 @@ class StandInConfig:
             lucky_reads=self.lucky_reads,
             hash_seed=self.hash_seed,
             prefix_caching=self.prefix_caching,
+            lookahead=self.lookahead,
             profile=self.profile,
         )

@@ -41,7 +41,11 @@ class EngineModel:
         self.engine_id = engine_id
         self.address = address
         self.cache = KvCache(
-            shape.blocks, shape.block_size, shape.hash_seed, prefix_caching=shape.prefix_caching
+            shape.blocks,
+            shape.block_size,
+            shape.hash_seed,
+            prefix_caching=shape.prefix_caching,
+            lookahead=shape.lookahead,
         )
         self.memory = Memory(shape.block_size)
         self.scheduler = Scheduler(

@@ -34,6 +34,8 @@ class EngineShape:
     hash_seed: str = ""
     """Engines with different seeds (PYTHONHASHSEED) name the same content differently."""
     prefix_caching: bool = True
+    lookahead: int = 0
+    """Tokens behind a block that its hash covers."""
     profile: Profile = field(default_factory=lambda: PROFILES["zero"])
 
 

@@ -14,7 +14,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from proxy.simulation.answers import Answers
 from proxy.simulation.bodies import parse_chat, parse_completion, parse_detokenize, parse_tokenize
-from proxy.simulation.config import VERSION
 from proxy.simulation.errors import (
     ApiError,
     BadRequestError,
@@ -75,7 +74,7 @@ class Handlers:
 
     async def version(self, _: web.Request) -> web.Response:
         """The release behaved like."""
-        return json_answer({"version": VERSION})
+        return json_answer({"version": self._engine.config.version})
 
     async def load(self, _: web.Request) -> web.Response:
         """How many requests are being answered, if that is counted."""
@@ -169,7 +168,7 @@ class Handlers:
             asked=asked,
             id=answer_id,
             created=int(time.time()),
-            fingerprint=f"vllm-{VERSION}-standin",
+            fingerprint=f"vllm-{self._engine.config.version}-standin",
             tokenizer=self._engine.tokenizer,
             voice=rank.model.voice,
             block_size=config.block_size,

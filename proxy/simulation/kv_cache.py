@@ -4,6 +4,9 @@ This is the part of the engine that a router sees. The hash of a block is known 
 but the block is cached when the step that fills it is *scheduled*: a request of the same step can already
 hit it. Only whole blocks are cached and hit, and never the block of the last token, because at least one
 token must be computed to have something to sample from.
+
+With a draft model that looks ahead a block's hash covers the tokens behind it, too: it is cached once these exist,
+and found again only before the same.
 """
 
 from collections.abc import Sequence
@@ -27,10 +30,17 @@ class KvCache:
     """Block tables of one rank's requests, and the events their changes cause (with 32-byte hashes)."""
 
     def __init__(
-        self, blocks: int, block_size: int, hash_seed: str = "", *, prefix_caching: bool = True
+        self,
+        blocks: int,
+        block_size: int,
+        hash_seed: str = "",
+        *,
+        prefix_caching: bool = True,
+        lookahead: int = 0,
     ) -> None:
-        """Without `prefix_caching` nothing is kept, found or announced."""
+        """Without `prefix_caching` nothing is kept, found or announced. `lookahead`: tokens behind a block."""
         self.block_size = block_size
+        self._lookahead = lookahead
         self._prefix_caching = prefix_caching
         self.pool = BlockPool(blocks, self._removed)
         self._root = root_hash(hash_seed)
@@ -71,7 +81,7 @@ class KvCache:
         if not self._prefix_caching:
             return
         self._hash_full_blocks(request)
-        first, last = request.announced, min(tokens, len(request.tokens)) // self.block_size
+        first, last = request.announced, min(tokens // self.block_size, len(request.hashes))
         if last <= first:
             return
         for index in range(first, last):
@@ -98,8 +108,8 @@ class KvCache:
 
     def _hash_full_blocks(self, request: Request) -> None:
         size, hashes = self.block_size, request.hashes
-        for index in range(len(hashes), len(request.tokens) // size):
-            tokens = request.tokens[index * size : (index + 1) * size]
+        for index in range(len(hashes), max(0, len(request.tokens) - self._lookahead) // size):
+            tokens = request.tokens[index * size : (index + 1) * size + self._lookahead]
             extra = extra_keys(index, request.lora, request.cache_salt)
             hashes.append(block_hash(hashes[-1] if hashes else self._root, tokens, extra))
 
@@ -118,6 +128,12 @@ class KvCache:
                 group_idx=_GROUP,
                 kv_cache_spec_kind=_KIND,
                 session_id=request.session_id,
+                lookahead_token_ids=[
+                    request.tokens[end : end + self._lookahead]
+                    for end in range((first + 1) * size, (last + 1) * size, size)
+                ]
+                if self._lookahead
+                else None,
             )
         )
 

@@ -81,6 +81,8 @@ class EventWriter:
                 }
                 if event.session_id is not None and self._sessions:
                     fields["session_id"] = event.session_id
+                if event.lookahead_token_ids is not None and not self._arrays:
+                    fields["lookahead_token_ids"] = event.lookahead_token_ids
                 return fields
             case BlockRemoved():
                 return {

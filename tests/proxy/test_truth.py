@@ -106,6 +106,25 @@ async def test_exact_traffic_is_shown_as_exact() -> None:
         assert await pair.service.metric("kvproxy_index_trusted") == 4
 
 
+async def test_engines_that_look_ahead_are_predicted_exactly() -> None:
+    """Prompts that end with a block, or go on otherwise behind one, and their repetitions."""
+    dice = random.Random(3)
+    plain = {"connector": False, "lookahead": 1}
+    async with fleet(prefill=0, decode=0, both=2, stand_in=plain) as pair:
+        asked = 0
+        for _ in range(40):
+            prompt = [
+                *ids(dice.randrange(3))[: 16 * dice.randrange(1, 6)],
+                *dice.choices([7, 8], k=dice.randrange(3)),
+            ]
+            asked += (await pair.service.complete(prompt, max_tokens=1)).status == 200
+            await heard(pair)
+        told = [await accuracy(pair.service, engine) for engine in pair.engines.both]
+        assert sum(one["legs"] for one in told) == sum(one["exact"] for one in told) == asked == 40
+        status = (await pair.service.ask("/status")).json["instances"]
+        assert [instance["ranks"][0]["lookahead_tokens"] for instance in status] == [1, 1]
+
+
 async def test_bursts_in_a_small_cache_miss_by_races_alone() -> None:
     dice = random.Random(5)
     async with fleet(prefill=2, decode=2, stand_in=SMALL) as pair:

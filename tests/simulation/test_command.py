@@ -25,7 +25,7 @@ def test_arguments_become_a_configuration() -> None:
         "--max-model-len 64 --max-num-batched-tokens 7 --max-num-seqs 8 --max-num-queued-reqs 11 --max-num-queued-tokens 12 --profile tiny-cpu --eos-every 9 "
         "--events 3 --replay 4 --topic t --buffer-steps 5 --event-arrays --bytes-hashes --side-port 6 "
         "--lease-s 2.5 --hash-seed 5 --recompute --lucky-reads --no-prompt-tokens-details --request-metrics --load-tracking --request-id-headers --admin 10 "
-        "--no-prefix-caching --foreign-events --clock-offset-s 3.5 --greeting hi --api-key k"
+        "--no-prefix-caching --foreign-events --clock-offset-s 3.5 --greeting hi --api-key k --vllm-version 0.33.0"
     )
     assert config_of(parser().parse_args(words.split())) == StandInConfig(
         port=1,
@@ -60,12 +60,19 @@ def test_arguments_become_a_configuration() -> None:
         load_tracking=True,
         request_id_headers=True,
         admin=10,
+        version="0.33.0",
     )
 
 
 def test_a_plain_engine_has_no_connector_and_no_events() -> None:
-    config = config_of(parser().parse_args(["--role", "plain"]))
+    config = config_of(parser().parse_args(["--role", "plain", "--lookahead", "1"]))
     assert (config.connector, config.events, config.replay) == (False, None, None)
+    assert config.shape().lookahead == 1
+
+
+def test_an_engine_with_a_connector_does_not_look_ahead() -> None:
+    with pytest.raises(ValueError, match="connector"):
+        config_of(parser().parse_args(["--lookahead", "1"]))
 
 
 class Process:
