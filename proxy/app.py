@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,7 +45,7 @@ from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
-from proxy.middlewares import IN_FLIGHT_KEY, InFlight, edge, finish_head
+from proxy.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head
 from proxy.placement import Placement
 from proxy.prediction_metrics import AccuracyCollector
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
@@ -204,9 +204,10 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         app[READER].shutdown(wait=False)
 
     app.cleanup_ctx.append(run)
-    app.add_routes(CLIENTS + PROBES)
+    app[LOAD_KEY] = Load()
+    _add_routes(app, CLIENTS + PROBES)
     if config.security.admin_port is None:
-        app.add_routes(OPERATORS)
+        _add_routes(app, OPERATORS)
     return app
 
 
@@ -235,6 +236,10 @@ CLIENTS = [
 PROBES = [
     web.get("/health", observe.health),
     web.get("/ready", observe.ready),
+    web.get("/ping", observe.health),
+    web.post("/ping", observe.health),
+    web.get("/load", observe.load),
+    web.get("/version", observe.version),
     web.get(openapi.PATH, openapi.openapi),
 ]
 OPERATORS = [
@@ -259,8 +264,14 @@ def create_admin_app(app: web.Application) -> web.Application:
                 admin_app[key] = value
 
     admin_app.on_startup.append(share)
-    admin_app.add_routes(PROBES + OPERATORS)
+    _add_routes(admin_app, PROBES + OPERATORS)
     return admin_app
+
+
+def _add_routes(app: web.Application, routes: Sequence[web.RouteDef]) -> None:
+    """Serve each path with and without a slash at its end: a redirect would cost some clients their body."""
+    for route in routes:
+        app.add_routes([route, web.RouteDef(route.method, f"{route.path}/", route.handler, route.kwargs)])
 
 
 def _application(config: Config) -> web.Application:

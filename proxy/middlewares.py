@@ -71,6 +71,21 @@ class InFlight:
         await self._none.wait()
 
 
+class Load:
+    """How many generating requests are being answered, those that wait included."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+
+
+LOAD_KEY: web.AppKey[Load] = web.AppKey("load", Load)
+
 IN_FLIGHT_KEY: web.AppKey[InFlight] = web.AppKey("in_flight", InFlight)
 
 

@@ -1,5 +1,7 @@
 """What can be seen from outside: health, readiness, status, models, metrics, and why a request would go where."""
 
+import functools
+import importlib.metadata
 import math
 import time
 from collections import Counter, defaultdict
@@ -33,6 +35,7 @@ from proxy.handlers.openai import engine_headers, generation_request
 from proxy.healing import Healing
 from proxy.instances import Instance
 from proxy.lengths import longest_context
+from proxy.middlewares import LOAD_KEY
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.types import Phase
 from proxy.state import StateKeeper
@@ -42,8 +45,23 @@ INDEX: web.AppKey[PrefixIndex] = web.AppKey("index", PrefixIndex)
 
 
 async def health(_request: web.Request) -> web.Response:
-    """`GET /health`: the process lives."""
+    """`GET /health`, and `/ping` as SageMaker asks: the process lives."""
     return web.Response()
+
+
+async def load(request: web.Request) -> web.Response:
+    """`GET /load`: how many generating requests are here, as vLLM tells it."""
+    return web.json_response({"server_load": request.app[LOAD_KEY].count})
+
+
+@functools.cache
+def _version() -> str:
+    return importlib.metadata.version("kvproxy")
+
+
+async def version(_request: web.Request) -> web.Response:
+    """`GET /version`: that of kvproxy, in vLLM's words. Clients are told nothing of the engines behind it."""
+    return web.json_response({"version": _version()})
 
 
 async def ready(request: web.Request) -> web.Response:

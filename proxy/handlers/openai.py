@@ -30,6 +30,7 @@ from proxy.instances import Fleet
 from proxy.middlewares import (
     BODY_LEASE_KEY,
     IN_FLIGHT_KEY,
+    LOAD_KEY,
     NOTES_KEY,
     REQUEST_ID_KEY,
     STARTED_KEY,
@@ -54,12 +55,14 @@ LARGE_BODY_BYTES = 256 << 10
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/completions`."""
-    return await _generate(request, Route.COMPLETIONS)
+    with request.app[LOAD_KEY]:
+        return await _generate(request, Route.COMPLETIONS)
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/chat/completions`."""
-    return await _generate(request, Route.CHAT)
+    with request.app[LOAD_KEY]:
+        return await _generate(request, Route.CHAT)
 
 
 async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
