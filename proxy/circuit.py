@@ -184,8 +184,15 @@ class Breaker:
                 self._patience = 0
 
     def served(self, now: float) -> None:
-        """A leg was answered with what was asked for."""
-        self._charges = self._failed_legs = 0
+        """A leg was answered with what was asked for, to its end."""
+        self._failed_legs = 0
+        self.began(now)
+
+    def began(self, now: float) -> None:
+        """A leg began to stream what was asked for. That is not held against it, but streams may break one after
+        the other, so it does not make up for legs that failed.
+        """
+        self._charges = 0
         if self.state is Circuit.HALF_OPEN:
             self._close(now)
         elif self.state is Circuit.OPEN and not self.dead:

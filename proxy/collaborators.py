@@ -68,6 +68,10 @@ class Watch(Protocol):
         """It may be dead; nothing is held against it."""
         ...
 
+    def leg_began(self, address: str) -> None:
+        """A leg began to stream what was asked for; it may still break."""
+        ...
+
     def leg_served(self, address: str) -> None:
         """A leg was answered with what was asked for."""
         ...

@@ -4,13 +4,14 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import ExitStack, suppress
 
 from proxy.accuracy import Comparison
-from proxy.collaborators import Accounts, Answer
+from proxy.collaborators import Accounts
 from proxy.config import Deadlines
 from proxy.connectors.base import Connector, Handoff, read_answer
 from proxy.custody import Due, Hold
 from proxy.deadlines import within
-from proxy.errors import ConnectFailedError, LegError
-from proxy.exchange import Call, Reply, as_unary, error_status, first_event
+from proxy.errors import ConnectFailedError, LegError, StreamFailedError
+from proxy.event_stream import failure_in
+from proxy.exchange import Call, EngineStream, Reply, as_unary
 from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.legs import AttemptFailedError, Legs, chosen_of
@@ -142,7 +143,7 @@ class DecodeLegs:
     async def _answered(
         self, call: Call, body: bytes, decision: Decision, stack: ExitStack, hold: Hold | None
     ) -> Reply:
-        """Send a leg; the reply once the engine has produced something: a whole answer, or a stream's first event.
+        """Send a leg; the reply once the engine has produced something: a whole answer, or what begins a stream.
 
         Raises LegError if that does not come, AttemptFailedError if the engine answers that it failed.
         """
@@ -151,34 +152,45 @@ class DecodeLegs:
             answer = await self._legs.send(call, chosen, body)
             stack.callback(answer.close)
             if answer.is_event_stream and answer.status == 200:
-                begin = await first_event(answer)
-                if (failure := error_status(begin)) is None:
+                stream = EngineStream(answer, self._deadlines.chunk_s)
+                if (failure := await stream.begin()) is None:
                     self._produced(hold, chosen.instance)
-                    rest = self._stream(answer, begin)
+                    self._legs.began(chosen.instance)
+                    rest = self._rest(stream, chosen.instance)
                     return Reply(answer.status, answer.headers, rest, decision, stack.pop_all())
-                reply = as_unary(answer, failure, begin, decision)
+                reply = as_unary(answer, failure, decision)
             else:
-                reply = Reply(answer.status, answer.headers, await answer.read(), decision)
+                data = await answer.read()
+                failure = failure_in(data) if answer.status == 200 else None
+                reply = (
+                    as_unary(answer, failure, decision)
+                    if failure is not None
+                    else Reply(answer.status, answer.headers, data, decision)
+                )
         words = reply.body if isinstance(reply.body, bytes) else b""
         if self._legs.worth_another(chosen, reply.status, words):
             prefill_on = hold.instance if hold is not None else None
             raise AttemptFailedError(Phase.DECODE, chosen.instance, reply, prefill_on=prefill_on)
         if reply.status == 200:
             self._produced(hold, chosen.instance)
+            self._legs.served(chosen.instance)
         return reply
 
-    async def _stream(self, answer: Answer, begin: bytes) -> AsyncIterator[bytes]:
+    async def _rest(self, stream: EngineStream, decode: str) -> AsyncIterator[bytes]:
         """What has begun, and the rest as it comes; raises LegError if it does not."""
-        yield begin
         try:
-            while chunk := await answer.next_chunk(self._deadlines.chunk_s):
-                yield chunk
+            while run := await stream.next():
+                yield run
+        except StreamFailedError as error:
+            self._legs.broke_off(error)
+            raise
         except LegError as error:
             self._legs.failed(error)
             raise
+        self._legs.served(decode)
+        await stream.drain()
 
     def _produced(self, hold: Hold | None, decode: str) -> None:
-        self._legs.served(decode)
         if hold is None:
             return
         self._legs.served(hold.instance)  # not before: blocks that nobody can fetch are no service

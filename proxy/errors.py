@@ -156,6 +156,22 @@ class LegBrokenError(LegError):
     """The connection ended before the answer was complete: the engine may have acted on the request."""
 
 
+class StreamFailedError(LegBrokenError):
+    """The engine itself said, inside a stream that had begun, that it failed."""
+
+    def __init__(self, instance: str, status: int, body: bytes, event: bytes) -> None:
+        """`event` is what it said, word for word; `body` what it would have answered with `status`."""
+        super().__init__(instance, f"the engine failed in the middle of its answer (status {status})")
+        self.status = status
+        self.body = body
+        self.event = event
+
+    @property
+    def clients_own(self) -> bool:
+        """Whether the request is to blame, and not the engine."""
+        return self.status < 500 or self.status == 501
+
+
 class DeadlineError(LegBrokenError):
     """A phase of the leg took longer than it may, so its connection was closed."""
 

@@ -1,23 +1,42 @@
 """What comes in and what goes out: a reply begins with what an engine has really produced.
 
-That is its whole answer, or the first event of a stream. A stream that begins with an error is an engine's failure
-like any other, so it is found before the client hears anything.
+That is its whole answer, or the first event of a stream that holds something generated. A stream that fails before
+is an engine's failure like any other, so it is found before the client hears anything.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import msgspec
 
 from proxy.admission import Ticket
 from proxy.collaborators import Answer
-from proxy.errors import LegBrokenError
+from proxy.errors import DeadlineError, LegBrokenError, LegError, StreamFailedError
+from proxy.event_stream import (
+    EventCutter,
+    Failure,
+    Verdict,
+    events,
+    failure_in,
+    judge,
+    only_comments,
+    verdict,
+)
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.scheduling.decision import Decision
 
-MAX_EVENT_BYTES = 16 << 20
-"""No event of an engine comes near this; more without an end is not an event stream."""
+MAX_HELD_EVENTS = 64
+MAX_HELD_BYTES = 256 << 10
+MAX_HELD_S = 10.0
+"""So many events and bytes without anything generated, or so long since the first of them, and a stream counts as
+begun all the same. vLLM sends the role with the first token, and an error that comes instead 0.1 s later; but chunks
+of hidden reasoning are empty, and whoever waits for them should see that something happens."""
+
+LATE_CLOSE_S = 0.1
+"""How long an engine may take to end its answer after the mark that ends the stream; its connection is used again
+then. The client has all of it by that time."""
 
 
 class Trace(msgspec.Struct):
@@ -70,48 +89,108 @@ class Reply:
         self._stack.close()
 
 
-async def first_event(answer: Answer) -> bytes:
-    """The bytes of a stream up to and with its first data line; comments that keep it alive prove nothing.
+class EngineStream:
+    """An engine's stream, in runs of whole events up to the mark that ends it; whatever comes after is not read.
 
-    Raises LegError.
+    Comments are passed on, but they do not prove that the engine is at work: they put off no deadline.
     """
-    begin = b""
-    while chunk := await answer.next_chunk():
-        begin += chunk
-        if len(begin) > MAX_EVENT_BYTES:
-            raise LegBrokenError(
-                answer.instance, f"no event in the first {MAX_EVENT_BYTES} bytes of a stream"
-            )
-        at = begin.find(b"data:")
-        if at >= 0 and b"\n" in begin[at:]:
-            return begin
-    raise LegBrokenError(answer.instance, "the stream ended before its first event")
 
+    def __init__(self, answer: Answer, chunk_s: float) -> None:
+        """`chunk_s`: how long it may pause once it has begun."""
+        self._answer = answer
+        self._chunk_s = chunk_s
+        self._cutter = EventCutter()
+        self._held = self._ready = b""
+        self._failure: Failure | None = None
+        self._done = False
+        self._waited_s = 0.0
 
-class _StreamedError(msgspec.Struct):
-    code: int = 500
-
-
-class _StreamedFailure(msgspec.Struct):
-    error: _StreamedError
-
-
-_decode_failure = msgspec.json.Decoder(_StreamedFailure).decode
-
-
-def _first_data(begin: bytes) -> bytes:
-    return begin.partition(b"data:")[2].partition(b"\n")[0].strip()
-
-
-def error_status(begin: bytes) -> int | None:
-    """The status of a stream that begins with an error event; None if it begins with anything else."""
-    try:
-        code = _decode_failure(_first_data(begin)).error.code
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    async def begin(self) -> Failure | None:
+        """Wait until something was generated; a failure before that is returned. Raises LegError."""
+        held: list[bytes] = []
+        size_bytes = count = 0
+        until: float | None = None
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                run = await self._run(None if until is None else max(0.0, until - loop.time()))
+            except DeadlineError:
+                break  # MAX_HELD_S are over
+            if run is None:
+                raise LegBrokenError(self._answer.instance, "the stream ended before its first event")
+            at = 0
+            for event, data in events(run):
+                found = verdict(data)
+                if found is Verdict.FAILED:
+                    return failure_in(data, event)
+                size_bytes += len(event)
+                count += bool(data)
+                if found is not Verdict.NOTHING or count > MAX_HELD_EVENTS or size_bytes > MAX_HELD_BYTES:
+                    self._held, self._ready = b"".join(held), run[at:]
+                    return None
+                at += len(event)
+                held.append(event)
+                if data and until is None:
+                    until = loop.time() + MAX_HELD_S
+        self._held = b"".join(held)
         return None
-    return code if 400 <= code <= 599 else 500
+
+    async def next(self) -> bytes:
+        """The next events, nothing once the stream is complete. Raises LegError, StreamFailedError if it failed."""
+        ready, self._ready = self._ready, b""
+        while not (self._done or self._failure):
+            run = ready or await self._pending()
+            ready = b""
+            passed, self._failure, self._done = judge(run)
+            if self._held:
+                passed, self._held = self._held + passed, b""
+            if passed:
+                return passed
+        if self._failure is not None:
+            raise StreamFailedError(self._answer.instance, *self._failure)
+        return b""
+
+    async def drain(self) -> None:
+        """Give the engine the moment it takes to end its answer, after all was said."""
+        with suppress(LegError, TimeoutError):
+            async with asyncio.timeout(LATE_CLOSE_S):
+                while await self._answer.next_chunk():
+                    pass
+
+    async def _pending(self) -> bytes:
+        """The next run of whole events, nothing while one is under way."""
+        if self._held:
+            return b""  # what was held back for too long goes first
+        loop = asyncio.get_running_loop()
+        begun_at = loop.time()
+        try:
+            run = await self._run(max(0.0, self._chunk_s - self._waited_s))
+        except DeadlineError as error:
+            if not self._waited_s:
+                raise
+            words = f"the engine sent nothing but comments for {self._chunk_s:g} s"
+            raise DeadlineError(self._answer.instance, words) from error
+        if run is None:
+            raise LegBrokenError(self._answer.instance, "the stream ended without its last event")
+        if only_comments(run or self._cutter.tail):
+            self._waited_s += loop.time() - begun_at
+        else:
+            self._waited_s = 0.0
+        return run
+
+    async def _run(self, limit_s: float | None) -> bytes | None:
+        """What is complete with the next piece; None at the end of the answer."""
+        if chunk := await self._answer.next_chunk(limit_s):
+            try:
+                return self._cutter.feed(chunk)
+            except ValueError as error:
+                raise LegBrokenError(self._answer.instance, str(error)) from error
+        rest = self._cutter.rest()
+        _, failure, done = judge(rest)
+        return rest if failure is not None or done else None  # anything else may be half an event
 
 
-def as_unary(answer: Answer, status: int, begin: bytes, decision: Decision) -> Reply:
+def as_unary(answer: Answer, failure: Failure, decision: Decision) -> Reply:
+    """The reply that a failure would have been if the engine had told of it in time."""
     headers = [(name, value) for name, value in answer.headers if name.lower() != "content-type"]
-    return Reply(status, [*headers, ("Content-Type", "application/json")], _first_data(begin), decision)
+    return Reply(failure.status, [*headers, ("Content-Type", "application/json")], failure.body, decision)

@@ -14,6 +14,7 @@ from proxy.errors import (
     LegBrokenError,
     LegError,
     NoSocketError,
+    StreamFailedError,
 )
 from proxy.exchange import Call, Reply
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID
@@ -115,6 +116,15 @@ class Legs:
         if instance is not None:
             instance.last_failure = error.words
             self._watch.leg_failed(instance, error)
+
+    def broke_off(self, error: StreamFailedError) -> None:
+        """An engine ended a stream that had begun with an error event; it may be the client's own."""
+        if not error.clients_own:
+            self.failed(error)
+
+    def began(self, address: str) -> None:
+        """A leg began to stream what was asked for."""
+        self._watch.leg_began(address)
 
     def served(self, address: str) -> None:
         """A leg was answered with what was asked for."""

@@ -11,7 +11,8 @@ from proxy.connectors import Connector
 from proxy.custody import Due, Hold
 from proxy.deadlines import within
 from proxy.errors import ConnectFailedError, LegError
-from proxy.exchange import Call, Reply
+from proxy.event_stream import failure_in
+from proxy.exchange import Call, Reply, as_unary
 from proxy.healing import Healing
 from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.placement import Placement, Question
@@ -120,7 +121,8 @@ class PrefillLegs:
                     claims.callback(answer.close)
                     finished = answer.status == 200
                     data = await answer.read()
-            came = finished
+            failure = failure_in(data) if finished else None
+            came = finished and failure is None
         except BaseException as error:
             self._ended_early(hold, error, finished=finished)
             if not isinstance(error, LegError):
@@ -132,8 +134,12 @@ class PrefillLegs:
         self._accounts.prefill_ended(chosen.instance, self._clock() - begun_at)
         if not came:
             hold.failed()
-            reply = Reply(answer.status, answer.headers, data, decision)
-            if self._legs.worth_another(chosen, answer.status, data):
+            reply = (
+                as_unary(answer, failure, decision)
+                if failure is not None
+                else Reply(answer.status, answer.headers, data, decision)
+            )
+            if self._legs.worth_another(chosen, reply.status, data):
                 return AttemptFailedError(Phase.PREFILL, chosen.instance, reply)
             return reply
         try:

@@ -14,9 +14,9 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     prefill_s: float = 300.0
     """From sending a prefill leg to the end of its answer."""
     first_byte_s: float = 600.0
-    """From sending a decode leg to the first event of a stream, or to the whole of an unstreamed answer."""
+    """From sending a decode leg until a stream holds something generated, or to the whole of an unstreamed answer."""
     chunk_s: float = 120.0
-    """Between two pieces of a stream."""
+    """Between two pieces of a stream that are no comments."""
     request_s: float = 0.0
     """For the whole of a request, 0 for no limit; a client's X-Request-Timeout-Ms can only shorten it."""
     client_stall_s: float = 300.0

@@ -116,6 +116,12 @@ class HealthBook:
         instance.breaker.broke(self._clock())
         self._changed(instance, before, f"its trial leg failed: {words}")
 
+    def began(self, instance: Instance) -> None:
+        """A leg began to stream what was asked for."""
+        before = instance.breaker.standing
+        instance.breaker.began(self._clock())
+        self._changed(instance, before)
+
     def served(self, instance: Instance) -> None:
         """A leg was answered with what was asked for."""
         before = instance.breaker.standing

@@ -213,6 +213,11 @@ class FleetWatch:
         """As the director tells: a request waits to hear whether the instance is dead."""
         self._wake(instance.address)
 
+    def leg_began(self, address: str) -> None:
+        """As the director tells: a leg began to stream what was asked for."""
+        if (instance := self._fleet.get(address)) is not None:
+            self._book.began(instance)
+
     def leg_served(self, address: str) -> None:
         """As the director tells: a leg was answered with what was asked for."""
         if (instance := self._fleet.get(address)) is not None:

@@ -180,9 +180,9 @@ def add_faults(group: "argparse._ArgumentGroup") -> None:
             Deadlines,
             "first_byte_s",
             "S",
-            "how long a decode leg may take to its first event, or an unstreamed one altogether",
+            "how long a decode leg may take until it has generated something, or an unstreamed one altogether",
         ),
-        ("--chunk-timeout", Deadlines, "chunk_s", "S", "how long a stream may pause"),
+        ("--chunk-timeout", Deadlines, "chunk_s", "S", "how long a stream may pause; comments do not count"),
         (
             "--request-timeout",
             Deadlines,

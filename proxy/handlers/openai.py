@@ -262,9 +262,6 @@ async def _answer(
                 await whole.write_eof()
         return whole, None
     response = web.StreamResponse(status=reply.status, headers=headers)
-    engine = decision.decode.chosen.instance if decision and decision.decode.chosen else "the engine"
     with watch:
-        cut = await relay_stream(
-            request, response, reply.body, engine, request.app[IN_FLIGHT_KEY].cutting, limit
-        )
+        cut = await relay_stream(request, response, reply.body, request.app[IN_FLIGHT_KEY].cutting, limit)
     return response, cut

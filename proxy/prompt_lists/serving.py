@@ -12,13 +12,14 @@ from contextlib import ExitStack
 import msgspec
 
 from proxy.collaborators import Accounts
-from proxy.errors import EngineFailedError, LegBrokenError, LegError, UnavailableError
+from proxy.errors import EngineFailedError, LegBrokenError, LegError, StreamFailedError, UnavailableError
+from proxy.event_stream import DONE
 from proxy.exchange import Call, Reply
 from proxy.headers import Headers
 from proxy.legs import Reason
 from proxy.prompt_lists.answers import AnswerMerger
 from proxy.prompt_lists.split import split
-from proxy.prompt_lists.streams import DONE, EventReader, StreamMerger
+from proxy.prompt_lists.streams import EventReader, StreamMerger
 from proxy.retry_budget import RetryBudget
 from proxy.scheduling.types import Phase
 from proxy.tasks import TaskOwner
@@ -32,6 +33,8 @@ MAX_QUEUED_BYTES = 256 << 10
 
 WRITE_BYTES = 64 << 10
 """About how much goes to the client at a time."""
+
+JSON = [("Content-Type", "application/json")]
 
 Serve = Callable[[Call, Collection[str]], Awaitable[Reply]]
 """Answers one prompt, where there is a choice not on the given instances."""
@@ -160,6 +163,9 @@ class _Parts:
                     retry.close()
                     if self._started:
                         raise
+                    if isinstance(error, StreamFailedError) and error.clients_own:
+                        self._fail(Reply(error.status, JSON, error.body, None))
+                        return
                     if not (runs_left and self._budget.take()):
                         raise EngineFailedError(f"no engine answered in full: {error.words}") from error
                     retry.callback(self._budget.give_back)
@@ -191,8 +197,6 @@ class _Parts:
             if DONE in events:
                 done = True
                 events = events[: events.index(DONE)]
-            if not self._started and any(data.startswith(b'{"error"') for data in events):
-                raise LegBrokenError(_engine(reply), "the engine failed in the middle of its answer")
             await self._put(part, reply, events)
         if not done:
             raise LegBrokenError(_engine(reply), "the stream ended without its last event")
@@ -238,7 +242,7 @@ class _Parts:
 
     async def _events(self) -> AsyncIterator[bytes]:
         """The events of all prompts as they come; raises what ended one of them."""
-        while not self._stream.failed:
+        while True:
             if self._queue:
                 yield self._take()
             elif isinstance(self._failure, Exception):
@@ -253,7 +257,7 @@ class _Parts:
     def _take(self) -> bytes:
         events: list[bytes] = []
         size = 0
-        while self._queue and size < WRITE_BYTES and not self._stream.failed:
+        while self._queue and size < WRITE_BYTES:
             part, data = self._queue.popleft()
             self._queued_bytes -= len(data)
             events.append(self._stream.chunk(part, data))

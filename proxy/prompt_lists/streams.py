@@ -7,12 +7,9 @@ from typing import Any
 
 import msgspec
 
-from proxy.exchange import MAX_EVENT_BYTES
+from proxy.event_stream import DONE, MAX_EVENT_BYTES
 from proxy.prompt_lists.answers import renumbered
 from proxy.prompt_lists.usage import summed
-
-DONE = b"[DONE]"
-"""The data of the event that ends a complete stream."""
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
@@ -67,8 +64,6 @@ class StreamMerger:
         self._common: dict[str, msgspec.Raw] = {}
         self._frame: dict[str, msgspec.Raw] = {}
         self._usages: dict[int, dict[str, Any]] = {}
-        self.failed = False
-        """Whether an engine said that it failed: its event was the last."""
 
     def begin(self, first: bytes) -> None:
         """Take the id of the whole stream from an event of the first prompt. Raises ValueError."""
@@ -83,9 +78,6 @@ class StreamMerger:
         if not data:
             return KEEP_ALIVE
         members = _members(data)
-        if "error" in members:
-            self.failed = True
-            return event(data)
         try:
             choices = _decode_choices(members.get("choices", b"[]"))
             if not choices and (usage := _decode_usage(members.get("usage", b"null"))) is not None:

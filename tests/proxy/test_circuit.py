@@ -31,7 +31,7 @@ class Scene:
         self.legs: list[int] = []
 
     def play(self, transcript: str) -> "Scene":
-        """`answered lost missed busy served broke charged`, `leg` and `end`, `+S` seconds; `3*missed` for three."""
+        """`answered lost missed busy began served broke charged`, `leg` and `end`, `+S` seconds; `3*missed` for three."""
         for word in transcript.split():
             times, _, step = word.rpartition("*")
             for _ in range(int(times or 1)):
@@ -71,6 +71,7 @@ class Scene:
         # Back: one leg decides.
         ("answered lost answered", HALF_OPEN),
         ("answered lost answered served", CLOSED),
+        ("answered lost answered began", CLOSED),
         ("answered lost answered leg broke", OPEN),
         ("answered lost answered leg charged", OPEN),
         ("answered lost answered leg end", HALF_OPEN),
@@ -202,7 +203,9 @@ def test_an_engine_that_freezes_is_found_within_10_seconds(
 
 EVENTS = st.lists(
     st.one_of(
-        st.sampled_from(["answered", "lost", "missed", "busy", "served", "broke", "charged", "leg", "end"]),
+        st.sampled_from(
+            ["answered", "lost", "missed", "busy", "began", "served", "broke", "charged", "leg", "end"]
+        ),
         st.floats(0.01, 40).map("+{:.2f}".format),
     ),
     max_size=60,
@@ -256,15 +259,15 @@ def test_whatever_happens_the_rules_hold(
                 assert breaker.dead is (event in {"lost", "missed"})
                 opened_at = scene.now
             case (Circuit.OPEN, Circuit.HALF_OPEN):
-                assert event == "answered" or (event == "served" and not was_dead)
+                assert event == "answered" or (event in {"began", "served"} and not was_dead)
             case (Circuit.HALF_OPEN, Circuit.CLOSED):
-                assert event == "served" or answered_on_trial >= PATIENT_CHECKS
+                assert event in {"began", "served"} or answered_on_trial >= PATIENT_CHECKS
             case (Circuit.OPEN, Circuit.OPEN) if event == "answered":
                 assert not was_dead
                 assert scene.now - opened_at <= EJECTED_MOST_S * (1 + JITTER)
             case _:
                 pass
-        if event == "served" or after is not before:
+        if event in {"began", "served"} or after is not before:
             charges = 0
         if after is not before or event == "end":
             answered_on_trial = 0 if not breaker.on_trial else answered_on_trial
@@ -291,6 +294,8 @@ def test_whatever_happens_the_rules_hold(
         ("answered 3*erred +2.1", False),
         ("answered 3*erred +2.1 erred", True),
         ("answered 3*erred served", False),
+        ("answered began broke began broke began broke", True),
+        ("answered began broke began broke served broke", False),
     ],
 )
 def test_legs_that_fail_in_a_row_keep_others_away_for_a_moment(transcript: str, failing: bool) -> None:

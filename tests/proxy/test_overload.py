@@ -423,7 +423,7 @@ class EndlessSource:
         response = web.StreamResponse()
         try:
             with StallWatch(request, self._stall_s, self._count):
-                await relay_stream(request, response, self._events(), "engine", asyncio.Event())
+                await relay_stream(request, response, self._events(), asyncio.Event())
         finally:
             self.ended += 1
         return response

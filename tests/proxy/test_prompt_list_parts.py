@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.body import Body
-from proxy.errors import BadRequestError, EngineFailedError, LegBrokenError, UnavailableError
+from proxy.errors import (
+    BadRequestError,
+    EngineFailedError,
+    LegBrokenError,
+    StreamFailedError,
+    UnavailableError,
+)
 from proxy.exchange import Call, Reply
 from proxy.generation import Route, read_request
 from proxy.prompt_lists import serve_list, serving
@@ -123,15 +129,6 @@ def test_a_usage_that_not_all_engines_tell_is_not_told() -> None:
     merger = StreamMerger(2, sequences=1)
     merger.begin(chunk("first", 0, ""))
     assert merger.chunk(0, b'{"choices":[],"usage":{"prompt_tokens":3}}') == b""
-    assert merger.end() == event(b"[DONE]")
-
-
-def test_an_engines_own_error_is_passed_on_and_is_the_last_event() -> None:
-    merger = StreamMerger(2, sequences=1)
-    merger.begin(chunk("first", 0, ""))
-    error = b'{"error": {"message": "no", "code": 500}}'
-    assert merger.chunk(1, error) == event(error)
-    assert merger.failed
     assert merger.end() == event(b"[DONE]")
 
 
@@ -389,19 +386,32 @@ async def test_a_part_that_breaks_off_after_the_start_ends_all() -> None:
     assert sorted(played.closed) == [0, 1]
 
 
-async def test_an_engines_error_in_a_stream_ends_all_as_it_ends_an_engines_own_list() -> None:
+async def test_an_engines_error_in_a_stream_that_has_begun_cuts_all() -> None:
     played = Played(2)
     request = played.begin()
     await played.say(0, "a")
     await played.say(1, "b")
     reply = await request
-    await played.queues[1].put(b'data: {"error": {"message": "no", "code": 500}}\n\n')
-    assert (await drain(reply)).endswith(
-        b'data: {"error": {"message": "no", "code": 500}}\n\ndata: [DONE]\n\n'
-    )
+    await played.queues[1].put(StreamFailedError("b:1", 500, b"body", b"event"))
+    with pytest.raises(StreamFailedError) as caught:
+        await drain(reply)
+    assert caught.value.event == b"event"
     reply.close()
     assert await played.tasks.drained(5)
     assert sorted(played.closed) == [0, 1]
+
+
+@pytest.mark.parametrize("status", [400, 501])
+async def test_a_clients_own_error_in_a_stream_before_the_start_is_the_answer_to_all(status: int) -> None:
+    played = Played(2)
+    request = played.begin()
+    await played.say(0, "a")
+    await played.queues[0].put(StreamFailedError("b:1", status, b"body", b"event"))
+    reply = await request
+    assert (reply.status, reply.body) == (status, b"body")
+    reply.close()
+    assert await played.tasks.drained(5)
+    assert (played.served, played.retries.count) == ([0, 1], 0)
 
 
 async def test_a_client_that_leaves_before_the_start_ends_all() -> None:

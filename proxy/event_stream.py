@@ -1,0 +1,195 @@
+"""What an engine streams is judged event by event: nothing yet, something produced, a failure, or the end.
+
+Pure: bytes of engines in, runs of whole events and verdicts out. Whole answers are looked at for failures here too.
+"""
+
+import enum
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from proxy.errors import envelope
+
+MAX_EVENT_BYTES = 16 << 20
+"""No event of an engine comes near this; more without an end is not an event stream."""
+
+DONE = b"[DONE]"
+"""The data of the event that ends a complete stream."""
+
+_ERROR = b'"error"'
+"""Stands in all that tells of a failure, as a name or as a value, and hardly in anything else: quotes in texts are
+escaped, so only a text that is this one word has it."""
+
+_EVENT = re.compile(rb"(.*?)(?:\r?\n){2,}", re.DOTALL)
+_decode = msgspec.json.Decoder().decode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: Any = None
+
+
+_decode_choices = msgspec.json.Decoder(list[_Choice] | None).decode
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Verdict(enum.Enum):
+    """What an event is worth."""
+
+    NOTHING = enum.auto()
+    """A comment, a role, a usage: nothing was generated yet."""
+    PRODUCED = enum.auto()
+    FAILED = enum.auto()
+    DONE = enum.auto()
+    """The mark that ends a complete stream."""
+
+
+class Failure(NamedTuple):
+    """An engine's own word that a request failed."""
+
+    status: int
+    """From 400 to 599; 500 where none is told."""
+    body: bytes
+    """As an answer of that status would have it."""
+    event: bytes
+    """As a stream has it; empty for what was no stream."""
+
+
+class Part(NamedTuple):
+    """What becomes of a run of events."""
+
+    passed: bytes
+    """The events that go on, up to a failure or the end."""
+    failure: Failure | None = None
+    done: bool = False
+
+
+class EventCutter:
+    """Cuts bytes into runs of whole events; what is left of an unfinished one waits."""
+
+    def __init__(self) -> None:
+        self.tail = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """All events that are complete with `chunk`. Raises ValueError if one grows beyond all reason."""
+        data = self.tail + chunk if self.tail else chunk
+        end = data.rfind(b"\n\n") + 2
+        if end == 1:
+            end = 0
+        if b"\r" in data and (mark := data.rfind(b"\n\r\n")) >= 0:
+            end = max(end, mark + 3)
+        self.tail = data[end:]
+        if len(self.tail) > MAX_EVENT_BYTES:
+            raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
+        return data[:end]
+
+    def rest(self) -> bytes:
+        """The event that the end of the stream left without its own, as if it had one; nothing if there is none."""
+        tail, self.tail = self.tail, b""
+        return tail + b"\n\n" if tail.strip() else b""
+
+
+def events(run: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Each event of a run of whole ones, as it is, and its data; no data for one that is only a comment."""
+    for match in _EVENT.finditer(run):
+        lines = match[1].split(b"\n")
+        yield (
+            match[0],
+            b"\n".join(line.removeprefix(b"data:").strip() for line in lines if line.startswith(b"data:")),
+        )
+
+
+def verdict(data: bytes) -> Verdict:
+    """What an event with this data is worth."""
+    if not data:
+        return Verdict.NOTHING
+    if data == DONE:
+        return Verdict.DONE
+    if failure_status(data) is not None:
+        return Verdict.FAILED
+    try:
+        members = _decode(data)
+    except _UNREADABLE:
+        return Verdict.PRODUCED  # not ours to judge
+    if not isinstance(members, dict):
+        return Verdict.PRODUCED
+    choices = members.get("choices")
+    produced = isinstance(choices, list) and any(_produced(choice) for choice in choices)
+    return Verdict.PRODUCED if produced else Verdict.NOTHING
+
+
+def _produced(choice: Any) -> bool:
+    """Whether a choice has text, reasoning, tool calls, log probabilities, tokens or an end."""
+    if not isinstance(choice, dict):
+        return True
+    delta = choice.get("delta")
+    return (
+        choice.get("finish_reason") is not None
+        or any(choice.get(name) for name in ("text", "logprobs", "token_ids"))
+        or (isinstance(delta, dict) and any(value for name, value in delta.items() if name != "role"))
+    )
+
+
+def judge(run: bytes) -> Part:
+    """What of a run of whole events goes on, and how the stream ends with it, if it does."""
+    if _ERROR not in run and DONE not in run:
+        return Part(run)
+    passed: list[bytes] = []
+    for event, data in events(run):
+        if data == DONE:
+            return Part(b"".join([*passed, event]), done=True)
+        if (failure := failure_in(data, event)) is not None:
+            return Part(b"".join(passed), failure)
+        passed.append(event)
+    return Part(run)
+
+
+def failure_in(data: bytes, event: bytes = b"") -> Failure | None:
+    """The failure that an answer, or the data of an event, tells of; None if it tells of none."""
+    status = failure_status(data)
+    if status is None:
+        return None
+    if not _by_finish_reason(data):
+        return Failure(status, data, event)
+    words = "the engine gave this request up (finish reason error)"
+    body = msgspec.json.encode(envelope(words, "InternalServerError", status))
+    return Failure(status, body, event and event + b"data: " + body + b"\n\n")
+
+
+def failure_status(data: bytes) -> int | None:
+    """The status of a failure that this JSON text tells of: in a member `error`, as older engines do in an object of
+    that kind, or by a choice that ended so, which is how vLLM calls one whose KV could not be loaded.
+    """
+    if _ERROR not in data:
+        return None
+    try:
+        members = _decode_members(data)
+        if error := _decode(members.get("error", b"null")):
+            return _status(error.get("code") if isinstance(error, dict) else None)
+        if members.get("object") == msgspec.Raw(_ERROR):
+            return _status(_decode(members.get("code", b"null")))
+        return 500 if _by_finish_reason(data) else None
+    except _UNREADABLE:
+        return None
+
+
+def _by_finish_reason(data: bytes) -> bool:
+    try:
+        members = _decode_members(data)
+        choices = _decode_choices(members.get("choices", b"null")) or []
+    except _UNREADABLE:
+        return False
+    return not _decode(members.get("error", b"null")) and any(c.finish_reason == "error" for c in choices)
+
+
+def _status(code: Any) -> int:
+    if isinstance(code, str) and code.isascii() and code.isdecimal() and len(code) == 3:
+        code = int(code)
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500
+
+
+def only_comments(piece: bytes) -> bool:
+    """Whether a piece of a stream that begins where an event may is nothing but comments and blank lines."""
+    return piece[:1] != b"d" and piece.lstrip()[:1] in {b":", b""} and b"\ndata:" not in piece

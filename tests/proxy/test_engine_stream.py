@@ -1,0 +1,197 @@
+"""A stream begins with what was generated, ends with its mark, and does not live on comments."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from proxy import exchange
+from proxy.errors import DeadlineError, LegBrokenError, StreamFailedError
+from proxy.exchange import EngineStream
+
+ROLE = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}\n\n'
+TEXT = b'data: {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": null}]}\n\n'
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 1}}\n\n'
+COMMENT = b": keep-alive\n\n"
+ERROR = b'data: {"error": {"message": "m", "code": 500}}\n\n'
+DONE = b"data: [DONE]\n\n"
+SILENCE = None
+
+
+class Played:
+    """An engine's answer by script: pieces, errors, and silence for as long as anybody waits."""
+
+    instance = "engine:1"
+    status = 200
+    is_event_stream = True
+
+    def __init__(self, *script: bytes | Exception | None) -> None:
+        self.headers: list[tuple[str, str]] = []
+        self.script = list(script)
+        self.asked = 0
+
+    async def read(self) -> bytes:
+        raise AssertionError("a stream is not read whole")
+
+    async def next_chunk(self, limit_s: float | None = None) -> bytes:
+        self.asked += 1
+        said = self.script.pop(0) if self.script else b""
+        if said is SILENCE:
+            try:
+                async with asyncio.timeout(limit_s):
+                    await asyncio.Event().wait()
+            except TimeoutError:
+                raise DeadlineError(self.instance, f"nothing for {limit_s} s") from None
+        if isinstance(said, Exception):
+            raise said
+        return said or b""
+
+    def close(self) -> None:
+        pass
+
+
+async def passed(stream: EngineStream, runs: list[bytes] | None = None, pause_s: float = 0.0) -> list[bytes]:
+    """The runs of a stream that has begun, at the pace of a client that needs so long for each."""
+    got = [] if runs is None else runs
+    while run := await stream.next():
+        got.append(run)
+        await asyncio.sleep(pause_s)
+    return got
+
+
+@pytest.mark.parametrize(
+    ("pieces", "runs"),
+    [
+        ([TEXT, DONE], [TEXT, DONE]),
+        ([ROLE, TEXT, DONE], [ROLE + TEXT, DONE]),
+        (
+            [COMMENT, ROLE + ROLE, USAGE, TEXT + TEXT, DONE],
+            [COMMENT + ROLE + ROLE + USAGE + TEXT + TEXT, DONE],
+        ),
+        ([ROLE[:20], ROLE[20:] + TEXT[:9], TEXT[9:], TEXT + DONE], [ROLE + TEXT, TEXT + DONE]),
+        ([ROLE + TEXT + DONE], [ROLE + TEXT + DONE]),
+        ([ROLE, DONE], [ROLE + DONE]),
+        ([b"data: no json\n\n", DONE], [b"data: no json\n\n", DONE]),
+        ([TEXT, COMMENT, TEXT, DONE], [TEXT, COMMENT, TEXT, DONE]),
+        ([TEXT, b"data:[DONE]"], [TEXT, b"data:[DONE]\n\n"]),
+    ],
+)
+async def test_what_is_nothing_yet_goes_out_with_what_is_something(
+    pieces: Sequence[bytes], runs: list[bytes]
+) -> None:
+    stream = EngineStream(Played(*pieces), 10)
+    assert await stream.begin() is None
+    assert await passed(stream) == runs
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [[ERROR], [ROLE + ERROR + DONE], [COMMENT, ROLE, ROLE, USAGE, ERROR, DONE], [ROLE, ERROR.rstrip()]],
+)
+async def test_a_failure_before_anything_is_no_beginning(pieces: Sequence[bytes]) -> None:
+    failure = await EngineStream(Played(*pieces), 10).begin()
+    assert failure is not None
+    assert (failure.status, failure.body) == (500, ERROR[6:-2])
+
+
+@pytest.mark.parametrize("pieces", [[], [ROLE], [COMMENT], [ROLE, TEXT[:-3]], [ROLE, ERROR[:-9]]])
+async def test_a_stream_that_ends_before_anything_is_broken(pieces: Sequence[bytes]) -> None:
+    with pytest.raises(LegBrokenError, match="before its first event"):
+        await EngineStream(Played(*pieces), 10).begin()
+
+
+@pytest.mark.parametrize(
+    "pieces", [[TEXT, TEXT, ERROR, DONE], [TEXT, TEXT + ERROR + DONE], [TEXT + TEXT + ERROR]]
+)
+async def test_a_failure_later_passes_what_came_and_no_end(pieces: Sequence[bytes]) -> None:
+    stream = EngineStream(Played(*pieces), 10)
+    assert await stream.begin() is None
+    got: list[bytes] = []
+    with pytest.raises(StreamFailedError) as caught:
+        await passed(stream, got)
+    assert b"".join(got) == TEXT + TEXT
+    assert (caught.value.event, caught.value.status, caught.value.clients_own) == (ERROR, 500, False)
+
+
+@pytest.mark.parametrize("pieces", [[TEXT], [TEXT, TEXT, TEXT[:10]], [TEXT, COMMENT]])
+async def test_a_stream_without_its_mark_is_broken(pieces: Sequence[bytes]) -> None:
+    stream = EngineStream(Played(*pieces), 10)
+    assert await stream.begin() is None
+    with pytest.raises(LegBrokenError, match="without its last event"):
+        await passed(stream)
+
+
+@pytest.mark.parametrize(
+    "late", [COMMENT, b"\n\n", ERROR, TEXT, SILENCE, LegBrokenError("engine:1", "reset"), b"\xff" * 100]
+)
+async def test_after_its_mark_a_stream_is_complete_whatever_comes(
+    late: bytes | Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "LATE_CLOSE_S", 0.01)
+    played = Played(TEXT, DONE, late, SILENCE)
+    stream = EngineStream(played, 10)
+    assert await stream.begin() is None
+    assert await passed(stream) == [TEXT, DONE]
+    assert played.asked == 2
+    await stream.drain()
+    assert await stream.next() == b""
+
+
+@pytest.mark.parametrize("bound", ["MAX_HELD_EVENTS", "MAX_HELD_BYTES", "MAX_HELD_S"])
+async def test_what_is_held_back_is_bounded(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = {"MAX_HELD_EVENTS": 3, "MAX_HELD_BYTES": 3 * len(ROLE), "MAX_HELD_S": 0.01}[bound]
+    monkeypatch.setattr(exchange, bound, limit)
+    script = [ROLE, SILENCE] if bound == "MAX_HELD_S" else [ROLE] * 4
+    stream = EngineStream(Played(*script, ERROR), 10)
+    assert await stream.begin() is None
+    got: list[bytes] = []
+    with pytest.raises(StreamFailedError):
+        await passed(stream, got)
+    assert b"".join(got) == (ROLE if bound == "MAX_HELD_S" else ROLE * 4)
+
+
+async def test_comments_alone_are_waited_for_without_a_bound_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that has not begun to generate may say so for long; the leg's deadline ends that."""
+    monkeypatch.setattr(exchange, "MAX_HELD_S", 0.0)
+    stream = EngineStream(Played(COMMENT, COMMENT, ROLE + ERROR), 10)
+    assert await stream.begin() is not None
+
+
+async def test_comments_put_off_no_deadline() -> None:
+    class Dripping(Played):
+        async def next_chunk(self, limit_s: float | None = None) -> bytes:
+            if self.script:
+                return await super().next_chunk(limit_s)
+            if limit_s is not None and limit_s < 0.02:
+                raise DeadlineError(self.instance, "nothing")
+            await asyncio.sleep(0.02)
+            return COMMENT
+
+    stream = EngineStream(Dripping(TEXT, COMMENT[:5], COMMENT[5:]), 0.2)
+    assert await stream.begin() is None
+    with pytest.raises(DeadlineError, match=r"nothing but comments for 0.2 s"):
+        async with asyncio.timeout(10):
+            await passed(stream)
+
+
+async def test_data_puts_off_the_deadline_and_a_slow_reader_uses_none_of_it() -> None:
+    limits: list[float] = []
+
+    class Noting(Played):
+        async def next_chunk(self, limit_s: float | None = None) -> bytes:
+            if limit_s is not None:
+                limits.append(limit_s)
+            await asyncio.sleep(0.01)
+            return await super().next_chunk(limit_s)
+
+    stream = EngineStream(Noting(TEXT, COMMENT, COMMENT, TEXT, TEXT, DONE), 5)
+    assert await stream.begin() is None
+    await passed(stream, pause_s=0.05)
+    assert limits[0] == 5
+    assert 5 > limits[1] > limits[2] > 4.8
+    assert limits[3:] == [5, 5]
+
+
+async def test_an_event_without_an_end_breaks_the_leg() -> None:
+    with pytest.raises(LegBrokenError, match="bytes"):
+        await EngineStream(Played(b"x" * (17 << 20)), 10).begin()

@@ -1,0 +1,204 @@
+"""Events are passed on whole, whatever pieces they arrive in, and each is known for what it is."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.event_stream import (
+    DONE,
+    MAX_EVENT_BYTES,
+    EventCutter,
+    Verdict,
+    events,
+    failure_in,
+    judge,
+    only_comments,
+    verdict,
+)
+
+ERROR = b'{"error": {"message": "Internal server error", "code": 500}}'
+
+
+@pytest.mark.parametrize(
+    ("chunks", "passed"),
+    [
+        ([b"data: 1\n\n"], [b"data: 1\n\n"]),
+        ([b"data: 1", b"\n", b"\n"], [b"", b"", b"data: 1\n\n"]),
+        ([b"data: 1\n\ndata: 2"], [b"data: 1\n\n"]),
+        ([b"data: 1\n\nda", b"ta: 2\n\n"], [b"data: 1\n\n", b"data: 2\n\n"]),
+        ([b"data: 1\r\n\r\ndata: 2\r\n", b"\r\n"], [b"data: 1\r\n\r\n", b"data: 2\r\n\r\n"]),
+        ([b"data: 1\n\r\ndata: 2"], [b"data: 1\n\r\n"]),
+        ([b"\n\n"], [b"\n\n"]),
+    ],
+)
+def test_only_whole_events_pass(chunks: list[bytes], passed: list[bytes]) -> None:
+    cutter = EventCutter()
+    assert [cutter.feed(chunk) for chunk in chunks] == passed
+
+
+@given(
+    st.lists(st.sampled_from([b"data: {}", b"data:[DONE]", b": c", b"event: e\ndata: 1"]), max_size=6),
+    st.sampled_from([b"\n\n", b"\r\n\r\n"]),
+    st.data(),
+)
+def test_nothing_is_lost_or_reordered(said: list[bytes], end: bytes, data: st.DataObject) -> None:
+    whole = b"".join(event + end for event in said)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    cutter = EventCutter()
+    runs = [cutter.feed(whole[a:b]) for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    assert b"".join(runs) == whole
+    assert [event for run in runs for event, _ in events(run)] == [event + end for event in said]
+    upto = said.index(b"data:[DONE]") + 1 if b"data:[DONE]" in said else len(said)
+    judged = judge(whole)
+    assert judged == (b"".join(event + end for event in said[:upto]), None, b"data:[DONE]" in said)
+
+
+def test_an_event_without_end_is_an_error() -> None:
+    cutter = EventCutter()
+    cutter.feed(b"x" * MAX_EVENT_BYTES)
+    with pytest.raises(ValueError, match="bytes"):
+        cutter.feed(b"x")
+
+
+def test_what_the_end_leaves_unfinished_is_an_event() -> None:
+    cutter = EventCutter()
+    assert cutter.feed(b"data: [DONE]\n") == b""
+    assert (cutter.rest(), cutter.rest()) == (b"data: [DONE]\n\n\n", b"")
+    assert cutter.feed(b"data: 1\n\n\n") == b"data: 1\n\n\n"
+    assert cutter.rest() == b""
+
+
+def chat(**members: Any) -> dict[str, Any]:
+    """A chunk as vLLM begins a chat with, and then some."""
+    choice = {
+        "index": 0,
+        "delta": {"role": "assistant", "content": ""},
+        "logprobs": None,
+        "finish_reason": None,
+    }
+    return {"id": "a", "choices": [choice | members], "prompt_token_ids": [1, 2]}
+
+
+def text(**members: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "text": "", "logprobs": None, "finish_reason": None} | members]}
+
+
+NOTHING: list[Any] = [
+    {},
+    chat(),
+    chat(token_ids=None),
+    chat(delta={}),
+    chat(delta={"role": "assistant", "content": None, "tool_calls": []}),
+    {"choices": []},
+    {"choices": [], "usage": {"prompt_tokens": 5}},
+    {"choices": None, "error": None},
+    text(),
+    text(token_ids=[], prompt_token_ids=[1]),
+]
+PRODUCED: list[Any] = [
+    chat(delta={"content": "x"}),
+    chat(delta={"reasoning": "x"}),
+    chat(delta={"reasoning_content": "x"}),
+    chat(delta={"tool_calls": [{"index": 0}]}),
+    chat(finish_reason="stop"),
+    chat(logprobs={"content": []}),
+    chat(token_ids=[7]),
+    text(text=" "),
+    text(text="error"),
+    text(finish_reason="length"),
+    text(token_ids=[0]),
+    text(text='{"error": 1}'),
+    "text",
+    [1],
+]
+FAILED: list[tuple[Any, int]] = [
+    ({"error": {"message": "m", "code": 500}}, 500),
+    ({"error": {"message": "m", "code": 400}}, 400),
+    ({"error": {"message": "m", "code": "503"}}, 503),
+    ({"error": {"message": "m", "code": "rate_limit_exceeded"}}, 500),
+    ({"error": {"message": "m", "code": 200}}, 500),
+    ({"error": {"message": "m", "code": None}}, 500),
+    ({"error": "Unauthorized"}, 500),
+    ({"id": "a", "choices": [], "error": {"code": 429}}, 429),
+    ({"object": "error", "message": "m", "code": 404}, 404),
+    (chat(finish_reason="error"), 500),
+    (text(text="half", finish_reason="error"), 500),
+]
+
+
+@pytest.mark.parametrize("said", NOTHING)
+def test_what_is_nothing_yet(said: Any) -> None:
+    assert verdict(json.dumps(said).encode()) is Verdict.NOTHING
+
+
+@pytest.mark.parametrize("said", PRODUCED)
+def test_what_is_something(said: Any) -> None:
+    data = json.dumps(said).encode()
+    assert verdict(data) is Verdict.PRODUCED
+    assert failure_in(data) is None
+    run = b"data: " + data + b"\n\n"
+    assert judge(run) == (run, None, False)
+
+
+@pytest.mark.parametrize(("said", "status"), FAILED)
+def test_what_is_a_failure(said: Any, status: int) -> None:
+    data = json.dumps(said).encode()
+    assert verdict(data) is Verdict.FAILED
+    before, event = b"data: 1\n\n: c\n\n", b"data: " + data + b"\n\n"
+    passed, failure, done = judge(before + event + b"data: [DONE]\n\n")
+    assert (passed, done) == (before, False)
+    assert failure is not None
+    assert failure.status == status
+    assert failure.event.startswith(event)
+    if "choices" in said and "error" not in said:  # clients know an error by its event, and so does this
+        told = json.loads(failure.body)["error"]
+        assert (told["code"], told["type"]) == (500, "InternalServerError")
+        assert failure.event == event + b"data: " + failure.body + b"\n\n"
+    else:
+        assert (failure.event, failure.body) == (event, data)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no json", b"\xff", b"[" * 100_000, b'{"a": ' * 100_000, b'"error"', b"null"]
+)
+def test_what_cannot_be_read_is_no_failure(data: bytes) -> None:
+    assert failure_in(data) is None
+    assert verdict(data) is (Verdict.PRODUCED if data else Verdict.NOTHING)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"data: [DONE]\n\n",
+        b"data:[DONE]\n\n",
+        b"data: [DONE]\r\n\r\n",
+        b"data:[DONE]\r\n\n",
+        b": c\ndata: [DONE]\n\n",
+    ],
+)
+def test_the_end(event: bytes) -> None:
+    first = b'data: {"choices": [{"index": 0, "text": "[DONE]"}]}\n\n'
+    assert judge(first) == (first, None, False)
+    assert judge(first + event + b": late\n\ndata: " + ERROR + b"\n\n") == (first + event, None, True)
+    assert verdict(DONE) is Verdict.DONE
+
+
+@pytest.mark.parametrize(
+    ("piece", "comments"),
+    [
+        (b": ping\n\n", True),
+        (b": pi", True),
+        (b"\r\n\r\n", True),
+        (b"", True),
+        (b": ping\n\ndata: 1\n\n", False),
+        (b"data: : ping\n\n", False),
+        (b"data: {", False),
+        (b"event: a\ndata: 1\n\n", False),
+        (b"\n: ping\n\n", True),
+    ],
+)
+def test_comments(piece: bytes, comments: bool) -> None:
+    assert only_comments(piece) is comments
