@@ -46,6 +46,8 @@ class Status(enum.StrEnum):
 
     STARTING = "starting"
     UP = "up"
+    ASLEEP = "asleep"
+    """It lives, and answers no requests until somebody wakes it."""
     DOWN = "down"
     REFUSED = "refused"
     """It is reachable and serves another model."""

@@ -178,7 +178,7 @@ class EventFeeds:
             feed.subscriber.rebuild(replay=replay)
 
     def _ask_capacity(self, instance: Instance) -> None:
-        due = self._capacities.due(instance, came_up=instance.status is not Status.UP)
+        due = self._capacities.due(instance, came_up=instance.status not in {Status.UP, Status.ASLEEP})
         if due and instance.sources and instance.address not in self._asking_capacity:
             self._asking_capacity.add(instance.address)
             # Beside the check: nobody waits for this answer.

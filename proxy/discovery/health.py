@@ -94,12 +94,23 @@ class HealthBook:
         before = instance.breaker.standing
         instance.breaker.answered(self._clock())
         if instance.status is not Status.UP:
+            how = "awake" if instance.status is Status.ASLEEP else "up"
             instance.status, instance.why_down = Status.UP, None
             self._down_at.pop(instance.address, None)
-            log.info("%s %s is up", instance.role, instance.address)
+            log.info("%s %s is %s", instance.role, instance.address, how)
         self._changed(instance, before)
         if instance.breaker.grown(self._clock()):
             instance.announce()
+
+    def asleep(self, instance: Instance) -> None:
+        """A check was answered, and the engine says that it sleeps."""
+        before = instance.breaker.standing
+        instance.breaker.answered(self._clock())
+        if instance.status is not Status.ASLEEP:
+            instance.status, instance.why_down = Status.ASLEEP, None
+            self._down_at.pop(instance.address, None)
+            log.info("%s %s is asleep: it gets no legs until it is awake", instance.role, instance.address)
+        self._changed(instance, before)
 
     # -- what legs show -----------------------------------------------------------------------------------
 

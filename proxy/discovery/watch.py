@@ -12,11 +12,12 @@ from typing import Any, NamedTuple, Protocol
 
 from proxy.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S, Breaker
 from proxy.config import Config, InstanceSpec
-from proxy.discovery import checks, health
+from proxy.discovery import checks, health, sleeping
 from proxy.discovery.changes import Changes
 from proxy.discovery.checks import Check, Checker, Finding, wrong_model
 from proxy.discovery.feeds import EventFeeds
 from proxy.discovery.health import Accounts, HealthBook
+from proxy.discovery.sleeping import Depth, Sleepers
 from proxy.discovery.startup import StartupError, see_start_through
 from proxy.errors import (
     BadRequestError,
@@ -42,7 +43,7 @@ ONE_CHECK_FOR_ALL_S = 0.05
 """Many legs fail at once."""
 
 
-class Engines(checks.Engines, health.Engines, Protocol):
+class Engines(checks.Engines, health.Engines, sleeping.Engines, Protocol):
     """The part of the engine client needed here."""
 
     def forget(self, instance: str) -> None:
@@ -72,6 +73,8 @@ class _Watched:
         """Set once the first check is over."""
         self.task: asyncio.Task[None] | None = None
         self.tries = 0
+        self.lost_its_cache = False
+        """It sleeps so deeply, and that was told to all whom it concerns."""
         self.looked_at: float | None = None
         """When it last told what it serves; None if it should be asked now."""
 
@@ -104,6 +107,7 @@ class FleetWatch:
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311  # spreads the checks of many routers
         self._checker = Checker(engines, clock, timeout_s=config.health.timeout_s)
+        self._sleepers = Sleepers(engines, timeout_s=config.health.timeout_s)
         self._book = HealthBook(engines, accounts, clock, went_down=self._went_down)
         self._tasks = TaskOwner("watch")
         self._watched: dict[str, _Watched] = {}
@@ -203,6 +207,9 @@ class FleetWatch:
         """As the director tells: a refused connection is believed at once, anything else is looked into."""
         if isinstance(error, NoSocketError):
             return
+        if instance.status is Status.ASLEEP:
+            self._wake(instance.address)
+            return
         if not isinstance(error, ConnectFailedError) or isinstance(error, ConnectTimeoutError):
             self._book.broke(instance, error.words)
         elif instance.status is Status.UP:
@@ -225,15 +232,24 @@ class FleetWatch:
 
     def leg_erred(self, address: str) -> None:
         """As the director tells: the engine answered that it failed."""
-        if (instance := self._fleet.get(address)) is not None:
+        if (instance := self._fleet.get(address)) is not None and instance.status is not Status.ASLEEP:
             self._book.erred(instance)
 
     def outdone(self, addresses: Collection[str]) -> None:
         """As the director tells: legs failed there, and other instances then served the same request."""
         for address in addresses:
-            if (instance := self._fleet.get(address)) is not None:
+            instance = self._fleet.get(address)
+            if instance is None or instance.status is Status.ASLEEP:
+                continue
+            if self._sleepers.can_sleep(instance):  # falling asleep it drops its legs: that is nobody's fault
+                self._tasks.create(self._charge(instance), name=f"charge {address}")
+            else:
                 self._book.charged(instance)
-                self._wake(address)
+            self._wake(address)
+
+    async def _charge(self, instance: Instance) -> None:
+        if not await self._sleepers.asleep(instance) and self._fleet.get(instance.address) is instance:
+            self._book.charged(instance)
 
     def _wake(self, address: str) -> None:
         if (watched := self._watched.get(address)) is not None:
@@ -292,11 +308,11 @@ class FleetWatch:
         if check.finding is not Finding.ANSWERED:
             self._book.checked(instance, check)
         elif (
-            instance.status is Status.UP
+            instance.status in {Status.UP, Status.ASLEEP}
             and watched.looked_at is not None
             and self._clock() - watched.looked_at < LOOK_EVERY_S
         ):
-            self._book.answered(instance)
+            await self._lives(watched)
         else:
             await self._look(watched)
 
@@ -309,12 +325,12 @@ class FleetWatch:
                 self._book.checked(instance, cards)
             elif instance.status is Status.UP:
                 self._book.answered(instance)  # it lives, and serves what it did
-            else:
+            elif instance.status is not Status.ASLEEP:
                 self._book.checked(instance, Check(Finding.MISSED, cards.words))
             return
         wrong = wrong_model(cards, self._config.model)
         if wrong is None:
-            await self._came_up(instance, cards)
+            await self._came_up(watched, cards)
             watched.looked_at = self._clock()
             return
         wrong = f"{instance.role} {instance.address} {wrong}"
@@ -324,14 +340,45 @@ class FleetWatch:
             instance.status, instance.why_down = Status.REFUSED, wrong
             log.warning("%s: refused until it does", wrong)
 
-    async def _came_up(self, instance: Instance, cards: list[dict[str, Any]]) -> None:
+    async def _came_up(self, watched: _Watched, cards: list[dict[str, Any]]) -> None:
+        instance = watched.instance
         instance.model_cards = cards
         if self._feeds is not None:
             await self._feeds.follow(instance)
             if instance.status is Status.DOWN:
                 for rank in instance.ranks:
                     self._feeds.suspect(instance, rank)
-        self._book.answered(instance)
+        await self._lives(watched)
+
+    async def _lives(self, watched: _Watched) -> None:
+        """It serves what it should, unless it sleeps."""
+        instance = watched.instance
+        if was_up := instance.status is Status.UP:
+            self._book.answered(instance)  # it may be long in telling whether it sleeps
+        if await self._sleepers.asleep(instance):
+            self._book.asleep(instance)
+            if not watched.lost_its_cache:
+                await self._look_at_sleep(watched)
+        else:
+            watched.lost_its_cache = False
+            if not was_up:
+                self._book.answered(instance)
+
+    async def _look_at_sleep(self, watched: _Watched) -> None:
+        """If it has lost its cache, that is known from here on; its events will tell of it only when it is awake."""
+        instance = watched.instance
+        depth = await self._sleepers.depth(instance)
+        if depth is None or depth is Depth.LIGHT:
+            return
+        watched.lost_its_cache = True
+        self._forget(instance.address)
+        if self._feeds is not None:
+            for rank in instance.ranks:  # a replay would tell of what was there before it slept
+                self._feeds.rebuild(instance, rank, replay=False)
+        if depth is Depth.DEEP:
+            self._engines.give_up(
+                instance.address
+            )  # what waits there now came too late, and waits until it is awake
 
     def _went_down(self, instance: Instance) -> None:
         instance.pulled_from.clear()
@@ -365,4 +412,5 @@ class FleetWatch:
             self._feeds.forget(instance)
         self._engines.forget(address)
         self._book.forget(address)
+        self._sleepers.forget(address)
         log.info("%s %s was removed", instance.role, address)

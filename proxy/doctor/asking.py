@@ -102,6 +102,16 @@ def read_version(answer: Answer) -> Answer:
     return Answer(value=found.value.version) if found.ok else found
 
 
+class _Sleep(msgspec.Struct):
+    is_sleeping: bool
+
+
+def read_asleep(answer: Answer) -> bool | None:
+    """The answer of `/is_sleeping`; None if it is no such answer."""
+    found = read(answer, _Sleep)
+    return bool(found.value.is_sleeping) if found.ok else None
+
+
 def read_cards(answer: Answer) -> Answer:
     """The cards in an answer of `/v1/models`."""
     found = read(answer, _Models)

@@ -95,6 +95,21 @@ def model(facts: EngineFacts, wanted: str) -> Finding:
     )
 
 
+def awake(facts: EngineFacts) -> list[Finding]:
+    """Whether it answers requests, where it can be sent to sleep."""
+    if facts.asleep is None:
+        return []
+    if not facts.asleep:
+        return [passed("awake", "it does not sleep")]
+    return [
+        warned(
+            "awake",
+            "it sleeps: it gets no requests, and was not examined further",
+            f"if it is meant to serve, wake it: POST http://{facts.address}/wake_up",
+        )
+    ]
+
+
 def event_sources(facts: EngineFacts, *, wanted: bool) -> Finding:
     """Whether it tells where it publishes its KV events."""
     step, told = "event_sources", facts.told_sources

@@ -236,7 +236,8 @@ class Doctor:
         found += [engine_steps.version(facts), engine_steps.model(facts, model)]
         found.append(engine_steps.event_sources(facts, wanted=self._config.kv_events))
         found.append(engine_steps.prefix_caching(facts))
-        if not facts.serves(model):
+        found += engine_steps.awake(facts)
+        if facts.asleep or not facts.serves(model):
             return [*found, *late]
         found.append(engine_steps.block_size(facts, model))
         found.append(engine_steps.tokenizer(facts, directory))

@@ -148,6 +148,8 @@ class EngineFacts(msgspec.Struct):
     health: Answer | None = None
     health_s: float = 0.0
     version: Answer | None = None
+    asleep: bool | None = None
+    """As it says; None if it cannot sleep, or does not tell."""
     cards: Answer | None = None
     told_sources: Answer | None = None
     """Its answer to `/kv_event_sources`, read."""

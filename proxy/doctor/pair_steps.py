@@ -56,6 +56,8 @@ def why_not(prefill: EngineFacts, decode: EngineFacts, model: str) -> str | None
     for facts in (prefill, decode):
         if facts.health is None or not facts.health.ok or not facts.serves(model):
             return f"{facts.address} does not serve"
+        if facts.asleep:
+            return f"{facts.address} sleeps"
     for facts in (prefill, decode):
         if not any(rank.served for rank in facts.ranks):
             return f"{facts.address} did not serve its probe"

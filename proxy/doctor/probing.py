@@ -106,6 +106,7 @@ class Probing:
         if not health.ok:
             return
         facts.version = asking.read_version(await self._get("/version"))
+        facts.asleep = asking.read_asleep(await self._get("/is_sleeping"))
         facts.cards = asking.read_cards(await self._get("/v1/models"))
         facts.metrics = asking.read_metrics(await self._get("/metrics"))
         if self._kv_events:
@@ -113,8 +114,8 @@ class Probing:
             facts.told_sources = asking.read_told_sources(told, facts.spec.host)
 
     async def probe(self, local: LocalTokenizer | None) -> None:
-        """Compare tokenizers, listen and send the probe; only where the model is served."""
-        if not self.facts.serves(self._model):
+        """Compare tokenizers, listen and send the probe; only where the model is served, and nobody sleeps."""
+        if self.facts.asleep or not self.facts.serves(self._model):
             return
         await self._compare(local)
         ranks = self._ranks()

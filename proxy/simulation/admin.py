@@ -42,6 +42,7 @@ def watch(engine: "StandIn") -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        engine.asked[request.path] += 1
         if request.method == "POST":
             engine.seen.append(Seen(request.method, request.path, request.headers, await request.read()))
         fault = engine.faults.take(request.path)

@@ -5,7 +5,7 @@ or a simulated one), calls `end_step`, and hands around what came out: tokens to
 subscribers, commands to other engines. It knows no sockets, so reading it is reading the behaviour.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kvevents.events import Event
@@ -23,8 +23,11 @@ from proxy.simulation.kv_cache import KvCache, blocks_for
 from proxy.simulation.memory import Content, Memory, initial_state
 from proxy.simulation.peers import Peers
 from proxy.simulation.request import Remote, Request, Status
-from proxy.simulation.scheduler import Chunk, Scheduler
+from proxy.simulation.scheduler import Chunk, Paused, Scheduler
 from proxy.simulation.text import Voice
+
+MEMORIES = frozenset({"weights", "kv_cache"})
+"""What sleeps from level 1 on, and may be woken one by one."""
 
 BYTES_PER_TOKEN = 1024
 """KV bytes of a token, as many as the tiny test model's: 2 * 4 bytes * 2 layers * 2 heads * 32 values."""
@@ -58,6 +61,9 @@ class EngineModel:
         self._wanted: dict[str, Remote] = {}  # by our request id: holds that heartbeats keep alive
         self._commands: list[Command] = []
         self._heartbeat_s = float("-inf")
+        self.sleep_level: int | None = None
+        """None while it is awake."""
+        self._sleeping: set[str] = set()
 
     # What a driver asks.
 
@@ -160,6 +166,48 @@ class EngineModel:
     def reset_prefix_cache(self) -> bool:
         """False while requests or holds use blocks. Announced only with the next step's events."""
         return self.cache.clear()
+
+    # Sleep, as /sleep and /wake_up have it.
+
+    def pause(self, mode: str) -> list[Output]:
+        """Begin no new requests; `mode` says what becomes of the others: `abort`, `wait` (they end), or `keep`."""
+        self.scheduler.paused = Paused.ALL if mode == "keep" else Paused.NEW
+        if mode != "abort":
+            return []
+        ended = []
+        for request in list(self._requests.values()):
+            self.abort(request.id)
+            self.stats.finished[Status.ABORTED.value] += 1
+            ended.append(Output(request, None, 0))
+        return ended
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is asleep, or about to be."""
+        return self.scheduler.paused is not None
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing that it has begun keeps it from falling asleep; what others may fetch from it does."""
+        return not self.holds and (self.scheduler.paused is Paused.ALL or not self.scheduler.holding)
+
+    def fall_asleep(self, level: int) -> None:
+        """From level 1 on the cache is lost; what was kept is computed anew."""
+        self.sleep_level = level
+        if level:
+            self.scheduler.preempt_all()
+            self.reset_prefix_cache()
+            self._sleeping |= MEMORIES
+
+    def wake_up(self, memories: Collection[str]) -> bool:
+        """Have these back (none: all); it goes on once all are, and tells whether."""
+        if not memories:
+            self._sleeping.clear()
+        elif self._sleeping.issuperset(memories):
+            self._sleeping -= set(memories)
+        if not self._sleeping:
+            self.scheduler.paused = self.sleep_level = None
+        return not self._sleeping
 
     # What another engine asks of our holds.
 

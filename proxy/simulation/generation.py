@@ -49,7 +49,10 @@ class Choice:
     def feed(self, output: Output) -> Piece:
         """One more token; afterwards `finish_reason` tells whether that was all."""
         token = output.token
-        assert token is not None  # noqa: S101  # an output without a token is an error, handled before
+        if token is None:  # the engine has dropped it
+            self.finish_reason = output.request.status.value
+            self.text.finish(stopped=False)
+            return Piece(self, self.text.delta(), (), (), self.finish_reason, len(self.tokens))
         self.tokens.append(token)
         self.contexts.append(output.context)
         request = output.request
@@ -90,7 +93,7 @@ class Generation:
         choice = self._by_request[output.request.id]
         if choice.finish_reason is not None:
             return
-        if output.token is None:
+        if output.token is None and output.request.status is not Status.ABORTED:
             self.fail(GenerationFailedError())
             return
         piece = choice.feed(output)

@@ -4,6 +4,7 @@ The front of the stand-in as vLLM's API server shows it: routes, refusals, strea
 leaves does.
 """
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -66,7 +67,12 @@ class Handlers:
         ]
         self.routes += [web.post(path, self.scale_out) for path in _SCALE_OUT]
         if engine.config.dev_mode:
-            self.routes.append(web.post("/reset_prefix_cache", self.reset_prefix_cache))
+            self.routes += [
+                web.post("/reset_prefix_cache", self.reset_prefix_cache),
+                web.post("/sleep", self.sleep),
+                web.post("/wake_up", self.wake_up),
+                web.get("/is_sleeping", self.is_sleeping, allow_head=False),
+            ]
 
     async def health(self, _: web.Request) -> web.Response:
         """Whether the process and its engine live."""
@@ -100,6 +106,24 @@ class Handlers:
         """False while any rank has blocks in use."""
         done = [rank.model.reset_prefix_cache() for rank in self._engine.ranks]
         return json_answer({"success": all(done)})
+
+    async def sleep(self, request: web.Request) -> web.Response:
+        """Answered once it sleeps: what holds blocks for others keeps it awake until they are fetched or time is up."""
+        level, mode = request.query.get("level", "1"), request.query.get("mode", "abort")
+        if level not in {"0", "1", "2"} or mode not in {"abort", "wait", "keep"}:
+            raise BadRequestError("level is 0, 1 or 2, and mode abort, wait or keep")
+        await asyncio.gather(*(rank.sleep(int(level), mode) for rank in self._engine.ranks))
+        return json_answer({"status": "sleeping", "level": int(level)})
+
+    async def wake_up(self, request: web.Request) -> web.Response:
+        """All of it, or what `tags` name."""
+        tags = request.query.getall("tags", [])
+        awake = [rank.wake_up([tag for tag in tags if tag != "scheduling"]) for rank in self._engine.ranks]
+        return json_answer({"status": "awake" if all(awake) else "sleeping", "tags": tags or None})
+
+    async def is_sleeping(self, _: web.Request) -> web.Response:
+        """True from the moment on at which new requests wait."""
+        return json_answer({"is_sleeping": any(rank.model.paused for rank in self._engine.ranks)})
 
     async def scale_out(self, _: web.Request) -> web.Response:
         """Routes that need a flag the stand-in does not have."""

@@ -8,7 +8,7 @@ The live stand-in: engine models behind real sockets on the loopback address.
 
 import asyncio
 import uuid
-from collections import deque
+from collections import Counter, deque
 from functools import cache
 from itertools import count
 from types import TracebackType
@@ -61,6 +61,8 @@ class StandIn:
         )
         self.faults = Faults()
         self.seen: deque[Seen] = deque(maxlen=_REMEMBERED)
+        self.asked: Counter[str] = Counter()
+        """How often it was asked what, by path."""
         self.in_flight = InFlight()
         self.dead = False
         self.ended = asyncio.Event()

@@ -92,6 +92,16 @@ _ROWS = (
         lambda m: {reason: m.stats.finished[reason] for reason in _FINISHED},
         "finished_reason",
     ),
+    _Row(
+        "gauge",
+        "engine_sleep_state",
+        "1 for what it is: awake, level 1 (weights_offloaded), level 2 (discard_all); none of them at level 0.",
+        lambda m: {
+            state: m.sleep_level is level
+            for state, level in (("awake", None), ("weights_offloaded", 1), ("discard_all", 2))
+        },
+        "sleep_state",
+    ),
     _Row("counter", "nixl_num_failed_transfers", "Failed transfers.", lambda m: m.stats.failed_transfers),
     _Row("counter", "nixl_num_failed_notifications", "Failed notices.", lambda _: 0),
     _Row("counter", "nixl_num_kv_expired_reqs", "Leases that ended unread.", lambda m: m.holds.expired),

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from proxy.simulation.engine import EngineModel
@@ -43,6 +43,7 @@ class Rank:
         self._side = SideChannelServer(self._answer)
         self._tasks = TaskOwner(f"rank {number}")
         self._wake = asyncio.Event()
+        self._rested = asyncio.Event()
         self._generations: dict[str, Generation] = {}
 
     @property
@@ -84,6 +85,22 @@ class Rank:
             self._generations.pop(choice.request.id, None)
         self._wake.set()
 
+    async def sleep(self, level: int, mode: str) -> None:
+        """Fall asleep, as soon as what runs has ended and nobody may fetch anything any more."""
+        for output in self.model.pause(mode):
+            self._deliver(output)
+        self._wake.set()
+        while not self.model.drained:
+            self._rested.clear()
+            await self._rested.wait()
+        self.model.fall_asleep(level)
+
+    def wake_up(self, memories: Collection[str]) -> bool:
+        """Whether it is wholly awake now."""
+        awake = self.model.wake_up(memories)
+        self._wake.set()
+        return awake
+
     def reject(self, params: Mapping[str, Any]) -> None:
         """A decode leg was refused: let its hold go."""
         self.model.reject(params)
@@ -104,6 +121,7 @@ class Rank:
         self._wake.clear()
         now_s = time.monotonic()
         self.model.expire(now_s)
+        self._rested.set()
         step = self.model.begin_step(now_s)
         for command in self.model.take_commands(now_s):
             self._tasks.create(self._carry_out(command), name=type(command).__name__)

@@ -9,6 +9,7 @@ starts over from the head of the queue - usually to find most of them still cach
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from proxy.simulation.kv_cache import KvCache
 from proxy.simulation.request import Request, Status
@@ -39,6 +40,13 @@ class Plan:
         return bool(self.chunks or self.pulls or self.preempted)
 
 
+class Paused(StrEnum):
+    """What is not scheduled meanwhile; new requests wait in any case."""
+
+    NEW = "new"
+    ALL = "all"
+
+
 class Scheduler:
     """Decides which tokens the next step computes. Holds every unfinished request."""
 
@@ -50,6 +58,7 @@ class Scheduler:
         # Requests whose blocks are allocated for a pull: they go first once the KV is there.
         self._pulling: deque[Request] = deque()
         self.running: list[Request] = []
+        self.paused: Paused | None = None
 
     @property
     def waiting(self) -> int:
@@ -60,6 +69,11 @@ class Scheduler:
     def deferred(self) -> int:
         """Waiting requests that lack something other than room: the KV of a pull."""
         return sum(1 for request in self._pulling if request.status is Status.PULLING)
+
+    @property
+    def holding(self) -> int:
+        """Requests that have blocks."""
+        return len(self.running) + len(self._pulling)
 
     def __iter__(self) -> Iterator[Request]:
         """Every unfinished request."""
@@ -87,12 +101,19 @@ class Scheduler:
     def schedule(self, now_s: float) -> Plan:
         """Take the next step's tokens; from now on they count as computed."""
         plan = Plan()
+        if self.paused is Paused.ALL:
+            return plan
         budget = self._schedule_running(plan)
         if not plan.preempted:
             self._admit(plan, budget, now_s)
         for chunk in plan.chunks:
             chunk.request.computed += chunk.count
         return plan
+
+    def preempt_all(self) -> None:
+        """What runs loses its blocks, and waits to be computed anew."""
+        while self.running:
+            self._preempt(self.running.pop())
 
     def _schedule_running(self, plan: Plan) -> int:
         budget = self._max_batched_tokens
@@ -121,7 +142,7 @@ class Scheduler:
             self._pulling.remove(request)
             self._run(plan, request, count, now_s)
             budget -= count
-        while self._waiting and budget and len(self.running) < self._max_sequences:
+        while not self.paused and self._waiting and budget and len(self.running) < self._max_sequences:
             request = self._waiting[0]
             hits = self._cache.lookup(request)
             needed = self._cache.missing(request, len(request.tokens), hits)

@@ -285,6 +285,18 @@ async def test_a_tokenizer_other_than_the_engines(tmp_path: pathlib.Path) -> Non
         assert "(chat, token 0: " in step.words
 
 
+@pytest.mark.parametrize("level", [0, 1])
+async def test_an_engine_that_sleeps_is_told_and_left_alone(level: int) -> None:
+    async with case([{}], [{}, {}]) as engines:
+        sleeper, other = engines.decode
+        await sleeper.ranks[0].sleep(level, "abort")
+        found = await engines.examine()
+        gravest(found, 1, "awake")
+        judged(found.of(sleeper, "awake"), Status.WARN, "it sleeps", f"http://{sleeper.address}/wake_up")
+        assert found.of(other, "awake").status is Status.PASS
+        assert not [seen for seen in sleeper.seen if seen.path.startswith("/v1")]
+
+
 async def test_engines_with_other_chat_templates() -> None:
     async with case([{}, {"greeting": "<|turn|>system\nhi<|end|>\n"}]) as engines:
         found = await engines.examine()

@@ -1,0 +1,198 @@
+"""A sleeping engine gets no legs and no blame, is back as soon as it is awake, and is known to have lost its cache."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from proxy.config import Health
+from proxy.discovery.sleeping import Depth, read_depth
+from proxy.instances import Instance, Status
+from proxy.simulation import StandIn
+from proxy.tasks import TaskOwner
+from tests.proxy.service import UNHURRIED, InOrder, Pair, Service, engines, fleet, kvproxy, prose, wait_until
+
+QUICK = Health(interval_s=0.1, timeout_s=2.0, slow_start_s=0.0)
+
+
+async def post(service: Service, engine: StandIn, path: str) -> Any:
+    async with service.session.post(engine.url + path) as answer:
+        assert answer.status == 200
+        return json.loads(await answer.read())
+
+
+def of(pair: Pair, engine: StandIn) -> Instance:
+    instance = pair.service.fleet.get(engine.address)
+    assert instance is not None
+    return instance
+
+
+async def is_in(pair: Pair, engine: StandIn, status: Status) -> None:
+    await wait_until(lambda: of(pair, engine).status is status, f"that it is {status}")
+
+
+def asked(engine: StandIn) -> int:
+    return sum(seen.path == "/v1/completions" for seen in engine.seen)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+async def test_it_gets_no_legs_and_no_blame_and_is_back_at_once(
+    level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fleet(health=QUICK) as pair:
+        for sleeper in (pair.engines.prefill[0], pair.engines.decode[0]):
+            caplog.clear()
+            caplog.set_level(logging.INFO)
+            await post(pair.service, sleeper, f"/sleep?level={level}")
+            await is_in(pair, sleeper, Status.ASLEEP)
+            before = asked(sleeper)
+            for n in range(4):
+                assert (await pair.service.complete(prose(20, n))).status == 200
+            assert asked(sleeper) == before
+            [shown] = [
+                i
+                for i in (await pair.service.ask("/status")).json["instances"]
+                if i["instance"] == sleeper.address
+            ]
+            assert (shown["state"], shown["up"], shown["circuit"], shown["why"]) == (
+                "asleep",
+                False,
+                "closed",
+                None,
+            )
+            explained = await pair.service.explain({"prompt": "x"})
+            whys = {
+                c["instance"]: c["why"] for p in ("prefill", "decode") for c in explained[p]["candidates"]
+            }
+            assert whys[sleeper.address] == "asleep"
+            await post(pair.service, sleeper, "/wake_up")
+            await is_in(pair, sleeper, Status.UP)
+            assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+            said = [r.getMessage() for r in caplog.records if r.name == "proxy.discovery.health"]
+            assert [words.partition(" is ")[2] for words in said] == [
+                "asleep: it gets no legs until it is awake",
+                "awake",
+            ]
+
+
+@pytest.mark.parametrize(("level", "left"), [(0, 96), (1, 0), (2, 0)])
+async def test_its_index_starts_anew_where_its_cache_was_dropped(level: int, left: int) -> None:
+    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED, health=QUICK) as pair:
+        (prefill,) = pair.engines.prefill
+        prompt = list(range(100, 201))
+
+        async def cached() -> int | None:
+            explained = await pair.service.explain({"prompt": prompt})
+            found: int | None = explained["prefill"]["candidates"][0]["cached_tokens"]
+            return found
+
+        await pair.service.complete(prompt)
+        assert await cached() == 96
+        await pair.service.settled()
+        await post(pair.service, prefill, f"/sleep?level={level}")
+        await is_in(pair, prefill, Status.ASLEEP)
+        if not left:
+            await wait_until(lambda: of(pair, prefill).index_state(0) == "partial", "a new index")
+        await post(pair.service, prefill, "/wake_up")
+        await is_in(pair, prefill, Status.UP)
+        assert await cached() == left
+        answer = await pair.service.complete(prompt)
+        assert answer.status == 200
+        await wait_until(lambda: of(pair, prefill).index_state(0) == "exact", "that all is known again")
+        assert await cached() == 96
+        assert await pair.service.metric("kvproxy_prediction_misses_total") == 0
+
+
+async def test_who_finds_only_sleeping_ones_waits() -> None:
+    async with fleet(prefill=1, decode=1, health=QUICK) as pair:
+        (decode,) = pair.engines.decode
+        await post(pair.service, decode, "/sleep")
+        await is_in(pair, decode, Status.ASLEEP)
+        assert (await pair.service.ask("/ready")).status == 503
+        clients = TaskOwner("clients")
+        waiting = clients.create(pair.service.complete("hello"), name="waits")
+        await wait_until(lambda: len(pair.service.gate) == 1, "its wait")
+        await post(pair.service, decode, "/wake_up")
+        assert (await waiting).status == 200
+
+
+async def test_legs_that_came_too_late_go_elsewhere_and_what_it_dropped_is_nobodys_fault() -> None:
+    slow = Health(interval_s=0.5, timeout_s=2.0, slow_start_s=0.0)
+    async with fleet(policy=InOrder(), stand_in=UNHURRIED, health=slow) as pair:
+        sleeper = min(pair.engines.prefill, key=lambda engine: engine.address)
+        running = TaskOwner("clients")
+        clients = [running.create(pair.service.complete(prose(900, n)), name=str(n)) for n in range(6)]
+        await wait_until(lambda: sleeper.model.unfinished >= 4, "prefill legs")
+        await post(pair.service, sleeper, "/sleep")
+        late = [running.create(pair.service.complete(prose(30, 50 + n)), name=f"late {n}") for n in range(4)]
+        for client in clients + late:
+            assert (await client).status == 200
+        await is_in(pair, sleeper, Status.ASLEEP)
+        assert await pair.service.metric("kvproxy_circuit_transitions_total", instance=sleeper.address) == 0
+        await post(pair.service, sleeper, "/wake_up")
+        await is_in(pair, sleeper, Status.UP)
+        await pair.service.settled()
+        await wait_until(lambda: pair.engines.holds == 0, "the end of all holds")
+
+
+async def test_one_that_sleeps_from_the_start_is_found_so_and_a_stopped_one_is_down() -> None:
+    async with engines(prefill=1, decode=2) as made:
+        sleeper = made.decode[0]
+        async with kvproxy(made.config(health=QUICK), ready=False) as service:
+            pair = Pair(made, service)
+            await post(service, sleeper, "/sleep")
+            await is_in(pair, sleeper, Status.ASLEEP)
+            assert of(pair, sleeper).models == {"tiny"}
+            assert (await service.complete("hello")).status == 200
+            await sleeper.restart()
+            await is_in(pair, sleeper, Status.UP)
+            await post(service, sleeper, "/sleep")
+            await is_in(pair, sleeper, Status.ASLEEP)
+            await sleeper.refuse()
+            await is_in(pair, sleeper, Status.DOWN)
+
+
+async def test_who_cannot_sleep_is_asked_once() -> None:
+    async with fleet(prefill=1, decode=1, health=QUICK, stand_in={"dev_mode": False}) as pair:
+        (prefill,) = pair.engines.prefill
+        checks = await pair.service.metric("kvproxy_checks_total", instance=prefill.address)
+        questions = prefill.asked["/is_sleeping"]
+        assert questions in {1, 2}  # its sources were not known when it was asked first
+
+        async def checked() -> bool:
+            now = await pair.service.metric("kvproxy_checks_total", instance=prefill.address)
+            return now >= checks + 5
+
+        while not await checked():
+            await prefill_rests(pair)
+        assert prefill.asked["/is_sleeping"] == questions
+
+
+async def prefill_rests(pair: Pair) -> None:
+    """One request more, while time passes."""
+    assert (await pair.service.complete("hello")).status == 200
+
+
+LINE = 'vllm:engine_sleep_state{{engine="{}",model_name="tiny",sleep_state="{}"}} {}\n'
+
+
+@pytest.mark.parametrize(
+    ("states", "depth"),
+    [
+        (
+            [("0", "awake", "1.0"), ("0", "weights_offloaded", "0.0"), ("0", "discard_all", "0.0")],
+            Depth.LIGHT,
+        ),
+        (
+            [("0", "awake", "0.0"), ("0", "weights_offloaded", "0.0"), ("0", "discard_all", "0.0")],
+            Depth.LIGHT,
+        ),
+        ([("0", "awake", "0.0"), ("0", "weights_offloaded", "1.0")], Depth.DEEP),
+        ([("0", "awake", "1.0"), ("1", "awake", "0.0"), ("1", "discard_all", "1")], Depth.DEEP),
+        ([], Depth.UNTOLD),
+    ],
+)
+def test_what_its_metrics_tell(states: list[tuple[str, str, str]], depth: Depth) -> None:
+    page = "# HELP vllm:engine_sleep_state x\n" + "".join(LINE.format(*state) for state in states)
+    assert read_depth(page) is depth
