@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
+import signal
 from typing import Any
 
 import aiohttp
@@ -91,6 +92,44 @@ async def a_client_leaves_strangers(
     assert (await read_metrics(session, fleet[name].url)).total("vllm:nixl_num_kv_expired_reqs_total") == 0
 
 
+async def streams_whose_blocks_die(
+    session: aiohttp.ClientSession,
+    fleet: Fleet,
+    proxy: ProxyProcess,
+    victim: str,
+    bodies: list[dict[str, Any]],
+) -> list[Answer]:
+    """Kill a prefill engine when it has prefilled these, which it has cached, and nobody has fetched them yet."""
+    before = await read_metrics(session, proxy.url)
+
+    async def held() -> bool:
+        page = await read_metrics(session, fleet[victim].url)
+        at_work = page.total("vllm:num_requests_running") + page.total("vllm:num_requests_waiting")
+        told = (await read_metrics(session, proxy.url)).total("kvproxy_prompt_tokens_total")
+        prefilled = told > before.total("kvproxy_prompt_tokens_total")
+        return prefilled and not at_work and page.total("vllm:kv_cache_usage_perc") > 0
+
+    decode = [spec.name for spec in fleet.of_role("decode")]
+    async with asyncio.TaskGroup() as group:
+        try:
+            for name in decode:
+                fleet.send(name, signal.SIGSTOP)
+            asked = [
+                group.create_task(ask(session, proxy.url, CHAT, body | {"stream": True})) for body in bodies
+            ]
+            await wait_until(held, 10, f"{victim} holds what nobody fetches")
+            fleet.kill(victim)
+        finally:
+            for name in decode:
+                fleet.send(name, signal.SIGCONT)
+    after = await read_metrics(session, proxy.url)
+    failed = [
+        page.total("kvproxy_retries_total", phase="decode", reason="status") for page in (before, after)
+    ]
+    assert failed[1] > failed[0], "decode engines told that they could not fetch, and were asked again"
+    return [task.result() for task in asked]
+
+
 async def test_a_prefill_engine_dies_while_serving(
     session: aiohttp.ClientSession, fleet: Fleet, proxy: ProxyProcess, plain: str, logs: pathlib.Path
 ) -> None:
@@ -108,11 +147,19 @@ async def test_a_prefill_engine_dies_while_serving(
         for n in range(12):
             results.append(await ask(session, proxy.url, CHAT, chat(f"during the crash {lane} {n}", 300)))
             if lane == 0 and n == 3:
-                fleet.kill(victim)
+                streams.extend(
+                    await streams_whose_blocks_die(
+                        session, fleet, proxy, victim, [bodies[n] for n in held_there]
+                    )
+                )
 
+    streams: list[Answer] = []
     async with asyncio.TaskGroup() as group:
         for lane in range(3):
             group.create_task(keep_asking(lane))
+    assert [(answer.status, answer.text, answer.complete) for answer in streams] == [
+        (200, expected[n], True) for n in held_there
+    ], "a stream whose blocks died is served from elsewhere, and nobody sees it"
     failed = [answer.body for answer in results if answer.status != 200]
     assert failed == [], "a prefill leg that failed is made elsewhere"
 
