@@ -10,7 +10,7 @@ from proxy.connectors.base import Connector, Handoff, read_answer
 from proxy.custody import Due, Hold
 from proxy.deadlines import within
 from proxy.errors import ConnectFailedError, LegError, StreamFailedError
-from proxy.event_stream import failure_in
+from proxy.event_stream import failure_in, without_params
 from proxy.exchange import Call, EngineStream, Reply, as_unary
 from proxy.healing import Healing
 from proxy.instances import Fleet
@@ -161,12 +161,12 @@ class DecodeLegs:
                 reply = as_unary(answer, failure, decision)
             else:
                 data = await answer.read()
-                failure = failure_in(data) if answer.status == 200 else None
-                reply = (
-                    as_unary(answer, failure, decision)
-                    if failure is not None
-                    else Reply(answer.status, answer.headers, data, decision)
-                )
+                if answer.status != 200:
+                    reply = Reply(answer.status, answer.headers, data, decision)
+                elif (failure := failure_in(data)) is not None:
+                    reply = as_unary(answer, failure, decision)
+                else:
+                    reply = Reply(200, answer.headers, without_params(data), decision)
         words = reply.body if isinstance(reply.body, bytes) else b""
         if self._legs.worth_another(chosen, reply.status, words):
             prefill_on = hold.instance if hold is not None else None

@@ -22,7 +22,12 @@ _ERROR = b'"error"'
 """Stands in all that tells of a failure, as a name or as a value, and hardly in anything else: quotes in texts are
 escaped, so only a text that is this one word has it."""
 
+_PARAMS = b'_transfer_params"'
+_NO_PARAMS = re.compile(rb"\s*:\s*null")
 _EVENT = re.compile(rb"(.*?)(?:\r?\n){2,}", re.DOTALL)
+TRANSFER_PARAMS = ("kv_transfer_params", "ec_transfer_params")
+_NULL = msgspec.Raw(b"null")
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -134,6 +139,8 @@ def _produced(choice: Any) -> bool:
 
 def judge(run: bytes) -> Part:
     """What of a run of whole events goes on, and how the stream ends with it, if it does."""
+    if _PARAMS in run:
+        run = _without_params(run)
     if _ERROR not in run and DONE not in run:
         return Part(run)
     passed: list[bytes] = []
@@ -144,6 +151,47 @@ def judge(run: bytes) -> Part:
             return Part(b"".join(passed), failure)
         passed.append(event)
     return Part(run)
+
+
+def without_params(answer: bytes) -> bytes:
+    """An answer without the params by which engines fetch its blocks from each other, which are no client's business.
+
+    From vLLM 0.33 on an answer of a decode leg may carry them. Members that are null stay, and so does all other text.
+    """
+    if not _has_params(answer):
+        return answer
+    try:
+        members = _decode_members(answer)
+    except _UNREADABLE:
+        return answer
+    kept = {name: raw for name, raw in members.items() if name not in TRANSFER_PARAMS or raw == _NULL}
+    return answer if len(kept) == len(members) else _encode(kept)
+
+
+def _without_params(run: bytes) -> bytes:
+    """The same for the events of a run."""
+    if not _has_params(run):
+        return run
+    return b"".join(
+        event if (kept := without_params(data)) is data else _saying(event, kept)
+        for event, data in events(run)
+    )
+
+
+def _saying(event: bytes, data: bytes) -> bytes:
+    """The event with other data."""
+    others = [line for line in event.splitlines() if line and not line.startswith(b"data:")]
+    return b"\n".join([*others, b"data: " + data]) + b"\n\n"
+
+
+def _has_params(text: bytes) -> bool:
+    at = text.find(_PARAMS)
+    while at >= 0:
+        at += len(_PARAMS)
+        if _NO_PARAMS.match(text, at) is None:
+            return True
+        at = text.find(_PARAMS, at)
+    return False
 
 
 def failure_in(data: bytes, event: bytes = b"") -> Failure | None:

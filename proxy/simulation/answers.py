@@ -28,6 +28,8 @@ class Answers:
     block_size: int
     prompt_details: bool
     request_metrics: bool
+    last_chunk_params: bool
+    """Whether the last chunk of a stream carries `kv_transfer_params`."""
 
     def whole(self, generation: Generation) -> dict[str, Any]:
         """The answer that is not streamed."""
@@ -106,6 +108,8 @@ class Answers:
             chunk["system_fingerprint"] = self.fingerprint
         if self._continuous():
             chunk["usage"] = self._running_usage(choice, piece.generated)
+        if self.last_chunk_params and piece.finish_reason is not None:
+            chunk["kv_transfer_params"] = choice.params
         return chunk
 
     def closing(self, generation: Generation) -> list[dict[str, Any]]:

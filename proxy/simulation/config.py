@@ -49,6 +49,8 @@ class StandInConfig:
     lease_s: float = 30.0
     recompute: bool = False
     lucky_reads: bool = False
+    bidirectional: bool = False
+    """Whether answers to decode legs, and last chunks of their streams, carry `kv_transfer_params`, as vLLM 0.33's may."""
     side_port: int = 0
     side_timeout_s: float = 10.0
     events: int | None = 0
@@ -103,6 +105,7 @@ class StandInConfig:
             connector=self.connector,
             recompute=self.recompute,
             lucky_reads=self.lucky_reads,
+            bidirectional=self.bidirectional,
             hash_seed=self.hash_seed,
             prefix_caching=self.prefix_caching,
             lookahead=self.lookahead,

@@ -342,10 +342,11 @@ class EngineModel:
         self.scheduler.remove(request)
         self._forget(request)
         self.stats.finished[status.value] += 1
-        if not request.hold or status is Status.FAILED:
-            self.cache.free(request)
-            return None
         blocks = tuple(request.table[: blocks_for(request.computed, self.shape.block_size)])
+        if not request.hold or status is Status.FAILED:
+            told = self.shape.bidirectional and status is not Status.FAILED
+            self.cache.free(request)
+            return self._transfer_params(request, blocks) if told else None
         self.holds.add(request, blocks, now_s)
         return self._transfer_params(request, blocks)
 

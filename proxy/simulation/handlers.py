@@ -198,6 +198,7 @@ class Handlers:
             block_size=config.block_size,
             prompt_details=config.prompt_tokens_details,
             request_metrics=config.request_metrics,
+            last_chunk_params=config.bidirectional,
         )
         try:
             generation.streamed = bool(body.get("stream"))

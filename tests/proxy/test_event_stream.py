@@ -17,6 +17,7 @@ from proxy.event_stream import (
     judge,
     only_comments,
     verdict,
+    without_params,
 )
 
 ERROR = b'{"error": {"message": "Internal server error", "code": 500}}'
@@ -202,3 +203,29 @@ def test_the_end(event: bytes) -> None:
 )
 def test_comments(piece: bytes, comments: bool) -> None:
     assert only_comments(piece) is comments
+
+
+@pytest.mark.parametrize("name", ["kv_transfer_params", "ec_transfer_params"])
+@pytest.mark.parametrize("null", [b"null", b" null"])
+def test_transfer_params_are_no_clients_business(name: str, null: bytes) -> None:
+    member = b'"%s"' % name.encode()
+    plain = b'{"choices":[{"text":"%s"}],%s:%s}' % (rb"\"kv_transfer_params\": 1", member, null)
+    assert without_params(plain) is plain
+    run = b"data: " + plain + b"\n\n"
+    assert judge(run).passed is run
+    told = b'{"choices":[{"text":"%s"}],%s:{"remote_host":"a"},"x":1}' % (
+        rb"\"kv_transfer_params\": 1",
+        member,
+    )
+    kept = rb'{"choices":[{"text":"\"kv_transfer_params\": 1"}],"x":1}'
+    assert without_params(told) == kept
+    events = b": c\n\nevent: last\r\ndata: " + told + b"\r\n\r\ndata: [DONE]\n\n"
+    assert judge(events) == (b": c\n\nevent: last\ndata: " + kept + b"\n\ndata: [DONE]\n\n", None, True)
+
+
+def test_only_members_of_the_answer_itself_are_params() -> None:
+    nested = b'{"choices":[{"text":"","kv_transfer_params":{"a":1}}],"ec_transfer_params":null}'
+    assert without_params(nested) == nested
+    both = b'{"kv_transfer_params":null,"a":1,"ec_transfer_params":{"b":2}}'
+    assert without_params(both) == b'{"kv_transfer_params":null,"a":1}'
+    assert without_params(b'no json "kv_transfer_params": {}') == b'no json "kv_transfer_params": {}'

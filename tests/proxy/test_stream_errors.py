@@ -11,7 +11,7 @@ from proxy.app_keys import DIRECTOR
 from proxy.circuit import Circuit
 from proxy.config import Retries
 from proxy.instances import Status
-from proxy.simulation import StandIn
+from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from tests.proxy.raw import send
 from tests.proxy.service import UNHURRIED, InOrder, Pair, ask, fleet, prose, wait_until
@@ -180,6 +180,29 @@ async def test_answers_that_are_about_errors_are_none() -> None:
             assert "error" in answer.text
         assert await pair.service.metric("kvproxy_requests_total", outcome="ok") == 2
         assert await pair.service.metric("kvproxy_retries_total") == 0
+
+
+@pytest.mark.parametrize("path", [*PATHS, "a list"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_transfer_params_of_a_decode_engine_stay_here(path: str, stream: bool) -> None:
+    several = path == "a list"
+    path = PATHS[0] if several else path
+    body = body_of(path, prose(60), stream=stream)
+    if several:
+        body["prompt"] = [prose(60), prose(50)]
+    async with fleet(prefill=1, decode=1, stand_in={"bidirectional": True}) as pair:
+        async with StandIn(StandInConfig(bidirectional=True)) as plain:
+            told = await ask(pair.service.session, plain.url, path, body)
+        assert b'"kv_transfer_params":{' in told.body
+        answer = await pair.service.ask(path, body)
+        assert answer.status == 200
+        if several:
+            assert answer.by_choice == told.by_choice
+        else:
+            assert answer.text == told.text
+        assert b'transfer_params":{' not in answer.body
+        assert (b'"ec_transfer_params":null' in answer.body) is not stream
+        await nothing_is_left(pair)
 
 
 # -- lists of prompts ---------------------------------------------------------------------------------------
