@@ -92,3 +92,16 @@ def for_engine(client: Iterable[tuple[str, str]], *, keep_authorization: bool) -
 def for_client(engine: Iterable[tuple[str, str]]) -> Headers:
     """An engine's headers that go to the client."""
     return _end_to_end(engine, _OURS_IN_AN_ANSWER)
+
+
+_UNBUFFERED = (("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))
+
+
+def for_streaming_client(engine: Iterable[tuple[str, str]]) -> Headers:
+    """Those of a stream, with what keeps proxies from holding it back unless the engine said something of that itself.
+
+    nginx buffers answers without the second (https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_buffering).
+    """
+    headers = for_client(engine)
+    said = {name.lower() for name, _ in headers}
+    return headers + [(name, value) for name, value in _UNBUFFERED if name.lower() not in said]

@@ -232,7 +232,9 @@ async def _answer(
     request: web.Request, reply: Reply, route: Route, limit: TimeLimit
 ) -> tuple[web.StreamResponse, RequestError | None]:
     """Send the reply on; tell what it was cut with, None if the client got all of it."""
-    headers = CIMultiDict(names.for_client(reply.headers))
+    streamed = not isinstance(reply.body, bytes)
+    cross = names.for_streaming_client if streamed else names.for_client
+    headers = CIMultiDict(cross(reply.headers))
     notes = request[NOTES_KEY]
     if (decision := reply.decision) is not None:
         prefill, decode = decision.prefill.chosen, decision.decode.chosen

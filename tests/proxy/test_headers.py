@@ -3,7 +3,7 @@
 import pytest
 
 from kvevents.events import REPORT_SESSION
-from proxy.headers import for_client, for_engine, leg_id
+from proxy.headers import for_client, for_engine, for_streaming_client, leg_id
 
 
 def test_end_to_end_headers_reach_the_engine_and_ours_do_not() -> None:
@@ -63,3 +63,20 @@ def test_an_engines_headers_reach_the_client() -> None:
         ("Set-Cookie", "a=1"),
         ("Set-Cookie", "b=2"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "unbuffered"),
+    [
+        ([], {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}),
+        ([("cache-control", "private")], {"cache-control": "private", "X-Accel-Buffering": "no"}),
+        ([("X-ACCEL-buffering", "yes")], {"X-ACCEL-buffering": "yes", "Cache-Control": "no-cache"}),
+    ],
+)
+def test_a_stream_is_not_buffered_unless_its_engine_says_so(
+    said: list[tuple[str, str]], unbuffered: dict[str, str]
+) -> None:
+    kept = [("Content-Type", "text/event-stream"), *said]
+    headers = for_streaming_client([*kept, ("Connection", "close")])
+    assert dict(headers) == {"Content-Type": "text/event-stream"} | unbuffered
+    assert len(headers) == 3

@@ -121,6 +121,17 @@ async def test_headers_cross_as_they_should() -> None:
             assert leg["Traceparent"] == "00-aa-bb-01"
 
 
+async def test_streams_tell_proxies_not_to_hold_them_back() -> None:
+    async with fleet(prefill=1, decode=1) as pair:
+        for prompt in ("hi", ["hi", "ho"]):
+            answer = await pair.service.complete(prompt, stream=True)
+            assert (answer.headers["X-Accel-Buffering"], answer.headers["Cache-Control"]) == (
+                "no",
+                "no-cache",
+            )
+            assert "X-Accel-Buffering" not in (await pair.service.complete(prompt)).headers
+
+
 async def test_with_an_engine_key_the_clients_stays_here() -> None:
     async with fleet(prefill=1, decode=1, engine_api_key="engine") as pair:
         await pair.service.ask("/v1/completions", {"prompt": "hi"}, Authorization="Bearer client")
