@@ -36,6 +36,8 @@ from proxy.authentication import CLIENT_KEYS, authenticate
 from proxy.client_keys import ClientKeys, readable_by_others
 from proxy.config import Config, WhenNoPrefill
 from proxy.connectors import CONNECTORS
+from proxy.cors import CorsRules
+from proxy.cross_origin import allow_origins
 from proxy.director import Director
 from proxy.discovery import Believing, EventFeeds, FleetWatch
 from proxy.doctor import Doctor
@@ -205,6 +207,10 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
 
     app.cleanup_ctx.append(run)
     app[LOAD_KEY] = Load()
+    if config.cors.allowed_origins:
+        operators = {route.path for route in OPERATORS}
+        answer_preflights = allow_origins(app, CorsRules(config.cors), operators)
+        app.middlewares.insert(app.middlewares.index(authenticate), answer_preflights)
     _add_routes(app, CLIENTS + PROBES)
     if config.security.admin_port is None:
         _add_routes(app, OPERATORS)

@@ -45,7 +45,16 @@ _OURS_ON_A_LEG = frozenset(
     }
 )
 
-_OURS_IN_AN_ANSWER = frozenset({"content-length", REQUEST_ID.lower()})
+_OURS_IN_AN_ANSWER = frozenset(
+    {
+        "content-length",
+        REQUEST_ID.lower(),
+        # Browsers speak to kvproxy, and are told by it alone who may read what.
+        "access-control-allow-credentials",
+        "access-control-allow-origin",
+        "access-control-expose-headers",
+    }
+)
 
 MAX_CLIENT_ID_CHARS = 64
 """Of a client's id in that of its legs: two UUIDs nearly. Engines repeat it in their logs, answers and messages."""

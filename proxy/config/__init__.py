@@ -1,6 +1,7 @@
 """What kvproxy can be told: plain values, checked once."""
 
 from proxy.config.allowed import AllowedInstances
+from proxy.config.cors import Cors
 from proxy.config.faults import Deadlines, Health, Retries
 from proxy.config.instances import EventSource, InstanceSpec, Role, parse_instance
 from proxy.config.overload import Admission, WhenNoPrefill
@@ -16,6 +17,7 @@ __all__ = [
     "Admission",
     "AllowedInstances",
     "Config",
+    "Cors",
     "Deadlines",
     "EventSource",
     "Health",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from proxy.config.checks import check_seconds
+from proxy.config.cors import Cors
 from proxy.config.faults import Deadlines, Health, Retries
 from proxy.config.instances import InstanceSpec, Role
 from proxy.config.overload import Admission
@@ -46,6 +47,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     health: Health = Health()
     admission: Admission = Admission()
     security: Security = Security()
+    cors: Cors = Cors()
     state: State = State()
 
     def __post_init__(self) -> None:

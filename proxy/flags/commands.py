@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from proxy.doctor import DEFAULT_LIMIT_S
 from proxy.flags import groups
+from proxy.flags.cors import add_cors
 
 _EXAMPLE = """\
 example:
@@ -70,6 +71,7 @@ def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> _Parser:
     security = serve.add_argument_group("security")
     groups.add_security(security)
     groups.add_engine_security(security)
+    add_cors(serve.add_argument_group("browsers"))
     return serve
 
 

@@ -26,6 +26,7 @@ from proxy.config.checks import check_seconds
 from proxy.doctor import DEFAULT_LIMIT_S
 from proxy.errors import ConfigError
 from proxy.flags.commands import parse
+from proxy.flags.cors import read_cors
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 
@@ -97,6 +98,7 @@ def _service_settings(args: argparse.Namespace) -> dict[str, Any]:
         "health": _section(Health, args),
         "admission": _section(Admission, args),
         "state": _section(State, args),
+        "cors": read_cors(args),
     }
 
 

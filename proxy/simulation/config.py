@@ -77,6 +77,8 @@ class StandInConfig:
     """Whether /load counts, as with --enable-server-load-tracking; without it the answer is always 0."""
     request_id_headers: bool = False
     """Whether answers carry X-Request-Id, as with --enable-request-id-headers."""
+    any_origin: bool = False
+    """Whether browsers may read answers from any page, as with --allowed-origins '["*"]'."""
     dev_mode: bool = True
     """Whether /reset_prefix_cache exists, as with VLLM_SERVER_DEV_MODE=1."""
     keep_alive_s: float = 5.0

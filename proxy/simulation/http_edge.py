@@ -139,6 +139,13 @@ async def echo_request_id(request: web.Request, response: web.StreamResponse) ->
     response.headers["X-Request-Id"] = request.headers.get("X-Request-Id") or uuid.uuid4().hex
 
 
+async def let_any_origin_read(request: web.Request, response: web.StreamResponse) -> None:
+    """What vLLM's framework adds where all origins are allowed."""
+    if "Origin" in request.headers:
+        response.headers["Access-Control-Allow-Origin"] = "*"
+    response.headers["Vary"] = "Origin"
+
+
 def guard(key: str | None) -> Middleware:
     """With a key: all of /v1 is for who shows it."""
 

@@ -22,7 +22,7 @@ from proxy.simulation.engine import EngineModel
 from proxy.simulation.errors import EngineFullError
 from proxy.simulation.faults import Faults
 from proxy.simulation.handlers import Handlers
-from proxy.simulation.http_edge import InFlight, echo_request_id, guard, refusals
+from proxy.simulation.http_edge import InFlight, echo_request_id, guard, let_any_origin_read, refusals
 from proxy.simulation.metrics import EngineMetrics
 from proxy.simulation.publisher import Publisher
 from proxy.simulation.rank import Rank
@@ -218,6 +218,8 @@ class StandIn:
             middlewares=[watch(self), refusals, guard(self.config.api_key)], client_max_size=_BODY_LIMIT
         )
         app.add_routes(Handlers(self).routes)
+        if self.config.any_origin:
+            app.on_response_prepare.append(let_any_origin_read)
         if self.config.request_id_headers:
             app.on_response_prepare.append(echo_request_id)
         self._runner = web.AppRunner(
