@@ -121,6 +121,8 @@ class Instance:
         """Its followed event sources by rank; empty if it publishes none or none are followed."""
         self.silent: dict[int, str] = {}
         """Why no KV events are heard from a rank, in words for `/status`; none for a rank that is heard."""
+        self.unheard: str | None = None
+        """Why no event source of it is known, in words for `/status`; None for one that is followed."""
         self.pulled_from: set[str] = set()
         """The prefill engine processes it has fetched blocks from since it came up: those it can talk to."""
         self._legs: Counter[tuple[Phase, int]] = Counter()

@@ -1,12 +1,9 @@
 """Each rank of each instance that publishes KV events is followed by one subscriber task, and no other is."""
 
 import asyncio
-import ipaddress
+import enum
 import logging
-import urllib.parse
-from typing import Annotated, Any, Protocol
-
-import msgspec
+from typing import Any, NamedTuple, Protocol
 
 from kvevents import (
     Observer,
@@ -19,11 +16,11 @@ from kvevents import (
     open_context,
     sweep_away,
 )
-from proxy.config import InstanceSpec
 from proxy.discovery import capacity
 from proxy.discovery.capacity import Capacities
+from proxy.discovery.event_sources import read_sources, told_sources
 from proxy.errors import LegError
-from proxy.instances import MOST_RANKS, Instance, Status
+from proxy.instances import Instance, Status
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)
@@ -57,6 +54,26 @@ class Snapshots(Protocol):
     def forget(self, instance: str) -> None:
         """An instance has left for good."""
         ...
+
+
+class _Unheard(enum.StrEnum):
+    """Why no source of an instance is known; for the log, in words."""
+
+    NONE = (
+        "publishes no KV events, so it is chosen by load alone; start vLLM with --kv-events-config"
+        ' \'{"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "tcp://*:5557",'
+        ' "replay_endpoint": "tcp://*:5657"}\', or name its sources'
+    )
+    UNTOLD = "does not tell where it publishes KV events, so it is chosen by load alone; name its sources"
+    UNREAD = "tells where it publishes KV events in a form that is not understood, so it is chosen by load alone; name its sources"
+
+
+class _Untold(NamedTuple):
+    """Nothing is known of an instance's sources."""
+
+    kind: _Unheard
+    words: str
+    """For `/status`."""
 
 
 class _Feed:
@@ -114,17 +131,16 @@ class EventFeeds:
         self._turns = Turns()
         self._capacities = Capacities(engines, index, timeout_s=ask_timeout_s)
         self._asking_capacity: set[str] = set()
-        self._silent: set[str] = set()
+        self._unheard: dict[str, _Unheard] = {}
         self._sweeping = False
 
     async def follow(self, instance: Instance) -> None:
         """Make the followed sources those the instance has now; call it whenever it was found to be up."""
         told = await self._sources(instance)
-        if told is None and instance.sources:
+        if isinstance(told, _Untold) and instance.sources:
             return  # a busy engine may miss a question; its publisher goes on all the same
-        wanted = {source.rank: source for source in told or []}
-        if not wanted:
-            self._say_once(instance)
+        wanted = {} if isinstance(told, _Untold) else {source.rank: source for source in told}
+        self._look_for_none(instance, told)
         followed = {rank: feed for rank, feed in instance.sources.items() if isinstance(feed, _Feed)}
         kept = {}
         for rank, feed in followed.items():
@@ -217,109 +233,35 @@ class EventFeeds:
         finally:
             self._sweeping = False
 
-    async def _sources(self, instance: Instance) -> list[SourceAddress] | None:
-        """What the engine tells, or was told of it; None if it does not answer."""
+    async def _sources(self, instance: Instance) -> list[SourceAddress] | _Untold:
+        """What the engine tells, or was told of it, or why that is not known."""
         spec = instance.spec
         if spec.event_sources:
             return told_sources(spec)
         try:
             answer = await self._engines.get_json(instance.address, "/kv_event_sources", self._ask_timeout_s)
+        except LegError as error:
+            return _Untold(_Unheard.UNTOLD, f"it does not tell where it publishes KV events: {error.words}")
+        try:
             return read_sources(answer, spec.host)
-        except (LegError, ValueError) as error:
-            log.debug("%s does not tell its KV event sources: %s", instance.address, error)
-            return None
+        except ValueError as error:
+            return _Untold(_Unheard.UNREAD, f"where it publishes KV events is not understood: {error}")
 
-    def _say_once(self, instance: Instance) -> None:
-        if instance.address not in self._silent:
-            self._silent.add(instance.address)
+    def _look_for_none(self, instance: Instance, told: list[SourceAddress] | _Untold) -> None:
+        """Remember why no source is known, and say so when it is for another reason than before."""
+        if told and not isinstance(told, _Untold):
+            instance.unheard = None
+            self._unheard.pop(instance.address, None)
+            return
+        why = told if isinstance(told, _Untold) else _Untold(_Unheard.NONE, "it publishes no KV events")
+        instance.unheard = why.words
+        if self._unheard.get(instance.address) is not why.kind:
+            self._unheard[instance.address] = why.kind
             log.warning(
-                "%s %s publishes no KV events, so it is chosen by load alone; start vLLM with --kv-events-config"
-                ' \'{"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "tcp://*:5557",'
-                ' "replay_endpoint": "tcp://*:5657"}\', or name its sources: %s?events=tcp://HOST:PORT',
+                "%s %s %s: %s?events=tcp://HOST:PORT%s",
                 instance.role,
                 instance.address,
+                why.kind,
                 instance.address,
+                "" if why.kind is _Unheard.NONE else f" ({why.words})",
             )
-
-
-def told_sources(spec: InstanceSpec) -> list[SourceAddress]:
-    """The sources that an instance was named with."""
-    return [
-        SourceAddress(
-            rank=told.rank,
-            endpoint=told.endpoint,
-            replay_endpoint=told.replay_endpoint,
-            topic=told.topic,
-            bind=_is_wildcard(told.endpoint),
-        )
-        for told in spec.event_sources
-    ]
-
-
-_Rank = Annotated[int, msgspec.Meta(ge=0, lt=MOST_RANKS)]
-
-
-class _Source(msgspec.Struct):
-    endpoint: str
-    replay_endpoint: str | None = None
-    topic: str = ""
-
-
-def read_sources(answer: Any, host: str) -> list[SourceAddress]:
-    """The sources in an engine's answer to `GET /kv_event_sources`: rank as text -> endpoints.
-
-    A wildcard endpoint is bound by the engine, so it is reached at the instance's own host. To any other the
-    engine connects, and the subscriber binds - unless it names the very host the instance is reached at, not
-    loopback: that is what an engine tells that was asked to find a free port of its own. Raises ValueError if it
-    is not such an answer, or names a rank from MOST_RANKS on.
-    """
-    try:
-        told = msgspec.convert(answer, dict[_Rank, _Source], str_keys=True)
-        return [_address(rank, source, host) for rank, source in sorted(told.items())]
-    except (msgspec.ValidationError, ValueError) as error:
-        raise ValueError(f"not an answer of /kv_event_sources: {error}") from None
-
-
-def _address(rank: int, source: _Source, host: str) -> SourceAddress:
-    named = _host(source.endpoint)
-    bound = (
-        _is_wildcard(source.endpoint)
-        or named is None
-        or (named == host.strip("[]") and not _is_loopback(named))
-    )
-    replay = source.replay_endpoint
-    return SourceAddress(
-        rank=rank,
-        endpoint=_at_host(source.endpoint, host) if bound else source.endpoint,
-        replay_endpoint=_at_host(replay, host) if replay else None,
-        topic=source.topic,
-        bind=not bound,
-    )
-
-
-def _host(endpoint: str) -> str | None:
-    return urllib.parse.urlsplit(endpoint).hostname if endpoint.startswith("tcp://") else None
-
-
-def _is_wildcard(endpoint: str) -> bool:
-    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    if not endpoint.startswith("tcp://"):
-        return False
-    try:
-        return host == "*" or ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _at_host(endpoint: str, host: str) -> str:
-    """The endpoint as seen from here: its wildcard replaced by the instance's host."""
-    if not _is_wildcard(endpoint):
-        return endpoint
-    return f"tcp://{host}:{endpoint.rpartition(':')[2]}"

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.discovery.feeds import read_sources
+from proxy.discovery.event_sources import read_sources
 from proxy.doctor.facts import Answer, Metrics, Trouble
 from proxy.errors import ConnectFailedError, DeadlineError, LegError
 from proxy.headers import Headers

@@ -123,11 +123,17 @@ def event_sources(facts: EngineFacts, *, wanted: bool) -> Finding:
     report = warned if facts.spec.role is Role.DECODE else failed
     if not told.ok:
         where = f"-{facts.spec.role[0]}" if facts.spec.role is not Role.BOTH else "--both"
+        name_them = (
+            f"name its sources: {where}"
+            f" '{facts.address}?events=tcp://{facts.spec.host}:5557&replay=tcp://{facts.spec.host}:5657'"
+        )
+        if told.trouble is Trouble.BROKEN:
+            words = f"its answer to /kv_event_sources is not understood: {told.words}; {blind}"
+            return report(
+                step, words, f"{name_them}; it may be a vLLM newer than this kvproxy: tell us its version"
+            )
         return report(
-            step,
-            f"/kv_event_sources: {told.words}; {blind}",
-            f"update vLLM to 0.32 or newer, or name its sources: {where}"
-            f" '{facts.address}?events=tcp://{facts.spec.host}:5557&replay=tcp://{facts.spec.host}:5657'",
+            step, f"/kv_event_sources: {told.words}; {blind}", f"update vLLM to 0.32 or newer, or {name_them}"
         )
     if not told.value:
         return report(step, f"it publishes no KV events; {blind}", f"start it with {EVENTS_CONFIG}")

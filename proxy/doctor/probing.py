@@ -8,7 +8,7 @@ import msgspec
 
 from kvevents import Context, Prompt, SourceAddress
 from proxy.connectors.base import read_answer
-from proxy.discovery.feeds import told_sources
+from proxy.discovery.event_sources import told_sources
 from proxy.doctor import asking, prompts
 from proxy.doctor.asking import ask
 from proxy.doctor.facts import Answer, EngineFacts, RankFacts, Send

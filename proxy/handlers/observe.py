@@ -163,7 +163,7 @@ def _instance(
             {
                 "rank": rank,
                 "index": instance.index_state(rank),
-                "why": instance.silent.get(rank),
+                "why": instance.silent.get(rank, instance.unheard),
                 "block_size": index.block_size(address, rank),
                 "lookahead_tokens": index.lookahead(address, rank),
                 "blocks": blocks[address, rank],

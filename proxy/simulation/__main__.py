@@ -66,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
         "--events-connect", metavar="ADDRESS", help="connect the publisher there instead of binding a port"
     )
     events("--topic", default="kv-events")
+    events(
+        "--sources-form",
+        choices=("object", "array", "other"),
+        default="object",
+        help="how /kv_event_sources tells them",
+    )
     events("--buffer-steps", type=int, default=10_000, help="batches kept for replays")
     events("--event-arrays", action="store_true", help="events as arrays, as before vLLM 0.24")
     events("--bytes-hashes", action="store_true", help="hashes as 32 bytes instead of 64-bit integers")
@@ -125,6 +131,7 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         replay=args.replay,
         events_connect=args.events_connect,
         topic=args.topic,
+        sources_form=args.sources_form,
         buffer_steps=args.buffer_steps,
         event_form=EventForm(
             arrays=args.event_arrays, bytes_hashes=args.bytes_hashes, foreign=args.foreign_events

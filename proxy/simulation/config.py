@@ -1,6 +1,7 @@
 """Invariant: a configuration is everything a stand-in needs to know; the same one gives the same engine."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from proxy.simulation.engine_values import EngineShape
 from proxy.simulation.latency import PROFILES, Profile
@@ -59,6 +60,8 @@ class StandInConfig:
     """The port replays are asked of."""
     events_connect: str | None = None
     """Publish by connecting to this address instead of binding a port."""
+    sources_form: Literal["object", "array", "other"] = "object"
+    """How it tells where it publishes: ranks as members (vLLM 0.32), one after the other, or in a way nobody knows."""
     topic: str = "kv-events"
     buffer_steps: int = 10_000
     hwm: int = 100_000

@@ -127,10 +127,10 @@ class StandIn:
         """Where to ask rank 0 for replays, with the host filled in."""
         return (self.publisher.replay_endpoint or "").replace("*", self.config.host)
 
-    def event_sources(self) -> dict[str, Any]:
+    def event_sources(self) -> Any:
         """The answer of /kv_event_sources."""
         config = self.config
-        return {
+        told = {
             str(rank.number): {
                 "enable_kv_cache_events": True,
                 "publisher": "zmq",
@@ -144,6 +144,9 @@ class StandIn:
             for rank in self.ranks
             if rank.publisher is not None
         }
+        if config.sources_form == "array":
+            return [{"data_parallel_rank": int(rank), **source} for rank, source in told.items()]
+        return told if config.sources_form == "object" else {"publishers": list(told.values())}
 
     @property
     def refusing(self) -> bool:

@@ -162,6 +162,15 @@ async def test_an_engine_too_old_to_tell_its_sources() -> None:
         )
 
 
+async def test_an_engine_that_tells_its_sources_in_a_way_nobody_knows() -> None:
+    async with case([{"sources_form": "other"}], [{"sources_form": "array"}]) as engines:
+        found = await engines.examine()
+        step = found.of(engines.prefill[0], "event_sources")
+        judged(step, Status.FAIL, "/kv_event_sources is not understood", "?events=tcp://127.0.0.1:5557")
+        assert "publishes no" not in step.words
+        assert found.of(engines.decode[0], "event_sources").status is Status.PASS
+
+
 async def test_a_wrong_event_port(impatient: None) -> None:
     (nobody,) = free_ports(1)
     async with case() as engines:
