@@ -7,12 +7,16 @@ import msgspec
 from kvevents.events import REPORT_SESSION
 from proxy.body import Body
 
+MAX_PARAMS_BYTES = 16 << 20
+"""Of one prefill answer's `kv_transfer_params`: what a million tokens in blocks of 16 take three times over."""
+
 
 class Handoff(msgspec.Struct, frozen=True):
     """What a prefill engine answered that the decode leg and the accounts need."""
 
     params: msgspec.Raw | None
-    """The answer's `kv_transfer_params`, word for word; None where the connector moves KV without them."""
+    """The answer's `kv_transfer_params`, word for word, members that kvproxy does not know included: what newer engines
+    tell each other. None where the connector moves KV without them."""
     prompt_tokens: int | None
     """The prompt's length as the engine counted it."""
     cached_tokens: int | None
@@ -111,6 +115,8 @@ def read_answer(answer: bytes) -> Handoff:
         known = _decode_params(params) if params is not None else _Params()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"the prefill answer cannot be read: {error}") from None
+    if params is not None and len(bytes(params)) > MAX_PARAMS_BYTES:
+        raise ValueError(f"the prefill answer has kv_transfer_params of more than {MAX_PARAMS_BYTES} bytes")
     usage = read.usage or _Usage()
     cached = known.remote_prefill_cached_tokens
     if cached is None and usage.prompt_tokens_details is not None:

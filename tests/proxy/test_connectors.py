@@ -6,6 +6,7 @@ import pytest
 
 from proxy.body import Body
 from proxy.connectors import Handoff, NixlConnector, SharedConnector
+from proxy.connectors.base import MAX_PARAMS_BYTES
 
 CLIENT = {
     "model": "tiny",
@@ -80,6 +81,33 @@ def test_a_fetching_leg_asks_for_one_token_with_the_params_word_for_word() -> No
     assert json.loads(sent) == FOR_ONE_TOKEN | {"kv_transfer_params": json.loads(PARAMS)}
     assert PARAMS.encode() in sent
     assert SharedConnector().fetch_body(body(), Handoff(None, None, None, None)) is None
+
+
+UNKNOWN = (
+    '{"do_remote_prefill":true, "remote_engine_id":"e1","remote_block_ids":[[1,2],[3]] , "a_new_one" : {"b": [1e2, null]},'
+    ' "remote_num_tokens": 18446744073709551616, "ünknown": "\\u00e9\\ud83d\\ude00", "twice": 1, "twice": 2}'
+)
+
+
+@pytest.mark.parametrize("body_of", ["decode_body", "fetch_body", "release_body"])
+def test_params_that_nobody_here_knows_go_from_leg_to_leg_untouched(body_of: str) -> None:
+    nixl = NixlConnector()
+    handoff = nixl.read_handoff(b'{"kv_transfer_params": ' + UNKNOWN.encode() + b', "usage": null}')
+    sent = (
+        nixl.release_body(handoff) if body_of == "release_body" else getattr(nixl, body_of)(body(), handoff)
+    )
+    assert sent is not None
+    assert UNKNOWN.encode() in sent
+    assert json.loads(sent)["kv_transfer_params"] == json.loads(UNKNOWN)
+
+
+def test_params_have_a_largest_size() -> None:
+    around = len(b'{"remote_block_ids": ""}')
+    largest = b'{"remote_block_ids": "%s"}' % (b"x" * (MAX_PARAMS_BYTES - around))
+    handoff = NixlConnector().read_handoff(b'{"kv_transfer_params": ' + largest + b"}")
+    assert bytes(handoff.params or b"") == largest
+    with pytest.raises(ValueError, match="prefill answer has kv_transfer_params of more than"):
+        NixlConnector().read_handoff(b'{"kv_transfer_params": ' + largest[:-2] + b'x"}}')
 
 
 def test_shared_legs_carry_no_params() -> None:
