@@ -117,6 +117,8 @@ class Instance:
         self.last_failure: str | None = None
         """What went wrong with the last leg that failed there, in words."""
         self.model_cards = []
+        self.version: str | None = None
+        """Its vLLM release, as `/version` told when it came up; None if that is not known."""
         self.sources: Mapping[int, SourceView] = {}
         """Its followed event sources by rank; empty if it publishes none or none are followed."""
         self.silent: dict[int, str] = {}

@@ -5,7 +5,7 @@ What cannot be told from our own shortage - no socket left, an event loop that s
 
 import enum
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -13,6 +13,7 @@ from proxy.errors import ConnectFailedError, LegBrokenError, LegError, NoSocketE
 
 HEALTH = "/health"
 MODELS = "/v1/models"
+VERSION = "/version"
 
 WRONG_PORT = "is this vLLM's --port?"
 
@@ -65,6 +66,10 @@ class _Card(msgspec.Struct):
     parent: str | None = None
 
 
+class _Version(msgspec.Struct):
+    version: Annotated[str, msgspec.Meta(max_length=200)]
+
+
 class Checker:
     """Asks engines. Times are seconds of the clock it is given."""
 
@@ -107,6 +112,14 @@ class Checker:
         except msgspec.ValidationError:
             raise LegError(instance, f"its {MODELS} is not a list of models; {WRONG_PORT}") from None
         return list(cards or [])
+
+    async def version(self, instance: str) -> str | None:
+        """Its vLLM release, as it tells it; None if it does not. Raises nothing."""
+        try:
+            answer = await self._engines.get_json(instance, VERSION, self._timeout_s)
+            return msgspec.convert(answer, _Version).version
+        except (LegError, msgspec.ValidationError):
+            return None
 
     def _without_answer(self, instance: str, error: LegError, begun_at: float) -> Check:
         if isinstance(error, NoSocketError):

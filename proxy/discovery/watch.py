@@ -348,6 +348,8 @@ class FleetWatch:
             if instance.status is Status.DOWN:
                 for rank in instance.ranks:
                     self._feeds.suspect(instance, rank)
+        if instance.status is not Status.UP:  # beside the check: nobody waits for this answer
+            self._tasks.create(self._learn_version(instance), name=f"version of {instance.address}")
         await self._lives(watched)
 
     async def _lives(self, watched: _Watched) -> None:
@@ -379,6 +381,9 @@ class FleetWatch:
             self._engines.give_up(
                 instance.address
             )  # what waits there now came too late, and waits until it is awake
+
+    async def _learn_version(self, instance: Instance) -> None:
+        instance.version = await self._checker.version(instance.address)
 
     def _went_down(self, instance: Instance) -> None:
         instance.pulled_from.clear()

@@ -1,8 +1,7 @@
 """Pure: what an engine says of itself becomes findings."""
 
-import re
-
 from proxy.config import Role
+from proxy.connectors.nixl_versions import release
 from proxy.doctor.facts import Answer, EngineFacts, Trouble
 from proxy.doctor.findings import Finding, failed, passed, skipped, warned
 from proxy.tokenizing.parity import Difference, difference
@@ -55,10 +54,10 @@ def version(facts: EngineFacts) -> Finding:
         return warned(
             step, f"it does not tell its version: {words}", "kvproxy is made for vLLM, which answers /version"
         )
-    release = re.match(r"v?(\d+)\.(\d+)", answer.value)
-    if release is None:
+    found = release(answer.value)
+    if found is None:
         return passed(step, f"vLLM {answer.value}")
-    if (int(release[1]), int(release[2])) < OLDEST:
+    if found < OLDEST:
         return warned(
             step,
             f"vLLM {answer.value} is older than kvproxy was measured on: prefilled blocks nobody fetches may stay"

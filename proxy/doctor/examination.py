@@ -18,7 +18,7 @@ from proxy.collaborators import Client
 from proxy.config import Config, InstanceSpec, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.custody import HoldState
-from proxy.doctor import asking, engine_steps, event_steps, pair_steps
+from proxy.doctor import asking, engine_steps, event_steps, pair_steps, version_steps
 from proxy.doctor.facts import EngineFacts, PairFacts
 from proxy.doctor.findings import Finding, InstanceReport, PairReport, Report, skipped
 from proxy.doctor.handover import HandOver
@@ -135,6 +135,7 @@ class Doctor:
             fleet=[
                 *pair_steps.roles(specs, decode_alone=self._decode_alone),
                 *pair_steps.engines_agree(engines),
+                *version_steps.nixl_versions(engines, self._config.connector),
                 *pair_steps.context_lengths(engines, self._config.model),
                 *pair_steps.pairs_tried([(p.prefill, p.decode) for p in pairs], every=every),
             ],

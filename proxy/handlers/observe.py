@@ -158,6 +158,7 @@ def _instance(
         "share": round(breaker.share(time.monotonic()), 2) if gets_legs else 0.0,
         "model": base[0] if base else None,
         "adapters": sorted(instance.adapters),
+        "version": instance.version,
         "block_size": index.block_size(address, instance.ranks[0]),
         "ranks": [
             {

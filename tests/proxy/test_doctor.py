@@ -306,6 +306,13 @@ async def test_an_engine_that_sleeps_is_told_and_left_alone(level: int) -> None:
         assert not [seen for seen in sleeper.seen if seen.path.startswith("/v1")]
 
 
+async def test_releases_that_do_not_shake_hands() -> None:
+    async with case([{"version": "0.33.0"}], [{"version": "0.32.0"}]) as engines:
+        found = await engines.examine()
+        [step] = [f for f in found.report.fleet if f.step == "nixl_versions"]
+        judged(step, Status.FAIL, "NIXL metadata version 14", f"{engines.decode[0].address} to vLLM 0.33.0")
+
+
 async def test_engines_with_other_chat_templates() -> None:
     async with case([{}, {"greeting": "<|turn|>system\nhi<|end|>\n"}]) as engines:
         found = await engines.examine()

@@ -26,6 +26,7 @@ from proxy.doctor.findings import (
 )
 from proxy.doctor.pair_steps import MAX_PAIRS, context_lengths, of_pair, pairs, roles, why_not
 from proxy.doctor.runs import _FAR, MAX_CHAINS, Search
+from proxy.doctor.version_steps import nixl_versions
 
 OURS = list(range(100, 140))
 
@@ -352,3 +353,62 @@ def test_engines_of_different_context_lengths_are_told(
         assert words in finding.words
         assert (finding.remedy is None) == (status is Status.PASS)
         assert "--max-model-len" in (finding.remedy or "--max-model-len")
+
+
+def of_releases(*told: str) -> list[EngineFacts]:
+    """Engines like `p1 0.32.0`: a letter for the role, and the version it tells, `-` for none."""
+    roles = {"p": Role.PREFILL, "d": Role.DECODE, "b": Role.BOTH}
+    return [
+        engine(f"{name}:1", roles[name[0]], version=None if version == "-" else Answer(value=version))
+        for name, version in (words.split() for words in told)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "said", "remedy"),
+    [
+        (("p1 0.32.0", "d1 0.32.1+cpu"), None, "", ""),
+        (("p1 0.33.0", "d1 0.33.0"), None, "", ""),
+        (("p1 0.32.0", "d1 -"), None, "", ""),
+        (("b1 0.32.0", "b2 0.33.0"), None, "", ""),
+        (("p1 0.32.0", "p2 0.33.0"), None, "", ""),
+        (
+            ("p1 0.32.0", "p2 0.32.0", "d1 0.33.0", "d2 -"),
+            Status.FAIL,
+            "(vLLM 0.32.0, NIXL metadata version 14) and d1:1 (vLLM 0.33.0, NIXL metadata version 15) do not",
+            "upgrade together, so that all are of one release: p1:1, p2:1 to vLLM 0.33.0 as d1:1",
+        ),
+        (
+            ("p1 0.33.0", "p2 0.32.0", "d1 0.33.0"),
+            Status.FAIL,
+            "p2:1 (vLLM 0.32.0, NIXL",
+            "p2:1 to vLLM 0.33.0",
+        ),
+        (("p1 0.33.0", "b1 v0.32.0"), Status.FAIL, "b1:1 (vLLM v0.32.0", "b1:1 to vLLM 0.33.0"),
+        (
+            ("p1 0.33.0", "d1 0.34.0"),
+            Status.WARN,
+            "d1:1 (vLLM 0.34.0) may not shake hands",
+            "p1:1 to vLLM 0.34.0",
+        ),
+        (("p1 0.34.0", "d1 0.35.1"), Status.WARN, "may not shake hands", "p1:1 to vLLM 0.35.1"),
+        (("p1 dev", "d1 0.33.0"), Status.WARN, "p1:1 (vLLM dev) may not", "p1:1 to vLLM 0.33.0"),
+        (("p1 dev", "d1 main"), None, "", ""),
+        (
+            ("p1 0.32.0", *(f"d{n} 0.33.0" for n in range(12))),
+            Status.FAIL,
+            "d7:1 and 4 more (",
+            "p1:1 to vLLM",
+        ),
+    ],
+)
+def test_releases_that_do_not_shake_hands_are_told(
+    told: tuple[str, ...], status: Status | None, said: str, remedy: str
+) -> None:
+    engines = of_releases(*told)
+    assert nixl_versions(engines, "shared") == []
+    found = nixl_versions(engines, "nixl")
+    assert [one.status for one in found] == ([] if status is None else [status])
+    for one in found:
+        assert said in one.words
+        assert remedy in (one.remedy or "")

@@ -21,7 +21,7 @@ from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from proxy.simulation.latency import PROFILES
 from proxy.tasks import TaskOwner
-from tests.proxy.service import UNHURRIED, ask, engines, fleet, kvproxy, wait_until
+from tests.proxy.service import UNHURRIED, Engines, ask, engines, fleet, kvproxy, wait_until
 
 # -- adding and removing --------------------------------------------------------------------------------------
 
@@ -180,6 +180,16 @@ async def test_an_engine_too_busy_to_tell_its_event_sources_keeps_its_index(
         explained = await pair.service.explain({"prompt": [*prompt, 1]})
         (candidate,) = explained["prefill"]["candidates"]
         assert (candidate["index"], candidate["cached_tokens"]) == ("exact", 192)
+
+
+async def test_the_release_of_each_engine_is_told() -> None:
+    async with StandIn(StandInConfig(version="0.33.0")) as prefill, StandIn() as decode:
+        decode.faults.add(Fault(kind="status", path="/version", status=404))
+        async with kvproxy(Engines([prefill], [decode], []).config()) as service:
+            instances = list(service.fleet)
+            await wait_until(lambda: instances[0].version is not None, "its version")
+            told = (await service.ask("/status")).json["instances"]
+            assert [instance["version"] for instance in told] == ["0.33.0", None]
 
 
 async def test_while_an_instance_is_added_nobody_adds_it_by_another_scheme() -> None:
