@@ -19,27 +19,49 @@ class Attempts:
         self._most = most
         self._left: set[str] = set()
         self._failures: list[AttemptFailedError] = []
+        self._not_here: Counter[str] = Counter()
+        self._words: Reply | None = None
+        self.last: AttemptFailedError | None = None
+        """How the last one ended."""
         self.avoid: set[str] = set(avoid)
         """The instances that were of no use: they are used again only if there is no other."""
         self.paid = 0
         """How many retries were paid from the budget."""
 
     def failed_by(self, failure: AttemptFailedError) -> None:
-        """One more."""
+        """One more. To be turned away by a full engine is no failure: no work was done, and it may be asked again."""
+        self.last = failure
+        if failure.reason is Reason.FULL:
+            return
+        self._words = failure.reply or self._words
+        if failure.reason is Reason.NOT_HERE:
+            self._not_here[failure.instance] += 1
+            self.avoid.add(failure.instance)
+            return
         self._failures.append(failure)
         self.avoid |= {failure.instance, *failure.tried}
         if failure.prefill_on in self._suspects():
             self.avoid.add(failure.prefill_on or "")
 
     @property
-    def last(self) -> AttemptFailedError | None:
-        """How the last one ended."""
+    def reply(self) -> Reply | None:
+        """The last words an engine had, if one had any but that it is full."""
+        return self._words
+
+    @property
+    def failure(self) -> AttemptFailedError | None:
+        """How the last one ended that failed."""
         return self._failures[-1] if self._failures else None
 
     @property
-    def reply(self) -> Reply | None:
-        """The last words an engine had, if one had any."""
-        return next((failure.reply for failure in reversed(self._failures) if failure.reply), None)
+    def free(self) -> bool:
+        """Whether the next attempt is free because the engine did nothing in the last one.
+
+        One that does not have the model is left once: it may claim again to have it.
+        """
+        if self.last is None or self.last.reason is Reason.FULL:
+            return True
+        return self.last.reason is Reason.NOT_HERE and self._not_here[self.last.instance] == 1
 
     @property
     def prefill_on(self) -> str | None:

@@ -65,7 +65,7 @@ class Watch(Protocol):
         ...
 
     def suspect(self, instance: Instance) -> None:
-        """It may be dead; nothing is held against it."""
+        """It may be dead, or serve something else by now; nothing is held against it."""
         ...
 
     def leg_began(self, address: str) -> None:
@@ -120,6 +120,10 @@ class Accounts(Protocol):
 
     def retry_refused(self, phase: Phase) -> None:
         """A failed leg is not followed by another attempt, for want of budget."""
+        ...
+
+    def engine_full(self, phase: Phase, instance: str) -> None:
+        """An engine had no room for a leg."""
         ...
 
     def hold_ended(self, end: HoldState) -> None:

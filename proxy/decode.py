@@ -117,6 +117,11 @@ class DecodeLegs:
             if hold.due(self._clock()) is not Due.OFFER:
                 cause = LegError(hold.instance, "the prefilled blocks were not fetched within their lease")
                 raise failure or AttemptFailedError(Phase.PREFILL, hold.instance, cause=cause)
+            if self._legs.says_full(chosen):  # since it was chosen: what it refuses is prefilled again
+                better = self._placement.decide_decode(question, decision, failed=failed, tried=tried)
+                if better.decode.chosen is not None:
+                    decision = better
+                    chosen = self._elsewhere(stack, decision, question)
             tried.append(chosen.instance)
             hold.spend()
             try:
@@ -133,12 +138,17 @@ class DecodeLegs:
                     raise failure from error
                 hold.unspend()
                 decision = self._placement.decide_decode(question, decision, failed=failed, tried=tried)
-                again = decision.decode.chosen
-                if again is None:
+                if decision.decode.chosen is None:
                     raise failure from error
-                stack.close()
-                self._legs.claim(stack, again, Phase.DECODE, question)
+                self._elsewhere(stack, decision, question)
                 self._accounts.retried(failure.phase, failure.instance, failure.reason)
+
+    def _elsewhere(self, stack: ExitStack, decision: Decision, question: Question) -> Candidate:
+        """Claim where the leg goes now instead of where it was to go. Raises AttemptFailedError if that has gone."""
+        chosen = chosen_of(decision, Phase.DECODE)
+        stack.close()
+        self._legs.claim(stack, chosen, Phase.DECODE, question)
+        return chosen
 
     async def _answered(
         self, call: Call, body: bytes, decision: Decision, stack: ExitStack, hold: Hold | None
@@ -167,10 +177,10 @@ class DecodeLegs:
                     reply = as_unary(answer, failure, decision)
                 else:
                     reply = Reply(200, answer.headers, without_params(data), decision)
-        words = reply.body if isinstance(reply.body, bytes) else b""
-        if self._legs.worth_another(chosen, reply.status, words):
+        why = self._legs.worth_another(Phase.DECODE, call, chosen, answer, reply)
+        if why is not None:
             prefill_on = hold.instance if hold is not None else None
-            raise AttemptFailedError(Phase.DECODE, chosen.instance, reply, prefill_on=prefill_on)
+            raise AttemptFailedError(Phase.DECODE, chosen.instance, reply, prefill_on=prefill_on, reason=why)
         if reply.status == 200:
             self._produced(hold, chosen.instance)
             self._legs.served(chosen.instance)

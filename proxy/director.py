@@ -15,7 +15,7 @@ from contextlib import ExitStack
 import msgspec
 
 from proxy.accuracy import Comparison
-from proxy.admission import Gate
+from proxy.admission import ENGINES_FULL, Gate
 from proxy.attempts import Attempts
 from proxy.collaborators import Accounts, Client, Tokenizer, Watch
 from proxy.config import Deadlines, Retries, Role
@@ -39,7 +39,7 @@ from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.healing import Healing
 from proxy.instances import Fleet
-from proxy.legs import AttemptFailedError, Legs, chosen_of
+from proxy.legs import AttemptFailedError, Legs, Reason, chosen_of
 from proxy.placement import Placement, Question
 from proxy.prefill import PrefillLegs
 from proxy.prompt_lists import serve_list
@@ -158,10 +158,11 @@ class Director:
                     question, decision = await self._gate.admit(
                         call.ticket, question, failed=attempts.avoid, prefill_on=attempts.prefill_on
                     )
-                except RequestError:
-                    if attempts.last is None:
+                except RequestError as error:
+                    if (attempts.reply is None and attempts.failure is None) or error.reason == ENGINES_FULL:
                         raise
                     break
+                begun_at = self._clock()
                 call.trace.attempts += 1
                 if (last := attempts.last) is None:
                     self._accounts.decided(self._clock() - call.started_at - call.ticket.waited_s)
@@ -174,6 +175,10 @@ class Director:
                         reply = await self._two_legs(call, question, decision, kind, attempts)
                 except AttemptFailedError as failure:
                     attempts.failed_by(failure)
+                    if failure.reason is Reason.FULL:
+                        self._accounts.engine_full(failure.phase, failure.instance)
+                        call.ticket.turned_away = True
+                        call.ticket.waited_s += self._clock() - begun_at
                     call.trace.failed.append(f"{failure.instance}:{failure.reason}")
                 else:
                     if reply.status == 200:
@@ -184,18 +189,20 @@ class Director:
                     break
         if attempts.reply is not None:
             return attempts.reply
-        raise self._unanswered(question.model, attempts.last)
+        raise self._unanswered(question.model, attempts.failure)
 
     async def _another(self, attempts: Attempts, retry: ExitStack) -> bool:
         """Whether to try again; returns when it is time to. `retry` gets what is to be given back after the attempt.
 
         Leaving an instance that has died, or that fails while others do not, adds no load anywhere, so it is free and
-        at once. Anything else is paid from the budget, after a pause; meanwhile the instance may turn out to be dead.
+        at once; so is leaving one that is full or does not have the model, which did nothing. Anything else is paid from the budget, after a pause; meanwhile the instance may turn out to be dead.
         """
         failure = attempts.last
-        if attempts.exhausted:
+        if attempts.free:
+            return True
+        if attempts.exhausted or failure is None or failure.reason is Reason.NOT_HERE:
             return False
-        if failure is None or attempts.leave(self._legs.to_leave(failure)):
+        if attempts.leave(self._legs.to_leave(failure)):
             return True
         if not attempts.may_pay:
             return False

@@ -7,6 +7,7 @@ from kvevents.events import REPORT_SESSION
 
 REQUEST_ID = "X-Request-Id"
 REQUEST_TIMEOUT_MS = "X-Request-Timeout-Ms"
+RETRY_AFTER = "Retry-After"
 DATA_PARALLEL_RANK = "X-data-parallel-rank"
 SESSION_ID = "X-Session-ID"
 PRIORITY = "X-Vllm-Priority"
@@ -71,6 +72,11 @@ def leg_id(client_id: str, unique: str) -> str:
     KV may be paired by it, and clients use an id twice.
     """
     return f"{_UNSAFE.sub('-', client_id[:MAX_CLIENT_ID_CHARS])}-{unique}"
+
+
+def value_of(name: str, headers: Iterable[tuple[str, str]]) -> str | None:
+    """The first value of a header; None if it is not there."""
+    return next((value for each, value in headers if each.lower() == name.lower()), None)
 
 
 def _end_to_end(headers: Iterable[tuple[str, str]], ours: frozenset[str]) -> Headers:

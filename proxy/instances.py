@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from proxy.circuit import Breaker, Circuit
 from proxy.config import InstanceSpec, Role
+from proxy.fullness import Fullness
 from proxy.scheduling.types import Phase
 
 ASIDE = ("slow start", "not answering", "failing", "half-open", "circuit open")
@@ -110,6 +111,8 @@ class Instance:
         """Called when a claim on it ends, and when it may have become usable or unusable, better or worse."""
         self.spec = spec
         self.breaker = breaker or Breaker()
+        self.fullness = Fullness()
+        """What its engine has said of its room."""
         self.status = Status.STARTING
         self.draining = False
         self.why_down: str | None = None
@@ -178,6 +181,12 @@ class Instance:
         if model is not None and model not in self.models:
             return "model not served"
         return None
+
+    def says_full(self, now: float, *, beside: int = 0) -> bool:
+        """Whether its engine has said that it has no room for one leg more, `beside` of those that run left out."""
+        return self.fullness.most(now) is not None and not self.fullness.room(
+            now, self.running_legs() - beside
+        )
 
     def index_state(self, rank: int) -> str:
         """How well the cache of a rank is known."""
@@ -282,6 +291,11 @@ class Fleet:
                 if instance.running_legs() >= most:
                     aside[instance.address] = "slow start"
         return aside
+
+    def reopens_in_s(self, now: float) -> float | None:
+        """How long until an instance that said it is full may have more room, if nothing happens; None if none will."""
+        widen = (instance.fullness.widens_in_s(now) for instance in self)
+        return min((seconds for seconds in widen if seconds is not None), default=None)
 
     def serves(self, model: str) -> bool:
         """Whether any instance lists a model, up or not."""

@@ -1,12 +1,15 @@
 """One leg is one upstream request: it is claimed, sent, and when it fails the watch hears of it before anybody else."""
 
 import enum
+import logging
+import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
 import msgspec
 
 from proxy.collaborators import Answer, Client, Watch
+from proxy.config import Role
 from proxy.errors import (
     ConnectFailedError,
     ConnectTimeoutError,
@@ -17,11 +20,17 @@ from proxy.errors import (
     StreamFailedError,
 )
 from proxy.exchange import Call, Reply
-from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID
-from proxy.instances import Fleet, Status
+from proxy.fullness import FULL, retry_after_s
+from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
+from proxy.instances import Fleet, Instance, Status
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Candidate, Phase
+
+log = logging.getLogger(__name__)
+
+UNAVAILABLE = 503
+NOT_FOUND = 404
 
 
 class Reason(enum.StrEnum):
@@ -35,6 +44,10 @@ class Reason(enum.StrEnum):
     """A phase took too long."""
     STATUS = "status"
     """The engine answered that it failed."""
+    FULL = "full"
+    """The engine answered that it has no room."""
+    NOT_HERE = "not_here"
+    """The engine does not have the model, and another has."""
     OTHER = "other"
     """The answer could not be used, the lease was nearly over, or the instance was removed meanwhile."""
 
@@ -50,8 +63,10 @@ class AttemptFailedError(Exception):
         cause: LegError | None = None,
         prefill_on: str | None = None,
         tried: Collection[str] = (),
+        reason: Reason | None = None,
     ) -> None:
         super().__init__(f"{phase} on {instance} failed")
+        self._reason = reason
         self.phase = phase
         self.instance = instance
         self.reply = reply  # the engine's own words, if it had any
@@ -62,6 +77,8 @@ class AttemptFailedError(Exception):
     @property
     def reason(self) -> Reason:
         """Why, in one word."""
+        if self._reason is not None:
+            return self._reason
         if self.reply is not None:
             return Reason.STATUS
         if isinstance(self.cause, ConnectFailedError):
@@ -86,9 +103,17 @@ class Legs:
     """What prefill and decode legs share."""
 
     def __init__(
-        self, fleet: Fleet, placement: Placement, client: Client, watch: Watch, clock: Callable[[], float]
+        self,
+        fleet: Fleet,
+        placement: Placement,
+        client: Client,
+        watch: Watch,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        """`wall_clock`: seconds since 1970, for dates that engines tell."""
         self._clock = clock
+        self._wall_clock = wall_clock
         self._fleet = fleet
         self._placement = placement
         self._client = client
@@ -103,12 +128,33 @@ class Legs:
             raise AttemptFailedError(phase, chosen.instance, cause=cause) from None
 
     async def send(self, call: Call, chosen: Candidate, body: bytes) -> Answer:
-        """Send a leg and wait for the head of its answer. Raises LegError."""
+        """Send a leg that is claimed and wait for the head of its answer. Raises LegError."""
         headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         instance = self._fleet.get(chosen.instance)
         if instance is not None and len(instance.ranks) > 1:
             headers.append((DATA_PARALLEL_RANK, str(chosen.rank)))
-        return await self._client.post(chosen.instance, call.request.route.path, body, headers)
+        sent_at = self._clock()
+        if instance is not None:
+            instance.fullness.sent(sent_at)
+        answer = await self._client.post(chosen.instance, call.request.route.path, body, headers)
+        if instance is not None and self._fleet.get(chosen.instance) is instance:
+            if answer.status in FULL:
+                told = value_of(RETRY_AFTER, answer.headers)
+                self._said_full(instance, sent_at, retry_after_s(told, self._wall_clock()))
+            elif instance.fullness.took(instance.running_legs(), sent_at):
+                instance.announce()
+        return answer
+
+    def _said_full(self, instance: Instance, sent_at: float, told_s: float | None = None) -> None:
+        now = self._clock()
+        if instance.fullness.most(now) is None:
+            log.info("%s %s says that it is full", instance.role, instance.address)
+        instance.fullness.said(now, max(0, instance.running_legs() - 1), sent_at, told_s)
+
+    def says_full(self, chosen: Candidate) -> bool:
+        """Whether a leg that is claimed there would be refused, by what its engine has said since."""
+        instance = self._fleet.get(chosen.instance)
+        return instance is not None and instance.says_full(self._clock(), beside=1)
 
     def failed(self, error: LegError) -> None:
         """A leg got no complete answer."""
@@ -130,26 +176,51 @@ class Legs:
         """A leg was answered with what was asked for."""
         self._watch.leg_served(address)
 
-    def worth_another(self, chosen: Candidate, status: int, body: bytes) -> bool:
-        """Whether another instance may do better than this answer: the engine failed, and not for want of the feature.
+    def worth_another(
+        self, phase: Phase, call: Call, chosen: Candidate, answer: Answer, reply: Reply
+    ) -> Reason | None:
+        """Why another attempt may do better than this reply, made of an engine's answer; None if it is the last word.
 
-        A 4xx is the client's own, with one exception: a rank that we named and the engine has no more. (A decode leg
-        whose hold is gone vLLM answers with 500, or with 200.)
+        The engine failed, and not for want of the feature; or it is full, which is held against nobody; or it does not
+        have a model that others have. Any other 4xx is the client's own, with one exception: a rank that we named and
+        the engine has no more. (A decode leg whose hold is gone vLLM answers with 500, or with 200.)
         """
-        if status == 400 and self._rank_is_gone(chosen, body):
+        instance, status = self._fleet.get(chosen.instance), reply.status
+        if status in FULL:
+            if instance is not None:
+                if answer.status not in FULL:  # it said so within a stream
+                    self._said_full(instance, self._clock())
+                if status == UNAVAILABLE:  # which an engine that is dying says as well
+                    self._watch.suspect(instance)
+            return Reason.FULL
+        if status == NOT_FOUND and instance is not None:
+            self._watch.suspect(instance)  # what it serves is read anew, too
+            return Reason.NOT_HERE if self._others_serve(instance, phase, call.request.model) else None
+        if status == 400 and self._rank_is_gone(chosen, reply):
             self.failed(LegError(chosen.instance, f"it has no rank {chosen.rank} any more"))
-            return True
+            return Reason.STATUS
         if status < 500 or status == 501:
-            return False
-        if (instance := self._fleet.get(chosen.instance)) is not None:
+            return None
+        if instance is not None:
             instance.last_failure = f"status {status}"
         self._watch.leg_erred(chosen.instance)
+        return Reason.STATUS
+
+    def _others_serve(self, instance: Instance, phase: Phase, model: str) -> bool:
+        """Whether others can do what an instance cannot that does not have the model; until it is asked it has it not."""
+        phases = tuple(Phase) if instance.role is Role.BOTH else (phase,)
+        for each in phases:
+            there = (other for other in self._fleet.of(each) if other is not instance)
+            if not any(other.why_unusable(model) is None for other in there):
+                return False
+        instance.model_cards = [card for card in instance.model_cards if card["id"] != model]
         return True
 
-    def _rank_is_gone(self, chosen: Candidate, body: bytes) -> bool:
+    def _rank_is_gone(self, chosen: Candidate, reply: Reply) -> bool:
         instance = self._fleet.get(chosen.instance)
         if instance is None or len(instance.ranks) == 1:
             return False  # none was named
+        body = reply.body if isinstance(reply.body, bytes) else b""
         try:
             said = _decode_error(body).error.message
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -24,7 +24,16 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _OVERHEAD_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
-REFUSALS = ("queue_full", "shed", "queue_timeout", "no_engine", "no_prefill", "no_memory", "stopping")
+REFUSALS = (
+    "queue_full",
+    "shed",
+    "queue_timeout",
+    "engines_full",
+    "no_engine",
+    "no_prefill",
+    "no_memory",
+    "stopping",
+)
 """Why requests are not let in; each series is there from the start, so that its first increase is seen."""
 
 
@@ -87,6 +96,7 @@ class Metrics(NullObserver):
         self._retries_refused = counter(
             "retries_refused", "Legs that failed and were not tried again for want of retry budget.", "phase"
         )
+        self._full = counter("engine_full", "Legs that engines had no room for.", "instance", "phase")
         self._holds = counter("holds", "Prefilled blocks held for a decode leg, by how that ended.", "end")
         self._events = counter("kv_events", "KV events applied.", "instance", "type")
         self._gaps = counter("kv_event_gaps", "Gaps in an engine's event numbers.", "instance")
@@ -121,7 +131,7 @@ class Metrics(NullObserver):
         )
         self._learnt = counter("learnt_blocks", "Blocks that full reports made known.", "instance")
         self._by_instance = [
-            self._reports, self._learnt,
+            self._reports, self._learnt, self._full,
             self._prefill_leg, self._prompt_tokens, self._predicted, self._reported, self._differ, self._retries,
             self._events, self._gaps, self._replays, self._dropped, self._checks, self._transitions,
         ]  # fmt: skip
@@ -195,6 +205,10 @@ class Metrics(NullObserver):
     def retry_refused(self, phase: Phase) -> None:
         """As `director.Accounts`."""
         self._retries_refused.labels(phase.value).inc()
+
+    def engine_full(self, phase: Phase, instance: str) -> None:
+        """As `director.Accounts`."""
+        self._count(self._full, instance, phase=phase.value)
 
     def hold_ended(self, end: HoldState) -> None:
         """As `director.Accounts`."""

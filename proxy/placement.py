@@ -14,7 +14,7 @@ from proxy.instances import ASIDE, Claim, Fleet, Instance
 from proxy.lengths import TOO_LONG, Need
 from proxy.scheduling.decision import Decision, Pick, pick
 from proxy.scheduling.predicted import PredictedBlocks
-from proxy.scheduling.types import FULL, Candidate, Leg, Phase, Policy
+from proxy.scheduling.types import FULL, NO_ROOM, SAYS_FULL, Candidate, Leg, Phase, Policy
 
 FAILED = "failed just now"
 
@@ -106,7 +106,7 @@ class Placement:
         """Place both legs. `failed` instances are used only if there is no other; `prefill_on` is preferred.
 
         Instances without room for the leg, and those `kept` for others, are not used; with `over_limit` they are
-        if there is no other.
+        if there is no other. Those that say themselves that they are full are not used in any case.
         """
         room = _Room(over_limit, kept)
         prefill = self._pick(Phase.PREFILL, question, failed, room, prefer=prefill_on)
@@ -151,19 +151,21 @@ class Placement:
 
         def gravity(candidate: Candidate) -> int:
             why = aside.get(candidate.instance)
+            if candidate.why == SAYS_FULL:  # no better than one that starts slowly and has room
+                why = why or ASIDE[0]
             return 0 if why is None else 1 + ASIDE.index(why)
 
         # A full one counts: what is worse than it is not used while there is reason to wait for room there.
-        there = [c for c in candidates if c.usable or c.why == FULL]
+        there = [c for c in candidates if c.usable or c.why in NO_ROOM]
         others = [c for c in there if c.instance not in failed] or there
         best = {c.instance for c in candidates if c.usable and c.instance == prefer and not gravity(c)}
         if not best and others:
-            least = min((gravity(c), c.why == FULL) for c in others)
-            best = {c.instance for c in others if (gravity(c), c.why == FULL) == least}
+            least = min((gravity(c), c.why in NO_ROOM) for c in others)
+            best = {c.instance for c in others if (gravity(c), c.why in NO_ROOM) == least}
         if best:
             candidates = [
                 c
-                if c.instance in best or not (c.usable or c.why == FULL)
+                if c.instance in best or c.why == SAYS_FULL or not (c.usable or c.why == FULL)
                 else _set_aside(c, aside.get(c.instance, c.why or FAILED))
                 for c in candidates
             ]
@@ -178,10 +180,13 @@ class Placement:
             slower = self._index.beyond(prompt, tuple(self._tier_costs), MAIN_TIER)
         found = []
         need = self.need(question)
+        now = self._clock()
         for instance in self._fleet.of(phase):
             why = instance.why_unusable(question.model)
             if why is None and not need.fits(instance):
                 why = TOO_LONG
+            if why is None and instance.says_full(now):
+                why = SAYS_FULL
             for rank in instance.ranks:
                 reused, expected = self._reuse(instance, rank, prompt, cached)
                 trusted, doubted = self._accuracy.trusted(instance.address, rank), None

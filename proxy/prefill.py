@@ -13,6 +13,7 @@ from proxy.deadlines import within
 from proxy.errors import ConnectFailedError, LegError
 from proxy.event_stream import failure_in
 from proxy.exchange import Call, Reply, as_unary
+from proxy.fullness import FULL
 from proxy.healing import Healing
 from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.placement import Placement, Question
@@ -139,8 +140,9 @@ class PrefillLegs:
                 if failure is not None
                 else Reply(answer.status, answer.headers, data, decision)
             )
-            if self._legs.worth_another(chosen, reply.status, data):
-                return AttemptFailedError(Phase.PREFILL, chosen.instance, reply)
+            why = self._legs.worth_another(Phase.PREFILL, call, chosen, answer, reply)
+            if why is not None:
+                return AttemptFailedError(Phase.PREFILL, chosen.instance, reply, reason=why)
             return reply
         try:
             handoff = self._connector.read_handoff(data)
@@ -159,7 +161,7 @@ class PrefillLegs:
         """Send the leg; once more without the question for a report if that may be why it is refused."""
         if asked is not None:
             answer = await self._legs.send(call, chosen, self._connector.prefill_body(asked))
-            if not 400 <= answer.status < 500:
+            if not 400 <= answer.status < 500 or answer.status in FULL:
                 return answer
             answer.close()
         answer = await self._legs.send(call, chosen, self._connector.prefill_body(call.request.body))

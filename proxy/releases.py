@@ -17,11 +17,15 @@ from proxy.custody import Hold, HoldState
 from proxy.deadlines import within
 from proxy.errors import LegError
 from proxy.exchange import Call
+from proxy.fullness import FULL
 from proxy.generation import Route
 from proxy.headers import REQUEST_ID
 from proxy.instances import Fleet, Status
 from proxy.logs import Occasionally
 from proxy.scheduling.types import Phase
+
+REFUSED = frozenset({400, 404})
+"""How an engine answers a release that it has carried out."""
 
 RELEASE_TIMEOUT_S = 10.0
 
@@ -35,6 +39,8 @@ FIRST_CONTACT_PAUSES_S = (0.4, 1.2)
 """A decode engine that never spoke to a prefill engine loses the first release: it only begins their handshake,
 which takes 0.1-0.3 s, rarely seconds. So it is told again after these pauses."""
 
+FULL_PAUSE_S = 0.5
+"""vLLM refuses a release before it looks at its limits, but a gateway before it may not: then it is told again."""
 
 STRANDED_TOLD_EVERY_S = 60.0
 """When an engine dies all that it held is stranded at once."""
@@ -105,15 +111,22 @@ class Releases:
         peer = hold.handoff.engine_id
         there = [i for i in self._fleet.of(Phase.DECODE) if i.status is Status.UP]
         there.sort(key=lambda i: (i.draining, peer not in i.pulled_from, i.address not in tried))
-        for decode in there[:MAX_ASKED]:
-            if await self._refused(call, decode.address, body):
-                for pause_s in () if peer in decode.pulled_from else FIRST_CONTACT_PAUSES_S:
-                    await asyncio.sleep(pause_s)
-                    await self._refused(call, decode.address, body)
-                return True
-        return False
+        while True:
+            full = False
+            for decode in there[:MAX_ASKED]:
+                status = await self._ask(call, decode.address, body)
+                if status in REFUSED:
+                    for pause_s in () if peer in decode.pulled_from else FIRST_CONTACT_PAUSES_S:
+                        await asyncio.sleep(pause_s)
+                        await self._ask(call, decode.address, body)
+                    return True
+                full = full or status in FULL
+            if not full:
+                return False
+            await asyncio.sleep(FULL_PAUSE_S)
 
-    async def _refused(self, call: Call, address: str, body: bytes) -> bool:
+    async def _ask(self, call: Call, address: str, body: bytes) -> int | None:
+        """The status of a decode engine's answer; None if it has none."""
         headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         try:
             with ExitStack() as stack:
@@ -122,5 +135,5 @@ class Releases:
                     stack.callback(answer.close)
                     await answer.read()
         except LegError:
-            return False
-        return answer.status in {400, 404}
+            return None
+        return answer.status

@@ -1,7 +1,7 @@
 """Who is let in when: a fair queue in front of the engines, and a bound on the bodies in memory."""
 
 from proxy.admission.bodies import BodyBudget, BodyLease, weigh
-from proxy.admission.gate import Admitted, Gate
+from proxy.admission.gate import ENGINES_FULL, Admitted, Gate
 from proxy.admission.queue import ANONYMOUS, Ticket
 
-__all__ = ["ANONYMOUS", "Admitted", "BodyBudget", "BodyLease", "Gate", "Ticket", "weigh"]
+__all__ = ["ANONYMOUS", "ENGINES_FULL", "Admitted", "BodyBudget", "BodyLease", "Gate", "Ticket", "weigh"]

@@ -2,13 +2,15 @@
 
 The gate owns the queue. What is let in holds its claims from the moment of the decision, so those let in together
 see each other. Nothing polls: the queue is looked at when a claim ends, when an instance becomes usable or
-not, and when somebody leaves it. Then as many are let in as fit, and nobody else is woken.
+not, when the moment of one that said it is full is over, and when somebody leaves it. Then as many are let in as
+fit, and nobody else is woken.
 
 Who waits for room keeps it: an instance that is full for the request whose turn it is stays closed for all behind
 it, so a long prompt is not starved by short ones. Who waits because nothing usable serves one of its legs closes nothing.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Hashable
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +23,10 @@ from proxy.errors import NotFoundError, RateLimitError, RequestError, Unavailabl
 from proxy.instances import Fleet
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.types import FULL, Phase
+from proxy.scheduling.types import FULL, NO_ROOM, SAYS_FULL, Phase
+
+ENGINES_FULL = "engines_full"
+"""The reason of an error that tells of engines that say they are full."""
 
 
 class QueueAccounts(Protocol):
@@ -32,7 +37,9 @@ class QueueAccounts(Protocol):
         ...
 
     def refused(self, reason: str) -> None:
-        """A request was not let in: `queue_full`, `shed`, `queue_timeout`, `no_prefill`, `no_engine`, `too_long` or `stopping`."""
+        """A request was not let in: `queue_full`, `shed`, `queue_timeout`, `engines_full`, `no_prefill`, `no_engine`,
+        `too_long` or `stopping`.
+        """
         ...
 
     def no_prefill(self, action: str) -> None:
@@ -70,6 +77,10 @@ class _Turn:
         """The phases for which nothing was usable at the last try."""
         self.full: set[tuple[Phase, str]] = set()
         """The instances that had no room for it at the last try."""
+        self.engines_full = False
+        """Whether all of a phase said so themselves."""
+        self.tried = False
+        """Whether it was ever looked at; who waits behind others in its lane is not."""
         self.told_no_prefill = False
         self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.granted: Admitted | None = None
@@ -106,6 +117,8 @@ class Gate:
         """Instances that are full for one of those."""
         self._due = False
         self._stopping = False
+        self._reopening: asyncio.TimerHandle | None = None
+        """Runs while somebody waits and an engine says that it is full."""
         fleet.listen(self._changed)
 
     def __len__(self) -> int:
@@ -135,11 +148,16 @@ class Gate:
     ) -> Admitted:
         """Wait until a request may go on. Raises RequestError; may be cancelled, and then leaves the queue.
 
-        A ticket that was admitted before is a retry: it does not wait for room, only for something usable.
+        A ticket that was admitted before is a retry: it does not wait for room, only for something usable, and for
+        engines that say they are full. One that was turned away by them has no more than its time in the queue for all
+        its attempts.
         """
         if self._stopping and not ticket.of.admitted:
             raise self._stopped()
         turn = _Turn(ticket, question, failed, prefill_on, self._placement.need(question).of_its_kind)
+        if ticket.turned_away and ticket.waited_s >= self._limits.queue_timeout_s:
+            turn.engines_full = True
+            raise self._timed_out(turn)
         admitted = None if self._queue.waits_in(turn.lane) else self._try(turn)
         if admitted is None:
             admitted = await self._wait(turn)
@@ -203,6 +221,7 @@ class Gate:
             self._accounts.refused("queue_full")
             raise self._full("the queue is full", "queue_full") from None
         self._block(turn)
+        self._watch_moments()
         for each in shed:
             self._refuse(each, self._full("the queue is full, and this client has most of it", "shed"))
         if shed:
@@ -225,6 +244,8 @@ class Gate:
         elif turn.missing:
             self._check_served(question)
         turn.full = _full_instances(question, decision)
+        turn.engines_full = _engines_full(question, decision)
+        turn.tried = True
         return Admitted(question, decision) if decision.admissible else None
 
     def _decide(self, turn: _Turn, question: Question) -> Decision:
@@ -267,11 +288,21 @@ class Gate:
         if not turn.missing:  # else room alone would not help it
             self._kept |= turn.full
 
+    def _watch_moments(self) -> None:
+        """Look again when an engine that said it is full may have more room by mere lapse of time."""
+        if self._reopening is not None:
+            self._reopening.cancel()
+            self._reopening = None
+        left_s = self._fleet.reopens_in_s(self._clock()) if self._queue else None
+        if left_s is not None:
+            self._reopening = asyncio.get_running_loop().call_later(left_s, self._changed)
+
     def _changed(self) -> None:
         """Something is otherwise than at the last look: look again, once for all that changes together."""
         if not self._queue:
             self._blocked.clear()
             self._kept.clear()
+            self._watch_moments()
         elif not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._look)
@@ -298,6 +329,7 @@ class Gate:
                 self._rate.left(self._clock())
                 self._reserve(turn, turn.granted)
                 turn.wake()
+        self._watch_moments()
 
     def _reserve(self, turn: _Turn, admitted: Admitted) -> None:
         """Count its legs and expect its blocks until it does so itself."""
@@ -325,9 +357,21 @@ class Gate:
         )
 
     def _timed_out(self, turn: _Turn) -> RequestError:
+        if not turn.tried:
+            decision = self._decide(turn, turn.question)
+            turn.missing = _missing(turn.question, decision)
+            turn.engines_full = turn.engines_full or _engines_full(turn.question, decision)
         if turn.missing:
             self._accounts.refused("no_engine")
             return nothing_usable(turn.missing, "no_engine")
+        if turn.engines_full:
+            self._accounts.refused(ENGINES_FULL)
+            left_s = self._fleet.reopens_in_s(self._clock()) or 0.0
+            return UnavailableError(
+                f"the engines said for {self._limits.queue_timeout_s:g} s (--queue-timeout) that they are full",
+                reason=ENGINES_FULL,
+                headers={"Retry-After": str(max(1, math.ceil(left_s)))},
+            )
         self._accounts.refused("queue_timeout")
         return UnavailableError(
             f"the engines were busy for {self._limits.queue_timeout_s:g} s (--queue-timeout)",
@@ -352,7 +396,8 @@ def _missing(question: Question, decision: Decision) -> list[Phase]:
     return [
         phase
         for phase in _phases(question)
-        if picks[phase].chosen is None and not any(c.candidate.why == FULL for c in picks[phase].candidates)
+        if picks[phase].chosen is None
+        and not any(c.candidate.why in NO_ROOM for c in picks[phase].candidates)
     ]
 
 
@@ -364,5 +409,16 @@ def _full_instances(question: Question, decision: Decision) -> set[tuple[Phase, 
         for phase in _phases(question)
         if picks[phase].chosen is None
         for priced in picks[phase].candidates
-        if priced.candidate.why == FULL
+        if priced.candidate.why in NO_ROOM
     }
+
+
+def _engines_full(question: Question, decision: Decision) -> bool:
+    """Whether a phase found no place, and no instance of it has too much to do by our limits: engines said so."""
+    picks = {Phase.PREFILL: decision.prefill, Phase.DECODE: decision.decode}
+    whys = [
+        {priced.candidate.why for priced in picks[phase].candidates}
+        for phase in _phases(question)
+        if picks[phase].chosen is None
+    ]
+    return any(SAYS_FULL in why and FULL not in why for why in whys)

@@ -35,9 +35,11 @@ class Ticket:
         """The ticket of the whole request."""
         self.admitted = False
         """Whether it, or a part of it, was let in once: what follows are retries, which wait only while nothing is
-        usable, and the other parts."""
+        usable or has room by its own word, and the other parts."""
+        self.turned_away = False
+        """Whether an engine said that it is full when it got this."""
         self.waited_s = 0.0
-        """Seconds in the queue so far."""
+        """Seconds in the queue so far, and at engines that turned it away."""
 
     def part(self) -> "Ticket":
         """A ticket for one prompt of a request for several, each of which is let in by itself."""

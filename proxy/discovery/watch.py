@@ -217,7 +217,7 @@ class FleetWatch:
         self._wake(instance.address)
 
     def suspect(self, instance: Instance) -> None:
-        """As the director tells: a request waits to hear whether the instance is dead."""
+        """As the director tells: a request waits to hear whether the instance is dead, or it serves something else."""
         self._wake(instance.address)
 
     def leg_began(self, address: str) -> None:
@@ -387,6 +387,7 @@ class FleetWatch:
 
     def _went_down(self, instance: Instance) -> None:
         instance.pulled_from.clear()
+        instance.fullness.forget()
         for rank in instance.ranks:  # whoever comes back is verified anyway
             self._engine_ids.pop((instance.address, rank), None)
         self._forget(instance.address)

@@ -147,6 +147,7 @@ def _instance(
 ) -> dict[str, Any]:
     base = [str(card["id"]) for card in instance.model_cards if not card.get("parent")]
     address, breaker = instance.address, instance.breaker
+    now = time.monotonic()
     gets_legs = instance.why_unusable() is None and breaker.state is Circuit.CLOSED
     return {
         "instance": address,
@@ -155,7 +156,9 @@ def _instance(
         "state": instance.state,
         "why": instance.why_down or ("its last check was not answered" if breaker.doubtful else None),
         "circuit": breaker.state,
-        "share": round(breaker.share(time.monotonic()), 2) if gets_legs else 0.0,
+        "full_for_s": round(instance.fullness.left_s(now), 2),
+        "most_legs": instance.fullness.most(now),
+        "share": round(breaker.share(now), 2) if gets_legs else 0.0,
         "model": base[0] if base else None,
         "adapters": sorted(instance.adapters),
         "version": instance.version,

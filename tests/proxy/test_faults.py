@@ -60,7 +60,7 @@ async def test_an_engines_refusal_reaches_the_client_and_ejects_nobody(
 
 
 @pytest.mark.parametrize(
-    "fault", [{"kind": "status", "status": 500}, {"kind": "status", "status": 503}, {"kind": "cut"}]
+    "fault", [{"kind": "status", "status": 500}, {"kind": "status", "status": 502}, {"kind": "cut"}]
 )
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failed_prefill_leg_goes_to_another_instance(fault: dict[str, Any], stream: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kvevents import PrefixIndex, Prompt
+from proxy import fullness
 from proxy.admission import Admitted, Gate, Ticket
 from proxy.circuit import Breaker, Circuit
 from proxy.config import Admission, Role, WhenNoPrefill, parse_instance
@@ -72,16 +73,24 @@ class Unheard:
 class Scene:
     """A gate before instances without engines; requests hold their claims until they are told to end."""
 
-    def __init__(self, prefill: int = 1, decode: int = 1, both: int = 0, **limits: Any) -> None:
+    def __init__(
+        self, prefill: int = 1, decode: int = 1, both: int = 0, *, timed: bool = False, **limits: Any
+    ) -> None:
+        """`timed`: placement goes by the loop's clock, as the gate does, and not by `now`."""
         self.now = 0.0
+        loop = asyncio.get_running_loop()
         self.fleet = Fleet()
         self.policy = Counted()
         self.book = Book()
         config = Admission(**({"queue_timeout_s": 20.0} | limits))
         self.placement = Placement(
-            self.fleet, PrefixIndex(), self.policy, "counted", clock=lambda: self.now, limits=config
+            self.fleet,
+            PrefixIndex(),
+            self.policy,
+            "counted",
+            clock=loop.time if timed else lambda: self.now,
+            limits=config,
         )
-        loop = asyncio.get_running_loop()
         self.gate = Gate(
             fleet=self.fleet, placement=self.placement, limits=config, accounts=self.book, clock=loop.time
         )
@@ -692,3 +701,130 @@ async def test_at_random_nothing_is_lost_stuck_or_over_the_limit() -> None:
     assert sum(ended.values()) == len(tasks)
     assert ended["served"] > 300
     assert not any(i.running_legs() for i in scene.fleet)
+
+
+# -- engines that say they are full ---------------------------------------------------------------------------
+
+
+def says_full(scene: Scene, address: str, legs: int = 0, told_s: float = 0.2) -> None:
+    now = asyncio.get_running_loop().time()
+    scene.instance(address).fullness.said(now, legs, now, told_s)
+
+
+async def test_who_waits_for_a_full_engine_is_let_in_when_its_moment_is_over_one_at_a_time() -> None:
+    scene = Scene(timed=True)
+    says_full(scene, "decode0:1")
+    for n in range(4):
+        await scene.ask(f"r{n}")
+    assert (scene.order, len(scene.gate)) == ([], 4)
+    async with asyncio.timeout(20):
+        while not scene.order:  # noqa: ASYNC110  # nothing else happens meanwhile: it is the gate's own timer
+            await asyncio.sleep(0.01)
+    assert (scene.order, len(scene.gate)) == (["r0"], 3)
+    loop, instance = asyncio.get_running_loop(), scene.instance("decode0:1")
+    instance.fullness.took(1, loop.time())  # it has begun to answer: two more may follow
+    instance.announce()
+    await scene.rest()
+    assert scene.order == ["r0", "r1", "r2"]
+    instance.fullness.forget()
+    instance.announce()
+    await scene.rest()
+    assert len(scene.order) == 4
+    assert scene.gate._reopening is None
+
+
+async def test_a_leg_that_nobody_refuses_lets_others_follow_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fullness, "UNREFUSED_S", 0.05)
+    scene = Scene(timed=True)
+    says_full(scene, "prefill0:1", told_s=0.1)
+    tasks = [await scene.ask(f"r{n}") for n in range(4)]
+    await asyncio.wait({tasks[0]}, timeout=20)
+    assert scene.order == ["r0"]
+    scene.instance("prefill0:1").fullness.sent(asyncio.get_running_loop().time())
+    scene.instance("prefill0:1").announce()  # something else happens
+    await asyncio.wait(tasks, timeout=20)
+    assert scene.order == ["r0", "r1", "r2", "r3"]
+
+
+async def test_what_ends_at_a_full_engine_is_replaced_at_once() -> None:
+    scene = Scene(timed=True)
+    for n in range(2):
+        await scene.ask(f"r{n}")
+    now = asyncio.get_running_loop().time()
+    instance = scene.instance("decode0:1")
+    for _ in range(20):  # for a moment that outlasts the test
+        instance.fullness.said(now, 2, now)
+        now = now + instance.fullness.left_s(now)
+    await scene.ask("next")
+    assert scene.order == ["r0", "r1"]
+    await scene.end("r0")
+    assert scene.order == ["r0", "r1", "next"]
+
+
+async def test_a_retry_waits_for_a_full_engine_though_it_waits_for_no_other_room() -> None:
+    scene = Scene(timed=True, max_decode_tokens=100)
+    await scene.ask("first", 100)
+    again = Ticket("a")
+    again.let_in()
+    await scene.ask("retry", 100, ticket=again)
+    assert scene.order == ["first", "retry"]
+    says_full(scene, "prefill0:1", told_s=5.0)
+    other = Ticket("b")
+    other.let_in()
+    await scene.ask("waits", 100, ticket=other)
+    assert (scene.order, len(scene.gate)) == (["first", "retry"], 1)
+    scene.instance("prefill0:1").fullness.forget()
+    scene.instance("prefill0:1").announce()
+    await scene.rest()
+    assert scene.order[2:] == ["waits"]
+
+
+async def test_nobody_slips_past_a_retry_that_waits_for_a_full_engine() -> None:
+    scene = Scene(timed=True)
+    says_full(scene, "decode0:1", told_s=5.0)
+    again = Ticket("a")
+    again.let_in()
+    await scene.ask("retry", 10, ticket=again)
+    scene.instance("decode0:1").fullness.said(0.0, 0, 0.0)  # its moment is over, and nobody has told the gate
+    scene.instance("decode0:1").fullness._until = 0.0
+    await scene.ask("newcomer", 10, client="b")
+    assert scene.order == []
+    scene.instance("decode0:1").announce()
+    await scene.rest()
+    assert scene.order[0] == "retry"
+
+
+async def test_at_the_deadline_of_who_waits_for_full_engines() -> None:
+    scene = Scene(timed=True, queue_timeout_s=0.1)
+    says_full(scene, "decode0:1", told_s=4.0)
+    first, second = await scene.ask("first"), await scene.ask("behind it")
+    for task in (first, second):
+        with pytest.raises(UnavailableError, match="full") as refused:
+            await task
+        assert refused.value.reason == "engines_full"
+        assert 3 <= int(refused.value.headers["Retry-After"]) <= 4
+    assert scene.book.refusals == {"engines_full": 2}
+    await scene.rest()
+    assert scene.gate._reopening is None
+
+
+async def test_who_was_turned_away_for_as_long_as_it_may_wait_is_not_tried_again() -> None:
+    scene = Scene(timed=True, queue_timeout_s=5.0)
+    ticket = Ticket("a")
+    ticket.let_in()
+    ticket.waited_s = 5.0
+    await scene.ask("a retry of another kind", ticket=ticket)
+    assert scene.order == ["a retry of another kind"]
+    ticket.turned_away = True
+    with pytest.raises(UnavailableError) as refused:
+        await (await scene.ask("turned away", ticket=ticket))
+    assert refused.value.reason == "engines_full"
+
+
+async def test_others_go_on_while_one_is_full() -> None:
+    scene = Scene(decode=2, timed=True)
+    says_full(scene, "decode0:1", told_s=5.0)
+    for n in range(3):
+        await scene.ask(f"r{n}")
+    assert scene.order == ["r0", "r1", "r2"]
+    assert scene.instance("decode1:1").running_legs() == 3

@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 from kvevents import BlockStored, PrefixIndex, Prompt
+from proxy.circuit import Breaker
 from proxy.config import Admission, Role, parse_instance
 from proxy.instances import Fleet, Instance, Status
 from proxy.placement import Placement, Question
@@ -196,3 +197,34 @@ def test_block_sizes_may_differ_between_instances() -> None:
     assert (
         terms["b:1"].cached_tokens == 900
     )  # the last token is always computed, and reuse is by whole blocks
+
+
+def test_what_says_it_is_full_is_not_used_even_by_what_keeps_no_limit() -> None:
+    scene = Scene()
+    for address in ("d:1", "e:1"):
+        found = scene.fleet.get(address)
+        assert found is not None
+        found.fullness.said(0.0, 0, 0.0)
+    decision = scene.decide([1], over_limit=True)
+    assert not decision.admissible
+    assert {p.candidate.why for p in decision.decode.candidates} == {"says it is full"}
+    scene.now = 1.0
+    assert scene.decide([1]).admissible
+
+
+def test_a_full_one_is_waited_for_rather_than_one_that_fails_but_not_rather_than_one_that_starts() -> None:
+    scene = Scene()
+    d, e = scene.fleet.get("d:1"), scene.fleet.get("e:1")
+    assert d is not None
+    assert e is not None
+    d.fullness.said(0.0, 0, 0.0)
+    for _ in range(3):
+        e.breaker.erred(0.0)
+    assert scene.decide([1]).decode.chosen is None
+    assert {p.candidate.why for p in scene.decide([1]).decode.candidates} == {"says it is full", "failing"}
+    starting = Breaker(slow_start_s=60.0, joins=True)
+    starting.answered(0.0)
+    e.breaker = starting
+    scene.fleet.claim("e:1", 0, Phase.DECODE, 1)  # its share
+    assert scene.fleet.set_aside(Phase.DECODE, 0.0) == {"e:1": "slow start"}
+    assert chosen(scene.decide([1]))[1] == "e:1"

@@ -1,0 +1,137 @@
+"""A full engine is left alone for a moment, then given one leg more than it had; what it takes decides how many follow.
+
+Pure: times are passed in. An engine that answers a leg with 503 or 429 while it lives has no room for it. That says
+nothing against it, and something for whoever waits: so many of our legs it had at that moment, and one more was too
+much. So one `Fullness` is a window on the legs of one instance, as TCP's is on the bytes of a connection:
+
+* For a moment after it said so it gets a leg only in place of one that has ended; none at all if it said itself when
+  to come back.
+* Then one leg more. Each that it takes makes the window wider, by 1, 2, 4 and so on, so that those who wait do not
+  come all at once; one that it does not take closes it again. It takes a leg by beginning to answer, or by not
+  refusing it for a while: refusing is quick, and answers that are not streamed begin when all is generated.
+* An engine that has taken all for a while has no window.
+"""
+
+import email.utils
+import math
+
+FULL = frozenset({429, 503})
+"""The statuses by which engines, and gateways before them, say so: vLLM answers 503 (`--max-num-queued-reqs`,
+`--max-num-queued-tokens`), others 429."""
+
+PAUSE_FIRST_S = 0.1
+PAUSE_MOST_S = 2.0
+"""How long the moment is of an engine that does not say when to come back: twice as long each time in a row. Room
+comes when a leg ends, which may be other clients' and is not told; asking again costs one leg, of a decode engine a
+prefill leg, too."""
+
+TOLD_LEAST_S = 0.1
+TOLD_MOST_S = 5.0
+"""What a `Retry-After` is taken for at least and at most. Gateways name a minute where a leg ends every second."""
+
+UNREFUSED_S = 0.5
+"""So long after it was sent a leg counts as taken: vLLM refuses before it looks at the prompt."""
+
+STEP_MOST = 32
+"""An engine that has taken so many more legs than it had when it was full is not full any more."""
+
+FORGOTTEN_S = 30.0
+"""So long after it last said so, too: meanwhile more legs were tried, for moments are shorter, unless none came."""
+
+
+class Fullness:
+    """What one instance has said of its room. Times are seconds of any one monotonic clock."""
+
+    def __init__(self) -> None:
+        self._most: int | None = None
+        self._step = 1
+        self._in_a_row = 0
+        self._told = False
+        self._said_at = self._until = -math.inf
+        self._tried_at: float | None = None
+        """When the first leg more was sent, of those it has not answered."""
+
+    def sent(self, now: float) -> None:
+        """A leg is sent to it."""
+        if self._tried_at is None and now >= self._until:
+            self._tried_at = now
+
+    def said(self, now: float, legs: int, sent_at: float, told_s: float | None = None) -> None:
+        """It had no room for a leg sent at `sent_at`, beside `legs` others of ours. `told_s`: its `Retry-After`."""
+        if sent_at >= self._until:
+            self._in_a_row += 1  # else it was on its way when another was refused
+        if told_s is not None:
+            self._until, self._told = now + min(max(told_s, TOLD_LEAST_S), TOLD_MOST_S), True
+        elif now >= self._until:
+            doubled = 2.0 ** min(max(0, self._in_a_row - 1), 10)
+            self._until, self._told = now + min(PAUSE_MOST_S, PAUSE_FIRST_S * doubled), False
+        self._most, self._step, self._said_at, self._tried_at = legs, 1, now, None
+
+    def took(self, legs: int, sent_at: float) -> bool:
+        """It has begun to answer a leg sent at `sent_at`; `legs` of ours run there, this one included.
+
+        Tells whether there may be room for more now.
+        """
+        if self._most is None or sent_at <= self._said_at:
+            return False
+        self._in_a_row = 0
+        if legs <= self._most:
+            return False
+        self._most, self._step, self._tried_at = legs, self._step * 2, None
+        if self._step > STEP_MOST:
+            self.forget()
+        return True
+
+    def forget(self) -> None:
+        """It is another process, or has shown that it has room."""
+        self._most = None
+        self._step = 1
+        self._in_a_row = 0
+        self._said_at = self._until = -math.inf
+        self._tried_at = None
+
+    def room(self, now: float, legs: int) -> bool:
+        """Whether one more leg may go there, beside the `legs` of ours that run."""
+        most = self.most(now)
+        if most is None:
+            return True
+        if now < self._until:
+            return not self._told and legs < most
+        return legs < most + self._step_at(now)
+
+    def most(self, now: float) -> int | None:
+        """How many of our legs it had room for, as far as is known; None: for any number."""
+        if now - self._said_at >= FORGOTTEN_S or self._step_at(now) > STEP_MOST:
+            return None
+        return self._most
+
+    def left_s(self, now: float) -> float:
+        """How long the moment still lasts; 0 if it is over."""
+        return max(0.0, self._until - now)
+
+    def widens_in_s(self, now: float) -> float | None:
+        """How long until there may be more room, if nothing happens; None if there will not be."""
+        if now < self._until:
+            return self._until - now
+        if self._tried_at is None or self.most(now) is None:
+            return None
+        return self._tried_at + (self._steps(now) + 1) * UNREFUSED_S - now
+
+    def _steps(self, now: float) -> int:
+        return 0 if self._tried_at is None else max(0, int((now - self._tried_at) / UNREFUSED_S))
+
+    def _step_at(self, now: float) -> float:
+        return self._step * 2.0 ** min(self._steps(now), 10)
+
+
+def retry_after_s(value: str | None, wall_now: float) -> float | None:
+    """The seconds a `Retry-After` asks to wait: it has a number, or a date (RFC 9110 10.2.3). None if it has neither."""
+    if value is None:
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - wall_now)
+    except (ValueError, TypeError, OverflowError):
+        return None

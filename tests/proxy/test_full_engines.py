@@ -1,0 +1,353 @@
+"""An engine that says it is full is not broken: others serve meanwhile, and where all are full requests wait."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from proxy import fullness
+from proxy.app_keys import DIRECTOR, GATE
+from proxy.circuit import Circuit
+from proxy.config import Admission, Retries
+from proxy.fullness import TOLD_LEAST_S
+from proxy.simulation import StandIn
+from proxy.simulation.faults import Fault
+from tests.proxy.service import UNHURRIED, Answer, InOrder, Pair, ask, fleet, prose, wait_until
+
+PATH = "/v1/completions"
+FULL = [503, 429]
+
+
+def legs(engine: StandIn) -> int:
+    """Generating requests an engine has seen, releases left out."""
+    return sum(1 for s in engine.seen if s.path == PATH and b"kvproxy-release" not in s.body)
+
+
+def full(engine: StandIn, status: int = 503, **more: Any) -> None:
+    """Have it say so to all that comes, requests that give blocks back included, as a gateway would."""
+    fault: dict[str, Any] = {"kind": "status", "path": PATH, "status": status} | more
+    engine.faults.add(Fault(**fault))
+
+
+def in_order(engines: list[StandIn]) -> list[StandIn]:
+    return sorted(engines, key=lambda engine: engine.address)
+
+
+async def nobody_is_blamed(pair: Pair) -> None:
+    await pair.service.settled()
+    for instance in pair.service.fleet:
+        assert (instance.breaker.state, instance.last_failure) == (Circuit.CLOSED, None)
+        assert not instance.breaker.failing(0.0)
+    budget = pair.service.app[DIRECTOR]._budget
+    assert (budget.requests, budget.retries % 1000) == (0, 0)
+    metric = pair.service.metric
+    assert await metric("kvproxy_circuit_transitions_total") == 0
+    assert await metric("kvproxy_retries_refused_total") == 0
+
+
+async def no_hold_is_left(pair: Pair) -> None:
+    await pair.service.settled()
+    await wait_until(lambda: pair.engines.holds == 0, "the end of all holds")
+    assert await pair.service.metric("kvproxy_holds_total", end="stranded") == 0
+
+
+@contextlib.asynccontextmanager
+async def crowd(pair: Pair, count: int, **members: Any) -> AsyncIterator["list[asyncio.Task[Answer]]"]:
+    """So many requests at once."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        url, loop = pair.service.url, asyncio.get_running_loop()
+        bodies = [{"prompt": prose(20, n), "max_tokens": 4} | members for n in range(count)]
+        tasks = [loop.create_task(ask(session, url, PATH, body)) for body in bodies]
+        yield tasks
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# -- another one has room -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", FULL)
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_another_instance_serves_at_once_free_and_without_blame(
+    role: str, status: int, stream: bool
+) -> None:
+    one_attempt = Retries(max_attempts=1, budget=0.0)
+    async with fleet(policy=InOrder(), retries=one_attempt, kv_events=False) as pair:
+        pair.service.app[DIRECTOR]._budget.retries += 1000
+        engine, other = in_order(getattr(pair.engines, role))
+        full(engine, status, retry_after="5")
+        for n in range(5):
+            assert (await pair.service.complete(prose(20, n), stream=stream)).status == 200
+        assert legs(engine) == 1  # it is not asked again for five seconds
+        assert legs(other) == 5
+        assert (
+            await pair.service.metric("kvproxy_engine_full_total", instance=engine.address, phase=role) == 1
+        )
+        assert await pair.service.metric("kvproxy_retries_total", reason="full", phase=role) == 1
+        await nobody_is_blamed(pair)
+        await no_hold_is_left(pair)
+
+
+@pytest.mark.parametrize("status", FULL)
+async def test_an_engine_that_says_so_in_its_stream_is_left_likewise(status: int) -> None:
+    async with fleet(policy=InOrder(), kv_events=False) as pair:
+        engine, other = in_order(list(pair.engines.decode))
+        full(engine, status, kind="error")
+        answer = await pair.service.complete("hello", stream=True)
+        assert (answer.status, answer.events[-1]) == (200, "[DONE]")
+        assert (legs(engine), legs(other)) == (1, 1)
+        assert await pair.service.metric("kvproxy_engine_full_total", instance=engine.address) == 1
+        await nobody_is_blamed(pair)
+
+
+async def test_an_engine_that_does_both_and_requests_in_one_leg() -> None:
+    async with fleet(prefill=0, decode=0, both=2, policy=InOrder(), kv_events=False) as pair:
+        engine, other = in_order(list(pair.engines.both))
+        full(engine)
+        assert (await pair.service.complete("hello")).status == 200
+        assert (legs(engine), legs(other)) == (1, 1)
+        await nobody_is_blamed(pair)
+    async with fleet(policy=InOrder(), kv_events=False) as pair:
+        engine, other = in_order(list(pair.engines.decode))
+        full(engine)
+        assert (await pair.service.complete("hello", echo=True, logprobs=1)).status == 200
+        assert (legs(engine), legs(other)) == (1, 1)
+        assert sum(legs(e) for e in pair.engines.prefill) == 0
+        await nobody_is_blamed(pair)
+
+
+async def test_no_prefill_is_wasted_on_a_decode_engine_that_is_known_to_be_full() -> None:
+    async with fleet(prefill=1, policy=InOrder(), kv_events=False) as pair:
+        engine, other = in_order(list(pair.engines.decode))
+        full(engine, retry_after="5")
+        for n in range(4):
+            assert (await pair.service.complete(prose(40, n))).status == 200
+        assert legs(pair.engines.prefill[0]) == 5  # the first hold was spent, so it is prefilled once more
+        assert (legs(engine), legs(other)) == (1, 4)
+        await no_hold_is_left(pair)
+
+
+async def test_a_decode_engine_that_became_full_meanwhile_is_not_sent_the_hold() -> None:
+    async with fleet(prefill=1, policy=InOrder(), kv_events=False) as pair:
+        engine, other = in_order(list(pair.engines.decode))
+        [prefill] = pair.engines.prefill
+        prefill.faults.add(Fault(kind="hang", path=PATH, times=1))
+        full(engine, retry_after="5")
+        prefill.faults.clear()
+        prefill.faults.add(Fault(kind="slow", path=PATH, delay_s=1.0, times=3))
+        async with crowd(pair, 3) as tasks:
+            await wait_until(lambda: legs(prefill) == 3, "three prefill legs")
+            instance = pair.service.fleet.get(engine.address)
+            assert instance is not None
+            now = asyncio.get_running_loop().time()
+            instance.fullness.said(now, 0, now, told_s=5.0)
+            assert [(await task).status for task in tasks] == [200] * 3
+        assert (legs(engine), legs(other), legs(prefill)) == (0, 3, 3)
+        await no_hold_is_left(pair)
+
+
+async def test_what_a_full_engine_is_not_told_it_shows() -> None:
+    async with fleet(policy=InOrder(), kv_events=False) as pair:
+        engine, other = in_order(list(pair.engines.prefill))
+        full(engine, retry_after="5")
+        assert (await pair.service.complete("hello")).status == 200
+        explained = await pair.service.explain({"prompt": "hello"})
+        whys = {c["instance"]: (c["usable"], c["why"]) for c in explained["prefill"]["candidates"]}
+        assert whys == {engine.address: (False, "says it is full"), other.address: (True, None)}
+        told = {i["instance"]: i for i in (await pair.service.ask("/status")).json["instances"]}
+        assert 0 < told[engine.address]["full_for_s"] <= 5
+        assert told[engine.address]["most_legs"] == 0
+        assert (told[engine.address]["state"], told[engine.address]["circuit"]) == ("up", "closed")
+        assert (told[other.address]["full_for_s"], told[other.address]["most_legs"]) == (0, None)
+        assert (await pair.service.ask("/ready")).status == 200
+
+
+# -- all are full -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", FULL)
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_where_all_are_full_a_request_waits_and_is_served(role: str, status: int) -> None:
+    async with fleet(retries=Retries(max_attempts=1, budget=0.0), kv_events=False) as pair:
+        for engine in getattr(pair.engines, role):
+            full(engine, status, times=3)
+        answer = await pair.service.complete("hello")
+        assert answer.status == 200
+        assert await pair.service.metric("kvproxy_engine_full_total", phase=role) >= 2
+        assert await pair.service.metric("kvproxy_queue_wait_seconds_count") > 0
+        await nobody_is_blamed(pair)
+        await no_hold_is_left(pair)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("told", ["7", None])
+async def test_at_the_deadline_the_client_is_told_to_come_back(
+    role: str, told: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kvproxy.access")
+    admission = Admission(queue_timeout_s=1.0)
+    async with fleet(admission=admission, kv_events=False) as pair:
+        for engine in getattr(pair.engines, role):
+            full(engine, 429, retry_after=told)
+        answer = await pair.service.complete("hello")
+        assert answer.status == 503
+        assert "--queue-timeout" in answer.json["error"]["message"]
+        assert int(answer.headers["Retry-After"]) >= (4 if told else 1)
+        assert await pair.service.metric("kvproxy_refused_requests_total", reason="engines_full") == 1
+        assert await pair.service.metric("kvproxy_requests_total", outcome="unavailable") == 1
+        # 0.1, 0.2, 0.4 and 0.8 s: whoever is always full is asked a few times.
+        most = 2 if told else 10
+        assert sum(legs(engine) for engine in getattr(pair.engines, role)) <= most
+        assert " 503 " in caplog.text
+        assert ":full" in caplog.text
+        assert "reason=engines_full" in caplog.text
+        await nobody_is_blamed(pair)
+
+
+async def test_who_comes_later_waits_without_being_sent_anywhere() -> None:
+    async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=1.0), kv_events=False) as pair:
+        [engine] = pair.engines.decode
+        full(engine, retry_after="5")
+        assert (await pair.service.complete("hello")).status == 503
+        before = legs(pair.engines.prefill[0])
+        answer = await pair.service.complete("hello")
+        assert (answer.status, answer.headers["Retry-After"] != "") == (503, True)
+        assert legs(pair.engines.prefill[0]) == before
+        assert await pair.service.metric("kvproxy_refused_requests_total", reason="engines_full") == 2
+
+
+async def test_an_engine_that_failed_before_does_not_hide_that_all_are_full() -> None:
+    async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=0.5), kv_events=False) as pair:
+        [engine] = pair.engines.prefill
+        full(engine, 500, times=1)
+        full(engine)
+        answer = await pair.service.complete("hello")
+        assert (answer.status, "full" in answer.json["error"]["message"]) == (503, True)
+        assert answer.headers["Retry-After"]
+
+
+async def test_a_client_that_leaves_while_all_are_full_leaves_nothing() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        [engine] = pair.engines.decode
+        full(engine, retry_after="5")
+        async with crowd(pair, 3) as tasks:
+            await wait_until(lambda: len(pair.service.app[GATE]) == 3, "the queue")
+            for task in tasks:
+                task.cancel()
+            await wait_until(lambda: len(pair.service.app[GATE]) == 0, "the queue")
+        assert pair.service.app[GATE]._reopening is None
+        engine.faults.clear()
+        await nobody_is_blamed(pair)
+        await no_hold_is_left(pair)
+
+
+async def test_who_waits_does_not_come_at_once_when_the_moment_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fullness, "UNREFUSED_S", 1000.0)
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        [engine] = pair.engines.prefill
+        full(engine, retry_after="2", times=1)
+        async with crowd(pair, 1) as first:
+            await wait_until(lambda: len(pair.service.app[GATE]) == 1, "the first in the queue")
+            engine.faults.add(Fault(kind="slow", path=PATH, delay_s=1.0, times=1))
+            async with crowd(pair, 40) as others:
+                await wait_until(lambda: legs(engine) == 2, "the leg that tries it")
+                for _ in range(20):
+                    await pair.service.ask("/status")
+                    assert (legs(engine), len(pair.service.app[GATE])) == (2, 40)
+                assert {(await task).status for task in [*first, *others]} == {200}
+        assert legs(engine) == 42
+
+
+# -- engines with a limit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode", "both"])
+async def test_engines_with_a_limit_serve_a_crowd_without_loss_or_blame(role: str) -> None:
+    shape = {"both": 2, "prefill": 0, "decode": 0} if role == "both" else {}
+    limit = {"max_queued_requests": 4, **UNHURRIED}
+    async with fleet(**shape, stand_in=limit, kv_events=False) as pair:  # type: ignore[arg-type]  # a dict of settings
+        async with crowd(pair, 120, max_tokens=8, ignore_eos=True) as tasks:
+            answers = await asyncio.gather(*tasks)
+        assert {answer.status for answer in answers} == {200}
+        refused = await pair.service.metric("kvproxy_engine_full_total")
+        assert 0 < refused < 2 * 120  # a herd would be refused hundreds of times
+        await nobody_is_blamed(pair)
+        await no_hold_is_left(pair)
+
+
+async def test_a_list_of_prompts_is_served_by_engines_with_a_limit() -> None:
+    async with fleet(stand_in={"max_queued_requests": 3, **UNHURRIED}, kv_events=False) as pair:
+        answer = await pair.service.complete([prose(10, n) for n in range(24)], max_tokens=4)
+        assert answer.status == 200
+        assert len(answer.by_choice) == 24
+        await nobody_is_blamed(pair)
+        await no_hold_is_left(pair)
+
+
+# -- not full, but dead or wrong ----------------------------------------------------------------------------
+
+
+async def test_one_whose_health_fails_as_well_is_dead() -> None:
+    async with fleet(policy=InOrder(), kv_events=False) as pair:
+        engine, _ = in_order(list(pair.engines.prefill))
+        full(engine)
+        full(engine, path="/health")
+        assert (await pair.service.complete("hello")).status == 200
+        instance = pair.service.fleet.get(engine.address)
+        assert instance is not None
+        await wait_until(lambda: instance.status == "down", "the check that a 503 calls for")
+        engine.faults.clear()
+        await wait_until(lambda: instance.status == "up", "its return")
+        assert instance.fullness.left_s(asyncio.get_running_loop().time()) <= TOLD_LEAST_S
+
+
+# -- a model that is not here -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_a_model_that_one_engine_does_not_have_is_asked_of_another(role: str) -> None:
+    one_attempt = Retries(max_attempts=1, budget=0.0)
+    loras = {"loras": ("alpha",)}
+    async with fleet(policy=InOrder(), stand_in=loras, retries=one_attempt, kv_events=False) as pair:
+        engine, other = in_order(getattr(pair.engines, role))
+        engine.checker._loras = ()  # it was unloaded, and its list was read before
+        engine.faults.add(Fault(kind="hang", path="/v1/models"))
+        answer = await pair.service.complete("hello", model="alpha")
+        assert (answer.status, answer.json["model"]) == (200, "alpha")
+        instance = pair.service.fleet.get(engine.address)
+        assert instance is not None
+        assert instance.models == {"tiny"}
+        assert (await pair.service.complete("hello", model="alpha")).status == 200
+        assert (legs(engine), legs(other)) == (1, 2)
+        assert await pair.service.metric("kvproxy_retries_total", reason="not_here", phase=role) == 1
+        await nobody_is_blamed(pair)
+        await no_hold_is_left(pair)
+
+
+async def test_its_list_is_read_anew_at_once() -> None:
+    async with fleet(policy=InOrder(), stand_in={"loras": ("alpha",)}, kv_events=False) as pair:
+        engine, _ = in_order(list(pair.engines.decode))
+        full(engine, 404, times=1)  # a glitch: its list still has it
+        assert (await pair.service.complete("hello", model="alpha")).status == 200
+        instance = pair.service.fleet.get(engine.address)
+        assert instance is not None
+        await wait_until(lambda: "alpha" in instance.models, "the list")
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_if_none_has_it_the_engines_404_is_answered(role: str) -> None:
+    async with fleet(stand_in={"loras": ("alpha",)}, kv_events=False) as pair:
+        for engine in getattr(pair.engines, role):
+            engine.checker._loras = ()
+        answer = await pair.service.complete("hello", model="alpha")
+        assert (answer.status, answer.json["error"]["param"]) == (404, "model")
+        assert sum(legs(engine) for engine in getattr(pair.engines, role)) == 2
+        await nobody_is_blamed(pair)
+        await no_hold_is_left(pair)
