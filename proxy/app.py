@@ -18,6 +18,7 @@ from proxy.accuracy import Accuracy
 from proxy.admission import BodyBudget, Gate
 from proxy.app_keys import (
     ACCURACY,
+    ADAPTERS,
     BODIES,
     CONFIG,
     DIRECTOR,
@@ -32,17 +33,17 @@ from proxy.app_keys import (
     TOKENIZER,
     WATCH,
 )
-from proxy.authentication import CLIENT_KEYS, authenticate
+from proxy.authentication import CLIENT_KEYS, LOAD_ADAPTER, UNLOAD_ADAPTER, authenticate
 from proxy.client_keys import ClientKeys, readable_by_others
 from proxy.config import Config, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.cors import CorsRules
 from proxy.cross_origin import allow_origins
 from proxy.director import Director
-from proxy.discovery import Believing, EventFeeds, FleetWatch
+from proxy.discovery import Adapters, Believing, EventFeeds, FleetWatch
 from proxy.doctor import Doctor
 from proxy.errors import ConfigError
-from proxy.handlers import admin, doctor, observe, openai, openapi
+from proxy.handlers import adapters, admin, doctor, observe, openai, openapi
 from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.listening import ServiceRunner
@@ -160,6 +161,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             )
             watch = FleetWatch(config, fleet, client, feeds, app[METRICS], forget=placement.forget)
             app[WATCH] = watch
+            app[ADAPTERS] = Adapters(fleet, client, config.model, time.monotonic)
             app[TOKENIZER] = tokenizer = PromptTokenizer(
                 fleet,
                 client,
@@ -197,6 +199,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             await leg_tasks.drained(CLEANUP_S)
             await leg_tasks.close()
             await tokenizer.close()
+            await app[ADAPTERS].close()
             if state is not None:
                 await state.close()
             await watch.close()
@@ -253,6 +256,8 @@ OPERATORS = [
     web.get("/metrics", observe.metrics),
     web.post("/explain", observe.explain),
     web.get("/doctor", doctor.doctor, allow_head=False),
+    web.post(LOAD_ADAPTER, adapters.load_adapter),
+    web.post(UNLOAD_ADAPTER, adapters.unload_adapter),
     web.post("/instances/add", admin.add_instance),
     web.post("/instances/drain", admin.drain_instance),
     web.post("/instances/remove", admin.remove_instance),

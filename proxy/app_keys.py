@@ -9,7 +9,7 @@ from proxy.accuracy import Accuracy
 from proxy.admission import BodyBudget, Gate
 from proxy.config import Config
 from proxy.director import Director
-from proxy.discovery import FleetWatch
+from proxy.discovery import Adapters, FleetWatch
 from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.metrics import Metrics
@@ -21,6 +21,7 @@ DIRECTOR: web.AppKey[Director] = web.AppKey("director", Director)
 FLEET: web.AppKey[Fleet] = web.AppKey("fleet", Fleet)
 ACCURACY: web.AppKey[Accuracy] = web.AppKey("accuracy", Accuracy)
 WATCH: web.AppKey[FleetWatch] = web.AppKey("watch", FleetWatch)
+ADAPTERS: web.AppKey[Adapters] = web.AppKey("adapters", Adapters)
 GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
 BODIES: web.AppKey[BodyBudget] = web.AppKey("bodies", BodyBudget)
 READER: web.AppKey[ThreadPoolExecutor] = web.AppKey("reader", ThreadPoolExecutor)

@@ -15,6 +15,12 @@ CLIENT_KEY: web.RequestKey[str] = web.RequestKey("client", str)
 GUARDED = "/v1"
 """As vLLM guards: probes, metrics and admin paths have no client key."""
 
+LOAD_ADAPTER = "/v1/load_lora_adapter"
+UNLOAD_ADAPTER = "/v1/unload_lora_adapter"
+
+_FOR_OPERATORS = frozenset({LOAD_ADAPTER, UNLOAD_ADAPTER})
+"""vLLM has these among what clients use; they want the admin key."""
+
 
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -36,4 +42,5 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
 def _guarded(request: web.Request) -> bool:
     """By the route that was found, so that no other spelling of a path gets around it."""
     resource = request.match_info.route.resource
-    return (request.path if resource is None else resource.canonical).startswith(GUARDED)
+    path = request.path if resource is None else resource.canonical
+    return path.startswith(GUARDED) and (resource is None or path not in _FOR_OPERATORS)

@@ -25,6 +25,7 @@ def specs() -> list[EngineSpec]:
         decode=2,
         lease_s=LEASE_S,
         loras=(ADAPTER,),
+        env=(("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1"),),
         flags=("--enable-request-id-headers", "--enable-server-load-tracking"),
     )
 

@@ -1,8 +1,9 @@
 """Who the instances are, whether they can be used, and where they publish their KV events."""
 
+from proxy.discovery.adapters import Adapters, Told
 from proxy.discovery.believing import Believing
 from proxy.discovery.feeds import EventFeeds
 from proxy.discovery.startup import StartupError
 from proxy.discovery.watch import FleetWatch
 
-__all__ = ["Believing", "EventFeeds", "FleetWatch", "StartupError"]
+__all__ = ["Adapters", "Believing", "EventFeeds", "FleetWatch", "StartupError", "Told"]

@@ -21,7 +21,8 @@ An instance is HOST:PORT, or https://HOST:PORT where it speaks TLS. Its KV-event
 
 _ENVIRONMENT = """
 environment:
-  ADMIN_API_KEY   the key that /instances/*, /explain and /doctor need in X-API-Key
+  ADMIN_API_KEY   the key that /instances/*, /v1/load_lora_adapter, /v1/unload_lora_adapter, /explain and
+                  /doctor need in X-API-Key
 """
 
 

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 
 from proxy import headers as names
 from proxy.admission import Ticket, weigh
-from proxy.app_keys import BODIES, CONFIG, DIRECTOR, FLEET, METRICS, READER, STOPPING
+from proxy.app_keys import ADAPTERS, BODIES, CONFIG, DIRECTOR, METRICS, READER, STOPPING
 from proxy.clients import client_of
 from proxy.deadlines import TimeLimit, time_limit
 from proxy.errors import (
@@ -26,7 +26,6 @@ from proxy.errors import (
 )
 from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest, Route, read_request
-from proxy.instances import Fleet
 from proxy.middlewares import (
     BODY_LEASE_KEY,
     IN_FLIGHT_KEY,
@@ -155,19 +154,14 @@ async def generation_request(request: web.Request, route: Route | None) -> Gener
         read = await _off_the_loop(request, read_request, route, data, default_model)
     else:
         read = read_request(route, data, default_model)
-    _check_model(request.app[FLEET], read.model, request.app[CONFIG].model)
+    if not await request.app[ADAPTERS].known(read.model):
+        raise NotFoundError(f"The model `{read.model}` does not exist.", param="model")
     return read
 
 
 async def _off_the_loop(request: web.Request, function: Callable[..., T], *arguments: Any) -> T:
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(request.app[READER], functools.partial(function, *arguments))
-
-
-def _check_model(fleet: Fleet, model: str, configured: str) -> None:
-    starting = not any(instance.model_cards for instance in fleet)
-    if model != configured and not starting and not fleet.serves(model):
-        raise NotFoundError(f"The model `{model}` does not exist.", param="model")
 
 
 async def read_json_bytes(request: web.Request) -> bytes:

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     add("--root", metavar="PATH", help="the model's directory, as /v1/models tells it")
     add("--vllm-version", default=VERSION, metavar="V", help="the release it says it is")
     add("--lora", action="append", default=[], metavar="NAME", help="an adapter to serve; may be repeated")
+    add("--lora-updates", action="store_true", help="adapters can be loaded and unloaded under way")
     add(
         "--role",
         choices=_ROLES,
@@ -108,6 +109,7 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         model=args.model,
         root=args.root,
         loras=tuple(args.lora),
+        lora_updates=args.lora_updates,
         connector=args.role != "plain",
         ranks=args.ranks,
         block_size=args.block_size,

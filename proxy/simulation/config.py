@@ -84,6 +84,8 @@ class StandInConfig:
     """Whether browsers may read answers from any page, as with --allowed-origins '["*"]'."""
     dev_mode: bool = True
     """Whether /reset_prefix_cache exists, as with VLLM_SERVER_DEV_MODE=1."""
+    lora_updates: bool = False
+    """Whether adapters can be loaded and unloaded under way, as with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
     keep_alive_s: float = 5.0
     admin: int | None = None
     """The port of the admin endpoint that commands faults."""

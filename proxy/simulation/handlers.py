@@ -66,6 +66,11 @@ class Handlers:
             web.post("/v1/chat/completions", self.chat_completions),
         ]
         self.routes += [web.post(path, self.scale_out) for path in _SCALE_OUT]
+        if engine.config.lora_updates:
+            self.routes += [
+                web.post("/v1/load_lora_adapter", self.load_adapter),
+                web.post("/v1/unload_lora_adapter", self.unload_adapter),
+            ]
         if engine.config.dev_mode:
             self.routes += [
                 web.post("/reset_prefix_cache", self.reset_prefix_cache),
@@ -95,7 +100,7 @@ class Handlers:
         """The model and its adapters."""
         config = self._engine.config
         cards = [self._card(config.model, None, config.max_model_len)]
-        cards += [self._card(lora, config.model, None) for lora in config.loras]
+        cards += [self._card(lora, config.model, None) for lora in self._engine.adapters]
         return json_answer({"object": "list", "data": cards})
 
     async def event_sources(self, _: web.Request) -> web.Response:
@@ -106,6 +111,14 @@ class Handlers:
         """False while any rank has blocks in use."""
         done = [rank.model.reset_prefix_cache() for rank in self._engine.ranks]
         return json_answer({"success": all(done)})
+
+    async def load_adapter(self, request: web.Request) -> web.Response:
+        """The words of success have no content type."""
+        return web.Response(body=self._engine.adapters.load(await read_json(request)).encode())
+
+    async def unload_adapter(self, request: web.Request) -> web.Response:
+        """Requests that run with it end with it."""
+        return web.Response(body=self._engine.adapters.unload(await read_json(request)).encode())
 
     async def sleep(self, request: web.Request) -> web.Response:
         """Answered once it sleeps: what holds blocks for others keeps it awake until they are fetched or time is up."""
@@ -217,7 +230,7 @@ class Handlers:
 
     def _choices(self, asked: Asked, answer_id: str, session_id: str | None) -> list[Choice]:
         engine, body = self._engine, asked.body
-        lora_id = engine.config.loras.index(asked.lora) + 1 if asked.lora else None
+        lora_id = engine.adapters.number(asked.lora) if asked.lora else None
         report = (body.get("vllm_xargs") or {}).get("kv_cache_report_mode") == "full"
         now_s = time.monotonic()
         choices: list[Choice] = []
@@ -309,7 +322,9 @@ class Handlers:
             "object": "model",
             "created": self._created,
             "owned_by": "vllm",
-            "root": name if parent is not None else self._engine.config.root or name,
+            "root": self._engine.adapters.path(name)
+            if parent is not None
+            else self._engine.config.root or name,
             "parent": parent,
             "max_model_len": max_model_len,
             "permission": [permission],

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from proxy.simulation.adapters import Adapters
 from proxy.simulation.admin import Seen, admin_app, watch
 from proxy.simulation.config import StandInConfig
 from proxy.simulation.engine import EngineModel
@@ -52,10 +53,11 @@ class StandIn:
     def __init__(self, config: StandInConfig | None = None) -> None:
         self.config = config or StandInConfig()
         self.tokenizer = _tokenizer()
+        self.adapters = Adapters(self.config.model, self.config.loras)
         self.checker = Checker(
             self.tokenizer,
             self.config.model,
-            self.config.loras,
+            self.adapters,
             self.config.max_model_len,
             self.config.greeting,
         )
@@ -197,6 +199,7 @@ class StandIn:
         await self.refuse()
         await self._stop_engine()
         self.dead = False
+        self.adapters.start_anew()
         self.ended.clear()
         await self._start_engine()
         await self.accept()

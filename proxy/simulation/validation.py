@@ -4,7 +4,7 @@ The second stage of vLLM's validation, which knows the model: names, lengths, th
 for sampling parameters. An error here makes a decode engine release the hold its request named.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,7 +46,7 @@ class Checker:
         self,
         tokenizer: Tokenizer,
         model: str,
-        loras: Sequence[str],
+        loras: Container[str],
         max_model_len: int,
         greeting: str = "",
     ) -> None:

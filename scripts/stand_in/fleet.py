@@ -79,6 +79,8 @@ def command(spec: EngineSpec) -> list[str]:
         words += ["--hash-seed", seed]
     for name in spec.loras:
         words += ["--lora", name]
+    if dict(spec.env).get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1":
+        words.append("--lora-updates")
     for flag in spec.flags:
         if flag not in _WORDS:
             raise ValueError(f"{spec.name}: a stand-in does not know {flag}")

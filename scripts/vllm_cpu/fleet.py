@@ -150,10 +150,11 @@ def plan(
     lease_s: int = 30,
     loras: tuple[str, ...] = (),
     flags: tuple[str, ...] = (),
+    env: tuple[tuple[str, str], ...] = (),
 ) -> list[EngineSpec]:
     """Describe a fleet with free ports: plain engines, and prefill and decode engines joined by NIXL.
 
-    Every engine has a hash seed of its own, as engines have that nobody aligned.
+    Every engine has a hash seed of its own, as engines have that nobody aligned; `env` is for all.
     """
     counts: dict[Role, int] = {"plain": plain, "prefill": prefill, "decode": decode}
     wanted: list[tuple[Role, int]] = [(role, n) for role, count in counts.items() for n in range(count)]
@@ -170,7 +171,7 @@ def plan(
             lease_s=lease_s,
             loras=loras,
             flags=flags,
-            env=(("PYTHONHASHSEED", str(seed)),),
+            env=(("PYTHONHASHSEED", str(seed)), *env),
         )
         for seed, (role, n) in enumerate(wanted)
     ]

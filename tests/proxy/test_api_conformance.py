@@ -75,7 +75,10 @@ class Served:
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     with start_blocking_portal() as portal:
         context = fleet(
-            prefill=2, decode=2, admin_api_key=request.param, stand_in={"max_model_len": SHORT_TOKENS}
+            prefill=2,
+            decode=2,
+            admin_api_key=request.param,
+            stand_in={"max_model_len": SHORT_TOKENS, "lora_updates": True},
         )
         with (
             portal.wrap_async_context_manager(context) as pair,
@@ -95,7 +98,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     ],
 )
 def test_answers_are_as_described(served: Served, operation: Any, mode: GenerationMode) -> None:
-    administers = operation.path.startswith("/instances")
+    administers = operation.path.startswith(("/instances", "/v1/load", "/v1/unload"))
     true_failures = {503} if administers and served.admin_key is None else set()
 
     @settings(

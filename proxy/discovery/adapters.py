@@ -1,0 +1,125 @@
+"""Which names engines serve is asked anew when somebody asks for one that none lists: once for all who wait.
+
+Adapters are loaded and unloaded while engines run, and what engines list is read every few seconds only. No name is kept:
+what is remembered is when all engines were asked last.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from proxy.discovery import checks
+from proxy.discovery.checks import Checker, wrong_model
+from proxy.errors import LegError
+from proxy.headers import Headers
+from proxy.instances import Fleet, Instance, Status
+from proxy.tasks import TaskOwner
+
+log = logging.getLogger(__name__)
+
+LIST_TIMEOUT_S = 1.0
+"""A request for a name that nobody lists waits so long at most for an engine that does not answer."""
+ASK_AGAIN_S = 3.0
+"""Names that are nowhere cost the engines one question in so long, however many ask for them."""
+LOAD_TIMEOUT_S = 300.0
+"""An adapter may have to be fetched from far away first."""
+
+
+class Engines(checks.Engines, Protocol):
+    """The part of the engine client needed here."""
+
+    async def exchange(
+        self,
+        method: str,
+        instance: str,
+        path: str,
+        body: bytes | None,
+        timeout_s: float,
+        headers: Headers | None = None,
+    ) -> tuple[int, bytes]:
+        """Status and body of an engine's answer; raises LegError."""
+        ...
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What one engine answered to all."""
+
+    instance: str
+    role: str
+    status: int | None
+    """None if there was no answer."""
+    answer: Any
+    """As it came: JSON where it is, else text; of what went wrong if there was none."""
+
+
+class Adapters:
+    """Knows, loads and unloads what engines serve beside their model."""
+
+    def __init__(self, fleet: Fleet, engines: Engines, model: str, clock: Callable[[], float]) -> None:
+        """`model`: what all engines serve."""
+        self._fleet = fleet
+        self._engines = engines
+        self._model = model
+        self._clock = clock
+        self._checker = Checker(engines, clock, timeout_s=LIST_TIMEOUT_S)
+        self._tasks = TaskOwner("adapters")
+        self._asking: asyncio.Task[None] | None = None
+        self._asked_at: float | None = None
+
+    async def known(self, name: str) -> bool:
+        """Whether any engine lists a name, if need be after asking them; True while no engine has told anything."""
+        if name == self._model or self._fleet.serves(name) or not any(i.model_cards for i in self._fleet):
+            return True
+        if self._asking is None:
+            if self._asked_at is not None and self._clock() - self._asked_at < ASK_AGAIN_S:
+                return False
+            self._asking = self._tasks.create(self._ask_all(), name="which models")
+        await asyncio.shield(self._asking)
+        return self._fleet.serves(name)
+
+    async def _ask_all(self) -> None:
+        try:
+            await self.list_anew(instance for instance in self._fleet if instance.status is Status.UP)
+        finally:
+            self._asked_at = self._clock()
+            self._asking = None
+
+    async def list_anew(self, instances: Iterable[Instance]) -> None:
+        """Read what these list. Raises nothing; what one lists that does not answer stays as it was."""
+        await asyncio.gather(*(self._list(instance) for instance in instances))
+
+    async def _list(self, instance: Instance) -> None:
+        try:
+            cards = await self._checker.cards(instance.address, LIST_TIMEOUT_S)
+        except LegError as error:
+            log.debug("%s does not tell what it serves: %s", instance.address, error)
+            return
+        if wrong_model(cards, self._model) is None:  # else the watch has to say so
+            instance.model_cards = cards
+
+    async def tell_all(self, path: str, body: bytes, headers: Headers) -> Sequence[Told]:
+        """Ask every engine to load or unload one, all at once, and read anew what they list then. Raises nothing."""
+        instances = list(self._fleet)
+        told = await asyncio.gather(*(self._tell(instance, path, body, headers) for instance in instances))
+        await self.list_anew(i for i, each in zip(instances, told, strict=True) if each.status is not None)
+        return told
+
+    async def _tell(self, instance: Instance, path: str, body: bytes, headers: Headers) -> Told:
+        address, role = instance.address, instance.role.value
+        try:
+            status, answer = await self._engines.exchange(
+                "POST", address, path, body, LOAD_TIMEOUT_S, headers
+            )
+        except LegError as error:
+            return Told(address, role, None, error.words)
+        try:
+            return Told(address, role, status, msgspec.json.decode(answer))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return Told(address, role, status, answer.decode(errors="replace"))
+
+    async def close(self) -> None:
+        """Ask no more."""
+        await self._tasks.close()

@@ -1,0 +1,48 @@
+"""Adapters are loaded and unloaded on all engines together, and what each of them says is told."""
+
+from collections.abc import Sequence
+
+import msgspec
+from aiohttp import web
+
+from proxy.app_keys import ADAPTERS
+from proxy.authentication import LOAD_ADAPTER, UNLOAD_ADAPTER
+from proxy.body import Body
+from proxy.handlers.admin import check_admin_key
+from proxy.handlers.openai import engine_headers, read_json_bytes
+from proxy.middlewares import NOTES_KEY
+
+
+async def load_adapter(request: web.Request) -> web.Response:
+    """`POST /v1/load_lora_adapter` with vLLM's body `{"lora_name", "lora_path", ...}`, on every engine."""
+    return await _tell_all(request, LOAD_ADAPTER)
+
+
+async def unload_adapter(request: web.Request) -> web.Response:
+    """`POST /v1/unload_lora_adapter` with vLLM's body `{"lora_name"}`, on every engine."""
+    return await _tell_all(request, UNLOAD_ADAPTER)
+
+
+async def _tell_all(request: web.Request, path: str) -> web.Response:
+    check_admin_key(request)
+    body = Body.parse(await read_json_bytes(request))
+    told = await request.app[ADAPTERS].tell_all(path, body.encoded(), engine_headers(request))
+    done = sum(each.status == web.HTTPOk.status_code for each in told)
+    request[NOTES_KEY]["engines"] = f"{done}/{len(told)}"
+    answer = {
+        "message": f"{done} of {len(told)} engines did it",
+        "engines": [msgspec.structs.asdict(each) for each in told],
+    }
+    return web.json_response(answer, status=overall_status([each.status for each in told]))
+
+
+_OF_ALL = frozenset({200, 400, 404})
+
+
+def overall_status(statuses: Sequence[int | None]) -> int:
+    """What all engines answered if they agree that it is done, wrong or unknown; else 502.
+
+    An adapter that some engines have is not there yet, so that is no success.
+    """
+    status, *others = {*statuses} or {None}
+    return status if status in _OF_ALL and not others else web.HTTPBadGateway.status_code

@@ -1,0 +1,87 @@
+"""Invariant: a name is an adapter from the moment it was loaded until it is unloaded, and its number is never another's.
+
+As vLLM does it with VLLM_ALLOW_RUNTIME_LORA_UPDATING: what an adapter is made of matters only in that its directory is there.
+"""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from proxy.simulation.errors import ApiError, NotFoundError
+from proxy.simulation.schema import boolean, check, integer, nullable, record, string
+
+_LOAD = record(
+    {"lora_name": string, "lora_path": string, "load_inplace": boolean, "is_3d_lora_weight": boolean},
+    ("lora_name", "lora_path"),
+)
+_UNLOAD = record({"lora_name": string, "lora_int_id": nullable(integer())}, ("lora_name",))
+
+
+class InvalidUserInputError(ApiError):
+    """What is asked of an adapter cannot be done."""
+
+    status = 400
+    type = "InvalidUserInput"
+
+
+class Adapters:
+    """The adapters of one stand-in."""
+
+    def __init__(self, model: str, names: Sequence[str]) -> None:
+        """`names`: those it is started with."""
+        self._model = model
+        self._names = tuple(names)
+        self._paths: dict[str, str] = {}
+        self._numbers: dict[str, int] = {}
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """As a new process: with those it is started with."""
+        self._paths = {name: name for name in self._names}
+        self._numbers = {name: number for number, name in enumerate(self._names, start=1)}
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names, in the order of loading."""
+        return iter(self._paths)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether it is loaded."""
+        return name in self._paths
+
+    def path(self, name: str) -> str:
+        """Where it was loaded from."""
+        return self._paths[name]
+
+    def number(self, name: str) -> int:
+        """The number the engine knows it by."""
+        return self._numbers[name]
+
+    def load(self, body: Any) -> str:
+        """Load one; words of success. Raises ApiError."""
+        asked = check(body, _LOAD)
+        name, path = asked["lora_name"], asked["lora_path"]
+        if not name or not path:
+            raise InvalidUserInputError("Both 'lora_name' and 'lora_path' must be provided.")
+        if name == self._model:
+            raise InvalidUserInputError(f"The lora adapter '{name}' conflicts with a served base model.")
+        if name in self and not asked.get("load_inplace"):
+            raise InvalidUserInputError(
+                f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set"
+                " 'load_inplace' to True."
+            )
+        if not pathlib.Path(path).is_dir():
+            raise NotFoundError(f"Loading lora {name} failed: No adapter found for {path}")
+        if name not in self:
+            self._numbers[name] = max(self._numbers.values(), default=0) + 1
+        self._paths[name] = path
+        return f"Success: LoRA adapter '{name}' added successfully."
+
+    def unload(self, body: Any) -> str:
+        """Forget one; words of success. Raises ApiError."""
+        name = check(body, _UNLOAD)["lora_name"]
+        if not name:
+            raise InvalidUserInputError("'lora_name' needs to be provided to unload a LoRA adapter.")
+        if name not in self:
+            raise NotFoundError(f"The lora adapter '{name}' cannot be found.")
+        del self._paths[name]
+        return f"Success: LoRA adapter '{name}' removed successfully."
