@@ -26,6 +26,7 @@ from proxy.app_keys import (
     FLEET,
     GATE,
     HEALING,
+    MEMBERSHIP,
     METRICS,
     READER,
     STATE,
@@ -35,7 +36,7 @@ from proxy.app_keys import (
 )
 from proxy.authentication import CLIENT_KEYS, LOAD_ADAPTER, UNLOAD_ADAPTER, authenticate
 from proxy.client_keys import ClientKeys, readable_by_others
-from proxy.config import Config, WhenNoPrefill
+from proxy.config import AllowedInstances, Config, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.cors import CorsRules
 from proxy.cross_origin import allow_origins
@@ -54,7 +55,7 @@ from proxy.prediction_metrics import AccuracyCollector
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
-from proxy.state import StateCollector, StateDirectory, StateKeeper
+from proxy.state import Membership, StateCollector, StateDirectory, StateKeeper
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, configured_tokenizer
 from proxy.upstream.client import EngineClient
@@ -88,6 +89,15 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
         collector(registry=registry)
     directory = StateDirectory(config.state.state_dir) if config.state.state_dir is not None else None
+    if directory is not None:
+        allowed = AllowedInstances(config.security.allow_instances)
+        restricted = bool(config.security.allow_instances)
+        app[MEMBERSHIP] = Membership(
+            directory,
+            config.model,
+            config.instances,
+            lambda spec: allowed.why_not(spec) if restricted else None,
+        )
     index = PrefixIndex(BlockHasher(directory.secret) if directory is not None else None)
     fleet = Fleet(decode_alone=config.admission.when_no_prefill is WhenNoPrefill.DECODE)
     app[ACCURACY] = accuracy = Accuracy(index.holds, upper_bound=index.upper_bound)
@@ -159,7 +169,10 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 if config.kv_events
                 else None
             )
-            watch = FleetWatch(config, fleet, client, feeds, app[METRICS], forget=placement.forget)
+            members = app.get(MEMBERSHIP)
+            watch = FleetWatch(
+                config, fleet, client, feeds, app[METRICS], forget=placement.forget, members=members
+            )
             app[WATCH] = watch
             app[ADAPTERS] = Adapters(fleet, client, config.model, time.monotonic)
             app[TOKENIZER] = tokenizer = PromptTokenizer(
@@ -200,6 +213,8 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             await leg_tasks.close()
             await tokenizer.close()
             await app[ADAPTERS].close()
+            if members is not None:
+                await members.close()
             if state is not None:
                 await state.close()
             await watch.close()

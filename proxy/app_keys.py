@@ -13,7 +13,7 @@ from proxy.discovery import Adapters, FleetWatch
 from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.metrics import Metrics
-from proxy.state import StateKeeper
+from proxy.state import Membership, StateKeeper
 from proxy.tokenizing import PromptTokenizer
 
 CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
@@ -29,6 +29,8 @@ READER: web.AppKey[ThreadPoolExecutor] = web.AppKey("reader", ThreadPoolExecutor
 TOKENIZER: web.AppKey[PromptTokenizer] = web.AppKey("tokenizer", PromptTokenizer)
 STATE: web.AppKey[StateKeeper] = web.AppKey("state", StateKeeper)
 """What outlives the process; absent without --state-dir."""
+MEMBERSHIP: web.AppKey[Membership] = web.AppKey("membership", Membership)
+"""Likewise."""
 HEALING: web.AppKey[Healing] = web.AppKey("healing", Healing)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 DRAINING: web.AppKey[asyncio.Event] = web.AppKey("draining", asyncio.Event)

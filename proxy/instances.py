@@ -317,10 +317,18 @@ class Fleet:
         return self.not_ready_because is None
 
     @property
+    def started(self) -> bool:
+        """Whether some request could be served, but for instances that somebody drained."""
+        return all(any(i.status is Status.UP for i in self.of(phase)) for phase in self._needed)
+
+    @property
+    def _needed(self) -> tuple[Phase, ...]:
+        return (Phase.DECODE,) if self._decode_alone else tuple(Phase)
+
+    @property
     def not_ready_because(self) -> str | None:
         """What no request can do without, in words; None while one could be served."""
-        needed = (Phase.DECODE,) if self._decode_alone else tuple(Phase)
-        missing = [p for p in needed if not any(i.why_unusable() is None for i in self.of(p))]
+        missing = [p for p in self._needed if not any(i.why_unusable() is None for i in self.of(p))]
         return f"no usable {' and no usable '.join(missing)} instance" if missing else None
 
     def claim(self, address: str, rank: int, phase: Phase, tokens: int) -> Claim:

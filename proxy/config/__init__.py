@@ -3,7 +3,7 @@
 from proxy.config.allowed import AllowedInstances
 from proxy.config.cors import Cors
 from proxy.config.faults import Deadlines, Health, Retries
-from proxy.config.instances import EventSource, InstanceSpec, Role, parse_instance
+from proxy.config.instances import EventSource, InstanceSpec, Role, as_text, parse_instance
 from proxy.config.overload import Admission, WhenNoPrefill
 from proxy.config.security import Security
 from proxy.config.service import LEASE_MARGIN_S, Config
@@ -27,6 +27,7 @@ __all__ = [
     "Security",
     "State",
     "WhenNoPrefill",
+    "as_text",
     "parse_instance",
     "read_tier_costs",
 ]

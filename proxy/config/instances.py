@@ -67,6 +67,19 @@ def parse_instance(text: str, role: Role, *, origin: str = "") -> InstanceSpec:
     return InstanceSpec(address, role, _event_sources(query, text, origin), scheme)
 
 
+def as_text(spec: InstanceSpec) -> str:
+    """What `parse_instance` makes this instance of."""
+    sources = spec.event_sources
+    query = {"events": ",".join(source.endpoint for source in sources)} if sources else {}
+    replays = [source.replay_endpoint for source in sources if source.replay_endpoint is not None]
+    if replays:
+        query["replay"] = ",".join(replays)
+    if sources and sources[0].topic:
+        query["topic"] = sources[0].topic
+    scheme = "https://" if spec.scheme == "https" else ""
+    return scheme + spec.address + ("?" + urllib.parse.urlencode(query, safe="/:*,[]") if query else "")
+
+
 def _host_and_port(address: str, text: str, origin: str) -> str:
     host, colon, port = address.rpartition(":")
     remedy = f"{origin} {text!r}: write HOST:PORT, for example 127.0.0.1:8100 or [::1]:8100"

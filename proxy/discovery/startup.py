@@ -22,7 +22,7 @@ async def see_start_through(fleet: Fleet, limit_s: float) -> None:
     try:
         async with asyncio.timeout(limit_s):
             said_at = loop.time()
-            while not fleet.ready:
+            while not fleet.started:
                 await asyncio.sleep(LOOK_EVERY_S)
                 if loop.time() - said_at > PROGRESS_EVERY_S:
                     said_at = loop.time()
@@ -33,6 +33,9 @@ async def see_start_through(fleet: Fleet, limit_s: float) -> None:
             " Check that each address is where its vLLM listens"
         ) from None
     up = sum(1 for instance in fleet if instance.status is Status.UP)
+    if (missing := fleet.not_ready_because) is not None:
+        log.warning("started, but not ready: %s, because instances are draining", missing)
+        return
     log.info("ready: %d of %d instances are up", up, len(fleet))
 
 

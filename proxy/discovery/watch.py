@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from proxy.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S, Breaker
@@ -31,6 +31,7 @@ from proxy.errors import (
     NotFoundError,
 )
 from proxy.instances import Fleet, Instance, Status
+from proxy.state import NOTHING, Present, Restored
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,19 @@ class Engines(checks.Engines, health.Engines, sleeping.Engines, Protocol):
 
     def reach(self, spec: InstanceSpec) -> None:
         """Speak to an engine as it is named: with TLS, or without."""
+        ...
+
+
+class Members(Protocol):
+    """What outlives the process of who was added, drained and removed."""
+
+    @property
+    def restored(self) -> Restored:
+        """What becomes of it at this start."""
+        ...
+
+    def changed(self, present: Iterable[Present]) -> None:
+        """These are to be there after the next start."""
         ...
 
 
@@ -91,11 +105,13 @@ class FleetWatch:
         accounts: Accounts,
         *,
         forget: Callable[[str], None] = lambda _address: None,
+        members: Members | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         """`feeds` is None if KV events are off; `forget` is told of instances that lost their cache.
 
+        `members`: who was changed before kvproxy was restarted; told of every change. None: nothing is kept.
         `clock` must be the one that `engines.heard_at` and the placement go by.
         """
         self._config = config
@@ -104,6 +120,7 @@ class FleetWatch:
         self._feeds = feeds
         self._accounts = accounts
         self._forget = forget
+        self._members = members
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311  # spreads the checks of many routers
         self._checker = Checker(engines, clock, timeout_s=config.health.timeout_s)
@@ -118,14 +135,32 @@ class FleetWatch:
         """Set when the process should end: to a ConfigError or a StartupError."""
 
     def start(self) -> None:
-        """Begin to watch the configured instances."""
+        """Begin to watch the configured instances, and those that were added before a restart."""
+        restored = self._members.restored if self._members is not None else NOTHING
         for spec in self._config.instances:
-            instance = Instance(spec, self._breaker())
-            self._engines.reach(spec)
-            self._fleet.add(instance)
-            self._watch(instance)
+            self._begin(spec, drained=spec.address in restored.drained)
+        for spec, drained in restored.added:
+            self._begin(spec, drained=drained, tries=1)  # no flag names it: another model is only refused
+        for line in restored.told:
+            log.info("%s", line)
+        for line in restored.overruled:
+            log.warning("%s", line)
+        if restored.overruled:
+            self._tell_changed()
         self._tasks.create(self._start_up(), name="start-up")
         self._tasks.create(Changes(self._fleet, self._feeds, self._clock).tell(), name="changes")
+
+    def _begin(self, spec: InstanceSpec, *, drained: bool, tries: int = 0) -> None:
+        instance = Instance(spec, self._breaker())
+        instance.draining = drained
+        self._engines.reach(spec)
+        self._fleet.add(instance)
+        self._watch(instance, tries=tries)
+
+    def _tell_changed(self) -> None:
+        if self._members is not None:
+            staying = (instance for instance in self._fleet if instance.address not in self._leaving)
+            self._members.changed([Present(instance.spec, instance.draining) for instance in staying])
 
     async def _start_up(self) -> None:
         try:
@@ -165,6 +200,7 @@ class FleetWatch:
         if (wrong := wrong_model(cards, self._config.model)) is not None:
             raise BadRequestError(f"{spec.role} {spec.address} {wrong}: nothing was added", param="instance")
         self._fleet.add(instance)
+        self._tell_changed()
         watched = self._watch(
             instance, tries=1
         )  # a start is over: from here on another model is only refused
@@ -178,6 +214,7 @@ class FleetWatch:
             raise ConflictError(f"{address} is being removed; add it again once it is gone")
         if instance.draining is undo:
             instance.draining = not undo
+            self._tell_changed()
             log.info("%s %s %s", instance.role, address, "takes legs again" if undo else "is draining")
         return instance
 
@@ -185,10 +222,12 @@ class FleetWatch:
         """Let an instance go: no new legs, and what runs there ends first unless `force`. Raises NotFoundError."""
         instance = self._known(address)
         instance.draining = True
+        new = address not in self._leaving
+        self._leaving.add(address)
+        self._tell_changed()
         if force:
             await asyncio.shield(self._tasks.create(self._let_go(instance), name=f"remove {address}"))
-        elif address not in self._leaving:
-            self._leaving.add(address)
+        elif new:
             self._tasks.create(self._leave(instance), name=f"remove {address}")
             await asyncio.sleep(0)  # one that is idle is gone at once
             if self._fleet.get(address) is instance:

@@ -118,8 +118,8 @@ def add_service(group: "argparse._ArgumentGroup") -> None:
         "--state-dir",
         type=pathlib.Path,
         metavar="DIR",
-        help="keep what is known of the engines' caches there, so that a restart loses nothing; a directory of this"
-        " kvproxy's own, made if it does not exist",
+        help="keep what is known of the engines' caches and what /instances/* changed there, so that a restart loses"
+        " nothing; a directory of this kvproxy's own, made if it does not exist",
     )
     add_number(
         group,

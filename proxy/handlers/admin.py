@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from proxy.app_keys import CONFIG, FLEET, WATCH
+from proxy.app_keys import CONFIG, FLEET, MEMBERSHIP, WATCH
 from proxy.config import AllowedInstances, InstanceSpec, Role, parse_instance
 from proxy.errors import (
     BadRequestError,
@@ -98,7 +98,7 @@ async def add_instance(request: web.Request) -> web.Response:
     patterns = request.app[CONFIG].security.allow_instances
     if patterns and (why := AllowedInstances(patterns).why_not(spec)) is not None:
         raise ForbiddenError(why, param="instance")
-    return _done(await request.app[WATCH].add(spec), "added")
+    return await _done(request, await request.app[WATCH].add(spec), "added")
 
 
 async def drain_instance(request: web.Request) -> web.Response:
@@ -106,7 +106,7 @@ async def drain_instance(request: web.Request) -> web.Response:
     asked, spec = await _read(request, _Drain)
     instance = _known(request, spec, asked.type)
     request.app[WATCH].drain(instance.address, undo=asked.undo)
-    return _done(instance, "takes legs again" if asked.undo else "takes no new legs")
+    return await _done(request, instance, "takes legs again" if asked.undo else "takes no new legs")
 
 
 async def remove_instance(request: web.Request) -> web.Response:
@@ -119,8 +119,10 @@ async def remove_instance(request: web.Request) -> web.Response:
     instance = _known(request, spec, asked.type)
     await request.app[WATCH].remove(instance.address, force=asked.force)
     gone = request.app[FLEET].get(instance.address) is not instance
-    return _done(
-        instance, "removed" if gone else "takes no new legs and goes when its running ones have ended"
+    return await _done(
+        request,
+        instance,
+        "removed" if gone else "takes no new legs and goes when its running ones have ended",
     )
 
 
@@ -133,7 +135,9 @@ def _known(request: web.Request, spec: InstanceSpec, role: Role | None) -> Insta
     return instance
 
 
-def _done(instance: Instance, how: str) -> web.Response:
+async def _done(request: web.Request, instance: Instance, how: str) -> web.Response:
+    if (members := request.app.get(MEMBERSHIP)) is not None:
+        await members.written()
     return web.json_response(
         {
             "message": f"{instance.role} {instance.address}: {how}",

@@ -28,7 +28,11 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SNAPSHOT = ".snapshot"
 _TEMPORARY = ".tmp"
 _NAME = re.compile(r"(?P<stem>.+)\.rank[0-9]+\.snapshot")
-_BROKEN = re.compile(r".+\.snapshot\.broken-(?P<at>[0-9]+)")
+_INSTANCES = "instances.json"
+_BROKEN = re.compile(r".+\.(?:snapshot|json)\.broken-(?P<at>[0-9]+)")
+
+MOST_INSTANCES_BYTES = 4 << 20
+"""What is kept of instances: room for ten thousand of them."""
 
 
 class UnusableFileError(ValueError):
@@ -67,23 +71,25 @@ class StateDirectory:
 
     def read(self, instance: str, rank: int) -> bytes | None:
         """What was written of a rank; None if nothing was. Raises UnusableFileError, OSError."""
-        try:
-            opened = os.open(
-                self._file(instance, rank), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            )
-        except FileNotFoundError:
-            return None
-        with os.fdopen(opened, "rb") as file:
-            found = os.fstat(opened)
-            if not stat.S_ISREG(found.st_mode):
-                raise UnusableFileError("it is not a file")
-            if found.st_size > MOST_BYTES:
-                raise UnusableFileError(f"it has {found.st_size} bytes")
-            return file.read()
+        return _read(self._file(instance, rank), MOST_BYTES)
 
     def write(self, instance: str, rank: int, data: bytes) -> None:
         """Put it in the place of what was written before, whole or not at all. Raises OSError."""
-        file = self._file(instance, rank)
+        self._write(self._file(instance, rank), data)
+
+    def read_instances(self) -> bytes | None:
+        """What was written of the instances; None if nothing was. Raises UnusableFileError, OSError."""
+        return _read(self._path / _INSTANCES, MOST_INSTANCES_BYTES)
+
+    def write_instances(self, data: bytes) -> None:
+        """Put it in the place of what was written before, whole or not at all. Raises OSError."""
+        self._write(self._path / _INSTANCES, data)
+
+    def set_instances_aside(self) -> str:
+        """As `set_aside`."""
+        return self._set_aside(self._path / _INSTANCES)
+
+    def _write(self, file: pathlib.Path, data: bytes) -> None:
         temporary = file.with_name(file.name + _TEMPORARY)
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -101,7 +107,9 @@ class StateDirectory:
 
     def set_aside(self, instance: str, rank: int) -> str:
         """Put a file out of the way under another name, which is returned. Raises OSError."""
-        file = self._file(instance, rank)
+        return self._set_aside(self._file(instance, rank))
+
+    def _set_aside(self, file: pathlib.Path) -> str:
         aside = file.with_name(f"{file.name}.broken-{time.time_ns()}")
         file.replace(aside)
         broken = [(int(match["at"]), name) for name in self._names() if (match := _BROKEN.fullmatch(name))]
@@ -142,7 +150,7 @@ class StateDirectory:
         """What a process that was killed in the middle of writing has left."""
         with contextlib.suppress(OSError):
             for name in self._names():
-                if name.endswith(_SNAPSHOT + _TEMPORARY):
+                if name.endswith((_SNAPSHOT + _TEMPORARY, _INSTANCES + _TEMPORARY)):
                     (self._path / name).unlink()
 
     def _try_to_write(self, origin: str) -> None:
@@ -159,6 +167,20 @@ class StateDirectory:
             os.fsync(opened)
         finally:
             os.close(opened)
+
+
+def _read(path: pathlib.Path, most_bytes: int) -> bytes | None:
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(opened, "rb") as file:
+        found = os.fstat(opened)
+        if not stat.S_ISREG(found.st_mode):
+            raise UnusableFileError("it is not a file")
+        if found.st_size > most_bytes:
+            raise UnusableFileError(f"it has {found.st_size} bytes")
+        return file.read()
 
 
 def _stem(instance: str) -> str:

@@ -202,3 +202,31 @@ def test_a_secret_half_made_is_made_anew(at: pathlib.Path) -> None:
     (at / "secret.tmp").write_bytes(b"half")
     StateDirectory(at).close()
     assert {path.name for path in at.iterdir()} == {"lock", "secret"}
+
+
+def test_instances_are_one_file_written_whole(at: pathlib.Path, directory: StateDirectory) -> None:
+    assert directory.read_instances() is None
+    directory.write_instances(b"before")
+    directory.write_instances(b"after")
+    assert directory.read_instances() == b"after"
+    assert names(at) == {"instances.json"}
+    assert stat.S_IMODE((at / "instances.json").stat().st_mode) == 0o600
+    directory.remove_others([])  # which is about snapshots
+    assert directory.read_instances() == b"after"
+    aside = directory.set_instances_aside()
+    assert names(at) == {aside}
+    directory.close()
+    (at / "instances.json.tmp").write_bytes(b"of a process that was killed while it wrote")
+    StateDirectory(at).close()
+    assert names(at) == {aside}
+
+
+def test_what_takes_the_place_of_instances_is_not_read(at: pathlib.Path, directory: StateDirectory) -> None:
+    (at / "elsewhere").write_bytes(b"{}")
+    (at / "instances.json").symlink_to(at / "elsewhere")
+    with pytest.raises(OSError, match="symbolic"):
+        directory.read_instances()
+    (at / "instances.json").unlink()
+    os.mkfifo(at / "instances.json")
+    with pytest.raises(UnusableFileError, match="not a file"):
+        directory.read_instances()
