@@ -92,6 +92,14 @@ def parser() -> argparse.ArgumentParser:
 
     answers = ap.add_argument_group("answers").add_argument
     answers("--greeting", default="", help="what the chat template puts before every conversation")
+    answers(
+        "--tool-parser", action="store_true", help="chats with tools that may or must be called are taken"
+    )
+    answers(
+        "--excludes-tools", action="store_true", help="tools that must not be called are left out of prompts"
+    )
+    answers("--images", action="store_true", help="chats with images are taken")
+    answers("--no-docs", action="store_true", help="no /openapi.json")
     answers("--api-key", metavar="KEY", help="wanted for all of /v1")
     answers("--no-prompt-tokens-details", action="store_true", help="usage without cached tokens")
     answers("--request-id-headers", action="store_true", help="answers with X-Request-Id")
@@ -140,6 +148,10 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         ),
         clock_offset_s=args.clock_offset_s,
         greeting=args.greeting,
+        tool_parser=args.tool_parser,
+        excludes_tools=args.excludes_tools,
+        images=args.images,
+        docs=not args.no_docs,
         api_key=args.api_key,
         prompt_tokens_details=not args.no_prompt_tokens_details,
         request_metrics=args.request_metrics,

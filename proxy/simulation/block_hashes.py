@@ -16,20 +16,35 @@ def root_hash(seed: str) -> bytes:
     return blake2b(_ROOT + seed.encode(), digest_size=32).digest()
 
 
-def extra_keys(block: int, lora: str | None, salt: str | None) -> list[str] | None:
-    """What the hash of a prompt's block number `block` covers besides tokens, as KV events show it."""
-    keys = [lora] if lora is not None else []
+ExtraKey = str | list[str | int]
+"""A name, or of an image that reaches into the block its identifier and where it begins, from the block on."""
+
+
+def extra_keys(
+    block: int,
+    lora: str | None,
+    salt: str | None,
+    images: Sequence[tuple[str, int, int]] = (),
+    block_size: int = 1,
+) -> list[ExtraKey] | None:
+    """What the hash of a prompt's block number `block` covers besides tokens, as KV events show it.
+
+    `images`: the identifier of each, its first token and the one behind its last.
+    """
+    keys: list[ExtraKey] = [lora] if lora is not None else []
+    first, behind = block * block_size, (block + 1) * block_size
+    keys += [[name, start - first] for name, start, end in images if start < behind and end > first]
     if block == 0 and salt:
         keys.append(salt)
     return keys or None
 
 
-def block_hash(parent: bytes, tokens: Sequence[int], extra: Sequence[str] | None) -> bytes:
+def block_hash(parent: bytes, tokens: Sequence[int], extra: Sequence[ExtraKey] | None) -> bytes:
     """The 32-byte name of a full block, of its `tokens` and those behind it that count. It is the same in every process, as vLLM's default sha256 is."""
     digest = blake2b(parent, digest_size=32)
     digest.update(array("I", tokens).tobytes())
     for key in extra or ():
-        digest.update(b"\0" + key.encode())
+        digest.update(b"\0" + (key if isinstance(key, str) else f"{key[0]}\1{key[1]}").encode())
     return digest.digest()
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from proxy.simulation.errors import BadRequestError
 
+IMAGE = "<|pad|>"
+"""Stands where an image is, until the engine puts the image's own tokens there."""
 _TURN = "<|turn|>{role}\n{content}<|end|>\n"
 
 
@@ -18,12 +20,17 @@ def render(
     *,
     generation_prompt: bool = True,
     continue_final: bool = False,
+    images: bool = False,
 ) -> str:
-    """The prompt of a conversation. BadRequestError for contents a text model cannot take."""
+    """The prompt of a conversation; `images`: the model takes them. BadRequestError for contents it cannot take."""
     if not messages:
         raise BadRequestError(
             "Cannot apply chat template to an empty conversation. Provide at least one message."
         )
+    for message in messages:
+        _check_parts(message)
+    if images_of(messages) and not images:
+        raise BadRequestError("{model} is not a multimodal model")
     messages = _developers_as_system(messages)
     text = _TURN.format(role="tools", content=_json(tools)) if tools else ""
     for message in messages[:-1] if continue_final else messages:
@@ -72,9 +79,62 @@ def _part(part: Mapping[str, Any] | str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type", "text")
-    if kind not in {"text", "input_text", "output_text", "refusal"}:
+    if kind == "image_url":
+        return IMAGE
+    if kind not in {"text", "input_text", "output_text", "refusal", "thinking"}:
         raise BadRequestError("{model} is not a multimodal model")
-    return str(part.get("text") or part.get("refusal") or "")
+    return str(part.get("text") or part.get("refusal") or part.get("thinking") or "")
+
+
+_STANDARD = {"system", "user", "assistant", "tool", "developer"}
+
+
+def _check_parts(message: Mapping[str, Any]) -> None:
+    """As vLLM 0.32 does: contents with nothing but parts that OpenAI's classes do not have are refused."""
+    content = message.get("content")
+    if not isinstance(content, list) or not content or message["role"] not in _STANDARD:
+        return
+    kinds = ["a text" if isinstance(part, str) else part.get("type") for part in content]
+    if set(kinds) <= {"a text", "input_text", "output_text"}:
+        raise BadRequestError(
+            f"1 validation error for ValidatorIterator\n0.type\n  Input should be 'text' ({kinds[0]})"
+        )
+
+
+def images_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells the images of a conversation apart, in their order."""
+    return [
+        str((part.get("image_url") or {}).get("url"))
+        for message in messages
+        if isinstance(message.get("content"), list)
+        for part in message["content"]
+        if isinstance(part, Mapping) and part.get("type") == "image_url"
+    ]
+
+
+def counted_chat(body: Any) -> Any:
+    """A question of how long a chat is, in Anthropic's words, as the chat request that vLLM makes of it."""
+    if not isinstance(body, dict):
+        return body
+    chat = {name: body[name] for name in ("model", "messages") if name in body}
+    if tools := body.get("tools"):
+        chat["tools"] = [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.get("name"),
+                    "description": tool.get("description"),
+                    "parameters": tool.get("input_schema"),
+                },
+            }
+            for tool in tools
+        ]
+    choice = body.get("tool_choice") or {}
+    kind = choice.get("type", "auto")
+    named = {"type": "function", "function": {"name": choice.get("name")}}
+    if tools or kind == "none":
+        chat["tool_choice"] = {"any": "required", "tool": named}.get(kind, kind)
+    return chat
 
 
 def _json(value: Any) -> str:

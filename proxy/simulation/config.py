@@ -70,6 +70,16 @@ class StandInConfig:
     """How far the clock that stamps events is ahead."""
     greeting: str = ""
     """What the chat template puts before every conversation, as many do."""
+    tool_parser: bool = False
+    """Whether calls of tools are understood, as with --enable-auto-tool-choice --tool-call-parser."""
+    excludes_tools: bool = False
+    """Whether tools that must not be called are left out of prompts, as with --exclude-tools-when-tool-choice-none."""
+    images: bool = False
+    """Whether the model takes images: each is 40 tokens that nobody else has, wherever it stands."""
+    docs: bool = True
+    """Whether /openapi.json exists; not with --disable-fastapi-docs."""
+    more_members: tuple[str, ...] = ()
+    """Members of requests that this engine knows and vLLM 0.32 does not."""
     api_key: str | None = None
     """Wanted for all of /v1, as with --api-key."""
     prompt_tokens_details: bool = True

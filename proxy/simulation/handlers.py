@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from proxy.simulation.answers import Answers
 from proxy.simulation.bodies import parse_chat, parse_completion, parse_detokenize, parse_tokenize
+from proxy.simulation.chat import counted_chat
 from proxy.simulation.errors import (
     ApiError,
     BadRequestError,
@@ -25,6 +26,7 @@ from proxy.simulation.errors import (
 )
 from proxy.simulation.generation import Choice, Generation
 from proxy.simulation.http_edge import EventStream, json_answer, read_json
+from proxy.simulation.openapi import document
 from proxy.simulation.rank import Rank
 from proxy.simulation.request import Request
 from proxy.simulation.text import OutputText
@@ -64,6 +66,7 @@ class Handlers:
             web.post("/detokenize", self.detokenize),
             web.post("/v1/completions", self.completions),
             web.post("/v1/chat/completions", self.chat_completions),
+            web.post("/v1/messages/count_tokens", self.count_tokens),
         ]
         self.routes += [web.post(path, self.scale_out) for path in _SCALE_OUT]
         if engine.config.lora_updates:
@@ -71,6 +74,8 @@ class Handlers:
                 web.post("/v1/load_lora_adapter", self.load_adapter),
                 web.post("/v1/unload_lora_adapter", self.unload_adapter),
             ]
+        if engine.config.docs:
+            self.routes.append(web.get("/openapi.json", self.openapi, allow_head=False))
         if engine.config.dev_mode:
             self.routes += [
                 web.post("/reset_prefix_cache", self.reset_prefix_cache),
@@ -86,6 +91,10 @@ class Handlers:
     async def version(self, _: web.Request) -> web.Response:
         """The release behaved like."""
         return json_answer({"version": self._engine.config.version})
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        """What requests may have."""
+        return json_answer(document(self._engine.config.more_members))
 
     async def load(self, _: web.Request) -> web.Response:
         """How many requests are being answered, if that is counted."""
@@ -162,6 +171,18 @@ class Handlers:
                 "token_strs": [engine.tokenizer.piece(t) for t in tokens] if wants_strings else None,
             }
         )
+
+    async def count_tokens(self, request: web.Request) -> web.Response:
+        """How long a chat in Anthropic's words is, rendered as it would be to be answered."""
+        try:
+            body = parse_chat(counted_chat(await read_json(request)))
+            self._engine.checker.served(body.get("model"))
+            length = len(self._engine.checker.answerable_tokens(body))
+        except ApiError as error:
+            told = error.body()["error"]
+            found = {"type": told["type"], "message": told["message"]}
+            return json_answer({"type": "error", "error": found}, error.status)
+        return json_answer({"input_tokens": length, "context_management": {"original_input_tokens": length}})
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """Tokens as text."""
@@ -254,6 +275,7 @@ class Handlers:
                     hold=bool(asked.transfer.get("do_remote_decode")),
                     full_report=report,
                     session_id=session_id,
+                    images=engine.checker.images_in(prompt, body) if asked.chat else (),
                     reads_cache=asked.prompt_logprobs is None,
                 )
                 keep = bool(body.get("include_stop_str_in_output"))

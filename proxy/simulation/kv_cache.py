@@ -12,7 +12,7 @@ and found again only before the same.
 from collections.abc import Sequence
 
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
-from proxy.simulation.block_hashes import block_hash, extra_keys, root_hash
+from proxy.simulation.block_hashes import ExtraKey, block_hash, extra_keys, root_hash
 from proxy.simulation.block_pool import BlockPool
 from proxy.simulation.request import Request
 
@@ -110,8 +110,12 @@ class KvCache:
         size, hashes = self.block_size, request.hashes
         for index in range(len(hashes), max(0, len(request.tokens) - self._lookahead) // size):
             tokens = request.tokens[index * size : (index + 1) * size + self._lookahead]
-            extra = extra_keys(index, request.lora, request.cache_salt)
+            extra = self._extra_keys(request, index)
             hashes.append(block_hash(hashes[-1] if hashes else self._root, tokens, extra))
+
+    def _extra_keys(self, request: Request, block: int) -> list[ExtraKey] | None:
+        images = [(image.identifier, image.start, image.start + image.tokens) for image in request.images]
+        return extra_keys(block, request.lora, request.cache_salt, images, self.block_size)
 
     def _announce(self, request: Request, first: int, last: int) -> None:
         size = self.block_size
@@ -124,7 +128,7 @@ class KvCache:
                 lora_id=request.lora_id,
                 medium=MEDIUM,
                 lora_name=request.lora,
-                extra_keys=[extra_keys(i, request.lora, request.cache_salt) for i in range(first, last)],
+                extra_keys=[self._extra_keys(request, i) for i in range(first, last)],
                 group_idx=_GROUP,
                 kv_cache_spec_kind=_KIND,
                 session_id=request.session_id,

@@ -60,6 +60,9 @@ class StandIn:
             self.adapters,
             self.config.max_model_len,
             self.config.greeting,
+            tool_parser=self.config.tool_parser,
+            excludes_tools=self.config.excludes_tools,
+            images=self.config.images,
         )
         self.faults = Faults()
         self.seen: deque[Seen] = deque(maxlen=_REMEMBERED)

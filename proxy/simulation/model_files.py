@@ -16,7 +16,9 @@ _CHAT_TEMPLATE = """\
 {{ '<|turn|>' + message['role'] + '\\n' }}
 {%- if message['content'] is string %}{{ message['content'] }}
 {%- elif message['content'] -%}
-{%- for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor -%}
+{%- for part in message['content'] %}
+{%- if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'image' %}{{ '<|pad|>' }}{% endif -%}
+{% endfor -%}
 {%- endif -%}
 {%- if message['tool_calls'] %}{{ message['tool_calls'] | tojson }}{% endif -%}
 {{ '<|end|>\\n' }}

@@ -71,6 +71,16 @@ class Remote:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image in a prompt."""
+
+    identifier: str
+    start: int
+    """Its first token."""
+    tokens: int
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One sequence in the engine. `tokens` is the prompt and everything generated so far."""
@@ -90,6 +100,7 @@ class Request:
     """Announce the blocks a hit reuses, too."""
     session_id: str | None = None
     """Echoed in the events it causes."""
+    images: tuple[Image, ...] = ()
     reads_cache: bool = True
     """False when every prompt position must be computed, as prompt logprobs demand."""
 

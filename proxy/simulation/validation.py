@@ -8,12 +8,15 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from proxy.simulation.chat import render
+from proxy.simulation.chat import images_of, render
 from proxy.simulation.errors import BadRequestError, NotFoundError
-from proxy.simulation.request import Sampling
+from proxy.simulation.request import Image, Sampling
 from proxy.simulation.sampling_rules import check_logprobs, check_sampling, check_tokens, sampling_of
 from proxy.simulation.text import mix
-from proxy.simulation.tokenizer import Tokenizer
+from proxy.simulation.tokenizer import PAD, Tokenizer
+
+IMAGE_TOKENS = 40
+"""What the engine makes of the one token that stands for an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,15 @@ class Checker:
         loras: Container[str],
         max_model_len: int,
         greeting: str = "",
+        *,
+        tool_parser: bool = False,
+        excludes_tools: bool = False,
+        images: bool = False,
     ) -> None:
-        """`greeting`: what the chat template puts before every conversation."""
+        """`greeting`: what the chat template puts before every conversation; the others as in `StandInConfig`."""
+        self._tool_parser = tool_parser
+        self._excludes_tools = excludes_tools
+        self._images = images
         self._tokenizer = tokenizer
         self._model = model
         self._loras = loras
@@ -82,12 +92,43 @@ class Checker:
                 _tools(body.get("tools")),
                 generation_prompt=generation_prompt,
                 continue_final=continued,
+                images=self._images,
             )
         except BadRequestError as error:
             raise BadRequestError(error.message.replace("{model}", self._model)) from None
         except (AttributeError, TypeError) as error:  # the template meets something it cannot handle
             raise BadRequestError(str(error)) from None
-        return self._tokenizer.encode(self._greeting + text)
+        tokens = self._tokenizer.encode(self._greeting + text)
+        return self._with_images(tokens, len(images_of(body["messages"])))
+
+    def _with_images(self, tokens: list[int], images: int) -> list[int]:
+        if not images:
+            return tokens
+        places = [place for place, token in enumerate(tokens) if token == PAD][:images]
+        for place in reversed(places):
+            tokens[place : place + 1] = [PAD] * IMAGE_TOKENS
+        return tokens
+
+    def images_in(self, prompt: Sequence[int], body: Mapping[str, Any]) -> tuple[Image, ...]:
+        """Where in a chat's prompt its images are."""
+        given = images_of(body["messages"])
+        places = [n for n, token in enumerate(prompt) if token == PAD][::IMAGE_TOKENS] if given else []
+        return tuple(Image(name, place, IMAGE_TOKENS) for name, place in zip(given, places, strict=False))
+
+    def answerable_tokens(self, body: Mapping[str, Any]) -> list[int]:
+        """As `chat_tokens`, of a conversation that is to be answered: its choice of tools counts."""
+        choice = body.get("tool_choice", "auto")
+        if body.get("tools") and choice not in (None, "none") and not self._tool_parser:
+            if choice == "auto":
+                message = (
+                    '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+                )
+                raise BadRequestError(message)
+            named = f'"{choice}"' if isinstance(choice, str) else f'function "{choice["function"]["name"]}"'
+            raise BadRequestError(f"tool_choice={named} requires --tool-call-parser to be set")
+        if choice == "none" and self._excludes_tools:
+            body = {name: value for name, value in body.items() if name != "tools"}
+        return self.chat_tokens(body)
 
     def completion(self, body: Mapping[str, Any]) -> Asked:
         """A completion request that can be served. BadRequestError or NotFoundError if it cannot."""
@@ -120,16 +161,11 @@ class Checker:
                 "Chat template is passed with request, but --trust-request-chat-template is not set. Refused "
                 "request with untrusted chat template."
             )
-        if body.get("tools") and body.get("tool_choice") == "required":
-            raise BadRequestError('tool_choice="required" requires --tool-call-parser to be set')
-        if body.get("tools") and body.get("tool_choice", "auto") == "auto":
-            message = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
-            raise BadRequestError(message)
         name = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
         limit = body.get(name)
         self._check_room(limit, name)
         given = (body.get("kv_transfer_params") or {}).get("prompt_token_ids")
-        prompt = self._fitted(self.chat_tokens(body) if given is None else list(given), body)
+        prompt = self._fitted(self.answerable_tokens(body) if given is None else list(given), body)
         logprobs = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
         return self._asked(
             body, model, lora, [prompt], limit, logprobs, body.get("prompt_logprobs"), chat=True
