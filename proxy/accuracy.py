@@ -78,7 +78,18 @@ class Comparison:
     """One leg on its way, and what the index had said of it. Answered at most once, dropped always."""
 
     __slots__ = (
-        *("_learned", "_ticket", "_waits", "block_size", "index", "keys", "moved", "of", "predicted"),
+        *(
+            "_goes_on",
+            "_learned",
+            "_ticket",
+            "_waits",
+            "block_size",
+            "index",
+            "keys",
+            "moved",
+            "of",
+            "predicted",
+        ),
         *("reported_tokens", "settle_s"),
     )
 
@@ -93,6 +104,7 @@ class Comparison:
         *,
         moved: bool,
         learned: "Learned | None",
+        goes_on: bool = False,
     ) -> None:
         self.of = of
         self.index = index
@@ -103,6 +115,7 @@ class Comparison:
         self.moved = moved
         self.reported_tokens = 0
         self._learned = learned
+        self._goes_on = goes_on
         self._ticket: int | None = of.removals.begin()
         self._waits = False
 
@@ -133,8 +146,12 @@ class Comparison:
 
     @property
     def reported(self) -> int:
-        """Blocks the engine found; more than the prompt has, or nonsense, is one block more than it could be."""
-        return min(self.reported_tokens // self.block_size, len(self.keys) + 1)
+        """Blocks the engine found; more than the prompt has, or nonsense, is one block more than it could be.
+
+        Of a prompt that goes on beyond what is known of it, those that are known.
+        """
+        most = len(self.keys) + (0 if self._goes_on else 1)
+        return min(self.reported_tokens // self.block_size, most)
 
     def learn(self) -> None:
         """Count in the rank's own blocks, which may have been a guess when the leg was sent."""
@@ -194,10 +211,11 @@ class Accuracy:
         block_size: int,
         keys: Sequence[int],
         learned: Learned | None = None,
+        goes_on: bool = False,
     ) -> Comparison:
         """A leg is sent now. `keys`: of the prompt's full blocks; `index`: what the rank's was worth.
 
-        `learned` tells block size and keys once more before a miss is judged: if it is not known yet, none is stored.
+        `goes_on`: the prompt has more blocks, which are not known. `learned` tells block size and keys once more before a miss is judged: if it is not known yet, none is stored.
         """
         of = self._ranks.get((instance, rank))
         if of is None:
@@ -206,7 +224,15 @@ class Accuracy:
         # The decision may be a turn of the event loop old; removals are heard of from here on only.
         moved = predicted > 0 and not self._holds(instance, rank, keys[predicted - 1])
         return Comparison(
-            of, index, predicted, block_size, keys, self._settle_s, moved=moved, learned=learned
+            of,
+            index,
+            predicted,
+            block_size,
+            keys,
+            self._settle_s,
+            moved=moved,
+            learned=learned,
+            goes_on=goes_on,
         )
 
     def removed(self, instance: str, rank: int, keys: Sequence[int] | None) -> None:

@@ -87,7 +87,7 @@ class DecodeLegs:
         if isinstance(reply.body, bytes) and len(reply.body) <= MAX_READ_BYTES:
             with suppress(ValueError):
                 told = read_answer(reply.body)
-        differ = told.prompt_tokens is not None and told.prompt_tokens != question.prompt_tokens
+        differ = None not in {ours := question.prompt_tokens, theirs := told.prompt_tokens} and ours != theirs
         if differ:
             self._differ(chosen.instance, kind)
         comparison.answered(told.cached_tokens, self._clock(), tokens_differ=differ)

@@ -116,15 +116,17 @@ class Director:
             differ=self._differ,
         )
 
-    async def explain(self, request: GenerationRequest, headers: Headers) -> Decision:
-        """Where the request would go now. Takes and sends nothing but a question to a tokenizer.
+    async def explain(self, request: GenerationRequest, headers: Headers) -> tuple[Decision, Tokenized]:
+        """Where the request would go now, and what is known of its prompt.
+
+        Takes and sends nothing but a question to a tokenizer.
 
         Raises BadRequestError for a list of prompts if each of them is placed by itself.
         """
         if self._splits(request):
             raise BadRequestError("each prompt of a list is placed by itself: ask for one", param="prompt")
-        question, _ = await self._question(request, headers)
-        return self._placement.decide(question)
+        question, tokenized = await self._question(request, headers)
+        return self._placement.decide(question), tokenized
 
     async def serve(self, call: Call, avoid: Collection[str] = ()) -> Reply:
         """Serve a request, where there is a choice not on the instances to `avoid`.
@@ -259,8 +261,9 @@ class Director:
         question = Question(
             request.model,
             tokenized.prompt,
-            request.estimated_tokens,
+            tokenized.estimated_tokens or request.estimated_tokens,
             request.whole,
+            prefix_only=tokenized.prefix_only,
             answer_tokens=answer_tokens,
             limited_by=limited_by,
         )
@@ -300,7 +303,10 @@ class Director:
         if comparison is not None:
             differ = self._tokenizer.is_distrusted(kind)
             comparison.answered(handoff.cached_tokens, self._clock(), tokens_differ=differ)
-        self._accounts.prefilled(chosen.instance, handoff.prompt_tokens, predicted, handoff.cached_tokens)
+        reported = handoff.cached_tokens
+        if question.prefix_only and comparison is not None and reported is not None:
+            reported = comparison.reported * comparison.block_size  # nothing was predicted of what follows
+        self._accounts.prefilled(chosen.instance, handoff.prompt_tokens, predicted, reported)
         instance = self._fleet.get(chosen.instance)
         if instance is not None and handoff.engine_id is not None:
             self._watch.process_seen(instance, chosen.rank, handoff.engine_id)

@@ -32,6 +32,8 @@ class Question(msgspec.Struct, frozen=True):
     """Its length for load counting where it is not known."""
     whole: bool = False
     """It cannot be split into two legs."""
+    prefix_only: bool = False
+    """More follows what is known of the prompt."""
     answer_tokens: int = 1
     """How long its answer may become: that much room is wanted for it."""
     limited_by: str | None = None
@@ -39,8 +41,22 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def prompt_tokens(self) -> int | None:
-        """The prompt's length in tokens."""
-        return None if self.prompt is None else len(self.prompt.token_ids)
+        """The prompt's length in tokens; None if it is not known."""
+        return None if self.prompt is None or self.prefix_only else len(self.prompt.token_ids)
+
+    @property
+    def length_tokens(self) -> int | None:
+        """The prompt's length for what it costs to compute, estimated if only its beginning is known."""
+        if self.prompt is None:
+            return None
+        known = len(self.prompt.token_ids)
+        return max(known, self.estimated_tokens) if self.prefix_only else known
+
+    @property
+    def reusable_tokens(self) -> int:
+        """How many tokens of what is known may be reused at most: the last one of a prompt is always computed."""
+        known = 0 if self.prompt is None else len(self.prompt.token_ids)
+        return known if self.prefix_only else max(0, known - 1)
 
 
 class _Room(NamedTuple):
@@ -188,11 +204,11 @@ class Placement:
             if why is None and instance.says_full(now):
                 why = SAYS_FULL
             for rank in instance.ranks:
-                reused, expected = self._reuse(instance, rank, prompt, cached)
+                reused, expected = self._reuse(instance, rank, question, cached)
                 trusted, doubted = self._accuracy.trusted(instance.address, rank), None
                 if not trusted:
                     doubted, reused, expected = reused, None, None
-                length = question.prompt_tokens
+                length = question.length_tokens
                 reload, reload_cost = self._reload(slower.get((instance.address, rank)), reused, expected)
                 uncached = None if length is None else length - (expected or 0) - reload
                 # What an instance that does both serves is one leg, which lasts as long as a decode leg does.
@@ -234,17 +250,18 @@ class Placement:
         self,
         instance: Instance,
         rank: int,
-        prompt: Prompt | None,
+        question: Question,
         cached: dict[tuple[str, int], int],
     ) -> tuple[int | None, int | None]:
         """Tokens the index says are reused, and those with the predicted blocks; None where not known."""
+        prompt = question.prompt
         if prompt is None or instance.index_state(rank) == "unknown":
             return None, None
         block_size = self._block_size(instance.address, rank)
         keys = self._index.keys(prompt, instance.address, rank, USUAL_BLOCK_SIZE)
         ahead = self._predicted.prefix_blocks(instance.address, rank, keys, self._clock())
         # The last token is always computed, so a prompt that is cached whole still misses its last block.
-        limit = max(0, len(prompt.token_ids) - 1) // block_size * block_size
+        limit = question.reusable_tokens // block_size * block_size
         now = min(cached.get((instance.address, rank), 0), limit)
         return now, max(now, min(ahead * block_size, limit))
 
@@ -309,6 +326,7 @@ class Placement:
             block_size=block_size,
             keys=keys,
             learned=blocks if self._index.block_size(*at) is None else None,
+            goes_on=question.prefix_only,
         )
 
     def forget(self, address: str) -> None:

@@ -198,10 +198,15 @@ async def explain(request: web.Request) -> web.Response:
     """`POST /explain`: a completion or chat body in, the decision out; nothing is generated."""
     check_operator(request, "it tells what other prompts have left in the caches")
     asked = await generation_request(request, None)
-    decision = await request.app[DIRECTOR].explain(asked, engine_headers(request))
+    decision, tokenized = await request.app[DIRECTOR].explain(asked, engine_headers(request))
+    prompt, members = tokenized.prompt, tokenized.members
     return web.json_response(
         {
             "prompt_tokens": decision.prompt_tokens,
+            "known_tokens": 0 if prompt is None else len(prompt.token_ids),
+            "why_unknown": tokenized.why_unknown,
+            "unknown_members": list(members.unknown),
+            "ignored_members": list(members.ignored),
             "policy": decision.policy,
             "unit": "tokens",
             "prefill": _pick(decision.prefill),

@@ -61,6 +61,8 @@ def _message(message: Any, *, parts: bool) -> Message:
             raise UnclearError("tool message")
         shown["tool_call_id"] = message["tool_call_id"]
         if parts:
+            if any(map(is_stub, content)):
+                raise UnclearError("media of a tool")
             shown["content"] = "\n".join(part["text"] for part in content)
     elif "content" not in given:
         raise UnclearError("content")
@@ -74,21 +76,59 @@ def _message(message: Any, *, parts: bool) -> Message:
 
 
 def _content(content: Any, role: str, *, parts: bool) -> Any:
-    texts = [] if content is None else [content] if isinstance(content, str) else _texts(content)
-    if role == "system" and any(text.startswith(_STRIPPED) for text in texts):
+    if isinstance(content, list) and role in _MEMBERS and content and all(map(_is_read_late, content)):
+        raise UnclearError("refused by vLLM 0.32")
+    if isinstance(content, str):
+        content = [content]
+    shown = [] if content is None else _parts(content)
+    if role == "system" and any(part.get("text", "").startswith(_STRIPPED) for part in shown):
         raise UnclearError("stripped line")
-    return [{"type": "text", "text": text} for text in texts] if parts else "\n".join(texts)
+    if parts:
+        return shown
+    if any(map(is_stub, shown)):
+        raise UnclearError("media in a text")
+    return "\n".join(part["text"] for part in shown)
 
 
-def _texts(content: Any) -> list[str]:
+MEDIA_STUBS = ("image", "audio", "video")
+"""Types of the parts that stand for media: templates see nothing else of them."""
+
+_TEXT_OF = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+"""Where each type of part that vLLM takes as text has it."""
+
+
+def _is_read_late(part: Any) -> bool:
+    """Whether vLLM 0.32 finds out too late that its own class has no such part, if all are of this sort."""
+    return isinstance(part, str) or (
+        isinstance(part, dict) and part.get("type") in {"input_text", "output_text"}
+    )
+
+
+def is_stub(part: Any) -> bool:
+    """Whether a content part stands for media."""
+    return isinstance(part, dict) and part.keys() == {"type"} and part["type"] in MEDIA_STUBS
+
+
+def _parts(content: Any) -> list[Message]:
     if not isinstance(content, list):
         raise UnclearError("content")
-    for part in content:
-        if not isinstance(part, dict) or part.keys() != {"type", "text"} or part["type"] != "text":
-            raise UnclearError("part")
-        if not isinstance(part["text"], str):
-            raise UnclearError("part")
-    return [part["text"] for part in content]
+    return [part if is_stub(part) else {"type": "text", "text": _text_of(part)} for part in content]
+
+
+def _text_of(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    where = _TEXT_OF.get(str(part.get("type"))) if isinstance(part, dict) else None
+    if where is None or part.keys() != {"type", where} or not isinstance(part[where], str):
+        raise UnclearError("part")
+    text: str = part[where]
+    return text
 
 
 def _of_assistant(message: Message) -> Message:

@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 from tokenizers import AddedToken, Tokenizer
 
-from proxy.tokenizing.conversations import UnclearError, conversation_of, tools_of
+from proxy.tokenizing.conversations import UnclearError, conversation_of, is_stub, tools_of
 from proxy.tokenizing.exactness import Cuts, cuts_of
 from proxy.tokenizing.files import ModelFiles
 from proxy.tokenizing.pieces import PieceCache
-from proxy.tokenizing.templates import ChatTemplates
+from proxy.tokenizing.templates import ChatTemplate, ChatTemplates
 
 INLINE_BYTES = 8192
 """Longer questions leave the event loop: about 2 ms of tokenizing if nothing of it is known."""
@@ -121,6 +121,32 @@ class LocalTokenizer:
         before, behind = self._around
         return before + token_ids + behind
 
+    async def prefix(self, question: bytes) -> "array[int] | None":
+        """The token ids before the first of the media that stubs stand for; None if they are not certain."""
+        if len(question) <= INLINE_BYTES:
+            return self.prefix_now(question)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.prefix_now, question)
+
+    def prefix_now(self, question: bytes) -> "array[int] | None":
+        """As `prefix`, in this thread."""
+        try:
+            asked = _decode_question(question)
+            if asked.add_special_tokens is True or not asked.messages:
+                return None
+            wants_parts = self._template(asked).wants_parts
+            texts = [
+                self._render(msgspec.structs.replace(asked, messages=msgspec.Raw(messages)))
+                for messages in _told_apart(json.loads(bytes(asked.messages)), keep=wants_parts)
+            ]
+            found = [self.pieces.encode(text) for text in texts]
+        except Exception:  # noqa: BLE001  # as in answer_now
+            return None
+        same = next(
+            (n for n, tokens in enumerate(zip(*found, strict=False)) if len(set(tokens)) > 1),
+            min(map(len, found)),
+        )
+        return found[0][: max(0, same - _UNSURE_TOKENS)] or None
+
     @property
     def ends_plainly(self) -> bool:
         """Whether nothing is put behind a completion's own tokens."""
@@ -135,9 +161,7 @@ class LocalTokenizer:
         if not isinstance(variables, dict) or variables.keys() & _OF_THE_RENDERER:
             raise UnclearError("chat_template_kwargs")
         variables = {name: value for name, value in variables.items() if value not in _UNSET}
-        template = self._templates.choose(with_tools=tools is not None)
-        if template is None:
-            raise UnclearError("no template")
+        template = self._template(asked)
         messages = json.loads(bytes(asked.messages))
         if not isinstance(messages, list):
             raise UnclearError("messages")
@@ -152,6 +176,12 @@ class LocalTokenizer:
             add_generation_prompt=asked.add_generation_prompt,
             **given,
         )
+
+    def _template(self, asked: _Question) -> ChatTemplate:
+        template = self._templates.choose(with_tools=bool(asked.tools))
+        if template is None:
+            raise UnclearError("no template")
+        return template
 
     def _encode(self, texts: Sequence[str]) -> list[bytes]:
         """Without the GIL, but for packing the ids."""
@@ -193,6 +223,37 @@ class LocalTokenizer:
             if cache.encode(text).tolist() != self._tokenizer.encode(text, add_special_tokens=False).ids:
                 return Cuts()
         return cuts
+
+
+_UNSURE_TOKENS = 4
+"""Left out before media: with what an engine puts there the last word may be tokenized otherwise."""
+
+_INSTEAD = ("0 something else", "Q quite another")
+"""Stand where media stood; they differ in their first letter."""
+
+
+def _told_apart(messages: list[Any], *, keep: bool) -> Iterator[str]:
+    """The conversation as templates see it, and with two different texts instead of its media.
+
+    What all have in common begins the prompt, wherever the template puts media and whatever else it does on seeing
+    them. A template that sees no parts (`keep` is false) never sees media either: the engine puts marks of its own
+    somewhere into the text, so the whole content of such a message is not known.
+    """
+    if keep:
+        yield json.dumps(messages)
+    for text in _INSTEAD:
+        yield json.dumps([_without_media(message, text, whole=not keep) for message in messages])
+
+
+def _without_media(message: Any, text: str, *, whole: bool) -> Any:
+    content = message.get("content")
+    if not isinstance(content, list) or not any(map(is_stub, content)):
+        return message
+    if whole:
+        return message | {"content": text}
+    return message | {
+        "content": [{"type": "text", "text": text} if is_stub(part) else part for part in content]
+    }
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -40,6 +40,14 @@ _CALLING = {
         }
     ],
 }
+_PARTS = [
+    " one ",
+    {"type": "input_text", "text": "two\n"},
+    {"type": "output_text", "text": "three"},
+    {"type": "refusal", "refusal": "no"},
+    {"type": "thinking", "thinking": "so"},
+    {"type": "text", "text": "four"},
+]
 _RESULT = {"role": "tool", "tool_call_id": "call_123456", "content": "sunny"}
 
 
@@ -66,6 +74,10 @@ def questions(special: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
             {"messages": [_HELLO], "tools": _TOOLS},
             {"messages": [_HELLO, _CALLING, _RESULT], "tools": _TOOLS},
             {"messages": [_HELLO, _CALLING, _RESULT]},
+        ],
+        "text parts": [
+            {"messages": [{"role": role, "content": _PARTS}, _HELLO]}
+            for role in ("system", "user", "assistant")
         ],
         "documents": [_variables(documents=[{"title": "One", "text": _AWKWARD}])],
         "reasoning_effort": [_variables(reasoning_effort="low", enable_thinking=True)],

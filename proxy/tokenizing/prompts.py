@@ -14,24 +14,26 @@ from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.instances import Fleet, Instance
 from proxy.tasks import TaskOwner
-from proxy.tokenizing import comparison, engines
+from proxy.tokenizing import engines, fact_finding
 from proxy.tokenizing.comparison import ask_tokens, bodies, tokenizer_at
+from proxy.tokenizing.distrust import Distrust
+from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.engines import DEADLINE_S, EngineTokenizer
 from proxy.tokenizing.fields import Ask, Given, Truncation, Unknowable, what_to_tokenize
 from proxy.tokenizing.local import LocalTokenizer, NotExactError
+from proxy.tokenizing.members import NO_MEMBERS, Members
 from proxy.tokenizing.parity import Difference, Parity, difference
 
 log = logging.getLogger(__name__)
-
-DISTRUST_S = 600.0
-"""How long a kind of request stays unknown after an engine counted its prompt otherwise: long enough not to
-route by a wrong count, short enough that a passing cause (an engine replaced in between) heals."""
 
 LOOK_EVERY_S = 0.5
 """Engines come and go, and every leg that ends is announced as well."""
 
 ASK_AGAIN_S = 5.0
 """After an engine did not answer awkward questions."""
+
+_KINDS_TOLD = 64
+"""So many kinds of requests with members we do not know are told in the log."""
 
 _LOCALLY = " by --tokenizer"
 
@@ -42,9 +44,15 @@ class Tokenized(msgspec.Struct, frozen=True):
     prompt: Prompt | None
     kind: str
     why_unknown: str | None = None
+    prefix_only: bool = False
+    """More follows `prompt`: it is known up to its first image or sound."""
+    estimated_tokens: int | None = None
+    """Its length where something better than the body's size tells it."""
+    members: Members = NO_MEMBERS
+    """What the request's members are to its prompt."""
 
 
-class Engines(engines.Engines, comparison.Engines, Protocol):
+class Engines(engines.Engines, fact_finding.Engines, Protocol):
     """The part of the engine client needed here."""
 
 
@@ -78,37 +86,72 @@ class PromptTokenizer:
         self._tried: set[str] = set()
         self._parity = Parity()
         self._changed = asyncio.Event()
-        self._distrusted_until: dict[str, float] = {}
+        self._facts = EngineFacts()
+        self._distrust = Distrust(clock)
+        self._told: set[str] = set()
 
     # -- requests -----------------------------------------------------------------------------------------
 
     async def tokenize(self, request: GenerationRequest, headers: Headers) -> Tokenized:
         """The request's prompt; `headers` are what a leg of it would carry. Raises nothing."""
         longest = self._fleet.max_model_len  # engines refuse what is longer; not worth any work here
-        how = what_to_tokenize(request, longest)
+        how = what_to_tokenize(request, longest, self._facts)
+        self._look_into(how.members, how.kind)
+        found = await self._found(how, request, headers, longest)
+        media = how.media if isinstance(how, Ask) else 0
+        estimate = how.estimated_tokens if isinstance(how, Ask) and media else None
+        if isinstance(found, str):
+            return Tokenized(None, how.kind, found, estimated_tokens=estimate, members=how.members)
+        kind, by, token_ids = found
+        salt = request.body.value("cache_salt")
+        self._count(by)
+        lora_name = request.model if self._fleet.is_adapter(request.model) else None
+        prompt = Prompt(token_ids=token_ids, lora_name=lora_name, cache_salt=salt)
+        return Tokenized(prompt, kind, prefix_only=media > 0, estimated_tokens=estimate, members=how.members)
+
+    async def _found(
+        self, how: Ask | Given | Unknowable, request: GenerationRequest, headers: Headers, longest: float
+    ) -> "tuple[str, str, array[int]] | str":
+        """The kind to distrust if they are wrong, who told, and the token ids; or why they are unknown."""
         if isinstance(how, Unknowable):
-            return Tokenized(None, how.kind, how.why)
+            return how.why
         if how.truncation is not None and not self._can_shorten(how.truncation):
-            return Tokenized(None, how.kind, "field")
+            return "field"
         found = await self._find(how, request.model, headers)
         if isinstance(found, str):
-            return Tokenized(None, how.kind, found)
+            return found
         kind, by, token_ids = found
         if how.truncation is not None:
             token_ids = self._shortened(token_ids, how.truncation)
         if len(token_ids) > longest:
-            return Tokenized(None, kind, "too long")
+            return "too long"
         salt = request.body.value("cache_salt")
-        if salt is not None and not isinstance(salt, str):
-            return Tokenized(None, kind, "malformed")
-        self._count(by)
-        lora_name = request.model if self._fleet.is_adapter(request.model) else None
-        return Tokenized(Prompt(token_ids=token_ids, lora_name=lora_name, cache_salt=salt), kind)
+        return (kind, by, token_ids) if salt is None or isinstance(salt, str) else "malformed"
+
+    def _look_into(self, members: Members, kind: str) -> None:
+        """Have engines asked about what they read, if that matters now, and tell once a kind what is made of it."""
+        if self._facts.schemas_wanted or self._facts.choices_wanted:
+            self._changed.set()
+        if not (members.unknown or members.ignored) or kind in self._told or len(self._told) >= _KINDS_TOLD:
+            return
+        self._told.add(kind)
+        if members.unknown:
+            log.warning(
+                "prompts are placed by load where %s is given (%s): how it shapes them is not known",
+                ", ".join(members.unknown), kind,
+            )  # fmt: skip
+        else:
+            log.info(
+                "no engine is known to read %s (%s): prompts are placed as without",
+                ", ".join(members.ignored), kind,
+            )  # fmt: skip
 
     async def _find(
         self, how: Ask | Given, model: str, headers: Headers
     ) -> "tuple[str, str, array[int]] | str":
-        """The kind to distrust if they are wrong, who told, and the token ids; or why they are unknown."""
+        if isinstance(how, Ask) and how.media:
+            prefix = await self._by_local(how, model)
+            return "content part" if prefix is None else (how.kind + _LOCALLY, "local", prefix)
         if isinstance(how, Ask) and (token_ids := await self._by_local(how, model)) is not None:
             return how.kind + _LOCALLY, "local", token_ids
         if self.is_distrusted(how.kind):
@@ -120,13 +163,13 @@ class PromptTokenizer:
 
     def distrust(self, kind: str) -> None:
         """An engine counted a prompt of this kind otherwise: do not claim to know such prompts so for a while."""
-        self._distrusted_until[kind] = self._clock() + DISTRUST_S
+        self._distrust.add(kind)
         if not kind.endswith(_LOCALLY):
             self._engines.forget()
 
     def is_distrusted(self, kind: str) -> bool:
         """Whether an engine counted prompts of this kind otherwise of late."""
-        return self._distrusted_until.get(kind, 0.0) > self._clock()
+        return kind in self._distrust
 
     async def _by_local(self, how: Ask, model: str) -> "array[int] | None":
         local = self._local
@@ -138,7 +181,7 @@ class PromptTokenizer:
             return None
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await local.answer(how.body)
+                return await (local.prefix if how.media else local.answer)(how.body)
         except TimeoutError:
             return None
 
@@ -164,11 +207,10 @@ class PromptTokenizer:
         return self._local
 
     def start(self) -> None:
-        """Begin to compare the local tokenizer with engines as they come up."""
-        if self._local is not None or self._look_for_local:
-            self._fleet.listen(self._changed.set)
-            self._changed.set()
-            self._tasks.create(self._keep_comparing(), name="compare")
+        """Begin to compare the local tokenizer with engines as they come up, and to ask them what requests need."""
+        self._fleet.listen(self._changed.set)
+        self._changed.set()
+        self._tasks.create(self._keep_learning(), name="learn")
 
     async def close(self) -> None:
         """Ask nothing more."""
@@ -180,13 +222,21 @@ class PromptTokenizer:
         """For `/status`: where tokens come from, and which kinds of prompts engines are asked about all the same."""
         local = self._local
         if local is None:
-            return {"path": "engines", "directory": None, "checked_with": [], "off": {}, "pieces": None}
+            return {
+                "path": "engines",
+                "directory": None,
+                "checked_with": [],
+                "off": {},
+                "pieces": None,
+                "schemas": self._facts.schema_versions,
+            }
         pieces = local.pieces
         return {
             "path": "local" if self._parity.checked else "engines",
             "directory": str(local.directory),
             "checked_with": self._parity.checked,
             "off": self._parity.off,
+            "schemas": self._facts.schema_versions,
             "pieces": {
                 "cut_at_special_tokens": bool(pieces.cuts.tokens),
                 "cut_between_words": pieces.cuts.words,
@@ -196,14 +246,18 @@ class PromptTokenizer:
             },
         }
 
-    async def _keep_comparing(self) -> None:
+    async def _keep_learning(self) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()
             up = [instance for instance in self._fleet if instance.why_unusable() is None]
-            if self._local is None:
+            if self._local is None and self._look_for_local:
                 await self._find_local(up)
-            if (local := self._local) is None or await self._compare(local, up):
+            done = (local := self._local) is None or await self._compare(local, up)
+            self._facts.keep({instance.address for instance in up})
+            for instance in up:
+                done = await fact_finding.find_facts(self._facts, self._client, instance) and done
+            if done:
                 await asyncio.sleep(LOOK_EVERY_S)
             else:
                 self._changed.set()

@@ -100,18 +100,16 @@ class EngineAnswer:
         self.is_event_stream = response.content_type == "text/event-stream"
         self._response = response
 
-    async def read(self) -> bytes:
-        """The whole body. Raises LegBrokenError if it ends early or does not end in reason."""
+    async def read(self, most_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+        """The whole body. Raises LegBrokenError if it ends early or is longer than it may be."""
         try:
             async with self._waits.on(self.instance):
                 chunks: list[bytes] = []
                 size_bytes = 0
                 while chunk := await self._response.content.readany():
                     size_bytes += len(chunk)
-                    if size_bytes > MAX_ANSWER_BYTES:
-                        raise LegBrokenError(
-                            self.instance, f"an answer of more than {MAX_ANSWER_BYTES} bytes"
-                        )
+                    if size_bytes > most_bytes:
+                        raise LegBrokenError(self.instance, f"an answer of more than {most_bytes} bytes")
                     chunks.append(chunk)
                 return b"".join(chunks)
         except (aiohttp.ClientError, OSError) as error:
@@ -215,6 +213,12 @@ class EngineClient:
         """Ask an engine a question in JSON; errors as `get_json`."""
         return await self._ask("POST", instance, path, body, timeout_s, headers)
 
+    async def get_bounded(
+        self, instance: str, path: str, timeout_s: float, most_bytes: int
+    ) -> tuple[int, bytes]:
+        """Status and body of an engine's answer about itself, of at most so many bytes. Raises LegError."""
+        return await self.exchange("GET", instance, path, None, timeout_s, most_bytes=most_bytes)
+
     async def get_status(self, instance: str, path: str, timeout_s: float) -> int:
         """Ask an engine and look at the status of its answer alone. Raises LegError if there is none."""
         status, _ = await self.exchange("GET", instance, path, None, timeout_s)
@@ -245,12 +249,14 @@ class EngineClient:
         body: bytes | None,
         timeout_s: float,
         headers: Headers | None = None,
+        *,
+        most_bytes: int = MAX_ANSWER_BYTES,
     ) -> tuple[int, bytes]:
         """Status and body of an engine's answer, whatever they are. Raises LegError, DeadlineError if time is up."""
         try:
             async with asyncio.timeout(timeout_s):
                 with await self._request(method, instance, path, body, headers or []) as answer:
-                    return answer.status, await answer.read()
+                    return answer.status, await answer.read(most_bytes)
         except TimeoutError:
             raise DeadlineError(instance, f"no answer to {path} within {timeout_s:g} s") from None
 

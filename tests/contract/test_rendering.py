@@ -32,6 +32,24 @@ CONVERSATIONS: list[tuple[list[dict[str, Any]], str]] = [
         [{"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}],
         f"{START}user\nHello{END}\n",
     ),
+    (
+        [
+            {
+                "role": "user",
+                "content": ["H", {"type": "input_text", "text": "el"}, {"type": "text", "text": "lo"}],
+            }
+        ],
+        ASKED,
+    ),
+    (
+        [
+            {
+                "role": "user",
+                "content": [{"type": "thinking", "thinking": "Hel"}, {"type": "refusal", "refusal": "lo"}],
+            }
+        ],
+        ASKED,
+    ),
     ([HELLO, {"role": "tool", "content": "x", "tool_call_id": "1"}], f"{ASKED}{START}tool\nx{END}\n"),
     (
         [HELLO, {"role": "assistant", "content": None, "tool_calls": [call("{}")]}],
@@ -72,3 +90,13 @@ async def test_tools_come_first(engine: Engine) -> None:
     text = await rendered(engine, {"messages": [HELLO], "tools": tools})
     assert text.startswith(f"{START}tools\n")
     assert text.endswith(ASKED + ANSWER)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [["Hello"], [{"type": "input_text", "text": "Hello"}], ["Hel", {"type": "output_text", "text": "lo"}]],
+)
+async def test_parts_of_no_class_of_openai_want_one_beside_them(engine: Engine, parts: list[Any]) -> None:
+    answer = await engine.ask({"messages": [{"role": "user", "content": parts}]}, "/tokenize")
+    assert answer.status == 400
+    assert "for ValidatorIterator" in answer.json["error"]["message"]

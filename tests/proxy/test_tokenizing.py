@@ -13,10 +13,16 @@ from proxy.generation import GenerationRequest, Route, read_request
 from proxy.headers import Headers
 from proxy.instances import Fleet, Instance, Status
 from proxy.tokenizing import PromptTokenizer, parity
-from proxy.tokenizing.fields import Ask, Given, Truncation, Unknowable, what_to_tokenize
-from proxy.tokenizing.prompts import DISTRUST_S
+from proxy.tokenizing.distrust import DISTRUST_S
+from proxy.tokenizing.engine_facts import EngineFacts
+from proxy.tokenizing.fields import MEDIA_TOKENS, Ask, Given, Truncation, Unknowable, what_to_tokenize
+from proxy.tokenizing.tool_choices import Choice, Tools
 
 MESSAGES = [{"role": "user", "content": "hi"}]
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 9000}}
+PICTURE = [{"role": "user", "content": [{"type": "text", "text": "see"}, IMAGE, "there"]}]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+NAMED = {"type": "function", "function": {"name": "f"}}
 
 
 def chat(**members: Any) -> GenerationRequest:
@@ -113,19 +119,19 @@ def test_more_numbers_than_any_engine_takes_are_not_even_read(prompt: list[Any])
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
-        (text(documents=[{"t": "x"}]), "field"),
+        (text(prompt_embeds="AAAA"), "field"),
         (chat(documents=[{"t": "x"}], chat_template_kwargs=[1]), "malformed"),
         (chat(truncate_prompt_tokens=-1), "malformed"),
         (chat(truncate_prompt_tokens=0), "malformed"),
         (text(truncate_prompt_tokens=5, truncation_side="middle"), "malformed"),
-        (chat(tool_choice="none"), "field"),
-        (chat(tool_choice={"type": "function"}), "field"),
-        (chat(mm_processor_kwargs={"a": 1}), "field"),
-        (chat(never_heard_of=1), "field"),
-        (
-            chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
-            "content part",
-        ),
+        (chat(tool_choice="sometimes"), "malformed"),
+        (chat(tool_choice={"type": "function"}), "malformed"),
+        (chat(messages=[{"role": "user", "content": [{"type": "file"}]}]), "content part"),
+        (chat(messages=[{"role": "user", "content": [{"image_url": "x"}]}]), "content part"),
+        (chat(messages=[{"role": "user", "content": [{"type": "prompt_embeds"}]}]), "content part"),
+        (chat(messages=[{"role": "user", "content": [{"type": "text", "uuid": "u"}]}]), "content part"),
+        (chat(messages=PICTURE, truncate_prompt_tokens=9, truncation_side="left"), "content part"),
+        (chat(messages=PICTURE, continue_final_message=True), "content part"),
         (chat(messages="hi"), "malformed"),
         (chat(messages=None), "malformed"),
         (text(suffix="x"), "field"),
@@ -169,6 +175,9 @@ def test_a_prompt_is_shortened_as_the_request_says() -> None:
         (chat(documents=[{"a": "b"}]), {"chat", "documents"}),
         (chat(chat_template_kwargs={}), {"chat", "chat_template_kwargs"}),
         (chat(continue_final_message=True), {"chat", "continue_final_message"}),
+        (chat(messages=[{"role": "user", "content": ["a", {"type": "text"}]}]), {"chat", "text parts"}),
+        (chat(messages=[{"role": "user", "content": [{"type": "input_text"}]}]), {"chat", "text parts"}),
+        (chat(messages=[{"role": "user", "content": [{"type": "text"}]}]), {"chat"}),
     ],
 )
 def test_what_a_prompt_needs_agreement_about(request_: GenerationRequest, needs: set[str]) -> None:
@@ -182,6 +191,65 @@ def test_requests_of_one_kind_share_what_shapes_their_prompts() -> None:
     kinds = {what_to_tokenize(r).kind for r in (chat(), chat(n=2, seed=1), chat(tools=None))}
     assert len(kinds) == 1
     assert what_to_tokenize(chat(tools=[])).kind not in kinds
+
+
+@pytest.mark.parametrize("choice", ["none", "required", NAMED])
+def test_a_choice_of_tools_is_counted_like_auto_until_engines_show_otherwise(choice: Any) -> None:
+    usual, chosen = chat(tools=TOOLS), chat(tools=TOOLS, tool_choice=choice)
+    facts = EngineFacts()
+    both = [what_to_tokenize(r, facts=facts) for r in (usual, chosen)]
+    assert isinstance(both[0], Ask)
+    assert isinstance(both[1], Ask)
+    assert both[0].body == both[1].body
+    assert both[0].kind != both[1].kind
+    assert facts.choices_wanted
+    said = {Choice.NONE: Tools.LEFT_OUT, Choice.REQUIRED: Tools.UNCLEAR, Choice.NAMED: Tools.UNCLEAR}
+    facts.learn_choices("a:1", said)
+    how = what_to_tokenize(chosen, facts=facts)
+    if choice == "none":
+        assert isinstance(how, Ask)
+        assert json.loads(how.body) == {"messages": MESSAGES, "model": "tiny"}
+        assert how.needs == {"chat"}
+    else:
+        assert isinstance(how, Unknowable)
+        assert how.members.unknown == ("tool_choice",)
+    facts.keep(["b:1"])
+    assert isinstance(what_to_tokenize(chosen, facts=facts), Ask)
+
+
+def test_without_tools_a_choice_means_nothing() -> None:
+    kinds = {what_to_tokenize(chat(**members)).kind for members in ({}, {"tool_choice": "none"})}
+    assert len(kinds) == 1
+    assert (
+        what_to_tokenize(chat(tools=TOOLS, tool_choice="auto")).kind
+        == what_to_tokenize(chat(tools=TOOLS)).kind
+    )
+
+
+def test_images_are_stubs_that_cost_nothing_and_count_for_the_load() -> None:
+    how = what_to_tokenize(chat(messages=PICTURE))
+    assert isinstance(how, Ask)
+    [message] = json.loads(how.body)["messages"]
+    assert message["content"] == [{"type": "text", "text": "see"}, {"type": "image"}, "there"]
+    assert how.media == 1
+    assert MEDIA_TOKENS < how.estimated_tokens < MEDIA_TOKENS + 100
+    assert how.kind != what_to_tokenize(chat()).kind
+
+
+def test_what_no_engine_knows_shapes_nothing_and_makes_a_kind_of_its_own() -> None:
+    facts = EngineFacts()
+    usual, odd = chat(), chat(enable_thinking=True, num_ctx=4096)
+    how = what_to_tokenize(odd, facts=facts)
+    assert isinstance(how, Ask)
+    assert how.members.ignored == ("enable_thinking", "num_ctx")
+    assert json.loads(how.body) == {"messages": MESSAGES, "model": "tiny"}
+    assert how.kind != what_to_tokenize(usual, facts=facts).kind
+    assert facts.schemas_wanted
+    facts.learn_schema("a:1", "9.9", {Route.CHAT: frozenset({"num_ctx"}), Route.COMPLETIONS: frozenset()})
+    unknown = what_to_tokenize(odd, facts=facts)
+    assert isinstance(unknown, Unknowable)
+    assert (unknown.why, unknown.members.unknown) == ("field", ("num_ctx",))
+    assert isinstance(what_to_tokenize(text(num_ctx=1), facts=facts), Ask), "of completions it says nothing"
 
 
 class Engines:
@@ -205,6 +273,11 @@ class Engines:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    async def get_bounded(
+        self, instance: str, path: str, timeout_s: float, most_bytes: int
+    ) -> tuple[int, bytes]:
+        raise AssertionError("tokenizing asks engines nothing about themselves")
 
     async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Any:
         raise AssertionError("tokenizing sends no legs")

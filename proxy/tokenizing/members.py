@@ -1,0 +1,134 @@
+"""A member of a request counts for its prompt only if an engine may read it so: what no engine knows shapes nothing.
+
+The members of vLLM 0.32's request classes (`ChatCompletionRequest`, `CompletionRequest`) are all named here. vLLM takes
+any other member, too, and ignores it. A later release may know more: its own schema tells, and what we cannot place
+makes the prompt unknown.
+"""
+
+import re
+from collections.abc import Callable, Collection
+
+import msgspec
+
+from proxy.body import Body
+from proxy.generation import Route
+
+ASKED = {
+    Route.CHAT: frozenset(
+        {
+            "messages",
+            "tools",
+            "add_generation_prompt",
+            "continue_final_message",
+            "add_special_tokens",
+            "chat_template",
+            "chat_template_kwargs",
+        }
+    ),
+    Route.COMPLETIONS: frozenset({"prompt", "add_special_tokens"}),
+}
+"""Members that change the prompt's tokens and that an engine's /tokenize takes, word for word."""
+
+VARIABLES = {Route.CHAT: frozenset({"documents", "reasoning_effort"}), Route.COMPLETIONS: frozenset[str]()}
+"""Members of a chat that vLLM gives to the template as variables; in /tokenize's words they are that."""
+
+TRUNCATING = frozenset({"truncate_prompt_tokens", "truncation_side"})
+"""Members that shorten the prompt after it was tokenized. /tokenize knows nothing of them."""
+
+_UNKNOWABLE = {Route.CHAT: frozenset[str](), Route.COMPLETIONS: frozenset({"suffix", "prompt_embeds"})}
+"""Members that shape the prompt in a way only the engine knows."""
+
+_RARELY = {
+    Route.CHAT: frozenset({"response_format", "tool_choice", "mm_processor_kwargs", "media_io_kwargs"}),
+    Route.COMPLETIONS: frozenset[str](),
+}
+"""Members that shape no text: but one renderer of vLLM's (Kimi K3) shows the first two to the model, an engine may leave
+out tools that must not be called, and the last two shape images and sound. So their prompts are a kind of their own."""
+
+_NEUTRAL = frozenset(
+    """
+    model stream stream_options max_tokens max_completion_tokens min_tokens n best_of temperature top_p top_k min_p
+    seed stop stop_token_ids include_stop_str_in_output ignore_eos presence_penalty frequency_penalty
+    repetition_penalty length_penalty logit_bias logprobs top_logprobs prompt_logprobs logprob_token_ids
+    allowed_token_ids bad_words response_format structured_outputs parallel_tool_calls skip_special_tokens
+    spaces_between_special_tokens echo priority session_id return_tokens_as_token_ids return_token_ids
+    return_token_offsets return_prompt_text include_reasoning thinking_token_budget repetition_detection
+    stream_interval watermarking routed_experts_prompt_start mm_payload return_mm_kwargs
+    vllm_xargs cache_salt use_beam_search request_id kv_transfer_params ec_transfer_params
+    user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention
+    """.split()  # noqa: SIM905  # a list of these is a page long
+)
+"""Members that shape what is generated, how it is reported or who asked, never the prompt. vLLM ignores the last row
+altogether; OpenAI clients send it."""
+
+_NAMES = 64
+"""So many names of members that no engine knows are told apart: clients choose them, and what depends on them must not
+grow. All others are one more name."""
+_NAMES_OF_A_KIND = 8
+"""A request with more of them is of a kind with all such requests."""
+_OTHER, _MANY = "another", "many"
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,47}").fullmatch
+"""What looks like a member's name may be shown; anything else could be part of a prompt that was sent in the wrong place."""
+
+Knows = Callable[[Route, str], bool]
+"""Whether some engine's own schema has a member."""
+
+
+class MemberNames:
+    """Names that clients chose, as they may be shown and counted: bounded in number and length."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def shown(self, names: Collection[str]) -> tuple[str, ...]:
+        """The names, sorted; one word for all those beyond what is told apart, or for a whole that is too long."""
+        if len(names) > _NAMES_OF_A_KIND:
+            return (_MANY,)
+        return tuple(sorted({self._one(name) for name in names}))
+
+    def _one(self, name: str) -> str:
+        if name not in self._told:
+            if len(self._told) >= _NAMES or not _PLAIN(name):
+                return _OTHER
+            self._told.add(name)
+        return name
+
+
+class Members(msgspec.Struct, frozen=True):
+    """What the members of a request are to its prompt."""
+
+    shaping: frozenset[str]
+    """They make it, and it is known how."""
+    rarely: frozenset[str]
+    """They make it only at few engines."""
+    unknown: tuple[str, ...]
+    """They make it, or may, and it is not known how: names of ours, or of the engines' own schema."""
+    ignored: tuple[str, ...]
+    """No engine is known to know them."""
+
+
+NO_MEMBERS = Members(frozenset(), frozenset(), (), ())
+
+
+def members_of(body: Body, route: Route, knows: Knows, names: MemberNames) -> Members:
+    """Sort the members of a request. Those that are null are as good as absent."""
+    known = ASKED[route] | VARIABLES[route] | TRUNCATING
+    given = {name for name in body.names() if name not in _NEUTRAL or name in _RARELY[route]}
+    given = {name for name in given if body.raw(name) != b"null"}
+    rarely = given & _RARELY[route]
+    rest = given - known - rarely
+    unknown = {name for name in rest if name in _UNKNOWABLE[route] or knows(route, name)}
+    return Members(
+        frozenset(given & known),
+        frozenset(rarely),
+        tuple(sorted(unknown)),
+        names.shown(rest - unknown) if rest != unknown else (),
+    )
+
+
+def kind_of(route: Route, shaping: Collection[str], rarely: Collection[str], ignored: Collection[str]) -> str:
+    """What prompts have in common that are made the same way; one of a bounded number."""
+    made = f"{route}({','.join(sorted(shaping))})"
+    if rarely:
+        made += f" with {','.join(sorted(rarely))}"
+    return made + f" beside {','.join(sorted(ignored))}" if ignored else made
