@@ -43,4 +43,4 @@ def _guarded(request: web.Request) -> bool:
     """By the route that was found, so that no other spelling of a path gets around it."""
     resource = request.match_info.route.resource
     path = request.path if resource is None else resource.canonical
-    return path.startswith(GUARDED) and (resource is None or path not in _FOR_OPERATORS)
+    return path.startswith(GUARDED) and (resource is None or path.rstrip("/") not in _FOR_OPERATORS)

@@ -59,7 +59,17 @@ SENTINEL = b"GET /health HTTP/1.1\r\nHost: fuzz\r\nConnection: close\r\n\r\n"
 """Sent after broken requests: one that was understood in spite of all is then followed by an end, which saves waiting."""
 
 _GENERATING = ("/v1/completions", "/v1/chat/completions", "/explain")
-_SEEING = ("/health", "/ready", "/v1/models", "/status", "/metrics", "/openapi.json")
+_SEEING = (
+    "/health",
+    "/ready",
+    "/v1/models",
+    "/status",
+    "/metrics",
+    "/openapi.json",
+    "/ping",
+    "/load/",
+    "/version",
+)
 _ADMIN = ("/instances/add", "/instances/drain", "/instances/remove")
 
 

@@ -53,6 +53,12 @@ async def test_no_spelling_gets_around_a_key(tmp_path: Any) -> None:
             assert (await of(pair, "POST", path))[0] == 401
         for path in ("/instances/drain/", "/explain/"):
             assert (await pair.service.ask(path, {})).status == 401
+        for path in (
+            "/v1/load_lora_adapter",
+            "/v1/load_lora_adapter/",
+        ):  # which wants the admin key, and that alone
+            assert (await pair.service.ask(path, {})).json["error"]["param"] == "X-API-Key"
+            assert (await pair.service.admin(path, {})).status == 404  # the engines', which have no adapters
         for path in ("/health", "/ready", "/ping", "/load", "/version"):
             assert (await of(pair, "GET", path))[0] == 200
 
