@@ -35,9 +35,9 @@ async def relay_stream(
 ) -> RequestError | None:
     """Pass runs of whole events on, at the client's pace; return what it was cut with, None if it is complete.
 
-    `events` end once the stream is complete, and raise otherwise. What the client's side raises passes through. If the engine's side fails, time is up, or kvproxy ends (`cutting` is
-    set, and then this is cancelled), the client gets an error event and its connection is closed without the mark that
-    ends a complete answer.
+    `events` end once the stream is complete, and raise otherwise. What the client's side raises passes through. If the
+    engine's side fails, time is up, or kvproxy ends (`cutting` is set, and then this is cancelled), the client gets an
+    error event and its connection is closed without the mark that ends a complete answer.
     """
     await response.prepare(request)
     try:
@@ -48,19 +48,31 @@ async def relay_stream(
     except asyncio.CancelledError:
         if not cutting.is_set():
             raise
-        return await _cut(request, response, UnavailableError("kvproxy is shutting down"))
+        return await cut_stream(request, response, UnavailableError("kvproxy is shutting down"))
     except GatewayTimeoutError as error:
-        return await _cut(request, response, error)
+        return await cut_stream(request, response, error)
     except StreamFailedError as error:
-        return await _cut(request, response, EngineFailedError(error.words), error.event)
+        return await cut_stream(request, response, EngineFailedError(error.words), error.event)
     except (LegError, ValueError) as error:
         words = error.words if isinstance(error, LegError) else str(error)
         kind = GatewayTimeoutError if isinstance(error, DeadlineError) else EngineFailedError
-        return await _cut(request, response, kind(words))
+        return await cut_stream(request, response, kind(words))
     return None
 
 
-async def _cut(
+def error_event(status: int, body: bytes) -> bytes:
+    """The event for an answer of that status, which came when another had been given already."""
+    try:
+        said = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or "error" not in said:
+        code = status if status >= 400 else EngineFailedError.status
+        said = envelope(f"the engine answered with status {status}", EngineFailedError.kind, code)
+    return b"data: " + msgspec.json.encode(said) + b"\n\n"
+
+
+async def cut_stream(
     request: web.Request, response: web.StreamResponse, error: RequestError, event: bytes = b""
 ) -> RequestError:
     """Say why, with the engine's own `event` if it had one, and close the connection.

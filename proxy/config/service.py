@@ -37,6 +37,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     admin_api_key: str | None = None
     log_level: str = "info"
     startup_timeout_s: float = 600.0
+    stream_keepalive_s: float = 0.0
+    """After so long without a beginning a stream is answered 200, with a comment each time; 0: it is waited for."""
     drain_delay_s: float = 0.0
     shutdown_timeout_s: float = 30.0
     kv_lease_s: float = 30.0
@@ -70,6 +72,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 f" after {LEASE_MARGIN_S:g} s may find its blocks gone"
             )
         check_seconds("--startup-timeout", self.startup_timeout_s)
+        check_seconds("--stream-keepalive", self.stream_keepalive_s, zero=True)
         check_seconds("--drain-delay", self.drain_delay_s, zero=True)
         check_seconds("--shutdown-timeout", self.shutdown_timeout_s, zero=True)
         if self.max_body_mb < 1:

@@ -100,6 +100,14 @@ def add_service(group: "argparse._ArgumentGroup") -> None:
         help="end with exit code 1 if no request can be served after so many seconds (default: %(default)g)",
     )
     group.add_argument(
+        "--stream-keepalive",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="answer streams with 200 and comments after S seconds without a beginning, and every S seconds; whatever fails"
+        " later is then an error event and a cut, never a status (default: %(default)g, off)",
+    )
+    group.add_argument(
         "--drain-delay",
         type=float,
         default=0.0,

@@ -90,6 +90,7 @@ def _service_settings(args: argparse.Namespace) -> dict[str, Any]:
         "tier_costs": TIER_COSTS if args.tier_cost is None else read_tier_costs(args.tier_cost),
         "admin_api_key": os.environ.get("ADMIN_API_KEY", "").strip() or None,
         "startup_timeout_s": args.startup_timeout,
+        "stream_keepalive_s": args.stream_keepalive,
         "drain_delay_s": args.drain_delay,
         "shutdown_timeout_s": args.shutdown_timeout,
         "decision_headers": args.decision_headers,

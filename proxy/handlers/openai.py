@@ -5,6 +5,7 @@ import functools
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from proxy.clients import client_of
 from proxy.deadlines import TimeLimit, time_limit
 from proxy.errors import (
     BadRequestError,
+    EngineFailedError,
     GatewayTimeoutError,
     NotFoundError,
     RequestError,
@@ -26,6 +28,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest, Route, read_request
+from proxy.keep_alive import KeepAlive
 from proxy.middlewares import (
     BODY_LEASE_KEY,
     IN_FLIGHT_KEY,
@@ -38,7 +41,7 @@ from proxy.middlewares import (
     quoted,
 )
 from proxy.reading import in_time
-from proxy.relay import relay_stream
+from proxy.relay import cut_stream, error_event, relay_stream
 from proxy.stall import StallWatch
 
 T = TypeVar("T")
@@ -67,44 +70,47 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
     metrics = request.app[METRICS]
     outcome = CLIENT_LEFT
+    waiting = KeepAlive(request, 0.0)
     try:
         limit = time_limit(
             request.headers.getall(names.REQUEST_TIMEOUT_MS, ()),
             request.app[CONFIG].deadlines.request_s,
             request[STARTED_KEY],
         )
-        async with limit.enforced():
-            generation = await generation_request(request, route)
-            client = client_of(request, request.app[CONFIG].admission.client_header)
-            call = Call(
-                request=generation,
-                headers=engine_headers(request),
-                leg_id=_leg_id(request),
-                started_at=time.monotonic(),  # its client may have taken long to send it
-                ticket=Ticket(client, generation.priority(request.headers.get(names.PRIORITY))),
-            )
-            request[NOTES_KEY]["leg"] = call.leg_id
-            try:
-                reply = await request.app[DIRECTOR].serve(call)
-            finally:
-                _note_trace(request[NOTES_KEY], call)
-        try:
-            response, cut = await _answer(request, reply, route, limit)
-        finally:
-            reply.close()
+        with ExitStack() as stack:
+            async with limit.enforced():
+                call = await _call(request, route)
+                request[NOTES_KEY]["leg"] = call.leg_id
+                if call.request.stream:
+                    waiting = KeepAlive(request, request.app[CONFIG].stream_keepalive_s)
+                try:
+                    async with waiting:
+                        reply = await request.app[DIRECTOR].serve(call)
+                        stack.callback(reply.close)  # at once: the end of the waiting may be cancelled
+                finally:
+                    _note_trace(request[NOTES_KEY], call)
+            response, cut = await _answer(request, reply, route, limit, waiting.response)
         outcome = _outcome(reply.status)
-        if cut is not None:
+        if cut is not None and outcome == "ok":
             outcome = "timeout" if isinstance(cut, GatewayTimeoutError) else "cut"
+        if cut is not None:
             request[NOTES_KEY]["cut"] = quoted(str(cut))
         return response
     except RequestError as error:
         outcome = "timeout" if isinstance(error, GatewayTimeoutError) else _outcome(error.status)
         if error.reason is not None:
             request[NOTES_KEY]["reason"] = error.reason
-        return error_response(error)
+        if waiting.response is None:
+            return error_response(error)
+        request[NOTES_KEY]["cut"] = quoted(str(error))
+        await cut_stream(request, waiting.response, error)
+        return waiting.response
     except (asyncio.CancelledError, ConnectionError):
         if cut_by_us(request):
             outcome = "cut" if request.writer.output_size > 0 else "unavailable"
+            if waiting.response is not None:
+                await cut_stream(request, waiting.response, UnavailableError("kvproxy is shutting down"))
+                return waiting.response
         raise
     except Exception:
         outcome = "failed"
@@ -112,6 +118,19 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
     finally:
         request[NOTES_KEY]["outcome"] = outcome
         metrics.request_ended(route.value, outcome, time.monotonic() - request[STARTED_KEY])
+
+
+async def _call(request: web.Request, route: Route) -> Call:
+    """Read what a request asks for. Raises RequestError."""
+    generation = await generation_request(request, route)
+    client = client_of(request, request.app[CONFIG].admission.client_header)
+    return Call(
+        request=generation,
+        headers=engine_headers(request),
+        leg_id=_leg_id(request),
+        started_at=time.monotonic(),  # its client may have taken long to send it
+        ticket=Ticket(client, generation.priority(request.headers.get(names.PRIORITY))),
+    )
 
 
 def _leg_id(request: web.Request) -> str:
@@ -223,9 +242,16 @@ def engine_headers(request: web.Request) -> names.Headers:
 
 
 async def _answer(
-    request: web.Request, reply: Reply, route: Route, limit: TimeLimit
+    request: web.Request,
+    reply: Reply,
+    route: Route,
+    limit: TimeLimit,
+    begun: web.StreamResponse | None,
 ) -> tuple[web.StreamResponse, RequestError | None]:
-    """Send the reply on; tell what it was cut with, None if the client got all of it."""
+    """Send the reply on; tell what it was cut with, None if the client got all of it.
+
+    `begun` is the answer whose head went out before there was a reply.
+    """
     streamed = not isinstance(reply.body, bytes)
     cross = names.for_streaming_client if streamed else names.for_client
     headers = CIMultiDict(cross(reply.headers))
@@ -250,6 +276,11 @@ async def _answer(
         request, request.app[CONFIG].deadlines.client_stall_s, request.app[METRICS].client_stalled
     )
     if isinstance(reply.body, bytes):
+        if begun is not None:
+            error = EngineFailedError(
+                f"the engine answered with status {reply.status} when the stream had begun"
+            )
+            return begun, await cut_stream(request, begun, error, error_event(reply.status, reply.body))
         whole = web.Response(status=reply.status, headers=headers, body=reply.body)
         if len(reply.body) > LARGE_BODY_BYTES:  # aiohttp would write it after the handler, unwatched
             reply.close()
@@ -257,7 +288,7 @@ async def _answer(
                 await whole.prepare(request)
                 await whole.write_eof()
         return whole, None
-    response = web.StreamResponse(status=reply.status, headers=headers)
+    response = begun or web.StreamResponse(status=reply.status, headers=headers)
     with watch:
         cut = await relay_stream(request, response, reply.body, request.app[IN_FLIGHT_KEY].cutting, limit)
     return response, cut

@@ -93,6 +93,8 @@ def test_a_wrong_address_names_the_flag(text: str) -> None:
         ([*PAIR, "--startup-timeout", "0"], "--startup-timeout"),
         ([*PAIR, "--shutdown-timeout", "-1"], "--shutdown-timeout"),
         ([*PAIR, "--drain-delay", "-1"], "--drain-delay"),
+        ([*PAIR, "--stream-keepalive", "-1"], "--stream-keepalive"),
+        ([*PAIR, "--stream-keepalive", "nan"], "--stream-keepalive"),
         ([*PAIR, "--max-body-mb", "0"], "--max-body-mb"),
         ([*PAIR, "--client-stall-timeout", "0"], "--client-stall-timeout"),
         ([*PAIR, "--max-queue", "-1"], "--max-queue"),

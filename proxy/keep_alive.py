@@ -1,0 +1,54 @@
+"""A client that waits long for the head of its stream hears that it is being served; from then on its status is 200.
+
+Only until the stream begins: afterwards its engine sends what there is. What goes wrong after the first comment can only
+be told in an event, so whoever answers has to look whether the head is out.
+"""
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from proxy.headers import for_streaming_client
+from proxy.tasks import TaskOwner
+
+COMMENT = b": keep-alive\n\n"
+"""Clients of server-sent events pass over lines that begin with a colon."""
+
+
+_EVENTS = ("Content-Type", "text/event-stream; charset=utf-8")
+
+
+class KeepAlive:
+    """Sends comments while something else, inside its context, finds out what the answer is."""
+
+    def __init__(self, request: web.Request, every_s: float) -> None:
+        """`every_s`: the first comment, with the head, comes after so long, and then one each time; 0 for none."""
+        self._request = request
+        self._every_s = every_s
+        self._tasks = TaskOwner("keep-alive")
+        self.response: web.StreamResponse | None = None
+        """The answer whose head the client has; None if none went out."""
+
+    async def __aenter__(self) -> Self:
+        if self._every_s:
+            self._tasks.create(self._comment(), name=self._request.path)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._tasks.close()
+
+    async def _comment(self) -> None:
+        with contextlib.suppress(
+            ConnectionError
+        ):  # the client has left: its request is about to be cancelled
+            while True:
+                await asyncio.sleep(self._every_s)
+                if self.response is None:
+                    self.response = web.StreamResponse(headers=for_streaming_client([_EVENTS]))
+                    await self.response.prepare(self._request)
+                await self.response.write(COMMENT)
