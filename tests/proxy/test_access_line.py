@@ -118,6 +118,7 @@ async def test_an_open_circuit_says_what_failed_last(caplog: pytest.LogCaptureFi
         address = bad(pair, first, kind="status", status=500)
         for n in range(3):
             assert (await pair.service.complete(f"hello {n}")).status == 200
+        await wait_until(lambda: any("circuit open" in m for m in caplog.messages), "an open circuit")
         (opened,) = [m for m in caplog.messages if "circuit open" in m]
         assert address in opened
         assert "(last: status 500)" in opened
