@@ -94,12 +94,25 @@ async def test_an_error_before_anything_was_generated_is_tried_again(path: str, 
 async def test_when_all_fail_so_the_client_gets_their_words_and_status() -> None:
     async with fleet(retries=Retries(max_attempts=2)) as pair:
         for engine in pair.engines.decode:
-            engine.faults.add(Fault(kind="error", path=PATHS[1], status=503, after_chunks=1))
+            engine.faults.add(Fault(kind="error", path=PATHS[1], status=500, after_chunks=1))
         answer = await pair.service.chat("hello", stream=True)
-        assert (answer.status, answer.json) == (503, json.loads(EVENT[6:]) | answer.json)
+        assert (answer.status, answer.json) == (500, json.loads(EVENT[6:]))
         assert answer.headers["Content-Type"] == "application/json"
-        assert await pair.service.metric("kvproxy_requests_total", outcome="unavailable") == 1
+        assert await pair.service.metric("kvproxy_requests_total", outcome="engine_error") == 1
         await pair.service.settled()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_an_engine_that_is_full_says_so_in_a_stream_as_well(status: int) -> None:
+    async with fleet(prefill=1, decode=2) as pair:
+        for engine in pair.engines.decode:
+            engine.faults.add(Fault(kind="error", path=PATHS[1], status=status, after_chunks=1, times=1))
+        answer = await pair.service.chat("hello", stream=True)
+        assert answer.status == 200
+        assert b"error" not in answer.body
+        assert await pair.service.metric("kvproxy_engine_full_total") == 2
+        assert all(i.breaker.state is Circuit.CLOSED for i in pair.service.fleet)
+        await nothing_is_left(pair)
 
 
 @pytest.mark.parametrize("after", [0, 1])
