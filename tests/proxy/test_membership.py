@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import signal
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -247,6 +248,31 @@ async def test_a_disk_that_fails_keeps_nobody_from_changing_anything(
         assert new.address in await shown(service)
         [line] = [m for m in caplog.messages if "a restart forgets" in m]
         assert "No space left on device" in line
+
+
+async def test_a_disk_that_hangs_holds_nobody_up_for_long(
+    at: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.state.membership.WRITE_S", 0.1)
+    answers = threading.Event()
+    async with engines(1, 1) as made, StandIn() as new:
+        async with served(made, at) as service:
+            directory = service.app[MEMBERSHIP]._directory
+            write = directory.write_instances
+
+            def slow(data: bytes) -> None:
+                answers.wait(60)
+                write(data)
+
+            monkeypatch.setattr(directory, "write_instances", slow)
+            await change(service, "add", type="decode", instance=new.address)
+            await change(service, "drain", instance=new.address)
+            assert sum("not on disk yet" in m for m in caplog.messages) == 2
+            answers.set()
+            await wait_until(service.app[MEMBERSHIP]._writing.done, "the disk")  # type: ignore[union-attr]  # it wrote
+        async with served(made, at) as service:
+            await wait_until(lambda: service.fleet.get(new.address) is not None, "its instances")
+            assert (await shown(service))[new.address] == ("decode", "draining")
 
 
 async def test_who_leaves_when_kvproxy_ends_is_gone_afterwards(at: pathlib.Path) -> None:
