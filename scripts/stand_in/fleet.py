@@ -17,6 +17,10 @@ from vllm_cpu.engine import BLOCK_TOKENS, HOST, EngineSpec
 from vllm_cpu.fleet import Fleet
 
 _WORDS = {
+    "--enable-auto-tool-choice": "--tool-parser",
+    "--tool-call-parser=hermes": "--tool-parser",
+    "--exclude-tools-when-tool-choice-none": "--excludes-tools",
+    "--disable-fastapi-docs": "--no-docs",
     "--enable-request-id-headers": "--request-id-headers",
     "--enable-per-request-metrics": "--request-metrics",
     "--enable-server-load-tracking": "--load-tracking",

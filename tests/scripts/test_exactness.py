@@ -270,6 +270,7 @@ def test_the_same_seed_asks_the_same_and_every_kind() -> None:
         plans.append(plan := prompts.next(MIXED))
         prompts.answered(plan, "a word")
     assert {plan.kind for plan in plans} == set(Kind)
+    assert 40 < sum(plan.odd for plan in plans) < 120
     assert {plan.adapter for plan in plans} == {None, ADAPTER}
     chats = [plan.body["messages"] for plan in plans if plan.kind is Kind.CHAT]
     assert sum(longer[: len(turn)] == turn for turn, longer in itertools.pairwise(chats)) > 20
@@ -298,3 +299,6 @@ def test_some_seconds_of_everything(tmp_path: pathlib.Path) -> None:
     assert {leg.phase for leg in made.legs} == set(map(str, Phase))
     assert sum(leg.router == LATE for leg in made.legs) > v.LATE_WINDOW
     assert sum(leg.judged and leg.right for leg in made.legs) > 100
+    odd = [leg for leg in made.legs if leg.plan.odd and leg.served and leg.index == "exact"]
+    assert len(odd) > 30
+    assert all(leg.judged for leg in odd), "what no engine reads made a prompt unknown"

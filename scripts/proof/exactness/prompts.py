@@ -31,6 +31,32 @@ _FIRST_ID, _LAST_ID = 1000, 1999  # ordinary tokens of the tiny model and of the
 _EVEN_SHARE = 0.5
 """Of the prompts of token ids that end where a block ends: asked again, their last block is computed and stored again."""
 _REMEMBERED = 8
+_LEFTOVERS: Mapping[str, Any] = {
+    "reasoning": {"effort": "low"},
+    "thinking": {"type": "enabled"},
+    "enable_thinking": True,
+    "usage": {"include": True},
+    "guided_json": {"type": "object"},
+    "num_ctx": 4096,
+}
+"""Members that clients and frameworks send and vLLM ignores."""
+_LEFTOVERS_SHARE = 0.25
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": f"Tells the {name} of a city",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+            },
+        },
+    }
+    for name in ("weather", "time")
+]
+_CHOICES: list[Any] = ["auto", "none", "required", {"type": "function", "function": {"name": "weather"}}]
 
 
 class Kind(enum.StrEnum):
@@ -41,6 +67,8 @@ class Kind(enum.StrEnum):
     SHARED = "shared prefix"
     ADAPTER = "adapter"
     SALT = "salt"
+    TOOLS = "tools"
+    """A chat with tools and a choice of them."""
     IDS = "token ids"
     LONG = "long"
     """A document nobody else has: it pushes others out of the cache."""
@@ -49,8 +77,9 @@ class Kind(enum.StrEnum):
 
 
 MIXED: Mapping[Kind, int] = {
-    Kind.CHAT: 32,
-    Kind.SHARED: 24,
+    Kind.CHAT: 28,
+    Kind.SHARED: 20,
+    Kind.TOOLS: 8,
     Kind.ADAPTER: 12,
     Kind.SALT: 10,
     Kind.IDS: 10,
@@ -76,6 +105,11 @@ class Plan:
     def salt(self) -> str | None:
         salt: str | None = self.body.get("cache_salt")
         return salt
+
+    @property
+    def odd(self) -> bool:
+        """Whether it has members that no engine reads, or a choice of tools."""
+        return not self.body.keys().isdisjoint({*_LEFTOVERS, "tool_choice"})
 
 
 class Prompts:
@@ -115,6 +149,9 @@ class Prompts:
         match kind:
             case Kind.CHAT:
                 path, body["messages"] = CHAT, self._turn(words)
+            case Kind.TOOLS:
+                path, body["messages"], body["tools"] = CHAT, self._system(words), _TOOLS
+                body["tool_choice"] = dice.choice(_CHOICES)
             case Kind.IDS:
                 own = [dice.randint(_FIRST_ID, _LAST_ID) for _ in range(dice.randint(1, 70))]
                 ids = self._popular(self._id_prefixes) + own
@@ -131,6 +168,8 @@ class Prompts:
             body["model"] = ADAPTER
         if kind is Kind.SALT or (kind is Kind.ADAPTER and dice.random() < 0.2):
             body["cache_salt"] = f"tenant-{dice.randrange(_TENANTS)}"
+        if dice.random() < _LEFTOVERS_SHARE:
+            body |= dict(dice.sample(list(_LEFTOVERS.items()), 2))
         plan = Plan(kind, path, body)
         if kind is not Kind.LONG:
             self._remembered.append(plan)

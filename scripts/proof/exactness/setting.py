@@ -17,6 +17,8 @@ from proxy.simulation.model_files import write_model
 LEASE_S = 20
 START_S = 420.0  # four real engines on two busy cores
 ADMIN_KEY = "for-the-proof"
+TOOL_FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser=hermes")
+"""So that chats with tools are taken whatever their choice."""
 
 
 def specs(*, prefill_tokens: int, decode_tokens: int, buffer_steps: int) -> list[EngineSpec]:
@@ -28,6 +30,7 @@ def specs(*, prefill_tokens: int, decode_tokens: int, buffer_steps: int) -> list
             max_model_len=MAX_MODEL_LEN,
             buffer_steps=buffer_steps,
             served_name=MODEL,
+            flags=TOOL_FLAGS,
         )
         for spec in plan(prefill=2, decode=2, lease_s=LEASE_S, loras=(ADAPTER,))
     ]

@@ -128,7 +128,7 @@ class Stage:
         body = plan.body
         if isinstance(body.get("prompt"), list):
             return Asked(body["prompt"], plan.adapter, plan.salt)
-        question = {key: body[key] for key in ("model", "prompt", "messages") if key in body}
+        question = {key: body[key] for key in ("model", "prompt", "messages", "tools") if key in body}
         async with self.session.post(f"http://{address}/tokenize", json=question) as answer:
             if answer.status != 200:
                 return None
