@@ -137,12 +137,15 @@ def _produced(choice: Any) -> bool:
     )
 
 
+def wants_judging(run: bytes) -> bool:
+    """Whether a run of events may hold anything that `judge` does not pass on as it is: cheap, for every chunk is asked."""
+    return _ERROR in run or DONE in run or _PARAMS in run
+
+
 def judge(run: bytes) -> Part:
     """What of a run of whole events goes on, and how the stream ends with it, if it does."""
     if _PARAMS in run:
         run = _without_params(run)
-    if _ERROR not in run and DONE not in run:
-        return Part(run)
     passed: list[bytes] = []
     for event, data in events(run):
         if data == DONE:

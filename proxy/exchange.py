@@ -5,6 +5,7 @@ is an engine's failure like any other, so it is found before the client hears an
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
 
@@ -22,6 +23,7 @@ from proxy.event_stream import (
     judge,
     only_comments,
     verdict,
+    wants_judging,
 )
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
@@ -110,12 +112,14 @@ class EngineStream:
         held: list[bytes] = []
         size_bytes = count = 0
         until: float | None = None
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                run = await self._run(None if until is None else max(0.0, until - loop.time()))
+                chunk = await self._answer.next_chunk(
+                    None if until is None else max(0.0, until - time.monotonic())
+                )
             except DeadlineError:
                 break  # MAX_HELD_S are over
+            run = self._whole(chunk)
             if run is None:
                 raise LegBrokenError(self._answer.instance, "the stream ended before its first event")
             at = 0
@@ -131,7 +135,7 @@ class EngineStream:
                 at += len(event)
                 held.append(event)
                 if data and until is None:
-                    until = loop.time() + MAX_HELD_S
+                    until = time.monotonic() + MAX_HELD_S
         self._held = b"".join(held)
         return None
 
@@ -141,7 +145,9 @@ class EngineStream:
         while not (self._done or self._failure):
             run = ready or await self._pending()
             ready = b""
-            passed, self._failure, self._done = judge(run)
+            passed = run
+            if wants_judging(run):
+                passed, self._failure, self._done = judge(run)
             if self._held:
                 passed, self._held = self._held + passed, b""
             if passed:
@@ -161,26 +167,26 @@ class EngineStream:
         """The next run of whole events, nothing while one is under way."""
         if self._held:
             return b""  # what was held back for too long goes first
-        loop = asyncio.get_running_loop()
-        begun_at = loop.time()
+        begun_at = time.monotonic()
         try:
-            run = await self._run(max(0.0, self._chunk_s - self._waited_s))
+            chunk = await self._answer.next_chunk(max(0.0, self._chunk_s - self._waited_s))
         except DeadlineError as error:
             if not self._waited_s:
                 raise
             words = f"the engine sent nothing but comments for {self._chunk_s:g} s"
             raise DeadlineError(self._answer.instance, words) from error
+        run = self._whole(chunk)
         if run is None:
             raise LegBrokenError(self._answer.instance, "the stream ended without its last event")
         if only_comments(run or self._cutter.tail):
-            self._waited_s += loop.time() - begun_at
+            self._waited_s += time.monotonic() - begun_at
         else:
             self._waited_s = 0.0
         return run
 
-    async def _run(self, limit_s: float | None) -> bytes | None:
+    def _whole(self, chunk: bytes) -> bytes | None:
         """What is complete with the next piece; None at the end of the answer."""
-        if chunk := await self._answer.next_chunk(limit_s):
+        if chunk:
             try:
                 return self._cutter.feed(chunk)
             except ValueError as error:
