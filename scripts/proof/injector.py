@@ -37,6 +37,7 @@ WEIGHTS = {
     Fault.SLOW: 2,
     Fault.STATUS: 3,
     Fault.CUT: 4,
+    Fault.ERROR: 4,
     Fault.EVENT_GAP: 3,
     Fault.EVENT_STALL: 2,
     Fault.DRAIN: 2,
@@ -80,6 +81,7 @@ class Injector:
             Fault.SLOW: self._slow,
             Fault.STATUS: self._status,
             Fault.CUT: self._cut,
+            Fault.ERROR: self._error,
             Fault.EVENT_GAP: self._event_gap,
             Fault.EVENT_STALL: self._event_stall,
             Fault.DRAIN: self._drain,
@@ -212,6 +214,16 @@ class Injector:
         await self._clear(spec)
         # A stream that is to be cut goes on until it has come so far.
         await asyncio.sleep(3)
+
+    async def _error(self, spec: EngineSpec, entry: Entry) -> None:
+        after = self._random.choice((0, 1, 1, 2, self._random.randint(3, 60)))
+        times = self._random.randint(1, 12)
+        entry.detail = f"in {times} streams after {after} chunks"
+        fault = {"kind": "error", "path": "/v1/c", "status": 500, "after_chunks": after, "times": times}
+        await self._fault(spec, fault)
+        await self._lasts(entry, 1, 5)
+        await self._clear(spec)
+        await asyncio.sleep(3)  # as above
 
     async def _event_gap(self, spec: EngineSpec, entry: Entry) -> None:
         count = self._random.randint(1, 30)

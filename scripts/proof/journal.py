@@ -26,6 +26,8 @@ class Fault(enum.StrEnum):
     """Legs are answered with a 5xx."""
     CUT = "cut"
     """Answers are cut off after some bytes, or before the first."""
+    ERROR = "error"
+    """Streams tell of an error after some chunks and end as if they were complete; other legs get a 500."""
     EVENT_GAP = "event gap"
     """Published events are lost on their way."""
     EVENT_STALL = "event stall"
@@ -38,7 +40,7 @@ class Fault(enum.StrEnum):
 HARMLESS = frozenset({Fault.SLOW, Fault.EVENT_GAP, Fault.EVENT_STALL, Fault.DRAIN, Fault.REMOVE})
 """Nobody may fail or be cut because of these."""
 
-CUTS_STREAMS = frozenset({Fault.KILL, Fault.RESTART, Fault.FREEZE, Fault.HANG, Fault.CUT})
+CUTS_STREAMS = frozenset({Fault.KILL, Fault.RESTART, Fault.FREEZE, Fault.HANG, Fault.CUT, Fault.ERROR})
 """Streams that have begun on such a decode engine may end with an error event."""
 
 

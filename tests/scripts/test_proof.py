@@ -88,6 +88,7 @@ def test_only_whole_right_answers_and_clients_that_left_pass(made: Record, check
     [
         (Fault.KILL, DECODE, 11.0, True),
         (Fault.CUT, DECODE, 9.0, True),
+        (Fault.ERROR, DECODE, 9.0, True),
         (Fault.FREEZE, "127.0.0.1:8201", 11.0, False),
         (Fault.KILL, DECODE, 13.0, False),
         (Fault.SLOW, DECODE, 11.0, False),
