@@ -177,6 +177,15 @@ class EventFeeds:
         ranks = (self._index.uncounted(instance.address, rank) for rank in instance.sources)
         return {words: reason for groups in ranks for words, reason in groups.items()}
 
+    def filled(self, instance: Instance) -> set[int]:
+        """The followed ranks of an instance that blocks are known of."""
+        blocks = self._index.blocks()
+        return {
+            slot.rank
+            for slot, count in blocks.items()
+            if count and slot.instance == instance.address and slot.rank in instance.sources
+        }
+
     def close(self) -> None:
         """Give up ZeroMQ; nothing may be followed any more."""
         self._context.term()

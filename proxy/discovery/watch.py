@@ -88,7 +88,7 @@ class _Watched:
         self.task: asyncio.Task[None] | None = None
         self.tries = 0
         self.lost_its_cache = False
-        """It sleeps so deeply, and that was told to all whom it concerns."""
+        """It sleeps so deeply, and its legs know."""
         self.looked_at: float | None = None
         """When it last told what it serves; None if it should be asked now."""
 
@@ -398,7 +398,7 @@ class FleetWatch:
             self._book.answered(instance)  # it may be long in telling whether it sleeps
         if await self._sleepers.asleep(instance):
             self._book.asleep(instance)
-            if not watched.lost_its_cache:
+            if not watched.lost_its_cache or self._thought_to_have(instance):
                 await self._look_at_sleep(watched)
         else:
             watched.lost_its_cache = False
@@ -411,15 +411,20 @@ class FleetWatch:
         depth = await self._sleepers.depth(instance)
         if depth is None or depth is Depth.LIGHT:
             return
-        watched.lost_its_cache = True
-        self._forget(instance.address)
-        if self._feeds is not None:
-            for rank in instance.ranks:  # a replay would tell of what was there before it slept
+        if not watched.lost_its_cache:
+            watched.lost_its_cache = True
+            self._forget(instance.address)
+            if depth is Depth.DEEP:  # what waits there now came too late, and would wait until it is awake
+                self._engines.give_up(instance.address)
+        for rank in self._thought_to_have(
+            instance
+        ):  # again and again: a replay tells of what was there before it slept
+            if self._feeds is not None:
                 self._feeds.rebuild(instance, rank, replay=False)
-        if depth is Depth.DEEP:
-            self._engines.give_up(
-                instance.address
-            )  # what waits there now came too late, and waits until it is awake
+
+    def _thought_to_have(self, instance: Instance) -> Collection[int]:
+        """The ranks that blocks are known of."""
+        return self._feeds.filled(instance) if self._feeds is not None else ()
 
     async def _learn_version(self, instance: Instance) -> None:
         instance.version = await self._checker.version(instance.address)

@@ -196,3 +196,29 @@ LINE = 'vllm:engine_sleep_state{{engine="{}",model_name="tiny",sleep_state="{}"}
 def test_what_its_metrics_tell(states: list[tuple[str, str, str]], depth: Depth) -> None:
     page = "# HELP vllm:engine_sleep_state x\n" + "".join(LINE.format(*state) for state in states)
     assert read_depth(page) is depth
+
+
+async def test_what_one_had_cached_before_it_slept_is_not_believed_by_who_comes_later() -> None:
+    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED, health=QUICK) as pair:
+        (prefill,) = pair.engines.prefill
+        prompt = list(range(100, 201))
+        assert (await pair.service.complete(prompt)).status == 200
+        await pair.service.settled()
+        await post(pair.service, prefill, "/sleep")
+        prefill.publisher.freeze()
+        pages = prefill.asked["/metrics"]
+        async with kvproxy(pair.engines.config(health=QUICK), ready=False) as service:
+            later = Pair(pair.engines, service)
+            await is_in(later, prefill, Status.ASLEEP)
+            await wait_until(
+                lambda: prefill.asked["/metrics"] >= pages + 3, "that it was asked how it sleeps"
+            )
+            prefill.publisher.thaw()  # only now its replay tells what it had cached
+            await wait_until(lambda: of(later, prefill).index_state(0) == "partial", "a new index")
+            await post(service, prefill, "/wake_up")
+            await is_in(later, prefill, Status.UP)
+            await wait_until(lambda: service.fleet.ready, "readiness")
+            explained = await service.explain({"prompt": prompt})
+            assert explained["prefill"]["candidates"][0]["cached_tokens"] == 0
+            assert (await service.complete(prompt)).status == 200
+            await wait_until(lambda: of(later, prefill).index_state(0) == "exact", "that all is known again")
