@@ -22,6 +22,9 @@ _ERROR = b'"error"'
 """Stands in all that tells of a failure, as a name or as a value, and hardly in anything else: quotes in texts are
 escaped, so only a text that is this one word has it."""
 
+_ABORT = b'"abort"'
+"""So ends what an engine drops, because it falls asleep, say: its client did not ask for that and is still there."""
+
 _PARAMS = b'_transfer_params"'
 _NO_PARAMS = re.compile(rb"\s*:\s*null")
 _EVENT = re.compile(rb"(.*?)(?:\r?\n){2,}", re.DOTALL)
@@ -139,7 +142,7 @@ def _produced(choice: Any) -> bool:
 
 def wants_judging(run: bytes) -> bool:
     """Whether a run of events may hold anything that `judge` does not pass on as it is: cheap, for every chunk is asked."""
-    return _ERROR in run or DONE in run or _PARAMS in run
+    return _ERROR in run or DONE in run or _PARAMS in run or _ABORT in run
 
 
 def judge(run: bytes) -> Part:
@@ -202,18 +205,18 @@ def failure_in(data: bytes, event: bytes = b"") -> Failure | None:
     status = failure_status(data)
     if status is None:
         return None
-    if not _by_finish_reason(data):
+    if (reason := _finish_reason(data)) is None:
         return Failure(status, data, event)
-    words = "the engine gave this request up (finish reason error)"
+    words = f"the engine gave this request up (finish reason {reason})"
     body = msgspec.json.encode(envelope(words, "InternalServerError", status))
     return Failure(status, body, event and event + b"data: " + body + b"\n\n")
 
 
 def failure_status(data: bytes) -> int | None:
     """The status of a failure that this JSON text tells of: in a member `error`, as older engines do in an object of
-    that kind, or by a choice that ended so, which is how vLLM calls one whose KV could not be loaded.
+    that kind, or by a choice that ended so: vLLM does that where KV could not be loaded, and where it drops a request.
     """
-    if _ERROR not in data:
+    if _ERROR not in data and _ABORT not in data:
         return None
     try:
         members = _decode_members(data)
@@ -221,18 +224,21 @@ def failure_status(data: bytes) -> int | None:
             return _status(error.get("code") if isinstance(error, dict) else None)
         if members.get("object") == msgspec.Raw(_ERROR):
             return _status(_decode(members.get("code", b"null")))
-        return 500 if _by_finish_reason(data) else None
+        return 500 if _finish_reason(data) else None
     except _UNREADABLE:
         return None
 
 
-def _by_finish_reason(data: bytes) -> bool:
+def _finish_reason(data: bytes) -> str | None:
+    """That of a choice that failed; None where an error is told as well."""
     try:
         members = _decode_members(data)
         choices = _decode_choices(members.get("choices", b"null")) or []
     except _UNREADABLE:
-        return False
-    return not _decode(members.get("error", b"null")) and any(c.finish_reason == "error" for c in choices)
+        return None
+    if _decode(members.get("error", b"null")):
+        return None
+    return next((c.finish_reason for c in choices if c.finish_reason in {"error", "abort"}), None)
 
 
 def _status(code: Any) -> int:

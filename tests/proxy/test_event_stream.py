@@ -109,6 +109,7 @@ PRODUCED: list[Any] = [
     chat(token_ids=[7]),
     text(text=" "),
     text(text="error"),
+    text(text="abort"),
     text(finish_reason="length"),
     text(token_ids=[0]),
     text(text='{"error": 1}'),
@@ -127,6 +128,7 @@ FAILED: list[tuple[Any, int]] = [
     ({"object": "error", "message": "m", "code": 404}, 404),
     (chat(finish_reason="error"), 500),
     (text(text="half", finish_reason="error"), 500),
+    (text(text="half", finish_reason="abort"), 500),
 ]
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 from typing import Any
 
+import aiohttp
 import pytest
 
 from proxy.config import Health
@@ -33,7 +34,8 @@ async def is_in(pair: Pair, engine: StandIn, status: Status) -> None:
 
 
 def asked(engine: StandIn) -> int:
-    return sum(seen.path == "/v1/completions" for seen in engine.seen)
+    """How many legs it got; no releases."""
+    return sum(s.path == "/v1/completions" and b"kvproxy-release" not in s.body for s in engine.seen)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -134,6 +136,29 @@ async def test_legs_that_came_too_late_go_elsewhere_and_what_it_dropped_is_nobod
         await is_in(pair, sleeper, Status.UP)
         await pair.service.settled()
         await wait_until(lambda: pair.engines.holds == 0, "the end of all holds")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_it_drops_comes_from_another_or_ends_as_a_failure(*, stream: bool) -> None:
+    async with fleet(policy=InOrder(), stand_in=UNHURRIED, health=QUICK) as pair:
+        sleeper, other = sorted(pair.engines.decode, key=lambda engine: engine.address)
+        clients = TaskOwner("clients")
+        members = {"max_tokens": 120, "ignore_eos": True, "stream": stream}
+        running = clients.create(pair.service.complete("hello", **members), name="runs")
+        await wait_until(lambda: sleeper.model.stats.generated_tokens > 20, "an answer half made")
+        await post(pair.service, sleeper, "/sleep")
+        if stream:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await running
+            await wait_until(lambda: not pair.service.claims, "its end")
+            assert await pair.service.metric("kvproxy_requests_total", outcome="cut") == 1
+        else:
+            answer = await running
+            assert (answer.status, answer.json["choices"][0]["finish_reason"]) == (200, "length")
+            assert answer.json["usage"]["completion_tokens"] == 120
+            assert asked(other) == 1
+        assert await pair.service.metric("kvproxy_circuit_transitions_total", instance=sleeper.address) == 0
+        await post(pair.service, sleeper, "/wake_up")
 
 
 async def test_one_that_sleeps_from_the_start_is_found_so_and_a_stopped_one_is_down() -> None:
