@@ -24,14 +24,14 @@ class EngineFacts:
         self._versions: dict[str, str] = {}
         self._schemas: dict[str, Schema] = {}
         self._choices: dict[str, Mapping[Choice, Tools]] = {}
+        self._read: dict[Route, frozenset[str]] = dict.fromkeys(Route, frozenset())
 
     # -- what requests need -------------------------------------------------------------------------------
 
     def knows(self, route: Route, name: str) -> bool:
         """Whether any engine's schema has a member."""
         self.schemas_wanted = True
-        versions = set(self._versions.values())
-        return any(name in schema[route] for version, schema in self._schemas.items() if version in versions)
+        return name in self._read[route]
 
     def tools(self, choice: Choice) -> Tools:
         """What becomes of a chat's tools."""
@@ -45,6 +45,7 @@ class EngineFacts:
         for said in (self._versions, self._choices):
             for gone in said.keys() - instances:
                 del said[gone]
+        self._together()
 
     def lacks_schema(self, instance: str) -> bool:
         """Whether its schema is wanted and not known."""
@@ -58,6 +59,7 @@ class EngineFacts:
         """An engine's version is known now; whether its schema is, too."""
         if version in self._schemas:
             self._versions[instance] = version
+            self._together()
             return True
         return False
 
@@ -69,10 +71,18 @@ class EngineFacts:
             unused = [v for v in self._schemas if v not in self._versions.values()]
             for old in unused[: max(0, len(unused) - _VERSIONS_KEPT)]:
                 del self._schemas[old]
+        self._together()
 
     def learn_choices(self, instance: str, found: Mapping[Choice, Tools]) -> None:
         """What an engine's counts have shown; nothing if it does not count."""
         self._choices[instance] = found
+
+    def _together(self) -> None:
+        """What running engines read, for requests with many members."""
+        running = [self._schemas[version] for version in self.schema_versions]
+        self._read = {
+            route: frozenset[str]().union(*(schema[route] for schema in running)) for route in Route
+        }
 
     @property
     def schema_versions(self) -> list[str]:
