@@ -36,6 +36,7 @@ WEIGHTS = {
     Fault.HANG: 1,
     Fault.SLOW: 2,
     Fault.STATUS: 3,
+    Fault.FULL: 4,
     Fault.CUT: 4,
     Fault.ERROR: 4,
     Fault.EVENT_GAP: 3,
@@ -80,6 +81,7 @@ class Injector:
             Fault.HANG: self._hang,
             Fault.SLOW: self._slow,
             Fault.STATUS: self._status,
+            Fault.FULL: self._full,
             Fault.CUT: self._cut,
             Fault.ERROR: self._error,
             Fault.EVENT_GAP: self._event_gap,
@@ -196,11 +198,21 @@ class Injector:
         await self._clear(spec)
 
     async def _status(self, spec: EngineSpec, entry: Entry) -> None:
-        status = self._random.choice((500, 502, 503))
+        status = self._random.choice((500, 502, 504))
         path = self._random.choice(("/v1/", "/v1/c"))
         entry.detail = f"{status} on {path}"
         await self._fault(spec, {"kind": "status", "path": path, "status": status})
         await self._lasts(entry, 1, 8)
+        await self._clear(spec)
+
+    async def _full(self, spec: EngineSpec, entry: Entry) -> None:
+        status = self._random.choice((503, 429))
+        told = self._random.choice((None, None, "0", "1", "60"))
+        times = self._random.choice((None, self._random.randint(1, 100)))
+        entry.detail = f"{status} to {times or 'all'} legs, Retry-After {told}"
+        fault = {"kind": "status", "path": "/v1/c", "status": status, "times": times, "retry_after": told}
+        await self._fault(spec, fault)
+        await self._lasts(entry, 1, 12)
         await self._clear(spec)
 
     async def _cut(self, spec: EngineSpec, entry: Entry) -> None:

@@ -23,7 +23,9 @@ class Fault(enum.StrEnum):
     """Everything under /v1/ is accepted and never answered."""
     SLOW = "slow"
     STATUS = "status"
-    """Legs are answered with a 5xx."""
+    """Legs are answered with a 5xx that says the engine failed."""
+    FULL = "full"
+    """Legs are refused for want of room, in bursts or all of them, with or without a time to come back."""
     CUT = "cut"
     """Answers are cut off after some bytes, or before the first."""
     ERROR = "error"
@@ -37,7 +39,7 @@ class Fault(enum.StrEnum):
     """Removed through the admin API and added again."""
 
 
-HARMLESS = frozenset({Fault.SLOW, Fault.EVENT_GAP, Fault.EVENT_STALL, Fault.DRAIN, Fault.REMOVE})
+HARMLESS = frozenset({Fault.SLOW, Fault.FULL, Fault.EVENT_GAP, Fault.EVENT_STALL, Fault.DRAIN, Fault.REMOVE})
 """Nobody may fail or be cut because of these."""
 
 CUTS_STREAMS = frozenset({Fault.KILL, Fault.RESTART, Fault.FREEZE, Fault.HANG, Fault.CUT, Fault.ERROR})
