@@ -120,6 +120,7 @@ class Instance:
         self.last_failure: str | None = None
         """What went wrong with the last leg that failed there, in words."""
         self.model_cards = []
+        self._measured: tuple[list[dict[str, Any]], float] = ([], math.inf)
         self.version: str | None = None
         """Its vLLM release, as `/version` told when it came up; None if that is not known."""
         self.sources: Mapping[int, SourceView] = {}
@@ -162,8 +163,12 @@ class Instance:
     @property
     def max_model_len(self) -> float:
         """The tokens a prompt and its answer may have together; infinite while it has told of none."""
-        told = (card.get("max_model_len") for card in self.model_cards)
-        return next((length for length in told if isinstance(length, int)), math.inf)
+        cards, length = self._measured
+        if cards is not self.model_cards:  # every decision asks every instance
+            told = (card.get("max_model_len") for card in self.model_cards)
+            length = next((each for each in told if isinstance(each, int)), math.inf)
+            self._measured = self.model_cards, length
+        return length
 
     @property
     def state(self) -> str:

@@ -85,7 +85,6 @@ class Need:
             self._prompt,
         )
 
-    @property
     def of_its_kind(self) -> tuple[float, float]:
         """The shortest contexts that hold its legs: requests that have the same fit into the same instances."""
         lengths = {instance.max_model_len for instance in self._fleet}

@@ -10,6 +10,7 @@ it, so a long prompt is not starved by short ones. Who waits because nothing usa
 """
 
 import asyncio
+import functools
 import math
 from collections.abc import Callable, Collection, Hashable
 from contextlib import ExitStack
@@ -64,15 +65,15 @@ class _Turn:
         question: Question,
         failed: Collection[str],
         prefill_on: str | None,
-        fitting: Hashable,
+        fitting: Callable[[], Hashable],
     ) -> None:
-        """`fitting`: the same for requests that fit into the same instances."""
+        """`fitting` tells the same for requests that fit into the same instances."""
         self.ticket = ticket
         self.question = question
         self.failed = failed
         self.prefill_on = prefill_on
         self.again = ticket.admitted
-        self.lane: Hashable = (question.model, question.whole, self.again, fitting)
+        self._fitting = fitting
         self.missing: list[Phase] = []
         """The phases for which nothing was usable at the last try."""
         self.full: set[tuple[Phase, str]] = set()
@@ -86,6 +87,11 @@ class _Turn:
         self.granted: Admitted | None = None
         self.refusal: Exception | None = None
         self.reserved = ExitStack()
+
+    @functools.cached_property
+    def lane(self) -> Hashable:
+        """The same for requests of which none can be placed while another cannot."""
+        return self.question.model, self.question.whole, self.again, self._fitting()
 
     def wake(self) -> None:
         if not self.woken.done():
@@ -158,7 +164,7 @@ class Gate:
         if ticket.turned_away and ticket.waited_s >= self._limits.queue_timeout_s:
             turn.engines_full = True
             raise self._timed_out(turn)
-        admitted = None if self._queue.waits_in(turn.lane) else self._try(turn)
+        admitted = None if len(self._queue) and self._queue.waits_in(turn.lane) else self._try(turn)
         if admitted is None:
             admitted = await self._wait(turn)
         ticket.let_in()
