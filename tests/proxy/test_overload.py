@@ -385,13 +385,12 @@ async def test_the_body_counts_while_its_request_waits_or_runs() -> None:
         assert budget.held_bytes == 0
 
 
-async def test_an_answer_beyond_all_reason_is_a_failed_leg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "MAX_ANSWER_BYTES", 10_000)
+async def test_an_answer_beyond_all_reason_is_a_failed_leg() -> None:
     async with StandIn() as engine, upstream.EngineClient() as client:
         body = {"model": "tiny", "prompt": "x", "max_tokens": 4000, "ignore_eos": True}
         answer = await client.post(engine.address, "/v1/completions", json.dumps(body).encode(), [])
         with answer, pytest.raises(LegBrokenError, match="10000 bytes"):
-            await answer.read()
+            await answer.read(10_000)
 
 
 # -- clients that do not read -------------------------------------------------------------------------------
