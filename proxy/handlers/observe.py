@@ -160,6 +160,7 @@ def _instance(
         "most_legs": instance.fullness.most(now),
         "share": round(breaker.share(now), 2) if gets_legs else 0.0,
         "model": base[0] if base else None,
+        "max_model_len": length if (length := instance.max_model_len) < math.inf else None,
         "adapters": sorted(instance.adapters),
         "version": instance.version,
         "block_size": index.block_size(address, instance.ranks[0]),

@@ -201,6 +201,8 @@ async def test_what_fits_nowhere_is_refused_in_the_engines_words_before_any_pref
     async with engines((Role.PREFILL, 4096), (Role.DECODE, 512)) as pair:
         (card,) = (await pair.service.ask("/v1/models")).json["data"]
         assert card["max_model_len"] == 512
+        shown = (await pair.service.ask("/status")).json["instances"]
+        assert [instance["max_model_len"] for instance in shown] == [4096, 512]
         (decode,) = pair.engines.decode
         for body in (
             {"prompt": LONG, "max_tokens": 4},
