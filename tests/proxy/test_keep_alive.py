@@ -13,7 +13,7 @@ from proxy.middlewares import IN_FLIGHT_KEY
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.raw import POST, connection
-from tests.proxy.service import Engines, Pair, ask, engines, fleet, kvproxy, prose, wait_until
+from tests.proxy.service import UNHURRIED, Engines, Pair, ask, engines, fleet, kvproxy, prose, wait_until
 
 PATH = "/v1/completions"
 EVERY_S = 0.1
@@ -73,6 +73,17 @@ async def test_who_waits_hears_comments_and_then_all_of_the_answer(prompt: Any) 
         assert texts == expected.by_choice
         assert await pair.service.metric("kvproxy_requests_total", outcome="ok") == 1
         await nothing_is_left(pair)
+
+
+async def test_a_stream_that_has_begun_is_its_engines_alone() -> None:
+    async with fleet(prefill=1, decode=1, stream_keepalive_s=0.02, stand_in=UNHURRIED) as pair:
+        pair.engines.prefill[0].faults.add(slow(1))
+        answer = await pair.service.ask(PATH, body(max_tokens=100, ignore_eos=True))
+        waiting, begun, said = answer.body.partition(b"data: ")
+        assert waiting.count(COMMENT) > 5
+        assert begun
+        assert COMMENT not in said
+        assert said.count(b"data: ") >= 100
 
 
 @pytest.mark.parametrize(("every_s", "stream"), [(0.0, True), (EVERY_S, False), (30.0, True)])
