@@ -47,10 +47,7 @@ class Question(msgspec.Struct, frozen=True):
     @property
     def length_tokens(self) -> int | None:
         """The prompt's length for what it costs to compute, estimated if only its beginning is known."""
-        if self.prompt is None:
-            return None
-        known = len(self.prompt.token_ids)
-        return max(known, self.estimated_tokens) if self.prefix_only else known
+        return self.estimated_tokens if self.prefix_only else self.prompt_tokens
 
     @property
     def reusable_tokens(self) -> int:

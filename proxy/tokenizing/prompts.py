@@ -19,7 +19,7 @@ from proxy.tokenizing.comparison import ask_tokens, bodies, tokenizer_at
 from proxy.tokenizing.distrust import Distrust
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.engines import DEADLINE_S, EngineTokenizer
-from proxy.tokenizing.fields import Ask, Given, Truncation, Unknowable, what_to_tokenize
+from proxy.tokenizing.fields import MEDIA_TOKENS, Ask, Given, Truncation, Unknowable, what_to_tokenize
 from proxy.tokenizing.local import LocalTokenizer, NotExactError
 from proxy.tokenizing.members import NO_MEMBERS, Members
 from proxy.tokenizing.parity import Difference, Parity, difference
@@ -104,6 +104,8 @@ class PromptTokenizer:
             return Tokenized(None, how.kind, found, estimated_tokens=estimate, members=how.members)
         kind, by, token_ids = found
         salt = request.body.value("cache_salt")
+        if estimate is not None:
+            estimate = max(estimate, len(token_ids) + media * MEDIA_TOKENS)
         self._count(by)
         lora_name = request.model if self._fleet.is_adapter(request.model) else None
         prompt = Prompt(token_ids=token_ids, lora_name=lora_name, cache_salt=salt)
