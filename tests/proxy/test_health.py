@@ -497,7 +497,8 @@ async def test_legs_leave_an_engine_whose_port_is_closed_though_their_connection
 ) -> None:
     """Whoever closed them may have been cut off before telling."""
     monkeypatch.setattr(health, "GONE_S", 0.5)
-    async with fleet(prefill=1, decode=2, policy=InOrder(), kv_events=False) as pair:
+    idle = {"keep_alive_s": 0.2}  # shorter than the pause between two checks, which then have to connect
+    async with fleet(prefill=1, decode=2, policy=InOrder(), kv_events=False, stand_in=idle) as pair:
         engine = min(pair.engines.decode, key=lambda e: e.address)
         engine.faults.add(Fault(kind="hang", path="/v1/completions"))
         running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
