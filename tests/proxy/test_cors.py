@@ -172,6 +172,19 @@ async def test_answers_say_who_may_read_them_once(stream: bool) -> None:
         assert (allowed(anonymous), anonymous.headers["Vary"]) == ([], "Origin")
 
 
+async def test_a_stream_that_is_kept_company_says_so_in_its_head() -> None:
+    cors = Cors(allowed_origins=[APP])
+    async with fleet(1, 1, kv_events=False, cors=cors, stream_keepalive_s=0.05) as pair:
+        pair.engines.decode[0].faults.add(Fault(kind="slow", path="/v1/c", delay_s=1.0, times=1))
+        async with pair.service.session.post(
+            f"{pair.service.url}/v1/completions", json=HELLO | {"stream": True}, headers={"Origin": APP}
+        ) as response:
+            assert (response.status, allowed(response)) == (200, [APP])
+            body = await response.read()
+            assert body.startswith(b":")  # its head was sent before there was an answer
+            assert body.endswith(b"data: [DONE]\n\n")
+
+
 async def test_with_credentials_the_origin_is_named() -> None:
     cors = Cors(allowed_origins=["*"], allow_credentials=True)
     async with fleet(1, 1, kv_events=False, cors=cors) as pair:
