@@ -1,6 +1,6 @@
 """Hurts engines at random, writes down what it does, and always leaves a prefill and a decode engine alone.
 
-Each fault is a course: strike, let it last, heal, wait until kvproxy uses the engine again. Until then the engine
+But for want of room: for a moment all engines of a role may be full, and then nobody is lost, but waits. Each fault is a course: strike, let it last, heal, wait until kvproxy uses the engine again. Until then the engine
 counts as touched. What kvproxy does not take back within RECOVERY_S is a finding.
 """
 
@@ -18,10 +18,16 @@ from vllm_cpu.engine import EngineSpec
 
 from proof.clients import Crowd
 from proof.journal import Entry, Fault, Journal
-from proof.setting import Setting
+from proof.setting import LEASE_S, MODEL, Setting
 from proof.watching import Instances, Watcher
 
 RECOVERY_S = 60.0
+FALLING_ASLEEP_S = LEASE_S + 15.0
+"""An engine stays awake until what it has prefilled is fetched, or its lease is over."""
+BURST_SHARE = 0.4
+"""Of the cases of engines without room: all of the role that are well but one, at once."""
+ALL_FULL_SHARE = 0.15
+"""The same without that one, where all are well."""
 STARTING_S = 60.0
 SLOW_BELOW_S = 2.0
 ARRIVING_S = 0.25
@@ -37,8 +43,10 @@ WEIGHTS = {
     Fault.SLOW: 2,
     Fault.STATUS: 3,
     Fault.FULL: 4,
+    Fault.EARLY_ERROR: 3,
+    Fault.LATE_ERROR: 3,
+    Fault.SLEEP: 2,
     Fault.CUT: 4,
-    Fault.ERROR: 4,
     Fault.EVENT_GAP: 3,
     Fault.EVENT_STALL: 2,
     Fault.DRAIN: 2,
@@ -82,8 +90,10 @@ class Injector:
             Fault.SLOW: self._slow,
             Fault.STATUS: self._status,
             Fault.FULL: self._full,
+            Fault.EARLY_ERROR: self._early_error,
+            Fault.LATE_ERROR: self._late_error,
+            Fault.SLEEP: self._sleep,
             Fault.CUT: self._cut,
-            Fault.ERROR: self._error,
             Fault.EVENT_GAP: self._event_gap,
             Fault.EVENT_STALL: self._event_stall,
             Fault.DRAIN: self._drain,
@@ -96,9 +106,10 @@ class Injector:
             while not until.is_set():
                 if (spec := self._next()) is not None:
                     fault = self._random.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))[0]
-                    entry = self._journal.begin(spec.name, spec.address, fault, time.monotonic())
-                    courses.create_task(self._course(spec, entry))
-                await _sleep(until, self._random.expovariate(1 / self._every_s))
+                    for struck in self._burst(spec) if fault is Fault.FULL else [spec]:
+                        entry = self._journal.begin(struck.name, struck.address, fault, time.monotonic())
+                        courses.create_task(self._course(struck, entry))
+                await _pause(until, self._random.expovariate(1 / self._every_s))
 
     def thaw(self) -> None:
         """Let every process run, so that it can be ended."""
@@ -115,6 +126,15 @@ class Injector:
             if len(specs) - len(well) < self._most:
                 free += well
         return self._random.choice(free) if free else None
+
+    def _burst(self, spec: EngineSpec) -> list[EngineSpec]:
+        """That engine, or with it all others of its role that are well but one; at times that one, too."""
+        of_role = self._setting.fleet.of_role(spec.role)
+        others = [each for each in of_role if each.name not in {spec.name, *self._journal.touched()}]
+        dice = self._random.random()
+        if dice < ALL_FULL_SHARE and len(others) == len(of_role) - 1:
+            return [spec, *others]
+        return [spec, *others[1:]] if dice < ALL_FULL_SHARE + BURST_SHARE else [spec]
 
     async def _course(self, spec: EngineSpec, entry: Entry) -> None:
         try:
@@ -206,14 +226,62 @@ class Injector:
         await self._clear(spec)
 
     async def _full(self, spec: EngineSpec, entry: Entry) -> None:
-        status = self._random.choice((503, 429))
-        told = self._random.choice((None, None, "0", "1", "60"))
+        status, told = self._random.choice((503, 429)), self._random.choice((None, None, "0", "1", "60"))
         times = self._random.choice((None, self._random.randint(1, 100)))
         entry.detail = f"{status} to {times or 'all'} legs, Retry-After {told}"
         fault = {"kind": "status", "path": "/v1/c", "status": status, "times": times, "retry_after": told}
         await self._fault(spec, fault)
-        await self._lasts(entry, 1, 12)
+        await self._lasts(entry, *self._how_long_full(spec))
         await self._clear(spec)
+
+    def _how_long_full(self, spec: EngineSpec) -> tuple[float, float]:
+        """The fewer are left for the others' work, the shorter."""
+        full = {
+            entry.name for entry in self._journal.entries if entry.fault is Fault.FULL and entry.ended is None
+        }
+        of_role = [each.name for each in self._setting.fleet.of_role(spec.role)]
+        left = sum(name not in full for name in of_role)
+        return (0.3, 2) if not left else (1, 4) if left == 1 else (1, 12)
+
+    async def _early_error(self, spec: EngineSpec, entry: Entry) -> None:
+        # A chat begins with a chunk that only names the role: nothing real.
+        path, chunks = self._random.choice((("/v1/c", 0), ("/v1/chat", 1)))
+        times = self._random.randint(1, 12)
+        entry.detail = f"{times} answers of {path} after {chunks} chunks"
+        await self._fault(
+            spec, {"kind": "error", "path": path, "status": 500, "after_chunks": chunks, "times": times}
+        )
+        await self._lasts(entry, 1, 5)
+        await self._clear(spec)
+
+    async def _late_error(self, spec: EngineSpec, entry: Entry) -> None:
+        times, chunks = self._random.randint(1, 12), self._random.randint(2, 40)
+        entry.detail = f"{times} answers after {chunks} chunks"
+        await self._fault(
+            spec, {"kind": "error", "path": "/v1/c", "status": 500, "after_chunks": chunks, "times": times}
+        )
+        await self._lasts(entry, 1, 5)
+        await self._clear(spec)
+        await asyncio.sleep(3)  # a stream that is to fail goes on until it has come so far
+
+    async def _sleep(self, spec: EngineSpec, entry: Entry) -> None:
+        level, mode = self._random.randint(0, 2), self._random.choice(("abort", "wait", "keep"))
+        entry.detail = f"at level {level}, mode {mode}"
+        entry.cuts = mode == "abort" or (mode == "keep" and level > 0)  # what is kept at level 0 goes on
+        timeout = aiohttp.ClientTimeout(total=FALLING_ASLEEP_S)
+        asked = {"level": str(level), "mode": mode}
+        async with self._setting.session.post(f"{spec.url}/sleep", params=asked, timeout=timeout) as answer:
+            answer.raise_for_status()
+        await self._lasts(entry, 0.5, 8)
+        async with self._setting.session.post(f"{spec.url}/wake_up") as answer:
+            answer.raise_for_status()
+        if level > 0:  # it tells of its empty cache with its next batch: somebody has to make one
+            await self._ask_directly(spec)
+
+    async def _ask_directly(self, spec: EngineSpec) -> None:
+        body = {"model": MODEL, "prompt": self._random.choices(range(100, 4000), k=100), "max_tokens": 1}
+        async with self._setting.session.post(f"{spec.url}/v1/completions", json=body) as answer:
+            answer.raise_for_status()
 
     async def _cut(self, spec: EngineSpec, entry: Entry) -> None:
         after = 0 if self._random.random() < 0.3 else self._random.randint(1, 6000)
@@ -226,16 +294,6 @@ class Injector:
         await self._clear(spec)
         # A stream that is to be cut goes on until it has come so far.
         await asyncio.sleep(3)
-
-    async def _error(self, spec: EngineSpec, entry: Entry) -> None:
-        after = self._random.choice((0, 1, 1, 2, self._random.randint(3, 60)))
-        times = self._random.randint(1, 12)
-        entry.detail = f"in {times} streams after {after} chunks"
-        fault = {"kind": "error", "path": "/v1/c", "status": 500, "after_chunks": after, "times": times}
-        await self._fault(spec, fault)
-        await self._lasts(entry, 1, 5)
-        await self._clear(spec)
-        await asyncio.sleep(3)  # as above
 
     async def _event_gap(self, spec: EngineSpec, entry: Entry) -> None:
         count = self._random.randint(1, 30)
@@ -286,7 +344,7 @@ class Injector:
         entry.may_strand += self._watcher.most_prefills(spec.address, entry.begun)
 
 
-async def _sleep(until: asyncio.Event, seconds: float) -> None:
+async def _pause(until: asyncio.Event, seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):
             await until.wait()

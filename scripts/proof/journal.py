@@ -23,13 +23,17 @@ class Fault(enum.StrEnum):
     """Everything under /v1/ is accepted and never answered."""
     SLOW = "slow"
     STATUS = "status"
-    """Legs are answered with a 5xx that says the engine failed."""
+    """Legs are answered with a 5xx that says that the engine is broken."""
     FULL = "full"
-    """Legs are refused for want of room, in bursts or all of them, with or without a time to come back."""
+    """Legs are refused for want of room (503 or 429), by one engine of a role or by several at once."""
+    LATE_ERROR = "error in the stream"
+    """Streams end with an error event after something real."""
+    EARLY_ERROR = "error before anything"
+    """Streams begin with status 200 and an error event, and answers that are not streamed are errors."""
+    SLEEP = "sleep"
+    """Sent to sleep, which ends or keeps what runs there, and woken after a while."""
     CUT = "cut"
     """Answers are cut off after some bytes, or before the first."""
-    ERROR = "error"
-    """Streams tell of an error after some chunks and end as if they were complete; other legs get a 500."""
     EVENT_GAP = "event gap"
     """Published events are lost on their way."""
     EVENT_STALL = "event stall"
@@ -39,11 +43,9 @@ class Fault(enum.StrEnum):
     """Removed through the admin API and added again."""
 
 
-HARMLESS = frozenset({Fault.SLOW, Fault.FULL, Fault.EVENT_GAP, Fault.EVENT_STALL, Fault.DRAIN, Fault.REMOVE})
-"""Nobody may fail or be cut because of these."""
-
-CUTS_STREAMS = frozenset({Fault.KILL, Fault.RESTART, Fault.FREEZE, Fault.HANG, Fault.CUT, Fault.ERROR})
-"""Streams that have begun on such a decode engine may end with an error event."""
+CUTS_STREAMS = frozenset({Fault.KILL, Fault.RESTART, Fault.FREEZE, Fault.HANG, Fault.CUT, Fault.LATE_ERROR})
+"""Streams that have begun on such a decode engine may end with an error event. Nobody may fail or be cut because of
+any other fault; whether by falling asleep depends on how."""
 
 
 @dataclass(eq=False)
@@ -61,6 +63,8 @@ class Entry:
     """When kvproxy used the engine again, as far as can be seen."""
     may_strand: int = 0
     """Holds nobody could give back for it."""
+    cuts: bool = False
+    """Streams that have begun there may end with an error event."""
 
     def overlaps(self, begin: float, end: float) -> bool:
         return self.begun <= end and (self.ended is None or begin <= self.ended + HEALING_S)
@@ -84,7 +88,7 @@ class Journal:
         self.entries: list[Entry] = []
 
     def begin(self, name: str, address: str, fault: Fault, now: float, detail: str = "") -> Entry:
-        entry = Entry(name, address, fault, now, detail)
+        entry = Entry(name, address, fault, now, detail, cuts=fault in CUTS_STREAMS)
         self.entries.append(entry)
         return entry
 
@@ -96,9 +100,9 @@ class Journal:
         """What was done to an engine (None: to any) between two moments."""
         return [e for e in self.entries if address in {None, e.address} and e.overlaps(begin, end)]
 
-    def excuses_cut(self, decode: str, begin: float, end: float) -> bool:
-        """Whether a stream of this decode engine may have been cut between two moments."""
-        return any(entry.fault in CUTS_STREAMS for entry in self.during(decode, begin, end))
+    def cutting(self, decode: str, begin: float, end: float) -> set[Fault]:
+        """What may have cut a stream of this decode engine between two moments."""
+        return {entry.fault for entry in self.during(decode, begin, end) if entry.cuts}
 
     def counts(self) -> dict[Fault, int]:
         return {fault: sum(entry.fault is fault for entry in self.entries) for fault in Fault}

@@ -9,9 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proof.clients import DEADLINE_S, End, Record, Says
-from proof.journal import Journal
+from proof.journal import Fault, Journal
 from proof.setting import Vitals
 from proof.watching import LOOK_EVERY_S
+
+ENGINES_WORDS = "a fault"
+"""What an engine says where its stream fails (`proxy.simulation.errors.FaultError`): a client is to hear it."""
 
 MEMORY_TOLERANCE_MIB = 16.0
 MEMORY_TOLERANCE_SHARE = 0.25
@@ -104,8 +107,15 @@ def judge(record: Record, journal: Journal) -> Finding | None:
         return finding(NO_CLEAN_CUT, f"an unstreamed answer was cut: {record.error}")
     if not record.error_event:
         return finding(NO_CLEAN_CUT, f"cut without an error event: {record.error}")
-    if not journal.excuses_cut(record.decode, record.begun, record.ended):
+    if not any(record.texts):
+        return finding(
+            SERVED, f"cut before anything had come, so it could have been tried again: {record.error}"
+        )
+    by = journal.cutting(record.decode, record.begun, record.ended)
+    if not by:
         return finding(SERVED, f"cut, though nothing was done to {record.decode}: {record.error}")
+    if by == {Fault.LATE_ERROR} and record.error != ENGINES_WORDS:
+        return finding(ONE_END, f"the engine's error did not reach the client: {record.error}")
     return None
 
 

@@ -88,10 +88,13 @@ def test_only_whole_right_answers_and_clients_that_left_pass(made: Record, check
     [
         (Fault.KILL, DECODE, 11.0, True),
         (Fault.CUT, DECODE, 9.0, True),
-        (Fault.ERROR, DECODE, 9.0, True),
+        (Fault.LATE_ERROR, DECODE, 9.0, False),  # in other words than the engine's
         (Fault.FREEZE, "127.0.0.1:8201", 11.0, False),
         (Fault.KILL, DECODE, 13.0, False),
         (Fault.SLOW, DECODE, 11.0, False),
+        (Fault.EARLY_ERROR, DECODE, 11.0, False),
+        (Fault.FULL, DECODE, 11.0, False),
+        (Fault.SLEEP, DECODE, 11.0, False),
         (Fault.DRAIN, DECODE, 11.0, False),
     ],
 )
@@ -104,6 +107,31 @@ def test_a_stream_may_be_cut_only_by_what_was_done_to_its_own_engine(
     assert v.judge(record(**CUT), journal) is not None, "without a word it never may"
     refused = record(stream=False, status=503, texts=())
     assert v.judge(refused, journal) is not None, "another engine was well"
+
+
+def test_an_error_inside_a_stream_is_passed_on_and_nothing_is_cut_before_it_began() -> None:
+    journal = Journal()
+    journal.begin("decode-0", DECODE, Fault.LATE_ERROR, 11.0)
+    told = record(**(CUT | {"error": v.ENGINES_WORDS}), error_event=True)
+    assert v.judge(told, journal) is None
+    found = v.judge(record(**CUT, error_event=True), journal)
+    assert found is not None
+    assert "did not reach the client" in found.words
+    nothing = v.judge(record(**(CUT | {"texts": ("",)}), error_event=True), journal)
+    assert nothing is not None
+    assert nothing.check == v.SERVED
+    journal.begin("decode-0", DECODE, Fault.KILL, 11.0)
+    assert v.judge(record(**CUT, error_event=True), journal) is None, "another fault has other words"
+
+
+def test_who_falls_asleep_may_cut_streams_only_if_it_drops_them() -> None:
+    journal = Journal()
+    entry = journal.begin("decode-0", DECODE, Fault.SLEEP, 11.0)
+    assert v.judge(record(**CUT, error_event=True), journal) is not None
+    entry.cuts = True
+    assert v.judge(record(**CUT, error_event=True), journal) is None
+    assert v.judge(record(texts=("ri",)), journal) is not None, "never with a clean end"
+    assert v.judge(record(texts=("ri",), stream=False), journal) is not None
 
 
 def test_a_fault_that_was_over_long_before_excuses_nothing() -> None:
