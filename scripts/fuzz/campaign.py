@@ -1,12 +1,14 @@
 """A campaign passes if kvproxy serves as well after it as before, holds no more than before, and said nothing untrue.
 
-It fires shots in rounds. After each round kvproxy must answer some right requests as its engines do; after the last
+It fires shots in rounds, while the decode engine fails inside a stream now and then. After each round kvproxy must answer some right requests as its engines do; after the last
 one nothing may be left in flight, and memory, descriptors and threads must be back where the first round left them.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +25,10 @@ FDS = 16
 THREADS = 8
 """Large bodies are read in threads, which then wait for more."""
 REST_S = 60.0
+ERRORS_EVERY_S = 0.2
+"""One answer of the decode engine fails; its circuit stays closed at that pace."""
+MOST_CHUNKS = 6
+"""Of a stream before it fails; the first of a chat only names the role."""
 
 _RIGHT = (
     ("/v1/completions", {"model": MODEL, "prompt": "is it still right", "max_tokens": 8, "temperature": 0}),
@@ -63,6 +69,7 @@ class Campaign:
         self._say = say
         target = Target(ADMIN_KEY, setting.spare, "127.0.0.1:1")
         self._shots = Shots(seed, target)
+        self._random = random.Random(seed)  # noqa: S311  # repeatable on purpose
 
     async def run(self, requests: int, rounds: int, time_limit_s: float) -> Result:
         """Send about that many requests in that many rounds, or until time is up."""
@@ -78,7 +85,12 @@ class Campaign:
             def enough(tally: Tally, goal: int = goal) -> bool:
                 return tally.requests >= goal or time.monotonic() - begun > time_limit_s
 
-            await fuzzer.run(self._connections, enough)
+            errors = asyncio.get_running_loop().create_task(self._errors(), name="errors in streams")
+            try:
+                await fuzzer.run(self._connections, enough)
+            finally:
+                errors.cancel()
+                await asyncio.wait({errors})
             result.failures += self._setting.died()
             if result.failures:
                 break
@@ -98,6 +110,21 @@ class Campaign:
         result.seconds = time.monotonic() - begun
         result.failures += self._setting.bad_log_lines()[:20] + self._growth(result)
         return result
+
+    async def _errors(self) -> None:
+        """Have the decode engine fail at one answer after the other, until cancelled."""
+        try:
+            while True:
+                chunks = self._random.randint(0, MOST_CHUNKS)
+                fault = {"kind": "error", "path": "/v1/c", "status": 500, "after_chunks": chunks, "times": 1}
+                await self._tell_decode({"clear": True, "add": fault})
+                await asyncio.sleep(ERRORS_EVERY_S)
+        finally:
+            await self._tell_decode({"clear": True})
+
+    async def _tell_decode(self, command: dict[str, object]) -> None:
+        with contextlib.suppress(OSError):  # one that has died is told of by itself
+            await asyncio.to_thread(self._setting.decode_engine, command)
 
     async def one(self, number: int) -> Tally:
         """Fire one shot alone."""

@@ -48,9 +48,12 @@ def level(pid: int) -> Level:
 class Setting:
     """What is fuzzed."""
 
-    def __init__(self, proxy: ProxyProcess, engines: dict[str, OwnedProcess], spare: str) -> None:
+    def __init__(
+        self, proxy: ProxyProcess, engines: dict[str, OwnedProcess], spare: str, admins: dict[str, str]
+    ) -> None:
         self.proxy = proxy
         self.engines = engines
+        self._admins = admins
         self.spare = spare
         """The address of an engine kvproxy is not configured with."""
         self.fixed = [address for address in engines if address != spare]
@@ -74,6 +77,10 @@ class Setting:
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  # http on loopback
             found: bytes = answer.read()
             return found
+
+    def decode_engine(self, command: dict[str, Any]) -> None:
+        """Tell it to go wrong, or right again; raises OSError."""
+        self.post(self._admins[self.fixed[1]], "/faults", command)
 
     def died(self) -> list[str]:
         """Which processes have ended."""
@@ -108,18 +115,20 @@ def setting(logs: pathlib.Path, flags: Sequence[str] = ()) -> Iterator[Setting]:
         old.unlink()
     with contextlib.ExitStack() as stack:
         engines: dict[str, OwnedProcess] = {}
-        ports = free_ports(10)
+        admins: dict[str, str] = {}
+        ports = free_ports(13)
         for number, name in enumerate(("prefill", "decode", "spare")):
-            port, events, replay = ports[3 * number : 3 * number + 3]
+            port, events, replay, admin = ports[4 * number : 4 * number + 4]
             words = [*_STAND_IN, *_SHORT_ANSWERS, "--port", str(port)]
-            words += ["--events", str(events), "--replay", str(replay)]
+            words += ["--events", str(events), "--replay", str(replay), "--admin", str(admin)]
             engine = OwnedProcess(name, words, logs / f"{name}.log", os.environ)
             stack.callback(engine.stop)
             engines[f"{HOST}:{port}"] = engine
+            admins[f"{HOST}:{port}"] = f"http://{HOST}:{admin}"
         prefill, decode, spare = engines
         proxy = stack.enter_context(
             ProxyProcess(
-                ports[9],
+                ports[12],
                 logs / "kvproxy.log",
                 prefill=[prefill],
                 decode=[decode],
@@ -129,4 +138,4 @@ def setting(logs: pathlib.Path, flags: Sequence[str] = ()) -> Iterator[Setting]:
             )
         )
         proxy.wait_status("/ready")
-        yield Setting(proxy, engines, spare)
+        yield Setting(proxy, engines, spare, admins)

@@ -12,6 +12,8 @@ from fuzz.shots import Ending, Shots, Target
 
 TARGET = Target("key", "127.0.0.1:2", "127.0.0.1:1")
 NONE: frozenset[int] = frozenset()
+JSON = {b"content-type": b"application/json; charset=utf-8"}
+EVENTS = {b"content-type": b"text/event-stream"}
 
 
 def test_kvproxy_serves_on_after_some_thousand_broken_requests(tmp_path: pathlib.Path) -> None:
@@ -90,8 +92,21 @@ def test_an_answer_that_ends_early_is_marked_as_cut() -> None:
         headless.end()
 
 
-JSON = {b"content-type": b"application/json; charset=utf-8"}
-EVENTS = {b"content-type": b"text/event-stream"}
+@pytest.mark.parametrize(
+    ("body", "cut", "broken_off"),
+    [
+        (b'data: {}\n\ndata: {"error": {"message": "m"}}\n\n', True, True),
+        (b'data: {}\n\ndata: {"error": {"message": "m"}}\n\n', False, False),
+        (b'data: {"error": {"message": "m"}}\n\ndata: {}\n\n', True, False),
+        (b"data: {}\n\n", True, False),
+        (b"", True, False),
+    ],
+)
+def test_a_stream_may_end_early_with_an_error_event_alone(body: bytes, cut: bool, broken_off: bool) -> None:
+    assert Answer(200, EVENTS, body, cut=cut).broken_off is broken_off
+    assert not Answer(200, JSON, body, cut=cut).broken_off
+
+
 ENVELOPE = b'{"error": {"message": "m", "type": "t", "param": null, "code": 400}}'
 
 
@@ -122,6 +137,7 @@ def test_untrue_answers_are_noticed(answer: Answer) -> None:
         (Answer(200, EVENTS, b": ping\n\ndata: {}\n\ndata: [DONE]\n\n"), NONE),
         (Answer(200, EVENTS, b"data: {", cut=True), NONE),
         (Answer(504, JSON, ENVELOPE.replace(b"400", b"504")), frozenset({504})),
+        (Answer(500, JSON, b'{"error":{"message":"a fault","type":"t","param":null,"code":500}}'), NONE),
     ],
 )
 def test_true_answers_pass(answer: Answer, true: frozenset[int]) -> None:
