@@ -17,6 +17,7 @@ import signal
 import sys
 
 from proof.chaos import Options, run
+from proof.journal import Fault
 from proof.report import Screen, write_findings
 from vllm_cpu.engine import ROOT
 
@@ -32,6 +33,15 @@ def main() -> int:
     add("--decode", type=int, default=4, metavar="N", help="decode engines (default: %(default)s)")
     add("--every", type=float, default=1.5, metavar="S", help="between two faults (default: %(default)g)")
     add("--most", type=int, default=2, metavar="N", help="engines of a role hurt at once (default: 2)")
+    add(
+        "--faults",
+        nargs="+",
+        type=Fault,
+        choices=list(Fault),
+        default=[],
+        metavar="FAULT",
+        help=f"these alone, of: {', '.join(Fault)}",
+    )
     add("--pause", type=float, default=1.0, metavar="S", help="a client's between requests (default: 1)")
     add("--logs", type=pathlib.Path, default=ROOT / ".engines" / "chaos", metavar="DIR")
     args = parser.parse_args()
@@ -53,6 +63,7 @@ def main() -> int:
         decode=args.decode,
         every_s=args.every,
         most=args.most,
+        faults=args.faults,
         pause_s=args.pause,
     )
     made = run(options, screen.live)

@@ -7,7 +7,7 @@ engines and kvproxy, so that one clock tells when what happened.
 import asyncio
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -18,7 +18,7 @@ from live.waiting import wait_until
 from proof import verdict as v
 from proof.clients import Crowd
 from proof.injector import Injector
-from proof.journal import Journal
+from proof.journal import Fault, Journal
 from proof.setting import BUFFER_STEPS, LEASE_S, MODEL, Setting, Vitals, processes
 from proof.texts import RightAnswers
 from proof.watching import Watcher
@@ -57,6 +57,8 @@ class Options:
     """Between two faults, on average."""
     most: int = 2
     """Engines of a role that are touched at a time."""
+    faults: Collection[Fault] = ()
+    """Those alone; all if there are none."""
     warm_up_s: float = 15.0
     flags: Sequence[str] = PROXY_FLAGS
     """More words for `kvproxy serve`."""
@@ -128,6 +130,7 @@ async def _run(setting: Setting, made: Run, say: Callable[[Run], None]) -> None:
             seed=options.seed,
             every_s=options.every_s,
             most=options.most,
+            faults=options.faults,
         )
         chaos_begun = time.monotonic()
         try:

@@ -8,7 +8,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import aiohttp
@@ -67,7 +67,9 @@ class Injector:
         seed: int,
         every_s: float,
         most: int,
+        faults: Collection[Fault] = (),
     ) -> None:
+        """`faults`: those alone; all if there are none."""
         smallest = min(len(setting.fleet.of_role(role)) for role in ("prefill", "decode"))
         if not 0 < most < smallest:
             raise ValueError(
@@ -80,6 +82,7 @@ class Injector:
         self._random = random.Random(seed)  # noqa: S311  # repeatable on purpose
         self._every_s = every_s
         self._most = most
+        self._weights = {fault: weight for fault, weight in WEIGHTS.items() if not faults or fault in faults}
         self._frozen: set[str] = set()
         self.findings: list[str] = []
         self._courses: dict[Fault, Callable[[EngineSpec, Entry], Awaitable[None]]] = {
@@ -105,7 +108,7 @@ class Injector:
         async with asyncio.TaskGroup() as courses:
             while not until.is_set():
                 if (spec := self._next()) is not None:
-                    fault = self._random.choices(list(WEIGHTS), weights=list(WEIGHTS.values()))[0]
+                    fault = self._random.choices(list(self._weights), list(self._weights.values()))[0]
                     for struck in self._burst(spec) if fault is Fault.FULL else [spec]:
                         entry = self._journal.begin(struck.name, struck.address, fault, time.monotonic())
                         courses.create_task(self._course(struck, entry))
