@@ -11,8 +11,9 @@ import pytest
 from proxy import fullness
 from proxy.app_keys import DIRECTOR, GATE
 from proxy.circuit import Circuit
-from proxy.config import Admission, Retries
+from proxy.config import Admission, Health, Retries
 from proxy.fullness import TOLD_LEAST_S
+from proxy.healing import Healing
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.service import UNHURRIED, Answer, InOrder, Pair, ask, fleet, prose, wait_until
@@ -151,7 +152,20 @@ async def test_a_decode_engine_that_became_full_meanwhile_is_not_sent_the_hold()
         await no_hold_is_left(pair)
 
 
-async def test_what_a_full_engine_is_not_told_it_shows() -> None:
+async def test_a_leg_that_asks_for_a_report_and_is_refused_for_want_of_room_is_not_sent_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused: list[object] = []
+    monkeypatch.setattr(Healing, "asking", lambda _self, call, _chosen, _question: call.request.body)
+    monkeypatch.setattr(Healing, "refused", lambda _self, chosen: refused.append(chosen))
+    async with fleet(policy=InOrder(), kv_events=False) as pair:
+        engine, other = in_order(list(pair.engines.prefill))
+        full(engine, 429, times=1)
+        assert (await pair.service.complete("hello")).status == 200
+        assert (legs(engine), legs(other), refused) == (1, 1, [])
+
+
+async def test_explain_and_status_tell_who_says_it_is_full() -> None:
     async with fleet(policy=InOrder(), kv_events=False) as pair:
         engine, other = in_order(list(pair.engines.prefill))
         full(engine, retry_after="5")
@@ -295,7 +309,8 @@ async def test_a_list_of_prompts_is_served_by_engines_with_a_limit() -> None:
 
 
 async def test_one_whose_health_fails_as_well_is_dead() -> None:
-    async with fleet(policy=InOrder(), kv_events=False) as pair:
+    seldom = Health(interval_s=60.0)  # so it is not found by chance
+    async with fleet(policy=InOrder(), kv_events=False, health=seldom) as pair:
         engine, _ = in_order(list(pair.engines.prefill))
         full(engine)
         full(engine, path="/health")
