@@ -4,8 +4,8 @@ import hashlib
 
 from aiohttp import web
 
-from proxy.admission import ANONYMOUS
 from proxy.authentication import CLIENT_KEY
+from proxy.fair_queue import ANONYMOUS
 
 MAX_CLIENT_CHARS = 128
 """A longer name is kept as its digest, so that names take no memory worth speaking of."""

@@ -2,6 +2,6 @@
 
 from proxy.admission.bodies import BodyBudget, BodyLease, weigh
 from proxy.admission.gate import ENGINES_FULL, Admitted, Gate
-from proxy.admission.queue import ANONYMOUS, Ticket
+from proxy.admission.ticket import Ticket
 
-__all__ = ["ANONYMOUS", "ENGINES_FULL", "Admitted", "BodyBudget", "BodyLease", "Gate", "Ticket", "weigh"]
+__all__ = ["ENGINES_FULL", "Admitted", "BodyBudget", "BodyLease", "Gate", "Ticket", "weigh"]

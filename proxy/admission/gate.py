@@ -18,9 +18,11 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from proxy.admission.queue import DrainRate, FairQueue, QueueFullError, Ticket, Waiting
+from proxy.admission.drain_rate import DrainRate
+from proxy.admission.ticket import Ticket
 from proxy.config import Admission, WhenNoPrefill
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError, nothing_usable
+from proxy.fair_queue import FairQueue, QueueFullError, Waiting
 from proxy.instances import Fleet
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision

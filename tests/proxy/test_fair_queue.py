@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.admission.queue import RETRY_AFTER_MOST_S, DrainRate, FairQueue, QueueFullError, Waiting
+from proxy.admission.drain_rate import RETRY_AFTER_MOST_S, DrainRate
+from proxy.fair_queue import FairQueue, QueueFullError, Waiting
 
 CLIENTS = ("a", "b", "c")
 LANES = ("one", "two")

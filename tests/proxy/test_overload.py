@@ -13,13 +13,14 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from proxy.admission import ANONYMOUS, BodyBudget, weigh
+from proxy.admission import BodyBudget, weigh
 from proxy.app import shut_down
 from proxy.app_keys import BODIES, GATE
 from proxy.authentication import CLIENT_KEY
 from proxy.clients import MAX_CLIENT_CHARS, client_of
 from proxy.config import Admission, Deadlines, WhenNoPrefill
 from proxy.errors import LegBrokenError
+from proxy.fair_queue import ANONYMOUS
 from proxy.relay import relay_stream
 from proxy.scheduling.types import Phase
 from proxy.simulation import StandIn

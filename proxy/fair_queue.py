@@ -14,7 +14,6 @@ a place. What was let in before needs none and never has to leave: that would wa
 
 import bisect
 import heapq
-import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator
 from typing import Generic, TypeAlias, TypeVar
@@ -23,31 +22,6 @@ T = TypeVar("T")
 
 ANONYMOUS = "anonymous"
 """The client of a request that tells of none."""
-
-
-class Ticket:
-    """What the queue needs to know of a client's request, and what it learns: one for all attempts at it."""
-
-    def __init__(self, client: str = ANONYMOUS, priority: int = 0, *, of: "Ticket | None" = None) -> None:
-        self.client = client
-        self.priority = priority
-        self.of = of or self
-        """The ticket of the whole request."""
-        self.admitted = False
-        """Whether it, or a part of it, was let in once: what follows are retries, which wait only while nothing is
-        usable or has room by its own word, and the other parts."""
-        self.turned_away = False
-        """Whether an engine said that it is full when it got this."""
-        self.waited_s = 0.0
-        """Seconds in the queue so far, and at engines that turned it away."""
-
-    def part(self) -> "Ticket":
-        """A ticket for one prompt of a request for several, each of which is let in by itself."""
-        return Ticket(self.client, self.priority, of=self.of)
-
-    def let_in(self) -> None:
-        """It may go on."""
-        self.admitted = self.of.admitted = True
 
 
 class QueueFullError(Exception):
@@ -268,35 +242,3 @@ class FairQueue(Generic[T]):
         client = self._clients.get(waiting.client)
         line = client.lanes.get(waiting.lane) if client is not None else None
         return client is not None and bool(line and line[0] is waiting) and due == client.due + waiting.tokens
-
-
-DRAIN_WINDOW_S = 10.0
-"""How far back the pace of the queue is looked at: long enough for several requests of a busy fleet."""
-
-RETRY_AFTER_MOST_S = 30
-"""A longer estimate would be a guess about a fleet that may have changed by then."""
-
-
-class DrainRate:
-    """How fast requests leave the queue, as an average that forgets; times are seconds of a monotonic clock."""
-
-    def __init__(self) -> None:
-        self._recent = 0.0
-        self._at = -math.inf
-
-    def left(self, now: float) -> None:
-        """A request was let in."""
-        self._decay(now)
-        self._recent += 1
-
-    def retry_after_s(self, ahead: int, now: float) -> int:
-        """When a newcomer behind `ahead` others might be let in: whole seconds, from 1 to RETRY_AFTER_MOST_S."""
-        self._decay(now)
-        per_second = self._recent / DRAIN_WINDOW_S
-        if ahead >= per_second * RETRY_AFTER_MOST_S:
-            return RETRY_AFTER_MOST_S if ahead else 1
-        return max(1, math.ceil(ahead / per_second))
-
-    def _decay(self, now: float) -> None:
-        self._recent *= math.exp(min(0.0, self._at - now) / DRAIN_WINDOW_S)
-        self._at = now

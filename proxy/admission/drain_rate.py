@@ -1,0 +1,34 @@
+"""How fast a queue is served, so that who finds it full hears when to come back."""
+
+import math
+
+DRAIN_WINDOW_S = 10.0
+"""How far back the pace of the queue is looked at: long enough for several requests of a busy fleet."""
+
+RETRY_AFTER_MOST_S = 30
+"""A longer estimate would be a guess about a fleet that may have changed by then."""
+
+
+class DrainRate:
+    """How fast requests leave the queue, as an average that forgets; times are seconds of a monotonic clock."""
+
+    def __init__(self) -> None:
+        self._recent = 0.0
+        self._at = -math.inf
+
+    def left(self, now: float) -> None:
+        """A request was let in."""
+        self._decay(now)
+        self._recent += 1
+
+    def retry_after_s(self, ahead: int, now: float) -> int:
+        """When a newcomer behind `ahead` others might be let in: whole seconds, from 1 to RETRY_AFTER_MOST_S."""
+        self._decay(now)
+        per_second = self._recent / DRAIN_WINDOW_S
+        if ahead >= per_second * RETRY_AFTER_MOST_S:
+            return RETRY_AFTER_MOST_S if ahead else 1
+        return max(1, math.ceil(ahead / per_second))
+
+    def _decay(self, now: float) -> None:
+        self._recent *= math.exp(min(0.0, self._at - now) / DRAIN_WINDOW_S)
+        self._at = now
