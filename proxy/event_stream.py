@@ -15,6 +15,12 @@ from proxy.errors import envelope
 MAX_EVENT_BYTES = 16 << 20
 """No event of an engine comes near this; more without an end is not an event stream."""
 
+_SEAM = len(b"\ndata:") - 1
+_HEAD = 64  # bytes that show what an event begins with
+
+MAX_JUDGED_BYTES = 1 << 20
+"""A larger event says something, whatever that is: telling more of it would hold up the event loop."""
+
 DONE = b"[DONE]"
 """The data of the event that ends a complete stream."""
 
@@ -75,27 +81,52 @@ class Part(NamedTuple):
 
 
 class EventCutter:
-    """Cuts bytes into runs of whole events; what is left of an unfinished one waits."""
+    """Cuts bytes into runs of whole events; what is left of an unfinished one waits.
+
+    Each byte is looked at once, and a few of them again with the next piece: an event that comes in a thousand pieces
+    costs what it does in one.
+    """
 
     def __init__(self) -> None:
-        self.tail = b""
+        self._tail = bytearray()
+        self._comment = True
+        """So far the tail is nothing but comments and blank lines."""
+
+    @property
+    def tail_is_comment(self) -> bool:
+        """Whether what waits for its end is nothing but comments so far."""
+        return self._comment
 
     def feed(self, chunk: bytes) -> bytes:
         """All events that are complete with `chunk`. Raises ValueError if one grows beyond all reason."""
-        data = self.tail + chunk if self.tail else chunk
-        end = data.rfind(b"\n\n") + 2
+        tail = self._tail
+        seam = bytes(tail[-_SEAM:])  # an end, or the beginning of a line of data, may have begun there
+        near = seam + chunk if seam else chunk
+        end = near.rfind(b"\n\n") + 2
         if end == 1:
             end = 0
-        if b"\r" in data and (mark := data.rfind(b"\n\r\n")) >= 0:
+        if b"\r" in near and (mark := near.rfind(b"\n\r\n")) >= 0:
             end = max(end, mark + 3)
-        self.tail = data[end:]
-        if len(self.tail) > MAX_EVENT_BYTES:
+        if end <= len(seam):
+            tail.extend(chunk)
+            if len(tail) > MAX_EVENT_BYTES:
+                raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
+            if self._comment:
+                begun = len(tail) - len(chunk) >= _HEAD
+                self._comment = b"\ndata:" not in near if begun else only_comments(bytes(tail))
+            return b""
+        end -= len(seam)
+        run = bytes(tail) + chunk[:end] if tail else chunk[:end]
+        rest = chunk[end:]
+        if len(rest) > MAX_EVENT_BYTES:
             raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
-        return data[:end]
+        self._tail = bytearray(rest)
+        self._comment = only_comments(rest)
+        return run
 
     def rest(self) -> bytes:
         """The event that the end of the stream left without its own, as if it had one; nothing if there is none."""
-        tail, self.tail = self.tail, b""
+        tail, self._tail = bytes(self._tail), bytearray()
         return tail + b"\n\n" if tail.strip() else b""
 
 
@@ -117,6 +148,8 @@ def verdict(data: bytes) -> Verdict:
         return Verdict.DONE
     if failure_status(data) is not None:
         return Verdict.FAILED
+    if len(data) > MAX_JUDGED_BYTES:
+        return Verdict.PRODUCED
     try:
         members = _decode(data)
     except _UNREADABLE:

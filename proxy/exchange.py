@@ -178,7 +178,7 @@ class EngineStream:
         run = self._whole(chunk)
         if run is None:
             raise LegBrokenError(self._answer.instance, "the stream ended without its last event")
-        if only_comments(run or self._cutter.tail):
+        if only_comments(run) if run else self._cutter.tail_is_comment:
             self._waited_s += time.monotonic() - begun_at
         else:
             self._waited_s = 0.0

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.event_stream import DONE, MAX_EVENT_BYTES
+from proxy.event_stream import DONE, EventCutter, events
 from proxy.prompt_lists.answers import renumbered
 from proxy.prompt_lists.usage import summed
 
@@ -24,25 +24,14 @@ class EventReader:
     """Cuts the bytes of one engine's stream into the data of its events."""
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._cutter = EventCutter()
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of all events that are complete with `chunk`; empty for one that is only a comment.
 
         Raises ValueError if an event grows beyond all reason.
         """
-        data = self._tail + chunk
-        if b"\r" in data:
-            data = data.replace(b"\r\n", b"\n")
-        *events, self._tail = data.split(b"\n\n")
-        if len(self._tail) > MAX_EVENT_BYTES:
-            raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
-        return [_data(event) for event in events if event.strip()]
-
-
-def _data(event: bytes) -> bytes:
-    lines = (line.removeprefix(b"data:").strip() for line in event.split(b"\n") if line.startswith(b"data:"))
-    return b"\n".join(lines)
+        return [data for event, data in events(self._cutter.feed(chunk)) if event.strip()]
 
 
 def event(data: bytes) -> bytes:

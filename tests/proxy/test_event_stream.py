@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from proxy.event_stream import (
     DONE,
     MAX_EVENT_BYTES,
+    MAX_JUDGED_BYTES,
     EventCutter,
     Verdict,
     events,
@@ -19,6 +20,7 @@ from proxy.event_stream import (
     verdict,
     without_params,
 )
+from proxy.prompt_lists.streams import EventReader
 
 ERROR = b'{"error": {"message": "Internal server error", "code": 500}}'
 
@@ -62,6 +64,55 @@ def test_an_event_without_end_is_an_error() -> None:
     cutter.feed(b"x" * MAX_EVENT_BYTES)
     with pytest.raises(ValueError, match="bytes"):
         cutter.feed(b"x")
+
+
+class Counted(bytes):
+    """A piece that counts what is joined to it: what a cutter looks at once more."""
+
+    joined_bytes = 0
+
+    def __radd__(self, before: bytes) -> bytes:
+        Counted.joined_bytes += len(before) + len(self)
+        return before + bytes(self)
+
+
+@pytest.mark.parametrize("make", [EventCutter, EventReader])
+def test_an_event_in_a_thousand_pieces_costs_what_it_does_in_one(
+    make: type[EventCutter] | type[EventReader],
+) -> None:
+    Counted.joined_bytes = 0
+    pieces = 2000
+    cutter = make()
+    for _ in range(pieces):
+        assert not cutter.feed(Counted(b"x" * 1000))
+    assert cutter.feed(b"\n\n")
+    assert Counted.joined_bytes < 2 * pieces * 1000
+
+
+@pytest.mark.parametrize(
+    ("pieces", "is_comment"),
+    [
+        ([], True),
+        ([b": keep", b"-alive"], True),
+        ([b":" + b"x" * 100, b"\nda", b"ta", b": 1"], False),
+        ([b":" + b"x" * 100, b"\ndat"], True),
+        ([b"d", b"ata"], False),
+        ([b"event: e\n" + b"x" * 100, b"y"], False),
+        ([b"data: " + b"x" * 100], False),
+        ([b"data: 1\n\n:"], True),
+        ([b"data: 1\n\n: c\ndata: 2"], False),
+    ],
+)
+def test_what_waits_for_its_end_is_known_for_a_comment(pieces: list[bytes], is_comment: bool) -> None:
+    cutter = EventCutter()
+    for piece in pieces:
+        cutter.feed(piece)
+    assert cutter.tail_is_comment is is_comment
+
+
+def test_an_event_too_large_to_judge_says_something() -> None:
+    assert verdict(b'{"choices": [], "x": "' + b"x" * MAX_JUDGED_BYTES + b'"}') is Verdict.PRODUCED
+    assert verdict(b'{"error": {"code": 500}, "x": "' + b"x" * MAX_JUDGED_BYTES + b'"}') is Verdict.FAILED
 
 
 def test_what_the_end_leaves_unfinished_is_an_event() -> None:
