@@ -50,12 +50,23 @@ _OURS_IN_AN_ANSWER = frozenset(
     {
         "content-length",
         REQUEST_ID.lower(),
-        # Browsers speak to kvproxy, and are told by it alone who may read what.
-        "access-control-allow-credentials",
-        "access-control-allow-origin",
-        "access-control-expose-headers",
+        # What browsers keep for an origin, or do to it: theirs is kvproxy, and its engines are many.
+        "accept-ch",
+        "alt-svc",
+        "clear-site-data",
+        "nel",
+        "refresh",
+        "report-to",
+        "reporting-endpoints",
+        "service-worker-allowed",
+        "set-cookie",
+        "set-cookie2",
+        "strict-transport-security",
     }
 )
+
+_CORS = "access-control-"
+"""Browsers speak to kvproxy, and are told by it alone who may read what."""
 
 MAX_CLIENT_ID_CHARS = 64
 """Of a client's id in that of its legs: two UUIDs nearly. Engines repeat it in their logs, answers and messages."""
@@ -106,7 +117,8 @@ def for_engine(client: Iterable[tuple[str, str]], *, keep_authorization: bool) -
 
 def for_client(engine: Iterable[tuple[str, str]]) -> Headers:
     """An engine's headers that go to the client."""
-    return _end_to_end(engine, _OURS_IN_AN_ANSWER)
+    headers = _end_to_end(engine, _OURS_IN_AN_ANSWER)
+    return [(name, value) for name, value in headers if not name.lower().startswith(_CORS)]
 
 
 _UNBUFFERED = (("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))

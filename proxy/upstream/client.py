@@ -287,6 +287,9 @@ class EngineClient:
             raise (NoSocketError if ours else ConnectFailedError)(instance, _words(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise LegBrokenError(instance, f"no answer ({_words(error)})") from error
+        if not 200 <= response.status <= 599:  # others announce an answer, or are nothing at all
+            response.close()
+            raise LegBrokenError(instance, f"status {response.status} is no answer")
         return EngineAnswer(instance, response, self._waits)
 
 

@@ -12,6 +12,7 @@ from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from proxy.upstream.client import EngineClient
 from tests.proxy.echoing import WAYS, echoing_engine
+from tests.proxy.raw_engine import answer, raw_engine
 from tests.proxy.service import wait_until
 
 BODY = b'{"prompt": "hello", "max_tokens": 3}'
@@ -86,6 +87,20 @@ async def test_questions_that_are_not_answered_as_they_should() -> None:
         engine.faults.add(Fault(kind="hang", path="/v1/models"))
         with pytest.raises(LegBrokenError, match="no answer to /v1/models within"):
             await client.get_json(engine.address, "/v1/models", 0.05)
+
+
+@pytest.mark.parametrize("status", [b"101 Switching Protocols", b"099 Hm", b"600 Hm", b"999 Hm"])
+async def test_a_status_that_is_none_of_an_answer(status: bytes) -> None:
+    async with raw_engine({PATH: answer(b"{}", status)}) as engine, EngineClient() as client:
+        with pytest.raises(LegBrokenError, match=rf"status {int(status[:3])} is no answer"):
+            await client.post(engine.address, PATH, BODY, [])
+
+
+async def test_an_answer_that_was_announced_is_the_one_after() -> None:
+    said = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n" + answer(b"[1]")
+    async with raw_engine({PATH: said}) as engine, EngineClient() as client:
+        with await client.post(engine.address, PATH, BODY, []) as whole:
+            assert (whole.status, await whole.read()) == (200, b"[1]")
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL])
