@@ -35,11 +35,22 @@ class ProxyProcess:
         model: str = "tiny",
         flags: Sequence[str] = (),
         admin_key: str = "",
+        program: Sequence[str] = (),
     ) -> None:
+        """`program`: what is started instead of the `kvproxy` command, with its arguments."""
         self.url = f"http://{HOST}:{port}"
         self.log = log
         self.admin_key = admin_key
-        self.command = [str(KVPROXY), "serve", "--host", HOST, "--port", str(port), "--model", model]
+        self.command = [
+            *(program or [str(KVPROXY)]),
+            "serve",
+            "--host",
+            HOST,
+            "--port",
+            str(port),
+            "--model",
+            model,
+        ]
         for flag, addresses in (("--prefill", prefill), ("--decode", decode), ("--both", both)):
             if addresses:
                 self.command += [flag, *addresses]

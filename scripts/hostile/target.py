@@ -1,0 +1,178 @@
+"""A watched kvproxy in front of stand-in engines, and what an attack did to it: its worst pause and its peak of memory."""
+
+import asyncio
+import contextlib
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from live.ports import free_ports
+from live.processes import OwnedProcess
+from live.proxy import ProxyProcess
+
+from hostile.watched import PAUSE
+from proxy.simulation.model_files import write_model
+
+HOST = "127.0.0.1"
+MODEL = "tiny"
+CONTEXT_TOKENS = 131072
+SETTLED_S = 1.0
+"""After an attack is answered, what it left behind may go on: so long nothing new must show before it is over."""
+
+_WATCHED = pathlib.Path(__file__).with_name("watched.py")
+_STAND_IN = [sys.executable, "-m", "proxy.simulation", "--host", HOST, "--model", MODEL, "--side-port", "0"]
+_WRITE_BYTES = 1 << 20
+_POLL_S, _POLLS = 0.1, 200
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What kvproxy answered; status 0: it ended the connection."""
+
+    status: int
+    body: bytes
+    sent_bytes: int
+
+    def __str__(self) -> str:
+        return str(self.status) if self.status else "no answer"
+
+
+class Target:
+    """The kvproxy that is attacked."""
+
+    def __init__(self, proxy: ProxyProcess, pulse: pathlib.Path, logs: pathlib.Path) -> None:
+        self._proxy = proxy
+        self._pulse = pulse
+        self.logs = logs
+        self.url = proxy.url
+        self.port = int(proxy.url.rpartition(":")[2])
+
+    async def post(self, path: str, parts: Iterable[bytes], timeout_s: float = 60.0) -> Said:
+        """Send a JSON body, given in parts, and read the answer."""
+        body = list(parts)
+        size_bytes = sum(map(len, body))
+        head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {size_bytes}\r\nConnection: close\r\n\r\n"
+        return await self.send([head.encode(), *body], timeout_s, size_bytes)
+
+    async def send(self, parts: Iterable[bytes], timeout_s: float = 60.0, size_bytes: int = 0) -> Said:
+        """Send bytes as they are and read until the end of the connection, or until time is up."""
+        reader, writer = await asyncio.open_connection(HOST, self.port)
+        answer = b""
+        try:
+            with contextlib.suppress(TimeoutError, OSError):
+                async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as both:
+                    sending = both.create_task(self._write(writer, parts), name="write")
+                    answer = await reader.read()
+                    sending.cancel()
+        except* OSError:
+            pass
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        found = re.match(rb"HTTP/1.1 (\d{3}) ", head)
+        return Said(int(found[1]) if found else 0, body, size_bytes)
+
+    async def _write(self, writer: asyncio.StreamWriter, parts: Iterable[bytes]) -> None:
+        with contextlib.suppress(OSError):  # refused before all was sent
+            for part in parts:
+                for start in range(0, len(part), _WRITE_BYTES):
+                    writer.write(part[start : start + _WRITE_BYTES])
+                    await writer.drain()
+
+    def wait_for_tokenizer(self) -> None:
+        """Wait until kvproxy tokenizes by itself. Raises RuntimeError if it never does."""
+        for _ in range(_POLLS):
+            with urllib.request.urlopen(f"{self.url}/status", timeout=5) as answer:  # noqa: S310  # http on loopback
+                if json.load(answer)["tokenizer"]["path"] == "local":
+                    return
+            time.sleep(_POLL_S)
+        raise RuntimeError("kvproxy does not tokenize by itself")
+
+    @property
+    def alive(self) -> bool:
+        return self._proxy.exit_code is None
+
+    def memory_mib(self, which: str) -> float:
+        """`VmRSS`, what it holds now, or `VmHWM`, the most it held since `forget`."""
+        status = pathlib.Path(f"/proc/{self._proxy.pid}/status").read_text(encoding="ascii", errors="replace")
+        found = re.search(rf"^{which}:\s+(\d+)", status, re.MULTILINE)
+        return int(found[1]) / 1024 if found else float("inf")
+
+    def forget(self) -> None:
+        """Count peaks and pauses from here."""
+        pathlib.Path(f"/proc/{self._proxy.pid}/clear_refs").write_text(
+            "5", encoding="ascii"
+        )  # proc(5): the peak
+        with self._pulse.open("r+b") as file:
+            file.write(PAUSE.pack(0.0))
+
+    def worst_pause_ms(self) -> float:
+        with self._pulse.open("rb") as file:
+            (seconds,) = PAUSE.unpack(file.read(PAUSE.size))
+        return 1000 * float(seconds)
+
+
+@contextlib.contextmanager
+def engines(logs: pathlib.Path) -> Iterator[dict[str, list[str]]]:
+    """A prefill and a decode stand-in by role, for all attacks."""
+    model = logs / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    write_model(model)  # so that kvproxy tokenizes by itself
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for name in ("prefill", "decode"):
+            [port] = free_ports(1)
+            words = [*_STAND_IN, "--port", str(port), "--max-model-len", str(CONTEXT_TOKENS)]
+            words += ["--blocks", str(CONTEXT_TOKENS // 16 + 2), "--root", str(model)]
+            stack.callback(OwnedProcess(name, words, logs / f"{name}.log", os.environ).stop)
+            found[name] = [f"{HOST}:{port}"]
+        yield found
+
+
+class WatchedProxy(ProxyProcess):
+    """`kvproxy serve` with a pulse."""
+
+    def __init__(
+        self, fleet: dict[str, list[str]], logs: pathlib.Path, name: str, flags: Sequence[str]
+    ) -> None:
+        self.pulse = logs / f"{name}.pulse"
+        self.pulse.write_bytes(PAUSE.pack(0.0))
+        [port] = free_ports(1)
+        super().__init__(
+            port,
+            logs / f"{name}.log",
+            prefill=fleet.get("prefill", ()),
+            decode=fleet.get("decode", ()),
+            both=fleet.get("both", ()),
+            model=MODEL,
+            flags=["--log-level", "warning", *flags],
+            program=[sys.executable, str(_WATCHED), str(self.pulse)],
+        )
+
+
+@contextlib.asynccontextmanager
+async def target(
+    fleet: dict[str, list[str]], logs: pathlib.Path, name: str, flags: Sequence[str] = ()
+) -> AsyncIterator[Target]:
+    """A fresh kvproxy that is ready and has done what it does once."""
+    with WatchedProxy(fleet, logs, name, flags) as proxy:
+        proxy.wait_status("/ready")
+        found = Target(proxy, proxy.pulse, logs)
+        await asyncio.to_thread(found.wait_for_tokenizer)
+        for path, body in (
+            ("/v1/completions", b'{"prompt": "Hello", "max_tokens": 1}'),
+            ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}'),
+        ):
+            if (said := await found.post(path, [body])).status != 200:
+                raise RuntimeError(f"{path} answered {said} before anything began: {said.body[:300]!r}")
+        await asyncio.sleep(SETTLED_S)
+        yield found
