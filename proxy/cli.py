@@ -43,6 +43,9 @@ async def serve(config: Config) -> None:
 
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(log_loop_error)
+    loop.add_signal_handler(
+        signal.SIGHUP, log.info, "SIGHUP is ignored: nothing is read anew while kvproxy runs"
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     await runner.setup()
@@ -73,6 +76,11 @@ def _allow_many_sockets() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _leave_no_core() -> None:
+    """A core dump would hold prompts and keys. What the system pipes to a program is for that program to limit."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The `kvproxy` command."""
     command = ""
@@ -84,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         handler.setFormatter(Formatter())
         logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
         _allow_many_sockets()
+        _leave_no_core()
         keep_tidy()
         gc.freeze()  # the objects of all modules: looking through them again stops everything for 20 ms
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -91,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 report = runner.run(examine(config, arguments.limit_s))
                 print(shown(report, json_wanted=arguments.as_json))
                 sys.exit(report.exit_code)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop listens to it
             runner.run(serve(config))
     except ConfigError as error:
         fail(str(error))

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -356,6 +357,21 @@ async def test_a_signal_lets_the_running_stream_end_and_exits_with_0(started: An
             process.process.send_signal(number)
             assert (await response.read()).endswith(b"data: [DONE]\n\n")
             assert await process.ended() == 0
+
+
+async def test_a_hangup_ends_nothing_and_no_core_is_left(started: Any) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        prefill, decode = pair.engines.prefill[0], pair.engines.decode[0]
+        process = await started("-m", "tiny", "-p", prefill.address, "-d", decode.address, "--port", "0")
+        await process.listening()
+        process.process.send_signal(signal.SIGHUP)
+        await process.ready(pair.service.session)
+        body = {"prompt": "hello", "max_tokens": 2}
+        assert (await ask(pair.service.session, process.url, "/v1/completions", body)).status == 200
+        assert resource.prlimit(process.process.pid, resource.RLIMIT_CORE) == (0, 0)
+        process.process.send_signal(signal.SIGTERM)
+        assert await process.ended() == 0
+    assert "SIGHUP is ignored" in "".join(process.lines)
 
 
 @pytest.mark.parametrize(("timeout_s", "signals"), [("1", 1), ("0", 1), ("60", 2)])
