@@ -47,9 +47,14 @@ class Connection(web.RequestHandler):
         self._head_timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Bytes that leave aiohttp waiting for a request are part of a head: of one, so far."""
+        """Bytes that leave aiohttp waiting for a request are part of a head: of one, so far.
+
+        So are those that come before it waits for the first, and those of the next while one is answered.
+        """
+        ahead = self._current_request is not None and self._current_request.content.is_eof()
         super().data_received(data)
-        if self._waiter is None or self._waiter.done():
+        waits = not self._waiter.done() if self._waiter is not None else not self._request_count
+        if not waits and not (ahead and not self._messages):
             self._head_ended()
             self._count_body(len(data))
         elif data:
@@ -57,9 +62,16 @@ class Connection(web.RequestHandler):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._cut("a request head of more than %d bytes", MAX_HEAD_BYTES)
             elif self._head_timer is None:
-                self._head_timer = self._loop.call_later(
-                    HEAD_TIMEOUT_S, self._cut, "no complete request head within %g s", HEAD_TIMEOUT_S
-                )
+                self._await_head()
+
+    def _await_head(self) -> None:
+        self._head_timer = self._loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        if self._current_request is not None:  # the answer to the one before it goes first
+            self._await_head()
+        else:
+            self._cut("no complete request head within %g s", HEAD_TIMEOUT_S)
 
     def _count_body(self, received_bytes: int) -> None:
         if self._counted != self._request_count:  # another request has begun

@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from proxy import connections, reading
+from proxy.simulation.faults import Fault
 from tests.proxy.raw import BODY, CHUNKED, GET, LENGTH, POST, connection, send
 from tests.proxy.service import fleet, wait_until
 
@@ -39,6 +40,39 @@ async def test_half_a_head_is_waited_for_no_longer_than_its_time(
         received = await send(pair.service, begin)
         assert received.closed
         assert not received.data
+
+
+async def test_half_a_head_that_comes_with_its_connection_has_no_more_time(
+    bounds: pytest.MonkeyPatch,
+) -> None:
+    """uvloop may read a connection before aiohttp's own task begins to wait for a request."""
+    bounds.setattr(connections, "HEAD_TIMEOUT_S", SHORT_S)
+    made = connections.Connection.connection_made
+
+    def made_and_read(self: connections.Connection, transport: asyncio.BaseTransport) -> None:
+        made(self, transport)
+        self.data_received(GET)
+
+    bounds.setattr(connections.Connection, "connection_made", made_and_read)
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        received = await send(pair.service, b"")
+        assert received.closed
+        assert not received.data
+
+
+async def test_the_next_head_has_its_time_from_when_the_answer_before_it_has_ended(
+    bounds: pytest.MonkeyPatch,
+) -> None:
+    bounds.setattr(connections, "HEAD_TIMEOUT_S", SHORT_S)
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        async with connection(pair.service) as (reader, writer):
+            pair.engines.decode[0].faults.add(Fault(kind="slow", path="/v1/c", delay_s=3 * SHORT_S, times=1))
+            writer.write(POST + LENGTH + b"\r\n" + BODY)
+            await wait_until(lambda: bool(pair.service.claims), "a running leg")
+            writer.write(GET)
+            async with asyncio.timeout(10):
+                received_too = await reader.read()
+        assert received_too.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_a_head_that_drips_gets_no_more_time_for_each_drop(bounds: pytest.MonkeyPatch) -> None:
