@@ -35,7 +35,7 @@ from proxy.app_keys import (
     WATCH,
 )
 from proxy.authentication import CLIENT_KEYS, LOAD_ADAPTER, UNLOAD_ADAPTER, authenticate
-from proxy.client_keys import ClientKeys, readable_by_others
+from proxy.client_keys import ClientKeys
 from proxy.config import AllowedInstances, Config, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.cors import CorsRules
@@ -53,6 +53,7 @@ from proxy.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, fin
 from proxy.placement import Placement
 from proxy.prediction_metrics import AccuracyCollector
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
+from proxy.private_files import check_key_file, readable_by_others
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
 from proxy.state import Membership, StateCollector, StateDirectory, StateKeeper
@@ -83,6 +84,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     chosen_policy = policy or load_policy(config.policy)
     if policy is not None:
         config = msgspec.structs.replace(config, policy=type(policy).__name__)
+    _check_key_files(config)
     local = configured_tokenizer(config.tokenizer)
     app = _application(config)
     registry = CollectorRegistry()
@@ -117,10 +119,6 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     registry.register(TaskCollector())
     if (file := config.security.api_key_file) is not None:
         app[CLIENT_KEYS] = ClientKeys.read(file)
-    key_files = {"--api-key-file": file, "--engine-api-key-file": config.security.engine_api_key_file}
-    for flag, key_file in key_files.items():
-        if key_file is not None and readable_by_others(key_file):
-            log.warning("%s %s can be read by others than its owner", flag, key_file)
     app[FLEET] = fleet
     app[METRICS] = Metrics(registry, known=lambda address: fleet.get(address) is not None)
     app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)
@@ -250,6 +248,21 @@ class _Known:
     def accuracy(self, address: str, rank: int) -> dict[str, Any]:
         """How right predictions for it were."""
         return self._accuracy.status(address, rank)
+
+
+def _check_key_files(config: Config) -> None:
+    """Warn of key files that others may read. Raises ConfigError for those that others may write."""
+    security = config.security
+    for flag, file in (
+        ("--api-key-file", security.api_key_file),
+        ("--engine-api-key-file", security.engine_api_key_file),
+        ("--tls-key", security.tls_key),
+    ):
+        if file is None:
+            continue
+        check_key_file(flag, file)
+        if readable_by_others(file):
+            log.warning("%s %s can be read by others than its owner", flag, file)
 
 
 CLIENTS = [

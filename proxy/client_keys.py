@@ -1,9 +1,10 @@
-"""A client is who its key says; how long the answer takes does not tell which keys are nearly right."""
+"""A client is who its key says; how long the answer takes does not tell which keys are nearly right, or how many there are."""
 
 import hashlib
 import hmac
 import pathlib
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Self
 
@@ -11,17 +12,27 @@ from proxy.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FLAG = "--api-key-file"
-
-READABLE_BY_OTHERS = 0o044
-"""Bits of a file's mode: its group and everybody may read it."""
+_NOBODY = (bytes(32), None)
 
 
 class ClientKeys:
-    """The keys clients may come with, by their hashes; a name may have several, so that one can be replaced."""
+    """The keys clients may come with; a name may have several, so that one can be replaced.
 
-    def __init__(self, names: Mapping[bytes, str]) -> None:
-        """`names` maps SHA-256 digests of keys to names; `parse` and `read` make it."""
-        self._names = dict(names)
+    A key is looked up by a digest that is keyed with a secret of this process: nobody outside knows what is near what
+    in the table, so what looking it up takes tells nothing.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        """`names` maps keys to names; `parse` and `read` make it."""
+        self._secret = secrets.token_bytes(hashlib.blake2b.MAX_KEY_SIZE)
+        self._known = {
+            digest: (digest, name) for key, name in names.items() for digest in (self._digest(key),)
+        }
+
+    def _digest(self, key: str) -> bytes:
+        return hashlib.blake2b(
+            key.encode("utf-8", "surrogateescape"), digest_size=32, key=self._secret
+        ).digest()
 
     @classmethod
     def read(cls, path: pathlib.Path) -> Self:
@@ -37,7 +48,7 @@ class ClientKeys:
     @classmethod
     def parse(cls, text: str, *, origin: str = _FLAG) -> Self:
         """The keys of lines `NAME KEY`; empty lines and those that begin with # are passed over."""
-        names: dict[bytes, str] = {}
+        names: dict[str, str] = {}
         for number, line in enumerate(text.splitlines(), start=1):
             words = line.split()
             if not words or words[0].startswith("#"):
@@ -50,10 +61,9 @@ class ClientKeys:
                 raise ConfigError(f"{where}: a name has up to 64 letters, digits, dots, dashes, underscores")
             if not key.isascii() or not key.isprintable():
                 raise ConfigError(f"{where}: a key must be printable ASCII")
-            digest = hashlib.sha256(key.encode()).digest()
-            if digest in names:
+            if key in names:
                 raise ConfigError(f"{where}: the same key stands in the file already")
-            names[digest] = name
+            names[key] = name
         if not names:
             raise ConfigError(f"{origin}: there is no key in it")
         return cls(names)
@@ -61,14 +71,7 @@ class ClientKeys:
     def name_of(self, authorization: str | None) -> str | None:
         """Whose key an `Authorization: Bearer KEY` header carries; None if nobody's."""
         scheme, _, key = (authorization or "").partition(" ")
-        given = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-        found = None
-        for digest, name in self._names.items():  # all of them, whichever matches
-            if hmac.compare_digest(given, digest):
-                found = name
-        return found if scheme.lower() == "bearer" else None
-
-
-def readable_by_others(path: pathlib.Path) -> bool:
-    """Whether more than its owner may read a file."""
-    return bool(path.stat().st_mode & READABLE_BY_OTHERS)
+        given = self._digest(key)
+        known, name = self._known.get(given, _NOBODY)
+        found = hmac.compare_digest(given, known)
+        return name if found and scheme.lower() == "bearer" else None

@@ -15,6 +15,7 @@ import urllib.parse
 from collections.abc import Collection
 
 from proxy.errors import ConfigError
+from proxy.private_files import check_directory
 from proxy.state import secret
 
 MOST_BROKEN = 8
@@ -54,6 +55,7 @@ class StateDirectory:
             raise ConfigError(f"{origin}: it is not a directory") from None
         except OSError as error:
             raise ConfigError(f"{origin}: it cannot be made: {error.strerror}") from None
+        check_directory(origin, path)
         self._lock = _lock(path / "lock", origin)
         try:
             self._clean()

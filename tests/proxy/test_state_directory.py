@@ -163,6 +163,19 @@ def test_a_directory_on_a_disk_that_cannot_be_written_to() -> None:
         StateDirectory(pathlib.Path("/proc/self"))
 
 
+@pytest.mark.parametrize("mode", [0o770, 0o720, 0o702, 0o777, 0o1777])
+def test_a_directory_that_others_may_write(at: pathlib.Path, mode: int) -> None:
+    at.mkdir()
+    at.chmod(mode)
+    with pytest.raises(
+        ConfigError, match=rf"--state-dir .*others .* may write it \(mode {mode:o}\): chmod go-w"
+    ):
+        StateDirectory(at)
+    assert not list(at.iterdir())
+    at.chmod(0o755)
+    StateDirectory(at).close()
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o666])
 def test_a_secret_that_is_open_to_others(at: pathlib.Path, mode: int) -> None:
     StateDirectory(at).close()
