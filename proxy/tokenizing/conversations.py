@@ -87,7 +87,7 @@ def _content(content: Any, role: str, *, parts: bool) -> Any:
         return shown
     if any(map(is_stub, shown)):
         raise UnclearError("media in a text")
-    return "\n".join(part["text"] for part in shown)
+    return "\n".join(part["text"] for part in shown if part["text"])  # vLLM drops empty ones, of texts only
 
 
 MEDIA_STUBS = ("image", "audio", "video")

@@ -60,7 +60,7 @@ def questions(special: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
         [_SYSTEM, _HELLO, answer, {"role": "user", "content": _AWKWARD}],
         [{"role": "user", "content": written}],
         [{"role": "user", "content": ""}],
-        [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": text} for text in ("one", "", "two")]}],
     )
     completions: list[dict[str, Any]] = [{"prompt": text} for text in ("Hello", _AWKWARD, written, "", " ")]
     return {

@@ -48,6 +48,13 @@ def known(local: LocalTokenizer, messages: list[dict[str, Any]]) -> list[int]:
     return [] if found is None else found.tolist()
 
 
+def answered(local: LocalTokenizer, messages: list[dict[str, Any]]) -> list[int]:
+    question = {"messages": messages, "model": "tiny", "add_generation_prompt": False}
+    found = local.answer_now(msgspec.json.encode(question))
+    assert found is not None
+    return found.tolist()
+
+
 def tokens(local: LocalTokenizer, text: str) -> list[int]:
     found = local.answer_now(msgspec.json.encode({"prompt": text, "add_special_tokens": False}))
     assert found is not None
@@ -98,3 +105,30 @@ def test_a_chat_that_begins_with_an_image_and_one_of_special_tokens_are_not_know
 def test_what_a_tool_says_has_no_media(tmp_path: pathlib.Path) -> None:
     tool = {"role": "tool", "tool_call_id": "1", "content": [STUB]}
     assert known(tokenizer(tmp_path, IN_ORDER), [SYSTEM, tool]) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "seen"),
+    [(["", "hello"], "hello"), (["a", "", "", "b", ""], "a\nb"), (["", ""], ""), (["a", "b"], "a\nb")],
+)
+def test_a_template_of_strings_sees_no_empty_parts(
+    tmp_path: pathlib.Path, texts: list[str], seen: str
+) -> None:
+    local = tokenizer(tmp_path, STRINGS)
+    content = [{"type": "text", "text": text} for text in texts]
+    found = [answered(local, [{"role": "user", "content": shown}]) for shown in (content, seen)]
+    assert found[0] == found[1]
+
+
+def test_a_template_of_parts_sees_empty_parts_and_they_stay_in_what_a_tool_said(
+    tmp_path: pathlib.Path,
+) -> None:
+    local = tokenizer(
+        tmp_path, HEAD + "{%- for p in m.content %}{{ '<' ~ (p.text or p) ~ '>' }}{% endfor %}" + TAIL
+    )
+    content = [{"type": "text", "text": text} for text in ("", "hello")]
+    asked = answered(local, [{"role": "user", "content": content}])
+    assert asked == tokens(local, "<|turn|>user\n<{'type': 'text', 'text': ''}><hello><|end|>\n")
+    tool = {"role": "tool", "tool_call_id": "1"}
+    several, joined = (answered(local, [SYSTEM, tool | {"content": shown}]) for shown in (content, "\nhello"))
+    assert several == joined
