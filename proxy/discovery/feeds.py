@@ -164,6 +164,7 @@ class EventFeeds:
 
     def forget(self, instance: Instance) -> None:
         """An instance that is followed no longer has left for good."""
+        self._unheard.pop(instance.address, None)
         if self._snapshots is not None:
             self._snapshots.forget(instance.address)
 

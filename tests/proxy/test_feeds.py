@@ -15,7 +15,7 @@ from proxy.instances import Instance
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from proxy.tasks import TaskOwner
-from tests.proxy.service import Engines, fleet, kvproxy
+from tests.proxy.service import Engines, fleet, kvproxy, wait_until
 
 
 def source(endpoint: str, replay: str | None = None, topic: str = "") -> dict[str, Any]:
@@ -153,3 +153,16 @@ async def test_why_nothing_is_heard_is_said_in_its_own_words(
     assert len(lines) == 1
     assert said in lines[0]
     assert ("publishes no KV events" in lines[0]) is (said == "publishes no KV events")
+
+
+async def test_an_instance_that_is_added_again_and_publishes_nothing_is_told_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with fleet(prefill=1, decode=1) as pair, StandIn(StandInConfig(events=None, replay=None)) as new:
+        named = {"type": "decode", "instance": new.address}
+        for times in (1, 2):
+            assert (await pair.service.admin("/instances/add", named)).status == 200
+            told = [r.getMessage() for r in caplog.records if "publishes no KV events" in r.getMessage()]
+            assert len(told) == times
+            assert (await pair.service.admin("/instances/remove", named)).status == 200
+            await wait_until(lambda: pair.service.fleet.get(new.address) is None, "it has left")
