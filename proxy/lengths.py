@@ -5,7 +5,7 @@ it is refused; one that the rest of it cannot hold is silently made smaller, so 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from proxy.config import Role
 from proxy.errors import BadRequestError
@@ -105,7 +105,7 @@ class Need:
         return max((i.max_model_len for i in answering), default=0)
 
 
-def longest_context(instances: Iterable[Instance], *, alone: bool = False) -> float | None:
+def longest_context(instances: Collection[Instance], *, alone: bool = False) -> float | None:
     """The longest context a request can really have: one that does both holds it, or a prefill and a decode instance do.
 
     None if no instances can serve one. `alone`: decode instances serve requests by themselves.
