@@ -9,7 +9,9 @@ from proxy.errors import ConfigError
 
 ANY = "*"
 
-_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#@,*\\]+")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#@,*\\A-Z]+")
+_OWN_PORT = re.compile(r"(?:http|ws)://.*:0*80|(?:https|wss)://.*:0*443|ftp://.*:0*21|.*:0*")
+"""Browsers leave out a scheme's own port."""
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _decode_words = msgspec.json.Decoder(str | list[str]).decode
 
@@ -31,6 +33,11 @@ class Cors(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(
                     f"--allowed-origins {origin!r} is not an origin: write * or for example https://app.example:8443,"
                     " in small letters and without a path"
+                )
+            if _OWN_PORT.fullmatch(origin):
+                raise ConfigError(
+                    f"--allowed-origins {origin!r} is not an origin as browsers send it: write"
+                    f" {origin.rpartition(':')[0]}, without the scheme's own port"
                 )
         for flag, words in (
             ("--allowed-methods", self.allowed_methods),

@@ -84,6 +84,10 @@ def test_lists_are_words_or_json_as_vllm_takes_them() -> None:
         (["--allowed-origins", "app.example"], "not an origin"),
         (["--allowed-origins", "https://*.app.example"], "not an origin"),
         (["--allowed-origins", "HTTPS://app.example"], "not an origin"),
+        (["--allowed-origins", "https://App.example"], "in small letters"),
+        (["--allowed-origins", "https://b.example:443"], "write https://b.example, without"),
+        (["--allowed-origins", "http://[::1]:80"], "write http://[::1], without"),
+        (["--allowed-origins", "http://b.example:"], "write http://b.example, without"),
         (["--allowed-origins", "https://a.example,https://b.example"], "not an origin"),
         (["--allowed-origins", '["*"'], "JSON list"),
         (["--allowed-origins", "[1]"], "JSON list"),
@@ -96,6 +100,21 @@ def test_what_would_never_match_is_refused(flags: list[str], words: str) -> None
     with pytest.raises(ConfigError, match=r".") as raised:
         read_config([*FLAGS, *flags])
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://b.example:8443",
+        "https://b.example:80",
+        "http://b.example:443",
+        "http://[::1]",
+        "app://-",
+        "null",
+    ],
+)
+def test_what_browsers_do_send_is_taken(origin: str) -> None:
+    assert read_config([*FLAGS, "--allowed-origins", origin]).cors.allowed_origins == (origin,)
 
 
 # -- on sockets ---------------------------------------------------------------------------------------------
