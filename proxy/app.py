@@ -132,7 +132,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         clock=time.monotonic,
     )
     app[METRICS].show(queued=lambda: len(app[GATE]), body_bytes=lambda: app[BODIES].held_bytes)
-    if directory is not None:
+    if directory is not None and config.kv_events:
         app[STATE] = StateKeeper(
             directory,
             index,
@@ -212,7 +212,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             await tokenizer.close()
             await app[ADAPTERS].close()
             if members is not None:
-                await members.close()
+                await members.close(alone=state is None)
             if state is not None:
                 await state.close()
             await watch.close()

@@ -77,8 +77,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         check_seconds("--shutdown-timeout", self.shutdown_timeout_s, zero=True)
         if self.max_body_mb < 1:
             raise ConfigError("--max-body-mb must be at least 1")
-        if self.state.state_dir is not None and not self.kv_events:
-            raise ConfigError("--state-dir keeps what KV events tell: it needs --kv-events auto")
         admin = self.security
         if admin.admin_port == self.port != 0 and (admin.admin_host or self.host) == self.host:
             raise ConfigError(f"--admin-port {self.port} is --port already: give another")

@@ -127,7 +127,7 @@ def add_service(group: "argparse._ArgumentGroup") -> None:
         type=pathlib.Path,
         metavar="DIR",
         help="keep what is known of the engines' caches and what /instances/* changed there, so that a restart loses"
-        " nothing; a directory of this kvproxy's own, made if it does not exist",
+        " nothing; with --kv-events off the latter only; a directory of this kvproxy's own, made if it does not exist",
     )
     add_number(
         group,

@@ -82,7 +82,12 @@ class Membership:
         if late:
             log.warning("the instances are not on disk yet: it does not answer")
 
-    async def close(self) -> None:
-        """Take no more changes; those that were made are written first, if the disk answers."""
+    async def close(self, *, alone: bool) -> None:
+        """Take no more changes; those that were made are written first, if the disk answers.
+
+        `alone`: nothing else is written to the directory, so it is given up then.
+        """
+        if alone:
+            self._writing = self._thread.submit(self._directory.close)
         self._thread.shutdown(wait=False)
         await self.written()

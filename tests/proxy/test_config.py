@@ -115,7 +115,6 @@ def test_a_wrong_address_names_the_flag(text: str) -> None:
         ([*PAIR, "--engine-api-key-file", "/nonexistent"], "--engine-api-key-file"),
         ([*PAIR, "--state-dir", "/nonexistent/state"], "--state-dir /nonexistent/state"),
         ([*PAIR, "--state-dir", "/dev/null"], "it is not a directory"),
-        ([*PAIR, "--state-dir", "/tmp", "--kv-events", "off"], "--kv-events auto"),
         ([*PAIR, "--state-interval", "0"], "--state-interval"),
         ([*PAIR, "--log-level", "loud"], "--log-level"),
         ([*PAIR, "--nonsense"], "--nonsense"),
