@@ -20,8 +20,8 @@ class Answer(Protocol):
     headers: Headers
     is_event_stream: bool
 
-    async def read(self) -> bytes:
-        """The whole body; raises LegError."""
+    async def read(self, most_bytes: int | None = None) -> bytes:
+        """The whole body, of so many bytes at most; raises LegError."""
         ...
 
     async def next_chunk(self, limit_s: float | None = None) -> bytes:

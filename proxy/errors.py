@@ -156,6 +156,10 @@ class LegBrokenError(LegError):
     """The connection ended before the answer was complete: the engine may have acted on the request."""
 
 
+class TooLongError(LegBrokenError):
+    """The answer is longer than any to that question, so it was cut."""
+
+
 class StreamFailedError(LegBrokenError):
     """The engine itself said, inside a stream that had begun, that it failed."""
 

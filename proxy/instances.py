@@ -117,6 +117,8 @@ class Instance:
         self.draining = False
         self.why_down: str | None = None
         """What went wrong last, in words for `/status`; None while all is well."""
+        self.unlisted: str | None = None
+        """Why what it serves could not be read anew, in words for `/status`; None where it was."""
         self.last_failure: str | None = None
         """What went wrong with the last leg that failed there, in words."""
         self.model_cards = []

@@ -8,6 +8,7 @@ from proxy.accuracy import Comparison
 from proxy.body import Body
 from proxy.collaborators import Accounts, Answer
 from proxy.connectors import Connector
+from proxy.connectors.base import most_answer_bytes
 from proxy.custody import Due, Hold
 from proxy.deadlines import within
 from proxy.errors import ConnectFailedError, LegError
@@ -121,7 +122,7 @@ class PrefillLegs:
                     answer = await self._send(call, chosen, asked)
                     claims.callback(answer.close)
                     finished = answer.status == 200
-                    data = await answer.read()
+                    data = await answer.read(most_answer_bytes(call.request.body.size_bytes))
             failure = failure_in(data) if finished else None
             came = finished and failure is None
         except BaseException as error:

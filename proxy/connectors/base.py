@@ -11,6 +11,18 @@ MAX_PARAMS_BYTES = 16 << 20
 """Of one prefill answer's `kv_transfer_params`: what a million tokens in blocks of 16 take three times over."""
 
 
+_PARAMS_BYTES = 1 << 20
+_PARAMS_PER_BYTE = 64  # of a request: more than ten cache groups of one-token blocks take
+
+
+def most_answer_bytes(asked_bytes: int) -> int:
+    """How long the answer of a prefill leg may be: one token, and the params for a prompt in so many bytes.
+
+    They are held until the blocks are fetched, so a short prompt cannot have long ones.
+    """
+    return min(_PARAMS_BYTES + _PARAMS_PER_BYTE * asked_bytes, MAX_PARAMS_BYTES) + (64 << 10)
+
+
 class Handoff(msgspec.Struct, frozen=True):
     """What a prefill engine answered that the decode leg and the accounts need."""
 
@@ -76,6 +88,7 @@ class _Answer(msgspec.Struct):
     kv_transfer_params: msgspec.Raw = msgspec.Raw(b"null")
 
 
+_NULL = msgspec.Raw(b"null")
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_params = msgspec.json.Decoder(_Params).decode
 
@@ -111,12 +124,14 @@ def read_answer(answer: bytes) -> Handoff:
     """The parts of a prefill answer that connectors share. Raises ValueError if it is not such an answer."""
     try:
         read = _decode_answer(answer)
-        params = read.kv_transfer_params if bytes(read.kv_transfer_params) != b"null" else None
+        params = read.kv_transfer_params if read.kv_transfer_params != _NULL else None
+        if params is not None and len(memoryview(params)) > MAX_PARAMS_BYTES:
+            raise ValueError(
+                f"the prefill answer has kv_transfer_params of more than {MAX_PARAMS_BYTES} bytes"
+            )
         known = _decode_params(params) if params is not None else _Params()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"the prefill answer cannot be read: {error}") from None
-    if params is not None and len(bytes(params)) > MAX_PARAMS_BYTES:
-        raise ValueError(f"the prefill answer has kv_transfer_params of more than {MAX_PARAMS_BYTES} bytes")
     usage = read.usage or _Usage()
     cached = known.remote_prefill_cached_tokens
     if cached is None and usage.prompt_tokens_details is not None:

@@ -9,6 +9,7 @@ import re
 from typing import Protocol
 
 from kvevents.prefix_index import PrefixIndex
+from proxy.discovery.metrics_page import lines_of
 from proxy.errors import LegError
 from proxy.instances import MOST_RANKS, Instance
 
@@ -18,7 +19,6 @@ METRICS = "/metrics"
 
 _INFO = "vllm:cache_config_info{"
 _LABEL = re.compile(r'[{,](engine|num_gpu_blocks)="([^"\\]{0,12})"')
-_MAX_LINE = 8192  # characters; vLLM's has some hundred
 
 
 class Engines(Protocol):
@@ -32,12 +32,11 @@ class Engines(Protocol):
 def read_capacities(page: str) -> dict[int, int]:
     """The blocks of each rank's cache (block 0 included, which holds nothing), from an engine's metrics page."""
     found = {}
-    for line in page.splitlines():
-        if line.startswith(_INFO) and len(line) <= _MAX_LINE:
-            labels = dict(_LABEL.findall(line))
-            rank, blocks = labels.get("engine") or "0", labels.get("num_gpu_blocks", "")
-            if _is_number(rank) and _is_number(blocks) and int(rank) < MOST_RANKS and int(blocks):
-                found[int(rank)] = int(blocks)
+    for line in lines_of(page, _INFO):
+        labels = dict(_LABEL.findall(line))
+        rank, blocks = labels.get("engine") or "0", labels.get("num_gpu_blocks", "")
+        if _is_number(rank) and _is_number(blocks) and int(rank) < MOST_RANKS and int(blocks):
+            found[int(rank)] = int(blocks)
     return found
 
 

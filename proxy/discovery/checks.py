@@ -9,11 +9,14 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 
-from proxy.errors import ConnectFailedError, LegBrokenError, LegError, NoSocketError
+from proxy.errors import ConnectFailedError, LegBrokenError, LegError, NoSocketError, TooLongError
 
 HEALTH = "/health"
 MODELS = "/v1/models"
 VERSION = "/version"
+
+MOST_MODELS = 4096
+"""That one engine may list, adapters included."""
 
 WRONG_PORT = "is this vLLM's --port?"
 
@@ -83,6 +86,8 @@ class Checker:
         begun_at = self._clock()
         try:
             status = await self._engines.get_status(instance, HEALTH, self._timeout_s)
+        except TooLongError as error:
+            return Check(Finding.UNHEALTHY, _with_hint(error.words))
         except LegError as error:
             return self._without_answer(instance, error, begun_at)
         if status >= 500:
@@ -107,6 +112,8 @@ class Checker:
         except LegError as error:
             raise LegBrokenError(instance, _with_hint(error.words)) from error
         cards = answer.get("data") if isinstance(answer, dict) else None
+        if isinstance(cards, list) and len(cards) > MOST_MODELS:
+            raise LegBrokenError(instance, f"its {MODELS} lists more than {MOST_MODELS} models")
         try:
             msgspec.convert(cards, list[_Card])
         except msgspec.ValidationError:
@@ -136,7 +143,7 @@ class Checker:
 
 def _with_hint(words: str) -> str:
     """Whoever answers so is no vLLM."""
-    hints = ("not valid HTTP", "not JSON", "status 404")
+    hints = ("not valid HTTP", "not JSON", "status 404", "longer than")
     wrong = WRONG_PORT not in words and any(hint in words for hint in hints)
     return f"{words}; {WRONG_PORT}" if wrong else words
 

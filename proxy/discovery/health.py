@@ -102,6 +102,12 @@ class HealthBook:
         if instance.breaker.grown(self._clock()):
             instance.announce()
 
+    def unlisted(self, instance: Instance, words: str) -> None:
+        """It lives, but what it serves could not be read anew: what it listed before counts."""
+        if instance.unlisted is None:
+            log.warning("%s %s does not tell what it serves: %s", instance.role, instance.address, words)
+        instance.unlisted = words
+
     def asleep(self, instance: Instance) -> None:
         """A check was answered, and the engine says that it sleeps."""
         before = instance.breaker.standing

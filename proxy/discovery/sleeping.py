@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from proxy.discovery.metrics_page import lines_of
 from proxy.errors import LegError
 from proxy.instances import Instance, Status
 
@@ -20,9 +21,8 @@ log = logging.getLogger(__name__)
 IS_SLEEPING = "/is_sleeping"
 METRICS = "/metrics"
 
-_STATE = re.compile(
-    r'^vllm:engine_sleep_state\{[^}\n]*sleep_state="(\w{1,20})"[^}\n]*\} ([01])(?:\.0)?$', re.MULTILINE
-)
+_NAME = "vllm:engine_sleep_state{"
+_STATE = re.compile(r'[{,]sleep_state="(\w{1,20})"')
 
 
 class Depth(enum.StrEnum):
@@ -103,7 +103,11 @@ class Sleepers:
 
 def read_depth(page: str) -> Depth:
     """What an engine's metrics page tells of its sleep; one rank that has lost its cache is enough."""
-    states = [(name, value == "1") for name, value in _STATE.findall(page)]
+    states = []
+    for line in lines_of(page, _NAME):
+        labels, _, value = line.rpartition("} ")
+        if (state := _STATE.search(labels)) is not None and value in {"0", "0.0", "1", "1.0"}:
+            states.append((state[1], value[0] == "1"))
     if not states:
         return Depth.UNTOLD
     deep = any(is_so for name, is_so in states if name in {"weights_offloaded", "discard_all"})

@@ -364,6 +364,7 @@ class FleetWatch:
                 self._book.checked(instance, cards)
             elif instance.status is Status.UP:
                 self._book.answered(instance)  # it lives, and serves what it did
+                self._book.unlisted(instance, cards.words)
             elif instance.status is not Status.ASLEEP:
                 self._book.checked(instance, Check(Finding.MISSED, cards.words))
             return
@@ -381,7 +382,7 @@ class FleetWatch:
 
     async def _came_up(self, watched: _Watched, cards: list[dict[str, Any]]) -> None:
         instance = watched.instance
-        instance.model_cards = cards
+        instance.model_cards, instance.unlisted = cards, None
         if self._feeds is not None:
             await self._feeds.follow(instance)
             if instance.status is Status.DOWN:

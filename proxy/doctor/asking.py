@@ -7,6 +7,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.discovery.event_sources import read_sources
+from proxy.discovery.metrics_page import lines_of
 from proxy.doctor.facts import Answer, Metrics, Trouble
 from proxy.errors import ConnectFailedError, DeadlineError, LegError
 from proxy.headers import Headers
@@ -145,11 +146,8 @@ def read_metrics(answer: Answer) -> Answer:
     cache: dict[str, str] = {}
     try:
         page = answer.value.decode()
-        wanted = [
-            line
-            for line in page.splitlines()
-            if line.startswith((_PROMPT, _SOURCE, _CONNECTOR, _FAILED, _CACHE))
-        ]
+        names = (_PROMPT, _SOURCE, _CONNECTOR, _FAILED, _CACHE)
+        wanted = [line for name in names for line in lines_of(page, name)]
         for family in text_string_to_metric_families("\n".join([*wanted, ""])):
             for sample in family.samples:
                 if not math.isfinite(sample.value):

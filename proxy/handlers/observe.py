@@ -154,7 +154,8 @@ def _instance(
         "role": instance.role,
         "up": instance.why_unusable() is None,
         "state": instance.state,
-        "why": instance.why_down or ("its last check was not answered" if breaker.doubtful else None),
+        "why": instance.why_down
+        or ("its last check was not answered" if breaker.doubtful else instance.unlisted),
         "circuit": breaker.state,
         "full_for_s": round(instance.fullness.left_s(now), 2),
         "most_legs": instance.fullness.most(now),

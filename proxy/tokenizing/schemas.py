@@ -6,7 +6,7 @@ import msgspec
 
 from proxy.generation import Route
 
-MAX_SCHEMA_BYTES = 8 << 20
+MAX_SCHEMA_BYTES = 2 << 20
 """vLLM 0.32's has 286 kB."""
 
 _MAX_MEMBERS = 4096

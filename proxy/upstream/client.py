@@ -24,9 +24,11 @@ from proxy.errors import (
     DeadlineError,
     LegBrokenError,
     NoSocketError,
+    TooLongError,
 )
 from proxy.headers import Headers
 from proxy.tls import engine_context
+from proxy.upstream.bounds import in_words, most_bytes
 from proxy.upstream.pool import Pool
 
 KEEPALIVE_S = 4.0
@@ -34,10 +36,6 @@ KEEPALIVE_S = 4.0
 
 LARGE_BODY_BYTES = 1 << 20
 """More than this at once would hold up the event loop; aiohttp warns of it."""
-
-MAX_ANSWER_BYTES = 256 << 20
-"""An unstreamed answer is held whole: 128 choices of 8000 tokens each are below 10 MB of text, and log probabilities
-make that ten times as much."""
 
 _JSON = "application/json"
 
@@ -92,28 +90,45 @@ class _Waits:
 class EngineAnswer:
     """The head of an engine's answer, and its body as it comes. Close it, or use `with`."""
 
-    def __init__(self, instance: str, response: aiohttp.ClientResponse, waits: _Waits) -> None:
+    def __init__(
+        self, instance: str, path: str, response: aiohttp.ClientResponse, waits: _Waits, asked_bytes: int
+    ) -> None:
+        """`path` and `asked_bytes`: what was asked, and how many bytes that took."""
         self._waits = waits
+        self._path = path
+        self._most_bytes = most_bytes(path, asked_bytes, response.status)
         self.instance = instance
         self.status = response.status
         self.headers: Headers = list(response.headers.items())
         self.is_event_stream = response.content_type == "text/event-stream"
         self._response = response
 
-    async def read(self, most_bytes: int = MAX_ANSWER_BYTES) -> bytes:
-        """The whole body. Raises LegBrokenError if it ends early or is longer than it may be."""
+    async def read(self, most_bytes: int | None = None) -> bytes:
+        """The whole body, of `most_bytes` at most or else what an answer to that may have (`upstream.bounds`).
+
+        Raises LegBrokenError if it ends early, TooLongError once it is longer: no more of it is read.
+        """
+        most = self._most_bytes if most_bytes is None else min(most_bytes, self._most_bytes)
+        if (self._response.content_length or 0) > most:
+            raise self._too_long(most)
         try:
             async with self._waits.on(self.instance):
                 chunks: list[bytes] = []
                 size_bytes = 0
                 while chunk := await self._response.content.readany():
                     size_bytes += len(chunk)
-                    if size_bytes > most_bytes:
-                        raise LegBrokenError(self.instance, f"an answer of more than {most_bytes} bytes")
+                    if size_bytes > most:
+                        raise self._too_long(most)
                     chunks.append(chunk)
                 return b"".join(chunks)
         except (aiohttp.ClientError, OSError) as error:
             raise LegBrokenError(self.instance, f"the answer was cut off ({_words(error)})") from error
+
+    def _too_long(self, most_bytes: int) -> TooLongError:
+        self.close()
+        return TooLongError(
+            self.instance, f"its answer to {self._path} is longer than {in_words(most_bytes)}"
+        )
 
     async def next_chunk(self, limit_s: float | None = None) -> bytes:
         """The next piece of the body as it arrives, nothing at its end.
@@ -250,7 +265,7 @@ class EngineClient:
         timeout_s: float,
         headers: Headers | None = None,
         *,
-        most_bytes: int = MAX_ANSWER_BYTES,
+        most_bytes: int | None = None,
     ) -> tuple[int, bytes]:
         """Status and body of an engine's answer, whatever they are. Raises LegError, DeadlineError if time is up."""
         try:
@@ -290,7 +305,7 @@ class EngineClient:
         if not 200 <= response.status <= 599:  # others announce an answer, or are nothing at all
             response.close()
             raise LegBrokenError(instance, f"status {response.status} is no answer")
-        return EngineAnswer(instance, response, self._waits)
+        return EngineAnswer(instance, path, response, self._waits, len(body or b""))
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:

@@ -12,11 +12,14 @@ Pieces = bytes | Iterable[bytes]
 
 def answer(body: bytes, status: bytes = b"200 OK", head: bytes = b"") -> bytes:
     """A whole answer of JSON."""
-    return b"HTTP/1.1 %s\r\n%sContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
-        status,
-        head,
-        len(body),
-        body,
+    return (
+        b"HTTP/1.1 %s\r\n%sConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+        % (
+            status,
+            head,
+            len(body),
+            body,
+        )
     )
 
 
@@ -42,6 +45,10 @@ class RawEngine:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 head = await reader.readuntil(b"\r\n\r\n")
                 path = head.split(b" ")[1].decode()
+                length = next(
+                    (x for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:")), b":0"
+                )
+                await reader.readexactly(int(length.partition(b":")[2]))
                 self.asked.append(path)
                 said = self.says.get(path, answer(b"{}", b"404 Not Found"))
                 for piece in [said] if isinstance(said, bytes) else said:

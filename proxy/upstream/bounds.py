@@ -1,0 +1,56 @@
+"""How long an engine's answer may be is known before it comes: by what was asked, and by how long the question was.
+
+Pure. Each bound is many times what vLLM answers; what is longer is cut there, and is no answer.
+"""
+
+from collections.abc import Mapping
+
+MAX_ANSWER_BYTES = 256 << 20
+"""An unstreamed answer is held whole: 128 choices of 8000 tokens each are below 10 MB of text, and log probabilities
+make that ten times as much."""
+
+MAX_MODELS_BYTES = 2 << 20
+"""Of `/v1/models`: 4000 adapters; vLLM 0.32 takes some 480 bytes for each."""
+
+_KIB, _MIB = 1 << 10, 1 << 20
+
+_OF_CONTROL: Mapping[str, int] = {
+    "/health": 64 * _KIB,
+    "/ping": 64 * _KIB,
+    "/version": 64 * _KIB,
+    "/is_sleeping": 64 * _KIB,
+    "/v1/messages/count_tokens": 64 * _KIB,
+    "/kv_event_sources": 256 * _KIB,  # some 130 bytes a rank
+    "/v1/models": MAX_MODELS_BYTES,
+    "/metrics": 8 * _MIB,  # some 60 KB a rank
+    "/v1/load_lora_adapter": 64 * _KIB,
+    "/v1/unload_lora_adapter": 64 * _KIB,
+}
+
+_TOKENIZE = "/tokenize"
+_TOKENIZE_BYTES = _MIB  # what a template adds, and the places of images: 130 000 ids
+_TOKENIZE_PER_BYTE = 16  # a token is a byte of text at least, and 8 bytes of an answer
+_TOKENIZE_MOST_BYTES = 64 * _MIB
+
+_ERROR_BYTES = _MIB
+_ERROR_PER_BYTE = 4  # vLLM quotes what it refuses
+
+
+def most_bytes(path: str, asked_bytes: int, status: int = 200) -> int:
+    """How many bytes the answer of that status to a question of `asked_bytes` may have."""
+    if path in _OF_CONTROL:
+        return _OF_CONTROL[path]
+    most = MAX_ANSWER_BYTES
+    if path == _TOKENIZE:
+        most = min(_TOKENIZE_BYTES + _TOKENIZE_PER_BYTE * asked_bytes, _TOKENIZE_MOST_BYTES)
+    if status >= 400:
+        most = min(most, _ERROR_BYTES + _ERROR_PER_BYTE * asked_bytes)
+    return most
+
+
+def in_words(size_bytes: int) -> str:
+    """A bound for people: `2 MiB`, `64 KiB`."""
+    for unit, name in ((_MIB, "MiB"), (_KIB, "KiB")):
+        if size_bytes >= unit:
+            return f"{size_bytes // unit} {name}"
+    return f"{size_bytes} bytes"

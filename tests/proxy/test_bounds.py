@@ -1,0 +1,192 @@
+"""What an engine answers costs no more than an answer to that question may, and what was cut is called so."""
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from proxy.app_keys import WATCH
+from proxy.config import Health, Role, parse_instance
+from proxy.connectors.base import MAX_PARAMS_BYTES, most_answer_bytes
+from proxy.discovery.capacity import read_capacities
+from proxy.discovery.checks import MOST_MODELS
+from proxy.discovery.metrics_page import MAX_LINES, lines_of
+from proxy.discovery.sleeping import Depth, read_depth
+from proxy.errors import TooLongError
+from proxy.upstream.bounds import MAX_ANSWER_BYTES, MAX_MODELS_BYTES, in_words, most_bytes
+from proxy.upstream.client import EngineClient
+from tests.proxy.raw_engine import HEALTHY, answer, raw_engine
+from tests.proxy.service import engines, fleet, kvproxy, wait_until
+
+IN_BUFFERS_BYTES = 16 << 20
+"""What sockets and streams hold between two processes, generously."""
+
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n"
+ENDLESS_BYTES = 100 << 20
+PIECE = b'{"id":"x"},' * 6000
+
+
+def endless(head: bytes) -> Iterator[bytes]:
+    """An answer of 100 MiB."""
+    yield head
+    chunked = b"chunked" in head
+    for _ in range(ENDLESS_BYTES // len(PIECE)):
+        yield b"%x\r\n%s\r\n" % (len(PIECE), PIECE) if chunked else PIECE
+
+
+def told() -> Iterator[bytes]:
+    return endless(HEAD + b"Content-Length: %d\r\n\r\n" % ENDLESS_BYTES)
+
+
+def untold() -> Iterator[bytes]:
+    return endless(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+
+
+@pytest.mark.parametrize("says", [told, untold])
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [
+        ("/v1/models", "2 MiB"),
+        ("/kv_event_sources", "256 KiB"),
+        ("/version", "64 KiB"),
+        ("/is_sleeping", "64 KiB"),
+        ("/metrics", "8 MiB"),
+    ],
+)
+async def test_an_answer_is_read_no_further_than_its_bound(path: str, limit: str, says: type) -> None:
+    async with raw_engine({path: says()}) as engine, EngineClient() as client:
+        with pytest.raises(TooLongError, match=f"its answer to {path} is longer than {limit}"):
+            await client.get_json(engine.address, path, 60.0)
+        assert engine.sent_bytes < most_bytes(path, 0) + IN_BUFFERS_BYTES
+
+
+async def test_the_bound_of_a_question_in_json_grows_with_it() -> None:
+    tokens = msgspec.json.encode({"tokens": [151643] * 300_000})
+    async with raw_engine({"/tokenize": answer(tokens)}) as engine, EngineClient() as client:
+        found = await client.post_json(engine.address, "/tokenize", b" " * 300_000, 60.0)
+        assert len(found["tokens"]) == 300_000
+        with pytest.raises(TooLongError, match="its answer to /tokenize is longer than 1 MiB"):
+            await client.post_json(engine.address, "/tokenize", b" " * 1000, 60.0)
+
+
+async def test_an_error_is_no_longer_than_what_it_may_quote() -> None:
+    said = answer(b"x" * (2 << 20), b"500 Internal Server Error")
+    async with raw_engine({"/v1/completions": said}) as engine, EngineClient() as client:
+        head = await client.post(engine.address, "/v1/completions", b"{}", [])
+        with head, pytest.raises(TooLongError):
+            await head.read()
+        with await client.post(engine.address, "/v1/completions", b" " * (1 << 20), []) as head:
+            assert len(await head.read()) == 2 << 20
+
+
+@pytest.mark.parametrize(
+    ("path", "asked_bytes", "status", "expected"),
+    [
+        ("/v1/models", 0, 200, MAX_MODELS_BYTES),
+        ("/v1/models", 0, 500, MAX_MODELS_BYTES),
+        ("/v1/completions", 10, 200, MAX_ANSWER_BYTES),
+        ("/v1/completions", 10, 400, (1 << 20) + 40),
+        ("/v1/completions", 64 << 20, 400, MAX_ANSWER_BYTES),
+        ("/tokenize", 1000, 200, (1 << 20) + 16_000),
+        ("/tokenize", 64 << 20, 200, 64 << 20),
+    ],
+)
+def test_bounds(path: str, asked_bytes: int, status: int, expected: int) -> None:
+    assert most_bytes(path, asked_bytes, status) == expected
+
+
+def test_bounds_in_words() -> None:
+    assert [in_words(n) for n in (5, 1 << 10, 2 << 20)] == ["5 bytes", "1 KiB", "2 MiB"]
+
+
+def test_what_a_prefill_leg_answers_is_bounded_by_its_prompt() -> None:
+    assert most_answer_bytes(1000) < (1 << 20) + 64_000 + (64 << 10) + 1
+    assert MAX_PARAMS_BYTES < most_answer_bytes(64 << 20) < MAX_PARAMS_BYTES + (1 << 20)
+
+
+async def test_a_prefill_leg_with_more_params_than_its_prompt_can_have_is_tried_elsewhere() -> None:
+    params = b'{"kv_transfer_params": {"x": "%s"}}' % (b"x" * (4 << 20))
+    async with raw_engine({"/v1/completions": answer(params)}) as bad, engines(prefill=1, decode=1) as made:
+        config = made.config(kv_events=False)
+        wrong = parse_instance(bad.address, Role.PREFILL)
+        async with kvproxy(made.config(kv_events=False, instances=(*config.instances, wrong))) as service:
+            await wait_until(lambda: all(i.why_unusable() is None for i in service.fleet), "both")
+            for _ in range(4):
+                assert (await service.complete([1, 2, 3])).status == 200
+            assert "/v1/completions" in bad.asked
+            instance = service.fleet.get(bad.address)
+            assert instance is not None
+            assert instance.last_failure is not None
+            assert "longer than" in instance.last_failure
+
+
+async def test_status_says_what_was_cut_and_what_was_listed_before_counts() -> None:
+    async with raw_engine({}) as bad, engines(prefill=0, decode=1) as made:
+        config = made.config(kv_events=False, health=Health(interval_s=0.1))
+        wrong = parse_instance(bad.address, Role.PREFILL)
+        asked = msgspec.structs.replace(config, instances=(*config.instances, wrong))
+        async with kvproxy(asked) as service:
+            instance = service.fleet.get(bad.address)
+            assert instance is not None
+            bad.says["/v1/models"] = answer(b"[" + b"1," * MAX_MODELS_BYTES + b"1]")
+            service.app[WATCH].suspect(instance)
+            await wait_until(lambda: instance.unlisted is not None, "a list that is too long")
+            shown = {i["instance"]: i for i in (await service.ask("/status")).json["instances"]}[bad.address]
+            assert shown["why"] == "its answer to /v1/models is longer than 2 MiB; is this vLLM's --port?"
+            assert (shown["state"], shown["model"]) == ("up", "tiny")
+            bad.says["/v1/models"] = HEALTHY["/v1/models"]
+            service.app[WATCH].suspect(instance)
+            await wait_until(lambda: instance.unlisted is None, "a list that can be read")
+
+
+async def test_more_models_than_there_can_be() -> None:
+    cards = [{"id": f"m{n}"} for n in range(MOST_MODELS + 1)]
+    said = answer(msgspec.json.encode({"data": cards}))
+    async with raw_engine({"/v1/models": said}) as bad, fleet(1, 1, kv_events=False) as pair:
+        added = await pair.service.admin("/instances/add", {"instance": bad.address, "type": "prefill"})
+        assert added.status == 400
+        assert "lists more than 4096 models" in added.json["error"]["message"]
+
+
+class Searched(str):
+    """A page that counts what is looked through for the beginnings of lines."""
+
+    __slots__ = ()
+    searched_chars = 0
+
+    def find(self, sub: str, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]  # str's is positional
+        found = super().find(sub, start) if end is None else super().find(sub, start, end)
+        Searched.searched_chars += (found if found >= 0 else len(self)) - start
+        return found
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "\n" * 1_000_000,
+        "vllm:engine_sleep_state{" * 40_000,
+        'vllm:engine_sleep_state{sleep_state="' * 25_000 + "\n",
+        'vllm:engine_sleep_state{sleep_state="a"\n' * 20_000,
+        'vllm:cache_config_info{engine="1"\n' * 30_000,
+    ],
+)
+def test_a_page_is_looked_through_once(page: str) -> None:
+    Searched.searched_chars = 0
+    assert read_depth(Searched(page)) is Depth.UNTOLD
+    assert read_capacities(Searched(page)) == {}
+    assert Searched.searched_chars < 3 * len(page)
+    assert len(list(lines_of(page, "vllm:"))) <= MAX_LINES
+
+
+@pytest.mark.parametrize(
+    ("page", "lines"),
+    [
+        ("", []),
+        ("a 1", ["a 1"]),
+        ("a 1\na 2\r\nb\na 3\n", ["a 1", "a 2", "a 3"]),
+        ("b\nxa\na 1\n\na", ["a 1", "a"]),
+        ("a" + "x" * 9000 + "\na 1", ["a 1"]),
+    ],
+)
+def test_lines_of_a_name(page: str, lines: list[str]) -> None:
+    assert list(lines_of(page, "a")) == lines
