@@ -44,8 +44,8 @@ class Client(Protocol):
 class Tokenizer(Protocol):
     """Finds out the token ids of a prompt."""
 
-    async def tokenize(self, request: GenerationRequest, headers: Headers) -> Tokenized:
-        """Raises nothing."""
+    async def tokenize(self, request: GenerationRequest, headers: Headers, client: str) -> Tokenized:
+        """`client`: whose turn it takes. Raises nothing."""
         ...
 
     def distrust(self, kind: str) -> None:

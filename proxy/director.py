@@ -35,6 +35,7 @@ from proxy.errors import (
     nothing_usable,
 )
 from proxy.exchange import Call, Reply
+from proxy.fair_queue import ANONYMOUS
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.healing import Healing
@@ -125,7 +126,7 @@ class Director:
         """
         if self._splits(request):
             raise BadRequestError("each prompt of a list is placed by itself: ask for one", param="prompt")
-        question, tokenized = await self._question(request, headers)
+        question, tokenized = await self._question(request, headers, ANONYMOUS)
         return self._placement.decide(question), tokenized
 
     async def serve(self, call: Call, avoid: Collection[str] = ()) -> Reply:
@@ -141,7 +142,7 @@ class Director:
             # One leg serves it all, and none of the retries may make two of it: one hold is told of, not several.
             whole = msgspec.structs.replace(call.request, whole=True)
             call = msgspec.structs.replace(call, request=whole)
-        question, tokenized = await self._question(call.request, call.headers)
+        question, tokenized = await self._question(call.request, call.headers, call.ticket.client)
         if tokenized.why_unknown is not None:
             self._accounts.tokens_unknown(tokenized.why_unknown)
         with ExitStack() as running:
@@ -255,8 +256,10 @@ class Director:
         prefill = self._fleet.of(Phase.PREFILL)
         return several and (not prefill or any(i.role is not Role.BOTH for i in prefill))
 
-    async def _question(self, request: GenerationRequest, headers: Headers) -> tuple[Question, Tokenized]:
-        tokenized = await self._tokenizer.tokenize(request, headers)
+    async def _question(
+        self, request: GenerationRequest, headers: Headers, client: str
+    ) -> tuple[Question, Tokenized]:
+        tokenized = await self._tokenizer.tokenize(request, headers, client)
         limited_by, answer_tokens = request.answer_limit or (None, request.usual_answer_tokens)
         question = Question(
             request.model,

@@ -4,32 +4,29 @@ It takes the questions that `/tokenize` of an engine takes. What is refused here
 engine is asked.
 """
 
-import asyncio
 import itertools
 import json
 import os
 from array import array
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 from tokenizers import AddedToken, Tokenizer
 
+from proxy.fair_queue import ANONYMOUS
 from proxy.tokenizing.conversations import UnclearError, conversation_of, is_stub, tools_of
 from proxy.tokenizing.exactness import Cuts, cuts_of
 from proxy.tokenizing.files import ModelFiles
 from proxy.tokenizing.pieces import PieceCache
 from proxy.tokenizing.templates import ChatTemplate, ChatTemplates
+from proxy.tokenizing.turns import Job, Slice, Turns, at_once
 
 INLINE_BYTES = 8192
 """Longer questions leave the event loop: about 2 ms of tokenizing if nothing of it is known."""
 
-BATCH_CHARACTERS = 1 << 18
-"""Given to the tokenizer at once: some 40 MB of its own objects."""
-
-THREADS = 2
-"""Prompts tokenized at once off the event loop. Short ones never wait for them."""
+READ_SHARE = 16
+"""Reading and rendering a question goes so many times faster than tokenizing it."""
 
 _OF_THE_RENDERER = frozenset(
     """
@@ -91,27 +88,31 @@ class LocalTokenizer:
         left = files.config.get("truncation_side") == "left"
         self.truncation_side = "left" if left else "right"
         self.pieces = PieceCache(self._encode, self._cuts(described, files))
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tokens")
+        self._turns = Turns()
 
     def close(self) -> None:
         """Take no more questions."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._turns.close()
 
-    async def answer(self, question: bytes) -> "array[int] | None":
-        """The token ids; None if they are not certain."""
+    async def answer(self, question: bytes, client: str = ANONYMOUS) -> "array[int] | None":
+        """The token ids of a client's question; None if they are not certain."""
         if len(question) <= INLINE_BYTES:
             return self.answer_now(question)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.answer_now, question)
+        return await self._turns.run(client, self._answering(question))
 
     def answer_now(self, question: bytes) -> "array[int] | None":
         """As `answer`, in this thread."""
+        return at_once(self._answering(question))
+
+    def _answering(self, question: bytes) -> "Job[array[int] | None]":
+        yield _reading(question)
         try:
             asked = _decode_question(question)
             if asked.prompt is not None:
                 text, special = asked.prompt, asked.add_special_tokens is not False
             else:
                 text, special = self._render(asked), asked.add_special_tokens is True
-            token_ids = self.pieces.encode(text)
+            token_ids = yield from self.pieces.encoding(text)
         except Exception:  # noqa: BLE001  # the model's template met a client's message: they may raise anything
             return None
         if not special:
@@ -121,14 +122,18 @@ class LocalTokenizer:
         before, behind = self._around
         return before + token_ids + behind
 
-    async def prefix(self, question: bytes) -> "array[int] | None":
+    async def prefix(self, question: bytes, client: str = ANONYMOUS) -> "array[int] | None":
         """The token ids before the first of the media that stubs stand for; None if they are not certain."""
         if len(question) <= INLINE_BYTES:
             return self.prefix_now(question)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.prefix_now, question)
+        return await self._turns.run(client, self._prefixing(question))
 
     def prefix_now(self, question: bytes) -> "array[int] | None":
         """As `prefix`, in this thread."""
+        return at_once(self._prefixing(question))
+
+    def _prefixing(self, question: bytes) -> "Job[array[int] | None]":
+        yield _reading(question)
         try:
             asked = _decode_question(question)
             if asked.add_special_tokens is True or not asked.messages:
@@ -138,7 +143,9 @@ class LocalTokenizer:
                 self._render(msgspec.structs.replace(asked, messages=msgspec.Raw(messages)))
                 for messages in _told_apart(json.loads(bytes(asked.messages)), keep=wants_parts)
             ]
-            found = [self.pieces.encode(text) for text in texts]
+            found = []
+            for text in texts:
+                found.append((yield from self.pieces.encoding(text)))  # noqa: PERF401  # it yields
         except Exception:  # noqa: BLE001  # as in answer_now
             return None
         same = next(
@@ -185,11 +192,8 @@ class LocalTokenizer:
 
     def _encode(self, texts: Sequence[str]) -> list[bytes]:
         """Without the GIL, but for packing the ids."""
-        packed: list[bytes] = []
-        for batch in _batches(texts):
-            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            packed += [array("I", encoding.ids).tobytes() for encoding in encodings]
-        return packed
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [array("I", encoding.ids).tobytes() for encoding in encodings]
 
     def _find_around(self) -> "tuple[array[int], array[int]] | None":
         """The special tokens that a completion gets; None if they are more than a beginning and an end."""
@@ -256,18 +260,8 @@ def _without_media(message: Any, text: str, *, whole: bool) -> Any:
     }
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The same in order, so few at once that what the library makes of them, 150 times their size, stays small."""
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        if batch and characters + len(text) > BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-        batch.append(text)
-        characters += len(text)
-    if batch:
-        yield batch
+def _reading(question: bytes) -> Slice:
+    return Slice(len(question) // READ_SHARE, len(question))
 
 
 def _text(token: Any) -> str:

@@ -8,9 +8,10 @@ import re
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from proxy.tokenizing.exactness import Cuts
+from proxy.tokenizing.turns import SLICE_CHARACTERS, Job, Slice, at_once
 
 CHUNK = 1024
 """Characters of a piece between words: about 250 tokens, 1 KiB each of text and of ids. Half costs more look-ups for the
@@ -54,6 +55,10 @@ class PieceCache:
 
     def encode(self, text: str) -> "array[int]":
         """The token ids of a text, as the tokenizer gives them without special tokens around them."""
+        return at_once(self.encoding(text))
+
+    def encoding(self, text: str) -> "Job[array[int]]":
+        """As `encode`, in slices of what is tokenized; it tells of the first when it knows which pieces those are."""
         parts = self._parts(text)
         out: list[bytes | None] = []
         missing: dict[str, list[int]] = {}
@@ -66,18 +71,21 @@ class PieceCache:
                 out.append(known)
                 if known is None:
                     missing.setdefault(part, []).append(position)
-                    self.missed_characters += len(part)
                 else:
                     self._known.move_to_end(part)
                     self.hit_characters += len(part)
-        if missing:
-            pieces = list(missing)
+        left = sum(map(len, missing))
+        for pieces in _batches(missing):
+            characters = sum(map(len, pieces))
+            yield Slice(characters, left)
+            left -= characters
             found = self._encode(pieces)
-            for piece, ids in zip(pieces, found, strict=True):
-                for position in missing[piece]:
-                    out[position] = ids
             with self._lock:
                 for piece, ids in zip(pieces, found, strict=True):
+                    positions = missing[piece]
+                    for position in positions:
+                        out[position] = ids
+                    self.missed_characters += len(piece) * len(positions)
                     self._remember(piece, ids)
         packed = array("I")
         packed.frombytes(b"".join(part for part in out if part is not None))
@@ -114,6 +122,20 @@ class PieceCache:
         self.held_bytes += size_bytes
         while self.held_bytes > self._max_bytes:
             self.held_bytes -= _size_bytes(*self._known.popitem(last=False))
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The same in order, as many at once as make a slice."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and characters + len(text) > SLICE_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch
 
 
 def _size_bytes(piece: str, ids: bytes) -> int:

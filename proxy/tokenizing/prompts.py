@@ -10,6 +10,7 @@ import msgspec
 
 from kvevents.block_keys import Prompt
 from proxy.errors import LegError
+from proxy.fair_queue import ANONYMOUS
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.instances import Fleet, Instance
@@ -92,12 +93,14 @@ class PromptTokenizer:
 
     # -- requests -----------------------------------------------------------------------------------------
 
-    async def tokenize(self, request: GenerationRequest, headers: Headers) -> Tokenized:
-        """The request's prompt; `headers` are what a leg of it would carry. Raises nothing."""
+    async def tokenize(
+        self, request: GenerationRequest, headers: Headers, client: str = ANONYMOUS
+    ) -> Tokenized:
+        """The prompt of a client's request; `headers` are what a leg of it would carry. Raises nothing."""
         longest = self._fleet.max_model_len  # engines refuse what is longer; not worth any work here
         how = what_to_tokenize(request, longest, self._facts)
         self._look_into(how.members, how.kind)
-        found = await self._found(how, request, headers, longest)
+        found = await self._found(how, request, headers, longest, client)
         media = how.media if isinstance(how, Ask) else 0
         estimate = how.estimated_tokens if isinstance(how, Ask) and media else None
         if isinstance(found, str):
@@ -112,14 +115,19 @@ class PromptTokenizer:
         return Tokenized(prompt, kind, prefix_only=media > 0, estimated_tokens=estimate, members=how.members)
 
     async def _found(
-        self, how: Ask | Given | Unknowable, request: GenerationRequest, headers: Headers, longest: float
+        self,
+        how: Ask | Given | Unknowable,
+        request: GenerationRequest,
+        headers: Headers,
+        longest: float,
+        client: str,
     ) -> "tuple[str, str, array[int]] | str":
         """The kind to distrust if they are wrong, who told, and the token ids; or why they are unknown."""
         if isinstance(how, Unknowable):
             return how.why
         if how.truncation is not None and not self._can_shorten(how.truncation):
             return "field"
-        found = await self._find(how, request.model, headers)
+        found = await self._find(how, request.model, headers, client)
         if isinstance(found, str):
             return found
         kind, by, token_ids = found
@@ -149,12 +157,12 @@ class PromptTokenizer:
             )  # fmt: skip
 
     async def _find(
-        self, how: Ask | Given, model: str, headers: Headers
+        self, how: Ask | Given, model: str, headers: Headers, client: str
     ) -> "tuple[str, str, array[int]] | str":
         if isinstance(how, Ask) and how.media:
-            prefix = await self._by_local(how, model)
+            prefix = await self._by_local(how, model, client)
             return "content part" if prefix is None else (how.kind + _LOCALLY, "local", prefix)
-        if isinstance(how, Ask) and (token_ids := await self._by_local(how, model)) is not None:
+        if isinstance(how, Ask) and (token_ids := await self._by_local(how, model, client)) is not None:
             return how.kind + _LOCALLY, "local", token_ids
         if self.is_distrusted(how.kind):
             return "counted differently"
@@ -173,7 +181,7 @@ class PromptTokenizer:
         """Whether an engine counted prompts of this kind otherwise of late."""
         return kind in self._distrust
 
-    async def _by_local(self, how: Ask, model: str) -> "array[int] | None":
+    async def _by_local(self, how: Ask, model: str, client: str) -> "array[int] | None":
         local = self._local
         if (
             local is None
@@ -183,7 +191,7 @@ class PromptTokenizer:
             return None
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await (local.prefix if how.media else local.answer)(how.body)
+                return await (local.prefix if how.media else local.answer)(how.body, client)
         except TimeoutError:
             return None
 

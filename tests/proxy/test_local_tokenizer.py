@@ -1,5 +1,6 @@
 """The tokenizer in this process gives what vLLM gave for the same requests, or leaves them to engines."""
 
+import functools
 import json
 import pathlib
 import threading
@@ -12,7 +13,7 @@ from proxy.errors import ConfigError
 from proxy.generation import Route, read_request
 from proxy.tokenizing import LocalTokenizer, NotExactError, find_model, read_model
 from proxy.tokenizing.fields import Ask, what_to_tokenize
-from proxy.tokenizing.local import _batches
+from proxy.tokenizing.pieces import _batches
 from proxy.tokenizing.templates import ChatTemplate, TemplateRefusedError
 from tests.proxy.tiny_model import write_tiny_model
 
@@ -123,12 +124,13 @@ def test_what_the_tokenizer_is_given_at_once_is_bounded(
     models: dict[str, LocalTokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["word " * n for n in (1, 30, 2, 3, 40, 1)]
-    whole = models["chatml"]._encode(texts)
-    monkeypatch.setattr("proxy.tokenizing.local.BATCH_CHARACTERS", 40)
+    monkeypatch.setattr("proxy.tokenizing.pieces.SLICE_CHARACTERS", 40)
     batches = list(_batches(texts))
     assert [text for batch in batches for text in batch] == texts
     assert all(len(batch) == 1 or sum(map(len, batch)) <= 40 for batch in batches)
-    assert models["chatml"]._encode(texts) == whole
+    chat = "<|turn|>".join(texts) * 20
+    whole = models["chatml"]._tokenizer.encode(chat, add_special_tokens=False).ids
+    assert models["chatml"].pieces.encode(chat).tolist() == whole
 
 
 async def test_long_questions_leave_the_event_loop_and_have_the_same_answer(
@@ -136,17 +138,21 @@ async def test_long_questions_leave_the_event_loop_and_have_the_same_answer(
 ) -> None:
     question = msgspec.json.encode({"prompt": "some text, and more. " * 2000})
     threads = []
-    answer_now = LocalTokenizer.answer_now
+    encode = LocalTokenizer._encode
 
-    def seen(self: LocalTokenizer, question: bytes) -> Any:
+    def seen(self: LocalTokenizer, texts: Any) -> Any:
         threads.append(threading.current_thread())
-        return answer_now(self, question)
+        return encode(self, texts)
 
-    monkeypatch.setattr(LocalTokenizer, "answer_now", seen)
     tokenizer = models["chatml"]
-    assert await tokenizer.answer(question) == answer_now(tokenizer, question)
-    assert await tokenizer.answer(b'{"prompt": "short"}') is not None
-    assert [thread is threading.main_thread() for thread in threads] == [False, True]
+    monkeypatch.setattr(tokenizer.pieces, "_encode", functools.partial(seen, tokenizer))
+    answer = await tokenizer.answer(question)
+    assert threads
+    assert threading.main_thread() not in threads
+    assert answer == tokenizer.answer_now(question)
+    del threads[:]
+    assert await tokenizer.answer(b'{"prompt": "something short"}') is not None
+    assert threads == [threading.main_thread()]
 
 
 def special(tmp_path: pathlib.Path, processor: dict[str, Any] | None) -> LocalTokenizer:

@@ -291,7 +291,7 @@ class Miscounting:
     def __init__(self) -> None:
         self.distrusted: list[str] = []
 
-    async def tokenize(self, request: Any, headers: Any) -> Tokenized:
+    async def tokenize(self, request: Any, headers: Any, client: str) -> Tokenized:
         return Tokenized(Prompt(list(range(1000))), "a kind")
 
     def distrust(self, kind: str) -> None:

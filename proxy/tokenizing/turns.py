@@ -1,0 +1,144 @@
+"""Texts are tokenized a slice at a time, in fair turns: a long one holds nobody up for longer than that, whoever sent it.
+
+Clients take turns as they do in front of the engines (`proxy.fair_queue`), counted in characters; of a client's own
+texts the one with the least left goes first, so short ones do not wait for long ones where nobody tells clients apart.
+What cannot be cut, and so makes one long slice, never has all threads. Whoever is not waited for any more gets no turn.
+"""
+
+import asyncio
+import functools
+from collections.abc import Generator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+
+from proxy.fair_queue import FairQueue, Waiting
+
+R = TypeVar("R")
+
+THREADS = 2
+"""Texts tokenized at once off the event loop."""
+
+SLICE_CHARACTERS = 1 << 16
+"""Tokenized in one turn: 20 ms or so, and some 10 MB of the library's own objects."""
+
+
+class Slice(NamedTuple):
+    """What a job would do next."""
+
+    characters: int
+    left: int
+    """As far as is known, this slice included."""
+
+
+Job: TypeAlias = Generator[Slice, None, R]
+"""Work in slices. It yields each before it does it, the first one at once, and returns what came of them."""
+
+
+def at_once(job: Job[R]) -> R:
+    """What comes of a job, in this thread."""
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+
+
+class _Turn(Generic[R]):
+    """A job somebody waits for."""
+
+    def __init__(self, client: str, job: Job[R], done: "asyncio.Future[R]") -> None:
+        self.client = client
+        self.job = job
+        self.done = done
+        self.waiting: Waiting[_Turn[Any]] | None = None
+
+
+class Turns:
+    """Shares threads among jobs; used from one event loop. `close` it in the end."""
+
+    def __init__(self, executor: Executor | None = None, threads: int = THREADS) -> None:
+        """`executor`: has so many threads; made here if None."""
+        self._threads = threads
+        self._executor = (
+            ThreadPoolExecutor(threads, thread_name_prefix="tokens") if executor is None else executor
+        )
+        self._queue: FairQueue[_Turn[Any]] = FairQueue(0)
+        """In lanes: whether the next slice is a long one. What waits was paid for by its body, so nothing is refused."""
+        self._running = {False: 0, True: 0}
+        self._closed = False
+
+    def __len__(self) -> int:
+        """How many jobs wait for a turn."""
+        return len(self._queue)
+
+    async def run(self, client: str, job: Job[R]) -> R:
+        """What comes of a client's job. Raises what it raises; may be cancelled, and then does no more than it is at."""
+        turn: _Turn[R] = _Turn(client, job, asyncio.get_running_loop().create_future())
+        self._line_up(turn, next(job))
+        self._start()
+        try:
+            result: R = await turn.done
+        finally:
+            if turn.waiting is not None and self._queue.drop(turn.waiting):
+                job.close()
+        return result
+
+    def close(self) -> None:
+        """Begin no more slices, and give up what waits."""
+        self._closed = True
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for waiting in self._queue:
+            waiting.item.done.cancel()
+            self._queue.drop(waiting)
+
+    def _line_up(self, turn: _Turn[Any], then: Slice) -> None:
+        if self._closed:
+            turn.done.cancel()
+            turn.job.close()
+            return
+        long = then.characters > SLICE_CHARACTERS
+        turn.waiting, _ = self._queue.push(
+            turn.client, long, then.left, then.characters, turn, needs_place=False
+        )
+
+    def _start(self) -> None:
+        while not self._closed and sum(self._running.values()) < self._threads:
+            enough = self._running[True] >= max(1, self._threads - 1)
+            waiting = self._queue.next((True,) if enough else ())
+            if waiting is None:
+                return
+            self._queue.take(waiting)
+            turn, long = waiting.item, bool(waiting.lane)
+            turn.waiting = None
+            self._running[long] += 1
+            step = asyncio.get_running_loop().run_in_executor(self._executor, _step, turn.job)
+            step.add_done_callback(functools.partial(self._stepped, turn, long=long))
+
+    def _stepped(self, turn: _Turn[Any], step: "asyncio.Future[Slice | _Result]", *, long: bool) -> None:
+        self._running[long] -= 1
+        if step.cancelled():
+            turn.done.cancel()
+            return
+        error = step.exception()
+        if turn.done.done():  # nobody waits for it any more
+            turn.job.close()
+        elif error is not None:
+            turn.done.set_exception(error)
+        elif isinstance(came := step.result(), Slice):
+            self._line_up(turn, came)
+        else:
+            turn.done.set_result(came.value)
+        self._start()
+
+
+class _Result(NamedTuple):
+    value: Any
+
+
+def _step(job: Job[Any]) -> Slice | _Result:
+    """Do the slice that was told, and tell of the next."""
+    try:
+        return next(job)
+    except StopIteration as end:
+        return _Result(end.value)

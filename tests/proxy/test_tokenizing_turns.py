@@ -1,0 +1,212 @@
+"""Threads of the tokenizer are shared slice by slice: nobody waits for another's long text, nor for work nobody wants."""
+
+import asyncio
+import pathlib
+import random
+import string
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import pytest
+
+from proxy.app_keys import TOKENIZER
+from proxy.simulation.model_files import write_model
+from proxy.tasks import TaskOwner
+from proxy.tokenizing.turns import SLICE_CHARACTERS, Job, Slice, Turns, at_once
+from tests.proxy.service import UNHURRIED, Service, fleet, wait_until
+
+
+class ByHand(Executor):
+    """Threads that do a step when they are told to."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = []
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        self._steps.append((future, fn, args))
+        return future
+
+    async def step(self) -> None:
+        """Do the oldest one, and let what follows from it happen."""
+        future, fn, args = self._steps.pop(0)
+        try:
+            future.set_result(fn(*args))
+        except BaseException as error:  # noqa: BLE001  # as a thread does
+            future.set_exception(error)
+        await rest()
+
+
+async def rest() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+class Scene:
+    """Jobs on threads that work by hand; `did` says whose slices were done."""
+
+    def __init__(self, threads: int = 2) -> None:
+        self.threads = ByHand()
+        self.turns = Turns(self.threads, threads)
+        self.did: list[str] = []
+        self.ended: list[str] = []
+        self.tasks = TaskOwner("jobs")
+
+    def job(self, name: str, slices: int, characters: int = 100, *, fails: bool = False) -> Job[str]:
+        try:
+            for n in range(slices):
+                yield Slice(characters, characters * (slices - n))
+                if fails:
+                    raise ValueError(name)
+                self.did.append(name)
+            return name
+        finally:
+            self.ended.append(name)
+
+    async def ask(self, name: str, slices: int, client: str = "", **more: Any) -> "asyncio.Task[str]":
+        task = self.tasks.create(self.turns.run(client, self.job(name, slices, **more)), name=name)
+        await rest()
+        return task
+
+    async def finish(self) -> None:
+        while len(self.threads):
+            await self.threads.step()
+
+
+async def test_a_short_text_waits_for_a_slice_and_never_for_a_long_text() -> None:
+    scene = Scene()
+    long = [await scene.ask(f"long{n}", 100, client=f"greedy{n}") for n in range(3)]
+    for _ in range(10):
+        await scene.threads.step()
+    short = await scene.ask("short", 2, client="modest")
+    steps = 0
+    while not short.done():
+        await scene.threads.step()
+        steps += 1
+    assert steps <= 2 * (len(long) + 1)  # of 290 that were asked for before
+    assert await short == "short"
+    await scene.finish()
+    assert [await task for task in long] == ["long0", "long1", "long2"]
+    assert len(scene.turns) == 0
+
+
+async def test_clients_have_the_same_share_however_many_texts_one_of_them_sends() -> None:
+    scene = Scene()
+    for _ in range(20):
+        await scene.ask("greedy", 50, client="greedy")
+    await scene.ask("modest", 50, client="modest")
+    for _ in range(60):
+        await scene.threads.step()
+    assert 20 <= scene.did.count("modest") <= 40
+    await scene.finish()
+
+
+async def test_of_one_clients_texts_the_shortest_goes_first_and_those_alike_go_one_after_the_other() -> None:
+    scene = Scene(threads=1)
+    await scene.ask("running", 1)
+    await scene.ask("first", 3)
+    await scene.ask("second", 3)
+    await scene.ask("short", 1)
+    await scene.finish()
+    assert scene.did == ["running", "short", *["first"] * 3, *["second"] * 3]
+
+
+async def test_what_cannot_be_cut_never_has_all_threads() -> None:
+    scene = Scene()
+    for n in range(3):
+        await scene.ask(f"uncut{n}", 1, client=f"c{n}", characters=SLICE_CHARACTERS + 1)
+    assert len(scene.threads) == 1
+    await scene.ask("short", 1, client="modest")
+    assert len(scene.threads) == 2
+    await scene.finish()
+    assert sorted(scene.did) == ["short", "uncut0", "uncut1", "uncut2"]
+
+
+async def test_with_one_thread_what_cannot_be_cut_is_done_all_the_same() -> None:
+    scene = Scene(threads=1)
+    task = await scene.ask("uncut", 1, characters=SLICE_CHARACTERS + 1)
+    await scene.finish()
+    assert await task == "uncut"
+
+
+async def test_work_that_nobody_waits_for_ends_with_its_slice() -> None:
+    scene = Scene(threads=1)
+    running = await scene.ask("running", 100)
+    waiting = await scene.ask("waiting", 100)
+    for task in (running, waiting):
+        task.cancel()
+    await rest()
+    assert scene.ended == ["waiting"]  # the other is in its thread
+    await scene.finish()
+    assert scene.did == ["running"]
+    assert scene.ended == ["waiting", "running"]
+    after = await scene.ask("after", 1)
+    await scene.finish()
+    assert await after == "after"
+
+
+async def test_a_job_that_fails_fails_alone() -> None:
+    scene = Scene()
+    failing = await scene.ask("failing", 3, fails=True)
+    other = await scene.ask("other", 3)
+    await scene.finish()
+    with pytest.raises(ValueError, match="failing"):
+        await failing
+    assert await other == "other"
+
+
+async def test_at_the_end_nobody_waits_for_ever() -> None:
+    turns = Turns(threads=1)
+    scene = Scene()
+    tasks = [scene.tasks.create(turns.run("", scene.job(str(n), 2)), name=str(n)) for n in range(3)]
+    await asyncio.sleep(0)
+    turns.close()
+    await asyncio.wait(tasks, timeout=20)
+    assert all(task.done() for task in tasks)
+
+
+async def test_a_job_may_be_done_at_once() -> None:
+    scene = Scene()
+    assert at_once(scene.job("x", 3)) == "x"
+    assert scene.did == ["x"] * 3
+
+
+def tokenizer_status(service: Service) -> Any:
+    return service.app[TOKENIZER].status()
+
+
+def unlike(characters: int, seed: int) -> str:
+    """Text of which no piece occurs twice."""
+    rng = random.Random(seed)
+    letters = rng.choices(string.ascii_lowercase, k=characters)
+    return "".join(" " if n % 8 == 7 else letter for n, letter in enumerate(letters))
+
+
+async def test_long_prompts_of_others_do_not_hold_up_a_short_one(tmp_path: pathlib.Path) -> None:
+    write_model(tmp_path)
+    roomy = UNHURRIED | {"max_model_len": 1_000_000, "blocks": 62_502}
+    async with fleet(prefill=1, decode=1, stand_in=roomy, tokenizer=str(tmp_path), kv_events=False) as pair:
+        service = pair.service
+        await wait_until(lambda: len(tokenizer_status(service)["checked_with"]) == 2, "the comparison")
+
+        def tokenized() -> int:
+            count: int = tokenizer_status(service)["pieces"]["missed_characters"]
+            return count
+
+        before, size = tokenized(), 20 * SLICE_CHARACTERS
+        loop = asyncio.get_running_loop()
+        long = [loop.create_task(service.complete(unlike(size, seed), max_tokens=1)) for seed in range(3)]
+        await wait_until(lambda: tokenized() > before, "the first slice of a long text")
+        short = loop.create_task(service.complete(unlike(10_000, 9), max_tokens=1))
+        await wait_until(lambda: len(pair.engines.prefill[0].seen) > 0, "the first leg")
+        assert tokenized() - before < 1.5 * size
+        assert (await short).status == 200
+        for task in long:
+            task.cancel()
+        await asyncio.wait(long)
+        await service.settled()
