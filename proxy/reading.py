@@ -15,6 +15,34 @@ BODY_LEAST_BYTES_S = 16 << 10
 """Each so many bytes that have come give a second more: a slow mobile uplink. mod_reqtimeout asks for 500 only,
 with which the largest body could take a day and a half."""
 
+BODY_STALL_S = 10.0
+"""What has come gives no more than this from now on: a body that came fast and then stops is not waited for by its size.
+A connection that is handed from one mobile cell to another pauses for a few seconds."""
+
+LOOK_EVERY_S = 1.0
+"""How often a body under way is looked at."""
+
+
+class Pace:
+    """How long a body may still take: a credit of seconds that runs down, and that bytes fill up to a bound."""
+
+    def __init__(self, now: float) -> None:
+        """`now`: seconds, when its head was there."""
+        self._grace_ends_at = self._due = now + BODY_GRACE_S
+        self._received_bytes = 0
+
+    def due(self, now: float, received_bytes: int) -> float:
+        """When it is too slow unless more comes; of it so much has come by now."""
+        new_bytes = received_bytes - self._received_bytes
+        self._received_bytes = received_bytes
+        self._due = min(self._due + new_bytes / BODY_LEAST_BYTES_S, self._latest(now))
+        return self._due
+
+    def _latest(self, now: float) -> float:
+        """A body that is small by now holds next to nothing, so all of its grace is its own."""
+        small = self._received_bytes <= BODY_STALL_S * BODY_LEAST_BYTES_S
+        return max(self._grace_ends_at, now + BODY_STALL_S) if small else now + BODY_STALL_S
+
 
 def check_framing(request: web.Request) -> None:
     """Raises BadRequestError, and has the connection closed, for framing that others may read otherwise.
@@ -34,11 +62,6 @@ def check_framing(request: web.Request) -> None:
     raise BadRequestError(words, headers={"Connection": "close"})
 
 
-def allowed_s(received_bytes: int) -> float:
-    """How long a body may take of which so much has come."""
-    return BODY_GRACE_S + received_bytes / BODY_LEAST_BYTES_S
-
-
 @contextlib.asynccontextmanager
 async def in_time(request: web.Request) -> AsyncIterator[None]:
     """Read a body inside, by whatever means. Raises RequestTimeoutError once it comes too slowly."""
@@ -46,19 +69,20 @@ async def in_time(request: web.Request) -> AsyncIterator[None]:
         yield
         return
     loop = asyncio.get_running_loop()
-    began_at = loop.time()
+    pace = Pace(loop.time())
     scope = asyncio.timeout(None)
     timer: asyncio.TimerHandle
 
     def look() -> None:
         nonlocal timer
-        due = began_at + allowed_s(request.content.total_bytes)
-        if loop.time() < due:
-            timer = loop.call_at(due, look)
+        now = loop.time()
+        due = pace.due(now, request.content.total_bytes)
+        if now < due:
+            timer = loop.call_at(min(due, now + LOOK_EVERY_S), look)
         else:
-            scope.reschedule(loop.time())
+            scope.reschedule(now)
 
-    timer = loop.call_at(began_at + allowed_s(0), look)
+    timer = loop.call_later(min(BODY_GRACE_S, LOOK_EVERY_S), look)
     try:
         async with scope:
             try:
@@ -70,6 +94,6 @@ async def in_time(request: web.Request) -> AsyncIterator[None]:
             raise
         raise RequestTimeoutError(
             f"the request body came too slowly: less than {BODY_LEAST_BYTES_S} bytes a second"
-            f" after {BODY_GRACE_S:g} s",
+            f" after {BODY_GRACE_S:g} s, or nothing for {BODY_STALL_S:g} s",
             headers={"Connection": "close"},
         ) from None

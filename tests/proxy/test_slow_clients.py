@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from proxy import connections, reading
+from proxy.app_keys import BODIES
 from proxy.simulation.faults import Fault
 from tests.proxy.raw import BODY, CHUNKED, GET, LENGTH, POST, connection, send
 from tests.proxy.service import fleet, wait_until
@@ -170,9 +171,53 @@ async def test_a_body_that_keeps_coming_gets_the_time_it_needs(bounds: pytest.Mo
         assert b" 200 " in await reader.readline()
 
 
-def test_the_time_a_body_may_take_grows_with_what_has_come() -> None:
-    assert reading.allowed_s(0) == 30
-    assert reading.allowed_s(64 << 20) == 30 + 4096
+MIB = 1 << 20
+STEADY = [(float(s), s * 16 * 1024) for s in range(1, 4096)]
+BURSTS = [(float(s), (1 + s // 9) * 200 * 1024) for s in range(1, 600)]
+
+
+@pytest.mark.parametrize(
+    ("come", "ends_at"),
+    [
+        ([], 30),
+        ([(1.0, 100)], 30 + 100 / 16384),
+        ([(float(s), s) for s in range(1, 30)], 30 + 29 / 16384),
+        ([(1.0, 100 * 1024)], 30),
+        ([(25.0, 160 * 1024)], 35),
+        ([(1.0, 100 * MIB)], 11),
+        ([(1.0, 100 * MIB), (10.0, 100 * MIB)], 11),
+        ([(1.0, 100 * MIB), (10.0, 100 * MIB + 1)], 11 + 1 / 16384),
+        ([(1.0, 100 * MIB), (10.0, 101 * MIB)], 20),
+        (STEADY, 4095 + 10),
+        (BURSTS, 594 + 10),
+        ([(float(s), 100 * MIB + s * 8 * 1024) for s in range(19)], 10 + 18 / 2),
+    ],
+)
+def test_a_body_has_time_while_it_comes_and_not_by_its_size(
+    come: list[tuple[float, int]], ends_at: float
+) -> None:
+    pace = reading.Pace(0.0)
+    due = pace.due(0.0, 0)
+    for now, received_bytes in come:
+        assert now < due
+        due = pace.due(now, received_bytes)
+    assert due == pytest.approx(ends_at, abs=0.01)
+    assert pace.due(due, come[-1][1] if come else 0) == due  # looking gives no time
+
+
+async def test_a_large_body_that_stops_is_answered_408_long_before_its_size_would_end_it(
+    bounds: pytest.MonkeyPatch,
+) -> None:
+    bounds.setattr(reading, "BODY_STALL_S", SHORT_S)
+    bounds.setattr(reading, "LOOK_EVERY_S", SHORT_S / 5)
+    async with (
+        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        connection(pair.service) as (reader, writer),
+    ):
+        writer.write(POST + b"Content-Length: 2000000\r\n\r\n" + b" " * 1_999_000)
+        async with asyncio.timeout(20):
+            assert b" 408 " in await reader.readline()
+        assert pair.service.app[BODIES].held_bytes == 0
 
 
 async def test_many_slow_connections_hold_nobody_up_and_leave_nothing(
