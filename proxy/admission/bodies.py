@@ -1,8 +1,15 @@
-"""The request bodies in memory never weigh more than the limit, however many clients send how much.
+"""The request bodies in memory never weigh more than the limit, and none of their clients leaves nothing to the others.
 
 A body is charged as it is read, so what a client only announces takes nothing from others; one that does not fit
 is refused before or while it is read. Once read it is charged for what is made of it, until its request ends.
+
+What a client may hold depends on what is free: `SHARE` times as much as it leaves (the dynamic thresholds of
+Choudhury and Hahne, 1998, made for switches that share a buffer). So one client alone gets most of the memory, several
+get the same, and there is always room for one that comes anew. A part of the memory is for small bodies alone,
+which have their own count in each client: large ones never keep them out, not even those of the same client.
 """
+
+from collections.abc import Hashable
 
 COPIES = 2
 """The body as it came, and as it is sent to an engine."""
@@ -12,22 +19,51 @@ MEMBER_BYTES = 160
 """What a small value of a list, and a small member of an object, cost as Python objects on top of their text: a list
 of token ids weighs 7 times its text, an object of tiny members 17 to 24 times (measured with CPython 3.11)."""
 
+SHARE = 4
+"""A client holds at most so many times what it leaves free: alone four fifths, two of them four ninths each."""
+
+RESERVE = 8
+"""One part in so many is for small bodies."""
+
+SMALL_BYTES = 1 << 20
+"""What a small body weighs at most: prompts of 100 000 tokens are below it."""
+
+SMALL_IN_RESERVE = 8
+"""So many small bodies fit into the reserve at least, where the limit is low."""
+
 
 def weigh(data: bytes) -> int:
     """About how many bytes a JSON body takes while its request is served."""
     return COPIES * len(data) + VALUE_BYTES * data.count(b",") + MEMBER_BYTES * data.count(b'":')
 
 
+class _Held:
+    """What bodies of one size class weigh: all together, and by client."""
+
+    def __init__(self) -> None:
+        self.total_bytes = 0
+        self.by_client: dict[Hashable, int] = {}
+
+    def add(self, client: Hashable, size_bytes: int) -> None:
+        self.total_bytes += size_bytes
+        held_bytes = self.by_client.get(client, 0) + size_bytes
+        if held_bytes:
+            self.by_client[client] = held_bytes
+        else:
+            self.by_client.pop(client, None)
+
+
 class BodyLease:
     """What one request has taken of the budget; ends once."""
 
-    def __init__(self, budget: "BodyBudget") -> None:
+    def __init__(self, budget: "BodyBudget", client: Hashable) -> None:
         self._budget = budget
+        self._client = client
         self._held_bytes = 0
 
     def hold(self, size_bytes: int) -> bool:
         """Hold so much from now on, more or less than before. False, and nothing changes, if it does not fit."""
-        if not self._budget.change(self._held_bytes, size_bytes):
+        if not self._budget.change(self._client, self._held_bytes, size_bytes):
             return False
         self._held_bytes = size_bytes
         return True
@@ -42,20 +78,47 @@ class BodyBudget:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self.held_bytes = 0
+        self.reserve_bytes = limit_bytes // RESERVE
+        """What only small bodies may take."""
+        self.small_bytes = min(SMALL_BYTES, self.reserve_bytes // SMALL_IN_RESERVE)
+        self._small, self._large = _Held(), _Held()
 
-    def lease(self) -> BodyLease:
+    @property
+    def held_bytes(self) -> int:
+        """What all bodies weigh now."""
+        return self._small.total_bytes + self._large.total_bytes
+
+    @property
+    def clients(self) -> int:
+        """How many clients have bodies here."""
+        return len(self._small.by_client.keys() | self._large.by_client.keys())
+
+    def lease(self, client: Hashable) -> BodyLease:
         """A share of nothing, to be grown."""
-        return BodyLease(self)
+        return BodyLease(self, client)
 
-    def fits(self, size_bytes: int) -> bool:
-        """Whether so much more may be held now; a body that is alone always may."""
-        return self.held_bytes == 0 or self.held_bytes + size_bytes <= self.limit_bytes
+    def fits(self, client: Hashable, size_bytes: int) -> bool:
+        """Whether a client may have so much more in one body now; a body that is alone always may be there."""
+        before_bytes = self._class(size_bytes).by_client.get(client, 0)
+        others_bytes = self._class(size_bytes).total_bytes
+        if size_bytes <= self.small_bytes:
+            most_bytes = max(self.reserve_bytes, self.limit_bytes - self._large.total_bytes)
+        elif others_bytes == 0:
+            return True
+        else:
+            beside_bytes = max(self._small.total_bytes, self.reserve_bytes)
+            most_bytes = self.limit_bytes - beside_bytes
+        left_bytes = most_bytes - others_bytes - size_bytes
+        return left_bytes >= 0 and before_bytes + size_bytes <= SHARE * left_bytes
 
-    def change(self, before_bytes: int, after_bytes: int) -> bool:
+    def change(self, client: Hashable, before_bytes: int, after_bytes: int) -> bool:
         """For leases only."""
-        others_bytes = self.held_bytes - before_bytes
-        if after_bytes > before_bytes and others_bytes and others_bytes + after_bytes > self.limit_bytes:
+        self._class(before_bytes).add(client, -before_bytes)
+        if after_bytes > before_bytes and not self.fits(client, after_bytes):
+            self._class(before_bytes).add(client, before_bytes)
             return False
-        self.held_bytes = others_bytes + after_bytes
+        self._class(after_bytes).add(client, after_bytes)
         return True
+
+    def _class(self, size_bytes: int) -> _Held:
+        return self._small if size_bytes <= self.small_bytes else self._large

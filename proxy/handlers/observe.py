@@ -128,6 +128,8 @@ async def status(request: web.Request) -> web.Response:
             "bodies": {
                 "held_bytes": request.app[BODIES].held_bytes,
                 "limit_bytes": request.app[BODIES].limit_bytes,
+                "reserve_bytes": request.app[BODIES].reserve_bytes,
+                "clients": request.app[BODIES].clients,
             },
             "state_dir": state.status() if state is not None else None,
             "instances": [

@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 from proxy import headers as names
 from proxy.admission import Ticket, weigh
 from proxy.app_keys import ADAPTERS, BODIES, CONFIG, DIRECTOR, METRICS, READER, STOPPING
-from proxy.clients import client_of
+from proxy.clients import client_of, holder_of
 from proxy.deadlines import TimeLimit, time_limit
 from proxy.errors import (
     BadRequestError,
@@ -197,9 +197,11 @@ async def read_json_bytes(request: web.Request) -> bytes:
     announced_bytes = request.content_length or 0
     if announced_bytes > limit_mb << 20:
         raise too_large
-    if not request.app[BODIES].fits(announced_bytes):
+    bodies = request.app[BODIES]
+    holder = holder_of(request, request.app[CONFIG].admission.client_header)
+    if not bodies.fits(holder, announced_bytes):
         raise _no_memory(request)
-    request[BODY_LEASE_KEY] = request.app[BODIES].lease()
+    request[BODY_LEASE_KEY] = bodies.lease(holder)
     chunks: list[bytes] = []
     size_bytes = 0
     try:
@@ -228,7 +230,8 @@ def _no_memory(request: web.Request) -> UnavailableError:
     request.app[METRICS].refused(reason)
     limit_mb = request.app[CONFIG].admission.max_bodies_mb
     return UnavailableError(
-        f"the request bodies kvproxy holds leave no room for this one ({limit_mb} MiB, --max-bodies-mb)",
+        f"the request bodies kvproxy holds, of this client or of all, leave no room for this one ({limit_mb} MiB,"
+        " --max-bodies-mb)",
         headers={"Retry-After": "1"},
         reason=reason,
     )

@@ -7,17 +7,19 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from proxy.admission import BodyBudget, weigh
+from proxy import reading
+from proxy.admission import weigh
 from proxy.app import shut_down
 from proxy.app_keys import BODIES, GATE
 from proxy.authentication import CLIENT_KEY
-from proxy.clients import MAX_CLIENT_CHARS, client_of
+from proxy.clients import MAX_CLIENT_CHARS, client_of, holder_of
 from proxy.config import Admission, Deadlines, WhenNoPrefill
 from proxy.errors import LegBrokenError
 from proxy.fair_queue import ANONYMOUS
@@ -298,27 +300,12 @@ def test_a_body_is_weighed_with_what_is_made_of_it() -> None:
     assert 12 < weigh(members) / len(members) < 30
 
 
-def test_a_budget_is_never_exceeded_but_by_one_body_alone() -> None:
-    budget = BodyBudget(100)
-    big, small, other = budget.lease(), budget.lease(), budget.lease()
-    assert big.hold(500)
-    assert not budget.fits(1)
-    assert not small.hold(1)
-    assert big.hold(60)
-    assert small.hold(40)
-    assert not small.hold(41)
-    assert not other.hold(1)
-    big.end()
-    big.end()
-    assert budget.held_bytes == 40
-    assert other.hold(60)
-    small.end()
-    other.end()
-    assert budget.held_bytes == 0
-
-
-async def send_part(pair: Pair, announced_bytes: int, sent: bytes) -> tuple[Any, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection(pair.service.host, pair.service.port)
+async def send_part(
+    pair: Pair, announced_bytes: int, sent: bytes, source: str = "127.0.0.1"
+) -> tuple[Any, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection(
+        pair.service.host, pair.service.port, local_addr=(source, 0)
+    )
     writer.write(
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%s" % (announced_bytes, sent)
@@ -370,6 +357,54 @@ async def test_who_only_announces_a_large_body_takes_nothing_from_others() -> No
             writer.close()
             await writer.wait_closed()
         await wait_until(lambda: pair.service.app[BODIES].held_bytes == 0, "the end of the leases")
+
+
+async def test_who_withholds_the_end_of_large_bodies_locks_nobody_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "BODY_STALL_S", 1.5)
+    monkeypatch.setattr(reading, "LOOK_EVERY_S", 0.1)
+    async with fleet(prefill=1, decode=1, kv_events=False, admission=Admission(max_bodies_mb=8)) as pair:
+        budget = pair.service.app[BODIES]
+        part = b'{"prompt": "' + b"x" * (2 << 20)
+        held = [await send_part(pair, len(part) + 9, part) for _ in range(4)]
+        await wait_until(lambda: budget.held_bytes >= 2 * len(part), "bodies without their ends")
+        assert (await pair.service.complete("small ones of the same address are served")).status == 200
+        large = b'{"prompt": "hi", "max_tokens": 1, "user": "%s"}' % (b"x" * 300_000)
+        reader, writer = await send_part(pair, len(large), large, "127.0.0.2")
+        assert b" 200 " in await reader.readline()  # so are large ones of another
+        assert budget.held_bytes >= 2 * len(part)
+        async with asyncio.timeout(20):
+            statuses = {(await reader.readline()).split()[1] for reader, _ in held}
+        assert statuses <= {b"408", b"503"}
+        assert b"408" in statuses
+        await wait_until(lambda: budget.held_bytes == 0, "the end of the leases")
+        assert (await pair.service.ask("/v1/completions", large)).status == 200
+        for each in (writer, *(writer for _, writer in held)):
+            each.close()
+            with contextlib.suppress(ConnectionError):
+                await each.wait_closed()
+
+
+def test_bodies_are_shared_between_addresses_where_no_client_has_a_name() -> None:
+    def holder(header: str | None, peer: str, key: str = "", **headers: str) -> str:
+        transport = mock.Mock()
+        transport.get_extra_info.side_effect = {"peername": (peer, 1)}.get
+        request = make_mocked_request(
+            "POST",
+            "/",
+            {name.replace("_", "-"): v for name, v in headers.items()},
+            transport=transport,
+        )
+        if key:
+            request[CLIENT_KEY] = key
+        return holder_of(request, header)
+
+    assert holder(None, "10.0.0.1", "key") == holder(None, "10.0.0.2", "key") == "key"
+    assert holder("X-Client", "10.0.0.1", X_Client="a") == "a"
+    assert holder(None, "10.0.0.1") == holder("X-Client", "10.0.0.1") != holder(None, "10.0.0.2")
+    assert holder(None, "::ffff:10.0.0.1") == holder(None, "10.0.0.1")
+    assert holder(None, "2001:db8::1") == holder(None, "2001:db8::ffff:1") != holder(None, "2001:db8:0:1::1")
 
 
 async def test_the_body_counts_while_its_request_waits_or_runs() -> None:
