@@ -120,15 +120,27 @@ def parse_detokenize(body: Any) -> dict[str, Any]:
     return check(body, _DETOKENIZE)
 
 
+_MAX_SALT_CHARS = 128
+_NEVER_IN_A_SALT = frozenset("@/\\\0")
+
+
+def _check_salt(salt: object) -> None:
+    if salt is None:
+        return
+    if not isinstance(salt, str) or not salt:
+        message = "Parameter 'cache_salt' must be a non-empty string if provided."
+        raise BadRequestError.of(message, "cache_salt")
+    if len(salt) > _MAX_SALT_CHARS or _NEVER_IN_A_SALT & set(salt):
+        message = "Parameter 'cache_salt' must be at most 128 characters and must not contain '@', '/', '\\\\', or NUL."
+        raise BadRequestError.of(message, "cache_salt")
+
+
 def _before(body: Mapping[str, Any], top: str) -> None:
     """Checks vLLM makes on the raw body, before types are looked at."""
     if body.get("stream_options") and not body.get("stream"):
         message = "Stream options can only be defined when `stream=True`."
         raise BadRequestError.of(message, "stream_options")
-    salt = body.get("cache_salt")
-    if salt is not None and (not isinstance(salt, str) or not salt):
-        message = "Parameter 'cache_salt' must be a non-empty string if provided."
-        raise BadRequestError.of(message, "cache_salt")
+    _check_salt(body.get("cache_salt"))
     for name in ("prompt_logprobs", top):
         value = body.get(name)
         if value is None:

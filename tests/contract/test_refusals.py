@@ -33,6 +33,10 @@ TOO_LONG = (
 )
 NO_PROMPT = refusal("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
 NO_OPTIONS = refusal("Stream options can only be defined when `stream=True`.", "stream_options")
+BAD_SALT = refusal(
+    "Parameter 'cache_salt' must be at most 128 characters and must not contain '@', '/', '\\\\', or NUL.",
+    "cache_salt",
+)
 EMPTY_SALT = refusal("Parameter 'cache_salt' must be a non-empty string if provided.", "cache_salt")
 NO_N_GREEDY = "n must be 1 when using greedy sampling, got {}."
 VOCABULARY = 4096
@@ -127,6 +131,8 @@ COMPLETION_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
     ),
     ({"cache_salt": ""}, EMPTY_SALT),
     ({"cache_salt": 5}, EMPTY_SALT),
+    ({"cache_salt": "s" * 129}, BAD_SALT),
+    *[({"cache_salt": f"a{char}b"}, BAD_SALT) for char in "@/\\\0"],
     (
         {"use_beam_search": True, "stream": True},
         refusal("Streaming is not currently supported with beam search"),
