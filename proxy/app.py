@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from proxy.app_keys import (
     MEMBERSHIP,
     METRICS,
     READER,
+    SALTS,
     STATE,
     STOPPING,
     TOKENIZER,
@@ -36,6 +38,7 @@ from proxy.app_keys import (
 )
 from proxy.authentication import CLIENT_KEYS, LOAD_ADAPTER, UNLOAD_ADAPTER, authenticate
 from proxy.client_keys import ClientKeys
+from proxy.client_salts import LEAST_SECRET_BYTES, ClientSalts, read_secret
 from proxy.config import AllowedInstances, Config, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.cors import CorsRules
@@ -118,7 +121,11 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     registry.register(AccuracyCollector(fleet, accuracy))
     registry.register(TaskCollector())
     if (file := config.security.api_key_file) is not None:
-        app[CLIENT_KEYS] = ClientKeys.read(file)
+        app[CLIENT_KEYS] = keys = ClientKeys.read(file)
+        if config.security.salt_by_client:
+            app[SALTS] = ClientSalts(_salt_secret(config, directory), keys.groups)
+        elif keys.groups:
+            log.warning("%s names groups, and without --salt-by-client all keys share all caches", file)
     app[FLEET] = fleet
     app[METRICS] = Metrics(registry, known=lambda address: fleet.get(address) is not None)
     app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)
@@ -233,6 +240,18 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
     return app
 
 
+def _salt_secret(config: Config, directory: StateDirectory | None) -> bytes:
+    """What clients' salts are made with. Raises ConfigError."""
+    if config.security.salt_file is not None:
+        return read_secret(config.security.salt_file)
+    if directory is not None:
+        return directory.secret
+    log.info(
+        "clients' salts are new with this start: what engines have cached for clients is not found again"
+    )
+    return secrets.token_bytes(LEAST_SECRET_BYTES)
+
+
 class _Known:
     """What the doctor asks of the service."""
 
@@ -256,6 +275,7 @@ def _check_key_files(config: Config) -> None:
     for flag, file in (
         ("--api-key-file", security.api_key_file),
         ("--engine-api-key-file", security.engine_api_key_file),
+        ("--salt-file", security.salt_file),
         ("--tls-key", security.tls_key),
     ):
         if file is None:

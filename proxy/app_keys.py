@@ -7,6 +7,7 @@ from aiohttp import web
 
 from proxy.accuracy import Accuracy
 from proxy.admission import BodyBudget, Gate
+from proxy.client_salts import ClientSalts
 from proxy.config import Config
 from proxy.director import Director
 from proxy.discovery import Adapters, FleetWatch
@@ -26,6 +27,8 @@ GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
 BODIES: web.AppKey[BodyBudget] = web.AppKey("bodies", BodyBudget)
 READER: web.AppKey[ThreadPoolExecutor] = web.AppKey("reader", ThreadPoolExecutor)
 """The one thread that reads large bodies: what reading takes in passing, many times a body's size, it takes once."""
+SALTS: web.AppKey[ClientSalts] = web.AppKey("salts", ClientSalts)
+"""Set if engines get salts that differ by client."""
 TOKENIZER: web.AppKey[PromptTokenizer] = web.AppKey("tokenizer", PromptTokenizer)
 STATE: web.AppKey[StateKeeper] = web.AppKey("state", StateKeeper)
 """What outlives the process; absent without --state-dir."""

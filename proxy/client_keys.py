@@ -22,8 +22,11 @@ class ClientKeys:
     in the table, so what looking it up takes tells nothing.
     """
 
-    def __init__(self, names: Mapping[str, str]) -> None:
+    def __init__(self, names: Mapping[str, str], groups: Mapping[str, str]) -> None:
         """`names` maps keys to names; `parse` and `read` make it."""
+        self._known_names = frozenset(names.values())
+        self.groups = dict(groups)
+        """The groups of those names that are in one."""
         self._secret = secrets.token_bytes(hashlib.blake2b.MAX_KEY_SIZE)
         self._known = {
             digest: (digest, name) for key, name in names.items() for digest in (self._digest(key),)
@@ -47,8 +50,9 @@ class ClientKeys:
 
     @classmethod
     def parse(cls, text: str, *, origin: str = _FLAG) -> Self:
-        """The keys of lines `NAME KEY`; empty lines and those that begin with # are passed over."""
+        """The keys of lines `NAME KEY` or `NAME@GROUP KEY`; empty lines and those that begin with # are passed over."""
         names: dict[str, str] = {}
+        groups: dict[str, str | None] = {}
         for number, line in enumerate(text.splitlines(), start=1):
             words = line.split()
             if not words or words[0].startswith("#"):
@@ -56,9 +60,14 @@ class ClientKeys:
             where = f"{origin}, line {number}"
             if len(words) != 2:
                 raise ConfigError(f"{where}: a name and a key are needed, with a space between them")
-            name, key = words
-            if not _NAME.fullmatch(name):
-                raise ConfigError(f"{where}: a name has up to 64 letters, digits, dots, dashes, underscores")
+            (name, at, group), key = words[0].partition("@"), words[1]
+            if not _NAME.fullmatch(name) or (at and not _NAME.fullmatch(group)):
+                raise ConfigError(
+                    f"{where}: a name has up to 64 letters, digits, dots, dashes, underscores; so has its group,"
+                    " after an @"
+                )
+            if groups.setdefault(name, group or None) != (group or None):
+                raise ConfigError(f"{where}: {name} is in another group, or in none, above")
             if not key.isascii() or not key.isprintable():
                 raise ConfigError(f"{where}: a key must be printable ASCII")
             if key in names:
@@ -66,7 +75,11 @@ class ClientKeys:
             names[key] = name
         if not names:
             raise ConfigError(f"{origin}: there is no key in it")
-        return cls(names)
+        return cls(names, {name: group for name, group in groups.items() if group is not None})
+
+    def knows(self, name: str) -> bool:
+        """Whether a key has this name."""
+        return name in self._known_names
 
     def name_of(self, authorization: str | None) -> str | None:
         """Whose key an `Authorization: Bearer KEY` header carries; None if nobody's."""

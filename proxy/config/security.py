@@ -14,6 +14,10 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
 
     api_key_file: pathlib.Path | None = None
     """The clients' keys, one `NAME KEY` a line; None: everybody may ask."""
+    salt_by_client: bool = False
+    """Whether engines get a `cache_salt` that differs by client."""
+    salt_file: pathlib.Path | None = None
+    """The secret that salts are made with; None: that of the state directory, else one for this process."""
     engine_api_key_file: pathlib.Path | None = None
     """Where the engines' key was read from."""
     admin_host: str | None = None
@@ -30,6 +34,10 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
         """Raises ConfigError."""
         if (self.tls_cert is None) is not (self.tls_key is None):
             raise ConfigError("--tls-cert and --tls-key are given together or not at all")
+        if self.salt_by_client and self.api_key_file is None:
+            raise ConfigError("--salt-by-client needs --api-key-file: clients are told apart by their keys")
+        if self.salt_file is not None and not self.salt_by_client:
+            raise ConfigError("--salt-file needs --salt-by-client")
         if self.admin_host is not None and self.admin_port is None:
             raise ConfigError("--admin-host needs --admin-port")
         if self.admin_port is not None and not 0 <= self.admin_port <= 65535:

@@ -261,7 +261,20 @@ def add_security(group: "argparse._ArgumentGroup") -> None:
         "--api-key-file",
         type=pathlib.Path,
         metavar="FILE",
-        help="clients' keys, one NAME KEY a line, wanted for all of /v1; without it everybody may ask",
+        help="clients' keys, one NAME KEY or NAME@GROUP KEY a line, wanted for all of /v1; without it everybody may ask",
+    )
+    group.add_argument(
+        "--salt-by-client",
+        action="store_true",
+        help="what one key's prompts leave in caches is found for that key, or its GROUP, alone: usage and timing tell"
+        " nobody of others' prompts, and nothing is shared",
+    )
+    group.add_argument(
+        "--salt-file",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="the secret that --salt-by-client makes salts with, the same for all replicas (default: kept in --state-dir,"
+        " else new with each start)",
     )
     group.add_argument("--admin-host", metavar="HOST", help="where --admin-port listens (default: --host)")
     group.add_argument(

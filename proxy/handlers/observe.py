@@ -32,6 +32,7 @@ from proxy.config import Role, WhenNoPrefill
 from proxy.errors import UnavailableError
 from proxy.handlers.admin import check_operator
 from proxy.handlers.openai import engine_headers, generation_request
+from proxy.handlers.salting import salted_as_asked
 from proxy.healing import Healing
 from proxy.instances import Instance
 from proxy.lengths import longest_context
@@ -201,7 +202,7 @@ _WORST_FIRST = ("unknown", "partial", "exact")
 async def explain(request: web.Request) -> web.Response:
     """`POST /explain`: a completion or chat body in, the decision out; nothing is generated."""
     check_operator(request, "it tells what other prompts have left in the caches")
-    asked = await generation_request(request, None)
+    asked = salted_as_asked(request, await generation_request(request, None))
     decision, tokenized = await request.app[DIRECTOR].explain(asked, engine_headers(request))
     prompt, members = tokenized.prompt, tokenized.members
     return web.json_response(

@@ -28,6 +28,7 @@ from proxy.errors import (
 )
 from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest, Route, read_request
+from proxy.handlers.salting import salted
 from proxy.keep_alive import KeepAlive
 from proxy.middlewares import (
     BODY_LEASE_KEY,
@@ -122,7 +123,7 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
 
 async def _call(request: web.Request, route: Route) -> Call:
     """Read what a request asks for. Raises RequestError."""
-    generation = await generation_request(request, route)
+    generation = salted(request, await generation_request(request, route))
     client = client_of(request, request.app[CONFIG].admission.client_header)
     return Call(
         request=generation,
@@ -268,7 +269,7 @@ async def _answer(
             if request.app[CONFIG].decision_headers:
                 headers[names.PREFILL] = prefill.instance
                 headers[names.DECODE] = decode.instance
-                if prefill.cached_tokens is not None:
+                if prefill.cached_tokens is not None and reply.status < 400:  # as usage, no error tells it
                     headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
     if reply.status < 400:
         first_byte_s = time.monotonic() - request[STARTED_KEY]

@@ -1,0 +1,97 @@
+"""Prompts of clients that share nothing never meet in an engine's cache: each has a salt that no other can have.
+
+An engine's prefix cache finds a block only for prompts with the same `cache_salt`. A salt here is a keyed hash of whose
+request it is and of the client's own salt, if it gave one; so a client chooses among salts of its own, never another's.
+"""
+
+import base64
+import hashlib
+import pathlib
+from collections.abc import Mapping
+
+import msgspec
+
+from proxy.errors import BadRequestError, ConfigError
+
+FLAG = "--salt-file"
+LEAST_SECRET_BYTES = 32
+MOST_SECRET_BYTES = 4096
+
+MAX_SALT_CHARS = 128
+NEVER_IN_A_SALT = frozenset("@/\\\0")
+"""vLLM's rule for a client's salt (`validate_cache_salt` of 0.32); what it makes of a salt may name files of a store."""
+
+_MOST_RAW_BYTES = 2 + 12 * MAX_SALT_CHARS
+"""A character takes at most twelve bytes of JSON: an escaped surrogate pair."""
+
+_SALT_BYTES = 33
+"""Without padding in base64, 44 characters; vLLM advises 256 bits."""
+
+_decode_string = msgspec.json.Decoder(str).decode
+
+
+class ClientSalts:
+    """The salts of clients, by the names of their keys."""
+
+    def __init__(self, secret: bytes, groups: Mapping[str, str]) -> None:
+        """`secret`: any bytes; the same ones make the same salts. `groups`: of the names that share with others."""
+        key = hashlib.blake2b(secret, person=b"kvproxy salts").digest()
+        self._keyed = hashlib.blake2b(key=key, digest_size=_SALT_BYTES)
+        self._groups = dict(groups)
+
+    def of(self, name: str, own: str | None) -> str:
+        """What engines get as `cache_salt` of a client's request that came with the salt `own`, or without one.
+
+        Letters, digits, dashes and underscores.
+        """
+        group = self._groups.get(name)
+        parts = ["key", name] if group is None else ["group", group]
+        if own is not None:
+            parts.append(own)
+        salt = self._keyed.copy()
+        for part in parts:
+            data = part.encode()
+            salt.update(len(data).to_bytes(4, "big") + data)
+        return _base64(salt.digest())
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode()
+
+
+def read_own_salt(raw: bytes | None) -> str | None:
+    """The salt in a request's `cache_salt`, as JSON text; None if it has none.
+
+    Raises BadRequestError in vLLM's words for what vLLM refuses: an engine only sees what is made of it.
+    """
+    if raw is None or raw == b"null":
+        return None
+    salt = _decode_string(raw) if raw[:1] == b'"' and len(raw) <= _MOST_RAW_BYTES else None
+    if raw[:1] != b'"' or salt == "":
+        raise _refusal("must be a non-empty string if provided.")
+    if salt is None or len(salt) > MAX_SALT_CHARS or not NEVER_IN_A_SALT.isdisjoint(salt):
+        raise _refusal(
+            f"must be at most {MAX_SALT_CHARS} characters and must not contain '@', '/', '\\\\', or NUL."
+        )
+    return salt
+
+
+def _refusal(words: str) -> BadRequestError:
+    return BadRequestError(f"Parameter 'cache_salt' {words} (parameter=cache_salt)", param="cache_salt")
+
+
+def read_secret(path: pathlib.Path) -> bytes:
+    """The secret in a file, without space at its ends. Raises ConfigError naming the flag and the file."""
+    try:
+        with path.open("rb") as file:
+            secret = file.read(MOST_SECRET_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{FLAG} {path}: {error.strerror}") from None
+    if len(secret) > MOST_SECRET_BYTES:
+        raise ConfigError(f"{FLAG} {path}: it has more than {MOST_SECRET_BYTES} bytes")
+    secret = secret.strip()
+    if len(secret) < LEAST_SECRET_BYTES:
+        raise ConfigError(
+            f"{FLAG} {path}: at least {LEAST_SECRET_BYTES} bytes are needed; openssl rand -base64 48 makes some"
+        )
+    return secret

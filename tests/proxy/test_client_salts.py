@@ -1,0 +1,359 @@
+"""With --salt-by-client no key finds in a cache what another's prompts left there, and each still finds its own."""
+
+import json
+import logging
+import pathlib
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from proxy import app
+from proxy.app_keys import SALTS
+from proxy.client_keys import ClientKeys
+from proxy.client_salts import ClientSalts, read_own_salt, read_secret
+from proxy.config import Config, Security, State
+from proxy.connectors.nixl import REFUSED_MODEL
+from proxy.errors import BadRequestError, ConfigError
+from proxy.simulation.faults import Fault
+from proxy.simulation.latency import PROFILES
+from tests.proxy.service import ADMIN_KEY, UNHURRIED, Answer, Engines, Service, engines, fleet, kvproxy
+
+KEYS = "alice sk-alice\nalice sk-alice-2\nbob sk-bob\nann@team sk-ann\nben@team sk-ben\nteam sk-team\n"
+SECRET = "a secret of this test, of 32 bytes and more"
+PROMPT = list(range(100, 220))
+CACHED = 112
+"""The full blocks of PROMPT."""
+
+
+@pytest.fixture
+def key_file(tmp_path: pathlib.Path) -> pathlib.Path:
+    file = tmp_path / "keys"
+    file.write_text(KEYS)
+    file.chmod(0o600)
+    return file
+
+
+@pytest.fixture
+def salted(key_file: pathlib.Path) -> Security:
+    return Security(api_key_file=key_file, salt_by_client=True)
+
+
+async def complete(service: Service, key: str, prompt: Any = PROMPT, **members: Any) -> Answer:
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "temperature": 0} | members
+    answer = await service.ask("/v1/completions", body, Authorization=f"Bearer sk-{key}")
+    await service.settled()
+    return answer
+
+
+COMPLETIONS = "/v1/completions"
+
+
+def sent(made: Engines) -> list[str]:
+    """The salts of all legs, in no order. What has blocks given back is refused by its model, and has no prompt."""
+    bodies = [seen.json() for engine in made.all for seen in engine.seen if seen.path == COMPLETIONS]
+    return [body["cache_salt"] for body in bodies if body["model"] != REFUSED_MODEL]
+
+
+def told(answer: Answer) -> tuple[int, int]:
+    """The cached tokens that were predicted and those that were reported."""
+    assert answer.status == 200
+    usage = answer.json["usage"]["prompt_tokens_details"]
+    return int(answer.headers["X-Kvproxy-Cached-Tokens"]), int(usage["cached_tokens"] if usage else 0)
+
+
+# ---- what a salt is made of -------------------------------------------------------------------------------
+
+
+def salts(secret: bytes = b"s", **groups: str) -> ClientSalts:
+    return ClientSalts(secret, groups)
+
+
+def test_a_salt_is_the_clients_own_and_follows_its_own_words() -> None:
+    of = salts(ann="team", ben="team").of
+    assert of("alice", None) == of("alice", None) == salts().of("alice", None)
+    assert of("ann", None) == of("ben", None)
+    assert of("ann", "s") == of("ben", "s")
+    others = [
+        *[of("alice", own) for own in (None, "s", "s2", "bob")],
+        *[of("bob", own) for own in (None, "s", "alice")],
+        *[of("ann", own) for own in (None, "s")],
+        of("team", None),  # a name is not a group
+        of("key", None),
+        of("group", "team"),
+        of("alices", None),
+        salts(b"t").of("alice", None),
+    ]
+    assert len({*others}) == len(others)
+
+
+def test_engines_take_every_salt_that_is_made() -> None:
+    made = [salts(bytes([n])).of("alice", None) for n in range(200)]
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{44}", salt) for salt in made)
+    assert all(read_own_salt(json.dumps(salt).encode()) == salt for salt in made)
+
+
+@pytest.mark.parametrize(
+    ("raw", "salt"),
+    [
+        (None, None),
+        (b"null", None),
+        (b'"s"', "s"),
+        (b'"\\u0041"', "A"),
+        (b'"' + b"\\ud83d\\ude00" * 128 + b'"', "\U0001f600" * 128),
+    ],
+)
+def test_a_clients_own_salt_is_read_as_engines_read_it(raw: bytes | None, salt: str | None) -> None:
+    assert read_own_salt(raw) == salt
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("alice@team sk-1\nalice sk-2\n", "line 2: alice is in another group"),
+        ("alice sk-1\nalice@team sk-2\n", "line 2: alice is in another group"),
+        ("alice@a sk-1\nalice@b sk-2\n", "line 2: alice is in another group"),
+        ("alice@ sk-1\n", "line 1: a name"),
+        ("@team sk-1\n", "line 1: a name"),
+        ("alice@te@am sk-1\n", "line 1: a name"),
+        ("alice sk-1 team\n", "line 1: a name and a key"),
+    ],
+)
+def test_a_wrong_group_is_named_by_its_line(line: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ClientKeys.parse(line)
+
+
+def test_names_stay_what_they_are_with_a_group_behind_them() -> None:
+    keys = ClientKeys.parse(KEYS)
+    assert keys.name_of("Bearer sk-ann") == "ann"
+    assert keys.groups == {"ann": "team", "ben": "team"}
+
+
+# ---- what clients can tell --------------------------------------------------------------------------------
+
+
+async def test_without_it_a_right_guess_is_told_from_a_wrong_one(key_file: pathlib.Path) -> None:
+    security = Security(api_key_file=key_file)
+    async with fleet(1, 1, stand_in=UNHURRIED, security=security, decision_headers=True) as pair:
+        assert told(await complete(pair.service, "alice")) == (0, 0)
+        assert told(await complete(pair.service, "bob")) == (CACHED, CACHED)
+
+
+async def test_nobody_learns_what_another_has_asked_and_each_finds_its_own(salted: Security) -> None:
+    async with fleet(1, 1, stand_in=UNHURRIED, security=salted, decision_headers=True) as pair:
+        for key in ("alice", "bob", "ann", "team"):
+            assert told(await complete(pair.service, key)) == (0, 0)
+        for key in (
+            "alice",
+            "alice-2",
+            "bob",
+            "ann",
+            "ben",
+            "team",
+        ):  # a second key of the name, one of the group
+            assert told(await complete(pair.service, key)) == (CACHED, CACHED)
+        assert told(await complete(pair.service, "bob", cache_salt="s")) == (0, 0)
+        assert told(await complete(pair.service, "alice", cache_salt="s")) == (0, 0)
+        assert told(await complete(pair.service, "alice", cache_salt="s")) == (CACHED, CACHED)
+        assert told(await complete(pair.service, "alice", cache_salt=None)) == (CACHED, CACHED)
+
+
+async def test_a_salt_that_engines_were_seen_to_get_opens_nothing(salted: Security) -> None:
+    async with fleet(1, 1, stand_in=UNHURRIED, security=salted, decision_headers=True) as pair:
+        assert told(await complete(pair.service, "alice")) == (0, 0)
+        (alices,) = set(sent(pair.engines))
+        assert told(await complete(pair.service, "bob", cache_salt=alices)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "prompt", "members", "legs"),
+    [
+        ((1, 1, 0), PROMPT, {}, 2),
+        ((1, 1, 0), PROMPT, {"stream": True}, 2),
+        ((1, 1, 0), "a text", {"cache_salt": "own"}, 2),
+        ((1, 1, 0), ["a text", "another"], {}, 4),
+        (
+            (1, 1, 0),
+            [PROMPT, PROMPT[1:]],
+            {"cache_salt": "own", "n": 2, "temperature": 1},
+            6,  # blocks are fetched once before several answers begin
+        ),
+        ((1, 1, 0), ["1", 2], {}, 1),
+        ((1, 1, 0), "a text", {"use_beam_search": True, "n": 2}, 1),
+        ((0, 0, 1), PROMPT, {}, 1),
+        ((0, 0, 1), ["a text", "another"], {}, 1),
+    ],
+)
+async def test_every_leg_carries_the_same_salt_and_never_the_clients(
+    sizes: tuple[int, int, int], prompt: Any, members: dict[str, Any], legs: int, salted: Security
+) -> None:
+    async with fleet(*sizes, kv_events=False, security=salted) as pair:
+        await complete(pair.service, "alice", prompt, **members)
+        expected = pair.service.app[SALTS].of("alice", members.get("cache_salt"))
+        assert Counter(sent(pair.engines)) == {expected: legs}
+
+
+async def test_retries_carry_it_too(salted: Security) -> None:
+    async with fleet(2, 1, kv_events=False, security=salted) as pair:
+        for engine in (pair.engines.prefill[0], pair.engines.decode[0]):
+            engine.faults.add(Fault(kind="status", path=COMPLETIONS, times=1, status=500))
+        for number in range(3):
+            await complete(pair.service, "alice", [*PROMPT, number])
+        assert len(sent(pair.engines)) > 6
+        assert set(sent(pair.engines)) == {pair.service.app[SALTS].of("alice", None)}
+
+
+EMPTY = "Parameter 'cache_salt' must be a non-empty string if provided. (parameter=cache_salt)"
+UNFIT = (
+    "Parameter 'cache_salt' must be at most 128 characters and must not contain '@', '/', '\\\\', or NUL."
+    " (parameter=cache_salt)"
+)
+
+
+@pytest.mark.parametrize(
+    ("salt", "message"),
+    [
+        *[(salt, EMPTY) for salt in ("", 5, False, ["s"], {"s": 1}, {"s": "x" * 4096})],
+        *[(salt, UNFIT) for salt in ("a/b", "a@b", "a\\b", "a\0b", "x" * 129, "x" * 4096)],
+    ],
+)
+async def test_what_engines_refuse_as_a_salt_gets_the_same_words_with_and_without(
+    salt: Any, message: str, salted: Security, key_file: pathlib.Path
+) -> None:
+    answers = []
+    async with engines(1, 1) as made:
+        for security in (salted, Security(api_key_file=key_file)):
+            async with kvproxy(made.config(kv_events=False, security=security)) as service:
+                answers.append(await complete(service, "alice", cache_salt=salt))
+    error = {"message": message, "type": "BadRequestError", "param": "cache_salt", "code": 400}
+    assert [(answer.status, answer.json) for answer in answers] == [(400, {"error": error})] * 2
+
+
+async def test_an_answer_that_is_an_error_tells_nothing_of_caches(key_file: pathlib.Path) -> None:
+    """It leaves nothing in the cache, so it could be asked again and again."""
+    security = Security(api_key_file=key_file)
+    async with fleet(1, 1, stand_in=UNHURRIED, security=security, decision_headers=True) as pair:
+        assert told(await complete(pair.service, "alice")) == (0, 0)
+        answer = await complete(pair.service, "bob", temperature=-1)
+        assert answer.status == 400
+        assert "X-Kvproxy-Prefill" in answer.headers
+        assert "X-Kvproxy-Cached-Tokens" not in answer.headers
+
+
+# ---- the secret, and what is asked of operators -----------------------------------------------------------
+
+
+async def test_salts_outlive_a_restart_where_there_is_a_state_directory(
+    salted: Security, tmp_path: pathlib.Path
+) -> None:
+    async with engines(1, 1, profile=PROFILES["tiny-cpu"]) as made:
+        config = made.config(
+            security=salted,
+            decision_headers=True,
+            state=State(state_dir=tmp_path / "state", state_interval_s=60),
+        )
+        async with kvproxy(config) as service:
+            assert told(await complete(service, "alice")) == (0, 0)
+        async with kvproxy(config) as service:
+            assert told(await complete(service, "bob")) == (0, 0)
+            assert told(await complete(service, "alice")) == (CACHED, CACHED)
+
+
+async def test_replicas_with_one_secret_share_and_others_do_not(
+    salted: Security, key_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRET}\n")
+    shared = Security(api_key_file=key_file, salt_by_client=True, salt_file=file)
+    async with engines(1, 1, profile=PROFILES["tiny-cpu"]) as made:
+        for security, cached in ((shared, 0), (shared, CACHED), (salted, 0), (salted, 0)):
+            async with kvproxy(made.config(security=security, decision_headers=True)) as service:
+                assert told(await complete(service, "alice")) == (cached, cached)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, "No such file"),
+        (b"", "at least 32 bytes"),
+        (b" " * 40 + b"\n", "at least 32 bytes"),
+        (b"x" * 31 + b"\n", "at least 32 bytes"),
+        (b"x" * 4097, "more than 4096 bytes"),
+    ],
+)
+def test_a_secret_that_is_none_ends_the_start(data: bytes | None, words: str, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "secret"
+    if data is not None:
+        file.write_bytes(data)
+    with pytest.raises(ConfigError, match=f"--salt-file .*{words}") as error:
+        read_secret(file)
+    assert "xxx" not in str(error.value)
+
+
+def test_flags_that_would_do_nothing_end_the_start(key_file: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match="--salt-by-client needs --api-key-file"):
+        Security(salt_by_client=True)
+    with pytest.raises(ConfigError, match="--salt-file needs --salt-by-client"):
+        Security(api_key_file=key_file, salt_file=key_file)
+
+
+def test_a_secret_that_others_may_write_ends_the_start(
+    key_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(SECRET)
+    file.chmod(0o620)
+    security = Security(api_key_file=key_file, salt_by_client=True, salt_file=file)
+    with pytest.raises(ConfigError, match="--salt-file .*others than its owner may write it"):
+        app.create_app(Config(model="tiny", security=security))
+
+
+@pytest.mark.parametrize("by_client", [False, True])
+def test_groups_without_salts_are_warned_of(
+    by_client: bool, key_file: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    security = Security(api_key_file=key_file, salt_by_client=by_client)
+    app.create_app(Config(model="tiny", security=security))
+    assert ("without --salt-by-client" in caplog.text) is not by_client
+
+
+async def test_an_operator_explains_a_prompt_as_a_client_of_its_choice(salted: Security) -> None:
+    async with fleet(1, 1, stand_in=UNHURRIED, security=salted, decision_headers=True) as pair:
+        assert told(await complete(pair.service, "alice")) == (0, 0)
+        assert told(await complete(pair.service, "ann", cache_salt="s")) == (0, 0)
+        for client, own, cached in (
+            ("alice", {}, CACHED),
+            ("bob", {}, 0),
+            ("ben", {"cache_salt": "s"}, CACHED),
+            ("ben", {}, 0),
+        ):
+            answer = await pair.service.ask(
+                f"/explain?client={client}", {"prompt": PROMPT} | own, X_API_Key=ADMIN_KEY
+            )
+            assert [c["cached_tokens"] for c in answer.json["prefill"]["candidates"]] == [cached]
+        for query in ("", "?client=nobody", "?client=", "?client=sk-alice"):
+            answer = await pair.service.ask(f"/explain{query}", {"prompt": PROMPT}, X_API_Key=ADMIN_KEY)
+            assert (answer.status, answer.json["error"]["param"]) == (400, "client")
+
+
+async def test_neither_salts_nor_their_secret_are_logged(
+    key_file: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(SECRET)
+    file.chmod(0o600)
+    security = Security(api_key_file=key_file, salt_by_client=True, salt_file=file)
+    with caplog.at_level(logging.DEBUG):
+        async with fleet(1, 1, kv_events=False, security=security) as pair:
+            assert (await complete(pair.service, "alice", cache_salt="own words")).status == 200
+            salt = pair.service.app[SALTS].of("alice", "own words")
+            metrics = (await pair.service.ask("/metrics")).body.decode()
+    for secret in (SECRET, salt, "own words"):
+        assert secret not in caplog.text + metrics
+
+
+def test_an_empty_salt_is_refused_before_anything_is_made_of_it() -> None:
+    with pytest.raises(BadRequestError, match="non-empty"):
+        read_own_salt(b'""')
