@@ -306,7 +306,7 @@ def test_a_secret_that_others_may_write_ends_the_start(
     file.write_text(SECRET)
     file.chmod(0o620)
     security = Security(api_key_file=key_file, salt_by_client=True, salt_file=file)
-    with pytest.raises(ConfigError, match="--salt-file .*others than its owner may write it"):
+    with pytest.raises(ConfigError, match=r"--salt-file .*others than its owner may write it"):
         app.create_app(Config(model="tiny", security=security))
 
 
