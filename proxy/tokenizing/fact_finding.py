@@ -1,13 +1,19 @@
-"""An engine is asked what it says of requests outside any request, once, for a bounded time and answer."""
+"""An engine is asked what it says of requests outside any request, once, for a bounded time and answer.
 
+A refusal says something of the engine. That it is busy, or fails, does not: then it is asked again.
+"""
+
+import asyncio
 import logging
+import weakref
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
 
-from proxy.errors import LegError
+from proxy.errors import LegBrokenError, LegError
+from proxy.headers import Headers
 from proxy.instances import Instance
-from proxy.tokenizing.comparison import Engines as Posting
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.schemas import MAX_SCHEMA_BYTES, Schema, read_schema
 from proxy.tokenizing.tool_choices import COUNT_PATH, judge, questions
@@ -18,13 +24,23 @@ ASK_TIMEOUT_S = 15.0
 """vLLM makes its schema when it is asked for the first time: 0.8 s on a quiet machine, in its own event loop."""
 
 _MAX_VERSION_CHARACTERS = 64
+_SMALL_BYTES = 1 << 16
+"""Far more than a version or a count takes."""
 
 
-class Engines(Posting, Protocol):
+class Engines(Protocol):
     """The part of the engine client needed here."""
 
-    async def get_bounded(
-        self, instance: str, path: str, timeout_s: float, most_bytes: int
+    async def exchange(
+        self,
+        method: str,
+        instance: str,
+        path: str,
+        body: bytes | None,
+        timeout_s: float,
+        headers: Headers | None = None,
+        *,
+        most_bytes: int,
     ) -> tuple[int, bytes]:
         """Status and body of an answer of at most so many bytes. Raises LegError."""
         ...
@@ -38,59 +54,95 @@ class _Count(msgspec.Struct):
     input_tokens: int
 
 
-async def find_facts(facts: EngineFacts, engines: Engines, instance: Instance) -> bool:
-    """Ask an engine what is wanted and not known of it. False if it did not answer."""
+class FactFinder:
+    """Asks engines for what is wanted and not known of them."""
+
+    def __init__(self, facts: EngineFacts, engines: Engines) -> None:
+        self._facts = facts
+        self._engines = engines
+        self._schema_turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def lacks(self, instance: Instance) -> bool:
+        """Whether something is wanted and not known."""
+        return self._facts.lacks_schema(instance.address) or self._facts.lacks_choices(instance.address)
+
+    async def find(self, instance: Instance) -> bool:
+        """Ask an engine what is wanted and not known of it. False if it did not answer all of it."""
+        found = True
+        if self._facts.lacks_schema(instance.address):
+            found = await _answered(self._find_schema, instance)
+        if self._facts.lacks_choices(instance.address):
+            found = await _answered(self._find_choices, instance) and found
+        return found
+
+    async def _find_schema(self, instance: Instance) -> None:
+        address = instance.address
+        status, data = await self._ask("GET", address, "/version")
+        version = f"unknown, {address}"
+        if status == 200:
+            try:
+                version = msgspec.json.decode(data, type=_Version).version[:_MAX_VERSION_CHARACTERS]
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                log.info("%s tells no version", address)
+        # Making a schema costs the engine: one of a version is enough, so others wait for what the first one says.
+        turn = self._schema_turns.setdefault(version, asyncio.Lock())
+        async with turn:
+            if not self._facts.runs(address, version):
+                await self._ask_schema(address, version)
+
+    async def _ask_schema(self, address: str, version: str) -> None:
+        status, data = await self._ask("GET", address, "/openapi.json", most_bytes=MAX_SCHEMA_BYTES)
+        schema: Schema | None = None
+        why = f"status {status}"
+        if status == 200:
+            try:
+                schema = read_schema(data)
+            except ValueError as error:
+                why = str(error)
+        if schema is None:
+            log.info(
+                "%s tells no schema of its requests (%s): members unknown here are taken as ignored",
+                address, why,
+            )  # fmt: skip
+        self._facts.learn_schema(address, version, schema)
+
+    async def _find_choices(self, instance: Instance) -> None:
+        models = sorted(instance.models - instance.adapters)
+        counts = {
+            name: await self._count(instance.address, body)
+            for name, body in (questions(models[0]) if models else {}).items()
+        }
+        self._facts.learn_choices(instance.address, judge(counts))
+
+    async def _count(self, address: str, body: bytes) -> int | None:
+        """A prompt's length as an engine counts it; None if it refuses to."""
+        status, data = await self._ask("POST", address, COUNT_PATH, body)
+        try:
+            return msgspec.json.decode(data, type=_Count).input_tokens if status == 200 else None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+
+    async def _ask(
+        self,
+        method: str,
+        address: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        most_bytes: int = _SMALL_BYTES,
+    ) -> tuple[int, bytes]:
+        """An answer or a refusal. Raises LegError, also for a status that says nothing of what the engine can do."""
+        status, data = await self._engines.exchange(
+            method, address, path, body, ASK_TIMEOUT_S, most_bytes=most_bytes
+        )
+        if status == 429 or not (status == 200 or 400 <= status < 500):
+            raise LegBrokenError(address, f"status {status} for {path}")
+        return status, data
+
+
+async def _answered(ask: Callable[[Instance], Awaitable[None]], instance: Instance) -> bool:
     try:
-        if facts.lacks_schema(instance.address):
-            await _find_schema(facts, engines, instance.address)
-        if facts.lacks_choices(instance.address):
-            await _find_choices(facts, engines, instance)
-    except (LegError, TimeoutError):
+        await ask(instance)
+    except LegError:
         return False
     return True
-
-
-async def _find_schema(facts: EngineFacts, engines: Engines, address: str) -> None:
-    status, data = await engines.get_bounded(address, "/version", ASK_TIMEOUT_S, 1 << 16)
-    version = f"unknown, {address}"
-    if status == 200:
-        try:
-            version = msgspec.json.decode(data, type=_Version).version[:_MAX_VERSION_CHARACTERS]
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            log.info("%s tells no version", address)
-    if facts.runs(address, version):
-        return
-    status, data = await engines.get_bounded(address, "/openapi.json", ASK_TIMEOUT_S, MAX_SCHEMA_BYTES)
-    schema: Schema | None = None
-    why = f"status {status}"
-    if status == 200:
-        try:
-            schema = read_schema(data)
-        except ValueError as error:
-            why = str(error)
-    if schema is None:
-        log.info(
-            "%s tells no schema of its requests (%s): members unknown here are taken as ignored", address, why
-        )
-    facts.learn_schema(address, version, schema)
-
-
-async def _find_choices(facts: EngineFacts, engines: Engines, instance: Instance) -> None:
-    models = sorted(instance.models - instance.adapters)
-    counts = {
-        name: await _count(engines, instance.address, body)
-        for name, body in (questions(models[0]) if models else {}).items()
-    }
-    facts.learn_choices(instance.address, judge(counts))
-
-
-async def _count(engines: Engines, address: str, body: bytes) -> int | None:
-    answer = await engines.post(address, COUNT_PATH, body, [])
-    try:
-        data = await answer.read()
-    finally:
-        answer.close()
-    try:
-        return msgspec.json.decode(data, type=_Count).input_tokens if answer.status == 200 else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None

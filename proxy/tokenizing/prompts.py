@@ -3,35 +3,26 @@
 import asyncio
 import logging
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
 from kvevents.block_keys import Prompt
-from proxy.errors import LegError
 from proxy.fair_queue import ANONYMOUS
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
-from proxy.instances import Fleet, Instance
+from proxy.instances import Fleet
 from proxy.tasks import TaskOwner
-from proxy.tokenizing import engines, fact_finding
-from proxy.tokenizing.comparison import ask_tokens, bodies, tokenizer_at
+from proxy.tokenizing import engines, learning
 from proxy.tokenizing.distrust import Distrust
-from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.engines import DEADLINE_S, EngineTokenizer
 from proxy.tokenizing.fields import MEDIA_TOKENS, Ask, Given, Truncation, Unknowable, what_to_tokenize
+from proxy.tokenizing.learning import Learning
 from proxy.tokenizing.local import LocalTokenizer, NotExactError
 from proxy.tokenizing.members import NO_MEMBERS, Members
-from proxy.tokenizing.parity import Difference, Parity, difference
 
 log = logging.getLogger(__name__)
-
-LOOK_EVERY_S = 0.5
-"""Engines come and go, and every leg that ends is announced as well."""
-
-ASK_AGAIN_S = 5.0
-"""After an engine did not answer awkward questions."""
 
 _KINDS_TOLD = 64
 """So many kinds of requests with members we do not know are told in the log."""
@@ -53,7 +44,7 @@ class Tokenized(msgspec.Struct, frozen=True):
     """What the request's members are to its prompt."""
 
 
-class Engines(engines.Engines, fact_finding.Engines, Protocol):
+class Engines(engines.Engines, learning.Engines, Protocol):
     """The part of the engine client needed here."""
 
 
@@ -82,12 +73,9 @@ class PromptTokenizer:
         self._count = count
         self._tasks = TaskOwner("tokens")
         self._engines = EngineTokenizer(fleet, client, self._tasks, deadline_s=deadline_s)
-        self._local = local
-        self._look_for_local = look_for_local and local is None
-        self._tried: set[str] = set()
-        self._parity = Parity()
-        self._changed = asyncio.Event()
-        self._facts = EngineFacts()
+        self._learning = Learning(fleet, client, self._tasks, local=local, look_for_local=look_for_local)
+        self._parity = self._learning.parity
+        self._facts = self._learning.facts
         self._distrust = Distrust(clock)
         self._told: set[str] = set()
 
@@ -141,7 +129,7 @@ class PromptTokenizer:
     def _look_into(self, members: Members, kind: str) -> None:
         """Have engines asked about what they read, if that matters now, and tell once a kind what is made of it."""
         if self._facts.schemas_wanted or self._facts.choices_wanted:
-            self._changed.set()
+            self._learning.look()
         if not (members.unknown or members.ignored) or kind in self._told or len(self._told) >= _KINDS_TOLD:
             return
         self._told.add(kind)
@@ -182,7 +170,7 @@ class PromptTokenizer:
         return kind in self._distrust
 
     async def _by_local(self, how: Ask, model: str, client: str) -> "array[int] | None":
-        local = self._local
+        local = self.local
         if (
             local is None
             or not self._parity.agreed(model, how.needs)
@@ -202,7 +190,7 @@ class PromptTokenizer:
         """
         if truncation.side is not None:
             return True
-        local = self._local
+        local = self.local
         return local is not None and local.truncation_side == "right" and local.ends_plainly
 
     def _shortened(self, token_ids: "array[int]", truncation: Truncation) -> "array[int]":
@@ -214,23 +202,21 @@ class PromptTokenizer:
     @property
     def local(self) -> LocalTokenizer | None:
         """The tokenizer in this process, if there is one, whether engines agree with it or not."""
-        return self._local
+        return self._learning.local
 
     def start(self) -> None:
         """Begin to compare the local tokenizer with engines as they come up, and to ask them what requests need."""
-        self._fleet.listen(self._changed.set)
-        self._changed.set()
-        self._tasks.create(self._keep_learning(), name="learn")
+        self._learning.start()
 
     async def close(self) -> None:
         """Ask nothing more."""
         await self._tasks.close()
-        if self._local is not None:
-            self._local.close()
+        if self.local is not None:
+            self.local.close()
 
     def status(self) -> dict[str, Any]:
         """For `/status`: where tokens come from, and which kinds of prompts engines are asked about all the same."""
-        local = self._local
+        local = self.local
         if local is None:
             return {
                 "path": "engines",
@@ -255,73 +241,6 @@ class PromptTokenizer:
                 "missed_characters": pieces.missed_characters,
             },
         }
-
-    async def _keep_learning(self) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            up = [instance for instance in self._fleet if instance.why_unusable() is None]
-            if self._local is None and self._look_for_local:
-                await self._find_local(up)
-            done = (local := self._local) is None or await self._compare(local, up)
-            self._facts.keep({instance.address for instance in up})
-            for instance in up:
-                done = await fact_finding.find_facts(self._facts, self._client, instance) and done
-            if done:
-                await asyncio.sleep(LOOK_EVERY_S)
-            else:
-                self._changed.set()
-                await asyncio.sleep(ASK_AGAIN_S)
-
-    async def _find_local(self, up: Sequence[Instance]) -> None:
-        """Load the tokenizer from where an engine has its model, if that can be read here."""
-        for root in {
-            str(c.get("root")) for i in up for c in i.model_cards if not c.get("parent")
-        } - self._tried:
-            self._tried.add(root)
-            try:
-                self._local = await tokenizer_at(root)
-            except (OSError, ValueError) as error:
-                log.info("the tokenizer in %s is not used: %s", root, error)
-            if self._local is not None:
-                log.info("tokenizing with %s, where it agrees with the engines", root)
-                return
-
-    async def _compare(self, local: LocalTokenizer, up: Sequence[Instance]) -> bool:
-        """Compare with those that were not compared with; False if some did not answer."""
-        wanted = {(i.address, model) for i in up for model in i.models - i.adapters}
-        seen = {model for _, model in wanted}
-        for instance in up:  # one engine speaks for an adapter: its tokenizer is the model's
-            for adapter in sorted(instance.adapters - seen):
-                seen.add(adapter)
-                wanted.add((instance.address, adapter))
-        self._parity.keep(wanted)
-        retry = False
-        for address, model in sorted(wanted):
-            if (address, model) not in self._parity:
-                try:
-                    off = await self._differences(local, address, model)
-                except (LegError, TimeoutError, ValueError):
-                    retry = True
-                    continue
-                self._parity.learn(address, model, off)
-        return not retry
-
-    async def _differences(self, local: LocalTokenizer, instance: str, model: str) -> dict[str, Difference]:
-        """The kinds about which an engine differs. Raises LegError, TimeoutError and ValueError."""
-        off = {}
-        for kind, asked in bodies(local.pieces.cuts.tokens, model).items():
-            for body in asked:
-                theirs = await ask_tokens(self._client, instance, body)
-                found = difference(_listed(await local.answer(body)), theirs)
-                if found is not None:
-                    off[kind] = found
-                    break
-        return off
-
-
-def _listed(token_ids: "array[int] | None") -> list[int] | None:
-    return None if token_ids is None else token_ids.tolist()
 
 
 __all__ = ["NotExactError", "PromptTokenizer", "Tokenized"]

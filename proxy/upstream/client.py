@@ -228,12 +228,6 @@ class EngineClient:
         """Ask an engine a question in JSON; errors as `get_json`."""
         return await self._ask("POST", instance, path, body, timeout_s, headers)
 
-    async def get_bounded(
-        self, instance: str, path: str, timeout_s: float, most_bytes: int
-    ) -> tuple[int, bytes]:
-        """Status and body of an engine's answer about itself, of at most so many bytes. Raises LegError."""
-        return await self.exchange("GET", instance, path, None, timeout_s, most_bytes=most_bytes)
-
     async def get_status(self, instance: str, path: str, timeout_s: float) -> int:
         """Ask an engine and look at the status of its answer alone. Raises LegError if there is none."""
         status, _ = await self.exchange("GET", instance, path, None, timeout_s)

@@ -274,9 +274,7 @@ class Engines:
             raise answer
         return answer
 
-    async def get_bounded(
-        self, instance: str, path: str, timeout_s: float, most_bytes: int
-    ) -> tuple[int, bytes]:
+    async def exchange(self, method: str, instance: str, path: str, *_: Any, **__: Any) -> tuple[int, bytes]:
         raise AssertionError("tokenizing asks engines nothing about themselves")
 
     async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Any:

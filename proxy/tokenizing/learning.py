@@ -1,0 +1,170 @@
+"""What prompts need to know of engines is learned from each by itself, so one that hangs holds up no other.
+
+An engine that does not answer is asked again, after longer and longer.
+"""
+
+import asyncio
+import logging
+from array import array
+from collections.abc import Sequence
+from typing import Protocol
+
+from proxy.errors import LegError
+from proxy.instances import Fleet, Instance
+from proxy.tasks import TaskOwner
+from proxy.tokenizing import comparison, fact_finding
+from proxy.tokenizing.comparison import ask_tokens, bodies, tokenizer_at
+from proxy.tokenizing.engine_facts import EngineFacts
+from proxy.tokenizing.fact_finding import FactFinder
+from proxy.tokenizing.local import LocalTokenizer
+from proxy.tokenizing.parity import Difference, Parity, difference
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.5
+"""Engines come and go, and every leg that ends is announced as well."""
+
+ASK_AGAIN_S = 5.0
+"""After an engine did not answer awkward questions, the first time; twice as long each time."""
+ASK_AGAIN_MOST_S = 60.0
+
+AT_ONCE = 16
+"""So many engines are asked beside each other: a hundred that come up together leave room for requests."""
+
+
+class Engines(comparison.Engines, fact_finding.Engines, Protocol):
+    """The part of the engine client needed here."""
+
+
+class Learning:
+    """Compares the tokenizer here with engines as they come up, and asks them what requests need."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        client: Engines,
+        tasks: TaskOwner,
+        *,
+        local: LocalTokenizer | None,
+        look_for_local: bool,
+    ) -> None:
+        """`local`: the model's own tokenizer; with `look_for_local` one is looked for where engines say it is."""
+        self.local = local
+        self.parity = Parity()
+        self.facts = EngineFacts()
+        self._fleet = fleet
+        self._client = client
+        self._tasks = tasks
+        self._look_for_local = look_for_local and local is None
+        self._finder = FactFinder(self.facts, client)
+        self._tried: set[str] = set()
+        self._changed = asyncio.Event()
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._asked: dict[Instance, asyncio.Task[None]] = {}
+        self._pause_s: dict[Instance, float] = {}
+
+    def start(self) -> None:
+        """Begin."""
+        self._fleet.listen(self.look)
+        self.look()
+        self._tasks.create(self._keep_learning(), name="learn")
+
+    def look(self) -> None:
+        """Something is wanted now, or engines came or went."""
+        self._changed.set()
+
+    async def _keep_learning(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            up = [instance for instance in self._fleet if instance.why_unusable() is None]
+            if self.local is None and self._look_for_local:
+                await self._find_local(up)
+            self._forget_all_but(up)
+            wanted = self._to_compare(up) if self.local is not None else set()
+            self.parity.keep(wanted)
+            for instance in up:
+                models = sorted(model for address, model in wanted if address == instance.address)
+                if instance not in self._asked and self._lacks(instance, models):
+                    task = self._tasks.create(self._learn(instance, models), name=f"learn {instance.address}")
+                    self._asked[instance] = task
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _forget_all_but(self, up: Sequence[Instance]) -> None:
+        """Others say nothing any more: another engine may come up at their address."""
+        for instance in self._asked.keys() - set(up):
+            self._asked.pop(instance).cancel()
+        for instance in self._pause_s.keys() - set(up):
+            del self._pause_s[instance]
+        self.facts.keep({instance.address for instance in up})
+
+    def _to_compare(self, up: Sequence[Instance]) -> set[tuple[str, str]]:
+        """Engines and models. One engine speaks for an adapter, whose tokenizer is the model's: one that answers."""
+        wanted = {(i.address, model) for i in up for model in i.models - i.adapters}
+        speaking: dict[str, tuple[bool, bool, str]] = {}
+        for instance in up:
+            for adapter in instance.adapters:
+                asked = (instance.address, adapter) in self.parity
+                one = (not asked, instance in self._pause_s, instance.address)
+                speaking[adapter] = min(one, speaking.get(adapter, one))
+        return wanted | {(address, adapter) for adapter, (*_, address) in speaking.items()}
+
+    def _lacks(self, instance: Instance, models: Sequence[str]) -> bool:
+        compared = all((instance.address, model) in self.parity for model in models)
+        return not compared or self._finder.lacks(instance)
+
+    async def _learn(self, instance: Instance, models: Sequence[str]) -> None:
+        """Ask one engine once, and leave it alone for a while if it did not answer."""
+        async with self._turns:
+            compared = self.local is None or await self._compare(self.local, instance.address, models)
+            found = await self._finder.find(instance)
+        if compared and found:
+            self._pause_s.pop(instance, None)
+        else:
+            pause_s = self._pause_s.get(instance, ASK_AGAIN_S)
+            self._pause_s[instance] = min(2 * pause_s, ASK_AGAIN_MOST_S)
+            self.look()  # another may speak for its adapters
+            await asyncio.sleep(pause_s)
+        del self._asked[instance]
+        self.look()
+
+    async def _find_local(self, up: Sequence[Instance]) -> None:
+        """Load the tokenizer from where an engine has its model, if that can be read here."""
+        for root in {
+            str(c.get("root")) for i in up for c in i.model_cards if not c.get("parent")
+        } - self._tried:
+            self._tried.add(root)
+            try:
+                self.local = await tokenizer_at(root)
+            except (OSError, ValueError) as error:
+                log.info("the tokenizer in %s is not used: %s", root, error)
+            if self.local is not None:
+                log.info("tokenizing with %s, where it agrees with the engines", root)
+                return
+
+    async def _compare(self, local: LocalTokenizer, address: str, models: Sequence[str]) -> bool:
+        """Compare what was not compared yet; False if the engine did not answer."""
+        for model in models:
+            if (address, model) not in self.parity:
+                try:
+                    off = await self._differences(local, address, model)
+                except (LegError, TimeoutError, ValueError):
+                    return False
+                self.parity.learn(address, model, off)
+        return True
+
+    async def _differences(self, local: LocalTokenizer, instance: str, model: str) -> dict[str, Difference]:
+        """The kinds about which an engine differs. Raises LegError, TimeoutError and ValueError."""
+        off = {}
+        for kind, asked in bodies(local.pieces.cuts.tokens, model).items():
+            for body in asked:
+                theirs = await ask_tokens(self._client, instance, body)
+                found = difference(_listed(await local.answer(body)), theirs)
+                if found is not None:
+                    off[kind] = found
+                    break
+        return off
+
+
+def _listed(token_ids: "array[int] | None") -> list[int] | None:
+    return None if token_ids is None else token_ids.tolist()
