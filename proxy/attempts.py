@@ -6,7 +6,7 @@ Pure: nothing is sent or awaited here.
 from collections import Counter
 from collections.abc import Callable, Collection
 
-from proxy.errors import NoSocketError
+from proxy.errors import NoSocketError, NotSentError
 from proxy.exchange import Reply
 from proxy.legs import AttemptFailedError, Reason
 
@@ -73,13 +73,15 @@ class Attempts:
         """Who is to blame if another instance has served the request after all; `dead` tells whose death explains it.
 
         Not an instance that found the blocks of its request gone with the one that held them, and none for our own
-        want of sockets. Where decode legs failed that were to fetch from one and the same instance, it is that one.
+        want of sockets, nor one that nothing was sent to. Where decode legs failed that were to fetch from one and the same instance, it is that one.
         """
         blamed = set()
         suspects = self._suspects()
         for failure in self._failures:
             died = dead(failure)
-            if isinstance(failure.cause, NoSocketError) or (died is not None and died != failure.instance):
+            if isinstance(failure.cause, NoSocketError | NotSentError) or (
+                died is not None and died != failure.instance
+            ):
                 continue
             blamed.add(failure.prefill_on if failure.prefill_on in suspects else failure.instance)
         return {address for address in blamed if address is not None}

@@ -9,7 +9,7 @@ from proxy.config import Deadlines
 from proxy.connectors.base import Connector, Handoff, read_answer
 from proxy.custody import Due, Hold
 from proxy.deadlines import within
-from proxy.errors import ConnectFailedError, LegError, StreamFailedError
+from proxy.errors import ConnectFailedError, LegError, NotSentError, StreamFailedError
 from proxy.event_stream import failure_in, without_params
 from proxy.exchange import Call, EngineStream, Reply, as_unary
 from proxy.healing import Healing
@@ -117,11 +117,18 @@ class DecodeLegs:
             if hold.due(self._clock()) is not Due.OFFER:
                 cause = LegError(hold.instance, "the prefilled blocks were not fetched within their lease")
                 raise failure or AttemptFailedError(Phase.PREFILL, hold.instance, cause=cause)
-            if self._legs.says_full(chosen):  # since it was chosen: what it refuses is prefilled again
+            # Much may have become of it since it was chosen, and what it refuses is prefilled again.
+            gone = self._legs.why_gone(chosen)
+            if gone is not None or self._legs.would_refuse(chosen, question.model):
                 better = self._placement.decide_decode(question, decision, failed=failed, tried=tried)
                 if better.decode.chosen is not None:
                     decision = better
                     chosen = self._elsewhere(stack, decision, question)
+                elif gone is not None:
+                    cause = NotSentError(chosen.instance, gone)
+                    raise failure or AttemptFailedError(
+                        Phase.DECODE, chosen.instance, cause=cause, prefill_on=hold.instance
+                    )
             tried.append(chosen.instance)
             hold.spend()
             try:

@@ -148,6 +148,10 @@ class NoSocketError(ConnectFailedError):
     """We could not even try: no file descriptor or local port is left here. It says nothing of the engine."""
 
 
+class NotSentError(ConnectFailedError):
+    """By now the instance is known to take no legs, so none was sent: nothing is held against it."""
+
+
 class ConnectTimeoutError(ConnectFailedError):
     """No connection came about in time."""
 

@@ -151,10 +151,19 @@ class Legs:
             log.info("%s %s says that it is full", instance.role, instance.address)
         instance.fullness.said(now, max(0, instance.running_legs() - 1), sent_at, told_s)
 
-    def says_full(self, chosen: Candidate) -> bool:
-        """Whether a leg that is claimed there would be refused, by what its engine has said since."""
+    def why_gone(self, chosen: Candidate) -> str | None:
+        """Why a leg that is claimed there would get no answer by now; None if it would. One that drains takes it."""
         instance = self._fleet.get(chosen.instance)
-        return instance is not None and instance.says_full(self._clock(), beside=1)
+        if instance is None:
+            return "the instance was removed"
+        return None if instance.status is Status.UP else f"it is {instance.status} by now"
+
+    def would_refuse(self, chosen: Candidate, model: str) -> bool:
+        """Whether a leg that is claimed there would be refused, by what its engine has told since."""
+        instance = self._fleet.get(chosen.instance)
+        if instance is None:
+            return False
+        return model not in instance.models or instance.says_full(self._clock(), beside=1)
 
     def failed(self, error: LegError) -> None:
         """A leg got no complete answer."""

@@ -88,7 +88,9 @@ class _Watched:
         self.task: asyncio.Task[None] | None = None
         self.tries = 0
         self.lost_its_cache = False
-        """It sleeps so deeply, and its legs know."""
+        """It sleeps so deeply, and the index knows."""
+        self.answers_nothing = False
+        """It sleeps so deeply that whatever reaches it waits until it is awake."""
         self.looked_at: float | None = None
         """When it last told what it serves; None if it should be asked now."""
 
@@ -401,8 +403,12 @@ class FleetWatch:
             self._book.asleep(instance)
             if not watched.lost_its_cache or self._thought_to_have(instance):
                 await self._look_at_sleep(watched)
+            if (
+                watched.answers_nothing
+            ):  # again and again: legs that were on their way come after it was found so
+                self._engines.give_up(instance.address)
         else:
-            watched.lost_its_cache = False
+            watched.lost_its_cache = watched.answers_nothing = False
             if not was_up:
                 self._book.answered(instance)
 
@@ -414,9 +420,8 @@ class FleetWatch:
             return
         if not watched.lost_its_cache:
             watched.lost_its_cache = True
+            watched.answers_nothing = depth is Depth.DEEP
             self._forget(instance.address)
-            if depth is Depth.DEEP:  # what waits there now came too late, and would wait until it is awake
-                self._engines.give_up(instance.address)
         for rank in self._thought_to_have(
             instance
         ):  # again and again: a replay tells of what was there before it slept

@@ -346,6 +346,22 @@ async def test_a_model_that_one_engine_does_not_have_is_asked_of_another(role: s
         await no_hold_is_left(pair)
 
 
+async def test_one_that_dropped_the_model_during_the_prefill_is_not_sent_the_decode_leg() -> None:
+    async with fleet(prefill=1, policy=InOrder(), stand_in={"loras": ("alpha",)}, kv_events=False) as pair:
+        engine, other = in_order(list(pair.engines.decode))
+        [prefill] = pair.engines.prefill
+        prefill.faults.add(Fault(kind="slow", path=PATH, delay_s=1.0, times=1))
+        instance = pair.service.fleet.get(engine.address)
+        assert instance is not None
+        async with crowd(pair, 1, model="alpha") as [task]:
+            await wait_until(lambda: legs(prefill) == 1, "the prefill leg")
+            engine.faults.add(Fault(kind="hang", path="/v1/models"))
+            instance.model_cards = [{"id": "tiny"}]
+            assert (await task).status == 200
+        assert (legs(engine), legs(other), legs(prefill)) == (0, 1, 1)
+        await no_hold_is_left(pair)
+
+
 async def test_its_list_is_read_anew_at_once() -> None:
     async with fleet(policy=InOrder(), stand_in={"loras": ("alpha",)}, kv_events=False) as pair:
         engine, _ = in_order(list(pair.engines.decode))

@@ -1,5 +1,6 @@
 """A sleeping engine gets no legs and no blame, is back as soon as it is awake, and is known to have lost its cache."""
 
+import asyncio
 import json
 import logging
 from typing import Any
@@ -7,12 +8,27 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy.config import Health
+from proxy.app_keys import WATCH
+from proxy.circuit import Circuit
+from proxy.config import Health, Retries
 from proxy.discovery.sleeping import Depth, read_depth
+from proxy.errors import LegBrokenError
 from proxy.instances import Instance, Status
 from proxy.simulation import StandIn
+from proxy.simulation.faults import Fault
 from proxy.tasks import TaskOwner
-from tests.proxy.service import UNHURRIED, InOrder, Pair, Service, engines, fleet, kvproxy, prose, wait_until
+from tests.proxy.service import (
+    DEADLINE_S,
+    UNHURRIED,
+    InOrder,
+    Pair,
+    Service,
+    engines,
+    fleet,
+    kvproxy,
+    prose,
+    wait_until,
+)
 
 QUICK = Health(interval_s=0.1, timeout_s=2.0, slow_start_s=0.0)
 
@@ -247,3 +263,54 @@ async def test_what_one_had_cached_before_it_slept_is_not_believed_by_who_comes_
             assert explained["prefill"]["candidates"][0]["cached_tokens"] == 0
             assert (await service.complete(prompt)).status == 200
             await wait_until(lambda: of(later, prefill).index_state(0) == "exact", "that all is known again")
+
+
+@pytest.mark.parametrize("level", [0, 1])
+async def test_one_that_fell_asleep_during_the_prefill_is_not_sent_the_decode_leg(level: int) -> None:
+    """At level 0 nobody would break it off before --first-byte-timeout is over."""
+    async with fleet(prefill=1, policy=InOrder(), health=QUICK, kv_events=False) as pair:
+        (prefill,) = pair.engines.prefill
+        sleeper, other = sorted(pair.engines.decode, key=lambda engine: engine.address)
+        prefill.faults.add(Fault(kind="slow", path="/v1/completions", delay_s=1.5, times=1))
+        clients = TaskOwner("clients")
+        running = clients.create(pair.service.complete("hello"), name="runs")
+        await wait_until(lambda: asked(prefill) == 1, "the prefill leg")
+        await post(pair.service, sleeper, f"/sleep?level={level}")
+        await is_in(pair, sleeper, Status.ASLEEP)
+        assert (await running).status == 200
+        assert (asked(sleeper), asked(other), asked(prefill)) == (0, 1, 1)
+        await pair.service.settled()
+        assert pair.engines.holds == 0
+
+
+async def test_if_no_other_is_awake_the_request_waits_and_its_blocks_are_not_offered_to_the_sleeper() -> None:
+    one_attempt = Retries(max_attempts=1, budget=0.0)
+    async with fleet(prefill=1, decode=1, retries=one_attempt, health=QUICK, kv_events=False) as pair:
+        (prefill,), (decode,) = pair.engines.prefill, pair.engines.decode
+        prefill.faults.add(Fault(kind="slow", path="/v1/completions", delay_s=1.0, times=1))
+        clients = TaskOwner("clients")
+        running = clients.create(pair.service.complete("hello"), name="runs")
+        await wait_until(lambda: asked(prefill) == 1, "the prefill leg")
+        await post(pair.service, decode, "/sleep?level=0")
+        await is_in(pair, decode, Status.ASLEEP)
+        await wait_until(lambda: len(pair.service.gate) == 1, "its wait")
+        assert asked(decode) == 0
+        await post(pair.service, decode, "/wake_up")
+        assert (await running).status == 200
+        assert (asked(decode), asked(prefill)) == (1, 2)
+        assert (of(pair, decode).breaker.state, of(pair, decode).last_failure) == (Circuit.CLOSED, None)
+
+
+async def test_whatever_reaches_a_deep_sleeper_later_is_broken_off_too() -> None:
+    async with fleet(prefill=1, health=QUICK, kv_events=False) as pair:
+        sleeper = pair.engines.decode[0]
+        await post(pair.service, sleeper, "/sleep?level=1")
+        await is_in(pair, sleeper, Status.ASLEEP)
+        client = pair.service.app[WATCH]._engines
+        body = json.dumps({"prompt": "late", "max_tokens": 1}).encode()
+        for _ in range(2):
+            with pytest.raises(LegBrokenError, match="stopped answering"):
+                async with asyncio.timeout(DEADLINE_S):
+                    await client.post(  # type: ignore[attr-defined]  # the watch needs less of it
+                        sleeper.address, "/v1/completions", body, [("Content-Type", "application/json")]
+                    )
