@@ -162,23 +162,27 @@ class Placement:
         leg = Leg(phase, question.model, question.prompt_tokens)
         aside = self._fleet.set_aside(phase, self._clock())
 
-        def gravity(candidate: Candidate) -> int:
+        def gravity(candidate: Candidate) -> tuple[int, bool]:
             why = aside.get(candidate.instance)
             if candidate.why == SAYS_FULL:  # no better than one that starts slowly and has room
                 why = why or ASIDE[0]
-            return 0 if why is None else 1 + ASIDE.index(why)
+            return 0 if why is None else 1 + ASIDE.index(why), candidate.why in NO_ROOM
+
+        def least_grave(some: list[Candidate]) -> list[Candidate]:
+            least = min(map(gravity, some), default=None)
+            return [c for c in some if gravity(c) == least]
 
         # A full one counts: what is worse than it is not used while there is reason to wait for room there.
         there = [c for c in candidates if c.usable or c.why in NO_ROOM]
-        others = [c for c in there if c.instance not in failed] or there
-        best = {c.instance for c in candidates if c.usable and c.instance == prefer and not gravity(c)}
-        if not best and others:
-            least = min((gravity(c), c.why in NO_ROOM) for c in others)
-            best = {c.instance for c in others if (gravity(c), c.why in NO_ROOM) == least}
+        best = [c for c in candidates if c.usable and c.instance == prefer and gravity(c) == (0, False)]
+        best = best or least_grave([c for c in there if c.instance not in failed])
+        if all(c.why == SAYS_FULL for c in best):  # one that failed and is well is worth more than a wait
+            best = least_grave(there)
         if best:
+            kept = {c.instance for c in best}
             candidates = [
                 c
-                if c.instance in best or c.why == SAYS_FULL or not (c.usable or c.why == FULL)
+                if c.instance in kept or c.why == SAYS_FULL or not (c.usable or c.why == FULL)
                 else _set_aside(c, aside.get(c.instance, c.why or FAILED))
                 for c in candidates
             ]

@@ -279,6 +279,17 @@ async def test_who_waits_does_not_come_at_once_when_the_moment_is_over(
         assert legs(engine) == 42
 
 
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_one_that_failed_once_serves_while_the_other_is_full_for_ever(role: str) -> None:
+    async with fleet(policy=InOrder(), admission=Admission(queue_timeout_s=5.0), kv_events=False) as pair:
+        engine, other = in_order(list(getattr(pair.engines, role)))
+        full(engine, 500, times=1)
+        full(other)
+        answer = await pair.service.complete("hello")
+        assert (answer.status, legs(engine)) == (200, 2)
+        await no_hold_is_left(pair)
+
+
 # -- engines with a limit -----------------------------------------------------------------------------------
 
 

@@ -228,3 +228,32 @@ def test_a_full_one_is_waited_for_rather_than_one_that_fails_but_not_rather_than
     scene.fleet.claim("e:1", 0, Phase.DECODE, 1)  # its share
     assert scene.fleet.set_aside(Phase.DECODE, 0.0) == {"e:1": "slow start"}
     assert chosen(scene.decide([1]))[1] == "e:1"
+
+
+def test_one_that_failed_and_is_well_is_tried_again_rather_than_that_a_full_one_is_waited_for() -> None:
+    scene = Scene()
+    d, e = scene.fleet.get("d:1"), scene.fleet.get("e:1")
+    assert d is not None
+    assert e is not None
+    e.fullness.said(0.0, 0, 0.0)
+    for failed in ({"d:1"}, {"d:1", "e:1"}, {"e:1"}, set[str]()):
+        assert chosen(scene.decide([1], failed=failed))[1] == "d:1"
+    for _ in range(3):
+        d.breaker.erred(0.0)
+    for failed in ({"d:1"}, {"d:1", "e:1"}, set[str]()):
+        assert chosen(scene.decide([1], failed=failed))[1] is None
+    e.fullness.forget()
+    assert chosen(scene.decide([1], failed={"d:1"}))[1] == "e:1"
+
+
+def test_nor_does_a_full_one_stand_for_others_that_are_worse_than_the_one_that_failed() -> None:
+    scene = Scene()
+    b, c = scene.fleet.get("b:1"), scene.fleet.get("c:1")
+    assert b is not None
+    assert c is not None
+    b.fullness.said(0.0, 0, 0.0)
+    for _ in range(3):
+        c.breaker.erred(0.0)
+    assert chosen(scene.decide([1], failed={"a:1"}))[0] == "a:1"
+    b.fullness.forget()
+    assert chosen(scene.decide([1], failed={"a:1"}))[0] == "b:1"
