@@ -45,6 +45,7 @@ from proxy.cors import CorsRules
 from proxy.cross_origin import allow_origins
 from proxy.director import Director
 from proxy.discovery import Adapters, Believing, EventFeeds, FleetWatch
+from proxy.discovery.told import ToldRules
 from proxy.doctor import Doctor
 from proxy.errors import ConfigError
 from proxy.handlers import adapters, admin, doctor, observe, openai, openapi
@@ -168,6 +169,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                     index,
                     app[METRICS],
                     feed_tasks,
+                    rules=ToldRules.of(config),
                     ask_timeout_s=asks_s,
                     snapshots=app.get(STATE),
                 )

@@ -1,5 +1,6 @@
 """Who may ask kvproxy for what, and over which sockets."""
 
+import ipaddress
 import pathlib
 from collections.abc import Sequence
 
@@ -28,7 +29,10 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     engine_ca: pathlib.Path | None = None
     """What engines reached by https:// must be certified by; None: the system's authorities."""
     allow_instances: Sequence[str] = ()
-    """The networks (CIDR) and host patterns that /instances/add may name; empty: any."""
+    """The networks (CIDR) and host patterns that /instances/add may name; empty: any. An engine may tell of event
+    sources there, and else on its own host alone."""
+    events_bind: str | None = None
+    """Where kvproxy listens for engines whose publishers connect: an address, or `off`; None: the address of --host."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""
@@ -43,3 +47,11 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
         if self.admin_port is not None and not 0 <= self.admin_port <= 65535:
             raise ConfigError(f"--admin-port {self.admin_port} is not a port: give 0 to 65535")
         AllowedInstances(self.allow_instances)
+        if self.events_bind not in {None, "off"}:
+            try:
+                ipaddress.ip_address(str(self.events_bind))
+            except ValueError:
+                raise ConfigError(
+                    f"--events-bind {self.events_bind!r} is not an address of this machine: give for example 10.0.0.5,"
+                    " 0.0.0.0 for all interfaces, or off"
+                ) from None

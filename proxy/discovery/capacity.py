@@ -58,6 +58,15 @@ class Capacities:
         """Whether to ask: it came up, it has not answered yet, or it is another process than when it answered."""
         return came_up or self._asked.get(instance.address) != _retirements(instance)
 
+    async def listed(self, address: str) -> int | None:
+        """How many ranks an engine's metrics list, 0 if they list none; None if they do not answer. Raises nothing."""
+        try:
+            page = await self._engines.get_text(address, METRICS, self._timeout_s)
+        except LegError as error:
+            log.debug("%s does not tell how many ranks it has: %s", address, error)
+            return None
+        return len(read_capacities(page))
+
     async def learn(self, instance: Instance) -> None:
         """Ask one engine. Raises nothing; one that does not answer keeps what was known of it."""
         retirements = _retirements(instance)

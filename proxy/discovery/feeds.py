@@ -17,8 +17,9 @@ from kvevents import (
     sweep_away,
 )
 from proxy.discovery import capacity
-from proxy.discovery.capacity import Capacities
+from proxy.discovery.capacity import METRICS, Capacities
 from proxy.discovery.event_sources import read_sources, told_sources
+from proxy.discovery.told import UNPROVEN_RANKS, NotAllowedError, ToldRules
 from proxy.errors import LegError
 from proxy.instances import Instance, Status
 from proxy.tasks import TaskOwner
@@ -65,6 +66,7 @@ class _Unheard(enum.StrEnum):
         ' "replay_endpoint": "tcp://*:5657"}\', or name its sources'
     )
     UNTOLD = "does not tell where it publishes KV events, so it is chosen by load alone; name its sources"
+    REFUSED = "tells of addresses for KV events that it may not name, so it is chosen by load alone; name its sources"
     UNREAD = "tells where it publishes KV events in a form that is not understood, so it is chosen by load alone; name its sources"
 
 
@@ -117,10 +119,12 @@ class EventFeeds:
         observer: Observer,
         tasks: TaskOwner,
         *,
+        rules: ToldRules | None = None,
         ask_timeout_s: float = ASK_TIMEOUT_S,
         snapshots: Snapshots | None = None,
     ) -> None:
-        """`snapshots`: None if nothing is to outlive us."""
+        """`rules`: where engines may have us connect and listen; `snapshots`: None if nothing is to outlive us."""
+        self._rules = rules or ToldRules()
         self._engines = engines
         self._ask_timeout_s = ask_timeout_s
         self._index = index
@@ -253,9 +257,27 @@ class EventFeeds:
         except LegError as error:
             return _Untold(_Unheard.UNTOLD, f"it does not tell where it publishes KV events: {error.words}")
         try:
-            return read_sources(answer, spec.host)
+            told = read_sources(answer, spec.host, self._rules)
+        except NotAllowedError as error:
+            return _Untold(_Unheard.REFUSED, f"where it says it publishes KV events is not followed: {error}")
         except ValueError as error:
             return _Untold(_Unheard.UNREAD, f"where it publishes KV events is not understood: {error}")
+        if (why := await self._why_so_many(instance, len(told))) is not None:
+            return _Untold(_Unheard.REFUSED, f"where it says it publishes KV events is not followed: {why}")
+        return told
+
+    async def _why_so_many(self, instance: Instance, ranks: int) -> str | None:
+        """Why an engine is not believed to have so many ranks, in words; None if it is."""
+        if ranks <= max(UNPROVEN_RANKS, len(instance.sources)):
+            return None
+        listed = await self._capacities.listed(instance.address)
+        if listed is None:
+            return f"it names {ranks} ranks, and its {METRICS} does not answer"
+        return (
+            None
+            if listed >= ranks or not listed
+            else f"it names {ranks} ranks, and its {METRICS} lists {listed}"
+        )
 
     def _look_for_none(self, instance: Instance, told: list[SourceAddress] | _Untold) -> None:
         """Remember why no source is known, and say so when it is for another reason than before."""

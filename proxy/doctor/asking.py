@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.discovery.event_sources import read_sources
 from proxy.discovery.metrics_page import lines_of
+from proxy.discovery.told import NotAllowedError, ToldRules
 from proxy.doctor.facts import Answer, Metrics, Trouble
 from proxy.errors import ConnectFailedError, DeadlineError, LegError
 from proxy.headers import Headers
@@ -119,13 +120,15 @@ def read_cards(answer: Answer) -> Answer:
     return Answer(value=[msgspec.structs.asdict(card) for card in found.value.data]) if found.ok else found
 
 
-def read_told_sources(answer: Answer, host: str) -> Answer:
+def read_told_sources(answer: Answer, host: str, rules: ToldRules) -> Answer:
     """The sources in an answer of `/kv_event_sources`."""
     found = read(answer, Any)
     if not found.ok:
         return found
     try:
-        return Answer(value=read_sources(found.value, host))
+        return Answer(value=read_sources(found.value, host, rules))
+    except NotAllowedError as error:
+        return Answer(trouble=Trouble.NOT_ALLOWED, words=str(error))
     except ValueError as error:
         return Answer(trouble=Trouble.BROKEN, words=str(error))
 

@@ -131,6 +131,9 @@ def event_sources(facts: EngineFacts, *, wanted: bool) -> Finding:
             return report(
                 step, words, f"{name_them}; it may be a vLLM newer than this kvproxy: tell us its version"
             )
+        if told.trouble is Trouble.NOT_ALLOWED:
+            words = f"what it tells of its event sources is not followed: {told.words}; {blind}"
+            return report(step, words, f"{name_them}, or allow it with --events-bind or --allow-instances")
         return report(
             step, f"/kv_event_sources: {told.words}; {blind}", f"update vLLM to 0.32 or newer, or {name_them}"
         )

@@ -18,6 +18,7 @@ from proxy.collaborators import Client
 from proxy.config import Config, InstanceSpec, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.custody import HoldState
+from proxy.discovery.told import ToldRules
 from proxy.doctor import asking, engine_steps, event_steps, pair_steps, version_steps
 from proxy.doctor.facts import EngineFacts, PairFacts
 from proxy.doctor.findings import Finding, InstanceReport, PairReport, Report, skipped
@@ -147,6 +148,7 @@ class Doctor:
             self._engines,
             self._config.model,
             kv_events=self._config.kv_events,
+            rules=ToldRules.of(self._config),
             context=context,
             tasks=listening,
             service=self._service,

@@ -21,6 +21,8 @@ class Trouble(enum.StrEnum):
     """An answer that is a refusal."""
     BROKEN = "broken"
     """An answer that ended early, or cannot be read."""
+    NOT_ALLOWED = "not_allowed"
+    """An answer that names what an engine may not name."""
 
 
 class Source(Protocol):

@@ -9,6 +9,7 @@ import msgspec
 from kvevents import Context, Prompt, SourceAddress
 from proxy.connectors.base import read_answer
 from proxy.discovery.event_sources import told_sources
+from proxy.discovery.told import ToldRules
 from proxy.doctor import asking, prompts
 from proxy.doctor.asking import ask
 from proxy.doctor.facts import Answer, EngineFacts, RankFacts, Send
@@ -84,15 +85,17 @@ class Probing:
         model: str,
         *,
         kv_events: bool,
+        rules: ToldRules,
         context: Context,
         tasks: TaskOwner,
         service: Service | None,
     ) -> None:
-        """`service`: what a running service knows, where there is one."""
+        """`rules`: where engines may have us connect and listen; `service`: what a running service knows, where there is one."""
         self.facts = facts
         self._engines = engines
         self._model = model
         self._kv_events = kv_events
+        self._rules = rules
         self._context = context
         self._tasks = tasks
         self._service = service
@@ -111,7 +114,7 @@ class Probing:
         facts.metrics = asking.read_metrics(await self._get("/metrics"))
         if self._kv_events:
             told = await self._get("/kv_event_sources")
-            facts.told_sources = asking.read_told_sources(told, facts.spec.host)
+            facts.told_sources = asking.read_told_sources(told, facts.spec.host, self._rules)
 
     async def probe(self, local: LocalTokenizer | None) -> None:
         """Compare tokenizers, listen and send the probe; only where the model is served, and nobody sleeps."""

@@ -288,14 +288,6 @@ def add_security(group: "argparse._ArgumentGroup") -> None:
         ("--tls-key", "its key, without a passphrase (PEM)"),
     ):
         group.add_argument(flag, type=pathlib.Path, metavar="FILE", help=what)
-    group.add_argument(
-        "--allow-instances",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="CIDR|HOSTGLOB",
-        help="networks and patterns of names that /instances/add may name (default: anything)",
-    )
 
 
 def add_engine_security(group: "argparse._ArgumentGroup") -> None:
@@ -311,4 +303,18 @@ def add_engine_security(group: "argparse._ArgumentGroup") -> None:
         type=pathlib.Path,
         metavar="FILE",
         help="the authorities that certify https:// engines (PEM; default: the system's)",
+    )
+    group.add_argument(
+        "--allow-instances",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="CIDR|HOSTGLOB",
+        help="networks and patterns of names that /instances/add may name (default: anything), and where engines may tell of"
+        " event sources beside their own hosts (default: nowhere)",
+    )
+    group.add_argument(
+        "--events-bind",
+        metavar="ADDRESS",
+        help="where to listen for engines whose publishers connect to kvproxy, or off (default: the address of --host)",
     )

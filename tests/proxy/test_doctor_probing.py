@@ -7,6 +7,7 @@ import pytest
 
 from kvevents import Context
 from proxy.config import Role, parse_instance
+from proxy.discovery.told import ToldRules
 from proxy.doctor.facts import Answer, EngineFacts, Metrics, RankFacts
 from proxy.doctor.probing import Probing
 from proxy.headers import Headers
@@ -46,7 +47,16 @@ async def probe_tokens(template: int, block_size: int | None) -> int:
     context, tasks = Context(), TaskOwner("probing")
     rank = RankFacts(rank=0)
     try:
-        probing = Probing(facts, engines, "tiny", kv_events=True, context=context, tasks=tasks, service=None)
+        probing = Probing(
+            facts,
+            engines,
+            "tiny",
+            kv_events=True,
+            rules=ToldRules(),
+            context=context,
+            tasks=tasks,
+            service=None,
+        )
         assert await probing._make(rank, None) is not None
     finally:
         await tasks.close()

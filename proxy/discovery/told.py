@@ -1,0 +1,128 @@
+"""What an engine tells of addresses is believed of its own host alone; anything else needs an operator's word.
+
+An engine that could name any address would have kvproxy connect to machines it cannot reach itself, or listen where
+nobody should be heard. Pure: nothing is resolved or opened here.
+"""
+
+import ipaddress
+import re
+
+import msgspec
+
+from proxy.config import AllowedInstances, Config
+
+MOST_TOLD_RANKS = 128
+"""Of one engine; each takes three descriptors. More must be named with `?events=`."""
+
+UNPROVEN_RANKS = 8
+"""So many are believed; more only if the engine's metrics list as many, or list none."""
+
+_ENDPOINT = re.compile(r"tcp://(\*|\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
+_FIRST_PORT = 1024
+"""Those below are this machine's own services'."""
+
+
+class NotAllowedError(ValueError):
+    """An engine named an address that it may not."""
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A TCP address as an engine tells it."""
+
+    host: str
+    """Without brackets, in lower case; `*` for all interfaces."""
+    port: int
+
+    def at(self, host: str) -> str:
+        """The same port of another host, as ZeroMQ writes it."""
+        bare = host.strip("[]")
+        return f"tcp://[{bare}]:{self.port}" if ":" in bare else f"tcp://{bare}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.at(self.host)
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it stands for all interfaces of the engine's machine."""
+        return self.host == "*" or _is_any(self.host)
+
+
+def read_endpoint(text: str) -> Endpoint:
+    """An endpoint as an engine wrote it. Raises NotAllowedError, and ValueError for what is none."""
+    if text.startswith(("ipc://", "inproc://")):
+        raise NotAllowedError(
+            "it publishes at a socket of its own machine (ipc), which only ?events= can name"
+        )
+    if (match := _ENDPOINT.fullmatch(text)) is None or not 1 <= int(match[2]) <= 65535:
+        raise ValueError(f"{text[:100]!r} is not tcp://HOST:PORT")
+    return Endpoint(match[1].strip("[]").lower(), int(match[2]))
+
+
+class ToldRules(msgspec.Struct, frozen=True):
+    """Where an engine's word may have kvproxy connect, and listen."""
+
+    allowed: AllowedInstances = AllowedInstances(())
+    """What may be connected to beside the engine's own host."""
+    bind: str | None = "127.0.0.1"
+    """The address of the interface to listen on for publishers that connect; None: on none."""
+
+    @classmethod
+    def of(cls, config: Config) -> "ToldRules":
+        """Those of a configuration."""
+        return cls(AllowedInstances(config.security.allow_instances), events_bind(config))
+
+    def connected(self, endpoint: Endpoint, host: str) -> str:
+        """Where to connect for what an engine at `host` says is there. Raises NotAllowedError."""
+        own = host.strip("[]").lower()
+        if endpoint.is_wildcard:
+            return endpoint.at(own)
+        same = endpoint.host == own or (is_loopback(endpoint.host) and is_loopback(own))
+        if not same and not self.allowed.allows(endpoint.host):
+            raise NotAllowedError(f"{endpoint} is another host, and not among --allow-instances")
+        return str(endpoint)
+
+    def bound(self, endpoint: Endpoint) -> str:
+        """Where to listen for a publisher that connects to `endpoint`. Raises NotAllowedError."""
+        if self.bind is None:
+            raise NotAllowedError(
+                f"it connects to {endpoint}, and kvproxy listens nowhere: give --events-bind"
+            )
+        if endpoint.port < _FIRST_PORT:
+            raise NotAllowedError(
+                f"it connects to {endpoint}, and kvproxy listens on no port below {_FIRST_PORT}"
+            )
+        if _address(endpoint.host) is None:
+            return endpoint.at(
+                "127.0.0.1" if _is_any(self.bind) and is_loopback(endpoint.host) else self.bind
+            )
+        if endpoint.host != self.bind and not _is_any(self.bind):
+            raise NotAllowedError(
+                f"it connects to {endpoint}, and kvproxy listens for events on {self.bind} alone (--events-bind)"
+            )
+        return str(endpoint)
+
+
+def events_bind(config: Config) -> str | None:
+    """The address to listen on for events: `--events-bind`, or else that of `--host` if it is one."""
+    wanted = config.security.events_bind or config.host
+    if wanted == "localhost":
+        return "127.0.0.1"
+    return wanted if _address(wanted) is not None else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this is the machine itself."""
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _is_any(host: str) -> bool:
+    address = _address(host)
+    return address is not None and address.is_unspecified
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
