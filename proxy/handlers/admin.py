@@ -1,7 +1,6 @@
 """Changing the fleet while it runs; only with the admin key."""
 
 import hmac
-import ipaddress
 from typing import Any
 
 import msgspec
@@ -20,6 +19,7 @@ from proxy.errors import (
 from proxy.handlers.openai import read_json_bytes
 from proxy.instances import Instance
 from proxy.middlewares import NOTES_KEY
+from proxy.on_loopback import why_not_local
 
 API_KEY = "X-API-Key"
 
@@ -37,26 +37,30 @@ def check_admin_key(request: web.Request) -> None:
 
 
 def check_operator(request: web.Request, why: str) -> None:
-    """For what may be read without a key on loopback, while none is configured. Raises as `check_admin_key`."""
-    if request.app[CONFIG].admin_api_key is not None:
+    """For what may be read on loopback without a key, while there are no keys at all.
+
+    Raises ForbiddenError, or as `check_admin_key`.
+    """
+    config = request.app[CONFIG]
+    if config.admin_api_key is not None or config.security.api_key_file is not None:
         check_admin_key(request)
-    elif not _from_loopback(request):
+    elif (elsewhere := _why_not_local(request)) is not None:
         raise ForbiddenError(
-            f"{request.path} answers on loopback only while no ADMIN_API_KEY is configured: {why}"
+            f"{request.path} answers on loopback only while no ADMIN_API_KEY is configured, and {elsewhere}: {why}"
         )
 
 
-def _from_loopback(request: web.Request) -> bool:
-    if "Forwarded" in request.headers or "X-Forwarded-For" in request.headers:
-        return False  # the peer is a reverse proxy; who asks is somebody else
+def _why_not_local(request: web.Request) -> str | None:
+    if not request.raw_path.startswith("/"):
+        return "this asks as one asks a proxy"
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    try:
-        address = ipaddress.ip_address(peer[0]) if isinstance(peer, tuple) else None
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped  # one socket for both families shows IPv4 clients so
-    return address is not None and address.is_loopback
+    config = request.app[CONFIG]
+    return why_not_local(
+        str(peer[0]) if isinstance(peer, tuple) else None,
+        request.headers.items(),
+        scheme=request.scheme,
+        listens_on={host.lower() for host in (config.host, config.security.admin_host) if host},
+    )
 
 
 class _Change(msgspec.Struct, forbid_unknown_fields=True):
