@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,11 @@ log = logging.getLogger(__name__)
 
 MOST_CAUSES = 8
 """Causes of causes that are told."""
+
+NEWS_LINES = 64
+NEWS_EVERY_S = 3600.0
+"""So many lines at most in that time; what comes later is told when it comes again."""
+_NEWS_REMEMBERED = 256
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
@@ -32,6 +38,31 @@ class Occasionally:
             return 0
         count, self._untold, self._told_at = self._untold, 0, self._clock()
         return count
+
+
+class News:
+    """What is told once, with a limit for the lines of an hour: clients may choose what is told."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._told: OrderedDict[str, None] = OrderedDict()
+        self._since = -math.inf
+        self._lines = 0
+
+    def is_new(self, what: str) -> bool:
+        """Whether to tell it now. What was met longest ago is forgotten if there are too many."""
+        if what in self._told:
+            self._told.move_to_end(what)
+            return False
+        if self._clock() - self._since >= NEWS_EVERY_S:
+            self._since, self._lines = self._clock(), 0
+        if self._lines >= NEWS_LINES:
+            return False
+        self._lines += 1
+        self._told[what] = None
+        if len(self._told) > _NEWS_REMEMBERED:
+            self._told.popitem(last=False)
+        return True
 
 
 class Formatter(logging.Formatter):

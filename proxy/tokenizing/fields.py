@@ -112,7 +112,7 @@ def what_to_tokenize(
         choice = _choice(body) if "tool_choice" in members.rarely else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Unknowable(
-            "malformed", kind_of(route, members.shaping, members.rarely, members.ignored), members
+            "malformed", kind_of(route, members.shaping, members.rarely, members.apart), members
         )
     shaping, tools = set(members.shaping), Tools.SHOWN
     rarely = set(members.rarely) - {"tool_choice"}
@@ -121,7 +121,7 @@ def what_to_tokenize(
         rarely.add(f"tool_choice {choice}")
     if tools is Tools.LEFT_OUT:
         shaping.discard("tools")
-    kind = kind_of(route, shaping, rarely, members.ignored)
+    kind = kind_of(route, shaping, rarely, members.apart)
     if tools is Tools.UNCLEAR:
         unclear = msgspec.structs.replace(members, unknown=(*members.unknown, "tool_choice"))
         return Unknowable("field", kind, unclear)

@@ -6,6 +6,7 @@ makes the prompt unknown.
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 
 import msgspec
@@ -62,12 +63,16 @@ _NEUTRAL = frozenset(
 altogether; OpenAI clients send it."""
 
 _NAMES = 64
-"""So many names of members that no engine knows are told apart: clients choose them, and what depends on them must not
-grow. All others are one more name."""
+"""So many names of members that no engine knows are told apart in kinds: clients choose them. All others are one more."""
+_NAMES_WAITING = 1024
+"""So many more are remembered until they come again: one that is in every request gets a place among those told apart,
+one that is made up anew each time never does, and so its prompts stay of one kind that can be distrusted."""
 _NAMES_OF_A_KIND = 8
 """A request with more of them is of a kind with all such requests."""
 _OTHER, _MANY = "another", "many"
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,47}").fullmatch
+_NAMES_SHOWN = 32
+_NAME_CHARACTERS = 48
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*").fullmatch
 """What looks like a member's name may be shown; anything else could be part of a prompt that was sent in the wrong place."""
 
 Knows = Callable[[Route, str], bool]
@@ -75,23 +80,45 @@ Knows = Callable[[Route, str], bool]
 
 
 class MemberNames:
-    """Names that clients chose, as they may be shown and counted: bounded in number and length."""
+    """Names that clients chose, as far as they are told apart in kinds: the ones used of late, bounded in number and length."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._apart: OrderedDict[str, None] = OrderedDict()
+        self._waiting: OrderedDict[str, None] = OrderedDict()
 
-    def shown(self, names: Collection[str]) -> tuple[str, ...]:
-        """The names, sorted; one word for all those beyond what is told apart, or for a whole that is too long."""
+    def apart(self, names: Collection[str]) -> tuple[str, ...]:
+        """The names, sorted; one word for all those that are not told apart, or for a whole that is too long."""
         if len(names) > _NAMES_OF_A_KIND:
             return (_MANY,)
         return tuple(sorted({self._one(name) for name in names}))
 
     def _one(self, name: str) -> str:
-        if name not in self._told:
-            if len(self._told) >= _NAMES or not _PLAIN(name):
+        if len(name) > _NAME_CHARACTERS or not _PLAIN(name):
+            return _OTHER
+        if name not in self._apart and len(self._apart) >= _NAMES:
+            if name not in self._waiting:
+                _use(self._waiting, name, _NAMES_WAITING)
                 return _OTHER
-            self._told.add(name)
+            del self._waiting[name]
+        _use(self._apart, name, _NAMES)
         return name
+
+
+def _use(names: OrderedDict[str, None], name: str, most: int) -> None:
+    """The one used longest ago makes room."""
+    names[name] = None
+    names.move_to_end(name)
+    if len(names) > most:
+        names.popitem(last=False)
+
+
+def shown(names: Collection[str]) -> tuple[str, ...]:
+    """Names that a client chose, sorted, as they may be shown: plain ones, cut where they are long, and not too many."""
+    plain = sorted(name for name in names if _PLAIN(name))
+    told = [name if len(name) <= _NAME_CHARACTERS else f"{name[:_NAME_CHARACTERS]}..." for name in plain]
+    if len(told) > _NAMES_SHOWN:
+        told[_NAMES_SHOWN:] = [f"{len(plain) - _NAMES_SHOWN} more"]
+    return (*told, _OTHER) if len(plain) < len(names) else tuple(told)
 
 
 class Members(msgspec.Struct, frozen=True):
@@ -104,10 +131,12 @@ class Members(msgspec.Struct, frozen=True):
     unknown: tuple[str, ...]
     """They make it, or may, and it is not known how: names of ours, or of the engines' own schema."""
     ignored: tuple[str, ...]
-    """No engine is known to know them."""
+    """No engine is known to know them: their names as they may be shown."""
+    apart: tuple[str, ...]
+    """The same as far as they are told apart in kinds."""
 
 
-NO_MEMBERS = Members(frozenset(), frozenset(), (), ())
+NO_MEMBERS = Members(frozenset(), frozenset(), (), (), ())
 
 
 def members_of(body: Body, route: Route, knows: Knows, names: MemberNames) -> Members:
@@ -118,17 +147,19 @@ def members_of(body: Body, route: Route, knows: Knows, names: MemberNames) -> Me
     rarely = given & _RARELY[route]
     rest = given - known - rarely
     unknown = {name for name in rest if name in _UNKNOWABLE[route] or knows(route, name)}
+    ignored = rest - unknown
     return Members(
         frozenset(given & known),
         frozenset(rarely),
         tuple(sorted(unknown)),
-        names.shown(rest - unknown) if rest != unknown else (),
+        shown(ignored),
+        names.apart(ignored),
     )
 
 
-def kind_of(route: Route, shaping: Collection[str], rarely: Collection[str], ignored: Collection[str]) -> str:
+def kind_of(route: Route, shaping: Collection[str], rarely: Collection[str], apart: Collection[str]) -> str:
     """What prompts have in common that are made the same way; one of a bounded number."""
     made = f"{route}({','.join(sorted(shaping))})"
     if rarely:
         made += f" with {','.join(sorted(rarely))}"
-    return made + f" beside {','.join(sorted(ignored))}" if ignored else made
+    return made + f" beside {','.join(sorted(apart))}" if apart else made

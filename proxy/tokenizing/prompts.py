@@ -13,6 +13,7 @@ from proxy.fair_queue import ANONYMOUS
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.instances import Fleet
+from proxy.logs import News
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import engines, learning
 from proxy.tokenizing.distrust import Distrust
@@ -23,9 +24,6 @@ from proxy.tokenizing.local import LocalTokenizer, NotExactError
 from proxy.tokenizing.members import NO_MEMBERS, Members
 
 log = logging.getLogger(__name__)
-
-_KINDS_TOLD = 64
-"""So many kinds of requests with members we do not know are told in the log."""
 
 _LOCALLY = " by --tokenizer"
 
@@ -77,7 +75,7 @@ class PromptTokenizer:
         self._parity = self._learning.parity
         self._facts = self._learning.facts
         self._distrust = Distrust(clock)
-        self._told: set[str] = set()
+        self._told_unknown, self._told_ignored = News(clock), News(clock)
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -127,18 +125,17 @@ class PromptTokenizer:
         return (kind, by, token_ids) if salt is None or isinstance(salt, str) else "malformed"
 
     def _look_into(self, members: Members, kind: str) -> None:
-        """Have engines asked about what they read, if that matters now, and tell once a kind what is made of it."""
+        """Have engines asked about what they read, if that matters now, and tell once what is made of it."""
         if self._facts.schemas_wanted or self._facts.choices_wanted:
             self._learning.look()
-        if not (members.unknown or members.ignored) or kind in self._told or len(self._told) >= _KINDS_TOLD:
-            return
-        self._told.add(kind)
         if members.unknown:
+            if not self._told_unknown.is_new(", ".join(members.unknown)):
+                return
             log.warning(
                 "prompts are placed by load where %s is given (%s): how it shapes them is not known",
                 ", ".join(members.unknown), kind,
             )  # fmt: skip
-        else:
+        elif members.ignored and self._told_ignored.is_new(kind):
             log.info(
                 "no engine is known to read %s (%s): prompts are placed as without",
                 ", ".join(members.ignored), kind,

@@ -123,6 +123,26 @@ async def test_what_an_engine_may_read_makes_the_prompt_unknown_by_name(
     assert len(lines) == 1
 
 
+async def test_names_that_clients_make_up_hide_no_others(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "proxy.tokenizing"):
+        async with fleet(prefill=1, decode=1, stand_in={"more_members": ("reasoning",)}) as pair:
+            for n in range(80):
+                assert (await pair.service.explain({"messages": HELLO, f"made_up_{n}": 1}))[
+                    "known_tokens"
+                ] > 0
+            honest = {"messages": HELLO, "num_ctx": 1, "guided_json": {}}
+            assert (await pair.service.explain(honest))["ignored_members"] == ["guided_json", "num_ctx"]
+            await wait_until(lambda: schemas(pair.service) != [], "the schemas")
+            told = await pair.service.explain({"messages": HELLO, "reasoning": {}, "made_up_9": 1})
+            assert told["unknown_members"] == ["reasoning"]
+            assert told["ignored_members"] == ["made_up_9"]
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [line for line in lines if "reasoning is given" in line]
+    assert (
+        len([r for r in caplog.records if "made_up_" in r.getMessage() and r.levelno == logging.INFO]) <= 64
+    )
+
+
 async def test_without_a_schema_the_guard_decides() -> None:
     async with fleet(prefill=1, decode=1, stand_in={"docs": False}) as pair:
         body = {"messages": HELLO, "num_ctx": 1}

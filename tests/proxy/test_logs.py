@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-from proxy.logs import MOST_CAUSES, Formatter, Occasionally, log_loop_error, traceback_of
+from proxy.logs import (
+    MOST_CAUSES,
+    NEWS_EVERY_S,
+    NEWS_LINES,
+    Formatter,
+    News,
+    Occasionally,
+    log_loop_error,
+    traceback_of,
+)
 
 
 def test_what_happens_often_is_told_now_and_then_with_its_count() -> None:
@@ -86,3 +95,14 @@ async def test_what_fails_in_the_event_loop_is_logged_without_its_values(
     assert "in quote\n" in caplog.text
     assert "Task was destroyed" in caplog.text
     assert "markermarker" not in caplog.text + "".join(capsys.readouterr())
+
+
+def test_news_are_told_once_and_not_too_many_in_an_hour() -> None:
+    now = [0.0]
+    news = News(lambda: now[-1])
+    assert [news.is_new("a"), news.is_new("a")] == [True, False]
+    assert sum(news.is_new(f"junk {n}") for n in range(1000)) == NEWS_LINES - 1
+    assert not news.is_new("b")
+    now.append(NEWS_EVERY_S)
+    assert not news.is_new("a"), "told long ago, and it still comes"
+    assert [news.is_new("b"), news.is_new("b")] == [True, False]

@@ -10,7 +10,7 @@ from proxy.generation import Route
 from proxy.simulation.openapi import CHAT, COMPLETION, document
 from proxy.tokenizing.distrust import DISTRUST_S, MOST_KINDS, Distrust
 from proxy.tokenizing.engine_facts import EngineFacts
-from proxy.tokenizing.members import MemberNames, Members, kind_of, members_of
+from proxy.tokenizing.members import MemberNames, Members, kind_of, members_of, shown
 from proxy.tokenizing.schemas import read_schema
 from proxy.tokenizing.tool_choices import Choice, Tools, judge, questions, together
 
@@ -39,14 +39,38 @@ def test_members_count_for_the_route_they_belong_to() -> None:
     assert sorted_(Route.CHAT, "reasoning", "suffix", "tools", null=True) == sorted_(Route.CHAT)
 
 
-def test_names_that_clients_make_up_are_few_and_short() -> None:
+def kind(names: MemberNames, *ignored: str) -> str:
+    return kind_of(Route.CHAT, (), (), names.apart(ignored))
+
+
+def test_kinds_by_names_that_clients_make_up_are_few() -> None:
     names = MemberNames()
-    kinds = {kind_of(Route.CHAT, (), (), names.shown([f"made_up_{n}"])) for n in range(1000)}
+    kinds = {kind(names, f"made_up_{n}") for n in range(10_000)}
     assert len(kinds) == 65
-    assert names.shown(["made_up_1", "made_up_999"]) == ("another", "made_up_1")
-    assert names.shown([f"made_up_{n}" for n in range(9)]) == ("many",)
+    assert names.apart([f"made_up_{n}" for n in range(9)]) == ("many",)
     for odd in ("x" * 49, "my secret is 42", "", "ключ", "a\nb"):
-        assert MemberNames().shown([odd]) == ("another",)
+        assert MemberNames().apart([odd]) == ("another",)
+
+
+def test_a_name_that_is_used_again_is_told_apart_however_many_were_made_up() -> None:
+    names = MemberNames()
+    for n in range(500):
+        kind(names, f"made_up_{n}")
+    junk = kind(names, "made_up_500")
+    kind(names, "honest")
+    assert kind(names, "honest") not in {junk, kind(names)}
+    for n in range(500):  # each twice, and the honest one all the time
+        kind(names, f"twice_{n}")
+        kind(names, f"twice_{n}")
+        assert names.apart(["honest"]) == ("honest",)
+    assert names.apart(["made_up_0"]) == ("another",), "not used for long"
+
+
+def test_names_are_shown_plain_short_and_not_too_many() -> None:
+    assert shown(["b", "a"]) == ("a", "b")
+    assert shown(["my secret is 42", "", "ключ", "a", "a\nb"]) == ("a", "another")
+    assert shown(["x" * 49]) == ("x" * 48 + "...",)
+    assert shown([f"n{n:03}" for n in range(100)]) == (*(f"n{n:03}" for n in range(32)), "68 more")
 
 
 def test_few_kinds_are_distrusted_and_none_for_ever() -> None:
