@@ -205,6 +205,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 deadlines=config.deadlines,
                 retries=config.retries,
                 healing=app[HEALING],
+                expected_answer_tokens=config.admission.expected_answer_tokens,
             )
             if (state := app.get(STATE)) is not None:
                 state.start()

@@ -18,7 +18,7 @@ from proxy.accuracy import Comparison
 from proxy.admission import ENGINES_FULL, Gate
 from proxy.attempts import Attempts
 from proxy.collaborators import Accounts, Client, Tokenizer, Watch
-from proxy.config import Deadlines, Retries, Role
+from proxy.config import Admission, Deadlines, Retries, Role
 from proxy.connectors.base import Connector
 from proxy.custody import Due, Hold
 from proxy.decode import DecodeLegs
@@ -50,6 +50,7 @@ from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Candidate, Phase
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import Tokenized
+from proxy.weights import generated_tokens
 
 BUDGET_WAIT_S = 2.0
 """How long a failed request may wait for retry budget. Long enough for the watch to find out that an instance has
@@ -76,6 +77,7 @@ class Director:
         deadlines: Deadlines,
         retries: Retries,
         healing: Healing,
+        expected_answer_tokens: int = Admission().expected_answer_tokens,
         rng: random.Random | None = None,
     ) -> None:
         self._fleet = fleet
@@ -88,6 +90,7 @@ class Director:
         self._tasks = tasks
         self._clock = clock
         self._lease_s = lease_s
+        self._expected_answer_tokens = expected_answer_tokens
         self._max_attempts = retries.max_attempts
         self._budget = RetryBudget(retries.budget)
         self._rng = rng or random.Random()  # noqa: S311  # pauses are no secret
@@ -270,7 +273,9 @@ class Director:
             answer_tokens=answer_tokens,
             limited_by=limited_by,
         )
-        return question, tokenized
+        room = self._fleet.max_model_len - (question.prompt_tokens or 0)
+        generated = generated_tokens(request, room, self._expected_answer_tokens)
+        return msgspec.structs.replace(question, generated_tokens=generated), tokenized
 
     def _unanswered(self, model: str, last: AttemptFailedError | None) -> RequestError:
         """The error of a request that no engine had a word for."""

@@ -78,7 +78,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
             except ValueError:
                 pass
         value = self.body.value("priority")
-        return number if (number := _as_whole_number(value)) is not None else 0
+        return number if (number := as_whole_number(value)) is not None else 0
 
     @property
     def answer_limit(self) -> tuple[str, int] | None:
@@ -164,13 +164,13 @@ def _check_rules(route: Route, body: Body) -> tuple[bool, int]:
                 f"min_tokens must be less than or equal to max_tokens={limit}, got {min_tokens}",
                 param="min_tokens",
             )
-    stream = _truth(body.value("stream"), "stream")
+    stream = truth(body.value("stream"), "stream")
     options = body.value("stream_options")
     if options is not None:
         if not isinstance(options, dict):
             raise BadRequestError("stream_options must be an object", param="stream_options")
         for name in ("include_usage", "continuous_usage_stats"):
-            _truth(options.get(name), f"stream_options.{name}")
+            truth(options.get(name), f"stream_options.{name}")
         if not stream:
             raise BadRequestError(
                 "stream_options can only be given when stream is true", param="stream_options"
@@ -195,13 +195,13 @@ def _whole_number(body: Body, name: str, *, nullable: bool) -> int | None:
     value = body.value(name)
     if value is None and nullable:
         return None
-    number = _as_whole_number(value)
+    number = as_whole_number(value)
     if number is None:
         raise BadRequestError(f"{name} must be an integer", param=name)
     return number
 
 
-def _as_whole_number(value: Any) -> int | None:
+def as_whole_number(value: Any) -> int | None:
     """What pydantic makes an integer of; None for what it refuses."""
     if isinstance(value, str) and len(value) <= _MAX_DIGITS and _INTEGER.fullmatch(value):
         value = int(value.partition(".")[0])
@@ -214,8 +214,8 @@ _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
 
 
-def _truth(value: Any, name: str) -> bool:
-    """A boolean as pydantic reads one; null is false."""
+def truth(value: Any, name: str) -> bool:
+    """A boolean as pydantic reads one; null is false. Raises BadRequestError naming the member."""
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, float) and value in {0.0, 1.0}:

@@ -71,21 +71,25 @@ class SourceView(Protocol):
 class Claim:
     """Work counted on one rank of an instance; ends once, at the end of a `with` block or by `end()`."""
 
-    def __init__(self, instance: "Instance", rank: int, phase: Phase, tokens: int) -> None:
+    def __init__(
+        self, instance: "Instance", rank: int, phase: Phase, tokens: int, weight_tokens: int | None = None
+    ) -> None:
+        """`weight_tokens`: what it takes of the limit of the rank; None: as much as it adds to the load."""
         self.instance = instance
         self.rank = rank
         self.phase = phase
         self.tokens = tokens
+        self.weight_tokens = tokens if weight_tokens is None else weight_tokens
         self._running = True
         self._trial = instance.breaker.begin_leg()
-        instance.count(phase, rank, 1, tokens)
+        instance.count(phase, rank, 1, tokens, self.weight_tokens)
 
     def end(self) -> None:
         """Stop counting. A second call does nothing."""
         if self._running:
             self._running = False
             self.instance.breaker.end_leg(self._trial)
-            self.instance.count(self.phase, self.rank, -1, -self.tokens)
+            self.instance.count(self.phase, self.rank, -1, -self.tokens, -self.weight_tokens)
             self.instance.announce()
 
     def __enter__(self) -> Self:
@@ -135,6 +139,7 @@ class Instance:
         """The prefill engine processes it has fetched blocks from since it came up: those it can talk to."""
         self._legs: Counter[tuple[Phase, int]] = Counter()
         self._tokens: Counter[tuple[Phase, int]] = Counter()
+        self._weight: Counter[tuple[Phase, int]] = Counter()
         self.last_pick: dict[tuple[Phase, int], int] = {}
 
     @property
@@ -200,19 +205,30 @@ class Instance:
         source = self.sources.get(rank)
         return source.state if source is not None else "unknown"
 
-    def count(self, phase: Phase, rank: int, legs: int, tokens: int) -> None:
+    def count(self, phase: Phase, rank: int, legs: int, tokens: int, weight_tokens: int) -> None:
         """Change what is in flight; for claims only."""
         self._legs[phase, rank] += legs
         self._tokens[phase, rank] += tokens
+        self._weight[phase, rank] += weight_tokens
 
     def load_tokens(self, phase: Phase, rank: int) -> int:
         """Outstanding tokens of a rank's running legs; of both phases where one instance does both."""
-        phases = tuple(Phase) if self.role is Role.BOTH else (phase,)
-        return sum(self._tokens[each, rank] for each in phases)
+        return sum(self._tokens[each, rank] for each in self._together(phase))
+
+    def weight_tokens(self, phase: Phase, rank: int) -> int:
+        """What a rank's running legs take of its limit; of both phases as `load_tokens`."""
+        return sum(self._weight[each, rank] for each in self._together(phase))
+
+    def _together(self, phase: Phase) -> tuple[Phase, ...]:
+        return tuple(Phase) if self.role is Role.BOTH else (phase,)
 
     def running_legs(self, phase: Phase | None = None) -> int:
         """How many legs are running, of one phase or of both."""
         return sum(count for (each, _), count in self._legs.items() if phase in {None, each})
+
+    def running_weight_tokens(self) -> int:
+        """What all running legs take of the limits of the ranks."""
+        return self._weight.total()
 
     def running_tokens(self) -> int:
         """Outstanding tokens of all running legs."""
@@ -338,9 +354,11 @@ class Fleet:
         missing = [p for p in self._needed if not any(i.why_unusable() is None for i in self.of(p))]
         return f"no usable {' and no usable '.join(missing)} instance" if missing else None
 
-    def claim(self, address: str, rank: int, phase: Phase, tokens: int) -> Claim:
+    def claim(
+        self, address: str, rank: int, phase: Phase, tokens: int, weight_tokens: int | None = None
+    ) -> Claim:
         """Count a leg that is about to be sent. Raises KeyError if the instance is gone."""
         instance = self._instances[address]
         self._picks += 1
         instance.last_pick[phase, rank] = self._picks
-        return Claim(instance, rank, phase, tokens)
+        return Claim(instance, rank, phase, tokens, weight_tokens)

@@ -328,6 +328,11 @@ class FleetCollector(Collector):
         tokens = GaugeMetricFamily(
             "kvproxy_in_flight_tokens", "Outstanding tokens of running legs.", labels=["instance", "role"]
         )
+        weights = GaugeMetricFamily(
+            "kvproxy_in_flight_weight_tokens",
+            "What running legs take of the limits: their tokens, and those that decode legs are expected to generate.",
+            labels=["instance", "role"],
+        )
         states = GaugeMetricFamily(
             "kvproxy_index_state",
             "1 for how well the cache of a rank is known.",
@@ -343,6 +348,7 @@ class FleetCollector(Collector):
                 circuits.add_metric([*labels, circuit.value], instance.breaker.state is circuit)
             requests.add_metric(labels, instance.running_legs())
             tokens.add_metric(labels, instance.running_tokens())
+            weights.add_metric(labels, instance.running_weight_tokens())
             for rank in instance.ranks:
                 for state in ("exact", "partial", "unknown"):
                     states.add_metric(
@@ -352,4 +358,4 @@ class FleetCollector(Collector):
             if self._fleet.get(slot.instance) is None:
                 continue  # it was removed, and is being forgotten
             blocks.add_metric([slot.instance, str(slot.rank), slot.tier], count)
-        return [up, circuits, requests, tokens, states, blocks]
+        return [up, circuits, requests, tokens, weights, states, blocks]

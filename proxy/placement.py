@@ -38,6 +38,8 @@ class Question(msgspec.Struct, frozen=True):
     """How long its answer may become: that much room is wanted for it."""
     limited_by: str | None = None
     """The member that says so; None if nobody did."""
+    generated_tokens: int = 0
+    """What its answers count for in the limits of decode instances and in its client's turns (`proxy.weights`)."""
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -48,6 +50,11 @@ class Question(msgspec.Struct, frozen=True):
     def length_tokens(self) -> int | None:
         """The prompt's length for what it costs to compute, estimated if only its beginning is known."""
         return self.estimated_tokens if self.prefix_only else self.prompt_tokens
+
+    @property
+    def weight_tokens(self) -> int:
+        """What it weighs, all in all."""
+        return (self.prompt_tokens or self.estimated_tokens) + self.generated_tokens
 
     @property
     def reusable_tokens(self) -> int:
@@ -214,8 +221,8 @@ class Placement:
                 uncached = None if length is None else length - (expected or 0) - reload
                 # What an instance that does both serves is one leg, which lasts as long as a decode leg does.
                 limited = Phase.DECODE if instance.role is Role.BOTH else phase
-                tokens = _leg_tokens(limited, uncached, question)
-                fits = not room.is_kept(phase, instance) and self._has_room(instance, rank, limited, tokens)
+                weight = _leg_weight(limited, uncached, question)
+                fits = not room.is_kept(phase, instance) and self._has_room(instance, rank, limited, weight)
                 found.append(
                     Candidate(
                         instance=instance.address,
@@ -232,6 +239,7 @@ class Placement:
                         doubted_tokens=doubted,
                         reload_tokens=reload,
                         reload_cost_tokens=reload_cost,
+                        weight_tokens=instance.weight_tokens(phase, rank),
                     )
                 )
         return found
@@ -276,11 +284,11 @@ class Placement:
         left = max(0, told - (expected - reused))
         return left, sum(self._tier_costs[tier] * tokens for tier, tokens in slower.items()) * left / told
 
-    def _has_room(self, instance: Instance, rank: int, phase: Phase, tokens: int) -> bool:
-        """Whether a rank may be given so many tokens more; one that is idle takes any number."""
+    def _has_room(self, instance: Instance, rank: int, phase: Phase, weight: int) -> bool:
+        """Whether a rank may be given so much more; one that is idle takes any amount."""
         most = self._most_tokens[phase]
-        load = instance.load_tokens(phase, rank) if most else 0
-        return load == 0 or load + tokens <= most
+        there = instance.weight_tokens(phase, rank) if most else 0
+        return there == 0 or there + weight <= most
 
     def _block_size(self, address: str, rank: int) -> int:
         return self._index.block_size(address, rank) or USUAL_BLOCK_SIZE
@@ -288,7 +296,8 @@ class Placement:
     def claim(self, candidate: Candidate, phase: Phase, question: Question) -> Claim:
         """Count a leg on the candidate that was chosen for it. Raises KeyError if the instance is gone."""
         tokens = _leg_tokens(phase, candidate.uncached_tokens, question)
-        return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens)
+        weight = _leg_weight(phase, candidate.uncached_tokens, question)
+        return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight)
 
     def expect(self, candidate: Candidate, question: Question) -> Callable[[bool], None]:
         """Predict the prompt's blocks on the chosen prefill candidate.
@@ -338,10 +347,19 @@ class Placement:
 
 
 def _leg_tokens(phase: Phase, uncached: int | None, question: Question) -> int:
-    """What a leg adds to the outstanding tokens of its instance."""
+    """What a leg adds to the outstanding tokens of its instance, which policies weigh against those cached there.
+
+    Answers add nothing: nobody knows their length, and a guess would move prompts away from their caches.
+    """
     if phase is Phase.PREFILL and uncached is not None:
         return uncached
     return question.prompt_tokens or question.estimated_tokens
+
+
+def _leg_weight(phase: Phase, uncached: int | None, question: Question) -> int:
+    """What a leg takes of the limit of its instance."""
+    tokens = _leg_tokens(phase, uncached, question)
+    return tokens + question.generated_tokens if phase is Phase.DECODE else tokens
 
 
 def _set_aside(candidate: Candidate, why: str) -> Candidate:

@@ -143,6 +143,7 @@ class Gate:
             "queue_timeout_s": limits.queue_timeout_s,
             "max_prefill_tokens": limits.max_prefill_tokens,
             "max_decode_tokens": limits.max_decode_tokens,
+            "expected_answer_tokens": limits.expected_answer_tokens,
             "when_no_prefill": limits.when_no_prefill,
         }
 
@@ -214,7 +215,7 @@ class Gate:
     def _push(self, turn: _Turn) -> Waiting[_Turn]:
         ticket, question = turn.ticket, turn.question
         # A retry was charged when it was let in first.
-        tokens = 0 if turn.again else question.prompt_tokens or question.estimated_tokens
+        tokens = 0 if turn.again else question.weight_tokens
         try:
             waiting, shed = self._queue.push(
                 ticket.client,

@@ -26,7 +26,10 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     max_prefill_tokens: int = 0
     """Outstanding tokens of one instance's prefill legs; 0 for no limit. An idle instance takes any request."""
     max_decode_tokens: int = 0
-    """The same of its decode legs."""
+    """The same of its decode legs, with the tokens they are expected to generate."""
+    expected_answer_tokens: int = 512
+    """How long an answer is expected to become that may be longer: most chats' answers end before, those that reason
+    first need some thousand."""
     max_queue: int = 1024
     """Requests that wait; one more is refused."""
     queue_timeout_s: float = 30.0
@@ -41,6 +44,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
         """Raises ConfigError."""
         check_least("--max-prefill-tokens", self.max_prefill_tokens, 0)
         check_least("--max-decode-tokens", self.max_decode_tokens, 0)
+        check_least("--expected-answer-tokens", self.expected_answer_tokens, 1)
         check_least("--max-queue", self.max_queue, 0)
         check_seconds("--queue-timeout", self.queue_timeout_s)
         check_least("--max-bodies-mb", self.max_bodies_mb, 1)

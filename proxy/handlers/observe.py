@@ -193,6 +193,7 @@ def _instance(
             for phase in Phase
             if instance.role in {Role.BOTH, phase.value}
         },
+        "weight_tokens": instance.running_weight_tokens(),
     }
 
 
@@ -237,6 +238,7 @@ def _pick(pick: Pick) -> dict[str, Any]:
                 "reload_tokens": c.reload_tokens,
                 "reload_cost_tokens": c.reload_cost_tokens,
                 "load_tokens": c.load_tokens,
+                "weight_tokens": c.weight_tokens,
                 "cost": priced.cost,
                 "index": c.index,
                 "trusted": c.trusted,

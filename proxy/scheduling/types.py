@@ -63,6 +63,8 @@ class Candidate(msgspec.Struct, frozen=True):
     """What lies only in slower tiers, behind what is cached, and need not be computed."""
     reload_cost_tokens: float = 0.0
     """What reloading that costs: as much as computing so many tokens."""
+    weight_tokens: int = 0
+    """What its running legs of this phase take of its limit: `load_tokens`, and what decode legs are expected to generate."""
 
 
 class Policy(Protocol):

@@ -114,9 +114,16 @@ class Scene:
         return found
 
     async def serve(
-        self, name: str, tokens: int, client: str, model: str, ticket: Ticket | None, whole: bool
+        self,
+        name: str,
+        tokens: int,
+        client: str,
+        model: str,
+        ticket: Ticket | None,
+        whole: bool,
+        generated: int,
     ) -> Admitted:
-        question = Question(model, None, tokens, whole)
+        question = Question(model, None, tokens, whole, generated_tokens=generated)
         ticket = ticket or Ticket(client)
         admitted = await self.gate.admit(ticket, question)
         prefill, decode = admitted.decision.prefill.chosen, admitted.decision.decode.chosen
@@ -137,9 +144,10 @@ class Scene:
         model: str = "tiny",
         ticket: Ticket | None = None,
         whole: bool = False,
+        generated: int = 0,
     ) -> "asyncio.Task[Admitted]":
         """Ask for a place; comes back when the request is in, refused or in the queue."""
-        task = self.tasks.create(self.serve(name, tokens, client, model, ticket, whole), name=name)
+        task = self.tasks.create(self.serve(name, tokens, client, model, ticket, whole, generated), name=name)
         await self.rest()
         return task
 
@@ -307,6 +315,17 @@ async def test_an_instance_that_becomes_usable_wakes_who_waits(change: Callable[
     change(scene)
     await scene.rest()
     assert scene.order == ["a", "b"]
+
+
+async def test_what_is_generated_counts_in_the_turns_of_clients() -> None:
+    scene = Scene(max_decode_tokens=1000)
+    await scene.ask("first", 1000)
+    for n in range(3):
+        await scene.ask(f"many{n}", 10, client="many", generated=900)
+    for n in range(6):
+        await scene.ask(f"one{n}", 10, client="one", generated=100)
+    await scene.end("first")
+    assert set(scene.order[1:]) == {f"one{n}" for n in range(6)}
 
 
 async def test_only_as_many_are_looked_at_as_fit() -> None:
@@ -668,7 +687,15 @@ async def test_at_random_nothing_is_lost_stuck_or_over_the_limit() -> None:
             case "ask":
                 name = f"r{n}"
                 tasks[name] = scene.tasks.create(
-                    scene.serve(name, rng.randint(1, 150), str(rng.randint(0, 3)), "tiny", None, False),
+                    scene.serve(
+                        name,
+                        rng.randint(1, 150),
+                        str(rng.randint(0, 3)),
+                        "tiny",
+                        None,
+                        False,
+                        rng.randint(0, 50),
+                    ),
                     name=name,
                 )
             case "end" if scene.running:
@@ -682,7 +709,7 @@ async def test_at_random_nothing_is_lost_stuck_or_over_the_limit() -> None:
         if rng.random() < 0.7:
             await scene.rest()
         for each in scene.fleet:
-            assert each.running_tokens() <= (200 if each.takes(Phase.PREFILL) else 300)
+            assert each.running_weight_tokens() <= (200 if each.takes(Phase.PREFILL) else 300)
     for instance in scene.fleet:
         instance.draining = False
     for _ in range(3000):

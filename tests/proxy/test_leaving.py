@@ -48,7 +48,7 @@ def test_a_failing_instance_is_left_for_one_that_starts_slowly(busy: bool) -> No
     fail(failing)
     fail(old)
     if busy:
-        young.count(Phase.DECODE, 0, 5, 5)
+        young.count(Phase.DECODE, 0, 5, 5, 5)
     assert ("young:1" in fleet.set_aside(Phase.DECODE, NOW)) is busy
     assert to_leave(fleet, failing) == "failing:1"
 

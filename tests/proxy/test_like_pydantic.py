@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from proxy.body import Body
 from proxy.errors import BadRequestError
-from proxy.generation import _truth, _whole_number
+from proxy.generation import _whole_number, truth
 
 DIGITS = st.from_regex(r"[ +\-]{0,2}[0-9_]{0,6}(\.[0-9_e]{0,4})?[ \n]{0,2}", fullmatch=True)
 VALUES = st.one_of(
@@ -73,7 +73,7 @@ def test_integers(value: Any) -> None:
 @example(2)
 @settings(max_examples=300, derandomize=True, deadline=None)
 def test_booleans(value: Any) -> None:
-    ours = _ours(lambda: _truth(value, "stream"))
+    ours = _ours(lambda: truth(value, "stream"))
     assert ours == ([False] if value is None else _pydantic(bool, value))
 
 

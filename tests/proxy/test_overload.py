@@ -129,6 +129,23 @@ async def test_a_priority_in_the_header_wins_over_the_member_and_reaches_the_eng
         await them.pair.service.settled()
 
 
+async def test_many_answers_to_one_prompt_are_no_small_request() -> None:
+    async with crowd(max_decode_tokens=16_000) as them:
+        first = await them.occupy()
+        alike = [them.start(f"plain{n}", max_tokens=4000) for n in range(3)]
+        assert {(await task).status for task in alike} == {200}  # beside the first one
+        waiting = [await them.line_up(f"heavy{n}", n=32, max_tokens=4000, stop=["a"]) for n in range(3)]
+        status = (await them.pair.service.ask("/status")).json
+        assert status["queue"]["expected_answer_tokens"] == 512
+        weights = {i["role"]: i["weight_tokens"] for i in status["instances"]}
+        assert 3 < weights["decode"] < 100  # the prompt and three tokens of the first
+        assert await them.pair.service.metric("kvproxy_in_flight_weight_tokens") == sum(weights.values())
+        await gone(first)
+        assert {(await task).status for task in waiting} == {200}
+        await them.pair.service.settled()
+        assert await them.pair.service.metric("kvproxy_in_flight_weight_tokens") == 0
+
+
 async def test_a_full_queue_is_answered_429_with_retry_after() -> None:
     async with crowd(max_queue=2) as them:
         first = await them.occupy()
