@@ -91,7 +91,7 @@ def _content(content: Any, role: str, *, parts: bool) -> Any:
 
 
 MEDIA_STUBS = ("image", "audio", "video")
-"""Types of the parts that stand for media: templates see nothing else of them."""
+"""Types of the parts that stand for media. Templates see no data of them, only such members as vLLM does not know."""
 
 _TEXT_OF = {
     "text": "text",
@@ -112,7 +112,7 @@ def _is_read_late(part: Any) -> bool:
 
 def is_stub(part: Any) -> bool:
     """Whether a content part stands for media."""
-    return isinstance(part, dict) and part.keys() == {"type"} and part["type"] in MEDIA_STUBS
+    return isinstance(part, dict) and part.get("type") in MEDIA_STUBS
 
 
 def _parts(content: Any) -> list[Message]:

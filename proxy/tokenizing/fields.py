@@ -87,6 +87,7 @@ _decode_side = msgspec.json.Decoder(Literal["left", "right"] | None).decode
 _decode_variables = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _decode_messages = msgspec.json.Decoder(list[_Message]).decode
 _decode_raw_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_decode_raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_raw_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_choice = msgspec.json.Decoder(Literal["auto", "none", "required"] | _NamedChoice).decode
 _decode_tokens = msgspec.json.Decoder(list[int]).decode
@@ -160,7 +161,14 @@ _STUBS = {
     "audio": frozenset({"audio_url", "input_audio", "audio_embeds"}),
     "video": frozenset({"video_url", "video_embeds"}),
 }
-"""What templates see of a part of these types: nothing but which of the three it is."""
+"""What templates see of a part of these types: which of the three it is, and the members that vLLM does not know."""
+_OF_PARTS = frozenset(
+    """
+    audio_embeds audio_url closed data file image_embeds image_pil image_url input_audio name prompt_cache_breakpoint
+    refusal text thinking type uuid video_embeds video_url
+    """.split()  # noqa: SIM905  # as members.py
+)
+"""The members of parts that vLLM 0.32 knows (`_KNOWN_CONTENT_PART_FIELDS`). It gives templates all others of a medium."""
 _MEDIA = {part: stub for stub, parts in _STUBS.items() for part in parts}
 
 
@@ -198,7 +206,10 @@ def _stub(part: msgspec.Raw) -> Any:
     if bytes(memoryview(part)[:1]) != b"{":
         return part
     stub = _MEDIA.get(msgspec.json.decode(part, type=_Part).type or "")
-    return part if stub is None else {"type": stub}
+    if stub is None:
+        return part
+    members = _decode_raw_members(part)
+    return {"type": stub} | {name: value for name, value in members.items() if name not in _OF_PARTS}
 
 
 def _truncation(body: Body, shaping: set[str]) -> Truncation | None:

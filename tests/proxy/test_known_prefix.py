@@ -6,7 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from proxy.generation import Route, read_request
 from proxy.tokenizing import LocalTokenizer, read_model
+from proxy.tokenizing.fields import Ask, what_to_tokenize
 from tests.proxy.tiny_model import write_tiny_model
 
 IMAGE = "<|pad|>"
@@ -89,6 +91,24 @@ def test_no_text_moves_the_image_into_what_is_known(
     found = known(local, [SYSTEM, {"role": "user", "content": content}])
     before = tokens(local, TURN + (first if template == IN_ORDER else ""))
     assert found == before[: len(found)]
+
+
+def test_a_template_may_look_at_members_of_media_that_vllm_does_not_know(tmp_path: pathlib.Path) -> None:
+    sees_marks = (
+        "{%- set ns = namespace(marked=false) %}"
+        "{%- for m in messages %}{%- for p in m.content if p.cache_control %}{%- set ns.marked = true %}"
+        "{%- endfor %}{%- endfor %}{{ 'marked ' if ns.marked else '' }}" + IN_ORDER
+    )
+    local = tokenizer(tmp_path, sees_marks)
+    assert known(local, CHAT) != []
+    picture = {"type": "image_url", "image_url": {"url": "data:,"}, "cache_control": {"type": "ephemeral"}}
+    messages = [SYSTEM, {"role": "user", "content": [{"type": "text", "text": BEFORE}, picture]}]
+    how = what_to_tokenize(read_request(Route.CHAT, msgspec.json.encode({"messages": messages}), "tiny"))
+    assert isinstance(how, Ask)
+    prefix = local.prefix_now(how.body)
+    found = [] if prefix is None else prefix.tolist()
+    rendered = tokens(local, "marked " + TURN + BEFORE)
+    assert found == rendered[: len(found)]
 
 
 def test_a_chat_that_begins_with_an_image_and_one_of_special_tokens_are_not_known(

@@ -236,6 +236,17 @@ def test_images_are_stubs_that_cost_nothing_and_count_for_the_load() -> None:
     assert how.kind != what_to_tokenize(chat()).kind
 
 
+def test_a_stub_has_the_members_that_vllm_gives_to_templates() -> None:
+    marks = {"cache_control": {"type": "ephemeral"}, "odd": None}
+    known = {"uuid": "u", "name": "n", "text": "t"}
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    parts = [{"type": "text", "text": "see"}, picture | marks | known]
+    how = what_to_tokenize(chat(messages=[{"role": "user", "content": parts}]))
+    assert isinstance(how, Ask)
+    [message] = json.loads(how.body)["messages"]
+    assert message["content"][1] == {"type": "image"} | marks
+
+
 def test_what_no_engine_knows_shapes_nothing_and_makes_a_kind_of_its_own() -> None:
     facts = EngineFacts()
     usual, odd = chat(), chat(enable_thinking=True, num_ctx=4096)
