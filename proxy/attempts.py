@@ -6,7 +6,7 @@ Pure: nothing is sent or awaited here.
 from collections import Counter
 from collections.abc import Callable, Collection
 
-from proxy.errors import NoSocketError, NotSentError
+from proxy.errors import NotSentError, OurTroubleError
 from proxy.exchange import Reply
 from proxy.legs import AttemptFailedError, Reason
 
@@ -79,7 +79,7 @@ class Attempts:
         suspects = self._suspects()
         for failure in self._failures:
             died = dead(failure)
-            if isinstance(failure.cause, NoSocketError | NotSentError) or (
+            if isinstance(failure.cause, OurTroubleError | NotSentError) or (
                 died is not None and died != failure.instance
             ):
                 continue

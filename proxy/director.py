@@ -32,6 +32,7 @@ from proxy.errors import (
     NoSocketError,
     RequestError,
     UnavailableError,
+    UnresolvedError,
     nothing_usable,
 )
 from proxy.exchange import Call, Reply
@@ -284,6 +285,8 @@ class Director:
             return UnavailableError(
                 f"kvproxy can open no more connections ({cause.words})", headers=RETRY_SOON
             )
+        if isinstance(cause, UnresolvedError):
+            return UnavailableError(f"kvproxy cannot find its engines ({cause.words})", headers=RETRY_SOON)
         if isinstance(cause, DeadlineError | ConnectTimeoutError):
             return GatewayTimeoutError(f"no engine answered in time: {cause.words}")
         missing = [

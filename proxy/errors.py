@@ -144,8 +144,16 @@ class ConnectFailedError(LegError):
     """No connection came about: not one byte of the request has reached the engine."""
 
 
-class NoSocketError(ConnectFailedError):
-    """We could not even try: no file descriptor or local port is left here. It says nothing of the engine."""
+class OurTroubleError(ConnectFailedError):
+    """We could not even try. It says nothing of the engine."""
+
+
+class NoSocketError(OurTroubleError):
+    """No file descriptor or local port is left here."""
+
+
+class UnresolvedError(OurTroubleError):
+    """The resolver does not tell an address of the engine's name, and none was known before."""
 
 
 class NotSentError(ConnectFailedError):

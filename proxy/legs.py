@@ -16,7 +16,7 @@ from proxy.errors import (
     DeadlineError,
     LegBrokenError,
     LegError,
-    NoSocketError,
+    OurTroubleError,
     StreamFailedError,
 )
 from proxy.exchange import Call, Reply
@@ -245,7 +245,7 @@ class Legs:
         return self.dead(failure) or (failure.instance if self._fails_alone(failure) else None)
 
     def _fails_alone(self, failure: AttemptFailedError) -> bool:
-        if isinstance(failure.cause, NoSocketError):
+        if isinstance(failure.cause, OurTroubleError):
             return False
         aside = self._fleet.set_aside(failure.phase, self._clock())
         if aside.get(failure.instance) not in {"failing", "half-open", "circuit open"}:
@@ -262,7 +262,7 @@ class Legs:
         """
         cause = failure.cause
         if isinstance(cause, ConnectFailedError) and not isinstance(
-            cause, NoSocketError | ConnectTimeoutError
+            cause, OurTroubleError | ConnectTimeoutError
         ):
             return failure.instance
         for address in (failure.instance, failure.prefill_on):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 
-from proxy.errors import ConnectFailedError, LegBrokenError, LegError, NoSocketError, TooLongError
+from proxy.errors import ConnectFailedError, LegBrokenError, LegError, OurTroubleError, TooLongError
 
 HEALTH = "/health"
 MODELS = "/v1/models"
@@ -129,7 +129,7 @@ class Checker:
             return None
 
     def _without_answer(self, instance: str, error: LegError, begun_at: float) -> Check:
-        if isinstance(error, NoSocketError):
+        if isinstance(error, OurTroubleError):
             return Check(Finding.NOTHING, error.words)
         if isinstance(error, ConnectFailedError):
             return Check(Finding.UNREACHABLE, error.words)

@@ -65,6 +65,8 @@ class HealthBook:
         self._clock = clock
         self._went_down = went_down
         self._down_at: dict[str, float] = {}
+        self._unchecked: dict[str, str] = {}
+        """Those that could not be checked last time, and why."""
 
     # -- what checks find ---------------------------------------------------------------------------------
 
@@ -72,9 +74,15 @@ class HealthBook:
         """A check was not answered as it should be."""
         log.debug("%s: a check found it %s: %s", instance.address, check.finding, check.words)
         before = instance.breaker.standing
+        if check.finding is not Finding.NOTHING:
+            self._unchecked.pop(instance.address, None)
         match check.finding:
             case Finding.NOTHING:
-                log.warning("%s could not be checked: %s", instance.address, check.words)
+                if self._unchecked.get(instance.address) != check.words:
+                    self._unchecked[instance.address] = check.words
+                    log.warning("%s could not be checked: %s", instance.address, check.words)
+                if instance.status is Status.STARTING:
+                    instance.why_down = check.words
                 return
             case Finding.BUSY:
                 instance.breaker.busy()
@@ -91,6 +99,7 @@ class HealthBook:
 
     def answered(self, instance: Instance) -> None:
         """A check was answered, and the engine serves what it should."""
+        self._unchecked.pop(instance.address, None)
         before = instance.breaker.standing
         instance.breaker.answered(self._clock())
         if instance.status is not Status.UP:
@@ -110,6 +119,7 @@ class HealthBook:
 
     def asleep(self, instance: Instance) -> None:
         """A check was answered, and the engine says that it sleeps."""
+        self._unchecked.pop(instance.address, None)
         before = instance.breaker.standing
         instance.breaker.answered(self._clock())
         if instance.status is not Status.ASLEEP:
@@ -163,6 +173,7 @@ class HealthBook:
     def forget(self, address: str) -> None:
         """The instance at an address was removed."""
         self._down_at.pop(address, None)
+        self._unchecked.pop(address, None)
 
     # -- inside -------------------------------------------------------------------------------------------
 

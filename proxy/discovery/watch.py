@@ -27,8 +27,8 @@ from proxy.errors import (
     ConnectTimeoutError,
     KvproxyError,
     LegError,
-    NoSocketError,
     NotFoundError,
+    OurTroubleError,
 )
 from proxy.instances import Fleet, Instance, Status
 from proxy.state import NOTHING, Present, Restored
@@ -246,7 +246,7 @@ class FleetWatch:
 
     def leg_failed(self, instance: Instance, error: LegError) -> None:
         """As the director tells: a refused connection is believed at once, anything else is looked into."""
-        if isinstance(error, NoSocketError):
+        if isinstance(error, OurTroubleError):
             return
         if instance.status is Status.ASLEEP:
             self._wake(instance.address)

@@ -25,10 +25,12 @@ from proxy.errors import (
     LegBrokenError,
     NoSocketError,
     TooLongError,
+    UnresolvedError,
 )
 from proxy.headers import Headers
 from proxy.tls import engine_context
 from proxy.upstream.bounds import in_words, most_bytes
+from proxy.upstream.names import FRESH_S, SILENT_S, Names, ResolverError
 from proxy.upstream.pool import Pool
 
 KEEPALIVE_S = 4.0
@@ -170,6 +172,7 @@ class EngineClient:
         self._tls = engine_context(engine_ca)
         self._https: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
+        self._names = Names(fresh_s=FRESH_S, silent_s=min(SILENT_S, connect_timeout_s * 0.8))
         self._waits = _Waits()
 
     def reach(self, spec: InstanceSpec) -> None:
@@ -190,7 +193,13 @@ class EngineClient:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=Pool(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=self._tls),
+            connector=Pool(
+                limit=0,
+                keepalive_timeout=KEEPALIVE_S,
+                ssl=self._tls,
+                resolver=self._names,
+                use_dns_cache=False,  # names are remembered longer than by aiohttp, and never waited for twice
+            ),
             timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -203,6 +212,7 @@ class EngineClient:
     ) -> None:
         if self._session is not None:
             await self._session.close()
+        await self._names.close()
 
     async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> EngineAnswer:
         """Send a leg and wait for the head of its answer.
@@ -290,9 +300,14 @@ class EngineClient:
                 )
         except aiohttp.ConnectionTimeoutError as error:
             words = f"no connection within {self._connect_timeout_s:g} s"
+            self._names.doubt(_host(instance))
             raise ConnectTimeoutError(instance, words) from error
         except aiohttp.ClientConnectorError as error:
+            if isinstance(cause := error.os_error, ResolverError):
+                raise UnresolvedError(instance, f"its address is not known: {cause}") from error
             ours = getattr(error, "errno", None) in _NOTHING_LEFT_HERE
+            if not ours:
+                self._names.doubt(_host(instance))
             raise (NoSocketError if ours else ConnectFailedError)(instance, _words(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise LegBrokenError(instance, f"no answer ({_words(error)})") from error
@@ -300,6 +315,10 @@ class EngineClient:
             response.close()
             raise LegBrokenError(instance, f"status {response.status} is no answer")
         return EngineAnswer(instance, path, response, self._waits, len(body or b""))
+
+
+def _host(instance: str) -> str:
+    return instance.rpartition(":")[0].strip("[]")
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:

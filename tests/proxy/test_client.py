@@ -58,14 +58,14 @@ async def test_no_address_is_in_the_words_of_a_connection_that_failed_late(
     async def fails(_loop: object, _socket: socket.socket, address: tuple[str, int]) -> None:
         raise OSError(next(number), f"Connect call failed {address}")  # in asyncio's words
 
-    async def addresses(*_: object, **__: object) -> object:
+    def addresses(*_: object, **__: object) -> object:
         return [
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n + 1}", 1)) for n in range(len(errors))
         ]
 
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(type(loop), "sock_connect", fails)
-    monkeypatch.setattr(type(loop), "getaddrinfo", addresses)
+    monkeypatch.setattr(socket, "getaddrinfo", addresses)
     async with EngineClient() as client:
         with pytest.raises(ConnectFailedError) as failed:
             await client.post("engine.test:1", PATH, BODY, [])

@@ -1,0 +1,228 @@
+"""A name that was resolved once has an address for good: whoever connects never waits for a resolver that has answered
+before, and a resolver's silence is no engine's.
+
+Addresses are looked up anew beside the connections that use them. Lookups run in daemon threads of their own: a
+resolver that is silent holds one up for half a minute, which neither other threads nor the end of the process should
+wait for.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from proxy.tasks import TaskOwner
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 5.0
+"""An address that is older is looked up anew, and used meanwhile."""
+SILENT_S = 1.5
+"""A resolver that takes longer is silent: less than a check has, so that it is called so and not the engine."""
+FORGOTTEN_S = 3600.0
+"""A name that nobody used for so long is that of an engine that left."""
+
+MOST_LOOKUPS = 16
+"""At once, each a thread."""
+
+_NO_ADDRESS = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY})
+
+_Key = tuple[str, int]
+_Addresses = list[tuple[socket.AddressFamily, int, str]]
+"""Family, protocol and address of each."""
+
+
+class ResolverError(OSError):
+    """The resolver did not answer, or said that it cannot; that says nothing of the host."""
+
+
+class _Known:
+    """What is known of a name."""
+
+    def __init__(self, addresses: _Addresses, now: float) -> None:
+        self.addresses = addresses
+        self.asked_at = now
+        self.used_at = now
+        self.turn = 0
+
+
+class _Lookup(NamedTuple):
+    """One question that is under way."""
+
+    task: "asyncio.Task[OSError | None]"
+    begun_at: float
+
+
+class Names(AbstractResolver):
+    """The addresses of engines' names. Close it."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        fresh_s: float = FRESH_S,
+        silent_s: float = SILENT_S,
+    ) -> None:
+        self._clock = clock
+        self._fresh_s = fresh_s
+        self._silent_s = silent_s
+        self._known: dict[_Key, _Known] = {}
+        self._asking: dict[_Key, _Lookup] = {}
+        self._tasks = TaskOwner("names")
+        self._places = asyncio.Semaphore(MOST_LOOKUPS)
+        self._in_trouble = False
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """The addresses of a name, each of several first in turn.
+
+        Raises ResolverError, or socket.gaierror for a name that has none, only if none was ever known.
+        """
+        key = (host, int(family))
+        known = self._known.get(key)
+        if known is None:
+            known = await self._first(key)
+        elif self._clock() - known.asked_at >= self._fresh_s:
+            self._ask(key)
+        known.used_at = self._clock()
+        known.turn = (known.turn + 1) % len(known.addresses)
+        in_turn = known.addresses[known.turn :] + known.addresses[: known.turn]
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=kind,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for kind, protocol, address in in_turn
+        ]
+
+    def doubt(self, host: str) -> None:
+        """Nobody could be connected to there: the name may stand for another address by now."""
+        for key in self._known:
+            if key[0] == host:
+                self._ask(key)
+
+    async def close(self) -> None:
+        """Ask no more."""
+        await self._tasks.close()
+
+    async def _first(self, key: _Key) -> _Known:
+        lookup = self._ask(key)
+        try:
+            async with asyncio.timeout(max(0.0, lookup.begun_at + self._silent_s - self._clock())):
+                error = await asyncio.shield(lookup.task)
+        except TimeoutError:
+            raise ResolverError("kvproxy's resolver does not answer") from None
+        if error is not None:
+            raise type(error)(*error.args)  # each who waits gets one of its own
+        return self._known[key]
+
+    def _ask(self, key: _Key) -> _Lookup:
+        """Look a name up; once for all who wait for it."""
+        if (lookup := self._asking.get(key)) is None:
+            now = self._clock()
+            if (known := self._known.get(key)) is not None:
+                known.asked_at = now
+            task = self._tasks.create(self._look_up(key), name=f"address of {key[0]}")
+            lookup = self._asking[key] = _Lookup(task, now)
+            task.add_done_callback(lambda _: self._asking.pop(key, None))
+        return lookup
+
+    async def _look_up(self, key: _Key) -> OSError | None:
+        """What went wrong, if that leaves the name unknown."""
+        async with self._places:
+            answer = _in_thread(key)
+            await asyncio.wait({answer}, timeout=self._silent_s)
+            if not answer.done():
+                self._trouble(key, "does not answer")
+            try:
+                addresses = await answer
+            except socket.gaierror as error:
+                if has_none := error.errno in _NO_ADDRESS:
+                    self._well()
+                else:
+                    self._trouble(key, f"says: {error.strerror}")
+                if key in self._known:
+                    return None  # what it was before is better than nothing
+                return error if has_none else ResolverError(f"kvproxy's resolver says: {error.strerror}")
+        self._well()
+        now = self._clock()
+        for old in [k for k, known in self._known.items() if now - known.used_at > FORGOTTEN_S and k != key]:
+            del self._known[old]
+        known = self._known.setdefault(key, _Known(addresses, now))
+        known.addresses, known.asked_at = addresses, now
+        known.turn %= len(addresses)
+        return None
+
+    def _trouble(self, key: _Key, what: str) -> None:
+        if not self._in_trouble:
+            self._in_trouble = True
+            log.warning(
+                "the resolver %s when asked for %s: engines are reached at the addresses known before",
+                what,
+                key[0],
+            )
+
+    def _well(self) -> None:
+        if self._in_trouble:
+            self._in_trouble = False
+            log.info("the resolver answers again")
+
+
+def _in_thread(key: _Key) -> "asyncio.Future[_Addresses]":
+    """The answer of the resolver; cancelling it leaves its thread to itself."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[_Addresses] = loop.create_future()
+
+    def tell(result: _Addresses | None, error: OSError | None) -> None:
+        if answer.done():
+            return
+        if result:
+            answer.set_result(result)
+        else:
+            answer.set_exception(error or socket.gaierror(socket.EAI_NONAME, "no address"))
+
+    def ask() -> None:
+        result: _Addresses | None = None
+        failed: OSError | None = None
+        try:
+            result = _addresses(*key)
+        except OSError as error:
+            failed = (
+                error
+                if isinstance(error, socket.gaierror)
+                else socket.gaierror(socket.EAI_FAIL, str(error.strerror))
+            )
+        except UnicodeError:
+            failed = socket.gaierror(socket.EAI_NONAME, "not a name")
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, result, failed)
+
+    threading.Thread(target=ask, name=f"address of {key[0]}", daemon=True).start()
+    return answer
+
+
+def _addresses(host: str, family: int) -> _Addresses:
+    found: _Addresses = []
+    infos: list[Any] = socket.getaddrinfo(
+        host, None, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+    )
+    for kind, _, protocol, _, address in infos:
+        scoped = kind is socket.AF_INET6 and len(address) > 3 and address[3]
+        name = (
+            socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+            if scoped
+            else address[0]
+        )
+        found.append((kind, protocol, name))
+    return found
