@@ -6,11 +6,12 @@ prompt's last blocks that too few tokens follow have no key there.
 
 A key is made in two steps, so that numpy makes thousands at once and a run can continue at any depth.
 
-* The digest of a block is two 32-bit words, each the upper half of `e + sum(token[j] * a[j]) mod 2**64` with a
-  secret multiplier for each place in a block; `e` is a keyed BLAKE2b of the block size, of the number of tokens
-  behind the block that count, if any, and of the extra keys in one canonical form. Two different blocks have equal words with probability 2**-32 each: multilinear hashing with
-  the lower half cut off, which is universal for any 32-bit tokens (Lemire and Kaser, "Strongly universal string
-  hashing is fast", 2014; without the cut, tokens that differ by multiples of 2**17 would collide far too often).
+* The digest of a block is two 32-bit words, each the upper half of `e + sum(token[j] * a[j]) mod 2**64` with
+  a secret multiplier for each place in a block; `e` is a keyed BLAKE2b of the block size, of the number of
+  tokens behind the block that count, if any, and of the extra keys in one canonical form. Two different
+  blocks have equal words with probability 2**-32 each: multilinear hashing with the lower half cut off, which
+  is universal for any 32-bit tokens (Lemire and Kaser, "Strongly universal string hashing is fast", 2014;
+  without the cut, tokens that differ by multiples of 2**17 would collide far too often).
 * A prompt is cut into bands of 127 blocks. Inside a band the key is the band's seed plus the sum of
   `word * k[place in the band]` over its digests so far, mod 2**53, beside the place (7 bits, never 0). The seed of
   the next band is a keyed BLAKE2b of the last key, so a key says all that is needed to go on from it.

@@ -215,7 +215,8 @@ class Accuracy:
     ) -> Comparison:
         """A leg is sent now. `keys`: of the prompt's full blocks; `index`: what the rank's was worth.
 
-        `goes_on`: the prompt has more blocks, which are not known. `learned` tells block size and keys once more before a miss is judged: if it is not known yet, none is stored.
+        `goes_on`: the prompt has more blocks, which are not known. `learned` tells block size and keys once
+        more before a miss is judged: if it is not known yet, none is stored.
         """
         of = self._ranks.get((instance, rank))
         if of is None:

@@ -201,8 +201,9 @@ class Director:
     async def _another(self, attempts: Attempts, retry: ExitStack) -> bool:
         """Whether to try again; returns when it is time to. `retry` gets what is to be given back after the attempt.
 
-        Leaving an instance that has died, or that fails while others do not, adds no load anywhere, so it is free and
-        at once; so is leaving one that is full or does not have the model, which did nothing. Anything else is paid from the budget, after a pause; meanwhile the instance may turn out to be dead.
+        Leaving an instance that has died, or that fails while others do not, adds no load anywhere, so it is
+        free and at once; so is leaving one that is full or does not have the model, which did nothing.
+        Anything else is paid from the budget, after a pause; meanwhile the instance may turn out to be dead.
         """
         failure = attempts.last
         if attempts.free:

@@ -67,7 +67,10 @@ class _Unheard(enum.StrEnum):
     )
     UNTOLD = "does not tell where it publishes KV events, so it is chosen by load alone; name its sources"
     REFUSED = "tells of addresses for KV events that it may not name, so it is chosen by load alone; name its sources"
-    UNREAD = "tells where it publishes KV events in a form that is not understood, so it is chosen by load alone; name its sources"
+    UNREAD = (
+        "tells where it publishes KV events in a form that is not understood, so it is chosen by load alone;"
+        " name its sources"
+    )
 
 
 class _Untold(NamedTuple):
