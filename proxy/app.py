@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import resource
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -22,6 +23,7 @@ from proxy.app_keys import (
     ADAPTERS,
     BODIES,
     CONFIG,
+    DESCRIPTORS,
     DIRECTOR,
     DRAINING,
     FLEET,
@@ -43,10 +45,12 @@ from proxy.config import AllowedInstances, Config, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.cors import CorsRules
 from proxy.cross_origin import allow_origins
+from proxy.descriptors import Descriptors, open_descriptors
 from proxy.director import Director
 from proxy.discovery import Adapters, Believing, EventFeeds, FleetWatch
 from proxy.discovery.told import ToldRules
 from proxy.doctor import Doctor
+from proxy.doors import keep_room
 from proxy.errors import ConfigError
 from proxy.handlers import adapters, admin, doctor, observe, openai, openapi
 from proxy.healing import Healing
@@ -129,6 +133,18 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             log.warning("%s names groups, and without --salt-by-client all keys share all caches", file)
     app[FLEET] = fleet
     app[METRICS] = Metrics(registry, known=lambda address: fleet.get(address) is not None)
+    app[DESCRIPTORS] = descriptors = Descriptors(
+        resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        open_now=open_descriptors,
+        clock=time.monotonic,
+        accounts=app[METRICS],
+        with_operators=config.security.admin_port is not None,
+    )
+    app[METRICS].show_connections(
+        clients=lambda: descriptors.connections,
+        operators=lambda: descriptors.operators,
+        engines=lambda: descriptors.legs,
+    )
     app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)
     app[READER] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
     app[HEALING] = Healing(fleet, index, app[METRICS], time.monotonic)
@@ -161,6 +177,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
             engine_api_key=config.engine_api_key,
             engine_ca=config.security.engine_ca,
             connect_timeout_s=config.deadlines.connect_s,
+            descriptors=descriptors,
         ) as client:
             asks_s = config.health.timeout_s
             feeds = (
@@ -215,6 +232,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 believing = Believing(fleet, accuracy, feeds, time.monotonic)
                 feed_tasks.create(believing.keep_looking(), name="accuracy")
             tokenizer.start()
+            feed_tasks.create(keep_room(descriptors), name="descriptors")
             yield
             await examiner.close(CLEANUP_S)
             await leg_tasks.drained(CLEANUP_S)

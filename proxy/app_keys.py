@@ -9,6 +9,7 @@ from proxy.accuracy import Accuracy
 from proxy.admission import BodyBudget, Gate
 from proxy.client_salts import ClientSalts
 from proxy.config import Config
+from proxy.descriptors import Descriptors
 from proxy.director import Director
 from proxy.discovery import Adapters, FleetWatch
 from proxy.healing import Healing
@@ -25,6 +26,7 @@ WATCH: web.AppKey[FleetWatch] = web.AppKey("watch", FleetWatch)
 ADAPTERS: web.AppKey[Adapters] = web.AppKey("adapters", Adapters)
 GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
 BODIES: web.AppKey[BodyBudget] = web.AppKey("bodies", BodyBudget)
+DESCRIPTORS: web.AppKey[Descriptors] = web.AppKey("descriptors", Descriptors)
 READER: web.AppKey[ThreadPoolExecutor] = web.AppKey("reader", ThreadPoolExecutor)
 """The one thread that reads large bodies: what reading takes in passing, many times a body's size, it takes once."""
 SALTS: web.AppKey[ClientSalts] = web.AppKey("salts", ClientSalts)

@@ -11,9 +11,10 @@ from typing import Any
 
 from aiohttp import http_exceptions, web
 
+from proxy.doors import Door
 from proxy.errors import BadRequestError, RequestError, envelope
 from proxy.headers import REQUEST_ID
-from proxy.middlewares import SERVER, enveloped
+from proxy.middlewares import SERVER, SPARE_KEY, enveloped
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +38,30 @@ IDLE_CONNECTION_S = 75.0
 class Connection(web.RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_body_bytes", "_counted", "_head_bytes", "_head_timer")
+    __slots__ = ("_body_bytes", "_counted", "_door", "_head_bytes", "_head_timer")
 
-    def __init__(self, manager: web.Server, **settings: Any) -> None:
+    def __init__(self, manager: web.Server, door: Door, **settings: Any) -> None:
         super().__init__(manager, **settings)
+        self._door = door
         self._head_bytes = 0
         self._body_bytes = 0
         self._counted = 0
         self._head_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request: for its first, maybe before aiohttp does, or for another."""
+        return self._waits and not self._messages
+
+    @property
+    def _waits(self) -> bool:
+        return not self._waiter.done() if self._waiter is not None else not self._request_count
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It stays if there is a descriptor for it."""
+        super().connection_made(transport)
+        if not self._door.comes(self):
+            self.force_close()
 
     def data_received(self, data: bytes) -> None:
         """Bytes that leave aiohttp waiting for a request are part of a head: of one, so far.
@@ -53,8 +70,7 @@ class Connection(web.RequestHandler):
         """
         ahead = self._current_request is not None and self._current_request.content.is_eof()
         super().data_received(data)
-        waits = not self._waiter.done() if self._waiter is not None else not self._request_count
-        if not waits and not (ahead and not self._messages):
+        if not self._waits and not (ahead and not self._messages):
             self._head_ended()
             self._count_body(len(data))
         elif data:
@@ -85,6 +101,7 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the timer with the connection."""
+        self._door.leaves(self)
         self._head_ended()
         super().connection_lost(exc)
 
@@ -135,16 +152,17 @@ def _words(error: BaseException | None) -> str:
 class _Server(web.Server):
     """Makes a `Connection` of each accepted socket, which aiohttp has no setting for."""
 
-    def __init__(self, made: web.Server, settings: dict[str, Any]) -> None:
+    def __init__(self, made: web.Server, door: Door, settings: dict[str, Any]) -> None:
         super().__init__(
-            _with_envelope(made.request_handler),
+            _at_door(door, _with_envelope(made.request_handler)),
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
         )
+        self._door = door
         self._settings = settings
 
     def __call__(self) -> web.RequestHandler:
-        return Connection(self, loop=asyncio.get_running_loop(), **self._settings)
+        return Connection(self, self._door, loop=asyncio.get_running_loop(), **self._settings)
 
 
 def _with_envelope(handle: Callable[..., Awaitable[web.StreamResponse]]) -> Callable[..., Any]:
@@ -163,15 +181,38 @@ def _with_envelope(handle: Callable[..., Awaitable[web.StreamResponse]]) -> Call
     return answer
 
 
+def _at_door(door: Door, handle: Callable[..., Awaitable[web.StreamResponse]]) -> Callable[..., Any]:
+    """Tell the door which connections work; those that are spare are closed after their answer."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        if not isinstance(connection, Connection):
+            raise TypeError("a request of a connection that is not ours")
+        door.works(connection)
+        try:
+            if not door.is_spare(connection):
+                return await handle(request)
+            request[SPARE_KEY] = True
+            connection._lingering_time = 0.0  # noqa: SLF001  # a body that nobody reads would keep it from others
+            response = await handle(request)
+            response.force_close()
+            return response
+        finally:
+            door.rests(connection)
+
+    return answer
+
+
 class Runner(web.AppRunner):
     """Runs an application with the server settings kvproxy relies on.
 
     A client that leaves cancels its handler, and bodies come as they were sent.
     """
 
-    __slots__ = ("_settings",)
+    __slots__ = ("_door", "_settings")
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, door: Door) -> None:
+        self._door = door
         self._settings: dict[str, Any] = {
             "access_log": None,  # the edge middleware writes a line that knows more
             "keepalive_timeout": IDLE_CONNECTION_S,
@@ -186,4 +227,4 @@ class Runner(web.AppRunner):
         )
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self._settings)
+        return _Server(await super()._make_server(), self._door, self._settings)

@@ -7,8 +7,10 @@ import ssl
 
 from aiohttp import web
 
+from proxy.app_keys import DESCRIPTORS
 from proxy.config import Config
 from proxy.connections import Runner
+from proxy.doors import ClientDoor, OperatorDoor
 from proxy.errors import ConfigError
 from proxy.tls import server_context
 
@@ -26,9 +28,10 @@ class ServiceRunner(Runner):
 
     def __init__(self, app: web.Application, admin: web.Application | None, config: Config) -> None:
         """Raises ConfigError if the certificate cannot be used."""
-        super().__init__(app)
+        descriptors = app[DESCRIPTORS]
+        super().__init__(app, ClientDoor(descriptors))
         self._config = config
-        self.admin = Runner(admin) if admin is not None else None
+        self.admin = Runner(admin, OperatorDoor(descriptors)) if admin is not None else None
         cert, key = config.security.tls_cert, config.security.tls_key
         self._tls: ssl.SSLContext | None = server_context(cert, key) if cert and key else None
 

@@ -32,6 +32,7 @@ REFUSALS = (
     "no_engine",
     "no_prefill",
     "no_memory",
+    "no_descriptors",
     "stopping",
 )
 """Why requests are not let in; each series is there from the start, so that its first increase is seen."""
@@ -110,6 +111,15 @@ class Metrics(NullObserver):
             "no_prefill", "Requests that met no usable prefill instance, by what was done.", "action"
         )
         self._stalled = counter("stalled_clients", "Clients cut because they took nothing of their answer.")
+        self._closed = counter(
+            "connections_closed", "Client connections closed for want of file descriptors.", "reason"
+        )
+        self._connections = Gauge(
+            "kvproxy_open_connections",
+            "Open connections, by who is at the other end.",
+            ["peer"],
+            registry=registry,
+        )
         self._queued = Gauge("kvproxy_queued_requests", "Requests that wait.", registry=registry)
         self._body_bytes = Gauge(
             "kvproxy_body_bytes", "Memory held by request bodies, estimated.", registry=registry
@@ -143,6 +153,8 @@ class Metrics(NullObserver):
             self._restores.labels(outcome)
         for phase in Phase:
             self._retries_refused.labels(phase.value)
+        for reason in ("idle", "refused"):
+            self._closed.labels(reason)
         for reason in REFUSALS:
             self._refusals.labels(reason)
         for action in WhenNoPrefill:
@@ -221,7 +233,7 @@ class Metrics(NullObserver):
         self._waits.observe(seconds)
 
     def refused(self, reason: str) -> None:
-        """As `admission.QueueAccounts`, and `no_memory`."""
+        """As `admission.QueueAccounts`, and `no_memory` and `no_descriptors`."""
         self._refusals.labels(reason).inc()
 
     def no_prefill(self, action: str) -> None:
@@ -231,6 +243,15 @@ class Metrics(NullObserver):
     def client_stalled(self) -> None:
         """A client took nothing of its answer for too long."""
         self._stalled.inc()
+
+    def connection_closed(self, reason: str) -> None:
+        """As `descriptors.Accounts`."""
+        self._closed.labels(reason).inc()
+
+    def show_connections(self, **counts: Callable[[], int]) -> None:
+        """Read these at every scrape, each under its peers' name."""
+        for peer, count in counts.items():
+            self._connections.labels(peer).set_function(count)
 
     def show(self, *, queued: Callable[[], int], body_bytes: Callable[[], int]) -> None:
         """Read these at every scrape."""

@@ -40,6 +40,10 @@ BODY_LEASE_KEY: web.RequestKey[BodyLease] = web.RequestKey("body_lease", BodyLea
 """The memory the request's body takes, once it is read; given back when the request ends."""
 
 
+SPARE_KEY: web.RequestKey[bool] = web.RequestKey("spare", bool)
+"""Set if the request's connection is one that is kept for probes and operators."""
+
+
 class InFlight:
     """The requests that are being answered, each in a task of its own."""
 

@@ -17,6 +17,7 @@ from proxy.app_keys import ADAPTERS, BODIES, CONFIG, DIRECTOR, METRICS, READER, 
 from proxy.clients import client_of, holder_of
 from proxy.deadlines import TimeLimit, time_limit
 from proxy.errors import (
+    RETRY_SOON,
     BadRequestError,
     EngineFailedError,
     GatewayTimeoutError,
@@ -36,6 +37,7 @@ from proxy.middlewares import (
     LOAD_KEY,
     NOTES_KEY,
     REQUEST_ID_KEY,
+    SPARE_KEY,
     STARTED_KEY,
     cut_by_us,
     error_response,
@@ -123,6 +125,14 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
 
 async def _call(request: web.Request, route: Route) -> Call:
     """Read what a request asks for. Raises RequestError."""
+    if SPARE_KEY in request:
+        reason = "no_descriptors"
+        request.app[METRICS].refused(reason)
+        raise UnavailableError(
+            "kvproxy has as many connections as its file descriptors allow",
+            headers=RETRY_SOON | {"Connection": "close"},
+            reason=reason,
+        )
     generation = salted(request, await generation_request(request, route))
     client = client_of(request, request.app[CONFIG].admission.client_header)
     return Call(

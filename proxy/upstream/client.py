@@ -18,6 +18,7 @@ import msgspec
 from multidict import CIMultiDict
 
 from proxy.config import Deadlines, InstanceSpec
+from proxy.descriptors import Descriptors
 from proxy.errors import (
     ConnectFailedError,
     ConnectTimeoutError,
@@ -165,8 +166,13 @@ class EngineClient:
         engine_api_key: str | None = None,
         engine_ca: pathlib.Path | None = None,
         connect_timeout_s: float = Deadlines().connect_s,
+        descriptors: Descriptors | None = None,
     ) -> None:
-        """`engine_ca`: a file of the authorities that certify https engines. Raises ConfigError."""
+        """`engine_ca`: a file of the authorities that certify https engines; `descriptors`: what bounds its connections.
+
+        Raises ConfigError.
+        """
+        self._descriptors = descriptors
         self._connect_timeout_s = connect_timeout_s
         self._authorization = {"Authorization": f"Bearer {engine_api_key}"} if engine_api_key else {}
         self._tls = engine_context(engine_ca)
@@ -194,6 +200,7 @@ class EngineClient:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=Pool(
+                self._descriptors,
                 limit=0,
                 keepalive_timeout=KEEPALIVE_S,
                 ssl=self._tls,

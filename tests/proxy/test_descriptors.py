@@ -1,0 +1,399 @@
+"""However many connections there are, engines are reached, probes and operators are answered, and what is closed is told."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Sequence
+
+import aiohttp
+import pytest
+
+from proxy.app_keys import DESCRIPTORS
+from proxy.config import Health
+from proxy.descriptors import Descriptors, Place
+from proxy.doors import ClientDoor, OperatorDoor
+from proxy.errors import NoSocketError
+from proxy.simulation import StandIn
+from proxy.upstream.client import EngineClient
+from tests.proxy.service import Answer, Pair, ask, fleet
+
+# -- decisions ----------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Descriptors of a process that has so many open for itself; its clock and counts are the test's."""
+
+    def __init__(self, limit: int, own: int, *, with_operators: bool = False) -> None:
+        self.now = 0.0
+        self.own: int | None = own
+        self.looks = 0
+        self.legs = 0
+        self.told: list[str] = []
+        self.them = Descriptors(
+            limit,
+            open_now=self._open,
+            clock=lambda: self.now,
+            accounts=self,
+            with_operators=with_operators,
+        )
+        self.them.count_legs = lambda: self.legs
+
+    def _open(self) -> int | None:
+        self.looks += 1
+        if self.own is None:
+            return None
+        return self.own + self.legs + self.them.connections + self.them.operators
+
+    def connection_closed(self, reason: str) -> None:
+        self.told.append(reason)
+
+
+class Guest:
+    def __init__(self, door: ClientDoor | OperatorDoor) -> None:
+        self.is_idle = True
+        self.closed = False
+        self.came = door.comes(self)
+
+    def force_close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(
+    ("limit", "own", "with_operators", "spare", "shared"),
+    [
+        (64, 30, False, 4, 30),
+        (64, 30, True, 4, 26),
+        (1024, 60, False, 64, 900),
+        (1024, 60, True, 64, 836),
+        (16_384, 100, True, 128, 16_028),
+        (65_536, 100, False, 128, 61_212),
+        (-1, 100, False, 128, (1 << 20) - 100 - 65_536 - 128),
+        (32, 60, False, 4, 2),
+    ],
+)
+def test_what_is_there_is_divided(
+    limit: int, own: int, with_operators: bool, spare: int, shared: int
+) -> None:
+    them = Bench(limit, own, with_operators=with_operators).them
+    assert (them.spare, them.shared) == (spare, shared)
+
+
+def test_clients_and_legs_may_have_what_the_others_leave_up_to_three_quarters() -> None:
+    bench = Bench(64, 30)  # 30 to share
+    places = [bench.them.client_comes() for _ in range(40)]
+    assert places == [Place.SHARED] * 23 + [Place.SPARE] * 4 + [Place.NONE] * 13
+    assert bench.told == ["refused"] * 13
+    for bench.legs in range(1, 8):
+        assert bench.them.leg_fits()
+    bench.legs = 8
+    assert not bench.them.leg_fits()
+
+    bench = Bench(64, 30)
+    for bench.legs in range(1, 24):
+        assert bench.them.leg_fits()
+    bench.legs = 24
+    assert not bench.them.leg_fits()
+    bench.legs = 23
+    assert [bench.them.client_comes() for _ in range(9)] == [Place.SHARED] * 7 + [Place.SPARE] * 2
+
+
+def test_for_a_leg_an_idle_client_goes() -> None:
+    bench = Bench(64, 30)
+    door = ClientDoor(bench.them)
+    guests = [Guest(door) for _ in range(23)]
+    bench.legs = 8
+    assert bench.them.leg_fits()
+    assert [guest.closed for guest in guests] == [True] + [False] * 22
+    assert bench.told == ["idle"]
+
+
+def test_what_the_process_opens_itself_is_seen_and_what_it_closes_comes_back() -> None:
+    bench = Bench(64, 30)
+    assert bench.them.shared == 30
+    bench.own = 40
+    assert bench.them.shared == 30
+    bench.now = 1.0
+    assert bench.them.shared == 20
+    bench.own = None  # none is left to look with
+    bench.now = 2.0
+    assert bench.them.shared == 20
+    bench.own = 30
+    bench.now = 3.0
+    assert bench.them.shared == 30
+    many = Bench(1 << 20, 30)
+    for many.now in range(100):
+        assert many.them.shared
+    assert many.looks == 1
+
+
+def test_when_the_process_opens_more_for_itself_idle_clients_go() -> None:
+    bench = Bench(64, 30)
+    door = ClientDoor(bench.them)
+    guests = [Guest(door) for _ in range(23)]
+    bench.them.relieve()
+    assert not bench.told
+    bench.own, bench.now = 44, 1.0
+    bench.them.relieve()
+    assert [guest.closed for guest in guests] == [True] * 7 + [False] * 16
+    for guest in guests[7:]:
+        door.works(guest)
+        guest.is_idle = False
+    bench.own, bench.now = 50, 2.0
+    bench.them.relieve()
+    assert not any(guest.closed for guest in guests[7:])
+
+
+def test_who_is_idle_for_the_longest_goes_first_and_who_works_stays() -> None:
+    bench = Bench(64, 30)
+    door = ClientDoor(bench.them)
+    guests = [Guest(door) for _ in range(23)]
+    for number in (0, 1, 2):
+        door.works(guests[number])
+        guests[number].is_idle = False
+    door.rests(guests[0])
+    guests[0].is_idle = True
+    guests[3].is_idle = False  # it is being written to, as the door does not know
+    late = [Guest(door) for _ in range(19)]
+    assert all(guest.came for guest in late)
+    assert [n for n, guest in enumerate(guests) if guest.closed] == list(range(4, 23))
+    newest = Guest(door)
+    assert guests[0].closed
+    assert newest.came
+    assert bench.told == ["idle"] * 20
+    assert bench.them.connections == 23
+
+
+def test_where_all_work_some_come_for_one_answer_and_then_none() -> None:
+    bench = Bench(64, 30)
+    door = ClientDoor(bench.them)
+    guests = []
+    for _ in range(30):
+        guests.append(Guest(door))
+        door.works(guests[-1])
+        guests[-1].is_idle = False
+    assert [door.is_spare(guest) for guest in guests] == [False] * 23 + [True] * 4 + [False] * 3
+    assert [guest.came for guest in guests] == [True] * 27 + [False] * 3
+    assert bench.told == ["refused"] * 3
+    door.leaves(guests[24])
+    door.leaves(guests[24])
+    assert door.is_spare(Guest(door))
+    for guest in guests:
+        door.leaves(guest)
+    assert bench.them.connections == 1  # the one that came last
+
+
+def test_operators_have_their_own() -> None:
+    bench = Bench(64, 30, with_operators=True)
+    clients, door = ClientDoor(bench.them), OperatorDoor(bench.them)
+    for _ in range(50):
+        Guest(clients)
+    guests = [Guest(door) for _ in range(6)]
+    assert [guest.closed for guest in guests] == [True, True, False, False, False, False]
+    for guest in guests[2:]:
+        door.works(guest)
+        guest.is_idle = False
+    assert not Guest(door).came
+    door.leaves(guests[2])
+    assert Guest(door).came
+    assert bench.them.operators == 4
+
+
+def test_the_log_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(64, 30)
+    for _ in range(100):
+        bench.them.closed("idle")
+    bench.them.closed("refused")
+    assert len(caplog.records) == 1
+    bench.now = 60.0
+    bench.them.closed("idle")
+    assert len(caplog.records) == 2
+    assert "ulimit -Hn" in caplog.text
+    assert "100 idle connections were closed and 1 new ones refused" in caplog.text
+
+
+# -- a process that has few ----------------------------------------------------------------------------------
+
+
+class Limited:
+    """A kvproxy with few descriptors, and what it said."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.url = self.admin_url = ""
+
+    async def listening(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.lines.append(line.decode())
+            if found := re.search(r"listening on (http://\S+) and (http://\S+),", line.decode()):
+                self.url, self.admin_url = found.groups()
+                return
+
+    async def read_on(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.lines.append(line.decode())
+
+    async def metric(self, session: aiohttp.ClientSession, series: str) -> float:
+        text = (await ask(session, self.admin_url, "/metrics")).body.decode()
+        return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(series))
+
+
+@contextlib.asynccontextmanager
+async def limited(pair: Pair, descriptors: int, *flags: str) -> AsyncIterator[Limited]:
+    arguments: Sequence[str] = (
+        sys.executable, "-m", "proxy", "serve", "-m", "tiny", "-p", pair.engines.prefill[0].address,
+        "-d", pair.engines.decode[0].address, "--port", "0", "--admin-port", "0", *flags,
+    )  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        "sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", *arguments,
+        stderr=asyncio.subprocess.PIPE, env=dict(os.environ),
+    )  # fmt: skip
+    them = Limited(process)
+    reading: asyncio.Task[None] | None = None
+    try:
+        async with asyncio.timeout(30):
+            await them.listening()
+            reading = asyncio.get_running_loop().create_task(them.read_on(), name="stderr")
+            while (await ask(pair.service.session, them.admin_url, "/ready")).status != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        yield them
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        if reading is not None:
+            await reading
+
+
+@contextlib.asynccontextmanager
+async def crowd(url: str, count: int, sent: bytes = b"") -> AsyncIterator[list[asyncio.StreamReader]]:
+    """So many connections that send this and then nothing."""
+    port = int(url.rpartition(":")[2])
+    made = []
+    try:
+        for _ in range(count):
+            made.append(await asyncio.open_connection("127.0.0.1", port))
+            made[-1][1].write(sent)
+        yield [reader for reader, _ in made]
+    finally:
+        for _, writer in made:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def asked_anew(url: str, path: str, body: object = None) -> Answer:
+    """As a probe asks: on a connection of its own."""
+    async with aiohttp.ClientSession() as session:
+        return await ask(session, url, path, body)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nX-A: "], ids=["silent", "half a head"])
+@pytest.mark.parametrize("events", ["off", "auto"])
+async def test_idle_connections_lock_neither_probes_nor_operators_nor_clients_out(
+    sent: bytes, events: str
+) -> None:
+    async with (
+        fleet(prefill=1, decode=1) as pair,
+        limited(pair, 64, "--kv-events", events) as them,
+        crowd(them.url, 100, sent) as readers,
+        crowd(them.admin_url, 40, sent),
+    ):
+        for n in range(5):
+            assert (await asked_anew(them.url, "/health")).status == 200
+            assert (await asked_anew(them.admin_url, "/health")).status == 200
+            body = {"model": "tiny", "prompt": f"hello {n}", "max_tokens": 2}
+            assert (await asked_anew(them.url, "/v1/completions", body)).status == 200
+        async with asyncio.timeout(20):
+            assert not await readers[0].read()  # who came first was closed first
+        async with aiohttp.ClientSession() as session:
+            closed = await them.metric(session, 'kvproxy_connections_closed_total{reason="idle"}')
+            assert closed > 50
+            assert 0 < await them.metric(session, 'kvproxy_open_connections{peer="clients"}') < 40
+        warnings = [line for line in them.lines if "file descriptors are short: of 64" in line]
+        assert len(warnings) == 1
+
+
+async def test_where_all_connections_work_probes_are_answered_and_nobody_is_kept_in_silence() -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    async with (
+        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        limited(pair, 64, "--kv-events", "off") as them,
+        crowd(them.url, 60, head),
+    ):
+        async with aiohttp.ClientSession() as session:
+            async with asyncio.timeout(20):
+                while not await them.metric(  # noqa: ASYNC110  # asked over HTTP
+                    session, 'kvproxy_refused_requests_total{reason="no_descriptors"}'
+                ):
+                    await asyncio.sleep(0.05)
+        for _ in range(8):  # more than there are spare ones
+            assert (await asked_anew(them.url, "/health")).status == 200
+            assert (await asked_anew(them.admin_url, "/health")).status == 200
+            body = {"model": "tiny", "prompt": "hello", "max_tokens": 2}
+            refused = await asked_anew(them.url, "/v1/completions", body)
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+            async with crowd(them.url, 1, head) as [reader]:  # and its body never ends
+                async with asyncio.timeout(20):
+                    assert b" 503 " in await reader.readline()
+
+
+async def test_a_spare_connection_gets_one_answer_and_generates_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+            descriptors = pair.service.app[DESCRIPTORS]
+            while descriptors.client_comes() is Place.SHARED:  # as if so many were at work
+                descriptors.clients = descriptors.shared
+            health = await asked_anew(pair.service.url, "/health")
+            assert (health.status, health.headers["Connection"]) == (200, "close")
+            body = {"model": "tiny", "prompt": "hello", "max_tokens": 2}
+            refused = await asked_anew(pair.service.url, "/v1/completions", body)
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+            assert refused.headers["Connection"] == "close"
+            assert "file descriptors" in json.loads(refused.body)["error"]["message"]
+            descriptors.clients, descriptors.spares = 1, 0
+            counted = await pair.service.metric("kvproxy_refused_requests_total", reason="no_descriptors")
+            assert counted == 1
+            assert (await asked_anew(pair.service.url, "/v1/completions", body)).status == 200
+
+
+async def test_connections_to_engines_end_at_their_share_and_no_engine_is_blamed() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False, health=Health(interval_s=60)) as pair:
+        descriptors = pair.service.app[DESCRIPTORS]
+        instances = list(pair.service.fleet)
+        descriptors.limit, descriptors._own = 1, 0  # two are left for clients and legs together
+        descriptors.clients = 2
+        answer = await asked_anew(pair.service.url, "/v1/completions", {"prompt": "hello", "max_tokens": 2})
+        assert answer.status == 503
+        assert all(instance.breaker.state == "closed" for instance in instances)
+        descriptors.limit, descriptors.clients, descriptors.spares = 1 << 20, 0, 0
+        answer = await asked_anew(pair.service.url, "/v1/completions", {"prompt": "hello", "max_tokens": 2})
+        assert answer.status == 200
+
+
+async def test_free_connections_to_engines_make_room_for_new_ones_and_those_in_use_do_not() -> None:
+    bench = Bench(8, 0)  # four to share, so three for engines
+    bench.own = None
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(EngineClient(descriptors=bench.them))
+        made = [await stack.enter_async_context(StandIn()) for _ in range(6)]
+        for engine in made:
+            assert await client.get_status(engine.address, "/health", 10) == 200
+            assert bench.them.legs <= 3
+        body = b'{"model": "tiny", "prompt": "x", "max_tokens": 4000, "ignore_eos": true, "stream": true}'
+        answers = [await client.post(engine.address, "/v1/completions", body, []) for engine in made[:3]]
+        assert bench.them.legs == 3
+        with pytest.raises(NoSocketError):
+            await client.get_status(made[3].address, "/health", 10)
+        answers[0].close()
+        assert await client.get_status(made[3].address, "/health", 10) == 200
+        for answer in answers:
+            answer.close()
