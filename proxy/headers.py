@@ -72,7 +72,7 @@ MAX_CLIENT_ID_CHARS = 64
 """Of a client's id in that of its legs: two UUIDs nearly. Engines repeat it in their logs, answers and messages."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
-"""Connectors have taken ids apart at colons, and find addresses in them."""
+"""Connectors have taken ids apart at colons, and find addresses in them; a quotation mark swallows what follows in a log."""
 
 Headers = list[tuple[str, str]]
 
@@ -82,7 +82,12 @@ def leg_id(client_id: str, unique: str) -> str:
 
     KV may be paired by it, and clients use an id twice.
     """
-    return f"{_UNSAFE.sub('-', client_id[:MAX_CLIENT_ID_CHARS])}-{unique}"
+    return f"{safe_id(client_id[:MAX_CLIENT_ID_CHARS])}-{unique}"
+
+
+def safe_id(client_id: str) -> str:
+    """A client's id for the log and for engines: what reads lines takes it for one word, and so begins that of its legs."""
+    return _UNSAFE.sub("-", client_id)
 
 
 def value_of(name: str, headers: Iterable[tuple[str, str]]) -> str | None:

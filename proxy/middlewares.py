@@ -13,7 +13,7 @@ from aiohttp.typedefs import Handler
 from proxy.admission import BodyLease
 from proxy.app_keys import DRAINING, METRICS
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
-from proxy.headers import REQUEST_ID
+from proxy.headers import REQUEST_ID, safe_id
 from proxy.reading import check_framing
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             _path(request),
             status,
             (time.monotonic() - request[STARTED_KEY]) * 1000,
-            request[REQUEST_ID_KEY],
+            safe_id(request[REQUEST_ID_KEY]),
             notes,
         )
 
@@ -147,7 +147,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
             raise
         return error_response(UnavailableError("kvproxy is shutting down", headers={"Connection": "close"}))
     except Exception:
-        log.exception("%s %s failed (id %s)", request.method, _path(request), request[REQUEST_ID_KEY])
+        request_id = safe_id(request[REQUEST_ID_KEY])
+        log.exception("%s %s failed (id %s)", request.method, _path(request), request_id)
         if request.transport is not None and request.writer.output_size > 0:
             request.transport.close()  # bytes of an answer are out already; a second one must not follow
         return web.json_response(

@@ -46,6 +46,30 @@ async def test_a_request_without_trouble_has_a_short_line(caplog: pytest.LogCapt
         assert not {"attempts", "failed", "ttfb", "reason", "cut", "prompts"} & (await line(caplog)).keys()
 
 
+@pytest.mark.parametrize(
+    ("given", "logged"),
+    [
+        ("0af7-651916cd.43_dd", "0af7-651916cd.43_dd"),
+        ("a:b/c", "a-b-c"),
+        ('"', "-"),
+        ('x"outcome=ok', "x-outcome-ok"),
+        ("\\x1b[31m$(id)`;<b>'", "-x1b-31m--id----b--"),
+        ("z" * 256, "z" * 256),
+    ],
+)
+async def test_a_clients_id_is_one_plain_word_of_the_line(
+    given: str, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        answer = await pair.service.ask(
+            "/v1/completions", {"prompt": "x", "max_tokens": 1}, X_Request_Id=given
+        )
+        assert answer.headers["X-Request-Id"] == given
+        (found,) = [m for m in caplog.messages if "POST /v1/completions " in m]
+        assert f" id={logged} leg={logged[:64]}-" in found
+        assert found.count("outcome=") == 1
+
+
 @pytest.mark.parametrize("given", ["trace/1", None])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_the_line_an_engines_legs_and_the_answer_are_joined_by_one_id(
@@ -56,7 +80,7 @@ async def test_the_line_an_engines_legs_and_the_answer_are_joined_by_one_id(
         body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "stream": stream}
         answer = await pair.service.ask("/v1/chat/completions", body, **named)
         notes = await line(caplog, "/v1/chat/completions")
-        assert notes["id"] == answer.headers["X-Request-Id"]
+        assert notes["id"] == answer.headers["X-Request-Id"].replace("/", "-")
         assert re.fullmatch(r"trace-1-[0-9a-f]{12}" if given else notes["id"], notes["leg"])
         told = answer.events[0]["id"] if stream else answer.json["id"]
         assert told == f"chatcmpl-{notes['leg']}"
