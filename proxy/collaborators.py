@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Protocol
 
+from proxy.body import Encoded
 from proxy.custody import HoldState
 from proxy.errors import LegError
 from proxy.generation import GenerationRequest
@@ -36,7 +37,7 @@ class Answer(Protocol):
 class Client(Protocol):
     """Sends legs."""
 
-    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Answer:
+    async def post(self, instance: str, path: str, body: Encoded, headers: Headers) -> Answer:
         """Raises ConnectFailedError or LegBrokenError."""
         ...
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import ExitStack, suppress
 
 from proxy.accuracy import Comparison
+from proxy.body import Encoded
 from proxy.collaborators import Accounts
 from proxy.config import Deadlines
 from proxy.connectors.base import Connector, Handoff, read_answer
@@ -62,9 +63,9 @@ class DecodeLegs:
                 self._legs.claim(stack, chosen, Phase.DECODE, question)
                 asked = self._healing.asking(call, chosen, question)
                 body = call.request.body
-                reply = await self._answered(call, (asked or body).encoded(), decision, stack, hold=None)
+                reply = await self._answered(call, (asked or body).to_send(), decision, stack, hold=None)
                 if asked is not None and 400 <= reply.status < 500:  # that may be why
-                    reply = await self._answered(call, body.encoded(), decision, stack, hold=None)
+                    reply = await self._answered(call, body.to_send(), decision, stack, hold=None)
                     if reply.status == 200:
                         self._healing.refused(chosen)
                 came = reply.status == 200
@@ -135,7 +136,7 @@ class DecodeLegs:
                 reply = await self._answered(call, body, decision, stack, hold)
                 if fetch is None or reply.status != 200:
                     return reply
-                return await self._answered(call, call.request.body.encoded(), decision, stack, hold=None)
+                return await self._answered(call, call.request.body.to_send(), decision, stack, hold=None)
             except LegError as error:
                 self._legs.failed(error)
                 failure = AttemptFailedError(
@@ -158,7 +159,7 @@ class DecodeLegs:
         return chosen
 
     async def _answered(
-        self, call: Call, body: bytes, decision: Decision, stack: ExitStack, hold: Hold | None
+        self, call: Call, body: Encoded, decision: Decision, stack: ExitStack, hold: Hold | None
     ) -> Reply:
         """Send a leg; the reply once the engine has produced something: a whole answer, or what begins a stream.
 

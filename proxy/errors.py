@@ -192,6 +192,14 @@ class DeadlineError(LegBrokenError):
     """A phase of the leg took longer than it may, so its connection was closed."""
 
 
+MOST_QUOTED_CHARS = 200
+
+
+def cut(words: str) -> str:
+    """What somebody sent, as far as an error repeats it."""
+    return words if len(words) <= MOST_QUOTED_CHARS else f"{words[:MOST_QUOTED_CHARS]}..."
+
+
 def envelope(message: str, kind: str, status: int, param: str | None = None) -> dict[str, Any]:
     """The error body of every answer that is ours, in the nested form vLLM answers with."""
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}

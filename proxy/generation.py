@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import msgspec
 
 from kvevents.events import REPORT_SESSION
-from proxy.body import Body
+from proxy.body import MAX_SCALAR_BYTES, Body
 from proxy.errors import BadRequestError
+from proxy.outline import Outline
 
 
 class Route(enum.StrEnum):
@@ -100,12 +101,41 @@ class GenerationRequest(msgspec.Struct, frozen=True):
         return max(1, self.body.size_bytes // 4)
 
 
-def read_request(route: Route | None, data: bytes, default_model: str) -> GenerationRequest:
+MAX_MESSAGES = 1 << 14
+"""Of one chat. OpenAI takes 2048; a context of a million tokens holds some 100 000 of the shortest."""
+MAX_TOOLS = 4096
+"""Of one chat; OpenAI takes 128."""
+MAX_XARGS_BYTES = 256 << 10
+"""Of `vllm_xargs`, whose members are looked through."""
+
+_SCALARS = (
+    "model",
+    "stream",
+    "stream_options",
+    "n",
+    "max_tokens",
+    "max_completion_tokens",
+    "min_tokens",
+    "priority",
+    "session_id",
+    "cache_salt",
+    "echo",
+    "use_beam_search",
+    "reasoning_effort",
+)
+"""Members that kvproxy reads itself and that are numbers or short texts."""
+
+
+def read_request(
+    route: Route | None, data: bytes | bytearray, default_model: str, found: Outline | None = None
+) -> GenerationRequest:
     """The request in `data`, the bytes of an HTTP body; its members tell the route where None is given.
 
-    Raises BadRequestError.
+    `found`: what a large one is made of. Raises BadRequestError.
     """
-    body = _clean(Body.parse(data))
+    body = Body.parse(bytes(data)) if found is None else Body.of_outline(data, found)
+    _check_sizes(body)
+    body = _clean(body)
     if route is None:
         if ("messages" in body) == ("prompt" in body):
             raise BadRequestError("either messages (a chat) or prompt (a completion) is needed")
@@ -121,19 +151,49 @@ def read_request(route: Route | None, data: bytes, default_model: str) -> Genera
     return GenerationRequest(route, body, model, stream, shape, count, sequences, whole)
 
 
+def _check_sizes(body: Body) -> None:
+    """Raises BadRequestError for what has more, or longer, parts than any request."""
+    limits = dict.fromkeys(_SCALARS, MAX_SCALAR_BYTES) | {"vllm_xargs": MAX_XARGS_BYTES}
+    for name, most_bytes in limits.items():
+        view = body.view(name)
+        if view is not None and len(view) > most_bytes:
+            raise BadRequestError(f"{name} is longer than {most_bytes} bytes", param=name)
+    for name, most in (("messages", MAX_MESSAGES), ("tools", MAX_TOOLS)):
+        if (count := body.items_in(name)) > most:
+            raise BadRequestError(f"{name} has {count} items: at most {most} are taken", param=name)
+
+
+def _read_xargs(body: Body) -> dict[str, msgspec.Raw]:
+    """The members of `vllm_xargs`; none if it is no object, which is for engines to judge."""
+    try:
+        return _decode_xargs(body.view("vllm_xargs") or b"null") or {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+
+
+def _is_text(raw: msgspec.Raw | None, text: str) -> bool:
+    """Whether a value is a text, however it is written; escaped, one character takes six bytes."""
+    view = memoryview(raw or b"")
+    return (
+        len(view) <= 8 * len(text) + 2 and bytes(view[:1]) == b'"' and bool(msgspec.json.decode(view) == text)
+    )
+
+
+_decode_xargs = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
+
+
 def _clean(body: Body) -> Body:
     drop = [name for name in NEVER_FROM_A_CLIENT if name in body]
     if "session_id" in body and body.value("session_id") == REPORT_SESSION:
         drop.append("session_id")  # it marks reports that we asked for, and nothing else
     put = {}
-    xargs = body.value("vllm_xargs")
-    if isinstance(xargs, dict):
+    xargs = _read_xargs(body)
+    if xargs:
         never = NEVER_AS_AN_XARG & xargs.keys()
-        if xargs.get("session_id") == REPORT_SESSION:
+        if _is_text(xargs.get("session_id"), REPORT_SESSION):
             never |= {"session_id"}
         if never:
-            raw = msgspec.json.decode(body.raw("vllm_xargs") or b"{}", type=dict[str, msgspec.Raw])
-            put["vllm_xargs"] = {name: value for name, value in raw.items() if name not in never}
+            put["vllm_xargs"] = {name: value for name, value in xargs.items() if name not in never}
     return body.changed(put, drop) if drop or put else body
 
 
@@ -230,27 +290,32 @@ def _prompt_shape(route: Route, body: Body) -> tuple[PromptShape, int]:
     """What the prompt is given as and how many it holds; whether its values are right is for the engine to say."""
     if route is Route.CHAT:
         return PromptShape.CHAT, 1
-    raw = (body.raw("prompt") or b"").strip()
-    if raw[:1] != b"[":
-        return PromptShape.TEXT if raw[:1] == b'"' else PromptShape.OTHER, 1
-    shape = _SHAPES_OF_LISTS.get(raw[1:].lstrip()[:1])
+    view = body.view("prompt") or memoryview(b"")
+    first = bytes(view[:1])
+    if first != b"[":
+        return PromptShape.TEXT if first == b'"' else PromptShape.OTHER, 1
+    shape = _SHAPES_OF_LISTS.get(bytes(view[1 : 1 + _BLANK_BYTES]).lstrip()[:1])
     if shape is None:
         return PromptShape.IDS, 1
     prompts = body.raw_items("prompt")
-    if len(prompts) > 1 and not _all_are(shape, prompts, raw):
+    if len(prompts) > 1 and not _all_are(shape, prompts):
         return PromptShape.ODD, 1
     return shape, len(prompts)
 
 
+_BLANK_BYTES = 1024
+"""So much white space may stand before the first prompt of a list; behind more they are taken for token ids, and refused."""
+
 _SHAPES_OF_LISTS = {b'"': PromptShape.TEXTS, b"[": PromptShape.ID_LISTS}
-_decode_id_lists = msgspec.json.Decoder(list[list[Annotated[int, msgspec.Meta(ge=0)]]]).decode
+_decode_ids = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0)]]).decode
 
 
-def _all_are(shape: PromptShape, prompts: Sequence[msgspec.Raw], raw: bytes) -> bool:
+def _all_are(shape: PromptShape, prompts: Sequence[msgspec.Raw]) -> bool:
     if shape is PromptShape.TEXTS:
         return all(memoryview(prompt)[0] == ord('"') for prompt in prompts)
     try:
-        _decode_id_lists(raw)
+        for prompt in prompts:
+            _decode_ids(prompt)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
@@ -262,10 +327,6 @@ def _is_whole(route: Route, body: Body) -> bool:
     Beam search and prompt embeddings make several sequences of which one would be handed over. Log
     probabilities of the prompt make the decode engine compute all of it again.
     """
-    given = {name for name in ("prompt_embeds", "prompt_logprobs") if body.raw(name) not in {None, b"null"}}
-    echoed = (
-        route is Route.COMPLETIONS
-        and bool(body.value("echo"))
-        and body.raw("logprobs") not in {None, b"null"}
-    )
-    return bool(given) or echoed or bool(body.value("use_beam_search"))
+    given = any(body.gives(name) for name in ("prompt_embeds", "prompt_logprobs"))
+    echoed = route is Route.COMPLETIONS and bool(body.value("echo")) and body.gives("logprobs")
+    return given or echoed or bool(body.value("use_beam_search"))

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import msgspec
 
+from proxy.body import Encoded
 from proxy.collaborators import Answer, Client, Watch
 from proxy.config import Role
 from proxy.errors import (
@@ -127,7 +128,7 @@ class Legs:
             cause = LegError(chosen.instance, "the instance was removed")
             raise AttemptFailedError(phase, chosen.instance, cause=cause) from None
 
-    async def send(self, call: Call, chosen: Candidate, body: bytes) -> Answer:
+    async def send(self, call: Call, chosen: Candidate, body: Encoded) -> Answer:
         """Send a leg that is claimed and wait for the head of its answer. Raises LegError."""
         headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         instance = self._fleet.get(chosen.instance)

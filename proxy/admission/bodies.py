@@ -11,6 +11,8 @@ which have their own count in each client: large ones never keep them out, not e
 
 from collections.abc import Hashable
 
+from proxy.outline import Outline
+
 COPIES = 2
 """The body as it came, and as it is sent to an engine."""
 
@@ -32,9 +34,16 @@ SMALL_IN_RESERVE = 8
 """So many small bodies fit into the reserve at least, where the limit is low."""
 
 
-def weigh(data: bytes) -> int:
-    """About how many bytes a JSON body takes while its request is served."""
-    return COPIES * len(data) + VALUE_BYTES * data.count(b",") + MEMBER_BYTES * data.count(b'":')
+NUMBER_BYTES = 8
+"""What a number of a long flat list takes, which is read into an array."""
+
+
+def weigh(data: bytes | bytearray, found: Outline | None = None) -> int:
+    """About how many bytes a JSON body takes while its request is served; `found`: what a large one is made of."""
+    if found is None:
+        return COPIES * len(data) + VALUE_BYTES * data.count(b",") + MEMBER_BYTES * data.count(b'":')
+    values_bytes = VALUE_BYTES * found.values + MEMBER_BYTES * found.members
+    return COPIES * len(data) + values_bytes + NUMBER_BYTES * found.items
 
 
 class _Held:

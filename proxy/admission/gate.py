@@ -21,7 +21,7 @@ import msgspec
 from proxy.admission.drain_rate import DrainRate
 from proxy.admission.ticket import Ticket
 from proxy.config import Admission, WhenNoPrefill
-from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError, nothing_usable
+from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError, cut, nothing_usable
 from proxy.fair_queue import FairQueue, QueueFullError, Waiting
 from proxy.instances import Fleet
 from proxy.placement import Placement, Question
@@ -283,7 +283,7 @@ class Gate:
         """
         model = question.model
         if any(instance.model_cards for instance in self._fleet) and not self._fleet.serves(model):
-            raise NotFoundError(f"The model `{model}` does not exist.", param="model")
+            raise NotFoundError(f"The model `{cut(model)}` does not exist.", param="model")
         alone = self._limits.when_no_prefill is WhenNoPrefill.DECODE
         needed = msgspec.structs.replace(question, whole=True) if alone else question
         if (refusal := self._placement.need(needed).refusal()) is not None:

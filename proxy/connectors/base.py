@@ -5,7 +5,7 @@ from typing import Protocol
 import msgspec
 
 from kvevents.events import REPORT_SESSION
-from proxy.body import Body
+from proxy.body import Body, Encoded
 
 MAX_PARAMS_BYTES = 16 << 20
 """Of one prefill answer's `kv_transfer_params`: what a million tokens in blocks of 16 take three times over."""
@@ -44,7 +44,7 @@ class Connector(Protocol):
     holds: bool
     """Whether a finished prefill leg leaves blocks held on the prefill instance until they are fetched."""
 
-    def prefill_body(self, body: Body) -> bytes:
+    def prefill_body(self, body: Body) -> Encoded:
         """The body of the prefill leg: the client's request for one token, not streamed."""
         ...
 
@@ -52,11 +52,11 @@ class Connector(Protocol):
         """Read the answer of a prefill leg. Raises ValueError if it does not hold what the decode leg needs."""
         ...
 
-    def decode_body(self, body: Body, handoff: Handoff) -> bytes:
+    def decode_body(self, body: Body, handoff: Handoff) -> Encoded:
         """The body of the decode leg: the client's request, and the way to its prefilled blocks."""
         ...
 
-    def fetch_body(self, body: Body, handoff: Handoff) -> bytes | None:
+    def fetch_body(self, body: Body, handoff: Handoff) -> Encoded | None:
         """The body of a leg that only brings the blocks to the decode instance; None where nothing is handed over.
 
         It goes before the decode leg of a request for several sequences: each of them would fetch by itself what
@@ -107,10 +107,10 @@ def asking_for_report(body: Body) -> Body | None:
     The session id marks what is told (`kvevents.events.REPORT_SESSION`), so a client's own rules it out. vLLM takes
     any extra argument it does not know.
     """
-    if body.raw("session_id") not in {None, b"null"}:
+    if body.gives("session_id"):
         return None
     try:
-        given = _decode_xargs(body.raw("vllm_xargs") or b"null") or {}
+        given = _decode_xargs(body.view("vllm_xargs") or b"null") or {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return None if "session_id" in given else body.changed({"vllm_xargs": given | _REPORT})

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from proxy.body import Body
+from proxy.body import Body, Encoded
 from proxy.connectors.base import Handoff, one_token, read_answer
 
 _ASK = {"do_remote_decode": True, "do_remote_prefill": False}
@@ -18,9 +18,9 @@ class NixlConnector:
     name = "nixl"
     holds = True
 
-    def prefill_body(self, body: Body) -> bytes:
+    def prefill_body(self, body: Body) -> Encoded:
         """As `Connector`."""
-        return one_token(body).changed({"kv_transfer_params": _ASK}).encoded()
+        return one_token(body).changed({"kv_transfer_params": _ASK}).to_send()
 
     def read_handoff(self, answer: bytes) -> Handoff:
         """As `Connector`."""
@@ -32,13 +32,13 @@ class NixlConnector:
             )
         return handoff
 
-    def decode_body(self, body: Body, handoff: Handoff) -> bytes:
+    def decode_body(self, body: Body, handoff: Handoff) -> Encoded:
         """As `Connector`."""
-        return body.changed({"kv_transfer_params": handoff.params}).encoded()
+        return body.changed({"kv_transfer_params": handoff.params}).to_send()
 
-    def fetch_body(self, body: Body, handoff: Handoff) -> bytes | None:
+    def fetch_body(self, body: Body, handoff: Handoff) -> Encoded | None:
         """As `Connector`."""
-        return one_token(body).changed({"kv_transfer_params": handoff.params}).encoded()
+        return one_token(body).changed({"kv_transfer_params": handoff.params}).to_send()
 
     def release_body(self, handoff: Handoff) -> bytes | None:
         """As `Connector`: a request bound to be refused, whatever the client's own request looks like."""

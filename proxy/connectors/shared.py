@@ -1,6 +1,6 @@
 """Connectors that share KV through a store of their own: the same request twice, no params between the legs."""
 
-from proxy.body import Body
+from proxy.body import Body, Encoded
 from proxy.connectors.base import Handoff, one_token, read_answer
 
 
@@ -10,19 +10,19 @@ class SharedConnector:
     name = "shared"
     holds = False
 
-    def prefill_body(self, body: Body) -> bytes:
+    def prefill_body(self, body: Body) -> Encoded:
         """As `Connector`."""
-        return one_token(body).encoded()
+        return one_token(body).to_send()
 
     def read_handoff(self, answer: bytes) -> Handoff:
         """As `Connector`."""
         return read_answer(answer)
 
-    def decode_body(self, body: Body, handoff: Handoff) -> bytes:  # noqa: ARG002  # nothing is handed over
+    def decode_body(self, body: Body, handoff: Handoff) -> Encoded:  # noqa: ARG002  # nothing is handed over
         """As `Connector`."""
-        return body.encoded()
+        return body.to_send()
 
-    def fetch_body(self, body: Body, handoff: Handoff) -> bytes | None:  # noqa: ARG002  # found by content
+    def fetch_body(self, body: Body, handoff: Handoff) -> Encoded | None:  # noqa: ARG002  # found by content
         """As `Connector`."""
         return None
 

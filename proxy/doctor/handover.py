@@ -84,7 +84,7 @@ class HandOver:
         return read_request(Route.COMPLETIONS, msgspec.json.encode(body), self._model)
 
     async def _prefill(self, facts: PairFacts, call: Call, hold: Hold | None) -> None:
-        body = self._connector.prefill_body(call.request.body)
+        body = bytes(self._connector.prefill_body(call.request.body))
         answer = await self._leg(facts.prefill, body, call.leg_id)
         facts.prefill_answer, facts.handoff = answer, None
         try:
@@ -107,7 +107,7 @@ class HandOver:
         before = await self._metrics(facts.decode)
         if hold is not None:
             hold.spend()
-        body = self._connector.decode_body(call.request.body, facts.handoff)
+        body = bytes(self._connector.decode_body(call.request.body, facts.handoff))
         facts.decode_answer = await self._leg(facts.decode, body, call.leg_id)
         if facts.decode_answer.ok and before is not None:
             facts.moved = await self._moved(facts, before)

@@ -8,9 +8,11 @@ from aiohttp import web
 from proxy.app_keys import ADAPTERS
 from proxy.authentication import LOAD_ADAPTER, UNLOAD_ADAPTER
 from proxy.body import Body
+from proxy.errors import BadRequestError
 from proxy.handlers.admin import check_admin_key
 from proxy.handlers.openai import engine_headers, read_json_bytes
 from proxy.middlewares import NOTES_KEY
+from proxy.outline import is_large
 
 
 async def load_adapter(request: web.Request) -> web.Response:
@@ -25,7 +27,10 @@ async def unload_adapter(request: web.Request) -> web.Response:
 
 async def _tell_all(request: web.Request, path: str) -> web.Response:
     check_admin_key(request)
-    body = Body.parse(await read_json_bytes(request))
+    data = await read_json_bytes(request)
+    if is_large(data):
+        raise BadRequestError("the request body is larger than any that names an adapter")
+    body = Body.parse(bytes(data))
     told = await request.app[ADAPTERS].tell_all(path, body.encoded(), engine_headers(request))
     done = sum(each.status == web.HTTPOk.status_code for each in told)
     request[NOTES_KEY]["engines"] = f"{done}/{len(told)}"

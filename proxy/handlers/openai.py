@@ -26,6 +26,7 @@ from proxy.errors import (
     TooLargeError,
     UnavailableError,
     UnsupportedMediaTypeError,
+    cut,
 )
 from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest, Route, read_request
@@ -43,6 +44,7 @@ from proxy.middlewares import (
     error_response,
     quoted,
 )
+from proxy.outline import is_large, outline
 from proxy.reading import in_time
 from proxy.relay import cut_stream, error_event, relay_stream
 from proxy.stall import StallWatch
@@ -54,8 +56,7 @@ CLIENT_LEFT = "client_left"
 MOST_LOGGED_FAILURES = 6
 """Of one request, for a list of prompts may fail in hundreds of attempts."""
 
-LARGE_BODY_BYTES = 256 << 10
-"""A larger body is read off the event loop; it would hold everybody else up for milliseconds."""
+LARGE_ANSWER_BYTES = 256 << 10
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -178,14 +179,15 @@ async def generation_request(request: web.Request, route: Route | None) -> Gener
         raise UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
     data = await read_json_bytes(request)
     default_model = request.app[CONFIG].model
-    large = len(data) > LARGE_BODY_BYTES
-    _hold(request, await _off_the_loop(request, weigh, data) if large else weigh(data))
-    if large:
-        read = await _off_the_loop(request, read_request, route, data, default_model)
+    if is_large(data):
+        found = await _off_the_loop(request, outline, data)
+        _hold(request, weigh(data, found))
+        read = await _off_the_loop(request, read_request, route, data, default_model, found)
     else:
+        _hold(request, weigh(data))
         read = read_request(route, data, default_model)
     if not await request.app[ADAPTERS].known(read.model):
-        raise NotFoundError(f"The model `{read.model}` does not exist.", param="model")
+        raise NotFoundError(f"The model `{cut(read.model)}` does not exist.", param="model")
     return read
 
 
@@ -194,15 +196,15 @@ async def _off_the_loop(request: web.Request, function: Callable[..., T], *argum
     return await loop.run_in_executor(request.app[READER], functools.partial(function, *arguments))
 
 
-async def read_json_bytes(request: web.Request) -> bytes:
+async def read_json_bytes(request: web.Request) -> bytes | bytearray:
     """The body of a request that says it is plain JSON, within the limit. Raises RequestError."""
     if request.content_type != "application/json":
         raise UnsupportedMediaTypeError(
-            f"Content-Type must be application/json, got {request.headers.get('Content-Type', 'none')!r}"
+            f"Content-Type must be application/json, got {cut(request.headers.get('Content-Type', 'none'))!r}"
         )
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding != "identity":
-        raise UnsupportedMediaTypeError(f"Content-Encoding {encoding!r} is not taken: send plain JSON")
+        raise UnsupportedMediaTypeError(f"Content-Encoding {cut(encoding)!r} is not taken: send plain JSON")
     limit_mb = request.app[CONFIG].max_body_mb
     too_large = TooLargeError(f"the request body is over {limit_mb} MiB (--max-body-mb)")
     announced_bytes = request.content_length or 0
@@ -213,21 +215,19 @@ async def read_json_bytes(request: web.Request) -> bytes:
     if not bodies.fits(holder, announced_bytes):
         raise _no_memory(request)
     request[BODY_LEASE_KEY] = bodies.lease(holder)
-    chunks: list[bytes] = []
-    size_bytes = 0
+    data = bytearray()  # grows where it lies, if it is large: chunks joined in the end stop everything
     try:
         async with in_time(request):
             while chunk := await request.content.readany():
-                size_bytes += len(chunk)
-                if size_bytes > limit_mb << 20:
+                if len(data) + len(chunk) > limit_mb << 20:
                     raise too_large
-                _hold(request, size_bytes)
-                chunks.append(chunk)
+                _hold(request, len(data) + len(chunk))
+                data += chunk
     except web.RequestPayloadError:
         raise BadRequestError(
             "the request body is not framed as its headers say", headers={"Connection": "close"}
         ) from None
-    return b"".join(chunks) if len(chunks) != 1 else chunks[0]
+    return data
 
 
 def _hold(request: web.Request, size_bytes: int) -> None:
@@ -296,7 +296,7 @@ async def _answer(
             )
             return begun, await cut_stream(request, begun, error, error_event(reply.status, reply.body))
         whole = web.Response(status=reply.status, headers=headers, body=reply.body)
-        if len(reply.body) > LARGE_BODY_BYTES:  # aiohttp would write it after the handler, unwatched
+        if len(reply.body) > LARGE_ANSWER_BYTES:  # aiohttp would write it after the handler, unwatched
             reply.close()
             with watch:
                 await whole.prepare(request)

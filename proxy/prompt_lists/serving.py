@@ -17,6 +17,7 @@ from proxy.event_stream import DONE
 from proxy.exchange import Call, Reply
 from proxy.headers import Headers
 from proxy.legs import Reason
+from proxy.outline import LARGE_BODY_BYTES
 from proxy.prompt_lists.answers import AnswerMerger
 from proxy.prompt_lists.split import split
 from proxy.prompt_lists.streams import EventReader, StreamMerger
@@ -49,6 +50,10 @@ async def serve_list(
     all, each of them paid from the budget of retries. The reply has the first prompt's headers, and no decision: there is one for each prompt. If a prompt cannot be
     served, the reply is the engine's answer to it.
     """
+    if call.request.body.size_bytes > LARGE_BODY_BYTES:
+        requests = await asyncio.to_thread(split, call.request)  # each prompt is copied
+    else:
+        requests = split(call.request)
     calls = [
         msgspec.structs.replace(
             call,
@@ -56,7 +61,7 @@ async def serve_list(
             leg_id=f"{call.leg_id}-{part}" if part else call.leg_id,
             ticket=call.ticket.part(),
         )
-        for part, request in enumerate(split(call.request))
+        for part, request in enumerate(requests)
     ]
     parts = _Parts(calls, serve, accounts, budget, max_runs, call.request.sequences)
     with ExitStack() as stack:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import io
 import os
 import pathlib
 import socket
@@ -15,8 +14,10 @@ from typing import Any, Self
 
 import aiohttp
 import msgspec
+from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
+from proxy.body import Encoded, Pieces
 from proxy.config import Deadlines, InstanceSpec
 from proxy.descriptors import Descriptors
 from proxy.errors import (
@@ -39,6 +40,9 @@ KEEPALIVE_S = 4.0
 
 LARGE_BODY_BYTES = 1 << 20
 """More than this at once would hold up the event loop; aiohttp warns of it."""
+
+_PIECE_BYTES = 64 << 10
+"""Written at once, before everybody else has a turn."""
 
 _JSON = "application/json"
 
@@ -221,7 +225,7 @@ class EngineClient:
             await self._session.close()
         await self._names.close()
 
-    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> EngineAnswer:
+    async def post(self, instance: str, path: str, body: Encoded, headers: Headers) -> EngineAnswer:
         """Send a leg and wait for the head of its answer.
 
         Raises ConnectFailedError if no byte was sent, LegBrokenError if the engine may have seen some.
@@ -287,7 +291,7 @@ class EngineClient:
             raise DeadlineError(instance, f"no answer to {path} within {timeout_s:g} s") from None
 
     async def _request(
-        self, method: str, instance: str, path: str, body: bytes | None, headers: Headers
+        self, method: str, instance: str, path: str, body: Encoded | None, headers: Headers
     ) -> EngineAnswer:
         if self._session is None:
             raise RuntimeError("the client is used outside its `async with`")
@@ -328,9 +332,38 @@ def _host(instance: str) -> str:
     return instance.rpartition(":")[0].strip("[]")
 
 
-def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
-    """The body as aiohttp wants it: large ones as a file, which it sends piece by piece."""
-    return io.BytesIO(body) if body is not None and len(body) > LARGE_BODY_BYTES else body
+class _InPieces(aiohttp.payload.Payload):
+    """A large body, sent piece by piece from where it lies. aiohttp's own way with bytes copies all of it at once."""
+
+    _autoclose = True
+
+    def __init__(self, pieces: Pieces) -> None:
+        super().__init__(pieces, content_type=_JSON)
+        self._size = len(pieces)
+        self._pieces = pieces
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return bytes(self._pieces).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for piece in self._pieces:
+            view = memoryview(piece)
+            for start in range(0, len(view), _PIECE_BYTES):
+                await writer.write(bytes(view[start : start + _PIECE_BYTES]))
+                await asyncio.sleep(0)
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        del content_length  # the length announced is that of all pieces
+        await self.write(writer)
+
+
+def _payload(body: Encoded | None) -> bytes | _InPieces | None:
+    """The body as aiohttp wants it."""
+    if isinstance(body, Pieces):
+        return _InPieces(body)
+    if body is not None and len(body) > LARGE_BODY_BYTES:
+        return _InPieces(Pieces([body]))
+    return body
 
 
 def _words(error: BaseException) -> str:

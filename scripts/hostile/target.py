@@ -26,7 +26,18 @@ SETTLED_S = 1.0
 """After an attack is answered, what it left behind may go on: so long nothing new must show before it is over."""
 
 _WATCHED = pathlib.Path(__file__).with_name("watched.py")
-_STAND_IN = [sys.executable, "-m", "proxy.simulation", "--host", HOST, "--model", MODEL, "--side-port", "0"]
+_STAND_IN = [
+    sys.executable,
+    "-m",
+    "proxy.simulation",
+    "--host",
+    HOST,
+    "--model",
+    MODEL,
+    "--side-port",
+    "0",
+    "--images",
+]
 _WRITE_BYTES = 1 << 20
 _POLL_S, _POLLS = 0.1, 200
 

@@ -38,14 +38,14 @@ def body() -> Body:
 
 
 def test_a_nixl_prefill_leg_asks_for_one_token_and_a_hold() -> None:
-    assert json.loads(NixlConnector().prefill_body(body())) == FOR_ONE_TOKEN | {
+    assert json.loads(bytes(NixlConnector().prefill_body(body()))) == FOR_ONE_TOKEN | {
         "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False}
     }
 
 
 def test_a_nixl_decode_leg_is_the_clients_request_with_the_params_word_for_word() -> None:
     nixl = NixlConnector()
-    sent = nixl.decode_body(body(), nixl.read_handoff(ANSWER))
+    sent = bytes(nixl.decode_body(body(), nixl.read_handoff(ANSWER)))
     assert json.loads(sent) == CLIENT | {"kv_transfer_params": json.loads(PARAMS)}
     assert PARAMS.encode() in sent
 
@@ -77,7 +77,7 @@ def test_a_release_is_a_request_bound_to_be_refused() -> None:
 
 def test_a_fetching_leg_asks_for_one_token_with_the_params_word_for_word() -> None:
     nixl = NixlConnector()
-    sent = nixl.fetch_body(body(), nixl.read_handoff(ANSWER)) or b""
+    sent = bytes(nixl.fetch_body(body(), nixl.read_handoff(ANSWER)) or b"")
     assert json.loads(sent) == FOR_ONE_TOKEN | {"kv_transfer_params": json.loads(PARAMS)}
     assert PARAMS.encode() in sent
     assert SharedConnector().fetch_body(body(), Handoff(None, None, None, None)) is None
@@ -113,6 +113,6 @@ def test_params_have_a_largest_size() -> None:
 def test_shared_legs_carry_no_params() -> None:
     shared = SharedConnector()
     handoff = Handoff(None, None, None, None)
-    assert json.loads(shared.prefill_body(body())) == FOR_ONE_TOKEN
-    assert json.loads(shared.decode_body(body(), handoff)) == CLIENT
+    assert json.loads(bytes(shared.prefill_body(body()))) == FOR_ONE_TOKEN
+    assert json.loads(bytes(shared.decode_body(body(), handoff))) == CLIENT
     assert shared.release_body(handoff) is None

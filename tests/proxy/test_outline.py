@@ -1,0 +1,155 @@
+"""What a body is made of is counted as a JSON decoder would count it, however it is cut into slices, and before one reads it."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy import outline as module
+from proxy.body import Body
+from proxy.errors import BadRequestError
+from proxy.generation import MAX_MESSAGES, MAX_TOOLS, Route, read_request
+from proxy.outline import MANY_COMMAS, MAX_DEPTH, MAX_MEMBERS, MAX_VALUES, is_large, outline
+
+TEXTS = st.text(st.sampled_from('ab"\\,:[]{}é漢😀 \n'), max_size=6)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 99999) | st.floats(-2, 2) | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+OBJECTS = st.dictionaries(TEXTS, VALUES, min_size=1, max_size=5)
+
+
+def values_in(value: Any) -> int:
+    """Containers, and commas between what they hold."""
+    if not isinstance(value, list | dict):
+        return 0
+    inner = list(value.values()) if isinstance(value, dict) else value
+    return 1 + max(0, len(inner) - 1) + sum(map(values_in, inner))
+
+
+def members_in(value: Any) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(map(members_in, value.values()))
+    return sum(map(members_in, value)) if isinstance(value, list) else 0
+
+
+@given(OBJECTS, st.sampled_from([1, 2, 3, 7, 64, 1 << 18]), st.booleans(), st.sampled_from([None, 1]))
+@settings(max_examples=300, deadline=None)
+def test_it_counts_what_a_decoder_reads(
+    body: dict[str, Any], slice_bytes: int, ascii_only: bool, indent: int | None
+) -> None:
+    data = json.dumps(body, ensure_ascii=ascii_only, indent=indent).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SLICE_BYTES", slice_bytes)
+        found = outline(data)
+    assert found.members == members_in(body)
+    for span, (name, value) in zip(found.spans, body.items(), strict=True):
+        assert json.loads(data[span.start : span.colon]) == name
+        assert json.loads(data[span.colon + 1 : span.end]) == value
+        assert span.values == values_in(value)
+        if isinstance(value, list | dict) and value:
+            assert span.items == len(value)
+    read = Body.of_outline(data, found)
+    assert {name: json.loads(read.raw(name) or b"") for name in read.names()} == body
+    assert json.loads(bytes(read.to_send())) == body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"{}", b"[]", b"x{}", b'{"a":1} x', b'{"a":1}}', b'{"a":1', b'{"a":"', b'{"a"}', b"{,}", b'{"a":1,}',
+        b'{"a":1]', b'{"a":1}{"b":2}', b'"a"', b'{"a":1 "b":2}', b'{"a":[1,]}', b'{"a":tru}', b'{"a":"\xff"}',
+        b'{"a":"\\ud800"}', b"{1:2}", b'{"a"x:1}', b'{"a":1,,"b":2}', b'{"a":[1 2]}',
+    ],
+)  # fmt: skip
+def test_what_is_no_object_is_refused(data: bytes) -> None:
+    with pytest.raises(BadRequestError):
+        Body.of_outline(data, outline(data))
+
+
+def test_escaped_pairs_are_found_wherever_a_piece_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.body._PIECE_BYTES", 16)
+    for shift in range(16):
+        text = b'{"a":"' + b"x" * shift + b"\\ud83d\\ude00" * 5 + b'\\u4e2d\\\\\\""}'
+        assert Body.of_outline(text, outline(text)).value("a")
+        for half in (b"\\ud83d", b"\\ude00", b"\\ud83dx", b"\\ud83d\\u0041"):
+            text = b'{"a":"' + b"x" * shift + half + b" and more of it" * 3 + b'"}'
+            with pytest.raises(BadRequestError, match="surrogate"):
+                Body.of_outline(text, outline(text))
+
+
+def many(open_: bytes, each: bytes, count: int, close: bytes) -> bytes:
+    return open_ + b",".join([each] * count) + close
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"{" + b",".join(b'"m%d":1' % n for n in range(MAX_MEMBERS + 1)) + b"}", "members"),
+        (many(b'{"x":[', b"[]", MAX_VALUES // 2 + 1, b"]}"), "values"),
+        (many(b'{"x":[', b'"a"', MAX_VALUES + 2, b"]}"), "values"),
+        (b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", "nested"),
+    ],
+    ids=["members", "lists", "texts", "depth"],
+)
+def test_more_than_any_request_has_is_refused_before_it_is_read(data: bytes, words: str) -> None:
+    with pytest.raises(BadRequestError, match=words):
+        outline(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (many(b'{"messages":[', b"{}", MAX_MESSAGES + 1, b"]}"), "messages has 16385 items"),
+        (many(b'{"messages":[],"tools":[', b"{}", MAX_TOOLS + 1, b"]}"), "tools has 4097 items"),
+        (b'{"messages":[],"model":"' + b"m" * 70_000 + b'"}', "model is longer"),
+        (b'{"messages":[],"priority":[' + b"1," * 70_000 + b"1]}", "priority is longer"),
+        (b'{"messages":[],"cache_salt":"' + b"m" * 70_000 + b'"}', "cache_salt is longer"),
+        (b'{"messages":[],"vllm_xargs":{"a":"' + b"m" * 300_000 + b'"}}', "vllm_xargs is longer"),
+        (b'{"messages":[],"' + b"m" * 5000 + b'":1}', "name is longer"),
+    ],
+)
+def test_long_parts_are_refused(data: bytes, words: str) -> None:
+    with pytest.raises(BadRequestError, match=words) as caught:
+        read_request(Route.CHAT, data, "tiny", outline(data))
+    assert len(str(caught.value)) < 200
+
+
+def test_a_small_body_has_no_more_members_either() -> None:
+    data = b"{" + b",".join(b'"m%d":1' % n for n in range(MAX_MEMBERS + 1)) + b"}"
+    with pytest.raises(BadRequestError, match="members"):
+        Body.parse(data)
+
+
+def test_a_long_list_of_numbers_is_taken_and_read_in_parts() -> None:
+    data = b' {"prompt" : [ ' + b" 17 ,\n" * 400_000 + b'1 ] , "n":1} '
+    found = outline(data)
+    body = Body.of_outline(data, found)
+    assert json.loads(body.raw("prompt") or b"") == [17] * 400_000 + [1]
+    assert (found.values, found.items) == (0, 400_001)
+    for bad in (b"1,,2", b"1,", b",1", b"1 2", b"1,x"):
+        text = b'{"prompt":[' + b"17," * 300_000 + bad + b"]}"
+        with pytest.raises(BadRequestError):
+            Body.of_outline(text, outline(text))
+        text = b'{"prompt":[' + bad + b",17" * 300_000 + b"]}"
+        if bad != b"1,":
+            with pytest.raises(BadRequestError):
+                Body.of_outline(text, outline(text))
+
+
+def test_many_values_make_a_small_body_a_large_one() -> None:
+    assert not is_large(b'{"prompt":[' + b"1," * MANY_COMMAS + b"1]}")
+    assert is_large(b'{"prompt":[' + b"1," * (MANY_COMMAS + 1) + b"1]}")
+
+
+def test_large_values_are_sent_from_where_they_lie() -> None:
+    data = b'{"a":1,"prompt":"' + b"x" * 300_000 + b'","b":2}'
+    sent = Body.of_outline(data, outline(data)).changed({"b": 3}).to_send()
+    assert bytes(sent) == b'{"a":1,"prompt":"' + b"x" * 300_000 + b'","b":3}'
+    assert not isinstance(sent, bytes)
+    (large,) = [part for part in sent if isinstance(part, memoryview)]
+    assert np.shares_memory(np.frombuffer(large, np.uint8), np.frombuffer(data, np.uint8))
