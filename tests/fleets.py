@@ -1,6 +1,7 @@
 """The engines that tests share: one plan, real or stand-in, started once in a session."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -13,13 +14,18 @@ from proxy.simulation.model_files import write_model
 LOGS = ROOT / ".engines" / "tests"
 LEASE_S = 20
 START_S = 420  # five engines on two busy cores
+QUEUED_REQUESTS = 64
+QUEUED_TOKENS = 40_000
 MODEL = "tiny"
 ADAPTER = "alpha"
 
 
 def specs() -> list[EngineSpec]:
-    """One plain engine, two prefill, two decode. The plain one says what is right."""
-    return plan(
+    """One plain engine, two prefill, two decode. The plain one says what is right.
+
+    The decode engines can be full. Nothing but requests for many sequences or tokens at once makes them so.
+    """
+    engines = plan(
         plain=1,
         prefill=2,
         decode=2,
@@ -28,6 +34,11 @@ def specs() -> list[EngineSpec]:
         env=(("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1"),),
         flags=("--enable-request-id-headers", "--enable-server-load-tracking"),
     )
+    limits = (f"--max-num-queued-reqs={QUEUED_REQUESTS}", f"--max-num-queued-tokens={QUEUED_TOKENS}")
+    return [
+        dataclasses.replace(spec, flags=spec.flags + limits) if spec.role == "decode" else spec
+        for spec in engines
+    ]
 
 
 @contextlib.contextmanager

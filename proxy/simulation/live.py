@@ -9,6 +9,7 @@ The live stand-in: engine models behind real sockets on the loopback address.
 import asyncio
 import uuid
 from collections import Counter, deque
+from collections.abc import Sequence
 from functools import cache
 from itertools import count
 from types import TracebackType
@@ -163,16 +164,21 @@ class StandIn:
         first = next(self._turn) % len(self.ranks)
         return min(self.ranks[first:] + self.ranks[:first], key=lambda rank: rank.load)
 
-    def check_admission(self, sequences: int) -> None:
-        """EngineFullError if so many more would be more than this engine takes, in vLLM's words."""
+    def check_admission(self, sequences: int, taken: Sequence[Sequence[int]] = ()) -> None:
+        """EngineFullError if so many sequences of one prompt are too much for this engine, in vLLM's words.
+
+        `taken` are the prompts before it of the same request, each of as many sequences.
+        """
         config = self.config
         if config.max_queued_requests is not None:
-            unfinished = sum(rank.load for rank in self.ranks)
+            unfinished = sum(rank.load for rank in self.ranks) + sequences * len(taken)
             if unfinished + sequences > config.max_queued_requests:
+                self.metrics.rejected("max_num_queued_reqs")
                 raise EngineFullError("is currently busy and cannot accept new requests")
         if config.max_queued_tokens is not None:
             queued = sum(rank.model.queued_tokens for rank in self.ranks)
-            if queued >= config.max_queued_tokens:
+            if queued + sequences * sum(map(len, taken)) >= config.max_queued_tokens:
+                self.metrics.rejected("max_num_queued_tokens")
                 raise EngineFullError("has reached its prefill token backlog limit")
 
     # Its life.

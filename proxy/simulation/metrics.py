@@ -1,12 +1,12 @@
 """Invariant: every figure is read from the models when it is asked for; nothing is counted twice.
 
-The names and labels are vLLM's, of what a router reads. Only distributions are kept as they happen.
+The names and labels are vLLM's, of what a router reads. Only distributions and refusals are kept as they happen.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -38,6 +38,7 @@ _LATENCY = [ms / 1000 for ms in _MILLISECONDS]
 _TOKENS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000]
 _BYTES = [2.0**power for power in range(10, 31, 2)]
 _FINISHED = ("stop", "length", "abort", "error", "repetition")
+_LIMITS = ("max_num_queued_reqs", "max_num_queued_tokens")
 _SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 
 
@@ -170,6 +171,13 @@ class EngineMetrics:
         self._generated = distribution("request_generation_tokens", "Generated tokens of a request.", _TOKENS)
         self._transfer = distribution("nixl_xfer_time_seconds", "Time of a transfer.", _LATENCY)
         self._bytes = distribution("nixl_bytes_transferred", "Bytes of a transfer.", _BYTES)
+        rejections = Counter(
+            "vllm:admission_rejections",
+            "Requests refused for want of room, by the limit.",
+            ["model_name", "reason"],
+            registry=self._registry,
+        )
+        self._rejections = {reason: rejections.labels(name, reason) for reason in _LIMITS}
 
     def token(self, rank: int, output: Output) -> None:
         """A token came out."""
@@ -186,6 +194,10 @@ class EngineMetrics:
             self._whole[rank].observe(now_s - request.arrived_s)
             self._prompt[rank].observe(request.prompt_length)
             self._generated[rank].observe(request.generated)
+
+    def rejected(self, limit: str) -> None:
+        """There was no room for a request: `max_num_queued_reqs` or `max_num_queued_tokens` says so."""
+        self._rejections[limit].inc()
 
     def transfer(self, rank: int, seconds: float, size: int) -> None:
         """A pull has ended."""

@@ -25,6 +25,7 @@ _WORDS = {
     "--enable-per-request-metrics": "--request-metrics",
     "--enable-server-load-tracking": "--load-tracking",
 }
+_SAME_WORDS = {"--max-num-queued-reqs", "--max-num-queued-tokens"}
 
 
 class StandInFleet(Fleet):
@@ -86,7 +87,10 @@ def command(spec: EngineSpec) -> list[str]:
     if dict(spec.env).get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1":
         words.append("--lora-updates")
     for flag in spec.flags:
-        if flag not in _WORDS:
+        if flag.split("=")[0] in _SAME_WORDS:
+            words.append(flag)
+        elif flag in _WORDS:
+            words.append(_WORDS[flag])
+        else:
             raise ValueError(f"{spec.name}: a stand-in does not know {flag}")
-        words.append(_WORDS[flag])
     return words

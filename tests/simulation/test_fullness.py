@@ -23,6 +23,11 @@ BUSY = {
     }
 }
 
+BACKLOG = (
+    "The engine has reached its prefill token backlog limit. "
+    "Please try again later or on a different instance."
+)
+
 
 def begin(ask: Ask, engine: StandIn, body: dict[str, Any]) -> "asyncio.Task[tuple[int, Any]]":
     async def asking() -> tuple[int, Any]:
@@ -75,10 +80,29 @@ async def test_prompts_without_a_first_token_count(start: Start, ask: Ask, until
     running = begin(ask, engine, long)
     await until(lambda: engine.model.unfinished == 1)
     status, body = await ask(engine, BODY)
-    assert (status, body["error"]["type"]) == (503, "Service Unavailable")
-    assert body["error"]["message"].startswith("The engine has reached its prefill token backlog limit. ")
+    assert (status, body["error"]["message"]) == (503, BACKLOG)
     assert (await running)[0] == 200
     assert (await ask(engine, BODY))[0] == 200
+
+
+async def test_prompts_of_a_list_count_for_those_behind(start: Start, ask: Ask) -> None:
+    engine = await start(max_queued_tokens=100)
+    prompts = [[300 + n] * 50 for n in range(3)]
+    assert (await ask(engine, {**BODY, "prompt": prompts[:2]}))[0] == 200
+    status, body = await ask(engine, {**BODY, "prompt": prompts})
+    assert (status, body["error"]["message"]) == (503, BACKLOG)
+    assert (await ask(engine, {**BODY, "prompt": prompts[:2], "n": 2, "temperature": 1}))[0] == 503
+    assert (await ask(engine, BODY))[0] == 200
+
+
+async def test_refusals_are_counted_by_the_limit(start: Start, ask: Ask, http: aiohttp.ClientSession) -> None:
+    engine = await start(max_queued_requests=1, max_queued_tokens=0)
+    assert [(await ask(engine, BODY | {"n": n}))[0] for n in (2, 2, 1)] == [503, 503, 503]
+    async with http.get(f"{engine.url}/metrics") as answer:
+        page = await answer.text()
+    for limit, count in (("reqs", 2), ("tokens", 1)):
+        labels = f'model_name="tiny",reason="max_num_queued_{limit}"'
+        assert f"vllm:admission_rejections_total{{{labels}}} {count}.0" in page
 
 
 async def test_a_decode_leg_that_is_refused_gives_its_hold_back(start: Start, ask: Ask, until: Any) -> None:

@@ -24,19 +24,19 @@ def test_an_engines_description_becomes_the_stand_ins_configuration() -> None:
         replay_port=4,
         lease_s=20,
         loras=("alpha",),
-        flags=("--enable-request-id-headers",),
+        flags=("--enable-request-id-headers", "--max-num-queued-reqs=3"),
     )
     config = config_of(parser().parse_args(command(spec)[3:]))
     assert (config.port, config.side_port, config.events, config.replay) == (1, 2, 3, 4)
     assert (config.block_size, config.blocks, config.max_model_len) == (32, 512, 2048)
     assert (config.lease_s, config.loras, config.connector) == (20, ("alpha",), True)
-    assert config.request_id_headers
+    assert (config.request_id_headers, config.max_queued_requests) == (True, 3)
 
 
 @pytest.mark.parametrize(
     "spec",
     [
-        EngineSpec("a", 1, flags=("--enable-auto-tool-choice",)),
+        EngineSpec("a", 1, flags=("--tool-call-parser=llama3_json",)),
         EngineSpec("a", 1, "prefill", "shared"),
     ],
 )
