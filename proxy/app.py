@@ -155,7 +155,11 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         accounts=app[METRICS],
         clock=time.monotonic,
     )
-    app[METRICS].show(queued=lambda: len(app[GATE]), body_bytes=lambda: app[BODIES].held_bytes)
+    app[METRICS].show(
+        queued=lambda: len(app[GATE]),
+        held_back=lambda: app[GATE].clients_held_back,
+        body_bytes=lambda: app[BODIES].held_bytes,
+    )
     if directory is not None and config.kv_events:
         app[STATE] = StateKeeper(
             directory,

@@ -138,6 +138,13 @@ class Director:
 
         Raises RequestError; may be cancelled at any moment when the client has gone.
         """
+        with ExitStack() as kept:
+            kept.enter_context(call.ticket.kept())
+            reply = await self._serve(call, avoid)
+            reply.also_ends(kept.pop_all())
+            return reply
+
+    async def _serve(self, call: Call, avoid: Collection[str]) -> Reply:
         if self._connector.holds and call.request.prompt_count > 1:
             if self._splits(call.request):
                 return await serve_list(

@@ -10,6 +10,8 @@ Requests that can be served by the same instances share a lane. A lane that is b
 
 The places are limited, and who has got one may have to leave for a client with fewer. The parts of one request share
 a place. What was let in before needs none and never has to leave: that would waste what was done for it.
+
+A client may be held back: then no more of it is let in, but for the rest of what was let in before.
 """
 
 import bisect
@@ -31,7 +33,7 @@ class QueueFullError(Exception):
 class Waiting(Generic[T]):
     """One request in the queue."""
 
-    __slots__ = ("client", "item", "lane", "number", "place", "priority", "tokens")
+    __slots__ = ("client", "free", "item", "lane", "number", "place", "priority", "tokens")
 
     def __init__(
         self,
@@ -42,6 +44,8 @@ class Waiting(Generic[T]):
         number: int,
         item: T,
         place: Hashable | None,
+        *,
+        free: bool,
     ) -> None:
         self.client = client
         self.lane = lane
@@ -52,27 +56,42 @@ class Waiting(Generic[T]):
         self.item = item
         self.place = place
         """The place it takes, maybe with others, until one of them is served; None if it needs none."""
+        self.free = free
+        """Whether it was let in before, by itself or with another part of its request: it needs no place."""
 
 
 def _order(waiting: Waiting[T]) -> tuple[int, int]:
     return waiting.priority, waiting.number
 
 
-class _Client(Generic[T]):
-    """A client that waits: its requests in order, by lane, and the virtual time of its last turn."""
+_Line: TypeAlias = tuple[Hashable, bool]
+"""Requests of one client in one lane that are free, or are not."""
 
-    __slots__ = ("count", "due", "lanes", "places")
+
+class _Client(Generic[T]):
+    """A client that waits: its requests in order, by line, and the virtual time of its last turn."""
+
+    __slots__ = ("count", "due", "lines", "places")
 
     def __init__(self, due: int) -> None:
         self.due = due
-        self.lanes: dict[Hashable, list[Waiting[T]]] = {}
+        self.lines: dict[_Line, list[Waiting[T]]] = {}
         self.count = 0
         self.places: Counter[Hashable] = Counter()
         """How many of its requests share each place it has."""
 
-    def first(self, blocked: Collection[Hashable]) -> Waiting[T] | None:
-        heads = [line[0] for lane, line in self.lanes.items() if lane not in blocked]
+    def first(self, blocked: Collection[Hashable], *, held_back: bool) -> Waiting[T] | None:
+        heads = [
+            line[0]
+            for (lane, free), line in self.lines.items()
+            if lane not in blocked and (free or not held_back)
+        ]
         return min(heads, key=_order) if heads else None
+
+    def head(self, lane: Hashable, *, held_back: bool) -> Waiting[T] | None:
+        """What it has first in a lane."""
+        lines = [self.lines.get((lane, True)), None if held_back else self.lines.get((lane, False))]
+        return min((line[0] for line in lines if line), key=_order, default=None)
 
 
 _Head: TypeAlias = tuple[int, int, Waiting[T]]
@@ -90,6 +109,7 @@ class FairQueue(Generic[T]):
         self._clients: dict[str, _Client[T]] = {}
         self._in_lane: dict[Hashable, int] = {}
         self._heads: dict[Hashable, list[_Head[T]]] = {}
+        self._held_back: set[str] = set()
         self._length = 0
         self._places = 0
         self._now = 0
@@ -100,7 +120,7 @@ class FairQueue(Generic[T]):
 
     def __iter__(self) -> Iterator[Waiting[T]]:
         for client in list(self._clients.values()):
-            for line in list(client.lanes.values()):
+            for line in list(client.lines.values()):
                 yield from list(line)
 
     @property
@@ -108,9 +128,28 @@ class FairQueue(Generic[T]):
         """How many clients have a request waiting."""
         return len(self._clients)
 
+    @property
+    def clients_held_back(self) -> int:
+        """How many clients are held back, whether they have a request waiting or not."""
+        return len(self._held_back)
+
+    def is_held_back(self, client: str) -> bool:
+        """Whether no more of a client is let in."""
+        return client in self._held_back
+
+    def hold_back(self, client: str) -> None:
+        """Let no more of a client in."""
+        self._held_back.add(client)
+        self._offer_all(client)
+
+    def let_go(self, client: str) -> None:
+        """It has turns again."""
+        self._held_back.discard(client)
+        self._offer_all(client)
+
     def waits_in(self, lane: Hashable) -> bool:
-        """Whether any request waits in a lane."""
-        return lane in self._in_lane
+        """Whether any request waits in a lane that is not held back."""
+        return self._top(lane) is not None
 
     def push(
         self,
@@ -139,17 +178,14 @@ class FairQueue(Generic[T]):
             self._clients[client] = _Client(self._now)
         self._numbers += 1
         place = (self._numbers if place is None else place) if needs_place else None
-        waiting = Waiting(client, lane, priority, tokens, self._numbers, item, place)
+        waiting = Waiting(client, lane, priority, tokens, self._numbers, item, place, free=not needs_place)
         of = self._clients[client]
         if place is not None:
             self._places += place not in of.places
             of.places[place] += 1
-        line = of.lanes.setdefault(lane, [])
-        bisect.insort(line, waiting, key=_order)
         of.count += 1
         self._in_lane[lane] = self._in_lane.get(lane, 0) + 1
-        if line[0] is waiting:
-            self._offer(of, lane)
+        self._line_up(of, waiting)
         self._length += 1
         return waiting, shed
 
@@ -160,12 +196,12 @@ class FairQueue(Generic[T]):
             raise QueueFullError
         lasts = (
             next((waiting for waiting in reversed(line) if waiting.place in greedy.places), None)
-            for line in greedy.lanes.values()
+            for line in greedy.lines.values()
         )
         last = max((waiting for waiting in lasts if waiting is not None), key=_order)
         if greedy.places[last.place] == 1:
             return [last]
-        return [waiting for line in greedy.lanes.values() for waiting in line if waiting.place == last.place]
+        return [waiting for line in greedy.lines.values() for waiting in line if waiting.place == last.place]
 
     def _give_up_place(self, client: _Client[T], place: Hashable | None) -> None:
         if client.places.pop(place, 0):
@@ -177,35 +213,37 @@ class FairQueue(Generic[T]):
         if not tops:
             return None
         _, _, earliest = min(tops)
-        return self._clients[earliest.client].first(blocked)
+        client = earliest.client
+        return self._clients[client].first(blocked, held_back=client in self._held_back)
 
     def take(self, waiting: Waiting[T]) -> None:
         """Serve a request: it leaves, and its client has had a turn of so many tokens.
 
         Those that share its place wait on without one.
         """
-        client = self._clients[waiting.client]
-        self._give_up_place(client, waiting.place)
+        client, place = self._clients[waiting.client], waiting.place
         client.due += waiting.tokens
         self._now = max(self._now, client.due)
         self.drop(waiting)
-        for lane in client.lanes:
-            self._offer(client, lane)
+        self.let_in(waiting.client, place)
+        self._offer_all(waiting.client)
+
+    def let_in(self, client: str, place: Hashable) -> None:
+        """A part of a client's request was let in: the others, which share a place, need none any more."""
+        of = self._clients.get(client)
+        if of is None or place not in of.places:
+            return
+        self._give_up_place(of, place)
+        for waiting in [each for line in of.lines.values() for each in line if each.place == place]:
+            self._leave_line(of, waiting)
+            waiting.place, waiting.free = None, True
+            self._line_up(of, waiting)
 
     def drop(self, waiting: Waiting[T]) -> bool:
         """Let a request leave unserved. Tells whether it was still there."""
         client = self._clients.get(waiting.client)
-        line = client.lanes.get(waiting.lane) if client is not None else None
-        if client is None or line is None:
+        if client is None or not self._leave_line(client, waiting):
             return False
-        at = bisect.bisect_left(line, _order(waiting), key=_order)
-        if at == len(line) or line[at] is not waiting:
-            return False
-        del line[at]
-        if not line:
-            del client.lanes[waiting.lane]
-        elif at == 0:
-            self._offer(client, waiting.lane)
         client.count -= 1
         if client.places[waiting.place] > 1:
             client.places[waiting.place] -= 1
@@ -216,23 +254,50 @@ class FairQueue(Generic[T]):
         self._in_lane[waiting.lane] -= 1
         if not self._in_lane[waiting.lane]:
             del self._in_lane[waiting.lane]
-            del self._heads[waiting.lane]
+            self._heads.pop(waiting.lane, None)
         self._length -= 1
+        return True
+
+    def _line_up(self, client: _Client[T], waiting: Waiting[T]) -> None:
+        line = client.lines.setdefault((waiting.lane, waiting.free), [])
+        bisect.insort(line, waiting, key=_order)
+        if line[0] is waiting:
+            self._offer(client, waiting.client, waiting.lane)
+
+    def _leave_line(self, client: _Client[T], waiting: Waiting[T]) -> bool:
+        at = (waiting.lane, waiting.free)
+        line = client.lines.get(at, [])
+        n = bisect.bisect_left(line, _order(waiting), key=_order)
+        if n == len(line) or line[n] is not waiting:
+            return False
+        del line[n]
+        if not line:
+            del client.lines[at]
+        if n == 0:
+            self._offer(client, waiting.client, waiting.lane)
         return True
 
     # -- who is due first, by lane: a heap that may hold what is true no more ---------------------------------
 
-    def _offer(self, client: _Client[T], lane: Hashable) -> None:
-        """What a client has first in a lane, or when that is due, has changed."""
+    def _offer_all(self, name: str) -> None:
+        client = self._clients.get(name)
+        if client is not None:
+            for lane in {lane for lane, _ in client.lines}:
+                self._offer(client, name, lane)
+
+    def _offer(self, client: _Client[T], name: str, lane: Hashable) -> None:
+        """What a client has first in a lane, or when that is due, may have changed."""
+        first = client.head(lane, held_back=name in self._held_back)
+        if first is None:
+            return
         heads = self._heads.setdefault(lane, [])
         if len(heads) > 2 * self._in_lane[lane] + HEAP_SLACK:
             heads[:] = {entry[1]: entry for entry in heads if self._holds(entry)}.values()
             heapq.heapify(heads)
-        first = client.lanes[lane][0]
         heapq.heappush(heads, (client.due + first.tokens, first.number, first))
 
     def _top(self, lane: Hashable) -> "_Head[T] | None":
-        heads = self._heads[lane]
+        heads = self._heads.get(lane, [])
         while heads and not self._holds(heads[0]):
             heapq.heappop(heads)
         return heads[0] if heads else None
@@ -240,5 +305,6 @@ class FairQueue(Generic[T]):
     def _holds(self, entry: "_Head[T]") -> bool:
         due, _, waiting = entry
         client = self._clients.get(waiting.client)
-        line = client.lanes.get(waiting.lane) if client is not None else None
-        return client is not None and bool(line and line[0] is waiting) and due == client.due + waiting.tokens
+        if client is None or due != client.due + waiting.tokens:
+            return False
+        return client.head(waiting.lane, held_back=waiting.client in self._held_back) is waiting

@@ -28,6 +28,7 @@ REFUSALS = (
     "queue_full",
     "shed",
     "queue_timeout",
+    "client_limit",
     "engines_full",
     "no_engine",
     "no_prefill",
@@ -121,6 +122,11 @@ class Metrics(NullObserver):
             registry=registry,
         )
         self._queued = Gauge("kvproxy_queued_requests", "Requests that wait.", registry=registry)
+        self._held_back = Gauge(
+            "kvproxy_clients_held_back",
+            "Clients with as many requests running as one may have.",
+            registry=registry,
+        )
         self._body_bytes = Gauge(
             "kvproxy_body_bytes", "Memory held by request bodies, estimated.", registry=registry
         )
@@ -253,9 +259,16 @@ class Metrics(NullObserver):
         for peer, count in counts.items():
             self._connections.labels(peer).set_function(count)
 
-    def show(self, *, queued: Callable[[], int], body_bytes: Callable[[], int]) -> None:
+    def show(
+        self,
+        *,
+        queued: Callable[[], int],
+        held_back: Callable[[], int],
+        body_bytes: Callable[[], int],
+    ) -> None:
         """Read these at every scrape."""
         self._queued.set_function(queued)
+        self._held_back.set_function(held_back)
         self._body_bytes.set_function(body_bytes)
 
     # -- the watch's accounts -----------------------------------------------------------------------------

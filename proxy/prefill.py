@@ -75,6 +75,9 @@ class PrefillLegs:
             self._leg(call, question, decision, kind, hold, claims, settle, comparison),
             name=f"prefill {call.leg_id}",
         )
+        kept = ExitStack()
+        kept.enter_context(call.ticket.kept())  # its client may leave, and it still runs
+        leg.add_done_callback(lambda _leg: kept.close())
         if comparison is not None:
             leg.add_done_callback(lambda _leg: comparison.drop())
         try:

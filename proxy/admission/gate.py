@@ -6,12 +6,14 @@ not, when the moment of one that said it is full is over, and when somebody leav
 fit, and nobody else is woken.
 
 Who waits for room keeps it: an instance that is full for the request whose turn it is stays closed for all behind
-it, so a long prompt is not starved by short ones. Who waits because nothing usable serves one of its legs closes nothing.
+it, so a long prompt is not starved by short ones. Who waits because nothing usable serves one of its legs closes nothing, and
+neither does who waits for another request of its own client to end.
 """
 
 import asyncio
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
@@ -40,8 +42,8 @@ class QueueAccounts(Protocol):
         ...
 
     def refused(self, reason: str) -> None:
-        """A request was not let in: `queue_full`, `shed`, `queue_timeout`, `engines_full`, `no_prefill`, `no_engine`,
-        `too_long` or `stopping`.
+        """A request was not let in: `queue_full`, `shed`, `queue_timeout`, `client_limit`, `engines_full`, `no_prefill`,
+        `no_engine`, `too_long` or `stopping`.
         """
         ...
 
@@ -118,6 +120,8 @@ class Gate:
         self._accounts = accounts
         self._clock = clock
         self._queue: FairQueue[_Turn] = FairQueue(limits.max_queue)
+        self._running: Counter[str] = Counter()
+        """How many requests of each client were let in and are not over."""
         self._rate = DrainRate()
         self._blocked: set[Hashable] = set()
         """Lanes whose first request cannot be placed, as far as is known since the last change."""
@@ -133,12 +137,20 @@ class Gate:
         """How many requests wait, the parts of one counted singly."""
         return len(self._queue)
 
+    @property
+    def clients_held_back(self) -> int:
+        """How many clients have as many requests running as one may."""
+        return self._queue.clients_held_back
+
     def status(self) -> dict[str, Any]:
         """The queue and its limits, for `/status`."""
         limits = self._limits
         return {
             "waiting": len(self._queue),
             "waiting_clients": self._queue.clients,
+            "running_clients": len(self._running),
+            "clients_held_back": self.clients_held_back,
+            "max_client_requests": limits.max_client_requests,
             "max_queue": limits.max_queue,
             "queue_timeout_s": limits.queue_timeout_s,
             "max_prefill_tokens": limits.max_prefill_tokens,
@@ -158,7 +170,7 @@ class Gate:
         """Wait until a request may go on. Raises RequestError; may be cancelled, and then leaves the queue.
 
         A ticket that was admitted before is a retry: it does not wait for room, only for something usable, and for
-        engines that say they are full. One that was turned away by them has no more than its time in the queue for all
+        engines that say they are full, and whatever its client has running. One that was turned away by them has no more than its time in the queue for all
         its attempts.
         """
         if self._stopping and not ticket.of.admitted:
@@ -167,10 +179,11 @@ class Gate:
         if ticket.turned_away and ticket.waited_s >= self._limits.queue_timeout_s:
             turn.engines_full = True
             raise self._timed_out(turn)
-        admitted = None if len(self._queue) and self._queue.waits_in(turn.lane) else self._try(turn)
+        behind = self._held_back(ticket) or (len(self._queue) and self._queue.waits_in(turn.lane))
+        admitted = None if behind else self._try(turn)
         if admitted is None:
             admitted = await self._wait(turn)
-        ticket.let_in()
+        self._let_in(ticket)
         return admitted
 
     def close(self) -> None:
@@ -180,6 +193,31 @@ class Gate:
             if not waiting.item.ticket.of.admitted:
                 self._refuse(waiting, self._stopped())
         self._changed()
+
+    # -- one client -----------------------------------------------------------------------------------------
+
+    def _held_back(self, ticket: Ticket) -> bool:
+        """Whether its client has as many requests running as one may, and this would be one more."""
+        return not ticket.of.admitted and self._queue.is_held_back(ticket.client)
+
+    def _let_in(self, ticket: Ticket) -> None:
+        whole = ticket.of
+        if not whole.admitted:
+            client = whole.client
+            self._running[client] += 1
+            whole.when_over = functools.partial(self._over, client)
+            if self._running[client] == self._limits.max_client_requests:
+                self._queue.hold_back(client)
+            self._queue.let_in(client, whole)
+        ticket.let_in()
+
+    def _over(self, client: str) -> None:
+        self._running[client] -= 1
+        if not self._running[client]:
+            del self._running[client]
+        if self._queue.is_held_back(client):
+            self._queue.let_go(client)
+            self._changed()
 
     # -- one request ----------------------------------------------------------------------------------------
 
@@ -229,7 +267,8 @@ class Gate:
         except QueueFullError:
             self._accounts.refused("queue_full")
             raise self._full("the queue is full", "queue_full") from None
-        self._block(turn)
+        if not self._held_back(ticket):
+            self._block(turn)
         self._watch_moments()
         for each in shed:
             self._refuse(each, self._full("the queue is full, and this client has most of it", "shed"))
@@ -334,7 +373,7 @@ class Gate:
                 self._block(turn)
             else:
                 self._queue.take(waiting)
-                turn.ticket.let_in()
+                self._let_in(turn.ticket)
                 self._rate.left(self._clock())
                 self._reserve(turn, turn.granted)
                 turn.wake()
@@ -366,6 +405,14 @@ class Gate:
         )
 
     def _timed_out(self, turn: _Turn) -> RequestError:
+        if self._held_back(turn.ticket):
+            self._accounts.refused("client_limit")
+            return RateLimitError(
+                f"{self._limits.max_client_requests} requests of this client are being served (--max-client-requests),"
+                f" and none of them ended for {self._limits.queue_timeout_s:g} s (--queue-timeout): send fewer at a time",
+                reason="client_limit",
+                headers={"Retry-After": str(self._rate.retry_after_s(1, self._clock()))},
+            )
         if not turn.tried:
             decision = self._decide(turn, turn.question)
             turn.missing = _missing(turn.question, decision)

@@ -1,5 +1,8 @@
 """A ticket is one for all attempts at a client's request: what it went through at one counts at the next."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 from proxy.fair_queue import ANONYMOUS
 
 
@@ -18,6 +21,9 @@ class Ticket:
         """Whether an engine said that it is full when it got this."""
         self.waited_s = 0.0
         """Seconds in the queue so far, and at engines that turned it away."""
+        self.when_over: Callable[[], None] | None = None
+        """Called once when nobody keeps the whole request any more."""
+        self.keepers = 0
 
     def part(self) -> "Ticket":
         """A ticket for one prompt of a request for several, each of which is let in by itself."""
@@ -26,3 +32,16 @@ class Ticket:
     def let_in(self) -> None:
         """It may go on."""
         self.admitted = self.of.admitted = True
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """The whole request is not over while this lasts: it is being served, or what it began still runs."""
+        whole = self.of
+        whole.keepers += 1
+        try:
+            yield
+        finally:
+            whole.keepers -= 1
+            if not whole.keepers and whole.when_over is not None:
+                over, whole.when_over = whole.when_over, None
+                over()

@@ -30,6 +30,8 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     expected_answer_tokens: int = 512
     """How long an answer is expected to become that may be longer: most chats' answers end before, those that reason
     first need some thousand."""
+    max_client_requests: int = 0
+    """Requests of one client that are served at once; 0 for no limit. The rest waits."""
     max_queue: int = 1024
     """Requests that wait; one more is refused."""
     queue_timeout_s: float = 30.0
@@ -45,6 +47,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
         check_least("--max-prefill-tokens", self.max_prefill_tokens, 0)
         check_least("--max-decode-tokens", self.max_decode_tokens, 0)
         check_least("--expected-answer-tokens", self.expected_answer_tokens, 1)
+        check_least("--max-client-requests", self.max_client_requests, 0)
         check_least("--max-queue", self.max_queue, 0)
         check_seconds("--queue-timeout", self.queue_timeout_s)
         check_least("--max-bodies-mb", self.max_bodies_mb, 1)

@@ -242,6 +242,12 @@ def add_overload(group: "argparse._ArgumentGroup") -> None:
             "N",
             "what an answer counts for that may become longer, whatever its max_tokens",
         ),
+        (
+            "--max-client-requests",
+            "max_client_requests",
+            "N",
+            "requests of one client that are served at once, 0 for no limit; the rest waits",
+        ),
         ("--max-queue", "max_queue", "N", "requests that may wait; one more is answered 429"),
         ("--queue-timeout", "queue_timeout_s", "S", "how long a request may wait for an engine"),
         ("--max-bodies-mb", "max_bodies_mb", "MIB", "all request bodies in memory together"),

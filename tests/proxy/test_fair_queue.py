@@ -158,6 +158,29 @@ def test_who_was_let_in_before_always_finds_a_place_and_never_has_to_leave() -> 
     assert not queue.push("c", "one", 0, 1, 11)[1]
 
 
+def test_a_client_that_is_held_back_holds_up_nobody_and_keeps_its_order() -> None:
+    queue = filled(("held", 1), ("held", 1), ("other", 50), ("other", 50))
+    queue.hold_back("held")
+    assert [waiting.client for waiting in drained(queue)] == ["other", "other"]
+    assert not queue.waits_in("one")
+    queue.let_go("held")
+    assert [waiting.item for waiting in drained(queue)] == [0, 1]
+
+
+def test_what_was_let_in_before_is_not_held_back_with_its_client() -> None:
+    queue: FairQueue[int] = FairQueue(10)
+    for item in range(3):
+        queue.push("a", "one", 0, 1, item, place="list")
+    queue.push("a", "one", -9, 1, 3)
+    queue.push("a", "two", 0, 1, 4, needs_place=False)
+    queue.hold_back("a")
+    assert [waiting.item for waiting in drained(queue)] == [4]
+    queue.let_in("a", "list")  # another part of it
+    assert [waiting.item for waiting in drained(queue)] == [0, 1, 2]
+    queue.let_go("a")
+    assert [waiting.item for waiting in drained(queue)] == [3]
+
+
 def test_a_queue_of_no_length_takes_nobody() -> None:
     with pytest.raises(QueueFullError):
         FairQueue[int](0).push("a", "one", 0, 1, 0)
@@ -175,6 +198,7 @@ OPERATIONS = st.lists(
         ),
         st.tuples(st.just("take"), st.sets(st.sampled_from(LANES), max_size=1)),
         st.tuples(st.just("drop"), st.integers(0, 30)),
+        st.tuples(st.sampled_from(("hold back", "let go", "let in")), st.sampled_from(CLIENTS)),
     ),
     max_size=80,
 )
@@ -190,6 +214,10 @@ class Model:
         """The place of each request that waits, by its number."""
         self.due: dict[str, int] = {}
         self.now = 0
+        self.held_back: set[str] = set()
+
+    def has_turns(self, waiting: Waiting[int]) -> bool:
+        return waiting.client not in self.held_back or self.places[waiting.number] is None
 
     def taken(self, client: str | None = None) -> set[str]:
         places = {self.places[w.number] for w in self.waiting if client in {None, w.client}}
@@ -212,13 +240,14 @@ class Model:
     def next(self, blocked: set[str]) -> Waiting[int] | None:
         heads = []
         for client, lane in itertools.product(CLIENTS, set(LANES) - blocked):
-            own = [w for w in self.waiting if (w.client, w.lane) == (client, lane)]
+            own = [w for w in self.waiting if (w.client, w.lane) == (client, lane) and self.has_turns(w)]
             if own:
                 head = min(own, key=lambda w: (w.priority, w.number))
                 heads.append((self.due[client] + head.tokens, head.number, client))
         if not heads:
             return None
         own = [w for w in self.waiting if w.client == min(heads)[2] and w.lane not in blocked]
+        own = [w for w in own if self.has_turns(w)]
         return min(own, key=lambda w: (w.priority, w.number))
 
 
@@ -268,6 +297,15 @@ def test_it_does_what_a_plain_model_does(operations: list[Any]) -> None:
                 model.due[waiting_next.client] += waiting_next.tokens
                 model.now = max(model.now, model.due[waiting_next.client])
                 ended.append(waiting_next)
+        elif what == "hold back":
+            queue.hold_back(how[0])
+            model.held_back.add(how[0])
+        elif what == "let go":
+            queue.let_go(how[0])
+            model.held_back.discard(how[0])
+        elif what == "let in":
+            queue.let_in(how[0], f"of {how[0]}")
+            model.places = {n: None if p == f"of {how[0]}" else p for n, p in model.places.items()}
         elif how[0] < len(model.waiting):
             left = model.waiting[how[0]]
             model.leave(left)
@@ -277,8 +315,12 @@ def test_it_does_what_a_plain_model_does(operations: list[Any]) -> None:
         assert len(queue) == len(model.waiting)
         assert len(model.taken()) <= model.limit
         assert queue.clients == len({w.client for w in model.waiting})
-        assert {lane for lane in LANES if queue.waits_in(lane)} == {w.lane for w in model.waiting}
+        in_turns = {w.lane for w in model.waiting if model.has_turns(w)}
+        assert {lane for lane in LANES if queue.waits_in(lane)} == in_turns
+        assert queue.clients_held_back == len(model.held_back)
         assert {w.number for w in queue} == {w.number for w in model.waiting}
+    for client in CLIENTS:
+        queue.let_go(client)
     rest = drained(queue)
     assert sorted(w.item for w in [*ended, *rest]) == list(range(pushed))
 

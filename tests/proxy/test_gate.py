@@ -328,6 +328,126 @@ async def test_what_is_generated_counts_in_the_turns_of_clients() -> None:
     assert set(scene.order[1:]) == {f"one{n}" for n in range(6)}
 
 
+class Served:
+    """Requests of clients that may have two at once; each is over when it is told so."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.scene = Scene(**({"max_client_requests": 2} | limits))
+        self.tickets: dict[str, Ticket] = {}
+        self._kept: dict[str, contextlib.ExitStack] = {}
+
+    async def ask(
+        self, name: str, client: str, tokens: int = 10, *, part_of: str | None = None
+    ) -> "asyncio.Task[Admitted]":
+        ticket = self.tickets[part_of].part() if part_of else Ticket(client)
+        self.tickets[name] = ticket
+        self._kept[name] = contextlib.ExitStack()
+        self._kept[name].enter_context(ticket.kept())
+        return await self.scene.ask(name, tokens, ticket=ticket)
+
+    async def over(self, name: str) -> None:
+        self._kept.pop(name).close()
+        if name in self.scene.running:
+            await self.scene.end(name)
+        await self.scene.rest()
+
+    def status(self) -> tuple[int, int]:
+        status = self.scene.gate.status()
+        return status["running_clients"], status["clients_held_back"]
+
+
+async def test_a_client_has_no_more_running_than_it_may_and_holds_up_nobody_else() -> None:
+    served = Served()
+    for n in range(5):
+        await served.ask(f"a{n}", "a")
+    await served.ask("b0", "b")
+    assert served.scene.order == ["a0", "a1", "b0"]
+    assert served.status() == (2, 1)
+    await served.over("a1")
+    assert served.scene.order[3:] == ["a2"]
+    await served.over("b0")
+    assert served.scene.order[4:] == []
+    for name in ("a0", "a2", "a3", "a4"):
+        await served.over(name)
+    assert served.scene.order[4:] == ["a3", "a4"]
+    assert served.status() == (0, 0)
+    assert len(served.scene.gate) == 0
+
+
+async def test_who_waits_for_its_own_client_takes_its_turn_among_those_that_wait_for_room() -> None:
+    served = Served(max_client_requests=1, max_decode_tokens=100)
+    await served.ask("b0", "b", 100)
+    for n in range(2):
+        await served.ask(f"a{n}", "a", 50)
+    await served.ask("c0", "c", 60)
+    assert served.scene.order == ["b0"]
+    await served.over("b0")
+    assert served.scene.order[1:] == ["a0"]
+    await served.over("a0")
+    assert served.scene.order[2:] == ["c0"]
+    await served.over("c0")
+    assert served.scene.order[3:] == ["a1"]
+
+
+async def test_parts_of_a_request_and_its_retries_count_once() -> None:
+    served = Served(max_client_requests=1, timed=True)
+    whole = Ticket("a")
+    served.tickets["list"] = whole
+    with whole.kept():
+        for n in range(3):
+            await served.ask(f"part{n}", "a", part_of="list")
+        await served.ask("next", "a")
+        assert served.scene.order == ["part0", "part1", "part2"]
+        says_full(served.scene, "decode0:1", told_s=5.0)
+        again = await served.scene.ask("again", ticket=served.tickets["part1"])
+        assert len(served.scene.gate) == 2
+        served.scene.instance("decode0:1").fullness.forget()
+        served.scene.instance("decode0:1").announce()
+        await again
+        assert served.scene.order[3:] == ["again"]
+        for n in range(3):
+            await served.over(f"part{n}")
+        assert served.scene.order[4:] == []
+    await served.scene.rest()
+    assert served.scene.order[4:] == ["next"]
+
+
+async def test_a_part_that_waits_behind_its_own_list_is_not_held_back_by_it() -> None:
+    served = Served(max_client_requests=1)
+    served.tickets["list"] = Ticket("a")
+    served.scene.instance("decode0:1").draining = True
+    await served.ask("part0", "a", part_of="list")
+    await served.ask("part1", "a", part_of="list")
+    served.scene.instance("decode0:1").draining = False
+    await served.scene.rest()
+    assert served.scene.order == ["part0", "part1"]
+
+
+async def test_who_leaves_the_queue_of_its_client_was_never_running() -> None:
+    served = Served(max_client_requests=1)
+    await served.ask("a0", "a")
+    leaver = await served.ask("a1", "a")
+    leaver.cancel()
+    await served.over("a1")
+    await served.ask("a2", "a")
+    assert served.scene.order == ["a0"]
+    await served.over("a0")
+    assert served.scene.order == ["a0", "a2"]
+    await served.over("a2")
+    assert served.status() == (0, 0)
+
+
+async def test_who_waited_too_long_for_its_own_client_is_told_so() -> None:
+    served = Served(max_client_requests=1, queue_timeout_s=0.05)
+    await served.ask("a0", "a")
+    late = await served.ask("a1", "a")
+    with pytest.raises(RateLimitError, match="--max-client-requests") as refused:
+        await late
+    assert refused.value.reason == "client_limit"
+    assert int(refused.value.headers["Retry-After"]) >= 1
+    assert served.scene.book.refusals == {"client_limit": 1}
+
+
 async def test_only_as_many_are_looked_at_as_fit() -> None:
     scene = Scene(max_decode_tokens=100, max_queue=500)
     await scene.ask("r0", 100)

@@ -47,9 +47,9 @@ class Crowd:
         self._session = session
         self._tasks: list[asyncio.Task[Answer]] = []
 
-    async def occupy(self) -> "asyncio.Task[Answer]":
+    async def occupy(self, client: str = "") -> "asyncio.Task[Answer]":
         self.pair.engines.decode[0].faults.add(Fault(kind="hang", path="/v1/c", times=1))
-        first = self.start("first")
+        first = self.start("first", client)
         await wait_until(lambda: len(self.decoded()) == 1, "the first decode leg")
         return first
 
@@ -144,6 +144,39 @@ async def test_many_answers_to_one_prompt_are_no_small_request() -> None:
         assert {(await task).status for task in waiting} == {200}
         await them.pair.service.settled()
         assert await them.pair.service.metric("kvproxy_in_flight_weight_tokens") == 0
+
+
+async def test_a_client_has_so_many_requests_served_at_once_and_the_rest_waits_or_is_refused() -> None:
+    async with crowd(max_decode_tokens=0, max_client_requests=1, max_queue=2) as them:
+        first = await them.occupy("a")
+        waiting = [await them.line_up(f"a{n}", "a", prompt=["x", "y"]) for n in range(2)]
+        refused = await them.start("a2", "a")
+        assert (refused.status, refused.json["error"]["type"]) == (429, "RateLimitError")
+        assert (await them.start("b", "b", prompt=["x", "y"])).status == 200
+        status = (await them.pair.service.ask("/status")).json["queue"]
+        told = {
+            name: status[name] for name in ("running_clients", "clients_held_back", "max_client_requests")
+        }
+        assert told == {"running_clients": 1, "clients_held_back": 1, "max_client_requests": 1}
+        assert await them.pair.service.metric("kvproxy_clients_held_back") == 1
+        await gone(first)
+        assert [(await task).status for task in waiting] == [200, 200]
+        await them.pair.service.settled()
+        assert await them.pair.service.metric("kvproxy_clients_held_back") == 0
+        assert them.pair.service.app[GATE].status()["running_clients"] == 0
+
+
+async def test_a_prefill_leg_whose_client_has_left_still_counts_for_it() -> None:
+    async with crowd(max_decode_tokens=0, max_client_requests=1) as them:
+        engine = them.pair.engines.prefill[0]
+        engine.faults.add(Fault(kind="slow", path="/v1/c", times=1, delay_s=1.0))
+        leaver = them.start("leaver", "a")
+        await wait_until(lambda: len(engine.seen) == 1, "its prefill leg")
+        await gone(leaver)
+        await them.line_up("next", "a")
+        assert len(engine.seen) == 1
+        await wait_until(lambda: "next" in them.decoded(), "the next one")
+        await them.pair.service.settled()
 
 
 async def test_a_full_queue_is_answered_429_with_retry_after() -> None:
