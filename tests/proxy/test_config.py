@@ -151,6 +151,13 @@ def test_the_engine_key_is_read_from_its_file(tmp_path: pathlib.Path) -> None:
         read_config([*PAIR, "--engine-api-key-file", str(file)])
 
 
+def test_salts_by_client_are_off_unless_asked_for() -> None:
+    assert not read_config(PAIR).security.salt_by_client
+    flags = ["--api-key-file", "/keys", "--salt-by-client", "--salt-file", "/salt"]
+    security = read_config([*PAIR, *flags]).security
+    assert (security.salt_by_client, security.salt_file) == (True, pathlib.Path("/salt"))
+
+
 def test_the_admin_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADMIN_API_KEY", "k")
     assert read_config(PAIR).admin_api_key == "k"
