@@ -66,7 +66,10 @@ def read_own_salt(raw: bytes | None) -> str | None:
     """
     if raw is None or raw == b"null":
         return None
-    salt = _decode_string(raw) if raw[:1] == b'"' and len(raw) <= _MOST_RAW_BYTES else None
+    try:
+        salt = _decode_string(raw) if raw[:1] == b'"' and len(raw) <= _MOST_RAW_BYTES else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BadRequestError("cache_salt is not valid JSON", param="cache_salt") from None
     if raw[:1] != b'"' or salt == "":
         raise _refusal("must be a non-empty string if provided.")
     if salt is None or len(salt) > MAX_SALT_CHARS or not NEVER_IN_A_SALT.isdisjoint(salt):

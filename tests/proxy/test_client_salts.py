@@ -354,6 +354,17 @@ async def test_neither_salts_nor_their_secret_are_logged(
         assert secret not in caplog.text + metrics
 
 
+@pytest.mark.parametrize("raw", [b'"\\q"', b'"a\nb"', b'"\\ud800"', b'"\\u12"', b'"\xff"'])
+async def test_a_salt_that_is_no_text_is_the_clients_own_mistake(raw: bytes, salted: Security) -> None:
+    async with fleet(1, 1, kv_events=False, security=salted) as pair:
+        body = b'{"model": "tiny", "prompt": "x", "max_tokens": 1, "cache_salt": ' + raw + b"}"
+        answer = await pair.service.ask("/v1/completions", body, Authorization="Bearer sk-alice")
+        assert answer.status == 400
+        assert not sent(pair.engines)
+    with pytest.raises(BadRequestError, match="not valid JSON"):
+        read_own_salt(raw)
+
+
 def test_an_empty_salt_is_refused_before_anything_is_made_of_it() -> None:
     with pytest.raises(BadRequestError, match="non-empty"):
         read_own_salt(b'""')
