@@ -167,12 +167,13 @@ class DecodeLegs:
         """
         chosen = chosen_of(decision, Phase.DECODE)
         async with within(self._deadlines.first_byte_s, chosen.instance, "the decode leg's first byte"):
-            answer = await self._legs.send(call, chosen, body)
-            stack.callback(answer.close)
+            sent = await self._legs.send(call, chosen, body, stack)
+            answer = sent.answer
             if answer.is_event_stream and answer.status == 200:
                 stream = EngineStream(answer, self._deadlines.chunk_s)
                 if (failure := await stream.begin()) is None:
                     self._produced(hold, chosen.instance)
+                    self._legs.took(sent)
                     self._legs.began(chosen.instance)
                     rest = self._rest(stream, chosen.instance)
                     return Reply(answer.status, answer.headers, rest, decision, stack.pop_all())
@@ -185,7 +186,8 @@ class DecodeLegs:
                     reply = as_unary(answer, failure, decision)
                 else:
                     reply = Reply(200, answer.headers, without_params(data), decision)
-        why = self._legs.worth_another(Phase.DECODE, call, chosen, answer, reply)
+        why = self._legs.worth_another(Phase.DECODE, call, chosen, sent, reply)
+        sent.end()  # another leg may follow under the same claim
         if why is not None:
             prefill_on = hold.instance if hold is not None else None
             raise AttemptFailedError(Phase.DECODE, chosen.instance, reply, prefill_on=prefill_on, reason=why)

@@ -10,6 +10,9 @@ much. So one `Fullness` is a window on the legs of one instance, as TCP's is on 
   come all at once; one that it does not take closes it again. It takes a leg by beginning to answer, or by not
   refusing it for a while: refusing is quick, and answers that are not streamed begin when all is generated.
 * An engine that has taken all for a while has no window.
+
+What it had, and what it took, are legs that were sent and have not ended: those that are meant for it and are still
+prefilled elsewhere prove nothing of its room. They do take of it.
 """
 
 import email.utils
@@ -36,13 +39,15 @@ STEP_MOST = 32
 """An engine that has taken so many more legs than it had when it was full is not full any more."""
 
 FORGOTTEN_S = 30.0
-"""So long after it last said so, too: meanwhile more legs were tried, for moments are shorter, unless none came."""
+"""So long after it last said so, too, if none tried it: moments are shorter. One that is prefilled all the while will."""
 
 
 class Fullness:
     """What one instance has said of its room. Times are seconds of any one monotonic clock."""
 
     def __init__(self) -> None:
+        self.legs = 0
+        """Legs that were sent there and have not ended."""
         self._most: int | None = None
         self._step = 1
         self._in_a_row = 0
@@ -51,10 +56,17 @@ class Fullness:
         self._tried_at: float | None = None
         """When the first leg more was sent, of those it has not answered."""
 
-    def sent(self, now: float) -> None:
-        """A leg is sent to it."""
-        if self._tried_at is None and now >= self._until:
-            self._tried_at = now
+    def sent(self, now: float) -> bool:
+        """A leg is sent to it. Tells whether the lapse of time means something from now on: it is more than it had."""
+        self.legs += 1
+        if self._most is None or self._tried_at is not None or now < self._until or self.legs <= self._most:
+            return False
+        self._tried_at = now
+        return True
+
+    def ended(self) -> None:
+        """A leg that was sent to it has ended."""
+        self.legs -= 1
 
     def said(self, now: float, legs: int, sent_at: float, told_s: float | None = None) -> None:
         """It had no room for a leg sent at `sent_at`, beside `legs` others of ours. `told_s`: its `Retry-After`."""
@@ -68,7 +80,7 @@ class Fullness:
         self._most, self._step, self._said_at, self._tried_at = legs, 1, now, None
 
     def took(self, legs: int, sent_at: float) -> bool:
-        """It has begun to answer a leg sent at `sent_at`; `legs` of ours run there, this one included.
+        """It has begun to answer a leg sent at `sent_at`; `legs` of ours are there, this one included.
 
         Tells whether there may be room for more now.
         """
@@ -82,6 +94,11 @@ class Fullness:
             self.forget()
         return True
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it has said anything that may still count: a quick look for every decision."""
+        return self._most is not None
+
     def forget(self) -> None:
         """It is another process, or has shown that it has room."""
         self._most = None
@@ -91,17 +108,21 @@ class Fullness:
         self._tried_at = None
 
     def room(self, now: float, legs: int) -> bool:
-        """Whether one more leg may go there, beside the `legs` of ours that run."""
-        most = self.most(now)
+        """Whether one more leg may go there, beside `legs` of ours that were sent or are meant for it."""
+        most = self.most(now, awaited=legs > self.legs)
         if most is None:
             return True
         if now < self._until:
             return not self._told and legs < most
         return legs < most + self._step_at(now)
 
-    def most(self, now: float) -> int | None:
-        """How many of our legs it had room for, as far as is known; None: for any number."""
-        if now - self._said_at >= FORGOTTEN_S or self._step_at(now) > STEP_MOST:
+    def most(self, now: float, *, awaited: bool = False) -> int | None:
+        """How many of our legs it had room for, as far as is known; None: for any number.
+
+        `awaited`: one that will try it is meant for it and was not sent yet.
+        """
+        untried = self._tried_at is None and not awaited
+        if (untried and now - self._said_at >= FORGOTTEN_S) or self._step_at(now) > STEP_MOST:
             return None
         return self._most
 
@@ -113,8 +134,10 @@ class Fullness:
         """How long until there may be more room, if nothing happens; None if there will not be."""
         if now < self._until:
             return self._until - now
-        if self._tried_at is None or self.most(now) is None:
+        if self.most(now) is None:
             return None
+        if self._tried_at is None:
+            return self._said_at + FORGOTTEN_S - now
         return self._tried_at + (self._steps(now) + 1) * UNREFUSED_S - now
 
     def _steps(self, now: float) -> int:

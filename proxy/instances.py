@@ -194,11 +194,9 @@ class Instance:
             return "model not served"
         return None
 
-    def says_full(self, now: float, *, beside: int = 0) -> bool:
-        """Whether its engine has said that it has no room for one leg more, `beside` of those that run left out."""
-        return self.fullness.most(now) is not None and not self.fullness.room(
-            now, self.running_legs() - beside
-        )
+    def says_full(self, now: float) -> bool:
+        """Whether its engine has said that it has no room for one leg more, beside all that are meant for it."""
+        return self.fullness.is_known and not self.fullness.room(now, self.running_legs())
 
     def index_state(self, rank: int) -> str:
         """How well the cache of a rank is known."""

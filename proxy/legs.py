@@ -100,6 +100,29 @@ class _ErrorAnswer(msgspec.Struct):
 _decode_error = msgspec.json.Decoder(_ErrorAnswer).decode
 
 
+class Sent:
+    """A leg that an engine has begun to answer. It ends once, and counts until then in what the engine has room for."""
+
+    def __init__(self, answer: Answer, instance: Instance | None, at_s: float) -> None:
+        self.answer = answer
+        self.instance = instance
+        """The one it was sent to; None if that had gone."""
+        self.at_s = at_s
+        """When it was sent, on the monotonic clock."""
+        self._running = instance is not None
+
+    @property
+    def beside(self) -> int:
+        """How many others of ours are there."""
+        return self.instance.fullness.legs - self._running if self.instance is not None else 0
+
+    def end(self) -> None:
+        """Its answer was read or closed. A second call does nothing."""
+        if self._running and self.instance is not None:
+            self._running = False
+            self.instance.fullness.ended()
+
+
 class Legs:
     """What prefill and decode legs share."""
 
@@ -128,29 +151,52 @@ class Legs:
             cause = LegError(chosen.instance, "the instance was removed")
             raise AttemptFailedError(phase, chosen.instance, cause=cause) from None
 
-    async def send(self, call: Call, chosen: Candidate, body: Encoded) -> Answer:
-        """Send a leg that is claimed and wait for the head of its answer. Raises LegError."""
+    async def send(self, call: Call, chosen: Candidate, body: Encoded, stack: ExitStack) -> Sent:
+        """Send a leg that is claimed and wait for the head of its answer. Raises LegError.
+
+        `stack` ends the leg, and closes its answer; it must do so before it ends the claim.
+        """
         headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         instance = self._fleet.get(chosen.instance)
         if instance is not None and len(instance.ranks) > 1:
             headers.append((DATA_PARALLEL_RANK, str(chosen.rank)))
         sent_at = self._clock()
-        if instance is not None:
-            instance.fullness.sent(sent_at)
-        answer = await self._client.post(chosen.instance, call.request.route.path, body, headers)
-        if instance is not None and self._fleet.get(chosen.instance) is instance:
-            if answer.status in FULL:
-                told = value_of(RETRY_AFTER, answer.headers)
-                self._said_full(instance, sent_at, retry_after_s(told, self._wall_clock()))
-            elif instance.fullness.took(instance.running_legs(), sent_at):
-                instance.announce()
-        return answer
+        if instance is not None and instance.fullness.sent(sent_at):
+            instance.announce()
+        try:
+            answer = await self._client.post(chosen.instance, call.request.route.path, body, headers)
+        except BaseException:
+            if instance is not None:
+                instance.fullness.ended()
+            raise
+        sent = Sent(answer, instance, sent_at)
+        stack.callback(sent.end)
+        stack.callback(answer.close)
+        if answer.status in FULL:
+            told = value_of(RETRY_AFTER, answer.headers)
+            self._said_full(sent, retry_after_s(told, self._wall_clock()))
+        elif not (
+            answer.status == 200 and answer.is_event_stream
+        ):  # that may yet say in its first event that it is full
+            self.took(sent)
+        return sent
 
-    def _said_full(self, instance: Instance, sent_at: float, told_s: float | None = None) -> None:
-        now = self._clock()
-        if instance.fullness.most(now) is None:
-            log.info("%s %s says that it is full", instance.role, instance.address)
-        instance.fullness.said(now, max(0, instance.running_legs() - 1), sent_at, told_s)
+    def took(self, sent: Sent) -> None:
+        """The engine has room for the leg: it has begun to answer it."""
+        instance = self._still_there(sent)
+        if instance is not None and instance.fullness.took(instance.fullness.legs, sent.at_s):
+            instance.announce()
+
+    def _said_full(self, sent: Sent, told_s: float | None = None) -> None:
+        if (instance := self._still_there(sent)) is not None:
+            now = self._clock()
+            if instance.fullness.most(now) is None:
+                log.info("%s %s says that it is full", instance.role, instance.address)
+            instance.fullness.said(now, sent.beside, sent.at_s, told_s)
+
+    def _still_there(self, sent: Sent) -> Instance | None:
+        there = self._fleet.get(sent.answer.instance)
+        return there if there is sent.instance else None
 
     def why_gone(self, chosen: Candidate) -> str | None:
         """Why a leg that is claimed there would get no answer by now; None if it would. One that drains takes it."""
@@ -164,7 +210,8 @@ class Legs:
         instance = self._fleet.get(chosen.instance)
         if instance is None:
             return False
-        return model not in instance.models or instance.says_full(self._clock(), beside=1)
+        fullness = instance.fullness
+        return model not in instance.models or not fullness.room(self._clock(), fullness.legs)
 
     def failed(self, error: LegError) -> None:
         """A leg got no complete answer."""
@@ -187,7 +234,7 @@ class Legs:
         self._watch.leg_served(address)
 
     def worth_another(
-        self, phase: Phase, call: Call, chosen: Candidate, answer: Answer, reply: Reply
+        self, phase: Phase, call: Call, chosen: Candidate, sent: Sent, reply: Reply
     ) -> Reason | None:
         """Why another attempt may do better than this reply, made of an engine's answer; None if it is the last word.
 
@@ -197,11 +244,10 @@ class Legs:
         """
         instance, status = self._fleet.get(chosen.instance), reply.status
         if status in FULL:
-            if instance is not None:
-                if answer.status not in FULL:  # it said so within a stream
-                    self._said_full(instance, self._clock())
-                if status == UNAVAILABLE:  # which an engine that is dying says as well
-                    self._watch.suspect(instance)
+            if sent.answer.status not in FULL:  # it said so within a stream
+                self._said_full(sent)
+            if status == UNAVAILABLE and instance is not None:  # which an engine that is dying says as well
+                self._watch.suspect(instance)
             return Reason.FULL
         if status == NOT_FOUND and instance is not None:
             self._watch.suspect(instance)  # what it serves is read anew, too

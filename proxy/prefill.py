@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from proxy.accuracy import Comparison
 from proxy.body import Body
-from proxy.collaborators import Accounts, Answer
+from proxy.collaborators import Accounts
 from proxy.connectors import Connector
 from proxy.connectors.base import most_answer_bytes
 from proxy.custody import Due, Hold
@@ -16,7 +16,7 @@ from proxy.event_stream import failure_in
 from proxy.exchange import Call, Reply, as_unary
 from proxy.fullness import FULL
 from proxy.healing import Healing
-from proxy.legs import AttemptFailedError, Legs, chosen_of
+from proxy.legs import AttemptFailedError, Legs, Sent, chosen_of
 from proxy.placement import Placement, Question
 from proxy.releases import Releases
 from proxy.scheduling.decision import Decision
@@ -122,8 +122,8 @@ class PrefillLegs:
             with claims:
                 asked = self._healing.asking(call, chosen, question)
                 async with within(self._deadline_s, chosen.instance, "the prefill leg"):
-                    answer = await self._send(call, chosen, asked)
-                    claims.callback(answer.close)
+                    sent = await self._send(call, chosen, asked, claims)
+                    answer = sent.answer
                     finished = answer.status == 200
                     data = await answer.read(most_answer_bytes(call.request.body.size_bytes))
             failure = failure_in(data) if finished else None
@@ -144,7 +144,7 @@ class PrefillLegs:
                 if failure is not None
                 else Reply(answer.status, answer.headers, data, decision)
             )
-            why = self._legs.worth_another(Phase.PREFILL, call, chosen, answer, reply)
+            why = self._legs.worth_another(Phase.PREFILL, call, chosen, sent, reply)
             if why is not None:
                 return AttemptFailedError(Phase.PREFILL, chosen.instance, reply, reason=why)
             return reply
@@ -161,17 +161,18 @@ class PrefillLegs:
         self._healing.answered(chosen, question, handoff, asked=asked is not None)
         return None
 
-    async def _send(self, call: Call, chosen: Candidate, asked: Body | None) -> Answer:
+    async def _send(self, call: Call, chosen: Candidate, asked: Body | None, stack: ExitStack) -> Sent:
         """Send the leg; once more without the question for a report if that may be why it is refused."""
         if asked is not None:
-            answer = await self._legs.send(call, chosen, self._connector.prefill_body(asked))
-            if not 400 <= answer.status < 500 or answer.status in FULL:
-                return answer
-            answer.close()
-        answer = await self._legs.send(call, chosen, self._connector.prefill_body(call.request.body))
-        if asked is not None and answer.status == 200:
+            sent = await self._legs.send(call, chosen, self._connector.prefill_body(asked), stack)
+            if not 400 <= sent.answer.status < 500 or sent.answer.status in FULL:
+                return sent
+            sent.answer.close()
+            sent.end()
+        sent = await self._legs.send(call, chosen, self._connector.prefill_body(call.request.body), stack)
+        if asked is not None and sent.answer.status == 200:
             self._healing.refused(chosen)
-        return answer
+        return sent
 
     def _ended_early(self, hold: Hold, error: BaseException, *, finished: bool) -> None:
         if isinstance(error, ConnectFailedError):

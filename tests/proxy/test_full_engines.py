@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
 import pytest
 
-from proxy import fullness
+from proxy import fullness, releases
 from proxy.app_keys import DIRECTOR, GATE
 from proxy.circuit import Circuit
 from proxy.config import Admission, Health, Retries
@@ -16,7 +17,19 @@ from proxy.fullness import TOLD_LEAST_S
 from proxy.healing import Healing
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
-from tests.proxy.service import UNHURRIED, Answer, InOrder, Pair, ask, fleet, prose, wait_until
+from tests.proxy.service import (
+    UNHURRIED,
+    Answer,
+    Engines,
+    InOrder,
+    Pair,
+    ask,
+    engines,
+    fleet,
+    kvproxy,
+    prose,
+    wait_until,
+)
 
 PATH = "/v1/completions"
 FULL = [503, 429]
@@ -104,6 +117,19 @@ async def test_an_engine_that_says_so_in_its_stream_is_left_likewise(status: int
         assert (legs(engine), legs(other)) == (1, 1)
         assert await pair.service.metric("kvproxy_engine_full_total", instance=engine.address) == 1
         await nobody_is_blamed(pair)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_is_always_full_is_left_ever_longer_whether_its_head_says_so_or_its_stream(
+    *, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(releases, "RELEASE_TIMEOUT_S", 0.5)  # it is full for them, too
+    admission = Admission(queue_timeout_s=2.5)
+    async with fleet(prefill=1, decode=1, admission=admission, kv_events=False) as pair:
+        [engine] = pair.engines.decode
+        full(engine, 503, kind="error" if stream else "status")
+        assert (await pair.service.complete("hello", stream=stream)).status == 503
+        assert 2 <= legs(engine) <= 6  # 0.1, 0.2, 0.4 and 0.8 s
 
 
 async def test_an_engine_that_does_both_and_requests_in_one_leg() -> None:
@@ -287,6 +313,39 @@ async def test_one_that_failed_once_serves_while_the_other_is_full_for_ever(role
         full(other)
         answer = await pair.service.complete("hello")
         assert (answer.status, legs(engine)) == (200, 2)
+        await no_hold_is_left(pair)
+
+
+@pytest.mark.parametrize("role", ["decode", "both"])
+async def test_who_waits_follows_one_that_was_not_refused_though_nothing_else_happens(role: str) -> None:
+    shape = {"prefill": 0, "decode": 0, "both": 1} if role == "both" else {"prefill": 1, "decode": 1}
+    unchecked = Health(interval_s=600.0)
+    async with fleet(**shape, health=unchecked, kv_events=False) as pair:  # type: ignore[arg-type]  # a dict of settings
+        [engine] = getattr(pair.engines, role)
+        full(engine, retry_after="1", times=1)
+        async with crowd(pair, 1):
+            await wait_until(lambda: len(pair.service.gate) == 1, "the first in the queue")
+            engine.faults.add(Fault(kind="slow", path=PATH, delay_s=60.0))
+            async with crowd(pair, 20):
+                await wait_until(lambda: legs(engine) == 1 + 21, "all of them")
+                assert len(pair.service.gate) == 0
+            engine.faults.clear()
+
+
+async def test_of_many_that_were_prefilled_together_those_that_are_refused_come_back_by_and_by() -> None:
+    async with AsyncExitStack() as stack:
+        profile = UNHURRIED["profile"]
+        limited = await stack.enter_async_context(engines(0, 1, max_queued_requests=4, profile=profile))
+        others = await stack.enter_async_context(engines(1, 0, profile=profile))
+        made = Engines(others.prefill, limited.decode, [])
+        admission = Admission(queue_timeout_s=60.0)
+        service = await stack.enter_async_context(kvproxy(made.config(kv_events=False, admission=admission)))
+        pair = Pair(made, service)
+        [prefill] = made.prefill
+        prefill.faults.add(Fault(kind="slow", path=PATH, delay_s=0.5))
+        async with crowd(pair, 30, max_tokens=30, ignore_eos=True) as tasks:
+            assert {answer.status for answer in await asyncio.gather(*tasks)} == {200}
+        assert legs(prefill) <= 62  # all come once, and what was refused once more
         await no_hold_is_left(pair)
 
 

@@ -16,8 +16,14 @@ from proxy.fullness import (
 
 
 def room(fullness: Fullness, now: float) -> float:
-    """How many legs may run there."""
-    return next((legs for legs in range(1000) if not fullness.room(now, legs)), float("inf"))
+    """How many legs may run there, if all that are meant for it were sent."""
+    before, found = fullness.legs, float("inf")
+    for fullness.legs in range(200):
+        if not fullness.room(now, fullness.legs):
+            found = fullness.legs
+            break
+    fullness.legs = before
+    return found
 
 
 def test_who_never_said_so_gets_any_number() -> None:
@@ -84,11 +90,14 @@ def test_one_that_it_does_not_take_closes_it_again() -> None:
 
 def test_a_leg_that_is_not_refused_in_time_counts_as_taken() -> None:
     fullness = Fullness()
+    for _ in range(2):
+        assert not fullness.sent(9.0)
     fullness.said(10.0, legs=2, sent_at=9.9)
-    fullness.sent(10.05)  # in place of one that ended
+    fullness.ended()
+    assert not fullness.sent(10.05)  # in place of one that ended
     assert fullness.widens_in_s(10.05) == pytest.approx(0.05)
-    fullness.sent(11.0)
-    fullness.sent(11.2)
+    assert fullness.sent(11.0)
+    assert not fullness.sent(11.2)
     assert room(fullness, 11.0 + UNREFUSED_S * 0.99) == 3
     assert fullness.widens_in_s(11.0) == pytest.approx(UNREFUSED_S)
     assert room(fullness, 11.0 + UNREFUSED_S) == 4
@@ -101,11 +110,39 @@ def test_a_leg_that_is_not_refused_in_time_counts_as_taken() -> None:
     assert room(fullness, 11.15 + UNREFUSED_S) == 4
 
 
-def test_nothing_widens_by_itself_while_nobody_asks() -> None:
+def test_a_leg_in_place_of_one_that_ended_widens_nothing_by_being_there_either() -> None:
+    fullness = Fullness()
+    fullness.sent(9.0)
+    fullness.said(10.0, legs=1, sent_at=9.9)
+    fullness.ended()
+    assert not fullness.sent(11.0)
+    assert room(fullness, 12.0 + UNREFUSED_S * 6) == 2
+
+
+def test_that_it_will_be_forgotten_is_known_in_time_and_who_is_prefilled_for_it_still_tries_it() -> None:
+    fullness = Fullness()
+    fullness.said(10.0, legs=1, sent_at=9.9)
+    assert fullness.widens_in_s(15.0) == pytest.approx(FORGOTTEN_S - 5.0)
+    fullness.sent(12.0)
+    fullness.sent(12.0)
+    assert fullness.widens_in_s(12.0) == pytest.approx(UNREFUSED_S)
+    fullness.said(20.0, legs=1, sent_at=19.9)
+    fullness.ended()
+    late = 20.0 + FORGOTTEN_S
+    assert not fullness.room(late, 2)  # one of the two was not sent yet
+    assert fullness.room(late, 1)
+    assert fullness.widens_in_s(late) is None
+    assert fullness.sent(late)
+    assert room(fullness, late) == 2
+    assert fullness.widens_in_s(late) == pytest.approx(UNREFUSED_S)
+    assert room(fullness, late + UNREFUSED_S) == 3
+
+
+def test_nothing_widens_by_itself_while_nobody_asks_before_it_is_forgotten() -> None:
     fullness = Fullness()
     assert fullness.widens_in_s(10.0) is None
     fullness.said(10.0, legs=2, sent_at=9.9)
-    assert fullness.widens_in_s(15.0) is None
+    assert fullness.widens_in_s(15.0) == FORGOTTEN_S - 5.0
     assert room(fullness, 15.0) == 3
 
 
