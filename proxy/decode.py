@@ -190,7 +190,10 @@ class DecodeLegs:
         sent.end()  # another leg may follow under the same claim
         if why is not None:
             prefill_on = hold.instance if hold is not None else None
-            raise AttemptFailedError(Phase.DECODE, chosen.instance, reply, prefill_on=prefill_on, reason=why)
+            after_s = self._legs.age_s(sent)
+            raise AttemptFailedError(
+                Phase.DECODE, chosen.instance, reply, prefill_on=prefill_on, reason=why, after_s=after_s
+            )
         if reply.status == 200:
             self._produced(hold, chosen.instance)
             self._legs.served(chosen.instance)

@@ -176,7 +176,6 @@ class Director:
                     if (attempts.reply is None and attempts.failure is None) or error.reason == ENGINES_FULL:
                         raise
                     break
-                begun_at = self._clock()
                 call.trace.attempts += 1
                 if (last := attempts.last) is None:
                     self._accounts.decided(self._clock() - call.started_at - call.ticket.waited_s)
@@ -191,8 +190,7 @@ class Director:
                     attempts.failed_by(failure)
                     if failure.reason is Reason.FULL:
                         self._accounts.engine_full(failure.phase, failure.instance)
-                        call.ticket.turned_away = True
-                        call.ticket.waited_s += self._clock() - begun_at
+                        call.ticket.turn_away(failure.instance, self._clock(), failure.after_s)
                     call.trace.failed.append(f"{failure.instance}:{failure.reason}")
                 else:
                     if reply.status == 200:

@@ -65,6 +65,7 @@ class AttemptFailedError(Exception):
         prefill_on: str | None = None,
         tried: Collection[str] = (),
         reason: Reason | None = None,
+        after_s: float = 0.0,
     ) -> None:
         super().__init__(f"{phase} on {instance} failed")
         self._reason = reason
@@ -73,6 +74,7 @@ class AttemptFailedError(Exception):
         self.reply = reply  # the engine's own words, if it had any
         self.cause = cause
         self.prefill_on = prefill_on  # where the prompt is cached by now
+        self.after_s = after_s  # from when the leg was sent, if it was
         self.tried = tried  # the instances that could not be connected to before
 
     @property
@@ -180,6 +182,10 @@ class Legs:
         ):  # that may yet say in its first event that it is full
             self.took(sent)
         return sent
+
+    def age_s(self, sent: Sent) -> float:
+        """How long ago it was sent."""
+        return self._clock() - sent.at_s
 
     def took(self, sent: Sent) -> None:
         """The engine has room for the leg: it has begun to answer it."""

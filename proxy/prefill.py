@@ -146,7 +146,8 @@ class PrefillLegs:
             )
             why = self._legs.worth_another(Phase.PREFILL, call, chosen, sent, reply)
             if why is not None:
-                return AttemptFailedError(Phase.PREFILL, chosen.instance, reply, reason=why)
+                after_s = self._legs.age_s(sent)
+                return AttemptFailedError(Phase.PREFILL, chosen.instance, reply, reason=why, after_s=after_s)
             return reply
         try:
             handoff = self._connector.read_handoff(data)

@@ -170,17 +170,21 @@ class Gate:
         """Wait until a request may go on. Raises RequestError; may be cancelled, and then leaves the queue.
 
         A ticket that was admitted before is a retry: it does not wait for room, only for something usable, and for
-        engines that say they are full, and whatever its client has running. One that was turned away by them has no more than its time in the queue for all
-        its attempts.
+        engines that say they are full, and whatever its client has running. One that was turned away by them has no more
+        than its time in the queue for all its attempts; after that it gets in at once, where none of them is asked
+        again, or not at all.
         """
         if self._stopping and not ticket.of.admitted:
             raise self._stopped()
         turn = _Turn(ticket, question, failed, prefill_on, self._placement.need(question).of_its_kind)
-        if ticket.turned_away and ticket.waited_s >= self._limits.queue_timeout_s:
-            turn.engines_full = True
-            raise self._timed_out(turn)
-        behind = self._held_back(ticket) or (len(self._queue) and self._queue.waits_in(turn.lane))
-        admitted = None if behind else self._try(turn)
+        if self._time_is_up(ticket):
+            admitted = self._try(turn)
+            if admitted is None or ticket.turned_away_by & _chosen(admitted.decision):
+                turn.engines_full = True
+                raise self._timed_out(turn)
+        else:
+            behind = self._held_back(ticket) or (len(self._queue) and self._queue.waits_in(turn.lane))
+            admitted = None if behind else self._try(turn)
         if admitted is None:
             admitted = await self._wait(turn)
         self._let_in(ticket)
@@ -220,6 +224,17 @@ class Gate:
             self._changed()
 
     # -- one request ----------------------------------------------------------------------------------------
+
+    def _time_is_up(self, ticket: Ticket) -> bool:
+        """Whether a request that was turned away may not be so again.
+
+        Its queueing counts, and all that happened since it was turned away first: else engines that have a moment of
+        room whenever it comes back from another prefill leg could turn it away for ever.
+        """
+        if ticket.turned_away_at is None:
+            return False
+        passed_s = self._clock() - ticket.turned_away_at
+        return max(passed_s, ticket.waited_s) >= self._limits.queue_timeout_s
 
     async def _wait(self, turn: _Turn) -> Admitted:
         ticket = turn.ticket
@@ -444,6 +459,11 @@ class Gate:
 
 def _phases(question: Question) -> tuple[Phase, ...]:
     return (Phase.DECODE,) if question.whole else (Phase.PREFILL, Phase.DECODE)
+
+
+def _chosen(decision: Decision) -> set[str]:
+    picks = (decision.prefill.chosen, decision.decode.chosen)
+    return {chosen.instance for chosen in picks if chosen is not None}
 
 
 def _missing(question: Question, decision: Decision) -> list[Phase]:

@@ -17,10 +17,12 @@ class Ticket:
         self.admitted = False
         """Whether it, or a part of it, was let in once: what follows are retries, which wait only while nothing is
         usable or has room by its own word, and the other parts."""
-        self.turned_away = False
-        """Whether an engine said that it is full when it got this."""
+        self.turned_away_by: set[str] = set()
+        """The instances whose engine said that it is full when it got this."""
+        self.turned_away_at: float | None = None
+        """When the first of them did, on the monotonic clock."""
         self.waited_s = 0.0
-        """Seconds in the queue so far, and at engines that turned it away."""
+        """Seconds in the queue so far, and at engines that turned it away; what others did for it meanwhile is no wait."""
         self.when_over: Callable[[], None] | None = None
         """Called once when nobody keeps the whole request any more."""
         self.keepers = 0
@@ -28,6 +30,12 @@ class Ticket:
     def part(self) -> "Ticket":
         """A ticket for one prompt of a request for several, each of which is let in by itself."""
         return Ticket(self.client, self.priority, of=self.of)
+
+    def turn_away(self, instance: str, now: float, after_s: float) -> None:
+        """An engine said that it is full, so long after it got this."""
+        self.turned_away_by.add(instance)
+        self.turned_away_at = now if self.turned_away_at is None else self.turned_away_at
+        self.waited_s += after_s
 
     def let_in(self) -> None:
         """It may go on."""

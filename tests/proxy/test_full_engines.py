@@ -349,6 +349,31 @@ async def test_of_many_that_were_prefilled_together_those_that_are_refused_come_
         await no_hold_is_left(pair)
 
 
+async def test_a_long_prefill_is_no_wait_so_an_idle_decode_engine_is_still_tried() -> None:
+    admission = Admission(queue_timeout_s=1.0)
+    async with fleet(prefill=1, policy=InOrder(), admission=admission, kv_events=False) as pair:
+        engine, other = in_order(list(pair.engines.decode))
+        pair.engines.prefill[0].faults.add(Fault(kind="slow", path=PATH, delay_s=1.5))
+        full(engine, retry_after="5")
+        assert (await pair.service.complete("hello")).status == 200
+        assert (legs(engine), legs(other)) == (1, 1)
+        await no_hold_is_left(pair)
+
+
+async def test_but_it_ends_though_each_prefill_takes_longer_than_the_engine_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(releases, "RELEASE_TIMEOUT_S", 0.5)  # it is full for them, too
+    admission = Admission(queue_timeout_s=1.0)
+    async with fleet(prefill=1, decode=1, admission=admission, kv_events=False) as pair:
+        [prefill], [decode] = pair.engines.prefill, pair.engines.decode
+        prefill.faults.add(Fault(kind="slow", path=PATH, delay_s=0.9))
+        full(decode, retry_after="0", times=50)
+        answer = await pair.service.complete("hello")
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert 2 <= legs(prefill) <= 3
+
+
 # -- engines with a limit -----------------------------------------------------------------------------------
 
 

@@ -955,17 +955,27 @@ async def test_at_the_deadline_of_who_waits_for_full_engines() -> None:
     assert scene.gate._reopening is None
 
 
-async def test_who_was_turned_away_for_as_long_as_it_may_wait_is_not_tried_again() -> None:
-    scene = Scene(timed=True, queue_timeout_s=5.0)
+@pytest.mark.parametrize("waited_s", [5.0, 0.0])
+async def test_who_was_turned_away_for_as_long_as_it_may_wait_is_not_tried_there_again(
+    waited_s: float,
+) -> None:
+    scene = Scene(decode=2, timed=True, queue_timeout_s=5.0)
     ticket = Ticket("a")
     ticket.let_in()
-    ticket.waited_s = 5.0
+    ticket.waited_s = waited_s
     await scene.ask("a retry of another kind", ticket=ticket)
     assert scene.order == ["a retry of another kind"]
-    ticket.turned_away = True
-    with pytest.raises(UnavailableError) as refused:
-        await (await scene.ask("turned away", ticket=ticket))
-    assert refused.value.reason == "engines_full"
+    ticket.turn_away("decode0:1", asyncio.get_running_loop().time() - 5.0 + waited_s, 0.0)
+    says_full(scene, "decode0:1", told_s=5.0)
+    await scene.ask("another is idle", ticket=ticket)
+    assert scene.order == ["a retry of another kind", "another is idle"]
+    ticket.turn_away("decode1:1", asyncio.get_running_loop().time(), 0.0)
+    for told_s in (None, 5.0):  # there is room by now, or there is none
+        if told_s is not None:
+            says_full(scene, "decode1:1", told_s=told_s)
+        with pytest.raises(UnavailableError, match="full") as refused:
+            await (await scene.ask("turned away", ticket=ticket))
+        assert refused.value.reason == "engines_full"
 
 
 async def test_others_go_on_while_one_is_full() -> None:
