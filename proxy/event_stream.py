@@ -33,7 +33,7 @@ _ABORT = b'"abort"'
 
 _PARAMS = b'_transfer_params"'
 _NO_PARAMS = re.compile(rb"\s*:\s*null")
-_EVENT = re.compile(rb"(.*?)(?:\r?\n){2,}", re.DOTALL)
+_BLANK = re.compile(rb"[\r\n]*")
 TRANSFER_PARAMS = ("kv_transfer_params", "ec_transfer_params")
 _NULL = msgspec.Raw(b"null")
 _encode = msgspec.json.Encoder().encode
@@ -132,12 +132,20 @@ class EventCutter:
 
 def events(run: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Each event of a run of whole ones, as it is, and its data; no data for one that is only a comment."""
-    for match in _EVENT.finditer(run):
-        lines = match[1].split(b"\n")
-        yield (
-            match[0],
-            b"\n".join(line.removeprefix(b"data:").strip() for line in lines if line.startswith(b"data:")),
-        )
+    marks = (b"\n\n", b"\n\r\n") if b"\r" in run else (b"\n\n",)
+    found = [run.find(mark) for mark in marks]
+    begin = 0
+    while (end := min((at for at in found if at >= 0), default=-1)) >= 0:
+        blank = _BLANK.match(run, end)
+        stop = blank.end() if blank is not None else end
+        lines = run[begin:end].split(b"\n")
+        data = b"\n".join(line.removeprefix(b"data:").strip() for line in lines if line.startswith(b"data:"))
+        yield run[begin:stop], data
+        begin = stop
+        # Each is looked for once only, however many of the other there are.
+        found = [
+            run.find(mark, stop) if 0 <= at < stop else at for mark, at in zip(marks, found, strict=True)
+        ]
 
 
 def verdict(data: bytes) -> Verdict:
@@ -271,7 +279,8 @@ def _finish_reason(data: bytes) -> str | None:
         return None
     if _decode(members.get("error", b"null")):
         return None
-    return next((c.finish_reason for c in choices if c.finish_reason in {"error", "abort"}), None)
+    # Not in a set: it may be a list.
+    return next((c.finish_reason for c in choices if c.finish_reason in ("error", "abort")), None)
 
 
 def _status(code: Any) -> int:
