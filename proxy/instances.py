@@ -339,8 +339,9 @@ class Fleet:
 
     @property
     def started(self) -> bool:
-        """Whether some request could be served, but for instances that somebody drained."""
-        return all(any(i.status is Status.UP for i in self.of(phase)) for phase in self._needed)
+        """Whether some request could be served, but for instances that somebody drained or sent to sleep."""
+        alive = {Status.UP, Status.ASLEEP}
+        return all(any(i.status in alive for i in self.of(phase)) for phase in self._needed)
 
     @property
     def _needed(self) -> tuple[Phase, ...]:

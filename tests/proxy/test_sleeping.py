@@ -194,6 +194,25 @@ async def test_one_that_sleeps_from_the_start_is_found_so_and_a_stopped_one_is_d
             await is_in(pair, sleeper, Status.DOWN)
 
 
+async def test_a_start_in_front_of_sleepers_is_a_start(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with engines(prefill=1, decode=1) as made, aiohttp.ClientSession() as session:
+        (decode,) = made.decode
+        async with session.post(decode.url + "/sleep?level=1") as slept:
+            assert slept.status == 200
+        config = made.config(health=QUICK, startup_timeout_s=1.0)
+        async with kvproxy(config, ready=False) as service:
+            await wait_until(lambda: any("started, but not" in m for m in caplog.messages), "its word")
+            [words] = [m for m in caplog.messages if "started, but not" in m]
+            assert words.endswith("no usable decode instance, because instances are asleep")
+            async with asyncio.timeout(DEADLINE_S):
+                await asyncio.wait({service.app[WATCH].fatal}, timeout=1.5)  # longer than a start may take
+            assert not service.app[WATCH].fatal.done()
+            async with session.post(decode.url + "/wake_up") as woken:
+                assert woken.status == 200
+            assert (await service.complete("hello")).status == 200
+
+
 async def test_who_cannot_sleep_is_asked_once() -> None:
     async with fleet(prefill=1, decode=1, health=QUICK, stand_in={"dev_mode": False}) as pair:
         (prefill,) = pair.engines.prefill
