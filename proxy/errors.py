@@ -184,8 +184,8 @@ class StreamFailedError(LegBrokenError):
 
     @property
     def clients_own(self) -> bool:
-        """Whether the request is to blame, and not the engine."""
-        return self.status < 500 or self.status == 501
+        """Whether the request is to blame, and not the engine: 429 is the engine's want of room."""
+        return (self.status < 500 and self.status != 429) or self.status == 501
 
 
 class DeadlineError(LegBrokenError):

@@ -24,6 +24,7 @@ from proxy.event_stream import (
     only_comments,
     verdict,
     wants_judging,
+    without_params,
 )
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
@@ -130,13 +131,13 @@ class EngineStream:
                 size_bytes += len(event)
                 count += bool(data)
                 if found is not Verdict.NOTHING or count > MAX_HELD_EVENTS or size_bytes > MAX_HELD_BYTES:
-                    self._held, self._ready = b"".join(held), run[at:]
+                    self._held, self._ready = _shown(held), run[at:]
                     return None
                 at += len(event)
                 held.append(event)
                 if data and until is None:
                     until = time.monotonic() + MAX_HELD_S
-        self._held = b"".join(held)
+        self._held = _shown(held)
         return None
 
     async def next(self) -> bytes:
@@ -199,4 +200,11 @@ class EngineStream:
 def as_unary(answer: Answer, failure: Failure, decision: Decision) -> Reply:
     """The reply that a failure would have been if the engine had told of it in time."""
     headers = [(name, value) for name, value in answer.headers if name.lower() != "content-type"]
-    return Reply(failure.status, [*headers, ("Content-Type", "application/json")], failure.body, decision)
+    body = without_params(failure.body)
+    return Reply(failure.status, [*headers, ("Content-Type", "application/json")], body, decision)
+
+
+def _shown(held: list[bytes]) -> bytes:
+    """Events in which nothing was generated yet, as clients may see them."""
+    run = b"".join(held)
+    return judge(run).passed if wants_judging(run) else run

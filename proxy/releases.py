@@ -20,7 +20,7 @@ from proxy.exchange import Call
 from proxy.fullness import FULL
 from proxy.generation import Route
 from proxy.headers import REQUEST_ID
-from proxy.instances import Fleet, Status
+from proxy.instances import Fleet, Instance, Status
 from proxy.logs import Occasionally
 from proxy.scheduling.types import Phase
 
@@ -114,16 +114,23 @@ class Releases:
         while True:
             full = False
             for decode in there[:MAX_ASKED]:
-                status = await self._ask(call, decode.address, body)
+                status = await self._told(call, decode, body, first_contact=peer not in decode.pulled_from)
                 if status in REFUSED:
-                    for pause_s in () if peer in decode.pulled_from else FIRST_CONTACT_PAUSES_S:
-                        await asyncio.sleep(pause_s)
-                        await self._ask(call, decode.address, body)
                     return True
                 full = full or status in FULL
             if not full:
                 return False
             await asyncio.sleep(FULL_PAUSE_S)
+
+    async def _told(self, call: Call, decode: Instance, body: bytes, *, first_contact: bool) -> int | None:
+        """The status of its last answer: REFUSED if it has carried the release out each time it had to be told."""
+        status = await self._ask(call, decode.address, body)
+        for pause_s in FIRST_CONTACT_PAUSES_S if first_contact else ():
+            if status not in REFUSED:
+                break
+            await asyncio.sleep(pause_s)
+            status = await self._ask(call, decode.address, body)
+        return status
 
     async def _ask(self, call: Call, address: str, body: bytes) -> int | None:
         """The status of a decode engine's answer; None if it has none."""

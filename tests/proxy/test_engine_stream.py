@@ -1,13 +1,15 @@
 """A stream begins with what was generated, ends with its mark, and does not live on comments."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 
 import pytest
 
 from proxy import exchange
 from proxy.errors import DeadlineError, LegBrokenError, StreamFailedError
-from proxy.exchange import EngineStream
+from proxy.exchange import EngineStream, as_unary
+from proxy.scheduling.decision import Decision, Pick
 
 ROLE = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}\n\n'
 TEXT = b'data: {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": null}]}\n\n'
@@ -195,3 +197,33 @@ async def test_data_puts_off_the_deadline_and_a_slow_reader_uses_none_of_it() ->
 async def test_an_event_without_an_end_breaks_the_leg() -> None:
     with pytest.raises(LegBrokenError, match="bytes"):
         await EngineStream(Played(b"x" * (17 << 20)), 10).begin()
+
+
+PARAMS = b'"kv_transfer_params": {"remote_host": "10.0.0.1"}'
+
+
+async def test_what_is_held_back_tells_no_more_than_what_passes() -> None:
+    role = ROLE.replace(b'{"choices"', b"{" + PARAMS + b', "choices"', 1)
+    assert PARAMS in role
+    stream = EngineStream(Played(role, TEXT, DONE), 10)
+    assert await stream.begin() is None
+    run = b"".join(await passed(stream))
+    assert PARAMS not in run
+    assert (run.count(b'"role"'), run.endswith(TEXT + DONE)) == (1, True)
+
+
+async def test_nor_does_the_answer_that_is_made_of_an_early_failure() -> None:
+    error = ERROR.replace(b'{"error"', b"{" + PARAMS + b', "error"', 1)
+    played = Played(error)
+    failure = await EngineStream(played, 10).begin()
+    assert failure is not None
+    picked = Pick(None, ())
+    body = as_unary(played, failure, Decision("p", None, picked, picked)).body
+    assert json.loads(body) == {"error": {"message": "m", "code": 500}}  # type: ignore[arg-type]  # not a stream
+
+
+@pytest.mark.parametrize(
+    ("status", "own"), [(400, True), (404, True), (429, False), (500, False), (501, True), (503, False)]
+)
+def test_whose_fault_an_error_in_a_stream_is(status: int, *, own: bool) -> None:
+    assert StreamFailedError("engine:1", status, b"", b"").clients_own is own
