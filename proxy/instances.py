@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from proxy.circuit import Breaker, Circuit
 from proxy.config import InstanceSpec, Role
+from proxy.denials import Denials
 from proxy.fullness import Fullness
 from proxy.scheduling.types import Phase
 
@@ -117,6 +118,8 @@ class Instance:
         self.breaker = breaker or Breaker()
         self.fullness = Fullness()
         """What its engine has said of its room."""
+        self.denials = Denials()
+        """Which models it lists and has answered 404 for."""
         self.status = Status.STARTING
         self.draining = False
         self.why_down: str | None = None
@@ -193,6 +196,10 @@ class Instance:
         if model is not None and model not in self.models:
             return "model not served"
         return None
+
+    def listed(self, cards: list[dict[str, Any]], now: float) -> None:
+        """Its `/v1/models` lists these: it serves them, but for those it is left out for by its own 404s."""
+        self.model_cards = [card for card in cards if not self.denials.left_out(str(card["id"]), now)]
 
     def says_full(self, now: float) -> bool:
         """Whether its engine has said that it has no room for one leg more, beside all that are meant for it."""

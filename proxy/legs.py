@@ -11,6 +11,7 @@ import msgspec
 from proxy.body import Encoded
 from proxy.collaborators import Answer, Client, Watch
 from proxy.config import Role
+from proxy.denials import LEFT_OUT_S
 from proxy.errors import (
     ConnectFailedError,
     ConnectTimeoutError,
@@ -181,6 +182,8 @@ class Legs:
             answer.status == 200 and answer.is_event_stream
         ):  # that may yet say in its first event that it is full
             self.took(sent)
+        if instance is not None and instance.denials and answer.status == 200:
+            instance.denials.served(call.request.model)
         return sent
 
     def age_s(self, sent: Sent) -> float:
@@ -275,6 +278,14 @@ class Legs:
             there = (other for other in self._fleet.of(each) if other is not instance)
             if not any(other.why_unusable(model) is None for other in there):
                 return False
+        if model in instance.models and instance.denials.denied(model, self._clock()):
+            log.warning(
+                "%s %s lists %r and answers 404 for it again: it gets none of it for %g s",
+                instance.role,
+                instance.address,
+                model,
+                LEFT_OUT_S,
+            )
         instance.model_cards = [card for card in instance.model_cards if card["id"] != model]
         return True
 

@@ -98,13 +98,16 @@ class Adapters:
             log.debug("%s does not tell what it serves: %s", instance.address, error)
             return
         if wrong_model(cards, self._model) is None:  # else the watch has to say so
-            instance.model_cards = cards
+            instance.listed(cards, self._clock())
 
     async def tell_all(self, path: str, body: bytes, headers: Headers) -> Sequence[Told]:
         """Ask every engine to load or unload one, all at once, and read anew what they list then. Raises nothing."""
         instances = list(self._fleet)
         told = await asyncio.gather(*(self._tell(instance, path, body, headers) for instance in instances))
-        await self.list_anew(i for i, each in zip(instances, told, strict=True) if each.status is not None)
+        anew = [i for i, each in zip(instances, told, strict=True) if each.status is not None]
+        for instance in anew:
+            instance.denials.forget()
+        await self.list_anew(anew)
         return told
 
     async def _tell(self, instance: Instance, path: str, body: bytes, headers: Headers) -> Told:

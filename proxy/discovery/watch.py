@@ -384,7 +384,8 @@ class FleetWatch:
 
     async def _came_up(self, watched: _Watched, cards: list[dict[str, Any]]) -> None:
         instance = watched.instance
-        instance.model_cards, instance.unlisted = cards, None
+        instance.listed(cards, self._clock())
+        instance.unlisted = None
         if self._feeds is not None:
             await self._feeds.follow(instance)
             if instance.status is Status.DOWN:
@@ -438,6 +439,7 @@ class FleetWatch:
     def _went_down(self, instance: Instance) -> None:
         instance.pulled_from.clear()
         instance.fullness.forget()
+        instance.denials.forget()
         for rank in instance.ranks:  # whoever comes back is verified anyway
             self._engine_ids.pop((instance.address, rank), None)
         self._forget(instance.address)

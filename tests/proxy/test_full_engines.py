@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from proxy import fullness, releases
-from proxy.app_keys import DIRECTOR, GATE
+from proxy.app_keys import DIRECTOR, GATE, WATCH
 from proxy.circuit import Circuit
 from proxy.config import Admission, Health, Retries
 from proxy.fullness import TOLD_LEAST_S
@@ -465,6 +465,50 @@ async def test_its_list_is_read_anew_at_once() -> None:
         instance = pair.service.fleet.get(engine.address)
         assert instance is not None
         await wait_until(lambda: "alpha" in instance.models, "the list")
+
+
+async def test_one_that_lists_it_and_answers_404_again_and_again_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with fleet(policy=InOrder(), stand_in={"loras": ("alpha",)}, kv_events=False) as pair:
+        engine, other = in_order(list(pair.engines.decode))
+        full(engine, 404)  # say, its path is another
+        instance = pair.service.fleet.get(engine.address)
+        assert instance is not None
+        for n in range(2):
+            assert (await pair.service.complete(prose(9, n), model="alpha")).status == 200
+            asked = engine.asked["/v1/models"]
+            await wait_until(lambda asked=asked: engine.asked["/v1/models"] > asked, "the list")  # type: ignore[misc]
+            if n == 0:
+                await wait_until(lambda: "alpha" in instance.models, "that it is believed")
+        assert (legs(engine), legs(other)) == (2, 2)
+        for n in range(3):
+            assert (await pair.service.complete(prose(9, 9 + n), model="alpha")).status == 200
+            pair.service.app[WATCH].suspect(instance)
+            asked = engine.asked["/v1/models"]
+            await wait_until(lambda asked=asked: engine.asked["/v1/models"] > asked, "the list")  # type: ignore[misc]
+        assert (legs(engine), legs(other)) == (2, 5)
+        assert sum("answers 404 for it again" in m for m in caplog.messages) == 1
+        assert "tiny" in instance.models
+
+
+async def test_a_release_that_a_full_gateway_turns_away_the_second_time_is_told_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(releases, "FIRST_CONTACT_PAUSES_S", (1.0, 0.1))
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        [engine] = pair.engines.decode
+        engine.faults.add(Fault(kind="status", path=PATH, status=400, times=1))
+        assert (await pair.service.complete("hello")).status == 400
+
+        def told() -> int:
+            return sum(b"kvproxy-release" in seen.body for seen in engine.seen)
+
+        await wait_until(lambda: told() == 1, "the first release")
+        full(engine, times=1)
+        await no_hold_is_left(pair)
+        assert told() == 1 + 1 + 3  # that was refused with 503, and then as to one that was never spoken to
+        assert await pair.service.metric("kvproxy_holds_total", end="released") == 1
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
