@@ -67,6 +67,7 @@ async def nothing_is_left(pair: Pair, ends: dict[str, int], held: int = 0) -> No
     assert {end: count for end, count in got.items() if count} == ends
     assert sum(pair.service.fleet.holds.values()) == 0
     assert all(not i.running_legs() and not i.running_tokens() for i in pair.service.fleet)
+    assert all(i.fullness.legs == 0 for i in pair.service.fleet)
 
 
 class Order(NamedTuple):

@@ -54,6 +54,7 @@ async def nobody_is_blamed(pair: Pair) -> None:
     await pair.service.settled()
     for instance in pair.service.fleet:
         assert (instance.breaker.state, instance.last_failure) == (Circuit.CLOSED, None)
+        assert instance.fullness.legs == 0
         assert not instance.breaker.failing(0.0)
     budget = pair.service.app[DIRECTOR]._budget
     assert (budget.requests, budget.retries % 1000) == (0, 0)
