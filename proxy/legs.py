@@ -178,9 +178,9 @@ class Legs:
         if answer.status in FULL:
             told = value_of(RETRY_AFTER, answer.headers)
             self._said_full(sent, retry_after_s(told, self._wall_clock()))
-        elif not (
-            answer.status == 200 and answer.is_event_stream
-        ):  # that may yet say in its first event that it is full
+        elif (
+            answer.status != 200 or not answer.is_event_stream
+        ):  # a stream may yet begin with that it is full
             self.took(sent)
         if instance is not None and instance.denials and answer.status == 200:
             instance.denials.served(call.request.model)
