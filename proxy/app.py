@@ -210,6 +210,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
                 local=local,
                 look_for_local=config.tokenizer == "auto",
                 count=app[METRICS].tokenized,
+                memory=app[BODIES],
             )
             app[DIRECTOR] = Director(
                 fleet=fleet,

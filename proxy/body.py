@@ -22,11 +22,11 @@ from proxy.outline import (
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 256 << 10
 _SURROGATE_MARKS = (b"\\ud", b"\\uD")
 _PAIRED = re.compile(
     rb"(?:[^\\]++|\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|(?!u(?:\Z|[dD](?:\Z|[89a-fA-F]))).))*+",
+    rb"|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|[^u]))*+",
     re.DOTALL,
 )
 """JSON text in which every escaped surrogate is half of a pair, up to an escape that is not seen whole."""
@@ -216,8 +216,13 @@ _NULL = b"null"
 def _checked(value: memoryview, span: Span) -> msgspec.Raw:
     """A value without the white space around it. Raises as msgspec does for what is no JSON.
 
-    A long list of numbers is read part by part: all at once would stop everything for a quarter of a second.
+    Long lists of numbers and long texts are read part by part: all at once would stop everything for a quarter of a second.
     """
+    if span.values == 0 and len(value) > _PIECE_BYTES:
+        value = _trimmed(value)
+        for text in _parts_of_text(value):
+            _decode_value(text)
+        return msgspec.Raw(value)
     if not span.is_flat or span.values <= _NUMBERS_AT_ONCE:
         return _decode_value(value)
     for numbers in lists_of_numbers(value):
@@ -244,6 +249,20 @@ def lists_of_numbers(value: memoryview) -> Iterator[bytes]:
         if not bytes(view[:_LIST_BYTES]).strip():
             raise msgspec.DecodeError("a number is expected behind a comma")
     yield b"[%b]" % bytes(view)
+
+
+def _parts_of_text(value: memoryview) -> Iterator[bytes]:
+    """A long text as several that follow one another. Raises msgspec.DecodeError for what is no text."""
+    if bytes(value[:1]) != b'"' or bytes(value[-1:]) != b'"':
+        raise msgspec.DecodeError("a text is expected")
+    value = value[1:-1]
+    at = 0
+    while at < len(value):
+        found = _PAIRED.match(value, at, min(len(value), at + _PIECE_BYTES))
+        if found is None or found.end() == at:
+            raise msgspec.DecodeError("a text is malformed")
+        yield b'"%b"' % bytes(value[at : found.end()])
+        at = found.end()
 
 
 def _trimmed(view: memoryview) -> memoryview:
@@ -276,7 +295,7 @@ def _check_text(data: bytes | bytearray) -> None:
         while at < len(data):
             found = _PAIRED.match(data, at, min(len(data), at + _PIECE_BYTES))
             if found is None or found.end() == at:
-                raise BadRequestError("the request body holds half of a surrogate pair")
+                raise BadRequestError("the request body holds half of a surrogate pair, or half of an escape")
             at = found.end()
 
 

@@ -119,6 +119,10 @@ class Accounts(Protocol):
         """A failed leg is followed by another attempt; `why` is one of a few words."""
         ...
 
+    def refused(self, reason: str) -> None:
+        """A request was not let in; `reason` as `admission.QueueAccounts` has them."""
+        ...
+
     def retry_refused(self, phase: Phase) -> None:
         """A failed leg is not followed by another attempt, for want of budget."""
         ...

@@ -42,6 +42,7 @@ from proxy.headers import Headers
 from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.legs import AttemptFailedError, Legs, Reason, chosen_of
+from proxy.lengths import longest_context, too_many_characters, too_many_tokens
 from proxy.placement import Placement, Question
 from proxy.prefill import PrefillLegs
 from proxy.prompt_lists import serve_list
@@ -50,7 +51,7 @@ from proxy.retry_budget import RetryBudget, backoff_s
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Candidate, Phase
 from proxy.tasks import TaskOwner
-from proxy.tokenizing import Tokenized
+from proxy.tokenizing import Excess, Tokenized
 from proxy.weights import generated_tokens
 
 BUDGET_WAIT_S = 2.0
@@ -156,6 +157,9 @@ class Director:
         question, tokenized = await self._question(call.request, call.headers, call.ticket.client)
         if tokenized.why_unknown is not None:
             self._accounts.tokens_unknown(tokenized.why_unknown)
+        if tokenized.excess is not None:
+            self._accounts.refused("too_long")
+            raise self._too_long(call.request, tokenized.excess)
         with ExitStack() as running:
             running.enter_context(self._budget.request())
             reply = await self._served(call, question, tokenized.kind, avoid)
@@ -301,6 +305,14 @@ class Director:
         if missing or last is None:
             return nothing_usable(missing)
         return EngineFailedError(f"no engine answered: {cause.words if cause else last}")
+
+    def _too_long(self, request: GenerationRequest, excess: Excess) -> BadRequestError:
+        """What an engine would say of a prompt that not even the longest context holds."""
+        listing = [i for i in self._fleet if request.model in i.models]
+        context = int(longest_context(listing, alone=request.whole) or excess.context_tokens)
+        if excess.tokens is not None:
+            return too_many_tokens(context, excess.tokens)
+        return too_many_characters(context, excess.characters, excess.characters_a_token)
 
     def _differ(self, instance: str, kind: str) -> None:
         """An instance has counted a prompt's tokens otherwise than we."""

@@ -76,14 +76,7 @@ class Need:
             return None
         if self._prompt == most:
             return _refused("max_tokens must be at least 1, got 0.", "max_tokens", 0)
-        least = "at least " if self._prompt == most + 1 else ""
-        return _refused(
-            f"This model's maximum context length is {most} tokens. However, your prompt contains {least}"
-            f"{self._prompt} input tokens, which exceeds this limit even without any output tokens. Please reduce the "
-            "length of the input prompt.",
-            "input_tokens",
-            self._prompt,
-        )
+        return too_many_tokens(most, self._prompt)
 
     def of_its_kind(self) -> tuple[float, float]:
         """The shortest contexts that hold its legs: requests that have the same fit into the same instances."""
@@ -115,6 +108,29 @@ def longest_context(instances: Collection[Instance], *, alone: bool = False) -> 
     if alone:
         return decode or None
     return max(longest[Role.BOTH], min(longest[Role.PREFILL], decode)) or None
+
+
+def too_many_tokens(context: float, tokens: int) -> BadRequestError:
+    """What vLLM says of a prompt that is longer than its context. Of a text it counts no more than one token too many."""
+    least = "at least " if tokens == context + 1 else ""
+    return _refused(
+        f"This model's maximum context length is {context} tokens. However, your prompt contains {least}"
+        f"{tokens} input tokens, which exceeds this limit even without any output tokens. Please reduce the "
+        "length of the input prompt.",
+        "input_tokens",
+        tokens,
+    )
+
+
+def too_many_characters(context: int, characters: int, characters_a_token: int) -> BadRequestError:
+    """What vLLM says of a text that has more characters than any that fits, before it counts its tokens."""
+    return _refused(
+        f"This model's maximum context length is {context} tokens. However, your prompt contains {characters} "
+        f"characters (more than {context * characters_a_token} characters, which is the upper bound for {context} "
+        "input tokens). Please reduce the length of the input prompt.",
+        "input_text",
+        characters,
+    )
 
 
 def _known(instances: Iterable[Instance]) -> list[Instance]:

@@ -43,6 +43,8 @@ class Tokenizer:
             piece.encode() if piece in SPECIAL else bytes(byte_of[c] for c in piece) for piece in self._pieces
         ]
         self._id_of = {piece: token for token, piece in enumerate(self._pieces)}
+        self.longest_piece = max(map(len, self._pieces))
+        """Characters of the longest token, as vLLM counts them."""
         self._encode_word = lru_cache(_WORD_CACHE)(self._merge)
 
     def __len__(self) -> int:

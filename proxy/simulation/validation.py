@@ -75,8 +75,8 @@ class Checker:
             return name, name
         raise NotFoundError(f"The model `{name}` does not exist. Valid aliases: {self._model}.", "model")
 
-    def chat_tokens(self, body: Mapping[str, Any]) -> list[int]:
-        """The prompt of a conversation as tokens."""
+    def chat_tokens(self, body: Mapping[str, Any], *, answerable: bool = False) -> list[int]:
+        """The prompt of a conversation as tokens; `answerable`: of one that is to be answered, so not too long for that."""
         continued = bool(body.get("continue_final_message"))
         generation_prompt = body.get("add_generation_prompt", True)
         if continued and generation_prompt:
@@ -98,7 +98,10 @@ class Checker:
             raise BadRequestError(error.message.replace("{model}", self._model)) from None
         except (AttributeError, TypeError) as error:  # the template meets something it cannot handle
             raise BadRequestError(str(error)) from None
-        tokens = self._tokenizer.encode(self._greeting + text)
+        text = self._greeting + text
+        if answerable:
+            self._check_characters(text, body)
+        tokens = self._tokenizer.encode(text)
         return self._with_images(tokens, len(images_of(body["messages"])))
 
     def _with_images(self, tokens: list[int], images: int) -> list[int]:
@@ -128,7 +131,7 @@ class Checker:
             raise BadRequestError(f"tool_choice={named} requires --tool-call-parser to be set")
         if choice == "none" and self._excludes_tools:
             body = {name: value for name, value in body.items() if name != "tools"}
-        return self.chat_tokens(body)
+        return self.chat_tokens(body, answerable=True)
 
     def completion(self, body: Mapping[str, Any]) -> Asked:
         """A completion request that can be served. BadRequestError or NotFoundError if it cannot."""
@@ -141,7 +144,7 @@ class Checker:
             )
         asked = body.get("max_tokens")
         self._check_room(asked, "max_tokens")
-        prompts = [self._fitted(p, body) for p in self._prompts(body["prompt"])]
+        prompts = [self._fitted(p, body) for p in self._prompts(body)]
         limit = 16 if asked is None else asked
         if body.get("echo") and limit == 0:
             limit = 1
@@ -171,7 +174,11 @@ class Checker:
             body, model, lora, [prompt], limit, logprobs, body.get("prompt_logprobs"), chat=True
         )
 
-    def _prompts(self, prompt: Any) -> list[list[int]]:
+    def _prompts(self, body: Mapping[str, Any]) -> list[list[int]]:
+        prompt = body["prompt"]
+        for text in [prompt] if isinstance(prompt, str) else prompt:
+            if isinstance(text, str):
+                self._check_characters(text, body)
         if isinstance(prompt, str):
             return [self._tokenizer.encode(prompt)]
         if not prompt:
@@ -179,6 +186,18 @@ class Checker:
         if isinstance(prompt[0], int):
             return [prompt]
         return [self._tokenizer.encode(p) if isinstance(p, str) else p for p in prompt]
+
+    def _check_characters(self, text: str, body: Mapping[str, Any]) -> None:
+        """VLLM's `_text_len_check`; with a side to shorten at it cuts the text, which leaves the same tokens."""
+        most = self._max_model_len * self._tokenizer.longest_piece
+        if body.get("truncate_prompt_tokens") is None and len(text) > most:
+            raise BadRequestError.of(
+                f"This model's maximum context length is {self._max_model_len} tokens. However, your prompt contains "
+                f"{len(text)} characters (more than {most} characters, which is the upper bound for "
+                f"{self._max_model_len} input tokens). Please reduce the length of the input prompt.",
+                "input_text",
+                len(text),
+            )
 
     def _fitted(self, tokens: list[int], body: Mapping[str, Any]) -> list[int]:
         keep = body.get("truncate_prompt_tokens")

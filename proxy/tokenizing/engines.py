@@ -5,6 +5,7 @@ Whoever asks the same while an answer is awaited waits for that answer, and what
 
 import asyncio
 import hashlib
+import math
 import time
 from array import array
 from collections import OrderedDict
@@ -25,13 +26,23 @@ CACHE_BYTES = 16 << 20
 """Four million tokens: prompts that are asked again as they are, by a retry or /explain. Growing chats never are."""
 
 
+_ANSWER_BYTES, _BYTES_A_TOKEN = 64 << 10, 12
+
+
 class Engines(Protocol):
     """The part of the engine client needed here."""
 
     async def post_json(
-        self, instance: str, path: str, body: bytes, timeout_s: float, headers: Headers | None = None
+        self,
+        instance: str,
+        path: str,
+        body: bytes,
+        timeout_s: float,
+        headers: Headers | None = None,
+        *,
+        most_bytes: int | None = None,
     ) -> Any:
-        """Ask an engine; raises LegError."""
+        """Ask an engine; raises LegError, also for an answer of more than so many bytes."""
         ...
 
 
@@ -82,7 +93,12 @@ class EngineTokenizer:
                     instance = usable[(self._turn + offset) % len(usable)]
                     try:
                         answer = await self._engines.post_json(
-                            instance, "/tokenize", question, self._deadline_s, authorization
+                            instance,
+                            "/tokenize",
+                            question,
+                            self._deadline_s,
+                            authorization,
+                            most_bytes=self._most_bytes,
                         )
                         token_ids = array("I", answer["tokens"])
                     except (LegError, KeyError, TypeError, ValueError, OverflowError):
@@ -92,6 +108,12 @@ class EngineTokenizer:
         except TimeoutError:
             pass
         return None
+
+    @property
+    def _most_bytes(self) -> int | None:
+        """Of an answer: the tokens of the longest prompt that any engine takes; None where that is not known."""
+        longest = self._fleet.max_model_len
+        return None if longest == math.inf else _ANSWER_BYTES + _BYTES_A_TOKEN * int(longest)
 
     def _remember(self, key: bytes, token_ids: "array[int]") -> None:
         self._known[key] = token_ids

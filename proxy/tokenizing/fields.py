@@ -1,14 +1,16 @@
 """A prompt counts as known only if every member of the request is known to shape it, or known not to."""
 
-import math
+from array import array
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from proxy.body import Body
+from proxy.body import MAX_SCALAR_BYTES, Body, lists_of_numbers
 from proxy.errors import BadRequestError
 from proxy.generation import GenerationRequest, PromptShape, Route
+from proxy.outline import contains, slices
+from proxy.tokenizing.bounds import MOST_WORK_VALUES, Bounds, Excess, least_characters
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.members import NO_MEMBERS, TRUNCATING, VARIABLES, Members, kind_of, members_of
 from proxy.tokenizing.tool_choices import Choice, Tools
@@ -28,7 +30,7 @@ class Truncation(msgspec.Struct, frozen=True):
 class Given(msgspec.Struct, frozen=True):
     """The client sent token ids: nothing to tokenize."""
 
-    token_ids: list[int]
+    token_ids: "Sequence[int]"
     kind: str
     truncation: Truncation | None = None
     members: Members = NO_MEMBERS
@@ -63,15 +65,29 @@ class Unknowable(msgspec.Struct, frozen=True):
     why: str
     kind: str = ""
     members: Members = NO_MEMBERS
+    excess: Excess | None = None
+    """It fits nowhere, for sure."""
+
+
+class Sorted(msgspec.Struct, frozen=True):
+    """What the members of a request are to its prompt, before their values are read."""
+
+    shaping: frozenset[str]
+    kind: str
+    members: Members
+
+
+_NULL = msgspec.Raw(b"null")
 
 
 class _Part(msgspec.Struct):
     type: str | None = None
-    uuid: Any = None
+    uuid: msgspec.Raw = _NULL
 
 
 class _Message(msgspec.Struct):
-    content: str | list[str | _Part] | None = None
+    role: msgspec.Raw = _NULL
+    content: msgspec.Raw = _NULL
 
 
 class _Function(msgspec.Struct):
@@ -85,28 +101,29 @@ class _NamedChoice(msgspec.Struct):
 _decode_length = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=1)]).decode
 _decode_side = msgspec.json.Decoder(Literal["left", "right"] | None).decode
 _decode_variables = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
+_decode_part = msgspec.json.Decoder(_Part).decode
 _decode_messages = msgspec.json.Decoder(list[_Message]).decode
 _decode_raw_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 _decode_raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_raw_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_choice = msgspec.json.Decoder(Literal["auto", "none", "required"] | _NamedChoice).decode
 _decode_tokens = msgspec.json.Decoder(list[int]).decode
-_decode_token_lists = msgspec.json.Decoder(list[list[int]]).decode
-_decode_texts = msgspec.json.Decoder(list[str]).decode
 
 
 def what_to_tokenize(
-    request: GenerationRequest, longest: float = math.inf, facts: EngineFacts | None = None
+    request: GenerationRequest, bounds: Bounds | None = None, facts: EngineFacts | None = None
 ) -> Given | Ask | Unknowable:
-    """How the token ids of a request's prompt can be had.
+    """How the token ids of a request's prompt can be had: `sort_members` and `read_prompt` in one."""
+    found = sort_members(request, facts if facts is not None else EngineFacts())
+    return found if isinstance(found, Unknowable) else read_prompt(request, found, bounds or Bounds())
 
-    `longest`: in tokens; a longer list of token ids is not read, unless it is to be shortened. `facts`: what engines have
-    said of how they read requests.
+
+def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unknowable:
+    """What the members are to the prompt. `facts`: what engines have said of how they read requests.
 
     `kind` names the members that shape the prompt, and those nobody knows: requests of one kind are rendered the same
     way, so one that turns out to be counted wrongly speaks for all of its kind.
     """
-    facts = facts if facts is not None else EngineFacts()
     body, route = request.body, request.route
     members = members_of(body, route, facts.knows, facts.names)
     try:
@@ -130,24 +147,52 @@ def what_to_tokenize(
         return Unknowable("field", kind, members)
     if request.prompt_count != 1:
         return Unknowable("prompt list", kind, members)
+    return Sorted(frozenset(shaping), kind, members)
+
+
+def read_prompt(request: GenerationRequest, found: Sorted, bounds: Bounds) -> Given | Ask | Unknowable:
+    """How the token ids can be had. Pure; for a large body it takes long, so it may be done in another thread.
+
+    Of a prompt above the bounds no more is read than it takes to know that.
+    """
+    body, route = request.body, request.route
+    shaping, kind, members = set(found.shaping), found.kind, found.members
     try:
         truncation = _truncation(body, shaping)
         if route is not Route.CHAT:
-            return _completion(request, shaping, kind, truncation, longest, members)
-        needs, media = _of_contents(_decode_messages(body.raw("messages") or b"null"))
+            return _completion(request, shaping, kind, truncation, bounds, members)
+        contents = _of_contents(body, bounds)
+        media = contents.media
+        if contents.excess is not None and truncation is None and media == 0:
+            return Unknowable(TOO_LONG, kind, members, contents.excess)
         if media < 0 or (media and (truncation is not None or "continue_final_message" in shaping)):
             return Unknowable("content part", kind, members)
+        if _is_too_much(body, shaping, contents.media_bytes, bounds):
+            return Unknowable(TOO_LONG, kind, members)
         if media:
             kind += " before media"
         question = _question(request, shaping, _template_variables(body, shaping), stubs=media > 0)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadRequestError):
         return Unknowable("malformed", kind, members)
-    return Ask(question, kind, _needs(body, shaping) | needs, truncation, members, media)
+    return Ask(question, kind, _needs(body, shaping) | contents.needs, truncation, members, media)
+
+
+TOO_LONG = "too long"
+
+
+def _is_too_much(body: Body, shaping: set[str], media_bytes: int, bounds: Bounds) -> bool:
+    """Whether what makes the prompt is more than is read of any, for it will hardly fit."""
+    size_bytes = sum(len(body.view(name) or b"") for name in shaping) - media_bytes
+    values = sum(map(body.values_in, shaping))
+    return size_bytes > bounds.work_bytes or values > MOST_WORK_VALUES
 
 
 def _choice(body: Body) -> Choice | None:
     """The choice of tools, None for what an absent one means. Raises msgspec.DecodeError for what an engine refuses."""
-    choice = _decode_choice(body.raw("tool_choice") or b"null")
+    view = body.view("tool_choice") or b"null"
+    if len(view) > MAX_SCALAR_BYTES:
+        raise msgspec.DecodeError("longer than any choice")
+    choice = _decode_choice(view)
     if isinstance(choice, _NamedChoice):
         return Choice.NAMED
     return None if choice == "auto" else Choice(choice)
@@ -172,26 +217,67 @@ _OF_PARTS = frozenset(
 _MEDIA = {part: stub for stub, parts in _STUBS.items() for part in parts}
 
 
-def _of_contents(messages: Sequence[_Message]) -> tuple[frozenset[str], int]:
-    """What must be agreed about for the parts of the contents, and how many are media; -1 if some are neither."""
-    media, needs = 0, frozenset[str]()
-    for message in messages:
-        for part in message.content if isinstance(message.content, list) else ():
-            if isinstance(part, str):
-                needs = _PARTS
-            elif part.type in _MEDIA:
-                media += 1
-            elif part.type not in _TEXT_OR_NAME or part.uuid is not None:
-                return needs, -1  # with a uuid vLLM looks for media whatever the type is
-            elif part.type != "text":
-                needs = _PARTS
-    return needs, media
+class _Contents(msgspec.Struct):
+    """What the contents of messages are."""
+
+    needs: frozenset[str] = frozenset()
+    """What must be agreed about for their parts."""
+    media: int = 0
+    """How many parts are media; -1 if some are neither that nor text."""
+    media_bytes: int = 0
+    excess: Excess | None = None
+
+
+def _of_contents(body: Body, bounds: Bounds) -> _Contents:
+    """Look through the messages. Raises msgspec.DecodeError for what an engine refuses."""
+    view = body.view("messages") or memoryview(b"null")
+    found, characters = _Contents(), 0
+    may_be_long = len(view) > bounds.most_characters
+    for message in _decode_messages(view):
+        content = memoryview(message.content)
+        if may_be_long and message.role in _SHOWN_WHOLE:
+            characters += _least_of(content)
+        if found.media >= 0:
+            _look_at(content, found)
+    found.excess = bounds.of_characters(characters)
+    return found
+
+
+_SHOWN_WHOLE = (msgspec.Raw(b'"user"'), msgspec.Raw(b'"system"'))
+"""Roles whose contents templates show but for white space around them; of an assistant's they may leave out thoughts."""
+
+
+def _least_of(content: memoryview) -> int:
+    """How many characters of a message's content are surely in the prompt: those of a text."""
+    return least_characters(content, blanks=False) if bytes(content[:1]) == b'"' else 0
+
+
+def _look_at(content: memoryview, found: _Contents) -> None:
+    first = bytes(content[:1])
+    if first != b"[":
+        if first != b'"' and bytes(content[:4]) != b"null":
+            raise msgspec.DecodeError("a content is a text or a list")
+        return
+    for part in _decode_raw_parts(content):
+        view = memoryview(part)
+        if bytes(view[:1]) == b'"':
+            found.needs = _PARTS
+            continue
+        kind = _decode_part(part)
+        if kind.type in _MEDIA:
+            found.media += 1
+            found.media_bytes += len(view)
+        elif kind.type not in _TEXT_OR_NAME or kind.uuid != _NULL:
+            found.media = -1  # with a uuid vLLM looks for media whatever the type is
+            return
+        elif kind.type != "text":
+            found.needs = _PARTS
 
 
 _PARTS = frozenset({"text parts"})
 
 
-def _with_stubs(raw: bytes) -> list[dict[str, Any]]:
+def _with_stubs(raw: memoryview) -> list[dict[str, Any]]:
     """The messages with a stub for each image, sound and video, whose data is not copied."""
     messages: list[dict[str, Any]] = []
     for message in _decode_raw_messages(raw):
@@ -216,16 +302,16 @@ def _truncation(body: Body, shaping: set[str]) -> Truncation | None:
     """Raises msgspec.DecodeError for what an engine refuses, or where the length depends on the leg."""
     if "truncate_prompt_tokens" not in shaping:
         return None  # a side alone does nothing
-    tokens = _decode_length(body.raw("truncate_prompt_tokens") or b"")
-    return Truncation(tokens, _decode_side(body.raw("truncation_side") or b"null"))
+    tokens = _decode_length(body.view("truncate_prompt_tokens") or b"")
+    return Truncation(tokens, _decode_side(body.view("truncation_side") or b"null"))
 
 
 def _template_variables(body: Body, shaping: set[str]) -> dict[str, Any]:
     """`chat_template_kwargs` with the members that vLLM puts there."""
     if not shaping & VARIABLES[Route.CHAT]:
         return {}
-    variables: dict[str, Any] = _decode_variables(body.raw("chat_template_kwargs") or b"null") or {}
-    members = {name: msgspec.Raw(body.raw(name) or b"null") for name in shaping & VARIABLES[Route.CHAT]}
+    variables: dict[str, Any] = _decode_variables(body.view("chat_template_kwargs") or b"null") or {}
+    members = {name: msgspec.Raw(body.view(name) or b"null") for name in shaping & VARIABLES[Route.CHAT]}
     if "reasoning_effort" in members and "enable_thinking" not in variables:
         members["enable_thinking"] = msgspec.Raw(
             b"true" if body.value("reasoning_effort") != "none" else b"false"
@@ -234,13 +320,13 @@ def _template_variables(body: Body, shaping: set[str]) -> dict[str, Any]:
 
 
 def _needs(body: Body, shaping: set[str]) -> frozenset[str]:
-    messages = body.raw("messages") or b""
+    messages = body.view("messages") or memoryview(b"")
     needs = {"chat"} | (
         shaping & {*VARIABLES[Route.CHAT], "tools", "chat_template_kwargs", "continue_final_message"}
     )
-    if b'"tool' in messages:  # a tool's message, or calls of tools
+    if contains(messages, b'"tool'):  # a tool's message, or calls of tools
         needs.add("tools")
-    return frozenset(needs | {what for mark, what in _MARKS.items() if mark in messages})
+    return frozenset(needs | {what for mark, what in _MARKS.items() if contains(messages, mark)})
 
 
 _MARKS = {b'"developer"': "developer", b'"reasoning': "reasoning"}
@@ -251,26 +337,34 @@ def _question(
 ) -> bytes:
     """What to ask an engine's /tokenize; with stubs for media, what to ask the tokenizer here."""
     members: dict[str, Any] = {
-        name: msgspec.Raw(raw)
+        name: msgspec.Raw(view)
         for name in sorted(shaping - TRUNCATING - VARIABLES[Route.CHAT])
-        if (raw := request.body.raw(name)) is not None
+        if (view := request.body.view(name)) is not None
     }
-    messages = request.body.raw("messages") or b""
+    messages = request.body.view("messages") or memoryview(b"")
     if stubs:
         members["messages"] = _with_stubs(messages)
-    elif b'"reasoning_content"' in messages:
-        members["messages"] = _renamed_reasoning(request.body.value("messages"))
+    elif contains(messages, b'"reasoning_content"'):
+        members["messages"] = _renamed_reasoning(_decode_raw_parts(messages))
     return msgspec.json.encode(members | put | {"model": request.model})
 
 
-def _renamed_reasoning(messages: list[Any]) -> list[Any]:
+def _renamed_reasoning(messages: Sequence[msgspec.Raw]) -> list[Any]:
     """As chats are read: /tokenize does not know the older name."""
-    renamed = []
-    for message in messages:
-        if isinstance(message, dict) and (older := message.pop("reasoning_content", None)) is not None:
-            message["reasoning"] = older if message.get("reasoning") is None else message["reasoning"]
+    renamed: list[Any] = []
+    for raw in messages:
+        message: Any = raw
+        if bytes(memoryview(raw)[:1]) == b"{":
+            message = _decode_members(raw)
+            older = message.pop("reasoning_content", _NULL)
+            if older != _NULL:
+                newer = message.get("reasoning", _NULL)
+                message["reasoning"] = older if newer == _NULL else newer
         renamed.append(message)
     return renamed
+
+
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def _completion(
@@ -278,28 +372,69 @@ def _completion(
     shaping: set[str],
     kind: str,
     truncation: Truncation | None,
-    longest: float,
+    bounds: Bounds,
     members: Members,
 ) -> Given | Ask | Unknowable:
-    raw = request.body.raw("prompt") or b"null"
-    given = request.prompt_shape in {PromptShape.IDS, PromptShape.ID_LISTS}
-    if given and truncation is None and raw.count(b",") >= longest:
-        return Unknowable(
-            "too long", kind, members
-        )  # a million numbers hold the loop for a tenth of a second
-    needs = frozenset({"completion"})
+    body, needs = request.body, frozenset({"completion"})
+    view = body.view("prompt") or memoryview(b"null")
     match request.prompt_shape:
         case PromptShape.TEXT:
-            return Ask(_question(request, shaping, {}), kind, needs, truncation, members)
+            return _text(request, view, shaping, kind, truncation, bounds, members) or Ask(
+                _question(request, shaping, {}), kind, needs, truncation, members
+            )
         case PromptShape.TEXTS:
-            (text,) = _decode_texts(raw)
-            return Ask(_question(request, shaping, {"prompt": text}), kind, needs, truncation, members)
+            (raw,) = _decode_raw_parts(view)
+            if too_long := _text(request, memoryview(raw), shaping, kind, truncation, bounds, members):
+                return too_long
+            put = {"prompt": msgspec.json.decode(raw, type=str)}
+            return Ask(_question(request, shaping, put), kind, needs, truncation, members)
         case PromptShape.IDS:
-            token_ids = _decode_tokens(raw)
+            ids = view
         case PromptShape.ID_LISTS:
-            (token_ids,) = _decode_token_lists(raw)
+            (raw,) = _decode_raw_parts(view)
+            ids = memoryview(raw)
         case _:
             return Unknowable("malformed", kind, members)
+    count = sum(part.count(b",") for part in slices(ids)) + 1
+    if truncation is None and count > bounds.longest:
+        return Unknowable(TOO_LONG, kind, members, bounds.of_tokens(count))
+    if truncation is not None and len(ids) > bounds.work_bytes:
+        return Unknowable(TOO_LONG, kind, members)
+    token_ids = _token_ids(ids)
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) <= _MAX_TOKEN_ID):
         return Unknowable("malformed", kind, members)
     return Given(token_ids, f"{kind} as token ids", truncation, members)
+
+
+def _text(
+    request: GenerationRequest,
+    text: memoryview,
+    shaping: set[str],
+    kind: str,
+    truncation: Truncation | None,
+    bounds: Bounds,
+    members: Members,
+) -> Unknowable | None:
+    """Why a text is not to be tokenized, if it is too long for that."""
+    if truncation is None and len(text) > bounds.most_characters:
+        excess = bounds.of_characters(least_characters(text, blanks=True))
+        if excess is not None:
+            return Unknowable(TOO_LONG, kind, members, excess)
+    is_too_much = len(text) > bounds.work_bytes or _is_too_much(request.body, shaping, 0, bounds)
+    return Unknowable(TOO_LONG, kind, members) if is_too_much else None
+
+
+_IDS_AT_ONCE_BYTES = 256 << 10
+
+
+def _token_ids(ids: memoryview) -> Sequence[int]:
+    """Token ids; a long list is read in parts, between which other threads have a turn. Raises msgspec.DecodeError."""
+    if len(ids) <= _IDS_AT_ONCE_BYTES:
+        return _decode_tokens(ids)
+    found = array("I")
+    try:
+        for part in lists_of_numbers(ids):
+            found.extend(_decode_tokens(part))
+    except OverflowError as error:
+        raise msgspec.DecodeError(str(error)) from None
+    return found

@@ -6,10 +6,11 @@ engine is asked.
 
 import itertools
 import json
+import math
 import os
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from tokenizers import AddedToken, Tokenizer
@@ -27,6 +28,8 @@ INLINE_BYTES = 8192
 
 READ_SHARE = 16
 """Reading and rendering a question goes so many times faster than tokenizing it."""
+
+R = TypeVar("R")
 
 _OF_THE_RENDERER = frozenset(
     """
@@ -68,6 +71,31 @@ class _Question(msgspec.Struct, forbid_unknown_fields=True):
 _decode_question = msgspec.json.Decoder(_Question).decode
 
 
+class TooLongError(ValueError):
+    """A text of more characters than any context holds."""
+
+    def __init__(self, characters: int) -> None:
+        super().__init__(f"{characters} characters")
+        self.characters = characters
+
+
+def _check_length(text: str, most_characters: float) -> None:
+    if len(text) > most_characters:
+        raise TooLongError(len(text))
+
+
+def _nothing() -> None:
+    """Nobody wants to be told."""
+
+
+def _until_ended(job: Job[R], ended: Callable[[], None]) -> Job[R]:
+    """The same job, and a word when it is over, however it ends."""
+    try:
+        return (yield from job)
+    finally:
+        ended()
+
+
 class NotExactError(ValueError):
     """A tokenizer that cannot be used for prompts that an engine tokenizes."""
 
@@ -81,6 +109,8 @@ class LocalTokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.directory = files.directory
         self._tokenizer = _load(files)
+        self.characters_a_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        """Of the longest token, counted as vLLM does."""
         described = self._tokenizer.to_str()
         self._templates = ChatTemplates(files.templates)
         self._special_tokens = {name: _text(value) for name, value in files.special_tokens.items()}
@@ -94,17 +124,26 @@ class LocalTokenizer:
         """Take no more questions."""
         self._turns.close()
 
-    async def answer(self, question: bytes, client: str = ANONYMOUS) -> "array[int] | None":
-        """The token ids of a client's question; None if they are not certain."""
-        if len(question) <= INLINE_BYTES:
-            return self.answer_now(question)
-        return await self._turns.run(client, self._answering(question))
+    async def answer(
+        self,
+        question: bytes,
+        client: str = ANONYMOUS,
+        most_characters: float = math.inf,
+        ended: Callable[[], None] = _nothing,
+    ) -> "array[int] | None":
+        """The token ids of a client's question; None if they are not certain.
+
+        Raises TooLongError for a text of more characters than that. `ended` is called in the end, when nothing works on
+        it any more even if nobody waits; in whatever thread that is.
+        """
+        job = _until_ended(self._answering(question, most_characters), ended)
+        return at_once(job) if len(question) <= INLINE_BYTES else await self._turns.run(client, job)
 
     def answer_now(self, question: bytes) -> "array[int] | None":
         """As `answer`, in this thread."""
         return at_once(self._answering(question))
 
-    def _answering(self, question: bytes) -> "Job[array[int] | None]":
+    def _answering(self, question: bytes, most_characters: float = math.inf) -> "Job[array[int] | None]":
         yield _reading(question)
         try:
             asked = _decode_question(question)
@@ -112,7 +151,10 @@ class LocalTokenizer:
                 text, special = asked.prompt, asked.add_special_tokens is not False
             else:
                 text, special = self._render(asked), asked.add_special_tokens is True
+            _check_length(text, most_characters)
             token_ids = yield from self.pieces.encoding(text)
+        except TooLongError:
+            raise
         except Exception:  # noqa: BLE001  # the model's template met a client's message: they may raise anything
             return None
         if not special:
@@ -122,17 +164,22 @@ class LocalTokenizer:
         before, behind = self._around
         return before + token_ids + behind
 
-    async def prefix(self, question: bytes, client: str = ANONYMOUS) -> "array[int] | None":
-        """The token ids before the first of the media that stubs stand for; None if they are not certain."""
-        if len(question) <= INLINE_BYTES:
-            return self.prefix_now(question)
-        return await self._turns.run(client, self._prefixing(question))
+    async def prefix(
+        self,
+        question: bytes,
+        client: str = ANONYMOUS,
+        most_characters: float = math.inf,
+        ended: Callable[[], None] = _nothing,
+    ) -> "array[int] | None":
+        """The token ids before the first of the media that stubs stand for; otherwise as `answer`."""
+        job = _until_ended(self._prefixing(question, most_characters), ended)
+        return at_once(job) if len(question) <= INLINE_BYTES else await self._turns.run(client, job)
 
     def prefix_now(self, question: bytes) -> "array[int] | None":
         """As `prefix`, in this thread."""
         return at_once(self._prefixing(question))
 
-    def _prefixing(self, question: bytes) -> "Job[array[int] | None]":
+    def _prefixing(self, question: bytes, most_characters: float = math.inf) -> "Job[array[int] | None]":
         yield _reading(question)
         try:
             asked = _decode_question(question)
@@ -145,7 +192,10 @@ class LocalTokenizer:
             ]
             found = []
             for text in texts:
-                found.append((yield from self.pieces.encoding(text)))  # noqa: PERF401  # it yields
+                _check_length(text, most_characters)
+                found.append((yield from self.pieces.encoding(text)))  # it yields
+        except TooLongError:
+            raise
         except Exception:  # noqa: BLE001  # as in answer_now
             return None
         same = next(

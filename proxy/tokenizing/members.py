@@ -143,7 +143,7 @@ def members_of(body: Body, route: Route, knows: Knows, names: MemberNames) -> Me
     """Sort the members of a request. Those that are null are as good as absent."""
     known = ASKED[route] | VARIABLES[route] | TRUNCATING
     given = {name for name in body.names() if name not in _NEUTRAL or name in _RARELY[route]}
-    given = {name for name in given if body.raw(name) != b"null"}
+    given = {name for name in given if body.gives(name)}
     rarely = given & _RARELY[route]
     rest = given - known - rarely
     unknown = {name for name in rest if name in _UNKNOWABLE[route] or knows(route, name)}

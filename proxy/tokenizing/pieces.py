@@ -23,10 +23,22 @@ CACHE_BYTES = 128 << 20
 _ENTRY_BYTES = 250
 """A dict entry with its key object and its value object, without their contents."""
 
+MAX_PIECE = 1 << 18
+"""Characters of a piece: what cannot be cut makes some 200 bytes of the library's own objects for each. Chinese without
+spaces is one piece up to the next special token; so much of it is 150 000 tokens or more."""
+
+LOOK_CHARACTERS = 1 << 14
+"""Searched at once, before other threads have a turn."""
+
 _BETWEEN_WORDS = re.compile(r"[A-Za-z](?= [A-Za-z])")
+_PLACE_CHARACTERS = 3
 
 Encode = Callable[[Sequence[str]], list[bytes]]
 """The ids of each text, 32 bits each, without special tokens around them."""
+
+
+class TooLongPieceError(ValueError):
+    """There is no place to cut a text for longer than one piece may be."""
 
 
 class PieceCache:
@@ -45,6 +57,7 @@ class PieceCache:
         self.missed_characters = 0
         self._special = {text: array("I", [token]).tobytes() for text, token in cuts.tokens.items()}
         longest_first = sorted(self._special, key=len, reverse=True)
+        self._longest_special = max(map(len, self._special), default=0)
         self._separator = (
             re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
         )
@@ -54,7 +67,10 @@ class PieceCache:
         return len(self._known)
 
     def encode(self, text: str) -> "array[int]":
-        """The token ids of a text, as the tokenizer gives them without special tokens around them."""
+        """The token ids of a text, as the tokenizer gives them without special tokens around them.
+
+        Raises TooLongPieceError.
+        """
         return at_once(self.encoding(text))
 
     def encoding(self, text: str) -> "Job[array[int]]":
@@ -97,22 +113,51 @@ class PieceCache:
             parts: list[str | bytes] = []
             self._cut(text, parts)
             return parts
-        parts = []
-        for number, part in enumerate(self._separator.split(text)):
-            if number % 2:
-                parts.append(self._special[part])
-            else:
-                self._cut(part, parts)
+        parts, start = [], 0
+        for special in self._found(self._separator, text, self._longest_special):
+            self._cut(text[start : special.start()], parts)
+            parts.append(self._special[special.group()])
+            start = special.end()
+        self._cut(text[start:], parts)
         return parts
+
+    @staticmethod
+    def _found(pattern: re.Pattern[str], text: str, longest: int) -> Iterator[re.Match[str]]:
+        """All matches, from left to right; none is longer than that. Others have a turn after each look."""
+        at = 0
+        while at < len(text):
+            look = at + LOOK_CHARACTERS
+            match = pattern.search(text, at, look + longest)
+            if match is not None and match.start() < look:
+                yield match
+                at = match.end()
+            else:
+                at = look
 
     def _cut(self, part: str, parts: list[str | bytes]) -> None:
         start, end = 0, len(part)
-        if self.cuts.words:
-            while end - start > CHUNK and (last := _BETWEEN_WORDS.search(part, start + CHUNK)) is not None:
-                parts.append(part[start : last.end()])
-                start = last.end() + self.cuts.drop_space
+        while end - start > CHUNK:
+            last = self._place_to_cut(part, start + CHUNK) if self.cuts.words else None
+            if last is None:
+                break
+            parts.append(part[start : last.end()])
+            start = last.end() + self.cuts.drop_space
+        if end - start > MAX_PIECE:
+            raise TooLongPieceError(f"a piece of more than {MAX_PIECE} characters")
         if start < end:
             parts.append(part[start:])
+
+    def _place_to_cut(self, part: str, at: int) -> re.Match[str] | None:
+        """The first one from there on, if a piece may be that long."""
+        until = min(len(part), at + MAX_PIECE)
+        while at < until:
+            look = min(at + LOOK_CHARACTERS, until)
+            if (
+                last := _BETWEEN_WORDS.search(part, at, min(len(part), look + _PLACE_CHARACTERS))
+            ) is not None:
+                return last
+            at = look
+        return None
 
     def _remember(self, piece: str, ids: bytes) -> None:
         size_bytes = _size_bytes(piece, ids)

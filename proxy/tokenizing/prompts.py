@@ -1,9 +1,11 @@
 """A prompt's tokens come from the model's tokenizer in this process, from an engine, or they are unknown: never a guess."""
 
 import asyncio
+import contextlib
 import logging
+import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 import msgspec
@@ -14,18 +16,38 @@ from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.instances import Fleet
 from proxy.logs import News
+from proxy.outline import LARGE_BODY_BYTES
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import engines, learning
+from proxy.tokenizing.bounds import Bounds, Excess
 from proxy.tokenizing.distrust import Distrust
 from proxy.tokenizing.engines import DEADLINE_S, EngineTokenizer
-from proxy.tokenizing.fields import MEDIA_TOKENS, Ask, Given, Truncation, Unknowable, what_to_tokenize
+from proxy.tokenizing.fields import (
+    MEDIA_TOKENS,
+    TOO_LONG,
+    Ask,
+    Given,
+    Truncation,
+    Unknowable,
+    read_prompt,
+    sort_members,
+)
 from proxy.tokenizing.learning import Learning
-from proxy.tokenizing.local import LocalTokenizer, NotExactError
+from proxy.tokenizing.local import INLINE_BYTES, LocalTokenizer, NotExactError, TooLongError
 from proxy.tokenizing.members import NO_MEMBERS, Members
 
 log = logging.getLogger(__name__)
 
 _LOCALLY = " by --tokenizer"
+_COMPLETION = frozenset({"completion"})
+
+TEXT_COPIES = 8
+"""A question, what a template gets of it, the text that it makes, its pieces and their tokens weigh so many times the
+question; what the library makes of one slice comes on top, a few times 10 MB in all (`pieces.MAX_PIECE`)."""
+
+
+def _nothing() -> None:
+    """Nothing was taken."""
 
 
 class Tokenized(msgspec.Struct, frozen=True):
@@ -40,6 +62,28 @@ class Tokenized(msgspec.Struct, frozen=True):
     """Its length where something better than the body's size tells it."""
     members: Members = NO_MEMBERS
     """What the request's members are to its prompt."""
+    excess: Excess | None = None
+    """It fits nowhere, for sure."""
+
+
+class Lease(Protocol):
+    """Memory that is held until its end."""
+
+    def hold(self, size_bytes: int) -> bool:
+        """Hold so much from now on; False if there is not so much."""
+        ...
+
+    def end(self) -> None:
+        """Give it back."""
+        ...
+
+
+class Memory(Protocol):
+    """What is shared by all that is held for requests."""
+
+    def lease(self, client: Hashable) -> Lease:
+        """A client's share of nothing, to be grown."""
+        ...
 
 
 class Engines(engines.Engines, learning.Engines, Protocol):
@@ -59,11 +103,14 @@ class PromptTokenizer:
         look_for_local: bool = False,
         deadline_s: float = DEADLINE_S,
         count: Callable[[str], None] = lambda _: None,
+        memory: Memory | None = None,
     ) -> None:
         """`local`: the model's own tokenizer; with `look_for_local` one is looked for where engines say it is.
 
-        `count` is told of each prompt that became known, by what: `local`, `engine` or `client`.
+        `count` is told of each prompt that became known, by what: `local`, `engine` or `client`. `memory`: where long
+        prompts take what they need while they are tokenized.
         """
+        self._memory = memory
         self._fleet = fleet
         self._client = client
         self._clock = clock
@@ -83,14 +130,17 @@ class PromptTokenizer:
         self, request: GenerationRequest, headers: Headers, client: str = ANONYMOUS
     ) -> Tokenized:
         """The prompt of a client's request; `headers` are what a leg of it would carry. Raises nothing."""
-        longest = self._fleet.max_model_len  # engines refuse what is longer; not worth any work here
-        how = what_to_tokenize(request, longest, self._facts)
+        bounds = self._bounds(request.model)
+        how = await self._read(request, bounds)
         self._look_into(how.members, how.kind)
-        found = await self._found(how, request, headers, longest, client)
+        found = await self._found(how, request, headers, bounds, client)
         media = how.media if isinstance(how, Ask) else 0
         estimate = how.estimated_tokens if isinstance(how, Ask) and media else None
-        if isinstance(found, str):
-            return Tokenized(None, how.kind, found, estimated_tokens=estimate, members=how.members)
+        if isinstance(found, str | Excess):
+            why, excess = (found, None) if isinstance(found, str) else (TOO_LONG, found)
+            return Tokenized(
+                None, how.kind, why, estimated_tokens=estimate, members=how.members, excess=excess
+            )
         kind, by, token_ids = found
         salt = request.body.value("cache_salt")
         if estimate is not None:
@@ -100,27 +150,47 @@ class PromptTokenizer:
         prompt = Prompt(token_ids=token_ids, lora_name=lora_name, cache_salt=salt)
         return Tokenized(prompt, kind, prefix_only=media > 0, estimated_tokens=estimate, members=how.members)
 
+    def _bounds(self, model: str) -> Bounds:
+        """How long a prompt may be for any engine; what is longer is not worth any work here."""
+        sure = max((instance.max_model_len for instance in self._fleet), default=math.inf)
+        local = self.local
+        if local is None or not self._parity.agreed(model, _COMPLETION):
+            return Bounds(self._fleet.max_model_len, sure)
+        return Bounds(self._fleet.max_model_len, sure, local.characters_a_token)
+
+    async def _read(self, request: GenerationRequest, bounds: Bounds) -> Ask | Given | Unknowable:
+        found = sort_members(request, self._facts)
+        if isinstance(found, Unknowable):
+            return found
+        if request.body.size_bytes <= LARGE_BODY_BYTES:
+            return read_prompt(request, found, bounds)
+        return await asyncio.to_thread(read_prompt, request, found, bounds)
+
     async def _found(
         self,
         how: Ask | Given | Unknowable,
         request: GenerationRequest,
         headers: Headers,
-        longest: float,
+        bounds: Bounds,
         client: str,
-    ) -> "tuple[str, str, array[int]] | str":
+    ) -> "tuple[str, str, array[int]] | Excess | str":
         """The kind to distrust if they are wrong, who told, and the token ids; or why they are unknown."""
         if isinstance(how, Unknowable):
-            return how.why
+            return how.excess or how.why
         if how.truncation is not None and not self._can_shorten(how.truncation):
             return "field"
-        found = await self._find(how, request.model, headers, client)
+        try:
+            found = await self._find(how, request.model, headers, bounds, client)
+        except TooLongError as error:
+            excess = bounds.of_characters(error.characters) if how.truncation is None else None
+            return TOO_LONG if excess is None or (isinstance(how, Ask) and how.media) else excess
         if isinstance(found, str):
             return found
         kind, by, token_ids = found
         if how.truncation is not None:
             token_ids = self._shortened(token_ids, how.truncation)
-        if len(token_ids) > longest:
-            return "too long"
+        if len(token_ids) > bounds.longest:
+            return TOO_LONG
         salt = request.body.value("cache_salt")
         return (kind, by, token_ids) if salt is None or isinstance(salt, str) else "malformed"
 
@@ -142,12 +212,16 @@ class PromptTokenizer:
             )  # fmt: skip
 
     async def _find(
-        self, how: Ask | Given, model: str, headers: Headers, client: str
+        self, how: Ask | Given, model: str, headers: Headers, bounds: Bounds, client: str
     ) -> "tuple[str, str, array[int]] | str":
+        """As `_found`. Raises TooLongError."""
         if isinstance(how, Ask) and how.media:
-            prefix = await self._by_local(how, model, client)
+            prefix = await self._by_local(how, model, bounds, client)
             return "content part" if prefix is None else (how.kind + _LOCALLY, "local", prefix)
-        if isinstance(how, Ask) and (token_ids := await self._by_local(how, model, client)) is not None:
+        if (
+            isinstance(how, Ask)
+            and (token_ids := await self._by_local(how, model, bounds, client)) is not None
+        ):
             return how.kind + _LOCALLY, "local", token_ids
         if self.is_distrusted(how.kind):
             return "counted differently"
@@ -166,7 +240,8 @@ class PromptTokenizer:
         """Whether an engine counted prompts of this kind otherwise of late."""
         return kind in self._distrust
 
-    async def _by_local(self, how: Ask, model: str, client: str) -> "array[int] | None":
+    async def _by_local(self, how: Ask, model: str, bounds: Bounds, client: str) -> "array[int] | None":
+        """None if it is not known here. Raises TooLongError."""
         local = self.local
         if (
             local is None
@@ -174,11 +249,30 @@ class PromptTokenizer:
             or self.is_distrusted(how.kind + _LOCALLY)
         ):
             return None
+        ended = self._charged(len(how.body), client)
+        if ended is None:
+            return None
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await (local.prefix if how.media else local.answer)(how.body, client)
+                ask = local.prefix if how.media else local.answer
+                return await ask(how.body, client, bounds.most_characters, ended)
         except TimeoutError:
             return None
+
+    def _charged(self, size_bytes: int, client: str) -> Callable[[], None] | None:
+        """Hold memory for a question; what gives it back, from any thread. None if there is not so much."""
+        if self._memory is None or size_bytes <= INLINE_BYTES:
+            return _nothing
+        lease = self._memory.lease(client)
+        if not lease.hold(size_bytes * TEXT_COPIES):
+            return None
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            with contextlib.suppress(RuntimeError):  # nobody counts any more once the loop is closed
+                loop.call_soon_threadsafe(lease.end)
+
+        return ended
 
     def _can_shorten(self, truncation: Truncation) -> bool:
         """Whether it is certain what is left.

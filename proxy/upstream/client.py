@@ -244,10 +244,17 @@ class EngineClient:
         return data.decode(errors="replace")
 
     async def post_json(
-        self, instance: str, path: str, body: bytes, timeout_s: float, headers: Headers | None = None
+        self,
+        instance: str,
+        path: str,
+        body: bytes,
+        timeout_s: float,
+        headers: Headers | None = None,
+        *,
+        most_bytes: int | None = None,
     ) -> Any:
-        """Ask an engine a question in JSON; errors as `get_json`."""
-        return await self._ask("POST", instance, path, body, timeout_s, headers)
+        """Ask an engine a question in JSON; errors as `get_json`. A longer answer than `most_bytes` is none."""
+        return await self._ask("POST", instance, path, body, timeout_s, headers, most_bytes)
 
     async def get_status(self, instance: str, path: str, timeout_s: float) -> int:
         """Ask an engine and look at the status of its answer alone. Raises LegError if there is none."""
@@ -262,8 +269,11 @@ class EngineClient:
         body: bytes | None,
         timeout_s: float,
         headers: Headers | None = None,
+        most_bytes: int | None = None,
     ) -> Any:
-        status, data = await self.exchange(method, instance, path, body, timeout_s, headers)
+        status, data = await self.exchange(
+            method, instance, path, body, timeout_s, headers, most_bytes=most_bytes
+        )
         if status != 200:
             raise LegBrokenError(instance, f"status {status} for {path}")
         try:

@@ -388,8 +388,18 @@ def _is_right(rng: random.Random, target: Target) -> Shot:
     return Shot("right", (post(path, body, _headers(rng, target, path)),), answers=1)
 
 
-_KINDS: tuple[tuple[Callable[[random.Random, Target], Shot], int], ...] = (
+def _large(rng: random.Random, target: Target) -> Shot:
+    """Bodies that are large, or have many of something, whole or broken anywhere."""
+    path, body = values.large(rng)
+    if rng.random() < 0.2:
+        at = rng.randrange(len(body))
+        body = rng.choice((body[:at], body[:at] + rng.choice((b",", b"]", b'"', b"\\", b"\xff")) + body[at:]))
+    return Shot("large bodies", (post(path, body, _headers(rng, target, path)),), answers=1)
+
+
+_KINDS: tuple[tuple[Callable[[random.Random, Target], Shot], float], ...] = (
     (_body, 20),
+    (_large, 0.05),
     (_body_bytes, 10),
     (_admin, 6),
     (_fields, 8),

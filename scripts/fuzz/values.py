@@ -283,3 +283,45 @@ def scrambled(rng: random.Random, data: bytes) -> bytes:
                 other = rng.randrange(len(text))
                 text[at], text[other] = text[other], text[at]
     return bytes(text)
+
+
+_UNITS: tuple[tuple[bytes, bytes, bytes], ...] = (
+    (b'"prompt":"', b"<|en", b'"'),
+    (b'"prompt":"', b"word ", b'"'),
+    (b'"prompt":"', b"\\u4e2d\\ud83d\\ude00\\n", b'"'),
+    (b'"prompt":"', "漢字é".encode(), b'"'),
+    (b'"prompt":"', b" ", b'"'),
+    (b'"prompt":[', b"17,", b"1]"),
+    (b'"prompt":["a"', b',"a b c"', b"]"),
+    (b'"prompt":[[1]', b",[1,2,3]", b"]"),
+    (b'"prompt":"a","x":[', b"[[]],", b"1]"),
+    (b'"prompt":"a","x":', b"   \n", b"1"),
+    (b'"prompt":"a","priority":[', b"1,", b"1]"),
+    (b'"prompt":"a","model":"', b"model", b'"'),
+    (b'"prompt":"a","cache_salt":"', b"salt", b'"'),
+    (b'"prompt":"a","vllm_xargs":{"a":[', b"1,", b"1]}"),
+    (b'"prompt":"a","', b"name", b'":1'),
+    (b'"messages":[{"role":"user","content":"a"}', b',{"role":"user"}', b"]"),
+    (b'"messages":[{"role":"user","content":"', b"text ", b'"}]'),
+    (b'"messages":[{"role":"assistant","content":[', b'{"type":"text","text":"a"},', b'"b"]}]'),
+    (b'"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"', b"iVBO", b'"}}]}]'),
+    (
+        b'"messages":[{"role":"user","content":"a"}],"tools":[{}',
+        b',{"type":"function","function":{"name":"f"}}',
+        b"]",
+    ),
+)
+"""What begins a body, what is repeated in it, and what ends it."""
+
+
+def large(rng: random.Random) -> tuple[str, bytes]:
+    """A path, and a body with very many of something."""
+    size_bytes = rng.choice((10_000, 300_000, 300_000, 1_000_000, 5_000_000))
+    if rng.random() < 0.1:
+        count = size_bytes // 8
+        middle = b",".join(b'"m%d":1' % number for number in range(count)) + b',"prompt":"a"'
+    else:
+        begin, unit, end = rng.choice(_UNITS)
+        middle = begin + unit * (size_bytes // len(unit)) + end
+    where = "/v1/chat/completions" if b'"messages"' in middle[:20] else "/v1/completions"
+    return rng.choice((where, where, "/explain")), b'{"max_tokens":1,' + middle + b"}"

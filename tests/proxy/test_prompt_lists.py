@@ -218,7 +218,7 @@ async def test_what_an_engine_refuses_of_a_list_is_refused_in_its_words() -> Non
                 body = {"prompt": prompt, "max_tokens": 3, "stream": stream}
                 expected = await ask(pair.service.session, plain.url, PATH, body)
                 answer = await pair.service.ask(PATH, body)
-                assert (answer.status, answer.body) == (400, expected.body), prompt
+                assert (answer.status, answer.json) == (400, expected.json), prompt
         await nothing_is_left(pair)
 
 

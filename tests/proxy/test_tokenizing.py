@@ -13,6 +13,7 @@ from proxy.generation import GenerationRequest, Route, read_request
 from proxy.headers import Headers
 from proxy.instances import Fleet, Instance, Status
 from proxy.tokenizing import PromptTokenizer, parity
+from proxy.tokenizing.bounds import Bounds
 from proxy.tokenizing.distrust import DISTRUST_S
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.fields import MEDIA_TOKENS, Ask, Given, Truncation, Unknowable, what_to_tokenize
@@ -111,7 +112,7 @@ def test_given_token_ids_need_no_engine(prompt: list[Any]) -> None:
 @pytest.mark.parametrize("prompt", [[1, 2, -3], [[1, 2, -3]]])
 def test_more_numbers_than_any_engine_takes_are_not_even_read(prompt: list[Any]) -> None:
     for longest, why in ((2, "too long"), (3, "malformed")):
-        how = what_to_tokenize(text(prompt=prompt), longest)
+        how = what_to_tokenize(text(prompt=prompt), Bounds(longest))
         assert isinstance(how, Unknowable)
         assert how.why == why
 
@@ -269,12 +270,21 @@ class Engines:
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.asked: list[tuple[str, Headers]] = []
+        self.most_bytes: int | None = None
         self.answer_late: Any = None
         """What comes after a wait."""
 
     async def post_json(
-        self, instance: str, path: str, body: bytes, timeout_s: float, headers: Headers | None = None
+        self,
+        instance: str,
+        path: str,
+        body: bytes,
+        timeout_s: float,
+        headers: Headers | None = None,
+        *,
+        most_bytes: int | None = None,
     ) -> Any:
+        self.most_bytes = most_bytes
         assert path == "/tokenize"
         self.asked.append((instance, headers or []))
         answer = self.answers.pop(0)
@@ -312,6 +322,18 @@ async def test_engines_that_are_up_are_asked_in_turn_and_answers_kept() -> None:
         assert list(known.token_ids) == expected
     assert {instance for instance, _ in engines.asked} == {"a:1", "b:1"}
     assert engines.asked[0][1] == [("Authorization", "Bearer x")]
+
+
+async def test_no_longer_answer_is_read_than_a_prompt_that_fits_has() -> None:
+    engines = Engines({"tokens": [1]}, {"tokens": [2]})
+    asking = tokenizer(engines)
+    await asking.tokenize(text(prompt="one"), [])
+    assert engines.most_bytes is None
+    for instance in asking._fleet:
+        instance.model_cards[0]["max_model_len"] = 1000
+        instance.model_cards = list(instance.model_cards)
+    await asking.tokenize(text(prompt="two"), [])
+    assert engines.most_bytes == (64 << 10) + 12 * 1000
 
 
 async def test_many_that_ask_the_same_at_once_are_one_question() -> None:

@@ -1,0 +1,93 @@
+"""What no context can hold is known by its size, before it is read: a token covers only so many characters.
+
+vLLM refuses a text of more characters than its context has tokens times the characters of its vocabulary's longest token,
+before it tokenizes it (`TokenizeParams._text_len_check` in 0.32). So does kvproxy, by the same count, before it
+renders, tokenizes or asks; what it refuses an engine would. What is below that and still most unlikely to fit is left to
+engines: it is not tokenized to be placed.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from proxy.outline import SLICE_BYTES
+
+UNKNOWN_CHARACTERS_A_TOKEN = 512
+"""Where the vocabulary is not known: four times the longest token of those of GPT-4, Llama 3, Qwen and DeepSeek, which is 128
+spaces."""
+
+WORK_BYTES_A_TOKEN = 32
+"""Of JSON text. English has 4 bytes a token, the worst ordinary text 18: Thai, escaped, with three characters a token."""
+LEAST_WORK_BYTES = 256 << 10
+MOST_WORK_BYTES = 8 << 20
+"""Two million tokens of English; a decoder needs 25 ms for it, and no other thread runs meanwhile."""
+
+MOST_WORK_VALUES = 100_000
+"""Of messages, tools and the like, to be read for a template."""
+
+
+class Excess(NamedTuple):
+    """How much longer than any context a prompt is."""
+
+    context_tokens: int
+    """The longest there is."""
+    tokens: int | None
+    """How many it has, where that is known."""
+    characters: int = 0
+    """How many characters it has at least, else."""
+    characters_a_token: int = 0
+
+
+class Bounds(NamedTuple):
+    """How long prompts may be."""
+
+    longest: float = math.inf
+    """The longest context that an instance has told, in tokens."""
+    sure: float = math.inf
+    """The same if every instance has told its own: what is longer fits nowhere."""
+    characters_a_token: int = UNKNOWN_CHARACTERS_A_TOKEN
+
+    @property
+    def work_bytes(self) -> float:
+        """More JSON text is not read."""
+        return min(max(self.longest * WORK_BYTES_A_TOKEN, LEAST_WORK_BYTES), MOST_WORK_BYTES)
+
+    @property
+    def most_characters(self) -> float:
+        """What has more fits nowhere."""
+        return self.sure * self.characters_a_token
+
+    def of_tokens(self, tokens: int) -> Excess | None:
+        """What is too much about so many tokens."""
+        return Excess(int(self.sure), tokens) if tokens > self.sure else None
+
+    def of_characters(self, characters: int) -> Excess | None:
+        """What is too much about a text of at least so many characters."""
+        if characters <= self.most_characters:
+            return None
+        return Excess(int(self.sure), None, characters, self.characters_a_token)
+
+
+_OF_WIDE_BLANKS = (0xC2, 0xE1, 0xE2, 0xE3)
+"""First bytes of the white space that Unicode has beside ASCII's, and of other characters."""
+
+
+def least_characters(json_text: memoryview, *, blanks: bool) -> int:
+    """How many characters a JSON text decodes to at least, however it is escaped.
+
+    `blanks`: whether white space counts; templates may strip it.
+    """
+    found = 0
+    array = np.frombuffer(json_text, np.uint8)
+    lowest = ord(" ") if blanks else ord(" ") + 1
+    for start in range(0, len(array), SLICE_BYTES):
+        part = array[start : start + SLICE_BYTES]
+        # Continuation bytes of UTF-8 are no characters of their own, and six bytes at most are one that is escaped.
+        counted = (part >= lowest) & ((part & 0xC0) != 0x80)
+        if not blanks:
+            for first in _OF_WIDE_BLANKS:
+                counted &= part != first
+        found += int(np.count_nonzero(counted))
+        found -= 6 * int(np.count_nonzero(part == ord("\\")))
+    return max(0, found - 2)

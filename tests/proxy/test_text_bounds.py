@@ -1,0 +1,244 @@
+"""What no context can hold is refused by its size, before anything is rendered, tokenized or asked; what may fit never is."""
+
+import asyncio
+import json
+import pathlib
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.app_keys import BODIES, TOKENIZER
+from proxy.generation import GenerationRequest, Route, read_request
+from proxy.outline import is_large, outline
+from proxy.tokenizing import bounds as module
+from proxy.tokenizing import pieces, turns
+from proxy.tokenizing.bounds import Bounds, Excess, least_characters
+from proxy.tokenizing.fields import Ask, Given, Unknowable, what_to_tokenize
+from proxy.tokenizing.local import LocalTokenizer
+from tests.proxy.service import Pair, fleet, wait_until
+from tests.proxy.tiny_model import write_tiny_model
+
+SMALL = Bounds(longest=10, sure=10, characters_a_token=4)
+
+
+def request(route: Route, **members: Any) -> GenerationRequest:
+    data = json.dumps(members).encode()
+    return read_request(route, data, "tiny", outline(data) if is_large(data) else None)
+
+
+def completion(prompt: Any, **members: Any) -> GenerationRequest:
+    return request(Route.COMPLETIONS, prompt=prompt, **members)
+
+
+def chat(*messages: tuple[str, Any], **members: Any) -> GenerationRequest:
+    said = [{"role": role, "content": content} for role, content in messages]
+    return request(Route.CHAT, messages=said, **members)
+
+
+@given(st.text(max_size=200), st.booleans(), st.booleans())
+def test_no_text_has_fewer_characters_than_it_is_said_to_have(
+    text: str, blanks: bool, ascii_only: bool
+) -> None:
+    raw = memoryview(json.dumps(text, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
+    really = len(text) if blanks else len("".join(text.split()))
+    assert least_characters(raw, blanks=blanks) <= really
+
+
+def test_plain_text_is_counted_exactly() -> None:
+    raw = memoryview(json.dumps("plain é漢 text " * 50_000, ensure_ascii=False).encode())
+    assert least_characters(raw, blanks=True) == 14 * 50_000
+    assert least_characters(raw, blanks=False) == 11 * 50_000
+
+
+@pytest.mark.parametrize(
+    ("asked", "excess"),
+    [
+        (completion("x" * 40), None),
+        (completion("x" * 41), Excess(10, None, 41, 4)),
+        (completion(["x" * 41]), Excess(10, None, 41, 4)),
+        (completion("x" * 41, truncate_prompt_tokens=5, truncation_side="left"), None),
+        (completion("\n" * 41), None),  # more text than characters
+        (completion(list(range(11))), Excess(10, 11)),
+        (completion([list(range(11))]), Excess(10, 11)),
+        (completion(list(range(10))), None),
+        (completion(list(range(11)), truncate_prompt_tokens=5, truncation_side="left"), None),
+        (chat(("user", "x" * 41)), Excess(10, None, 41, 4)),
+        (chat(("system", "x" * 20), ("user", "y" * 21)), Excess(10, None, 41, 4)),
+        (chat(("user", " " * 41)), None),  # templates may strip it
+        (chat(("assistant", "x" * 41)), None),  # templates may leave thoughts out
+    ],
+)
+def test_what_surely_fits_nowhere_is_refused(asked: GenerationRequest, excess: Excess | None) -> None:
+    how = what_to_tokenize(asked, SMALL)
+    assert (how.excess if isinstance(how, Unknowable) else None) == excess
+
+
+def test_nothing_is_refused_while_an_instance_has_not_told_its_length() -> None:
+    told = Bounds(longest=10, characters_a_token=4)
+    for asked in (completion("x" * 41), chat(("user", "x" * 41))):
+        assert isinstance(what_to_tokenize(asked, told), Ask)
+    assert what_to_tokenize(completion(list(range(11))), told) == Unknowable(
+        "too long", "completions(prompt)", what_to_tokenize(completion(list(range(11))), told).members
+    )
+
+
+def test_what_will_hardly_fit_is_left_to_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_WORK_BYTES", 100)
+    monkeypatch.setattr(module, "WORK_BYTES_A_TOKEN", 0)
+    loose = Bounds(longest=10, sure=10)
+    tools = [{"type": "function", "function": {"name": "f"}}] * 10
+    image = {"type": "image_url", "image_url": {"url": "data:" + "A" * 500}}
+    for asked, why in (
+        (completion("x" * 100), "too long"),
+        (completion(list(range(100, 200)), truncate_prompt_tokens=5, truncation_side="left"), "too long"),
+        (chat(("user", "hi"), tools=tools), "too long"),
+        (chat(("assistant", "x" * 100)), "too long"),
+        (completion("x" * 9), None),
+        (chat(("user", [image])), None),  # what is not read of it does not count
+    ):
+        how = what_to_tokenize(asked, loose)
+        assert (how.why if isinstance(how, Unknowable) else None) == why
+
+
+def test_many_values_are_not_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"enum": [1] * 20_000}}}
+    assert isinstance(what_to_tokenize(chat(("user", "hi"), tools=[tool])), Ask)
+    monkeypatch.setattr("proxy.tokenizing.fields.MOST_WORK_VALUES", 20_000)
+    how = what_to_tokenize(chat(("user", "hi"), tools=[tool]))
+    assert isinstance(how, Unknowable)
+    assert how.why == "too long"
+
+
+def test_a_long_list_of_ids_is_read_in_parts() -> None:
+    ids = [17, 4_294_967_295] * 100_000
+    how = what_to_tokenize(completion(ids))
+    assert isinstance(how, Given)
+    assert list(how.token_ids) == ids
+    for bad in (4_294_967_296, -1, 1.5, True, None):
+        how = what_to_tokenize(completion([*ids, bad]))
+        assert isinstance(how, Unknowable)
+        assert how.why == "malformed"
+
+
+# -- with the real tokenizer, in front of stand-ins ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+async def pair(model: pathlib.Path) -> AsyncIterator[Pair]:
+    settings = {"root": str(model), "max_model_len": 160}
+    async with fleet(prefill=1, decode=1, stand_in=settings) as made:
+        await wait_until(lambda: made.service.app[TOKENIZER].status()["path"] == "local", "the local path")
+        yield made
+
+
+def work(pair: Pair) -> int:
+    """Requests that engines got, questions among them."""
+    return sum(seen.path.startswith(("/v1/c", "/tok")) for engine in pair.engines.all for seen in engine.seen)
+
+
+@pytest.mark.parametrize("where", ["completions", "chat/completions"])
+async def test_it_is_refused_in_the_words_of_the_engines_which_hear_nothing_of_it(
+    pair: Pair, where: str
+) -> None:
+    text = "<|en" * 20_000
+    body = {"prompt": text} if where == "completions" else {"messages": [{"role": "user", "content": text}]}
+    service, (decode,) = pair.service, pair.engines.decode
+    async with service.session.post(f"{decode.url}/v1/{where}", json={"model": "tiny"} | body) as answer:
+        assert answer.status == 400
+        own = (await answer.json())["error"]
+    before = work(pair)
+    refused = await service.ask(f"/v1/{where}", {"model": "tiny"} | body)
+    assert refused.status == 400
+    assert work(pair) == before
+    if where == "completions":
+        assert refused.json["error"] == own
+    else:  # how much a template adds is not found out
+        assert refused.json["error"]["param"] == own["param"] == "input_text"
+        assert (
+            refused.json["error"]["message"].split("your prompt")[0] == own["message"].split("your prompt")[0]
+        )
+    assert await service.metric("kvproxy_refused_requests_total", reason="too_long") == 1
+    assert await service.metric("kvproxy_tokenized_prompts_total") == 0
+
+
+async def test_what_a_template_makes_too_long_is_refused_as_well(
+    model: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    template = "{% for m in messages %}{{ m.content }}{{ ' and so on' * 1000 }}{% endfor %}"
+    local = LocalTokenizer(_read(write_tiny_model(tmp_path, template=template)))
+    body = msgspec.json.encode({"messages": [{"role": "user", "content": "hi"}]})
+    assert await local.answer(body) is not None
+    with pytest.raises(ValueError, match="10002 characters"):
+        await local.answer(body, most_characters=10_001)
+    local.close()
+
+
+def _read(directory: pathlib.Path) -> Any:
+    from proxy.tokenizing import read_model
+
+    return read_model(directory)
+
+
+async def test_a_piece_that_is_too_long_is_no_answer_here(
+    model: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = LocalTokenizer(_read(model))
+    encoded: list[int] = []
+    encode = local.pieces._encode
+
+    def counted(texts: Sequence[str]) -> list[bytes]:
+        encoded.extend(map(len, texts))
+        return encode(texts)
+
+    monkeypatch.setattr(local.pieces, "_encode", counted)
+    monkeypatch.setattr(pieces, "MAX_PIECE", 2000)
+    assert local.answer_now(msgspec.json.encode({"prompt": "<|en" * 1000})) is None
+    assert encoded == []
+    assert local.answer_now(msgspec.json.encode({"prompt": "some words " * 1000})) is not None
+    assert max(encoded) <= 2000 + pieces.CHUNK
+    local.close()
+
+
+async def test_memory_is_charged_until_the_thread_has_ended(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = pair.service
+    local = service.app[TOKENIZER].local
+    assert local is not None
+    at_work, go_on = threading.Event(), threading.Event()
+    slices: list[int] = []
+    encode = local.pieces._encode
+
+    def slow(texts: Sequence[str]) -> list[bytes]:
+        slices.append(len(texts))
+        at_work.set()
+        assert go_on.wait(20)
+        return encode(texts)
+
+    monkeypatch.setattr(local.pieces, "_encode", slow)
+    monkeypatch.setattr(turns, "SLICE_CHARACTERS", 2000)
+    monkeypatch.setattr(pieces, "SLICE_CHARACTERS", 2000)
+    monkeypatch.setattr(module, "UNKNOWN_CHARACTERS_A_TOKEN", 4000)
+    monkeypatch.setattr(local, "characters_a_token", 4000)
+    asked = asyncio.get_running_loop().create_task(service.complete("some words " * 5000))
+    await asyncio.to_thread(at_work.wait, 20)
+    assert service.app[BODIES].held_bytes > 8 * 55_000
+    asked.cancel()
+    await asyncio.wait({asked})
+    await wait_until(
+        lambda: service.app[BODIES].held_bytes < 9 * 55_000, "the end of the request's own lease"
+    )
+    assert service.app[BODIES].held_bytes > 8 * 55_000
+    go_on.set()
+    await wait_until(lambda: service.app[BODIES].held_bytes == 0, "the end of the thread's work")
+    assert len(slices) <= 2, "who left had more tokenized than the slice that was at work"
