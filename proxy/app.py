@@ -25,6 +25,7 @@ from proxy.app_keys import (
     CONFIG,
     DESCRIPTORS,
     DIRECTOR,
+    DISCARDING,
     DRAINING,
     FLEET,
     GATE,
@@ -47,6 +48,7 @@ from proxy.cors import CorsRules
 from proxy.cross_origin import allow_origins
 from proxy.descriptors import Descriptors, open_descriptors
 from proxy.director import Director
+from proxy.discarding import Discarding
 from proxy.discovery import Adapters, Believing, EventFeeds, FleetWatch
 from proxy.discovery.told import ToldRules
 from proxy.doctor import Doctor
@@ -146,6 +148,7 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
         engines=lambda: descriptors.legs,
     )
     app[BODIES] = BodyBudget(config.admission.max_bodies_mb << 20)
+    app[DISCARDING] = Discarding()
     app[READER] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
     app[HEALING] = Healing(fleet, index, app[METRICS], time.monotonic)
     app[GATE] = Gate(

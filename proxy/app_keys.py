@@ -11,6 +11,7 @@ from proxy.client_salts import ClientSalts
 from proxy.config import Config
 from proxy.descriptors import Descriptors
 from proxy.director import Director
+from proxy.discarding import Discarding
 from proxy.discovery import Adapters, FleetWatch
 from proxy.healing import Healing
 from proxy.instances import Fleet
@@ -27,6 +28,7 @@ ADAPTERS: web.AppKey[Adapters] = web.AppKey("adapters", Adapters)
 GATE: web.AppKey[Gate] = web.AppKey("gate", Gate)
 BODIES: web.AppKey[BodyBudget] = web.AppKey("bodies", BodyBudget)
 DESCRIPTORS: web.AppKey[Descriptors] = web.AppKey("descriptors", Descriptors)
+DISCARDING: web.AppKey[Discarding] = web.AppKey("discarding", Discarding)
 READER: web.AppKey[ThreadPoolExecutor] = web.AppKey("reader", ThreadPoolExecutor)
 """The one thread that reads large bodies: what reading takes in passing, many times a body's size, it takes once."""
 SALTS: web.AppKey[ClientSalts] = web.AppKey("salts", ClientSalts)

@@ -11,7 +11,7 @@ from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
 
 from proxy.admission import BodyLease
-from proxy.app_keys import DRAINING, METRICS
+from proxy.app_keys import DISCARDING, DRAINING, METRICS
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
 from proxy.headers import REQUEST_ID, safe_id
 from proxy.reading import check_framing
@@ -42,6 +42,10 @@ BODY_LEASE_KEY: web.RequestKey[BodyLease] = web.RequestKey("body_lease", BodyLea
 
 SPARE_KEY: web.RequestKey[bool] = web.RequestKey("spare", bool)
 """Set if the request's connection is one that is kept for probes and operators."""
+
+
+BODY_KEY: web.RequestKey[bytearray] = web.RequestKey("body", bytearray)
+"""The body, as far as it was read."""
 
 
 class InFlight:
@@ -110,6 +114,8 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             request.app[METRICS].request_refused("unauthorized" if status == 401 else "client_error")
         if (lease := request.get(BODY_LEASE_KEY)) is not None:
             lease.end()
+        if (body := request.pop(BODY_KEY, None)) is not None:
+            request.app[DISCARDING].add(body)
         notes = " ".join(f"{name}={value}" for name, value in request[NOTES_KEY].items())
         access.log(
             logging.INFO if request.method == "POST" else logging.DEBUG,  # probes and scrapes are no news

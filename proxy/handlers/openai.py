@@ -33,6 +33,7 @@ from proxy.generation import GenerationRequest, Route, read_request
 from proxy.handlers.salting import salted
 from proxy.keep_alive import KeepAlive
 from proxy.middlewares import (
+    BODY_KEY,
     BODY_LEASE_KEY,
     IN_FLIGHT_KEY,
     LOAD_KEY,
@@ -215,7 +216,9 @@ async def read_json_bytes(request: web.Request) -> bytes | bytearray:
     if not bodies.fits(holder, announced_bytes):
         raise _no_memory(request)
     request[BODY_LEASE_KEY] = bodies.lease(holder)
-    data = bytearray()  # grows where it lies, if it is large: chunks joined in the end stop everything
+    data = request[BODY_KEY] = (
+        bytearray()
+    )  # grows where it lies, if it is large: chunks joined in the end stop everything
     try:
         async with in_time(request):
             while chunk := await request.content.readany():

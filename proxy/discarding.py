@@ -1,0 +1,37 @@
+"""Large bodies leave memory one at a time, with turns of the event loop between them: many that end at once stop nobody.
+
+Giving the memory of one back takes the system some milliseconds, in which nothing else runs.
+"""
+
+import asyncio
+
+LARGE_BYTES = 1 << 20
+"""What is smaller goes at once."""
+
+EVERY_S = 0.01
+
+
+class Discarding:
+    """What is held for a moment longer so that it does not all go at once."""
+
+    def __init__(self) -> None:
+        self._waiting: list[bytearray] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, data: bytearray) -> None:
+        """Let go of it soon. Whoever calls this should have no other reference to it for long."""
+        if len(data) < LARGE_BYTES:
+            return
+        self._waiting.append(data)
+        if len(self._waiting) == 1:
+            self._wait()
+
+    def _wait(self) -> None:
+        asyncio.get_running_loop().call_later(EVERY_S, self._let_go)
+
+    def _let_go(self) -> None:
+        self._waiting.pop()
+        if self._waiting:
+            self._wait()
