@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import hostile.holding  # noqa: F401  # its attacks register themselves
 from hostile.attacks import ATTACKS, Attack
 from hostile.target import SETTLED_S, Said, engines, target
 from rich.console import Console
