@@ -67,19 +67,9 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     whole: bool
     """Splitting it into a prefill and a decode leg would gain nothing or lose KV; one instance serves it all."""
 
-    def priority(self, header: str | None) -> int:
-        """Its place among the requests of its client: lower is served earlier.
-
-        As vLLM reads it: the header `X-Vllm-Priority` if it is an integer, else the member. A member that is none is for
-        engines to judge.
-        """
-        if header is not None and header.isascii():
-            try:
-                return int(header)
-            except ValueError:
-                pass
-        value = self.body.value("priority")
-        return number if (number := as_whole_number(value)) is not None else 0
+    def with_member(self, name: str, value: Any) -> "GenerationRequest":
+        """The same request with another value of a member."""
+        return msgspec.structs.replace(self, body=self.body.changed({name: value}))
 
     @property
     def answer_limit(self) -> tuple[str, int] | None:

@@ -151,6 +151,7 @@ class Gate:
             "running_clients": len(self._running),
             "clients_held_back": self.clients_held_back,
             "max_client_requests": limits.max_client_requests,
+            "max_client_priority": limits.max_client_priority,
             "max_queue": limits.max_queue,
             "queue_timeout_s": limits.queue_timeout_s,
             "max_prefill_tokens": limits.max_prefill_tokens,

@@ -8,6 +8,9 @@ import msgspec
 from proxy.config.checks import check_least, check_seconds
 from proxy.errors import ConfigError
 
+PRIORITIES_BELOW = 1 << 63
+"""Engines read priorities as numbers of 64 bits."""
+
 
 class WhenNoPrefill(enum.StrEnum):
     """What becomes of a request when no prefill instance is usable."""
@@ -32,6 +35,8 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     first need some thousand."""
     max_client_requests: int = 0
     """Requests of one client that are served at once; 0 for no limit. The rest waits."""
+    max_client_priority: int | None = None
+    """The smallest priority a client may claim, since lower goes first; None: any."""
     max_queue: int = 1024
     """Requests that wait; one more is refused."""
     queue_timeout_s: float = 30.0
@@ -48,6 +53,8 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
         check_least("--max-decode-tokens", self.max_decode_tokens, 0)
         check_least("--expected-answer-tokens", self.expected_answer_tokens, 1)
         check_least("--max-client-requests", self.max_client_requests, 0)
+        if self.max_client_priority is not None and abs(self.max_client_priority) >= PRIORITIES_BELOW:
+            raise ConfigError(f"--max-client-priority {self.max_client_priority} is more than engines take")
         check_least("--max-queue", self.max_queue, 0)
         check_seconds("--queue-timeout", self.queue_timeout_s)
         check_least("--max-bodies-mb", self.max_bodies_mb, 1)

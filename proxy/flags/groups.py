@@ -254,6 +254,13 @@ def add_overload(group: "argparse._ArgumentGroup") -> None:
     ):
         add_number(group, flag, Admission, field, unit, what)
     group.add_argument(
+        "--max-client-priority",
+        type=int,
+        metavar="N",
+        help="the smallest priority a client may claim, for lower goes first: 0 lets nobody go before those that"
+        " claim nothing (default: any)",
+    )
+    group.add_argument(
         "--client-header",
         metavar="NAME",
         help="the header that tells clients apart when they queue (default: the name of the API key)",

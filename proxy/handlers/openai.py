@@ -46,6 +46,7 @@ from proxy.middlewares import (
     quoted,
 )
 from proxy.outline import is_large, outline
+from proxy.priorities import bounded, claimed
 from proxy.reading import in_time
 from proxy.relay import cut_stream, error_event, relay_stream
 from proxy.stall import StallWatch
@@ -136,13 +137,17 @@ async def _call(request: web.Request, route: Route) -> Call:
             reason=reason,
         )
     generation = salted(request, await generation_request(request, route))
-    client = client_of(request, request.app[CONFIG].admission.client_header)
+    admission = request.app[CONFIG].admission
+    headers, priority = engine_headers(request), claimed(generation, request.headers.get(names.PRIORITY))
+    if (least := admission.max_client_priority) is not None:
+        generation, headers = bounded(generation, headers, least)
+        priority = max(priority, least)
     return Call(
         request=generation,
-        headers=engine_headers(request),
+        headers=headers,
         leg_id=_leg_id(request),
         started_at=time.monotonic(),  # its client may have taken long to send it
-        ticket=Ticket(client, generation.priority(request.headers.get(names.PRIORITY))),
+        ticket=Ticket(client_of(request, admission.client_header), priority),
     )
 
 

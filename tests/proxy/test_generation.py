@@ -94,33 +94,6 @@ def test_nobody_can_pass_for_a_report_that_kvproxy_asked_for() -> None:
     assert json.loads(read(Route.COMPLETIONS, own).body.encoded()) == own
 
 
-@pytest.mark.parametrize(
-    ("header", "member", "priority"),
-    [
-        (None, {}, 0),
-        (None, {"priority": 3}, 3),
-        (None, {"priority": "-3"}, -3),  # as pydantic reads it
-        (None, {"priority": 2.0}, 2),
-        (None, {"priority": 2.5}, 0),  # which engines refuse
-        (None, {"priority": "x"}, 0),
-        (None, {"priority": None}, 0),
-        ("-7", {}, -7),
-        ("-7", {"priority": 3}, -7),
-        (" +1_0 ", {"priority": 3}, 10),  # as Python's int
-        ("0", {"priority": 3}, 0),
-        ("", {"priority": 3}, 3),
-        ("1.0", {"priority": 3}, 3),
-        ("high", {"priority": 3}, 3),
-        ("\u0663", {"priority": 4}, 4),
-        ("9" * 5000, {"priority": 3}, 3),
-    ],
-)
-def test_priorities_are_read_as_vllm_reads_them(
-    header: str | None, member: dict[str, Any], priority: int
-) -> None:
-    assert read(Route.COMPLETIONS, TEXT | member).priority(header) == priority
-
-
 @pytest.mark.parametrize("xargs", [None, 3, [], "x", {"a": 1}])
 def test_other_xargs_pass_as_they_came(xargs: Any) -> None:
     assert read(Route.COMPLETIONS, TEXT | {"vllm_xargs": xargs}).body.value("vllm_xargs") == xargs

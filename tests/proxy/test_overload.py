@@ -129,6 +129,24 @@ async def test_a_priority_in_the_header_wins_over_the_member_and_reaches_the_eng
         await them.pair.service.settled()
 
 
+async def test_a_client_claims_no_better_priority_than_it_may_here_and_at_engines() -> None:
+    async with crowd(max_client_priority=-1) as them:
+        first = await them.occupy()
+        said = [{"X_Vllm_Priority": "-1"}, {"X_Vllm_Priority": "-99"}, {"X_Vllm_Priority": "5"}, {}, {}]
+        members = [{}, {}, {"priority": -99}, {"priority": -99}, {"priority": -1}]
+        waiting = [await them.line_up(f"a{n}", "a", said[n], **members[n]) for n in range(5)]
+        assert (await them.pair.service.ask("/status")).json["queue"]["max_client_priority"] == -1
+        await gone(first)
+        assert {(await task).status for task in waiting} == {200}
+        assert them.decoded()[1:] == ["a0", "a1", "a3", "a4", "a2"]
+        for engine in them.pair.engines.all:
+            legs = {leg.json()["user"]: leg for leg in engine.seen if b'"user"' in leg.body}
+            headers = [legs[f"a{n}"].headers.get("X-Vllm-Priority") for n in range(5)]
+            assert headers == ["-1", "-1", "5", None, None]
+            assert [legs[f"a{n}"].json().get("priority") for n in range(5)] == [None, None, -1, -1, -1]
+        await them.pair.service.settled()
+
+
 async def test_many_answers_to_one_prompt_are_no_small_request() -> None:
     async with crowd(max_decode_tokens=16_000) as them:
         first = await them.occupy()
