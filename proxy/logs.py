@@ -1,11 +1,14 @@
-"""The log tells where something failed and how, never with what: messages of exceptions may quote a prompt or a key."""
+"""The log tells where something failed and how, never with what: messages of exceptions may quote a prompt or a key.
+
+What clients and engines wrote is told in quotes, cut, and without characters that could end a line or move a cursor.
+"""
 
 import asyncio
 import logging
 import math
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +22,41 @@ NEWS_EVERY_S = 3600.0
 """So many lines at most in that time; what comes later is told when it comes again."""
 _NEWS_REMEMBERED = 256
 
+MOST_QUOTED_CHARS = 100
+"""Of what a client or an engine wrote."""
+
+MOST_LINE_CHARS = 8192
+"""Of a line, whoever wrote what is in it; names of some hundred instances are shorter."""
+
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+def quoted(text: object, most_chars: int = MOST_QUOTED_CHARS) -> str:
+    """What a client or an engine wrote, for the log and for messages: in quotes, cut, on one line."""
+    words = str(text)
+    cut = words[:most_chars]
+    return repr(cut) if len(words) <= most_chars else f"{cut!r}..."
+
+
+def as_value(text: object, most_chars: int = 300) -> str:
+    """Several words as one value of the access log's line: in double quotes, as logfmt has them."""
+    words = one_line(str(text), most_chars).replace('"', "'")
+    return f'"{words}"'
+
+
+def listed(texts: Sequence[object], most: int = 8) -> str:
+    """Several of them, and how many more there are."""
+    told = ", ".join(quoted(text) for text in texts[:most])
+    return told if len(texts) <= most else f"{told} and {len(texts) - most} more"
+
+
+def one_line(text: str, most_chars: int = MOST_LINE_CHARS) -> str:
+    """The text on one line of printable characters, whatever is in it."""
+    if len(text) > most_chars:
+        text = f"{text[:most_chars]}... ({len(text)} characters)"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class Occasionally:
@@ -78,6 +115,11 @@ class Formatter(logging.Formatter):
             return super().format(record)
         finally:
             record.exc_text = None
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """The line without its traceback."""
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
 
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802  # logging's name
         """The frames and types of an exception and its causes."""

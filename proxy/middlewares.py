@@ -162,11 +162,6 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         )
 
 
-def quoted(words: str) -> str:
-    """Several words as one value of the access log's line."""
-    return '"' + " ".join(words.replace('"', "'").split()) + '"'
-
-
 def cut_by_us(request: web.Request) -> bool:
     """Whether a request was cancelled because kvproxy ends, and not because its client left."""
     return request.app[IN_FLIGHT_KEY].cutting.is_set()

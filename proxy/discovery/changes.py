@@ -7,6 +7,7 @@ from typing import Protocol
 
 from kvevents import Reason
 from proxy.instances import Fleet, Instance, Status
+from proxy.logs import listed
 
 log = logging.getLogger(__name__)
 
@@ -99,14 +100,14 @@ class Changes:
                 " predicted for it is an upper bound",
                 instance.role,
                 instance.address,
-                ", ".join(unknown),
+                listed(unknown),
             )
         if known := sorted(new - set(unknown)):
             log.info(
                 "%s %s serves a hybrid model: what is predicted for it is an upper bound (not counted: %s)",
                 instance.role,
                 instance.address,
-                ", ".join(known),
+                listed(known),
             )
 
     def _look_at_silence(self, instance: Instance, silences: dict[int, str]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import msgspec
 
 from proxy.errors import ConnectFailedError, LegBrokenError, LegError, OurTroubleError, TooLongError
+from proxy.logs import listed
 
 HEALTH = "/health"
 MODELS = "/v1/models"
@@ -153,4 +154,4 @@ def wrong_model(cards: list[dict[str, Any]], model: str) -> str | None:
     served = [str(card["id"]) for card in cards if not card.get("parent")]
     if model in served:
         return None
-    return f"serves {', '.join(repr(name) for name in served) or 'no model'}, not {model!r} (--model)"
+    return f"serves {listed(served) or 'no model'}, not {model!r} (--model)"

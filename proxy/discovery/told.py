@@ -10,6 +10,7 @@ import re
 import msgspec
 
 from proxy.config import AllowedInstances, Config
+from proxy.logs import quoted
 
 MOST_TOLD_RANKS = 128
 """Of one engine; each takes three descriptors. More must be named with `?events=`."""
@@ -54,7 +55,7 @@ def read_endpoint(text: str) -> Endpoint:
             "it publishes at a socket of its own machine (ipc), which only ?events= can name"
         )
     if (match := _ENDPOINT.fullmatch(text)) is None or not 1 <= int(match[2]) <= 65535:
-        raise ValueError(f"{text[:100]!r} is not tcp://HOST:PORT")
+        raise ValueError(f"{quoted(text)} is not tcp://HOST:PORT")
     return Endpoint(match[1].strip("[]").lower(), int(match[2]))
 
 

@@ -32,6 +32,7 @@ from proxy.exchange import Call, Reply
 from proxy.generation import GenerationRequest, Route, read_request
 from proxy.handlers.salting import salted
 from proxy.keep_alive import KeepAlive
+from proxy.logs import as_value
 from proxy.middlewares import (
     BODY_KEY,
     BODY_LEASE_KEY,
@@ -43,7 +44,6 @@ from proxy.middlewares import (
     STARTED_KEY,
     cut_by_us,
     error_response,
-    quoted,
 )
 from proxy.outline import is_large, outline
 from proxy.priorities import bounded, claimed
@@ -100,7 +100,7 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
         if cut is not None and outcome == "ok":
             outcome = "timeout" if isinstance(cut, GatewayTimeoutError) else "cut"
         if cut is not None:
-            request[NOTES_KEY]["cut"] = quoted(str(cut))
+            request[NOTES_KEY]["cut"] = as_value(cut)
         return response
     except RequestError as error:
         outcome = "timeout" if isinstance(error, GatewayTimeoutError) else _outcome(error.status)
@@ -108,7 +108,7 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
             request[NOTES_KEY]["reason"] = error.reason
         if waiting.response is None:
             return error_response(error)
-        request[NOTES_KEY]["cut"] = quoted(str(error))
+        request[NOTES_KEY]["cut"] = as_value(error)
         await cut_stream(request, waiting.response, error)
         return waiting.response
     except (asyncio.CancelledError, ConnectionError):

@@ -14,6 +14,7 @@ import msgspec
 from proxy.errors import LegBrokenError, LegError
 from proxy.headers import Headers
 from proxy.instances import Instance
+from proxy.logs import quoted
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.schemas import MAX_SCHEMA_BYTES, Schema, read_schema
 from proxy.tokenizing.tool_choices import COUNT_PATH, judge, questions
@@ -102,7 +103,7 @@ class FactFinder:
         if schema is None:
             log.info(
                 "%s tells no schema of its requests (%s): members unknown here are taken as ignored",
-                address, why,
+                address, quoted(why),
             )  # fmt: skip
         self._facts.learn_schema(address, version, schema)
 

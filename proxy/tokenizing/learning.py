@@ -11,6 +11,7 @@ from typing import Protocol
 
 from proxy.errors import LegError
 from proxy.instances import Fleet, Instance
+from proxy.logs import quoted
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import comparison, fact_finding
 from proxy.tokenizing.comparison import ask_tokens, bodies, tokenizer_at
@@ -137,9 +138,9 @@ class Learning:
             try:
                 self.local = await tokenizer_at(root)
             except (OSError, ValueError) as error:
-                log.info("the tokenizer in %s is not used: %s", root, error)
+                log.info("the tokenizer in %s is not used: %s", quoted(root), quoted(error, 300))
             if self.local is not None:
-                log.info("tokenizing with %s, where it agrees with the engines", root)
+                log.info("tokenizing with %s, where it agrees with the engines", quoted(root))
                 return
 
     async def _compare(self, local: LocalTokenizer, address: str, models: Sequence[str]) -> bool:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from proxy.logs import quoted
+
 log = logging.getLogger(__name__)
 
 _AWKWARD = "It's naïve: e\u0301 ﬁ 漢字 한국어 العربية 👩‍👩‍👧\r\n\n  1234 a  b\tc.\u00a0"
@@ -155,7 +157,7 @@ class Parity:
                 log.warning(
                     "%s renders %s prompts of %s otherwise than the tokenizer here does (token %d: %s here, %s there):"
                     " engines are asked about them",
-                    instance, kind, model, found.at, _word(found.ours), _word(found.theirs),
+                    instance, kind, quoted(model), found.at, _word(found.ours), _word(found.theirs),
                 )  # fmt: skip
 
     def agreed(self, model: str, needs: frozenset[str]) -> bool:

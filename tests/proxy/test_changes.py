@@ -88,14 +88,16 @@ def test_groups_that_are_not_counted_are_told_once_for_each_instance(
     told.feeds.groups[PREFILL] = {"group 1: mamba": Reason.CACHE_GROUP}
     told.changes.look()
     told.changes.look()
-    bound = "serves a hybrid model: what is predicted for it is an upper bound (not counted: group 1: mamba)"
+    bound = (
+        "serves a hybrid model: what is predicted for it is an upper bound (not counted: 'group 1: mamba')"
+    )
     assert caplog.messages == [f"prefill {PREFILL} {bound}"]
     told.feeds.groups[PREFILL] = {"group 1: mamba": Reason.CACHE_GROUP, "group 2: odd": Reason.CACHE_KIND}
     told.changes.look()
     told.changes.look()
     (record,) = caplog.records[1:]
     assert record.levelno == logging.WARNING
-    assert "groups of a kind kvproxy does not know (group 2: odd)" in record.getMessage()
+    assert "groups of a kind kvproxy does not know ('group 2: odd')" in record.getMessage()
     told.fleet.remove(PREFILL)
     told.changes.look()
     told.fleet.add(told.prefill)

@@ -8,12 +8,17 @@ import pytest
 
 from proxy.logs import (
     MOST_CAUSES,
+    MOST_LINE_CHARS,
     NEWS_EVERY_S,
     NEWS_LINES,
     Formatter,
     News,
     Occasionally,
+    as_value,
+    listed,
     log_loop_error,
+    one_line,
+    quoted,
     traceback_of,
 )
 
@@ -106,3 +111,43 @@ def test_news_are_told_once_and_not_too_many_in_an_hour() -> None:
     now.append(NEWS_EVERY_S)
     assert not news.is_new("a"), "told long ago, and it still comes"
     assert [news.is_new("b"), news.is_new("b")] == [True, False]
+
+
+FORGED = "x\n2026-11-30 12:00:00,000 WARNING forged\r\x1b[2J\u2028\u202e\ud800"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain words, ünïcode 漢字", "plain words, ünïcode 漢字"),
+        ("a\nb\rc\td\x00e\x1b[0m", "a\\nb\\rc\\td\\x00e\\x1b[0m"),
+        ("a\u2028b\u202ec\ud800d", "a\\u2028b\\u202ec\\ud800d"),
+        ("x" * (MOST_LINE_CHARS + 1), "x" * MOST_LINE_CHARS + f"... ({MOST_LINE_CHARS + 1} characters)"),
+    ],
+)
+def test_a_line_is_one_line_whatever_is_in_it(text: str, expected: str) -> None:
+    assert one_line(text) == expected
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
+def test_what_others_wrote_forges_no_line(level: int) -> None:
+    error = failed("x") if level == logging.ERROR else None
+    info = (type(error), error, error.__traceback__) if error is not None else None
+    record = logging.LogRecord("n", level, "p", 1, "%s said %s", ("h:1", FORGED), info)
+    said = Formatter().format(record)
+    first, _, rest = said.partition("\n")
+    assert "WARNING forged\\r\\x1b[2J\\u2028\\u202e\\ud800" in first
+    assert rest.startswith("  File") if error is not None else not rest
+    said.encode()
+
+
+def test_what_others_wrote_is_quoted_and_cut() -> None:
+    assert as_value('a "b" \n') == "\"a 'b' \\n\""
+    assert len(as_value("x" * 1000)) < 350
+    assert quoted("a b") == "'a b'"
+    assert quoted("a', 'b") == "\"a', 'b\""
+    assert quoted(FORGED).isprintable()
+    assert quoted("x" * 101) == "'" + "x" * 100 + "'..."
+    assert listed(["a", "b\n"]) == "'a', 'b\\n'"
+    assert listed([]) == ""
+    assert listed([str(n) for n in range(10)]).endswith("'7' and 2 more")
