@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from typing import Any
 
 import pytest
@@ -68,12 +67,9 @@ def test_events_are_cut_where_a_line_is_empty(pieces: list[bytes]) -> None:
     ],
     ids=["long", "long with returns", "one return", "blank"],
 )
-def test_no_byte_of_a_long_run_is_stepped_over_by_itself(run: bytes) -> None:
-    begun_s = time.process_time()
-    assert sum(len(event) for event, _ in events(run)) == len(run)
-    assert (
-        time.process_time() - begun_s < 0.5
-    )  # stepping took 1.4 s, seeking takes 0.02 s, or 0.15 s for 100 000
+def test_a_long_run_is_cut_into_events_without_a_loss(run: bytes) -> None:
+    found = [event for event, _ in events(run)]
+    assert b"".join(found) == run
 
 
 @pytest.mark.parametrize("odd", [b"[]", b"{}", b'["error"]', b'{"a": "abort"}', b"1", b"true"])

