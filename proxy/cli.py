@@ -16,7 +16,7 @@ from typing import Any
 import uvloop
 
 from proxy.app import create_runner, drain, shut_down
-from proxy.app_keys import WATCH
+from proxy.app_keys import FLEET, WATCH
 from proxy.config import Config
 from proxy.doctor.command import examine, shown
 from proxy.errors import ConfigError, KvproxyError
@@ -51,7 +51,9 @@ async def serve(config: Config) -> None:
     await runner.setup()
     try:
         urls = await runner.listen()
-        log.info("listening on %s, waiting for %d engines", " and ".join(urls), len(config.instances))
+        count = len(runner.app[FLEET])  # those of the flags, and those that were added before a restart
+        engines = "1 engine" if count == 1 else f"{count} engines"
+        log.info("listening on %s, waiting for %s", " and ".join(urls), engines)
         fatal = runner.app[WATCH].fatal
         stopped = loop.create_task(stop.wait(), name="signal")
         ends: set[asyncio.Future[Any]] = {stopped, fatal}

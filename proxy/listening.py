@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import os
 import socket
 import ssl
 
@@ -68,9 +69,11 @@ class ServiceRunner(Runner):
         try:
             await self._site(runner, host, port).start()
         except OSError as error:
-            raise ConfigError(
-                f"{flag} --{prefix}port {port}: cannot listen there ({error.strerror})"
-            ) from None
+            number = error.errno or 0  # a name that is not found has one of its own, below 0
+            why = (
+                os.strerror(number) if number > 0 else error.strerror
+            )  # the loop's words hold the address once more
+            raise ConfigError(f"{flag} --{prefix}port {port}: cannot listen there ({why})") from None
         at = f"[{host}]" if ":" in host else host
         return f"{'https' if self._tls else 'http'}://{at}:{runner.addresses[0][1]}"
 

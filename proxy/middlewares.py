@@ -116,10 +116,11 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             lease.end()
         if (body := request.pop(BODY_KEY, None)) is not None:
             request.app[DISCARDING].add(body)
-        notes = " ".join(f"{name}={value}" for name, value in request[NOTES_KEY].items())
+        notes = "".join(f" {name}={value}" for name, value in request[NOTES_KEY].items())
+        probe = request.method != "POST" or request.path.rstrip("/") == "/ping"
         access.log(
-            logging.INFO if request.method == "POST" else logging.DEBUG,  # probes and scrapes are no news
-            "%s %s %d %.1fms id=%s %s",
+            logging.DEBUG if probe else logging.INFO,  # probes and scrapes are no news
+            "%s %s %d %.1fms id=%s%s",
             request.method,
             _path(request),
             status,
@@ -145,6 +146,12 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
             return error_response(
                 NotFoundError(f"kvproxy does not serve {request.method} {_path(request)}; see /openapi.json")
             )
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            only = " and ".join(sorted(error.allowed_methods))
+            words = (
+                f"kvproxy does not serve {request.method} {_path(request)}, only {only}; see /openapi.json"
+            )
+            return enveloped(error, words)
         return enveloped(error)
     except ConnectionError:
         return web.Response(status=CLIENT_LEFT_STATUS)  # nobody is there to read it
@@ -167,9 +174,9 @@ def cut_by_us(request: web.Request) -> bool:
     return request.app[IN_FLIGHT_KEY].cutting.is_set()
 
 
-def enveloped(error: web.HTTPException) -> web.Response:
-    """What aiohttp would answer by itself, as the other errors look."""
-    reply = envelope(error.text or error.reason, _kind(error.status), error.status)
+def enveloped(error: web.HTTPException, words: str | None = None) -> web.Response:
+    """What aiohttp would answer by itself, as the other errors look; `words` instead of its own."""
+    reply = envelope(words or error.text or error.reason, _kind(error.status), error.status)
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     return web.json_response(reply, status=error.status, headers=headers)
 

@@ -85,7 +85,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             if spec.address in seen:
                 first = seen[spec.address]
                 raise ConfigError(
-                    f"--{spec.role} {spec.address} is given twice (first as --{first});"
-                    " an instance that does both is given once, as --both"
+                    f"--{spec.role} {spec.address} is given twice"
+                    + (
+                        f" (first as --{first}); an instance that does both is given once, as --both"
+                        if first is not spec.role
+                        else ""
+                    )
                 )
             seen[spec.address] = spec.role

@@ -73,10 +73,9 @@ def _config(args: argparse.Namespace) -> Config:
         **(_service_settings(args) if args.command == "serve" else {}),
     )
     if not args.both and not (args.prefill and args.decode):
-        missing = " and ".join(f"--{r}" for r in (Role.PREFILL, Role.DECODE) if not roles[r])
-        raise ConfigError(
-            f"{missing} needs at least one HOST:PORT (or name engines that do both with --both)"
-        )
+        missing = [f"--{r}" for r in (Role.PREFILL, Role.DECODE) if not roles[r]]
+        need = " and ".join(missing) + (" need" if len(missing) > 1 else " needs")
+        raise ConfigError(f"{need} at least one HOST:PORT (or name engines that do both with --both)")
     return config
 
 

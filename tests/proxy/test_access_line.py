@@ -46,6 +46,18 @@ async def test_a_request_without_trouble_has_a_short_line(caplog: pytest.LogCapt
         assert not {"attempts", "failed", "ttfb", "reason", "cut", "prompts"} & (await line(caplog)).keys()
 
 
+async def test_probes_have_none_and_a_line_without_notes_ends_with_its_id(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        for path in ("/ping", "/ping/", "/v1/embeddings"):
+            async with pair.service.session.post(pair.service.url + path, json={}):
+                pass
+        await wait_until(lambda: any("embeddings" in m for m in caplog.messages), "its line")
+    [line] = [m for m in caplog.messages if m.startswith("POST ")]
+    assert re.fullmatch(r"POST /v1/embeddings 404 \d+\.\dms id=\w+", line)
+
+
 @pytest.mark.parametrize(
     ("given", "logged"),
     [

@@ -104,7 +104,7 @@ def test_a_port_in_use_ends_the_start_with_its_flag(
     assert ended.value.code == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kvproxy: ")]
     assert f"{taken_flag} {ports[1]}" in line
-    assert "cannot listen there" in line
+    assert line.endswith(": cannot listen there (Address already in use)")
 
 
 @pytest.mark.parametrize(

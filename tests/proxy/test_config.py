@@ -78,15 +78,21 @@ def test_a_wrong_address_names_the_flag(text: str) -> None:
         parse_instance(text, Role.DECODE)
 
 
+def test_an_instance_given_twice_by_one_flag_is_not_told_of_both(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*BASE, "-p", "a:1", "a:1", "-d", "b:1"])
+    assert capsys.readouterr().err == "kvproxy: --prefill a:1 is given twice\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "COMMAND"),
         (["serve"], "--model"),
         (["serve", "-m", ""], "--model"),
-        (BASE, "--prefill and --decode"),
-        ([*BASE, "-p", "a:1"], "--decode"),
-        ([*BASE, "-p", "a:1", "-d", "a:1"], "given twice"),
+        (BASE, "--prefill and --decode need at least one"),
+        ([*BASE, "-p", "a:1"], "--decode needs at least one"),
+        ([*BASE, "-p", "a:1", "-d", "a:1"], "given twice (first as --prefill)"),
         ([*PAIR, "--port", "70000"], "--port"),
         ([*PAIR, "--port", "x"], "--port"),
         ([*PAIR, "--kv-lease-s", "10"], "--kv-lease-s"),

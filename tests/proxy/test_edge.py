@@ -93,6 +93,8 @@ async def test_wrong_paths_and_methods_get_the_envelope(method: str, path: str, 
         error = (await response.json())["error"]
         assert response.status == status == error["code"]
         assert ("Allow" in response.headers) is (status == 405)
+        only = "" if status == 404 else f", only {response.headers['Allow'].replace(',', ' and ')}"
+        assert error["message"] == f"kvproxy does not serve {method} {path}{only}; see /openapi.json"
 
 
 async def test_request_ids_are_echoed_or_made() -> None:

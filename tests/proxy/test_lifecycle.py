@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pathlib
 import re
 import resource
 import signal
@@ -510,6 +511,21 @@ async def test_another_model_ends_with_code_2_naming_both(started: Any) -> None:
         assert "'other'" in said
         assert "'tiny'" in said
         assert "Traceback" not in said
+
+
+async def test_what_was_added_before_a_restart_is_among_those_waited_for(
+    started: Any, tmp_path: pathlib.Path
+) -> None:
+    kept = {"format": "kvproxy instances 1", "model": "tiny", "drained": [], "removed": []}
+    added = [{"instance": "127.0.0.1:3", "type": "decode", "drained": False}]
+    state = tmp_path / "state"
+    state.mkdir(0o700)
+    (state / "instances.json").write_text(json.dumps(kept | {"added": added}))
+    process = await started(
+        "-m", "tiny", "-p", "127.0.0.1:1", "-d", "127.0.0.1:2", "--port", "0", "--state-dir", str(state)
+    )
+    await process.listening()
+    assert process.lines[-1].endswith(", waiting for 3 engines\n")
 
 
 async def test_a_port_in_use_ends_with_code_2_naming_the_flag(started: Any) -> None:
