@@ -19,7 +19,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import hostile.holding  # noqa: F401  # its attacks register themselves
+import hostile.crowds
+import hostile.holding  # noqa: F401  # their attacks register themselves
 from hostile.attacks import ATTACKS, Attack
 from hostile.target import SETTLED_S, Said, engines, target
 from rich.console import Console

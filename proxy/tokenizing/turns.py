@@ -90,6 +90,7 @@ class Turns:
         self._executor.shutdown(wait=False, cancel_futures=True)
         for waiting in self._queue:
             waiting.item.done.cancel()
+            waiting.item.job.close()
             self._queue.drop(waiting)
 
     def _line_up(self, turn: _Turn[Any], then: Slice) -> None:
@@ -119,6 +120,7 @@ class Turns:
         self._running[long] -= 1
         if step.cancelled():
             turn.done.cancel()
+            turn.job.close()
             return
         error = step.exception()
         if turn.done.done():  # nobody waits for it any more

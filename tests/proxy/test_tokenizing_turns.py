@@ -168,6 +168,7 @@ async def test_at_the_end_nobody_waits_for_ever() -> None:
     turns.close()
     await asyncio.wait(tasks, timeout=20)
     assert all(task.done() for task in tasks)
+    await wait_until(lambda: sorted(scene.ended) == ["0", "1", "2"], "the end of all jobs")
 
 
 async def test_a_job_may_be_done_at_once() -> None:
