@@ -1,12 +1,14 @@
 """Each attack is one function: what an untrusted client may send, by the limits kvproxy has at its defaults."""
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from hostile.target import Said, Target
 
-Run = Callable[[Target], Awaitable[Said]]
+Run = Callable[[Target], Coroutine[Any, Any, Said]]
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 MB = 1_000_000
@@ -77,6 +79,43 @@ def _members(count: int) -> Iterable[bytes]:
     for start in range(0, count, 10_000):
         numbers = range(start, min(count, start + 10_000))
         yield b"".join(b'"m%d":1,' % number for number in numbers)
+
+
+@attack()
+async def tools_that_are_rendered(target: Target) -> Said:
+    """A chat with as many values in its tools as are given to a template."""
+    tool = b'{"type":"function","function":{"name":"f","parameters":{"enum":[' + b"1," * 900 + b"1]}}},"
+    tools = [b'"tools":[', tool * 99, tool[:-1], b"]"]
+    return await target.post(
+        CHATS, [b'{"max_tokens":1,"messages":[{"role":"user","content":"Hi"}],', *tools, b"}"]
+    )
+
+
+@attack()
+async def prose(target: Target) -> Said:
+    """A chat of 1.1 MB of words, all different, which are rendered and tokenized."""
+    words = " ".join(f"word{number}" for number in range(110_000)).encode()
+    return await target.post(
+        CHATS, [b'{"max_tokens":1,"messages":[{"role":"user","content":"', words, b'"}]}']
+    )
+
+
+@attack()
+async def special_tokens(target: Target) -> Said:
+    """A prompt of 100 000 names of special tokens."""
+    return await target.post(
+        COMPLETIONS, [b'{"max_tokens":1,"prompt":"', *repeated(b"<|end|>", 100_000), b'"}']
+    )
+
+
+@attack()
+async def four_at_once(target: Target) -> Said:
+    """Four of different kinds at the same time."""
+    each = (no_place_to_cut_that_may_fit, ids_with_truncation, tools_that_are_rendered, escapes)
+    async with asyncio.TaskGroup() as group:
+        answers = [group.create_task(one(target), name=one.__name__) for one in each]
+    said = [task.result() for task in answers]
+    return Said(max(one.status for one in said), b"", sum(one.sent_bytes for one in said))
 
 
 @attack()

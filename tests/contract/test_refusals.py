@@ -75,6 +75,16 @@ COMPLETION_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
     ({"stream_options": {"include_usage": True}}, NO_OPTIONS),
     ({"prompt": [300] * (LIMIT + 9)}, refusal(TOO_LONG.format(LIMIT + 9), "input_tokens", LIMIT + 9)),
     ({"prompt": [300] * LIMIT}, refusal("max_tokens must be at least 1, got 0.", "max_tokens", 0)),
+    (
+        {"prompt": "word " * 26_215},  # the longest token has 64 characters
+        refusal(
+            f"This model's maximum context length is {LIMIT} tokens. However, your prompt contains 131075 characters "
+            f"(more than {64 * LIMIT} characters, which is the upper bound for {LIMIT} input tokens). Please reduce "
+            "the length of the input prompt.",
+            "input_text",
+            131_075,
+        ),
+    ),
     ({"prompt": ""}, NO_PROMPT),
     ({"prompt": None}, NO_PROMPT),
     ({"prompt": []}, refusal("You must pass at least one prompt")),

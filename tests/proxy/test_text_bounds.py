@@ -3,6 +3,8 @@
 import asyncio
 import json
 import pathlib
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -207,6 +209,36 @@ async def test_a_piece_that_is_too_long_is_no_answer_here(
     assert local.answer_now(msgspec.json.encode({"prompt": "some words " * 1000})) is not None
     assert max(encoded) <= 2000 + pieces.CHUNK
     local.close()
+
+
+_TOKENIZE_IN_LITTLE = """
+import resource, sys
+import msgspec
+from proxy.tokenizing import LocalTokenizer, read_model
+local = LocalTokenizer(read_model(__import__("pathlib").Path(sys.argv[1])))
+local.answer_now(msgspec.json.encode({"prompt": "some words <|en" * 100}))
+with open("/proc/self/statm") as file:
+    now_bytes = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now_bytes + (192 << 20), -1))
+for text in ("<|en" * 1_000_000, "<|end|>" * 100_000, "some words " * 200_000):
+    found = local.answer_now(msgspec.json.encode({"prompt": text}))
+    print(None if found is None else len(found))
+"""
+
+
+def test_tokenizing_takes_little_whatever_the_text(model: pathlib.Path) -> None:
+    """Cut nowhere, the first text would take 800 MB, and the library ends the process that has not so much."""
+    done = subprocess.run(
+        [sys.executable, "-c", _TOKENIZE_IN_LITTLE, str(model)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    uncut, special, words = done.stdout.split()
+    assert (uncut, special) == ("None", "100000")
+    assert int(words) > 200_000
 
 
 async def test_memory_is_charged_until_the_thread_has_ended(
