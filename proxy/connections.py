@@ -54,6 +54,11 @@ class Connection(web.RequestHandler):
         return self._waits and not self._messages
 
     @property
+    def is_reading(self) -> bool:
+        """Whether the body of the request that is answered has not come to its end."""
+        return self._current_request is not None and not self._current_request.content.is_eof()
+
+    @property
     def _waits(self) -> bool:
         return not self._waiter.done() if self._waiter is not None else not self._request_count
 

@@ -50,7 +50,7 @@ class Accounts(Protocol):
     """Where closed connections are counted."""
 
     def connection_closed(self, reason: str) -> None:
-        """For want of descriptors: `idle`, or `refused` when it was accepted."""
+        """For want of descriptors: `idle`, `reading` (its request), or `refused` when it was accepted."""
         ...
 
 
@@ -77,15 +77,15 @@ class Descriptors:
         self._own: int | None = None
         self._counted_at = 0.0
         self._warned_at = float("-inf")
-        self._closed = {"idle": 0, "refused": 0}
+        self._closed = {"idle": 0, "reading": 0, "refused": 0}
         self.clients = 0
         """Their connections with a share."""
         self.spares = 0
         self.operators = 0
         self.count_legs: Callable[[], int] = lambda: 0
         """How many connections to engines there are, told by who has them."""
-        self.close_idle: Callable[[], bool] = lambda: False
-        """Close the client's connection that is idle for the longest; False if none is."""
+        self.make_room: Callable[[], bool] = lambda: False
+        """Close a client's connection that does nothing, or whose request is coming for long; False if there is none."""
 
     @property
     def legs(self) -> int:
@@ -104,7 +104,7 @@ class Descriptors:
 
     def client_comes(self) -> Place:
         """One more of a client; it is counted from now on unless there is no place."""
-        if not self._client_fits() and not (self.close_idle() and self._client_fits()):
+        if not self._client_fits() and not (self.make_room() and self._client_fits()):
             if self.spares >= self.spare:
                 self.closed("refused")
                 return Place.NONE
@@ -124,27 +124,27 @@ class Descriptors:
         """One that was counted is closed, or about to be."""
         self.operators -= 1
 
-    def operator_comes(self, close_idle: Callable[[], bool]) -> bool:
+    def operator_comes(self, make_room: Callable[[], bool]) -> bool:
         """One more on the admin port; counted from now on unless this is False."""
-        if self.operators >= self.spare and not close_idle():
+        if self.operators >= self.spare and not make_room():
             self.closed("refused")
             return False
         self.operators += 1
         return True
 
     def leg_fits(self) -> bool:
-        """Whether one that is to be opened, and is counted already, may be; an idle client may have to go for it."""
+        """Whether one that is to be opened, and is counted already, may be; a client may have to go for it."""
         legs, shared = self.legs, self.shared
         if legs > shared - shared // GUARANTEED:
             return False
-        return self.clients + legs <= shared or self.close_idle()
+        return self.clients + legs <= shared or self.make_room()
 
     def relieve(self) -> None:
-        """Close idle connections until what is there fits: the process may have opened more for itself.
+        """Close connections until what is there fits: the process may have opened more for itself.
 
         At the very limit the system's connections are refused before anybody here hears of them.
         """
-        while self.clients + self.legs > self.shared and self.close_idle():
+        while self.clients + self.legs > self.shared and self.make_room():
             pass
 
     def closed(self, reason: str) -> None:
@@ -157,11 +157,12 @@ class Descriptors:
         self._warned_at = now
         log.warning(
             "file descriptors are short: of %d (ulimit -Hn), clients have %d and engines %d; since this was said last"
-            " %d idle connections were closed and %d new ones refused",
+            " %d idle connections, and %d whose requests were still coming, were closed and %d new ones refused",
             self.limit,
             self.connections,
             self.legs,
             self._closed["idle"],
+            self._closed["reading"],
             self._closed["refused"],
         )
         self._closed = dict.fromkeys(self._closed, 0)

@@ -1,6 +1,7 @@
 """Which connections of a socket stay open: those that are idle go first, the one that is idle for the longest before all others.
 
-A connection is idle while it waits for a request, or for the rest of its head.
+A connection is idle while it waits for a request, or for the rest of its head. Where none is idle, the one goes whose
+request has been coming for the longest.
 """
 
 import asyncio
@@ -30,6 +31,11 @@ class Guest(Protocol):
         """Whether it waits for a request."""
         ...
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the body of its request has not come to its end."""
+        ...
+
     def force_close(self) -> None:
         """Close it."""
         ...
@@ -42,6 +48,8 @@ class Door:
         self._descriptors = descriptors
         self._places: dict[Guest, Place] = {}
         self._resting: dict[Guest, None] = {}
+        self._reading: dict[Guest, None] = {}
+        """Those that had not sent all of their requests when these began, in that order."""
 
     def comes(self, guest: Guest) -> bool:
         """A connection was accepted; False if it has to be closed."""
@@ -55,6 +63,7 @@ class Door:
     def leaves(self, guest: Guest) -> None:
         """It is closed, or about to be; a second call does nothing."""
         self._resting.pop(guest, None)
+        self._reading.pop(guest, None)
         if (place := self._places.pop(guest, None)) is not None:
             self._give_back(place)
 
@@ -63,24 +72,43 @@ class Door:
         return self._places.get(guest) is Place.SPARE
 
     def works(self, guest: Guest) -> None:
-        """It has sent a request."""
+        """It has sent the head of a request."""
         self._resting.pop(guest, None)
+        if guest.is_reading and guest in self._places:
+            self._reading[guest] = None
 
     def rests(self, guest: Guest) -> None:
         """Its request has ended."""
+        self._reading.pop(guest, None)
         if guest in self._places:
             self._resting[guest] = None
 
-    def close_idle(self) -> bool:
-        """Close the connection that is idle for the longest. False if none is."""
+    def make_room(self) -> bool:
+        """Close the connection that is idle for the longest, else the one that is read from for the longest.
+
+        False if there is neither.
+        """
+        return self._close_idle() or self._close_reading()
+
+    def _close_reading(self) -> bool:
+        for guest in [guest for guest, _ in zip(self._reading, range(LOOKS), strict=False)]:
+            if guest.is_reading:
+                self._close(guest, "reading")
+                return True
+            del self._reading[guest]
+        return False
+
+    def _close(self, guest: Guest, reason: str) -> None:
+        self.leaves(guest)
+        guest.force_close()
+        self._descriptors.closed(reason)
+
+    def _close_idle(self) -> bool:
         for guest in [guest for guest, _ in zip(self._resting, range(LOOKS), strict=False)]:
             if guest.is_idle:
-                self.leaves(guest)
-                guest.force_close()
-                self._descriptors.closed("idle")
+                self._close(guest, "idle")
                 return True
-            self.works(guest)
-            self.rests(guest)  # it is looked at again after all others
+            self._resting[guest] = self._resting.pop(guest)  # it is looked at again after all others
         return False
 
     def _place(self) -> Place:
@@ -95,7 +123,7 @@ class ClientDoor(Door):
 
     def __init__(self, descriptors: Descriptors) -> None:
         super().__init__(descriptors)
-        descriptors.close_idle = self.close_idle
+        descriptors.make_room = self.make_room
 
     def _place(self) -> Place:
         return self._descriptors.client_comes()
@@ -108,7 +136,7 @@ class OperatorDoor(Door):
     """The admin port's."""
 
     def _place(self) -> Place:
-        return Place.SHARED if self._descriptors.operator_comes(self.close_idle) else Place.NONE
+        return Place.SHARED if self._descriptors.operator_comes(self.make_room) else Place.NONE
 
     def _give_back(self, place: Place) -> None:  # noqa: ARG002  # they have all the same
         self._descriptors.operator_leaves()

@@ -159,7 +159,7 @@ class Metrics(NullObserver):
             self._restores.labels(outcome)
         for phase in Phase:
             self._retries_refused.labels(phase.value)
-        for reason in ("idle", "refused"):
+        for reason in ("idle", "reading", "refused"):
             self._closed.labels(reason)
         for reason in REFUSALS:
             self._refusals.labels(reason)

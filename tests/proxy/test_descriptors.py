@@ -19,7 +19,7 @@ from proxy.doors import ClientDoor, OperatorDoor
 from proxy.errors import NoSocketError
 from proxy.simulation import StandIn
 from proxy.upstream.client import EngineClient
-from tests.proxy.service import Answer, Pair, ask, fleet
+from tests.proxy.service import UNHURRIED, Answer, Pair, ask, fleet
 
 # -- decisions ----------------------------------------------------------------------------------------------
 
@@ -55,6 +55,7 @@ class Bench:
 class Guest:
     def __init__(self, door: ClientDoor | OperatorDoor) -> None:
         self.is_idle = True
+        self.is_reading = False
         self.closed = False
         self.came = door.comes(self)
 
@@ -167,6 +168,24 @@ def test_who_is_idle_for_the_longest_goes_first_and_who_works_stays() -> None:
     assert bench.them.connections == 23
 
 
+def test_where_none_is_idle_the_one_goes_whose_request_is_coming_for_the_longest() -> None:
+    bench = Bench(64, 30)
+    door = ClientDoor(bench.them)
+    guests = [Guest(door) for _ in range(23)]
+    for guest in guests:
+        guest.is_idle, guest.is_reading = False, True
+        door.works(guest)
+    guests[0].is_reading = False  # its body has come to its end
+    door.rests(guests[1])  # it has been answered, and sends no more
+    guests[1].is_reading = False
+    assert all(Guest(door).came for _ in range(3))
+    assert [n for n, guest in enumerate(guests) if guest.closed] == [
+        2
+    ]  # the others that went were the new ones
+    assert bench.told == ["reading", "idle", "idle"]
+    assert bench.them.connections == 23
+
+
 def test_where_all_work_some_come_for_one_answer_and_then_none() -> None:
     bench = Bench(64, 30)
     door = ClientDoor(bench.them)
@@ -212,7 +231,10 @@ def test_the_log_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     bench.them.closed("idle")
     assert len(caplog.records) == 2
     assert "ulimit -Hn" in caplog.text
-    assert "100 idle connections were closed and 1 new ones refused" in caplog.text
+    assert (
+        "100 idle connections, and 0 whose requests were still coming, were closed and 1 new ones"
+        in caplog.text
+    )
 
 
 # -- a process that has few ----------------------------------------------------------------------------------
@@ -320,28 +342,43 @@ async def test_idle_connections_lock_neither_probes_nor_operators_nor_clients_ou
         assert len(warnings) == 1
 
 
-async def test_where_all_connections_work_probes_are_answered_and_nobody_is_kept_in_silence() -> None:
+async def test_bodies_that_do_not_come_lock_nobody_out() -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
     async with (
         fleet(prefill=1, decode=1, kv_events=False) as pair,
         limited(pair, 64, "--kv-events", "off") as them,
         crowd(them.url, 60, head),
     ):
-        async with aiohttp.ClientSession() as session:
-            async with asyncio.timeout(20):
-                while not await them.metric(  # noqa: ASYNC110  # asked over HTTP
-                    session, 'kvproxy_refused_requests_total{reason="no_descriptors"}'
-                ):
-                    await asyncio.sleep(0.05)
-        for _ in range(8):  # more than there are spare ones
+        for n in range(8):  # more than there are spare ones
             assert (await asked_anew(them.url, "/health")).status == 200
             assert (await asked_anew(them.admin_url, "/health")).status == 200
-            body = {"model": "tiny", "prompt": "hello", "max_tokens": 2}
-            refused = await asked_anew(them.url, "/v1/completions", body)
-            assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
-            async with crowd(them.url, 1, head) as [reader]:  # and its body never ends
-                async with asyncio.timeout(20):
-                    assert b" 503 " in await reader.readline()
+            body = {"model": "tiny", "prompt": f"hello {n}", "max_tokens": 2}
+            assert (await asked_anew(them.url, "/v1/completions", body)).status == 200
+        async with aiohttp.ClientSession() as session:
+            assert await them.metric(session, 'kvproxy_connections_closed_total{reason="reading"}') > 10
+
+
+async def test_where_all_are_answered_probes_are_answered_too_and_no_body_keeps_them_out() -> None:
+    """Streams that nobody reads: each has a client's connection and one to an engine."""
+    body = json.dumps(
+        {"model": "tiny", "prompt": "x", "max_tokens": 5000, "ignore_eos": True, "stream": True}
+    )
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    async with (
+        fleet(prefill=1, decode=1, kv_events=False, stand_in=UNHURRIED) as pair,
+        limited(pair, 64, "--kv-events", "off") as them,
+        aiohttp.ClientSession() as session,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        series = 'kvproxy_refused_requests_total{reason="no_descriptors"}'
+        async with asyncio.timeout(60):
+            while not await them.metric(session, series):
+                await stack.enter_async_context(crowd(them.url, 1, head % len(body) + body.encode()))
+        for _ in range(8):
+            assert (await asked_anew(them.url, "/health")).status == 200
+            assert (await asked_anew(them.admin_url, "/health")).status == 200
+            async with crowd(them.url, 1, head % 99) as [reader], asyncio.timeout(20):
+                await reader.readline()
 
 
 async def test_a_spare_connection_gets_one_answer_and_generates_nothing(
