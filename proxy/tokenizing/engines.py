@@ -4,6 +4,7 @@ Whoever asks the same while an answer is awaited waits for that answer, and what
 """
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import time
@@ -12,9 +13,11 @@ from collections import OrderedDict
 from typing import Any, Protocol
 
 from proxy.errors import LegError
+from proxy.fair_queue import ANONYMOUS
 from proxy.headers import Headers
 from proxy.instances import Fleet
 from proxy.tasks import TaskOwner
+from proxy.tokenizing.slots import FairSlots
 
 DEADLINE_S = 2.0
 """Longer than the 0.3 s an engine takes for 128k tokens, and short enough to go on without."""
@@ -24,6 +27,10 @@ REMEMBERED_S = 3600.0
 
 CACHE_BYTES = 16 << 20
 """Four million tokens: prompts that are asked again as they are, by a retry or /explain. Growing chats never are."""
+
+LONG_BYTES = 64 << 10
+"""An engine tokenizes one question after the other (vLLM has one thread for it), 64 KiB in 20 ms or so. Longer ones wait
+here instead of there, where short ones would wait behind them."""
 
 
 _ANSWER_BYTES, _BYTES_A_TOKEN = 64 << 10, 12
@@ -57,12 +64,15 @@ class EngineTokenizer:
         self._tasks = tasks
         self._deadline_s = deadline_s
         self._turn = 0
+        self._long = FairSlots()
         self._asking: dict[bytes, asyncio.Task[array[int] | None]] = {}
         self._known: OrderedDict[bytes, array[int]] = OrderedDict()
         self.held_bytes = 0
 
-    async def answer(self, question: bytes, model: str, headers: Headers) -> "array[int] | None":
-        """The token ids of a `/tokenize` question; None if no engine tells in time."""
+    async def answer(
+        self, question: bytes, model: str, headers: Headers, client: str = ANONYMOUS
+    ) -> "array[int] | None":
+        """The token ids of a client's `/tokenize` question; None if no engine tells in time."""
         # A template may tell the date, by the engine's clock.
         hour = int(time.time() // REMEMBERED_S)
         key = hashlib.blake2b(question, digest_size=16, salt=hour.to_bytes(8, "big")).digest()
@@ -71,7 +81,7 @@ class EngineTokenizer:
             return known
         asking = self._asking.get(key)
         if asking is None:
-            asking = self._tasks.create(self._ask(key, question, model, headers), name="ask")
+            asking = self._tasks.create(self._ask(key, question, model, headers, client), name="ask")
             self._asking[key] = asking
             asking.add_done_callback(lambda _: self._asking.pop(key, None))
         # Who leaves does not take the answer away from the others.
@@ -82,13 +92,15 @@ class EngineTokenizer:
         self._known.clear()
         self.held_bytes = 0
 
-    async def _ask(self, key: bytes, question: bytes, model: str, headers: Headers) -> "array[int] | None":
+    async def _ask(
+        self, key: bytes, question: bytes, model: str, headers: Headers, client: str
+    ) -> "array[int] | None":
         authorization = [(name, value) for name, value in headers if name.lower() == "authorization"]
         serving = [i for i in self._fleet if i.why_unusable(model) is None]
         usable = [i.address for i in serving if not i.breaker.doubtful] or [i.address for i in serving]
-        self._turn += 1
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(self._deadline_s), self._slot(client, question, len(usable)):
+                self._turn += 1
                 for offset in range(min(2, len(usable))):
                     instance = usable[(self._turn + offset) % len(usable)]
                     try:
@@ -108,6 +120,14 @@ class EngineTokenizer:
         except TimeoutError:
             pass
         return None
+
+    def _slot(
+        self, client: str, question: bytes, engines: int
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """When it may be asked: long ones as many at once as there are engines, short ones at any time."""
+        if len(question) <= LONG_BYTES:
+            return contextlib.nullcontext()
+        return self._long.slot(client, len(question), max(1, engines))
 
     @property
     def _most_bytes(self) -> int | None:

@@ -227,7 +227,7 @@ class PromptTokenizer:
             return "counted differently"
         if isinstance(how, Given):
             return how.kind, "client", array("I", how.token_ids)
-        asked = await self._engines.answer(how.body, model, headers)
+        asked = await self._engines.answer(how.body, model, headers, client)
         return "no answer" if asked is None else (how.kind, "engine", asked)
 
     def distrust(self, kind: str) -> None:

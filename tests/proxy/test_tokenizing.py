@@ -12,6 +12,7 @@ from proxy.errors import LegBrokenError
 from proxy.generation import GenerationRequest, Route, read_request
 from proxy.headers import Headers
 from proxy.instances import Fleet, Instance, Status
+from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, parity
 from proxy.tokenizing.bounds import Bounds
 from proxy.tokenizing.distrust import DISTRUST_S
@@ -322,6 +323,24 @@ async def test_engines_that_are_up_are_asked_in_turn_and_answers_kept() -> None:
         assert list(known.token_ids) == expected
     assert {instance for instance, _ in engines.asked} == {"a:1", "b:1"}
     assert engines.asked[0][1] == [("Authorization", "Bearer x")]
+
+
+async def test_long_questions_wait_here_and_short_ones_pass_them() -> None:
+    long = [text(prompt=str(n) * 100_000) for n in range(4)]
+    engines = Engines(60.0, 60.0, {"tokens": [7]})
+    asking = tokenizer(engines, deadline_s=20.0)
+    owner = TaskOwner("questions")
+    for n, request in enumerate(long):
+        owner.create(asking.tokenize(request, [], f"client {n}"), name=str(n))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert sorted(instance for instance, _ in engines.asked) == ["a:1", "b:1"]  # one each
+    known = (await asking.tokenize(text(prompt="short"), [], "modest")).prompt
+    assert known is not None
+    assert list(known.token_ids) == [7]
+    assert len(engines.asked) == 3
+    await owner.close()
+    await asking.close()
 
 
 async def test_no_longer_answer_is_read_than_a_prompt_that_fits_has() -> None:
