@@ -12,14 +12,16 @@ import msgspec
 
 from proxy.errors import envelope
 
-MAX_EVENT_BYTES = 16 << 20
+MAX_EVENT_BYTES = 8 << 20
 """No event of an engine comes near this; more without an end is not an event stream."""
 
 _SEAM = len(b"\ndata:") - 1
 _HEAD = 64  # bytes that show what an event begins with
 
-MAX_JUDGED_BYTES = 1 << 20
-"""A larger event says something, whatever that is: telling more of it would hold up the event loop."""
+MAX_JUDGED_BYTES = 4 << 20
+"""A larger text is looked at by its beginning alone, where an error stands: reading it would hold up the event loop."""
+
+_FAILED = re.compile(rb'\s*\{\s*("error"\s*:\s*\{|"object"\s*:\s*"error")')
 
 DONE = b"[DONE]"
 """The data of the event that ends a complete stream."""
@@ -116,8 +118,12 @@ class EventCutter:
                 self._comment = b"\ndata:" not in near if begun else only_comments(bytes(tail))
             return b""
         end -= len(seam)
-        run = bytes(tail) + chunk[:end] if tail else chunk[:end]
         rest = chunk[end:]
+        if tail:
+            tail.extend(chunk[:end])
+            run = bytes(tail)
+        else:
+            run = chunk[:end]
         if len(rest) > MAX_EVENT_BYTES:
             raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
         self._tail = bytearray(rest)
@@ -138,14 +144,21 @@ def events(run: bytes) -> Iterator[tuple[bytes, bytes]]:
     while (end := min((at for at in found if at >= 0), default=-1)) >= 0:
         blank = _BLANK.match(run, end)
         stop = blank.end() if blank is not None else end
-        lines = run[begin:end].split(b"\n")
-        data = b"\n".join(line.removeprefix(b"data:").strip() for line in lines if line.startswith(b"data:"))
-        yield run[begin:stop], data
+        yield run[begin:stop], _data(run, begin, end)
         begin = stop
         # Each is looked for once only, however many of the other there are.
         found = [
             run.find(mark, stop) if 0 <= at < stop else at for mark, at in zip(marks, found, strict=True)
         ]
+
+
+def _data(run: bytes, begin: int, end: int) -> bytes:
+    """The data of the event at that place; one line, as nearly all are, is copied once."""
+    if run.startswith(b"data:", begin) and run.find(b"\n", begin, end) < 0:
+        first = begin + len(b"data: ")
+        return run[first if run.startswith(b" ", first - 1) else first - 1 : end].strip()
+    lines = run[begin:end].split(b"\n")
+    return b"\n".join(line.removeprefix(b"data:").strip() for line in lines if line.startswith(b"data:"))
 
 
 def verdict(data: bytes) -> Verdict:
@@ -246,7 +259,7 @@ def failure_in(data: bytes, event: bytes = b"") -> Failure | None:
     status = failure_status(data)
     if status is None:
         return None
-    if (reason := _finish_reason(data)) is None:
+    if len(data) > MAX_JUDGED_BYTES or (reason := _finish_reason(data)) is None:
         return Failure(status, data, event)
     words = f"the engine gave this request up (finish reason {reason})"
     body = msgspec.json.encode(envelope(words, "InternalServerError", status))
@@ -259,6 +272,8 @@ def failure_status(data: bytes) -> int | None:
     """
     if _ERROR not in data and _ABORT not in data:
         return None
+    if len(data) > MAX_JUDGED_BYTES:
+        return 500 if _FAILED.match(data) else None
     try:
         members = _decode_members(data)
         if error := _decode(members.get("error", b"null")):

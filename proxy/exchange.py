@@ -147,7 +147,11 @@ class EngineStream:
             run = ready or await self._pending()
             ready = b""
             passed = run
+            if large := len(run) > MAX_HELD_BYTES:
+                await asyncio.sleep(0)  # joining it took milliseconds, and so does what follows
             if wants_judging(run):
+                if large:
+                    await asyncio.sleep(0)
                 passed, self._failure, self._done = judge(run)
             if self._held:
                 passed, self._held = self._held + passed, b""

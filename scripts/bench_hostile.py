@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What one untrusted client can do to everybody: worst pause of the event loop and peak of memory, attack by attack.
+"""What one untrusted client or engine can do to everybody: worst pause of the event loop and peak of memory, attack by attack.
 
     scripts/bench_hostile.py [--only NAME ...] [--list] [--logs DIR] [--flags FLAG ...]
 
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import hostile.crowds
+import hostile.engine_attacks
 import hostile.holding  # noqa: F401  # their attacks register themselves
 from hostile.attacks import ATTACKS, Attack
 from hostile.target import SETTLED_S, Said, engines, target

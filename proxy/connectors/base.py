@@ -7,12 +7,13 @@ import msgspec
 from kvevents.events import REPORT_SESSION
 from proxy.body import Body, Encoded
 
-MAX_PARAMS_BYTES = 16 << 20
-"""Of one prefill answer's `kv_transfer_params`: what a million tokens in blocks of 16 take three times over."""
+MAX_PARAMS_BYTES = 4 << 20
+"""Of one prefill answer's `kv_transfer_params`: a million tokens in blocks of 16 take half a MB for each cache group.
+Reading more would hold up the event loop for more than 50 ms."""
 
 
 _PARAMS_BYTES = 1 << 20
-_PARAMS_PER_BYTE = 64  # of a request: more than ten cache groups of one-token blocks take
+_PARAMS_PER_BYTE = 8  # of a request, whose tokens take four bytes or more: 32 for each
 
 
 def most_answer_bytes(asked_bytes: int) -> int:

@@ -21,6 +21,7 @@ from proxy.simulation.model_files import write_model
 
 HOST = "127.0.0.1"
 MODEL = "tiny"
+ADMIN_KEY = "bench"
 CONTEXT_TOKENS = 131072
 SETTLED_S = 1.0
 """After an attack is answered, what it left behind may go on: so long nothing new must show before it is over."""
@@ -57,18 +58,33 @@ class Said:
 class Target:
     """The kvproxy that is attacked."""
 
-    def __init__(self, proxy: ProxyProcess, pulse: pathlib.Path, logs: pathlib.Path) -> None:
+    def __init__(
+        self, proxy: ProxyProcess, pulse: pathlib.Path, logs: pathlib.Path, fleet: dict[str, list[str]]
+    ) -> None:
         self._proxy = proxy
+        self._fleet = fleet
         self._pulse = pulse
         self.logs = logs
         self.url = proxy.url
         self.port = int(proxy.url.rpartition(":")[2])
 
-    async def post(self, path: str, parts: Iterable[bytes], timeout_s: float = 60.0) -> Said:
-        """Send a JSON body, given in parts, and read the answer."""
+    async def admin(self, path: str, asked: dict[str, str]) -> Said:
+        """Ask as an operator, so that an attack can begin. Raises RuntimeError if it cannot."""
+        said = await self.post(path, [json.dumps(asked).encode()], head=f"X-API-Key: {ADMIN_KEY}\r\n")
+        if said.status != 200:
+            raise RuntimeError(f"{path} answered {said}: {said.body[:300]!r}")
+        return said
+
+    async def drain(self, role: str) -> None:
+        """Give the stand-ins of a role no more legs."""
+        for instance in self._fleet[role]:
+            await self.admin("/instances/drain", {"instance": instance})
+
+    async def post(self, path: str, parts: Iterable[bytes], timeout_s: float = 60.0, head: str = "") -> Said:
+        """Send a JSON body, given in parts, and read the answer; `head`: more lines of the head."""
         body = list(parts)
         size_bytes = sum(map(len, body))
-        head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n{head}"
         head += f"Content-Length: {size_bytes}\r\nConnection: close\r\n\r\n"
         return await self.send([head.encode(), *body], timeout_s, size_bytes)
 
@@ -111,6 +127,11 @@ class Target:
     @property
     def alive(self) -> bool:
         return self._proxy.exit_code is None
+
+    @property
+    def descriptors(self) -> int:
+        """How many it has open."""
+        return len(list(pathlib.Path(f"/proc/{self._proxy.pid}/fd").iterdir()))
 
     def memory_mib(self, which: str) -> float:
         """`VmRSS`, what it holds now, or `VmHWM`, the most it held since `forget`."""
@@ -166,6 +187,7 @@ class WatchedProxy(ProxyProcess):
             both=fleet.get("both", ()),
             model=MODEL,
             flags=["--log-level", "warning", *flags],
+            admin_key=ADMIN_KEY,
             program=[sys.executable, str(_WATCHED), str(self.pulse)],
         )
 
@@ -177,7 +199,7 @@ async def target(
     """A fresh kvproxy that is ready and has done what it does once."""
     with WatchedProxy(fleet, logs, name, flags) as proxy:
         proxy.wait_status("/ready")
-        found = Target(proxy, proxy.pulse, logs)
+        found = Target(proxy, proxy.pulse, logs, fleet)
         await asyncio.to_thread(found.wait_for_tokenizer)
         for path, body in (
             ("/v1/completions", b'{"prompt": "Hello", "max_tokens": 1}'),

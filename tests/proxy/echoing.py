@@ -6,9 +6,9 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
-from proxy.tasks import TaskOwner
+from hostile.raw_engine import MODELS
 
-MODELS = json.dumps({"object": "list", "data": [{"id": "tiny", "object": "model"}]}).encode()
+from proxy.tasks import TaskOwner
 
 
 def _whole(status: bytes, body: bytes, head: bytes = b"Content-Type: application/json\r\n") -> bytes:

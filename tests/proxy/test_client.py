@@ -6,13 +6,13 @@ import itertools
 import socket
 
 import pytest
+from hostile.raw_engine import answer, raw_engine
 
 from proxy.errors import ConnectFailedError, LegBrokenError, NoSocketError
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from proxy.upstream.client import EngineClient
 from tests.proxy.echoing import WAYS, echoing_engine
-from tests.proxy.raw_engine import answer, raw_engine
 from tests.proxy.service import wait_until
 
 BODY = b'{"prompt": "hello", "max_tokens": 3}'

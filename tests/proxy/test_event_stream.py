@@ -13,6 +13,7 @@ from proxy.event_stream import (
     MAX_EVENT_BYTES,
     MAX_JUDGED_BYTES,
     EventCutter,
+    Failure,
     Verdict,
     events,
     failure_in,
@@ -149,7 +150,10 @@ def test_what_waits_for_its_end_is_known_for_a_comment(pieces: list[bytes], is_c
 
 def test_an_event_too_large_to_judge_says_something() -> None:
     assert verdict(b'{"choices": [], "x": "' + b"x" * MAX_JUDGED_BYTES + b'"}') is Verdict.PRODUCED
-    assert verdict(b'{"error": {"code": 500}, "x": "' + b"x" * MAX_JUDGED_BYTES + b'"}') is Verdict.FAILED
+    failed = b'{"error": {"code": 400}, "x": "' + b"x" * MAX_JUDGED_BYTES + b'"}'
+    assert verdict(failed) is Verdict.FAILED
+    assert failure_in(failed) == Failure(500, failed, b"")
+    assert failure_in(b'{"x": ["error", "' + b"x" * MAX_JUDGED_BYTES + b'"]}') is None
 
 
 def test_what_the_end_leaves_unfinished_is_an_event() -> None:

@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 import pytest
+from hostile.raw_engine import Pieces, answer, raw_engine
 from live.ports import free_ports
 
 from kvevents import BlockStored, NullObserver, PrefixIndex, SourceAddress
@@ -19,7 +20,6 @@ from proxy.instances import Instance
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from proxy.tasks import TaskOwner
-from tests.proxy.raw_engine import Pieces, answer, raw_engine
 from tests.proxy.service import Engines, fleet, kvproxy, wait_until
 
 

@@ -1,13 +1,17 @@
-"""An engine every byte of whose answers is the test's own; what the test says nothing of it answers as a healthy one."""
+"""An engine every byte of whose answers is told it; what nothing is told of it answers as a healthy one."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 from proxy.tasks import TaskOwner
-from tests.proxy.echoing import MODELS
 
-Pieces = bytes | Iterable[bytes]
+MODELS = json.dumps({"object": "list", "data": [{"id": "tiny", "object": "model"}]}).encode()
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n"
+
+Pieces = bytes | Iterable[bytes] | Callable[[], Iterable[bytes]]
+"""An answer; what is called makes it anew each time."""
 
 
 def answer(body: bytes, status: bytes = b"200 OK", head: bytes = b"") -> bytes:
@@ -51,7 +55,8 @@ class RawEngine:
                 await reader.readexactly(int(length.partition(b":")[2]))
                 self.asked.append(path)
                 said = self.says.get(path, answer(b"{}", b"404 Not Found"))
-                for piece in [said] if isinstance(said, bytes) else said:
+                pieces = said() if callable(said) else said
+                for piece in [pieces] if isinstance(pieces, bytes) else pieces:
                     writer.write(piece)
                     await writer.drain()
                     self.sent_bytes += len(piece)
