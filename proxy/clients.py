@@ -3,6 +3,7 @@
 Where neither tells, memory is shared by address.
 """
 
+import functools
 import hashlib
 import ipaddress
 
@@ -33,6 +34,7 @@ def holder_of(request: web.Request, header: str | None) -> str:
     return client if client != ANONYMOUS else f"from {network_of(request.remote)}"
 
 
+@functools.lru_cache(maxsize=1024)  # reading one takes longer than all else that is done with it
 def network_of(peer: str | None) -> str:
     """An address, or the network of one in IPv6, as text."""
     try:
