@@ -9,7 +9,11 @@ get the same, and there is always room for one that comes anew. A part of the me
 which have their own count in each client: large ones never keep them out, not even those of the same client.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Hashable
+from concurrent.futures import Future
+from typing import Any
 
 from proxy.outline import Outline
 
@@ -69,6 +73,7 @@ class BodyLease:
         self._budget = budget
         self._client = client
         self._held_bytes = 0
+        self._work: Future[Any] | None = None
 
     def hold(self, size_bytes: int) -> bool:
         """Hold so much from now on, more or less than before. False, and nothing changes, if it does not fit."""
@@ -77,9 +82,23 @@ class BodyLease:
         self._held_bytes = size_bytes
         return True
 
+    def lasts(self, work: "Future[Any]") -> None:
+        """It does not end before this work does, which may go on in its thread when nobody waits for it any more."""
+        self._work = work
+
     def end(self) -> None:
-        """Give it all back."""
-        self.hold(0)
+        """Give it all back, as soon as nothing works on it."""
+        work, self._work = self._work, None
+        if work is None or work.done():
+            self.hold(0)
+            return
+        loop = asyncio.get_running_loop()
+
+        def ended(_: "Future[Any]") -> None:
+            with contextlib.suppress(RuntimeError):  # nobody counts any more once the loop is closed
+                loop.call_soon_threadsafe(self.end)
+
+        work.add_done_callback(ended)
 
 
 class BodyBudget:

@@ -1,7 +1,6 @@
 """The generating endpoints: bytes of a client become a `Call`, and a `Reply` becomes bytes for the client."""
 
 import asyncio
-import functools
 import time
 import uuid
 from collections.abc import Callable
@@ -198,8 +197,9 @@ async def generation_request(request: web.Request, route: Route | None) -> Gener
 
 
 async def _off_the_loop(request: web.Request, function: Callable[..., T], *arguments: Any) -> T:
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(request.app[READER], functools.partial(function, *arguments))
+    work = request.app[READER].submit(function, *arguments)
+    request[BODY_LEASE_KEY].lasts(work)
+    return await asyncio.wrap_future(work)
 
 
 async def read_json_bytes(request: web.Request) -> bytes | bytearray:

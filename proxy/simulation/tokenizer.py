@@ -7,8 +7,8 @@ trained as the project's tiny test model's is, so a stand-in and that model spli
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from heapq import heappop, heappush
 from importlib.resources import files
-from itertools import pairwise
 
 PAD, TURN, END = 0, 1, 2
 SPECIAL = {"<|pad|>": PAD, "<|turn|>": TURN, "<|end|>": END}
@@ -84,14 +84,32 @@ class Tokenizer:
         ]
 
     def _merge(self, word: str) -> tuple[int, ...]:
+        """Again and again the pair that was learned first is joined, the leftmost of several."""
         parts = [self._char_of[byte] for byte in word.encode("utf-8", "surrogatepass")]
-        while len(parts) > 1:
-            ranked = [(self._rank[p], i) for i, p in enumerate(pairwise(parts)) if p in self._rank]
-            if not ranked:
-                break
-            _, i = min(ranked)
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        return tuple(self._id_of[part] for part in parts)
+        before = list(range(-1, len(parts) - 1))
+        behind = list(range(1, len(parts) + 1))
+        waiting: list[tuple[int, int, tuple[str, str]]] = []
+
+        def consider(left: int, right: int) -> None:
+            if left >= 0 and right < len(parts):
+                pair = parts[left], parts[right]
+                if (rank := self._rank.get(pair)) is not None:
+                    heappush(waiting, (rank, left, pair))
+
+        for place in range(len(parts)):
+            consider(place, place + 1)
+        while waiting:
+            _, left, pair = heappop(waiting)
+            right = behind[left]
+            if right >= len(parts) or (parts[left], parts[right]) != pair:
+                continue  # one of the two has been joined with another meanwhile
+            parts[left], parts[right] = "".join(pair), ""
+            behind[left] = behind[right]
+            if behind[right] < len(parts):
+                before[behind[right]] = left
+            consider(before[left], left)
+            consider(left, behind[left])
+        return tuple(self._id_of[part] for part in parts if part)
 
 
 def load_tokenizer() -> Tokenizer:

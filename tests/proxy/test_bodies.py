@@ -1,10 +1,13 @@
 """The memory for bodies has room for everybody: whoever takes most of it leaves some, and small bodies always fit."""
 
 import random
+import threading
+from concurrent.futures import Future
 
 import pytest
 
 from proxy.admission.bodies import BodyBudget, BodyLease
+from tests.proxy.service import wait_until
 
 LIMIT = 8192
 RESERVE = LIMIT // 8
@@ -115,3 +118,22 @@ def test_whatever_is_held_and_ended_the_sums_are_right() -> None:
         sizes = [size for _, size in leases.values()]
         assert budget.held_bytes == sum(sizes)
         assert budget.clients == len({client for client, _ in leases.values()})
+
+
+async def test_a_lease_lasts_as_long_as_its_work_does_in_whatever_thread() -> None:
+    budget = BodyBudget(LIMIT)
+    lease = budget.lease("a")
+    assert lease.hold(LIMIT // 2)
+    work: Future[None] = Future()
+    lease.lasts(work)
+    lease.end()
+    assert budget.held_bytes == LIMIT // 2
+    threading.Thread(target=work.set_result, args=(None,)).start()
+    await wait_until(lambda: budget.held_bytes == 0, "the end of the lease")
+    done: Future[None] = Future()
+    done.set_result(None)
+    lease = budget.lease("a")
+    assert lease.hold(1)
+    lease.lasts(done)
+    lease.end()
+    assert budget.held_bytes == 0
