@@ -27,6 +27,9 @@ from proxy.scheduling.types import Phase
 REFUSED = frozenset({400, 404})
 """How an engine answers a release that it has carried out."""
 
+MAX_ANSWER_BYTES = 64 << 10
+"""Of the answer, which is a refusal."""
+
 RELEASE_TIMEOUT_S = 10.0
 
 ASK_TIMEOUT_S = 3.0
@@ -140,7 +143,7 @@ class Releases:
                 async with within(ASK_TIMEOUT_S, address, "the answer to a release"):
                     answer = await self._client.post(address, Route.COMPLETIONS.path, body, headers)
                     stack.callback(answer.close)
-                    await answer.read()
+                    await answer.read(MAX_ANSWER_BYTES)
         except LegError:
             return None
         return answer.status

@@ -15,7 +15,7 @@ from proxy.fair_queue import ANONYMOUS
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.instances import Fleet
-from proxy.logs import News, listed
+from proxy.logs import News, listed, quoted
 from proxy.outline import LARGE_BODY_BYTES
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import engines, learning
@@ -203,12 +203,12 @@ class PromptTokenizer:
                 return
             log.warning(
                 "prompts are placed by load where %s is given (%s): how it shapes them is not known",
-                listed(members.unknown), kind,
+                listed(members.unknown), quoted(kind),
             )  # fmt: skip
         elif members.ignored and self._told_ignored.is_new(kind):
             log.info(
                 "no engine is known to read %s (%s): prompts are placed as without",
-                listed(members.ignored), kind,
+                listed(members.ignored), quoted(kind),
             )  # fmt: skip
 
     async def _find(

@@ -137,7 +137,7 @@ async def test_names_that_clients_make_up_hide_no_others(caplog: pytest.LogCaptu
             assert told["unknown_members"] == ["reasoning"]
             assert told["ignored_members"] == ["made_up_9"]
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [line for line in lines if "reasoning is given" in line]
+    assert [line for line in lines if "'reasoning' is given" in line]
     assert (
         len([r for r in caplog.records if "made_up_" in r.getMessage() and r.levelno == logging.INFO]) <= 64
     )
