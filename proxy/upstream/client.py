@@ -129,7 +129,9 @@ class EngineAnswer:
                     chunks.append(chunk)
                 return b"".join(chunks)
         except (aiohttp.ClientError, OSError) as error:
-            raise LegBrokenError(self.instance, f"the answer was cut off ({_words(error)})") from error
+            raise LegBrokenError(
+                self.instance, f"the engine's answer was cut off ({_words(error)})"
+            ) from error
 
     def _too_long(self, most_bytes: int) -> TooLongError:
         self.close()
@@ -146,7 +148,9 @@ class EngineAnswer:
             async with self._waits.on(self.instance, limit_s):
                 return await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
-            raise LegBrokenError(self.instance, f"the stream was cut off ({_words(error)})") from error
+            raise LegBrokenError(
+                self.instance, f"the engine's stream was cut off ({_words(error)})"
+            ) from error
 
     def close(self) -> None:
         """Drop the connection unless the body was read to its end: the engine then aborts the request."""
@@ -389,7 +393,7 @@ def _words(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientOSError) and error.errno is None:
         return "the connection was closed"  # aiohttp's own words have the URL
     if isinstance(error, aiohttp.ClientPayloadError):
-        return "the connection ended early"
+        return "its connection ended early"
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused"
     if isinstance(cause, socket.gaierror):

@@ -131,7 +131,10 @@ async def test_a_refusal_says_why(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "outcome", "words"),
-    [("cut", "cut", "the stream was cut off"), ("stall", "timeout", "sent nothing for")],
+    [
+        ("cut", "cut", "the engine's stream was cut off (its connection ended early)"),
+        ("stall", "timeout", "sent nothing for"),
+    ],
 )
 async def test_a_stream_that_was_cut_says_how_it_ended_on_its_own_line(
     fault: str, outcome: str, words: str, caplog: pytest.LogCaptureFixture
