@@ -85,7 +85,8 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
         with ExitStack() as stack:
             async with limit.enforced():
                 call = await _call(request, route)
-                request[NOTES_KEY]["leg"] = call.leg_id
+                if call.leg_id != request[REQUEST_ID_KEY]:
+                    request[NOTES_KEY]["leg"] = call.leg_id
                 if call.request.stream:
                     waiting = KeepAlive(request, request.app[CONFIG].stream_keepalive_s)
                 try:
