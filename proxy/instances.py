@@ -355,10 +355,19 @@ class Fleet:
         return (Phase.DECODE,) if self._decode_alone else tuple(Phase)
 
     @property
+    def missing(self) -> tuple[Phase, ...]:
+        """The phases that no request can do without and no usable instance takes."""
+        return tuple(p for p in self._needed if not any(i.why_unusable() is None for i in self.of(p)))
+
+    @property
     def not_ready_because(self) -> str | None:
-        """What no request can do without, in words; None while one could be served."""
-        missing = [p for p in self._needed if not any(i.why_unusable() is None for i in self.of(p))]
-        return f"no usable {' and no usable '.join(missing)} instance" if missing else None
+        """What no request can do without, and in which states it is, in words; None while one could be served."""
+        return " and ".join(map(self._none_usable, self.missing)) or None
+
+    def _none_usable(self, phase: Phase) -> str:
+        states = Counter(instance.state for instance in self.of(phase))
+        counts = ", ".join(f"{count} of {states.total()} {state}" for state, count in sorted(states.items()))
+        return f"no usable {phase} instance" + (f" ({counts})" if counts else "")
 
     def claim(
         self, address: str, rank: int, phase: Phase, tokens: int, weight_tokens: int | None = None

@@ -8,6 +8,7 @@ from typing import Protocol
 from kvevents import Reason
 from proxy.instances import Fleet, Instance, Status
 from proxy.logs import listed
+from proxy.scheduling.types import Phase
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Changes:
         self._clock = clock
         self._ready: bool | None = None
         """None until it was ready for the first time, which the start tells of."""
-        self._missing: str | None = None
+        self._missing: tuple[Phase, ...] = ()
         self._exact: dict[tuple[str, int], bool] = {}
         self._silent_since: dict[tuple[str, int], float] = {}
         self._uncounted: dict[str, set[str]] = {}
@@ -72,11 +73,11 @@ class Changes:
                 del self._uncounted[left]
 
     def _look_at_readiness(self) -> None:
-        missing = self._fleet.not_ready_because
-        if missing is not None and missing != self._missing and self._ready is not None:
-            log.warning("not ready: %s", missing)
+        missing = self._fleet.missing  # not the words: those change with each instance
+        if missing and missing != self._missing and self._ready is not None:
+            log.warning("not ready: %s", self._fleet.not_ready_because)
             self._ready = False
-        elif missing is None:
+        elif not missing:
             if self._ready is False:
                 log.info("ready again")
             self._ready = True
@@ -88,6 +89,8 @@ class Changes:
         self._exact[instance.address, rank] = exact
         if exact is not before:
             was = "" if exact else ", not exact any more"
+            if was and instance.status is Status.ASLEEP:
+                was += " (it is asleep)"
             log.info("%s %s rank %d: index %s%s", instance.role, instance.address, rank, state, was)
 
     def _look_at_groups(self, instance: Instance, groups: dict[str, Reason]) -> None:

@@ -34,10 +34,7 @@ async def see_start_through(fleet: Fleet, limit_s: float) -> None:
         ) from None
     up = sum(1 for instance in fleet if instance.status is Status.UP)
     if (missing := fleet.not_ready_because) is not None:
-        why = {"draining" if i.draining else str(i.status) for i in fleet} & {"draining", "asleep"}
-        log.warning(
-            "started, but not ready: %s, because instances are %s", missing, " and ".join(sorted(why))
-        )
+        log.warning("started, but not ready: %s", missing)
         return
     log.info("ready: %d of %d instances are up", up, len(fleet))
 

@@ -34,7 +34,7 @@ from proxy.handlers.admin import check_operator
 from proxy.handlers.openai import engine_headers, generation_request
 from proxy.handlers.salting import salted_as_asked
 from proxy.healing import Healing
-from proxy.instances import Instance
+from proxy.instances import Instance, Status
 from proxy.lengths import longest_context
 from proxy.middlewares import LOAD_KEY
 from proxy.scheduling.decision import Pick
@@ -158,7 +158,8 @@ def _instance(
         "up": instance.why_unusable() is None,
         "state": instance.state,
         "why": instance.why_down
-        or ("its last check was not answered" if breaker.doubtful else instance.unlisted),
+        or ("its last check was not answered" if breaker.doubtful else None)
+        or ("it was sent to sleep" if instance.status is Status.ASLEEP else instance.unlisted),
         "circuit": breaker.state,
         "full_for_s": round(instance.fullness.left_s(now), 2),
         "most_legs": instance.fullness.most(now),

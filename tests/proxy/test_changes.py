@@ -75,8 +75,8 @@ def test_lost_readiness_is_told_once_and_so_is_its_return(
     told.decode.draining = False
     told.up()
     assert caplog.messages == [
-        "not ready: no usable prefill instance",
-        "not ready: no usable prefill and no usable decode instance",
+        "not ready: no usable prefill instance (1 of 1 down)",
+        "not ready: no usable prefill instance (1 of 1 down) and no usable decode instance (1 of 1 draining)",
         "ready again",
     ]
 
@@ -107,7 +107,7 @@ def test_groups_that_are_not_counted_are_told_once_for_each_instance(
 
 def test_where_decode_may_do_all_a_decode_instance_is_enough() -> None:
     told = Told(decode_alone=True)
-    assert told.fleet.not_ready_because == "no usable decode instance"
+    assert told.fleet.not_ready_because == "no usable decode instance (1 of 1 starting)"
     told.decode.status = Status.UP
     assert told.fleet.not_ready_because is None
 
@@ -125,6 +125,36 @@ def test_an_index_that_becomes_exact_or_stops_being_so_is_told(
         f"prefill {PREFILL} rank 0: index partial, not exact any more",
         f"prefill {PREFILL} rank 0: index exact",
     ]
+
+
+def test_an_index_that_sleep_has_emptied_is_told_as_that(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Source()
+    told.prefill.sources = {0: source}
+    source.state = "exact"
+    told.changes.look()
+    source.state, told.prefill.status = "partial", Status.ASLEEP
+    told.changes.look()
+    assert (
+        caplog.messages[-1] == f"prefill {PREFILL} rank 0: index partial, not exact any more (it is asleep)"
+    )
+
+
+def test_readiness_that_stays_lost_is_not_told_again_as_instances_change(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    told.up()
+    for status in (Status.DOWN, Status.STARTING, Status.ASLEEP):
+        told.prefill.status = status
+        told.changes.look()
+    assert caplog.messages == ["not ready: no usable prefill instance (1 of 1 down)"]
+    assert told.fleet.not_ready_because == "no usable prefill instance (1 of 1 asleep)"
+    told.fleet.add(Instance(parse_instance("127.0.0.1:8199", Role.PREFILL)))
+    assert told.fleet.not_ready_because == "no usable prefill instance (1 of 2 asleep, 1 of 2 starting)"
+    told.fleet.remove(PREFILL)
+    told.fleet.remove("127.0.0.1:8199")
+    assert told.fleet.not_ready_because == "no usable prefill instance"
 
 
 def test_an_engine_that_is_up_and_unheard_is_told_once_until_it_is_heard(
@@ -178,7 +208,7 @@ async def test_lost_readiness_is_seen_everywhere_in_the_same_words(
         shown = (await pair.service.ask("/status")).json
         assert (shown["ready"], shown["not_ready_because"]) == (True, None)
         await pair.service.admin("/instances/drain", {"instance": pair.engines.prefill[0].address})
-        words = "no usable prefill instance"
+        words = "no usable prefill instance (1 of 1 draining)"
         await wait_until(lambda: f"not ready: {words}" in caplog.text, "the warning")
         assert (await pair.service.ask("/ready")).json["error"]["message"] == f"not ready: {words}"
         shown = (await pair.service.ask("/status")).json

@@ -77,7 +77,7 @@ async def test_it_gets_no_legs_and_no_blame_and_is_back_at_once(
                 "asleep",
                 False,
                 "closed",
-                None,
+                "it was sent to sleep",
             )
             explained = await pair.service.explain({"prompt": "x"})
             whys = {
@@ -204,7 +204,7 @@ async def test_a_start_in_front_of_sleepers_is_a_start(caplog: pytest.LogCapture
         async with kvproxy(config, ready=False) as service:
             await wait_until(lambda: any("started, but not" in m for m in caplog.messages), "its word")
             [words] = [m for m in caplog.messages if "started, but not" in m]
-            assert words.endswith("no usable decode instance, because instances are asleep")
+            assert words.endswith("started, but not ready: no usable decode instance (1 of 1 asleep)")
             async with asyncio.timeout(DEADLINE_S):
                 await asyncio.wait({service.app[WATCH].fatal}, timeout=1.5)  # longer than a start may take
             assert not service.app[WATCH].fatal.done()
