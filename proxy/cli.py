@@ -66,7 +66,9 @@ async def serve(config: Config) -> None:
             log.info("draining: /ready fails, and for %g s all is still served", config.drain_delay_s)
             await drain(runner, config.drain_delay_s, hurry)
         log.info("stopping: running requests have %g s to end", config.shutdown_timeout_s)
+        begun_at = loop.time()
         await shut_down(runner, config.shutdown_timeout_s, hurry)
+        log.info("stopped after %.1f s", loop.time() - begun_at)
     finally:
         await runner.cleanup()
 

@@ -460,6 +460,7 @@ async def test_before_the_end_ready_fails_while_all_is_still_served(started: Any
     said = "".join(process.lines)
     assert "for 2 s all is still served" in said
     assert said.index("draining:") < said.index("stopping:")
+    assert re.search(r" stopped after \d+\.\d s$", said.splitlines()[-1])
 
 
 async def test_a_second_signal_ends_the_draining_too(started: Any) -> None:
