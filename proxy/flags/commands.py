@@ -9,6 +9,7 @@ from typing import NoReturn
 from proxy.doctor import DEFAULT_LIMIT_S
 from proxy.flags import groups
 from proxy.flags.cors import add_cors
+from proxy.flags.numbers import seconds
 
 _EXAMPLE = """\
 example:
@@ -95,7 +96,7 @@ def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> _Parser:
     output.add_argument("--json", action="store_true", help="everything, for machines")
     output.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=DEFAULT_LIMIT_S,
         metavar="S",
         help="what is not done after so many seconds has failed (default: %(default)g)",

@@ -7,6 +7,7 @@ import msgspec
 
 from proxy.config import TIER_COSTS, Admission, Deadlines, Health, Retries, State, WhenNoPrefill
 from proxy.connectors import CONNECTORS
+from proxy.flags.numbers import seconds, whole
 from proxy.scheduling.policies import POLICIES
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -30,7 +31,7 @@ def add_engines(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--kv-lease-s",
-        type=float,
+        type=seconds,
         default=30.0,
         metavar="S",
         help="how long prefill engines hold blocks: their kv_lease_duration (default: %(default)g)",
@@ -84,24 +85,24 @@ def add_service(group: "argparse._ArgumentGroup") -> None:
         default="127.0.0.1",
         help="address to listen on, :: for all of IPv6 and IPv4 (default: %(default)s)",
     )
-    group.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    group.add_argument("--port", type=whole, default=8000, help="port to listen on (default: %(default)s)")
     group.add_argument(
         "--max-body-mb",
-        type=int,
+        type=whole,
         default=64,
         metavar="MIB",
         help="largest request body (default: %(default)s)",
     )
     group.add_argument(
         "--startup-timeout",
-        type=float,
+        type=seconds,
         default=600.0,
         metavar="S",
         help="end with exit code 1 if no request can be served after so many seconds (default: %(default)g)",
     )
     group.add_argument(
         "--stream-keepalive",
-        type=float,
+        type=seconds,
         default=0.0,
         metavar="S",
         help="answer streams with 200 and comments after S seconds without a beginning, and every S seconds; whatever fails"
@@ -109,7 +110,7 @@ def add_service(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--drain-delay",
-        type=float,
+        type=seconds,
         default=0.0,
         metavar="S",
         help="how long /ready fails after SIGTERM or Ctrl-C while all is still served, so that load balancers"
@@ -117,7 +118,7 @@ def add_service(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--shutdown-timeout",
-        type=float,
+        type=seconds,
         default=30.0,
         metavar="S",
         help="how long running requests may take to end after SIGTERM or Ctrl-C (default: %(default)g)",
@@ -162,7 +163,7 @@ def add_number(
     group.add_argument(
         flag,
         dest=field,
-        type=type(default),
+        type=seconds if isinstance(default, float) else whole,
         default=default,
         metavar=unit,
         help=f"{what} (default: %(default)g)",
@@ -255,7 +256,7 @@ def add_overload(group: "argparse._ArgumentGroup") -> None:
         add_number(group, flag, Admission, field, unit, what)
     group.add_argument(
         "--max-client-priority",
-        type=int,
+        type=whole,
         metavar="N",
         help="the smallest priority a client may claim, for lower goes first: 0 lets nobody go before those that"
         " claim nothing (default: any)",
@@ -298,7 +299,7 @@ def add_security(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--admin-host", metavar="HOST", help="where --admin-port listens (default: --host)")
     group.add_argument(
         "--admin-port",
-        type=int,
+        type=whole,
         metavar="PORT",
         help="serve /status, /metrics, /explain, /doctor and /instances/* here and no longer on --port",
     )

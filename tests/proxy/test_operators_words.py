@@ -34,6 +34,29 @@ def test_a_choice_that_is_none_names_the_choices(capsys: pytest.CaptureFixture[s
     assert read_config([*PAIR, "--when-no-prefill", "decode"]).admission.when_no_prefill == "decode"
 
 
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+@pytest.mark.parametrize(
+    ("flag", "wanted", "commands"),
+    [
+        ("--drain-delay", "a number of seconds", {"serve"}),
+        ("--queue-timeout", "a number of seconds", {"serve"}),
+        ("--connect-timeout", "a number of seconds", {"serve", "doctor"}),
+        ("--timeout", "a number of seconds", {"doctor"}),
+        ("--port", "a whole number", {"serve"}),
+        ("--max-queue", "a whole number", {"serve"}),
+    ],
+)
+def test_what_is_no_number_is_told_which_kind_is_wanted(
+    command: str, flag: str, wanted: str, commands: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = "1.5x" if wanted == "a number of seconds" else "1.5"
+    with pytest.raises(SystemExit) as ended:
+        read_config([command, *PAIR[1:], flag, wrong])
+    assert ended.value.code == 2
+    told = f"argument {flag}: '{wrong}' is not {wanted} (see kvproxy {command} --help)"
+    assert (told in capsys.readouterr().err) is (command in commands)
+
+
 def test_a_key_with_a_passphrase_is_called_that(tmp_path: pathlib.Path) -> None:
     files = Authority(tmp_path).certify("127.0.0.1", passphrase=b"secret")
     with pytest.raises(ConfigError, match="passphrase") as refused:
