@@ -88,6 +88,7 @@ def main() -> int:
         for name in args.only:
             print(f"  {name} ...", file=sys.stderr, flush=True)
             found = asyncio.run(measure(ATTACKS[name], fleet, logs, args.flags))
+            print(f"    {found.pause_ms:.0f} ms, {found.peak_mib:.0f} MiB", file=sys.stderr, flush=True)
             passed = passed and found.passed
             table.add_row(
                 name,

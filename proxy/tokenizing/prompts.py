@@ -6,6 +6,7 @@ import logging
 import math
 from array import array
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import msgspec
@@ -111,6 +112,7 @@ class PromptTokenizer:
         prompts take what they need while they are tokenized.
         """
         self._memory = memory
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         self._fleet = fleet
         self._client = client
         self._clock = clock
@@ -131,7 +133,7 @@ class PromptTokenizer:
     ) -> Tokenized:
         """The prompt of a client's request; `headers` are what a leg of it would carry. Raises nothing."""
         bounds = self._bounds(request.model)
-        how = await self._read(request, bounds)
+        how = await self._read(request, bounds, client)
         self._look_into(how.members, how.kind)
         found = await self._found(how, request, headers, bounds, client)
         media = how.media if isinstance(how, Ask) else 0
@@ -158,13 +160,20 @@ class PromptTokenizer:
             return Bounds(self._fleet.max_model_len, sure)
         return Bounds(self._fleet.max_model_len, sure, local.characters_a_token)
 
-    async def _read(self, request: GenerationRequest, bounds: Bounds) -> Ask | Given | Unknowable:
+    async def _read(
+        self, request: GenerationRequest, bounds: Bounds, client: str
+    ) -> Ask | Given | Unknowable:
         found = sort_members(request, self._facts)
         if isinstance(found, Unknowable):
             return found
         if request.body.size_bytes <= LARGE_BODY_BYTES:
             return read_prompt(request, found, bounds)
-        return await asyncio.to_thread(read_prompt, request, found, bounds)
+        ended = self._charged(request.body.size_bytes, client)
+        if ended is None:
+            return Unknowable("no memory", found.kind, found.members)
+        work = self._reader.submit(read_prompt, request, found, bounds)
+        work.add_done_callback(lambda _: ended())
+        return await asyncio.wrap_future(work)
 
     async def _found(
         self,
@@ -249,7 +258,9 @@ class PromptTokenizer:
             or self.is_distrusted(how.kind + _LOCALLY)
         ):
             return None
-        ended = self._charged(len(how.body), client)
+        ended = (
+            self._charged(len(how.body) * TEXT_COPIES, client) if len(how.body) > INLINE_BYTES else _nothing
+        )
         if ended is None:
             return None
         try:
@@ -260,11 +271,11 @@ class PromptTokenizer:
             return None
 
     def _charged(self, size_bytes: int, client: str) -> Callable[[], None] | None:
-        """Hold memory for a question; what gives it back, from any thread. None if there is not so much."""
-        if self._memory is None or size_bytes <= INLINE_BYTES:
+        """Hold memory for some work; what gives it back, from any thread. None if there is not so much."""
+        if self._memory is None:
             return _nothing
         lease = self._memory.lease(client)
-        if not lease.hold(size_bytes * TEXT_COPIES):
+        if not lease.hold(size_bytes):
             return None
         loop = asyncio.get_running_loop()
 
@@ -302,6 +313,7 @@ class PromptTokenizer:
     async def close(self) -> None:
         """Ask nothing more."""
         await self._tasks.close()
+        self._reader.shutdown(wait=False, cancel_futures=True)
         if self.local is not None:
             self.local.close()
 
