@@ -137,6 +137,11 @@ class Body:
         view = self.view(name)
         return view is not None and (len(view) != len(_NULL) or view != _NULL)
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether it was large, so that what its members hold was counted."""
+        return bool(self._counts)
+
     def values_in(self, name: str) -> int:
         """How many values a member holds at any depth, as far as they were counted: of a small body they are few."""
         span = self._counts.get(name)

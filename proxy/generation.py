@@ -143,6 +143,8 @@ def read_request(
 
 def _check_sizes(body: Body) -> None:
     """Raises BadRequestError for what has more, or longer, parts than any request."""
+    if body.size_bytes <= MAX_SCALAR_BYTES and not body.is_counted:
+        return
     limits = dict.fromkeys(_SCALARS, MAX_SCALAR_BYTES) | {"vllm_xargs": MAX_XARGS_BYTES}
     for name, most_bytes in limits.items():
         view = body.view(name)
@@ -155,6 +157,8 @@ def _check_sizes(body: Body) -> None:
 
 def _read_xargs(body: Body) -> dict[str, msgspec.Raw]:
     """The members of `vllm_xargs`; none if it is no object, which is for engines to judge."""
+    if "vllm_xargs" not in body:
+        return {}
     try:
         return _decode_xargs(body.view("vllm_xargs") or b"null") or {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -235,6 +235,6 @@ def slices(data: Buffer, size_bytes: int = _COPIED_BYTES, overlap: int = 0) -> I
 
 def contains(data: Buffer, words: bytes) -> bool:
     """Whether some text stands in another; the GIL is let go now and then."""
-    if len(data) <= _COPIED_BYTES and not isinstance(data, memoryview):
-        return words in data
+    if len(data) <= _COPIED_BYTES:
+        return words in bytes(data)
     return any(words in part for part in slices(data, overlap=len(words) - 1))
