@@ -102,6 +102,8 @@ class EventCutter:
     def feed(self, chunk: bytes) -> bytes:
         """All events that are complete with `chunk`. Raises ValueError if one grows beyond all reason."""
         tail = self._tail
+        if not tail and chunk.endswith(b"\n\n"):
+            return chunk  # as engines send them
         seam = bytes(tail[-_SEAM:])  # an end, or the beginning of a line of data, may have begun there
         near = seam + chunk if seam else chunk
         end = near.rfind(b"\n\n") + 2
