@@ -23,8 +23,8 @@ class Attempts:
         self._words: Reply | None = None
         self.last: AttemptFailedError | None = None
         """How the last one ended."""
-        self.avoid: set[str] = set(avoid)
-        """The instances that were of no use: they are used again only if there is no other."""
+        self.avoid: Counter[str] = Counter(avoid)
+        """The instances that were of no use, and how often: they are used again only if there is no other."""
         self.paid = 0
         """How many retries were paid from the budget."""
 
@@ -36,12 +36,12 @@ class Attempts:
         self._words = failure.reply or self._words
         if failure.reason is Reason.NOT_HERE:
             self._not_here[failure.instance] += 1
-            self.avoid.add(failure.instance)
+            self.avoid[failure.instance] += 1
             return
         self._failures.append(failure)
-        self.avoid |= {failure.instance, *failure.tried}
-        if failure.prefill_on in self._suspects():
-            self.avoid.add(failure.prefill_on or "")
+        self.avoid.update({failure.instance, *failure.tried})
+        if failure.prefill_on is not None and failure.prefill_on in self._suspects():
+            self.avoid[failure.prefill_on] += 1
 
     @property
     def reply(self) -> Reply | None:

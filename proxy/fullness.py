@@ -12,7 +12,8 @@ much. So one `Fullness` is a window on the legs of one instance, as TCP's is on 
 * An engine that has taken all for a while has no window.
 
 What it had, and what it took, are legs that were sent and have not ended: those that are meant for it and are still
-prefilled elsewhere prove nothing of its room. They do take of it.
+prefilled elsewhere prove nothing of its room. They do take of it, but their prefill may hang: while none tries the
+window, every UNREFUSED_S one of them less is counted, so that others get a chance to.
 """
 
 import email.utils
@@ -52,7 +53,7 @@ class Fullness:
         self._step = 1
         self._in_a_row = 0
         self._told = False
-        self._said_at = self._until = -math.inf
+        self._said_at = self._until = self._quiet_at = -math.inf
         self._tried_at: float | None = None
         """When the first leg more was sent, of those it has not answered."""
 
@@ -78,6 +79,7 @@ class Fullness:
             doubled = 2.0 ** min(max(0, self._in_a_row - 1), 10)
             self._until, self._told = now + min(PAUSE_MOST_S, PAUSE_FIRST_S * doubled), False
         self._most, self._step, self._said_at, self._tried_at = legs, 1, now, None
+        self._quiet_at = self._until
 
     def took(self, legs: int, sent_at: float) -> bool:
         """It has begun to answer a leg sent at `sent_at`; `legs` of ours are there, this one included.
@@ -90,6 +92,7 @@ class Fullness:
         if legs <= self._most:
             return False
         self._most, self._step, self._tried_at = legs, self._step * 2, None
+        self._quiet_at = max(self._quiet_at, sent_at)
         if self._step > STEP_MOST:
             self.forget()
         return True
@@ -104,7 +107,7 @@ class Fullness:
         self._most = None
         self._step = 1
         self._in_a_row = 0
-        self._said_at = self._until = -math.inf
+        self._said_at = self._until = self._quiet_at = -math.inf
         self._tried_at = None
 
     def room(self, now: float, legs: int) -> bool:
@@ -114,7 +117,8 @@ class Fullness:
             return True
         if now < self._until:
             return not self._told and legs < most
-        return legs < most + self._step_at(now)
+        unsent = max(0, legs - self.legs)
+        return legs - min(unsent, self._uncounted(now)) < most + self._step_at(now)
 
     def most(self, now: float, *, awaited: bool = False) -> int | None:
         """How many of our legs it had room for, as far as is known; None: for any number.
@@ -130,18 +134,24 @@ class Fullness:
         """How long the moment still lasts; 0 if it is over."""
         return max(0.0, self._until - now)
 
-    def widens_in_s(self, now: float) -> float | None:
-        """How long until there may be more room, if nothing happens; None if there will not be."""
+    def widens_in_s(self, now: float, *, awaited: bool = False) -> float | None:
+        """How long until there may be more room, if nothing happens; None if there will not be. `awaited` as in `most`."""
         if now < self._until:
             return self._until - now
         if self.most(now) is None:
             return None
-        if self._tried_at is None:
-            return self._said_at + FORGOTTEN_S - now
-        return self._tried_at + (self._steps(now) + 1) * UNREFUSED_S - now
+        if self._tried_at is not None:
+            return self._tried_at + (self._steps(now) + 1) * UNREFUSED_S - now
+        if awaited:
+            return self._quiet_at + (self._uncounted(now) + 1) * UNREFUSED_S - now
+        return self._said_at + FORGOTTEN_S - now
 
     def _steps(self, now: float) -> int:
         return 0 if self._tried_at is None else max(0, int((now - self._tried_at) / UNREFUSED_S))
+
+    def _uncounted(self, now: float) -> int:
+        """How many legs that are meant for it and were not sent do not count any more."""
+        return 0 if self._tried_at is not None else max(0, int((now - self._quiet_at) / UNREFUSED_S))
 
     def _step_at(self, now: float) -> float:
         return self._step * 2.0 ** min(self._steps(now), 10)

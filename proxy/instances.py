@@ -322,7 +322,10 @@ class Fleet:
 
     def reopens_in_s(self, now: float) -> float | None:
         """How long until an instance that said it is full may have more room, if nothing happens; None if none will."""
-        widen = (instance.fullness.widens_in_s(now) for instance in self)
+        widen = (
+            instance.fullness.widens_in_s(now, awaited=instance.running_legs() > instance.fullness.legs)
+            for instance in self
+        )
         return min((seconds for seconds in widen if seconds is not None), default=None)
 
     def serves(self, model: str) -> bool:

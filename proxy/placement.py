@@ -1,6 +1,7 @@
 """Where a request could go and where it goes: the one place in which fleet, index and predictions meet."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -125,6 +126,8 @@ class Placement:
     ) -> Decision:
         """Place both legs. `failed` instances are used only if there is no other; `prefill_on` is preferred.
 
+        Before one that failed twice (a Counter tells) one that says it is full is waited for.
+
         Instances without room for the leg, and those `kept` for others, are not used; with `over_limit` they are
         if there is no other. Those that say themselves that they are full are not used in any case.
         """
@@ -183,8 +186,11 @@ class Placement:
         there = [c for c in candidates if c.usable or c.why in NO_ROOM]
         best = [c for c in candidates if c.usable and c.instance == prefer and gravity(c) == (0, False)]
         best = best or least_grave([c for c in there if c.instance not in failed])
-        if all(c.why == SAYS_FULL for c in best):  # one that failed and is well is worth more than a wait
-            best = least_grave(there)
+        if all(
+            c.why == SAYS_FULL for c in best
+        ):  # one that failed once and is well is worth more than a wait
+            times = Counter(failed)
+            best = least_grave([c for c in there if times[c.instance] < 2]) or least_grave(there)
         if best:
             kept = {c.instance for c in best}
             candidates = [

@@ -129,13 +129,30 @@ def test_that_it_will_be_forgotten_is_known_in_time_and_who_is_prefilled_for_it_
     fullness.said(20.0, legs=1, sent_at=19.9)
     fullness.ended()
     late = 20.0 + FORGOTTEN_S
-    assert not fullness.room(late, 2)  # one of the two was not sent yet
+    assert not fullness.room(20.0 + PAUSE_FIRST_S, 2)  # one of the two was not sent yet
     assert fullness.room(late, 1)
     assert fullness.widens_in_s(late) is None
     assert fullness.sent(late)
     assert room(fullness, late) == 2
     assert fullness.widens_in_s(late) == pytest.approx(UNREFUSED_S)
     assert room(fullness, late + UNREFUSED_S) == 3
+
+
+def test_those_whose_prefill_hangs_keep_nobody_out_for_long() -> None:
+    fullness = Fullness()
+    fullness.said(10.0, legs=0, sent_at=9.9)
+    over = 10.0 + PAUSE_FIRST_S
+    assert fullness.room(over, 0)
+    assert not fullness.room(over, 1)  # meant for it, and not sent
+    assert fullness.widens_in_s(over, awaited=True) == pytest.approx(UNREFUSED_S)
+    assert fullness.room(over + UNREFUSED_S, 1)
+    assert not fullness.room(over + UNREFUSED_S, 2)
+    assert fullness.room(over + 2 * UNREFUSED_S, 2)
+    fullness.sent(12.0)  # what is there counts
+    assert not fullness.room(12.0, 1)
+    assert fullness.took(1, sent_at=12.0)
+    assert fullness.room(12.1, 2)
+    assert not fullness.room(12.1, 3)
 
 
 def test_nothing_widens_by_itself_while_nobody_asks_before_it_is_forgotten() -> None:

@@ -1,6 +1,7 @@
 """Decisions from what is known: caches, loads, predictions, failures."""
 
 import random
+from collections import Counter
 from typing import Any
 
 from kvevents import BlockStored, PrefixIndex, Prompt
@@ -238,6 +239,8 @@ def test_one_that_failed_and_is_well_is_tried_again_rather_than_that_a_full_one_
     e.fullness.said(0.0, 0, 0.0)
     for failed in ({"d:1"}, {"d:1", "e:1"}, {"e:1"}, set[str]()):
         assert chosen(scene.decide([1], failed=failed))[1] == "d:1"
+    assert chosen(scene.decide([1], failed=Counter({"d:1": 2})))[1] is None  # again and again: better wait
+    assert chosen(scene.decide([1], failed=Counter({"d:1": 2, "e:1": 2})))[1] == "d:1"
     for _ in range(3):
         d.breaker.erred(0.0)
     for failed in ({"d:1"}, {"d:1", "e:1"}, set[str]()):
