@@ -73,7 +73,8 @@ class Attempts:
         """Who is to blame if another instance has served the request after all; `dead` tells whose death explains it.
 
         Not an instance that found the blocks of its request gone with the one that held them, and none for our own
-        want of sockets, nor one that nothing was sent to. Where decode legs failed that were to fetch from one and the same instance, it is that one.
+        want of sockets, nor one that nothing was sent to. Where decode legs failed that were to fetch from one and the
+        same instance, it is that one.
         """
         blamed = set()
         suspects = self._suspects()
