@@ -8,7 +8,7 @@ import pytest
 
 from proxy import director, prefill, releases
 from proxy.app_keys import DIRECTOR
-from proxy.config import Deadlines, Retries
+from proxy.config import Admission, Deadlines, Retries
 from proxy.scheduling.policies import RoundRobin
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
@@ -213,7 +213,7 @@ async def test_an_unspent_hold_goes_to_what_failed_before_if_nothing_else_is_lef
 
 
 async def test_with_nothing_left_the_client_is_told_what_is_missing() -> None:
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=1.0)) as pair:
         await pair.engines.decode[0].refuse()
         answer: Any = await pair.service.complete("hello")
         assert answer.status == 503

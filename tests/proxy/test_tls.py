@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from proxy.cli import main
-from proxy.config import Config, Role, Security, parse_instance
+from proxy.config import Admission, Config, Role, Security, parse_instance
 from proxy.errors import ConfigError
 from proxy.instances import Status
 from proxy.tls import server_context
@@ -109,6 +109,7 @@ async def test_an_engine_that_cannot_prove_who_it_is_gets_no_request(
                 parse_instance(made.decode[0].address, Role.DECODE),
             ),
             security=Security(engine_ca=authority.file if trusted else other.file),
+            admission=Admission(queue_timeout_s=1.0),
             kv_events=False,
         )
         async with kvproxy(config, ready=False) as service:
