@@ -6,7 +6,7 @@ import string
 from collections.abc import Iterable
 
 from hostile.attacks import attack
-from hostile.target import Said, Target
+from hostile.target import AS_OPERATOR, Said, Target
 
 EXPLAIN = "/explain"
 """Tokenizes and decides as for a request that is served, and asks nothing of engines, which would take turns of their own."""
@@ -31,13 +31,13 @@ async def long_texts(target: Target) -> Said:
     sent_bytes = sum(len(part) for body in bodies for part in body)
     async with asyncio.TaskGroup() as tasks:
         long = [
-            tasks.create_task(target.post(EXPLAIN, body), name=f"text {number}")
+            tasks.create_task(target.post(EXPLAIN, body, head=AS_OPERATOR), name=f"text {number}")
             for number, body in enumerate(bodies)
         ]
         await asyncio.wait(long, return_when=asyncio.FIRST_COMPLETED)
         for seed in range(SHORT_TEXTS):
             short = _question(SHORT_CHARACTERS, LONG_TEXTS + seed)
-            said = await target.post(EXPLAIN, short, timeout_s=SHORT_WAITS_S)
+            said = await target.post(EXPLAIN, short, SHORT_WAITS_S, AS_OPERATOR)
             if said.status != 200:
                 break
     return Said(said.status, said.body, sent_bytes)

@@ -22,6 +22,8 @@ from proxy.simulation.model_files import write_model
 HOST = "127.0.0.1"
 MODEL = "tiny"
 ADMIN_KEY = "bench"
+AS_OPERATOR = f"X-API-Key: {ADMIN_KEY}\r\n"
+"""A line of the head of what only operators may ask."""
 CONTEXT_TOKENS = 131072
 SETTLED_S = 1.0
 """After an attack is answered, what it left behind may go on: so long nothing new must show before it is over."""
@@ -70,7 +72,7 @@ class Target:
 
     async def admin(self, path: str, asked: dict[str, str]) -> Said:
         """Ask as an operator, so that an attack can begin. Raises RuntimeError if it cannot."""
-        said = await self.post(path, [json.dumps(asked).encode()], head=f"X-API-Key: {ADMIN_KEY}\r\n")
+        said = await self.post(path, [json.dumps(asked).encode()], head=AS_OPERATOR)
         if said.status != 200:
             raise RuntimeError(f"{path} answered {said}: {said.body[:300]!r}")
         return said
