@@ -5,6 +5,7 @@ request has been coming for the longest.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 from proxy.descriptors import Descriptors, Place
@@ -41,7 +42,7 @@ class Guest(Protocol):
         ...
 
 
-class Door:
+class Door(ABC):
     """The connections of one socket, those without a request in the order in which they have none."""
 
     def __init__(self, descriptors: Descriptors) -> None:
@@ -111,11 +112,13 @@ class Door:
             self._resting[guest] = self._resting.pop(guest)  # it is looked at again after all others
         return False
 
+    @abstractmethod
     def _place(self) -> Place:
-        raise NotImplementedError
+        """Take a place for a connection that comes."""
 
+    @abstractmethod
     def _give_back(self, place: Place) -> None:
-        raise NotImplementedError
+        """A connection has left its place."""
 
 
 class ClientDoor(Door):

@@ -44,7 +44,7 @@ def restart(present: list[Present], flags: list[InstanceSpec], *allowed: str) ->
         "h:1?events=tcp://h:5557",
         "h:1?events=tcp://h:5557,tcp://[::1]:5558&replay=tcp://h:5657,tcp://h:5658&topic=kv%20%26=%2B,%C3%A9",
         "h:1?events=tcp://*:5557&topic=",
-        "https://h:1?events=ipc:///tmp/a%26b",
+        "https://h:1?events=ipc:///run/a%26b",
     ],
 )
 def test_an_instance_is_written_as_flags_take_it(text: str) -> None:
