@@ -9,7 +9,7 @@ from proxy.errors import LegError
 from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.instances import Instance
-from proxy.scheduling.types import Phase
+from proxy.phases import Phase
 from proxy.tokenizing import Tokenized
 
 

@@ -16,9 +16,10 @@ from proxy.exchange import Call, EngineStream, Reply, as_unary
 from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.legs import AttemptFailedError, Legs, chosen_of
+from proxy.phases import Phase
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.types import Candidate, Phase
+from proxy.scheduling.types import Candidate
 
 MAX_READ_BYTES = 64 << 10
 """Of the answer of an engine that serves a request whole: reading one for its usage takes 0.02 ms."""

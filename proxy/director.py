@@ -18,7 +18,7 @@ from proxy.accuracy import Comparison
 from proxy.admission import ENGINES_FULL, Gate
 from proxy.attempts import Attempts
 from proxy.collaborators import Accounts, Client, Tokenizer, Watch
-from proxy.config import Admission, Deadlines, Retries, Role
+from proxy.config import Admission, Deadlines, Retries
 from proxy.connectors.base import Connector
 from proxy.custody import Due, Hold
 from proxy.decode import DecodeLegs
@@ -43,13 +43,14 @@ from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.legs import AttemptFailedError, Legs, Reason, chosen_of
 from proxy.lengths import longest_context, too_many_characters, too_many_tokens
+from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
 from proxy.prefill import PrefillLegs
 from proxy.prompt_lists import serve_list
 from proxy.releases import Releases
 from proxy.retry_budget import RetryBudget, backoff_s
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.types import Candidate, Phase
+from proxy.scheduling.types import Candidate
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import Excess, Tokenized
 from proxy.weights import generated_tokens

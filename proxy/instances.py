@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from proxy.circuit import Breaker, Circuit
-from proxy.config import InstanceSpec, Role
+from proxy.config import InstanceSpec
 from proxy.denials import Denials
 from proxy.fullness import Fullness
-from proxy.scheduling.types import Phase
+from proxy.phases import Phase, Role
 
 ASIDE = ("slow start", "not answering", "failing", "half-open", "circuit open")
 """Why an instance that could be used is set aside while there is a better one; later ones are graver."""

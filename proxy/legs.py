@@ -10,7 +10,6 @@ import msgspec
 
 from proxy.body import Encoded
 from proxy.collaborators import Answer, Client, Watch
-from proxy.config import Role
 from proxy.denials import LEFT_OUT_S
 from proxy.errors import (
     ConnectFailedError,
@@ -25,9 +24,10 @@ from proxy.exchange import Call, Reply
 from proxy.fullness import FULL, retry_after_s
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.instances import Fleet, Instance, Status
+from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.types import Candidate, Phase
+from proxy.scheduling.types import Candidate
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,9 @@ it is refused; one that the rest of it cannot hold is silently made smaller, so 
 import math
 from collections.abc import Collection, Iterable
 
-from proxy.config import Role
 from proxy.errors import BadRequestError
 from proxy.instances import Fleet, Instance
-from proxy.scheduling.types import Phase
+from proxy.phases import Phase, Role
 
 TOO_LONG = "too long for it"
 

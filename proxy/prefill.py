@@ -17,10 +17,11 @@ from proxy.exchange import Call, Reply, as_unary
 from proxy.fullness import FULL
 from proxy.healing import Healing
 from proxy.legs import AttemptFailedError, Legs, Sent, chosen_of
+from proxy.phases import Phase
 from proxy.placement import Placement, Question
 from proxy.releases import Releases
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.types import Candidate, Phase
+from proxy.scheduling.types import Candidate
 from proxy.tasks import TaskOwner
 
 ABANDONED_PREFILL_GRACE_S = 5.0

@@ -22,7 +22,7 @@ from proxy.generation import Route
 from proxy.headers import REQUEST_ID
 from proxy.instances import Fleet, Instance, Status
 from proxy.logs import Occasionally
-from proxy.scheduling.types import Phase
+from proxy.phases import Phase
 
 REFUSED = frozenset({400, 404})
 """How an engine answers a release that it has carried out."""

@@ -26,9 +26,10 @@ from proxy.config import Admission, WhenNoPrefill
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError, cut, nothing_usable
 from proxy.fair_queue import FairQueue, QueueFullError, Waiting
 from proxy.instances import Fleet
+from proxy.phases import Phase
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.types import FULL, NO_ROOM, SAYS_FULL, Phase
+from proxy.scheduling.types import FULL, NO_ROOM, SAYS_FULL
 
 ENGINES_FULL = "engines_full"
 """The reason of an error that tells of engines that say they are full."""

@@ -3,7 +3,7 @@
 from proxy.config.allowed import AllowedInstances
 from proxy.config.cors import Cors
 from proxy.config.faults import Deadlines, Health, Retries
-from proxy.config.instances import EventSource, InstanceSpec, Role, as_text, parse_instance
+from proxy.config.instances import EventSource, InstanceSpec, as_text, parse_instance
 from proxy.config.overload import Admission, WhenNoPrefill
 from proxy.config.security import Security
 from proxy.config.service import LEASE_MARGIN_S, Config
@@ -23,7 +23,6 @@ __all__ = [
     "Health",
     "InstanceSpec",
     "Retries",
-    "Role",
     "Security",
     "State",
     "WhenNoPrefill",

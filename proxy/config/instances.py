@@ -1,6 +1,5 @@
 """One engine as it is named: `HOST:PORT`, its role, and its event sources where they must be told."""
 
-import enum
 import ipaddress
 import re
 import urllib.parse
@@ -8,14 +7,7 @@ import urllib.parse
 import msgspec
 
 from proxy.errors import ConfigError
-
-
-class Role(enum.StrEnum):
-    """What an instance does."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-    BOTH = "both"
+from proxy.phases import Role
 
 
 class EventSource(msgspec.Struct, frozen=True):

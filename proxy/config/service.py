@@ -7,12 +7,13 @@ import msgspec
 from proxy.config.checks import check_seconds
 from proxy.config.cors import Cors
 from proxy.config.faults import Deadlines, Health, Retries
-from proxy.config.instances import InstanceSpec, Role
+from proxy.config.instances import InstanceSpec
 from proxy.config.overload import Admission
 from proxy.config.security import Security
 from proxy.config.state import State
 from proxy.config.tiers import TIER_COSTS
 from proxy.errors import ConfigError
+from proxy.phases import Role
 
 LEASE_MARGIN_S = 10.0
 """How much of a lease must be left when a decode leg is sent: the decode engine's first heartbeat comes only

@@ -8,7 +8,7 @@ from typing import Protocol
 from kvevents import Reason
 from proxy.instances import Fleet, Instance, Status
 from proxy.logs import listed
-from proxy.scheduling.types import Phase
+from proxy.phases import Phase
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """Pure: what an engine says of itself becomes findings."""
 
-from proxy.config import Role
 from proxy.connectors.nixl_versions import release
 from proxy.doctor.facts import Answer, EngineFacts, Trouble
 from proxy.doctor.findings import Finding, failed, passed, skipped, warned
+from proxy.phases import Role
 from proxy.tokenizing.parity import Difference, difference
 
 OLDEST = (0, 32)

@@ -1,12 +1,12 @@
 """Pure: what was heard of an engine's KV events, and what became of the probe, become findings."""
 
 from kvevents.events import Reason
-from proxy.config import Role
 from proxy.doctor.accuracy_step import accuracy
 from proxy.doctor.engine_steps import EVENTS_CONFIG, refused_words
 from proxy.doctor.facts import EngineFacts, RankFacts, Trouble
 from proxy.doctor.findings import Finding, failed, passed, skipped, warned
 from proxy.doctor.runs import Found
+from proxy.phases import Role
 
 CLOCK_OFF_S = 5.0
 """More than that between two clocks makes logs hard to read side by side."""

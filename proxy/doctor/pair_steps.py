@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from proxy.config import InstanceSpec, Role
+from proxy.config import InstanceSpec
 from proxy.doctor.engine_steps import differences, refused_words
 from proxy.doctor.facts import Answer, EngineFacts, PairFacts, Trouble
 from proxy.doctor.findings import Finding, failed, passed, skipped, warned
+from proxy.phases import Role
 
 MAX_PAIRS = 16
 """All pairs of four prefill and four decode instances; beyond that each instance is tried with one other."""

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from itertools import product
 
-from proxy.config import Role
 from proxy.connectors.nixl_versions import METADATA_VERSIONS, release, shake_hands
 from proxy.doctor.facts import EngineFacts
 from proxy.doctor.findings import Finding, failed, warned
+from proxy.phases import Role
 
 _NAMED = 8  # engines named of one release
 

@@ -15,7 +15,6 @@ from proxy.config import (
     Deadlines,
     Health,
     Retries,
-    Role,
     Security,
     State,
     WhenNoPrefill,
@@ -27,6 +26,7 @@ from proxy.doctor import DEFAULT_LIMIT_S
 from proxy.errors import ConfigError
 from proxy.flags.commands import parse
 from proxy.flags.cors import read_cors
+from proxy.phases import Role
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from proxy.app_keys import CONFIG, FLEET, MEMBERSHIP, WATCH
-from proxy.config import AllowedInstances, InstanceSpec, Role, parse_instance
+from proxy.config import AllowedInstances, InstanceSpec, parse_instance
 from proxy.errors import (
     BadRequestError,
     ConfigError,
@@ -20,6 +20,7 @@ from proxy.handlers.openai import read_json_bytes
 from proxy.instances import Instance
 from proxy.middlewares import NOTES_KEY
 from proxy.on_loopback import why_not_local
+from proxy.phases import Role
 
 API_KEY = "X-API-Key"
 

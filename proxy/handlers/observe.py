@@ -28,7 +28,7 @@ from proxy.app_keys import (
     TOKENIZER,
 )
 from proxy.circuit import Circuit
-from proxy.config import Role, WhenNoPrefill
+from proxy.config import WhenNoPrefill
 from proxy.errors import UnavailableError
 from proxy.handlers.admin import check_operator
 from proxy.handlers.openai import engine_headers, generation_request
@@ -37,8 +37,8 @@ from proxy.healing import Healing
 from proxy.instances import Instance, Status
 from proxy.lengths import longest_context
 from proxy.middlewares import LOAD_KEY
+from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Pick
-from proxy.scheduling.types import Phase
 from proxy.state import StateKeeper
 
 REGISTRY: web.AppKey[CollectorRegistry] = web.AppKey("registry", CollectorRegistry)

@@ -18,11 +18,11 @@ from proxy.exchange import Call, Reply
 from proxy.headers import Headers
 from proxy.legs import Reason
 from proxy.outline import LARGE_BODY_BYTES
+from proxy.phases import Phase
 from proxy.prompt_lists.answers import AnswerMerger
 from proxy.prompt_lists.split import split
 from proxy.prompt_lists.streams import EventReader, StreamMerger
 from proxy.retry_budget import RetryBudget
-from proxy.scheduling.types import Phase
 from proxy.tasks import TaskOwner
 
 MAX_WAITING_BYTES = 16 << 20

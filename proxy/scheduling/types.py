@@ -1,10 +1,11 @@
 """What a policy sees and what it answers with: plain values, the same in service, in `explain` and in simulation."""
 
-import enum
 from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
+
+from proxy.phases import Phase
 
 FULL = "full"
 """Why a candidate is not used that has too much to do for one more leg, by the limits set for it."""
@@ -14,13 +15,6 @@ SAYS_FULL = "says it is full"
 
 NO_ROOM = frozenset({FULL, SAYS_FULL})
 """Why a candidate is not used that would be otherwise: room is worth waiting for."""
-
-
-class Phase(enum.StrEnum):
-    """Which of a request's two legs is placed."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
 
 
 class Leg(msgspec.Struct, frozen=True):

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from proxy.config import InstanceSpec, Role, as_text, parse_instance
+from proxy.config import InstanceSpec, as_text, parse_instance
 from proxy.errors import ConfigError
+from proxy.phases import Role
 
 FORMAT = "kvproxy instances 1"
 

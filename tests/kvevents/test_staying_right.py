@@ -15,10 +15,11 @@ import pytest
 from fuzz.good_engine import GoodEngine
 
 from kvevents import State, Subscriber
-from proxy.config import Role, parse_instance
+from proxy.config import parse_instance
 from proxy.discovery.feeds import EventFeeds
 from proxy.errors import LegError
 from proxy.instances import Instance
+from proxy.phases import Role
 from proxy.tasks import TaskOwner
 from tests.kvevents.bench import ENGINE, SLOT, Bench, Heard, until
 from tests.kvevents.publisher import Publisher, free_port

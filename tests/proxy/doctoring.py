@@ -4,10 +4,11 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from proxy.config import Config, Role, parse_instance
+from proxy.config import Config, parse_instance
 from proxy.doctor import Report
 from proxy.doctor.command import examine
 from proxy.doctor.findings import Finding, Status
+from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 
 LIMIT_S = 60.0

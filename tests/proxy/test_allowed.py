@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from proxy.config import AllowedInstances, Role, Security, parse_instance
+from proxy.config import AllowedInstances, Security, parse_instance
 from proxy.errors import ConfigError
+from proxy.phases import Role
 from tests.proxy.service import engines, fleet
 
 

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
-from proxy.config import Role, parse_instance
+from proxy.config import parse_instance
 from proxy.errors import ConfigError
 from proxy.handlers.openapi import description
+from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from tests.proxy.service import ADMIN_KEY, Pair, fleet, wait_until
 

@@ -13,7 +13,7 @@ from proxy.config import Retries
 from proxy.errors import ConnectTimeoutError, LegBrokenError, LegError, NoSocketError
 from proxy.exchange import Reply
 from proxy.legs import AttemptFailedError
-from proxy.scheduling.types import Phase
+from proxy.phases import Phase
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.service import InOrder, Pair, fleet, prose, wait_until

@@ -5,9 +5,10 @@ import pathlib
 import pytest
 
 from proxy.cli import main
-from proxy.config import Config, EventSource, Role, parse_instance
+from proxy.config import Config, EventSource, parse_instance
 from proxy.errors import ConfigError
 from proxy.flags import read_config
+from proxy.phases import Role
 
 BASE = ["serve", "-m", "tiny"]
 PAIR = [*BASE, "-p", "127.0.0.1:8100", "-d", "127.0.0.1:8200"]

@@ -123,8 +123,9 @@ def test_the_exit_code_is_that_of_the_report(
 async def test_an_engine_that_is_certified_by_nobody_we_know(tmp_path: pathlib.Path) -> None:
     import ssl
 
-    from proxy.config import Role, parse_instance
+    from proxy.config import parse_instance
     from proxy.doctor.command import examine
+    from proxy.phases import Role
 
     chain, key = Authority(tmp_path).certify("127.0.0.1")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

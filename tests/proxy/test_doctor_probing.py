@@ -6,11 +6,12 @@ import msgspec
 import pytest
 
 from kvevents import Context
-from proxy.config import Role, parse_instance
+from proxy.config import parse_instance
 from proxy.discovery.told import ToldRules
 from proxy.doctor.facts import Answer, EngineFacts, Metrics, RankFacts
 from proxy.doctor.probing import Probing
 from proxy.headers import Headers
+from proxy.phases import Role
 from proxy.tasks import TaskOwner
 
 

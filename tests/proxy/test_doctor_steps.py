@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from kvevents.events import BlockStored
-from proxy.config import Role, parse_instance
+from proxy.config import parse_instance
 from proxy.connectors import Handoff
 from proxy.doctor import as_json, as_text
 from proxy.doctor.asking import read_metrics
@@ -27,6 +27,7 @@ from proxy.doctor.findings import (
 from proxy.doctor.pair_steps import MAX_PAIRS, context_lengths, of_pair, pairs, roles, why_not
 from proxy.doctor.runs import _FAR, MAX_CHAINS, Search
 from proxy.doctor.version_steps import nixl_versions
+from proxy.phases import Role
 
 OURS = list(range(100, 140))
 

@@ -11,12 +11,13 @@ from hostile.raw_engine import Pieces, answer, raw_engine
 from live.ports import free_ports
 
 from kvevents import BlockStored, NullObserver, PrefixIndex, SourceAddress
-from proxy.config import AllowedInstances, Config, Role, Security, parse_instance
+from proxy.config import AllowedInstances, Config, Security, parse_instance
 from proxy.discovery.event_sources import read_sources
 from proxy.discovery.feeds import EventFeeds
 from proxy.discovery.told import NotAllowedError, ToldRules, events_bind
 from proxy.errors import ConfigError, LegError
 from proxy.instances import Instance
+from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from proxy.tasks import TaskOwner

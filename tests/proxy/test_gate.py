@@ -13,14 +13,15 @@ from kvevents import PrefixIndex, Prompt
 from proxy import fullness
 from proxy.admission import Admitted, Gate, Ticket
 from proxy.circuit import Breaker, Circuit
-from proxy.config import Admission, Role, WhenNoPrefill, parse_instance
+from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.discovery.checks import Check, Finding
 from proxy.discovery.health import HealthBook
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
 from proxy.instances import Claim, Fleet, Instance, Status
+from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
 from proxy.scheduling.policies import CacheAffinity, LeastLoad
-from proxy.scheduling.types import Candidate, Leg, Phase
+from proxy.scheduling.types import Candidate, Leg
 from proxy.tasks import TaskOwner
 
 

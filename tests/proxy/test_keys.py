@@ -12,9 +12,9 @@ from live.ports import free_ports
 
 from kvevents import BlockStored, PrefixIndex, Prompt, Slot
 from proxy.app_keys import ACCURACY
-from proxy.config import Config, Role, parse_instance
+from proxy.config import Config, parse_instance
 from proxy.handlers.observe import INDEX
-from proxy.scheduling.types import Phase
+from proxy.phases import Phase, Role
 from proxy.simulation import StandIn, StandInConfig
 from tests.kvevents.publisher import Publisher
 from tests.proxy.service import (

@@ -6,13 +6,13 @@ import pytest
 
 from kvevents import PrefixIndex
 from proxy.circuit import CHARGES_MOST, Breaker
-from proxy.config import Role, parse_instance
+from proxy.config import parse_instance
 from proxy.errors import LegBrokenError
 from proxy.instances import Fleet, Instance, Status
 from proxy.legs import AttemptFailedError, Legs
+from proxy.phases import Phase, Role
 from proxy.placement import Placement
 from proxy.scheduling.policies import RoundRobin
-from proxy.scheduling.types import Phase
 
 NOW = 100.0
 MODEL = "tiny"

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from proxy.config import Admission, Role, WhenNoPrefill, parse_instance
+from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.errors import BadRequestError
 from proxy.instances import Fleet, Instance, Status
 from proxy.lengths import TOO_LONG, Need, longest_context
+from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.tasks import TaskOwner
 from tests.proxy.service import Engines, Pair, kvproxy, wait_until

@@ -15,10 +15,11 @@ import aiohttp
 import pytest
 
 from proxy.app_keys import WATCH
-from proxy.config import Admission, Health, Role, parse_instance
+from proxy.config import Admission, Health, parse_instance
 from proxy.discovery import watch
 from proxy.errors import ConfigError
 from proxy.instances import Status
+from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from proxy.simulation.latency import PROFILES

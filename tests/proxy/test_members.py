@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config import AllowedInstances, EventSource, InstanceSpec, Role, as_text, parse_instance
+from proxy.config import AllowedInstances, EventSource, InstanceSpec, as_text, parse_instance
+from proxy.phases import Role
 from proxy.state.members import (
     FORMAT,
     Members,

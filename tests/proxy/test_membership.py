@@ -17,8 +17,9 @@ from live.ports import free_ports
 from live.proxy import ProxyProcess
 
 from proxy.app_keys import MEMBERSHIP, WATCH
-from proxy.config import Config, Role, Security, State
+from proxy.config import Config, Security, State
 from proxy.instances import Status
+from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.state.members import FORMAT
 from tests.proxy.service import ADMIN_KEY, Engines, Service, ask, engines, kvproxy, wait_until

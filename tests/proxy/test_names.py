@@ -7,9 +7,10 @@ import threading
 import pytest
 
 from proxy.circuit import Circuit
-from proxy.config import Deadlines, Health, Role, parse_instance
+from proxy.config import Deadlines, Health, parse_instance
 from proxy.errors import ConnectFailedError, OurTroubleError, UnresolvedError
 from proxy.instances import Status
+from proxy.phases import Role
 from proxy.simulation import StandIn
 from proxy.upstream.client import EngineClient
 from proxy.upstream.names import Names, ResolverError

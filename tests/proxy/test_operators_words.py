@@ -9,10 +9,11 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
 from proxy.app import create_app
-from proxy.config import Role, Security, parse_instance
+from proxy.config import Security, parse_instance
 from proxy.errors import ConfigError
 from proxy.flags import read_config
 from proxy.metrics import REFUSALS, Metrics
+from proxy.phases import Role
 from proxy.simulation.faults import Fault
 from proxy.simulation.http_edge import refusals
 from proxy.tls import server_context

@@ -23,8 +23,8 @@ from proxy.clients import MAX_CLIENT_CHARS, client_of, holder_of
 from proxy.config import Admission, Deadlines, WhenNoPrefill
 from proxy.errors import LegBrokenError
 from proxy.fair_queue import ANONYMOUS
+from proxy.phases import Phase
 from proxy.relay import relay_stream
-from proxy.scheduling.types import Phase
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from proxy.stall import StallWatch

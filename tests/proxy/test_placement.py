@@ -6,12 +6,12 @@ from typing import Any
 
 from kvevents import BlockStored, PrefixIndex, Prompt
 from proxy.circuit import Breaker
-from proxy.config import Admission, Role, parse_instance
+from proxy.config import Admission, parse_instance
 from proxy.instances import Fleet, Instance, Status
+from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.policies import CacheAffinity
-from proxy.scheduling.types import Phase
 
 PREFIX = list(range(1000, 2000))
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from proxy.phases import Phase
 from proxy.prompt_lists import MAX_PROMPTS
-from proxy.scheduling.types import Phase
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.service import UNHURRIED, Answer, Pair, Service, ask, fleet, prose, wait_until

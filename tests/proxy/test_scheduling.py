@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.phases import Phase
 from proxy.scheduling.decision import pick
 from proxy.scheduling.policies import CacheAffinity, LeastLoad, RoundRobin, load_policy
 from proxy.scheduling.predicted import PredictedBlocks
-from proxy.scheduling.types import Candidate, Leg, Phase, Policy
+from proxy.scheduling.types import Candidate, Leg, Policy
 
 LEG = Leg(Phase.PREFILL, "tiny", 100)
 

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from live.ports import free_ports
 
 from kvevents import BlockHasher, BlockStored, PrefixIndex, Prompt
-from proxy.config import TIER_COSTS, Config, Role, parse_instance, read_tier_costs
+from proxy.config import TIER_COSTS, Config, parse_instance, read_tier_costs
 from proxy.errors import ConfigError
 from proxy.flags import read_config
 from proxy.handlers.observe import INDEX
 from proxy.instances import Fleet, Instance, Status
+from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
 from proxy.scheduling.policies import CacheAffinity
-from proxy.scheduling.types import Phase
 from proxy.simulation import StandIn, StandInConfig
 from tests.kvevents.publisher import Publisher
 from tests.proxy.service import ADMIN_KEY, kvproxy, wait_until

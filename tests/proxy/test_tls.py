@@ -9,9 +9,10 @@ import aiohttp
 import pytest
 
 from proxy.cli import main
-from proxy.config import Admission, Config, Role, Security, parse_instance
+from proxy.config import Admission, Config, Security, parse_instance
 from proxy.errors import ConfigError
 from proxy.instances import Status
+from proxy.phases import Role
 from proxy.tls import server_context
 from tests.proxy.certificates import Authority, Files, tls_front
 from tests.proxy.service import ADMIN_KEY, engines, fleet, kvproxy, wait_until

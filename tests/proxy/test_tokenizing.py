@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from proxy.config import Role, parse_instance
+from proxy.config import parse_instance
 from proxy.errors import LegBrokenError
 from proxy.generation import GenerationRequest, Route, read_request
 from proxy.headers import Headers
 from proxy.instances import Fleet, Instance, Status
+from proxy.phases import Role
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, parity
 from proxy.tokenizing.bounds import Bounds

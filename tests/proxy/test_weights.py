@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from kvevents import PrefixIndex
-from proxy.config import Admission, Role, parse_instance
+from proxy.config import Admission, parse_instance
 from proxy.generation import Route, read_request
 from proxy.instances import Fleet, Instance, Status
+from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
 from proxy.scheduling.policies import CacheAffinity
-from proxy.scheduling.types import Phase
 from proxy.weights import MOST_SEQUENCES, generated_tokens
 
 EXPECTED = 500
