@@ -48,7 +48,6 @@ from proxy.cors import CorsRules
 from proxy.cross_origin import allow_origins
 from proxy.descriptors import Descriptors, open_descriptors
 from proxy.director import Director
-from proxy.discarding import Discarding
 from proxy.discovery import Adapters, Believing, EventFeeds, FleetWatch
 from proxy.discovery.told import ToldRules
 from proxy.doctor import Doctor
@@ -64,6 +63,7 @@ from proxy.placement import Placement
 from proxy.prediction_metrics import AccuracyCollector
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.private_files import check_key_file, readable_by_others
+from proxy.request.discarding import Discarding
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
 from proxy.state import Membership, StateCollector, StateDirectory, StateKeeper

@@ -11,11 +11,11 @@ from proxy.client_salts import ClientSalts
 from proxy.config import Config
 from proxy.descriptors import Descriptors
 from proxy.director import Director
-from proxy.discarding import Discarding
 from proxy.discovery import Adapters, FleetWatch
 from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.metrics import Metrics
+from proxy.request.discarding import Discarding
 from proxy.state import Membership, StateKeeper
 from proxy.tokenizing import PromptTokenizer
 

@@ -3,13 +3,13 @@
 from collections.abc import Collection
 from typing import Protocol
 
-from proxy.body import Encoded
 from proxy.custody import HoldState
 from proxy.errors import LegError
-from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.instances import Instance
 from proxy.phases import Phase
+from proxy.request.body import Encoded
+from proxy.request.generation import GenerationRequest
 from proxy.tokenizing import Tokenized
 
 

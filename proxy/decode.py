@@ -4,20 +4,20 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import ExitStack, suppress
 
 from proxy.accuracy import Comparison
-from proxy.body import Encoded
 from proxy.collaborators import Accounts
 from proxy.config import Deadlines
 from proxy.connectors.base import Connector, Handoff, read_answer
 from proxy.custody import Due, Hold
-from proxy.deadlines import within
 from proxy.errors import ConnectFailedError, LegError, NotSentError, StreamFailedError
-from proxy.event_stream import failure_in, without_params
 from proxy.exchange import Call, EngineStream, Reply, as_unary
 from proxy.healing import Healing
 from proxy.instances import Fleet
 from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.phases import Phase
 from proxy.placement import Placement, Question
+from proxy.request.body import Encoded
+from proxy.request.deadlines import within
+from proxy.request.event_stream import failure_in, without_params
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Candidate
 

@@ -37,7 +37,6 @@ from proxy.errors import (
 )
 from proxy.exchange import Call, Reply
 from proxy.fair_queue import ANONYMOUS
-from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.healing import Healing
 from proxy.instances import Fleet
@@ -48,12 +47,13 @@ from proxy.placement import Placement, Question
 from proxy.prefill import PrefillLegs
 from proxy.prompt_lists import serve_list
 from proxy.releases import Releases
+from proxy.request.generation import GenerationRequest
+from proxy.request.weights import generated_tokens
 from proxy.retry_budget import RetryBudget, backoff_s
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Candidate
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import Excess, Tokenized
-from proxy.weights import generated_tokens
 
 BUDGET_WAIT_S = 2.0
 """How long a failed request may wait for retry budget. Long enough for the watch to find out that an instance has

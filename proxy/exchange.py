@@ -14,7 +14,8 @@ import msgspec
 from proxy.admission import Ticket
 from proxy.collaborators import Answer
 from proxy.errors import DeadlineError, LegBrokenError, LegError, StreamFailedError
-from proxy.event_stream import (
+from proxy.headers import Headers
+from proxy.request.event_stream import (
     EventCutter,
     Failure,
     Verdict,
@@ -26,8 +27,7 @@ from proxy.event_stream import (
     wants_judging,
     without_params,
 )
-from proxy.generation import GenerationRequest
-from proxy.headers import Headers
+from proxy.request.generation import GenerationRequest
 from proxy.scheduling.decision import Decision
 
 MAX_HELD_EVENTS = 64

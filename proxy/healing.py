@@ -22,13 +22,13 @@ import msgspec
 from kvevents.block_keys import Prompt
 from kvevents.prefix_index import PrefixIndex
 from kvevents.slots import Slot
-from proxy.body import Body
 from proxy.config import MAIN_TIER
 from proxy.connectors import Handoff, asking_for_report
 from proxy.exchange import Call
 from proxy.headers import SESSION_ID
 from proxy.instances import Fleet, Instance
 from proxy.placement import USUAL_BLOCK_SIZE, Question
+from proxy.request.body import Body
 from proxy.scheduling.types import Candidate
 
 log = logging.getLogger(__name__)

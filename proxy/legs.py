@@ -8,7 +8,6 @@ from contextlib import ExitStack
 
 import msgspec
 
-from proxy.body import Encoded
 from proxy.collaborators import Answer, Client, Watch
 from proxy.denials import LEFT_OUT_S
 from proxy.errors import (
@@ -26,6 +25,7 @@ from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.instances import Fleet, Instance, Status
 from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
+from proxy.request.body import Encoded
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Candidate
 

@@ -5,14 +5,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from proxy.accuracy import Comparison
-from proxy.body import Body
 from proxy.collaborators import Accounts
 from proxy.connectors import Connector
 from proxy.connectors.base import most_answer_bytes
 from proxy.custody import Due, Hold
-from proxy.deadlines import within
 from proxy.errors import ConnectFailedError, LegError
-from proxy.event_stream import failure_in
 from proxy.exchange import Call, Reply, as_unary
 from proxy.fullness import FULL
 from proxy.healing import Healing
@@ -20,6 +17,9 @@ from proxy.legs import AttemptFailedError, Legs, Sent, chosen_of
 from proxy.phases import Phase
 from proxy.placement import Placement, Question
 from proxy.releases import Releases
+from proxy.request.body import Body
+from proxy.request.deadlines import within
+from proxy.request.event_stream import failure_in
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.types import Candidate
 from proxy.tasks import TaskOwner

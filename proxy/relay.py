@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 import msgspec
 from aiohttp import web
 
-from proxy.deadlines import NO_LIMIT, TimeLimit
 from proxy.errors import (
     DeadlineError,
     EngineFailedError,
@@ -21,6 +20,7 @@ from proxy.errors import (
     UnavailableError,
     envelope,
 )
+from proxy.request.deadlines import NO_LIMIT, TimeLimit
 
 CUT_GRACE_S = 1.0
 """How long a client may take to read what it was sent before its connection was cut."""

@@ -14,15 +14,15 @@ from typing import Protocol
 from proxy.collaborators import Client
 from proxy.connectors.base import Connector
 from proxy.custody import Hold, HoldState
-from proxy.deadlines import within
 from proxy.errors import LegError
 from proxy.exchange import Call
 from proxy.fullness import FULL
-from proxy.generation import Route
 from proxy.headers import REQUEST_ID
 from proxy.instances import Fleet, Instance, Status
 from proxy.logs import Occasionally
 from proxy.phases import Phase
+from proxy.request.deadlines import within
+from proxy.request.generation import Route
 
 REFUSED = frozenset({400, 404})
 """How an engine answers a release that it has carried out."""

@@ -15,7 +15,7 @@ from collections.abc import Hashable
 from concurrent.futures import Future
 from typing import Any
 
-from proxy.outline import Outline
+from proxy.request.outline import Outline
 
 COPIES = 2
 """The body as it came, and as it is sent to an engine."""

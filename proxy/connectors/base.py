@@ -5,7 +5,7 @@ from typing import Protocol
 import msgspec
 
 from kvevents.events import REPORT_SESSION
-from proxy.body import Body, Encoded
+from proxy.request.body import Body, Encoded
 
 MAX_PARAMS_BYTES = 4 << 20
 """Of one prefill answer's `kv_transfer_params`: a million tokens in blocks of 16 take half a MB for each cache group.

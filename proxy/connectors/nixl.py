@@ -2,8 +2,8 @@
 
 import msgspec
 
-from proxy.body import Body, Encoded
 from proxy.connectors.base import Handoff, one_token, read_answer
+from proxy.request.body import Body, Encoded
 
 _ASK = {"do_remote_decode": True, "do_remote_prefill": False}
 

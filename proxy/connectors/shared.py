@@ -1,7 +1,7 @@
 """Connectors that share KV through a store of their own: the same request twice, no params between the legs."""
 
-from proxy.body import Body, Encoded
 from proxy.connectors.base import Handoff, one_token, read_answer
+from proxy.request.body import Body, Encoded
 
 
 class SharedConnector:

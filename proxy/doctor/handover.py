@@ -15,10 +15,10 @@ from proxy.doctor.asking import Engines, ask
 from proxy.doctor.facts import Answer, Metrics, Moved, PairFacts, Trouble
 from proxy.doctor.probing import ASK_S, PROBE_S
 from proxy.exchange import Call
-from proxy.generation import GenerationRequest, Route, read_request
 from proxy.headers import REQUEST_ID
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.releases import Releases
+from proxy.request.generation import GenerationRequest, Route, read_request
 from proxy.tasks import TaskOwner
 
 TRIES = 3

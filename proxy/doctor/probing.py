@@ -17,8 +17,8 @@ from proxy.doctor.listening import Listener, port_taken
 from proxy.doctor.prompts import LEAST_WORDS
 from proxy.doctor.runs import Search
 from proxy.errors import LegError
-from proxy.generation import Route
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
+from proxy.request.generation import Route
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import LocalTokenizer, comparison
 from proxy.tokenizing.comparison import ask_tokens

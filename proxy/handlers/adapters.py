@@ -7,12 +7,12 @@ from aiohttp import web
 
 from proxy.app_keys import ADAPTERS
 from proxy.authentication import LOAD_ADAPTER, UNLOAD_ADAPTER
-from proxy.body import Body
 from proxy.errors import BadRequestError
 from proxy.handlers.admin import check_admin_key
 from proxy.handlers.openai import engine_headers, read_json_bytes
 from proxy.middlewares import NOTES_KEY
-from proxy.outline import is_large
+from proxy.request.body import Body
+from proxy.request.outline import is_large
 
 
 async def load_adapter(request: web.Request) -> web.Response:

@@ -14,7 +14,6 @@ from proxy import headers as names
 from proxy.admission import Ticket, weigh
 from proxy.app_keys import ADAPTERS, BODIES, CONFIG, DIRECTOR, METRICS, READER, STOPPING
 from proxy.clients import client_of, holder_of
-from proxy.deadlines import TimeLimit, time_limit
 from proxy.errors import (
     RETRY_SOON,
     BadRequestError,
@@ -28,7 +27,6 @@ from proxy.errors import (
     cut,
 )
 from proxy.exchange import Call, Reply
-from proxy.generation import GenerationRequest, Route, read_request
 from proxy.handlers.salting import salted
 from proxy.keep_alive import KeepAlive
 from proxy.logs import as_value
@@ -44,10 +42,12 @@ from proxy.middlewares import (
     cut_by_us,
     error_response,
 )
-from proxy.outline import is_large, outline
-from proxy.priorities import bounded, claimed
 from proxy.reading import in_time
 from proxy.relay import cut_stream, error_event, relay_stream
+from proxy.request.deadlines import TimeLimit, time_limit
+from proxy.request.generation import GenerationRequest, Route, read_request
+from proxy.request.outline import is_large, outline
+from proxy.request.priorities import bounded, claimed
 from proxy.stall import StallWatch
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from proxy.app_keys import SALTS
 from proxy.authentication import CLIENT_KEY, CLIENT_KEYS
 from proxy.client_salts import ClientSalts, read_own_salt
 from proxy.errors import BadRequestError
-from proxy.generation import GenerationRequest
+from proxy.request.generation import GenerationRequest
 
 CLIENT_PARAMETER = "client"
 """Of a question's query: the name of the key whose request it would be."""

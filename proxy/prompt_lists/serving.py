@@ -13,15 +13,15 @@ import msgspec
 
 from proxy.collaborators import Accounts
 from proxy.errors import EngineFailedError, LegBrokenError, LegError, StreamFailedError, UnavailableError
-from proxy.event_stream import DONE
 from proxy.exchange import Call, Reply
 from proxy.headers import Headers
 from proxy.legs import Reason
-from proxy.outline import LARGE_BODY_BYTES
 from proxy.phases import Phase
 from proxy.prompt_lists.answers import AnswerMerger
 from proxy.prompt_lists.split import split
 from proxy.prompt_lists.streams import EventReader, StreamMerger
+from proxy.request.event_stream import DONE
+from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.retry_budget import RetryBudget
 from proxy.tasks import TaskOwner
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from proxy.errors import BadRequestError
-from proxy.generation import GenerationRequest
+from proxy.request.generation import GenerationRequest
 
 MAX_PROMPTS = 128
 """Prompts in one list: each costs two legs at once, and one client should not hold a whole fleet."""

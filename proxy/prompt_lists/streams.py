@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from proxy.event_stream import DONE, EventCutter, events
 from proxy.prompt_lists.answers import renumbered
 from proxy.prompt_lists.usage import summed
+from proxy.request.event_stream import DONE, EventCutter, events
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from proxy.outline import SLICE_BYTES
+from proxy.request.outline import SLICE_BYTES
 
 UNKNOWN_CHARACTERS_A_TOKEN = 512
 """Where the vocabulary is not known: four times the longest token of those of GPT-4, Llama 3, Qwen and DeepSeek, which is 128

@@ -5,7 +5,7 @@ Until an engine has said it, what most engines do is assumed; what comes of it i
 
 from collections.abc import Collection, Mapping
 
-from proxy.generation import Route
+from proxy.request.generation import Route
 from proxy.tokenizing.members import MemberNames
 from proxy.tokenizing.schemas import Schema
 from proxy.tokenizing.tool_choices import Choice, Tools, together

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from proxy.body import Body
-from proxy.generation import Route
+from proxy.request.body import Body
+from proxy.request.generation import Route
 
 ASKED = {
     Route.CHAT: frozenset(

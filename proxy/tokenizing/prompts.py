@@ -13,11 +13,11 @@ import msgspec
 
 from kvevents.block_keys import Prompt
 from proxy.fair_queue import ANONYMOUS
-from proxy.generation import GenerationRequest
 from proxy.headers import Headers
 from proxy.instances import Fleet
 from proxy.logs import News, listed, quoted
-from proxy.outline import LARGE_BODY_BYTES
+from proxy.request.generation import GenerationRequest
+from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import engines, learning
 from proxy.tokenizing.bounds import Bounds, Excess

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from proxy.generation import Route
+from proxy.request.generation import Route
 
 MAX_SCHEMA_BYTES = 2 << 20
 """vLLM 0.32's has 286 kB."""

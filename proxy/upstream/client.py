@@ -17,7 +17,6 @@ import msgspec
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
-from proxy.body import Encoded, Pieces
 from proxy.config import Deadlines, InstanceSpec
 from proxy.descriptors import Descriptors
 from proxy.errors import (
@@ -30,6 +29,7 @@ from proxy.errors import (
     UnresolvedError,
 )
 from proxy.headers import Headers
+from proxy.request.body import Encoded, Pieces
 from proxy.tls import engine_context
 from proxy.upstream.bounds import in_words, most_bytes
 from proxy.upstream.names import FRESH_S, SILENT_S, Names, ResolverError

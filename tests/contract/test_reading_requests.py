@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from live.asking import CHAT, COMPLETIONS
 
-from proxy.generation import Route
+from proxy.request.generation import Route
 from proxy.simulation.openapi import CHAT as CHAT_MEMBERS
 from proxy.simulation.openapi import COMPLETION as COMPLETION_MEMBERS
 from proxy.tokenizing.schemas import read_schema

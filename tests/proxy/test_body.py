@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.body import Body
 from proxy.errors import BadRequestError
-from proxy.outline import MAX_DEPTH
+from proxy.request.body import Body
+from proxy.request.outline import MAX_DEPTH
 
 
 def test_numbers_strings_and_unknown_members_keep_their_text() -> None:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from proxy.body import Body
 from proxy.connectors import Handoff, NixlConnector, SharedConnector
 from proxy.connectors.base import MAX_PARAMS_BYTES
+from proxy.request.body import Body
 
 CLIENT = {
     "model": "tiny",

@@ -10,8 +10,8 @@ import pytest
 
 from proxy.app_keys import WATCH
 from proxy.config import Deadlines
-from proxy.deadlines import NO_LIMIT, time_limit
 from proxy.errors import BadRequestError, ConnectTimeoutError, DeadlineError, LegError
+from proxy.request.deadlines import NO_LIMIT, time_limit
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from proxy.upstream.client import EngineAnswer, EngineClient

@@ -5,9 +5,9 @@ import weakref
 
 import pytest
 
-from proxy import discarding
 from proxy.app_keys import BODIES, DISCARDING
-from proxy.discarding import LARGE_BYTES, Discarding
+from proxy.request import discarding
+from proxy.request.discarding import LARGE_BYTES, Discarding
 from tests.proxy.raw import POST
 from tests.proxy.service import fleet, wait_until
 

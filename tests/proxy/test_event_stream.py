@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.event_stream import (
+from proxy.prompt_lists.streams import EventReader
+from proxy.request.event_stream import (
     DONE,
     MAX_EVENT_BYTES,
     MAX_JUDGED_BYTES,
@@ -23,7 +24,6 @@ from proxy.event_stream import (
     verdict,
     without_params,
 )
-from proxy.prompt_lists.streams import EventReader
 
 ERROR = b'{"error": {"message": "Internal server error", "code": 500}}'
 

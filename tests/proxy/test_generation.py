@@ -7,7 +7,7 @@ import pytest
 
 from kvevents.events import REPORT_SESSION
 from proxy.errors import BadRequestError
-from proxy.generation import GenerationRequest, PromptShape, Route, read_request
+from proxy.request.generation import GenerationRequest, PromptShape, Route, read_request
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"prompt": "hi"}

@@ -11,7 +11,6 @@ import pytest
 
 from kvevents import BlockStored, PrefixIndex, Prompt, Slot
 from kvevents.events import REPORT_SESSION
-from proxy.body import Body
 from proxy.config import parse_instance
 from proxy.connectors import Handoff, asking_for_report
 from proxy.handlers.observe import INDEX
@@ -19,6 +18,7 @@ from proxy.healing import BURST, CONFIRM_S, RESERVE, SHARE, USELESS_AFTER, Heali
 from proxy.instances import Fleet, Instance
 from proxy.phases import Role
 from proxy.placement import Question
+from proxy.request.body import Body
 from proxy.scheduling.types import Candidate
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy.generation import Route, read_request
+from proxy.request.generation import Route, read_request
 from proxy.tokenizing import LocalTokenizer, read_model
 from proxy.tokenizing.fields import Ask, what_to_tokenize
 from tests.proxy.tiny_model import write_tiny_model

@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from proxy.body import Body
 from proxy.errors import BadRequestError
-from proxy.generation import _whole_number, truth
+from proxy.request.body import Body
+from proxy.request.generation import _whole_number, truth
 
 DIGITS = st.from_regex(r"[ +\-]{0,2}[0-9_]{0,6}(\.[0-9_e]{0,4})?[ \n]{0,2}", fullmatch=True)
 VALUES = st.one_of(

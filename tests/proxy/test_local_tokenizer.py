@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from proxy.errors import ConfigError
-from proxy.generation import Route, read_request
+from proxy.request.generation import Route, read_request
 from proxy.tokenizing import LocalTokenizer, NotExactError, find_model, read_model
 from proxy.tokenizing.fields import Ask, what_to_tokenize
 from proxy.tokenizing.pieces import _batches

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy import outline as module
-from proxy.body import Body
 from proxy.errors import BadRequestError
-from proxy.generation import MAX_MESSAGES, MAX_TOOLS, Route, read_request
-from proxy.outline import MANY_COMMAS, MAX_DEPTH, MAX_MEMBERS, MAX_VALUES, is_large, outline
+from proxy.request import outline as module
+from proxy.request.body import Body
+from proxy.request.generation import MAX_MESSAGES, MAX_TOOLS, Route, read_request
+from proxy.request.outline import MANY_COMMAS, MAX_DEPTH, MAX_MEMBERS, MAX_VALUES, is_large, outline
 
 TEXTS = st.text(st.sampled_from('ab"\\,:[]{}é漢😀 \n'), max_size=6)
 VALUES = st.recursive(
@@ -72,7 +72,7 @@ def test_what_is_no_object_is_refused(data: bytes) -> None:
 
 
 def test_escaped_pairs_are_found_wherever_a_piece_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.body._PIECE_BYTES", 16)
+    monkeypatch.setattr("proxy.request.body._PIECE_BYTES", 16)
     for shift in range(16):
         text = b'{"a":"' + b"x" * shift + b"\\ud83d\\ude00" * 5 + b'\\u4e2d\\\\\\""}'
         assert Body.of_outline(text, outline(text)).value("a")

@@ -7,8 +7,8 @@ import pytest
 
 from proxy.config import Admission
 from proxy.errors import ConfigError
-from proxy.generation import GenerationRequest, Route, read_request
-from proxy.priorities import bounded, claimed
+from proxy.request.generation import GenerationRequest, Route, read_request
+from proxy.request.priorities import bounded, claimed
 
 
 def read(members: dict[str, Any]) -> GenerationRequest:

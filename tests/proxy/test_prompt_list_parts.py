@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.body import Body
 from proxy.errors import (
     BadRequestError,
     EngineFailedError,
@@ -19,12 +18,13 @@ from proxy.errors import (
     UnavailableError,
 )
 from proxy.exchange import Call, Reply
-from proxy.generation import Route, read_request
 from proxy.prompt_lists import serve_list, serving
 from proxy.prompt_lists.answers import AnswerMerger
 from proxy.prompt_lists.split import split
 from proxy.prompt_lists.streams import EventReader, StreamMerger, event
 from proxy.prompt_lists.usage import summed
+from proxy.request.body import Body
+from proxy.request.generation import Route, read_request
 from proxy.retry_budget import RetryBudget
 from proxy.tasks import TaskOwner
 

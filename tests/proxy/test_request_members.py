@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from proxy.body import Body
-from proxy.generation import Route
+from proxy.request.body import Body
+from proxy.request.generation import Route
 from proxy.simulation.openapi import CHAT, COMPLETION, document
 from proxy.tokenizing.distrust import DISTRUST_S, MOST_KINDS, Distrust
 from proxy.tokenizing.engine_facts import EngineFacts

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.app_keys import BODIES, TOKENIZER
-from proxy.generation import GenerationRequest, Route, read_request
-from proxy.outline import is_large, outline
+from proxy.request.generation import GenerationRequest, Route, read_request
+from proxy.request.outline import is_large, outline
 from proxy.tokenizing import bounds as module
 from proxy.tokenizing import pieces, turns
 from proxy.tokenizing.bounds import Bounds, Excess, least_characters

@@ -8,12 +8,12 @@ import pytest
 
 from kvevents import PrefixIndex
 from proxy.config import Admission, parse_instance
-from proxy.generation import Route, read_request
 from proxy.instances import Fleet, Instance, Status
 from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
+from proxy.request.generation import Route, read_request
+from proxy.request.weights import MOST_SEQUENCES, generated_tokens
 from proxy.scheduling.policies import CacheAffinity
-from proxy.weights import MOST_SEQUENCES, generated_tokens
 
 EXPECTED = 500
 PROMPT: dict[str, Any] = {"prompt": "hi"}

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import msgspec
 
 from kvevents.events import REPORT_SESSION
-from proxy.body import MAX_SCALAR_BYTES, Body
 from proxy.errors import BadRequestError
-from proxy.outline import Outline
+from proxy.request.body import MAX_SCALAR_BYTES, Body
+from proxy.request.outline import Outline
 
 
 class Route(enum.StrEnum):

@@ -4,8 +4,8 @@ As vLLM reads them: lower goes first, the header `X-Vllm-Priority` counts if it 
 and who says nothing claims 0.
 """
 
-from proxy.generation import GenerationRequest, as_whole_number
 from proxy.headers import PRIORITY, Headers
+from proxy.request.generation import GenerationRequest, as_whole_number
 
 
 def claimed(request: GenerationRequest, header: str | None) -> int:

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from proxy.errors import BadRequestError
-from proxy.generation import COMPLETION_MAX_TOKENS, GenerationRequest, Route, as_whole_number, truth
+from proxy.request.generation import COMPLETION_MAX_TOKENS, GenerationRequest, Route, as_whole_number, truth
 
 MOST_SEQUENCES = 16_384
 """vLLM's own limit (`VLLM_MAX_N_SEQUENCES`); it refuses what asks for more."""

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from proxy.errors import BadRequestError
-from proxy.outline import (
+from proxy.request.outline import (
     LARGE_BODY_BYTES,
     MAX_DEPTH,
     MAX_MEMBERS,

@@ -1,0 +1,1 @@
+"""Pure: what a client asked, as a value that every leg can be made from, and what an engine streams back."""
