@@ -53,9 +53,9 @@ from proxy.discovery.told import ToldRules
 from proxy.doctor import Doctor
 from proxy.doors import keep_room
 from proxy.errors import ConfigError
+from proxy.fleet.instances import Fleet
 from proxy.handlers import adapters, admin, doctor, observe, openai, openapi
 from proxy.healing import Healing
-from proxy.instances import Fleet
 from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head

@@ -12,8 +12,8 @@ from proxy.config import Config
 from proxy.descriptors import Descriptors
 from proxy.director import Director
 from proxy.discovery import Adapters, FleetWatch
+from proxy.fleet.instances import Fleet
 from proxy.healing import Healing
-from proxy.instances import Fleet
 from proxy.metrics import Metrics
 from proxy.request.discarding import Discarding
 from proxy.state import Membership, StateKeeper

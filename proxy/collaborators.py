@@ -5,8 +5,8 @@ from typing import Protocol
 
 from proxy.custody import HoldState
 from proxy.errors import LegError
+from proxy.fleet.instances import Instance
 from proxy.headers import Headers
-from proxy.instances import Instance
 from proxy.phases import Phase
 from proxy.request.body import Encoded
 from proxy.request.generation import GenerationRequest

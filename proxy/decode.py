@@ -10,8 +10,8 @@ from proxy.connectors.base import Connector, Handoff, read_answer
 from proxy.custody import Due, Hold
 from proxy.errors import ConnectFailedError, LegError, NotSentError, StreamFailedError
 from proxy.exchange import Call, EngineStream, Reply, as_unary
+from proxy.fleet.instances import Fleet
 from proxy.healing import Healing
-from proxy.instances import Fleet
 from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.phases import Phase
 from proxy.placement import Placement, Question

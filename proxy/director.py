@@ -37,9 +37,9 @@ from proxy.errors import (
 )
 from proxy.exchange import Call, Reply
 from proxy.fair_queue import ANONYMOUS
+from proxy.fleet.instances import Fleet
 from proxy.headers import Headers
 from proxy.healing import Healing
-from proxy.instances import Fleet
 from proxy.legs import AttemptFailedError, Legs, Reason, chosen_of
 from proxy.lengths import longest_context, too_many_characters, too_many_tokens
 from proxy.phases import Phase, Role

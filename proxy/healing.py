@@ -25,8 +25,8 @@ from kvevents.slots import Slot
 from proxy.config import MAIN_TIER
 from proxy.connectors import Handoff, asking_for_report
 from proxy.exchange import Call
+from proxy.fleet.instances import Fleet, Instance
 from proxy.headers import SESSION_ID
-from proxy.instances import Fleet, Instance
 from proxy.placement import USUAL_BLOCK_SIZE, Question
 from proxy.request.body import Body
 from proxy.scheduling.types import Candidate

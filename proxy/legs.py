@@ -9,7 +9,6 @@ from contextlib import ExitStack
 import msgspec
 
 from proxy.collaborators import Answer, Client, Watch
-from proxy.denials import LEFT_OUT_S
 from proxy.errors import (
     ConnectFailedError,
     ConnectTimeoutError,
@@ -20,9 +19,10 @@ from proxy.errors import (
     StreamFailedError,
 )
 from proxy.exchange import Call, Reply
-from proxy.fullness import FULL, retry_after_s
+from proxy.fleet.denials import LEFT_OUT_S
+from proxy.fleet.fullness import FULL, retry_after_s
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
-from proxy.instances import Fleet, Instance, Status
 from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
 from proxy.request.body import Encoded

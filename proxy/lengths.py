@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterable
 
 from proxy.errors import BadRequestError
-from proxy.instances import Fleet, Instance
+from proxy.fleet.instances import Fleet, Instance
 from proxy.phases import Phase, Role
 
 TOO_LONG = "too long for it"

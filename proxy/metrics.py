@@ -14,10 +14,10 @@ from prometheus_client.registry import Collector
 from kvevents.events import Reason
 from kvevents.observer import NullObserver
 from kvevents.prefix_index import PrefixIndex
-from proxy.circuit import Circuit
 from proxy.config import WhenNoPrefill
 from proxy.custody import HoldState
-from proxy.instances import Fleet, Status
+from proxy.fleet.circuit import Circuit
+from proxy.fleet.instances import Fleet, Status
 from proxy.phases import Phase
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

@@ -11,7 +11,7 @@ from kvevents.block_keys import Prompt
 from kvevents.prefix_index import PrefixIndex
 from proxy.accuracy import Accuracy, Comparison
 from proxy.config import MAIN_TIER, Admission
-from proxy.instances import ASIDE, Claim, Fleet, Instance
+from proxy.fleet.instances import ASIDE, Claim, Fleet, Instance
 from proxy.lengths import TOO_LONG, Need
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Decision, Pick, pick

@@ -13,7 +13,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from proxy.accuracy import Accuracy
-from proxy.instances import Fleet
+from proxy.fleet.instances import Fleet
 from proxy.tallies import ERROR_BLOCKS
 
 

@@ -11,7 +11,7 @@ from proxy.connectors.base import most_answer_bytes
 from proxy.custody import Due, Hold
 from proxy.errors import ConnectFailedError, LegError
 from proxy.exchange import Call, Reply, as_unary
-from proxy.fullness import FULL
+from proxy.fleet.fullness import FULL
 from proxy.healing import Healing
 from proxy.legs import AttemptFailedError, Legs, Sent, chosen_of
 from proxy.phases import Phase

@@ -16,9 +16,9 @@ from proxy.connectors.base import Connector
 from proxy.custody import Hold, HoldState
 from proxy.errors import LegError
 from proxy.exchange import Call
-from proxy.fullness import FULL
+from proxy.fleet.fullness import FULL
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.headers import REQUEST_ID
-from proxy.instances import Fleet, Instance, Status
 from proxy.logs import Occasionally
 from proxy.phases import Phase
 from proxy.request.deadlines import within

@@ -25,7 +25,7 @@ from proxy.admission.ticket import Ticket
 from proxy.config import Admission, WhenNoPrefill
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError, cut, nothing_usable
 from proxy.fair_queue import FairQueue, QueueFullError, Waiting
-from proxy.instances import Fleet
+from proxy.fleet.instances import Fleet
 from proxy.phases import Phase
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision

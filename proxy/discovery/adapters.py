@@ -14,8 +14,8 @@ import msgspec
 from proxy.discovery import checks
 from proxy.discovery.checks import Checker, wrong_model
 from proxy.errors import LegError
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.headers import Headers
-from proxy.instances import Fleet, Instance, Status
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)

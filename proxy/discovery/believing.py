@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from proxy.accuracy import Accuracy, Change, Source
-from proxy.instances import Fleet, Instance
+from proxy.fleet.instances import Fleet, Instance
 from proxy.trust import Step
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Protocol
 from kvevents.prefix_index import PrefixIndex
 from proxy.discovery.metrics_page import lines_of
 from proxy.errors import LegError
-from proxy.instances import MOST_RANKS, Instance
+from proxy.fleet.instances import MOST_RANKS, Instance
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvevents import Reason
-from proxy.instances import Fleet, Instance, Status
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.logs import listed
 from proxy.phases import Phase
 

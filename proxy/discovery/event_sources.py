@@ -8,7 +8,7 @@ import msgspec
 from kvevents import SourceAddress
 from proxy.config import InstanceSpec
 from proxy.discovery.told import MOST_TOLD_RANKS, NotAllowedError, ToldRules, is_loopback, read_endpoint
-from proxy.instances import MOST_RANKS
+from proxy.fleet.instances import MOST_RANKS
 
 
 def told_sources(spec: InstanceSpec) -> list[SourceAddress]:

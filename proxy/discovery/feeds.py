@@ -21,7 +21,7 @@ from proxy.discovery.capacity import METRICS, Capacities
 from proxy.discovery.event_sources import read_sources, told_sources
 from proxy.discovery.told import UNPROVEN_RANKS, NotAllowedError, ToldRules
 from proxy.errors import LegError
-from proxy.instances import Instance, Status
+from proxy.fleet.instances import Instance, Status
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from proxy.circuit import MISSED_MOST, Circuit
 from proxy.discovery.checks import Check, Finding
-from proxy.instances import Instance, Status
+from proxy.fleet.circuit import MISSED_MOST, Circuit
+from proxy.fleet.instances import Instance, Status
 
 log = logging.getLogger(__name__)
 

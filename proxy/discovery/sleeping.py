@@ -14,7 +14,7 @@ import msgspec
 
 from proxy.discovery.metrics_page import lines_of
 from proxy.errors import LegError
-from proxy.instances import Instance, Status
+from proxy.fleet.instances import Instance, Status
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
-from proxy.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S, Breaker
 from proxy.config import Config, InstanceSpec
 from proxy.discovery import checks, health, sleeping
 from proxy.discovery.changes import Changes
@@ -30,7 +29,8 @@ from proxy.errors import (
     NotFoundError,
     OurTroubleError,
 )
-from proxy.instances import Fleet, Instance, Status
+from proxy.fleet.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S, Breaker
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.state import NOTHING, Present, Restored
 from proxy.tasks import TaskOwner
 

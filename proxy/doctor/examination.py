@@ -24,7 +24,7 @@ from proxy.doctor.facts import EngineFacts, PairFacts
 from proxy.doctor.findings import Finding, InstanceReport, PairReport, Report, skipped
 from proxy.doctor.handover import HandOver
 from proxy.doctor.probing import MAX_RANKS, Probing, Service
-from proxy.instances import Fleet, Instance, Status
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.releases import RELEASE_TIMEOUT_S, Releases
 from proxy.tasks import TaskOwner

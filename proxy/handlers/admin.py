@@ -16,8 +16,8 @@ from proxy.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from proxy.fleet.instances import Instance
 from proxy.handlers.openai import read_json_bytes
-from proxy.instances import Instance
 from proxy.middlewares import NOTES_KEY
 from proxy.on_loopback import why_not_local
 from proxy.phases import Role

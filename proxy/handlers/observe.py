@@ -27,14 +27,14 @@ from proxy.app_keys import (
     STOPPING,
     TOKENIZER,
 )
-from proxy.circuit import Circuit
 from proxy.config import WhenNoPrefill
 from proxy.errors import UnavailableError
+from proxy.fleet.circuit import Circuit
+from proxy.fleet.instances import Instance, Status
 from proxy.handlers.admin import check_operator
 from proxy.handlers.openai import engine_headers, generation_request
 from proxy.handlers.salting import salted_as_asked
 from proxy.healing import Healing
-from proxy.instances import Instance, Status
 from proxy.lengths import longest_context
 from proxy.middlewares import LOAD_KEY
 from proxy.phases import Phase, Role

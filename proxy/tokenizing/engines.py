@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from proxy.errors import LegError
 from proxy.fair_queue import ANONYMOUS
+from proxy.fleet.instances import Fleet
 from proxy.headers import Headers
-from proxy.instances import Fleet
 from proxy.tasks import TaskOwner
 from proxy.tokenizing.slots import FairSlots
 

@@ -12,8 +12,8 @@ from typing import Protocol
 import msgspec
 
 from proxy.errors import LegBrokenError, LegError
+from proxy.fleet.instances import Instance
 from proxy.headers import Headers
-from proxy.instances import Instance
 from proxy.logs import quoted
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.schemas import MAX_SCHEMA_BYTES, Schema, read_schema

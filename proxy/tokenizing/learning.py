@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from proxy.errors import LegError
-from proxy.instances import Fleet, Instance
+from proxy.fleet.instances import Fleet, Instance
 from proxy.logs import quoted
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import comparison, fact_finding

@@ -13,8 +13,8 @@ import msgspec
 
 from kvevents.block_keys import Prompt
 from proxy.fair_queue import ANONYMOUS
+from proxy.fleet.instances import Fleet
 from proxy.headers import Headers
-from proxy.instances import Fleet
 from proxy.logs import News, listed, quoted
 from proxy.request.generation import GenerationRequest
 from proxy.request.outline import LARGE_BODY_BYTES

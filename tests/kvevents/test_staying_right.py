@@ -18,7 +18,7 @@ from kvevents import State, Subscriber
 from proxy.config import parse_instance
 from proxy.discovery.feeds import EventFeeds
 from proxy.errors import LegError
-from proxy.instances import Instance
+from proxy.fleet.instances import Instance
 from proxy.phases import Role
 from proxy.tasks import TaskOwner
 from tests.kvevents.bench import ENGINE, SLOT, Bench, Heard, until

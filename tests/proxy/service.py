@@ -15,7 +15,7 @@ from proxy.admission import Gate
 from proxy.app import create_runner
 from proxy.app_keys import DIRECTOR, FLEET, GATE
 from proxy.config import Config, parse_instance
-from proxy.instances import Fleet
+from proxy.fleet.instances import Fleet
 from proxy.phases import Role
 from proxy.scheduling.types import Candidate, Leg, Policy
 from proxy.simulation import StandIn, StandInConfig

@@ -10,7 +10,7 @@ from proxy.accuracy import Accuracy
 from proxy.config import parse_instance
 from proxy.discovery import Believing
 from proxy.discovery.believing import LOOK_EVERY_S
-from proxy.instances import Fleet, Instance
+from proxy.fleet.instances import Fleet, Instance
 from proxy.phases import Role
 from proxy.tallies import Cause
 

@@ -10,7 +10,7 @@ from proxy.app_keys import WATCH
 from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.discovery import changes
 from proxy.discovery.changes import SILENT_S, Changes
-from proxy.instances import Fleet, Instance, Status
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Role
 from proxy.simulation.faults import Fault
 from tests.proxy.service import engines, fleet, kvproxy, wait_until

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.circuit import (
+from proxy.config import Health
+from proxy.fleet.circuit import (
     CHARGES_MOST,
     EJECTED_MOST_S,
     JITTER,
@@ -17,7 +18,6 @@ from proxy.circuit import (
     Breaker,
     Circuit,
 )
-from proxy.config import Health
 
 CLOSED, OPEN, HALF_OPEN = Circuit.CLOSED, Circuit.OPEN, Circuit.HALF_OPEN
 

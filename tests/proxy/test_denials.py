@@ -1,6 +1,6 @@
 """When an engine that answers 404 for a model it lists is believed."""
 
-from proxy.denials import LEFT_OUT_S, MOST_MODELS, Denials
+from proxy.fleet.denials import LEFT_OUT_S, MOST_MODELS, Denials
 
 
 def test_the_second_time_in_a_row_is_believed_for_a_while_and_then_each_time() -> None:

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from proxy.config import Admission
-from proxy.instances import Status
+from proxy.fleet.instances import Status
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.service import UNHURRIED, Pair, fleet, prose, wait_until

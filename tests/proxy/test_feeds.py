@@ -16,7 +16,7 @@ from proxy.discovery.event_sources import read_sources
 from proxy.discovery.feeds import EventFeeds
 from proxy.discovery.told import NotAllowedError, ToldRules, events_bind
 from proxy.errors import ConfigError, LegError
-from proxy.instances import Instance
+from proxy.fleet.instances import Instance
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault

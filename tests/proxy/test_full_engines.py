@@ -9,11 +9,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy import fullness, releases
+from proxy import releases
 from proxy.app_keys import DIRECTOR, GATE, WATCH
-from proxy.circuit import Circuit
 from proxy.config import Admission, Health, Retries
-from proxy.fullness import TOLD_LEAST_S
+from proxy.fleet import fullness
+from proxy.fleet.circuit import Circuit
+from proxy.fleet.fullness import TOLD_LEAST_S
 from proxy.healing import Healing
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.fullness import (
+from proxy.fleet.fullness import (
     FORGOTTEN_S,
     PAUSE_FIRST_S,
     PAUSE_MOST_S,

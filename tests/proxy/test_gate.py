@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from kvevents import PrefixIndex, Prompt
-from proxy import fullness
 from proxy.admission import Admitted, Gate, Ticket
-from proxy.circuit import Breaker, Circuit
 from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.discovery.checks import Check, Finding
 from proxy.discovery.health import HealthBook
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
-from proxy.instances import Claim, Fleet, Instance, Status
+from proxy.fleet import fullness
+from proxy.fleet.circuit import Breaker, Circuit
+from proxy.fleet.instances import Claim, Fleet, Instance, Status
 from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
 from proxy.scheduling.policies import CacheAffinity, LeastLoad

@@ -13,9 +13,9 @@ from kvevents import BlockStored, PrefixIndex, Prompt, Slot
 from kvevents.events import REPORT_SESSION
 from proxy.config import parse_instance
 from proxy.connectors import Handoff, asking_for_report
+from proxy.fleet.instances import Fleet, Instance
 from proxy.handlers.observe import INDEX
 from proxy.healing import BURST, CONFIRM_S, RESERVE, SHARE, USELESS_AFTER, Healing
-from proxy.instances import Fleet, Instance
 from proxy.phases import Role
 from proxy.placement import Question
 from proxy.request.body import Body

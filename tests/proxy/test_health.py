@@ -13,12 +13,12 @@ import pytest
 from stand_in.fleet import StandInFleet
 from vllm_cpu.fleet import plan
 
-from proxy import circuit as circuits
 from proxy.app_keys import WATCH
-from proxy.circuit import Circuit
 from proxy.config import Config, Health, parse_instance
 from proxy.discovery import health
-from proxy.instances import Instance, Status
+from proxy.fleet import circuit as circuits
+from proxy.fleet.circuit import Circuit
+from proxy.fleet.instances import Instance, Status
 from proxy.phases import Role
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from kvevents import PrefixIndex
-from proxy.circuit import CHARGES_MOST, Breaker
 from proxy.config import parse_instance
 from proxy.errors import LegBrokenError
-from proxy.instances import Fleet, Instance, Status
+from proxy.fleet.circuit import CHARGES_MOST, Breaker
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.legs import AttemptFailedError, Legs
 from proxy.phases import Phase, Role
 from proxy.placement import Placement

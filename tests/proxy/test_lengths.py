@@ -9,7 +9,7 @@ import pytest
 
 from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.errors import BadRequestError
-from proxy.instances import Fleet, Instance, Status
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.lengths import TOO_LONG, Need, longest_context
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig

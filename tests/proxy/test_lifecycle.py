@@ -18,7 +18,7 @@ from proxy.app_keys import WATCH
 from proxy.config import Admission, Health, parse_instance
 from proxy.discovery import watch
 from proxy.errors import ConfigError
-from proxy.instances import Status
+from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault

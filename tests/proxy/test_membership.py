@@ -18,7 +18,7 @@ from live.proxy import ProxyProcess
 
 from proxy.app_keys import MEMBERSHIP, WATCH
 from proxy.config import Config, Security, State
-from proxy.instances import Status
+from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.state.members import FORMAT

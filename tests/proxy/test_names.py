@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from proxy.circuit import Circuit
 from proxy.config import Deadlines, Health, parse_instance
 from proxy.errors import ConnectFailedError, OurTroubleError, UnresolvedError
-from proxy.instances import Status
+from proxy.fleet.circuit import Circuit
+from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn
 from proxy.upstream.client import EngineClient

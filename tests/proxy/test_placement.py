@@ -5,9 +5,9 @@ from collections import Counter
 from typing import Any
 
 from kvevents import BlockStored, PrefixIndex, Prompt
-from proxy.circuit import Breaker
 from proxy.config import Admission, parse_instance
-from proxy.instances import Fleet, Instance, Status
+from proxy.fleet.circuit import Breaker
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision

@@ -9,11 +9,11 @@ import aiohttp
 import pytest
 
 from proxy.app_keys import WATCH
-from proxy.circuit import Circuit
 from proxy.config import Health, Retries
 from proxy.discovery.sleeping import Depth, read_depth
 from proxy.errors import LegBrokenError
-from proxy.instances import Instance, Status
+from proxy.fleet.circuit import Circuit
+from proxy.fleet.instances import Instance, Status
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from proxy.tasks import TaskOwner

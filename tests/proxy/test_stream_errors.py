@@ -8,9 +8,9 @@ import pytest
 
 from proxy import director
 from proxy.app_keys import DIRECTOR
-from proxy.circuit import Circuit
 from proxy.config import Retries
-from proxy.instances import Status
+from proxy.fleet.circuit import Circuit
+from proxy.fleet.instances import Status
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from tests.proxy.raw import send

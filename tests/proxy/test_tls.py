@@ -11,7 +11,7 @@ import pytest
 from proxy.cli import main
 from proxy.config import Admission, Config, Security, parse_instance
 from proxy.errors import ConfigError
-from proxy.instances import Status
+from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.tls import server_context
 from tests.proxy.certificates import Authority, Files, tls_front

@@ -9,8 +9,8 @@ import pytest
 
 from proxy.config import parse_instance
 from proxy.errors import LegBrokenError
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.headers import Headers
-from proxy.instances import Fleet, Instance, Status
 from proxy.phases import Role
 from proxy.request.generation import GenerationRequest, Route, read_request
 from proxy.tasks import TaskOwner

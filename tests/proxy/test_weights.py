@@ -8,7 +8,7 @@ import pytest
 
 from kvevents import PrefixIndex
 from proxy.config import Admission, parse_instance
-from proxy.instances import Fleet, Instance, Status
+from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Phase, Role
 from proxy.placement import Placement, Question
 from proxy.request.generation import Route, read_request

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from proxy.circuit import Breaker, Circuit
 from proxy.config import InstanceSpec
-from proxy.denials import Denials
-from proxy.fullness import Fullness
+from proxy.fleet.circuit import Breaker, Circuit
+from proxy.fleet.denials import Denials
+from proxy.fleet.fullness import Fullness
 from proxy.phases import Phase, Role
 
 ASIDE = ("slow start", "not answering", "failing", "half-open", "circuit open")
