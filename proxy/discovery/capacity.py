@@ -9,9 +9,9 @@ import re
 from typing import Protocol
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.discovery.metrics_page import lines_of
 from proxy.errors import LegError
 from proxy.fleet.instances import MOST_RANKS, Instance
+from proxy.upstream.metrics_page import lines_of
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import msgspec
 
-from proxy.discovery.metrics_page import lines_of
 from proxy.errors import LegError
 from proxy.fleet.instances import Instance, Status
+from proxy.upstream.metrics_page import lines_of
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.discovery.event_sources import read_sources
-from proxy.discovery.metrics_page import lines_of
 from proxy.discovery.told import NotAllowedError, ToldRules
 from proxy.doctor.facts import Answer, Metrics, Trouble
 from proxy.errors import ConnectFailedError, DeadlineError, LegError
 from proxy.headers import Headers
+from proxy.upstream.metrics_page import lines_of
 
 MAX_WORDS = 300
 """Of an engine's own error message."""
