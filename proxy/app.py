@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from kvevents.block_keys import BlockHasher
 from kvevents.prefix_index import PrefixIndex
-from proxy.accuracy import Accuracy
 from proxy.admission import BodyBudget, Gate
 from proxy.app_keys import (
     ACCURACY,
@@ -40,6 +39,10 @@ from proxy.app_keys import (
     WATCH,
 )
 from proxy.authentication import CLIENT_KEYS, LOAD_ADAPTER, UNLOAD_ADAPTER, authenticate
+from proxy.caches.accuracy import Accuracy
+from proxy.caches.believing import Believing
+from proxy.caches.feeds import EventFeeds
+from proxy.caches.told import ToldRules
 from proxy.client_keys import ClientKeys
 from proxy.client_salts import LEAST_SECRET_BYTES, ClientSalts, read_secret
 from proxy.config import AllowedInstances, Config, WhenNoPrefill
@@ -48,8 +51,7 @@ from proxy.cors import CorsRules
 from proxy.cross_origin import allow_origins
 from proxy.descriptors import Descriptors, open_descriptors
 from proxy.director import Director
-from proxy.discovery import Adapters, Believing, EventFeeds, FleetWatch
-from proxy.discovery.told import ToldRules
+from proxy.discovery import Adapters, FleetWatch
 from proxy.doctor import Doctor
 from proxy.doors import keep_room
 from proxy.errors import ConfigError

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
-from proxy.accuracy import Accuracy
 from proxy.admission import BodyBudget, Gate
+from proxy.caches.accuracy import Accuracy
 from proxy.client_salts import ClientSalts
 from proxy.config import Config
 from proxy.descriptors import Descriptors

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import ExitStack, suppress
 
-from proxy.accuracy import Comparison
+from proxy.caches.accuracy import Comparison
 from proxy.collaborators import Accounts
 from proxy.config import Deadlines
 from proxy.connectors.base import Connector, Handoff, read_answer

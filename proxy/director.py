@@ -14,9 +14,9 @@ from contextlib import ExitStack
 
 import msgspec
 
-from proxy.accuracy import Comparison
 from proxy.admission import ENGINES_FULL, Gate
 from proxy.attempts import Attempts
+from proxy.caches.accuracy import Comparison
 from proxy.collaborators import Accounts, Client, Tokenizer, Watch
 from proxy.config import Admission, Deadlines, Retries
 from proxy.connectors.base import Connector

@@ -12,9 +12,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from proxy.accuracy import Accuracy
+from proxy.caches.accuracy import Accuracy
+from proxy.caches.tallies import ERROR_BLOCKS
 from proxy.fleet.instances import Fleet
-from proxy.tallies import ERROR_BLOCKS
 
 
 class AccuracyCollector(Collector):

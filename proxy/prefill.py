@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from proxy.accuracy import Comparison
+from proxy.caches.accuracy import Comparison
 from proxy.collaborators import Accounts
 from proxy.connectors import Connector
 from proxy.connectors.base import most_answer_bytes

@@ -1,8 +1,8 @@
 """Who the instances are, whether they can be used, and where they publish their KV events."""
 
+from proxy.caches.believing import Believing
+from proxy.caches.feeds import EventFeeds
 from proxy.discovery.adapters import Adapters, Told
-from proxy.discovery.believing import Believing
-from proxy.discovery.feeds import EventFeeds
 from proxy.discovery.startup import StartupError
 from proxy.discovery.watch import FleetWatch
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
+from proxy.caches.feeds import EventFeeds
 from proxy.config import Config, InstanceSpec
 from proxy.discovery import checks, health, sleeping
 from proxy.discovery.changes import Changes
 from proxy.discovery.checks import Check, Checker, Finding, wrong_model
-from proxy.discovery.feeds import EventFeeds
 from proxy.discovery.health import Accounts, HealthBook
 from proxy.discovery.sleeping import Depth, Sleepers
 from proxy.discovery.startup import StartupError, see_start_through

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.discovery.event_sources import read_sources
-from proxy.discovery.told import NotAllowedError, ToldRules
+from proxy.caches.event_addresses import read_sources
+from proxy.caches.told import NotAllowedError, ToldRules
 from proxy.doctor.facts import Answer, Metrics, Trouble
 from proxy.errors import ConnectFailedError, DeadlineError, LegError
 from proxy.headers import Headers

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import msgspec
 
 from kvevents import Context
+from proxy.caches.told import ToldRules
 from proxy.collaborators import Client
 from proxy.config import Config, InstanceSpec, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.custody import HoldState
-from proxy.discovery.told import ToldRules
 from proxy.doctor import asking, engine_steps, event_steps, pair_steps, version_steps
 from proxy.doctor.facts import EngineFacts, PairFacts
 from proxy.doctor.findings import Finding, InstanceReport, PairReport, Report, skipped

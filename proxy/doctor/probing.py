@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import msgspec
 
 from kvevents import Context, Prompt, SourceAddress
+from proxy.caches.event_addresses import told_sources
+from proxy.caches.told import ToldRules
 from proxy.connectors.base import read_answer
-from proxy.discovery.event_sources import told_sources
-from proxy.discovery.told import ToldRules
 from proxy.doctor import asking, prompts
 from proxy.doctor.asking import ask
 from proxy.doctor.facts import Answer, EngineFacts, RankFacts, Send

@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.accuracy import Accuracy
 from proxy.app_keys import (
     ACCURACY,
     BODIES,
@@ -27,6 +26,7 @@ from proxy.app_keys import (
     STOPPING,
     TOKENIZER,
 )
+from proxy.caches.accuracy import Accuracy
 from proxy.config import WhenNoPrefill
 from proxy.errors import UnavailableError
 from proxy.fleet.circuit import Circuit

@@ -15,8 +15,8 @@ import pytest
 from fuzz.good_engine import GoodEngine
 
 from kvevents import State, Subscriber
+from proxy.caches.feeds import EventFeeds
 from proxy.config import parse_instance
-from proxy.discovery.feeds import EventFeeds
 from proxy.errors import LegError
 from proxy.fleet.instances import Instance
 from proxy.phases import Role

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvevents import BlockRemoved, BlockStored, PrefixIndex, Prompt
-from proxy.accuracy import IN_DOUBT_S, Accuracy, Change, Comparison
-from proxy.scheduling.predicted import SETTLE_S
-from proxy.trust import MISSES_TO_DISTRUST, REBUILD_FIRST_S, Step
+from proxy.caches.accuracy import IN_DOUBT_S, Accuracy, Change, Comparison
+from proxy.caches.expected import SETTLE_S
+from proxy.caches.trust import MISSES_TO_DISTRUST, REBUILD_FIRST_S, Step
 
 E = "e:1"
 BLOCKS = 6

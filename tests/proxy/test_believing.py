@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 
 from kvevents import BlockRemoved, BlockStored, PrefixIndex
-from proxy.accuracy import Accuracy
+from proxy.caches.accuracy import Accuracy
+from proxy.caches.believing import LOOK_EVERY_S, Believing
+from proxy.caches.tallies import Cause
 from proxy.config import parse_instance
-from proxy.discovery import Believing
-from proxy.discovery.believing import LOOK_EVERY_S
 from proxy.fleet.instances import Fleet, Instance
 from proxy.phases import Role
-from proxy.tallies import Cause
 
 ENGINE = "engine:8000"
 

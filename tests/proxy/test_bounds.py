@@ -7,9 +7,9 @@ import pytest
 from hostile.raw_engine import HEALTHY, answer, raw_engine
 
 from proxy.app_keys import WATCH
+from proxy.caches.capacity import read_capacities
 from proxy.config import Health, parse_instance
 from proxy.connectors.base import MAX_PARAMS_BYTES, most_answer_bytes
-from proxy.discovery.capacity import read_capacities
 from proxy.discovery.checks import MOST_MODELS
 from proxy.discovery.sleeping import Depth, read_depth
 from proxy.errors import TooLongError

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from kvevents import Context
+from proxy.caches.told import ToldRules
 from proxy.config import parse_instance
-from proxy.discovery.told import ToldRules
 from proxy.doctor.facts import Answer, EngineFacts, Metrics, RankFacts
 from proxy.doctor.probing import Probing
 from proxy.headers import Headers

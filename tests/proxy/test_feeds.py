@@ -11,10 +11,10 @@ from hostile.raw_engine import Pieces, answer, raw_engine
 from live.ports import free_ports
 
 from kvevents import BlockStored, NullObserver, PrefixIndex, SourceAddress
+from proxy.caches.event_addresses import read_sources
+from proxy.caches.feeds import EventFeeds
+from proxy.caches.told import NotAllowedError, ToldRules, events_bind
 from proxy.config import AllowedInstances, Config, Security, parse_instance
-from proxy.discovery.event_sources import read_sources
-from proxy.discovery.feeds import EventFeeds
-from proxy.discovery.told import NotAllowedError, ToldRules, events_bind
 from proxy.errors import ConfigError, LegError
 from proxy.fleet.instances import Instance
 from proxy.phases import Role

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.caches.expected import PredictedBlocks
 from proxy.phases import Phase
 from proxy.scheduling.decision import pick
 from proxy.scheduling.policies import CacheAffinity, LeastLoad, RoundRobin, load_policy
-from proxy.scheduling.predicted import PredictedBlocks
 from proxy.scheduling.types import Candidate, Leg, Policy
 
 LEG = Leg(Phase.PREFILL, "tiny", 100)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.trust import (
+from proxy.caches.trust import (
     MISSES_TO_DISTRUST,
     REBUILD_FIRST_S,
     REBUILD_MOST_S,

@@ -146,7 +146,7 @@ async def test_bursts_in_a_small_cache_miss_by_races_alone() -> None:
 async def test_an_index_that_is_wrong_is_rebuilt_and_believed_again(
     pair: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "proxy.discovery.believing")
+    caplog.set_level(logging.INFO, "proxy.caches.believing")
     service, (engine, other) = pair.service, pair.engines.prefill
     for which in range(3):
         imagine(service, engine, which)
@@ -168,7 +168,7 @@ async def test_an_index_that_is_wrong_is_rebuilt_and_believed_again(
 async def test_a_rank_that_is_wrong_again_is_chosen_by_load_until_it_is_right(
     pair: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "proxy.discovery.believing")
+    caplog.set_level(logging.INFO, "proxy.caches.believing")
     service, (engine, other) = pair.service, pair.engines.prefill
     for which in range(3):
         imagine(service, engine, which)
@@ -197,8 +197,8 @@ async def test_a_rank_that_is_wrong_again_is_chosen_by_load_until_it_is_right(
 async def test_an_engine_that_hides_its_evictions_is_started_over(
     pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.trust.REBUILD_FIRST_S", 0.1)
-    caplog.set_level(logging.INFO, "proxy.discovery.believing")
+    monkeypatch.setattr("proxy.caches.trust.REBUILD_FIRST_S", 0.1)
+    caplog.set_level(logging.INFO, "proxy.caches.believing")
     service, (engine, other) = pair.service, pair.engines.prefill
     await service.admin("/instances/drain", {"type": "prefill", "instance": other.address})
     pool = engine.model.cache.pool

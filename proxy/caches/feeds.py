@@ -16,10 +16,10 @@ from kvevents import (
     open_context,
     sweep_away,
 )
-from proxy.discovery import capacity
-from proxy.discovery.capacity import METRICS, Capacities
-from proxy.discovery.event_sources import read_sources, told_sources
-from proxy.discovery.told import UNPROVEN_RANKS, NotAllowedError, ToldRules
+from proxy.caches import capacity
+from proxy.caches.capacity import METRICS, Capacities
+from proxy.caches.event_addresses import read_sources, told_sources
+from proxy.caches.told import UNPROVEN_RANKS, NotAllowedError, ToldRules
 from proxy.errors import LegError
 from proxy.fleet.instances import Instance, Status
 from proxy.tasks import TaskOwner

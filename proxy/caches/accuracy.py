@@ -18,10 +18,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from proxy.removals import Removals
-from proxy.scheduling.predicted import SETTLE_S
-from proxy.tallies import Cause, Counts, Outcome
-from proxy.trust import Step, Trust
+from proxy.caches.expected import SETTLE_S
+from proxy.caches.removals import Removals
+from proxy.caches.tallies import Cause, Counts, Outcome
+from proxy.caches.trust import Step, Trust
 
 IN_DOUBT_S = 60.0
 """How long misses wait for a source that is in doubt: as long as a replay may take."""

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from proxy.accuracy import Accuracy, Change, Source
+from proxy.caches.accuracy import Accuracy, Change, Source
+from proxy.caches.trust import Step
 from proxy.fleet.instances import Fleet, Instance
-from proxy.trust import Step
 
 log = logging.getLogger(__name__)
 
