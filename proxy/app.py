@@ -61,6 +61,7 @@ from proxy.healing import Healing
 from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head
+from proxy.observability.snapshots import StateCollector
 from proxy.placement import Placement
 from proxy.prediction_metrics import AccuracyCollector
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
@@ -68,10 +69,12 @@ from proxy.private_files import check_key_file, readable_by_others
 from proxy.request.discarding import Discarding
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
-from proxy.state import Membership, StateCollector, StateDirectory, StateKeeper
+from proxy.snapshots.directory import StateDirectory
+from proxy.snapshots.keeper import StateKeeper
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, configured_tokenizer
 from proxy.upstream.client import EngineClient
+from proxy.watching.membership.admin import Membership
 
 log = logging.getLogger(__name__)
 

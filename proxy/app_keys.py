@@ -16,8 +16,9 @@ from proxy.fleet.instances import Fleet
 from proxy.healing import Healing
 from proxy.metrics import Metrics
 from proxy.request.discarding import Discarding
-from proxy.state import Membership, StateKeeper
+from proxy.snapshots.keeper import StateKeeper
 from proxy.tokenizing import PromptTokenizer
+from proxy.watching.membership.admin import Membership
 
 CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
 DIRECTOR: web.AppKey[Director] = web.AppKey("director", Director)

@@ -31,8 +31,8 @@ from proxy.errors import (
 )
 from proxy.fleet.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S, Breaker
 from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.state import NOTHING, Present, Restored
 from proxy.tasks import TaskOwner
+from proxy.watching.membership.members import NOTHING, Present, Restored
 
 log = logging.getLogger(__name__)
 

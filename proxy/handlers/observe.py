@@ -39,7 +39,7 @@ from proxy.lengths import longest_context
 from proxy.middlewares import LOAD_KEY
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Pick
-from proxy.state import StateKeeper
+from proxy.snapshots.keeper import StateKeeper
 
 REGISTRY: web.AppKey[CollectorRegistry] = web.AppKey("registry", CollectorRegistry)
 INDEX: web.AppKey[PrefixIndex] = web.AppKey("index", PrefixIndex)

@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from proxy.state.disk_thread import DiskThread
+from proxy.snapshots.disk_thread import DiskThread
 
 HANGS = """
 import threading
-from proxy.state.disk_thread import DiskThread
+from proxy.snapshots.disk_thread import DiskThread
 begun, never = threading.Event(), threading.Event()
 thread = DiskThread()
 thread.submit(lambda: (begun.set(), never.wait()))

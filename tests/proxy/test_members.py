@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.config import AllowedInstances, EventSource, InstanceSpec, as_text, parse_instance
 from proxy.phases import Role
-from proxy.state.members import (
+from proxy.watching.membership.members import (
     FORMAT,
     Members,
     MembersError,

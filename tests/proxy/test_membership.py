@@ -21,7 +21,7 @@ from proxy.config import Config, Security, State
 from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
-from proxy.state.members import FORMAT
+from proxy.watching.membership.members import FORMAT
 from tests.proxy.service import ADMIN_KEY, Engines, Service, ask, engines, kvproxy, wait_until
 
 
@@ -265,7 +265,7 @@ async def test_a_disk_that_fails_keeps_nobody_from_changing_anything(
 async def test_a_disk_that_hangs_holds_nobody_up_for_long(
     at: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.state.membership.WRITE_S", 0.1)
+    monkeypatch.setattr("proxy.watching.membership.admin.WRITE_S", 0.1)
     answers = threading.Event()
     async with engines(1, 1) as made, StandIn() as new:
         async with served(made, at) as service:

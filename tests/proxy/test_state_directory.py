@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from proxy.errors import ConfigError
-from proxy.state.directory import MOST_BROKEN, StateDirectory, UnusableFileError
+from proxy.snapshots.directory import MOST_BROKEN, StateDirectory, UnusableFileError
 
 ONE, OTHER = "10.0.0.1:8100", "[2001:db8::1]:8100"
 

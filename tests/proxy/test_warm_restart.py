@@ -17,7 +17,7 @@ from live.proxy import ProxyProcess
 from proxy.app_keys import STATE
 from proxy.config import State
 from proxy.simulation import StandIn
-from proxy.state.directory import StateDirectory
+from proxy.snapshots.directory import StateDirectory
 from tests.proxy.service import Engines, Service, ask, engines, kvproxy, prose, wait_until
 
 WRAPS = {"buffer_steps": 5}
@@ -263,8 +263,8 @@ async def test_a_disk_that_hangs_keeps_no_engine_from_coming_up(
 ) -> None:
     let_go = threading.Event()
     monkeypatch.setattr(StateDirectory, "read", lambda *_: let_go.wait(30) and None)
-    monkeypatch.setattr("proxy.state.restorer.READ_S", 0.05)
-    monkeypatch.setattr("proxy.state.keeper.LAST_S", 0.2)
+    monkeypatch.setattr("proxy.snapshots.restorer.READ_S", 0.05)
+    monkeypatch.setattr("proxy.snapshots.keeper.LAST_S", 0.2)
     async with engines(1, 1) as made:
         async with kvproxy(made.config(state=kept(at))) as service:
             await chat(service, 2)
@@ -305,7 +305,7 @@ async def test_snapshots_that_nobody_claims_go_after_an_hour(
         async with kvproxy(made.config(state=kept(at, 0.02))) as service:
             await chat(service, 2)
             await wait_until(lambda: len(snapshots(at)) == 3, "snapshots")
-        monkeypatch.setattr("proxy.state.keeper.UNCLAIMED_S", 0.0)
+        monkeypatch.setattr("proxy.snapshots.keeper.UNCLAIMED_S", 0.0)
         async with kvproxy(made.config(state=kept(at, 0.02))) as service:
             await wait_until(lambda: len(snapshots(at)) == 2, "the removal of what nobody claims")
             assert known(service) == cached(made)

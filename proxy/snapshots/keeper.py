@@ -13,10 +13,10 @@ from typing import Any, Protocol, TypeVar
 from kvevents import Checkpoint, PrefixIndex, Resume, Subscriber
 from kvevents.snapshot import Snapshot, encode, fingerprint
 from proxy.logs import Occasionally
-from proxy.state import restorer
-from proxy.state.directory import StateDirectory
-from proxy.state.disk_thread import DiskThread
-from proxy.state.restorer import Found, Restorer
+from proxy.snapshots import restorer
+from proxy.snapshots.directory import StateDirectory
+from proxy.snapshots.disk_thread import DiskThread
+from proxy.snapshots.restorer import Found, Restorer
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)

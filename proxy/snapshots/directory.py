@@ -16,7 +16,7 @@ from collections.abc import Collection
 
 from proxy.errors import ConfigError
 from proxy.private_files import check_directory
-from proxy.state import secret
+from proxy.snapshots import secret
 
 MOST_BROKEN = 8
 """Files that were set aside and are kept for a look: enough to see what happened, too few to fill a disk."""

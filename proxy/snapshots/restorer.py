@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from kvevents import Checkpoint, PrefixIndex, Resumed, Subscriber, in_slices
 from kvevents.snapshot import Snapshot, SnapshotError, decode
-from proxy.state.directory import StateDirectory, UnusableFileError
+from proxy.snapshots.directory import StateDirectory, UnusableFileError
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 from proxy.config import InstanceSpec
-from proxy.state import members
-from proxy.state.directory import StateDirectory, UnusableFileError
-from proxy.state.disk_thread import DiskThread
-from proxy.state.members import NOTHING, MembersError, Present, Restored
+from proxy.snapshots.directory import StateDirectory, UnusableFileError
+from proxy.snapshots.disk_thread import DiskThread
+from proxy.watching.membership import members
+from proxy.watching.membership.members import NOTHING, MembersError, Present, Restored
 
 log = logging.getLogger(__name__)
 

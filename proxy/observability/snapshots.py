@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from proxy.state.keeper import StateKeeper
+from proxy.snapshots.keeper import StateKeeper
 
 
 class StateCollector(Collector):

@@ -1,0 +1,1 @@
+"""What happened, counted: series for Prometheus, with bounded labels."""

@@ -1,0 +1,1 @@
+"""Who the instances are: what was configured, and what an operator changed while kvproxy ran."""
