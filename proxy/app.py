@@ -51,7 +51,6 @@ from proxy.cors import CorsRules
 from proxy.cross_origin import allow_origins
 from proxy.descriptors import Descriptors, open_descriptors
 from proxy.director import Director
-from proxy.discovery import Adapters, FleetWatch
 from proxy.doctor import Doctor
 from proxy.doors import keep_room
 from proxy.errors import ConfigError
@@ -74,7 +73,9 @@ from proxy.snapshots.keeper import StateKeeper
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, configured_tokenizer
 from proxy.upstream.client import EngineClient
+from proxy.watching.adapters import Adapters
 from proxy.watching.membership.admin import Membership
+from proxy.watching.watch import FleetWatch
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,15 @@ from proxy.client_salts import ClientSalts
 from proxy.config import Config
 from proxy.descriptors import Descriptors
 from proxy.director import Director
-from proxy.discovery import Adapters, FleetWatch
 from proxy.fleet.instances import Fleet
 from proxy.healing import Healing
 from proxy.metrics import Metrics
 from proxy.request.discarding import Discarding
 from proxy.snapshots.keeper import StateKeeper
 from proxy.tokenizing import PromptTokenizer
+from proxy.watching.adapters import Adapters
 from proxy.watching.membership.admin import Membership
+from proxy.watching.watch import FleetWatch
 
 CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
 DIRECTOR: web.AppKey[Director] = web.AppKey("director", Director)

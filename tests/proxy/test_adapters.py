@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from proxy.config import Health, Security
-from proxy.discovery import adapters
 from proxy.handlers.adapters import overall_status
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
+from proxy.watching import adapters
 from tests.proxy.service import ADMIN_KEY, Answer, Pair, Service, ask, fleet
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"

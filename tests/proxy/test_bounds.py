@@ -10,13 +10,13 @@ from proxy.app_keys import WATCH
 from proxy.caches.capacity import read_capacities
 from proxy.config import Health, parse_instance
 from proxy.connectors.base import MAX_PARAMS_BYTES, most_answer_bytes
-from proxy.discovery.checks import MOST_MODELS
-from proxy.discovery.sleeping import Depth, read_depth
 from proxy.errors import TooLongError
 from proxy.phases import Role
 from proxy.upstream.bounds import MAX_ANSWER_BYTES, MAX_MODELS_BYTES, in_words, most_bytes
 from proxy.upstream.client import EngineClient
 from proxy.upstream.metrics_page import MAX_LINES, lines_of
+from proxy.watching.checks import MOST_MODELS
+from proxy.watching.sleeping import Depth, read_depth
 from tests.proxy.service import engines, fleet, kvproxy, wait_until
 
 IN_BUFFERS_BYTES = 16 << 20

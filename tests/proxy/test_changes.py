@@ -8,11 +8,11 @@ import pytest
 from kvevents import Reason
 from proxy.app_keys import WATCH
 from proxy.config import Admission, WhenNoPrefill, parse_instance
-from proxy.discovery import changes
-from proxy.discovery.changes import SILENT_S, Changes
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Role
 from proxy.simulation.faults import Fault
+from proxy.watching import changes
+from proxy.watching.changes import SILENT_S, Changes
 from tests.proxy.service import engines, fleet, kvproxy, wait_until
 
 PREFILL, DECODE = "127.0.0.1:1", "127.0.0.1:2"

@@ -12,8 +12,6 @@ import pytest
 from kvevents import PrefixIndex, Prompt
 from proxy.admission import Admitted, Gate, Ticket
 from proxy.config import Admission, WhenNoPrefill, parse_instance
-from proxy.discovery.checks import Check, Finding
-from proxy.discovery.health import HealthBook
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
 from proxy.fleet import fullness
 from proxy.fleet.circuit import Breaker, Circuit
@@ -23,6 +21,8 @@ from proxy.placement import Placement, Question
 from proxy.scheduling.policies import CacheAffinity, LeastLoad
 from proxy.scheduling.types import Candidate, Leg
 from proxy.tasks import TaskOwner
+from proxy.watching.checks import Check, Finding
+from proxy.watching.health import HealthBook
 
 
 class Counted(LeastLoad):

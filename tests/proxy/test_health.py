@@ -15,13 +15,13 @@ from vllm_cpu.fleet import plan
 
 from proxy.app_keys import WATCH
 from proxy.config import Config, Health, parse_instance
-from proxy.discovery import health
 from proxy.fleet import circuit as circuits
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Instance, Status
 from proxy.phases import Role
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
+from proxy.watching import health
 from tests.proxy.service import (
     ADMIN_KEY,
     UNHURRIED,

@@ -16,7 +16,6 @@ import pytest
 
 from proxy.app_keys import WATCH
 from proxy.config import Admission, Health, parse_instance
-from proxy.discovery import watch
 from proxy.errors import ConfigError
 from proxy.fleet.instances import Status
 from proxy.phases import Role
@@ -24,6 +23,7 @@ from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from proxy.simulation.latency import PROFILES
 from proxy.tasks import TaskOwner
+from proxy.watching import watch
 from tests.proxy.service import UNHURRIED, Engines, ask, engines, fleet, kvproxy, wait_until
 
 # -- adding and removing --------------------------------------------------------------------------------------

@@ -10,13 +10,13 @@ import pytest
 
 from proxy.app_keys import WATCH
 from proxy.config import Health, Retries
-from proxy.discovery.sleeping import Depth, read_depth
 from proxy.errors import LegBrokenError
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Instance, Status
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from proxy.tasks import TaskOwner
+from proxy.watching.sleeping import Depth, read_depth
 from tests.proxy.service import (
     DEADLINE_S,
     UNHURRIED,
@@ -87,7 +87,7 @@ async def test_it_gets_no_legs_and_no_blame_and_is_back_at_once(
             await post(pair.service, sleeper, "/wake_up")
             await is_in(pair, sleeper, Status.UP)
             assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-            said = [r.getMessage() for r in caplog.records if r.name == "proxy.discovery.health"]
+            said = [r.getMessage() for r in caplog.records if r.name == "proxy.watching.health"]
             assert [words.partition(" is ")[2] for words in said] == [
                 "asleep: it gets no legs until it is awake",
                 "awake",

@@ -12,12 +12,6 @@ from typing import Any, NamedTuple, Protocol
 
 from proxy.caches.feeds import EventFeeds
 from proxy.config import Config, InstanceSpec
-from proxy.discovery import checks, health, sleeping
-from proxy.discovery.changes import Changes
-from proxy.discovery.checks import Check, Checker, Finding, wrong_model
-from proxy.discovery.health import Accounts, HealthBook
-from proxy.discovery.sleeping import Depth, Sleepers
-from proxy.discovery.startup import StartupError, see_start_through
 from proxy.errors import (
     BadRequestError,
     ConfigError,
@@ -32,7 +26,13 @@ from proxy.errors import (
 from proxy.fleet.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S, Breaker
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.tasks import TaskOwner
+from proxy.watching import checks, health, sleeping
+from proxy.watching.changes import Changes
+from proxy.watching.checks import Check, Checker, Finding, wrong_model
+from proxy.watching.health import Accounts, HealthBook
 from proxy.watching.membership.members import NOTHING, Present, Restored
+from proxy.watching.sleeping import Depth, Sleepers
+from proxy.watching.startup import StartupError, see_start_through
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from proxy.discovery import checks
-from proxy.discovery.checks import Checker, wrong_model
 from proxy.errors import LegError
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.headers import Headers
 from proxy.tasks import TaskOwner
+from proxy.watching import checks
+from proxy.watching.checks import Checker, wrong_model
 
 log = logging.getLogger(__name__)
 

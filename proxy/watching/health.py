@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from proxy.discovery.checks import Check, Finding
 from proxy.fleet.circuit import MISSED_MOST, Circuit
 from proxy.fleet.instances import Instance, Status
+from proxy.watching.checks import Check, Finding
 
 log = logging.getLogger(__name__)
 
