@@ -61,11 +61,11 @@ from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head
 from proxy.observability.snapshots import StateCollector
-from proxy.placement import Placement
 from proxy.prediction_metrics import AccuracyCollector
 from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.private_files import check_key_file, readable_by_others
 from proxy.request.discarding import Discarding
+from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
 from proxy.snapshots.directory import StateDirectory

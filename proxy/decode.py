@@ -14,11 +14,11 @@ from proxy.fleet.instances import Fleet
 from proxy.healing import Healing
 from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.phases import Phase
-from proxy.placement import Placement, Question
 from proxy.request.body import Encoded
 from proxy.request.deadlines import within
 from proxy.request.event_stream import failure_in, without_params
 from proxy.scheduling.decision import Decision
+from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
 
 MAX_READ_BYTES = 64 << 10

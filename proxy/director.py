@@ -41,9 +41,7 @@ from proxy.fleet.instances import Fleet
 from proxy.headers import Headers
 from proxy.healing import Healing
 from proxy.legs import AttemptFailedError, Legs, Reason, chosen_of
-from proxy.lengths import longest_context, too_many_characters, too_many_tokens
 from proxy.phases import Phase, Role
-from proxy.placement import Placement, Question
 from proxy.prefill import PrefillLegs
 from proxy.prompt_lists import serve_list
 from proxy.releases import Releases
@@ -51,6 +49,8 @@ from proxy.request.generation import GenerationRequest
 from proxy.request.weights import generated_tokens
 from proxy.retry_budget import RetryBudget, backoff_s
 from proxy.scheduling.decision import Decision
+from proxy.scheduling.lengths import longest_context, too_many_characters, too_many_tokens
+from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import Excess, Tokenized

@@ -27,8 +27,8 @@ from proxy.connectors import Handoff, asking_for_report
 from proxy.exchange import Call
 from proxy.fleet.instances import Fleet, Instance
 from proxy.headers import SESSION_ID
-from proxy.placement import USUAL_BLOCK_SIZE, Question
 from proxy.request.body import Body
+from proxy.scheduling.placement import USUAL_BLOCK_SIZE, Question
 from proxy.scheduling.types import Candidate
 
 log = logging.getLogger(__name__)

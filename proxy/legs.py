@@ -24,9 +24,9 @@ from proxy.fleet.fullness import FULL, retry_after_s
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.phases import Phase, Role
-from proxy.placement import Placement, Question
 from proxy.request.body import Encoded
 from proxy.scheduling.decision import Decision
+from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from proxy.fleet.fullness import FULL
 from proxy.healing import Healing
 from proxy.legs import AttemptFailedError, Legs, Sent, chosen_of
 from proxy.phases import Phase
-from proxy.placement import Placement, Question
 from proxy.releases import Releases
 from proxy.request.body import Body
 from proxy.request.deadlines import within
 from proxy.request.event_stream import failure_in
 from proxy.scheduling.decision import Decision
+from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
 from proxy.tasks import TaskOwner
 

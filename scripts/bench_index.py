@@ -27,7 +27,7 @@ from kvevents.applier import Applier  # noqa: E402
 from proxy.config import parse_instance  # noqa: E402
 from proxy.fleet.instances import Fleet, Instance, Status  # noqa: E402
 from proxy.phases import Role  # noqa: E402
-from proxy.placement import Placement, Question  # noqa: E402
+from proxy.scheduling.placement import Placement, Question  # noqa: E402
 from proxy.scheduling.policies import CacheAffinity  # noqa: E402
 
 BLOCK = 16

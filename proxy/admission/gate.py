@@ -27,8 +27,8 @@ from proxy.errors import NotFoundError, RateLimitError, RequestError, Unavailabl
 from proxy.fair_queue import FairQueue, QueueFullError, Waiting
 from proxy.fleet.instances import Fleet
 from proxy.phases import Phase
-from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
+from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import FULL, NO_ROOM, SAYS_FULL
 
 ENGINES_FULL = "engines_full"

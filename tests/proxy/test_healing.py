@@ -17,8 +17,8 @@ from proxy.fleet.instances import Fleet, Instance
 from proxy.handlers.observe import INDEX
 from proxy.healing import BURST, CONFIRM_S, RESERVE, SHARE, USELESS_AFTER, Healing
 from proxy.phases import Role
-from proxy.placement import Question
 from proxy.request.body import Body
+from proxy.scheduling.placement import Question
 from proxy.scheduling.types import Candidate
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault

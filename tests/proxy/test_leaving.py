@@ -11,7 +11,7 @@ from proxy.fleet.circuit import CHARGES_MOST, Breaker
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.legs import AttemptFailedError, Legs
 from proxy.phases import Phase, Role
-from proxy.placement import Placement
+from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import RoundRobin
 
 NOW = 100.0

@@ -10,8 +10,8 @@ import pytest
 from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.errors import BadRequestError
 from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.lengths import TOO_LONG, Need, longest_context
 from proxy.phases import Role
+from proxy.scheduling.lengths import TOO_LONG, Need, longest_context
 from proxy.simulation import StandIn, StandInConfig
 from proxy.tasks import TaskOwner
 from tests.proxy.service import Engines, Pair, kvproxy, wait_until

@@ -9,8 +9,8 @@ from proxy.config import Admission, parse_instance
 from proxy.fleet.circuit import Breaker
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Phase, Role
-from proxy.placement import Placement, Question
 from proxy.scheduling.decision import Decision
+from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.policies import CacheAffinity
 
 PREFIX = list(range(1000, 2000))

@@ -15,7 +15,7 @@ from proxy.flags import read_config
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.handlers.observe import INDEX
 from proxy.phases import Phase, Role
-from proxy.placement import Placement, Question
+from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.policies import CacheAffinity
 from proxy.simulation import StandIn, StandInConfig
 from tests.kvevents.publisher import Publisher

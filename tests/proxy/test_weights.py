@@ -10,9 +10,9 @@ from kvevents import PrefixIndex
 from proxy.config import Admission, parse_instance
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Phase, Role
-from proxy.placement import Placement, Question
 from proxy.request.generation import Route, read_request
 from proxy.request.weights import MOST_SEQUENCES, generated_tokens
+from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.policies import CacheAffinity
 
 EXPECTED = 500

@@ -13,9 +13,9 @@ from proxy.caches.accuracy import Accuracy, Comparison
 from proxy.caches.expected import PredictedBlocks
 from proxy.config import MAIN_TIER, Admission
 from proxy.fleet.instances import ASIDE, Claim, Fleet, Instance
-from proxy.lengths import TOO_LONG, Need
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Decision, Pick, pick
+from proxy.scheduling.lengths import TOO_LONG, Need
 from proxy.scheduling.types import FULL, NO_ROOM, SAYS_FULL, Candidate, Leg, Policy
 
 FAILED = "failed just now"
