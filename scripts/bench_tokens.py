@@ -21,8 +21,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from proxy.simulation.model_files import write_model
 from proxy.tokenizing import LocalTokenizer, find_model, read_model
-from proxy.tokenizing.exactness import Cuts
-from proxy.tokenizing.pieces import PieceCache
+from proxy.tokenizing.local.exactness import Cuts
+from proxy.tokenizing.local.pieces import PieceCache
 
 VOCABULARY = 16_000
 TURNS = 20

@@ -9,8 +9,8 @@ import msgspec
 
 from proxy.errors import ConfigError
 from proxy.headers import Headers
-from proxy.tokenizing.files import TOKENIZER_FILE, find_model, read_model
-from proxy.tokenizing.local import LocalTokenizer
+from proxy.tokenizing.local.files import TOKENIZER_FILE, find_model, read_model
+from proxy.tokenizing.local.tokenizer import LocalTokenizer
 from proxy.tokenizing.parity import questions
 
 CHECK_TIMEOUT_S = 10.0

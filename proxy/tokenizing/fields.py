@@ -10,8 +10,8 @@ from proxy.errors import BadRequestError
 from proxy.request.body import MAX_SCALAR_BYTES, Body, lists_of_numbers
 from proxy.request.generation import GenerationRequest, PromptShape, Route
 from proxy.request.outline import contains, slices
-from proxy.tokenizing.bounds import MOST_WORK_VALUES, Bounds, Excess, least_characters
 from proxy.tokenizing.engine_facts import EngineFacts
+from proxy.tokenizing.local.bounds import MOST_WORK_VALUES, Bounds, Excess, least_characters
 from proxy.tokenizing.members import NO_MEMBERS, TRUNCATING, VARIABLES, Members, kind_of, members_of
 from proxy.tokenizing.tool_choices import Choice, Tools
 

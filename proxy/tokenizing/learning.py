@@ -17,7 +17,7 @@ from proxy.tokenizing import comparison, fact_finding
 from proxy.tokenizing.comparison import ask_tokens, bodies, tokenizer_at
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.fact_finding import FactFinder
-from proxy.tokenizing.local import LocalTokenizer
+from proxy.tokenizing.local.tokenizer import LocalTokenizer
 from proxy.tokenizing.parity import Difference, Parity, difference
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from proxy.request.generation import GenerationRequest
 from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import engines, learning
-from proxy.tokenizing.bounds import Bounds, Excess
 from proxy.tokenizing.distrust import Distrust
 from proxy.tokenizing.engines import DEADLINE_S, EngineTokenizer
 from proxy.tokenizing.fields import (
@@ -34,7 +33,8 @@ from proxy.tokenizing.fields import (
     sort_members,
 )
 from proxy.tokenizing.learning import Learning
-from proxy.tokenizing.local import INLINE_BYTES, LocalTokenizer, NotExactError, TooLongError
+from proxy.tokenizing.local.bounds import Bounds, Excess
+from proxy.tokenizing.local.tokenizer import INLINE_BYTES, LocalTokenizer, NotExactError, TooLongError
 from proxy.tokenizing.members import NO_MEMBERS, Members
 
 log = logging.getLogger(__name__)

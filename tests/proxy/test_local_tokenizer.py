@@ -13,8 +13,8 @@ from proxy.errors import ConfigError
 from proxy.request.generation import Route, read_request
 from proxy.tokenizing import LocalTokenizer, NotExactError, find_model, read_model
 from proxy.tokenizing.fields import Ask, what_to_tokenize
-from proxy.tokenizing.pieces import _batches
-from proxy.tokenizing.templates import ChatTemplate, TemplateRefusedError
+from proxy.tokenizing.local.pieces import _batches
+from proxy.tokenizing.local.templates import ChatTemplate, TemplateRefusedError
 from tests.proxy.tiny_model import write_tiny_model
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -124,7 +124,7 @@ def test_what_the_tokenizer_is_given_at_once_is_bounded(
     models: dict[str, LocalTokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["word " * n for n in (1, 30, 2, 3, 40, 1)]
-    monkeypatch.setattr("proxy.tokenizing.pieces.SLICE_CHARACTERS", 40)
+    monkeypatch.setattr("proxy.tokenizing.local.pieces.SLICE_CHARACTERS", 40)
     batches = list(_batches(texts))
     assert [text for batch in batches for text in batch] == texts
     assert all(len(batch) == 1 or sum(map(len, batch)) <= 40 for batch in batches)

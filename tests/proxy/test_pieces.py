@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
-from proxy.tokenizing import pieces
-from proxy.tokenizing.exactness import Cuts, cuts_of
-from proxy.tokenizing.pieces import PieceCache
+from proxy.tokenizing.local import pieces
+from proxy.tokenizing.local.exactness import Cuts, cuts_of
+from proxy.tokenizing.local.pieces import PieceCache
 from tests.proxy import toy_tokenizers as toys
 
 NOWHERE, SPECIAL, WORDS = "nowhere", "at special tokens", "between words, too"

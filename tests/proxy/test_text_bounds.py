@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from proxy.app_keys import BODIES, TOKENIZER
 from proxy.request.generation import GenerationRequest, Route, read_request
 from proxy.request.outline import is_large, outline
-from proxy.tokenizing import bounds as module
-from proxy.tokenizing import pieces, turns
-from proxy.tokenizing.bounds import Bounds, Excess, least_characters
 from proxy.tokenizing.fields import Ask, Given, Unknowable, what_to_tokenize
-from proxy.tokenizing.local import LocalTokenizer
+from proxy.tokenizing.local import bounds as module
+from proxy.tokenizing.local import pieces, turns
+from proxy.tokenizing.local.bounds import Bounds, Excess, least_characters
+from proxy.tokenizing.local.tokenizer import LocalTokenizer
 from tests.proxy.service import Pair, fleet, wait_until
 from tests.proxy.tiny_model import write_tiny_model
 

@@ -15,10 +15,10 @@ from proxy.phases import Role
 from proxy.request.generation import GenerationRequest, Route, read_request
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, parity
-from proxy.tokenizing.bounds import Bounds
 from proxy.tokenizing.distrust import DISTRUST_S
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.fields import MEDIA_TOKENS, Ask, Given, Truncation, Unknowable, what_to_tokenize
+from proxy.tokenizing.local.bounds import Bounds
 from proxy.tokenizing.tool_choices import Choice, Tools
 
 MESSAGES = [{"role": "user", "content": "hi"}]

@@ -13,7 +13,7 @@ import pytest
 from proxy.app_keys import TOKENIZER
 from proxy.simulation.model_files import write_model
 from proxy.tasks import TaskOwner
-from proxy.tokenizing.turns import SLICE_CHARACTERS, Job, Slice, Turns, at_once
+from proxy.tokenizing.local.turns import SLICE_CHARACTERS, Job, Slice, Turns, at_once
 from tests.proxy.service import UNHURRIED, Service, fleet, wait_until
 
 

@@ -10,8 +10,8 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from proxy.tokenizing.exactness import Cuts
-from proxy.tokenizing.turns import SLICE_CHARACTERS, Job, Slice, at_once
+from proxy.tokenizing.local.exactness import Cuts
+from proxy.tokenizing.local.turns import SLICE_CHARACTERS, Job, Slice, at_once
 
 CHUNK = 1024
 """Characters of a piece between words: about 250 tokens, 1 KiB each of text and of ids. Half costs more look-ups for the

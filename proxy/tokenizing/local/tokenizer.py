@@ -16,12 +16,12 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from proxy.fair_queue import ANONYMOUS
-from proxy.tokenizing.conversations import UnclearError, conversation_of, is_stub, tools_of
-from proxy.tokenizing.exactness import Cuts, cuts_of
-from proxy.tokenizing.files import ModelFiles
-from proxy.tokenizing.pieces import PieceCache
-from proxy.tokenizing.templates import ChatTemplate, ChatTemplates
-from proxy.tokenizing.turns import Job, Slice, Turns, at_once
+from proxy.tokenizing.local.conversations import UnclearError, conversation_of, is_stub, tools_of
+from proxy.tokenizing.local.exactness import Cuts, cuts_of
+from proxy.tokenizing.local.files import ModelFiles
+from proxy.tokenizing.local.pieces import PieceCache
+from proxy.tokenizing.local.templates import ChatTemplate, ChatTemplates
+from proxy.tokenizing.local.turns import Job, Slice, Turns, at_once
 
 INLINE_BYTES = 8192
 """Longer questions leave the event loop: about 2 ms of tokenizing if nothing of it is known."""
