@@ -50,24 +50,24 @@ from proxy.connectors import CONNECTORS
 from proxy.cors import CorsRules
 from proxy.cross_origin import allow_origins
 from proxy.descriptors import Descriptors, open_descriptors
-from proxy.director import Director
 from proxy.doctor import Doctor
 from proxy.doors import keep_room
 from proxy.errors import ConfigError
 from proxy.fleet.instances import Fleet
 from proxy.handlers import adapters, admin, doctor, observe, openai, openapi
-from proxy.healing import Healing
 from proxy.listening import ServiceRunner
 from proxy.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head
 from proxy.observability.snapshots import StateCollector
 from proxy.prediction_metrics import AccuracyCollector
-from proxy.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.private_files import check_key_file, readable_by_others
 from proxy.request.discarding import Discarding
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import Policy
+from proxy.serving.director import Director
+from proxy.serving.healing import Healing
+from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.snapshots.directory import StateDirectory
 from proxy.snapshots.keeper import StateKeeper
 from proxy.tasks import TaskOwner

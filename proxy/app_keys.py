@@ -10,11 +10,11 @@ from proxy.caches.accuracy import Accuracy
 from proxy.client_salts import ClientSalts
 from proxy.config import Config
 from proxy.descriptors import Descriptors
-from proxy.director import Director
 from proxy.fleet.instances import Fleet
-from proxy.healing import Healing
 from proxy.metrics import Metrics
 from proxy.request.discarding import Discarding
+from proxy.serving.director import Director
+from proxy.serving.healing import Healing
 from proxy.snapshots.keeper import StateKeeper
 from proxy.tokenizing import PromptTokenizer
 from proxy.watching.adapters import Adapters

@@ -15,18 +15,18 @@ import msgspec
 
 from kvevents import Context
 from proxy.caches.told import ToldRules
-from proxy.collaborators import Client
 from proxy.config import Config, InstanceSpec, WhenNoPrefill
 from proxy.connectors import CONNECTORS
-from proxy.custody import HoldState
 from proxy.doctor import asking, engine_steps, event_steps, pair_steps, version_steps
 from proxy.doctor.facts import EngineFacts, PairFacts
 from proxy.doctor.findings import Finding, InstanceReport, PairReport, Report, skipped
 from proxy.doctor.handover import HandOver
 from proxy.doctor.probing import MAX_RANKS, Probing, Service
 from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.prefill import ABANDONED_PREFILL_GRACE_S
-from proxy.releases import RELEASE_TIMEOUT_S, Releases
+from proxy.serving.handover.custody import HoldState
+from proxy.serving.handover.releases import RELEASE_TIMEOUT_S, Releases
+from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
+from proxy.serving.ports import Client
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import LocalTokenizer
 from proxy.tokenizing.comparison import tokenizer_at

@@ -9,16 +9,16 @@ import time
 import msgspec
 
 from proxy.connectors import Connector
-from proxy.custody import Due, Hold, HoldState
 from proxy.doctor import asking, prompts
 from proxy.doctor.asking import Engines, ask
 from proxy.doctor.facts import Answer, Metrics, Moved, PairFacts, Trouble
 from proxy.doctor.probing import ASK_S, PROBE_S
-from proxy.exchange import Call
 from proxy.headers import REQUEST_ID
-from proxy.prefill import ABANDONED_PREFILL_GRACE_S
-from proxy.releases import Releases
 from proxy.request.generation import GenerationRequest, Route, read_request
+from proxy.serving.exchange import Call
+from proxy.serving.handover.custody import Due, Hold, HoldState
+from proxy.serving.handover.releases import Releases
+from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.tasks import TaskOwner
 
 TRIES = 3

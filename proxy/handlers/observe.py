@@ -34,11 +34,11 @@ from proxy.fleet.instances import Instance, Status
 from proxy.handlers.admin import check_operator
 from proxy.handlers.openai import engine_headers, generation_request
 from proxy.handlers.salting import salted_as_asked
-from proxy.healing import Healing
 from proxy.middlewares import LOAD_KEY
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.lengths import longest_context
+from proxy.serving.healing import Healing
 from proxy.snapshots.keeper import StateKeeper
 
 REGISTRY: web.AppKey[CollectorRegistry] = web.AppKey("registry", CollectorRegistry)

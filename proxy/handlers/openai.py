@@ -26,7 +26,6 @@ from proxy.errors import (
     UnsupportedMediaTypeError,
     cut,
 )
-from proxy.exchange import Call, Reply
 from proxy.handlers.salting import salted
 from proxy.keep_alive import KeepAlive
 from proxy.logs import as_value
@@ -48,6 +47,7 @@ from proxy.request.deadlines import TimeLimit, time_limit
 from proxy.request.generation import GenerationRequest, Route, read_request
 from proxy.request.outline import is_large, outline
 from proxy.request.priorities import bounded, claimed
+from proxy.serving.exchange import Call, Reply
 from proxy.stall import StallWatch
 
 T = TypeVar("T")

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from proxy import releases
 from proxy.app_keys import DIRECTOR
-from proxy.attempts import Attempts
 from proxy.config import Retries
 from proxy.errors import ConnectTimeoutError, LegBrokenError, LegError, NoSocketError
-from proxy.exchange import Reply
-from proxy.legs import AttemptFailedError
 from proxy.phases import Phase
+from proxy.serving.attempts import Attempts
+from proxy.serving.exchange import Reply
+from proxy.serving.handover import releases
+from proxy.serving.legs.leg import AttemptFailedError
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.service import InOrder, Pair, fleet, prose, wait_until

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 
-from proxy import prefill as prefill_leg
-from proxy import releases
 from proxy.app import shut_down
 from proxy.config import LEASE_MARGIN_S, Deadlines
 from proxy.handlers.observe import REGISTRY
+from proxy.serving.handover import releases
+from proxy.serving.legs import prefill as prefill_leg
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.service import Pair, fleet, prose, wait_until

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from proxy import exchange
 from proxy.errors import DeadlineError, LegBrokenError, StreamFailedError
-from proxy.exchange import EngineStream, as_unary
 from proxy.scheduling.decision import Decision, Pick
+from proxy.serving import exchange
+from proxy.serving.exchange import EngineStream, as_unary
 
 ROLE = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}\n\n'
 TEXT = b'data: {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": null}]}\n\n'

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.prompt_lists.streams import EventReader
 from proxy.request.event_stream import (
     DONE,
     MAX_EVENT_BYTES,
@@ -24,6 +23,7 @@ from proxy.request.event_stream import (
     verdict,
     without_params,
 )
+from proxy.serving.lists.streams import EventReader
 
 ERROR = b'{"error": {"message": "Internal server error", "code": 500}}'
 

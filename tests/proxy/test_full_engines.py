@@ -9,13 +9,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy import releases
 from proxy.app_keys import DIRECTOR, GATE, WATCH
 from proxy.config import Admission, Health, Retries
 from proxy.fleet import fullness
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.fullness import TOLD_LEAST_S
-from proxy.healing import Healing
+from proxy.serving.handover import releases
+from proxy.serving.healing import Healing
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.service import (

@@ -15,11 +15,11 @@ from proxy.config import parse_instance
 from proxy.connectors import Handoff, asking_for_report
 from proxy.fleet.instances import Fleet, Instance
 from proxy.handlers.observe import INDEX
-from proxy.healing import BURST, CONFIRM_S, RESERVE, SHARE, USELESS_AFTER, Healing
 from proxy.phases import Role
 from proxy.request.body import Body
 from proxy.scheduling.placement import Question
 from proxy.scheduling.types import Candidate
+from proxy.serving.healing import BURST, CONFIRM_S, RESERVE, SHARE, USELESS_AFTER, Healing
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from proxy.simulation.publisher import EventForm

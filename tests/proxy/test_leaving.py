@@ -9,10 +9,10 @@ from proxy.config import parse_instance
 from proxy.errors import LegBrokenError
 from proxy.fleet.circuit import CHARGES_MOST, Breaker
 from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.legs import AttemptFailedError, Legs
 from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import RoundRobin
+from proxy.serving.legs.leg import AttemptFailedError, Legs
 
 NOW = 100.0
 MODEL = "tiny"

@@ -17,15 +17,15 @@ from proxy.errors import (
     StreamFailedError,
     UnavailableError,
 )
-from proxy.exchange import Call, Reply
-from proxy.prompt_lists import serve_list, serving
-from proxy.prompt_lists.answers import AnswerMerger
-from proxy.prompt_lists.split import split
-from proxy.prompt_lists.streams import EventReader, StreamMerger, event
-from proxy.prompt_lists.usage import summed
 from proxy.request.body import Body
 from proxy.request.generation import Route, read_request
-from proxy.retry_budget import RetryBudget
+from proxy.serving.exchange import Call, Reply
+from proxy.serving.lists import serve_list, serving
+from proxy.serving.lists.answers import AnswerMerger
+from proxy.serving.lists.split import split
+from proxy.serving.lists.streams import EventReader, StreamMerger, event
+from proxy.serving.lists.usage import summed
+from proxy.serving.retry_budget import RetryBudget
 from proxy.tasks import TaskOwner
 
 MAX_RUNS = 3

@@ -6,10 +6,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy import director, prefill, releases
 from proxy.app_keys import DIRECTOR
 from proxy.config import Admission, Deadlines, Retries
 from proxy.scheduling.policies import RoundRobin
+from proxy.serving import director
+from proxy.serving.handover import releases
+from proxy.serving.legs import prefill
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.service import UNHURRIED, Answer, InOrder, Pair, ask, fleet, prose, wait_until

@@ -6,7 +6,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.retry_budget import BACKOFF_BASE_S, BACKOFF_MOST_S, MIN_RETRIES, RetryBudget, backoff_s
+from proxy.serving.retry_budget import BACKOFF_BASE_S, BACKOFF_MOST_S, MIN_RETRIES, RetryBudget, backoff_s
 
 
 def test_a_single_failure_always_has_budget() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from proxy import director
 from proxy.app_keys import DIRECTOR
 from proxy.config import Retries
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Status
+from proxy.serving import director
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from tests.proxy.raw import send

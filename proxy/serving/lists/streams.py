@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from proxy.prompt_lists.answers import renumbered
-from proxy.prompt_lists.usage import summed
 from proxy.request.event_stream import DONE, EventCutter, events
+from proxy.serving.lists.answers import renumbered
+from proxy.serving.lists.usage import summed
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode

@@ -11,18 +11,18 @@ from contextlib import ExitStack
 
 import msgspec
 
-from proxy.collaborators import Accounts
 from proxy.errors import EngineFailedError, LegBrokenError, LegError, StreamFailedError, UnavailableError
-from proxy.exchange import Call, Reply
 from proxy.headers import Headers
-from proxy.legs import Reason
 from proxy.phases import Phase
-from proxy.prompt_lists.answers import AnswerMerger
-from proxy.prompt_lists.split import split
-from proxy.prompt_lists.streams import EventReader, StreamMerger
 from proxy.request.event_stream import DONE
 from proxy.request.outline import LARGE_BODY_BYTES
-from proxy.retry_budget import RetryBudget
+from proxy.serving.exchange import Call, Reply
+from proxy.serving.legs.leg import Reason
+from proxy.serving.lists.answers import AnswerMerger
+from proxy.serving.lists.split import split
+from proxy.serving.lists.streams import EventReader, StreamMerger
+from proxy.serving.ports import Accounts
+from proxy.serving.retry_budget import RetryBudget
 from proxy.tasks import TaskOwner
 
 MAX_WAITING_BYTES = 16 << 20

@@ -11,11 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
-from proxy.collaborators import Client
 from proxy.connectors.base import Connector
-from proxy.custody import Hold, HoldState
 from proxy.errors import LegError
-from proxy.exchange import Call
 from proxy.fleet.fullness import FULL
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.headers import REQUEST_ID
@@ -23,6 +20,9 @@ from proxy.logs import Occasionally
 from proxy.phases import Phase
 from proxy.request.deadlines import within
 from proxy.request.generation import Route
+from proxy.serving.exchange import Call
+from proxy.serving.handover.custody import Hold, HoldState
+from proxy.serving.ports import Client
 
 REFUSED = frozenset({400, 404})
 """How an engine answers a release that it has carried out."""

@@ -15,13 +15,9 @@ from contextlib import ExitStack
 import msgspec
 
 from proxy.admission import ENGINES_FULL, Gate
-from proxy.attempts import Attempts
 from proxy.caches.accuracy import Comparison
-from proxy.collaborators import Accounts, Client, Tokenizer, Watch
 from proxy.config import Admission, Deadlines, Retries
 from proxy.connectors.base import Connector
-from proxy.custody import Due, Hold
-from proxy.decode import DecodeLegs
 from proxy.errors import (
     RETRY_SOON,
     BadRequestError,
@@ -35,23 +31,27 @@ from proxy.errors import (
     UnresolvedError,
     nothing_usable,
 )
-from proxy.exchange import Call, Reply
 from proxy.fair_queue import ANONYMOUS
 from proxy.fleet.instances import Fleet
 from proxy.headers import Headers
-from proxy.healing import Healing
-from proxy.legs import AttemptFailedError, Legs, Reason, chosen_of
 from proxy.phases import Phase, Role
-from proxy.prefill import PrefillLegs
-from proxy.prompt_lists import serve_list
-from proxy.releases import Releases
 from proxy.request.generation import GenerationRequest
 from proxy.request.weights import generated_tokens
-from proxy.retry_budget import RetryBudget, backoff_s
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.lengths import longest_context, too_many_characters, too_many_tokens
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
+from proxy.serving.attempts import Attempts
+from proxy.serving.exchange import Call, Reply
+from proxy.serving.handover.custody import Due, Hold
+from proxy.serving.handover.releases import Releases
+from proxy.serving.healing import Healing
+from proxy.serving.legs.decode import DecodeLegs
+from proxy.serving.legs.leg import AttemptFailedError, Legs, Reason, chosen_of
+from proxy.serving.legs.prefill import PrefillLegs
+from proxy.serving.lists import serve_list
+from proxy.serving.ports import Accounts, Client, Tokenizer, Watch
+from proxy.serving.retry_budget import RetryBudget, backoff_s
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import Excess, Tokenized
 

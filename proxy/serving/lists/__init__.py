@@ -1,6 +1,6 @@
 """A list of prompts is answered as one engine would answer it, though each prompt has legs of its own."""
 
-from proxy.prompt_lists.serving import serve_list
-from proxy.prompt_lists.split import MAX_PROMPTS
+from proxy.serving.lists.serving import serve_list
+from proxy.serving.lists.split import MAX_PROMPTS
 
 __all__ = ["MAX_PROMPTS", "serve_list"]

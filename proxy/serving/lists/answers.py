@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.prompt_lists.usage import summed
+from proxy.serving.lists.usage import summed
 
 
 class _Answer(msgspec.Struct):

@@ -24,12 +24,12 @@ from kvevents.prefix_index import PrefixIndex
 from kvevents.slots import Slot
 from proxy.config import MAIN_TIER
 from proxy.connectors import Handoff, asking_for_report
-from proxy.exchange import Call
 from proxy.fleet.instances import Fleet, Instance
 from proxy.headers import SESSION_ID
 from proxy.request.body import Body
 from proxy.scheduling.placement import USUAL_BLOCK_SIZE, Question
 from proxy.scheduling.types import Candidate
+from proxy.serving.exchange import Call
 
 log = logging.getLogger(__name__)
 

@@ -4,15 +4,10 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import ExitStack, suppress
 
 from proxy.caches.accuracy import Comparison
-from proxy.collaborators import Accounts
 from proxy.config import Deadlines
 from proxy.connectors.base import Connector, Handoff, read_answer
-from proxy.custody import Due, Hold
 from proxy.errors import ConnectFailedError, LegError, NotSentError, StreamFailedError
-from proxy.exchange import Call, EngineStream, Reply, as_unary
 from proxy.fleet.instances import Fleet
-from proxy.healing import Healing
-from proxy.legs import AttemptFailedError, Legs, chosen_of
 from proxy.phases import Phase
 from proxy.request.body import Encoded
 from proxy.request.deadlines import within
@@ -20,6 +15,11 @@ from proxy.request.event_stream import failure_in, without_params
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
+from proxy.serving.exchange import Call, EngineStream, Reply, as_unary
+from proxy.serving.handover.custody import Due, Hold
+from proxy.serving.healing import Healing
+from proxy.serving.legs.leg import AttemptFailedError, Legs, chosen_of
+from proxy.serving.ports import Accounts
 
 MAX_READ_BYTES = 64 << 10
 """Of the answer of an engine that serves a request whole: reading one for its usage takes 0.02 ms."""

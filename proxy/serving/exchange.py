@@ -12,7 +12,6 @@ from contextlib import ExitStack, suppress
 import msgspec
 
 from proxy.admission import Ticket
-from proxy.collaborators import Answer
 from proxy.errors import DeadlineError, LegBrokenError, LegError, StreamFailedError
 from proxy.headers import Headers
 from proxy.request.event_stream import (
@@ -29,6 +28,7 @@ from proxy.request.event_stream import (
 )
 from proxy.request.generation import GenerationRequest
 from proxy.scheduling.decision import Decision
+from proxy.serving.ports import Answer
 
 MAX_HELD_EVENTS = 64
 MAX_HELD_BYTES = 256 << 10

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Collection
 
 from proxy.errors import NotSentError, OurTroubleError
-from proxy.exchange import Reply
-from proxy.legs import AttemptFailedError, Reason
+from proxy.serving.exchange import Reply
+from proxy.serving.legs.leg import AttemptFailedError, Reason
 
 
 class Attempts:

@@ -3,13 +3,13 @@
 from collections.abc import Collection
 from typing import Protocol
 
-from proxy.custody import HoldState
 from proxy.errors import LegError
 from proxy.fleet.instances import Instance
 from proxy.headers import Headers
 from proxy.phases import Phase
 from proxy.request.body import Encoded
 from proxy.request.generation import GenerationRequest
+from proxy.serving.handover.custody import HoldState
 from proxy.tokenizing import Tokenized
 
 

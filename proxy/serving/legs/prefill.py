@@ -5,23 +5,23 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from proxy.caches.accuracy import Comparison
-from proxy.collaborators import Accounts
 from proxy.connectors import Connector
 from proxy.connectors.base import most_answer_bytes
-from proxy.custody import Due, Hold
 from proxy.errors import ConnectFailedError, LegError
-from proxy.exchange import Call, Reply, as_unary
 from proxy.fleet.fullness import FULL
-from proxy.healing import Healing
-from proxy.legs import AttemptFailedError, Legs, Sent, chosen_of
 from proxy.phases import Phase
-from proxy.releases import Releases
 from proxy.request.body import Body
 from proxy.request.deadlines import within
 from proxy.request.event_stream import failure_in
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
+from proxy.serving.exchange import Call, Reply, as_unary
+from proxy.serving.handover.custody import Due, Hold
+from proxy.serving.handover.releases import Releases
+from proxy.serving.healing import Healing
+from proxy.serving.legs.leg import AttemptFailedError, Legs, Sent, chosen_of
+from proxy.serving.ports import Accounts
 from proxy.tasks import TaskOwner
 
 ABANDONED_PREFILL_GRACE_S = 5.0

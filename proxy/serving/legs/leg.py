@@ -8,7 +8,6 @@ from contextlib import ExitStack
 
 import msgspec
 
-from proxy.collaborators import Answer, Client, Watch
 from proxy.errors import (
     ConnectFailedError,
     ConnectTimeoutError,
@@ -18,7 +17,6 @@ from proxy.errors import (
     OurTroubleError,
     StreamFailedError,
 )
-from proxy.exchange import Call, Reply
 from proxy.fleet.denials import LEFT_OUT_S
 from proxy.fleet.fullness import FULL, retry_after_s
 from proxy.fleet.instances import Fleet, Instance, Status
@@ -28,6 +26,8 @@ from proxy.request.body import Encoded
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
+from proxy.serving.exchange import Call, Reply
+from proxy.serving.ports import Answer, Client, Watch
 
 log = logging.getLogger(__name__)
 
