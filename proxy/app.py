@@ -56,10 +56,10 @@ from proxy.errors import ConfigError
 from proxy.fleet.instances import Fleet
 from proxy.handlers import adapters, admin, doctor, observe, openai, openapi
 from proxy.listening import ServiceRunner
-from proxy.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head
+from proxy.observability.metrics import FleetCollector, Metrics, TaskCollector
+from proxy.observability.predictions import AccuracyCollector
 from proxy.observability.snapshots import StateCollector
-from proxy.prediction_metrics import AccuracyCollector
 from proxy.private_files import check_key_file, readable_by_others
 from proxy.request.discarding import Discarding
 from proxy.scheduling.placement import Placement

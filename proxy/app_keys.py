@@ -11,7 +11,7 @@ from proxy.client_salts import ClientSalts
 from proxy.config import Config
 from proxy.descriptors import Descriptors
 from proxy.fleet.instances import Fleet
-from proxy.metrics import Metrics
+from proxy.observability.metrics import Metrics
 from proxy.request.discarding import Discarding
 from proxy.serving.director import Director
 from proxy.serving.healing import Healing

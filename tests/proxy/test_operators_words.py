@@ -12,7 +12,7 @@ from proxy.app import create_app
 from proxy.config import Security, parse_instance
 from proxy.errors import ConfigError
 from proxy.flags import read_config
-from proxy.metrics import REFUSALS, Metrics
+from proxy.observability.metrics import REFUSALS, Metrics
 from proxy.phases import Role
 from proxy.simulation.faults import Fault
 from proxy.simulation.http_edge import refusals
