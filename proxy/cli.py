@@ -15,10 +15,10 @@ from typing import Any
 
 import uvloop
 
-from proxy.app import create_runner, drain, shut_down
-from proxy.app_keys import FLEET, WATCH
 from proxy.config import Config
 from proxy.doctor.command import examine, shown
+from proxy.edge.app import create_runner, drain, shut_down
+from proxy.edge.app_keys import FLEET, WATCH
 from proxy.errors import ConfigError, KvproxyError
 from proxy.flags import fail, read_arguments
 from proxy.logs import Formatter, log_loop_error

@@ -12,9 +12,9 @@ import msgspec
 from aiohttp import web
 
 from proxy.admission import Gate
-from proxy.app import create_runner
-from proxy.app_keys import DIRECTOR, FLEET, GATE
 from proxy.config import Config, parse_instance
+from proxy.edge.app import create_runner
+from proxy.edge.app_keys import DIRECTOR, FLEET, GATE
 from proxy.fleet.instances import Fleet
 from proxy.phases import Role
 from proxy.scheduling.types import Candidate, Leg, Policy

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.config import Health, Security
-from proxy.handlers.adapters import overall_status
+from proxy.edge.routes.adapters import overall_status
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from proxy.watching import adapters

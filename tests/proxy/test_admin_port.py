@@ -7,9 +7,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy.app import shut_down
 from proxy.cli import main
 from proxy.config import Config, Security
+from proxy.edge.app import shut_down
 from proxy.errors import ConfigError
 from tests.proxy.service import ADMIN_KEY, UNHURRIED, Service, ask, fleet, wait_until
 

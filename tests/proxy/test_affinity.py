@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy.app_keys import ACCURACY, TOKENIZER
+from proxy.edge.app_keys import ACCURACY, TOKENIZER
 from proxy.simulation.model_files import write_model
 from proxy.tokenizing.tool_choices import Choice, Tools
 from proxy.upstream.client import EngineClient

@@ -14,8 +14,8 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
 from proxy.config import parse_instance
+from proxy.edge.routes.openapi import description
 from proxy.errors import ConfigError
-from proxy.handlers.openapi import description
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from tests.proxy.service import ADMIN_KEY, Pair, fleet, wait_until

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from proxy.app_keys import DIRECTOR
 from proxy.config import Retries
+from proxy.edge.app_keys import DIRECTOR
 from proxy.errors import ConnectTimeoutError, LegBrokenError, LegError, NoSocketError
 from proxy.phases import Phase
 from proxy.serving.attempts import Attempts

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 from hostile.raw_engine import HEALTHY, answer, raw_engine
 
-from proxy.app_keys import WATCH
 from proxy.caches.capacity import read_capacities
 from proxy.config import Health, parse_instance
 from proxy.connectors.base import MAX_PARAMS_BYTES, most_answer_bytes
+from proxy.edge.app_keys import WATCH
 from proxy.errors import TooLongError
 from proxy.phases import Role
 from proxy.upstream.bounds import MAX_ANSWER_BYTES, MAX_MODELS_BYTES, in_words, most_bytes

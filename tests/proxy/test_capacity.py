@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from proxy.app_keys import WATCH
 from proxy.caches.capacity import read_capacities
-from proxy.handlers.observe import INDEX
+from proxy.edge.app_keys import WATCH
+from proxy.edge.routes.observe import INDEX
 from proxy.simulation import StandIn
 from tests.proxy.service import Pair, ask, fleet, wait_until
 

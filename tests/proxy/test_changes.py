@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from kvevents import Reason
-from proxy.app_keys import WATCH
 from proxy.config import Admission, WhenNoPrefill, parse_instance
+from proxy.edge.app_keys import WATCH
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Role
 from proxy.simulation.faults import Fault

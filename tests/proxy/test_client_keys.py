@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from proxy import app, client_keys
-from proxy.authentication import CLIENT_KEY
-from proxy.client_keys import ClientKeys
 from proxy.config import Security
+from proxy.edge import app
+from proxy.edge.access import client_keys
+from proxy.edge.access.authentication import CLIENT_KEY
+from proxy.edge.access.client_keys import ClientKeys
 from proxy.errors import ConfigError
 from tests.proxy.raw import send
 from tests.proxy.service import ADMIN_KEY, ask, fleet

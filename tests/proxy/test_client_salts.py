@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from proxy import app
-from proxy.app_keys import SALTS
-from proxy.client_keys import ClientKeys
-from proxy.client_salts import ClientSalts, read_own_salt, read_secret
 from proxy.config import Config, Security, State
 from proxy.connectors.nixl import REFUSED_MODEL
+from proxy.edge import app
+from proxy.edge.access.client_keys import ClientKeys
+from proxy.edge.access.client_salts import ClientSalts, read_own_salt, read_secret
+from proxy.edge.app_keys import SALTS
 from proxy.errors import BadRequestError, ConfigError
 from proxy.simulation.faults import Fault
 from proxy.simulation.latency import PROFILES

@@ -10,10 +10,10 @@ import aiohttp
 import pytest
 from multidict import CIMultiDict
 
-from proxy.app import shut_down
 from proxy.config import Cors, Security
 from proxy.config.cors import read_words
-from proxy.cors import EXPOSED, METHOD, ORIGIN, CorsRules, is_preflight
+from proxy.edge.access.cors import EXPOSED, METHOD, ORIGIN, CorsRules, is_preflight
+from proxy.edge.app import shut_down
 from proxy.errors import ConfigError
 from proxy.flags.reading import read_config
 from proxy.simulation.faults import Fault

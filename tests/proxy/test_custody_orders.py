@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 
-from proxy.app import shut_down
 from proxy.config import LEASE_MARGIN_S, Deadlines
-from proxy.handlers.observe import REGISTRY
+from proxy.edge.app import shut_down
+from proxy.edge.routes.observe import REGISTRY
 from proxy.serving.handover import releases
 from proxy.serving.legs import prefill as prefill_leg
 from proxy.simulation import StandIn

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from proxy.app_keys import WATCH
 from proxy.config import Deadlines
+from proxy.edge.app_keys import WATCH
 from proxy.errors import BadRequestError, ConnectTimeoutError, DeadlineError, LegError
 from proxy.request.deadlines import NO_LIMIT, time_limit
 from proxy.simulation import StandIn

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Sequence
 import aiohttp
 import pytest
 
-from proxy.app_keys import DESCRIPTORS
 from proxy.config import Health
 from proxy.descriptors import Descriptors, Place
-from proxy.doors import ClientDoor, OperatorDoor
+from proxy.edge.app_keys import DESCRIPTORS
+from proxy.edge.sockets.doors import ClientDoor, OperatorDoor
 from proxy.errors import NoSocketError
 from proxy.simulation import StandIn
 from proxy.upstream.client import EngineClient

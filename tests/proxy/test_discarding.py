@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from proxy.app_keys import BODIES, DISCARDING
+from proxy.edge.app_keys import BODIES, DISCARDING
 from proxy.request import discarding
 from proxy.request.discarding import LARGE_BYTES, Discarding
 from tests.proxy.raw import POST

@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy.app_keys import DIRECTOR, GATE, WATCH
 from proxy.config import Admission, Health, Retries
+from proxy.edge.app_keys import DIRECTOR, GATE, WATCH
 from proxy.fleet import fullness
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.fullness import TOLD_LEAST_S

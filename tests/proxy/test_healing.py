@@ -13,8 +13,8 @@ from kvevents import BlockStored, PrefixIndex, Prompt, Slot
 from kvevents.events import REPORT_SESSION
 from proxy.config import parse_instance
 from proxy.connectors import Handoff, asking_for_report
+from proxy.edge.routes.observe import INDEX
 from proxy.fleet.instances import Fleet, Instance
-from proxy.handlers.observe import INDEX
 from proxy.phases import Role
 from proxy.request.body import Body
 from proxy.scheduling.placement import Question

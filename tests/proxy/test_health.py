@@ -13,8 +13,8 @@ import pytest
 from stand_in.fleet import StandInFleet
 from vllm_cpu.fleet import plan
 
-from proxy.app_keys import WATCH
 from proxy.config import Config, Health, parse_instance
+from proxy.edge.app_keys import WATCH
 from proxy.fleet import circuit as circuits
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Instance, Status

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from proxy.config import Admission, Deadlines, Retries
-from proxy.keep_alive import COMMENT
-from proxy.middlewares import IN_FLIGHT_KEY
+from proxy.edge.keep_alive import COMMENT
+from proxy.edge.middlewares import IN_FLIGHT_KEY
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
 from tests.proxy.raw import POST, connection

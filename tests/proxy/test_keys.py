@@ -11,9 +11,9 @@ import pytest
 from live.ports import free_ports
 
 from kvevents import BlockStored, PrefixIndex, Prompt, Slot
-from proxy.app_keys import ACCURACY
 from proxy.config import Config, parse_instance
-from proxy.handlers.observe import INDEX
+from proxy.edge.app_keys import ACCURACY
+from proxy.edge.routes.observe import INDEX
 from proxy.phases import Phase, Role
 from proxy.simulation import StandIn, StandInConfig
 from tests.kvevents.publisher import Publisher

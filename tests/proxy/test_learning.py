@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy.app_keys import TOKENIZER
+from proxy.edge.app_keys import TOKENIZER
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.faults import Fault
 from proxy.simulation.model_files import write_model

@@ -14,8 +14,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy.app_keys import WATCH
 from proxy.config import Admission, Health, parse_instance
+from proxy.edge.app_keys import WATCH
 from proxy.errors import ConfigError
 from proxy.fleet.instances import Status
 from proxy.phases import Role

@@ -16,8 +16,8 @@ import pytest
 from live.ports import free_ports
 from live.proxy import ProxyProcess
 
-from proxy.app_keys import MEMBERSHIP, WATCH
 from proxy.config import Config, Security, State
+from proxy.edge.app_keys import MEMBERSHIP, WATCH
 from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig

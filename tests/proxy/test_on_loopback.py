@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy.config import Security
-from proxy.on_loopback import why_not_local
+from proxy.edge.access.on_loopback import why_not_local
 from tests.proxy.raw import send
 from tests.proxy.service import ADMIN_KEY, Pair, ask, fleet
 

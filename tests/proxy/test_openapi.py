@@ -4,10 +4,10 @@ from importlib import metadata
 
 from openapi_spec_validator import validate
 
-from proxy.app import create_app
 from proxy.config import Config
+from proxy.edge.app import create_app
+from proxy.edge.routes.openapi import description
 from proxy.errors import RequestError, envelope
-from proxy.handlers.openapi import description
 from tests.proxy.service import fleet
 
 

@@ -14,20 +14,20 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from proxy import reading
 from proxy.admission import weigh
-from proxy.app import shut_down
-from proxy.app_keys import BODIES, GATE
-from proxy.authentication import CLIENT_KEY
-from proxy.clients import MAX_CLIENT_CHARS, client_of, holder_of
 from proxy.config import Admission, Deadlines, WhenNoPrefill
+from proxy.edge import read_body as reading
+from proxy.edge.access.authentication import CLIENT_KEY
+from proxy.edge.access.clients import MAX_CLIENT_CHARS, client_of, holder_of
+from proxy.edge.app import shut_down
+from proxy.edge.app_keys import BODIES, GATE
+from proxy.edge.relay import relay_stream
+from proxy.edge.stall import StallWatch
 from proxy.errors import LegBrokenError
 from proxy.fair_queue import ANONYMOUS
 from proxy.phases import Phase
-from proxy.relay import relay_stream
 from proxy.simulation import StandIn
 from proxy.simulation.faults import Fault
-from proxy.stall import StallWatch
 from proxy.upstream import client as upstream
 from tests.proxy.service import UNHURRIED, Answer, Pair, ask, engines, fleet, kvproxy, prose, wait_until
 

@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from proxy import app
 from proxy.config import Config, Security
+from proxy.edge import app
 from proxy.errors import ConfigError
 from proxy.private_files import check_key_file
 from tests.proxy.certificates import Authority

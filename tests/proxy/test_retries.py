@@ -6,8 +6,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy.app_keys import DIRECTOR
 from proxy.config import Admission, Deadlines, Retries
+from proxy.edge.app_keys import DIRECTOR
 from proxy.scheduling.policies import RoundRobin
 from proxy.serving import director
 from proxy.serving.handover import releases

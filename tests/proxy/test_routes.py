@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from proxy.app import CLIENTS, OPERATORS, PROBES
 from proxy.config import Security
+from proxy.edge.app import CLIENTS, OPERATORS, PROBES
 from proxy.simulation.faults import Fault
 from tests.proxy.service import ADMIN_KEY, Pair, ask, fleet, wait_until
 

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from kvevents import Prompt
-from proxy.app_keys import DIRECTOR, TOKENIZER
+from proxy.edge.app_keys import DIRECTOR, TOKENIZER
 from proxy.simulation import StandIn
 from proxy.tokenizing import Tokenized
 from tests.proxy.service import ADMIN_KEY, UNHURRIED, ask, engines, fleet, kvproxy, prose, wait_until

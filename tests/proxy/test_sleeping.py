@@ -8,8 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy.app_keys import WATCH
 from proxy.config import Health, Retries
+from proxy.edge.app_keys import WATCH
 from proxy.errors import LegBrokenError
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Instance, Status

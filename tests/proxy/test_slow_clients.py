@@ -5,8 +5,9 @@ import logging
 
 import pytest
 
-from proxy import connections, reading
-from proxy.app_keys import BODIES
+from proxy.edge import read_body as reading
+from proxy.edge.app_keys import BODIES
+from proxy.edge.sockets import connections
 from proxy.simulation.faults import Fault
 from tests.proxy.raw import BODY, CHUNKED, GET, LENGTH, POST, connection, send
 from tests.proxy.service import fleet, wait_until

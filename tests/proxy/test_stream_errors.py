@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from proxy.app_keys import DIRECTOR
 from proxy.config import Retries
+from proxy.edge.app_keys import DIRECTOR
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Status
 from proxy.serving import director

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.app_keys import BODIES, TOKENIZER
+from proxy.edge.app_keys import BODIES, TOKENIZER
 from proxy.request.generation import GenerationRequest, Route, read_request
 from proxy.request.outline import is_large, outline
 from proxy.tokenizing.fields import Ask, Given, Unknowable, what_to_tokenize

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kvevents import BlockStored, Prompt, Slot
-from proxy.app_keys import ACCURACY, DIRECTOR
-from proxy.handlers.observe import INDEX
+from proxy.edge.app_keys import ACCURACY, DIRECTOR
+from proxy.edge.routes.observe import INDEX
 from proxy.simulation import StandIn
 from tests.proxy.service import Pair, Service, fleet, wait_until
 from tests.proxy.test_serving import Miscounting

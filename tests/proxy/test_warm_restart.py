@@ -14,8 +14,8 @@ import pytest
 from live.ports import free_ports
 from live.proxy import ProxyProcess
 
-from proxy.app_keys import STATE
 from proxy.config import State
+from proxy.edge.app_keys import STATE
 from proxy.simulation import StandIn
 from proxy.snapshots.directory import StateDirectory
 from tests.proxy.service import Engines, Service, ask, engines, kvproxy, prose, wait_until

@@ -9,7 +9,7 @@ import ipaddress
 
 from aiohttp import web
 
-from proxy.authentication import CLIENT_KEY
+from proxy.edge.access.authentication import CLIENT_KEY
 from proxy.fair_queue import ANONYMOUS
 
 MAX_CLIENT_CHARS = 128

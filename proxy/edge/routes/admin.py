@@ -6,8 +6,11 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from proxy.app_keys import CONFIG, FLEET, MEMBERSHIP, WATCH
 from proxy.config import AllowedInstances, InstanceSpec, parse_instance
+from proxy.edge.access.on_loopback import why_not_local
+from proxy.edge.app_keys import CONFIG, FLEET, MEMBERSHIP, WATCH
+from proxy.edge.middlewares import NOTES_KEY
+from proxy.edge.routes.generate import read_json_bytes
 from proxy.errors import (
     BadRequestError,
     ConfigError,
@@ -17,9 +20,6 @@ from proxy.errors import (
     UnavailableError,
 )
 from proxy.fleet.instances import Instance
-from proxy.handlers.openai import read_json_bytes
-from proxy.middlewares import NOTES_KEY
-from proxy.on_loopback import why_not_local
 from proxy.phases import Role
 
 API_KEY = "X-API-Key"

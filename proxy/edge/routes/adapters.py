@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import msgspec
 from aiohttp import web
 
-from proxy.app_keys import ADAPTERS
-from proxy.authentication import LOAD_ADAPTER, UNLOAD_ADAPTER
+from proxy.edge.access.authentication import LOAD_ADAPTER, UNLOAD_ADAPTER
+from proxy.edge.app_keys import ADAPTERS
+from proxy.edge.middlewares import NOTES_KEY
+from proxy.edge.routes.admin import check_admin_key
+from proxy.edge.routes.generate import engine_headers, read_json_bytes
 from proxy.errors import BadRequestError
-from proxy.handlers.admin import check_admin_key
-from proxy.handlers.openai import engine_headers, read_json_bytes
-from proxy.middlewares import NOTES_KEY
 from proxy.request.body import Body
 from proxy.request.outline import is_large
 

@@ -7,9 +7,9 @@ from aiohttp import web
 
 from proxy.admission import BodyBudget, Gate
 from proxy.caches.accuracy import Accuracy
-from proxy.client_salts import ClientSalts
 from proxy.config import Config
 from proxy.descriptors import Descriptors
+from proxy.edge.access.client_salts import ClientSalts
 from proxy.fleet.instances import Fleet
 from proxy.observability.metrics import Metrics
 from proxy.request.discarding import Discarding

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from proxy.cors import ORIGIN, CorsRules, is_preflight
+from proxy.edge.access.cors import ORIGIN, CorsRules, is_preflight
 
 
 def allow_origins(app: web.Application, rules: CorsRules, operators: Collection[str]) -> Middleware:

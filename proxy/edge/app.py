@@ -17,7 +17,20 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from kvevents.block_keys import BlockHasher
 from kvevents.prefix_index import PrefixIndex
 from proxy.admission import BodyBudget, Gate
-from proxy.app_keys import (
+from proxy.caches.accuracy import Accuracy
+from proxy.caches.believing import Believing
+from proxy.caches.feeds import EventFeeds
+from proxy.caches.told import ToldRules
+from proxy.config import AllowedInstances, Config, WhenNoPrefill
+from proxy.connectors import CONNECTORS
+from proxy.descriptors import Descriptors, open_descriptors
+from proxy.doctor import Doctor
+from proxy.edge.access.authentication import CLIENT_KEYS, LOAD_ADAPTER, UNLOAD_ADAPTER, authenticate
+from proxy.edge.access.client_keys import ClientKeys
+from proxy.edge.access.client_salts import LEAST_SECRET_BYTES, ClientSalts, read_secret
+from proxy.edge.access.cors import CorsRules
+from proxy.edge.access.cross_origin import allow_origins
+from proxy.edge.app_keys import (
     ACCURACY,
     ADAPTERS,
     BODIES,
@@ -38,25 +51,13 @@ from proxy.app_keys import (
     TOKENIZER,
     WATCH,
 )
-from proxy.authentication import CLIENT_KEYS, LOAD_ADAPTER, UNLOAD_ADAPTER, authenticate
-from proxy.caches.accuracy import Accuracy
-from proxy.caches.believing import Believing
-from proxy.caches.feeds import EventFeeds
-from proxy.caches.told import ToldRules
-from proxy.client_keys import ClientKeys
-from proxy.client_salts import LEAST_SECRET_BYTES, ClientSalts, read_secret
-from proxy.config import AllowedInstances, Config, WhenNoPrefill
-from proxy.connectors import CONNECTORS
-from proxy.cors import CorsRules
-from proxy.cross_origin import allow_origins
-from proxy.descriptors import Descriptors, open_descriptors
-from proxy.doctor import Doctor
-from proxy.doors import keep_room
+from proxy.edge.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head
+from proxy.edge.routes import adapters, admin, doctor, observe, openapi
+from proxy.edge.routes import generate as openai
+from proxy.edge.sockets.doors import keep_room
+from proxy.edge.sockets.listening import ServiceRunner
 from proxy.errors import ConfigError
 from proxy.fleet.instances import Fleet
-from proxy.handlers import adapters, admin, doctor, observe, openai, openapi
-from proxy.listening import ServiceRunner
-from proxy.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head
 from proxy.observability.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.observability.predictions import AccuracyCollector
 from proxy.observability.snapshots import StateCollector

@@ -11,10 +11,10 @@ from typing import Any
 
 from aiohttp import http_exceptions, web
 
-from proxy.doors import Door
+from proxy.edge.middlewares import SERVER, SPARE_KEY, enveloped
+from proxy.edge.sockets.doors import Door
 from proxy.errors import BadRequestError, RequestError, envelope
 from proxy.headers import REQUEST_ID
-from proxy.middlewares import SERVER, SPARE_KEY, enveloped
 
 log = logging.getLogger(__name__)
 

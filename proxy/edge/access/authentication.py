@@ -3,8 +3,8 @@
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from proxy.client_keys import ClientKeys
-from proxy.middlewares import NOTES_KEY
+from proxy.edge.access.client_keys import ClientKeys
+from proxy.edge.middlewares import NOTES_KEY
 
 CLIENT_KEYS: web.AppKey[ClientKeys] = web.AppKey("client_keys", ClientKeys)
 """Set if clients must show a key."""

@@ -8,10 +8,10 @@ import ssl
 
 from aiohttp import web
 
-from proxy.app_keys import DESCRIPTORS
 from proxy.config import Config
-from proxy.connections import Runner
-from proxy.doors import ClientDoor, OperatorDoor
+from proxy.edge.app_keys import DESCRIPTORS
+from proxy.edge.sockets.connections import Runner
+from proxy.edge.sockets.doors import ClientDoor, OperatorDoor
 from proxy.errors import ConfigError
 from proxy.tls import server_context
 

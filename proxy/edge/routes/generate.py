@@ -12,8 +12,25 @@ from multidict import CIMultiDict
 
 from proxy import headers as names
 from proxy.admission import Ticket, weigh
-from proxy.app_keys import ADAPTERS, BODIES, CONFIG, DIRECTOR, METRICS, READER, STOPPING
-from proxy.clients import client_of, holder_of
+from proxy.edge.access.clients import client_of, holder_of
+from proxy.edge.app_keys import ADAPTERS, BODIES, CONFIG, DIRECTOR, METRICS, READER, STOPPING
+from proxy.edge.keep_alive import KeepAlive
+from proxy.edge.middlewares import (
+    BODY_KEY,
+    BODY_LEASE_KEY,
+    IN_FLIGHT_KEY,
+    LOAD_KEY,
+    NOTES_KEY,
+    REQUEST_ID_KEY,
+    SPARE_KEY,
+    STARTED_KEY,
+    cut_by_us,
+    error_response,
+)
+from proxy.edge.read_body import in_time
+from proxy.edge.relay import cut_stream, error_event, relay_stream
+from proxy.edge.routes.salting import salted
+from proxy.edge.stall import StallWatch
 from proxy.errors import (
     RETRY_SOON,
     BadRequestError,
@@ -26,29 +43,12 @@ from proxy.errors import (
     UnsupportedMediaTypeError,
     cut,
 )
-from proxy.handlers.salting import salted
-from proxy.keep_alive import KeepAlive
 from proxy.logs import as_value
-from proxy.middlewares import (
-    BODY_KEY,
-    BODY_LEASE_KEY,
-    IN_FLIGHT_KEY,
-    LOAD_KEY,
-    NOTES_KEY,
-    REQUEST_ID_KEY,
-    SPARE_KEY,
-    STARTED_KEY,
-    cut_by_us,
-    error_response,
-)
-from proxy.reading import in_time
-from proxy.relay import cut_stream, error_event, relay_stream
 from proxy.request.deadlines import TimeLimit, time_limit
 from proxy.request.generation import GenerationRequest, Route, read_request
 from proxy.request.outline import is_large, outline
 from proxy.request.priorities import bounded, claimed
 from proxy.serving.exchange import Call, Reply
-from proxy.stall import StallWatch
 
 T = TypeVar("T")
 

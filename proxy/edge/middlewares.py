@@ -11,10 +11,10 @@ from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
 
 from proxy.admission import BodyLease
-from proxy.app_keys import DISCARDING, DRAINING, METRICS
+from proxy.edge.app_keys import DISCARDING, DRAINING, METRICS
+from proxy.edge.read_body import check_framing
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
 from proxy.headers import REQUEST_ID, safe_id
-from proxy.reading import check_framing
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("kvproxy.access")

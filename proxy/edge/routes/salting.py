@@ -3,9 +3,9 @@
 from aiohttp import web
 from msgspec.structs import replace
 
-from proxy.app_keys import SALTS
-from proxy.authentication import CLIENT_KEY, CLIENT_KEYS
-from proxy.client_salts import ClientSalts, read_own_salt
+from proxy.edge.access.authentication import CLIENT_KEY, CLIENT_KEYS
+from proxy.edge.access.client_salts import ClientSalts, read_own_salt
+from proxy.edge.app_keys import SALTS
 from proxy.errors import BadRequestError
 from proxy.request.generation import GenerationRequest
 

@@ -2,10 +2,10 @@
 
 from aiohttp import web
 
-from proxy.app_keys import FLEET, TOKENIZER
 from proxy.doctor import Doctor, as_json
+from proxy.edge.app_keys import FLEET, TOKENIZER
+from proxy.edge.routes.admin import check_operator
 from proxy.errors import ConflictError
-from proxy.handlers.admin import check_operator
 
 DOCTOR: web.AppKey[Doctor] = web.AppKey("doctor", Doctor)
 

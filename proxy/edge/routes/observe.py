@@ -13,7 +13,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvevents.prefix_index import PrefixIndex
-from proxy.app_keys import (
+from proxy.caches.accuracy import Accuracy
+from proxy.config import WhenNoPrefill
+from proxy.edge.app_keys import (
     ACCURACY,
     BODIES,
     CONFIG,
@@ -26,15 +28,13 @@ from proxy.app_keys import (
     STOPPING,
     TOKENIZER,
 )
-from proxy.caches.accuracy import Accuracy
-from proxy.config import WhenNoPrefill
+from proxy.edge.middlewares import LOAD_KEY
+from proxy.edge.routes.admin import check_operator
+from proxy.edge.routes.generate import engine_headers, generation_request
+from proxy.edge.routes.salting import salted_as_asked
 from proxy.errors import UnavailableError
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Instance, Status
-from proxy.handlers.admin import check_operator
-from proxy.handlers.openai import engine_headers, generation_request
-from proxy.handlers.salting import salted_as_asked
-from proxy.middlewares import LOAD_KEY
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.lengths import longest_context

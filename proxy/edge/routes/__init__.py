@@ -1,0 +1,1 @@
+"""What is served: one file a group of paths."""
