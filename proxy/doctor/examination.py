@@ -23,7 +23,7 @@ from proxy.doctor.findings import Finding, InstanceReport, PairReport, Report, s
 from proxy.doctor.handover import HandOver
 from proxy.doctor.probing import MAX_RANKS, Probing, Service
 from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.serving.handover.custody import HoldState
+from proxy.serving.custody import HoldState
 from proxy.serving.handover.releases import RELEASE_TIMEOUT_S, Releases
 from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.serving.ports import Client

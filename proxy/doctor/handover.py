@@ -15,8 +15,8 @@ from proxy.doctor.facts import Answer, Metrics, Moved, PairFacts, Trouble
 from proxy.doctor.probing import ASK_S, PROBE_S
 from proxy.headers import REQUEST_ID
 from proxy.request.generation import GenerationRequest, Route, read_request
+from proxy.serving.custody import Due, Hold, HoldState
 from proxy.serving.exchange import Call
-from proxy.serving.handover.custody import Due, Hold, HoldState
 from proxy.serving.handover.releases import Releases
 from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.tasks import TaskOwner

@@ -18,7 +18,7 @@ from proxy.config import WhenNoPrefill
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Fleet, Status
 from proxy.phases import Phase
-from proxy.serving.handover.custody import HoldState
+from proxy.serving.custody import HoldState
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _OVERHEAD_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)

@@ -42,8 +42,8 @@ from proxy.scheduling.lengths import longest_context, too_many_characters, too_m
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
 from proxy.serving.attempts import Attempts
+from proxy.serving.custody import Due, Hold
 from proxy.serving.exchange import Call, Reply
-from proxy.serving.handover.custody import Due, Hold
 from proxy.serving.handover.releases import Releases
 from proxy.serving.healing import Healing
 from proxy.serving.legs.decode import DecodeLegs

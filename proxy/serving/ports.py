@@ -9,7 +9,7 @@ from proxy.headers import Headers
 from proxy.phases import Phase
 from proxy.request.body import Encoded
 from proxy.request.generation import GenerationRequest
-from proxy.serving.handover.custody import HoldState
+from proxy.serving.custody import HoldState
 from proxy.tokenizing import Tokenized
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.connectors import Handoff
-from proxy.serving.handover.custody import Due, Hold, HoldState
+from proxy.serving.custody import Due, Hold, HoldState
 
 LEASE_S = 30.0
 NO_BLOCKS = Handoff(None, None, None, None)

@@ -20,8 +20,8 @@ from proxy.logs import Occasionally
 from proxy.phases import Phase
 from proxy.request.deadlines import within
 from proxy.request.generation import Route
+from proxy.serving.custody import Hold, HoldState
 from proxy.serving.exchange import Call
-from proxy.serving.handover.custody import Hold, HoldState
 from proxy.serving.ports import Client
 
 REFUSED = frozenset({400, 404})

@@ -15,8 +15,8 @@ from proxy.request.event_stream import failure_in, without_params
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
+from proxy.serving.custody import Due, Hold
 from proxy.serving.exchange import Call, EngineStream, Reply, as_unary
-from proxy.serving.handover.custody import Due, Hold
 from proxy.serving.healing import Healing
 from proxy.serving.legs.leg import AttemptFailedError, Legs, chosen_of
 from proxy.serving.ports import Accounts

@@ -16,8 +16,8 @@ from proxy.request.event_stream import failure_in
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
+from proxy.serving.custody import Due, Hold
 from proxy.serving.exchange import Call, Reply, as_unary
-from proxy.serving.handover.custody import Due, Hold
 from proxy.serving.handover.releases import Releases
 from proxy.serving.healing import Healing
 from proxy.serving.legs.leg import AttemptFailedError, Legs, Sent, chosen_of
