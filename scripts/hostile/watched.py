@@ -17,7 +17,7 @@ import time
 
 import uvloop
 
-from proxy.cli import main as kvproxy
+from proxy.cli.main import main as kvproxy
 
 BEAT_S = 0.002
 PAUSE = struct.Struct("d")

@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from proxy.cli.doctor import examine
 from proxy.config import Config, parse_instance
 from proxy.doctor import Report
-from proxy.doctor.command import examine
 from proxy.doctor.findings import Finding, Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig

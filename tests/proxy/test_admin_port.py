@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy.cli import main
+from proxy.cli.main import main
 from proxy.config import Config, Security
 from proxy.edge.app import shut_down
 from proxy.errors import ConfigError

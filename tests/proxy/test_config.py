@@ -4,10 +4,10 @@ import pathlib
 
 import pytest
 
-from proxy.cli import main
+from proxy.cli.flags import read_config
+from proxy.cli.main import main
 from proxy.config import Config, EventSource, parse_instance
 from proxy.errors import ConfigError
-from proxy.flags import read_config
 from proxy.phases import Role
 
 BASE = ["serve", "-m", "tiny"]

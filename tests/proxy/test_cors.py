@@ -10,12 +10,12 @@ import aiohttp
 import pytest
 from multidict import CIMultiDict
 
+from proxy.cli.flags.reading import read_config
 from proxy.config import Cors, Security
 from proxy.config.cors import read_words
 from proxy.edge.access.cors import EXPOSED, METHOD, ORIGIN, CorsRules, is_preflight
 from proxy.edge.app import shut_down
 from proxy.errors import ConfigError
-from proxy.flags.reading import read_config
 from proxy.simulation.faults import Fault
 from tests.proxy.service import ADMIN_KEY, Pair, fleet, wait_until
 

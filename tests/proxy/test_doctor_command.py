@@ -7,9 +7,9 @@ import pathlib
 import pytest
 from live.ports import free_ports
 
-from proxy.cli import main
+from proxy.cli.flags import read_arguments, read_config
+from proxy.cli.main import main
 from proxy.config import Config
-from proxy.flags import read_arguments, read_config
 from proxy.simulation import StandIn, StandInConfig
 from tests.proxy.certificates import Authority
 from tests.proxy.doctoring import case
@@ -123,8 +123,8 @@ def test_the_exit_code_is_that_of_the_report(
 async def test_an_engine_that_is_certified_by_nobody_we_know(tmp_path: pathlib.Path) -> None:
     import ssl
 
+    from proxy.cli.doctor import examine
     from proxy.config import parse_instance
-    from proxy.doctor.command import examine
     from proxy.phases import Role
 
     chain, key = Authority(tmp_path).certify("127.0.0.1")

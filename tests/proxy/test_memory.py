@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from proxy.memory import keep_tidy
+from proxy.cli.memory import keep_tidy
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
 
 THREADS = """
 import ctypes, sys, threading
-from proxy.memory import keep_tidy
+from proxy.cli.memory import keep_tidy
 if sys.argv[1] == "tidy":
     assert keep_tidy()
 held, all_hold = [], threading.Barrier(5)
@@ -30,7 +30,7 @@ ctypes.CDLL(None).malloc_stats()
 
 HOLES = """
 import pathlib, sys
-from proxy.memory import keep_tidy
+from proxy.cli.memory import keep_tidy
 if sys.argv[1] == "tidy":
     assert keep_tidy()
 def resident_mib():

@@ -8,10 +8,10 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
+from proxy.cli.flags import read_config
 from proxy.config import Security, parse_instance
 from proxy.edge.app import create_app
 from proxy.errors import ConfigError
-from proxy.flags import read_config
 from proxy.observability.metrics import REFUSALS, Metrics
 from proxy.phases import Role
 from proxy.simulation.faults import Fault

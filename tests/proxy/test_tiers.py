@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from live.ports import free_ports
 
 from kvevents import BlockHasher, BlockStored, PrefixIndex, Prompt
+from proxy.cli.flags import read_config
 from proxy.config import TIER_COSTS, Config, parse_instance, read_tier_costs
 from proxy.edge.routes.observe import INDEX
 from proxy.errors import ConfigError
-from proxy.flags import read_config
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement, Question

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from proxy.cli import main
+from proxy.cli.main import main
 from proxy.config import Admission, Config, Security, parse_instance
 from proxy.errors import ConfigError
 from proxy.fleet.instances import Status

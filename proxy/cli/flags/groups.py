@@ -5,9 +5,9 @@ import pathlib
 
 import msgspec
 
+from proxy.cli.flags.numbers import seconds, whole
 from proxy.config import TIER_COSTS, Admission, Deadlines, Health, Retries, State, WhenNoPrefill
 from proxy.connectors import CONNECTORS
-from proxy.flags.numbers import seconds, whole
 from proxy.scheduling.policies import POLICIES
 
 LOG_LEVELS = ("debug", "info", "warning", "error")

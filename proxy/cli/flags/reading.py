@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from proxy.cli.flags.commands import parse
+from proxy.cli.flags.cors import read_cors
 from proxy.config import (
     TIER_COSTS,
     Admission,
@@ -24,8 +26,6 @@ from proxy.config import (
 from proxy.config.checks import check_seconds
 from proxy.doctor import DEFAULT_LIMIT_S
 from proxy.errors import ConfigError
-from proxy.flags.commands import parse
-from proxy.flags.cors import read_cors
 from proxy.phases import Role
 
 _S = TypeVar("_S", bound=msgspec.Struct)

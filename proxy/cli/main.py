@@ -15,14 +15,14 @@ from typing import Any
 
 import uvloop
 
+from proxy.cli.doctor import examine, shown
+from proxy.cli.flags import fail, read_arguments
+from proxy.cli.memory import keep_tidy
 from proxy.config import Config
-from proxy.doctor.command import examine, shown
 from proxy.edge.app import create_runner, drain, shut_down
 from proxy.edge.app_keys import FLEET, WATCH
 from proxy.errors import ConfigError, KvproxyError
-from proxy.flags import fail, read_arguments
 from proxy.logs import Formatter, log_loop_error
-from proxy.memory import keep_tidy
 
 log = logging.getLogger("kvproxy")
 

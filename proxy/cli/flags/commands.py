@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from proxy.cli.flags import groups
+from proxy.cli.flags.cors import add_cors
+from proxy.cli.flags.numbers import seconds
 from proxy.doctor import DEFAULT_LIMIT_S
-from proxy.flags import groups
-from proxy.flags.cors import add_cors
-from proxy.flags.numbers import seconds
 
 _EXAMPLE = """\
 example:

@@ -1,0 +1,1 @@
+"""The command line: words become a `Config`, the `Config` runs, and how that ended becomes the exit code."""
