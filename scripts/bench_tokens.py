@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from proxy.simulation.model_files import write_model
+from proxy.simulation.api.model_files import write_model
 from proxy.tokenizing import LocalTokenizer, find_model, read_model
 from proxy.tokenizing.local.exactness import Cuts
 from proxy.tokenizing.local.pieces import PieceCache

@@ -9,7 +9,7 @@ from stand_in.fleet import StandInFleet
 from vllm_cpu.engine import ROOT, EngineSpec
 from vllm_cpu.fleet import Fleet, plan
 
-from proxy.simulation.model_files import write_model
+from proxy.simulation.api.model_files import write_model
 
 LOGS = ROOT / ".engines" / "tests"
 LEASE_S = 20

@@ -4,11 +4,11 @@
 `StandIn` puts it behind the sockets of a real one. `python -m proxy.simulation` runs it.
 """
 
-from proxy.simulation.config import StandInConfig
-from proxy.simulation.engine import EngineModel
-from proxy.simulation.engine_values import EngineShape
-from proxy.simulation.faults import Fault
-from proxy.simulation.live import StandIn
-from proxy.simulation.publisher import EventForm
+from proxy.simulation.engine.engine import EngineModel
+from proxy.simulation.engine.values import EngineShape
+from proxy.simulation.live.config import StandInConfig
+from proxy.simulation.live.faults import Fault
+from proxy.simulation.live.publisher import EventForm
+from proxy.simulation.live.stand_in import StandIn
 
 __all__ = ["EngineModel", "EngineShape", "EventForm", "Fault", "StandIn", "StandInConfig"]

@@ -7,10 +7,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from proxy.simulation.config import VERSION, StandInConfig
-from proxy.simulation.latency import PROFILES
-from proxy.simulation.live import StandIn
-from proxy.simulation.publisher import EventForm
+from proxy.simulation.engine.latency import PROFILES
+from proxy.simulation.live.config import VERSION, StandInConfig
+from proxy.simulation.live.publisher import EventForm
+from proxy.simulation.live.stand_in import StandIn
 
 _ROLES = ("prefill", "decode", "both", "plain")
 

@@ -17,7 +17,7 @@ from live.processes import OwnedProcess
 from live.proxy import ProxyProcess
 
 from hostile.watched import PAUSE
-from proxy.simulation.model_files import write_model
+from proxy.simulation.api.model_files import write_model
 
 HOST = "127.0.0.1"
 MODEL = "tiny"

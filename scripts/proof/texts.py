@@ -7,10 +7,10 @@ held what the prompt says.
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.simulation.memory import advance, initial_state
-from proxy.simulation.text import OutputText, Voice
-from proxy.simulation.tokenizer import END, load_tokenizer
-from proxy.simulation.validation import Asked, Checker
+from proxy.simulation.api.validation import Asked, Checker
+from proxy.simulation.engine.memory import advance, initial_state
+from proxy.simulation.engine.text import OutputText, Voice
+from proxy.simulation.engine.tokenizer import END, load_tokenizer
 
 MAX_MODEL_LEN = 2048
 

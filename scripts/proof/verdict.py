@@ -14,7 +14,7 @@ from proof.setting import Vitals
 from proof.watching import LOOK_EVERY_S
 
 ENGINES_WORDS = "a fault"
-"""What an engine says where its stream fails (`proxy.simulation.errors.FaultError`): a client is to hear it."""
+"""What an engine says where its stream fails (`proxy.simulation.api.errors.FaultError`): a client is to hear it."""
 
 MEMORY_TOLERANCE_MIB = 16.0
 MEMORY_TOLERANCE_SHARE = 0.25

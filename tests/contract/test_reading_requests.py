@@ -7,8 +7,8 @@ import pytest
 from live.asking import CHAT, COMPLETIONS
 
 from proxy.request.generation import Route
-from proxy.simulation.openapi import CHAT as CHAT_MEMBERS
-from proxy.simulation.openapi import COMPLETION as COMPLETION_MEMBERS
+from proxy.simulation.api.openapi import CHAT as CHAT_MEMBERS
+from proxy.simulation.api.openapi import COMPLETION as COMPLETION_MEMBERS
 from proxy.tokenizing.schemas import read_schema
 from proxy.tokenizing.tool_choices import COUNT_PATH, Choice, Tools, judge, questions
 from tests.contract.asking import Engine

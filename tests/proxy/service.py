@@ -19,7 +19,7 @@ from proxy.fleet.instances import Fleet
 from proxy.phases import Role
 from proxy.scheduling.types import Candidate, Leg, Policy
 from proxy.simulation import StandIn, StandInConfig
-from proxy.simulation.latency import PROFILES
+from proxy.simulation.engine.latency import PROFILES
 
 ADMIN_KEY = "admin-key"
 DEADLINE_S = 20.0

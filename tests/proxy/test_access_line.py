@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.config import Admission, Deadlines
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from tests.proxy.service import InOrder, Pair, fleet, wait_until
 
 

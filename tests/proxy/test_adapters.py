@@ -10,7 +10,7 @@ import pytest
 from proxy.config import Health, Security
 from proxy.edge.routes.adapters import overall_status
 from proxy.simulation import StandIn
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from proxy.watching import adapters
 from tests.proxy.service import ADMIN_KEY, Answer, Pair, Service, ask, fleet
 

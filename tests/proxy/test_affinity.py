@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.edge.app_keys import ACCURACY, TOKENIZER
-from proxy.simulation.model_files import write_model
+from proxy.simulation.api.model_files import write_model
 from proxy.tokenizing.tool_choices import Choice, Tools
 from proxy.upstream.client import EngineClient
 from tests.proxy.service import UNHURRIED, Pair, Service, engines, fleet, kvproxy, prose, wait_until

@@ -15,7 +15,7 @@ from proxy.serving.exchange import Reply
 from proxy.serving.handover import releases
 from proxy.serving.legs.leg import AttemptFailedError
 from proxy.simulation import StandIn
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from tests.proxy.service import InOrder, Pair, fleet, prose, wait_until
 
 PATH = "/v1/completions"

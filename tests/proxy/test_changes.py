@@ -10,7 +10,7 @@ from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.edge.app_keys import WATCH
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Role
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from proxy.watching import changes
 from proxy.watching.changes import SILENT_S, Changes
 from tests.proxy.service import engines, fleet, kvproxy, wait_until

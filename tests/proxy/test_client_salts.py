@@ -16,8 +16,8 @@ from proxy.edge.access.client_keys import ClientKeys
 from proxy.edge.access.client_salts import ClientSalts, read_own_salt, read_secret
 from proxy.edge.app_keys import SALTS
 from proxy.errors import BadRequestError, ConfigError
-from proxy.simulation.faults import Fault
-from proxy.simulation.latency import PROFILES
+from proxy.simulation.engine.latency import PROFILES
+from proxy.simulation.live.faults import Fault
 from tests.proxy.service import ADMIN_KEY, UNHURRIED, Answer, Engines, Service, engines, fleet, kvproxy
 
 KEYS = "alice sk-alice\nalice sk-alice-2\nbob sk-bob\nann@team sk-ann\nben@team sk-ben\nteam sk-team\n"

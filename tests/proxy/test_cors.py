@@ -16,7 +16,7 @@ from proxy.config.cors import read_words
 from proxy.edge.access.cors import EXPOSED, METHOD, ORIGIN, CorsRules, is_preflight
 from proxy.edge.app import shut_down
 from proxy.errors import ConfigError
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from tests.proxy.service import ADMIN_KEY, Pair, fleet, wait_until
 
 APP, EVIL = "https://app.example", "https://evil.example"

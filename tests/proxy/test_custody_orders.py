@@ -17,7 +17,7 @@ from proxy.edge.routes.observe import REGISTRY
 from proxy.serving.handover import releases
 from proxy.serving.legs import prefill as prefill_leg
 from proxy.simulation import StandIn
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from tests.proxy.service import Pair, fleet, prose, wait_until
 
 PATH = "/v1/completions"

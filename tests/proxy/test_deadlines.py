@@ -13,7 +13,7 @@ from proxy.edge.app_keys import WATCH
 from proxy.errors import BadRequestError, ConnectTimeoutError, DeadlineError, LegError
 from proxy.request.deadlines import NO_LIMIT, time_limit
 from proxy.simulation import StandIn
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from proxy.upstream.client import EngineAnswer, EngineClient
 from tests.proxy.service import InOrder, Pair, fleet, prose, wait_until
 

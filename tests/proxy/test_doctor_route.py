@@ -7,7 +7,7 @@ from live.ports import free_ports
 
 from proxy.config import Security
 from proxy.edge.routes.doctor import DOCTOR
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from tests.proxy.service import ADMIN_KEY, Pair, ask, fleet, kvproxy, wait_until
 from tests.proxy.service import engines as stand_ins
 

@@ -19,7 +19,7 @@ from proxy.errors import ConfigError, LegError
 from proxy.fleet.instances import Instance
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
 from tests.proxy.service import Engines, fleet, kvproxy, wait_until
 

@@ -17,7 +17,7 @@ from proxy.fleet.fullness import TOLD_LEAST_S
 from proxy.serving.handover import releases
 from proxy.serving.healing import Healing
 from proxy.simulation import StandIn
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from tests.proxy.service import (
     UNHURRIED,
     Answer,

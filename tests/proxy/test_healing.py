@@ -21,9 +21,9 @@ from proxy.scheduling.placement import Question
 from proxy.scheduling.types import Candidate
 from proxy.serving.healing import BURST, CONFIRM_S, RESERVE, SHARE, USELESS_AFTER, Healing
 from proxy.simulation import StandIn
-from proxy.simulation.faults import Fault
-from proxy.simulation.publisher import EventForm
-from proxy.simulation.request import Request, Sampling
+from proxy.simulation.engine.request import Request, Sampling
+from proxy.simulation.live.faults import Fault
+from proxy.simulation.live.publisher import EventForm
 from tests.proxy.service import UNHURRIED, Answer, Pair, ask, engines, fleet, kvproxy, wait_until
 
 ENGINE = "a:1"

@@ -20,7 +20,7 @@ from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Instance, Status
 from proxy.phases import Role
 from proxy.simulation import StandIn
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from proxy.watching import health
 from tests.proxy.service import (
     ADMIN_KEY,

@@ -11,7 +11,7 @@ from proxy.config import Admission, Deadlines, Retries
 from proxy.edge.keep_alive import COMMENT
 from proxy.edge.middlewares import IN_FLIGHT_KEY
 from proxy.simulation import StandIn
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from tests.proxy.raw import POST, connection
 from tests.proxy.service import UNHURRIED, Engines, Pair, ask, engines, fleet, kvproxy, prose, wait_until
 

@@ -10,8 +10,8 @@ import pytest
 
 from proxy.edge.app_keys import TOKENIZER
 from proxy.simulation import StandIn, StandInConfig
-from proxy.simulation.faults import Fault
-from proxy.simulation.model_files import write_model
+from proxy.simulation.api.model_files import write_model
+from proxy.simulation.live.faults import Fault
 from proxy.tokenizing import comparison, fact_finding, learning
 from proxy.tokenizing.prompts import PromptTokenizer
 from proxy.tokenizing.tool_choices import COUNT_PATH, Choice, Tools

@@ -20,8 +20,8 @@ from proxy.errors import ConfigError
 from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
-from proxy.simulation.faults import Fault
-from proxy.simulation.latency import PROFILES
+from proxy.simulation.engine.latency import PROFILES
+from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
 from proxy.watching import watch
 from tests.proxy.service import UNHURRIED, Engines, ask, engines, fleet, kvproxy, wait_until

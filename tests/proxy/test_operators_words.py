@@ -14,8 +14,8 @@ from proxy.edge.app import create_app
 from proxy.errors import ConfigError
 from proxy.observability.metrics import REFUSALS, Metrics
 from proxy.phases import Role
-from proxy.simulation.faults import Fault
-from proxy.simulation.http_edge import refusals
+from proxy.simulation.live.faults import Fault
+from proxy.simulation.live.http_edge import refusals
 from proxy.tls import server_context
 from tests.proxy.certificates import Authority
 from tests.proxy.raw import GET, send

@@ -27,7 +27,7 @@ from proxy.errors import LegBrokenError
 from proxy.fair_queue import ANONYMOUS
 from proxy.phases import Phase
 from proxy.simulation import StandIn
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from proxy.upstream import client as upstream
 from tests.proxy.service import UNHURRIED, Answer, Pair, ask, engines, fleet, kvproxy, prose, wait_until
 

@@ -7,7 +7,7 @@ import pytest
 
 from proxy.request.body import Body
 from proxy.request.generation import Route
-from proxy.simulation.openapi import CHAT, COMPLETION, document
+from proxy.simulation.api.openapi import CHAT, COMPLETION, document
 from proxy.tokenizing.distrust import DISTRUST_S, MOST_KINDS, Distrust
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.members import MemberNames, Members, kind_of, members_of, shown

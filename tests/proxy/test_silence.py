@@ -13,7 +13,7 @@ import pytest
 from live.ports import free_ports
 from live.proxy import ProxyProcess
 
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from tests.proxy.echoing import WAYS, EchoingEngine, echoing_engine
 from tests.proxy.raw import GET, POST
 from tests.proxy.service import Engines, engines

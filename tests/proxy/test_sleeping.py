@@ -14,7 +14,7 @@ from proxy.errors import LegBrokenError
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Instance, Status
 from proxy.simulation import StandIn
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
 from proxy.watching.sleeping import Depth, read_depth
 from tests.proxy.service import (

@@ -8,7 +8,7 @@ import pytest
 from proxy.edge import read_body as reading
 from proxy.edge.app_keys import BODIES
 from proxy.edge.sockets import connections
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from tests.proxy.raw import BODY, CHUNKED, GET, LENGTH, POST, connection, send
 from tests.proxy.service import fleet, wait_until
 

@@ -12,7 +12,7 @@ from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Status
 from proxy.serving import director
 from proxy.simulation import StandIn, StandInConfig
-from proxy.simulation.faults import Fault
+from proxy.simulation.live.faults import Fault
 from tests.proxy.raw import send
 from tests.proxy.service import UNHURRIED, InOrder, Pair, ask, fleet, prose, wait_until
 

@@ -12,7 +12,7 @@ import pytest
 from proxy.edge.app_keys import TOKENIZER
 from proxy.errors import ConfigError
 from proxy.simulation import StandIn, StandInConfig
-from proxy.simulation.model_files import write_model
+from proxy.simulation.api.model_files import write_model
 from tests.proxy.service import UNHURRIED, Answer, Pair, Service, fleet, prose, wait_until
 
 TOOLS = [

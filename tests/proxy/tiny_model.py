@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from proxy.simulation.model_files import write_model
+from proxy.simulation.api.model_files import write_model
 
 
 def write_tiny_model(

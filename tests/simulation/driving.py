@@ -5,9 +5,9 @@ from typing import Any
 
 from kvevents.events import Event
 from proxy.simulation import EngineModel, EngineShape
-from proxy.simulation.engine_values import Handshake, Output, Pull, Release
-from proxy.simulation.request import Request, Sampling
-from proxy.simulation.text import Voice
+from proxy.simulation.engine.request import Request, Sampling
+from proxy.simulation.engine.text import Voice
+from proxy.simulation.engine.values import Handshake, Output, Pull, Release
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"

@@ -1,6 +1,6 @@
 """A block's name covers its tokens, its keys, its parent and the engine's seed."""
 
-from proxy.simulation.block_hashes import block_hash, root_hash
+from proxy.simulation.engine.block_hashes import block_hash, root_hash
 
 
 def test_the_same_content_has_the_same_name_everywhere() -> None:

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from proxy.simulation.block_pool import BlockPool
+from proxy.simulation.engine.block_pool import BlockPool
 
 A, B, C = b"a", b"b", b"c"
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from proxy.simulation import bodies
-from proxy.simulation.errors import ApiError
-from proxy.simulation.tokenizer import load_tokenizer
-from proxy.simulation.validation import Asked, Checker
+from proxy.simulation.api import bodies
+from proxy.simulation.api.errors import ApiError
+from proxy.simulation.api.validation import Asked, Checker
+from proxy.simulation.engine.tokenizer import load_tokenizer
 
 CHECKER = Checker(load_tokenizer(), "tiny", ["alpha"], 512)
 MESSAGES = [{"role": "user", "content": "Hello"}]

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from proxy.simulation.__main__ import config_of, parser
-from proxy.simulation.config import StandInConfig
-from proxy.simulation.latency import PROFILES
-from proxy.simulation.publisher import EventForm
+from proxy.simulation.engine.latency import PROFILES
+from proxy.simulation.live.config import StandInConfig
+from proxy.simulation.live.publisher import EventForm
 
 
 def test_arguments_become_a_configuration() -> None:

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 
 from proxy.simulation import Fault, StandIn
-from proxy.simulation.faults import Faults
+from proxy.simulation.live.faults import Faults
 from tests.simulation.conftest import Ask, Start
 from tests.simulation.driving import CHAT, COMPLETIONS
 

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from proxy.simulation import Fault, StandIn
-from proxy.simulation.latency import PROFILES
+from proxy.simulation.engine.latency import PROFILES
 from tests.simulation.conftest import Ask, Start
 from tests.simulation.driving import CHAT, COMPLETIONS
 

@@ -1,4 +1,4 @@
-from proxy.simulation.holds import Holds
+from proxy.simulation.engine.holds import Holds
 from tests.simulation.driving import request
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from proxy.simulation.latency import PROFILES, DynamoReplay, Linear
+from proxy.simulation.engine.latency import PROFILES, DynamoReplay, Linear
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import zmq.asyncio
 
 from kvevents.events import AllBlocksCleared, BlockStored, Event, EventBatch
 from proxy.simulation import EventForm, StandIn
-from proxy.simulation.publisher import END, Publisher
+from proxy.simulation.live.publisher import END, Publisher
 from tests.simulation.conftest import Ask, Start
 from tests.simulation.driving import COMPLETIONS
 

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from proxy.simulation import StandIn
-from proxy.simulation.engine_values import Handshake, Pull
-from proxy.simulation.request import Remote
-from proxy.simulation.side_channel import Reply, SideChannelClient, TransferError
+from proxy.simulation.engine.request import Remote
+from proxy.simulation.engine.values import Handshake, Pull
+from proxy.simulation.live.side_channel import Reply, SideChannelClient, TransferError
 from tests.simulation.conftest import Ask, Start
 from tests.simulation.driving import CHAT, COMPLETIONS, PREFILL
 

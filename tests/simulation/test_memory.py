@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.simulation.memory import Content, Memory, advance, initial_state
+from proxy.simulation.engine.memory import Content, Memory, advance, initial_state
 
 START = initial_state("tiny", None)
 tokens = st.lists(st.integers(0, 4095), min_size=1, max_size=40)

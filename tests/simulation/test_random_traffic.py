@@ -8,8 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored
 from proxy.simulation import EngineModel
-from proxy.simulation.kv_cache import blocks_for
-from proxy.simulation.request import Request
+from proxy.simulation.engine.kv_cache import blocks_for
+from proxy.simulation.engine.request import Request
 from tests.simulation.driving import carry, model, request
 
 BLOCK = 2

@@ -7,8 +7,8 @@ import pytest
 
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from proxy.simulation import EngineModel, EventForm
-from proxy.simulation.block_hashes import int_hash
-from proxy.simulation.publisher import EventWriter
+from proxy.simulation.engine.block_hashes import int_hash
+from proxy.simulation.live.publisher import EventWriter
 from tests.kvevents import recorded
 from tests.simulation import driving
 

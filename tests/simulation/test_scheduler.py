@@ -4,10 +4,10 @@ import pytest
 
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from proxy.simulation import EngineModel, EngineShape
-from proxy.simulation.engine_values import Step
-from proxy.simulation.latency import Linear
-from proxy.simulation.request import Status
-from proxy.simulation.text import Voice
+from proxy.simulation.engine.latency import Linear
+from proxy.simulation.engine.request import Status
+from proxy.simulation.engine.text import Voice
+from proxy.simulation.engine.values import Step
 from tests.simulation.driving import EOS, model, request, run, say, step
 
 LONG = range(300, 340)  # ten blocks of four

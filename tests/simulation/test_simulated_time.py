@@ -6,8 +6,8 @@ import random
 import pytest
 
 from proxy.simulation import EngineModel
-from proxy.simulation.engine_values import Step
-from proxy.simulation.latency import PROFILES
+from proxy.simulation.engine.latency import PROFILES
+from proxy.simulation.engine.values import Step
 from tests.simulation.driving import model, request
 
 SECONDS = 600.0

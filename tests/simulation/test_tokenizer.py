@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.simulation.chat import render
-from proxy.simulation.errors import BadRequestError
-from proxy.simulation.text import OutputText
-from proxy.simulation.tokenizer import END, Tokenizer, load_tokenizer
+from proxy.simulation.api.chat import render
+from proxy.simulation.api.errors import BadRequestError
+from proxy.simulation.engine.text import OutputText
+from proxy.simulation.engine.tokenizer import END, Tokenizer, load_tokenizer
 from tests.kvevents import recorded
 
 QUESTION = "Hello there, what is an import?"

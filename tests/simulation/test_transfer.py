@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kvevents.events import BlockStored
 from proxy.simulation import EngineModel
-from proxy.simulation.engine_values import EngineDeadError, Handshake, Heartbeat, Pull, Release
-from proxy.simulation.request import Status
+from proxy.simulation.engine.request import Status
+from proxy.simulation.engine.values import EngineDeadError, Handshake, Heartbeat, Pull, Release
 from tests.simulation.driving import carry, decode, model, prefill, request, run, say, step
 
 PROMPT = range(300, 323)  # five blocks of four and three tokens

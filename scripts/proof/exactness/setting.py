@@ -12,7 +12,7 @@ from vllm_cpu.engine import EngineSpec
 from vllm_cpu.fleet import Fleet, plan
 
 from proof.exactness.prompts import ADAPTER, MAX_MODEL_LEN, MODEL
-from proxy.simulation.model_files import write_model
+from proxy.simulation.api.model_files import write_model
 
 LEASE_S = 20
 START_S = 420.0  # four real engines on two busy cores

@@ -9,7 +9,7 @@ the decode engine's pull (or its notice that it will not) ends it early.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from proxy.simulation.request import Request
+from proxy.simulation.engine.request import Request
 
 HEARTBEATS_PER_LEASE = 6
 _RENEWAL = 2 / 3

@@ -6,8 +6,8 @@ refused decode leg frees its hold at once if the two engines have spoken before,
 this engine has something else to do after the handshake - another request, another refusal - or never.
 """
 
-from proxy.simulation.engine_values import Handshake, Heartbeat, Release
-from proxy.simulation.request import Remote
+from proxy.simulation.engine.request import Remote
+from proxy.simulation.engine.values import Handshake, Heartbeat, Release
 
 
 class Peers:

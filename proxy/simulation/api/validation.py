@@ -8,12 +8,12 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from proxy.simulation.chat import images_of, render
-from proxy.simulation.errors import BadRequestError, NotFoundError
-from proxy.simulation.request import Image, Sampling
-from proxy.simulation.sampling_rules import check_logprobs, check_sampling, check_tokens, sampling_of
-from proxy.simulation.text import mix
-from proxy.simulation.tokenizer import PAD, Tokenizer
+from proxy.simulation.api.chat import images_of, render
+from proxy.simulation.api.errors import BadRequestError, NotFoundError
+from proxy.simulation.api.sampling_rules import check_logprobs, check_sampling, check_tokens, sampling_of
+from proxy.simulation.engine.request import Image, Sampling
+from proxy.simulation.engine.text import mix
+from proxy.simulation.engine.tokenizer import PAD, Tokenizer
 
 IMAGE_TOKENS = 40
 """What the engine makes of the one token that stands for an image."""

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from proxy.simulation.errors import BadRequestError
-from proxy.simulation.request import Sampling
-from proxy.simulation.text import mix
+from proxy.simulation.api.errors import BadRequestError
+from proxy.simulation.engine.request import Sampling
+from proxy.simulation.engine.text import mix
 
 MAX_LOGPROBS = 20
 MAX_TEMPERATURE = 2

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from proxy.simulation.kv_cache import KvCache
-from proxy.simulation.request import Request, Status
+from proxy.simulation.engine.kv_cache import KvCache
+from proxy.simulation.engine.request import Request, Status
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import json
 import pathlib
 from importlib.resources import files
 
-from proxy.simulation.tokenizer import SPECIAL, alphabet
+from proxy.simulation.engine.tokenizer import SPECIAL, alphabet
 
 # A turn is "<|turn|>role", a line break, the content and "<|end|>": as `chat.render` has it, and the tiny test model.
 _CHAT_TEMPLATE = """\

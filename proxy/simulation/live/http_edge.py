@@ -12,9 +12,9 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from proxy.simulation.errors import ApiError, BadRequestError, FaultError, MediaTypeError, SchemaError
-from proxy.simulation.faults import Fault
-from proxy.simulation.schema import problem
+from proxy.simulation.api.errors import ApiError, BadRequestError, FaultError, MediaTypeError, SchemaError
+from proxy.simulation.api.schema import problem
+from proxy.simulation.live.faults import Fault
 
 FAULT = web.RequestKey("fault", Fault)
 encode = msgspec.json.Encoder().encode

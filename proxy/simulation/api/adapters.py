@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from proxy.simulation.errors import ApiError, NotFoundError
-from proxy.simulation.schema import boolean, check, integer, nullable, record, string
+from proxy.simulation.api.errors import ApiError, NotFoundError
+from proxy.simulation.api.schema import boolean, check, integer, nullable, record, string
 
 _LOAD = record(
     {"lora_name": string, "lora_path": string, "load_inplace": boolean, "is_3d_lora_weight": boolean},

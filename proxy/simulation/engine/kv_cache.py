@@ -12,9 +12,9 @@ and found again only before the same.
 from collections.abc import Sequence
 
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
-from proxy.simulation.block_hashes import ExtraKey, block_hash, extra_keys, root_hash
-from proxy.simulation.block_pool import BlockPool
-from proxy.simulation.request import Request
+from proxy.simulation.engine.block_hashes import ExtraKey, block_hash, extra_keys, root_hash
+from proxy.simulation.engine.block_pool import BlockPool
+from proxy.simulation.engine.request import Request
 
 MEDIUM = "GPU"
 _GROUP = 0

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from proxy.simulation.engine import EngineModel
-from proxy.simulation.engine_values import Command, EngineDeadError, Handshake, Output, Pull
-from proxy.simulation.generation import Generation
-from proxy.simulation.metrics import EngineMetrics
-from proxy.simulation.publisher import Publisher
-from proxy.simulation.side_channel import Ask, Reply, SideChannelClient, SideChannelServer, TransferError
+from proxy.simulation.api.generation import Generation
+from proxy.simulation.engine.engine import EngineModel
+from proxy.simulation.engine.values import Command, EngineDeadError, Handshake, Output, Pull
+from proxy.simulation.live.metrics import EngineMetrics
+from proxy.simulation.live.publisher import Publisher
+from proxy.simulation.live.side_channel import Ask, Reply, SideChannelClient, SideChannelServer, TransferError
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)

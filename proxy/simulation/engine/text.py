@@ -8,8 +8,8 @@ piece, watching for stop strings without ever sending half of one.
 import codecs
 from collections.abc import Sequence
 
-from proxy.simulation.request import Sampling
-from proxy.simulation.tokenizer import Tokenizer
+from proxy.simulation.engine.request import Sampling
+from proxy.simulation.engine.tokenizer import Tokenizer
 
 _MASK = (1 << 64) - 1
 

@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.simulation.latency import PROFILES, Profile
-from proxy.simulation.request import Remote, Request
-from proxy.simulation.scheduler import Plan
+from proxy.simulation.engine.latency import PROFILES, Profile
+from proxy.simulation.engine.request import Remote, Request
+from proxy.simulation.engine.scheduler import Plan
 
 
 class EngineDeadError(Exception):

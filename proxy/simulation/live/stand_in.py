@@ -17,21 +17,21 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from proxy.simulation.adapters import Adapters
-from proxy.simulation.admin import Seen, admin_app, watch
-from proxy.simulation.config import StandInConfig
-from proxy.simulation.engine import EngineModel
-from proxy.simulation.errors import EngineFullError
-from proxy.simulation.faults import Faults
-from proxy.simulation.handlers import Handlers
-from proxy.simulation.http_edge import InFlight, echo_request_id, guard, let_any_origin_read, refusals
-from proxy.simulation.metrics import EngineMetrics
-from proxy.simulation.publisher import Publisher
-from proxy.simulation.rank import Rank
-from proxy.simulation.side_channel import SideChannelClient
-from proxy.simulation.text import Voice
-from proxy.simulation.tokenizer import END, Tokenizer, load_tokenizer
-from proxy.simulation.validation import Checker
+from proxy.simulation.api.adapters import Adapters
+from proxy.simulation.api.errors import EngineFullError
+from proxy.simulation.api.validation import Checker
+from proxy.simulation.engine.engine import EngineModel
+from proxy.simulation.engine.text import Voice
+from proxy.simulation.engine.tokenizer import END, Tokenizer, load_tokenizer
+from proxy.simulation.live.admin import Seen, admin_app, watch
+from proxy.simulation.live.config import StandInConfig
+from proxy.simulation.live.faults import Faults
+from proxy.simulation.live.handlers import Handlers
+from proxy.simulation.live.http_edge import InFlight, echo_request_id, guard, let_any_origin_read, refusals
+from proxy.simulation.live.metrics import EngineMetrics
+from proxy.simulation.live.publisher import Publisher
+from proxy.simulation.live.rank import Rank
+from proxy.simulation.live.side_channel import SideChannelClient
 from proxy.tasks import TaskOwner
 
 _BODY_LIMIT = 256 * 1024 * 1024

@@ -13,12 +13,12 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from proxy.simulation.errors import BadRequestError, FaultError
-from proxy.simulation.faults import Fault
-from proxy.simulation.http_edge import FAULT, cut, json_answer, pause, read_json, refusals
+from proxy.simulation.api.errors import BadRequestError, FaultError
+from proxy.simulation.live.faults import Fault
+from proxy.simulation.live.http_edge import FAULT, cut, json_answer, pause, read_json, refusals
 
 if TYPE_CHECKING:
-    from proxy.simulation.live import StandIn
+    from proxy.simulation.live.stand_in import StandIn
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

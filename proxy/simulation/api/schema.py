@@ -8,7 +8,7 @@ have a rule; what is unknown passes, as in vLLM.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from proxy.simulation.errors import SchemaError
+from proxy.simulation.api.errors import SchemaError
 
 Problems = list[dict[str, Any]]
 Rule = Callable[[Any, str, Problems], Any]

@@ -9,7 +9,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kvevents.events import Event
-from proxy.simulation.engine_values import (
+from proxy.simulation.engine.holds import HEARTBEATS_PER_LEASE, Holds
+from proxy.simulation.engine.kv_cache import KvCache, blocks_for
+from proxy.simulation.engine.memory import Content, Memory, initial_state
+from proxy.simulation.engine.peers import Peers
+from proxy.simulation.engine.request import Remote, Request, Status
+from proxy.simulation.engine.scheduler import Chunk, Paused, Scheduler
+from proxy.simulation.engine.text import Voice
+from proxy.simulation.engine.values import (
     Command,
     EngineDeadError,
     EngineShape,
@@ -18,13 +25,6 @@ from proxy.simulation.engine_values import (
     Stats,
     Step,
 )
-from proxy.simulation.holds import HEARTBEATS_PER_LEASE, Holds
-from proxy.simulation.kv_cache import KvCache, blocks_for
-from proxy.simulation.memory import Content, Memory, initial_state
-from proxy.simulation.peers import Peers
-from proxy.simulation.request import Remote, Request, Status
-from proxy.simulation.scheduler import Chunk, Paused, Scheduler
-from proxy.simulation.text import Voice
 
 MEMORIES = frozenset({"weights", "kv_cache"})
 """What sleeps from level 1 on, and may be woken one by one."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.simulation.generation import Choice, Generation, Piece
-from proxy.simulation.text import Voice, mix
-from proxy.simulation.tokenizer import Tokenizer
-from proxy.simulation.validation import Asked
+from proxy.simulation.api.generation import Choice, Generation, Piece
+from proxy.simulation.api.validation import Asked
+from proxy.simulation.engine.text import Voice, mix
+from proxy.simulation.engine.tokenizer import Tokenizer
 
 _RANKED = 3571  # spreads the alternatives of a token over the vocabulary
 

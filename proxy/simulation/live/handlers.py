@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from proxy.simulation.answers import Answers
-from proxy.simulation.bodies import parse_chat, parse_completion, parse_detokenize, parse_tokenize
-from proxy.simulation.chat import counted_chat
-from proxy.simulation.errors import (
+from proxy.simulation.api.answers import Answers
+from proxy.simulation.api.bodies import parse_chat, parse_completion, parse_detokenize, parse_tokenize
+from proxy.simulation.api.chat import counted_chat
+from proxy.simulation.api.errors import (
     ApiError,
     BadRequestError,
     EngineFullError,
@@ -24,16 +24,16 @@ from proxy.simulation.errors import (
     GenerationFailedError,
     PermissionDeniedError,
 )
-from proxy.simulation.generation import Choice, Generation
-from proxy.simulation.http_edge import EventStream, json_answer, read_json
-from proxy.simulation.openapi import document
-from proxy.simulation.rank import Rank
-from proxy.simulation.request import Request
-from proxy.simulation.text import OutputText
-from proxy.simulation.validation import Asked
+from proxy.simulation.api.generation import Choice, Generation
+from proxy.simulation.api.openapi import document
+from proxy.simulation.api.validation import Asked
+from proxy.simulation.engine.request import Request
+from proxy.simulation.engine.text import OutputText
+from proxy.simulation.live.http_edge import EventStream, json_answer, read_json
+from proxy.simulation.live.rank import Rank
 
 if TYPE_CHECKING:
-    from proxy.simulation.live import StandIn
+    from proxy.simulation.live.stand_in import StandIn
 
 _Builder = Callable[[Mapping[str, Any]], Asked]
 

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from proxy.simulation.engine import EngineModel
-from proxy.simulation.engine_values import Output
+from proxy.simulation.engine.engine import EngineModel
+from proxy.simulation.engine.values import Output
 
 _MILLISECONDS = (
     1,

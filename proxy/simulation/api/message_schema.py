@@ -5,7 +5,7 @@ The unions of a request body: messages by role, response formats, the two forms 
 
 from typing import Any
 
-from proxy.simulation.schema import (
+from proxy.simulation.api.schema import (
     Problems,
     Rule,
     any_of,

@@ -1,15 +1,15 @@
 """Invariant: an error raised here is raised before the engine knows of the request: it tells nobody and frees nothing.
 
 The first stage of vLLM's validation: checks on the raw body, then types, in its words. What passes has the
-right types; whether the model can serve it is for `proxy.simulation.validation`.
+right types; whether the model can serve it is for `proxy.simulation.api.validation`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.simulation.errors import BadRequestError
-from proxy.simulation.message_schema import message, response_format, tokenize, tool
-from proxy.simulation.schema import (
+from proxy.simulation.api.errors import BadRequestError
+from proxy.simulation.api.message_schema import message, response_format, tokenize, tool
+from proxy.simulation.api.schema import (
     any_of,
     boolean,
     check,

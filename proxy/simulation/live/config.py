@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from proxy.simulation.engine_values import EngineShape
-from proxy.simulation.latency import PROFILES, Profile
-from proxy.simulation.publisher import EventForm
+from proxy.simulation.engine.latency import PROFILES, Profile
+from proxy.simulation.engine.values import EngineShape
+from proxy.simulation.live.publisher import EventForm
 
 VERSION = "0.32.0"
 """The vLLM release a stand-in behaves like, unless its configuration tells otherwise."""

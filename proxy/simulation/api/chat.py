@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from proxy.simulation.errors import BadRequestError
+from proxy.simulation.api.errors import BadRequestError
 
 IMAGE = "<|pad|>"
 """Stands where an image is, until the engine puts the image's own tokens there."""

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.simulation.engine import EngineModel
-from proxy.simulation.engine_values import Output
-from proxy.simulation.errors import ApiError, EngineGoneError, GenerationFailedError
-from proxy.simulation.request import Request, Sampling, Status
-from proxy.simulation.text import OutputText
-from proxy.simulation.tokenizer import END
+from proxy.simulation.api.errors import ApiError, EngineGoneError, GenerationFailedError
+from proxy.simulation.engine.engine import EngineModel
+from proxy.simulation.engine.request import Request, Sampling, Status
+from proxy.simulation.engine.text import OutputText
+from proxy.simulation.engine.tokenizer import END
+from proxy.simulation.engine.values import Output
 
 
 @dataclass(frozen=True, slots=True)

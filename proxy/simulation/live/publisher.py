@@ -19,7 +19,7 @@ import zmq
 import zmq.asyncio
 
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
-from proxy.simulation.block_hashes import int_hash
+from proxy.simulation.engine.block_hashes import int_hash
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from proxy.simulation.engine_values import Handshake, Heartbeat, Pull, Release
-from proxy.simulation.memory import Content
-from proxy.simulation.request import Remote
+from proxy.simulation.engine.memory import Content
+from proxy.simulation.engine.request import Remote
+from proxy.simulation.engine.values import Handshake, Heartbeat, Pull, Release
 from proxy.tasks import TaskOwner
 
 _LENGTH = 4

@@ -1,0 +1,1 @@
+"""Pure: how vLLM reads requests, refuses them and words its answers."""
