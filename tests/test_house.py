@@ -1,0 +1,41 @@
+"""The house stands as it is described: every room has a rule, a line on the map and a place in the import order."""
+
+import ast
+import pathlib
+import re
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+ROOMS = sorted(init.parent for init in (ROOT / "proxy").glob("*/__init__.py"))
+FOLDERS = sorted(init for package in ("proxy", "kvevents") for init in (ROOT / package).rglob("__init__.py"))
+
+
+def docstring(path: pathlib.Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_a_folder_opens_with_its_rule(folder: pathlib.Path) -> None:
+    assert docstring(folder).endswith("."), f"{folder} says nothing of what belongs there"
+
+
+def test_the_map_names_every_room_and_no_other() -> None:
+    told = re.findall(r"^    (\w+) {2,}\S", docstring(ROOT / "proxy" / "__init__.py"), re.MULTILINE)
+    assert sorted(told) == [room.name for room in ROOMS]
+
+
+def test_the_map_goes_down_as_imports_do() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(c["layers"] for c in contracts if c["name"] == "imports point down")
+    height = {name: floor for floor, layer in enumerate(layers) for name in layer.split(" | ")}
+    told = re.findall(r"^    (\w+) {2,}\S", docstring(ROOT / "proxy" / "__init__.py"), re.MULTILINE)
+    assert [height[room] for room in told] == sorted(height[room] for room in told)
+
+
+def test_every_folder_is_installed() -> None:
+    named = re.search(r"^packages =\n((?:    \S+\n)+)", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    assert named is not None
+    packages = {".".join(folder.parent.relative_to(ROOT).parts) for folder in FOLDERS}
+    assert set(named[1].split()) == packages
