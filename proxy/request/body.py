@@ -1,35 +1,22 @@
 """A JSON body whose top level can be changed while every other value keeps the very text its author wrote."""
 
+import bisect
 import codecs
 import re
+import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 
 from proxy.errors import BadRequestError
-from proxy.request.outline import (
-    LARGE_BODY_BYTES,
-    MAX_DEPTH,
-    MAX_MEMBERS,
-    Buffer,
-    Outline,
-    Span,
-    contains,
-    slices,
-    too_many_members,
-)
+from proxy.request.json_pieces import PIECE_BYTES, Buffer, contains, has_half_pairs, joined, slices, trimmed
+from proxy.request.outline import LARGE_BODY_BYTES, MAX_DEPTH, MAX_MEMBERS, Outline, Span, too_many_members
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_PIECE_BYTES = 256 << 10
 _SURROGATE_MARKS = (b"\\ud", b"\\uD")
-_PAIRED = re.compile(
-    rb"(?:[^\\]++|\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|[^u]))*+",
-    re.DOTALL,
-)
-"""JSON text in which every escaped surrogate is half of a pair, up to an escape that is not seen whole."""
 
 MAX_NAME_BYTES = 4096
 """Of a member, as text."""
@@ -39,7 +26,6 @@ _WHOLE_BYTES = 64 << 10
 """Larger values are sent on as they lie in memory; smaller ones are copied together."""
 
 _decode_top = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_value = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_name = msgspec.json.Decoder(str).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -75,11 +61,12 @@ class Body:
     """
 
     def __init__(
-        self, members: dict[str, msgspec.Raw], size_bytes: int, counts: Mapping[str, Span] | None = None
+        self, members: dict[str, msgspec.Raw], size_bytes: int, whole: "_Whole | None" = None
     ) -> None:
+        """`whole`: what a large one was cut from."""
         self._members = members
         self.size_bytes = size_bytes
-        self._counts = counts or {}
+        self._whole = whole
 
     @classmethod
     def parse(cls, data: bytes) -> "Body":
@@ -88,7 +75,7 @@ class Body:
             raise BadRequestError("the request body is empty: a JSON object is needed")
         if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
             raise BadRequestError(f"the request body is nested more than {MAX_DEPTH} levels deep")
-        _check_text(data)
+        _check_text(data, is_ascii=data.isascii(), has_escapes=b"\\" in data)
         try:
             members = _decode_top(data)
         except _UNREADABLE as error:
@@ -100,20 +87,20 @@ class Body:
     @classmethod
     def of_outline(cls, data: bytes | bytearray, found: Outline) -> "Body":
         """Read a request body that may be large, whose values stay where they lie. Raises BadRequestError."""
-        _check_text(data)
+        _check_text(data, is_ascii=found.is_ascii, has_escapes=found.has_escapes)
         view = memoryview(data)
         members: dict[str, msgspec.Raw] = {}
-        counts: dict[str, Span] = {}
+        spans: dict[str, Span] = {}
         for span in found.spans:
             if span.colon - span.start > MAX_NAME_BYTES:
                 raise BadRequestError(f"a member's name is longer than {MAX_NAME_BYTES} bytes")
             try:
                 name = _decode_name(view[span.start : span.colon])
-                members[name] = _checked(view[span.colon + 1 : span.end], span)
             except _UNREADABLE as error:
                 raise BadRequestError(f"the request body is not a JSON object: {error}") from None
-            counts[name] = span
-        return cls(members, len(data), counts)
+            members[name] = msgspec.Raw(trimmed(view[span.colon + 1 : span.end]))
+            spans[name] = span
+        return cls(members, len(data), _Whole(view, spans))
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -140,17 +127,20 @@ class Body:
     @property
     def is_counted(self) -> bool:
         """Whether it was large, so that what its members hold was counted."""
-        return bool(self._counts)
+        return self._whole is not None
 
     def values_in(self, name: str) -> int:
         """How many values a member holds at any depth, as far as they were counted: of a small body they are few."""
-        span = self._counts.get(name)
+        span = self._span(name)
         return 0 if span is None else span.values
 
     def items_in(self, name: str) -> int:
         """How many items a member that is a list or an object has, as far as they were counted."""
-        span = self._counts.get(name)
+        span = self._span(name)
         return 0 if span is None else span.items
+
+    def _span(self, name: str) -> Span | None:
+        return self._whole.spans.get(name) if self._whole is not None else None
 
     def value(self, name: str) -> Any:
         """A member's value, decoded; None also if there is none.
@@ -169,10 +159,62 @@ class Body:
 
     def raw_items(self, name: str) -> list[msgspec.Raw]:
         """The items of a member that is a list, each as raw text. Raises BadRequestError naming the member."""
+        span = self._span(name)
+        if self._whole is not None and span is not None and span.commas is not None:
+            return [msgspec.Raw(item) for item in self._whole.items(span)]
         try:
             return _decode_items(self._members[name])
         except _UNREADABLE as error:
             raise BadRequestError(f"{name} is not valid JSON: {error}", param=name) from None
+
+    def short_bytes(self, name: str) -> int:
+        """How long a member's value is without its long texts, if it was large; else as it is."""
+        view = self.view(name)
+        size_bytes = len(view) if view is not None else 0
+        span = self._span(name)
+        return size_bytes if span is None else size_bytes - sum(end - start for start, end in span.texts)
+
+    def short_items(self, name: str) -> Iterator[bytes]:
+        """The items of a list, with marks in place of long texts: see `text` and `whole_bytes`.
+
+        Raises msgspec.DecodeError for what is no list.
+        """
+        view = self.view(name)
+        if view is None or bytes(view[:1]) != b"[":
+            raise msgspec.DecodeError("a list is expected")
+        span = self._span(name)
+        if self._whole is None or span is None or span.commas is None:
+            yield from map(bytes, _decode_items(view))
+        else:
+            yield from self._whole.short_items(span)
+
+    def short(self, name: str) -> bytes:
+        """A member's value with marks in place of long texts."""
+        span = self._span(name)
+        if self._whole is None or span is None:
+            return self.raw(name) or b""
+        return self._whole.short(span.colon + 1, span.end)
+
+    def text(self, raw: Buffer) -> memoryview:
+        """The text that a mark stands for; what is no mark is given back."""
+        view = memoryview(raw)
+        return view if self._whole is None else self._whole.text(view)
+
+    def marked(self, text: str) -> memoryview | None:
+        """The text that a mark, decoded, stands for; None for what is no mark."""
+        if self._whole is None or len(text) > _MARK_BYTES:
+            return None
+        view = memoryview(f'"{text}"'.encode(errors="replace"))
+        found = self._whole.text(view)
+        return None if found is view else found
+
+    def whole_bytes(self, short: bytes) -> int:
+        """How long something is with the texts that its marks stand for."""
+        return len(short) if self._whole is None else self._whole.size_bytes(short)
+
+    def whole(self, short: bytes) -> bytes | bytearray:
+        """Something with the texts that its marks stand for."""
+        return short if self._whole is None else self._whole.restored(short)
 
     def changed(
         self,
@@ -186,12 +228,12 @@ class Body:
         It counts as large as this one unless `size_bytes` says otherwise.
         """
         members = {name: raw for name, raw in self._members.items() if name not in drop}
-        counts = self._counts
         for name, value in (put or {}).items():
             members[name] = value if isinstance(value, msgspec.Raw) else msgspec.Raw(_encode(value))
-            if name in counts:
-                counts = {other: span for other, span in counts.items() if other != name}
-        return Body(members, self.size_bytes if size_bytes is None else size_bytes, counts)
+        whole = self._whole
+        if whole is not None and put and not whole.spans.keys().isdisjoint(put):
+            whole = whole.without(put)
+        return Body(members, self.size_bytes if size_bytes is None else size_bytes, whole)
 
     def encoded(self) -> bytes:
         """The body as JSON text."""
@@ -218,90 +260,98 @@ class Body:
 _NULL = b"null"
 
 
-def _checked(value: memoryview, span: Span) -> msgspec.Raw:
-    """A value without the white space around it. Raises as msgspec does for what is no JSON.
+class _Whole:
+    """The text that a large body was cut from, and where its values lie in it."""
 
-    Long lists of numbers and long texts are read part by part: all at once would stop everything for a quarter of a second.
-    """
-    if span.values == 0 and len(value) > _PIECE_BYTES:
-        value = _trimmed(value)
-        for text in _parts_of_text(value):
-            _decode_value(text)
-        return msgspec.Raw(value)
-    if not span.is_flat or span.values <= _NUMBERS_AT_ONCE:
-        return _decode_value(value)
-    for numbers in lists_of_numbers(value):
-        _decode_value(numbers)
-    return msgspec.Raw(_trimmed(value))
+    def __init__(self, view: memoryview, spans: Mapping[str, Span], mark: str | None = None) -> None:
+        self._view = view
+        self.spans = spans
+        self._name = mark or secrets.token_hex(8)  # nobody can write it into a body by chance or design
+        self._texts = sorted(text for span in spans.values() for text in span.texts)
+        self._marks = re.compile(rb'"%b:(\d+)"' % self._name.encode())
+
+    def without(self, names: Collection[str]) -> "_Whole":
+        """The same, less what is known of some members."""
+        spans = {name: span for name, span in self.spans.items() if name not in names}
+        return _Whole(self._view, spans, self._name)
+
+    def items(self, span: Span) -> Iterator[memoryview]:
+        """The items of a list."""
+        for start, end in _edges(span):
+            item = trimmed(self._view[start:end])
+            item = trimmed(item[1:]) if start == span.colon + 1 else item
+            item = trimmed(item[:-1]) if end == span.end else item
+            if len(item):  # else the list is empty
+                yield item
+
+    def short_items(self, span: Span) -> Iterator[bytes]:
+        """The items of a list with marks instead of long texts."""
+        for start, end in _edges(span):
+            item = self.short(start, end)
+            item = item[1:].strip() if start == span.colon + 1 else item
+            item = item[:-1].strip() if end == span.end else item
+            if item:
+                yield item
+
+    def short(self, start: int, end: int) -> bytes:
+        """What lies there, with marks instead of long texts."""
+        parts: list[Buffer] = []
+        first = bisect.bisect_left(self._texts, start, key=itemgetter(0))
+        for number in range(first, len(self._texts)):
+            text = self._texts[number]
+            if text[1] > end:
+                break
+            parts += [self._view[start : text[0]], b'"%b:%d"' % (self._name.encode(), number)]
+            start = text[1]
+        return b"".join([*parts, self._view[start:end]]).strip()
+
+    def text(self, view: memoryview) -> memoryview:
+        found = self._marks.fullmatch(view) if len(view) <= _MARK_BYTES else None
+        return view if found is None else self._view[slice(*self._texts[int(found[1])])]
+
+    def size_bytes(self, short: bytes) -> int:
+        return len(short) + sum(self._length(found) - len(found[0]) for found in self._marks.finditer(short))
+
+    def restored(self, short: bytes) -> bytes | bytearray:
+        parts: list[Buffer] = []
+        at = 0
+        for found in self._marks.finditer(short):
+            parts += [short[at : found.start()], self.text(memoryview(found[0]))]
+            at = found.end()
+        return joined([*parts, short[at:]]) if parts else short
+
+    def _length(self, mark: re.Match[bytes]) -> int:
+        return len(self.text(memoryview(mark[0])))
 
 
-_NUMBERS_AT_ONCE = 1 << 17
-_LIST_BYTES = 128 << 10
+_MARK_BYTES = 64
 
 
-def lists_of_numbers(value: memoryview) -> Iterator[bytes]:
-    """A long flat list as several lists that follow one another. Raises msgspec.DecodeError for what is no list."""
-    view = _trimmed(value)
-    if bytes(view[:1]) != b"[" or bytes(view[-1:]) != b"]":
-        raise msgspec.DecodeError("a list of numbers is expected")
-    view = view[1:-1]
-    while len(view) > _LIST_BYTES:
-        end = bytes(view[:_LIST_BYTES]).rfind(b",")
-        if end < 0:
-            raise msgspec.DecodeError("a list of numbers is expected")
-        yield b"[%b]" % bytes(view[:end])
-        view = view[end + 1 :]
-        if not bytes(view[:_LIST_BYTES]).strip():
-            raise msgspec.DecodeError("a number is expected behind a comma")
-    yield b"[%b]" % bytes(view)
+def _edges(span: Span) -> Iterator[tuple[int, int]]:
+    """Where each item of a list begins and ends, the brackets with the first and the last."""
+    start = span.colon + 1
+    for comma in span.commas.tolist() if span.commas is not None else ():
+        yield start, comma
+        start = comma + 1
+    yield start, span.end
 
 
-def _parts_of_text(value: memoryview) -> Iterator[bytes]:
-    """A long text as several that follow one another. Raises msgspec.DecodeError for what is no text."""
-    if bytes(value[:1]) != b'"' or bytes(value[-1:]) != b'"':
-        raise msgspec.DecodeError("a text is expected")
-    value = value[1:-1]
-    at = 0
-    while at < len(value):
-        found = _PAIRED.match(value, at, min(len(value), at + _PIECE_BYTES))
-        if found is None or found.end() == at:
-            raise msgspec.DecodeError("a text is malformed")
-        yield b'"%b"' % bytes(value[at : found.end()])
-        at = found.end()
-
-
-def _trimmed(view: memoryview) -> memoryview:
-    while len(view) and len(begin := bytes(view[:_LIST_BYTES])) != len(rest := begin.lstrip(_BLANK)):
-        view = view[len(begin) - len(rest) :]
-    while len(view) and len(end := bytes(view[-_LIST_BYTES:])) != len(rest := end.rstrip(_BLANK)):
-        view = view[: len(view) - (len(end) - len(rest))]
-    return view
-
-
-_BLANK = b" \t\r\n"
-
-
-def _check_text(data: bytes | bytearray) -> None:
+def _check_text(data: bytes | bytearray, *, is_ascii: bool, has_escapes: bool) -> None:
     """Raises BadRequestError for what is no text.
 
     Values are passed on unread, and an engine that gets half a character fails with a 500 that says nothing of
     whose fault it is.
     """
-    if not data.isascii():
+    if not is_ascii:
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
-            for part in slices(data, _PIECE_BYTES):
+            for part in slices(data, PIECE_BYTES):
                 decoder.decode(part)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
             raise BadRequestError(f"the request body is not UTF-8: {error.reason}") from None
-    if any(contains(data, mark) for mark in _SURROGATE_MARKS):
-        at = 0
-        while at < len(data):
-            found = _PAIRED.match(data, at, min(len(data), at + _PIECE_BYTES))
-            if found is None or found.end() == at:
-                raise BadRequestError("the request body holds half of a surrogate pair, or half of an escape")
-            at = found.end()
+    if has_escapes and any(contains(data, mark) for mark in _SURROGATE_MARKS) and has_half_pairs(data):
+        raise BadRequestError("the request body holds half of a surrogate pair, or half of an escape")
 
 
 def _depth(data: bytes) -> int:

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import msgspec
 
 from kvevents.events import REPORT_SESSION
-from proxy.errors import BadRequestError
+from proxy.errors import BadRequestError, cut
 from proxy.request.body import MAX_SCALAR_BYTES, Body
-from proxy.request.outline import Outline
+from proxy.request.json_pieces import lists_of_numbers
+from proxy.request.outline import MAX_VALUES, Outline
 
 
 class Route(enum.StrEnum):
@@ -153,6 +154,9 @@ def _check_sizes(body: Body) -> None:
     for name, most in (("messages", MAX_MESSAGES), ("tools", MAX_TOOLS)):
         if (count := body.items_in(name)) > most:
             raise BadRequestError(f"{name} has {count} items: at most {most} are taken", param=name)
+    for name in body.names():
+        if name != "prompt" and (count := body.values_in(name)) > MAX_VALUES:
+            raise BadRequestError(f"{cut(name)} has more than {MAX_VALUES} values", param=cut(name))
 
 
 def _read_xargs(body: Body) -> dict[str, msgspec.Raw]:
@@ -309,7 +313,8 @@ def _all_are(shape: PromptShape, prompts: Sequence[msgspec.Raw]) -> bool:
         return all(memoryview(prompt)[0] == ord('"') for prompt in prompts)
     try:
         for prompt in prompts:
-            _decode_ids(prompt)
+            for ids in lists_of_numbers(memoryview(prompt)):
+                _decode_ids(ids)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True

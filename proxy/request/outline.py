@@ -1,20 +1,19 @@
 """What a large JSON body is made of is counted before anything of it is decoded: in slices, by code that lets the GIL go.
 
 A decoder holds the GIL for as long as it takes, in whatever thread it runs, and the event loop waits for it. So nothing is
-given to one before it is known to be little: where the members of the top level lie, how many items each has, how many
-values, and how deep they are nested. The text is read as JSON is: what stands in strings counts for nothing. Whether
-it is JSON at all is not looked at; who decodes the parts finds out.
+given to one before it is known to be little: where the members of the top level lie, where their items and their long
+texts, how many values they have, and how deep they are nested. The text is read as JSON is: what stands in texts
+counts for nothing. Whether it is JSON is found out on the way (`proxy.request.grammar`).
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from proxy.errors import BadRequestError
-
-Buffer = bytes | bytearray | memoryview
+from proxy.request.grammar import Grammar
+from proxy.request.json_pieces import Buffer
 
 MAX_DEPTH = 200
 """Deeper nesting than any real request has (tool schemas reach a few tens), and well below what makes an
@@ -34,6 +33,9 @@ LARGE_BODY_BYTES = 256 << 10
 MANY_COMMAS = 1 << 14
 """A body above either is read off the event loop, and outlined first; any other takes a few milliseconds at most."""
 
+LONG_TEXT_BYTES = 4096
+"""Longer texts are left out of what a decoder is given, and read by themselves."""
+
 _QUOTE, _BACKSLASH, _COMMA, _COLON = b'"\\,:'
 _OPENING, _CLOSING = (ord("["), ord("{")), (ord("]"), ord("}"))
 
@@ -52,6 +54,10 @@ class Span(NamedTuple):
     """How many there are in its value, at any depth, containers included."""
     is_flat: bool
     """Nothing is nested in its value, and it is no list of texts, nor an object: a list of numbers, or one value."""
+    commas: npt.NDArray[np.int64] | None
+    """Where those between its items are; None for a long flat list."""
+    texts: list[tuple[int, int]]
+    """Where each long text in its value begins and ends, quotes included."""
 
 
 class Outline(NamedTuple):
@@ -64,6 +70,9 @@ class Outline(NamedTuple):
     """How many there are in flat lists."""
     members: int
     """How many members objects have, at any depth."""
+    is_ascii: bool
+    has_escapes: bool
+    """Some text has a backslash."""
 
 
 def is_large(data: bytes | bytearray) -> bool:
@@ -73,14 +82,15 @@ def is_large(data: bytes | bytearray) -> bool:
 
 def outline(data: Buffer) -> Outline:
     """Count what a body is made of. Raises BadRequestError for what is too much, or no JSON object."""
-    return _Outliner(np.frombuffer(data, np.uint8)).read()
+    return _Outliner(memoryview(data)).read()
 
 
 class _Outliner:
     """Reads a text once, from left to right."""
 
-    def __init__(self, text: npt.NDArray[np.uint8]) -> None:
-        self._text = text
+    def __init__(self, data: memoryview) -> None:
+        self._text = np.frombuffer(data, np.uint8)
+        self._grammar = Grammar(data, MAX_DEPTH)
         self._spans: list[Span] = []
         self._depth = 0
         self._in_string = False
@@ -90,18 +100,24 @@ class _Outliner:
         self._start: int | None = None
         self._colon: int | None = None
         self._items = self._values = self._nested = 0  # of the member that is being read
+        self._commas: list[npt.NDArray[np.int64]] = []
+        self._texts: list[tuple[int, int]] = []
+        self._quote = 0  # where the last one was that begins or ends a text
         self._counted = 0  # values of members that are not flat
+        self._is_ascii, self._has_escapes = True, False
 
     def read(self) -> Outline:
         for start in range(0, len(self._text), SLICE_BYTES):
             self._slice(start, self._text[start : start + SLICE_BYTES])
         if not self._spans or not self._ended or self._in_string:
             raise _not_an_object()
+        self._grammar.end()
         items = sum(span.values for span in self._spans if span.is_flat)
-        return Outline(self._spans, self._counted, items, self._members)
+        return Outline(self._spans, self._counted, items, self._members, self._is_ascii, self._has_escapes)
 
     def _slice(self, at: int, part: npt.NDArray[np.uint8]) -> None:
-        outside = self._outside(part)
+        self._is_ascii = self._is_ascii and int(part.max()) < 0x80
+        outside = self._outside(at, part)
         opening = (part == _OPENING[0]) | (part == _OPENING[1])
         opening &= outside
         closing = (part == _CLOSING[0]) | (part == _CLOSING[1])
@@ -115,10 +131,13 @@ class _Outliner:
             depth += self._depth
         else:
             depth = np.full(len(part), self._depth, np.int32)
+            if bool(outside.all()) and _is_blank(part):
+                self._grammar.blank(at, len(part))
         if int(depth.max(initial=0)) > MAX_DEPTH:
             raise BadRequestError(f"the request body is nested more than {MAX_DEPTH} levels deep")
         self._begin_and_end(at, part, depth)
         self._depth = int(depth[-1])
+        self._grammar.slice(at, part, depth, opening, commas)
         top = commas & (depth == 1)
         if len(self._spans) + int(np.count_nonzero(top)) >= MAX_MEMBERS:
             raise too_many_members()
@@ -128,7 +147,10 @@ class _Outliner:
         named = np.flatnonzero(colons & (depth == 1))
         begun = 0
         for end in [*np.flatnonzero(top).tolist(), len(part)]:
-            self._items += int(np.count_nonzero(items[begun:end]))
+            between = np.flatnonzero(items[begun:end])
+            self._items += len(between)
+            if len(between) and self._items <= MAX_VALUES:  # else it is flat, or is refused
+                self._commas.append(between + (at + begun))
             self._values += int(np.count_nonzero(values[begun:end]))
             self._nested += int(np.count_nonzero(nested[begun:end]))
             if self._colon is None and np.searchsorted(named, begun) < np.searchsorted(named, end):
@@ -173,7 +195,14 @@ class _Outliner:
         if start is None or self._colon is None:
             raise _not_an_object()
         flat = self._nested == 0
-        self._spans.append(Span(start, self._colon, end, self._items + 1, self._values, flat))
+        commas = None
+        if not flat or self._items < MANY_COMMAS:
+            commas = np.concatenate([_NONE, *self._commas])
+        texts = [text for text in self._texts if text[1] <= end]
+        self._texts = self._texts[len(texts) :]
+        texts = [text for text in texts if text[0] > self._colon]  # the name itself may be one
+        self._spans.append(Span(start, self._colon, end, self._items + 1, self._values, flat, commas, texts))
+        self._commas = []
         if not flat:
             self._counted += self._values
         self._start, self._colon = end + 1, None
@@ -183,8 +212,8 @@ class _Outliner:
         if self._counted + (self._values if self._nested else 0) > MAX_VALUES:
             raise BadRequestError(f"the request body has more than {MAX_VALUES} values")
 
-    def _outside(self, part: npt.NDArray[np.uint8]) -> Bits:
-        """Which bytes stand outside of strings."""
+    def _outside(self, at: int, part: npt.NDArray[np.uint8]) -> Bits:
+        """Which bytes stand outside of texts; notes the long ones that end here."""
         quotes = part == _QUOTE
         slashes = part == _BACKSLASH
         escaped, self._escaped = self._escaped, False
@@ -192,22 +221,40 @@ class _Outliner:
             quotes[0] = False
             slashes[0] = False
         if slashes.any():
+            self._has_escapes = True
             # Of a run of backslashes every second one is escaped, and so is what follows a run of odd length.
-            at = np.flatnonzero(slashes)
-            first = np.flatnonzero(np.diff(at, prepend=-2) != 1)
-            lengths = np.diff(first, append=len(at))
-            behind = at[first] + lengths
+            places = np.flatnonzero(slashes)
+            first = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+            lengths = np.diff(first, append=len(places))
+            behind = places[first] + lengths
             behind = behind[lengths % 2 == 1]
             if len(behind) and behind[-1] == len(part):
                 self._escaped = True
                 behind = behind[:-1]
             quotes[behind] = False
+        self._note_texts(at, np.flatnonzero(quotes))
         inside = np.bitwise_xor.accumulate(quotes.view(np.uint8))
         if self._in_string:
             inside ^= 1
         self._in_string = bool(inside[-1])
         outside: Bits = inside == 0
         return outside
+
+    def _note_texts(self, at: int, quotes: npt.NDArray[np.intp]) -> None:
+        """Note the long texts among what the quotes of a slice begin and end."""
+        if not len(quotes):
+            return
+        lengths = np.diff(quotes, prepend=self._quote - at)
+        ends = np.arange(len(quotes)) % 2 == (0 if self._in_string else 1)
+        for n in np.flatnonzero(ends & (lengths >= LONG_TEXT_BYTES)).tolist():
+            end = at + int(quotes[n]) + 1
+            text = (end - int(lengths[n]) - 1, end)
+            self._texts.append(text)
+            self._grammar.leave_out(*text)
+        self._quote = at + int(quotes[-1])
+
+
+_NONE: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
 
 def _is_blank(part: npt.NDArray[np.uint8]) -> bool:
@@ -221,20 +268,3 @@ def _not_an_object() -> BadRequestError:
 def too_many_members() -> BadRequestError:
     """The answer to more members than any request has."""
     return BadRequestError(f"the request body has more than {MAX_MEMBERS} members")
-
-
-_COPIED_BYTES = 1 << 20
-
-
-def slices(data: Buffer, size_bytes: int = _COPIED_BYTES, overlap: int = 0) -> Iterator[bytes]:
-    """Copies of a text part by part, each with so much more of what follows."""
-    view: Any = memoryview(data)
-    for start in range(0, len(view), size_bytes):
-        yield bytes(view[start : start + size_bytes + overlap])
-
-
-def contains(data: Buffer, words: bytes) -> bool:
-    """Whether some text stands in another; the GIL is let go now and then."""
-    if len(data) <= _COPIED_BYTES:
-        return words in bytes(data)
-    return any(words in part for part in slices(data, overlap=len(words) - 1))

@@ -10,12 +10,19 @@ import math
 import time
 from array import array
 from collections import OrderedDict
-from typing import Any, Protocol
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, Protocol, TypeVar
 
-from proxy.errors import LegError
+import msgspec
+
+from proxy.errors import BadRequestError, LegError
 from proxy.fair_queue import ANONYMOUS
 from proxy.fleet.instances import Fleet
 from proxy.headers import Headers
+from proxy.request.body import Body
+from proxy.request.json_pieces import lists_of_numbers
+from proxy.request.outline import LARGE_BODY_BYTES, outline
 from proxy.tasks import TaskOwner
 from proxy.tokenizing.slots import FairSlots
 
@@ -33,32 +40,67 @@ LONG_BYTES = 64 << 10
 here instead of there, where short ones would wait behind them."""
 
 
+T = TypeVar("T")
+
 _ANSWER_BYTES, _BYTES_A_TOKEN = 64 << 10, 12
 
 
 class Engines(Protocol):
     """The part of the engine client needed here."""
 
-    async def post_json(
+    async def ask(
         self,
         instance: str,
         path: str,
-        body: bytes,
+        body: bytes | bytearray,
         timeout_s: float,
         headers: Headers | None = None,
         *,
         most_bytes: int | None = None,
-    ) -> Any:
+    ) -> bytes:
         """Ask an engine; raises LegError, also for an answer of more than so many bytes."""
         ...
+
+
+class _Answer(msgspec.Struct):
+    tokens: list[int]
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_tokens = msgspec.json.Decoder(list[int]).decode
+
+
+def read_tokens(answer: bytes) -> "array[int]":
+    """The token ids in an answer of `/tokenize`; of a long one a part at a time, so that other threads have turns.
+
+    Raises ValueError or OverflowError for what is no such answer.
+    """
+    if len(answer) <= LARGE_BODY_BYTES:
+        return array("I", _decode_answer(answer).tokens)
+    try:
+        tokens = Body.of_outline(answer, outline(answer)).view("tokens")
+    except BadRequestError as error:
+        raise ValueError(str(error)) from None
+    found = array("I")
+    for part in lists_of_numbers(tokens if tokens is not None else memoryview(b"")):
+        found.extend(_decode_tokens(part))
+    return found
 
 
 class EngineTokenizer:
     """Asks the engines in turn, remembers what they said."""
 
     def __init__(
-        self, fleet: Fleet, engines: Engines, tasks: TaskOwner, *, deadline_s: float = DEADLINE_S
+        self,
+        fleet: Fleet,
+        engines: Engines,
+        tasks: TaskOwner,
+        *,
+        deadline_s: float = DEADLINE_S,
+        reader: Executor | None = None,
     ) -> None:
+        """`reader`: where long questions and answers are read; the loop's own threads if None."""
+        self._reader = reader
         self._fleet = fleet
         self._engines = engines
         self._tasks = tasks
@@ -70,12 +112,12 @@ class EngineTokenizer:
         self.held_bytes = 0
 
     async def answer(
-        self, question: bytes, model: str, headers: Headers, client: str = ANONYMOUS
+        self, question: bytes | bytearray, model: str, headers: Headers, client: str = ANONYMOUS
     ) -> "array[int] | None":
         """The token ids of a client's `/tokenize` question; None if no engine tells in time."""
         # A template may tell the date, by the engine's clock.
         hour = int(time.time() // REMEMBERED_S)
-        key = hashlib.blake2b(question, digest_size=16, salt=hour.to_bytes(8, "big")).digest()
+        key = await self._read(len(question), _key, question, hour)
         if (known := self._known.get(key)) is not None:
             self._known.move_to_end(key)
             return known
@@ -93,7 +135,7 @@ class EngineTokenizer:
         self.held_bytes = 0
 
     async def _ask(
-        self, key: bytes, question: bytes, model: str, headers: Headers, client: str
+        self, key: bytes, question: bytes | bytearray, model: str, headers: Headers, client: str
     ) -> "array[int] | None":
         authorization = [(name, value) for name, value in headers if name.lower() == "authorization"]
         serving = [i for i in self._fleet if i.why_unusable(model) is None]
@@ -104,7 +146,7 @@ class EngineTokenizer:
                 for offset in range(min(2, len(usable))):
                     instance = usable[(self._turn + offset) % len(usable)]
                     try:
-                        answer = await self._engines.post_json(
+                        answer = await self._engines.ask(
                             instance,
                             "/tokenize",
                             question,
@@ -112,8 +154,8 @@ class EngineTokenizer:
                             authorization,
                             most_bytes=self._most_bytes,
                         )
-                        token_ids = array("I", answer["tokens"])
-                    except (LegError, KeyError, TypeError, ValueError, OverflowError):
+                        token_ids = await self._read(len(answer), read_tokens, answer)
+                    except (LegError, ValueError, OverflowError, RecursionError):
                         continue
                     self._remember(key, token_ids)
                     return token_ids
@@ -121,8 +163,14 @@ class EngineTokenizer:
             pass
         return None
 
+    async def _read(self, size_bytes: int, work: Callable[..., T], *arguments: Any) -> T:
+        """What comes of reading so much: of much, in another thread."""
+        if size_bytes <= LARGE_BODY_BYTES:
+            return work(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
+
     def _slot(
-        self, client: str, question: bytes, engines: int
+        self, client: str, question: bytes | bytearray, engines: int
     ) -> contextlib.AbstractAsyncContextManager[None]:
         """When it may be asked: long ones as many at once as there are engines, short ones at any time."""
         if len(question) <= LONG_BYTES:
@@ -141,6 +189,10 @@ class EngineTokenizer:
         while self.held_bytes > CACHE_BYTES:
             _, oldest = self._known.popitem(last=False)
             self.held_bytes -= _size_bytes(oldest)
+
+
+def _key(question: bytes | bytearray, hour: int) -> bytes:
+    return hashlib.blake2b(question, digest_size=16, salt=hour.to_bytes(8, "big")).digest()
 
 
 def _size_bytes(token_ids: "array[int]") -> int:

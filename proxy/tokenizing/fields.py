@@ -7,11 +7,25 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from proxy.errors import BadRequestError
-from proxy.request.body import MAX_SCALAR_BYTES, Body, lists_of_numbers
+from proxy.request.body import MAX_SCALAR_BYTES, Body
 from proxy.request.generation import GenerationRequest, PromptShape, Route
-from proxy.request.outline import contains, slices
+from proxy.request.json_pieces import (
+    COPIED_BYTES,
+    Buffer,
+    contains,
+    joined,
+    lists_of_numbers,
+    only_item,
+    slices,
+)
 from proxy.tokenizing.engine_facts import EngineFacts
-from proxy.tokenizing.local.bounds import MOST_WORK_VALUES, Bounds, Excess, least_characters
+from proxy.tokenizing.local.bounds import (
+    MOST_WORK_BYTES,
+    MOST_WORK_VALUES,
+    Bounds,
+    Excess,
+    least_characters,
+)
 from proxy.tokenizing.members import NO_MEMBERS, TRUNCATING, VARIABLES, Members, kind_of, members_of
 from proxy.tokenizing.tool_choices import Choice, Tools
 
@@ -39,7 +53,7 @@ class Given(msgspec.Struct, frozen=True):
 class Ask(msgspec.Struct, frozen=True):
     """An engine's /tokenize can tell, and so can its tokenizer in this process."""
 
-    body: bytes
+    body: bytes | bytearray
     kind: str
     needs: frozenset[str] = frozenset()
     """What the tokenizer in this process must agree with engines about: names of `parity.QUESTIONS`."""
@@ -102,8 +116,7 @@ _decode_length = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=1)]).decode
 _decode_side = msgspec.json.Decoder(Literal["left", "right"] | None).decode
 _decode_variables = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _decode_part = msgspec.json.Decoder(_Part).decode
-_decode_messages = msgspec.json.Decoder(list[_Message]).decode
-_decode_raw_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_decode_message = msgspec.json.Decoder(_Message).decode
 _decode_raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_raw_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_choice = msgspec.json.Decoder(Literal["auto", "none", "required"] | _NamedChoice).decode
@@ -167,7 +180,7 @@ def read_prompt(request: GenerationRequest, found: Sorted, bounds: Bounds) -> Gi
             return Unknowable(TOO_LONG, kind, members, contents.excess)
         if media < 0 or (media and (truncation is not None or "continue_final_message" in shaping)):
             return Unknowable("content part", kind, members)
-        if _is_too_much(body, shaping, contents.media_bytes, bounds):
+        if contents.too_much or _is_too_much(body, shaping, contents.media_bytes, bounds):
             return Unknowable(TOO_LONG, kind, members)
         if media:
             kind += " before media"
@@ -225,6 +238,8 @@ class _Contents(msgspec.Struct):
     media: int = 0
     """How many parts are media; -1 if some are neither that nor text."""
     media_bytes: int = 0
+    too_much: bool = False
+    """Some message is longer than any that is read, its long texts apart."""
     excess: Excess | None = None
 
 
@@ -233,12 +248,16 @@ def _of_contents(body: Body, bounds: Bounds) -> _Contents:
     view = body.view("messages") or memoryview(b"null")
     found, characters = _Contents(), 0
     may_be_long = len(view) > bounds.most_characters
-    for message in _decode_messages(view):
+    for item in body.short_items("messages"):
+        if len(item) > MOST_WORK_BYTES:
+            found.too_much = True
+            continue
+        message = _decode_message(item)
         content = memoryview(message.content)
         if may_be_long and message.role in _SHOWN_WHOLE:
-            characters += _least_of(content)
+            characters += _least_of(body.text(content))
         if found.media >= 0:
-            _look_at(content, found)
+            _look_at(content, found, body)
     found.excess = bounds.of_characters(characters)
     return found
 
@@ -252,7 +271,7 @@ def _least_of(content: memoryview) -> int:
     return least_characters(content, blanks=False) if bytes(content[:1]) == b'"' else 0
 
 
-def _look_at(content: memoryview, found: _Contents) -> None:
+def _look_at(content: memoryview, found: _Contents, body: Body) -> None:
     first = bytes(content[:1])
     if first != b"[":
         if first != b'"' and bytes(content[:4]) != b"null":
@@ -266,7 +285,7 @@ def _look_at(content: memoryview, found: _Contents) -> None:
         kind = _decode_part(part)
         if kind.type in _MEDIA:
             found.media += 1
-            found.media_bytes += len(view)
+            found.media_bytes += body.whole_bytes(bytes(view))
         elif kind.type not in _TEXT_OR_NAME or kind.uuid != _NULL:
             found.media = -1  # with a uuid vLLM looks for media whatever the type is
             return
@@ -277,21 +296,21 @@ def _look_at(content: memoryview, found: _Contents) -> None:
 _PARTS = frozenset({"text parts"})
 
 
-def _with_stubs(raw: memoryview) -> list[dict[str, Any]]:
-    """The messages with a stub for each image, sound and video, whose data is not copied."""
+def _with_stubs(body: Body) -> bytes:
+    """The messages with a stub for each image, sound and video, whose data is not copied, and marks for long texts."""
     messages: list[dict[str, Any]] = []
-    for message in _decode_raw_messages(raw):
+    for message in map(_decode_raw_members, body.short_items("messages")):
         shown: dict[str, Any] = dict(message)
         if "content" in message and bytes(memoryview(message["content"])[:1]) == b"[":
             shown["content"] = [_stub(part) for part in _decode_raw_parts(message["content"])]
         messages.append(shown)
-    return messages
+    return msgspec.json.encode(messages)
 
 
 def _stub(part: msgspec.Raw) -> Any:
     if bytes(memoryview(part)[:1]) != b"{":
         return part
-    stub = _MEDIA.get(msgspec.json.decode(part, type=_Part).type or "")
+    stub = _MEDIA.get(_decode_part(part).type or "")
     if stub is None:
         return part
     members = _decode_raw_members(part)
@@ -334,37 +353,44 @@ _MARKS = {b'"developer"': "developer", b'"reasoning': "reasoning"}
 
 def _question(
     request: GenerationRequest, shaping: set[str], put: dict[str, Any], *, stubs: bool = False
-) -> bytes:
+) -> bytes | bytearray:
     """What to ask an engine's /tokenize; with stubs for media, what to ask the tokenizer here."""
+    body = request.body
     members: dict[str, Any] = {
         name: msgspec.Raw(view)
         for name in sorted(shaping - TRUNCATING - VARIABLES[Route.CHAT])
-        if (view := request.body.view(name)) is not None
+        if (view := body.view(name)) is not None
     }
-    messages = request.body.view("messages") or memoryview(b"")
+    messages = body.view("messages") or memoryview(b"")
     if stubs:
-        members["messages"] = _with_stubs(messages)
+        members["messages"] = msgspec.Raw(body.whole(_with_stubs(body)))
     elif contains(messages, b'"reasoning_content"'):
-        members["messages"] = _renamed_reasoning(_decode_raw_parts(messages))
-    return msgspec.json.encode(members | put | {"model": request.model})
+        members["messages"] = msgspec.Raw(body.whole(_renamed_reasoning(body)))
+    return _encoded(members | put | {"model": request.model})
 
 
-def _renamed_reasoning(messages: Sequence[msgspec.Raw]) -> list[Any]:
-    """As chats are read: /tokenize does not know the older name."""
+def _encoded(members: dict[str, Any]) -> bytes | bytearray:
+    """An object; long values are copied a slice at a time."""
+    parts: list[Buffer] = []
+    for name, value in members.items():
+        parts += [b"," if parts else b"{", msgspec.json.encode(name), b":"]
+        parts.append(memoryview(value) if isinstance(value, msgspec.Raw) else msgspec.json.encode(value))
+    return joined([*parts, b"}"]) if sum(map(len, parts)) > COPIED_BYTES else b"".join([*parts, b"}"])
+
+
+def _renamed_reasoning(body: Body) -> bytes:
+    """As chats are read: /tokenize does not know the older name. Marks stand for long texts."""
     renamed: list[Any] = []
-    for raw in messages:
-        message: Any = raw
-        if bytes(memoryview(raw)[:1]) == b"{":
-            message = _decode_members(raw)
+    for raw in body.short_items("messages"):
+        message: Any = msgspec.Raw(raw)
+        if raw[:1] == b"{":
+            message = _decode_raw_members(raw)
             older = message.pop("reasoning_content", _NULL)
             if older != _NULL:
                 newer = message.get("reasoning", _NULL)
                 message["reasoning"] = older if newer == _NULL else newer
         renamed.append(message)
-    return renamed
-
-
-_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    return msgspec.json.encode(renamed)
 
 
 def _completion(
@@ -383,16 +409,15 @@ def _completion(
                 _question(request, shaping, {}), kind, needs, truncation, members
             )
         case PromptShape.TEXTS:
-            (raw,) = _decode_raw_parts(view)
-            if too_long := _text(request, memoryview(raw), shaping, kind, truncation, bounds, members):
+            item = only_item(view)
+            if too_long := _text(request, item, shaping, kind, truncation, bounds, members):
                 return too_long
-            put = {"prompt": msgspec.json.decode(raw, type=str)}
+            put = {"prompt": msgspec.Raw(item)}
             return Ask(_question(request, shaping, put), kind, needs, truncation, members)
         case PromptShape.IDS:
             ids = view
         case PromptShape.ID_LISTS:
-            (raw,) = _decode_raw_parts(view)
-            ids = memoryview(raw)
+            ids = only_item(view)
         case _:
             return Unknowable("malformed", kind, members)
     count = sum(part.count(b",") for part in slices(ids)) + 1

@@ -34,7 +34,12 @@ from proxy.tokenizing.fields import (
 )
 from proxy.tokenizing.learning import Learning
 from proxy.tokenizing.local.bounds import Bounds, Excess
-from proxy.tokenizing.local.tokenizer import INLINE_BYTES, LocalTokenizer, NotExactError, TooLongError
+from proxy.tokenizing.local.tokenizer import (
+    INLINE_BYTES,
+    LocalTokenizer,
+    NotExactError,
+    TooLongError,
+)
 from proxy.tokenizing.members import NO_MEMBERS, Members
 
 log = logging.getLogger(__name__)
@@ -119,7 +124,9 @@ class PromptTokenizer:
         self._deadline_s = deadline_s
         self._count = count
         self._tasks = TaskOwner("tokens")
-        self._engines = EngineTokenizer(fleet, client, self._tasks, deadline_s=deadline_s)
+        self._engines = EngineTokenizer(
+            fleet, client, self._tasks, deadline_s=deadline_s, reader=self._reader
+        )
         self._learning = Learning(fleet, client, self._tasks, local=local, look_for_local=look_for_local)
         self._parity = self._learning.parity
         self._facts = self._learning.facts

@@ -238,7 +238,13 @@ class EngineClient:
 
     async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
         """Ask an engine about itself. Raises LegError, also for a status other than 200 or a body that is no JSON."""
-        return await self._ask("GET", instance, path, None, timeout_s)
+        status, data = await self.exchange("GET", instance, path, None, timeout_s)
+        if status != 200:
+            raise LegBrokenError(instance, f"status {status} for {path}")
+        try:
+            return msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise LegBrokenError(instance, f"the answer to {path} is not JSON") from None
 
     async def get_text(self, instance: str, path: str, timeout_s: float) -> str:
         """Ask an engine for a page of text. Raises LegError, also for a status other than 200."""
@@ -247,50 +253,35 @@ class EngineClient:
             raise LegBrokenError(instance, f"status {status} for {path}")
         return data.decode(errors="replace")
 
-    async def post_json(
+    async def ask(
         self,
         instance: str,
         path: str,
-        body: bytes,
+        body: bytes | bytearray,
         timeout_s: float,
         headers: Headers | None = None,
         *,
         most_bytes: int | None = None,
-    ) -> Any:
-        """Ask an engine a question in JSON; errors as `get_json`. A longer answer than `most_bytes` is none."""
-        return await self._ask("POST", instance, path, body, timeout_s, headers, most_bytes)
+    ) -> bytes:
+        """Ask an engine a question in JSON; errors as `get_text`. A longer answer than `most_bytes` is none."""
+        status, data = await self.exchange(
+            "POST", instance, path, body, timeout_s, headers, most_bytes=most_bytes
+        )
+        if status != 200:
+            raise LegBrokenError(instance, f"status {status} for {path}")
+        return data
 
     async def get_status(self, instance: str, path: str, timeout_s: float) -> int:
         """Ask an engine and look at the status of its answer alone. Raises LegError if there is none."""
         status, _ = await self.exchange("GET", instance, path, None, timeout_s)
         return status
 
-    async def _ask(
-        self,
-        method: str,
-        instance: str,
-        path: str,
-        body: bytes | None,
-        timeout_s: float,
-        headers: Headers | None = None,
-        most_bytes: int | None = None,
-    ) -> Any:
-        status, data = await self.exchange(
-            method, instance, path, body, timeout_s, headers, most_bytes=most_bytes
-        )
-        if status != 200:
-            raise LegBrokenError(instance, f"status {status} for {path}")
-        try:
-            return msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise LegBrokenError(instance, f"the answer to {path} is not JSON") from None
-
     async def exchange(
         self,
         method: str,
         instance: str,
         path: str,
-        body: bytes | None,
+        body: bytes | bytearray | None,
         timeout_s: float,
         headers: Headers | None = None,
         *,
@@ -305,7 +296,7 @@ class EngineClient:
             raise DeadlineError(instance, f"no answer to {path} within {timeout_s:g} s") from None
 
     async def _request(
-        self, method: str, instance: str, path: str, body: Encoded | None, headers: Headers
+        self, method: str, instance: str, path: str, body: Encoded | bytearray | None, headers: Headers
     ) -> EngineAnswer:
         if self._session is None:
             raise RuntimeError("the client is used outside its `async with`")
@@ -371,13 +362,13 @@ class _InPieces(aiohttp.payload.Payload):
         await self.write(writer)
 
 
-def _payload(body: Encoded | None) -> bytes | _InPieces | None:
+def _payload(body: Encoded | bytearray | None) -> bytes | _InPieces | None:
     """The body as aiohttp wants it."""
+    if body is None:
+        return None
     if isinstance(body, Pieces):
         return _InPieces(body)
-    if body is not None and len(body) > LARGE_BODY_BYTES:
-        return _InPieces(Pieces([body]))
-    return body
+    return _InPieces(Pieces([body])) if len(body) > LARGE_BODY_BYTES else bytes(body)
 
 
 def _words(error: BaseException) -> str:

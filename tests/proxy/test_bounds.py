@@ -64,10 +64,10 @@ async def test_an_answer_is_read_no_further_than_its_bound(path: str, limit: str
 async def test_the_bound_of_a_question_in_json_grows_with_it() -> None:
     tokens = msgspec.json.encode({"tokens": [151643] * 300_000})
     async with raw_engine({"/tokenize": answer(tokens)}) as engine, EngineClient() as client:
-        found = await client.post_json(engine.address, "/tokenize", b" " * 300_000, 60.0)
-        assert len(found["tokens"]) == 300_000
+        found = await client.ask(engine.address, "/tokenize", b" " * 300_000, 60.0)
+        assert found == tokens
         with pytest.raises(TooLongError, match="its answer to /tokenize is longer than 1 MiB"):
-            await client.post_json(engine.address, "/tokenize", b" " * 1000, 60.0)
+            await client.ask(engine.address, "/tokenize", b" " * 1000, 60.0)
 
 
 async def test_an_error_is_no_longer_than_what_it_may_quote() -> None:

@@ -38,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalTokenizer
 
 def asked(request: dict[str, Any]) -> bytes | None:
     how = what_to_tokenize(read_request(Route.CHAT, msgspec.json.encode(request), "tiny"))
-    return how.body if isinstance(how, Ask) else None
+    return bytes(how.body) if isinstance(how, Ask) else None
 
 
 @pytest.mark.parametrize("number", range(len(CHATS["requests"])))

@@ -276,16 +276,16 @@ class Engines:
         self.answer_late: Any = None
         """What comes after a wait."""
 
-    async def post_json(
+    async def ask(
         self,
         instance: str,
         path: str,
-        body: bytes,
+        body: bytes | bytearray,
         timeout_s: float,
         headers: Headers | None = None,
         *,
         most_bytes: int | None = None,
-    ) -> Any:
+    ) -> bytes:
         self.most_bytes = most_bytes
         assert path == "/tokenize"
         self.asked.append((instance, headers or []))
@@ -295,7 +295,7 @@ class Engines:
             answer = self.answer_late
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return json.dumps(answer).encode()
 
     async def exchange(self, method: str, instance: str, path: str, *_: Any, **__: Any) -> tuple[int, bytes]:
         raise AssertionError("tokenizing asks engines nothing about themselves")

@@ -4,6 +4,7 @@ import msgspec
 
 from proxy.errors import BadRequestError
 from proxy.request.generation import GenerationRequest
+from proxy.request.json_pieces import joined
 
 MAX_PROMPTS = 128
 """Prompts in one list: each costs two legs at once, and one client should not hold a whole fleet."""
@@ -15,12 +16,12 @@ body has by default. Without a limit 60 MB of schema and 128 prompts would be 8 
 
 def split(request: GenerationRequest) -> list[GenerationRequest]:
     """One request for each prompt of a list, in order. Raises BadRequestError if there are too many."""
-    prompts = request.body.raw_items("prompt")
-    if len(prompts) > MAX_PROMPTS:
+    if request.prompt_count > MAX_PROMPTS:
         raise BadRequestError(
-            f"prompt is a list of {len(prompts)} prompts: at most {MAX_PROMPTS} are taken in one request",
+            f"prompt is a list of {request.prompt_count} prompts: at most {MAX_PROMPTS} are taken in one request",
             param="prompt",
         )
+    prompts = request.body.raw_items("prompt")
     shared_bytes = max(0, request.body.size_bytes - sum(memoryview(prompt).nbytes for prompt in prompts))
     if shared_bytes * len(prompts) > MAX_COPIED_BYTES:
         raise BadRequestError(
@@ -33,5 +34,6 @@ def split(request: GenerationRequest) -> list[GenerationRequest]:
 
 def _part(request: GenerationRequest, prompt: msgspec.Raw, shared_bytes: int) -> GenerationRequest:
     # Still a list: an engine reads, and refuses, an item of a list otherwise than a prompt by itself.
-    body = request.body.changed({"prompt": [prompt]}, size_bytes=shared_bytes + memoryview(prompt).nbytes)
+    alone = msgspec.Raw(joined([b"[", memoryview(prompt), b"]"]))
+    body = request.body.changed({"prompt": alone}, size_bytes=shared_bytes + memoryview(prompt).nbytes)
     return msgspec.structs.replace(request, body=body, prompt_count=1)

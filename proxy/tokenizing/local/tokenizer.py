@@ -16,10 +16,12 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from proxy.fair_queue import ANONYMOUS
+from proxy.request.json_pieces import decoded_text
 from proxy.tokenizing.local.conversations import UnclearError, conversation_of, is_stub, tools_of
 from proxy.tokenizing.local.exactness import Cuts, cuts_of
 from proxy.tokenizing.local.files import ModelFiles
 from proxy.tokenizing.local.pieces import PieceCache
+from proxy.tokenizing.local.reading import loads
 from proxy.tokenizing.local.templates import ChatTemplate, ChatTemplates
 from proxy.tokenizing.local.turns import Job, Slice, Turns, at_once
 
@@ -59,7 +61,7 @@ class _Question(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a `/tokenize` request, as far as it is answered here."""
 
     model: str | None = None
-    prompt: str | None = None
+    prompt: msgspec.Raw = _ABSENT
     messages: msgspec.Raw = _ABSENT
     tools: msgspec.Raw = _ABSENT
     add_generation_prompt: bool = True
@@ -126,7 +128,7 @@ class LocalTokenizer:
 
     async def answer(
         self,
-        question: bytes,
+        question: bytes | bytearray,
         client: str = ANONYMOUS,
         most_characters: float = math.inf,
         ended: Callable[[], None] = _nothing,
@@ -139,16 +141,19 @@ class LocalTokenizer:
         job = _until_ended(self._answering(question, most_characters), ended)
         return at_once(job) if len(question) <= INLINE_BYTES else await self._turns.run(client, job)
 
-    def answer_now(self, question: bytes) -> "array[int] | None":
+    def answer_now(self, question: bytes | bytearray) -> "array[int] | None":
         """As `answer`, in this thread."""
         return at_once(self._answering(question))
 
-    def _answering(self, question: bytes, most_characters: float = math.inf) -> "Job[array[int] | None]":
+    def _answering(
+        self, question: bytes | bytearray, most_characters: float = math.inf
+    ) -> "Job[array[int] | None]":
         yield _reading(question)
         try:
             asked = _decode_question(question)
-            if asked.prompt is not None:
-                text, special = asked.prompt, asked.add_special_tokens is not False
+            if asked.prompt:
+                text = decoded_text(memoryview(asked.prompt))
+                special = asked.add_special_tokens is not False
             else:
                 text, special = self._render(asked), asked.add_special_tokens is True
             _check_length(text, most_characters)
@@ -166,7 +171,7 @@ class LocalTokenizer:
 
     async def prefix(
         self,
-        question: bytes,
+        question: bytes | bytearray,
         client: str = ANONYMOUS,
         most_characters: float = math.inf,
         ended: Callable[[], None] = _nothing,
@@ -175,21 +180,21 @@ class LocalTokenizer:
         job = _until_ended(self._prefixing(question, most_characters), ended)
         return at_once(job) if len(question) <= INLINE_BYTES else await self._turns.run(client, job)
 
-    def prefix_now(self, question: bytes) -> "array[int] | None":
+    def prefix_now(self, question: bytes | bytearray) -> "array[int] | None":
         """As `prefix`, in this thread."""
         return at_once(self._prefixing(question))
 
-    def _prefixing(self, question: bytes, most_characters: float = math.inf) -> "Job[array[int] | None]":
+    def _prefixing(
+        self, question: bytes | bytearray, most_characters: float = math.inf
+    ) -> "Job[array[int] | None]":
         yield _reading(question)
         try:
             asked = _decode_question(question)
             if asked.add_special_tokens is True or not asked.messages:
                 return None
             wants_parts = self._template(asked).wants_parts
-            texts = [
-                self._render(msgspec.structs.replace(asked, messages=msgspec.Raw(messages)))
-                for messages in _told_apart(json.loads(bytes(asked.messages)), keep=wants_parts)
-            ]
+            told_apart = _told_apart(loads(memoryview(asked.messages)), keep=wants_parts)
+            texts = [self._render(asked, messages) for messages in told_apart]
             found = []
             for text in texts:
                 _check_length(text, most_characters)
@@ -209,17 +214,19 @@ class LocalTokenizer:
         """Whether nothing is put behind a completion's own tokens."""
         return self._around is not None and not self._around[1]
 
-    def _render(self, asked: _Question) -> str:
+    def _render(self, asked: _Question, messages: list[Any] | None = None) -> str:
+        """The text of a conversation, of others' messages if there are any."""
         if not asked.messages or (asked.continue_final_message and asked.add_generation_prompt):
             raise UnclearError("refused by engines")
         # As engines read JSON: numbers and repeated names come out as Python's own decoder has them.
-        tools = tools_of(json.loads(bytes(asked.tools))) if asked.tools else None
-        variables = json.loads(bytes(asked.chat_template_kwargs)) if asked.chat_template_kwargs else {}
+        tools = tools_of(loads(memoryview(asked.tools))) if asked.tools else None
+        variables = loads(memoryview(asked.chat_template_kwargs)) if asked.chat_template_kwargs else {}
         if not isinstance(variables, dict) or variables.keys() & _OF_THE_RENDERER:
             raise UnclearError("chat_template_kwargs")
         variables = {name: value for name, value in variables.items() if value not in _UNSET}
         template = self._template(asked)
-        messages = json.loads(bytes(asked.messages))
+        if messages is None:
+            messages = loads(memoryview(asked.messages))
         if not isinstance(messages, list):
             raise UnclearError("messages")
         conversation = conversation_of(
@@ -286,7 +293,7 @@ _INSTEAD = ("0 something else", "Q quite another")
 """Stand where media stood; they differ in their first letter."""
 
 
-def _told_apart(messages: list[Any], *, keep: bool) -> Iterator[str]:
+def _told_apart(messages: list[Any], *, keep: bool) -> Iterator[list[Any]]:
     """The conversation as templates see it, and with two different texts instead of its media.
 
     What all have in common begins the prompt, wherever the template puts media and whatever else it does on seeing
@@ -294,9 +301,9 @@ def _told_apart(messages: list[Any], *, keep: bool) -> Iterator[str]:
     somewhere into the text, so the whole content of such a message is not known.
     """
     if keep:
-        yield json.dumps(messages)
+        yield messages
     for text in _INSTEAD:
-        yield json.dumps([_without_media(message, text, whole=not keep) for message in messages])
+        yield [_without_media(message, text, whole=not keep) for message in messages]
 
 
 def _without_media(message: Any, text: str, *, whole: bool) -> Any:
@@ -310,7 +317,7 @@ def _without_media(message: Any, text: str, *, whole: bool) -> Any:
     }
 
 
-def _reading(question: bytes) -> Slice:
+def _reading(question: bytes | bytearray) -> Slice:
     return Slice(len(question) // READ_SHARE, len(question))
 
 

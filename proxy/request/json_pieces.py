@@ -1,0 +1,150 @@
+"""A long JSON text is read in pieces: no step takes time in proportion to all of it with the GIL held.
+
+A decoder, a search and a copy hold the GIL for as long as they take, whatever thread they run in, and the event loop waits
+for it. A thread between two pieces lets it go.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+Buffer = bytes | bytearray | memoryview
+
+PIECE_BYTES = 256 << 10
+"""Decoded at once: well below a millisecond for texts, a few for the smallest numbers."""
+
+COPIED_BYTES = 1 << 20
+"""Copied or searched at once: a third of a millisecond."""
+
+_LIST_BYTES = 128 << 10
+_BLANK = b" \t\r\n"
+_PAIRED = re.compile(
+    rb"(?:[^\\]++|\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|[^u]))*+",
+    re.DOTALL,
+)
+"""JSON text in which every escaped surrogate is half of a pair, up to an escape that is not seen whole."""
+
+_decode_value = msgspec.json.Decoder(msgspec.Raw).decode
+_decode_text = msgspec.json.Decoder(str).decode
+
+
+def slices(data: Buffer, size_bytes: int = COPIED_BYTES, overlap: int = 0) -> Iterator[bytes]:
+    """Copies of a text part by part, each with so much more of what follows."""
+    view: Any = memoryview(data)
+    for start in range(0, len(view), size_bytes):
+        yield bytes(view[start : start + size_bytes + overlap])
+
+
+def contains(data: Buffer, words: bytes) -> bool:
+    """Whether some text stands in another."""
+    if len(data) <= COPIED_BYTES:
+        return words in bytes(data)
+    return any(words in part for part in slices(data, overlap=len(words) - 1))
+
+
+def joined(parts: list[Buffer]) -> bytearray:
+    """Parts in one, copied a slice at a time."""
+    whole = bytearray(sum(map(len, parts)))
+    at = 0
+    for part in parts:
+        for piece in slices(part):
+            whole[at : at + len(piece)] = piece
+            at += len(piece)
+    return whole
+
+
+def trimmed(view: memoryview) -> memoryview:
+    """A text without the white space around it."""
+    while len(view) and len(begin := bytes(view[:_LIST_BYTES])) != len(rest := begin.lstrip(_BLANK)):
+        view = view[len(begin) - len(rest) :]
+    while len(view) and len(end := bytes(view[-_LIST_BYTES:])) != len(rest := end.rstrip(_BLANK)):
+        view = view[: len(view) - (len(end) - len(rest))]
+    return view
+
+
+def only_item(view: memoryview) -> memoryview:
+    """The item of a list that has one. Raises msgspec.DecodeError for what is no list."""
+    view = trimmed(view)
+    if bytes(view[:1]) != b"[" or bytes(view[-1:]) != b"]":
+        raise msgspec.DecodeError("a list is expected")
+    return trimmed(view[1:-1])
+
+
+def lists_of_numbers(value: memoryview) -> Iterator[bytes]:
+    """A long flat list as several lists that follow one another. Raises msgspec.DecodeError for what is no list."""
+    view = trimmed(value)
+    if bytes(view[:1]) != b"[" or bytes(view[-1:]) != b"]":
+        raise msgspec.DecodeError("a list of numbers is expected")
+    view = view[1:-1]
+    while len(view) > _LIST_BYTES:
+        end = bytes(view[:_LIST_BYTES]).rfind(b",")
+        if end < 0:
+            raise msgspec.DecodeError("a list of numbers is expected")
+        yield b"[%b]" % bytes(view[:end])
+        view = view[end + 1 :]
+        if not bytes(view[:_LIST_BYTES]).strip():
+            raise msgspec.DecodeError("a number is expected behind a comma")
+    yield b"[%b]" % bytes(view)
+
+
+def parts_of_text(value: memoryview) -> Iterator[bytes]:
+    """A long text as several that follow one another. Raises msgspec.DecodeError for what is no text."""
+    if len(value) < 2 or bytes(value[:1]) != b'"' or bytes(value[-1:]) != b'"':
+        raise msgspec.DecodeError("a text is expected")
+    value = value[1:-1]
+    at = 0
+    while at < len(value):
+        end = _end_of_escapes(value, at)
+        if end is None:
+            raise msgspec.DecodeError("a text holds half of a surrogate pair, or half of an escape")
+        yield b'"%b"' % bytes(value[at:end])
+        at = end
+
+
+def check_text(value: memoryview) -> None:
+    """Raises msgspec.DecodeError for what is no JSON text."""
+    for part in parts_of_text(value):
+        _decode_value(part)
+
+
+def decoded_text(value: memoryview) -> str:
+    """A JSON text, decoded. Raises msgspec.DecodeError for what is none."""
+    return "".join([_decode_text(part) for part in _in_characters(value)])
+
+
+def has_half_pairs(data: Buffer) -> bool:
+    """Whether an escape in a text is half of a surrogate pair, or half an escape."""
+    view, at = memoryview(data), 0
+    while at < len(view):
+        end = _end_of_escapes(view, at)
+        if end is None:
+            return True
+        at = end
+    return False
+
+
+def _end_of_escapes(view: memoryview, at: int) -> int | None:
+    found = _PAIRED.match(view, at, min(len(view), at + PIECE_BYTES))
+    return None if found is None or found.end() == at else found.end()
+
+
+def _in_characters(value: memoryview) -> Iterator[bytes]:
+    """As `parts_of_text`, and no part begins within a character."""
+    kept = b""
+    for part in parts_of_text(value):
+        text = kept + part[1:-1]
+        # Of the last character, as long as it may be cut off: its first byte and up to two that continue it.
+        whole = len(text)
+        for back in range(1, min(4, len(text)) + 1):
+            byte = text[-back]
+            if byte & 0xC0 != 0x80:
+                needed = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+                whole = len(text) - back if needed > back else len(text)
+                break
+        text, kept = text[:whole], text[whole:]
+        yield b'"%b"' % text
+    if kept:
+        raise msgspec.DecodeError("a text ends within a character")
