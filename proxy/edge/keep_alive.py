@@ -12,11 +12,8 @@ from typing import Self
 from aiohttp import web
 
 from proxy.headers import for_streaming_client
+from proxy.request.sse import KEEP_ALIVE
 from proxy.tasks import TaskOwner
-
-COMMENT = b": keep-alive\n\n"
-"""Clients of server-sent events pass over lines that begin with a colon."""
-
 
 _EVENTS = ("Content-Type", "text/event-stream; charset=utf-8")
 
@@ -51,4 +48,4 @@ class KeepAlive:
                 if self.response is None:
                     self.response = web.StreamResponse(headers=for_streaming_client([_EVENTS]))
                     await self.response.prepare(self._request)
-                await self.response.write(COMMENT)
+                await self.response.write(KEEP_ALIVE)

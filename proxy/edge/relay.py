@@ -21,6 +21,7 @@ from proxy.errors import (
     envelope,
 )
 from proxy.request.deadlines import NO_LIMIT, TimeLimit
+from proxy.request.sse import event_of
 
 CUT_GRACE_S = 1.0
 """How long a client may take to read what it was sent before its connection was cut."""
@@ -69,7 +70,7 @@ def error_event(status: int, body: bytes) -> bytes:
     if not isinstance(said, dict) or "error" not in said:
         code = status if status >= 400 else EngineFailedError.status
         said = envelope(f"the engine answered with status {status}", EngineFailedError.kind, code)
-    return b"data: " + msgspec.json.encode(said) + b"\n\n"
+    return event_of(msgspec.json.encode(said))
 
 
 async def cut_stream(
@@ -83,7 +84,7 @@ async def cut_stream(
     body = msgspec.json.encode(envelope(str(error), error.kind, error.status))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CUT_GRACE_S):
-            await response.write(event or b"data: " + body + b"\n\n")
+            await response.write(event or event_of(body))
     if transport is None:
         return error
     transport.close()  # what was written still goes out; the end of the chunked body does not

@@ -14,19 +14,17 @@ import msgspec
 from proxy.admission import Ticket
 from proxy.errors import DeadlineError, LegBrokenError, LegError, StreamFailedError
 from proxy.headers import Headers
-from proxy.request.event_stream import (
-    EventCutter,
+from proxy.request.generation import GenerationRequest
+from proxy.request.judging import (
     Failure,
     Verdict,
-    events,
     failure_in,
     judge,
-    only_comments,
     verdict,
     wants_judging,
     without_params,
 )
-from proxy.request.generation import GenerationRequest
+from proxy.request.sse import EventCutter, events, only_comments
 from proxy.scheduling.decision import Decision
 from proxy.serving.ports import Answer
 

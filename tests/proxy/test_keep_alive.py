@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from proxy.config import Admission, Deadlines, Retries
-from proxy.edge.keep_alive import COMMENT
 from proxy.edge.middlewares import IN_FLIGHT_KEY
+from proxy.request.sse import KEEP_ALIVE
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from tests.proxy.raw import POST, connection
@@ -59,13 +59,13 @@ async def test_who_waits_hears_comments_and_then_all_of_the_answer(prompt: Any) 
             expected = await ask(pair.service.session, plain.url, PATH, body(prompt=prompt))
         pair.engines.prefill[0].faults.add(slow(2))
         answer = await pair.service.ask(PATH, body(prompt=prompt), X_Request_Id="mine")
-        comments = len(re.match(rb"(: keep-alive\n\n)*", answer.body).group(0)) // len(COMMENT)  # type: ignore[union-attr]  # none matches, too
+        comments = len(re.match(rb"(: keep-alive\n\n)*", answer.body).group(0)) // len(KEEP_ALIVE)  # type: ignore[union-attr]  # none matches, too
         assert 2 <= comments <= 6
         assert answer.status == 200
         assert answer.headers["Content-Type"].startswith("text/event-stream")
         assert (answer.headers["X-Accel-Buffering"], answer.headers["X-Request-Id"]) == ("no", "mine")
         assert "X-Kvproxy-Prefill" not in answer.headers
-        said = answer.body.replace(COMMENT, b"")
+        said = answer.body.replace(KEEP_ALIVE, b"")
         assert said.endswith(b"data: [DONE]\n\n")
         texts: dict[int, str] = {}
         for choice in (choice for event in events(said) for choice in event["choices"]):
@@ -80,9 +80,9 @@ async def test_a_stream_that_has_begun_is_its_engines_alone() -> None:
         pair.engines.prefill[0].faults.add(slow(1))
         answer = await pair.service.ask(PATH, body(max_tokens=100, ignore_eos=True))
         waiting, begun, said = answer.body.partition(b"data: ")
-        assert waiting.count(COMMENT) > 5
+        assert waiting.count(KEEP_ALIVE) > 5
         assert begun
-        assert COMMENT not in said
+        assert KEEP_ALIVE not in said
         assert said.count(b"data: ") >= 100
 
 
@@ -92,7 +92,7 @@ async def test_without_it_or_in_time_an_answer_is_what_it_is(every_s: float, str
         pair.engines.prefill[0].faults.add(slow(1))
         answer = await pair.service.ask(PATH, body(stream=stream))
         assert answer.status == 200
-        assert COMMENT not in answer.body
+        assert KEEP_ALIVE not in answer.body
         assert answer.headers["X-Kvproxy-Prefill"] == pair.engines.prefill[0].address
         pair.engines.decode[0].faults.add(Fault(kind="status", path=PATH, status=400, times=1))
         assert (await pair.service.ask(PATH, body(stream=stream))).status == 400
@@ -105,7 +105,7 @@ async def test_attempts_go_on_while_comments_are_sent() -> None:
             engine.faults.add(Fault(kind="error", path=PATH, status=500, times=1))
         pair.engines.prefill[0].faults.add(slow())
         answer = await pair.service.ask(PATH, body())
-        assert answer.body.count(COMMENT) > 5
+        assert answer.body.count(KEEP_ALIVE) > 5
         assert answer.body.endswith(b"data: [DONE]\n\n")
         assert b"error" not in answer.body
         assert await pair.service.metric("kvproxy_retries_total", phase="decode") == 2
@@ -123,7 +123,7 @@ async def test_an_engines_answer_that_comes_too_late_is_an_event_and_a_cut(
         pair.engines.decode[0].faults.add(Fault(kind="status", path=PATH, status=status, times=1))
         data = await posted(pair, body())
         assert is_cut(data)
-        assert COMMENT in data
+        assert KEEP_ALIVE in data
         [event] = events(data)
         assert event["error"]["code"] == status
         assert await pair.service.metric("kvproxy_requests_total", outcome=outcome) == 1
@@ -166,8 +166,8 @@ async def test_a_client_that_leaves_meanwhile_leaves_nothing_behind() -> None:
         async with connection(pair.service) as (reader, writer):
             writer.write(POST + b"Content-Length: %d\r\n\r\n%s" % (len(data), data))
             async with asyncio.timeout(10):
-                await reader.readuntil(COMMENT)
-                await reader.readuntil(COMMENT)
+                await reader.readuntil(KEEP_ALIVE)
+                await reader.readuntil(KEEP_ALIVE)
             assert pair.service.claims
         await nothing_is_left(pair)
         assert await pair.service.metric("kvproxy_requests_total", outcome="client_left") == 1
@@ -187,7 +187,7 @@ async def shut_down(made: Engines) -> None:
         await asyncio.sleep(3 * EVERY_S)  # comments
         service.app[IN_FLIGHT_KEY].cut()
         data = await asked
-        assert COMMENT in data
+        assert KEEP_ALIVE in data
         assert is_cut(data)
         assert [event["error"]["message"] for event in events(data)] == ["kvproxy is shutting down"]
         assert await service.metric("kvproxy_requests_total", outcome="cut") == 1

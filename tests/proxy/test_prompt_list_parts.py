@@ -19,11 +19,12 @@ from proxy.errors import (
 )
 from proxy.request.body import Body
 from proxy.request.generation import Route, read_request
+from proxy.request.sse import EventReader, event_of
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.lists import serve_list, serving
 from proxy.serving.lists.answers import AnswerMerger
 from proxy.serving.lists.split import split
-from proxy.serving.lists.streams import EventReader, StreamMerger, event
+from proxy.serving.lists.streams import StreamMerger
 from proxy.serving.lists.usage import summed
 from proxy.serving.retry_budget import RetryBudget
 from proxy.tasks import TaskOwner
@@ -109,10 +110,10 @@ def test_chunks_are_renumbered_and_the_usage_waits_for_the_last() -> None:
     merger = StreamMerger(2, sequences=2)
     merger.begin(chunk("first", 0, ""))
     usage = {"usage": {"prompt_tokens": 3}}
-    assert merger.chunk(1, chunk("other", 1, "x", created=8, **usage)) == event(
+    assert merger.chunk(1, chunk("other", 1, "x", created=8, **usage)) == event_of(
         chunk("first", 3, "x", **usage)
     )
-    assert merger.chunk(1, chunk("other", 0, "y", usage=None)) == event(chunk("first", 2, "y", usage=None))
+    assert merger.chunk(1, chunk("other", 0, "y", usage=None)) == event_of(chunk("first", 2, "y", usage=None))
     assert (
         merger.chunk(1, b'{"choices":[],"usage":{"prompt_tokens":3},"system_fingerprint":"b","metrics":{}}')
         == b""
@@ -122,14 +123,14 @@ def test_chunks_are_renumbered_and_the_usage_waits_for_the_last() -> None:
         == b""
     )
     last = b'{"choices":[],"usage":{"prompt_tokens":7},"system_fingerprint":"a","id":"first","created":7}'
-    assert merger.end() == event(last) + event(b"[DONE]")
+    assert merger.end() == event_of(last) + event_of(b"[DONE]")
 
 
 def test_a_usage_that_not_all_engines_tell_is_not_told() -> None:
     merger = StreamMerger(2, sequences=1)
     merger.begin(chunk("first", 0, ""))
     assert merger.chunk(0, b'{"choices":[],"usage":{"prompt_tokens":3}}') == b""
-    assert merger.end() == event(b"[DONE]")
+    assert merger.end() == event_of(b"[DONE]")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ class Played:
 
     async def say(self, part: int, text: str = "x", *, end: bool = False) -> None:
         done = b"data: [DONE]\n\n" if end else b""
-        await self.queues[part].put(event(chunk(f"id-{part}", 0, text)) + done)
+        await self.queues[part].put(event_of(chunk(f"id-{part}", 0, text)) + done)
         if end:
             await self.queues[part].put(None)
 

@@ -11,7 +11,7 @@ from proxy.fleet.instances import Fleet
 from proxy.phases import Phase
 from proxy.request.body import Encoded
 from proxy.request.deadlines import within
-from proxy.request.event_stream import failure_in, without_params
+from proxy.request.judging import failure_in, without_params
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate

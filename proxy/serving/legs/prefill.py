@@ -12,7 +12,7 @@ from proxy.fleet.fullness import FULL
 from proxy.phases import Phase
 from proxy.request.body import Body
 from proxy.request.deadlines import within
-from proxy.request.event_stream import failure_in
+from proxy.request.judging import failure_in
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate

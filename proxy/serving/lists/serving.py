@@ -14,13 +14,14 @@ import msgspec
 from proxy.errors import EngineFailedError, LegBrokenError, LegError, StreamFailedError, UnavailableError
 from proxy.headers import Headers
 from proxy.phases import Phase
-from proxy.request.event_stream import DONE
+from proxy.request.judging import DONE
 from proxy.request.outline import LARGE_BODY_BYTES
+from proxy.request.sse import EventReader
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.legs.leg import Reason
 from proxy.serving.lists.answers import AnswerMerger
 from proxy.serving.lists.split import split
-from proxy.serving.lists.streams import EventReader, StreamMerger
+from proxy.serving.lists.streams import StreamMerger
 from proxy.serving.ports import Accounts
 from proxy.serving.retry_budget import RetryBudget
 from proxy.tasks import TaskOwner

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from proxy.request.event_stream import DONE, EventCutter, events
+from proxy.request.judging import DONE
+from proxy.request.sse import KEEP_ALIVE, event_of
 from proxy.serving.lists.answers import renumbered
 from proxy.serving.lists.usage import summed
 
@@ -18,29 +19,6 @@ _encode = msgspec.json.Encoder().encode
 
 # What the chunks of all prompts have in common; each engine gave its own.
 _OF_THE_FIRST = ("id", "created")
-
-
-class EventReader:
-    """Cuts the bytes of one engine's stream into the data of its events."""
-
-    def __init__(self) -> None:
-        self._cutter = EventCutter()
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The data of all events that are complete with `chunk`; empty for one that is only a comment.
-
-        Raises ValueError if an event grows beyond all reason.
-        """
-        return [data for event, data in events(self._cutter.feed(chunk)) if event.strip()]
-
-
-def event(data: bytes) -> bytes:
-    """An event with this data."""
-    return b"data: " + data + b"\n\n"
-
-
-KEEP_ALIVE = b": keep-alive\n\n"
-"""A comment: what an idle engine sends so that nobody in between takes the connection for dead."""
 
 
 class StreamMerger:
@@ -77,15 +55,15 @@ class StreamMerger:
             put = {"choices": [renumbered(choice, part * self._sequences) for choice in choices]}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"not an event of a completion: {error}") from None
-        return event(_encode(members | self._common | put))
+        return event_of(_encode(members | self._common | put))
 
     def end(self) -> bytes:
         """What follows when the streams of all prompts have ended: the usage, if every engine told it, and the end."""
         closing = b""
         if len(self._usages) == self._prompts:
             usage = summed([self._usages[part] for part in range(self._prompts)])
-            closing = event(_encode(self._frame | self._common | {"usage": usage}))
-        return closing + event(DONE)
+            closing = event_of(_encode(self._frame | self._common | {"usage": usage}))
+        return closing + event_of(DONE)
 
 
 def _members(data: bytes) -> dict[str, msgspec.Raw]:

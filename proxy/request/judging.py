@@ -1,22 +1,16 @@
 """What an engine streams is judged event by event: nothing yet, something produced, a failure, or the end.
 
-Pure: bytes of engines in, runs of whole events and verdicts out. Whole answers are looked at for failures here too.
+Pure: runs of whole events in, verdicts out. Whole answers are looked at for failures here too.
 """
 
 import enum
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 
 from proxy.errors import envelope
-
-MAX_EVENT_BYTES = 8 << 20
-"""No event of an engine comes near this; more without an end is not an event stream."""
-
-_SEAM = len(b"\ndata:") - 1
-_HEAD = 64  # bytes that show what an event begins with
+from proxy.request.sse import event_of, events, with_data
 
 MAX_JUDGED_BYTES = 4 << 20
 """A larger text is looked at by its beginning alone, where an error stands: reading it would hold up the event loop."""
@@ -35,7 +29,6 @@ _ABORT = b'"abort"'
 
 _PARAMS = b'_transfer_params"'
 _NO_PARAMS = re.compile(rb"\s*:\s*null")
-_BLANK = re.compile(rb"[\r\n]*")
 TRANSFER_PARAMS = ("kv_transfer_params", "ec_transfer_params")
 _NULL = msgspec.Raw(b"null")
 _encode = msgspec.json.Encoder().encode
@@ -80,87 +73,6 @@ class Part(NamedTuple):
     """The events that go on, up to a failure or the end."""
     failure: Failure | None = None
     done: bool = False
-
-
-class EventCutter:
-    """Cuts bytes into runs of whole events; what is left of an unfinished one waits.
-
-    Each byte is looked at once, and a few of them again with the next piece: an event that comes in a thousand pieces
-    costs what it does in one.
-    """
-
-    def __init__(self) -> None:
-        self._tail = bytearray()
-        self._comment = True
-        """So far the tail is nothing but comments and blank lines."""
-
-    @property
-    def tail_is_comment(self) -> bool:
-        """Whether what waits for its end is nothing but comments so far."""
-        return self._comment
-
-    def feed(self, chunk: bytes) -> bytes:
-        """All events that are complete with `chunk`. Raises ValueError if one grows beyond all reason."""
-        tail = self._tail
-        if not tail and chunk.endswith(b"\n\n"):
-            return chunk  # as engines send them
-        seam = bytes(tail[-_SEAM:])  # an end, or the beginning of a line of data, may have begun there
-        near = seam + chunk if seam else chunk
-        end = near.rfind(b"\n\n") + 2
-        if end == 1:
-            end = 0
-        if b"\r" in near and (mark := near.rfind(b"\n\r\n")) >= 0:
-            end = max(end, mark + 3)
-        if end <= len(seam):
-            tail.extend(chunk)
-            if len(tail) > MAX_EVENT_BYTES:
-                raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
-            if self._comment:
-                begun = len(tail) - len(chunk) >= _HEAD
-                self._comment = b"\ndata:" not in near if begun else only_comments(bytes(tail))
-            return b""
-        end -= len(seam)
-        rest = chunk[end:]
-        if tail:
-            tail.extend(chunk[:end])
-            run = bytes(tail)
-        else:
-            run = chunk[:end]
-        if len(rest) > MAX_EVENT_BYTES:
-            raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
-        self._tail = bytearray(rest)
-        self._comment = only_comments(rest)
-        return run
-
-    def rest(self) -> bytes:
-        """The event that the end of the stream left without its own, as if it had one; nothing if there is none."""
-        tail, self._tail = bytes(self._tail), bytearray()
-        return tail + b"\n\n" if tail.strip() else b""
-
-
-def events(run: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Each event of a run of whole ones, as it is, and its data; no data for one that is only a comment."""
-    marks = (b"\n\n", b"\n\r\n") if b"\r" in run else (b"\n\n",)
-    found = [run.find(mark) for mark in marks]
-    begin = 0
-    while (end := min((at for at in found if at >= 0), default=-1)) >= 0:
-        blank = _BLANK.match(run, end)
-        stop = blank.end() if blank is not None else end
-        yield run[begin:stop], _data(run, begin, end)
-        begin = stop
-        # Each is looked for once only, however many of the other there are.
-        found = [
-            run.find(mark, stop) if 0 <= at < stop else at for mark, at in zip(marks, found, strict=True)
-        ]
-
-
-def _data(run: bytes, begin: int, end: int) -> bytes:
-    """The data of the event at that place; one line, as nearly all are, is copied once."""
-    if run.startswith(b"data:", begin) and run.find(b"\n", begin, end) < 0:
-        first = begin + len(b"data: ")
-        return run[first if run.startswith(b" ", first - 1) else first - 1 : end].strip()
-    lines = run[begin:end].split(b"\n")
-    return b"\n".join(line.removeprefix(b"data:").strip() for line in lines if line.startswith(b"data:"))
 
 
 def verdict(data: bytes) -> Verdict:
@@ -235,15 +147,9 @@ def _without_params(run: bytes) -> bytes:
     if not _has_params(run):
         return run
     return b"".join(
-        event if (kept := without_params(data)) is data else _saying(event, kept)
+        event if (kept := without_params(data)) is data else with_data(event, kept)
         for event, data in events(run)
     )
-
-
-def _saying(event: bytes, data: bytes) -> bytes:
-    """The event with other data."""
-    others = [line for line in event.splitlines() if line and not line.startswith(b"data:")]
-    return b"\n".join([*others, b"data: " + data]) + b"\n\n"
 
 
 def _has_params(text: bytes) -> bool:
@@ -265,7 +171,7 @@ def failure_in(data: bytes, event: bytes = b"") -> Failure | None:
         return Failure(status, data, event)
     words = f"the engine gave this request up (finish reason {reason})"
     body = msgspec.json.encode(envelope(words, "InternalServerError", status))
-    return Failure(status, body, event and event + b"data: " + body + b"\n\n")
+    return Failure(status, body, event and event + event_of(body))
 
 
 def failure_status(data: bytes) -> int | None:
@@ -304,8 +210,3 @@ def _status(code: Any) -> int:
     if isinstance(code, str) and code.isascii() and code.isdecimal() and len(code) == 3:
         code = int(code)
     return code if isinstance(code, int) and 400 <= code <= 599 else 500
-
-
-def only_comments(piece: bytes) -> bool:
-    """Whether a piece of a stream that begins where an event may is nothing but comments and blank lines."""
-    return piece[:1] != b"d" and piece.lstrip()[:1] in {b":", b""} and b"\ndata:" not in piece
