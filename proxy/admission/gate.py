@@ -26,10 +26,10 @@ from proxy.config import Admission, WhenNoPrefill
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError, cut, nothing_usable
 from proxy.fair_queue import FairQueue, QueueFullError, Waiting
 from proxy.fleet.instances import Fleet
+from proxy.fleet.why import NO_ROOM, Why
 from proxy.phases import Phase
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement, Question
-from proxy.scheduling.types import FULL, NO_ROOM, SAYS_FULL
 
 ENGINES_FULL = "engines_full"
 """The reason of an error that tells of engines that say they are full."""
@@ -499,4 +499,4 @@ def _engines_full(question: Question, decision: Decision) -> bool:
         for phase in _phases(question)
         if picks[phase].chosen is None
     ]
-    return any(SAYS_FULL in why and FULL not in why for why in whys)
+    return any(Why.SAYS_FULL in each and Why.FULL not in each for each in whys)

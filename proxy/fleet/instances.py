@@ -15,10 +15,8 @@ from proxy.config import InstanceSpec
 from proxy.fleet.circuit import Breaker, Circuit
 from proxy.fleet.denials import Denials
 from proxy.fleet.fullness import Fullness
+from proxy.fleet.why import Why
 from proxy.phases import Phase, Role
-
-ASIDE = ("slow start", "not answering", "failing", "half-open", "circuit open")
-"""Why an instance that could be used is set aside while there is a better one; later ones are graver."""
 
 MOST_RANKS = 1024
 """Data-parallel ranks of one instance, numbered from 0; far more than one engine can have."""
@@ -53,6 +51,9 @@ class Status(enum.StrEnum):
     DOWN = "down"
     REFUSED = "refused"
     """It is reachable and serves another model."""
+
+
+_NOT_UP = {status: Why(status.value) for status in Status if status is not Status.UP}
 
 
 class SourceView(Protocol):
@@ -189,13 +190,13 @@ class Instance:
         """Whether its role includes this phase."""
         return self.role in {Role.BOTH, Role(phase)}
 
-    def why_unusable(self, model: str | None = None) -> str | None:
+    def why_unusable(self, model: str | None = None) -> Why | None:
         """Why no leg may go there now; None if one may."""
-        if self.draining or self.status is not Status.UP:
-            return self.state
-        if model is not None and model not in self.models:
-            return "model not served"
-        return None
+        if self.draining:
+            return Why.DRAINING
+        if self.status is not Status.UP:
+            return _NOT_UP[self.status]
+        return Why.NOT_SERVED if model is not None and model not in self.models else None
 
     def listed(self, cards: list[dict[str, Any]], now: float) -> None:
         """Its `/v1/models` lists these: it serves them, but for those it is left out for by its own 404s."""
@@ -295,20 +296,20 @@ class Fleet:
         """The instances whose role includes a phase."""
         return [instance for instance in self if instance.takes(phase)]
 
-    def set_aside(self, phase: Phase, now: float) -> dict[str, str]:
-        """The usable instances of a phase that get a leg only if no other can take it, and why: one of ASIDE."""
+    def set_aside(self, phase: Phase, now: float) -> dict[str, Why]:
+        """The usable instances of a phase that get a leg only if no better one can take it, and why: one of `ASIDE`."""
         usable = [instance for instance in self.of(phase) if instance.why_unusable() is None]
-        aside: dict[str, str] = {}
+        aside: dict[str, Why] = {}
         for instance in usable:
             breaker = instance.breaker
             if breaker.state is Circuit.OPEN:
-                aside[instance.address] = "circuit open"
+                aside[instance.address] = Why.CIRCUIT_OPEN
             elif breaker.on_trial:
-                aside[instance.address] = "half-open"
+                aside[instance.address] = Why.HALF_OPEN
             elif breaker.failing(now):
-                aside[instance.address] = "failing"
+                aside[instance.address] = Why.FAILING
             elif breaker.doubtful:
-                aside[instance.address] = "not answering"
+                aside[instance.address] = Why.NOT_ANSWERING
             elif (share := breaker.share(now)) < 1:
                 others = [
                     other.running_legs()
@@ -317,7 +318,7 @@ class Fleet:
                 ]
                 most = max(1, math.ceil(share * statistics.fmean(others))) if others else math.inf
                 if instance.running_legs() >= most:
-                    aside[instance.address] = "slow start"
+                    aside[instance.address] = Why.SLOW_START
         return aside
 
     def reopens_in_s(self, now: float) -> float | None:

@@ -11,8 +11,6 @@ from proxy.errors import BadRequestError
 from proxy.fleet.instances import Fleet, Instance
 from proxy.phases import Phase, Role
 
-TOO_LONG = "too long for it"
-
 
 class Need:
     """What context the legs of one request need, in tokens."""

@@ -12,13 +12,12 @@ from kvevents.prefix_index import PrefixIndex
 from proxy.caches.accuracy import Accuracy, Comparison
 from proxy.caches.expected import PredictedBlocks
 from proxy.config import MAIN_TIER, Admission
-from proxy.fleet.instances import ASIDE, Claim, Fleet, Instance
+from proxy.fleet.instances import Claim, Fleet, Instance
+from proxy.fleet.why import ASIDE, NO_ROOM, Why
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Decision, Pick, pick
-from proxy.scheduling.lengths import TOO_LONG, Need
-from proxy.scheduling.types import FULL, NO_ROOM, SAYS_FULL, Candidate, Leg, Policy
-
-FAILED = "failed just now"
+from proxy.scheduling.lengths import Need
+from proxy.scheduling.types import Candidate, Leg, Policy
 
 USUAL_BLOCK_SIZE = 16
 """vLLM's default, for predictions about an instance that has not stored a block yet."""
@@ -167,7 +166,7 @@ class Placement:
         never: Collection[str] = (),
     ) -> Pick:
         candidates = [
-            _set_aside(c, FAILED) if c.usable and c.instance in never else c
+            _set_aside(c, Why.FAILED) if c.usable and c.instance in never else c
             for c in self._candidates(phase, question, room)
         ]
         leg = Leg(phase, question.model, question.prompt_tokens)
@@ -175,7 +174,7 @@ class Placement:
 
         def gravity(candidate: Candidate) -> tuple[int, bool]:
             why = aside.get(candidate.instance)
-            if candidate.why == SAYS_FULL:  # no better than one that starts slowly and has room
+            if candidate.why is Why.SAYS_FULL:  # no better than one that starts slowly and has room
                 why = why or ASIDE[0]
             return 0 if why is None else 1 + ASIDE.index(why), candidate.why in NO_ROOM
 
@@ -188,7 +187,7 @@ class Placement:
         best = [c for c in candidates if c.usable and c.instance == prefer and gravity(c) == (0, False)]
         best = best or least_grave([c for c in there if c.instance not in failed])
         if all(
-            c.why == SAYS_FULL for c in best
+            c.why is Why.SAYS_FULL for c in best
         ):  # one that failed once and is well is worth more than a wait
             times = Counter(failed)
             best = least_grave([c for c in there if times[c.instance] < 2]) or least_grave(there)
@@ -196,8 +195,8 @@ class Placement:
             kept = {c.instance for c in best}
             candidates = [
                 c
-                if c.instance in kept or c.why == SAYS_FULL or not (c.usable or c.why == FULL)
-                else _set_aside(c, aside.get(c.instance, c.why or FAILED))
+                if c.instance in kept or c.why is Why.SAYS_FULL or not (c.usable or c.why is Why.FULL)
+                else _set_aside(c, aside.get(c.instance, c.why or Why.FAILED))
                 for c in candidates
             ]
         return pick(self._policy, leg, candidates, self._rng)
@@ -215,9 +214,9 @@ class Placement:
         for instance in self._fleet.of(phase):
             why = instance.why_unusable(question.model)
             if why is None and not need.fits(instance):
-                why = TOO_LONG
+                why = Why.TOO_LONG
             if why is None and instance.says_full(now):
-                why = SAYS_FULL
+                why = Why.SAYS_FULL
             for rank in instance.ranks:
                 reused, expected = self._reuse(instance, rank, question, cached)
                 trusted, doubted = self._accuracy.trusted(instance.address, rank), None
@@ -235,7 +234,7 @@ class Placement:
                         instance=instance.address,
                         rank=rank,
                         usable=why is None and (fits or room.over_limit),
-                        why=why if why is not None or fits else FULL,
+                        why=why if why is not None or fits else Why.FULL,
                         cached_tokens=reused,
                         expected_tokens=expected,
                         uncached_tokens=uncached,
@@ -369,5 +368,5 @@ def _leg_weight(phase: Phase, uncached: int | None, question: Question) -> int:
     return tokens + question.generated_tokens if phase is Phase.DECODE else tokens
 
 
-def _set_aside(candidate: Candidate, why: str) -> Candidate:
+def _set_aside(candidate: Candidate, why: Why) -> Candidate:
     return msgspec.structs.replace(candidate, usable=False, why=why)

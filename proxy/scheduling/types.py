@@ -5,16 +5,8 @@ from typing import Protocol
 
 import msgspec
 
+from proxy.fleet.why import Why
 from proxy.phases import Phase
-
-FULL = "full"
-"""Why a candidate is not used that has too much to do for one more leg, by the limits set for it."""
-
-SAYS_FULL = "says it is full"
-"""Why a candidate is not used whose engine has just refused a leg for want of room."""
-
-NO_ROOM = frozenset({FULL, SAYS_FULL})
-"""Why a candidate is not used that would be otherwise: room is worth waiting for."""
 
 
 class Leg(msgspec.Struct, frozen=True):
@@ -32,9 +24,8 @@ class Candidate(msgspec.Struct, frozen=True):
     instance: str
     rank: int
     usable: bool
-    why: str | None
-    """Why it is not usable: `down`, `draining`, `starting`, `refused`, `model not served`, `full`, `says it is full`; or set aside because
-    there is a better one: `failed just now`, `slow start`, `not answering`, `half-open`, `circuit open`."""
+    why: Why | None
+    """Why it is not usable, or set aside because there is a better one."""
     cached_tokens: int | None
     """What the index says this prompt would reuse now without reloading it: whole blocks, never the last token. None:
     not known."""

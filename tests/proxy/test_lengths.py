@@ -11,7 +11,7 @@ from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.errors import BadRequestError
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Role
-from proxy.scheduling.lengths import TOO_LONG, Need, longest_context
+from proxy.scheduling.lengths import Need, longest_context
 from proxy.simulation import StandIn, StandInConfig
 from proxy.tasks import TaskOwner
 from tests.proxy.service import Engines, Pair, kvproxy, wait_until
@@ -195,7 +195,7 @@ async def test_a_request_goes_where_it_fits_and_explain_says_why_nowhere_else() 
         explained = await pair.service.explain({"prompt": LONG, "max_tokens": 8})
         for phase, engine in (("prefill", short_p), ("decode", short_d)):
             whys = {c["instance"]: c["why"] for c in explained[phase]["candidates"]}
-            assert whys[engine.address] == TOO_LONG
+            assert whys[engine.address] == "too long for it"
 
 
 async def test_what_fits_nowhere_is_refused_in_the_engines_words_before_any_prefill() -> None:

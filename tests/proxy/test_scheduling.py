@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.caches.expected import PredictedBlocks
+from proxy.fleet.why import Why
 from proxy.phases import Phase
 from proxy.scheduling.decision import pick
 from proxy.scheduling.policies import CacheAffinity, LeastLoad, RoundRobin, load_policy
@@ -31,7 +32,7 @@ def candidate(
         instance=name,
         rank=0,
         usable=usable,
-        why=None if usable else "down",
+        why=None if usable else Why.DOWN,
         cached_tokens=cached,
         expected_tokens=cached,
         uncached_tokens=uncached,

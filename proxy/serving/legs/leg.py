@@ -20,6 +20,7 @@ from proxy.errors import (
 from proxy.fleet.denials import LEFT_OUT_S
 from proxy.fleet.fullness import FULL, retry_after_s
 from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet.why import FAILS_LEGS, Why
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.phases import Phase, Role
 from proxy.request.body import Encoded
@@ -312,10 +313,10 @@ class Legs:
         if isinstance(failure.cause, OurTroubleError):
             return False
         aside = self._fleet.set_aside(failure.phase, self._clock())
-        if aside.get(failure.instance) not in {"failing", "half-open", "circuit open"}:
+        if aside.get(failure.instance) not in FAILS_LEGS:
             return False
         return any(
-            instance.why_unusable() is None and aside.get(instance.address) in {None, "slow start"}
+            instance.why_unusable() is None and aside.get(instance.address) in {None, Why.SLOW_START}
             for instance in self._fleet.of(failure.phase)
         )
 

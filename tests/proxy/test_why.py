@@ -1,0 +1,46 @@
+"""Why an instance is passed over is one vocabulary: what is documented is what there is, and nothing else is said."""
+
+import pathlib
+import re
+
+from proxy.config import parse_instance
+from proxy.edge.routes.openapi import description
+from proxy.fleet.instances import Instance, Status
+from proxy.fleet.why import ASIDE, FAILS_LEGS, NO_ROOM, Why
+from proxy.phases import Role
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+
+
+def documented() -> list[str]:
+    text = (DOCS / "operating.md").read_text()
+    section = re.split(r"^##+ ", text.split("### Why an instance is passed over\n")[1], flags=re.MULTILINE)[0]
+    return [word for word in re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE) if word != "why"]
+
+
+def test_the_documentation_lists_each_in_this_order() -> None:
+    assert documented() == [why.value for why in Why]
+
+
+def test_the_described_answer_knows_each_in_this_order() -> None:
+    described = description()["components"]["schemas"]["Candidate"]["properties"]["why"]
+    assert described["enum"] == [*(why.value for why in Why), None]
+
+
+def test_what_is_set_aside_comes_last_and_gets_graver() -> None:
+    assert list(Why)[-len(ASIDE) :] == list(ASIDE)
+    assert {*ASIDE} > FAILS_LEGS
+    assert not NO_ROOM & {*ASIDE}
+
+
+def test_whatever_a_check_finds_there_is_a_reason_for() -> None:
+    instance = Instance(parse_instance("a:1", Role.BOTH))
+    instance.model_cards = [{"id": "tiny"}]
+    for status in Status:
+        instance.status = status
+        why = instance.why_unusable("tiny")
+        assert (why is None) if status is Status.UP else (isinstance(why, Why) and why.value == status.value)
+    instance.status = Status.UP
+    assert instance.why_unusable("other") is Why.NOT_SERVED
+    instance.draining = True
+    assert instance.why_unusable("other") is Why.DRAINING
