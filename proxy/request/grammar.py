@@ -1,7 +1,8 @@
 """A large body is JSON, or refused, and no decoder is given more of it at once than a few slices.
 
-The text is cut behind commas. What is open where a piece begins is opened before it, and what is open where it ends is
-closed behind it, so each piece is JSON by itself exactly if all of them are together. What makes a piece long is left
+The text is cut behind commas. What is open where a piece begins is opened before it, with a value to stand before the
+comma; what is open where it ends is closed behind it, with a value to stand behind its comma. So each piece is JSON by
+itself exactly if all of them are together. What makes a piece long is left
 out of it: long texts, which are looked at by themselves, and slices of nothing but white space.
 """
 
@@ -20,6 +21,7 @@ MAX_PIECE_BYTES = 1 << 20
 
 _BEFORE = {ord("["): b"[", ord("{"): b'{"":'}
 _BEFORE_LAST = {ord("["): b"[0,", ord("{"): b'{"":0,'}
+_BEHIND_LAST = {ord("["): b"0]", ord("{"): b'"":0}'}
 _BEHIND = {ord("["): b"]", ord("{"): b"}"}
 
 Text = npt.NDArray[np.uint8]
@@ -64,7 +66,7 @@ class Grammar:
             self._bracket_at[depth[before]] = part[before]
             opened = opened[len(before) :]
             is_open = self._bracket_at[1 : int(depth[cut]) + 1].tobytes()
-            self._piece(at + cut, is_open)
+            self._piece(at + cut + 1, is_open)
             self._begun, self._open = at + cut + 1, is_open
         self._bracket_at[depth[opened]] = part[opened]
 
@@ -90,7 +92,8 @@ class Grammar:
             at = stop
         self._left_out = later
         parts.append(self._text[at:end])
-        parts += [_BEHIND[bracket] for bracket in reversed(is_open)]
+        parts += [_BEHIND_LAST[bracket] for bracket in is_open[-1:]]
+        parts += [_BEHIND[bracket] for bracket in reversed(is_open[:-1])]
         size_bytes = sum(map(len, parts))
         self.checked_bytes = max(self.checked_bytes, size_bytes)
         if size_bytes > MAX_PIECE_BYTES:

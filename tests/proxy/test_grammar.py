@@ -198,3 +198,13 @@ def test_an_engines_tokens_are_read_in_parts(count: int, most_decoded: list[int]
     for odd in (b'{"tokens":"x"}', b'{"tokens":[-1]}', b'{"tokens":["1"]}', b"[]", b'{"count":1}'):
         with pytest.raises((ValueError, OverflowError)):
             engines.read_tokens(odd + b" " * count)
+
+
+@pytest.mark.parametrize("slice_bytes", range(1, 12))
+@pytest.mark.parametrize(
+    "value",
+    [b"[,1]", b"[1,]", b"[1,,2]", b'{,"b":1}', b'{"b":1,}', b'{"b":1,,"c":2}', b"[[1},2]", b'[{"b":1],2]'],
+)
+def test_a_comma_parts_two_values_wherever_a_slice_ends(value: bytes, slice_bytes: int) -> None:
+    with pytest.raises(BadRequestError):
+        outlined(b'{"a":' + value + b"}", slice_bytes, 64)
