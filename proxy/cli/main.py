@@ -10,7 +10,7 @@ import logging
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvloop
@@ -88,9 +88,10 @@ def _leave_no_core() -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """The `kvproxy` command."""
     command = ""
+    named: Callable[[str], str] = str
     try:
         arguments = read_arguments(argv)
-        command = arguments.command
+        command, named = arguments.command, arguments.sources.named
         config = arguments.config
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Formatter())
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop listens to it
             runner.run(serve(config))
     except ConfigError as error:
-        fail(str(error))
+        fail(named(str(error)))
     except KvproxyError as error:
         fail(str(error), code=1)
     except KeyboardInterrupt:

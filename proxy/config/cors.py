@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
+from proxy.config.settings import Section, Setting
 from proxy.errors import ConfigError
 
 ANY = "*"
@@ -14,40 +16,6 @@ _OWN_PORT = re.compile(r"(?:http|ws)://.*:0*80|(?:https|wss)://.*:0*443|ftp://.*
 """Browsers leave out a scheme's own port."""
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _decode_words = msgspec.json.Decoder(str | list[str]).decode
-
-
-class Cors(msgspec.Struct, frozen=True, kw_only=True):
-    """As vLLM's flags of the same names, with the same defaults."""
-
-    allowed_origins: Sequence[str] = ()
-    """`scheme://host[:port]` each, `null`, or `*` for any; empty: nothing is said of origins at all."""
-    allow_credentials: bool = False
-    """Whether browsers may send cookies and the like; an origin is then named rather than `*`."""
-    allowed_methods: Sequence[str] = (ANY,)
-    allowed_headers: Sequence[str] = (ANY,)
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError."""
-        for origin in self.allowed_origins:
-            if not (origin.isascii() and _ORIGIN.fullmatch(origin)):
-                raise ConfigError(
-                    f"--allowed-origins {origin!r} is not an origin: write * or for example https://app.example:8443,"
-                    " in small letters and without a path"
-                )
-            if _OWN_PORT.fullmatch(origin):
-                raise ConfigError(
-                    f"--allowed-origins {origin!r} is not an origin as browsers send it: write"
-                    f" {origin.rpartition(':')[0]}, without the scheme's own port"
-                )
-        for flag, words in (
-            ("--allowed-methods", self.allowed_methods),
-            ("--allowed-headers", self.allowed_headers),
-        ):
-            for word in words:
-                if not _TOKEN.fullmatch(word):
-                    raise ConfigError(f"{flag} {word!r} is not the name of a {flag[10:-1]}")
-        if self.allow_credentials and not self.allowed_origins:
-            raise ConfigError("--allow-credentials needs --allowed-origins")
 
 
 def read_words(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
@@ -63,3 +31,63 @@ def read_words(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
             raise ConfigError(f"{flag} {text!r} is neither words nor a JSON list of them") from None
         words += [decoded] if isinstance(decoded, str) else decoded
     return tuple(words)
+
+
+def _check_origins(flag: str, origins: Sequence[str]) -> None:
+    for origin in origins:
+        if not (origin.isascii() and _ORIGIN.fullmatch(origin)):
+            raise ConfigError(
+                f"{flag} {origin!r} is not an origin: write * or for example https://app.example:8443,"
+                " in small letters and without a path"
+            )
+        if _OWN_PORT.fullmatch(origin):
+            raise ConfigError(
+                f"{flag} {origin!r} is not an origin as browsers send it: write"
+                f" {origin.rpartition(':')[0]}, without the scheme's own port"
+            )
+
+
+def _check_tokens(flag: str, words: Sequence[str]) -> None:
+    for word in words:
+        if not _TOKEN.fullmatch(word):
+            raise ConfigError(f"{flag} {word!r} is not the name of a {flag[10:-1]}")
+
+
+class Cors(Section, frozen=True, kw_only=True):
+    """As vLLM's flags of the same names, with the same defaults; each list is words, or one JSON list."""
+
+    allowed_origins: Annotated[
+        Sequence[str],
+        Setting(
+            "--allowed-origins",
+            "ORIGIN",
+            "origins whose pages may read answers, * for any",
+            more="Words, or one JSON list, as for vLLM's flags of these names. [For browsers](operating.md#browsers).",
+            read=read_words,
+            check=_check_origins,
+            by_default="none",
+        ),
+    ] = ()
+    """`scheme://host[:port]` each, `null`, or `*` for any; empty: nothing is said of origins at all."""
+    allowed_methods: Annotated[
+        Sequence[str],
+        Setting("--allowed-methods", "METHOD", "methods they may use", read=read_words, check=_check_tokens),
+    ] = (ANY,)
+    allowed_headers: Annotated[
+        Sequence[str],
+        Setting("--allowed-headers", "NAME", "headers they may send", read=read_words, check=_check_tokens),
+    ] = (ANY,)
+    allow_credentials: Annotated[
+        bool,
+        Setting(
+            "--allow-credentials",
+            "",
+            "let browsers send cookies and the like; an origin is then named rather than *",
+        ),
+    ] = False
+
+    def __post_init__(self) -> None:
+        """Check what one setting alone cannot show. Raises ConfigError."""
+        super().__post_init__()
+        if self.allow_credentials and not self.allowed_origins:
+            raise ConfigError("--allow-credentials needs --allowed-origins")

@@ -2,10 +2,9 @@
 
 import enum
 import re
+from typing import Annotated
 
-import msgspec
-
-from proxy.config.checks import check_least, check_seconds
+from proxy.config.settings import COUNT, MIB, SECONDS, Section, Setting
 from proxy.errors import ConfigError
 
 PRIORITIES_BELOW = 1 << 63
@@ -23,42 +22,114 @@ class WhenNoPrefill(enum.StrEnum):
     """It is refused at once."""
 
 
-class Admission(msgspec.Struct, frozen=True, kw_only=True):
+def _check_priority(flag: str, priority: int) -> None:
+    if abs(priority) >= PRIORITIES_BELOW:
+        raise ConfigError(f"{flag} {priority} is more than engines take")
+
+
+def _check_header(flag: str, name: str) -> None:
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+        raise ConfigError(f"{flag} {name!r} is not the name of a header")
+
+
+class Admission(Section, frozen=True, kw_only=True):
     """How much an instance gets at once, and how the rest waits."""
 
-    max_prefill_tokens: int = 0
-    """Outstanding tokens of one instance's prefill legs; 0 for no limit. An idle instance takes any request."""
-    max_decode_tokens: int = 0
-    """The same of its decode legs, with the tokens they are expected to generate."""
-    expected_answer_tokens: int = 512
+    max_prefill_tokens: Annotated[
+        int,
+        Setting(
+            "--max-prefill-tokens",
+            COUNT,
+            "outstanding tokens of one engine's prefill legs, 0 for no limit",
+            least=0,
+            more="What does not fit waits in the queue; an idle engine takes any request."
+            " [Which values](operating.md#overload).",
+        ),
+    ] = 0
+    max_decode_tokens: Annotated[
+        int,
+        Setting("--max-decode-tokens", COUNT, "the same of its decode legs, answers included", least=0),
+    ] = 0
+    """With the tokens that the legs are expected to generate."""
+    expected_answer_tokens: Annotated[
+        int,
+        Setting(
+            "--expected-answer-tokens",
+            COUNT,
+            "what an answer counts for that may become longer, whatever its max_tokens",
+            least=1,
+            more="It counts so in the limit of decode tokens and in clients' turns, times `n`."
+            " [How](operating.md#overload).",
+        ),
+    ] = 512
     """How long an answer is expected to become that may be longer: most chats' answers end before, those that reason
     first need some thousand."""
-    max_client_requests: int = 0
-    """Requests of one client that are served at once; 0 for no limit. The rest waits."""
-    max_client_priority: int | None = None
-    """The smallest priority a client may claim, since lower goes first; None: any."""
-    max_queue: int = 1024
-    """Requests that wait; one more is refused."""
-    queue_timeout_s: float = 30.0
-    """How long one may wait."""
-    client_header: str | None = None
-    """The header that tells clients apart, for fairness; None: the name of the API key."""
-    max_bodies_mb: int = 1024
-    """All request bodies in memory together, in MiB."""
-    when_no_prefill: WhenNoPrefill = WhenNoPrefill.WAIT
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError."""
-        check_least("--max-prefill-tokens", self.max_prefill_tokens, 0)
-        check_least("--max-decode-tokens", self.max_decode_tokens, 0)
-        check_least("--expected-answer-tokens", self.expected_answer_tokens, 1)
-        check_least("--max-client-requests", self.max_client_requests, 0)
-        if self.max_client_priority is not None and abs(self.max_client_priority) >= PRIORITIES_BELOW:
-            raise ConfigError(f"--max-client-priority {self.max_client_priority} is more than engines take")
-        check_least("--max-queue", self.max_queue, 0)
-        check_seconds("--queue-timeout", self.queue_timeout_s)
-        check_least("--max-bodies-mb", self.max_bodies_mb, 1)
-        if self.client_header is not None and not re.fullmatch(
-            r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", self.client_header
-        ):
-            raise ConfigError(f"--client-header {self.client_header!r} is not the name of a header")
+    max_client_requests: Annotated[
+        int,
+        Setting(
+            "--max-client-requests",
+            COUNT,
+            "requests of one client that are served at once, 0 for no limit; the rest waits",
+            least=0,
+        ),
+    ] = 0
+    max_queue: Annotated[
+        int,
+        Setting(
+            "--max-queue",
+            COUNT,
+            "requests that may wait; one more is answered 429",
+            least=0,
+            more="A list of prompts is one.",
+        ),
+    ] = 1024
+    queue_timeout_s: Annotated[
+        float,
+        Setting(
+            "--queue-timeout",
+            SECONDS,
+            "how long a request may wait for an engine",
+            above=0,
+            more="Then it is answered 503 with `Retry-After`.",
+        ),
+    ] = 30.0
+    max_bodies_mb: Annotated[
+        int,
+        Setting(
+            "--max-bodies-mb",
+            MIB,
+            "all request bodies in memory together",
+            least=1,
+            more="[Shared fairly](operating.md#overload).",
+        ),
+    ] = 1024
+    max_client_priority: Annotated[
+        int | None,
+        Setting(
+            "--max-client-priority",
+            COUNT,
+            "the smallest priority a client may claim, for lower goes first: 0 lets nobody go before those that"
+            " claim nothing",
+            check=_check_priority,
+            by_default="any",
+        ),
+    ] = None
+    client_header: Annotated[
+        str | None,
+        Setting(
+            "--client-header",
+            "NAME",
+            "the header that tells clients apart when they queue",
+            check=_check_header,
+            by_default="the name of the API key",
+        ),
+    ] = None
+    when_no_prefill: Annotated[
+        WhenNoPrefill,
+        Setting(
+            "--when-no-prefill",
+            "",
+            "with no usable prefill engine: wait up to --queue-timeout, decode all of it on a decode engine,"
+            " or fail at once",
+        ),
+    ] = WhenNoPrefill.WAIT

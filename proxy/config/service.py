@@ -1,17 +1,16 @@
 """A `Config` that exists is valid: every setting was checked, and the error of a wrong one names its flag."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
-import msgspec
-
-from proxy.config.checks import check_seconds
 from proxy.config.cors import Cors
 from proxy.config.faults import Deadlines, Health, Retries
-from proxy.config.instances import InstanceSpec
+from proxy.config.instances import InstanceSpec, parse_instance
 from proxy.config.overload import Admission
 from proxy.config.security import Security
+from proxy.config.settings import MIB, PORT, SECONDS, Section, Setting, Under
 from proxy.config.state import State
-from proxy.config.tiers import TIER_COSTS
+from proxy.config.tiers import TIER_COSTS, read_tier_costs
 from proxy.errors import ConfigError
 from proxy.phases import Role
 
@@ -19,49 +18,245 @@ LEASE_MARGIN_S = 10.0
 """How much of a lease must be left when a decode leg is sent: the decode engine's first heartbeat comes only
 once it has the request, at its next sixth of the lease, and may have to wait for its scheduler."""
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
-class Config(msgspec.Struct, frozen=True, kw_only=True):
+
+def _instances(role: Role) -> Callable[[str, Sequence[str]], tuple[InstanceSpec, ...]]:
+    return lambda flag, texts: tuple(parse_instance(text, role, origin=flag) for text in texts)
+
+
+def _tier_costs(_flag: str, texts: Sequence[str]) -> Mapping[str, float]:
+    return read_tier_costs(texts)
+
+
+def _check_model(flag: str, model: str) -> None:
+    if not model:
+        raise ConfigError(f"{flag} must name the model the engines serve")
+
+
+def _check_tokenizer(flag: str, tokenizer: str) -> None:
+    if not tokenizer:
+        raise ConfigError(f"{flag} must be a directory, a model's name, auto or engines")
+
+
+class Config(Section, frozen=True, kw_only=True):
     """Everything `kvproxy serve` can be told. Times are seconds, sizes MiB where the name says so."""
 
-    model: str
-    instances: tuple[InstanceSpec, ...] = ()
-    host: str = "127.0.0.1"
-    port: int = 8000
-    connector: str = "nixl"
-    policy: str = "cache_affinity"
-    kv_events: bool = True
-    tier_costs: Mapping[str, float] = TIER_COSTS
-    """What reloading a token from a slower tier costs, in computed tokens."""
-    tokenizer: str = "auto"
-    """A directory, a name in the Hugging Face cache, `auto` or `engines`."""
+    model: Annotated[
+        str,
+        Setting(
+            "--model",
+            "MODEL",
+            "the model name that all engines serve",
+            short="-m",
+            group="engines",
+            check=_check_model,
+            doctor=True,
+            more="Adapters that they list in `/v1/models` are accepted too.",
+        ),
+    ]
+    instances: Annotated[
+        tuple[InstanceSpec, ...],
+        Setting(
+            "--prefill",
+            "HOST:PORT",
+            "prefill engines",
+            short="-p",
+            group="engines",
+            read=_instances(Role.PREFILL),
+            doctor=True,
+        ),
+        Setting(
+            "--decode",
+            "HOST:PORT",
+            "decode engines",
+            short="-d",
+            group="engines",
+            read=_instances(Role.DECODE),
+            doctor=True,
+        ),
+        Setting(
+            "--both",
+            "HOST:PORT",
+            "engines that do both: they serve a request in one leg",
+            group="engines",
+            read=_instances(Role.BOTH),
+            doctor=True,
+        ),
+    ] = ()
+    connector: Annotated[
+        str,
+        Setting(
+            "--connector",
+            "NAME",
+            "how KV moves: nixl hands transfer params from leg to leg, shared sends two plain legs"
+            " for engines with a shared store",
+            names="connectors",
+            group="engines",
+            doctor=True,
+        ),
+    ] = "nixl"
+    kv_lease_s: Annotated[
+        float,
+        Setting(
+            "--kv-lease-s",
+            SECONDS,
+            "how long prefill engines hold blocks: their kv_lease_duration",
+            above=0,
+            group="engines",
+            doctor=True,
+            more="More than 10, the margin that is kept for the decode engine's first heartbeat.",
+        ),
+    ] = 30.0
+    kv_events: Annotated[
+        bool,
+        Setting(
+            "--kv-events",
+            "",
+            "auto follows the KV events of engines that publish them; off places by load",
+            choices={"auto": True, "off": False},
+            group="engines",
+            doctor=True,
+        ),
+    ] = True
+    policy: Annotated[
+        str,
+        Setting(
+            "--policy",
+            "POLICY",
+            "how instances are picked: {policies}, or package.module:Class",
+            group="routing",
+            more="[What they do](policies.md).",
+        ),
+    ] = "cache_affinity"
+    decision_headers: Annotated[
+        bool,
+        Setting(
+            "--decision-headers",
+            "",
+            "answers carry X-Kvproxy-Prefill, X-Kvproxy-Decode and X-Kvproxy-Cached-Tokens (predicted)",
+            group="routing",
+            more="The last tells [what others have sent](operating.md#tenants), where they share caches.",
+        ),
+    ] = False
+    tier_costs: Annotated[
+        Mapping[str, float],
+        Setting(
+            "--tier-cost",
+            "TIER=SHARE",
+            "what reloading a token from a tier slower than GPU costs, as a share of computing it; tiers that are"
+            " not named do not count",
+            read=_tier_costs,
+            group="routing",
+            more="[Which tiers](policies.md). In a file also `{CPU = 0.2}`.",
+        ),
+    ] = TIER_COSTS
+    tokenizer: Annotated[
+        str,
+        Setting(
+            "--tokenizer",
+            "PATH|NAME",
+            "the model's tokenizer and chat template: a directory, or a name in the Hugging Face cache (nothing is"
+            " downloaded); auto uses the engines' own directory if it can be read here, else asks engines, as"
+            " engines always does",
+            check=_check_tokenizer,
+            group="routing",
+            doctor=True,
+            more="[How that is checked](operating.md#tokens).",
+        ),
+    ] = "auto"
+    host: Annotated[
+        str,
+        Setting("--host", "HOST", "address to listen on, :: for all of IPv6 and IPv4", group="service"),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, Setting("--port", PORT, "port to listen on", least=0, most=65535, group="service")
+    ] = 8000
+    max_body_mb: Annotated[
+        int,
+        Setting("--max-body-mb", MIB, "largest request body", least=1, group="service", more="413 beyond."),
+    ] = 64
+    startup_timeout_s: Annotated[
+        float,
+        Setting(
+            "--startup-timeout",
+            SECONDS,
+            "end with exit code 1 if no request can be served after so many seconds",
+            above=0,
+            group="service",
+        ),
+    ] = 600.0
+    stream_keepalive_s: Annotated[
+        float,
+        Setting(
+            "--stream-keepalive",
+            SECONDS,
+            "answer streams with 200 and comments after S seconds without a beginning, and every S seconds; whatever"
+            " fails later is then an error event and a cut, never a status",
+            least=0,
+            by_default="off",
+            group="service",
+            more="[What that costs](operating.md#comments-while-a-stream-waits).",
+        ),
+    ] = 0.0
+    drain_delay_s: Annotated[
+        float,
+        Setting(
+            "--drain-delay",
+            SECONDS,
+            "how long /ready fails after SIGTERM or Ctrl-C while all is still served, so that load balancers"
+            " take notice before the port closes",
+            least=0,
+            group="service",
+            more="[Kubernetes](operating.md#kubernetes).",
+        ),
+    ] = 0.0
+    shutdown_timeout_s: Annotated[
+        float,
+        Setting(
+            "--shutdown-timeout",
+            SECONDS,
+            "how long running requests may take to end after SIGTERM or Ctrl-C",
+            least=0,
+            group="service",
+            more="Then they are cut.",
+        ),
+    ] = 30.0
+    state: Annotated[State, Under("service")] = State()
+    log_level: Annotated[
+        str,
+        Setting(
+            "--log-level",
+            "LEVEL",
+            "info logs a line a request",
+            choices={level: level for level in LOG_LEVELS},
+            group="service",
+            doctor=True,
+        ),
+    ] = "info"
+    deadlines: Annotated[Deadlines, Under("faults")] = Deadlines()
+    retries: Annotated[Retries, Under("faults")] = Retries()
+    health: Annotated[Health, Under("faults")] = Health()
+    admission: Annotated[Admission, Under("overload")] = Admission()
+    security: Annotated[Security, Under("security")] = Security()
+    cors: Annotated[Cors, Under("browsers")] = Cors()
     engine_api_key: str | None = None
-    admin_api_key: str | None = None
-    log_level: str = "info"
-    startup_timeout_s: float = 600.0
-    stream_keepalive_s: float = 0.0
-    """After so long without a beginning a stream is answered 200, with a comment each time; 0: it is waited for."""
-    drain_delay_s: float = 0.0
-    shutdown_timeout_s: float = 30.0
-    kv_lease_s: float = 30.0
-    decision_headers: bool = False
-    max_body_mb: int = 64
-    deadlines: Deadlines = Deadlines()
-    retries: Retries = Retries()
-    health: Health = Health()
-    admission: Admission = Admission()
-    security: Security = Security()
-    cors: Cors = Cors()
-    state: State = State()
+    """What the file of `--engine-api-key-file` holds."""
+    admin_api_key: Annotated[
+        str | None,
+        Setting(
+            "",
+            "KEY",
+            "the key that /instances/*, /v1/load_lora_adapter, /v1/unload_lora_adapter, /explain and /doctor need in"
+            " X-API-Key",
+            environment="ADMIN_API_KEY",
+            group="security",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         """Check what one setting alone cannot show. Raises ConfigError."""
-        if not self.model:
-            raise ConfigError("--model must name the model the engines serve")
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port {self.port} is not a port: give 0 to 65535")
-        if not self.tokenizer:
-            raise ConfigError("--tokenizer must be a directory, a model's name, auto or engines")
-        check_seconds("--kv-lease-s", self.kv_lease_s)
+        super().__post_init__()
         if self.kv_lease_s <= LEASE_MARGIN_S:
             raise ConfigError(
                 f"--kv-lease-s {self.kv_lease_s:g} is too short: it must exceed {LEASE_MARGIN_S:g} s, the margin"
@@ -72,12 +267,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 f"--connect-timeout {self.deadlines.connect_s:g} is too long: a decode leg that connects later than"
                 f" after {LEASE_MARGIN_S:g} s may find its blocks gone"
             )
-        check_seconds("--startup-timeout", self.startup_timeout_s)
-        check_seconds("--stream-keepalive", self.stream_keepalive_s, zero=True)
-        check_seconds("--drain-delay", self.drain_delay_s, zero=True)
-        check_seconds("--shutdown-timeout", self.shutdown_timeout_s, zero=True)
-        if self.max_body_mb < 1:
-            raise ConfigError("--max-body-mb must be at least 1")
         admin = self.security
         if admin.admin_port == self.port != 0 and (admin.admin_host or self.host) == self.host:
             raise ConfigError(f"--admin-port {self.port} is --port already: give another")

@@ -1,21 +1,28 @@
 """What outlives the process, and where."""
 
 import pathlib
+from typing import Annotated
 
-import msgspec
-
-from proxy.config.checks import check_seconds
+from proxy.config.settings import SECONDS, Section, Setting
 
 
-class State(msgspec.Struct, frozen=True, kw_only=True):
+class State(Section, frozen=True, kw_only=True):
     """Snapshots of what the engines have cached."""
 
-    state_dir: pathlib.Path | None = None
-    """A directory of this kvproxy's own; None: it starts from what the engines replay."""
-    state_interval_s: float = 30.0
+    state_dir: Annotated[
+        pathlib.Path | None,
+        Setting(
+            "--state-dir",
+            "DIR",
+            "keep what is known of the engines' caches and what /instances/* changed there, so that a restart loses"
+            " nothing; with --kv-events off the latter only; a directory of this kvproxy's own, made if it does not"
+            " exist",
+            more="[After a restart](operating.md#kvproxy-restarts). Without it a restart knows what engines replay.",
+        ),
+    ] = None
+    state_interval_s: Annotated[
+        float,
+        Setting("--state-interval", SECONDS, "how often what changed is written there", above=0),
+    ] = 30.0
     """How old a snapshot may be. The engine's replay buffer must reach back to it: vLLM's 10 000 batches are 100 s
     of an engine that makes 100 steps a second, and being down takes a part of that."""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError."""
-        check_seconds("--state-interval", self.state_interval_s)

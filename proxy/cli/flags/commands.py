@@ -1,15 +1,35 @@
 """The commands share what says which engines there are and how they are spoken to."""
 
 import argparse
+import dataclasses
 import importlib.metadata
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
-from proxy.cli.flags import groups
-from proxy.cli.flags.cors import add_cors
-from proxy.cli.flags.numbers import seconds
+from proxy.cli.flags.generating import add_flag, add_groups
+from proxy.config import Config
+from proxy.config.settings import FILE, SECONDS, Declared, Setting, settings_of
+from proxy.connectors import CONNECTORS
 from proxy.doctor import DEFAULT_LIMIT_S
+from proxy.scheduling.policies import POLICIES
+
+NAMES: Mapping[str, Sequence[str]] = {"connectors": tuple(CONNECTORS), "policies": tuple(POLICIES)}
+"""What settings may name and rooms below the command line do not know."""
+
+SETTINGS = tuple(declared.told(NAMES) for declared in settings_of(Config))
+"""Everything `kvproxy serve` can be told; a configuration file for both commands may hold all of it."""
+
+CONFIG_FILE = Declared(
+    Setting("--config", FILE, "settings in TOML, each under the name of its flag: queue-timeout = 30"),
+    (), str, many=False, default=None, group="", choices={},
+)  # fmt: skip
+
+LIMIT = Declared(
+    Setting("--timeout", SECONDS, "what is not done after so many seconds has failed", above=0),
+    (), float, many=False, default=DEFAULT_LIMIT_S, group="", choices={},
+)  # fmt: skip
 
 _EXAMPLE = """\
 example:
@@ -20,16 +40,22 @@ An instance is HOST:PORT, or https://HOST:PORT where it speaks TLS. Its KV-event
 
 """
 
-_ENVIRONMENT = """
-environment:
-  ADMIN_API_KEY   the key that /instances/*, /v1/load_lora_adapter, /v1/unload_lora_adapter, /explain and
-                  /doctor need in X-API-Key
-"""
+_ANY_SETTING = "the setting of --FLAG, as in KVPROXY_QUEUE_TIMEOUT=30; flags win over it, it over --config"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         fail(f"{message} (see {self.prog} --help)")
+
+
+class Command(NamedTuple):
+    """A command as it was given."""
+
+    parser: argparse.ArgumentParser
+    settings: Sequence[Declared]
+    """With the command's own defaults."""
+    given: dict[str, Any]
+    """What followed each flag that was given, by key."""
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -38,46 +64,36 @@ def fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> Command:
     """The words of a command; exits for --help and for words that are none."""
     top = _Parser(prog="kvproxy", description="The router for disaggregated vLLM.", allow_abbrev=False)
     top.add_argument(
         "--version", action="version", version=f"kvproxy {importlib.metadata.version('kvproxy')}"
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    parsers = {"serve": _add_serve(commands), "doctor": _add_doctor(commands)}
+    made = {"serve": _add_serve(commands), "doctor": _add_doctor(commands)}
     args, unknown = top.parse_known_args(argv)
+    parser, settings = made[args.command]
     if unknown:
-        parsers[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
-    return args
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return Command(parser, settings, vars(args))
 
 
-def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> _Parser:
+def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> tuple[_Parser, Sequence[Declared]]:
     serve = commands.add_parser(
         "serve",
         help="serve prefill and decode engines behind one OpenAI-compatible address",
         description="Serve X prefill and Y decode engines behind one OpenAI-compatible address.",
-        epilog=_EXAMPLE.format(command="serve") + _ENVIRONMENT,
+        epilog=_EXAMPLE.format(command="serve") + _environment(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    groups.add_engines(serve.add_argument_group("engines"))
-    routing = serve.add_argument_group("routing")
-    groups.add_routing(routing)
-    groups.add_tokenizer(routing)
-    service = serve.add_argument_group("service")
-    groups.add_service(service)
-    groups.add_log_level(service, "info", "info logs a line a request")
-    groups.add_faults(serve.add_argument_group("faults"))
-    groups.add_overload(serve.add_argument_group("overload"))
-    security = serve.add_argument_group("security")
-    groups.add_security(security)
-    groups.add_engine_security(security)
-    add_cors(serve.add_argument_group("browsers"))
-    return serve
+    add_flag(serve, CONFIG_FILE)
+    add_groups(serve, SETTINGS)
+    return serve, SETTINGS
 
 
-def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> _Parser:
+def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> tuple[_Parser, Sequence[Declared]]:
     doctor = commands.add_parser(
         "doctor",
         help="look whether engines do what kvproxy relies on, and say what to do where not",
@@ -87,19 +103,32 @@ def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_flag(doctor, CONFIG_FILE)
     engines = doctor.add_argument_group("engines, as for kvproxy serve")
-    groups.add_engines(engines)
-    groups.add_tokenizer(engines)
-    groups.add_engine_security(engines)
-    groups.add_number(engines, *groups.CONNECT_TIMEOUT)
     output = doctor.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="everything, for machines")
-    output.add_argument(
-        "--timeout",
-        type=seconds,
-        default=DEFAULT_LIMIT_S,
-        metavar="S",
-        help="what is not done after so many seconds has failed (default: %(default)g)",
-    )
-    groups.add_log_level(output, "error", "what is logged on stderr beside the report")
-    return doctor
+    add_flag(output, LIMIT)
+    settings = [_quiet(declared) if declared.key == "log-level" else declared for declared in SETTINGS]
+    for declared in settings:
+        if declared.setting.doctor:
+            add_flag(output if declared.key == "log-level" else engines, declared)
+    return doctor, settings
+
+
+def _quiet(log_level: Declared) -> Declared:
+    setting = dataclasses.replace(log_level.setting, help="what is logged on stderr beside the report")
+    return dataclasses.replace(log_level, setting=setting, default="error")
+
+
+def _environment() -> str:
+    """What the environment tells: every setting, and secrets that have no flag."""
+    told = {"KVPROXY_FLAG": _ANY_SETTING}
+    told |= {
+        declared.environment: declared.setting.help for declared in SETTINGS if not declared.setting.flag
+    }
+    width = max(map(len, told))
+    lines = ["", "environment:"]
+    for name, text in told.items():
+        first, *rest = textwrap.wrap(text, 90)
+        lines += [f"  {name:<{width}}   {first}", *(f"  {'':<{width}}   {line}" for line in rest)]
+    return "\n".join(lines) + "\n"

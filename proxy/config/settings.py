@@ -1,0 +1,268 @@
+"""A setting is described once: its declaration gives the flag, the key in a file, the environment name, the check
+and the line of the reference.
+
+    class Patience(Section, frozen=True, kw_only=True):
+        queue_timeout_s: Annotated[float, Setting("--queue-timeout", SECONDS, "how long one may wait", above=0)] = 30.0
+
+That is `--queue-timeout 30`, `queue-timeout = 30` and `KVPROXY_QUEUE_TIMEOUT=30`; 0 is refused in words that name the
+flag. A section that exists is valid. Which source wins is `sources`' business.
+"""
+
+import dataclasses
+import enum
+import functools
+import math
+import pathlib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from proxy.errors import ConfigError
+
+SECONDS = "S"
+COUNT = "N"
+MIB = "MIB"
+SHARE = "SHARE"
+PORT = "PORT"
+FILE = "FILE"
+
+ENVIRONMENT_PREFIX = "KVPROXY_"
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a setting is called, what it means, and which values it may have."""
+
+    flag: str
+    """With its dashes; empty for a secret that only the environment tells, since others can read command lines."""
+    unit: str
+    """The word for its value in `--help`."""
+    help: str
+    """For `--help` and the reference; `{policies}` and the like are replaced by the names that rooms above know."""
+    _: dataclasses.KW_ONLY
+    short: str = ""
+    """Another flag, of one dash."""
+    more: str = ""
+    """What only the reference says, in Markdown; links are relative to docs/."""
+    by_default: str = ""
+    """What the default means, where the value alone does not say it."""
+    above: float | None = None
+    least: float | None = None
+    most: float | None = None
+    check: Callable[[str, Any], None] | None = None
+    """Gets the flag and a value that is not None. Raises ConfigError, naming the flag."""
+    choices: Mapping[str, Any] | None = None
+    """The words it may be, with what each stands for; those of an enum are known without."""
+    names: str = ""
+    """Its words are the names of that kind which a room above knows: `connectors`."""
+    read: Callable[[str, Sequence[str]], Any] | None = None
+    """Makes the value of a list of words; gets the flag first. Raises ConfigError."""
+    environment: str = ""
+    """Its environment name, where that is not `KVPROXY_` and the flag."""
+    group: str = ""
+    """The heading it stands under, where its section does not say that."""
+    doctor: bool = False
+    """Whether `kvproxy doctor` has the flag too."""
+    reloadable: bool = False
+    """Whether it is read through `Rules` each time it is used. All others are cold: they are read when kvproxy starts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Under:
+    """The heading of all settings of a section: `Annotated[Deadlines, Under("faults")]`."""
+
+    group: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """A setting where it was declared: with its field, its type and its default."""
+
+    setting: Setting
+    path: tuple[str, ...]
+    """The names of the fields that lead to it, from the configuration on."""
+    kind: type[Any]
+    """Of one value: bool, int, float, str or pathlib.Path."""
+    many: bool
+    """Whether it takes several words."""
+    default: Any
+    """`msgspec.NODEFAULT` if it must be given."""
+    group: str
+    choices: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.setting.flag or self.setting.environment
+
+    @property
+    def key(self) -> str:
+        """Its key in a configuration file; empty if it has none."""
+        return self.setting.flag.removeprefix("--")
+
+    @property
+    def environment(self) -> str:
+        """Its environment name."""
+        return self.setting.environment or ENVIRONMENT_PREFIX + self.key.replace("-", "_").upper()
+
+    def read_word(self, text: str) -> Any:
+        """The value that one word stands for. Raises ValueError, in words for whoever wrote it."""
+        if self.choices:
+            if text not in self.choices:
+                raise ValueError(f"{text!r} is none of {', '.join(self.choices)}")
+            return self.choices[text]
+        if self.kind is bool:
+            if text.lower() not in _TRUE | _FALSE:
+                raise ValueError(f"{text!r} is neither true nor false")
+            return text.lower() in _TRUE
+        try:
+            return self.kind(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not {self.what}") from None
+
+    def read_words(self, words: Sequence[str]) -> Any:
+        """The value that several words stand for. Raises ConfigError."""
+        return self.setting.read(self.name, words) if self.setting.read is not None else tuple(words)
+
+    @property
+    def what(self) -> str:
+        """What a value is, in words."""
+        if self.kind is float:
+            return "a number of seconds" if self.setting.unit == SECONDS else "a number"
+        return {bool: "true or false", int: "a whole number"}.get(self.kind, "text")
+
+    def default_text(self) -> str:
+        """The default as a user would write it, and what it means; empty if there is none to tell."""
+        value, text = self.default, ""
+        for word, meant in self.choices.items():
+            if meant == value:
+                text = word
+        if isinstance(value, bool):
+            text = text or ("on" if value else "off")
+        elif isinstance(value, Mapping):
+            text = " ".join(f"{name}={number:g}" for name, number in value.items())
+        elif isinstance(value, int | float):
+            text = f"{value:g}"
+        elif isinstance(value, str | pathlib.Path):
+            text = text or str(value)
+        elif isinstance(value, Sequence):
+            text = " ".join(value)
+        return ", ".join(filter(None, (text, self.setting.by_default)))
+
+    def told(self, names: Mapping[str, Sequence[str]]) -> "Declared":
+        """The same, with the names that rooms above know."""
+        setting, choices = self.setting, self.choices
+        if setting.names:
+            choices = {name: name for name in names.get(setting.names, ())}
+        text = setting.help
+        for kind, known in names.items():
+            text = text.replace(f"{{{kind}}}", ", ".join(known))
+        return dataclasses.replace(self, setting=dataclasses.replace(setting, help=text), choices=choices)
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """A struct whose fields may be settings. One that exists is valid."""
+
+    def __post_init__(self) -> None:
+        """Check each setting by itself; a section that checks more calls this first. Raises ConfigError."""
+        for declared in settings_of(type(self)):
+            if len(declared.path) == 1 and (value := getattr(self, declared.path[0])) is not None:
+                check(declared.setting, value, name=declared.name)
+
+
+def check(setting: Setting, value: Any, *, name: str = "") -> None:
+    """Raises ConfigError, naming the flag, unless `value` is one that `setting` may have."""
+    name = name or setting.flag
+    bounded = any(limit is not None for limit in (setting.above, setting.least, setting.most))
+    if bounded and (wrong := _wrong(setting, value)):
+        raise ConfigError(f"{name} {wrong}")
+    if setting.check is not None:
+        setting.check(name, value)
+
+
+def _wrong(setting: Setting, value: float) -> str:
+    above, least, most = setting.above, setting.least, setting.most
+    if setting.unit == SECONDS and not math.isfinite(value):
+        return f"must be a number of seconds, not {value}"
+    inside = (
+        math.isfinite(value)
+        and (above is None or value > above)
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+    )
+    if inside:
+        return ""
+    if setting.unit == PORT:
+        return f"{value} is not a port: give {least:g} to {most:g}"
+    if setting.unit == SHARE:
+        return f"must be a share from {least:g} to {most:g}, not {value:g}"
+    if setting.unit == SECONDS:
+        return f"must be {limits_text(setting)}"
+    return f"must be {limits_text(setting)}, not {value:g}"
+
+
+def limits_text(setting: Setting) -> str:
+    """Between which limits a value lies, in words; empty for any."""
+    above, least, most = setting.above, setting.least, setting.most
+    unit = " seconds" if setting.unit == SECONDS else ""
+    if least is not None and most is not None:
+        return f"from {least:g} to {most:g}{unit}"
+    if above is not None and most is not None:
+        return f"more than {above:g} and at most {most:g}{unit}"
+    if above is not None:
+        return f"more than {above:g}{unit}"
+    if least is not None:
+        return f"{least:g}{unit} or more" if unit else f"at least {least:g}"
+    return f"at most {most:g}{unit}" if most is not None else ""
+
+
+def sections_of(struct: type[msgspec.Struct]) -> dict[str, type[Section]]:
+    """The fields of `struct` that are sections themselves."""
+    bare = typing.get_type_hints(struct)
+    return {name: kind for name, kind in bare.items() if isinstance(kind, type) and issubclass(kind, Section)}
+
+
+@functools.cache
+def settings_of(struct: type[msgspec.Struct]) -> tuple[Declared, ...]:
+    """All settings of `struct` and of its sections, in the order of their declarations."""
+    return tuple(_declared(struct))
+
+
+def _declared(struct: type[msgspec.Struct]) -> Iterator[Declared]:
+    hints = typing.get_type_hints(struct, include_extras=True)
+    sections = sections_of(struct)
+    for field in msgspec.structs.fields(struct):
+        notes = getattr(hints[field.name], "__metadata__", ())
+        if field.name in sections:
+            group = next((note.group for note in notes if isinstance(note, Under)), "")
+            for inner in settings_of(sections[field.name]):
+                yield dataclasses.replace(inner, path=(field.name, *inner.path), group=inner.group or group)
+        for setting in (note for note in notes if isinstance(note, Setting)):
+            kind, many = _kind(typing.get_args(hints[field.name])[0])
+            choices = setting.choices or {}
+            if issubclass(kind, enum.Enum):
+                choices = {member.value: member for member in kind}
+            yield Declared(
+                setting,
+                (field.name,),
+                kind,
+                many,
+                default=field.default,
+                group=setting.group,
+                choices=choices,
+            )
+
+
+def _kind(hint: Any) -> tuple[type[Any], bool]:
+    """The type of one value, and whether there are several: `float | None` has one, `Sequence[str]` has several."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+    if typing.get_origin(hint) is not None:
+        return str, True
+    return hint, False
