@@ -23,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Output:
-    """Standard output until its reader leaves; then `on_closed` is called once."""
+    """Standard output until nobody reads it any more; then `on_closed` is called once."""
 
     def __init__(self, on_closed: Callable[[], None]) -> None:
         self._on_closed = on_closed
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    """The options; leaves with code 2 and one line if they cannot be meant so."""
+    """The options; exits with code 2 and one line if they make no sense together."""
     options = parser().parse_args(arguments)
     if "*" in options.endpoint and not options.bind:
         parser().error(
@@ -84,7 +84,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 async def follow(options: argparse.Namespace) -> None:
-    """Write events until SIGINT, SIGTERM or the end of our reader."""
+    """Write events until SIGINT or SIGTERM, or until nobody reads the output any more."""
     done = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, done.set)

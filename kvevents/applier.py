@@ -9,16 +9,17 @@ from typing import Protocol, runtime_checkable
 
 from msgspec.structs import replace
 
+from kvevents.change import Change
 from kvevents.decoder import Message, UnreadableMessage, read_batch
 from kvevents.engine_cache import DEFAULT_TIER
 from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Reason
 from kvevents.observer import Observer
-from kvevents.prefix_index import Change
-from kvevents.source_events import Damage
+from kvevents.source_events import Damage, RetireReason
 from kvevents.together import together
 
 _DAMAGE = {Reason.BROKEN_EVENT: Damage.MISSING, Reason.BROKEN_REMOVAL: Damage.STALE}
-_PART_BLOCKS = 512  # of one event applied at once: half a millisecond, and some while the index grows
+# Blocks of one event applied at once: half a millisecond, more while the index grows.
+_PART_BLOCKS = 512
 
 
 class Index(Protocol):
@@ -47,7 +48,7 @@ class Index(Protocol):
 
 @runtime_checkable
 class TakesTogether(Protocol):
-    """An index to which events that have nothing to do with each other may come together; any other hears each."""
+    """An index that takes groups of independent events; any other index is told of each event by itself."""
 
     def store_all(self, instance: str, rank: int, events: Sequence[BlockStored]) -> Change:
         """As `store` of each in order."""
@@ -68,15 +69,15 @@ class Applier:
         self._grouping = index if isinstance(index, TakesTogether) else None
         self._observer = observer
         self.clears = 0
-        """How often the cache was emptied."""
+        """How many resets of the cache were applied."""
         self.has_slower_tiers = False
-        """Blocks were stored in other tiers than the engine's own: who emptied which is not told."""
+        """Whether blocks were stored in other tiers than the engine's own. A reset does not say which tiers it emptied."""
 
     def apply(self, message: Message) -> Generator[None, None, Damage]:
-        """Apply a batch, pausing after each event, group or part. Returns what it did that was not understood.
+        """Apply a batch, pausing after each event, group or part. Returns the worst damage of what could not be read.
 
-        An event of an unknown type does not matter, unless its name tells that something is gone: newer engines
-        announce more than we need.
+        An event of an unknown type does no damage unless its name says that something is gone: newer engines announce
+        more than is needed here.
         """
         try:
             batch = read_batch(message.payload)
@@ -118,7 +119,7 @@ class Applier:
         yield
         return damage
 
-    def retire(self, why: str) -> None:
+    def retire(self, why: RetireReason) -> None:
         """Forget all blocks of the rank."""
         self._index.retire(self._instance, self._rank)
         self._observer.retired(instance=self._instance, rank=self._rank, why=why)
@@ -149,7 +150,7 @@ class Applier:
             )
         for reason, count in change.dropped.items():
             self.drop(reason, count)
-        # Of a slower tier less may be known than there is.
+        # Blocks of a slower tier that found no room are no damage: a rank's state speaks of the engine's own tier.
         missing = not self._is_slower(event) and Reason.FULL in change.dropped
         return Damage.MISSING if missing else Damage.NONE
 

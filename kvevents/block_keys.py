@@ -1,33 +1,9 @@
 """Two blocks have one key exactly when they hold the same prefix: tokens, adapter, salt and multi-modal content.
 
-Some engines' hashes cover a few tokens behind a block as well (`BlockStored.lookahead_token_ids`): two blocks of theirs
-hold the same only if these agree, too, so what is said here of a block's tokens is meant of that whole window. A
-prompt's last blocks that too few tokens follow have no key there.
-
-A key is made in two steps, so that numpy makes thousands at once and a run can continue at any depth.
-
-* The digest of a block is two 32-bit words, each the upper half of `e + sum(token[j] * a[j]) mod 2**64` with
-  a secret multiplier for each place in a block; `e` is a keyed BLAKE2b of the block size, of the number of
-  tokens behind the block that count, if any, and of the extra keys in one canonical form. Two different
-  blocks have equal words with probability 2**-32 each: multilinear hashing with the lower half cut off, which
-  is universal for any 32-bit tokens (Lemire and Kaser, "Strongly universal string hashing is fast", 2014;
-  without the cut, tokens that differ by multiples of 2**17 would collide far too often).
-* A prompt is cut into bands of 127 blocks. Inside a band the key is the band's seed plus the sum of
-  `word * k[place in the band]` over its digests so far, mod 2**53, beside the place (7 bits, never 0). The seed of
-  the next band is a keyed BLAKE2b of the last key, so a key says all that is needed to go on from it.
-
-Two different prefixes fixed in advance have one key with probability at most 3 * 2**-53 for each band since they
-parted, and never unless they end at the same place: the differences of two words are uniform, both divisible by
-2**v with probability 4**-v * 3/4, and then the sums meet with probability 2**(v - 53); seeds meet with 2**-53. A
-lookup goes on only while every block was found, so it can go wrong only at the first block that is not cached.
-Five million keys are about 2**15 at each place: 2**-36 a lookup for prompts of one band, 2**-29 if somebody had
-put all of them at that place.
-
-An adversary who chooses prompts and sees where they go learns only whether two prefixes collided. Until the first
-collision every answer is the one that equality of content gives, so choosing adaptively helps nothing, and n
-prefixes collide with probability below n**2 * 2**-52: 2**26 blocks of his own for one lucky pair, worth one wrong
-prediction. The engine compares its own hashes, so no answer is ever wrong. The secret leaves the process
-at most for a file that its owner alone can read.
+A key continues the key before it and says all that is needed to go on from it. It is made in two steps, so that numpy makes
+thousands at once: the digest of a block is two secret multilinear hashes of its tokens (and of those behind it that its
+engine's hash covers); the key adds up the digests of a band of 127 blocks. How, and why no two prefixes share a key
+but with a probability below 2**-51 a band, whoever chooses them: docs/adr/0001-block-keys.md.
 """
 
 import hashlib
@@ -59,6 +35,7 @@ KEY_BITS = 60
 """A key is a positive number below 2**60, which Python holds in 32 bytes; one more bit would cost 16."""
 
 _SECRET_BYTES = 32
+# A key holds its block's place in a band, never 0, and below it a sum modulo 2**53.
 _PLACE_BITS = 7
 _BAND = (1 << _PLACE_BITS) - 1
 _SUM_BITS = KEY_BITS - _PLACE_BITS
@@ -67,12 +44,17 @@ _KEPT = np.uint64(_SUM_MASK)
 _MASK_64 = 2**64 - 1
 _MASK_32 = 2**32 - 1
 _UPPER = np.uint64(32)
-_PYTHON_TOKENS = 80  # below so many, numpy's calls cost more than the arithmetic
-_MAX_BLOCK_SIZE = 1 << 16  # tokens; hybrid models have some thousand
-_MAX_LOOKAHEAD = 64  # tokens; draft models look one to some ten ahead
-_MULTIPLIERS_KEPT = 1 << 17  # tokens of all block sizes together; a fleet has one or two sizes
-_OFFSETS_KEPT = 4096  # of adapters, salts and images; each is quickly made again
-_OFFSET_KEPT_BYTES = 1024  # what is longer is made each time
+# Below so many tokens, numpy's calls cost more than the arithmetic.
+_PYTHON_TOKENS = 80
+# Tokens of a block; hybrid models have some thousand.
+_MAX_BLOCK_SIZE = 1 << 16
+# Tokens behind a block; draft models look one to some ten ahead.
+_MAX_LOOKAHEAD = 64
+# Multipliers kept, for all block sizes together; a fleet has one or two sizes.
+_MAX_MULTIPLIERS = 1 << 17
+# Offsets kept, one for each adapter, salt or image, and the longest that is kept; each is quickly made again.
+_MAX_OFFSETS = 4096
+_MAX_OFFSET_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +66,16 @@ class Prompt:
     lora_name: str | None = None
     cache_salt: str | None = None
     keys: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """What `BlockHasher` has made of it so far."""
+    """The keys that a `BlockHasher` has made of it so far."""
 
 
 class _Offset(NamedTuple):
-    """What is added to both sums of a block before they are cut."""
+    """What is added to both sums of a block before their lower halves are cut off (`e` of docs/adr/0001-block-keys.md)."""
 
     e: int
     f: int
     row: Keys
-    """The two for numpy; not to be changed."""
+    """Both as an array; not to be changed."""
 
 
 class BlockHasher:
@@ -308,7 +290,7 @@ class BlockHasher:
     def _multipliers_for(self, size: int) -> tuple[Keys, list[int]]:
         found = self._multipliers.get(size)
         if found is None:
-            if size + sum(self._multipliers) > _MULTIPLIERS_KEPT:
+            if size + sum(self._multipliers) > _MAX_MULTIPLIERS:
                 self._multipliers.clear()
             pairs = self._numbers(b"multipliers", 2 * size).reshape(size, 2)
             # For Python's integers both sums are made in one pass, the second 128 bits above the first.
@@ -325,7 +307,7 @@ class BlockHasher:
     def _offset(self, size: int, lookahead: int, extra: bytes) -> "_Offset":
         found = self._offsets.get((size, lookahead, extra))
         if found is None:
-            if len(self._offsets) >= _OFFSETS_KEPT:
+            if len(self._offsets) >= _MAX_OFFSETS:
                 self._offsets.clear()
             made = self._keyed.copy()
             made.update(b"extra" + size.to_bytes(8, "little"))
@@ -335,7 +317,7 @@ class BlockHasher:
             digest = made.digest()
             e, f = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
             found = _Offset(e, f, np.array((e, f), np.uint64))
-            if len(extra) <= _OFFSET_KEPT_BYTES:
+            if len(extra) <= _MAX_OFFSET_BYTES:
                 self._offsets[size, lookahead, extra] = found
         return found
 

@@ -1,18 +1,21 @@
 """Blocks go into an engine's tier one by one, as a run, or as many single ones at once, and mean the same each way.
 
-What is quick with numpy is made in one go where nothing stands against it: all blocks are new, their parents known
-and nobody waits for them. Everything else is taken block by block.
+Many blocks go in together, by numpy, if all of them are new, their parents are known and no orphan waits for them. In every
+other case they go in one by one.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from kvevents.block_keys import BlockHasher, Digests, Keys
 from kvevents.engine_cache import EngineCache, Tier, places
 from kvevents.events import BlockStored, EngineHash
 from kvevents.residency import Residency
 
+_NO_EXTRA_KEYS: tuple[list[Any] | None, ...] = (None, [None], [[]], [])
+
 FEW_BLOCKS = 12
-"""Fewer than that are stored one by one, for less than numpy's calls cost."""
+"""Fewer blocks than that are stored one by one, which costs less than numpy's calls."""
 
 
 class BlockStore:
@@ -26,9 +29,9 @@ class BlockStore:
     def store(
         self, engine: EngineCache, tier: str, event: BlockStored, digests: Digests, *, counts: bool
     ) -> tuple[int, int]:
-        """Put a run into a tier that there is; how many blocks lie there now, and how many wait for a parent.
+        """Put a run into a tier of `engine`. Returns how many of its blocks lie there now, and how many wait for a parent.
 
-        `counts`: a block that is known is there once more.
+        `counts`: a block that is known already is there once more.
         """
         hashes, parent = event.block_hashes, event.parent_block_hash
         if not counts and (known := engine.tiers[tier].leading(hashes)):
@@ -52,7 +55,7 @@ class BlockStore:
     def store_singles(
         self, engine: EngineCache, tier: str, events: Sequence[BlockStored], words: Keys
     ) -> bool:
-        """Put runs of one block each into a tier that there is, each behind a known block. False: nothing was done.
+        """Put runs of one block each into a tier of `engine`, if each follows a known block. False: nothing was done.
 
         `words`: as `Digests` has them.
         """
@@ -145,3 +148,24 @@ class BlockStore:
             copies -= 1
         if copies and self._count_copies:
             tier.add_copies(engine_hash, copies)
+
+
+def is_single(event: BlockStored, like: BlockStored) -> bool:
+    """One whole block, of the same kind as another event's, with nothing special about it."""
+    return (
+        len(event.block_hashes) == 1
+        and (event.lookahead_token_ids is like.lookahead_token_ids or _same_lookahead(event, like))
+        and len(event.token_ids) == event.block_size == like.block_size
+        and event.medium == like.medium
+        and event.lora_name == like.lora_name
+        and event.lora_id == like.lora_id
+        and event.group_idx == like.group_idx
+        and event.kv_cache_spec_kind == like.kv_cache_spec_kind
+        and event.extra_keys in _NO_EXTRA_KEYS
+        and not event.is_report
+    )
+
+
+def _same_lookahead(event: BlockStored, like: BlockStored) -> bool:
+    told = event.lookahead_token_ids
+    return told is not None and len(told) == 1 and len(told[0]) == like.lookahead

@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from kvevents.events import BlockStored, Reason
 
-_MAX_DEPTH = 8  # vLLM nests twice: the block's list, and a pair for a multi-modal item
+# Lists in lists of extra keys; vLLM nests twice: the block's list, and a pair for a multi-modal item.
+_MAX_DEPTH = 8
 
 
 class UnkeyableRun(ValueError):  # noqa: N818  # a stranger's data, not a failure of ours
-    """A run whose blocks cannot have keys; `reason` says why."""
+    """No keys can be made for the blocks of a run; `reason` says why."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)

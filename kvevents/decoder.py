@@ -24,19 +24,25 @@ from kvevents.events import (
 )
 
 MAX_PAYLOAD_BYTES = 16 << 20
-"""Of one batch; three million tokens, a hundred times what an engine's largest step announces."""
+"""The largest batch: three million tokens, a hundred times what an engine's largest step announces."""
 
-_MAX_EVENTS = 1 << 18  # of one batch: each block of a prompt of four million tokens removed on its own
-_MAX_EVENT_BYTES = 8 << 20  # a run of a million tokens
-_MAX_EXTRA_BYTES = (
-    256 << 10
-)  # of one event: multi-modal items in all blocks of 50 000 tokens; lists of lists cost much
-_MAX_LOOKAHEAD_BYTES = 512 << 10  # of one event: one token behind each block of a run of a million
-_AT_ONCE_BYTES = 128 << 10  # read in a millisecond or two, whatever they are
-_MAX_TS_S = 253_402_300_799.0  # the end of the year 9999: later times have no date
-_EXTRA_KEYS_PLACE = 8  # of the array form, its tag included
+# Events of one batch: each block of a prompt of four million tokens removed by an event of its own.
+_MAX_EVENTS = 1 << 18
+# One event: a run of a million tokens.
+_MAX_EVENT_BYTES = 8 << 20
+# The extra keys of one event: multi-modal items in all blocks of 50 000 tokens. Lists of lists cost much to decode.
+_MAX_EXTRA_BYTES = 256 << 10
+# The lookahead of one event: one token behind each block of a run of a million.
+_MAX_LOOKAHEAD_BYTES = 512 << 10
+# What is decoded without looking at it first: a millisecond or two, whatever it is.
+_AT_ONCE_BYTES = 128 << 10
+# The end of the year 9999: later times have no date.
+_MAX_TS_S = 253_402_300_799.0
+# Where the array form has its extra keys, the tag included.
+_EXTRA_KEYS_PLACE = 8
 _NUMBER_BYTES = 8
-_END_OF_REPLAY = -1  # vLLM's ZmqEventPublisher.END_SEQ
+# vLLM's ZmqEventPublisher.END_SEQ.
+_END_OF_REPLAY = -1
 
 # What msgspec raises on bytes it cannot make sense of; a nesting without end is a RecursionError.
 _UNDECODABLE = (ValueError, TypeError, OverflowError, RecursionError)
@@ -71,7 +77,7 @@ class Batch(NamedTuple):
     length: int
     """How many events there are."""
     events: Iterable[Event | Reason]
-    """Each event, or why it is skipped, in order."""
+    """In order; where an event is skipped, the reason stands in its place."""
 
 
 class _StoredArray(msgspec.Struct, array_like=True, tag="BlockStored", gc=False):
@@ -220,7 +226,7 @@ def _lenient_rank(raw: msgspec.Raw | None) -> int | None:
 def _decode_event(raw: msgspec.Raw | bytes) -> Event | Reason:
     raw = bytes(raw)
     if len(raw) > _MAX_EVENT_BYTES:
-        return Reason.BROKEN_REMOVAL  # not looked at: whatever it is
+        return Reason.BROKEN_REMOVAL  # it is not decoded, so it may have been a removal
     if len(raw) > _AT_ONCE_BYTES and _is_too_large(raw):
         return _why_skipped(raw)
     try:

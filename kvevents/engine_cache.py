@@ -1,7 +1,7 @@
 """What one engine process is known to hold, by its own hashes: keys, copies, names and blocks that wait for a parent.
 
-Only the engine's side of the bookkeeping: which slots have a key is known to `kvevents.prefix_index` alone, which
-is told by these methods what has to change there.
+This is the engine's side of the bookkeeping. Which slots a key lies in stands in `kvevents.residency`; the methods here
+return what has to change there.
 """
 
 from collections import OrderedDict, deque
@@ -28,14 +28,14 @@ PART_OF_PREFIX_KINDS = frozenset(
         "cross_attention",
     }
 )
-"""Its other kinds, without the one it calls unknown itself."""
+"""The kinds that keep a part of it (all others of KVCacheSpecKind but the one that vLLM itself calls unknown)."""
 
-_GROUPS_TOLD = 8  # of one rank; engines have two or three
-_KIND_LENGTH = 40
+# Cache groups of one rank whose names are remembered; engines have two or three.
+_MAX_NOTED_GROUPS = 8
+_MAX_KIND_CHARS = 40
 
-_SHARDS = (
-    32  # of a tier's hashes: a dictionary of 2 million would be rehashed for 0.1 s, each of these for 2 ms
-)
+# Dictionaries for a tier's hashes: one for 2 million would be rehashed for 0.1 s, each of these for 2 ms.
+_SHARDS = 32
 _SHARD_MASK = _SHARDS - 1
 
 
@@ -47,7 +47,7 @@ def places(hashes: Iterable[EngineHash]) -> list[int]:
 class Tier:
     """What lies in one slot."""
 
-    __slots__ = ("again", "bit", "blocks", "copies", "hashes", "names", "shards")
+    __slots__ = ("bit", "blocks", "copies", "further_copies", "hashes", "names", "shards")
 
     def __init__(self, bit: int) -> None:
         """`bit`: the slot's own, in the sets of slots."""
@@ -56,7 +56,7 @@ class Tier:
         self.hashes = 0
         self.blocks = 0  # different keys
         self.copies: dict[EngineHash, int] = {}  # beyond the first
-        self.again = 0  # their sum
+        self.further_copies = 0  # their sum
         self.names: dict[int, int] = {}  # hashes of a key beyond the first: salts and groups can share one
 
     def home(self, engine_hash: EngineHash) -> dict[EngineHash, int]:
@@ -69,7 +69,7 @@ class Tier:
         self.hashes += len(hashes)
 
     def has_any(self, hashes: Sequence[EngineHash], at: Sequence[int]) -> bool:
-        """One of the hashes is here; `at`: their `places`."""
+        """Whether one of the hashes is here; `at`: their `places`."""
         return self.hashes > 0 and any(map(contains, map(self.shards.__getitem__, at), hashes))
 
     def leading(self, hashes: Sequence[EngineHash]) -> int:
@@ -83,7 +83,7 @@ class Tier:
     def add_copies(self, engine_hash: EngineHash, copies: int) -> None:
         """So many more copies of a block that is here."""
         self.copies[engine_hash] = self.copies.get(engine_hash, 0) + copies
-        self.again += copies
+        self.further_copies += copies
 
     def remove(self, engine_hash: EngineHash, gone: list[int]) -> bool:
         """Take one copy away; a key nothing stands for any more is added to `gone`. False: it is not here."""
@@ -92,7 +92,7 @@ class Tier:
         if key is None:
             return False
         if self.copies and _count_down(self.copies, engine_hash):
-            self.again -= 1
+            self.further_copies -= 1
             return True
         del home[engine_hash]
         self.hashes -= 1
@@ -102,16 +102,19 @@ class Tier:
 
     def forget_copies_beyond(self, capacity: int) -> None:
         """Drop copies, the newest first, until there are no more blocks than `capacity`, or none is left."""
-        while self.copies and self.hashes + self.again > capacity:
+        while self.copies and self.hashes + self.further_copies > capacity:
             engine_hash, copies = self.copies.popitem()
-            left = max(0, copies - (self.hashes + self.again - capacity))
-            self.again -= copies - left
+            left = max(0, copies - (self.hashes + self.further_copies - capacity))
+            self.further_copies -= copies - left
             if left:
                 self.copies[engine_hash] = left
 
 
 def why_uncounted(kind: str | None) -> Reason | None:
-    """Why blocks of a group of that kind are not counted; None if they are. Engines told no kind when all were whole."""
+    """Why blocks of a group of that kind are not counted; None if they are.
+
+    Older engines told no kind, when all of their groups held whole prefixes.
+    """
     if kind is None or kind in WHOLE_PREFIX_KINDS:
         return None
     return Reason.CACHE_GROUP if kind in PART_OF_PREFIX_KINDS else Reason.CACHE_KIND
@@ -119,9 +122,9 @@ def why_uncounted(kind: str | None) -> Reason | None:
 
 def note_uncounted(noted: dict[str, Reason], event: BlockStored, reason: Reason) -> None:
     """Remember that a group of this rank is not counted, and why; by its number and kind in words."""
-    if len(noted) < _GROUPS_TOLD:
+    if len(noted) < _MAX_NOTED_GROUPS:
         kind = event.kv_cache_spec_kind or "of no kind"
-        noted.setdefault(f"group {event.group_idx}: {kind[:_KIND_LENGTH]}", reason)
+        noted.setdefault(f"group {event.group_idx}: {kind[:_MAX_KIND_CHARS]}", reason)
 
 
 class Orphan:
@@ -184,7 +187,7 @@ class EngineCache:
         return None
 
     def are_new(self, hashes: Sequence[EngineHash], at: Sequence[int]) -> bool:
-        """No tier has one of them, none waits or is waited for, and none comes twice; `at`: their `places`."""
+        """Whether no tier has one of them, none waits or is waited for, and none comes twice; `at`: their `places`."""
         if len(set(hashes)) != len(hashes):
             return False
         if self.orphans and not (

@@ -10,17 +10,17 @@ from typing import Annotated, Any
 import msgspec
 
 EngineHash = int | Annotated[bytes, msgspec.Meta(max_length=64)]
-"""An engine's own name for a block: 64 bits or 32 bytes. A handle for us, never compared between engines.
-64 bytes are the longest digest in common use; whatever is longer is a broken event."""
+"""An engine's own name for a block: 64 bits or 32 bytes. It is a handle, never compared between engines. 64 bytes are the
+longest digest in common use; a longer hash makes a broken event."""
 
 _Name = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 REPORT_SESSION = "kvproxy-cache-report"
-"""The `session_id` of requests that ask for a full report (vLLM's `kv_cache_report_mode`), by whichever kvproxy.
+"""The `session_id` that every kvproxy gives its requests for a full report (vLLM's `kv_cache_report_mode`).
 
-vLLM writes it into every BlockStored such a request causes, so whoever listens knows that a block told again is no
-further copy. Engines from before that leave it out.
+vLLM writes it into every BlockStored that such a request causes, so that a listener knows a reported block to be no
+further copy. Older engines leave it out.
 """
 
 
@@ -60,7 +60,7 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockSto
 
     @property
     def is_report(self) -> bool:
-        """Whether it may tell of blocks that were told before and have not been stored again."""
+        """Whether it may tell of blocks that have not been stored again, because somebody asked for a full report."""
         return bool(self.session_id == REPORT_SESSION)
 
 
@@ -95,15 +95,15 @@ class Reason(StrEnum):
     """A whole message that is no batch."""
     UNKNOWN_TYPE = "unknown_type"
     BROKEN_EVENT = "broken_event"
-    """A BlockStored with missing or wrong fields: blocks that it told of are not known."""
+    """A BlockStored with missing or wrong fields: its blocks are not known."""
     BROKEN_REMOVAL = "broken_removal"
-    """A removal or reset with missing or wrong fields, or of a type that is not known: blocks that are known may be gone."""
+    """A removal or reset with missing or wrong fields, or of an unknown type: blocks that are known may be gone."""
     PLACEHOLDER = "placeholder"
     """Announced without tokens (offload tiers do that): nothing to key it by."""
     MISALIGNED = "misaligned"
     """Tokens, extra keys or the tokens that follow do not divide evenly over the blocks."""
     CACHE_GROUP = "cache_group"
-    """Of a cache group that does not hold the whole prefix, or not the group that is counted."""
+    """Of a cache group that does not hold whole prefixes, or that holds what the counted group holds."""
     CACHE_KIND = "cache_kind"
     """Of a cache group of a kind we do not know, so it is not counted."""
     BLOCK_SIZE = "block_size"
@@ -118,8 +118,8 @@ class Reason(StrEnum):
     UNKNOWN_BLOCK = "unknown_block"
     """Removed, but never announced to us."""
     ORPHAN_EVICTED = "orphan_evicted"
-    """Its parent did not arrive before too many others waited for theirs."""
+    """It waited for its parent until too many others did."""
     TIERS = "tiers"
-    """In one tier more than any engine has."""
+    """In a further tier of a rank that has as many as any engine."""
     FULL = "full"
     """More blocks than one source may have in the index."""

@@ -3,7 +3,7 @@
 The keys and digests mean something only together with the secret of the hasher that made them.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from kvevents.block_keys import Keys
-from kvevents.engine_cache import EngineCache
+from kvevents.engine_cache import EngineCache, Tier
 from kvevents.events import EngineHash, Reason
 
 SLICE_BLOCKS = 1024
@@ -61,7 +61,7 @@ class ExportedRank:
         return sum(len(tier.hashes) for tier in self.tiers)
 
 
-def copied(engine: EngineCache) -> Generator[None, None, ExportedRank | None]:
+def copy_slices(engine: EngineCache) -> Generator[None, None, ExportedRank | None]:
     """Copy a rank in slices, in which nobody may change it; None if somebody forgot or cleared it all the same."""
     live, clears = dict(engine.tiers), engine.clears
     tiers = []
@@ -88,6 +88,37 @@ def copied(engine: EngineCache) -> Generator[None, None, ExportedRank | None]:
     if not whole:
         return None
     return ExportedRank(engine.block_size, engine.group_idx, tiers, orphans, lookahead=engine.lookahead)
+
+
+def load_slices(
+    exported: ExportedRank,
+    engine: EngineCache,
+    *,
+    new_tier: Callable[[str], Tier],
+    put: Callable[[Tier, Sequence[EngineHash], Keys], None],
+    is_current: Callable[[], bool],
+) -> Generator[None, None, bool]:
+    """Fill an empty rank in slices. False: it was retired (`is_current` denies it) or cleared meanwhile."""
+    engine.group_idx = exported.group_idx
+    for told in exported.tiers:
+        tier = engine.tiers[told.name] = new_tier(told.name)
+        for start in range(0, len(told.hashes), SLICE_BLOCKS):
+            piece = slice(start, start + SLICE_BLOCKS)
+            put(tier, told.hashes[piece], told.keys[piece])
+            yield
+            if engine.clears or not is_current():
+                return False
+        tier.copies = dict(told.copies)
+        tier.further_copies = sum(told.copies.values())
+    for number, orphan in enumerate(exported.orphans):
+        for name in orphan.copies.keys() - engine.tiers.keys():
+            engine.tiers[name] = new_tier(name)
+        engine.add_orphan(orphan.engine_hash, orphan.parent, orphan.digest, dict(orphan.copies))
+        if number % SLICE_BLOCKS == SLICE_BLOCKS - 1:
+            yield
+            if engine.clears or not is_current():
+                return False
+    return True
 
 
 def at_once(steps: Generator[None, None, T]) -> T:

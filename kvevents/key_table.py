@@ -19,13 +19,19 @@ from kvevents.block_keys import Keys
 
 Numbers = npt.NDArray[np.uint32]
 
-_SMALLEST = 1 << 12
-_SLICE = 1 << 12  # places worth moving at once
-_RELEASED = 64 * _SLICE  # places whose memory is given back at once: whole pages, below half a millisecond
-_PLACES_PER_KEY = 32  # moved for each key that comes; with 20 a move to a quarter ends just in time
-_STRAGGLERS = 24  # so few keys that met others are followed one by one: cheaper than rounds of numpy's calls
-_FULL = 0.5  # the share of places in use beyond which probes get long
-_ROOMY = 0.3  # the largest share of live keys to begin with: what is full of them is doubled
+_MIN_PLACES = 1 << 12
+# Places worth moving at once.
+_SLICE = 1 << 12
+# Places whose memory is given back at once: whole pages, below half a millisecond.
+_RELEASED = 64 * _SLICE
+# Places moved for each key that comes; with 20 a move to a quarter of the size ends just in time.
+_PLACES_PER_KEY = 32
+# So few keys that met others are followed one by one: cheaper than rounds of numpy's calls.
+_MAX_STRAGGLERS = 24
+# The share of places in use beyond which probes get long.
+_MAX_USED = 0.5
+# The share of live keys that a new pair of arrays begins with at most.
+_MAX_USED_AT_FIRST = 0.3
 
 
 class _Pair:
@@ -57,7 +63,7 @@ class _Pair:
         at = (keys & np.uint64(last)).view(np.int64)
         there = self.key[at]
         on = ((there != keys) & (there != 0)).nonzero()[0]
-        while len(on) > _STRAGGLERS:
+        while len(on) > _MAX_STRAGGLERS:
             at[on] = (at[on] + 1) & last
             there = self.key[at[on]]
             on = on[(there != keys[on]) & (there != 0)]
@@ -94,14 +100,13 @@ class KeyTable:
     """Numbers from 1 to 2**32 - 1 for keys from 1 to 2**64 - 1; the number 0 means that the key is not there."""
 
     def __init__(self) -> None:
-        self._now = _Pair(_SMALLEST)
-        self._limit = int(_FULL * _SMALLEST)
+        self._now = _Pair(_MIN_PLACES)
+        self._limit = int(_MAX_USED * _MIN_PLACES)
         self._before: _Pair | None = None
         self._moved = 0  # places of `_before` that have been
         self._owed = 0  # places that should have been moved since the last slice
-        self._leaving: list[
-            tuple[_Pair, int]
-        ] = []  # emptied pairs, and the places whose memory is given back
+        # Emptied pairs, and how many of their places have given their memory back.
+        self._leaving: list[tuple[_Pair, int]] = []
         self._live = 0
 
     def __len__(self) -> int:
@@ -212,10 +217,10 @@ class KeyTable:
             return
         while self._before is not None:  # a run longer than the table
             self.move(self._before.places)
-        places = _SMALLEST
+        places = _MIN_PLACES
         # Not far smaller than before, or it would be full before the move has ended.
-        while self._live + keys > _ROOMY * places or 4 * places < self._now.places:
+        while self._live + keys > _MAX_USED_AT_FIRST * places or 4 * places < self._now.places:
             places *= 2
         self._before, self._moved = self._now, 0
         self._now = _Pair(places)
-        self._limit = int(_FULL * places)
+        self._limit = int(_MAX_USED * places)

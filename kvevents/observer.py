@@ -1,13 +1,13 @@
-"""What happens to the index leaves this package through one Protocol, as counts and never as exceptions."""
+"""All that can be counted or logged leaves this package through one Protocol, and nothing that an engine does as an exception."""
 
 from typing import Protocol
 
 from kvevents.events import Reason
-from kvevents.source_events import State
+from kvevents.source_events import RetireReason, State
 
 
 class Observer(Protocol):
-    """Hears everything countable. Called on the event loop, so it must be quick and must not raise."""
+    """Hears all that can be counted. Called on the event loop, in the middle of a change: it MUST be quick and MUST NOT raise."""
 
     def event_applied(self, *, instance: str, rank: int, event_type: str, count: int) -> None:
         """Blocks of a "BlockStored" or "BlockRemoved" changed the index; "AllBlocksCleared" counts 1."""
@@ -26,15 +26,15 @@ class Observer(Protocol):
         ...
 
     def state_changed(self, *, instance: str, rank: int, state: State) -> None:
-        """What the source's slots are worth now."""
+        """What is known of that rank now; the events before it have been applied."""
         ...
 
-    def retired(self, *, instance: str, rank: int, why: str) -> None:
-        """All blocks of that rank were forgotten: "new_process", "gap", "unverified" or "rebuild"."""
+    def retired(self, *, instance: str, rank: int, why: RetireReason) -> None:
+        """All blocks of that rank were forgotten."""
         ...
 
-    def resumed(self, *, instance: str, rank: int, why: str | None) -> None:
-        """What was known from before a restart was proven right, or forgotten: `why` as `retired` says it."""
+    def resumed(self, *, instance: str, rank: int, why: RetireReason | None) -> None:
+        """What `resume` had loaded was proven to be right (`why` is None), or was forgotten."""
         ...
 
     def batch_received(self, *, instance: str, rank: int, number: int, ts_s: float, events: int) -> None:
@@ -43,13 +43,13 @@ class Observer(Protocol):
 
 
 class NullObserver:
-    """Hears nothing; a base for observers that care about a part."""
+    """Ignores everything; a base for observers that care about a part."""
 
     def event_applied(self, *, instance: str, rank: int, event_type: str, count: int) -> None: ...
     def event_dropped(self, *, instance: str, rank: int, reason: Reason, count: int) -> None: ...
     def gap(self, *, instance: str, rank: int, missing: int) -> None: ...
     def replay(self, *, instance: str, rank: int, batches: int, complete: bool) -> None: ...
     def state_changed(self, *, instance: str, rank: int, state: State) -> None: ...
-    def retired(self, *, instance: str, rank: int, why: str) -> None: ...
-    def resumed(self, *, instance: str, rank: int, why: str | None) -> None: ...
+    def retired(self, *, instance: str, rank: int, why: RetireReason) -> None: ...
+    def resumed(self, *, instance: str, rank: int, why: RetireReason | None) -> None: ...
     def batch_received(self, *, instance: str, rank: int, number: int, ts_s: float, events: int) -> None: ...

@@ -4,22 +4,23 @@ Engine hashes are handles of one (instance, rank); blocks are known by their key
 For each key one table holds the number of the set of slots it lies in, for each tier of an engine dictionaries lead
 from hash to key. A block whose parent is unknown waits, bounded in number, and counts once the parent has come.
 
-What is cleared or retired is gone at once: answers are made from the bits of live slots alone, and `sweep` gives
-the memory back slice by slice. A bit is used again only when nothing is left of its last owner.
+What is cleared or retired is gone from every answer at once, because answers are made from the bits of live slots alone. `sweep`
+gives its memory back slice by slice. A bit is used again only when nothing is left of its last owner.
 """
 
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
 
 from kvevents import slower_tiers
 from kvevents.block_keys import BlockHasher, Keys, Prompt
-from kvevents.block_store import FEW_BLOCKS, BlockStore
+from kvevents.block_store import FEW_BLOCKS, BlockStore, is_single
+from kvevents.change import Change, total
 from kvevents.contents import UnkeyableRun
 from kvevents.engine_cache import DEFAULT_TIER, EngineCache, Tier, note_uncounted, why_uncounted
 from kvevents.events import BlockRemoved, BlockStored, Reason
-from kvevents.exported import SLICE_BLOCKS, ExportedRank, at_once, copied
+from kvevents.exported import ExportedRank, at_once, copy_slices, load_slices
+from kvevents.reports import Reports
 from kvevents.residency import Residency
 from kvevents.slot_sets import bits
 from kvevents.slots import Slot, Slots
@@ -38,21 +39,8 @@ MAX_TIERS = 8
 SWEEP_BLOCKS = 512
 """Blocks of one slice of sweeping: well below half a millisecond."""
 
-_NO_EXTRA_KEYS: tuple[list[Any] | None, ...] = (None, [None], [[]], [])
-
 Removals = Callable[[str, int, Sequence[int] | None], None]
-"""Hears of an instance, a rank, and the keys that left one of its tiers; None for all of them."""
-
-
-class Change(NamedTuple):
-    """What an event did to the index, in blocks."""
-
-    applied: int
-    """Blocks stored or removed, copies included."""
-    orphans: int
-    """Blocks of this event that now wait for a parent."""
-    dropped: Mapping[Reason, int]
-    """Blocks that changed nothing, or left the waiting room, and why."""
+"""Takes an instance, a rank, and the keys that left one of its tiers; None: all blocks of the rank are gone."""
 
 
 class PrefixIndex:
@@ -66,10 +54,11 @@ class PrefixIndex:
         max_orphans: int = MAX_ORPHANS,
         max_blocks: int = MAX_BLOCKS,
     ) -> None:
-        """`count_copies`: each physical copy of a block is announced and removed by its own event, as all vLLM do;
-        False: the first announcement and the first removal count. That is for other engines: one that announces
-        only first copies and last removals is right with counting, too, so kvproxy has no flag for it.
-        `max_orphans`, `max_blocks`: for each (instance, rank).
+        """`max_orphans`, `max_blocks`: for each (instance, rank).
+
+        `count_copies`: each physical copy of a block is stored and removed by its own event, as every vLLM does. False: the
+        first event of either kind decides, for engines whose events do not pair. An engine that tells only of first copies
+        and last removals is right with counting, too.
         """
         self._hasher = hasher if hasher is not None else BlockHasher()
         self._count_copies = count_copies
@@ -80,16 +69,16 @@ class PrefixIndex:
         self._engines: dict[tuple[str, int], EngineCache] = {}
         self._capacity: dict[tuple[str, int, str], int] = {}
         self._uncounted: dict[tuple[str, int], dict[str, Reason]] = {}
-        self._reports: dict[tuple[str, int], bool] = {}  # asked for; True: the engine marks them
+        self._reports = Reports()
         self._slots = Slots(self._residency)
         self._known_slots: dict[Slot, int] | None = None
         self._known_shapes: list[tuple[int, int, int]] = []
         self._on_removed: Removals | None = None
 
     def listen(self, on_removed: Removals) -> None:
-        """Tell `on_removed` of the keys that left a tier, with None when a rank was cleared or retired.
+        """Call `on_removed` with the keys that left a tier, and with None when a rank was cleared or retired.
 
-        It is called in the middle of that change, so it must be quick and must not raise.
+        The call comes in the middle of that change: `on_removed` MUST be quick and MUST NOT raise.
         """
         self._on_removed = on_removed
 
@@ -135,27 +124,27 @@ class PrefixIndex:
         tier = engine.tiers.get(name)
         if tier is None:
             tier = engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
-        counts = self._counts_copies(instance, rank, event)
+        counts = not self._reports.may_repeat(instance, rank, event) and self._count_copies
         applied, orphans = self._blocks.store(engine, name, event, digests, counts=counts)
         self._forget_copies(instance, rank, name, tier)
         evicted = engine.evict_orphans(self._max_orphans)
         return Change(applied, orphans, {Reason.ORPHAN_EVICTED: evicted} if evicted else {})
 
     def store_all(self, instance: str, rank: int, events: Sequence[BlockStored]) -> Change:
-        """As `store` of each in order. Many blocks of sequences that are being decoded, one each, cost half as much so."""
+        """As `store` of each in order. For single blocks of many sequences that are being decoded it costs half as much."""
         if len(events) >= FEW_BLOCKS and self._store_singles(instance, rank, events):
             return Change(len(events), 0, {})
         return total([self.store(instance, rank, event) for event in events])
 
     def _store_singles(self, instance: str, rank: int, events: Sequence[BlockStored]) -> bool:
-        """Store single blocks of one kind, if there is nothing else to think of. False: nothing was done."""
+        """Store single blocks that are alike in all but their content. False: they are not, and nothing was done."""
         engine, first = self._engines.get((instance, rank)), events[0]
         if (
             engine is None
             or first.block_size != engine.block_size
             or why_uncounted(first.kv_cache_spec_kind) is not None
             or engine.refusal(first) is not None
-            or not all(_is_single(event, first) for event in events)
+            or not all(is_single(event, first) for event in events)
         ):
             return False
         name = first.medium or DEFAULT_TIER
@@ -176,7 +165,7 @@ class PrefixIndex:
         return True
 
     def _has_room(self, engine: EngineCache, tier: str, blocks: int) -> bool:
-        # Some connectors never tell what leaves their tier: it must not take the place of the engine's own blocks.
+        # Some connectors never tell what leaves their tier: their blocks must not take the place of the engine's own.
         main = tier == DEFAULT_TIER
         return engine.held(main=main) + blocks <= (self._max_blocks if main else self._max_blocks // 2)
 
@@ -211,8 +200,7 @@ class PrefixIndex:
     def clear(self, instance: str, rank: int) -> int:
         """Nothing is cached on that rank any more; its slots stay. Returns the blocks that went."""
         engine = self._engines.get((instance, rank))
-        if not self._reports.get((instance, rank), True):
-            del self._reports[instance, rank]  # what could be told again is gone
+        self._reports.cleared(instance, rank)
         if engine is None:
             return 0
         blocks = 0
@@ -241,9 +229,9 @@ class PrefixIndex:
             self._slots.throw_away(engine.orphans, engine.children)
             if self._on_removed is not None:
                 self._on_removed(*at, None)
-        for kept in (self._uncounted, self._reports):
-            for at in [at for at in kept if at[0] == instance and rank in {None, at[1]}]:
-                del kept[at]
+        for at in [at for at in self._uncounted if at[0] == instance and rank in {None, at[1]}]:
+            del self._uncounted[at]
+        self._reports.retire(instance, rank)
         self._known_slots = None
         return blocks
 
@@ -256,10 +244,10 @@ class PrefixIndex:
         return self._slots.sweep(blocks)
 
     def set_capacity(self, instance: str, rank: int, blocks: int | None, tier: str = DEFAULT_TIER) -> None:
-        """How many physical blocks a tier has (the engine's num_gpu_blocks), None: not known.
+        """Say how many physical blocks a tier has (the engine's num_gpu_blocks); None: not known.
 
-        Copies counted beyond that were announced by "full" reports; the newest are forgotten first. Outlives a
-        retirement.
+        If more copies are counted than fit, some of them were only reported; the newest are forgotten first. The capacity
+        outlives `retire`.
         """
         if blocks is None:
             self._capacity.pop((instance, rank, tier), None)
@@ -267,14 +255,12 @@ class PrefixIndex:
             self._capacity[instance, rank, tier] = blocks
 
     def expect_reports(self, instance: str, rank: int) -> None:
-        """The engine is asked to tell of blocks again that it has had for long.
+        """The engine is asked for a full report: it tells of blocks again that it has had for long.
 
-        Such a report looks like the storing of another copy, unless the engine marks it (`REPORT_SESSION`). Counted as
-        a copy it would be believed in for ever; a real copy that is not counted is only forgotten too early. So from
-        here on no block that is known counts once more, until the rank is cleared or retired, or the engine is
-        found to mark its reports, and then only what is marked is treated so.
+        From here on a known block that is told again is no further copy, until the rank is cleared or retired. Once the
+        engine is found to mark its reports (`REPORT_SESSION`), that goes for marked events only.
         """
-        self._reports.setdefault((instance, rank), False)
+        self._reports.expect(instance, rank)
 
     def capacity(self, instance: str, rank: int, tier: str = DEFAULT_TIER) -> int | None:
         """What `set_capacity` was told last."""
@@ -310,18 +296,21 @@ class PrefixIndex:
         slots = self._residency.of(key)
         return any(slots & tier.bit for tier in engine.tiers.values())
 
-    def beyond(self, prompt: Prompt, tiers: Sequence[str], main: str = DEFAULT_TIER) -> slower_tiers.Found:
-        """What lies in slower tiers behind the prefix that `main` has, in tokens, by (instance, rank) and tier.
+    def match_slower(
+        self, prompt: Prompt, tiers: Sequence[str], main: str = DEFAULT_TIER
+    ) -> slower_tiers.Found:
+        """How much of a prompt lies in slower tiers behind the prefix that `main` has.
 
-        Each block counts for the first of the `tiers` that has it; at the first block that none of them has it
-        ends, and always before the prompt's last token, which is computed. A rank with nothing there is left out.
+        In tokens, by (instance, rank) and tier; a rank with nothing there is left out. Each block counts for the first of the
+        `tiers` that has it. Counting ends at the first block that none of them has, and before the prompt's last token,
+        which is always computed.
         """
 
         def keys_of(block_size: int, lookahead: int) -> Keys:
             whole = max(0, len(prompt.token_ids) - 1) // block_size
             return self._hasher.prompt_keys(prompt, block_size, lookahead)[:whole]
 
-        return slower_tiers.beyond(self._engines, self._residency, keys_of, tiers, main)
+        return slower_tiers.match(self._engines, self._residency, keys_of, tiers, main)
 
     def blocks(self) -> dict[Slot, int]:
         """How many different blocks lie in each live slot (copies count once)."""
@@ -343,9 +332,9 @@ class PrefixIndex:
         return engine.lookahead if engine is not None else 0
 
     def keys(self, prompt: Prompt, instance: str, rank: int, usual_size: int) -> list[int]:
-        """The keys that rank's blocks of a prompt have; `usual_size`: of a block (tokens), until the rank's own is known.
+        """The keys of a prompt's blocks on that rank. Made once for each prompt; not to be changed.
 
-        Made once for each prompt; not to be changed.
+        `usual_size`: the tokens of a block to assume until the rank's own size is known.
         """
         engine = self._engines.get((instance, rank))
         if engine is None:
@@ -353,15 +342,11 @@ class PrefixIndex:
         return self._hasher.of_prompt(prompt, engine.block_size, engine.lookahead)
 
     def uncounted(self, instance: str, rank: int) -> Mapping[str, Reason]:
-        """The cache groups of a rank whose blocks are not counted, in words, and why.
-
-        CACHE_GROUP: they hold a part of a prefix only (sliding windows, states), or hold what the counted group does;
-        CACHE_KIND: nothing is known about their kind.
-        """
+        """The cache groups of a rank whose blocks are not counted, in words, and why: CACHE_GROUP or CACHE_KIND."""
         return self._uncounted.get((instance, rank), {})
 
     def upper_bound(self, instance: str, rank: int) -> bool:
-        """Whether `match` tells at most, not exactly, what would be reused: a hybrid model reuses what all groups have."""
+        """Whether the rank may reuse less than `match` says: a hybrid model reuses what all of its cache groups have."""
         return (instance, rank) in self._uncounted
 
     # ---- going from one process to the next ---------------------------------------------------------------
@@ -371,12 +356,13 @@ class PrefixIndex:
         return at_once(self.exporting(instance, rank))
 
     def exporting(self, instance: str, rank: int) -> Generator[None, None, ExportedRank | None]:
-        """All that is known of one rank; None if nothing is. Its keys belong to the secret.
+        """All that is known of one rank; None if nothing is, or if the rank was forgotten or cleared meanwhile.
 
-        In slices between which the rest of the index may change, but not this rank; None if it was forgotten.
+        Made in slices, between which the rest of the index may change, but this rank MUST NOT. The keys mean something only
+        to an index with the same secret.
         """
         engine = self._engines.get((instance, rank))
-        exported = (yield from copied(engine)) if engine is not None else None
+        exported = (yield from copy_slices(engine)) if engine is not None else None
         if exported is None or self._engines.get((instance, rank)) is not engine:
             return None
         exported.uncounted = dict(self.uncounted(instance, rank))
@@ -387,39 +373,23 @@ class PrefixIndex:
         at_once(self.loading(instance, rank, exported))
 
     def loading(self, instance: str, rank: int, exported: ExportedRank) -> Generator[None, None, bool]:
-        """Forget what is known of a rank, and know what was exported with the same secret.
+        """Replace what is known of a rank by what an index with the same secret has exported.
 
-        In slices between which the rest of the index may change, but not this rank. Its blocks count from the first
-        slice on; False if somebody forgot or cleared them all the same.
+        Made in slices, between which the rest of the index may change, but this rank MUST NOT. Blocks count from the first
+        slice on. False: the rank was retired or cleared meanwhile.
         """
         self.retire(instance, rank)
         engine = self._engines[instance, rank] = EngineCache(exported.block_size, exported.lookahead)
-        engine.group_idx = exported.group_idx
-
-        def whole() -> bool:
-            return self._engines.get((instance, rank)) is engine and not engine.clears
-
         if exported.uncounted:
             self._uncounted[instance, rank] = dict(exported.uncounted)
-        for told in exported.tiers:
-            tier = engine.tiers[told.name] = self._new_tier(Slot(instance, rank, told.name))
-            for start in range(0, len(told.hashes), SLICE_BLOCKS):
-                piece = slice(start, start + SLICE_BLOCKS)
-                self._blocks.load(tier, told.hashes[piece], told.keys[piece])
-                yield
-                if not whole():
-                    return False
-            tier.copies = dict(told.copies)
-            tier.again = sum(told.copies.values())
-        for number, orphan in enumerate(exported.orphans):
-            for name in orphan.copies.keys() - engine.tiers.keys():
-                engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
-            engine.add_orphan(orphan.engine_hash, orphan.parent, orphan.digest, dict(orphan.copies))
-            if number % SLICE_BLOCKS == SLICE_BLOCKS - 1:
-                yield
-                if not whole():
-                    return False
-        return True
+        steps = load_slices(
+            exported,
+            engine,
+            new_tier=lambda name: self._new_tier(Slot(instance, rank, name)),
+            put=self._blocks.load,
+            is_current=lambda: self._engines.get((instance, rank)) is engine,
+        )
+        return (yield from steps)
 
     # ---- slots --------------------------------------------------------------------------------------------
 
@@ -437,7 +407,7 @@ class PrefixIndex:
                 yield Slot(instance, rank, name), tier
 
     def _live_slots(self) -> dict[Slot, int]:
-        """0 for every live slot; and `_known_shapes`: block size and lookahead, with the slots that have both."""
+        """0 for every live slot. Sets `_known_shapes`, too: each block size and lookahead, and the slots that have both."""
         if self._known_slots is None:
             self._known_slots = {slot: 0 for slot, _ in self._tiers()}
             shapes: dict[tuple[int, int], int] = {}
@@ -447,39 +417,3 @@ class PrefixIndex:
                     shapes[shape] = shapes.get(shape, 0) | tier.bit
             self._known_shapes = [(*shape, among) for shape, among in shapes.items()]
         return self._known_slots
-
-    def _counts_copies(self, instance: str, rank: int, event: BlockStored) -> bool:
-        if event.is_report:
-            self._reports[instance, rank] = True
-            return False
-        return self._count_copies and (not self._reports or self._reports.get((instance, rank), True))
-
-
-def total(changes: Sequence[Change]) -> Change:
-    """What several events did together."""
-    dropped: dict[Reason, int] = {}
-    for change in changes:
-        for reason, count in change.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + count
-    return Change(sum(c.applied for c in changes), sum(c.orphans for c in changes), dropped)
-
-
-def _is_single(event: BlockStored, like: BlockStored) -> bool:
-    """One whole block, of the same kind as another event's, with nothing special about it."""
-    return (
-        len(event.block_hashes) == 1
-        and (event.lookahead_token_ids is like.lookahead_token_ids or _same_lookahead(event, like))
-        and len(event.token_ids) == event.block_size == like.block_size
-        and event.medium == like.medium
-        and event.lora_name == like.lora_name
-        and event.lora_id == like.lora_id
-        and event.group_idx == like.group_idx
-        and event.kv_cache_spec_kind == like.kv_cache_spec_kind
-        and event.extra_keys in _NO_EXTRA_KEYS
-        and not event.is_report
-    )
-
-
-def _same_lookahead(event: BlockStored, like: BlockStored) -> bool:
-    told = event.lookahead_token_ids
-    return told is not None and len(told) == 1 and len(told[0]) == like.lookahead

@@ -12,8 +12,10 @@ from kvevents.block_keys import Keys
 from kvevents.key_table import KeyTable, Numbers
 from kvevents.slot_sets import SlotSets
 
-_FIRST_LOOK = 16  # blocks of a prompt looked up before many more are
-_FEW_KEYS = 12  # below so many, single updates cost less than numpy's calls
+# Blocks of a prompt looked up before many more are: most prompts end their cached prefix early or not at all.
+_FIRST_LOOK = 16
+# Below so many keys, single updates cost less than numpy's calls.
+_FEW_KEYS = 12
 
 
 class Residency:
@@ -41,7 +43,7 @@ class Residency:
         return self._table.move()
 
     def longest(self, keys: Keys, among: int) -> Iterator[tuple[int, int]]:
-        """Sets of slots with the number of leading blocks that lie in each of them; none that have no block."""
+        """Sets of slots, each with the number of leading blocks that lie in all of its slots; a slot with none is left out."""
         total = len(keys)
         if not total:
             return
@@ -65,7 +67,7 @@ class Residency:
             yield there, total
 
     def sets_of(self, keys: Keys) -> tuple[list[int], npt.NDArray[np.int64]]:
-        """The different sets of slots that blocks lie in, and for each block which of them is its own."""
+        """The different sets of slots that blocks lie in, and for each block the place of its set among them."""
         numbers = self._table.get_many(keys)
         ordered = np.sort(
             numbers

@@ -33,7 +33,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """The batch comes from another process than the one before it."""
+    """The batch comes from another process than the batch before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ Verdict = Contiguous | Gap | Restarted | Repeat
 
 
 def digest(payload: bytes) -> bytes:
-    """What tells one process's batch from another's with the same number: the payload holds its time."""
+    """Tells one process's batch from another's with the same number: the payload holds the time it was made."""
     return hashlib.blake2b(payload, digest_size=_DIGEST_BYTES).digest()
 
 

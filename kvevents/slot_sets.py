@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[np.uint32]
 
-_FEW_BITS = 8  # above so many members numpy takes them apart faster
+# Above so many members numpy takes a set apart faster.
+_FEW_BITS = 8
 
 
 class SlotSets:

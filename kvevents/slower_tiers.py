@@ -13,14 +13,14 @@ Found = dict[tuple[str, int], dict[str, int]]
 """Tokens by (instance, rank) and tier."""
 
 
-def beyond(
+def match(
     engines: Mapping[tuple[str, int], EngineCache],
     residency: Residency,
     keys_of: Callable[[int, int], Keys],
     tiers: Sequence[str],
     main: str,
 ) -> Found:
-    """See `PrefixIndex.beyond`. `keys_of`: of the prompt's blocks of that size and lookahead, without the last token's."""
+    """See `PrefixIndex.match_slower`. `keys_of(block_size, lookahead)`: the keys of the prompt's blocks but the last token's."""
     found: Found = {}
     looked: dict[tuple[int, int], tuple[list[int], npt.NDArray[np.int64]]] = {}
     for at, engine in engines.items():

@@ -21,23 +21,27 @@ from kvevents.exported import ExportedOrphan, ExportedRank, ExportedTier
 from kvevents.sequence import Position
 from kvevents.source_events import Checkpoint
 
+__all__ = ["Snapshot", "SnapshotError", "decode", "encode", "fingerprint"]
+
 VERSION = 2
-"""Of everything behind it. How keys are made has no part in it: the fingerprint changes with that."""
+"""The version of the format. How keys are made is no part of it: the fingerprint changes with that."""
 
 OLDEST_VERSION = 1
-"""That can still be read: version 2 added `lookahead`, which is 0 for all ranks that version 1 was written of."""
+"""The oldest version that can be read: version 2 added `lookahead`, which is 0 for every rank of version 1."""
 
 FINGERPRINT_BYTES = 16
 
-_MAGIC = b"kvproxy\x93"  # no text, so that an editor leaves it alone
+# Not text, so that an editor leaves the file alone.
+_MAGIC = b"kvproxy\x93"
 _HEAD = struct.Struct(f"<8sI{FINGERPRINT_BYTES}s")
 _DIGEST_BYTES = 32
 _UINT64 = np.dtype("<u8")
-_PIECE = 4096  # hashes
+# Hashes packed or read by one call: `encode` runs in a thread, and a long call would keep all others from running.
+_PIECE = 4096
 
 
 class SnapshotError(ValueError):
-    """The bytes are no snapshot that can be used; the message says why, for people."""
+    """The bytes are not a usable snapshot; the message says why, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +100,9 @@ _decode = msgspec.msgpack.Decoder(_Body).decode
 
 
 def fingerprint(hasher: BlockHasher) -> bytes:
-    """The same for two hashers exactly when they make the same keys: of one secret, and in one way.
+    """The same for two hashers exactly when they make the same keys: from one secret, in one way.
 
-    Tells nothing of the secret to whoever cannot guess it: it is random, and this a hash of 60 bits times hundreds.
+    It does not help to find the secret, which is random: it is a hash of some hundred keys that were made with it.
     """
     prompt = Prompt(range(1000), lora_name="adapter", cache_salt="salt")
     run = BlockStored([1, 2], None, [1, 2, 3, 4], 2, extra_keys=[["adapter", ["image", 7]], None])
@@ -176,9 +180,6 @@ def decode(data: bytes, made_with: bytes) -> Snapshot:
 
 
 # ---- columns ----------------------------------------------------------------------------------------------
-
-
-# Piece by piece: they are made in a thread, and no single call should keep the others from running for long.
 
 
 def _column(hashes: Sequence[EngineHash]) -> _Column:

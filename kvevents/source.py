@@ -1,9 +1,9 @@
 """A batch is applied only when every batch of the same process before it was applied, or known to be lost.
 
-The pure half of a subscription: it is told what happened on the sockets and answers with what to do. Every
-replay starts AT the last batch applied: if the engine does not send that very payload again, another process
-is behind the address and all that was known of it is wrong. The same proves that a process is the one that a
-checkpoint was taken of before we were restarted.
+The pure half of a subscription: it is told what happened on the sockets and answers with what to do. Every replay starts
+AT the last batch applied: if the engine does not send that very payload again, another process is behind the address and
+all that was known of the rank is wrong. After a restart of ours the same comparison proves a checkpoint.
+docs/adr/0002-when-an-index-is-exact.md has the transitions as a table, with the reasons.
 """
 
 from collections import deque
@@ -13,11 +13,6 @@ from dataclasses import dataclass
 from kvevents.decoder import Message
 from kvevents.sequence import Contiguous, Gap, Position, Repeat, Restarted, digest, judge, position
 from kvevents.source_events import (
-    DAMAGED,
-    GAP,
-    NEW_PROCESS,
-    REBUILD,
-    UNVERIFIED,
     Action,
     Apply,
     AskReplay,
@@ -36,6 +31,7 @@ from kvevents.source_events import (
     Replayed,
     ReplayEnded,
     Retire,
+    RetireReason,
     SourceEvent,
     State,
     StateChanged,
@@ -44,15 +40,17 @@ from kvevents.source_events import (
 )
 
 MAX_WAITING_BYTES = 64 << 20
-"""Live messages kept while a replay runs; beyond that they are asked for again."""
-MAX_WAITING = 10_000
-"""The same as a number: vLLM's replay buffer (KVEventsConfig.buffer_steps) holds as many."""
+"""Bytes of live messages kept while a replay runs; if more come, all are dropped and asked for again."""
 
-_TRIES = 3  # unanswered requests before the index is rebuilt from live messages alone
-_MAX_REPLAYED = 100_000  # the depth of vLLM's own live queue (KVEventsConfig.hwm)
-_MAX_ROUNDS = (
-    64  # replays in a row; then a publisher that changes under our hands is left until the next probe
-)
+MAX_WAITING = 10_000
+"""Live messages kept likewise: as many as vLLM's replay buffer holds (KVEventsConfig.buffer_steps)."""
+
+# Unanswered requests before the rank is built from live messages alone.
+_MAX_TRIES = 3
+# Digests of replayed batches kept: the depth of vLLM's own live queue (KVEventsConfig.hwm).
+_MAX_REPLAYED = 100_000
+# Replays in a row; then a publisher that changes all the time is left alone until the next probe.
+_MAX_ROUNDS = 64
 
 
 @dataclass(slots=True)
@@ -69,7 +67,7 @@ class _Round:
 
 
 class Source:
-    """The state of one publisher as far as we heard it."""
+    """What is known of one publisher."""
 
     def __init__(
         self,
@@ -78,8 +76,8 @@ class Source:
         resume: Checkpoint | None = None,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
-        """`can_replay`: there is a replay endpoint to ask. `resume`: what the index holds is known up to there,
-        of a process that has yet to be found behind the address.
+        """`can_replay`: there is a replay endpoint. `resume`: the index holds what was known at that checkpoint, of a
+        process that has yet to be found behind the address.
         """
         self._can_replay = can_replay
         self._max_waiting_bytes = max_waiting_bytes
@@ -106,7 +104,7 @@ class Source:
 
     @property
     def state(self) -> State:
-        """What the slots are worth once all actions given out so far are done."""
+        """What the rank's slots are worth once all actions given out so far are carried out."""
         if not self._connected or self._doubt:
             return State.UNKNOWN
         if self._since_start:
@@ -115,7 +113,7 @@ class Source:
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """How far all actions given out so far lead; None if there is nothing to go on from, or no way to prove it."""
+        """How far the index is brought by all actions given out so far; None if no later process could go on from there."""
         if self._last is None or self._unproven or not self._can_replay:
             return None
         return Checkpoint(self._last, self._since_start, self._incomplete)
@@ -127,12 +125,12 @@ class Source:
 
     @property
     def replaying(self) -> bool:
-        """A replay was asked for and has not ended."""
+        """Whether a replay was asked for and has not ended."""
         return self._round is not None
 
     @property
     def incomplete(self) -> bool:
-        """A probe is wanted even if live messages keep coming."""
+        """Whether the next probe is due even if live messages keep coming."""
         return self._can_replay and self._connected and (self._incomplete or self._doubt)
 
     def handle(self, event: SourceEvent) -> list[Action]:
@@ -178,7 +176,7 @@ class Source:
             self._doubt = True
             yield self._ask()
         else:
-            yield from self._forget(UNVERIFIED)
+            yield from self._forget(RetireReason.UNVERIFIED)
 
     def _on_disconnected(self) -> Iterator[Action]:
         self._connected = False
@@ -191,7 +189,7 @@ class Source:
         if not self._connected:
             return
         if not self._can_replay:
-            yield from self._forget(UNVERIFIED)
+            yield from self._forget(RetireReason.UNVERIFIED)
             return
         self._doubt = True
         if self._round is None or self._round.received:
@@ -203,9 +201,9 @@ class Source:
             # The next batch still follows the last one; what came before it is not known any more.
             if self._last is not None:
                 self._since_start = False
-                yield Retire(REBUILD)
+                yield Retire(RetireReason.REBUILD)
             return
-        yield from self._forget(REBUILD)
+        yield from self._forget(RetireReason.REBUILD)
         if self._connected:
             self._doubt = True
             self._rounds = self._tries = 0
@@ -215,7 +213,7 @@ class Source:
         # The next batch still follows the last one, and the same bytes would come again if they were asked for.
         self._since_start = False
         if damage is Damage.STALE and self._last is not None:
-            yield Retire(DAMAGED)
+            yield Retire(RetireReason.DAMAGED)
 
     # ---- live messages ------------------------------------------------------------------------------------
 
@@ -241,7 +239,7 @@ class Source:
             case Gap(missing=missing):
                 yield from self._on_gap(message, missing)
             case Restarted():
-                yield from self._forget(NEW_PROCESS)
+                yield from self._forget(RetireReason.NEW_PROCESS)
                 if message.number == 0:
                     self._since_start = True
                     self._doubt = self._incomplete = False
@@ -260,7 +258,7 @@ class Source:
             self._wait(message, first=True)
             yield self._ask()
             return
-        yield from self._forget(GAP)
+        yield from self._forget(RetireReason.GAP)
         self._doubt = False
         yield self._apply(message)
 
@@ -272,7 +270,7 @@ class Source:
             return
         current.received += 1
         if current.fresh and current.received == 1:
-            yield from self._forget(REBUILD)
+            yield from self._forget(RetireReason.REBUILD)
         if self._last is None:
             self._since_start = message.number == 0
             self._incomplete = False
@@ -292,11 +290,11 @@ class Source:
                 current.broken = True
             case Contiguous() | Gap():
                 # The last batch is not in the buffer any more, and all that is left begins here.
-                yield from self._forget(GAP)
+                yield from self._forget(RetireReason.GAP)
                 current.verified = True
                 yield self._apply_replayed(current, message)
             case Restarted() if self._rounds < _MAX_ROUNDS:
-                yield from self._forget(NEW_PROCESS)
+                yield from self._forget(RetireReason.NEW_PROCESS)
                 yield self._ask()
             case Restarted():
                 current.broken = True
@@ -310,18 +308,18 @@ class Source:
             yield ReplayDone(0, complete=False)
             if self._doubt:
                 self._tries += 1
-                if self._tries < _TRIES:
+                if self._tries < _MAX_TRIES:
                     yield self._ask(fresh=ended.fresh)
                     return
-                yield from self._forget(UNVERIFIED)
+                yield from self._forget(RetireReason.UNVERIFIED)
                 self._incomplete = self._fruitless = True
         elif not ended.received and not ended.fresh:
-            yield from self._forget(NEW_PROCESS)
+            yield from self._forget(RetireReason.NEW_PROCESS)
             yield self._ask()
             return
         else:
             if not ended.received:
-                yield from self._forget(REBUILD)
+                yield from self._forget(RetireReason.REBUILD)
                 self._since_start, self._incomplete = True, False
             whole = marker and not ended.broken
             yield ReplayDone(ended.applied, complete=whole)
@@ -360,7 +358,7 @@ class Source:
         self._last = position(message.number, message.payload)
         return Apply(message)
 
-    def _forget(self, why: str) -> Iterator[Action]:
+    def _forget(self, why: RetireReason) -> Iterator[Action]:
         known = self._last is not None
         self._last = None
         self._since_start = self._unproven = False

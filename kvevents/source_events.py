@@ -1,4 +1,4 @@
-"""What a source can be told and what it can answer: the words of `kvevents.source`, without its mind."""
+"""What a source can be told and what it can answer: the inputs and actions of the state machine in `kvevents.source`."""
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -18,31 +18,47 @@ class State(StrEnum):
     """Not connected, or in doubt until a replay has answered."""
 
 
+class RetireReason(StrEnum):
+    """Why all blocks of a rank were forgotten."""
+
+    NEW_PROCESS = "new_process"
+    """Another engine process publishes at the address; its cache began empty."""
+    GAP = "gap"
+    """Batches were lost, and the engine cannot replay them any more."""
+    UNVERIFIED = "unverified"
+    """No replay could show that the process is the one whose batches were applied."""
+    REBUILD = "rebuild"
+    """The rank is built anew: `Subscriber.rebuild` asked for it, or a replay from number 0 has begun to arrive."""
+    DAMAGED = "damaged"
+    """A batch that could not be read may have removed blocks."""
+
+
 class Resumed(StrEnum):
-    """What became of what was known from before we were started."""
+    """What became of the blocks that a subscriber's `resume` loaded into the index."""
 
     NONE = "none"
-    """There was nothing."""
+    """Nothing was loaded."""
     UNPROVEN = "unproven"
-    """It is loaded, and worth nothing until a replay has shown that the engine's process is the same."""
+    """They are loaded, and the rank is `unknown` until a replay has shown that the engine's process is the same."""
     RESTORED = "restored"
+    """The engine's process is the same: they count."""
     STALE = "stale"
-    """It was forgotten."""
+    """They were forgotten; `Subscriber.stale_because` says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """How far a source was applied: all that another process of ours must know of it to go on from there."""
+    """How far a source was applied: all that a later process must know, besides the blocks, to go on from there."""
 
     position: Position
     since_start: bool
-    """Everything from number 0 on was applied."""
+    """Everything from number 0 on, or from a reset on, was applied."""
     incomplete: bool
     """A replay from number 0 went unanswered, and another try is due."""
 
 
 class Damage(IntEnum):
-    """What a batch that was not fully understood did to what is known of its rank; the worst is the largest."""
+    """What a batch that could not be read in full did to what is known of its rank; the worst is the largest."""
 
     NONE = 0
     MISSING = 1
@@ -87,12 +103,12 @@ class ReplayEnded:
 
 @dataclass(frozen=True, slots=True)
 class Suspected:
-    """Somebody has evidence that another process is behind the address."""
+    """There is evidence from elsewhere that another process is behind the address."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeDue:
-    """The source was idle for a while, or is due another try to be completed."""
+    """The source was idle for a while, or it is time to try again to complete it."""
 
     settling: bool = False
     """The connection is young, so batches may be on their way all the same."""
@@ -100,17 +116,17 @@ class ProbeDue:
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """An applied batch was not fully understood."""
+    """An applied batch could not be read in full."""
 
     damage: Damage
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """Somebody has evidence that what was built from this source's batches is wrong: forget it all and begin again."""
+    """There is evidence from elsewhere that what the index holds of this source is wrong: forget it and begin again."""
 
     replay: bool
-    """From the first batch that can be had; else from the next live one, because a replay has led here before."""
+    """Begin with the oldest batch that can be replayed; else with the next live one, because a replay has led here before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +159,14 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Forget all blocks of this source; `why` is one of the constants below."""
+    """Forget all blocks of this source."""
 
-    why: str
+    why: RetireReason
 
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """The publisher is the process that the checkpoint was taken of: what was known then is true, and goes on."""
+    """The publisher is the process that the checkpoint was taken of: what was loaded is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +198,9 @@ class ReplayDone:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """The source's slots are worth something else now."""
+    """What the source's slots are worth has changed."""
 
     state: State
 
 
 Action = Apply | Retire | Proven | AskReplay | StopReplay | GapSeen | ReplayDone | StateChanged
-
-NEW_PROCESS = "new_process"
-GAP = "gap"
-UNVERIFIED = "unverified"
-REBUILD = "rebuild"
-DAMAGED = "damaged"

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from kvevents.change import Change
 from kvevents.engine_cache import DEFAULT_TIER
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Reason
 from kvevents.observer import NullObserver
-from kvevents.prefix_index import Change, PrefixIndex
-from kvevents.source_events import NEW_PROCESS, State
+from kvevents.prefix_index import PrefixIndex
+from kvevents.source_events import RetireReason, State
 
 _SHOWN_TOKENS = 8
 _SHOWN_HASHES = 2
@@ -37,7 +38,7 @@ class Tail(NullObserver):
         self._ts_s = 0.0
         self._replayed = False
         self.ended = False
-        """What the index is worth is of no interest any more."""
+        """Set when the command ends: changes of state are not shown any more."""
         self.batches = 0
         self.stored = 0
         self.removed = 0
@@ -146,8 +147,8 @@ class Tail(NullObserver):
         if not self.ended:
             self._mark({"type": "state", "state": state}, f"index is {state}", _CYAN)
 
-    def retired(self, *, instance: str, rank: int, why: str) -> None:
-        if why == NEW_PROCESS:
+    def retired(self, *, instance: str, rank: int, why: RetireReason) -> None:
+        if why == RetireReason.NEW_PROCESS:
             self.restarts += 1
             text = "RESTART: another process publishes here, all blocks forgotten"
         else:

@@ -1,7 +1,7 @@
-"""Events that have nothing to do with each other change the index together, and it ends up the same.
+"""Events of one block each change the index in groups, and it ends up as if they had come one by one.
 
-An engine with a full cache tells of each block that it evicts, and of each that a sequence has filled, by an event of
-its own, one by one in turn. Made into one removal and one list of single blocks they cost half as much.
+An engine with a full cache tells of each block that it evicts, and of each that a sequence has filled, by an event of its own, in
+turn. As one removal and one list of single blocks they cost half as much.
 
 Removals come first. That is right as long as none of them names a block, or the parent of a block, that was stored
 before it in the same group, and no block waits for its parent; else a new group begins.
@@ -12,10 +12,11 @@ from typing import TypeAlias
 
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Event, Reason
 
-MOST_TOGETHER = 128
+MAX_EVENTS = 128
 """Events of one group."""
-MOST_TOKENS = 8192
-"""Of one group: about half a millisecond."""
+
+MAX_TOKENS = 8192
+"""Tokens of one group: about half a millisecond."""
 
 Piece: TypeAlias = Event | Reason | list[BlockStored]
 
@@ -55,7 +56,7 @@ class _Group:
     def takes_stored(self, event: BlockStored) -> bool:
         if not self._stored:
             return self._is_open()
-        fits = self._tokens + len(event.token_ids) <= MOST_TOKENS
+        fits = self._tokens + len(event.token_ids) <= MAX_TOKENS
         return self._is_open() and fits and self._stored[0].medium == event.medium
 
     def takes_removed(self, event: BlockRemoved) -> bool:
@@ -89,7 +90,7 @@ class _Group:
             yield stored[0]
 
     def _is_open(self) -> bool:
-        return len(self._removed) + len(self._stored) < MOST_TOGETHER
+        return len(self._removed) + len(self._stored) < MAX_EVENTS
 
 
 def _tier(event: BlockRemoved) -> tuple[str | None, int | None]:

@@ -5,17 +5,19 @@ import time
 from collections.abc import Callable
 from itertools import islice
 
-_TURN_S = 0.002  # of applying events between two turns of the loop
-_OTHERS = 4  # turns of the loop between two long ones: a request needs dozens
-_SHARE = 0.25  # of what those turns took, where requests keep the loop busy: events must not starve; of all time for sweeping
-_LONGEST_TURN_S = 0.005
-_REPLAYS = (
-    4  # of subscribers that share turns, at once: what is replayed faster than it is applied fills memory
-)
+# A turn of applying events, unless others keep the loop busy.
+_TURN_S = 0.002
+_MAX_TURN_S = 0.005
+# Turns of the event loop between two long turns of ours: a request needs dozens.
+_OTHERS = 4
+# The share of time for applying events where others keep the loop busy, so that events do not starve; and for sweeping.
+_SHARE = 0.25
+# Replays at once, of all subscribers that share turns: what is replayed faster than it is applied fills memory.
+_MAX_REPLAYS = 4
 
 
 class Turns:
-    """Of all subscribers that share it, one has the turn."""
+    """Of all subscribers that share it, one at a time has the turn; a few at a time have a replay."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()  # first come, first served
@@ -28,11 +30,11 @@ class Turns:
 
     @property
     def may_replay(self) -> bool:
-        """Whether a place is free and nobody waits for it."""
-        return self._replays + len(self._waiting) < _REPLAYS
+        """Whether a place for a replay is free and nobody waits for it."""
+        return self._replays + len(self._waiting) < _MAX_REPLAYS
 
     def begin_replay(self, wake: asyncio.Event) -> bool:
-        """Take one of few places, first come, first served; False: `wake` is set when its turn has come."""
+        """Take one of the few places for replays, first come, first served. False: `wake` is set when one is free for it."""
         self._waiting.setdefault(wake)
         if wake not in self._next():
             return False
@@ -68,7 +70,7 @@ class Turns:
         wake.set()
 
     def _next(self) -> list[asyncio.Event]:
-        return list(islice(self._waiting, max(0, _REPLAYS - self._replays)))
+        return list(islice(self._waiting, max(0, _MAX_REPLAYS - self._replays)))
 
     def _wake(self) -> None:
         for wake in self._next():
@@ -76,7 +78,7 @@ class Turns:
 
     @property
     def over(self) -> bool:
-        """The turn has lasted long enough."""
+        """Whether the turn has lasted long enough."""
         return time.monotonic() >= self._ends_at
 
     async def begin(self) -> None:
@@ -94,7 +96,7 @@ class Turns:
         except asyncio.CancelledError:
             self._lock.release()
             raise
-        self._ends_at = time.monotonic() + min(max(_TURN_S, _SHARE * others_s), _LONGEST_TURN_S)
+        self._ends_at = time.monotonic() + min(max(_TURN_S, _SHARE * others_s), _MAX_TURN_S)
 
     def end(self) -> None:
         """Give the turn to the next, who begins when the event loop has run others for a while, if it was a long one."""
@@ -104,7 +106,7 @@ class Turns:
 
 
 async def sweep_away(sweep: Callable[[], bool]) -> None:
-    """Sweep until nothing is left; others have the event loop most of the time."""
+    """Call `sweep` until it is False; others have the event loop most of the time."""
     begun = time.monotonic()
     while sweep():
         await asyncio.sleep(_pause_after(time.monotonic() - begun))

@@ -1,6 +1,6 @@
-"""What is open is closed, and nothing here waits in a receive: messages are taken as far as they have come.
+"""Every socket that is opened is closed, and nothing waits in a receive: messages are taken as far as they have come.
 
-The only module that speaks ZeroMQ. Sockets are polled and then drained without waiting, a bounded number at a time:
+This is the only module that speaks ZeroMQ. Sockets are polled and then drained without waiting, a bounded number at a time:
 a receive that waits can lose a message when it is cancelled, and one on a busy socket never lets the loop run.
 """
 
@@ -18,22 +18,27 @@ from kvevents.decoder import MAX_PAYLOAD_BYTES
 
 log = logging.getLogger(__name__)
 
-DRAIN = 256
-"""Messages of one socket between two turns of the loop."""
+MAX_DRAINED = 256
+"""Messages taken of one socket between two turns of the event loop."""
 
 # Messages that ZeroMQ holds for us. More live ones stay with the publisher, whose own queue has 100 000 (vLLM's
 # KVEventsConfig.hwm); a ROUTER that cannot send loses what it replays.
 _LIVE_HWM = 1_000
 _REPLAY_HWM = 100_000
 _RECONNECT_MS = 100
-_RECONNECT_MAX_MS = 500  # a restarted engine is heard within a second
+# A restarted engine is heard within a second.
+_MAX_RECONNECT_MS = 500
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
-_DRAIN_BYTES = 1 << 20  # beyond which no more of them are taken
-_SOCKETS = 65_535  # of one context: up to four for each source, and ZeroMQ's own limit is 1023
-_numbers = itertools.count()  # names of monitors: one that was closed may be taken for a while
+# Once so many bytes were taken of a socket, the next message waits for another turn.
+_MAX_DRAINED_BYTES = 1 << 20
+# Sockets of one context: up to four for each source. ZeroMQ's own limit is 1023.
+_MAX_SOCKETS = 65_535
+# Names of monitors: the name of one that was closed may be taken for a while.
+_numbers = itertools.count()
 _LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-_WRONG = (zmq.ZMQError, UnicodeEncodeError)  # addresses that cannot be used, and no sockets left
+# What opening raises for an address that cannot be used, or when no socket is left.
+_CANNOT_OPEN = (zmq.ZMQError, UnicodeEncodeError)
 
 
 class CannotOpenError(Exception):
@@ -60,7 +65,7 @@ Context = zmq.Context[zmq.Socket[bytes]]
 def open_context() -> Context:
     """A context with room for the sockets of some thousand sources."""
     context: Context = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, _SOCKETS)
+    context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
     return context
 
 
@@ -80,7 +85,7 @@ class Wire:
             self._sub.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
             self._sub.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
             self._sub.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-            self._sub.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+            self._sub.setsockopt(zmq.RECONNECT_IVL_MAX, _MAX_RECONNECT_MS)
             monitored = f"inproc://links-{next(_numbers)}"
             self._sub.monitor(monitored, _LINK_EVENTS)
             self._monitor = self._new(zmq.PAIR, monitored)
@@ -90,12 +95,12 @@ class Wire:
                 self._sub.bind(address.endpoint)
             else:
                 self._sub.connect(address.endpoint)
-        except _WRONG as error:
+        except _CANNOT_OPEN as error:
             self.close()
             raise CannotOpenError(str(error)) from error
 
     async def wait(self, timeout_s: float) -> None:
-        """Until a socket is readable, somebody sets `wake`, or the time has passed."""
+        """Wait until a socket is readable, `wake` is set, or the time has passed."""
         if timeout_s > 0 and not any(_is_readable(socket) for socket in self._open):
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
@@ -103,23 +108,23 @@ class Wire:
         self._wake.clear()
 
     def live(self, limit: int) -> list[list[bytes]]:
-        """Messages that have arrived."""
+        """The frames of up to `limit` live messages that have arrived."""
         return list(_received(self._sub, limit))
 
     def discard(self) -> None:
-        """Take all messages that have arrived, for nothing."""
-        for _ in range(2 * _LIVE_HWM // DRAIN):
-            if not self.live(DRAIN):
+        """Drop all live messages that have arrived."""
+        for _ in range(2 * _LIVE_HWM // MAX_DRAINED):
+            if not self.live(MAX_DRAINED):
                 return
 
     def links(self) -> Iterator[bool]:
         """True for a handshake, False for a connection lost, in order."""
-        for frames in _received(self._monitor, DRAIN):
+        for frames in _received(self._monitor, MAX_DRAINED):
             # zmq_socket_monitor(3): a 16-bit event, a 32-bit value.
             yield struct.unpack("=Hi", frames[0])[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
     def connect_again(self) -> None:
-        """Begin anew at an address that is connected to and where nobody answers."""
+        """Connect anew where nobody answers; an address that was bound stays so."""
         if not self._address.bind:
             with suppress(zmq.ZMQError):
                 self._sub.disconnect(self._address.endpoint)
@@ -127,7 +132,7 @@ class Wire:
                 self._sub.connect(self._address.endpoint)
 
     def ask_replay(self, start: int) -> None:
-        """Ask on a new socket, so that nothing of an older replay can come."""
+        """Ask for all batches from `start` on, on a new socket, so that nothing of an older replay can come."""
         self.stop_replay()
         endpoint = self._address.replay_endpoint
         if endpoint is None:
@@ -137,7 +142,7 @@ class Wire:
             self._replay.rcvhwm = _REPLAY_HWM
             self._replay.connect(endpoint)
             self._replay.send_multipart([b"", start.to_bytes(8, "big")], zmq.NOBLOCK)
-        except _WRONG as error:
+        except _CANNOT_OPEN as error:
             log.debug("cannot ask %s for a replay: %s", endpoint, error)
 
     def next_replayed(self) -> list[bytes] | None:
@@ -190,7 +195,7 @@ def _is_readable(socket: "zmq.Socket[bytes]") -> bool:
 
 
 def _received(socket: "zmq.Socket[bytes]", limit: int) -> Iterator[list[bytes]]:
-    left_bytes = _DRAIN_BYTES
+    left_bytes = _MAX_DRAINED_BYTES
     for _ in range(limit):
         try:
             frames = socket.recv_multipart(zmq.NOBLOCK)

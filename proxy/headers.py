@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from kvevents.events import REPORT_SESSION
+from kvevents import REPORT_SESSION
 
 REQUEST_ID = "X-Request-Id"
 REQUEST_TIMEOUT_MS = "X-Request-Timeout-Ms"

@@ -203,7 +203,7 @@ def forgetting(index: PrefixIndex) -> None:
 
 class _Exact:
     state = "exact"
-    retirements = 0
+    epoch = 0
 
 
 def decisions() -> None:

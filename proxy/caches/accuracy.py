@@ -36,8 +36,8 @@ class Source(Protocol):
         ...
 
     @property
-    def retirements(self) -> int:
-        """How often all that was known had to be forgotten."""
+    def epoch(self) -> int:
+        """One more whenever all blocks were forgotten because another process may be behind the address."""
         ...
 
 
@@ -252,7 +252,7 @@ class Accuracy:
             while of.pending and of.pending[0].due_at + patience_s <= now:
                 changes += self._change(of, self._judge(of.pending.popleft(), now), now)
             if told is not None:
-                step = of.trust.look(now, forgotten=told.retirements, known=known)
+                step = of.trust.look(now, forgotten=told.epoch, known=known)
                 changes += self._change(of, step, now)
         return changes
 

@@ -8,7 +8,7 @@ import logging
 import re
 from typing import Protocol
 
-from kvevents.prefix_index import PrefixIndex
+from kvevents import PrefixIndex
 from proxy.errors import LegError
 from proxy.fleet.instances import MOST_RANKS, Instance
 from proxy.upstream.metrics_page import lines_of
@@ -51,12 +51,12 @@ class Capacities:
         self._engines = engines
         self._index = index
         self._timeout_s = timeout_s
-        self._asked: dict[str, int] = {}  # address -> retirements of its sources when its answer came
+        self._asked: dict[str, int] = {}  # address -> `_epoch` when its answer came
         self._told: dict[str, set[int]] = {}
 
     def due(self, instance: Instance, *, came_up: bool) -> bool:
         """Whether to ask: it came up, it has not answered yet, or it is another process than when it answered."""
-        return came_up or self._asked.get(instance.address) != _retirements(instance)
+        return came_up or self._asked.get(instance.address) != _epoch(instance)
 
     async def listed(self, address: str) -> int | None:
         """How many ranks an engine's metrics list, 0 if they list none; None if they do not answer. Raises nothing."""
@@ -69,7 +69,7 @@ class Capacities:
 
     async def learn(self, instance: Instance) -> None:
         """Ask one engine. Raises nothing; one that does not answer keeps what was known of it."""
-        retirements = _retirements(instance)
+        epoch = _epoch(instance)
         try:
             page = await self._engines.get_text(instance.address, METRICS, self._timeout_s)
         except LegError as error:
@@ -77,7 +77,7 @@ class Capacities:
             return
         if not instance.sources:
             return  # it has left meanwhile
-        self._asked[instance.address] = retirements
+        self._asked[instance.address] = epoch
         capacities = read_capacities(page)
         for rank in self._told.get(instance.address, set()) - capacities.keys():
             self._index.set_capacity(instance.address, rank, None)
@@ -92,5 +92,6 @@ class Capacities:
             self._index.set_capacity(instance.address, rank, None)
 
 
-def _retirements(instance: Instance) -> int:
-    return sum(source.retirements for source in instance.sources.values())
+def _epoch(instance: Instance) -> int:
+    """The epochs of all its sources together."""
+    return sum(source.epoch for source in instance.sources.values())

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from kvevents import SourceAddress
+from kvevents.subscriber import SourceAddress
 from proxy.caches.told import MOST_TOLD_RANKS, NotAllowedError, ToldRules, is_loopback, read_endpoint
 from proxy.config import InstanceSpec
 from proxy.fleet.instances import MOST_RANKS

@@ -5,17 +5,8 @@ import enum
 import logging
 from typing import Any, NamedTuple, Protocol
 
-from kvevents import (
-    Observer,
-    PrefixIndex,
-    Reason,
-    Resume,
-    SourceAddress,
-    Subscriber,
-    Turns,
-    open_context,
-    sweep_away,
-)
+from kvevents import Observer, PrefixIndex, Reason
+from kvevents.subscriber import Resume, SourceAddress, Subscriber, Turns, open_context, sweep_away
 from proxy.caches import capacity
 from proxy.caches.capacity import METRICS, Capacities
 from proxy.caches.event_addresses import read_sources, told_sources
@@ -104,8 +95,9 @@ class _Feed:
         )
 
     @property
-    def retirements(self) -> int:
-        return self.subscriber.retirements - self.subscriber.damages
+    def epoch(self) -> int:
+        """One more for each process that may be another one: a batch that cannot be read says nothing of that."""
+        return self.subscriber.epoch - self.subscriber.damages
 
     async def stop(self) -> None:
         self.task.cancel()

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import msgspec
 
-from kvevents.events import REPORT_SESSION
+from kvevents import REPORT_SESSION
 from proxy.request.body import Body, Encoded
 
 MAX_PARAMS_BYTES = 4 << 20

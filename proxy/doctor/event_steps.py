@@ -1,6 +1,6 @@
 """Pure: what was heard of an engine's KV events, and what became of the probe, become findings."""
 
-from kvevents.events import Reason
+from kvevents import Reason
 from proxy.doctor.accuracy_step import accuracy
 from proxy.doctor.engine_steps import EVENTS_CONFIG, refused_words
 from proxy.doctor.facts import EngineFacts, RankFacts, Trouble

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvevents import Context
+from kvevents.subscriber import Context
 from proxy.caches.told import ToldRules
 from proxy.config import Config, InstanceSpec, WhenNoPrefill
 from proxy.connectors import CONNECTORS

@@ -9,23 +9,19 @@ from collections import Counter
 from collections.abc import Callable
 
 from kvevents import (
+    DEFAULT_TIER,
     BlockRemoved,
     BlockStored,
     Change,
-    Context,
     NullObserver,
     PrefixIndex,
     Prompt,
     Reason,
-    SourceAddress,
-    Subscriber,
+    RetireReason,
 )
-from kvevents.source_events import GAP, NEW_PROCESS
+from kvevents.subscriber import Context, SourceAddress, Subscriber
 from proxy.doctor.runs import Search
 from proxy.tasks import TaskOwner
-
-MAIN_TIER = "GPU"
-"""As the placement counts: blocks of other tiers must be loaded first."""
 
 NEVER_S = 3600.0
 """The subscriber must not ask for replays by itself: a probe's event has to come live."""
@@ -95,7 +91,8 @@ class Listener(NullObserver):
         if not size:
             return 0
         slots = self._index.match(prompt).items()
-        found = max((tokens for slot, tokens in slots if slot.tier == MAIN_TIER), default=0)
+        # As the placement counts: blocks of other tiers must be loaded first.
+        found = max((tokens for slot, tokens in slots if slot.tier == DEFAULT_TIER), default=0)
         return min(found, max(0, len(prompt.token_ids) - 1) // size * size)
 
     def asked_in_vain(self, tries: int) -> bool:
@@ -156,8 +153,10 @@ class Listener(NullObserver):
         else:
             self.replay_failures += 1
 
-    def retired(self, *, instance: str, rank: int, why: str) -> None:  # noqa: ARG002
-        self.contradicted = self.contradicted or (why in {NEW_PROCESS, GAP} and self.replayed is not None)
+    def retired(self, *, instance: str, rank: int, why: RetireReason) -> None:  # noqa: ARG002
+        self.contradicted = self.contradicted or (
+            why in {RetireReason.NEW_PROCESS, RetireReason.GAP} and self.replayed is not None
+        )
 
 
 def port_taken(address: SourceAddress) -> bool:

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvevents import Context, Prompt, SourceAddress
+from kvevents import Prompt
+from kvevents.subscriber import Context, SourceAddress
 from proxy.caches.event_addresses import told_sources
 from proxy.caches.told import ToldRules
 from proxy.connectors.base import read_answer

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kvevents.contents import UnkeyableRun, token_array
-from kvevents.events import BlockStored, EngineHash
+from kvevents import BlockStored, EngineHash
 
 MARK_TOKENS = 8
 """So many tokens in a row of a probe of random words are in no other prompt."""
@@ -65,10 +64,9 @@ class Search:
             self.block_size = event.block_size
         if not self._mark:
             return
-        try:
-            tokens = token_array(event.token_ids)
-        except UnkeyableRun:
-            return  # no engine's tokens
+        tokens = _array_of(event.token_ids)
+        if tokens is None:
+            return
         chain = self._followed(event.parent_block_hash)
         if chain is None:
             if self._count >= MAX_CHAINS:
@@ -134,10 +132,16 @@ class _Chain:
 
 def _bytes_of(tokens: Sequence[int]) -> bytes:
     """The tokens, four bytes each; none if one of them is no engine's."""
+    read = _array_of(tokens)
+    return b"" if read is None else read.tobytes()
+
+
+def _array_of(tokens: Sequence[int]) -> "array[int] | None":
+    """The tokens, 32 bits each; None if one of them is no engine's."""
     try:
-        return token_array(tokens).tobytes()
-    except UnkeyableRun:
-        return b""
+        return array("I", tokens)
+    except (OverflowError, TypeError):
+        return None
 
 
 def _is_in(mark: bytes, tokens: "array[int]") -> bool:

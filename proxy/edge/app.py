@@ -14,8 +14,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from kvevents.block_keys import BlockHasher
-from kvevents.prefix_index import PrefixIndex
+from kvevents import BlockHasher, PrefixIndex
 from proxy.admission import BodyBudget, Gate
 from proxy.caches.accuracy import Accuracy
 from proxy.caches.believing import Believing

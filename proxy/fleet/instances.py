@@ -65,8 +65,8 @@ class SourceView(Protocol):
         ...
 
     @property
-    def retirements(self) -> int:
-        """How often all that was known had to be forgotten."""
+    def epoch(self) -> int:
+        """One more whenever all blocks were forgotten because another process may be behind the address."""
         ...
 
 

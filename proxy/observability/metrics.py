@@ -11,9 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kvevents.events import Reason
-from kvevents.observer import NullObserver
-from kvevents.prefix_index import PrefixIndex
+from kvevents import NullObserver, PrefixIndex, Reason
 from proxy.config import WhenNoPrefill
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Fleet, Status

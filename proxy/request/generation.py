@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from kvevents.events import REPORT_SESSION
+from kvevents import REPORT_SESSION
 from proxy.errors import BadRequestError, cut
 from proxy.request.body import MAX_SCALAR_BYTES, Body
 from proxy.request.json_pieces import lists_of_numbers

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from kvevents.block_keys import Prompt
-from kvevents.prefix_index import PrefixIndex
+from kvevents import PrefixIndex, Prompt
 from proxy.caches.accuracy import Accuracy, Comparison
 from proxy.caches.expected import PredictedBlocks
 from proxy.config import MAIN_TIER, Admission
@@ -207,7 +206,7 @@ class Placement:
         cached = {(s.instance, s.rank): tokens for s, tokens in match.items() if s.tier == MAIN_TIER}
         slower: dict[tuple[str, int], dict[str, int]] = {}
         if prompt is not None and phase is Phase.PREFILL and self._tier_costs:
-            slower = self._index.beyond(prompt, tuple(self._tier_costs), MAIN_TIER)
+            slower = self._index.match_slower(prompt, tuple(self._tier_costs), MAIN_TIER)
         found = []
         need = self.need(question)
         now = self._clock()

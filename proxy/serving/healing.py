@@ -19,9 +19,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from kvevents.block_keys import Prompt
-from kvevents.prefix_index import PrefixIndex
-from kvevents.slots import Slot
+from kvevents import PrefixIndex, Prompt, Slot
 from proxy.config import MAIN_TIER
 from proxy.connectors import Handoff, asking_for_report
 from proxy.fleet.instances import Fleet, Instance
@@ -84,9 +82,9 @@ class _Unconfirmed(NamedTuple):
 
 
 class _Rank:
-    def __init__(self, instance: Instance, retirements: int) -> None:
+    def __init__(self, instance: Instance, epoch: int) -> None:
         self.instance = instance
-        self.retirements = retirements
+        self.epoch = epoch
         self.budget = BURST
         self.suspects: OrderedDict[int, None] = OrderedDict()
         self.unconfirmed: deque[_Unconfirmed] = deque(maxlen=MOST_UNCONFIRMED)
@@ -181,12 +179,12 @@ class Healing:
             return None
         at = (chosen.instance, chosen.rank)
         rank = self._ranks.get(at)
-        if rank is None or rank.instance is not instance or rank.retirements != source.retirements:
+        if rank is None or rank.instance is not instance or rank.epoch != source.epoch:
             for gone in [
                 at for at, kept in self._ranks.items() if self._fleet.get(at[0]) is not kept.instance
             ]:
                 del self._ranks[gone]
-            rank = self._ranks[at] = _Rank(instance, source.retirements)
+            rank = self._ranks[at] = _Rank(instance, source.epoch)
         return rank
 
     def _block_size(self, chosen: Candidate) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Generator
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from kvevents import Checkpoint, PrefixIndex, Resume, Subscriber
+from kvevents import Checkpoint, PrefixIndex
 from kvevents.snapshot import Snapshot, encode, fingerprint
+from kvevents.subscriber import Resume, Subscriber
 from proxy.logs import Occasionally
 from proxy.snapshots import restorer
 from proxy.snapshots.directory import StateDirectory
@@ -57,7 +58,7 @@ class _Kept:
         self.subscriber = subscriber
         self.found = Found()
         self.followed_at = now
-        self.retirements = 0
+        self.epoch = 0
         """Of the subscriber, when what is on disk was all there was to know: what was written before is wrong."""
         self.written: Checkpoint | None = None
         self.current_at: float | None = None
@@ -66,11 +67,11 @@ class _Kept:
         self.blocks = 0
         self.failed: str | None = None
 
-    def start_over(self, retirements: int) -> None:
+    def start_over(self, epoch: int) -> None:
         """There is nothing on disk any more."""
         self.written = self.current_at = self.failed = None
         self.size_bytes = self.blocks = 0
-        self.retirements = retirements
+        self.epoch = epoch
 
 
 class StateKeeper:
@@ -217,14 +218,14 @@ class StateKeeper:
                 await self._write(at, kept)
 
     async def _write(self, at: _Rank, kept: _Kept) -> None:
-        checkpoint, retirements = kept.subscriber.checkpoint, kept.subscriber.retirements
+        checkpoint, epoch = kept.subscriber.checkpoint, kept.subscriber.epoch
         began_at = self._clock()
         if not self._trusted(*at):
             if kept.size_bytes:
                 await self._remove(*at)
-            kept.start_over(retirements)
+            kept.start_over(epoch)
             return
-        if retirements == kept.retirements and (checkpoint is None or checkpoint == kept.written):
+        if epoch == kept.epoch and (checkpoint is None or checkpoint == kept.written):
             if checkpoint is not None:
                 kept.current_at = began_at
             return
@@ -232,9 +233,9 @@ class StateKeeper:
         if self._kept.get(at) is not kept:
             return
         if snapshot is None:
-            if retirements != kept.retirements:
+            if epoch != kept.epoch:
                 await self._remove(*at)
-                kept.start_over(retirements)
+                kept.start_over(epoch)
             return
         copied_at = self._clock()
         try:
@@ -248,7 +249,7 @@ class StateKeeper:
                 )
             return
         kept.written, kept.current_at, kept.failed = snapshot.checkpoint, copied_at, None
-        kept.retirements = retirements
+        kept.epoch = epoch
         kept.blocks = snapshot.blocks.hashes
         self._written_at = self._clock()
         self._accounts.snapshot_written(self._written_at - began_at)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any, Protocol
 
-from kvevents import Checkpoint, PrefixIndex, Resumed, Subscriber, in_slices
+from kvevents import Checkpoint, PrefixIndex, Resumed
 from kvevents.snapshot import Snapshot, SnapshotError, decode
+from kvevents.subscriber import Subscriber, in_slices
 from proxy.snapshots.directory import StateDirectory, UnusableFileError
 
 log = logging.getLogger(__name__)

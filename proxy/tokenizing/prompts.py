@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvevents.block_keys import Prompt
+from kvevents import Prompt
 from proxy.fair_queue import ANONYMOUS
 from proxy.fleet.instances import Fleet
 from proxy.headers import Headers

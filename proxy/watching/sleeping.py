@@ -115,4 +115,4 @@ def read_depth(page: str) -> Depth:
 
 
 def _processes(instance: Instance) -> int:
-    return sum(source.retirements for source in instance.sources.values())
+    return sum(source.epoch for source in instance.sources.values())

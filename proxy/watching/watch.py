@@ -73,7 +73,7 @@ class _Seen(NamedTuple):
     """The engine process a rank's last answer came from."""
 
     engine_id: str
-    retirements: int
+    epoch: int
     """Of the rank's event source at that time."""
 
 
@@ -301,10 +301,10 @@ class FleetWatch:
         if not instance.sources and len(instance.ranks) == 1:
             return  # it may have ranks we do not know of, each a process of its own
         source = instance.sources.get(rank)
-        now = _Seen(engine_id, source.retirements if source is not None else 0)
+        now = _Seen(engine_id, source.epoch if source is not None else 0)
         before = self._engine_ids.get((instance.address, rank))
         self._engine_ids[instance.address, rank] = now
-        if before is None or before.engine_id == engine_id or before.retirements != now.retirements:
+        if before is None or before.engine_id == engine_id or before.epoch != now.epoch:
             return  # nothing new, or its events told us before
         log.warning("%s rank %d is another process than before", instance.address, rank)
         self._forget(instance.address)

@@ -5,15 +5,8 @@ from collections.abc import Callable
 
 from vllm_cpu.engine import HOST, EngineSpec
 
-from kvevents import (
-    BlockRemoved,
-    BlockStored,
-    Change,
-    NullObserver,
-    PrefixIndex,
-    SourceAddress,
-    Subscriber,
-)
+from kvevents import BlockRemoved, BlockStored, Change, NullObserver, PrefixIndex
+from kvevents.subscriber import SourceAddress, Subscriber
 
 Tell = Callable[[str, str], None]
 

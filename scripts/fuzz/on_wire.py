@@ -16,7 +16,8 @@ from fuzz.good_engine import GoodEngine
 from fuzz.lying_publisher import Liar, Truthful
 from fuzz.payloads import Payloads
 from fuzz.watched_index import WatchedIndex, contradiction
-from kvevents import Message, PrefixIndex, Slot, SourceAddress, State, Subscriber, open_context
+from kvevents import Message, PrefixIndex, Slot, State
+from kvevents.subscriber import SourceAddress, Subscriber, open_context
 from proxy.tasks import TaskOwner
 
 INPUTS = 500

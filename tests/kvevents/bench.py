@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from kvevents import NullObserver, PrefixIndex, Prompt, Reason, Slot, SourceAddress, State, Subscriber
+from kvevents import NullObserver, PrefixIndex, Prompt, Reason, Slot, State
+from kvevents.subscriber import SourceAddress, Subscriber
 from tests.kvevents.publisher import Publisher, free_port
 
 ENGINE = "engine:8000"

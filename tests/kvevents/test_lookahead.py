@@ -280,5 +280,5 @@ def test_slower_tiers_are_looked_through_with_the_lookahead() -> None:
     index.store("a", 0, stored([1] * 4, [1], [[2]]))
     slow = msgspec.structs.replace(stored([2] * 4, [2], [[9]], parent=1), medium="CPU")
     index.store("a", 0, slow)
-    assert index.beyond(Prompt([1] * 4 + [2] * 4 + [9, 9]), ["CPU"]) == {("a", 0): {"CPU": 4}}
-    assert index.beyond(Prompt([1] * 4 + [2] * 4 + [8, 8]), ["CPU"]) == {}
+    assert index.match_slower(Prompt([1] * 4 + [2] * 4 + [9, 9]), ["CPU"]) == {("a", 0): {"CPU": 4}}
+    assert index.match_slower(Prompt([1] * 4 + [2] * 4 + [8, 8]), ["CPU"]) == {}

@@ -3,8 +3,9 @@ from typing import Any
 import pytest
 
 from kvevents.block_keys import BlockHasher, Prompt
+from kvevents.change import Change
 from kvevents.events import REPORT_SESSION, BlockRemoved, BlockStored, EngineHash, Reason
-from kvevents.prefix_index import Change, PrefixIndex
+from kvevents.prefix_index import PrefixIndex
 from kvevents.slots import Slot
 
 E, R = "10.0.0.1:8000", 0

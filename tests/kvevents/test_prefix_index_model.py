@@ -232,7 +232,7 @@ def test_other_ranks_may_change_between_the_slices(before: History, meanwhile: H
     index, model = _play(before, count_copies=True)
     fresh = PrefixIndex(BlockHasher(b"test"))
     changes = iter([operation for operation in meanwhile if operation[1][0] != at[0]])
-    with patch("kvevents.exported.SLICE_BLOCKS", 1), patch("kvevents.prefix_index.SLICE_BLOCKS", 1):
+    with patch("kvevents.exported.SLICE_BLOCKS", 1):
         exported = _between(index.exporting(*at), index, changes)
         assert (exported is None) is (at not in model.engines)
         if exported is not None:
@@ -274,7 +274,7 @@ def test_a_rank_that_is_forgotten_or_cleared_while_it_is_loaded_stays_so() -> No
         index.store(*at, event(at, "GPU", path(5)))
         exported = index.export(*at)
         assert exported is not None
-        with patch("kvevents.prefix_index.SLICE_BLOCKS", 1):
+        with patch("kvevents.exported.SLICE_BLOCKS", 1):
             exported.orphans = [ExportedOrphan(n, 100, n, {"CPU": 1}) for n in (101, 102)]
             steps = index.loading(*at, exported)
             for _ in range(pauses):
@@ -322,7 +322,7 @@ def _assert_nothing_is_left_over(index: PrefixIndex, *, swept: bool) -> None:
             keys = [key for shard in tier.shards for key in shard.values()]
             assert tier.hashes == len(keys)
             assert tier.blocks == len(set(keys)) == len(keys) - sum(tier.names.values())
-            assert tier.again == sum(tier.copies.values())
+            assert tier.further_copies == sum(tier.copies.values())
             assert all(count > 0 for count in (*tier.names.values(), *tier.copies.values()))
             assert all(engine_hash in tier.home(engine_hash) for engine_hash in tier.copies)
             for key in keys:

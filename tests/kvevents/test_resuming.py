@@ -5,10 +5,6 @@ import pytest
 from kvevents.sequence import position
 from kvevents.source import Source
 from kvevents.source_events import (
-    GAP,
-    NEW_PROCESS,
-    REBUILD,
-    UNVERIFIED,
     AskReplay,
     Checkpoint,
     Connected,
@@ -18,6 +14,7 @@ from kvevents.source_events import (
     Proven,
     ReplayDone,
     Retire,
+    RetireReason,
     State,
     StateChanged,
     StopReplay,
@@ -85,7 +82,7 @@ def test_another_process_that_has_come_further_is_found_out() -> None:
         resumed(1),
         [
             (Connected(), [AskReplay(1)]),
-            (replayed(1, "q"), [Retire(NEW_PROCESS), AskReplay(0)]),
+            (replayed(1, "q"), [Retire(RetireReason.NEW_PROCESS), AskReplay(0)]),
             (replayed(0, "q"), apply(0, process="q")),
             (replayed(1, "q"), apply(1, process="q")),
             (MARKER, [ReplayDone(2, complete=True), EXACT]),
@@ -99,7 +96,7 @@ def test_another_process_that_has_not_come_so_far_is_found_out() -> None:
         [
             (Connected(), [AskReplay(7)]),
             (live(2, "q"), []),
-            (MARKER, [Retire(NEW_PROCESS), AskReplay(0)]),
+            (MARKER, [Retire(RetireReason.NEW_PROCESS), AskReplay(0)]),
             (replayed(0, "q"), apply(0, process="q")),
             (replayed(1, "q"), apply(1, process="q")),
             (replayed(2, "q"), apply(2, process="q")),
@@ -113,7 +110,7 @@ def test_beyond_the_replay_buffer_nothing_can_be_proven_and_what_was_known_is_fo
         resumed(7),
         [
             (Connected(), [AskReplay(7)]),
-            (replayed(9), [Retire(GAP), *apply(9)]),
+            (replayed(9), [Retire(RetireReason.GAP), *apply(9)]),
             (replayed(10), apply(10)),
             (MARKER, [ReplayDone(2, complete=True), PARTIAL]),
         ],
@@ -125,7 +122,7 @@ def test_even_the_very_next_batch_does_not_prove_it() -> None:
         resumed(7),
         [
             (Connected(), [AskReplay(7)]),
-            (replayed(8, "q"), [Retire(GAP), *apply(8, process="q")]),
+            (replayed(8, "q"), [Retire(RetireReason.GAP), *apply(8, process="q")]),
             (MARKER, [ReplayDone(1, complete=True), PARTIAL]),
         ],
     )
@@ -140,7 +137,7 @@ def test_who_does_not_answer_is_not_believed() -> None:
             (live(8), []),
             (DEADLINE, [ReplayDone(0, complete=False), AskReplay(7)]),
             (DEADLINE, [ReplayDone(0, complete=False), AskReplay(7)]),
-            (DEADLINE, [ReplayDone(0, complete=False), Retire(UNVERIFIED), *apply(8), PARTIAL]),
+            (DEADLINE, [ReplayDone(0, complete=False), Retire(RetireReason.UNVERIFIED), *apply(8), PARTIAL]),
         ],
     )
     assert source.checkpoint is not None
@@ -149,7 +146,7 @@ def test_who_does_not_answer_is_not_believed() -> None:
 
 def test_without_a_replay_endpoint_nothing_can_be_proven() -> None:
     source = Source(can_replay=False, resume=checkpoint(7))
-    play(source, [(Connected(), [Retire(UNVERIFIED)]), (live(8), [*apply(8), PARTIAL])])
+    play(source, [(Connected(), [Retire(RetireReason.UNVERIFIED)]), (live(8), [*apply(8), PARTIAL])])
     assert source.checkpoint is None
     assert heard(3).checkpoint is None
 
@@ -162,7 +159,7 @@ def test_a_connection_lost_in_the_middle_proves_nothing() -> None:
             (Disconnected(), [StopReplay()]),
             (live(8, "q"), []),
             (Connected(), [AskReplay(7)]),
-            (replayed(7, "q"), [Retire(NEW_PROCESS), AskReplay(0)]),
+            (replayed(7, "q"), [Retire(RetireReason.NEW_PROCESS), AskReplay(0)]),
         ],
     )
 
@@ -214,6 +211,6 @@ def test_a_rebuilding_that_was_due_is_still_due() -> None:
             (replayed(7), [Proven()]),
             (MARKER, [ReplayDone(0, complete=True), PARTIAL]),
             (ProbeDue(), [AskReplay(0)]),
-            (replayed(0), [Retire(REBUILD), *apply(0), StateChanged(State.EXACT)]),
+            (replayed(0), [Retire(RetireReason.REBUILD), *apply(0), StateChanged(State.EXACT)]),
         ],
     )

@@ -1,14 +1,13 @@
 """What is missing between two batches is asked for; if it cannot be had, what is known is forgotten."""
 
 from kvevents.source_events import (
-    GAP,
-    NEW_PROCESS,
     AskReplay,
     Connected,
     Disconnected,
     GapSeen,
     ReplayDone,
     Retire,
+    RetireReason,
 )
 from tests.kvevents.transcripts import (
     EXACT,
@@ -42,7 +41,7 @@ def test_a_gap_the_buffer_has_outgrown_starts_over_with_what_is_left() -> None:
         exact(5),
         [
             (live(90), [GapSeen(84), AskReplay(5), UNKNOWN]),
-            (replayed(80), [Retire(GAP), *apply(80)]),
+            (replayed(80), [Retire(RetireReason.GAP), *apply(80)]),
             *((replayed(n), apply(n)) for n in range(81, 91)),
             (MARKER, [ReplayDone(11, complete=True), PARTIAL]),
             (live(91), apply(91)),
@@ -55,7 +54,7 @@ def test_a_buffer_that_begins_right_after_our_last_batch_proves_nothing() -> Non
         exact(5),
         [
             (live(8), [GapSeen(2), AskReplay(5), UNKNOWN]),
-            (replayed(6), [Retire(GAP), *apply(6)]),
+            (replayed(6), [Retire(RetireReason.GAP), *apply(6)]),
             (replayed(7), apply(7)),
             (replayed(8), apply(8)),
             (MARKER, [ReplayDone(3, complete=True), PARTIAL]),
@@ -68,7 +67,7 @@ def test_a_gap_that_turns_out_a_new_process() -> None:
         exact(5),
         [
             (live(8, "q"), [GapSeen(2), AskReplay(5), UNKNOWN]),
-            (replayed(5, "q"), [Retire(NEW_PROCESS), AskReplay(0)]),
+            (replayed(5, "q"), [Retire(RetireReason.NEW_PROCESS), AskReplay(0)]),
             *((replayed(n, "q"), apply(n, process="q")) for n in range(9)),
             (MARKER, [ReplayDone(9, complete=True), EXACT]),
             (live(9, "q"), apply(9, process="q")),
@@ -80,7 +79,7 @@ def test_a_gap_without_replay_retires() -> None:
     play(
         heard(5),
         [
-            (live(8), [GapSeen(2), Retire(GAP), *apply(8), PARTIAL]),
+            (live(8), [GapSeen(2), Retire(RetireReason.GAP), *apply(8), PARTIAL]),
             (live(9), apply(9)),
         ],
     )

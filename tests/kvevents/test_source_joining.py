@@ -4,7 +4,6 @@ from typing import Any
 
 from kvevents.source import Source
 from kvevents.source_events import (
-    GAP,
     Apply,
     AskReplay,
     Cleared,
@@ -16,6 +15,7 @@ from kvevents.source_events import (
     ProbeDue,
     ReplayDone,
     Retire,
+    RetireReason,
 )
 from tests.kvevents.transcripts import (
     DEADLINE,
@@ -106,7 +106,7 @@ def test_a_reset_leaves_nothing_unknown() -> None:
             (live(73), apply(73)),
             (Cleared(), [EXACT]),
             (live(75), [GapSeen(1), AskReplay(73), UNKNOWN]),
-            (replayed(75), [Retire(GAP), *apply(75)]),
+            (replayed(75), [Retire(RetireReason.GAP), *apply(75)]),
             (MARKER, [ReplayDone(1, complete=True), PARTIAL]),
         ],
     )
@@ -188,5 +188,5 @@ def test_no_probe_without_a_connection_or_a_replay_endpoint() -> None:
 
 
 def test_actions_and_events_are_plain_values() -> None:
-    values: list[Any] = [live(1), Apply(msg(1)), AskReplay(0), Retire(GAP)]
+    values: list[Any] = [live(1), Apply(msg(1)), AskReplay(0), Retire(RetireReason.GAP)]
     assert len(set(values)) == 4

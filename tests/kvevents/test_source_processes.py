@@ -4,9 +4,6 @@ import pytest
 
 from kvevents.source import Source
 from kvevents.source_events import (
-    NEW_PROCESS,
-    REBUILD,
-    UNVERIFIED,
     AskReplay,
     Connected,
     Disconnected,
@@ -14,6 +11,7 @@ from kvevents.source_events import (
     Rebuild,
     ReplayDone,
     Retire,
+    RetireReason,
     State,
     StopReplay,
     Suspected,
@@ -39,10 +37,10 @@ def test_a_number_at_or_below_the_last_is_a_new_process(number: int) -> None:
     source = exact(5)
     actions = source.handle(live(number, "q"))
     if number == 0:
-        assert actions == [Retire(NEW_PROCESS), *apply(0, process="q")]
+        assert actions == [Retire(RetireReason.NEW_PROCESS), *apply(0, process="q")]
         assert source.state is State.EXACT
         return
-    assert actions == [Retire(NEW_PROCESS), AskReplay(0), UNKNOWN]
+    assert actions == [Retire(RetireReason.NEW_PROCESS), AskReplay(0), UNKNOWN]
     play(
         source,
         [
@@ -57,8 +55,8 @@ def test_the_same_batch_again_is_nothing() -> None:
 
 
 def test_a_new_process_without_replay() -> None:
-    play(heard(5), [(live(0, "q"), [Retire(NEW_PROCESS), *apply(0, process="q")])])
-    play(heard(5), [(live(3, "q"), [Retire(NEW_PROCESS), *apply(3, process="q"), PARTIAL])])
+    play(heard(5), [(live(0, "q"), [Retire(RetireReason.NEW_PROCESS), *apply(0, process="q")])])
+    play(heard(5), [(live(3, "q"), [Retire(RetireReason.NEW_PROCESS), *apply(3, process="q"), PARTIAL])])
 
 
 def test_a_reconnection_to_the_same_process_keeps_all() -> None:
@@ -83,7 +81,7 @@ def test_a_reconnection_to_another_process_with_the_same_numbers() -> None:
             (Disconnected(), [UNKNOWN]),
             (Connected(), [AskReplay(1)]),
             (live(2, "q"), []),
-            (replayed(1, "q"), [Retire(NEW_PROCESS), AskReplay(0)]),
+            (replayed(1, "q"), [Retire(RetireReason.NEW_PROCESS), AskReplay(0)]),
             *((replayed(n, "q"), apply(n, process="q")) for n in range(3)),
             (MARKER, [ReplayDone(3, complete=True), EXACT]),
         ],
@@ -97,7 +95,7 @@ def test_a_reconnection_to_a_process_that_has_published_less(last: int) -> None:
         [
             (Disconnected(), [UNKNOWN]),
             (Connected(), [AskReplay(last)]),
-            (MARKER, [Retire(NEW_PROCESS), AskReplay(0)]),
+            (MARKER, [Retire(RetireReason.NEW_PROCESS), AskReplay(0)]),
             (MARKER, [ReplayDone(0, complete=True), EXACT]),
             (live(0, "q"), apply(0, process="q")),
         ],
@@ -109,7 +107,7 @@ def test_a_reconnection_without_replay_cannot_be_verified() -> None:
         heard(5),
         [
             (Disconnected(), [UNKNOWN]),
-            (Connected(), [Retire(UNVERIFIED)]),
+            (Connected(), [Retire(RetireReason.UNVERIFIED)]),
             (live(6), [*apply(6), PARTIAL]),
         ],
     )
@@ -117,7 +115,7 @@ def test_a_reconnection_without_replay_cannot_be_verified() -> None:
         heard(5),
         [
             (Disconnected(), [UNKNOWN]),
-            (Connected(), [Retire(UNVERIFIED)]),
+            (Connected(), [Retire(RetireReason.UNVERIFIED)]),
             (live(0, "q"), [*apply(0, process="q"), EXACT]),
         ],
     )
@@ -132,7 +130,7 @@ def test_an_unanswered_verification_forgets() -> None:
             (live(6), []),
             (DEADLINE, [ReplayDone(0, complete=False), AskReplay(5)]),
             (DEADLINE, [ReplayDone(0, complete=False), AskReplay(5)]),
-            (DEADLINE, [ReplayDone(0, complete=False), Retire(UNVERIFIED), *apply(6), PARTIAL]),
+            (DEADLINE, [ReplayDone(0, complete=False), Retire(RetireReason.UNVERIFIED), *apply(6), PARTIAL]),
         ],
     )
 
@@ -159,7 +157,7 @@ def test_what_waited_when_the_connection_broke_is_not_the_next_processs() -> Non
         [
             (Disconnected(), [StopReplay()]),
             (Connected(), [AskReplay(1)]),
-            (replayed(1, "q"), [Retire(NEW_PROCESS), AskReplay(0)]),
+            (replayed(1, "q"), [Retire(RetireReason.NEW_PROCESS), AskReplay(0)]),
             (replayed(0, "q"), apply(0, process="q")),
             (replayed(1, "q"), apply(1, process="q")),
             (MARKER, [ReplayDone(2, complete=True), EXACT]),
@@ -182,7 +180,9 @@ def test_a_suspicion_is_verified() -> None:
 
 
 def test_a_suspicion_without_replay_forgets() -> None:
-    play(heard(5), [(Suspected(), [Retire(UNVERIFIED), UNKNOWN]), (live(6), [*apply(6), PARTIAL])])
+    play(
+        heard(5), [(Suspected(), [Retire(RetireReason.UNVERIFIED), UNKNOWN]), (live(6), [*apply(6), PARTIAL])]
+    )
     play(Source(can_replay=True), [(Suspected(), [])])
 
 
@@ -190,7 +190,7 @@ def test_a_rebuild_forgets_at_once_and_starts_from_the_first_batch() -> None:
     play(
         exact(2),
         [
-            (Rebuild(replay=True), [Retire(REBUILD), AskReplay(0), UNKNOWN]),
+            (Rebuild(replay=True), [Retire(RetireReason.REBUILD), AskReplay(0), UNKNOWN]),
             (live(3), []),
             (replayed(0), apply(0)),
             (replayed(1), apply(1)),
@@ -204,7 +204,7 @@ def test_a_rebuild_takes_the_place_of_a_replay_that_runs() -> None:
     play(
         quietly(exact(1), ProbeDue(), live(2)),
         [
-            (Rebuild(replay=True), [Retire(REBUILD), AskReplay(0), UNKNOWN]),
+            (Rebuild(replay=True), [Retire(RetireReason.REBUILD), AskReplay(0), UNKNOWN]),
             (replayed(0), apply(0)),
             (replayed(1), apply(1)),
             (MARKER, [ReplayDone(2, complete=True), *apply(2), EXACT]),
@@ -218,7 +218,7 @@ def test_a_rebuild_without_replay_keeps_its_place_and_is_partial_from_then_on(ca
     play(
         source,
         [
-            (Rebuild(replay=not can_replay), [Retire(REBUILD), PARTIAL]),
+            (Rebuild(replay=not can_replay), [Retire(RetireReason.REBUILD), PARTIAL]),
             (live(1), []),
             (live(2), apply(2)),
         ],
@@ -229,7 +229,7 @@ def test_a_rebuild_while_disconnected_waits_for_the_connection() -> None:
     play(
         quietly(exact(5), Disconnected()),
         [
-            (Rebuild(replay=False), [Retire(REBUILD)]),
+            (Rebuild(replay=False), [Retire(RetireReason.REBUILD)]),
             (Connected(), [AskReplay(0)]),
             (replayed(0), apply(0)),
             (MARKER, [ReplayDone(1, complete=True), EXACT]),

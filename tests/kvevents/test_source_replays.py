@@ -2,9 +2,6 @@
 
 from kvevents.source import Source
 from kvevents.source_events import (
-    DAMAGED,
-    GAP,
-    REBUILD,
     AskReplay,
     Cleared,
     Connected,
@@ -13,6 +10,7 @@ from kvevents.source_events import (
     ProbeDue,
     ReplayDone,
     Retire,
+    RetireReason,
     Suspected,
 )
 from tests.kvevents.transcripts import (
@@ -67,7 +65,7 @@ def test_a_drop_that_repeats_leaves_doubt_until_something_newer_settles_it() -> 
         [
             (replayed(1), []),
             (replayed(3), []),
-            (MARKER, [ReplayDone(0, complete=False), Retire(GAP), *apply(4), PARTIAL]),
+            (MARKER, [ReplayDone(0, complete=False), Retire(RetireReason.GAP), *apply(4), PARTIAL]),
             (live(5), apply(5)),
         ],
     )
@@ -119,7 +117,7 @@ def test_no_answer_three_times_means_live_messages_alone_and_a_try_at_every_prob
             (DEADLINE, [ReplayDone(0, complete=False)]),
             (live(9), apply(9)),
             (ProbeDue(), [AskReplay(0)]),
-            (replayed(0), [Retire(REBUILD), *apply(0), EXACT]),
+            (replayed(0), [Retire(RetireReason.REBUILD), *apply(0), EXACT]),
             *((replayed(n), apply(n)) for n in range(1, 10)),
             (MARKER, [ReplayDone(10, complete=True)]),
         ],
@@ -194,9 +192,9 @@ def test_after_a_batch_that_may_have_held_removals_only_what_comes_is_known() ->
     play(
         exact(5),
         [
-            (Damaged(Damage.STALE), [Retire(DAMAGED), PARTIAL]),
+            (Damaged(Damage.STALE), [Retire(RetireReason.DAMAGED), PARTIAL]),
             (live(6), apply(6)),
-            (Damaged(Damage.STALE), [Retire(DAMAGED)]),
+            (Damaged(Damage.STALE), [Retire(RetireReason.DAMAGED)]),
             (Cleared(), [EXACT]),
         ],
     )

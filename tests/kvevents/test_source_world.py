@@ -9,7 +9,6 @@ from kvevents.decoder import Message
 from kvevents.sequence import position
 from kvevents.source import Source
 from kvevents.source_events import (
-    REBUILD,
     Apply,
     AskReplay,
     Checkpoint,
@@ -21,6 +20,7 @@ from kvevents.source_events import (
     Rebuild,
     Replayed,
     Retire,
+    RetireReason,
     SourceEvent,
     State,
     StopReplay,
@@ -88,7 +88,7 @@ class _World:
                     cleared = cleared or message.payload.endswith(RESET)
                 case Retire(why):
                     self.applied.clear()
-                    self.started_over = why == REBUILD
+                    self.started_over = why == RetireReason.REBUILD
                     cleared = False
                 case AskReplay(start):
                     self.asked = start

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 from fuzz.good_engine import GoodEngine
 
-from kvevents import State, Subscriber
+from kvevents import State
+from kvevents.subscriber import Subscriber
 from proxy.caches.feeds import EventFeeds
 from proxy.config import parse_instance
 from proxy.errors import LegError

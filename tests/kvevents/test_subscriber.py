@@ -8,14 +8,8 @@ from typing import Any
 import pytest
 import zmq
 
-from kvevents import (
-    BlockStored,
-    Reason,
-    Slot,
-    SourceAddress,
-    State,
-    Subscriber,
-)
+from kvevents import BlockStored, Reason, Slot, State
+from kvevents.subscriber import SourceAddress, Subscriber
 from tests.kvevents.bench import ENGINE, Bench, Heard, block, publish, until
 
 
@@ -80,7 +74,7 @@ async def test_what_a_removal_may_have_named_that_cannot_be_read_is_forgotten(
     async with bench.following() as subscriber:
         await until(lambda: subscriber.state is State.PARTIAL)
         assert bench.index.blocks() == {Slot(ENGINE, 0, "GPU"): 1}
-        assert (subscriber.retirements, subscriber.damages) == (1, 1)
+        assert (subscriber.epoch, subscriber.damages) == (1, 1)
     assert bench.heard.retirements == ["damaged"]
     assert bench.heard.drops == {Reason.BROKEN_REMOVAL: 1}
     assert caplog.text.count("may have told of removed blocks") == 1

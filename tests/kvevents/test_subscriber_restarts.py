@@ -6,13 +6,9 @@ from typing import Any
 import pytest
 import zmq
 
-from kvevents import (
-    BlockStored,
-    SourceAddress,
-    State,
-    Subscriber,
-)
+from kvevents import BlockStored, State
 from kvevents.source_events import Connected, Disconnected, Live
+from kvevents.subscriber import SourceAddress, Subscriber
 from tests.kvevents.bench import ENGINE, SLOT, Bench, block, publish, until
 
 

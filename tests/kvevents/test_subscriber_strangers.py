@@ -6,8 +6,9 @@ import itertools
 import pytest
 import zmq
 
-from kvevents import SourceAddress, State, Subscriber, Turns, open_context
+from kvevents import State
 from kvevents.decoder import MAX_PAYLOAD_BYTES
+from kvevents.subscriber import SourceAddress, Subscriber, Turns, open_context
 from tests.kvevents.bench import ENGINE, Bench, block, publish, until
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)  # of ZMTP 3.0
@@ -191,7 +192,7 @@ async def test_an_idle_source_is_not_asked_while_others_wait(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else live batches would wait for the answer, and the index be taken to be exact."""
-    monkeypatch.setattr("kvevents.subscriber._PROBE_AGAIN_S", 0.01)
+    monkeypatch.setattr("kvevents.probe_clock._PROBE_AGAIN_S", 0.01)
     publisher = bench.publisher()
     publish(publisher, 1, 3)
     turns = _Watched()

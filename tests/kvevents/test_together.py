@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvevents import BlockHasher, BlockRemoved, BlockStored, Message, NullObserver, PrefixIndex, Reason
 from kvevents.applier import Applier
 from kvevents.events import AllBlocksCleared, Event
-from kvevents.together import MOST_TOGETHER, together
+from kvevents.together import MAX_EVENTS, together
 
 SECRET = b"one secret for all"
 SIZE = 2
@@ -72,8 +72,8 @@ def test_a_removal_of_what_waited_comes_after_its_parent() -> None:
 
 
 def test_groups_are_bounded() -> None:
-    events: list[Event] = [stored(n) for n in range(3 * MOST_TOGETHER)]
-    assert [len(piece) for piece in together(events) if isinstance(piece, list)] == [MOST_TOGETHER] * 3
+    events: list[Event] = [stored(n) for n in range(3 * MAX_EVENTS)]
+    assert [len(piece) for piece in together(events) if isinstance(piece, list)] == [MAX_EVENTS] * 3
     turns: list[Event] = list(itertools.chain.from_iterable((removed(n), stored(-n)) for n in range(1, 500)))
     sizes = [
         len(piece) if isinstance(piece, list) else len(piece.block_hashes)
@@ -81,7 +81,7 @@ def test_groups_are_bounded() -> None:
         if isinstance(piece, list | BlockRemoved)
     ]
     assert sum(sizes) == len(turns)
-    assert set(sizes[:-2]) == {MOST_TOGETHER // 2}
+    assert set(sizes[:-2]) == {MAX_EVENTS // 2}
     large = [BlockStored([n], None, [0] * 1000, 1000) for n in range(20)]
     assert [len(piece) for piece in together(large) if isinstance(piece, list)] == [8, 8, 4]
 

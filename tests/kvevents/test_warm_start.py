@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from kvevents import Checkpoint, PrefixIndex, Resume, Resumed, State, Subscriber, in_slices
+from kvevents import Checkpoint, PrefixIndex, Resumed, State
 from kvevents.block_keys import BlockHasher
 from kvevents.exported import ExportedRank
+from kvevents.subscriber import Resume, Subscriber, in_slices
 from tests.kvevents.bench import ENGINE, Bench, Heard, block, publish, until
 
 Taken = tuple[Checkpoint, ExportedRank | None]

@@ -18,7 +18,7 @@ SIZE = 4
 
 class Source(NamedTuple):
     state: str = "exact"
-    retirements: int = 0
+    epoch: int = 0
 
 
 class Scene:

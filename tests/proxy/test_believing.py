@@ -18,7 +18,7 @@ ENGINE = "engine:8000"
 
 class Exact:
     state = "exact"
-    retirements = 0
+    epoch = 0
 
 
 class Scene:

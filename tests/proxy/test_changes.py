@@ -20,7 +20,7 @@ PREFILL, DECODE = "127.0.0.1:1", "127.0.0.1:2"
 
 class Source:
     state = "unknown"
-    retirements = 0
+    epoch = 0
 
 
 class Feeds:

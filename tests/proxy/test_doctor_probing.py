@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvevents import Context
+from kvevents.subscriber import Context
 from proxy.caches.told import ToldRules
 from proxy.config import parse_instance
 from proxy.doctor.facts import Answer, EngineFacts, Metrics, RankFacts

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvevents.events import BlockStored
+from kvevents import BlockStored
 from proxy.config import parse_instance
 from proxy.connectors import Handoff
 from proxy.doctor import as_json, as_text

@@ -10,7 +10,8 @@ import pytest
 from hostile.raw_engine import Pieces, answer, raw_engine
 from live.ports import free_ports
 
-from kvevents import BlockStored, NullObserver, PrefixIndex, SourceAddress
+from kvevents import BlockStored, NullObserver, PrefixIndex
+from kvevents.subscriber import SourceAddress
 from proxy.caches.event_addresses import read_sources
 from proxy.caches.feeds import EventFeeds
 from proxy.caches.told import NotAllowedError, ToldRules, events_bind

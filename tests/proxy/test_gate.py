@@ -204,7 +204,7 @@ async def test_requests_let_in_together_see_each_others_claims() -> None:
 
 class Exact:
     state = "exact"
-    retirements = 0
+    epoch = 0
 
 
 async def test_requests_with_one_prefix_let_in_together_meet_on_one_instance() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kvevents.events import REPORT_SESSION
+from kvevents import REPORT_SESSION
 from proxy.errors import BadRequestError
 from proxy.request.generation import GenerationRequest, PromptShape, Route, read_request
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvevents.events import REPORT_SESSION
+from kvevents import REPORT_SESSION
 from proxy.headers import for_client, for_engine, for_streaming_client, leg_id
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvevents import BlockStored, PrefixIndex, Prompt, Slot
-from kvevents.events import REPORT_SESSION
+from kvevents import REPORT_SESSION, BlockStored, PrefixIndex, Prompt, Slot
 from proxy.config import parse_instance
 from proxy.connectors import Handoff, asking_for_report
 from proxy.edge.routes.observe import INDEX
@@ -36,7 +35,7 @@ BLOCK = 16
 class Source:
     def __init__(self) -> None:
         self.state = "partial"
-        self.retirements = 0
+        self.epoch = 0
 
 
 class Scene:
@@ -162,7 +161,7 @@ def test_an_engine_that_refuses_is_asked_no_more_until_it_is_another_process() -
     scene.healing.refused(Candidate(ENGINE, 0, True, None, 0, 0, None, 0, "partial"))
     assert not scene.leg(prompt(2))
     assert scene.told == (1, 0, 0, True)
-    scene.source.retirements += 1
+    scene.source.epoch += 1
     assert scene.leg(prompt(2))
     assert scene.told == (1, 0, 0, False)
 

@@ -18,7 +18,7 @@ PREFIX = list(range(1000, 2000))
 
 class Exact:
     state = "exact"
-    retirements = 0
+    epoch = 0
 
 
 class Scene:

@@ -33,7 +33,7 @@ def store(index: PrefixIndex, block: int, tier: str, *, instance: str = "a:1", s
 
 
 def told(index: PrefixIndex, tokens: int, tiers: tuple[str, ...] = TIERS[1:]) -> dict[str, int]:
-    return index.beyond(Prompt(range(tokens)), tiers).get(("a:1", 0), {})
+    return index.match_slower(Prompt(range(tokens)), tiers).get(("a:1", 0), {})
 
 
 @settings(max_examples=200, deadline=None)
@@ -66,13 +66,13 @@ def test_block_sizes_and_instances_are_told_apart() -> None:
     store(index, 0, "CPU")
     store(index, 0, "CPU", instance="b:1", size=8)
     store(index, 0, "GPU", instance="c:1")
-    assert index.beyond(Prompt(range(20)), ("CPU",)) == {("a:1", 0): {"CPU": 4}, ("b:1", 0): {"CPU": 8}}
-    assert index.beyond(Prompt(range(20)), ("STORAGE",)) == {}
+    assert index.match_slower(Prompt(range(20)), ("CPU",)) == {("a:1", 0): {"CPU": 4}, ("b:1", 0): {"CPU": 8}}
+    assert index.match_slower(Prompt(range(20)), ("STORAGE",)) == {}
 
 
 class Exact:
     state = "exact"
-    retirements = 0
+    epoch = 0
 
 
 def placement(index: PrefixIndex, costs: dict[str, float]) -> Placement:

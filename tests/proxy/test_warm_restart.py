@@ -323,12 +323,12 @@ async def test_what_was_found_to_be_wrong_does_not_stay_on_disk(at: pathlib.Path
         assert instance is not None
         source = instance.sources[0]
         source.subscriber.rebuild(replay=True)  # type: ignore[attr-defined]  # as the truth meter has it done
-        await wait_until(lambda: source.retirements == 1 and source.state == "exact", "the rebuilding")
+        await wait_until(lambda: source.epoch == 1 and source.state == "exact", "the rebuilding")
         await keeper._write_all()
         assert await service.metric("kvproxy_snapshots_total", outcome="written") == written + 1
         assert snapshots(at) == before
         source.subscriber.rebuild(replay=False)  # type: ignore[attr-defined]
-        await wait_until(lambda: source.retirements == 2, "the forgetting")
+        await wait_until(lambda: source.epoch == 2, "the forgetting")
         await keeper._write_all()
         assert len(snapshots(at)) == 1, "what was forgotten is not what a restart begins with"
         assert (await rank(service, made.prefill[0]))["snapshot"]["bytes"] == 0

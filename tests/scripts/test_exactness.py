@@ -17,7 +17,7 @@ from proof.exactness.run import run
 from proof.exactness.witness import Witness
 from vllm_cpu.engine import EngineSpec
 
-from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, EventBatch
+from kvevents import AllBlocksCleared, BlockRemoved, BlockStored, Event, EventBatch
 from tests.kvevents.bench import block, until
 from tests.kvevents.publisher import Publisher, free_port
 

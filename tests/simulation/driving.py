@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from kvevents.events import Event
+from kvevents import Event
 from proxy.simulation import EngineModel, EngineShape
 from proxy.simulation.engine.request import Request, Sampling
 from proxy.simulation.engine.text import Voice

@@ -9,7 +9,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from kvevents.events import AllBlocksCleared, BlockStored, Event, EventBatch
+from kvevents import AllBlocksCleared, BlockStored, Event, EventBatch
 from proxy.simulation import EventForm, StandIn
 from proxy.simulation.live.publisher import END, Publisher
 from tests.simulation.conftest import Ask, Start

@@ -5,10 +5,7 @@ from collections import Counter
 
 import pytest
 
-from kvevents.block_keys import Prompt
-from kvevents.events import BlockRemoved, BlockStored
-from kvevents.prefix_index import PrefixIndex
-from kvevents.slots import Slot
+from kvevents import BlockRemoved, BlockStored, PrefixIndex, Prompt, Slot
 from tests.simulation.driving import model, request, run, say
 
 

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored
+from kvevents import AllBlocksCleared, BlockRemoved, BlockStored
 from proxy.simulation import EngineModel
 from proxy.simulation.engine.kv_cache import blocks_for
 from proxy.simulation.engine.request import Request

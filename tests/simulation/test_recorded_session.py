@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from kvevents import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from proxy.simulation import EngineModel, EventForm
 from proxy.simulation.engine.block_hashes import int_hash
 from proxy.simulation.live.publisher import EventWriter

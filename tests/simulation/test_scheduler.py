@@ -2,7 +2,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from kvevents import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from proxy.simulation import EngineModel, EngineShape
 from proxy.simulation.engine.latency import Linear
 from proxy.simulation.engine.request import Status

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvevents.events import BlockStored
+from kvevents import BlockStored
 from proxy.simulation import EngineModel
 from proxy.simulation.engine.request import Status
 from proxy.simulation.engine.values import EngineDeadError, Handshake, Heartbeat, Pull, Release

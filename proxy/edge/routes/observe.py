@@ -12,7 +12,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from kvevents.prefix_index import PrefixIndex
+from kvevents import PrefixIndex
 from proxy.caches.accuracy import Accuracy
 from proxy.config import WhenNoPrefill
 from proxy.edge.app_keys import (

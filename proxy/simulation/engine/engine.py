@@ -8,7 +8,7 @@ subscribers, commands to other engines. It knows no sockets, so reading it is re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from kvevents.events import Event
+from kvevents import Event
 from proxy.simulation.engine.holds import HEARTBEATS_PER_LEASE, Holds
 from proxy.simulation.engine.kv_cache import KvCache, blocks_for
 from proxy.simulation.engine.memory import Content, Memory, initial_state

@@ -11,7 +11,7 @@ and found again only before the same.
 
 from collections.abc import Sequence
 
-from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from kvevents import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from proxy.simulation.engine.block_hashes import ExtraKey, block_hash, extra_keys, root_hash
 from proxy.simulation.engine.block_pool import BlockPool
 from proxy.simulation.engine.request import Request

@@ -18,7 +18,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from kvevents import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from proxy.simulation.engine.block_hashes import int_hash
 from proxy.tasks import TaskOwner
 

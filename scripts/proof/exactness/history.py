@@ -10,7 +10,7 @@ own, or a report of what was hit, which does not. Both readings are kept, for ei
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, EngineHash, EventBatch
+from kvevents import AllBlocksCleared, BlockRemoved, BlockStored, EngineHash, EventBatch
 
 _ROOT = 0
 _Content = tuple[int, tuple[int, ...], tuple[str, ...]]

@@ -11,7 +11,7 @@ from typing import Self
 import zmq
 from vllm_cpu.engine import HOST, EngineSpec
 
-from kvevents.decoder import Message, decode, read_live, read_replay
+from kvevents import Message, decode, read_live, read_replay
 from proof.exactness.history import CacheHistory
 
 _POLL_MS = 100

@@ -1,0 +1,60 @@
+"""A reading of the index at a checkpoint sees exactly the batches up to it: none is applied before the reading has ended."""
+
+import asyncio
+from collections.abc import Callable, Generator
+from typing import Any, Generic, TypeVar
+
+from kvevents.source_events import Checkpoint
+
+T = TypeVar("T")
+
+
+class _Reading(Generic[T]):
+    def __init__(self, steps: Callable[[Checkpoint], Generator[None, None, T]]) -> None:
+        self.steps = steps
+        self.answer: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
+
+
+class Readings:
+    """The readings that wait for a checkpoint of one subscriber, in the order they came."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Reading[Any]] = []
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is any."""
+        return bool(self._waiting)
+
+    def add(self, steps: Callable[[Checkpoint], Generator[None, None, T]]) -> "asyncio.Future[T | None]":
+        """What `steps` will return; None if there is nothing to read."""
+        reading = _Reading(steps)
+        self._waiting.append(reading)
+        return reading.answer
+
+    async def serve(self, checkpoint: Checkpoint | None) -> None:
+        """Carry all of them out; the caller applies nothing meanwhile. Without a checkpoint the answer is None."""
+        while self._waiting:
+            reading = self._waiting[0]
+            answer = await in_slices(reading.steps(checkpoint)) if checkpoint is not None else None
+            self._waiting.pop(0)
+            if not reading.answer.done():
+                reading.answer.set_result(answer)
+
+    def end(self) -> None:
+        """Answer None to all that wait: there will be no checkpoint any more."""
+        for reading in self._waiting:
+            if not reading.answer.done():
+                reading.answer.set_result(None)
+        self._waiting.clear()
+
+
+async def in_slices(steps: Generator[None, None, T]) -> T:
+    """What the generator returns; the event loop runs others after each of its pauses."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        await asyncio.sleep(0)
