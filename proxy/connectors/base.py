@@ -6,6 +6,7 @@ import msgspec
 
 from kvevents import REPORT_SESSION
 from proxy.request.body import Body, Encoded
+from proxy.request.dialects import Usage
 
 MAX_PARAMS_BYTES = 4 << 20
 """Of one prefill answer's `kv_transfer_params`: a million tokens in blocks of 16 take half a MB for each cache group.
@@ -39,44 +40,39 @@ class Handoff(msgspec.Struct, frozen=True):
 
 
 class Connector(Protocol):
-    """Pure: bodies in, bodies out."""
+    """Pure: bodies in, bodies out. It adds what engines tell each other, and knows no other member of any route."""
 
     name: str
     holds: bool
     """Whether a finished prefill leg leaves blocks held on the prefill instance until they are fetched."""
 
-    def prefill_body(self, body: Body) -> Encoded:
-        """The body of the prefill leg: the client's request for one token, not streamed."""
+    def prefill_body(self, first: Body) -> Encoded:
+        """The body of the prefill leg. `first`: the client's request for its first token alone, not streamed."""
         ...
 
-    def read_handoff(self, answer: bytes) -> Handoff:
-        """Read the answer of a prefill leg. Raises ValueError if it does not hold what the decode leg needs."""
+    def read_handoff(self, answer: bytes, usage: Usage) -> Handoff:
+        """Read the answer of a prefill leg, whose usage is known. Raises ValueError if the decode leg needs more."""
         ...
 
     def decode_body(self, body: Body, handoff: Handoff) -> Encoded:
         """The body of the decode leg: the client's request, and the way to its prefilled blocks."""
         ...
 
-    def fetch_body(self, body: Body, handoff: Handoff) -> Encoded | None:
+    def fetch_body(self, first: Body, handoff: Handoff) -> Encoded | None:
         """The body of a leg that only brings the blocks to the decode instance; None where nothing is handed over.
+        `first` as in `prefill_body`.
 
         It goes before the decode leg of a request for several sequences: each of them would fetch by itself what
         can be fetched once.
         """
         ...
 
-    def release_body(self, handoff: Handoff) -> bytes | None:
-        """The body (for `/v1/completions`) that makes a decode engine give a hold back; None without holds."""
+    def release_body(self, least: Body, handoff: Handoff) -> bytes | None:
+        """The body that makes a decode engine give a hold back; None without holds.
+
+        `least`: the least request of the route that it is sent to.
+        """
         ...
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
 
 
 class _Params(msgspec.Struct):
@@ -85,21 +81,12 @@ class _Params(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
     kv_transfer_params: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _NULL = msgspec.Raw(b"null")
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_params = msgspec.json.Decoder(_Params).decode
-
-
-def one_token(body: Body) -> Body:
-    """The request for its first token alone, as one unstreamed answer: what every prefill leg asks."""
-    return body.changed(
-        {"stream": False, "max_tokens": 1, "n": 1},
-        drop=("stream_options", "max_completion_tokens", "min_tokens"),
-    )
 
 
 def asking_for_report(body: Body) -> Body | None:
@@ -121,11 +108,11 @@ _decode_xargs = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _REPORT = {"kv_cache_report_mode": "full", "session_id": REPORT_SESSION}
 
 
-def read_answer(answer: bytes) -> Handoff:
-    """The parts of a prefill answer that connectors share. Raises ValueError if it is not such an answer."""
+def read_params(answer: bytes, usage: Usage) -> Handoff:
+    """What the params of a prefill answer tell beside its usage. Raises ValueError if it is not such an answer."""
     try:
-        read = _decode_answer(answer)
-        params = read.kv_transfer_params if read.kv_transfer_params != _NULL else None
+        raw = _decode_answer(answer).kv_transfer_params
+        params = raw if raw != _NULL else None
         if params is not None and len(memoryview(params)) > MAX_PARAMS_BYTES:
             raise ValueError(
                 f"the prefill answer has kv_transfer_params of more than {MAX_PARAMS_BYTES} bytes"
@@ -133,11 +120,10 @@ def read_answer(answer: bytes) -> Handoff:
         known = _decode_params(params) if params is not None else _Params()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"the prefill answer cannot be read: {error}") from None
-    usage = read.usage or _Usage()
     cached = known.remote_prefill_cached_tokens
-    if cached is None and usage.prompt_tokens_details is not None:
-        cached = usage.prompt_tokens_details.cached_tokens
-    if min(cached or 0, usage.prompt_tokens or 0) < 0:
+    if cached is None:
+        cached = usage.cached_tokens
+    if (cached or 0) < 0:
         raise ValueError("the prefill answer counts fewer than 0 tokens")
     return Handoff(
         params=msgspec.Raw(bytes(params)) if params is not None else None,

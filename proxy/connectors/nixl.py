@@ -1,9 +1,8 @@
 """NIXL, pull mode: the prefill engine holds the blocks, its answer says where, the decode engine fetches them once."""
 
-import msgspec
-
-from proxy.connectors.base import Handoff, one_token, read_answer
+from proxy.connectors.base import Handoff, read_params
 from proxy.request.body import Body, Encoded
+from proxy.request.dialects import Usage
 
 _ASK = {"do_remote_decode": True, "do_remote_prefill": False}
 
@@ -18,13 +17,13 @@ class NixlConnector:
     name = "nixl"
     holds = True
 
-    def prefill_body(self, body: Body) -> Encoded:
+    def prefill_body(self, first: Body) -> Encoded:
         """As `Connector`."""
-        return one_token(body).changed({"kv_transfer_params": _ASK}).to_send()
+        return first.changed({"kv_transfer_params": _ASK}).to_send()
 
-    def read_handoff(self, answer: bytes) -> Handoff:
+    def read_handoff(self, answer: bytes, usage: Usage) -> Handoff:
         """As `Connector`."""
-        handoff = read_answer(answer)
+        handoff = read_params(answer, usage)
         if handoff.params is None:
             raise ValueError(
                 "the prefill answer has no kv_transfer_params: is the engine started with"
@@ -36,19 +35,12 @@ class NixlConnector:
         """As `Connector`."""
         return body.changed({"kv_transfer_params": handoff.params}).to_send()
 
-    def fetch_body(self, body: Body, handoff: Handoff) -> Encoded | None:
+    def fetch_body(self, first: Body, handoff: Handoff) -> Encoded | None:
         """As `Connector`."""
-        return one_token(body).changed({"kv_transfer_params": handoff.params}).to_send()
+        return first.changed({"kv_transfer_params": handoff.params}).to_send()
 
-    def release_body(self, handoff: Handoff) -> bytes | None:
+    def release_body(self, least: Body, handoff: Handoff) -> bytes | None:
         """As `Connector`: a request bound to be refused, whatever the client's own request looks like."""
         if handoff.params is None:
             return None
-        return msgspec.json.encode(
-            {
-                "model": REFUSED_MODEL,
-                "prompt": [0],
-                "max_tokens": 1,
-                "kv_transfer_params": handoff.params,
-            }
-        )
+        return least.changed({"model": REFUSED_MODEL, "kv_transfer_params": handoff.params}).encoded()

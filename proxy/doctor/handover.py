@@ -14,7 +14,8 @@ from proxy.doctor.asking import Engines, ask
 from proxy.doctor.facts import Answer, Metrics, Moved, PairFacts, Trouble
 from proxy.doctor.probing import ASK_S, PROBE_S
 from proxy.headers import REQUEST_ID
-from proxy.request.generation import GenerationRequest, Route, read_request
+from proxy.request.dialects import COMPLETIONS
+from proxy.request.generation import GenerationRequest, read_request
 from proxy.serving.custody import Due, Hold, HoldState
 from proxy.serving.exchange import Call
 from proxy.serving.handover.releases import Releases
@@ -81,14 +82,15 @@ class HandOver:
 
     def _request(self, token_ids: list[int]) -> GenerationRequest:
         body = prompts.one_token(prompts.completion(self._model, token_ids))
-        return read_request(Route.COMPLETIONS, msgspec.json.encode(body), self._model)
+        return read_request(COMPLETIONS, msgspec.json.encode(body), self._model)
 
     async def _prefill(self, facts: PairFacts, call: Call, hold: Hold | None) -> None:
-        body = bytes(self._connector.prefill_body(call.request.body))
+        body = bytes(self._connector.prefill_body(COMPLETIONS.first_token_only(call.request.body)))
         answer = await self._leg(facts.prefill, body, call.leg_id)
         facts.prefill_answer, facts.handoff = answer, None
         try:
-            facts.handoff = self._connector.read_handoff(answer.value) if answer.ok else None
+            if answer.ok:
+                facts.handoff = self._connector.read_handoff(answer.value, COMPLETIONS.usage(answer.value))
         except ValueError:
             facts.handoff = None
         if hold is None:
@@ -114,7 +116,7 @@ class HandOver:
 
     async def _leg(self, address: str, body: bytes, leg_id: str) -> Answer:
         headers = [(REQUEST_ID, leg_id)]
-        return await ask(self._engines, address, Route.COMPLETIONS.path, PROBE_S, body, headers)
+        return await ask(self._engines, address, COMPLETIONS.path, PROBE_S, body, headers)
 
     async def _metrics(self, address: str) -> Metrics | None:
         answer = asking.read_metrics(await ask(self._engines, address, "/metrics", ASK_S))

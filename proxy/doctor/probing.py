@@ -10,7 +10,6 @@ from kvevents import Prompt
 from kvevents.subscriber import Context, SourceAddress
 from proxy.caches.event_addresses import told_sources
 from proxy.caches.told import ToldRules
-from proxy.connectors.base import read_answer
 from proxy.doctor import asking, prompts
 from proxy.doctor.asking import ask
 from proxy.doctor.facts import Answer, EngineFacts, RankFacts, Send
@@ -19,7 +18,7 @@ from proxy.doctor.prompts import LEAST_WORDS
 from proxy.doctor.runs import Search
 from proxy.errors import LegError
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
-from proxy.request.generation import Route
+from proxy.request.dialects import CHAT, COMPLETIONS
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import LocalTokenizer, comparison
 from proxy.tokenizing.comparison import ask_tokens
@@ -283,14 +282,14 @@ class Probing:
         headers: Headers = [(REQUEST_ID, prompts.request_id())]
         if several:
             headers.append((DATA_PARALLEL_RANK, str(rank.rank)))
-        path = Route.CHAT.path if rank.kind == "chat" else Route.COMPLETIONS.path
+        dialect = CHAT if rank.kind == "chat" else COMPLETIONS
         sent_ts = time.time()
         body = prompts.one_token(prompt)
-        answer = await ask(self._engines, self.facts.address, path, PROBE_S, body, headers)
+        answer = await ask(self._engines, self.facts.address, dialect.path, PROBE_S, body, headers)
         counted = reported = None
         if answer.ok:
             try:
-                told = read_answer(answer.value)
+                told = dialect.usage(answer.value)
                 counted, reported = told.prompt_tokens, told.cached_tokens
             except ValueError:
                 answer = asking.read(answer, dict)

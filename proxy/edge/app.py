@@ -45,14 +45,14 @@ from proxy.edge.app_keys import (
     METRICS,
     READER,
     SALTS,
+    SPOKEN,
     STATE,
     STOPPING,
     TOKENIZER,
     WATCH,
 )
 from proxy.edge.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head
-from proxy.edge.routes import adapters, admin, doctor, observe, openapi
-from proxy.edge.routes import generate as openai
+from proxy.edge.routes import adapters, admin, doctor, generate, observe, openapi
 from proxy.edge.sockets.doors import keep_room
 from proxy.edge.sockets.listening import ServiceRunner
 from proxy.errors import ConfigError
@@ -61,6 +61,7 @@ from proxy.observability.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.observability.predictions import AccuracyCollector
 from proxy.observability.snapshots import StateCollector
 from proxy.private_files import check_key_file, readable_by_others
+from proxy.request.dialects import DIALECTS, Dialect
 from proxy.request.discarding import Discarding
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import load_policy
@@ -88,8 +89,12 @@ LAST_WORDS_S = 2.0
 """How long telling the clients of what was cut may take: `relay.CUT_GRACE_S` for those that do not read."""
 
 
-def create_app(config: Config, policy: Policy | None = None) -> web.Application:
+def create_app(
+    config: Config, policy: Policy | None = None, dialects: Sequence[Dialect] = DIALECTS
+) -> web.Application:
     """The application of `config`; `policy` replaces the configured one. Raises ConfigError.
+
+    `dialects`: the generating routes that it serves.
 
     It watches its engines while it runs; `app[WATCH].fatal` tells if the process should rather end.
     """
@@ -265,11 +270,12 @@ def create_app(config: Config, policy: Policy | None = None) -> web.Application:
 
     app.cleanup_ctx.append(run)
     app[LOAD_KEY] = Load()
+    app[SPOKEN] = tuple(dialects)
     if config.cors.allowed_origins:
         operators = {route.path for route in OPERATORS}
         answer_preflights = allow_origins(app, CorsRules(config.cors), operators)
         app.middlewares.insert(app.middlewares.index(authenticate), answer_preflights)
-    _add_routes(app, CLIENTS + PROBES)
+    _add_routes(app, [*map(generate.route_of, dialects), *CLIENTS, *PROBES])
     if config.security.admin_port is None:
         _add_routes(app, OPERATORS)
     return app
@@ -320,11 +326,8 @@ def _check_key_files(config: Config) -> None:
             log.warning("%s %s can be read by others than its owner", flag, file)
 
 
-CLIENTS = [
-    web.post("/v1/completions", openai.completions),
-    web.post("/v1/chat/completions", openai.chat_completions),
-    web.get("/v1/models", observe.models),
-]
+CLIENTS = [web.get("/v1/models", observe.models)]
+"""Beside the generating routes."""
 PROBES = [
     web.get("/health", observe.health),
     web.get("/ready", observe.ready),
@@ -376,12 +379,14 @@ def _application(config: Config) -> web.Application:
     return app
 
 
-def create_runner(config: Config, policy: Policy | None = None) -> ServiceRunner:
+def create_runner(
+    config: Config, policy: Policy | None = None, dialects: Sequence[Dialect] = DIALECTS
+) -> ServiceRunner:
     """A runner of `create_app` with the sockets that are configured; raises ConfigError.
 
     End it with `shut_down`: its own `cleanup` cuts what is running.
     """
-    app = create_app(config, policy)
+    app = create_app(config, policy, dialects)
     return ServiceRunner(
         app, create_admin_app(app) if config.security.admin_port is not None else None, config
     )

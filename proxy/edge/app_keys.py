@@ -1,6 +1,7 @@
 """What handlers find in the application: each collaborator under a typed key."""
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
@@ -12,6 +13,7 @@ from proxy.descriptors import Descriptors
 from proxy.edge.access.client_salts import ClientSalts
 from proxy.fleet.instances import Fleet
 from proxy.observability.metrics import Metrics
+from proxy.request.dialects import Dialect
 from proxy.request.discarding import Discarding
 from proxy.serving.director import Director
 from proxy.serving.healing import Healing
@@ -36,6 +38,8 @@ READER: web.AppKey[ThreadPoolExecutor] = web.AppKey("reader", ThreadPoolExecutor
 SALTS: web.AppKey[ClientSalts] = web.AppKey("salts", ClientSalts)
 """Set if engines get salts that differ by client."""
 TOKENIZER: web.AppKey[PromptTokenizer] = web.AppKey("tokenizer", PromptTokenizer)
+SPOKEN: web.AppKey[Sequence[Dialect]] = web.AppKey("dialects", Sequence[Dialect])
+"""The generating routes that are served."""
 STATE: web.AppKey[StateKeeper] = web.AppKey("state", StateKeeper)
 """What outlives the process; absent without --state-dir."""
 MEMBERSHIP: web.AppKey[Membership] = web.AppKey("membership", Membership)

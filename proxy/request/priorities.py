@@ -5,7 +5,8 @@ and who says nothing claims 0.
 """
 
 from proxy.headers import PRIORITY, Headers
-from proxy.request.generation import GenerationRequest, as_whole_number
+from proxy.request.generation import GenerationRequest
+from proxy.request.like_pydantic import as_whole_number
 
 
 def claimed(request: GenerationRequest, header: str | None) -> int:

@@ -8,7 +8,8 @@ import math
 from typing import Any
 
 from proxy.errors import BadRequestError
-from proxy.request.generation import COMPLETION_MAX_TOKENS, GenerationRequest, Route, as_whole_number, truth
+from proxy.request.generation import GenerationRequest
+from proxy.request.like_pydantic import as_whole_number, truth
 
 MOST_SEQUENCES = 16_384
 """vLLM's own limit (`VLLM_MAX_N_SEQUENCES`); it refuses what asks for more."""
@@ -20,8 +21,8 @@ def generated_tokens(request: GenerationRequest, room_tokens: float, expected_to
     `room_tokens`: what the engines' context leaves beside the prompt. `expected_tokens`: how long an answer is expected
     to become that may be longer.
     """
-    usual = math.inf if request.route is Route.CHAT else COMPLETION_MAX_TOKENS
-    _, limit = request.answer_limit or (None, usual)
+    usual = request.dialect.default_answer_tokens
+    _, limit = request.answer_limit or (None, math.inf if usual is None else usual)
     longest = max(1, min(limit, room_tokens))
     if longest < math.inf and _is_true(request, "ignore_eos"):
         least: float = longest

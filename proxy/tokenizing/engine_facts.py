@@ -5,8 +5,8 @@ Until an engine has said it, what most engines do is assumed; what comes of it i
 
 from collections.abc import Collection, Mapping
 
-from proxy.request.generation import Route
-from proxy.tokenizing.members import MemberNames
+from proxy.request.dialects import Dialect
+from proxy.tokenizing.members import ASKED, MemberNames
 from proxy.tokenizing.schemas import Schema
 from proxy.tokenizing.tool_choices import Choice, Tools, together
 
@@ -24,14 +24,14 @@ class EngineFacts:
         self._versions: dict[str, str] = {}
         self._schemas: dict[str, Schema] = {}
         self._choices: dict[str, Mapping[Choice, Tools]] = {}
-        self._read: dict[Route, frozenset[str]] = dict.fromkeys(Route, frozenset())
+        self._read: dict[Dialect, frozenset[str]] = dict.fromkeys(ASKED, frozenset())
 
     # -- what requests need -------------------------------------------------------------------------------
 
-    def knows(self, route: Route, name: str) -> bool:
+    def knows(self, dialect: Dialect, name: str) -> bool:
         """Whether any engine's schema has a member."""
         self.schemas_wanted = True
-        return name in self._read[route]
+        return name in self._read[dialect]
 
     def tools(self, choice: Choice) -> Tools:
         """What becomes of a chat's tools."""
@@ -81,7 +81,7 @@ class EngineFacts:
         """What running engines read, for requests with many members."""
         running = [self._schemas[version] for version in self.schema_versions]
         self._read = {
-            route: frozenset[str]().union(*(schema[route] for schema in running)) for route in Route
+            dialect: frozenset[str]().union(*(schema[dialect] for schema in running)) for dialect in ASKED
         }
 
     @property

@@ -8,7 +8,9 @@ import msgspec
 
 from proxy.errors import BadRequestError
 from proxy.request.body import MAX_SCALAR_BYTES, Body
-from proxy.request.generation import GenerationRequest, PromptShape, Route
+from proxy.request.dialects import CHAT
+from proxy.request.dialects.completions import PromptShape, prompt_shape
+from proxy.request.generation import GenerationRequest
 from proxy.request.json_pieces import (
     COPIED_BYTES,
     Buffer,
@@ -137,13 +139,13 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
     `kind` names the members that shape the prompt, and those nobody knows: requests of one kind are rendered the same
     way, so one that turns out to be counted wrongly speaks for all of its kind.
     """
-    body, route = request.body, request.route
-    members = members_of(body, route, facts.knows, facts.names)
+    body, dialect = request.body, request.dialect
+    members = members_of(body, dialect, facts.knows, facts.names)
     try:
         choice = _choice(body) if "tool_choice" in members.rarely else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Unknowable(
-            "malformed", kind_of(route, members.shaping, members.rarely, members.apart), members
+            "malformed", kind_of(dialect, members.shaping, members.rarely, members.apart), members
         )
     shaping, tools = set(members.shaping), Tools.SHOWN
     rarely = set(members.rarely) - {"tool_choice"}
@@ -152,7 +154,7 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
         rarely.add(f"tool_choice {choice}")
     if tools is Tools.LEFT_OUT:
         shaping.discard("tools")
-    kind = kind_of(route, shaping, rarely, members.apart)
+    kind = kind_of(dialect, shaping, rarely, members.apart)
     if tools is Tools.UNCLEAR:
         unclear = msgspec.structs.replace(members, unknown=(*members.unknown, "tool_choice"))
         return Unknowable("field", kind, unclear)
@@ -168,11 +170,11 @@ def read_prompt(request: GenerationRequest, found: Sorted, bounds: Bounds) -> Gi
 
     Of a prompt above the bounds no more is read than it takes to know that.
     """
-    body, route = request.body, request.route
+    body, dialect = request.body, request.dialect
     shaping, kind, members = set(found.shaping), found.kind, found.members
     try:
         truncation = _truncation(body, shaping)
-        if route is not Route.CHAT:
+        if dialect is not CHAT:
             return _completion(request, shaping, kind, truncation, bounds, members)
         contents = _of_contents(body, bounds)
         media = contents.media
@@ -327,10 +329,10 @@ def _truncation(body: Body, shaping: set[str]) -> Truncation | None:
 
 def _template_variables(body: Body, shaping: set[str]) -> dict[str, Any]:
     """`chat_template_kwargs` with the members that vLLM puts there."""
-    if not shaping & VARIABLES[Route.CHAT]:
+    if not shaping & VARIABLES[CHAT]:
         return {}
     variables: dict[str, Any] = _decode_variables(body.view("chat_template_kwargs") or b"null") or {}
-    members = {name: msgspec.Raw(body.view(name) or b"null") for name in shaping & VARIABLES[Route.CHAT]}
+    members = {name: msgspec.Raw(body.view(name) or b"null") for name in shaping & VARIABLES[CHAT]}
     if "reasoning_effort" in members and "enable_thinking" not in variables:
         members["enable_thinking"] = msgspec.Raw(
             b"true" if body.value("reasoning_effort") != "none" else b"false"
@@ -341,7 +343,7 @@ def _template_variables(body: Body, shaping: set[str]) -> dict[str, Any]:
 def _needs(body: Body, shaping: set[str]) -> frozenset[str]:
     messages = body.view("messages") or memoryview(b"")
     needs = {"chat"} | (
-        shaping & {*VARIABLES[Route.CHAT], "tools", "chat_template_kwargs", "continue_final_message"}
+        shaping & {*VARIABLES[CHAT], "tools", "chat_template_kwargs", "continue_final_message"}
     )
     if contains(messages, b'"tool'):  # a tool's message, or calls of tools
         needs.add("tools")
@@ -358,7 +360,7 @@ def _question(
     body = request.body
     members: dict[str, Any] = {
         name: msgspec.Raw(view)
-        for name in sorted(shaping - TRUNCATING - VARIABLES[Route.CHAT])
+        for name in sorted(shaping - TRUNCATING - VARIABLES[CHAT])
         if (view := body.view(name)) is not None
     }
     messages = body.view("messages") or memoryview(b"")
@@ -403,7 +405,7 @@ def _completion(
 ) -> Given | Ask | Unknowable:
     body, needs = request.body, frozenset({"completion"})
     view = body.view("prompt") or memoryview(b"null")
-    match request.prompt_shape:
+    match prompt_shape(body)[0]:
         case PromptShape.TEXT:
             return _text(request, view, shaping, kind, truncation, bounds, members) or Ask(
                 _question(request, shaping, {}), kind, needs, truncation, members

@@ -7,15 +7,15 @@ makes the prompt unknown.
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
 from proxy.request.body import Body
-from proxy.request.generation import Route
+from proxy.request.dialects import CHAT, COMPLETIONS, Dialect
 
-ASKED = {
-    Route.CHAT: frozenset(
+ASKED: Mapping[Dialect, frozenset[str]] = {
+    CHAT: frozenset(
         {
             "messages",
             "tools",
@@ -26,22 +26,28 @@ ASKED = {
             "chat_template_kwargs",
         }
     ),
-    Route.COMPLETIONS: frozenset({"prompt", "add_special_tokens"}),
+    COMPLETIONS: frozenset({"prompt", "add_special_tokens"}),
 }
 """Members that change the prompt's tokens and that an engine's /tokenize takes, word for word."""
 
-VARIABLES = {Route.CHAT: frozenset({"documents", "reasoning_effort"}), Route.COMPLETIONS: frozenset[str]()}
+VARIABLES: Mapping[Dialect, frozenset[str]] = {
+    CHAT: frozenset({"documents", "reasoning_effort"}),
+    COMPLETIONS: frozenset(),
+}
 """Members of a chat that vLLM gives to the template as variables; in /tokenize's words they are that."""
 
 TRUNCATING = frozenset({"truncate_prompt_tokens", "truncation_side"})
 """Members that shorten the prompt after it was tokenized. /tokenize knows nothing of them."""
 
-_UNKNOWABLE = {Route.CHAT: frozenset[str](), Route.COMPLETIONS: frozenset({"suffix", "prompt_embeds"})}
+_UNKNOWABLE: Mapping[Dialect, frozenset[str]] = {
+    CHAT: frozenset(),
+    COMPLETIONS: frozenset({"suffix", "prompt_embeds"}),
+}
 """Members that shape the prompt in a way only the engine knows."""
 
-_RARELY = {
-    Route.CHAT: frozenset({"response_format", "tool_choice", "mm_processor_kwargs", "media_io_kwargs"}),
-    Route.COMPLETIONS: frozenset[str](),
+_RARELY: Mapping[Dialect, frozenset[str]] = {
+    CHAT: frozenset({"response_format", "tool_choice", "mm_processor_kwargs", "media_io_kwargs"}),
+    COMPLETIONS: frozenset[str](),
 }
 """Members that shape no text: but one renderer of vLLM's (Kimi K3) shows the first two to the model, an engine may leave
 out tools that must not be called, and the last two shape images and sound. So their prompts are a kind of their own."""
@@ -75,7 +81,7 @@ _NAME_CHARACTERS = 48
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*").fullmatch
 """What looks like a member's name may be shown; anything else could be part of a prompt that was sent in the wrong place."""
 
-Knows = Callable[[Route, str], bool]
+Knows = Callable[[Dialect, str], bool]
 """Whether some engine's own schema has a member."""
 
 
@@ -139,14 +145,14 @@ class Members(msgspec.Struct, frozen=True):
 NO_MEMBERS = Members(frozenset(), frozenset(), (), (), ())
 
 
-def members_of(body: Body, route: Route, knows: Knows, names: MemberNames) -> Members:
+def members_of(body: Body, dialect: Dialect, knows: Knows, names: MemberNames) -> Members:
     """Sort the members of a request. Those that are null are as good as absent."""
-    known = ASKED[route] | VARIABLES[route] | TRUNCATING
-    given = {name for name in body.names() if name not in _NEUTRAL or name in _RARELY[route]}
+    known = ASKED[dialect] | VARIABLES[dialect] | TRUNCATING
+    given = {name for name in body.names() if name not in _NEUTRAL or name in _RARELY[dialect]}
     given = {name for name in given if body.gives(name)}
-    rarely = given & _RARELY[route]
+    rarely = given & _RARELY[dialect]
     rest = given - known - rarely
-    unknown = {name for name in rest if name in _UNKNOWABLE[route] or knows(route, name)}
+    unknown = {name for name in rest if name in _UNKNOWABLE[dialect] or knows(dialect, name)}
     ignored = rest - unknown
     return Members(
         frozenset(given & known),
@@ -157,9 +163,11 @@ def members_of(body: Body, route: Route, knows: Knows, names: MemberNames) -> Me
     )
 
 
-def kind_of(route: Route, shaping: Collection[str], rarely: Collection[str], apart: Collection[str]) -> str:
+def kind_of(
+    dialect: Dialect, shaping: Collection[str], rarely: Collection[str], apart: Collection[str]
+) -> str:
     """What prompts have in common that are made the same way; one of a bounded number."""
-    made = f"{route}({','.join(sorted(shaping))})"
+    made = f"{dialect.name}({','.join(sorted(shaping))})"
     if rarely:
         made += f" with {','.join(sorted(rarely))}"
     return made + f" beside {','.join(sorted(apart))}" if apart else made

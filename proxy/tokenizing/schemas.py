@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from proxy.request.generation import Route
+from proxy.request.dialects import Dialect
+from proxy.tokenizing.members import ASKED
 
 MAX_SCHEMA_BYTES = 2 << 20
 """vLLM 0.32's has 286 kB."""
@@ -12,7 +13,7 @@ MAX_SCHEMA_BYTES = 2 << 20
 _MAX_MEMBERS = 4096
 _REFERENCE = "#/components/schemas/"
 
-Schema = Mapping[Route, frozenset[str]]
+Schema = Mapping[Dialect, frozenset[str]]
 """The names of the members each route's requests have."""
 
 
@@ -57,7 +58,7 @@ def read_schema(data: bytes) -> Schema:
     """The members of requests by an engine's `/openapi.json`. Raises ValueError if it does not tell."""
     try:
         document = _decode_document(data)
-        found = {route: _members(document, route) for route in Route}
+        found = {dialect: _members(document, dialect) for dialect in ASKED}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"no OpenAPI document: {error}") from None
     if not all(found.values()):
@@ -65,8 +66,8 @@ def read_schema(data: bytes) -> Schema:
     return found
 
 
-def _members(document: _Document, route: Route) -> frozenset[str]:
-    path = _decode_path(document.paths.get(route.path, b"{}"))
+def _members(document: _Document, dialect: Dialect) -> frozenset[str]:
+    path = _decode_path(document.paths.get(dialect.path, b"{}"))
     content = path.post.body.content.get("application/json") if path.post is not None else None
     names: set[str] = set()
     left = [content.schema] if content is not None else []

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from live.asking import CHAT, COMPLETIONS
 
-from proxy.request.generation import Route
+from proxy.request import dialects
 from proxy.simulation.api.openapi import CHAT as CHAT_MEMBERS
 from proxy.simulation.api.openapi import COMPLETION as COMPLETION_MEMBERS
 from proxy.tokenizing.schemas import read_schema
@@ -29,7 +29,7 @@ LEFTOVERS: dict[str, Any] = {
 async def test_the_schema_names_the_members_that_are_placed_here(engine: Engine) -> None:
     status, _, data = await engine.send("GET", "/openapi.json")
     assert status == 200
-    assert read_schema(data) == {Route.CHAT: CHAT_MEMBERS, Route.COMPLETIONS: COMPLETION_MEMBERS}
+    assert read_schema(data) == {dialects.CHAT: CHAT_MEMBERS, dialects.COMPLETIONS: COMPLETION_MEMBERS}
 
 
 @pytest.mark.parametrize(

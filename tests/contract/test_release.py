@@ -12,6 +12,8 @@ from vllm_cpu.engine import BLOCK_TOKENS
 from vllm_cpu.fleet import Fleet
 
 from proxy.connectors import NixlConnector
+from proxy.request import dialects
+from proxy.request.dialects import Usage
 from tests.contract.asking import Engine
 from tests.contract.pairs import FREED_S, PREFILL, Pair
 from tests.contract.prompts import chat, ids, text
@@ -96,14 +98,14 @@ async def test_what_kvproxy_sends_to_give_a_hold_back_frees_it(
     """Whatever came before: nothing, or a decode leg that its schema was too bad to tell of the hold."""
     connector = NixlConnector()
     body = held(f"given back {trap}") if path == COMPLETIONS else chat(f"given back {trap}")
-    handoff = connector.read_handoff((await pair.leg(body, path)).body)
+    handoff = connector.read_handoff((await pair.leg(body, path)).body, Usage())
     assert await pair.held() > 0
     if trap is not None:
         params = msgspec.json.decode(handoff.params or b"")
         assert (await pair.decode.ask(body | trap | {"kv_transfer_params": params}, path)).status == 400
         await pair.decode.served(text("whatever it had to say is said"))
         assert await pair.held() > 0
-    release = connector.release_body(handoff)
+    release = connector.release_body(dialects.COMPLETIONS.least(), handoff)
     assert release is not None
     headers = {"Content-Type": "application/json"}
     status, _, _ = await pair.decode.send("POST", COMPLETIONS, release, headers)

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from proxy.connectors import Handoff, NixlConnector, SharedConnector
+from proxy.connectors import Connector, Handoff, NixlConnector, SharedConnector
 from proxy.connectors.base import MAX_PARAMS_BYTES
 from proxy.request.body import Body
+from proxy.request.dialects import CHAT, COMPLETIONS
 
 CLIENT = {
     "model": "tiny",
@@ -37,50 +38,58 @@ def body() -> Body:
     return Body.parse(json.dumps(CLIENT).encode())
 
 
+def first() -> Body:
+    return CHAT.first_token_only(body())
+
+
+def read(connector: Connector, answer: bytes) -> Handoff:
+    return connector.read_handoff(answer, CHAT.usage(answer))
+
+
 def test_a_nixl_prefill_leg_asks_for_one_token_and_a_hold() -> None:
-    assert json.loads(bytes(NixlConnector().prefill_body(body()))) == FOR_ONE_TOKEN | {
+    assert json.loads(bytes(NixlConnector().prefill_body(first()))) == FOR_ONE_TOKEN | {
         "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False}
     }
 
 
 def test_a_nixl_decode_leg_is_the_clients_request_with_the_params_word_for_word() -> None:
     nixl = NixlConnector()
-    sent = bytes(nixl.decode_body(body(), nixl.read_handoff(ANSWER)))
+    sent = bytes(nixl.decode_body(body(), read(nixl, ANSWER)))
     assert json.loads(sent) == CLIENT | {"kv_transfer_params": json.loads(PARAMS)}
     assert PARAMS.encode() in sent
 
 
 def test_a_handoff_tells_what_the_accounts_need() -> None:
-    handoff = NixlConnector().read_handoff(ANSWER)
+    handoff = read(NixlConnector(), ANSWER)
     assert (handoff.prompt_tokens, handoff.cached_tokens, handoff.engine_id) == (71, 32, "e1")
 
 
 def test_cached_tokens_are_read_from_usage_where_the_params_do_not_tell() -> None:
     answer = b'{"usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}}'
-    assert SharedConnector().read_handoff(answer).cached_tokens == 4
+    assert read(SharedConnector(), answer).cached_tokens == 4
 
 
 @pytest.mark.parametrize(
     "answer", [b"", b"[]", b"{", b"{}", b'{"kv_transfer_params": null}', b'{"usage": 3}', b"\xff"]
 )
 def test_an_answer_without_a_handoff_is_an_error(answer: bytes) -> None:
-    with pytest.raises(ValueError, match="prefill answer"):
-        NixlConnector().read_handoff(answer)
+    with pytest.raises(ValueError, match="answer"):
+        read(NixlConnector(), answer)
 
 
 def test_a_release_is_a_request_bound_to_be_refused() -> None:
     nixl = NixlConnector()
-    release = json.loads(nixl.release_body(nixl.read_handoff(ANSWER)) or b"")
+    release = json.loads(nixl.release_body(COMPLETIONS.least(), read(nixl, ANSWER)) or b"")
     assert release["model"] != "tiny"
     assert release["kv_transfer_params"] == json.loads(PARAMS)
 
 
 def test_a_fetching_leg_asks_for_one_token_with_the_params_word_for_word() -> None:
     nixl = NixlConnector()
-    sent = bytes(nixl.fetch_body(body(), nixl.read_handoff(ANSWER)) or b"")
+    sent = bytes(nixl.fetch_body(first(), read(nixl, ANSWER)) or b"")
     assert json.loads(sent) == FOR_ONE_TOKEN | {"kv_transfer_params": json.loads(PARAMS)}
     assert PARAMS.encode() in sent
-    assert SharedConnector().fetch_body(body(), Handoff(None, None, None, None)) is None
+    assert SharedConnector().fetch_body(first(), Handoff(None, None, None, None)) is None
 
 
 UNKNOWN = (
@@ -92,9 +101,11 @@ UNKNOWN = (
 @pytest.mark.parametrize("body_of", ["decode_body", "fetch_body", "release_body"])
 def test_params_that_nobody_here_knows_go_from_leg_to_leg_untouched(body_of: str) -> None:
     nixl = NixlConnector()
-    handoff = nixl.read_handoff(b'{"kv_transfer_params": ' + UNKNOWN.encode() + b', "usage": null}')
+    handoff = read(nixl, b'{"kv_transfer_params": ' + UNKNOWN.encode() + b', "usage": null}')
     sent = (
-        nixl.release_body(handoff) if body_of == "release_body" else getattr(nixl, body_of)(body(), handoff)
+        nixl.release_body(COMPLETIONS.least(), handoff)
+        if body_of == "release_body"
+        else getattr(nixl, body_of)(body(), handoff)
     )
     assert sent is not None
     assert UNKNOWN.encode() in sent
@@ -104,15 +115,15 @@ def test_params_that_nobody_here_knows_go_from_leg_to_leg_untouched(body_of: str
 def test_params_have_a_largest_size() -> None:
     around = len(b'{"remote_block_ids": ""}')
     largest = b'{"remote_block_ids": "%s"}' % (b"x" * (MAX_PARAMS_BYTES - around))
-    handoff = NixlConnector().read_handoff(b'{"kv_transfer_params": ' + largest + b"}")
+    handoff = read(NixlConnector(), b'{"kv_transfer_params": ' + largest + b"}")
     assert bytes(handoff.params or b"") == largest
     with pytest.raises(ValueError, match="prefill answer has kv_transfer_params of more than"):
-        NixlConnector().read_handoff(b'{"kv_transfer_params": ' + largest[:-2] + b'x"}}')
+        read(NixlConnector(), b'{"kv_transfer_params": ' + largest[:-2] + b'x"}}')
 
 
 def test_shared_legs_carry_no_params() -> None:
     shared = SharedConnector()
     handoff = Handoff(None, None, None, None)
-    assert json.loads(bytes(shared.prefill_body(body()))) == FOR_ONE_TOKEN
+    assert json.loads(bytes(shared.prefill_body(first()))) == FOR_ONE_TOKEN
     assert json.loads(bytes(shared.decode_body(body(), handoff))) == CLIENT
-    assert shared.release_body(handoff) is None
+    assert shared.release_body(COMPLETIONS.least(), handoff) is None

@@ -1,20 +1,24 @@
 """Requests are refused by vLLM's rules before any leg is sent, and cleaned of what no client may set."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from kvevents import REPORT_SESSION
 from proxy.errors import BadRequestError
-from proxy.request.generation import GenerationRequest, PromptShape, Route, read_request
+from proxy.request import dialects
+from proxy.request.dialects import Dialect
+from proxy.request.dialects.completions import PromptShape, prompt_shape
+from proxy.request.generation import GenerationRequest, read_request
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"prompt": "hi"}
 
 
-def read(route: Route | None, members: dict[str, Any]) -> GenerationRequest:
-    return read_request(route, json.dumps(members).encode(), "tiny")
+def read(dialect: Dialect | Sequence[Dialect], members: dict[str, Any]) -> GenerationRequest:
+    return read_request(dialect, json.dumps(members).encode(), "tiny")
 
 
 @pytest.mark.parametrize(
@@ -42,38 +46,38 @@ def read(route: Route | None, members: dict[str, Any]) -> GenerationRequest:
         ({"model": 7}, "model"),
     ],
 )
-@pytest.mark.parametrize("route", list(Route))
+@pytest.mark.parametrize("dialect", dialects.DIALECTS)
 def test_what_only_decode_would_reject_is_rejected_first(
-    route: Route, members: dict[str, Any], param: str
+    dialect: Dialect, members: dict[str, Any], param: str
 ) -> None:
-    text = json.dumps((CHAT if route is Route.CHAT else TEXT) | members).replace("Infinity", "1e400")
+    text = json.dumps((CHAT if dialect is dialects.CHAT else TEXT) | members).replace("Infinity", "1e400")
     with pytest.raises(BadRequestError) as caught:
-        read_request(route, text.encode(), "tiny")
+        read_request(dialect, text.encode(), "tiny")
     assert caught.value.param == param
 
 
 @pytest.mark.parametrize(
-    ("route", "members", "stream"),
+    ("dialect", "members", "stream"),
     [
-        (Route.CHAT, {"n": None, "max_tokens": None, "stream": None, "stream_options": None}, False),
-        (Route.CHAT, {"n": "2", "max_tokens": 5.0, "min_tokens": True}, False),
-        (Route.CHAT, {"max_tokens": 1, "max_completion_tokens": 9, "min_tokens": 8}, False),
-        (Route.CHAT, {"min_tokens": 5000}, False),
-        (Route.COMPLETIONS, {"min_tokens": 16}, False),
-        (Route.COMPLETIONS, {"max_tokens": None, "min_tokens": 17}, False),
-        (Route.COMPLETIONS, {"stream": "yes", "stream_options": {"include_usage": 1}}, True),
-        (Route.CHAT, {"stream": 1}, True),
+        (dialects.CHAT, {"n": None, "max_tokens": None, "stream": None, "stream_options": None}, False),
+        (dialects.CHAT, {"n": "2", "max_tokens": 5.0, "min_tokens": True}, False),
+        (dialects.CHAT, {"max_tokens": 1, "max_completion_tokens": 9, "min_tokens": 8}, False),
+        (dialects.CHAT, {"min_tokens": 5000}, False),
+        (dialects.COMPLETIONS, {"min_tokens": 16}, False),
+        (dialects.COMPLETIONS, {"max_tokens": None, "min_tokens": 17}, False),
+        (dialects.COMPLETIONS, {"stream": "yes", "stream_options": {"include_usage": 1}}, True),
+        (dialects.CHAT, {"stream": 1}, True),
     ],
 )
-def test_what_vllm_accepts_is_accepted(route: Route, members: dict[str, Any], stream: bool) -> None:
-    request = read(route, (CHAT if route is Route.CHAT else TEXT) | members)
+def test_what_vllm_accepts_is_accepted(dialect: Dialect, members: dict[str, Any], stream: bool) -> None:
+    request = read(dialect, (CHAT if dialect is dialects.CHAT else TEXT) | members)
     assert request.stream is stream
-    assert json.loads(request.body.encoded()) == (CHAT if route is Route.CHAT else TEXT) | members
+    assert json.loads(request.body.encoded()) == (CHAT if dialect is dialects.CHAT else TEXT) | members
 
 
 def test_a_completion_with_more_min_tokens_than_its_default_length_is_refused() -> None:
     with pytest.raises(BadRequestError):
-        read(Route.COMPLETIONS, TEXT | {"min_tokens": 17})
+        read(dialects.COMPLETIONS, TEXT | {"min_tokens": 17})
 
 
 def test_members_that_could_harm_an_engine_are_removed() -> None:
@@ -82,21 +86,21 @@ def test_members_that_could_harm_an_engine_are_removed() -> None:
         b' "request_id": "r", "vllm_xargs": {"kv_cache_report_mode": "full", "kv_transfer_params": "x",'
         b' "ec_transfer_params": "x", "other": 0.10}}'
     )
-    assert read_request(Route.COMPLETIONS, data, "tiny").body.encoded() == (
+    assert read_request(dialects.COMPLETIONS, data, "tiny").body.encoded() == (
         b'{"prompt":"hi","vllm_xargs":{"other":0.10}}'
     )
 
 
 def test_nobody_can_pass_for_a_report_that_kvproxy_asked_for() -> None:
     body = TEXT | {"session_id": REPORT_SESSION, "vllm_xargs": {"session_id": REPORT_SESSION, "a": 1}}
-    assert json.loads(read(Route.COMPLETIONS, body).body.encoded()) == TEXT | {"vllm_xargs": {"a": 1}}
+    assert json.loads(read(dialects.COMPLETIONS, body).body.encoded()) == TEXT | {"vllm_xargs": {"a": 1}}
     own = TEXT | {"session_id": "s", "vllm_xargs": {"session_id": "t"}}
-    assert json.loads(read(Route.COMPLETIONS, own).body.encoded()) == own
+    assert json.loads(read(dialects.COMPLETIONS, own).body.encoded()) == own
 
 
 @pytest.mark.parametrize("xargs", [None, 3, [], "x", {"a": 1}])
 def test_other_xargs_pass_as_they_came(xargs: Any) -> None:
-    assert read(Route.COMPLETIONS, TEXT | {"vllm_xargs": xargs}).body.value("vllm_xargs") == xargs
+    assert read(dialects.COMPLETIONS, TEXT | {"vllm_xargs": xargs}).body.value("vllm_xargs") == xargs
 
 
 @pytest.mark.parametrize(
@@ -121,39 +125,41 @@ def test_other_xargs_pass_as_they_came(xargs: Any) -> None:
     ],
 )
 def test_prompts_are_counted(prompt: Any, shape: PromptShape, count: int) -> None:
-    request = read(Route.COMPLETIONS, {"prompt": prompt})
-    assert (request.prompt_shape, request.prompt_count) == (shape, count)
+    request = read(dialects.COMPLETIONS, {"prompt": prompt})
+    assert prompt_shape(request.body) == (shape, count)
+    assert request.prompt_count == count
+    assert request.whole is (shape is PromptShape.ODD)
 
 
 @pytest.mark.parametrize(
-    ("route", "members", "whole"),
+    ("dialect", "members", "whole"),
     [
-        (Route.CHAT, CHAT, False),
-        (Route.CHAT, CHAT | {"use_beam_search": True}, True),
-        (Route.CHAT, CHAT | {"prompt_logprobs": 0}, True),
-        (Route.CHAT, CHAT | {"prompt_logprobs": None, "logprobs": True, "echo": True}, False),
-        (Route.COMPLETIONS, TEXT | {"echo": True}, False),
-        (Route.COMPLETIONS, TEXT | {"echo": True, "logprobs": 1}, True),
-        (Route.COMPLETIONS, {"prompt_embeds": "abc"}, True),
-        (Route.COMPLETIONS, {"prompt": ["a", "b"]}, False),
-        (Route.COMPLETIONS, {"prompt": ["a", 1]}, True),
+        (dialects.CHAT, CHAT, False),
+        (dialects.CHAT, CHAT | {"use_beam_search": True}, True),
+        (dialects.CHAT, CHAT | {"prompt_logprobs": 0}, True),
+        (dialects.CHAT, CHAT | {"prompt_logprobs": None, "logprobs": True, "echo": True}, False),
+        (dialects.COMPLETIONS, TEXT | {"echo": True}, False),
+        (dialects.COMPLETIONS, TEXT | {"echo": True, "logprobs": 1}, True),
+        (dialects.COMPLETIONS, {"prompt_embeds": "abc"}, True),
+        (dialects.COMPLETIONS, {"prompt": ["a", "b"]}, False),
+        (dialects.COMPLETIONS, {"prompt": ["a", 1]}, True),
     ],
 )
 def test_requests_that_gain_nothing_from_two_legs_are_told(
-    route: Route, members: dict[str, Any], whole: bool
+    dialect: Dialect, members: dict[str, Any], whole: bool
 ) -> None:
-    assert read(route, members).whole is whole
+    assert read(dialect, members).whole is whole
 
 
 def test_the_members_tell_the_route_where_it_is_not_given() -> None:
-    assert read(None, CHAT).route is Route.CHAT
-    assert read(None, TEXT).route is Route.COMPLETIONS
+    assert read(dialects.DIALECTS, CHAT).dialect is dialects.CHAT
+    assert read(dialects.DIALECTS, TEXT).dialect is dialects.COMPLETIONS
     for members in ({}, CHAT | TEXT):
         with pytest.raises(BadRequestError):
-            read(None, members)
+            read(dialects.DIALECTS, members)
 
 
 def test_a_missing_model_is_the_configured_one() -> None:
-    assert read(Route.CHAT, CHAT).model == "tiny"
-    assert read(Route.CHAT, CHAT | {"model": None}).model == "tiny"
-    assert read(Route.CHAT, CHAT | {"model": "alpha"}).model == "alpha"
+    assert read(dialects.CHAT, CHAT).model == "tiny"
+    assert read(dialects.CHAT, CHAT | {"model": None}).model == "tiny"
+    assert read(dialects.CHAT, CHAT | {"model": "alpha"}).model == "alpha"

@@ -13,6 +13,7 @@ from proxy.errors import BadRequestError
 from proxy.request import body as body_module
 from proxy.request import generation, grammar, json_pieces, outline
 from proxy.request.body import Body
+from proxy.request.dialects import DIALECTS
 from proxy.request.generation import read_request
 from proxy.request.json_pieces import COPIED_BYTES, PIECE_BYTES, decoded_text
 from proxy.tokenizing import engines, fields
@@ -158,7 +159,7 @@ def test_nothing_is_decoded_in_proportion_to_a_body(kind: str, most_decoded: lis
     data = json.dumps(BODIES[kind]).encode()
     if kind == "white space":
         data = data.replace(b"[", b"[" + b" " * 3_000_000).replace(b"}", b" " * 3_000_000 + b"}")
-    request = read_request(None, data, "tiny", outline.outline(data))
+    request = read_request(DIALECTS, data, "tiny", outline.outline(data))
     how = what_to_tokenize(request, bounds.Bounds(longest=1_000_000))
     sent = json.loads(bytes(request.body.to_send()))
     assert sent == json.loads(data)

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy.request.generation import Route, read_request
+from proxy.request import dialects
+from proxy.request.generation import read_request
 from proxy.tokenizing import LocalTokenizer, read_model
 from proxy.tokenizing.fields import Ask, what_to_tokenize
 from tests.proxy.tiny_model import write_tiny_model
@@ -103,7 +104,7 @@ def test_a_template_may_look_at_members_of_media_that_vllm_does_not_know(tmp_pat
     assert known(local, CHAT) != []
     picture = {"type": "image_url", "image_url": {"url": "data:,"}, "cache_control": {"type": "ephemeral"}}
     messages = [SYSTEM, {"role": "user", "content": [{"type": "text", "text": BEFORE}, picture]}]
-    how = what_to_tokenize(read_request(Route.CHAT, msgspec.json.encode({"messages": messages}), "tiny"))
+    how = what_to_tokenize(read_request(dialects.CHAT, msgspec.json.encode({"messages": messages}), "tiny"))
     assert isinstance(how, Ask)
     prefix = local.prefix_now(how.body)
     found = [] if prefix is None else prefix.tolist()

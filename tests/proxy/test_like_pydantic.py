@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from proxy.errors import BadRequestError
 from proxy.request.body import Body
-from proxy.request.generation import _whole_number, truth
+from proxy.request.like_pydantic import truth, whole_number
 
 DIGITS = st.from_regex(r"[ +\-]{0,2}[0-9_]{0,6}(\.[0-9_e]{0,4})?[ \n]{0,2}", fullmatch=True)
 VALUES = st.one_of(
@@ -62,7 +62,7 @@ def _ours(read: Any) -> Any:
 @settings(max_examples=300, derandomize=True, deadline=None)
 def test_integers(value: Any) -> None:
     body = Body.parse(msgspec.json.encode({"n": value}))
-    ours = _ours(lambda: _whole_number(body, "n", nullable=False))
+    ours = _ours(lambda: whole_number(body, "n", nullable=False))
     assert ours == _pydantic(int, body.value("n"))
 
 
@@ -84,4 +84,4 @@ def test_numbers_that_only_json_can_write(text: bytes) -> None:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError:
         value = object()
-    assert _ours(lambda: _whole_number(body, "n", nullable=False)) == _pydantic(int, value)
+    assert _ours(lambda: whole_number(body, "n", nullable=False)) == _pydantic(int, value)

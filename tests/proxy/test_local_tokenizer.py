@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from proxy.errors import ConfigError
-from proxy.request.generation import Route, read_request
+from proxy.request import dialects
+from proxy.request.generation import read_request
 from proxy.tokenizing import LocalTokenizer, NotExactError, find_model, read_model
 from proxy.tokenizing.fields import Ask, what_to_tokenize
 from proxy.tokenizing.local.pieces import _batches
@@ -37,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalTokenizer
 
 
 def asked(request: dict[str, Any]) -> bytes | None:
-    how = what_to_tokenize(read_request(Route.CHAT, msgspec.json.encode(request), "tiny"))
+    how = what_to_tokenize(read_request(dialects.CHAT, msgspec.json.encode(request), "tiny"))
     return bytes(how.body) if isinstance(how, Ask) else None
 
 

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import BadRequestError
+from proxy.request import dialects
 from proxy.request import outline as module
 from proxy.request.body import Body
-from proxy.request.generation import MAX_MESSAGES, MAX_TOOLS, Route, read_request
+from proxy.request.dialects.chat import MAX_MESSAGES, MAX_TOOLS
+from proxy.request.generation import read_request
 from proxy.request.outline import MANY_COMMAS, MAX_DEPTH, MAX_MEMBERS, MAX_VALUES, is_large, outline
 
 TEXTS = st.text(st.sampled_from('ab"\\,:[]{}é漢😀 \n'), max_size=6)
@@ -115,7 +117,7 @@ def test_more_than_any_request_has_is_refused_before_it_is_read(data: bytes, wor
 )
 def test_long_parts_are_refused(data: bytes, words: str) -> None:
     with pytest.raises(BadRequestError, match=words) as caught:
-        read_request(Route.CHAT, data, "tiny", outline(data))
+        read_request(dialects.CHAT, data, "tiny", outline(data))
     assert len(str(caught.value)) < 200
 
 

@@ -7,12 +7,13 @@ import pytest
 
 from proxy.config import Admission
 from proxy.errors import ConfigError
-from proxy.request.generation import GenerationRequest, Route, read_request
+from proxy.request import dialects
+from proxy.request.generation import GenerationRequest, read_request
 from proxy.request.priorities import bounded, claimed
 
 
 def read(members: dict[str, Any]) -> GenerationRequest:
-    return read_request(Route.COMPLETIONS, json.dumps({"prompt": "hi"} | members).encode(), "tiny")
+    return read_request(dialects.COMPLETIONS, json.dumps({"prompt": "hi"} | members).encode(), "tiny")
 
 
 @pytest.mark.parametrize(

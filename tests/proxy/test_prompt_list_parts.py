@@ -17,8 +17,9 @@ from proxy.errors import (
     StreamFailedError,
     UnavailableError,
 )
+from proxy.request import dialects
 from proxy.request.body import Body
-from proxy.request.generation import Route, read_request
+from proxy.request.generation import read_request
 from proxy.request.sse import EventReader, event_of
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.lists import serve_list, serving
@@ -36,7 +37,7 @@ MAX_RUNS = 3
 
 def test_a_part_counts_as_large_as_what_is_sent_of_it() -> None:
     data = b'{"prompt": ["aaaaaaaaaaaaaaaaaaaa", "b"], "max_tokens": 5}'
-    parts = split(read_request(Route.COMPLETIONS, data, "tiny"))
+    parts = split(read_request(dialects.COMPLETIONS, data, "tiny"))
     assert [part.body.value("prompt") for part in parts] == [["a" * 20], ["b"]]
     assert [part.prompt_count for part in parts] == [1, 1]
     for part in parts:
@@ -160,7 +161,7 @@ class Played:
     def __init__(self, parts: int, *, stream: bool = True) -> None:
         prompts = [str(n) for n in range(parts)]
         data = json.dumps({"prompt": prompts, "stream": stream}).encode()
-        self.call = Call(read_request(Route.COMPLETIONS, data, "tiny"), [], "leg", 0.0)
+        self.call = Call(read_request(dialects.COMPLETIONS, data, "tiny"), [], "leg", 0.0)
         self.tasks = TaskOwner("test")
         self.queues: list[asyncio.Queue[bytes | Exception | None]] = [asyncio.Queue(1) for _ in prompts]
         self.served: list[int] = []

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from proxy.request import dialects
 from proxy.request.body import Body
-from proxy.request.generation import Route
+from proxy.request.dialects import Dialect
 from proxy.simulation.api.openapi import CHAT, COMPLETION, document
 from proxy.tokenizing.distrust import DISTRUST_S, MOST_KINDS, Distrust
 from proxy.tokenizing.engine_facts import EngineFacts
@@ -14,33 +15,33 @@ from proxy.tokenizing.members import MemberNames, Members, kind_of, members_of, 
 from proxy.tokenizing.schemas import read_schema
 from proxy.tokenizing.tool_choices import Choice, Tools, judge, questions, together
 
-SCHEMA = {Route.CHAT: CHAT, Route.COMPLETIONS: COMPLETION}
+SCHEMA: dict[Dialect, frozenset[str]] = {dialects.CHAT: CHAT, dialects.COMPLETIONS: COMPLETION}
 
 
-def sorted_(route: Route, *names: str, null: bool = False) -> Members:
+def sorted_(dialect: Dialect, *names: str, null: bool = False) -> Members:
     body = Body.parse(json.dumps(dict.fromkeys(names, None if null else 1)).encode())
-    return members_of(body, route, lambda route, name: name in SCHEMA[route], MemberNames())
+    return members_of(body, dialect, lambda dialect, name: name in SCHEMA[dialect], MemberNames())
 
 
-@pytest.mark.parametrize("route", Route)
-def test_every_member_of_vllm_has_its_place(route: Route) -> None:
+@pytest.mark.parametrize("dialect", dialects.DIALECTS)
+def test_every_member_of_vllm_has_its_place(dialect: Dialect) -> None:
     shape_as_only_engines_know = {"suffix", "prompt_embeds"}
-    for name in SCHEMA[route]:
-        found = sorted_(route, name)
+    for name in SCHEMA[dialect]:
+        found = sorted_(dialect, name)
         assert found.ignored == (), name
         assert found.unknown == ((name,) if name in shape_as_only_engines_know else ()), name
 
 
 def test_members_count_for_the_route_they_belong_to() -> None:
-    assert sorted_(Route.CHAT, "documents", "tools").shaping == {"documents", "tools"}
-    assert sorted_(Route.COMPLETIONS, "documents", "tools").ignored == ("documents", "tools")
-    assert sorted_(Route.CHAT, "suffix", "prompt").ignored == ("prompt", "suffix")
-    assert sorted_(Route.CHAT, "response_format", "temperature").rarely == {"response_format"}
-    assert sorted_(Route.CHAT, "reasoning", "suffix", "tools", null=True) == sorted_(Route.CHAT)
+    assert sorted_(dialects.CHAT, "documents", "tools").shaping == {"documents", "tools"}
+    assert sorted_(dialects.COMPLETIONS, "documents", "tools").ignored == ("documents", "tools")
+    assert sorted_(dialects.CHAT, "suffix", "prompt").ignored == ("prompt", "suffix")
+    assert sorted_(dialects.CHAT, "response_format", "temperature").rarely == {"response_format"}
+    assert sorted_(dialects.CHAT, "reasoning", "suffix", "tools", null=True) == sorted_(dialects.CHAT)
 
 
 def kind(names: MemberNames, *ignored: str) -> str:
-    return kind_of(Route.CHAT, (), (), names.apart(ignored))
+    return kind_of(dialects.CHAT, (), (), names.apart(ignored))
 
 
 def test_kinds_by_names_that_clients_make_up_are_few() -> None:
@@ -96,8 +97,8 @@ def test_a_schema_is_read_through_its_references() -> None:
         "anyOf": [{"allOf": [operation["schema"], {"properties": {"odd": {}}}]}, {"type": "null"}]
     }
     assert read_schema(json.dumps(told).encode()) == {
-        Route.CHAT: CHAT | {"reasoning"},
-        Route.COMPLETIONS: COMPLETION | {"reasoning", "odd"},
+        dialects.CHAT: CHAT | {"reasoning"},
+        dialects.COMPLETIONS: COMPLETION | {"reasoning", "odd"},
     }
 
 
@@ -128,22 +129,22 @@ def test_what_is_no_schema_of_requests_says_nothing(told: Any) -> None:
 def test_one_engine_that_knows_a_member_is_enough_while_it_is_there() -> None:
     facts = EngineFacts()
     facts.learn_schema("a:1", "0.32.0", SCHEMA)
-    assert not facts.knows(Route.CHAT, "reasoning")
-    facts.learn_schema("b:1", "0.40.0", {**SCHEMA, Route.CHAT: CHAT | {"reasoning"}})
-    assert facts.knows(Route.CHAT, "reasoning")
+    assert not facts.knows(dialects.CHAT, "reasoning")
+    facts.learn_schema("b:1", "0.40.0", {**SCHEMA, dialects.CHAT: CHAT | {"reasoning"}})
+    assert facts.knows(dialects.CHAT, "reasoning")
     assert facts.schema_versions == ["0.32.0", "0.40.0"]
     facts.keep(["a:1"])
-    assert not facts.knows(Route.CHAT, "reasoning")
+    assert not facts.knows(dialects.CHAT, "reasoning")
     assert facts.lacks_schema("b:1")
     assert facts.runs("c:1", "0.40.0"), "each release is read once"
-    assert facts.knows(Route.CHAT, "reasoning")
+    assert facts.knows(dialects.CHAT, "reasoning")
 
 
 def test_nothing_is_asked_of_engines_before_it_matters_and_few_old_schemas_are_kept() -> None:
     facts = EngineFacts()
     assert not facts.lacks_schema("a:1")
     assert not facts.lacks_choices("a:1")
-    facts.knows(Route.CHAT, "reasoning")
+    facts.knows(dialects.CHAT, "reasoning")
     assert facts.lacks_schema("a:1")
     assert not facts.lacks_choices("a:1")
     for n in range(100):

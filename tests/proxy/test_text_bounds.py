@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.edge.app_keys import BODIES, TOKENIZER
-from proxy.request.generation import GenerationRequest, Route, read_request
+from proxy.request import dialects
+from proxy.request.dialects import Dialect
+from proxy.request.generation import GenerationRequest, read_request
 from proxy.request.outline import is_large, outline
 from proxy.tokenizing.fields import Ask, Given, Unknowable, what_to_tokenize
 from proxy.tokenizing.local import bounds as module
@@ -28,18 +30,18 @@ from tests.proxy.tiny_model import write_tiny_model
 SMALL = Bounds(longest=10, sure=10, characters_a_token=4)
 
 
-def request(route: Route, **members: Any) -> GenerationRequest:
+def request(dialect: Dialect, **members: Any) -> GenerationRequest:
     data = json.dumps(members).encode()
-    return read_request(route, data, "tiny", outline(data) if is_large(data) else None)
+    return read_request(dialect, data, "tiny", outline(data) if is_large(data) else None)
 
 
 def completion(prompt: Any, **members: Any) -> GenerationRequest:
-    return request(Route.COMPLETIONS, prompt=prompt, **members)
+    return request(dialects.COMPLETIONS, prompt=prompt, **members)
 
 
 def chat(*messages: tuple[str, Any], **members: Any) -> GenerationRequest:
     said = [{"role": role, "content": content} for role, content in messages]
-    return request(Route.CHAT, messages=said, **members)
+    return request(dialects.CHAT, messages=said, **members)
 
 
 @given(st.text(max_size=200), st.booleans(), st.booleans())

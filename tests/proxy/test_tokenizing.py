@@ -12,7 +12,8 @@ from proxy.errors import LegBrokenError
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.headers import Headers
 from proxy.phases import Role
-from proxy.request.generation import GenerationRequest, Route, read_request
+from proxy.request import dialects
+from proxy.request.generation import GenerationRequest, read_request
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, parity
 from proxy.tokenizing.distrust import DISTRUST_S
@@ -29,11 +30,11 @@ NAMED = {"type": "function", "function": {"name": "f"}}
 
 
 def chat(**members: Any) -> GenerationRequest:
-    return read_request(Route.CHAT, json.dumps({"messages": MESSAGES} | members).encode(), "tiny")
+    return read_request(dialects.CHAT, json.dumps({"messages": MESSAGES} | members).encode(), "tiny")
 
 
 def text(**members: Any) -> GenerationRequest:
-    return read_request(Route.COMPLETIONS, json.dumps({"prompt": "hi"} | members).encode(), "tiny")
+    return read_request(dialects.COMPLETIONS, json.dumps({"prompt": "hi"} | members).encode(), "tiny")
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,9 @@ def test_what_no_engine_knows_shapes_nothing_and_makes_a_kind_of_its_own() -> No
     assert json.loads(how.body) == {"messages": MESSAGES, "model": "tiny"}
     assert how.kind != what_to_tokenize(usual, facts=facts).kind
     assert facts.schemas_wanted
-    facts.learn_schema("a:1", "9.9", {Route.CHAT: frozenset({"num_ctx"}), Route.COMPLETIONS: frozenset()})
+    facts.learn_schema(
+        "a:1", "9.9", {dialects.CHAT: frozenset({"num_ctx"}), dialects.COMPLETIONS: frozenset()}
+    )
     unknown = what_to_tokenize(odd, facts=facts)
     assert isinstance(unknown, Unknowable)
     assert (unknown.why, unknown.members.unknown) == ("field", ("num_ctx",))

@@ -10,7 +10,8 @@ from kvevents import PrefixIndex
 from proxy.config import Admission, parse_instance
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Phase, Role
-from proxy.request.generation import Route, read_request
+from proxy.request import dialects
+from proxy.request.generation import read_request
 from proxy.request.weights import MOST_SEQUENCES, generated_tokens
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.policies import CacheAffinity
@@ -48,8 +49,8 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
     ],
 )
 def test_what_answers_count_for(members: dict[str, Any], room: float, tokens: int) -> None:
-    route = Route.CHAT if "messages" in members else Route.COMPLETIONS
-    request = read_request(route, json.dumps(members).encode(), "tiny")
+    dialect = dialects.CHAT if "messages" in members else dialects.COMPLETIONS
+    request = read_request(dialect, json.dumps(members).encode(), "tiny")
     assert generated_tokens(request, room, EXPECTED) == tokens
 
 

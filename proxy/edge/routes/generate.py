@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from multidict import CIMultiDict
 
 from proxy import headers as names
 from proxy.admission import Ticket, weigh
+from proxy.edge.access.authentication import GUARDED
 from proxy.edge.access.clients import client_of, holder_of
 from proxy.edge.app_keys import ADAPTERS, BODIES, CONFIG, DIRECTOR, METRICS, READER, STOPPING
 from proxy.edge.keep_alive import KeepAlive
@@ -45,7 +46,8 @@ from proxy.errors import (
 )
 from proxy.logs import as_value
 from proxy.request.deadlines import TimeLimit, time_limit
-from proxy.request.generation import GenerationRequest, Route, read_request
+from proxy.request.dialects import Dialect
+from proxy.request.generation import GenerationRequest, read_request
 from proxy.request.outline import is_large, outline
 from proxy.request.priorities import bounded, claimed
 from proxy.serving.exchange import Call, Reply
@@ -60,19 +62,19 @@ MOST_LOGGED_FAILURES = 6
 LARGE_ANSWER_BYTES = 256 << 10
 
 
-async def completions(request: web.Request) -> web.StreamResponse:
-    """`POST /v1/completions`."""
-    with request.app[LOAD_KEY]:
-        return await _generate(request, Route.COMPLETIONS)
+def route_of(dialect: Dialect) -> web.RouteDef:
+    """The route of one dialect. Raises ValueError for a path that client keys would not guard."""
+    if not dialect.path.startswith(f"{GUARDED}/"):
+        raise ValueError(f"{dialect.path}: the path of a generating route begins with {GUARDED}/")
+
+    async def generate(request: web.Request) -> web.StreamResponse:
+        with request.app[LOAD_KEY]:
+            return await _generate(request, dialect)
+
+    return web.post(dialect.path, generate)
 
 
-async def chat_completions(request: web.Request) -> web.StreamResponse:
-    """`POST /v1/chat/completions`."""
-    with request.app[LOAD_KEY]:
-        return await _generate(request, Route.CHAT)
-
-
-async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
+async def _generate(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     metrics = request.app[METRICS]
     outcome = CLIENT_LEFT
     waiting = KeepAlive(request, 0.0)
@@ -84,7 +86,7 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
         )
         with ExitStack() as stack:
             async with limit.enforced():
-                call = await _call(request, route)
+                call = await _call(request, dialect)
                 if call.leg_id != request[REQUEST_ID_KEY]:
                     request[NOTES_KEY]["leg"] = call.leg_id
                 if call.request.stream:
@@ -95,7 +97,7 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
                         stack.callback(reply.close)  # at once: the end of the waiting may be cancelled
                 finally:
                     _note_trace(request[NOTES_KEY], call)
-            response, cut = await _answer(request, reply, route, limit, waiting.response)
+            response, cut = await _answer(request, reply, dialect, limit, waiting.response)
         outcome = _outcome(reply.status)
         if cut is not None and outcome == "ok":
             outcome = "timeout" if isinstance(cut, GatewayTimeoutError) else "cut"
@@ -123,10 +125,10 @@ async def _generate(request: web.Request, route: Route) -> web.StreamResponse:
         raise
     finally:
         request[NOTES_KEY]["outcome"] = outcome
-        metrics.request_ended(route.value, outcome, time.monotonic() - request[STARTED_KEY])
+        metrics.request_ended(dialect.name, outcome, time.monotonic() - request[STARTED_KEY])
 
 
-async def _call(request: web.Request, route: Route) -> Call:
+async def _call(request: web.Request, dialect: Dialect) -> Call:
     """Read what a request asks for. Raises RequestError."""
     if SPARE_KEY in request:
         reason = "no_descriptors"
@@ -136,7 +138,7 @@ async def _call(request: web.Request, route: Route) -> Call:
             headers=RETRY_SOON | {"Connection": "close"},
             reason=reason,
         )
-    generation = salted(request, await generation_request(request, route))
+    generation = salted(request, await generation_request(request, dialect))
     admission = request.app[CONFIG].admission
     headers, priority = engine_headers(request), claimed(generation, request.headers.get(names.PRIORITY))
     if (least := admission.max_client_priority) is not None:
@@ -176,8 +178,8 @@ def _outcome(status: int) -> str:
     return "client_error" if status < 500 else "engine_error"
 
 
-async def generation_request(request: web.Request, route: Route | None) -> GenerationRequest:
-    """Read and check the body of a generating request; its members tell the route where None is given.
+async def generation_request(request: web.Request, dialect: Dialect | Sequence[Dialect]) -> GenerationRequest:
+    """Read and check the body of a generating request; of several dialects its members tell which it is.
 
     Raises RequestError.
     """
@@ -188,10 +190,10 @@ async def generation_request(request: web.Request, route: Route | None) -> Gener
     if is_large(data):
         found = await _off_the_loop(request, outline, data)
         _hold(request, weigh(data, found))
-        read = await _off_the_loop(request, read_request, route, data, default_model, found)
+        read = await _off_the_loop(request, read_request, dialect, data, default_model, found)
     else:
         _hold(request, weigh(data))
-        read = read_request(route, data, default_model)
+        read = read_request(dialect, data, default_model)
     if not await request.app[ADAPTERS].known(read.model):
         raise NotFoundError(f"The model `{cut(read.model)}` does not exist.", param="model")
     return read
@@ -267,7 +269,7 @@ def engine_headers(request: web.Request) -> names.Headers:
 async def _answer(
     request: web.Request,
     reply: Reply,
-    route: Route,
+    dialect: Dialect,
     limit: TimeLimit,
     begun: web.StreamResponse | None,
 ) -> tuple[web.StreamResponse, RequestError | None]:
@@ -292,7 +294,7 @@ async def _answer(
                     headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
     if reply.status < 400:
         first_byte_s = time.monotonic() - request[STARTED_KEY]
-        request.app[METRICS].first_byte(route.value, first_byte_s)
+        request.app[METRICS].first_byte(dialect.name, first_byte_s)
         if not isinstance(reply.body, bytes):
             notes["ttfb"] = f"{first_byte_s * 1000:.0f}ms"
     watch = StallWatch(

@@ -24,6 +24,7 @@ from proxy.edge.app_keys import (
     FLEET,
     GATE,
     HEALING,
+    SPOKEN,
     STATE,
     STOPPING,
     TOKENIZER,
@@ -204,7 +205,7 @@ _WORST_FIRST = ("unknown", "partial", "exact")
 async def explain(request: web.Request) -> web.Response:
     """`POST /explain`: a completion or chat body in, the decision out; nothing is generated."""
     check_operator(request, "it tells what other prompts have left in the caches")
-    asked = salted_as_asked(request, await generation_request(request, None))
+    asked = salted_as_asked(request, await generation_request(request, request.app[SPOKEN]))
     decision, tokenized = await request.app[DIRECTOR].explain(asked, engine_headers(request))
     prompt, members = tokenized.prompt, tokenized.members
     return web.json_response(

@@ -19,7 +19,7 @@ from proxy.headers import REQUEST_ID
 from proxy.logs import Occasionally
 from proxy.phases import Phase
 from proxy.request.deadlines import within
-from proxy.request.generation import Route
+from proxy.request.dialects import COMPLETIONS
 from proxy.serving.custody import Hold, HoldState
 from proxy.serving.exchange import Call
 from proxy.serving.ports import Client
@@ -107,7 +107,7 @@ class Releases:
             self.ended(hold)
 
     async def _given_back(self, call: Call, hold: Hold, tried: Sequence[str]) -> bool:
-        body = self._connector.release_body(hold.handoff)
+        body = self._connector.release_body(COMPLETIONS.least(), hold.handoff)
         prefill = self._fleet.get(hold.instance)
         if body is None or (prefill is not None and prefill.status is Status.DOWN):
             return False  # one that was removed may live on
@@ -141,7 +141,7 @@ class Releases:
         try:
             with ExitStack() as stack:
                 async with within(ASK_TIMEOUT_S, address, "the answer to a release"):
-                    answer = await self._client.post(address, Route.COMPLETIONS.path, body, headers)
+                    answer = await self._client.post(address, COMPLETIONS.path, body, headers)
                     stack.callback(answer.close)
                     await answer.read(MAX_ANSWER_BYTES)
         except LegError:

@@ -5,12 +5,13 @@ from contextlib import ExitStack, suppress
 
 from proxy.caches.accuracy import Comparison
 from proxy.config import Deadlines
-from proxy.connectors.base import Connector, Handoff, read_answer
+from proxy.connectors.base import Connector
 from proxy.errors import ConnectFailedError, LegError, NotSentError, StreamFailedError
 from proxy.fleet.instances import Fleet
 from proxy.phases import Phase
 from proxy.request.body import Encoded
 from proxy.request.deadlines import within
+from proxy.request.dialects import Dialect, Usage
 from proxy.request.judging import failure_in, without_params
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement, Question
@@ -71,7 +72,7 @@ class DecodeLegs:
                         self._healing.refused(chosen)
                 came = reply.status == 200
                 if came and comparison is not None:
-                    self._compare(comparison, chosen, question, reply, kind)
+                    self._compare(comparison, chosen, question, reply, kind, call.request.dialect)
                 return reply
         except LegError as error:
             self._legs.failed(error)
@@ -82,13 +83,19 @@ class DecodeLegs:
                 comparison.drop()
 
     def _compare(
-        self, comparison: Comparison, chosen: Candidate, question: Question, reply: Reply, kind: str
+        self,
+        comparison: Comparison,
+        chosen: Candidate,
+        question: Question,
+        reply: Reply,
+        kind: str,
+        dialect: Dialect,
     ) -> None:
         """Read from a whole answer what the engine had cached; a stream goes by unread."""
-        told = Handoff(None, None, None, None)
+        told = Usage()
         if isinstance(reply.body, bytes) and len(reply.body) <= MAX_READ_BYTES:
             with suppress(ValueError):
-                told = read_answer(reply.body)
+                told = dialect.usage(reply.body)
         differ = None not in {ours := question.prompt_tokens, theirs := told.prompt_tokens} and ours != theirs
         if differ:
             self._differ(chosen.instance, kind)
@@ -110,9 +117,11 @@ class DecodeLegs:
         instances that earlier attempts failed on, `tried` gets those the hold was offered to. Raises
         AttemptFailedError.
         """
-        several = call.request.sequences > 1
-        fetch = self._connector.fetch_body(call.request.body, hold.handoff) if several else None
-        body = fetch or self._connector.decode_body(call.request.body, hold.handoff)
+        request = call.request
+        fetch = None
+        if request.sequences > 1:
+            fetch = self._connector.fetch_body(request.dialect.first_token_only(request.body), hold.handoff)
+        body = fetch or self._connector.decode_body(request.body, hold.handoff)
         failure: AttemptFailedError | None = None
         while True:
             chosen = chosen_of(decision, Phase.DECODE)

@@ -168,7 +168,7 @@ class Legs:
         if instance is not None and instance.fullness.sent(sent_at):
             instance.announce()
         try:
-            answer = await self._client.post(chosen.instance, call.request.route.path, body, headers)
+            answer = await self._client.post(chosen.instance, call.request.dialect.path, body, headers)
         except BaseException:
             if instance is not None:
                 instance.fullness.ended()

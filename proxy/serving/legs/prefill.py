@@ -10,7 +10,7 @@ from proxy.connectors.base import most_answer_bytes
 from proxy.errors import ConnectFailedError, LegError
 from proxy.fleet.fullness import FULL
 from proxy.phases import Phase
-from proxy.request.body import Body
+from proxy.request.body import Body, Encoded
 from proxy.request.deadlines import within
 from proxy.request.judging import failure_in
 from proxy.scheduling.decision import Decision
@@ -151,7 +151,7 @@ class PrefillLegs:
                 return AttemptFailedError(Phase.PREFILL, chosen.instance, reply, reason=why, after_s=after_s)
             return reply
         try:
-            handoff = self._connector.read_handoff(data)
+            handoff = self._connector.read_handoff(data, call.request.dialect.usage(data))
         except ValueError as error:
             hold.failed()
             cause = LegError(chosen.instance, str(error))
@@ -166,15 +166,18 @@ class PrefillLegs:
     async def _send(self, call: Call, chosen: Candidate, asked: Body | None, stack: ExitStack) -> Sent:
         """Send the leg; once more without the question for a report if that may be why it is refused."""
         if asked is not None:
-            sent = await self._legs.send(call, chosen, self._connector.prefill_body(asked), stack)
+            sent = await self._legs.send(call, chosen, self._first(call, asked), stack)
             if not 400 <= sent.answer.status < 500 or sent.answer.status in FULL:
                 return sent
             sent.answer.close()
             sent.end()
-        sent = await self._legs.send(call, chosen, self._connector.prefill_body(call.request.body), stack)
+        sent = await self._legs.send(call, chosen, self._first(call, call.request.body), stack)
         if asked is not None and sent.answer.status == 200:
             self._healing.refused(chosen)
         return sent
+
+    def _first(self, call: Call, body: Body) -> Encoded:
+        return self._connector.prefill_body(call.request.dialect.first_token_only(body))
 
     def _ended_early(self, hold: Hold, error: BaseException, *, finished: bool) -> None:
         if isinstance(error, ConnectFailedError):

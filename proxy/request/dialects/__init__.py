@@ -1,0 +1,16 @@
+"""A generating route is one file here: nothing outside it knows a member of its requests or of its answers.
+
+To add one, write a `Dialect` and name it in DIALECTS, or give it to `create_app`.
+"""
+
+from proxy.request.dialects.base import Dialect, Shape, Usage
+from proxy.request.dialects.chat import Chat
+from proxy.request.dialects.completions import Completions
+
+CHAT = Chat()
+COMPLETIONS = Completions()
+
+DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS)
+"""What is served unless others are given."""
+
+__all__ = ["CHAT", "COMPLETIONS", "DIALECTS", "Chat", "Completions", "Dialect", "Shape", "Usage"]

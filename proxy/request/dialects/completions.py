@@ -1,0 +1,87 @@
+"""`/v1/completions`: one prompt or a list of them, each a text or token ids."""
+
+import enum
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+
+from proxy.request.body import Body
+from proxy.request.dialects.base import Shape
+from proxy.request.dialects.openai import OpenAiDialect
+from proxy.request.json_pieces import lists_of_numbers
+
+
+class PromptShape(enum.StrEnum):
+    """What a completion's prompt is given as."""
+
+    TEXT = "text"
+    IDS = "token ids"
+    TEXTS = "list of texts"
+    ID_LISTS = "list of token id lists"
+    ODD = "odd list"
+    """Neither all texts nor all lists of token ids. An engine refuses nearly every one of these, but `["1", 2]` it
+    reads as one prompt of two token ids, and `[[1], ["2"]]` as two prompts."""
+    OTHER = "other"
+
+
+class Completions(OpenAiDialect):
+    """The dialect of completions, which every engine speaks."""
+
+    name = "completions"
+    path = "/v1/completions"
+    noun = "a completion"
+    known_by = "prompt"
+    default_answer_tokens = 16
+    long_members = ("prompt",)
+    limits = ("max_tokens",)
+    null_n_is_one = False
+
+    def read(self, body: Body) -> Shape:
+        """As `Dialect`; an echo with log probabilities has those of the prompt."""
+        asked = super().read(body)
+        shape, count = prompt_shape(body)
+        echoed = bool(body.value("echo")) and body.gives("logprobs")
+        whole = asked.whole or echoed or shape is PromptShape.ODD
+        return msgspec.structs.replace(asked, prompts=count, whole=whole)
+
+    def least(self) -> Body:
+        """The least request there is: one token in, one token out."""
+        return Body.parse(b'{"prompt": [0], "max_tokens": 1}')
+
+
+def prompt_shape(body: Body) -> tuple[PromptShape, int]:
+    """What the prompt is given as and how many it holds; whether its values are right is for the engine to say.
+
+    Raises BadRequestError.
+    """
+    view = body.view("prompt") or memoryview(b"")
+    first = bytes(view[:1])
+    if first != b"[":
+        return PromptShape.TEXT if first == b'"' else PromptShape.OTHER, 1
+    shape = _SHAPES_OF_LISTS.get(bytes(view[1 : 1 + _BLANK_BYTES]).lstrip()[:1])
+    if shape is None:
+        return PromptShape.IDS, 1
+    prompts = body.raw_items("prompt")
+    if len(prompts) > 1 and not _all_are(shape, prompts):
+        return PromptShape.ODD, 1
+    return shape, len(prompts)
+
+
+_BLANK_BYTES = 1024
+"""So much white space may stand before the first prompt of a list; behind more they are taken for token ids, and refused."""
+
+_SHAPES_OF_LISTS = {b'"': PromptShape.TEXTS, b"[": PromptShape.ID_LISTS}
+_decode_ids = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0)]]).decode
+
+
+def _all_are(shape: PromptShape, prompts: Sequence[msgspec.Raw]) -> bool:
+    if shape is PromptShape.TEXTS:
+        return all(memoryview(prompt)[0] == ord('"') for prompt in prompts)
+    try:
+        for prompt in prompts:
+            for ids in lists_of_numbers(memoryview(prompt)):
+                _decode_ids(ids)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,110 @@
+"""Completions and chats share vLLM's sampling members, their rules, and the usage of their answers."""
+
+from typing import ClassVar
+
+import msgspec
+
+from proxy.errors import BadRequestError
+from proxy.request.body import Body
+from proxy.request.dialects.base import Dialect, Shape, Usage
+from proxy.request.like_pydantic import truth, whole_number
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
+class OpenAiDialect(Dialect):
+    """What both have in common."""
+
+    limits: ClassVar[tuple[str, ...]]
+    """The members that limit the answer, the one that counts first."""
+    null_n_is_one: ClassVar[bool]
+    """Whether `n` may be null."""
+
+    def read(self, body: Body) -> Shape:
+        """As `Dialect`."""
+        n = whole_number(body, "n", nullable=self.null_n_is_one)
+        if n is not None and n < 1:
+            raise BadRequestError(f"n must be at least 1, got {n}", param="n")
+        self._check_lengths(body)
+        return Shape(stream=_is_streamed(body), sequences=1 if n is None else n, whole=_is_whole(body))
+
+    def answer_limit(self, body: Body) -> tuple[str, int] | None:
+        """As `Dialect`."""
+        for name in self.limits:
+            if (tokens := whole_number(body, name, nullable=True)) is not None:
+                return name, tokens
+        return None
+
+    def _check_lengths(self, body: Body) -> None:
+        given = [whole_number(body, name, nullable=True) for name in reversed(self.limits)]
+        max_tokens = next((tokens for tokens in reversed(given) if tokens is not None), None)
+        if max_tokens is not None and max_tokens < 1:
+            raise BadRequestError(f"max_tokens must be at least 1, got {max_tokens}", param="max_tokens")
+        min_tokens = whole_number(body, "min_tokens", nullable=False)
+        if min_tokens is None:
+            return
+        if min_tokens < 0:
+            raise BadRequestError(
+                f"min_tokens must be greater than or equal to 0, got {min_tokens}", param="min_tokens"
+            )
+        is_given = any(name in body for name in self.limits)
+        limit = max_tokens if is_given else self.default_answer_tokens
+        if limit is not None and min_tokens > limit:
+            raise BadRequestError(
+                f"min_tokens must be less than or equal to max_tokens={limit}, got {min_tokens}",
+                param="min_tokens",
+            )
+
+    def first_token_only(self, body: Body) -> Body:
+        """As `Dialect`."""
+        return body.changed(
+            {"stream": False, "max_tokens": 1, "n": 1},
+            drop=("stream_options", "max_completion_tokens", "min_tokens"),
+        )
+
+    def usage(self, answer: bytes) -> Usage:
+        """As `Dialect`."""
+        try:
+            usage = _decode_answer(answer).usage or _Usage()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"the answer cannot be read: {error}") from None
+        details = usage.prompt_tokens_details or _Details()
+        if min(usage.prompt_tokens or 0, details.cached_tokens or 0) < 0:
+            raise ValueError("the answer counts fewer than 0 tokens")
+        return Usage(usage.prompt_tokens, details.cached_tokens)
+
+
+def _is_whole(body: Body) -> bool:
+    """Beam search and prompt embeddings make several sequences of which one would be handed over. Log probabilities
+    of the prompt make the decode engine compute all of it again.
+    """
+    given = any(body.gives(name) for name in ("prompt_embeds", "prompt_logprobs"))
+    return given or bool(body.value("use_beam_search"))
+
+
+def _is_streamed(body: Body) -> bool:
+    stream = truth(body.value("stream"), "stream")
+    options = body.value("stream_options")
+    if options is None:
+        return stream
+    if not isinstance(options, dict):
+        raise BadRequestError("stream_options must be an object", param="stream_options")
+    for name in ("include_usage", "continuous_usage_stats"):
+        truth(options.get(name), f"stream_options.{name}")
+    if not stream:
+        raise BadRequestError("stream_options can only be given when stream is true", param="stream_options")
+    return stream
