@@ -19,13 +19,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import hostile.crowds
-import hostile.engine_attacks
-import hostile.holding  # noqa: F401  # their attacks register themselves
-from hostile.attacks import ATTACKS, Attack
-from hostile.target import SETTLED_S, Said, engines, target
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import scripts.hostile.crowds
+import scripts.hostile.engine_attacks
+import scripts.hostile.holding  # noqa: F401  # their attacks register themselves
+from scripts.hostile.attacks import ATTACKS, Attack
+from scripts.hostile.target import SETTLED_S, Said, engines, target
 
 MOST_PAUSE_MS = 50.0
 BODIES = 4

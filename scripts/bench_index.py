@@ -19,16 +19,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kvevents import BlockRemoved, BlockStored, Message, NullObserver, PrefixIndex, Prompt  # noqa: E402
-from kvevents.applier import Applier  # noqa: E402
-from proxy.config import parse_instance  # noqa: E402
-from proxy.fleet.instances import Fleet, Instance, Status  # noqa: E402
-from proxy.phases import Role  # noqa: E402
-from proxy.scheduling.placement import Placement, Question  # noqa: E402
-from proxy.scheduling.policies import CacheAffinity  # noqa: E402
+from kvevents import BlockRemoved, BlockStored, Message, NullObserver, PrefixIndex, Prompt
+from kvevents.applier import Applier
+from proxy.config import parse_instance
+from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.phases import Role
+from proxy.scheduling.placement import Placement, Question
+from proxy.scheduling.policies import CacheAffinity
 
 BLOCK = 16
 VOCABULARY = 150_000

@@ -22,13 +22,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.cpu import cpu_s, memory_mib
-from bench.load import Outcome, post, run
-from live.ports import free_ports
-from live.processes import OwnedProcess
-from live.proxy import ProxyProcess
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from scripts.bench.cpu import cpu_s, memory_mib
+from scripts.bench.load import Outcome, post, run
+from scripts.live.ports import free_ports
+from scripts.live.processes import OwnedProcess
+from scripts.live.proxy import ProxyProcess
 
 STAND_IN = [sys.executable, "-m", "proxy.simulation", "--host", "127.0.0.1", "--blocks", "65536"]
 

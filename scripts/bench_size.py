@@ -21,14 +21,16 @@ import time
 import urllib.request
 from dataclasses import dataclass, field
 
-from bench.cpu import cpu_s
-from bench.load import Outcome, post, read_answer
-from bench.many_publishers import RUN, batches
-from live.ports import free_ports
-from live.processes import OwnedProcess
-from live.proxy import ProxyProcess
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-SCRIPTS = pathlib.Path(__file__).resolve().parent
+from scripts.bench.cpu import cpu_s
+from scripts.bench.load import Outcome, post, read_answer
+from scripts.bench.many_publishers import RUN, batches
+from scripts.live.ports import free_ports
+from scripts.live.processes import OwnedProcess
+from scripts.live.proxy import ProxyProcess
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 REPLAYED = 0.8
 LIVE_PER_S = 1500.0
 REQUESTS_PER_S = 20.0
@@ -53,14 +55,14 @@ def main() -> int:
     ports = free_ports(3 * args.sources + 1)
     (front, *rest) = ports
     http, events, replays = rest[::3], rest[1::3], rest[2::3]
-    env = dict(os.environ) | {"PYTHONPATH": str(SCRIPTS)}
+    env = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as made:
         logs = pathlib.Path(made)
         feeds = [f"{e}:{r}" for e, r in zip(events, replays, strict=True)]
         told = ["--blocks", str(args.blocks), "--replayed", str(REPLAYED), "--live-per-s", str(LIVE_PER_S)]
         publishers = OwnedProcess(
             "publishers",
-            [sys.executable, "-m", "bench.many_publishers", *told, *feeds],
+            [sys.executable, "-m", "scripts.bench.many_publishers", *told, *feeds],
             logs / "publishers",
             env,
         )
@@ -69,7 +71,7 @@ def main() -> int:
             [
                 sys.executable,
                 "-m",
-                "bench.many_engines",
+                "scripts.bench.many_engines",
                 *(f"{p}:{f}" for p, f in zip(http, feeds, strict=True)),
             ],
             logs / "engines",

@@ -16,10 +16,12 @@ import shutil
 import signal
 import sys
 
-from proof.chaos import Options, run
-from proof.journal import Fault
-from proof.report import Screen, write_findings
-from vllm_cpu.engine import ROOT
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from scripts.proof.chaos import Options, run
+from scripts.proof.journal import Fault
+from scripts.proof.report import Screen, write_findings
+from scripts.vllm_cpu.engine import ROOT
 
 
 def main() -> int:

@@ -16,12 +16,14 @@ import shutil
 import signal
 import sys
 
-from live.proxy import ProxyFailedError
-from proof.exactness.course import Options, Phase
-from proof.exactness.report import Screen, write_findings
-from proof.exactness.run import run
-from vllm_cpu.engine import ROOT
-from vllm_cpu.fleet import EngineFailedError
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from scripts.live.proxy import ProxyFailedError
+from scripts.proof.exactness.course import Options, Phase
+from scripts.proof.exactness.report import Screen, write_findings
+from scripts.proof.exactness.run import run
+from scripts.vllm_cpu.engine import ROOT
+from scripts.vllm_cpu.fleet import EngineFailedError
 
 
 def main() -> int:

@@ -22,14 +22,14 @@ import sys
 import time
 from collections.abc import Callable
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from rich.console import Console
 
-from fuzz.events_report import show  # noqa: E402
-from fuzz.events_tally import Tally  # noqa: E402
-from fuzz.in_process import InProcess  # noqa: E402
-from fuzz.on_wire import OnWire  # noqa: E402
-from rich.console import Console  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from scripts.fuzz.events_report import show
+from scripts.fuzz.events_tally import Tally
+from scripts.fuzz.in_process import InProcess
+from scripts.fuzz.on_wire import OnWire
 
 
 def main() -> int:

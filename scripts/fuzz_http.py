@@ -21,10 +21,13 @@ import sys
 import tempfile
 
 import uvloop
-from fuzz.campaign import Campaign, Result
-from fuzz.report import keep, show
-from fuzz.setting import setting
 from rich.console import Console
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from scripts.fuzz.campaign import Campaign, Result
+from scripts.fuzz.report import keep, show
+from scripts.fuzz.setting import setting
 
 
 def main() -> int:

@@ -14,15 +14,18 @@ import sys
 import time
 
 import aiohttp
-from demo.chats import CHATS
-from demo.screen import Screen, Turn
-from demo.session import TurnFailedError, run_session
-from live.ports import free_ports
-from live.processes import tail
-from live.proxy import ProxyFailedError, ProxyProcess
-from stand_in.fleet import StandInFleet
-from vllm_cpu.engine import ROOT
-from vllm_cpu.fleet import EngineFailedError, Fleet, plan
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from scripts.demo.chats import CHATS
+from scripts.demo.screen import Screen, Turn
+from scripts.demo.session import TurnFailedError, run_session
+from scripts.live.ports import free_ports
+from scripts.live.processes import tail
+from scripts.live.proxy import ProxyFailedError, ProxyProcess
+from scripts.stand_in.fleet import StandInFleet
+from scripts.vllm_cpu.engine import ROOT
+from scripts.vllm_cpu.fleet import EngineFailedError, Fleet, plan
 
 _INTERRUPTED = 130
 

@@ -14,10 +14,13 @@ import signal
 import sys
 from pathlib import Path
 
-from proof.soak import LATENCIES, Options, Soak, soak
 from rich.console import Console
 from rich.table import Table
-from vllm_cpu.engine import ROOT
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.proof.soak import LATENCIES, Options, Soak, soak
+from scripts.vllm_cpu.engine import ROOT
 
 _SETTLE_SHARE = 0.1
 

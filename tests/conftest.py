@@ -8,9 +8,9 @@ import signal
 from collections.abc import Generator, Iterator
 
 import pytest
-from stand_in.fleet import StandInFleet
-from vllm_cpu.fleet import Fleet
 
+from scripts.stand_in.fleet import StandInFleet
+from scripts.vllm_cpu.fleet import Fleet
 from tests import fleets
 
 REAL = pytest.StashKey[int]()

@@ -5,11 +5,10 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 
-from stand_in.fleet import StandInFleet
-from vllm_cpu.engine import ROOT, EngineSpec
-from vllm_cpu.fleet import Fleet, plan
-
 from proxy.simulation.api.model_files import write_model
+from scripts.stand_in.fleet import StandInFleet
+from scripts.vllm_cpu.engine import ROOT, EngineSpec
+from scripts.vllm_cpu.fleet import Fleet, plan
 
 LOGS = ROOT / ".engines" / "tests"
 LEASE_S = 20

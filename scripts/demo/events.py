@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-from vllm_cpu.engine import HOST, EngineSpec
-
 from kvevents import BlockRemoved, BlockStored, Change, NullObserver, PrefixIndex
 from kvevents.subscriber import SourceAddress, Subscriber
+from scripts.vllm_cpu.engine import HOST, EngineSpec
 
 Tell = Callable[[str, str], None]
 

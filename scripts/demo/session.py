@@ -4,17 +4,17 @@ import asyncio
 from typing import Any
 
 import aiohttp
-from live.asking import CHAT, Answer, ask
-from live.explaining import Explanation, explain
-from live.proxy import ProxyProcess
-from live.waiting import wait_until
-from vllm_cpu.engine import BLOCK_TOKENS
-from vllm_cpu.fleet import Fleet
 
-from demo.chats import CHATS, Message, arrivals, opening
-from demo.events import follow
-from demo.round_robin import RoundRobin
-from demo.screen import Screen, Turn
+from scripts.demo.chats import CHATS, Message, arrivals, opening
+from scripts.demo.events import follow
+from scripts.demo.round_robin import RoundRobin
+from scripts.demo.screen import Screen, Turn
+from scripts.live.asking import CHAT, Answer, ask
+from scripts.live.explaining import Explanation, explain
+from scripts.live.proxy import ProxyProcess
+from scripts.live.waiting import wait_until
+from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.vllm_cpu.fleet import Fleet
 
 _ANSWER_TOKENS = 40
 _INDEX_S = 20

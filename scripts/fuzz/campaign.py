@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fuzz.client import Fuzzer, Tally, words
-from fuzz.setting import ADMIN_KEY, MODEL, Level, Setting, level
-from fuzz.shots import Shots, Target
+from scripts.fuzz.client import Fuzzer, Tally, words
+from scripts.fuzz.setting import ADMIN_KEY, MODEL, Level, Setting, level
+from scripts.fuzz.shots import Shots, Target
 
 RSS_MIB = 24.0
 """Two thirds of it for what engines answered to /tokenize, which large bodies fill."""

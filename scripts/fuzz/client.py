@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
-from fuzz.answers import Answer, AnswerParser, WrongAnswerError, check
-from fuzz.shots import Ending, Shot, Shots
+from scripts.fuzz.answers import Answer, AnswerParser, WrongAnswerError, check
+from scripts.fuzz.shots import Ending, Shot, Shots
 
 QUIET_S = 1.0
 """After a shot that need not be answered: silence for so long means that the server waits for more of it."""

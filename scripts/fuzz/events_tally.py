@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from proof.trend import Trend, trend
-
 from kvevents import NullObserver, Reason, State
+from scripts.proof.trend import Trend, trend
 
 HOLD_S = 0.25
 """CPU time after which others must have had a turn, whatever an input was; the usual is a hundredth of it."""

@@ -8,10 +8,6 @@ import random
 import time
 from collections.abc import Callable
 
-from fuzz.events_tally import Tally
-from fuzz.good_engine import GoodEngine
-from fuzz.payloads import Payloads
-from fuzz.watched_index import WatchedIndex, contradiction
 from kvevents import Message, PrefixIndex, Reason, Slot, State, UnreadableMessage, read_live, read_replay
 from kvevents.applier import Applier
 from kvevents.source import MAX_WAITING_BYTES, Source
@@ -31,6 +27,10 @@ from kvevents.source_events import (
     Suspected,
 )
 from kvevents.tail import Tail
+from scripts.fuzz.events_tally import Tally
+from scripts.fuzz.good_engine import GoodEngine
+from scripts.fuzz.payloads import Payloads
+from scripts.fuzz.watched_index import WatchedIndex, contradiction
 
 INPUTS = 100
 """Of one story."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import zmq
 
-from fuzz.in_process import hostile_frames
-from fuzz.payloads import Payloads
+from scripts.fuzz.in_process import hostile_frames
+from scripts.fuzz.payloads import Payloads
 
 Send = Callable[..., None]
 """Sends the frames it is given."""

@@ -9,16 +9,15 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from live.ports import free_ports
-
-from fuzz.events_tally import Tally
-from fuzz.good_engine import GoodEngine
-from fuzz.lying_publisher import Liar, Truthful
-from fuzz.payloads import Payloads
-from fuzz.watched_index import WatchedIndex, contradiction
 from kvevents import Message, PrefixIndex, Slot, State
 from kvevents.subscriber import SourceAddress, Subscriber, open_context
 from proxy.tasks import TaskOwner
+from scripts.fuzz.events_tally import Tally
+from scripts.fuzz.good_engine import GoodEngine
+from scripts.fuzz.lying_publisher import Liar, Truthful
+from scripts.fuzz.payloads import Payloads
+from scripts.fuzz.watched_index import WatchedIndex, contradiction
+from scripts.live.ports import free_ports
 
 INPUTS = 500
 """Live messages of one story."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from fuzz.seeds import batches, recorded
-from fuzz.values import scrambled
+from scripts.fuzz.seeds import batches, recorded
+from scripts.fuzz.values import scrambled
 
 _encode = msgspec.msgpack.encode
 _NAN, _INF = float("nan"), float("inf")

@@ -6,8 +6,8 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from fuzz.campaign import Result
-from fuzz.client import Finding, words
+from scripts.fuzz.campaign import Result
+from scripts.fuzz.client import Finding, words
 
 
 def show(result: Result, console: Console) -> None:

@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fuzz import values
-from fuzz.values import chat, completion, mutated, scrambled
+from scripts.fuzz import values
+from scripts.fuzz.values import chat, completion, mutated, scrambled
 
 NO_STATUSES: frozenset[int] = frozenset()
 DEADLINE_HEADER = "X-Request-Timeout-Ms"

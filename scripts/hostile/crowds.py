@@ -5,8 +5,8 @@ import random
 import string
 from collections.abc import Iterable
 
-from hostile.attacks import attack
-from hostile.target import AS_OPERATOR, Said, Target
+from scripts.hostile.attacks import attack
+from scripts.hostile.target import AS_OPERATOR, Said, Target
 
 EXPLAIN = "/explain"
 """Tokenizes and decides as for a request that is served, and asks nothing of engines, which would take turns of their own."""

@@ -12,12 +12,11 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from live.ports import free_ports
-from live.processes import OwnedProcess
-from live.proxy import ProxyProcess
-
-from hostile.watched import PAUSE
 from proxy.simulation.api.model_files import write_model
+from scripts.hostile.watched import PAUSE
+from scripts.live.ports import free_ports
+from scripts.live.processes import OwnedProcess
+from scripts.live.proxy import ProxyProcess
 
 HOST = "127.0.0.1"
 MODEL = "tiny"

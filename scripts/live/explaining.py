@@ -4,8 +4,8 @@ import dataclasses
 
 import aiohttp
 
-from live.asking import Body
-from live.proxy import ProxyProcess
+from scripts.live.asking import Body
+from scripts.live.proxy import ProxyProcess
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,19 +11,19 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
-from live.metrics import Page
-from live.quiet import busy
-from live.waiting import wait_until
 
-from proof import verdict as v
-from proof.clients import Crowd
-from proof.injector import Injector
-from proof.journal import Fault, Journal
-from proof.setting import BUFFER_STEPS, LEASE_S, MODEL, Setting, Vitals, processes
-from proof.texts import RightAnswers
-from proof.watching import Watcher
-from proof.workload import Workload
 from proxy.tokenizing.engines import CACHE_BYTES
+from scripts.live.metrics import Page
+from scripts.live.quiet import busy
+from scripts.live.waiting import wait_until
+from scripts.proof import verdict as v
+from scripts.proof.clients import Crowd
+from scripts.proof.injector import Injector
+from scripts.proof.journal import Fault, Journal
+from scripts.proof.setting import BUFFER_STEPS, LEASE_S, MODEL, Setting, Vitals, processes
+from scripts.proof.texts import RightAnswers
+from scripts.proof.watching import Watcher
+from scripts.proof.workload import Workload
 
 SETTLING_S = 30.0
 """For kvproxy and engines to come to rest after the load, beyond the lease of what was stranded."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import h11
 
-from proof.workload import Manner, Plan, Workload
+from scripts.proof.workload import Manner, Plan, Workload
 
 DEADLINE_S = 60.0
 """As long as a client waits for the end of an answer."""

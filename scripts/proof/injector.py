@@ -12,14 +12,14 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import aiohttp
-from live.ports import is_free
-from live.waiting import wait_until
-from vllm_cpu.engine import EngineSpec
 
-from proof.clients import Crowd
-from proof.journal import Entry, Fault, Journal
-from proof.setting import LEASE_S, MODEL, Setting
-from proof.watching import Instances, Watcher
+from scripts.live.ports import is_free
+from scripts.live.waiting import wait_until
+from scripts.proof.clients import Crowd
+from scripts.proof.journal import Entry, Fault, Journal
+from scripts.proof.setting import LEASE_S, MODEL, Setting
+from scripts.proof.watching import Instances, Watcher
+from scripts.vllm_cpu.engine import EngineSpec
 
 RECOVERY_S = 60.0
 FALLING_ASLEEP_S = LEASE_S + 15.0

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from proof import verdict as v
-from proof.chaos import Run
-from proof.clients import Record
+from scripts.proof import verdict as v
+from scripts.proof.chaos import Run
+from scripts.proof.clients import Record
 
 _PIPED_WIDTH = 118
 _PIPED_LINE_EVERY_S = 10.0

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
-from bench.cpu import cpu_s, memory_mib
-from live.metrics import Page, read_metrics
-from live.ports import free_ports
-from live.proxy import ProxyProcess
-from stand_in.fleet import StandInFleet
-from vllm_cpu.engine import EngineSpec
-from vllm_cpu.fleet import plan
 
-from proof.texts import MAX_MODEL_LEN
+from scripts.bench.cpu import cpu_s, memory_mib
+from scripts.live.metrics import Page, read_metrics
+from scripts.live.ports import free_ports
+from scripts.live.proxy import ProxyProcess
+from scripts.proof.texts import MAX_MODEL_LEN
+from scripts.stand_in.fleet import StandInFleet
+from scripts.vllm_cpu.engine import EngineSpec
+from scripts.vllm_cpu.fleet import plan
 
 MODEL = "tiny"
 ADMIN_KEY = "for-the-proof"

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from bench.load import post, read_answer, run
-from live.metrics import read_metrics
-from live.words import prose
 
-from proof.setting import MODEL, Setting, Vitals, processes
-from proof.trend import Trend, trend
+from scripts.bench.load import post, read_answer, run
+from scripts.live.metrics import read_metrics
+from scripts.live.words import prose
+from scripts.proof.setting import MODEL, Setting, Vitals, processes
+from scripts.proof.trend import Trend, trend
 
 CONCURRENCY = 64
 """Of the closed loop, which tells where to look."""

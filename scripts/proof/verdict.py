@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from proof.clients import DEADLINE_S, End, Record, Says
-from proof.journal import Fault, Journal
-from proof.setting import Vitals
-from proof.watching import LOOK_EVERY_S
+from scripts.proof.clients import DEADLINE_S, End, Record, Says
+from scripts.proof.journal import Fault, Journal
+from scripts.proof.setting import Vitals
+from scripts.proof.watching import LOOK_EVERY_S
 
 ENGINES_WORDS = "a fault"
 """What an engine says where its stream fails (`proxy.simulation.api.errors.FaultError`): a client is to hear it."""

@@ -8,10 +8,9 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from live.asking import CHAT, COMPLETIONS
-from live.words import prose
-
-from proof.texts import RightAnswers
+from scripts.live.asking import CHAT, COMPLETIONS
+from scripts.live.words import prose
+from scripts.proof.texts import RightAnswers
 
 SHARED_PREFIXES = 12
 SHARED_WORDS = (60, 400)

@@ -1,6 +1,6 @@
 """Start real engines by hand and keep them until Ctrl-C.
 
-    PYTHONPATH=scripts python -m vllm_cpu [--plain N] [--prefill N] [--decode N] [--logs DIR] [vLLM flags ...]
+    python -m scripts.vllm_cpu [--plain N] [--prefill N] [--decode N] [--logs DIR] [vLLM flags ...]
 
 Prints where each engine listens and the kvproxy command that joins them.
 """
@@ -10,12 +10,14 @@ import pathlib
 import signal
 import sys
 
-from vllm_cpu.engine import ROOT
-from vllm_cpu.fleet import EngineFailedError, Fleet, plan
+from scripts.vllm_cpu.engine import ROOT
+from scripts.vllm_cpu.fleet import EngineFailedError, Fleet, plan
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vllm_cpu", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.vllm_cpu", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--plain", type=int, default=0, help="engines that do both phases alone")
     parser.add_argument("--prefill", type=int, default=2)
     parser.add_argument("--decode", type=int, default=2)

@@ -13,10 +13,9 @@ import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
-from live.ports import free_ports, is_free
-from live.processes import OwnedProcess, stop_all
-
-from vllm_cpu.engine import EngineSpec, Installation, Role, command, environment
+from scripts.live.ports import free_ports, is_free
+from scripts.live.processes import OwnedProcess, stop_all
+from scripts.vllm_cpu.engine import EngineSpec, Installation, Role, command, environment
 
 _POLL_S = 0.5
 _REPORT_EVERY_S = 15

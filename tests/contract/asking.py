@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
-from live.asking import COMPLETIONS, Answer, ask
-from live.metrics import Page, read_metrics
-from live.waiting import wait_until
-from vllm_cpu.engine import BLOCK_TOKENS, EngineSpec
+
+from scripts.live.asking import COMPLETIONS, Answer, ask
+from scripts.live.metrics import Page, read_metrics
+from scripts.live.waiting import wait_until
+from scripts.vllm_cpu.engine import BLOCK_TOKENS, EngineSpec
 
 Body = dict[str, Any]
 AT_REST_S = 5

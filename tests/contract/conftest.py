@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 import aiohttp
 import pytest
 import zmq.asyncio
-from vllm_cpu.fleet import Fleet
 
+from scripts.vllm_cpu.fleet import Fleet
 from tests.contract.asking import Engine
 from tests.contract.pairs import Pair
 from tests.contract.prompts import ids

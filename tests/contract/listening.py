@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import zmq
 import zmq.asyncio
-from live.waiting import wait_until
-from vllm_cpu.engine import BLOCK_TOKENS, HOST, EngineSpec
 
+from scripts.live.waiting import wait_until
+from scripts.vllm_cpu.engine import BLOCK_TOKENS, HOST, EngineSpec
 from tests.contract.asking import Engine
 from tests.contract.prompts import ids
 

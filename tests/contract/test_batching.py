@@ -2,8 +2,7 @@
 
 import asyncio
 
-from live.asking import CHAT
-
+from scripts.live.asking import CHAT
 from tests.contract.asking import Engine
 from tests.contract.prompts import chat, ids, text
 

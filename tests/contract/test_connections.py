@@ -5,9 +5,9 @@ import time
 from typing import Any
 
 import pytest
-from live.asking import CHAT, COMPLETIONS, ask
-from live.waiting import wait_until
 
+from scripts.live.asking import CHAT, COMPLETIONS, ask
+from scripts.live.waiting import wait_until
 from tests.contract.asking import Engine
 from tests.contract.prompts import chat, text
 

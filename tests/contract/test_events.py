@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 import zmq.asyncio
-from vllm_cpu.engine import BLOCK_TOKENS
 
+from scripts.vllm_cpu.engine import BLOCK_TOKENS
 from tests.contract.asking import Engine
 from tests.contract.listening import Journal, Subscriber, decoded, hashes, stored_tokens
 from tests.contract.prompts import ids, token_ids

@@ -9,11 +9,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from live.asking import CHAT, COMPLETIONS
-from live.waiting import wait_until
-from vllm_cpu.engine import BLOCK_TOKENS
-from vllm_cpu.fleet import Fleet
 
+from scripts.live.asking import CHAT, COMPLETIONS
+from scripts.live.waiting import wait_until
+from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.vllm_cpu.fleet import Fleet
 from tests.contract.asking import Engine, chunks
 from tests.contract.pairs import Pair
 from tests.contract.prompts import chat, ids, text

@@ -3,9 +3,9 @@
 import contextlib
 
 import pytest
-from live.metrics import Page
-from live.waiting import wait_until
 
+from scripts.live.metrics import Page
+from scripts.live.waiting import wait_until
 from tests.contract.asking import Engine
 from tests.contract.prompts import ids, text
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from live.asking import CHAT
-from vllm_cpu.engine import BLOCK_TOKENS
 
+from scripts.live.asking import CHAT
+from scripts.vllm_cpu.engine import BLOCK_TOKENS
 from tests.contract.asking import Engine, chunks
 from tests.contract.prompts import chat, ids, text, token_ids
 

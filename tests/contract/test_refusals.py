@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from live.asking import CHAT, COMPLETIONS
 
+from scripts.live.asking import CHAT, COMPLETIONS
 from tests.contract.asking import Engine
 from tests.contract.prompts import GREEDY
 

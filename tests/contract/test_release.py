@@ -6,14 +6,14 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from live.asking import CHAT, COMPLETIONS, ask
-from live.waiting import wait_until
-from vllm_cpu.engine import BLOCK_TOKENS
-from vllm_cpu.fleet import Fleet
 
 from proxy.connectors import NixlConnector
 from proxy.request import dialects
 from proxy.request.dialects import Usage
+from scripts.live.asking import CHAT, COMPLETIONS, ask
+from scripts.live.waiting import wait_until
+from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.vllm_cpu.fleet import Fleet
 from tests.contract.asking import Engine
 from tests.contract.pairs import FREED_S, PREFILL, Pair
 from tests.contract.prompts import chat, ids, text

@@ -2,8 +2,8 @@
 
 import pytest
 import zmq.asyncio
-from vllm_cpu.engine import BLOCK_TOKENS
 
+from scripts.vllm_cpu.engine import BLOCK_TOKENS
 from tests.contract.asking import Engine
 from tests.contract.listening import END, Journal
 from tests.contract.prompts import ids

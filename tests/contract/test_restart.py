@@ -6,10 +6,10 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 import zmq.asyncio
-from live.asking import CHAT
-from vllm_cpu.engine import BLOCK_TOKENS
-from vllm_cpu.fleet import Fleet
 
+from scripts.live.asking import CHAT
+from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.vllm_cpu.fleet import Fleet
 from tests.contract.asking import Engine, chunks
 from tests.contract.listening import Journal, Subscriber
 from tests.contract.pairs import Pair

@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from live.asking import CHAT, COMPLETIONS
-from live.waiting import wait_until
-from live.words import prose
 
+from scripts.live.asking import CHAT, COMPLETIONS
+from scripts.live.waiting import wait_until
+from scripts.live.words import prose
 from tests.contract.asking import AT_REST_S, Engine
 from tests.contract.shapes import assert_fits
 

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from live.asking import CHAT, COMPLETIONS
 
+from scripts.live.asking import CHAT, COMPLETIONS
 from tests.contract.asking import Engine
 
 JSON = {"Content-Type": "application/json"}

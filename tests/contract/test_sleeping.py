@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from live.waiting import wait_until
-from vllm_cpu.engine import BLOCK_TOKENS as B
 
 from proxy.tasks import TaskOwner
+from scripts.live.waiting import wait_until
+from scripts.vllm_cpu.engine import BLOCK_TOKENS as B
 from tests.contract.asking import AT_REST_S, Engine
 from tests.contract.prompts import ids
 

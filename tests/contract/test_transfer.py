@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import zmq.asyncio
-from live.asking import CHAT
-from live.metrics import Page
-from vllm_cpu.engine import BLOCK_TOKENS
 
+from scripts.live.asking import CHAT
+from scripts.live.metrics import Page
+from scripts.vllm_cpu.engine import BLOCK_TOKENS
 from tests.contract.listening import Journal, hashes, stored_tokens
 from tests.contract.pairs import PREFILL, Pair
 from tests.contract.prompts import chat, ids, text, token_ids

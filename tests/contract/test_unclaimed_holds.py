@@ -1,8 +1,8 @@
 """A hold nobody pulls is kept for its lease, then freed and counted."""
 
 import aiohttp
-from live.waiting import wait_until
 
+from scripts.live.waiting import wait_until
 from tests.contract.asking import Engine
 from tests.contract.unclaimed import BLOCKS, EXPIRED, SEQUENCES, Unclaimed
 from tests.fleets import LEASE_S

@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from live.asking import CHAT
 
+from scripts.live.asking import CHAT
 from tests.contract.asking import Engine
 
 STRING, ITERABLE = "Input should be a valid string", "Input should be iterable"

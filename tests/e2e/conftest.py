@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
-from live.ports import free_ports
-from live.proxy import ProxyProcess
-from vllm_cpu.fleet import Fleet
 
+from scripts.live.ports import free_ports
+from scripts.live.proxy import ProxyProcess
+from scripts.vllm_cpu.fleet import Fleet
 from tests.fleets import LEASE_S, START_S
 
 

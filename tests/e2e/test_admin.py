@@ -3,12 +3,13 @@
 from typing import Any
 
 import aiohttp
-from live.asking import CHAT, ask
-from live.explaining import explain
-from live.proxy import ProxyProcess
-from live.waiting import wait_until
-from live.words import prose
-from vllm_cpu.fleet import Fleet
+
+from scripts.live.asking import CHAT, ask
+from scripts.live.explaining import explain
+from scripts.live.proxy import ProxyProcess
+from scripts.live.waiting import wait_until
+from scripts.live.words import prose
+from scripts.vllm_cpu.fleet import Fleet
 
 KEY = {"X-API-Key": "for-tests"}
 

@@ -7,13 +7,14 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from live.asking import CHAT, COMPLETIONS, Answer, ask
-from live.metrics import Page, read_metrics
-from live.proxy import ProxyProcess
-from live.quiet import wait_quiet
-from live.words import prose
-from vllm_cpu.engine import BLOCK_TOKENS
-from vllm_cpu.fleet import Fleet
+
+from scripts.live.asking import CHAT, COMPLETIONS, Answer, ask
+from scripts.live.metrics import Page, read_metrics
+from scripts.live.proxy import ProxyProcess
+from scripts.live.quiet import wait_quiet
+from scripts.live.words import prose
+from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.vllm_cpu.fleet import Fleet
 
 PROMPTS = 20
 TURNS = 3

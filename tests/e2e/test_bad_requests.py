@@ -4,12 +4,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from live.asking import CHAT, COMPLETIONS, ask
-from live.metrics import read_metrics
-from live.proxy import ProxyProcess
-from live.quiet import wait_quiet
-from live.words import prose
-from vllm_cpu.fleet import Fleet
+
+from scripts.live.asking import CHAT, COMPLETIONS, ask
+from scripts.live.metrics import read_metrics
+from scripts.live.proxy import ProxyProcess
+from scripts.live.quiet import wait_quiet
+from scripts.live.words import prose
+from scripts.vllm_cpu.fleet import Fleet
 
 GIVEN_BACK_S = 6  # a release between engines that never met is repeated after their handshake
 MESSAGES = [{"role": "user", "content": prose(80, "refused")}]

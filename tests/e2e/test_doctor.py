@@ -3,11 +3,11 @@
 import pathlib
 
 import aiohttp
-from live.ports import free_ports
-from live.proxy import ProxyProcess
-from vllm_cpu.engine import Role
-from vllm_cpu.fleet import Fleet
 
+from scripts.live.ports import free_ports
+from scripts.live.proxy import ProxyProcess
+from scripts.vllm_cpu.engine import Role
+from scripts.vllm_cpu.fleet import Fleet
 from tests.e2e.doctors import LIMIT_S, doctor, not_passed
 
 

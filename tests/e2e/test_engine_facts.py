@@ -5,12 +5,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from live.asking import CHAT, COMPLETIONS, ask
-from live.metrics import read_metrics
-from live.waiting import wait_until
-from live.words import prose
-from vllm_cpu.engine import BLOCK_TOKENS, EngineSpec
-from vllm_cpu.fleet import Fleet
+
+from scripts.live.asking import CHAT, COMPLETIONS, ask
+from scripts.live.metrics import read_metrics
+from scripts.live.waiting import wait_until
+from scripts.live.words import prose
+from scripts.vllm_cpu.engine import BLOCK_TOKENS, EngineSpec
+from scripts.vllm_cpu.fleet import Fleet
 
 PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
 FREED_S = 2

@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-from live.asking import CHAT, COMPLETIONS, ask
-from live.metrics import read_metrics
-from live.proxy import ProxyProcess
-from live.quiet import wait_quiet
-from live.waiting import wait_until
-from live.words import prose
-from vllm_cpu.engine import EngineSpec
-from vllm_cpu.fleet import Fleet
 
+from scripts.live.asking import CHAT, COMPLETIONS, ask
+from scripts.live.metrics import read_metrics
+from scripts.live.proxy import ProxyProcess
+from scripts.live.quiet import wait_quiet
+from scripts.live.waiting import wait_until
+from scripts.live.words import prose
+from scripts.vllm_cpu.engine import EngineSpec
+from scripts.vllm_cpu.fleet import Fleet
 from tests.fleets import QUEUED_REQUESTS
 
 UNDER_WAY_S = 20

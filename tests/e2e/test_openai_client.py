@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
-from live.proxy import ProxyProcess
-from live.words import prose
+
+from scripts.live.proxy import ProxyProcess
+from scripts.live.words import prose
 
 
 @pytest.fixture

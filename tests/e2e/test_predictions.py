@@ -5,13 +5,14 @@ from typing import Any
 
 import aiohttp
 import pytest
-from live.asking import CHAT, COMPLETIONS, ask
-from live.explaining import explain
-from live.metrics import read_metrics
-from live.proxy import ProxyProcess
-from live.waiting import wait_until
-from live.words import prose
-from vllm_cpu.engine import BLOCK_TOKENS
+
+from scripts.live.asking import CHAT, COMPLETIONS, ask
+from scripts.live.explaining import explain
+from scripts.live.metrics import read_metrics
+from scripts.live.proxy import ProxyProcess
+from scripts.live.waiting import wait_until
+from scripts.live.words import prose
+from scripts.vllm_cpu.engine import BLOCK_TOKENS
 
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 4}
 

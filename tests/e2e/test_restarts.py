@@ -10,16 +10,16 @@ from typing import Any
 
 import aiohttp
 import pytest
-from live.asking import CHAT, COMPLETIONS, Answer, ask, read_answer
-from live.explaining import explain
-from live.metrics import read_metrics
-from live.ports import free_ports
-from live.proxy import ProxyProcess
-from live.quiet import wait_quiet
-from live.waiting import wait_until
-from live.words import prose
-from vllm_cpu.fleet import Fleet
 
+from scripts.live.asking import CHAT, COMPLETIONS, Answer, ask, read_answer
+from scripts.live.explaining import explain
+from scripts.live.metrics import read_metrics
+from scripts.live.ports import free_ports
+from scripts.live.proxy import ProxyProcess
+from scripts.live.quiet import wait_quiet
+from scripts.live.waiting import wait_until
+from scripts.live.words import prose
+from scripts.vllm_cpu.fleet import Fleet
 from tests.fleets import LEASE_S, START_S
 
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 8}

@@ -9,15 +9,15 @@ from typing import Any
 
 import aiohttp
 import pytest
-from live.asking import CHAT, COMPLETIONS, ask
-from live.metrics import read_metrics
-from live.ports import free_ports
-from live.proxy import ProxyProcess
-from live.waiting import wait_until
-from live.words import prose
-from vllm_cpu.engine import BLOCK_TOKENS
-from vllm_cpu.fleet import Fleet
 
+from scripts.live.asking import CHAT, COMPLETIONS, ask
+from scripts.live.metrics import read_metrics
+from scripts.live.ports import free_ports
+from scripts.live.proxy import ProxyProcess
+from scripts.live.waiting import wait_until
+from scripts.live.words import prose
+from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.vllm_cpu.fleet import Fleet
 from tests import fleets
 from tests.e2e.doctors import doctor, not_passed
 

@@ -7,12 +7,13 @@ from typing import Any, Protocol
 
 import aiohttp
 import pytest
-from live.asking import COMPLETIONS, ask
-from live.ports import free_ports
-from live.proxy import ProxyProcess
-from live.waiting import wait_until
-from live.words import prose
-from vllm_cpu.fleet import Fleet
+
+from scripts.live.asking import COMPLETIONS, ask
+from scripts.live.ports import free_ports
+from scripts.live.proxy import ProxyProcess
+from scripts.live.waiting import wait_until
+from scripts.live.words import prose
+from scripts.vllm_cpu.fleet import Fleet
 
 
 class Starter(Protocol):

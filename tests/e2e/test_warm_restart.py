@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
-from live.asking import CHAT, ask
-from live.explaining import explain
-from live.ports import free_ports
-from live.proxy import ProxyProcess
-from live.waiting import wait_until
-from live.words import prose
-from vllm_cpu.fleet import Fleet
 
+from scripts.live.asking import CHAT, ask
+from scripts.live.explaining import explain
+from scripts.live.ports import free_ports
+from scripts.live.proxy import ProxyProcess
+from scripts.live.waiting import wait_until
+from scripts.live.words import prose
+from scripts.vllm_cpu.fleet import Fleet
 from tests.fleets import LEASE_S
 
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 4}

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from fuzz.good_engine import GoodEngine
 
 from kvevents import State
 from kvevents.subscriber import Subscriber
@@ -22,6 +21,7 @@ from proxy.errors import LegError
 from proxy.fleet.instances import Instance
 from proxy.phases import Role
 from proxy.tasks import TaskOwner
+from scripts.fuzz.good_engine import GoodEngine
 from tests.kvevents.bench import ENGINE, SLOT, Bench, Heard, until
 from tests.kvevents.publisher import Publisher, free_port
 

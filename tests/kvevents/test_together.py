@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from fuzz.good_engine import GoodEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from kvevents import BlockHasher, BlockRemoved, BlockStored, Message, NullObserv
 from kvevents.applier import Applier
 from kvevents.events import AllBlocksCleared, Event
 from kvevents.together import MAX_EVENTS, together
+from scripts.fuzz.good_engine import GoodEngine
 
 SECRET = b"one secret for all"
 SIZE = 2

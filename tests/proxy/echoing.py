@@ -6,9 +6,8 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
-from hostile.raw_engine import MODELS
-
 from proxy.tasks import TaskOwner
+from scripts.hostile.raw_engine import MODELS
 
 
 def _whole(status: bytes, body: bytes, head: bytes = b"Content-Type: application/json\r\n") -> bytes:

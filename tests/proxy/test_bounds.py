@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from hostile.raw_engine import HEALTHY, answer, raw_engine
 
 from proxy.caches.capacity import read_capacities
 from proxy.config import Health, parse_instance
@@ -17,6 +16,7 @@ from proxy.upstream.client import EngineClient
 from proxy.upstream.metrics_page import MAX_LINES, lines_of
 from proxy.watching.checks import MOST_MODELS
 from proxy.watching.sleeping import Depth, read_depth
+from scripts.hostile.raw_engine import HEALTHY, answer, raw_engine
 from tests.proxy.service import engines, fleet, kvproxy, wait_until
 
 IN_BUFFERS_BYTES = 16 << 20

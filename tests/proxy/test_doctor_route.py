@@ -3,11 +3,10 @@
 import asyncio
 from typing import Any
 
-from live.ports import free_ports
-
 from proxy.config import Security
 from proxy.edge.routes.doctor import DOCTOR
 from proxy.simulation.live.faults import Fault
+from scripts.live.ports import free_ports
 from tests.proxy.service import ADMIN_KEY, Pair, ask, fleet, kvproxy, wait_until
 from tests.proxy.service import engines as stand_ins
 

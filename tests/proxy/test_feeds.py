@@ -7,8 +7,6 @@ import socket
 from typing import Any
 
 import pytest
-from hostile.raw_engine import Pieces, answer, raw_engine
-from live.ports import free_ports
 
 from kvevents import BlockStored, NullObserver, PrefixIndex
 from kvevents.subscriber import SourceAddress
@@ -22,6 +20,8 @@ from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
+from scripts.hostile.raw_engine import Pieces, answer, raw_engine
+from scripts.live.ports import free_ports
 from tests.proxy.service import Engines, fleet, kvproxy, wait_until
 
 

@@ -10,8 +10,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from stand_in.fleet import StandInFleet
-from vllm_cpu.fleet import plan
 
 from proxy.config import Config, Health, parse_instance
 from proxy.edge.app_keys import WATCH
@@ -22,6 +20,8 @@ from proxy.phases import Role
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.watching import health
+from scripts.stand_in.fleet import StandInFleet
+from scripts.vllm_cpu.fleet import plan
 from tests.proxy.service import (
     ADMIN_KEY,
     UNHURRIED,

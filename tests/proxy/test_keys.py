@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from live.ports import free_ports
 
 from kvevents import BlockStored, PrefixIndex, Prompt, Slot
 from proxy.config import Config, parse_instance
@@ -16,6 +15,7 @@ from proxy.edge.app_keys import ACCURACY
 from proxy.edge.routes.observe import INDEX
 from proxy.phases import Phase, Role
 from proxy.simulation import StandIn, StandInConfig
+from scripts.live.ports import free_ports
 from tests.kvevents.publisher import Publisher
 from tests.proxy.service import (
     ADMIN_KEY,

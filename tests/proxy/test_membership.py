@@ -13,8 +13,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from live.ports import free_ports
-from live.proxy import ProxyProcess
 
 from proxy.config import Config, Security, State
 from proxy.edge.app_keys import MEMBERSHIP, WATCH
@@ -22,6 +20,8 @@ from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.watching.membership.members import FORMAT
+from scripts.live.ports import free_ports
+from scripts.live.proxy import ProxyProcess
 from tests.proxy.service import ADMIN_KEY, Engines, Service, ask, engines, kvproxy, wait_until
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from live.ports import free_ports
-from live.proxy import ProxyProcess
 
 from proxy.simulation.live.faults import Fault
+from scripts.live.ports import free_ports
+from scripts.live.proxy import ProxyProcess
 from tests.proxy.echoing import WAYS, EchoingEngine, echoing_engine
 from tests.proxy.raw import GET, POST
 from tests.proxy.service import Engines, engines

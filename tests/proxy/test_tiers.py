@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live.ports import free_ports
 
 from kvevents import BlockHasher, BlockStored, PrefixIndex, Prompt
 from proxy.cli.flags import read_config
@@ -18,6 +17,7 @@ from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.policies import CacheAffinity
 from proxy.simulation import StandIn, StandInConfig
+from scripts.live.ports import free_ports
 from tests.kvevents.publisher import Publisher
 from tests.proxy.service import ADMIN_KEY, kvproxy, wait_until
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from live.ports import free_ports
-from live.proxy import ProxyProcess
 
 from proxy.config import State
 from proxy.edge.app_keys import STATE
 from proxy.simulation import StandIn
 from proxy.snapshots.directory import StateDirectory
+from scripts.live.ports import free_ports
+from scripts.live.proxy import ProxyProcess
 from tests.proxy.service import Engines, Service, ask, engines, kvproxy, prose, wait_until
 
 WRAPS = {"buffer_steps": 5}

@@ -3,9 +3,10 @@
 import pathlib
 
 import pytest
-from proof.chaos import Options, Run, run
-from proof.journal import Fault
-from proof.report import explain
+
+from scripts.proof.chaos import Options, Run, run
+from scripts.proof.journal import Fault
+from scripts.proof.report import explain
 
 SEED = 4
 ENGINES_WORDS = (Fault.FULL, Fault.EARLY_ERROR, Fault.LATE_ERROR, Fault.SLEEP)

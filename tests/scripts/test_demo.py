@@ -1,8 +1,9 @@
 """The demo's comparison is counted as an engine counts."""
 
 import pytest
-from demo.chats import CHATS, arrivals
-from demo.round_robin import RoundRobin
+
+from scripts.demo.chats import CHATS, arrivals
+from scripts.demo.round_robin import RoundRobin
 
 BLOCK = 4
 

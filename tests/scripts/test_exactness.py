@@ -6,18 +6,18 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from proof.exactness import verdict as v
-from proof.exactness.course import LATE, Options, Phase
-from proof.exactness.history import Asked, CacheHistory
-from proof.exactness.legs import Leg
-from proof.exactness.looking import Look, grown
-from proof.exactness.prompts import ADAPTER, MIXED, Kind, Plan, Prompts
-from proof.exactness.report import write_findings
-from proof.exactness.run import run
-from proof.exactness.witness import Witness
-from vllm_cpu.engine import EngineSpec
 
 from kvevents import AllBlocksCleared, BlockRemoved, BlockStored, Event, EventBatch
+from scripts.proof.exactness import verdict as v
+from scripts.proof.exactness.course import LATE, Options, Phase
+from scripts.proof.exactness.history import Asked, CacheHistory
+from scripts.proof.exactness.legs import Leg
+from scripts.proof.exactness.looking import Look, grown
+from scripts.proof.exactness.prompts import ADAPTER, MIXED, Kind, Plan, Prompts
+from scripts.proof.exactness.report import write_findings
+from scripts.proof.exactness.run import run
+from scripts.proof.exactness.witness import Witness
+from scripts.vllm_cpu.engine import EngineSpec
 from tests.kvevents.bench import block, until
 from tests.kvevents.publisher import Publisher, free_port
 

@@ -6,8 +6,9 @@ import os
 import pathlib
 
 import pytest
-from vllm_cpu.engine import EngineSpec, Installation, command, environment
-from vllm_cpu.fleet import EngineFailedError, Fleet, plan
+
+from scripts.vllm_cpu.engine import EngineSpec, Installation, command, environment
+from scripts.vllm_cpu.fleet import EngineFailedError, Fleet, plan
 
 CONFIG = {"num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 32}
 

@@ -3,16 +3,16 @@
 import random
 
 import pytest
-from fuzz.events_tally import HOLD_S, Tally
-from fuzz.good_engine import GoodEngine
-from fuzz.in_process import INPUTS, InProcess
-from fuzz.on_wire import INPUTS as WIRE_INPUTS
-from fuzz.on_wire import OnWire
-from fuzz.payloads import Payloads
-from fuzz.watched_index import LostCountError, WatchedIndex
 
 from kvevents import BlockStored, Change, Message, NullObserver, PrefixIndex, Slot
 from kvevents.applier import Applier
+from scripts.fuzz.events_tally import HOLD_S, Tally
+from scripts.fuzz.good_engine import GoodEngine
+from scripts.fuzz.in_process import INPUTS, InProcess
+from scripts.fuzz.on_wire import INPUTS as WIRE_INPUTS
+from scripts.fuzz.on_wire import OnWire
+from scripts.fuzz.payloads import Payloads
+from scripts.fuzz.watched_index import LostCountError, WatchedIndex
 
 
 def never() -> bool:

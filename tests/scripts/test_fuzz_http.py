@@ -4,11 +4,12 @@ import asyncio
 import pathlib
 
 import pytest
-from fuzz.answers import Answer, AnswerParser, WrongAnswerError, check
-from fuzz.campaign import Campaign
-from fuzz.client import words
-from fuzz.setting import setting
-from fuzz.shots import Ending, Shots, Target
+
+from scripts.fuzz.answers import Answer, AnswerParser, WrongAnswerError, check
+from scripts.fuzz.campaign import Campaign
+from scripts.fuzz.client import words
+from scripts.fuzz.setting import setting
+from scripts.fuzz.shots import Ending, Shots, Target
 
 TARGET = Target("key", "127.0.0.1:2", "127.0.0.1:1")
 NONE: frozenset[int] = frozenset()

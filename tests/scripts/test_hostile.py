@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 
-import bench_hostile
-from hostile.attacks import ATTACKS
-from hostile.target import Said
-from hostile.watched import PAUSE, Pulse
+from scripts import bench_hostile
+from scripts.hostile.attacks import ATTACKS
+from scripts.hostile.target import Said
+from scripts.hostile.watched import PAUSE, Pulse
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 
 import pytest
-from live.ports import free_ports, is_free
-from live.processes import OwnedProcess, tail
 
-SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
+from scripts.live.ports import free_ports, is_free
+from scripts.live.processes import OwnedProcess, tail
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 PARENT = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
 STUBBORN = (
@@ -66,11 +67,11 @@ def test_stop_does_not_wait_for_ever(tmp_path: pathlib.Path) -> None:
 
 def test_nothing_outlives_a_starter_that_was_killed(tmp_path: pathlib.Path) -> None:
     starter = (
-        "import os, pathlib, sys, time; from live.processes import OwnedProcess;"
+        "import os, pathlib, sys, time; from scripts.live.processes import OwnedProcess;"
         f"p = OwnedProcess('x', ['sleep', '60'], pathlib.Path({str(tmp_path / 'log')!r}), os.environ);"
         "print(p.pid, flush=True); time.sleep(60)"
     )
-    env = os.environ | {"PYTHONPATH": str(SCRIPTS)}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, env=env) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())

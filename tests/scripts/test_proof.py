@@ -7,17 +7,17 @@ from typing import Any
 
 import aiohttp
 import pytest
-from live.asking import CHAT, COMPLETIONS, ask
-from proof import verdict as v
-from proof.clients import End, Record
-from proof.journal import Fault, Journal
-from proof.setting import Vitals
-from proof.soak import Options, Sample, Soak
-from proof.texts import MAX_MODEL_LEN, RightAnswers
-from proof.trend import trend
-from proof.workload import Manner, Plan, Workload
 
 from proxy.simulation import StandIn, StandInConfig
+from scripts.live.asking import CHAT, COMPLETIONS, ask
+from scripts.proof import verdict as v
+from scripts.proof.clients import End, Record
+from scripts.proof.journal import Fault, Journal
+from scripts.proof.setting import Vitals
+from scripts.proof.soak import Options, Sample, Soak
+from scripts.proof.texts import MAX_MODEL_LEN, RightAnswers
+from scripts.proof.trend import trend
+from scripts.proof.workload import Manner, Plan, Workload
 
 DECODE = "127.0.0.1:8200"
 

@@ -6,11 +6,11 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from stand_in.fleet import StandInFleet, command
-from vllm_cpu.engine import EngineSpec
-from vllm_cpu.fleet import plan
 
 from proxy.simulation.__main__ import config_of, parser
+from scripts.stand_in.fleet import StandInFleet, command
+from scripts.vllm_cpu.engine import EngineSpec
+from scripts.vllm_cpu.fleet import plan
 
 
 def test_an_engines_description_becomes_the_stand_ins_configuration() -> None:

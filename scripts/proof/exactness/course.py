@@ -6,10 +6,10 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from proof.exactness import verdict as v
-from proof.exactness.legs import Leg
-from proof.exactness.looking import Meter
-from proof.verdict import Verdict
+from scripts.proof.exactness import verdict as v
+from scripts.proof.exactness.legs import Leg
+from scripts.proof.exactness.looking import Meter
+from scripts.proof.verdict import Verdict
 
 FIRST, LATE = "first", "late"
 """The kvproxys."""

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import aiohttp
-from live.asking import Answer, ask
 
-from proof.exactness.prompts import Kind, Plan, Prompts
+from scripts.live.asking import Answer, ask
+from scripts.proof.exactness.prompts import Kind, Plan, Prompts
 
 DEADLINE_S = 180.0
 _AFTER_FAILURE_S = 0.3

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from live.proxy import ProxyProcess
+
+from scripts.live.proxy import ProxyProcess
 
 LOOK_EVERY_S = 0.5
 _TIMEOUT_S = 30.0

@@ -2,15 +2,14 @@
 
 import time
 
-from live.explaining import explain
-from live.metrics import read_metrics
-from live.waiting import wait_until
-
-from proof.exactness import verdict as v
-from proof.exactness.course import Phase
-from proof.exactness.legs import Crowd
-from proof.exactness.prompts import Prompts
-from proof.exactness.stage import Stage
+from scripts.live.explaining import explain
+from scripts.live.metrics import read_metrics
+from scripts.live.waiting import wait_until
+from scripts.proof.exactness import verdict as v
+from scripts.proof.exactness.course import Phase
+from scripts.proof.exactness.legs import Crowd
+from scripts.proof.exactness.prompts import Prompts
+from scripts.proof.exactness.stage import Stage
 
 _COUNTED_S = 20.0
 

@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable
 
 import aiohttp
-from vllm_cpu.fleet import Fleet
 
-from proof.exactness import setting
-from proof.exactness import verdict as v
-from proof.exactness.acts import traffic
-from proof.exactness.course import FIRST, LATE, Options, Phase, Run
-from proof.exactness.looking import Look
-from proof.exactness.rest import rest
-from proof.exactness.setting import Routers
-from proof.exactness.stage import Stage
-from proof.exactness.witness import Witness
+from scripts.proof.exactness import setting
+from scripts.proof.exactness import verdict as v
+from scripts.proof.exactness.acts import traffic
+from scripts.proof.exactness.course import FIRST, LATE, Options, Phase, Run
+from scripts.proof.exactness.looking import Look
+from scripts.proof.exactness.rest import rest
+from scripts.proof.exactness.setting import Routers
+from scripts.proof.exactness.stage import Stage
+from scripts.proof.exactness.witness import Witness
+from scripts.vllm_cpu.fleet import Fleet
 
 
 def run(

@@ -5,18 +5,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
-from live.quiet import wait_quiet
-from live.waiting import wait_until
-from vllm_cpu.engine import EngineSpec
-from vllm_cpu.fleet import Fleet
 
-from proof.exactness.course import FIRST, Phase, Run
-from proof.exactness.history import Asked
-from proof.exactness.legs import Crowd, Leg
-from proof.exactness.looking import Looks, Meter, grown
-from proof.exactness.prompts import MIXED, Plan
-from proof.exactness.setting import LEASE_S, START_S, Routers
-from proof.exactness.witness import Witness
+from scripts.live.quiet import wait_quiet
+from scripts.live.waiting import wait_until
+from scripts.proof.exactness.course import FIRST, Phase, Run
+from scripts.proof.exactness.history import Asked
+from scripts.proof.exactness.legs import Crowd, Leg
+from scripts.proof.exactness.looking import Looks, Meter, grown
+from scripts.proof.exactness.prompts import MIXED, Plan
+from scripts.proof.exactness.setting import LEASE_S, START_S, Routers
+from scripts.proof.exactness.witness import Witness
+from scripts.vllm_cpu.engine import EngineSpec
+from scripts.vllm_cpu.fleet import Fleet
 
 _SETTLE_S = 90.0
 """For engines and kvproxy to come to rest, beyond the lease of what was stranded by a kill."""

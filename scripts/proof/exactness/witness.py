@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Self
 
 import zmq
-from vllm_cpu.engine import HOST, EngineSpec
 
 from kvevents import Message, decode, read_live, read_replay
-from proof.exactness.history import CacheHistory
+from scripts.proof.exactness.history import CacheHistory
+from scripts.vllm_cpu.engine import HOST, EngineSpec
 
 _POLL_MS = 100
 _REPLAY_MS = 2000
