@@ -29,9 +29,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from scripts.bench.cpu import cpu_s, memory_mib
 from scripts.bench.load import Outcome, post, run
-from scripts.live.ports import free_ports
-from scripts.live.processes import OwnedProcess
-from scripts.live.proxy import ProxyProcess
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.processes import OwnedProcess
+from scripts.workshop.live.proxy import ProxyProcess
 
 STAND_IN = [sys.executable, "-m", "proxy.simulation", "--host", "127.0.0.1", "--blocks", "65536"]
 

@@ -26,9 +26,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from scripts.bench.cpu import cpu_s
 from scripts.bench.load import Outcome, post, read_answer
 from scripts.bench.many_publishers import RUN, batches
-from scripts.live.ports import free_ports
-from scripts.live.processes import OwnedProcess
-from scripts.live.proxy import ProxyProcess
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.processes import OwnedProcess
+from scripts.workshop.live.proxy import ProxyProcess
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REPLAYED = 0.8

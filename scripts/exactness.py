@@ -18,12 +18,12 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from scripts.live.proxy import ProxyFailedError
 from scripts.proof.exactness.course import Options, Phase
 from scripts.proof.exactness.report import Screen, write_findings
 from scripts.proof.exactness.run import run
 from scripts.vllm_cpu.engine import ROOT
 from scripts.vllm_cpu.fleet import EngineFailedError
+from scripts.workshop.live.proxy import ProxyFailedError
 
 
 def main() -> int:

@@ -20,12 +20,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from scripts.demo.chats import CHATS
 from scripts.demo.screen import Screen, Turn
 from scripts.demo.session import TurnFailedError, run_session
-from scripts.live.ports import free_ports
-from scripts.live.processes import tail
-from scripts.live.proxy import ProxyFailedError, ProxyProcess
 from scripts.stand_in.fleet import StandInFleet
 from scripts.vllm_cpu.engine import ROOT
 from scripts.vllm_cpu.fleet import EngineFailedError, Fleet, plan
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.processes import tail
+from scripts.workshop.live.proxy import ProxyFailedError, ProxyProcess
 
 _INTERRUPTED = 130
 

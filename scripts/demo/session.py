@@ -9,12 +9,12 @@ from scripts.demo.chats import CHATS, Message, arrivals, opening
 from scripts.demo.events import follow
 from scripts.demo.round_robin import RoundRobin
 from scripts.demo.screen import Screen, Turn
-from scripts.live.asking import CHAT, Answer, ask
-from scripts.live.explaining import Explanation, explain
-from scripts.live.proxy import ProxyProcess
-from scripts.live.waiting import wait_until
 from scripts.vllm_cpu.engine import BLOCK_TOKENS
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import CHAT, Answer, ask
+from scripts.workshop.live.explaining import Explanation, explain
+from scripts.workshop.live.proxy import ProxyProcess
+from scripts.workshop.live.waiting import wait_until
 
 _ANSWER_TOKENS = 40
 _INDEX_S = 20

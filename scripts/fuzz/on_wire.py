@@ -17,7 +17,7 @@ from scripts.fuzz.good_engine import GoodEngine
 from scripts.fuzz.lying_publisher import Liar, Truthful
 from scripts.fuzz.payloads import Payloads
 from scripts.fuzz.watched_index import WatchedIndex, contradiction
-from scripts.live.ports import free_ports
+from scripts.workshop.live.ports import free_ports
 
 INPUTS = 500
 """Live messages of one story."""

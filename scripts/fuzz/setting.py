@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.live.ports import free_ports
-from scripts.live.processes import OwnedProcess
-from scripts.live.proxy import ProxyProcess
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.processes import OwnedProcess
+from scripts.workshop.live.proxy import ProxyProcess
 
 ADMIN_KEY = "fuzz-admin-key"
 HOST = "127.0.0.1"

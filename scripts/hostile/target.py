@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from proxy.simulation.api.model_files import write_model
 from scripts.hostile.watched import PAUSE
-from scripts.live.ports import free_ports
-from scripts.live.processes import OwnedProcess
-from scripts.live.proxy import ProxyProcess
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.processes import OwnedProcess
+from scripts.workshop.live.proxy import ProxyProcess
 
 HOST = "127.0.0.1"
 MODEL = "tiny"

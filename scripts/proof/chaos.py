@@ -13,9 +13,6 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from proxy.tokenizing.engines import CACHE_BYTES
-from scripts.live.metrics import Page
-from scripts.live.quiet import busy
-from scripts.live.waiting import wait_until
 from scripts.proof import verdict as v
 from scripts.proof.clients import Crowd
 from scripts.proof.injector import Injector
@@ -24,6 +21,9 @@ from scripts.proof.setting import BUFFER_STEPS, LEASE_S, MODEL, Setting, Vitals,
 from scripts.proof.texts import RightAnswers
 from scripts.proof.watching import Watcher
 from scripts.proof.workload import Workload
+from scripts.workshop.live.metrics import Page
+from scripts.workshop.live.quiet import busy
+from scripts.workshop.live.waiting import wait_until
 
 SETTLING_S = 30.0
 """For kvproxy and engines to come to rest after the load, beyond the lease of what was stranded."""

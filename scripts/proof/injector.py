@@ -13,13 +13,13 @@ from typing import Any
 
 import aiohttp
 
-from scripts.live.ports import is_free
-from scripts.live.waiting import wait_until
 from scripts.proof.clients import Crowd
 from scripts.proof.journal import Entry, Fault, Journal
 from scripts.proof.setting import LEASE_S, MODEL, Setting
 from scripts.proof.watching import Instances, Watcher
 from scripts.vllm_cpu.engine import EngineSpec
+from scripts.workshop.live.ports import is_free
+from scripts.workshop.live.waiting import wait_until
 
 RECOVERY_S = 60.0
 FALLING_ASLEEP_S = LEASE_S + 15.0

@@ -10,13 +10,13 @@ from typing import Any
 import aiohttp
 
 from scripts.bench.cpu import cpu_s, memory_mib
-from scripts.live.metrics import Page, read_metrics
-from scripts.live.ports import free_ports
-from scripts.live.proxy import ProxyProcess
 from scripts.proof.texts import MAX_MODEL_LEN
 from scripts.stand_in.fleet import StandInFleet
 from scripts.vllm_cpu.engine import EngineSpec
 from scripts.vllm_cpu.fleet import plan
+from scripts.workshop.live.metrics import Page, read_metrics
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.proxy import ProxyProcess
 
 MODEL = "tiny"
 ADMIN_KEY = "for-the-proof"

@@ -22,10 +22,10 @@ from typing import Any
 import aiohttp
 
 from scripts.bench.load import post, read_answer, run
-from scripts.live.metrics import read_metrics
-from scripts.live.words import prose
 from scripts.proof.setting import MODEL, Setting, Vitals, processes
 from scripts.proof.trend import Trend, trend
+from scripts.workshop.live.metrics import read_metrics
+from scripts.workshop.live.words import prose
 
 CONCURRENCY = 64
 """Of the closed loop, which tells where to look."""

@@ -8,9 +8,9 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.live.asking import CHAT, COMPLETIONS
-from scripts.live.words import prose
 from scripts.proof.texts import RightAnswers
+from scripts.workshop.live.asking import CHAT, COMPLETIONS
+from scripts.workshop.live.words import prose
 
 SHARED_PREFIXES = 12
 SHARED_WORDS = (60, 400)

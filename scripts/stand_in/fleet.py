@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from scripts.live.ports import free_ports
-from scripts.live.processes import OwnedProcess
 from scripts.vllm_cpu.engine import BLOCK_TOKENS, HOST, EngineSpec
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.processes import OwnedProcess
 
 _WORDS = {
     "--enable-auto-tool-choice": "--tool-parser",

@@ -13,9 +13,9 @@ import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
-from scripts.live.ports import free_ports, is_free
-from scripts.live.processes import OwnedProcess, stop_all
 from scripts.vllm_cpu.engine import EngineSpec, Installation, Role, command, environment
+from scripts.workshop.live.ports import free_ports, is_free
+from scripts.workshop.live.processes import OwnedProcess, stop_all
 
 _POLL_S = 0.5
 _REPORT_EVERY_S = 15

@@ -7,10 +7,10 @@ from typing import Any
 
 import aiohttp
 
-from scripts.live.asking import COMPLETIONS, Answer, ask
-from scripts.live.metrics import Page, read_metrics
-from scripts.live.waiting import wait_until
 from scripts.vllm_cpu.engine import BLOCK_TOKENS, EngineSpec
+from scripts.workshop.live.asking import COMPLETIONS, Answer, ask
+from scripts.workshop.live.metrics import Page, read_metrics
+from scripts.workshop.live.waiting import wait_until
 
 Body = dict[str, Any]
 AT_REST_S = 5

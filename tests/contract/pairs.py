@@ -3,8 +3,8 @@
 import contextlib
 from typing import Any
 
-from scripts.live.asking import COMPLETIONS, Answer
-from scripts.live.waiting import wait_until
+from scripts.workshop.live.asking import COMPLETIONS, Answer
+from scripts.workshop.live.waiting import wait_until
 from tests.contract.asking import Engine
 
 PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}

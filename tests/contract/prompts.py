@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from scripts.live.words import prose
+from scripts.workshop.live.words import prose
 
 GREEDY: dict[str, Any] = {"model": "tiny", "temperature": 0}
 _FIRST, _LAST = 300, 4000  # no special tokens, all in the vocabulary

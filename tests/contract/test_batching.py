@@ -2,7 +2,7 @@
 
 import asyncio
 
-from scripts.live.asking import CHAT
+from scripts.workshop.live.asking import CHAT
 from tests.contract.asking import Engine
 from tests.contract.prompts import chat, ids, text
 

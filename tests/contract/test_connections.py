@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from scripts.live.asking import CHAT, COMPLETIONS, ask
-from scripts.live.waiting import wait_until
+from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
+from scripts.workshop.live.waiting import wait_until
 from tests.contract.asking import Engine
 from tests.contract.prompts import chat, text
 

@@ -10,10 +10,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.live.asking import CHAT, COMPLETIONS
-from scripts.live.waiting import wait_until
 from scripts.vllm_cpu.engine import BLOCK_TOKENS
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import CHAT, COMPLETIONS
+from scripts.workshop.live.waiting import wait_until
 from tests.contract.asking import Engine, chunks
 from tests.contract.pairs import Pair
 from tests.contract.prompts import chat, ids, text

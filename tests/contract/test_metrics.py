@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
-from scripts.live.metrics import Page
-from scripts.live.waiting import wait_until
+from scripts.workshop.live.metrics import Page
+from scripts.workshop.live.waiting import wait_until
 from tests.contract.asking import Engine
 from tests.contract.prompts import ids, text
 

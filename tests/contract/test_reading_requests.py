@@ -10,7 +10,7 @@ from proxy.simulation.api.openapi import CHAT as CHAT_MEMBERS
 from proxy.simulation.api.openapi import COMPLETION as COMPLETION_MEMBERS
 from proxy.tokenizing.schemas import read_schema
 from proxy.tokenizing.tool_choices import COUNT_PATH, Choice, Tools, judge, questions
-from scripts.live.asking import CHAT, COMPLETIONS
+from scripts.workshop.live.asking import CHAT, COMPLETIONS
 from tests.contract.asking import Engine
 
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -10,8 +10,8 @@ import pytest
 import zmq.asyncio
 
 from proxy.simulation import EventForm, StandIn, StandInConfig
-from scripts.live.asking import COMPLETIONS, ask
-from scripts.live.waiting import wait_until
+from scripts.workshop.live.asking import COMPLETIONS, ask
+from scripts.workshop.live.waiting import wait_until
 from tests.contract.prompts import GREEDY, ids, token_ids
 from tests.contract.shapes import misfits
 from tests.kvevents import recorded

@@ -10,10 +10,10 @@ import pytest
 from proxy.connectors import NixlConnector
 from proxy.request import dialects
 from proxy.request.dialects import Usage
-from scripts.live.asking import CHAT, COMPLETIONS, ask
-from scripts.live.waiting import wait_until
 from scripts.vllm_cpu.engine import BLOCK_TOKENS
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
+from scripts.workshop.live.waiting import wait_until
 from tests.contract.asking import Engine
 from tests.contract.pairs import FREED_S, PREFILL, Pair
 from tests.contract.prompts import chat, ids, text

@@ -7,9 +7,9 @@ import aiohttp
 import pytest
 import zmq.asyncio
 
-from scripts.live.asking import CHAT
 from scripts.vllm_cpu.engine import BLOCK_TOKENS
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import CHAT
 from tests.contract.asking import Engine, chunks
 from tests.contract.listening import Journal, Subscriber
 from tests.contract.pairs import Pair

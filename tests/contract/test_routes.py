@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from scripts.live.asking import CHAT, COMPLETIONS
-from scripts.live.waiting import wait_until
-from scripts.live.words import prose
+from scripts.workshop.live.asking import CHAT, COMPLETIONS
+from scripts.workshop.live.waiting import wait_until
+from scripts.workshop.live.words import prose
 from tests.contract.asking import AT_REST_S, Engine
 from tests.contract.shapes import assert_fits
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from scripts.live.asking import CHAT, COMPLETIONS
+from scripts.workshop.live.asking import CHAT, COMPLETIONS
 from tests.contract.asking import Engine, chunks
 from tests.contract.prompts import GREEDY, chat, ids, text, token_ids
 from tests.contract.shapes import assert_fits

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scripts.live.asking import CHAT, COMPLETIONS
+from scripts.workshop.live.asking import CHAT, COMPLETIONS
 from tests.contract.asking import Engine
 
 JSON = {"Content-Type": "application/json"}

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import zmq.asyncio
 
-from scripts.live.asking import CHAT
-from scripts.live.metrics import Page
 from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.workshop.live.asking import CHAT
+from scripts.workshop.live.metrics import Page
 from tests.contract.listening import Journal, hashes, stored_tokens
 from tests.contract.pairs import PREFILL, Pair
 from tests.contract.prompts import chat, ids, text, token_ids

@@ -2,7 +2,7 @@
 
 import aiohttp
 
-from scripts.live.waiting import wait_until
+from scripts.workshop.live.waiting import wait_until
 from tests.contract.asking import Engine
 from tests.contract.unclaimed import BLOCKS, EXPIRED, SEQUENCES, Unclaimed
 from tests.fleets import LEASE_S

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from scripts.live.asking import CHAT
+from scripts.workshop.live.asking import CHAT
 from tests.contract.asking import Engine
 
 STRING, ITERABLE = "Input should be a valid string", "Input should be iterable"

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from scripts.live.proxy import KVPROXY
+from scripts.workshop.live.proxy import KVPROXY
 from tests.fleets import LEASE_S, MODEL
 
 LIMIT_S = 120

@@ -4,12 +4,12 @@ from typing import Any
 
 import aiohttp
 
-from scripts.live.asking import CHAT, ask
-from scripts.live.explaining import explain
-from scripts.live.proxy import ProxyProcess
-from scripts.live.waiting import wait_until
-from scripts.live.words import prose
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import CHAT, ask
+from scripts.workshop.live.explaining import explain
+from scripts.workshop.live.proxy import ProxyProcess
+from scripts.workshop.live.waiting import wait_until
+from scripts.workshop.live.words import prose
 
 KEY = {"X-API-Key": "for-tests"}
 

@@ -8,13 +8,13 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from scripts.live.asking import CHAT, COMPLETIONS, Answer, ask
-from scripts.live.metrics import Page, read_metrics
-from scripts.live.proxy import ProxyProcess
-from scripts.live.quiet import wait_quiet
-from scripts.live.words import prose
 from scripts.vllm_cpu.engine import BLOCK_TOKENS
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import CHAT, COMPLETIONS, Answer, ask
+from scripts.workshop.live.metrics import Page, read_metrics
+from scripts.workshop.live.proxy import ProxyProcess
+from scripts.workshop.live.quiet import wait_quiet
+from scripts.workshop.live.words import prose
 
 PROMPTS = 20
 TURNS = 3

@@ -5,12 +5,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.live.asking import CHAT, COMPLETIONS, ask
-from scripts.live.metrics import read_metrics
-from scripts.live.proxy import ProxyProcess
-from scripts.live.quiet import wait_quiet
-from scripts.live.words import prose
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
+from scripts.workshop.live.metrics import read_metrics
+from scripts.workshop.live.proxy import ProxyProcess
+from scripts.workshop.live.quiet import wait_quiet
+from scripts.workshop.live.words import prose
 
 GIVEN_BACK_S = 6  # a release between engines that never met is repeated after their handshake
 MESSAGES = [{"role": "user", "content": prose(80, "refused")}]

@@ -9,12 +9,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.live.asking import CHAT, COMPLETIONS, ask
-from scripts.live.metrics import read_metrics
-from scripts.live.proxy import ProxyProcess
-from scripts.live.quiet import wait_quiet
-from scripts.live.words import prose
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
+from scripts.workshop.live.metrics import read_metrics
+from scripts.workshop.live.proxy import ProxyProcess
+from scripts.workshop.live.quiet import wait_quiet
+from scripts.workshop.live.words import prose
 
 REQUESTS = 300
 AT_ONCE = 6

@@ -4,10 +4,10 @@ import pathlib
 
 import aiohttp
 
-from scripts.live.ports import free_ports
-from scripts.live.proxy import ProxyProcess
 from scripts.vllm_cpu.engine import Role
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.proxy import ProxyProcess
 from tests.e2e.doctors import LIMIT_S, doctor, not_passed
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.live.asking import CHAT, COMPLETIONS, ask
-from scripts.live.metrics import read_metrics
-from scripts.live.waiting import wait_until
-from scripts.live.words import prose
 from scripts.vllm_cpu.engine import BLOCK_TOKENS, EngineSpec
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
+from scripts.workshop.live.metrics import read_metrics
+from scripts.workshop.live.waiting import wait_until
+from scripts.workshop.live.words import prose
 
 PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
 FREED_S = 2

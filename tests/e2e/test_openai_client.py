@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import openai
 import pytest
 
-from scripts.live.proxy import ProxyProcess
-from scripts.live.words import prose
+from scripts.workshop.live.proxy import ProxyProcess
+from scripts.workshop.live.words import prose
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.live.asking import CHAT, COMPLETIONS, ask
-from scripts.live.explaining import explain
-from scripts.live.metrics import read_metrics
-from scripts.live.proxy import ProxyProcess
-from scripts.live.waiting import wait_until
-from scripts.live.words import prose
 from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
+from scripts.workshop.live.explaining import explain
+from scripts.workshop.live.metrics import read_metrics
+from scripts.workshop.live.proxy import ProxyProcess
+from scripts.workshop.live.waiting import wait_until
+from scripts.workshop.live.words import prose
 
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 4}
 

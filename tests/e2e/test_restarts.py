@@ -11,15 +11,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.live.asking import CHAT, COMPLETIONS, Answer, ask, read_answer
-from scripts.live.explaining import explain
-from scripts.live.metrics import read_metrics
-from scripts.live.ports import free_ports
-from scripts.live.proxy import ProxyProcess
-from scripts.live.quiet import wait_quiet
-from scripts.live.waiting import wait_until
-from scripts.live.words import prose
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import CHAT, COMPLETIONS, Answer, ask, read_answer
+from scripts.workshop.live.explaining import explain
+from scripts.workshop.live.metrics import read_metrics
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.proxy import ProxyProcess
+from scripts.workshop.live.quiet import wait_quiet
+from scripts.workshop.live.waiting import wait_until
+from scripts.workshop.live.words import prose
 from tests.fleets import LEASE_S, START_S
 
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 8}

@@ -10,14 +10,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.live.asking import CHAT, COMPLETIONS, ask
-from scripts.live.metrics import read_metrics
-from scripts.live.ports import free_ports
-from scripts.live.proxy import ProxyProcess
-from scripts.live.waiting import wait_until
-from scripts.live.words import prose
 from scripts.vllm_cpu.engine import BLOCK_TOKENS
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
+from scripts.workshop.live.metrics import read_metrics
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.proxy import ProxyProcess
+from scripts.workshop.live.waiting import wait_until
+from scripts.workshop.live.words import prose
 from tests import fleets
 from tests.e2e.doctors import doctor, not_passed
 

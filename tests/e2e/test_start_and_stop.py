@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import aiohttp
 import pytest
 
-from scripts.live.asking import COMPLETIONS, ask
-from scripts.live.ports import free_ports
-from scripts.live.proxy import ProxyProcess
-from scripts.live.waiting import wait_until
-from scripts.live.words import prose
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.asking import COMPLETIONS, ask
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.proxy import ProxyProcess
+from scripts.workshop.live.waiting import wait_until
+from scripts.workshop.live.words import prose
 
 
 class Starter(Protocol):

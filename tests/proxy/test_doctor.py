@@ -9,7 +9,7 @@ from proxy.doctor import listening, probing
 from proxy.doctor.findings import Finding, Status
 from proxy.simulation.live.faults import Fault
 from proxy.simulation.live.publisher import EventForm
-from scripts.live.ports import free_ports
+from scripts.workshop.live.ports import free_ports
 from tests.proxy.doctoring import Case, Found, case
 from tests.proxy.service import wait_until
 from tests.proxy.tiny_model import write_tiny_model

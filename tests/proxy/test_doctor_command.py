@@ -10,7 +10,7 @@ from proxy.cli.flags import read_arguments, read_config
 from proxy.cli.main import main
 from proxy.config import Config
 from proxy.simulation import StandIn, StandInConfig
-from scripts.live.ports import free_ports
+from scripts.workshop.live.ports import free_ports
 from tests.proxy.certificates import Authority
 from tests.proxy.doctoring import case
 

@@ -6,7 +6,7 @@ from typing import Any
 from proxy.config import Security
 from proxy.edge.routes.doctor import DOCTOR
 from proxy.simulation.live.faults import Fault
-from scripts.live.ports import free_ports
+from scripts.workshop.live.ports import free_ports
 from tests.proxy.service import ADMIN_KEY, Pair, ask, fleet, kvproxy, wait_until
 from tests.proxy.service import engines as stand_ins
 

@@ -21,7 +21,7 @@ from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
 from scripts.hostile.raw_engine import Pieces, answer, raw_engine
-from scripts.live.ports import free_ports
+from scripts.workshop.live.ports import free_ports
 from tests.proxy.service import Engines, fleet, kvproxy, wait_until
 
 

@@ -15,7 +15,7 @@ from proxy.edge.app_keys import ACCURACY
 from proxy.edge.routes.observe import INDEX
 from proxy.phases import Phase, Role
 from proxy.simulation import StandIn, StandInConfig
-from scripts.live.ports import free_ports
+from scripts.workshop.live.ports import free_ports
 from tests.kvevents.publisher import Publisher
 from tests.proxy.service import (
     ADMIN_KEY,

@@ -20,8 +20,8 @@ from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.watching.membership.members import FORMAT
-from scripts.live.ports import free_ports
-from scripts.live.proxy import ProxyProcess
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.proxy import ProxyProcess
 from tests.proxy.service import ADMIN_KEY, Engines, Service, ask, engines, kvproxy, wait_until
 
 

@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 
 from proxy.simulation.live.faults import Fault
-from scripts.live.ports import free_ports
-from scripts.live.proxy import ProxyProcess
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.proxy import ProxyProcess
 from tests.proxy.echoing import WAYS, EchoingEngine, echoing_engine
 from tests.proxy.raw import GET, POST
 from tests.proxy.service import Engines, engines

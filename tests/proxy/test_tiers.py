@@ -17,7 +17,7 @@ from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.policies import CacheAffinity
 from proxy.simulation import StandIn, StandInConfig
-from scripts.live.ports import free_ports
+from scripts.workshop.live.ports import free_ports
 from tests.kvevents.publisher import Publisher
 from tests.proxy.service import ADMIN_KEY, kvproxy, wait_until
 

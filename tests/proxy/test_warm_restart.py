@@ -16,8 +16,8 @@ from proxy.config import State
 from proxy.edge.app_keys import STATE
 from proxy.simulation import StandIn
 from proxy.snapshots.directory import StateDirectory
-from scripts.live.ports import free_ports
-from scripts.live.proxy import ProxyProcess
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.proxy import ProxyProcess
 from tests.proxy.service import Engines, Service, ask, engines, kvproxy, prose, wait_until
 
 WRAPS = {"buffer_steps": 5}

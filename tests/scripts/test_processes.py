@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from scripts.live.ports import free_ports, is_free
-from scripts.live.processes import OwnedProcess, tail
+from scripts.workshop.live.ports import free_ports, is_free
+from scripts.workshop.live.processes import OwnedProcess, tail
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -67,7 +67,7 @@ def test_stop_does_not_wait_for_ever(tmp_path: pathlib.Path) -> None:
 
 def test_nothing_outlives_a_starter_that_was_killed(tmp_path: pathlib.Path) -> None:
     starter = (
-        "import os, pathlib, sys, time; from scripts.live.processes import OwnedProcess;"
+        "import os, pathlib, sys, time; from scripts.workshop.live.processes import OwnedProcess;"
         f"p = OwnedProcess('x', ['sleep', '60'], pathlib.Path({str(tmp_path / 'log')!r}), os.environ);"
         "print(p.pid, flush=True); time.sleep(60)"
     )

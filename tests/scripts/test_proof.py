@@ -9,7 +9,6 @@ import aiohttp
 import pytest
 
 from proxy.simulation import StandIn, StandInConfig
-from scripts.live.asking import CHAT, COMPLETIONS, ask
 from scripts.proof import verdict as v
 from scripts.proof.clients import End, Record
 from scripts.proof.journal import Fault, Journal
@@ -18,6 +17,7 @@ from scripts.proof.soak import Options, Sample, Soak
 from scripts.proof.texts import MAX_MODEL_LEN, RightAnswers
 from scripts.proof.trend import trend
 from scripts.proof.workload import Manner, Plan, Workload
+from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
 
 DECODE = "127.0.0.1:8200"
 

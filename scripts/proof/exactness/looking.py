@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.live.proxy import ProxyProcess
+from scripts.workshop.live.proxy import ProxyProcess
 
 LOOK_EVERY_S = 0.5
 _TIMEOUT_S = 30.0

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from scripts.live.asking import CHAT, COMPLETIONS
-from scripts.live.words import prose
 from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.workshop.live.asking import CHAT, COMPLETIONS
+from scripts.workshop.live.words import prose
 
 T = TypeVar("T")
 

@@ -2,14 +2,14 @@
 
 import time
 
-from scripts.live.explaining import explain
-from scripts.live.metrics import read_metrics
-from scripts.live.waiting import wait_until
 from scripts.proof.exactness import verdict as v
 from scripts.proof.exactness.course import Phase
 from scripts.proof.exactness.legs import Crowd
 from scripts.proof.exactness.prompts import Prompts
 from scripts.proof.exactness.stage import Stage
+from scripts.workshop.live.explaining import explain
+from scripts.workshop.live.metrics import read_metrics
+from scripts.workshop.live.waiting import wait_until
 
 _COUNTED_S = 20.0
 

@@ -6,8 +6,6 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
-from scripts.live.quiet import wait_quiet
-from scripts.live.waiting import wait_until
 from scripts.proof.exactness.course import FIRST, Phase, Run
 from scripts.proof.exactness.history import Asked
 from scripts.proof.exactness.legs import Crowd, Leg
@@ -17,6 +15,8 @@ from scripts.proof.exactness.setting import LEASE_S, START_S, Routers
 from scripts.proof.exactness.witness import Witness
 from scripts.vllm_cpu.engine import EngineSpec
 from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.live.quiet import wait_quiet
+from scripts.workshop.live.waiting import wait_until
 
 _SETTLE_S = 90.0
 """For engines and kvproxy to come to rest, beyond the lease of what was stranded by a kill."""

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Self
 
-from scripts.live.processes import OwnedProcess
+from scripts.workshop.live.processes import OwnedProcess
 
 KVPROXY = pathlib.Path(sys.executable).with_name("kvproxy")
 HOST = "127.0.0.1"

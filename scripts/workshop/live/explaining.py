@@ -4,8 +4,8 @@ import dataclasses
 
 import aiohttp
 
-from scripts.live.asking import Body
-from scripts.live.proxy import ProxyProcess
+from scripts.workshop.live.asking import Body
+from scripts.workshop.live.proxy import ProxyProcess
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import aiohttp
 
-from scripts.live.metrics import read_metrics
-from scripts.live.waiting import wait_until
+from scripts.workshop.live.metrics import read_metrics
+from scripts.workshop.live.waiting import wait_until
 
 _ENGINE_GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 _PROXY_GAUGES = ("kvproxy_in_flight_requests", "kvproxy_in_flight_tokens")
