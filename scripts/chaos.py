@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from scripts.proof.chaos import Options, run
 from scripts.proof.journal import Fault
 from scripts.proof.report import Screen, write_findings
-from scripts.vllm_cpu.engine import ROOT
+from scripts.workshop.checkout import LOGS
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
         help=f"these alone, of: {', '.join(Fault)}",
     )
     add("--pause", type=float, default=1.0, metavar="S", help="a client's between requests (default: 1)")
-    add("--logs", type=pathlib.Path, default=ROOT / ".engines" / "chaos", metavar="DIR")
+    add("--logs", type=pathlib.Path, default=LOGS / "chaos", metavar="DIR")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     shutil.rmtree(args.logs, ignore_errors=True)

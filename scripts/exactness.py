@@ -21,8 +21,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from scripts.proof.exactness.course import Options, Phase
 from scripts.proof.exactness.report import Screen, write_findings
 from scripts.proof.exactness.run import run
-from scripts.vllm_cpu.engine import ROOT
-from scripts.vllm_cpu.fleet import EngineFailedError
+from scripts.workshop.checkout import LOGS
+from scripts.workshop.engines.fleet import EngineFailedError
 from scripts.workshop.live.proxy import ProxyFailedError
 
 
@@ -54,7 +54,7 @@ def main() -> int:
     add(
         "--phase", action="append", choices=list(Phase), help="run only these (default: all); may be repeated"
     )
-    add("--logs", type=pathlib.Path, default=ROOT / ".engines" / "exactness", metavar="DIR")
+    add("--logs", type=pathlib.Path, default=LOGS / "exactness", metavar="DIR")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     shutil.rmtree(args.logs, ignore_errors=True)

@@ -20,9 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from scripts.demo.chats import CHATS
 from scripts.demo.screen import Screen, Turn
 from scripts.demo.session import TurnFailedError, run_session
-from scripts.stand_in.fleet import StandInFleet
-from scripts.vllm_cpu.engine import ROOT
-from scripts.vllm_cpu.fleet import EngineFailedError, Fleet, plan
+from scripts.workshop.checkout import LOGS
+from scripts.workshop.engines.fleet import EngineFailedError, Fleet, plan
+from scripts.workshop.engines.stand_in import StandInFleet
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.processes import tail
 from scripts.workshop.live.proxy import ProxyFailedError, ProxyProcess
@@ -41,7 +41,7 @@ def main() -> int:
     )
     parser.add_argument("--prefill", type=int, default=2, metavar="N", help="prefill engines (default: 2)")
     parser.add_argument("--decode", type=int, default=2, metavar="N", help="decode engines (default: 2)")
-    parser.add_argument("--logs", type=pathlib.Path, default=ROOT / ".engines" / "demo", metavar="DIR")
+    parser.add_argument("--logs", type=pathlib.Path, default=LOGS / "demo", metavar="DIR")
     args = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)

@@ -20,7 +20,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.proof.soak import LATENCIES, Options, Soak, soak
-from scripts.vllm_cpu.engine import ROOT
+from scripts.workshop.checkout import LOGS
 
 _SETTLE_SHARE = 0.1
 
@@ -68,7 +68,7 @@ def main() -> int:
     add("--share", type=float, default=0.7, help="of saturation (default: %(default)g)")
     add("--seed", type=int, default=1)
     add("--sample", type=float, default=30.0, metavar="S", help="between samples (default: %(default)g)")
-    add("--logs", type=Path, default=ROOT / ".engines" / "soak", metavar="DIR")
+    add("--logs", type=Path, default=LOGS / "soak", metavar="DIR")
     args = parser.parse_args()
     if not 0 < args.share < 1 or args.minutes <= 0 or args.sample <= 0:
         parser.error("--share is between 0 and 1, --minutes and --sample are positive")

@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from scripts.stand_in.fleet import StandInFleet
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.fleet import Fleet
+from scripts.workshop.engines.stand_in import StandInFleet
 from tests import fleets
 
 REAL = pytest.StashKey[int]()

@@ -6,11 +6,12 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 from proxy.simulation.api.model_files import write_model
-from scripts.stand_in.fleet import StandInFleet
-from scripts.vllm_cpu.engine import ROOT, EngineSpec
-from scripts.vllm_cpu.fleet import Fleet, plan
+from scripts.workshop import checkout
+from scripts.workshop.engines.engine import EngineSpec
+from scripts.workshop.engines.fleet import Fleet, plan
+from scripts.workshop.engines.stand_in import StandInFleet
 
-LOGS = ROOT / ".engines" / "tests"
+LOGS = checkout.LOGS / "tests"
 LEASE_S = 20
 START_S = 420  # five engines on two busy cores
 QUEUED_REQUESTS = 64

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from kvevents import BlockRemoved, BlockStored, Change, NullObserver, PrefixIndex
 from kvevents.subscriber import SourceAddress, Subscriber
-from scripts.vllm_cpu.engine import HOST, EngineSpec
+from scripts.workshop.engines.engine import HOST, EngineSpec
 
 Tell = Callable[[str, str], None]
 

@@ -9,8 +9,8 @@ from scripts.demo.chats import CHATS, Message, arrivals, opening
 from scripts.demo.events import follow
 from scripts.demo.round_robin import RoundRobin
 from scripts.demo.screen import Screen, Turn
-from scripts.vllm_cpu.engine import BLOCK_TOKENS
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.engine import BLOCK_TOKENS
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.asking import CHAT, Answer, ask
 from scripts.workshop.live.explaining import Explanation, explain
 from scripts.workshop.live.proxy import ProxyProcess

@@ -17,7 +17,7 @@ from scripts.proof.clients import Crowd
 from scripts.proof.journal import Entry, Fault, Journal
 from scripts.proof.setting import LEASE_S, MODEL, Setting
 from scripts.proof.watching import Instances, Watcher
-from scripts.vllm_cpu.engine import EngineSpec
+from scripts.workshop.engines.engine import EngineSpec
 from scripts.workshop.live.ports import is_free
 from scripts.workshop.live.waiting import wait_until
 

@@ -11,9 +11,9 @@ import aiohttp
 
 from scripts.bench.cpu import cpu_s, memory_mib
 from scripts.proof.texts import MAX_MODEL_LEN
-from scripts.stand_in.fleet import StandInFleet
-from scripts.vllm_cpu.engine import EngineSpec
-from scripts.vllm_cpu.fleet import plan
+from scripts.workshop.engines.engine import EngineSpec
+from scripts.workshop.engines.fleet import plan
+from scripts.workshop.engines.stand_in import StandInFleet
 from scripts.workshop.live.metrics import Page, read_metrics
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess

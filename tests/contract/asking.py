@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.vllm_cpu.engine import BLOCK_TOKENS, EngineSpec
+from scripts.workshop.engines.engine import BLOCK_TOKENS, EngineSpec
 from scripts.workshop.live.asking import COMPLETIONS, Answer, ask
 from scripts.workshop.live.metrics import Page, read_metrics
 from scripts.workshop.live.waiting import wait_until

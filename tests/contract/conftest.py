@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 import zmq.asyncio
 
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.fleet import Fleet
 from tests.contract.asking import Engine
 from tests.contract.pairs import Pair
 from tests.contract.prompts import ids

@@ -8,7 +8,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from scripts.vllm_cpu.engine import BLOCK_TOKENS, HOST, EngineSpec
+from scripts.workshop.engines.engine import BLOCK_TOKENS, HOST, EngineSpec
 from scripts.workshop.live.waiting import wait_until
 from tests.contract.asking import Engine
 from tests.contract.prompts import ids

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import zmq.asyncio
 
-from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.workshop.engines.engine import BLOCK_TOKENS
 from tests.contract.asking import Engine
 from tests.contract.listening import Journal, Subscriber, decoded, hashes, stored_tokens
 from tests.contract.prompts import ids, token_ids

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.workshop.engines.engine import BLOCK_TOKENS
 from scripts.workshop.live.asking import CHAT
 from tests.contract.asking import Engine, chunks
 from tests.contract.prompts import chat, ids, text, token_ids

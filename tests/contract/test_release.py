@@ -10,8 +10,8 @@ import pytest
 from proxy.connectors import NixlConnector
 from proxy.request import dialects
 from proxy.request.dialects import Usage
-from scripts.vllm_cpu.engine import BLOCK_TOKENS
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.engine import BLOCK_TOKENS
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
 from scripts.workshop.live.waiting import wait_until
 from tests.contract.asking import Engine

@@ -3,7 +3,7 @@
 import pytest
 import zmq.asyncio
 
-from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.workshop.engines.engine import BLOCK_TOKENS
 from tests.contract.asking import Engine
 from tests.contract.listening import END, Journal
 from tests.contract.prompts import ids

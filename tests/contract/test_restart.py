@@ -7,8 +7,8 @@ import aiohttp
 import pytest
 import zmq.asyncio
 
-from scripts.vllm_cpu.engine import BLOCK_TOKENS
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.engine import BLOCK_TOKENS
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.asking import CHAT
 from tests.contract.asking import Engine, chunks
 from tests.contract.listening import Journal, Subscriber

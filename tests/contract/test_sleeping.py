@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.tasks import TaskOwner
-from scripts.vllm_cpu.engine import BLOCK_TOKENS as B
+from scripts.workshop.engines.engine import BLOCK_TOKENS as B
 from scripts.workshop.live.waiting import wait_until
 from tests.contract.asking import AT_REST_S, Engine
 from tests.contract.prompts import ids

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import zmq.asyncio
 
-from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.workshop.engines.engine import BLOCK_TOKENS
 from scripts.workshop.live.asking import CHAT
 from scripts.workshop.live.metrics import Page
 from tests.contract.listening import Journal, hashes, stored_tokens

@@ -5,7 +5,7 @@ import json
 import urllib.request
 from typing import Any, Self
 
-from scripts.vllm_cpu.engine import EngineSpec
+from scripts.workshop.engines.engine import EngineSpec
 from tests.contract.pairs import PREFILL
 from tests.contract.prompts import GREEDY, token_ids
 

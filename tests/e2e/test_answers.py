@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from scripts.vllm_cpu.engine import BLOCK_TOKENS
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.engine import BLOCK_TOKENS
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.asking import CHAT, COMPLETIONS, Answer, ask
 from scripts.workshop.live.metrics import Page, read_metrics
 from scripts.workshop.live.proxy import ProxyProcess

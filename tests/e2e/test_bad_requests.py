@@ -5,7 +5,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
 from scripts.workshop.live.metrics import read_metrics
 from scripts.workshop.live.proxy import ProxyProcess

@@ -4,8 +4,8 @@ import pathlib
 
 import aiohttp
 
-from scripts.vllm_cpu.engine import Role
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.engine import Role
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess
 from tests.e2e.doctors import LIMIT_S, doctor, not_passed

@@ -7,8 +7,8 @@ from typing import Any
 
 import aiohttp
 
-from scripts.vllm_cpu.engine import EngineSpec
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.engine import EngineSpec
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
 from scripts.workshop.live.metrics import read_metrics
 from scripts.workshop.live.proxy import ProxyProcess

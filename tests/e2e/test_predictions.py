@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.vllm_cpu.engine import BLOCK_TOKENS
+from scripts.workshop.engines.engine import BLOCK_TOKENS
 from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
 from scripts.workshop.live.explaining import explain
 from scripts.workshop.live.metrics import read_metrics

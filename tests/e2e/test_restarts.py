@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.asking import CHAT, COMPLETIONS, Answer, ask, read_answer
 from scripts.workshop.live.explaining import explain
 from scripts.workshop.live.metrics import read_metrics

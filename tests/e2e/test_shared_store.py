@@ -10,8 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.vllm_cpu.engine import BLOCK_TOKENS
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.engine import BLOCK_TOKENS
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
 from scripts.workshop.live.metrics import read_metrics
 from scripts.workshop.live.ports import free_ports

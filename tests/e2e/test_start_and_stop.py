@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import aiohttp
 import pytest
 
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.asking import COMPLETIONS, ask
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess

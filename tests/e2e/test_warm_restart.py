@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.asking import CHAT, ask
 from scripts.workshop.live.explaining import explain
 from scripts.workshop.live.ports import free_ports

@@ -20,8 +20,8 @@ from proxy.phases import Role
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.watching import health
-from scripts.stand_in.fleet import StandInFleet
-from scripts.vllm_cpu.fleet import plan
+from scripts.workshop.engines.fleet import plan
+from scripts.workshop.engines.stand_in import StandInFleet
 from tests.proxy.service import (
     ADMIN_KEY,
     UNHURRIED,

@@ -17,7 +17,7 @@ from scripts.proof.exactness.prompts import ADAPTER, MIXED, Kind, Plan, Prompts
 from scripts.proof.exactness.report import write_findings
 from scripts.proof.exactness.run import run
 from scripts.proof.exactness.witness import Witness
-from scripts.vllm_cpu.engine import EngineSpec
+from scripts.workshop.engines.engine import EngineSpec
 from tests.kvevents.bench import block, until
 from tests.kvevents.publisher import Publisher, free_port
 

@@ -7,8 +7,8 @@ import pathlib
 
 import pytest
 
-from scripts.vllm_cpu.engine import EngineSpec, Installation, command, environment
-from scripts.vllm_cpu.fleet import EngineFailedError, Fleet, plan
+from scripts.workshop.engines.engine import EngineSpec, Installation, command, environment
+from scripts.workshop.engines.fleet import EngineFailedError, Fleet, plan
 
 CONFIG = {"num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 32}
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from proxy.simulation.__main__ import config_of, parser
-from scripts.stand_in.fleet import StandInFleet, command
-from scripts.vllm_cpu.engine import EngineSpec
-from scripts.vllm_cpu.fleet import plan
+from scripts.workshop.engines.engine import EngineSpec
+from scripts.workshop.engines.fleet import plan
+from scripts.workshop.engines.stand_in import StandInFleet, command
 
 
 def test_an_engines_description_becomes_the_stand_ins_configuration() -> None:

@@ -18,7 +18,7 @@ from scripts.proof.exactness.rest import rest
 from scripts.proof.exactness.setting import Routers
 from scripts.proof.exactness.stage import Stage
 from scripts.proof.exactness.witness import Witness
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.fleet import Fleet
 
 
 def run(

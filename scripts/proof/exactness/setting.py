@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from proxy.simulation.api.model_files import write_model
 from scripts.proof.exactness.prompts import ADAPTER, MAX_MODEL_LEN, MODEL
-from scripts.stand_in.fleet import StandInFleet
-from scripts.vllm_cpu.engine import EngineSpec
-from scripts.vllm_cpu.fleet import Fleet, plan
+from scripts.workshop.engines.engine import EngineSpec
+from scripts.workshop.engines.fleet import Fleet, plan
+from scripts.workshop.engines.stand_in import StandInFleet
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess
 

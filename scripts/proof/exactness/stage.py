@@ -13,8 +13,8 @@ from scripts.proof.exactness.looking import Looks, Meter, grown
 from scripts.proof.exactness.prompts import MIXED, Plan
 from scripts.proof.exactness.setting import LEASE_S, START_S, Routers
 from scripts.proof.exactness.witness import Witness
-from scripts.vllm_cpu.engine import EngineSpec
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.engine import EngineSpec
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.quiet import wait_quiet
 from scripts.workshop.live.waiting import wait_until
 

@@ -12,7 +12,7 @@ import zmq
 
 from kvevents import Message, decode, read_live, read_replay
 from scripts.proof.exactness.history import CacheHistory
-from scripts.vllm_cpu.engine import HOST, EngineSpec
+from scripts.workshop.engines.engine import HOST, EngineSpec
 
 _POLL_MS = 100
 _REPLAY_MS = 2000

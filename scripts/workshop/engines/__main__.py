@@ -1,6 +1,6 @@
 """Start real engines by hand and keep them until Ctrl-C.
 
-    python -m scripts.vllm_cpu [--plain N] [--prefill N] [--decode N] [--logs DIR] [vLLM flags ...]
+    python -m scripts.workshop.engines [--plain N] [--prefill N] [--decode N] [--logs DIR] [vLLM flags ...]
 
 Prints where each engine listens and the kvproxy command that joins them.
 """
@@ -10,20 +10,20 @@ import pathlib
 import signal
 import sys
 
-from scripts.vllm_cpu.engine import ROOT
-from scripts.vllm_cpu.fleet import EngineFailedError, Fleet, plan
+from scripts.workshop.checkout import LOGS
+from scripts.workshop.engines.fleet import EngineFailedError, Fleet, plan
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.vllm_cpu", description=(__doc__ or "").splitlines()[0]
+        prog="python -m scripts.workshop.engines", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--plain", type=int, default=0, help="engines that do both phases alone")
     parser.add_argument("--prefill", type=int, default=2)
     parser.add_argument("--decode", type=int, default=2)
     parser.add_argument("--lease-s", type=int, default=30, help="how long prefilled blocks wait to be pulled")
     parser.add_argument("--lora", action="append", default=[], choices=["alpha", "beta"])
-    parser.add_argument("--logs", type=pathlib.Path, default=ROOT / ".engines")
+    parser.add_argument("--logs", type=pathlib.Path, default=LOGS)
     args, flags = parser.parse_known_args()
     specs = plan(
         plain=args.plain,

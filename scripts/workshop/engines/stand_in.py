@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from scripts.vllm_cpu.engine import BLOCK_TOKENS, HOST, EngineSpec
-from scripts.vllm_cpu.fleet import Fleet
+from scripts.workshop.engines.engine import BLOCK_TOKENS, HOST, EngineSpec
+from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.processes import OwnedProcess
 

@@ -10,10 +10,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Literal
 
+from scripts.workshop.checkout import ROOT
+
 Role = Literal["plain", "prefill", "decode"]
 Connector = Literal["nixl", "shared"]
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 BLOCK_TOKENS = 32  # the CPU attention kernel accepts only multiples of 32
 HOST = "127.0.0.1"
 
@@ -105,7 +106,7 @@ def command(spec: EngineSpec, install: Installation) -> list[str]:
 
 def environment(spec: EngineSpec, base: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of an engine, made from the caller's own."""
-    quiet = str(pathlib.Path(__file__).with_name("quiet"))
+    quiet = str(ROOT / "scripts" / "vllm_cpu" / "quiet")
     env = dict(base)
     env.update(
         HF_HUB_OFFLINE="1",

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
-from scripts.vllm_cpu.engine import EngineSpec, Installation, Role, command, environment
+from scripts.workshop.engines.engine import EngineSpec, Installation, Role, command, environment
 from scripts.workshop.live.ports import free_ports, is_free
 from scripts.workshop.live.processes import OwnedProcess, stop_all
 

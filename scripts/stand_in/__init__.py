@@ -1,1 +1,0 @@
-"""Stand-in engines as processes: the fleet of real ones without a model, in a second."""

@@ -1,1 +1,0 @@
-"""Real vLLM engines on a machine without a GPU: a test aid, no part of kvproxy."""
