@@ -17,10 +17,10 @@ import aiohttp
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from scripts.demo.chats import CHATS
-from scripts.demo.screen import Screen, Turn
-from scripts.demo.session import TurnFailedError, run_session
 from scripts.workshop.checkout import LOGS
+from scripts.workshop.demo.chats import CHATS
+from scripts.workshop.demo.screen import Screen, Turn
+from scripts.workshop.demo.session import TurnFailedError, run_session
 from scripts.workshop.engines.fleet import EngineFailedError, Fleet, plan
 from scripts.workshop.engines.stand_in import StandInFleet
 from scripts.workshop.live.ports import free_ports

@@ -2,8 +2,8 @@
 
 import pytest
 
-from scripts.demo.chats import CHATS, arrivals
-from scripts.demo.round_robin import RoundRobin
+from scripts.workshop.demo.chats import CHATS, arrivals
+from scripts.workshop.demo.round_robin import RoundRobin
 
 BLOCK = 4
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import aiohttp
 
-from scripts.demo.chats import CHATS, Message, arrivals, opening
-from scripts.demo.events import follow
-from scripts.demo.round_robin import RoundRobin
-from scripts.demo.screen import Screen, Turn
+from scripts.workshop.demo.chats import CHATS, Message, arrivals, opening
+from scripts.workshop.demo.events import follow
+from scripts.workshop.demo.round_robin import RoundRobin
+from scripts.workshop.demo.screen import Screen, Turn
 from scripts.workshop.engines.engine import BLOCK_TOKENS
 from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.asking import CHAT, Answer, ask
