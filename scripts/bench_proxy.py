@@ -27,8 +27,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from scripts.bench.cpu import cpu_s, memory_mib
-from scripts.bench.load import Outcome, post, run
+from scripts.workshop.bench.cpu import cpu_s, memory_mib
+from scripts.workshop.bench.load import Outcome, post, run
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.processes import OwnedProcess
 from scripts.workshop.live.proxy import ProxyProcess

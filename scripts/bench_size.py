@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from scripts.bench.cpu import cpu_s
-from scripts.bench.load import Outcome, post, read_answer
-from scripts.bench.many_publishers import RUN, batches
+from scripts.workshop.bench.cpu import cpu_s
+from scripts.workshop.bench.load import Outcome, post, read_answer
+from scripts.workshop.bench.many_publishers import RUN, batches
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.processes import OwnedProcess
 from scripts.workshop.live.proxy import ProxyProcess
@@ -62,7 +62,7 @@ def main() -> int:
         told = ["--blocks", str(args.blocks), "--replayed", str(REPLAYED), "--live-per-s", str(LIVE_PER_S)]
         publishers = OwnedProcess(
             "publishers",
-            [sys.executable, "-m", "scripts.bench.many_publishers", *told, *feeds],
+            [sys.executable, "-m", "scripts.workshop.bench.many_publishers", *told, *feeds],
             logs / "publishers",
             env,
         )
@@ -71,7 +71,7 @@ def main() -> int:
             [
                 sys.executable,
                 "-m",
-                "scripts.bench.many_engines",
+                "scripts.workshop.bench.many_engines",
                 *(f"{p}:{f}" for p, f in zip(http, feeds, strict=True)),
             ],
             logs / "engines",

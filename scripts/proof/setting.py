@@ -9,8 +9,8 @@ from typing import Any
 
 import aiohttp
 
-from scripts.bench.cpu import cpu_s, memory_mib
 from scripts.proof.texts import MAX_MODEL_LEN
+from scripts.workshop.bench.cpu import cpu_s, memory_mib
 from scripts.workshop.engines.engine import EngineSpec
 from scripts.workshop.engines.fleet import plan
 from scripts.workshop.engines.stand_in import StandInFleet

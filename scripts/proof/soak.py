@@ -21,9 +21,9 @@ from typing import Any
 
 import aiohttp
 
-from scripts.bench.load import post, read_answer, run
 from scripts.proof.setting import MODEL, Setting, Vitals, processes
 from scripts.proof.trend import Trend, trend
+from scripts.workshop.bench.load import post, read_answer, run
 from scripts.workshop.live.metrics import read_metrics
 from scripts.workshop.live.words import prose
 

@@ -1,6 +1,6 @@
 """Cheap engines for a router to serve: one process listens on many ports and answers at once.
 
-python -m scripts.bench.many_engines PORT:EVENTS:REPLAY ...
+python -m scripts.workshop.bench.many_engines PORT:EVENTS:REPLAY ...
 """
 
 import argparse
