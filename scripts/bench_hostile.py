@@ -24,11 +24,11 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import scripts.hostile.crowds
-import scripts.hostile.engine_attacks
-import scripts.hostile.holding  # noqa: F401  # their attacks register themselves
-from scripts.hostile.attacks import ATTACKS, Attack
-from scripts.hostile.target import SETTLED_S, Said, engines, target
+import tests.hostile.crowds
+import tests.hostile.engine_attacks
+import tests.hostile.holding  # noqa: F401  # their attacks register themselves
+from tests.hostile.attacks import ATTACKS, Attack
+from tests.hostile.target import SETTLED_S, Said, engines, target
 
 MOST_PAUSE_MS = 50.0
 BODIES = 4

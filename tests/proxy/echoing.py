@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 from proxy.tasks import TaskOwner
-from scripts.hostile.raw_engine import MODELS
+from tests.hostile.raw_engine import MODELS
 
 
 def _whole(status: bytes, body: bytes, head: bytes = b"Content-Type: application/json\r\n") -> bytes:

@@ -11,7 +11,7 @@ from proxy.errors import ConnectFailedError, LegBrokenError, NoSocketError
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.upstream.client import EngineClient
-from scripts.hostile.raw_engine import answer, raw_engine
+from tests.hostile.raw_engine import answer, raw_engine
 from tests.proxy.echoing import WAYS, echoing_engine
 from tests.proxy.service import wait_until
 

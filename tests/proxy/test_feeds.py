@@ -20,8 +20,8 @@ from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
-from scripts.hostile.raw_engine import Pieces, answer, raw_engine
 from scripts.workshop.live.ports import free_ports
+from tests.hostile.raw_engine import Pieces, answer, raw_engine
 from tests.proxy.service import Engines, fleet, kvproxy, wait_until
 
 

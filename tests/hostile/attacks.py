@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.hostile.target import Said, Target
+from tests.hostile.target import Said, Target
 
 Run = Callable[[Target], Coroutine[Any, Any, Said]]
 

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from scripts.hostile.attacks import COMPLETIONS, MB, attack
-from scripts.hostile.target import HOST, Said, Target
+from tests.hostile.attacks import COMPLETIONS, MB, attack
+from tests.hostile.target import HOST, Said, Target
 
 WITHHELD = 24
 """Bodies without their ends: more than all memory for bodies holds."""

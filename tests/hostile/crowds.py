@@ -5,8 +5,8 @@ import random
 import string
 from collections.abc import Iterable
 
-from scripts.hostile.attacks import attack
-from scripts.hostile.target import AS_OPERATOR, Said, Target
+from tests.hostile.attacks import attack
+from tests.hostile.target import AS_OPERATOR, Said, Target
 
 EXPLAIN = "/explain"
 """Tokenizes and decides as for a request that is served, and asks nothing of engines, which would take turns of their own."""
@@ -19,7 +19,7 @@ SHORT_WAITS_S = 1.0
 
 def _question(characters: int, seed: int) -> Iterable[bytes]:
     """A prompt of which no piece is known."""
-    rng = random.Random(seed)  # noqa: S311  # any letters will do
+    rng = random.Random(seed)  # any letters will do
     words = ("".join(rng.choices(string.ascii_lowercase, k=7)) for _ in range(characters // 8))
     return [b'{"prompt": "', " ".join(words).encode(), b'"}']
 

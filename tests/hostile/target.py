@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from proxy.simulation.api.model_files import write_model
-from scripts.hostile.watched import PAUSE
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.processes import OwnedProcess
 from scripts.workshop.live.proxy import ProxyProcess
+from tests.hostile.watched import PAUSE
 
 HOST = "127.0.0.1"
 MODEL = "tiny"
@@ -119,7 +119,7 @@ class Target:
     def wait_for_tokenizer(self) -> None:
         """Wait until kvproxy tokenizes by itself. Raises RuntimeError if it never does."""
         for _ in range(_POLLS):
-            with urllib.request.urlopen(f"{self.url}/status", timeout=5) as answer:  # noqa: S310  # http on loopback
+            with urllib.request.urlopen(f"{self.url}/status", timeout=5) as answer:  # http on loopback
                 if json.load(answer)["tokenizer"]["path"] == "local":
                     return
             time.sleep(_POLL_S)

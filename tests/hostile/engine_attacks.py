@@ -4,9 +4,9 @@ import asyncio
 import json
 from collections.abc import Iterator
 
-from scripts.hostile.attacks import COMPLETIONS, MB, attack, repeated
-from scripts.hostile.raw_engine import HEAD, answer, raw_engine
-from scripts.hostile.target import Said, Target
+from tests.hostile.attacks import COMPLETIONS, MB, attack, repeated
+from tests.hostile.raw_engine import HEAD, answer, raw_engine
+from tests.hostile.target import Said, Target
 
 LOOKS_S = 11.0
 """In which kvproxy asks twice what an engine serves and where it publishes."""

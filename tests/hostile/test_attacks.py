@@ -8,9 +8,9 @@ import sys
 import time
 
 from scripts import bench_hostile
-from scripts.hostile.attacks import ATTACKS
-from scripts.hostile.target import Said
-from scripts.hostile.watched import PAUSE, Pulse
+from tests.hostile.attacks import ATTACKS
+from tests.hostile.target import Said
+from tests.hostile.watched import PAUSE, Pulse
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
