@@ -26,10 +26,10 @@ from rich.console import Console
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from scripts.fuzz.events_report import show
-from scripts.fuzz.events_tally import Tally
-from scripts.fuzz.in_process import InProcess
-from scripts.fuzz.on_wire import OnWire
+from tests.fuzz.events.in_process import InProcess
+from tests.fuzz.events.on_wire import OnWire
+from tests.fuzz.events.report import show
+from tests.fuzz.events.tally import Tally
 
 
 def main() -> int:

@@ -25,9 +25,9 @@ from rich.console import Console
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from scripts.fuzz.campaign import Campaign, Result
-from scripts.fuzz.report import keep, show
-from scripts.fuzz.setting import setting
+from tests.fuzz.http.campaign import Campaign, Result
+from tests.fuzz.http.report import keep, show
+from tests.fuzz.http.setting import setting
 
 
 def main() -> int:

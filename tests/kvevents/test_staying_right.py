@@ -21,7 +21,7 @@ from proxy.errors import LegError
 from proxy.fleet.instances import Instance
 from proxy.phases import Role
 from proxy.tasks import TaskOwner
-from scripts.fuzz.good_engine import GoodEngine
+from tests.fuzz.events.good_engine import GoodEngine
 from tests.kvevents.bench import ENGINE, SLOT, Bench, Heard, until
 from tests.kvevents.publisher import Publisher, free_port
 

@@ -13,7 +13,7 @@ from kvevents import BlockHasher, BlockRemoved, BlockStored, Message, NullObserv
 from kvevents.applier import Applier
 from kvevents.events import AllBlocksCleared, Event
 from kvevents.together import MAX_EVENTS, together
-from scripts.fuzz.good_engine import GoodEngine
+from tests.fuzz.events.good_engine import GoodEngine
 
 SECRET = b"one secret for all"
 SIZE = 2

@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from scripts.fuzz import values
-from scripts.fuzz.values import chat, completion, mutated, scrambled
+from tests.fuzz.http import values
+from tests.fuzz.http.values import chat, completion, mutated, scrambled
 
 NO_STATUSES: frozenset[int] = frozenset()
 DEADLINE_HEADER = "X-Request-Timeout-Ms"
@@ -424,7 +424,7 @@ class Shots:
     def __init__(self, seed: int, target: Target) -> None:
         self._seed = seed
         self._target = target
-        self._rng = random.Random()  # noqa: S311  # repeatable on purpose
+        self._rng = random.Random()  # repeatable on purpose
         self._makers = [maker for maker, _ in _KINDS]
         self._weights = [weight for _, weight in _KINDS]
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from scripts.fuzz.client import Fuzzer, Tally, words
-from scripts.fuzz.setting import ADMIN_KEY, MODEL, Level, Setting, level
-from scripts.fuzz.shots import Shots, Target
+from tests.fuzz.http.client import Fuzzer, Tally, words
+from tests.fuzz.http.setting import ADMIN_KEY, MODEL, Level, Setting, level
+from tests.fuzz.http.shots import Shots, Target
 
 RSS_MIB = 24.0
 """Two thirds of it for what engines answered to /tokenize, which large bodies fill."""
@@ -70,7 +70,7 @@ class Campaign:
         self._say = say
         target = Target(ADMIN_KEY, setting.spare, "127.0.0.1:1")
         self._shots = Shots(seed, target)
-        self._random = random.Random(seed)  # noqa: S311  # repeatable on purpose
+        self._random = random.Random(seed)  # repeatable on purpose
 
     async def run(self, requests: int, rounds: int, time_limit_s: float) -> Result:
         """Send about that many requests in that many rounds, or until time is up."""

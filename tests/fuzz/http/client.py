@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
-from scripts.fuzz.answers import Answer, AnswerParser, WrongAnswerError, check
-from scripts.fuzz.shots import Ending, Shot, Shots
+from tests.fuzz.http.answers import Answer, AnswerParser, WrongAnswerError, check
+from tests.fuzz.http.shots import Ending, Shot, Shots
 
 QUIET_S = 1.0
 """After a shot that need not be answered: silence for so long means that the server waits for more of it."""
@@ -82,7 +82,7 @@ class _Connection(asyncio.Protocol):
         if self._expected is not None and len(self._answers) >= self._expected:
             self._finish()
 
-    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+    def connection_lost(self, error: Exception | None) -> None:  # asyncio's signature
         self.closed = True
         asyncio.get_running_loop().call_soon(self._open_ones.discard, self)  # its socket is closed by then
         if self._wrong is None:
@@ -126,7 +126,7 @@ class _Connection(asyncio.Protocol):
         return self._answers, ended
 
     async def _end(self, shot: Shot) -> str:
-        assert self._done is not None  # noqa: S101  # made by fire
+        assert self._done is not None  # made by fire
         while True:
             had = len(self._answers)
             wait_s = QUIET_S if shot.answers is None else ANSWER_S

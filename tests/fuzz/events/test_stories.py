@@ -6,13 +6,13 @@ import pytest
 
 from kvevents import BlockStored, Change, Message, NullObserver, PrefixIndex, Slot
 from kvevents.applier import Applier
-from scripts.fuzz.events_tally import HOLD_S, Tally
-from scripts.fuzz.good_engine import GoodEngine
-from scripts.fuzz.in_process import INPUTS, InProcess
-from scripts.fuzz.on_wire import INPUTS as WIRE_INPUTS
-from scripts.fuzz.on_wire import OnWire
-from scripts.fuzz.payloads import Payloads
-from scripts.fuzz.watched_index import LostCountError, WatchedIndex
+from tests.fuzz.events.good_engine import GoodEngine
+from tests.fuzz.events.in_process import INPUTS, InProcess
+from tests.fuzz.events.on_wire import INPUTS as WIRE_INPUTS
+from tests.fuzz.events.on_wire import OnWire
+from tests.fuzz.events.payloads import Payloads
+from tests.fuzz.events.tally import HOLD_S, Tally
+from tests.fuzz.events.watched_index import LostCountError, WatchedIndex
 
 
 def never() -> bool:

@@ -94,15 +94,15 @@ class Tally(NullObserver):
 
     # ---- as an observer -----------------------------------------------------------------------------------
 
-    def event_applied(self, *, instance: str, rank: int, event_type: str, count: int) -> None:  # noqa: ARG002
+    def event_applied(self, *, instance: str, rank: int, event_type: str, count: int) -> None:
         self.applied += count
 
-    def event_dropped(self, *, instance: str, rank: int, reason: Reason, count: int) -> None:  # noqa: ARG002
+    def event_dropped(self, *, instance: str, rank: int, reason: Reason, count: int) -> None:
         self.drops[reason] += count
 
-    def state_changed(self, *, instance: str, rank: int, state: State) -> None:  # noqa: ARG002
+    def state_changed(self, *, instance: str, rank: int, state: State) -> None:
         self.states[state] += 1
 
-    def batch_received(self, *, instance: str, rank: int, number: int, ts_s: float, events: int) -> None:  # noqa: ARG002
+    def batch_received(self, *, instance: str, rank: int, number: int, ts_s: float, events: int) -> None:
         self.batches += 1
         time.gmtime(ts_s)  # raises for a time that is none

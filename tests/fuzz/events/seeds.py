@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-_DATA = Path(__file__).resolve().parents[2] / "tests" / "kvevents" / "data"
+_DATA = Path(__file__).resolve().parents[2] / "kvevents" / "data"
 _RECORDINGS = ("kv_events_0_32_int.bin", "kv_events_0_32_bytes.bin")
 
 

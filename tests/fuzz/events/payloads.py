@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from scripts.fuzz.seeds import batches, recorded
-from scripts.fuzz.values import scrambled
+from tests.fuzz.events.seeds import batches, recorded
+from tests.fuzz.http.values import scrambled
 
 _encode = msgspec.msgpack.encode
 _NAN, _INF = float("nan"), float("inf")

@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 from kvevents import Message, PrefixIndex, Slot, State
 from kvevents.subscriber import SourceAddress, Subscriber, open_context
 from proxy.tasks import TaskOwner
-from scripts.fuzz.events_tally import Tally
-from scripts.fuzz.good_engine import GoodEngine
-from scripts.fuzz.lying_publisher import Liar, Truthful
-from scripts.fuzz.payloads import Payloads
-from scripts.fuzz.watched_index import WatchedIndex, contradiction
 from scripts.workshop.live.ports import free_ports
+from tests.fuzz.events.good_engine import GoodEngine
+from tests.fuzz.events.lying_publisher import Liar, Truthful
+from tests.fuzz.events.payloads import Payloads
+from tests.fuzz.events.tally import Tally
+from tests.fuzz.events.watched_index import WatchedIndex, contradiction
 
 INPUTS = 500
 """Live messages of one story."""
@@ -113,7 +113,7 @@ class OnWire:
             context.term()
 
     async def _tell(self, number: int, subscriber: _Counting, task: asyncio.Task[None]) -> None:
-        rng = random.Random(f"{self._seed} wire {number}")  # noqa: S311  # repeatable, not secret
+        rng = random.Random(f"{self._seed} wire {number}")  # repeatable, not secret
         loop = asyncio.get_running_loop()
         if isinstance(loop, TimedLoop):
             loop.story = f"wire story {number}"

@@ -27,10 +27,10 @@ from kvevents.source_events import (
     Suspected,
 )
 from kvevents.tail import Tail
-from scripts.fuzz.events_tally import Tally
-from scripts.fuzz.good_engine import GoodEngine
-from scripts.fuzz.payloads import Payloads
-from scripts.fuzz.watched_index import WatchedIndex, contradiction
+from tests.fuzz.events.good_engine import GoodEngine
+from tests.fuzz.events.payloads import Payloads
+from tests.fuzz.events.tally import Tally
+from tests.fuzz.events.watched_index import WatchedIndex, contradiction
 
 INPUTS = 100
 """Of one story."""
@@ -61,7 +61,7 @@ class InProcess:
         self._tally = tally
         self._payloads = Payloads()
         self._index = PrefixIndex(max_blocks=100_000)
-        self._beside = GoodEngine(random.Random(f"{seed} beside"))  # noqa: S311  # repeatable, not secret
+        self._beside = GoodEngine(random.Random(f"{seed} beside"))  # repeatable, not secret
         self._beside.work(30)
         applier = Applier(_BESIDE, 0, self._index, tally)
         for number, payload in enumerate(self._beside.batches):
@@ -83,7 +83,7 @@ class InProcess:
 
     def tell(self, number: int) -> None:
         """One story."""
-        rng = random.Random(f"{self._seed} {number}")  # noqa: S311  # repeatable, not secret
+        rng = random.Random(f"{self._seed} {number}")  # repeatable, not secret
         self._tally.stories += 1
         story = _Story(rng, self._payloads, self._index, self._tally, f"story {number}")
         try:

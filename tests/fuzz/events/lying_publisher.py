@@ -14,8 +14,8 @@ from typing import Any
 
 import zmq
 
-from scripts.fuzz.in_process import hostile_frames
-from scripts.fuzz.payloads import Payloads
+from tests.fuzz.events.in_process import hostile_frames
+from tests.fuzz.events.payloads import Payloads
 
 Send = Callable[..., None]
 """Sends the frames it is given."""

@@ -6,8 +6,8 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from scripts.fuzz.campaign import Result
-from scripts.fuzz.client import Finding, words
+from tests.fuzz.http.campaign import Result
+from tests.fuzz.http.client import Finding, words
 
 
 def show(result: Result, console: Console) -> None:

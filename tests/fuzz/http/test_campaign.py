@@ -5,11 +5,11 @@ import pathlib
 
 import pytest
 
-from scripts.fuzz.answers import Answer, AnswerParser, WrongAnswerError, check
-from scripts.fuzz.campaign import Campaign
-from scripts.fuzz.client import words
-from scripts.fuzz.setting import setting
-from scripts.fuzz.shots import Ending, Shots, Target
+from tests.fuzz.http.answers import Answer, AnswerParser, WrongAnswerError, check
+from tests.fuzz.http.campaign import Campaign
+from tests.fuzz.http.client import words
+from tests.fuzz.http.setting import setting
+from tests.fuzz.http.shots import Ending, Shots, Target
 
 TARGET = Target("key", "127.0.0.1:2", "127.0.0.1:1")
 NONE: frozenset[int] = frozenset()

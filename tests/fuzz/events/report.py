@@ -5,7 +5,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from scripts.fuzz.events_tally import HOLD_S, Tally
+from tests.fuzz.events.tally import HOLD_S, Tally
 
 
 def show(parts: dict[str, Tally], console: Console) -> bool:
