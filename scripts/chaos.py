@@ -18,10 +18,10 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from scripts.proof.chaos import Options, run
-from scripts.proof.journal import Fault
-from scripts.proof.report import Screen, write_findings
 from scripts.workshop.checkout import LOGS
+from tests.proofs.chaos.journal import Fault
+from tests.proofs.chaos.report import Screen, write_findings
+from tests.proofs.chaos.run import Options, run
 
 
 def main() -> int:

@@ -18,12 +18,12 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from scripts.proof.exactness.course import Options, Phase
-from scripts.proof.exactness.report import Screen, write_findings
-from scripts.proof.exactness.run import run
 from scripts.workshop.checkout import LOGS
 from scripts.workshop.engines.fleet import EngineFailedError
 from scripts.workshop.live.proxy import ProxyFailedError
+from tests.proofs.exactness.course import Options, Phase
+from tests.proofs.exactness.report import Screen, write_findings
+from tests.proofs.exactness.run import run
 
 
 def main() -> int:

@@ -19,8 +19,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.proof.soak import LATENCIES, Options, Soak, soak
 from scripts.workshop.checkout import LOGS
+from tests.proofs.soak import LATENCIES, Options, Soak, soak
 
 _SETTLE_SHARE = 0.1
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from kvevents import NullObserver, Reason, State
-from scripts.proof.trend import Trend, trend
+from tests.proofs.trend import Trend, trend
 
 HOLD_S = 0.25
 """CPU time after which others must have had a turn, whatever an input was; the usual is a hundredth of it."""

@@ -21,11 +21,11 @@ from typing import Any
 
 import aiohttp
 
-from scripts.proof.setting import MODEL, Setting, Vitals, processes
-from scripts.proof.trend import Trend, trend
 from scripts.workshop.bench.load import post, read_answer, run
 from scripts.workshop.live.metrics import read_metrics
 from scripts.workshop.live.words import prose
+from tests.proofs.setting import MODEL, Setting, Vitals, processes
+from tests.proofs.trend import Trend, trend
 
 CONCURRENCY = 64
 """Of the closed loop, which tells where to look."""
@@ -169,7 +169,7 @@ def _floor(samples: list[Sample], name: str) -> float:
 
 def requests(seed: int) -> Iterator[tuple[bool, bytes]]:
     """Requests without end: whether it is a stream, and its bytes. Prefixes are shared, no prompt comes twice."""
-    dice = random.Random(seed)  # noqa: S311  # repeatable on purpose
+    dice = random.Random(seed)  # repeatable on purpose
     prefixes = [prose(dice.randint(50, 300), f"soak/{seed}/{n}") for n in range(16)]
     tails = [prose(dice.randint(5, 60), f"soak tail/{seed}/{n}") for n in range(500)]
     for number in itertools.count():
@@ -194,7 +194,7 @@ class Load:
         self._port = int(port)
         self._rate = rate_per_s
         self._requests = requests(seed)
-        self._dice = random.Random(f"{seed}/arrivals")  # noqa: S311  # repeatable on purpose
+        self._dice = random.Random(f"{seed}/arrivals")  # repeatable on purpose
         self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.under_way = 0
         self.fell_behind = False

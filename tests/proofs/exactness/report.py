@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scripts.proof.exactness import verdict as v
-from scripts.proof.exactness.course import LATE, Phase, Run
-from scripts.proof.exactness.run import words
-from scripts.proof.report import log_lines
+from tests.proofs.chaos.report import log_lines
+from tests.proofs.exactness import verdict as v
+from tests.proofs.exactness.course import LATE, Phase, Run
+from tests.proofs.exactness.run import words
 
 _PIPED_WIDTH = 200
 _LINE_EVERY_S = 10.0

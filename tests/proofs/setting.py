@@ -9,7 +9,6 @@ from typing import Any
 
 import aiohttp
 
-from scripts.proof.texts import MAX_MODEL_LEN
 from scripts.workshop.bench.cpu import cpu_s, memory_mib
 from scripts.workshop.engines.engine import EngineSpec
 from scripts.workshop.engines.fleet import plan
@@ -17,6 +16,7 @@ from scripts.workshop.engines.stand_in import StandInFleet
 from scripts.workshop.live.metrics import Page, read_metrics
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess
+from tests.proofs.texts import MAX_MODEL_LEN
 
 MODEL = "tiny"
 ADMIN_KEY = "for-the-proof"

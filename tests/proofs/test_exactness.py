@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 from kvevents import AllBlocksCleared, BlockRemoved, BlockStored, Event, EventBatch
-from scripts.proof.exactness import verdict as v
-from scripts.proof.exactness.course import LATE, Options, Phase
-from scripts.proof.exactness.history import Asked, CacheHistory
-from scripts.proof.exactness.legs import Leg
-from scripts.proof.exactness.looking import Look, grown
-from scripts.proof.exactness.prompts import ADAPTER, MIXED, Kind, Plan, Prompts
-from scripts.proof.exactness.report import write_findings
-from scripts.proof.exactness.run import run
-from scripts.proof.exactness.witness import Witness
 from scripts.workshop.engines.engine import EngineSpec
 from tests.kvevents.bench import block, until
 from tests.kvevents.publisher import Publisher, free_port
+from tests.proofs.exactness import verdict as v
+from tests.proofs.exactness.course import LATE, Options, Phase
+from tests.proofs.exactness.history import Asked, CacheHistory
+from tests.proofs.exactness.legs import Leg
+from tests.proofs.exactness.looking import Look, grown
+from tests.proofs.exactness.prompts import ADAPTER, MIXED, Kind, Plan, Prompts
+from tests.proofs.exactness.report import write_findings
+from tests.proofs.exactness.run import run
+from tests.proofs.exactness.witness import Witness
 
 BLOCK = 4
 PROMPT = list(range(13))  # three full blocks and a token

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scripts.proof.clients import DEADLINE_S, End, Record, Says
-from scripts.proof.journal import Fault, Journal
-from scripts.proof.setting import Vitals
-from scripts.proof.watching import LOOK_EVERY_S
+from tests.proofs.chaos.clients import DEADLINE_S, End, Record, Says
+from tests.proofs.chaos.journal import Fault, Journal
+from tests.proofs.chaos.watching import LOOK_EVERY_S
+from tests.proofs.setting import Vitals
 
 ENGINES_WORDS = "a fault"
 """What an engine says where its stream fails (`proxy.simulation.api.errors.FaultError`): a client is to hear it."""

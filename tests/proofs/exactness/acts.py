@@ -4,12 +4,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from scripts.proof.exactness import verdict as v
-from scripts.proof.exactness.course import FIRST, LATE, Phase
-from scripts.proof.exactness.prompts import MIXED, PRESSURE
-from scripts.proof.exactness.setting import START_S
-from scripts.proof.exactness.stage import Stage
 from scripts.workshop.live.waiting import wait_until
+from tests.proofs.exactness import verdict as v
+from tests.proofs.exactness.course import FIRST, LATE, Phase
+from tests.proofs.exactness.prompts import MIXED, PRESSURE
+from tests.proofs.exactness.setting import START_S
+from tests.proofs.exactness.stage import Stage
 
 _SHARES = {Phase.MIXED: 0.2, Phase.PRESSURE: 0.2, Phase.RESETS: 0.2, Phase.ENGINE: 0.15, Phase.ROUTER: 0.15}
 """Of the time; the late joiner gets the rest, and the end takes what it takes."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import aiohttp
 
-from scripts.proof.clients import Crowd
-from scripts.proof.journal import Entry, Fault, Journal
-from scripts.proof.setting import LEASE_S, MODEL, Setting
-from scripts.proof.watching import Instances, Watcher
 from scripts.workshop.engines.engine import EngineSpec
 from scripts.workshop.live.ports import is_free
 from scripts.workshop.live.waiting import wait_until
+from tests.proofs.chaos.clients import Crowd
+from tests.proofs.chaos.journal import Entry, Fault, Journal
+from tests.proofs.chaos.watching import Instances, Watcher
+from tests.proofs.setting import LEASE_S, MODEL, Setting
 
 RECOVERY_S = 60.0
 FALLING_ASLEEP_S = LEASE_S + 15.0
@@ -79,7 +79,7 @@ class Injector:
         self._watcher = watcher
         self._journal = journal
         self._crowd = crowd
-        self._random = random.Random(seed)  # noqa: S311  # repeatable on purpose
+        self._random = random.Random(seed)  # repeatable on purpose
         self._every_s = every_s
         self._most = most
         self._weights = {fault: weight for fault, weight in WEIGHTS.items() if not faults or fault in faults}

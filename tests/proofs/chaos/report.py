@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scripts.proof import verdict as v
-from scripts.proof.chaos import Run
-from scripts.proof.clients import Record
+from tests.proofs.chaos import verdict as v
+from tests.proofs.chaos.clients import Record
+from tests.proofs.chaos.run import Run
 
 _PIPED_WIDTH = 118
 _PIPED_LINE_EVERY_S = 10.0

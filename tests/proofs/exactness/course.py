@@ -6,10 +6,10 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from scripts.proof.exactness import verdict as v
-from scripts.proof.exactness.legs import Leg
-from scripts.proof.exactness.looking import Meter
-from scripts.proof.verdict import Verdict
+from tests.proofs.chaos.verdict import Verdict
+from tests.proofs.exactness import verdict as v
+from tests.proofs.exactness.legs import Leg
+from tests.proofs.exactness.looking import Meter
 
 FIRST, LATE = "first", "late"
 """The kvproxys."""

@@ -6,17 +6,17 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
-from scripts.proof.exactness.course import FIRST, Phase, Run
-from scripts.proof.exactness.history import Asked
-from scripts.proof.exactness.legs import Crowd, Leg
-from scripts.proof.exactness.looking import Looks, Meter, grown
-from scripts.proof.exactness.prompts import MIXED, Plan
-from scripts.proof.exactness.setting import LEASE_S, START_S, Routers
-from scripts.proof.exactness.witness import Witness
 from scripts.workshop.engines.engine import EngineSpec
 from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.live.quiet import wait_quiet
 from scripts.workshop.live.waiting import wait_until
+from tests.proofs.exactness.course import FIRST, Phase, Run
+from tests.proofs.exactness.history import Asked
+from tests.proofs.exactness.legs import Crowd, Leg
+from tests.proofs.exactness.looking import Looks, Meter, grown
+from tests.proofs.exactness.prompts import MIXED, Plan
+from tests.proofs.exactness.setting import LEASE_S, START_S, Routers
+from tests.proofs.exactness.witness import Witness
 
 _SETTLE_S = 90.0
 """For engines and kvproxy to come to rest, beyond the lease of what was stranded by a kill."""

@@ -11,8 +11,8 @@ from typing import Self
 import zmq
 
 from kvevents import Message, decode, read_live, read_replay
-from scripts.proof.exactness.history import CacheHistory
 from scripts.workshop.engines.engine import HOST, EngineSpec
+from tests.proofs.exactness.history import CacheHistory
 
 _POLL_MS = 100
 _REPLAY_MS = 2000

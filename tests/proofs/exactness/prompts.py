@@ -118,8 +118,8 @@ class Prompts:
     def __init__(self, client: str, seed: int) -> None:
         self._client = client
         self._number = 0
-        self._random = random.Random(f"{seed}/{client}")  # noqa: S311  # repeatable on purpose
-        shared = random.Random(f"{seed}/shared")  # noqa: S311  # as above
+        self._random = random.Random(f"{seed}/{client}")  # repeatable on purpose
+        shared = random.Random(f"{seed}/shared")  # as above
         self._prefixes = [
             prose(shared.randint(*_PREFIX_WORDS), f"{seed}/prefix/{n}") for n in range(_PREFIXES)
         ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import h11
 
-from scripts.proof.workload import Manner, Plan, Workload
+from tests.proofs.chaos.workload import Manner, Plan, Workload
 
 DEADLINE_S = 60.0
 """As long as a client waits for the end of an answer."""
@@ -120,7 +120,7 @@ class Line:
             ],
         )
         parts = [self._http.send(event) for event in (head, h11.Data(data=body), h11.EndOfMessage())]
-        assert self._writer is not None  # noqa: S101  # connected above
+        assert self._writer is not None  # connected above
         self._writer.write(b"".join(part for part in parts if part))
         await self._writer.drain()
 
@@ -128,7 +128,7 @@ class Line:
         """The answer's head and its data as they come. Ends if the answer ends cleanly, raises OSError or
         h11.RemoteProtocolError if it is cut.
         """
-        assert self._reader is not None  # noqa: S101  # something was sent
+        assert self._reader is not None  # something was sent
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:

@@ -4,9 +4,9 @@ import pathlib
 
 import pytest
 
-from scripts.proof.chaos import Options, Run, run
-from scripts.proof.journal import Fault
-from scripts.proof.report import explain
+from tests.proofs.chaos.journal import Fault
+from tests.proofs.chaos.report import explain
+from tests.proofs.chaos.run import Options, Run, run
 
 SEED = 4
 ENGINES_WORDS = (Fault.FULL, Fault.EARLY_ERROR, Fault.LATE_ERROR, Fault.SLEEP)

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.proof.setting import Setting
+from tests.proofs.setting import Setting
 
 LOOK_EVERY_S = 0.5
 LOOK_TIMEOUT_S = 30.0  # machines stall

@@ -9,15 +9,15 @@ import aiohttp
 import pytest
 
 from proxy.simulation import StandIn, StandInConfig
-from scripts.proof import verdict as v
-from scripts.proof.clients import End, Record
-from scripts.proof.journal import Fault, Journal
-from scripts.proof.setting import Vitals
-from scripts.proof.soak import Options, Sample, Soak
-from scripts.proof.texts import MAX_MODEL_LEN, RightAnswers
-from scripts.proof.trend import trend
-from scripts.proof.workload import Manner, Plan, Workload
 from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
+from tests.proofs.chaos import verdict as v
+from tests.proofs.chaos.clients import End, Record
+from tests.proofs.chaos.journal import Fault, Journal
+from tests.proofs.chaos.workload import Manner, Plan, Workload
+from tests.proofs.setting import Vitals
+from tests.proofs.soak import Options, Sample, Soak
+from tests.proofs.texts import MAX_MODEL_LEN, RightAnswers
+from tests.proofs.trend import trend
 
 DECODE = "127.0.0.1:8200"
 

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from proxy.tokenizing.engines import CACHE_BYTES
-from scripts.proof import verdict as v
-from scripts.proof.clients import Crowd
-from scripts.proof.injector import Injector
-from scripts.proof.journal import Fault, Journal
-from scripts.proof.setting import BUFFER_STEPS, LEASE_S, MODEL, Setting, Vitals, processes
-from scripts.proof.texts import RightAnswers
-from scripts.proof.watching import Watcher
-from scripts.proof.workload import Workload
 from scripts.workshop.live.metrics import Page
 from scripts.workshop.live.quiet import busy
 from scripts.workshop.live.waiting import wait_until
+from tests.proofs.chaos import verdict as v
+from tests.proofs.chaos.clients import Crowd
+from tests.proofs.chaos.injector import Injector
+from tests.proofs.chaos.journal import Fault, Journal
+from tests.proofs.chaos.watching import Watcher
+from tests.proofs.chaos.workload import Workload
+from tests.proofs.setting import BUFFER_STEPS, LEASE_S, MODEL, Setting, Vitals, processes
+from tests.proofs.texts import RightAnswers
 
 SETTLING_S = 30.0
 """For kvproxy and engines to come to rest after the load, beyond the lease of what was stranded."""

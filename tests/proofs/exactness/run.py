@@ -9,16 +9,16 @@ from collections.abc import Callable
 
 import aiohttp
 
-from scripts.proof.exactness import setting
-from scripts.proof.exactness import verdict as v
-from scripts.proof.exactness.acts import traffic
-from scripts.proof.exactness.course import FIRST, LATE, Options, Phase, Run
-from scripts.proof.exactness.looking import Look
-from scripts.proof.exactness.rest import rest
-from scripts.proof.exactness.setting import Routers
-from scripts.proof.exactness.stage import Stage
-from scripts.proof.exactness.witness import Witness
 from scripts.workshop.engines.fleet import Fleet
+from tests.proofs.exactness import setting
+from tests.proofs.exactness import verdict as v
+from tests.proofs.exactness.acts import traffic
+from tests.proofs.exactness.course import FIRST, LATE, Options, Phase, Run
+from tests.proofs.exactness.looking import Look
+from tests.proofs.exactness.rest import rest
+from tests.proofs.exactness.setting import Routers
+from tests.proofs.exactness.stage import Stage
+from tests.proofs.exactness.witness import Witness
 
 
 def run(

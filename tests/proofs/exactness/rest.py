@@ -2,14 +2,14 @@
 
 import time
 
-from scripts.proof.exactness import verdict as v
-from scripts.proof.exactness.course import Phase
-from scripts.proof.exactness.legs import Crowd
-from scripts.proof.exactness.prompts import Prompts
-from scripts.proof.exactness.stage import Stage
 from scripts.workshop.live.explaining import explain
 from scripts.workshop.live.metrics import read_metrics
 from scripts.workshop.live.waiting import wait_until
+from tests.proofs.exactness import verdict as v
+from tests.proofs.exactness.course import Phase
+from tests.proofs.exactness.legs import Crowd
+from tests.proofs.exactness.prompts import Prompts
+from tests.proofs.exactness.stage import Stage
 
 _COUNTED_S = 20.0
 

@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scripts.proof.exactness.history import Asked, CacheHistory
-from scripts.proof.exactness.legs import Leg
-from scripts.proof.exactness.looking import Meter, unexplained
+from tests.proofs.exactness.history import Asked, CacheHistory
+from tests.proofs.exactness.legs import Leg
+from tests.proofs.exactness.looking import Meter, unexplained
 
 SHARE = "predicted = reported on 99 % of the legs from exact slots"
 EXPLAINED = "every other one was a race, as the engines' own events show"

@@ -8,9 +8,9 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.proof.texts import RightAnswers
 from scripts.workshop.live.asking import CHAT, COMPLETIONS
 from scripts.workshop.live.words import prose
+from tests.proofs.texts import RightAnswers
 
 SHARED_PREFIXES = 12
 SHARED_WORDS = (60, 400)
@@ -51,8 +51,8 @@ class Workload:
         self._right = right
         self._disloyal = disloyal
         self._number = 0
-        self._random = random.Random(f"{seed}/{client}")  # noqa: S311  # repeatable on purpose
-        shared = random.Random(f"{seed}/shared")  # noqa: S311  # as above
+        self._random = random.Random(f"{seed}/{client}")  # repeatable on purpose
+        shared = random.Random(f"{seed}/shared")  # as above
         self._prefixes = [
             prose(shared.randint(*SHARED_WORDS), f"{seed}/prefix/{n}") for n in range(SHARED_PREFIXES)
         ]

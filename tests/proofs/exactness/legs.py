@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from scripts.proof.exactness.prompts import Kind, Plan, Prompts
 from scripts.workshop.live.asking import Answer, ask
+from tests.proofs.exactness.prompts import Kind, Plan, Prompts
 
 DEADLINE_S = 180.0
 _AFTER_FAILURE_S = 0.3

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from proxy.simulation.api.model_files import write_model
-from scripts.proof.exactness.prompts import ADAPTER, MAX_MODEL_LEN, MODEL
 from scripts.workshop.engines.engine import EngineSpec
 from scripts.workshop.engines.fleet import Fleet, plan
 from scripts.workshop.engines.stand_in import StandInFleet
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess
+from tests.proofs.exactness.prompts import ADAPTER, MAX_MODEL_LEN, MODEL
 
 LEASE_S = 20
 START_S = 420.0  # four real engines on two busy cores

@@ -1,1 +1,0 @@
-"""The proof that kvproxy knows every cache exactly: mixed traffic, what strikes caches and routers, and two witnesses."""
