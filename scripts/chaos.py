@@ -9,24 +9,21 @@ room (503, 429) one by one or all at once, cut their answers and lose KV events.
 nothing worse than no room for a moment, so nobody may notice more than a stream that was cut.
 """
 
-import argparse
 import pathlib
-import random
-import shutil
-import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from scripts.workshop import launching
 from scripts.workshop.checkout import LOGS
 from tests.proofs.chaos.journal import Fault
-from tests.proofs.chaos.report import Screen, write_findings
-from tests.proofs.chaos.run import Options, run
+from tests.proofs.chaos.report import run_and_show
+from tests.proofs.chaos.run import Options
 
 
 def main() -> int:
     """Run and report; 0 if every promise held."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = launching.parser(__doc__)
     add = parser.add_argument
     add("--minutes", type=float, default=10.0, help="of faults (default: %(default)g)")
     add("--seed", type=int, help="of requests and faults (default: a random one, which is told)")
@@ -35,31 +32,16 @@ def main() -> int:
     add("--decode", type=int, default=4, metavar="N", help="decode engines (default: %(default)s)")
     add("--every", type=float, default=1.5, metavar="S", help="between two faults (default: %(default)g)")
     add("--most", type=int, default=2, metavar="N", help="engines of a role hurt at once (default: 2)")
-    add(
-        "--faults",
-        nargs="+",
-        type=Fault,
-        choices=list(Fault),
-        default=[],
-        metavar="FAULT",
-        help=f"these alone, of: {', '.join(Fault)}",
-    )
+    alone = f"these alone, of: {', '.join(Fault)}"
+    add("--faults", nargs="+", type=Fault, choices=list(Fault), default=[], metavar="FAULT", help=alone)
     add("--pause", type=float, default=1.0, metavar="S", help="a client's between requests (default: 1)")
     add("--logs", type=pathlib.Path, default=LOGS / "chaos", metavar="DIR")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    shutil.rmtree(args.logs, ignore_errors=True)
-    args.logs.mkdir(parents=True)
-    seed = random.SystemRandom().randrange(1_000_000) if args.seed is None else args.seed
-    screen = Screen()
-    screen.title(
-        f"{args.clients} clients, {args.prefill} prefill and {args.decode} decode engines,"
-        f" {args.minutes:g} minutes of faults, seed {seed}"
-    )
+    launching.end_on_sigterm()
     options = Options(
         seconds=args.minutes * 60,
-        seed=seed,
-        logs=args.logs,
+        seed=launching.seed(args.seed),
+        logs=launching.emptied(args.logs),
         clients=args.clients,
         prefill=args.prefill,
         decode=args.decode,
@@ -68,11 +50,7 @@ def main() -> int:
         faults=args.faults,
         pause_s=args.pause,
     )
-    made = run(options, screen.live)
-    screen.result(made)
-    if made.failures:
-        write_findings(made)
-    return 1 if made.failures else 0
+    return 1 if run_and_show(options).failures else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.proofs.chaos.clients import End, Record
 from tests.proofs.chaos.journal import Fault, Journal
 from tests.proofs.chaos.workload import Manner, Plan, Workload
 from tests.proofs.setting import Vitals
-from tests.proofs.soak import Options, Sample, Soak
+from tests.proofs.soak.run import Options, Sample, Soak
 from tests.proofs.texts import MAX_MODEL_LEN, RightAnswers
 from tests.proofs.trend import trend
 

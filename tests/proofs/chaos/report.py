@@ -12,13 +12,27 @@ from rich.table import Table
 
 from tests.proofs.chaos import verdict as v
 from tests.proofs.chaos.clients import Record
-from tests.proofs.chaos.run import Run
+from tests.proofs.chaos.run import Options, Run, run
 
 _PIPED_WIDTH = 118
 _PIPED_LINE_EVERY_S = 10.0
 SHOWN_FAILURES = 12
 _LOG_LINES = 25
 _AROUND_S = 2.0
+
+
+def run_and_show(options: Options) -> Run:
+    """Run it, show how it goes and what came of it, and write down what failed. Call it from the main thread."""
+    screen = Screen()
+    screen.title(
+        f"{options.clients} clients, {options.prefill} prefill and {options.decode} decode engines,"
+        f" {options.seconds / 60:g} minutes of faults, seed {options.seed}"
+    )
+    made = run(options, screen.live)
+    screen.result(made)
+    if made.failures:
+        write_findings(made)
+    return made
 
 
 class Screen:

@@ -9,14 +9,53 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from scripts.workshop.engines.fleet import EngineFailedError
+from scripts.workshop.live.proxy import ProxyFailedError
 from tests.proofs.chaos.report import log_lines
 from tests.proofs.exactness import verdict as v
-from tests.proofs.exactness.course import LATE, Phase, Run
-from tests.proofs.exactness.run import words
+from tests.proofs.exactness.course import LATE, Options, Phase, Run
+from tests.proofs.exactness.run import run, words
 
 _PIPED_WIDTH = 200
 _LINE_EVERY_S = 10.0
 _SHOWN = 10
+
+
+class FailedError(RuntimeError):
+    """An engine or kvproxy failed, so that there is no run to judge; the message names it and its log."""
+
+
+def run_and_show(options: Options) -> Run:
+    """Run it, show how it goes and what came of it, and write down every miss. Call it from the main thread.
+
+    Raises: FailedError.
+    """
+    screen = Screen()
+    engines = "real" if options.real else "stand-in"
+    screen.title(
+        f"2 prefill and 2 decode engines ({engines}), {options.clients} clients,"
+        f" {options.seconds / 60:g} minutes, seed {options.seed}"
+    )
+    made, failed = None, ""
+    try:
+        made = run(options, print, screen.live)
+    except* (EngineFailedError, ProxyFailedError) as group:
+        failed = "; ".join(map(str, _leaves(group)))
+    if made is None:
+        raise FailedError(failed)
+    screen.result(made)
+    print(
+        f"{made.failures} findings; all of them, every miss and the logs are in {write_findings(made).parent}"
+    )
+    return made
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    return [
+        leaf
+        for error in group.exceptions
+        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    ]
 
 
 class Screen:

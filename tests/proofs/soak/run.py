@@ -52,6 +52,7 @@ LEAST_LATELY = 20
 FLOOR_SHARE = 0.05
 """As above for all other figures: a share of their mean."""
 _READ_LIMIT = 1 << 24
+_SETTLE_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,11 @@ class Options:
     sample_s: float = 30.0
     settle_s: float = 180.0
     """What is sampled before that is shown and not judged: caches of a bounded size fill."""
+
+
+def settle_s(seconds: float) -> float:
+    """Return how long caches are given to fill in a run of so many seconds; a short run shows its course and no more."""
+    return max(180.0, _SETTLE_SHARE * seconds) if seconds > 600 else seconds / 3
 
 
 @dataclass(frozen=True)
