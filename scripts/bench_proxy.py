@@ -10,144 +10,18 @@ Needs the project's environment: run it with the Python in .venv.
 """
 
 import argparse
-import asyncio
-import contextlib
-import json
 import pathlib
-import signal
-import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from scripts.workshop.bench.cpu import cpu_s, memory_mib
-from scripts.workshop.bench.load import Outcome, post, run
-from scripts.workshop.live.ports import free_ports
-from scripts.workshop.live.processes import OwnedProcess
-from scripts.workshop.live.proxy import ProxyProcess
-
-STAND_IN = [sys.executable, "-m", "proxy.simulation", "--host", "127.0.0.1", "--blocks", "65536"]
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One kind of load."""
-
-    name: str
-    body: dict[str, object]
-    concurrency: int
-    legs: int
-    per_chunk: bool = False
-    share: float = 1.0
-    """Of the requests asked for: streams are long."""
-
-
-def cases(model: str) -> list[Case]:
-    """Sizes as in other proxies' figures: about 1 KB and 32 KB of prompt, and many streams at once."""
-    short, long = list(range(1000, 1200)), list(range(1000, 4000)) * 2
-    text = "the quick brown fox jumps over the lazy dog " * 22
-    one = {"model": model, "max_tokens": 1, "temperature": 0}
-    return [
-        Case("unary, one leg, 1 KB token ids", one | {"prompt": short}, 32, 1),
-        Case("unary, prefill + decode, 1 KB token ids", one | {"prompt": short}, 32, 2),
-        Case("unary, prefill + decode, 1 KB text", one | {"prompt": text}, 32, 2),
-        Case("unary, prefill + decode, 30 KB token ids", one | {"prompt": long}, 16, 2, share=0.25),
-        Case(
-            "stream of 200 chunks, 64 at once",
-            one | {"prompt": short, "max_tokens": 200, "ignore_eos": True, "stream": True},
-            64,
-            2,
-            per_chunk=True,
-            share=0.05,
-        ),
-    ]
-
-
-@contextlib.contextmanager
-def setting(args: argparse.Namespace, logs: pathlib.Path) -> Iterator[dict[int, tuple[str, ProxyProcess]]]:
-    """By number of legs: an engine to ask directly, and a kvproxy in front of what serves such requests."""
-    with contextlib.ExitStack() as stack:
-
-        def stand_in(name: str) -> str:
-            [port] = free_ports(1)
-            command = [*STAND_IN, "--port", str(port), "--model", args.model]
-            process = OwnedProcess(name, command, logs / f"{name}.log", {})
-            stack.callback(process.stop)
-            return f"127.0.0.1:{port}"
-
-        given = bool(args.both or args.prefill or args.decode)
-        fleets: dict[int, dict[str, list[str]]] = {}
-        if args.both or not given:
-            fleets[1] = {"both": args.both or [stand_in("both")]}
-        if (args.prefill and args.decode) or not given:
-            fleets[2] = {
-                "prefill": args.prefill or [stand_in("prefill")],
-                "decode": args.decode or [stand_in("decode")],
-            }
-        ready = {}
-        for legs, fleet in fleets.items():
-            [port] = free_ports(1)
-            proxy = stack.enter_context(
-                ProxyProcess(
-                    port,
-                    logs / f"kvproxy-{legs}.log",
-                    prefill=fleet.get("prefill", ()),
-                    decode=fleet.get("decode", ()),
-                    both=fleet.get("both", ()),
-                    model=args.model,
-                    flags=args.flags,
-                )
-            )
-            proxy.wait_status("/ready")
-            ready[legs] = (fleet["both" if legs == 1 else "decode"][0], proxy)
-        yield ready
-
-
-def measure(address: str, case: Case, count: int) -> Outcome:
-    request = post("/v1/completions", json.dumps(case.body).encode())
-    outcome = asyncio.run(run(address, [request] * count, case.concurrency))
-    if outcome.failures:
-        sys.exit(f"{case.name} at {address}: {len(outcome.failures)} failed, such as {outcome.failures[0]}")
-    return outcome
-
-
-def row(case: Case, engine: str, proxy: ProxyProcess, args: argparse.Namespace) -> list[str]:
-    count = max(case.concurrency, round(args.requests * case.share))
-    through = proxy.url.removeprefix("http://")
-    cost_us, direct_ms, through_ms, direct_rate, through_rate = [], [], [], [], []
-    for number in range(args.rounds + 1):
-        direct = measure(engine, case, count)
-        before = cpu_s(proxy.pid)
-        routed = measure(through, case, count)
-        used_s = cpu_s(proxy.pid) - before
-        if number == 0:
-            continue  # the first round warms up
-        units = routed.chunks if case.per_chunk else routed.requests
-        cost_us.append(1e6 * used_s / units)
-        direct_ms.append(direct.percentile_ms(0.5))
-        through_ms.append(routed.percentile_ms(0.5))
-        direct_rate.append(direct.requests / direct.seconds)
-        through_rate.append(routed.requests / routed.seconds)
-    middle = statistics.median
-    return [
-        case.name,
-        f"{middle(cost_us):.0f} per {'chunk' if case.per_chunk else 'request'}",
-        f"{middle(direct_rate):.0f}",
-        f"{middle(through_rate):.0f}",
-        f"{middle(direct_ms):.1f}",
-        f"{middle(through_ms):.1f}",
-    ]
+from scripts.workshop import launching
+from scripts.workshop.bench.proxy import Engines, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    """Print the table."""
+    parser = launching.parser(__doc__)
     for role in ("prefill", "decode", "both"):
         parser.add_argument(f"--{role}", nargs="+", default=[], metavar="HOST:PORT")
     parser.add_argument("--model", default="tiny")
@@ -157,17 +31,9 @@ def main() -> None:
         "--flags", nargs=argparse.REMAINDER, default=[], help="all that follows goes to kvproxy serve"
     )
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    table = Table("load", "kvproxy CPU us", "requests/s direct", "through", "p50 ms direct", "through")
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as logs, setting(args, pathlib.Path(logs)) as ready:
-        for case in cases(args.model):
-            if case.legs in ready:
-                print(f"  {case.name} ...", file=sys.stderr, flush=True)
-                table.add_row(*row(case, *ready[case.legs], args))
-        memory = max(memory_mib(proxy.pid) for _, proxy in ready.values())
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    print(f"kvproxy memory {memory:.0f} MiB; {time.monotonic() - begun:.0f} s in all")
+    launching.end_on_sigterm()
+    engines = Engines(args.model, args.prefill, args.decode, args.both)
+    run(engines, args.requests, args.rounds, args.flags, launching.console(140))
 
 
 if __name__ == "__main__":

@@ -13,25 +13,23 @@ A seed makes the same requests again; `--only` fires a single one. Exit code 1: 
 Needs the project's environment: run it with the Python in .venv.
 """
 
-import argparse
 import asyncio
 import pathlib
-import signal
 import sys
 import tempfile
 
 import uvloop
-from rich.console import Console
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from scripts.workshop import launching
 from tests.fuzz.http.campaign import Campaign, Result
 from tests.fuzz.http.report import keep, show
 from tests.fuzz.http.setting import setting
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = launching.parser(__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20, help="after each, right requests must be answered")
@@ -41,8 +39,7 @@ def main() -> int:
     parser.add_argument("--logs", type=pathlib.Path, help="keep logs and the bytes of findings there")
     parser.add_argument("--log-level", default="warning", help="of kvproxy")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    launching.end_on_sigterm()
     with tempfile.TemporaryDirectory() as made:
         logs = args.logs or pathlib.Path(made)
         with setting(logs, ["--log-level", args.log_level]) as ready:
@@ -54,7 +51,7 @@ def main() -> int:
                     result = Result(runner.run(campaign.one(args.only)))
                 else:
                     result = runner.run(campaign.run(args.requests, args.rounds, args.time_limit_s))
-        show(result, console)
+        show(result, launching.console(160))
         if args.logs is not None:
             keep(result.tally.findings, args.logs)
     return 0 if result.passed else 1

@@ -7,6 +7,8 @@ import shutil
 import signal
 import sys
 
+from rich.console import Console
+
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -30,3 +32,8 @@ def emptied(logs: pathlib.Path) -> pathlib.Path:
 def seed(given: int | None) -> int:
     """Return the given seed, or a random one."""
     return random.SystemRandom().randrange(1_000_000) if given is None else given
+
+
+def console(piped_width: int) -> Console:
+    """Return where tables are printed: as wide as the terminal, or as said where there is none."""
+    return Console(width=None if sys.stdout.isatty() else piped_width)

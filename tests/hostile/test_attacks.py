@@ -7,24 +7,24 @@ import subprocess
 import sys
 import time
 
-from scripts import bench_hostile
 from tests.hostile.attacks import ATTACKS
+from tests.hostile.measuring import FIXED_MIB, Measured
 from tests.hostile.target import Said
 from tests.hostile.watched import PAUSE, Pulse
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def measured(**differences: float) -> bench_hostile.Measured:
+def measured(**differences: float) -> Measured:
     said = Said(400, b"", 10 << 20)
     values = {"alive": True, "pause_ms": 20.0, "peak_mib": 40.0} | differences
-    return bench_hostile.Measured(ATTACKS["ids"], said, **values)  # type: ignore[arg-type]  # a bool and floats
+    return Measured(ATTACKS["ids"], said, **values)  # type: ignore[arg-type]  # a bool and floats
 
 
 def test_a_pause_a_peak_and_an_end_are_failures() -> None:
     assert measured().passed
     assert not measured(pause_ms=51.0).passed
-    assert not measured(peak_mib=40 + bench_hostile.FIXED_MIB + 1).passed
+    assert not measured(peak_mib=40 + FIXED_MIB + 1).passed
     assert not measured(alive=False).passed
 
 
