@@ -5,6 +5,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import HttpVersion10, web
@@ -181,9 +182,9 @@ def enveloped(error: web.HTTPException, words: str | None = None) -> web.Respons
     return web.json_response(reply, status=error.status, headers=headers)
 
 
-def error_response(error: RequestError) -> web.Response:
-    """The answer to a request that ends in `error`."""
-    body = envelope(str(error), error.kind, error.status, error.param)
+def error_response(error: RequestError, told: Mapping[str, Any] | None = None) -> web.Response:
+    """The answer to a request that ends in `error`; its body is `told`, or else the envelope."""
+    body = told or envelope(str(error), error.kind, error.status, error.param)
     response = web.json_response(body, status=error.status, headers=error.headers)
     if error.headers.get("Connection") == "close":
         response.force_close()

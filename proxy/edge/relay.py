@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-import msgspec
 from aiohttp import web
 
 from proxy.errors import (
@@ -18,10 +17,9 @@ from proxy.errors import (
     RequestError,
     StreamFailedError,
     UnavailableError,
-    envelope,
 )
 from proxy.request.deadlines import NO_LIMIT, TimeLimit
-from proxy.request.sse import event_of
+from proxy.request.dialects import Dialect
 
 CUT_GRACE_S = 1.0
 """How long a client may take to read what it was sent before its connection was cut."""
@@ -31,6 +29,7 @@ async def relay_stream(
     request: web.Request,
     response: web.StreamResponse,
     events: AsyncIterator[bytes],
+    dialect: Dialect,
     cutting: asyncio.Event,
     limit: TimeLimit = NO_LIMIT,
 ) -> RequestError | None:
@@ -49,42 +48,33 @@ async def relay_stream(
     except asyncio.CancelledError:
         if not cutting.is_set():
             raise
-        return await cut_stream(request, response, UnavailableError("kvproxy is shutting down"))
+        return await cut_stream(request, response, dialect, UnavailableError("kvproxy is shutting down"))
     except GatewayTimeoutError as error:
-        return await cut_stream(request, response, error)
+        return await cut_stream(request, response, dialect, error)
     except StreamFailedError as error:
-        return await cut_stream(request, response, EngineFailedError(error.words), error.event)
+        return await cut_stream(request, response, dialect, EngineFailedError(error.words), error.event)
     except (LegError, ValueError) as error:
         words = error.words if isinstance(error, LegError) else str(error)
         kind = GatewayTimeoutError if isinstance(error, DeadlineError) else EngineFailedError
-        return await cut_stream(request, response, kind(words))
+        return await cut_stream(request, response, dialect, kind(words))
     return None
 
 
-def error_event(status: int, body: bytes) -> bytes:
-    """The event for an answer of that status, which came when another had been given already."""
-    try:
-        said = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        said = None
-    if not isinstance(said, dict) or "error" not in said:
-        code = status if status >= 400 else EngineFailedError.status
-        said = envelope(f"the engine answered with status {status}", EngineFailedError.kind, code)
-    return event_of(msgspec.json.encode(said))
-
-
 async def cut_stream(
-    request: web.Request, response: web.StreamResponse, error: RequestError, event: bytes = b""
+    request: web.Request,
+    response: web.StreamResponse,
+    dialect: Dialect,
+    error: RequestError,
+    event: bytes = b"",
 ) -> RequestError:
     """Say why, with the engine's own `event` if it had one, and close the connection.
 
     A client that does not read keeps it for CUT_GRACE_S at most.
     """
     transport = request.transport
-    body = msgspec.json.encode(envelope(str(error), error.kind, error.status))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CUT_GRACE_S):
-            await response.write(event or event_of(body))
+            await response.write(event or dialect.error_event(error))
     if transport is None:
         return error
     transport.close()  # what was written still goes out; the end of the chunked body does not

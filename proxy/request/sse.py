@@ -1,6 +1,6 @@
 """Server-sent events are cut and written here alone: bytes in any pieces in, runs of whole events and their data out.
 
-Pure, and ignorant of what an event says: `judging` knows that.
+Pure, and ignorant of what an event says: a dialect knows that.
 """
 
 import re

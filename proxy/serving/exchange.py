@@ -14,16 +14,9 @@ import msgspec
 from proxy.admission import Ticket
 from proxy.errors import DeadlineError, LegBrokenError, LegError, StreamFailedError
 from proxy.headers import Headers
+from proxy.request.dialects import Dialect, Failure
 from proxy.request.generation import GenerationRequest
-from proxy.request.judging import (
-    Failure,
-    Verdict,
-    failure_in,
-    judge,
-    verdict,
-    wants_judging,
-    without_params,
-)
+from proxy.request.judging import judge, wants_judging, without_params
 from proxy.request.sse import EventCutter, events, only_comments
 from proxy.scheduling.decision import Decision
 from proxy.serving.ports import Answer
@@ -96,9 +89,10 @@ class EngineStream:
     Comments are passed on, but they do not prove that the engine is at work: they put off no deadline.
     """
 
-    def __init__(self, answer: Answer, chunk_s: float) -> None:
+    def __init__(self, answer: Answer, chunk_s: float, dialect: Dialect) -> None:
         """`chunk_s`: how long it may pause once it has begun."""
         self._answer = answer
+        self._dialect = dialect
         self._chunk_s = chunk_s
         self._cutter = EventCutter()
         self._held = self._ready = b""
@@ -108,6 +102,7 @@ class EngineStream:
 
     async def begin(self) -> Failure | None:
         """Wait until something was generated; a failure before that is returned. Raises LegError."""
+        dialect = self._dialect
         held: list[bytes] = []
         size_bytes = count = 0
         until: float | None = None
@@ -123,19 +118,19 @@ class EngineStream:
                 raise LegBrokenError(self._answer.instance, "the stream ended before its first event")
             at = 0
             for event, data in events(run):
-                found = verdict(data)
-                if found is Verdict.FAILED:
-                    return failure_in(data, event)
+                if data and (failure := dialect.failure(data, event)) is not None:
+                    return failure
                 size_bytes += len(event)
                 count += bool(data)
-                if found is not Verdict.NOTHING or count > MAX_HELD_EVENTS or size_bytes > MAX_HELD_BYTES:
-                    self._held, self._ready = _shown(held), run[at:]
+                said = data and (dialect.ends(data) or dialect.produces(data))
+                if said or count > MAX_HELD_EVENTS or size_bytes > MAX_HELD_BYTES:
+                    self._held, self._ready = self._shown(held), run[at:]
                     return None
                 at += len(event)
                 held.append(event)
                 if data and until is None:
                     until = time.monotonic() + MAX_HELD_S
-        self._held = _shown(held)
+        self._held = self._shown(held)
         return None
 
     async def next(self) -> bytes:
@@ -147,10 +142,10 @@ class EngineStream:
             passed = run
             if large := len(run) > MAX_HELD_BYTES:
                 await asyncio.sleep(0)  # joining it took milliseconds, and so does what follows
-            if wants_judging(run):
+            if wants_judging(self._dialect, run):
                 if large:
                     await asyncio.sleep(0)
-                passed, self._failure, self._done = judge(run)
+                passed, self._failure, self._done = judge(self._dialect, run)
             if self._held:
                 passed, self._held = self._held + passed, b""
             if passed:
@@ -195,8 +190,13 @@ class EngineStream:
             except ValueError as error:
                 raise LegBrokenError(self._answer.instance, str(error)) from error
         rest = self._cutter.rest()
-        _, failure, done = judge(rest)
+        _, failure, done = judge(self._dialect, rest)
         return rest if failure is not None or done else None  # anything else may be half an event
+
+    def _shown(self, held: list[bytes]) -> bytes:
+        """Events in which nothing was generated yet, as clients may see them."""
+        run = b"".join(held)
+        return judge(self._dialect, run).passed if wants_judging(self._dialect, run) else run
 
 
 def as_unary(answer: Answer, failure: Failure, decision: Decision) -> Reply:
@@ -204,9 +204,3 @@ def as_unary(answer: Answer, failure: Failure, decision: Decision) -> Reply:
     headers = [(name, value) for name, value in answer.headers if name.lower() != "content-type"]
     body = without_params(failure.body)
     return Reply(failure.status, [*headers, ("Content-Type", "application/json")], body, decision)
-
-
-def _shown(held: list[bytes]) -> bytes:
-    """Events in which nothing was generated yet, as clients may see them."""
-    run = b"".join(held)
-    return judge(run).passed if wants_judging(run) else run

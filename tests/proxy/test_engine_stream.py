@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from proxy.errors import DeadlineError, LegBrokenError, StreamFailedError
+from proxy.request.dialects import CHAT
 from proxy.scheduling.decision import Decision, Pick
 from proxy.serving import exchange
 from proxy.serving.exchange import EngineStream, as_unary
@@ -81,7 +82,7 @@ async def passed(stream: EngineStream, runs: list[bytes] | None = None, pause_s:
 async def test_what_is_nothing_yet_goes_out_with_what_is_something(
     pieces: Sequence[bytes], runs: list[bytes]
 ) -> None:
-    stream = EngineStream(Played(*pieces), 10)
+    stream = EngineStream(Played(*pieces), 10, CHAT)
     assert await stream.begin() is None
     assert await passed(stream) == runs
 
@@ -91,7 +92,7 @@ async def test_what_is_nothing_yet_goes_out_with_what_is_something(
     [[ERROR], [ROLE + ERROR + DONE], [COMMENT, ROLE, ROLE, USAGE, ERROR, DONE], [ROLE, ERROR.rstrip()]],
 )
 async def test_a_failure_before_anything_is_no_beginning(pieces: Sequence[bytes]) -> None:
-    failure = await EngineStream(Played(*pieces), 10).begin()
+    failure = await EngineStream(Played(*pieces), 10, CHAT).begin()
     assert failure is not None
     assert (failure.status, failure.body) == (500, ERROR[6:-2])
 
@@ -99,14 +100,14 @@ async def test_a_failure_before_anything_is_no_beginning(pieces: Sequence[bytes]
 @pytest.mark.parametrize("pieces", [[], [ROLE], [COMMENT], [ROLE, TEXT[:-3]], [ROLE, ERROR[:-9]]])
 async def test_a_stream_that_ends_before_anything_is_broken(pieces: Sequence[bytes]) -> None:
     with pytest.raises(LegBrokenError, match="before its first event"):
-        await EngineStream(Played(*pieces), 10).begin()
+        await EngineStream(Played(*pieces), 10, CHAT).begin()
 
 
 @pytest.mark.parametrize(
     "pieces", [[TEXT, TEXT, ERROR, DONE], [TEXT, TEXT + ERROR + DONE], [TEXT + TEXT + ERROR]]
 )
 async def test_a_failure_later_passes_what_came_and_no_end(pieces: Sequence[bytes]) -> None:
-    stream = EngineStream(Played(*pieces), 10)
+    stream = EngineStream(Played(*pieces), 10, CHAT)
     assert await stream.begin() is None
     got: list[bytes] = []
     with pytest.raises(StreamFailedError) as caught:
@@ -117,7 +118,7 @@ async def test_a_failure_later_passes_what_came_and_no_end(pieces: Sequence[byte
 
 @pytest.mark.parametrize("pieces", [[TEXT], [TEXT, TEXT, TEXT[:10]], [TEXT, COMMENT]])
 async def test_a_stream_without_its_mark_is_broken(pieces: Sequence[bytes]) -> None:
-    stream = EngineStream(Played(*pieces), 10)
+    stream = EngineStream(Played(*pieces), 10, CHAT)
     assert await stream.begin() is None
     with pytest.raises(LegBrokenError, match="without its last event"):
         await passed(stream)
@@ -131,7 +132,7 @@ async def test_after_its_mark_a_stream_is_complete_whatever_comes(
 ) -> None:
     monkeypatch.setattr(exchange, "LATE_CLOSE_S", 0.01)
     played = Played(TEXT, DONE, late, SILENCE)
-    stream = EngineStream(played, 10)
+    stream = EngineStream(played, 10, CHAT)
     assert await stream.begin() is None
     assert await passed(stream) == [TEXT, DONE]
     assert played.asked == 2
@@ -144,7 +145,7 @@ async def test_what_is_held_back_is_bounded(bound: str, monkeypatch: pytest.Monk
     limit = {"MAX_HELD_EVENTS": 3, "MAX_HELD_BYTES": 3 * len(ROLE), "MAX_HELD_S": 0.01}[bound]
     monkeypatch.setattr(exchange, bound, limit)
     script = [ROLE, SILENCE] if bound == "MAX_HELD_S" else [ROLE] * 4
-    stream = EngineStream(Played(*script, ERROR), 10)
+    stream = EngineStream(Played(*script, ERROR), 10, CHAT)
     assert await stream.begin() is None
     got: list[bytes] = []
     with pytest.raises(StreamFailedError):
@@ -155,7 +156,7 @@ async def test_what_is_held_back_is_bounded(bound: str, monkeypatch: pytest.Monk
 async def test_comments_alone_are_waited_for_without_a_bound_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that has not begun to generate may say so for long; the leg's deadline ends that."""
     monkeypatch.setattr(exchange, "MAX_HELD_S", 0.0)
-    stream = EngineStream(Played(COMMENT, COMMENT, ROLE + ERROR), 10)
+    stream = EngineStream(Played(COMMENT, COMMENT, ROLE + ERROR), 10, CHAT)
     assert await stream.begin() is not None
 
 
@@ -169,7 +170,7 @@ async def test_comments_put_off_no_deadline() -> None:
             await asyncio.sleep(0.02)
             return COMMENT
 
-    stream = EngineStream(Dripping(TEXT, COMMENT[:5], COMMENT[5:]), 0.2)
+    stream = EngineStream(Dripping(TEXT, COMMENT[:5], COMMENT[5:]), 0.2, CHAT)
     assert await stream.begin() is None
     with pytest.raises(DeadlineError, match=r"nothing but comments for 0.2 s"):
         async with asyncio.timeout(10):
@@ -186,7 +187,7 @@ async def test_data_puts_off_the_deadline_and_a_slow_reader_uses_none_of_it() ->
             await asyncio.sleep(0.01)
             return await super().next_chunk(limit_s)
 
-    stream = EngineStream(Noting(TEXT, COMMENT, COMMENT, TEXT, TEXT, DONE), 5)
+    stream = EngineStream(Noting(TEXT, COMMENT, COMMENT, TEXT, TEXT, DONE), 5, CHAT)
     assert await stream.begin() is None
     await passed(stream, pause_s=0.05)
     assert limits[0] == 5
@@ -196,7 +197,7 @@ async def test_data_puts_off_the_deadline_and_a_slow_reader_uses_none_of_it() ->
 
 async def test_an_event_without_an_end_breaks_the_leg() -> None:
     with pytest.raises(LegBrokenError, match="bytes"):
-        await EngineStream(Played(b"x" * (17 << 20)), 10).begin()
+        await EngineStream(Played(b"x" * (17 << 20)), 10, CHAT).begin()
 
 
 PARAMS = b'"kv_transfer_params": {"remote_host": "10.0.0.1"}'
@@ -205,7 +206,7 @@ PARAMS = b'"kv_transfer_params": {"remote_host": "10.0.0.1"}'
 async def test_what_is_held_back_tells_no_more_than_what_passes() -> None:
     role = ROLE.replace(b'{"choices"', b"{" + PARAMS + b', "choices"', 1)
     assert PARAMS in role
-    stream = EngineStream(Played(role, TEXT, DONE), 10)
+    stream = EngineStream(Played(role, TEXT, DONE), 10, CHAT)
     assert await stream.begin() is None
     run = b"".join(await passed(stream))
     assert PARAMS not in run
@@ -215,7 +216,7 @@ async def test_what_is_held_back_tells_no_more_than_what_passes() -> None:
 async def test_nor_does_the_answer_that_is_made_of_an_early_failure() -> None:
     error = ERROR.replace(b'{"error"', b"{" + PARAMS + b', "error"', 1)
     played = Played(error)
-    failure = await EngineStream(played, 10).begin()
+    failure = await EngineStream(played, 10, CHAT).begin()
     assert failure is not None
     picked = Pick(None, ())
     body = as_unary(played, failure, Decision("p", None, picked, picked)).body

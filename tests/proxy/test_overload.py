@@ -26,6 +26,7 @@ from proxy.edge.stall import StallWatch
 from proxy.errors import LegBrokenError
 from proxy.fair_queue import ANONYMOUS
 from proxy.phases import Phase
+from proxy.request.dialects import CHAT
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.upstream import client as upstream
@@ -526,7 +527,7 @@ class EndlessSource:
         response = web.StreamResponse()
         try:
             with StallWatch(request, self._stall_s, self._count):
-                await relay_stream(request, response, self._events(), asyncio.Event())
+                await relay_stream(request, response, self._events(), CHAT, asyncio.Event())
         finally:
             self.ended += 1
         return response

@@ -29,7 +29,7 @@ from proxy.edge.middlewares import (
     error_response,
 )
 from proxy.edge.read_body import in_time
-from proxy.edge.relay import cut_stream, error_event, relay_stream
+from proxy.edge.relay import cut_stream, relay_stream
 from proxy.edge.routes.salting import salted
 from proxy.edge.stall import StallWatch
 from proxy.errors import (
@@ -109,15 +109,16 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
         if error.reason is not None:
             request[NOTES_KEY]["reason"] = error.reason
         if waiting.response is None:
-            return error_response(error)
+            return error_response(error, dialect.error(error))
         request[NOTES_KEY]["cut"] = as_value(error)
-        await cut_stream(request, waiting.response, error)
+        await cut_stream(request, waiting.response, dialect, error)
         return waiting.response
     except (asyncio.CancelledError, ConnectionError):
         if cut_by_us(request):
             outcome = "cut" if request.writer.output_size > 0 else "unavailable"
             if waiting.response is not None:
-                await cut_stream(request, waiting.response, UnavailableError("kvproxy is shutting down"))
+                stopping = UnavailableError("kvproxy is shutting down")
+                await cut_stream(request, waiting.response, dialect, stopping)
                 return waiting.response
         raise
     except Exception:
@@ -305,7 +306,8 @@ async def _answer(
             error = EngineFailedError(
                 f"the engine answered with status {reply.status} when the stream had begun"
             )
-            return begun, await cut_stream(request, begun, error, error_event(reply.status, reply.body))
+            late = dialect.late_answer(reply.status, reply.body)
+            return begun, await cut_stream(request, begun, dialect, error, late)
         whole = web.Response(status=reply.status, headers=headers, body=reply.body)
         if len(reply.body) > LARGE_ANSWER_BYTES:  # aiohttp would write it after the handler, unwatched
             reply.close()
@@ -315,5 +317,6 @@ async def _answer(
         return whole, None
     response = begun or web.StreamResponse(status=reply.status, headers=headers)
     with watch:
-        cut = await relay_stream(request, response, reply.body, request.app[IN_FLIGHT_KEY].cutting, limit)
+        cutting = request.app[IN_FLIGHT_KEY].cutting
+        cut = await relay_stream(request, response, reply.body, dialect, cutting, limit)
     return response, cut

@@ -2,11 +2,13 @@
 
 import abc
 from collections.abc import Collection, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
+from proxy.errors import EngineFailedError, RequestError, envelope
 from proxy.request.body import Body
+from proxy.request.sse import event_of
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -27,6 +29,17 @@ class Usage(msgspec.Struct, frozen=True):
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
+
+
+class Failure(NamedTuple):
+    """An engine's own word that a request failed."""
+
+    status: int
+    """From 400 to 599; 500 where none is told."""
+    body: bytes
+    """As an answer of that status would have it."""
+    event: bytes
+    """As a stream has it; empty for what was no stream."""
 
 
 class Dialect(abc.ABC):
@@ -65,3 +78,43 @@ class Dialect(abc.ABC):
     @abc.abstractmethod
     def usage(self, answer: bytes) -> Usage:
         """What a whole answer tells of its prompt. Raises ValueError if it is no such answer."""
+
+    # -- streams: each is asked of the data of one event, which is never empty --------------------------------
+
+    @abc.abstractmethod
+    def produces(self, data: bytes) -> bool:
+        """Whether an event holds something generated, so that the client's answer may begin with it."""
+
+    @abc.abstractmethod
+    def ends(self, data: bytes) -> bool:
+        """Whether an event is the one that ends a complete stream."""
+
+    @abc.abstractmethod
+    def failure(self, data: bytes, event: bytes = b"") -> Failure | None:
+        """The failure that an event tells of, or a whole answer, which is no event; None if it tells of none."""
+
+    def wants_judging(self, run: bytes) -> bool:  # noqa: ARG002  # the safe answer
+        """Whether a run of events may hold an end or a failure. Every chunk is asked: a search, no more."""
+        return True
+
+    # -- errors that are ours ------------------------------------------------------------------------------
+
+    def error(self, error: RequestError) -> dict[str, Any]:
+        """The body of an answer that ends in `error`."""
+        return envelope(str(error), error.kind, error.status, error.param)
+
+    def error_event(self, error: RequestError) -> bytes:
+        """The last event of a stream that ends in `error`: its connection is cut behind it."""
+        return event_of(msgspec.json.encode(self.error(error)))
+
+    def late_answer(self, status: int, body: bytes) -> bytes:
+        """The event for an engine's answer of that status which came when another had been given already."""
+        try:
+            said = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            said = None
+        if isinstance(said, dict) and "error" in said:
+            return event_of(msgspec.json.encode(said))
+        words = f"the engine answered with status {status}"
+        code = status if status >= 400 else EngineFailedError.status
+        return event_of(msgspec.json.encode(envelope(words, EngineFailedError.kind, code)))

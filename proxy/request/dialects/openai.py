@@ -1,4 +1,4 @@
-"""Completions and chats share vLLM's sampling members, their rules, and the usage of their answers."""
+"""Completions and chats share vLLM's sampling members and their rules, and answers that are made of choices."""
 
 from typing import ClassVar
 
@@ -6,7 +6,8 @@ import msgspec
 
 from proxy.errors import BadRequestError
 from proxy.request.body import Body
-from proxy.request.dialects.base import Dialect, Shape, Usage
+from proxy.request.dialects import choices
+from proxy.request.dialects.base import Dialect, Failure, Shape, Usage
 from proxy.request.like_pydantic import truth, whole_number
 
 
@@ -86,6 +87,22 @@ class OpenAiDialect(Dialect):
         if min(usage.prompt_tokens or 0, details.cached_tokens or 0) < 0:
             raise ValueError("the answer counts fewer than 0 tokens")
         return Usage(usage.prompt_tokens, details.cached_tokens)
+
+    def produces(self, data: bytes) -> bool:
+        """As `Dialect`."""
+        return choices.has_produced(data)
+
+    def ends(self, data: bytes) -> bool:
+        """As `Dialect`."""
+        return data == choices.DONE
+
+    def failure(self, data: bytes, event: bytes = b"") -> Failure | None:
+        """As `Dialect`."""
+        return choices.failure_in(data, event)
+
+    def wants_judging(self, run: bytes) -> bool:
+        """As `Dialect`."""
+        return choices.wants_judging(run)
 
 
 def _is_whole(body: Body) -> bool:

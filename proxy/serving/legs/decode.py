@@ -12,7 +12,7 @@ from proxy.phases import Phase
 from proxy.request.body import Encoded
 from proxy.request.deadlines import within
 from proxy.request.dialects import Dialect, Usage
-from proxy.request.judging import failure_in, without_params
+from proxy.request.judging import without_params
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
@@ -180,7 +180,7 @@ class DecodeLegs:
             sent = await self._legs.send(call, chosen, body, stack)
             answer = sent.answer
             if answer.is_event_stream and answer.status == 200:
-                stream = EngineStream(answer, self._deadlines.chunk_s)
+                stream = EngineStream(answer, self._deadlines.chunk_s, call.request.dialect)
                 if (failure := await stream.begin()) is None:
                     self._produced(hold, chosen.instance)
                     self._legs.took(sent)
@@ -192,7 +192,7 @@ class DecodeLegs:
                 data = await answer.read()
                 if answer.status != 200:
                     reply = Reply(answer.status, answer.headers, data, decision)
-                elif (failure := failure_in(data)) is not None:
+                elif (failure := call.request.dialect.failure(data)) is not None:
                     reply = as_unary(answer, failure, decision)
                 else:
                     reply = Reply(200, answer.headers, without_params(data), decision)

@@ -12,7 +12,6 @@ from proxy.fleet.fullness import FULL
 from proxy.phases import Phase
 from proxy.request.body import Body, Encoded
 from proxy.request.deadlines import within
-from proxy.request.judging import failure_in
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement, Question
 from proxy.scheduling.types import Candidate
@@ -127,7 +126,7 @@ class PrefillLegs:
                     answer = sent.answer
                     finished = answer.status == 200
                     data = await answer.read(most_answer_bytes(call.request.body.size_bytes))
-            failure = failure_in(data) if finished else None
+            failure = call.request.dialect.failure(data) if finished else None
             came = finished and failure is None
         except BaseException as error:
             self._ended_early(hold, error, finished=finished)

@@ -14,7 +14,7 @@ import msgspec
 from proxy.errors import EngineFailedError, LegBrokenError, LegError, StreamFailedError, UnavailableError
 from proxy.headers import Headers
 from proxy.phases import Phase
-from proxy.request.judging import DONE
+from proxy.request.dialects.choices import DONE
 from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.request.sse import EventReader
 from proxy.serving.exchange import Call, Reply

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.request.judging import DONE
+from proxy.request.dialects.choices import DONE
 from proxy.request.sse import KEEP_ALIVE, event_of
 from proxy.serving.lists.answers import renumbered
 from proxy.serving.lists.usage import summed
