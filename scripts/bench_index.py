@@ -26,8 +26,9 @@ from kvevents.applier import Applier
 from proxy.config import parse_instance
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Role
-from proxy.scheduling.placement import Placement, Question
+from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity
+from proxy.scheduling.question import Question
 
 BLOCK = 16
 VOCABULARY = 150_000

@@ -29,7 +29,8 @@ from proxy.fleet.instances import Fleet
 from proxy.fleet.why import NO_ROOM, Why
 from proxy.phases import Phase
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.placement import Placement, Question
+from proxy.scheduling.placement import Placement
+from proxy.scheduling.question import Question
 
 ENGINES_FULL = "engines_full"
 """The reason of an error that tells of engines that say they are full."""

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from proxy.errors import BadRequestError
 from proxy.fleet.instances import Fleet, Instance
 from proxy.phases import Phase, Role
+from proxy.scheduling.question import Question
 
 
 class Need:
@@ -93,6 +94,18 @@ class Need:
         if not self._whole and not any(i.role is Role.PREFILL for i in several):
             answering = [i for i in answering if i.role is Role.BOTH]
         return max((i.max_model_len for i in answering), default=0)
+
+
+def need_of(fleet: Fleet, question: Question) -> Need:
+    """The context that the legs of a question need."""
+    return Need(
+        fleet,
+        question.model,
+        question.prompt_tokens,
+        question.answer_tokens,
+        question.limited_by,
+        whole=question.whole,
+    )
 
 
 def longest_context(instances: Collection[Instance], *, alone: bool = False) -> float | None:

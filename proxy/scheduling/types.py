@@ -49,7 +49,23 @@ class Candidate(msgspec.Struct, frozen=True):
     reload_cost_tokens: float = 0.0
     """What reloading that costs: as much as computing so many tokens."""
     weight_tokens: int = 0
-    """What its running legs of this phase take of its limit: `load_tokens`, and what decode legs are expected to generate."""
+    """What its running legs of this phase take of its limit: `load_tokens`, and what decode legs are expected to
+    generate."""
+    serves_all: bool = False
+    """Its instance does both: given the prefill leg it serves the whole request, in that one leg."""
+
+
+class View(msgspec.Struct, frozen=True):
+    """The fleet as one question finds it at one moment. Of each leg all candidates, those that are not usable included."""
+
+    model: str
+    prompt_tokens: int | None
+    """The prompt's length; None if it could not be tokenized in time."""
+    prefill: Sequence[Candidate]
+    decode: Sequence[Candidate]
+    """For decode legs, and for requests that cannot be split."""
+    whole: bool = False
+    """The request cannot be split: a candidate for decode serves all of it."""
 
 
 class Policy(Protocol):

@@ -39,7 +39,8 @@ from proxy.request.generation import GenerationRequest
 from proxy.request.weights import generated_tokens
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.lengths import longest_context, too_many_characters, too_many_tokens
-from proxy.scheduling.placement import Placement, Question
+from proxy.scheduling.placement import Placement
+from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
 from proxy.serving.attempts import Attempts
 from proxy.serving.custody import Due, Hold

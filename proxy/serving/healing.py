@@ -25,8 +25,9 @@ from proxy.connectors import Handoff, asking_for_report
 from proxy.fleet.instances import Fleet, Instance
 from proxy.headers import SESSION_ID
 from proxy.request.body import Body
-from proxy.scheduling.placement import USUAL_BLOCK_SIZE, Question
+from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
+from proxy.scheduling.view import USUAL_BLOCK_SIZE
 from proxy.serving.exchange import Call
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from proxy.fleet import fullness
 from proxy.fleet.circuit import Breaker, Circuit
 from proxy.fleet.instances import Claim, Fleet, Instance, Status
 from proxy.phases import Phase, Role
-from proxy.scheduling.placement import Placement, Question
+from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity, LeastLoad
+from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate, Leg
 from proxy.tasks import TaskOwner
 from proxy.watching.checks import Check, Finding

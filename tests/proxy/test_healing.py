@@ -16,7 +16,7 @@ from proxy.edge.routes.observe import INDEX
 from proxy.fleet.instances import Fleet, Instance
 from proxy.phases import Role
 from proxy.request.body import Body
-from proxy.scheduling.placement import Question
+from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
 from proxy.serving.healing import BURST, CONFIRM_S, RESERVE, SHARE, USELESS_AFTER, Healing
 from proxy.simulation import StandIn

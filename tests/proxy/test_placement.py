@@ -10,8 +10,9 @@ from proxy.fleet.circuit import Breaker
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.placement import Placement, Question
+from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity
+from proxy.scheduling.question import Question
 
 PREFIX = list(range(1000, 2000))
 

@@ -14,8 +14,9 @@ from proxy.edge.routes.observe import INDEX
 from proxy.errors import ConfigError
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Phase, Role
-from proxy.scheduling.placement import Placement, Question
+from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity
+from proxy.scheduling.question import Question
 from proxy.simulation import StandIn, StandInConfig
 from scripts.workshop.live.ports import free_ports
 from tests.kvevents.publisher import Publisher

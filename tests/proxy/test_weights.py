@@ -13,8 +13,9 @@ from proxy.phases import Phase, Role
 from proxy.request import dialects
 from proxy.request.generation import read_request
 from proxy.request.weights import MOST_SEQUENCES, generated_tokens
-from proxy.scheduling.placement import Placement, Question
+from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity
+from proxy.scheduling.question import Question
 
 EXPECTED = 500
 PROMPT: dict[str, Any] = {"prompt": "hi"}

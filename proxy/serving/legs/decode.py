@@ -14,7 +14,8 @@ from proxy.request.deadlines import within
 from proxy.request.dialects import Dialect, Usage
 from proxy.request.judging import without_params
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.placement import Placement, Question
+from proxy.scheduling.placement import Placement
+from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
 from proxy.serving.custody import Due, Hold
 from proxy.serving.exchange import Call, EngineStream, Reply, as_unary

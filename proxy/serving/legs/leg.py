@@ -25,7 +25,8 @@ from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.phases import Phase, Role
 from proxy.request.body import Encoded
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.placement import Placement, Question
+from proxy.scheduling.placement import Placement
+from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.ports import Answer, Client, Watch

@@ -13,7 +13,8 @@ from proxy.phases import Phase
 from proxy.request.body import Body, Encoded
 from proxy.request.deadlines import within
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.placement import Placement, Question
+from proxy.scheduling.placement import Placement
+from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
 from proxy.serving.custody import Due, Hold
 from proxy.serving.exchange import Call, Reply, as_unary

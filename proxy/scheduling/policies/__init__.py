@@ -1,0 +1,36 @@
+"""The policies that come with kvproxy, one a file: each says what giving a leg to a candidate costs, nothing more."""
+
+import importlib
+
+from proxy.errors import ConfigError
+from proxy.scheduling.policies.cache_affinity import CacheAffinity
+from proxy.scheduling.policies.least_load import LeastLoad
+from proxy.scheduling.policies.round_robin import RoundRobin
+from proxy.scheduling.types import Policy
+
+__all__ = ["POLICIES", "CacheAffinity", "LeastLoad", "RoundRobin", "load_policy"]
+
+POLICIES: dict[str, type[CacheAffinity] | type[LeastLoad] | type[RoundRobin]] = {
+    "cache_affinity": CacheAffinity,
+    "least_load": LeastLoad,
+    "round_robin": RoundRobin,
+}
+
+
+def load_policy(name: str) -> Policy:
+    """A policy by its own name, or a user's own by `package.module:Class`. Raises ConfigError."""
+    if name in POLICIES:
+        return POLICIES[name]()
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"--policy {name!r} is not known: give one of {', '.join(POLICIES)}, or package.module:Class"
+        )
+    try:
+        made = getattr(importlib.import_module(module_name), class_name)()
+    except Exception as error:  # a user's module may fail in any way
+        raise ConfigError(f"--policy {name}: {type(error).__name__}: {error}") from error
+    if not callable(getattr(made, "costs", None)):
+        raise ConfigError(f"--policy {name}: {class_name} has no method costs(leg, candidates)")
+    policy: Policy = made
+    return policy

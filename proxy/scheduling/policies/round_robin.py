@@ -1,0 +1,15 @@
+"""A leg goes to the instance that was picked longest ago."""
+
+from collections.abc import Sequence
+
+from proxy.scheduling.types import Candidate, Leg
+
+
+class RoundRobin:
+    """The running number of an instance's last pick."""
+
+    unit = "picks"
+
+    def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:  # noqa: ARG002  # a policy is asked so
+        """As `LegPolicy`, in picks."""
+        return [c.last_pick for c in candidates]
