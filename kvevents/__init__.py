@@ -11,7 +11,7 @@ The modules in the order in which a batch passes them. Each opens with the sente
 - From the wire: `wire` (sockets; the only module that speaks ZeroMQ), `decoder` (bytes to events), `events` (the events as
   vLLM writes them, and the reasons why one changes nothing).
 - In order: `sequence` (judges one number by the one before it), `source` (the state machine of one publisher: what is
-  applied, asked for again, forgotten), `source_events` (its inputs and actions).
+  applied, asked for again, forgotten), `source_events` (its inputs and actions), `waiting` (live batches during a replay).
 - On the event loop: `subscriber` (carries out what `source` decides), `replays` (one replay at a time), `probe_clock` (when an
   idle source is asked), `at_rest` (readings between two batches), `turns` (subscribers share the loop with others).
 - Into the index: `applier` (one batch, in slices), `together` (single blocks in groups), `prefix_index` (the index), `change`

@@ -6,7 +6,6 @@ all that was known of the rank is wrong. After a restart of ours the same compar
 docs/adr/0002-when-an-index-is-exact.md has the transitions as a table, with the reasons.
 """
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,12 +37,7 @@ from kvevents.source_events import (
     StopReplay,
     Suspected,
 )
-
-MAX_WAITING_BYTES = 64 << 20
-"""Bytes of live messages kept while a replay runs; if more come, all are dropped and asked for again."""
-
-MAX_WAITING = 10_000
-"""Live messages kept likewise: as many as vLLM's replay buffer holds (KVEventsConfig.buffer_steps)."""
+from kvevents.waiting import MAX_WAITING_BYTES, Waiting
 
 # Unanswered requests before the rank is built from live messages alone.
 _MAX_TRIES = 3
@@ -80,7 +74,6 @@ class Source:
         process that has yet to be found behind the address.
         """
         self._can_replay = can_replay
-        self._max_waiting_bytes = max_waiting_bytes
         self._connected = False
         self._last: Position | None = None
         self._since_start = False  # everything from number 0, or from a reset, up to `_last` was applied
@@ -91,9 +84,10 @@ class Source:
         self._round: _Round | None = None
         self._rounds = 0
         self._tries = 0
-        self._waiting: deque[Message] = deque()
-        self._waiting_bytes = 0
-        self._spilled = False
+        self._waiting = Waiting(max_waiting_bytes)
+        self._spilled = (
+            False  # messages that waited were dropped, so this replay has to be followed by another
+        )
         self._replayed: dict[int, bytes] = {}  # digests of replayed batches whose live copies may still come
         self._told = State.UNKNOWN
         self._unproven = resume is not None
@@ -180,7 +174,7 @@ class Source:
 
     def _on_disconnected(self) -> Iterator[Action]:
         self._connected = False
-        self._drop_waiting()
+        self._waiting.clear()
         if self._round is not None:
             self._round = None
             yield StopReplay()
@@ -367,28 +361,11 @@ class Source:
             yield Retire(why)
 
     def _wait(self, message: Message, *, first: bool = False) -> None:
-        size = _size(message)
-        if self._waiting_bytes + size > self._max_waiting_bytes or len(self._waiting) >= MAX_WAITING:
-            self._drop_waiting()
+        if not self._waiting.add(message, first=first):
             self._spilled = self._doubt = True
-        self._waiting_bytes += size
-        if first:
-            self._waiting.appendleft(message)
-        else:
-            self._waiting.append(message)
-
-    def _drop_waiting(self) -> None:
-        self._waiting.clear()
-        self._waiting_bytes = 0
 
     def _drain(self) -> Iterator[Action]:
         self._draining = True
         while self._waiting and self._round is None:
-            message = self._waiting.popleft()
-            self._waiting_bytes -= _size(message)
-            yield from self._on_live(message)
+            yield from self._on_live(self._waiting.take())
         self._draining = False
-
-
-def _size(message: Message) -> int:
-    return len(message.topic) + len(message.payload)

@@ -20,9 +20,10 @@ from kvevents.applier import Applier
 from kvevents.block_keys import BlockHasher
 from kvevents.decoder import MAX_PAYLOAD_BYTES, UnreadableMessage, read_batch
 from kvevents.prefix_index import MAX_TIERS
-from kvevents.source import MAX_WAITING, Source
+from kvevents.source import Source
 from kvevents.source_events import AskReplay, Connected, Damage, Live, ReplayEnded
 from kvevents.tail import Tail
+from kvevents.waiting import MAX_WAITING
 
 ENGINE = "engine:8000"
 SLOT = Slot(ENGINE, 0, "GPU")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from kvevents import Message, PrefixIndex, Reason, Slot, State, UnreadableMessage, read_live, read_replay
 from kvevents.applier import Applier
-from kvevents.source import MAX_WAITING_BYTES, Source
+from kvevents.source import Source
 from kvevents.source_events import (
     Apply,
     AskReplay,
@@ -27,6 +27,7 @@ from kvevents.source_events import (
     Suspected,
 )
 from kvevents.tail import Tail
+from kvevents.waiting import MAX_WAITING_BYTES
 from tests.fuzz.events.good_engine import GoodEngine
 from tests.fuzz.events.payloads import Payloads
 from tests.fuzz.events.tally import Tally
