@@ -75,6 +75,8 @@ REPLAY_LIMIT_S = 60.0
 """A replay has ended after that time in any case."""
 
 _OPEN_AGAIN_S = 1.0
+# The least first.
+_WORTH = (State.UNKNOWN, State.PARTIAL, State.EXACT)
 # Replays in a row that brought batches never heard live: one may be due to a slow subscription, another to an accident.
 _MAX_UNHEARD = 3
 # ZeroMQ gives an address up for good after bytes that are no ZMTP, or a message that is too large.
@@ -352,7 +354,11 @@ class Subscriber:
             self._connected = isinstance(event, Connected)
             self._probes.link_changed()
         damage, cleared = Damage.NONE, False
-        for action in source.handle(event):
+        actions = source.handle(event)
+        if _WORTH.index(source.state) < _WORTH.index(self._state):
+            # A promise ends before the blocks that it was about go: others run while batches are applied.
+            self._set_state(source.state)
+        for action in actions:
             match action:
                 case Apply(message):
                     before = self._applier.clears

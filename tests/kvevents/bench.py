@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from kvevents import NullObserver, PrefixIndex, Prompt, Reason, Slot, State
+from kvevents import NullObserver, PrefixIndex, Prompt, Reason, RetireReason, Slot, State
 from kvevents.subscriber import SourceAddress, Subscriber
 from tests.kvevents.publisher import Publisher, free_port
 
@@ -20,7 +20,7 @@ class Heard(NullObserver):
 
     def __init__(self) -> None:
         self.states: list[State] = []
-        self.retirements: list[str] = []
+        self.retirements: list[RetireReason] = []
         self.replays: list[tuple[int, bool]] = []
         self.missing = 0
         self.drops: dict[Reason, int] = {}
@@ -42,7 +42,7 @@ class Heard(NullObserver):
     def state_changed(self, *, instance: str, rank: int, state: State) -> None:
         self.states.append(state)
 
-    def retired(self, *, instance: str, rank: int, why: str) -> None:
+    def retired(self, *, instance: str, rank: int, why: RetireReason) -> None:
         self.retirements.append(why)
 
     def batch_received(self, *, instance: str, rank: int, number: int, ts_s: float, events: int) -> None:

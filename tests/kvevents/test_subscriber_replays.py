@@ -4,10 +4,8 @@ import asyncio
 
 import pytest
 
-from kvevents import (
-    State,
-)
-from tests.kvevents.bench import ENGINE, Bench, block, publish, until
+from kvevents import RetireReason, State
+from tests.kvevents.bench import ENGINE, Bench, Heard, block, publish, until
 from tests.kvevents.publisher import Publisher
 
 
@@ -128,6 +126,26 @@ async def test_no_replay_endpoint_and_a_gap(bench: Bench) -> None:
         await until(lambda: "gap" in bench.heard.retirements)
         await until(lambda: bench.cached() == 1 and subscriber.state is State.PARTIAL)
         assert bench.heard.missing == 1
+
+
+async def test_an_exact_rank_is_partial_before_a_gap_takes_its_blocks(bench: Bench) -> None:
+    states: list[State] = []
+
+    class AtRetirement(Heard):
+        def retired(self, *, instance: str, rank: int, why: RetireReason) -> None:
+            super().retired(instance=instance, rank=rank, why=why)
+            states.append(subscriber.state)
+
+    bench.heard = AtRetirement()
+    publisher = bench.publisher(replay=False, lose=lambda number: number == 500)
+    async with bench.following(replay=False) as subscriber:
+        await until(lambda: publisher._subscriptions > 0)
+        publish(publisher, 1, 500)
+        publisher.settle()
+        publisher.publish(block(501))  # lost
+        publisher.publish(block(1))
+        await until(lambda: "gap" in bench.heard.retirements)
+    assert states[-1] is State.PARTIAL
 
 
 async def _publish_until_heard(bench: Bench, publisher: Publisher) -> None:
