@@ -9,7 +9,7 @@ import pytest
 
 from proxy.config import Admission, Deadlines
 from proxy.simulation.live.faults import Fault
-from tests.proxy.service import InOrder, Pair, fleet, wait_until
+from tests.helpers.service import InOrder, Pair, fleet, wait_until
 
 
 async def line(caplog: pytest.LogCaptureFixture, path: str = "/v1/completions") -> dict[str, str]:

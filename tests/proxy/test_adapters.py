@@ -12,7 +12,7 @@ from proxy.edge.routes.adapters import overall_status
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.watching import adapters
-from tests.proxy.service import ADMIN_KEY, Answer, Pair, Service, ask, fleet
+from tests.helpers.service import ADMIN_KEY, Answer, Pair, Service, ask, fleet
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 UPDATES = {"lora_updates": True}

@@ -11,7 +11,7 @@ from proxy.cli.main import main
 from proxy.config import Config, Security
 from proxy.edge.app import shut_down
 from proxy.errors import ConfigError
-from tests.proxy.service import ADMIN_KEY, UNHURRIED, Service, ask, fleet, wait_until
+from tests.helpers.service import ADMIN_KEY, UNHURRIED, Service, ask, fleet, wait_until
 
 SEPARATE = Security(admin_port=0)
 OPERATORS = [

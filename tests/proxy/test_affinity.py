@@ -11,7 +11,7 @@ from proxy.edge.app_keys import ACCURACY, TOKENIZER
 from proxy.simulation.api.model_files import write_model
 from proxy.tokenizing.tool_choices import Choice, Tools
 from proxy.upstream.client import EngineClient
-from tests.proxy.service import UNHURRIED, Pair, Service, engines, fleet, kvproxy, prose, wait_until
+from tests.helpers.service import UNHURRIED, Pair, Service, engines, fleet, kvproxy, prose, wait_until
 
 LEFTOVERS: dict[str, Any] = {
     "reasoning": {"effort": "low"},

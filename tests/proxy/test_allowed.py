@@ -8,7 +8,7 @@ from aiohttp import web
 from proxy.config import AllowedInstances, Security, parse_instance
 from proxy.errors import ConfigError
 from proxy.phases import Role
-from tests.proxy.service import engines, fleet
+from tests.helpers.service import engines, fleet
 
 
 @pytest.mark.parametrize(

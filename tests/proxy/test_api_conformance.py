@@ -18,7 +18,7 @@ from proxy.edge.routes.openapi import description
 from proxy.errors import ConfigError
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
-from tests.proxy.service import ADMIN_KEY, Pair, fleet, wait_until
+from tests.helpers.service import ADMIN_KEY, Pair, fleet, wait_until
 
 SCHEMA = schemathesis.openapi.from_dict(description())
 OPERATIONS = [SCHEMA[path][method] for path, item in description()["paths"].items() for method in item]

@@ -16,7 +16,7 @@ from proxy.serving.handover import releases
 from proxy.serving.legs.leg import AttemptFailedError
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
-from tests.proxy.service import InOrder, Pair, fleet, prose, wait_until
+from tests.helpers.service import InOrder, Pair, fleet, prose, wait_until
 
 PATH = "/v1/completions"
 

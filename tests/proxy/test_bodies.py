@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from proxy.admission.bodies import BodyBudget, BodyLease
-from tests.proxy.service import wait_until
+from tests.helpers.service import wait_until
 
 LIMIT = 8192
 RESERVE = LIMIT // 8

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from proxy.config import Security
-from tests.proxy.service import ask, fleet
+from tests.helpers.service import ask, fleet
 
 
 def _has(address: str) -> bool:

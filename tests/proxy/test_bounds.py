@@ -16,8 +16,8 @@ from proxy.upstream.client import EngineClient
 from proxy.upstream.metrics_page import MAX_LINES, lines_of
 from proxy.watching.checks import MOST_MODELS
 from proxy.watching.sleeping import Depth, read_depth
+from tests.helpers.service import engines, fleet, kvproxy, wait_until
 from tests.hostile.raw_engine import HEALTHY, answer, raw_engine
-from tests.proxy.service import engines, fleet, kvproxy, wait_until
 
 IN_BUFFERS_BYTES = 16 << 20
 """What sockets and streams hold between two processes, generously."""

@@ -9,7 +9,7 @@ from proxy.caches.capacity import read_capacities
 from proxy.edge.app_keys import WATCH
 from proxy.edge.routes.observe import INDEX
 from proxy.simulation import StandIn
-from tests.proxy.service import Pair, ask, fleet, wait_until
+from tests.helpers.service import Pair, ask, fleet, wait_until
 
 INFO = "vllm:cache_config_info"
 SMALL = {"blocks": 65, "max_model_len": 1024}

@@ -13,7 +13,7 @@ from proxy.phases import Role
 from proxy.simulation.live.faults import Fault
 from proxy.watching import changes
 from proxy.watching.changes import SILENT_S, Changes
-from tests.proxy.service import engines, fleet, kvproxy, wait_until
+from tests.helpers.service import engines, fleet, kvproxy, wait_until
 
 PREFILL, DECODE = "127.0.0.1:1", "127.0.0.1:2"
 

@@ -11,9 +11,9 @@ from proxy.errors import ConnectFailedError, LegBrokenError, NoSocketError
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.upstream.client import EngineClient
+from tests.helpers.echoing import WAYS, echoing_engine
+from tests.helpers.service import wait_until
 from tests.hostile.raw_engine import answer, raw_engine
-from tests.proxy.echoing import WAYS, echoing_engine
-from tests.proxy.service import wait_until
 
 BODY = b'{"prompt": "hello", "max_tokens": 3}'
 PATH = "/v1/completions"

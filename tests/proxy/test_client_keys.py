@@ -16,8 +16,8 @@ from proxy.edge.access import client_keys
 from proxy.edge.access.authentication import CLIENT_KEY
 from proxy.edge.access.client_keys import ClientKeys
 from proxy.errors import ConfigError
-from tests.proxy.raw import send
-from tests.proxy.service import ADMIN_KEY, ask, fleet
+from tests.helpers.raw import send
+from tests.helpers.service import ADMIN_KEY, ask, fleet
 
 FILE = """\
 # keys of the clients

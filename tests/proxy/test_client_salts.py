@@ -18,7 +18,7 @@ from proxy.edge.app_keys import SALTS
 from proxy.errors import BadRequestError, ConfigError
 from proxy.simulation.engine.latency import PROFILES
 from proxy.simulation.live.faults import Fault
-from tests.proxy.service import ADMIN_KEY, UNHURRIED, Answer, Engines, Service, engines, fleet, kvproxy
+from tests.helpers.service import ADMIN_KEY, UNHURRIED, Answer, Engines, Service, engines, fleet, kvproxy
 
 KEYS = "alice sk-alice\nalice sk-alice-2\nbob sk-bob\nann@team sk-ann\nben@team sk-ben\nteam sk-team\n"
 SECRET = "a secret of this test, of 32 bytes and more"

@@ -17,7 +17,7 @@ from proxy.edge.access.cors import EXPOSED, METHOD, ORIGIN, CorsRules, is_prefli
 from proxy.edge.app import shut_down
 from proxy.errors import ConfigError
 from proxy.simulation.live.faults import Fault
-from tests.proxy.service import ADMIN_KEY, Pair, fleet, wait_until
+from tests.helpers.service import ADMIN_KEY, Pair, fleet, wait_until
 
 APP, EVIL = "https://app.example", "https://evil.example"
 RECORDED = json.loads((pathlib.Path(__file__).parent / "data" / "cors_1_10.json").read_text("utf-8"))

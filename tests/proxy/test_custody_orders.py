@@ -18,7 +18,7 @@ from proxy.serving.handover import releases
 from proxy.serving.legs import prefill as prefill_leg
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
-from tests.proxy.service import Pair, fleet, prose, wait_until
+from tests.helpers.service import Pair, fleet, prose, wait_until
 
 PATH = "/v1/completions"
 LATE_S = 0.3

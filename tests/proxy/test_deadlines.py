@@ -15,7 +15,7 @@ from proxy.request.deadlines import NO_LIMIT, time_limit
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.upstream.client import EngineAnswer, EngineClient
-from tests.proxy.service import InOrder, Pair, fleet, prose, wait_until
+from tests.helpers.service import InOrder, Pair, fleet, prose, wait_until
 
 SHORT_S = 1.0
 """A deadline that only what never comes misses, on a busy machine too."""

@@ -19,7 +19,7 @@ from proxy.edge.sockets.doors import ClientDoor, OperatorDoor
 from proxy.errors import NoSocketError
 from proxy.simulation import StandIn
 from proxy.upstream.client import EngineClient
-from tests.proxy.service import UNHURRIED, Answer, Pair, ask, fleet
+from tests.helpers.service import UNHURRIED, Answer, Pair, ask, fleet
 
 # -- decisions ----------------------------------------------------------------------------------------------
 

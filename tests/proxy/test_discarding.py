@@ -8,8 +8,8 @@ import pytest
 from proxy.edge.app_keys import BODIES, DISCARDING
 from proxy.request import discarding
 from proxy.request.discarding import LARGE_BYTES, Discarding
-from tests.proxy.raw import POST
-from tests.proxy.service import fleet, wait_until
+from tests.helpers.raw import POST
+from tests.helpers.service import fleet, wait_until
 
 
 class Body(bytearray):

@@ -10,9 +10,9 @@ from proxy.doctor.findings import Finding, Status
 from proxy.simulation.live.faults import Fault
 from proxy.simulation.live.publisher import EventForm
 from scripts.workshop.live.ports import free_ports
-from tests.proxy.doctoring import Case, Found, case
-from tests.proxy.service import wait_until
-from tests.proxy.tiny_model import write_tiny_model
+from tests.helpers.doctoring import Case, Found, case
+from tests.helpers.service import wait_until
+from tests.helpers.tiny_model import write_tiny_model
 
 
 @pytest.fixture

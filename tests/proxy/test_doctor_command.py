@@ -11,8 +11,8 @@ from proxy.cli.main import main
 from proxy.config import Config
 from proxy.simulation import StandIn, StandInConfig
 from scripts.workshop.live.ports import free_ports
-from tests.proxy.certificates import Authority
-from tests.proxy.doctoring import case
+from tests.helpers.certificates import Authority
+from tests.helpers.doctoring import case
 
 PAIR = ["-m", "tiny", "-p", "127.0.0.1:8100", "-d", "127.0.0.1:8200"]
 

@@ -7,8 +7,8 @@ from proxy.config import Security
 from proxy.edge.routes.doctor import DOCTOR
 from proxy.simulation.live.faults import Fault
 from scripts.workshop.live.ports import free_ports
-from tests.proxy.service import ADMIN_KEY, Pair, ask, fleet, kvproxy, wait_until
-from tests.proxy.service import engines as stand_ins
+from tests.helpers.service import ADMIN_KEY, Pair, ask, fleet, kvproxy, wait_until
+from tests.helpers.service import engines as stand_ins
 
 
 async def report(pair: Pair) -> Any:

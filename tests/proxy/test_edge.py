@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.proxy.service import ADMIN_KEY, Pair, fleet
+from tests.helpers.service import ADMIN_KEY, Pair, fleet
 
 JSON = {"Content_Type": "application/json"}
 

@@ -13,7 +13,7 @@ from proxy.config import Admission
 from proxy.fleet.instances import Status
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
-from tests.proxy.service import UNHURRIED, Pair, fleet, prose, wait_until
+from tests.helpers.service import UNHURRIED, Pair, fleet, prose, wait_until
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 

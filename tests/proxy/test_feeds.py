@@ -21,8 +21,8 @@ from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
 from scripts.workshop.live.ports import free_ports
+from tests.helpers.service import Engines, fleet, kvproxy, wait_until
 from tests.hostile.raw_engine import Pieces, answer, raw_engine
-from tests.proxy.service import Engines, fleet, kvproxy, wait_until
 
 
 def source(endpoint: str, replay: str | None = None, topic: str = "") -> dict[str, Any]:

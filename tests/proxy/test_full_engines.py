@@ -18,7 +18,7 @@ from proxy.serving.handover import releases
 from proxy.serving.healing import Healing
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
-from tests.proxy.service import (
+from tests.helpers.service import (
     UNHURRIED,
     Answer,
     Engines,

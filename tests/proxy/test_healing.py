@@ -23,7 +23,7 @@ from proxy.simulation import StandIn
 from proxy.simulation.engine.request import Request, Sampling
 from proxy.simulation.live.faults import Fault
 from proxy.simulation.live.publisher import EventForm
-from tests.proxy.service import UNHURRIED, Answer, Pair, ask, engines, fleet, kvproxy, wait_until
+from tests.helpers.service import UNHURRIED, Answer, Pair, ask, engines, fleet, kvproxy, wait_until
 
 ENGINE = "a:1"
 BLOCK = 16

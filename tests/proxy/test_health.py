@@ -22,7 +22,7 @@ from proxy.simulation.live.faults import Fault
 from proxy.watching import health
 from scripts.workshop.engines.fleet import plan
 from scripts.workshop.engines.stand_in import StandInFleet
-from tests.proxy.service import (
+from tests.helpers.service import (
     ADMIN_KEY,
     UNHURRIED,
     InOrder,

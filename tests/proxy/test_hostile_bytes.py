@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.proxy.raw import BODY, CHUNKED, CHUNKS, GET, LENGTH, POST, chunk, connection, send
-from tests.proxy.service import Pair, ask, fleet
+from tests.helpers.raw import BODY, CHUNKED, CHUNKS, GET, LENGTH, POST, chunk, connection, send
+from tests.helpers.service import Pair, ask, fleet
 
 SMUGGLED = b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n"
 """A second request in the first one's body, or behind it: nobody may answer it."""

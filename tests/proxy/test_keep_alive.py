@@ -12,8 +12,8 @@ from proxy.edge.middlewares import IN_FLIGHT_KEY
 from proxy.request.sse import KEEP_ALIVE
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
-from tests.proxy.raw import POST, connection
-from tests.proxy.service import UNHURRIED, Engines, Pair, ask, engines, fleet, kvproxy, prose, wait_until
+from tests.helpers.raw import POST, connection
+from tests.helpers.service import UNHURRIED, Engines, Pair, ask, engines, fleet, kvproxy, prose, wait_until
 
 PATH = "/v1/completions"
 EVERY_S = 0.1

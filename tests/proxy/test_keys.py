@@ -16,8 +16,7 @@ from proxy.edge.routes.observe import INDEX
 from proxy.phases import Phase, Role
 from proxy.simulation import StandIn, StandInConfig
 from scripts.workshop.live.ports import free_ports
-from tests.kvevents.publisher import Publisher
-from tests.proxy.service import (
+from tests.helpers.service import (
     ADMIN_KEY,
     UNHURRIED,
     Answer,
@@ -29,6 +28,7 @@ from tests.proxy.service import (
     kvproxy,
     wait_until,
 )
+from tests.kvevents.publisher import Publisher
 
 RANK_HEADER = "X-data-parallel-rank"
 RANKS = 3

@@ -10,7 +10,7 @@ from proxy.request import dialects
 from proxy.request.generation import read_request
 from proxy.tokenizing import LocalTokenizer, read_model
 from proxy.tokenizing.fields import Ask, what_to_tokenize
-from tests.proxy.tiny_model import write_tiny_model
+from tests.helpers.tiny_model import write_tiny_model
 
 IMAGE = "<|pad|>"
 HEAD = "{%- for m in messages %}{{ '<|turn|>' ~ m.role ~ '\n' }}"

@@ -15,7 +15,7 @@ from proxy.simulation.live.faults import Fault
 from proxy.tokenizing import comparison, fact_finding, learning
 from proxy.tokenizing.prompts import PromptTokenizer
 from proxy.tokenizing.tool_choices import COUNT_PATH, Choice, Tools
-from tests.proxy.service import Engines, Service, kvproxy, wait_until
+from tests.helpers.service import Engines, Service, kvproxy, wait_until
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 WANTS_ALL = {

@@ -14,7 +14,7 @@ from proxy.phases import Role
 from proxy.scheduling.lengths import Need, longest_context
 from proxy.simulation import StandIn, StandInConfig
 from proxy.tasks import TaskOwner
-from tests.proxy.service import Engines, Pair, kvproxy, wait_until
+from tests.helpers.service import Engines, Pair, kvproxy, wait_until
 
 Lengths = dict[str, int | None]
 

@@ -24,7 +24,7 @@ from proxy.simulation.engine.latency import PROFILES
 from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
 from proxy.watching import watch
-from tests.proxy.service import UNHURRIED, Engines, ask, engines, fleet, kvproxy, wait_until
+from tests.helpers.service import UNHURRIED, Engines, ask, engines, fleet, kvproxy, wait_until
 
 # -- adding and removing --------------------------------------------------------------------------------------
 

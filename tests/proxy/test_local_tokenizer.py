@@ -16,7 +16,7 @@ from proxy.tokenizing import LocalTokenizer, NotExactError, find_model, read_mod
 from proxy.tokenizing.fields import Ask, what_to_tokenize
 from proxy.tokenizing.local.pieces import _batches
 from proxy.tokenizing.local.templates import ChatTemplate, TemplateRefusedError
-from tests.proxy.tiny_model import write_tiny_model
+from tests.helpers.tiny_model import write_tiny_model
 
 DATA = pathlib.Path(__file__).parent / "data"
 CHATS = json.loads((DATA / "chats.json").read_text("utf-8"))

@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 
 from proxy.simulation import StandIn
-from tests.proxy.service import ask, fleet, prose
+from tests.helpers.service import ask, fleet, prose
 
 STREAMS = 200
 

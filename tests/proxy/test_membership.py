@@ -22,7 +22,7 @@ from proxy.simulation import StandIn, StandInConfig
 from proxy.watching.membership.members import FORMAT
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess
-from tests.proxy.service import ADMIN_KEY, Engines, Service, ask, engines, kvproxy, wait_until
+from tests.helpers.service import ADMIN_KEY, Engines, Service, ask, engines, kvproxy, wait_until
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from proxy.phases import Role
 from proxy.simulation import StandIn
 from proxy.upstream.client import EngineClient
 from proxy.upstream.names import Names, ResolverError
-from tests.proxy.resolver import Resolver, resolver
-from tests.proxy.service import Engines, kvproxy, wait_until
+from tests.helpers.resolver import Resolver, resolver
+from tests.helpers.service import Engines, kvproxy, wait_until
 
 __all__ = ["resolver"]
 

@@ -7,8 +7,8 @@ import pytest
 
 from proxy.config import Security
 from proxy.edge.access.on_loopback import why_not_local
-from tests.proxy.raw import send
-from tests.proxy.service import ADMIN_KEY, Pair, ask, fleet
+from tests.helpers.raw import send
+from tests.helpers.service import ADMIN_KEY, Pair, ask, fleet
 
 HOST = ("Host", "127.0.0.1:8000")
 

@@ -8,7 +8,7 @@ from proxy.config import Config
 from proxy.edge.app import create_app
 from proxy.edge.routes.openapi import description
 from proxy.errors import RequestError, envelope
-from tests.proxy.service import fleet
+from tests.helpers.service import fleet
 
 
 def _described() -> set[tuple[str, str]]:

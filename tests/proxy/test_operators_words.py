@@ -17,9 +17,9 @@ from proxy.phases import Role
 from proxy.simulation.live.faults import Fault
 from proxy.simulation.live.http_edge import refusals
 from proxy.tls import server_context
-from tests.proxy.certificates import Authority
-from tests.proxy.raw import GET, send
-from tests.proxy.service import engines, fleet, kvproxy, wait_until
+from tests.helpers.certificates import Authority
+from tests.helpers.raw import GET, send
+from tests.helpers.service import engines, fleet, kvproxy, wait_until
 
 PAIR = ["serve", "-m", "tiny", "-p", "127.0.0.1:8100", "-d", "127.0.0.1:8200"]
 

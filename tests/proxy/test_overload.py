@@ -30,7 +30,7 @@ from proxy.request.dialects import CHAT
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.upstream import client as upstream
-from tests.proxy.service import UNHURRIED, Answer, Pair, ask, engines, fleet, kvproxy, prose, wait_until
+from tests.helpers.service import UNHURRIED, Answer, Pair, ask, engines, fleet, kvproxy, prose, wait_until
 
 ONE_AT_A_TIME: dict[str, Any] = {"max_decode_tokens": 1, "client_header": "X-Client"}
 """An idle engine takes any request, and then no other."""

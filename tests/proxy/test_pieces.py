@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from proxy.tokenizing.local import pieces
 from proxy.tokenizing.local.exactness import Cuts, cuts_of
 from proxy.tokenizing.local.pieces import PieceCache
-from tests.proxy import toy_tokenizers as toys
+from tests.helpers import toy_tokenizers as toys
 
 NOWHERE, SPECIAL, WORDS = "nowhere", "at special tokens", "between words, too"
 

@@ -8,7 +8,7 @@ from proxy.config import Config, Security
 from proxy.edge import app
 from proxy.errors import ConfigError
 from proxy.private_files import check_key_file
-from tests.proxy.certificates import Authority
+from tests.helpers.certificates import Authority
 
 FLAGS = ("--api-key-file", "--engine-api-key-file")
 

@@ -16,7 +16,7 @@ from proxy.phases import Phase
 from proxy.serving.lists import MAX_PROMPTS
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
-from tests.proxy.service import UNHURRIED, Answer, Pair, Service, ask, fleet, prose, wait_until
+from tests.helpers.service import UNHURRIED, Answer, Pair, Service, ask, fleet, prose, wait_until
 
 PATH = "/v1/completions"
 

@@ -14,7 +14,7 @@ from proxy.serving.handover import releases
 from proxy.serving.legs import prefill
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
-from tests.proxy.service import UNHURRIED, Answer, InOrder, Pair, ask, fleet, prose, wait_until
+from tests.helpers.service import UNHURRIED, Answer, InOrder, Pair, ask, fleet, prose, wait_until
 
 PATH = "/v1/completions"
 

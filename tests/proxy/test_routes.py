@@ -9,7 +9,7 @@ import pytest
 from proxy.config import Security
 from proxy.edge.app import CLIENTS, OPERATORS, PROBES
 from proxy.simulation.live.faults import Fault
-from tests.proxy.service import ADMIN_KEY, Pair, ask, fleet, wait_until
+from tests.helpers.service import ADMIN_KEY, Pair, ask, fleet, wait_until
 
 GETS = [route.path for route in CLIENTS + PROBES + OPERATORS if route.method == "GET"]
 

@@ -12,7 +12,7 @@ from kvevents import Prompt
 from proxy.edge.app_keys import DIRECTOR, TOKENIZER
 from proxy.simulation import StandIn
 from proxy.tokenizing import Tokenized
-from tests.proxy.service import ADMIN_KEY, UNHURRIED, ask, engines, fleet, kvproxy, prose, wait_until
+from tests.helpers.service import ADMIN_KEY, UNHURRIED, ask, engines, fleet, kvproxy, prose, wait_until
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -14,9 +14,9 @@ import pytest
 from proxy.simulation.live.faults import Fault
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess
-from tests.proxy.echoing import WAYS, EchoingEngine, echoing_engine
-from tests.proxy.raw import GET, POST
-from tests.proxy.service import Engines, engines
+from tests.helpers.echoing import WAYS, EchoingEngine, echoing_engine
+from tests.helpers.raw import GET, POST
+from tests.helpers.service import Engines, engines
 
 PROMPT = "zebra-in-the-prompt"
 KEY = "sk-walrus-in-the-key"

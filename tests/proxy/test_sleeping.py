@@ -17,7 +17,7 @@ from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
 from proxy.watching.sleeping import Depth, read_depth
-from tests.proxy.service import (
+from tests.helpers.service import (
     DEADLINE_S,
     UNHURRIED,
     InOrder,

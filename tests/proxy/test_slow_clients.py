@@ -9,8 +9,8 @@ from proxy.edge import read_body as reading
 from proxy.edge.app_keys import BODIES
 from proxy.edge.sockets import connections
 from proxy.simulation.live.faults import Fault
-from tests.proxy.raw import BODY, CHUNKED, GET, LENGTH, POST, connection, send
-from tests.proxy.service import fleet, wait_until
+from tests.helpers.raw import BODY, CHUNKED, GET, LENGTH, POST, connection, send
+from tests.helpers.service import fleet, wait_until
 
 SHORT_S = 0.3
 LONG_S = 60.0

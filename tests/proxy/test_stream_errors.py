@@ -13,8 +13,8 @@ from proxy.fleet.instances import Status
 from proxy.serving import director
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.live.faults import Fault
-from tests.proxy.raw import send
-from tests.proxy.service import UNHURRIED, InOrder, Pair, ask, fleet, prose, wait_until
+from tests.helpers.raw import send
+from tests.helpers.service import UNHURRIED, InOrder, Pair, ask, fleet, prose, wait_until
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 EVENT = b'data: {"error":{"message":"a fault","type":"InternalServerError","param":null,"code":500}}\n\n'

@@ -24,8 +24,8 @@ from proxy.tokenizing.local import bounds as module
 from proxy.tokenizing.local import pieces, turns
 from proxy.tokenizing.local.bounds import Bounds, Excess, least_characters
 from proxy.tokenizing.local.tokenizer import LocalTokenizer
-from tests.proxy.service import Pair, fleet, wait_until
-from tests.proxy.tiny_model import write_tiny_model
+from tests.helpers.service import Pair, fleet, wait_until
+from tests.helpers.tiny_model import write_tiny_model
 
 SMALL = Bounds(longest=10, sure=10, characters_a_token=4)
 

@@ -19,8 +19,8 @@ from proxy.scheduling.policies import CacheAffinity
 from proxy.scheduling.question import Question
 from proxy.simulation import StandIn, StandInConfig
 from scripts.workshop.live.ports import free_ports
+from tests.helpers.service import ADMIN_KEY, kvproxy, wait_until
 from tests.kvevents.publisher import Publisher
-from tests.proxy.service import ADMIN_KEY, kvproxy, wait_until
 
 SIZE = 4
 TIERS = ("GPU", "CPU", "STORAGE")

@@ -14,8 +14,8 @@ from proxy.errors import ConfigError
 from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.tls import server_context
-from tests.proxy.certificates import Authority, Files, tls_front
-from tests.proxy.service import ADMIN_KEY, engines, fleet, kvproxy, wait_until
+from tests.helpers.certificates import Authority, Files, tls_front
+from tests.helpers.service import ADMIN_KEY, engines, fleet, kvproxy, wait_until
 
 
 @pytest.fixture

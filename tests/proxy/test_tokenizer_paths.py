@@ -13,7 +13,7 @@ from proxy.edge.app_keys import TOKENIZER
 from proxy.errors import ConfigError
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.api.model_files import write_model
-from tests.proxy.service import UNHURRIED, Answer, Pair, Service, fleet, prose, wait_until
+from tests.helpers.service import UNHURRIED, Answer, Pair, Service, fleet, prose, wait_until
 
 TOOLS = [
     {"type": "function", "function": {"name": "f", "description": None, "parameters": {"type": "object"}}}

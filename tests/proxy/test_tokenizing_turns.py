@@ -14,7 +14,7 @@ from proxy.edge.app_keys import TOKENIZER
 from proxy.simulation.api.model_files import write_model
 from proxy.tasks import TaskOwner
 from proxy.tokenizing.local.turns import SLICE_CHARACTERS, Job, Slice, Turns, at_once
-from tests.proxy.service import UNHURRIED, Service, fleet, wait_until
+from tests.helpers.service import UNHURRIED, Service, fleet, wait_until
 
 
 class ByHand(Executor):

@@ -12,7 +12,7 @@ from kvevents import BlockStored, Prompt, Slot
 from proxy.edge.app_keys import ACCURACY, DIRECTOR
 from proxy.edge.routes.observe import INDEX
 from proxy.simulation import StandIn
-from tests.proxy.service import Pair, Service, fleet, wait_until
+from tests.helpers.service import Pair, Service, fleet, wait_until
 from tests.proxy.test_serving import Miscounting
 
 SMALL = {"blocks": 65, "max_model_len": 1024}

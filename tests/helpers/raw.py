@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from tests.proxy.service import Service
+from tests.helpers.service import Service
 
 BODY = b'{"prompt":[1],"max_tokens":1}'
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
