@@ -1,5 +1,5 @@
 from proxy.simulation.engine.holds import Holds
-from tests.simulation.driving import request
+from tests.proxy.simulation.driving import request
 
 
 def holding(lease_s: float = 30.0, **ids: float) -> Holds:

@@ -8,7 +8,7 @@ import pytest
 from proxy.simulation import EngineModel
 from proxy.simulation.engine.latency import PROFILES
 from proxy.simulation.engine.values import Step
-from tests.simulation.driving import model, request
+from tests.proxy.simulation.driving import model, request
 
 SECONDS = 600.0
 

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from proxy.simulation import StandIn, StandInConfig
-from tests.simulation.driving import COMPLETIONS
+from tests.proxy.simulation.driving import COMPLETIONS
 
 Ask = Callable[..., Awaitable[tuple[int, Any]]]
 Start = Callable[..., Awaitable[StandIn]]

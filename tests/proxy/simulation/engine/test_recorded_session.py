@@ -10,7 +10,7 @@ from proxy.simulation import EngineModel, EventForm
 from proxy.simulation.engine.block_hashes import int_hash
 from proxy.simulation.live.publisher import EventWriter
 from tests.kvevents import recorded
-from tests.simulation import driving
+from tests.proxy.simulation import driving
 
 BLOCK, BLOCKS = 32, 24  # --kv-tokens 768
 MAX_TOKENS = {"generation fills blocks": 80}

@@ -8,7 +8,7 @@ from proxy.simulation.engine.latency import Linear
 from proxy.simulation.engine.request import Status
 from proxy.simulation.engine.text import Voice
 from proxy.simulation.engine.values import Step
-from tests.simulation.driving import EOS, model, request, run, say, step
+from tests.proxy.simulation.driving import EOS, model, request, run, say, step
 
 LONG = range(300, 340)  # ten blocks of four
 

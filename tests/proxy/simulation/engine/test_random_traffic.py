@@ -10,7 +10,7 @@ from kvevents import AllBlocksCleared, BlockRemoved, BlockStored
 from proxy.simulation import EngineModel
 from proxy.simulation.engine.kv_cache import blocks_for
 from proxy.simulation.engine.request import Request
-from tests.simulation.driving import carry, model, request
+from tests.proxy.simulation.driving import carry, model, request
 
 BLOCK = 2
 prompts = st.lists(st.sampled_from([300, 301]), min_size=1, max_size=10)

@@ -10,7 +10,7 @@ from kvevents import BlockStored
 from proxy.simulation import EngineModel
 from proxy.simulation.engine.request import Status
 from proxy.simulation.engine.values import EngineDeadError, Handshake, Heartbeat, Pull, Release
-from tests.simulation.driving import carry, decode, model, prefill, request, run, say, step
+from tests.proxy.simulation.driving import carry, decode, model, prefill, request, run, say, step
 
 PROMPT = range(300, 323)  # five blocks of four and three tokens
 OTHER = range(700, 723)

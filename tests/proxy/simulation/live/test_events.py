@@ -12,8 +12,8 @@ import zmq.asyncio
 from kvevents import AllBlocksCleared, BlockStored, Event, EventBatch
 from proxy.simulation import EventForm, StandIn
 from proxy.simulation.live.publisher import END, Publisher
-from tests.simulation.conftest import Ask, Start
-from tests.simulation.driving import COMPLETIONS
+from tests.proxy.simulation.conftest import Ask, Start
+from tests.proxy.simulation.driving import COMPLETIONS
 
 TIMEOUT_MS = 10_000
 BODY = {"model": "tiny", "temperature": 0, "max_tokens": 1}

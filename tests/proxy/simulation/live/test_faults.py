@@ -7,8 +7,8 @@ import pytest
 
 from proxy.simulation import Fault, StandIn
 from proxy.simulation.live.faults import Faults
-from tests.simulation.conftest import Ask, Start
-from tests.simulation.driving import CHAT, COMPLETIONS
+from tests.proxy.simulation.conftest import Ask, Start
+from tests.proxy.simulation.driving import CHAT, COMPLETIONS
 
 BODY = {"model": "tiny", "prompt": "the import", "temperature": 0, "max_tokens": 5}
 

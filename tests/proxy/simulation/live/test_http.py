@@ -7,8 +7,8 @@ import aiohttp
 import pytest
 
 from proxy.simulation import StandIn
-from tests.simulation.conftest import Ask, Start
-from tests.simulation.driving import CHAT, COMPLETIONS
+from tests.proxy.simulation.conftest import Ask, Start
+from tests.proxy.simulation.driving import CHAT, COMPLETIONS
 
 MESSAGES = [{"role": "user", "content": "Hello there, what is an import?"}]
 

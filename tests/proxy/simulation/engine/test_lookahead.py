@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from kvevents import BlockRemoved, BlockStored, PrefixIndex, Prompt, Slot
-from tests.simulation.driving import model, request, run, say
+from tests.proxy.simulation.driving import model, request, run, say
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 5])

@@ -13,8 +13,8 @@ from proxy.simulation import StandIn
 from proxy.simulation.engine.request import Remote
 from proxy.simulation.engine.values import Handshake, Pull
 from proxy.simulation.live.side_channel import Reply, SideChannelClient, TransferError
-from tests.simulation.conftest import Ask, Start
-from tests.simulation.driving import CHAT, COMPLETIONS, PREFILL
+from tests.proxy.simulation.conftest import Ask, Start
+from tests.proxy.simulation.driving import CHAT, COMPLETIONS, PREFILL
 
 PROMPT = "the import statement loads a module and every function returns some value when sorted by key"
 
