@@ -1,6 +1,6 @@
 """What browsers are told of other origins is what vLLM's framework would tell them, and no more.
 
-The decisions of Starlette 1.10's CORSMiddleware, which `tests/proxy/data/cors_1_10.json` was recorded from. It sees
+The decisions of Starlette 1.10's CORSMiddleware, which `tests/proxy/edge/access/data/cors_1_10.json` was recorded from. It sees
 headers as text; here what is not printable ASCII is never repeated to anybody.
 """
 

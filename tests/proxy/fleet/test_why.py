@@ -9,7 +9,7 @@ from proxy.fleet.instances import Instance, Status
 from proxy.fleet.why import ASIDE, FAILS_LEGS, NO_ROOM, Why
 from proxy.phases import Role
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
+DOCS = pathlib.Path(__file__).parents[3] / "docs"
 
 
 def documented() -> list[str]:

@@ -16,7 +16,7 @@ from proxy.config.settings import Declared, check
 from proxy.errors import ConfigError
 from proxy.phases import Role
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 PAIR = ["serve", "-m", "tiny", "-p", "a:1", "-d", "b:1"]
 FILE = """\
 model = "llama"
