@@ -13,7 +13,7 @@ from proxy.edge.app_keys import ACCURACY, DIRECTOR
 from proxy.edge.routes.observe import INDEX
 from proxy.simulation import StandIn
 from tests.helpers.service import Pair, Service, fleet, wait_until
-from tests.proxy.test_serving import Miscounting
+from tests.promises.test_serving import Miscounting
 
 SMALL = {"blocks": 65, "max_model_len": 1024}
 PROMPT_TOKENS = 100
