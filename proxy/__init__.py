@@ -13,8 +13,8 @@
     caches         what is known of the engines' caches, and how often it was right
     snapshots      that knowledge on disk, for the next start
     connectors     how KV gets from a prefill to a decode engine: one file a connector
+    upstream       all HTTP to engines; engine_api: what each says of itself, read once
     fleet          the instances, what runs on each, and the state of their circuits
-    upstream       all HTTP to engines
     request        what a client asked, and what an engine streams back, as values
     config         what kvproxy can be told: plain values, checked once
 

@@ -25,6 +25,7 @@ from kvevents import BlockRemoved, BlockStored, Message, NullObserver, PrefixInd
 from kvevents.applier import Applier
 from proxy.config import parse_instance
 from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet.model_card import ModelCard
 from proxy.phases import Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity
@@ -216,7 +217,7 @@ def decisions() -> None:
             parse_instance(f"10.2.{number}.1:8000", Role.PREFILL if number < 8 else Role.DECODE)
         )
         instance.status = Status.UP
-        instance.model_cards = [{"id": "tiny"}]
+        instance.model_cards = [ModelCard("tiny")]
         instance.sources = {0: _Exact()}
         fleet.add(instance)
         index.store(instance.address, 0, stored(prompt[: 384 * BLOCK], names))

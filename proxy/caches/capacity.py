@@ -5,43 +5,14 @@ data-parallel ranks it tells the sum for each of them, so the bound is laxer the
 """
 
 import logging
-import re
-from typing import Protocol
 
 from kvevents import PrefixIndex
 from proxy.errors import LegError
-from proxy.fleet.instances import MOST_RANKS, Instance
-from proxy.upstream.metrics_page import lines_of
+from proxy.fleet.instances import Instance
+from proxy.upstream.engine_api.asking import Engines, ask
+from proxy.upstream.engine_api.metrics import METRICS, read_capacities
 
 log = logging.getLogger(__name__)
-
-METRICS = "/metrics"
-
-_INFO = "vllm:cache_config_info{"
-_LABEL = re.compile(r'[{,](engine|num_gpu_blocks)="([^"\\]{0,12})"')
-
-
-class Engines(Protocol):
-    """The part of the engine client needed here."""
-
-    async def get_text(self, instance: str, path: str, timeout_s: float) -> str:
-        """Ask an engine for a page; raises LegError."""
-        ...
-
-
-def read_capacities(page: str) -> dict[int, int]:
-    """The blocks of each rank's cache (block 0 included, which holds nothing), from an engine's metrics page."""
-    found = {}
-    for line in lines_of(page, _INFO):
-        labels = dict(_LABEL.findall(line))
-        rank, blocks = labels.get("engine") or "0", labels.get("num_gpu_blocks", "")
-        if _is_number(rank) and _is_number(blocks) and int(rank) < MOST_RANKS and int(blocks):
-            found[int(rank)] = int(blocks)
-    return found
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
 
 
 class Capacities:
@@ -61,7 +32,7 @@ class Capacities:
     async def listed(self, address: str) -> int | None:
         """How many ranks an engine's metrics list, 0 if they list none; None if they do not answer. Raises nothing."""
         try:
-            page = await self._engines.get_text(address, METRICS, self._timeout_s)
+            page = await ask(self._engines, address, METRICS, self._timeout_s)
         except LegError as error:
             log.debug("%s does not tell how many ranks it has: %s", address, error)
             return None
@@ -71,7 +42,7 @@ class Capacities:
         """Ask one engine. Raises nothing; one that does not answer keeps what was known of it."""
         epoch = _epoch(instance)
         try:
-            page = await self._engines.get_text(instance.address, METRICS, self._timeout_s)
+            page = await ask(self._engines, instance.address, METRICS, self._timeout_s)
         except LegError as error:
             log.debug("%s does not tell its cache's size: %s", instance.address, error)
             return

@@ -1,14 +1,11 @@
 """Where an engine says it publishes becomes where we connect, or bind; what cannot be read is an error, not silence."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from kvevents.subscriber import SourceAddress
-from proxy.caches.told import MOST_TOLD_RANKS, NotAllowedError, ToldRules, is_loopback, read_endpoint
+from proxy.caches.told import NotAllowedError, ToldRules, is_loopback, read_endpoint
 from proxy.config import InstanceSpec
-from proxy.fleet.instances import MOST_RANKS
+from proxy.upstream.engine_api.event_sources import PATH, ToldSource, by_rank
 
 
 def told_sources(spec: InstanceSpec) -> list[SourceAddress]:
@@ -32,68 +29,24 @@ def _is_wildcard(endpoint: str) -> bool:
         return False  # a name, or a socket of this machine
 
 
-_Rank = Annotated[int, msgspec.Meta(ge=0, lt=MOST_RANKS)]
-_Text = Annotated[str, msgspec.Meta(max_length=300)]
-
-
-class _Source(msgspec.Struct):
-    endpoint: _Text
-    replay_endpoint: _Text | None = None
-    topic: _Text | None = None
-    data_parallel_rank: _Rank | None = None
-    dp_rank: _Rank | None = None
-    rank: _Rank | None = None
-
-    @property
-    def named_rank(self) -> int | None:
-        return next((n for n in (self.data_parallel_rank, self.dp_rank, self.rank) if n is not None), None)
-
-
 def read_sources(answer: Any, host: str, rules: ToldRules) -> list[SourceAddress]:
-    """The sources in an engine's answer to `GET /kv_event_sources`.
-
-    Either an object, rank as text -> endpoints (vLLM 0.32), or an array of them that name their ranks themselves; those
-    that do not have their place in it as rank.
+    """The sources in an engine's decoded answer to `GET /kv_event_sources`.
 
     A wildcard endpoint is bound by the engine, so it is reached at the instance's own host. To any other the
     engine connects, and the subscriber binds - unless it names the very host the instance is reached at, not
     loopback: that is what an engine tells that was asked to find a free port of its own. Raises NotAllowedError if it
-    names what `rules` do not let it name, ValueError if it is not such an answer, names more than MOST_TOLD_RANKS
-    ranks, one from MOST_RANKS on, or one twice.
+    names what `rules` do not let it name, ValueError if it cannot be read (`event_sources.by_rank`).
     """
+    told = by_rank(answer)
     try:
-        told = _numbered(answer) if isinstance(answer, list) else _by_rank(answer)
-        return [_address(rank, source, host, rules) for rank, source in sorted(told.items())]
+        return [_address(rank, source, host, rules) for rank, source in told.items()]
     except NotAllowedError:
         raise
-    except (msgspec.ValidationError, ValueError) as error:
-        raise ValueError(f"not an answer of /kv_event_sources: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"not an answer of {PATH}: {error}") from None
 
 
-def _by_rank(answer: Any) -> Mapping[int, _Source]:
-    found: dict[int, _Source] = msgspec.convert(
-        answer,
-        Annotated[dict[_Rank, _Source], msgspec.Meta(max_length=MOST_TOLD_RANKS)],
-        strict=False,
-        str_keys=True,
-    )
-    return found
-
-
-def _numbered(answer: list[Any]) -> Mapping[int, _Source]:
-    found: dict[int, _Source] = {}
-    sources = msgspec.convert(
-        answer, Annotated[list[_Source], msgspec.Meta(max_length=MOST_TOLD_RANKS)], strict=False
-    )
-    for place, source in enumerate(sources):
-        rank = place if source.named_rank is None else source.named_rank
-        if rank in found:
-            raise ValueError(f"rank {rank} is there twice")
-        found[rank] = source
-    return found
-
-
-def _address(rank: int, source: _Source, host: str, rules: ToldRules) -> SourceAddress:
+def _address(rank: int, source: ToldSource, host: str, rules: ToldRules) -> SourceAddress:
     endpoint = read_endpoint(source.endpoint)
     own = host.strip("[]").lower()
     bound_there = endpoint.is_wildcard or (endpoint.host == own and not is_loopback(own))

@@ -3,29 +3,23 @@
 import asyncio
 import enum
 import logging
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from kvevents import Observer, PrefixIndex, Reason
 from kvevents.subscriber import Resume, SourceAddress, Subscriber, Turns, open_context, sweep_away
-from proxy.caches import capacity
-from proxy.caches.capacity import METRICS, Capacities
+from proxy.caches.capacity import Capacities
 from proxy.caches.event_addresses import read_sources, told_sources
 from proxy.caches.told import UNPROVEN_RANKS, NotAllowedError, ToldRules
 from proxy.errors import LegError
 from proxy.fleet.instances import Instance, Status
 from proxy.tasks import TaskOwner
+from proxy.upstream.engine_api.asking import Engines, ask
+from proxy.upstream.engine_api.event_sources import EVENT_SOURCES
+from proxy.upstream.engine_api.metrics import METRICS
 
 log = logging.getLogger(__name__)
 
 ASK_TIMEOUT_S = 5.0
-
-
-class Engines(capacity.Engines, Protocol):
-    """The part of the engine client needed here."""
-
-    async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
-        """Ask an engine about itself; raises LegError."""
-        ...
 
 
 class Snapshots(Protocol):
@@ -248,7 +242,7 @@ class EventFeeds:
         if spec.event_sources:
             return told_sources(spec)
         try:
-            answer = await self._engines.get_json(instance.address, "/kv_event_sources", self._ask_timeout_s)
+            answer = await ask(self._engines, instance.address, EVENT_SOURCES, self._ask_timeout_s)
         except LegError as error:
             return _Untold(_Unheard.UNTOLD, f"it does not tell where it publishes KV events: {error.words}")
         try:
@@ -267,11 +261,11 @@ class EventFeeds:
             return None
         listed = await self._capacities.listed(instance.address)
         if listed is None:
-            return f"it names {ranks} ranks, and its {METRICS} does not answer"
+            return f"it names {ranks} ranks, and its {METRICS.path} does not answer"
         return (
             None
             if listed >= ranks or not listed
-            else f"it names {ranks} ranks, and its {METRICS} lists {listed}"
+            else f"it names {ranks} ranks, and its {METRICS.path} lists {listed}"
         )
 
     def _look_for_none(self, instance: Instance, told: list[SourceAddress] | _Untold) -> None:

@@ -12,9 +12,6 @@ import msgspec
 from proxy.config import AllowedInstances, Config
 from proxy.logs import quoted
 
-MOST_TOLD_RANKS = 128
-"""Of one engine; each takes three descriptors. More must be named with `?events=`."""
-
 UNPROVEN_RANKS = 8
 """So many are believed; more only if the engine's metrics list as many, or list none."""
 

@@ -83,10 +83,10 @@ def model(facts: EngineFacts, wanted: str) -> Finding:
         return failed(step, f"/v1/models: {answer.words}", "give the address of vLLM's --port")
     if facts.serves(wanted):
         length = facts.max_model_len(wanted)
-        adapters = sum(bool(card.get("parent")) for card in facts.models)
+        adapters = sum(bool(card.parent) for card in facts.models)
         more = f", {adapters} adapters" if adapters else ""
         return passed(step, f"serves {wanted!r}" + (f", at most {length} tokens" if length else "") + more)
-    served = ", ".join(repr(card["id"]) for card in facts.models if not card.get("parent")) or "no model"
+    served = ", ".join(repr(card.id) for card in facts.models if not card.parent) or "no model"
     return failed(
         step,
         f"serves {served}, not {wanted!r}",

@@ -17,7 +17,7 @@ from kvevents.subscriber import Context
 from proxy.caches.told import ToldRules
 from proxy.config import Config, InstanceSpec, WhenNoPrefill
 from proxy.connectors import CONNECTORS
-from proxy.doctor import asking, engine_steps, event_steps, pair_steps, version_steps
+from proxy.doctor import engine_steps, event_steps, pair_steps, version_steps
 from proxy.doctor.facts import EngineFacts, PairFacts
 from proxy.doctor.findings import Finding, InstanceReport, PairReport, Report, skipped
 from proxy.doctor.handover import HandOver
@@ -30,6 +30,7 @@ from proxy.serving.ports import Client
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import LocalTokenizer
 from proxy.tokenizing.comparison import tokenizer_at
+from proxy.upstream.engine_api.asking import Engines as Asked
 
 AT_ONCE = 8
 """Engines that are probed side by side: each has an index of its own for a while."""
@@ -40,7 +41,7 @@ CLEANUP_S = ABANDONED_PREFILL_GRACE_S + RELEASE_TIMEOUT_S
 """How long giving back what was prefilled may take once time is up."""
 
 
-class Engines(asking.Engines, Client, Protocol):
+class Engines(Asked, Client, Protocol):
     """The parts of the engine client needed here."""
 
 
@@ -268,9 +269,7 @@ def _went_wrong(task: "asyncio.Task[None]") -> bool:
 
 async def _tokenizer_of(engines: Sequence[EngineFacts], model: str) -> LocalTokenizer | None:
     """As `--tokenizer auto` does: what an engine has as its model's directory, if it can be read here."""
-    roots = {
-        card["root"] for facts in engines for card in facts.models if card["id"] == model and card["root"]
-    }
+    roots = {card.root for facts in engines for card in facts.models if card.id == model and card.root}
     for root in sorted(roots):
         with contextlib.suppress(OSError, ValueError):
             if (found := await tokenizer_at(root)) is not None:

@@ -8,6 +8,7 @@ import msgspec
 from proxy.config import InstanceSpec
 from proxy.connectors import Handoff
 from proxy.doctor.runs import Found
+from proxy.fleet.model_card import ModelCard
 
 
 class Trouble(enum.StrEnum):
@@ -66,20 +67,6 @@ class Answer(msgspec.Struct, frozen=True):
     def ok(self) -> bool:
         """There is a value."""
         return self.trouble is None
-
-
-class Metrics(msgspec.Struct, frozen=True):
-    """What of an engine's `/metrics` concerns us."""
-
-    block_size: int | None = None
-    prefix_caching: bool | None = None
-    prompt_tokens: float | None = None
-    """Counted since it started; likewise the others. None where the engine has no such series."""
-    by_source: dict[str, float] | None = None
-    """Prompt tokens by where their KV came from."""
-    asked_connector: float | None = None
-    """Tokens a connector was asked for: engines without one have none."""
-    failed_transfers: float = 0.0
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -171,19 +158,19 @@ class EngineFacts(msgspec.Struct):
         return self.spec.address
 
     @property
-    def models(self) -> list[dict[str, Any]]:
+    def models(self) -> list[ModelCard]:
         """The cards it lists."""
         return self.cards.value if self.cards is not None and self.cards.ok else []
 
     def serves(self, model: str) -> bool:
         """It can be probed with that model."""
-        return any(card["id"] == model and not card.get("parent") for card in self.models)
+        return any(card.id == model and not card.parent for card in self.models)
 
     def max_model_len(self, model: str) -> int | None:
         """The longest prompt with its answer, in tokens."""
         for card in self.models:
-            if card["id"] == model and isinstance(card.get("max_model_len"), int):
-                return int(card["max_model_len"])
+            if card.id == model and card.max_model_len is not None:
+                return card.max_model_len
         return None
 
     @property

@@ -10,8 +10,8 @@ import msgspec
 
 from proxy.connectors import Connector
 from proxy.doctor import asking, prompts
-from proxy.doctor.asking import Engines, ask
-from proxy.doctor.facts import Answer, Metrics, Moved, PairFacts, Trouble
+from proxy.doctor.asking import ask
+from proxy.doctor.facts import Answer, Moved, PairFacts, Trouble
 from proxy.doctor.probing import ASK_S, PROBE_S
 from proxy.headers import REQUEST_ID
 from proxy.request.dialects import COMPLETIONS
@@ -21,6 +21,8 @@ from proxy.serving.exchange import Call
 from proxy.serving.handover.releases import Releases
 from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
 from proxy.tasks import TaskOwner
+from proxy.upstream.engine_api.asking import Engines
+from proxy.upstream.engine_api.metrics import METRICS, Counted
 
 TRIES = 3
 """Where other requests run on the decode engine its counters tell of them, too: then it is tried again."""
@@ -118,14 +120,14 @@ class HandOver:
         headers = [(REQUEST_ID, leg_id)]
         return await ask(self._engines, address, COMPLETIONS.path, PROBE_S, body, headers)
 
-    async def _metrics(self, address: str) -> Metrics | None:
-        answer = asking.read_metrics(await ask(self._engines, address, "/metrics", ASK_S))
-        found: Metrics | None = answer.value
+    async def _metrics(self, address: str) -> Counted | None:
+        answer = asking.read_counted(await ask(self._engines, address, METRICS.path, ASK_S))
+        found: Counted | None = answer.value
         if not answer.ok or found is None or found.prompt_tokens is None or found.by_source is None:
             return None
         return found
 
-    async def _moved(self, facts: PairFacts, before: Metrics) -> Moved | None:
+    async def _moved(self, facts: PairFacts, before: Counted) -> Moved | None:
         """What the decode engine counted meanwhile; None if it does not tell."""
         ends_at = time.monotonic() + COUNTED_S
         while True:

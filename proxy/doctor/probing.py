@@ -16,13 +16,18 @@ from proxy.doctor.facts import Answer, EngineFacts, RankFacts, Send
 from proxy.doctor.listening import Listener, port_taken
 from proxy.doctor.prompts import LEAST_WORDS
 from proxy.doctor.runs import Search
-from proxy.errors import LegError
+from proxy.errors import DeadlineError, LegError
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
 from proxy.request.dialects import CHAT, COMPLETIONS
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import LocalTokenizer, comparison
 from proxy.tokenizing.comparison import ask_tokens
 from proxy.tokenizing.parity import difference
+from proxy.upstream.engine_api.about import HEALTH, VERSION, asleep
+from proxy.upstream.engine_api.asking import Engines, decode
+from proxy.upstream.engine_api.event_sources import EVENT_SOURCES
+from proxy.upstream.engine_api.metrics import METRICS
+from proxy.upstream.engine_api.models import MODELS
 
 ASK_S = 10.0
 """For a question that an engine answers without computing; one that is starved of CPU takes seconds."""
@@ -81,7 +86,7 @@ class Probing:
     def __init__(
         self,
         facts: EngineFacts,
-        engines: "Engines",
+        engines: Engines,
         model: str,
         *,
         kv_events: bool,
@@ -104,16 +109,16 @@ class Probing:
     async def look(self) -> None:
         """Ask what it is and what it serves."""
         facts, begun_at = self.facts, time.monotonic()
-        health = await self._get("/health")
+        health = await self._get(HEALTH)
         facts.health, facts.health_s = health, time.monotonic() - begun_at
         if not health.ok:
             return
-        facts.version = asking.read_version(await self._get("/version"))
-        facts.asleep = asking.read_asleep(await self._get("/is_sleeping"))
-        facts.cards = asking.read_cards(await self._get("/v1/models"))
-        facts.metrics = asking.read_metrics(await self._get("/metrics"))
+        facts.version = asking.read(await self._get(VERSION.path), VERSION.read)
+        facts.asleep = await self._asleep()
+        facts.cards = asking.read(await self._get(MODELS.path), MODELS.read)
+        facts.metrics = asking.read_counted(await self._get(METRICS.path))
         if self._kv_events:
-            told = await self._get("/kv_event_sources")
+            told = await self._get(EVENT_SOURCES.path)
             facts.told_sources = asking.read_told_sources(told, facts.spec.host, self._rules)
 
     async def probe(self, local: LocalTokenizer | None) -> None:
@@ -129,6 +134,12 @@ class Probing:
 
     async def _get(self, path: str) -> Answer:
         return await ask(self._engines, self.facts.address, path, ASK_S)
+
+    async def _asleep(self) -> bool | None:
+        try:
+            return await asleep(self._engines, self.facts.address, ASK_S)
+        except LegError:
+            return None
 
     def _ranks(self) -> list[RankFacts]:
         self._addresses = {source.rank: source for source in (self._sources() if self._kv_events else [])}
@@ -150,7 +161,7 @@ class Probing:
         try:
             for kind, bodies in asked.items():
                 theirs[kind] = [await ask_tokens(self._engines, self.facts.address, body) for body in bodies]
-        except (LegError, TimeoutError, ValueError):
+        except LegError:
             return
         if local is not None:
             self.facts.tokenized_here = {
@@ -169,7 +180,7 @@ class Probing:
         rank.tokens_by = "engine"
         try:
             return await ask_tokens(self._engines, self.facts.address, body)
-        except (LegError, TimeoutError, ValueError) as error:
+        except LegError as error:
             rank.untokenized = f"/tokenize does not tell its tokens: {_words(error)}"
             return None
 
@@ -292,7 +303,7 @@ class Probing:
                 told = dialect.usage(answer.value)
                 counted, reported = told.prompt_tokens, told.cached_tokens
             except ValueError:
-                answer = asking.read(answer, dict)
+                answer = asking.read(answer, lambda data: decode(dialect.path, data, dict))
         return Send(answer=answer, sent_ts=sent_ts, counted=counted, reported=reported)
 
     async def _hear(self, rank: RankFacts, listener: Listener, others: list[Listener]) -> None:
@@ -320,16 +331,10 @@ class Probing:
         rank.block_size = rank.block_size or listener.block_size
 
 
-class Engines(asking.Engines, comparison.Engines, Protocol):
-    """The parts of the engine client needed here."""
-
-
 async def _tokens(local: LocalTokenizer, body: bytes) -> list[int] | None:
     found = await local.answer(body)
     return None if found is None else found.tolist()
 
 
-def _words(error: Exception) -> str:
-    if isinstance(error, LegError):
-        return error.words
-    return "no answer in time" if isinstance(error, TimeoutError) else str(error)
+def _words(error: LegError) -> str:
+    return "no answer in time" if isinstance(error, DeadlineError) else error.words

@@ -7,14 +7,15 @@ import enum
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from proxy.config import InstanceSpec
 from proxy.fleet.circuit import Breaker, Circuit
 from proxy.fleet.denials import Denials
 from proxy.fleet.fullness import Fullness
+from proxy.fleet.model_card import ModelCard
 from proxy.fleet.why import Why
 from proxy.phases import Phase, Role
 
@@ -109,7 +110,7 @@ class Instance:
     status = _Announced[Status]()
     draining = _Announced[bool]()
     """It gets no new legs, whatever its health."""
-    model_cards = _Announced[list[dict[str, Any]]]()
+    model_cards = _Announced[Sequence[ModelCard]]()
     """What its `/v1/models` lists."""
 
     def __init__(self, spec: InstanceSpec, breaker: Breaker | None = None) -> None:
@@ -130,7 +131,7 @@ class Instance:
         self.last_failure: str | None = None
         """What went wrong with the last leg that failed there, in words."""
         self.model_cards = []
-        self._measured: tuple[list[dict[str, Any]], float] = ([], math.inf)
+        self._measured: tuple[Sequence[ModelCard], float] = ([], math.inf)
         self.version: str | None = None
         """Its vLLM release, as `/version` told when it came up; None if that is not known."""
         self.sources: Mapping[int, SourceView] = {}
@@ -164,20 +165,20 @@ class Instance:
     @property
     def models(self) -> frozenset[str]:
         """Every name it serves, adapters included."""
-        return frozenset(str(card["id"]) for card in self.model_cards)
+        return frozenset(card.id for card in self.model_cards)
 
     @property
     def adapters(self) -> frozenset[str]:
         """The names that are LoRA adapters: cards with a parent."""
-        return frozenset(str(card["id"]) for card in self.model_cards if card.get("parent"))
+        return frozenset(card.id for card in self.model_cards if card.parent)
 
     @property
     def max_model_len(self) -> float:
         """The tokens a prompt and its answer may have together; infinite while it has told of none."""
         cards, length = self._measured
         if cards is not self.model_cards:  # every decision asks every instance
-            told = (card.get("max_model_len") for card in self.model_cards)
-            length = next((each for each in told if isinstance(each, int)), math.inf)
+            told = (card.max_model_len for card in self.model_cards)
+            length = next((each for each in told if each is not None), math.inf)
             self._measured = self.model_cards, length
         return length
 
@@ -198,9 +199,9 @@ class Instance:
             return _NOT_UP[self.status]
         return Why.NOT_SERVED if model is not None and model not in self.models else None
 
-    def listed(self, cards: list[dict[str, Any]], now: float) -> None:
+    def listed(self, cards: Sequence[ModelCard], now: float) -> None:
         """Its `/v1/models` lists these: it serves them, but for those it is left out for by its own 404s."""
-        self.model_cards = [card for card in cards if not self.denials.left_out(str(card["id"]), now)]
+        self.model_cards = [card for card in cards if not self.denials.left_out(card.id, now)]
 
     def says_full(self, now: float) -> bool:
         """Whether its engine has said that it has no room for one leg more, beside all that are meant for it."""

@@ -3,65 +3,28 @@
 import asyncio
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from proxy.errors import ConfigError
-from proxy.headers import Headers
 from proxy.tokenizing.local.files import TOKENIZER_FILE, find_model, read_model
 from proxy.tokenizing.local.tokenizer import LocalTokenizer
 from proxy.tokenizing.parity import questions
+from proxy.upstream.engine_api.asking import Engines, read
+from proxy.upstream.engine_api.tokens import read_tokens, tokenize
 
 CHECK_TIMEOUT_S = 10.0
 """For one question; an engine may be busy starting."""
-
-_REFUSED = frozenset({400, 422, 500})
-"""How vLLM answers a question that its template cannot render; 500 in older releases."""
 
 Answers = dict[str, list[list[int] | None]]
 """By kind of prompt, in the order of `questions`; None for one that is refused."""
 
 
-class Answer(Protocol):
-    """An engine's answer."""
-
-    status: int
-
-    async def read(self) -> bytes:
-        """Its body."""
-        ...
-
-    def close(self) -> None:
-        """Drop it."""
-        ...
-
-
-class Engines(Protocol):
-    """The part of the engine client needed here."""
-
-    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Answer:
-        """Ask an engine, whatever it answers; raises LegError."""
-        ...
-
-
 async def ask_tokens(engines: Engines, instance: str, body: bytes) -> list[int] | None:
-    """An engine's answer to a `/tokenize` question; None if it refuses it. Raises LegError, TimeoutError, ValueError."""
-    async with asyncio.timeout(CHECK_TIMEOUT_S):
-        answer = await engines.post(instance, "/tokenize", body, [])
-        try:
-            data = await answer.read()
-        finally:
-            answer.close()
-    if answer.status in _REFUSED:
-        return None
-    if answer.status != 200:
-        raise ValueError(f"status {answer.status}")
-    return msgspec.json.decode(data, type=_Tokens).tokens
-
-
-class _Tokens(msgspec.Struct):
-    tokens: list[int]
+    """An engine's answer to a `/tokenize` question; None if it refuses it. Raises LegError."""
+    answer = await tokenize(engines, instance, body, CHECK_TIMEOUT_S)
+    return None if answer is None else read(instance, read_tokens, answer).tolist()
 
 
 def bodies(special: Iterable[str], model: str) -> dict[str, list[bytes]]:

@@ -12,19 +12,17 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import msgspec
-
-from proxy.errors import BadRequestError, LegError
+from proxy.errors import LegError
 from proxy.fair_queue import ANONYMOUS
 from proxy.fleet.instances import Fleet
 from proxy.headers import Headers
-from proxy.request.body import Body
-from proxy.request.json_pieces import lists_of_numbers
-from proxy.request.outline import LARGE_BODY_BYTES, outline
+from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.tasks import TaskOwner
 from proxy.tokenizing.slots import FairSlots
+from proxy.upstream.engine_api.asking import Engines, UnreadableError
+from proxy.upstream.engine_api.tokens import read_tokens, tokenize
 
 DEADLINE_S = 2.0
 """Longer than the 0.3 s an engine takes for 128k tokens, and short enough to go on without."""
@@ -43,48 +41,6 @@ here instead of there, where short ones would wait behind them."""
 T = TypeVar("T")
 
 _ANSWER_BYTES, _BYTES_A_TOKEN = 64 << 10, 12
-
-
-class Engines(Protocol):
-    """The part of the engine client needed here."""
-
-    async def ask(
-        self,
-        instance: str,
-        path: str,
-        body: bytes | bytearray,
-        timeout_s: float,
-        headers: Headers | None = None,
-        *,
-        most_bytes: int | None = None,
-    ) -> bytes:
-        """Ask an engine; raises LegError, also for an answer of more than so many bytes."""
-        ...
-
-
-class _Answer(msgspec.Struct):
-    tokens: list[int]
-
-
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_tokens = msgspec.json.Decoder(list[int]).decode
-
-
-def read_tokens(answer: bytes) -> "array[int]":
-    """The token ids in an answer of `/tokenize`; of a long one a part at a time, so that other threads have turns.
-
-    Raises ValueError or OverflowError for what is no such answer.
-    """
-    if len(answer) <= LARGE_BODY_BYTES:
-        return array("I", _decode_answer(answer).tokens)
-    try:
-        tokens = Body.of_outline(answer, outline(answer)).view("tokens")
-    except BadRequestError as error:
-        raise ValueError(str(error)) from None
-    found = array("I")
-    for part in lists_of_numbers(tokens if tokens is not None else memoryview(b"")):
-        found.extend(_decode_tokens(part))
-    return found
 
 
 class EngineTokenizer:
@@ -146,16 +102,18 @@ class EngineTokenizer:
                 for offset in range(min(2, len(usable))):
                     instance = usable[(self._turn + offset) % len(usable)]
                     try:
-                        answer = await self._engines.ask(
+                        answer = await tokenize(
+                            self._engines,
                             instance,
-                            "/tokenize",
                             question,
                             self._deadline_s,
                             authorization,
                             most_bytes=self._most_bytes,
                         )
+                        if answer is None:
+                            continue
                         token_ids = await self._read(len(answer), read_tokens, answer)
-                    except (LegError, ValueError, OverflowError, RecursionError):
+                    except (LegError, UnreadableError):
                         continue
                     self._remember(key, token_ids)
                     return token_ids

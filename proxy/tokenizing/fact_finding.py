@@ -7,48 +7,25 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 import msgspec
 
 from proxy.errors import LegBrokenError, LegError
 from proxy.fleet.instances import Instance
-from proxy.headers import Headers
 from proxy.logs import quoted
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.schemas import MAX_SCHEMA_BYTES, Schema, read_schema
 from proxy.tokenizing.tool_choices import COUNT_PATH, judge, questions
+from proxy.upstream.engine_api.about import VERSION
+from proxy.upstream.engine_api.asking import Engines, UnreadableError
 
 log = logging.getLogger(__name__)
 
 ASK_TIMEOUT_S = 15.0
 """vLLM makes its schema when it is asked for the first time: 0.8 s on a quiet machine, in its own event loop."""
 
-_MAX_VERSION_CHARACTERS = 64
 _SMALL_BYTES = 1 << 16
 """Far more than a version or a count takes."""
-
-
-class Engines(Protocol):
-    """The part of the engine client needed here."""
-
-    async def exchange(
-        self,
-        method: str,
-        instance: str,
-        path: str,
-        body: bytes | None,
-        timeout_s: float,
-        headers: Headers | None = None,
-        *,
-        most_bytes: int,
-    ) -> tuple[int, bytes]:
-        """Status and body of an answer of at most so many bytes. Raises LegError."""
-        ...
-
-
-class _Version(msgspec.Struct):
-    version: str
 
 
 class _Count(msgspec.Struct):
@@ -78,12 +55,12 @@ class FactFinder:
 
     async def _find_schema(self, instance: Instance) -> None:
         address = instance.address
-        status, data = await self._ask("GET", address, "/version")
+        status, data = await self._ask("GET", address, VERSION.path)
         version = f"unknown, {address}"
         if status == 200:
             try:
-                version = msgspec.json.decode(data, type=_Version).version[:_MAX_VERSION_CHARACTERS]
-            except (msgspec.DecodeError, UnicodeDecodeError):
+                version = VERSION.read(data)
+            except UnreadableError:
                 log.info("%s tells no version", address)
         # Making a schema costs the engine: one of a version is enough, so others wait for what the first one says.
         turn = self._schema_turns.setdefault(version, asyncio.Lock())

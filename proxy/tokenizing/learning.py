@@ -7,18 +7,17 @@ import asyncio
 import logging
 from array import array
 from collections.abc import Sequence
-from typing import Protocol
 
 from proxy.errors import LegError
 from proxy.fleet.instances import Fleet, Instance
 from proxy.logs import quoted
 from proxy.tasks import TaskOwner
-from proxy.tokenizing import comparison, fact_finding
 from proxy.tokenizing.comparison import ask_tokens, bodies, tokenizer_at
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.fact_finding import FactFinder
 from proxy.tokenizing.local.tokenizer import LocalTokenizer
 from proxy.tokenizing.parity import Difference, Parity, difference
+from proxy.upstream.engine_api.asking import Engines
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +30,6 @@ ASK_AGAIN_MOST_S = 60.0
 
 AT_ONCE = 16
 """So many engines are asked beside each other: a hundred that come up together leave room for requests."""
-
-
-class Engines(comparison.Engines, fact_finding.Engines, Protocol):
-    """The part of the engine client needed here."""
 
 
 class Learning:
@@ -132,7 +127,7 @@ class Learning:
     async def _find_local(self, up: Sequence[Instance]) -> None:
         """Load the tokenizer from where an engine has its model, if that can be read here."""
         for root in {
-            str(c.get("root")) for i in up for c in i.model_cards if not c.get("parent")
+            c.root for i in up for c in i.model_cards if c.root is not None and not c.parent
         } - self._tried:
             self._tried.add(root)
             try:
@@ -149,13 +144,13 @@ class Learning:
             if (address, model) not in self.parity:
                 try:
                     off = await self._differences(local, address, model)
-                except (LegError, TimeoutError, ValueError):
+                except LegError:
                     return False
                 self.parity.learn(address, model, off)
         return True
 
     async def _differences(self, local: LocalTokenizer, instance: str, model: str) -> dict[str, Difference]:
-        """The kinds about which an engine differs. Raises LegError, TimeoutError and ValueError."""
+        """The kinds about which an engine differs. Raises LegError."""
         off = {}
         for kind, asked in bodies(local.pieces.cuts.tokens, model).items():
             for body in asked:

@@ -19,7 +19,6 @@ from proxy.logs import News, listed, quoted
 from proxy.request.generation import GenerationRequest
 from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.tasks import TaskOwner
-from proxy.tokenizing import engines, learning
 from proxy.tokenizing.distrust import Distrust
 from proxy.tokenizing.engines import DEADLINE_S, EngineTokenizer
 from proxy.tokenizing.fields import (
@@ -41,6 +40,7 @@ from proxy.tokenizing.local.tokenizer import (
     TooLongError,
 )
 from proxy.tokenizing.members import NO_MEMBERS, Members
+from proxy.upstream.engine_api.asking import Engines
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +90,6 @@ class Memory(Protocol):
     def lease(self, client: Hashable) -> Lease:
         """A client's share of nothing, to be grown."""
         ...
-
-
-class Engines(engines.Engines, learning.Engines, Protocol):
-    """The part of the engine client needed here."""
 
 
 class PromptTokenizer:

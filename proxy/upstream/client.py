@@ -10,10 +10,9 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
-import msgspec
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
@@ -235,46 +234,6 @@ class EngineClient:
         Raises ConnectFailedError if no byte was sent, LegBrokenError if the engine may have seen some.
         """
         return await self._request("POST", instance, path, body, headers)
-
-    async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
-        """Ask an engine about itself. Raises LegError, also for a status other than 200 or a body that is no JSON."""
-        status, data = await self.exchange("GET", instance, path, None, timeout_s)
-        if status != 200:
-            raise LegBrokenError(instance, f"status {status} for {path}")
-        try:
-            return msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise LegBrokenError(instance, f"the answer to {path} is not JSON") from None
-
-    async def get_text(self, instance: str, path: str, timeout_s: float) -> str:
-        """Ask an engine for a page of text. Raises LegError, also for a status other than 200."""
-        status, data = await self.exchange("GET", instance, path, None, timeout_s)
-        if status != 200:
-            raise LegBrokenError(instance, f"status {status} for {path}")
-        return data.decode(errors="replace")
-
-    async def ask(
-        self,
-        instance: str,
-        path: str,
-        body: bytes | bytearray,
-        timeout_s: float,
-        headers: Headers | None = None,
-        *,
-        most_bytes: int | None = None,
-    ) -> bytes:
-        """Ask an engine a question in JSON; errors as `get_text`. A longer answer than `most_bytes` is none."""
-        status, data = await self.exchange(
-            "POST", instance, path, body, timeout_s, headers, most_bytes=most_bytes
-        )
-        if status != 200:
-            raise LegBrokenError(instance, f"status {status} for {path}")
-        return data
-
-    async def get_status(self, instance: str, path: str, timeout_s: float) -> int:
-        """Ask an engine and look at the status of its answer alone. Raises LegError if there is none."""
-        status, _ = await self.exchange("GET", instance, path, None, timeout_s)
-        return status
 
     async def exchange(
         self,

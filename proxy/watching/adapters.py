@@ -7,7 +7,7 @@ what is remembered is when all engines were asked last.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -15,8 +15,9 @@ from proxy.errors import LegError
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.headers import Headers
 from proxy.tasks import TaskOwner
-from proxy.watching import checks
-from proxy.watching.checks import Checker, wrong_model
+from proxy.upstream.engine_api.asking import Engines, ask
+from proxy.upstream.engine_api.models import MODELS
+from proxy.watching.checks import wrong_model
 
 log = logging.getLogger(__name__)
 
@@ -26,22 +27,6 @@ ASK_AGAIN_S = 3.0
 """Names that are nowhere cost the engines one question in so long, however many ask for them."""
 LOAD_TIMEOUT_S = 300.0
 """An adapter may have to be fetched from far away first."""
-
-
-class Engines(checks.Engines, Protocol):
-    """The part of the engine client needed here."""
-
-    async def exchange(
-        self,
-        method: str,
-        instance: str,
-        path: str,
-        body: bytes | None,
-        timeout_s: float,
-        headers: Headers | None = None,
-    ) -> tuple[int, bytes]:
-        """Status and body of an engine's answer; raises LegError."""
-        ...
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -64,7 +49,6 @@ class Adapters:
         self._engines = engines
         self._model = model
         self._clock = clock
-        self._checker = Checker(engines, clock, timeout_s=LIST_TIMEOUT_S)
         self._tasks = TaskOwner("adapters")
         self._asking: asyncio.Task[None] | None = None
         self._asked_at: float | None = None
@@ -93,7 +77,7 @@ class Adapters:
 
     async def _list(self, instance: Instance) -> None:
         try:
-            cards = await self._checker.cards(instance.address, LIST_TIMEOUT_S)
+            cards = await ask(self._engines, instance.address, MODELS, LIST_TIMEOUT_S)
         except LegError as error:
             log.debug("%s does not tell what it serves: %s", instance.address, error)
             return

@@ -4,20 +4,16 @@ What cannot be told from our own shortage - no socket left, an event loop that s
 """
 
 import enum
-from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, Protocol
-
-import msgspec
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from proxy.errors import ConnectFailedError, LegBrokenError, LegError, OurTroubleError, TooLongError
+from proxy.fleet.model_card import ModelCard
 from proxy.logs import listed
-
-HEALTH = "/health"
-MODELS = "/v1/models"
-VERSION = "/version"
-
-MOST_MODELS = 4096
-"""That one engine may list, adapters included."""
+from proxy.upstream.engine_api.about import HEALTH, VERSION, health
+from proxy.upstream.engine_api.asking import Engines as Asked
+from proxy.upstream.engine_api.asking import ask
+from proxy.upstream.engine_api.models import MODELS
 
 WRONG_PORT = "is this vLLM's --port?"
 
@@ -49,29 +45,12 @@ class Check(NamedTuple):
     """What went wrong, for logs and `/status`."""
 
 
-class Engines(Protocol):
-    """The part of the engine client needed here."""
-
-    async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
-        """Ask an engine about itself; raises LegError."""
-        ...
-
-    async def get_status(self, instance: str, path: str, timeout_s: float) -> int:
-        """Ask an engine and look at the status of its answer alone; raises LegError."""
-        ...
+class Engines(Asked, Protocol):
+    """What asks engines, and knows when they were heard."""
 
     def heard_at(self, instance: str) -> float | None:
         """When an engine last sent something, by the same clock as here."""
         ...
-
-
-class _Card(msgspec.Struct):
-    id: str
-    parent: str | None = None
-
-
-class _Version(msgspec.Struct):
-    version: Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class Checker:
@@ -86,7 +65,7 @@ class Checker:
         """Whether the engine answers `/health`. Raises nothing."""
         begun_at = self._clock()
         try:
-            status = await self._engines.get_status(instance, HEALTH, self._timeout_s)
+            status = await health(self._engines, instance, self._timeout_s)
         except TooLongError as error:
             return Check(Finding.UNHEALTHY, _with_hint(error.words))
         except LegError as error:
@@ -95,7 +74,7 @@ class Checker:
             return Check(Finding.UNHEALTHY, f"status {status} for {HEALTH}")
         return Check(Finding.ANSWERED)
 
-    async def served(self, instance: str) -> Check | list[dict[str, Any]]:
+    async def served(self, instance: str) -> Check | list[ModelCard]:
         """The models it lists, or why that is not known. Raises nothing."""
         begun_at = self._clock()
         try:
@@ -104,29 +83,20 @@ class Checker:
             return self._without_answer(instance, error, begun_at)
         return cards
 
-    async def cards(self, instance: str, timeout_s: float) -> list[dict[str, Any]]:
+    async def cards(self, instance: str, timeout_s: float) -> list[ModelCard]:
         """The models it lists. Raises LegError."""
         try:
-            answer = await self._engines.get_json(instance, MODELS, timeout_s)
+            return await ask(self._engines, instance, MODELS, timeout_s)
         except ConnectFailedError:
             raise
         except LegError as error:
             raise LegBrokenError(instance, _with_hint(error.words)) from error
-        cards = answer.get("data") if isinstance(answer, dict) else None
-        if isinstance(cards, list) and len(cards) > MOST_MODELS:
-            raise LegBrokenError(instance, f"its {MODELS} lists more than {MOST_MODELS} models")
-        try:
-            msgspec.convert(cards, list[_Card])
-        except msgspec.ValidationError:
-            raise LegError(instance, f"its {MODELS} is not a list of models; {WRONG_PORT}") from None
-        return list(cards or [])
 
     async def version(self, instance: str) -> str | None:
         """Its vLLM release, as it tells it; None if it does not. Raises nothing."""
         try:
-            answer = await self._engines.get_json(instance, VERSION, self._timeout_s)
-            return msgspec.convert(answer, _Version).version
-        except (LegError, msgspec.ValidationError):
+            return await ask(self._engines, instance, VERSION, self._timeout_s)
+        except LegError:
             return None
 
     def _without_answer(self, instance: str, error: LegError, begun_at: float) -> Check:
@@ -144,14 +114,14 @@ class Checker:
 
 def _with_hint(words: str) -> str:
     """Whoever answers so is no vLLM."""
-    hints = ("not valid HTTP", "not JSON", "status 404", "longer than")
+    hints = ("not valid HTTP", "not JSON", "not a list of models", "status 404", "longer than")
     wrong = WRONG_PORT not in words and any(hint in words for hint in hints)
     return f"{words}; {WRONG_PORT}" if wrong else words
 
 
-def wrong_model(cards: list[dict[str, Any]], model: str) -> str | None:
+def wrong_model(cards: Sequence[ModelCard], model: str) -> str | None:
     """What an engine serves instead of `model`, in words; None if it serves it."""
-    served = [str(card["id"]) for card in cards if not card.get("parent")]
+    served = [card.id for card in cards if not card.parent]
     if model in served:
         return None
     return f"serves {listed(served) or 'no model'}, not {model!r} (--model)"

@@ -5,52 +5,15 @@ requests wait in the engine until it is awake. From level 1 on it has dropped it
 sooner than with the first batch after it woke.
 """
 
-import enum
 import logging
-import re
-from typing import Protocol
-
-import msgspec
 
 from proxy.errors import LegError
 from proxy.fleet.instances import Instance, Status
-from proxy.upstream.metrics_page import lines_of
+from proxy.upstream.engine_api.about import asleep
+from proxy.upstream.engine_api.asking import Engines, ask
+from proxy.upstream.engine_api.metrics import METRICS, Depth, read_depth
 
 log = logging.getLogger(__name__)
-
-IS_SLEEPING = "/is_sleeping"
-METRICS = "/metrics"
-
-_NAME = "vllm:engine_sleep_state{"
-_STATE = re.compile(r'[{,]sleep_state="(\w{1,20})"')
-
-
-class Depth(enum.StrEnum):
-    """What sleep has cost, as the engine's metrics tell it."""
-
-    LIGHT = "light"
-    """Level 0, or it has not yet done what was running: its cache is as it was."""
-    DEEP = "deep"
-    """Level 1 or 2: its cache is empty, and nothing runs any more."""
-    UNTOLD = "untold"
-
-
-class Engines(Protocol):
-    """The part of the engine client needed here."""
-
-    async def exchange(
-        self, method: str, instance: str, path: str, body: bytes | None, timeout_s: float
-    ) -> tuple[int, bytes]:
-        """Status and body of an engine's answer; raises LegError."""
-        ...
-
-    async def get_text(self, instance: str, path: str, timeout_s: float) -> str:
-        """Ask an engine for a page; raises LegError."""
-        ...
-
-
-class _Answer(msgspec.Struct):
-    is_sleeping: bool
 
 
 class Sleepers:
@@ -74,23 +37,18 @@ class Sleepers:
             return False
         processes = _processes(instance)
         try:
-            status, data = await self._engines.exchange(
-                "GET", instance.address, IS_SLEEPING, None, self._timeout_s
-            )
-            if status == 200:
-                return msgspec.json.decode(data, type=_Answer).is_sleeping
-        except (LegError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            sleeps = await asleep(self._engines, instance.address, self._timeout_s)
+        except LegError as error:
             log.debug("%s does not tell whether it sleeps: %s", instance.address, error)
             return instance.status is Status.ASLEEP
-        if status < 500:
+        if sleeps is None:
             self._sleepless[instance.address] = processes
-            return False
-        return instance.status is Status.ASLEEP
+        return bool(sleeps)
 
     async def depth(self, instance: Instance) -> Depth | None:
         """What the sleep of one that sleeps has cost; None if it did not answer. Raises nothing."""
         try:
-            page = await self._engines.get_text(instance.address, METRICS, self._timeout_s)
+            page = await ask(self._engines, instance.address, METRICS, self._timeout_s)
         except LegError as error:
             log.debug("%s does not tell how it sleeps: %s", instance.address, error)
             return None
@@ -99,19 +57,6 @@ class Sleepers:
     def forget(self, address: str) -> None:
         """It has left."""
         self._sleepless.pop(address, None)
-
-
-def read_depth(page: str) -> Depth:
-    """What an engine's metrics page tells of its sleep; one rank that has lost its cache is enough."""
-    states = []
-    for line in lines_of(page, _NAME):
-        labels, _, value = line.rpartition("} ")
-        if (state := _STATE.search(labels)) is not None and value in {"0", "0.0", "1", "1.0"}:
-            states.append((state[1], value[0] == "1"))
-    if not states:
-        return Depth.UNTOLD
-    deep = any(is_so for name, is_so in states if name in {"weights_offloaded", "discard_all"})
-    return Depth.DEEP if deep else Depth.LIGHT
 
 
 def _processes(instance: Instance) -> int:

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from proxy.caches.feeds import EventFeeds
 from proxy.config import Config, InstanceSpec
@@ -25,13 +25,15 @@ from proxy.errors import (
 )
 from proxy.fleet.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S, Breaker
 from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet.model_card import ModelCard
 from proxy.tasks import TaskOwner
-from proxy.watching import checks, health, sleeping
+from proxy.upstream.engine_api.metrics import Depth
+from proxy.watching import checks, health
 from proxy.watching.changes import Changes
 from proxy.watching.checks import Check, Checker, Finding, wrong_model
 from proxy.watching.health import Accounts, HealthBook
 from proxy.watching.membership.members import NOTHING, Present, Restored
-from proxy.watching.sleeping import Depth, Sleepers
+from proxy.watching.sleeping import Sleepers
 from proxy.watching.startup import StartupError, see_start_through
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ ONE_CHECK_FOR_ALL_S = 0.05
 """Many legs fail at once."""
 
 
-class Engines(checks.Engines, health.Engines, sleeping.Engines, Protocol):
+class Engines(checks.Engines, health.Engines, Protocol):
     """The part of the engine client needed here."""
 
     def forget(self, instance: str) -> None:
@@ -382,7 +384,7 @@ class FleetWatch:
             instance.status, instance.why_down = Status.REFUSED, wrong
             log.warning("%s: refused until it does", wrong)
 
-    async def _came_up(self, watched: _Watched, cards: list[dict[str, Any]]) -> None:
+    async def _came_up(self, watched: _Watched, cards: list[ModelCard]) -> None:
         instance = watched.instance
         instance.listed(cards, self._clock())
         instance.unlisted = None

@@ -211,10 +211,8 @@ async def test_a_connection_that_breaks_and_comes_back(bench: Bench) -> None:
 
 
 class Silent:
-    async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
-        raise AssertionError("its sources were told")
-
-    async def get_text(self, instance: str, path: str, timeout_s: float) -> str:
+    async def exchange(self, method: str, instance: str, path: str, *_: Any, **__: Any) -> tuple[int, bytes]:
+        assert path == "/metrics", "its sources were told"
         raise LegError(instance, "it tells nothing")
 
 

@@ -16,7 +16,7 @@ from proxy.fleet.instances import Instance, Status
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
-from proxy.watching.sleeping import Depth, read_depth
+from proxy.upstream.engine_api.metrics import Depth, read_depth
 from tests.helpers.service import (
     DEADLINE_S,
     UNHURRIED,

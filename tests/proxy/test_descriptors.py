@@ -19,6 +19,7 @@ from proxy.edge.sockets.doors import ClientDoor, OperatorDoor
 from proxy.errors import NoSocketError
 from proxy.simulation import StandIn
 from proxy.upstream.client import EngineClient
+from proxy.upstream.engine_api.about import health
 from tests.helpers.service import UNHURRIED, Answer, Pair, ask, fleet
 
 # -- decisions ----------------------------------------------------------------------------------------------
@@ -423,14 +424,14 @@ async def test_free_connections_to_engines_make_room_for_new_ones_and_those_in_u
         client = await stack.enter_async_context(EngineClient(descriptors=bench.them))
         made = [await stack.enter_async_context(StandIn()) for _ in range(6)]
         for engine in made:
-            assert await client.get_status(engine.address, "/health", 10) == 200
+            assert await health(client, engine.address, 10) == 200
             assert bench.them.legs <= 3
         body = b'{"model": "tiny", "prompt": "x", "max_tokens": 4000, "ignore_eos": true, "stream": true}'
         answers = [await client.post(engine.address, "/v1/completions", body, []) for engine in made[:3]]
         assert bench.them.legs == 3
         with pytest.raises(NoSocketError):
-            await client.get_status(made[3].address, "/health", 10)
+            await health(client, made[3].address, 10)
         answers[0].close()
-        assert await client.get_status(made[3].address, "/health", 10) == 200
+        assert await health(client, made[3].address, 10) == 200
         for answer in answers:
             answer.close()

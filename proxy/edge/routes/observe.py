@@ -5,6 +5,7 @@ import importlib.metadata
 import math
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -83,17 +84,17 @@ def _not_ready_because(request: web.Request) -> str | None:
 
 async def models(request: web.Request) -> web.Response:
     """`GET /v1/models`: what the engines list, each name once, with the context that requests can really have."""
-    cards: dict[str, dict[str, Any]] = {}
+    cards: dict[str, Mapping[str, Any]] = {}
     listing: defaultdict[str, list[Instance]] = defaultdict(list)
     for instance in request.app[FLEET]:
         for card in instance.model_cards:
-            cards.setdefault(str(card["id"]), card)
-            listing[str(card["id"])].append(instance)
+            cards.setdefault(card.id, card.told)
+            listing[card.id].append(instance)
     alone = request.app[CONFIG].admission.when_no_prefill is WhenNoPrefill.DECODE
-    for name, card in cards.items():
+    for name, told in cards.items():
         longest = longest_context(listing[name], alone=alone)
-        if isinstance(card.get("max_model_len"), int) and longest is not None and longest < math.inf:
-            cards[name] = card | {"max_model_len": longest}
+        if isinstance(told.get("max_model_len"), int) and longest is not None and longest < math.inf:
+            cards[name] = {**told, "max_model_len": longest}
     return web.json_response({"object": "list", "data": list(cards.values())})
 
 
@@ -149,7 +150,7 @@ def _instance(
     healing: Healing,
     state: StateKeeper | None,
 ) -> dict[str, Any]:
-    base = [str(card["id"]) for card in instance.model_cards if not card.get("parent")]
+    base = [card.id for card in instance.model_cards if not card.parent]
     address, breaker = instance.address, instance.breaker
     now = time.monotonic()
     gets_legs = instance.why_unusable() is None and breaker.state is Circuit.CLOSED

@@ -288,7 +288,7 @@ class Legs:
                 model,
                 LEFT_OUT_S,
             )
-        instance.model_cards = [card for card in instance.model_cards if card["id"] != model]
+        instance.model_cards = [card for card in instance.model_cards if card.id != model]
         return True
 
     def _rank_is_gone(self, chosen: Candidate, reply: Reply) -> bool:

@@ -16,6 +16,7 @@ from proxy.errors import NotFoundError, RateLimitError, RequestError, Unavailabl
 from proxy.fleet import fullness
 from proxy.fleet.circuit import Breaker, Circuit
 from proxy.fleet.instances import Claim, Fleet, Instance, Status
+from proxy.fleet.model_card import ModelCard
 from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity, LeastLoad
@@ -106,7 +107,7 @@ class Scene:
     def add(self, address: str, role: Role, *models: str) -> Instance:
         instance = Instance(parse_instance(address, role))
         self.fleet.add(instance)
-        instance.model_cards = [{"id": model} for model in ("tiny", *models)]
+        instance.model_cards = [ModelCard(model) for model in ("tiny", *models)]
         instance.status = Status.UP
         return instance
 
@@ -261,8 +262,8 @@ async def test_an_idle_instance_takes_any_request_and_a_long_one_is_not_starved_
 
 async def test_a_lane_that_waits_for_room_keeps_it_from_other_lanes() -> None:
     scene = Scene(max_decode_tokens=100)
-    scene.instance("prefill0:1").model_cards = [{"id": "tiny"}, {"id": "alpha", "parent": "tiny"}]
-    scene.instance("decode0:1").model_cards = [{"id": "tiny"}, {"id": "alpha", "parent": "tiny"}]
+    scene.instance("prefill0:1").model_cards = [ModelCard("tiny"), ModelCard("alpha", "tiny")]
+    scene.instance("decode0:1").model_cards = [ModelCard("tiny"), ModelCard("alpha", "tiny")]
     await scene.ask("first", 60)
     await scene.ask("long", 90)
     await scene.ask("adapter", 10, model="alpha")  # it would fit
@@ -690,7 +691,7 @@ async def test_a_name_no_engine_turns_out_to_serve_is_not_waited_for() -> None:
 async def test_a_policy_that_fails_fails_its_request_not_the_queue() -> None:
     scene = Scene()
     for address in ("prefill0:1", "decode0:1"):
-        scene.instance(address).model_cards = [{"id": "tiny"}, {"id": "broken", "parent": "tiny"}]
+        scene.instance(address).model_cards = [ModelCard("tiny"), ModelCard("broken", "tiny")]
         scene.instance(address).draining = True
     broken = await scene.ask("r0", model="broken")
     await scene.ask("r1")

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from proxy.caches.capacity import read_capacities
 from proxy.edge.app_keys import WATCH
 from proxy.edge.routes.observe import INDEX
 from proxy.simulation import StandIn
+from proxy.upstream.engine_api.metrics import read_capacities
 from tests.helpers.service import Pair, ask, fleet, wait_until
 
 INFO = "vllm:cache_config_info"

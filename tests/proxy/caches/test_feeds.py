@@ -296,10 +296,8 @@ async def test_an_engine_makes_kvproxy_listen_and_connect_nowhere_else(
 
 
 class Silent:
-    async def get_json(self, instance: str, path: str, timeout_s: float) -> Any:
-        raise AssertionError("its sources were told")
-
-    async def get_text(self, instance: str, path: str, timeout_s: float) -> str:
+    async def exchange(self, method: str, instance: str, path: str, *_: Any, **__: Any) -> tuple[int, bytes]:
+        assert path == "/metrics", "its sources were told"
         raise LegError(instance, "it tells nothing")
 
 

@@ -8,41 +8,28 @@ import pytest
 from kvevents.subscriber import Context
 from proxy.caches.told import ToldRules
 from proxy.config import parse_instance
-from proxy.doctor.facts import Answer, EngineFacts, Metrics, RankFacts
+from proxy.doctor.facts import Answer, EngineFacts, RankFacts
 from proxy.doctor.probing import Probing
-from proxy.headers import Headers
 from proxy.phases import Role
 from proxy.tasks import TaskOwner
-
-
-class Tokenized:
-    """The answer of an engine whose tokens are words, and those of its template."""
-
-    status = 200
-
-    def __init__(self, body: bytes, template: int) -> None:
-        words = msgspec.json.decode(body)["messages"][0]["content"].split()
-        self._tokens = [*range(template), *[7] * len(words)]
-
-    async def read(self) -> bytes:
-        return msgspec.json.encode({"tokens": self._tokens})
-
-    def close(self) -> None:
-        pass
+from proxy.upstream.engine_api.metrics import Counted
 
 
 class Engines:
     def __init__(self, template: int) -> None:
         self._template = template
 
-    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Any:
-        assert (instance, path, headers) == ("engine:8000", "/tokenize", [])
-        return Tokenized(body, self._template)
+    async def exchange(
+        self, method: str, instance: str, path: str, body: bytes, timeout_s: float, *_: Any, **__: Any
+    ) -> tuple[int, bytes]:
+        assert (method, instance, path) == ("POST", "engine:8000", "/tokenize")
+        words = msgspec.json.decode(body)["messages"][0]["content"].split()
+        return 200, msgspec.json.encode({"tokens": [*range(self._template), *[7] * len(words)]})
 
 
 async def probe_tokens(template: int, block_size: int | None) -> int:
     facts = EngineFacts(
-        parse_instance("engine:8000", Role.PREFILL), metrics=Answer(value=Metrics(block_size=block_size))
+        parse_instance("engine:8000", Role.PREFILL), metrics=Answer(value=Counted(block_size=block_size))
     )
     engines: Any = Engines(template)
     context, tasks = Context(), TaskOwner("probing")

@@ -10,7 +10,7 @@ from kvevents import BlockStored
 from proxy.config import parse_instance
 from proxy.connectors import Handoff
 from proxy.doctor import as_json, as_text
-from proxy.doctor.asking import read_metrics
+from proxy.doctor.asking import read_counted
 from proxy.doctor.engine_steps import reachable, version
 from proxy.doctor.event_steps import of_rank
 from proxy.doctor.facts import Answer, EngineFacts, Moved, PairFacts, RankFacts, Send, Trouble
@@ -27,6 +27,7 @@ from proxy.doctor.findings import (
 from proxy.doctor.pair_steps import MAX_PAIRS, context_lengths, of_pair, pairs, roles, why_not
 from proxy.doctor.runs import _FAR, MAX_CHAINS, Search
 from proxy.doctor.version_steps import nixl_versions
+from proxy.fleet.model_card import ModelCard
 from proxy.phases import Role
 
 OURS = list(range(100, 140))
@@ -240,7 +241,7 @@ def test_a_hand_over_is_judged_by_what_decode_counted(
 
 def test_a_pair_that_could_kill_an_engine_is_not_tried() -> None:
     served = Send(answer=Answer(value=b"{}"), sent_ts=0.0)
-    cards = Answer(value=[{"id": "m", "parent": None}])
+    cards = Answer(value=[ModelCard("m")])
 
     def probed(address: str, size: int) -> EngineFacts:
         rank = RankFacts(rank=0, block_size=size, token_ids=[1], sends=[served])
@@ -264,14 +265,14 @@ vllm:num_requests_running{engine="0"} NaN
 
 
 def test_metrics_are_summed_over_ranks() -> None:
-    read = read_metrics(Answer(value=PAGE.encode())).value
+    read = read_counted(Answer(value=PAGE.encode())).value
     assert (read.prompt_tokens, read.by_source) == (10, {"local_compute": 6, "external_kv_transfer": 4})
     assert (read.block_size, read.prefix_caching, read.asked_connector) == (32, True, None)
 
 
 @pytest.mark.parametrize("page", [b"\xff\xfe", b"vllm:cache_config_info{ oops", b"<html>"])
 def test_a_page_that_is_none_is_trouble_or_tells_nothing(page: bytes) -> None:
-    read = read_metrics(Answer(value=page))
+    read = read_counted(Answer(value=page))
     assert not read.ok or read.value.prompt_tokens is None
 
 
@@ -347,7 +348,7 @@ def test_the_services_own_predictions_are_judged(
 def test_engines_of_different_context_lengths_are_told(
     lengths: list[int | None], status: Status | None, words: str
 ) -> None:
-    cards = [Answer(value=[{"id": "tiny", "parent": None, "max_model_len": length}]) for length in lengths]
+    cards = [Answer(value=[ModelCard("tiny", max_model_len=length)]) for length in lengths]
     found = context_lengths([engine(f"{n}:1", cards=c) for n, c in zip("abc", cards, strict=False)], "tiny")
     assert [f.status for f in found] == ([] if status is None else [status])
     for finding in found:

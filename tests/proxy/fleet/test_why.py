@@ -6,6 +6,7 @@ import re
 from proxy.config import parse_instance
 from proxy.edge.routes.openapi import description
 from proxy.fleet.instances import Instance, Status
+from proxy.fleet.model_card import ModelCard
 from proxy.fleet.why import ASIDE, FAILS_LEGS, NO_ROOM, Why
 from proxy.phases import Role
 
@@ -35,7 +36,7 @@ def test_what_is_set_aside_comes_last_and_gets_graver() -> None:
 
 def test_whatever_a_check_finds_there_is_a_reason_for() -> None:
     instance = Instance(parse_instance("a:1", Role.BOTH))
-    instance.model_cards = [{"id": "tiny"}]
+    instance.model_cards = [ModelCard("tiny")]
     for status in Status:
         instance.status = status
         why = instance.why_unusable("tiny")

@@ -9,6 +9,7 @@ import pytest
 from kvevents import PrefixIndex
 from proxy.config import Admission, parse_instance
 from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet.model_card import ModelCard
 from proxy.phases import Phase, Role
 from proxy.request import dialects
 from proxy.request.generation import read_request
@@ -59,7 +60,7 @@ def placement(**limits: Any) -> tuple[Fleet, Placement]:
     fleet = Fleet()
     for address, role in (("p:1", Role.PREFILL), ("d:1", Role.DECODE), ("e:1", Role.DECODE)):
         instance = Instance(parse_instance(address, role))
-        instance.status, instance.model_cards = Status.UP, [{"id": "tiny"}]
+        instance.status, instance.model_cards = Status.UP, [ModelCard("tiny")]
         fleet.add(instance)
     made = Placement(
         fleet,

@@ -10,6 +10,7 @@ import pytest
 from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.errors import BadRequestError
 from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet.model_card import ModelCard
 from proxy.phases import Role
 from proxy.scheduling.lengths import Need, longest_context
 from proxy.simulation import StandIn, StandInConfig
@@ -28,8 +29,8 @@ def fleet_of(**lengths: int | None) -> Fleet:
         instance.status = Status.UP
         if length != 0:
             instance.model_cards = [
-                {"id": "tiny", "max_model_len": length},
-                {"id": "alpha", "parent": "tiny"},
+                ModelCard("tiny", max_model_len=length),
+                ModelCard("alpha", "tiny"),
             ]
         fleet.add(instance)
     return fleet

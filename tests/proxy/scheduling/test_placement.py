@@ -8,6 +8,7 @@ from kvevents import BlockStored, PrefixIndex, Prompt
 from proxy.config import Admission, parse_instance
 from proxy.fleet.circuit import Breaker
 from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet.model_card import ModelCard
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
@@ -39,7 +40,7 @@ class Scene:
         for address, role in roles.items():
             instance = Instance(parse_instance(address, role))
             instance.status = Status.UP
-            instance.model_cards = [{"id": "tiny"}]
+            instance.model_cards = [ModelCard("tiny")]
             instance.sources = {0: Exact()}
             self.fleet.add(instance)
         self.placement = Placement(
@@ -167,7 +168,7 @@ def test_only_instances_that_serve_the_model_are_usable() -> None:
     scene = Scene()
     adapter = scene.fleet.get("c:1")
     assert adapter is not None
-    adapter.model_cards = [{"id": "tiny"}, {"id": "alpha", "parent": "tiny"}]
+    adapter.model_cards = [ModelCard("tiny"), ModelCard("alpha", "tiny")]
     decision = scene.placement.decide(Question("alpha", Prompt(PREFIX), 1))
     assert chosen(decision) == ("c:1", None)
     assert not decision.admissible
@@ -179,7 +180,7 @@ def test_what_an_engine_that_does_both_has_cached_makes_its_leg_no_smaller() -> 
     for address in ("a:1", "b:1", "c:1", "d:1", "e:1"):
         scene.fleet.remove(address)
     both = Instance(parse_instance("f:1", Role.BOTH))
-    both.status, both.model_cards, both.sources = Status.UP, [{"id": "tiny"}], {0: Exact()}
+    both.status, both.model_cards, both.sources = Status.UP, [ModelCard("tiny")], {0: Exact()}
     scene.fleet.add(both)
     scene.cache("f:1", PREFIX)
     placed = 0

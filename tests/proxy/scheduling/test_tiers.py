@@ -13,6 +13,7 @@ from proxy.config import TIER_COSTS, Config, parse_instance, read_tier_costs
 from proxy.edge.routes.observe import INDEX
 from proxy.errors import ConfigError
 from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet.model_card import ModelCard
 from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity
@@ -80,7 +81,7 @@ def placement(index: PrefixIndex, costs: dict[str, float]) -> Placement:
     fleet = Fleet()
     for address, role in {"a:1": Role.PREFILL, "b:1": Role.PREFILL, "d:1": Role.DECODE}.items():
         instance = Instance(parse_instance(address, role))
-        instance.status, instance.model_cards, instance.sources = Status.UP, [{"id": "tiny"}], {0: Exact()}
+        instance.status, instance.model_cards, instance.sources = Status.UP, [ModelCard("tiny")], {0: Exact()}
         fleet.add(instance)
     rng = random.Random(1)
     return Placement(

@@ -9,6 +9,7 @@ from proxy.config import parse_instance
 from proxy.errors import LegBrokenError
 from proxy.fleet.circuit import CHARGES_MOST, Breaker
 from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet.model_card import ModelCard
 from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import RoundRobin
@@ -22,7 +23,7 @@ NOBODY: Any = None  # nothing is sent here
 def decode(fleet: Fleet, address: str) -> Instance:
     instance = Instance(parse_instance(address, Role.DECODE), Breaker(slow_start_s=10.0, joins=True))
     instance.status = Status.UP
-    instance.model_cards = [{"id": MODEL}]
+    instance.model_cards = [ModelCard(MODEL)]
     fleet.add(instance)
     return instance
 

@@ -10,6 +10,7 @@ import pytest
 from proxy.config import parse_instance
 from proxy.errors import LegBrokenError
 from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet.model_card import ModelCard
 from proxy.headers import Headers
 from proxy.phases import Role
 from proxy.request import dialects
@@ -279,18 +280,19 @@ class Engines:
         self.answer_late: Any = None
         """What comes after a wait."""
 
-    async def ask(
+    async def exchange(
         self,
+        method: str,
         instance: str,
         path: str,
-        body: bytes | bytearray,
+        body: bytes | bytearray | None,
         timeout_s: float,
         headers: Headers | None = None,
         *,
         most_bytes: int | None = None,
-    ) -> bytes:
+    ) -> tuple[int, bytes]:
         self.most_bytes = most_bytes
-        assert path == "/tokenize"
+        assert (method, path) == ("POST", "/tokenize"), "tokenizing asks engines nothing about themselves"
         self.asked.append((instance, headers or []))
         answer = self.answers.pop(0)
         if isinstance(answer, float):
@@ -298,13 +300,7 @@ class Engines:
             answer = self.answer_late
         if isinstance(answer, Exception):
             raise answer
-        return json.dumps(answer).encode()
-
-    async def exchange(self, method: str, instance: str, path: str, *_: Any, **__: Any) -> tuple[int, bytes]:
-        raise AssertionError("tokenizing asks engines nothing about themselves")
-
-    async def post(self, instance: str, path: str, body: bytes, headers: Headers) -> Any:
-        raise AssertionError("tokenizing sends no legs")
+        return 200, json.dumps(answer).encode()
 
 
 def tokenizer(engines: Engines, now: Sequence[float] = (0.0,), deadline_s: float = 5.0) -> PromptTokenizer:
@@ -312,7 +308,7 @@ def tokenizer(engines: Engines, now: Sequence[float] = (0.0,), deadline_s: float
     for address, role in (("a:1", Role.PREFILL), ("b:1", Role.DECODE), ("c:1", Role.DECODE)):
         instance = Instance(parse_instance(address, role))
         instance.status = Status.DOWN if address == "c:1" else Status.UP
-        instance.model_cards = [{"id": "tiny"}, {"id": "alpha", "parent": "tiny"}]
+        instance.model_cards = [ModelCard("tiny"), ModelCard("alpha", "tiny")]
         fleet.add(instance)
     return PromptTokenizer(fleet, engines, clock=lambda: now[-1], deadline_s=deadline_s)
 
@@ -353,8 +349,7 @@ async def test_no_longer_answer_is_read_than_a_prompt_that_fits_has() -> None:
     await asking.tokenize(text(prompt="one"), [])
     assert engines.most_bytes is None
     for instance in asking._fleet:
-        instance.model_cards[0]["max_model_len"] = 1000
-        instance.model_cards = list(instance.model_cards)
+        instance.model_cards = [ModelCard("tiny", max_model_len=1000), ModelCard("alpha", "tiny")]
     await asking.tokenize(text(prompt="two"), [])
     assert engines.most_bytes == (64 << 10) + 12 * 1000
 
@@ -395,7 +390,7 @@ async def test_prompts_are_shortened_on_the_side_that_is_told() -> None:
 async def test_a_prompt_no_engine_takes_is_not_looked_at() -> None:
     asking = tokenizer(Engines())
     for instance in asking._fleet:
-        instance.model_cards[0]["max_model_len"] = 10
+        instance.model_cards = [ModelCard("tiny", max_model_len=10), ModelCard("alpha", "tiny")]
     assert (await asking.tokenize(text(prompt=list(range(11))), [])).why_unknown == "too long"
     assert (await asking.tokenize(text(prompt=list(range(10))), [])).prompt is not None
     for keep, why in ((5, None), (11, "too long")):  # engines shorten first

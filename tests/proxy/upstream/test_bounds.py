@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from proxy.caches.capacity import read_capacities
 from proxy.config import Health, parse_instance
 from proxy.connectors.base import MAX_PARAMS_BYTES, most_answer_bytes
 from proxy.edge.app_keys import WATCH
@@ -13,9 +12,10 @@ from proxy.errors import TooLongError
 from proxy.phases import Role
 from proxy.upstream.bounds import MAX_ANSWER_BYTES, MAX_MODELS_BYTES, in_words, most_bytes
 from proxy.upstream.client import EngineClient
-from proxy.upstream.metrics_page import MAX_LINES, lines_of
-from proxy.watching.checks import MOST_MODELS
-from proxy.watching.sleeping import Depth, read_depth
+from proxy.upstream.engine_api.asking import Question, ask
+from proxy.upstream.engine_api.metrics import MAX_LINES, Depth, lines_of, read_capacities, read_depth
+from proxy.upstream.engine_api.models import MAX_MODELS
+from proxy.upstream.engine_api.tokens import tokenize
 from tests.helpers.service import engines, fleet, kvproxy, wait_until
 from tests.hostile.raw_engine import HEALTHY, answer, raw_engine
 
@@ -57,17 +57,17 @@ def untold() -> Iterator[bytes]:
 async def test_an_answer_is_read_no_further_than_its_bound(path: str, limit: str, says: type) -> None:
     async with raw_engine({path: says()}) as engine, EngineClient() as client:
         with pytest.raises(TooLongError, match=f"its answer to {path} is longer than {limit}"):
-            await client.get_json(engine.address, path, 60.0)
+            await ask(client, engine.address, Question(path, bytes), 60.0)
         assert engine.sent_bytes < most_bytes(path, 0) + IN_BUFFERS_BYTES
 
 
 async def test_the_bound_of_a_question_in_json_grows_with_it() -> None:
-    tokens = msgspec.json.encode({"tokens": [151643] * 300_000})
-    async with raw_engine({"/tokenize": answer(tokens)}) as engine, EngineClient() as client:
-        found = await client.ask(engine.address, "/tokenize", b" " * 300_000, 60.0)
-        assert found == tokens
+    said = msgspec.json.encode({"tokens": [151643] * 300_000})
+    async with raw_engine({"/tokenize": answer(said)}) as engine, EngineClient() as client:
+        found = await tokenize(client, engine.address, b" " * 300_000, 60.0)
+        assert found == said
         with pytest.raises(TooLongError, match="its answer to /tokenize is longer than 1 MiB"):
-            await client.ask(engine.address, "/tokenize", b" " * 1000, 60.0)
+            await tokenize(client, engine.address, b" " * 1000, 60.0)
 
 
 async def test_an_error_is_no_longer_than_what_it_may_quote() -> None:
@@ -141,7 +141,7 @@ async def test_status_says_what_was_cut_and_what_was_listed_before_counts() -> N
 
 
 async def test_more_models_than_there_can_be() -> None:
-    cards = [{"id": f"m{n}"} for n in range(MOST_MODELS + 1)]
+    cards = [{"id": f"m{n}"} for n in range(MAX_MODELS + 1)]
     said = answer(msgspec.json.encode({"data": cards}))
     async with raw_engine({"/v1/models": said}) as bad, fleet(1, 1, kv_events=False) as pair:
         added = await pair.service.admin("/instances/add", {"instance": bad.address, "type": "prefill"})

@@ -11,6 +11,8 @@ from proxy.errors import ConnectFailedError, LegBrokenError, NoSocketError
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.upstream.client import EngineClient
+from proxy.upstream.engine_api.asking import Question, ask
+from proxy.upstream.engine_api.models import MODELS
 from tests.helpers.echoing import WAYS, echoing_engine
 from tests.helpers.service import wait_until
 from tests.hostile.raw_engine import answer, raw_engine
@@ -81,12 +83,12 @@ async def test_a_name_without_an_address() -> None:
 async def test_questions_that_are_not_answered_as_they_should() -> None:
     async with StandIn() as engine, EngineClient() as client:
         with pytest.raises(LegBrokenError, match="status 404"):
-            await client.get_json(engine.address, "/nowhere", 5.0)
+            await ask(client, engine.address, Question("/nowhere", bytes), 5.0)
         with pytest.raises(LegBrokenError, match="not JSON"):
-            await client.get_json(engine.address, "/metrics", 5.0)
+            await ask(client, engine.address, Question("/metrics", MODELS.read), 5.0)
         engine.faults.add(Fault(kind="hang", path="/v1/models"))
         with pytest.raises(LegBrokenError, match="no answer to /v1/models within"):
-            await client.get_json(engine.address, "/v1/models", 0.05)
+            await ask(client, engine.address, MODELS, 0.05)
 
 
 @pytest.mark.parametrize("status", [b"101 Switching Protocols", b"099 Hm", b"600 Hm", b"999 Hm"])

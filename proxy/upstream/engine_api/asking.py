@@ -1,0 +1,72 @@
+"""A question to an engine has an answer that was read, or it raises LegError; whoever asks needs `exchange` and no more."""
+
+from collections.abc import Callable
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from proxy.errors import LegBrokenError
+from proxy.headers import Headers
+
+T = TypeVar("T")
+
+
+class Engines(Protocol):
+    """What asks engines; the engine client does."""
+
+    async def exchange(
+        self,
+        method: str,
+        instance: str,
+        path: str,
+        body: bytes | bytearray | None,
+        timeout_s: float,
+        headers: Headers | None = None,
+        *,
+        most_bytes: int | None = None,
+    ) -> tuple[int, bytes]:
+        """Status and body of an answer, whatever they are, of `most_bytes` at most.
+
+        Raises LegError if there is no answer, DeadlineError if none came in time.
+        """
+        ...
+
+
+class UnreadableError(ValueError):
+    """An answer is not what vLLM answers to that question; the message says so in words for people."""
+
+
+class Question(NamedTuple, Generic[T]):
+    """What a GET asks, and how its answer is read."""
+
+    path: str
+    read: Callable[[bytes], T]
+    """The answer's body as a value. Raises UnreadableError."""
+
+
+async def ask(engines: Engines, instance: str, question: Question[T], timeout_s: float) -> T:
+    """An engine's answer. Raises LegError, also for a status other than 200 and for what cannot be read."""
+    status, data = await engines.exchange("GET", instance, question.path, None, timeout_s)
+    if status != 200:
+        raise LegBrokenError(instance, f"status {status} for {question.path}")
+    return read(instance, question.read, data)
+
+
+def read(instance: str, reader: Callable[[bytes], T], data: bytes) -> T:
+    """What an engine answered. Raises LegBrokenError for what cannot be read."""
+    try:
+        return reader(data)
+    except UnreadableError as error:
+        raise LegBrokenError(instance, str(error)) from None
+
+
+def decode(path: str, data: bytes, shape: type[T], otherwise: str | None = None) -> T:
+    """An answer in JSON. Raises UnreadableError; `otherwise`: what it says of JSON of another shape."""
+    try:
+        return msgspec.json.decode(data, type=shape)
+    except msgspec.ValidationError as error:
+        raise UnreadableError(
+            otherwise or f"its answer to {path} is not what vLLM answers: {error}"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise UnreadableError(f"the answer to {path} is not JSON") from None

@@ -1,0 +1,150 @@
+"""What an engine's `/metrics` page tells: how much room its cache has, what its sleep has cost, and what it counted.
+
+What is wanted of a page costs no more than one search through it, whatever stands there.
+"""
+
+import enum
+import math
+import re
+from collections.abc import Iterator
+
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy.fleet.instances import MOST_RANKS
+from proxy.upstream.engine_api.asking import Question, UnreadableError
+
+MAX_LINE_CHARS = 8192
+"""vLLM's longest has some hundred."""
+
+MAX_LINES = 4096
+"""Of one name: a few for each rank."""
+
+
+def _read(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+METRICS: Question[str] = Question("/metrics", _read)
+"""The page, to be read further by the functions here."""
+
+
+def lines_of(page: str, name: str) -> Iterator[str]:
+    """The lines that begin with `name`, but for endless ones."""
+    at = 0 if page.startswith(name) else page.find("\n" + name) + 1 or -1
+    for _ in range(MAX_LINES):
+        if at < 0:
+            return
+        end = page.find("\n", at)
+        line = page[at:] if end < 0 else page[at:end]
+        if len(line) <= MAX_LINE_CHARS:
+            yield line.rstrip("\r")
+        if end < 0:
+            return
+        at = end + 1 if page.startswith(name, end + 1) else page.find("\n" + name, end) + 1 or -1
+
+
+# -- the cache's room ---------------------------------------------------------------------------------------
+
+_CACHE = "vllm:cache_config_info"
+_LABEL = re.compile(r'[{,](engine|num_gpu_blocks)="([^"\\]{0,12})"')
+
+
+def read_capacities(page: str) -> dict[int, int]:
+    """The blocks of each rank's cache, block 0 included, which holds nothing.
+
+    With internal load balancing over data-parallel ranks vLLM tells the sum for each of them.
+    """
+    found = {}
+    for line in lines_of(page, _CACHE + "{"):
+        labels = dict(_LABEL.findall(line))
+        rank, blocks = labels.get("engine") or "0", labels.get("num_gpu_blocks", "")
+        if _is_number(rank) and _is_number(blocks) and int(rank) < MOST_RANKS and int(blocks):
+            found[int(rank)] = int(blocks)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+# -- sleep --------------------------------------------------------------------------------------------------
+
+_SLEEP = "vllm:engine_sleep_state{"
+_STATE = re.compile(r'[{,]sleep_state="(\w{1,20})"')
+
+
+class Depth(enum.StrEnum):
+    """What sleep has cost."""
+
+    LIGHT = "light"
+    """Level 0, or the engine has not yet done what was running: its cache is as it was."""
+    DEEP = "deep"
+    """Level 1 or 2: its cache is empty, and nothing runs any more."""
+    UNTOLD = "untold"
+
+
+def read_depth(page: str) -> Depth:
+    """How deeply an engine sleeps that says it sleeps; one rank that has lost its cache is enough."""
+    states = []
+    for line in lines_of(page, _SLEEP):
+        labels, _, value = line.rpartition("} ")
+        if (state := _STATE.search(labels)) is not None and value in {"0", "0.0", "1", "1.0"}:
+            states.append((state[1], value[0] == "1"))
+    if not states:
+        return Depth.UNTOLD
+    deep = any(is_so for name, is_so in states if name in {"weights_offloaded", "discard_all"})
+    return Depth.DEEP if deep else Depth.LIGHT
+
+
+# -- what was counted ---------------------------------------------------------------------------------------
+
+_PROMPT = "vllm:prompt_tokens_total"
+_SOURCE = "vllm:prompt_tokens_by_source_total"
+_CONNECTOR = "vllm:external_prefix_cache_queries_total"
+_FAILED = "vllm:nixl_num_failed_transfers_total"
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """What an engine has counted since it started, summed over its ranks, and how its cache is set up."""
+
+    block_size: int | None = None
+    prefix_caching: bool | None = None
+    prompt_tokens: float | None = None
+    """None where the engine has no such series; likewise the others."""
+    by_source: dict[str, float] | None = None
+    """Prompt tokens by where their KV came from."""
+    asked_connector: float | None = None
+    """Tokens a connector was asked for: engines without one have none."""
+    failed_transfers: float = 0.0
+
+
+def read_counted(page: str) -> Counted:
+    """The counters of a page. Raises UnreadableError if it is none for Prometheus."""
+    totals: dict[str, float] = {}
+    by_source: dict[str, float] = {}
+    cache: dict[str, str] = {}
+    names = (_PROMPT, _SOURCE, _CONNECTOR, _FAILED, _CACHE)
+    wanted = [line for name in names for line in lines_of(page, name)]
+    try:
+        for family in text_string_to_metric_families("\n".join([*wanted, ""])):
+            for sample in family.samples:
+                if not math.isfinite(sample.value):
+                    continue
+                totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+                if sample.name == _SOURCE:
+                    source = sample.labels.get("source", "")
+                    by_source[source] = by_source.get(source, 0.0) + sample.value
+                elif sample.name == _CACHE:
+                    cache = sample.labels
+    except ValueError:
+        raise UnreadableError("its /metrics is not a page for Prometheus") from None
+    size = cache.get("block_size", "")
+    return Counted(
+        block_size=int(size) if size.isascii() and size.isdecimal() and int(size) else None,
+        prefix_caching={"true": True, "false": False}.get(cache.get("enable_prefix_caching", "").lower()),
+        prompt_tokens=totals.get(_PROMPT),
+        by_source=by_source or None,
+        asked_connector=totals.get(_CONNECTOR),
+        failed_transfers=totals.get(_FAILED, 0.0),
+    )

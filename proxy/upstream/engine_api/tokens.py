@@ -1,0 +1,69 @@
+"""What a prompt's token ids are, as the engine's own tokenizer and chat template have it."""
+
+from array import array
+
+import msgspec
+
+from proxy.errors import BadRequestError, LegBrokenError
+from proxy.headers import Headers
+from proxy.request.body import Body
+from proxy.request.json_pieces import lists_of_numbers
+from proxy.request.outline import LARGE_BODY_BYTES, outline
+from proxy.upstream.engine_api.asking import Engines, UnreadableError
+
+TOKENIZE = "/tokenize"
+
+_REFUSED = frozenset({400, 422, 500})
+"""How vLLM answers a question that its template cannot render; 500 in older releases."""
+
+
+async def tokenize(
+    engines: Engines,
+    instance: str,
+    question: bytes | bytearray,
+    timeout_s: float,
+    headers: Headers | None = None,
+    *,
+    most_bytes: int | None = None,
+) -> bytes | None:
+    """An answer to a `/tokenize` question in JSON, for `read_tokens`; None if the engine refuses the question.
+
+    Raises LegError, also for an answer of more than `most_bytes`.
+    """
+    status, data = await engines.exchange(
+        "POST", instance, TOKENIZE, question, timeout_s, headers, most_bytes=most_bytes
+    )
+    if status in _REFUSED:
+        return None
+    if status != 200:
+        raise LegBrokenError(instance, f"status {status} for {TOKENIZE}")
+    return data
+
+
+class _Answer(msgspec.Struct):
+    tokens: list[int]
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_tokens = msgspec.json.Decoder(list[int]).decode
+
+
+def read_tokens(answer: bytes) -> "array[int]":
+    """The token ids in an answer; of a long one a part at a time, so that other threads have turns.
+
+    Raises UnreadableError for what is no such answer.
+    """
+    try:
+        return _read(answer)
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError, BadRequestError):
+        raise UnreadableError(f"its answer to {TOKENIZE} is not what vLLM answers") from None
+
+
+def _read(answer: bytes) -> "array[int]":
+    if len(answer) <= LARGE_BODY_BYTES:
+        return array("I", _decode_answer(answer).tokens)
+    tokens = Body.of_outline(answer, outline(answer)).view("tokens")
+    found = array("I")
+    for part in lists_of_numbers(tokens if tokens is not None else memoryview(b"")):
+        found.extend(_decode_tokens(part))
+    return found
