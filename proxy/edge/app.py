@@ -75,7 +75,10 @@ from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, configured_tokenizer
 from proxy.upstream.client import EngineClient
 from proxy.watching.adapters import Adapters
-from proxy.watching.membership.admin import Membership
+from proxy.watching.membership.admin import AdminMembership
+from proxy.watching.membership.base import MembershipSource
+from proxy.watching.membership.configured import Configured
+from proxy.watching.membership.kept import Kept
 from proxy.watching.watch import FleetWatch
 
 log = logging.getLogger(__name__)
@@ -90,11 +93,14 @@ LAST_WORDS_S = 2.0
 
 
 def create_app(
-    config: Config, policy: Policy | None = None, dialects: Sequence[Dialect] = DIALECTS
+    config: Config,
+    policy: Policy | None = None,
+    dialects: Sequence[Dialect] = DIALECTS,
+    sources: Sequence[MembershipSource] = (),
 ) -> web.Application:
     """The application of `config`; `policy` replaces the configured one. Raises ConfigError.
 
-    `dialects`: the generating routes that it serves.
+    `dialects`: the generating routes that it serves. `sources`: who names instances beside flags and operators.
 
     It watches its engines while it runs; `app[WATCH].fatal` tells if the process should rather end.
     """
@@ -112,10 +118,11 @@ def create_app(
     for collector in (GCCollector, PlatformCollector, ProcessCollector):
         collector(registry=registry)
     directory = StateDirectory(config.state.state_dir) if config.state.state_dir is not None else None
+    kept: Kept | None = None
     if directory is not None:
         allowed = AllowedInstances(config.security.allow_instances)
         restricted = bool(config.security.allow_instances)
-        app[MEMBERSHIP] = Membership(
+        kept = Kept(
             directory,
             config.model,
             config.instances,
@@ -211,11 +218,11 @@ def create_app(
                 if config.kv_events
                 else None
             )
-            members = app.get(MEMBERSHIP)
-            watch = FleetWatch(
-                config, fleet, client, feeds, app[METRICS], forget=placement.forget, members=members
-            )
+            watch = FleetWatch(config, fleet, client, feeds, app[METRICS], forget=placement.forget)
             app[WATCH] = watch
+            app[MEMBERSHIP] = AdminMembership(config, fleet, watch, client, kept, time.monotonic)
+            drained = kept.restored.drained if kept is not None else ()
+            named = Configured(config.instances, drained=drained)
             app[ADAPTERS] = Adapters(fleet, client, config.model, time.monotonic)
             app[TOKENIZER] = tokenizer = PromptTokenizer(
                 fleet,
@@ -233,7 +240,7 @@ def create_app(
                 connector=CONNECTORS[config.connector](),
                 tokenizer=tokenizer,
                 client=client,
-                watch=watch,
+                watch=watch.legs,
                 accounts=app[METRICS],
                 tasks=leg_tasks,
                 clock=time.monotonic,
@@ -246,7 +253,7 @@ def create_app(
             if (state := app.get(STATE)) is not None:
                 state.start()
             app[doctor.DOCTOR] = examiner = Doctor(config, client, service=_Known(fleet, accuracy))
-            watch.start()
+            watch.start([named, app[MEMBERSHIP], *sources])
             if feeds is not None:
                 believing = Believing(fleet, accuracy, feeds, time.monotonic)
                 feed_tasks.create(believing.keep_looking(), name="accuracy")
@@ -258,8 +265,8 @@ def create_app(
             await leg_tasks.close()
             await tokenizer.close()
             await app[ADAPTERS].close()
-            if members is not None:
-                await members.close(alone=state is None)
+            if kept is not None:
+                await kept.close(alone=state is None)
             if state is not None:
                 await state.close()
             await watch.close()
@@ -380,13 +387,16 @@ def _application(config: Config) -> web.Application:
 
 
 def create_runner(
-    config: Config, policy: Policy | None = None, dialects: Sequence[Dialect] = DIALECTS
+    config: Config,
+    policy: Policy | None = None,
+    dialects: Sequence[Dialect] = DIALECTS,
+    sources: Sequence[MembershipSource] = (),
 ) -> ServiceRunner:
     """A runner of `create_app` with the sockets that are configured; raises ConfigError.
 
     End it with `shut_down`: its own `cleanup` cuts what is running.
     """
-    app = create_app(config, policy, dialects)
+    app = create_app(config, policy, dialects, sources)
     return ServiceRunner(
         app, create_admin_app(app) if config.security.admin_port is not None else None, config
     )

@@ -20,7 +20,7 @@ from proxy.serving.healing import Healing
 from proxy.snapshots.keeper import StateKeeper
 from proxy.tokenizing import PromptTokenizer
 from proxy.watching.adapters import Adapters
-from proxy.watching.membership.admin import Membership
+from proxy.watching.membership.admin import AdminMembership
 from proxy.watching.watch import FleetWatch
 
 CONFIG: web.AppKey[Config] = web.AppKey("config", Config)
@@ -42,8 +42,7 @@ SPOKEN: web.AppKey[Sequence[Dialect]] = web.AppKey("dialects", Sequence[Dialect]
 """The generating routes that are served."""
 STATE: web.AppKey[StateKeeper] = web.AppKey("state", StateKeeper)
 """What outlives the process; absent without --state-dir."""
-MEMBERSHIP: web.AppKey[Membership] = web.AppKey("membership", Membership)
-"""Likewise."""
+MEMBERSHIP: web.AppKey[AdminMembership] = web.AppKey("membership", AdminMembership)
 HEALING: web.AppKey[Healing] = web.AppKey("healing", Healing)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 DRAINING: web.AppKey[asyncio.Event] = web.AppKey("draining", asyncio.Event)

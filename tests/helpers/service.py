@@ -20,6 +20,7 @@ from proxy.phases import Role
 from proxy.scheduling.types import Candidate, Leg, Policy
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.engine.latency import PROFILES
+from proxy.watching.membership.base import MembershipSource
 
 ADMIN_KEY = "admin-key"
 DEADLINE_S = 20.0
@@ -209,10 +210,14 @@ async def engines(
 
 @contextlib.asynccontextmanager
 async def kvproxy(
-    config: Config, policy: Policy | None = None, *, ready: bool = True
+    config: Config,
+    policy: Policy | None = None,
+    *,
+    ready: bool = True,
+    sources: Sequence[MembershipSource] = (),
 ) -> AsyncIterator[Service]:
     """A running kvproxy; `ready`: wait until it can serve and follows its engines' events."""
-    runner = create_runner(msgspec.structs.replace(config, port=0), policy)
+    runner = create_runner(msgspec.structs.replace(config, port=0), policy, sources=sources)
     async with contextlib.AsyncExitStack() as stack:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

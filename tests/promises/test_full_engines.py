@@ -487,7 +487,7 @@ async def test_one_that_lists_it_and_answers_404_again_and_again_is_left_out(
         assert (legs(engine), legs(other)) == (2, 2)
         for n in range(3):
             assert (await pair.service.complete(prose(9, 9 + n), model="alpha")).status == 200
-            pair.service.app[WATCH].suspect(instance)
+            pair.service.app[WATCH].legs.suspect(instance)
             asked = engine.asked["/v1/models"]
             await wait_until(lambda asked=asked: engine.asked["/v1/models"] > asked, "the list")  # type: ignore[misc]
         assert (legs(engine), legs(other)) == (2, 5)

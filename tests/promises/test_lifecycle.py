@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from proxy.config import Admission, Health, parse_instance
-from proxy.edge.app_keys import WATCH
+from proxy.edge.app_keys import MEMBERSHIP, WATCH
 from proxy.errors import ConfigError
 from proxy.fleet.instances import Status
 from proxy.phases import Role
@@ -23,7 +23,7 @@ from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.engine.latency import PROFILES
 from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
-from proxy.watching import watch
+from proxy.watching import rounds
 from tests.helpers.service import UNHURRIED, Engines, ask, engines, fleet, kvproxy, wait_until
 
 # -- adding and removing --------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ async def test_what_cannot_be_added_is_refused_with_the_reason(body: Any, words:
 async def test_an_engine_too_busy_to_tell_its_event_sources_keeps_its_index(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(rounds, "LOOK_EVERY_S", 0.0)
     health = Health(interval_s=0.05)
     async with fleet(prefill=1, decode=1, stand_in=UNHURRIED, health=health) as pair:
         prompt = list(range(100, 300))
@@ -201,7 +201,7 @@ async def test_while_an_instance_is_added_nobody_adds_it_by_another_scheme() -> 
         plain = {"type": "prefill", "instance": new.address}
         adding = asyncio.get_running_loop().create_task(pair.service.admin("/instances/add", plain))
         await wait_until(
-            lambda: new.address in pair.service.app[WATCH]._adding, "the question what it serves"
+            lambda: new.address in pair.service.app[MEMBERSHIP]._adding, "the question what it serves"
         )
         other = await pair.service.admin("/instances/add", plain | {"instance": f"https://{new.address}"})
         assert other.status == 409
@@ -540,12 +540,12 @@ async def test_a_port_in_use_ends_with_code_2_naming_the_flag(started: Any) -> N
 
 async def test_an_add_is_answered_although_the_instance_is_removed_before_its_first_check() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair, StandIn(StandInConfig()) as spare:
-        fleet_watch = pair.service.app[WATCH]
+        members = pair.service.app[MEMBERSHIP]
         tasks = TaskOwner("test")
         spec = parse_instance(spare.address, Role.DECODE)
-        adding = tasks.create(fleet_watch.add(spec), name="add")
+        adding = tasks.create(members.add(spec), name="add")
         async with asyncio.timeout(10):
             while pair.service.fleet.get(spare.address) is None:  # noqa: ASYNC110  # not one turn later
                 await asyncio.sleep(0)
-            await fleet_watch.remove(spare.address, force=True)
+            await members.remove(spare.address, force=True)
             assert (await adding).address == spare.address

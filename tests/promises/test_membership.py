@@ -19,6 +19,7 @@ from proxy.edge.app_keys import MEMBERSHIP, WATCH
 from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
+from proxy.watching.membership.kept import Kept
 from proxy.watching.membership.members import FORMAT
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess
@@ -44,6 +45,12 @@ async def served(made: Engines, at: pathlib.Path, **settings: Any) -> AsyncItera
     async with kvproxy(config(made, at, **settings), ready=False) as service:
         await wait_until(lambda: len(service.fleet) > 0, "its instances")
         yield service
+
+
+def kept_by(service: Service) -> Kept:
+    kept = service.app[MEMBERSHIP]._kept
+    assert kept is not None
+    return kept
 
 
 def names(directory: pathlib.Path) -> list[str]:
@@ -123,7 +130,7 @@ async def test_without_a_state_directory_a_restart_begins_with_the_flags(at: pat
     async with engines(1, 1) as made, StandIn() as new:
         for _ in range(2):
             async with kvproxy(made.config()) as service:
-                assert MEMBERSHIP not in service.app
+                assert service.app[MEMBERSHIP]._kept is None
                 assert len(service.fleet) == 2
                 await change(service, "add", type="decode", instance=new.address)
     assert names(at.parent) == []
@@ -255,7 +262,7 @@ async def test_a_disk_that_fails_keeps_nobody_from_changing_anything(
         raise OSError(28, os.strerror(28))
 
     async with engines(1, 1) as made, StandIn() as new, served(made, at) as service:
-        monkeypatch.setattr(service.app[MEMBERSHIP]._directory, "write_instances", full)
+        monkeypatch.setattr(kept_by(service)._directory, "write_instances", full)
         await change(service, "add", type="decode", instance=new.address)
         assert new.address in await shown(service)
         [line] = [m for m in caplog.messages if "a restart forgets" in m]
@@ -265,11 +272,11 @@ async def test_a_disk_that_fails_keeps_nobody_from_changing_anything(
 async def test_a_disk_that_hangs_holds_nobody_up_for_long(
     at: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.watching.membership.admin.WRITE_S", 0.1)
+    monkeypatch.setattr("proxy.watching.membership.kept.WRITE_S", 0.1)
     answers = threading.Event()
     async with engines(1, 1) as made, StandIn() as new:
         async with served(made, at) as service:
-            directory = service.app[MEMBERSHIP]._directory
+            directory = kept_by(service)._directory
             write = directory.write_instances
 
             def slow(data: bytes) -> None:
@@ -281,7 +288,7 @@ async def test_a_disk_that_hangs_holds_nobody_up_for_long(
             await change(service, "drain", instance=new.address)
             assert sum("not on disk yet" in m for m in caplog.messages) == 2
             answers.set()
-            await wait_until(service.app[MEMBERSHIP]._writing.done, "the disk")  # type: ignore[union-attr]  # it wrote
+            await wait_until(kept_by(service)._writing.done, "the disk")  # type: ignore[union-attr]  # it wrote
         async with served(made, at) as service:
             await wait_until(lambda: service.fleet.get(new.address) is not None, "its instances")
             assert (await shown(service))[new.address] == ("decode", "draining")

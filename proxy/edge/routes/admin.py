@@ -8,7 +8,7 @@ from aiohttp import web
 
 from proxy.config import AllowedInstances, InstanceSpec, parse_instance
 from proxy.edge.access.on_loopback import why_not_local
-from proxy.edge.app_keys import CONFIG, FLEET, MEMBERSHIP, WATCH
+from proxy.edge.app_keys import CONFIG, FLEET, MEMBERSHIP
 from proxy.edge.middlewares import NOTES_KEY
 from proxy.edge.routes.generate import read_json_bytes
 from proxy.errors import (
@@ -103,14 +103,14 @@ async def add_instance(request: web.Request) -> web.Response:
     patterns = request.app[CONFIG].security.allow_instances
     if patterns and (why := AllowedInstances(patterns).why_not(spec)) is not None:
         raise ForbiddenError(why, param="instance")
-    return await _done(request, await request.app[WATCH].add(spec), "added")
+    return await _done(request, await request.app[MEMBERSHIP].add(spec), "added")
 
 
 async def drain_instance(request: web.Request) -> web.Response:
     """`POST /instances/drain` `{"instance": "host:port", "undo": false}`: no new legs, running ones go on."""
     asked, spec = await _read(request, _Drain)
     instance = _known(request, spec, asked.type)
-    request.app[WATCH].drain(instance.address, undo=asked.undo)
+    request.app[MEMBERSHIP].drain(instance.address, undo=asked.undo)
     return await _done(request, instance, "takes legs again" if asked.undo else "takes no new legs")
 
 
@@ -122,7 +122,7 @@ async def remove_instance(request: web.Request) -> web.Response:
     """
     asked, spec = await _read(request, _Remove)
     instance = _known(request, spec, asked.type)
-    await request.app[WATCH].remove(instance.address, force=asked.force)
+    await request.app[MEMBERSHIP].remove(instance.address, force=asked.force)
     gone = request.app[FLEET].get(instance.address) is not instance
     return await _done(
         request,
@@ -141,8 +141,7 @@ def _known(request: web.Request, spec: InstanceSpec, role: Role | None) -> Insta
 
 
 async def _done(request: web.Request, instance: Instance, how: str) -> web.Response:
-    if (members := request.app.get(MEMBERSHIP)) is not None:
-        await members.written()
+    await request.app[MEMBERSHIP].written()
     return web.json_response(
         {
             "message": f"{instance.role} {instance.address}: {how}",

@@ -1,93 +1,139 @@
-"""What /instances/* changed is on disk before it is answered, and a disk that fails keeps nobody from changing it."""
+"""What operators add, drain and remove over /instances/* is so at once, and after a restart.
 
-import asyncio
+An operator waits for the answer, so this source alone asks an engine first: one that is not up, or serves another model,
+is no instance to add.
+"""
+
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable
+from typing import Protocol
 
-from proxy.config import InstanceSpec
-from proxy.snapshots.directory import StateDirectory, UnusableFileError
-from proxy.snapshots.disk_thread import DiskThread
-from proxy.watching.membership import members
-from proxy.watching.membership.members import NOTHING, MembersError, Present, Restored
+from proxy.config import Config, InstanceSpec
+from proxy.errors import BadRequestError, ConflictError, LegError, NotFoundError
+from proxy.fleet.instances import Fleet, Instance
+from proxy.watching.checks import Checker, wrong_model
+from proxy.watching.membership.base import Wants
+from proxy.watching.membership.kept import Kept
+from proxy.watching.membership.members import NOTHING, Present
+from proxy.watching.ports import Engines
 
 log = logging.getLogger(__name__)
 
-WRITE_S = 5.0
-"""How long whoever changed something waits for the disk."""
+ADD_TIMEOUT_S = 5.0
+"""Whoever adds an instance waits for its first answer; a busy one may take longer than a check."""
 
 
-class Membership:
-    """Reads who was there, once, and writes who is there, whenever that changes."""
+class Watch(Protocol):
+    """What operators may say to the watch beside what every source may."""
+
+    def drain(self, address: str, *, undo: bool = False) -> bool:
+        """Give an instance no new legs, or some again; tells whether that is news. Raises NotFoundError, ConflictError."""
+        ...
+
+    async def remove(self, address: str, *, force: bool, by: str) -> None:
+        """Let an instance go, whoever wants it. Raises NotFoundError."""
+        ...
+
+    async def first_check(self, address: str) -> None:
+        """Wait until an instance was checked once, or is gone."""
+        ...
+
+    async def gone(self, address: str) -> None:
+        """Wait until an instance that is out of the fleet is forgotten."""
+        ...
+
+
+class AdminMembership:
+    """What operators say of the instances; implements MembershipSource."""
+
+    name = "operators"
 
     def __init__(
         self,
-        directory: StateDirectory,
-        model: str,
-        flags: Sequence[InstanceSpec],
-        why_not: Callable[[InstanceSpec], str | None],
+        config: Config,
+        fleet: Fleet,
+        watch: Watch,
+        engines: Engines,
+        kept: Kept | None,
+        clock: Callable[[], float],
     ) -> None:
-        """`flags`: the instances that the command line names. Reads the directory; raises nothing.
+        """`kept`: what outlives the process of who was added, drained and removed; None: nothing does."""
+        self._model = config.model
+        self._fleet = fleet
+        self._watch = watch
+        self._engines = engines
+        self._kept = kept
+        self._checker = Checker(engines, clock, timeout_s=ADD_TIMEOUT_S)
+        self._wants: Wants | None = None
+        self._present = {spec.address: spec for spec in config.instances}
+        """What flags and operators say is there."""
+        self._adding: set[str] = set()
 
-        `why_not`: what is not allowed of an instance that no flag names.
-        """
-        self._directory = directory
-        self._model = model
-        self._flags = flags
-        self._thread = DiskThread()
-        self._writing: Future[None] | None = None
-        self.restored = self._read(why_not)
+    def start(self, wants: Wants) -> None:
+        """Want what was added before a restart."""
+        self._wants = wants
+        restored = self._kept.restored if self._kept is not None else NOTHING
+        for spec, drained in restored.added:
+            self._present[spec.address] = spec
+            wants.want(spec, drained=drained)
+        for line in restored.told:
+            log.info("%s", line)
+        for line in restored.overruled:
+            log.warning("%s", line)
+        if restored.overruled:
+            self._keep()
 
-    def _read(self, why_not: Callable[[InstanceSpec], str | None]) -> Restored:
+    async def close(self) -> None:
+        """Nothing goes on here."""
+
+    async def add(self, spec: InstanceSpec) -> Instance:
+        """Check and take in an instance. Raises ConflictError, or BadRequestError with the reason."""
+        there = ConflictError(f"{spec.address} is there already")
+        if self._wants is None or self._fleet.get(spec.address) is not None:
+            raise there
+        if spec.address in self._adding:  # maybe by the other scheme, and an address is spoken to in one way
+            raise ConflictError(f"{spec.address} is being added")
+        self._engines.reach(spec)
+        self._adding.add(spec.address)
         try:
-            data = self._directory.read_instances()
-            return NOTHING if data is None else self._of(data, why_not)
-        except OSError as error:
-            log.warning("the instances that were added or drained before cannot be read: %s", error.strerror)
-        except (MembersError, UnusableFileError) as error:
-            self._set_aside(error)
-        return NOTHING
+            cards = await self._checker.cards(spec.address, ADD_TIMEOUT_S)
+            await self._watch.gone(spec.address)
+        except LegError as error:
+            raise BadRequestError(f"{error}: nothing was added", param="instance") from None
+        finally:
+            self._adding.discard(spec.address)
+        if (wrong := wrong_model(cards, self._model)) is not None:
+            raise BadRequestError(f"{spec.role} {spec.address} {wrong}: nothing was added", param="instance")
+        self._wants.want(spec)
+        instance = self._fleet.get(spec.address)
+        if instance is None or instance.spec != spec:
+            raise there  # another source was faster
+        self._present[spec.address] = spec
+        self._keep()
+        await self._watch.first_check(spec.address)
+        return instance
 
-    def _of(self, data: bytes, why_not: Callable[[InstanceSpec], str | None]) -> Restored:
-        return members.beside(members.decode(data, self._model), self._flags, why_not)
+    def drain(self, address: str, *, undo: bool = False) -> None:
+        """Give an instance no new legs, or give it some again. Raises NotFoundError, ConflictError."""
+        if self._watch.drain(address, undo=undo):
+            self._keep()
 
-    def _set_aside(self, why: Exception) -> None:
-        try:
-            aside = self._directory.set_instances_aside()
-        except OSError as error:
-            aside = f"nothing ({error.strerror})"
-        log.warning("what was kept of added and drained instances was set aside as %s: %s", aside, why)
-
-    def changed(self, present: Iterable[Present]) -> None:
-        """These are there now, and are to be after a restart. Writing begins at once."""
-        data = members.encode(members.differing(self._model, self._flags, present))
-        try:
-            self._writing = self._thread.submit(self._write, data)
-        except RuntimeError:  # kvproxy ends, and may have given the directory up
-            log.warning("a change of the instances came too late to be kept")
-
-    def _write(self, data: bytes) -> None:
-        try:
-            self._directory.write_instances(data)
-        except OSError as error:
-            log.warning(
-                "the instances could not be written, so a restart forgets the last change: %s", error.strerror
-            )
+    async def remove(self, address: str, *, force: bool) -> None:
+        """Let an instance go: no new legs, and what runs there ends first unless `force`. Raises NotFoundError."""
+        if self._fleet.get(address) is None:
+            raise NotFoundError(f"{address} is not known")
+        if self._present.pop(address, None) is not None:
+            self._keep()
+        await self._watch.remove(address, force=force, by=self.name)
 
     async def written(self) -> None:
-        """Wait until the last change is on disk, WRITE_S at most. Raises nothing."""
-        if self._writing is None:
-            return
-        _, late = await asyncio.wait({asyncio.wrap_future(self._writing)}, timeout=WRITE_S)
-        if late:
-            log.warning("the instances are not on disk yet: it does not answer")
+        """Wait until the last change is on disk, if it is kept there. Raises nothing."""
+        if self._kept is not None:
+            await self._kept.written()
 
-    async def close(self, *, alone: bool) -> None:
-        """Take no more changes; those that were made are written first, if the disk answers.
-
-        `alone`: nothing else is written to the directory, so it is given up then.
-        """
-        if alone:
-            self._writing = self._thread.submit(self._directory.close)
-        self._thread.shutdown(wait=False)
-        await self.written()
+    def _keep(self) -> None:
+        if self._kept is not None:
+            instances = ((spec, self._fleet.get(address)) for address, spec in self._present.items())
+            self._kept.changed(
+                [Present(spec, instance is not None and instance.draining) for spec, instance in instances]
+            )

@@ -80,7 +80,7 @@ async def test_a_restarted_engine_is_asked_again() -> None:
         await wait_until(lambda: index.block_size(engine.address, 0) is None, "the end of the old process")
         instance = pair.service.fleet.get(engine.address)
         assert instance is not None
-        pair.service.app[WATCH].suspect(instance)  # or it is looked at within seconds
+        pair.service.app[WATCH].legs.suspect(instance)  # or it is looked at within seconds
         await wait_until(lambda: index.capacity(engine.address, 0) == 97, "the word of the new process")
         await pair.service.admin(
             "/instances/remove", {"type": "prefill", "instance": engine.address, "force": True}

@@ -91,7 +91,7 @@ async def test_a_stream_may_pause_only_so_long() -> None:
 def told(pair: Pair) -> list[tuple[str, LegError]]:
     """What the watch is told of failed legs from now on."""
     heard: list[tuple[str, LegError]] = []
-    watch = pair.service.app[WATCH]
+    watch = pair.service.app[WATCH].legs
     passed_on = watch.leg_failed
 
     def leg_failed(instance: Any, error: LegError) -> None:

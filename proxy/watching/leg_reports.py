@@ -1,0 +1,100 @@
+"""What legs show of engines goes to the book of health at once, and has them checked soon.
+
+Synchronous, but for one question: an engine that can sleep is not charged before it was asked whether it sleeps.
+"""
+
+import logging
+from collections.abc import Callable, Collection
+
+from proxy.caches.feeds import EventFeeds
+from proxy.errors import ConnectFailedError, ConnectTimeoutError, LegError, OurTroubleError
+from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.tasks import TaskOwner
+from proxy.watching.health import HealthBook
+from proxy.watching.processes import Processes
+from proxy.watching.sleeping import Sleepers
+
+log = logging.getLogger(__name__)
+
+
+class LegReports:
+    """Told by the director; implements `serving.ports.Watch`."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        book: HealthBook,
+        sleepers: Sleepers,
+        processes: Processes,
+        feeds: EventFeeds | None,
+        tasks: TaskOwner,
+        *,
+        wake: Callable[[str], None],
+        forget: Callable[[str], None],
+    ) -> None:
+        """`wake` has an instance checked soon; `forget` is told of instances that lost their cache."""
+        self._fleet = fleet
+        self._book = book
+        self._sleepers = sleepers
+        self._processes = processes
+        self._feeds = feeds
+        self._tasks = tasks
+        self._wake = wake
+        self._forget = forget
+
+    def leg_failed(self, instance: Instance, error: LegError) -> None:
+        """A leg got no complete answer: a refused connection is believed at once, anything else is looked into."""
+        if isinstance(error, OurTroubleError):
+            return
+        if instance.status is Status.ASLEEP:
+            self._wake(instance.address)
+            return
+        if not isinstance(error, ConnectFailedError) or isinstance(error, ConnectTimeoutError):
+            self._book.broke(instance, error.words)
+        elif instance.status is Status.UP:
+            self._book.lost(instance, error.words)
+        self._wake(instance.address)
+
+    def suspect(self, instance: Instance) -> None:
+        """A request waits to hear whether the instance is dead, or it serves something else."""
+        self._wake(instance.address)
+
+    def leg_began(self, address: str) -> None:
+        """A leg began to stream what was asked for."""
+        if (instance := self._fleet.get(address)) is not None:
+            self._book.began(instance)
+
+    def leg_served(self, address: str) -> None:
+        """A leg was answered with what was asked for."""
+        if (instance := self._fleet.get(address)) is not None:
+            self._book.served(instance)
+
+    def leg_erred(self, address: str) -> None:
+        """The engine answered that it failed."""
+        if (instance := self._fleet.get(address)) is not None and instance.status is not Status.ASLEEP:
+            self._book.erred(instance)
+
+    def outdone(self, addresses: Collection[str]) -> None:
+        """Legs failed there, and other instances then served the same request."""
+        for address in addresses:
+            instance = self._fleet.get(address)
+            if instance is None or instance.status is Status.ASLEEP:
+                continue
+            if self._sleepers.can_sleep(instance):  # falling asleep it drops its legs: that is nobody's fault
+                self._tasks.create(self._charge(instance), name=f"charge {address}")
+            else:
+                self._book.charged(instance)
+            self._wake(address)
+
+    async def _charge(self, instance: Instance) -> None:
+        if not await self._sleepers.asleep(instance) and self._fleet.get(instance.address) is instance:
+            self._book.charged(instance)
+
+    def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
+        """An answer names the engine process it came from: another one than last time has an empty cache."""
+        if not self._processes.replaced(instance, rank, engine_id):
+            return
+        log.warning("%s rank %d is another process than before", instance.address, rank)
+        self._forget(instance.address)
+        if self._feeds is not None:
+            self._feeds.suspect(instance, rank)

@@ -1,0 +1,93 @@
+"""What /instances/* changed is on disk before it is answered, and a disk that fails keeps nobody from changing it."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+
+from proxy.config import InstanceSpec
+from proxy.snapshots.directory import StateDirectory, UnusableFileError
+from proxy.snapshots.disk_thread import DiskThread
+from proxy.watching.membership import members
+from proxy.watching.membership.members import NOTHING, MembersError, Present, Restored
+
+log = logging.getLogger(__name__)
+
+WRITE_S = 5.0
+"""How long whoever changed something waits for the disk."""
+
+
+class Kept:
+    """Reads who was there, once, and writes who is there, whenever that changes."""
+
+    def __init__(
+        self,
+        directory: StateDirectory,
+        model: str,
+        flags: Sequence[InstanceSpec],
+        why_not: Callable[[InstanceSpec], str | None],
+    ) -> None:
+        """`flags`: the instances that the command line names. Reads the directory; raises nothing.
+
+        `why_not`: what is not allowed of an instance that no flag names.
+        """
+        self._directory = directory
+        self._model = model
+        self._flags = flags
+        self._thread = DiskThread()
+        self._writing: Future[None] | None = None
+        self.restored = self._read(why_not)
+
+    def _read(self, why_not: Callable[[InstanceSpec], str | None]) -> Restored:
+        try:
+            data = self._directory.read_instances()
+            return NOTHING if data is None else self._of(data, why_not)
+        except OSError as error:
+            log.warning("the instances that were added or drained before cannot be read: %s", error.strerror)
+        except (MembersError, UnusableFileError) as error:
+            self._set_aside(error)
+        return NOTHING
+
+    def _of(self, data: bytes, why_not: Callable[[InstanceSpec], str | None]) -> Restored:
+        return members.beside(members.decode(data, self._model), self._flags, why_not)
+
+    def _set_aside(self, why: Exception) -> None:
+        try:
+            aside = self._directory.set_instances_aside()
+        except OSError as error:
+            aside = f"nothing ({error.strerror})"
+        log.warning("what was kept of added and drained instances was set aside as %s: %s", aside, why)
+
+    def changed(self, present: Iterable[Present]) -> None:
+        """These are there now, and are to be after a restart. Writing begins at once."""
+        data = members.encode(members.differing(self._model, self._flags, present))
+        try:
+            self._writing = self._thread.submit(self._write, data)
+        except RuntimeError:  # kvproxy ends, and may have given the directory up
+            log.warning("a change of the instances came too late to be kept")
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._directory.write_instances(data)
+        except OSError as error:
+            log.warning(
+                "the instances could not be written, so a restart forgets the last change: %s", error.strerror
+            )
+
+    async def written(self) -> None:
+        """Wait until the last change is on disk, WRITE_S at most. Raises nothing."""
+        if self._writing is None:
+            return
+        _, late = await asyncio.wait({asyncio.wrap_future(self._writing)}, timeout=WRITE_S)
+        if late:
+            log.warning("the instances are not on disk yet: it does not answer")
+
+    async def close(self, *, alone: bool) -> None:
+        """Take no more changes; those that were made are written first, if the disk answers.
+
+        `alone`: nothing else is written to the directory, so it is given up then.
+        """
+        if alone:
+            self._writing = self._thread.submit(self._directory.close)
+        self._thread.shutdown(wait=False)
+        await self.written()
