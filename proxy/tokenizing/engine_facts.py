@@ -5,8 +5,8 @@ Until an engine has said it, what most engines do is assumed; what comes of it i
 
 from collections.abc import Collection, Mapping
 
-from proxy.request.dialects import Dialect
-from proxy.tokenizing.members import ASKED, MemberNames
+from proxy.request.dialects import TOKENIZED, Dialect
+from proxy.tokenizing.members import MemberNames
 from proxy.tokenizing.schemas import Schema
 from proxy.tokenizing.tool_choices import Choice, Tools, together
 
@@ -24,7 +24,7 @@ class EngineFacts:
         self._versions: dict[str, str] = {}
         self._schemas: dict[str, Schema] = {}
         self._choices: dict[str, Mapping[Choice, Tools]] = {}
-        self._read: dict[Dialect, frozenset[str]] = dict.fromkeys(ASKED, frozenset())
+        self._read: dict[Dialect, frozenset[str]] = dict.fromkeys(TOKENIZED, frozenset())
 
     # -- what requests need -------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ class EngineFacts:
         """What running engines read, for requests with many members."""
         running = [self._schemas[version] for version in self.schema_versions]
         self._read = {
-            dialect: frozenset[str]().union(*(schema[dialect] for schema in running)) for dialect in ASKED
+            dialect: frozenset[str]().union(*(schema[dialect] for schema in running)) for dialect in TOKENIZED
         }
 
     @property

@@ -28,9 +28,10 @@ from proxy.tokenizing.local.bounds import (
     Excess,
     least_characters,
 )
-from proxy.tokenizing.members import NO_MEMBERS, TRUNCATING, VARIABLES, Members, kind_of, members_of
+from proxy.tokenizing.members import NO_MEMBERS, TRUNCATING, Members, kind_of, members_of
 from proxy.tokenizing.tool_choices import Choice, Tools
 
+_VARIABLES = CHAT.prompt_members.variables
 _MAX_TOKEN_ID = 2**32 - 1
 
 
@@ -88,6 +89,8 @@ class Unknowable(msgspec.Struct, frozen=True):
 class Sorted(msgspec.Struct, frozen=True):
     """What the members of a request are to its prompt, before their values are read."""
 
+    request: GenerationRequest
+    """In the words of `/tokenize`: of a dialect in TOKENIZED."""
     shaping: frozenset[str]
     kind: str
     members: Members
@@ -130,7 +133,7 @@ def what_to_tokenize(
 ) -> Given | Ask | Unknowable:
     """How the token ids of a request's prompt can be had: `sort_members` and `read_prompt` in one."""
     found = sort_members(request, facts if facts is not None else EngineFacts())
-    return found if isinstance(found, Unknowable) else read_prompt(request, found, bounds or Bounds())
+    return found if isinstance(found, Unknowable) else read_prompt(found, bounds or Bounds())
 
 
 def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unknowable:
@@ -139,14 +142,19 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
     `kind` names the members that shape the prompt, and those nobody knows: requests of one kind are rendered the same
     way, so one that turns out to be counted wrongly speaks for all of its kind.
     """
-    body, dialect = request.body, request.dialect
+    told = request.dialect.prompt(request.body)
+    if told is None:
+        return Unknowable("route", request.dialect.name)
+    dialect, body = told
+    name = dialect.name
+    if dialect is not request.dialect:
+        name = f"{request.dialect.name} as {name}"
+        request = msgspec.structs.replace(request, dialect=dialect, body=body)
     members = members_of(body, dialect, facts.knows, facts.names)
     try:
         choice = _choice(body) if "tool_choice" in members.rarely else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Unknowable(
-            "malformed", kind_of(dialect, members.shaping, members.rarely, members.apart), members
-        )
+        return Unknowable("malformed", kind_of(name, members.shaping, members.rarely, members.apart), members)
     shaping, tools = set(members.shaping), Tools.SHOWN
     rarely = set(members.rarely) - {"tool_choice"}
     if choice is not None and "tools" in shaping:
@@ -154,7 +162,7 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
         rarely.add(f"tool_choice {choice}")
     if tools is Tools.LEFT_OUT:
         shaping.discard("tools")
-    kind = kind_of(dialect, shaping, rarely, members.apart)
+    kind = kind_of(name, shaping, rarely, members.apart)
     if tools is Tools.UNCLEAR:
         unclear = msgspec.structs.replace(members, unknown=(*members.unknown, "tool_choice"))
         return Unknowable("field", kind, unclear)
@@ -162,19 +170,19 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
         return Unknowable("field", kind, members)
     if request.prompt_count != 1:
         return Unknowable("prompt list", kind, members)
-    return Sorted(frozenset(shaping), kind, members)
+    return Sorted(request, frozenset(shaping), kind, members)
 
 
-def read_prompt(request: GenerationRequest, found: Sorted, bounds: Bounds) -> Given | Ask | Unknowable:
+def read_prompt(found: Sorted, bounds: Bounds) -> Given | Ask | Unknowable:
     """How the token ids can be had. Pure; for a large body it takes long, so it may be done in another thread.
 
     Of a prompt above the bounds no more is read than it takes to know that.
     """
-    body, dialect = request.body, request.dialect
+    request, body = found.request, found.request.body
     shaping, kind, members = set(found.shaping), found.kind, found.members
     try:
         truncation = _truncation(body, shaping)
-        if dialect is not CHAT:
+        if request.dialect is not CHAT:
             return _completion(request, shaping, kind, truncation, bounds, members)
         contents = _of_contents(body, bounds)
         media = contents.media
@@ -329,10 +337,10 @@ def _truncation(body: Body, shaping: set[str]) -> Truncation | None:
 
 def _template_variables(body: Body, shaping: set[str]) -> dict[str, Any]:
     """`chat_template_kwargs` with the members that vLLM puts there."""
-    if not shaping & VARIABLES[CHAT]:
+    if not shaping & _VARIABLES:
         return {}
     variables: dict[str, Any] = _decode_variables(body.view("chat_template_kwargs") or b"null") or {}
-    members = {name: msgspec.Raw(body.view(name) or b"null") for name in shaping & VARIABLES[CHAT]}
+    members = {name: msgspec.Raw(body.view(name) or b"null") for name in shaping & _VARIABLES}
     if "reasoning_effort" in members and "enable_thinking" not in variables:
         members["enable_thinking"] = msgspec.Raw(
             b"true" if body.value("reasoning_effort") != "none" else b"false"
@@ -342,9 +350,7 @@ def _template_variables(body: Body, shaping: set[str]) -> dict[str, Any]:
 
 def _needs(body: Body, shaping: set[str]) -> frozenset[str]:
     messages = body.view("messages") or memoryview(b"")
-    needs = {"chat"} | (
-        shaping & {*VARIABLES[CHAT], "tools", "chat_template_kwargs", "continue_final_message"}
-    )
+    needs = {"chat"} | (shaping & {*_VARIABLES, "tools", "chat_template_kwargs", "continue_final_message"})
     if contains(messages, b'"tool'):  # a tool's message, or calls of tools
         needs.add("tools")
     return frozenset(needs | {what for mark, what in _MARKS.items() if contains(messages, mark)})
@@ -360,7 +366,7 @@ def _question(
     body = request.body
     members: dict[str, Any] = {
         name: msgspec.Raw(view)
-        for name in sorted(shaping - TRUNCATING - VARIABLES[CHAT])
+        for name in sorted(shaping - TRUNCATING - _VARIABLES)
         if (view := body.view(name)) is not None
     }
     messages = body.view("messages") or memoryview(b"")

@@ -1,56 +1,22 @@
 """A member of a request counts for its prompt only if an engine may read it so: what no engine knows shapes nothing.
 
-The members of vLLM 0.32's request classes (`ChatCompletionRequest`, `CompletionRequest`) are all named here. vLLM takes
+The members of vLLM 0.32's request classes (`ChatCompletionRequest`, `CompletionRequest`) all have their place: those that
+shape a prompt in the dialect's `prompt_members`, those that do so in no dialect and those that never do here. vLLM takes
 any other member, too, and ignores it. A later release may know more: its own schema tells, and what we cannot place
 makes the prompt unknown.
 """
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 import msgspec
 
 from proxy.request.body import Body
-from proxy.request.dialects import CHAT, COMPLETIONS, Dialect
-
-ASKED: Mapping[Dialect, frozenset[str]] = {
-    CHAT: frozenset(
-        {
-            "messages",
-            "tools",
-            "add_generation_prompt",
-            "continue_final_message",
-            "add_special_tokens",
-            "chat_template",
-            "chat_template_kwargs",
-        }
-    ),
-    COMPLETIONS: frozenset({"prompt", "add_special_tokens"}),
-}
-"""Members that change the prompt's tokens and that an engine's /tokenize takes, word for word."""
-
-VARIABLES: Mapping[Dialect, frozenset[str]] = {
-    CHAT: frozenset({"documents", "reasoning_effort"}),
-    COMPLETIONS: frozenset(),
-}
-"""Members of a chat that vLLM gives to the template as variables; in /tokenize's words they are that."""
+from proxy.request.dialects import Dialect
 
 TRUNCATING = frozenset({"truncate_prompt_tokens", "truncation_side"})
 """Members that shorten the prompt after it was tokenized. /tokenize knows nothing of them."""
-
-_UNKNOWABLE: Mapping[Dialect, frozenset[str]] = {
-    CHAT: frozenset(),
-    COMPLETIONS: frozenset({"suffix", "prompt_embeds"}),
-}
-"""Members that shape the prompt in a way only the engine knows."""
-
-_RARELY: Mapping[Dialect, frozenset[str]] = {
-    CHAT: frozenset({"response_format", "tool_choice", "mm_processor_kwargs", "media_io_kwargs"}),
-    COMPLETIONS: frozenset[str](),
-}
-"""Members that shape no text: but one renderer of vLLM's (Kimi K3) shows the first two to the model, an engine may leave
-out tools that must not be called, and the last two shape images and sound. So their prompts are a kind of their own."""
 
 _NEUTRAL = frozenset(
     """
@@ -147,12 +113,13 @@ NO_MEMBERS = Members(frozenset(), frozenset(), (), (), ())
 
 def members_of(body: Body, dialect: Dialect, knows: Knows, names: MemberNames) -> Members:
     """Sort the members of a request. Those that are null are as good as absent."""
-    known = ASKED[dialect] | VARIABLES[dialect] | TRUNCATING
-    given = {name for name in body.names() if name not in _NEUTRAL or name in _RARELY[dialect]}
+    told = dialect.prompt_members
+    known = told.asked | told.variables | TRUNCATING
+    given = {name for name in body.names() if name not in _NEUTRAL or name in told.rarely}
     given = {name for name in given if body.gives(name)}
-    rarely = given & _RARELY[dialect]
+    rarely = given & told.rarely
     rest = given - known - rarely
-    unknown = {name for name in rest if name in _UNKNOWABLE[dialect] or knows(dialect, name)}
+    unknown = {name for name in rest if name in told.unknowable or knows(dialect, name)}
     ignored = rest - unknown
     return Members(
         frozenset(given & known),
@@ -163,11 +130,9 @@ def members_of(body: Body, dialect: Dialect, knows: Knows, names: MemberNames) -
     )
 
 
-def kind_of(
-    dialect: Dialect, shaping: Collection[str], rarely: Collection[str], apart: Collection[str]
-) -> str:
-    """What prompts have in common that are made the same way; one of a bounded number."""
-    made = f"{dialect.name}({','.join(sorted(shaping))})"
+def kind_of(name: str, shaping: Collection[str], rarely: Collection[str], apart: Collection[str]) -> str:
+    """What prompts of the dialect of that name have in common that are made the same way; one of a bounded number."""
+    made = f"{name}({','.join(sorted(shaping))})"
     if rarely:
         made += f" with {','.join(sorted(rarely))}"
     return made + f" beside {','.join(sorted(apart))}" if apart else made

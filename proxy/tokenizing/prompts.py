@@ -170,11 +170,11 @@ class PromptTokenizer:
         if isinstance(found, Unknowable):
             return found
         if request.body.size_bytes <= LARGE_BODY_BYTES:
-            return read_prompt(request, found, bounds)
+            return read_prompt(found, bounds)
         ended = self._charged(request.body.size_bytes, client)
         if ended is None:
             return Unknowable("no memory", found.kind, found.members)
-        work = self._reader.submit(read_prompt, request, found, bounds)
+        work = self._reader.submit(read_prompt, found, bounds)
         work.add_done_callback(lambda _: ended())
         return await asyncio.wrap_future(work)
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from proxy.request.dialects import Dialect
-from proxy.tokenizing.members import ASKED
+from proxy.request.dialects import TOKENIZED, Dialect
 
 MAX_SCHEMA_BYTES = 2 << 20
 """vLLM 0.32's has 286 kB."""
@@ -14,7 +13,7 @@ _MAX_MEMBERS = 4096
 _REFERENCE = "#/components/schemas/"
 
 Schema = Mapping[Dialect, frozenset[str]]
-"""The names of the members each route's requests have."""
+"""The names of the members that requests of each dialect in TOKENIZED have."""
 
 
 class _Object(msgspec.Struct):
@@ -58,7 +57,7 @@ def read_schema(data: bytes) -> Schema:
     """The members of requests by an engine's `/openapi.json`. Raises ValueError if it does not tell."""
     try:
         document = _decode_document(data)
-        found = {dialect: _members(document, dialect) for dialect in ASKED}
+        found = {dialect: _members(document, dialect) for dialect in TOKENIZED}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"no OpenAPI document: {error}") from None
     if not all(found.values()):

@@ -3,7 +3,7 @@
 To add one, write a `Dialect` and name it in DIALECTS, or give it to `create_app`.
 """
 
-from proxy.request.dialects.base import Dialect, Failure, Shape, Usage
+from proxy.request.dialects.base import Dialect, Failure, PromptMembers, Shape, Usage
 from proxy.request.dialects.chat import Chat
 from proxy.request.dialects.completions import Completions
 
@@ -13,4 +13,19 @@ COMPLETIONS = Completions()
 DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS)
 """What is served unless others are given."""
 
-__all__ = ["CHAT", "COMPLETIONS", "DIALECTS", "Chat", "Completions", "Dialect", "Failure", "Shape", "Usage"]
+TOKENIZED: tuple[Dialect, ...] = (CHAT, COMPLETIONS)
+"""The dialects whose prompts an engine's `/tokenize` can be asked about: `Dialect.prompt` puts others in their words."""
+
+__all__ = [
+    "CHAT",
+    "COMPLETIONS",
+    "DIALECTS",
+    "TOKENIZED",
+    "Chat",
+    "Completions",
+    "Dialect",
+    "Failure",
+    "PromptMembers",
+    "Shape",
+    "Usage",
+]

@@ -31,6 +31,19 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
 
 
+class PromptMembers(msgspec.Struct, frozen=True):
+    """Which members of a dialect in TOKENIZED shape the prompt."""
+
+    asked: frozenset[str] = frozenset()
+    """They change the prompt's tokens, and an engine's `/tokenize` takes them word for word."""
+    variables: frozenset[str] = frozenset()
+    """vLLM gives them to the chat template as variables; in the words of `/tokenize` they are that."""
+    unknowable: frozenset[str] = frozenset()
+    """They shape the prompt in a way only the engine knows."""
+    rarely: frozenset[str] = frozenset()
+    """They shape it at few engines: prompts with them are a kind of their own."""
+
+
 class Failure(NamedTuple):
     """An engine's own word that a request failed."""
 
@@ -59,6 +72,8 @@ class Dialect(abc.ABC):
     """How many items the members that are lists may have."""
     long_members: ClassVar[Collection[str]] = ()
     """Members that may hold any number of values: token ids."""
+    prompt_members: ClassVar[PromptMembers] = PromptMembers()
+    """Of a dialect in TOKENIZED."""
 
     @abc.abstractmethod
     def read(self, body: Body) -> Shape:
@@ -78,6 +93,14 @@ class Dialect(abc.ABC):
     @abc.abstractmethod
     def usage(self, answer: bytes) -> Usage:
         """What a whole answer tells of its prompt. Raises ValueError if it is no such answer."""
+
+    def prompt(self, body: Body) -> "tuple[Dialect, Body] | None":  # noqa: ARG002  # nothing is known of it
+        """The request in the words of a dialect in TOKENIZED, with all that shapes the prompt and no member that means
+        something else there; None if only the engine knows how the prompt is made. `read` has passed the body.
+
+        Without it requests are placed by load alone.
+        """
+        return None
 
     # -- streams: each is asked of the data of one event, which is never empty --------------------------------
 

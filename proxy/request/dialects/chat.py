@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
+from proxy.request.dialects.base import PromptMembers
 from proxy.request.dialects.openai import OpenAiDialect
 
 MAX_MESSAGES = 1 << 14
@@ -20,5 +21,22 @@ class Chat(OpenAiDialect):
     known_by = "messages"
     default_answer_tokens = None
     most_items: ClassVar[Mapping[str, int]] = {"messages": MAX_MESSAGES, "tools": MAX_TOOLS}
+    prompt_members = PromptMembers(
+        asked=frozenset(
+            {
+                "messages",
+                "tools",
+                "add_generation_prompt",
+                "continue_final_message",
+                "add_special_tokens",
+                "chat_template",
+                "chat_template_kwargs",
+            }
+        ),
+        variables=frozenset({"documents", "reasoning_effort"}),
+        # One renderer of vLLM's (Kimi K3) shows the first two to the model, an engine may leave out tools that must not
+        # be called, and the last two shape images and sound, but no text.
+        rarely=frozenset({"response_format", "tool_choice", "mm_processor_kwargs", "media_io_kwargs"}),
+    )
     limits = ("max_completion_tokens", "max_tokens")
     null_n_is_one = True

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from proxy.request.body import Body
-from proxy.request.dialects.base import Shape
+from proxy.request.dialects.base import PromptMembers, Shape
 from proxy.request.dialects.openai import OpenAiDialect
 from proxy.request.json_pieces import lists_of_numbers
 
@@ -34,6 +34,9 @@ class Completions(OpenAiDialect):
     known_by = "prompt"
     default_answer_tokens = 16
     long_members = ("prompt",)
+    prompt_members = PromptMembers(
+        asked=frozenset({"prompt", "add_special_tokens"}), unknowable=frozenset({"suffix", "prompt_embeds"})
+    )
     limits = ("max_tokens",)
     null_n_is_one = False
 

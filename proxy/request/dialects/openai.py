@@ -43,6 +43,10 @@ class OpenAiDialect(Dialect):
         self._check_lengths(body)
         return Shape(stream=_is_streamed(body), sequences=1 if n is None else n, whole=_is_whole(body))
 
+    def prompt(self, body: Body) -> tuple[Dialect, Body]:
+        """As `Dialect`."""
+        return self, body
+
     def answer_limit(self, body: Body) -> tuple[str, int] | None:
         """As `Dialect`."""
         for name in self.limits:

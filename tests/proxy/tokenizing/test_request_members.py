@@ -41,7 +41,7 @@ def test_members_count_for_the_route_they_belong_to() -> None:
 
 
 def kind(names: MemberNames, *ignored: str) -> str:
-    return kind_of(dialects.CHAT, (), (), names.apart(ignored))
+    return kind_of(dialects.CHAT.name, (), (), names.apart(ignored))
 
 
 def test_kinds_by_names_that_clients_make_up_are_few() -> None:
