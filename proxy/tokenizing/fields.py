@@ -13,6 +13,7 @@ from proxy.request.dialects.completions import PromptShape, prompt_shape
 from proxy.request.generation import GenerationRequest
 from proxy.request.json_pieces import (
     COPIED_BYTES,
+    PIECE_BYTES,
     Buffer,
     contains,
     joined,
@@ -428,7 +429,7 @@ def _completion(
             ids = only_item(view)
         case _:
             return Unknowable("malformed", kind, members)
-    count = sum(part.count(b",") for part in slices(ids)) + 1
+    count = sum(part.count(b",") for part in slices(ids, PIECE_BYTES)) + 1
     if truncation is None and count > bounds.longest:
         return Unknowable(TOO_LONG, kind, members, bounds.of_tokens(count))
     if truncation is not None and len(ids) > bounds.work_bytes:

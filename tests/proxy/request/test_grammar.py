@@ -110,7 +110,7 @@ def test_long_texts_are_left_out_and_put_back(
 @given(TEXTS, st.integers(1, 12), st.booleans())
 def test_a_text_is_decoded_in_parts_as_at_once(text: str, piece_bytes: int, ascii_only: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_pieces, "PIECE_BYTES", piece_bytes + 11)  # an escaped pair has twelve
+        patch.setattr(json_pieces, "TEXT_BYTES", piece_bytes + 11)  # an escaped pair has twelve
         assert decoded_text(memoryview(json.dumps(text, ensure_ascii=ascii_only).encode())) == text
 
 

@@ -74,7 +74,7 @@ def test_what_is_no_object_is_refused(data: bytes) -> None:
 
 
 def test_escaped_pairs_are_found_wherever_a_piece_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.request.json_pieces.PIECE_BYTES", 16)
+    monkeypatch.setattr("proxy.request.json_pieces.TEXT_BYTES", 16)
     for shift in range(16):
         text = b'{"a":"' + b"x" * shift + b"\\ud83d\\ude00" * 5 + b'\\u4e2d\\\\\\""}'
         assert Body.of_outline(text, outline(text)).value("a")
