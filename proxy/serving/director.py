@@ -312,6 +312,10 @@ class Director:
         """What an engine would say of a prompt that not even the longest context holds."""
         listing = [i for i in self._fleet if request.model in i.models]
         context = int(longest_context(listing, alone=request.whole) or excess.context_tokens)
+        if excess.most_ids is not None:
+            return BadRequestError(
+                f"prompt has {excess.tokens} token ids: at most {excess.most_ids} are taken", param="prompt"
+            )
         if excess.tokens is not None:
             return too_many_tokens(context, excess.tokens)
         return too_many_characters(context, excess.characters, excess.characters_a_token)

@@ -187,8 +187,13 @@ class PromptTokenizer:
         client: str,
     ) -> "tuple[str, str, array[int]] | Excess | str":
         """The kind to distrust if they are wrong, who told, and the token ids; or why they are unknown."""
+        ids = max(map(request.body.items_in, request.dialect.long_members), default=0)
+        if isinstance(how, Unknowable) and how.excess is not None:
+            return how.excess
+        if (excess := bounds.of_ids(ids)) is not None:
+            return excess
         if isinstance(how, Unknowable):
-            return how.excess or how.why
+            return how.why
         if how.truncation is not None and not self._can_shorten(how.truncation):
             return "field"
         try:

@@ -162,6 +162,16 @@ async def ids_with_truncation(target: Target) -> Said:
 
 
 @attack()
+async def ids_with_truncation_that_are_taken(target: Target) -> Said:
+    """Four million token ids of which 100 are to stay."""
+    body = [
+        b'{"max_tokens":1,"truncate_prompt_tokens":100,"truncation_side":"left","prompt":[',
+        *repeated(b"1234,", 4_000_000),
+    ]
+    return await target.post(COMPLETIONS, [*body, b"1]}"])
+
+
+@attack()
 async def ids(target: Target) -> Said:
     """30 million token ids."""
     return await target.post(COMPLETIONS, [b'{"prompt":[', *repeated(b"1,", 30_000_000), b"1]}"])

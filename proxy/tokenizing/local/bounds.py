@@ -27,6 +27,12 @@ MOST_WORK_VALUES = 100_000
 """Of messages, tools and the like, to be read for a template."""
 
 
+MOST_IDS = 1 << 22
+"""Token ids of one prompt, however it is to be shortened; longer contexts may have `IDS_A_TOKEN` for each token. vLLM 0.32 reads a
+request in the loop that answers health checks: 30 million ids take it 3 s, so a few at once look like a frozen engine."""
+IDS_A_TOKEN = 4
+
+
 class Excess(NamedTuple):
     """How much longer than any context a prompt is."""
 
@@ -37,6 +43,8 @@ class Excess(NamedTuple):
     characters: int = 0
     """How many characters it has at least, else."""
     characters_a_token: int = 0
+    most_ids: int | None = None
+    """How many token ids are taken, where it is them that are too many to be shortened."""
 
 
 class Bounds(NamedTuple):
@@ -61,6 +69,12 @@ class Bounds(NamedTuple):
     def of_tokens(self, tokens: int) -> Excess | None:
         """What is too much about so many tokens."""
         return Excess(int(self.sure), tokens) if tokens > self.sure else None
+
+    def of_ids(self, count: int) -> Excess | None:
+        """What is too much about so many token ids that an engine would shorten, or judge."""
+        known = self.longest < math.inf
+        most = max(MOST_IDS, IDS_A_TOKEN * int(self.longest)) if known else MOST_IDS
+        return Excess(int(self.longest) if known else 0, count, most_ids=most) if count > most else None
 
     def of_characters(self, characters: int) -> Excess | None:
         """What is too much about a text of at least so many characters."""

@@ -113,6 +113,10 @@ def test_more_than_any_request_has_is_refused_before_it_is_read(data: bytes, wor
         (b'{"messages":[],"cache_salt":"' + b"m" * 70_000 + b'"}', "cache_salt is longer"),
         (b'{"messages":[],"vllm_xargs":{"a":"' + b"m" * 300_000 + b'"}}', "vllm_xargs is longer"),
         (b'{"messages":[],"' + b"m" * 5000 + b'":1}', "name is longer"),
+        (
+            many(b'{"messages":[],"stop_token_ids":[', b"1", MAX_VALUES + 2, b"]}"),
+            "stop_token_ids has more than",
+        ),
     ],
 )
 def test_long_parts_are_refused(data: bytes, words: str) -> None:

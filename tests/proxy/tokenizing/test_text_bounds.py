@@ -175,6 +175,28 @@ async def test_it_is_refused_in_the_words_of_the_engines_which_hear_nothing_of_i
     assert await service.metric("kvproxy_tokenized_prompts_total") == 0
 
 
+async def test_token_ids_to_be_shortened_have_a_bound(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_IDS", 20_000)
+    members = {"model": "tiny", "max_tokens": 1, "truncate_prompt_tokens": 9, "truncation_side": "left"}
+    answer = await pair.service.ask("/v1/completions", members | {"prompt": [17] * 20_000})
+    assert answer.status == 200
+    assert answer.json["usage"]["prompt_tokens"] == 9
+    before = work(pair)
+    for more in ({}, {"prompt_logprobs": 1}, {"add_special_tokens": None}):
+        refused = await pair.service.ask("/v1/completions", members | more | {"prompt": [17] * 20_001})
+        assert refused.status == 400
+        assert refused.json["error"]["message"] == "prompt has 20001 token ids: at most 20000 are taken"
+    assert work(pair) == before
+
+
+@pytest.mark.parametrize(
+    ("longest", "most"), [(float("inf"), 1 << 22), (131_072, 1 << 22), (1 << 20, 1 << 22), (10**7, 4 * 10**7)]
+)
+def test_longer_contexts_take_more_ids(longest: float, most: int) -> None:
+    assert Bounds(longest).of_ids(most) is None
+    assert Bounds(longest).of_ids(most + 1) is not None
+
+
 async def test_what_a_template_makes_too_long_is_refused_as_well(
     model: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
