@@ -12,6 +12,9 @@ SETTLE_S = 2.0
 """How long blocks stay expected after their prefill leg ended: its events are published before its answer, so
 this only has to cover their way here."""
 
+SWEPT_AT_ONCE = 4096
+"""Blocks whose time is up that one call forgets, half a millisecond; those of a prompt of a million tokens take 20 ms."""
+
 _Place = tuple[str, int]
 
 
@@ -26,8 +29,11 @@ class PredictedBlocks:
     def expect(self, instance: str, rank: int, keys: Sequence[int]) -> None:
         """A prefill leg of a prompt with these block keys is about to run there."""
         running = self._running.setdefault((instance, rank), {})
-        for key in keys:
-            running[key] = running.get(key, 0) + 1
+        if running.keys().isdisjoint(keys):
+            running.update(dict.fromkeys(keys, 1))  # loops in C
+        else:
+            for key in keys:
+                running[key] = running.get(key, 0) + 1
 
     def settle(self, instance: str, rank: int, keys: Sequence[int], now: float, *, came: bool) -> None:
         """That leg has ended; `came` tells whether it was computed."""
@@ -41,9 +47,12 @@ class PredictedBlocks:
             self._running.pop(place, None)
         settling = self._settling.setdefault(place, OrderedDict())
         if came:
+            until = now + self._settle_s
+            if not settling.keys().isdisjoint(keys):
+                for key in keys:
+                    settling.pop(key, None)  # the last to come are the last to go
             for key in keys:
-                settling[key] = now + self._settle_s
-                settling.move_to_end(key)
+                settling[key] = until
         self._expire(place, now)
 
     def prefix_blocks(self, instance: str, rank: int, keys: Sequence[int], now: float) -> int:
@@ -54,6 +63,8 @@ class PredictedBlocks:
         settling = self._settling.get(place, OrderedDict[int, float]())
         if not running and not settling:
             return 0
+        if settling and next(iter(settling.values())) <= now:  # there are more than were swept
+            return sum(1 for _ in takewhile(lambda key: key in running or settling.get(key, now) > now, keys))
         if running and settling:
             return sum(1 for _ in takewhile(lambda key: key in running or key in settling, keys))
         return len(list(takewhile((running or settling).__contains__, keys)))  # a loop in C
@@ -66,7 +77,9 @@ class PredictedBlocks:
 
     def _expire(self, place: _Place, now: float) -> None:
         settling = self._settling.get(place)
-        while settling and next(iter(settling.values())) <= now:
+        for _ in range(SWEPT_AT_ONCE):
+            if not settling or next(iter(settling.values())) > now:
+                break
             settling.popitem(last=False)
         if settling is not None and not settling:
             del self._settling[place]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.caches.expected import PredictedBlocks
+from proxy.caches.expected import SWEPT_AT_ONCE, PredictedBlocks
 from proxy.fleet.why import Why
 from proxy.phases import Phase
 from proxy.scheduling.decision import pick
@@ -125,6 +125,18 @@ def test_running_predictions_hold_until_they_settle_and_then_expire() -> None:
     predicted.settle("a:1", 0, [1, 2, 3], 1000.0, came=True)
     assert predicted.prefix_blocks("a:1", 0, [1, 2, 3, 4], 1001.9) == 3
     assert predicted.prefix_blocks("a:1", 0, [1, 2, 3, 4], 1002.0) == 0
+
+
+def test_what_is_expected_no_more_is_forgotten_a_part_at_a_time() -> None:
+    predicted, keys = PredictedBlocks(settle_s=2.0), range(3 * SWEPT_AT_ONCE)
+    predicted.expect("a:1", 0, keys)
+    predicted.settle("a:1", 0, keys, 0.0, came=True)
+    last = keys[-1:]
+    predicted.expect("a:1", 0, last)
+    for left in (2 * SWEPT_AT_ONCE, SWEPT_AT_ONCE, 0):
+        assert predicted.prefix_blocks("a:1", 0, keys, 2.0) == 0
+        assert predicted.prefix_blocks("a:1", 0, last, 1.0) == 1
+        assert len(predicted._settling.get(("a:1", 0), ())) == left
 
 
 def test_a_failed_leg_brings_nothing() -> None:
