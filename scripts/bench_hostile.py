@@ -5,8 +5,8 @@
 
 Each attack is made on a kvproxy of its own with its defaults, in front of a prefill and a decode stand-in that are shared;
 a pulse on its event loop tells of pauses, less the time its thread was ready and had no CPU. Exit code 1: an attack
-ended kvproxy, stopped its loop for longer than 50 ms, or took more memory beyond what it holds idle than four times
-what was sent and a fixed sum.
+ended kvproxy, stopped its loop for longer than 50 ms, or took more memory beyond what it holds idle, once it has served
+an ordinary request of each kind, than four times what was sent and a fixed sum.
 Needs the project's environment: run it with the Python in .venv.
 """
 

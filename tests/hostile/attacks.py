@@ -60,6 +60,24 @@ async def no_place_to_cut_that_may_fit(target: Target) -> Said:
 
 
 @attack()
+async def no_place_to_cut_that_is_tokenized(target: Target) -> Said:
+    """Two prompts of `<|en` 32 000 times at once: each as long a piece as is tokenized."""
+    async with asyncio.TaskGroup() as group:
+        answers = [
+            group.create_task(
+                target.post(
+                    COMPLETIONS,
+                    [b'{"max_tokens":1,"prompt":"%d' % number, *repeated(b"<|en", 32_000), b'"}'],
+                ),
+                name=f"piece {number}",
+            )
+            for number in range(2)
+        ]
+    said = [task.result() for task in answers]
+    return Said(max(one.status for one in said), b"", sum(one.sent_bytes for one in said))
+
+
+@attack()
 async def small_tools(target: Target) -> Said:
     """A chat with 23 MB of small tools."""
     tool = b'{"type":"function","function":{"name":"f","parameters":{"a":[1,2]}}},'

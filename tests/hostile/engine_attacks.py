@@ -8,6 +8,9 @@ from tests.hostile.attacks import COMPLETIONS, MB, attack, repeated
 from tests.hostile.raw_engine import HEAD, answer, raw_engine
 from tests.hostile.target import Said, Target
 
+EVENT_BYTES = 8 << 20
+"""What is held of an event at once, which is sent by an engine."""
+
 LOOKS_S = 11.0
 """In which kvproxy asks twice what an engine serves and where it publishes."""
 
@@ -39,9 +42,7 @@ async def endless_event(target: Target) -> Said:
             yield b"400\r\n" + b"x" * 1024 + b"\r\n"
 
     async with raw_engine({COMPLETIONS: stream}) as engine:
-        await target.admin("/instances/add", {"instance": engine.address, "type": "decode"})
-        await target.drain("decode")
-        return await target.post(COMPLETIONS, [b'{"prompt":"Hi","max_tokens":9,"stream":true}'])
+        return await _streamed(target, engine.address)
 
 
 @attack()
@@ -59,9 +60,15 @@ async def large_error_events(target: Target) -> Said:
             ]
 
     async with raw_engine({COMPLETIONS: stream}) as engine:
-        await target.admin("/instances/add", {"instance": engine.address, "type": "decode"})
-        await target.drain("decode")
-        return await target.post(COMPLETIONS, [b'{"prompt":"Hi","max_tokens":9,"stream":true}'])
+        return await _streamed(target, engine.address)
+
+
+async def _streamed(target: Target, decode: str) -> Said:
+    """What a client is told of that engine's events."""
+    await target.admin("/instances/add", {"instance": decode, "type": "decode"})
+    await target.drain("decode")
+    said = await target.post(COMPLETIONS, [b'{"prompt":"Hi","max_tokens":9,"stream":true}'])
+    return Said(said.status, said.body, said.sent_bytes + EVENT_BYTES)
 
 
 @attack()

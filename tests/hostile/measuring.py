@@ -18,8 +18,9 @@ from tests.hostile.target import SETTLED_S, Said, engines, target
 MOST_PAUSE_MS = 50.0
 BODIES = 4
 """So many times what was sent may be held at once, beside what is held idle."""
-FIXED_MIB = 160.0
-"""What the two tokenizer threads may need for a piece of text each, however short the request, and what malloc keeps."""
+FIXED_MIB = 32.0
+"""What a request may take however short it is: 26 MiB for a piece of text without a place to cut (`pieces.MAX_PIECE`), or 13 MiB for a
+slice in each of two threads (`turns.SLICE_CHARACTERS`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from proxy.simulation.api.model_files import write_model
 from scripts.workshop.live.ports import free_ports
@@ -193,6 +194,17 @@ class WatchedProxy(ProxyProcess):
         )
 
 
+def _ordinary() -> Iterator[tuple[str, dict[str, Any]]]:
+    """One request of each kind, after which nothing is done for the first time."""
+    document = " ".join(f"word{number}" for number in range(12_000))
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBO" * 100_000}}
+    for content in ("Hi", document, [image, {"type": "text", "text": "What is it?"}]):
+        yield "/v1/chat/completions", {"messages": [{"role": "user", "content": content}]}
+    for prompt in ("Hello", document, ["Hello", "you"], [17] * 20_000):
+        yield "/v1/completions", {"prompt": prompt}
+    yield "/v1/completions", {"prompt": "Hello", "stream": True}
+
+
 @contextlib.asynccontextmanager
 async def target(
     fleet: dict[str, list[str]], logs: pathlib.Path, name: str, flags: Sequence[str] = ()
@@ -202,10 +214,8 @@ async def target(
         proxy.wait_status("/ready")
         found = Target(proxy, proxy.pulse, logs, fleet)
         await asyncio.to_thread(found.wait_for_tokenizer)
-        for path, body in (
-            ("/v1/completions", b'{"prompt": "Hello", "max_tokens": 1}'),
-            ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}'),
-        ):
+        for path, members in _ordinary():
+            body = json.dumps({"max_tokens": 1} | members).encode()
             if (said := await found.post(path, [body])).status != 200:
                 raise RuntimeError(f"{path} answered {said} before anything began: {said.body[:300]!r}")
         await asyncio.sleep(SETTLED_S)

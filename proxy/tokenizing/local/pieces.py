@@ -23,9 +23,9 @@ CACHE_BYTES = 128 << 20
 _ENTRY_BYTES = 250
 """A dict entry with its key object and its value object, without their contents."""
 
-MAX_PIECE = 1 << 18
+MAX_PIECE = 1 << 17
 """Characters of a piece: what cannot be cut makes some 200 bytes of the library's own objects for each. Chinese without
-spaces is one piece up to the next special token; so much of it is 150 000 tokens or more."""
+spaces is one piece up to the next special token; so much of it is 80 000 tokens or more."""
 
 LOOK_CHARACTERS = 1 << 14
 """Searched at once, before other threads have a turn."""
