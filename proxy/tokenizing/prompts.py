@@ -328,22 +328,21 @@ class PromptTokenizer:
     def status(self) -> dict[str, Any]:
         """For `/status`: where tokens come from, and which kinds of prompts engines are asked about all the same."""
         local = self.local
+        told = {"schemas": self._facts.schema_versions, "answers": {"held_bytes": self._engines.held_bytes}}
         if local is None:
-            return {
+            return told | {
                 "path": "engines",
                 "directory": None,
                 "checked_with": [],
                 "off": {},
                 "pieces": None,
-                "schemas": self._facts.schema_versions,
             }
         pieces = local.pieces
-        return {
+        return told | {
             "path": "local" if self._parity.checked else "engines",
             "directory": str(local.directory),
             "checked_with": self._parity.checked,
             "off": self._parity.off,
-            "schemas": self._facts.schema_versions,
             "pieces": {
                 "cut_at_special_tokens": bool(pieces.cuts.tokens),
                 "cut_between_words": pieces.cuts.words,

@@ -31,7 +31,8 @@ def show(result: Result, console: Console) -> None:
     if result.before is not None and result.after is not None:
         b, a = result.before, result.after
         console.print(
-            f"kvproxy before and after: memory {b.rss_mib:.1f}, {a.rss_mib:.1f} MiB;"
+            f"kvproxy before and after: memory {b.rss_mib:.1f}, {a.rss_mib:.1f} MiB"
+            f" ({b.cached_mib:.1f}, {a.cached_mib:.1f} of them in caches);"
             f" descriptors {b.fds}, {a.fds}; threads {b.threads}, {a.threads}"
         )
     for failure in result.failures:

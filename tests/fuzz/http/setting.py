@@ -35,14 +35,16 @@ class Level:
     rss_mib: float
     fds: int
     threads: int
+    cached_mib: float
+    """Of the memory what bounded caches say they hold."""
 
 
-def level(pid: int) -> Level:
+def level(pid: int, cached_bytes: int) -> Level:
     """What the process holds now, from /proc."""
     status = pathlib.Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     found = dict(re.findall(r"^(VmRSS|Threads):\s+(\d+)", status, re.MULTILINE))
     fds = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  # only the number is wanted
-    return Level(int(found["VmRSS"]) / 1024, fds, int(found["Threads"]))
+    return Level(int(found["VmRSS"]) / 1024, fds, int(found["Threads"]), cached_bytes / (1 << 20))
 
 
 class Setting:
@@ -77,6 +79,12 @@ class Setting:
         with urllib.request.urlopen(request, timeout=30) as answer:  # http on loopback
             found: bytes = answer.read()
             return found
+
+    def level(self) -> Level:
+        """What kvproxy holds; raises OSError or ValueError if it does not say."""
+        tokenizer = self.get("/status")["tokenizer"]
+        pieces = tokenizer["pieces"] or {"held_bytes": 0}
+        return level(self.proxy.pid, tokenizer["answers"]["held_bytes"] + pieces["held_bytes"])
 
     def decode_engine(self, command: dict[str, Any]) -> None:
         """Tell it to go wrong, or right again; raises OSError."""
