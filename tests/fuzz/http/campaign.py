@@ -13,12 +13,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tests.fuzz.http import values
 from tests.fuzz.http.client import Fuzzer, Tally, words
 from tests.fuzz.http.setting import ADMIN_KEY, MODEL, Level, Setting
 from tests.fuzz.http.shots import Shots, Target
 
 RSS_MIB = 8.0
 """Beside what bounded caches say they hold."""
+LARGE_BEFORE = 60
+"""So many large bodies are sent before memory is looked at first: hardly any of them come in a short campaign's first round, and the
+first ones start threads and take arenas that stay."""
 RSS_BYTES_A_REQUEST = 16
 """Memory may grow by both together: less than any Python object that is kept for every request."""
 FDS = 16
@@ -80,6 +84,7 @@ class Campaign:
         expected = [self._words(f"http://{self._setting.fixed[1]}", *right) for right in _RIGHT]
         fuzzer = Fuzzer(*self._setting.address, self._shots, itertools.count(), tally)
         shown = 0
+        await asyncio.to_thread(self._send_large)
         for number in range(rounds):
             goal = requests * (number + 1) // rounds
 
@@ -111,6 +116,12 @@ class Campaign:
         result.seconds = time.monotonic() - begun
         result.failures += self._setting.bad_log_lines()[:20] + self._growth(result)
         return result
+
+    def _send_large(self) -> None:
+        rng = random.Random(0)  # the same before every campaign
+        for _ in range(LARGE_BEFORE):
+            with contextlib.suppress(OSError):  # most are refused
+                self._setting.post(self._setting.proxy.url, *values.large(rng))
 
     async def _errors(self) -> None:
         """Have the decode engine fail at one answer after the other, until cancelled."""

@@ -74,7 +74,7 @@ class Setting:
     def post(self, url: str, path: str, body: Any) -> bytes:
         """The answer's body; raises OSError."""
         headers = {"Content-Type": "application/json", "X-API-Key": ADMIN_KEY}
-        data = json.dumps(body).encode()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(url + path, data, headers)
         with urllib.request.urlopen(request, timeout=30) as answer:  # http on loopback
             found: bytes = answer.read()
