@@ -21,5 +21,7 @@
 The ground on which all stand: `errors`, `phases`, `headers`, `tasks`, `logs`, `fair_queue`, `descriptors`,
 `private_files`, `tls`. Below it lies `kvevents`, the library that follows the engines' caches.
 
+Between `edge` and the rooms below it stands `service`, which puts them together.
+
 A request goes down from `edge` to `upstream` and its answer comes back up; docs/architecture.md follows one.
 """

@@ -6,7 +6,7 @@ import logging
 from typing import NamedTuple, Protocol
 
 from kvevents import Observer, PrefixIndex, Reason
-from kvevents.subscriber import Resume, SourceAddress, Subscriber, Turns, open_context, sweep_away
+from kvevents.subscriber import Context, Resume, SourceAddress, Subscriber, Turns, open_context, sweep_away
 from proxy.caches.capacity import Capacities
 from proxy.caches.event_addresses import read_sources, told_sources
 from proxy.caches.told import UNPROVEN_RANKS, NotAllowedError, ToldRules
@@ -120,7 +120,7 @@ class EventFeeds:
         self._observer = observer
         self._tasks = tasks
         self._snapshots = snapshots
-        self._context = open_context()  # its threads serve all subscribers
+        self._opened: Context | None = None
         self._turns = Turns()
         self._capacities = Capacities(engines, index, timeout_s=ask_timeout_s)
         self._asking_capacity: set[str] = set()
@@ -180,9 +180,17 @@ class EventFeeds:
             if count and slot.instance == instance.address and slot.rank in instance.sources
         }
 
+    @property
+    def _context(self) -> Context:
+        """ZeroMQ's, opened for the first source that is followed; its threads serve all subscribers."""
+        if self._opened is None:
+            self._opened = open_context()
+        return self._opened
+
     def close(self) -> None:
         """Give up ZeroMQ; nothing may be followed any more."""
-        self._context.term()
+        if self._opened is not None:
+            self._opened.term()
 
     def suspect(self, instance: Instance, rank: int) -> None:
         """Something says that this rank is another process now: have its subscriber find out."""

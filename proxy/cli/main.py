@@ -20,7 +20,7 @@ from proxy.cli.flags import fail, read_arguments
 from proxy.cli.memory import keep_tidy
 from proxy.config import Config
 from proxy.edge.app import create_runner, drain, shut_down
-from proxy.edge.app_keys import FLEET, WATCH
+from proxy.edge.app_keys import SERVICE
 from proxy.errors import ConfigError, KvproxyError
 from proxy.logs import Formatter, log_loop_error
 
@@ -55,10 +55,12 @@ async def serve(config: Config) -> None:
     await runner.setup()
     try:
         urls = await runner.listen()
-        count = len(runner.app[FLEET])  # those of the flags, and those that were added before a restart
+        count = len(
+            runner.app[SERVICE].fleet
+        )  # those of the flags, and those that were added before a restart
         engines = "1 engine" if count == 1 else f"{count} engines"
         log.info("listening on %s, waiting for %s", " and ".join(urls), engines)
-        fatal = runner.app[WATCH].fatal
+        fatal = runner.app[SERVICE].watch.fatal
         stopped = loop.create_task(stop.wait(), name="signal")
         ends: set[asyncio.Future[Any]] = {stopped, fatal}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -12,7 +12,7 @@ from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
 
 from proxy.admission import BodyLease
-from proxy.edge.app_keys import DISCARDING, DRAINING, METRICS
+from proxy.edge.app_keys import SERVICE
 from proxy.edge.read_body import check_framing
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
 from proxy.headers import REQUEST_ID, safe_id
@@ -112,11 +112,11 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         if "outcome" not in request[NOTES_KEY] and 400 <= status < CLIENT_LEFT_STATUS:
-            request.app[METRICS].request_refused("unauthorized" if status == 401 else "client_error")
+            request.app[SERVICE].metrics.request_refused("unauthorized" if status == 401 else "client_error")
         if (lease := request.get(BODY_LEASE_KEY)) is not None:
             lease.end()
         if (body := request.pop(BODY_KEY, None)) is not None:
-            request.app[DISCARDING].add(body)
+            request.app[SERVICE].discarding.add(body)
         notes = "".join(f" {name}={value}" for name, value in request[NOTES_KEY].items())
         probe = request.method != "POST" or request.path.rstrip("/") == "/ping"
         access.log(
@@ -196,7 +196,7 @@ async def finish_head(request: web.Request, response: web.StreamResponse) -> Non
 
     While kvproxy drains it also ends its connection, so that whoever keeps some open finds another replica for the next.
     """
-    if request.app[DRAINING].is_set():
+    if request.app[SERVICE].draining.is_set():
         response.force_close()
         response.headers["Connection"] = "close"
     if (request_id := request.get(REQUEST_ID_KEY)) is not None:

@@ -101,11 +101,12 @@ class FleetWatch:
         """Those that go once their legs have ended."""
         self._going: dict[str, asyncio.Task[None]] = {}
         """Addresses whose instance is out of the fleet, and what is known of it not yet forgotten."""
-        self.fatal: asyncio.Future[KvproxyError] = asyncio.get_running_loop().create_future()
-        """Set when the process should end: to a ConfigError or a StartupError."""
+        self.fatal: asyncio.Future[KvproxyError]
+        """Made at the start, set when the process should end: to a ConfigError or a StartupError."""
 
     def start(self, sources: Sequence[MembershipSource]) -> None:
         """Begin to watch what these sources want, now and later."""
+        self.fatal = asyncio.get_running_loop().create_future()
         self._sources = sources
         for source in sources:
             source.start(_Heard(self, source.name))

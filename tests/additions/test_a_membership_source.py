@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.config import Health, InstanceSpec, parse_instance
-from proxy.edge.app_keys import WATCH
+from proxy.edge.app_keys import SERVICE
 from proxy.fleet.instances import Status
 from proxy.phases import Phase, Role
 from proxy.simulation import StandIn, StandInConfig
@@ -81,7 +81,7 @@ async def test_an_engine_that_is_not_up_yet_is_there_and_serves_once_it_is_up() 
             await wait_until(lambda: status(service, address) is Status.UP, "the engine")
             await wait_until(lambda: service.fleet.ready, "readiness")
             assert (await service.complete("hello")).status == 200
-        assert not service.app[WATCH].fatal.done()
+        assert not service.app[SERVICE].watch.fatal.done()
     assert source.closed
 
 

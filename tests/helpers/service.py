@@ -14,12 +14,13 @@ from aiohttp import web
 from proxy.admission import Gate
 from proxy.config import Config, parse_instance
 from proxy.edge.app import create_runner
-from proxy.edge.app_keys import DIRECTOR, FLEET, GATE
+from proxy.edge.app_keys import SERVICE
 from proxy.fleet.instances import Fleet
 from proxy.phases import Role
 from proxy.scheduling.types import Candidate, Leg, Policy
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.engine.latency import PROFILES
+from proxy.snapshots.keeper import StateKeeper
 from proxy.watching.membership.base import MembershipSource
 
 ADMIN_KEY = "admin-key"
@@ -121,16 +122,23 @@ class Service:
 
     @property
     def fleet(self) -> Fleet:
-        return self.app[FLEET]
+        return self.app[SERVICE].fleet
 
     @property
     def gate(self) -> Gate:
-        return self.app[GATE]
+        return self.app[SERVICE].gate
+
+    @property
+    def keeper(self) -> StateKeeper:
+        """Of a kvproxy with a state directory."""
+        keeper = self.app[SERVICE].snapshots
+        assert keeper is not None
+        return keeper
 
     @property
     def running_tasks(self) -> int:
         """Legs and releases that have not ended."""
-        return len(self.app[DIRECTOR]._tasks)
+        return len(self.app[SERVICE].director._tasks)
 
     @property
     def claims(self) -> int:

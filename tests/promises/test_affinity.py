@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy.edge.app_keys import ACCURACY, TOKENIZER
+from proxy.edge.app_keys import SERVICE
 from proxy.simulation.api.model_files import write_model
 from proxy.tokenizing.tool_choices import Choice, Tools
 from proxy.upstream.client import EngineClient
@@ -28,7 +28,7 @@ TAKES_TOOLS = UNHURRIED | {"tool_parser": True}
 
 
 def schemas(service: Service) -> list[str]:
-    told: list[str] = service.app[TOKENIZER].status()["schemas"]
+    told: list[str] = service.app[SERVICE].tokenizer.status()["schemas"]
     return told
 
 
@@ -147,7 +147,7 @@ async def test_without_a_schema_the_guard_decides() -> None:
     async with fleet(prefill=1, decode=1, stand_in={"docs": False}) as pair:
         body = {"messages": HELLO, "num_ctx": 1}
         assert (await pair.service.explain(body))["prompt_tokens"] > 0
-        facts = pair.service.app[TOKENIZER]._facts
+        facts = pair.service.app[SERVICE].tokenizer._facts
         await wait_until(
             lambda: not any(facts.lacks_schema(e.address) for e in pair.engines.all), "the asking"
         )
@@ -173,7 +173,7 @@ async def test_tools_that_an_engine_leaves_out_are_left_out_here_once_it_has_sho
         await wait_until(lambda: asked(pair, "/v1/messages/count_tokens") == 2 * 5, "the counts")
         bare = {"messages": messages}
 
-        facts = pair.service.app[TOKENIZER]._facts
+        facts = pair.service.app[SERVICE].tokenizer._facts
         await wait_until(lambda: facts.tools(Choice.NONE) is Tools.LEFT_OUT, "the judgement")
         known = (await pair.service.explain(body))["prompt_tokens"]
         assert known == (await pair.service.explain(bare))["prompt_tokens"]
@@ -191,7 +191,7 @@ async def seeing(tmp_path: pathlib.Path) -> AsyncIterator[Pair]:
     write_model(tmp_path)
     stand_in = UNHURRIED | {"images": True, "root": str(tmp_path)}
     async with fleet(prefill=2, decode=1, stand_in=stand_in, decision_headers=True) as pair:
-        told = pair.service.app[TOKENIZER].status
+        told = pair.service.app[SERVICE].tokenizer.status
         await wait_until(lambda: len(told()["checked_with"]) == 3, "the comparison")
         yield pair
 
@@ -235,7 +235,7 @@ async def test_a_prompt_with_images_is_placed_by_what_comes_before_the_first(see
     assert await metric("kvproxy_token_count_differences_total") == 0
     assert await metric("kvproxy_unknown_prompts_total") == 0
     for engine in seeing.engines.prefill:
-        accuracy = seeing.service.app[ACCURACY].status(engine.address, 0)
+        accuracy = seeing.service.app[SERVICE].accuracy.status(engine.address, 0)
         assert accuracy["exact"] == accuracy["legs"] > 0
     assert await metric("kvproxy_predicted_cached_tokens_total") == await metric(
         "kvproxy_reported_cached_tokens_total"

@@ -13,7 +13,7 @@ import pytest
 
 from proxy.config import LEASE_MARGIN_S, Deadlines
 from proxy.edge.app import shut_down
-from proxy.edge.routes.observe import REGISTRY
+from proxy.edge.app_keys import SERVICE
 from proxy.serving.handover import releases
 from proxy.serving.legs import prefill as prefill_leg
 from proxy.simulation import StandIn
@@ -62,7 +62,7 @@ async def nothing_is_left(pair: Pair, ends: dict[str, int], held: int = 0) -> No
     """Each hold ended as told, the engines hold `held` prompts, and nothing is claimed or running."""
     await pair.service.settled()
     await wait_until(lambda: pair.engines.holds == held, f"{held} holds")
-    samples = pair.service.app[REGISTRY].get_sample_value
+    samples = pair.service.app[SERVICE].registry.get_sample_value
     got = {end: int(samples("kvproxy_holds_total", {"end": end}) or 0) for end in ENDS}
     assert {end: count for end, count in got.items() if count} == ends
     assert sum(pair.service.fleet.holds.values()) == 0

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from proxy.config import Security
-from proxy.edge.routes.doctor import DOCTOR
+from proxy.edge.app_keys import SERVICE
 from proxy.simulation.live.faults import Fault
 from scripts.workshop.live.ports import free_ports
 from tests.helpers.service import ADMIN_KEY, Pair, ask, fleet, kvproxy, wait_until
@@ -56,7 +56,7 @@ async def test_one_at_a_time() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         pair.engines.prefill[0].faults.add(Fault(kind="slow", path="/version", delay_s=4.0, times=1))
         first = asyncio.get_running_loop().create_task(report(pair), name="first")
-        await wait_until(lambda: pair.service.app[DOCTOR].examining, "the first examination")
+        await wait_until(lambda: pair.service.app[SERVICE].doctor.examining, "the first examination")
         second = await pair.service.ask("/doctor", X_API_Key=ADMIN_KEY)
         assert second.status == 409
         assert "under way" in second.json["error"]["message"]
@@ -73,7 +73,7 @@ async def test_who_leaves_makes_room_for_the_next_and_leaves_nothing_held() -> N
         assert pair.engines.holds == 1
         leaving.cancel()
         await asyncio.wait({leaving})
-        await wait_until(lambda: not pair.service.app[DOCTOR].examining, "the end of the examination")
+        await wait_until(lambda: not pair.service.app[SERVICE].doctor.examining, "the end of the examination")
         await wait_until(lambda: not pair.engines.holds, "the end of the hold")
         assert pair.engines.prefill[0].model.holds.expired == 0
         assert (await report(pair))["verdict"] == "pass"
@@ -107,7 +107,7 @@ async def test_an_engine_that_connects_to_the_service_is_judged_by_its_index() -
 
 async def test_it_has_an_end() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
-        pair.service.app[DOCTOR]._limit_s = 1.0
+        pair.service.app[SERVICE].doctor._limit_s = 1.0
         pair.engines.prefill[0].faults.add(Fault(kind="hang", path="/v1/c", times=1))
         told = await report(pair)
         assert told["verdict"] == "fail"

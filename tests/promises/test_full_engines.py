@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from proxy.config import Admission, Health, Retries
-from proxy.edge.app_keys import DIRECTOR, GATE, WATCH
+from proxy.edge.app_keys import SERVICE
 from proxy.fleet import fullness
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.fullness import TOLD_LEAST_S
@@ -58,7 +58,7 @@ async def nobody_is_blamed(pair: Pair) -> None:
         assert (instance.breaker.state, instance.last_failure) == (Circuit.CLOSED, None)
         assert instance.fullness.legs == 0
         assert not instance.breaker.failing(0.0)
-    budget = pair.service.app[DIRECTOR]._budget
+    budget = pair.service.app[SERVICE].director._budget
     assert (budget.requests, budget.retries % 1000) == (0, 0)
     metric = pair.service.metric
     assert await metric("kvproxy_circuit_transitions_total") == 0
@@ -95,7 +95,7 @@ async def test_another_instance_serves_at_once_free_and_without_blame(
 ) -> None:
     one_attempt = Retries(max_attempts=1, budget=0.0)
     async with fleet(policy=InOrder(), retries=one_attempt, kv_events=False) as pair:
-        pair.service.app[DIRECTOR]._budget.retries += 1000
+        pair.service.app[SERVICE].director._budget.retries += 1000
         engine, other = in_order(getattr(pair.engines, role))
         full(engine, status, retry_after="5")
         for n in range(5):
@@ -279,11 +279,11 @@ async def test_a_client_that_leaves_while_all_are_full_leaves_nothing() -> None:
         [engine] = pair.engines.decode
         full(engine, retry_after="5")
         async with crowd(pair, 3) as tasks:
-            await wait_until(lambda: len(pair.service.app[GATE]) == 3, "the queue")
+            await wait_until(lambda: len(pair.service.app[SERVICE].gate) == 3, "the queue")
             for task in tasks:
                 task.cancel()
-            await wait_until(lambda: len(pair.service.app[GATE]) == 0, "the queue")
-        assert pair.service.app[GATE]._reopening is None
+            await wait_until(lambda: len(pair.service.app[SERVICE].gate) == 0, "the queue")
+        assert pair.service.app[SERVICE].gate._reopening is None
         engine.faults.clear()
         await nobody_is_blamed(pair)
         await no_hold_is_left(pair)
@@ -297,13 +297,13 @@ async def test_who_waits_does_not_come_at_once_when_the_moment_is_over(
         [engine] = pair.engines.prefill
         full(engine, retry_after="2", times=1)
         async with crowd(pair, 1) as first:
-            await wait_until(lambda: len(pair.service.app[GATE]) == 1, "the first in the queue")
+            await wait_until(lambda: len(pair.service.app[SERVICE].gate) == 1, "the first in the queue")
             engine.faults.add(Fault(kind="slow", path=PATH, delay_s=1.0, times=1))
             async with crowd(pair, 40) as others:
                 await wait_until(lambda: legs(engine) == 2, "the leg that tries it")
                 for _ in range(20):
                     await pair.service.ask("/status")
-                    assert (legs(engine), len(pair.service.app[GATE])) == (2, 40)
+                    assert (legs(engine), len(pair.service.app[SERVICE].gate)) == (2, 40)
                 assert {(await task).status for task in [*first, *others]} == {200}
         assert legs(engine) == 42
 
@@ -487,7 +487,7 @@ async def test_one_that_lists_it_and_answers_404_again_and_again_is_left_out(
         assert (legs(engine), legs(other)) == (2, 2)
         for n in range(3):
             assert (await pair.service.complete(prose(9, 9 + n), model="alpha")).status == 200
-            pair.service.app[WATCH].legs.suspect(instance)
+            pair.service.app[SERVICE].watch.legs.suspect(instance)
             asked = engine.asked["/v1/models"]
             await wait_until(lambda asked=asked: engine.asked["/v1/models"] > asked, "the list")  # type: ignore[misc]
         assert (legs(engine), legs(other)) == (2, 5)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from proxy.config import Config, Health, parse_instance
-from proxy.edge.app_keys import WATCH
+from proxy.edge.app_keys import SERVICE
 from proxy.fleet import circuit as circuits
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Instance, Status
@@ -257,7 +257,7 @@ async def test_an_ejected_instance_serves_when_there_is_no_other(ejected_for_lon
     async with fleet(health=QUICK) as pair:
         ejected, other = pair.engines.decode
         for _ in range(3):
-            pair.service.app[WATCH].legs.outdone([ejected.address])
+            pair.service.app[SERVICE].watch.legs.outdone([ejected.address])
         assert await why(pair.service, ejected.address, "decode") == "circuit open"
         for n in range(5):
             await pair.service.complete(prose(5, n))
@@ -428,7 +428,7 @@ async def test_an_engine_too_busy_to_list_its_models_stays_up() -> None:
         engine = pair.engines.prefill[0]
         fail(engine, path="/v1/models", status=503, times=4)
         while engine.faults.active():
-            pair.service.app[WATCH]._rounds.wake(engine.address)
+            pair.service.app[SERVICE].watch._rounds.wake(engine.address)
             await asyncio.sleep(0.02)
             assert of(pair, engine).status is Status.UP
         assert (await pair.service.complete("hello")).status == 200

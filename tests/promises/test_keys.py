@@ -11,8 +11,7 @@ import pytest
 
 from kvevents import BlockStored, PrefixIndex, Prompt, Slot
 from proxy.config import Config, parse_instance
-from proxy.edge.app_keys import ACCURACY
-from proxy.edge.routes.observe import INDEX
+from proxy.edge.app_keys import SERVICE
 from proxy.phases import Phase, Role
 from proxy.simulation import StandIn, StandInConfig
 from scripts.workshop.live.ports import free_ports
@@ -53,7 +52,7 @@ async def cache(pair: Pair, engine: StandIn, rank: int, prompt: list[int]) -> No
         pair.service.session, engine.url, "/v1/completions", body, X_data_parallel_rank=str(rank)
     )
     assert answer.status == 200
-    index, slot = pair.service.app[INDEX], Slot(engine.address, rank, "GPU")
+    index, slot = pair.service.app[SERVICE].index, Slot(engine.address, rank, "GPU")
     whole = len(prompt) // 16 * 16
     await wait_until(lambda: index.match(Prompt(prompt)).get(slot) == whole, "the prompt in the index")
     engine.seen.clear()
@@ -100,7 +99,7 @@ async def test_a_rank_that_is_reset_forgets_alone() -> None:
             await cache(pair, engine, rank, prompt)
         assert engine.ranks[0].model.reset_prefix_cache()
         await cache(pair, engine, 0, [1] * 40)  # a reset is announced with the next batch
-        assert pair.service.app[INDEX].match(Prompt(prompts[0]))[Slot(engine.address, 0, "GPU")] == 0
+        assert pair.service.app[SERVICE].index.match(Prompt(prompts[0]))[Slot(engine.address, 0, "GPU")] == 0
         answer = await pair.service.complete([*prompts[1], 9])
         assert predicted_and_reported(answer) == (96, 96)
         assert legs(engine) == ["1"]
@@ -174,7 +173,7 @@ async def test_groups_of_hybrid_models_are_not_counted_and_that_is_said() -> Non
                     longer | {"group_idx": 1, "kv_cache_spec_kind": "sliding_window"},
                     longer | {"group_idx": 2, "kv_cache_spec_kind": "dreamt_up_later"},
                 )
-                index = service.app[INDEX]
+                index = service.app[SERVICE].index
                 await wait_until(lambda: len(index.uncounted(engine.address, 0)) == 2, "the batch")
                 (rank,) = (await service.ask("/status")).json["instances"][0]["ranks"]
                 assert rank["blocks"] == 2
@@ -186,7 +185,7 @@ async def test_groups_of_hybrid_models_are_not_counted_and_that_is_said() -> Non
                 assert [c["cached_tokens"] for c in explained["prefill"]["candidates"]] == [32]
                 # Its other groups have nothing of the prompt, so it reuses nothing, and the index is not to blame.
                 assert (await service.complete(list(range(60)))).status == 200
-                accuracy = service.app[ACCURACY]
+                accuracy = service.app[SERVICE].accuracy
                 judged = {"tokens": 0, "race": 0, "upper_bound": 1, "index": 0}
                 await wait_until(
                     lambda: accuracy.status(engine.address, 0)["misses"] == judged, "the judgement of the leg"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy.edge.app_keys import TOKENIZER
+from proxy.edge.app_keys import SERVICE
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.api.model_files import write_model
 from proxy.simulation.live.faults import Fault
@@ -33,7 +33,7 @@ class Stage:
     def __init__(self, service: Service, made: Engines) -> None:
         self.service = service
         self.faulty, self.sound = made.prefill[0].address, made.decode[0].address
-        self.tokenizer: PromptTokenizer = service.app[TOKENIZER]
+        self.tokenizer: PromptTokenizer = service.app[SERVICE].tokenizer
 
     def knows_all_of(self, address: str) -> bool:
         facts = self.tokenizer._facts

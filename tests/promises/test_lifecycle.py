@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from proxy.config import Admission, Health, parse_instance
-from proxy.edge.app_keys import MEMBERSHIP, WATCH
+from proxy.edge.app_keys import SERVICE
 from proxy.errors import ConfigError
 from proxy.fleet.instances import Status
 from proxy.phases import Role
@@ -201,7 +201,7 @@ async def test_while_an_instance_is_added_nobody_adds_it_by_another_scheme() -> 
         plain = {"type": "prefill", "instance": new.address}
         adding = asyncio.get_running_loop().create_task(pair.service.admin("/instances/add", plain))
         await wait_until(
-            lambda: new.address in pair.service.app[MEMBERSHIP]._adding, "the question what it serves"
+            lambda: new.address in pair.service.app[SERVICE].membership._adding, "the question what it serves"
         )
         other = await pair.service.admin("/instances/add", plain | {"instance": f"https://{new.address}"})
         assert other.status == 409
@@ -263,7 +263,7 @@ async def test_an_engine_that_comes_up_with_another_model_is_refused_until_it_se
             await wait_until(lambda: instance.status is Status.DOWN, "down")
             async with StandIn(StandInConfig(model="other", port=int(address.rpartition(":")[2]))):
                 await wait_until(lambda: instance.status is Status.REFUSED, "refusal")
-                assert not service.app[WATCH].fatal.done()
+                assert not service.app[SERVICE].watch.fatal.done()
                 shown = (await service.ask("/status")).json["instances"][0]
                 assert (shown["up"], shown["state"]) == (False, "refused")
                 assert "'other'" in shown["why"]
@@ -278,7 +278,7 @@ async def test_a_reachable_engine_with_another_model_ends_the_start() -> None:
         wrong = made.config(instances=(*config.instances[:1], _as(config.instances[1], other.address)))
         async with kvproxy(wrong, ready=False) as service:
             async with asyncio.timeout(10):
-                error = await service.app[WATCH].fatal
+                error = await service.app[SERVICE].watch.fatal
             assert isinstance(error, ConfigError)
             assert "'other'" in str(error)
             assert "'tiny'" in str(error)
@@ -540,7 +540,7 @@ async def test_a_port_in_use_ends_with_code_2_naming_the_flag(started: Any) -> N
 
 async def test_an_add_is_answered_although_the_instance_is_removed_before_its_first_check() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair, StandIn(StandInConfig()) as spare:
-        members = pair.service.app[MEMBERSHIP]
+        members = pair.service.app[SERVICE].membership
         tasks = TaskOwner("test")
         spec = parse_instance(spare.address, Role.DECODE)
         adding = tasks.create(members.add(spec), name="add")

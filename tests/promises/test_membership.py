@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from proxy.config import Config, Security, State
-from proxy.edge.app_keys import MEMBERSHIP, WATCH
+from proxy.edge.app_keys import SERVICE
 from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
@@ -48,7 +48,7 @@ async def served(made: Engines, at: pathlib.Path, **settings: Any) -> AsyncItera
 
 
 def kept_by(service: Service) -> Kept:
-    kept = service.app[MEMBERSHIP]._kept
+    kept = service.app[SERVICE].membership._kept
     assert kept is not None
     return kept
 
@@ -130,7 +130,7 @@ async def test_without_a_state_directory_a_restart_begins_with_the_flags(at: pat
     async with engines(1, 1) as made, StandIn() as new:
         for _ in range(2):
             async with kvproxy(made.config()) as service:
-                assert service.app[MEMBERSHIP]._kept is None
+                assert service.app[SERVICE].membership._kept is None
                 assert len(service.fleet) == 2
                 await change(service, "add", type="decode", instance=new.address)
     assert names(at.parent) == []
@@ -186,7 +186,7 @@ async def test_an_instance_that_is_down_or_serves_another_model_by_now_ends_no_s
             up = {made.prefill[0].address: ("prefill", "up"), made.decode[0].address: ("decode", "up")}
             await becomes(service, up | states)
             assert (await service.complete("hello")).status == 200
-            assert not service.app[WATCH].fatal.done()
+            assert not service.app[SERVICE].watch.fatal.done()
 
 
 async def test_a_fleet_that_was_drained_is_no_start_that_failed(
@@ -197,7 +197,7 @@ async def test_a_fleet_that_was_drained_is_no_start_that_failed(
             await change(service, "drain", instance=made.decode[0].address)
         async with served(made, at, startup_timeout_s=5.0) as service:
             await wait_until(lambda: any("started, but not ready" in m for m in caplog.messages), "its word")
-            assert not service.app[WATCH].fatal.done()
+            assert not service.app[SERVICE].watch.fatal.done()
             assert (await service.ask("/ready")).status == 503
             await change(service, "drain", instance=made.decode[0].address, undo=True)
             await wait_until(lambda: service.fleet.ready, "readiness")

@@ -20,7 +20,7 @@ from proxy.edge import read_body as reading
 from proxy.edge.access.authentication import CLIENT_KEY
 from proxy.edge.access.clients import MAX_CLIENT_CHARS, client_of, holder_of
 from proxy.edge.app import shut_down
-from proxy.edge.app_keys import BODIES, GATE
+from proxy.edge.app_keys import SERVICE
 from proxy.edge.relay import relay_stream
 from proxy.edge.stall import StallWatch
 from proxy.errors import LegBrokenError
@@ -37,7 +37,7 @@ ONE_AT_A_TIME: dict[str, Any] = {"max_decode_tokens": 1, "client_header": "X-Cli
 
 
 def queue_length(pair: Pair) -> int:
-    return len(pair.service.app[GATE])
+    return len(pair.service.app[SERVICE].gate)
 
 
 class Crowd:
@@ -182,7 +182,7 @@ async def test_a_client_has_so_many_requests_served_at_once_and_the_rest_waits_o
         assert [(await task).status for task in waiting] == [200, 200]
         await them.pair.service.settled()
         assert await them.pair.service.metric("kvproxy_clients_held_back") == 0
-        assert them.pair.service.app[GATE].status()["running_clients"] == 0
+        assert them.pair.service.app[SERVICE].gate.status()["running_clients"] == 0
 
 
 async def test_a_prefill_leg_whose_client_has_left_still_counts_for_it() -> None:
@@ -328,7 +328,7 @@ async def test_while_engines_start_requests_wait_for_them() -> None:
         await made.prefill[0].refuse()
         async with kvproxy(made.config(), ready=False) as service:
             asking = asyncio.get_running_loop().create_task(service.complete("hello"))
-            await wait_until(lambda: len(service.app[GATE]) == 1, "the queue")
+            await wait_until(lambda: len(service.app[SERVICE].gate) == 1, "the queue")
             await made.prefill[0].accept()
             assert (await asking).status == 200
 
@@ -385,7 +385,7 @@ async def send_part(
 
 async def test_bodies_beyond_the_memory_for_them_are_refused_and_it_comes_back() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False, admission=Admission(max_bodies_mb=1)) as pair:
-        budget = pair.service.app[BODIES]
+        budget = pair.service.app[SERVICE].bodies
         part = b'{"prompt": "' + b"x" * (1 << 19)
         reader, writer = await send_part(pair, 700_000, part)
         await wait_until(lambda: budget.held_bytes >= len(part), "the first half of a body")
@@ -425,7 +425,7 @@ async def test_who_only_announces_a_large_body_takes_nothing_from_others() -> No
         for _, writer in holders:
             writer.close()
             await writer.wait_closed()
-        await wait_until(lambda: pair.service.app[BODIES].held_bytes == 0, "the end of the leases")
+        await wait_until(lambda: pair.service.app[SERVICE].bodies.held_bytes == 0, "the end of the leases")
 
 
 async def test_who_withholds_the_end_of_large_bodies_locks_nobody_out(
@@ -434,7 +434,7 @@ async def test_who_withholds_the_end_of_large_bodies_locks_nobody_out(
     monkeypatch.setattr(reading, "BODY_STALL_S", 1.5)
     monkeypatch.setattr(reading, "LOOK_EVERY_S", 0.1)
     async with fleet(prefill=1, decode=1, kv_events=False, admission=Admission(max_bodies_mb=8)) as pair:
-        budget = pair.service.app[BODIES]
+        budget = pair.service.app[SERVICE].bodies
         part = b'{"prompt": "' + b"x" * (2 << 20)
         held = [await send_part(pair, len(part) + 9, part) for _ in range(4)]
         await wait_until(lambda: budget.held_bytes >= 2 * len(part), "bodies without their ends")
@@ -479,7 +479,7 @@ def test_bodies_are_shared_between_addresses_where_no_client_has_a_name() -> Non
 async def test_the_body_counts_while_its_request_waits_or_runs() -> None:
     async with crowd() as them:
         first = await them.occupy()
-        budget = them.pair.service.app[BODIES]
+        budget = them.pair.service.app[SERVICE].bodies
         one = budget.held_bytes
         assert one > 0
         waiting = await them.line_up("w", filler="x" * 100_000)
@@ -619,7 +619,7 @@ async def test_a_stalled_client_holds_no_claim_for_ever(stream: bool) -> None:
             while not await pair.service.metric("kvproxy_stalled_clients_total"):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         await pair.service.settled()
-        assert pair.service.app[BODIES].held_bytes == 0
+        assert pair.service.app[SERVICE].bodies.held_bytes == 0
         client.close()
 
 

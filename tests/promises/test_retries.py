@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from proxy.config import Admission, Deadlines, Retries
-from proxy.edge.app_keys import DIRECTOR
+from proxy.edge.app_keys import SERVICE
 from proxy.scheduling.policies import RoundRobin
 from proxy.serving import director
 from proxy.serving.handover import releases
@@ -26,12 +26,12 @@ def legs(engine: StandIn) -> int:
 
 def spend_the_budget(pair: Pair) -> None:
     """As if more retries were running than ever may."""
-    pair.service.app[DIRECTOR]._budget.retries += 1000
+    pair.service.app[SERVICE].director._budget.retries += 1000
 
 
 async def in_order(pair: Pair) -> None:
     await pair.service.settled()
-    budget = pair.service.app[DIRECTOR]._budget
+    budget = pair.service.app[SERVICE].director._budget
     assert (budget.requests, budget.retries % 1000) == (0, 0)
 
 
@@ -105,7 +105,9 @@ async def test_without_budget_the_client_gets_the_engines_words(monkeypatch: pyt
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        await wait_until(lambda: not pair.service.app[DIRECTOR]._budget.requests, "the end of all requests")
+        await wait_until(
+            lambda: not pair.service.app[SERVICE].director._budget.requests, "the end of all requests"
+        )
         await in_order(pair)
 
 
@@ -115,7 +117,7 @@ async def test_a_request_waits_for_budget_before_it_fails() -> None:
         pair.engines.prefill[0].faults.add(Fault(kind="status", path=PATH, status=500, times=1))
         running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
         await wait_until(lambda: legs(pair.engines.prefill[0]) == 1, "a first leg")
-        pair.service.app[DIRECTOR]._budget.retries -= 1000
+        pair.service.app[SERVICE].director._budget.retries -= 1000
         assert (await running).status == 200
         await in_order(pair)
 

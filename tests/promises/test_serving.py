@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from kvevents import Prompt
-from proxy.edge.app_keys import DIRECTOR, TOKENIZER
+from proxy.edge.app_keys import SERVICE
 from proxy.simulation import StandIn
 from proxy.tokenizing import Tokenized
 from tests.helpers.service import ADMIN_KEY, UNHURRIED, ask, engines, fleet, kvproxy, prose, wait_until
@@ -217,7 +217,7 @@ async def test_a_policy_of_ones_own_can_be_given_from_python() -> None:
 async def test_unknown_prompts_are_placed_by_load_and_counted() -> None:
     async with fleet(decision_headers=True, stand_in={"more_members": ("never_heard_of", "x")}) as pair:
         await pair.service.explain({"prompt": "x", "x": 1})
-        await wait_until(lambda: bool(pair.service.app[TOKENIZER].status()["schemas"]), "the schema")
+        await wait_until(lambda: bool(pair.service.app[SERVICE].tokenizer.status()["schemas"]), "the schema")
         answer = await pair.service.chat("hello", never_heard_of=1)
         assert answer.status == 200
         assert "X-Kvproxy-Cached-Tokens" not in answer.headers
@@ -303,7 +303,7 @@ class Miscounting:
 
 async def test_a_prompt_the_engine_counts_otherwise_is_counted_and_its_kind_distrusted() -> None:
     async with fleet(prefill=1, decode=1) as pair:
-        tokenizer = pair.service.app[DIRECTOR]._tokenizer = Miscounting()
+        tokenizer = pair.service.app[SERVICE].director._tokenizer = Miscounting()
         assert (await pair.service.complete("hello")).status == 200
         assert tokenizer.distrusted == ["a kind"]
         assert await pair.service.metric("kvproxy_token_count_differences_total") == 1

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from proxy.config import Health, Retries
-from proxy.edge.app_keys import WATCH
+from proxy.edge.app_keys import SERVICE
 from proxy.errors import LegBrokenError
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Instance, Status
@@ -206,8 +206,10 @@ async def test_a_start_in_front_of_sleepers_is_a_start(caplog: pytest.LogCapture
             [words] = [m for m in caplog.messages if "started, but not" in m]
             assert words.endswith("started, but not ready: no usable decode instance (1 of 1 asleep)")
             async with asyncio.timeout(DEADLINE_S):
-                await asyncio.wait({service.app[WATCH].fatal}, timeout=1.5)  # longer than a start may take
-            assert not service.app[WATCH].fatal.done()
+                await asyncio.wait(
+                    {service.app[SERVICE].watch.fatal}, timeout=1.5
+                )  # longer than a start may take
+            assert not service.app[SERVICE].watch.fatal.done()
             async with session.post(decode.url + "/wake_up") as woken:
                 assert woken.status == 200
             assert (await service.complete("hello")).status == 200
@@ -325,7 +327,7 @@ async def test_whatever_reaches_a_deep_sleeper_later_is_broken_off_too() -> None
         sleeper = pair.engines.decode[0]
         await post(pair.service, sleeper, "/sleep?level=1")
         await is_in(pair, sleeper, Status.ASLEEP)
-        client = pair.service.app[WATCH]._engines
+        client = pair.service.app[SERVICE].watch._engines
         body = json.dumps({"prompt": "late", "max_tokens": 1}).encode()
         for _ in range(2):
             with pytest.raises(LegBrokenError, match="stopped answering"):

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from proxy.edge import read_body as reading
-from proxy.edge.app_keys import BODIES
+from proxy.edge.app_keys import SERVICE
 from proxy.edge.sockets import connections
 from proxy.simulation.live.faults import Fault
 from tests.helpers.raw import BODY, CHUNKED, GET, LENGTH, POST, connection, send
@@ -218,7 +218,7 @@ async def test_a_large_body_that_stops_is_answered_408_long_before_its_size_woul
         writer.write(POST + b"Content-Length: 2000000\r\n\r\n" + b" " * 1_999_000)
         async with asyncio.timeout(20):
             assert b" 408 " in await reader.readline()
-        assert pair.service.app[BODIES].held_bytes == 0
+        assert pair.service.app[SERVICE].bodies.held_bytes == 0
 
 
 async def test_many_slow_connections_hold_nobody_up_and_leave_nothing(

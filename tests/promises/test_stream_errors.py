@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from proxy.config import Retries
-from proxy.edge.app_keys import DIRECTOR
+from proxy.edge.app_keys import SERVICE
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instances import Status
 from proxy.serving import director
@@ -259,7 +259,7 @@ async def test_one_prompt_of_a_list_that_fails_later_cuts_all_with_the_engines_w
 async def test_without_budget_an_error_before_anything_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(director, "BUDGET_WAIT_S", 0.1)
     async with fleet(prefill=1, decode=1, retries=Retries(budget=0.0)) as pair:
-        pair.service.app[DIRECTOR]._budget.retries += 1000
+        pair.service.app[SERVICE].director._budget.retries += 1000
         pair.engines.decode[0].faults.add(
             Fault(kind="error", path=PATHS[1], status=500, after_chunks=1, times=1)
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proxy.edge.app_keys import TOKENIZER
+from proxy.edge.app_keys import SERVICE
 from proxy.errors import ConfigError
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.api.model_files import write_model
@@ -39,7 +39,7 @@ async def compared(pair: Pair, engines: int | None = None) -> None:
 
 
 def tokenizer_status(service: Service) -> Any:
-    return service.app[TOKENIZER].status()
+    return service.app[SERVICE].tokenizer.status()
 
 
 def questions(pair: Pair) -> int:
@@ -141,7 +141,7 @@ async def test_an_added_engine_is_compared_and_a_removed_one_forgotten(
 async def test_engines_are_asked_until_one_has_answered_awkward_questions(model: pathlib.Path) -> None:
     async with fleet(prefill=1, decode=1, tokenizer=str(model)) as pair:
         await compared(pair)
-        tokenizer = pair.service.app[TOKENIZER]
+        tokenizer = pair.service.app[SERVICE].tokenizer
         tokenizer._parity.keep(set())
         before = questions(pair)
         await pair.service.complete("never seen")
@@ -149,7 +149,7 @@ async def test_engines_are_asked_until_one_has_answered_awkward_questions(model:
 
 
 async def test_local_tokens_that_are_counted_otherwise_are_asked_for(local: Pair) -> None:
-    tokenizer = local.service.app[TOKENIZER]
+    tokenizer = local.service.app[SERVICE].tokenizer
     tokenizer.distrust("completions(prompt) by --tokenizer")
     before = questions(local)
     assert (await local.service.complete(prose(30))).status == 200

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from kvevents import BlockStored, Prompt, Slot
-from proxy.edge.app_keys import ACCURACY, DIRECTOR
-from proxy.edge.routes.observe import INDEX
+from proxy.edge.app_keys import SERVICE
 from proxy.simulation import StandIn
 from tests.helpers.service import Pair, Service, fleet, wait_until
 from tests.promises.test_serving import Miscounting
@@ -53,7 +52,7 @@ async def ask(service: Service, which: int, **members: Any) -> None:
 
 async def heard(pair: Pair) -> None:
     """Until kvproxy has heard of every block the engines have cached."""
-    index = pair.service.app[INDEX]
+    index = pair.service.app[SERVICE].index
     await wait_until(
         lambda: all(
             sum(count for slot, count in index.blocks().items() if slot.instance == engine.address)
@@ -68,7 +67,7 @@ async def known(service: Service, engine: StandIn, which: int) -> None:
     """Until kvproxy has heard that an engine has a prompt cached."""
     slot, prompt = Slot(engine.address, 0, "GPU"), Prompt(ids(which))
     await wait_until(
-        lambda: service.app[INDEX].match(prompt).get(slot, 0) == BLOCKS * 16, "the events of a prompt"
+        lambda: service.app[SERVICE].index.match(prompt).get(slot, 0) == BLOCKS * 16, "the events of a prompt"
     )
 
 
@@ -76,14 +75,14 @@ def imagine(service: Service, engine: StandIn, which: int) -> None:
     """Have kvproxy believe that an engine has a prompt cached."""
     hashes: list[int | bytes] = [10_000 * which + n for n in range(1, BLOCKS + 1)]
     run = BlockStored(hashes, None, ids(which)[: BLOCKS * 16], 16, medium="GPU")
-    service.app[INDEX].store(engine.address, 0, run)
+    service.app[SERVICE].index.store(engine.address, 0, run)
 
 
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
     """Two prefill engines whose misses are judged soon: here none of their events is late."""
     async with fleet(prefill=2, decode=1) as pair:
-        pair.service.app[ACCURACY]._settle_s = 0.2
+        pair.service.app[SERVICE].accuracy._settle_s = 0.2
         yield pair
 
 
@@ -190,7 +189,7 @@ async def test_a_rank_that_is_wrong_again_is_chosen_by_load_until_it_is_right(
     await known(service, engine, 0)
     for _ in range(16):
         await ask(service, 0)
-    await wait_until(lambda: service.app[ACCURACY].trusted(engine.address, 0), "new trust")
+    await wait_until(lambda: service.app[SERVICE].accuracy.trusted(engine.address, 0), "new trust")
     assert (await accuracy(service, engine))["exact"] == 16
 
 
@@ -225,13 +224,13 @@ async def test_an_engine_that_hides_its_evictions_is_started_over(
         await known(service, engine, which)
     after = (await accuracy(service, engine))["not_exact"]
     assert after["exact"] - before["exact"] == 5
-    assert service.app[ACCURACY].trusted(engine.address, 0)
+    assert service.app[SERVICE].accuracy.trusted(engine.address, 0)
 
 
 async def test_prompts_counted_otherwise_are_told_apart_and_nothing_is_rebuilt() -> None:
     async with fleet(prefill=1, decode=1) as pair:
-        pair.service.app[ACCURACY]._settle_s = 0.0
-        pair.service.app[DIRECTOR]._tokenizer = Miscounting()
+        pair.service.app[SERVICE].accuracy._settle_s = 0.0
+        pair.service.app[SERVICE].director._tokenizer = Miscounting()
         for _ in range(5):
             await ask(pair.service, 1)
         shown = await accuracy(pair.service, pair.engines.prefill[0])

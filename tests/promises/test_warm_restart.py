@@ -13,7 +13,6 @@ import aiohttp
 import pytest
 
 from proxy.config import State
-from proxy.edge.app_keys import STATE
 from proxy.simulation import StandIn
 from proxy.snapshots.directory import StateDirectory
 from scripts.workshop.live.ports import free_ports
@@ -43,7 +42,7 @@ async def chat(service: Service, several: int = SEVERAL, seed: int = 0) -> None:
 
 def known(service: Service) -> dict[str, int]:
     """Blocks in the index by instance."""
-    index = service.app[STATE]._index
+    index = service.keeper._index
     return {slot.instance: blocks for slot, blocks in index.blocks().items() if blocks}
 
 
@@ -185,7 +184,7 @@ async def test_snapshots_of_another_secret_or_rank_are_worth_nothing(
 
 async def test_nothing_is_written_while_nothing_changed(at: pathlib.Path) -> None:
     async with engines(1, 1) as made, kvproxy(made.config(state=kept(at))) as service:
-        keeper = service.app[STATE]
+        keeper = service.keeper
 
         async def written() -> float:
             await keeper._write_all()
@@ -214,7 +213,7 @@ async def test_what_changes_is_written_at_intervals(at: pathlib.Path) -> None:
     async with engines(1, 1) as made, kvproxy(made.config(state=kept(at, 0.02))) as service:
         await chat(service, 2)
         await wait_until(lambda: len(snapshots(at)) == 2, "snapshots")
-        ages = service.app[STATE].ages_s
+        ages = service.keeper.ages_s
         await wait_until(lambda: len(ages()) == 2 and max(ages().values()) < 5, "snapshots that are young")
 
 
@@ -231,7 +230,7 @@ async def test_a_full_disk_is_told_and_harms_nobody(
 
     monkeypatch.setattr(StateDirectory, "write", may_write)
     async with engines(1, 1) as made, kvproxy(made.config(state=kept(at))) as service:
-        keeper = service.app[STATE]
+        keeper = service.keeper
         for seed in (0, 20, 40):
             await chat(service, 2, seed)
             await heard_all(service, made)
@@ -250,7 +249,7 @@ async def test_a_directory_that_goes_away_harms_nobody(at: pathlib.Path, tmp_pat
     async with engines(1, 1) as made, kvproxy(made.config(state=kept(at))) as service:
         await asyncio.to_thread(at.rename, tmp_path / "elsewhere")
         await chat(service, 2)
-        await service.app[STATE]._write_all()
+        await service.keeper._write_all()
         assert await service.metric("kvproxy_snapshots_total", outcome="failed") == 2
         gone = await service.admin(
             "/instances/remove", {"type": "decode", "instance": made.decode[0].address}
@@ -280,7 +279,7 @@ async def test_an_instance_that_left_leaves_nothing(at: pathlib.Path) -> None:
         async with kvproxy(made.config(state=kept(at))) as service:
             await chat(service, 8)
             await heard_all(service, made)
-            await service.app[STATE]._write_all()
+            await service.keeper._write_all()
             before = snapshots(at)
             assert len(before) == 3
             asked = {"type": "prefill", "instance": gone.address}
@@ -315,7 +314,7 @@ async def test_what_was_found_to_be_wrong_does_not_stay_on_disk(at: pathlib.Path
     async with engines(1, 1) as made, kvproxy(made.config(state=kept(at))) as service:
         await chat(service, 3)
         await heard_all(service, made)
-        keeper = service.app[STATE]
+        keeper = service.keeper
         await keeper._write_all()
         written = await service.metric("kvproxy_snapshots_total", outcome="written")
         before = snapshots(at)
@@ -341,7 +340,7 @@ async def test_what_is_not_believed_is_not_kept(at: pathlib.Path) -> None:
     async with engines(1, 1) as made, kvproxy(made.config(state=kept(at))) as service:
         await chat(service, 3)
         await heard_all(service, made)
-        keeper = service.app[STATE]
+        keeper = service.keeper
         await keeper._write_all()
         before = snapshots(at)
         doubted = made.prefill[0].address
@@ -359,7 +358,7 @@ async def test_a_rank_that_cannot_be_written_keeps_no_other_from_it(
     async with engines(1, 1) as made, kvproxy(made.config(state=kept(at))) as service:
         await chat(service, 3)
         await heard_all(service, made)
-        keeper = service.app[STATE]
+        keeper = service.keeper
         put = keeper._put
 
         def fails(snapshot: Any) -> int:
@@ -380,7 +379,7 @@ async def test_what_cannot_be_proven_is_not_written(at: pathlib.Path) -> None:
     ):
         await wait_until(lambda: service.fleet.ready, "readiness")
         await chat(service, 3)
-        await service.app[STATE]._write_all()
+        await service.keeper._write_all()
         assert snapshots(at) == set()
         assert (await rank(service, made.prefill[0]))["snapshot"]["restored"] == "none"
 

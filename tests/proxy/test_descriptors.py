@@ -14,7 +14,7 @@ import pytest
 
 from proxy.config import Health
 from proxy.descriptors import Descriptors, Place
-from proxy.edge.app_keys import DESCRIPTORS
+from proxy.edge.app_keys import SERVICE
 from proxy.edge.sockets.doors import ClientDoor, OperatorDoor
 from proxy.errors import NoSocketError
 from proxy.simulation import StandIn
@@ -387,7 +387,7 @@ async def test_a_spare_connection_gets_one_answer_and_generates_nothing(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         async with fleet(prefill=1, decode=1, kv_events=False) as pair:
-            descriptors = pair.service.app[DESCRIPTORS]
+            descriptors = pair.service.app[SERVICE].descriptors
             while descriptors.client_comes() is Place.SHARED:  # as if so many were at work
                 descriptors.clients = descriptors.shared
             health = await asked_anew(pair.service.url, "/health")
@@ -405,7 +405,7 @@ async def test_a_spare_connection_gets_one_answer_and_generates_nothing(
 
 async def test_connections_to_engines_end_at_their_share_and_no_engine_is_blamed() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False, health=Health(interval_s=60)) as pair:
-        descriptors = pair.service.app[DESCRIPTORS]
+        descriptors = pair.service.app[SERVICE].descriptors
         instances = list(pair.service.fleet)
         descriptors.limit, descriptors._own = 1, 0  # two are left for clients and legs together
         descriptors.clients = 2

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 
 from proxy.edge.access.authentication import LOAD_ADAPTER, UNLOAD_ADAPTER
-from proxy.edge.app_keys import ADAPTERS
+from proxy.edge.app_keys import SERVICE
 from proxy.edge.middlewares import NOTES_KEY
 from proxy.edge.routes.admin import check_admin_key
 from proxy.edge.routes.generate import engine_headers, read_json_bytes
@@ -31,7 +31,7 @@ async def _tell_all(request: web.Request, path: str) -> web.Response:
     if is_large(data):
         raise BadRequestError("the request body is larger than any that names an adapter")
     body = Body.parse(bytes(data))
-    told = await request.app[ADAPTERS].tell_all(path, body.encoded(), engine_headers(request))
+    told = await request.app[SERVICE].adapters.tell_all(path, body.encoded(), engine_headers(request))
     done = sum(each.status == web.HTTPOk.status_code for each in told)
     request[NOTES_KEY]["engines"] = f"{done}/{len(told)}"
     answer = {

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from proxy.config import AllowedInstances, InstanceSpec, parse_instance
 from proxy.edge.access.on_loopback import why_not_local
-from proxy.edge.app_keys import CONFIG, FLEET, MEMBERSHIP
+from proxy.edge.app_keys import SERVICE
 from proxy.edge.middlewares import NOTES_KEY
 from proxy.edge.routes.generate import read_json_bytes
 from proxy.errors import (
@@ -27,7 +27,7 @@ API_KEY = "X-API-Key"
 
 def check_admin_key(request: web.Request) -> None:
     """Raises UnavailableError if no admin key is configured, UnauthorizedError without, ForbiddenError with a wrong one."""
-    expected = request.app[CONFIG].admin_api_key
+    expected = request.app[SERVICE].config.admin_api_key
     if expected is None:
         raise UnavailableError("no admin key is configured: set ADMIN_API_KEY in kvproxy's environment")
     given = request.headers.get(API_KEY)
@@ -42,7 +42,7 @@ def check_operator(request: web.Request, why: str) -> None:
 
     Raises ForbiddenError, or as `check_admin_key`.
     """
-    config = request.app[CONFIG]
+    config = request.app[SERVICE].config
     if config.admin_api_key is not None or config.security.api_key_file is not None:
         check_admin_key(request)
     elif (elsewhere := _why_not_local(request)) is not None:
@@ -55,7 +55,7 @@ def _why_not_local(request: web.Request) -> str | None:
     if not request.raw_path.startswith("/"):
         return "this asks as one asks a proxy"
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    config = request.app[CONFIG]
+    config = request.app[SERVICE].config
     return why_not_local(
         str(peer[0]) if isinstance(peer, tuple) else None,
         request.headers.items(),
@@ -100,17 +100,17 @@ async def _read(request: web.Request, shape: type[Any]) -> tuple[Any, InstanceSp
 async def add_instance(request: web.Request) -> web.Response:
     """`POST /instances/add` `{"type": "prefill"|"decode"|"both", "instance": "host:port"}`."""
     _, spec = await _read(request, _Add)
-    patterns = request.app[CONFIG].security.allow_instances
+    patterns = request.app[SERVICE].config.security.allow_instances
     if patterns and (why := AllowedInstances(patterns).why_not(spec)) is not None:
         raise ForbiddenError(why, param="instance")
-    return await _done(request, await request.app[MEMBERSHIP].add(spec), "added")
+    return await _done(request, await request.app[SERVICE].membership.add(spec), "added")
 
 
 async def drain_instance(request: web.Request) -> web.Response:
     """`POST /instances/drain` `{"instance": "host:port", "undo": false}`: no new legs, running ones go on."""
     asked, spec = await _read(request, _Drain)
     instance = _known(request, spec, asked.type)
-    request.app[MEMBERSHIP].drain(instance.address, undo=asked.undo)
+    request.app[SERVICE].membership.drain(instance.address, undo=asked.undo)
     return await _done(request, instance, "takes legs again" if asked.undo else "takes no new legs")
 
 
@@ -122,8 +122,8 @@ async def remove_instance(request: web.Request) -> web.Response:
     """
     asked, spec = await _read(request, _Remove)
     instance = _known(request, spec, asked.type)
-    await request.app[MEMBERSHIP].remove(instance.address, force=asked.force)
-    gone = request.app[FLEET].get(instance.address) is not instance
+    await request.app[SERVICE].membership.remove(instance.address, force=asked.force)
+    gone = request.app[SERVICE].fleet.get(instance.address) is not instance
     return await _done(
         request,
         instance,
@@ -132,7 +132,7 @@ async def remove_instance(request: web.Request) -> web.Response:
 
 
 def _known(request: web.Request, spec: InstanceSpec, role: Role | None) -> Instance:
-    instance = request.app[FLEET].get(spec.address)
+    instance = request.app[SERVICE].fleet.get(spec.address)
     if instance is None:
         raise NotFoundError(f"{spec.address} is not known", param="instance")
     if role is not None and instance.role is not role:
@@ -141,7 +141,7 @@ def _known(request: web.Request, spec: InstanceSpec, role: Role | None) -> Insta
 
 
 async def _done(request: web.Request, instance: Instance, how: str) -> web.Response:
-    await request.app[MEMBERSHIP].written()
+    await request.app[SERVICE].membership.written()
     return web.json_response(
         {
             "message": f"{instance.role} {instance.address}: {how}",

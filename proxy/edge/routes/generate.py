@@ -14,7 +14,7 @@ from proxy import headers as names
 from proxy.admission import Ticket, weigh
 from proxy.edge.access.authentication import GUARDED
 from proxy.edge.access.clients import client_of, holder_of
-from proxy.edge.app_keys import ADAPTERS, BODIES, CONFIG, DIRECTOR, METRICS, READER, STOPPING
+from proxy.edge.app_keys import SERVICE
 from proxy.edge.keep_alive import KeepAlive
 from proxy.edge.middlewares import (
     BODY_KEY,
@@ -75,13 +75,13 @@ def route_of(dialect: Dialect) -> web.RouteDef:
 
 
 async def _generate(request: web.Request, dialect: Dialect) -> web.StreamResponse:
-    metrics = request.app[METRICS]
+    metrics = request.app[SERVICE].metrics
     outcome = CLIENT_LEFT
     waiting = KeepAlive(request, 0.0)
     try:
         limit = time_limit(
             request.headers.getall(names.REQUEST_TIMEOUT_MS, ()),
-            request.app[CONFIG].deadlines.request_s,
+            request.app[SERVICE].config.deadlines.request_s,
             request[STARTED_KEY],
         )
         with ExitStack() as stack:
@@ -90,10 +90,10 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
                 if call.leg_id != request[REQUEST_ID_KEY]:
                     request[NOTES_KEY]["leg"] = call.leg_id
                 if call.request.stream:
-                    waiting = KeepAlive(request, request.app[CONFIG].stream_keepalive_s)
+                    waiting = KeepAlive(request, request.app[SERVICE].config.stream_keepalive_s)
                 try:
                     async with waiting:
-                        reply = await request.app[DIRECTOR].serve(call)
+                        reply = await request.app[SERVICE].director.serve(call)
                         stack.callback(reply.close)  # at once: the end of the waiting may be cancelled
                 finally:
                     _note_trace(request[NOTES_KEY], call)
@@ -133,14 +133,14 @@ async def _call(request: web.Request, dialect: Dialect) -> Call:
     """Read what a request asks for. Raises RequestError."""
     if SPARE_KEY in request:
         reason = "no_descriptors"
-        request.app[METRICS].refused(reason)
+        request.app[SERVICE].metrics.refused(reason)
         raise UnavailableError(
             "kvproxy has as many connections as its file descriptors allow",
             headers=RETRY_SOON | {"Connection": "close"},
             reason=reason,
         )
     generation = salted(request, await generation_request(request, dialect))
-    admission = request.app[CONFIG].admission
+    admission = request.app[SERVICE].config.admission
     headers, priority = engine_headers(request), claimed(generation, request.headers.get(names.PRIORITY))
     if (least := admission.max_client_priority) is not None:
         generation, headers = bounded(generation, headers, least)
@@ -184,10 +184,10 @@ async def generation_request(request: web.Request, dialect: Dialect | Sequence[D
 
     Raises RequestError.
     """
-    if request.app[STOPPING].is_set():
+    if request.app[SERVICE].stopping.is_set():
         raise UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
     data = await read_json_bytes(request)
-    default_model = request.app[CONFIG].model
+    default_model = request.app[SERVICE].config.model
     if is_large(data):
         found = await _off_the_loop(request, outline, data)
         _hold(request, weigh(data, found))
@@ -195,13 +195,13 @@ async def generation_request(request: web.Request, dialect: Dialect | Sequence[D
     else:
         _hold(request, weigh(data))
         read = read_request(dialect, data, default_model)
-    if not await request.app[ADAPTERS].known(read.model):
+    if not await request.app[SERVICE].adapters.known(read.model):
         raise NotFoundError(f"The model `{cut(read.model)}` does not exist.", param="model")
     return read
 
 
 async def _off_the_loop(request: web.Request, function: Callable[..., T], *arguments: Any) -> T:
-    work = request.app[READER].submit(function, *arguments)
+    work = request.app[SERVICE].reader.submit(function, *arguments)
     request[BODY_LEASE_KEY].lasts(work)
     return await asyncio.wrap_future(work)
 
@@ -215,13 +215,13 @@ async def read_json_bytes(request: web.Request) -> bytes | bytearray:
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaTypeError(f"Content-Encoding {cut(encoding)!r} is not taken: send plain JSON")
-    limit_mb = request.app[CONFIG].max_body_mb
+    limit_mb = request.app[SERVICE].config.max_body_mb
     too_large = TooLargeError(f"the request body is over {limit_mb} MiB (--max-body-mb)")
     announced_bytes = request.content_length or 0
     if announced_bytes > limit_mb << 20:
         raise too_large
-    bodies = request.app[BODIES]
-    holder = holder_of(request, request.app[CONFIG].admission.client_header)
+    bodies = request.app[SERVICE].bodies
+    holder = holder_of(request, request.app[SERVICE].config.admission.client_header)
     if not bodies.fits(holder, announced_bytes):
         raise _no_memory(request)
     request[BODY_LEASE_KEY] = bodies.lease(holder)
@@ -250,8 +250,8 @@ def _hold(request: web.Request, size_bytes: int) -> None:
 
 def _no_memory(request: web.Request) -> UnavailableError:
     reason = "no_memory"
-    request.app[METRICS].refused(reason)
-    limit_mb = request.app[CONFIG].admission.max_bodies_mb
+    request.app[SERVICE].metrics.refused(reason)
+    limit_mb = request.app[SERVICE].config.admission.max_bodies_mb
     return UnavailableError(
         f"the request bodies kvproxy holds, of this client or of all, leave no room for this one ({limit_mb} MiB,"
         " --max-bodies-mb)",
@@ -262,7 +262,7 @@ def _no_memory(request: web.Request) -> UnavailableError:
 
 def engine_headers(request: web.Request) -> names.Headers:
     """The client's headers that a leg of its request carries."""
-    config = request.app[CONFIG]
+    config = request.app[SERVICE].config
     keep = config.engine_api_key is None and config.security.api_key_file is None
     return names.for_engine(request.headers.items(), keep_authorization=keep)
 
@@ -288,18 +288,20 @@ async def _answer(
             notes |= {"prefill": prefill.instance, "decode": decode.instance}
             if prefill.cached_tokens is not None:
                 notes["cached"] = str(prefill.cached_tokens)
-            if request.app[CONFIG].decision_headers:
+            if request.app[SERVICE].config.decision_headers:
                 headers[names.PREFILL] = prefill.instance
                 headers[names.DECODE] = decode.instance
                 if prefill.cached_tokens is not None and reply.status < 400:  # as usage, no error tells it
                     headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
     if reply.status < 400:
         first_byte_s = time.monotonic() - request[STARTED_KEY]
-        request.app[METRICS].first_byte(dialect.name, first_byte_s)
+        request.app[SERVICE].metrics.first_byte(dialect.name, first_byte_s)
         if not isinstance(reply.body, bytes):
             notes["ttfb"] = f"{first_byte_s * 1000:.0f}ms"
     watch = StallWatch(
-        request, request.app[CONFIG].deadlines.client_stall_s, request.app[METRICS].client_stalled
+        request,
+        request.app[SERVICE].config.deadlines.client_stall_s,
+        request.app[SERVICE].metrics.client_stalled,
     )
     if isinstance(reply.body, bytes):
         if begun is not None:

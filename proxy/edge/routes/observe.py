@@ -10,26 +10,12 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvevents import PrefixIndex
 from proxy.caches.accuracy import Accuracy
 from proxy.config import WhenNoPrefill
-from proxy.edge.app_keys import (
-    ACCURACY,
-    BODIES,
-    CONFIG,
-    DIRECTOR,
-    DRAINING,
-    FLEET,
-    GATE,
-    HEALING,
-    SPOKEN,
-    STATE,
-    STOPPING,
-    TOKENIZER,
-)
+from proxy.edge.app_keys import SERVICE, SPOKEN
 from proxy.edge.middlewares import LOAD_KEY
 from proxy.edge.routes.admin import check_operator
 from proxy.edge.routes.generate import engine_headers, generation_request
@@ -42,9 +28,6 @@ from proxy.scheduling.decision import Pick
 from proxy.scheduling.lengths import longest_context
 from proxy.serving.healing import Healing
 from proxy.snapshots.keeper import StateKeeper
-
-REGISTRY: web.AppKey[CollectorRegistry] = web.AppKey("registry", CollectorRegistry)
-INDEX: web.AppKey[PrefixIndex] = web.AppKey("index", PrefixIndex)
 
 
 async def health(_request: web.Request) -> web.Response:
@@ -75,22 +58,22 @@ async def ready(request: web.Request) -> web.Response:
 
 
 def _not_ready_because(request: web.Request) -> str | None:
-    if request.app[STOPPING].is_set():
+    if request.app[SERVICE].stopping.is_set():
         return "kvproxy is shutting down"
-    if request.app[DRAINING].is_set():
+    if request.app[SERVICE].draining.is_set():
         return "kvproxy is draining: it serves what still comes, and then ends"
-    return request.app[FLEET].not_ready_because
+    return request.app[SERVICE].fleet.not_ready_because
 
 
 async def models(request: web.Request) -> web.Response:
     """`GET /v1/models`: what the engines list, each name once, with the context that requests can really have."""
     cards: dict[str, Mapping[str, Any]] = {}
     listing: defaultdict[str, list[Instance]] = defaultdict(list)
-    for instance in request.app[FLEET]:
+    for instance in request.app[SERVICE].fleet:
         for card in instance.model_cards:
             cards.setdefault(card.id, card.told)
             listing[card.id].append(instance)
-    alone = request.app[CONFIG].admission.when_no_prefill is WhenNoPrefill.DECODE
+    alone = request.app[SERVICE].config.admission.when_no_prefill is WhenNoPrefill.DECODE
     for name, told in cards.items():
         longest = longest_context(listing[name], alone=alone)
         if isinstance(told.get("max_model_len"), int) and longest is not None and longest < math.inf:
@@ -101,20 +84,20 @@ async def models(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """`GET /metrics`, for Prometheus."""
     return web.Response(
-        body=generate_latest(request.app[REGISTRY]), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        body=generate_latest(request.app[SERVICE].registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
 
 
 async def status(request: web.Request) -> web.Response:
     """`GET /status`: the fleet as kvproxy sees it."""
-    fleet, index, config = request.app[FLEET], request.app[INDEX], request.app[CONFIG]
+    fleet, index, config = request.app[SERVICE].fleet, request.app[SERVICE].index, request.app[SERVICE].config
     blocks: Counter[tuple[str, int]] = Counter()
     for slot, count in index.blocks().items():
         blocks[slot.instance, slot.rank] += count
     prefill = [i.address for i in fleet.of(Phase.PREFILL)]
     decode = [i.address for i in fleet.of(Phase.DECODE)]
     missing = _not_ready_because(request)
-    state = request.app.get(STATE)
+    state = request.app[SERVICE].snapshots
     return web.json_response(
         {
             "model": config.model,
@@ -126,17 +109,20 @@ async def status(request: web.Request) -> web.Response:
             "decode_node_count": len(decode),
             "prefill_nodes": prefill,
             "decode_nodes": decode,
-            "tokenizer": request.app[TOKENIZER].status(),
-            "queue": request.app[GATE].status(),
+            "tokenizer": request.app[SERVICE].tokenizer.status(),
+            "queue": request.app[SERVICE].gate.status(),
             "bodies": {
-                "held_bytes": request.app[BODIES].held_bytes,
-                "limit_bytes": request.app[BODIES].limit_bytes,
-                "reserve_bytes": request.app[BODIES].reserve_bytes,
-                "clients": request.app[BODIES].clients,
+                "held_bytes": request.app[SERVICE].bodies.held_bytes,
+                "limit_bytes": request.app[SERVICE].bodies.limit_bytes,
+                "reserve_bytes": request.app[SERVICE].bodies.reserve_bytes,
+                "clients": request.app[SERVICE].bodies.clients,
             },
             "state_dir": state.status() if state is not None else None,
             "instances": [
-                _instance(i, index, blocks, request.app[ACCURACY], request.app[HEALING], state) for i in fleet
+                _instance(
+                    i, index, blocks, request.app[SERVICE].accuracy, request.app[SERVICE].healing, state
+                )
+                for i in fleet
             ],
         }
     )
@@ -207,7 +193,7 @@ async def explain(request: web.Request) -> web.Response:
     """`POST /explain`: a completion or chat body in, the decision out; nothing is generated."""
     check_operator(request, "it tells what other prompts have left in the caches")
     asked = salted_as_asked(request, await generation_request(request, request.app[SPOKEN]))
-    decision, tokenized = await request.app[DIRECTOR].explain(asked, engine_headers(request))
+    decision, tokenized = await request.app[SERVICE].director.explain(asked, engine_headers(request))
     prompt, members = tokenized.prompt, tokenized.members
     return web.json_response(
         {

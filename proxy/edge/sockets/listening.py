@@ -9,7 +9,7 @@ import ssl
 from aiohttp import web
 
 from proxy.config import Config
-from proxy.edge.app_keys import DESCRIPTORS
+from proxy.edge.app_keys import SERVICE
 from proxy.edge.sockets.connections import Runner
 from proxy.edge.sockets.doors import ClientDoor, OperatorDoor
 from proxy.errors import ConfigError
@@ -29,7 +29,7 @@ class ServiceRunner(Runner):
 
     def __init__(self, app: web.Application, admin: web.Application | None, config: Config) -> None:
         """Raises ConfigError if the certificate cannot be used."""
-        descriptors = app[DESCRIPTORS]
+        descriptors = app[SERVICE].descriptors
         super().__init__(app, ClientDoor(descriptors))
         self._config = config
         self.admin = Runner(admin, OperatorDoor(descriptors)) if admin is not None else None

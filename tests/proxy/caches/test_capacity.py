@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from proxy.edge.app_keys import WATCH
-from proxy.edge.routes.observe import INDEX
+from proxy.edge.app_keys import SERVICE
 from proxy.simulation import StandIn
 from proxy.upstream.engine_api.metrics import read_capacities
 from tests.helpers.service import Pair, ask, fleet, wait_until
@@ -41,7 +40,7 @@ def test_capacities_are_read_from_the_metrics_page(page: str, expected: dict[int
 
 def copies(pair: Pair, engine: StandIn, rank: int = 0) -> tuple[int, int]:
     """The blocks known, and their copies beyond the first."""
-    exported = pair.service.app[INDEX].export(engine.address, rank)
+    exported = pair.service.app[SERVICE].index.export(engine.address, rank)
     if exported is None:
         return 0, 0
     (tier,) = exported.tiers
@@ -72,7 +71,7 @@ async def test_reports_asked_for_by_others_do_not_count_beyond_what_fits(ranks: 
 async def test_a_restarted_engine_is_asked_again() -> None:
     async with fleet(prefill=1, decode=1, stand_in=SMALL) as pair:
         (engine,) = pair.engines.prefill
-        index = pair.service.app[INDEX]
+        index = pair.service.app[SERVICE].index
         await wait_until(lambda: index.capacity(engine.address, 0) == 65, "the engine's word")
         assert (await pair.service.complete(list(range(100, 150)))).status == 200
         engine.config = dataclasses.replace(engine.config, blocks=97)
@@ -80,7 +79,7 @@ async def test_a_restarted_engine_is_asked_again() -> None:
         await wait_until(lambda: index.block_size(engine.address, 0) is None, "the end of the old process")
         instance = pair.service.fleet.get(engine.address)
         assert instance is not None
-        pair.service.app[WATCH].legs.suspect(instance)  # or it is looked at within seconds
+        pair.service.app[SERVICE].watch.legs.suspect(instance)  # or it is looked at within seconds
         await wait_until(lambda: index.capacity(engine.address, 0) == 97, "the word of the new process")
         await pair.service.admin(
             "/instances/remove", {"type": "prefill", "instance": engine.address, "force": True}

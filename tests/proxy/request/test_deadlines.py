@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.config import Deadlines
-from proxy.edge.app_keys import WATCH
+from proxy.edge.app_keys import SERVICE
 from proxy.errors import BadRequestError, ConnectTimeoutError, DeadlineError, LegError
 from proxy.request.deadlines import NO_LIMIT, time_limit
 from proxy.simulation import StandIn
@@ -91,7 +91,7 @@ async def test_a_stream_may_pause_only_so_long() -> None:
 def told(pair: Pair) -> list[tuple[str, LegError]]:
     """What the watch is told of failed legs from now on."""
     heard: list[tuple[str, LegError]] = []
-    watch = pair.service.app[WATCH].legs
+    watch = pair.service.app[SERVICE].watch.legs
     passed_on = watch.leg_failed
 
     def leg_failed(instance: Any, error: LegError) -> None:

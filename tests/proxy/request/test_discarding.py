@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from proxy.edge.app_keys import BODIES, DISCARDING
+from proxy.edge.app_keys import SERVICE
 from proxy.request import discarding
 from proxy.request.discarding import LARGE_BYTES, Discarding
 from tests.helpers.raw import POST
@@ -50,8 +50,8 @@ async def test_bodies_of_clients_that_leave_together_go_one_by_one(monkeypatch: 
             most = max(most, len(self))
 
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
-        pair.service.app._state[DISCARDING] = Watched()
-        budget = pair.service.app[BODIES]
+        pair.service.app[SERVICE].discarding = Watched()
+        budget = pair.service.app[SERVICE].bodies
         writers = []
         for _ in range(5):
             _, writer = await asyncio.open_connection(pair.service.host, pair.service.port)
@@ -61,5 +61,5 @@ async def test_bodies_of_clients_that_leave_together_go_one_by_one(monkeypatch: 
         for writer in writers:
             writer.close()
         await wait_until(lambda: budget.held_bytes == 0, "the end of the leases")
-        await wait_until(lambda: not len(pair.service.app[DISCARDING]), "the end of the bodies")
+        await wait_until(lambda: not len(pair.service.app[SERVICE].discarding), "the end of the bodies")
         assert most > 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvevents import BlockHasher, BlockStored, PrefixIndex, Prompt
 from proxy.cli.flags import read_config
 from proxy.config import TIER_COSTS, Config, parse_instance, read_tier_costs
-from proxy.edge.routes.observe import INDEX
+from proxy.edge.app_keys import SERVICE
 from proxy.errors import ConfigError
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.fleet.model_card import ModelCard
@@ -179,7 +179,7 @@ async def test_explain_tells_what_must_be_reloaded() -> None:
                 cpu_alone = child | {"medium": "CPU"}  # as some connectors tell: behind a parent on the GPU
                 publisher.publish(run | {"medium": "GPU"}, run | {"medium": "CPU"}, cpu_alone)
                 publisher.publish(child | {"medium": "TAPE", "block_hashes": [4]})
-                index = service.app[INDEX]
+                index = service.app[SERVICE].index
                 await wait_until(lambda: sum(index.blocks().values()) == 8, "the batches")
                 explained = await service.explain({"prompt": list(range(70))})
                 (terms,) = explained["prefill"]["candidates"]

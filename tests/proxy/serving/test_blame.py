@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from proxy.config import Retries
-from proxy.edge.app_keys import DIRECTOR
+from proxy.edge.app_keys import SERVICE
 from proxy.errors import ConnectTimeoutError, LegBrokenError, LegError, NoSocketError
 from proxy.phases import Phase
 from proxy.serving.attempts import Attempts
@@ -134,7 +134,7 @@ class Unreachable:
 
     def __init__(self, pair: Pair, monkeypatch: pytest.MonkeyPatch, instances: set[str]) -> None:
         self.asked: list[str] = []
-        client = pair.service.app[DIRECTOR]._legs._client
+        client = pair.service.app[SERVICE].director._legs._client
         post = client.post
 
         async def posts(instance: str, path: str, body: bytes, headers: Any) -> Any:

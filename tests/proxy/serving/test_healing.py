@@ -12,7 +12,7 @@ import pytest
 from kvevents import REPORT_SESSION, BlockStored, PrefixIndex, Prompt, Slot
 from proxy.config import parse_instance
 from proxy.connectors import Handoff, asking_for_report
-from proxy.edge.routes.observe import INDEX
+from proxy.edge.app_keys import SERVICE
 from proxy.fleet.instances import Fleet, Instance
 from proxy.phases import Role
 from proxy.request.body import Body
@@ -349,7 +349,7 @@ async def test_what_was_learnt_is_forgotten_when_the_engine_evicts_it(sessions: 
             assert (await pair.service.complete([400 + n, *range(700)], max_tokens=1)).status == 200
         await pair.service.settled()
         assert await pair.service.metric("kvproxy_kv_events_total", type="BlockRemoved") > removed
-        index = pair.service.app[INDEX]
+        index = pair.service.app[SERVICE].index
         await wait_until(lambda: within(index, engine), "an index that believes in nothing that is not there")
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.edge.app_keys import BODIES, TOKENIZER
+from proxy.edge.app_keys import SERVICE
 from proxy.request import dialects
 from proxy.request.dialects import Dialect
 from proxy.request.generation import GenerationRequest, read_request
@@ -141,7 +141,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 async def pair(model: pathlib.Path) -> AsyncIterator[Pair]:
     settings = {"root": str(model), "max_model_len": 160}
     async with fleet(prefill=1, decode=1, stand_in=settings) as made:
-        await wait_until(lambda: made.service.app[TOKENIZER].status()["path"] == "local", "the local path")
+        await wait_until(
+            lambda: made.service.app[SERVICE].tokenizer.status()["path"] == "local", "the local path"
+        )
         yield made
 
 
@@ -269,7 +271,7 @@ async def test_memory_is_charged_until_the_thread_has_ended(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = pair.service
-    local = service.app[TOKENIZER].local
+    local = service.app[SERVICE].tokenizer.local
     assert local is not None
     at_work, go_on = threading.Event(), threading.Event()
     slices: list[int] = []
@@ -288,13 +290,13 @@ async def test_memory_is_charged_until_the_thread_has_ended(
     monkeypatch.setattr(local, "characters_a_token", 4000)
     asked = asyncio.get_running_loop().create_task(service.complete("some words " * 5000))
     await asyncio.to_thread(at_work.wait, 20)
-    assert service.app[BODIES].held_bytes > 8 * 55_000
+    assert service.app[SERVICE].bodies.held_bytes > 8 * 55_000
     asked.cancel()
     await asyncio.wait({asked})
     await wait_until(
-        lambda: service.app[BODIES].held_bytes < 9 * 55_000, "the end of the request's own lease"
+        lambda: service.app[SERVICE].bodies.held_bytes < 9 * 55_000, "the end of the request's own lease"
     )
-    assert service.app[BODIES].held_bytes > 8 * 55_000
+    assert service.app[SERVICE].bodies.held_bytes > 8 * 55_000
     go_on.set()
-    await wait_until(lambda: service.app[BODIES].held_bytes == 0, "the end of the thread's work")
+    await wait_until(lambda: service.app[SERVICE].bodies.held_bytes == 0, "the end of the thread's work")
     assert len(slices) <= 2, "who left had more tokenized than the slice that was at work"

@@ -7,7 +7,7 @@ import pytest
 
 from proxy.config import Health, parse_instance
 from proxy.connectors.base import MAX_PARAMS_BYTES, most_answer_bytes
-from proxy.edge.app_keys import WATCH
+from proxy.edge.app_keys import SERVICE
 from proxy.errors import TooLongError
 from proxy.phases import Role
 from proxy.upstream.bounds import MAX_ANSWER_BYTES, MAX_MODELS_BYTES, in_words, most_bytes
@@ -130,13 +130,13 @@ async def test_status_says_what_was_cut_and_what_was_listed_before_counts() -> N
             instance = service.fleet.get(bad.address)
             assert instance is not None
             bad.says["/v1/models"] = answer(b"[" + b"1," * MAX_MODELS_BYTES + b"1]")
-            service.app[WATCH].legs.suspect(instance)
+            service.app[SERVICE].watch.legs.suspect(instance)
             await wait_until(lambda: instance.unlisted is not None, "a list that is too long")
             shown = {i["instance"]: i for i in (await service.ask("/status")).json["instances"]}[bad.address]
             assert shown["why"] == "its answer to /v1/models is longer than 2 MiB; is this vLLM's --port?"
             assert (shown["state"], shown["model"]) == ("up", "tiny")
             bad.says["/v1/models"] = HEALTHY["/v1/models"]
-            service.app[WATCH].legs.suspect(instance)
+            service.app[SERVICE].watch.legs.suspect(instance)
             await wait_until(lambda: instance.unlisted is None, "a list that can be read")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from kvevents import Reason
 from proxy.config import Admission, WhenNoPrefill, parse_instance
-from proxy.edge.app_keys import WATCH
+from proxy.edge.app_keys import SERVICE
 from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.phases import Role
 from proxy.simulation.live.faults import Fault
@@ -227,7 +227,7 @@ async def test_a_decode_engine_alone_is_ready_where_it_may_do_all() -> None:
             assert (await service.ask("/ready")).status == 200
             assert (await service.ask("/status")).json["ready"] is True
             assert (await service.complete("hello")).status == 200
-            fatal = service.app[WATCH].fatal
+            fatal = service.app[SERVICE].watch.fatal
             with pytest.raises(TimeoutError):  # the time for starting up passes
                 async with asyncio.timeout(1.5):
                     await asyncio.shield(fatal)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.edge.app_keys import TOKENIZER
+from proxy.edge.app_keys import SERVICE
 from proxy.simulation.api.model_files import write_model
 from proxy.tasks import TaskOwner
 from proxy.tokenizing.local.turns import SLICE_CHARACTERS, Job, Slice, Turns, at_once
@@ -178,7 +178,7 @@ async def test_a_job_may_be_done_at_once() -> None:
 
 
 def tokenizer_status(service: Service) -> Any:
-    return service.app[TOKENIZER].status()
+    return service.app[SERVICE].tokenizer.status()
 
 
 def unlike(characters: int, seed: int) -> str:

@@ -1,0 +1,275 @@
+"""`assemble` is the one place that puts kvproxy together; what has a lifetime is opened and closed here, in order.
+
+No HTTP of clients: the edge, a test or a simulation drives a `Service` alike.
+"""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from kvevents import BlockHasher, PrefixIndex
+from proxy.admission import BodyBudget, Gate
+from proxy.caches.accuracy import Accuracy
+from proxy.caches.believing import Believing
+from proxy.caches.feeds import EventFeeds
+from proxy.caches.told import ToldRules
+from proxy.config import AllowedInstances, Config, WhenNoPrefill
+from proxy.connectors import CONNECTORS
+from proxy.descriptors import Descriptors, open_descriptors
+from proxy.doctor import Doctor
+from proxy.errors import ConfigError
+from proxy.fleet.instances import Fleet
+from proxy.observability.metrics import FleetCollector, Metrics, TaskCollector
+from proxy.observability.predictions import AccuracyCollector
+from proxy.observability.snapshots import StateCollector
+from proxy.request.discarding import Discarding
+from proxy.scheduling.placement import Placement
+from proxy.scheduling.policies import load_policy
+from proxy.scheduling.types import Policy
+from proxy.serving.director import Director
+from proxy.serving.healing import Healing
+from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
+from proxy.snapshots.directory import StateDirectory
+from proxy.snapshots.keeper import StateKeeper
+from proxy.tasks import TaskOwner
+from proxy.tokenizing import PromptTokenizer, configured_tokenizer
+from proxy.upstream.client import EngineClient
+from proxy.watching.adapters import Adapters
+from proxy.watching.membership.admin import AdminMembership
+from proxy.watching.membership.base import MembershipSource
+from proxy.watching.membership.configured import Configured
+from proxy.watching.membership.kept import Kept
+from proxy.watching.watch import FleetWatch
+
+log = logging.getLogger(__name__)
+
+CLEANUP_S = ABANDONED_PREFILL_GRACE_S + 3.0
+"""How long what the last requests held may take to be given back when the service closes: the prefill legs that are
+waited for, and then the releases of what they held."""
+
+
+class Service:
+    """All of kvproxy below its HTTP edge. It serves while `running` is entered, once."""
+
+    def __init__(self, config: Config, policy: Policy, sources: Sequence[MembershipSource]) -> None:
+        """Use `assemble`. Raises ConfigError."""
+        clock = time.monotonic
+        self.config = config
+        self.draining, self.stopping = asyncio.Event(), asyncio.Event()
+        """Set once the process is to end soon (nobody should send anything new, and what comes is served all the
+        same), and once it is ending."""
+
+        # -- what outlives the process; absent without --state-dir
+        state = config.state
+        self.directory = StateDirectory(state.state_dir) if state.state_dir is not None else None
+        self.kept = _kept(config, self.directory) if self.directory is not None else None
+
+        # -- what is known of the engines
+        self.index = PrefixIndex(BlockHasher(self.directory.secret) if self.directory is not None else None)
+        self.fleet = Fleet(decode_alone=config.admission.when_no_prefill is WhenNoPrefill.DECODE)
+        self.accuracy = Accuracy(self.index.holds, upper_bound=self.index.upper_bound)
+        self.index.listen(self.accuracy.removed)
+        self.placement = Placement(
+            self.fleet,
+            self.index,
+            policy,
+            config.policy,
+            clock=clock,
+            limits=config.admission,
+            accuracy=self.accuracy,
+            tier_costs=config.tier_costs,
+        )
+
+        # -- what is counted
+        self.registry = CollectorRegistry()
+        for collector in (GCCollector, PlatformCollector, ProcessCollector):
+            collector(registry=self.registry)
+        self.registry.register(FleetCollector(self.fleet, self.index))
+        self.registry.register(AccuracyCollector(self.fleet, self.accuracy))
+        self.registry.register(TaskCollector())
+        self.metrics = Metrics(self.registry, known=lambda address: self.fleet.get(address) is not None)
+
+        # -- what is bounded
+        self.descriptors = Descriptors(
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            open_now=open_descriptors,
+            clock=clock,
+            accounts=self.metrics,
+            with_operators=config.security.admin_port is not None,
+        )
+        self.metrics.show_connections(
+            clients=lambda: self.descriptors.connections,
+            operators=lambda: self.descriptors.operators,
+            engines=lambda: self.descriptors.legs,
+        )
+        self.bodies = BodyBudget(config.admission.max_bodies_mb << 20)
+        self.discarding = Discarding()
+        self.reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+        """The one thread that reads large bodies: what reading takes in passing, many times a body's size, it takes
+        once."""
+        self.gate = Gate(
+            fleet=self.fleet,
+            placement=self.placement,
+            limits=config.admission,
+            accounts=self.metrics,
+            clock=clock,
+        )
+        self.metrics.show(
+            queued=lambda: len(self.gate),
+            held_back=lambda: self.gate.clients_held_back,
+            body_bytes=lambda: self.bodies.held_bytes,
+        )
+        self.snapshots: StateKeeper | None = None
+        if self.directory is not None and config.kv_events:
+            self.snapshots = StateKeeper(
+                self.directory,
+                self.index,
+                self.metrics,
+                interval_s=state.state_interval_s,
+                instances=lambda: [instance.address for instance in self.fleet],
+                trusted=self.accuracy.trusted,
+            )
+            self.registry.register(StateCollector(self.snapshots))
+
+        # -- who speaks with engines
+        self._feed_tasks, self._leg_tasks = TaskOwner("events"), TaskOwner("legs")
+        self.client = EngineClient(
+            engine_api_key=config.engine_api_key,
+            engine_ca=config.security.engine_ca,
+            connect_timeout_s=config.deadlines.connect_s,
+            descriptors=self.descriptors,
+        )
+        self.feeds = (
+            EventFeeds(
+                self.client,
+                self.index,
+                self.metrics,
+                self._feed_tasks,
+                rules=ToldRules.of(config),
+                ask_timeout_s=config.health.timeout_s,
+                snapshots=self.snapshots,
+            )
+            if config.kv_events
+            else None
+        )
+        self.watch = FleetWatch(
+            config, self.fleet, self.client, self.feeds, self.metrics, forget=self.placement.forget
+        )
+        self.membership = AdminMembership(config, self.fleet, self.watch, self.client, self.kept, clock)
+        drained = self.kept.restored.drained if self.kept is not None else ()
+        self._sources: Sequence[MembershipSource] = (
+            Configured(config.instances, drained=drained),
+            self.membership,
+            *sources,
+        )
+        self.adapters = Adapters(self.fleet, self.client, config.model, clock)
+        self.tokenizer = PromptTokenizer(
+            self.fleet,
+            self.client,
+            clock=clock,
+            local=configured_tokenizer(config.tokenizer),
+            look_for_local=config.tokenizer == "auto",
+            count=self.metrics.tokenized,
+            memory=self.bodies,
+        )
+        self.healing = Healing(self.fleet, self.index, self.metrics, clock)
+        self.director = Director(
+            fleet=self.fleet,
+            placement=self.placement,
+            gate=self.gate,
+            connector=CONNECTORS[config.connector](),
+            tokenizer=self.tokenizer,
+            client=self.client,
+            watch=self.watch.legs,
+            accounts=self.metrics,
+            tasks=self._leg_tasks,
+            clock=clock,
+            lease_s=config.kv_lease_s,
+            deadlines=config.deadlines,
+            retries=config.retries,
+            healing=self.healing,
+            expected_answer_tokens=config.admission.expected_answer_tokens,
+        )
+        self.doctor = Doctor(config, self.client, service=_Known(self.fleet, self.accuracy))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open what has a lifetime, and close it in the opposite order.
+
+        `watch.fatal` tells meanwhile if the process should rather end.
+        """
+        async with self.client:
+            if self.snapshots is not None:
+                self.snapshots.start()
+            self.watch.start(self._sources)
+            if self.feeds is not None:
+                believing = Believing(self.fleet, self.accuracy, self.feeds, time.monotonic)
+                self._feed_tasks.create(believing.keep_looking(), name="accuracy")
+            self.tokenizer.start()
+            yield
+            await self.doctor.close(CLEANUP_S)
+            await self._leg_tasks.drained(CLEANUP_S)
+            await self._leg_tasks.close()
+            await self.tokenizer.close()
+            await self.adapters.close()
+            if self.kept is not None:
+                await self.kept.close(alone=self.snapshots is None)
+            if self.snapshots is not None:
+                await self.snapshots.close()
+            await self.watch.close()
+            await self._feed_tasks.close()
+            if self.feeds is not None:
+                self.feeds.close()
+        self.reader.shutdown(wait=False)
+
+
+def assemble(
+    config: Config, policy: Policy | None = None, sources: Sequence[MembershipSource] = ()
+) -> Service:
+    """The service of `config`. Opens no socket. Raises ConfigError.
+
+    `policy` replaces the configured one. `sources`: who names instances beside flags and operators.
+    """
+    if config.connector not in CONNECTORS:
+        raise ConfigError(
+            f"--connector {config.connector!r} is not known: give one of {', '.join(CONNECTORS)}"
+        )
+    if policy is not None:
+        return Service(msgspec.structs.replace(config, policy=type(policy).__name__), policy, sources)
+    return Service(config, load_policy(config.policy), sources)
+
+
+def _kept(config: Config, directory: StateDirectory) -> Kept:
+    allowed = AllowedInstances(config.security.allow_instances)
+    restricted = bool(config.security.allow_instances)
+    return Kept(
+        directory,
+        config.model,
+        config.instances,
+        lambda spec: allowed.why_not(spec) if restricted else None,
+    )
+
+
+class _Known:
+    """What the doctor asks of the service."""
+
+    def __init__(self, fleet: Fleet, accuracy: Accuracy) -> None:
+        self._fleet = fleet
+        self._accuracy = accuracy
+
+    def index_state(self, address: str, rank: int) -> str:
+        """What the index of a rank is worth."""
+        instance = self._fleet.get(address)
+        return instance.index_state(rank) if instance is not None else "unknown"
+
+    def accuracy(self, address: str, rank: int) -> dict[str, Any]:
+        """How right predictions for it were."""
+        return self._accuracy.status(address, rank)
