@@ -26,7 +26,7 @@ from proxy.connectors import CONNECTORS
 from proxy.descriptors import Descriptors, open_descriptors
 from proxy.doctor import Doctor
 from proxy.errors import ConfigError
-from proxy.fleet.instances import Fleet
+from proxy.fleet import Fleet
 from proxy.observability.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.observability.predictions import AccuracyCollector
 from proxy.observability.snapshots import StateCollector

@@ -24,8 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from kvevents import BlockRemoved, BlockStored, Message, NullObserver, PrefixIndex, Prompt
 from kvevents.applier import Applier
 from proxy.config import parse_instance
-from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.phases import Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity
@@ -216,9 +215,9 @@ def decisions() -> None:
         instance = Instance(
             parse_instance(f"10.2.{number}.1:8000", Role.PREFILL if number < 8 else Role.DECODE)
         )
-        instance.status = Status.UP
-        instance.model_cards = [ModelCard("tiny")]
-        instance.sources = {0: _Exact()}
+        instance.came_up()
+        instance.listed([ModelCard("tiny")], 0.0)
+        instance.is_followed({0: _Exact()})
         fleet.add(instance)
         index.store(instance.address, 0, stored(prompt[: 384 * BLOCK], names))
     placement = Placement(fleet, index, CacheAffinity(), "cache_affinity", clock=time.monotonic)

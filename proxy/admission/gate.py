@@ -25,7 +25,7 @@ from proxy.admission.ticket import Ticket
 from proxy.config import Admission, WhenNoPrefill
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError, cut, nothing_usable
 from proxy.fair_queue import FairQueue, QueueFullError, Waiting
-from proxy.fleet.instances import Fleet
+from proxy.fleet import Fleet
 from proxy.fleet.why import NO_ROOM, Why
 from proxy.phases import Phase
 from proxy.scheduling.decision import Decision

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from proxy.caches.accuracy import Accuracy, Change, Source
 from proxy.caches.trust import Step
-from proxy.fleet.instances import Fleet, Instance
+from proxy.fleet import Fleet, Instance
 
 log = logging.getLogger(__name__)
 

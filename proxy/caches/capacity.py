@@ -8,7 +8,7 @@ import logging
 
 from kvevents import PrefixIndex
 from proxy.errors import LegError
-from proxy.fleet.instances import Instance
+from proxy.fleet import Instance
 from proxy.upstream.engine_api.asking import Engines, ask
 from proxy.upstream.engine_api.metrics import METRICS, read_capacities
 

@@ -11,7 +11,7 @@ from proxy.caches.capacity import Capacities
 from proxy.caches.event_addresses import read_sources, told_sources
 from proxy.caches.told import UNPROVEN_RANKS, NotAllowedError, ToldRules
 from proxy.errors import LegError
-from proxy.fleet.instances import Instance, Status
+from proxy.fleet import Instance, Status
 from proxy.tasks import TaskOwner
 from proxy.upstream.engine_api.asking import Engines, ask
 from proxy.upstream.engine_api.event_sources import EVENT_SOURCES
@@ -144,12 +144,13 @@ class EventFeeds:
         for rank, source in wanted.items():
             if rank not in kept:
                 kept[rank] = self._begin(instance, source)
-        instance.sources = kept
+        instance.is_followed(kept)
         self._ask_capacity(instance)
 
     async def unfollow(self, instance: Instance) -> None:
         """Stop following an instance and forget what it had cached."""
-        feeds, instance.sources = instance.sources, {}
+        feeds = instance.sources
+        instance.is_followed({})
         self._capacities.forget(instance)
         for rank, feed in feeds.items():
             if isinstance(feed, _Feed):
@@ -279,11 +280,11 @@ class EventFeeds:
     def _look_for_none(self, instance: Instance, told: list[SourceAddress] | _Untold) -> None:
         """Remember why no source is known, and say so when it is for another reason than before."""
         if told and not isinstance(told, _Untold):
-            instance.unheard = None
+            instance.told_sources(None)
             self._unheard.pop(instance.address, None)
             return
         why = told if isinstance(told, _Untold) else _Untold(_Unheard.NONE, "it publishes no KV events")
-        instance.unheard = why.words
+        instance.told_sources(why.words)
         if self._unheard.get(instance.address) is not why.kind:
             self._unheard[instance.address] = why.kind
             log.warning(

@@ -22,7 +22,7 @@ from proxy.doctor.facts import EngineFacts, PairFacts
 from proxy.doctor.findings import Finding, InstanceReport, PairReport, Report, skipped
 from proxy.doctor.handover import HandOver
 from proxy.doctor.probing import MAX_RANKS, Probing, Service
-from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet import Fleet, Instance
 from proxy.serving.custody import HoldState
 from proxy.serving.handover.releases import RELEASE_TIMEOUT_S, Releases
 from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
@@ -188,7 +188,7 @@ class Doctor:
         for facts in engines:
             instance = Instance(facts.spec)
             if facts.health is not None and facts.health.ok:
-                instance.status = Status.UP
+                instance.came_up()
             fleet.add(instance)
         connector = CONNECTORS[self._config.connector]()
         releases = Releases(fleet, connector, self._engines, _NoAccounts(), time.monotonic)

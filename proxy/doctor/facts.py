@@ -8,7 +8,7 @@ import msgspec
 from proxy.config import InstanceSpec
 from proxy.connectors import Handoff
 from proxy.doctor.runs import Found
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import ModelCard
 
 
 class Trouble(enum.StrEnum):

@@ -13,8 +13,8 @@ from prometheus_client.registry import Collector
 
 from kvevents import NullObserver, PrefixIndex, Reason
 from proxy.config import WhenNoPrefill
+from proxy.fleet import Fleet, Status
 from proxy.fleet.circuit import Circuit
-from proxy.fleet.instances import Fleet, Status
 from proxy.phases import Phase
 from proxy.serving.custody import HoldState
 

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from proxy.caches.accuracy import Accuracy
 from proxy.caches.tallies import ERROR_BLOCKS
-from proxy.fleet.instances import Fleet
+from proxy.fleet import Fleet
 
 
 class AccuracyCollector(Collector):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterable
 
 from proxy.errors import BadRequestError
-from proxy.fleet.instances import Fleet, Instance
+from proxy.fleet import Fleet, Instance
 from proxy.phases import Phase, Role
 from proxy.scheduling.question import Question
 

@@ -9,7 +9,7 @@ from kvevents import PrefixIndex
 from proxy.caches.accuracy import Accuracy, Comparison
 from proxy.caches.expected import PredictedBlocks
 from proxy.config import Admission
-from proxy.fleet.instances import Claim, Fleet, Instance
+from proxy.fleet import Claim, Fleet, Instance
 from proxy.phases import Phase
 from proxy.scheduling.decision import Decision, Pick, pick
 from proxy.scheduling.lengths import Need, need_of

@@ -10,7 +10,7 @@ from kvevents import PrefixIndex
 from proxy.caches.accuracy import Accuracy
 from proxy.caches.expected import PredictedBlocks
 from proxy.config import MAIN_TIER, Admission
-from proxy.fleet.instances import Fleet, Instance
+from proxy.fleet import Fleet, Instance
 from proxy.fleet.why import Why
 from proxy.phases import Phase, Role
 from proxy.scheduling.eligible import eligible
@@ -153,7 +153,7 @@ class Viewer:
             uncached_tokens=uncached,
             load_tokens=load.tokens,
             index=instance.index_state(rank),
-            last_pick=instance.last_pick.get((phase, rank), 0),
+            last_pick=instance.load.last_pick.get((phase, rank), 0),
             trusted=trusted,
             doubted_tokens=doubted,
             reload_tokens=reload,

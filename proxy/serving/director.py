@@ -32,7 +32,7 @@ from proxy.errors import (
     nothing_usable,
 )
 from proxy.fair_queue import ANONYMOUS
-from proxy.fleet.instances import Fleet
+from proxy.fleet import Fleet
 from proxy.headers import Headers
 from proxy.phases import Phase, Role
 from proxy.request.generation import GenerationRequest

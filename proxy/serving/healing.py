@@ -22,7 +22,7 @@ import msgspec
 from kvevents import PrefixIndex, Prompt, Slot
 from proxy.config import MAIN_TIER
 from proxy.connectors import Handoff, asking_for_report
-from proxy.fleet.instances import Fleet, Instance
+from proxy.fleet import Fleet, Instance
 from proxy.headers import SESSION_ID
 from proxy.request.body import Body
 from proxy.scheduling.question import Question

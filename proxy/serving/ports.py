@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from proxy.errors import LegError
-from proxy.fleet.instances import Instance
+from proxy.fleet import Instance
 from proxy.headers import Headers
 from proxy.phases import Phase
 from proxy.request.body import Encoded

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from proxy.errors import LegError
 from proxy.fair_queue import ANONYMOUS
-from proxy.fleet.instances import Fleet
+from proxy.fleet import Fleet
 from proxy.headers import Headers
 from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.tasks import TaskOwner

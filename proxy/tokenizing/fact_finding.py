@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from proxy.errors import LegBrokenError, LegError
-from proxy.fleet.instances import Instance
+from proxy.fleet import Instance
 from proxy.logs import quoted
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.schemas import MAX_SCHEMA_BYTES, Schema, read_schema

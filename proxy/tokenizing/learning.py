@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Sequence
 
 from proxy.errors import LegError
-from proxy.fleet.instances import Fleet, Instance
+from proxy.fleet import Fleet, Instance
 from proxy.logs import quoted
 from proxy.tasks import TaskOwner
 from proxy.tokenizing.comparison import ask_tokens, bodies, tokenizer_at

@@ -13,7 +13,7 @@ import msgspec
 
 from kvevents import Prompt
 from proxy.fair_queue import ANONYMOUS
-from proxy.fleet.instances import Fleet
+from proxy.fleet import Fleet
 from proxy.headers import Headers
 from proxy.logs import News, listed, quoted
 from proxy.request.generation import GenerationRequest

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from proxy.errors import LegError
-from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet import Fleet, Instance, Status
 from proxy.headers import Headers
 from proxy.tasks import TaskOwner
 from proxy.upstream.engine_api.asking import Engines, ask

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvevents import Reason
-from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet import Fleet, Instance, Status
 from proxy.logs import listed
 from proxy.phases import Phase
 
@@ -119,14 +119,15 @@ class Changes:
             key = (instance.address, rank)
             if rank not in silences or instance.status is not Status.UP:
                 self._silent_since.pop(key, None)
-                instance.silent.pop(rank, None)
-            elif now - self._silent_since.setdefault(key, now) >= SILENT_S and rank not in instance.silent:
-                words = instance.silent[rank] = silences[rank]
+                instance.is_heard(rank)
+            elif now - self._silent_since.setdefault(key, now) >= SILENT_S and instance.fell_silent(
+                rank, silences[rank]
+            ):
                 log.warning(
                     "%s %s rank %d: %s: check its event address and port, and the network;"
                     " until then it is chosen by load alone",
                     instance.role,
                     instance.address,
                     rank,
-                    words,
+                    silences[rank],
                 )

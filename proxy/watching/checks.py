@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from proxy.errors import ConnectFailedError, LegBrokenError, LegError, OurTroubleError, TooLongError
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import ModelCard
 from proxy.logs import listed
 from proxy.upstream.engine_api.about import HEALTH, VERSION, health
 from proxy.upstream.engine_api.asking import Engines as Asked

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
+from proxy.fleet import Instance, Status
 from proxy.fleet.circuit import MISSED_MOST, Circuit
-from proxy.fleet.instances import Instance, Status
 from proxy.watching.checks import Check, Finding
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,7 @@ class HealthBook:
                 if self._unchecked.get(instance.address) != check.words:
                     self._unchecked[instance.address] = check.words
                     log.warning("%s could not be checked: %s", instance.address, check.words)
-                if instance.status is Status.STARTING:
-                    instance.why_down = check.words
+                instance.could_not_be_asked(check.words)
                 return
             case Finding.BUSY:
                 instance.breaker.busy()
@@ -104,7 +103,7 @@ class HealthBook:
         instance.breaker.answered(self._clock())
         if instance.status is not Status.UP:
             how = "awake" if instance.status is Status.ASLEEP else "up"
-            instance.status, instance.why_down = Status.UP, None
+            instance.came_up()
             self._down_at.pop(instance.address, None)
             log.info("%s %s is %s", instance.role, instance.address, how)
         self._changed(instance, before)
@@ -115,7 +114,7 @@ class HealthBook:
         """It lives, but what it serves could not be read anew: what it listed before counts."""
         if instance.unlisted is None:
             log.warning("%s %s does not tell what it serves: %s", instance.role, instance.address, words)
-        instance.unlisted = words
+        instance.lists_nothing_new(words)
 
     def asleep(self, instance: Instance) -> None:
         """A check was answered, and the engine says that it sleeps."""
@@ -123,7 +122,7 @@ class HealthBook:
         before = instance.breaker.standing
         instance.breaker.answered(self._clock())
         if instance.status is not Status.ASLEEP:
-            instance.status, instance.why_down = Status.ASLEEP, None
+            instance.fell_asleep()
             self._down_at.pop(instance.address, None)
             log.info("%s %s is asleep: it gets no legs until it is awake", instance.role, instance.address)
         self._changed(instance, before)
@@ -186,12 +185,12 @@ class HealthBook:
             return
         self._accounts.circuit_changed(instance.address, state.value)
         if state is Circuit.OPEN and not instance.breaker.dead:
-            instance.why_down = why
+            instance.circuit_opened(why)
             log.warning("%s %s: circuit open: %s", instance.role, instance.address, why)
         elif state is Circuit.HALF_OPEN:
             log.info("%s %s: circuit half-open: one leg at a time tries it", instance.role, instance.address)
         elif state is Circuit.CLOSED:
-            instance.why_down = None
+            instance.circuit_closed()
             if before is Circuit.HALF_OPEN:
                 log.info("%s %s: circuit closed: it serves", instance.role, instance.address)
 
@@ -211,5 +210,5 @@ class HealthBook:
                 "; trying on" if starting else "",
             )
             self._down_at[instance.address] = self._clock()
-        instance.status, instance.why_down = Status.DOWN, words
+        instance.went_down(words)
         self._went_down(instance)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 
 from proxy.caches.feeds import EventFeeds
 from proxy.errors import ConnectFailedError, ConnectTimeoutError, LegError, OurTroubleError
-from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet import Fleet, Instance, Status
 from proxy.tasks import TaskOwner
 from proxy.watching.health import HealthBook
 from proxy.watching.processes import Processes

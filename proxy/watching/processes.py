@@ -5,7 +5,7 @@ Pure. What its events told meanwhile goes first: a source that has forgotten all
 
 from typing import NamedTuple
 
-from proxy.fleet.instances import Instance
+from proxy.fleet import Instance
 
 
 class _Seen(NamedTuple):

@@ -12,9 +12,8 @@ from collections.abc import Callable, Collection
 from proxy.caches.feeds import EventFeeds
 from proxy.config import Config
 from proxy.errors import ConfigError
+from proxy.fleet import Instance, ModelCard, Status
 from proxy.fleet.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S
-from proxy.fleet.instances import Instance, Status
-from proxy.fleet.model_card import ModelCard
 from proxy.tasks import TaskOwner
 from proxy.upstream.engine_api.metrics import Depth
 from proxy.watching.checks import Check, Checker, Finding, wrong_model
@@ -168,13 +167,12 @@ class Rounds:
         if watched.vital and watched.checks == 1:
             self._end(ConfigError(f"{wrong}: start it with --served-model-name, or change --model"))
         elif instance.status is not Status.REFUSED:
-            instance.status, instance.why_down = Status.REFUSED, wrong
+            instance.was_refused(wrong)
             log.warning("%s: refused until it does", wrong)
 
     async def _came_up(self, watched: Watched, cards: list[ModelCard]) -> None:
         instance = watched.instance
         instance.listed(cards, self._clock())
-        instance.unlisted = None
         if self._feeds is not None:
             await self._feeds.follow(instance)
             if instance.status is Status.DOWN:
@@ -185,7 +183,7 @@ class Rounds:
         await self._lives(watched)
 
     async def _learn_version(self, instance: Instance) -> None:
-        instance.version = await self._checker.version(instance.address)
+        instance.runs(await self._checker.version(instance.address))
 
     async def _lives(self, watched: Watched) -> None:
         """It serves what it should, unless it sleeps."""

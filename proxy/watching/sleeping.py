@@ -8,7 +8,7 @@ sooner than with the first batch after it woke.
 import logging
 
 from proxy.errors import LegError
-from proxy.fleet.instances import Instance, Status
+from proxy.fleet import Instance, Status
 from proxy.upstream.engine_api.about import asleep
 from proxy.upstream.engine_api.asking import Engines, ask
 from proxy.upstream.engine_api.metrics import METRICS, Depth, read_depth

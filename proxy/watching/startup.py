@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from proxy.errors import KvproxyError
-from proxy.fleet.instances import Fleet, Status
+from proxy.fleet import Fleet, Status
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from proxy.caches.feeds import EventFeeds
 from proxy.config import Config, InstanceSpec
 from proxy.errors import ConflictError, KvproxyError, NotFoundError
+from proxy.fleet import Fleet, Instance
 from proxy.fleet.circuit import PROBE_FIRST_S, Breaker
-from proxy.fleet.instances import Fleet, Instance
 from proxy.tasks import TaskOwner
 from proxy.watching.changes import Changes
 from proxy.watching.health import Accounts, HealthBook
@@ -171,8 +171,7 @@ class FleetWatch:
         breaker = Breaker(
             slow_start_s=self._config.health.slow_start_s, joins=not self._starting, rng=self._rng
         )
-        instance = Instance(wish.spec, breaker)
-        instance.draining = wish.drained
+        instance = Instance(wish.spec, breaker, draining=wish.drained)
         self._engines.reach(wish.spec)
         self._fleet.add(instance)
         self._rounds.begin(instance, vital=wish.vital)
@@ -181,7 +180,8 @@ class FleetWatch:
         """It may be about to leave, and is wanted again."""
         if (leaving := self._leaving.pop(instance.address, None)) is not None:
             leaving.task.cancel()
-            instance.draining = leaving.drained
+            if not leaving.drained:
+                instance.undrain()
             log.info("%s %s stays: it is wanted again", instance.role, instance.address)
 
     # -- what an operator says ----------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class FleetWatch:
             raise ConflictError(f"{address} is being removed; add it again once it is gone")
         if instance.draining is not undo:
             return False
-        instance.draining = not undo
+        (instance.undrain if undo else instance.drain)()
         log.info("%s %s %s", instance.role, address, "takes legs again" if undo else "is draining")
         return True
 
@@ -240,7 +240,7 @@ class FleetWatch:
         if address not in self._leaving:
             task = self._tasks.create(self._go(instance), name=f"remove {address}")
             self._leaving[address] = _Leaving(task, drained=instance.draining)
-            instance.draining = True
+            instance.drain()
 
     async def _go(self, instance: Instance) -> None:
         # Neither claims nor holds tell anyone when they end, and this is rare.
@@ -252,7 +252,7 @@ class FleetWatch:
     def _take_out(self, instance: Instance) -> None:
         """Nothing is sent there any more; what was known of it is forgotten by a task."""
         address = instance.address
-        instance.draining = True
+        instance.drain()
         self._fleet.remove(address)
         self._accounts.forget(address)  # from here on nothing is counted for it
         self._leaving.pop(address, None)
@@ -275,9 +275,6 @@ class FleetWatch:
             self._begin(wish)
 
     def _went_down(self, instance: Instance) -> None:
-        instance.pulled_from.clear()
-        instance.fullness.forget()
-        instance.denials.forget()
         self._processes.forget(instance)
         self._forget(instance.address)
 

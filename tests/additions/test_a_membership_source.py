@@ -10,7 +10,7 @@ import pytest
 
 from proxy.config import Health, InstanceSpec, parse_instance
 from proxy.edge.app_keys import SERVICE
-from proxy.fleet.instances import Status
+from proxy.fleet import Status
 from proxy.phases import Phase, Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.watching.membership.base import MembershipSource, Wants

@@ -15,7 +15,7 @@ from proxy.admission import Gate
 from proxy.config import Config, parse_instance
 from proxy.edge.app import create_runner
 from proxy.edge.app_keys import SERVICE
-from proxy.fleet.instances import Fleet
+from proxy.fleet import Fleet
 from proxy.phases import Role
 from proxy.scheduling.types import Candidate, Leg, Policy
 from proxy.simulation import StandIn, StandInConfig

@@ -18,7 +18,7 @@ from kvevents.subscriber import Subscriber
 from proxy.caches.feeds import EventFeeds
 from proxy.config import parse_instance
 from proxy.errors import LegError
-from proxy.fleet.instances import Instance
+from proxy.fleet import Instance
 from proxy.phases import Role
 from proxy.tasks import TaskOwner
 from tests.fuzz.events.good_engine import GoodEngine

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from proxy.config import Admission
-from proxy.fleet.instances import Status
+from proxy.fleet import Status
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from tests.helpers.service import UNHURRIED, Pair, fleet, prose, wait_until

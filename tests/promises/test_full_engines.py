@@ -11,10 +11,9 @@ import pytest
 
 from proxy.config import Admission, Health, Retries
 from proxy.edge.app_keys import SERVICE
-from proxy.fleet import fullness
+from proxy.fleet import ModelCard, fullness
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.fullness import TOLD_LEAST_S
-from proxy.fleet.model_card import ModelCard
 from proxy.serving.handover import releases
 from proxy.serving.healing import Healing
 from proxy.simulation import StandIn
@@ -454,7 +453,7 @@ async def test_one_that_dropped_the_model_during_the_prefill_is_not_sent_the_dec
         async with crowd(pair, 1, model="alpha") as [task]:
             await wait_until(lambda: legs(prefill) == 1, "the prefill leg")
             engine.faults.add(Fault(kind="hang", path="/v1/models"))
-            instance.model_cards = [ModelCard("tiny")]
+            instance.listed([ModelCard("tiny")], 0.0)
             assert (await task).status == 200
         assert (legs(engine), legs(other), legs(prefill)) == (0, 1, 1)
         await no_hold_is_left(pair)

@@ -13,9 +13,10 @@ import pytest
 
 from proxy.config import Config, Health, parse_instance
 from proxy.edge.app_keys import SERVICE
+from proxy.fleet import Instance, Status
 from proxy.fleet import circuit as circuits
 from proxy.fleet.circuit import Circuit
-from proxy.fleet.instances import Instance, Status
+from proxy.fleet.load import Load
 from proxy.phases import Role
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
@@ -385,7 +386,7 @@ async def test_who_was_there_from_the_start_and_never_failed_does_not_start_slow
 
 async def test_checks_are_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[Any] = []
-    monkeypatch.setattr(Instance, "count", lambda *change: counted.append(change))
+    monkeypatch.setattr(Load, "count", lambda *change: counted.append(change))
     async with fleet(health=Health(interval_s=0.02)) as pair:
 
         async def checked() -> float:
@@ -395,7 +396,7 @@ async def test_checks_are_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
             while await checked() < 4 * 10:  # noqa: ASYNC110  # asked over HTTP
                 await asyncio.sleep(0.02)
         assert not counted
-        assert all(not instance.last_pick for instance in pair.service.fleet)
+        assert all(not instance.load.last_pick for instance in pair.service.fleet)
         assert await pair.service.metric("kvproxy_in_flight_requests") == 0
         assert await pair.service.metric("kvproxy_in_flight_tokens") == 0
         assert {i.breaker.state for i in pair.service.fleet} == {Circuit.CLOSED}

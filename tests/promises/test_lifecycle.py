@@ -17,7 +17,7 @@ import pytest
 from proxy.config import Admission, Health, parse_instance
 from proxy.edge.app_keys import SERVICE
 from proxy.errors import ConfigError
-from proxy.fleet.instances import Status
+from proxy.fleet import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.engine.latency import PROFILES

@@ -16,7 +16,7 @@ import pytest
 
 from proxy.config import Config, Security, State
 from proxy.edge.app_keys import SERVICE
-from proxy.fleet.instances import Status
+from proxy.fleet import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.watching.membership.kept import Kept
@@ -302,9 +302,9 @@ async def test_who_leaves_when_kvproxy_ends_is_gone_afterwards(at: pathlib.Path)
             instance = service.fleet.get(new.address)
             assert instance is not None
             await wait_until(lambda: instance.status is Status.UP, "up")
-            service.fleet.holds[new.address] += 1  # something of it is still wanted
+            service.fleet.hold_began(new.address)  # something of it is still wanted
             await change(service, "remove", instance=new.address)
             assert service.fleet.get(new.address) is instance
-            service.fleet.holds[new.address] -= 1
+            service.fleet.hold_ended(new.address)
         async with served(made, at) as service:
             assert new.address not in await shown(service)

@@ -38,7 +38,7 @@ async def nothing_is_left(pair: Pair, *, stranded: int = 0) -> None:
 async def have_met(pair: Pair) -> None:
     """Let every pair transfer once: the first release between strangers takes a second or two."""
     decoding = pair.service.fleet.of(Phase.DECODE)
-    while any(len(instance.pulled_from) < len(pair.engines.prefill) for instance in decoding):
+    while any(instance.peers < len(pair.engines.prefill) for instance in decoding):
         assert (await pair.service.complete(["a", "b", "c", "d"], max_tokens=1)).status == 200
 
 

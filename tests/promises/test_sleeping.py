@@ -11,8 +11,8 @@ import pytest
 from proxy.config import Health, Retries
 from proxy.edge.app_keys import SERVICE
 from proxy.errors import LegBrokenError
+from proxy.fleet import Instance, Status
 from proxy.fleet.circuit import Circuit
-from proxy.fleet.instances import Instance, Status
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner

@@ -8,8 +8,8 @@ import pytest
 
 from proxy.config import Retries
 from proxy.edge.app_keys import SERVICE
+from proxy.fleet import Status
 from proxy.fleet.circuit import Circuit
-from proxy.fleet.instances import Status
 from proxy.serving import director
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.live.faults import Fault

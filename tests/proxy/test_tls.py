@@ -11,7 +11,7 @@ import pytest
 from proxy.cli.main import main
 from proxy.config import Admission, Config, Security, parse_instance
 from proxy.errors import ConfigError
-from proxy.fleet.instances import Status
+from proxy.fleet import Status
 from proxy.phases import Role
 from proxy.tls import server_context
 from tests.helpers.certificates import Authority, Files, tls_front

@@ -19,7 +19,7 @@ from proxy.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from proxy.fleet.instances import Instance
+from proxy.fleet import Instance
 from proxy.phases import Role
 
 API_KEY = "X-API-Key"

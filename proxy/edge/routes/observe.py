@@ -21,8 +21,8 @@ from proxy.edge.routes.admin import check_operator
 from proxy.edge.routes.generate import engine_headers, generation_request
 from proxy.edge.routes.salting import salted_as_asked
 from proxy.errors import UnavailableError
+from proxy.fleet import Instance, Status
 from proxy.fleet.circuit import Circuit
-from proxy.fleet.instances import Instance, Status
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.lengths import longest_context
@@ -161,7 +161,7 @@ def _instance(
             {
                 "rank": rank,
                 "index": instance.index_state(rank),
-                "why": instance.silent.get(rank, instance.unheard),
+                "why": instance.why_unheard(rank),
                 "block_size": index.block_size(address, rank),
                 "lookahead_tokens": index.lookahead(address, rank),
                 "blocks": blocks[address, rank],

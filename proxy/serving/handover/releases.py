@@ -13,8 +13,8 @@ from typing import Protocol
 
 from proxy.connectors.base import Connector
 from proxy.errors import LegError
+from proxy.fleet import Fleet, Instance, Status
 from proxy.fleet.fullness import FULL
-from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.headers import REQUEST_ID
 from proxy.logs import Occasionally
 from proxy.phases import Phase
@@ -79,11 +79,11 @@ class Releases:
 
     def begun(self, hold: Hold) -> None:
         """Blocks wait on a prefill instance from now on."""
-        self._fleet.holds[hold.instance] += 1
+        self._fleet.hold_began(hold.instance)
 
     def ended(self, hold: Hold) -> None:
         """They do not wait any more."""
-        self._fleet.holds[hold.instance] -= 1
+        self._fleet.hold_ended(hold.instance)
         self._accounts.hold_ended(hold.state)
         if hold.state is HoldState.STRANDED and (count := self._stranded.count()):
             log.warning(
@@ -113,11 +113,11 @@ class Releases:
             return False  # one that was removed may live on
         peer = hold.handoff.engine_id
         there = [i for i in self._fleet.of(Phase.DECODE) if i.status is Status.UP]
-        there.sort(key=lambda i: (i.draining, peer not in i.pulled_from, i.address not in tried))
+        there.sort(key=lambda i: (i.draining, not i.has_pulled_from(peer), i.address not in tried))
         while True:
             full = False
             for decode in there[:MAX_ASKED]:
-                status = await self._told(call, decode, body, first_contact=peer not in decode.pulled_from)
+                status = await self._told(call, decode, body, first_contact=not decode.has_pulled_from(peer))
                 if status in REFUSED:
                     return True
                 full = full or status in FULL

@@ -7,7 +7,7 @@ from proxy.caches.accuracy import Comparison
 from proxy.config import Deadlines
 from proxy.connectors.base import Connector
 from proxy.errors import ConnectFailedError, LegError, NotSentError, StreamFailedError
-from proxy.fleet.instances import Fleet
+from proxy.fleet import Fleet
 from proxy.phases import Phase
 from proxy.request.body import Encoded
 from proxy.request.deadlines import within
@@ -231,4 +231,4 @@ class DecodeLegs:
         hold.pulled()
         instance = self._fleet.get(decode)
         if instance is not None and hold.handoff.engine_id is not None:
-            instance.pulled_from.add(hold.handoff.engine_id)
+            instance.pulled_from(hold.handoff.engine_id)

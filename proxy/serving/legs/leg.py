@@ -17,9 +17,9 @@ from proxy.errors import (
     OurTroubleError,
     StreamFailedError,
 )
+from proxy.fleet import Fleet, Instance, Status
 from proxy.fleet.denials import LEFT_OUT_S
 from proxy.fleet.fullness import FULL, retry_after_s
-from proxy.fleet.instances import Fleet, Instance, Status
 from proxy.fleet.why import FAILS_LEGS, Why
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.phases import Phase, Role
@@ -228,7 +228,7 @@ class Legs:
         """A leg got no complete answer."""
         instance = self._fleet.get(error.instance)
         if instance is not None:
-            instance.last_failure = error.words
+            instance.leg_failed(error.words)
             self._watch.leg_failed(instance, error)
 
     def broke_off(self, error: StreamFailedError) -> None:
@@ -269,7 +269,7 @@ class Legs:
         if status < 500 or status == 501:
             return None
         if instance is not None:
-            instance.last_failure = f"status {status}"
+            instance.leg_failed(f"status {status}")
         self._watch.leg_erred(chosen.instance)
         return Reason.STATUS
 
@@ -288,7 +288,7 @@ class Legs:
                 model,
                 LEFT_OUT_S,
             )
-        instance.model_cards = [card for card in instance.model_cards if card.id != model]
+        instance.lacks(model)
         return True
 
     def _rank_is_gone(self, chosen: Candidate, reply: Reply) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from proxy.fleet.instances import MOST_RANKS
+from proxy.fleet import MOST_RANKS
 from proxy.upstream.engine_api.asking import Question, UnreadableError, decode
 
 PATH = "/kv_event_sources"

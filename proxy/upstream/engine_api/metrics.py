@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.fleet.instances import MOST_RANKS
+from proxy.fleet import MOST_RANKS
 from proxy.upstream.engine_api.asking import Question, UnreadableError
 
 MAX_LINE_CHARS = 8192

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import ModelCard
 from proxy.upstream.engine_api.asking import Question, UnreadableError, decode
 
 MAX_MODELS = 4096

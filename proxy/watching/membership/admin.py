@@ -10,7 +10,7 @@ from typing import Protocol
 
 from proxy.config import Config, InstanceSpec
 from proxy.errors import BadRequestError, ConflictError, LegError, NotFoundError
-from proxy.fleet.instances import Fleet, Instance
+from proxy.fleet import Fleet, Instance
 from proxy.watching.checks import Checker, wrong_model
 from proxy.watching.membership.base import Wants
 from proxy.watching.membership.kept import Kept

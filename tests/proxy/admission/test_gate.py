@@ -13,10 +13,8 @@ from kvevents import PrefixIndex, Prompt
 from proxy.admission import Admitted, Gate, Ticket
 from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
-from proxy.fleet import fullness
+from proxy.fleet import Claim, Fleet, Instance, ModelCard, fullness
 from proxy.fleet.circuit import Breaker, Circuit
-from proxy.fleet.instances import Claim, Fleet, Instance, Status
-from proxy.fleet.model_card import ModelCard
 from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity, LeastLoad
@@ -107,8 +105,8 @@ class Scene:
     def add(self, address: str, role: Role, *models: str) -> Instance:
         instance = Instance(parse_instance(address, role))
         self.fleet.add(instance)
-        instance.model_cards = [ModelCard(model) for model in ("tiny", *models)]
-        instance.status = Status.UP
+        instance.listed([ModelCard(model) for model in ("tiny", *models)], 0.0)
+        instance.came_up()
         return instance
 
     def instance(self, address: str) -> Instance:
@@ -216,10 +214,10 @@ async def test_requests_with_one_prefix_let_in_together_meet_on_one_instance() -
         fleet=scene.fleet, placement=placement, limits=Admission(), accounts=scene.book, clock=lambda: 0.0
     )
     for instance in scene.fleet:
-        instance.sources = {0: Exact()}
+        instance.is_followed({0: Exact()})
     for n in range(1, 4):
         scene.fleet.claim(f"prefill{n}:1", 0, Phase.PREFILL, 2000)
-    scene.instance("decode0:1").draining = True
+    scene.instance("decode0:1").drain()
 
     settles: list[Callable[[bool], None]] = []
 
@@ -234,7 +232,7 @@ async def test_requests_with_one_prefix_let_in_together_meet_on_one_instance() -
     tasks = [scene.tasks.create(serve(n), name=str(n)) for n in range(8)]
     await scene.rest()
     assert len(gate) == 8
-    scene.instance("decode0:1").draining = False
+    scene.instance("decode0:1").undrain()
     assert {await task for task in tasks} == {"prefill0:1"}
     for settle in settles:
         settle(False)
@@ -262,8 +260,8 @@ async def test_an_idle_instance_takes_any_request_and_a_long_one_is_not_starved_
 
 async def test_a_lane_that_waits_for_room_keeps_it_from_other_lanes() -> None:
     scene = Scene(max_decode_tokens=100)
-    scene.instance("prefill0:1").model_cards = [ModelCard("tiny"), ModelCard("alpha", "tiny")]
-    scene.instance("decode0:1").model_cards = [ModelCard("tiny"), ModelCard("alpha", "tiny")]
+    scene.instance("prefill0:1").listed([ModelCard("tiny"), ModelCard("alpha", "tiny")], 0.0)
+    scene.instance("decode0:1").listed([ModelCard("tiny"), ModelCard("alpha", "tiny")], 0.0)
     await scene.ask("first", 60)
     await scene.ask("long", 90)
     await scene.ask("adapter", 10, model="alpha")  # it would fit
@@ -275,7 +273,7 @@ async def test_a_lane_that_waits_for_room_keeps_it_from_other_lanes() -> None:
 async def test_who_waits_for_a_model_that_is_down_holds_up_nobody() -> None:
     scene = Scene(max_decode_tokens=100)
     for role in (Role.PREFILL, Role.DECODE):
-        scene.add(f"adapter-{role}:1", role, "alpha").status = Status.DOWN
+        scene.add(f"adapter-{role}:1", role, "alpha").went_down("gone")
     waiting = await scene.ask("adapter", model="alpha")
     assert len(scene.gate) == 1
     for n in range(3):
@@ -285,7 +283,7 @@ async def test_who_waits_for_a_model_that_is_down_holds_up_nobody() -> None:
     assert scene.order == ["r0", "r1"]
     assert not waiting.done()
     for role in (Role.PREFILL, Role.DECODE):
-        scene.instance(f"adapter-{role}:1").status = Status.UP
+        scene.instance(f"adapter-{role}:1").came_up()
     await scene.rest()
     # The other lane's turn comes as well where there is room for both.
     assert "adapter" in scene.order
@@ -294,7 +292,7 @@ async def test_who_waits_for_a_model_that_is_down_holds_up_nobody() -> None:
 async def test_who_waits_for_a_prefill_instance_keeps_no_full_decode_instance_from_others() -> None:
     scene = Scene(max_decode_tokens=100)
     scene.add("decode1:1", Role.DECODE, "alpha")
-    scene.instance("decode0:1").draining = True
+    scene.instance("decode0:1").drain()
     await scene.ask("r0", 60)
     await scene.ask("adapter", 60, model="alpha")  # no prefill instance has the adapter
     await scene.ask("r1", 30, client="other")
@@ -304,14 +302,14 @@ async def test_who_waits_for_a_prefill_instance_keeps_no_full_decode_instance_fr
 @pytest.mark.parametrize(
     "change",
     [
-        lambda scene: setattr(scene.instance("decode0:1"), "draining", False),
+        lambda scene: scene.instance("decode0:1").undrain(),
         lambda scene: scene.add("new:1", Role.DECODE),
         lambda scene: scene.add("new:1", Role.BOTH),
     ],
 )
 async def test_an_instance_that_becomes_usable_wakes_who_waits(change: Callable[[Scene], Any]) -> None:
     scene = Scene()
-    scene.instance("decode0:1").draining = True
+    scene.instance("decode0:1").drain()
     await scene.ask("a")
     await scene.ask("b")
     assert scene.order == []
@@ -418,10 +416,10 @@ async def test_parts_of_a_request_and_its_retries_count_once() -> None:
 async def test_a_part_that_waits_behind_its_own_list_is_not_held_back_by_it() -> None:
     served = Served(max_client_requests=1)
     served.tickets["list"] = Ticket("a")
-    served.scene.instance("decode0:1").draining = True
+    served.scene.instance("decode0:1").drain()
     await served.ask("part0", "a", part_of="list")
     await served.ask("part1", "a", part_of="list")
-    served.scene.instance("decode0:1").draining = False
+    served.scene.instance("decode0:1").undrain()
     await served.scene.rest()
     assert served.scene.order == ["part0", "part1"]
 
@@ -530,7 +528,7 @@ async def test_nobody_waits_longer_than_the_queue_allows() -> None:
 @pytest.mark.parametrize("role", list(Phase))
 async def test_what_is_missing_is_named_when_nothing_became_usable(role: Phase) -> None:
     scene = Scene(queue_timeout_s=0.05)
-    scene.instance(f"{role}0:1").status = Status.DOWN
+    scene.instance(f"{role}0:1").went_down("gone")
     with pytest.raises(UnavailableError, match=f"^no {role} instance can take") as refused:
         await (await scene.ask("r0"))
     assert refused.value.headers["Retry-After"] == "1"
@@ -540,13 +538,13 @@ async def test_what_is_missing_is_named_when_nothing_became_usable(role: Phase) 
 
 async def test_no_prefill_instance_can_mean_decode_does_it_all_or_a_refusal() -> None:
     scene = Scene(when_no_prefill=WhenNoPrefill.DECODE)
-    scene.instance("prefill0:1").draining = True
+    scene.instance("prefill0:1").drain()
     admitted = await (await scene.ask("r0"))
     assert admitted.decision.one_leg
     assert admitted.question.whole
     assert scene.book.actions == {"decode": 1}
     scene = Scene(when_no_prefill=WhenNoPrefill.FAIL)
-    scene.instance("prefill0:1").draining = True
+    scene.instance("prefill0:1").drain()
     with pytest.raises(UnavailableError, match="no prefill"):
         await (await scene.ask("r0"))
     assert scene.book.actions == {"fail": 1}
@@ -558,7 +556,7 @@ async def test_full_prefill_instances_are_not_missing_ones() -> None:
     await scene.ask("r0", 100)
     await scene.ask("r1", 100)
     assert len(scene.gate) == 1
-    scene.instance("prefill0:1").status = Status.DOWN
+    scene.instance("prefill0:1").went_down("gone")
     await scene.rest()
     assert scene.book.actions == {"fail": 1}
     assert len(scene.gate) == 0
@@ -571,10 +569,10 @@ async def test_a_retry_does_not_wait_for_room_but_for_something_usable() -> None
     await scene.ask("queued", 100)
     await scene.ask("again", 100, ticket=ticket)
     assert scene.order == ["r0", "again"]
-    scene.instance("decode0:1").status = Status.DOWN
+    scene.instance("decode0:1").went_down("gone")
     await scene.ask("third", 100, ticket=ticket)
     assert scene.order == ["r0", "again"]
-    scene.instance("decode0:1").status = Status.UP
+    scene.instance("decode0:1").came_up()
     await scene.rest()
     assert scene.order == ["r0", "again", "third"]
     assert len(scene.gate) == 1
@@ -586,13 +584,13 @@ async def test_a_retry_that_waits_keeps_its_place_in_a_full_queue() -> None:
     for ticket in admitted:
         await (await scene.ask("r", ticket=ticket))
         await scene.end("r")
-    scene.instance("prefill0:1").draining = True
+    scene.instance("prefill0:1").drain()
     new = [await scene.ask(f"new{n}", client="greedy") for n in range(2)]
     retries = [await scene.ask(f"retry{n}", ticket=ticket) for n, ticket in enumerate(admitted)]
     await scene.ask("modest", client="modest")
     assert [task.done() for task in new] == [False, True]
     assert not any(task.done() for task in retries)
-    scene.instance("prefill0:1").draining = False
+    scene.instance("prefill0:1").undrain()
     await asyncio.gather(*retries)
     with pytest.raises(RateLimitError, match="this client"):
         await new[1]
@@ -631,7 +629,7 @@ async def test_a_list_that_finds_the_queue_full_is_refused_and_one_that_is_shed_
 
 async def test_all_waiting_of_one_request_together_is_bounded() -> None:
     scene = Scene(queue_timeout_s=0.05)
-    scene.instance("decode0:1").status = Status.DOWN
+    scene.instance("decode0:1").went_down("gone")
     ticket = Ticket()
     with pytest.raises(UnavailableError):
         await (await scene.ask("r0", ticket=ticket))
@@ -661,7 +659,7 @@ async def test_who_was_let_in_before_a_stop_may_still_try_again() -> None:
     for n, ticket in enumerate((retry, late, whole.part())):
         await (await scene.ask(f"r{n}", ticket=ticket))
     for n in range(2):
-        scene.instance(f"prefill{n}:1").draining = True
+        scene.instance(f"prefill{n}:1").drain()
     waits = [
         await scene.ask("new"),
         await scene.ask("waits", ticket=retry),
@@ -672,7 +670,7 @@ async def test_who_was_let_in_before_a_stop_may_still_try_again() -> None:
     assert [task.done() for task in waits] == [True, False, False]
     with pytest.raises(UnavailableError, match="shutting down"):
         await waits[0]
-    scene.instance("prefill0:1").draining = False
+    scene.instance("prefill0:1").undrain()
     await asyncio.gather(*waits[1:], await scene.ask("late", ticket=late))
 
 
@@ -691,12 +689,12 @@ async def test_a_name_no_engine_turns_out_to_serve_is_not_waited_for() -> None:
 async def test_a_policy_that_fails_fails_its_request_not_the_queue() -> None:
     scene = Scene()
     for address in ("prefill0:1", "decode0:1"):
-        scene.instance(address).model_cards = [ModelCard("tiny"), ModelCard("broken", "tiny")]
-        scene.instance(address).draining = True
+        scene.instance(address).listed([ModelCard("tiny"), ModelCard("broken", "tiny")], 0.0)
+        scene.instance(address).drain()
     broken = await scene.ask("r0", model="broken")
     await scene.ask("r1")
     for address in ("prefill0:1", "decode0:1"):
-        scene.instance(address).draining = False
+        scene.instance(address).undrain()
     with pytest.raises(ValueError, match="a policy that fails"):
         await broken
     await scene.rest()
@@ -767,7 +765,7 @@ async def test_what_does_not_fit_a_healthy_instance_waits_and_does_not_overflow_
     assert scene.order == ["r0", "r1", "r2"]
     assert worse.running_legs() == legs
     await scene.end("r2")
-    scene.instance("prefill0:1").draining = True
+    scene.instance("prefill0:1").drain()
     await scene.ask("r3", 10)  # with nothing better left it is used
     assert worse.running_legs() == legs + 1
 
@@ -828,13 +826,13 @@ async def test_at_random_nothing_is_lost_stuck_or_over_the_limit() -> None:
                 tasks[rng.choice(list(tasks))].cancel()
             case "change":
                 instance = scene.instance(f"decode{rng.randint(0, 2)}:1")
-                instance.draining = not instance.draining
+                (instance.undrain if instance.draining else instance.drain)()
         if rng.random() < 0.7:
             await scene.rest()
         for each in scene.fleet:
             assert each.running_weight_tokens() <= (200 if each.takes(Phase.PREFILL) else 300)
     for instance in scene.fleet:
-        instance.draining = False
+        instance.undrain()
     for _ in range(3000):
         if not scene.running and not len(scene.gate):
             break

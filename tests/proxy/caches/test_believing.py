@@ -10,7 +10,7 @@ from proxy.caches.accuracy import Accuracy
 from proxy.caches.believing import LOOK_EVERY_S, Believing
 from proxy.caches.tallies import Cause
 from proxy.config import parse_instance
-from proxy.fleet.instances import Fleet, Instance
+from proxy.fleet import Fleet, Instance
 from proxy.phases import Role
 
 ENGINE = "engine:8000"
@@ -32,7 +32,7 @@ class Scene:
         self.index.store(ENGINE, 0, BlockStored([1, 2], None, [7, 8, 9, 10], 2))
         fleet = Fleet()
         instance = Instance(parse_instance(ENGINE, Role.PREFILL))
-        instance.sources = {0: Exact()}
+        instance.is_followed({0: Exact()})
         fleet.add(instance)
         self.believing = Believing(fleet, self.accuracy, Never(), lambda: self.now)
         self.keys: Sequence[int] = self.index.hasher.of_run(None, BlockStored([1, 2], None, [7, 8, 9, 10], 2))

@@ -15,7 +15,7 @@ from proxy.caches.feeds import EventFeeds
 from proxy.caches.told import NotAllowedError, ToldRules, events_bind
 from proxy.config import AllowedInstances, Config, Security, parse_instance
 from proxy.errors import ConfigError, LegError
-from proxy.fleet.instances import Instance
+from proxy.fleet import Instance
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.live.faults import Fault

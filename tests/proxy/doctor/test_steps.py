@@ -27,7 +27,7 @@ from proxy.doctor.findings import (
 from proxy.doctor.pair_steps import MAX_PAIRS, context_lengths, of_pair, pairs, roles, why_not
 from proxy.doctor.runs import _FAR, MAX_CHAINS, Search
 from proxy.doctor.version_steps import nixl_versions
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import ModelCard
 from proxy.phases import Role
 
 OURS = list(range(100, 140))

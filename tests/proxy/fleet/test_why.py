@@ -2,11 +2,11 @@
 
 import pathlib
 import re
+from collections.abc import Callable
 
 from proxy.config import parse_instance
 from proxy.edge.routes.openapi import description
-from proxy.fleet.instances import Instance, Status
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import Instance, ModelCard, Status
 from proxy.fleet.why import ASIDE, FAILS_LEGS, NO_ROOM, Why
 from proxy.phases import Role
 
@@ -36,12 +36,20 @@ def test_what_is_set_aside_comes_last_and_gets_graver() -> None:
 
 def test_whatever_a_check_finds_there_is_a_reason_for() -> None:
     instance = Instance(parse_instance("a:1", Role.BOTH))
-    instance.model_cards = [ModelCard("tiny")]
+    instance.listed([ModelCard("tiny")], 0.0)
+    changes: dict[Status, Callable[[], None]] = {
+        Status.STARTING: lambda: None,
+        Status.UP: instance.came_up,
+        Status.ASLEEP: instance.fell_asleep,
+        Status.DOWN: lambda: instance.went_down("gone"),
+        Status.REFUSED: lambda: instance.was_refused("another model"),
+    }
     for status in Status:
-        instance.status = status
+        changes[status]()
+        assert instance.status is status
         why = instance.why_unusable("tiny")
         assert (why is None) if status is Status.UP else (isinstance(why, Why) and why.value == status.value)
-    instance.status = Status.UP
+    instance.came_up()
     assert instance.why_unusable("other") is Why.NOT_SERVED
-    instance.draining = True
+    instance.drain()
     assert instance.why_unusable("other") is Why.DRAINING

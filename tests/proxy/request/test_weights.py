@@ -8,8 +8,7 @@ import pytest
 
 from kvevents import PrefixIndex
 from proxy.config import Admission, parse_instance
-from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.phases import Phase, Role
 from proxy.request import dialects
 from proxy.request.generation import read_request
@@ -60,7 +59,8 @@ def placement(**limits: Any) -> tuple[Fleet, Placement]:
     fleet = Fleet()
     for address, role in (("p:1", Role.PREFILL), ("d:1", Role.DECODE), ("e:1", Role.DECODE)):
         instance = Instance(parse_instance(address, role))
-        instance.status, instance.model_cards = Status.UP, [ModelCard("tiny")]
+        instance.came_up()
+        instance.listed([ModelCard("tiny")], 0.0)
         fleet.add(instance)
     made = Placement(
         fleet,

@@ -9,8 +9,7 @@ import pytest
 
 from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.errors import BadRequestError
-from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import Fleet, Instance, ModelCard, Status
 from proxy.phases import Role
 from proxy.scheduling.lengths import Need, longest_context
 from proxy.simulation import StandIn, StandInConfig
@@ -26,12 +25,9 @@ def fleet_of(**lengths: int | None) -> Fleet:
     for name, length in lengths.items():
         role = {"p": Role.PREFILL, "d": Role.DECODE, "b": Role.BOTH}[name[0]]
         instance = Instance(parse_instance(f"{name}:1", role))
-        instance.status = Status.UP
+        instance.came_up()
         if length != 0:
-            instance.model_cards = [
-                ModelCard("tiny", max_model_len=length),
-                ModelCard("alpha", "tiny"),
-            ]
+            instance.listed([ModelCard("tiny", max_model_len=length), ModelCard("alpha", "tiny")], 0.0)
         fleet.add(instance)
     return fleet
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from kvevents import BlockStored, PrefixIndex, Prompt
 from proxy.config import Admission, parse_instance
+from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.fleet.circuit import Breaker
-from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.fleet.model_card import ModelCard
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
@@ -39,9 +38,9 @@ class Scene:
         }
         for address, role in roles.items():
             instance = Instance(parse_instance(address, role))
-            instance.status = Status.UP
-            instance.model_cards = [ModelCard("tiny")]
-            instance.sources = {0: Exact()}
+            instance.came_up()
+            instance.listed([ModelCard("tiny")], 0.0)
+            instance.is_followed({0: Exact()})
             self.fleet.add(instance)
         self.placement = Placement(
             self.fleet,
@@ -136,7 +135,7 @@ def test_an_instance_whose_index_is_unknown_counts_as_caching_nothing() -> None:
     scene.cache("a:1", PREFIX)
     instance = scene.fleet.get("b:1")
     assert instance is not None
-    instance.sources = {}
+    instance.is_followed({})
     terms = {p.candidate.instance: p.candidate for p in scene.decide([*PREFIX, 1]).prefill.candidates}
     assert terms["b:1"].cached_tokens is None
     assert terms["b:1"].uncached_tokens == 1001
@@ -160,7 +159,7 @@ def test_a_repeated_prefill_prefers_the_instance_that_computed_it() -> None:
     assert chosen(scene.decide(PREFIX, prefill_on="c:1"))[0] == "c:1"
     gone = scene.fleet.get("c:1")
     assert gone is not None
-    gone.status = Status.DOWN
+    gone.went_down("gone")
     assert chosen(scene.decide([*PREFIX, 1], prefill_on="c:1"))[0] == "a:1"
 
 
@@ -168,7 +167,7 @@ def test_only_instances_that_serve_the_model_are_usable() -> None:
     scene = Scene()
     adapter = scene.fleet.get("c:1")
     assert adapter is not None
-    adapter.model_cards = [ModelCard("tiny"), ModelCard("alpha", "tiny")]
+    adapter.listed([ModelCard("tiny"), ModelCard("alpha", "tiny")], 0.0)
     decision = scene.placement.decide(Question("alpha", Prompt(PREFIX), 1))
     assert chosen(decision) == ("c:1", None)
     assert not decision.admissible
@@ -180,7 +179,9 @@ def test_what_an_engine_that_does_both_has_cached_makes_its_leg_no_smaller() -> 
     for address in ("a:1", "b:1", "c:1", "d:1", "e:1"):
         scene.fleet.remove(address)
     both = Instance(parse_instance("f:1", Role.BOTH))
-    both.status, both.model_cards, both.sources = Status.UP, [ModelCard("tiny")], {0: Exact()}
+    both.came_up()
+    both.listed([ModelCard("tiny")], 0.0)
+    both.is_followed({0: Exact()})
     scene.fleet.add(both)
     scene.cache("f:1", PREFIX)
     placed = 0

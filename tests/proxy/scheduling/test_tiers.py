@@ -12,8 +12,7 @@ from proxy.cli.flags import read_config
 from proxy.config import TIER_COSTS, Config, parse_instance, read_tier_costs
 from proxy.edge.app_keys import SERVICE
 from proxy.errors import ConfigError
-from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity
@@ -81,7 +80,9 @@ def placement(index: PrefixIndex, costs: dict[str, float]) -> Placement:
     fleet = Fleet()
     for address, role in {"a:1": Role.PREFILL, "b:1": Role.PREFILL, "d:1": Role.DECODE}.items():
         instance = Instance(parse_instance(address, role))
-        instance.status, instance.model_cards, instance.sources = Status.UP, [ModelCard("tiny")], {0: Exact()}
+        instance.came_up()
+        instance.listed([ModelCard("tiny")], 0.0)
+        instance.is_followed({0: Exact()})
         fleet.add(instance)
     rng = random.Random(1)
     return Placement(

@@ -8,8 +8,7 @@ from kvevents import BlockStored, PrefixIndex, Prompt, Slot
 from proxy.caches.accuracy import Accuracy
 from proxy.caches.expected import PredictedBlocks
 from proxy.config import Admission, parse_instance
-from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.fleet.why import Why
 from proxy.phases import Phase, Role
 from proxy.scheduling.question import Constraints, Question
@@ -43,7 +42,9 @@ def viewer(
     fleet, index = Fleet(), index or PrefixIndex()
     for role in roles:
         instance = Instance(parse_instance(f"{role}:1", role))
-        instance.status, instance.model_cards, instance.sources = Status.UP, [ModelCard("tiny")], {0: Exact()}
+        instance.came_up()
+        instance.listed([ModelCard("tiny")], 0.0)
+        instance.is_followed({0: Exact()})
         fleet.add(instance)
         index.store(instance.address, 0, BlockStored([1, 2], None, TOKENS[:20], 10, medium="GPU"))
     made = Viewer(

@@ -13,7 +13,7 @@ from kvevents import REPORT_SESSION, BlockStored, PrefixIndex, Prompt, Slot
 from proxy.config import parse_instance
 from proxy.connectors import Handoff, asking_for_report
 from proxy.edge.app_keys import SERVICE
-from proxy.fleet.instances import Fleet, Instance
+from proxy.fleet import Fleet, Instance
 from proxy.phases import Role
 from proxy.request.body import Body
 from proxy.scheduling.question import Question
@@ -52,7 +52,7 @@ class Scene:
 
     def join(self) -> None:
         instance = Instance(parse_instance(ENGINE, Role.PREFILL))
-        instance.sources = {0: self.source}
+        instance.is_followed({0: self.source})
         self.fleet.add(instance)
 
     def report_asked(self, instance: str) -> None:
@@ -442,7 +442,7 @@ async def test_what_cannot_be_read_is_the_engines_to_refuse_and_leaves_nothing_b
         body = f'{{"model": "tiny", "prompt": "hello", "max_tokens": 1, {member}}}'
         assert (await pair.service.ask("/v1/completions", body.encode())).status in {200, 400}
         await pair.service.settled()
-        assert not pair.service.fleet.holds.total()
+        assert not sum(pair.service.fleet.holds.values())
         assert (await pair.service.complete([*PREFIXES[0], 9])).status == 200
 
 

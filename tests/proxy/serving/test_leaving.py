@@ -7,9 +7,8 @@ import pytest
 from kvevents import PrefixIndex
 from proxy.config import parse_instance
 from proxy.errors import LegBrokenError
+from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.fleet.circuit import CHARGES_MOST, Breaker
-from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.fleet.model_card import ModelCard
 from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import RoundRobin
@@ -22,8 +21,8 @@ NOBODY: Any = None  # nothing is sent here
 
 def decode(fleet: Fleet, address: str) -> Instance:
     instance = Instance(parse_instance(address, Role.DECODE), Breaker(slow_start_s=10.0, joins=True))
-    instance.status = Status.UP
-    instance.model_cards = [ModelCard(MODEL)]
+    instance.came_up()
+    instance.listed([ModelCard(MODEL)], 0.0)
     fleet.add(instance)
     return instance
 
@@ -49,7 +48,7 @@ def test_a_failing_instance_is_left_for_one_that_starts_slowly(busy: bool) -> No
     fail(failing)
     fail(old)
     if busy:
-        young.count(Phase.DECODE, 0, 5, 5, 5)
+        young.load.count(Phase.DECODE, 0, 5, 5, 5)
     assert ("young:1" in fleet.set_aside(Phase.DECODE, NOW)) is busy
     assert to_leave(fleet, failing) == "failing:1"
 

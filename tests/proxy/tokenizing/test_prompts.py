@@ -9,8 +9,7 @@ import pytest
 
 from proxy.config import parse_instance
 from proxy.errors import LegBrokenError
-from proxy.fleet.instances import Fleet, Instance, Status
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.headers import Headers
 from proxy.phases import Role
 from proxy.request import dialects
@@ -307,8 +306,9 @@ def tokenizer(engines: Engines, now: Sequence[float] = (0.0,), deadline_s: float
     fleet = Fleet()
     for address, role in (("a:1", Role.PREFILL), ("b:1", Role.DECODE), ("c:1", Role.DECODE)):
         instance = Instance(parse_instance(address, role))
-        instance.status = Status.DOWN if address == "c:1" else Status.UP
-        instance.model_cards = [ModelCard("tiny"), ModelCard("alpha", "tiny")]
+        if address != "c:1":
+            instance.came_up()
+        instance.listed([ModelCard("tiny"), ModelCard("alpha", "tiny")], 0.0)
         fleet.add(instance)
     return PromptTokenizer(fleet, engines, clock=lambda: now[-1], deadline_s=deadline_s)
 
@@ -349,7 +349,7 @@ async def test_no_longer_answer_is_read_than_a_prompt_that_fits_has() -> None:
     await asking.tokenize(text(prompt="one"), [])
     assert engines.most_bytes is None
     for instance in asking._fleet:
-        instance.model_cards = [ModelCard("tiny", max_model_len=1000), ModelCard("alpha", "tiny")]
+        instance.listed([ModelCard("tiny", max_model_len=1000), ModelCard("alpha", "tiny")], 0.0)
     await asking.tokenize(text(prompt="two"), [])
     assert engines.most_bytes == (64 << 10) + 12 * 1000
 
@@ -390,7 +390,7 @@ async def test_prompts_are_shortened_on_the_side_that_is_told() -> None:
 async def test_a_prompt_no_engine_takes_is_not_looked_at() -> None:
     asking = tokenizer(Engines())
     for instance in asking._fleet:
-        instance.model_cards = [ModelCard("tiny", max_model_len=10), ModelCard("alpha", "tiny")]
+        instance.listed([ModelCard("tiny", max_model_len=10), ModelCard("alpha", "tiny")], 0.0)
     assert (await asking.tokenize(text(prompt=list(range(11))), [])).why_unknown == "too long"
     assert (await asking.tokenize(text(prompt=list(range(10))), [])).prompt is not None
     for keep, why in ((5, None), (11, "too long")):  # engines shorten first

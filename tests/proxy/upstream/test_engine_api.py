@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy.errors import LegBrokenError, LegError
-from proxy.fleet.model_card import ModelCard
+from proxy.fleet import ModelCard
 from proxy.headers import Headers
 from proxy.upstream.engine_api import about
 from proxy.upstream.engine_api.about import VERSION, asleep

@@ -8,8 +8,8 @@ import pytest
 
 from proxy.config import Deadlines, Health, parse_instance
 from proxy.errors import ConnectFailedError, OurTroubleError, UnresolvedError
+from proxy.fleet import Status
 from proxy.fleet.circuit import Circuit
-from proxy.fleet.instances import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn
 from proxy.upstream.client import EngineClient

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import pytest
 
 from kvevents import Reason
 from proxy.config import Admission, WhenNoPrefill, parse_instance
 from proxy.edge.app_keys import SERVICE
-from proxy.fleet.instances import Fleet, Instance, Status
+from proxy.fleet import Fleet, Instance
 from proxy.phases import Role
 from proxy.simulation.live.faults import Fault
 from proxy.watching import changes
@@ -51,7 +52,8 @@ class Told:
         self.changes = Changes(self.fleet, self.feeds, lambda: self.now)
 
     def up(self) -> None:
-        self.prefill.status = self.decode.status = Status.UP
+        self.prefill.came_up()
+        self.decode.came_up()
         self.changes.look()
 
 
@@ -67,13 +69,13 @@ def test_lost_readiness_is_told_once_and_so_is_its_return(
     told.changes.look()
     told.up()
     assert caplog.messages == []  # the start says this itself
-    told.prefill.status = Status.DOWN
+    told.prefill.went_down("gone")
     for _ in range(3):
         told.changes.look()
-    told.decode.draining = True
+    told.decode.drain()
     told.changes.look()
     assert told.fleet.ready is False
-    told.decode.draining = False
+    told.decode.undrain()
     told.up()
     assert caplog.messages == [
         "not ready: no usable prefill instance (1 of 1 down)",
@@ -109,7 +111,7 @@ def test_groups_that_are_not_counted_are_told_once_for_each_instance(
 def test_where_decode_may_do_all_a_decode_instance_is_enough() -> None:
     told = Told(decode_alone=True)
     assert told.fleet.not_ready_because == "no usable decode instance (1 of 1 starting)"
-    told.decode.status = Status.UP
+    told.decode.came_up()
     assert told.fleet.not_ready_because is None
 
 
@@ -117,7 +119,7 @@ def test_an_index_that_becomes_exact_or_stops_being_so_is_told(
     told: Told, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = Source()
-    told.prefill.sources = {0: source}
+    told.prefill.is_followed({0: source})
     for state in ("unknown", "partial", "exact", "exact", "partial", "unknown", "exact"):
         source.state = state
         told.changes.look()
@@ -132,10 +134,11 @@ def test_an_index_that_sleep_has_emptied_is_told_as_that(
     told: Told, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = Source()
-    told.prefill.sources = {0: source}
+    told.prefill.is_followed({0: source})
     source.state = "exact"
     told.changes.look()
-    source.state, told.prefill.status = "partial", Status.ASLEEP
+    source.state = "partial"
+    told.prefill.fell_asleep()
     told.changes.look()
     assert (
         caplog.messages[-1] == f"prefill {PREFILL} rank 0: index partial, not exact any more (it is asleep)"
@@ -146,8 +149,13 @@ def test_readiness_that_stays_lost_is_not_told_again_as_instances_change(
     told: Told, caplog: pytest.LogCaptureFixture
 ) -> None:
     told.up()
-    for status in (Status.DOWN, Status.STARTING, Status.ASLEEP):
-        told.prefill.status = status
+    changes: list[Callable[[], None]] = [
+        lambda: told.prefill.went_down("gone"),
+        lambda: told.prefill.was_refused("another model"),
+        told.prefill.fell_asleep,
+    ]
+    for change in changes:
+        change()
         told.changes.look()
     assert caplog.messages == ["not ready: no usable prefill instance (1 of 1 down)"]
     assert told.fleet.not_ready_because == "no usable prefill instance (1 of 1 asleep)"
@@ -165,16 +173,16 @@ def test_an_engine_that_is_up_and_unheard_is_told_once_until_it_is_heard(
     told.changes.look()
     told.now += SILENT_S + 1  # but it is not up yet
     told.up()
-    assert not told.prefill.silent
+    assert told.prefill.why_unheard(0) is None
     for _ in range(3):
         told.now += SILENT_S
         told.changes.look()
     (line,) = caplog.messages
     assert f"prefill {PREFILL} rank 0: no KV events come from tcp://h:1" in line
-    assert told.prefill.silent == {0: "no KV events come from tcp://h:1"}
+    assert told.prefill.why_unheard(0) == "no KV events come from tcp://h:1"
     told.feeds.silent = {}
     told.changes.look()
-    assert not told.prefill.silent
+    assert told.prefill.why_unheard(0) is None
 
 
 async def test_a_wrong_event_port_is_told_in_the_log_and_in_the_status(

@@ -1,0 +1,40 @@
+"""A claim is counted while its leg runs and never after."""
+
+from types import TracebackType
+from typing import Self
+
+from proxy.fleet.instance import Instance
+from proxy.phases import Phase
+
+
+class Claim:
+    """Work counted on one rank of an instance; ends once, at the end of a `with` block or by `end()`."""
+
+    def __init__(
+        self, instance: Instance, rank: int, phase: Phase, tokens: int, weight_tokens: int | None = None
+    ) -> None:
+        """`weight_tokens`: what it takes of the limit of the rank; None: as much as it adds to the load."""
+        self.instance = instance
+        self.rank = rank
+        self.phase = phase
+        self.tokens = tokens
+        self.weight_tokens = tokens if weight_tokens is None else weight_tokens
+        self._running = True
+        self._trial = instance.breaker.begin_leg()
+        instance.load.count(phase, rank, 1, tokens, self.weight_tokens)
+
+    def end(self) -> None:
+        """Stop counting. A second call does nothing."""
+        if self._running:
+            self._running = False
+            self.instance.breaker.end_leg(self._trial)
+            self.instance.load.count(self.phase, self.rank, -1, -self.tokens, -self.weight_tokens)
+            self.instance.announce()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()

@@ -1,0 +1,165 @@
+"""The fleet is who is there, in the order of coming; whoever waits for it to change is told of every change.
+
+State without I/O: the watch takes instances in and out, the director takes claims.
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+
+from proxy.fleet.circuit import Circuit
+from proxy.fleet.claims import Claim
+from proxy.fleet.instance import Instance, Status
+from proxy.fleet.why import Why
+from proxy.phases import Phase
+
+
+class Fleet:
+    """The instances, by address, in the order they were added."""
+
+    def __init__(self, *, decode_alone: bool = False) -> None:
+        """`decode_alone`: with no usable prefill instance a decode instance serves requests whole."""
+        self._decode_alone = decode_alone
+        self._listeners: list[Callable[[], None]] = []
+        self._instances: dict[str, Instance] = {}
+        self._holds: Counter[str] = Counter()
+        self._picks = 0
+
+    def __iter__(self) -> Iterator[Instance]:
+        return iter(self._instances.values())
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    def get(self, address: str) -> Instance | None:
+        """The instance at an address."""
+        return self._instances.get(address)
+
+    def add(self, instance: Instance) -> None:
+        """Take an instance in. Raises ValueError if its address is taken."""
+        if instance.address in self._instances:
+            raise ValueError(f"{instance.address} is there already")
+        self._instances[instance.address] = instance
+        instance.announce = self._announce
+        self._announce()
+
+    def remove(self, address: str) -> Instance | None:
+        """Let an instance go; its running claims end with their legs."""
+        gone = self._instances.pop(address, None)
+        self._announce()
+        return gone
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when a claim has ended, or an instance may have become usable or not, better or worse.
+
+        It is called in the middle of that change: it must not raise, and should only take a note.
+        """
+        self._listeners.append(listener)
+
+    def _announce(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    @property
+    def holds(self) -> Mapping[str, int]:
+        """How many prompts' blocks wait on each instance to be fetched or given back, by address; 0 for all others."""
+        return self._holds
+
+    def hold_began(self, address: str) -> None:
+        """A prompt's blocks wait there from now on."""
+        self._holds[address] += 1
+
+    def hold_ended(self, address: str) -> None:
+        """They were fetched, given back, or nothing more can be done for them."""
+        self._holds[address] -= 1
+
+    def of(self, phase: Phase) -> list[Instance]:
+        """The instances whose role includes a phase."""
+        return [instance for instance in self if instance.takes(phase)]
+
+    def set_aside(self, phase: Phase, now: float) -> dict[str, Why]:
+        """The usable instances of a phase that get a leg only if no better one can take it, and why: one of `ASIDE`."""
+        usable = [instance for instance in self.of(phase) if instance.why_unusable() is None]
+        aside: dict[str, Why] = {}
+        for instance in usable:
+            breaker = instance.breaker
+            if breaker.state is Circuit.OPEN:
+                aside[instance.address] = Why.CIRCUIT_OPEN
+            elif breaker.on_trial:
+                aside[instance.address] = Why.HALF_OPEN
+            elif breaker.failing(now):
+                aside[instance.address] = Why.FAILING
+            elif breaker.doubtful:
+                aside[instance.address] = Why.NOT_ANSWERING
+            elif (share := breaker.share(now)) < 1:
+                others = [
+                    other.running_legs()
+                    for other in usable
+                    if other is not instance and other.breaker.state is Circuit.CLOSED
+                ]
+                most = max(1, math.ceil(share * statistics.fmean(others))) if others else math.inf
+                if instance.running_legs() >= most:
+                    aside[instance.address] = Why.SLOW_START
+        return aside
+
+    def reopens_in_s(self, now: float) -> float | None:
+        """How long until an instance that said it is full may have more room, if nothing happens; None if none will."""
+        widen = (
+            instance.fullness.widens_in_s(now, awaited=instance.running_legs() > instance.fullness.legs)
+            for instance in self
+        )
+        return min((seconds for seconds in widen if seconds is not None), default=None)
+
+    def serves(self, model: str) -> bool:
+        """Whether any instance lists a model, up or not."""
+        return any(model in instance.models for instance in self)
+
+    def is_adapter(self, model: str) -> bool:
+        """Whether the name is a LoRA adapter on some instance."""
+        return any(model in instance.adapters for instance in self)
+
+    @property
+    def max_model_len(self) -> float:
+        """The longest prompt any instance takes, in tokens; infinite if none tells."""
+        told = [length for instance in self if (length := instance.max_model_len) < math.inf]
+        return max(told, default=math.inf)
+
+    @property
+    def ready(self) -> bool:
+        """Whether some request could be served: a usable instance for each phase that needs one."""
+        return self.not_ready_because is None
+
+    @property
+    def started(self) -> bool:
+        """Whether some request could be served, but for instances that somebody drained or sent to sleep."""
+        alive = {Status.UP, Status.ASLEEP}
+        return all(any(i.status in alive for i in self.of(phase)) for phase in self._needed)
+
+    @property
+    def _needed(self) -> tuple[Phase, ...]:
+        return (Phase.DECODE,) if self._decode_alone else tuple(Phase)
+
+    @property
+    def missing(self) -> tuple[Phase, ...]:
+        """The phases that no request can do without and no usable instance takes."""
+        return tuple(p for p in self._needed if not any(i.why_unusable() is None for i in self.of(p)))
+
+    @property
+    def not_ready_because(self) -> str | None:
+        """What no request can do without, and in which states it is, in words; None while one could be served."""
+        return " and ".join(map(self._none_usable, self.missing)) or None
+
+    def _none_usable(self, phase: Phase) -> str:
+        states = Counter(instance.state for instance in self.of(phase))
+        counts = ", ".join(f"{count} of {states.total()} {state}" for state, count in sorted(states.items()))
+        return f"no usable {phase} instance" + (f" ({counts})" if counts else "")
+
+    def claim(
+        self, address: str, rank: int, phase: Phase, tokens: int, weight_tokens: int | None = None
+    ) -> Claim:
+        """Count a leg that is about to be sent. Raises KeyError if the instance is gone."""
+        instance = self._instances[address]
+        self._picks += 1
+        instance.load.last_pick[phase, rank] = self._picks
+        return Claim(instance, rank, phase, tokens, weight_tokens)

@@ -1,0 +1,327 @@
+"""What is known of an instance changes by its verbs alone; it is usable only while it is up and nobody has drained it.
+
+Who says which verb: the book of health (`watching.health`) of its state and circuit; the watch of what it serves, whether it
+is drained, and its release; the event feeds of its sources; the look for changes of silent ranks; legs of what failed, what
+was pulled, and of room (`fullness`) and denials.
+"""
+
+import enum
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from proxy.config import InstanceSpec
+from proxy.fleet.circuit import Breaker
+from proxy.fleet.denials import Denials
+from proxy.fleet.fullness import Fullness
+from proxy.fleet.load import Load
+from proxy.fleet.model_card import ModelCard
+from proxy.fleet.why import Why
+from proxy.phases import Phase, Role
+
+MOST_RANKS = 1024
+"""Data-parallel ranks of one instance, numbered from 0; far more than one engine can have."""
+
+
+class Status(enum.StrEnum):
+    """What the last check of an instance found."""
+
+    STARTING = "starting"
+    UP = "up"
+    ASLEEP = "asleep"
+    """It lives, and answers no requests until somebody wakes it."""
+    DOWN = "down"
+    REFUSED = "refused"
+    """It is reachable and serves another model."""
+
+
+_NOT_UP = {status: Why(status.value) for status in Status if status is not Status.UP}
+
+
+class SourceView(Protocol):
+    """What the rest needs to know of a followed event source."""
+
+    @property
+    def state(self) -> str:
+        """`exact`, `partial` or `unknown`."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """One more whenever all blocks were forgotten because another process may be behind the address."""
+        ...
+
+
+class Instance:
+    """One engine and all that is known of it."""
+
+    def __init__(self, spec: InstanceSpec, breaker: Breaker | None = None, *, draining: bool = False) -> None:
+        """`draining`: it gets no legs from the beginning."""
+        self.announce: Callable[[], None] = _nobody_listens
+        """Called when a claim on it ends, and when it may have become usable or unusable, better or worse."""
+        self.spec = spec
+        self.breaker = breaker or Breaker()
+        self.fullness = Fullness()
+        """What its engine has said of its room."""
+        self.denials = Denials()
+        """Which models it lists and has answered 404 for."""
+        self.load = Load(spec.role)
+        """What runs there; changed by claims alone."""
+        self._status = Status.STARTING
+        self._draining = draining
+        self._model_cards: Sequence[ModelCard] = []
+        self._max_model_len = math.inf
+        self._why_down: str | None = None
+        self._unlisted: str | None = None
+        self._last_failure: str | None = None
+        self._version: str | None = None
+        self._sources: Mapping[int, SourceView] = {}
+        self._unheard: str | None = None
+        self._silent: dict[int, str] = {}
+        self._pulled_from: set[str] = set()
+
+    # -- what it is ---------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """`host:port`, its name."""
+        return self.spec.address
+
+    @property
+    def role(self) -> Role:
+        """What it does."""
+        return self.spec.role
+
+    def takes(self, phase: Phase) -> bool:
+        """Whether its role includes this phase."""
+        return self.role in {Role.BOTH, Role(phase)}
+
+    @property
+    def version(self) -> str | None:
+        """Its vLLM release, as it told when it came up; None if that is not known."""
+        return self._version
+
+    def runs(self, version: str | None) -> None:
+        """It has told its release, or that it does not."""
+        self._version = version
+
+    # -- whether it can be used ---------------------------------------------------------------------------
+
+    @property
+    def status(self) -> Status:
+        """What the last check of it found."""
+        return self._status
+
+    @property
+    def draining(self) -> bool:
+        """Whether it gets no new legs, whatever its health."""
+        return self._draining
+
+    @property
+    def state(self) -> str:
+        """What `/status` and `/explain` call it: `draining`, or what the last check found."""
+        return "draining" if self._draining else self._status.value
+
+    @property
+    def why_down(self) -> str | None:
+        """What went wrong last, in words for `/status`; None while all is well."""
+        return self._why_down
+
+    def why_unusable(self, model: str | None = None) -> Why | None:
+        """Why no leg may go there now; None if one may."""
+        if self._draining:
+            return Why.DRAINING
+        if self._status is not Status.UP:
+            return _NOT_UP[self._status]
+        return Why.NOT_SERVED if model is not None and model not in self.models else None
+
+    def says_full(self, now: float) -> bool:
+        """Whether its engine has said that it has no room for one leg more, beside all that are meant for it."""
+        return self.fullness.is_known and not self.fullness.room(now, self.load.legs())
+
+    def came_up(self) -> None:
+        """A check was answered, and it serves what it should."""
+        self._is(Status.UP, None)
+
+    def fell_asleep(self) -> None:
+        """A check was answered, and the engine says that it sleeps."""
+        self._is(Status.ASLEEP, None)
+
+    def went_down(self, why: str) -> None:
+        """It is not there any more; whoever comes back is another process. `why`: in words for `/status`."""
+        self._pulled_from.clear()
+        self.fullness.forget()
+        self.denials.forget()
+        self._is(Status.DOWN, why)
+
+    def was_refused(self, why: str) -> None:
+        """It is reachable and serves another model. `why`: in words for `/status`."""
+        self._is(Status.REFUSED, why)
+
+    def could_not_be_asked(self, why: str) -> None:
+        """For want of something of ours. `why`: in words for `/status`, while nothing else is known of it."""
+        if self._status is Status.STARTING:
+            self._why_down = why
+
+    def circuit_opened(self, why: str) -> None:
+        """Its legs failed where others served the same requests. `why`: in words for `/status`."""
+        self._why_down = why
+
+    def circuit_closed(self) -> None:
+        """It serves again."""
+        self._why_down = None
+
+    def drain(self) -> None:
+        """It gets no new legs from now on."""
+        self._drains(to=True)
+
+    def undrain(self) -> None:
+        """It gets legs again."""
+        self._drains(to=False)
+
+    def _is(self, status: Status, why_down: str | None) -> None:
+        before, self._status, self._why_down = self._status, status, why_down
+        if status is not before:
+            self.announce()
+
+    def _drains(self, *, to: bool) -> None:
+        before, self._draining = self._draining, to
+        if to is not before:
+            self.announce()
+
+    # -- what it serves -----------------------------------------------------------------------------------
+
+    @property
+    def model_cards(self) -> Sequence[ModelCard]:
+        """What its `/v1/models` lists."""
+        return self._model_cards
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Every name it serves, adapters included."""
+        return frozenset(card.id for card in self._model_cards)
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """The names that are LoRA adapters: cards with a parent."""
+        return frozenset(card.id for card in self._model_cards if card.parent)
+
+    @property
+    def max_model_len(self) -> float:
+        """The tokens a prompt and its answer may have together; infinite while it has told of none."""
+        return self._max_model_len  # every decision asks every instance
+
+    @property
+    def unlisted(self) -> str | None:
+        """Why what it serves could not be read anew, in words for `/status`; None where it was."""
+        return self._unlisted
+
+    def listed(self, cards: Sequence[ModelCard], now: float) -> None:
+        """Its `/v1/models` lists these: it serves them, but for those it is left out for by its own 404s."""
+        self._unlisted = None
+        self._lists([card for card in cards if not self.denials.left_out(card.id, now)])
+
+    def lists_nothing_new(self, why: str) -> None:
+        """What it serves could not be read anew: what it listed before counts. `why`: in words for `/status`."""
+        self._unlisted = why
+
+    def lacks(self, model: str) -> None:
+        """It has answered 404 for a model: it does not serve it until it is asked again what it lists."""
+        self._lists([card for card in self._model_cards if card.id != model])
+
+    def _lists(self, cards: Sequence[ModelCard]) -> None:
+        before, self._model_cards = self._model_cards, cards
+        told = (card.max_model_len for card in cards)
+        self._max_model_len = next((length for length in told if length is not None), math.inf)
+        if cards != before:
+            self.announce()
+
+    # -- what its cache is known by -----------------------------------------------------------------------
+
+    @property
+    def sources(self) -> Mapping[int, SourceView]:
+        """Its followed event sources by rank; empty if it publishes none or none are followed."""
+        return self._sources
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The data-parallel ranks legs can be sent to; rank 0 alone if the engine told of none."""
+        return tuple(sorted(self._sources)) or (0,)
+
+    def index_state(self, rank: int) -> str:
+        """How well the cache of a rank is known."""
+        source = self._sources.get(rank)
+        return source.state if source is not None else "unknown"
+
+    def why_unheard(self, rank: int) -> str | None:
+        """Why no KV events are heard from a rank, in words for `/status`; None for one that is heard."""
+        return self._silent.get(rank, self._unheard)
+
+    def is_followed(self, sources: Mapping[int, SourceView]) -> None:
+        """These are its event sources from now on."""
+        self._sources = sources
+
+    def told_sources(self, why_none: str | None) -> None:
+        """Whether it has told where it publishes; if it has not, why, in words for `/status`."""
+        self._unheard = why_none
+
+    def fell_silent(self, rank: int, why: str) -> bool:
+        """Nobody publishes for a rank. `why`: in words for `/status`. Tells whether that is news."""
+        if rank in self._silent:
+            return False
+        self._silent[rank] = why
+        return True
+
+    def is_heard(self, rank: int) -> None:
+        """Somebody publishes for a rank, or nobody could."""
+        self._silent.pop(rank, None)
+
+    # -- what legs have shown -----------------------------------------------------------------------------
+
+    @property
+    def last_failure(self) -> str | None:
+        """What went wrong with the last leg that failed there, in words."""
+        return self._last_failure
+
+    def leg_failed(self, why: str) -> None:
+        """A leg failed there. `why`: in words."""
+        self._last_failure = why
+
+    def has_pulled_from(self, engine_id: str | None) -> bool:
+        """Whether it has fetched blocks from a prefill engine process since it came up: then the two can talk."""
+        return engine_id in self._pulled_from
+
+    @property
+    def peers(self) -> int:
+        """How many prefill engine processes it has fetched blocks from."""
+        return len(self._pulled_from)
+
+    def pulled_from(self, engine_id: str) -> None:
+        """It has fetched blocks from a prefill engine process."""
+        self._pulled_from.add(engine_id)
+
+    # -- what runs there ----------------------------------------------------------------------------------
+
+    def load_tokens(self, phase: Phase, rank: int) -> int:
+        """Outstanding tokens of a rank's running legs; of both phases where one instance does both."""
+        return self.load.tokens(phase, rank)
+
+    def weight_tokens(self, phase: Phase, rank: int) -> int:
+        """What a rank's running legs take of its limit; of both phases as `load_tokens`."""
+        return self.load.weight_tokens(phase, rank)
+
+    def running_legs(self, phase: Phase | None = None) -> int:
+        """How many legs are running, of one phase or of both."""
+        return self.load.legs(phase)
+
+    def running_tokens(self) -> int:
+        """Outstanding tokens of all running legs."""
+        return self.load.all_tokens()
+
+    def running_weight_tokens(self) -> int:
+        """What all running legs take of the limits of the ranks."""
+        return self.load.all_weight_tokens()
+
+
+def _nobody_listens() -> None:
+    """An instance that is in no fleet tells nobody."""
