@@ -7,10 +7,13 @@ Pure: times are passed in, chance is a generator that is passed in, nothing is a
 * open: the engine is not there, and gets no legs until a check is answered; or its legs failed where others
   served the same requests, and it gets none for a pause that doubles, unless there is nothing else to use.
 * half-open: it is back, and one leg at a time tries it. Success closes the circuit, failure opens it again.
+
+What checks and legs show is counted until it proves something; `TURNS` has what each proof does in each state.
 """
 
 import enum
 import random
+from collections.abc import Mapping
 
 MISSED_MOST = 3
 """Checks in a row that nobody answered, and not a byte on any leg meanwhile: then nobody is there.
@@ -56,6 +59,73 @@ class Circuit(enum.StrEnum):
     HALF_OPEN = "half_open"
 
 
+class At(enum.Enum):
+    """A state of the circuit, with why it is open."""
+
+    CLOSED = enum.auto()
+    DEAD = enum.auto()
+    """Open: the engine is not there."""
+    EJECTED = enum.auto()
+    """Open: its legs failed where others served the same requests."""
+    HALF_OPEN = enum.auto()
+
+
+class Proof(enum.Enum):
+    """What has been shown of the engine."""
+
+    SEEN = enum.auto()
+    """The first of all checks was answered."""
+    BACK = enum.auto()
+    """A check was answered."""
+    RESTED = enum.auto()
+    """A check was answered, and the pause of its ejection is over."""
+    GONE = enum.auto()
+    """Nobody is there: its port is closed, it says so itself, or MISSED_MOST checks and all legs heard nothing."""
+    SERVES = enum.auto()
+    """A leg was given what was asked for."""
+    OUTLASTED = enum.auto()
+    """A leg on trial has outlived PATIENT_CHECKS answered checks."""
+    FAILS = enum.auto()
+    """A leg failed."""
+    OUTDONE = enum.auto()
+    """CHARGES_MOST legs in a row, or one on trial, failed where others served the same requests."""
+
+
+TURNS: Mapping[At, Mapping[Proof, At]] = {
+    At.CLOSED: {
+        Proof.SEEN: At.CLOSED,
+        Proof.GONE: At.DEAD,
+        Proof.OUTDONE: At.EJECTED,
+    },
+    At.DEAD: {
+        Proof.SEEN: At.CLOSED,
+        Proof.BACK: At.HALF_OPEN,
+        Proof.GONE: At.DEAD,
+    },
+    At.EJECTED: {
+        Proof.SEEN: At.CLOSED,
+        Proof.RESTED: At.HALF_OPEN,
+        Proof.SERVES: At.HALF_OPEN,  # used for want of others, and it worked
+        Proof.GONE: At.DEAD,
+    },
+    At.HALF_OPEN: {
+        Proof.SERVES: At.CLOSED,
+        Proof.OUTLASTED: At.CLOSED,
+        Proof.FAILS: At.EJECTED,
+        Proof.OUTDONE: At.EJECTED,
+        Proof.GONE: At.DEAD,
+    },
+}
+"""What a proof does in a state; nothing where it is not named."""
+
+_CIRCUITS = {
+    At.CLOSED: Circuit.CLOSED,
+    At.DEAD: Circuit.OPEN,
+    At.EJECTED: Circuit.OPEN,
+    At.HALF_OPEN: Circuit.HALF_OPEN,
+}
+
+
 class Breaker:
     """The health of one instance. Times are seconds of any one monotonic clock."""
 
@@ -63,6 +133,7 @@ class Breaker:
         self, *, slow_start_s: float = 0.0, joins: bool = False, rng: random.Random | None = None
     ) -> None:
         """`joins`: it comes to instances that are at work already, so that its first legs come slowly, too."""
+        self._at = At.CLOSED
         self.state = Circuit.CLOSED
         self.dead = False
         """Open because the engine is not there; else because its legs failed."""
@@ -141,14 +212,15 @@ class Breaker:
         self._unanswered = False
         if not self._seen:
             self._seen = True
-            self.state, self.dead = Circuit.CLOSED, False
-            self._closed_at = now if self._joins else None
-        elif self.state is Circuit.OPEN and (self.dead or now >= self._open_until):
-            self._half_open()
+            self._turn(Proof.SEEN, now)
         elif self.on_trial:
             self._patience += 1
             if self._patience >= PATIENT_CHECKS:
-                self._close(now)
+                self._turn(Proof.OUTLASTED, now)
+        elif self._at is At.DEAD:
+            self._turn(Proof.BACK, now)
+        elif self._at is At.EJECTED and now >= self._open_until:
+            self._turn(Proof.RESTED, now)
 
     def busy(self) -> None:
         """A check was not answered, but legs were meanwhile: the engine lives."""
@@ -164,8 +236,8 @@ class Breaker:
 
     def lost(self) -> None:
         """The engine is not there: its port is closed, or it says itself that it is dead."""
-        self._probes = self._probes + 1 if self.state is Circuit.OPEN and self.dead else 0
-        self.state, self.dead = Circuit.OPEN, True
+        self._probes = self._probes + 1 if self._at is At.DEAD else 0
+        self._turn(Proof.GONE)
 
     # -- what legs show -----------------------------------------------------------------------------------
 
@@ -193,10 +265,7 @@ class Breaker:
         the other, so it does not make up for legs that failed.
         """
         self._charges = 0
-        if self.state is Circuit.HALF_OPEN:
-            self._close(now)
-        elif self.state is Circuit.OPEN and not self.dead:
-            self._half_open()  # used for want of others, and it worked
+        self._turn(Proof.SERVES, now)
 
     def broke(self, now: float) -> None:
         """A leg ended without a complete answer; what that means is for a check to find out, unless on trial."""
@@ -208,33 +277,40 @@ class Breaker:
         """
         self._failed_legs += 1
         self._failed_at = now
-        if self.state is Circuit.HALF_OPEN:
-            self._eject(now)
+        self._turn(Proof.FAILS, now)
 
     def charged(self, now: float) -> None:
         """A leg failed, and another instance then served the same request."""
         if self.state is Circuit.OPEN:
             return
         self._charges += 1
-        if self.state is Circuit.HALF_OPEN or self._charges >= CHARGES_MOST:
-            self._eject(now)
+        if self._at is At.HALF_OPEN or self._charges >= CHARGES_MOST:
+            self._turn(Proof.OUTDONE, now)
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _eject(self, now: float) -> None:
+    def _turn(self, proof: Proof, now: float = 0.0) -> None:
+        """Do what a proof does in this state. `now`: not needed where nobody is there."""
+        after = TURNS[self._at].get(proof)
+        if after is None:
+            return
+        before, self._at = self._at, after
+        self.state, self.dead = _CIRCUITS[after], after is At.DEAD
+        if after is At.EJECTED:
+            self._begin_pause(before, now)
+        elif after is At.HALF_OPEN:
+            self._begin_trial()
+        elif after is At.CLOSED:
+            self._closed_at = now if proof is not Proof.SEEN or self._joins else None
+            self._charges = 0
+
+    def _begin_pause(self, before: At, now: float) -> None:
         settled = self._closed_at is None or now - self._closed_at >= EJECTED_MOST_S
-        self._ejections = 0 if self.state is Circuit.CLOSED and settled else self._ejections + 1
+        self._ejections = 0 if before is At.CLOSED and settled else self._ejections + 1
         pause_s = min(EJECTED_MOST_S, EJECTED_FIRST_S * 2.0 ** min(self._ejections, 10))
-        self.state, self.dead = Circuit.OPEN, False
         self._open_until = now + pause_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
         self._charges = 0
 
-    def _half_open(self) -> None:
-        self.state, self.dead = Circuit.HALF_OPEN, False
+    def _begin_trial(self) -> None:
         self._probes = self._charges = self._failed_legs = self._trials = self._patience = 0
         self._trial += 1
-
-    def _close(self, now: float) -> None:
-        self.state = Circuit.CLOSED
-        self._closed_at = now
-        self._charges = 0

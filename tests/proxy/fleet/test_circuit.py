@@ -15,8 +15,11 @@ from proxy.fleet.circuit import (
     PATIENT_CHECKS,
     PROBE_FIRST_S,
     PROBE_MOST_S,
+    TURNS,
+    At,
     Breaker,
     Circuit,
+    Proof,
 )
 
 CLOSED, OPEN, HALF_OPEN = Circuit.CLOSED, Circuit.OPEN, Circuit.HALF_OPEN
@@ -61,6 +64,7 @@ class Scene:
         ("lost", OPEN),
         ("missed", OPEN),
         ("lost lost answered", CLOSED),
+        ("3*charged served answered", HALF_OPEN),
         # What proves that nobody is there.
         ("answered lost", OPEN),
         ("answered 2*missed", CLOSED),
@@ -103,6 +107,18 @@ class Scene:
 )
 def test_a_transcript_of_events_ends_in_its_state(transcript: str, state: Circuit) -> None:
     assert Scene().play(transcript).breaker.state is state
+
+
+def test_every_state_is_reached_and_left_by_proofs_that_are_named() -> None:
+    assert TURNS.keys() == set(At)
+    assert {after for turns in TURNS.values() for after in turns.values()} == set(At)
+    assert {proof for turns in TURNS.values() for proof in turns} == set(Proof)
+    assert all(turns[Proof.GONE] is At.DEAD for turns in TURNS.values()), (
+        "who is not there is dead, whatever was"
+    )
+    assert not [at for at in (At.DEAD, At.EJECTED) if Proof.FAILS in TURNS[at]], (
+        "nothing fails where nothing is sent"
+    )
 
 
 def test_only_one_leg_is_a_trial() -> None:
