@@ -21,7 +21,7 @@ from proxy.caches.accuracy import Accuracy
 from proxy.caches.believing import Believing
 from proxy.caches.feeds import EventFeeds
 from proxy.caches.told import ToldRules
-from proxy.config import AllowedInstances, Config, WhenNoPrefill
+from proxy.config import AllowedInstances, Config, Rules, WhenNoPrefill
 from proxy.connectors import CONNECTORS
 from proxy.descriptors import Descriptors, open_descriptors
 from proxy.doctor import Doctor
@@ -63,6 +63,7 @@ class Service:
         """Use `assemble`. Raises ConfigError."""
         clock = time.monotonic
         self.config = config
+        self.rules = Rules(config)
         self.draining, self.stopping = asyncio.Event(), asyncio.Event()
         """Set once the process is to end soon (nobody should send anything new, and what comes is served all the
         same), and once it is ending."""
@@ -118,7 +119,7 @@ class Service:
         self.gate = Gate(
             fleet=self.fleet,
             placement=self.placement,
-            limits=config.admission,
+            rules=self.rules,
             accounts=self.metrics,
             clock=clock,
         )
@@ -161,7 +162,7 @@ class Service:
             else None
         )
         self.watch = FleetWatch(
-            config, self.fleet, self.client, self.feeds, self.metrics, forget=self.placement.forget
+            self.rules, self.fleet, self.client, self.feeds, self.metrics, forget=self.placement.forget
         )
         self.membership = AdminMembership(config, self.fleet, self.watch, self.client, self.kept, clock)
         drained = self.kept.restored.drained if self.kept is not None else ()
@@ -193,10 +194,8 @@ class Service:
             tasks=self._leg_tasks,
             clock=clock,
             lease_s=config.kv_lease_s,
-            deadlines=config.deadlines,
-            retries=config.retries,
+            rules=self.rules,
             healing=self.healing,
-            expected_answer_tokens=config.admission.expected_answer_tokens,
         )
         self.doctor = Doctor(config, self.client, service=_Known(self.fleet, self.accuracy))
 

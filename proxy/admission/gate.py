@@ -22,7 +22,7 @@ import msgspec
 
 from proxy.admission.drain_rate import DrainRate
 from proxy.admission.ticket import Ticket
-from proxy.config import Admission, WhenNoPrefill
+from proxy.config import Rules, WhenNoPrefill
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError, cut, nothing_usable
 from proxy.fair_queue import FairQueue, QueueFullError, Waiting
 from proxy.fleet import Fleet
@@ -112,13 +112,15 @@ class Gate:
         *,
         fleet: Fleet,
         placement: Placement,
-        limits: Admission,
+        rules: Rules,
         accounts: QueueAccounts,
         clock: Callable[[], float],
     ) -> None:
         self._fleet = fleet
         self._placement = placement
-        self._limits = limits
+        self._rules = rules
+        self._limits = limits = rules.admission
+        """As they were at the start, for what is cold."""
         self._accounts = accounts
         self._clock = clock
         self._queue: FairQueue[_Turn] = FairQueue(limits.max_queue)
@@ -153,12 +155,12 @@ class Gate:
             "running_clients": len(self._running),
             "clients_held_back": self.clients_held_back,
             "max_client_requests": limits.max_client_requests,
-            "max_client_priority": limits.max_client_priority,
+            "max_client_priority": self._rules.admission.max_client_priority,
             "max_queue": limits.max_queue,
-            "queue_timeout_s": limits.queue_timeout_s,
+            "queue_timeout_s": self._rules.admission.queue_timeout_s,
             "max_prefill_tokens": limits.max_prefill_tokens,
             "max_decode_tokens": limits.max_decode_tokens,
-            "expected_answer_tokens": limits.expected_answer_tokens,
+            "expected_answer_tokens": self._rules.admission.expected_answer_tokens,
             "when_no_prefill": limits.when_no_prefill,
         }
 
@@ -237,11 +239,11 @@ class Gate:
         if ticket.turned_away_at is None:
             return False
         passed_s = self._clock() - ticket.turned_away_at
-        return max(passed_s, ticket.waited_s) >= self._limits.queue_timeout_s
+        return max(passed_s, ticket.waited_s) >= self._rules.admission.queue_timeout_s
 
     async def _wait(self, turn: _Turn) -> Admitted:
         ticket = turn.ticket
-        left_s = self._limits.queue_timeout_s - ticket.waited_s
+        left_s = self._rules.admission.queue_timeout_s - ticket.waited_s
         if left_s <= 0:
             raise self._timed_out(turn)
         waiting = self._push(turn)
@@ -427,7 +429,7 @@ class Gate:
             self._accounts.refused("client_limit")
             return RateLimitError(
                 f"{self._limits.max_client_requests} requests of this client are being served (--max-client-requests),"
-                f" and none of them ended for {self._limits.queue_timeout_s:g} s (--queue-timeout): send fewer at a time",
+                f" and none of them ended for {self._rules.admission.queue_timeout_s:g} s (--queue-timeout): send fewer at a time",
                 reason="client_limit",
                 headers={"Retry-After": str(self._rate.retry_after_s(1, self._clock()))},
             )
@@ -442,13 +444,13 @@ class Gate:
             self._accounts.refused(ENGINES_FULL)
             left_s = self._fleet.reopens_in_s(self._clock()) or 0.0
             return UnavailableError(
-                f"the engines said for {self._limits.queue_timeout_s:g} s (--queue-timeout) that they are full",
+                f"the engines said for {self._rules.admission.queue_timeout_s:g} s (--queue-timeout) that they are full",
                 reason=ENGINES_FULL,
                 headers={"Retry-After": str(max(1, math.ceil(left_s)))},
             )
         self._accounts.refused("queue_timeout")
         return UnavailableError(
-            f"the engines were busy for {self._limits.queue_timeout_s:g} s (--queue-timeout)",
+            f"the engines were busy for {self._rules.admission.queue_timeout_s:g} s (--queue-timeout)",
             reason="queue_timeout",
             headers={"Retry-After": str(self._rate.retry_after_s(len(self._queue), self._clock()))},
         )

@@ -5,6 +5,7 @@ from proxy.config.cors import Cors
 from proxy.config.faults import Deadlines, Health, Retries
 from proxy.config.instances import EventSource, InstanceSpec, as_text, parse_instance
 from proxy.config.overload import Admission, WhenNoPrefill
+from proxy.config.rules import Rules
 from proxy.config.security import Security
 from proxy.config.service import LEASE_MARGIN_S, Config
 from proxy.config.state import State
@@ -23,6 +24,7 @@ __all__ = [
     "Health",
     "InstanceSpec",
     "Retries",
+    "Rules",
     "Security",
     "State",
     "WhenNoPrefill",

@@ -20,7 +20,8 @@ class Deadlines(Section, frozen=True, kw_only=True):
         ),
     ] = 5.0
     prefill_s: Annotated[
-        float, Setting("--prefill-timeout", SECONDS, "how long a prefill leg may take", above=0)
+        float,
+        Setting("--prefill-timeout", SECONDS, "how long a prefill leg may take", above=0, reloadable=True),
     ] = 300.0
     """From sending a prefill leg to the end of its answer."""
     first_byte_s: Annotated[
@@ -30,12 +31,19 @@ class Deadlines(Section, frozen=True, kw_only=True):
             SECONDS,
             "how long a decode leg may take until it has generated something, or an unstreamed one altogether",
             above=0,
+            reloadable=True,
         ),
     ] = 600.0
     """From sending a decode leg until a stream holds something generated, or to the whole of an unstreamed answer."""
     chunk_s: Annotated[
         float,
-        Setting("--chunk-timeout", SECONDS, "how long a stream may pause; comments do not count", above=0),
+        Setting(
+            "--chunk-timeout",
+            SECONDS,
+            "how long a stream may pause; comments do not count",
+            above=0,
+            reloadable=True,
+        ),
     ] = 120.0
     request_s: Annotated[
         float,
@@ -44,6 +52,7 @@ class Deadlines(Section, frozen=True, kw_only=True):
             SECONDS,
             "how long a request may take in all, 0 for no limit; X-Request-Timeout-Ms can shorten it",
             least=0,
+            reloadable=True,
         ),
     ] = 0.0
     client_stall_s: Annotated[
@@ -54,6 +63,7 @@ class Deadlines(Section, frozen=True, kw_only=True):
             "how long a client may take nothing of an answer that waits for it",
             above=0,
             more="Then its connection is cut.",
+            reloadable=True,
         ),
     ] = 300.0
 
@@ -69,6 +79,7 @@ class Retries(Section, frozen=True, kw_only=True):
             "attempts of one request at engines that live",
             least=1,
             more="The first is one of them; leaving an engine that has died is none.",
+            reloadable=True,
         ),
     ] = 3
     budget: Annotated[
@@ -79,6 +90,7 @@ class Retries(Section, frozen=True, kw_only=True):
             "the share of running requests that may be in a retry; three always may",
             least=0,
             most=1,
+            reloadable=True,
         ),
     ] = 0.2
 
@@ -87,7 +99,8 @@ class Health(Section, frozen=True, kw_only=True):
     """How engines are checked, in seconds."""
 
     interval_s: Annotated[
-        float, Setting("--health-interval", SECONDS, "how often each engine is checked", above=0)
+        float,
+        Setting("--health-interval", SECONDS, "how often each engine is checked", above=0, reloadable=True),
     ] = 2.0
     """From the beginning of a check of an instance to that of the next, give or take a fifth."""
     timeout_s: Annotated[

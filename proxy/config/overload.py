@@ -60,6 +60,7 @@ class Admission(Section, frozen=True, kw_only=True):
             least=1,
             more="It counts so in the limit of decode tokens and in clients' turns, times `n`."
             " [How](operating.md#overload).",
+            reloadable=True,
         ),
     ] = 512
     """How long an answer is expected to become that may be longer: most chats' answers end before, those that reason
@@ -91,6 +92,7 @@ class Admission(Section, frozen=True, kw_only=True):
             "how long a request may wait for an engine",
             above=0,
             more="Then it is answered 503 with `Retry-After`.",
+            reloadable=True,
         ),
     ] = 30.0
     max_bodies_mb: Annotated[
@@ -112,6 +114,7 @@ class Admission(Section, frozen=True, kw_only=True):
             " claim nothing",
             check=_check_priority,
             by_default="any",
+            reloadable=True,
         ),
     ] = None
     client_header: Annotated[

@@ -137,6 +137,7 @@ class Config(Section, frozen=True, kw_only=True):
             "answers carry X-Kvproxy-Prefill, X-Kvproxy-Decode and X-Kvproxy-Cached-Tokens (predicted)",
             group="routing",
             more="The last tells [what others have sent](operating.md#tenants), where they share caches.",
+            reloadable=True,
         ),
     ] = False
     tier_costs: Annotated[
@@ -197,6 +198,7 @@ class Config(Section, frozen=True, kw_only=True):
             by_default="off",
             group="service",
             more="[What that costs](operating.md#comments-while-a-stream-waits).",
+            reloadable=True,
         ),
     ] = 0.0
     drain_delay_s: Annotated[

@@ -16,7 +16,7 @@ import msgspec
 
 from proxy.admission import ENGINES_FULL, Gate
 from proxy.caches.accuracy import Comparison
-from proxy.config import Admission, Deadlines, Retries
+from proxy.config import Rules
 from proxy.connectors.base import Connector
 from proxy.errors import (
     RETRY_SOON,
@@ -78,10 +78,8 @@ class Director:
         tasks: TaskOwner,
         clock: Callable[[], float],
         lease_s: float,
-        deadlines: Deadlines,
-        retries: Retries,
+        rules: Rules,
         healing: Healing,
-        expected_answer_tokens: int = Admission().expected_answer_tokens,
         rng: random.Random | None = None,
     ) -> None:
         self._fleet = fleet
@@ -94,9 +92,8 @@ class Director:
         self._tasks = tasks
         self._clock = clock
         self._lease_s = lease_s
-        self._expected_answer_tokens = expected_answer_tokens
-        self._max_attempts = retries.max_attempts
-        self._budget = RetryBudget(retries.budget)
+        self._rules = rules
+        self._budget = RetryBudget(lambda: rules.retries.budget)
         self._rng = rng or random.Random()  # noqa: S311  # pauses are no secret
         self._releases = Releases(fleet, connector, client, accounts, clock)
         self._legs = Legs(fleet, placement, client, watch, clock)
@@ -108,7 +105,7 @@ class Director:
             accounts=accounts,
             tasks=tasks,
             clock=clock,
-            deadline_s=deadlines.prefill_s,
+            rules=rules,
             learn=self._learn,
             healing=healing,
         )
@@ -119,7 +116,7 @@ class Director:
             legs=self._legs,
             accounts=accounts,
             clock=clock,
-            deadlines=deadlines,
+            rules=rules,
             healing=healing,
             differ=self._differ,
         )
@@ -151,7 +148,12 @@ class Director:
         if self._connector.holds and call.request.prompt_count > 1:
             if self._splits(call.request):
                 return await serve_list(
-                    call, self.serve, self._tasks, self._accounts, self._budget, self._max_attempts
+                    call,
+                    self.serve,
+                    self._tasks,
+                    self._accounts,
+                    self._budget,
+                    self._rules.retries.max_attempts,
                 )
             # One leg serves it all, and none of the retries may make two of it: one hold is told of, not several.
             whole = msgspec.structs.replace(call.request, whole=True)
@@ -170,7 +172,7 @@ class Director:
 
     async def _served(self, call: Call, question: Question, kind: str, avoid: Collection[str]) -> Reply:
         """The reply of the first attempt that does not fail, or the last words of those that did."""
-        attempts = Attempts(self._max_attempts, avoid)
+        attempts = Attempts(self._rules.retries.max_attempts, avoid)
         with ExitStack() as retry:  # what a paid attempt gives back
             while True:
                 # What is let in takes its claims below before anything else runs: nothing is awaited between.
@@ -287,7 +289,7 @@ class Director:
             limited_by=limited_by,
         )
         room = self._fleet.max_model_len - (question.prompt_tokens or 0)
-        generated = generated_tokens(request, room, self._expected_answer_tokens)
+        generated = generated_tokens(request, room, self._rules.admission.expected_answer_tokens)
         return msgspec.structs.replace(question, generated_tokens=generated), tokenized
 
     def _unanswered(self, model: str, last: AttemptFailedError | None) -> RequestError:

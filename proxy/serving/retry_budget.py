@@ -7,7 +7,7 @@ waits here and no clock is read.
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 MIN_RETRIES = 3
 """May run however few requests there are, so that a single failure always has budget; Envoy's default, too."""
@@ -20,8 +20,8 @@ BACKOFF_MOST_S = 0.25
 class RetryBudget:
     """Counts the running requests and the retries among them; one for the whole process."""
 
-    def __init__(self, share: float) -> None:
-        """`share` of the running requests may be in a retry."""
+    def __init__(self, share: Callable[[], float]) -> None:
+        """`share` tells how many of the running requests may be in a retry, from 0 to 1."""
         self._share = share
         self.requests = 0
         """Running now."""
@@ -31,7 +31,7 @@ class RetryBudget:
     @property
     def most(self) -> int:
         """How many retries may run now."""
-        return max(MIN_RETRIES, int(self._share * self.requests))
+        return max(MIN_RETRIES, int(self._share() * self.requests))
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:

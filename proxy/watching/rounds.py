@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Collection
 
 from proxy.caches.feeds import EventFeeds
-from proxy.config import Config
+from proxy.config import Rules
 from proxy.errors import ConfigError
 from proxy.fleet import Instance, ModelCard, Status
 from proxy.fleet.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S
@@ -55,7 +55,7 @@ class Rounds:
 
     def __init__(
         self,
-        config: Config,
+        rules: Rules,
         engines: Engines,
         feeds: EventFeeds | None,
         accounts: Accounts,
@@ -69,8 +69,9 @@ class Rounds:
         rng: random.Random,
     ) -> None:
         """`forget` is told of instances that lost their cache, `end` why kvproxy should not go on."""
+        config = rules.now
         self._model = config.model
-        self._interval_s = config.health.interval_s
+        self._rules = rules
         self._engines = engines
         self._feeds = feeds
         self._accounts = accounts
@@ -109,8 +110,9 @@ class Rounds:
 
     async def _keep_watching(self, watched: Watched) -> None:
         instance = watched.instance
-        apart_s = min(PROBE_FIRST_S, self._interval_s)
         while True:
+            interval_s = self._rules.health.interval_s
+            apart_s = min(PROBE_FIRST_S, interval_s)
             watched.wake.clear()
             begun_at = self._clock()
             await self._check(watched)
@@ -118,7 +120,7 @@ class Rounds:
             if instance.status is Status.REFUSED:
                 pause_s = PROBE_MOST_S * self._rng.uniform(1 - JITTER, 1 + JITTER)
             else:
-                pause_s = instance.breaker.pause_s(self._clock(), self._interval_s)
+                pause_s = instance.breaker.pause_s(self._clock(), interval_s)
             # From beginning to beginning, so that a slow answer to one question does not put off the next.
             due_at = begun_at + max(pause_s, apart_s)
             try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from proxy.caches.feeds import EventFeeds
-from proxy.config import Config, InstanceSpec
+from proxy.config import InstanceSpec, Rules
 from proxy.errors import ConflictError, KvproxyError, NotFoundError
 from proxy.fleet import Fleet, Instance
 from proxy.fleet.circuit import PROBE_FIRST_S, Breaker
@@ -44,7 +44,7 @@ class FleetWatch:
 
     def __init__(
         self,
-        config: Config,
+        rules: Rules,
         fleet: Fleet,
         engines: Engines,
         feeds: EventFeeds | None,
@@ -58,7 +58,7 @@ class FleetWatch:
 
         `clock` must be the one that `engines.heard_at` and the placement go by.
         """
-        self._config = config
+        self._config = config = rules.now
         self._fleet = fleet
         self._engines = engines
         self._feeds = feeds
@@ -71,7 +71,7 @@ class FleetWatch:
         self._book = HealthBook(engines, accounts, clock, went_down=self._went_down)
         self._sleepers = Sleepers(engines, timeout_s=config.health.timeout_s)
         self._rounds = Rounds(
-            config,
+            rules,
             engines,
             feeds,
             accounts,

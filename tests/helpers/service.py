@@ -10,9 +10,10 @@ from typing import Any
 import aiohttp
 import msgspec
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from proxy.admission import Gate
-from proxy.config import Config, parse_instance
+from proxy.config import Config, Rules, parse_instance
 from proxy.edge.app import create_runner
 from proxy.edge.app_keys import SERVICE
 from proxy.fleet import Fleet
@@ -123,6 +124,14 @@ class Service:
     @property
     def fleet(self) -> Fleet:
         return self.app[SERVICE].fleet
+
+    @property
+    def rules(self) -> Rules:
+        return self.app[SERVICE].rules
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        return self.app[SERVICE].registry
 
     @property
     def gate(self) -> Gate:

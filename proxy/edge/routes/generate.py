@@ -81,7 +81,7 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
     try:
         limit = time_limit(
             request.headers.getall(names.REQUEST_TIMEOUT_MS, ()),
-            request.app[SERVICE].config.deadlines.request_s,
+            request.app[SERVICE].rules.deadlines.request_s,
             request[STARTED_KEY],
         )
         with ExitStack() as stack:
@@ -90,7 +90,7 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
                 if call.leg_id != request[REQUEST_ID_KEY]:
                     request[NOTES_KEY]["leg"] = call.leg_id
                 if call.request.stream:
-                    waiting = KeepAlive(request, request.app[SERVICE].config.stream_keepalive_s)
+                    waiting = KeepAlive(request, request.app[SERVICE].rules.now.stream_keepalive_s)
                 try:
                     async with waiting:
                         reply = await request.app[SERVICE].director.serve(call)
@@ -140,9 +140,8 @@ async def _call(request: web.Request, dialect: Dialect) -> Call:
             reason=reason,
         )
     generation = salted(request, await generation_request(request, dialect))
-    admission = request.app[SERVICE].config.admission
     headers, priority = engine_headers(request), claimed(generation, request.headers.get(names.PRIORITY))
-    if (least := admission.max_client_priority) is not None:
+    if (least := request.app[SERVICE].rules.admission.max_client_priority) is not None:
         generation, headers = bounded(generation, headers, least)
         priority = max(priority, least)
     return Call(
@@ -150,7 +149,7 @@ async def _call(request: web.Request, dialect: Dialect) -> Call:
         headers=headers,
         leg_id=_leg_id(request),
         started_at=time.monotonic(),  # its client may have taken long to send it
-        ticket=Ticket(client_of(request, admission.client_header), priority),
+        ticket=Ticket(client_of(request, request.app[SERVICE].config.admission.client_header), priority),
     )
 
 
@@ -288,7 +287,7 @@ async def _answer(
             notes |= {"prefill": prefill.instance, "decode": decode.instance}
             if prefill.cached_tokens is not None:
                 notes["cached"] = str(prefill.cached_tokens)
-            if request.app[SERVICE].config.decision_headers:
+            if request.app[SERVICE].rules.now.decision_headers:
                 headers[names.PREFILL] = prefill.instance
                 headers[names.DECODE] = decode.instance
                 if prefill.cached_tokens is not None and reply.status < 400:  # as usage, no error tells it
@@ -300,7 +299,7 @@ async def _answer(
             notes["ttfb"] = f"{first_byte_s * 1000:.0f}ms"
     watch = StallWatch(
         request,
-        request.app[SERVICE].config.deadlines.client_stall_s,
+        request.app[SERVICE].rules.deadlines.client_stall_s,
         request.app[SERVICE].metrics.client_stalled,
     )
     if isinstance(reply.body, bytes):

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import ExitStack, suppress
 
 from proxy.caches.accuracy import Comparison
-from proxy.config import Deadlines
+from proxy.config import Rules
 from proxy.connectors.base import Connector
 from proxy.errors import ConnectFailedError, LegError, NotSentError, StreamFailedError
 from proxy.fleet import Fleet
@@ -39,7 +39,7 @@ class DecodeLegs:
         legs: Legs,
         accounts: Accounts,
         clock: Callable[[], float],
-        deadlines: Deadlines,
+        rules: Rules,
         healing: Healing,
         differ: Callable[[str, str], None],
     ) -> None:
@@ -50,7 +50,7 @@ class DecodeLegs:
         self._legs = legs
         self._accounts = accounts
         self._clock = clock
-        self._deadlines = deadlines
+        self._rules = rules
         self._healing = healing
         self._differ = differ
 
@@ -177,11 +177,11 @@ class DecodeLegs:
         Raises LegError if that does not come, AttemptFailedError if the engine answers that it failed.
         """
         chosen = chosen_of(decision, Phase.DECODE)
-        async with within(self._deadlines.first_byte_s, chosen.instance, "the decode leg's first byte"):
+        async with within(self._rules.deadlines.first_byte_s, chosen.instance, "the decode leg's first byte"):
             sent = await self._legs.send(call, chosen, body, stack)
             answer = sent.answer
             if answer.is_event_stream and answer.status == 200:
-                stream = EngineStream(answer, self._deadlines.chunk_s, call.request.dialect)
+                stream = EngineStream(answer, self._rules.deadlines.chunk_s, call.request.dialect)
                 if (failure := await stream.begin()) is None:
                     self._produced(hold, chosen.instance)
                     self._legs.took(sent)

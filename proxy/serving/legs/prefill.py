@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from proxy.caches.accuracy import Comparison
+from proxy.config import Rules
 from proxy.connectors import Connector
 from proxy.connectors.base import most_answer_bytes
 from proxy.errors import ConnectFailedError, LegError
@@ -43,11 +44,11 @@ class PrefillLegs:
         accounts: Accounts,
         tasks: TaskOwner,
         clock: Callable[[], float],
-        deadline_s: float,
+        rules: Rules,
         learn: Callable[[Candidate, Question, Hold, str, Comparison | None], None],
         healing: Healing,
     ) -> None:
-        """`deadline_s`: from sending a leg to the end of its answer. `learn` is told of every leg that is answered."""
+        """`learn` is told of every leg that is answered."""
         self._placement = placement
         self._connector = connector
         self._legs = legs
@@ -55,7 +56,7 @@ class PrefillLegs:
         self._accounts = accounts
         self._tasks = tasks
         self._clock = clock
-        self._deadline_s = deadline_s
+        self._rules = rules
         self._learn = learn
         self._healing = healing
 
@@ -122,7 +123,7 @@ class PrefillLegs:
         try:
             with claims:
                 asked = self._healing.asking(call, chosen, question)
-                async with within(self._deadline_s, chosen.instance, "the prefill leg"):
+                async with within(self._rules.deadlines.prefill_s, chosen.instance, "the prefill leg"):
                     sent = await self._send(call, chosen, asked, claims)
                     answer = sent.answer
                     finished = answer.status == 200

@@ -11,7 +11,7 @@ import pytest
 
 from kvevents import PrefixIndex, Prompt
 from proxy.admission import Admitted, Gate, Ticket
-from proxy.config import Admission, WhenNoPrefill, parse_instance
+from proxy.config import Admission, Config, Rules, WhenNoPrefill, parse_instance
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
 from proxy.fleet import Claim, Fleet, Instance, ModelCard, fullness
 from proxy.fleet.circuit import Breaker, Circuit
@@ -93,7 +93,11 @@ class Scene:
             limits=config,
         )
         self.gate = Gate(
-            fleet=self.fleet, placement=self.placement, limits=config, accounts=self.book, clock=loop.time
+            fleet=self.fleet,
+            placement=self.placement,
+            rules=Rules(Config(model="tiny", admission=config)),
+            accounts=self.book,
+            clock=loop.time,
         )
         self.tasks = TaskOwner("requests")
         self.running: dict[str, list[Claim]] = {}
@@ -211,7 +215,11 @@ async def test_requests_with_one_prefix_let_in_together_meet_on_one_instance() -
     scene = Scene(prefill=4)
     placement = Placement(scene.fleet, PrefixIndex(), CacheAffinity(), "affinity", clock=lambda: 0.0)
     gate = Gate(
-        fleet=scene.fleet, placement=placement, limits=Admission(), accounts=scene.book, clock=lambda: 0.0
+        fleet=scene.fleet,
+        placement=placement,
+        rules=Rules(Config(model="tiny")),
+        accounts=scene.book,
+        clock=lambda: 0.0,
     )
     for instance in scene.fleet:
         instance.is_followed({0: Exact()})

@@ -10,13 +10,13 @@ from proxy.serving.retry_budget import BACKOFF_BASE_S, BACKOFF_MOST_S, MIN_RETRI
 
 
 def test_a_single_failure_always_has_budget() -> None:
-    budget = RetryBudget(0.0)
+    budget = RetryBudget(lambda: 0.0)
     with budget.request():
         assert budget.take()
 
 
 def test_a_few_retries_may_run_and_then_a_share() -> None:
-    budget = RetryBudget(0.2)
+    budget = RetryBudget(lambda: 0.2)
     assert [budget.take() for _ in range(MIN_RETRIES + 1)] == [True] * MIN_RETRIES + [False]
     with contextlib.ExitStack() as running:
         for _ in range(25):
@@ -26,7 +26,7 @@ def test_a_few_retries_may_run_and_then_a_share() -> None:
 
 
 def test_what_is_given_back_may_be_taken_again() -> None:
-    budget = RetryBudget(0.0)
+    budget = RetryBudget(lambda: 0.0)
     for _ in range(100):
         assert budget.take()
         budget.give_back()
@@ -37,7 +37,7 @@ STEPS = st.lists(st.sampled_from(["begin", "end", "take", "give back"]), max_siz
 
 @given(STEPS, st.floats(0, 1))
 def test_no_retry_is_granted_beyond_the_budget(steps: list[str], share: float) -> None:
-    budget = RetryBudget(share)
+    budget = RetryBudget(lambda: share)
     running = []
     retries = 0
     for step in steps:

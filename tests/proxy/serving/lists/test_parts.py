@@ -169,7 +169,7 @@ class Played:
         self.closed: list[int] = []
         self.replies: dict[int, Reply | Exception] = {}
         self.retries = Retried()
-        self.budget = RetryBudget(0.0)
+        self.budget = RetryBudget(lambda: 0.0)
         self.avoided: list[set[str]] = []
 
     async def serve(self, call: Call, avoid: Collection[str]) -> Reply:
