@@ -1,17 +1,7 @@
 """Clients take turns by the tokens they ask for: how much one of them has waiting delays nobody else.
 
-Pure: no clock, no I/O. Between clients this is self-clocked fair queueing (Golestani, 1994): a client's next
-request is due at the virtual time at which the client's last one was due, plus its own tokens; whatever is due first
-goes first, and the virtual time is that of the request that went last. A client that comes anew begins at the
-present virtual time, so it neither saves up turns while it is away nor needs to be remembered. Within a client the
-lower `priority` goes first (vLLM's order), then who came first.
-
-Requests that can be served by the same instances share a lane. A lane that is blocked is passed over.
-
-The places are limited, and who has got one may have to leave for a client with fewer. The parts of one request share
-a place. What was let in before needs none and never has to leave: that would waste what was done for it.
-
-A client may be held back: then no more of it is let in, but for the rest of what was let in before.
+Pure: no clock, no I/O. Self-clocked fair queueing between clients, priority and arrival within one; lanes of requests
+that the same instances can serve, and a limit on places: docs/adr/0004-turns-of-clients.md.
 """
 
 import bisect

@@ -39,3 +39,11 @@ def test_every_folder_is_installed() -> None:
     assert named is not None
     packages = {".".join(folder.parent.relative_to(ROOT).parts) for folder in FOLDERS}
     assert set(named[1].split()) == packages
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.name)
+def test_the_files_that_a_page_names_are_there(page: pathlib.Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)`", text)
+    missing = [name for name in named if not any((ROOT / base / name).exists() for base in ("", "proxy"))]
+    assert not missing

@@ -1,15 +1,5 @@
 """Each finished prefill leg says whether the index was right about its engine; a miss is held against the index only
-when nothing else explains it.
-
-Whole blocks are compared: what the index said of the chosen rank when the leg was decided and sent (both in one turn
-of the event loop), never the last token's block, never the overlay of expected blocks; and what the engine reports.
-
-A leg stores every block it did not find, so the index shows it whole afterwards, whatever it was before. What
-explains a miss is read from what happened meanwhile instead. An engine that found less than was promised: the first
-block it did not find was removed after the decision, as the events say (a race), or no event says so (the index).
-One that found more: the first block not promised is there now, or came and went. A leg announces only what it
-computes, so what it found others have stored in between (a race); and if nobody has, the index had missed it.
-Events have `SETTLE_S` to come in before a miss is judged.
+when nothing else explains it: docs/adr/0005-when-an-index-is-believed.md.
 
 Pure: told of removals by the index, of legs by the director, and of the time by `look`.
 """

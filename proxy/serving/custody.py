@@ -2,7 +2,7 @@
 
 Pure: times are passed in, nothing is sent from here. A `Hold` begins when its prefill leg is sent and ends when its
 blocks are fetched, given back, known to be left behind, or were never held. Whoever has one tells it what happened,
-and asks it what is due.
+and asks it what is due; why so: docs/adr/0003-custody-of-a-hold.md.
 
     prefilling -> held -> spent -> pulled | released | stranded
         |          |  <- unspend

@@ -1,21 +1,6 @@
-r"""Where a text may be cut so that the tokens of its pieces are the tokens of the whole: what can be proven, and no more.
+"""Where a text may be cut so that the tokens of its pieces are the tokens of the whole: what can be proven, and no more.
 
-**At added tokens.** `tokenizers` splits its input at added tokens that are not normalized before anything else looks
-at it, leftmost and longest first; normalizer, pre-tokenizer and model then see each part by itself. So the parts can
-be tokenized apart, unless a part is treated otherwise at the beginning of the text (Metaspace that prepends "first"
-only), or an added token with other rules may overlap the one that is cut at.
-
-**At `letter | space letter`, within a part.** Of ASCII letters; no normalizer listed below joins or changes anything
-there, as neither a letter nor a space is a combining mark. It holds in two cases:
-
-- *The pre-tokenizer always splits there.* A split pattern is an alternation; each alternative of `_ALTERNATIVES` never
-  matches a letter followed by a space, has no lookbehind, and looks ahead only after white space, which does not end a
-  part that ends with a letter. If one alternative takes letters and one takes spaces, then every match before the cut
-  ends at it or before it, one ends at it, and the scan goes on there as if it had begun there.
-- *No token crosses it.* BPE on text whose spaces became "▁" without a pre-tokenizer (as SentencePiece has it): a merge
-  makes a token of the vocabulary, so if none has "▁" behind a letter, no merge ever joins the two sides, and the
-  merges on either side do not see the other. Where the normalizer prepends a "▁" to each part, that one stands for the
-  space, which is left out of the second piece.
+At added tokens, and at `letter | space letter` within a part; the proof is docs/adr/0006-where-a-text-may-be-cut.md.
 """
 
 import itertools
