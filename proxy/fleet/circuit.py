@@ -130,7 +130,13 @@ class Breaker:
     """The health of one instance. Times are seconds of any one monotonic clock."""
 
     def __init__(
-        self, *, slow_start_s: float = 0.0, joins: bool = False, rng: random.Random | None = None
+        self,
+        *,
+        slow_start_s: float = 0.0,
+        joins: bool = False,
+        ejected_first_s: float = EJECTED_FIRST_S,
+        ejected_most_s: float = EJECTED_MOST_S,
+        rng: random.Random | None = None,
     ) -> None:
         """`joins`: it comes to instances that are at work already, so that its first legs come slowly, too."""
         self._at = At.CLOSED
@@ -139,6 +145,9 @@ class Breaker:
         """Open because the engine is not there; else because its legs failed."""
         self._slow_start_s = slow_start_s
         self._joins = joins
+        self.ejected_first_s = ejected_first_s
+        """How long it is open after its first ejection in a row; each further one twice as long."""
+        self.ejected_most_s = ejected_most_s
         self._rng = rng or random.Random()  # noqa: S311  # spreads pauses, no secret
         self._seen = False
         self._closed_at: float | None = None
@@ -305,9 +314,9 @@ class Breaker:
             self._charges = 0
 
     def _begin_pause(self, before: At, now: float) -> None:
-        settled = self._closed_at is None or now - self._closed_at >= EJECTED_MOST_S
+        settled = self._closed_at is None or now - self._closed_at >= self.ejected_most_s
         self._ejections = 0 if before is At.CLOSED and settled else self._ejections + 1
-        pause_s = min(EJECTED_MOST_S, EJECTED_FIRST_S * 2.0 ** min(self._ejections, 10))
+        pause_s = min(self.ejected_most_s, self.ejected_first_s * 2.0 ** min(self._ejections, 10))
         self._open_until = now + pause_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
         self._charges = 0
 

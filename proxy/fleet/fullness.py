@@ -13,7 +13,7 @@ much. So one `Fullness` is a window on the legs of one instance, as TCP's is on 
 
 What it had, and what it took, are legs that were sent and have not ended: those that are meant for it and are still
 prefilled elsewhere prove nothing of its room. They do take of it, but their prefill may hang: while none tries the
-window, every UNREFUSED_S one of them less is counted, so that others get a chance to.
+window, every `unrefused_s` one of them less is counted, so that others get a chance to.
 """
 
 import email.utils
@@ -46,7 +46,8 @@ FORGOTTEN_S = 30.0
 class Fullness:
     """What one instance has said of its room. Times are seconds of any one monotonic clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, unrefused_s: float = UNREFUSED_S) -> None:
+        self._unrefused_s = unrefused_s
         self.legs = 0
         """Legs that were sent there and have not ended."""
         self._most: int | None = None
@@ -141,17 +142,17 @@ class Fullness:
         if self.most(now) is None:
             return None
         if self._tried_at is not None:
-            return self._tried_at + (self._steps(now) + 1) * UNREFUSED_S - now
+            return self._tried_at + (self._steps(now) + 1) * self._unrefused_s - now
         if awaited:
-            return self._quiet_at + (self._uncounted(now) + 1) * UNREFUSED_S - now
+            return self._quiet_at + (self._uncounted(now) + 1) * self._unrefused_s - now
         return self._said_at + FORGOTTEN_S - now
 
     def _steps(self, now: float) -> int:
-        return 0 if self._tried_at is None else max(0, int((now - self._tried_at) / UNREFUSED_S))
+        return 0 if self._tried_at is None else max(0, int((now - self._tried_at) / self._unrefused_s))
 
     def _uncounted(self, now: float) -> int:
         """How many legs that are meant for it and were not sent do not count any more."""
-        return 0 if self._tried_at is not None else max(0, int((now - self._quiet_at) / UNREFUSED_S))
+        return 0 if self._tried_at is not None else max(0, int((now - self._quiet_at) / self._unrefused_s))
 
     def _step_at(self, now: float) -> float:
         return self._step * 2.0 ** min(self._steps(now), 10)

@@ -14,7 +14,9 @@ EVERY_S = 0.01
 class Discarding:
     """What is held for a moment longer so that it does not all go at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_s: float = EVERY_S) -> None:
+        """`every_s`: how often one of them goes."""
+        self._every_s = every_s
         self._waiting: list[bytearray] = []
 
     def __len__(self) -> int:
@@ -29,7 +31,7 @@ class Discarding:
             self._wait()
 
     def _wait(self) -> None:
-        asyncio.get_running_loop().call_later(EVERY_S, self._let_go)
+        asyncio.get_running_loop().call_later(self._every_s, self._let_go)
 
     def _let_go(self) -> None:
         self._waiting.pop()

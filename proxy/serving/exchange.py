@@ -6,7 +6,7 @@ is an engine's failure like any other, so it is found before the client hears an
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, suppress
 
 import msgspec
@@ -27,6 +27,19 @@ MAX_HELD_S = 10.0
 """So many events and bytes without anything generated, or so long since the first of them, and a stream counts as
 begun all the same. vLLM sends the role with the first token, and an error that comes instead 0.1 s later; but chunks
 of hidden reasoning are empty, and whoever waits for them should see that something happens."""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What a stream may bring without anything generated; with more of any of it the stream counts as begun."""
+
+    events: int = MAX_HELD_EVENTS
+    size_bytes: int = MAX_HELD_BYTES
+    seconds: float = MAX_HELD_S
+    """Since the first event."""
+
+
+HELD = Held()
+
 
 LATE_CLOSE_S = 0.1
 """How long an engine may take to end its answer after the mark that ends the stream; its connection is used again
@@ -89,11 +102,23 @@ class EngineStream:
     Comments are passed on, but they do not prove that the engine is at work: they put off no deadline.
     """
 
-    def __init__(self, answer: Answer, chunk_s: float, dialect: Dialect) -> None:
-        """`chunk_s`: how long it may pause once it has begun."""
+    def __init__(
+        self,
+        answer: Answer,
+        chunk_s: float,
+        dialect: Dialect,
+        *,
+        held: Held = HELD,
+        late_close_s: float = LATE_CLOSE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`chunk_s`: how long it may pause once it has begun; `late_close_s`: and once it has said all."""
         self._answer = answer
         self._dialect = dialect
         self._chunk_s = chunk_s
+        self._most = held
+        self._late_close_s = late_close_s
+        self._clock = clock
         self._cutter = EventCutter()
         self._held = self._ready = b""
         self._failure: Failure | None = None
@@ -109,10 +134,10 @@ class EngineStream:
         while True:
             try:
                 chunk = await self._answer.next_chunk(
-                    None if until is None else max(0.0, until - time.monotonic())
+                    None if until is None else max(0.0, until - self._clock())
                 )
             except DeadlineError:
-                break  # MAX_HELD_S are over
+                break  # it was held for long enough
             run = self._whole(chunk)
             if run is None:
                 raise LegBrokenError(self._answer.instance, "the stream ended before its first event")
@@ -123,13 +148,13 @@ class EngineStream:
                 size_bytes += len(event)
                 count += bool(data)
                 said = data and (dialect.ends(data) or dialect.produces(data))
-                if said or count > MAX_HELD_EVENTS or size_bytes > MAX_HELD_BYTES:
+                if said or count > self._most.events or size_bytes > self._most.size_bytes:
                     self._held, self._ready = self._shown(held), run[at:]
                     return None
                 at += len(event)
                 held.append(event)
                 if data and until is None:
-                    until = time.monotonic() + MAX_HELD_S
+                    until = self._clock() + self._most.seconds
         self._held = self._shown(held)
         return None
 
@@ -157,7 +182,7 @@ class EngineStream:
     async def drain(self) -> None:
         """Give the engine the moment it takes to end its answer, after all was said."""
         with suppress(LegError, TimeoutError):
-            async with asyncio.timeout(LATE_CLOSE_S):
+            async with asyncio.timeout(self._late_close_s):
                 while await self._answer.next_chunk():
                     pass
 
@@ -165,7 +190,7 @@ class EngineStream:
         """The next run of whole events, nothing while one is under way."""
         if self._held:
             return b""  # what was held back for too long goes first
-        begun_at = time.monotonic()
+        begun_at = self._clock()
         try:
             chunk = await self._answer.next_chunk(max(0.0, self._chunk_s - self._waited_s))
         except DeadlineError as error:
@@ -177,7 +202,7 @@ class EngineStream:
         if run is None:
             raise LegBrokenError(self._answer.instance, "the stream ended without its last event")
         if only_comments(run) if run else self._cutter.tail_is_comment:
-            self._waited_s += time.monotonic() - begun_at
+            self._waited_s += self._clock() - begun_at
         else:
             self._waited_s = 0.0
         return run

@@ -174,6 +174,7 @@ class EngineClient:
         engine_ca: pathlib.Path | None = None,
         connect_timeout_s: float = Deadlines().connect_s,
         descriptors: Descriptors | None = None,
+        keepalive_s: float = KEEPALIVE_S,
     ) -> None:
         """`engine_ca`: a file of the authorities that certify https engines; `descriptors`: what bounds its connections.
 
@@ -181,6 +182,7 @@ class EngineClient:
         """
         self._descriptors = descriptors
         self._connect_timeout_s = connect_timeout_s
+        self._keepalive_s = keepalive_s
         self._authorization = {"Authorization": f"Bearer {engine_api_key}"} if engine_api_key else {}
         self._tls = engine_context(engine_ca)
         self._https: set[str] = set()
@@ -209,7 +211,7 @@ class EngineClient:
             connector=Pool(
                 self._descriptors,
                 limit=0,
-                keepalive_timeout=KEEPALIVE_S,
+                keepalive_timeout=self._keepalive_s,
                 ssl=self._tls,
                 resolver=self._names,
                 use_dns_cache=False,  # names are remembered longer than by aiohttp, and never waited for twice

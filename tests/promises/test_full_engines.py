@@ -11,9 +11,9 @@ import pytest
 
 from proxy.config import Admission, Health, Retries
 from proxy.edge.app_keys import SERVICE
-from proxy.fleet import ModelCard, fullness
+from proxy.fleet import ModelCard
 from proxy.fleet.circuit import Circuit
-from proxy.fleet.fullness import TOLD_LEAST_S
+from proxy.fleet.fullness import TOLD_LEAST_S, Fullness
 from proxy.serving.handover import releases
 from proxy.serving.healing import Healing
 from proxy.simulation import StandIn
@@ -288,12 +288,11 @@ async def test_a_client_that_leaves_while_all_are_full_leaves_nothing() -> None:
         await no_hold_is_left(pair)
 
 
-async def test_who_waits_does_not_come_at_once_when_the_moment_is_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fullness, "UNREFUSED_S", 1000.0)
+async def test_who_waits_does_not_come_at_once_when_the_moment_is_over() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         [engine] = pair.engines.prefill
+        for instance in pair.service.fleet:
+            instance.fullness = Fullness(unrefused_s=1000.0)
         full(engine, retry_after="2", times=1)
         async with crowd(pair, 1) as first:
             await wait_until(lambda: len(pair.service.app[SERVICE].gate) == 1, "the first in the queue")

@@ -14,7 +14,6 @@ import pytest
 from proxy.config import Config, Health, parse_instance
 from proxy.edge.app_keys import SERVICE
 from proxy.fleet import Instance, Status
-from proxy.fleet import circuit as circuits
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.load import Load
 from proxy.phases import Role
@@ -41,17 +40,16 @@ IMPATIENT = Health(interval_s=0.1, timeout_s=0.4, slow_start_s=0.0)
 LEGS = "/v1/c"
 
 
-@pytest.fixture
-def ejected_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is ejected stays so for the whole test, however slow the machine."""
-    monkeypatch.setattr(circuits, "EJECTED_FIRST_S", 600.0)
-    monkeypatch.setattr(circuits, "EJECTED_MOST_S", 600.0)
-
-
 def of(pair: Pair, engine: StandIn) -> Instance:
     instance = pair.service.fleet.get(engine.address)
     assert instance is not None
     return instance
+
+
+def eject_for_long(pair: Pair) -> None:
+    """Who is ejected stays so for the whole test, however slow the machine."""
+    for instance in pair.service.fleet:
+        instance.breaker.ejected_first_s = instance.breaker.ejected_most_s = 600.0
 
 
 def fail(engine: StandIn, kind: Any = "status", path: str = LEGS, **fault: Any) -> None:
@@ -212,10 +210,9 @@ async def test_an_engine_that_is_gone_costs_one_attempt_and_then_none() -> None:
 # -- engines that answer and fail -----------------------------------------------------------------------------
 
 
-async def test_an_engine_whose_legs_others_make_good_is_ejected_and_tried_again(
-    ejected_for_long: None,
-) -> None:
+async def test_an_engine_whose_legs_others_make_good_is_ejected_and_tried_again() -> None:
     async with fleet(health=QUICK) as pair:
+        eject_for_long(pair)
         failing = pair.engines.prefill[0]
         instance = of(pair, failing)
         fail(failing)
@@ -254,8 +251,9 @@ async def test_what_every_instance_fails_is_charged_to_none() -> None:
         assert (await pair.service.complete("hello")).status == 200
 
 
-async def test_an_ejected_instance_serves_when_there_is_no_other(ejected_for_long: None) -> None:
+async def test_an_ejected_instance_serves_when_there_is_no_other() -> None:
     async with fleet(health=QUICK) as pair:
+        eject_for_long(pair)
         ejected, other = pair.engines.decode
         for _ in range(3):
             pair.service.app[SERVICE].watch.legs.outdone([ejected.address])
@@ -311,8 +309,9 @@ async def test_while_one_leg_tries_it_the_only_instance_takes_the_others_too() -
         assert {answer.status for answer in answers} == {200}
 
 
-async def test_a_leg_that_breaks_on_trial_opens_the_circuit_again(ejected_for_long: None) -> None:
+async def test_a_leg_that_breaks_on_trial_opens_the_circuit_again() -> None:
     async with fleet(health=QUICK) as pair:
+        eject_for_long(pair)
         back = pair.engines.decode[0]
         await back.refuse()
         await wait_until(lambda: of(pair, back).status is Status.DOWN, "down")
@@ -326,10 +325,9 @@ async def test_a_leg_that_breaks_on_trial_opens_the_circuit_again(ejected_for_lo
         assert of(pair, back).status is Status.UP  # it answers checks, and serves if nothing else can
 
 
-async def test_a_trial_that_breaks_with_nobody_to_make_it_good_opens_the_circuit_all_the_same(
-    ejected_for_long: None,
-) -> None:
+async def test_a_trial_that_breaks_with_nobody_to_make_it_good_opens_the_circuit_all_the_same() -> None:
     async with fleet(prefill=1, decode=1, health=QUICK) as pair:
+        eject_for_long(pair)
         only = pair.engines.decode[0]
         await only.refuse()
         await wait_until(lambda: of(pair, only).status is Status.DOWN, "down")

@@ -39,6 +39,18 @@ STARTED_AT_ONCE = 8
 WRITE_BYTES = 64 << 10
 """About how much goes to the client at a time."""
 
+
+class Room(msgspec.Struct, frozen=True):
+    """How much of the answers to one list is held, and how much of it goes to the client at a time."""
+
+    waiting_bytes: int = MAX_WAITING_BYTES
+    queued_bytes: int = MAX_QUEUED_BYTES
+    write_bytes: int = WRITE_BYTES
+
+
+ROOM = Room()
+
+
 JSON = [("Content-Type", "application/json")]
 
 Serve = Callable[[Call, Collection[str]], Awaitable[Reply]]
@@ -46,7 +58,13 @@ Serve = Callable[[Call, Collection[str]], Awaitable[Reply]]
 
 
 async def serve_list(
-    call: Call, serve: Serve, tasks: TaskOwner, accounts: Accounts, budget: RetryBudget, max_runs: int
+    call: Call,
+    serve: Serve,
+    tasks: TaskOwner,
+    accounts: Accounts,
+    budget: RetryBudget,
+    max_runs: int,
+    room: Room = ROOM,
 ) -> Reply:
     """Answer a request for several prompts. Raises RequestError; may be cancelled.
 
@@ -67,7 +85,7 @@ async def serve_list(
         )
         for part, request in enumerate(requests)
     ]
-    parts = _Parts(calls, serve, accounts, budget, max_runs, call.request.sequences)
+    parts = _Parts(calls, serve, accounts, budget, max_runs, call.request.sequences, room)
     with ExitStack() as stack:
         stack.callback(parts.end)
         await parts.start(tasks)
@@ -88,12 +106,14 @@ class _Parts:
         budget: RetryBudget,
         max_runs: int,
         sequences: int,
+        room: Room,
     ) -> None:
         self._calls = calls
         self._serve = serve
         self._accounts = accounts
         self._budget = budget
         self._max_runs = max_runs
+        self._most = room
         self._tasks: list[asyncio.Task[None]] = []
         self._answers = AnswerMerger(sequences)
         self._stream = StreamMerger(len(calls), sequences)
@@ -237,7 +257,7 @@ class _Parts:
 
     @property
     def _limit_bytes(self) -> int:
-        return MAX_QUEUED_BYTES if self._started else MAX_WAITING_BYTES
+        return self._most.queued_bytes if self._started else self._most.waiting_bytes
 
     def _forget(self, part: int) -> None:
         """A prompt begins anew."""
@@ -271,7 +291,7 @@ class _Parts:
     def _take(self) -> bytes:
         events: list[bytes] = []
         size = 0
-        while self._queue and size < WRITE_BYTES:
+        while self._queue and size < self._most.write_bytes:
             part, data = self._queue.popleft()
             self._queued_bytes -= len(data)
             events.append(self._stream.chunk(part, data))

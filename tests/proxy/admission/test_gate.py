@@ -13,8 +13,9 @@ from kvevents import PrefixIndex, Prompt
 from proxy.admission import Admitted, Gate, Ticket
 from proxy.config import Admission, Config, Rules, WhenNoPrefill, parse_instance
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
-from proxy.fleet import Claim, Fleet, Instance, ModelCard, fullness
+from proxy.fleet import Claim, Fleet, Instance, ModelCard
 from proxy.fleet.circuit import Breaker, Circuit
+from proxy.fleet.fullness import Fullness
 from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity, LeastLoad
@@ -889,9 +890,9 @@ async def test_who_waits_for_a_full_engine_is_let_in_when_its_moment_is_over_one
     assert scene.gate._reopening is None
 
 
-async def test_a_leg_that_nobody_refuses_lets_others_follow_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fullness, "UNREFUSED_S", 0.05)
+async def test_a_leg_that_nobody_refuses_lets_others_follow_in_time() -> None:
     scene = Scene(timed=True)
+    scene.instance("prefill0:1").fullness = Fullness(unrefused_s=0.05)
     says_full(scene, "prefill0:1", told_s=0.1)
     tasks = [await scene.ask(f"r{n}") for n in range(4)]
     await asyncio.wait({tasks[0]}, timeout=20)

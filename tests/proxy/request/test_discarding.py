@@ -3,10 +3,7 @@
 import asyncio
 import weakref
 
-import pytest
-
 from proxy.edge.app_keys import SERVICE
-from proxy.request import discarding
 from proxy.request.discarding import LARGE_BYTES, Discarding
 from tests.helpers.raw import POST
 from tests.helpers.service import fleet, wait_until
@@ -16,9 +13,8 @@ class Body(bytearray):
     """One whose end can be seen."""
 
 
-async def test_one_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discarding, "EVERY_S", 0.0)
-    them = Discarding()
+async def test_one_a_turn() -> None:
+    them = Discarding(every_s=0.0)
     bodies = [Body(LARGE_BYTES) for _ in range(8)]
     seen = [weakref.ref(body) for body in bodies]
     while bodies:
@@ -39,8 +35,7 @@ async def test_small_ones_go_at_once() -> None:
     assert not len(them)
 
 
-async def test_bodies_of_clients_that_leave_together_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discarding, "EVERY_S", 0.05)
+async def test_bodies_of_clients_that_leave_together_go_one_by_one() -> None:
     most = 0
 
     class Watched(Discarding):
@@ -50,7 +45,7 @@ async def test_bodies_of_clients_that_leave_together_go_one_by_one(monkeypatch: 
             most = max(most, len(self))
 
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
-        pair.service.app[SERVICE].discarding = Watched()
+        pair.service.app[SERVICE].discarding = Watched(every_s=0.05)
         budget = pair.service.app[SERVICE].bodies
         writers = []
         for _ in range(5):

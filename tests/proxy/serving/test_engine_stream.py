@@ -9,8 +9,7 @@ import pytest
 from proxy.errors import DeadlineError, LegBrokenError, StreamFailedError
 from proxy.request.dialects import CHAT
 from proxy.scheduling.decision import Decision, Pick
-from proxy.serving import exchange
-from proxy.serving.exchange import EngineStream, as_unary
+from proxy.serving.exchange import HELD, EngineStream, Held, as_unary
 
 ROLE = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}\n\n'
 TEXT = b'data: {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": null}]}\n\n'
@@ -127,12 +126,9 @@ async def test_a_stream_without_its_mark_is_broken(pieces: Sequence[bytes]) -> N
 @pytest.mark.parametrize(
     "late", [COMMENT, b"\n\n", ERROR, TEXT, SILENCE, LegBrokenError("engine:1", "reset"), b"\xff" * 100]
 )
-async def test_after_its_mark_a_stream_is_complete_whatever_comes(
-    late: bytes | Exception | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exchange, "LATE_CLOSE_S", 0.01)
+async def test_after_its_mark_a_stream_is_complete_whatever_comes(late: bytes | Exception | None) -> None:
     played = Played(TEXT, DONE, late, SILENCE)
-    stream = EngineStream(played, 10, CHAT)
+    stream = EngineStream(played, 10, CHAT, late_close_s=0.01)
     assert await stream.begin() is None
     assert await passed(stream) == [TEXT, DONE]
     assert played.asked == 2
@@ -140,23 +136,21 @@ async def test_after_its_mark_a_stream_is_complete_whatever_comes(
     assert await stream.next() == b""
 
 
-@pytest.mark.parametrize("bound", ["MAX_HELD_EVENTS", "MAX_HELD_BYTES", "MAX_HELD_S"])
-async def test_what_is_held_back_is_bounded(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = {"MAX_HELD_EVENTS": 3, "MAX_HELD_BYTES": 3 * len(ROLE), "MAX_HELD_S": 0.01}[bound]
-    monkeypatch.setattr(exchange, bound, limit)
-    script = [ROLE, SILENCE] if bound == "MAX_HELD_S" else [ROLE] * 4
-    stream = EngineStream(Played(*script, ERROR), 10, CHAT)
+@pytest.mark.parametrize("held", [Held(events=3), Held(size_bytes=3 * len(ROLE)), Held(seconds=0.01)])
+async def test_what_is_held_back_is_bounded(held: Held) -> None:
+    in_time = held.seconds == HELD.seconds
+    script = [ROLE] * 4 if in_time else [ROLE, SILENCE]
+    stream = EngineStream(Played(*script, ERROR), 10, CHAT, held=held)
     assert await stream.begin() is None
     got: list[bytes] = []
     with pytest.raises(StreamFailedError):
         await passed(stream, got)
-    assert b"".join(got) == (ROLE if bound == "MAX_HELD_S" else ROLE * 4)
+    assert b"".join(got) == (ROLE * 4 if in_time else ROLE)
 
 
-async def test_comments_alone_are_waited_for_without_a_bound_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_comments_alone_are_waited_for_without_a_bound_of_time() -> None:
     """An engine that has not begun to generate may say so for long; the leg's deadline ends that."""
-    monkeypatch.setattr(exchange, "MAX_HELD_S", 0.0)
-    stream = EngineStream(Played(COMMENT, COMMENT, ROLE + ERROR), 10, CHAT)
+    stream = EngineStream(Played(COMMENT, COMMENT, ROLE + ERROR), 10, CHAT, held=Held(seconds=0.0))
     assert await stream.begin() is not None
 
 

@@ -3,8 +3,6 @@
 import asyncio
 import time
 
-import pytest
-
 from proxy.upstream.client import EngineClient
 
 KEEPALIVE_S = 0.3
@@ -41,10 +39,12 @@ class Engine:
             writer.close()
 
 
-async def test_a_bursts_connections_are_closed_under_steady_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.upstream.client.KEEPALIVE_S", KEEPALIVE_S)
+async def test_a_bursts_connections_are_closed_under_steady_load() -> None:
     engine = Engine()
-    async with await asyncio.start_server(engine.serve, "127.0.0.1", 0) as server, EngineClient() as client:
+    async with (
+        await asyncio.start_server(engine.serve, "127.0.0.1", 0) as server,
+        EngineClient(keepalive_s=KEEPALIVE_S) as client,
+    ):
         address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
         async def ask() -> None:

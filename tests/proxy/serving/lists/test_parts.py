@@ -22,8 +22,9 @@ from proxy.request.body import Body
 from proxy.request.generation import read_request
 from proxy.request.sse import EventReader, event_of
 from proxy.serving.exchange import Call, Reply
-from proxy.serving.lists import serve_list, serving
+from proxy.serving.lists import serve_list
 from proxy.serving.lists.answers import AnswerMerger
+from proxy.serving.lists.serving import ROOM, Room
 from proxy.serving.lists.split import split
 from proxy.serving.lists.streams import StreamMerger
 from proxy.serving.lists.usage import summed
@@ -158,7 +159,8 @@ class Retried:
 class Played:
     """A list whose parts are served by script: chunks of a stream come when the test says so."""
 
-    def __init__(self, parts: int, *, stream: bool = True) -> None:
+    def __init__(self, parts: int, *, stream: bool = True, room: Room = ROOM) -> None:
+        self.room = room
         prompts = [str(n) for n in range(parts)]
         data = json.dumps({"prompt": prompts, "stream": stream}).encode()
         self.call = Call(read_request(dialects.COMPLETIONS, data, "tiny"), [], "leg", 0.0)
@@ -201,6 +203,7 @@ class Played:
             self.retries,  # type: ignore[arg-type]  # counts only
             self.budget,
             MAX_RUNS,
+            self.room,
         )
         return TaskOwner("client").create(reply, name="request")
 
@@ -263,13 +266,8 @@ async def flood(played: Played, part: int) -> None:
         await played.say(part, "y" * 1000)
 
 
-async def test_a_stream_that_has_begun_is_read_ahead_so_far_and_no_further(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(serving, "MAX_WAITING_BYTES", 50_000)
-    monkeypatch.setattr(serving, "MAX_QUEUED_BYTES", 20_000)
-    monkeypatch.setattr(serving, "WRITE_BYTES", 5_000)
-    played = Played(3)
+async def test_a_stream_that_has_begun_is_read_ahead_so_far_and_no_further() -> None:
+    played = Played(3, room=Room(waiting_bytes=50_000, queued_bytes=20_000, write_bytes=5_000))
     owner = TaskOwner("engines")
     request = played.begin()
     for part in (0, 1):
