@@ -16,6 +16,7 @@ from proxy.edge.access.cors import CorsRules
 from proxy.edge.access.cross_origin import allow_origins
 from proxy.edge.app_keys import SALTS, SERVICE, SPOKEN
 from proxy.edge.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head
+from proxy.edge.patience import PATIENCE, Patience
 from proxy.edge.routes import adapters, admin, doctor, generate, observe, openapi
 from proxy.edge.sockets.doors import keep_room
 from proxy.edge.sockets.listening import ServiceRunner
@@ -155,14 +156,16 @@ def create_runner(
     policy: Policy | None = None,
     dialects: Sequence[Dialect] = DIALECTS,
     sources: Sequence[MembershipSource] = (),
+    patience: Patience = PATIENCE,
 ) -> ServiceRunner:
     """A runner of `create_app` with the sockets that are configured; raises ConfigError.
 
+    `patience`: how long its clients may take.
     End it with `shut_down`: its own `cleanup` cuts what is running.
     """
     app = create_app(config, policy, dialects, sources)
     return ServiceRunner(
-        app, create_admin_app(app) if config.security.admin_port is not None else None, config
+        app, create_admin_app(app) if config.security.admin_port is not None else None, config, patience
     )
 
 

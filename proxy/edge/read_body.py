@@ -6,42 +6,34 @@ from collections.abc import AsyncIterator
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
+from proxy.edge.patience import PATIENCE, Patience
 from proxy.errors import BadRequestError, RequestTimeoutError
 
-BODY_GRACE_S = 30.0
-"""How long any body may take; what nginx waits for a piece of one is twice that."""
-
-BODY_LEAST_BYTES_S = 16 << 10
-"""Each so many bytes that have come give a second more: a slow mobile uplink. mod_reqtimeout asks for 500 only,
-with which the largest body could take a day and a half."""
-
-BODY_STALL_S = 10.0
-"""What has come gives no more than this from now on: a body that came fast and then stops is not waited for by its size.
-A connection that is handed from one mobile cell to another pauses for a few seconds."""
-
-LOOK_EVERY_S = 1.0
-"""How often a body under way is looked at."""
+PATIENCE_KEY: web.RequestKey[Patience] = web.RequestKey("patience", Patience)
+"""What the socket that a request came by gives its clients."""
 
 
 class Pace:
     """How long a body may still take: a credit of seconds that runs down, and that bytes fill up to a bound."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, patience: Patience = PATIENCE) -> None:
         """`now`: seconds, when its head was there."""
-        self._grace_ends_at = self._due = now + BODY_GRACE_S
+        self._patience = patience
+        self._grace_ends_at = self._due = now + patience.body_grace_s
         self._received_bytes = 0
 
     def due(self, now: float, received_bytes: int) -> float:
         """When it is too slow unless more comes; of it so much has come by now."""
         new_bytes = received_bytes - self._received_bytes
         self._received_bytes = received_bytes
-        self._due = min(self._due + new_bytes / BODY_LEAST_BYTES_S, self._latest(now))
+        self._due = min(self._due + new_bytes / self._patience.body_least_bytes_s, self._latest(now))
         return self._due
 
     def _latest(self, now: float) -> float:
         """A body that is small by now holds next to nothing, so all of its grace is its own."""
-        small = self._received_bytes <= BODY_STALL_S * BODY_LEAST_BYTES_S
-        return max(self._grace_ends_at, now + BODY_STALL_S) if small else now + BODY_STALL_S
+        stall_s = self._patience.body_stall_s
+        small = self._received_bytes <= stall_s * self._patience.body_least_bytes_s
+        return max(self._grace_ends_at, now + stall_s) if small else now + stall_s
 
 
 def check_framing(request: web.Request) -> None:
@@ -69,7 +61,8 @@ async def in_time(request: web.Request) -> AsyncIterator[None]:
         yield
         return
     loop = asyncio.get_running_loop()
-    pace = Pace(loop.time())
+    patience = request.get(PATIENCE_KEY, PATIENCE)
+    pace = Pace(loop.time(), patience)
     scope = asyncio.timeout(None)
     timer: asyncio.TimerHandle
 
@@ -78,11 +71,11 @@ async def in_time(request: web.Request) -> AsyncIterator[None]:
         now = loop.time()
         due = pace.due(now, request.content.total_bytes)
         if now < due:
-            timer = loop.call_at(min(due, now + LOOK_EVERY_S), look)
+            timer = loop.call_at(min(due, now + patience.body_look_every_s), look)
         else:
             scope.reschedule(now)
 
-    timer = loop.call_later(min(BODY_GRACE_S, LOOK_EVERY_S), look)
+    timer = loop.call_later(min(patience.body_grace_s, patience.body_look_every_s), look)
     try:
         async with scope:
             try:
@@ -93,7 +86,7 @@ async def in_time(request: web.Request) -> AsyncIterator[None]:
         if not scope.expired():
             raise
         raise RequestTimeoutError(
-            f"the request body came too slowly: less than {BODY_LEAST_BYTES_S} bytes a second"
-            f" after {BODY_GRACE_S:g} s, or nothing for {BODY_STALL_S:g} s",
+            f"the request body came too slowly: less than {patience.body_least_bytes_s:g} bytes a second"
+            f" after {patience.body_grace_s:g} s, or nothing for {patience.body_stall_s:g} s",
             headers={"Connection": "close"},
         ) from None

@@ -16,6 +16,7 @@ from proxy.admission import Gate
 from proxy.config import Config, Rules, parse_instance
 from proxy.edge.app import create_runner
 from proxy.edge.app_keys import SERVICE
+from proxy.edge.patience import PATIENCE, Patience
 from proxy.fleet import Fleet
 from proxy.phases import Role
 from proxy.scheduling.types import Candidate, Leg, Policy
@@ -232,9 +233,12 @@ async def kvproxy(
     *,
     ready: bool = True,
     sources: Sequence[MembershipSource] = (),
+    patience: Patience = PATIENCE,
 ) -> AsyncIterator[Service]:
     """A running kvproxy; `ready`: wait until it can serve and follows its engines' events."""
-    runner = create_runner(msgspec.structs.replace(config, port=0), policy, sources=sources)
+    runner = create_runner(
+        msgspec.structs.replace(config, port=0), policy, sources=sources, patience=patience
+    )
     async with contextlib.AsyncExitStack() as stack:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -269,12 +273,13 @@ async def fleet(
     *,
     policy: Policy | None = None,
     stand_in: Any = None,
+    patience: Patience = PATIENCE,
     **settings: Any,
 ) -> AsyncIterator[Pair]:
     """Stand-ins and a ready kvproxy in front of them; `settings` are those of Config."""
     async with (
         engines(prefill, decode, both, **(stand_in or {})) as made,
-        kvproxy(made.config(**settings), policy) as service,
+        kvproxy(made.config(**settings), policy, patience=patience) as service,
     ):
         yield Pair(made, service)
 

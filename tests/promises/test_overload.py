@@ -16,11 +16,11 @@ from aiohttp.test_utils import make_mocked_request
 
 from proxy.admission import weigh
 from proxy.config import Admission, Deadlines, WhenNoPrefill
-from proxy.edge import read_body as reading
 from proxy.edge.access.authentication import CLIENT_KEY
 from proxy.edge.access.clients import MAX_CLIENT_CHARS, client_of, holder_of
 from proxy.edge.app import shut_down
 from proxy.edge.app_keys import SERVICE
+from proxy.edge.patience import Patience
 from proxy.edge.relay import relay_stream
 from proxy.edge.stall import StallWatch
 from proxy.errors import LegBrokenError
@@ -428,12 +428,10 @@ async def test_who_only_announces_a_large_body_takes_nothing_from_others() -> No
         await wait_until(lambda: pair.service.app[SERVICE].bodies.held_bytes == 0, "the end of the leases")
 
 
-async def test_who_withholds_the_end_of_large_bodies_locks_nobody_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(reading, "BODY_STALL_S", 1.5)
-    monkeypatch.setattr(reading, "LOOK_EVERY_S", 0.1)
-    async with fleet(prefill=1, decode=1, kv_events=False, admission=Admission(max_bodies_mb=8)) as pair:
+async def test_who_withholds_the_end_of_large_bodies_locks_nobody_out() -> None:
+    patience = Patience(body_stall_s=1.5, body_look_every_s=0.1)
+    limits = Admission(max_bodies_mb=8)
+    async with fleet(prefill=1, decode=1, kv_events=False, admission=limits, patience=patience) as pair:
         budget = pair.service.app[SERVICE].bodies
         part = b'{"prompt": "' + b"x" * (2 << 20)
         held = [await send_part(pair, len(part) + 9, part) for _ in range(4)]

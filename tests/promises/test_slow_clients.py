@@ -7,6 +7,7 @@ import pytest
 
 from proxy.edge import read_body as reading
 from proxy.edge.app_keys import SERVICE
+from proxy.edge.patience import Patience
 from proxy.edge.sockets import connections
 from proxy.simulation.live.faults import Fault
 from tests.helpers.raw import BODY, CHUNKED, GET, LENGTH, POST, connection, send
@@ -17,56 +18,45 @@ LONG_S = 60.0
 """Longer than a test: a bound that must not be the one that acts."""
 
 
-@pytest.fixture
-def bounds(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", LONG_S)
-    monkeypatch.setattr(connections, "IDLE_CONNECTION_S", LONG_S)
-    monkeypatch.setattr(reading, "BODY_GRACE_S", LONG_S)
-    return monkeypatch
+def patience(**bounds: float) -> Patience:
+    """These bounds, and no other that acts."""
+    return Patience(**({"head_s": LONG_S, "idle_s": LONG_S, "body_grace_s": LONG_S} | bounds))
 
 
-async def test_a_connection_that_says_nothing_is_closed(bounds: pytest.MonkeyPatch) -> None:
-    bounds.setattr(connections, "IDLE_CONNECTION_S", SHORT_S)
-    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+async def test_a_connection_that_says_nothing_is_closed() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False, patience=patience(idle_s=SHORT_S)) as pair:
         received = await send(pair.service, b"")
         assert received.closed
         assert not received.data
 
 
 @pytest.mark.parametrize("begin", [b"G", b"POST /v1/comp", GET, GET + b"X-A: ", POST + LENGTH, b"\r\n"])
-async def test_half_a_head_is_waited_for_no_longer_than_its_time(
-    bounds: pytest.MonkeyPatch, begin: bytes
-) -> None:
-    bounds.setattr(connections, "HEAD_TIMEOUT_S", SHORT_S)
-    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+async def test_half_a_head_is_waited_for_no_longer_than_its_time(begin: bytes) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False, patience=patience(head_s=SHORT_S)) as pair:
         received = await send(pair.service, begin)
         assert received.closed
         assert not received.data
 
 
 async def test_half_a_head_that_comes_with_its_connection_has_no_more_time(
-    bounds: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """uvloop may read a connection before aiohttp's own task begins to wait for a request."""
-    bounds.setattr(connections, "HEAD_TIMEOUT_S", SHORT_S)
     made = connections.Connection.connection_made
 
     def made_and_read(self: connections.Connection, transport: asyncio.BaseTransport) -> None:
         made(self, transport)
         self.data_received(GET)
 
-    bounds.setattr(connections.Connection, "connection_made", made_and_read)
-    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+    monkeypatch.setattr(connections.Connection, "connection_made", made_and_read)
+    async with fleet(prefill=1, decode=1, kv_events=False, patience=patience(head_s=SHORT_S)) as pair:
         received = await send(pair.service, b"")
         assert received.closed
         assert not received.data
 
 
-async def test_the_next_head_has_its_time_from_when_the_answer_before_it_has_ended(
-    bounds: pytest.MonkeyPatch,
-) -> None:
-    bounds.setattr(connections, "HEAD_TIMEOUT_S", SHORT_S)
-    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+async def test_the_next_head_has_its_time_from_when_the_answer_before_it_has_ended() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False, patience=patience(head_s=SHORT_S)) as pair:
         async with connection(pair.service) as (reader, writer):
             pair.engines.decode[0].faults.add(Fault(kind="slow", path="/v1/c", delay_s=3 * SHORT_S, times=1))
             writer.write(POST + LENGTH + b"\r\n" + BODY)
@@ -77,10 +67,9 @@ async def test_the_next_head_has_its_time_from_when_the_answer_before_it_has_end
         assert received_too.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_head_that_drips_gets_no_more_time_for_each_drop(bounds: pytest.MonkeyPatch) -> None:
-    bounds.setattr(connections, "HEAD_TIMEOUT_S", SHORT_S)
+async def test_a_head_that_drips_gets_no_more_time_for_each_drop() -> None:
     async with (
-        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        fleet(prefill=1, decode=1, kv_events=False, patience=patience(head_s=SHORT_S)) as pair,
         connection(pair.service) as (reader, writer),
     ):
         writer.write(GET)
@@ -95,10 +84,9 @@ async def test_a_head_that_drips_gets_no_more_time_for_each_drop(bounds: pytest.
         assert (await pair.service.ask("/health")).status == 200
 
 
-async def test_the_second_head_of_a_connection_has_its_time_too(bounds: pytest.MonkeyPatch) -> None:
-    bounds.setattr(connections, "HEAD_TIMEOUT_S", 1.0)
+async def test_the_second_head_of_a_connection_has_its_time_too() -> None:
     async with (
-        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        fleet(prefill=1, decode=1, kv_events=False, patience=patience(head_s=1.0)) as pair,
         connection(pair.service) as (reader, writer),
     ):
         server = pair.service.runner.server
@@ -126,11 +114,8 @@ async def test_the_second_head_of_a_connection_has_its_time_too(bounds: pytest.M
 @pytest.mark.parametrize(
     "path", [b"/v1/completions", b"/v1/chat/completions", b"/explain", b"/instances/add"]
 )
-async def test_a_body_that_does_not_come_is_answered_408(
-    bounds: pytest.MonkeyPatch, path: bytes, framing: bytes
-) -> None:
-    bounds.setattr(reading, "BODY_GRACE_S", SHORT_S)
-    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+async def test_a_body_that_does_not_come_is_answered_408(path: bytes, framing: bytes) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False, patience=patience(body_grace_s=SHORT_S)) as pair:
         head = POST.replace(b"/v1/completions", path) + b"X-API-Key: admin-key\r\n" + framing
         async with connection(pair.service) as (reader, writer):
             writer.write(head + b"\r\n" + (b"1\r\n{\r\n" if framing == CHUNKED else b"{"))
@@ -142,11 +127,8 @@ async def test_a_body_that_does_not_come_is_answered_408(
         assert not [s for e in pair.engines.all for s in e.seen if s.path.startswith("/v1/c")]
 
 
-async def test_a_body_that_drips_is_answered_408_and_its_client_is_not_listened_to_for_ever(
-    bounds: pytest.MonkeyPatch,
-) -> None:
-    bounds.setattr(reading, "BODY_GRACE_S", SHORT_S)
-    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+async def test_a_body_that_drips_is_answered_408_and_its_client_is_not_listened_to_for_ever() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False, patience=patience(body_grace_s=SHORT_S)) as pair:
         async with connection(pair.service) as (reader, writer):
             writer.write(POST + b"Content-Length: 1000000\r\n\r\n")
             answer = asyncio.get_running_loop().create_task(reader.readline(), name="answer")
@@ -158,11 +140,14 @@ async def test_a_body_that_drips_is_answered_408_and_its_client_is_not_listened_
         assert (await pair.service.complete("hello")).status == 200
 
 
-async def test_a_body_that_keeps_coming_gets_the_time_it_needs(bounds: pytest.MonkeyPatch) -> None:
-    bounds.setattr(reading, "BODY_GRACE_S", SHORT_S)
-    bounds.setattr(reading, "BODY_LEAST_BYTES_S", 0.05)
+async def test_a_body_that_keeps_coming_gets_the_time_it_needs() -> None:
     async with (
-        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        fleet(
+            prefill=1,
+            decode=1,
+            kv_events=False,
+            patience=patience(body_grace_s=SHORT_S, body_least_bytes_s=0.05),
+        ) as pair,
         connection(pair.service) as (reader, writer),
     ):
         writer.write(POST + LENGTH + b"\r\n" + BODY[:1])
@@ -206,13 +191,14 @@ def test_a_body_has_time_while_it_comes_and_not_by_its_size(
     assert pace.due(due, come[-1][1] if come else 0) == due  # looking gives no time
 
 
-async def test_a_large_body_that_stops_is_answered_408_long_before_its_size_would_end_it(
-    bounds: pytest.MonkeyPatch,
-) -> None:
-    bounds.setattr(reading, "BODY_STALL_S", SHORT_S)
-    bounds.setattr(reading, "LOOK_EVERY_S", SHORT_S / 5)
+async def test_a_large_body_that_stops_is_answered_408_long_before_its_size_would_end_it() -> None:
     async with (
-        fleet(prefill=1, decode=1, kv_events=False) as pair,
+        fleet(
+            prefill=1,
+            decode=1,
+            kv_events=False,
+            patience=patience(body_stall_s=SHORT_S, body_look_every_s=SHORT_S / 5),
+        ) as pair,
         connection(pair.service) as (reader, writer),
     ):
         writer.write(POST + b"Content-Length: 2000000\r\n\r\n" + b" " * 1_999_000)
@@ -222,10 +208,9 @@ async def test_a_large_body_that_stops_is_answered_408_long_before_its_size_woul
 
 
 async def test_many_slow_connections_hold_nobody_up_and_leave_nothing(
-    bounds: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    bounds.setattr(connections, "HEAD_TIMEOUT_S", 1.0)
-    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+    async with fleet(prefill=1, decode=1, kv_events=False, patience=patience(head_s=1.0)) as pair:
         with caplog.at_level(logging.INFO):
             slow = [await asyncio.open_connection(pair.service.host, pair.service.port) for _ in range(200)]
             for _, writer in slow:

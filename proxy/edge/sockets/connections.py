@@ -12,14 +12,13 @@ from typing import Any
 from aiohttp import http_exceptions, web
 
 from proxy.edge.middlewares import SERVER, SPARE_KEY, enveloped
+from proxy.edge.patience import PATIENCE, Patience
+from proxy.edge.read_body import PATIENCE_KEY
 from proxy.edge.sockets.doors import Door
 from proxy.errors import BadRequestError, RequestError, envelope
 from proxy.headers import REQUEST_ID
 
 log = logging.getLogger(__name__)
-
-HEAD_TIMEOUT_S = 20.0
-"""From the first byte of a request's head to its last; what Apache's mod_reqtimeout gives a head."""
 
 MAX_HEADER_BYTES = 64 << 10
 """Tokens and cookies of some clients are longer than aiohttp's 8 KiB."""
@@ -31,17 +30,15 @@ MAX_FRAMING_RATIO = 8
 """Bytes of the connection for each byte of a chunked body, beyond what a head may have: a chunk of one byte takes
 six. More are chunk extensions, which count for no limit on bodies."""
 
-IDLE_CONNECTION_S = 75.0
-"""How long a connection may be open without a request; nginx's keepalive_timeout."""
-
 
 class Connection(web.RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_body_bytes", "_counted", "_door", "_head_bytes", "_head_timer")
+    __slots__ = ("_body_bytes", "_counted", "_door", "_head_bytes", "_head_timer", "patience")
 
-    def __init__(self, manager: web.Server, door: Door, **settings: Any) -> None:
-        super().__init__(manager, **settings)
+    def __init__(self, manager: web.Server, door: Door, patience: Patience, **settings: Any) -> None:
+        super().__init__(manager, keepalive_timeout=patience.idle_s, **settings)
+        self.patience = patience
         self._door = door
         self._head_bytes = 0
         self._body_bytes = 0
@@ -86,13 +83,13 @@ class Connection(web.RequestHandler):
                 self._await_head()
 
     def _await_head(self) -> None:
-        self._head_timer = self._loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+        self._head_timer = self._loop.call_later(self.patience.head_s, self._head_is_late)
 
     def _head_is_late(self) -> None:
         if self._current_request is not None:  # the answer to the one before it goes first
             self._await_head()
         else:
-            self._cut("no complete request head within %g s", HEAD_TIMEOUT_S)
+            self._cut("no complete request head within %g s", self.patience.head_s)
 
     def _count_body(self, received_bytes: int) -> None:
         if self._counted != self._request_count:  # another request has begun
@@ -157,17 +154,18 @@ def _words(error: BaseException | None) -> str:
 class _Server(web.Server):
     """Makes a `Connection` of each accepted socket, which aiohttp has no setting for."""
 
-    def __init__(self, made: web.Server, door: Door, settings: dict[str, Any]) -> None:
+    def __init__(self, made: web.Server, door: Door, patience: Patience, settings: dict[str, Any]) -> None:
         super().__init__(
             _at_door(door, _with_envelope(made.request_handler)),
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
         )
         self._door = door
+        self._patience = patience
         self._settings = settings
 
     def __call__(self) -> web.RequestHandler:
-        return Connection(self, self._door, loop=asyncio.get_running_loop(), **self._settings)
+        return Connection(self, self._door, self._patience, loop=asyncio.get_running_loop(), **self._settings)
 
 
 def _with_envelope(handle: Callable[..., Awaitable[web.StreamResponse]]) -> Callable[..., Any]:
@@ -193,6 +191,7 @@ def _at_door(door: Door, handle: Callable[..., Awaitable[web.StreamResponse]]) -
         connection = request.protocol
         if not isinstance(connection, Connection):
             raise TypeError("a request of a connection that is not ours")
+        request[PATIENCE_KEY] = connection.patience
         door.works(connection)
         try:
             if not door.is_spare(connection):
@@ -214,13 +213,13 @@ class Runner(web.AppRunner):
     A client that leaves cancels its handler, and bodies come as they were sent.
     """
 
-    __slots__ = ("_door", "_settings")
+    __slots__ = ("_door", "_patience", "_settings")
 
-    def __init__(self, app: web.Application, door: Door) -> None:
+    def __init__(self, app: web.Application, door: Door, patience: Patience = PATIENCE) -> None:
         self._door = door
+        self._patience = patience
         self._settings: dict[str, Any] = {
             "access_log": None,  # the edge middleware writes a line that knows more
-            "keepalive_timeout": IDLE_CONNECTION_S,
             "auto_decompress": False,
             "max_line_size": MAX_HEADER_BYTES,
             "max_field_size": MAX_HEADER_BYTES,
@@ -232,4 +231,4 @@ class Runner(web.AppRunner):
         )
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self._door, self._settings)
+        return _Server(await super()._make_server(), self._door, self._patience, self._settings)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from proxy.config import Config
 from proxy.edge.app_keys import SERVICE
+from proxy.edge.patience import PATIENCE, Patience
 from proxy.edge.sockets.connections import Runner
 from proxy.edge.sockets.doors import ClientDoor, OperatorDoor
 from proxy.errors import ConfigError
@@ -27,12 +28,18 @@ class ServiceRunner(Runner):
 
     __slots__ = ("_config", "_tls", "admin")
 
-    def __init__(self, app: web.Application, admin: web.Application | None, config: Config) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        admin: web.Application | None,
+        config: Config,
+        patience: Patience = PATIENCE,
+    ) -> None:
         """Raises ConfigError if the certificate cannot be used."""
         descriptors = app[SERVICE].descriptors
-        super().__init__(app, ClientDoor(descriptors))
+        super().__init__(app, ClientDoor(descriptors), patience)
         self._config = config
-        self.admin = Runner(admin, OperatorDoor(descriptors)) if admin is not None else None
+        self.admin = Runner(admin, OperatorDoor(descriptors), patience) if admin is not None else None
         cert, key = config.security.tls_cert, config.security.tls_key
         self._tls: ssl.SSLContext | None = server_context(cert, key) if cert and key else None
 
