@@ -140,6 +140,7 @@ class Breaker:
     ) -> None:
         """`joins`: it comes to instances that are at work already, so that its first legs come slowly, too."""
         self._at = At.CLOSED
+        self._turns = TURNS[self._at]
         self.state = Circuit.CLOSED
         self.dead = False
         """Open because the engine is not there; else because its legs failed."""
@@ -300,10 +301,10 @@ class Breaker:
 
     def _turn(self, proof: Proof, now: float = 0.0) -> None:
         """Do what a proof does in this state. `now`: not needed where nobody is there."""
-        after = TURNS[self._at].get(proof)
+        after = self._turns.get(proof)
         if after is None:
             return
-        before, self._at = self._at, after
+        before, self._at, self._turns = self._at, after, TURNS[after]
         self.state, self.dead = _CIRCUITS[after], after is At.DEAD
         if after is At.EJECTED:
             self._begin_pause(before, now)
