@@ -41,7 +41,7 @@ async def relay_stream(
     """
     await response.prepare(request)
     try:
-        async with limit.enforced():
+        with limit.enforced():
             async for run in events:
                 await response.write(run)
             await response.write_eof()

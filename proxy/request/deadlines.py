@@ -1,9 +1,10 @@
 """Every wait has an end: a phase that takes too long fails its leg, a request that takes too long fails with 504."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
 
 from proxy.errors import BadRequestError, DeadlineError, GatewayTimeoutError
 from proxy.headers import REQUEST_TIMEOUT_MS
@@ -12,16 +13,78 @@ MAX_DIGITS = 12
 """Of a client's time limit: thirty years in milliseconds; more digits are a mistake."""
 
 
-@contextlib.asynccontextmanager
-async def within(seconds: float, instance: str, what: str) -> AsyncIterator[None]:
+class Scope(ABC):
+    """Ends what is awaited in its `with` block once time is up, or when `end` is called; `late` is raised then.
+
+    It does what `asyncio.timeout` does, without coroutines of its own: a request enters ten of these, and a stream one
+    for each chunk.
+    """
+
+    __slots__ = ("_cancelling", "_ended", "_ends_at", "_task", "_timer")
+
+    def __init__(self, ends_at: float | None) -> None:
+        """`ends_at`: on the event loop's clock; None if only `end` ends it."""
+        self._ends_at = ends_at
+        self._ended = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    @abstractmethod
+    def late(self) -> Exception:
+        """What is raised in the place of the cancellation."""
+
+    def end(self) -> None:
+        """Time is up. A second call does nothing."""
+        if not self._ended:
+            self._ended = True
+            self._task.cancel()
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a scope is entered outside of a task")
+        self._task = task
+        self._cancelling = task.cancelling()
+        if self._ends_at is not None:
+            self._timer = asyncio.get_running_loop().call_at(self._ends_at, self.end)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        # Another cancellation beside this one is for who sent it.
+        if self._ended and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise self.late() from None
+
+
+class _Phase(Scope):
+    __slots__ = ("_instance", "_seconds", "_what")
+
+    def __init__(self, seconds: float, instance: str, what: str) -> None:
+        super().__init__(asyncio.get_running_loop().time() + seconds)
+        self._seconds = seconds
+        self._instance = instance
+        self._what = what
+
+    def late(self) -> DeadlineError:
+        return DeadlineError(self._instance, f"{self._what} took longer than {self._seconds:g} s")
+
+
+def within(seconds: float, instance: str, what: str) -> Scope:
     """Do what is inside in that time, or raise DeadlineError for the instance; `what` names the phase."""
-    try:
-        async with asyncio.timeout(seconds) as scope:
-            yield
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        raise DeadlineError(instance, f"{what} took longer than {seconds:g} s") from None
+    return _Phase(seconds, instance, what)
+
+
+class _Whole(Scope):
+    __slots__ = ("_seconds",)
+
+    def __init__(self, limit: "TimeLimit") -> None:
+        super().__init__(limit.ends_at)
+        self._seconds = limit.seconds or 0.0
+
+    def late(self) -> GatewayTimeoutError:
+        return GatewayTimeoutError(f"the request took longer than its limit of {self._seconds:g} s")
 
 
 class TimeLimit(NamedTuple):
@@ -32,17 +95,9 @@ class TimeLimit(NamedTuple):
     ends_at: float | None
     """On the event loop's clock, which is the monotonic one."""
 
-    @contextlib.asynccontextmanager
-    async def enforced(self) -> AsyncIterator[None]:
-        """Do what is inside until time is up; it is cancelled then, and this raises GatewayTimeoutError."""
-        try:
-            async with asyncio.timeout_at(self.ends_at) as scope:
-                yield
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            words = f"the request took longer than its limit of {self.seconds or 0:g} s"
-            raise GatewayTimeoutError(words) from None
+    def enforced(self) -> Scope:
+        """Do what is inside until time is up; it is cancelled then, and GatewayTimeoutError raised."""
+        return _Whole(self)
 
 
 NO_LIMIT = TimeLimit(None, None)

@@ -1,14 +1,13 @@
 """All HTTP to engines: what aiohttp raises leaves here as a LegError, and no answer is followed, decoded or stored."""
 
 import asyncio
-import contextlib
 import errno
 import os
 import pathlib
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections import defaultdict
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +28,7 @@ from proxy.errors import (
 )
 from proxy.headers import Headers
 from proxy.request.body import Encoded, Pieces
+from proxy.request.deadlines import Scope
 from proxy.tls import engine_context
 from proxy.upstream.bounds import in_words, most_bytes
 from proxy.upstream.names import FRESH_S, SILENT_S, Names, ResolverError
@@ -48,43 +48,61 @@ _JSON = "application/json"
 _NOTHING_LEFT_HERE = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 
 
+class _Wait(Scope):
+    """One wait for bytes of an engine, as a context manager.
+
+    Raises LegBrokenError if the engine is given up meanwhile, DeadlineError once time is up.
+    """
+
+    __slots__ = ("_beside", "_heard", "_instance", "_limit_s", "given_up")
+
+    def __init__(
+        self, instance: str, limit_s: float | None, beside: "set[_Wait]", heard: dict[str, float]
+    ) -> None:
+        """`beside`: the waits for the engine, of which this is one while it lasts."""
+        super().__init__(None if limit_s is None else asyncio.get_running_loop().time() + limit_s)
+        self._instance = instance
+        self._limit_s = limit_s
+        self._beside = beside
+        self._heard = heard
+        self.given_up = False
+
+    def late(self) -> LegBrokenError | DeadlineError:
+        if self.given_up:
+            return LegBrokenError(self._instance, "the engine stopped answering")
+        return DeadlineError(self._instance, f"the engine sent nothing for {self._limit_s:g} s")
+
+    def __enter__(self) -> Self:
+        self._beside.add(self)
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._beside.discard(self)
+        if kind is None:
+            self._heard[self._instance] = time.monotonic()
+        super().__exit__(kind, error, trace)
+
+
 class _Waits:
     """Who waits for bytes of which engine, so that all can be told when it is given up."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, set[asyncio.Timeout]] = {}
+        self._waiting: defaultdict[str, set[_Wait]] = defaultdict(set)
         self.heard: dict[str, float] = {}
         """When each engine last sent something anybody waited for."""
 
-    @contextlib.asynccontextmanager
-    async def on(self, instance: str, limit_s: float | None = None) -> AsyncIterator[None]:
-        """Wait inside; LegBrokenError if the engine is given up meanwhile, DeadlineError after `limit_s`."""
-        scopes = self._waiting.setdefault(instance, set())
-        given_up = True
-        try:
-            async with asyncio.timeout(limit_s) as scope:
-                scopes.add(scope)
-                try:
-                    yield
-                    self.heard[instance] = time.monotonic()
-                finally:
-                    given_up = scope not in scopes
-                    scopes.discard(scope)
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            if given_up:
-                raise LegBrokenError(instance, "the engine stopped answering") from None
-            raise DeadlineError(instance, f"the engine sent nothing for {limit_s:g} s") from None
+    def on(self, instance: str, limit_s: float | None = None) -> _Wait:
+        """A wait, of `limit_s` seconds at most."""
+        return _Wait(instance, limit_s, self._waiting[instance], self.heard)
 
     def give_up(self, instance: str) -> None:
         """End all waiting for an engine."""
-        now = asyncio.get_running_loop().time()
-        scopes = self._waiting.get(instance, set())
-        for scope in scopes:
-            if not scope.expired():
-                scope.reschedule(now)
-        scopes.clear()
+        waiting = self._waiting.pop(instance, set())
+        for wait in waiting:
+            wait.given_up = True
+            wait.end()
 
     def forget(self, instance: str) -> None:
         """An engine is gone; who still waits for it waits on."""
@@ -118,7 +136,7 @@ class EngineAnswer:
         if (self._response.content_length or 0) > most:
             raise self._too_long(most)
         try:
-            async with self._waits.on(self.instance):
+            with self._waits.on(self.instance):
                 chunks: list[bytes] = []
                 size_bytes = 0
                 while chunk := await self._response.content.readany():
@@ -144,7 +162,7 @@ class EngineAnswer:
         Raises LegBrokenError if the body ends early, DeadlineError if no piece comes for `limit_s` seconds.
         """
         try:
-            async with self._waits.on(self.instance, limit_s):
+            with self._waits.on(self.instance, limit_s):
                 return await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
             raise LegBrokenError(
@@ -267,7 +285,7 @@ class EngineClient:
         if body is not None:
             sent["Content-Type"] = _JSON
         try:
-            async with self._waits.on(instance):
+            with self._waits.on(instance):
                 response = await self._session.request(
                     method,
                     f"{'https' if instance in self._https else 'http'}://{instance}{path}",

@@ -75,25 +75,26 @@ def route_of(dialect: Dialect) -> web.RouteDef:
 
 
 async def _generate(request: web.Request, dialect: Dialect) -> web.StreamResponse:
-    metrics = request.app[SERVICE].metrics
+    service = request.app[SERVICE]
+    metrics = service.metrics
     outcome = CLIENT_LEFT
     waiting = KeepAlive(request, 0.0)
     try:
         limit = time_limit(
             request.headers.getall(names.REQUEST_TIMEOUT_MS, ()),
-            request.app[SERVICE].rules.deadlines.request_s,
+            service.rules.deadlines.request_s,
             request[STARTED_KEY],
         )
         with ExitStack() as stack:
-            async with limit.enforced():
+            with limit.enforced():
                 call = await _call(request, dialect)
                 if call.leg_id != request[REQUEST_ID_KEY]:
                     request[NOTES_KEY]["leg"] = call.leg_id
                 if call.request.stream:
-                    waiting = KeepAlive(request, request.app[SERVICE].rules.now.stream_keepalive_s)
+                    waiting = KeepAlive(request, service.rules.now.stream_keepalive_s)
                 try:
                     async with waiting:
-                        reply = await request.app[SERVICE].director.serve(call)
+                        reply = await service.director.serve(call)
                         stack.callback(reply.close)  # at once: the end of the waiting may be cancelled
                 finally:
                     _note_trace(request[NOTES_KEY], call)
@@ -183,10 +184,11 @@ async def generation_request(request: web.Request, dialect: Dialect | Sequence[D
 
     Raises RequestError.
     """
-    if request.app[SERVICE].stopping.is_set():
+    service = request.app[SERVICE]
+    if service.stopping.is_set():
         raise UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
     data = await read_json_bytes(request)
-    default_model = request.app[SERVICE].config.model
+    default_model = service.config.model
     if is_large(data):
         found = await _off_the_loop(request, outline, data)
         _hold(request, weigh(data, found))
@@ -194,7 +196,7 @@ async def generation_request(request: web.Request, dialect: Dialect | Sequence[D
     else:
         _hold(request, weigh(data))
         read = read_request(dialect, data, default_model)
-    if not await request.app[SERVICE].adapters.known(read.model):
+    if not await service.adapters.known(read.model):
         raise NotFoundError(f"The model `{cut(read.model)}` does not exist.", param="model")
     return read
 
@@ -214,13 +216,13 @@ async def read_json_bytes(request: web.Request) -> bytes | bytearray:
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaTypeError(f"Content-Encoding {cut(encoding)!r} is not taken: send plain JSON")
-    limit_mb = request.app[SERVICE].config.max_body_mb
-    too_large = TooLargeError(f"the request body is over {limit_mb} MiB (--max-body-mb)")
+    service = request.app[SERVICE]
+    limit_mb = service.config.max_body_mb
     announced_bytes = request.content_length or 0
     if announced_bytes > limit_mb << 20:
-        raise too_large
-    bodies = request.app[SERVICE].bodies
-    holder = holder_of(request, request.app[SERVICE].config.admission.client_header)
+        raise _too_large(limit_mb)
+    bodies = service.bodies
+    holder = holder_of(request, service.config.admission.client_header)
     if not bodies.fits(holder, announced_bytes):
         raise _no_memory(request)
     request[BODY_LEASE_KEY] = bodies.lease(holder)
@@ -231,7 +233,7 @@ async def read_json_bytes(request: web.Request) -> bytes | bytearray:
         async with in_time(request):
             while chunk := await request.content.readany():
                 if len(data) + len(chunk) > limit_mb << 20:
-                    raise too_large
+                    raise _too_large(limit_mb)
                 _hold(request, len(data) + len(chunk))
                 data += chunk
     except web.RequestPayloadError:
@@ -239,6 +241,10 @@ async def read_json_bytes(request: web.Request) -> bytes | bytearray:
             "the request body is not framed as its headers say", headers={"Connection": "close"}
         ) from None
     return data
+
+
+def _too_large(limit_mb: int) -> TooLargeError:
+    return TooLargeError(f"the request body is over {limit_mb} MiB (--max-body-mb)")
 
 
 def _hold(request: web.Request, size_bytes: int) -> None:
@@ -277,6 +283,7 @@ async def _answer(
 
     `begun` is the answer whose head went out before there was a reply.
     """
+    service = request.app[SERVICE]
     streamed = not isinstance(reply.body, bytes)
     cross = names.for_streaming_client if streamed else names.for_client
     headers = CIMultiDict(cross(reply.headers))
@@ -287,20 +294,20 @@ async def _answer(
             notes |= {"prefill": prefill.instance, "decode": decode.instance}
             if prefill.cached_tokens is not None:
                 notes["cached"] = str(prefill.cached_tokens)
-            if request.app[SERVICE].rules.now.decision_headers:
+            if service.rules.now.decision_headers:
                 headers[names.PREFILL] = prefill.instance
                 headers[names.DECODE] = decode.instance
                 if prefill.cached_tokens is not None and reply.status < 400:  # as usage, no error tells it
                     headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
     if reply.status < 400:
         first_byte_s = time.monotonic() - request[STARTED_KEY]
-        request.app[SERVICE].metrics.first_byte(dialect.name, first_byte_s)
+        service.metrics.first_byte(dialect.name, first_byte_s)
         if not isinstance(reply.body, bytes):
             notes["ttfb"] = f"{first_byte_s * 1000:.0f}ms"
     watch = StallWatch(
         request,
-        request.app[SERVICE].rules.deadlines.client_stall_s,
-        request.app[SERVICE].metrics.client_stalled,
+        service.rules.deadlines.client_stall_s,
+        service.metrics.client_stalled,
     )
     if isinstance(reply.body, bytes):
         if begun is not None:

@@ -139,11 +139,10 @@ class Releases:
         """The status of a decode engine's answer; None if it has none."""
         headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         try:
-            with ExitStack() as stack:
-                async with within(ASK_TIMEOUT_S, address, "the answer to a release"):
-                    answer = await self._client.post(address, COMPLETIONS.path, body, headers)
-                    stack.callback(answer.close)
-                    await answer.read(MAX_ANSWER_BYTES)
+            with ExitStack() as stack, within(ASK_TIMEOUT_S, address, "the answer to a release"):
+                answer = await self._client.post(address, COMPLETIONS.path, body, headers)
+                stack.callback(answer.close)
+                await answer.read(MAX_ANSWER_BYTES)
         except LegError:
             return None
         return answer.status

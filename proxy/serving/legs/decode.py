@@ -177,7 +177,7 @@ class DecodeLegs:
         Raises LegError if that does not come, AttemptFailedError if the engine answers that it failed.
         """
         chosen = chosen_of(decision, Phase.DECODE)
-        async with within(self._rules.deadlines.first_byte_s, chosen.instance, "the decode leg's first byte"):
+        with within(self._rules.deadlines.first_byte_s, chosen.instance, "the decode leg's first byte"):
             sent = await self._legs.send(call, chosen, body, stack)
             answer = sent.answer
             if answer.is_event_stream and answer.status == 200:

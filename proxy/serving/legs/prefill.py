@@ -123,7 +123,7 @@ class PrefillLegs:
         try:
             with claims:
                 asked = self._healing.asking(call, chosen, question)
-                async with within(self._rules.deadlines.prefill_s, chosen.instance, "the prefill leg"):
+                with within(self._rules.deadlines.prefill_s, chosen.instance, "the prefill leg"):
                     sent = await self._send(call, chosen, asked, claims)
                     answer = sent.answer
                     finished = answer.status == 200

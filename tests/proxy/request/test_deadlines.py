@@ -48,7 +48,7 @@ def test_a_limit_that_is_none_is_the_clients_error(given: tuple[str, ...]) -> No
 
 
 async def test_without_a_limit_nothing_is_cancelled() -> None:
-    async with NO_LIMIT.enforced():
+    with NO_LIMIT.enforced():
         await asyncio.sleep(0)
 
 
