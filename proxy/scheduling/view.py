@@ -168,11 +168,13 @@ class Viewer:
         if prompt is None or instance.index_state(rank) == "unknown":
             return None, None
         block_size = self.block_size(instance.address, rank)
-        keys = self._index.keys(prompt, instance.address, rank, USUAL_BLOCK_SIZE)
-        ahead = self._predicted.prefix_blocks(instance.address, rank, keys, look.now)
         # The last token is always computed, so a prompt that is cached whole still misses its last block.
         limit = question.reusable_tokens // block_size * block_size
         there = min(look.cached.get((instance.address, rank), 0), limit)
+        if there == limit:  # no more can be expected
+            return there, there
+        keys = self._index.keys(prompt, instance.address, rank, USUAL_BLOCK_SIZE)
+        ahead = self._predicted.prefix_blocks(instance.address, rank, keys, look.now)
         return there, max(there, min(ahead * block_size, limit))
 
     def _reload(
