@@ -122,8 +122,16 @@ class Fleet:
     @property
     def max_model_len(self) -> float:
         """The longest prompt any instance takes, in tokens; infinite if none tells."""
-        told = [length for instance in self if (length := instance.max_model_len) < math.inf]
-        return max(told, default=math.inf)
+        return self.contexts[0]
+
+    @property
+    def contexts(self) -> tuple[float, float]:
+        """The longest context that any instance has told, and the same if every one has told its own; else infinite each."""
+        lengths = [instance.max_model_len for instance in self]
+        longest = max(lengths, default=math.inf)
+        if longest < math.inf:
+            return longest, longest
+        return max([length for length in lengths if length < math.inf], default=math.inf), math.inf
 
     @property
     def ready(self) -> bool:

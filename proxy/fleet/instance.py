@@ -70,6 +70,8 @@ class Instance:
         self._status = Status.STARTING
         self._draining = draining
         self._model_cards: Sequence[ModelCard] = []
+        self._models: frozenset[str] = frozenset()
+        self._adapters: frozenset[str] = frozenset()
         self._max_model_len = math.inf
         self._why_down: str | None = None
         self._unlisted: str | None = None
@@ -94,7 +96,8 @@ class Instance:
 
     def takes(self, phase: Phase) -> bool:
         """Whether its role includes this phase."""
-        return self.role in {Role.BOTH, Role(phase)}
+        role = self.role
+        return role is Role.BOTH or role.value == phase.value
 
     @property
     def version(self) -> str | None:
@@ -199,17 +202,17 @@ class Instance:
     @property
     def models(self) -> frozenset[str]:
         """Every name it serves, adapters included."""
-        return frozenset(card.id for card in self._model_cards)
+        return self._models
 
     @property
     def adapters(self) -> frozenset[str]:
         """The names that are LoRA adapters: cards with a parent."""
-        return frozenset(card.id for card in self._model_cards if card.parent)
+        return self._adapters
 
     @property
     def max_model_len(self) -> float:
         """The tokens a prompt and its answer may have together; infinite while it has told of none."""
-        return self._max_model_len  # every decision asks every instance
+        return self._max_model_len
 
     @property
     def unlisted(self) -> str | None:
@@ -231,6 +234,9 @@ class Instance:
 
     def _lists(self, cards: Sequence[ModelCard]) -> None:
         before, self._model_cards = self._model_cards, cards
+        # Read once: every decision asks every instance.
+        self._models = frozenset(card.id for card in cards)
+        self._adapters = frozenset(card.id for card in cards if card.parent)
         told = (card.max_model_len for card in cards)
         self._max_model_len = next((length for length in told if length is not None), math.inf)
         if cards != before:

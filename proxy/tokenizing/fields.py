@@ -1,7 +1,6 @@
 """A prompt counts as known only if every member of the request is known to shape it, or known not to."""
 
 from array import array
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -33,7 +32,6 @@ from proxy.tokenizing.members import NO_MEMBERS, TRUNCATING, Members, kind_of, m
 from proxy.tokenizing.tool_choices import Choice, Tools
 
 _VARIABLES = CHAT.prompt_members.variables
-_MAX_TOKEN_ID = 2**32 - 1
 
 
 class Truncation(msgspec.Struct, frozen=True):
@@ -48,7 +46,7 @@ class Truncation(msgspec.Struct, frozen=True):
 class Given(msgspec.Struct, frozen=True):
     """The client sent token ids: nothing to tokenize."""
 
-    token_ids: "Sequence[int]"
+    token_ids: "array[int]"
     kind: str
     truncation: Truncation | None = None
     members: Members = NO_MEMBERS
@@ -156,13 +154,13 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
         choice = _choice(body) if "tool_choice" in members.rarely else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Unknowable("malformed", kind_of(name, members.shaping, members.rarely, members.apart), members)
-    shaping, tools = set(members.shaping), Tools.SHOWN
-    rarely = set(members.rarely) - {"tool_choice"}
+    shaping, tools = members.shaping, Tools.SHOWN
+    rarely = members.rarely - {"tool_choice"}
     if choice is not None and "tools" in shaping:
         tools = facts.tools(choice)
-        rarely.add(f"tool_choice {choice}")
+        rarely |= {f"tool_choice {choice}"}
     if tools is Tools.LEFT_OUT:
-        shaping.discard("tools")
+        shaping -= {"tools"}
     kind = kind_of(name, shaping, rarely, members.apart)
     if tools is Tools.UNCLEAR:
         unclear = msgspec.structs.replace(members, unknown=(*members.unknown, "tool_choice"))
@@ -171,7 +169,7 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
         return Unknowable("field", kind, members)
     if request.prompt_count != 1:
         return Unknowable("prompt list", kind, members)
-    return Sorted(request, frozenset(shaping), kind, members)
+    return Sorted(request, shaping, kind, members)
 
 
 def read_prompt(found: Sorted, bounds: Bounds) -> Given | Ask | Unknowable:
@@ -434,10 +432,7 @@ def _completion(
         return Unknowable(TOO_LONG, kind, members, bounds.of_tokens(count))
     if truncation is not None and len(ids) > bounds.work_bytes:
         return Unknowable(TOO_LONG, kind, members)
-    token_ids = _token_ids(ids)
-    if token_ids and not (min(token_ids) >= 0 and max(token_ids) <= _MAX_TOKEN_ID):
-        return Unknowable("malformed", kind, members)
-    return Given(token_ids, f"{kind} as token ids", truncation, members)
+    return Given(_token_ids(ids), f"{kind} as token ids", truncation, members)
 
 
 def _text(
@@ -461,13 +456,14 @@ def _text(
 _IDS_AT_ONCE_BYTES = 256 << 10
 
 
-def _token_ids(ids: memoryview) -> Sequence[int]:
-    """Token ids; a long list is read in parts, between which other threads have a turn. Raises msgspec.DecodeError."""
-    if len(ids) <= _IDS_AT_ONCE_BYTES:
-        return _decode_tokens(ids)
+def _token_ids(ids: memoryview) -> "array[int]":
+    """Token ids; a long list is read in parts, between which other threads have a turn.
+
+    Raises msgspec.DecodeError, also for what has not 32 bits.
+    """
     found = array("I")
     try:
-        for part in lists_of_numbers(ids):
+        for part in lists_of_numbers(ids) if len(ids) > _IDS_AT_ONCE_BYTES else (ids,):
             found.extend(_decode_tokens(part))
     except OverflowError as error:
         raise msgspec.DecodeError(str(error)) from None

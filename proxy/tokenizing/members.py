@@ -6,6 +6,7 @@ any other member, too, and ignores it. A later release may know more: its own sc
 makes the prompt unknown.
 """
 
+import functools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -114,23 +115,37 @@ NO_MEMBERS = Members(frozenset(), frozenset(), (), (), ())
 def members_of(body: Body, dialect: Dialect, knows: Knows, names: MemberNames) -> Members:
     """Sort the members of a request. Those that are null are as good as absent."""
     told = dialect.prompt_members
-    known = told.asked | told.variables | TRUNCATING
-    given = {name for name in body.names() if name not in _NEUTRAL or name in told.rarely}
-    given = {name for name in given if body.gives(name)}
-    rarely = given & told.rarely
-    rest = given - known - rarely
+    given = frozenset(
+        [name for name in body.names() if (name not in _NEUTRAL or name in told.rarely) and body.gives(name)]
+    )
+    known = _known(dialect)
+    if given <= known:
+        return _of_known(dialect, given)
+    rest = given - known
     unknown = {name for name in rest if name in told.unknowable or knows(dialect, name)}
     ignored = rest - unknown
-    return Members(
-        frozenset(given & known),
-        frozenset(rarely),
-        tuple(sorted(unknown)),
-        shown(ignored),
-        names.apart(ignored),
+    return msgspec.structs.replace(
+        _of_known(dialect, given - rest),
+        unknown=tuple(sorted(unknown)),
+        ignored=shown(ignored),
+        apart=names.apart(ignored),
     )
 
 
-def kind_of(name: str, shaping: Collection[str], rarely: Collection[str], apart: Collection[str]) -> str:
+@functools.lru_cache
+def _known(dialect: Dialect) -> frozenset[str]:
+    told = dialect.prompt_members
+    return told.asked | told.variables | told.rarely | TRUNCATING
+
+
+@functools.lru_cache(maxsize=256)  # requests of one client give the same members again and again
+def _of_known(dialect: Dialect, given: frozenset[str]) -> Members:
+    rarely = dialect.prompt_members.rarely
+    return Members(given - rarely, given & rarely, (), (), ())
+
+
+@functools.lru_cache(maxsize=256)
+def kind_of(name: str, shaping: frozenset[str], rarely: frozenset[str], apart: tuple[str, ...]) -> str:
     """What prompts of the dialect of that name have in common that are made the same way; one of a bounded number."""
     made = f"{name}({','.join(sorted(shaping))})"
     if rarely:

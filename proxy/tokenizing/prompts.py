@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import math
 from array import array
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -157,11 +156,11 @@ class PromptTokenizer:
 
     def _bounds(self, model: str) -> Bounds:
         """How long a prompt may be for any engine; what is longer is not worth any work here."""
-        sure = max((instance.max_model_len for instance in self._fleet), default=math.inf)
+        longest, sure = self._fleet.contexts
         local = self.local
         if local is None or not self._parity.agreed(model, _COMPLETION):
-            return Bounds(self._fleet.max_model_len, sure)
-        return Bounds(self._fleet.max_model_len, sure, local.characters_a_token)
+            return Bounds(longest, sure)
+        return Bounds(longest, sure, local.characters_a_token)
 
     async def _read(
         self, request: GenerationRequest, bounds: Bounds, client: str
@@ -243,7 +242,7 @@ class PromptTokenizer:
         if self.is_distrusted(how.kind):
             return "counted differently"
         if isinstance(how, Given):
-            return how.kind, "client", array("I", how.token_ids)
+            return how.kind, "client", how.token_ids
         asked = await self._engines.answer(how.body, model, headers, client)
         return "no answer" if asked is None else (how.kind, "engine", asked)
 

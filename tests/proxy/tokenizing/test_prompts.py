@@ -109,7 +109,7 @@ def test_engines_are_asked_about_what_shapes_the_prompt(
 def test_given_token_ids_need_no_engine(prompt: list[Any]) -> None:
     how = what_to_tokenize(text(prompt=prompt))
     assert isinstance(how, Given)
-    assert how.token_ids == [1, 2, 3]
+    assert list(how.token_ids) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("prompt", [[1, 2, -3], [[1, 2, -3]]])
