@@ -89,15 +89,23 @@ class _Turn:
         self.tried = False
         """Whether it was ever looked at; who waits behind others in its lane is not."""
         self.told_no_prefill = False
-        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.granted: Admitted | None = None
         self.refusal: Exception | None = None
-        self.reserved = ExitStack()
 
     @functools.cached_property
     def lane(self) -> Hashable:
         """The same for requests of which none can be placed while another cannot."""
         return self.question.model, self.question.whole, self.again, self._fitting()
+
+    @functools.cached_property
+    def woken(self) -> "asyncio.Future[None]":
+        """Done once its time in the queue is over; of use only to who waits."""
+        return asyncio.get_running_loop().create_future()
+
+    @functools.cached_property
+    def reserved(self) -> ExitStack:
+        """What is counted for it from the moment it is let in from the queue until it does so itself."""
+        return ExitStack()
 
     def wake(self) -> None:
         if not self.woken.done():
@@ -181,7 +189,9 @@ class Gate:
         """
         if self._stopping and not ticket.of.admitted:
             raise self._stopped()
-        turn = _Turn(ticket, question, failed, prefill_on, self._placement.need(question).of_its_kind)
+        turn = _Turn(
+            ticket, question, failed, prefill_on, lambda: self._placement.need(question).of_its_kind()
+        )
         if self._time_is_up(ticket):
             admitted = self._try(turn)
             if admitted is None or ticket.turned_away_by & _chosen(admitted.decision):
@@ -301,6 +311,10 @@ class Gate:
         """Place it if it can be placed now. Raises RequestError if it is not to wait either."""
         question = turn.question
         decision = self._decide(turn, question)
+        turn.tried = True
+        if decision.admissible:
+            turn.missing, turn.full, turn.engines_full = [], set(), False
+            return Admitted(question, decision)
         turn.missing = _missing(question, decision)
         if Phase.PREFILL in turn.missing:
             self._check_served(question)
@@ -313,7 +327,6 @@ class Gate:
             self._check_served(question)
         turn.full = _full_instances(question, decision)
         turn.engines_full = _engines_full(question, decision)
-        turn.tried = True
         return Admitted(question, decision) if decision.admissible else None
 
     def _decide(self, turn: _Turn, question: Question) -> Decision:

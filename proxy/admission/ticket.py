@@ -1,7 +1,6 @@
 """A ticket is one for all attempts at a client's request: what it went through at one counts at the next."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from proxy.fair_queue import ANONYMOUS
 
@@ -41,15 +40,25 @@ class Ticket:
         """It may go on."""
         self.admitted = self.of.admitted = True
 
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self) -> "_Kept":
         """The whole request is not over while this lasts: it is being served, or what it began still runs."""
-        whole = self.of
-        whole.keepers += 1
-        try:
-            yield
-        finally:
-            whole.keepers -= 1
-            if not whole.keepers and whole.when_over is not None:
-                over, whole.when_over = whole.when_over, None
-                over()
+        return _Kept(self.of)
+
+
+class _Kept:
+    """One that keeps a whole request, as a context manager."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: Ticket) -> None:
+        self._whole = whole
+
+    def __enter__(self) -> None:
+        self._whole.keepers += 1
+
+    def __exit__(self, *_: object) -> None:
+        whole = self._whole
+        whole.keepers -= 1
+        if not whole.keepers and whole.when_over is not None:
+            over, whole.when_over = whole.when_over, None
+            over()

@@ -140,11 +140,12 @@ class Director:
         """
         with ExitStack() as kept:
             kept.enter_context(call.ticket.kept())
-            reply = await self._serve(call, avoid)
+            reply = await self._serve(call, avoid, kept)
             reply.also_ends(kept.pop_all())
             return reply
 
-    async def _serve(self, call: Call, avoid: Collection[str]) -> Reply:
+    async def _serve(self, call: Call, avoid: Collection[str], kept: ExitStack) -> Reply:
+        """As `serve`; `kept` lasts as long as the reply does."""
         if self._connector.holds and call.request.prompt_count > 1:
             if self._splits(call.request):
                 return await serve_list(
@@ -164,11 +165,8 @@ class Director:
         if tokenized.excess is not None:
             self._accounts.refused("too_long")
             raise self._too_long(call.request, tokenized.excess)
-        with ExitStack() as running:
-            running.enter_context(self._budget.request())
-            reply = await self._served(call, question, tokenized.kind, avoid)
-            reply.also_ends(running.pop_all())
-            return reply
+        kept.enter_context(self._budget.request())
+        return await self._served(call, question, tokenized.kind, avoid)
 
     async def _served(self, call: Call, question: Question, kind: str, avoid: Collection[str]) -> Reply:
         """The reply of the first attempt that does not fail, or the last words of those that did."""
@@ -201,7 +199,7 @@ class Director:
                         call.ticket.turn_away(failure.instance, self._clock(), failure.after_s)
                     call.trace.failed.append(f"{failure.instance}:{failure.reason}")
                 else:
-                    if reply.status == 200:
+                    if reply.status == 200 and attempts.last is not None:
                         self._watch.outdone(attempts.to_blame(self._legs.dead) - _instances(reply.decision))
                     return reply
                 retry.close()

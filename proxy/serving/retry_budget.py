@@ -5,9 +5,8 @@ from the moment it is granted until its attempt is over; a request counts until 
 waits here and no clock is read.
 """
 
-import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 MIN_RETRIES = 3
 """May run however few requests there are, so that a single failure always has budget; Envoy's default, too."""
@@ -33,14 +32,9 @@ class RetryBudget:
         """How many retries may run now."""
         return max(MIN_RETRIES, int(self._share() * self.requests))
 
-    @contextlib.contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self) -> "_Running":
         """A request runs inside."""
-        self.requests += 1
-        try:
-            yield
-        finally:
-            self.requests -= 1
+        return _Running(self)
 
     def take(self) -> bool:
         """Count one more retry if the budget has room for it; it is to be given back then."""
@@ -52,6 +46,21 @@ class RetryBudget:
     def give_back(self) -> None:
         """A retry is over."""
         self.retries -= 1
+
+
+class _Running:
+    """A request that counts, as a context manager."""
+
+    __slots__ = ("_budget",)
+
+    def __init__(self, budget: RetryBudget) -> None:
+        self._budget = budget
+
+    def __enter__(self) -> None:
+        self._budget.requests += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.requests -= 1
 
 
 def backoff_s(pauses: int, rng: random.Random) -> float:
