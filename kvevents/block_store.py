@@ -167,5 +167,5 @@ def is_single(event: BlockStored, like: BlockStored) -> bool:
 
 
 def _same_lookahead(event: BlockStored, like: BlockStored) -> bool:
-    behind = event.lookahead_token_ids
-    return behind is not None and len(behind) == 1 and len(behind[0]) == like.lookahead
+    told = event.lookahead_token_ids
+    return told is not None and len(told) == 1 and len(told[0]) == like.lookahead

@@ -76,8 +76,8 @@ def copy_slices(engine: EngineCache) -> Generator[None, None, ExportedRank | Non
         tiers.append(ExportedTier(name, hashes, np.concatenate(columns), dict(tier.copies)))
         yield
     orphans: list[ExportedOrphan] = []
-    waiting = iter(list(engine.orphans.items()))
-    while some := list(islice(waiting, SLICE_BLOCKS)):
+    told = iter(list(engine.orphans.items()))
+    while some := list(islice(told, SLICE_BLOCKS)):
         orphans += [ExportedOrphan(name, one.parent, one.digest, dict(one.copies)) for name, one in some]
         yield
     whole = (
@@ -100,16 +100,16 @@ def load_slices(
 ) -> Generator[None, None, bool]:
     """Fill an empty rank in slices. False: it was retired (`is_current` denies it) or cleared meanwhile."""
     engine.group_idx = exported.group_idx
-    for exported_tier in exported.tiers:
-        tier = engine.tiers[exported_tier.name] = new_tier(exported_tier.name)
-        for start in range(0, len(exported_tier.hashes), SLICE_BLOCKS):
+    for told in exported.tiers:
+        tier = engine.tiers[told.name] = new_tier(told.name)
+        for start in range(0, len(told.hashes), SLICE_BLOCKS):
             piece = slice(start, start + SLICE_BLOCKS)
-            put(tier, exported_tier.hashes[piece], exported_tier.keys[piece])
+            put(tier, told.hashes[piece], told.keys[piece])
             yield
             if engine.clears or not is_current():
                 return False
-        tier.copies = dict(exported_tier.copies)
-        tier.further_copies = sum(exported_tier.copies.values())
+        tier.copies = dict(told.copies)
+        tier.further_copies = sum(told.copies.values())
     for number, orphan in enumerate(exported.orphans):
         for name in orphan.copies.keys() - engine.tiers.keys():
             engine.tiers[name] = new_tier(name)

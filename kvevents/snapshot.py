@@ -225,21 +225,21 @@ def _are_different(found: list[EngineHash], column: _Column) -> bool:
     return len(set(found)) == len(found)
 
 
-def _tier(written: _Tier) -> ExportedTier:
-    hashes = _hashes(written.hashes)
-    keys: Keys = np.frombuffer(written.keys, _UINT64).astype(np.uint64)
+def _tier(told: _Tier) -> ExportedTier:
+    hashes = _hashes(told.hashes)
+    keys: Keys = np.frombuffer(told.keys, _UINT64).astype(np.uint64)
     if len(keys) != len(hashes) or (len(keys) and not 0 < keys.min() <= keys.max() < 1 << KEY_BITS):
         raise ValueError("a column of keys does not fit its hashes")
-    copies = dict(zip(_hashes(written.copied), written.copies, strict=True))
-    if any(count < 1 for count in written.copies) or (copies and not copies.keys() <= set(hashes)):
+    copies = dict(zip(_hashes(told.copied), told.copies, strict=True))
+    if any(count < 1 for count in told.copies) or (copies and not copies.keys() <= set(hashes)):
         raise ValueError("copies of blocks that are not there")
-    return ExportedTier(written.name, hashes, keys, copies)
+    return ExportedTier(told.name, hashes, keys, copies)
 
 
-def _orphan(written: _Orphan) -> ExportedOrphan:
-    if not written.copies or any(count < 1 for count in written.copies.values()):
+def _orphan(told: _Orphan) -> ExportedOrphan:
+    if not told.copies or any(count < 1 for count in told.copies.values()):
         raise ValueError("a block that waits has no copies")
-    return ExportedOrphan(written.engine_hash, written.parent, _at_least(0, written.digest), written.copies)
+    return ExportedOrphan(told.engine_hash, told.parent, _at_least(0, told.digest), told.copies)
 
 
 def _at_least(least: int, value: Any) -> int:

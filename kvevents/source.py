@@ -89,7 +89,7 @@ class Source:
             False  # messages that waited were dropped, so this replay has to be followed by another
         )
         self._replayed: dict[int, bytes] = {}  # digests of replayed batches whose live copies may still come
-        self._announced = State.UNKNOWN
+        self._told = State.UNKNOWN
         self._unproven = resume is not None
         if resume is not None:
             self._last = resume.position
@@ -130,9 +130,9 @@ class Source:
     def handle(self, event: SourceEvent) -> list[Action]:
         """What to do about `event`, in order."""
         actions = list(self._handle(event))
-        if self.state is not self._announced:
-            self._announced = self.state
-            actions.append(StateChanged(self._announced))
+        if self.state is not self._told:
+            self._told = self.state
+            actions.append(StateChanged(self._told))
         return actions
 
     def _handle(self, event: SourceEvent) -> Iterator[Action]:

@@ -31,7 +31,7 @@ _CONNECTION_BOUND = frozenset(
 )
 
 # A leg has a body, an id, an encoding, deadlines and a rank of its own; `Expect` was answered by our own server.
-_OURS_ON_A_LEG = frozenset(
+_NOT_ON_A_LEG = _CONNECTION_BOUND | frozenset(
     {
         "accept-encoding",
         "content-encoding",
@@ -46,7 +46,9 @@ _OURS_ON_A_LEG = frozenset(
     }
 )
 
-_OURS_IN_AN_ANSWER = frozenset(
+_NOT_ON_A_KEYED_LEG = _NOT_ON_A_LEG | {"authorization"}
+
+_NOT_IN_AN_ANSWER = _CONNECTION_BOUND | frozenset(
     {
         "content-length",
         REQUEST_ID.lower(),
@@ -96,15 +98,16 @@ def value_of(name: str, headers: Iterable[tuple[str, str]]) -> str | None:
 
 
 def _end_to_end(headers: Iterable[tuple[str, str]], ours: frozenset[str]) -> Headers:
-    pairs = list(headers)
-    named = {
-        token.strip().lower()
-        for name, value in pairs
-        if name.lower() == "connection"
-        for token in value.split(",")
-    }
-    dropped = _CONNECTION_BOUND | ours | named
-    return [(name, value) for name, value in pairs if name.lower() not in dropped]
+    """Those that are neither `ours` nor named by a `Connection` header."""
+    kept: Headers = []
+    named: set[str] = set()
+    for name, value in headers:
+        lower = name.lower()
+        if lower == "connection":
+            named.update(token.strip().lower() for token in value.split(","))
+        elif lower not in ours:
+            kept.append((name, value))
+    return [(name, value) for name, value in kept if name.lower() not in named] if named else kept
 
 
 def for_engine(client: Iterable[tuple[str, str]], *, keep_authorization: bool) -> Headers:
@@ -112,7 +115,7 @@ def for_engine(client: Iterable[tuple[str, str]], *, keep_authorization: bool) -
 
     A session id passes, unless it is the one that marks the reports kvproxy asks engines for.
     """
-    ours = _OURS_ON_A_LEG if keep_authorization else _OURS_ON_A_LEG | {"authorization"}
+    ours = _NOT_ON_A_LEG if keep_authorization else _NOT_ON_A_KEYED_LEG
     return [
         (name, value)
         for name, value in _end_to_end(client, ours)
@@ -122,7 +125,7 @@ def for_engine(client: Iterable[tuple[str, str]], *, keep_authorization: bool) -
 
 def for_client(engine: Iterable[tuple[str, str]]) -> Headers:
     """An engine's headers that go to the client."""
-    headers = _end_to_end(engine, _OURS_IN_AN_ANSWER)
+    headers = _end_to_end(engine, _NOT_IN_AN_ANSWER)
     return [(name, value) for name, value in headers if not name.lower().startswith(_CORS)]
 
 

@@ -1,10 +1,12 @@
 """NIXL, pull mode: the prefill engine holds the blocks, its answer says where, the decode engine fetches them once."""
 
+import msgspec
+
 from proxy.connectors.base import Handoff, read_params
 from proxy.request.body import Body, Encoded
 from proxy.request.dialects import Usage
 
-_ASK = {"do_remote_decode": True, "do_remote_prefill": False}
+_ASK = {"kv_transfer_params": msgspec.Raw(b'{"do_remote_decode":true,"do_remote_prefill":false}')}
 
 REFUSED_MODEL = "kvproxy-release-of-prefilled-blocks"
 """A model no engine serves. A request for it is refused before anything is computed or fetched, and refusing a
@@ -19,7 +21,7 @@ class NixlConnector:
 
     def prefill_body(self, first: Body) -> Encoded:
         """As `Connector`."""
-        return first.changed({"kv_transfer_params": _ASK}).to_send()
+        return first.changed(_ASK).to_send()
 
     def read_handoff(self, answer: bytes, usage: Usage) -> Handoff:
         """As `Connector`."""

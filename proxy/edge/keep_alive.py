@@ -25,27 +25,35 @@ class KeepAlive:
         """`every_s`: the first comment, with the head, comes after so long, and then one each time; 0 for none."""
         self._request = request
         self._every_s = every_s
-        self._tasks = TaskOwner("keep-alive")
+        self._begins: asyncio.TimerHandle | None = None
+        self._tasks: TaskOwner | None = None
+        """Owner of what writes, once there is something to write: most streams begin before."""
         self.response: web.StreamResponse | None = None
         """The answer whose head the client has; None if none went out."""
 
     async def __aenter__(self) -> Self:
         if self._every_s:
-            self._tasks.create(self._comment(), name=self._request.path)
+            self._begins = asyncio.get_running_loop().call_later(self._every_s, self._begin)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._tasks.close()
+        if self._begins is not None:
+            self._begins.cancel()
+        if self._tasks is not None:
+            await self._tasks.close()
+
+    def _begin(self) -> None:
+        self._tasks = TaskOwner("keep-alive")
+        self._tasks.create(self._comment(), name=self._request.path)
 
     async def _comment(self) -> None:
         with contextlib.suppress(
             ConnectionError
         ):  # the client has left: its request is about to be cancelled
+            self.response = web.StreamResponse(headers=for_streaming_client([_EVENTS]))
+            await self.response.prepare(self._request)
             while True:
-                await asyncio.sleep(self._every_s)
-                if self.response is None:
-                    self.response = web.StreamResponse(headers=for_streaming_client([_EVENTS]))
-                    await self.response.prepare(self._request)
                 await self.response.write(KEEP_ALIVE)
+                await asyncio.sleep(self._every_s)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
@@ -36,6 +37,9 @@ class Pace:
         return max(self._grace_ends_at, now + stall_s) if small else now + stall_s
 
 
+_VERSIONS = (HttpVersion10, HttpVersion11)
+
+
 def check_framing(request: web.Request) -> None:
     """Raises BadRequestError, and has the connection closed, for framing that others may read otherwise.
 
@@ -43,7 +47,7 @@ def check_framing(request: web.Request) -> None:
     HTTP/1.0, which has none, and answers in versions that it does not speak.
     """
     coding = request.headers.get("Transfer-Encoding")
-    if request.version not in {HttpVersion10, HttpVersion11}:
+    if request.version not in _VERSIONS:
         words = "HTTP/1.1 and HTTP/1.0 are spoken here"
     elif coding is not None and coding.strip().lower() != "chunked":
         words = "the only transfer coding taken is chunked"
@@ -54,12 +58,14 @@ def check_framing(request: web.Request) -> None:
     raise BadRequestError(words, headers={"Connection": "close"})
 
 
-@contextlib.asynccontextmanager
-async def in_time(request: web.Request) -> AsyncIterator[None]:
+def in_time(request: web.Request) -> AbstractAsyncContextManager[None]:
     """Read a body inside, by whatever means. Raises RequestTimeoutError once it comes too slowly."""
-    if request.content.is_eof():  # it came with its head, as most do
-        yield
-        return
+    # Most came with their heads.
+    return contextlib.nullcontext() if request.content.is_eof() else _in_time(request)
+
+
+@contextlib.asynccontextmanager
+async def _in_time(request: web.Request) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     patience = request.get(PATIENCE_KEY, PATIENCE)
     pace = Pace(loop.time(), patience)

@@ -166,7 +166,8 @@ class Metrics(NullObserver):
 
     def _count(self, counter: Counter, instance: str, amount: float = 1, /, **labels: str) -> None:
         if self._known(instance):
-            counter.labels(instance=instance, **labels).inc(amount)
+            # By position, where there is no other label, is done in half the time.
+            (counter.labels(instance=instance, **labels) if labels else counter.labels(instance)).inc(amount)
 
     # -- requests -----------------------------------------------------------------------------------------
 

@@ -241,7 +241,7 @@ class Body:
 
     def to_send(self) -> Encoded:
         """The same, in pieces if it is large."""
-        if sum(len(memoryview(raw)) for raw in self._members.values()) <= LARGE_BODY_BYTES:
+        if sum([len(memoryview(raw)) for raw in self._members.values()]) <= LARGE_BODY_BYTES:
             return self.encoded()
         parts: list[Buffer] = []
         small = bytearray(b"{")

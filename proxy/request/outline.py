@@ -77,7 +77,7 @@ class Outline(NamedTuple):
 
 def is_large(data: bytes | bytearray) -> bool:
     """Whether a body is to be outlined, and read off the event loop."""
-    return len(data) > LARGE_BODY_BYTES or data.count(b",") > MANY_COMMAS
+    return len(data) > LARGE_BODY_BYTES or (len(data) > MANY_COMMAS and data.count(b",") > MANY_COMMAS)
 
 
 def outline(data: Buffer) -> Outline:

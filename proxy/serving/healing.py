@@ -110,7 +110,9 @@ class Healing:
 
     def asking(self, call: Call, chosen: Candidate, question: Question) -> Body | None:
         """The request with the question for a full report; None if this leg is not to ask. A retry asks nothing beside."""
-        if call.trace.failed or any(name.lower() == SESSION_ID.lower() for name, _ in call.headers):
+        if self._rank(chosen) is None or call.trace.failed:
+            return None
+        if any(name.lower() == SESSION_ID.lower() for name, _ in call.headers):
             return None
         asking = asking_for_report(call.request.body)
         return asking if asking is not None and self.wants_report(chosen, question) else None
