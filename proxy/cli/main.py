@@ -1,7 +1,7 @@
 """The command line: flags become a `Config`, the `Config` runs, and how that ended becomes the exit code.
 
-0: asked to stop. 1: not ready in time. 2: a setting is wrong, or an engine serves another model. `doctor` ends with
-what it found: 0 for nothing, 1 for warnings, 2 for failures; 130 if Ctrl-C ended it.
+0: asked to stop. 1: not ready in time. 2: a setting is wrong, or an engine serves another model. `doctor`
+ends with what it found: 0 for nothing, 1 for warnings, 2 for failures; 130 if Ctrl-C ended it.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ INTERRUPTED = 130
 """As shells have it: 128 and the number of SIGINT."""
 
 SWITCH_S = 0.001
-"""How long a thread that computes lets others wait. The event loop waits so long after each system call that let the GIL go;
-with Python's own 5 ms a turn of six of them beside a large body takes 30 ms."""
+"""How long a thread that computes lets others wait. The event loop waits so long after each system call
+that let the GIL go; with Python's own 5 ms a turn of six of them beside a large body takes 30 ms."""
 
 
 async def serve(config: Config) -> None:
@@ -87,7 +87,7 @@ def _allow_many_sockets() -> None:
 
 
 def _leave_no_core() -> None:
-    """A core dump would hold prompts and keys. What the system pipes to a program is for that program to limit."""
+    """A core dump would hold prompts and keys. One that is piped to a program is for that program to limit."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

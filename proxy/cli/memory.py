@@ -1,9 +1,11 @@
-"""Memory that is free can be used again, or goes back to the system: a kvproxy that runs for months stays as it was.
+"""Memory that is free can be used again, or goes back to the system: a kvproxy that runs for months stays as
+it was.
 
-glibc's malloc gives each thread a region of its own, from which nobody else is served, and once a large piece was freed
-it takes the next large ones from the heap, between small ones that outlive them. Each growing dictionary then leaves a
-hole behind. Here the event loop has one region and all other threads together another, and large pieces are mapped and
-unmapped on their own. Whoever sets malloc's own variables is left alone.
+glibc's malloc gives each thread a region of its own, from which nobody else is served, and once a large piece
+was freed it takes the next large ones from the heap, between small ones that outlive them. Each growing
+dictionary then leaves a hole behind. Here the event loop has one region and all other threads together
+another, and large pieces are mapped and unmapped on their own. Whoever sets malloc's own variables is left
+alone.
 """
 
 import ctypes
@@ -25,7 +27,9 @@ _SETTINGS = {
 
 
 def keep_tidy() -> bool:
-    """Tell malloc, before threads are started; False, and nothing done, where it is not glibc's or was told already."""
+    """Tell malloc, before threads are started; False, and nothing done, where it is not glibc's or was
+    told already.
+    """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
     try:

@@ -1,4 +1,4 @@
-"""What kvproxy can be told: plain values, checked once, each setting described once (`settings`), beside its field."""
+"""What kvproxy can be told: plain values, checked once; each setting is described once, beside its field."""
 
 from proxy.config.allowed import AllowedInstances
 from proxy.config.cors import Cors

@@ -24,7 +24,7 @@ class AllowedInstances:
     """The patterns of `--allow-instances`."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        """Raises ConfigError, naming the flag, for what is neither a network, an address nor a host pattern."""
+        """Raises ConfigError, naming the flag, for what is no network, address or host pattern."""
         self._networks: list[_Network] = []
         self._globs: list[str] = []
         for pattern in patterns:
@@ -49,8 +49,8 @@ class AllowedInstances:
     def why_not(self, spec: InstanceSpec) -> str | None:
         """What of an instance is not allowed, in words; None if all of it is.
 
-        Its event sources are connections too, so their hosts obey the same patterns; and nothing that was sent
-        here makes kvproxy bind a socket or open one of this machine's own.
+        Its event sources are connections too, so their hosts obey the same patterns; and nothing that was
+        sent here makes kvproxy bind a socket or open one of this machine's own.
         """
         if not self.allows(spec.host):
             return f"{spec.address} is not among --allow-instances"

@@ -62,7 +62,8 @@ class Cors(Section, frozen=True, kw_only=True):
             "--allowed-origins",
             "ORIGIN",
             "origins whose pages may read answers, * for any",
-            more="Words, or one JSON list, as for vLLM's flags of these names. [For browsers](operating.md#browsers).",
+            more="Words, or one JSON list, as for vLLM's flags of these names."
+            " [For browsers](operating.md#browsers).",
             read=read_words,
             check=_check_origins,
             by_default="none",

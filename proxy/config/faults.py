@@ -1,4 +1,4 @@
-"""What kvproxy does about engines that fail: how long it waits, how often it tries again, how it checks them."""
+"""What is done about engines that fail: how long kvproxy waits, tries again, and checks them."""
 
 from typing import Annotated
 
@@ -29,12 +29,14 @@ class Deadlines(Section, frozen=True, kw_only=True):
         Setting(
             "--first-byte-timeout",
             SECONDS,
-            "how long a decode leg may take until it has generated something, or an unstreamed one altogether",
+            "how long a decode leg may take until it has generated something, or an unstreamed one"
+            " altogether",
             above=0,
             reloadable=True,
         ),
     ] = 600.0
-    """From sending a decode leg until a stream holds something generated, or to the whole of an unstreamed answer."""
+    """From sending a decode leg until a stream holds something generated, or to the whole of an unstreamed
+    answer."""
     chunk_s: Annotated[
         float,
         Setting(

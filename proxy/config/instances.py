@@ -15,13 +15,14 @@ class EventSource(msgspec.Struct, frozen=True):
 
     rank: int
     endpoint: str
-    """Connected to; a wildcard such as `tcp://*:5557` is bound here, for an engine whose publisher connects."""
+    """Connected to; a wildcard such as `tcp://*:5557` is bound here, for an engine whose publisher
+    connects."""
     replay_endpoint: str | None = None
     topic: str = ""
 
 
 class InstanceSpec(msgspec.Struct, frozen=True):
-    """One engine as configured: where it listens, what it does, and its event sources if they must be told."""
+    """One engine as configured: where it listens, what it does, and its event sources if they are told."""
 
     address: str
     """`host:port`, the instance's name everywhere."""

@@ -1,4 +1,4 @@
-"""What kvproxy does with more requests than its engines should get, or with no prefill instance to give them to."""
+"""What is done with more requests than engines should get, and where no prefill instance is usable."""
 
 import enum
 import re
@@ -63,8 +63,8 @@ class Admission(Section, frozen=True, kw_only=True):
             reloadable=True,
         ),
     ] = 512
-    """How long an answer is expected to become that may be longer: most chats' answers end before, those that reason
-    first need some thousand."""
+    """How long an answer is expected to become that may be longer: most chats' answers end before, those
+    that reason first need some thousand."""
     max_client_requests: Annotated[
         int,
         Setting(
@@ -110,8 +110,8 @@ class Admission(Section, frozen=True, kw_only=True):
         Setting(
             "--max-client-priority",
             COUNT,
-            "the smallest priority a client may claim, for lower goes first: 0 lets nobody go before those that"
-            " claim nothing",
+            "the smallest priority a client may claim, for lower goes first: 0 lets nobody go before those"
+            " that claim nothing",
             check=_check_priority,
             by_default="any",
             reloadable=True,

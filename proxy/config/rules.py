@@ -1,8 +1,9 @@
 """Settings that may change while kvproxy runs are read through one reference, each time they count.
 
-Whoever heeds a warm setting (`reloadable` in its declaration) holds the `Rules` and keeps nothing of what they say: to
-exchange the configuration is one assignment, and nobody sees half of it. Cold settings are read from the `Config` that
-kvproxy started with, so a configuration that takes its place must have them as they were.
+Whoever heeds a warm setting (`reloadable` in its declaration) holds the `Rules` and keeps nothing of what
+they say: to exchange the configuration is one assignment, and nobody sees half of it. Cold settings are read
+from the `Config` that kvproxy started with, so a configuration that takes its place must have them as they
+were.
 """
 
 from proxy.config.faults import Deadlines, Health, Retries

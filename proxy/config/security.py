@@ -34,7 +34,8 @@ class Security(Section, frozen=True, kw_only=True):
         Setting(
             "--api-key-file",
             FILE,
-            "clients' keys, one NAME KEY or NAME@GROUP KEY a line, wanted for all of /v1; without it everybody may ask",
+            "clients' keys, one NAME KEY or NAME@GROUP KEY a line, wanted for all of /v1; without it"
+            " everybody may ask",
         ),
     ] = None
     salt_by_client: Annotated[
@@ -42,9 +43,10 @@ class Security(Section, frozen=True, kw_only=True):
         Setting(
             "--salt-by-client",
             "",
-            "what one key's prompts leave in caches is found for that key, or its GROUP, alone: usage and timing tell"
-            " nobody of others' prompts, and nothing is shared",
-            more="Engines get a `cache_salt` that differs by client. [What that costs](operating.md#tenants).",
+            "what one key's prompts leave in caches is found for that key, or its GROUP, alone: usage and"
+            " timing tell nobody of others' prompts, and nothing is shared",
+            more="Engines get a `cache_salt` that differs by client."
+            " [What that costs](operating.md#tenants).",
         ),
     ] = False
     salt_file: Annotated[
@@ -82,7 +84,8 @@ class Security(Section, frozen=True, kw_only=True):
         Setting(
             "--engine-api-key-file",
             FILE,
-            "a file with the key that engines want; clients' Authorization is passed on only with neither file",
+            "a file with the key that engines want; clients' Authorization is passed on only with neither"
+            " file",
             doctor=True,
         ),
     ] = None
@@ -102,8 +105,8 @@ class Security(Section, frozen=True, kw_only=True):
         Setting(
             "--allow-instances",
             "CIDR|HOSTGLOB",
-            "networks and patterns of names that /instances/add may name (default: anything), and where engines may"
-            " tell of event sources beside their own hosts (default: nowhere)",
+            "networks and patterns of names that /instances/add may name (default: anything), and where"
+            " engines may tell of event sources beside their own hosts (default: nowhere)",
             check=_check_patterns,
             doctor=True,
         ),

@@ -145,8 +145,8 @@ class Config(Section, frozen=True, kw_only=True):
         Setting(
             "--tier-cost",
             "TIER=SHARE",
-            "what reloading a token from a tier slower than GPU costs, as a share of computing it; tiers that are"
-            " not named do not count",
+            "what reloading a token from a tier slower than GPU costs, as a share of computing it; tiers"
+            " that are not named do not count",
             read=_tier_costs,
             group="routing",
             more="[Which tiers](policies.md). In a file also `{CPU = 0.2}`.",
@@ -157,9 +157,9 @@ class Config(Section, frozen=True, kw_only=True):
         Setting(
             "--tokenizer",
             "PATH|NAME",
-            "the model's tokenizer and chat template: a directory, or a name in the Hugging Face cache (nothing is"
-            " downloaded); auto uses the engines' own directory if it can be read here, else asks engines, as"
-            " engines always does",
+            "the model's tokenizer and chat template: a directory, or a name in the Hugging Face cache"
+            " (nothing is downloaded); auto uses the engines' own directory if it can be read here, else"
+            " asks engines, as engines always does",
             check=_check_tokenizer,
             group="routing",
             doctor=True,
@@ -192,8 +192,8 @@ class Config(Section, frozen=True, kw_only=True):
         Setting(
             "--stream-keepalive",
             SECONDS,
-            "answer streams with 200 and comments after S seconds without a beginning, and every S seconds; whatever"
-            " fails later is then an error event and a cut, never a status",
+            "answer streams with 200 and comments after S seconds without a beginning, and every S seconds;"
+            " whatever fails later is then an error event and a cut, never a status",
             least=0,
             by_default="off",
             group="service",
@@ -249,8 +249,8 @@ class Config(Section, frozen=True, kw_only=True):
         Setting(
             "",
             "KEY",
-            "the key that /instances/*, /v1/load_lora_adapter, /v1/unload_lora_adapter, /explain and /doctor need in"
-            " X-API-Key",
+            "the key that /instances/*, /v1/load_lora_adapter, /v1/unload_lora_adapter, /explain and /doctor"
+            " need in X-API-Key",
             environment="ADMIN_API_KEY",
             group="security",
         ),

@@ -1,11 +1,11 @@
-"""A setting is described once: its declaration gives the flag, the key in a file, the environment name, the check
-and the line of the reference.
+"""A setting is described once: its declaration gives the flag, the key in a file, the environment name, the
+check and the line of the reference.
 
     class Patience(Section, frozen=True, kw_only=True):
-        queue_timeout_s: Annotated[float, Setting("--queue-timeout", SECONDS, "how long one may wait", above=0)] = 30.0
+        queue_s: Annotated[float, Setting("--queue-timeout", SECONDS, "how long one may wait", above=0)] = 30.0
 
-That is `--queue-timeout 30`, `queue-timeout = 30` and `KVPROXY_QUEUE_TIMEOUT=30`; 0 is refused in words that name the
-flag. A section that exists is valid. Which source wins is `sources`' business.
+That is `--queue-timeout 30`, `queue-timeout = 30` and `KVPROXY_QUEUE_TIMEOUT=30`; 0 is refused in words that
+name the flag. A section that exists is valid. Which source wins is `sources`' business.
 """
 
 import dataclasses
@@ -40,11 +40,13 @@ class Setting:
     """What a setting is called, what it means, and which values it may have."""
 
     flag: str
-    """With its dashes; empty for a secret that only the environment tells, since others can read command lines."""
+    """With its dashes; empty for a secret that only the environment tells, since others can read command
+    lines."""
     unit: str
     """The word for its value in `--help`."""
     help: str
-    """For `--help` and the reference; `{policies}` and the like are replaced by the names that rooms above know."""
+    """For `--help` and the reference; `{policies}` and the like are replaced by the names that rooms above
+    know."""
     _: dataclasses.KW_ONLY
     short: str = ""
     """Another flag, of one dash."""
@@ -70,7 +72,8 @@ class Setting:
     doctor: bool = False
     """Whether `kvproxy doctor` has the flag too."""
     reloadable: bool = False
-    """Whether it is read through `Rules` each time it is used. All others are cold: they are read when kvproxy starts."""
+    """Whether it is read through `Rules` each time it is used. All others are cold: they are read when
+    kvproxy starts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +263,7 @@ def _declared(struct: type[msgspec.Struct]) -> Iterator[Declared]:
 
 
 def _kind(hint: Any) -> tuple[type[Any], bool]:
-    """The type of one value, and whether there are several: `float | None` has one, `Sequence[str]` has several."""
+    """The type of one value, and whether there are several, as in `Sequence[str]`."""
     if isinstance(hint, types.UnionType):
         (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
     if typing.get_origin(hint) is not None:

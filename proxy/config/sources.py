@@ -1,7 +1,8 @@
 """Who says what a setting is: a flag, else the environment, else the configuration file, else its default.
 
-The sources are not mixed within a setting: `--prefill` replaces all that a file says of prefill engines, and nothing of
-what it says of decode engines. An error about a value that is not from the command line says where it is from.
+The sources are not mixed within a setting: `--prefill` replaces all that a file says of prefill engines, and
+nothing of what it says of decode engines. An error about a value that is not from the command line says where
+it is from.
 """
 
 import difflib
@@ -19,7 +20,8 @@ from proxy.errors import ConfigError
 _S = TypeVar("_S", bound=Section)
 
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
-"""Kubernetes tells each pod of the services beside it: one called kvproxy is KVPROXY_PORT=tcp://10.0.0.1:8000."""
+"""Kubernetes tells each pod of the services beside it: one called kvproxy is
+KVPROXY_PORT=tcp://10.0.0.1:8000."""
 
 _decode_list = msgspec.json.Decoder(list[str]).decode
 
@@ -38,7 +40,8 @@ class Sources:
         file: Mapping[str, Any] | None = None,
         file_name: str = "",
     ) -> None:
-        """`flags`: by key, what follows each flag of the command line: a word, a list of words, or whether it is on.
+        """`flags`: by key, what follows each flag of the command line: a word, a list of words, or whether it
+        is on.
 
         `file`: what `read_file` made of the file called `file_name`.
         """
@@ -88,7 +91,7 @@ class Sources:
 
 
 def read_file(path: pathlib.Path, settings: Sequence[Declared]) -> dict[str, Any]:
-    """The keys and values of a configuration file. Raises ConfigError, also for a key that is none of `settings`'."""
+    """What a configuration file says. Raises ConfigError, also for a key that is none of `settings`."""
     try:
         with path.open("rb") as file:
             said = tomllib.load(file)

@@ -1,4 +1,4 @@
-"""What lies in a slower tier than the one an engine computes from is reloaded, for a share of what computing it costs."""
+"""What lies in a slower tier is reloaded before an engine uses it, for a share of what computing it costs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ MAIN_TIER = "GPU"
 """The tier an engine computes from; vLLM calls it so on every platform."""
 
 TIER_COSTS: Mapping[str, float] = MappingProxyType({"CPU": 0.2, "STORAGE": 0.5})
-"""Names as vLLM writes them (`MEDIUM_CPU`, `MEDIUM_STORAGE`). The shares are an estimate for an 8B model with 128 KiB of
-KV a token: 20 GB/s over PCIe 4 reload 150 000 tokens/s and 5 GB/s from NVMe 38 000, where 20 000 to 30 000 are
-computed."""
+"""Names as vLLM writes them (`MEDIUM_CPU`, `MEDIUM_STORAGE`). The shares are an estimate for an 8B model
+with 128 KiB of KV a token: 20 GB/s over PCIe 4 reload 150 000 tokens/s and 5 GB/s from NVMe 38 000, where
+20 000 to 30 000 are computed."""
 
 
 def read_tier_costs(texts: Sequence[str]) -> dict[str, float]:

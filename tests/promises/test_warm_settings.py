@@ -1,4 +1,5 @@
-"""A warm setting is looked up whenever it counts: the next request, leg or check obeys the one that was exchanged."""
+"""A warm setting is looked up whenever it counts: the next request, leg or check obeys the one that was
+exchanged."""
 
 from typing import Any
 

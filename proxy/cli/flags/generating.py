@@ -1,4 +1,4 @@
-"""Flags are made of the declarations of settings; whatever is no setting alone is written out in `commands`."""
+"""Flags are made of the declarations of settings; only what is no setting is written out, in `commands`."""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -61,7 +61,7 @@ def add_flag(group: "argparse._ActionsContainer", declared: Declared) -> None:
 
 
 def _checked(declared: Declared) -> Callable[[str], str]:
-    """A word as it is, if it can be read at all; what values are allowed is for the configuration to check."""
+    """A word as it is, if it can be read at all; which values are allowed the configuration checks."""
 
     def checked(text: str) -> str:
         try:

@@ -1,4 +1,4 @@
-"""The words of the command line, the environment and a file become one `Config`, which alone knows the defaults."""
+"""Command line, environment and file become one `Config`, which alone knows the defaults."""
 
 import os
 import pathlib

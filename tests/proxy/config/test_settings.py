@@ -1,4 +1,5 @@
-"""Flag, environment and file say the same in this order, and what is wrong is told with the place where it was set."""
+"""Flag, environment and file say the same in this order, and what is wrong is told with the place where it
+was set."""
 
 import pathlib
 import re
@@ -204,7 +205,7 @@ def test_a_model_is_still_wanted(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == told
 
 
-# -- the declarations -----------------------------------------------------------------------------------------
+# -- the declarations ----------------------------------------------------------------------------------------
 
 
 def test_no_two_settings_have_a_name_in_common() -> None:
@@ -232,7 +233,7 @@ def test_every_number_has_limits(declared: Declared) -> None:
     assert limited, f"{declared.name} may be anything"
 
 
-# -- the reference --------------------------------------------------------------------------------------------
+# -- the reference -------------------------------------------------------------------------------------------
 
 
 def test_the_reference_is_what_is_declared(tmp_path: pathlib.Path) -> None:
