@@ -33,7 +33,7 @@ from proxy.observability.snapshots import StateCollector
 from proxy.request.discarding import Discarding
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import load_policy
-from proxy.scheduling.types import Policy
+from proxy.scheduling.types import AnyPolicy
 from proxy.serving.director import Director
 from proxy.serving.healing import Healing
 from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
@@ -59,7 +59,7 @@ waited for, and then the releases of what they held."""
 class Service:
     """All of kvproxy below its HTTP edge. It serves while `running` is entered, once."""
 
-    def __init__(self, config: Config, policy: Policy, sources: Sequence[MembershipSource]) -> None:
+    def __init__(self, config: Config, policy: AnyPolicy, sources: Sequence[MembershipSource]) -> None:
         """Use `assemble`. Raises ConfigError."""
         clock = time.monotonic
         self.config = config
@@ -231,7 +231,7 @@ class Service:
 
 
 def assemble(
-    config: Config, policy: Policy | None = None, sources: Sequence[MembershipSource] = ()
+    config: Config, policy: AnyPolicy | None = None, sources: Sequence[MembershipSource] = ()
 ) -> Service:
     """The service of `config`. Opens no socket. Raises ConfigError.
 

@@ -29,6 +29,7 @@ from proxy.phases import Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity
 from proxy.scheduling.question import Question
+from proxy.scheduling.types import View
 
 BLOCK = 16
 VOCABULARY = 150_000
@@ -206,6 +207,15 @@ class _Exact:
     epoch = 0
 
 
+class _Pairs:
+    """`CacheAffinity` as a policy that prices pairs."""
+
+    unit = "tokens"
+
+    def prices(self, view: View) -> list[float]:
+        return [(p.uncached_tokens or 0) + p.load_tokens + (d.uncached_tokens or 0) for p, d in view.pairs]
+
+
 def decisions() -> None:
     """`Placement.decide` on 8 prefill and 8 decode instances that all have 3/4 of the prompt."""
     index, fleet = PrefixIndex(), Fleet()
@@ -220,13 +230,18 @@ def decisions() -> None:
         instance.is_followed({0: _Exact()})
         fleet.add(instance)
         index.store(instance.address, 0, stored(prompt[: 384 * BLOCK], names))
-    placement = Placement(fleet, index, CacheAffinity(), "cache_affinity", clock=time.monotonic)
+    placement, joint = (
+        Placement(fleet, index, policy, "policy", clock=time.monotonic)
+        for policy in (CacheAffinity(), _Pairs())
+    )
 
-    def prepare() -> Callable[[], object]:
+    def prepare(by: Placement = placement) -> Callable[[], object]:
         question = Question("tiny", Prompt(prompt), 8192)
-        return lambda: placement.decide(question)
+        return lambda: by.decide(question)
 
     say("decision, 8192 tokens, 8 prefill + 8 decode", f"{median_us(prepare, 51):.0f} us", "1000 us")
+
+    say("the same with a policy that prices the 64 pairs", f"{median_us(lambda: prepare(joint), 51):.0f} us")
 
     def whole() -> Callable[[], object]:
         question = Question("tiny", Prompt(prompt), 8192)

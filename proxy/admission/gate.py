@@ -490,8 +490,7 @@ def _missing(question: Question, decision: Decision) -> list[Phase]:
     return [
         phase
         for phase in _phases(question)
-        if picks[phase].chosen is None
-        and not any(c.candidate.why in NO_ROOM for c in picks[phase].candidates)
+        if not picks[phase].possible and not any(c.candidate.why in NO_ROOM for c in picks[phase].candidates)
     ]
 
 
@@ -501,7 +500,7 @@ def _full_instances(question: Question, decision: Decision) -> set[tuple[Phase, 
     return {
         (phase, priced.candidate.instance)
         for phase in _phases(question)
-        if picks[phase].chosen is None
+        if not picks[phase].possible
         for priced in picks[phase].candidates
         if priced.candidate.why in NO_ROOM
     }
@@ -513,6 +512,6 @@ def _engines_full(question: Question, decision: Decision) -> bool:
     whys = [
         {priced.candidate.why for priced in picks[phase].candidates}
         for phase in _phases(question)
-        if picks[phase].chosen is None
+        if not picks[phase].possible
     ]
     return any(Why.SAYS_FULL in each and Why.FULL not in each for each in whys)

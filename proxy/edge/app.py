@@ -22,7 +22,7 @@ from proxy.edge.sockets.doors import keep_room
 from proxy.edge.sockets.listening import ServiceRunner
 from proxy.private_files import check_key_file, readable_by_others
 from proxy.request.dialects import DIALECTS, Dialect
-from proxy.scheduling.types import Policy
+from proxy.scheduling.types import AnyPolicy
 from proxy.service import Service, assemble
 from proxy.snapshots.directory import StateDirectory
 from proxy.tasks import TaskOwner
@@ -36,7 +36,7 @@ LAST_WORDS_S = 2.0
 
 def create_app(
     config: Config,
-    policy: Policy | None = None,
+    policy: AnyPolicy | None = None,
     dialects: Sequence[Dialect] = DIALECTS,
     sources: Sequence[MembershipSource] = (),
 ) -> web.Application:
@@ -153,7 +153,7 @@ def _application(service: Service) -> web.Application:
 
 def create_runner(
     config: Config,
-    policy: Policy | None = None,
+    policy: AnyPolicy | None = None,
     dialects: Sequence[Dialect] = DIALECTS,
     sources: Sequence[MembershipSource] = (),
     patience: Patience = PATIENCE,

@@ -1,12 +1,14 @@
 """A decision carries every candidate with its terms, so that it can be explained long after it was made."""
 
+import heapq
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from proxy.scheduling.types import Candidate, Leg, Policy
+from proxy.scheduling.types import Candidate, Pair, View
 
 
 class Priced(msgspec.Struct, frozen=True):
@@ -14,14 +16,40 @@ class Priced(msgspec.Struct, frozen=True):
 
     candidate: Candidate
     cost: float | None
+    """Of a policy that prices pairs: that of the cheapest pair it is in."""
 
 
 class Pick(msgspec.Struct, frozen=True):
     """The outcome for one leg."""
 
     chosen: Candidate | None
-    """None if no candidate was usable."""
-    candidates: tuple[Priced, ...]
+    """None if no candidate was usable, or none together with one for the other leg."""
+    candidates: Sequence[Priced]
+
+    @property
+    def possible(self) -> bool:
+        """Whether some candidate was usable."""
+        return self.chosen is not None or any(priced.candidate.usable for priced in self.candidates)
+
+
+class PricedPairs(msgspec.Struct, frozen=True):
+    """What a policy asked for each pair."""
+
+    pairs: Sequence[Pair] = ()
+    prices: Sequence[float] = ()
+
+    def cheapest(self, most: int) -> list[tuple[Pair, float]]:
+        """So many of them, the cheapest first."""
+        return heapq.nsmallest(most, zip(self.pairs, self.prices, strict=True), key=lambda priced: priced[1])
+
+
+class Choice(NamedTuple):
+    """What is chosen from a view. Both picks are the same where one instance serves the request."""
+
+    prefill: Pick
+    decode: Pick
+    pairs: PricedPairs = PricedPairs()
+    """Empty if the policy prices legs."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -31,6 +59,9 @@ class Decision(msgspec.Struct, frozen=True):
     prompt_tokens: int | None
     prefill: Pick
     decode: Pick
+    unit: str | None = None
+    """What costs are counted in; None if the policy does not tell."""
+    pairs: PricedPairs = PricedPairs()
 
     @property
     def admissible(self) -> bool:
@@ -44,19 +75,28 @@ class Decision(msgspec.Struct, frozen=True):
         return prefill is not None and decode is not None and prefill.instance == decode.instance
 
 
-def pick(policy: Policy, leg: Leg, candidates: Sequence[Candidate], rng: random.Random) -> Pick:
-    """Let `policy` price the usable candidates and take the cheapest, ties at random.
+class Chooser(Protocol):
+    """A policy at work: takes the cheapest of what there is, ties at random.
 
-    A price that is no number counts as infinitely high. Raises ValueError if the policy does not answer with
-    one price a candidate.
+    A price that is no number counts as infinitely high; what costs that is taken if nothing costs less. Both methods
+    raise ValueError if the policy answers with too few prices or too many.
     """
-    usable = [candidate for candidate in candidates if candidate.usable]
-    if not usable:
-        return Pick(None, tuple(Priced(candidate, None) for candidate in candidates))
-    costs = [math.inf if math.isnan(cost) else float(cost) for cost in policy.costs(leg, usable)]
-    if len(costs) != len(usable):
-        raise ValueError(f"the policy gave {len(costs)} costs for {len(usable)} candidates")
-    lowest = min(costs)
-    chosen = rng.choice([c for c, cost in zip(usable, costs, strict=True) if cost == lowest])
-    prices = iter(costs)
-    return Pick(chosen, tuple(Priced(c, next(prices) if c.usable else None) for c in candidates))
+
+    unit: str | None
+    """What prices are counted in; None if the policy does not tell."""
+
+    def choose(self, view: View, rng: random.Random) -> Choice:
+        """Where a request goes, both legs together."""
+        ...
+
+    def choose_decode(self, view: View, rng: random.Random) -> Choice:
+        """The same where the one candidate for prefill has done its leg."""
+        ...
+
+
+def checked(prices: Iterable[float], count: int, of: str) -> list[float]:
+    """A policy's prices as numbers. Raises ValueError if there is not one for each of `count` candidates or pairs."""
+    numbers = [math.inf if math.isnan(price) else float(price) for price in prices]
+    if len(numbers) != count:
+        raise ValueError(f"the policy gave {len(numbers)} prices for {count} {of}")
+    return numbers

@@ -11,10 +11,12 @@ from proxy.caches.expected import PredictedBlocks
 from proxy.config import Admission
 from proxy.fleet import Claim, Fleet, Instance
 from proxy.phases import Phase
-from proxy.scheduling.decision import Decision, Pick, pick
+from proxy.scheduling.decision import Chooser, Decision
+from proxy.scheduling.legs import ByLeg
 from proxy.scheduling.lengths import Need, need_of
+from proxy.scheduling.pairs import ByPair
 from proxy.scheduling.question import Constraints, Question
-from proxy.scheduling.types import Candidate, Leg, Policy, View
+from proxy.scheduling.types import AnyPolicy, Candidate, Policy
 from proxy.scheduling.view import USUAL_BLOCK_SIZE, Load, Viewer, own_load
 
 
@@ -25,7 +27,7 @@ class Placement:
         self,
         fleet: Fleet,
         index: PrefixIndex,
-        policy: Policy,
+        policy: AnyPolicy,
         policy_name: str,
         *,
         clock: Callable[[], float],
@@ -35,7 +37,7 @@ class Placement:
         tier_costs: Mapping[str, float] | None = None,
         loads: Callable[[Instance, Phase, int], Load] = own_load,
     ) -> None:
-        """`limits` says how many outstanding tokens an instance takes; None: any number. `accuracy` tells whom of the
+        """`policy` prices pairs if it can, else legs. `limits` says how many outstanding tokens an instance takes; None: any number. `accuracy` tells whom of the
         ranks to trust, `loads` what runs on a rank for legs of a phase.
 
         `tier_costs`: what reloading a token from a slower tier costs, in computed tokens; tiers that are not named,
@@ -43,7 +45,7 @@ class Placement:
         """
         self._fleet = fleet
         self._index = index
-        self._policy = policy
+        self._chooser: Chooser = ByPair(policy) if isinstance(policy, Policy) else ByLeg(policy)
         self._policy_name = policy_name
         self._predicted = PredictedBlocks()
         self._accuracy = accuracy or Accuracy(index.holds)
@@ -71,12 +73,8 @@ class Placement:
         """Place both legs, within these `Constraints`."""
         constraints = Constraints(failed, prefill_on=prefill_on, over_limit=over_limit, kept=kept)
         view = self._viewer.look(question, self._clock(), constraints)
-        prefill = self._pick(Phase.PREFILL, view)
-        both = prefill.chosen is not None and prefill.chosen.serves_all
-        decode = prefill if both else self._pick(Phase.DECODE, view)
-        return Decision(
-            self._policy_name, question.prompt_tokens, decode if question.whole else prefill, decode
-        )
+        prefill, decode, pairs = self._chooser.choose(view, self._rng)
+        return Decision(self._policy_name, question.prompt_tokens, prefill, decode, self._chooser.unit, pairs)
 
     def decide_decode(
         self, question: Question, decision: Decision, *, failed: Collection[str], tried: Collection[str]
@@ -89,11 +87,8 @@ class Placement:
             raise RuntimeError("nothing was prefilled by a decision without a prefill instance")
         constraints = Constraints(failed, tried, over_limit=True)
         view = self._viewer.look_for_decode(question, self._clock(), constraints, decision.prefill.chosen)
-        return msgspec.structs.replace(decision, decode=self._pick(Phase.DECODE, view))
-
-    def _pick(self, phase: Phase, view: View) -> Pick:
-        candidates = view.prefill if phase is Phase.PREFILL else view.decode
-        return pick(self._policy, Leg(phase, view.model, view.prompt_tokens), candidates, self._rng)
+        _, decode, pairs = self._chooser.choose_decode(view, self._rng)
+        return msgspec.structs.replace(decision, decode=decode, pairs=pairs)
 
     def need(self, question: Question) -> Need:
         """The context that the legs of a request need."""

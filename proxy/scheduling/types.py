@@ -1,7 +1,8 @@
 """What a policy sees and what it answers with: plain values, the same in service, in `explain` and in simulation."""
 
+import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -55,26 +56,82 @@ class Candidate(msgspec.Struct, frozen=True):
     """Its instance does both: given the prefill leg it serves the whole request, in that one leg."""
 
 
-class View(msgspec.Struct, frozen=True):
-    """The fleet as one question finds it at one moment. Of each leg all candidates, those that are not usable included."""
+class Pair(NamedTuple):
+    """Where a request could go: a candidate for each leg, the same one twice where one instance serves it all."""
 
-    model: str
-    prompt_tokens: int | None
-    """The prompt's length; None if it could not be tokenized in time."""
-    prefill: Sequence[Candidate]
-    decode: Sequence[Candidate]
-    """For decode legs, and for requests that cannot be split."""
-    whole: bool = False
-    """The request cannot be split: a candidate for decode serves all of it."""
+    prefill: Candidate
+    decode: Candidate
+
+    @property
+    def one_leg(self) -> bool:
+        """Whether one instance serves the whole request."""
+        return self.prefill.instance == self.decode.instance
 
 
+class View:
+    """The fleet as one question finds it at one moment. Not to be changed."""
+
+    def __init__(
+        self,
+        model: str,
+        prompt_tokens: int | None,
+        prefill: Sequence[Candidate],
+        decode: Sequence[Candidate],
+        *,
+        whole: bool = False,
+    ) -> None:
+        self.model = model
+        self.prompt_tokens = prompt_tokens
+        """The prompt's length; None if it could not be tokenized in time."""
+        self.prefill = prefill
+        """All candidates for the prefill leg, those that are not usable included."""
+        self.decode = decode
+        """The same for the decode leg, and for a request that cannot be split."""
+        self.whole = whole
+        """The request cannot be split: a candidate for decode serves all of it."""
+
+    @functools.cached_property
+    def pairs(self) -> Sequence[Pair]:
+        """Every pair of usable candidates that could serve the request."""
+        decode = [candidate for candidate in self.decode if candidate.usable]
+        if self.whole:
+            return [Pair(candidate, candidate) for candidate in decode]
+        pairs: list[Pair] = []
+        for candidate in self.prefill:
+            if candidate.usable:
+                others = [candidate] if candidate.serves_all else decode
+                pairs += [Pair(candidate, other) for other in others]
+        return pairs
+
+
+@runtime_checkable
 class Policy(Protocol):
-    """How instances are picked. Implement this one method to bring a policy of your own.
+    """How instances are picked. Implement this to bring a policy of your own that looks at both legs together.
 
-    `costs` gets the usable candidates of one leg and returns one number for each; the lowest wins, equal ones
-    are drawn from at random. It must not keep state or wait: it is asked by `/explain` as well.
+    The pair with the lowest price serves the request; equal ones are drawn from at random. A policy must not keep
+    state or wait: it is asked by `/explain` as well.
+    """
+
+    @property
+    def unit(self) -> str:
+        """What prices are counted in, for `/explain`: `tokens`, `milliseconds`."""
+        ...
+
+    def prices(self, view: View) -> Sequence[float]:
+        """The price of each of `view.pairs`, in their order; lower is better."""
+        ...
+
+
+@runtime_checkable
+class LegPolicy(Protocol):
+    """A policy that prices each leg by itself; it may have a `unit`, too.
+
+    The prefill leg is placed first. In a large fleet that is much less to price than all pairs.
     """
 
     def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> Sequence[float]:
-        """The cost of each candidate, in the candidates' order; lower is better."""
+        """The cost of each of the usable candidates for a leg, in their order; lower is better."""
         ...
+
+
+AnyPolicy: TypeAlias = Policy | LegPolicy

@@ -19,7 +19,7 @@ from proxy.edge.app_keys import SERVICE
 from proxy.edge.patience import PATIENCE, Patience
 from proxy.fleet import Fleet
 from proxy.phases import Role
-from proxy.scheduling.types import Candidate, Leg, Policy
+from proxy.scheduling.types import AnyPolicy, Candidate, Leg
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.engine.latency import PROFILES
 from proxy.snapshots.keeper import StateKeeper
@@ -229,7 +229,7 @@ async def engines(
 @contextlib.asynccontextmanager
 async def kvproxy(
     config: Config,
-    policy: Policy | None = None,
+    policy: AnyPolicy | None = None,
     *,
     ready: bool = True,
     sources: Sequence[MembershipSource] = (),
@@ -271,7 +271,7 @@ async def fleet(
     decode: int = 2,
     both: int = 0,
     *,
-    policy: Policy | None = None,
+    policy: AnyPolicy | None = None,
     stand_in: Any = None,
     patience: Patience = PATIENCE,
     **settings: Any,

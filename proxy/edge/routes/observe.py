@@ -26,6 +26,7 @@ from proxy.fleet.circuit import Circuit
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.lengths import longest_context
+from proxy.scheduling.types import Pair
 from proxy.serving.healing import Healing
 from proxy.snapshots.keeper import StateKeeper
 
@@ -189,6 +190,10 @@ def _instance(
 _WORST_FIRST = ("unknown", "partial", "exact")
 
 
+MAX_PAIRS = 20
+"""Pairs that `/explain` shows of a policy that prices them: the rest was not close."""
+
+
 async def explain(request: web.Request) -> web.Response:
     """`POST /explain`: a completion or chat body in, the decision out; nothing is generated."""
     check_operator(request, "it tells what other prompts have left in the caches")
@@ -203,11 +208,27 @@ async def explain(request: web.Request) -> web.Response:
             "unknown_members": list(members.unknown),
             "ignored_members": list(members.ignored),
             "policy": decision.policy,
-            "unit": "tokens",
+            "unit": decision.unit,
             "prefill": _pick(decision.prefill),
             "decode": _pick(decision.decode),
+            "pairs": [_pair(pair, price) for pair, price in decision.pairs.cheapest(MAX_PAIRS)],
         }
     )
+
+
+def _told(price: float | None) -> float | None:
+    """A price as JSON has it, which knows no infinity."""
+    return price if price is not None and math.isfinite(price) else None
+
+
+def _pair(pair: Pair, price: float) -> dict[str, Any]:
+    return {
+        "prefill": pair.prefill.instance,
+        "prefill_rank": pair.prefill.rank,
+        "decode": pair.decode.instance,
+        "decode_rank": pair.decode.rank,
+        "cost": _told(price),
+    }
 
 
 def _pick(pick: Pick) -> dict[str, Any]:
@@ -228,7 +249,7 @@ def _pick(pick: Pick) -> dict[str, Any]:
                 "reload_cost_tokens": c.reload_cost_tokens,
                 "load_tokens": c.load_tokens,
                 "weight_tokens": c.weight_tokens,
-                "cost": priced.cost,
+                "cost": _told(priced.cost),
                 "index": c.index,
                 "trusted": c.trusted,
             }

@@ -1,4 +1,4 @@
-"""The policies that come with kvproxy, one a file: each says what giving a leg to a candidate costs, nothing more."""
+"""The policies that come with kvproxy, one a file: each says what giving a request, or a leg, away costs, nothing more."""
 
 import importlib
 
@@ -6,7 +6,7 @@ from proxy.errors import ConfigError
 from proxy.scheduling.policies.cache_affinity import CacheAffinity
 from proxy.scheduling.policies.least_load import LeastLoad
 from proxy.scheduling.policies.round_robin import RoundRobin
-from proxy.scheduling.types import Policy
+from proxy.scheduling.types import AnyPolicy, LegPolicy, Policy
 
 __all__ = ["POLICIES", "CacheAffinity", "LeastLoad", "RoundRobin", "load_policy"]
 
@@ -17,7 +17,7 @@ POLICIES: dict[str, type[CacheAffinity] | type[LeastLoad] | type[RoundRobin]] = 
 }
 
 
-def load_policy(name: str) -> Policy:
+def load_policy(name: str) -> AnyPolicy:
     """A policy by its own name, or a user's own by `package.module:Class`. Raises ConfigError."""
     if name in POLICIES:
         return POLICIES[name]()
@@ -30,7 +30,8 @@ def load_policy(name: str) -> Policy:
         made = getattr(importlib.import_module(module_name), class_name)()
     except Exception as error:  # a user's module may fail in any way
         raise ConfigError(f"--policy {name}: {type(error).__name__}: {error}") from error
-    if not callable(getattr(made, "costs", None)):
-        raise ConfigError(f"--policy {name}: {class_name} has no method costs(leg, candidates)")
-    policy: Policy = made
-    return policy
+    if not isinstance(made, Policy | LegPolicy):
+        raise ConfigError(
+            f"--policy {name}: {class_name} has neither a method costs(leg, candidates) nor prices(view) and a unit"
+        )
+    return made

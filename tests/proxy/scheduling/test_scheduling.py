@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 
 from proxy.caches.expected import SWEPT_AT_ONCE, PredictedBlocks
 from proxy.fleet.why import Why
-from proxy.phases import Phase
-from proxy.scheduling.decision import pick
+from proxy.scheduling.decision import Pick
+from proxy.scheduling.legs import ByLeg
 from proxy.scheduling.policies import CacheAffinity, LeastLoad, RoundRobin, load_policy
-from proxy.scheduling.types import Candidate, Leg, Policy
-
-LEG = Leg(Phase.PREFILL, "tiny", 100)
+from proxy.scheduling.types import Candidate, Leg, LegPolicy, View
 
 
 def candidate(
@@ -42,6 +40,11 @@ def candidate(
     )
 
 
+def pick(policy: LegPolicy, candidates: Sequence[Candidate], rng: random.Random) -> Pick:
+    """What a policy makes of the candidates for a prefill leg."""
+    return ByLeg(policy).choose(View("tiny", 100, candidates, ()), rng).prefill
+
+
 @pytest.mark.parametrize(
     ("policy", "a", "b", "winner"),
     [
@@ -53,9 +56,9 @@ def candidate(
         (RoundRobin(), candidate("a:1", last_pick=1), candidate("b:1", last_pick=0, load=999), "b:1"),
     ],
 )
-def test_the_cheapest_is_picked(policy: Policy, a: Candidate, b: Candidate, winner: str) -> None:
+def test_the_cheapest_is_picked(policy: LegPolicy, a: Candidate, b: Candidate, winner: str) -> None:
     for candidates in ([a, b], [b, a]):
-        chosen = pick(policy, LEG, candidates, random.Random(1)).chosen
+        chosen = pick(policy, candidates, random.Random(1)).chosen
         assert chosen is not None
         assert chosen.instance == winner
 
@@ -66,7 +69,7 @@ def test_ties_are_drawn_from_at_random() -> None:
     drawn = Counter(
         chosen.instance
         for _ in range(300)
-        if (chosen := pick(LeastLoad(), LEG, [candidate(n) for n in names], rng).chosen)
+        if (chosen := pick(LeastLoad(), [candidate(n) for n in names], rng).chosen)
     )
     assert set(drawn) == set(names)
     assert min(drawn.values()) > 60
@@ -74,10 +77,10 @@ def test_ties_are_drawn_from_at_random() -> None:
 
 def test_the_unusable_are_listed_without_a_price_and_never_picked() -> None:
     bad, good = candidate("a:1", usable=False, uncached=0), candidate("b:1")
-    made = pick(CacheAffinity(), LEG, [bad, good], random.Random(1))
+    made = pick(CacheAffinity(), [bad, good], random.Random(1))
     assert made.chosen == good
     assert [(p.candidate.instance, p.cost) for p in made.candidates] == [("a:1", None), ("b:1", 100.0)]
-    assert pick(CacheAffinity(), LEG, [bad], random.Random(1)).chosen is None
+    assert pick(CacheAffinity(), [bad], random.Random(1)).chosen is None
 
 
 class Fixed:
@@ -89,14 +92,14 @@ class Fixed:
 
 
 def test_a_price_that_is_no_number_loses() -> None:
-    made = pick(Fixed([math.nan, 5.0]), LEG, [candidate("a:1"), candidate("b:1")], random.Random(1))
+    made = pick(Fixed([math.nan, 5.0]), [candidate("a:1"), candidate("b:1")], random.Random(1))
     assert made.chosen is not None
     assert made.chosen.instance == "b:1"
 
 
 def test_a_policy_with_too_few_prices_is_an_error() -> None:
-    with pytest.raises(ValueError, match="1 costs for 2 candidates"):
-        pick(Fixed([1.0]), LEG, [candidate("a:1"), candidate("b:1")], random.Random(1))
+    with pytest.raises(ValueError, match="1 prices for 2 candidates"):
+        pick(Fixed([1.0]), [candidate("a:1"), candidate("b:1")], random.Random(1))
 
 
 def test_a_users_policy_is_loaded_by_name() -> None:
@@ -108,7 +111,7 @@ def test_round_robin_visits_all_in_turn() -> None:
     rng = random.Random(3)
     visits = []
     for number in range(1, 10):
-        chosen = pick(RoundRobin(), LEG, [candidate(n, last_pick=last[n]) for n in last], rng).chosen
+        chosen = pick(RoundRobin(), [candidate(n, last_pick=last[n]) for n in last], rng).chosen
         assert chosen is not None
         last[chosen.instance] = number
         visits.append(chosen.instance)

@@ -1,0 +1,55 @@
+"""A policy that prices legs decides for prefill first, then for decode: this adapter makes one joint choice of it.
+
+That costs no look at each pair. An instance that does both serves the request in the one leg it is given.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+
+from proxy.phases import Phase
+from proxy.scheduling.decision import Choice, Pick, Priced, checked
+from proxy.scheduling.types import Candidate, Leg, LegPolicy, View
+
+
+class ByLeg:
+    """As `Chooser`."""
+
+    def __init__(self, policy: LegPolicy) -> None:
+        self._policy = policy
+        self.unit: str | None = getattr(policy, "unit", None)
+
+    def choose(self, view: View, rng: random.Random) -> Choice:
+        """As `Chooser`."""
+        if view.whole:
+            only = self._pick(Phase.DECODE, view, rng)
+            return Choice(only, only)
+        prefill = self._pick(Phase.PREFILL, view, rng)
+        if prefill.chosen is not None and prefill.chosen.serves_all:
+            return Choice(prefill, prefill)
+        return Choice(prefill, self._pick(Phase.DECODE, view, rng))
+
+    def choose_decode(self, view: View, rng: random.Random) -> Choice:
+        """As `Chooser`; the prefill leg is priced no more."""
+        (done,) = view.prefill
+        return Choice(Pick(done, (Priced(done, None),)), self._pick(Phase.DECODE, view, rng))
+
+    def _pick(self, phase: Phase, view: View, rng: random.Random) -> Pick:
+        candidates = view.prefill if phase is Phase.PREFILL else view.decode
+        usable = [candidate for candidate in candidates if candidate.usable]
+        if not usable:
+            return Pick(None, [Priced(candidate, None) for candidate in candidates])
+        leg = Leg(phase, view.model, view.prompt_tokens)
+        costs = checked(self._policy.costs(leg, usable), len(usable), "candidates")
+        priced = list(zip(usable, costs, strict=True))
+        if phase is Phase.PREFILL and not any(candidate.usable for candidate in view.decode):
+            # What could prefill has nowhere to hand over to: rather one that needs nobody else.
+            priced = [each for each in priced if each[0].serves_all] or priced
+        lowest = min(cost for _, cost in priced)
+        chosen = rng.choice([candidate for candidate, cost in priced if cost == lowest])
+        return Pick(chosen, list(_with_costs(candidates, costs)))
+
+
+def _with_costs(candidates: Sequence[Candidate], costs: Sequence[float]) -> Iterator[Priced]:
+    """All candidates; `costs` are those of the usable ones."""
+    left = iter(costs)
+    return (Priced(c, next(left) if c.usable else None) for c in candidates)
