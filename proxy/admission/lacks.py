@@ -1,0 +1,45 @@
+"""What a decision wants for tells whom the request waits for: room, or an instance at all."""
+
+from typing import NamedTuple
+
+from proxy.fleet.why import NO_ROOM, Why
+from proxy.phases import Phase
+from proxy.scheduling.decision import Decision, Pick
+from proxy.scheduling.question import Question
+
+
+class Lack(NamedTuple):
+    """Why a request cannot be placed; all empty if it can be."""
+
+    missing: tuple[Phase, ...] = ()
+    """The phases for which no instance is usable, whatever its room."""
+    full: frozenset[tuple[Phase, str]] = frozenset()
+    """The instances that have no room for it, of each phase that found no place."""
+    engines_full: bool = False
+    """Whether a phase found no place, and no instance of it has too much to do by our limits: engines said so."""
+
+
+NOTHING = Lack()
+
+
+def lack_of(question: Question, decision: Decision) -> Lack:
+    """What the decision wants for."""
+    if decision.admissible:
+        return NOTHING
+    picks = {Phase.PREFILL: decision.prefill, Phase.DECODE: decision.decode}
+    phases = (Phase.DECODE,) if question.whole else tuple(Phase)
+    without = {phase: _full(picks[phase]) for phase in phases if not picks[phase].possible}
+    return Lack(
+        missing=tuple(phase for phase, full in without.items() if not full),
+        full=frozenset((phase, instance) for phase, full in without.items() for instance in full),
+        engines_full=any(full and set(full.values()) == {Why.SAYS_FULL} for full in without.values()),
+    )
+
+
+def _full(pick: Pick) -> dict[str, Why]:
+    """The instances of a phase that are worth waiting for, and why; if of one the ranks differ, by our limits."""
+    found: dict[str, Why] = {}
+    for candidate in (priced.candidate for priced in pick.candidates):
+        if candidate.why in NO_ROOM and found.get(candidate.instance) is not Why.FULL:
+            found[candidate.instance] = candidate.why
+    return found

@@ -1,0 +1,364 @@
+"""A request is let in when a decision exists whose instances have room for it; until then it waits its turn.
+
+Pure: times are passed in, and what was decided comes out as grants and refusals. Nothing polls: the queue is looked
+at when a claim ends, when an instance becomes usable or not, when the moment of one that said it is full is over, and
+when somebody leaves it. Then as many are let in as fit, and nobody else is looked at. What is let in holds its claims
+from the moment of the decision, so those let in together see each other.
+
+A request that waits for room keeps it: an instance that is full for the request whose turn it is stays closed for all
+behind it, so a long prompt is not starved by short ones. A request that waits for an instance to become usable keeps
+no room, and neither does one that waits for another request of its own client to end.
+"""
+
+from collections.abc import Callable, Collection, Hashable
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import msgspec
+
+from proxy.admission.drain_rate import DrainRate
+from proxy.admission.lacks import Lack, lack_of
+from proxy.admission.refusals import Refusals
+from proxy.admission.running import Running
+from proxy.admission.ticket import Ticket
+from proxy.admission.turns import Admitted, Grant, Outcome, Refusal, Turn
+from proxy.config import Rules, WhenNoPrefill
+from proxy.errors import NotFoundError, RequestError, cut
+from proxy.fair_queue import FairQueue, QueueFullError
+from proxy.fleet import Fleet
+from proxy.phases import Phase
+from proxy.scheduling.decision import Decision
+from proxy.scheduling.placement import Placement
+from proxy.scheduling.question import Question
+
+
+class QueueAccounts(Protocol):
+    """Where the counters and timings of admission go."""
+
+    def waited(self, seconds: float) -> None:
+        """A request left the queue, served or not."""
+        ...
+
+    def refused(self, reason: str) -> None:
+        """A request was not let in: `queue_full`, `shed`, `queue_timeout`, `client_limit`, `engines_full`, `no_prefill`,
+        `no_engine`, `too_long` or `stopping`.
+        """
+        ...
+
+    def no_prefill(self, action: str) -> None:
+        """A request met no usable prefill instance, and what was done: `wait`, `decode` or `fail`."""
+        ...
+
+
+class Lanes:
+    """The queue and who is let in. Times are seconds of any one monotonic clock."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        placement: Placement,
+        rules: Rules,
+        accounts: QueueAccounts,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`wake` is called in the middle of a change after which `due` is true, or nobody waits; it should only take a
+        note.
+        """
+        self._fleet = fleet
+        self._placement = placement
+        self._rules = rules
+        self._limits = limits = rules.admission
+        """As they were at the start, for what is cold."""
+        self._accounts = accounts
+        self._wake = wake
+        self._refusals = Refusals(rules, accounts.refused)
+        self._queue: FairQueue[Turn] = FairQueue(limits.max_queue)
+        self._running = Running(self._queue, limits.max_client_requests, self._note)
+        self._rate = DrainRate()
+        self._blocked: set[Hashable] = set()
+        """Lanes whose first request cannot be placed, as far as is known since the last change."""
+        self._kept: set[tuple[Phase, str]] = set()
+        """Instances that are full for one of those."""
+        self._stopping = False
+        self.due = False
+        """Whether something is otherwise than at the last look: `changed` is to be called, once for all that changes
+        together."""
+        fleet.listen(self._note)
+
+    def __len__(self) -> int:
+        """How many requests wait, the parts of one counted singly."""
+        return len(self._queue)
+
+    @property
+    def clients_held_back(self) -> int:
+        """How many clients have as many requests running as one may."""
+        return self._queue.clients_held_back
+
+    def status(self) -> dict[str, Any]:
+        """The queue and its limits, for `/status`."""
+        limits = self._limits
+        return {
+            "waiting": len(self._queue),
+            "waiting_clients": self._queue.clients,
+            "running_clients": len(self._running),
+            "clients_held_back": self.clients_held_back,
+            "max_client_requests": limits.max_client_requests,
+            "max_client_priority": self._rules.admission.max_client_priority,
+            "max_queue": limits.max_queue,
+            "queue_timeout_s": self._rules.admission.queue_timeout_s,
+            "max_prefill_tokens": limits.max_prefill_tokens,
+            "max_decode_tokens": limits.max_decode_tokens,
+            "expected_answer_tokens": self._rules.admission.expected_answer_tokens,
+            "when_no_prefill": limits.when_no_prefill,
+        }
+
+    # -- what happens ---------------------------------------------------------------------------------------
+
+    def turn(
+        self,
+        ticket: Ticket,
+        question: Question,
+        *,
+        failed: Collection[str] = (),
+        prefill_on: str | None = None,
+    ) -> Turn:
+        """An attempt at a request, to be offered; `failed` and `prefill_on` as in `Constraints`."""
+        return Turn(
+            ticket, question, failed, prefill_on, lambda: self._placement.need(question).of_its_kind()
+        )
+
+    def offer(self, turn: Turn, now: float) -> list[Outcome]:
+        """A request wants in. If nothing is decided of it, it waits, for `left_s` at most.
+
+        A ticket that was admitted before is a retry: it does not wait for room, only for something usable, and for
+        engines that say they are full, and whatever its client has running. One that was turned away by them has no
+        more than its time in the queue for all its attempts; after that it gets in at once, where none of them is asked
+        again, or not at all. Others may have to leave the queue for it.
+        """
+        ticket = turn.ticket
+        if self._stopping and not ticket.of.admitted:
+            return [Refusal(turn, self._refusals.stopping())]
+        try:
+            if self._time_is_up(ticket, now):
+                admitted = self._try(turn)
+                if admitted is None or ticket.turned_away_by & _chosen(admitted.decision):
+                    turn.lack = (turn.lack or Lack())._replace(engines_full=True)
+                    return [self._timed_out(turn, now)]
+            else:
+                behind = self._running.holds_back(ticket) or (
+                    len(self._queue) and self._queue.waits_in(turn.lane)
+                )
+                admitted = None if behind else self._try(turn)
+        except Exception as error:  # noqa: BLE001  # it is told to the one who asked
+            return [Refusal(turn, error)]
+        if admitted is not None:
+            self._running.let_in(ticket)
+            return [Grant(turn, admitted)]
+        return [self._timed_out(turn, now)] if self.left_s(turn) <= 0 else self._push(turn, now)
+
+    def changed(self, now: float, gone: Callable[[Turn], bool] = lambda _: False) -> list[Outcome]:
+        """Look again: what has changed may let some of those who wait in. `gone` tells who has left without a word."""
+        self.due = False
+        self._blocked.clear()
+        self._kept.clear()
+        outcomes: list[Outcome] = []
+        while (waiting := self._queue.next(self._blocked)) is not None:
+            turn = waiting.item
+            if gone(turn):
+                self._queue.drop(waiting)
+                continue
+            try:
+                admitted = self._try(turn)
+            except Exception as error:  # noqa: BLE001  # a policy that fails fails its request, not the queue
+                outcomes.append(self._refuse(turn, error, now))
+                continue
+            if admitted is None:
+                self._block(turn)
+            else:
+                self._queue.take(waiting)
+                self._waits_no_more(turn, now)
+                self._running.let_in(turn.ticket)
+                self._rate.left(now)
+                outcomes.append(Grant(turn, admitted, self._reserve(admitted)))
+        return outcomes
+
+    def leave(self, turn: Turn, now: float) -> None:
+        """A request waits no more, for its client has gone; nothing happens if it was decided of."""
+        if (waiting := turn.waiting) is not None:
+            self._waits_no_more(turn, now)
+            if self._queue.drop(waiting):
+                self._note()
+
+    def expire(self, turn: Turn, now: float) -> Refusal:
+        """A request has waited for as long as it may."""
+        refusal = self._timed_out(turn, now)
+        self.leave(turn, now)
+        return refusal
+
+    def close(self, now: float) -> list[Outcome]:
+        """Let nobody in any more who was not before, and refuse those who wait."""
+        self._stopping = True
+        new = [waiting.item for waiting in self._queue if not waiting.item.ticket.of.admitted]
+        refusals: list[Outcome] = [self._refuse(turn, self._refusals.stopping(), now) for turn in new]
+        self._note()
+        return refusals
+
+    def left_s(self, turn: Turn) -> float:
+        """How long a turn that was offered may wait from then on."""
+        return self._rules.admission.queue_timeout_s - turn.ticket.waited_s
+
+    def look_again_in_s(self, now: float) -> float | None:
+        """When an engine that said it is full may have more room by mere lapse of time, while somebody waits."""
+        return self._fleet.reopens_in_s(now) if self._queue else None
+
+    # -- one request ----------------------------------------------------------------------------------------
+
+    def _time_is_up(self, ticket: Ticket, now: float) -> bool:
+        """Whether a request that was turned away may not be so again.
+
+        Its queueing counts, and all that happened since it was turned away first: else engines that have a moment of
+        room whenever it comes back from another prefill leg could turn it away for ever.
+        """
+        if ticket.turned_away_at is None:
+            return False
+        return max(now - ticket.turned_away_at, ticket.waited_s) >= self._rules.admission.queue_timeout_s
+
+    def _try(self, turn: Turn) -> Admitted | None:
+        """Place it if it can be placed now. Raises RequestError if it is not to wait either."""
+        question = turn.question
+        decision = self._decide(turn, question)
+        turn.lack = lack_of(question, decision)
+        if Phase.PREFILL in turn.lack.missing:
+            self._check_served(question)
+            self._told_no_prefill(turn)
+            if self._limits.when_no_prefill is WhenNoPrefill.DECODE:
+                question = msgspec.structs.replace(question, whole=True)
+                decision = self._decide(turn, question)
+                turn.lack = lack_of(question, decision)
+        elif turn.lack.missing:
+            self._check_served(question)
+        return Admitted(question, decision) if decision.admissible else None
+
+    def _decide(self, turn: Turn, question: Question) -> Decision:
+        return self._placement.decide(
+            question,
+            failed=turn.failed,
+            prefill_on=turn.prefill_on,
+            over_limit=turn.again,
+            kept=self._kept,
+        )
+
+    def _told_no_prefill(self, turn: Turn) -> None:
+        action = self._limits.when_no_prefill
+        if not turn.told_no_prefill:
+            turn.told_no_prefill = True
+            self._accounts.no_prefill(action)
+        if action is WhenNoPrefill.FAIL:
+            raise self._refusals.missing([Phase.PREFILL], "no_prefill")
+
+    def _check_served(self, question: Question) -> None:
+        """Not to wait for what cannot be: an instance that serves it.
+
+        A name that could be anything while no engine had told what it serves may turn out to be nothing, and a prompt
+        may be too long for all of them.
+        """
+        model = question.model
+        if any(instance.model_cards for instance in self._fleet) and not self._fleet.serves(model):
+            raise NotFoundError(f"The model `{cut(model)}` does not exist.", param="model")
+        alone = self._limits.when_no_prefill is WhenNoPrefill.DECODE
+        needed = msgspec.structs.replace(question, whole=True) if alone else question
+        if (refusal := self._placement.need(needed).refusal()) is not None:
+            self._accounts.refused("too_long")
+            raise refusal
+
+    def _timed_out(self, turn: Turn, now: float) -> Refusal:
+        return Refusal(turn, self._why_timed_out(turn, now))
+
+    def _why_timed_out(self, turn: Turn, now: float) -> RequestError:
+        if self._running.holds_back(turn.ticket):
+            return self._refusals.client_limit(self._rate.retry_after_s(1, now))
+        lack = turn.lack or lack_of(turn.question, self._decide(turn, turn.question))
+        if lack.missing:
+            return self._refusals.missing(lack.missing)
+        if lack.engines_full:
+            return self._refusals.engines_full(self._fleet.reopens_in_s(now) or 0.0)
+        return self._refusals.busy(self._come_back_in_s(now))
+
+    def _come_back_in_s(self, now: float) -> int:
+        return self._rate.retry_after_s(len(self._queue), now)
+
+    # -- the queue ------------------------------------------------------------------------------------------
+
+    def _push(self, turn: Turn, now: float) -> list[Outcome]:
+        ticket = turn.ticket
+        try:
+            waiting, shed = self._queue.push(
+                ticket.client,
+                turn.lane,
+                ticket.priority,
+                0
+                if turn.again
+                else turn.question.weight_tokens,  # a retry was charged when it was let in first
+                turn,
+                place=ticket.of,
+                needs_place=not ticket.of.admitted,
+            )
+        except QueueFullError:
+            return [Refusal(turn, self._refusals.queue_full(self._come_back_in_s(now)))]
+        turn.waiting, turn.waits_since = waiting, now
+        if not self._running.holds_back(ticket):
+            self._block(turn)
+        if not shed:
+            return []
+        errors = self._refusals.shed(self._come_back_in_s(now), len(shed))
+        self._note()
+        return [self._refuse(each.item, error, now) for each, error in zip(shed, errors, strict=True)]
+
+    def _refuse(self, turn: Turn, error: Exception, now: float) -> Refusal:
+        """One that waits is not let in."""
+        if turn.waiting is not None:
+            self._queue.drop(turn.waiting)
+            self._waits_no_more(turn, now)
+        return Refusal(turn, error)
+
+    def _waits_no_more(self, turn: Turn, now: float) -> None:
+        turn.waiting = None
+        seconds = now - turn.waits_since
+        turn.ticket.waited_s += seconds
+        self._accounts.waited(seconds)
+
+    def _block(self, turn: Turn) -> None:
+        self._blocked.add(turn.lane)
+        if turn.lack is not None and not turn.lack.missing:  # else room alone would not help it
+            self._kept |= turn.lack.full
+
+    def _note(self) -> None:
+        """Something is otherwise than at the last look."""
+        if self._queue:
+            if self.due:
+                return
+            self.due = True
+        else:
+            self.due = False
+            self._blocked.clear()
+            self._kept.clear()
+        self._wake()
+
+    def _reserve(self, admitted: Admitted) -> Callable[[], None]:
+        """Count its legs and expect its blocks until it does so itself."""
+        question, decision = admitted
+        prefill, decode = decision.prefill.chosen, decision.decode.chosen
+        if prefill is None or decode is None:
+            raise RuntimeError("a request without a place was let in")
+        reserved = ExitStack()
+        reserved.enter_context(self._placement.claim(decode, Phase.DECODE, question))
+        if not decision.one_leg:
+            reserved.enter_context(self._placement.claim(prefill, Phase.PREFILL, question))
+        reserved.callback(self._placement.expect(prefill, question), False)
+        return reserved.close
+
+
+def _chosen(decision: Decision) -> set[str]:
+    picks = (decision.prefill.chosen, decision.decode.chosen)
+    return {chosen.instance for chosen in picks if chosen is not None}

@@ -1,0 +1,86 @@
+"""Whoever is not let in is told why and when to come back, and is counted under the same reason."""
+
+import math
+from collections.abc import Callable, Collection
+
+from proxy.config import Rules
+from proxy.errors import RateLimitError, RequestError, UnavailableError, nothing_usable
+from proxy.phases import Phase
+
+ENGINES_FULL = "engines_full"
+"""The reason of an error that tells of engines that say they are full."""
+
+
+class Refusals:
+    """Makes the errors; each call counts one request."""
+
+    def __init__(self, rules: Rules, count: Callable[[str], None]) -> None:
+        """`count` is told the reason of each."""
+        self._rules = rules
+        self._count = count
+
+    def queue_full(self, retry_after_s: int) -> RequestError:
+        """There is no place in the queue."""
+        self._count("queue_full")
+        return self._full("the queue is full", "queue_full", retry_after_s)
+
+    def shed(self, retry_after_s: int, parts: int) -> list[RequestError]:
+        """It had a place in the queue, which a client with fewer gets. One error for each of its parts."""
+        self._count("shed")
+        why = "the queue is full, and this client has most of it"
+        return [self._full(why, "shed", retry_after_s) for _ in range(parts)]
+
+    def _full(self, why: str, reason: str, retry_after_s: int) -> RequestError:
+        return RateLimitError(
+            f"{why} ({self._rules.admission.max_queue} requests, --max-queue): come back later",
+            reason=reason,
+            headers=_come_back(retry_after_s),
+        )
+
+    def client_limit(self, retry_after_s: int) -> RequestError:
+        """Its client had as many requests running as one may, for as long as it may wait."""
+        self._count("client_limit")
+        return RateLimitError(
+            f"{self._rules.admission.max_client_requests} requests of this client are being served (--max-client-requests),"
+            f" and none of them ended for {self._waited}: send fewer at a time",
+            reason="client_limit",
+            headers=_come_back(retry_after_s),
+        )
+
+    def missing(self, phases: Collection[Phase], reason: str = "no_engine") -> RequestError:
+        """No instance became usable for these phases. `reason`: `no_engine`, or `no_prefill` where that is not awaited."""
+        self._count(reason)
+        return nothing_usable(list(phases), reason)
+
+    def engines_full(self, left_s: float) -> RequestError:
+        """Engines said that they are full; the next may have room in so many seconds."""
+        self._count(ENGINES_FULL)
+        return UnavailableError(
+            f"the engines said for {self._waited} that they are full",
+            reason=ENGINES_FULL,
+            headers=_come_back(max(1, math.ceil(left_s))),
+        )
+
+    def busy(self, retry_after_s: int) -> RequestError:
+        """The engines had no room by our limits, for as long as it may wait."""
+        self._count("queue_timeout")
+        return UnavailableError(
+            f"the engines were busy for {self._waited}",
+            reason="queue_timeout",
+            headers=_come_back(retry_after_s),
+        )
+
+    def stopping(self) -> RequestError:
+        """Nobody new is let in any more."""
+        self._count("stopping")
+        return UnavailableError(
+            "kvproxy is shutting down", headers={"Connection": "close"}, reason="stopping"
+        )
+
+    @property
+    def _waited(self) -> str:
+        return f"{self._rules.admission.queue_timeout_s:g} s (--queue-timeout)"
+
+
+def _come_back(in_s: int) -> dict[str, str]:
+    return {"Retry-After": str(in_s)}

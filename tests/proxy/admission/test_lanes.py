@@ -1,0 +1,260 @@
+"""Who is let in when, as transcripts without a loop: what happens goes in, grants and refusals come out."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from kvevents import PrefixIndex
+from proxy.admission import Lanes, Ticket
+from proxy.admission.turns import Grant, Outcome, Refusal, Turn
+from proxy.config import Admission, Config, Rules, WhenNoPrefill, parse_instance
+from proxy.errors import RequestError
+from proxy.fleet import Claim, Fleet, Instance, ModelCard
+from proxy.phases import Phase, Role
+from proxy.scheduling.placement import Placement
+from proxy.scheduling.policies import LeastLoad
+from proxy.scheduling.question import Question
+from proxy.scheduling.types import AnyPolicy, View
+
+
+class Book:
+    """Keeps the accounts."""
+
+    def __init__(self) -> None:
+        self.refusals: Counter[str] = Counter()
+        self.waits: list[float] = []
+
+    def waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def refused(self, reason: str) -> None:
+        self.refusals[reason] += 1
+
+    def no_prefill(self, action: str) -> None: ...
+
+
+class Scene:
+    """A prefill and a decode instance for 100 tokens each, at a time that is set by hand."""
+
+    def __init__(self, policy: AnyPolicy | None = None, **limits: Any) -> None:
+        self.now = 0.0
+        self.fleet = Fleet()
+        self.book = Book()
+        self.wakes = 0
+        config = Admission(**({"queue_timeout_s": 20.0, "max_decode_tokens": 100} | limits))
+        self.placement = Placement(
+            self.fleet, PrefixIndex(), policy or LeastLoad(), "policy", clock=lambda: self.now, limits=config
+        )
+        for role in (Role.PREFILL, Role.DECODE):
+            instance = Instance(parse_instance(f"{role}:1", role))
+            instance.listed([ModelCard("tiny")], 0.0)
+            instance.came_up()
+            self.fleet.add(instance)
+        self.lanes = Lanes(
+            fleet=self.fleet,
+            placement=self.placement,
+            rules=Rules(Config(model="tiny", admission=config)),
+            accounts=self.book,
+            wake=self._wake,
+        )
+        self.claims: dict[str, list[Claim]] = {}
+        self.names: dict[Turn, str] = {}
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def instance(self, role: Role) -> Instance:
+        found = self.fleet.get(f"{role}:1")
+        assert found is not None
+        return found
+
+    def told(self, outcomes: list[Outcome]) -> list[str]:
+        """What was decided, in words; whoever is let in takes its claims at once."""
+        words = []
+        for outcome in outcomes:
+            name = self.names[outcome.turn]
+            if isinstance(outcome, Refusal):
+                assert isinstance(outcome.error, RequestError)
+                words.append(f"{name}: {outcome.error.reason}")
+                continue
+            words.append(name)
+            question, decision = outcome.admitted
+            assert decision.decode.chosen is not None
+            self.claims[name] = [self.placement.claim(decision.decode.chosen, Phase.DECODE, question)]
+            outcome.release()
+        return words
+
+    def turn(self, name: str, tokens: int, client: str, ticket: Ticket | None, model: str) -> Turn:
+        turn = self.lanes.turn(ticket or Ticket(client), Question(model, None, tokens))
+        self.names[turn] = name
+        return turn
+
+    def offer(
+        self, name: str, tokens: int, client: str = "", *, ticket: Ticket | None = None, model: str = "tiny"
+    ) -> list[str]:
+        return self.told(self.lanes.offer(self.turn(name, tokens, client, ticket, model), self.now))
+
+    def end(self, name: str) -> None:
+        for claim in self.claims.pop(name):
+            claim.end()
+
+    def look(self) -> list[str]:
+        assert self.lanes.due
+        return self.told(self.lanes.changed(self.now))
+
+    def of(self, name: str) -> Turn:
+        return next(turn for turn, each in self.names.items() if each == name)
+
+
+def test_what_fits_is_let_in_at_once_and_the_rest_when_room_comes() -> None:
+    scene = Scene()
+    assert scene.offer("a", 60) == ["a"]
+    assert scene.offer("b", 60) == []
+    assert scene.offer("c", 40) == [], "b's turn comes first"
+    assert (len(scene.lanes), scene.lanes.due) == (2, False)
+    scene.now = 3.0
+    scene.end("a")
+    assert scene.look() == ["b", "c"]
+    assert (len(scene.lanes), scene.book.waits) == (0, [3.0, 3.0])
+
+
+def test_one_look_serves_all_that_changes_together() -> None:
+    scene = Scene()
+    scene.offer("a", 50)
+    scene.offer("b", 50)
+    scene.offer("c", 100)
+    before = scene.wakes
+    scene.end("a")
+    scene.end("b")
+    assert scene.wakes - before == 1
+    assert scene.look() == ["c"]
+    assert not scene.lanes.due
+
+
+def test_what_is_granted_together_is_reserved_until_its_requests_count_for_themselves() -> None:
+    scene = Scene()
+    scene.offer("a", 100)
+    for name in "bcd":
+        scene.offer(name, 50)
+    scene.end("a")
+    outcomes = scene.lanes.changed(scene.now)
+    assert [scene.names[outcome.turn] for outcome in outcomes] == ["b", "c"]
+    decode, prefill = scene.instance(Role.DECODE), scene.instance(Role.PREFILL)
+    assert (decode.running_tokens(), prefill.running_legs()) == (100, 2)
+    gone, stays = outcomes
+    assert isinstance(gone, Grant)
+    gone.release()  # its client has left
+    assert decode.running_tokens() == 50
+    scene.told([stays])
+    assert decode.running_tokens() == 50
+    assert scene.look() == ["d"]
+
+
+def test_a_client_that_left_without_a_word_is_passed_over() -> None:
+    scene = Scene()
+    scene.offer("a", 100)
+    scene.offer("b", 100)
+    scene.offer("c", 100)
+    scene.end("a")
+    gone = scene.of("b")
+    assert scene.told(scene.lanes.changed(scene.now, lambda turn: turn is gone)) == ["c"]
+    assert len(scene.lanes) == 0
+
+
+def test_who_leaves_makes_way() -> None:
+    scene = Scene()
+    scene.offer("a", 60)
+    scene.offer("long", 90)
+    scene.offer("short", 30)
+    scene.now = 2.0
+    scene.lanes.leave(scene.of("long"), scene.now)
+    assert scene.look() == ["short"]
+    scene.lanes.leave(scene.of("long"), scene.now)
+    assert scene.book.waits == [2.0, 2.0]
+
+
+def test_who_has_waited_too_long_is_refused_and_all_attempts_count() -> None:
+    scene = Scene()
+    scene.offer("a", 100)
+    ticket = Ticket()
+    scene.offer("b", 100, ticket=ticket)
+    assert scene.lanes.left_s(scene.of("b")) == 20.0
+    scene.now = 15.0
+    scene.lanes.leave(scene.of("b"), scene.now)
+    assert scene.offer("b again", 100, ticket=ticket) == []
+    assert scene.lanes.left_s(scene.of("b again")) == 5.0
+    scene.now = 20.0
+    assert scene.told([scene.lanes.expire(scene.of("b again"), scene.now)]) == ["b again: queue_timeout"]
+    assert scene.offer("b at last", 100, ticket=ticket) == ["b at last: queue_timeout"]
+    assert scene.book.refusals == {"queue_timeout": 2}
+    assert len(scene.lanes) == 0
+
+
+def test_a_full_queue_refuses_or_sheds_for_a_client_with_less() -> None:
+    scene = Scene(max_queue=2)
+    scene.offer("a", 100)
+    for n in range(2):
+        assert scene.offer(f"greedy{n}", 100, "greedy") == []
+    assert scene.offer("greedy2", 100, "greedy") == ["greedy2: queue_full"]
+    assert scene.offer("modest", 100, "modest") == ["greedy1: shed"]
+    assert scene.book.refusals == {"queue_full": 1, "shed": 1}
+
+
+def test_an_engine_that_is_full_is_looked_at_again_when_its_moment_is_over() -> None:
+    scene = Scene()
+    scene.instance(Role.DECODE).fullness.said(0.0, 0, 0.0, 4.0)
+    assert scene.lanes.look_again_in_s(0.0) is None, "nobody waits"
+    assert scene.offer("a", 10) == []
+    assert scene.lanes.look_again_in_s(1.0) == pytest.approx(3.0)
+    scene.now = 4.0
+    assert scene.told(scene.lanes.changed(scene.now)) == ["a"]
+
+
+def test_what_no_instance_will_serve_is_refused_not_kept() -> None:
+    scene = Scene(when_no_prefill=WhenNoPrefill.FAIL)
+    scene.instance(Role.DECODE).drain()
+    assert scene.offer("a", 10) == []
+    scene.instance(Role.PREFILL).drain()
+    assert scene.look() == ["a: no_prefill"]
+
+
+class AnyPair:
+    """A policy of pairs to which all are the same."""
+
+    unit = "nothing"
+
+    def prices(self, view: View) -> list[float]:
+        return [0.0 for _ in view.pairs]
+
+
+@pytest.mark.parametrize("policy", [LeastLoad(), AnyPair()], ids=["legs", "pairs"])
+def test_who_could_be_prefilled_waits_for_a_decode_instance_and_misses_no_other(policy: AnyPolicy) -> None:
+    scene = Scene(policy, when_no_prefill=WhenNoPrefill.FAIL)
+    scene.instance(Role.DECODE).drain()
+    assert scene.offer("a", 10) == []
+    scene.now = 20.0
+    refusal = scene.lanes.expire(scene.of("a"), scene.now)
+    assert scene.told([refusal]) == ["a: no_engine"]
+    assert str(refusal.error).startswith("no decode instance")
+
+
+def test_what_is_full_for_the_first_of_a_lane_is_closed_to_other_lanes() -> None:
+    scene = Scene()
+    for instance in scene.fleet:
+        instance.listed([ModelCard("tiny"), ModelCard("alpha", "tiny")], 0.0)
+    scene.offer("a", 60)
+    assert scene.offer("long", 90) == []
+    assert scene.offer("other lane", 10, model="alpha") == [], "it would fit"
+    scene.end("a")
+    assert scene.look() == ["long", "other lane"]
+
+
+def test_a_stop_refuses_who_waits_and_who_comes_but_no_retry() -> None:
+    scene = Scene()
+    before = Ticket()
+    scene.offer("a", 100, ticket=before)
+    scene.offer("b", 100)
+    assert scene.told(scene.lanes.close(0.0)) == ["b: stopping"]
+    assert scene.offer("c", 1) == ["c: stopping"]
+    assert scene.offer("a again", 100, ticket=before) == ["a again"]
