@@ -51,12 +51,17 @@ def eligible(
         best = least_grave([c for c in there if times[c.instance] < 2]) or least_grave(there)
     if not best:
         return candidates
-    stay = {c.instance for c in best}
+    stay = {(c.instance, c.rank) for c in best}
+    instances = {c.instance for c in best}
+
+    def is_as_it_is(candidate: Candidate) -> bool:
+        if (candidate.instance, candidate.rank) in stay or candidate.why is Why.SAYS_FULL:
+            return True
+        # Of a rank without room it tells more that it is full than what its instance is set aside for.
+        return not candidate.usable and (candidate.why is not Why.FULL or candidate.instance in instances)
+
     return [
-        c
-        if c.instance in stay or c.why is Why.SAYS_FULL or not (c.usable or c.why is Why.FULL)
-        else _set_aside(c, aside.get(c.instance, c.why or Why.FAILED))
-        for c in candidates
+        c if is_as_it_is(c) else _set_aside(c, aside.get(c.instance, c.why or Why.FAILED)) for c in candidates
     ]
 
 

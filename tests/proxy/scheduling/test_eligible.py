@@ -11,10 +11,10 @@ from proxy.scheduling.question import Constraints
 from proxy.scheduling.types import Candidate
 
 
-def candidate(name: str, why: Why | None = None, *, usable: bool | None = None) -> Candidate:
+def candidate(name: str, why: Why | None = None, *, usable: bool | None = None, rank: int = 0) -> Candidate:
     return Candidate(
         instance=name,
-        rank=0,
+        rank=rank,
         usable=why is None if usable is None else usable,
         why=why,
         cached_tokens=None,
@@ -117,3 +117,13 @@ def test_who_may_be_picked(
 def test_what_is_set_aside_for_a_graver_reason_is_worse(better: Why, worse: Why) -> None:
     found = eligible([A, B], {"a": worse, "b": better}, Constraints())
     assert {c.instance: c.usable for c in found} == {"a": False, "b": True}
+
+
+@pytest.mark.parametrize("aside", [{}, {"a": Why.SLOW_START}])
+@pytest.mark.parametrize("over_limit", [False, True])
+def test_a_rank_without_room_is_not_used_while_another_of_its_instance_has_some(
+    aside: dict[str, Why], over_limit: bool
+) -> None:
+    ranks = [candidate("a", Why.FULL, usable=over_limit), candidate("a", rank=1)]
+    found = eligible(ranks, aside, Constraints(over_limit=over_limit))
+    assert [c.usable for c in found] == [False, True]
