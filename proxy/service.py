@@ -36,7 +36,7 @@ from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import AnyPolicy
 from proxy.serving.director import Director
 from proxy.serving.healing import Healing
-from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
+from proxy.serving.waits import ABANDONED_PREFILL_GRACE_S, WAITS, Waits
 from proxy.snapshots.directory import StateDirectory
 from proxy.snapshots.keeper import StateKeeper
 from proxy.tasks import TaskOwner
@@ -59,7 +59,9 @@ waited for, and then the releases of what they held."""
 class Service:
     """All of kvproxy below its HTTP edge. It serves while `running` is entered, once."""
 
-    def __init__(self, config: Config, policy: AnyPolicy, sources: Sequence[MembershipSource]) -> None:
+    def __init__(
+        self, config: Config, policy: AnyPolicy, sources: Sequence[MembershipSource], waits: Waits
+    ) -> None:
         """Use `assemble`. Raises ConfigError."""
         clock = time.monotonic
         self.config = config
@@ -196,6 +198,7 @@ class Service:
             lease_s=config.kv_lease_s,
             rules=self.rules,
             healing=self.healing,
+            waits=waits,
         )
         self.doctor = Doctor(config, self.client, service=_Known(self.fleet, self.accuracy))
 
@@ -231,19 +234,23 @@ class Service:
 
 
 def assemble(
-    config: Config, policy: AnyPolicy | None = None, sources: Sequence[MembershipSource] = ()
+    config: Config,
+    policy: AnyPolicy | None = None,
+    sources: Sequence[MembershipSource] = (),
+    waits: Waits = WAITS,
 ) -> Service:
     """The service of `config`. Opens no socket. Raises ConfigError.
 
-    `policy` replaces the configured one. `sources`: who names instances beside flags and operators.
+    `policy` replaces the configured one. `sources`: who names instances beside flags and operators. `waits`: how long
+    requests wait for what has no setting.
     """
     if config.connector not in CONNECTORS:
         raise ConfigError(
             f"--connector {config.connector!r} is not known: give one of {', '.join(CONNECTORS)}"
         )
     if policy is not None:
-        return Service(msgspec.structs.replace(config, policy=type(policy).__name__), policy, sources)
-    return Service(config, load_policy(config.policy), sources)
+        return Service(msgspec.structs.replace(config, policy=type(policy).__name__), policy, sources, waits)
+    return Service(config, load_policy(config.policy), sources, waits)
 
 
 def _kept(config: Config, directory: StateDirectory) -> Kept:

@@ -24,9 +24,9 @@ from proxy.doctor.handover import HandOver
 from proxy.doctor.probing import MAX_RANKS, Probing, Service
 from proxy.fleet import Fleet, Instance
 from proxy.serving.custody import HoldState
-from proxy.serving.handover.releases import RELEASE_TIMEOUT_S, Releases
-from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
+from proxy.serving.handover.releases import Releases
 from proxy.serving.ports import Client
+from proxy.serving.waits import ABANDONED_PREFILL_GRACE_S, RELEASE_TIMEOUT_S
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import LocalTokenizer
 from proxy.tokenizing.comparison import tokenizer_at

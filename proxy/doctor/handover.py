@@ -19,7 +19,7 @@ from proxy.request.generation import GenerationRequest, read_request
 from proxy.serving.custody import Due, Hold, HoldState
 from proxy.serving.exchange import Call
 from proxy.serving.handover.releases import Releases
-from proxy.serving.legs.prefill import ABANDONED_PREFILL_GRACE_S
+from proxy.serving.waits import ABANDONED_PREFILL_GRACE_S
 from proxy.tasks import TaskOwner
 from proxy.upstream.engine_api.asking import Engines
 from proxy.upstream.engine_api.metrics import METRICS, Counted

@@ -24,6 +24,7 @@ from proxy.private_files import check_key_file, readable_by_others
 from proxy.request.dialects import DIALECTS, Dialect
 from proxy.scheduling.types import AnyPolicy
 from proxy.service import Service, assemble
+from proxy.serving.waits import WAITS, Waits
 from proxy.snapshots.directory import StateDirectory
 from proxy.tasks import TaskOwner
 from proxy.watching.membership.base import MembershipSource
@@ -39,13 +40,14 @@ def create_app(
     policy: AnyPolicy | None = None,
     dialects: Sequence[Dialect] = DIALECTS,
     sources: Sequence[MembershipSource] = (),
+    waits: Waits = WAITS,
 ) -> web.Application:
     """The application of `config`; `policy` replaces the configured one. Raises ConfigError.
 
     `dialects`: the generating routes that it serves. `sources`: who names instances beside flags and operators.
     """
     _check_key_files(config)
-    service = assemble(config, policy, sources)
+    service = assemble(config, policy, sources, waits)
     app = _application(service)
     if (file := config.security.api_key_file) is not None:
         app[CLIENT_KEYS] = keys = ClientKeys.read(file)
@@ -156,6 +158,7 @@ def create_runner(
     policy: AnyPolicy | None = None,
     dialects: Sequence[Dialect] = DIALECTS,
     sources: Sequence[MembershipSource] = (),
+    waits: Waits = WAITS,
     patience: Patience = PATIENCE,
 ) -> ServiceRunner:
     """A runner of `create_app` with the sockets that are configured; raises ConfigError.
@@ -163,7 +166,7 @@ def create_runner(
     `patience`: how long its clients may take.
     End it with `shut_down`: its own `cleanup` cuts what is running.
     """
-    app = create_app(config, policy, dialects, sources)
+    app = create_app(config, policy, dialects, sources, waits)
     return ServiceRunner(
         app, create_admin_app(app) if config.security.admin_port is not None else None, config, patience
     )

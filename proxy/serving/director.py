@@ -53,12 +53,9 @@ from proxy.serving.legs.prefill import PrefillLegs
 from proxy.serving.lists import serve_list
 from proxy.serving.ports import Accounts, Client, Tokenizer, Watch
 from proxy.serving.retry_budget import RetryBudget, backoff_s
+from proxy.serving.waits import WAITS, Waits
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import Excess, Tokenized
-
-BUDGET_WAIT_S = 2.0
-"""How long a failed request may wait for retry budget. Long enough for the watch to find out that an instance has
-died, which makes leaving it free; short beside what a client would wait for another attempt of its own."""
 
 
 class Director:
@@ -80,6 +77,7 @@ class Director:
         lease_s: float,
         rules: Rules,
         healing: Healing,
+        waits: Waits = WAITS,
         rng: random.Random | None = None,
     ) -> None:
         self._fleet = fleet
@@ -91,11 +89,12 @@ class Director:
         self._accounts = accounts
         self._tasks = tasks
         self._clock = clock
+        self._budget_wait_s = waits.budget_wait_s
         self._lease_s = lease_s
         self._rules = rules
         self._budget = RetryBudget(lambda: rules.retries.budget)
         self._rng = rng or random.Random()  # noqa: S311  # pauses are no secret
-        self._releases = Releases(fleet, connector, client, accounts, clock)
+        self._releases = Releases(fleet, connector, client, accounts, clock, waits)
         self._legs = Legs(fleet, placement, client, watch, clock)
         self._prefill = PrefillLegs(
             placement=placement,
@@ -108,6 +107,7 @@ class Director:
             rules=rules,
             learn=self._learn,
             healing=healing,
+            waits=waits,
         )
         self._decode = DecodeLegs(
             fleet=fleet,
@@ -225,7 +225,7 @@ class Director:
             return True
         if not attempts.may_pay:
             return False
-        until = self._clock() + BUDGET_WAIT_S
+        until = self._clock() + self._budget_wait_s
         for pauses in itertools.count(attempts.paid):
             await asyncio.sleep(backoff_s(pauses, self._rng))
             if attempts.leave(self._legs.to_leave(failure)):

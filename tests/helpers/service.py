@@ -20,6 +20,7 @@ from proxy.edge.patience import PATIENCE, Patience
 from proxy.fleet import Fleet
 from proxy.phases import Role
 from proxy.scheduling.types import AnyPolicy, Candidate, Leg
+from proxy.serving.waits import Waits
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.engine.latency import PROFILES
 from proxy.snapshots.keeper import StateKeeper
@@ -27,6 +28,9 @@ from proxy.watching.membership.base import MembershipSource
 
 ADMIN_KEY = "admin-key"
 DEADLINE_S = 20.0
+QUICK = Waits(first_contact_pauses_s=(0.1, 0.4))
+"""Stand-ins shake hands at once, so that nobody need wait for it as long as for an engine."""
+
 UNHURRIED = {"profile": PROFILES["tiny-cpu"]}
 """Settings of stand-ins that decode as slowly as a real engine: an answer then comes after its prefill's events."""
 
@@ -234,10 +238,11 @@ async def kvproxy(
     ready: bool = True,
     sources: Sequence[MembershipSource] = (),
     patience: Patience = PATIENCE,
+    waits: Waits = QUICK,
 ) -> AsyncIterator[Service]:
     """A running kvproxy; `ready`: wait until it can serve and follows its engines' events."""
     runner = create_runner(
-        msgspec.structs.replace(config, port=0), policy, sources=sources, patience=patience
+        msgspec.structs.replace(config, port=0), policy, sources=sources, patience=patience, waits=waits
     )
     async with contextlib.AsyncExitStack() as stack:
         await runner.setup()
@@ -274,18 +279,20 @@ async def fleet(
     policy: AnyPolicy | None = None,
     stand_in: Any = None,
     patience: Patience = PATIENCE,
+    waits: Waits = QUICK,
     **settings: Any,
 ) -> AsyncIterator[Pair]:
     """Stand-ins and a ready kvproxy in front of them; `settings` are those of Config."""
     async with (
         engines(prefill, decode, both, **(stand_in or {})) as made,
-        kvproxy(made.config(**settings), policy, patience=patience) as service,
+        kvproxy(made.config(**settings), policy, patience=patience, waits=waits) as service,
     ):
         yield Pair(made, service)
 
 
 __all__ = [
     "ADMIN_KEY",
+    "QUICK",
     "UNHURRIED",
     "Answer",
     "Engines",

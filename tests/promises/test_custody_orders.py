@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 import aiohttp
+import msgspec
 import pytest
 
 from proxy.config import LEASE_MARGIN_S, Deadlines
 from proxy.edge.app import shut_down
 from proxy.edge.app_keys import SERVICE
-from proxy.serving.handover import releases
-from proxy.serving.legs import prefill as prefill_leg
+from proxy.serving.waits import Waits
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from tests.helpers.service import Pair, fleet, prose, wait_until
@@ -27,11 +27,8 @@ SHORT = 1.0
 ENDS = ("pulled", "released", "stranded", "unknown")
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins meet within milliseconds, and no client that left needs five seconds of patience."""
-    monkeypatch.setattr(releases, "FIRST_CONTACT_PAUSES_S", (0.1, 0.1))
-    monkeypatch.setattr(prefill_leg, "ABANDONED_PREFILL_GRACE_S", 1.0)
+WAITS = Waits(first_contact_pauses_s=(0.1, 0.1), abandoned_prefill_s=1.0)
+"""Stand-ins meet within milliseconds, and no client that left needs five seconds of patience."""
 
 
 def fault(kind: Any, **more: Any) -> Fault:
@@ -130,7 +127,7 @@ ORDERS = {
 @pytest.mark.parametrize("story", ORDERS)
 async def test_a_client_that_waits_is_told_and_nothing_is_left(story: str) -> None:
     order = ORDERS[story]
-    async with fleet(prefill=1, decode=1, **(order.settings or {})) as pair:
+    async with fleet(prefill=1, decode=1, **(order.settings or {}), waits=WAITS) as pair:
         for engine, spoiled in (
             (pair.engines.prefill[0], order.prefill),
             (pair.engines.decode[0], order.decode),
@@ -169,7 +166,7 @@ async def told_in_the_stream(pair: Pair) -> None:
 
 
 async def test_a_dead_prefill_instance_takes_its_hold_along_and_another_serves_the_request() -> None:
-    async with fleet(prefill=2, decode=1) as pair:
+    async with fleet(prefill=2, decode=1, waits=WAITS) as pair:
         decode = pair.engines.decode[0]
         decode.faults.add(fault("slow", delay_s=LATE_S))
         running = asyncio.get_running_loop().create_task(pair.service.complete(prose(40)))
@@ -184,11 +181,9 @@ async def test_a_dead_prefill_instance_takes_its_hold_along_and_another_serves_t
         assert sum(pair.service.fleet.holds.values()) == 0
 
 
-async def test_a_decode_instance_that_hangs_does_not_keep_others_from_giving_a_hold_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(releases, "ASK_TIMEOUT_S", 0.3)
-    async with fleet(prefill=1, decode=2) as pair:
+async def test_a_decode_instance_that_hangs_does_not_keep_others_from_giving_a_hold_back() -> None:
+    waits = msgspec.structs.replace(WAITS, release_ask_s=0.3)
+    async with fleet(prefill=1, decode=2, waits=waits) as pair:
         for engine in pair.engines.decode:
             engine.faults.add(Fault(kind="hang", path="/v1/c", times=2))
         decode = pair.engines.decode
@@ -268,7 +263,7 @@ async def client_at(
 @pytest.mark.parametrize("story", LEAVING)
 async def test_a_client_that_leaves_leaves_nothing(story: str) -> None:
     order = LEAVING[story]
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, waits=WAITS) as pair:
         begun = story == "in the stream"
         async with client_at(pair, order.when, order.prefill, order.decode, begun=begun) as client:
             client.cancel()
@@ -296,7 +291,7 @@ async def test_a_client_that_leaves_leaves_nothing(story: str) -> None:
 )
 async def test_a_stop_gives_everything_back(story: str) -> None:
     order = LEAVING[story]
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, waits=WAITS) as pair:
         begun = story == "in the stream"
         async with client_at(pair, order.when, order.prefill, order.decode, begun=begun) as client:
             await shut_down(pair.service.runner, 0.0, asyncio.Event())

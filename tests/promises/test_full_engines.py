@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from proxy.config import Admission, Health, Retries
@@ -14,11 +15,12 @@ from proxy.edge.app_keys import SERVICE
 from proxy.fleet import ModelCard
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.fullness import TOLD_LEAST_S, Fullness
-from proxy.serving.handover import releases
 from proxy.serving.healing import Healing
+from proxy.serving.waits import Waits
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from tests.helpers.service import (
+    QUICK,
     UNHURRIED,
     Answer,
     Engines,
@@ -123,11 +125,11 @@ async def test_an_engine_that_says_so_in_its_stream_is_left_likewise(status: int
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_who_is_always_full_is_left_ever_longer_whether_its_head_says_so_or_its_stream(
-    *, stream: bool, monkeypatch: pytest.MonkeyPatch
+    *, stream: bool
 ) -> None:
-    monkeypatch.setattr(releases, "RELEASE_TIMEOUT_S", 0.5)  # it is full for them, too
+    waits = msgspec.structs.replace(QUICK, release_s=0.5)  # it is full for them, too
     admission = Admission(queue_timeout_s=2.5)
-    async with fleet(prefill=1, decode=1, admission=admission, kv_events=False) as pair:
+    async with fleet(prefill=1, decode=1, admission=admission, kv_events=False, waits=waits) as pair:
         [engine] = pair.engines.decode
         full(engine, 503, kind="error" if stream else "status")
         assert (await pair.service.complete("hello", stream=stream)).status == 503
@@ -361,12 +363,10 @@ async def test_a_long_prefill_is_no_wait_so_an_idle_decode_engine_is_still_tried
         await no_hold_is_left(pair)
 
 
-async def test_but_it_ends_though_each_prefill_takes_longer_than_the_engine_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(releases, "RELEASE_TIMEOUT_S", 0.5)  # it is full for them, too
+async def test_but_it_ends_though_each_prefill_takes_longer_than_the_engine_is_left_alone() -> None:
+    waits = msgspec.structs.replace(QUICK, release_s=0.5)  # it is full for them, too
     admission = Admission(queue_timeout_s=1.0)
-    async with fleet(prefill=1, decode=1, admission=admission, kv_events=False) as pair:
+    async with fleet(prefill=1, decode=1, admission=admission, kv_events=False, waits=waits) as pair:
         [prefill], [decode] = pair.engines.prefill, pair.engines.decode
         prefill.faults.add(Fault(kind="slow", path=PATH, delay_s=0.9))
         full(decode, retry_after="0", times=50)
@@ -493,11 +493,9 @@ async def test_one_that_lists_it_and_answers_404_again_and_again_is_left_out(
         assert "tiny" in instance.models
 
 
-async def test_a_release_that_a_full_gateway_turns_away_the_second_time_is_told_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(releases, "FIRST_CONTACT_PAUSES_S", (1.0, 0.1))
-    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+async def test_a_release_that_a_full_gateway_turns_away_the_second_time_is_told_again() -> None:
+    waits = Waits(first_contact_pauses_s=(1.0, 0.1))
+    async with fleet(prefill=1, decode=1, kv_events=False, waits=waits) as pair:
         [engine] = pair.engines.decode
         engine.faults.add(Fault(kind="status", path=PATH, status=400, times=1))
         assert (await pair.service.complete("hello")).status == 400

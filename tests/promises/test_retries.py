@@ -4,14 +4,13 @@ import asyncio
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from proxy.config import Admission, Deadlines, Retries
 from proxy.edge.app_keys import SERVICE
 from proxy.scheduling.policies import RoundRobin
-from proxy.serving import director
-from proxy.serving.handover import releases
-from proxy.serving.legs import prefill
+from proxy.serving.waits import Waits
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from tests.helpers.service import UNHURRIED, Answer, InOrder, Pair, ask, fleet, prose, wait_until
@@ -35,23 +34,22 @@ async def in_order(pair: Pair) -> None:
     assert (budget.requests, budget.retries % 1000) == (0, 0)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins meet within milliseconds, and no client that left needs five seconds of patience."""
-    monkeypatch.setattr(prefill, "ABANDONED_PREFILL_GRACE_S", 0.5)
-    monkeypatch.setattr(releases, "FIRST_CONTACT_PAUSES_S", (0.1, 0.1))
+WAITS = Waits(first_contact_pauses_s=(0.1, 0.1), abandoned_prefill_s=0.5)
+"""Stand-ins meet within milliseconds, and no client that left needs five seconds of patience."""
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 @pytest.mark.parametrize("death", ["killed", "engine dead"])
 async def test_the_death_of_one_of_four_instances_under_200_requests_loses_none(
-    role: str, death: str, monkeypatch: pytest.MonkeyPatch
+    role: str, death: str
 ) -> None:
-    monkeypatch.setattr(director, "BUDGET_WAIT_S", 20.0)  # a busy machine is slow to find out
+    waits = msgspec.structs.replace(WAITS, budget_wait_s=20.0)  # a busy machine is slow to find out
     patient = Deadlines(connect_s=10.0)
     connector = aiohttp.TCPConnector(limit=0)
     async with (
-        fleet(prefill=4, decode=4, stand_in=UNHURRIED, kv_events=False, deadlines=patient) as pair,
+        fleet(
+            prefill=4, decode=4, stand_in=UNHURRIED, kv_events=False, deadlines=patient, waits=waits
+        ) as pair,
         aiohttp.ClientSession(connector=connector) as session,
     ):
         spend_the_budget(pair)  # whatever is retried now is free
@@ -75,7 +73,7 @@ async def test_the_death_of_one_of_four_instances_under_200_requests_loses_none(
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 async def test_what_fails_at_once_does_not_draw_everything_to_itself(role: str) -> None:
     """An engine that fails fast is always the least loaded one."""
-    async with fleet(prefill=4, decode=4, stand_in=UNHURRIED, kv_events=False) as pair:
+    async with fleet(prefill=4, decode=4, stand_in=UNHURRIED, kv_events=False, waits=WAITS) as pair:
         bad: StandIn = getattr(pair.engines, role)[0]
         bad.faults.add(Fault(kind="status", path=PATH, status=500))
         spend_the_budget(pair)
@@ -88,9 +86,9 @@ async def test_what_fails_at_once_does_not_draw_everything_to_itself(role: str) 
         await in_order(pair)
 
 
-async def test_without_budget_the_client_gets_the_engines_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(director, "BUDGET_WAIT_S", 0.2)
-    async with fleet(prefill=1, decode=1, retries=Retries(budget=0.0)) as pair:
+async def test_without_budget_the_client_gets_the_engines_words() -> None:
+    waits = msgspec.structs.replace(WAITS, budget_wait_s=0.2)
+    async with fleet(prefill=1, decode=1, retries=Retries(budget=0.0), waits=waits) as pair:
         engine = pair.engines.prefill[0]
         engine.faults.add(Fault(kind="status", path=PATH, status=500, times=10))
         engine.faults.add(Fault(kind="hang", path=PATH))
@@ -112,7 +110,7 @@ async def test_without_budget_the_client_gets_the_engines_words(monkeypatch: pyt
 
 
 async def test_a_request_waits_for_budget_before_it_fails() -> None:
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, waits=WAITS) as pair:
         spend_the_budget(pair)
         pair.engines.prefill[0].faults.add(Fault(kind="status", path=PATH, status=500, times=1))
         running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
@@ -124,7 +122,7 @@ async def test_a_request_waits_for_budget_before_it_fails() -> None:
 
 @pytest.mark.parametrize("most", [1, 2, 5])
 async def test_attempts_at_live_engines_are_limited(most: int) -> None:
-    async with fleet(retries=Retries(max_attempts=most)) as pair:
+    async with fleet(retries=Retries(max_attempts=most), waits=WAITS) as pair:
         for engine in pair.engines.decode:
             engine.faults.add(Fault(kind="status", path=PATH, status=502))
         answer = await pair.service.complete("hello")
@@ -134,7 +132,9 @@ async def test_attempts_at_live_engines_are_limited(most: int) -> None:
 
 
 async def test_leaving_a_dead_instance_is_no_attempt() -> None:
-    async with fleet(prefill=3, decode=1, retries=Retries(max_attempts=1), policy=InOrder()) as pair:
+    async with fleet(
+        prefill=3, decode=1, retries=Retries(max_attempts=1), policy=InOrder(), waits=WAITS
+    ) as pair:
         for engine in sorted(pair.engines.prefill, key=lambda e: e.address)[:2]:
             await engine.refuse()
         assert (await pair.service.complete("hello")).status == 200
@@ -143,7 +143,7 @@ async def test_leaving_a_dead_instance_is_no_attempt() -> None:
 
 
 async def test_a_request_that_kills_its_engines_does_not_kill_them_all() -> None:
-    async with fleet(prefill=6, decode=1, policy=InOrder()) as pair:
+    async with fleet(prefill=6, decode=1, policy=InOrder(), waits=WAITS) as pair:
         for engine in pair.engines.prefill:
             engine.faults.add(Fault(kind="cut", path=PATH, times=1))
             engine.faults.add(Fault(kind="status", path="/health", status=503))  # its core is dead
@@ -153,7 +153,7 @@ async def test_a_request_that_kills_its_engines_does_not_kill_them_all() -> None
 
 
 async def test_the_last_engine_that_had_words_is_quoted() -> None:
-    async with fleet(prefill=1, decode=1) as pair:
+    async with fleet(prefill=1, decode=1, waits=WAITS) as pair:
         engine = pair.engines.prefill[0]
         engine.faults.add(Fault(kind="status", path=PATH, status=507, times=1))
         engine.faults.add(Fault(kind="cut", path=PATH))
@@ -165,7 +165,7 @@ async def test_the_last_engine_that_had_words_is_quoted() -> None:
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 async def test_the_clients_own_errors_are_never_tried_again(role: str) -> None:
-    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+    async with fleet(prefill=1, decode=1, kv_events=False, waits=WAITS) as pair:
         engine: StandIn = getattr(pair.engines, role)[0]
         for tries, status in enumerate([400, 401, 404, 409, 413, 422, 501], 1):
             engine.faults.add(Fault(kind="status", path=PATH, status=status, times=1))
@@ -175,7 +175,7 @@ async def test_the_clients_own_errors_are_never_tried_again(role: str) -> None:
 
 
 async def test_a_rank_that_is_gone_is_our_error_and_tried_elsewhere() -> None:
-    async with fleet(prefill=2, decode=1, stand_in={"ranks": 2}, policy=RoundRobin()) as pair:
+    async with fleet(prefill=2, decode=1, stand_in={"ranks": 2}, policy=RoundRobin(), waits=WAITS) as pair:
         engine = pair.engines.prefill[0]
         await engine.ranks.pop().stop()
         for n in range(12):
@@ -186,7 +186,7 @@ async def test_a_rank_that_is_gone_is_our_error_and_tried_elsewhere() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 async def test_a_client_that_quotes_the_words_of_that_error_has_made_its_own(ranks: int) -> None:
-    async with fleet(prefill=2, decode=1, stand_in={"ranks": ranks}) as pair:
+    async with fleet(prefill=2, decode=1, stand_in={"ranks": ranks}, waits=WAITS) as pair:
         quoted = '"data_parallel_rank 0 is out of range [0, 1).'
         for _ in range(4):
             assert (await pair.service.complete("hello", temperature=quoted)).status == 400
@@ -196,7 +196,7 @@ async def test_a_client_that_quotes_the_words_of_that_error_has_made_its_own(ran
 
 
 async def test_an_unspent_hold_avoids_what_failed_before() -> None:
-    async with fleet(prefill=1, decode=3, policy=InOrder()) as pair:
+    async with fleet(prefill=1, decode=3, policy=InOrder(), waits=WAITS) as pair:
         failing, refusing, good = sorted(pair.engines.decode, key=lambda e: e.address)
         failing.faults.add(Fault(kind="status", path=PATH, status=500, times=1))
         await refusing.refuse()
@@ -206,7 +206,7 @@ async def test_an_unspent_hold_avoids_what_failed_before() -> None:
 
 
 async def test_an_unspent_hold_goes_to_what_failed_before_if_nothing_else_is_left() -> None:
-    async with fleet(prefill=1, decode=2, policy=InOrder()) as pair:
+    async with fleet(prefill=1, decode=2, policy=InOrder(), waits=WAITS) as pair:
         failing, refusing = sorted(pair.engines.decode, key=lambda e: e.address)
         failing.faults.add(Fault(kind="status", path=PATH, status=500, times=1))
         await refusing.refuse()
@@ -217,7 +217,7 @@ async def test_an_unspent_hold_goes_to_what_failed_before_if_nothing_else_is_lef
 
 
 async def test_with_nothing_left_the_client_is_told_what_is_missing() -> None:
-    async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=1.0)) as pair:
+    async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=1.0), waits=WAITS) as pair:
         await pair.engines.decode[0].refuse()
         answer: Any = await pair.service.complete("hello")
         assert answer.status == 503

@@ -4,17 +4,17 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from proxy.config import Retries
 from proxy.edge.app_keys import SERVICE
 from proxy.fleet import Status
 from proxy.fleet.circuit import Circuit
-from proxy.serving import director
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.live.faults import Fault
 from tests.helpers.raw import send
-from tests.helpers.service import UNHURRIED, InOrder, Pair, ask, fleet, prose, wait_until
+from tests.helpers.service import QUICK, UNHURRIED, InOrder, Pair, ask, fleet, prose, wait_until
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 EVENT = b'data: {"error":{"message":"a fault","type":"InternalServerError","param":null,"code":500}}\n\n'
@@ -256,9 +256,9 @@ async def test_one_prompt_of_a_list_that_fails_later_cuts_all_with_the_engines_w
         await nothing_is_left(pair)
 
 
-async def test_without_budget_an_error_before_anything_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(director, "BUDGET_WAIT_S", 0.1)
-    async with fleet(prefill=1, decode=1, retries=Retries(budget=0.0)) as pair:
+async def test_without_budget_an_error_before_anything_is_the_answer() -> None:
+    waits = msgspec.structs.replace(QUICK, budget_wait_s=0.1)
+    async with fleet(prefill=1, decode=1, retries=Retries(budget=0.0), waits=waits) as pair:
         pair.service.app[SERVICE].director._budget.retries += 1000
         pair.engines.decode[0].faults.add(
             Fault(kind="error", path=PATHS[1], status=500, after_chunks=1, times=1)

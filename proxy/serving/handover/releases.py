@@ -23,6 +23,7 @@ from proxy.request.dialects import COMPLETIONS
 from proxy.serving.custody import Hold, HoldState
 from proxy.serving.exchange import Call
 from proxy.serving.ports import Client
+from proxy.serving.waits import WAITS, Waits
 
 REFUSED = frozenset({400, 404})
 """How an engine answers a release that it has carried out."""
@@ -30,20 +31,8 @@ REFUSED = frozenset({400, 404})
 MAX_ANSWER_BYTES = 64 << 10
 """Of the answer, which is a refusal."""
 
-RELEASE_TIMEOUT_S = 10.0
-
-ASK_TIMEOUT_S = 3.0
-"""For one decode instance's answer: a refusal needs no step of the engine, and there must be time to ask others."""
-
 MAX_ASKED = 3
 """Decode instances that are asked before a hold counts as stranded."""
-
-FIRST_CONTACT_PAUSES_S = (0.4, 1.2)
-"""A decode engine that never spoke to a prefill engine loses the first release: it only begins their handshake,
-which takes 0.1-0.3 s, rarely seconds. So it is told again after these pauses."""
-
-FULL_PAUSE_S = 0.5
-"""vLLM refuses a release before it looks at its limits, but a gateway before it may not: then it is told again."""
 
 STRANDED_TOLD_EVERY_S = 60.0
 """When an engine dies all that it held is stranded at once."""
@@ -69,12 +58,14 @@ class Releases:
         client: Client,
         accounts: Accounts,
         clock: Callable[[], float],
+        waits: Waits = WAITS,
     ) -> None:
         self._fleet = fleet
         self._connector = connector
         self._client = client
         self._accounts = accounts
         self._clock = clock
+        self._waits = waits
         self._stranded = Occasionally(clock, STRANDED_TOLD_EVERY_S)
 
     def begun(self, hold: Hold) -> None:
@@ -93,10 +84,10 @@ class Releases:
     async def release(self, call: Call, hold: Hold, tried: Sequence[str] = ()) -> None:
         """Have a decode engine give a hold back.
 
-        `tried`: the decode instances that were sent the hold. Takes at most RELEASE_TIMEOUT_S.
+        `tried`: the decode instances that were sent the hold. Takes at most `waits.release_s`.
         """
         try:
-            async with asyncio.timeout(min(RELEASE_TIMEOUT_S, hold.lease_left_s(self._clock()))):
+            async with asyncio.timeout(min(self._waits.release_s, hold.lease_left_s(self._clock()))):
                 if await self._given_back(call, hold, tried):
                     hold.released()
         except TimeoutError:
@@ -123,12 +114,12 @@ class Releases:
                 full = full or status in FULL
             if not full:
                 return False
-            await asyncio.sleep(FULL_PAUSE_S)
+            await asyncio.sleep(self._waits.full_pause_s)
 
     async def _told(self, call: Call, decode: Instance, body: bytes, *, first_contact: bool) -> int | None:
         """The status of its last answer: REFUSED if it has carried the release out each time it had to be told."""
         status = await self._ask(call, decode.address, body)
-        for pause_s in FIRST_CONTACT_PAUSES_S if first_contact else ():
+        for pause_s in self._waits.first_contact_pauses_s if first_contact else ():
             if status not in REFUSED:
                 break
             await asyncio.sleep(pause_s)
@@ -139,7 +130,7 @@ class Releases:
         """The status of a decode engine's answer; None if it has none."""
         headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         try:
-            with ExitStack() as stack, within(ASK_TIMEOUT_S, address, "the answer to a release"):
+            with ExitStack() as stack, within(self._waits.release_ask_s, address, "the answer to a release"):
                 answer = await self._client.post(address, COMPLETIONS.path, body, headers)
                 stack.callback(answer.close)
                 await answer.read(MAX_ANSWER_BYTES)

@@ -23,12 +23,8 @@ from proxy.serving.handover.releases import Releases
 from proxy.serving.healing import Healing
 from proxy.serving.legs.leg import AttemptFailedError, Legs, Sent, chosen_of
 from proxy.serving.ports import Accounts
+from proxy.serving.waits import WAITS, Waits
 from proxy.tasks import TaskOwner
-
-ABANDONED_PREFILL_GRACE_S = 5.0
-"""How long a prefill leg whose client left may still finish. Closing it while it finishes would strand its blocks
-unseen, for what is released is named only in its answer; a leg that takes longer is most likely still queued or
-computing, where closing it frees everything at once."""
 
 
 class PrefillLegs:
@@ -47,6 +43,7 @@ class PrefillLegs:
         rules: Rules,
         learn: Callable[[Candidate, Question, Hold, str, Comparison | None], None],
         healing: Healing,
+        waits: Waits = WAITS,
     ) -> None:
         """`learn` is told of every leg that is answered."""
         self._placement = placement
@@ -59,6 +56,7 @@ class PrefillLegs:
         self._rules = rules
         self._learn = learn
         self._healing = healing
+        self._grace_s = waits.abandoned_prefill_s
 
     async def run(
         self, call: Call, question: Question, decision: Decision, kind: str, hold: Hold
@@ -97,7 +95,7 @@ class PrefillLegs:
     ) -> None:
         hold.give_up()
         try:
-            await asyncio.wait({leg}, timeout=ABANDONED_PREFILL_GRACE_S)
+            await asyncio.wait({leg}, timeout=self._grace_s)
             if not leg.done():
                 leg.cancel()
                 await asyncio.wait({leg})

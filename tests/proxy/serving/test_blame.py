@@ -12,7 +12,6 @@ from proxy.errors import ConnectTimeoutError, LegBrokenError, LegError, NoSocket
 from proxy.phases import Phase
 from proxy.serving.attempts import Attempts
 from proxy.serving.exchange import Reply
-from proxy.serving.handover import releases
 from proxy.serving.legs.leg import AttemptFailedError
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
@@ -96,11 +95,6 @@ async def opened(pair: Pair, role: str) -> float:
     metric = pair.service.metric
     addresses = [engine.address for engine in getattr(pair.engines, role)]
     return sum([await metric("kvproxy_circuit_transitions_total", instance=a, to="open") for a in addresses])
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(releases, "FIRST_CONTACT_PAUSES_S", (0.01, 0.01))
 
 
 @pytest.mark.parametrize("decode", [1, 3])
