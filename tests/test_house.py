@@ -7,8 +7,12 @@ import tomllib
 
 import pytest
 
+from proxy.config import Config, State
+from proxy.service import assemble
+
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = sorted(init.parent for init in (ROOT / "proxy").glob("*/__init__.py"))
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
 FOLDERS = sorted(init for package in ("proxy", "kvevents") for init in (ROOT / package).rglob("__init__.py"))
 
 
@@ -47,3 +51,34 @@ def test_the_files_that_a_page_names_are_there(page: pathlib.Path) -> None:
     named = re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)`", text)
     missing = [name for name in named if not any((ROOT / base / name).exists() for base in ("", "proxy"))]
     assert not missing
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_links_of_a_page_lead_somewhere(page: pathlib.Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link
+
+
+async def test_the_page_of_metrics_names_every_series_and_no_other(tmp_path: pathlib.Path) -> None:
+    service = assemble(Config(model="tiny", state=State(state_dir=tmp_path / "state")))
+    served = {
+        name
+        for family in service.registry.collect()
+        for name in ([f"{family.name}_total"] if family.type == "counter" else [family.name])
+        if name.startswith("kvproxy_")
+    }
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    table = "".join(line for line in text.splitlines() if line.startswith("| `"))
+    named = set(re.findall(r"`(kvproxy_\w+)`", "".join(re.findall(r"\| (`kvproxy_[^|]*) \|", table))))
+    assert named == served

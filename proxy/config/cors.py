@@ -63,7 +63,7 @@ class Cors(Section, frozen=True, kw_only=True):
             "ORIGIN",
             "origins whose pages may read answers, * for any",
             more="Words, or one JSON list, as for vLLM's flags of these names."
-            " [For browsers](operating.md#browsers).",
+            " [For browsers](security.md#browsers).",
             read=read_words,
             check=_check_origins,
             by_default="none",

@@ -43,7 +43,7 @@ class Admission(Section, frozen=True, kw_only=True):
             "outstanding tokens of one engine's prefill legs, 0 for no limit",
             least=0,
             more="What does not fit waits in the queue; an idle engine takes any request."
-            " [Which values](operating.md#overload).",
+            " [Which values](overload.md).",
         ),
     ] = 0
     max_decode_tokens: Annotated[
@@ -59,7 +59,7 @@ class Admission(Section, frozen=True, kw_only=True):
             "what an answer counts for that may become longer, whatever its max_tokens",
             least=1,
             more="It counts so in the limit of decode tokens and in clients' turns, times `n`."
-            " [How](operating.md#overload).",
+            " [How](overload.md).",
             reloadable=True,
         ),
     ] = 512
@@ -102,7 +102,7 @@ class Admission(Section, frozen=True, kw_only=True):
             MIB,
             "all request bodies in memory together",
             least=1,
-            more="[Shared fairly](operating.md#overload).",
+            more="[Shared fairly](overload.md).",
         ),
     ] = 1024
     max_client_priority: Annotated[

@@ -136,7 +136,7 @@ class Config(Section, frozen=True, kw_only=True):
             "",
             "answers carry X-Kvproxy-Prefill, X-Kvproxy-Decode and X-Kvproxy-Cached-Tokens (predicted)",
             group="routing",
-            more="The last tells [what others have sent](operating.md#tenants), where they share caches.",
+            more="The last tells [what others have sent](security.md#tenants), where they share caches.",
             reloadable=True,
         ),
     ] = False
@@ -163,7 +163,7 @@ class Config(Section, frozen=True, kw_only=True):
             check=_check_tokenizer,
             group="routing",
             doctor=True,
-            more="[How that is checked](operating.md#tokens).",
+            more="[How that is checked](tokens.md).",
         ),
     ] = "auto"
     host: Annotated[
@@ -197,7 +197,7 @@ class Config(Section, frozen=True, kw_only=True):
             least=0,
             by_default="off",
             group="service",
-            more="[What that costs](operating.md#comments-while-a-stream-waits).",
+            more="[What that costs](failures.md#comments-while-a-stream-waits).",
             reloadable=True,
         ),
     ] = 0.0
