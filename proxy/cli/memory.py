@@ -21,7 +21,7 @@ _M_ARENA_MAX = -8
 _SETTINGS = {
     _M_ARENA_MAX: 2,
     _M_MMAP_THRESHOLD: 512 << 10,  # well above what one request usually takes: mapping costs microseconds
-    _M_TRIM_THRESHOLD: 16 << 20,
+    _M_TRIM_THRESHOLD: 4 << 20,  # so much that is free stays in each of the two regions
     _M_TOP_PAD: 1 << 20,
 }
 

@@ -270,6 +270,14 @@ async def large_list_of_texts(target: Target) -> Said:
 
 
 @attack()
+async def many_prompts(target: Target) -> Said:
+    """A million texts of one letter in one list."""
+    return await target.post(
+        COMPLETIONS, [b'{"max_tokens":1,"prompt":["a"', *repeated(b',"a"', 1_000_000), b"]}"]
+    )
+
+
+@attack()
 async def long_content_type(target: Target) -> Said:
     """A content type as long as a header line may be."""
     body = json.dumps({"prompt": "Hi"}).encode()

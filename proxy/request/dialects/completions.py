@@ -1,7 +1,7 @@
 """`/v1/completions`: one prompt or a list of them, each a text or token ids."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -65,10 +65,10 @@ def prompt_shape(body: Body) -> tuple[PromptShape, int]:
     shape = _SHAPES_OF_LISTS.get(bytes(view[1 : 1 + _BLANK_BYTES]).lstrip()[:1])
     if shape is None:
         return PromptShape.IDS, 1
-    prompts = body.raw_items("prompt")
-    if len(prompts) > 1 and not _all_are(shape, prompts):
+    count = sum(1 for _ in body.each_item("prompt"))
+    if count > 1 and not _all_are(shape, body.each_item("prompt")):
         return PromptShape.ODD, 1
-    return shape, len(prompts)
+    return shape, count
 
 
 _BLANK_BYTES = 1024
@@ -78,12 +78,12 @@ _SHAPES_OF_LISTS = {b'"': PromptShape.TEXTS, b"[": PromptShape.ID_LISTS}
 _decode_ids = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0)]]).decode
 
 
-def _all_are(shape: PromptShape, prompts: Sequence[msgspec.Raw]) -> bool:
+def _all_are(shape: PromptShape, prompts: Iterable[memoryview]) -> bool:
     if shape is PromptShape.TEXTS:
-        return all(memoryview(prompt)[0] == ord('"') for prompt in prompts)
+        return all(prompt[0] == ord('"') for prompt in prompts)
     try:
         for prompt in prompts:
-            for ids in lists_of_numbers(memoryview(prompt)):
+            for ids in lists_of_numbers(prompt):
                 _decode_ids(ids)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
