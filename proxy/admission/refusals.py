@@ -17,6 +17,8 @@ class Refusals:
     def __init__(self, rules: Rules, count: Callable[[str], None]) -> None:
         """`count` is told the reason of each."""
         self._rules = rules
+        self._limits = rules.admission
+        """As they were at the start, for what is cold."""
         self._count = count
 
     def queue_full(self, retry_after_s: int) -> RequestError:
@@ -32,7 +34,7 @@ class Refusals:
 
     def _full(self, why: str, reason: str, retry_after_s: int) -> RequestError:
         return RateLimitError(
-            f"{why} ({self._rules.admission.max_queue} requests, --max-queue): come back later",
+            f"{why} ({self._limits.max_queue} requests, --max-queue): come back later",
             reason=reason,
             headers=_come_back(retry_after_s),
         )
@@ -41,7 +43,7 @@ class Refusals:
         """Its client had as many requests running as one may, for as long as it may wait."""
         self._count("client_limit")
         return RateLimitError(
-            f"{self._rules.admission.max_client_requests} requests of this client are being served (--max-client-requests),"
+            f"{self._limits.max_client_requests} requests of this client are being served (--max-client-requests),"
             f" and none of them ended for {self._waited}: send fewer at a time",
             reason="client_limit",
             headers=_come_back(retry_after_s),
