@@ -45,8 +45,7 @@ class Security(Section, frozen=True, kw_only=True):
             "",
             "what one key's prompts leave in caches is found for that key, or its GROUP, alone: usage and"
             " timing tell nobody of others' prompts, and nothing is shared",
-            more="Engines get a `cache_salt` that differs by client."
-            " [What that costs](security.md#tenants).",
+            more="Engines get a `cache_salt` that differs by client. [What that costs](security.md#tenants).",
         ),
     ] = False
     salt_file: Annotated[
