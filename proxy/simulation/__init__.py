@@ -4,6 +4,7 @@
 `StandIn` puts it behind the sockets of a real one. `python -m proxy.simulation` runs it.
 """
 
+from proxy.simulation.api.routes import ROUTES, GeneratingRoute
 from proxy.simulation.engine.engine import EngineModel
 from proxy.simulation.engine.values import EngineShape
 from proxy.simulation.live.config import StandInConfig
@@ -11,4 +12,13 @@ from proxy.simulation.live.faults import Fault
 from proxy.simulation.live.publisher import EventForm
 from proxy.simulation.live.stand_in import StandIn
 
-__all__ = ["EngineModel", "EngineShape", "EventForm", "Fault", "StandIn", "StandInConfig"]
+__all__ = [
+    "ROUTES",
+    "EngineModel",
+    "EngineShape",
+    "EventForm",
+    "Fault",
+    "GeneratingRoute",
+    "StandIn",
+    "StandInConfig",
+]

@@ -19,9 +19,10 @@ from proxy.edge.app_keys import SERVICE
 from proxy.edge.patience import PATIENCE, Patience
 from proxy.fleet import Fleet
 from proxy.phases import Role
+from proxy.request.dialects import DIALECTS, Dialect
 from proxy.scheduling.types import AnyPolicy, Candidate, Leg
 from proxy.serving.waits import Waits
-from proxy.simulation import StandIn, StandInConfig
+from proxy.simulation import ROUTES, GeneratingRoute, StandIn, StandInConfig
 from proxy.simulation.engine.latency import PROFILES
 from proxy.snapshots.keeper import StateKeeper
 from proxy.watching.membership.base import MembershipSource
@@ -219,12 +220,17 @@ class Engines:
 
 @contextlib.asynccontextmanager
 async def engines(
-    prefill: int = 2, decode: int = 2, both: int = 0, **settings: Any
+    prefill: int = 2,
+    decode: int = 2,
+    both: int = 0,
+    *,
+    routes: Sequence[GeneratingRoute] = ROUTES,
+    **settings: Any,
 ) -> AsyncIterator[Engines]:
-    """So many stand-ins, with these settings of StandInConfig."""
+    """So many stand-ins with these generating routes; `settings` are those of StandInConfig."""
     async with contextlib.AsyncExitStack() as stack:
         made = [
-            await stack.enter_async_context(StandIn(StandInConfig(**settings)))
+            await stack.enter_async_context(StandIn(StandInConfig(**settings), routes))
             for _ in range(prefill + decode + both)
         ]
         yield Engines(made[:prefill], made[prefill : prefill + decode], made[prefill + decode :])
@@ -237,12 +243,18 @@ async def kvproxy(
     *,
     ready: bool = True,
     sources: Sequence[MembershipSource] = (),
+    dialects: Sequence[Dialect] = DIALECTS,
     patience: Patience = PATIENCE,
     waits: Waits = QUICK,
 ) -> AsyncIterator[Service]:
     """A running kvproxy; `ready`: wait until it can serve and follows its engines' events."""
     runner = create_runner(
-        msgspec.structs.replace(config, port=0), policy, sources=sources, patience=patience, waits=waits
+        msgspec.structs.replace(config, port=0),
+        policy,
+        dialects,
+        sources=sources,
+        patience=patience,
+        waits=waits,
     )
     async with contextlib.AsyncExitStack() as stack:
         await runner.setup()
@@ -278,6 +290,7 @@ async def fleet(
     *,
     policy: AnyPolicy | None = None,
     stand_in: Any = None,
+    dialects: Sequence[Dialect] = DIALECTS,
     patience: Patience = PATIENCE,
     waits: Waits = QUICK,
     **settings: Any,
@@ -285,7 +298,9 @@ async def fleet(
     """Stand-ins and a ready kvproxy in front of them; `settings` are those of Config."""
     async with (
         engines(prefill, decode, both, **(stand_in or {})) as made,
-        kvproxy(made.config(**settings), policy, patience=patience, waits=waits) as service,
+        kvproxy(
+            made.config(**settings), policy, dialects=dialects, patience=patience, waits=waits
+        ) as service,
     ):
         yield Pair(made, service)
 

@@ -19,7 +19,7 @@ from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess
 from tests.helpers.service import Engines, Service, ask, engines, kvproxy, prose, wait_until
 
-WRAPS = {"buffer_steps": 5}
+WRAPS: dict[str, Any] = {"buffer_steps": 5}
 """Settings of stand-ins that replay the last five batches: what came before is only known to who heard it."""
 SEVERAL = 12
 

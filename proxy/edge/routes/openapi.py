@@ -1,30 +1,64 @@
 """`GET /openapi.json` describes what this very socket serves: the whole API stands in `openapi.json` beside this file.
 
-Routes that are served elsewhere (an admin port) are left out; a test holds the rest to be neither more nor less
-than what the application routes.
+A generating route stands there once, as all of them are (`components.pathItems`): its dialect tells the rest. Routes that
+are served elsewhere (an admin port) are left out; a test holds the rest to be neither more nor less than what the
+application routes.
 """
 
 import functools
+import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from proxy.edge.app_keys import SPOKEN
+from proxy.request.dialects import DIALECTS, Dialect
+
 PATH = "/openapi.json"
+EXPLAIN = "/explain"
 
 
-@functools.cache
-def description() -> dict[str, Any]:
-    """All of it, as an OpenAPI 3.1 document."""
+@functools.lru_cache(4)
+def description(dialects: tuple[Dialect, ...] = DIALECTS) -> dict[str, Any]:
+    """All of it, as an OpenAPI 3.1 document, with the generating routes of `dialects`."""
     text = resources.files(__package__).joinpath("openapi.json").read_bytes()
     document: dict[str, Any] = msgspec.json.decode(text)
+    generating = document["components"].pop("pathItems")["Generating"]
+    routes = {dialect.path: _route(dialect, generating) for dialect in dialects}
+    asked = document["paths"][EXPLAIN]["post"]["requestBody"]["content"]["application/json"]
+    asked["schema"] = {"oneOf": [_request(dialect, dialects) for dialect in dialects]}
+    document["paths"] = routes | document["paths"]
     return document
+
+
+def _route(dialect: Dialect, generating: Mapping[str, Any]) -> dict[str, Any]:
+    item: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(generating))
+    operation = item["post"]
+    operation["operationId"] = re.sub(r"_(\w)", lambda found: found[1].upper(), dialect.name)
+    operation["summary"] = dialect.summary
+    operation["requestBody"]["content"]["application/json"]["schema"] = dialect.request_schema
+    answer = operation["responses"]["200"]
+    answer["description"] = answer["description"].replace("{ending}", dialect.ending)
+    answer["content"]["application/json"]["schema"] = dialect.answer_schema
+    return item
+
+
+def _request(dialect: Dialect, dialects: Sequence[Dialect]) -> dict[str, Any]:
+    """A request of this dialect and of no other."""
+    others = [{"required": [other.known_by]} for other in dialects if other is not dialect]
+    mine: dict[str, Any] = {"required": [dialect.known_by]}
+    if others:
+        mine["not"] = others[0] if len(others) == 1 else {"anyOf": others}
+    return {"allOf": [dialect.request_schema, mine]}
 
 
 async def openapi(request: web.Request) -> web.Response:
     """`GET /openapi.json`."""
     routed = {resource.canonical for resource in request.app.router.resources()}
-    whole = description()
+    dialects = request.app[SPOKEN]
+    whole = description(tuple(dialects))
     paths = {path: item for path, item in whole["paths"].items() if path in routed}
     return web.json_response(whole | {"paths": paths})

@@ -66,6 +66,14 @@ class Dialect(abc.ABC):
     """What one request is called."""
     known_by: ClassVar[str]
     """The member that all its requests have and no other dialect's do; `/explain` knows it by that."""
+    summary: ClassVar[str]
+    """What it does, for `/openapi.json`."""
+    request_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}
+    """A JSON schema of requests. It may refer to those of `edge/routes/openapi.json`."""
+    answer_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}
+    """The same of whole answers."""
+    ending: ClassVar[str]
+    """What ends a stream, in Markdown."""
     default_answer_tokens: ClassVar[int | None]
     """How long an answer may become whose request does not say; None for as long as fits."""
     most_items: ClassVar[Mapping[str, int]] = {}

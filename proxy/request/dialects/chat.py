@@ -1,7 +1,7 @@
 """`/v1/chat/completions`: a conversation, answered for as long as the context has room."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from proxy.request.dialects.base import PromptMembers
 from proxy.request.dialects.openai import OpenAiDialect
@@ -19,6 +19,8 @@ class Chat(OpenAiDialect):
     path = "/v1/chat/completions"
     noun = "a chat"
     known_by = "messages"
+    summary = "Answer a conversation"
+    request_schema: ClassVar[Mapping[str, Any]] = {"$ref": "#/components/schemas/ChatRequest"}
     default_answer_tokens = None
     most_items: ClassVar[Mapping[str, int]] = {"messages": MAX_MESSAGES, "tools": MAX_TOOLS}
     prompt_members = PromptMembers(

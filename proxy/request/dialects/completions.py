@@ -1,8 +1,8 @@
 """`/v1/completions`: one prompt or a list of them, each a text or token ids."""
 
 import enum
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ class Completions(OpenAiDialect):
     path = "/v1/completions"
     noun = "a completion"
     known_by = "prompt"
+    summary = "Complete a prompt"
+    request_schema: ClassVar[Mapping[str, Any]] = {"$ref": "#/components/schemas/CompletionRequest"}
     default_answer_tokens = 16
     long_members = ("prompt",)
     prompt_members = PromptMembers(

@@ -1,6 +1,7 @@
 """Completions and chats share vLLM's sampling members and their rules, and answers that are made of choices."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -30,6 +31,8 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 class OpenAiDialect(Dialect):
     """What both have in common."""
 
+    answer_schema: ClassVar[Mapping[str, Any]] = {"$ref": "#/components/schemas/Generated"}
+    ending = "`data: [DONE]`"
     limits: ClassVar[tuple[str, ...]]
     """The members that limit the answer, the one that counts first."""
     null_n_is_one: ClassVar[bool]

@@ -5,8 +5,9 @@ Bodies of both endpoints, whole and streamed, from the choices of a generation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from proxy.simulation.api.errors import ApiError
 from proxy.simulation.api.generation import Choice, Generation, Piece
 from proxy.simulation.api.validation import Asked
 from proxy.simulation.engine.text import Voice, mix
@@ -30,6 +31,13 @@ class Answers:
     request_metrics: bool
     last_chunk_params: bool
     """Whether the last chunk of a stream carries `kv_transfer_params`."""
+
+    end: ClassVar[bytes | None] = b"[DONE]"
+    """The data of a stream's last event, behind a failure too; None where none follows."""
+
+    def failed(self, error: ApiError) -> dict[str, Any]:
+        """The event of a stream that failed."""
+        return error.body()
 
     def whole(self, generation: Generation) -> dict[str, Any]:
         """The answer that is not streamed."""

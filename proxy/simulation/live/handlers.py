@@ -7,14 +7,15 @@ leaves does.
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from proxy.simulation.api.answers import Answers
-from proxy.simulation.api.bodies import parse_chat, parse_completion, parse_detokenize, parse_tokenize
+from proxy.simulation.api.bodies import parse_chat, parse_detokenize, parse_tokenize
 from proxy.simulation.api.chat import counted_chat
 from proxy.simulation.api.errors import (
     ApiError,
@@ -26,6 +27,7 @@ from proxy.simulation.api.errors import (
 )
 from proxy.simulation.api.generation import Choice, Generation
 from proxy.simulation.api.openapi import document
+from proxy.simulation.api.routes import GeneratingRoute
 from proxy.simulation.api.validation import Asked
 from proxy.simulation.engine.request import Request
 from proxy.simulation.engine.text import OutputText
@@ -34,9 +36,6 @@ from proxy.simulation.live.rank import Rank
 
 if TYPE_CHECKING:
     from proxy.simulation.live.stand_in import StandIn
-
-_Builder = Callable[[Mapping[str, Any]], Asked]
-
 
 _SCALE_OUT = (
     "/inference/v1/generate",
@@ -50,7 +49,7 @@ _SCALE_OUT = (
 class Handlers:
     """The routes of one stand-in."""
 
-    def __init__(self, engine: "StandIn") -> None:
+    def __init__(self, engine: "StandIn", generating: Sequence[GeneratingRoute]) -> None:
         self._engine = engine
         self._created = int(time.time())
         self.routes = [
@@ -64,10 +63,9 @@ class Handlers:
             web.get("/kv_event_sources", self.event_sources, allow_head=False),
             web.post("/tokenize", self.tokenize),
             web.post("/detokenize", self.detokenize),
-            web.post("/v1/completions", self.completions),
-            web.post("/v1/chat/completions", self.chat_completions),
             web.post("/v1/messages/count_tokens", self.count_tokens),
         ]
+        self.routes += [web.post(route.path, self._generating(route)) for route in generating]
         self.routes += [web.post(path, self.scale_out) for path in _SCALE_OUT]
         if engine.config.lora_updates:
             self.routes += [
@@ -190,20 +188,15 @@ class Handlers:
         self._engine.checker.served(body.get("model"))
         return json_answer({"prompt": self._engine.tokenizer.decode(body["tokens"])})
 
-    async def completions(self, request: web.Request) -> web.StreamResponse:
-        """Complete one or more prompts."""
-        with self._engine.in_flight.one():
-            body = parse_completion(await read_json(request))
-            return await self._generate(request, body, self._engine.checker.completion, "cmpl")
+    def _generating(self, route: GeneratingRoute) -> Handler:
+        async def generate(request: web.Request) -> web.StreamResponse:
+            with self._engine.in_flight.one():
+                return await self._generate(request, route, route.parse(await read_json(request)))
 
-    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        """Answer a conversation."""
-        with self._engine.in_flight.one():
-            body = parse_chat(await read_json(request))
-            return await self._generate(request, body, self._engine.checker.chat, "chatcmpl")
+        return generate
 
     async def _generate(
-        self, request: web.Request, body: Mapping[str, Any], build: _Builder, prefix: str
+        self, request: web.Request, route: GeneratingRoute, body: Mapping[str, Any]
     ) -> web.StreamResponse:
         if self._engine.dead:
             raise EngineGoneError
@@ -211,18 +204,18 @@ class Handlers:
             # vLLM's order: the model's name, then whether there is room, then all else.
             self._engine.checker.served(body.get("model"))
             self._engine.check_admission(body.get("n") or 1)
-            asked = build(body)
+            asked = route.check(self._engine.checker, body)
             rank = self._rank(request)
         except ApiError:
             if params := body.get("kv_transfer_params"):
                 self._engine.ranks[0].reject(params)
             raise
         given = request.headers.get("X-Request-Id") or body.get("request_id") or uuid.uuid4().hex[:16]
-        answer_id = f"{prefix}-{given}"
+        answer_id = f"{route.id_prefix}-{given}"
         session = _session_id(body, request.headers.get("X-Session-ID"))
         generation = Generation(rank.model, self._choices(asked, answer_id, session))
         config = self._engine.config
-        answers = Answers(
+        answers = route.answers(
             asked=asked,
             id=answer_id,
             created=int(time.time()),
@@ -307,8 +300,9 @@ class Handlers:
                 # To vLLM that is an output like any other, so a chat names its roles before it is looked at.
                 for chunk in answers.opening(generation):
                     await out.say(chunk)
-            await out.say(error.body())
-        await out.done()
+            await out.say(answers.failed(error))
+        if answers.end is not None:
+            await out.end(answers.end)
         await response.write_eof()
         return response
 

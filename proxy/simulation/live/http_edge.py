@@ -96,9 +96,9 @@ class EventStream:
         """One event of a generation that failed."""
         await self._write(b"data: " + encode(event) + b"\n\n")
 
-    async def done(self) -> None:
+    async def end(self, mark: bytes) -> None:
         """The end of the stream."""
-        await self._write(b"data: [DONE]\n\n")
+        await self._write(b"data: " + mark + b"\n\n")
 
     async def _write(self, data: bytes) -> None:
         if self._fault is None:

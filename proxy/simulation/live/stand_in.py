@@ -19,6 +19,7 @@ from aiohttp import web
 
 from proxy.simulation.api.adapters import Adapters
 from proxy.simulation.api.errors import EngineFullError
+from proxy.simulation.api.routes import ROUTES, GeneratingRoute
 from proxy.simulation.api.validation import Checker
 from proxy.simulation.engine.engine import EngineModel
 from proxy.simulation.engine.text import Voice
@@ -51,8 +52,12 @@ def _tokenizer() -> Tokenizer:
 class StandIn:
     """One stand-in engine. Ports that were 0 in the configuration stay the same over a restart."""
 
-    def __init__(self, config: StandInConfig | None = None) -> None:
+    def __init__(
+        self, config: StandInConfig | None = None, routes: Sequence[GeneratingRoute] = ROUTES
+    ) -> None:
+        """`routes`: the generating routes it serves."""
         self.config = config or StandInConfig()
+        self._routes = routes
         self.tokenizer = _tokenizer()
         self.adapters = Adapters(self.config.model, self.config.loras)
         self.checker = Checker(
@@ -232,7 +237,7 @@ class StandIn:
         app = web.Application(
             middlewares=[watch(self), refusals, guard(self.config.api_key)], client_max_size=_BODY_LIMIT
         )
-        app.add_routes(Handlers(self).routes)
+        app.add_routes(Handlers(self, self._routes).routes)
         if self.config.any_origin:
             app.on_response_prepare.append(let_any_origin_read)
         if self.config.request_id_headers:

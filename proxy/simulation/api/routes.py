@@ -1,0 +1,30 @@
+"""Invariant: a generating route is one value: how its bodies are read, what can be served, how answers are worded."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.simulation.api.answers import Answers
+from proxy.simulation.api.bodies import parse_chat, parse_completion
+from proxy.simulation.api.validation import Asked, Checker
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratingRoute:
+    """One generating route of a stand-in."""
+
+    path: str
+    parse: Callable[[Any], dict[str, Any]]
+    """The body that was sent becomes one whose members the stand-in knows. Raises BadRequestError, which frees no hold."""
+    check: Callable[[Checker, Mapping[str, Any]], Asked]
+    """What the engine is asked. Raises BadRequestError or NotFoundError, which make a decode engine free the hold."""
+    id_prefix: str
+    """What the ids of answers and of the engine's requests begin with."""
+    answers: type[Answers] = Answers
+
+
+ROUTES = (
+    GeneratingRoute("/v1/completions", parse_completion, Checker.completion, "cmpl"),
+    GeneratingRoute("/v1/chat/completions", parse_chat, Checker.chat, "chatcmpl"),
+)
+"""What vLLM 0.32 serves, as far as kvproxy does."""
