@@ -1,4 +1,7 @@
-"""A generating route is one file here: nothing outside it knows a member of its requests or of its answers.
+"""A generating route is one file here: what its requests and its answers are made of is known to its dialect.
+
+Others know the members that all of vLLM's routes share (`model`, `priority`, `cache_salt`, transfer params), and
+`serving.lists` puts answers to a list of completions together.
 
 To add one, write a `Dialect` and name it in DIALECTS, or give it to `create_app`.
 """

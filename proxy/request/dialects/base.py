@@ -94,6 +94,18 @@ class Dialect(abc.ABC):
     def answer_limit(self, body: Body) -> tuple[str, int] | None:
         """The member that limits the length of the answer, and how; None if none does. `read` has passed the body."""
 
+    def least_answer_tokens(self, body: Body) -> int:  # noqa: ARG002  # nothing is asked for
+        """How long each answer surely becomes."""
+        return 0
+
+    def may_end_early(self, body: Body) -> bool:  # noqa: ARG002
+        """Whether an answer may end before its limit."""
+        return True
+
+    def computed_sequences(self, body: Body) -> int:  # noqa: ARG002
+        """How many answers to each prompt are computed, where these are more than are asked for."""
+        return 1
+
     @abc.abstractmethod
     def first_token_only(self, body: Body) -> Body:
         """The request for its first token alone, as one unstreamed answer: what every prefill leg asks."""

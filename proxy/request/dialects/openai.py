@@ -9,7 +9,7 @@ from proxy.errors import BadRequestError
 from proxy.request.body import Body
 from proxy.request.dialects import choices
 from proxy.request.dialects.base import Dialect, Failure, Shape, Usage
-from proxy.request.like_pydantic import truth, whole_number
+from proxy.request.like_pydantic import as_whole_number, truth, whole_number
 
 
 class _Details(msgspec.Struct):
@@ -77,6 +77,21 @@ class OpenAiDialect(Dialect):
                 param="min_tokens",
             )
 
+    def least_answer_tokens(self, body: Body) -> int:
+        """As `Dialect`."""
+        return as_whole_number(_value(body, "min_tokens")) or 0
+
+    def may_end_early(self, body: Body) -> bool:
+        """As `Dialect`."""
+        try:
+            return not truth(_value(body, "ignore_eos"), "ignore_eos")
+        except BadRequestError:
+            return True
+
+    def computed_sequences(self, body: Body) -> int:
+        """As `Dialect`."""
+        return as_whole_number(_value(body, "best_of")) or 1
+
     def first_token_only(self, body: Body) -> Body:
         """As `Dialect`."""
         return body.changed(
@@ -110,6 +125,14 @@ class OpenAiDialect(Dialect):
     def wants_judging(self, run: bytes) -> bool:
         """As `Dialect`."""
         return choices.wants_judging(run)
+
+
+def _value(body: Body, name: str) -> Any:
+    """A member's value; None for what engines refuse, or ignore, anyway."""
+    try:
+        return body.value(name)
+    except BadRequestError:
+        return None
 
 
 def _is_whole(body: Body) -> bool:
