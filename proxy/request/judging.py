@@ -1,4 +1,4 @@
-"""Of what an engine streams, whole events go on up to its end or its failure, without what is no client's business.
+"""Of an engine's stream whole events go on, up to its end or failure, without what is no client's business.
 
 Pure: runs of whole events in, what becomes of them out. What ends and what fails its dialect knows.
 """
@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 def wants_judging(dialect: Dialect, run: bytes) -> bool:
-    """Whether a run of events may hold anything that `judge` does not pass on as it is: cheap, for every chunk is asked."""
+    """Whether `judge` may not pass a run of events on as it is: cheap, for every chunk is asked."""
     return _PARAMS in run or dialect.wants_judging(run)
 
 
@@ -52,9 +52,11 @@ def judge(dialect: Dialect, run: bytes) -> Part:
 
 
 def without_params(answer: bytes) -> bytes:
-    """An answer without the params by which engines fetch its blocks from each other, which are no client's business.
+    """An answer without the params by which engines fetch its blocks from each other, which are no client's
+    business.
 
-    From vLLM 0.33 on an answer of a decode leg may carry them. Members that are null stay, and so does all other text.
+    From vLLM 0.33 on an answer of a decode leg may carry them. Members that are null stay, and so does all
+    other text.
     """
     if not _has_params(answer):
         return answer

@@ -1,4 +1,4 @@
-"""Members that kvproxy judges itself are read as vLLM's validator, pydantic, reads them: neither more nor less passes."""
+"""Members that kvproxy judges are read as vLLM's validator, pydantic, reads them: the same values pass."""
 
 import re
 from typing import Any

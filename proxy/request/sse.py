@@ -1,4 +1,4 @@
-"""Server-sent events are cut and written here alone: bytes in any pieces in, runs of whole events and their data out.
+"""Server-sent events are cut and written here alone: bytes in any pieces in, whole events and their data out.
 
 Pure, and ignorant of what an event says: a dialect knows that.
 """
@@ -10,7 +10,7 @@ MAX_EVENT_BYTES = 8 << 20
 """No event of an engine comes near this; more without an end is not an event stream."""
 
 KEEP_ALIVE = b": keep-alive\n\n"
-"""A comment, so that nobody between takes the connection for dead. Clients pass over lines that begin with a colon."""
+"""A comment, which clients pass over, so that nobody between takes the connection for dead."""
 
 _SEAM = len(b"\ndata:") - 1
 _HEAD = 64  # bytes that show what an event begins with
@@ -20,8 +20,8 @@ _BLANK = re.compile(rb"[\r\n]*")
 class EventCutter:
     """Cuts bytes into runs of whole events; what is left of an unfinished one waits.
 
-    Each byte is looked at once, and a few of them again with the next piece: an event that comes in a thousand pieces
-    costs what it does in one.
+    Each byte is looked at once, and a few of them again with the next piece: an event that comes in a
+    thousand pieces costs what it does in one.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class EventCutter:
         return run
 
     def rest(self) -> bytes:
-        """The event that the end of the stream left without its own, as if it had one; nothing if there is none."""
+        """The event that the end of the stream left unended, as if it had its end; empty if there is none."""
         tail, self._tail = bytes(self._tail), bytearray()
         return tail + b"\n\n" if tail.strip() else b""
 

@@ -1,7 +1,9 @@
-"""A request weighs its prompt, what it surely generates and what it is expected to, never what it merely might.
+"""A request weighs its prompt, what it surely generates and what it is expected to, never what it merely
+might.
 
-Limits and turns count in this weight. A `max_tokens` that is set high and never used is common, so it alone makes a request
-weigh no more than an answer of the expected length; many sequences, and answers that cannot end early, make it heavy.
+Limits and turns count in this weight. A `max_tokens` that is set high and never used is common, so it alone
+makes a request weigh no more than an answer of the expected length; many sequences, and answers that cannot
+end early, make it heavy.
 """
 
 import math
@@ -15,8 +17,8 @@ MOST_SEQUENCES = 16_384
 def generated_tokens(request: GenerationRequest, room_tokens: float, expected_tokens: int) -> int:
     """What the answers to a request count for, in tokens of all its sequences together.
 
-    `room_tokens`: what the engines' context leaves beside the prompt. `expected_tokens`: how long an answer is expected
-    to become that may be longer.
+    `room_tokens`: what the engines' context leaves beside the prompt. `expected_tokens`: how long an answer
+    is expected to become that may be longer.
     """
     dialect, body = request.dialect, request.body
     usual = dialect.default_answer_tokens

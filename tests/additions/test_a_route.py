@@ -1,6 +1,7 @@
-"""One file adds a generating route: `/v1/responses`, whose requests, answers and streams look like no other route's.
+"""One file adds a generating route: `/v1/responses`, whose requests and answers look like no other route's.
 
-The first half is all that it takes: a dialect, and the same route for the stand-in engine. The second half drives it.
+The first half is all that it takes: a dialect, and the same route for the stand-in engine. The second half
+drives it.
 """
 
 import json

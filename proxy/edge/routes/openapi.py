@@ -1,8 +1,8 @@
-"""`GET /openapi.json` describes what this very socket serves: the whole API stands in `openapi.json` beside this file.
+"""`GET /openapi.json` describes what this very socket serves: `openapi.json` beside this file holds it all.
 
-A generating route stands there once, as all of them are (`components.pathItems`): its dialect tells the rest. Routes that
-are served elsewhere (an admin port) are left out; a test holds the rest to be neither more nor less than what the
-application routes.
+A generating route stands there once, as all of them are (`components.pathItems`): its dialect tells the rest.
+Routes that are served elsewhere (an admin port) are left out; a test holds the rest to be neither more nor
+less than what the application routes.
 """
 
 import functools

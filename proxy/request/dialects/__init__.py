@@ -1,7 +1,7 @@
 """A generating route is one file here: what its requests and its answers are made of is known to its dialect.
 
-Others know the members that all of vLLM's routes share (`model`, `priority`, `cache_salt`, transfer params), and
-`serving.lists` puts answers to a list of completions together.
+Others know the members that all of vLLM's routes share (`model`, `priority`, `cache_salt`, transfer params),
+and `serving.lists` puts answers to a list of completions together.
 
 To add one, write a `Dialect` and name it in DIALECTS, or give it to `create_app`.
 """
@@ -17,7 +17,7 @@ DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS)
 """What is served unless others are given."""
 
 TOKENIZED: tuple[Dialect, ...] = (CHAT, COMPLETIONS)
-"""The dialects whose prompts an engine's `/tokenize` can be asked about: `Dialect.prompt` puts others in their words."""
+"""The dialects that an engine's `/tokenize` knows; `Dialect.prompt` puts others in their words."""
 
 __all__ = [
     "CHAT",

@@ -1,4 +1,4 @@
-"""A dialect is all that kvproxy knows of one generating route; it is pure, and one object serves all requests."""
+"""A dialect is all that kvproxy knows of one generating route: pure, one object for all requests."""
 
 import abc
 from collections.abc import Collection, Mapping
@@ -18,10 +18,10 @@ class Shape(msgspec.Struct, frozen=True):
     sequences: int = 1
     """How many answers to each prompt are asked for."""
     prompts: int = 1
-    """More than one are served each by itself where a connector hands over one prompt's blocks; that takes the
-    members of a completion (`serving.lists`)."""
+    """More than one are served each by itself where a connector hands over one prompt's blocks; that takes
+    the members of a completion (`serving.lists`)."""
     whole: bool = False
-    """Splitting it into a prefill and a decode leg would gain nothing or lose KV; one instance serves it all."""
+    """One instance serves it all: splitting it into two legs would gain nothing or lose KV."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -92,7 +92,7 @@ class Dialect(abc.ABC):
 
     @abc.abstractmethod
     def answer_limit(self, body: Body) -> tuple[str, int] | None:
-        """The member that limits the length of the answer, and how; None if none does. `read` has passed the body."""
+        """The member that limits the answer, and its value; None if none does. `read` has passed the body."""
 
     def least_answer_tokens(self, body: Body) -> int:  # noqa: ARG002  # nothing is asked for
         """How long each answer surely becomes."""
@@ -115,14 +115,15 @@ class Dialect(abc.ABC):
         """What a whole answer tells of its prompt. Raises ValueError if it is no such answer."""
 
     def prompt(self, body: Body) -> "tuple[Dialect, Body] | None":  # noqa: ARG002  # nothing is known of it
-        """The request in the words of a dialect in TOKENIZED, with all that shapes the prompt and no member that means
-        something else there; None if only the engine knows how the prompt is made. `read` has passed the body.
+        """The request in the words of a dialect in TOKENIZED, with all that shapes the prompt and no member
+        that means something else there; None if only the engine knows how the prompt is made. `read` has
+        passed the body.
 
         Without it requests are placed by load alone.
         """
         return None
 
-    # -- streams: each is asked of the data of one event, which is never empty --------------------------------
+    # -- streams: each is asked of the data of one event, which is never empty ----------------------------
 
     @abc.abstractmethod
     def produces(self, data: bytes) -> bool:
@@ -134,7 +135,7 @@ class Dialect(abc.ABC):
 
     @abc.abstractmethod
     def failure(self, data: bytes, event: bytes = b"") -> Failure | None:
-        """The failure that an event tells of, or a whole answer, which is no event; None if it tells of none."""
+        """The failure that an event, or a whole answer, tells of; None if it tells of none."""
 
     def wants_judging(self, run: bytes) -> bool:  # noqa: ARG002  # the safe answer
         """Whether a run of events may hold an end or a failure. Every chunk is asked: a search, no more."""
@@ -158,6 +159,7 @@ class Dialect(abc.ABC):
             said = None
         if isinstance(said, dict) and "error" in said:
             return event_of(msgspec.json.encode(said))
-        words = f"the engine answered with status {status}"
-        code = status if status >= 400 else EngineFailedError.status
-        return event_of(msgspec.json.encode(envelope(words, EngineFailedError.kind, code)))
+        error = EngineFailedError(f"the engine answered with status {status}")
+        if status >= 400:
+            error.status = status
+        return self.error_event(error)

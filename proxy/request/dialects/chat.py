@@ -36,8 +36,8 @@ class Chat(OpenAiDialect):
             }
         ),
         variables=frozenset({"documents", "reasoning_effort"}),
-        # One renderer of vLLM's (Kimi K3) shows the first two to the model, an engine may leave out tools that must not
-        # be called, and the last two shape images and sound, but no text.
+        # One renderer of vLLM's (Kimi K3) shows the first two to the model, an engine may leave out tools
+        # that must not be called, and the last two shape images and sound, but no text.
         rarely=frozenset({"response_format", "tool_choice", "mm_processor_kwargs", "media_io_kwargs"}),
     )
     limits = ("max_completion_tokens", "max_tokens")

@@ -1,4 +1,4 @@
-"""An answer made of choices, or an event of its stream: has anything been generated, did it fail, is it the end.
+"""An answer made of choices, or an event of its stream: does it say anything, did it fail, is it the end.
 
 Pure: JSON text in. vLLM answers completions and chats so.
 """
@@ -13,7 +13,7 @@ from proxy.request.dialects.base import Failure
 from proxy.request.sse import event_of
 
 MAX_JUDGED_BYTES = 4 << 20
-"""A larger text is looked at by its beginning alone, where an error stands: reading it would hold up the event loop."""
+"""Of a larger text only the beginning is read, where errors stand: all of it would hold up the event loop."""
 
 _FAILED = re.compile(rb'\s*\{\s*("error"\s*:\s*\{|"object"\s*:\s*"error")')
 
@@ -21,11 +21,11 @@ DONE = b"[DONE]"
 """The data of the event that ends a complete stream."""
 
 _ERROR = b'"error"'
-"""Stands in all that tells of a failure, as a name or as a value, and hardly in anything else: quotes in texts are
-escaped, so only a text that is this one word has it."""
+"""Stands in all that tells of a failure, as a name or as a value, and hardly in anything else: quotes in
+texts are escaped, so only a text that is this one word has it."""
 
 _ABORT = b'"abort"'
-"""So ends what an engine drops, because it falls asleep, say: its client did not ask for that and is still there."""
+"""So ends what an engine drops, because it falls asleep, say; its client is still there."""
 
 _decode = msgspec.json.Decoder().decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -45,7 +45,7 @@ def wants_judging(run: bytes) -> bool:
 
 
 def has_produced(data: bytes) -> bool:
-    """Whether there is something generated; a role and a usage are not. What cannot be read is not ours to judge."""
+    """Whether anything is generated, as roles and usages are not. What cannot be read passes for it."""
     if len(data) > MAX_JUDGED_BYTES:
         return True
     try:
@@ -83,8 +83,9 @@ def failure_in(data: bytes, event: bytes = b"") -> Failure | None:
 
 
 def failure_status(data: bytes) -> int | None:
-    """The status of a failure that this JSON text tells of: in a member `error`, as older engines do in an object of
-    that kind, or by a choice that ended so: vLLM does that where KV could not be loaded, and where it drops a request.
+    """The status of a failure that this JSON text tells of: in a member `error`, as older engines do in an
+    object of that kind, or by a choice that ended so: vLLM does that where KV could not be loaded, and where
+    it drops a request.
     """
     if _ERROR not in data and _ABORT not in data:
         return None

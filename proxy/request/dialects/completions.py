@@ -20,8 +20,8 @@ class PromptShape(enum.StrEnum):
     TEXTS = "list of texts"
     ID_LISTS = "list of token id lists"
     ODD = "odd list"
-    """Neither all texts nor all lists of token ids. An engine refuses nearly every one of these, but `["1", 2]` it
-    reads as one prompt of two token ids, and `[[1], ["2"]]` as two prompts."""
+    """Neither all texts nor all lists of token ids. An engine refuses nearly every one of these, but `["1",
+    2]` it reads as one prompt of two token ids, and `[[1], ["2"]]` as two prompts."""
     OTHER = "other"
 
 
@@ -56,7 +56,8 @@ class Completions(OpenAiDialect):
 
 
 def prompt_shape(body: Body) -> tuple[PromptShape, int]:
-    """What the prompt is given as and how many it holds; whether its values are right is for the engine to say.
+    """What the prompt is given as and how many it holds; whether its values are right is for the engine to
+    say.
 
     Raises BadRequestError.
     """
@@ -74,7 +75,7 @@ def prompt_shape(body: Body) -> tuple[PromptShape, int]:
 
 
 _BLANK_BYTES = 1024
-"""So much white space may stand before the first prompt of a list; behind more they are taken for token ids, and refused."""
+"""White space that may precede the first prompt of a list; behind more it is taken for ids, and refused."""
 
 _SHAPES_OF_LISTS = {b'"': PromptShape.TEXTS, b"[": PromptShape.ID_LISTS}
 _decode_ids = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0)]]).decode

@@ -1,4 +1,4 @@
-"""Completions and chats share vLLM's sampling members and their rules, and answers that are made of choices."""
+"""Completions and chats share vLLM's sampling members, their rules, and answers made of choices."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -136,8 +136,8 @@ def _value(body: Body, name: str) -> Any:
 
 
 def _is_whole(body: Body) -> bool:
-    """Beam search and prompt embeddings make several sequences of which one would be handed over. Log probabilities
-    of the prompt make the decode engine compute all of it again.
+    """Beam search and prompt embeddings make several sequences of which one would be handed over. Log
+    probabilities of the prompt make the decode engine compute all of it again.
     """
     given = any(body.gives(name) for name in ("prompt_embeds", "prompt_logprobs"))
     return given or bool(body.value("use_beam_search"))

@@ -1,4 +1,4 @@
-"""Invariant: a generating route is one value: how its bodies are read, what can be served, how answers are worded."""
+"""Invariant: a generating route is one value: how bodies are read, what is served, how answers are worded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class GeneratingRoute:
 
     path: str
     parse: Callable[[Any], dict[str, Any]]
-    """The body that was sent becomes one whose members the stand-in knows. Raises BadRequestError, which frees no hold."""
+    """What was sent becomes a body that the stand-in knows. Raises BadRequestError, which frees no hold."""
     check: Callable[[Checker, Mapping[str, Any]], Asked]
-    """What the engine is asked. Raises BadRequestError or NotFoundError, which make a decode engine free the hold."""
+    """What the engine is asked. Raises ApiError, which makes a decode engine free the hold."""
     id_prefix: str
     """What the ids of answers and of the engine's requests begin with."""
     answers: type[Answers] = Answers
