@@ -9,7 +9,7 @@ from proxy.config import Config, parse_instance
 from proxy.doctor import Report
 from proxy.doctor.findings import Finding, Status
 from proxy.phases import Role
-from proxy.simulation import StandIn, StandInConfig
+from proxy.simulation import ROUTES, GeneratingRoute, StandIn, StandInConfig
 
 LIMIT_S = 60.0
 
@@ -63,16 +63,20 @@ class Found:
         return found
 
 
+def _stand_in(*, routes: Sequence[GeneratingRoute] = ROUTES, **settings: Any) -> StandIn:
+    return StandIn(StandInConfig(**settings), routes)
+
+
 @contextlib.asynccontextmanager
 async def case(
     prefill: Sequence[dict[str, Any]] = ({},),
     decode: Sequence[dict[str, Any]] = ({},),
     both: Sequence[dict[str, Any]] = (),
 ) -> AsyncIterator[Case]:
-    """Stand-ins with these settings of StandInConfig."""
+    """Stand-ins with these settings of StandInConfig; `routes`: their generating routes."""
     async with contextlib.AsyncExitStack() as stack:
         made = [
-            [await stack.enter_async_context(StandIn(StandInConfig(**settings))) for settings in each]
+            [await stack.enter_async_context(_stand_in(**settings)) for settings in each]
             for each in (prefill, decode, both)
         ]
         yield Case(*made)

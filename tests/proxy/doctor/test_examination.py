@@ -1,12 +1,16 @@
 """The doctor finds nothing wrong with healthy engines, and names each planted fault with its remedy."""
 
 import pathlib
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from proxy.doctor import listening, probing
 from proxy.doctor.findings import Finding, Status
+from proxy.simulation import ROUTES
+from proxy.simulation.api.validation import Asked, Checker
 from proxy.simulation.live.faults import Fault
 from proxy.simulation.live.publisher import EventForm
 from scripts.workshop.live.ports import free_ports
@@ -322,14 +326,13 @@ async def test_engines_with_other_chat_templates() -> None:
 
 
 async def test_an_engine_that_renders_otherwise_than_it_tells(impatient: None) -> None:
-    async with case() as engines:
+    def otherwise(checker: Checker, body: Mapping[str, Any]) -> Asked:
+        messages = [{"role": "system", "content": "Be brief."}, *body["messages"]]
+        return checker.chat({**body, "messages": messages})
+
+    completions, chats = ROUTES
+    async with case([{"routes": (completions, replace(chats, check=otherwise))}]) as engines:
         prefill = engines.prefill[0]
-        chat = prefill.checker.chat
-
-        def otherwise(body: Any) -> Any:
-            return chat(body | {"messages": [{"role": "system", "content": "Be brief."}, *body["messages"]]})
-
-        prefill.checker.chat = otherwise  # type: ignore[method-assign]  # no engine is asked to lie by a setting
         found = await engines.examine()
         assert found.report.exit_code == 2
         judged(
