@@ -40,8 +40,10 @@ class QueueAccounts(Protocol):
         ...
 
     def refused(self, reason: str) -> None:
-        """A request was not let in: `queue_full`, `shed`, `queue_timeout`, `client_limit`, `engines_full`, `no_prefill`,
-        `no_engine`, `too_long` or `stopping`.
+        """A request was not let in.
+
+        `reason`: `queue_full`, `shed`, `queue_timeout`, `client_limit`, `engines_full`, `no_prefill`, `no_engine`,
+        `too_long` or `stopping`.
         """
         ...
 
@@ -131,10 +133,10 @@ class Lanes:
     def offer(self, turn: Turn, now: float) -> list[Outcome]:
         """A request wants in. If nothing is decided of it, it waits, for `left_s` at most.
 
-        A ticket that was admitted before is a retry: it does not wait for room, only for something usable, and for
-        engines that say they are full, and whatever its client has running. One that was turned away by them has no
-        more than its time in the queue for all its attempts; after that it gets in at once, where none of them is asked
-        again, or not at all. Others may have to leave the queue for it.
+        A ticket that was admitted before is a retry: whatever its client has running, it waits for no room, only
+        for something usable, and for engines that say they are full. One that these turned away has no more than its
+        time in the queue for all its attempts; then it gets in at once, where none of them is asked again, or not at
+        all. Others may have to leave the queue for a new one.
         """
         ticket = turn.ticket
         if self._stopping and not ticket.of.admitted:

@@ -50,7 +50,7 @@ class Refusals:
         )
 
     def missing(self, phases: Collection[Phase], reason: str = "no_engine") -> RequestError:
-        """No instance became usable for these phases. `reason`: `no_engine`, or `no_prefill` where that is not awaited."""
+        """No instance is usable for these phases. `reason`: `no_engine`, or `no_prefill` if nobody waits for one."""
         self._count(reason)
         return nothing_usable(list(phases), reason)
 

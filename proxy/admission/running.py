@@ -1,4 +1,7 @@
-"""A client has no more requests running than one may: a request runs from when its first part is let in until all are over."""
+"""A client has no more requests running than one may.
+
+A request runs from when its first part is let in until all of them are over.
+"""
 
 import functools
 from collections import Counter
@@ -13,7 +16,7 @@ class Running:
     """How many requests of each client were let in and are not over."""
 
     def __init__(self, queue: FairQueue[Turn], most: int, changed: Callable[[], None]) -> None:
-        """`most` of one client; 0: any number. `changed` is called when a client that was held back has turns again."""
+        """`most`: of one client; 0: any number. `changed` is called when one that was held back has turns again."""
         self._queue = queue
         self._most = most
         self._changed = changed

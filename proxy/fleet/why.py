@@ -1,4 +1,7 @@
-"""Why an instance gets no leg is one of these words, wherever it is asked: decisions, the queue, retries and `/explain`."""
+"""Why an instance gets no leg is one of these words, wherever that is asked.
+
+Decisions, the queue, retries and `/explain` ask.
+"""
 
 import enum
 

@@ -37,8 +37,10 @@ class Placement:
         tier_costs: Mapping[str, float] | None = None,
         loads: Callable[[Instance, Phase, int], Load] = own_load,
     ) -> None:
-        """`policy` prices pairs if it can, else legs. `limits` says how many outstanding tokens an instance takes; None: any number. `accuracy` tells whom of the
-        ranks to trust, `loads` what runs on a rank for legs of a phase.
+        """`policy` prices pairs if it can, else legs.
+
+        `limits` says how many outstanding tokens an instance takes; None: any number. `accuracy` tells which ranks
+        to trust, `loads` what runs on a rank for legs of a phase.
 
         `tier_costs`: what reloading a token from a slower tier costs, in computed tokens; tiers that are not named,
         and those that cost as much as computing, do not count.
@@ -79,7 +81,7 @@ class Placement:
     def decide_decode(
         self, question: Question, decision: Decision, *, failed: Collection[str], tried: Collection[str]
     ) -> Decision:
-        """Place the decode leg anew, where there is room if anywhere; the prefill leg of an admissible decision is done.
+        """Place the decode leg anew, where there is room if anywhere; the prefill leg is done.
 
         `failed` instances are used only if there is no other, `tried` ones not at all.
         """

@@ -26,7 +26,8 @@ class Question(msgspec.Struct, frozen=True):
     limited_by: str | None = None
     """The member that says so; None if nobody did."""
     generated_tokens: int = 0
-    """What its answers count for in the limits of decode instances and in its client's turns (`proxy.request.weights`)."""
+    """What its answers count for in the limits of decode instances and in its client's turns
+    (`proxy.request.weights`)."""
 
     @property
     def prompt_tokens(self) -> int | None:

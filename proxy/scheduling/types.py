@@ -33,8 +33,8 @@ class Candidate(msgspec.Struct, frozen=True):
     expected_tokens: int | None
     """The same with the blocks that decisions just made will bring."""
     uncached_tokens: int | None
-    """What is left to compute or fetch, beside `reload_tokens`; None if nothing of the prompt is known, an estimate if only
-    its beginning is."""
+    """What is left to compute or fetch, beside `reload_tokens`; None if nothing of the prompt is known, an
+    estimate if only its beginning is."""
     load_tokens: int
     """Outstanding work of the instance's running legs of this phase."""
     index: str

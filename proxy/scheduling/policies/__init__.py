@@ -1,4 +1,4 @@
-"""The policies that come with kvproxy, one a file: each says what giving a request, or a leg, away costs, nothing more."""
+"""The policies that come with kvproxy, one a file: each says what giving a leg away costs, nothing more."""
 
 import importlib
 
