@@ -1,4 +1,15 @@
-"""`kvproxy doctor`: does each engine, and each pair of them, do what kvproxy relies on; and what to do where not."""
+"""`kvproxy doctor`: does each engine, and each pair of them, do what kvproxy relies on; and what to do where not.
+
+    examination  all instances within one deadline, and which findings are asked for
+    probing      what is asked of one engine, with `asking`, `listening` and `prompts`
+    handover     what is tried with a pair
+    facts        what was seen, unjudged
+    *_steps      pure: facts become findings, with `runs`
+    findings     what was found, as values
+    report       the same as text and as JSON
+
+A check is a fact, the question that brings it, its judgement, and a place in `examination`.
+"""
 
 from proxy.doctor.examination import DEFAULT_LIMIT_S, Doctor
 from proxy.doctor.findings import Report

@@ -1,1 +1,16 @@
-"""A request is answered by legs: where they go, in which order, what is tried again, and what becomes of what they hold."""
+"""A request is answered by legs: where they go, in which order, what is tried again, and what becomes of what they hold.
+
+    director      the life of one request: its decision, one leg after the other, and whether it is tried again
+    exchange      what comes in and what goes out: a `Call`, and the `Reply` that it becomes
+    legs          one upstream request each: prefill, decode, and what both do
+    attempts      what was tried so far, and what that allows
+    retry_budget  how many retries may run at one moment
+    custody       what becomes of prefilled blocks: every state of a hold
+    handover      a hold that no decode leg will fetch is given back
+    healing       prefill legs that have an engine tell its cache anew
+    lists         a list of prompts, each with legs of its own
+    waits         how long all this waits where nobody has a setting for it
+    ports         what is needed of others: client, tokenizer, watch, accounts
+
+When a client leaves, `legs.prefill` and `director` give the hold up, and `handover` gives its blocks back.
+"""
