@@ -7,7 +7,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from proxy.config import Admission, Deadlines, Retries
+from proxy.config import Admission, Deadlines, Health, Retries
 from proxy.edge.app_keys import SERVICE
 from proxy.scheduling.policies import RoundRobin
 from proxy.serving.waits import Waits
@@ -175,7 +175,10 @@ async def test_the_clients_own_errors_are_never_tried_again(role: str) -> None:
 
 
 async def test_a_rank_that_is_gone_is_our_error_and_tried_elsewhere() -> None:
-    async with fleet(prefill=2, decode=1, stand_in={"ranks": 2}, policy=RoundRobin(), waits=WAITS) as pair:
+    health = Health(interval_s=600.0)  # no check tells of the ranks there are before a leg does
+    async with fleet(
+        prefill=2, decode=1, stand_in={"ranks": 2}, policy=RoundRobin(), waits=WAITS, health=health
+    ) as pair:
         engine = pair.engines.prefill[0]
         await engine.ranks.pop().stop()
         for n in range(12):

@@ -200,14 +200,14 @@ async def test_a_start_in_front_of_sleepers_is_a_start(caplog: pytest.LogCapture
         (decode,) = made.decode
         async with session.post(decode.url + "/sleep?level=1") as slept:
             assert slept.status == 200
-        config = made.config(health=QUICK, startup_timeout_s=1.0)
+        config = made.config(health=QUICK, startup_timeout_s=4.0)
         async with kvproxy(config, ready=False) as service:
             await wait_until(lambda: any("started, but not" in m for m in caplog.messages), "its word")
             [words] = [m for m in caplog.messages if "started, but not" in m]
             assert words.endswith("started, but not ready: no usable decode instance (1 of 1 asleep)")
             async with asyncio.timeout(DEADLINE_S):
                 await asyncio.wait(
-                    {service.app[SERVICE].watch.fatal}, timeout=1.5
+                    {service.app[SERVICE].watch.fatal}, timeout=5.0
                 )  # longer than a start may take
             assert not service.app[SERVICE].watch.fatal.done()
             async with session.post(decode.url + "/wake_up") as woken:

@@ -247,7 +247,7 @@ def completion(tokens: list[int], max_tokens: int = 2) -> dict[str, Any]:
 def exact(answer: Answer) -> bool:
     assert answer.status == 200, answer.body
     reported = answer.json["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return bool(int(answer.headers["X-Kvproxy-Cached-Tokens"]) == reported)
+    return bool(answer.headers.get("X-Kvproxy-Cached-Tokens") == str(reported))
 
 
 async def heal(pair: Pair, requests: int = 200, *, at_once: int = 5) -> list[bool]:
