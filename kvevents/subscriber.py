@@ -139,6 +139,7 @@ class Subscriber:
         self._connected = False
         self._suspected = False
         self._rebuild: Rebuild | None = None
+        self._unless_cleared_since: int | None = None
         self._wake = asyncio.Event()
         self._connect_at = 0.0
 
@@ -193,12 +194,19 @@ class Subscriber:
         self._suspected = True
         self._wake.set()
 
-    def rebuild(self, *, replay: bool) -> None:
+    @property
+    def clears(self) -> int:
+        """How often this rank's events have told that its cache was reset."""
+        return self._applier.clears
+
+    def rebuild(self, *, replay: bool, unless_cleared_since: int | None = None) -> None:
         """Forget what the index holds of this rank, because it is wrong, and build it anew.
 
-        `replay`: from the oldest batch that can be replayed; else from the next live batch on.
+        `replay`: from the oldest batch that can be replayed; else from the next live batch on. `unless_cleared_since`:
+        nothing is forgotten if `clears` is another by then, since the events themselves have told.
         """
         self._rebuild = Rebuild(replay)
+        self._unless_cleared_since = unless_cleared_since
         self._wake.set()
 
     async def run(self) -> None:
@@ -267,7 +275,8 @@ class Subscriber:
             await self._handle(source, replay, Suspected())
         if (rebuild := self._rebuild) is not None:
             self._rebuild = None
-            await self._handle(source, replay, rebuild)
+            if self._unless_cleared_since in {None, self._applier.clears}:
+                await self._handle(source, replay, rebuild)
         await self._check_clock(source, wire, replay)
         self._checkpoint = source.checkpoint
         await self._show(self._checkpoint)

@@ -199,11 +199,19 @@ class EventFeeds:
         if isinstance(feed, _Feed):
             feed.subscriber.suspect()
 
-    def rebuild(self, instance: Instance, rank: int, *, replay: bool) -> None:
-        """What the index holds of this rank is wrong: have it forgotten and built anew."""
+    def rebuild(
+        self, instance: Instance, rank: int, *, replay: bool, unless_cleared_since: int | None = None
+    ) -> None:
+        """What the index holds of this rank is wrong: have it forgotten and built anew (`Subscriber.rebuild`)."""
         feed = instance.sources.get(rank)
         if isinstance(feed, _Feed):
-            feed.subscriber.rebuild(replay=replay)
+            feed.subscriber.rebuild(replay=replay, unless_cleared_since=unless_cleared_since)
+
+    def clears(self, instance: Instance) -> dict[int, int]:
+        """How often the events of each followed rank have told that its cache was reset."""
+        return {
+            rank: feed.subscriber.clears for rank, feed in instance.sources.items() if isinstance(feed, _Feed)
+        }
 
     def _ask_capacity(self, instance: Instance) -> None:
         due = self._capacities.due(instance, came_up=instance.status not in {Status.UP, Status.ASLEEP})

@@ -7,7 +7,7 @@ what it had cached.
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from proxy.caches.feeds import EventFeeds
 from proxy.config import Rules
@@ -44,6 +44,8 @@ class Watched:
         self.checks = 0
         self.lost_its_cache = False
         """It sleeps so deeply, and the index knows."""
+        self.clears_awake: Mapping[int, int] = {}
+        """How often each rank had told of a reset of its cache when it was last known to be awake."""
         self.answers_nothing = False
         """It sleeps so deeply that whatever reaches it waits until it is awake."""
         self.looked_at: float | None = None
@@ -192,6 +194,7 @@ class Rounds:
         instance = watched.instance
         if was_up := instance.status is Status.UP:
             self._book.answered(instance)  # it may be long in telling whether it sleeps
+        clears = self._feeds.clears(instance) if self._feeds is not None else {}
         if await self._sleepers.asleep(instance):
             self._book.asleep(instance)
             if not watched.lost_its_cache or self._thought_to_have(instance):
@@ -201,11 +204,16 @@ class Rounds:
                 self._engines.give_up(instance.address)
         else:
             watched.lost_its_cache = watched.answers_nothing = False
+            watched.clears_awake = clears
             if not was_up:
                 self._book.answered(instance)
 
     async def _look_at_sleep(self, watched: Watched) -> None:
-        """If it has lost its cache, that is known from here on; its events will tell of it only when it is awake."""
+        """If it has lost its cache, that is known from here on.
+
+        Its events tell of it only once it is awake, or in the step that was running when it fell asleep: where they
+        have, what they tell after that is right.
+        """
         instance = watched.instance
         depth = await self._sleepers.depth(instance)
         if depth is None or depth is Depth.LIGHT:
@@ -217,7 +225,8 @@ class Rounds:
         # Again and again: a replay tells of what was there before it slept.
         for rank in self._thought_to_have(instance):
             if self._feeds is not None:
-                self._feeds.rebuild(instance, rank, replay=False)
+                known = watched.clears_awake.get(rank)
+                self._feeds.rebuild(instance, rank, replay=False, unless_cleared_since=known)
 
     def _thought_to_have(self, instance: Instance) -> Collection[int]:
         """The ranks that blocks are known of."""

@@ -166,3 +166,20 @@ async def test_a_rebuild_forgets_what_no_batch_has_said(bench: Bench) -> None:
         await until(lambda: bench.index.orphans(ENGINE, 0) == 2)
         assert subscriber.state is State.PARTIAL
     assert publisher.requests == [0, 0]
+
+
+async def test_a_rebuild_does_not_forget_what_came_after_the_reset_that_it_is_about(bench: Bench) -> None:
+    publisher = bench.publisher()
+    publish(publisher, 1, 3)
+    async with bench.following() as subscriber:
+        await until(lambda: subscriber.state is State.EXACT and bench.cached() == 3)
+        seen = subscriber.clears
+        publisher.publish({"type": "AllBlocksCleared"}, block(1))
+        await until(lambda: bench.cached() == 1)
+        assert subscriber.clears == seen + 1
+        subscriber.rebuild(replay=False, unless_cleared_since=seen)
+        publish(publisher, 2, 3)
+        await until(lambda: bench.cached() == 3)
+        assert (subscriber.state, bench.heard.retirements) == (State.EXACT, [])
+        subscriber.rebuild(replay=False, unless_cleared_since=subscriber.clears)
+        await until(lambda: bench.heard.retirements == ["rebuild"])
