@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "kvevents.md"
 PUBLIC = ("kvevents", "kvevents.snapshot", "kvevents.subscriber")
 
 # These try kvevents' own parts: its tests, hostile input to single modules, and the cost of one of them.
-_LOOK_INSIDE = ("tests/kvevents/", "tests/fuzz/", "scripts/bench_index.py")
+_LOOK_INSIDE = ("tests/kvevents/", "tests/fuzz/", "scripts/workshop/bench/index.py")
 
 
 def names(module: str) -> set[str]:
