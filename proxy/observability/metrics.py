@@ -187,18 +187,18 @@ class Metrics(NullObserver):
     # -- the director's accounts --------------------------------------------------------------------------
 
     def decided(self, seconds: float) -> None:
-        """As `director.Accounts`."""
+        """As `serving.ports.Accounts`."""
         self._overhead.observe(seconds)
 
     def prefill_ended(self, instance: str, seconds: float) -> None:
-        """As `director.Accounts`."""
+        """As `serving.ports.Accounts`."""
         if self._known(instance):
             self._prefill_leg.labels(instance).observe(seconds)
 
     def prefilled(
         self, instance: str, prompt: int | None, predicted: int | None, reported: int | None
     ) -> None:
-        """As `director.Accounts`."""
+        """As `serving.ports.Accounts`."""
         self._count(self._prompt_tokens, instance, prompt or 0)
         self._count(self._predicted, instance, predicted or 0)
         self._count(self._reported, instance, reported or 0)
@@ -208,27 +208,27 @@ class Metrics(NullObserver):
         self._tokenized.labels(by).inc()
 
     def tokens_unknown(self, why: str) -> None:
-        """As `director.Accounts`."""
+        """As `serving.ports.Accounts`."""
         self._unknown.labels(why).inc()
 
     def tokens_differ(self, instance: str) -> None:
-        """As `director.Accounts`."""
+        """As `serving.ports.Accounts`."""
         self._count(self._differ, instance)
 
     def retried(self, phase: Phase, instance: str, why: str) -> None:
-        """As `director.Accounts`."""
+        """As `serving.ports.Accounts`."""
         self._count(self._retries, instance, phase=phase.value, reason=why)
 
     def retry_refused(self, phase: Phase) -> None:
-        """As `director.Accounts`."""
+        """As `serving.ports.Accounts`."""
         self._retries_refused.labels(phase.value).inc()
 
     def engine_full(self, phase: Phase, instance: str) -> None:
-        """As `director.Accounts`."""
+        """As `serving.ports.Accounts`."""
         self._count(self._full, instance, phase=phase.value)
 
     def hold_ended(self, end: HoldState) -> None:
-        """As `director.Accounts`."""
+        """As `serving.ports.Accounts`."""
         self._holds.labels(end.value).inc()
 
     # -- overload -----------------------------------------------------------------------------------------
@@ -273,39 +273,39 @@ class Metrics(NullObserver):
     # -- the watch's accounts -----------------------------------------------------------------------------
 
     def checked(self, instance: str, finding: str) -> None:
-        """As `discovery.health.Accounts`."""
+        """As `watching.health.Accounts`."""
         self._count(self._checks, instance, finding=finding)
 
     def circuit_changed(self, instance: str, state: str) -> None:
-        """As `discovery.health.Accounts`."""
+        """As `watching.health.Accounts`."""
         self._count(self._transitions, instance, to=state)
 
     def forget(self, instance: str) -> None:
-        """As `discovery.health.Accounts`: its series end."""
+        """As `watching.health.Accounts`: its series end."""
         for metric in self._by_instance:
             metric.remove_by_labels({"instance": instance})
 
     # -- the state keeper's accounts ----------------------------------------------------------------------
 
     def snapshot_written(self, seconds: float) -> None:
-        """As `state.keeper.Accounts`."""
+        """As `snapshots.keeper.Accounts`."""
         self._snapshots.labels("written").inc()
         self._snapshot_seconds.observe(seconds)
 
     def snapshot_failed(self) -> None:
-        """As `state.keeper.Accounts`."""
+        """As `snapshots.keeper.Accounts`."""
         self._snapshots.labels("failed").inc()
 
     def snapshot_broken(self) -> None:
-        """As `state.keeper.Accounts`."""
+        """As `snapshots.keeper.Accounts`."""
         self._snapshots.labels("broken").inc()
 
     def report_asked(self, instance: str) -> None:
-        """As `healing.Accounts`."""
+        """As `serving.healing.Accounts`."""
         self._count(self._reports, instance)
 
     def blocks_learnt(self, instance: str, blocks: int) -> None:
-        """As `healing.Accounts`."""
+        """As `serving.healing.Accounts`."""
         self._count(self._learnt, instance, blocks)
 
     # -- the event library's observer ---------------------------------------------------------------------
