@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, cut
 
 SECONDS = "S"
 COUNT = "N"
@@ -30,6 +30,9 @@ PORT = "PORT"
 FILE = "FILE"
 
 ENVIRONMENT_PREFIX = "KVPROXY_"
+
+MOST_INTEGER = 2**63 - 1
+"""As large as a whole number may be, in TOML too; some larger ones are none that Python can compare with limits."""
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -125,9 +128,12 @@ class Declared:
                 raise ValueError(f"{text!r} is neither true nor false")
             return text.lower() in _TRUE
         try:
-            return self.kind(text)
+            value = self.kind(text)
         except ValueError:
-            raise ValueError(f"{text!r} is not {self.what}") from None
+            raise ValueError(f"{cut(text)!r} is not {self.what}") from None
+        if isinstance(value, int) and abs(value) > MOST_INTEGER:
+            raise ValueError("the number is too large")
+        return value
 
     def read_words(self, words: Sequence[str]) -> Any:
         """The value that several words stand for. Raises ConfigError."""

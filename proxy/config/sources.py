@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from proxy.config.settings import Declared, Section, sections_of
+from proxy.config.settings import MOST_INTEGER, Declared, Section, sections_of
 from proxy.errors import ConfigError
 
 _S = TypeVar("_S", bound=Section)
@@ -95,10 +95,10 @@ def read_file(path: pathlib.Path, settings: Sequence[Declared]) -> dict[str, Any
     try:
         with path.open("rb") as file:
             said = tomllib.load(file)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--config {path} is not TOML: {error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"--config {path}: it is not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:  # some numbers are too long for Python, and lists too deep
+        raise ConfigError(f"--config {path} is not TOML: {error}") from None
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
     keys = [declared.key for declared in settings if declared.key]
@@ -119,7 +119,7 @@ def _words(text: str) -> list[str]:
     """Several words in one text: between spaces, or as a JSON list."""
     try:
         return _decode_list(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeEncodeError):
         return text.split()
 
 
@@ -145,6 +145,8 @@ def _of_file(declared: Declared, said: Any) -> Any:
         return declared.read_words(words)
     if isinstance(said, str) and (declared.choices or issubclass(declared.kind, str | pathlib.Path)):
         return _of_words(declared, said)
+    if isinstance(said, int) and abs(said) > MOST_INTEGER:
+        raise ConfigError(f"{declared.name}: the number is too large")
     if declared.kind is float and type(said) in {int, float}:
         return float(said)
     if type(said) is not declared.kind:

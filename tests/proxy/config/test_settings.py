@@ -146,6 +146,10 @@ def test_what_kubernetes_says_of_a_service_of_this_name_is_no_port(
         ("[overload]\nmax-queue = 3", "there is no setting 'overload': settings stand in no table"),
         ("admin-api-key = 'x'", "there is no setting 'admin-api-key'"),
         ("= 3", "--config {file} is not TOML"),
+        (f"max-queue = 1{'0' * 400}", "--max-queue: the number is too large (set by max-queue in {file})"),
+        (f"queue-timeout = 0x{'f' * 6000}", "--queue-timeout: the number is too large"),
+        (f"max-queue = 1{'0' * 5000}", "--config {file} is not TOML"),
+        (f"max-queue = {'[' * 5000}", "--config {file} is not TOML"),
     ],
 )
 def test_an_error_says_where_in_a_file_it_is(
@@ -170,6 +174,8 @@ def test_an_error_says_where_in_a_file_it_is(
         ("KVPROXY_RETRY_BUDGET", "2", "--retry-budget must be a share from 0 to 1, not 2"),
         ("KVPROXY_DECISION_HEADERS", "maybe", "--decision-headers: 'maybe' is neither true nor false"),
         ("KVPROXY_CONNECTOR", "magic", "--connector: 'magic' is none of nixl, shared"),
+        ("KVPROXY_MAX_QUEUE", "1" + "0" * 400, "--max-queue: the number is too large"),
+        ("KVPROXY_TIER_COST", "\udcff=x", "--tier-cost"),
         ("KVPROXY_POLICY", "best", "--policy"),
         ("KVPROXY_STATE_DIR", "/dev/null", "--state-dir /dev/null"),
         ("KVPROXY_ENGINE_API_KEY_FILE", "/nowhere", "--engine-api-key-file /nowhere: No such file"),
