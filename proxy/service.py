@@ -70,6 +70,8 @@ class Service:
         """Set once the process is to end soon (nobody should send anything new, and what comes is served all the
         same), and once it is ending."""
 
+        local = configured_tokenizer(config.tokenizer)  # before a directory is made: it is often mistyped
+
         # -- what outlives the process; absent without --state-dir
         state = config.state
         self.directory = StateDirectory(state.state_dir) if state.state_dir is not None else None
@@ -178,7 +180,7 @@ class Service:
             self.fleet,
             self.client,
             clock=clock,
-            local=configured_tokenizer(config.tokenizer),
+            local=local,
             look_for_local=config.tokenizer == "auto",
             count=self.metrics.tokenized,
             memory=self.bodies,
@@ -204,33 +206,44 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open what has a lifetime, and close it in the opposite order.
+        """Open what has a lifetime, and close it in the opposite order, whatever happens meanwhile.
 
         `watch.fatal` tells meanwhile if the process should rather end.
         """
-        async with self.client:
-            if self.snapshots is not None:
-                self.snapshots.start()
-            self.watch.start(self._sources)
-            if self.feeds is not None:
-                believing = Believing(self.fleet, self.accuracy, self.feeds, time.monotonic)
-                self._feed_tasks.create(believing.keep_looking(), name="accuracy")
-            self.tokenizer.start()
-            yield
-            await self.doctor.close(CLEANUP_S)
-            await self._leg_tasks.drained(CLEANUP_S)
-            await self._leg_tasks.close()
-            await self.tokenizer.close()
-            await self.adapters.close()
-            if self.kept is not None:
-                await self.kept.close(alone=self.snapshots is None)
-            if self.snapshots is not None:
-                await self.snapshots.close()
-            await self.watch.close()
-            await self._feed_tasks.close()
-            if self.feeds is not None:
-                self.feeds.close()
-        self.reader.shutdown(wait=False)
+        try:
+            async with self.client:
+                try:
+                    self._start()
+                    yield
+                finally:
+                    await self._close()
+        finally:
+            self.reader.shutdown(wait=False)
+
+    def _start(self) -> None:
+        if self.snapshots is not None:
+            self.snapshots.start()
+        self.watch.start(self._sources)
+        if self.feeds is not None:
+            believing = Believing(self.fleet, self.accuracy, self.feeds, time.monotonic)
+            self._feed_tasks.create(believing.keep_looking(), name="accuracy")
+        self.tokenizer.start()
+
+    async def _close(self) -> None:
+        """Close all of it, whether it was started or not."""
+        await self.doctor.close(CLEANUP_S)
+        await self._leg_tasks.drained(CLEANUP_S)
+        await self._leg_tasks.close()
+        await self.tokenizer.close()
+        await self.adapters.close()
+        if self.kept is not None:
+            await self.kept.close(alone=self.snapshots is None)
+        if self.snapshots is not None:
+            await self.snapshots.close()
+        await self.watch.close()
+        await self._feed_tasks.close()
+        if self.feeds is not None:
+            self.feeds.close()
 
 
 def assemble(

@@ -36,7 +36,7 @@ class _Leaving(NamedTuple):
 
     task: "asyncio.Task[None]"
     drained: bool
-    """Whether it got none before."""
+    """Whether it is to get none if it stays."""
 
 
 class FleetWatch:
@@ -94,7 +94,7 @@ class FleetWatch:
             forget=forget,
         )
         """What the director tells of legs."""
-        self._sources: Sequence[MembershipSource] = ()
+        self._sources: list[MembershipSource] = []
         self._roster = Roster()
         self._starting = True
         self._leaving: dict[str, _Leaving] = {}
@@ -107,8 +107,8 @@ class FleetWatch:
     def start(self, sources: Sequence[MembershipSource]) -> None:
         """Begin to watch what these sources want, now and later."""
         self.fatal = asyncio.get_running_loop().create_future()
-        self._sources = sources
         for source in sources:
+            self._sources.append(source)
             source.start(_Heard(self, source.name))
         self._starting = False
         self._tasks.create(self._start_up(), name="start-up")
@@ -195,6 +195,8 @@ class FleetWatch:
         if undo and address in self._leaving:
             raise ConflictError(f"{address} is being removed; add it again once it is gone")
         if instance.draining is not undo:
+            if address in self._leaving:  # and stays so if it is wanted again meanwhile
+                self._leaving[address] = self._leaving[address]._replace(drained=True)
             return False
         (instance.undrain if undo else instance.drain)()
         log.info("%s %s %s", instance.role, address, "takes legs again" if undo else "is draining")

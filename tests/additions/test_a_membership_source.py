@@ -3,15 +3,18 @@
 The one here has its addresses in a set that changes, as a source for DNS or Kubernetes would have them from elsewhere.
 """
 
+import asyncio
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from proxy.config import Health, InstanceSpec, parse_instance
+from proxy.config import Health, InstanceSpec, State, parse_instance
 from proxy.edge.app_keys import SERVICE
 from proxy.fleet import Status
 from proxy.phases import Phase, Role
+from proxy.service import assemble
 from proxy.simulation import StandIn, StandInConfig
 from proxy.watching.membership.base import MembershipSource, Wants
 from scripts.workshop.live.ports import free_ports
@@ -162,3 +165,46 @@ async def test_two_sources_that_differ_do_not_quarrel(caplog: pytest.LogCaptureF
             source.look()
             assert status(service, flagged) is Status.UP
             assert (await service.complete("hello")).status == 200
+
+
+async def test_what_an_operator_drains_while_it_goes_stays_drained_if_it_is_wanted_again() -> None:
+    async with engines(prefill=1, decode=1) as made, StandIn(StandInConfig()) as other:
+        source = Directory([other.address])
+        async with kvproxy(made.config(**PATIENT), sources=[source]) as service:
+            leg = service.fleet.claim(other.address, 0, Phase.DECODE, 1)
+            source.addresses = set()
+            source.look()
+            assert (await service.admin("/instances/drain", {"instance": other.address})).status == 200
+            source.addresses = {other.address}
+            source.look()
+            assert await shown(service, other.address) == "draining"
+            leg.end()
+
+
+class Failing(Directory):
+    """One that breaks its word: it raises when it is started."""
+
+    def start(self, wants: Wants) -> None:
+        super().start(wants)
+        raise RuntimeError("no directory")
+
+
+def owned() -> set[str]:
+    """The running tasks that have an owner; those that answer on a socket have none."""
+    return {name for task in asyncio.all_tasks() if ": " in (name := task.get_name())}
+
+
+@pytest.mark.parametrize(("kind", "words"), [(Failing, "no directory"), (Directory, "in the middle")])
+async def test_what_was_opened_is_closed_if_something_fails(
+    kind: type[Directory], words: str, tmp_path: pathlib.Path
+) -> None:
+    async with engines(prefill=1, decode=1) as made:
+        config = made.config(**PATIENT, state=State(state_dir=tmp_path / "state"))
+        source = kind([])
+        before = owned()
+        with pytest.raises(RuntimeError, match=words):
+            async with assemble(config, sources=[source]).running():
+                raise RuntimeError("in the middle")
+        assert owned() == before
+        assert source.closed
+        assemble(config)  # the directory can be had again
