@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import cast
 
 import msgspec
 
@@ -16,7 +17,7 @@ from proxy.scheduling.legs import ByLeg
 from proxy.scheduling.lengths import Need, need_of
 from proxy.scheduling.pairs import ByPair
 from proxy.scheduling.question import Constraints, Question
-from proxy.scheduling.types import AnyPolicy, Candidate, Policy
+from proxy.scheduling.types import AnyPolicy, Candidate, LegPolicy, Policy
 from proxy.scheduling.view import USUAL_BLOCK_SIZE, Load, Viewer, own_load
 
 
@@ -47,7 +48,7 @@ class Placement:
         """
         self._fleet = fleet
         self._index = index
-        self._chooser: Chooser = ByPair(policy) if isinstance(policy, Policy) else ByLeg(policy)
+        self._chooser = _chooser(policy)
         self._policy_name = policy_name
         self._predicted = PredictedBlocks()
         self._accuracy = accuracy or Accuracy(index.holds)
@@ -147,3 +148,9 @@ class Placement:
         self._predicted.forget(address)
         if self._fleet.get(address) is None:
             self._accuracy.forget(address)
+
+
+def _chooser(policy: AnyPolicy) -> Chooser:
+    if isinstance(policy, Policy) and type(policy).prices is not Policy.prices:
+        return ByPair(policy)
+    return ByLeg(cast("LegPolicy", policy))  # maybe derived from Policy, as it was written before there were pairs

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from kvevents import BlockStored, PrefixIndex, Prompt
@@ -11,8 +12,9 @@ from proxy.fleet.circuit import Breaker
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
-from proxy.scheduling.policies import CacheAffinity
+from proxy.scheduling.policies import CacheAffinity, LeastLoad
 from proxy.scheduling.question import Question
+from proxy.scheduling.types import AnyPolicy, Candidate, Leg, Policy
 
 PREFIX = list(range(1000, 2000))
 
@@ -25,7 +27,7 @@ class Exact:
 class Scene:
     """Three prefill and two decode instances, exactly known, block size 10."""
 
-    def __init__(self, limits: Admission | None = None) -> None:
+    def __init__(self, limits: Admission | None = None, policy: AnyPolicy | None = None) -> None:
         self.now = 0.0
         self.index = PrefixIndex()
         self.fleet = Fleet()
@@ -45,7 +47,7 @@ class Scene:
         self.placement = Placement(
             self.fleet,
             self.index,
-            CacheAffinity(),
+            policy or CacheAffinity(),
             "cache_affinity",
             clock=lambda: self.now,
             rng=random.Random(1),
@@ -263,3 +265,12 @@ def test_nor_does_a_full_one_stand_for_others_that_are_worse_than_the_one_that_f
     assert chosen(scene.decide([1], failed={"a:1"}))[0] == "a:1"
     b.fullness.forget()
     assert chosen(scene.decide([1], failed={"a:1"}))[0] == "b:1"
+
+
+def test_a_policy_derived_from_the_protocol_may_price_legs() -> None:
+    class Derived(Policy):
+        def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> Sequence[float]:
+            return LeastLoad().costs(leg, candidates)
+
+    decision = Scene(policy=Derived()).decide([1, 2, 3])  # type: ignore[abstract]  # it prices no pairs
+    assert decision.admissible
