@@ -1,4 +1,6 @@
-"""`python -m kvevents HOST:PORT`: what an engine's cache takes in and gives up, line by line, as it happens."""
+"""`python -m kvevents HOST:PORT`: what an engine's cache takes in and gives up, line by line, as it
+happens.
+"""
 
 import argparse
 import asyncio

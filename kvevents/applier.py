@@ -1,7 +1,7 @@
 """A batch changes the index as if event by event, in order, and whatever it could not change is counted.
 
-Synchronous, and a generator: between two events, or groups of short ones, or parts of a very long one, its driver may
-let the event loop run.
+Synchronous, and a generator: between two events, or groups of short ones, or parts of a very long one, its
+driver may let the event loop run.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -71,13 +71,15 @@ class Applier:
         self.clears = 0
         """How many resets of the cache were applied."""
         self.has_slower_tiers = False
-        """Whether blocks were stored in other tiers than the engine's own. A reset does not say which tiers it emptied."""
+        """Whether blocks were stored in other tiers than the engine's own. A reset does not say which tiers
+        it emptied."""
 
     def apply(self, message: Message) -> Generator[None, None, Damage]:
-        """Apply a batch, pausing after each event, group or part. Returns the worst damage of what could not be read.
+        """Apply a batch, pausing after each event, group or part. Returns the worst damage of what could not
+        be read.
 
-        An event of an unknown type does no damage unless its name says that something is gone: newer engines announce
-        more than is needed here.
+        An event of an unknown type does no damage unless its name says that something is gone: newer engines
+        announce more than is needed here.
         """
         try:
             batch = read_batch(message.payload)
@@ -150,7 +152,8 @@ class Applier:
             )
         for reason, count in change.dropped.items():
             self.drop(reason, count)
-        # Blocks of a slower tier that found no room are no damage: a rank's state speaks of the engine's own tier.
+        # Blocks of a slower tier that found no room are no damage: a rank's state speaks of the engine's own
+        # tier.
         missing = not self._is_slower(event) and Reason.FULL in change.dropped
         return Damage.MISSING if missing else Damage.NONE
 

@@ -1,4 +1,6 @@
-"""A reading of the index at a checkpoint sees exactly the batches up to it: none is applied before the reading has ended."""
+"""A reading of the index at a checkpoint sees exactly the batches up to it: none is applied before the
+reading has ended.
+"""
 
 import asyncio
 from collections.abc import Callable, Generator
@@ -33,7 +35,9 @@ class Readings:
         return reading.answer
 
     async def serve(self, checkpoint: Checkpoint | None) -> None:
-        """Carry all of them out; the caller applies nothing meanwhile. Without a checkpoint the answer is None."""
+        """Carry all of them out; the caller applies nothing meanwhile. Without a checkpoint the answer is
+        None.
+        """
         while self._waiting:
             reading = self._waiting[0]
             answer = await in_slices(reading.steps(checkpoint)) if checkpoint is not None else None

@@ -1,9 +1,11 @@
-"""Two blocks have one key exactly when they hold the same prefix: tokens, adapter, salt and multi-modal content.
+"""Two blocks have one key exactly when they hold the same prefix: tokens, adapter, salt and multi-modal
+content.
 
-A key continues the key before it and says all that is needed to go on from it. It is made in two steps, so that numpy makes
-thousands at once: the digest of a block is two secret multilinear hashes of its tokens (and of those behind it that its
-engine's hash covers); the key adds up the digests of a band of 127 blocks. How, and why no two prefixes share a key
-but with a probability below 2**-51 a band, whoever chooses them: docs/adr/0001-block-keys.md.
+A key continues the key before it and says all that is needed to go on from it. It is made in two steps, so
+that numpy makes thousands at once: the digest of a block is two secret multilinear hashes of its tokens (and
+of those behind it that its engine's hash covers); the key adds up the digests of a band of 127 blocks. How,
+and why no two prefixes share a key but with a probability below 2**-51 a band, whoever chooses them:
+docs/adr/0001-block-keys.md.
 """
 
 import hashlib
@@ -59,7 +61,9 @@ _MAX_OFFSET_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What an engine's prefix cache is asked for: tokens, and what else decides whether blocks may be shared."""
+    """What an engine's prefix cache is asked for: tokens, and what else decides whether blocks may be
+    shared.
+    """
 
     token_ids: Sequence[int] | npt.NDArray[Any]
     """An `array("I")` or a numpy array of `uint32` is read where it lies; anything else is copied."""
@@ -70,7 +74,9 @@ class Prompt:
 
 
 class _Offset(NamedTuple):
-    """What is added to both sums of a block before their lower halves are cut off (`e` of docs/adr/0001-block-keys.md)."""
+    """What is added to both sums of a block before their lower halves are cut off (`e` of
+    docs/adr/0001-block-keys.md).
+    """
 
     e: int
     f: int
@@ -79,7 +85,9 @@ class _Offset(NamedTuple):
 
 
 class BlockHasher:
-    """Makes block keys: positive integers below 2**60, comparable only among keys made with the same secret."""
+    """Makes block keys: positive integers below 2**60, comparable only among keys made with the same
+    secret.
+    """
 
     def __init__(self, secret: bytes | None = None) -> None:
         """`secret`: any bytes; random for this process when None."""
@@ -105,9 +113,9 @@ class BlockHasher:
     def prompt_keys(self, prompt: Prompt, block_size: int, lookahead: int = 0) -> Keys:
         """The keys of the prompt's full blocks, ending before a block with a token no engine can have.
 
-        `lookahead`: how many tokens behind a block count; blocks that fewer follow have no key. Made once for each
-        prompt, block size and lookahead; not to be changed. Raises ValueError if `block_size` (tokens) is not
-        positive.
+        `lookahead`: how many tokens behind a block count; blocks that fewer follow have no key. Made once for
+        each prompt, block size and lookahead; not to be changed. Raises ValueError if `block_size` (tokens)
+        is not positive.
         """
         if block_size <= 0:
             raise ValueError(f"block_size must be positive, not {block_size}")
@@ -147,7 +155,9 @@ class BlockHasher:
         return keys
 
     def digests(self, event: BlockStored) -> "Digests":
-        """What the keys of a run are made of, whatever came before it. Raises UnkeyableRun as `of_run` does."""
+        """What the keys of a run are made of, whatever came before it. Raises UnkeyableRun as `of_run`
+        does.
+        """
         count, size = len(event.block_hashes), event.block_size
         extra_keys = event.extra_keys or None
         if size <= 0 or count * size != len(event.token_ids):
@@ -184,7 +194,8 @@ class BlockHasher:
         return Digests(words, None)
 
     def words_of_singles(self, events: Sequence[BlockStored]) -> Keys:
-        """`Digests.words` of runs of one block each that have one size, lookahead and adapter and no extra keys.
+        """`Digests.words` of runs of one block each that have one size, lookahead and adapter and no extra
+        keys.
 
         Raises UnkeyableRun if one has impossible tokens.
         """
@@ -208,7 +219,9 @@ class BlockHasher:
         return np.array(few, np.uint64)
 
     def of_singles(self, parent_keys: Sequence[int | None], words: Keys) -> Keys:
-        """The keys of blocks with these digests, each behind its own parent; `words`: as `Digests` has them."""
+        """The keys of blocks with these digests, each behind its own parent; `words`: as `Digests` has
+        them.
+        """
         befores = [self._after(key) for key in parent_keys]
         at = np.array([place for place, _ in befores], np.int64)
         terms = words * self._place[at]
@@ -326,7 +339,9 @@ _PLACES = np.arange(1, _BAND + 1, dtype=np.uint64) << np.uint64(_SUM_BITS)
 
 
 class Digests:
-    """What the keys of a run's blocks are made of besides the key before them; one of the two forms is None."""
+    """What the keys of a run's blocks are made of besides the key before them; one of the two forms is
+    None.
+    """
 
     __slots__ = ("few", "words")
 

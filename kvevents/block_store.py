@@ -1,7 +1,8 @@
-"""Blocks go into an engine's tier one by one, as a run, or as many single ones at once, and mean the same each way.
+"""Blocks go into an engine's tier one by one, as a run, or as many single ones at once, and mean the same
+each way.
 
-Many blocks go in together, by numpy, if all of them are new, their parents are known and no orphan waits for them. In every
-other case they go in one by one.
+Many blocks go in together, by numpy, if all of them are new, their parents are known and no orphan waits for
+them. In every other case they go in one by one.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ class BlockStore:
     def store(
         self, engine: EngineCache, tier: str, event: BlockStored, digests: Digests, *, counts: bool
     ) -> tuple[int, int]:
-        """Put a run into a tier of `engine`. Returns how many of its blocks lie there now, and how many wait for a parent.
+        """Put a run into a tier of `engine`. Returns how many of its blocks lie there now, and how many wait
+        for a parent.
 
         `counts`: a block that is known already is there once more.
         """
@@ -55,7 +57,8 @@ class BlockStore:
     def store_singles(
         self, engine: EngineCache, tier: str, events: Sequence[BlockStored], words: Keys
     ) -> bool:
-        """Put runs of one block each into a tier of `engine`, if each follows a known block. False: nothing was done.
+        """Put runs of one block each into a tier of `engine`, if each follows a known block. False: nothing
+        was done.
 
         `words`: as `Digests` has them.
         """

@@ -1,4 +1,6 @@
-"""What an event did to the index is told in blocks: those it stored or removed, those that wait, and those that did nothing."""
+"""What an event did to the index is told in blocks: those it stored or removed, those that wait, and those
+that did nothing.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -3,8 +3,8 @@
 Events are maps since vLLM 0.24 and arrays before; a batch is an array, and a map is understood too. Replayed
 messages have two or three parts behind an empty delimiter, which some clients' sockets remove.
 
-What one call does is bounded whatever the bytes are: small payloads are read at once, large ones event by event, and
-what is larger than an engine can mean is not read at all.
+What one call does is bounded whatever the bytes are: small payloads are read at once, large ones event by
+event, and what is larger than an engine can mean is not read at all.
 """
 
 import re
@@ -30,7 +30,8 @@ MAX_PAYLOAD_BYTES = 16 << 20
 _MAX_EVENTS = 1 << 18
 # One event: a run of a million tokens.
 _MAX_EVENT_BYTES = 8 << 20
-# The extra keys of one event: multi-modal items in all blocks of 50 000 tokens. Lists of lists cost much to decode.
+# The extra keys of one event: multi-modal items in all blocks of 50 000 tokens. Lists of lists cost much to
+# decode.
 _MAX_EXTRA_BYTES = 256 << 10
 # The lookahead of one event: one token behind each block of a run of a million.
 _MAX_LOOKAHEAD_BYTES = 512 << 10
@@ -171,7 +172,9 @@ def decode(payload: bytes) -> Decoded:
 
 
 def read_batch(payload: bytes) -> Batch:
-    """The batch in `payload`. Raises UnreadableMessage if it is none, or larger than any; never anything else."""
+    """The batch in `payload`. Raises UnreadableMessage if it is none, or larger than any; never anything
+    else.
+    """
     if len(payload) <= _AT_ONCE_BYTES:
         try:
             whole = _whole_batch.decode(payload)
@@ -266,7 +269,9 @@ def _tag_of(raw: bytes) -> str | None:
 
 
 def _is_too_large(raw: bytes) -> bool:
-    """More than an engine can mean, or not to be taken apart at all. Tokens cost little, lists of lists much."""
+    """More than an engine can mean, or not to be taken apart at all. Tokens cost little, lists of lists
+    much.
+    """
     lookahead = None
     try:
         if _is_map(raw):

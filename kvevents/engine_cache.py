@@ -1,7 +1,8 @@
-"""What one engine process is known to hold, by its own hashes: keys, copies, names and blocks that wait for a parent.
+"""What one engine process is known to hold, by its own hashes: keys, copies, names and blocks that wait for a
+parent.
 
-This is the engine's side of the bookkeeping. Which slots a key lies in stands in `kvevents.residency`; the methods here
-return what has to change there.
+This is the engine's side of the bookkeeping. Which slots a key lies in stands in `kvevents.residency`; the
+methods here return what has to change there.
 """
 
 from collections import OrderedDict, deque
@@ -28,7 +29,8 @@ PART_OF_PREFIX_KINDS = frozenset(
         "cross_attention",
     }
 )
-"""The kinds that keep a part of it (all others of KVCacheSpecKind but the one that vLLM itself calls unknown)."""
+"""The kinds that keep a part of it (all others of KVCacheSpecKind but the one that vLLM itself calls
+unknown)."""
 
 # Cache groups of one rank whose names are remembered; engines have two or three.
 _MAX_NOTED_GROUPS = 8
@@ -187,7 +189,9 @@ class EngineCache:
         return None
 
     def are_new(self, hashes: Sequence[EngineHash], at: Sequence[int]) -> bool:
-        """Whether no tier has one of them, none waits or is waited for, and none comes twice; `at`: their `places`."""
+        """Whether no tier has one of them, none waits or is waited for, and none comes twice; `at`: their
+        `places`.
+        """
         if len(set(hashes)) != len(hashes):
             return False
         if self.orphans and not (

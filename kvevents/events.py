@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import msgspec
 
 EngineHash = int | Annotated[bytes, msgspec.Meta(max_length=64)]
-"""An engine's own name for a block: 64 bits or 32 bytes. It is a handle, never compared between engines. 64 bytes are the
-longest digest in common use; a longer hash makes a broken event."""
+"""An engine's own name for a block: 64 bits or 32 bytes. It is a handle, never compared between engines. 64
+bytes are the longest digest in common use; a longer hash makes a broken event."""
 
 _Name = Annotated[str, msgspec.Meta(max_length=256)]
 
@@ -19,8 +19,8 @@ _Name = Annotated[str, msgspec.Meta(max_length=256)]
 REPORT_SESSION = "kvproxy-cache-report"
 """The `session_id` that every kvproxy gives its requests for a full report (vLLM's `kv_cache_report_mode`).
 
-vLLM writes it into every BlockStored that such a request causes, so that a listener knows a reported block to be no
-further copy. Older engines leave it out.
+vLLM writes it into every BlockStored that such a request causes, so that a listener knows a reported block to
+be no further copy. Older engines leave it out.
 """
 
 
@@ -49,8 +49,8 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockSto
     lookahead_token_ids: list[list[int]] | None = None
     """One list a block: the tokens that follow it in its prompt and that its hash covers, too.
 
-    vLLM has them since 0.33 for draft models that look ahead (EAGLE: one token; MTP with several modules: one each), and
-    only without a KV connector. Such a block is found again only where these tokens follow it.
+    vLLM has them since 0.33 for draft models that look ahead (EAGLE: one token; MTP with several modules: one
+    each), and only without a KV connector. Such a block is found again only where these tokens follow it.
     """
 
     @property
@@ -60,7 +60,9 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockSto
 
     @property
     def is_report(self) -> bool:
-        """Whether it may tell of blocks that have not been stored again, because somebody asked for a full report."""
+        """Whether it may tell of blocks that have not been stored again, because somebody asked for a full
+        report.
+        """
         return bool(self.session_id == REPORT_SESSION)
 
 
@@ -97,7 +99,8 @@ class Reason(StrEnum):
     BROKEN_EVENT = "broken_event"
     """A BlockStored with missing or wrong fields: its blocks are not known."""
     BROKEN_REMOVAL = "broken_removal"
-    """A removal or reset with missing or wrong fields, or of an unknown type: blocks that are known may be gone."""
+    """A removal or reset with missing or wrong fields, or of an unknown type: blocks that are known may be
+    gone."""
     PLACEHOLDER = "placeholder"
     """Announced without tokens (offload tiers do that): nothing to key it by."""
     MISALIGNED = "misaligned"
@@ -109,8 +112,8 @@ class Reason(StrEnum):
     BLOCK_SIZE = "block_size"
     """Another block size than the instance's other blocks have, or one that no engine has."""
     LOOKAHEAD = "lookahead"
-    """Another number of tokens behind each block counts than behind the instance's other blocks, or more than any
-    engine has."""
+    """Another number of tokens behind each block counts than behind the instance's other blocks, or more than
+    any engine has."""
     TOKENS = "tokens"
     """A token id below 0 or above 32 bits."""
     EXTRA_KEYS = "extra_keys"

@@ -62,7 +62,9 @@ class ExportedRank:
 
 
 def copy_slices(engine: EngineCache) -> Generator[None, None, ExportedRank | None]:
-    """Copy a rank in slices, in which nobody may change it; None if somebody forgot or cleared it all the same."""
+    """Copy a rank in slices, in which nobody may change it; None if somebody forgot or cleared it all the
+    same.
+    """
     live, clears = dict(engine.tiers), engine.clears
     tiers = []
     for name, tier in live.items():

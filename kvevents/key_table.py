@@ -1,12 +1,14 @@
 """A dictionary from block keys to small numbers that grows without ever stopping to do so.
 
-A Python dictionary of millions is rehashed as a whole when it is full: a tenth of a second in which nothing else
-runs. This one is two arrays, keys and numbers, probed linearly; when it is too full a new pair is begun and
-each later update moves a slice. Many keys are looked up or changed by a few numpy calls, single ones in plain
-Python, and an entry takes 24 to 80 bytes without an object of its own, more only after most were taken out. At
-least half of the places are empty, so that most keys are found at the first look: a block costs a tenth less for it.
+A Python dictionary of millions is rehashed as a whole when it is full: a tenth of a second in which nothing
+else runs. This one is two arrays, keys and numbers, probed linearly; when it is too full a new pair is begun
+and each later update moves a slice. Many keys are looked up or changed by a few numpy calls, single ones in
+plain Python, and an entry takes 24 to 80 bytes without an object of its own, more only after most were taken
+out. At least half of the places are empty, so that most keys are found at the first look: a block costs a
+tenth less for it.
 
-Keys are random bits to whoever chooses what is hashed (`kvevents.block_keys`), so their low bits are a fair place.
+Keys are random bits to whoever chooses what is hashed (`kvevents.block_keys`), so their low bits are a fair
+place.
 """
 
 import mmap
@@ -97,7 +99,9 @@ class _Pair:
 
 
 class KeyTable:
-    """Numbers from 1 to 2**32 - 1 for keys from 1 to 2**64 - 1; the number 0 means that the key is not there."""
+    """Numbers from 1 to 2**32 - 1 for keys from 1 to 2**64 - 1; the number 0 means that the key is not
+    there.
+    """
 
     def __init__(self) -> None:
         self._now = _Pair(_MIN_PLACES)

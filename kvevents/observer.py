@@ -1,4 +1,6 @@
-"""All that can be counted or logged leaves this package through one Protocol, and nothing that an engine does as an exception."""
+"""All that can be counted or logged leaves this package through one Protocol, and nothing that an engine does
+as an exception.
+"""
 
 from typing import Protocol
 
@@ -7,7 +9,9 @@ from kvevents.source_events import RetireReason, State
 
 
 class Observer(Protocol):
-    """Hears all that can be counted. Called on the event loop, in the middle of a change: it MUST be quick and MUST NOT raise."""
+    """Hears all that can be counted. Called on the event loop, in the middle of a change: it MUST be quick
+    and MUST NOT raise.
+    """
 
     def event_applied(self, *, instance: str, rank: int, event_type: str, count: int) -> None:
         """Blocks of a "BlockStored" or "BlockRemoved" changed the index; "AllBlocksCleared" counts 1."""

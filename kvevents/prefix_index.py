@@ -1,11 +1,13 @@
 """A slot's cached tokens are those of the longest prefix all of whose blocks lie in it now: no guesses.
 
-Engine hashes are handles of one (instance, rank); blocks are known by their keys, which every instance shares.
-For each key one table holds the number of the set of slots it lies in, for each tier of an engine dictionaries lead
-from hash to key. A block whose parent is unknown waits, bounded in number, and counts once the parent has come.
+Engine hashes are handles of one (instance, rank); blocks are known by their keys, which every instance
+shares. For each key one table holds the number of the set of slots it lies in, for each tier of an engine
+dictionaries lead from hash to key. A block whose parent is unknown waits, bounded in number, and counts once
+the parent has come.
 
-What is cleared or retired is gone from every answer at once, because answers are made from the bits of live slots alone. `sweep`
-gives its memory back slice by slice. A bit is used again only when nothing is left of its last owner.
+What is cleared or retired is gone from every answer at once, because answers are made from the bits of live
+slots alone. `sweep` gives its memory back slice by slice. A bit is used again only when nothing is left of
+its last owner.
 """
 
 import sys
@@ -26,12 +28,13 @@ from kvevents.slot_sets import bits
 from kvevents.slots import Slot, Slots
 
 MAX_ORPHANS = 16_384
-"""Blocks of one (instance, rank) that wait for a parent: two of the longest prompts in common use, 16-token blocks."""
+"""Blocks of one (instance, rank) that wait for a parent: two of the longest prompts in common use, 16-token
+blocks."""
 
 MAX_BLOCKS = 2_000_000
-"""Blocks of one (instance, rank) in the engine's own tier, by its own hashes: 32 million tokens in 16-token blocks, 300
-to 400 MB here; all other tiers together have half of that. What comes beyond is dropped, so that a source that never
-removes cannot fill the memory."""
+"""Blocks of one (instance, rank) in the engine's own tier, by its own hashes: 32 million tokens in 16-token
+blocks, 300 to 400 MB here; all other tiers together have half of that. What comes beyond is dropped, so that
+a source that never removes cannot fill the memory."""
 
 MAX_TIERS = 8
 """Tiers of one (instance, rank); vLLM knows a GPU, a CPU and one or two kinds of storage."""
@@ -40,11 +43,14 @@ SWEEP_BLOCKS = 512
 """Blocks of one slice of sweeping: well below half a millisecond."""
 
 Removals = Callable[[str, int, Sequence[int] | None], None]
-"""Takes an instance, a rank, and the keys that left one of its tiers; None: all blocks of the rank are gone."""
+"""Takes an instance, a rank, and the keys that left one of its tiers; None: all blocks of the rank are
+gone."""
 
 
 class PrefixIndex:
-    """Which blocks lie in which slot. Synchronous; every call leaves it consistent; nothing an engine says raises."""
+    """Which blocks lie in which slot. Synchronous; every call leaves it consistent; nothing an engine says
+    raises.
+    """
 
     def __init__(
         self,
@@ -56,9 +62,9 @@ class PrefixIndex:
     ) -> None:
         """`max_orphans`, `max_blocks`: for each (instance, rank).
 
-        `count_copies`: each physical copy of a block is stored and removed by its own event, as every vLLM does. False: the
-        first event of either kind decides, for engines whose events do not pair. An engine that tells only of first copies
-        and last removals is right with counting, too.
+        `count_copies`: each physical copy of a block is stored and removed by its own event, as every vLLM
+        does. False: the first event of either kind decides, for engines whose events do not pair. An engine
+        that tells only of first copies and last removals is right with counting, too.
         """
         self._hasher = hasher if hasher is not None else BlockHasher()
         self._count_copies = count_copies
@@ -131,13 +137,17 @@ class PrefixIndex:
         return Change(applied, orphans, {Reason.ORPHAN_EVICTED: evicted} if evicted else {})
 
     def store_all(self, instance: str, rank: int, events: Sequence[BlockStored]) -> Change:
-        """As `store` of each in order. For single blocks of many sequences that are being decoded it costs half as much."""
+        """As `store` of each in order. For single blocks of many sequences that are being decoded it costs
+        half as much.
+        """
         if len(events) >= FEW_BLOCKS and self._store_singles(instance, rank, events):
             return Change(len(events), 0, {})
         return total([self.store(instance, rank, event) for event in events])
 
     def _store_singles(self, instance: str, rank: int, events: Sequence[BlockStored]) -> bool:
-        """Store single blocks that are alike in all but their content. False: they are not, and nothing was done."""
+        """Store single blocks that are alike in all but their content. False: they are not, and nothing was
+        done.
+        """
         engine, first = self._engines.get((instance, rank)), events[0]
         if (
             engine is None
@@ -165,7 +175,8 @@ class PrefixIndex:
         return True
 
     def _has_room(self, engine: EngineCache, tier: str, blocks: int) -> bool:
-        # Some connectors never tell what leaves their tier: their blocks must not take the place of the engine's own.
+        # Some connectors never tell what leaves their tier: their blocks must not take the place of the
+        # engine's own.
         main = tier == DEFAULT_TIER
         return engine.held(main=main) + blocks <= (self._max_blocks if main else self._max_blocks // 2)
 
@@ -219,7 +230,9 @@ class PrefixIndex:
         return blocks
 
     def retire(self, instance: str, rank: int | None = None) -> int:
-        """Forget all about an instance, or one rank of it: slots, block size, waiting blocks. Returns the blocks."""
+        """Forget all about an instance, or one rank of it: slots, block size, waiting blocks. Returns the
+        blocks.
+        """
         blocks = 0
         for at in [at for at in self._engines if at[0] == instance and rank in {None, at[1]}]:
             engine = self._engines.pop(at)
@@ -238,16 +251,16 @@ class PrefixIndex:
     def sweep(self, blocks: int = SWEEP_BLOCKS) -> bool:
         """Give back the memory of up to so many blocks that were cleared or retired; False once none is left.
 
-        Storing sweeps twice what it stores, so that memory stays bounded without this; an owner that wants it back
-        soon calls it until it answers False, and lets others run in between.
+        Storing sweeps twice what it stores, so that memory stays bounded without this; an owner that wants it
+        back soon calls it until it answers False, and lets others run in between.
         """
         return self._slots.sweep(blocks)
 
     def set_capacity(self, instance: str, rank: int, blocks: int | None, tier: str = DEFAULT_TIER) -> None:
         """Say how many physical blocks a tier has (the engine's num_gpu_blocks); None: not known.
 
-        If more copies are counted than fit, some of them were only reported; the newest are forgotten first. The capacity
-        outlives `retire`.
+        If more copies are counted than fit, some of them were only reported; the newest are forgotten first.
+        The capacity outlives `retire`.
         """
         if blocks is None:
             self._capacity.pop((instance, rank, tier), None)
@@ -257,8 +270,9 @@ class PrefixIndex:
     def expect_reports(self, instance: str, rank: int) -> None:
         """The engine is asked for a full report: it tells of blocks again that it has had for long.
 
-        From here on a known block that is told again is no further copy, until the rank is cleared or retired. Once the
-        engine is found to mark its reports (`REPORT_SESSION`), that goes for marked events only.
+        From here on a known block that is told again is no further copy, until the rank is cleared or
+        retired. Once the engine is found to mark its reports (`REPORT_SESSION`), that goes for marked events
+        only.
         """
         self._reports.expect(instance, rank)
 
@@ -272,8 +286,8 @@ class PrefixIndex:
         """The tokens of the prompt's longest cached prefix, for every live slot (0 included).
 
         A whole multiple of the instance's block size; up to the full length of the prompt, although an engine
-        computes at least the last token anew. Where blocks count with the tokens behind them (`lookahead`), those of
-        the prompt must be the same.
+        computes at least the last token anew. Where blocks count with the tokens behind them (`lookahead`),
+        those of the prompt must be the same.
         """
         cached = self._live_slots().copy()
         slots = self._slots.by_bit
@@ -301,9 +315,9 @@ class PrefixIndex:
     ) -> slower_tiers.Found:
         """How much of a prompt lies in slower tiers behind the prefix that `main` has.
 
-        In tokens, by (instance, rank) and tier; a rank with nothing there is left out. Each block counts for the first of the
-        `tiers` that has it. Counting ends at the first block that none of them has, and before the prompt's last token,
-        which is always computed.
+        In tokens, by (instance, rank) and tier; a rank with nothing there is left out. Each block counts for
+        the first of the `tiers` that has it. Counting ends at the first block that none of them has, and
+        before the prompt's last token, which is always computed.
         """
 
         def keys_of(block_size: int, lookahead: int) -> Keys:
@@ -327,7 +341,9 @@ class PrefixIndex:
         return engine.block_size if engine is not None else None
 
     def lookahead(self, instance: str, rank: int) -> int:
-        """Tokens behind each block that count for it, learned from the events; 0 for most engines, and until the first."""
+        """Tokens behind each block that count for it, learned from the events; 0 for most engines, and until
+        the first.
+        """
         engine = self._engines.get((instance, rank))
         return engine.lookahead if engine is not None else 0
 
@@ -342,11 +358,15 @@ class PrefixIndex:
         return self._hasher.of_prompt(prompt, engine.block_size, engine.lookahead)
 
     def uncounted(self, instance: str, rank: int) -> Mapping[str, Reason]:
-        """The cache groups of a rank whose blocks are not counted, in words, and why: CACHE_GROUP or CACHE_KIND."""
+        """The cache groups of a rank whose blocks are not counted, in words, and why: CACHE_GROUP or
+        CACHE_KIND.
+        """
         return self._uncounted.get((instance, rank), {})
 
     def upper_bound(self, instance: str, rank: int) -> bool:
-        """Whether the rank may reuse less than `match` says: a hybrid model reuses what all of its cache groups have."""
+        """Whether the rank may reuse less than `match` says: a hybrid model reuses what all of its cache
+        groups have.
+        """
         return (instance, rank) in self._uncounted
 
     # ---- going from one process to the next ---------------------------------------------------------------
@@ -356,10 +376,11 @@ class PrefixIndex:
         return at_once(self.exporting(instance, rank))
 
     def exporting(self, instance: str, rank: int) -> Generator[None, None, ExportedRank | None]:
-        """All that is known of one rank; None if nothing is, or if the rank was forgotten or cleared meanwhile.
+        """All that is known of one rank; None if nothing is, or if the rank was forgotten or cleared
+        meanwhile.
 
-        Made in slices, between which the rest of the index may change, but this rank MUST NOT. The keys mean something only
-        to an index with the same secret.
+        Made in slices, between which the rest of the index may change, but this rank MUST NOT. The keys mean
+        something only to an index with the same secret.
         """
         engine = self._engines.get((instance, rank))
         exported = (yield from copy_slices(engine)) if engine is not None else None
@@ -375,8 +396,8 @@ class PrefixIndex:
     def loading(self, instance: str, rank: int, exported: ExportedRank) -> Generator[None, None, bool]:
         """Replace what is known of a rank by what an index with the same secret has exported.
 
-        Made in slices, between which the rest of the index may change, but this rank MUST NOT. Blocks count from the first
-        slice on. False: the rank was retired or cleared meanwhile.
+        Made in slices, between which the rest of the index may change, but this rank MUST NOT. Blocks count
+        from the first slice on. False: the rank was retired or cleared meanwhile.
         """
         self.retire(instance, rank)
         engine = self._engines[instance, rank] = EngineCache(exported.block_size, exported.lookahead)
@@ -407,7 +428,9 @@ class PrefixIndex:
                 yield Slot(instance, rank, name), tier
 
     def _live_slots(self) -> dict[Slot, int]:
-        """0 for every live slot. Sets `_known_shapes`, too: each block size and lookahead, and the slots that have both."""
+        """0 for every live slot. Sets `_known_shapes`, too: each block size and lookahead, and the slots that
+        have both.
+        """
         if self._known_slots is None:
             self._known_slots = {slot: 0 for slot, _ in self._tiers()}
             shapes: dict[tuple[int, int], int] = {}

@@ -1,4 +1,6 @@
-"""A source that publishes nothing is asked at intervals whether it is still the process that is known. Pure: times are passed in."""
+"""A source that publishes nothing is asked at intervals whether it is still the process that is known. Pure:
+times are passed in.
+"""
 
 import math
 
@@ -31,7 +33,9 @@ class ProbeClock:
             self._settle_at = math.inf
 
     def replay_ended(self, now: float, *, batches: int, complete: bool) -> bool:
-        """Whether it brought batches that should have been heard live; those of a connection's first are no news."""
+        """Whether it brought batches that should have been heard live; those of a connection's first are no
+        news.
+        """
         late = self._settle_at is not None and batches > 0
         if late:
             self.unheard += 1
@@ -43,7 +47,9 @@ class ProbeClock:
         return late
 
     def begin_probe(self, now: float) -> bool:
-        """The source is asked now. Whether the connection is so young that batches may be on their way all the same."""
+        """The source is asked now. Whether the connection is so young that batches may be on their way all
+        the same.
+        """
         self.due_at = now + self._probe_s
         settling = self._settle_at is not None and now >= self._settle_at
         if settling:

@@ -1,4 +1,6 @@
-"""A subscription runs at most one replay, only while it has one of the places that its `Turns` has for them, and ends it."""
+"""A subscription runs at most one replay, only while it has one of the places that its `Turns` has for them,
+and ends it.
+"""
 
 import asyncio
 import time
@@ -11,7 +13,9 @@ _PLACE_S = 3600.0
 
 
 class Replay:
-    """The replay of one subscription: wanted, then running, then ended. Times are those of `time.monotonic`."""
+    """The replay of one subscription: wanted, then running, then ended. Times are those of
+    `time.monotonic`.
+    """
 
     def __init__(
         self, wire: Wire, turns: Turns, wake: asyncio.Event, *, quiet_s: float, limit_s: float

@@ -1,8 +1,8 @@
 """A block that an engine reports again is no further copy of it.
 
-An engine that is asked for a full report (vLLM's `kv_cache_report_mode`) tells of blocks that it has had for long by the
-same events as of blocks that it stores. Counted as a copy, such a block would be believed in for ever; a real copy that
-is not counted is only forgotten too early.
+An engine that is asked for a full report (vLLM's `kv_cache_report_mode`) tells of blocks that it has had for
+long by the same events as of blocks that it stores. Counted as a copy, such a block would be believed in for
+ever; a real copy that is not counted is only forgotten too early.
 """
 
 from kvevents.events import BlockStored
@@ -17,7 +17,9 @@ class Reports:
         ] = {}  # of ranks asked for reports: whether the engine marks them
 
     def expect(self, instance: str, rank: int) -> None:
-        """The engine is asked for a report: until it is found to mark its reports, none of its blocks counts twice."""
+        """The engine is asked for a report: until it is found to mark its reports, none of its blocks counts
+        twice.
+        """
         self._marks.setdefault((instance, rank), False)
 
     def may_repeat(self, instance: str, rank: int, event: BlockStored) -> bool:

@@ -1,6 +1,7 @@
 """Which slots each block lies in, for all instances together, whatever they call it.
 
-A key leads to the number of a set of slots (`kvevents.key_table`), a number to the set (`kvevents.slot_sets`).
+A key leads to the number of a set of slots (`kvevents.key_table`), a number to the set
+(`kvevents.slot_sets`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,7 +44,9 @@ class Residency:
         return self._table.move()
 
     def longest(self, keys: Keys, among: int) -> Iterator[tuple[int, int]]:
-        """Sets of slots, each with the number of leading blocks that lie in all of its slots; a slot with none is left out."""
+        """Sets of slots, each with the number of leading blocks that lie in all of its slots; a slot with
+        none is left out.
+        """
         total = len(keys)
         if not total:
             return
@@ -67,7 +70,9 @@ class Residency:
             yield there, total
 
     def sets_of(self, keys: Keys) -> tuple[list[int], npt.NDArray[np.int64]]:
-        """The different sets of slots that blocks lie in, and for each block the place of its set among them."""
+        """The different sets of slots that blocks lie in, and for each block the place of its set among
+        them.
+        """
         numbers = self._table.get_many(keys)
         ordered = np.sort(
             numbers

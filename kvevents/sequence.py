@@ -1,4 +1,5 @@
-"""A sequence number is judged by the one before it alone: next, skipped, seen already, or counted by a new process.
+"""A sequence number is judged by the one before it alone: next, skipped, seen already, or counted by a new
+process.
 
 A publisher counts its batches from 0 and never repeats a number (vLLM's `ZmqEventPublisher`), so a number at
 or below the last one means a restart - unless it is the same batch heard once more.
@@ -45,7 +46,9 @@ Verdict = Contiguous | Gap | Restarted | Repeat
 
 
 def digest(payload: bytes) -> bytes:
-    """Tells one process's batch from another's with the same number: the payload holds the time it was made."""
+    """Tells one process's batch from another's with the same number: the payload holds the time it was
+    made.
+    """
     return hashlib.blake2b(payload, digest_size=_DIGEST_BYTES).digest()
 
 

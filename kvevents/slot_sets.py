@@ -1,7 +1,7 @@
 """Each set of slots that some block lies in has one number as long as a block has it, and is stored once.
 
-Blocks are shared in few ways - by one slot, by the two of a pair, by all that know a system prompt - so a block
-costs four bytes for its set however many slots there are.
+Blocks are shared in few ways - by one slot, by the two of a pair, by all that know a system prompt - so a
+block costs four bytes for its set however many slots there are.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,9 @@ class SlotSets:
     def changed(
         self, numbers: Numbers, bit: int, *, into: bool
     ) -> tuple[Numbers, npt.NDArray[np.bool_] | None]:
-        """The numbers of blocks put into the slot `bit`, or taken out; and where that changed nothing, if anywhere."""
+        """The numbers of blocks put into the slot `bit`, or taken out; and where that changed nothing, if
+        anywhere.
+        """
         first = numbers.item(0)
         if not np.count_nonzero(numbers != first):  # half of what all() costs
             if bool(self.members[first] & bit) is into:

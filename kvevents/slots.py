@@ -1,6 +1,7 @@
 """A slot's bit is given to another slot only when no block has it any more.
 
-What is cleared or retired is buried: nobody asks for its bit from then on, and its memory is given back slice by slice.
+What is cleared or retired is buried: nobody asks for its bit from then on, and its memory is given back slice
+by slice.
 """
 
 from typing import Any, NamedTuple

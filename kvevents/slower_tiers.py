@@ -20,7 +20,9 @@ def match(
     tiers: Sequence[str],
     main: str,
 ) -> Found:
-    """See `PrefixIndex.match_slower`. `keys_of(block_size, lookahead)`: the keys of the prompt's blocks but the last token's."""
+    """See `PrefixIndex.match_slower`. `keys_of(block_size, lookahead)`: the keys of the prompt's blocks but
+    the last token's.
+    """
     found: Found = {}
     looked: dict[tuple[int, int], tuple[list[int], npt.NDArray[np.int64]]] = {}
     for at, engine in engines.items():

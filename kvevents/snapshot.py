@@ -1,8 +1,9 @@
-"""A snapshot that is read back is, bit for bit, one that was written: anything else is refused, with the reason.
+"""A snapshot that is read back is, bit for bit, one that was written: anything else is refused, with the
+reason.
 
-One rank of one instance as bytes, pure. In order: eight bytes of magic, the version (32 bits, little-endian), a
-fingerprint of how its keys were made, the body, and a BLAKE2b digest of all before it. The body is MessagePack
-with its long columns as raw bytes: they are copied, never looked at one by one.
+One rank of one instance as bytes, pure. In order: eight bytes of magic, the version (32 bits, little-endian),
+a fingerprint of how its keys were made, the body, and a BLAKE2b digest of all before it. The body is
+MessagePack with its long columns as raw bytes: they are copied, never looked at one by one.
 """
 
 import hashlib
@@ -27,7 +28,8 @@ VERSION = 2
 """The version of the format. How keys are made is no part of it: the fingerprint changes with that."""
 
 OLDEST_VERSION = 1
-"""The oldest version that can be read: version 2 added `lookahead`, which is 0 for every rank of version 1."""
+"""The oldest version that can be read: version 2 added `lookahead`, which is 0 for every rank of version
+1."""
 
 FINGERPRINT_BYTES = 16
 
@@ -36,7 +38,8 @@ _MAGIC = b"kvproxy\x93"
 _HEAD = struct.Struct(f"<8sI{FINGERPRINT_BYTES}s")
 _DIGEST_BYTES = 32
 _UINT64 = np.dtype("<u8")
-# Hashes packed or read by one call: `encode` runs in a thread, and a long call would keep all others from running.
+# Hashes packed or read by one call: `encode` runs in a thread, and a long call would keep all others from
+# running.
 _PIECE = 4096
 
 
@@ -102,7 +105,8 @@ _decode = msgspec.msgpack.Decoder(_Body).decode
 def fingerprint(hasher: BlockHasher) -> bytes:
     """The same for two hashers exactly when they make the same keys: from one secret, in one way.
 
-    It does not help to find the secret, which is random: it is a hash of some hundred keys that were made with it.
+    It does not help to find the secret, which is random: it is a hash of some hundred keys that were made
+    with it.
     """
     prompt = Prompt(range(1000), lora_name="adapter", cache_salt="salt")
     run = BlockStored([1, 2], None, [1, 2, 3, 4], 2, extra_keys=[["adapter", ["image", 7]], None])
@@ -145,7 +149,9 @@ def encode(snapshot: Snapshot, made_with: bytes) -> bytes:
 
 
 def decode(data: bytes, made_with: bytes) -> Snapshot:
-    """Raises SnapshotError, and nothing else, for anything but what `encode` made with the same fingerprint."""
+    """Raises SnapshotError, and nothing else, for anything but what `encode` made with the same
+    fingerprint.
+    """
     if len(data) < _HEAD.size + _DIGEST_BYTES or not data.startswith(_MAGIC):
         raise SnapshotError("it is not a snapshot, or not a whole one")
     _, version, made = _HEAD.unpack_from(data)

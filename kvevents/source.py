@@ -1,9 +1,9 @@
 """A batch is applied only when every batch of the same process before it was applied, or known to be lost.
 
-The pure half of a subscription: it is told what happened on the sockets and answers with what to do. Every replay starts
-AT the last batch applied: if the engine does not send that very payload again, another process is behind the address and
-all that was known of the rank is wrong. After a restart of ours the same comparison proves a checkpoint.
-docs/adr/0002-when-an-index-is-exact.md has the transitions as a table, with the reasons.
+The pure half of a subscription: it is told what happened on the sockets and answers with what to do. Every
+replay starts AT the last batch applied: if the engine does not send that very payload again, another process
+is behind the address and all that was known of the rank is wrong. After a restart of ours the same comparison
+proves a checkpoint. docs/adr/0002-when-an-index-is-exact.md has the transitions as a table, with the reasons.
 """
 
 from collections.abc import Iterator
@@ -70,8 +70,8 @@ class Source:
         resume: Checkpoint | None = None,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
-        """`can_replay`: there is a replay endpoint. `resume`: the index holds what was known at that checkpoint, of a
-        process that has yet to be found behind the address.
+        """`can_replay`: there is a replay endpoint. `resume`: the index holds what was known at that
+        checkpoint, of a process that has yet to be found behind the address.
         """
         self._can_replay = can_replay
         self._connected = False
@@ -107,7 +107,9 @@ class Source:
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """How far the index is brought by all actions given out so far; None if no later process could go on from there."""
+        """How far the index is brought by all actions given out so far; None if no later process could go on
+        from there.
+        """
         if self._last is None or self._unproven or not self._can_replay:
             return None
         return Checkpoint(self._last, self._since_start, self._incomplete)
@@ -204,7 +206,8 @@ class Source:
             yield self._ask()
 
     def _on_damaged(self, damage: Damage) -> Iterator[Action]:
-        # The next batch still follows the last one, and the same bytes would come again if they were asked for.
+        # The next batch still follows the last one, and the same bytes would come again if they were asked
+        # for.
         self._since_start = False
         if damage is Damage.STALE and self._last is not None:
             yield Retire(RetireReason.DAMAGED)

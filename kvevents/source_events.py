@@ -1,4 +1,6 @@
-"""What a source can be told and what it can answer: the inputs and actions of the state machine in `kvevents.source`."""
+"""What a source can be told and what it can answer: the inputs and actions of the state machine in
+`kvevents.source`.
+"""
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -28,7 +30,8 @@ class RetireReason(StrEnum):
     UNVERIFIED = "unverified"
     """No replay could show that the process is the one whose batches were applied."""
     REBUILD = "rebuild"
-    """The rank is built anew: `Subscriber.rebuild` asked for it, or a replay from number 0 has begun to arrive."""
+    """The rank is built anew: `Subscriber.rebuild` asked for it, or a replay from number 0 has begun to
+    arrive."""
     DAMAGED = "damaged"
     """A batch that could not be read may have removed blocks."""
 
@@ -39,7 +42,8 @@ class Resumed(StrEnum):
     NONE = "none"
     """Nothing was loaded."""
     UNPROVEN = "unproven"
-    """They are loaded, and the rank is `unknown` until a replay has shown that the engine's process is the same."""
+    """They are loaded, and the rank is `unknown` until a replay has shown that the engine's process is the
+    same."""
     RESTORED = "restored"
     """The engine's process is the same: they count."""
     STALE = "stale"
@@ -48,7 +52,9 @@ class Resumed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """How far a source was applied: all that a later process must know, besides the blocks, to go on from there."""
+    """How far a source was applied: all that a later process must know, besides the blocks, to go on from
+    there.
+    """
 
     position: Position
     since_start: bool
@@ -58,7 +64,9 @@ class Checkpoint:
 
 
 class Damage(IntEnum):
-    """What a batch that could not be read in full did to what is known of its rank; the worst is the largest."""
+    """What a batch that could not be read in full did to what is known of its rank; the worst is the
+    largest.
+    """
 
     NONE = 0
     MISSING = 1
@@ -123,10 +131,13 @@ class Damaged:
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """There is evidence from elsewhere that what the index holds of this source is wrong: forget it and begin again."""
+    """There is evidence from elsewhere that what the index holds of this source is wrong: forget it and begin
+    again.
+    """
 
     replay: bool
-    """Begin with the oldest batch that can be replayed; else with the next live one, because a replay has led here before."""
+    """Begin with the oldest batch that can be replayed; else with the next live one, because a replay has led
+    here before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""Between two turns of the event loop the index holds whole events, in the order in which their engine published them; of a
-very long event whole parts, from its beginning on.
+"""Between two turns of the event loop the index holds whole events, in the order in which their engine
+published them; of a very long event whole parts, from its beginning on.
 
-A subscriber carries out on the wire what `kvevents.source` decides. Of the subscribers that share `Turns` one at a time applies
-events, so that everything else on the loop waits for one short turn however many of them have much to do.
+A subscriber carries out on the wire what `kvevents.source` decides. Of the subscribers that share `Turns` one
+at a time applies events, so that everything else on the loop waits for one short turn however many of them
+have much to do.
 """
 
 import asyncio
@@ -65,11 +66,13 @@ PROBE_S = 10.0
 """A source from which nothing was heard for so long is asked whether it is still the same process."""
 
 SETTLE_S = 1.0
-"""So long after the first whole replay of a connection the source is asked again, unless a live batch has come. A publisher
-may answer a replay before it has taken note of the subscription, and what it publishes in between reaches nobody."""
+"""So long after the first whole replay of a connection the source is asked again, unless a live batch has
+come. A publisher may answer a replay before it has taken note of the subscription, and what it publishes in
+between reaches nobody."""
 
 REPLAY_QUIET_S = 2.0
-"""A replay has ended when nothing came for so long; vLLM serves one within 0.1 s unless it is starved of CPU."""
+"""A replay has ended when nothing came for so long; vLLM serves one within 0.1 s unless it is starved of
+CPU."""
 
 REPLAY_LIMIT_S = 60.0
 """A replay has ended after that time in any case."""
@@ -77,14 +80,16 @@ REPLAY_LIMIT_S = 60.0
 _OPEN_AGAIN_S = 1.0
 # The least first.
 _WORTH = (State.UNKNOWN, State.PARTIAL, State.EXACT)
-# Replays in a row that brought batches never heard live: one may be due to a slow subscription, another to an accident.
+# Replays in a row that brought batches never heard live: one may be due to a slow subscription, another to an
+# accident.
 _MAX_UNHEARD = 3
 # ZeroMQ gives an address up for good after bytes that are no ZMTP, or a message that is too large.
 _CONNECT_AGAIN_S = 2.0
 
 
 Resume = Callable[[], Awaitable[Checkpoint | None]]
-"""Loads into the index what was known of a rank before, and returns the checkpoint of that; None: nothing was loaded.
+"""Loads into the index what was known of a rank before, and returns the checkpoint of that; None: nothing was
+loaded.
 
 Called once, before the first connection, after the rank was retired. It MUST NOT raise.
 """
@@ -110,11 +115,11 @@ class Subscriber:
         replay_quiet_s: float = REPLAY_QUIET_S,
         replay_limit_s: float = REPLAY_LIMIT_S,
     ) -> None:
-        """`instance`: any name; the index and the observer are told it with every change.
-        `context`, `turns`: shared by the subscribers of an event loop, to save threads and to keep their turns short together;
-        None: this subscriber's own. The owner of a shared context ends it.
-        `resume`: called only if there is a replay endpoint, because nothing else can prove what was known.
-        `probe_s`, `settle_s`, `replay_quiet_s`, `replay_limit_s`: as the constants of these names.
+        """`instance`: any name; the index and the observer are told it with every change. `context`, `turns`:
+        shared by the subscribers of an event loop, to save threads and to keep their turns short together;
+        None: this subscriber's own. The owner of a shared context ends it. `resume`: called only if there is
+        a replay endpoint, because nothing else can prove what was known. `probe_s`, `settle_s`,
+        `replay_quiet_s`, `replay_limit_s`: as the constants of these names.
         """
         self._instance = instance
         self._address = address
@@ -150,12 +155,16 @@ class Subscriber:
 
     @property
     def epoch(self) -> int:
-        """One more whenever all that was known of this rank was forgotten: what was concluded from it before is void."""
+        """One more whenever all that was known of this rank was forgotten: what was concluded from it before
+        is void.
+        """
         return self._epoch
 
     @property
     def damages(self) -> int:
-        """How many epochs began because a batch could not be read, not because another process may publish here."""
+        """How many epochs began because a batch could not be read, not because another process may publish
+        here.
+        """
         return self._damages
 
     @property
@@ -179,9 +188,11 @@ class Subscriber:
         return self._checkpoint
 
     async def at_rest(self, steps: Callable[[Checkpoint], Generator[None, None, T]]) -> T | None:
-        """Run the generator that `steps` makes of a checkpoint while no event of this rank is applied; what it returns.
+        """Run the generator that `steps` makes of a checkpoint while no event of this rank is applied; what
+        it returns.
 
-        At each of its pauses the event loop runs others. None if there is no checkpoint, or the subscriber ends.
+        At each of its pauses the event loop runs others. None if there is no checkpoint, or the subscriber
+        ends.
         """
         if not self._running:
             return None
@@ -202,15 +213,17 @@ class Subscriber:
     def rebuild(self, *, replay: bool, unless_cleared_since: int | None = None) -> None:
         """Forget what the index holds of this rank, because it is wrong, and build it anew.
 
-        `replay`: from the oldest batch that can be replayed; else from the next live batch on. `unless_cleared_since`:
-        nothing is forgotten if `clears` is another by then, since the events themselves have told.
+        `replay`: from the oldest batch that can be replayed; else from the next live batch on.
+        `unless_cleared_since`: nothing is forgotten if `clears` is another by then, since the events
+        themselves have told.
         """
         self._rebuild = Rebuild(replay)
         self._unless_cleared_since = unless_cleared_since
         self._wake.set()
 
     async def run(self) -> None:
-        """Follow the source until cancelled. The blocks of the rank stay in the index until somebody retires them.
+        """Follow the source until cancelled. The blocks of the rank stay in the index until somebody retires
+        them.
 
         An address that cannot be opened and an engine that is down are tried again without end.
         """
@@ -298,11 +311,12 @@ class Subscriber:
             await self._begin_turn()
 
     def _heard(self, wire: Wire) -> list[SourceEvent]:
-        """Live messages and changes of the connection, in the order they happened as far as that can be known.
+        """Live messages and changes of the connection, in the order they happened as far as that can be
+        known.
 
         Messages are read first and the monitor second, so that no message of a new connection is seen without
-        the handshake before it. Those that were there when a connection changed may be of either process: they
-        are left to the replay that follows the handshake, if there is one.
+        the handshake before it. Those that were there when a connection changed may be of either process:
+        they are left to the replay that follows the handshake, if there is one.
         """
         messages = [
             Live(message) for frames in wire.live(MAX_DRAINED) if (message := self._read(frames)) is not None
@@ -404,7 +418,9 @@ class Subscriber:
             await self._handle(source, replay, Damaged(damage))
 
     def _note_unheard(self) -> Damage:
-        """Batches that come by replay only are known late, so that blocks which are long gone would be counted."""
+        """Batches that come by replay only are known late, so that blocks which are long gone would be
+        counted.
+        """
         if self._probes.unheard < _MAX_UNHEARD:
             return Damage.NONE
         if self._probes.unheard == _MAX_UNHEARD:

@@ -1,10 +1,10 @@
 """Events of one block each change the index in groups, and it ends up as if they had come one by one.
 
-An engine with a full cache tells of each block that it evicts, and of each that a sequence has filled, by an event of its own, in
-turn. As one removal and one list of single blocks they cost half as much.
+An engine with a full cache tells of each block that it evicts, and of each that a sequence has filled, by an
+event of its own, in turn. As one removal and one list of single blocks they cost half as much.
 
-Removals come first. That is right as long as none of them names a block, or the parent of a block, that was stored
-before it in the same group, and no block waits for its parent; else a new group begins.
+Removals come first. That is right as long as none of them names a block, or the parent of a block, that was
+stored before it in the same group, and no block waits for its parent; else a new group begins.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,6 @@
-"""Subscribers that share turns apply events one at a time, and others run in between however much there is to apply."""
+"""Subscribers that share turns apply events one at a time, and others run in between however much there is to
+apply.
+"""
 
 import asyncio
 import time
@@ -10,9 +12,11 @@ _TURN_S = 0.002
 _MAX_TURN_S = 0.005
 # Turns of the event loop between two long turns of ours: a request needs dozens.
 _OTHERS = 4
-# The share of time for applying events where others keep the loop busy, so that events do not starve; and for sweeping.
+# The share of time for applying events where others keep the loop busy, so that events do not starve; and for
+# sweeping.
 _SHARE = 0.25
-# Replays at once, of all subscribers that share turns: what is replayed faster than it is applied fills memory.
+# Replays at once, of all subscribers that share turns: what is replayed faster than it is applied fills
+# memory.
 _MAX_REPLAYS = 4
 
 
@@ -34,7 +38,9 @@ class Turns:
         return self._replays + len(self._waiting) < _MAX_REPLAYS
 
     def begin_replay(self, wake: asyncio.Event) -> bool:
-        """Take one of the few places for replays, first come, first served. False: `wake` is set when one is free for it."""
+        """Take one of the few places for replays, first come, first served. False: `wake` is set when one is
+        free for it.
+        """
         self._waiting.setdefault(wake)
         if wake not in self._next():
             return False
@@ -99,7 +105,9 @@ class Turns:
         self._ends_at = time.monotonic() + min(max(_TURN_S, _SHARE * others_s), _MAX_TURN_S)
 
     def end(self) -> None:
-        """Give the turn to the next, who begins when the event loop has run others for a while, if it was a long one."""
+        """Give the turn to the next, who begins when the event loop has run others for a while, if it was a
+        long one.
+        """
         self._owed = _OTHERS if self.over else 0
         self._ended_at = time.monotonic()
         self._lock.release()

@@ -1,4 +1,6 @@
-"""Live messages wait for the end of a replay, in order and bounded: one for which there is no room takes the place of all."""
+"""Live messages wait for the end of a replay, in order and bounded: one for which there is no room takes the
+place of all.
+"""
 
 from collections import deque
 

@@ -1,7 +1,9 @@
-"""Every socket that is opened is closed, and nothing waits in a receive: messages are taken as far as they have come.
+"""Every socket that is opened is closed, and nothing waits in a receive: messages are taken as far as they
+have come.
 
-This is the only module that speaks ZeroMQ. Sockets are polled and then drained without waiting, a bounded number at a time:
-a receive that waits can lose a message when it is cancelled, and one on a busy socket never lets the loop run.
+This is the only module that speaks ZeroMQ. Sockets are polled and then drained without waiting, a bounded
+number at a time: a receive that waits can lose a message when it is cancelled, and one on a busy socket never
+lets the loop run.
 """
 
 import asyncio
@@ -21,8 +23,8 @@ log = logging.getLogger(__name__)
 MAX_DRAINED = 256
 """Messages taken of one socket between two turns of the event loop."""
 
-# Messages that ZeroMQ holds for us. More live ones stay with the publisher, whose own queue has 100 000 (vLLM's
-# KVEventsConfig.hwm); a ROUTER that cannot send loses what it replays.
+# Messages that ZeroMQ holds for us. More live ones stay with the publisher, whose own queue has 100 000
+# (vLLM's KVEventsConfig.hwm); a ROUTER that cannot send loses what it replays.
 _LIVE_HWM = 1_000
 _REPLAY_HWM = 100_000
 _RECONNECT_MS = 100
@@ -132,7 +134,9 @@ class Wire:
                 self._sub.connect(self._address.endpoint)
 
     def ask_replay(self, start: int) -> None:
-        """Ask for all batches from `start` on, on a new socket, so that nothing of an older replay can come."""
+        """Ask for all batches from `start` on, on a new socket, so that nothing of an older replay can
+        come.
+        """
         self.stop_replay()
         endpoint = self._address.replay_endpoint
         if endpoint is None:

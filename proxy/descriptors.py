@@ -1,9 +1,10 @@
 """However many connections clients open, descriptors are left for engines, for probes and for operators.
 
-What kvproxy uses for itself (event sources, files) is measured, since each is a descriptor like any other. Of the rest
-a few are spare, for whoever asks after kvproxy's health or operates it; clients' connections and those to engines share
-what remains: either may have what the other leaves, up to three quarters. When there is no more the client's connection that
-has been idle for the longest is closed. Decisions only: who calls opens and closes.
+What kvproxy uses for itself (event sources, files) is measured, since each is a descriptor like any other. Of
+the rest a few are spare, for whoever asks after kvproxy's health or operates it; clients' connections and
+those to engines share what remains: either may have what the other leaves, up to three quarters. When there
+is no more the client's connection that has been idle for the longest is closed. Decisions only: who calls
+opens and closes.
 """
 
 import enum
@@ -16,7 +17,8 @@ log = logging.getLogger(__name__)
 
 SPARE_MOST = 128
 SPARE_LEAST = 4
-"""Connections kept for probes, and as many for an admin port: a few of each from every replica of a load balancer."""
+"""Connections kept for probes, and as many for an admin port: a few of each from every replica of a load
+balancer."""
 
 SPARE = 16
 """One descriptor in so many is spare."""
@@ -25,11 +27,12 @@ GUARANTEED = 4
 """Clients have one in so many of what they share with legs for certain, and legs too."""
 
 COUNTED_MOST = 16_384
-"""Up to this limit what is open is counted again and again; beyond, it is counted once, and a sixteenth is left for what
-comes later."""
+"""Up to this limit what is open is counted again and again; beyond, it is counted once, and a sixteenth is
+left for what comes later."""
 
 COUNTED_A_S = 16_384
-"""So many descriptors are counted in a second at most, which takes some milliseconds: a limit of 1024 every 63 ms."""
+"""So many descriptors are counted in a second at most, which takes some milliseconds: a limit of 1024 every
+63 ms."""
 
 UNLIMITED = 1 << 20
 """No machine has memory for more connections."""
@@ -66,7 +69,9 @@ class Descriptors:
         accounts: Accounts,
         with_operators: bool,
     ) -> None:
-        """`open_now` counts the open ones, None if it cannot; `clock` in seconds; `with_operators`: on a port of their own."""
+        """`open_now` counts the open ones, None if it cannot; `clock` in seconds; `with_operators`: on a port
+        of their own.
+        """
         self.limit = limit if limit > 0 else UNLIMITED  # RLIM_INFINITY is -1
         self.spare = min(max(self.limit // SPARE, SPARE_LEAST), SPARE_MOST)
         """Connections beyond the clients' share that are taken for one answer, and operators' in all."""
@@ -85,7 +90,8 @@ class Descriptors:
         self.count_legs: Callable[[], int] = lambda: 0
         """How many connections to engines there are, told by who has them."""
         self.make_room: Callable[[], bool] = lambda: False
-        """Close a client's connection that does nothing, or whose request is coming for long; False if there is none."""
+        """Close a client's connection that does nothing, or whose request is coming for long; False if there
+        is none."""
 
     @property
     def legs(self) -> int:
@@ -133,7 +139,9 @@ class Descriptors:
         return True
 
     def leg_fits(self) -> bool:
-        """Whether one that is to be opened, and is counted already, may be; a client may have to go for it."""
+        """Whether one that is to be opened, and is counted already, may be; a client may have to go for
+        it.
+        """
         legs, shared = self.legs, self.shared
         if legs > shared - shared // GUARANTEED:
             return False

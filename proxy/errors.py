@@ -1,4 +1,5 @@
-"""Every failure kvproxy answers or acts on is one of these; library errors are turned into them once, at the edge.
+"""Every failure kvproxy answers or acts on is one of these; library errors are turned into them once, at the
+edge.
 
 The tree has two branches. A `RequestError` ends a request: it knows its HTTP status and becomes the one error
 envelope. A `LegError` ends one upstream request: the director decides whether another instance is tried.
@@ -13,7 +14,9 @@ class KvproxyError(Exception):
 
 
 class ConfigError(KvproxyError):
-    """A setting cannot be used. The message names it and says what to do; the process ends with exit code 2."""
+    """A setting cannot be used. The message names it and says what to do; the process ends with exit code
+    2.
+    """
 
 
 class RequestError(KvproxyError):
@@ -30,7 +33,9 @@ class RequestError(KvproxyError):
         headers: dict[str, str] | None = None,
         reason: str | None = None,
     ) -> None:
-        """`param` names the field or header at fault; `headers` are sent with the answer; `reason`: one word for the log."""
+        """`param` names the field or header at fault; `headers` are sent with the answer; `reason`: one word
+        for the log.
+        """
         super().__init__(message)
         self.param = param
         self.reason = reason

@@ -1,7 +1,7 @@
 """Clients take turns by the tokens they ask for: how much one of them has waiting delays nobody else.
 
-Pure: no clock, no I/O. Self-clocked fair queueing between clients, priority and arrival within one; lanes of requests
-that the same instances can serve, and a limit on places: docs/adr/0004-turns-of-clients.md.
+Pure: no clock, no I/O. Self-clocked fair queueing between clients, priority and arrival within one; lanes of
+requests that the same instances can serve, and a limit on places: docs/adr/0004-turns-of-clients.md.
 """
 
 import bisect
@@ -154,9 +154,9 @@ class FairQueue(Generic[T]):
     ) -> tuple[Waiting[T], list[Waiting[T]]]:
         """Put a request in. Returns it, and the requests that had to leave for it.
 
-        A client's requests of the same `place` share one; None is one of its own. A full queue sheds the request
-        that would be served last of the client that has most places, and those that share its place, if that client
-        still has at least as many as the newcomer's has then. Raises QueueFullError otherwise.
+        A client's requests of the same `place` share one; None is one of its own. A full queue sheds the
+        request that would be served last of the client that has most places, and those that share its place,
+        if that client still has at least as many as the newcomer's has then. Raises QueueFullError otherwise.
         """
         shed: list[Waiting[T]] = []
         own = self._clients.get(client)

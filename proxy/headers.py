@@ -30,7 +30,8 @@ _CONNECTION_BOUND = frozenset(
     }
 )
 
-# A leg has a body, an id, an encoding, deadlines and a rank of its own; `Expect` was answered by our own server.
+# A leg has a body, an id, an encoding, deadlines and a rank of its own; `Expect` was answered by our own
+# server.
 _NOT_ON_A_LEG = _CONNECTION_BOUND | frozenset(
     {
         "accept-encoding",
@@ -71,10 +72,12 @@ _CORS = "access-control-"
 """Browsers speak to kvproxy, and are told by it alone who may read what."""
 
 MAX_CLIENT_ID_CHARS = 64
-"""Of a client's id in that of its legs: two UUIDs nearly. Engines repeat it in their logs, answers and messages."""
+"""Of a client's id in that of its legs: two UUIDs nearly. Engines repeat it in their logs, answers and
+messages."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
-"""Connectors have taken ids apart at colons, and find addresses in them; a quotation mark swallows what follows in a log."""
+"""Connectors have taken ids apart at colons, and find addresses in them; a quotation mark swallows what
+follows in a log."""
 
 Headers = list[tuple[str, str]]
 
@@ -88,7 +91,9 @@ def leg_id(client_id: str, unique: str) -> str:
 
 
 def safe_id(client_id: str) -> str:
-    """A client's id for the log and for engines: what reads lines takes it for one word, and so begins that of its legs."""
+    """A client's id for the log and for engines: what reads lines takes it for one word, and so begins that
+    of its legs.
+    """
     return _UNSAFE.sub("-", client_id)
 
 
@@ -133,9 +138,11 @@ _UNBUFFERED = (("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))
 
 
 def for_streaming_client(engine: Iterable[tuple[str, str]]) -> Headers:
-    """Those of a stream, with what keeps proxies from holding it back unless the engine said something of that itself.
+    """Those of a stream, with what keeps proxies from holding it back unless the engine said something of
+    that itself.
 
-    nginx buffers answers without the second (https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_buffering).
+    nginx buffers answers without the second
+    (https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_buffering).
     """
     headers = for_client(engine)
     said = {name.lower() for name, _ in headers}

@@ -1,6 +1,8 @@
-"""The log tells where something failed and how, never with what: messages of exceptions may quote a prompt or a key.
+"""The log tells where something failed and how, never with what: messages of exceptions may quote a prompt or
+a key.
 
-What clients and engines wrote is told in quotes, cut, and without characters that could end a line or move a cursor.
+What clients and engines wrote is told in quotes, cut, and without characters that could end a line or move a
+cursor.
 """
 
 import asyncio

@@ -1,4 +1,6 @@
-"""Nobody but its owner can change what kvproxy trusts: a key file or state that others may write is not used."""
+"""Nobody but its owner can change what kvproxy trusts: a key file or state that others may write is not
+used.
+"""
 
 import pathlib
 import stat
@@ -13,7 +15,9 @@ WRITABLE_BY_OTHERS = 0o022
 
 
 def check_key_file(flag: str, path: pathlib.Path) -> None:
-    """Raises ConfigError naming the flag if more than its owner may write a file, or put another in its place."""
+    """Raises ConfigError naming the flag if more than its owner may write a file, or put another in its
+    place.
+    """
     try:
         file, folder = path.stat(), path.resolve().parent.stat()
     except OSError as error:

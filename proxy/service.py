@@ -1,4 +1,5 @@
-"""`assemble` is the one place that puts kvproxy together; what has a lifetime is opened and closed here, in order.
+"""`assemble` is the one place that puts kvproxy together; what has a lifetime is opened and closed here, in
+order.
 
 No HTTP of clients: the edge, a test or a simulation drives a `Service` alike.
 """
@@ -52,8 +53,8 @@ from proxy.watching.watch import FleetWatch
 log = logging.getLogger(__name__)
 
 CLEANUP_S = ABANDONED_PREFILL_GRACE_S + 3.0
-"""How long what the last requests held may take to be given back when the service closes: the prefill legs that are
-waited for, and then the releases of what they held."""
+"""How long what the last requests held may take to be given back when the service closes: the prefill legs
+that are waited for, and then the releases of what they held."""
 
 
 class Service:
@@ -67,8 +68,8 @@ class Service:
         self.config = config
         self.rules = Rules(config)
         self.draining, self.stopping = asyncio.Event(), asyncio.Event()
-        """Set once the process is to end soon (nobody should send anything new, and what comes is served all the
-        same), and once it is ending."""
+        """Set once the process is to end soon (nobody should send anything new, and what comes is served all
+        the same), and once it is ending."""
 
         local = configured_tokenizer(config.tokenizer)  # before a directory is made: it is often mistyped
 
@@ -118,8 +119,8 @@ class Service:
         self.bodies = BodyBudget(config.admission.max_bodies_mb << 20)
         self.discarding = Discarding()
         self.reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
-        """The one thread that reads large bodies: what reading takes in passing, many times a body's size, it takes
-        once."""
+        """The one thread that reads large bodies: what reading takes in passing, many times a body's size, it
+        takes once."""
         self.gate = Gate(
             fleet=self.fleet,
             placement=self.placement,
@@ -254,8 +255,8 @@ def assemble(
 ) -> Service:
     """The service of `config`. Opens no socket. Raises ConfigError.
 
-    `policy` replaces the configured one. `sources`: who names instances beside flags and operators. `waits`: how long
-    requests wait for what has no setting.
+    `policy` replaces the configured one. `sources`: who names instances beside flags and operators. `waits`:
+    how long requests wait for what has no setting.
     """
     if config.connector not in CONNECTORS:
         raise ConfigError(

@@ -34,7 +34,9 @@ def server_context(cert: pathlib.Path, key: pathlib.Path) -> ssl.SSLContext:
 
 
 def engine_context(authorities: pathlib.Path | None) -> ssl.SSLContext:
-    """What to reach https engines with. Raises ConfigError naming `--engine-ca` if the file cannot be used."""
+    """What to reach https engines with. Raises ConfigError naming `--engine-ca` if the file cannot be
+    used.
+    """
     if authorities is not None:
         _check_readable("--engine-ca", authorities)
     try:

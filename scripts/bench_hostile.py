@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""What one untrusted client or engine can do to everybody: worst pause of the event loop and peak of memory, attack by attack.
+"""What one untrusted client or engine can do to everybody: worst pause of the event loop and peak of memory,
+attack by attack.
 
     scripts/bench_hostile.py [--only NAME ...] [--list] [--logs DIR] [--flags FLAG ...]
 
-Each attack is made on a kvproxy of its own with its defaults, in front of a prefill and a decode stand-in that are shared;
-a pulse on its event loop tells of pauses, less the time its thread was ready and had no CPU. Exit code 1: an attack
-ended kvproxy, stopped its loop for longer than 50 ms, or took more memory beyond what it holds idle, once it has served
-an ordinary request of each kind, than four times what was sent and a fixed sum.
-Needs the project's environment: run it with the Python in .venv.
+Each attack is made on a kvproxy of its own with its defaults, in front of a prefill and a decode stand-in
+that are shared; a pulse on its event loop tells of pauses, less the time its thread was ready and had no CPU.
+Exit code 1: an attack ended kvproxy, stopped its loop for longer than 50 ms, or took more memory beyond what
+it holds idle, once it has served an ordinary request of each kind, than four times what was sent and a fixed
+sum. Needs the project's environment: run it with the Python in .venv.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""What the prefix index costs: CPU time of this process and its memory, with events made as an engine writes them.
+"""What the prefix index costs: CPU time of this process and its memory, with events made as an engine writes
+them.
 
     .venv/bin/python scripts/bench_index.py [--quick]
 

@@ -4,9 +4,9 @@
     scripts/bench_proxy.py [--requests N] [--rounds N]
     scripts/bench_proxy.py --both HOST:PORT | --prefill HOST:PORT --decode HOST:PORT [--model NAME]
 
-Without addresses stand-in engines that take no time are started. Every case runs against an engine directly and
-through kvproxy, in turns, so that the rows of one table can be compared; CPU is that of the kvproxy process alone.
-Needs the project's environment: run it with the Python in .venv.
+Without addresses stand-in engines that take no time are started. Every case runs against an engine directly
+and through kvproxy, in turns, so that the rows of one table can be compared; CPU is that of the kvproxy
+process alone. Needs the project's environment: run it with the Python in .venv.
 """
 
 import argparse

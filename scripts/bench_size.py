@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""A hundred engines with full caches: does kvproxy hold them, and does it answer while it learns what they have?
+"""A hundred engines with full caches: does kvproxy hold them, and does it answer while it learns what they
+have?
 
     scripts/bench_size.py [--sources N] [--blocks N]
 
-A real `kvproxy serve` follows so many publishers in another process. Most of what they have comes as a replay, all at
-once, the rest live; meanwhile requests are sent at a steady pace through prefill and decode. Printed: memory of the
-kvproxy process, its largest included, its CPU time, and what requests took while it loaded and afterwards. Needs the
-project's environment: run it with the Python in .venv.
+A real `kvproxy serve` follows so many publishers in another process. Most of what they have comes as a
+replay, all at once, the rest live; meanwhile requests are sent at a steady pace through prefill and decode.
+Printed: memory of the kvproxy process, its largest included, its CPU time, and what requests took while it
+loaded and afterwards. Needs the project's environment: run it with the Python in .venv.
 """
 
 import pathlib

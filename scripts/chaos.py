@@ -3,10 +3,11 @@
 
     .venv/bin/python scripts/chaos.py [--minutes N] [--seed N] [--clients N]
 
-Stand-in engines and a real kvproxy, each a process. Clients know the right text of every answer. Engines are killed,
-restarted, frozen, slowed, sent to sleep, drained, removed and added, answer 500 before or inside their streams, have no
-room (503, 429) one by one or all at once, cut their answers and lose KV events. One prefill and one decode engine have
-nothing worse than no room for a moment, so nobody may notice more than a stream that was cut.
+Stand-in engines and a real kvproxy, each a process. Clients know the right text of every answer. Engines are
+killed, restarted, frozen, slowed, sent to sleep, drained, removed and added, answer 500 before or inside
+their streams, have no room (503, 429) one by one or all at once, cut their answers and lose KV events. One
+prefill and one decode engine have nothing worse than no room for a moment, so nobody may notice more than a
+stream that was cut.
 """
 
 import pathlib

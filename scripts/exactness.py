@@ -3,10 +3,11 @@
 
     .venv/bin/python scripts/exactness.py [--minutes N] [--engines stand-in|real] [--seed N]
 
-Two prefill and two decode engines with small caches and a kvproxy, each a process; then another kvproxy. Chats that
-grow, shared prefixes, adapters, salts, token ids; evictions, resets, an engine and the router killed and started again,
-a router that joins late. Ends with exit code 1 unless at least 99 % of the predictions from exact slots were right, the
-engines' own events show that each of the others was a race, all are right at rest, and the late joiner gets there.
+Two prefill and two decode engines with small caches and a kvproxy, each a process; then another kvproxy.
+Chats that grow, shared prefixes, adapters, salts, token ids; evictions, resets, an engine and the router
+killed and started again, a router that joins late. Ends with exit code 1 unless at least 99 % of the
+predictions from exact slots were right, the engines' own events show that each of the others was a race, all
+are right at rest, and the late joiner gets there.
 """
 
 import pathlib

@@ -5,14 +5,14 @@
     scripts/fuzz_events.py --seed N --only STORY
     scripts/fuzz_events.py --seed N --only-wire STORY
 
-Inputs are made from what real engines published: bytes, values, lengths, numbers and frames are changed, cut off, doubled
-and put in another order, and there are payloads made to be as bad as the wire allows. Most go straight into decoder,
-source and index; the others come from a ZeroMQ publisher that also lies when it is asked for a replay. They come in
-stories, and after each a good engine at the same address must be followed exactly, beside another that nothing may touch.
-It fails if anything raises, a subscriber gets stuck, the index contradicts itself, a block is neither applied nor
-counted, others have no turn for long, or memory grows. A seed tells the same stories again, `--only` a single one (what a
-wire story meets also depends on time). Exit code 1: it failed. Needs the project's environment: run it with the Python
-in .venv.
+Inputs are made from what real engines published: bytes, values, lengths, numbers and frames are changed, cut
+off, doubled and put in another order, and there are payloads made to be as bad as the wire allows. Most go
+straight into decoder, source and index; the others come from a ZeroMQ publisher that also lies when it is
+asked for a replay. They come in stories, and after each a good engine at the same address must be followed
+exactly, beside another that nothing may touch. It fails if anything raises, a subscriber gets stuck, the
+index contradicts itself, a block is neither applied nor counted, others have no turn for long, or memory
+grows. A seed tells the same stories again, `--only` a single one (what a wire story meets also depends on
+time). Exit code 1: it failed. Needs the project's environment: run it with the Python in .venv.
 """
 
 import gc

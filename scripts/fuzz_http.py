@@ -4,13 +4,13 @@
     scripts/fuzz_http.py [--requests N] [--seed N]
     scripts/fuzz_http.py --seed N --only SHOT
 
-A kvproxy of its own is started in front of stand-in engines. Requests are made from right ones: their bodies' structure,
-bytes, header values, header lines, request lines, framing and chunks are changed, they come in pieces, pipelined, or
-from clients that leave. It fails if kvproxy dies, answers 5xx where that is not the truth, answers anything but HTTP
-or an error in another shape than the one envelope, leaves a well-framed request unanswered, logs a traceback,
-leaves legs in flight, holds more memory, descriptors or threads than before, or takes an engine for dead.
-A seed makes the same requests again; `--only` fires a single one. Exit code 1: it failed.
-Needs the project's environment: run it with the Python in .venv.
+A kvproxy of its own is started in front of stand-in engines. Requests are made from right ones: their bodies'
+structure, bytes, header values, header lines, request lines, framing and chunks are changed, they come in
+pieces, pipelined, or from clients that leave. It fails if kvproxy dies, answers 5xx where that is not the
+truth, answers anything but HTTP or an error in another shape than the one envelope, leaves a well-framed
+request unanswered, logs a traceback, leaves legs in flight, holds more memory, descriptors or threads than
+before, or takes an engine for dead. A seed makes the same requests again; `--only` fires a single one. Exit
+code 1: it failed. Needs the project's environment: run it with the Python in .venv.
 """
 
 import asyncio

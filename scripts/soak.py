@@ -3,9 +3,9 @@
 
     .venv/bin/python scripts/soak.py [--minutes 60] [--share 0.7]
 
-Stand-in engines that take no time and a real kvproxy, each a process. First it finds the most requests, arriving at
-random, that they keep up with; then as many arrive as the share says. Run it on a quiet machine; the figures are
-also written as JSON.
+Stand-in engines that take no time and a real kvproxy, each a process. First it finds the most requests,
+arriving at random, that they keep up with; then as many arrive as the share says. Run it on a quiet machine;
+the figures are also written as JSON.
 """
 
 import pathlib

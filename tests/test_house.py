@@ -1,4 +1,5 @@
-"""The house stands as it is described: every room has a rule, a line on the map and a place in the import order."""
+"""The house stands as it is described: every room has a rule, a line on the map and a place in the import
+order."""
 
 import ast
 import pathlib

@@ -1,12 +1,15 @@
-"""The request bodies in memory never weigh more than the limit, and none of their clients leaves nothing to the others.
+"""The request bodies in memory never weigh more than the limit, and none of their clients leaves nothing to
+the others.
 
-A body is charged as it is read, so what a client only announces takes nothing from others; one that does not fit
-is refused before or while it is read. Once read it is charged for what is made of it, until its request ends.
+A body is charged as it is read, so what a client only announces takes nothing from others; one that does not
+fit is refused before or while it is read. Once read it is charged for what is made of it, until its request
+ends.
 
 What a client may hold depends on what is free: `SHARE` times as much as it leaves (the dynamic thresholds of
-Choudhury and Hahne, 1998, made for switches that share a buffer). So one client alone gets most of the memory, several
-get the same, and there is always room for one that comes anew. A part of the memory is for small bodies alone,
-which have their own count in each client: large ones never keep them out, not even those of the same client.
+Choudhury and Hahne, 1998, made for switches that share a buffer). So one client alone gets most of the
+memory, several get the same, and there is always room for one that comes anew. A part of the memory is for
+small bodies alone, which have their own count in each client: large ones never keep them out, not even those
+of the same client.
 """
 
 import asyncio
@@ -22,11 +25,13 @@ COPIES = 2
 
 VALUE_BYTES = 40
 MEMBER_BYTES = 160
-"""What a small value of a list, and a small member of an object, cost as Python objects on top of their text: a list
-of token ids weighs 7 times its text, an object of tiny members 17 to 24 times (measured with CPython 3.11)."""
+"""What a small value of a list, and a small member of an object, cost as Python objects on top of their text:
+a list of token ids weighs 7 times its text, an object of tiny members 17 to 24 times (measured with CPython
+3.11)."""
 
 SHARE = 4
-"""A client holds at most so many times what it leaves free: alone four fifths, two of them four ninths each."""
+"""A client holds at most so many times what it leaves free: alone four fifths, two of them four ninths
+each."""
 
 RESERVE = 8
 """One part in so many is for small bodies."""
@@ -43,7 +48,9 @@ NUMBER_BYTES = 8
 
 
 def weigh(data: bytes | bytearray, found: Outline | None = None) -> int:
-    """About how many bytes a JSON body takes while its request is served; `found`: what a large one is made of."""
+    """About how many bytes a JSON body takes while its request is served; `found`: what a large one is made
+    of.
+    """
     if found is None:
         return COPIES * len(data) + VALUE_BYTES * data.count(b",") + MEMBER_BYTES * data.count(b'":')
     values_bytes = VALUE_BYTES * found.values + MEMBER_BYTES * found.members
@@ -76,14 +83,18 @@ class BodyLease:
         self._work: Future[Any] | None = None
 
     def hold(self, size_bytes: int) -> bool:
-        """Hold so much from now on, more or less than before. False, and nothing changes, if it does not fit."""
+        """Hold so much from now on, more or less than before. False, and nothing changes, if it does not
+        fit.
+        """
         if not self._budget.change(self._client, self._held_bytes, size_bytes):
             return False
         self._held_bytes = size_bytes
         return True
 
     def lasts(self, work: "Future[Any]") -> None:
-        """It does not end before this work does, which may go on in its thread when nobody waits for it any more."""
+        """It does not end before this work does, which may go on in its thread when nobody waits for it any
+        more.
+        """
         self._work = work
 
     def end(self) -> None:
@@ -126,7 +137,9 @@ class BodyBudget:
         return BodyLease(self, client)
 
     def fits(self, client: Hashable, size_bytes: int) -> bool:
-        """Whether a client may have so much more in one body now; a body that is alone always may be there."""
+        """Whether a client may have so much more in one body now; a body that is alone always may be
+        there.
+        """
         before_bytes = self._class(size_bytes).by_client.get(client, 0)
         others_bytes = self._class(size_bytes).total_bytes
         if size_bytes <= self.small_bytes:

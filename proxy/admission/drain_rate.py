@@ -10,7 +10,9 @@ RETRY_AFTER_MOST_S = 30
 
 
 class DrainRate:
-    """How fast requests leave the queue, as an average that forgets; times are seconds of a monotonic clock."""
+    """How fast requests leave the queue, as an average that forgets; times are seconds of a monotonic
+    clock.
+    """
 
     def __init__(self) -> None:
         self._recent = 0.0
@@ -22,7 +24,9 @@ class DrainRate:
         self._recent += 1
 
     def retry_after_s(self, ahead: int, now: float) -> int:
-        """When a newcomer behind `ahead` others might be let in: whole seconds, from 1 to RETRY_AFTER_MOST_S."""
+        """When a newcomer behind `ahead` others might be let in: whole seconds, from 1 to
+        RETRY_AFTER_MOST_S.
+        """
         self._decay(now)
         per_second = self._recent / DRAIN_WINDOW_S
         if ahead >= per_second * RETRY_AFTER_MOST_S:

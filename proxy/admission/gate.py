@@ -1,7 +1,7 @@
 """Whoever waits is woken once, by what was decided of it, and whoever leaves makes way.
 
-The asyncio shell of `Lanes`: it owns the futures of those who wait, their time, and the timer of engines that say they
-are full. It decides nothing.
+The asyncio shell of `Lanes`: it owns the futures of those who wait, their time, and the timer of engines that
+say they are full. It decides nothing.
 """
 
 import asyncio
@@ -60,7 +60,8 @@ class Gate:
         failed: Collection[str] = (),
         prefill_on: str | None = None,
     ) -> Admitted:
-        """Wait until a request may go on, as `Lanes.offer` says. Raises RequestError, and what a policy raises.
+        """Wait until a request may go on, as `Lanes.offer` says. Raises RequestError, and what a policy
+        raises.
 
         May be cancelled, and then leaves the queue.
         """

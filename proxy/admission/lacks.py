@@ -16,7 +16,8 @@ class Lack(NamedTuple):
     full: frozenset[tuple[Phase, str]] = frozenset()
     """The instances that have no room for it, of each phase that found no place."""
     engines_full: bool = False
-    """Whether a phase found no place, and no instance of it has too much to do by our limits: engines said so."""
+    """Whether a phase found no place, and no instance of it has too much to do by our limits: engines said
+    so."""
 
 
 NOTHING = Lack()
@@ -37,7 +38,9 @@ def lack_of(question: Question, decision: Decision) -> Lack:
 
 
 def _full(pick: Pick) -> dict[str, Why]:
-    """The instances of a phase that are worth waiting for, and why; if of one the ranks differ, by our limits."""
+    """The instances of a phase that are worth waiting for, and why; if of one the ranks differ, by our
+    limits.
+    """
     found: dict[str, Why] = {}
     for candidate in (priced.candidate for priced in pick.candidates):
         if candidate.why in NO_ROOM and found.get(candidate.instance) is not Why.FULL:

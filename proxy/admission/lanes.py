@@ -1,13 +1,13 @@
 """A request is let in when a decision exists whose instances have room for it; until then it waits its turn.
 
-Pure: times are passed in, and what was decided comes out as grants and refusals. Nothing polls: the queue is looked
-at when a claim ends, when an instance becomes usable or not, when the moment of one that said it is full is over, and
-when somebody leaves it. Then as many are let in as fit, and nobody else is looked at. What is let in holds its claims
-from the moment of the decision, so those let in together see each other.
+Pure: times are passed in, and what was decided comes out as grants and refusals. Nothing polls: the queue is
+looked at when a claim ends, when an instance becomes usable or not, when the moment of one that said it is
+full is over, and when somebody leaves it. Then as many are let in as fit, and nobody else is looked at. What
+is let in holds its claims from the moment of the decision, so those let in together see each other.
 
-A request that waits for room keeps it: an instance that is full for the request whose turn it is stays closed for all
-behind it, so a long prompt is not starved by short ones. A request that waits for an instance to become usable keeps
-no room, and neither does one that waits for another request of its own client to end.
+A request that waits for room keeps it: an instance that is full for the request whose turn it is stays closed
+for all behind it, so a long prompt is not starved by short ones. A request that waits for an instance to
+become usable keeps no room, and neither does one that waits for another request of its own client to end.
 """
 
 from collections.abc import Callable, Collection, Hashable
@@ -42,8 +42,8 @@ class QueueAccounts(Protocol):
     def refused(self, reason: str) -> None:
         """A request was not let in.
 
-        `reason`: `queue_full`, `shed`, `queue_timeout`, `client_limit`, `engines_full`, `no_prefill`, `no_engine`,
-        `too_long` or `stopping`.
+        `reason`: `queue_full`, `shed`, `queue_timeout`, `client_limit`, `engines_full`, `no_prefill`,
+        `no_engine`, `too_long` or `stopping`.
         """
         ...
 
@@ -64,8 +64,8 @@ class Lanes:
         accounts: QueueAccounts,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """`wake` is called in the middle of a change after which `due` is true, or nobody waits; it should only take a
-        note.
+        """`wake` is called in the middle of a change after which `due` is true, or nobody waits; it should
+        only take a note.
         """
         self._fleet = fleet
         self._placement = placement
@@ -84,8 +84,8 @@ class Lanes:
         """Instances that are full for one of those."""
         self._stopping = False
         self.due = False
-        """Whether something is otherwise than at the last look: `changed` is to be called, once for all that changes
-        together."""
+        """Whether something is otherwise than at the last look: `changed` is to be called, once for all that
+        changes together."""
         fleet.listen(self._note)
 
     def __len__(self) -> int:
@@ -133,10 +133,10 @@ class Lanes:
     def offer(self, turn: Turn, now: float) -> list[Outcome]:
         """A request wants in. If nothing is decided of it, it waits, for `left_s` at most.
 
-        A ticket that was admitted before is a retry: whatever its client has running, it waits for no room, only
-        for something usable, and for engines that say they are full. One that these turned away has no more than its
-        time in the queue for all its attempts; then it gets in at once, where none of them is asked again, or not at
-        all. Others may have to leave the queue for a new one.
+        A ticket that was admitted before is a retry: whatever its client has running, it waits for no room,
+        only for something usable, and for engines that say they are full. One that these turned away has no
+        more than its time in the queue for all its attempts; then it gets in at once, where none of them is
+        asked again, or not at all. Others may have to leave the queue for a new one.
         """
         ticket = turn.ticket
         if self._stopping and not ticket.of.admitted:
@@ -160,7 +160,9 @@ class Lanes:
         return [self._timed_out(turn, now)] if self.left_s(turn) <= 0 else self._push(turn, now)
 
     def changed(self, now: float, gone: Callable[[Turn], bool] = lambda _: False) -> list[Outcome]:
-        """Look again: what has changed may let some of those who wait in. `gone` tells who has left without a word."""
+        """Look again: what has changed may let some of those who wait in. `gone` tells who has left without a
+        word.
+        """
         self.due = False
         self._blocked.clear()
         self._kept.clear()
@@ -211,7 +213,9 @@ class Lanes:
         return self._rules.admission.queue_timeout_s - turn.ticket.waited_s
 
     def look_again_in_s(self, now: float) -> float | None:
-        """When an engine that said it is full may have more room by mere lapse of time, while somebody waits."""
+        """When an engine that said it is full may have more room by mere lapse of time, while somebody
+        waits.
+        """
         return self._fleet.reopens_in_s(now) if self._queue else None
 
     # -- one request ----------------------------------------------------------------------------------------
@@ -219,8 +223,8 @@ class Lanes:
     def _time_is_up(self, ticket: Ticket, now: float) -> bool:
         """Whether a request that was turned away may not be so again.
 
-        Its queueing counts, and all that happened since it was turned away first: else engines that have a moment of
-        room whenever it comes back from another prefill leg could turn it away for ever.
+        Its queueing counts, and all that happened since it was turned away first: else engines that have a
+        moment of room whenever it comes back from another prefill leg could turn it away for ever.
         """
         if ticket.turned_away_at is None:
             return False
@@ -262,8 +266,8 @@ class Lanes:
     def _check_served(self, question: Question) -> None:
         """Not to wait for what cannot be: an instance that serves it.
 
-        A name that could be anything while no engine had told what it serves may turn out to be nothing, and a prompt
-        may be too long for all of them.
+        A name that could be anything while no engine had told what it serves may turn out to be nothing, and
+        a prompt may be too long for all of them.
         """
         model = question.model
         if any(instance.model_cards for instance in self._fleet) and not self._fleet.serves(model):

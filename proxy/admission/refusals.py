@@ -50,7 +50,9 @@ class Refusals:
         )
 
     def missing(self, phases: Collection[Phase], reason: str = "no_engine") -> RequestError:
-        """No instance is usable for these phases. `reason`: `no_engine`, or `no_prefill` if nobody waits for one."""
+        """No instance is usable for these phases. `reason`: `no_engine`, or `no_prefill` if nobody waits for
+        one.
+        """
         self._count(reason)
         return nothing_usable(list(phases), reason)
 

@@ -16,7 +16,9 @@ class Running:
     """How many requests of each client were let in and are not over."""
 
     def __init__(self, queue: FairQueue[Turn], most: int, changed: Callable[[], None]) -> None:
-        """`most`: of one client; 0: any number. `changed` is called when one that was held back has turns again."""
+        """`most`: of one client; 0: any number. `changed` is called when one that was held back has turns
+        again.
+        """
         self._queue = queue
         self._most = most
         self._changed = changed

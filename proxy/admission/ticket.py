@@ -14,14 +14,15 @@ class Ticket:
         self.of = of or self
         """The ticket of the whole request."""
         self.admitted = False
-        """Whether it, or a part of it, was let in once: what follows are retries, which wait only while nothing is
-        usable or has room by its own word, and the other parts."""
+        """Whether it, or a part of it, was let in once: what follows are retries, which wait only while
+        nothing is usable or has room by its own word, and the other parts."""
         self.turned_away_by: set[str] = set()
         """The instances whose engine said that it is full when it got this."""
         self.turned_away_at: float | None = None
         """When the first of them did, on the monotonic clock."""
         self.waited_s = 0.0
-        """Seconds in the queue so far, and at engines that turned it away; what others did for it meanwhile is no wait."""
+        """Seconds in the queue so far, and at engines that turned it away; what others did for it meanwhile
+        is no wait."""
         self.when_over: Callable[[], None] | None = None
         """Called once when nobody keeps the whole request any more."""
         self.keepers = 0

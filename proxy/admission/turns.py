@@ -38,7 +38,8 @@ class Turn:
         self.again = ticket.admitted
         self._fitting = fitting
         self.lack: Lack | None = None
-        """What it wanted for at the last try; None if it was never tried, as nobody is who waits behind others."""
+        """What it wanted for at the last try; None if it was never tried, as nobody is who waits behind
+        others."""
         self.told_no_prefill = False
         """Whether it was counted that it met no usable prefill instance."""
         self.waiting: Waiting[Turn] | None = None
@@ -61,7 +62,8 @@ class Grant(NamedTuple):
     turn: Turn
     admitted: Admitted
     release: Callable[[], None] = _nothing
-    """Ends what is counted for it until its request counts for itself: to be called in the same moment, once."""
+    """Ends what is counted for it until its request counts for itself: to be called in the same moment,
+    once."""
 
 
 class Refusal(NamedTuple):

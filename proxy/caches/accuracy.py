@@ -1,5 +1,5 @@
-"""Each finished prefill leg says whether the index was right about its engine; a miss is held against the index only
-when nothing else explains it: docs/adr/0005-when-an-index-is-believed.md.
+"""Each finished prefill leg says whether the index was right about its engine; a miss is held against the
+index only when nothing else explains it: docs/adr/0005-when-an-index-is-believed.md.
 
 Pure: told of removals by the index, of legs by the director, and of the time by `look`.
 """
@@ -112,7 +112,8 @@ class Comparison:
     def answered(self, reported_tokens: int | None, now: float, *, tokens_differ: bool = False) -> None:
         """The engine has answered; `reported_tokens` it had cached, None if it does not say.
 
-        `tokens_differ`: it counted the prompt otherwise than we did, or such prompts are not trusted any more.
+        `tokens_differ`: it counted the prompt otherwise than we did, or such prompts are not trusted any
+        more.
         """
         counts, index = self.of.counts, self.index
         if reported_tokens is None or reported_tokens < 0:
@@ -160,7 +161,9 @@ class Comparison:
             self._ticket = None
 
     def was_removed(self, block: int) -> bool:
-        """Whether a block of the prompt was removed after the decision; not to be asked of one that has ended."""
+        """Whether a block of the prompt was removed after the decision; not to be asked of one that has
+        ended.
+        """
         return self._ticket is not None and self.of.removals.since(self._ticket, self.keys[block])
 
 
@@ -181,8 +184,8 @@ class Accuracy:
         upper_bound: Callable[[str, int], bool] = lambda _instance, _rank: False,
         settle_s: float = SETTLE_S,
     ) -> None:
-        """`holds` tells whether a block lies in a rank now, by its key; `upper_bound` whether what the index says of a
-        rank is only the most its engine may reuse.
+        """`holds` tells whether a block lies in a rank now, by its key; `upper_bound` whether what the index
+        says of a rank is only the most its engine may reuse.
         """
         self._holds = holds
         self._upper_bound = upper_bound

@@ -1,4 +1,6 @@
-"""A rank whose index was wrong is said once, built anew when that is due, and said again when it is believed."""
+"""A rank whose index was wrong is said once, built anew when that is due, and said again when it is
+believed.
+"""
 
 import asyncio
 import logging
@@ -15,8 +17,8 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.25
 
 _TURNS_TO_HEAR = 8
-"""Of the event loop, from an event's arrival to the index at most. Where requests keep the loop busy each takes long,
-and what looks like a wrong index may be one that is late."""
+"""Of the event loop, from an event's arrival to the index at most. Where requests keep the loop busy each
+takes long, and what looks like a wrong index may be one that is late."""
 _LATE_LOOKS = 20  # the longest turn of the loop in so many looks counts
 
 

@@ -1,7 +1,7 @@
 """No more copies of blocks are counted than an engine has room for: each rank's room is asked of its engine.
 
-vLLM tells it on its `/metrics` page, as a label of `vllm:cache_config_info`. With internal load balancing over
-data-parallel ranks it tells the sum for each of them, so the bound is laxer there, and never too narrow.
+vLLM tells it on its `/metrics` page, as a label of `vllm:cache_config_info`. With internal load balancing
+over data-parallel ranks it tells the sum for each of them, so the bound is laxer there, and never too narrow.
 """
 
 import logging
@@ -26,11 +26,15 @@ class Capacities:
         self._told: dict[str, set[int]] = {}
 
     def due(self, instance: Instance, *, came_up: bool) -> bool:
-        """Whether to ask: it came up, it has not answered yet, or it is another process than when it answered."""
+        """Whether to ask: it came up, it has not answered yet, or it is another process than when it
+        answered.
+        """
         return came_up or self._asked.get(instance.address) != _epoch(instance)
 
     async def listed(self, address: str) -> int | None:
-        """How many ranks an engine's metrics list, 0 if they list none; None if they do not answer. Raises nothing."""
+        """How many ranks an engine's metrics list, 0 if they list none; None if they do not answer. Raises
+        nothing.
+        """
         try:
             page = await ask(self._engines, address, METRICS, self._timeout_s)
         except LegError as error:

@@ -1,4 +1,6 @@
-"""Where an engine says it publishes becomes where we connect, or bind; what cannot be read is an error, not silence."""
+"""Where an engine says it publishes becomes where we connect, or bind; what cannot be read is an error, not
+silence.
+"""
 
 from typing import Any
 
@@ -34,8 +36,9 @@ def read_sources(answer: Any, host: str, rules: ToldRules) -> list[SourceAddress
 
     A wildcard endpoint is bound by the engine, so it is reached at the instance's own host. To any other the
     engine connects, and the subscriber binds - unless it names the very host the instance is reached at, not
-    loopback: that is what an engine tells that was asked to find a free port of its own. Raises NotAllowedError if it
-    names what `rules` do not let it name, ValueError if it cannot be read (`event_sources.by_rank`).
+    loopback: that is what an engine tells that was asked to find a free port of its own. Raises
+    NotAllowedError if it names what `rules` do not let it name, ValueError if it cannot be read
+    (`event_sources.by_rank`).
     """
     told = by_rank(answer)
     try:

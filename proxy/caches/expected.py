@@ -13,7 +13,8 @@ SETTLE_S = 2.0
 this only has to cover their way here."""
 
 SWEPT_AT_ONCE = 4096
-"""Blocks whose time is up that one call forgets, half a millisecond; those of a prompt of a million tokens take 20 ms."""
+"""Blocks whose time is up that one call forgets, half a millisecond; those of a prompt of a million tokens
+take 20 ms."""
 
 _Place = tuple[str, int]
 

@@ -90,7 +90,9 @@ class _Feed:
 
     @property
     def epoch(self) -> int:
-        """One more for each process that may be another one: a batch that cannot be read says nothing of that."""
+        """One more for each process that may be another one: a batch that cannot be read says nothing of
+        that.
+        """
         return self.subscriber.epoch - self.subscriber.damages
 
     async def stop(self) -> None:
@@ -112,7 +114,9 @@ class EventFeeds:
         ask_timeout_s: float = ASK_TIMEOUT_S,
         snapshots: Snapshots | None = None,
     ) -> None:
-        """`rules`: where engines may have us connect and listen; `snapshots`: None if nothing is to outlive us."""
+        """`rules`: where engines may have us connect and listen; `snapshots`: None if nothing is to outlive
+        us.
+        """
         self._rules = rules or ToldRules()
         self._engines = engines
         self._ask_timeout_s = ask_timeout_s
@@ -202,7 +206,9 @@ class EventFeeds:
     def rebuild(
         self, instance: Instance, rank: int, *, replay: bool, unless_cleared_since: int | None = None
     ) -> None:
-        """What the index holds of this rank is wrong: have it forgotten and built anew (`Subscriber.rebuild`)."""
+        """What the index holds of this rank is wrong: have it forgotten and built anew
+        (`Subscriber.rebuild`).
+        """
         feed = instance.sources.get(rank)
         if isinstance(feed, _Feed):
             feed.subscriber.rebuild(replay=replay, unless_cleared_since=unless_cleared_since)

@@ -1,4 +1,6 @@
-"""Which blocks of a rank were removed since a leg was decided, for as long as a leg wants to know, and no longer."""
+"""Which blocks of a rank were removed since a leg was decided, for as long as a leg wants to know, and no
+longer.
+"""
 
 from collections.abc import Sequence
 

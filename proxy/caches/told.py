@@ -1,7 +1,8 @@
-"""What an engine tells of addresses is believed of its own host alone; anything else needs an operator's word.
+"""What an engine tells of addresses is believed of its own host alone; anything else needs an operator's
+word.
 
-An engine that could name any address would have kvproxy connect to machines it cannot reach itself, or listen where
-nobody should be heard. Pure: nothing is resolved or opened here.
+An engine that could name any address would have kvproxy connect to machines it cannot reach itself, or listen
+where nobody should be heard. Pure: nothing is resolved or opened here.
 """
 
 import ipaddress

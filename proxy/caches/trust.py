@@ -1,7 +1,8 @@
-"""A rank is believed until its index has promised too much a few times; it is then built anew, ever more patiently.
+"""A rank is believed until its index has promised too much a few times; it is then built anew, ever more
+patiently.
 
-Pure: one state machine for each rank, told of every hit (a leg for which the index had promised cached blocks) and
-of what became of the index. It says when to rebuild, never how.
+Pure: one state machine for each rank, told of every hit (a leg for which the index had promised cached
+blocks) and of what became of the index. It says when to rebuild, never how.
 """
 
 import enum
@@ -11,18 +12,19 @@ WINDOW_HITS = 16
 """How many hits are looked back on, and how many a rank has to show after a rebuild."""
 
 MISSES_TO_DISTRUST = 3
-"""Of the last `WINDOW_HITS`. One can be an eviction whose event came late, and on a starved machine two; a rank that
-promises too much for every fifth prompt draws prompts away from where they are cached."""
+"""Of the last `WINDOW_HITS`. One can be an eviction whose event came late, and on a starved machine two; a
+rank that promises too much for every fifth prompt draws prompts away from where they are cached."""
 
 SUSTAINED_HITS = 64
-"""After so many hits without a promise too much a rebuild is taken to have helped: four windows, so that an index that
-goes wrong in one hit of twenty does not begin anew each time."""
+"""After so many hits without a promise too much a rebuild is taken to have helped: four windows, so that an
+index that goes wrong in one hit of twenty does not begin anew each time."""
 
 REBUILD_FIRST_S = 30.0
 """From one rebuild that did not help to the next; then twice as long, and so on."""
 
 REBUILD_MOST_S = 3600.0
-"""A replay of a full buffer (10 000 batches) an hour is nothing; and whatever is wrong may have been repaired."""
+"""A replay of a full buffer (10 000 batches) an hour is nothing; and whatever is wrong may have been
+repaired."""
 
 
 class Step(enum.StrEnum):
@@ -33,7 +35,8 @@ class Step(enum.StrEnum):
     REPLAY = "replay"
     """Forget what is known of it and have its batches replayed."""
     START_OVER = "start over"
-    """Forget what is known of it and go on from its next batch: the replay has led to a wrong index before."""
+    """Forget what is known of it and go on from its next batch: the replay has led to a wrong index
+    before."""
     REGAINED = "regained"
     """It is trusted again."""
 
@@ -90,7 +93,9 @@ class Trust:
         return self._regain() if not self.trusted and self._right >= WINDOW_HITS else None
 
     def look(self, now: float, *, forgotten: int, known: bool) -> Step | None:
-        """What is due now. `forgotten`: how often all of this rank was; `known`: its source is not in doubt."""
+        """What is due now. `forgotten`: how often all of this rank was; `known`: its source is not in
+        doubt.
+        """
         if self._forgotten is None:
             self._forgotten = forgotten
         if self._forgotten != forgotten:
@@ -104,7 +109,9 @@ class Trust:
         return Step.REPLAY if self._rebuilds == 1 else Step.START_OVER
 
     def _was_forgotten(self, forgotten: int) -> Step | None:
-        """It was built anew: as we asked, or because its engine was replaced, and then nothing is held against it."""
+        """It was built anew: as we asked, or because its engine was replaced, and then nothing is held
+        against it.
+        """
         self._forgotten = forgotten
         self._on_trial = WINDOW_HITS if self._asked else 0
         if not self._asked:

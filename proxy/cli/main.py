@@ -87,7 +87,9 @@ def _allow_many_sockets() -> None:
 
 
 def _leave_no_core() -> None:
-    """A core dump would hold prompts and keys. One that is piped to a program is for that program to limit."""
+    """A core dump would hold prompts and keys. One that is piped to a program is for that program to
+    limit.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

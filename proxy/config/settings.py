@@ -32,7 +32,8 @@ FILE = "FILE"
 ENVIRONMENT_PREFIX = "KVPROXY_"
 
 MOST_INTEGER = 2**63 - 1
-"""As large as a whole number may be, in TOML too; some larger ones are none that Python can compare with limits."""
+"""As large as a whole number may be, in TOML too; some larger ones are none that Python can compare with
+limits."""
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})

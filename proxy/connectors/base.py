@@ -9,8 +9,8 @@ from proxy.request.body import Body, Encoded
 from proxy.request.dialects import Usage
 
 MAX_PARAMS_BYTES = 4 << 20
-"""Of one prefill answer's `kv_transfer_params`: a million tokens in blocks of 16 take half a MB for each cache group.
-Reading more would hold up the event loop for more than 50 ms."""
+"""Of one prefill answer's `kv_transfer_params`: a million tokens in blocks of 16 take half a MB for each
+cache group. Reading more would hold up the event loop for more than 50 ms."""
 
 
 _PARAMS_BYTES = 1 << 20
@@ -29,8 +29,8 @@ class Handoff(msgspec.Struct, frozen=True):
     """What a prefill engine answered that the decode leg and the accounts need."""
 
     params: msgspec.Raw | None
-    """The answer's `kv_transfer_params`, word for word, members that kvproxy does not know included: what newer engines
-    tell each other. None where the connector moves KV without them."""
+    """The answer's `kv_transfer_params`, word for word, members that kvproxy does not know included: what
+    newer engines tell each other. None where the connector moves KV without them."""
     prompt_tokens: int | None
     """The prompt's length as the engine counted it."""
     cached_tokens: int | None
@@ -40,18 +40,24 @@ class Handoff(msgspec.Struct, frozen=True):
 
 
 class Connector(Protocol):
-    """Pure: bodies in, bodies out. It adds what engines tell each other, and knows no other member of any route."""
+    """Pure: bodies in, bodies out. It adds what engines tell each other, and knows no other member of any
+    route.
+    """
 
     name: str
     holds: bool
     """Whether a finished prefill leg leaves blocks held on the prefill instance until they are fetched."""
 
     def prefill_body(self, first: Body) -> Encoded:
-        """The body of the prefill leg. `first`: the client's request for its first token alone, not streamed."""
+        """The body of the prefill leg. `first`: the client's request for its first token alone, not
+        streamed.
+        """
         ...
 
     def read_handoff(self, answer: bytes, usage: Usage) -> Handoff:
-        """Read the answer of a prefill leg, whose usage is known. Raises ValueError if the decode leg needs more."""
+        """Read the answer of a prefill leg, whose usage is known. Raises ValueError if the decode leg needs
+        more.
+        """
         ...
 
     def decode_body(self, body: Body, handoff: Handoff) -> Encoded:
@@ -59,11 +65,11 @@ class Connector(Protocol):
         ...
 
     def fetch_body(self, first: Body, handoff: Handoff) -> Encoded | None:
-        """The body of a leg that only brings the blocks to the decode instance; None where nothing is handed over.
-        `first` as in `prefill_body`.
+        """The body of a leg that only brings the blocks to the decode instance; None where nothing is handed
+        over. `first` as in `prefill_body`.
 
-        It goes before the decode leg of a request for several sequences: each of them would fetch by itself what
-        can be fetched once.
+        It goes before the decode leg of a request for several sequences: each of them would fetch by itself
+        what can be fetched once.
         """
         ...
 
@@ -90,10 +96,11 @@ _decode_params = msgspec.json.Decoder(_Params).decode
 
 
 def asking_for_report(body: Body) -> Body | None:
-    """The request, also asking the engine to tell of the cached blocks it reuses; None if that is not possible.
+    """The request, also asking the engine to tell of the cached blocks it reuses; None if that is not
+    possible.
 
-    The session id marks what is told (`kvevents.events.REPORT_SESSION`), so a client's own rules it out. vLLM takes
-    any extra argument it does not know.
+    The session id marks what is told (`kvevents.events.REPORT_SESSION`), so a client's own rules it out. vLLM
+    takes any extra argument it does not know.
     """
     if body.gives("session_id"):
         return None
@@ -109,7 +116,9 @@ _REPORT = {"kv_cache_report_mode": "full", "session_id": REPORT_SESSION}
 
 
 def read_params(answer: bytes, usage: Usage) -> Handoff:
-    """What the params of a prefill answer tell beside its usage. Raises ValueError if it is not such an answer."""
+    """What the params of a prefill answer tell beside its usage. Raises ValueError if it is not such an
+    answer.
+    """
     try:
         raw = _decode_answer(answer).kv_transfer_params
         params = raw if raw != _NULL else None

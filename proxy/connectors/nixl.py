@@ -1,4 +1,6 @@
-"""NIXL, pull mode: the prefill engine holds the blocks, its answer says where, the decode engine fetches them once."""
+"""NIXL, pull mode: the prefill engine holds the blocks, its answer says where, the decode engine fetches them
+once.
+"""
 
 import msgspec
 
@@ -9,8 +11,9 @@ from proxy.request.dialects import Usage
 _ASK = {"kv_transfer_params": msgspec.Raw(b'{"do_remote_decode":true,"do_remote_prefill":false}')}
 
 REFUSED_MODEL = "kvproxy-release-of-prefilled-blocks"
-"""A model no engine serves. A request for it is refused before anything is computed or fetched, and refusing a
-request that carries transfer params is what makes a vLLM decode engine tell the prefill engine to free them."""
+"""A model no engine serves. A request for it is refused before anything is computed or fetched, and refusing
+a request that carries transfer params is what makes a vLLM decode engine tell the prefill engine to free
+them."""
 
 
 class NixlConnector:

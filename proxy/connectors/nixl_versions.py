@@ -1,18 +1,21 @@
-"""Two engines move KV over NIXL only if both speak one version of its metadata, which their vLLM release tells.
+"""Two engines move KV over NIXL only if both speak one version of its metadata, which their vLLM release
+tells.
 
-vLLM counts it up whenever it changes what engines tell each other (`NIXL_CONNECTOR_VERSION`), and refuses the handshake
-with any other (`compute_nixl_compatibility_hash`).
+vLLM counts it up whenever it changes what engines tell each other (`NIXL_CONNECTOR_VERSION`), and refuses the
+handshake with any other (`compute_nixl_compatibility_hash`).
 """
 
 import re
 
 METADATA_VERSIONS = {(0, 32): 14, (0, 33): 15}
-"""By release: `NIXL_CONNECTOR_VERSION` in vllm/distributed/kv_transfer/kv_connector/v1/nixl/metadata.py of 0.32.0 and of
-0.33.0."""
+"""By release: `NIXL_CONNECTOR_VERSION` in vllm/distributed/kv_transfer/kv_connector/v1/nixl/metadata.py of
+0.32.0 and of 0.33.0."""
 
 
 def release(version: str) -> tuple[int, int] | None:
-    """Major and minor number of a vLLM version, as `/version` tells it; None if it begins with none (a build of main)."""
+    """Major and minor number of a vLLM version, as `/version` tells it; None if it begins with none (a build
+    of main).
+    """
     numbers = re.match(r"v?(\d{1,6})\.(\d{1,6})", version)
     return (int(numbers[1]), int(numbers[2])) if numbers else None
 

@@ -1,4 +1,6 @@
-"""Connectors that share KV through a store of their own: the same request twice, no params between the legs."""
+"""Connectors that share KV through a store of their own: the same request twice, no params between the
+legs.
+"""
 
 from proxy.connectors.base import Handoff, read_params
 from proxy.request.body import Body, Encoded
@@ -6,7 +8,9 @@ from proxy.request.dialects import Usage
 
 
 class SharedConnector:
-    """Shared storage, such as vLLM's ExampleConnector: prefill writes the blocks, decode finds them by content."""
+    """Shared storage, such as vLLM's ExampleConnector: prefill writes the blocks, decode finds them by
+    content.
+    """
 
     name = "shared"
     holds = False

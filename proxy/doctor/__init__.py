@@ -1,4 +1,5 @@
-"""`kvproxy doctor`: does each engine, and each pair of them, do what kvproxy relies on; and what to do where not.
+"""`kvproxy doctor`: does each engine, and each pair of them, do what kvproxy relies on; and what to do where
+not.
 
     examination  all instances within one deadline, and which findings are asked for
     probing      what is asked of one engine, with `asking`, `listening` and `prompts`

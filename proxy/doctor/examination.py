@@ -1,7 +1,7 @@
 """All instances are looked at within one deadline, and what was not done by then is said.
 
-Engines first, side by side; then what they have to do with each other. The doctor takes no claims and changes no
-health: its probes are a small load, no more.
+Engines first, side by side; then what they have to do with each other. The doctor takes no claims and changes
+no health: its probes are a small load, no more.
 """
 
 import asyncio
@@ -83,7 +83,9 @@ class Doctor:
         await self._tasks.close()
 
     async def examine(self, specs: Sequence[InstanceSpec], local: LocalTokenizer | None) -> Report:
-        """Look at these instances. `local`: the tokenizer in this process; one is looked for if none is given."""
+        """Look at these instances. `local`: the tokenizer in this process; one is looked for if none is
+        given.
+        """
         self._examining = True
         try:
             return await self._examine(specs, local)
@@ -253,7 +255,9 @@ class Doctor:
 
 
 def _take_over_reports(engines: Sequence[EngineFacts], pairs: Sequence[PairFacts]) -> None:
-    """What a prefill leg's answer tells of cached tokens counts where plain answers tell nothing: so it is for requests."""
+    """What a prefill leg's answer tells of cached tokens counts where plain answers tell nothing: so it is
+    for requests.
+    """
     told = {pair.prefill: pair.reported for pair in pairs if pair.reported is not None}
     for facts in engines:
         if facts.address not in told or len(facts.ranks) != 1:  # which rank took a prefill leg is not known

@@ -1,4 +1,6 @@
-"""What was seen of engines and pairs, as it was seen: no judgement is in a fact, and no I/O in a judgement."""
+"""What was seen of engines and pairs, as it was seen: no judgement is in a fact, and no I/O in a
+judgement.
+"""
 
 import enum
 from typing import Any, Protocol
@@ -89,7 +91,8 @@ class RankFacts(msgspec.Struct):
     source: Source | None = None
     """Where its events are; None if it publishes none, or none are wanted."""
     followed_as: str | None = None
-    """The state of the index of the running service, where only that can hear the engine (it binds the port)."""
+    """The state of the index of the running service, where only that can hear the engine (it binds the
+    port)."""
     accuracy: dict[str, Any] | None = None
     """How right the running service's predictions were, as `/status` has it; None without a service."""
     port_taken: bool = False

@@ -54,7 +54,9 @@ class HandOver:
         self._lease_s = lease_s
 
     async def run(self, facts: PairFacts, token_ids: list[int]) -> None:
-        """Try a pair with the prefill engine's own probe, which the decode engine does not know; fills `facts`."""
+        """Try a pair with the prefill engine's own probe, which the decode engine does not know; fills
+        `facts`.
+        """
         for number in range(TRIES):
             tokens = token_ids if not number else prompts.shuffled(token_ids)
             await self._once(facts, tokens)

@@ -1,4 +1,6 @@
-"""One rank's KV events are followed by a subscriber of the doctor's own, into an index of its own, for a short while."""
+"""One rank's KV events are followed by a subscriber of the doctor's own, into an index of its own, for a
+short while.
+"""
 
 import asyncio
 import contextlib
@@ -100,7 +102,9 @@ class Listener(NullObserver):
         return self.replayed is not None or self.replay_failures >= tries
 
     async def verify(self, limit_s: float) -> None:
-        """Ask for what was published last to be replayed: somebody else's replay has another there, or nothing."""
+        """Ask for what was published last to be replayed: somebody else's replay has another there, or
+        nothing.
+        """
         seen = self._replays
         self._subscriber.suspect()
         await self.until(lambda: self._replays > seen, limit_s)

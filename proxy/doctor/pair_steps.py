@@ -51,8 +51,8 @@ def roles(specs: Sequence[InstanceSpec], *, decode_alone: bool) -> list[Finding]
 def why_not(prefill: EngineFacts, decode: EngineFacts, model: str) -> str | None:
     """Why a pair had better not be tried; None if it may.
 
-    A decode engine that is handed fewer blocks than it wants dies of it (vLLM asserts that), so block sizes that
-    differ are not tried out.
+    A decode engine that is handed fewer blocks than it wants dies of it (vLLM asserts that), so block sizes
+    that differ are not tried out.
     """
     for facts in (prefill, decode):
         if facts.health is None or not facts.health.ok or not facts.serves(model):

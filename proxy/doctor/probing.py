@@ -1,4 +1,6 @@
-"""One engine is asked about itself, listened to and sent a probe twice; each question has an end, and nothing is judged."""
+"""One engine is asked about itself, listened to and sent a probe twice; each question has an end, and nothing
+is judged.
+"""
 
 import asyncio
 import time
@@ -95,7 +97,9 @@ class Probing:
         tasks: TaskOwner,
         service: Service | None,
     ) -> None:
-        """`rules`: where engines may have us connect and listen; `service`: what a running service knows, where there is one."""
+        """`rules`: where engines may have us connect and listen; `service`: what a running service knows,
+        where there is one.
+        """
         self.facts = facts
         self._engines = engines
         self._model = model
@@ -122,7 +126,9 @@ class Probing:
             facts.told_sources = asking.read_told_sources(told, facts.spec.host, self._rules)
 
     async def probe(self, local: LocalTokenizer | None) -> None:
-        """Compare tokenizers, listen and send the probe; only where the model is served, and nobody sleeps."""
+        """Compare tokenizers, listen and send the probe; only where the model is served, and nobody
+        sleeps.
+        """
         if self.facts.asleep or not self.facts.serves(self._model):
             return
         await self._compare(local)
@@ -263,8 +269,8 @@ class Probing:
     async def _make(self, rank: RankFacts, local: LocalTokenizer | None) -> dict[str, Any] | None:
         """A probe of some blocks; None, with the reason noted, if its tokens cannot be had.
 
-        Never one token longer than whole blocks if that can be helped: vLLM's ExampleConnector stores such a prompt under
-        another name than it looks for.
+        Never one token longer than whole blocks if that can be helped: vLLM's ExampleConnector stores such a
+        prompt under another name than it looks for.
         """
         size = self.facts.block_size or USUAL_BLOCK_SIZE
         longest = min(MAX_PROBE_TOKENS, self.facts.max_model_len(self._model) or MAX_PROBE_TOKENS)

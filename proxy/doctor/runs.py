@@ -1,7 +1,7 @@
 """Pure: which of the stored runs that were heard are the probe's, and whether they hold exactly its tokens.
 
-A busy engine tells of a thousand runs while its doctor waits for one, so each is looked at once, and a prompt that
-has grown far longer than the probe is let go.
+A busy engine tells of a thousand runs while its doctor waits for one, so each is looked at once, and a prompt
+that has grown far longer than the probe is let go.
 """
 
 from array import array

@@ -1,4 +1,6 @@
-"""Pure: which engines cannot hand KV to each other, by the releases they tell, and which to upgrade together."""
+"""Pure: which engines cannot hand KV to each other, by the releases they tell, and which to upgrade
+together.
+"""
 
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -12,7 +14,9 @@ _NAMED = 8  # engines named of one release
 
 
 def nixl_versions(engines: Sequence[EngineFacts], connector: str) -> list[Finding]:
-    """Whether every prefill engine can shake hands with every decode engine; nothing to say where that is so."""
+    """Whether every prefill engine can shake hands with every decode engine; nothing to say where that is
+    so.
+    """
     if connector != "nixl":
         return []
     telling = [facts for facts in engines if _version(facts) is not None]

@@ -44,7 +44,8 @@ def create_app(
 ) -> web.Application:
     """The application of `config`; `policy` replaces the configured one. Raises ConfigError.
 
-    `dialects`: the generating routes that it serves. `sources`: who names instances beside flags and operators.
+    `dialects`: the generating routes that it serves. `sources`: who names instances beside flags and
+    operators.
     """
     _check_key_files(config)
     service = assemble(config, policy, sources, waits)
@@ -177,7 +178,9 @@ async def _reached(event: asyncio.Event) -> None:
 
 
 async def drain(runner: web.AppRunner, delay_s: float, hurry: asyncio.Event) -> None:
-    """Fail `/ready` and serve on, for `delay_s` seconds or until `hurry`: load balancers need time to take notice."""
+    """Fail `/ready` and serve on, for `delay_s` seconds or until `hurry`: load balancers need time to take
+    notice.
+    """
     runner.app[SERVICE].draining.set()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(delay_s):
@@ -185,7 +188,8 @@ async def drain(runner: web.AppRunner, delay_s: float, hurry: asyncio.Event) -> 
 
 
 async def shut_down(runner: web.AppRunner, timeout_s: float, hurry: asyncio.Event) -> None:
-    """Take no more requests, let the running ones end for `timeout_s` seconds or until `hurry`, then close all.
+    """Take no more requests, let the running ones end for `timeout_s` seconds or until `hurry`, then close
+    all.
 
     An admin port stays open until the last: the end of a long drain can be watched.
     """

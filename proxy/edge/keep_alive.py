@@ -1,7 +1,8 @@
-"""A client that waits long for the head of its stream hears that it is being served; from then on its status is 200.
+"""A client that waits long for the head of its stream hears that it is being served; from then on its status
+is 200.
 
-Only until the stream begins: afterwards its engine sends what there is. What goes wrong after the first comment can only
-be told in an event, so whoever answers has to look whether the head is out.
+Only until the stream begins: afterwards its engine sends what there is. What goes wrong after the first
+comment can only be told in an event, so whoever answers has to look whether the head is out.
 """
 
 import asyncio
@@ -22,7 +23,9 @@ class KeepAlive:
     """Sends comments while something else, inside its context, finds out what the answer is."""
 
     def __init__(self, request: web.Request, every_s: float) -> None:
-        """`every_s`: the first comment, with the head, comes after so long, and then one each time; 0 for none."""
+        """`every_s`: the first comment, with the head, comes after so long, and then one each time; 0 for
+        none.
+        """
         self._request = request
         self._every_s = every_s
         self._begins: asyncio.TimerHandle | None = None

@@ -1,4 +1,6 @@
-"""Every answer carries the request's id, and every error that is ours has the one envelope and no traceback."""
+"""Every answer carries the request's id, and every error that is ours has the one envelope and no
+traceback.
+"""
 
 import asyncio
 import logging
@@ -194,7 +196,8 @@ def error_response(error: RequestError, told: Mapping[str, Any] | None = None) -
 async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
     """An `on_response_prepare` signal: every answer names its request.
 
-    While kvproxy drains it also ends its connection, so that whoever keeps some open finds another replica for the next.
+    While kvproxy drains it also ends its connection, so that whoever keeps some open finds another replica
+    for the next.
     """
     if request.app[SERVICE].draining.is_set():
         response.force_close()

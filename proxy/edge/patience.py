@@ -15,12 +15,12 @@ BODY_GRACE_S = 30.0
 """How long any body may take; what nginx waits for a piece of one is twice that."""
 
 BODY_LEAST_BYTES_S = 16 << 10
-"""Each so many bytes that have come give a second more: a slow mobile uplink. mod_reqtimeout asks for 500 only,
-with which the largest body could take a day and a half."""
+"""Each so many bytes that have come give a second more: a slow mobile uplink. mod_reqtimeout asks for 500
+only, with which the largest body could take a day and a half."""
 
 BODY_STALL_S = 10.0
-"""What has come gives no more than this from now on: a body that came fast and then stops is not waited for by its size.
-A connection that is handed from one mobile cell to another pauses for a few seconds."""
+"""What has come gives no more than this from now on: a body that came fast and then stops is not waited for
+by its size. A connection that is handed from one mobile cell to another pauses for a few seconds."""
 
 BODY_LOOK_EVERY_S = 1.0
 """How often a body under way is looked at."""

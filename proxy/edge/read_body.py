@@ -1,4 +1,6 @@
-"""Where a body ends is said in one way only, and a body must keep coming: a slow one does not hold a connection."""
+"""Where a body ends is said in one way only, and a body must keep coming: a slow one does not hold a
+connection.
+"""
 
 import asyncio
 import contextlib
@@ -15,7 +17,9 @@ PATIENCE_KEY: web.RequestKey[Patience] = web.RequestKey("patience", Patience)
 
 
 class Pace:
-    """How long a body may still take: a credit of seconds that runs down, and that bytes fill up to a bound."""
+    """How long a body may still take: a credit of seconds that runs down, and that bytes fill up to a
+    bound.
+    """
 
     def __init__(self, now: float, patience: Patience = PATIENCE) -> None:
         """`now`: seconds, when its head was there."""

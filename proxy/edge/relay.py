@@ -1,4 +1,5 @@
-"""An answer that ends cleanly is complete: a stream that was cut gets an error event between two events, then the cut.
+"""An answer that ends cleanly is complete: a stream that was cut gets an error event between two events, then
+the cut.
 
 Events come whole, so there is always a boundary to put the error at.
 """
@@ -33,11 +34,13 @@ async def relay_stream(
     cutting: asyncio.Event,
     limit: TimeLimit = NO_LIMIT,
 ) -> RequestError | None:
-    """Pass runs of whole events on, at the client's pace; return what it was cut with, None if it is complete.
+    """Pass runs of whole events on, at the client's pace; return what it was cut with, None if it is
+    complete.
 
-    `events` end once the stream is complete, and raise otherwise. What the client's side raises passes through. If the
-    engine's side fails, time is up, or kvproxy ends (`cutting` is set, and then this is cancelled), the client gets an
-    error event and its connection is closed without the mark that ends a complete answer.
+    `events` end once the stream is complete, and raise otherwise. What the client's side raises passes
+    through. If the engine's side fails, time is up, or kvproxy ends (`cutting` is set, and then this is
+    cancelled), the client gets an error event and its connection is closed without the mark that ends a
+    complete answer.
     """
     await response.prepare(request)
     try:

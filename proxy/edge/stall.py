@@ -1,8 +1,8 @@
 """A client that takes nothing of what waits for it is cut; one that reads slowly is waited for.
 
-What a client does not read stays at its engine: aiohttp waits while more than its high-water mark is unsent, and
-reads no more from the engine meanwhile. But the engine's work, its claim and a whole unstreamed answer would
-then be held for as long as the client likes.
+What a client does not read stays at its engine: aiohttp waits while more than its high-water mark is unsent,
+and reads no more from the engine meanwhile. But the engine's work, its claim and a whole unstreamed answer
+would then be held for as long as the client likes.
 """
 
 import asyncio
@@ -20,7 +20,9 @@ LOOKS = 4
 
 
 class StallWatch:
-    """Watches one answer while it is written, as a context manager; aborts its connection if nothing moves."""
+    """Watches one answer while it is written, as a context manager; aborts its connection if nothing
+    moves.
+    """
 
     def __init__(self, request: web.Request, stall_s: float, stalled: Callable[[], None]) -> None:
         """`stalled` is called when the connection is aborted."""

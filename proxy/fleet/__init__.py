@@ -10,7 +10,8 @@
     why         why an instance is passed over, in one vocabulary
     model_card  one name that it serves
 
-No loop, no socket and no clock: times are passed in. What changes is announced to listeners, who take a note of it.
+No loop, no socket and no clock: times are passed in. What changes is announced to listeners, who take a note
+of it.
 """
 
 from proxy.fleet.claims import Claim

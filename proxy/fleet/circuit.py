@@ -8,7 +8,8 @@ Pure: times are passed in, chance is a generator that is passed in, nothing is a
   served the same requests, and it gets none for a pause that doubles, unless there is nothing else to use.
 * half-open: it is back, and one leg at a time tries it. Success closes the circuit, failure opens it again.
 
-What checks and legs show is counted until it proves something; `TURNS` has what each proof does in each state.
+What checks and legs show is counted until it proves something; `TURNS` has what each proof does in each
+state.
 """
 
 import enum
@@ -19,9 +20,9 @@ MISSED_MOST = 3
 """Checks in a row that nobody answered, and not a byte on any leg meanwhile: then nobody is there.
 
 With the default settings a frozen engine is found within 9.6 s: it freezes right after it was asked, the next
-question comes 2 s * 1.2 later, and this many in a row, one directly after the other, wait 2.4 s each. An engine
-that is merely busy gets 7.2 s to answer one of them or to send one byte of any answer; a starved API process of vLLM
-may well need seconds.
+question comes 2 s * 1.2 later, and this many in a row, one directly after the other, wait 2.4 s each. An
+engine that is merely busy gets 7.2 s to answer one of them or to send one byte of any answer; a starved API
+process of vLLM may well need seconds.
 """
 
 CHARGES_MOST = 3
@@ -32,17 +33,18 @@ PROBE_MOST_S = 2.0
 """A dead engine is asked after a quarter of a second, then ever later: it is back within 2 s of being up."""
 
 FAILING_S = 2.0
-"""How long legs that failed in a row, with no leg served between, keep others away while better instances are there.
-It is no proof, for the requests may be to blame; but what fails fails fast, and would draw everything to itself in the
-time it takes others to serve the same requests."""
+"""How long legs that failed in a row, with no leg served between, keep others away while better instances are
+there. It is no proof, for the requests may be to blame; but what fails fails fast, and would draw everything
+to itself in the time it takes others to serve the same requests."""
 
 EJECTED_FIRST_S = 1.0
 EJECTED_MOST_S = 30.0
-"""How long an engine that answers checks and fails legs gets none. Envoy's outlier detection begins with 30 s; ours
-may try sooner, because half-open costs one request one attempt."""
+"""How long an engine that answers checks and fails legs gets none. Envoy's outlier detection begins with 30
+s; ours may try sooner, because half-open costs one request one attempt."""
 
 PATIENT_CHECKS = 5
-"""A trial leg that outlives so many answered checks does not fail: a long answer must not keep an instance at one leg."""
+"""A trial leg that outlives so many answered checks does not fail: a long answer must not keep an instance at
+one leg."""
 
 JITTER = 0.2
 """How far pauses are off their length, either way: it spreads the checks of many routers."""
@@ -80,7 +82,8 @@ class Proof(enum.Enum):
     RESTED = enum.auto()
     """A check was answered, and the pause of its ejection is over."""
     GONE = enum.auto()
-    """Nobody is there: its port is closed, it says so itself, or MISSED_MOST checks and all legs heard nothing."""
+    """Nobody is there: its port is closed, it says so itself, or MISSED_MOST checks and all legs heard
+    nothing."""
     SERVES = enum.auto()
     """A leg was given what was asked for."""
     OUTLASTED = enum.auto()
@@ -138,7 +141,9 @@ class Breaker:
         ejected_most_s: float = EJECTED_MOST_S,
         rng: random.Random | None = None,
     ) -> None:
-        """`joins`: it comes to instances that are at work already, so that its first legs come slowly, too."""
+        """`joins`: it comes to instances that are at work already, so that its first legs come slowly,
+        too.
+        """
         self._at = At.CLOSED
         self._turns = TURNS[self._at]
         self.state = Circuit.CLOSED
@@ -199,7 +204,9 @@ class Breaker:
 
     @property
     def standing(self) -> tuple[Circuit, bool, bool]:
-        """What makes it better or worse than other instances, apart from its share: equal means nothing changed."""
+        """What makes it better or worse than other instances, apart from its share: equal means nothing
+        changed.
+        """
         return self.state, self.on_trial, self.doubtful
 
     def pause_s(self, now: float, interval_s: float) -> float:
@@ -271,19 +278,21 @@ class Breaker:
         self.began(now)
 
     def began(self, now: float) -> None:
-        """A leg began to stream what was asked for. That is not held against it, but streams may break one after
-        the other, so it does not make up for legs that failed.
+        """A leg began to stream what was asked for. That is not held against it, but streams may break one
+        after the other, so it does not make up for legs that failed.
         """
         self._charges = 0
         self._turn(Proof.SERVES, now)
 
     def broke(self, now: float) -> None:
-        """A leg ended without a complete answer; what that means is for a check to find out, unless on trial."""
+        """A leg ended without a complete answer; what that means is for a check to find out, unless on
+        trial.
+        """
         self.erred(now)
 
     def erred(self, now: float) -> None:
-        """The engine answered that it failed: by its own fault or by the request's, which is told later; on trial
-        it gets no benefit of the doubt.
+        """The engine answered that it failed: by its own fault or by the request's, which is told later; on
+        trial it gets no benefit of the doubt.
         """
         self._failed_legs += 1
         self._failed_at = now

@@ -1,7 +1,8 @@
 """An engine that answers 404 for a model it lists is believed the second time in a row, and then for a while.
 
-Pure: times are passed in. Once may be a list that was read before the model was unloaded. Twice is an engine that does not
-serve what it lists, or not on this path; each try costs a leg, and of a decode engine a prefill leg, too.
+Pure: times are passed in. Once may be a list that was read before the model was unloaded. Twice is an engine
+that does not serve what it lists, or not on this path; each try costs a leg, and of a decode engine a prefill
+leg, too.
 """
 
 from collections import Counter
@@ -9,7 +10,8 @@ from collections import Counter
 IN_A_ROW = 2
 
 LEFT_OUT_S = 60.0
-"""So long it gets no leg for that model, and then one that tries it: as rare as a new adapter, or a new release."""
+"""So long it gets no leg for that model, and then one that tries it: as rare as a new adapter, or a new
+release."""
 
 MOST_MODELS = 256
 """More of one engine are not remembered: clients name them."""
@@ -26,7 +28,9 @@ class Denials:
         return bool(self._in_a_row)
 
     def denied(self, model: str, now: float) -> bool:
-        """It answered 404 for a model that it lists. Tells whether it is left out for that model from now on."""
+        """It answered 404 for a model that it lists. Tells whether it is left out for that model from now
+        on.
+        """
         if model not in self._in_a_row and len(self._in_a_row) >= MOST_MODELS:
             return False
         self._in_a_row[model] += 1

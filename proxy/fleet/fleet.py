@@ -51,7 +51,8 @@ class Fleet:
         return gone
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when a claim has ended, or an instance may have become usable or not, better or worse.
+        """Call `listener` when a claim has ended, or an instance may have become usable or not, better or
+        worse.
 
         It is called in the middle of that change: it must not raise, and should only take a note.
         """
@@ -63,7 +64,9 @@ class Fleet:
 
     @property
     def holds(self) -> Mapping[str, int]:
-        """How many prompts' blocks wait on each instance to be fetched or given back, by address; 0 for all others."""
+        """How many prompts' blocks wait on each instance to be fetched or given back, by address; 0 for all
+        others.
+        """
         return self._holds
 
     def hold_began(self, address: str) -> None:
@@ -79,7 +82,9 @@ class Fleet:
         return [instance for instance in self if instance.takes(phase)]
 
     def set_aside(self, phase: Phase, now: float) -> dict[str, Why]:
-        """The usable instances of a phase that get a leg only if no better one can take it, and why: one of `ASIDE`."""
+        """The usable instances of a phase that get a leg only if no better one can take it, and why: one of
+        `ASIDE`.
+        """
         usable = [instance for instance in self.of(phase) if instance.why_unusable() is None]
         aside: dict[str, Why] = {}
         for instance in usable:
@@ -104,7 +109,9 @@ class Fleet:
         return aside
 
     def reopens_in_s(self, now: float) -> float | None:
-        """How long until an instance that said it is full may have more room, if nothing happens; None if none will."""
+        """How long until an instance that said it is full may have more room, if nothing happens; None if
+        none will.
+        """
         widen = (
             instance.fullness.widens_in_s(now, awaited=instance.running_legs() > instance.fullness.legs)
             for instance in self
@@ -126,7 +133,9 @@ class Fleet:
 
     @property
     def contexts(self) -> tuple[float, float]:
-        """The longest context that any instance has told, and the same if every one has told its own; else infinite each."""
+        """The longest context that any instance has told, and the same if every one has told its own; else
+        infinite each.
+        """
         lengths = [instance.max_model_len for instance in self]
         longest = max(lengths, default=math.inf)
         if longest < math.inf:
@@ -155,7 +164,9 @@ class Fleet:
 
     @property
     def not_ready_because(self) -> str | None:
-        """What no request can do without, and in which states it is, in words; None while one could be served."""
+        """What no request can do without, and in which states it is, in words; None while one could be
+        served.
+        """
         return " and ".join(map(self._none_usable, self.missing)) or None
 
     def _none_usable(self, phase: Phase) -> str:

@@ -1,19 +1,22 @@
-"""A full engine is left alone for a moment, then given one leg more than it had; what it takes decides how many follow.
+"""A full engine is left alone for a moment, then given one leg more than it had; what it takes decides how
+many follow.
 
-Pure: times are passed in. An engine that answers a leg with 503 or 429 while it lives has no room for it. That says
-nothing against it, and something for whoever waits: so many of our legs it had at that moment, and one more was too
-much. So one `Fullness` is a window on the legs of one instance, as TCP's is on the bytes of a connection:
+Pure: times are passed in. An engine that answers a leg with 503 or 429 while it lives has no room for it.
+That says nothing against it, and something for whoever waits: so many of our legs it had at that moment, and
+one more was too much. So one `Fullness` is a window on the legs of one instance, as TCP's is on the bytes of
+a connection:
 
-* For a moment after it said so it gets a leg only in place of one that has ended; none at all if it said itself when
-  to come back.
-* Then one leg more. Each that it takes makes the window wider, by 1, 2, 4 and so on, so that those who wait do not
-  come all at once; one that it does not take closes it again. It takes a leg by beginning to answer, or by not
-  refusing it for a while: refusing is quick, and answers that are not streamed begin when all is generated.
+* For a moment after it said so it gets a leg only in place of one that has ended; none at all if it said
+  itself when to come back.
+* Then one leg more. Each that it takes makes the window wider, by 1, 2, 4 and so on, so that those who wait
+  do not come all at once; one that it does not take closes it again. It takes a leg by beginning to answer,
+  or by not refusing it for a while: refusing is quick, and answers that are not streamed begin when all is
+  generated.
 * An engine that has taken all for a while has no window.
 
-What it had, and what it took, are legs that were sent and have not ended: those that are meant for it and are still
-prefilled elsewhere prove nothing of its room. They do take of it, but their prefill may hang: while none tries the
-window, every `unrefused_s` one of them less is counted, so that others get a chance to.
+What it had, and what it took, are legs that were sent and have not ended: those that are meant for it and are
+still prefilled elsewhere prove nothing of its room. They do take of it, but their prefill may hang: while
+none tries the window, every `unrefused_s` one of them less is counted, so that others get a chance to.
 """
 
 import email.utils
@@ -25,13 +28,14 @@ FULL = frozenset({429, 503})
 
 PAUSE_FIRST_S = 0.1
 PAUSE_MOST_S = 2.0
-"""How long the moment is of an engine that does not say when to come back: twice as long each time in a row. Room
-comes when a leg ends, which may be other clients' and is not told; asking again costs one leg, of a decode engine a
-prefill leg, too."""
+"""How long the moment is of an engine that does not say when to come back: twice as long each time in a row.
+Room comes when a leg ends, which may be other clients' and is not told; asking again costs one leg, of a
+decode engine a prefill leg, too."""
 
 TOLD_LEAST_S = 0.1
 TOLD_MOST_S = 5.0
-"""What a `Retry-After` is taken for at least and at most. Gateways name a minute where a leg ends every second."""
+"""What a `Retry-After` is taken for at least and at most. Gateways name a minute where a leg ends every
+second."""
 
 UNREFUSED_S = 0.5
 """So long after it was sent a leg counts as taken: vLLM refuses before it looks at the prompt."""
@@ -40,7 +44,8 @@ STEP_MOST = 32
 """An engine that has taken so many more legs than it had when it was full is not full any more."""
 
 FORGOTTEN_S = 30.0
-"""So long after it last said so, too, if none tried it: moments are shorter. One that is prefilled all the while will."""
+"""So long after it last said so, too, if none tried it: moments are shorter. One that is prefilled all the
+while will."""
 
 
 class Fullness:
@@ -59,7 +64,9 @@ class Fullness:
         """When the first leg more was sent, of those it has not answered."""
 
     def sent(self, now: float) -> bool:
-        """A leg is sent to it. Tells whether the lapse of time means something from now on: it is more than it had."""
+        """A leg is sent to it. Tells whether the lapse of time means something from now on: it is more than
+        it had.
+        """
         self.legs += 1
         if self._most is None or self._tried_at is not None or now < self._until or self.legs <= self._most:
             return False
@@ -71,7 +78,9 @@ class Fullness:
         self.legs -= 1
 
     def said(self, now: float, legs: int, sent_at: float, told_s: float | None = None) -> None:
-        """It had no room for a leg sent at `sent_at`, beside `legs` others of ours. `told_s`: its `Retry-After`."""
+        """It had no room for a leg sent at `sent_at`, beside `legs` others of ours. `told_s`: its
+        `Retry-After`.
+        """
         if sent_at >= self._until:
             self._in_a_row += 1  # else it was on its way when another was refused
         if told_s is not None:
@@ -136,7 +145,9 @@ class Fullness:
         return max(0.0, self._until - now)
 
     def widens_in_s(self, now: float, *, awaited: bool = False) -> float | None:
-        """How long until there may be more room, if nothing happens; None if there will not be. `awaited` as in `most`."""
+        """How long until there may be more room, if nothing happens; None if there will not be. `awaited` as
+        in `most`.
+        """
         if now < self._until:
             return self._until - now
         if self.most(now) is None:
@@ -159,7 +170,9 @@ class Fullness:
 
 
 def retry_after_s(value: str | None, wall_now: float) -> float | None:
-    """The seconds a `Retry-After` asks to wait: it has a number, or a date (RFC 9110 10.2.3). None if it has neither."""
+    """The seconds a `Retry-After` asks to wait: it has a number, or a date (RFC 9110 10.2.3). None if it has
+    neither.
+    """
     if value is None:
         return None
     value = value.strip()

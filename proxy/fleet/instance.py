@@ -1,8 +1,9 @@
-"""What is known of an instance changes by its verbs alone; it is usable only while it is up and nobody has drained it.
+"""What is known of an instance changes by its verbs alone; it is usable only while it is up and nobody has
+drained it.
 
-Who says which verb: the book of health (`watching.health`) of its state and circuit; the watch of what it serves, whether it
-is drained, and its release; the event feeds of its sources; the look for changes of silent ranks; legs of what failed, what
-was pulled, and of room (`fullness`) and denials.
+Who says which verb: the book of health (`watching.health`) of its state and circuit; the watch of what it
+serves, whether it is drained, and its release; the event feeds of its sources; the look for changes of silent
+ranks; legs of what failed, what was pulled, and of room (`fullness`) and denials.
 """
 
 import enum
@@ -139,7 +140,9 @@ class Instance:
         return Why.NOT_SERVED if model is not None and model not in self.models else None
 
     def says_full(self, now: float) -> bool:
-        """Whether its engine has said that it has no room for one leg more, beside all that are meant for it."""
+        """Whether its engine has said that it has no room for one leg more, beside all that are meant for
+        it.
+        """
         return self.fullness.is_known and not self.fullness.room(now, self.load.legs())
 
     def came_up(self) -> None:
@@ -225,7 +228,9 @@ class Instance:
         self._lists([card for card in cards if not self.denials.left_out(card.id, now)])
 
     def lists_nothing_new(self, why: str) -> None:
-        """What it serves could not be read anew: what it listed before counts. `why`: in words for `/status`."""
+        """What it serves could not be read anew: what it listed before counts. `why`: in words for
+        `/status`.
+        """
         self._unlisted = why
 
     def lacks(self, model: str) -> None:
@@ -294,7 +299,9 @@ class Instance:
         self._last_failure = why
 
     def has_pulled_from(self, engine_id: str | None) -> bool:
-        """Whether it has fetched blocks from a prefill engine process since it came up: then the two can talk."""
+        """Whether it has fetched blocks from a prefill engine process since it came up: then the two can
+        talk.
+        """
         return engine_id in self._pulled_from
 
     @property

@@ -6,7 +6,9 @@ from proxy.phases import Phase, Role
 
 
 class Load:
-    """The running legs of one instance, by phase and rank: their number, their tokens, and what they take of limits."""
+    """The running legs of one instance, by phase and rank: their number, their tokens, and what they take of
+    limits.
+    """
 
     def __init__(self, role: Role) -> None:
         """`role`: of an instance that does both phases the ranks carry the legs of both together."""

@@ -24,7 +24,8 @@ class Why(enum.StrEnum):
     TOO_LONG = "too long for it"
     """Its context does not hold the leg."""
     FULL = "full"
-    """It has too much to do for one more leg, by the limits set for it, or what room it has is kept for others."""
+    """It has too much to do for one more leg, by the limits set for it, or what room it has is kept for
+    others."""
     SAYS_FULL = "says it is full"
     """Its engine has just refused a leg for want of room."""
     FAILED = "failed just now"

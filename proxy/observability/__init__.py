@@ -4,6 +4,6 @@
     predictions  how right the index was
     snapshots    what is on disk
 
-Who counts knows no metrics: each says in a Protocol, `Accounts`, what it tells, and `Metrics` implements them.
-No request is recorded here; its line in the log is written by `edge.middlewares`.
+Who counts knows no metrics: each says in a Protocol, `Accounts`, what it tells, and `Metrics` implements
+them. No request is recorded here; its line in the log is written by `edge.middlewares`.
 """

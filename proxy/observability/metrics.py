@@ -332,7 +332,9 @@ class Metrics(NullObserver):
 
 
 class TaskCollector(Collector):
-    """How many tasks the event loop has, counted at the moment of a scrape: a number that only grows is a leak."""
+    """How many tasks the event loop has, counted at the moment of a scrape: a number that only grows is a
+    leak.
+    """
 
     def collect(self) -> Iterable[Metric]:
         """As prometheus_client asks; within the loop, as `/metrics` is answered there."""

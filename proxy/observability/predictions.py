@@ -1,4 +1,6 @@
-"""What predictions came to, for Prometheus: read from the truth meter when it is scraped, so legs pay nothing for it."""
+"""What predictions came to, for Prometheus: read from the truth meter when it is scraped, so legs pay nothing
+for it.
+"""
 
 from collections import Counter
 from collections.abc import Iterable

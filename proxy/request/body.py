@@ -71,7 +71,9 @@ class Body:
 
     @classmethod
     def parse(cls, data: bytes) -> "Body":
-        """Read a request body that is small. Raises BadRequestError for anything that is not a JSON object of sane depth."""
+        """Read a request body that is small. Raises BadRequestError for anything that is not a JSON object of
+        sane depth.
+        """
         if not data.strip():
             raise BadRequestError("the request body is empty: a JSON object is needed")
         if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
@@ -131,7 +133,9 @@ class Body:
         return self._whole is not None
 
     def values_in(self, name: str) -> int:
-        """How many values a member holds at any depth, as far as they were counted: of a small body they are few."""
+        """How many values a member holds at any depth, as far as they were counted: of a small body they are
+        few.
+        """
         span = self._span(name)
         return 0 if span is None else span.values
 
@@ -159,7 +163,9 @@ class Body:
             raise BadRequestError(f"{name} is not valid JSON: {error}", param=name) from None
 
     def raw_items(self, name: str) -> list[msgspec.Raw]:
-        """The items of a member that is a list, each as raw text. Raises BadRequestError naming the member."""
+        """The items of a member that is a list, each as raw text. Raises BadRequestError naming the
+        member.
+        """
         span = self._span(name)
         if self._whole is not None and span is not None and span.commas is not None:
             return [msgspec.Raw(item) for item in self._whole.items(span)]
@@ -350,8 +356,8 @@ def _edges(span: Span) -> Iterator[tuple[int, int]]:
 def _check_text(data: bytes | bytearray, *, is_ascii: bool, has_escapes: bool) -> None:
     """Raises BadRequestError for what is no text.
 
-    Values are passed on unread, and an engine that gets half a character fails with a 500 that says nothing of
-    whose fault it is.
+    Values are passed on unread, and an engine that gets half a character fails with a 500 that says nothing
+    of whose fault it is.
     """
     if not is_ascii:
         decoder = codecs.getincrementaldecoder("utf-8")()

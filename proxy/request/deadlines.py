@@ -1,4 +1,6 @@
-"""Every wait has an end: a phase that takes too long fails its leg, a request that takes too long fails with 504."""
+"""Every wait has an end: a phase that takes too long fails its leg, a request that takes too long fails with
+504.
+"""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -14,10 +16,11 @@ MAX_DIGITS = 12
 
 
 class Scope(ABC):
-    """Ends what is awaited in its `with` block once time is up, or when `end` is called; `late` is raised then.
+    """Ends what is awaited in its `with` block once time is up, or when `end` is called; `late` is raised
+    then.
 
-    It does what `asyncio.timeout` does, without coroutines of its own: a request enters ten of these, and a stream one
-    for each chunk.
+    It does what `asyncio.timeout` does, without coroutines of its own: a request enters ten of these, and a
+    stream one for each chunk.
     """
 
     __slots__ = ("_cancelling", "_ended", "_ends_at", "_task", "_timer")
@@ -106,8 +109,8 @@ NO_LIMIT = TimeLimit(None, None)
 def time_limit(given: Sequence[str], configured_s: float, arrived_at: float) -> TimeLimit:
     """The limit of a request that arrived then (monotonic seconds).
 
-    `given` are the values of the client's X-Request-Timeout-Ms, `configured_s` is --request-timeout (0: none); the
-    shorter one wins. Raises BadRequestError.
+    `given` are the values of the client's X-Request-Timeout-Ms, `configured_s` is --request-timeout (0:
+    none); the shorter one wins. Raises BadRequestError.
     """
     limits = [configured_s] if configured_s else []
     if given:

@@ -1,4 +1,5 @@
-"""Large bodies leave memory one at a time, with turns of the event loop between them: many that end at once stop nobody.
+"""Large bodies leave memory one at a time, with turns of the event loop between them: many that end at once
+stop nobody.
 
 Giving the memory of one back takes the system some milliseconds, in which nothing else runs.
 """

@@ -1,4 +1,5 @@
-"""A `GenerationRequest` is a body that every leg made from it can carry: what we change obeys vLLM's rules first.
+"""A `GenerationRequest` is a body that every leg made from it can carry: what we change obeys vLLM's rules
+first.
 
 Fields that the prefill leg replaces (lengths, `n`, streaming) would otherwise be judged by the decode engine
 alone, after prefilled blocks already wait for it.
@@ -16,7 +17,8 @@ from proxy.request.dialects.base import Dialect
 from proxy.request.outline import MAX_VALUES, Outline
 
 NEVER_FROM_A_CLIENT = ("kv_transfer_params", "ec_transfer_params", "request_id")
-"""Members that let a client crash a decode engine, read another prompt's KV, or pair with another's request."""
+"""Members that let a client crash a decode engine, read another prompt's KV, or pair with another's
+request."""
 
 NEVER_AS_AN_XARG = frozenset({*NEVER_FROM_A_CLIENT, "kv_cache_report_mode"})
 """vLLM takes `vllm_xargs` as its own extra arguments, so the same names work from there; a full cache report
@@ -49,7 +51,9 @@ class GenerationRequest(msgspec.Struct, frozen=True):
 
     @property
     def usual_answer_tokens(self) -> int:
-        """How long an answer without a limit surely may become; where it may fill the context, any room will do."""
+        """How long an answer without a limit surely may become; where it may fill the context, any room will
+        do.
+        """
         return self.dialect.default_answer_tokens or 1
 
     @property

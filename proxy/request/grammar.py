@@ -1,9 +1,9 @@
 """A large body is JSON, or refused, and no decoder is given more of it at once than a few slices.
 
-The text is cut behind commas. What is open where a piece begins is opened before it, with a value to stand before the
-comma; what is open where it ends is closed behind it, with a value to stand behind its comma. So each piece is JSON by
-itself exactly if all of them are together. What makes a piece long is left
-out of it: long texts, which are looked at by themselves, and slices of nothing but white space.
+The text is cut behind commas. What is open where a piece begins is opened before it, with a value to stand
+before the comma; what is open where it ends is closed behind it, with a value to stand behind its comma. So
+each piece is JSON by itself exactly if all of them are together. What makes a piece long is left out of it:
+long texts, which are looked at by themselves, and slices of nothing but white space.
 """
 
 from typing import Any

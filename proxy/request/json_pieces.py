@@ -1,7 +1,7 @@
 """A long JSON text is read in pieces: no step takes time in proportion to all of it with the GIL held.
 
-A decoder, a search and a copy hold the GIL for as long as they take, whatever thread they run in, and the event loop waits
-for it. A thread between two pieces lets it go.
+A decoder, a search and a copy hold the GIL for as long as they take, whatever thread they run in, and the
+event loop waits for it. A thread between two pieces lets it go.
 """
 
 import re
@@ -77,7 +77,9 @@ def only_item(view: memoryview) -> memoryview:
 
 
 def lists_of_numbers(value: memoryview) -> Iterator[bytes]:
-    """A long flat list as several lists that follow one another. Raises msgspec.DecodeError for what is no list."""
+    """A long flat list as several lists that follow one another. Raises msgspec.DecodeError for what is no
+    list.
+    """
     view = trimmed(value)
     if bytes(view[:1]) != b"[" or bytes(view[-1:]) != b"]":
         raise msgspec.DecodeError("a list of numbers is expected")

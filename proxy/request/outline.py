@@ -1,9 +1,11 @@
-"""What a large JSON body is made of is counted before anything of it is decoded: in slices, by code that lets the GIL go.
+"""What a large JSON body is made of is counted before anything of it is decoded: in slices, by code that lets
+the GIL go.
 
-A decoder holds the GIL for as long as it takes, in whatever thread it runs, and the event loop waits for it. So nothing is
-given to one before it is known to be little: where the members of the top level lie, where their items and their long
-texts, how many values they have, and how deep they are nested. The text is read as JSON is: what stands in texts
-counts for nothing. Whether it is JSON is found out on the way (`proxy.request.grammar`).
+A decoder holds the GIL for as long as it takes, in whatever thread it runs, and the event loop waits for it.
+So nothing is given to one before it is known to be little: where the members of the top level lie, where
+their items and their long texts, how many values they have, and how deep they are nested. The text is read as
+JSON is: what stands in texts counts for nothing. Whether it is JSON is found out on the way
+(`proxy.request.grammar`).
 """
 
 from typing import NamedTuple
@@ -23,15 +25,16 @@ MAX_MEMBERS = 1024
 """Of the top level. vLLM 0.32's requests know about 80, and OpenAI's a few more."""
 
 MAX_VALUES = 1 << 20
-"""Of a whole body, containers included: a chat of 16 000 messages has 100 000. One flat list of numbers, as the prompt
-may be, does not count."""
+"""Of a whole body, containers included: a chat of 16 000 messages has 100 000. One flat list of numbers, as
+the prompt may be, does not count."""
 
 SLICE_BYTES = 256 << 10
 """Read at once: a tenth of a millisecond for each of some twenty steps."""
 
 LARGE_BODY_BYTES = 256 << 10
 MANY_COMMAS = 1 << 14
-"""A body above either is read off the event loop, and outlined first; any other takes a few milliseconds at most."""
+"""A body above either is read off the event loop, and outlined first; any other takes a few milliseconds at
+most."""
 
 LONG_TEXT_BYTES = 4096
 """Longer texts are left out of what a decoder is given, and read by themselves."""
@@ -53,7 +56,8 @@ class Span(NamedTuple):
     values: int
     """How many there are in its value, at any depth, containers included."""
     is_flat: bool
-    """Nothing is nested in its value, and it is no list of texts, nor an object: a list of numbers, or one value."""
+    """Nothing is nested in its value, and it is no list of texts, nor an object: a list of numbers, or one
+    value."""
     commas: npt.NDArray[np.int64] | None
     """Where those between its items are; None for a long flat list."""
     texts: list[tuple[int, int]]

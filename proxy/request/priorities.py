@@ -1,7 +1,7 @@
 """No client gets a better place than it may claim: not in kvproxy's queue, and not in an engine's.
 
-As vLLM reads them: lower goes first, the header `X-Vllm-Priority` counts if it is an integer, else the member `priority`,
-and who says nothing claims 0.
+As vLLM reads them: lower goes first, the header `X-Vllm-Priority` counts if it is an integer, else the member
+`priority`, and who says nothing claims 0.
 """
 
 from proxy.headers import PRIORITY, Headers
@@ -38,7 +38,9 @@ _NAME = PRIORITY.lower()
 
 
 def _in_header(value: str) -> int | None:
-    """The integer that vLLM's server reads in a header: it takes bytes for Latin-1, and white space of that is passed over."""
+    """The integer that vLLM's server reads in a header: it takes bytes for Latin-1, and white space of that
+    is passed over.
+    """
     try:
         return int(value.encode("utf-8", "surrogateescape").decode("latin-1"))
     except ValueError:

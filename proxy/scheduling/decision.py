@@ -53,7 +53,9 @@ class Choice(NamedTuple):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Where a request goes. `prefill.chosen` and `decode.chosen` are the same for one that is served in one leg."""
+    """Where a request goes. `prefill.chosen` and `decode.chosen` are the same for one that is served in one
+    leg.
+    """
 
     policy: str
     prompt_tokens: int | None
@@ -78,8 +80,8 @@ class Decision(msgspec.Struct, frozen=True):
 class Chooser(Protocol):
     """A policy at work: takes the cheapest of what there is, ties at random.
 
-    A price that is no number counts as infinitely high; what costs that is taken if nothing costs less. Both methods
-    raise ValueError if the policy answers with too few prices or too many.
+    A price that is no number counts as infinitely high; what costs that is taken if nothing costs less. Both
+    methods raise ValueError if the policy answers with too few prices or too many.
     """
 
     unit: str | None
@@ -95,7 +97,9 @@ class Chooser(Protocol):
 
 
 def checked(prices: Iterable[float], count: int, of: str) -> list[float]:
-    """A policy's prices as numbers. Raises ValueError if there is not one for each of `count` candidates or pairs."""
+    """A policy's prices as numbers. Raises ValueError if there is not one for each of `count` candidates or
+    pairs.
+    """
     numbers = [math.inf if math.isnan(price) else float(price) for price in prices]
     if len(numbers) != count:
         raise ValueError(f"the policy gave {len(numbers)} prices for {count} {of}")

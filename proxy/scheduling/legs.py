@@ -1,4 +1,5 @@
-"""A policy that prices legs decides for prefill first, then for decode: this adapter makes one joint choice of it.
+"""A policy that prices legs decides for prefill first, then for decode: this adapter makes one joint choice
+of it.
 
 That costs no look at each pair. An instance that does both serves the request in the one leg it is given.
 """

@@ -1,7 +1,9 @@
-"""A leg goes only where its context fits, and what fits nowhere is refused in vLLM's words before anything is computed.
+"""A leg goes only where its context fits, and what fits nowhere is refused in vLLM's words before anything is
+computed.
 
-An engine's context (`max_model_len`) holds the prompt and at least one token of the answer. A limit of the client above
-it is refused; one that the rest of it cannot hold is silently made smaller, so the request goes where it need not be.
+An engine's context (`max_model_len`) holds the prompt and at least one token of the answer. A limit of the
+client above it is refused; one that the rest of it cannot hold is silently made smaller, so the request goes
+where it need not be.
 """
 
 import math
@@ -26,7 +28,8 @@ class Need:
         *,
         whole: bool,
     ) -> None:
-        """`prompt`: its length, None if not known. `answer`: what is wanted at most; `limited_by`: the member that says so.
+        """`prompt`: its length, None if not known. `answer`: what is wanted at most; `limited_by`: the member
+        that says so.
 
         `whole`: one instance serves it all.
         """
@@ -77,7 +80,9 @@ class Need:
         return too_many_tokens(most, self._prompt)
 
     def of_its_kind(self) -> tuple[float, float]:
-        """The shortest contexts that hold its legs: requests that have the same fit into the same instances."""
+        """The shortest contexts that hold its legs: requests that have the same fit into the same
+        instances.
+        """
         lengths = {instance.max_model_len for instance in self._fleet}
         return (
             min((n for n in lengths if n >= self._prefill), default=math.inf),
@@ -88,7 +93,9 @@ class Need:
         return [instance for instance in self._fleet if self._model in instance.models]
 
     def _longest_answer(self, instances: Iterable[Instance]) -> float:
-        """The longest context that an answer could be made in by those that hold the prompt; 0 if there is none."""
+        """The longest context that an answer could be made in by those that hold the prompt; 0 if there is
+        none.
+        """
         several = [i for i in instances if i.max_model_len >= self._prefill]
         answering = [i for i in several if i.takes(Phase.DECODE)]
         if not self._whole and not any(i.role is Role.PREFILL for i in several):
@@ -109,7 +116,8 @@ def need_of(fleet: Fleet, question: Question) -> Need:
 
 
 def longest_context(instances: Collection[Instance], *, alone: bool = False) -> float | None:
-    """The longest context a request can really have: one that does both holds it, or a prefill and a decode instance do.
+    """The longest context a request can really have: one that does both holds it, or a prefill and a decode
+    instance do.
 
     None if no instances can serve one. `alone`: decode instances serve requests by themselves.
     """
@@ -121,7 +129,9 @@ def longest_context(instances: Collection[Instance], *, alone: bool = False) -> 
 
 
 def too_many_tokens(context: float, tokens: int) -> BadRequestError:
-    """What vLLM says of a prompt that is longer than its context. Of a text it counts no more than one token too many."""
+    """What vLLM says of a prompt that is longer than its context. Of a text it counts no more than one token
+    too many.
+    """
     least = "at least " if tokens == context + 1 else ""
     return _refused(
         f"This model's maximum context length is {context} tokens. However, your prompt contains {least}"

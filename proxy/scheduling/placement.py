@@ -40,11 +40,11 @@ class Placement:
     ) -> None:
         """`policy` prices pairs if it can, else legs.
 
-        `limits` says how many outstanding tokens an instance takes; None: any number. `accuracy` tells which ranks
-        to trust, `loads` what runs on a rank for legs of a phase.
+        `limits` says how many outstanding tokens an instance takes; None: any number. `accuracy` tells which
+        ranks to trust, `loads` what runs on a rank for legs of a phase.
 
-        `tier_costs`: what reloading a token from a slower tier costs, in computed tokens; tiers that are not named,
-        and those that cost as much as computing, do not count.
+        `tier_costs`: what reloading a token from a slower tier costs, in computed tokens; tiers that are not
+        named, and those that cost as much as computing, do not count.
         """
         self._fleet = fleet
         self._index = index
@@ -153,4 +153,6 @@ class Placement:
 def _chooser(policy: AnyPolicy) -> Chooser:
     if isinstance(policy, Policy) and type(policy).prices is not Policy.prices:
         return ByPair(policy)
-    return ByLeg(cast("LegPolicy", policy))  # maybe derived from Policy, as it was written before there were pairs
+    return ByLeg(
+        cast("LegPolicy", policy)
+    )  # maybe derived from Policy, as it was written before there were pairs

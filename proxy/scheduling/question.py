@@ -1,4 +1,6 @@
-"""A question is all that placement needs to know of a request; what an attempt at it must avoid comes beside it."""
+"""A question is all that placement needs to know of a request; what an attempt at it must avoid comes beside
+it.
+"""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -46,12 +48,15 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def reusable_tokens(self) -> int:
-        """How many tokens of what is known may be reused at most: the last one of a prompt is always computed."""
+        """How many tokens of what is known may be reused at most: the last one of a prompt is always
+        computed.
+        """
         known = 0 if self.prompt is None else len(self.prompt.token_ids)
         return known if self.prefix_only else max(0, known - 1)
 
     def leg_tokens(self, phase: Phase, uncached_tokens: int | None) -> int:
-        """What a leg adds to the outstanding tokens of its instance, which policies weigh against those cached there.
+        """What a leg adds to the outstanding tokens of its instance, which policies weigh against those
+        cached there.
 
         Answers add nothing: nobody knows their length, and a guess would move prompts away from their caches.
         """
@@ -69,13 +74,14 @@ class Constraints(NamedTuple):
     """What one attempt at a question must not use, or only if there is nothing else."""
 
     failed: Collection[str] = ()
-    """Instances that an earlier attempt failed on, as often as a Counter tells: used only if there is no other. Rather
-    than one that failed twice, one that says it is full is waited for."""
+    """Instances that an earlier attempt failed on, as often as a Counter tells: used only if there is no
+    other. Rather than one that failed twice, one that says it is full is waited for."""
     tried: Collection[str] = ()
     """Instances that are not used at all."""
     prefill_on: str | None = None
     """The instance to prefer for prefill if nothing speaks against it."""
     over_limit: bool = False
-    """Instances without room by our limits are used if there is no other; those that say they are full never are."""
+    """Instances without room by our limits are used if there is no other; those that say they are full never
+    are."""
     kept: Collection[tuple[Phase, str]] = ()
     """Instances whose room is kept for others, by phase."""

@@ -1,4 +1,6 @@
-"""What a policy sees and what it answers with: plain values, the same in service, in `explain` and in simulation."""
+"""What a policy sees and what it answers with: plain values, the same in service, in `explain` and in
+simulation.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -28,8 +30,8 @@ class Candidate(msgspec.Struct, frozen=True):
     why: Why | None
     """Why it is not usable, or set aside because there is a better one."""
     cached_tokens: int | None
-    """What the index says this prompt would reuse now without reloading it: whole blocks, never the last token. None:
-    not known."""
+    """What the index says this prompt would reuse now without reloading it: whole blocks, never the last
+    token. None: not known."""
     expected_tokens: int | None
     """The same with the blocks that decisions just made will bring."""
     uncached_tokens: int | None
@@ -44,20 +46,23 @@ class Candidate(msgspec.Struct, frozen=True):
     trusted: bool = True
     """Whether what the index says of it is believed; where not, nothing counts as cached."""
     doubted_tokens: int | None = None
-    """What the index says of one that is not trusted: compared with what the engine reports, and not counted on."""
+    """What the index says of one that is not trusted: compared with what the engine reports, and not counted
+    on."""
     reload_tokens: int = 0
     """What lies only in slower tiers, behind what is cached, and need not be computed."""
     reload_cost_tokens: float = 0.0
     """What reloading that costs: as much as computing so many tokens."""
     weight_tokens: int = 0
-    """What its running legs of this phase take of its limit: `load_tokens`, and what decode legs are expected to
-    generate."""
+    """What its running legs of this phase take of its limit: `load_tokens`, and what decode legs are expected
+    to generate."""
     serves_all: bool = False
     """Its instance does both: given the prefill leg it serves the whole request, in that one leg."""
 
 
 class Pair(NamedTuple):
-    """Where a request could go: a candidate for each leg, the same one twice where one instance serves it all."""
+    """Where a request could go: a candidate for each leg, the same one twice where one instance serves it
+    all.
+    """
 
     prefill: Candidate
     decode: Candidate
@@ -106,10 +111,11 @@ class View:
 
 @runtime_checkable
 class Policy(Protocol):
-    """How instances are picked. Implement this to bring a policy of your own that looks at both legs together.
+    """How instances are picked. Implement this to bring a policy of your own that looks at both legs
+    together.
 
-    The pair with the lowest price serves the request; equal ones are drawn from at random. A policy must not keep
-    state or wait: it is asked by `/explain` as well.
+    The pair with the lowest price serves the request; equal ones are drawn from at random. A policy must not
+    keep state or wait: it is asked by `/explain` as well.
     """
 
     @property

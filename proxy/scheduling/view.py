@@ -1,4 +1,5 @@
-"""One look at the fleet for a question: the index is asked once, at one moment, and what is decided is decided by it.
+"""One look at the fleet for a question: the index is asked once, at one moment, and what is decided is
+decided by it.
 
 Loads are passed in: nothing here assumes that this process sees all traffic.
 """
@@ -180,7 +181,9 @@ class Viewer:
     def _reload(
         self, slower: Mapping[str, int] | None, reused: int | None, expected: int | None
     ) -> tuple[int, float]:
-        """Tokens to be reloaded from slower tiers, and what that costs; less what is expected to be there sooner."""
+        """Tokens to be reloaded from slower tiers, and what that costs; less what is expected to be there
+        sooner.
+        """
         if slower is None or reused is None or expected is None:
             return 0, 0.0
         told = sum(slower.values())

@@ -1,4 +1,5 @@
-"""A request is answered by legs: where they go, in which order, what is tried again, and what becomes of what they hold.
+"""A request is answered by legs: where they go, in which order, what is tried again, and what becomes of what
+they hold.
 
     director      the life of one request: its decision, one leg after the other, and whether it is tried again
     exchange      what comes in and what goes out: a `Call`, and the `Reply` that it becomes

@@ -1,4 +1,5 @@
-"""What one request has tried so far: where it should not go again, who is to blame, and whether it may try again.
+"""What one request has tried so far: where it should not go again, who is to blame, and whether it may try
+again.
 
 Pure: nothing is sent or awaited here.
 """
@@ -15,7 +16,9 @@ class Attempts:
     """The failed attempts of one request."""
 
     def __init__(self, most: int, avoid: Collection[str] = ()) -> None:
-        """`most`: attempts that may be made at engines that live, the first included; `avoid`: failed already."""
+        """`most`: attempts that may be made at engines that live, the first included; `avoid`: failed
+        already.
+        """
         self._most = most
         self._left: set[str] = set()
         self._failures: list[AttemptFailedError] = []
@@ -29,7 +32,9 @@ class Attempts:
         """How many retries were paid from the budget."""
 
     def failed_by(self, failure: AttemptFailedError) -> None:
-        """One more. To be turned away by a full engine is no failure: no work was done, and it may be asked again."""
+        """One more. To be turned away by a full engine is no failure: no work was done, and it may be asked
+        again.
+        """
         self.last = failure
         if failure.reason is Reason.FULL:
             return
@@ -65,16 +70,19 @@ class Attempts:
 
     @property
     def prefill_on(self) -> str | None:
-        """Where the prompt is cached by now, unless its blocks could not be fetched from there again and again."""
+        """Where the prompt is cached by now, unless its blocks could not be fetched from there again and
+        again.
+        """
         where = self.last.prefill_on if self.last is not None else None
         return None if where in self.avoid else where
 
     def to_blame(self, dead: Callable[[AttemptFailedError], str | None]) -> set[str]:
-        """Who is to blame if another instance has served the request after all; `dead` tells whose death explains it.
+        """Who is to blame if another instance has served the request after all; `dead` tells whose death
+        explains it.
 
-        Not an instance that found the blocks of its request gone with the one that held them, and none for our own
-        want of sockets, nor one that nothing was sent to. Where decode legs failed that were to fetch from one and the
-        same instance, it is that one.
+        Not an instance that found the blocks of its request gone with the one that held them, and none for
+        our own want of sockets, nor one that nothing was sent to. Where decode legs failed that were to fetch
+        from one and the same instance, it is that one.
         """
         blamed = set()
         suspects = self._suspects()

@@ -1,8 +1,9 @@
-"""A hold is fetched at most once, never after its lease, and always ends: nobody has to guess what became of it.
+"""A hold is fetched at most once, never after its lease, and always ends: nobody has to guess what became of
+it.
 
-Pure: times are passed in, nothing is sent from here. A `Hold` begins when its prefill leg is sent and ends when its
-blocks are fetched, given back, known to be left behind, or were never held. Whoever has one tells it what happened,
-and asks it what is due; why so: docs/adr/0003-custody-of-a-hold.md.
+Pure: times are passed in, nothing is sent from here. A `Hold` begins when its prefill leg is sent and ends
+when its blocks are fetched, given back, known to be left behind, or were never held. Whoever has one tells it
+what happened, and asks it what is due; why so: docs/adr/0003-custody-of-a-hold.md.
 
     prefilling -> held -> spent -> pulled | released | stranded
         |          |  <- unspend
@@ -34,8 +35,8 @@ class HoldState(enum.StrEnum):
     FAILED = "failed"
     """The prefill leg came to nothing, so nothing was ever held."""
     UNKNOWN = "unknown"
-    """The prefill leg ended without an answer. An engine whose client has gone drops what it was computing; only one
-    that had just finished holds the blocks, until their lease ends."""
+    """The prefill leg ended without an answer. An engine whose client has gone drops what it was computing;
+    only one that had just finished holds the blocks, until their lease ends."""
 
 
 class Due(enum.StrEnum):
@@ -107,7 +108,9 @@ class Hold:
         self._move(HoldState.FAILED, HoldState.PREFILLING)
 
     def lost(self, *, finished: bool) -> None:
-        """The prefill leg ended before its answer was here; `finished`: after its head had told of success."""
+        """The prefill leg ended before its answer was here; `finished`: after its head had told of
+        success.
+        """
         self._move(HoldState.STRANDED if finished else HoldState.UNKNOWN, HoldState.PREFILLING)
 
     # -- the decode leg -----------------------------------------------------------------------------------
@@ -127,7 +130,9 @@ class Hold:
     # -- the end ------------------------------------------------------------------------------------------
 
     def give_up(self) -> None:
-        """The attempt is over: its client left, its decode leg failed, or kvproxy stops. May be said in any state."""
+        """The attempt is over: its client left, its decode leg failed, or kvproxy stops. May be said in any
+        state.
+        """
         self.given_up = True
 
     def released(self) -> None:

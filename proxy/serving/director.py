@@ -1,8 +1,9 @@
 """A request is answered by one complete attempt or by an error, and whatever an attempt took it gives back.
 
-The director runs the life of one request: tokens, decision, prefill leg, decode leg, and again if that failed. It
-sends through the client it is given, and knows nothing of aiohttp. Nothing has reached the client of kvproxy while
-it runs: its `Reply` begins with bytes the decode engine has really produced, so every failure before can be retried.
+The director runs the life of one request: tokens, decision, prefill leg, decode leg, and again if that
+failed. It sends through the client it is given, and knows nothing of aiohttp. Nothing has reached the client
+of kvproxy while it runs: its `Reply` begins with bytes the decode engine has really produced, so every
+failure before can be retried.
 """
 
 import asyncio
@@ -156,7 +157,8 @@ class Director:
                     self._budget,
                     self._rules.retries.max_attempts,
                 )
-            # One leg serves it all, and none of the retries may make two of it: one hold is told of, not several.
+            # One leg serves it all, and none of the retries may make two of it: one hold is told of, not
+            # several.
             whole = msgspec.structs.replace(call.request, whole=True)
             call = msgspec.structs.replace(call, request=whole)
         question, tokenized = await self._question(call.request, call.headers, call.ticket.client)
@@ -210,7 +212,8 @@ class Director:
         raise self._unanswered(question.model, attempts.failure)
 
     async def _another(self, attempts: Attempts, retry: ExitStack) -> bool:
-        """Whether to try again; returns when it is time to. `retry` gets what is to be given back after the attempt.
+        """Whether to try again; returns when it is time to. `retry` gets what is to be given back after the
+        attempt.
 
         Leaving an instance that has died, or that fails while others do not, adds no load anywhere, so it is
         free and at once; so is leaving one that is full or does not have the model, which did nothing.
@@ -267,7 +270,9 @@ class Director:
             self._releases.ended(hold)
 
     def _splits(self, request: GenerationRequest) -> bool:
-        """Whether each prompt of a request goes its own way: an engine hands over the blocks of one prompt only."""
+        """Whether each prompt of a request goes its own way: an engine hands over the blocks of one prompt
+        only.
+        """
         several = request.prompt_count > 1 and self._connector.holds and not request.whole
         prefill = self._fleet.of(Phase.PREFILL)
         return several and (not prefill or any(i.role is not Role.BOTH for i in prefill))

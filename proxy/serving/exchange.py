@@ -1,7 +1,7 @@
 """What comes in and what goes out: a reply begins with what an engine has really produced.
 
-That is its whole answer, or the first event of a stream that holds something generated. A stream that fails before
-is an engine's failure like any other, so it is found before the client hears anything.
+That is its whole answer, or the first event of a stream that holds something generated. A stream that fails
+before is an engine's failure like any other, so it is found before the client hears anything.
 """
 
 import asyncio
@@ -24,13 +24,16 @@ from proxy.serving.ports import Answer
 MAX_HELD_EVENTS = 64
 MAX_HELD_BYTES = 256 << 10
 MAX_HELD_S = 10.0
-"""So many events and bytes without anything generated, or so long since the first of them, and a stream counts as
-begun all the same. vLLM sends the role with the first token, and an error that comes instead 0.1 s later; but chunks
-of hidden reasoning are empty, and whoever waits for them should see that something happens."""
+"""So many events and bytes without anything generated, or so long since the first of them, and a stream
+counts as begun all the same. vLLM sends the role with the first token, and an error that comes instead 0.1 s
+later; but chunks of hidden reasoning are empty, and whoever waits for them should see that something
+happens."""
 
 
 class Held(msgspec.Struct, frozen=True):
-    """What a stream may bring without anything generated; with more of any of it the stream counts as begun."""
+    """What a stream may bring without anything generated; with more of any of it the stream counts as
+    begun.
+    """
 
     events: int = MAX_HELD_EVENTS
     size_bytes: int = MAX_HELD_BYTES
@@ -42,8 +45,8 @@ HELD = Held()
 
 
 LATE_CLOSE_S = 0.1
-"""How long an engine may take to end its answer after the mark that ends the stream; its connection is used again
-then. The client has all of it by that time."""
+"""How long an engine may take to end its answer after the mark that ends the stream; its connection is used
+again then. The client has all of it by that time."""
 
 
 class Trace(msgspec.Struct):
@@ -97,7 +100,8 @@ class Reply:
 
 
 class EngineStream:
-    """An engine's stream, in runs of whole events up to the mark that ends it; whatever comes after is not read.
+    """An engine's stream, in runs of whole events up to the mark that ends it; whatever comes after is not
+    read.
 
     Comments are passed on, but they do not prove that the engine is at work: they put off no deadline.
     """
@@ -159,7 +163,9 @@ class EngineStream:
         return None
 
     async def next(self) -> bytes:
-        """The next events, nothing once the stream is complete. Raises LegError, StreamFailedError if it failed."""
+        """The next events, nothing once the stream is complete. Raises LegError, StreamFailedError if it
+        failed.
+        """
         ready, self._ready = self._ready, b""
         while not (self._done or self._failure):
             run = ready or await self._pending()

@@ -1,15 +1,17 @@
 """A partial index heals: on a bounded share of prefill legs the engine is asked to tell again what it reuses.
 
-A router that joined late, or lost more than an engine's replay buffer holds, does not know blocks that were cached
-before, and engines tell of a block only when it is stored. A leg with `kv_cache_report_mode` "full" makes vLLM tell
-the blocks it reuses once more (`PrefixIndex.expect_reports` says how they are counted). Legs are asked for that
+A router that joined late, or lost more than an engine's replay buffer holds, does not know blocks that were
+cached before, and engines tell of a block only when it is stored. A leg with `kv_cache_report_mode` "full"
+makes vLLM tell the blocks it reuses once more (`PrefixIndex.expect_reports` says how they are counted). Legs
+are asked for that
 
 * if the engine reported more cached tokens than predicted for an earlier prompt with the same beginning, or
 * if the prompt has blocks the index does not know, while more than `RESERVE` of the rank's budget is left.
 
-A leg that serves a whole request (an instance given with `--both`) asks by the second rule alone, since what its engine
-reports goes to the client. Each report takes one from the budget, which begins at `BURST` and gains `SHARE` with every leg. Nothing tells when
-all is known, so a rank stays partial until its engine's cache is reset or its process ends.
+A leg that serves a whole request (an instance given with `--both`) asks by the second rule alone, since what
+its engine reports goes to the client. Each report takes one from the budget, which begins at `BURST` and
+gains `SHARE` with every leg. Nothing tells when all is known, so a rank stays partial until its engine's
+cache is reset or its process ends.
 """
 
 import logging
@@ -33,19 +35,22 @@ from proxy.serving.exchange import Call
 log = logging.getLogger(__name__)
 
 SHARE = 0.1
-"""The lasting share of a rank's prefill legs that may ask for a report: each costs the engine one more event."""
+"""The lasting share of a rank's prefill legs that may ask for a report: each costs the engine one more
+event."""
 BURST = 64.0
-"""How many may ask at once: a fleet's system prompts and running conversations are then known within minutes."""
+"""How many may ask at once: a fleet's system prompts and running conversations are then known within
+minutes."""
 RESERVE = 16.0
 """What is kept for prompts that are known to begin with blocks we do not know."""
 MOST_SUSPECTS = 4096
 """Beginnings of prompts remembered for each rank."""
 CONFIRM_S = 1.0
-"""Events are published before the leg's answer; after that time what they told is in the index, or will not be."""
+"""Events are published before the leg's answer; after that time what they told is in the index, or will not
+be."""
 MOST_UNCONFIRMED = 64
 USELESS_AFTER = 8
-"""So many reports in a row that taught nothing, though the engine had reused blocks we did not know, mean that it
-makes no reports: releases of vLLM before June 2026 ignore the question."""
+"""So many reports in a row that taught nothing, though the engine had reused blocks we did not know, mean
+that it makes no reports: releases of vLLM before June 2026 ignore the question."""
 USELESS_SHARE = SHARE / 16
 
 
@@ -109,7 +114,9 @@ class Healing:
         self._ranks: dict[tuple[str, int], _Rank] = {}
 
     def asking(self, call: Call, chosen: Candidate, question: Question) -> Body | None:
-        """The request with the question for a full report; None if this leg is not to ask. A retry asks nothing beside."""
+        """The request with the question for a full report; None if this leg is not to ask. A retry asks
+        nothing beside.
+        """
         if self._rank(chosen) is None or call.trace.failed:
             return None
         if any(name.lower() == SESSION_ID.lower() for name, _ in call.headers):
@@ -118,7 +125,9 @@ class Healing:
         return asking if asking is not None and self.wants_report(chosen, question) else None
 
     def wants_report(self, chosen: Candidate, question: Question) -> bool:
-        """Whether the prefill leg that is about to be sent should ask for a full report; if so it is paid for."""
+        """Whether the prefill leg that is about to be sent should ask for a full report; if so it is paid
+        for.
+        """
         rank = self._rank(chosen)
         if rank is None or rank.refused:
             return False
@@ -194,7 +203,9 @@ class Healing:
         return self._index.block_size(chosen.instance, chosen.rank) or USUAL_BLOCK_SIZE
 
     def _first_unknown(self, chosen: Candidate, question: Question) -> int | None:
-        """The key of the first block that could be reused and is not known to be there; None if there is none."""
+        """The key of the first block that could be reused and is not known to be there; None if there is
+        none.
+        """
         size, prompt = self._block_size(chosen), question.prompt
         if prompt is None or chosen.cached_tokens is None:
             return None

@@ -1,4 +1,6 @@
-"""What the director needs from others, as Protocols: it gets them as arguments and knows no more of them than this."""
+"""What the director needs from others, as Protocols: it gets them as arguments and knows no more of them than
+this.
+"""
 
 from collections.abc import Collection
 from typing import Protocol
@@ -26,7 +28,9 @@ class Answer(Protocol):
         ...
 
     async def next_chunk(self, limit_s: float | None = None) -> bytes:
-        """The next piece of the body, nothing at its end; raises LegError, also if none comes for `limit_s` seconds."""
+        """The next piece of the body, nothing at its end; raises LegError, also if none comes for `limit_s`
+        seconds.
+        """
         ...
 
     def close(self) -> None:

@@ -1,15 +1,17 @@
-"""Retries never make an overload worse: those that run at one moment are a small share of the running requests.
+"""Retries never make an overload worse: those that run at one moment are a small share of the running
+requests.
 
-As Envoy's retry budgets: what limits retries is not a number a request but how many others there are. A retry counts
-from the moment it is granted until its attempt is over; a request counts until its answer has ended. Pure: nothing
-waits here and no clock is read.
+As Envoy's retry budgets: what limits retries is not a number a request but how many others there are. A retry
+counts from the moment it is granted until its attempt is over; a request counts until its answer has ended.
+Pure: nothing waits here and no clock is read.
 """
 
 import random
 from collections.abc import Callable
 
 MIN_RETRIES = 3
-"""May run however few requests there are, so that a single failure always has budget; Envoy's default, too."""
+"""May run however few requests there are, so that a single failure always has budget; Envoy's default,
+too."""
 
 BACKOFF_BASE_S = 0.025
 BACKOFF_MOST_S = 0.25

@@ -1,4 +1,6 @@
-"""Arguments become one StandInConfig; the process serves until a signal, or until a request kills the engine."""
+"""Arguments become one StandInConfig; the process serves until a signal, or until a request kills the
+engine.
+"""
 
 import argparse
 import asyncio

@@ -1,4 +1,5 @@
-"""A snapshot in the directory is one that was written whole; what is not is set aside, and nothing else is touched.
+"""A snapshot in the directory is one that was written whole; what is not is set aside, and nothing else is
+touched.
 
 Files of one kvproxy, which holds a lock as long as it lives. All of it is blocking I/O, for a thread.
 """
@@ -44,7 +45,9 @@ class StateDirectory:
     """The files of `--state-dir`."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Make it, lock it and read its secret. Raises ConfigError if it cannot be used, and says what to do."""
+        """Make it, lock it and read its secret. Raises ConfigError if it cannot be used, and says what to
+        do.
+        """
         origin = f"--state-dir {path}"
         self._path = path
         try:

@@ -1,7 +1,7 @@
 """What the disk is asked is done one by one, in order, and a disk that hangs keeps nobody from leaving.
 
-Python waits for the threads of its own executors when the process ends, however long; not for this one. Whatever it
-was at is then left as it is, so each step must leave a directory that can be read.
+Python waits for the threads of its own executors when the process ends, however long; not for this one.
+Whatever it was at is then left as it is, so each step must leave a directory that can be read.
 """
 
 import queue

@@ -1,6 +1,8 @@
-"""What lies on disk of a rank is never older than the interval while its source is heard, nor written in vain.
+"""What lies on disk of a rank is never older than the interval while its source is heard, nor written in
+vain.
 
-Copying is done by the rank's own subscriber, in slices between two batches; what takes longer is done in a thread.
+Copying is done by the rank's own subscriber, in slices between two batches; what takes longer is done in a
+thread.
 """
 
 import asyncio
@@ -23,15 +25,16 @@ from proxy.tasks import TaskOwner
 log = logging.getLogger(__name__)
 
 MOST_SHARE = 0.1
-"""The share of the time that is spent writing, whatever the interval: a fleet that has very much cached is written
-less often, rather than slow."""
+"""The share of the time that is spent writing, whatever the interval: a fleet that has very much cached is
+written less often, rather than slow."""
 
 LAST_S = 5.0
-"""How long the last writing may take when kvproxy stops: a hundred ranks of 50 000 blocks take two seconds."""
+"""How long the last writing may take when kvproxy stops: a hundred ranks of 50 000 blocks take two
+seconds."""
 
 UNCLAIMED_S = 3600.0
-"""How long snapshots are kept of instances that are not there: whoever adds instances at run time may do so late
-after a restart. By then no engine's replay buffer reaches back to them."""
+"""How long snapshots are kept of instances that are not there: whoever adds instances at run time may do so
+late after a restart. By then no engine's replay buffer reaches back to them."""
 
 WARN_EVERY_S = 60.0
 
@@ -59,7 +62,8 @@ class _Kept:
         self.found = Found()
         self.followed_at = now
         self.epoch = 0
-        """Of the subscriber, when what is on disk was all there was to know: what was written before is wrong."""
+        """Of the subscriber, when what is on disk was all there was to know: what was written before is
+        wrong."""
         self.written: Checkpoint | None = None
         self.current_at: float | None = None
         """When what is on disk was last all there was to know."""
@@ -88,8 +92,8 @@ class StateKeeper:
         trusted: Callable[[str, int], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`instances`: the addresses in the fleet. `trusted`: whether what the index says of a rank is believed; what is
-        not is not kept. The keeper closes the directory.
+        """`instances`: the addresses in the fleet. `trusted`: whether what the index says of a rank is
+        believed; what is not is not kept. The keeper closes the directory.
         """
         self._directory = directory
         self._index = index
@@ -187,7 +191,9 @@ class StateKeeper:
         }
 
     def ages_s(self) -> dict[_Rank, float]:
-        """How long ago what is on disk of each rank was all there was to know; since it is followed, if it never was."""
+        """How long ago what is on disk of each rank was all there was to know; since it is followed, if it
+        never was.
+        """
         now = self._clock()
         return {
             at: now - (kept.followed_at if kept.current_at is None else kept.current_at)

@@ -1,4 +1,5 @@
-"""What is loaded of a rank is, key for key, what was written of that very rank; anything else is set aside, and told.
+"""What is loaded of a rank is, key for key, what was written of that very rank; anything else is set aside,
+and told.
 
 Whether it is still true is found out by the rank's subscriber: loading it promises nothing.
 """
@@ -57,7 +58,9 @@ class Found:
 
 
 class Restorer:
-    """Loads snapshots into an index, one at a time: what was read of a hundred ranks need not be in memory at once."""
+    """Loads snapshots into an index, one at a time: what was read of a hundred ranks need not be in memory at
+    once.
+    """
 
     def __init__(
         self,

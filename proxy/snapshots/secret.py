@@ -1,6 +1,7 @@
 """The secret that block keys are made with is read by its owner alone, or not used.
 
-Whoever knows it can choose prompts that collide with others', and so see in their placement what others asked.
+Whoever knows it can choose prompts that collide with others', and so see in their placement what others
+asked.
 """
 
 import contextlib

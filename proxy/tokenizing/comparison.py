@@ -50,7 +50,9 @@ def configured_tokenizer(name: str) -> LocalTokenizer | None:
 
 
 async def tokenizer_at(root: str) -> LocalTokenizer | None:
-    """The tokenizer in a directory, None if there is none that can be read here. Raises OSError and ValueError."""
+    """The tokenizer in a directory, None if there is none that can be read here. Raises OSError and
+    ValueError.
+    """
     directory = pathlib.Path(root)
     if not directory.is_absolute() or not (directory / TOKENIZER_FILE).is_file():
         return None

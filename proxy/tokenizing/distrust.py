@@ -1,4 +1,6 @@
-"""A kind of request that an engine counted otherwise is not believed to be known, for a while; few kinds are remembered."""
+"""A kind of request that an engine counted otherwise is not believed to be known, for a while; few kinds are
+remembered.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,11 +10,14 @@ DISTRUST_S = 600.0
 route by a wrong count, short enough that a passing cause (an engine replaced in between) heals."""
 
 MOST_KINDS = 256
-"""Members that clients make up are part of a kind. The one distrusted longest ago is forgotten for a new one."""
+"""Members that clients make up are part of a kind. The one distrusted longest ago is forgotten for a new
+one."""
 
 
 class Distrust:
-    """The kinds that are distrusted now; names of members in them are bounded in length by who makes kinds."""
+    """The kinds that are distrusted now; names of members in them are bounded in length by who makes
+    kinds.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

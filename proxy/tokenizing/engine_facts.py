@@ -1,6 +1,8 @@
-"""What engines say of how they read requests holds while they are up, and is asked for only once somebody needs it.
+"""What engines say of how they read requests holds while they are up, and is asked for only once somebody
+needs it.
 
-Until an engine has said it, what most engines do is assumed; what comes of it is compared with what engines count.
+Until an engine has said it, what most engines do is assumed; what comes of it is compared with what engines
+count.
 """
 
 from collections.abc import Collection, Mapping

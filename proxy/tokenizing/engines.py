@@ -31,11 +31,12 @@ REMEMBERED_S = 3600.0
 """How long at most an answer is taken for true: chat templates may tell the date."""
 
 CACHE_BYTES = 16 << 20
-"""Four million tokens: prompts that are asked again as they are, by a retry or /explain. Growing chats never are."""
+"""Four million tokens: prompts that are asked again as they are, by a retry or /explain. Growing chats never
+are."""
 
 LONG_BYTES = 64 << 10
-"""An engine tokenizes one question after the other (vLLM has one thread for it), 64 KiB in 20 ms or so. Longer ones wait
-here instead of there, where short ones would wait behind them."""
+"""An engine tokenizes one question after the other (vLLM has one thread for it), 64 KiB in 20 ms or so.
+Longer ones wait here instead of there, where short ones would wait behind them."""
 
 
 T = TypeVar("T")
@@ -137,7 +138,9 @@ class EngineTokenizer:
 
     @property
     def _most_bytes(self) -> int | None:
-        """Of an answer: the tokens of the longest prompt that any engine takes; None where that is not known."""
+        """Of an answer: the tokens of the longest prompt that any engine takes; None where that is not
+        known.
+        """
         longest = self._fleet.max_model_len
         return None if longest == math.inf else _ANSWER_BYTES + _BYTES_A_TOKEN * int(longest)
 

@@ -22,7 +22,8 @@ from proxy.upstream.engine_api.asking import Engines, UnreadableError
 log = logging.getLogger(__name__)
 
 ASK_TIMEOUT_S = 15.0
-"""vLLM makes its schema when it is asked for the first time: 0.8 s on a quiet machine, in its own event loop."""
+"""vLLM makes its schema when it is asked for the first time: 0.8 s on a quiet machine, in its own event
+loop."""
 
 _SMALL_BYTES = 1 << 16
 """Far more than a version or a count takes."""
@@ -62,7 +63,8 @@ class FactFinder:
                 version = VERSION.read(data)
             except UnreadableError:
                 log.info("%s tells no version", address)
-        # Making a schema costs the engine: one of a version is enough, so others wait for what the first one says.
+        # Making a schema costs the engine: one of a version is enough, so others wait for what the first one
+        # says.
         turn = self._schema_turns.setdefault(version, asyncio.Lock())
         async with turn:
             if not self._facts.runs(address, version):
@@ -109,7 +111,9 @@ class FactFinder:
         *,
         most_bytes: int = _SMALL_BYTES,
     ) -> tuple[int, bytes]:
-        """An answer or a refusal. Raises LegError, also for a status that says nothing of what the engine can do."""
+        """An answer or a refusal. Raises LegError, also for a status that says nothing of what the engine can
+        do.
+        """
         status, data = await self._engines.exchange(
             method, address, path, body, ASK_TIMEOUT_S, most_bytes=most_bytes
         )

@@ -62,8 +62,8 @@ class Ask(msgspec.Struct, frozen=True):
     truncation: Truncation | None = None
     members: Members = NO_MEMBERS
     media: int = 0
-    """How many images, sounds and videos the conversation has. `body` has stubs in their place, which no engine takes:
-    only the tokenizer in this process can tell the prompt, and only up to the first of them."""
+    """How many images, sounds and videos the conversation has. `body` has stubs in their place, which no
+    engine takes: only the tokenizer in this process can tell the prompt, and only up to the first of them."""
 
     @property
     def estimated_tokens(self) -> int:
@@ -72,7 +72,8 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 MEDIA_TOKENS = 1000
-"""For load counting: what models make of an image of a megapixel, or of half a minute of sound (Qwen2.5-VL, Ultravox)."""
+"""For load counting: what models make of an image of a megapixel, or of half a minute of sound (Qwen2.5-VL,
+Ultravox)."""
 
 
 class Unknowable(msgspec.Struct, frozen=True):
@@ -138,8 +139,8 @@ def what_to_tokenize(
 def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unknowable:
     """What the members are to the prompt. `facts`: what engines have said of how they read requests.
 
-    `kind` names the members that shape the prompt, and those nobody knows: requests of one kind are rendered the same
-    way, so one that turns out to be counted wrongly speaks for all of its kind.
+    `kind` names the members that shape the prompt, and those nobody knows: requests of one kind are rendered
+    the same way, so one that turns out to be counted wrongly speaks for all of its kind.
     """
     told = request.dialect.prompt(request.body)
     if told is None:
@@ -173,7 +174,8 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
 
 
 def read_prompt(found: Sorted, bounds: Bounds) -> Given | Ask | Unknowable:
-    """How the token ids can be had. Pure; for a large body it takes long, so it may be done in another thread.
+    """How the token ids can be had. Pure; for a large body it takes long, so it may be done in another
+    thread.
 
     Of a prompt above the bounds no more is read than it takes to know that.
     """
@@ -210,7 +212,9 @@ def _is_too_much(body: Body, shaping: set[str], media_bytes: int, bounds: Bounds
 
 
 def _choice(body: Body) -> Choice | None:
-    """The choice of tools, None for what an absent one means. Raises msgspec.DecodeError for what an engine refuses."""
+    """The choice of tools, None for what an absent one means. Raises msgspec.DecodeError for what an engine
+    refuses.
+    """
     view = body.view("tool_choice") or b"null"
     if len(view) > MAX_SCALAR_BYTES:
         raise msgspec.DecodeError("longer than any choice")
@@ -228,14 +232,16 @@ _STUBS = {
     "audio": frozenset({"audio_url", "input_audio", "audio_embeds"}),
     "video": frozenset({"video_url", "video_embeds"}),
 }
-"""What templates see of a part of these types: which of the three it is, and the members that vLLM does not know."""
+"""What templates see of a part of these types: which of the three it is, and the members that vLLM does not
+know."""
 _OF_PARTS = frozenset(
     """
     audio_embeds audio_url closed data file image_embeds image_pil image_url input_audio name prompt_cache_breakpoint
     refusal text thinking type uuid video_embeds video_url
     """.split()  # noqa: SIM905  # as members.py
 )
-"""The members of parts that vLLM 0.32 knows (`_KNOWN_CONTENT_PART_FIELDS`). It gives templates all others of a medium."""
+"""The members of parts that vLLM 0.32 knows (`_KNOWN_CONTENT_PART_FIELDS`). It gives templates all others of
+a medium."""
 _MEDIA = {part: stub for stub, parts in _STUBS.items() for part in parts}
 
 
@@ -272,7 +278,8 @@ def _of_contents(body: Body, bounds: Bounds) -> _Contents:
 
 
 _SHOWN_WHOLE = (msgspec.Raw(b'"user"'), msgspec.Raw(b'"system"'))
-"""Roles whose contents templates show but for white space around them; of an assistant's they may leave out thoughts."""
+"""Roles whose contents templates show but for white space around them; of an assistant's they may leave out
+thoughts."""
 
 
 def _least_of(content: memoryview) -> int:
@@ -306,7 +313,9 @@ _PARTS = frozenset({"text parts"})
 
 
 def _with_stubs(body: Body) -> bytes:
-    """The messages with a stub for each image, sound and video, whose data is not copied, and marks for long texts."""
+    """The messages with a stub for each image, sound and video, whose data is not copied, and marks for long
+    texts.
+    """
     messages: list[dict[str, Any]] = []
     for message in map(_decode_raw_members, body.short_items("messages")):
         shown: dict[str, Any] = dict(message)

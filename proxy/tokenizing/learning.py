@@ -44,7 +44,9 @@ class Learning:
         local: LocalTokenizer | None,
         look_for_local: bool,
     ) -> None:
-        """`local`: the model's own tokenizer; with `look_for_local` one is looked for where engines say it is."""
+        """`local`: the model's own tokenizer; with `look_for_local` one is looked for where engines say it
+        is.
+        """
         self.local = local
         self.parity = Parity()
         self.facts = EngineFacts()
@@ -95,7 +97,9 @@ class Learning:
         self.facts.keep({instance.address for instance in up})
 
     def _to_compare(self, up: Sequence[Instance]) -> set[tuple[str, str]]:
-        """Engines and models. One engine speaks for an adapter, whose tokenizer is the model's: one that answers."""
+        """Engines and models. One engine speaks for an adapter, whose tokenizer is the model's: one that
+        answers.
+        """
         wanted = {(i.address, model) for i in up for model in i.models - i.adapters}
         speaking: dict[str, tuple[bool, bool, str]] = {}
         for instance in up:

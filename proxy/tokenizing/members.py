@@ -1,9 +1,10 @@
-"""A member of a request counts for its prompt only if an engine may read it so: what no engine knows shapes nothing.
+"""A member of a request counts for its prompt only if an engine may read it so: what no engine knows shapes
+nothing.
 
-The members of vLLM 0.32's request classes (`ChatCompletionRequest`, `CompletionRequest`) all have their place: those that
-shape a prompt in the dialect's `prompt_members`, those that do so in no dialect and those that never do here. vLLM takes
-any other member, too, and ignores it. A later release may know more: its own schema tells, and what we cannot place
-makes the prompt unknown.
+The members of vLLM 0.32's request classes (`ChatCompletionRequest`, `CompletionRequest`) all have their
+place: those that shape a prompt in the dialect's `prompt_members`, those that do so in no dialect and those
+that never do here. vLLM takes any other member, too, and ignores it. A later release may know more: its own
+schema tells, and what we cannot place makes the prompt unknown.
 """
 
 import functools
@@ -32,35 +33,42 @@ _NEUTRAL = frozenset(
     user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention
     """.split()  # noqa: SIM905  # a list of these is a page long
 )
-"""Members that shape what is generated, how it is reported or who asked, never the prompt. vLLM ignores the last row
-altogether; OpenAI clients send it."""
+"""Members that shape what is generated, how it is reported or who asked, never the prompt. vLLM ignores the
+last row altogether; OpenAI clients send it."""
 
 _NAMES = 64
-"""So many names of members that no engine knows are told apart in kinds: clients choose them. All others are one more."""
+"""So many names of members that no engine knows are told apart in kinds: clients choose them. All others are
+one more."""
 _NAMES_WAITING = 1024
-"""So many more are remembered until they come again: one that is in every request gets a place among those told apart,
-one that is made up anew each time never does, and so its prompts stay of one kind that can be distrusted."""
+"""So many more are remembered until they come again: one that is in every request gets a place among those
+told apart, one that is made up anew each time never does, and so its prompts stay of one kind that can be
+distrusted."""
 _NAMES_OF_A_KIND = 8
 """A request with more of them is of a kind with all such requests."""
 _OTHER, _MANY = "another", "many"
 _NAMES_SHOWN = 32
 _NAME_CHARACTERS = 48
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*").fullmatch
-"""What looks like a member's name may be shown; anything else could be part of a prompt that was sent in the wrong place."""
+"""What looks like a member's name may be shown; anything else could be part of a prompt that was sent in the
+wrong place."""
 
 Knows = Callable[[Dialect, str], bool]
 """Whether some engine's own schema has a member."""
 
 
 class MemberNames:
-    """Names that clients chose, as far as they are told apart in kinds: the ones used of late, bounded in number and length."""
+    """Names that clients chose, as far as they are told apart in kinds: the ones used of late, bounded in
+    number and length.
+    """
 
     def __init__(self) -> None:
         self._apart: OrderedDict[str, None] = OrderedDict()
         self._waiting: OrderedDict[str, None] = OrderedDict()
 
     def apart(self, names: Collection[str]) -> tuple[str, ...]:
-        """The names, sorted; one word for all those that are not told apart, or for a whole that is too long."""
+        """The names, sorted; one word for all those that are not told apart, or for a whole that is too
+        long.
+        """
         if len(names) > _NAMES_OF_A_KIND:
             return (_MANY,)
         return tuple(sorted({self._one(name) for name in names}))
@@ -86,7 +94,9 @@ def _use(names: OrderedDict[str, None], name: str, most: int) -> None:
 
 
 def shown(names: Collection[str]) -> tuple[str, ...]:
-    """Names that a client chose, sorted, as they may be shown: plain ones, cut where they are long, and not too many."""
+    """Names that a client chose, sorted, as they may be shown: plain ones, cut where they are long, and not
+    too many.
+    """
     plain = sorted(name for name in names if _PLAIN(name))
     told = [name if len(name) <= _NAME_CHARACTERS else f"{name[:_NAME_CHARACTERS]}..." for name in plain]
     if len(told) > _NAMES_SHOWN:
@@ -146,7 +156,9 @@ def _of_known(dialect: Dialect, given: frozenset[str]) -> Members:
 
 @functools.lru_cache(maxsize=256)
 def kind_of(name: str, shaping: frozenset[str], rarely: frozenset[str], apart: tuple[str, ...]) -> str:
-    """What prompts of the dialect of that name have in common that are made the same way; one of a bounded number."""
+    """What prompts of the dialect of that name have in common that are made the same way; one of a bounded
+    number.
+    """
     made = f"{name}({','.join(sorted(shaping))})"
     if rarely:
         made += f" with {','.join(sorted(rarely))}"

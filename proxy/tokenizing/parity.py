@@ -1,7 +1,8 @@
-"""The tokenizer in this process is used for a kind of prompt only where it has agreed with the engines about that kind.
+"""The tokenizer in this process is used for a kind of prompt only where it has agreed with the engines about
+that kind.
 
-Each engine that comes up is asked the same awkward questions. What an engine renders otherwise is rendered by engines
-from then on, until that engine is gone.
+Each engine that comes up is asked the same awkward questions. What an engine renders otherwise is rendered by
+engines from then on, until that engine is gone.
 """
 
 import logging
@@ -120,7 +121,9 @@ class Findings(msgspec.Struct):
 
 
 def difference(ours: "list[int] | None", theirs: "list[int] | None") -> Difference | None:
-    """How an answer of an engine differs from ours; None if it does not, or if we leave such questions to engines."""
+    """How an answer of an engine differs from ours; None if it does not, or if we leave such questions to
+    engines.
+    """
     theirs = theirs or []  # an engine that refuses an empty prompt agrees that it is empty
     if ours is None or ours == theirs:
         return None

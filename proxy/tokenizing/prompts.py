@@ -1,4 +1,6 @@
-"""A prompt's tokens come from the model's tokenizer in this process, from an engine, or they are unknown: never a guess."""
+"""A prompt's tokens come from the model's tokenizer in this process, from an engine, or they are unknown:
+never a guess.
+"""
 
 import asyncio
 import contextlib
@@ -47,8 +49,9 @@ _LOCALLY = " by --tokenizer"
 _COMPLETION = frozenset({"completion"})
 
 TEXT_COPIES = 8
-"""A question, what a template gets of it, the text that it makes, its pieces and their tokens weigh so many times the
-question; what the library makes of one slice comes on top, a few times 10 MB in all (`pieces.MAX_PIECE`)."""
+"""A question, what a template gets of it, the text that it makes, its pieces and their tokens weigh so many
+times the question; what the library makes of one slice comes on top, a few times 10 MB in all
+(`pieces.MAX_PIECE`)."""
 
 
 def _nothing() -> None:
@@ -106,10 +109,11 @@ class PromptTokenizer:
         count: Callable[[str], None] = lambda _: None,
         memory: Memory | None = None,
     ) -> None:
-        """`local`: the model's own tokenizer; with `look_for_local` one is looked for where engines say it is.
+        """`local`: the model's own tokenizer; with `look_for_local` one is looked for where engines say it
+        is.
 
-        `count` is told of each prompt that became known, by what: `local`, `engine` or `client`. `memory`: where long
-        prompts take what they need while they are tokenized.
+        `count` is told of each prompt that became known, by what: `local`, `engine` or `client`. `memory`:
+        where long prompts take what they need while they are tokenized.
         """
         self._memory = memory
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="prompts")
@@ -247,7 +251,9 @@ class PromptTokenizer:
         return "no answer" if asked is None else (how.kind, "engine", asked)
 
     def distrust(self, kind: str) -> None:
-        """An engine counted a prompt of this kind otherwise: do not claim to know such prompts so for a while."""
+        """An engine counted a prompt of this kind otherwise: do not claim to know such prompts so for a
+        while.
+        """
         self._distrust.add(kind)
         if not kind.endswith(_LOCALLY):
             self._engines.forget()
@@ -295,7 +301,8 @@ class PromptTokenizer:
     def _can_shorten(self, truncation: Truncation) -> bool:
         """Whether it is certain what is left.
 
-        Where no side is given it is the tokenizer's own, which keeps its special tokens and shortens between them.
+        Where no side is given it is the tokenizer's own, which keeps its special tokens and shortens between
+        them.
         """
         if truncation.side is not None:
             return True
@@ -314,7 +321,9 @@ class PromptTokenizer:
         return self._learning.local
 
     def start(self) -> None:
-        """Begin to compare the local tokenizer with engines as they come up, and to ask them what requests need."""
+        """Begin to compare the local tokenizer with engines as they come up, and to ask them what requests
+        need.
+        """
         self._learning.start()
 
     async def close(self) -> None:
@@ -325,7 +334,9 @@ class PromptTokenizer:
             self.local.close()
 
     def status(self) -> dict[str, Any]:
-        """For `/status`: where tokens come from, and which kinds of prompts engines are asked about all the same."""
+        """For `/status`: where tokens come from, and which kinds of prompts engines are asked about all the
+        same.
+        """
         local = self.local
         told = {"schemas": self._facts.schema_versions, "answers": {"held_bytes": self._engines.held_bytes}}
         if local is None:

@@ -1,4 +1,6 @@
-"""So many go on at once, and who has to wait takes fair turns: clients by what they asked, the smaller of a client's first."""
+"""So many go on at once, and who has to wait takes fair turns: clients by what they asked, the smaller of a
+client's first.
+"""
 
 import asyncio
 import contextlib

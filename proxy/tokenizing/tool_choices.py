@@ -1,8 +1,9 @@
 """What a choice of tools does to the prompt is what engines' own counts show, not what we think.
 
-`/tokenize` knows no `tool_choice`. `/v1/messages/count_tokens`, which vLLM has always on, renders a chat as it is rendered
-to be answered, choice included, and tells how long it is. A prompt is rendered the same with every choice, unless an
-engine was started with `--exclude-tools-when-tool-choice-none`, or its model is told of the choice (Kimi K3).
+`/tokenize` knows no `tool_choice`. `/v1/messages/count_tokens`, which vLLM has always on, renders a chat as
+it is rendered to be answered, choice included, and tells how long it is. A prompt is rendered the same with
+every choice, unless an engine was started with `--exclude-tools-when-tool-choice-none`, or its model is told
+of the choice (Kimi K3).
 """
 
 import enum
@@ -65,7 +66,8 @@ def questions(model: str) -> dict[str, bytes]:
 def judge(counts: Mapping[str, int | None]) -> dict[Choice, Tools]:
     """What an engine's answers to `questions` show: lengths in tokens, None for one that was refused.
 
-    Nothing is said of a choice that was refused: an engine without a parser for calls refuses such chats as well.
+    Nothing is said of a choice that was refused: an engine without a parser for calls refuses such chats as
+    well.
     """
     auto, bare = counts.get(_AUTO), counts.get(_BARE)
     found: dict[Choice, Tools] = {}

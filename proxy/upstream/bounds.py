@@ -1,4 +1,5 @@
-"""How long an engine's answer may be is known before it comes: by what was asked, and by how long the question was.
+"""How long an engine's answer may be is known before it comes: by what was asked, and by how long the
+question was.
 
 Pure. Each bound is many times what vLLM answers; what is longer is cut there, and is no answer.
 """
@@ -6,8 +7,8 @@ Pure. Each bound is many times what vLLM answers; what is longer is cut there, a
 from collections.abc import Mapping
 
 MAX_ANSWER_BYTES = 256 << 20
-"""An unstreamed answer is held whole: 128 choices of 8000 tokens each are below 10 MB of text, and log probabilities
-make that ten times as much."""
+"""An unstreamed answer is held whole: 128 choices of 8000 tokens each are below 10 MB of text, and log
+probabilities make that ten times as much."""
 
 MAX_MODELS_BYTES = 2 << 20
 """Of `/v1/models`: 4000 adapters; vLLM 0.32 takes some 480 bytes for each."""

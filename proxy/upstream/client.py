@@ -1,4 +1,6 @@
-"""All HTTP to engines: what aiohttp raises leaves here as a LegError, and no answer is followed, decoded or stored."""
+"""All HTTP to engines: what aiohttp raises leaves here as a LegError, and no answer is followed, decoded or
+stored.
+"""
 
 import asyncio
 import errno
@@ -128,7 +130,8 @@ class EngineAnswer:
         self._response = response
 
     async def read(self, most_bytes: int | None = None) -> bytes:
-        """The whole body, of `most_bytes` at most or else what an answer to that may have (`upstream.bounds`).
+        """The whole body, of `most_bytes` at most or else what an answer to that may have
+        (`upstream.bounds`).
 
         Raises LegBrokenError if it ends early, TooLongError once it is longer: no more of it is read.
         """
@@ -194,7 +197,8 @@ class EngineClient:
         descriptors: Descriptors | None = None,
         keepalive_s: float = KEEPALIVE_S,
     ) -> None:
-        """`engine_ca`: a file of the authorities that certify https engines; `descriptors`: what bounds its connections.
+        """`engine_ca`: a file of the authorities that certify https engines; `descriptors`: what bounds its
+        connections.
 
         Raises ConfigError.
         """
@@ -266,7 +270,9 @@ class EngineClient:
         *,
         most_bytes: int | None = None,
     ) -> tuple[int, bytes]:
-        """Status and body of an engine's answer, whatever they are. Raises LegError, DeadlineError if time is up."""
+        """Status and body of an engine's answer, whatever they are. Raises LegError, DeadlineError if time is
+        up.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 with await self._request(method, instance, path, body, headers or []) as answer:
@@ -317,7 +323,9 @@ def _host(instance: str) -> str:
 
 
 class _InPieces(aiohttp.payload.Payload):
-    """A large body, sent piece by piece from where it lies. aiohttp's own way with bytes copies all of it at once."""
+    """A large body, sent piece by piece from where it lies. aiohttp's own way with bytes copies all of it at
+    once.
+    """
 
     _autoclose = True
 

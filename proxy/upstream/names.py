@@ -1,9 +1,9 @@
-"""A name that was resolved once has an address for good: whoever connects never waits for a resolver that has answered
-before, and a resolver's silence is no engine's.
+"""A name that was resolved once has an address for good: whoever connects never waits for a resolver that has
+answered before, and a resolver's silence is no engine's.
 
-Addresses are looked up anew beside the connections that use them. Lookups run in daemon threads of their own: a
-resolver that is silent holds one up for half a minute, which neither other threads nor the end of the process should
-wait for.
+Addresses are looked up anew beside the connections that use them. Lookups run in daemon threads of their own:
+a resolver that is silent holds one up for half a minute, which neither other threads nor the end of the
+process should wait for.
 """
 
 import asyncio
@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 FRESH_S = 5.0
 """An address that is older is looked up anew, and used meanwhile."""
 SILENT_S = 1.5
-"""A resolver that takes longer is silent: less than a check has, so that it is called so and not the engine."""
+"""A resolver that takes longer is silent: less than a check has, so that it is called so and not the
+engine."""
 FORGOTTEN_S = 3600.0
 """A name that nobody used for so long is that of an engine that left."""
 

@@ -1,9 +1,10 @@
-"""Of the connections that are free the one used last is taken, so that those of a burst become idle and are closed.
+"""Of the connections that are free the one used last is taken, so that those of a burst become idle and are
+closed.
 
 There are no more than its share of the descriptors allows: free ones are closed for new ones.
 
-aiohttp takes the one that has been free the longest. Under steady load each is then used again before it was idle for
-long, and as many stay open as the worst burst ever needed.
+aiohttp takes the one that has been free the longest. Under steady load each is then used again before it was
+idle for long, and as many stay open as the worst burst ever needed.
 """
 
 import errno

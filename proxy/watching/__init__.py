@@ -1,4 +1,5 @@
-"""Each instance is watched from when it is wanted until it is gone: who the instances are, and whether they can be used.
+"""Each instance is watched from when it is wanted until it is gone: who the instances are, and whether they
+can be used.
 
     watch        takes instances in and out as membership sources say, and owns all tasks
     membership   the sources: flags, operators, and whatever else names instances (`base` is the contract)

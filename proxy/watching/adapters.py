@@ -1,7 +1,7 @@
 """Which names engines serve is asked anew when somebody asks for one that none lists: once for all who wait.
 
-Adapters are loaded and unloaded while engines run, and what engines list is read every few seconds only. No name is kept:
-what is remembered is when all engines were asked last.
+Adapters are loaded and unloaded while engines run, and what engines list is read every few seconds only. No
+name is kept: what is remembered is when all engines were asked last.
 """
 
 import asyncio
@@ -54,7 +54,9 @@ class Adapters:
         self._asked_at: float | None = None
 
     async def known(self, name: str) -> bool:
-        """Whether any engine lists a name, if need be after asking them; True while no engine has told anything."""
+        """Whether any engine lists a name, if need be after asking them; True while no engine has told
+        anything.
+        """
         if name == self._model or self._fleet.serves(name) or not any(i.model_cards for i in self._fleet):
             return True
         if self._asking is None:
@@ -85,7 +87,9 @@ class Adapters:
             instance.listed(cards, self._clock())
 
     async def tell_all(self, path: str, body: bytes, headers: Headers) -> Sequence[Told]:
-        """Ask every engine to load or unload one, all at once, and read anew what they list then. Raises nothing."""
+        """Ask every engine to load or unload one, all at once, and read anew what they list then. Raises
+        nothing.
+        """
         instances = list(self._fleet)
         told = await asyncio.gather(*(self._tell(instance, path, body, headers) for instance in instances))
         anew = [i for i, each in zip(instances, told, strict=True) if each.status is not None]

@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.25
 
 SILENT_S = 10.0
-"""How long an engine that is up may be unheard before it is told: connections to publishers take a second or two,
-and ZeroMQ tries one that failed again within ten."""
+"""How long an engine that is up may be unheard before it is told: connections to publishers take a second or
+two, and ZeroMQ tries one that failed again within ten."""
 
 
 class Feeds(Protocol):
@@ -32,7 +32,8 @@ class Feeds(Protocol):
 
 
 class Changes:
-    """Says when readiness is lost and regained, when an index becomes exact or stops being so, and who is silent.
+    """Says when readiness is lost and regained, when an index becomes exact or stops being so, and who is
+    silent.
 
     Also whose cache has groups that are not counted, once for each instance.
     """

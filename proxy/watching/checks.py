@@ -1,6 +1,7 @@
 """A check asks one engine whether it lives and what it serves; it takes no claim and changes nothing.
 
-What cannot be told from our own shortage - no socket left, an event loop that stood still - is found to be nothing.
+What cannot be told from our own shortage - no socket left, an event loop that stood still - is found to be
+nothing.
 """
 
 import enum

@@ -1,7 +1,7 @@
 """What checks and legs show of an instance changes its circuit, and every change is said and counted once.
 
-Synchronous: whoever decides next sees all of it. That an instance is given up comes last, so that the legs that
-break then find it down.
+Synchronous: whoever decides next sees all of it. That an instance is given up comes last, so that the legs
+that break then find it down.
 """
 
 import logging
@@ -16,8 +16,9 @@ from proxy.watching.checks import Check, Finding
 log = logging.getLogger(__name__)
 
 GONE_S = 10.0
-"""An engine whose port has been closed, or that has called itself dead, for so long and that sent nothing meanwhile
-is gone, even if connections to it seem to stand: whoever closed them may have been cut off before telling."""
+"""An engine whose port has been closed, or that has called itself dead, for so long and that sent nothing
+meanwhile is gone, even if connections to it seem to stand: whoever closed them may have been cut off before
+telling."""
 
 
 class Engines(Protocol):

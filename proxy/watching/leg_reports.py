@@ -1,6 +1,7 @@
 """What legs show of engines goes to the book of health at once, and has them checked soon.
 
-Synchronous, but for one question: an engine that can sleep is not charged before it was asked whether it sleeps.
+Synchronous, but for one question: an engine that can sleep is not charged before it was asked whether it
+sleeps.
 """
 
 import logging
@@ -43,7 +44,9 @@ class LegReports:
         self._forget = forget
 
     def leg_failed(self, instance: Instance, error: LegError) -> None:
-        """A leg got no complete answer: a refused connection is believed at once, anything else is looked into."""
+        """A leg got no complete answer: a refused connection is believed at once, anything else is looked
+        into.
+        """
         if isinstance(error, OurTroubleError):
             return
         if instance.status is Status.ASLEEP:

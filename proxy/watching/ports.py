@@ -1,4 +1,6 @@
-"""What the watch needs of the engine client beside its answers: when engines were heard, and how they are reached."""
+"""What the watch needs of the engine client beside its answers: when engines were heard, and how they are
+reached.
+"""
 
 from typing import Protocol
 

@@ -1,6 +1,7 @@
 """A rank that answers under another identity than before is another process, with an empty cache.
 
-Pure. What its events told meanwhile goes first: a source that has forgotten all since knows of the other process.
+Pure. What its events told meanwhile goes first: a source that has forgotten all since knows of the other
+process.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,8 @@
-"""Each instance of the fleet is checked by one task, at the pace of its circuit; what a check finds is acted on here.
+"""Each instance of the fleet is checked by one task, at the pace of its circuit; what a check finds is acted
+on here.
 
-An engine that answers is asked now and then what it serves and where it publishes its KV events; one that sleeps has lost
-what it had cached.
+An engine that answers is asked now and then what it serves and where it publishes its KV events; one that
+sleeps has lost what it had cached.
 """
 
 import asyncio
@@ -24,7 +25,8 @@ from proxy.watching.sleeping import Sleepers
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0
-"""How often an engine that answers checks is asked what it serves and where it publishes: adapters come and go."""
+"""How often an engine that answers checks is asked what it serves and where it publishes: adapters come and
+go."""
 
 ONE_CHECK_FOR_ALL_S = 0.05
 """Many legs fail at once."""
@@ -211,8 +213,8 @@ class Rounds:
     async def _look_at_sleep(self, watched: Watched) -> None:
         """If it has lost its cache, that is known from here on.
 
-        Its events tell of it only once it is awake, or in the step that was running when it fell asleep: where they
-        have, what they tell after that is right.
+        Its events tell of it only once it is awake, or in the step that was running when it fell asleep:
+        where they have, what they tell after that is right.
         """
         instance = watched.instance
         depth = await self._sleepers.depth(instance)

@@ -1,8 +1,8 @@
 """An engine is asleep if it says so itself; no leg is needed to find out, and who cannot sleep is asked once.
 
-vLLM has `/is_sleeping`, `/sleep` and `/wake_up` with VLLM_SERVER_DEV_MODE=1 alone. `/health` answers 200 all the while, and
-requests wait in the engine until it is awake. From level 1 on it has dropped its prefix cache, and its events say so no
-sooner than with the first batch after it woke.
+vLLM has `/is_sleeping`, `/sleep` and `/wake_up` with VLLM_SERVER_DEV_MODE=1 alone. `/health` answers 200 all
+the while, and requests wait in the engine until it is awake. From level 1 on it has dropped its prefix cache,
+and its events say so no sooner than with the first batch after it woke.
 """
 
 import logging
@@ -23,7 +23,8 @@ class Sleepers:
         self._engines = engines
         self._timeout_s = timeout_s
         self._sleepless: dict[str, int] = {}
-        """Those that have no such question, and how often their sources had forgotten all when they said so."""
+        """Those that have no such question, and how often their sources had forgotten all when they said
+        so."""
 
     def can_sleep(self, instance: Instance) -> bool:
         """Whether it may be asleep without our knowing."""

@@ -1,4 +1,6 @@
-"""The start ends when a first request could be served, or when its time is up; meanwhile it says what is missing."""
+"""The start ends when a first request could be served, or when its time is up; meanwhile it says what is
+missing.
+"""
 
 import asyncio
 import logging

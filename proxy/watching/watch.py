@@ -1,7 +1,8 @@
-"""Each instance that a membership source wants is in the fleet and under watch, from when it is wanted until it is gone.
+"""Each instance that a membership source wants is in the fleet and under watch, from when it is wanted until
+it is gone.
 
-`membership` says who is wanted, `rounds` checks them, `leg_reports` hears what legs show; both write into the book of
-`health`.
+`membership` says who is wanted, `rounds` checks them, `leg_reports` hears what legs show; both write into the
+book of `health`.
 """
 
 import asyncio

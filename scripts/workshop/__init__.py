@@ -1,1 +1,3 @@
-"""What the scripts, the tests and the proofs share: engines and kvproxy as processes of their own. It imports no test."""
+"""What the scripts, the tests and the proofs share: engines and kvproxy as processes of their own. It imports
+no test.
+"""

@@ -1,6 +1,7 @@
 """Another source of instances is one class: it says who is wanted, and no other room is touched.
 
-The one here has its addresses in a set that changes, as a source for DNS or Kubernetes would have them from elsewhere.
+The one here has its addresses in a set that changes, as a source for DNS or Kubernetes would have them from
+elsewhere.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-"""A policy that prices pairs is added from outside: one class, given by name or from Python, seen in `/explain`."""
+"""A policy that prices pairs is added from outside: one class, given by name or from Python, seen in
+`/explain`."""
 
 import pathlib
 

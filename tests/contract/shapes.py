@@ -8,7 +8,8 @@ def misfits(found: Any, pattern: Any, where: str = "answer") -> Iterator[str]:
     """Yield what does not fit, one readable line each.
 
     A type in the pattern stands for any value of it, None for null; an object must have its keys in the
-    pattern's order; a list must have as many items, unless the pattern's is [item, ...]: any number, at least one.
+    pattern's order; a list must have as many items, unless the pattern's is [item, ...]: any number, at least
+    one.
     """
     if isinstance(pattern, type):
         if not isinstance(found, pattern) or (pattern is int and isinstance(found, bool)):

@@ -1,4 +1,5 @@
-"""What a connection can tell: request ids come back, idle ones are closed, and who leaves is not served on."""
+"""What a connection can tell: request ids come back, idle ones are closed, and who leaves is not served
+on."""
 
 import asyncio
 import time

@@ -1,4 +1,5 @@
-"""An engine that is full refuses with 503 what is one too much, says no more than that, and gives a hold back.
+"""An engine that is full refuses with 503 what is one too much, says no more than that, and gives a hold
+back.
 
 The decode engines have limits that only many sequences of one request reach: no other test comes near them.
 """

@@ -1,4 +1,5 @@
-"""An engine says which members of a request it reads, ignores the others, and counts a chat as it would answer it."""
+"""An engine says which members of a request it reads, ignores the others, and counts a chat as it would
+answer it."""
 
 import json
 from typing import Any

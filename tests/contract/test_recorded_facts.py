@@ -1,4 +1,5 @@
-"""What no CPU engine shows twice - other forms of events, a connecting publisher, ranks - agrees with recordings."""
+"""What no CPU engine shows twice - other forms of events, a connecting publisher, ranks - agrees with
+recordings."""
 
 import asyncio
 from collections.abc import Sequence

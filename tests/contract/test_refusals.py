@@ -16,7 +16,8 @@ Fields = dict[str, Any]
 
 
 def refusal(message: str, param: str | None = None, value: Any = None) -> dict[str, Any]:
-    """The error of a request that was understood. vLLM puts most parameters and values into the message, too."""
+    """The error of a request that was understood. vLLM puts most parameters and values into the message,
+    too."""
     told = f" (parameter={param}{'' if value is None else f', value={value}'})" if param else ""
     return {"message": message + told, "type": "BadRequestError", "param": param, "code": 400}
 

@@ -1,4 +1,5 @@
-"""A conversation becomes the prompt that vLLM makes of it: roles, parts and tool calls as its template sees them."""
+"""A conversation becomes the prompt that vLLM makes of it: roles, parts and tool calls as its template sees
+them."""
 
 from typing import Any
 

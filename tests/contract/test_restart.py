@@ -1,4 +1,5 @@
-"""A process that ends says nothing, and the one after it is another engine: numbers from 0, nothing cached."""
+"""A process that ends says nothing, and the one after it is another engine: numbers from 0, nothing
+cached."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""What else an engine serves answers as vLLM's does: models, tokens, events, version, and routes that are none."""
+"""What else an engine serves answers as vLLM's does: models, tokens, events, version, and routes that are
+none."""
 
 import json
 from typing import Any

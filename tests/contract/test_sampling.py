@@ -1,4 +1,5 @@
-"""What a request asks about its output - how long, until where, with what beside it - is done as vLLM does it."""
+"""What a request asks about its output - how long, until where, with what beside it - is done as vLLM does
+it."""
 
 from typing import Any
 

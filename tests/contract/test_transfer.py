@@ -209,7 +209,8 @@ async def test_legs_run_side_by_side(pair: Pair) -> None:
 
 
 async def test_every_choice_of_a_prompt_fetches_it_by_itself(pair: Pair) -> None:
-    """The first to fetch ends the hold: the others read blocks that are anybody's. One is sure to be right."""
+    """The first to fetch ends the hold: the others read blocks that are anybody's. One is sure to be
+    right."""
     body = ids(2 * B, "many of one", 6, n=2, temperature=1, seed=1)
     params = await pair.prefilled(body)
     before = await pair.decode.metrics()

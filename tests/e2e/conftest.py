@@ -1,4 +1,5 @@
-"""One fleet of engines and one kvproxy in front of it serve all tests here: stand-ins first, then real ones."""
+"""One fleet of engines and one kvproxy in front of it serve all tests here: stand-ins first, then real
+ones."""
 
 import pathlib
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,5 @@
-"""Conversations through kvproxy against the plain engine: same words, no token computed twice, right predictions."""
+"""Conversations through kvproxy against the plain engine: same words, no token computed twice, right
+predictions."""
 
 import dataclasses
 import json
@@ -181,7 +182,8 @@ def test_metrics_tell_the_same(transcript: Transcript, fleet: Fleet, proxy: Prox
     assert transcript.grew(proxy.url, "kvproxy_kv_event_gaps_total") == 0
 
 
-# No log probabilities of prompts: those of a list kill a vLLM 0.32 CPU engine that has adapters (bgmv_shrink).
+# No log probabilities of prompts: those of a list kill a vLLM 0.32 CPU engine that has adapters
+# (bgmv_shrink).
 LISTS: dict[str, dict[str, Any]] = {
     "texts": {"temperature": 0},
     "two choices each": {"n": 2, "temperature": 1, "seed": 11},

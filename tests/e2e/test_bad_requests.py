@@ -43,7 +43,8 @@ OUR_WORDS: dict[str, dict[str, Any]] = {
     "stream_options without stream": {"stream_options": {"include_usage": True}},
     "stream of a wrong type": {"stream": "perhaps"},
 }
-"""Fields that a prefill leg changes are checked before it: the status is the engine's, the words may be ours."""
+"""Fields that a prefill leg changes are checked before it: the status is the engine's, the words may be
+ours."""
 
 
 @pytest.fixture(autouse=True)

@@ -68,7 +68,8 @@ async def expired(session: aiohttp.ClientSession, fleet: Fleet) -> float:
 
 @pytest.fixture(autouse=True)
 async def pairs_have_met(session: aiohttp.ClientSession, fleet: Fleet) -> None:
-    """Each pair has transferred once: the first release between strangers takes seconds (test_restarts.py)."""
+    """Each pair has transferred once: the first release between strangers takes seconds
+    (test_restarts.py)."""
     for prefill in fleet.of_role("prefill"):
         for decode in fleet.of_role("decode"):
             body = {"model": "tiny", "prompt": prose(40, f"{prefill.name} {decode.name}"), "max_tokens": 1}

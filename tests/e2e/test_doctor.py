@@ -1,4 +1,5 @@
-"""The doctor finds nothing wrong with engines as they should be, and says what is wrong with a flag that is not."""
+"""The doctor finds nothing wrong with engines as they should be, and says what is wrong with a flag that is
+not."""
 
 import pathlib
 

@@ -1,4 +1,5 @@
-"""A decode engine that is full refuses legs; another serves them, or they wait until there is room. No client is told."""
+"""A decode engine that is full refuses legs; another serves them, or they wait until there is room. No client
+is told."""
 
 import asyncio
 import contextlib

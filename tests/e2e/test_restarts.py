@@ -65,7 +65,8 @@ async def bring_back(session: aiohttp.ClientSession, fleet: Fleet, proxy: ProxyP
 async def a_client_leaves_strangers(
     session: aiohttp.ClientSession, fleet: Fleet, name: str, logs: pathlib.Path
 ) -> None:
-    """A prefill engine that no decode engine has met: what a client leaves behind there is given back all the same."""
+    """A prefill engine that no decode engine has met: what a client leaves behind there is given back all the
+    same."""
     [port] = free_ports(1)
     decode = [spec.address for spec in fleet.of_role("decode")]
     with ProxyProcess(port, logs / "strangers.log", prefill=[fleet[name].address], decode=decode) as proxy:
@@ -99,7 +100,8 @@ async def streams_whose_blocks_die(
     victim: str,
     bodies: list[dict[str, Any]],
 ) -> list[Answer]:
-    """Kill a prefill engine when it has prefilled these, which it has cached, and nobody has fetched them yet."""
+    """Kill a prefill engine when it has prefilled these, which it has cached, and nobody has fetched them
+    yet."""
     before = await read_metrics(session, proxy.url)
 
     async def held() -> bool:

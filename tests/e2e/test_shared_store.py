@@ -1,4 +1,5 @@
-"""With a store that engines share, decode finds what prefill computed, says the same words, and nothing stays held.
+"""With a store that engines share, decode finds what prefill computed, says the same words, and nothing stays
+held.
 
 Real engines only: a stand-in has no such store.
 """

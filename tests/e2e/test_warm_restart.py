@@ -1,4 +1,5 @@
-"""kvproxy is killed in front of engines that go on: the next one says at once what they will reuse, and they do."""
+"""kvproxy is killed in front of engines that go on: the next one says at once what they will reuse, and they
+do."""
 
 import os
 import pathlib

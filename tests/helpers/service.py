@@ -33,7 +33,8 @@ QUICK = Waits(first_contact_pauses_s=(0.1, 0.4))
 """Stand-ins shake hands at once, so that nobody need wait for it as long as for an engine."""
 
 UNHURRIED = {"profile": PROFILES["tiny-cpu"]}
-"""Settings of stand-ins that decode as slowly as a real engine: an answer then comes after its prefill's events."""
+"""Settings of stand-ins that decode as slowly as a real engine: an answer then comes after its prefill's
+events."""
 
 WORDS = ("a", "module", "and", "every", "function", "returns", "some", "value", "by", "key", "or", "path")
 

@@ -1,4 +1,5 @@
-"""Each attack is one function: what an untrusted client may send, by the limits kvproxy has at its defaults."""
+"""Each attack is one function: what an untrusted client may send, by the limits kvproxy has at its
+defaults."""
 
 import asyncio
 import json

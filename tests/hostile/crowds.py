@@ -1,4 +1,5 @@
-"""Attacks by many requests of which each may be served: what matters is how long somebody else's small one takes."""
+"""Attacks by many requests of which each may be served: what matters is how long somebody else's small one
+takes."""
 
 import asyncio
 import random
@@ -9,7 +10,8 @@ from tests.hostile.attacks import attack
 from tests.hostile.target import AS_OPERATOR, Said, Target
 
 EXPLAIN = "/explain"
-"""Tokenizes and decides as for a request that is served, and asks nothing of engines, which would take turns of their own."""
+"""Tokenizes and decides as for a request that is served, and asks nothing of engines, which would take turns
+of their own."""
 
 LONG_TEXTS, LONG_CHARACTERS = 24, 400_000
 SHORT_TEXTS, SHORT_CHARACTERS = 10, 20_000

@@ -1,4 +1,5 @@
-"""Attacks that hold on to something and say next to nothing: what matters is what somebody else is answered meanwhile."""
+"""Attacks that hold on to something and say next to nothing: what matters is what somebody else is answered
+meanwhile."""
 
 import asyncio
 import contextlib
@@ -11,7 +12,8 @@ WITHHELD = 24
 """Bodies without their ends: more than all memory for bodies holds."""
 
 IDLE = 2000
-"""Connections without a request. What opening and closing them at once costs grows with their number, 8 µs each."""
+"""Connections without a request. What opening and closing them at once costs grows with their number, 8 µs
+each."""
 
 DRIPPING = 500
 DRIPS = 10

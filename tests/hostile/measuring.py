@@ -1,4 +1,5 @@
-"""What each attack did to a kvproxy of its own: whether it lived, how long its loop stood still, what it came to hold."""
+"""What each attack did to a kvproxy of its own: whether it lived, how long its loop stood still, what it came
+to hold."""
 
 import asyncio
 import pathlib
@@ -19,8 +20,8 @@ MOST_PAUSE_MS = 50.0
 BODIES = 4
 """So many times what was sent may be held at once, beside what is held idle."""
 FIXED_MIB = 32.0
-"""What a request may take however short it is: 26 MiB for a piece of text without a place to cut (`pieces.MAX_PIECE`), or 13 MiB for a
-slice in each of two threads (`turns.SLICE_CHARACTERS`)."""
+"""What a request may take however short it is: 26 MiB for a piece of text without a place to cut
+(`pieces.MAX_PIECE`), or 13 MiB for a slice in each of two threads (`turns.SLICE_CHARACTERS`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ async def measure(
 
 
 def attack_all(names: Sequence[str], logs: pathlib.Path | None, flags: Sequence[str]) -> tuple[Table, bool]:
-    """Make the named attacks, one after the other, and return what they did and whether kvproxy stood them all.
+    """Make the named attacks, one after the other, and return what they did and whether kvproxy stood them
+    all.
 
     `flags` go to kvproxy; logs are kept if a folder is given. Call it from the main thread.
     """

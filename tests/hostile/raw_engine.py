@@ -66,7 +66,8 @@ class RawEngine:
 
 @contextlib.asynccontextmanager
 async def raw_engine(says: Mapping[str, Pieces]) -> AsyncIterator[RawEngine]:
-    """`says`: the bytes of the answer for each path; those that are not there are a healthy engine's, or 404."""
+    """`says`: the bytes of the answer for each path; those that are not there are a healthy engine's, or
+    404."""
     tasks = TaskOwner("raw engine")
     engine = RawEngine(says)
     server = await asyncio.start_server(

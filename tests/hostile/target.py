@@ -1,4 +1,5 @@
-"""A watched kvproxy in front of stand-in engines, and what an attack did to it: its worst pause and its peak of memory."""
+"""A watched kvproxy in front of stand-in engines, and what an attack did to it: its worst pause and its peak
+of memory."""
 
 import asyncio
 import contextlib
@@ -26,7 +27,8 @@ AS_OPERATOR = f"X-API-Key: {ADMIN_KEY}\r\n"
 """A line of the head of what only operators may ask."""
 CONTEXT_TOKENS = 131072
 SETTLED_S = 1.0
-"""After an attack is answered, what it left behind may go on: so long nothing new must show before it is over."""
+"""After an attack is answered, what it left behind may go on: so long nothing new must show before it is
+over."""
 
 _WATCHED = pathlib.Path(__file__).with_name("watched.py")
 _STAND_IN = [

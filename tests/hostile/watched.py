@@ -2,8 +2,8 @@
 
     python watched.py FILE ARGUMENT ...
 
-FILE holds one double, the worst pause in seconds since somebody last wrote 0.0 there. Time that the loop's thread was
-ready to run and got no CPU is left out: that is the machine's, not kvproxy's.
+FILE holds one double, the worst pause in seconds since somebody last wrote 0.0 there. Time that the loop's
+thread was ready to run and got no CPU is left out: that is the machine's, not kvproxy's.
 """
 
 import asyncio

@@ -22,7 +22,8 @@ def free_port() -> int:
 class Publisher:
     """Publishes and replays as vLLM does; each option makes it misbehave in one way seen in the field.
 
-    It answers replays once it knows of a subscription, so that what a test publishes then is heard; vLLM may be earlier.
+    It answers replays once it knows of a subscription, so that what a test publishes then is heard; vLLM may
+    be earlier.
 
     `lose(number)`: do not send that batch live. `drop(request, number)`: leave it out of the replay (`number`
     -1 is the end marker). `parts`: frames of a replayed batch behind the client's identity.

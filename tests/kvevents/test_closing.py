@@ -1,4 +1,5 @@
-"""A subscription can be closed at any moment of its connection: ZeroMQ's threads and ours never wait for each other.
+"""A subscription can be closed at any moment of its connection: ZeroMQ's threads and ours never wait for each
+other.
 
 In a process of its own, for what goes wrong here cannot be interrupted.
 """

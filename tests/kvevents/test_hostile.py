@@ -1,4 +1,5 @@
-"""Whatever a publisher sends costs little for its bytes, and no source takes more room than an engine needs."""
+"""Whatever a publisher sends costs little for its bytes, and no source takes more room than an engine
+needs."""
 
 from typing import Any
 

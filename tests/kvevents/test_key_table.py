@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from kvevents.key_table import KeyTable
 
-# Keys that want the same few places, near the end of the smallest table and beyond, so that probes run on and wrap.
+# Keys that want the same few places, near the end of the smallest table and beyond, so that probes run on and
+# wrap.
 keys = st.builds(
     lambda low, high: (high << 20 | low) or 1, st.sampled_from([0, 1, 2, 4094, 4095, 4096]), st.integers(0, 6)
 )

@@ -1,4 +1,5 @@
-"""Where a block's hash covers the tokens behind it, a prompt finds the block only if it has these tokens, too."""
+"""Where a block's hash covers the tokens behind it, a prompt finds the block only if it has these tokens,
+too."""
 
 from dataclasses import dataclass, field
 from typing import Any

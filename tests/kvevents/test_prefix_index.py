@@ -448,7 +448,8 @@ def test_a_report_may_know_more_or_less_than_we_do(index: PrefixIndex, length: i
 
 
 def test_a_copy_told_by_a_report_errs_towards_too_little(index: PrefixIndex) -> None:
-    """The request that reports stores a second copy of a block: told once too few, it is forgotten too early."""
+    """The request that reports stores a second copy of a block: told once too few, it is forgotten too
+    early."""
     index.store(E, R, stored([1, 2]))
     index.store(E, R, stored([2], 1, session_id=REPORT_SESSION))
     index.remove(E, R, removed(2))

@@ -1,4 +1,5 @@
-"""The index against a model that keeps every physical copy in a list and works out all else anew each time."""
+"""The index against a model that keeps every physical copy in a list and works out all else anew each
+time."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field

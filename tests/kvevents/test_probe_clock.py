@@ -1,4 +1,5 @@
-"""When a source is asked again: in, what happened and when; out, when the next probe is due and what it is."""
+"""When a source is asked again: in, what happened and when; out, when the next probe is due and what it
+is."""
 
 from kvevents.probe_clock import ProbeClock
 

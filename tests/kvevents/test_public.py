@@ -1,4 +1,5 @@
-"""What users of kvevents may rely on is named, told of in the docs, and all that this project itself relies on."""
+"""What users of kvevents may rely on is named, told of in the docs, and all that this project itself relies
+on."""
 
 import ast
 import importlib

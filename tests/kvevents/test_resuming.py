@@ -1,4 +1,5 @@
-"""Transcripts: a source that goes on from a checkpoint believes it once the process behind the address is proven."""
+"""Transcripts: a source that goes on from a checkpoint believes it once the process behind the address is
+proven."""
 
 import pytest
 

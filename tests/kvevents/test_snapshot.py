@@ -1,4 +1,5 @@
-"""What is read back is what was written; whatever else lies there is refused with a reason and nothing more."""
+"""What is read back is what was written; whatever else lies there is refused with a reason and nothing
+more."""
 
 import hashlib
 from typing import Any

@@ -1,4 +1,5 @@
-"""A source that joins, early or late, ends up with what the engine has, and probes find what got lost at the end."""
+"""A source that joins, early or late, ends up with what the engine has, and probes find what got lost at the
+end."""
 
 from typing import Any
 

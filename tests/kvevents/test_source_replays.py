@@ -1,4 +1,5 @@
-"""A replay that loses something, never ends or makes no sense costs another round or a doubt, never a wrong view."""
+"""A replay that loses something, never ends or makes no sense costs another round or a doubt, never a wrong
+view."""
 
 from kvevents.source import Source
 from kvevents.source_events import (

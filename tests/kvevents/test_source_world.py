@@ -39,8 +39,8 @@ from tests.kvevents.transcripts import (
     st.booleans(),
 )
 def test_in_the_end_exactly_what_the_publisher_says(buffer: int, script: list[str], can_replay: bool) -> None:
-    """A publisher with a small buffer, losses and restarts: what was applied since the last retirement is always a
-    contiguous piece of one process's batches, and once all is quiet it ends where that process is.
+    """A publisher with a small buffer, losses and restarts: what was applied since the last retirement is
+    always a contiguous piece of one process's batches, and once all is quiet it ends where that process is.
     """
     world = _World(buffer, Source(can_replay=can_replay))
     world.tell(Connected())
@@ -64,9 +64,9 @@ RESET = b"!"
 
 
 class _World:
-    """p: publish and hear; z: the same of a reset; l: publish and lose; r: restart; d, c: disconnect, connect;
-    m, n: serve the replay whole or with its end lost; b: serve all but one batch; x, y: rebuild, from a replay or
-    from what comes next; s: save a checkpoint; k: we restart from the last one saved.
+    """p: publish and hear; z: the same of a reset; l: publish and lose; r: restart; d, c: disconnect,
+    connect; m, n: serve the replay whole or with its end lost; b: serve all but one batch; x, y: rebuild,
+    from a replay or from what comes next; s: save a checkpoint; k: we restart from the last one saved.
     """
 
     def __init__(self, buffer: int, source: Source) -> None:

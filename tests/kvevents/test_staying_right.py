@@ -1,4 +1,5 @@
-"""Whatever happens between an engine and us, in the end the index has what the engine has, or is known not to.
+"""Whatever happens between an engine and us, in the end the index has what the engine has, or is known not
+to.
 
 Each is told on real sockets with an engine whose cache is a plain model: sets of whole prefixes.
 """

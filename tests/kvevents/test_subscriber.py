@@ -1,4 +1,5 @@
-"""The subscriber on real sockets, against a publisher that behaves as vLLM's, and misbehaves as seen in the field."""
+"""The subscriber on real sockets, against a publisher that behaves as vLLM's, and misbehaves as seen in the
+field."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""A subscriber that is started again goes on from what was known, on real sockets, if it is the same publisher."""
+"""A subscriber that is started again goes on from what was known, on real sockets, if it is the same
+publisher."""
 
 import asyncio
 from collections.abc import Generator, Iterator

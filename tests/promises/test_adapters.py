@@ -1,4 +1,5 @@
-"""Adapters are found when they come, wherever they were loaded, and names that are nowhere cost next to nothing."""
+"""Adapters are found when they come, wherever they were loaded, and names that are nowhere cost next to
+nothing."""
 
 import asyncio
 import json

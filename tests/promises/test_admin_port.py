@@ -1,4 +1,5 @@
-"""With an admin port clients find nothing of the fleet, and operators find all of it, to the end of a shutdown."""
+"""With an admin port clients find nothing of the fleet, and operators find all of it, to the end of a
+shutdown."""
 
 import asyncio
 import socket

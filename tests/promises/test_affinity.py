@@ -1,4 +1,5 @@
-"""What no engine reads does not cost a prompt its prefix, and what is not known of a prompt is said by name."""
+"""What no engine reads does not cost a prompt its prefix, and what is not known of a prompt is said by
+name."""
 
 import logging
 import pathlib

@@ -1,4 +1,5 @@
-"""Nothing becomes an instance that the operator did not mean: an address by its network, a name by its spelling."""
+"""Nothing becomes an instance that the operator did not mean: an address by its network, a name by its
+spelling."""
 
 from typing import Any
 

@@ -1,6 +1,8 @@
-"""Every order of events a hold can meet, end to end: what the client is told, and that nothing stays held or counted.
+"""Every order of events a hold can meet, end to end: what the client is told, and that nothing stays held or
+counted.
 
-The same stories as the transcripts of test_custody.py, on real sockets, with engines whose holds can be looked at.
+The same stories as the transcripts of test_custody.py, on real sockets, with engines whose holds can be
+looked at.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-"""Whatever fails before the first byte is tried again by the rules of custody; no hold, claim or task is left."""
+"""Whatever fails before the first byte is tried again by the rules of custody; no hold, claim or task is
+left."""
 
 import asyncio
 import contextlib
@@ -88,8 +89,9 @@ async def test_a_spent_hold_is_never_used_again(fault: dict[str, Any], stream: b
             bad(engine, times=1, **fault)
         answer = await pair.service.complete(text, stream=stream)
         assert (answer.status, answer.text) == (200, expected)
-        # Three decode legs, each with a prefill leg of its own: one more on the instance that has the prefix, then
-        # on the other, for two decode legs that fail may be the fault of the one they were to fetch from.
+        # Three decode legs, each with a prefill leg of its own: one more on the instance that has the prefix,
+        # then on the other, for two decode legs that fail may be the fault of the one they were to fetch
+        # from.
         assert sorted(legs(e) for e in pair.engines.prefill) == [1, 2]
         carried = [
             s.json()["kv_transfer_params"]["remote_request_id"]

@@ -1,4 +1,5 @@
-"""An engine that says it is full is not broken: others serve meanwhile, and where all are full requests wait."""
+"""An engine that says it is full is not broken: others serve meanwhile, and where all are full requests
+wait."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,5 @@
-"""Bytes that could mean two things to two servers mean nothing here: one 4xx or a cut, and kvproxy serves on."""
+"""Bytes that could mean two things to two servers mean nothing here: one 4xx or a cut, and kvproxy serves
+on."""
 
 import json
 import time

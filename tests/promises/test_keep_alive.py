@@ -1,4 +1,5 @@
-"""With --stream-keepalive a client that waits hears comments; what fails after them is an event and a cut, never an end."""
+"""With --stream-keepalive a client that waits hears comments; what fails after them is an event and a cut,
+never an end."""
 
 import asyncio
 import json

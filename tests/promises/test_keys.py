@@ -183,7 +183,8 @@ async def test_groups_of_hybrid_models_are_not_counted_and_that_is_said() -> Non
                     assert await service.metric("kvproxy_kv_events_dropped_total", reason=reason) == 3
                 explained = await service.explain({"prompt": list(range(60))})
                 assert [c["cached_tokens"] for c in explained["prefill"]["candidates"]] == [32]
-                # Its other groups have nothing of the prompt, so it reuses nothing, and the index is not to blame.
+                # Its other groups have nothing of the prompt, so it reuses nothing, and the index is not to
+                # blame.
                 assert (await service.complete(list(range(60)))).status == 200
                 accuracy = service.app[SERVICE].accuracy
                 judged = {"tokens": 0, "race": 0, "upper_bound": 1, "index": 0}

@@ -1,4 +1,5 @@
-"""Every engine is asked by itself: none waits for one that hangs, and what passes is not learned as a fact."""
+"""Every engine is asked by itself: none waits for one that hangs, and what passes is not learned as a
+fact."""
 
 import asyncio
 import contextlib

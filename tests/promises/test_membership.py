@@ -1,4 +1,5 @@
-"""What operators changed over /instances/* is so after a restart with --state-dir, whatever became of the engines."""
+"""What operators changed over /instances/* is so after a restart with --state-dir, whatever became of the
+engines."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,5 @@
-"""More than the engines should get waits its turn or is refused with words; what waits or reads slowly costs little."""
+"""More than the engines should get waits its turn or is refused with words; what waits or reads slowly costs
+little."""
 
 import asyncio
 import contextlib

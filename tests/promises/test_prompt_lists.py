@@ -1,4 +1,5 @@
-"""A list of prompts is answered as one engine answers it, all of it or not at all, and leaves nothing behind."""
+"""A list of prompts is answered as one engine answers it, all of it or not at all, and leaves nothing
+behind."""
 
 import asyncio
 import contextlib
@@ -49,7 +50,8 @@ CACHED = re.compile(rb'"cached_tokens":\d+')
 
 
 def comparable(answer: Answer) -> Any:
-    """The bytes of an answer but for what each has of its own, a stream's by choice: their order is by chance.
+    """The bytes of an answer but for what each has of its own, a stream's by choice: their order is by
+    chance.
 
     Nor the cached tokens: of a list an engine tells those of one prompt.
     """

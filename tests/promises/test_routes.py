@@ -1,4 +1,5 @@
-"""Paths are found as clients write them: with a slash at the end, by HEAD, and by vLLM's own names for them."""
+"""Paths are found as clients write them: with a slash at the end, by HEAD, and by vLLM's own names for
+them."""
 
 import asyncio
 import importlib.metadata

@@ -1,4 +1,5 @@
-"""Through kvproxy a client sees what one engine would answer, and each prompt goes where its prefix is cached."""
+"""Through kvproxy a client sees what one engine would answer, and each prompt goes where its prefix is
+cached."""
 
 import asyncio
 import re

@@ -1,4 +1,5 @@
-"""A sleeping engine gets no legs and no blame, is back as soon as it is awake, and is known to have lost its cache."""
+"""A sleeping engine gets no legs and no blame, is back as soon as it is awake, and is known to have lost its
+cache."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""An engine's error inside a stream is a failed attempt before anything was generated, and a cut answer after."""
+"""An engine's error inside a stream is a failed attempt before anything was generated, and a cut answer
+after."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""Which path a prompt's tokens come by: the local tokenizer where it agrees with every engine, else an engine."""
+"""Which path a prompt's tokens come by: the local tokenizer where it agrees with every engine, else an
+engine."""
 
 import json
 import logging

@@ -1,4 +1,5 @@
-"""A kvproxy that is started again on its state directory knows what it knew, if and only if it is still true."""
+"""A kvproxy that is started again on its state directory knows what it knew, if and only if it is still
+true."""
 
 import asyncio
 import os

@@ -1,4 +1,5 @@
-"""The proof of exactness: its judge knows a race from an index that is wrong, and its short form finds neither."""
+"""The proof of exactness: its judge knows a race from an index that is wrong, and its short form finds
+neither."""
 
 import itertools
 import pathlib

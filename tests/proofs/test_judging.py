@@ -1,4 +1,5 @@
-"""The judge of chaos.py: it knows what is right without asking, and lets nothing pass that a client may not see."""
+"""The judge of chaos.py: it knows what is right without asking, and lets nothing pass that a client may not
+see."""
 
 import dataclasses
 import pathlib

@@ -1,7 +1,7 @@
 """What a right answer says, computed from the request alone: no engine, no cache and no transfer is asked.
 
-A stand-in reads its next token off the KV it finds in its blocks, so its text is this one exactly if every block
-held what the prompt says.
+A stand-in reads its next token off the KV it finds in its blocks, so its text is this one exactly if every
+block held what the prompt says.
 """
 
 from collections.abc import Mapping

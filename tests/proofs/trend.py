@@ -1,8 +1,10 @@
 """Whether a figure grows: the slope of a straight line through its samples, with the slope's standard error.
 
-Pure. The usual least squares. Samples of one process depend on those before them (a burst's memory is kept for a while),
-so the error is made larger by what their residuals have in common with the next: as if there were fewer samples, n * (1
-- r) / (1 + r) for a first-order autoregression with autocorrelation r (Bayley and Hammersley, 1946). A floor says what growth
+Pure. The usual least squares. Samples of one process depend on those before them (a burst's memory is kept
+for a while), so the error is made larger by what their residuals have in common with the next: as if there
+were fewer samples, n * (1
+- r) / (1 + r) for a first-order autoregression with autocorrelation r (Bayley and Hammersley, 1946). A floor
+  says what growth
 would not matter anyway.
 """
 
@@ -15,7 +17,8 @@ MOST_ALIKE = 0.9
 """The largest autocorrelation that is believed: an hour of samples is then worth six."""
 
 SURE = 3.0
-"""Standard errors beyond which a slope is no noise: one flat figure in 700 is then called growing. A soak judges 14."""
+"""Standard errors beyond which a slope is no noise: one flat figure in 700 is then called growing. A soak
+judges 14."""
 
 
 @dataclass(frozen=True)

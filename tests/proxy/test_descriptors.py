@@ -1,4 +1,5 @@
-"""However many connections there are, engines are reached, probes and operators are answered, and what is closed is told."""
+"""However many connections there are, engines are reached, probes and operators are answered, and what is
+closed is told."""
 
 import asyncio
 import contextlib

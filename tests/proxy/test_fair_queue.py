@@ -1,4 +1,5 @@
-"""Clients take turns by tokens, a client's own requests go by priority and age, and the queue never grows too long."""
+"""Clients take turns by tokens, a client's own requests go by priority and age, and the queue never grows too
+long."""
 
 import itertools
 from collections import defaultdict

@@ -1,6 +1,7 @@
 """What users write with kvevents, for mypy alone: it is never run.
 
-A line that must not pass is ignored with its error's code; `warn_unused_ignores` tells when it begins to pass.
+A line that must not pass is ignored with its error's code; `warn_unused_ignores` tells when it begins to
+pass.
 """
 
 import asyncio

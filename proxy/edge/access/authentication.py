@@ -1,4 +1,6 @@
-"""With client keys configured nothing under /v1 is done for a request without one; who asks is known by name only."""
+"""With client keys configured nothing under /v1 is done for a request without one; who asks is known by name
+only.
+"""
 
 from aiohttp import web
 from aiohttp.typedefs import Handler

@@ -1,4 +1,6 @@
-"""A client is who its key says; how long the answer takes does not tell which keys are nearly right, or how many there are."""
+"""A client is who its key says; how long the answer takes does not tell which keys are nearly right, or how
+many there are.
+"""
 
 import hashlib
 import hmac
@@ -18,8 +20,8 @@ _NOBODY = (bytes(32), None)
 class ClientKeys:
     """The keys clients may come with; a name may have several, so that one can be replaced.
 
-    A key is looked up by a digest that is keyed with a secret of this process: nobody outside knows what is near what
-    in the table, so what looking it up takes tells nothing.
+    A key is looked up by a digest that is keyed with a secret of this process: nobody outside knows what is
+    near what in the table, so what looking it up takes tells nothing.
     """
 
     def __init__(self, names: Mapping[str, str], groups: Mapping[str, str]) -> None:
@@ -50,7 +52,9 @@ class ClientKeys:
 
     @classmethod
     def parse(cls, text: str, *, origin: str = _FLAG) -> Self:
-        """The keys of lines `NAME KEY` or `NAME@GROUP KEY`; empty lines and those that begin with # are passed over."""
+        """The keys of lines `NAME KEY` or `NAME@GROUP KEY`; empty lines and those that begin with # are
+        passed over.
+        """
         names: dict[str, str] = {}
         groups: dict[str, str | None] = {}
         for number, line in enumerate(text.splitlines(), start=1):

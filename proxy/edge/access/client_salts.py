@@ -1,7 +1,9 @@
-"""Prompts of clients that share nothing never meet in an engine's cache: each has a salt that no other can have.
+"""Prompts of clients that share nothing never meet in an engine's cache: each has a salt that no other can
+have.
 
-An engine's prefix cache finds a block only for prompts with the same `cache_salt`. A salt here is a keyed hash of whose
-request it is and of the client's own salt, if it gave one; so a client chooses among salts of its own, never another's.
+An engine's prefix cache finds a block only for prompts with the same `cache_salt`. A salt here is a keyed
+hash of whose request it is and of the client's own salt, if it gave one; so a client chooses among salts of
+its own, never another's.
 """
 
 import base64
@@ -19,7 +21,8 @@ MOST_SECRET_BYTES = 4096
 
 MAX_SALT_CHARS = 128
 NEVER_IN_A_SALT = frozenset("@/\\\0")
-"""vLLM's rule for a client's salt (`validate_cache_salt` of 0.32); what it makes of a salt may name files of a store."""
+"""vLLM's rule for a client's salt (`validate_cache_salt` of 0.32); what it makes of a salt may name files of
+a store."""
 
 _MOST_RAW_BYTES = 2 + 12 * MAX_SALT_CHARS
 """A character takes at most twelve bytes of JSON: an escaped surrogate pair."""
@@ -34,13 +37,16 @@ class ClientSalts:
     """The salts of clients, by the names of their keys."""
 
     def __init__(self, secret: bytes, groups: Mapping[str, str]) -> None:
-        """`secret`: any bytes; the same ones make the same salts. `groups`: of the names that share with others."""
+        """`secret`: any bytes; the same ones make the same salts. `groups`: of the names that share with
+        others.
+        """
         key = hashlib.blake2b(secret, person=b"kvproxy salts").digest()
         self._keyed = hashlib.blake2b(key=key, digest_size=_SALT_BYTES)
         self._groups = dict(groups)
 
     def of(self, name: str, own: str | None) -> str:
-        """What engines get as `cache_salt` of a client's request that came with the salt `own`, or without one.
+        """What engines get as `cache_salt` of a client's request that came with the salt `own`, or without
+        one.
 
         Letters, digits, dashes and underscores.
         """

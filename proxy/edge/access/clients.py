@@ -29,7 +29,9 @@ SITE_BITS = 64
 
 
 def holder_of(request: web.Request, header: str | None) -> str:
-    """Whose share of the memory for bodies a request's body takes: its client's, else that of where it comes from."""
+    """Whose share of the memory for bodies a request's body takes: its client's, else that of where it comes
+    from.
+    """
     client = client_of(request, header)
     return client if client != ANONYMOUS else f"from {network_of(request.remote)}"
 

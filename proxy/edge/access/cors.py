@@ -1,7 +1,7 @@
 """What browsers are told of other origins is what vLLM's framework would tell them, and no more.
 
-The decisions of Starlette 1.10's CORSMiddleware, which `tests/proxy/edge/access/data/cors_1_10.json` was recorded from. It sees
-headers as text; here what is not printable ASCII is never repeated to anybody.
+The decisions of Starlette 1.10's CORSMiddleware, which `tests/proxy/edge/access/data/cors_1_10.json` was
+recorded from. It sees headers as text; here what is not printable ASCII is never repeated to anybody.
 """
 
 import re
@@ -86,7 +86,9 @@ class CorsRules:
         return Preflight(200, "OK", answer)
 
     def simple(self, origin: str | None, vary: str = "") -> dict[str, str]:
-        """The headers of any other answer, for a request of `origin`; `vary` is what the answer's `Vary` says already."""
+        """The headers of any other answer, for a request of `origin`; `vary` is what the answer's `Vary` says
+        already.
+        """
         told = {} if origin is None else dict(self._simple)
         if origin is not None and f"{_ALLOW}Origin" not in told and self._allows(origin):
             told[f"{_ALLOW}Origin"] = origin

@@ -1,7 +1,9 @@
-"""Who asks on loopback itself is told from a reverse proxy there, and from a page in a browser there that belongs to others.
+"""Who asks on loopback itself is told from a reverse proxy there, and from a page in a browser there that
+belongs to others.
 
-Both connect from 127.0.0.1. A proxy says for whom it asks, or passes on the name it was asked by; a browser says which
-page asks, and a page whose name was made to point here (DNS rebinding) still names itself as the host.
+Both connect from 127.0.0.1. A proxy says for whom it asks, or passes on the name it was asked by; a browser
+says which page asks, and a page whose name was made to point here (DNS rebinding) still names itself as the
+host.
 """
 
 import ipaddress
@@ -45,8 +47,8 @@ def why_not_local(
 ) -> str | None:
     """Why a request may come from elsewhere than this machine or a page of ours; None if it does not.
 
-    `peer`: the address that the connection comes from, `scheme`: `http` or `https`, `listens_on`: the hosts kvproxy was
-    told to listen on.
+    `peer`: the address that the connection comes from, `scheme`: `http` or `https`, `listens_on`: the hosts
+    kvproxy was told to listen on.
     """
     if peer is None or not _is_loopback(peer):
         return "this connection comes from elsewhere"

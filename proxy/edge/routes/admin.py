@@ -26,7 +26,9 @@ API_KEY = "X-API-Key"
 
 
 def check_admin_key(request: web.Request) -> None:
-    """Raises UnavailableError if no admin key is configured, UnauthorizedError without, ForbiddenError with a wrong one."""
+    """Raises UnavailableError if no admin key is configured, UnauthorizedError without, ForbiddenError with a
+    wrong one.
+    """
     expected = request.app[SERVICE].config.admin_api_key
     if expected is None:
         raise UnavailableError("no admin key is configured: set ADMIN_API_KEY in kvproxy's environment")

@@ -9,7 +9,9 @@ from proxy.errors import ConflictError
 
 
 async def doctor(request: web.Request) -> web.Response:
-    """The report that `kvproxy doctor --json` prints, of the instances there are now; it takes some seconds."""
+    """The report that `kvproxy doctor --json` prints, of the instances there are now; it takes some
+    seconds.
+    """
     check_operator(request, "it puts load on the engines and tells of the fleet")
     examiner = request.app[SERVICE].doctor
     if examiner.examining:

@@ -155,7 +155,9 @@ async def _call(request: web.Request, dialect: Dialect) -> Call:
 
 
 def _leg_id(request: web.Request) -> str:
-    """The id of a request's legs: its own if kvproxy made that, else the client's and a part that makes it unique."""
+    """The id of a request's legs: its own if kvproxy made that, else the client's and a part that makes it
+    unique.
+    """
     given = request[REQUEST_ID_KEY]
     return names.leg_id(given, uuid.uuid4().hex[:12]) if names.REQUEST_ID in request.headers else given
 

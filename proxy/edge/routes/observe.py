@@ -1,4 +1,6 @@
-"""What can be seen from outside: health, readiness, status, models, metrics, and why a request would go where."""
+"""What can be seen from outside: health, readiness, status, models, metrics, and why a request would go
+where.
+"""
 
 import functools
 import importlib.metadata
@@ -67,7 +69,9 @@ def _not_ready_because(request: web.Request) -> str | None:
 
 
 async def models(request: web.Request) -> web.Response:
-    """`GET /v1/models`: what the engines list, each name once, with the context that requests can really have."""
+    """`GET /v1/models`: what the engines list, each name once, with the context that requests can really
+    have.
+    """
     cards: dict[str, Mapping[str, Any]] = {}
     listing: defaultdict[str, list[Instance]] = defaultdict(list)
     for instance in request.app[SERVICE].fleet:

@@ -27,8 +27,8 @@ MAX_HEAD_BYTES = 128 << 10
 """A whole head. aiohttp bounds each line and how many there are, which leaves room for 8 MiB."""
 
 MAX_FRAMING_RATIO = 8
-"""Bytes of the connection for each byte of a chunked body, beyond what a head may have: a chunk of one byte takes
-six. More are chunk extensions, which count for no limit on bodies."""
+"""Bytes of the connection for each byte of a chunked body, beyond what a head may have: a chunk of one byte
+takes six. More are chunk extensions, which count for no limit on bodies."""
 
 
 class Connection(web.RequestHandler):

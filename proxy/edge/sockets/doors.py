@@ -1,7 +1,8 @@
-"""Which connections of a socket stay open: those that are idle go first, the one that is idle for the longest before all others.
+"""Which connections of a socket stay open: those that are idle go first, the one that is idle for the longest
+before all others.
 
-A connection is idle while it waits for a request, or for the rest of its head. Where none is idle, the one goes whose
-request has been coming for the longest.
+A connection is idle while it waits for a request, or for the rest of its head. Where none is idle, the one
+goes whose request has been coming for the longest.
 """
 
 import asyncio

@@ -1,4 +1,6 @@
-"""Each path is served on one socket: with an admin port, what operators ask is not there for clients to find."""
+"""Each path is served on one socket: with an admin port, what operators ask is not there for clients to
+find.
+"""
 
 import ipaddress
 import logging
@@ -19,12 +21,14 @@ from proxy.tls import server_context
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096
-"""Connections that may wait to be accepted, as far as the system lets them (Linux: net.core.somaxconn): with aiohttp's 128
-a burst of some hundred clients has some of them reset."""
+"""Connections that may wait to be accepted, as far as the system lets them (Linux: net.core.somaxconn): with
+aiohttp's 128 a burst of some hundred clients has some of them reset."""
 
 
 class ServiceRunner(Runner):
-    """Runs kvproxy: the application for clients, and the one for operators where it has a socket of its own."""
+    """Runs kvproxy: the application for clients, and the one for operators where it has a socket of its
+    own.
+    """
 
     __slots__ = ("_config", "_tls", "admin")
 
@@ -56,7 +60,9 @@ class ServiceRunner(Runner):
         await super().cleanup()
 
     async def listen(self) -> list[str]:
-        """Open the sockets, and return the URL of each: the clients', then the operators'. Raises ConfigError."""
+        """Open the sockets, and return the URL of each: the clients', then the operators'. Raises
+        ConfigError.
+        """
         config, security = self._config, self._config.security
         urls = [await self._open(self, "", config.host, config.port)]
         if self.admin is not None:

@@ -8,9 +8,9 @@ from proxy.scheduling.types import Candidate, Leg
 class CacheAffinity:
     """Tokens still to be computed: the prompt's uncached ones and the work already waiting there.
 
-    What must be reloaded from a slower tier counts for a share of computing it. For a decode leg the same sum reads:
-    outstanding tokens, less what the instance already has of this prompt. A prompt that could not be tokenized is
-    placed by load alone.
+    What must be reloaded from a slower tier counts for a share of computing it. For a decode leg the same sum
+    reads: outstanding tokens, less what the instance already has of this prompt. A prompt that could not be
+    tokenized is placed by load alone.
     """
 
     unit = "tokens"

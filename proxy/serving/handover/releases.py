@@ -1,8 +1,8 @@
 """A hold that no decode leg will fetch is given back, or counted as stranded.
 
-Prefilled blocks are freed by a decode engine that fetched them, or by one that refuses a request which carries
-their transfer params. Such a request computes and fetches nothing and does no harm if the blocks are free already,
-so it is sent whenever there is no proof that they are.
+Prefilled blocks are freed by a decode engine that fetched them, or by one that refuses a request which
+carries their transfer params. Such a request computes and fetches nothing and does no harm if the blocks are
+free already, so it is sent whenever there is no proof that they are.
 """
 
 import asyncio
@@ -117,7 +117,9 @@ class Releases:
             await asyncio.sleep(self._waits.full_pause_s)
 
     async def _told(self, call: Call, decode: Instance, body: bytes, *, first_contact: bool) -> int | None:
-        """The status of its last answer: REFUSED if it has carried the release out each time it had to be told."""
+        """The status of its last answer: REFUSED if it has carried the release out each time it had to be
+        told.
+        """
         status = await self._ask(call, decode.address, body)
         for pause_s in self._waits.first_contact_pauses_s if first_contact else ():
             if status not in REFUSED:

@@ -1,4 +1,6 @@
-"""A decode leg's reply begins with what the engine has really produced, so every failure before can be tried again."""
+"""A decode leg's reply begins with what the engine has really produced, so every failure before can be tried
+again.
+"""
 
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import ExitStack, suppress
@@ -55,7 +57,9 @@ class DecodeLegs:
         self._differ = differ
 
     async def run_whole(self, call: Call, question: Question, decision: Decision, kind: str) -> Reply:
-        """Have one instance serve the whole request; `kind` is how its prompt was tokenized. Raises AttemptFailedError."""
+        """Have one instance serve the whole request; `kind` is how its prompt was tokenized. Raises
+        AttemptFailedError.
+        """
         chosen = chosen_of(decision, Phase.DECODE)
         settle = self._placement.expect(chosen, question)
         # What cannot be split is mostly what an engine computes in full, whatever it has cached.
@@ -114,8 +118,8 @@ class DecodeLegs:
     ) -> Reply:
         """Send the decode leg, to another instance for as long as none could be connected to.
 
-        `stack` holds the claim on the one that was decided for, and is handed on with the reply. `failed` are the
-        instances that earlier attempts failed on, `tried` gets those the hold was offered to. Raises
+        `stack` holds the claim on the one that was decided for, and is handed on with the reply. `failed` are
+        the instances that earlier attempts failed on, `tried` gets those the hold was offered to. Raises
         AttemptFailedError.
         """
         request = call.request
@@ -163,7 +167,9 @@ class DecodeLegs:
                 self._accounts.retried(failure.phase, failure.instance, failure.reason)
 
     def _elsewhere(self, stack: ExitStack, decision: Decision, question: Question) -> Candidate:
-        """Claim where the leg goes now instead of where it was to go. Raises AttemptFailedError if that has gone."""
+        """Claim where the leg goes now instead of where it was to go. Raises AttemptFailedError if that has
+        gone.
+        """
         chosen = chosen_of(decision, Phase.DECODE)
         stack.close()
         self._legs.claim(stack, chosen, Phase.DECODE, question)
@@ -172,7 +178,8 @@ class DecodeLegs:
     async def _answered(
         self, call: Call, body: Encoded, decision: Decision, stack: ExitStack, hold: Hold | None
     ) -> Reply:
-        """Send a leg; the reply once the engine has produced something: a whole answer, or what begins a stream.
+        """Send a leg; the reply once the engine has produced something: a whole answer, or what begins a
+        stream.
 
         Raises LegError if that does not come, AttemptFailedError if the engine answers that it failed.
         """

@@ -1,4 +1,6 @@
-"""One leg is one upstream request: it is claimed, sent, and when it fails the watch hears of it before anybody else."""
+"""One leg is one upstream request: it is claimed, sent, and when it fails the watch hears of it before
+anybody else.
+"""
 
 import enum
 import logging
@@ -106,7 +108,9 @@ _decode_error = msgspec.json.Decoder(_ErrorAnswer).decode
 
 
 class Sent:
-    """A leg that an engine has begun to answer. It ends once, and counts until then in what the engine has room for."""
+    """A leg that an engine has begun to answer. It ends once, and counts until then in what the engine has
+    room for.
+    """
 
     def __init__(self, answer: Answer, instance: Instance | None, at_s: float) -> None:
         self.answer = answer
@@ -210,7 +214,9 @@ class Legs:
         return there if there is sent.instance else None
 
     def why_gone(self, chosen: Candidate) -> str | None:
-        """Why a leg that is claimed there would get no answer by now; None if it would. One that drains takes it."""
+        """Why a leg that is claimed there would get no answer by now; None if it would. One that drains takes
+        it.
+        """
         instance = self._fleet.get(chosen.instance)
         if instance is None:
             return "the instance was removed"
@@ -247,11 +253,13 @@ class Legs:
     def worth_another(
         self, phase: Phase, call: Call, chosen: Candidate, sent: Sent, reply: Reply
     ) -> Reason | None:
-        """Why another attempt may do better than this reply, made of an engine's answer; None if it is the last word.
+        """Why another attempt may do better than this reply, made of an engine's answer; None if it is the
+        last word.
 
-        The engine failed, and not for want of the feature; or it is full, which is held against nobody; or it does not
-        have a model that others have. Any other 4xx is the client's own, with one exception: a rank that we named and
-        the engine has no more. (A decode leg whose hold is gone vLLM answers with 500, or with 200.)
+        The engine failed, and not for want of the feature; or it is full, which is held against nobody; or it
+        does not have a model that others have. Any other 4xx is the client's own, with one exception: a rank
+        that we named and the engine has no more. (A decode leg whose hold is gone vLLM answers with 500, or
+        with 200.)
         """
         instance, status = self._fleet.get(chosen.instance), reply.status
         if status in FULL:
@@ -274,7 +282,9 @@ class Legs:
         return Reason.STATUS
 
     def _others_serve(self, instance: Instance, phase: Phase, model: str) -> bool:
-        """Whether others can do what an instance cannot that does not have the model; until it is asked it has it not."""
+        """Whether others can do what an instance cannot that does not have the model; until it is asked it
+        has it not.
+        """
         phases = tuple(Phase) if instance.role is Role.BOTH else (phase,)
         for each in phases:
             there = (other for other in self._fleet.of(each) if other is not instance)
@@ -304,7 +314,8 @@ class Legs:
         return said.startswith(f"data_parallel_rank {chosen.rank} is out of range")
 
     def to_leave(self, failure: AttemptFailedError) -> str | None:
-        """The instance that is best left at once: it is dead, or failing while others are not; None if there is none.
+        """The instance that is best left at once: it is dead, or failing while others are not; None if there
+        is none.
 
         Moving elsewhere then adds no load: each request still costs the work of one.
         """
@@ -322,7 +333,8 @@ class Legs:
         )
 
     def dead(self, failure: AttemptFailedError) -> str | None:
-        """The instance that is known to be dead by now and whose death explains the failure; None if there is none.
+        """The instance that is known to be dead by now and whose death explains the failure; None if there is
+        none.
 
         A decode leg also fails when the instance its blocks wait on has died.
         """

@@ -1,4 +1,6 @@
-"""The prefill leg outlives its client long enough to tell what it holds, and always tells its hold how it ended."""
+"""The prefill leg outlives its client long enough to tell what it holds, and always tells its hold how it
+ended.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -63,8 +65,8 @@ class PrefillLegs:
     ) -> Reply | None:
         """Have `hold` filled. A reply is the engine's last word on the request; without one the hold is held.
 
-        Raises AttemptFailedError. The leg is a task of its own, so that it survives its client long enough to be
-        cleaned up.
+        Raises AttemptFailedError. The leg is a task of its own, so that it survives its client long enough to
+        be cleaned up.
         """
         chosen = chosen_of(decision, Phase.PREFILL)
         claims = ExitStack()

@@ -1,4 +1,6 @@
-"""An answer to a list of prompts holds every choice an engine gave, in the order of the prompts, word for word."""
+"""An answer to a list of prompts holds every choice an engine gave, in the order of the prompts, word for
+word.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +24,8 @@ NULL = msgspec.Raw(b"null")
 
 
 def renumbered(choice: Mapping[str, msgspec.Raw], first_index: int) -> dict[str, msgspec.Raw]:
-    """A choice of one prompt as it is called in the answer to all: its prompt's choices begin at `first_index`.
+    """A choice of one prompt as it is called in the answer to all: its prompt's choices begin at
+    `first_index`.
 
     Raises ValueError (msgspec's, too) if it has no index.
     """

@@ -1,7 +1,9 @@
-"""Nothing of an answer to a list of prompts goes out before every prompt's has begun; then all of it, or a cut.
+"""Nothing of an answer to a list of prompts goes out before every prompt's has begun; then all of it, or a
+cut.
 
-Each prompt is served as a request of its own, by a task of its own. One that fails ends the others, and so does the
-end of the reply: their legs are given up as if their clients had left, and what they hold is given back.
+Each prompt is served as a request of its own, by a task of its own. One that fails ends the others, and so
+does the end of the reply: their legs are given up as if their clients had left, and what they hold is given
+back.
 """
 
 import asyncio
@@ -27,11 +29,12 @@ from proxy.serving.retry_budget import RetryBudget
 from proxy.tasks import TaskOwner
 
 MAX_WAITING_BYTES = 16 << 20
-"""What the streams of one list that have begun may bring while others have not: they are read on, for a leg that
-ends makes room for one that waits to begin. Minutes of all prompts' text; then they are held up."""
+"""What the streams of one list that have begun may bring while others have not: they are read on, for a leg
+that ends makes room for one that waits to begin. Minutes of all prompts' text; then they are held up."""
 
 MAX_QUEUED_BYTES = 256 << 10
-"""What they may bring ahead of their client once all have begun: about what a single stream has in buffers."""
+"""What they may bring ahead of their client once all have begun: about what a single stream has in
+buffers."""
 
 STARTED_AT_ONCE = 8
 """Prompts of a list: placing one of 10 000 tokens takes the better part of a millisecond."""
@@ -68,9 +71,10 @@ async def serve_list(
 ) -> Reply:
     """Answer a request for several prompts. Raises RequestError; may be cancelled.
 
-    A prompt whose stream is cut before anything has reached the client is served anew, up to `max_runs` times in
-    all, each of them paid from the budget of retries. The reply has the first prompt's headers, and no decision: there is one for each prompt. If a prompt cannot be
-    served, the reply is the engine's answer to it.
+    A prompt whose stream is cut before anything has reached the client is served anew, up to `max_runs` times
+    in all, each of them paid from the budget of retries. The reply has the first prompt's headers, and no
+    decision: there is one for each prompt. If a prompt cannot be served, the reply is the engine's answer to
+    it.
     """
     if call.request.body.size_bytes > LARGE_BODY_BYTES:
         requests = await asyncio.to_thread(split, call.request)  # each prompt is copied
@@ -140,7 +144,9 @@ class _Parts:
             )
 
     def end(self) -> None:
-        """Give up whatever still runs; once, for a second cancellation would cut short what the first began."""
+        """Give up whatever still runs; once, for a second cancellation would cut short what the first
+        began.
+        """
         if self._ended:
             return
         self._ended = True
@@ -149,7 +155,9 @@ class _Parts:
                 task.cancel()
 
     async def all_begun(self) -> Reply | None:
-        """Wait until every prompt's answer has begun. The refusal of an engine is returned, errors are raised."""
+        """Wait until every prompt's answer has begun. The refusal of an engine is returned, errors are
+        raised.
+        """
         while self._failure is None and len(self._begun) < len(self._calls):
             self._news.clear()
             await self._news.wait()
@@ -243,7 +251,9 @@ class _Parts:
         self._news.set()
 
     async def _put(self, part: int, reply: Reply, events: list[bytes]) -> None:
-        """Queue events, as soon as there is room; the first of a stream need none, or others would wait for them."""
+        """Queue events, as soon as there is room; the first of a stream need none, or others would wait for
+        them.
+        """
         size = sum(len(data) for data in events)
         while part in self._begun and self._queue and self._queued_bytes + size > self._limit_bytes:
             self._room.clear()

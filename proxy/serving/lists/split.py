@@ -1,4 +1,6 @@
-"""A request for a list of prompts is the same as one request for each of them: nothing else in the body differs."""
+"""A request for a list of prompts is the same as one request for each of them: nothing else in the body
+differs.
+"""
 
 import msgspec
 
@@ -10,8 +12,8 @@ MAX_PROMPTS = 128
 """Prompts in one list: each costs two legs at once, and one client should not hold a whole fleet."""
 
 MAX_COPIED_BYTES = 64 << 20
-"""What the other members of the body may grow to when every prompt gets a copy of them; as much as the largest
-body has by default. Without a limit 60 MB of schema and 128 prompts would be 8 GB."""
+"""What the other members of the body may grow to when every prompt gets a copy of them; as much as the
+largest body has by default. Without a limit 60 MB of schema and 128 prompts would be 8 GB."""
 
 
 def split(request: GenerationRequest) -> list[GenerationRequest]:

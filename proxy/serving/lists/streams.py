@@ -58,7 +58,9 @@ class StreamMerger:
         return event_of(_encode(members | self._common | put))
 
     def end(self) -> bytes:
-        """What follows when the streams of all prompts have ended: the usage, if every engine told it, and the end."""
+        """What follows when the streams of all prompts have ended: the usage, if every engine told it, and
+        the end.
+        """
         closing = b""
         if len(self._usages) == self._prompts:
             usage = summed([self._usages[part] for part in range(self._prompts)])

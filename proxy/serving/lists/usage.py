@@ -1,4 +1,6 @@
-"""The usage of a list of prompts is the sum of its prompts'; what one of them does not tell is not known of all."""
+"""The usage of a list of prompts is the sum of its prompts'; what one of them does not tell is not known of
+all.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +10,8 @@ def summed(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The `usage` of all prompts together, from the engines' own, members in the order of the first.
 
     Counts are added, objects member by member. A member that is null or missing in one is so in the sum. vLLM
-    itself tells `prompt_tokens_details` of one prompt of a list only; here they are of all, as everything else is.
+    itself tells `prompt_tokens_details` of one prompt of a list only; here they are of all, as everything
+    else is.
     """
     first = usages[0]
     return {

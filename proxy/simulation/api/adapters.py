@@ -1,6 +1,8 @@
-"""Invariant: a name is an adapter from the moment it was loaded until it is unloaded, and its number is never another's.
+"""Invariant: a name is an adapter from the moment it was loaded until it is unloaded, and its number is never
+another's.
 
-As vLLM does it with VLLM_ALLOW_RUNTIME_LORA_UPDATING: what an adapter is made of matters only in that its directory is there.
+As vLLM does it with VLLM_ALLOW_RUNTIME_LORA_UPDATING: what an adapter is made of matters only in that its
+directory is there.
 """
 
 import pathlib

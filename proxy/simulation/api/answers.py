@@ -1,4 +1,5 @@
-"""Invariant: every key vLLM sends is sent, in its order, null where it sends null; chunks leave out what it leaves out.
+"""Invariant: every key vLLM sends is sent, in its order, null where it sends null; chunks leave out what it
+leaves out.
 
 Bodies of both endpoints, whole and streamed, from the choices of a generation.
 """

@@ -1,4 +1,5 @@
-"""Invariant: an error raised here is raised before the engine knows of the request: it tells nobody and frees nothing.
+"""Invariant: an error raised here is raised before the engine knows of the request: it tells nobody and frees
+nothing.
 
 The first stage of vLLM's validation: checks on the raw body, then types, in its words. What passes has the
 right types; whether the model can serve it is for `proxy.simulation.api.validation`.

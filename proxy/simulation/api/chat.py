@@ -22,7 +22,9 @@ def render(
     continue_final: bool = False,
     images: bool = False,
 ) -> str:
-    """The prompt of a conversation; `images`: the model takes them. BadRequestError for contents it cannot take."""
+    """The prompt of a conversation; `images`: the model takes them. BadRequestError for contents it cannot
+    take.
+    """
     if not messages:
         raise BadRequestError(
             "Cannot apply chat template to an empty conversation. Provide at least one message."

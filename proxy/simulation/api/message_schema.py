@@ -1,4 +1,5 @@
-"""Invariant: a value of several possible classes is tried as each of them, in vLLM's order, and all complaints are told.
+"""Invariant: a value of several possible classes is tried as each of them, in vLLM's order, and all
+complaints are told.
 
 The unions of a request body: messages by role, response formats, the two forms of /tokenize.
 """
@@ -48,7 +49,9 @@ _any_message = any_of(
 
 
 def message(value: Any, loc: str, problems: Problems) -> Any:
-    """A message of a conversation. A role nobody knows is as good as any, if the content is text or a list."""
+    """A message of a conversation. A role nobody knows is as good as any, if the content is text or a
+    list.
+    """
     role = value.get("role") if isinstance(value, dict) else None
     if isinstance(role, str) and (rule := _CLASSES.get(role)) is not None:
         own: Problems = []

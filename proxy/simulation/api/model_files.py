@@ -9,7 +9,8 @@ from importlib.resources import files
 
 from proxy.simulation.engine.tokenizer import SPECIAL, alphabet
 
-# A turn is "<|turn|>role", a line break, the content and "<|end|>": as `chat.render` has it, and the tiny test model.
+# A turn is "<|turn|>role", a line break, the content and "<|end|>": as `chat.render` has it, and the tiny
+# test model.
 _CHAT_TEMPLATE = """\
 {%- if tools %}{{ '<|turn|>tools\\n' + (tools | tojson) + '<|end|>\\n' }}{% endif -%}
 {%- for message in messages -%}

@@ -1,4 +1,5 @@
-"""Invariant: a value is converted as vLLM's validator converts it, or reported in the same words; nothing is guessed.
+"""Invariant: a value is converted as vLLM's validator converts it, or reported in the same words; nothing is
+guessed.
 
 vLLM parses bodies with pydantic in its lax mode: "3" is an integer, "yes" is true, 1.5 is no integer. A
 rule is a function from (value, location, problems) to the converted value. Only fields the stand-in reads
@@ -222,7 +223,9 @@ def _fields(
 
 
 def any_of(*rules: Rule) -> Rule:
-    """The first rule that takes the value as it is, else the first that converts it; else everybody's complaints."""
+    """The first rule that takes the value as it is, else the first that converts it; else everybody's
+    complaints.
+    """
 
     def whole(value: Any, loc: str, problems: Problems) -> Any:
         complaints: Problems = []

@@ -57,7 +57,9 @@ class Checker:
         excludes_tools: bool = False,
         images: bool = False,
     ) -> None:
-        """`greeting`: what the chat template puts before every conversation; the others as in `StandInConfig`."""
+        """`greeting`: what the chat template puts before every conversation; the others as in
+        `StandInConfig`.
+        """
         self._tool_parser = tool_parser
         self._excludes_tools = excludes_tools
         self._images = images
@@ -76,7 +78,9 @@ class Checker:
         raise NotFoundError(f"The model `{name}` does not exist. Valid aliases: {self._model}.", "model")
 
     def chat_tokens(self, body: Mapping[str, Any], *, answerable: bool = False) -> list[int]:
-        """The prompt of a conversation as tokens; `answerable`: of one that is to be answered, so not too long for that."""
+        """The prompt of a conversation as tokens; `answerable`: of one that is to be answered, so not too
+        long for that.
+        """
         continued = bool(body.get("continue_final_message"))
         generation_prompt = body.get("add_generation_prompt", True)
         if continued and generation_prompt:
@@ -188,7 +192,9 @@ class Checker:
         return [self._tokenizer.encode(p) if isinstance(p, str) else p for p in prompt]
 
     def _check_characters(self, text: str, body: Mapping[str, Any]) -> None:
-        """VLLM's `_text_len_check`; with a side to shorten at it cuts the text, which leaves the same tokens."""
+        """VLLM's `_text_len_check`; with a side to shorten at it cuts the text, which leaves the same
+        tokens.
+        """
         most = self._max_model_len * self._tokenizer.longest_piece
         if body.get("truncate_prompt_tokens") is None and len(text) > most:
             raise BadRequestError.of(

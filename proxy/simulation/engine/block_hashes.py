@@ -1,4 +1,5 @@
-"""Invariant: two blocks have one hash only if their tokens, their adapter, their salt and all blocks before them agree.
+"""Invariant: two blocks have one hash only if their tokens, their adapter, their salt and all blocks before
+them agree.
 
 That is what makes a prefix cache safe: a block's hash covers its parent's. The salt enters with the first
 block only and reaches the others through their parents; the adapter's name enters every block.
@@ -17,7 +18,8 @@ def root_hash(seed: str) -> bytes:
 
 
 ExtraKey = str | list[str | int]
-"""A name, or of an image that reaches into the block its identifier and where it begins, from the block on."""
+"""A name, or of an image that reaches into the block its identifier and where it begins, from the block
+on."""
 
 
 def extra_keys(
@@ -40,7 +42,9 @@ def extra_keys(
 
 
 def block_hash(parent: bytes, tokens: Sequence[int], extra: Sequence[ExtraKey] | None) -> bytes:
-    """The 32-byte name of a full block, of its `tokens` and those behind it that count. It is the same in every process, as vLLM's default sha256 is."""
+    """The 32-byte name of a full block, of its `tokens` and those behind it that count. It is the same in
+    every process, as vLLM's default sha256 is.
+    """
     digest = blake2b(parent, digest_size=32)
     digest.update(array("I", tokens).tobytes())
     for key in extra or ():

@@ -1,4 +1,5 @@
-"""Invariant: the model does nothing by itself: time comes in with each call, and what it wants done comes out as values.
+"""Invariant: the model does nothing by itself: time comes in with each call, and what it wants done comes out
+as values.
 
 One rank of a stand-in engine. A driver calls `begin_step`, lets the step's duration pass (on a wall clock
 or a simulated one), calls `end_step`, and hands around what came out: tokens to clients, events to
@@ -110,7 +111,9 @@ class EngineModel:
             self.cache.free(request)
 
     def begin_step(self, now_s: float) -> Step | None:
-        """Schedule; None if there is nothing to do now. EngineDeadError if a request would kill the engine."""
+        """Schedule; None if there is nothing to do now. EngineDeadError if a request would kill the
+        engine.
+        """
         plan = self.scheduler.schedule(now_s)
         if not plan:
             return None
@@ -170,7 +173,9 @@ class EngineModel:
     # Sleep, as /sleep and /wake_up have it.
 
     def pause(self, mode: str) -> list[Output]:
-        """Begin no new requests; `mode` says what becomes of the others: `abort`, `wait` (they end), or `keep`."""
+        """Begin no new requests; `mode` says what becomes of the others: `abort`, `wait` (they end), or
+        `keep`.
+        """
         self.scheduler.paused = Paused.ALL if mode == "keep" else Paused.NEW
         if mode != "abort":
             return []
@@ -188,7 +193,9 @@ class EngineModel:
 
     @property
     def drained(self) -> bool:
-        """Whether nothing that it has begun keeps it from falling asleep; what others may fetch from it does."""
+        """Whether nothing that it has begun keeps it from falling asleep; what others may fetch from it
+        does.
+        """
         return not self.holds and (self.scheduler.paused is Paused.ALL or not self.scheduler.holding)
 
     def fall_asleep(self, level: int) -> None:

@@ -56,7 +56,9 @@ class Holds:
         return self._live.get(request_id)
 
     def pull(self, request_id: str) -> Request | None:
-        """A decode engine has read the blocks: the request whose blocks are free now, None if there is none."""
+        """A decode engine has read the blocks: the request whose blocks are free now, None if there is
+        none.
+        """
         return self._end(request_id, pulled=True)
 
     def release(self, request_id: str) -> Request | None:

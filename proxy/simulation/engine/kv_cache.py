@@ -5,8 +5,8 @@ but the block is cached when the step that fills it is *scheduled*: a request of
 hit it. Only whole blocks are cached and hit, and never the block of the last token, because at least one
 token must be computed to have something to sample from.
 
-With a draft model that looks ahead a block's hash covers the tokens behind it, too: it is cached once these exist,
-and found again only before the same.
+With a draft model that looks ahead a block's hash covers the tokens behind it, too: it is cached once these
+exist, and found again only before the same.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,9 @@ class KvCache:
         prefix_caching: bool = True,
         lookahead: int = 0,
     ) -> None:
-        """Without `prefix_caching` nothing is kept, found or announced. `lookahead`: tokens behind a block."""
+        """Without `prefix_caching` nothing is kept, found or announced. `lookahead`: tokens behind a
+        block.
+        """
         self.block_size = block_size
         self._lookahead = lookahead
         self._prefix_caching = prefix_caching

@@ -1,4 +1,5 @@
-"""Invariant: a step's duration depends only on what is in the step: the same batch always takes the same time.
+"""Invariant: a step's duration depends only on what is in the step: the same batch always takes the same
+time.
 
 A profile is a handful of coefficients in seconds. Prefilling `u` uncached tokens that end at context length
 `n` costs `a + b*u + c*u*(2n - u)/2`: a fixed part, a part per token, and attention of each new token over
@@ -56,7 +57,8 @@ class Linear:
 class DynamoReplay:
     """The engine of ai-dynamo 1.6.1's offline replay: milliseconds by polynomials.
 
-    Prefill is quadratic in the batch's new tokens alone; a decode step depends only on the share of KV in use.
+    Prefill is quadratic in the batch's new tokens alone; a decode step depends only on the share of KV in
+    use.
     """
 
     def step_s(self, prefills: Sequence[tuple[int, int]], decodes: int, context: int, usage: float) -> float:  # noqa: ARG002

@@ -68,7 +68,9 @@ class Memory:
         self._contents[block] = content
 
     def write(self, table: Sequence[int], start: int, tokens: Sequence[int], state: int) -> int:
-        """Compute the KV of `tokens` at positions `start` on, in the context `state`; the state after them."""
+        """Compute the KV of `tokens` at positions `start` on, in the context `state`; the state after
+        them.
+        """
         done = 0
         while done < len(tokens):
             index, offset = divmod(start + done, self._block_size)

@@ -1,4 +1,5 @@
-"""Invariant: nothing reaches another engine before a handshake with it, and what had to wait goes out in a later step.
+"""Invariant: nothing reaches another engine before a handshake with it, and what had to wait goes out in a
+later step.
 
 NIXL's manners. The first word to an engine starts a handshake in the background and is kept; when the
 handshake is done nothing happens by itself, for the kept words are looked at when the next step begins. So a
@@ -32,7 +33,9 @@ class Peers:
         return [*self._handshake(remote), *told]
 
     def heartbeat(self, remote: Remote) -> list[Handshake | Heartbeat]:
-        """Say that a hold is still wanted. The first time it is a handshake instead, so that the next can be said."""
+        """Say that a hold is still wanted. The first time it is a handshake instead, so that the next can be
+        said.
+        """
         return [Heartbeat(remote)] if remote.engine_id in self._known else [*self._handshake(remote)]
 
     def _handshake(self, remote: Remote) -> list[Handshake]:

@@ -1,4 +1,5 @@
-"""Invariant: a request's KV exists for exactly its first `computed` tokens; everything later is still to be computed.
+"""Invariant: a request's KV exists for exactly its first `computed` tokens; everything later is still to be
+computed.
 
 There is no prefill and no decode state: a request is done catching up when one token is missing, then each
 step computes that one and samples the next. After a preemption `computed` is 0 and it catches up again.

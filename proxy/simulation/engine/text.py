@@ -1,4 +1,5 @@
-"""Invariant: the next token is a function of what the KV says, the choice's salt and the vocabulary - nothing else.
+"""Invariant: the next token is a function of what the KV says, the choice's salt and the vocabulary - nothing
+else.
 
 Two engines that hold the same KV say the same, so comparing a prefill/decode answer with a plain one
 compares what they *hold*. The second half of the file is the engine's other end: tokens to text, piece by
@@ -72,7 +73,9 @@ class OutputText:
         return stop
 
     def finish(self, *, stopped: bool) -> None:
-        """No more tokens: an incomplete character becomes a replacement mark, unless a stop string cut it off."""
+        """No more tokens: an incomplete character becomes a replacement mark, unless a stop string cut it
+        off.
+        """
         if not stopped:
             self.text += self._decoder.decode(b"", final=True)
         self._held_back = 0

@@ -1,4 +1,6 @@
-"""Invariant: what goes into a model and what comes out of it are values: they can be logged, compared, replayed."""
+"""Invariant: what goes into a model and what comes out of it are values: they can be logged, compared,
+replayed.
+"""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -32,7 +34,8 @@ class EngineShape:
     """A pull from a hold that is over finds what lies in its blocks now, right until they are reused. By
     default it finds garbage, as if they had been: tests must not depend on luck."""
     bidirectional: bool = False
-    """Whether answers to decode legs tell where their blocks are, as vLLM 0.33 does with `bidirectional_kv_xfer`."""
+    """Whether answers to decode legs tell where their blocks are, as vLLM 0.33 does with
+    `bidirectional_kv_xfer`."""
     hash_seed: str = ""
     """Engines with different seeds (PYTHONHASHSEED) name the same content differently."""
     prefix_caching: bool = True

@@ -1,4 +1,5 @@
-"""Invariant: faults happen between the socket and the handlers; a handler never knows that it is being spoiled.
+"""Invariant: faults happen between the socket and the handlers; a handler never knows that it is being
+spoiled.
 
 What tests and chaos runs use: a memory of the requests that arrived, the middleware that makes them go
 wrong, and the endpoint on a port of its own through which another process commands both.
@@ -108,8 +109,8 @@ async def _stall(request: web.Request, handler: Handler, fault: Fault) -> web.St
 
 
 def admin_app(engine: "StandIn") -> web.Application:
-    """GET /faults tells what is wrong, what is held, running and cached, and how many batches of events each rank has
-    published; POST changes what is wrong.
+    """GET /faults tells what is wrong, what is held, running and cached, and how many batches of events each
+    rank has published; POST changes what is wrong.
 
     {"add": a fault}, {"clear": true}, or {"do": verb} with one of restart, refuse, accept, die,
     freeze_events, thaw_events, drop_events (with "count").

@@ -37,7 +37,8 @@ class StandInConfig:
     max_queued_requests: int | None = None
     """Unfinished requests of all ranks, as --max-num-queued-reqs: one more is refused; None: any number."""
     max_queued_tokens: int | None = None
-    """Prompt tokens of requests without a first token, as --max-num-queued-tokens: at so many all are refused."""
+    """Prompt tokens of requests without a first token, as --max-num-queued-tokens: at so many all are
+    refused."""
     profile: Profile = field(default_factory=lambda: PROFILES["zero"])
     eos_every: int = 0
     """Answers end by themselves after that many tokens on average; 0: only at their limit."""
@@ -45,13 +46,14 @@ class StandInConfig:
     """Engines with different seeds name the same content differently, as with PYTHONHASHSEED."""
     prefix_caching: bool = True
     lookahead: int = 0
-    """Tokens behind a block that its hash covers: of a draft model that looks ahead (EAGLE: 1), since vLLM 0.33 and only
-    without a connector."""
+    """Tokens behind a block that its hash covers: of a draft model that looks ahead (EAGLE: 1), since vLLM
+    0.33 and only without a connector."""
     lease_s: float = 30.0
     recompute: bool = False
     lucky_reads: bool = False
     bidirectional: bool = False
-    """Whether answers to decode legs, and last chunks of their streams, carry `kv_transfer_params`, as vLLM 0.33's may."""
+    """Whether answers to decode legs, and last chunks of their streams, carry `kv_transfer_params`, as vLLM
+    0.33's may."""
     side_port: int = 0
     side_timeout_s: float = 10.0
     events: int | None = 0
@@ -61,7 +63,8 @@ class StandInConfig:
     events_connect: str | None = None
     """Publish by connecting to this address instead of binding a port."""
     sources_form: Literal["object", "array", "other"] = "object"
-    """How it tells where it publishes: ranks as members (vLLM 0.32), one after the other, or in a way nobody knows."""
+    """How it tells where it publishes: ranks as members (vLLM 0.32), one after the other, or in a way nobody
+    knows."""
     topic: str = "kv-events"
     buffer_steps: int = 10_000
     hwm: int = 100_000
@@ -73,7 +76,8 @@ class StandInConfig:
     tool_parser: bool = False
     """Whether calls of tools are understood, as with --enable-auto-tool-choice --tool-call-parser."""
     excludes_tools: bool = False
-    """Whether tools that must not be called are left out of prompts, as with --exclude-tools-when-tool-choice-none."""
+    """Whether tools that must not be called are left out of prompts, as with
+    --exclude-tools-when-tool-choice-none."""
     images: bool = False
     """Whether the model takes images: each is 40 tokens that nobody else has, wherever it stands."""
     docs: bool = True

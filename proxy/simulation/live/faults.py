@@ -25,10 +25,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """status: the answer's Retry-After, if it has one."""
     after_bytes: int = 0
     """cut: how much of the answer's body is sent before the connection is torn down; 0: not even the head.
-    stall: how much is sent before the pause; 0: not even the head of an unstreamed answer, which is computed."""
+    stall: how much is sent before the pause; 0: not even the head of an unstreamed answer, which is
+    computed."""
     after_chunks: int = 0
-    """error: how many chunks of a stream are sent before its error event (the first of a chat only names the role).
-    A stream that is shorter has no error; an unstreamed answer is an error of that status."""
+    """error: how many chunks of a stream are sent before its error event (the first of a chat only names the
+    role). A stream that is shorter has no error; an unstreamed answer is an error of that status."""
 
 
 class Faults:

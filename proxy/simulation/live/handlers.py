@@ -128,7 +128,9 @@ class Handlers:
         return web.Response(body=self._engine.adapters.unload(await read_json(request)).encode())
 
     async def sleep(self, request: web.Request) -> web.Response:
-        """Answered once it sleeps: what holds blocks for others keeps it awake until they are fetched or time is up."""
+        """Answered once it sleeps: what holds blocks for others keeps it awake until they are fetched or time
+        is up.
+        """
         level, mode = request.query.get("level", "1"), request.query.get("mode", "abort")
         if level not in {"0", "1", "2"} or mode not in {"abort", "wait", "keep"}:
             raise BadRequestError("level is 0, 1 or 2, and mode abort, wait or keep")

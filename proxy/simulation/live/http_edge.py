@@ -22,7 +22,9 @@ _decode = msgspec.json.Decoder().decode
 
 
 async def cut(request: web.Request) -> NoReturn:
-    """Tear the connection down; whatever is unsent stays so. The server cancels the handler that waits here."""
+    """Tear the connection down; whatever is unsent stays so. The server cancels the handler that waits
+    here.
+    """
     if request.transport is not None:
         request.transport.abort()
     while True:

@@ -1,6 +1,7 @@
 """Invariant: every figure is read from the models when it is asked for; nothing is counted twice.
 
-The names and labels are vLLM's, of what a router reads. Only distributions and refusals are kept as they happen.
+The names and labels are vLLM's, of what a router reads. Only distributions and refusals are kept as they
+happen.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,5 @@
-"""Invariant: between two steps of a model everything that arrived is in it, and everything it said is on its way.
+"""Invariant: between two steps of a model everything that arrived is in it, and everything it said is on its
+way.
 
 The wall-clock driver of one rank: sleeps through each step, hands tokens to the requests that wait, events
 to the publisher, commands to the side channel. It decides nothing.

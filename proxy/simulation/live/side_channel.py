@@ -1,4 +1,5 @@
-"""Invariant: a connection carries one question at a time and its answer; a lost connection is a failed transfer.
+"""Invariant: a connection carries one question at a time and its answer; a lost connection is a failed
+transfer.
 
 What NIXL's handshake port and its remote reads are between real engines: msgpack maps behind a four-byte
 length on a loopback connection. A decode engine pulls, releases and sends heartbeats; the prefill engine

@@ -189,7 +189,9 @@ class StandIn:
     # Its life.
 
     async def start(self) -> None:
-        """Open everything; returns when requests are served. OSError, and nothing left open, if a port is taken."""
+        """Open everything; returns when requests are served. OSError, and nothing left open, if a port is
+        taken.
+        """
         try:
             await self._start_engine()
             await self.accept()
@@ -209,7 +211,9 @@ class StandIn:
             self._admin = None
 
     async def restart(self) -> None:
-        """A new process on the same ports: an empty cache, no holds, event numbers from 0, another engine id."""
+        """A new process on the same ports: an empty cache, no holds, event numbers from 0, another engine
+        id.
+        """
         await self.refuse()
         await self._stop_engine()
         self.dead = False
@@ -341,7 +345,8 @@ def _port(endpoint: str | None) -> int | None:
 async def _accept_no_more(runner: web.AppRunner) -> None:
     """Leave new connections to the kernel, and let those under way arrive.
 
-    asyncio forgets a socket, open, that it has accepted when its server closes before the connection is set up.
+    asyncio forgets a socket, open, that it has accepted when its server closes before the connection is set
+    up.
     """
     loop = asyncio.get_running_loop()
     if not isinstance(loop, asyncio.SelectorEventLoop):

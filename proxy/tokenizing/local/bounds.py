@@ -1,9 +1,9 @@
 """What no context can hold is known by its size, before it is read: a token covers only so many characters.
 
-vLLM refuses a text of more characters than its context has tokens times the characters of its vocabulary's longest token,
-before it tokenizes it (`TokenizeParams._text_len_check` in 0.32). So does kvproxy, by the same count, before it
-renders, tokenizes or asks; what it refuses an engine would. What is below that and still most unlikely to fit is left to
-engines: it is not tokenized to be placed.
+vLLM refuses a text of more characters than its context has tokens times the characters of its vocabulary's
+longest token, before it tokenizes it (`TokenizeParams._text_len_check` in 0.32). So does kvproxy, by the same
+count, before it renders, tokenizes or asks; what it refuses an engine would. What is below that and still
+most unlikely to fit is left to engines: it is not tokenized to be placed.
 """
 
 import math
@@ -14,11 +14,12 @@ import numpy as np
 from proxy.request.outline import SLICE_BYTES
 
 UNKNOWN_CHARACTERS_A_TOKEN = 512
-"""Where the vocabulary is not known: four times the longest token of those of GPT-4, Llama 3, Qwen and DeepSeek, which is 128
-spaces."""
+"""Where the vocabulary is not known: four times the longest token of those of GPT-4, Llama 3, Qwen and
+DeepSeek, which is 128 spaces."""
 
 WORK_BYTES_A_TOKEN = 32
-"""Of JSON text. English has 4 bytes a token, the worst ordinary text 18: Thai, escaped, with three characters a token."""
+"""Of JSON text. English has 4 bytes a token, the worst ordinary text 18: Thai, escaped, with three characters
+a token."""
 LEAST_WORK_BYTES = 256 << 10
 MOST_WORK_BYTES = 8 << 20
 """Two million tokens of English; a decoder needs 25 ms for it, and no other thread runs meanwhile."""
@@ -28,8 +29,9 @@ MOST_WORK_VALUES = 100_000
 
 
 MOST_IDS = 1 << 22
-"""Token ids of one prompt, however it is to be shortened; longer contexts may have `IDS_A_TOKEN` for each token. vLLM 0.32 reads a
-request in the loop that answers health checks: 30 million ids take it 3 s, so a few at once look like a frozen engine."""
+"""Token ids of one prompt, however it is to be shortened; longer contexts may have `IDS_A_TOKEN` for each
+token. vLLM 0.32 reads a request in the loop that answers health checks: 30 million ids take it 3 s, so a few
+at once look like a frozen engine."""
 IDS_A_TOKEN = 4
 
 
@@ -97,7 +99,8 @@ def least_characters(json_text: memoryview, *, blanks: bool) -> int:
     lowest = ord(" ") if blanks else ord(" ") + 1
     for start in range(0, len(array), SLICE_BYTES):
         part = array[start : start + SLICE_BYTES]
-        # Continuation bytes of UTF-8 are no characters of their own, and six bytes at most are one that is escaped.
+        # Continuation bytes of UTF-8 are no characters of their own, and six bytes at most are one that is
+        # escaped.
         counted = (part >= lowest) & ((part & 0xC0) != 0x80)
         if not blanks:
             for first in _OF_WIDE_BLANKS:

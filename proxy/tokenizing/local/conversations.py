@@ -1,7 +1,9 @@
-"""Messages become what vLLM's templates get to see, word for word; a message vLLM may read in several ways is not read.
+"""Messages become what vLLM's templates get to see, word for word; a message vLLM may read in several ways is
+not read.
 
-The engine validates messages against a union of classes before it renders them, and keeps only the members of the
-class that fits. What is taken here reads the same in every class that could fit it; for the rest an engine is asked.
+The engine validates messages against a union of classes before it renders them, and keeps only the members of
+the class that fits. What is taken here reads the same in every class that could fit it; for the rest an
+engine is asked.
 """
 
 import json
@@ -91,7 +93,8 @@ def _content(content: Any, role: str, *, parts: bool) -> Any:
 
 
 MEDIA_STUBS = ("image", "audio", "video")
-"""Types of the parts that stand for media. Templates see no data of them, only such members as vLLM does not know."""
+"""Types of the parts that stand for media. Templates see no data of them, only such members as vLLM does not
+know."""
 
 _TEXT_OF = {
     "text": "text",

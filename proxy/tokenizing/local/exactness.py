@@ -1,6 +1,8 @@
-"""Where a text may be cut so that the tokens of its pieces are the tokens of the whole: what can be proven, and no more.
+"""Where a text may be cut so that the tokens of its pieces are the tokens of the whole: what can be proven,
+and no more.
 
-At added tokens, and at `letter | space letter` within a part; the proof is docs/adr/0006-where-a-text-may-be-cut.md.
+At added tokens, and at `letter | space letter` within a part; the proof is
+docs/adr/0006-where-a-text-may-be-cut.md.
 """
 
 import itertools
@@ -110,7 +112,9 @@ def _separators(added: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _takes_from(other: str, one: str) -> bool:
-    """Whether an occurrence of `other` could keep one of `one` from being found: the leftmost and longest is."""
+    """Whether an occurrence of `other` could keep one of `one` from being found: the leftmost and longest
+    is.
+    """
     return one in other or any(other[-n:] == one[:n] for n in range(1, min(len(one), len(other))))
 
 

@@ -1,4 +1,6 @@
-"""What a model's directory says of its tokenizer, read as transformers reads it; nothing comes from the network."""
+"""What a model's directory says of its tokenizer, read as transformers reads it; nothing comes from the
+network.
+"""
 
 import json
 import os

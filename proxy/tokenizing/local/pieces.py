@@ -1,7 +1,9 @@
-"""The tokens of a text are those its tokenizer gives, though only the pieces that were not seen before are tokenized.
+"""The tokens of a text are those its tokenizer gives, though only the pieces that were not seen before are
+tokenized.
 
 Cuts are chosen from the left alone: the first safe place after every CHUNK characters of a part. A text that
-grows at its end keeps all its earlier pieces, and so does a document that stands behind the same special token.
+grows at its end keeps all its earlier pieces, and so does a document that stands behind the same special
+token.
 """
 
 import re
@@ -14,8 +16,8 @@ from proxy.tokenizing.local.exactness import Cuts
 from proxy.tokenizing.local.turns import SLICE_CHARACTERS, Job, Slice, at_once
 
 CHUNK = 1024
-"""Characters of a piece between words: about 250 tokens, 1 KiB each of text and of ids. Half costs more look-ups for the
-same text, twice that more to do again at the end of what grew."""
+"""Characters of a piece between words: about 250 tokens, 1 KiB each of text and of ids. Half costs more
+look-ups for the same text, twice that more to do again at the end of what grew."""
 
 CACHE_BYTES = 128 << 20
 """About 60 million characters of distinct text at some 2 bytes each: what an hour of chats brings along."""
@@ -24,8 +26,8 @@ _ENTRY_BYTES = 250
 """A dict entry with its key object and its value object, without their contents."""
 
 MAX_PIECE = 1 << 17
-"""Characters of a piece: what cannot be cut makes some 200 bytes of the library's own objects for each. Chinese without
-spaces is one piece up to the next special token; so much of it is 80 000 tokens or more."""
+"""Characters of a piece: what cannot be cut makes some 200 bytes of the library's own objects for each.
+Chinese without spaces is one piece up to the next special token; so much of it is 80 000 tokens or more."""
 
 LOOK_CHARACTERS = 1 << 14
 """Searched at once, before other threads have a turn."""
@@ -45,7 +47,9 @@ class PieceCache:
     """Encodes texts piece by piece; may be used from several threads at once."""
 
     def __init__(self, encode: Encode, cuts: Cuts, max_bytes: int = CACHE_BYTES) -> None:
-        """`encode` is asked for pieces not known, by whichever thread wants them; `max_bytes` bounds what is kept."""
+        """`encode` is asked for pieces not known, by whichever thread wants them; `max_bytes` bounds what is
+        kept.
+        """
         self._encode = encode
         self.cuts = cuts
         self._max_bytes = max_bytes
@@ -74,7 +78,9 @@ class PieceCache:
         return at_once(self.encoding(text))
 
     def encoding(self, text: str) -> "Job[array[int]]":
-        """As `encode`, in slices of what is tokenized; it tells of the first when it knows which pieces those are."""
+        """As `encode`, in slices of what is tokenized; it tells of the first when it knows which pieces those
+        are.
+        """
         parts = self._parts(text)
         out: list[bytes | None] = []
         missing: dict[str, list[int]] = {}

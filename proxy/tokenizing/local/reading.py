@@ -1,4 +1,6 @@
-"""A value is read as engines read JSON, by Python's own decoder, and a long one does not stop other threads meanwhile."""
+"""A value is read as engines read JSON, by Python's own decoder, and a long one does not stop other threads
+meanwhile.
+"""
 
 import json
 from typing import Any

@@ -141,8 +141,8 @@ class ChatTemplates:
             raise TemplateRefusedError(str(error)) from error
 
 
-# vLLM gives a template lists of parts if it loops over the contents of messages, and text otherwise. It looks for
-# such a loop as follows, by names alone; what it does not see must not be seen here either.
+# vLLM gives a template lists of parts if it loops over the contents of messages, and text otherwise. It looks
+# for such a loop as follows, by names alone; what it does not see must not be seen here either.
 
 
 def _loops_over_contents(root: jinja2.nodes.Template) -> bool:

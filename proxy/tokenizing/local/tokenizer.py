@@ -1,7 +1,7 @@
 """A model's own tokenizer and chat template in this process: token ids as an engine makes them, or no answer.
 
-It takes the questions that `/tokenize` of an engine takes. What is refused here is not wrong, only not certain: then an
-engine is asked.
+It takes the questions that `/tokenize` of an engine takes. What is refused here is not wrong, only not
+certain: then an engine is asked.
 """
 
 import itertools
@@ -39,7 +39,8 @@ _OF_THE_RENDERER = frozenset(
     return_assistant_tokens_mask tokenizer_kwargs add_generation_prompt continue_final_message messages
     """.split()  # noqa: SIM905  # as fields.py
 )
-"""Names in `chat_template_kwargs` that are no variables of the template, or that vLLM treats in a way of its own."""
+"""Names in `chat_template_kwargs` that are no variables of the template, or that vLLM treats in a way of its
+own."""
 
 _UNSET = (None, "auto")
 """Values of template variables that vLLM takes for not given."""
@@ -135,8 +136,8 @@ class LocalTokenizer:
     ) -> "array[int] | None":
         """The token ids of a client's question; None if they are not certain.
 
-        Raises TooLongError for a text of more characters than that. `ended` is called in the end, when nothing works on
-        it any more even if nobody waits; in whatever thread that is.
+        Raises TooLongError for a text of more characters than that. `ended` is called in the end, when
+        nothing works on it any more even if nobody waits; in whatever thread that is.
         """
         job = _until_ended(self._answering(question, most_characters), ended)
         return at_once(job) if len(question) <= INLINE_BYTES else await self._turns.run(client, job)
@@ -296,9 +297,9 @@ _INSTEAD = ("0 something else", "Q quite another")
 def _told_apart(messages: list[Any], *, keep: bool) -> Iterator[list[Any]]:
     """The conversation as templates see it, and with two different texts instead of its media.
 
-    What all have in common begins the prompt, wherever the template puts media and whatever else it does on seeing
-    them. A template that sees no parts (`keep` is false) never sees media either: the engine puts marks of its own
-    somewhere into the text, so the whole content of such a message is not known.
+    What all have in common begins the prompt, wherever the template puts media and whatever else it does on
+    seeing them. A template that sees no parts (`keep` is false) never sees media either: the engine puts
+    marks of its own somewhere into the text, so the whole content of such a message is not known.
     """
     if keep:
         yield messages

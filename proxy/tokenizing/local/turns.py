@@ -1,8 +1,10 @@
-"""Texts are tokenized a slice at a time, in fair turns: a long one holds nobody up for longer than that, whoever sent it.
+"""Texts are tokenized a slice at a time, in fair turns: a long one holds nobody up for longer than that,
+whoever sent it.
 
-Clients take turns as they do in front of the engines (`proxy.fair_queue`), counted in characters; of a client's own
-texts the one with the least left goes first, so short ones do not wait for long ones where nobody tells clients apart.
-What cannot be cut, and so makes one long slice, never has all threads. Whoever is not waited for any more gets no turn.
+Clients take turns as they do in front of the engines (`proxy.fair_queue`), counted in characters; of a
+client's own texts the one with the least left goes first, so short ones do not wait for long ones where
+nobody tells clients apart. What cannot be cut, and so makes one long slice, never has all threads. Whoever is
+not waited for any more gets no turn.
 """
 
 import asyncio
@@ -64,7 +66,8 @@ class Turns:
             ThreadPoolExecutor(threads, thread_name_prefix="tokens") if executor is None else executor
         )
         self._queue: FairQueue[_Turn[Any]] = FairQueue(0)
-        """In lanes: whether the next slice is a long one. What waits was paid for by its body, so nothing is refused."""
+        """In lanes: whether the next slice is a long one. What waits was paid for by its body, so nothing is
+        refused."""
         self._running = {False: 0, True: 0}
         self._closed = False
 
@@ -73,7 +76,9 @@ class Turns:
         return len(self._queue)
 
     async def run(self, client: str, job: Job[R]) -> R:
-        """What comes of a client's job. Raises what it raises; may be cancelled, and then does no more than it is at."""
+        """What comes of a client's job. Raises what it raises; may be cancelled, and then does no more than
+        it is at.
+        """
         turn: _Turn[R] = _Turn(client, job, asyncio.get_running_loop().create_future())
         self._line_up(turn, next(job))
         self._start()

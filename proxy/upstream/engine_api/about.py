@@ -1,6 +1,7 @@
 """What an engine says of its own state: whether it lives, which release it is, and whether it sleeps.
 
-vLLM answers `/is_sleeping` with VLLM_SERVER_DEV_MODE=1 alone; engines that do not know the question cannot sleep.
+vLLM answers `/is_sleeping` with VLLM_SERVER_DEV_MODE=1 alone; engines that do not know the question cannot
+sleep.
 """
 
 from typing import Annotated

@@ -1,4 +1,6 @@
-"""A question to an engine has an answer that was read, or it raises LegError; whoever asks needs `exchange` and no more."""
+"""A question to an engine has an answer that was read, or it raises LegError; whoever asks needs `exchange`
+and no more.
+"""
 
 from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar

@@ -1,7 +1,8 @@
-"""Where an engine says that its ranks publish their KV events; what may be made of that is for `caches` to say.
+"""Where an engine says that its ranks publish their KV events; what may be made of that is for `caches` to
+say.
 
-Either an object, rank as text -> endpoints (vLLM 0.32), or an array of them that name their ranks themselves; those that
-do not have their place in it as rank.
+Either an object, rank as text -> endpoints (vLLM 0.32), or an array of them that name their ranks themselves;
+those that do not have their place in it as rank.
 """
 
 from collections.abc import Mapping
@@ -41,8 +42,8 @@ class ToldSource(msgspec.Struct, frozen=True):
 def by_rank(answer: Any) -> Mapping[int, ToldSource]:
     """The sources in a decoded answer, lowest rank first.
 
-    Raises UnreadableError if it is no such answer, names more than MAX_TOLD_RANKS ranks, one from MOST_RANKS on, or one
-    twice.
+    Raises UnreadableError if it is no such answer, names more than MAX_TOLD_RANKS ranks, one from MOST_RANKS
+    on, or one twice.
     """
     try:
         told = _numbered(answer) if isinstance(answer, list) else _keyed(answer)
@@ -75,4 +76,5 @@ def _read(data: bytes) -> Any:
 
 
 EVENT_SOURCES: Question[Any] = Question(PATH, _read)
-"""Its answer is JSON for `by_rank`: an engine that does not tell is another matter than one that is not understood."""
+"""Its answer is JSON for `by_rank`: an engine that does not tell is another matter than one that is not
+understood."""

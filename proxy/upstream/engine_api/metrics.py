@@ -1,4 +1,5 @@
-"""What an engine's `/metrics` page tells: how much room its cache has, what its sleep has cost, and what it counted.
+"""What an engine's `/metrics` page tells: how much room its cache has, what its sleep has cost, and what it
+counted.
 
 What is wanted of a page costs no more than one search through it, whatever stands there.
 """

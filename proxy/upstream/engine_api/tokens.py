@@ -26,7 +26,8 @@ async def tokenize(
     *,
     most_bytes: int | None = None,
 ) -> bytes | None:
-    """An answer to a `/tokenize` question in JSON, for `read_tokens`; None if the engine refuses the question.
+    """An answer to a `/tokenize` question in JSON, for `read_tokens`; None if the engine refuses the
+    question.
 
     Raises LegError, also for an answer of more than `most_bytes`.
     """

@@ -1,7 +1,7 @@
 """What operators add, drain and remove over /instances/* is so at once, and after a restart.
 
-An operator waits for the answer, so this source alone asks an engine first: one that is not up, or serves another model,
-is no instance to add.
+An operator waits for the answer, so this source alone asks an engine first: one that is not up, or serves
+another model, is no instance to add.
 """
 
 import logging
@@ -27,7 +27,9 @@ class Watch(Protocol):
     """What operators may say to the watch beside what every source may."""
 
     def drain(self, address: str, *, undo: bool = False) -> bool:
-        """Give an instance no new legs, or some again; tells whether that is news. Raises NotFoundError, ConflictError."""
+        """Give an instance no new legs, or some again; tells whether that is news. Raises NotFoundError,
+        ConflictError.
+        """
         ...
 
     async def remove(self, address: str, *, force: bool, by: str) -> None:
@@ -119,7 +121,9 @@ class AdminMembership:
             self._keep()
 
     async def remove(self, address: str, *, force: bool) -> None:
-        """Let an instance go: no new legs, and what runs there ends first unless `force`. Raises NotFoundError."""
+        """Let an instance go: no new legs, and what runs there ends first unless `force`. Raises
+        NotFoundError.
+        """
         if self._fleet.get(address) is None:
             raise NotFoundError(f"{address} is not known")
         if self._present.pop(address, None) is not None:

@@ -1,7 +1,8 @@
-"""A membership source says which instances are wanted; whether an engine is up, and what it serves, is the watch's business.
+"""A membership source says which instances are wanted; whether an engine is up, and what it serves, is the
+watch's business.
 
-An instance is there while any source wants it. The sources stand beside each other: flags, the operator's routes, and
-what else names instances (DNS, Kubernetes, a file).
+An instance is there while any source wants it. The sources stand beside each other: flags, the operator's
+routes, and what else names instances (DNS, Kubernetes, a file).
 """
 
 from typing import Protocol
@@ -13,41 +14,47 @@ class Wants(Protocol):
     """Where one source says what it wants. Both calls are synchronous, and raise nothing."""
 
     def want(self, spec: InstanceSpec, *, drained: bool = False, vital: bool = False) -> None:
-        """An instance is wanted from now on: it is there when the call returns, `starting` until a check finds it up.
+        """An instance is wanted from now on: it is there when the call returns, `starting` until a check
+        finds it up.
 
-        `drained`: it gets no legs until an operator says so. `vital`: kvproxy ends if the first check finds that the
-        engine serves another model; otherwise such an instance is refused until it serves what it should.
+        `drained`: it gets no legs until an operator says so. `vital`: kvproxy ends if the first check finds
+        that the engine serves another model; otherwise such an instance is refused until it serves what it
+        should.
         """
         ...
 
     def drop(self, address: str) -> None:
-        """It is not wanted any more: it gets no new legs, and is gone once those that run there have ended."""
+        """It is not wanted any more: it gets no new legs, and is gone once those that run there have
+        ended.
+        """
         ...
 
 
 class MembershipSource(Protocol):
     """What names instances. The watch starts it, and closes it before it stops watching.
 
-    Ordering. `start` is called once, before anything is watched, and `close` once, after which nothing may be said. In
-    between, `want` and `drop` may be called at any time; they count in the order in which they are called, and the next
-    decision sees them. An instance that is wanted during `start` was there from the beginning; one that is wanted later
-    comes to instances at work, and gets its first legs slowly.
+    Ordering. `start` is called once, before anything is watched, and `close` once, after which nothing may be
+    said. In between, `want` and `drop` may be called at any time; they count in the order in which they are
+    called, and the next decision sees them. An instance that is wanted during `start` was there from the
+    beginning; one that is wanted later comes to instances at work, and gets its first legs slowly.
 
     A source MUST
 
     * call `Wants` from the event loop's thread alone, and wait for nothing in `start`;
     * say what it wants whether or not the engine is up: one that boots is checked until it answers;
-    * drop only what it wanted. To want again what it wants already changes nothing, so that a source may repeat all it
-      knows;
-    * drop an address before it wants it with another role, scheme or event source, for an address is spoken to in one way.
+    * drop only what it wanted. To want again what it wants already changes nothing, so that a source may
+      repeat all it knows;
+    * drop an address before it wants it with another role, scheme or event source, for an address is spoken
+      to in one way.
 
     A source may rely on these
 
-    * What several sources want is there until the last one drops it. As which role and how an address is reached is for
-      the first one to say; a later one that differs is told of in the log.
+    * What several sources want is there until the last one drops it. As which role and how an address is
+      reached is for the first one to say; a later one that differs is told of in the log.
     * An instance that is wanted again while its last legs end stays.
-    * An operator's word goes over every source's: what an operator removed stays out until a source wants it that did not
-      want it then, or has dropped it since; and what an operator drained stays drained while it is there.
+    * An operator's word goes over every source's: what an operator removed stays out until a source wants it
+      that did not want it then, or has dropped it since; and what an operator drained stays drained while it
+      is there.
     * What it wanted is not kept for the next start: it says so anew.
     """
 

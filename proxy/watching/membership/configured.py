@@ -1,4 +1,6 @@
-"""What the flags name is wanted from the beginning to the end; an engine of another model there ends kvproxy at once."""
+"""What the flags name is wanted from the beginning to the end; an engine of another model there ends kvproxy
+at once.
+"""
 
 from collections.abc import Collection, Sequence
 

@@ -1,4 +1,6 @@
-"""What /instances/* changed is on disk before it is answered, and a disk that fails keeps nobody from changing it."""
+"""What /instances/* changed is on disk before it is answered, and a disk that fails keeps nobody from
+changing it.
+"""
 
 import asyncio
 import logging

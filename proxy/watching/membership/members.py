@@ -1,7 +1,7 @@
 """Who was added, drained or removed while kvproxy ran is so after a restart, unless a flag says otherwise.
 
-Pure: what is written, what is read, and what becomes of it beside the flags. Only what differs from the flags is kept: an
-instance that a flag names stays one of the flags', and goes with its flag.
+Pure: what is written, what is read, and what becomes of it beside the flags. Only what differs from the flags
+is kept: an instance that a flag names stays one of the flags', and goes with its flag.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -24,7 +24,9 @@ class Roster:
         """By address and source; None for a wish that an operator has struck out."""
 
     def want(self, source: str, wish: Wish) -> bool:
-        """A source wants an instance. Tells whether that is news: repeating a wish is none, struck out or not."""
+        """A source wants an instance. Tells whether that is news: repeating a wish is none, struck out or
+        not.
+        """
         wishes = self._wishes.setdefault(wish.spec.address, {})
         if source in wishes:
             return False
@@ -42,7 +44,9 @@ class Roster:
         return True
 
     def strike(self, address: str, by: str) -> None:
-        """An operator removes it: the wish of the source `by`, which says so, is gone, and all others are struck out."""
+        """An operator removes it: the wish of the source `by`, which says so, is gone, and all others are
+        struck out.
+        """
         wishes = self._wishes.pop(address, {})
         if others := dict.fromkeys(source for source in wishes if source != by):
             self._wishes[address] = {**others}

@@ -1,4 +1,5 @@
-"""What the prefix index costs: CPU time of this process and its memory, with events made as an engine writes them.
+"""What the prefix index costs: CPU time of this process and its memory, with events made as an engine writes
+them.
 
 Medians of several rounds, because other work on the machine shares its caches; pauses are the longest seen.
 """
@@ -87,7 +88,9 @@ def say(what: str, figure: str, reach: str = "") -> None:
 
 
 def fill(index: PrefixIndex, sources: int, blocks: int) -> float:
-    """Give every source its own blocks in chats of 100, all with one system prompt. Returns the longest pause, ms."""
+    """Give every source its own blocks in chats of 100, all with one system prompt. Returns the longest
+    pause, ms.
+    """
     longest = 0.0
     system = tokens(BLOCK * 4)
     for source in range(sources):

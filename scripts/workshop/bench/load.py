@@ -1,4 +1,6 @@
-"""A load generator that costs little itself: prebuilt requests over kept connections, answers read to their end."""
+"""A load generator that costs little itself: prebuilt requests over kept connections, answers read to their
+end.
+"""
 
 import asyncio
 import statistics

@@ -2,8 +2,8 @@
 
     python -m scripts.workshop.bench.many_publishers --blocks N --replayed SHARE --live-per-s N EVENTS:REPLAY ...
 
-A batch is what one step of an engine that prefills chat turns publishes: one run of 32 new blocks behind another, in
-chats of 96 blocks. Payloads are made when they are needed, so that this process stays small.
+A batch is what one step of an engine that prefills chat turns publishes: one run of 32 new blocks behind
+another, in chats of 96 blocks. Payloads are made when they are needed, so that this process stays small.
 """
 
 import argparse
@@ -51,7 +51,9 @@ def payload(source: int, number: int) -> bytes:
 
 
 def _start(source: int, number: int) -> int:
-    """The first hash of a batch: well mixed, as hashes are (the multiplier is 2**64 over the golden ratio)."""
+    """The first hash of a batch: well mixed, as hashes are (the multiplier is 2**64 over the golden
+    ratio).
+    """
     return (source * 1_000_003 + number + 1) * 0x9E3779B97F4A7C15 & _MASK
 
 

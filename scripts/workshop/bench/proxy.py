@@ -1,4 +1,6 @@
-"""kvproxy's own CPU per request and per streamed chunk: each load goes to an engine directly and through kvproxy, in turns."""
+"""kvproxy's own CPU per request and per streamed chunk: each load goes to an engine directly and through
+kvproxy, in turns.
+"""
 
 import asyncio
 import contextlib

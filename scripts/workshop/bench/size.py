@@ -1,4 +1,6 @@
-"""Memory, CPU and latency of a kvproxy that learns what many engines with full caches hold, while requests go on."""
+"""Memory, CPU and latency of a kvproxy that learns what many engines with full caches hold, while requests go
+on.
+"""
 
 import asyncio
 import json

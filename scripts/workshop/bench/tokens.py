@@ -1,6 +1,8 @@
-"""What tokenizing costs: whole prompts against pieces of which most were seen, in CPU time of this process, one thread.
+"""What tokenizing costs: whole prompts against pieces of which most were seen, in CPU time of this process,
+one thread.
 
-A request costs all of it: the question read, the template rendered, the text cut, new pieces tokenized, the ids packed.
+A request costs all of it: the question read, the template rendered, the text cut, new pieces tokenized, the
+ids packed.
 """
 
 import json
@@ -132,7 +134,9 @@ def compare(name: str, make: Callable[[], LocalTokenizer], asked: list[bytes], r
 
 
 def run(tokenizer: str | None, rounds: int) -> None:
-    """Print a table in Markdown. `tokenizer`: a model's directory or name; None for one that is trained first."""
+    """Print a table in Markdown. `tokenizer`: a model's directory or name; None for one that is trained
+    first.
+    """
     with tempfile.TemporaryDirectory() as folder:
         directory = find_model(tokenizer) if tokenizer else trained(pathlib.Path(folder))
         files = read_model(directory)

@@ -1,4 +1,6 @@
-"""Run the chats through kvproxy and show every decision, event and answer; say whether each was as predicted."""
+"""Run the chats through kvproxy and show every decision, event and answer; say whether each was as
+predicted.
+"""
 
 import asyncio
 from typing import Any

@@ -1,1 +1,3 @@
-"""Engines as processes: real vLLM on a machine without a GPU, and stand-ins described and handled like them."""
+"""Engines as processes: real vLLM on a machine without a GPU, and stand-ins described and handled like
+them.
+"""

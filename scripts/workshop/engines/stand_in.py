@@ -1,8 +1,8 @@
 """A fleet of stand-ins with the interface of a fleet of real engines: only what is started differs.
 
-An EngineSpec describes either kind. Stand-ins get its block size, cache, names, adapters, lease and ports, and
-the stand-in's words for the vLLM flags that change what clients see; any other flag is refused, for ignoring it
-could make a test pass that proves nothing.
+An EngineSpec describes either kind. Stand-ins get its block size, cache, names, adapters, lease and ports,
+and the stand-in's words for the vLLM flags that change what clients see; any other flag is refused, for
+ignoring it could make a test pass that proves nothing.
 """
 
 import os

@@ -14,7 +14,9 @@ Body = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came back. A streamed answer is `complete` when its end was announced, any other when it was read."""
+    """What came back. A streamed answer is `complete` when its end was announced, any other when it was
+    read.
+    """
 
     status: int
     headers: Mapping[str, str]

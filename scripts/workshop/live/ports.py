@@ -1,8 +1,8 @@
 """Free loopback ports that stay free: none from the range the kernel lends to outgoing connections.
 
-An engine takes half a minute to bind its ports. A port out of the lending range could be some
-connection's source port by then, and the engine would die. So that no other picker takes it meanwhile, each
-port stays bound, not listening, for the life of this process: servers set SO_REUSEADDR and pass, pickers do not.
+An engine takes half a minute to bind its ports. A port out of the lending range could be some connection's
+source port by then, and the engine would die. So that no other picker takes it meanwhile, each port stays
+bound, not listening, for the life of this process: servers set SO_REUSEADDR and pass, pickers do not.
 """
 
 import atexit
@@ -20,7 +20,9 @@ atexit.register(_reserved.close)
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different ports that nobody listens on at any address; RuntimeError if there are too few."""
+    """Return `count` different ports that nobody listens on at any address; RuntimeError if there are too
+    few.
+    """
     found: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as held:
         for _ in range(_TRIES):

@@ -1,4 +1,5 @@
-"""What a well-behaved engine publishes, and a plain model of what it holds: sets of whole prefixes, nothing clever.
+"""What a well-behaved engine publishes, and a plain model of what it holds: sets of whole prefixes, nothing
+clever.
 
 The judge of an index after noise: whatever came before, such an engine must be followed exactly.
 """

@@ -1,7 +1,8 @@
-"""Hostile frames straight into decoder, source, applier and index, in stories that each end with a good engine.
+"""Hostile frames straight into decoder, source, applier and index, in stories that each end with a good
+engine.
 
-Whatever a story told, the good engine that follows at its address is followed exactly, and an engine beside it is
-not touched. A story needs nothing but the seed and its number.
+Whatever a story told, the good engine that follows at its address is followed exactly, and an engine beside
+it is not touched. A story needs nothing but the seed and its number.
 """
 
 import random

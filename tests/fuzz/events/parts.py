@@ -1,4 +1,5 @@
-"""Both parts of a run, on the wire and in process: each is told its share of the inputs, or a single story."""
+"""Both parts of a run, on the wire and in process: each is told its share of the inputs, or a single
+story."""
 
 import sys
 import time
@@ -14,8 +15,8 @@ def run(
 ) -> dict[str, Tally]:
     """Tell the stories and return a tally of each part.
 
-    Of `inputs` in all, `wire` go over sockets. `only` and `only_wire` name the one story that is told, in process or on
-    real sockets. A part ends after `limit_s` seconds.
+    Of `inputs` in all, `wire` go over sockets. `only` and `only_wire` name the one story that is told, in
+    process or on real sockets. A part ends after `limit_s` seconds.
     """
     parts: dict[str, Tally] = {}
     if only is None:

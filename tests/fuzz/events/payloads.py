@@ -1,4 +1,5 @@
-"""Batches of KV events that no engine should send: right ones changed, and ones made to be as bad as the wire allows.
+"""Batches of KV events that no engine should send: right ones changed, and ones made to be as bad as the wire
+allows.
 
 All randomness comes from the generator passed in, so that a seed and a number name a payload for ever.
 """
@@ -67,7 +68,8 @@ _HEADERS = (
     ),
     *(b"\xc7\x0c\xff" + b"\xff" * 12, b"\xcb\x7f\xf8" + bytes(6), b"\xd3\x80" + bytes(7), b"\xc0"),
 )
-"""Formats of the MessagePack specification: lengths with nothing behind them, a code that is never used, odd numbers."""
+"""Formats of the MessagePack specification: lengths with nothing behind them, a code that is never used, odd
+numbers."""
 
 _TIERS = ("GPU", "GPU", "GPU", None, "CPU", "DISK")
 
@@ -284,7 +286,8 @@ def _nested(rng: random.Random) -> bytes:
 
 
 def _large(rng: random.Random) -> bytes:
-    """What costs most for its bytes: lists of a hundred thousand to a million values of one byte, and long runs."""
+    """What costs most for its bytes: lists of a hundred thousand to a million values of one byte, and long
+    runs."""
     many = rng.choice((100_000, 300_000, 1_000_000))
     start = rng.getrandbits(60)
     run: dict[str, Any] = {

@@ -1,4 +1,5 @@
-"""Where hostile messages begin: those that real engines published, as recorded, and the same as older engines wrote them."""
+"""Where hostile messages begin: those that real engines published, as recorded, and the same as older engines
+wrote them."""
 
 import struct
 from pathlib import Path

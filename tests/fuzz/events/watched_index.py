@@ -1,4 +1,5 @@
-"""An index whose every answer is checked: each block of an event was applied, waits, or was counted as dropped."""
+"""An index whose every answer is checked: each block of an event was applied, waits, or was counted as
+dropped."""
 
 from collections.abc import Sequence
 

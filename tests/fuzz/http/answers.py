@@ -1,4 +1,5 @@
-"""Answers are read strictly, without I/O: what is not HTTP, or not an answer kvproxy may give, raises WrongAnswerError."""
+"""Answers are read strictly, without I/O: what is not HTTP, or not an answer kvproxy may give, raises
+WrongAnswerError."""
 
 import json
 import re
@@ -149,7 +150,8 @@ class AnswerParser:
 
 
 def check(answer: Answer, true_failures: frozenset[int], *, bodiless: bool = False) -> None:
-    """Raises WrongAnswerError for a failure that is no truth, an error in another shape, or an answer cut cleanly."""
+    """Raises WrongAnswerError for a failure that is no truth, an error in another shape, or an answer cut
+    cleanly."""
     status = answer.status
     true = status in true_failures or (status == 500 and ENGINES_FAILURE in answer.body)
     if status >= 500 and not true:

@@ -1,7 +1,9 @@
-"""A campaign passes if kvproxy serves as well after it as before, holds no more than before, and said nothing untrue.
+"""A campaign passes if kvproxy serves as well after it as before, holds no more than before, and said nothing
+untrue.
 
-It fires shots in rounds, while the decode engine fails inside a stream now and then. After each round kvproxy must answer some right requests as its engines do; after the last
-one nothing may be left in flight, and memory, descriptors and threads must be back where the first round left them.
+It fires shots in rounds, while the decode engine fails inside a stream now and then. After each round kvproxy
+must answer some right requests as its engines do; after the last one nothing may be left in flight, and
+memory, descriptors and threads must be back where the first round left them.
 """
 
 import asyncio
@@ -21,8 +23,8 @@ from tests.fuzz.http.shots import Shots, Target
 RSS_MIB = 8.0
 """Beside what bounded caches say they hold."""
 LARGE_BEFORE = 60
-"""So many large bodies are sent before memory is looked at first: hardly any of them come in a short campaign's first round, and the
-first ones start threads and take arenas that stay."""
+"""So many large bodies are sent before memory is looked at first: hardly any of them come in a short
+campaign's first round, and the first ones start threads and take arenas that stay."""
 RSS_BYTES_A_REQUEST = 16
 """Memory may grow by both together: less than any Python object that is kept for every request."""
 FDS = 16

@@ -1,4 +1,5 @@
-"""Fires shots over raw connections; every one ends in an outcome, and what is wrong with it becomes a finding."""
+"""Fires shots over raw connections; every one ends in an outcome, and what is wrong with it becomes a
+finding."""
 
 import asyncio
 import socket

@@ -1,4 +1,5 @@
-"""A campaign's result for people: a table of what was sent and how it ended, and every finding with its bytes."""
+"""A campaign's result for people: a table of what was sent and how it ended, and every finding with its
+bytes."""
 
 import pathlib
 from collections import Counter

@@ -1,7 +1,8 @@
-"""A `Shot` is what one connection sends at once and what may honestly come back; its number and the seed make it again.
+"""A `Shot` is what one connection sends at once and what may honestly come back; its number and the seed make
+it again.
 
-A well-framed shot must be answered, whatever nonsense its fields hold. Of any other it is only asked that what comes
-back is HTTP.
+A well-framed shot must be answered, whatever nonsense its fields hold. Of any other it is only asked that
+what comes back is HTTP.
 """
 
 import enum
@@ -56,7 +57,8 @@ class Target:
 Headers = Sequence[tuple[str, str]]
 JSON: Headers = (("Host", "fuzz"), ("Content-Type", "application/json"))
 SENTINEL = b"GET /health HTTP/1.1\r\nHost: fuzz\r\nConnection: close\r\n\r\n"
-"""Sent after broken requests: one that was understood in spite of all is then followed by an end, which saves waiting."""
+"""Sent after broken requests: one that was understood in spite of all is then followed by an end, which saves
+waiting."""
 
 _GENERATING = ("/v1/completions", "/v1/chat/completions", "/explain")
 _SEEING = (

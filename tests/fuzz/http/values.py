@@ -1,4 +1,5 @@
-"""JSON bodies that are nearly right: the structure of real ones, with members replaced, doubled, nested and broken.
+"""JSON bodies that are nearly right: the structure of real ones, with members replaced, doubled, nested and
+broken.
 
 All randomness comes from the generator passed in, so that a number names a body for ever.
 """
@@ -12,7 +13,8 @@ from typing import Any
 Body = dict[str, Any]
 
 PROMPTS = tuple(f"fuzz prompt {number} and a few words more" for number in range(500))
-"""Few enough that whoever remembers prompts has seen them all after a while: memory that grows on is then a leak."""
+"""Few enough that whoever remembers prompts has seen them all after a while: memory that grows on is then a
+leak."""
 
 _RAW_MARK = "@raw:{}@"
 

@@ -94,7 +94,8 @@ class Record:
 class Line:
     """One client's connection to kvproxy: kept while answers end cleanly, as browsers and SDKs keep theirs.
 
-    h11 tells a clean end from a cut one, and what had come before a cut is seen: both are what is to be judged.
+    h11 tells a clean end from a cut one, and what had come before a cut is seen: both are what is to be
+    judged.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -285,7 +286,8 @@ class Crowd:
     async def run(
         self, workloads: Iterable[Workload], until: asyncio.Event, pause_s: float, ramp_s: float = 2.0
     ) -> None:
-        """Each client asks, takes its answer, thinks for `pause_s` on average, until the event; all answers are awaited."""
+        """Each client asks, takes its answer, thinks for `pause_s` on average, until the event; all answers
+        are awaited."""
         clients = list(workloads)
         async with asyncio.TaskGroup() as group:
             for number, workload in enumerate(clients):

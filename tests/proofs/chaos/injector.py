@@ -1,6 +1,7 @@
 """Hurts engines at random, writes down what it does, and always leaves a prefill and a decode engine alone.
 
-But for want of room: for a moment all engines of a role may be full, and then nobody is lost, but waits. Each fault is a course: strike, let it last, heal, wait until kvproxy uses the engine again. Until then the engine
+But for want of room: for a moment all engines of a role may be full, and then nobody is lost, but waits. Each
+fault is a course: strike, let it last, heal, wait until kvproxy uses the engine again. Until then the engine
 counts as touched. What kvproxy does not take back within RECOVERY_S is a finding.
 """
 

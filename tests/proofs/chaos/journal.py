@@ -44,8 +44,8 @@ class Fault(enum.StrEnum):
 
 
 CUTS_STREAMS = frozenset({Fault.KILL, Fault.RESTART, Fault.FREEZE, Fault.HANG, Fault.CUT, Fault.LATE_ERROR})
-"""Streams that have begun on such a decode engine may end with an error event. Nobody may fail or be cut because of
-any other fault; whether by falling asleep depends on how."""
+"""Streams that have begun on such a decode engine may end with an error event. Nobody may fail or be cut
+because of any other fault; whether by falling asleep depends on how."""
 
 
 @dataclass(eq=False)

@@ -1,4 +1,5 @@
-"""What people see of a run: one line while it runs, a table at its end, and all there is to know of each failure."""
+"""What people see of a run: one line while it runs, a table at its end, and all there is to know of each
+failure."""
 
 import pathlib
 import sys
@@ -22,7 +23,8 @@ _AROUND_S = 2.0
 
 
 def run_and_show(options: Options) -> Run:
-    """Run it, show how it goes and what came of it, and write down what failed. Call it from the main thread."""
+    """Run it, show how it goes and what came of it, and write down what failed. Call it from the main
+    thread."""
     screen = Screen()
     screen.title(
         f"{options.clients} clients, {options.prefill} prefill and {options.decode} decode engines,"

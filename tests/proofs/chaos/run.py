@@ -1,7 +1,7 @@
 """A run of chaos: engines fail at random under load, and afterwards every promise is checked.
 
-Warm-up without faults, vitals, chaos, everything healed, vitals again, verdict. All of it in one process beside the
-engines and kvproxy, so that one clock tells when what happened.
+Warm-up without faults, vitals, chaos, everything healed, vitals again, verdict. All of it in one process
+beside the engines and kvproxy, so that one clock tells when what happened.
 """
 
 import asyncio
@@ -36,9 +36,9 @@ PROXY_FLAGS = (
     *("--prefill-timeout", "10", "--first-byte-timeout", "15", "--chunk-timeout", "15"),
     *("--max-attempts", "5"),
 )
-"""Deadlines so far within the clients' own that a request which meets three hanging engines, one after the other, can
-still be served while somebody waits; and more attempts than usual: half of the engines fail at once here, so one
-request in ten thousand meets three that do."""
+"""Deadlines so far within the clients' own that a request which meets three hanging engines, one after the
+other, can still be served while somebody waits; and more attempts than usual: half of the engines fail at
+once here, so one request in ten thousand meets three that do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +226,8 @@ async def _quiet(setting: Setting) -> list[str]:
 
 
 async def _index(setting: Setting) -> list[str]:
-    """Wait until kvproxy knows every engine's cache for certain and counts its very blocks; what it gets wrong."""
+    """Wait until kvproxy knows every engine's cache for certain and counts its very blocks; what it gets
+    wrong."""
     wrong: list[str] = []
 
     async def exact() -> bool:

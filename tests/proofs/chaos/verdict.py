@@ -1,4 +1,5 @@
-"""What must hold after a run, told from what clients saw, what was done to engines, and what kvproxy says of itself.
+"""What must hold after a run, told from what clients saw, what was done to engines, and what kvproxy says of
+itself.
 
 Pure: every check takes values and returns findings; no finding means that it held.
 """
@@ -14,7 +15,8 @@ from tests.proofs.chaos.watching import LOOK_EVERY_S
 from tests.proofs.setting import Vitals
 
 ENGINES_WORDS = "a fault"
-"""What an engine says where its stream fails (`proxy.simulation.api.errors.FaultError`): a client is to hear it."""
+"""What an engine says where its stream fails (`proxy.simulation.api.errors.FaultError`): a client is to hear
+it."""
 
 MEMORY_TOLERANCE_MIB = 16.0
 MEMORY_TOLERANCE_SHARE = 0.25
@@ -128,7 +130,8 @@ class Logged:
 
     @property
     def seen_as(self) -> str:
-        """What the client saw: a limit that passes cuts a stream that has begun, and refuses one that has not."""
+        """What the client saw: a limit that passes cuts a stream that has begun, and refuses one that has
+        not."""
         if self.outcome == "timeout" and self.status == 200:
             return "cut"
         return _OUTCOMES.get(self.outcome, "refused")
@@ -180,7 +183,8 @@ def check_stranded(
 ) -> list[str]:
     """Whether each stranded hold can have been lost with its engine.
 
-    `growth` is when kvproxy's count was seen to have grown, and to what; `origin` the beginning of the times shown.
+    `growth` is when kvproxy's count was seen to have grown, and to what; `origin` the beginning of the times
+    shown.
     """
     found = []
     if total > journal.may_strand():

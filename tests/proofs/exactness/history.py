@@ -1,10 +1,11 @@
 """What an engine had cached at every moment, told by its own events and by nothing of kvproxy's index.
 
-Pure and plain: blocks are known by their whole content, the state of a moment is found by going through all changes
-up to then. Slow, and asked only about the few legs that were not predicted right.
+Pure and plain: blocks are known by their whole content, the state of a moment is found by going through all
+changes up to then. Slow, and asked only about the few legs that were not predicted right.
 
-An event can say that a block was stored which is cached already: another physical copy, which goes by an event of its
-own, or a report of what was hit, which does not. Both readings are kept, for either may be the engine's truth.
+An event can say that a block was stored which is cached already: another physical copy, which goes by an
+event of its own, or a report of what was hit, which does not. Both readings are kept, for either may be the
+engine's truth.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,7 +54,8 @@ class CacheHistory:
 
     @property
     def cached_blocks(self) -> int:
-        """How many different blocks are cached now; a copy that is still there after another went is not counted."""
+        """How many different blocks are cached now; a copy that is still there after another went is not
+        counted."""
         cached: set[int] = set()
         for change in self._changes:
             if change.content == _ROOT:
@@ -106,7 +108,8 @@ class CacheHistory:
             self._changes.append(_Change(at, parent, stored=True))
 
     def courses(self, asked: Asked, begin: float, end: float) -> list[list[tuple[float, int]]]:
-        """How many of a prompt's tokens could be reused, from when on, between two moments: a course for each reading.
+        """How many of a prompt's tokens could be reused, from when on, between two moments: a course for each
+        reading.
 
         The first entry of a course is what was so at the beginning.
         """

@@ -1,7 +1,7 @@
 """Clients ask and note, for each prefill leg, what kvproxy said was cached and what the engine said then.
 
-The decision headers tell the first; the second is `usage.prompt_tokens_details.cached_tokens`, in which a decode
-engine passes on what the prefill engine reported.
+The decision headers tell the first; the second is `usage.prompt_tokens_details.cached_tokens`, in which a
+decode engine passes on what the prefill engine reported.
 """
 
 import asyncio
@@ -38,7 +38,8 @@ class Leg:
     predicted: int | None = None
     reported: int = 0
     index: str = "unknown"
-    """What kvproxy said the index of the prefill instance was worth: exact, partial, unknown, or changing meanwhile."""
+    """What kvproxy said the index of the prefill instance was worth: exact, partial, unknown, or changing
+    meanwhile."""
 
     @property
     def served(self) -> bool:

@@ -1,4 +1,5 @@
-"""What one kvproxy says of itself, twice a second: what its index of each instance is worth, and its truth meter.
+"""What one kvproxy says of itself, twice a second: what its index of each instance is worth, and its truth
+meter.
 
 The meter counts from the beginning of a process; over a restart the counts of the lives before are added.
 """

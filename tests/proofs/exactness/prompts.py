@@ -29,7 +29,8 @@ _CHAT_WORDS = 900  # then a new one begins; what the model said may have more to
 _LONG_WORDS = (700, 1400)
 _FIRST_ID, _LAST_ID = 1000, 1999  # ordinary tokens of the tiny model and of the stand-in's
 _EVEN_SHARE = 0.5
-"""Of the prompts of token ids that end where a block ends: asked again, their last block is computed and stored again."""
+"""Of the prompts of token ids that end where a block ends: asked again, their last block is computed and
+stored again."""
 _REMEMBERED = 8
 _LEFTOVERS: Mapping[str, Any] = {
     "reasoning": {"effort": "low"},

@@ -1,4 +1,5 @@
-"""What people see of a run: a line while it runs, tables at its end, and a file with all there is to know of each miss."""
+"""What people see of a run: a line while it runs, tables at its end, and a file with all there is to know of
+each miss."""
 
 import pathlib
 import sys

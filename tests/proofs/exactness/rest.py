@@ -1,4 +1,5 @@
-"""Requests one by one, each compared with the engines' own counters: nothing runs beside them, so nothing may differ."""
+"""Requests one by one, each compared with the engines' own counters: nothing runs beside them, so nothing may
+differ."""
 
 import time
 

@@ -1,4 +1,5 @@
-"""One run: mixed traffic all along, something new in each phase, then rest, and a judgement of every prefill leg.
+"""One run: mixed traffic all along, something new in each phase, then rest, and a judgement of every prefill
+leg.
 
 All of it in one process beside engines and kvproxys, so that one clock tells when what happened.
 """
@@ -26,7 +27,8 @@ def run(
     say: Callable[[str], None] = lambda _: None,
     tell: Callable[[Run], None] = lambda _: None,
 ) -> Run:
-    """Run it all; `tell` is called every second. Call it from the main thread (live/processes.py says why)."""
+    """Run it all; `tell` is called every second. Call it from the main thread (live/processes.py says
+    why)."""
     wanted = setting.specs(
         prefill_tokens=options.prefill_tokens,
         decode_tokens=options.decode_tokens,

@@ -1,4 +1,5 @@
-"""What is there while a run lasts: engines, the kvproxys that join, a crowd and a pair of eyes for each, the witness."""
+"""What is there while a run lasts: engines, the kvproxys that join, a crowd and a pair of eyes for each, the
+witness."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -70,7 +71,8 @@ class Stage:
         self.made.wrong += await self.known(name, {"exact"} if name == FIRST else {"exact", "partial"})
 
     async def known(self, name: str, worth: set[str]) -> list[str]:
-        """Wait until a kvproxy's index of every prefill engine is worth that; what is wrong if it does not get there."""
+        """Wait until a kvproxy's index of every prefill engine is worth that; what is wrong if it does not
+        get there."""
         seen: list[str] = []
 
         async def known() -> bool:

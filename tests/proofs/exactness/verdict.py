@@ -1,4 +1,5 @@
-"""What must hold after a run, told from what clients saw, from the engines' own events, and from kvproxy's truth meter.
+"""What must hold after a run, told from what clients saw, from the engines' own events, and from kvproxy's
+truth meter.
 
 Pure: every check takes values and returns findings; no finding means that it held.
 """
@@ -52,7 +53,8 @@ class Miss:
 def explain(leg: Leg, asked: Asked | None, history: CacheHistory) -> Miss:
     """Why a leg was predicted wrong.
 
-    It was a race if the engine's cache was what was predicted, and after that, while the leg ran, what was reported.
+    It was a race if the engine's cache was what was predicted, and after that, while the leg ran, what was
+    reported.
     """
     if asked is None:
         return Miss(leg, None, "index", ("its tokens are not known",))
@@ -124,7 +126,8 @@ def check_share(legs: Sequence[Leg]) -> list[str]:
 
 
 def check_judged(legs: Sequence[Leg]) -> list[str]:
-    """Whether nearly all legs came from exact slots while no kill was near: legs that are not judged prove nothing."""
+    """Whether nearly all legs came from exact slots while no kill was near: legs that are not judged prove
+    nothing."""
     served = [leg for leg in legs if leg.served]
     judged = sum(leg.judged for leg in served)
     if judged < LEAST_JUDGED * len(served):
@@ -165,7 +168,8 @@ def check_meter(meters: Mapping[str, Meter], untold: int = 0) -> list[str]:
 
 
 def late_shares(legs: Sequence[Leg]) -> list[tuple[int, float]]:
-    """After each so many of the late joiner's requests, the share of right predictions in the window before."""
+    """After each so many of the late joiner's requests, the share of right predictions in the window
+    before."""
     served = [leg for leg in sorted(legs, key=lambda leg: leg.begun) if leg.served]
     return [
         (end, sum(leg.right for leg in served[end - LATE_WINDOW : end]) / LATE_WINDOW)

@@ -1,4 +1,5 @@
-"""Hears every engine's events beside kvproxy, on a thread of its own, and keeps them with nothing lost or judged.
+"""Hears every engine's events beside kvproxy, on a thread of its own, and keeps them with nothing lost or
+judged.
 
 An engine that was started again may speak before we have found it: what is missing is asked for.
 """

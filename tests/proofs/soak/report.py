@@ -12,7 +12,8 @@ _SHOWN = 20
 
 
 def run_and_show(options: Options) -> list[str]:
-    """Run it, say how it goes, and return the findings: none if all was flat. Call it from the main thread."""
+    """Run it, say how it goes, and return the findings: none if all was flat. Call it from the main
+    thread."""
     made = soak(options, _say)
     Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table(made))
     findings = made.findings()

@@ -1,11 +1,11 @@
 """A long run at a share of what kvproxy can do: its memory must stay flat, and so must its latency.
 
-First it finds the most requests a second, arriving at random, that kvproxy, engines and clients keep up with together
-on this machine. (A closed loop gets more done, since it never lets them run dry, but tells nothing of that.) Then comes
-a rush of clients at once: a process keeps the memory of the most that it ever had under way, and without the rush a
-machine that stands still for a moment, at any time in the run, would look like a leak. Then requests arrive as a Poisson
-process at a share of that rate, whether or not earlier ones are answered, so that a kvproxy which slows down is not
-spared.
+First it finds the most requests a second, arriving at random, that kvproxy, engines and clients keep up with
+together on this machine. (A closed loop gets more done, since it never lets them run dry, but tells nothing
+of that.) Then comes a rush of clients at once: a process keeps the memory of the most that it ever had under
+way, and without the rush a machine that stands still for a moment, at any time in the run, would look like a
+leak. Then requests arrive as a Poisson process at a share of that rate, whether or not earlier ones are
+answered, so that a kvproxy which slows down is not spared.
 """
 
 import asyncio
@@ -33,7 +33,8 @@ STEP_SHARE = 0.05
 """Of the closed loop's rate: by so much the rate goes up while they keep up."""
 STEP_S = 10.0
 KEPT_UP_S = 1.0
-"""They keep up with a rate if 99 of 100 requests of a step are answered within that time; a tenth more than lasts may pass."""
+"""They keep up with a rate if 99 of 100 requests of a step are answered within that time; a tenth more than
+lasts may pass."""
 STEP_TRIES = 2
 """A machine may stand still for a moment."""
 RUSH_CLIENTS = 1024
@@ -46,7 +47,8 @@ IDLE_S = 20.0
 """kvproxy closes connections that are idle for longer than 75 s."""
 
 MEMORY_STEP_MIB = 1.0
-"""Python takes memory in arenas of 1 MiB (obmalloc.c, ARENA_SIZE): one more in the whole time is no growth."""
+"""Python takes memory in arenas of 1 MiB (obmalloc.c, ARENA_SIZE): one more in the whole time is no
+growth."""
 LEAST_LATELY = 20
 """Samples of the later half: fewer tell nothing of how far they depend on each other."""
 FLOOR_SHARE = 0.05
@@ -71,7 +73,8 @@ class Options:
 
 
 def settle_s(seconds: float) -> float:
-    """Return how long caches are given to fill in a run of so many seconds; a short run shows its course and no more."""
+    """Return how long caches are given to fill in a run of so many seconds; a short run shows its course and
+    no more."""
     return max(180.0, _SETTLE_SHARE * seconds) if seconds > 600 else seconds / 3
 
 
@@ -174,7 +177,8 @@ def _floor(samples: list[Sample], name: str) -> float:
 
 
 def requests(seed: int) -> Iterator[tuple[bool, bytes]]:
-    """Requests without end: whether it is a stream, and its bytes. Prefixes are shared, no prompt comes twice."""
+    """Requests without end: whether it is a stream, and its bytes. Prefixes are shared, no prompt comes
+    twice."""
     dice = random.Random(seed)  # repeatable on purpose
     prefixes = [prose(dice.randint(50, 300), f"soak/{seed}/{n}") for n in range(16)]
     tails = [prose(dice.randint(5, 60), f"soak tail/{seed}/{n}") for n in range(500)]
@@ -246,7 +250,8 @@ class Load:
             self.unary_s.append(took_s)
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """The connection that was used last, or a new one. A burst's are closed when they were idle for long."""
+        """The connection that was used last, or a new one. A burst's are closed when they were idle for
+        long."""
         now = time.monotonic()
         while self._idle and now - self._idle[0][0] > IDLE_S:
             self._idle.pop(0)[2].close()

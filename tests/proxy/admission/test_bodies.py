@@ -1,4 +1,5 @@
-"""The memory for bodies has room for everybody: whoever takes most of it leaves some, and small bodies always fit."""
+"""The memory for bodies has room for everybody: whoever takes most of it leaves some, and small bodies always
+fit."""
 
 import random
 import threading

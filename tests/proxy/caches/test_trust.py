@@ -1,4 +1,5 @@
-"""A rank's index is believed, doubted, rebuilt and believed again: what is seen line by line, and what follows."""
+"""A rank's index is believed, doubted, rebuilt and believed again: what is seen line by line, and what
+follows."""
 
 import pytest
 

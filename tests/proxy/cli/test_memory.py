@@ -1,4 +1,5 @@
-"""What threads free serves others too, and what is large goes back: a process under load does not grow by it."""
+"""What threads free serves others too, and what is large goes back: a process under load does not grow by
+it."""
 
 import platform
 import subprocess

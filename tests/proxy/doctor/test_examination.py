@@ -262,7 +262,8 @@ async def test_a_wrong_replay_port(impatient: None) -> None:
 
 @pytest.mark.parametrize("ahead", [0, 2])
 async def test_another_engines_replay_port(impatient: None, ahead: int) -> None:
-    """Its numbers are this one's by accident, or are not: what comes next does not follow what was replayed."""
+    """Its numbers are this one's by accident, or are not: what comes next does not follow what was
+    replayed."""
     async with case([{}, {}]) as engines:
         mixed, other = engines.prefill
         await engines.examine()  # both have published

@@ -1,4 +1,5 @@
-"""The doctor's probe has a length that every connector can hand over, whatever the engine's template adds to it."""
+"""The doctor's probe has a length that every connector can hand over, whatever the engine's template adds to
+it."""
 
 from typing import Any
 

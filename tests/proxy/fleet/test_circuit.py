@@ -1,4 +1,5 @@
-"""An instance's circuit, by transcripts and against a plain model: opens on proof, closes on proof, tries in between."""
+"""An instance's circuit, by transcripts and against a plain model: opens on proof, closes on proof, tries in
+between."""
 
 import random
 
@@ -34,7 +35,8 @@ class Scene:
         self.legs: list[int] = []
 
     def play(self, transcript: str) -> "Scene":
-        """`answered lost missed busy began served broke charged`, `leg` and `end`, `+S` seconds; `3*missed` for three."""
+        """`answered lost missed busy began served broke charged`, `leg` and `end`, `+S` seconds; `3*missed`
+        for three."""
         for word in transcript.split():
             times, _, step = word.rpartition("*")
             for _ in range(int(times or 1)):
@@ -194,7 +196,8 @@ def test_checks_come_at_their_interval_and_at_once_after_one_without_answer() ->
 def test_an_engine_that_freezes_is_found_within_10_seconds(
     seed: int, frozen_after_s: float, takes_s: float, heard_before_s: float
 ) -> None:
-    """As the watch asks, with the default settings: whenever it freezes, and whenever it was last heard before."""
+    """As the watch asks, with the default settings: whenever it freezes, and whenever it was last heard
+    before."""
     health = Health()
     scene = Scene(seed=seed).play("answered")
     frozen_at = scene.now + frozen_after_s

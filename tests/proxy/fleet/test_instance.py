@@ -1,4 +1,5 @@
-"""An instance, verb by verb: what is known of it afterwards, and whether those who wait for a change hear of it."""
+"""An instance, verb by verb: what is known of it afterwards, and whether those who wait for a change hear of
+it."""
 
 from collections.abc import Callable
 

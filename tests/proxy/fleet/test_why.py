@@ -1,4 +1,5 @@
-"""Why an instance is passed over is one vocabulary: what is documented is what there is, and nothing else is said."""
+"""Why an instance is passed over is one vocabulary: what is documented is what there is, and nothing else is
+said."""
 
 import pathlib
 import re

@@ -1,4 +1,5 @@
-"""Every wait ends in time: a phase that takes too long is tried elsewhere, a request that takes too long gets 504."""
+"""Every wait ends in time: a phase that takes too long is tried elsewhere, a request that takes too long gets
+504."""
 
 import asyncio
 import contextlib

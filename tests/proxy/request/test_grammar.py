@@ -1,4 +1,5 @@
-"""A large body is taken exactly if a decoder takes all of it at once, and none is given more than a few slices."""
+"""A large body is taken exactly if a decoder takes all of it at once, and none is given more than a few
+slices."""
 
 import json
 from array import array

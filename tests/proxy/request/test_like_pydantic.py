@@ -1,6 +1,8 @@
-"""The members kvproxy judges itself are read as vLLM's validator, pydantic, reads them: neither more nor less passes.
+"""The members kvproxy judges itself are read as vLLM's validator, pydantic, reads them: neither more nor less
+passes.
 
-One that passed here and not there would be found by the decode engine alone, after prefilled blocks wait for it.
+One that passed here and not there would be found by the decode engine alone, after prefilled blocks wait for
+it.
 """
 
 from typing import Any

@@ -1,4 +1,5 @@
-"""What a body is made of is counted as a JSON decoder would count it, however it is cut into slices, and before one reads it."""
+"""What a body is made of is counted as a JSON decoder would count it, however it is cut into slices, and
+before one reads it."""
 
 import json
 from typing import Any

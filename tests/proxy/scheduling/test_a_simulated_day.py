@@ -1,4 +1,5 @@
-"""A day of requests goes through lanes, placement, index and model engines in simulated time, within seconds."""
+"""A day of requests goes through lanes, placement, index and model engines in simulated time, within
+seconds."""
 
 import math
 import random
@@ -18,7 +19,8 @@ CPU_S = 60.0
 
 
 def requests(seed: int, until_s: float = DAY_S) -> list[Asked]:
-    """Conversations over shared system prompts: few at night, many at noon, and then a crowd of one client."""
+    """Conversations over shared system prompts: few at night, many at noon, and then a crowd of one
+    client."""
     rng = random.Random(seed)
     made: list[Asked] = []
     at = 0.0

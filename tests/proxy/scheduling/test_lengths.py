@@ -1,4 +1,5 @@
-"""A request goes only where its context fits, waits only for what may fit, and is refused at once where nothing can."""
+"""A request goes only where its context fits, waits only for what may fit, and is refused at once where
+nothing can."""
 
 import contextlib
 import math

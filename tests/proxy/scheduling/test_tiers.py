@@ -1,4 +1,5 @@
-"""What lies in a slower tier is better than nothing and worse than what an engine can compute from at once."""
+"""What lies in a slower tier is better than nothing and worse than what an engine can compute from at
+once."""
 
 import random
 from typing import Any

@@ -1,4 +1,5 @@
-"""Who is avoided and who is blamed when attempts fail: never an instance that another one's fault made fail."""
+"""Who is avoided and who is blamed when attempts fail: never an instance that another one's fault made
+fail."""
 
 import asyncio
 from collections.abc import Sequence

@@ -339,7 +339,8 @@ async def test_without_reports_it_would_not(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("sessions", [True, False])
 async def test_what_was_learnt_is_forgotten_when_the_engine_evicts_it(sessions: bool) -> None:
-    """Reports are no copies: the index never believes in what the engine has not, whatever was reported before."""
+    """Reports are no copies: the index never believes in what the engine has not, whatever was reported
+    before."""
     form = EventForm(sessions=sessions)
     async with late_joiner(blocks=257, max_model_len=2048, event_form=form) as pair:
         (engine,) = pair.engines.prefill

@@ -1,4 +1,5 @@
-"""A state directory that cannot be used is refused at once, and what lies in it is never trusted more than its bytes."""
+"""A state directory that cannot be used is refused at once, and what lies in it is never trusted more than
+its bytes."""
 
 import os
 import pathlib

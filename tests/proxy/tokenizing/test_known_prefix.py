@@ -1,4 +1,5 @@
-"""What is known of a chat with media begins the prompt an engine makes of it, and ends before the first of them."""
+"""What is known of a chat with media begins the prompt an engine makes of it, and ends before the first of
+them."""
 
 import pathlib
 from typing import Any

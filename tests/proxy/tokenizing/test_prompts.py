@@ -1,4 +1,5 @@
-"""Prompts are known for certain or unknown: fields by tables, the asking with engines that fail in every way."""
+"""Prompts are known for certain or unknown: fields by tables, the asking with engines that fail in every
+way."""
 
 import asyncio
 import json

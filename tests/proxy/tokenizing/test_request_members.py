@@ -1,4 +1,5 @@
-"""Which members shape a prompt: vLLM's are all placed, what clients make up is bounded, engines' own words decide."""
+"""Which members shape a prompt: vLLM's are all placed, what clients make up is bounded, engines' own words
+decide."""
 
 import json
 from typing import Any

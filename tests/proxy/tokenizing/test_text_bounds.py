@@ -1,4 +1,5 @@
-"""What no context can hold is refused by its size, before anything is rendered, tokenized or asked; what may fit never is."""
+"""What no context can hold is refused by its size, before anything is rendered, tokenized or asked; what may
+fit never is."""
 
 import asyncio
 import json
@@ -253,7 +254,8 @@ for text in ("<|en" * 1_000_000, "<|end|>" * 100_000, "some words " * 200_000):
 
 
 def test_tokenizing_takes_little_whatever_the_text(model: pathlib.Path) -> None:
-    """Cut nowhere, the first text would take 800 MB, and the library ends the process that has not so much."""
+    """Cut nowhere, the first text would take 800 MB, and the library ends the process that has not so
+    much."""
     done = subprocess.run(
         [sys.executable, "-c", _TOKENIZE_IN_LITTLE, str(model)],
         capture_output=True,

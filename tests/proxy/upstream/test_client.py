@@ -1,4 +1,5 @@
-"""What goes wrong between kvproxy and an engine has one name each, and our own shortages are not the engine's fault."""
+"""What goes wrong between kvproxy and an engine has one name each, and our own shortages are not the engine's
+fault."""
 
 import asyncio
 import errno

@@ -1,4 +1,5 @@
-"""What engines say of themselves is read once: what is asked, what comes of each answer, and what is no answer."""
+"""What engines say of themselves is read once: what is asked, what comes of each answer, and what is no
+answer."""
 
 import json
 from typing import Any

@@ -1,4 +1,5 @@
-"""A resolver that is silent is kvproxy's own trouble: engines are reached where they were, and none is blamed."""
+"""A resolver that is silent is kvproxy's own trouble: engines are reached where they were, and none is
+blamed."""
 
 import asyncio
 import socket

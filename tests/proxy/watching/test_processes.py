@@ -27,7 +27,8 @@ class Scene:
         self.processes = Processes()
 
     def play(self, transcript: str) -> list[str]:
-        """`0:x` for an answer of rank 0 from process x, `epoch` for its events telling of another, `down`; the news."""
+        """`0:x` for an answer of rank 0 from process x, `epoch` for its events telling of another, `down`;
+        the news."""
         news = []
         for word in transcript.split():
             rank, _, engine_id = word.partition(":")

@@ -1,4 +1,5 @@
-"""Without one of the keys nothing is served, with one it is known by whom, and no key goes further than this."""
+"""Without one of the keys nothing is served, with one it is known by whom, and no key goes further than
+this."""
 
 import hashlib
 import hmac

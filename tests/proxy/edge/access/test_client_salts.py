@@ -1,4 +1,5 @@
-"""With --salt-by-client no key finds in a cache what another's prompts left there, and each still finds its own."""
+"""With --salt-by-client no key finds in a cache what another's prompts left there, and each still finds its
+own."""
 
 import json
 import logging
@@ -51,7 +52,8 @@ COMPLETIONS = "/v1/completions"
 
 
 def sent(made: Engines) -> list[str]:
-    """The salts of all legs, in no order. What has blocks given back is refused by its model, and has no prompt."""
+    """The salts of all legs, in no order. What has blocks given back is refused by its model, and has no
+    prompt."""
     bodies = [seen.json() for engine in made.all for seen in engine.seen if seen.path == COMPLETIONS]
     return [body["cache_salt"] for body in bodies if body["model"] != REFUSED_MODEL]
 

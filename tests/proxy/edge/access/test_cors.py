@@ -1,4 +1,5 @@
-"""Browsers are told what vLLM's framework would tell them, of everything clients may ask and of nothing else."""
+"""Browsers are told what vLLM's framework would tell them, of everything clients may ask and of nothing
+else."""
 
 import asyncio
 import io

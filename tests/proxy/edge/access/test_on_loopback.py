@@ -1,4 +1,5 @@
-"""Without any key only this machine is told what prompts left in caches: no proxy on it, and no page in a browser on it."""
+"""Without any key only this machine is told what prompts left in caches: no proxy on it, and no page in a
+browser on it."""
 
 import pathlib
 from typing import Any

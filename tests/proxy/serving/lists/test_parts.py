@@ -1,4 +1,5 @@
-"""The parts of a list in any order and at any pace: one id, one usage, one end, and never more in memory than allowed."""
+"""The parts of a list in any order and at any pace: one id, one usage, one end, and never more in memory than
+allowed."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""A stand-in with a draft model that looks ahead finds a block only before the tokens that followed it, and tells so."""
+"""A stand-in with a draft model that looks ahead finds a block only before the tokens that followed it, and
+tells so."""
 
 import random
 from collections import Counter

@@ -1,4 +1,5 @@
-"""The model against a real engine's recorded session: the same blocks stored and removed, in the same order."""
+"""The model against a real engine's recorded session: the same blocks stored and removed, in the same
+order."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Tokens of pieces are the tokens of the whole, for every kind of tokenizer; where that is not proven, nothing is cut."""
+"""Tokens of pieces are the tokens of the whole, for every kind of tokenizer; where that is not proven,
+nothing is cut."""
 
 import functools
 import json

@@ -23,7 +23,8 @@ CHATS = json.loads((DATA / "chats.json").read_text("utf-8"))
 RECORDED = json.loads((DATA / "prompts_0_32.json").read_text("utf-8"))
 
 LEFT = {20, 28, 29, 42, 45, 49, 50, 51, 54, 56}
-"""Requests with members that vLLM drops or reads in several ways, and with variables that mean something to it."""
+"""Requests with members that vLLM drops or reads in several ways, and with variables that mean something to
+it."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Threads of the tokenizer are shared slice by slice: nobody waits for another's long text, nor for work nobody wants."""
+"""Threads of the tokenizer are shared slice by slice: nobody waits for another's long text, nor for work
+nobody wants."""
 
 import asyncio
 import pathlib

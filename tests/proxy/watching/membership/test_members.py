@@ -1,4 +1,5 @@
-"""What is kept of added, drained and removed instances comes back beside the flags, which win; nonsense is refused."""
+"""What is kept of added, drained and removed instances comes back beside the flags, which win; nonsense is
+refused."""
 
 import json
 from typing import Any

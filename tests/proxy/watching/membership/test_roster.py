@@ -1,4 +1,5 @@
-"""Who is wanted, as sources and operators say it one after the other: what is said goes in, who is wanted comes out."""
+"""Who is wanted, as sources and operators say it one after the other: what is said goes in, who is wanted
+comes out."""
 
 import pytest
 

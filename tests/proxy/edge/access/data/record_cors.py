@@ -2,8 +2,8 @@
 
     .../.vllm-env/bin/python record_cors.py > cors_1_10.json
 
-Of each settings: requests, each with its method, its headers, and the `Vary` of the answer of the application behind; and
-what came of it: the status, the text if it is the middleware's own, and its headers.
+Of each settings: requests, each with its method, its headers, and the `Vary` of the answer of the application
+behind; and what came of it: the status, the text if it is the middleware's own, and its headers.
 """
 
 import asyncio

@@ -1,12 +1,14 @@
-"""Record what vLLM makes of chats: its own parsing, templates and tokens. Run with vLLM's environment, from here:
+"""Record what vLLM makes of chats: its own parsing, templates and tokens. Run with vLLM's environment, from
+here:
 
     python -c 'import pathlib, proxy.simulation.model_files as m; m.write_model(pathlib.Path("DIR"))'
     .../.vllm-env/bin/python record_prompts.py DIR > prompts_0_32.json
 
 with DIR an empty directory.
 
-`chats.json` holds templates and requests. Each request is read by vLLM's own classes, rendered by its own renderer's
-functions with transformers, and tokenized with the stand-ins' tokenizer; null stands for a request that is refused.
+`chats.json` holds templates and requests. Each request is read by vLLM's own classes, rendered by its own
+renderer's functions with transformers, and tokenized with the stand-ins' tokenizer; null stands for a request
+that is refused.
 """
 
 import json
