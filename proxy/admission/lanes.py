@@ -288,7 +288,7 @@ class Lanes:
         if lack.missing:
             return self._refusals.missing(lack.missing)
         if lack.engines_full:
-            return self._refusals.engines_full(self._fleet.reopens_in_s(now) or 0.0)
+            return self._refusals.engines_full(self._fleet.left_alone_s(now))
         return self._refusals.busy(self._come_back_in_s(now))
 
     def _come_back_in_s(self, now: float) -> int:

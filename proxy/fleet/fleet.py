@@ -118,6 +118,11 @@ class Fleet:
         )
         return min((seconds for seconds in widen if seconds is not None), default=None)
 
+    def left_alone_s(self, now: float) -> float:
+        """How long until the first of those that said they are full may be tried again; 0 if one may be now."""
+        full = (i.fullness.left_s(now) for i in self if i.fullness.most(now) is not None)
+        return min(full, default=0.0)
+
     def serves(self, model: str) -> bool:
         """Whether any instance lists a model, up or not."""
         return any(model in instance.models for instance in self)
