@@ -181,13 +181,6 @@ class Body:
             return self._whole.items(span)
         return map(memoryview, self.raw_items(name))
 
-    def short_bytes(self, name: str) -> int:
-        """How long a member's value is without its long texts, if it was large; else as it is."""
-        view = self.view(name)
-        size_bytes = len(view) if view is not None else 0
-        span = self._span(name)
-        return size_bytes if span is None else size_bytes - sum(end - start for start, end in span.texts)
-
     def short_items(self, name: str) -> Iterator[bytes]:
         """The items of a list, with marks in place of long texts: see `text` and `whole_bytes`.
 
