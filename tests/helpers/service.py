@@ -116,6 +116,16 @@ class InOrder:
         return [float(order.index(c.instance)) for c in candidates]
 
 
+class Rather:
+    """A policy: one instance before all others, which are tied."""
+
+    def __init__(self, instance: str) -> None:
+        self._first = instance
+
+    def costs(self, _leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
+        return [float(c.instance != self._first) for c in candidates]
+
+
 class Service:
     """A running kvproxy."""
 
@@ -314,6 +324,7 @@ __all__ = [
     "Engines",
     "InOrder",
     "Pair",
+    "Rather",
     "Service",
     "ask",
     "engines",
