@@ -104,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Formatter())
         logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
+        for doubt in arguments.doubts:
+            log.warning("%s", doubt)
         _allow_many_sockets()
         _leave_no_core()
         keep_tidy()

@@ -45,7 +45,8 @@ decision-headers = true
   environment, and `--decision-headers` or `--no-decision-headers` on the command line.
 - An environment name that is set to nothing counts as not set. So do `KVPROXY_PORT` and `KVPROXY_ADMIN_PORT` where they begin
   with `tcp://` or the like: Kubernetes sets them so beside a service called `kvproxy`.
-- A key that is no setting is an error. Other environment names that begin with `KVPROXY_` are not looked at.
+- A key that is no setting is an error. An environment name that begins with `KVPROXY_` and is none of these, nor one that
+  Kubernetes sets beside such a service, is not looked at: the log says so once at the start, with the closest setting.
 - Paths are relative to the directory in which kvproxy was started, wherever they are written.
 {doctor}
 """

@@ -2,7 +2,7 @@
 
 The sources are not mixed within a setting: `--prefill` replaces all that a file says of prefill engines, and
 nothing of what it says of decode engines. An error about a value that is not from the command line says where
-it is from.
+it is from. An environment name that is nearly a setting's is not looked at, and told of.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from proxy.config.settings import MOST_INTEGER, Declared, Section, sections_of
+from proxy.config.settings import ENVIRONMENT_PREFIX, MOST_INTEGER, Declared, Section, sections_of
 from proxy.errors import ConfigError
 
 _S = TypeVar("_S", bound=Section)
@@ -22,6 +22,17 @@ _S = TypeVar("_S", bound=Section)
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 """Kubernetes tells each pod of the services beside it: one called kvproxy is
 KVPROXY_PORT=tcp://10.0.0.1:8000."""
+
+_SERVICE_NAME = re.compile(
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+"""What Kubernetes sets beside that, after the prefix: KVPROXY_SERVICE_HOST, KVPROXY_PORT_8000_TCP_ADDR. A service
+may be called kvproxy-admin, too."""
+
+_OF_SCRIPTS = frozenset(
+    f"{ENVIRONMENT_PREFIX}{name}" for name in ("PIP_ARGS", "PYTHON", "VLLM_ENV", "VLLM_PYTHON")
+)
+"""What the scripts of a checkout are told by."""
 
 _decode_list = msgspec.json.Decoder(list[str]).decode
 
@@ -88,6 +99,37 @@ class Sources:
     def _said_by_environment(self, declared: Declared) -> str:
         text = self._environment.get(declared.environment, "").strip()
         return "" if declared.environment.endswith("_PORT") and _SERVICE_LINK.match(text) else text
+
+
+def unknown_names(environment: Mapping[str, str], known: Sequence[Declared]) -> list[str]:
+    """A line on each environment name that begins as settings do and is none of `known`, nor Kubernetes'.
+
+    It names the closest setting if one is close, and no value: that may be a secret.
+    """
+    names = {
+        declared.environment.removeprefix(ENVIRONMENT_PREFIX): declared.environment for declared in known
+    }
+    told = []
+    for name in sorted(environment):
+        bare = name.removeprefix(ENVIRONMENT_PREFIX)
+        if (
+            bare == name
+            or names.get(bare) == name
+            or name in _OF_SCRIPTS
+            or _is_service(bare, environment[name])
+        ):
+            continue
+        close = difflib.get_close_matches(bare, names, n=1)
+        hint = f": is {names[close[0]]} meant?" if close else ""
+        told.append(f"{name} in the environment is no setting, and is not looked at{hint}")
+    return told
+
+
+def _is_service(bare: str, value: str) -> bool:
+    """Whether Kubernetes has told so of a service; `bare`: the name after the prefix."""
+    if _SERVICE_NAME.fullmatch(bare) is not None:
+        return True
+    return f"_{bare}".endswith("_PORT") and _SERVICE_LINK.match(value.strip()) is not None
 
 
 def read_file(path: pathlib.Path, settings: Sequence[Declared]) -> dict[str, Any]:

@@ -530,6 +530,21 @@ async def test_what_was_added_before_a_restart_is_among_those_waited_for(
     assert process.lines[-1].endswith(", waiting for 3 engines\n")
 
 
+async def test_a_misspelt_environment_name_is_told_of_once(
+    started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVPROXY_STARTUP_TIMEOT", "600")
+    monkeypatch.setenv("KVPROXY_SERVICE_HOST", "10.0.0.1")
+    process = await started(
+        "-m", "tiny", "-p", "127.0.0.1:9", "-d", "127.0.0.1:19", "--port", "0", "--startup-timeout", "0.1"
+    )
+    assert await process.ended() == 1
+    told = [line for line in "".join(process.lines).splitlines() if "KVPROXY_" in line]
+    assert len(told) == 1
+    assert "KVPROXY_STARTUP_TIMEOT in the environment is no setting" in told[0]
+    assert "is KVPROXY_STARTUP_TIMEOUT meant?" in told[0]
+
+
 async def test_a_port_in_use_ends_with_code_2_naming_the_flag(started: Any) -> None:
     async with StandIn() as engine:
         process = await started("-m", "tiny", "--both", engine.address, "--port", str(engine.port))

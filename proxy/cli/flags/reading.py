@@ -10,7 +10,7 @@ import msgspec
 from proxy.cli.flags.commands import CONFIG_FILE, LIMIT, SETTINGS, parse
 from proxy.config import Config
 from proxy.config.settings import check
-from proxy.config.sources import MissingError, Sources, read_file
+from proxy.config.sources import MissingError, Sources, read_file, unknown_names
 from proxy.doctor import DEFAULT_LIMIT_S
 from proxy.errors import ConfigError
 from proxy.phases import Role
@@ -27,6 +27,8 @@ class Arguments(NamedTuple):
     """Of `doctor`: for machines."""
     limit_s: float = DEFAULT_LIMIT_S
     """Of `doctor`: when it ends at the latest."""
+    doubts: Sequence[str] = ()
+    """What was said and is not looked at: a line for the log each."""
 
 
 def read_config(argv: Sequence[str] | None = None) -> Config:
@@ -45,10 +47,11 @@ def read_arguments(argv: Sequence[str] | None = None) -> Arguments:
     file = command.given.get(CONFIG_FILE.key) or os.environ.get(CONFIG_FILE.environment, "").strip()
     said = read_file(pathlib.Path(file), SETTINGS) if file else {}
     sources = Sources(command.given, os.environ, said, file)
+    doubts = unknown_names(os.environ, [*SETTINGS, CONFIG_FILE])
     try:
         config = sources.build(Config, command.settings)
     except MissingError as error:
-        command.parser.error(str(error))
+        command.parser.error("; ".join([str(error), *doubts]))
     key = _read_key(config.security.engine_api_key_file, sources)
     config = msgspec.structs.replace(config, engine_api_key=key)
     there = {spec.role for spec in config.instances}
@@ -56,7 +59,7 @@ def read_arguments(argv: Sequence[str] | None = None) -> Arguments:
         missing = [f"--{role}" for role in (Role.PREFILL, Role.DECODE) if role not in there]
         need = " and ".join(missing) + (" need" if len(missing) > 1 else " needs")
         raise ConfigError(f"{need} at least one HOST:PORT (or name engines that do both with --both)")
-    return Arguments(name, config, sources, command.given.get("json", False), limit_s)
+    return Arguments(name, config, sources, command.given.get("json", False), limit_s, doubts)
 
 
 def _read_key(path: pathlib.Path | None, sources: Sources) -> str | None:

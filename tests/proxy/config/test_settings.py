@@ -125,6 +125,66 @@ def test_what_kubernetes_says_of_a_service_of_this_name_is_no_port(
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("KVPROXY_QUEUE_TIMEOT", ": is KVPROXY_QUEUE_TIMEOUT meant?"),
+        ("KVPROXY_CONFIGS", ": is KVPROXY_CONFIG meant?"),
+        ("KVPROXY_ADMIN_API_KEY", ": is ADMIN_API_KEY meant?"),
+        ("KVPROXY_PORTS", ": is KVPROXY_PORT meant?"),
+        ("KVPROXY_FLAVOUR_OF_THE_DAY", ""),
+    ],
+)
+def test_a_misspelt_name_is_told_of_with_the_closest_setting_and_without_its_value(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "hush")
+    assert read_arguments(PAIR).doubts == [
+        f"{name} in the environment is no setting, and is not looked at{meant}"
+    ]
+
+
+def test_a_missing_setting_is_told_of_with_what_its_name_may_have_been(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KVPROXY_MODLE", "tiny")
+    with pytest.raises(SystemExit):
+        read_arguments(["serve", "-p", "a:1", "-d", "b:1"])
+    assert "required: -m/--model; KVPROXY_MODLE in the environment" in capsys.readouterr().err
+
+
+KUBERNETES = """\
+KVPROXY_PORT=tcp://10.0.0.1:8000
+KVPROXY_PORT_8000_TCP=tcp://10.0.0.1:8000
+KVPROXY_PORT_8000_TCP_ADDR=10.0.0.1
+KVPROXY_PORT_8000_TCP_PORT=8000
+KVPROXY_PORT_8000_TCP_PROTO=tcp
+KVPROXY_SERVICE_HOST=10.0.0.1
+KVPROXY_SERVICE_PORT=8000
+KVPROXY_SERVICE_PORT_HTTP=8000
+KVPROXY_ADMIN_PORT=tcp://10.0.0.2:9000
+KVPROXY_ADMIN_PORT_9000_TCP_PORT=9000
+KVPROXY_ADMIN_SERVICE_HOST=10.0.0.2
+KVPROXY_DECODE_PORT=udp://10.0.0.3:1
+"""
+
+
+def test_what_kubernetes_says_of_services_breaks_nothing_and_is_not_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for line in KUBERNETES.splitlines():
+        monkeypatch.setenv(*line.split("="))
+    arguments = read_arguments(PAIR)
+    assert (arguments.config.port, arguments.config.security.admin_port) == (8000, None)
+    assert arguments.doubts == []
+
+
+def test_settings_and_what_scripts_are_told_are_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KVPROXY_QUEUE_TIMEOUT", "KVPROXY_VLLM_ENV", "KVPROXY_PYTHON"):
+        monkeypatch.setenv(name, "3")
+    assert read_arguments(PAIR).doubts == []
+
+
+@pytest.mark.parametrize(
     ("said", "words"),
     [
         ("queue-timeout = 0", "--queue-timeout must be more than 0 seconds (set by queue-timeout in {file})"),
