@@ -1,6 +1,11 @@
-"""The policies that come with kvproxy, one a file: each says what giving a leg away costs, nothing more."""
+"""The policies that come with kvproxy, one a file: each says what giving a leg away costs, nothing more.
+
+`POLICIES` is where they are registered: what `--policy` takes and its help names, and the units that the
+description of `/explain` shows, are read there.
+"""
 
 import importlib
+from collections.abc import Mapping
 
 from proxy.errors import ConfigError
 from proxy.scheduling.policies.cache_affinity import CacheAffinity
@@ -10,11 +15,12 @@ from proxy.scheduling.types import AnyPolicy, LegPolicy, Policy
 
 __all__ = ["POLICIES", "CacheAffinity", "LeastLoad", "RoundRobin", "load_policy"]
 
-POLICIES: dict[str, type[CacheAffinity] | type[LeastLoad] | type[RoundRobin]] = {
+POLICIES: Mapping[str, type[Policy] | type[LegPolicy]] = {
     "cache_affinity": CacheAffinity,
     "least_load": LeastLoad,
     "round_robin": RoundRobin,
 }
+"""By the name that `--policy` takes. Each is made without arguments."""
 
 
 def load_policy(name: str) -> AnyPolicy:

@@ -1,19 +1,24 @@
 """Prices, picks and predictions, all pure."""
 
 import math
+import pathlib
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.caches.expected import SWEPT_AT_ONCE, PredictedBlocks
+from proxy.cli.flags.commands import SETTINGS
+from proxy.errors import ConfigError
 from proxy.fleet.why import Why
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.legs import ByLeg
-from proxy.scheduling.policies import CacheAffinity, LeastLoad, RoundRobin, load_policy
+from proxy.scheduling.policies import POLICIES, CacheAffinity, LeastLoad, RoundRobin, load_policy
 from proxy.scheduling.types import Candidate, Leg, LegPolicy, View
 
 
@@ -104,6 +109,26 @@ def test_a_policy_with_too_few_prices_is_an_error() -> None:
 
 def test_a_users_policy_is_loaded_by_name() -> None:
     assert isinstance(load_policy("proxy.scheduling.policies:LeastLoad"), LeastLoad)
+
+
+def test_a_policy_is_registered_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast("dict[str, type[LegPolicy]]", POLICIES), "fixed", LeastLoad)
+    assert isinstance(load_policy("fixed"), LeastLoad)
+    with pytest.raises(ConfigError, match="give one of cache_affinity, least_load, round_robin, fixed, or"):
+        load_policy("fixe")
+
+
+def test_the_flag_names_all_policies_and_the_default_is_one_of_them() -> None:
+    (declared,) = (declared for declared in SETTINGS if declared.key == "policy")
+    assert declared.default in POLICIES
+    assert f"how instances are picked: {', '.join(POLICIES)}, or" in declared.setting.help
+
+
+def test_the_page_of_policies_has_a_line_for_each_with_its_unit() -> None:
+    page = (pathlib.Path(__file__).parents[3] / "docs" / "policies.md").read_text()
+    table = page.partition("| policy | price | `unit` |\n")[2].partition("\n\n")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \|.*\| `(\w+)` \|$", table, re.MULTILINE))
+    assert told == {name: getattr(kind(), "unit", None) for name, kind in POLICIES.items()}
 
 
 def test_round_robin_visits_all_in_turn() -> None:
