@@ -18,8 +18,8 @@
     request        what a client asked, and what an engine streams back, as values
     config         what kvproxy can be told: plain values, checked once
 
-The ground on which all stand: `errors`, `phases`, `headers`, `tasks`, `logs`, `fair_queue`, `descriptors`,
-`private_files`, `tls`. Below it lies `kvevents`, the library that follows the engines' caches.
+The ground on which all stand: `errors`, `findings`, `phases`, `headers`, `tasks`, `logs`, `fair_queue`,
+`descriptors`, `private_files`, `tls`. Below it lies `kvevents`, the library that follows the engines' caches.
 
 Between `edge` and the rooms below it stands `service`, which puts them together.
 

@@ -23,10 +23,9 @@ from proxy.caches.believing import Believing
 from proxy.caches.feeds import EventFeeds
 from proxy.caches.told import ToldRules
 from proxy.config import AllowedInstances, Config, Rules, WhenNoPrefill
-from proxy.connectors import CONNECTORS
+from proxy.connectors import Connector, load_connector
 from proxy.descriptors import Descriptors, open_descriptors
 from proxy.doctor import Doctor
-from proxy.errors import ConfigError
 from proxy.fleet import Fleet
 from proxy.observability.metrics import FleetCollector, Metrics, TaskCollector
 from proxy.observability.predictions import AccuracyCollector
@@ -61,7 +60,12 @@ class Service:
     """All of kvproxy below its HTTP edge. It serves while `running` is entered, once."""
 
     def __init__(
-        self, config: Config, policy: AnyPolicy, sources: Sequence[MembershipSource], waits: Waits
+        self,
+        config: Config,
+        policy: AnyPolicy,
+        connector: Connector,
+        sources: Sequence[MembershipSource],
+        waits: Waits,
     ) -> None:
         """Use `assemble`. Raises ConfigError."""
         clock = time.monotonic
@@ -191,7 +195,7 @@ class Service:
             fleet=self.fleet,
             placement=self.placement,
             gate=self.gate,
-            connector=CONNECTORS[config.connector](),
+            connector=connector,
             tokenizer=self.tokenizer,
             client=self.client,
             watch=self.watch.legs,
@@ -203,7 +207,7 @@ class Service:
             healing=self.healing,
             waits=waits,
         )
-        self.doctor = Doctor(config, self.client, service=_Known(self.fleet, self.accuracy))
+        self.doctor = Doctor(config, self.client, connector, service=_Known(self.fleet, self.accuracy))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -252,19 +256,21 @@ def assemble(
     policy: AnyPolicy | None = None,
     sources: Sequence[MembershipSource] = (),
     waits: Waits = WAITS,
+    connector: Connector | None = None,
 ) -> Service:
     """The service of `config`. Opens no socket. Raises ConfigError.
 
-    `policy` replaces the configured one. `sources`: who names instances beside flags and operators. `waits`:
-    how long requests wait for what has no setting.
+    `policy` and `connector` replace the configured ones. `sources`: who names instances beside flags and
+    operators. `waits`: how long requests wait for what has no setting.
     """
-    if config.connector not in CONNECTORS:
-        raise ConfigError(
-            f"--connector {config.connector!r} is not known: give one of {', '.join(CONNECTORS)}"
-        )
-    if policy is not None:
-        return Service(msgspec.structs.replace(config, policy=type(policy).__name__), policy, sources, waits)
-    return Service(config, load_policy(config.policy), sources, waits)
+    if connector is None:
+        connector = load_connector(config.connector)
+    if policy is None:
+        policy = load_policy(config.policy)
+    else:
+        config = msgspec.structs.replace(config, policy=type(policy).__name__)
+    config = msgspec.structs.replace(config, connector=connector.name)
+    return Service(config, policy, connector, sources, waits)
 
 
 def _kept(config: Config, directory: StateDirectory) -> Kept:

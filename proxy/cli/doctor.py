@@ -6,19 +6,17 @@ import shutil
 import sys
 
 from proxy.config import Config
-from proxy.connectors import CONNECTORS
+from proxy.connectors import load_connector
 from proxy.doctor.examination import Doctor
 from proxy.doctor.findings import Report
 from proxy.doctor.report import as_json, as_text
-from proxy.errors import ConfigError
 from proxy.tokenizing import configured_tokenizer
 from proxy.upstream.client import EngineClient
 
 
 async def examine(config: Config, limit_s: float) -> Report:
     """Look at the configured instances. Raises ConfigError."""
-    if config.connector not in CONNECTORS:
-        raise ConfigError(f"--connector {config.connector!r} is not known")
+    connector = load_connector(config.connector)
     local = configured_tokenizer(config.tokenizer)
     try:
         async with EngineClient(
@@ -28,7 +26,7 @@ async def examine(config: Config, limit_s: float) -> Report:
         ) as client:
             for spec in config.instances:
                 client.reach(spec)
-            doctor = Doctor(config, client, limit_s=limit_s)
+            doctor = Doctor(config, client, connector, limit_s=limit_s)
             try:
                 return await doctor.examine(config.instances, local)
             finally:

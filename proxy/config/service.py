@@ -89,8 +89,7 @@ class Config(Section, frozen=True, kw_only=True):
         Setting(
             "--connector",
             "NAME",
-            "how KV moves: nixl hands transfer params from leg to leg, shared sends two plain legs"
-            " for engines with a shared store",
+            "how KV moves: {how_kv_moves}",
             names="connectors",
             group="engines",
             doctor=True,

@@ -1,15 +1,44 @@
 """How KV gets from a prefill to a decode engine: one file a connector.
 
-`base` is the contract: it makes the bodies of legs. When they are sent is decided in `serving.director`.
+    base        the contract: bodies of legs, and what the doctor finds of them
+    handoff     what a prefill engine answers that a decode leg needs
+    reports     a prefill leg that also has its engine tell of its cache
+    seen        what the doctor saw of a pair, and of a fleet, as values
+    hand_over   whether KV went over, as any connector judges it
+    nixl        with what is known of its releases (`nixl_versions`), and what the doctor finds (`nixl_findings`)
+    shared      engines with a store of their own
+
+`CONNECTORS` is all that settings need to know of them. When legs are sent is decided in `serving`.
 """
 
-from proxy.connectors.base import Connector, Handoff, asking_for_report
+from collections.abc import Mapping
+
+from proxy.connectors.base import Connector
+from proxy.connectors.handoff import Handoff
 from proxy.connectors.nixl import NixlConnector
+from proxy.connectors.reports import asking_for_report
 from proxy.connectors.shared import SharedConnector
+from proxy.errors import ConfigError
 
-CONNECTORS: dict[str, type[NixlConnector] | type[SharedConnector]] = {
-    "nixl": NixlConnector,
-    "shared": SharedConnector,
+CONNECTORS: Mapping[str, type[Connector]] = {
+    NixlConnector.name: NixlConnector,
+    SharedConnector.name: SharedConnector,
 }
+"""By the names that `--connector` takes."""
 
-__all__ = ["CONNECTORS", "Connector", "Handoff", "NixlConnector", "SharedConnector", "asking_for_report"]
+__all__ = [
+    "CONNECTORS",
+    "Connector",
+    "Handoff",
+    "NixlConnector",
+    "SharedConnector",
+    "asking_for_report",
+    "load_connector",
+]
+
+
+def load_connector(name: str) -> Connector:
+    """A connector by its name. Raises ConfigError."""
+    if name not in CONNECTORS:
+        raise ConfigError(f"--connector {name!r} is not known: give one of {', '.join(CONNECTORS)}")
+    return CONNECTORS[name]()

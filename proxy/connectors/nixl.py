@@ -2,9 +2,14 @@
 once.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
-from proxy.connectors.base import Handoff, read_params
+from proxy.connectors import nixl_findings
+from proxy.connectors.handoff import Handoff, read_params
+from proxy.connectors.seen import SeenEngine, TriedPair
+from proxy.findings import Finding
 from proxy.request.body import Body, Encoded
 from proxy.request.dialects import Usage
 
@@ -20,6 +25,7 @@ class NixlConnector:
     """vLLM's NixlConnector (NixlPullConnector)."""
 
     name = "nixl"
+    how = "hands transfer params from leg to leg"
     holds = True
 
     def prefill_body(self, first: Body) -> Encoded:
@@ -49,3 +55,11 @@ class NixlConnector:
         if handoff.params is None:
             return None
         return least.changed({"model": REFUSED_MODEL, "kv_transfer_params": handoff.params}).encoded()
+
+    def judge_pair(self, tried: TriedPair) -> list[Finding]:
+        """As `Connector`."""
+        return nixl_findings.of_pair(tried)
+
+    def judge_fleet(self, engines: Sequence[SeenEngine]) -> list[Finding]:
+        """As `Connector`."""
+        return nixl_findings.of_releases(engines)

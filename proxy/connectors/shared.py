@@ -2,9 +2,24 @@
 legs.
 """
 
-from proxy.connectors.base import Handoff, read_params
+from collections.abc import Sequence
+
+from proxy.connectors import hand_over
+from proxy.connectors.handoff import Handoff, read_params
+from proxy.connectors.seen import SeenEngine, TriedPair
+from proxy.findings import Finding
 from proxy.request.body import Body, Encoded
 from proxy.request.dialects import Usage
+
+_UNREACHABLE = "look at the log of the decode engine: it must reach the store that both are to share"
+
+_ITSELF = (
+    ": it finds nothing in a store they share",
+    (
+        "give both engines the same shared store in --kv-transfer-config (one path, one server, both reach it);"
+        " for engines with NixlConnector give kvproxy --connector nixl"
+    ),
+)
 
 
 class SharedConnector:
@@ -13,6 +28,7 @@ class SharedConnector:
     """
 
     name = "shared"
+    how = "sends two plain legs for engines with a shared store"
     holds = False
 
     def prefill_body(self, first: Body) -> Encoded:
@@ -34,3 +50,11 @@ class SharedConnector:
     def release_body(self, least: Body, handoff: Handoff) -> bytes | None:  # noqa: ARG002  # nothing is held
         """As `Connector`."""
         return None
+
+    def judge_pair(self, tried: TriedPair) -> list[Finding]:
+        """As `Connector`."""
+        return [hand_over.judged(tried, unreachable=_UNREACHABLE, itself=_ITSELF)]
+
+    def judge_fleet(self, engines: Sequence[SeenEngine]) -> list[Finding]:  # noqa: ARG002  # a store has no pairs
+        """As `Connector`."""
+        return []

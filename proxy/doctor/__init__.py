@@ -9,7 +9,8 @@ not.
     findings     what was found, as values
     report       the same as text and as JSON
 
-A check is a fact, the question that brings it, its judgement, and a place in `examination`.
+A check is a fact, the question that brings it, its judgement, and a place in `examination`. What concerns the
+way that KV moves is judged by the connector.
 """
 
 from proxy.doctor.examination import DEFAULT_LIMIT_S, Doctor

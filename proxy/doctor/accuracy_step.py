@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from proxy.doctor.findings import Finding, failed, passed, warned
+from proxy.findings import Finding, failed, passed, warned
 
 FEW_LEGS = 20
 """Fewer legs say little of how right predictions are."""

@@ -2,7 +2,7 @@
 
 from proxy.connectors.nixl_versions import release
 from proxy.doctor.facts import Answer, EngineFacts, Trouble
-from proxy.doctor.findings import Finding, failed, passed, skipped, warned
+from proxy.findings import Finding, failed, passed, skipped, warned
 from proxy.phases import Role
 from proxy.tokenizing.parity import Difference, difference
 

@@ -4,8 +4,8 @@ from kvevents import Reason
 from proxy.doctor.accuracy_step import accuracy
 from proxy.doctor.engine_steps import EVENTS_CONFIG, refused_words
 from proxy.doctor.facts import EngineFacts, RankFacts, Trouble
-from proxy.doctor.findings import Finding, failed, passed, skipped, warned
 from proxy.doctor.runs import Found
+from proxy.findings import Finding, failed, passed, skipped, warned
 from proxy.phases import Role
 
 CLOCK_OFF_S = 5.0

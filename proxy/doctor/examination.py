@@ -16,12 +16,13 @@ import msgspec
 from kvevents.subscriber import Context
 from proxy.caches.told import ToldRules
 from proxy.config import Config, InstanceSpec, WhenNoPrefill
-from proxy.connectors import CONNECTORS
-from proxy.doctor import engine_steps, event_steps, pair_steps, version_steps
+from proxy.connectors import Connector
+from proxy.doctor import engine_steps, event_steps, pair_steps
 from proxy.doctor.facts import EngineFacts, PairFacts
-from proxy.doctor.findings import Finding, InstanceReport, PairReport, Report, skipped
+from proxy.doctor.findings import InstanceReport, PairReport, Report
 from proxy.doctor.handover import HandOver
 from proxy.doctor.probing import MAX_RANKS, Probing, Service
+from proxy.findings import Finding, skipped
 from proxy.fleet import Fleet, Instance
 from proxy.serving.custody import HoldState
 from proxy.serving.handover.releases import Releases
@@ -59,6 +60,7 @@ class Doctor:
         self,
         config: Config,
         engines: Engines,
+        connector: Connector,
         *,
         service: Service | None = None,
         limit_s: float = DEFAULT_LIMIT_S,
@@ -66,6 +68,7 @@ class Doctor:
         """`service`: what a running service knows, where there is one."""
         self._config = config
         self._engines = engines
+        self._connector = connector
         self._service = service
         self._limit_s = limit_s
         self._decode_alone = config.admission.when_no_prefill is WhenNoPrefill.DECODE
@@ -122,7 +125,7 @@ class Doctor:
         by_address = {facts.address: facts for facts in engines}
         return Report(
             model=self._config.model,
-            connector=self._config.connector,
+            connector=self._connector.name,
             took_s=round(time.monotonic() - begun_at, 3),
             instances=[self._instance(facts, directory) for facts in engines],
             pairs=[
@@ -131,7 +134,7 @@ class Doctor:
                     prefill=facts.prefill,
                     decode=facts.decode,
                     findings=pair_steps.of_pair(
-                        facts, by_address[facts.prefill], by_address[facts.decode], self._config.connector
+                        facts, by_address[facts.prefill], by_address[facts.decode], self._connector
                     ),
                 )
                 for facts in pairs
@@ -139,7 +142,7 @@ class Doctor:
             fleet=[
                 *pair_steps.roles(specs, decode_alone=self._decode_alone),
                 *pair_steps.engines_agree(engines),
-                *version_steps.nixl_versions(engines, self._config.connector),
+                *pair_steps.of_fleet(engines, self._connector),
                 *pair_steps.context_lengths(engines, self._config.model),
                 *pair_steps.pairs_tried([(p.prefill, p.decode) for p in pairs], every=every),
             ],
@@ -192,11 +195,10 @@ class Doctor:
             if facts.health is not None and facts.health.ok:
                 instance.came_up()
             fleet.add(instance)
-        connector = CONNECTORS[self._config.connector]()
-        releases = Releases(fleet, connector, self._engines, _NoAccounts(), time.monotonic)
+        releases = Releases(fleet, self._connector, self._engines, _NoAccounts(), time.monotonic)
         hand_over = HandOver(
             self._engines,
-            connector,
+            self._connector,
             releases,
             self._config.model,
             self._tasks,

@@ -9,6 +9,7 @@ import msgspec
 
 from proxy.config import InstanceSpec
 from proxy.connectors import Handoff
+from proxy.connectors.seen import Moved
 from proxy.doctor.runs import Found
 from proxy.fleet import ModelCard
 
@@ -188,16 +189,6 @@ class EngineFacts(msgspec.Struct):
     def prefix_caching(self) -> bool | None:
         """Whether it says that it keeps prefixes."""
         return self.metrics.value.prefix_caching if self.metrics is not None and self.metrics.ok else None
-
-
-class Moved(msgspec.Struct, frozen=True):
-    """Where the prompt tokens came from that a decode engine counted while it served a decode leg."""
-
-    prompt: float
-    """All of them: more than the leg's own if other requests ran."""
-    by_source: dict[str, float]
-    asked_connector: float | None
-    failed_transfers: float
 
 
 class PairFacts(msgspec.Struct):

@@ -1,46 +1,11 @@
-"""A finding says what was seen in words, and one that is not a pass says what to do about it.
+"""What the doctor found of instances, pairs and the fleet, for a terminal and for machines.
 
-Pure values: what the doctor found, for a terminal and for machines. The worst finding is the verdict.
+Pure values. The worst finding is the verdict.
 """
-
-import enum
-from collections.abc import Iterable
 
 import msgspec
 
-
-class Status(enum.StrEnum):
-    """How a step ended, from harmless to grave."""
-
-    SKIP = "skip"
-    """Not looked at, for a reason that another finding or the configuration gives."""
-    PASS = "pass"  # noqa: S105  # no password
-    WARN = "warn"
-    """It works, and could work better or stop working."""
-    FAIL = "fail"
-    """It does not do what it is there for."""
-
-
-_ORDER = list(Status)
-
-EXIT_CODES = {Status.SKIP: 0, Status.PASS: 0, Status.WARN: 1, Status.FAIL: 2}
-
-
-def worst(statuses: Iterable[Status]) -> Status:
-    """The gravest of them; a pass if there is none."""
-    return max([Status.PASS, *statuses], key=_ORDER.index)
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """What one step found."""
-
-    step: str
-    status: Status
-    words: str
-    remedy: str | None = None
-    """What to do; there for every warning and failure."""
-    rank: int | None = None
-    """The data-parallel rank it is about, where an instance has several."""
+from proxy.findings import EXIT_CODES, Finding, Status, worst
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -99,23 +64,3 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def count(self, status: Status) -> int:
         """How many findings have that status."""
         return sum(f.status is status for f in self.findings)
-
-
-def passed(step: str, words: str, rank: int | None = None) -> Finding:
-    """All is well."""
-    return Finding(step, Status.PASS, words, rank=rank)
-
-
-def skipped(step: str, words: str, rank: int | None = None) -> Finding:
-    """It was not looked at."""
-    return Finding(step, Status.SKIP, words, rank=rank)
-
-
-def warned(step: str, words: str, remedy: str, rank: int | None = None) -> Finding:
-    """It works, but."""
-    return Finding(step, Status.WARN, words, remedy, rank)
-
-
-def failed(step: str, words: str, remedy: str, rank: int | None = None) -> Finding:
-    """It does not work."""
-    return Finding(step, Status.FAIL, words, remedy, rank)

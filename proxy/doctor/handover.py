@@ -9,9 +9,10 @@ import time
 import msgspec
 
 from proxy.connectors import Connector
+from proxy.connectors.seen import Moved
 from proxy.doctor import asking, prompts
 from proxy.doctor.asking import ask
-from proxy.doctor.facts import Answer, Moved, PairFacts, Trouble
+from proxy.doctor.facts import Answer, PairFacts, Trouble
 from proxy.doctor.probing import ASK_S, PROBE_S
 from proxy.headers import REQUEST_ID
 from proxy.request.dialects import COMPLETIONS
@@ -163,7 +164,7 @@ class HandOver:
                 await asyncio.wait({leg})
         finally:
             answer, moved = facts.decode_answer, facts.moved
-            fetched = moved is None or moved.by_source.get("external_kv_transfer", 0.0) > 0
+            fetched = moved is None or moved.fetched > 0
             if hold.state is HoldState.SPENT and answer is not None and answer.ok and fetched:
                 hold.pulled()
                 self._releases.ended(hold)

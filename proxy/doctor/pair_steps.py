@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 
 from proxy.config import InstanceSpec
+from proxy.connectors import Connector
+from proxy.connectors.seen import LegEnd, SeenEngine, TriedPair
 from proxy.doctor.engine_steps import differences, refused_words
-from proxy.doctor.facts import Answer, EngineFacts, PairFacts, Trouble
-from proxy.doctor.findings import Finding, failed, passed, skipped, warned
+from proxy.doctor.facts import Answer, EngineFacts, PairFacts
+from proxy.findings import Finding, failed, passed, skipped, warned
 from proxy.phases import Role
+from proxy.serving.custody import HoldState
 
 MAX_PAIRS = 16
 """All pairs of four prefill and four decode instances; beyond that each instance is tried with one other."""
-
-_NIXL = '--kv-transfer-config \'{"kv_connector": "NixlConnector", "kv_role": "%s"}\''
 
 
 def pairs(specs: Sequence[InstanceSpec]) -> tuple[list[tuple[str, str]], bool]:
@@ -72,8 +73,10 @@ def why_not(prefill: EngineFacts, decode: EngineFacts, model: str) -> str | None
 SIZES = "their block sizes differ"
 
 
-def of_pair(facts: PairFacts, prefill: EngineFacts, decode: EngineFacts, connector: str) -> list[Finding]:
-    """All findings of one pair."""
+def of_pair(
+    facts: PairFacts, prefill: EngineFacts, decode: EngineFacts, connector: Connector
+) -> list[Finding]:
+    """All findings of one pair: those of its hand-over are the connector's."""
     if facts.unfinished:
         return [failed("hand_over", "time was up before it was done", "give the doctor more time: --timeout")]
     if facts.not_tried == SIZES:
@@ -81,107 +84,36 @@ def of_pair(facts: PairFacts, prefill: EngineFacts, decode: EngineFacts, connect
         return [failed("hand_over", words, "start both with the same --block-size")]
     if facts.not_tried is not None:
         return [skipped("hand_over", f"not tried: {facts.not_tried}")]
-    return [*_agreement(facts, connector), _hand_over(facts, connector, decode.block_size)]
+    tried = TriedPair(
+        facts.prefill,
+        facts.decode,
+        facts.prompt_tokens,
+        prefill_leg=_end(facts.prefill_answer),
+        decode_leg=_end(facts.decode_answer),
+        handoff=facts.handoff,
+        moved=facts.moved,
+        took_s=facts.took_s,
+        block_size=decode.block_size,
+        stranded=facts.hold_end == HoldState.STRANDED.value,
+    )
+    return connector.judge_pair(tried)
 
 
-def _agreement(facts: PairFacts, connector: str) -> list[Finding]:
-    """Whether both have the connector that kvproxy was told of, as far as that can be seen."""
-    step, answer = "connector", facts.prefill_answer
-    if connector != "nixl" or answer is None or not answer.ok:
-        return []
-    if facts.handoff is None:
-        return [
-            failed(
-                step,
-                "the prefill engine answers without kv_transfer_params: it has no NIXL connector",
-                f"start it with {_NIXL % 'kv_producer'}; if engines share a store instead, give kvproxy"
-                " --connector shared",
-            )
-        ]
-    moved = facts.moved
-    if moved is not None and _serves_alone(moved.asked_connector):
-        return [
-            failed(
-                step,
-                "the decode engine asks no connector: it ignores the prefilled blocks and computes the prompt itself",
-                f"start it with {_NIXL % 'kv_consumer'}",
-            )
-        ]
-    return [passed(step, "both speak NIXL")]
+def _end(answer: Answer | None) -> LegEnd | None:
+    if answer is None:
+        return None
+    return LegEnd() if answer.ok else LegEnd(refused_words(answer), answer.status)
 
 
-def _serves_alone(asked: float | None) -> bool:
-    return asked is not None and asked <= 0
-
-
-def _hand_over(facts: PairFacts, connector: str, block_size: int | None) -> Finding:
-    step = "hand_over"
-    for which, answer in (("prefill", facts.prefill_answer), ("decode", facts.decode_answer)):
-        if which == "decode" and answer is None and connector == "nixl" and facts.handoff is None:
-            return skipped(step, "there is nothing to hand over")
-        if answer is None:
-            return failed(step, f"the {which} leg was not sent", "look at the engines' logs")
-        if not answer.ok:
-            return _leg_failed(facts, which, answer)
-    took = f"{facts.took_s:.1f} s"
-    moved = facts.moved
-    if moved is None:
-        return warned(
-            step,
-            "both legs were answered; the decode engine's metrics do not tell whether it computed the prompt",
-            "update it to a vLLM with vllm:prompt_tokens_by_source_total (0.32), or look at its log",
-        )
-    computed = moved.by_source.get("local_compute", 0.0)
-    fetched = moved.by_source.get("external_kv_transfer", 0.0)
-    others = moved.prompt - facts.prompt_tokens
-    if others <= 0:
-        # NIXL brings the last, partial block as well; a store has whole ones.
-        if fetched > 0 and (connector != "nixl" or computed < (block_size or 1)):
-            return passed(
-                step,
-                f"decode fetched {fetched:.0f} of {facts.prompt_tokens} tokens and computed {computed:.0f}, {took}",
-            )
-        return _computed_itself(facts, connector, computed, moved.failed_transfers)
-    if fetched > 0 and computed < facts.prompt_tokens:
-        return passed(step, f"decode did not compute the prompt itself, {took} (others ran there meanwhile)")
-    return warned(
-        step,
-        "both legs were answered; other requests ran on the decode engine, so it cannot be told what it computed",
-        "ask again when it is quieter",
+def of_fleet(engines: Sequence[EngineFacts], connector: Connector) -> list[Finding]:
+    """What the connector finds of all engines together."""
+    return connector.judge_fleet(
+        [SeenEngine(facts.address, facts.spec.role, _version(facts)) for facts in engines]
     )
 
 
-def _computed_itself(facts: PairFacts, connector: str, computed: float, failed_transfers: float) -> Finding:
-    words = f"the decode engine computed {computed:.0f} of {facts.prompt_tokens} prompt tokens itself"
-    if connector != "nixl":
-        return failed(
-            "hand_over",
-            f"{words}: it finds nothing in a store they share",
-            "give both engines the same shared store in --kv-transfer-config (one path, one server, both reach it);"
-            " for engines with NixlConnector give kvproxy --connector nixl",
-        )
-    if failed_transfers > 0:
-        words = f"{words} after a failed transfer (kv_load_failure_policy is recompute)"
-    return failed("hand_over", words, _REACH)
-
-
-_REACH = (
-    "let the decode engine reach the prefill engine's side channel: VLLM_NIXL_SIDE_CHANNEL_HOST must be an address that it can"
-    " reach, VLLM_NIXL_SIDE_CHANNEL_PORT open; same vLLM version, model, --dtype, --kv-cache-dtype and --block-size on both"
-)
-
-
-def _leg_failed(facts: PairFacts, which: str, answer: Answer) -> Finding:
-    at = facts.prefill if which == "prefill" else facts.decode
-    stays = "; its blocks stay held until their lease ends" if facts.hold_end == "stranded" else ""
-    words = f"the {which} leg failed: {refused_words(answer)}{stays}"
-    if answer.trouble is Trouble.STATUS and which == "prefill":
-        return failed("hand_over", words, f"look at the log of {at}")
-    if which == "decode" and answer.status is not None and 400 <= answer.status < 500:
-        return failed("hand_over", words, "start both with the same model files and the same --max-model-len")
-    if which == "decode":
-        return failed("hand_over", words, _REACH)
-    return failed("hand_over", words, f"look at the log of {at}; restart it if it hangs")
+def _version(facts: EngineFacts) -> str | None:
+    return str(facts.version.value) if facts.version is not None and facts.version.ok else None
 
 
 def engines_agree(engines: Sequence[EngineFacts]) -> list[Finding]:

@@ -4,7 +4,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from proxy.doctor.findings import Finding, Report, Status
+from proxy.doctor.findings import Report
+from proxy.findings import Finding, Status
 
 _COLOURS = {
     Status.PASS: "\033[32m",

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from aiohttp import web
 
 from proxy.config import Config
+from proxy.connectors import Connector
 from proxy.edge.access.authentication import CLIENT_KEYS, LOAD_ADAPTER, UNLOAD_ADAPTER, authenticate
 from proxy.edge.access.client_keys import ClientKeys
 from proxy.edge.access.client_salts import LEAST_SECRET_BYTES, ClientSalts, read_secret
@@ -41,14 +42,15 @@ def create_app(
     dialects: Sequence[Dialect] = DIALECTS,
     sources: Sequence[MembershipSource] = (),
     waits: Waits = WAITS,
+    connector: Connector | None = None,
 ) -> web.Application:
-    """The application of `config`; `policy` replaces the configured one. Raises ConfigError.
+    """The application of `config`; `policy` and `connector` replace the configured ones. Raises ConfigError.
 
     `dialects`: the generating routes that it serves. `sources`: who names instances beside flags and
     operators.
     """
     _check_key_files(config)
-    service = assemble(config, policy, sources, waits)
+    service = assemble(config, policy, sources, waits, connector)
     app = _application(service)
     if (file := config.security.api_key_file) is not None:
         app[CLIENT_KEYS] = keys = ClientKeys.read(file)
@@ -161,13 +163,14 @@ def create_runner(
     sources: Sequence[MembershipSource] = (),
     waits: Waits = WAITS,
     patience: Patience = PATIENCE,
+    connector: Connector | None = None,
 ) -> ServiceRunner:
     """A runner of `create_app` with the sockets that are configured; raises ConfigError.
 
     `patience`: how long its clients may take.
     End it with `shut_down`: its own `cleanup` cuts what is running.
     """
-    app = create_app(config, policy, dialects, sources, waits)
+    app = create_app(config, policy, dialects, sources, waits, connector)
     return ServiceRunner(
         app, create_admin_app(app) if config.security.admin_port is not None else None, config, patience
     )

@@ -14,7 +14,7 @@ what happened, and asks it what is due; why so: docs/adr/0003-custody-of-a-hold.
 import enum
 
 from proxy.config import LEASE_MARGIN_S
-from proxy.connectors.base import Handoff
+from proxy.connectors.handoff import Handoff
 
 
 class HoldState(enum.StrEnum):

@@ -7,7 +7,7 @@ from typing import Any
 from proxy.cli.doctor import examine
 from proxy.config import Config, parse_instance
 from proxy.doctor import Report
-from proxy.doctor.findings import Finding, Status
+from proxy.findings import Finding, Status
 from proxy.phases import Role
 from proxy.simulation import ROUTES, GeneratingRoute, StandIn, StandInConfig
 

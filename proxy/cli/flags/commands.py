@@ -15,7 +15,11 @@ from proxy.connectors import CONNECTORS
 from proxy.doctor import DEFAULT_LIMIT_S
 from proxy.scheduling.policies import POLICIES
 
-NAMES: Mapping[str, Sequence[str]] = {"connectors": tuple(CONNECTORS), "policies": tuple(POLICIES)}
+NAMES: Mapping[str, Sequence[str]] = {
+    "connectors": tuple(CONNECTORS),
+    "how_kv_moves": [f"{name} {made.how}" for name, made in CONNECTORS.items()],
+    "policies": tuple(POLICIES),
+}
 """What settings may name and rooms below the command line do not know."""
 
 SETTINGS = tuple(declared.told(NAMES) for declared in settings_of(Config))

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from proxy.caches.accuracy import Comparison
 from proxy.config import Rules
 from proxy.connectors import Connector
-from proxy.connectors.base import most_answer_bytes
+from proxy.connectors.handoff import most_answer_bytes
 from proxy.errors import ConnectFailedError, LegError
 from proxy.fleet.fullness import FULL
 from proxy.phases import Phase

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from proxy.connectors import Connector, Handoff, NixlConnector, SharedConnector
-from proxy.connectors.base import MAX_PARAMS_BYTES
+from proxy.connectors import CONNECTORS, Connector, Handoff, NixlConnector, SharedConnector, load_connector
+from proxy.connectors.handoff import MAX_PARAMS_BYTES
+from proxy.errors import ConfigError
 from proxy.request.body import Body
 from proxy.request.dialects import CHAT, COMPLETIONS
 
@@ -127,3 +128,9 @@ def test_shared_legs_carry_no_params() -> None:
     assert json.loads(bytes(shared.prefill_body(first()))) == FOR_ONE_TOKEN
     assert json.loads(bytes(shared.decode_body(body(), handoff))) == CLIENT
     assert shared.release_body(COMPLETIONS.least(), handoff) is None
+
+
+def test_a_connector_is_found_by_its_own_name() -> None:
+    assert {name: load_connector(name).name for name in CONNECTORS} == {"nixl": "nixl", "shared": "shared"}
+    with pytest.raises(ConfigError, match="--connector 'magic' is not known: give one of nixl, shared"):
+        load_connector("magic")

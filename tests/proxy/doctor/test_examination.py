@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.doctor import listening, probing
-from proxy.doctor.findings import Finding, Status
+from proxy.findings import Finding, Status
 from proxy.simulation import ROUTES
 from proxy.simulation.api.validation import Asked, Checker
 from proxy.simulation.live.faults import Fault

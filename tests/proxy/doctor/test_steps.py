@@ -8,25 +8,17 @@ import pytest
 
 from kvevents import BlockStored
 from proxy.config import parse_instance
-from proxy.connectors import Handoff
+from proxy.connectors import CONNECTORS, Handoff, NixlConnector, SharedConnector
+from proxy.connectors.seen import Moved
 from proxy.doctor import as_json, as_text
 from proxy.doctor.asking import read_counted
 from proxy.doctor.engine_steps import reachable, version
 from proxy.doctor.event_steps import of_rank
-from proxy.doctor.facts import Answer, EngineFacts, Moved, PairFacts, RankFacts, Send, Trouble
-from proxy.doctor.findings import (
-    Finding,
-    InstanceReport,
-    Report,
-    Status,
-    failed,
-    passed,
-    skipped,
-    warned,
-)
-from proxy.doctor.pair_steps import MAX_PAIRS, context_lengths, of_pair, pairs, roles, why_not
+from proxy.doctor.facts import Answer, EngineFacts, PairFacts, RankFacts, Send, Trouble
+from proxy.doctor.findings import InstanceReport, Report
+from proxy.doctor.pair_steps import MAX_PAIRS, context_lengths, of_fleet, of_pair, pairs, roles, why_not
 from proxy.doctor.runs import _FAR, MAX_CHAINS, Search
-from proxy.doctor.version_steps import nixl_versions
+from proxy.findings import Finding, Status, failed, passed, skipped, warned
 from proxy.fleet import ModelCard
 from proxy.phases import Role
 
@@ -234,7 +226,7 @@ def test_a_hand_over_is_judged_by_what_decode_counted(
         handoff=Handoff(msgspec.Raw(b"{}"), 40, 0, "e"),
     )  # fmt: skip
     decode = engine("d:1", Role.DECODE, ranks=[RankFacts(rank=0, block_size=8)])
-    findings = of_pair(facts, engine("p:1"), decode, connector)
+    findings = of_pair(facts, engine("p:1"), decode, CONNECTORS[connector]())
     assert findings[-1].step == "hand_over"
     assert findings[-1].status is status, findings
 
@@ -408,8 +400,8 @@ def test_releases_that_do_not_shake_hands_are_told(
     told: tuple[str, ...], status: Status | None, said: str, remedy: str
 ) -> None:
     engines = of_releases(*told)
-    assert nixl_versions(engines, "shared") == []
-    found = nixl_versions(engines, "nixl")
+    assert of_fleet(engines, SharedConnector()) == []
+    found = of_fleet(engines, NixlConnector())
     assert [one.status for one in found] == ([] if status is None else [status])
     for one in found:
         assert said in one.words

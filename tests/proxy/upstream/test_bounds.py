@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from proxy.config import Health, parse_instance
-from proxy.connectors.base import MAX_PARAMS_BYTES, most_answer_bytes
+from proxy.connectors.handoff import MAX_PARAMS_BYTES, most_answer_bytes
 from proxy.edge.app_keys import SERVICE
 from proxy.errors import TooLongError
 from proxy.phases import Role

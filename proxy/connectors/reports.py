@@ -1,0 +1,26 @@
+"""A prefill leg may have its engine tell of the cached blocks it reuses: what it then answers heals an index."""
+
+import msgspec
+
+from kvevents import REPORT_SESSION
+from proxy.request.body import Body
+
+
+def asking_for_report(body: Body) -> Body | None:
+    """The request, also asking the engine to tell of the cached blocks it reuses; None if that is not
+    possible.
+
+    The session id marks what is told (`kvevents.events.REPORT_SESSION`), so a client's own rules it out. vLLM
+    takes any extra argument it does not know.
+    """
+    if body.gives("session_id"):
+        return None
+    try:
+        given = _decode_xargs(body.view("vllm_xargs") or b"null") or {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if "session_id" in given else body.changed({"vllm_xargs": given | _REPORT})
+
+
+_decode_xargs = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
+_REPORT = {"kv_cache_report_mode": "full", "session_id": REPORT_SESSION}
