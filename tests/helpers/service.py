@@ -20,6 +20,7 @@ from proxy.edge.patience import PATIENCE, Patience
 from proxy.fleet import Fleet
 from proxy.phases import Role
 from proxy.request.dialects import DIALECTS, Dialect
+from proxy.scheduling.policies import LeastLoad
 from proxy.scheduling.types import AnyPolicy, Candidate, Leg
 from proxy.serving.waits import Waits
 from proxy.simulation import ROUTES, GeneratingRoute, StandIn, StandInConfig
@@ -116,14 +117,17 @@ class InOrder:
         return [float(order.index(c.instance)) for c in candidates]
 
 
-class Rather:
-    """A policy: one instance before all others, which are tied."""
+class Rather(LeastLoad):
+    """A policy: these instances before all others. Where there are none of them, those with the least load."""
 
-    def __init__(self, instance: str) -> None:
-        self._first = instance
+    def __init__(self, *instances: str) -> None:
+        self._first = instances
 
-    def costs(self, _leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
-        return [float(c.instance != self._first) for c in candidates]
+    def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
+        loads = super().costs(leg, candidates)
+        return [
+            -1.0 if c.instance in self._first else load for c, load in zip(candidates, loads, strict=True)
+        ]
 
 
 class Service:
@@ -198,6 +202,16 @@ class Service:
             if series_name == name and all(f'{k}="{v}"' in series_labels for k, v in labels.items()):
                 total += float(value)
         return total
+
+    async def counts(self, count: float, name: str, **labels: str) -> None:
+        """Wait until a metric has come to this, at most DEADLINE_S, and no further."""
+        last = -1.0
+        for _ in range(int(DEADLINE_S / 0.02)):
+            last = await self.metric(name, **labels)
+            if last >= count:
+                break
+            await asyncio.sleep(0.02)
+        assert last == count, f"{name} of {labels}"
 
     async def settled(self) -> None:
         """Wait until nothing is in flight any more."""

@@ -52,14 +52,15 @@ async def test_instances_are_added_and_removed_while_serving() -> None:
 async def test_a_removed_instance_finishes_its_legs(force: bool) -> None:
     async with fleet(prefill=1, decode=1) as pair:
         engine = pair.engines.decode[0]
-        engine.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.5))
+        engine.faults.add(Fault(kind="hang", path="/v1/c", times=1))
         running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
         instance = pair.service.fleet.get(engine.address)
         assert instance is not None
-        await wait_until(lambda: bool(instance.running_legs()), "a running leg")
+        await wait_until(lambda: engine.asked["/v1/completions"] == 1, "a running leg")
         removed = await pair.service.admin("/instances/remove", {"instance": engine.address, "force": force})
         assert (removed.status, removed.json["running_legs"]) == (200, 1)
         assert (pair.service.fleet.get(engine.address) is None) is force
+        engine.faults.release()
         assert (await running).status == 200
         await wait_until(lambda: pair.service.fleet.get(engine.address) is None, "removal")
 
@@ -86,34 +87,35 @@ async def test_a_draining_instance_gets_no_new_legs_until_that_is_undone() -> No
 async def test_a_removal_cannot_be_undone_by_undoing_a_drain() -> None:
     async with fleet(prefill=1, decode=1) as pair:
         engine = pair.engines.decode[0]
-        engine.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.5))
+        engine.faults.add(Fault(kind="hang", path="/v1/c", times=1))
         running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
-        instance = pair.service.fleet.get(engine.address)
-        assert instance is not None
-        await wait_until(lambda: bool(instance.running_legs()), "a running leg")
+        await wait_until(lambda: engine.asked["/v1/completions"] == 1, "a running leg")
         await pair.service.admin("/instances/remove", {"instance": engine.address})
         body = {"instance": engine.address, "undo": True}
         assert (await pair.service.admin("/instances/drain", body)).status == 409
+        engine.faults.release()
         assert (await running).status == 200
 
 
 async def test_a_prefill_instance_stays_while_its_blocks_wait_to_be_fetched() -> None:
     async with fleet(prefill=1, decode=1) as pair:
         prefill, decode = pair.engines.prefill[0], pair.engines.decode[0]
-        decode.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.5))
+        decode.faults.add(Fault(kind="hang", path="/v1/c", times=1))
         running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
-        await wait_until(lambda: pair.service.fleet.holds[prefill.address] == 1, "a hold")
+        await wait_until(lambda: decode.asked["/v1/completions"] == 1, "the decode leg")
+        assert pair.service.fleet.holds[prefill.address] == 1
         await pair.service.admin("/instances/remove", {"instance": prefill.address})
         assert pair.service.fleet.get(prefill.address) is not None
+        decode.faults.release()
         assert (await running).status == 200
         await wait_until(lambda: pair.service.fleet.get(prefill.address) is None, "removal")
-        assert pair.engines.holds == 0
+        await wait_until(lambda: pair.engines.holds == 0, "the end of all holds")
 
 
 async def test_an_instance_added_again_outlives_the_old_ones_legs() -> None:
     async with fleet(prefill=1, decode=1) as pair:
         decode = pair.engines.decode[0]
-        decode.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.4, times=1))
+        decode.faults.add(Fault(kind="hang", path="/v1/c", times=1))
         running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
         old = pair.service.fleet.get(decode.address)
         assert old is not None
@@ -122,6 +124,7 @@ async def test_an_instance_added_again_outlives_the_old_ones_legs() -> None:
         await pair.service.admin("/instances/remove", body)
         await pair.service.admin("/instances/remove", body | {"force": True})
         assert (await pair.service.admin("/instances/add", body)).status == 200
+        decode.faults.release()
         assert (await running).status == 200
         await wait_until(lambda: not old.running_legs(), "the end of the old leg")
         assert (await pair.service.complete("hello")).status == 200
@@ -197,14 +200,16 @@ async def test_the_release_of_each_engine_is_told() -> None:
 
 async def test_while_an_instance_is_added_nobody_adds_it_by_another_scheme() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair, StandIn() as new:
-        new.faults.add(Fault(kind="slow", path="/v1/models", delay_s=0.5, times=1))
+        new.faults.add(Fault(kind="hang", path="/v1/models", times=1))
         plain = {"type": "prefill", "instance": new.address}
         adding = asyncio.get_running_loop().create_task(pair.service.admin("/instances/add", plain))
         await wait_until(
-            lambda: new.address in pair.service.app[SERVICE].membership._adding, "the question what it serves"
+            lambda: new.address in pair.service.app[SERVICE].membership._adding, "that it is being added"
         )
         other = await pair.service.admin("/instances/add", plain | {"instance": f"https://{new.address}"})
         assert other.status == 409
+        await wait_until(lambda: new.asked["/v1/models"] > 0, "the question what it serves")
+        new.faults.release()
         assert (await adding).status == 200
         instance = pair.service.fleet.get(new.address)
         assert instance is not None
@@ -300,13 +305,18 @@ class Process:
         self.lines: list[str] = []
         self.url = ""
 
-    async def listening(self) -> None:
+    async def says(self, pattern: str) -> re.Match[str]:
+        """Read on to the first line in which that is found."""
         assert self.process.stderr is not None
-        async for line in self.process.stderr:
-            self.lines.append(line.decode())
-            if found := re.search(r"listening on (http://\S+),", line.decode()):
-                self.url = found[1]
-                return
+        async with asyncio.timeout(60):
+            async for line in self.process.stderr:
+                self.lines.append(line.decode())
+                if found := re.search(pattern, line.decode()):
+                    return found
+        raise AssertionError(f"it ended and did not say {pattern!r}: {self.lines}")
+
+    async def listening(self) -> None:
+        self.url = (await self.says(r"listening on (http://\S+),"))[1]
 
     async def ready(self, session: aiohttp.ClientSession) -> None:
         async with asyncio.timeout(20):
@@ -347,17 +357,19 @@ async def started() -> AsyncIterator[Any]:
 async def test_a_signal_lets_the_running_stream_end_and_exits_with_0(started: Any, number: int) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         prefill, decode = pair.engines.prefill[0], pair.engines.decode[0]
-        decode.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.5))
+        decode.faults.add(Fault(kind="hang", path="/v1/c", times=1))
         process = await started("-m", "tiny", "-p", prefill.address, "-d", decode.address, "--port", "0")
         await process.listening()
         await process.ready(pair.service.session)
         body = {"prompt": "hello", "max_tokens": 20, "stream": True}
-        async with (
-            asyncio.timeout(30),
-            pair.service.session.post(f"{process.url}/v1/completions", json=body) as response,
-        ):
-            process.process.send_signal(number)
-            assert (await response.read()).endswith(b"data: [DONE]\n\n")
+        asking = ask(pair.service.session, process.url, "/v1/completions", body)
+        running = asyncio.get_running_loop().create_task(asking)
+        await wait_until(lambda: decode.asked["/v1/completions"] == 1, "the decode leg")
+        process.process.send_signal(number)
+        await process.says("stopping:")
+        decode.faults.release()
+        assert (await running).body.endswith(b"data: [DONE]\n\n")
+        async with asyncio.timeout(30):
             assert await process.ended() == 0
 
 
@@ -402,9 +414,10 @@ async def test_what_runs_too_long_is_cut_with_a_word(started: Any, timeout_s: st
             await wait_until(
                 lambda: len([s for s in decode.seen if s.path == "/v1/completions"]) == 2, "both"
             )
-            for _ in range(signals):
+            process.process.send_signal(signal.SIGTERM)
+            for _ in range(signals - 1):
+                await process.says("stopping:")  # two signals sent at once may arrive as one
                 process.process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(0.05)  # two signals sent at once may arrive as one
             got += await reader.read()
             writer.close()
             last_event = got.rpartition(b"data: ")[2]
@@ -436,7 +449,7 @@ async def test_before_the_end_ready_fails_while_all_is_still_served(started: Any
         session = pair.service.session
         prefill, decode = pair.engines.prefill[0], pair.engines.decode[0]
         process = await started(
-            "-m", "tiny", "-p", prefill.address, "-d", decode.address, "--port", "0", "--drain-delay", "2"
+            "-m", "tiny", "-p", prefill.address, "-d", decode.address, "--port", "0", "--drain-delay", "4"
         )  # fmt: skip
         await process.listening()
         await process.ready(session)
@@ -448,18 +461,20 @@ async def test_before_the_end_ready_fails_while_all_is_still_served(started: Any
         assert "draining" in failed.json["error"]["message"]
         assert (await ask(session, process.url, "/health")).status == 200
         assert "draining" in (await ask(session, process.url, "/status")).json["not_ready_because"]
-        decode.faults.add(Fault(kind="slow", path="/v1/c", delay_s=3, times=1))
+        decode.faults.add(Fault(kind="hang", path="/v1/c", times=1))
         body = {"prompt": "hello", "max_tokens": 20, "stream": True}
-        answer = await ask(
-            session, process.url, "/v1/completions", body
-        )  # begun before, ended after the port closed
+        asking = ask(session, process.url, "/v1/completions", body)
+        running = asyncio.get_running_loop().create_task(asking)
+        await process.says("stopping:")  # the port closes
+        assert asyncio.get_running_loop().time() - begun_at >= 4
+        decode.faults.release()
+        answer = await running
         assert answer.status == 200
         assert answer.headers["Connection"] == "close"
         assert answer.body.endswith(b"data: [DONE]\n\n")
         assert await process.ended() == 0
-        assert asyncio.get_running_loop().time() - begun_at >= 2
     said = "".join(process.lines)
-    assert "for 2 s all is still served" in said
+    assert "for 4 s all is still served" in said
     assert said.index("draining:") < said.index("stopping:")
     assert re.search(r" stopped after \d+\.\d s$", said.splitlines()[-1])
 
@@ -482,7 +497,7 @@ async def test_a_second_signal_ends_the_draining_too(started: Any) -> None:
 async def test_who_waits_when_the_start_fails_is_told(started: Any) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         process = await started(
-            "-m", "tiny", "-p", "127.0.0.1:1", "-d", pair.engines.decode[0].address, "--port", "0", "--startup-timeout", "2"
+            "-m", "tiny", "-p", "127.0.0.1:1", "-d", pair.engines.decode[0].address, "--port", "0", "--startup-timeout", "5"
         )  # fmt: skip
         await process.listening()
         async with asyncio.timeout(20):

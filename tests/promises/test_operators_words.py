@@ -105,12 +105,13 @@ async def test_what_an_operator_changes_is_logged_with_its_instance(caplog: pyte
     caplog.set_level(logging.INFO)
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         engine = pair.engines.decode[0]
-        engine.faults.add(Fault(kind="slow", path="/v1/c", delay_s=0.5))
+        engine.faults.add(Fault(kind="hang", path="/v1/c", times=1))
         running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))
-        await wait_until(lambda: pair.service.claims > 0, "a running leg")
+        await wait_until(lambda: engine.asked["/v1/completions"] == 1, "a running leg")
         await pair.service.admin("/instances/remove", {"instance": engine.address})
         assert f"decode {engine.address} takes no new legs and goes when" in caplog.text
         assert f"decode {engine.address} was removed" not in caplog.text
+        engine.faults.release()
         await running
         (line,) = [m for m in caplog.messages if m.startswith("POST /instances/remove 200")]
         assert f"instance={engine.address}" in line

@@ -51,7 +51,7 @@ def watch(engine: "StandIn") -> Middleware:
             return await handler(request)
         match fault.kind:
             case "hang":
-                await asyncio.Event().wait()
+                await engine.faults.hang()
             case "slow":
                 await asyncio.sleep(fault.delay_s)
             case "status":

@@ -5,6 +5,7 @@ has a number of times. What concerns the whole engine (its port, its events, its
 `StandIn`; `/faults` on the admin port speaks both.
 """
 
+import asyncio
 from typing import Literal
 
 import msgspec
@@ -37,14 +38,26 @@ class Faults:
 
     def __init__(self) -> None:
         self._rules: list[tuple[Fault, int | None]] = []
+        self._released = asyncio.Event()
 
     def add(self, fault: Fault) -> None:
         """One more rule, after those there are."""
         self._rules.append((fault, fault.times))
 
     def clear(self) -> None:
-        """Everything works again; requests that hang go on hanging until their client leaves."""
+        """Everything works again; requests that hang go on hanging until their client leaves or they are
+        released.
+        """
         self._rules.clear()
+
+    def release(self) -> None:
+        """The requests that hang now are answered; the rules stay."""
+        self._released.set()
+        self._released = asyncio.Event()
+
+    async def hang(self) -> None:
+        """Until the next release."""
+        await self._released.wait()
 
     def active(self) -> list[Fault]:
         """The rules that are not used up."""

@@ -43,6 +43,18 @@ async def test_a_request_that_hangs(
     assert (await ask(engine, BODY))[0] == 200
 
 
+async def test_requests_that_hang_are_released_and_later_ones_hang_again(
+    engine: StandIn, ask: Ask, until: Any
+) -> None:
+    engine.faults.add(Fault(kind="hang", path=COMPLETIONS))
+    for asked in (2, 4):
+        hanging = asyncio.gather(ask(engine, BODY), ask(engine, BODY))
+        await until(lambda asked=asked: engine.asked[COMPLETIONS] == asked)
+        assert not hanging.done()
+        engine.faults.release()
+        assert [status for status, _ in await hanging] == [200, 200]
+
+
 async def test_a_slow_request(engine: StandIn, ask: Ask) -> None:
     engine.faults.add(Fault(kind="slow", delay_s=0.05, times=1))
     began_s = asyncio.get_running_loop().time()
