@@ -3,6 +3,7 @@ behind."""
 
 import asyncio
 import contextlib
+import itertools
 import random
 import re
 from collections import defaultdict
@@ -38,9 +39,15 @@ async def nothing_is_left(pair: Pair, *, stranded: int = 0) -> None:
 
 async def have_met(pair: Pair) -> None:
     """Let every pair transfer once: the first release between strangers takes a second or two."""
+    for prefill, decode in itertools.product(pair.engines.prefill, pair.engines.decode):
+        others = [engine for engine in pair.engines.all if engine not in {prefill, decode}]
+        for engine in others:
+            await pair.service.admin("/instances/drain", {"instance": engine.address})
+        assert (await pair.service.complete("hello", max_tokens=1)).status == 200
+        for engine in others:
+            await pair.service.admin("/instances/drain", {"instance": engine.address, "undo": True})
     decoding = pair.service.fleet.of(Phase.DECODE)
-    while any(instance.peers < len(pair.engines.prefill) for instance in decoding):
-        assert (await pair.service.complete(["a", "b", "c", "d"], max_tokens=1)).status == 200
+    assert [instance.peers for instance in decoding] == [len(pair.engines.prefill)] * len(decoding)
 
 
 # -- the same answer ----------------------------------------------------------------------------------------
