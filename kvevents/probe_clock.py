@@ -4,16 +4,18 @@ times are passed in.
 
 import math
 
-_PROBE_AGAIN_S = 1.0
+PROBE_AGAIN_S = 1.0
+"""A source that could not be asked because others have all places for replays is asked after that time."""
 
 
 class ProbeClock:
     """When the source of one subscription is asked again although nothing seems to be missing."""
 
-    def __init__(self, *, probe_s: float, settle_s: float) -> None:
-        """`probe_s`, `settle_s`: as `Subscriber` has them."""
+    def __init__(self, *, probe_s: float, settle_s: float, again_s: float = PROBE_AGAIN_S) -> None:
+        """`probe_s`, `settle_s`: as `Subscriber` has them. `again_s`: when what was put off is due."""
         self._probe_s = probe_s
         self._settle_s = settle_s
+        self._again_s = again_s
         self.due_at = 0.0
         """When to ask next."""
         self.unheard = 0
@@ -58,4 +60,4 @@ class ProbeClock:
 
     def put_off(self, now: float) -> None:
         """The source cannot be asked now; try again soon."""
-        self.due_at = now + _PROBE_AGAIN_S
+        self.due_at = now + self._again_s

@@ -17,7 +17,7 @@ from kvevents.at_rest import Readings, in_slices
 from kvevents.decoder import Message, UnreadableMessage, read_live, read_replay
 from kvevents.events import Reason
 from kvevents.observer import NullObserver, Observer
-from kvevents.probe_clock import ProbeClock
+from kvevents.probe_clock import PROBE_AGAIN_S, ProbeClock
 from kvevents.replays import Replay
 from kvevents.source import Source
 from kvevents.source_events import (
@@ -77,14 +77,18 @@ CPU."""
 REPLAY_LIMIT_S = 60.0
 """A replay has ended after that time in any case."""
 
-_OPEN_AGAIN_S = 1.0
+OPEN_AGAIN_S = 1.0
+"""An address that could not be opened is tried again after that time."""
+
+CONNECT_AGAIN_S = 2.0
+"""Without a publisher for so long the address is connected to anew: ZeroMQ gives it up for good after bytes
+that are no ZMTP, or a message that is too large."""
+
 # The least first.
 _WORTH = (State.UNKNOWN, State.PARTIAL, State.EXACT)
 # Replays in a row that brought batches never heard live: one may be due to a slow subscription, another to an
 # accident.
 _MAX_UNHEARD = 3
-# ZeroMQ gives an address up for good after bytes that are no ZMTP, or a message that is too large.
-_CONNECT_AGAIN_S = 2.0
 
 
 Resume = Callable[[], Awaitable[Checkpoint | None]]
@@ -111,15 +115,18 @@ class Subscriber:
         turns: Turns | None = None,
         resume: Resume | None = None,
         probe_s: float = PROBE_S,
+        probe_again_s: float = PROBE_AGAIN_S,
         settle_s: float = SETTLE_S,
         replay_quiet_s: float = REPLAY_QUIET_S,
         replay_limit_s: float = REPLAY_LIMIT_S,
+        open_again_s: float = OPEN_AGAIN_S,
+        connect_again_s: float = CONNECT_AGAIN_S,
     ) -> None:
         """`instance`: any name; the index and the observer are told it with every change. `context`, `turns`:
         shared by the subscribers of an event loop, to save threads and to keep their turns short together;
         None: this subscriber's own. The owner of a shared context ends it. `resume`: called only if there is
-        a replay endpoint, because nothing else can prove what was known. `probe_s`, `settle_s`,
-        `replay_quiet_s`, `replay_limit_s`: as the constants of these names.
+        a replay endpoint, because nothing else can prove what was known. All seconds: as the constants of
+        these names.
         """
         self._instance = instance
         self._address = address
@@ -129,9 +136,11 @@ class Subscriber:
         self._context = context
         self._turns = turns if turns is not None else Turns()
         self._has_turn = False
-        self._probes = ProbeClock(probe_s=probe_s, settle_s=settle_s)
+        self._probes = ProbeClock(probe_s=probe_s, settle_s=settle_s, again_s=probe_again_s)
         self._replay_quiet_s = replay_quiet_s
         self._replay_limit_s = replay_limit_s
+        self._open_again_s = open_again_s
+        self._connect_again_s = connect_again_s
         self._state = State.UNKNOWN
         self._resume = resume if address.replay_endpoint is not None else None
         self._resumed = Resumed.NONE
@@ -239,7 +248,7 @@ class Subscriber:
                             "cannot follow %s at %s: %s", self._instance, self._address.endpoint, error
                         )
                         said = True
-                    await asyncio.sleep(_OPEN_AGAIN_S)
+                    await asyncio.sleep(self._open_again_s)
                     continue
                 break
             replay = Replay(
@@ -265,7 +274,7 @@ class Subscriber:
         if known is not None:
             self._resumed = Resumed.UNPROVEN
         source = Source(can_replay=self._address.replay_endpoint is not None, resume=known)
-        self._connect_at = time.monotonic() + _CONNECT_AGAIN_S
+        self._connect_at = time.monotonic() + self._connect_again_s
         while True:
             await wire.wait(self._next_deadline(source, replay) - time.monotonic())
             await self._begin_turn()
@@ -354,9 +363,9 @@ class Subscriber:
     async def _check_clock(self, source: Source, wire: Wire, replay: Replay) -> None:
         now = time.monotonic()
         if self._connected:
-            self._connect_at = now + _CONNECT_AGAIN_S
+            self._connect_at = now + self._connect_again_s
         elif now >= self._connect_at:
-            self._connect_at = now + _CONNECT_AGAIN_S
+            self._connect_at = now + self._connect_again_s
             wire.connect_again()
         if source.replaying:
             if replay.is_over(now):

@@ -23,7 +23,9 @@ _MAX_REPLAYS = 4
 class Turns:
     """Of all subscribers that share it, one at a time has the turn; a few at a time have a replay."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: any monotonic seconds."""
+        self._clock = clock
         self._lock = asyncio.Lock()  # first come, first served
         self._ends_at = 0.0
         self._ended_at = 0.0
@@ -65,10 +67,10 @@ class Turns:
         """
         if not self._may_sweep:
             return
-        begun = time.monotonic()
+        begun = self._clock()
         if sweep():
             self._may_sweep = False
-            pause_s = _pause_after(time.monotonic() - begun)
+            pause_s = _pause_after(self._clock() - begun)
             asyncio.get_running_loop().call_later(pause_s, self._sweep_again, wake)
 
     def _sweep_again(self, wake: asyncio.Event) -> None:
@@ -85,31 +87,31 @@ class Turns:
     @property
     def over(self) -> bool:
         """Whether the turn has lasted long enough."""
-        return time.monotonic() >= self._ends_at
+        return self._clock() >= self._ends_at
 
     async def begin(self) -> None:
         """Wait for the turn."""
-        asked_at = time.monotonic()
+        asked_at = self._clock()
         await self._lock.acquire()
         since = max(asked_at, self._ended_at)  # what was before was idle, or somebody else's turn
         others_s = 0.0
         try:
             for _ in range(self._owed):
                 await asyncio.sleep(0)
-                others_s = time.monotonic() - since
+                others_s = self._clock() - since
                 if others_s >= _TURN_S / _SHARE:
                     break
         except asyncio.CancelledError:
             self._lock.release()
             raise
-        self._ends_at = time.monotonic() + min(max(_TURN_S, _SHARE * others_s), _MAX_TURN_S)
+        self._ends_at = self._clock() + min(max(_TURN_S, _SHARE * others_s), _MAX_TURN_S)
 
     def end(self) -> None:
         """Give the turn to the next, who begins when the event loop has run others for a while, if it was a
         long one.
         """
         self._owed = _OTHERS if self.over else 0
-        self._ended_at = time.monotonic()
+        self._ended_at = self._clock()
         self._lock.release()
 
 

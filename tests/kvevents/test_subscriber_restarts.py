@@ -133,12 +133,11 @@ async def test_an_engine_that_connects_to_us(bench: Bench) -> None:
 
 
 async def test_an_address_in_use_is_tried_again_quietly(
-    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("kvevents.subscriber._OPEN_AGAIN_S", 0.02)
     with zmq.Context() as context, context.socket(zmq.SUB) as taken:
         taken.bind(bench.endpoint)
-        async with bench.following(bind=True) as subscriber:
+        async with bench.following(bind=True, open_again_s=0.02) as subscriber:
             await until(lambda: bool(caplog.records))
             taken.close()
             publish(bench.publisher(bind=False), 1, 1)

@@ -15,10 +15,7 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)  # of ZMTP 3.0
 
 
 @pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", bytes(100), GREETING + b"\x00" * 100])
-async def test_an_address_where_something_else_answered_for_a_while(
-    bench: Bench, said: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kvevents.subscriber._CONNECT_AGAIN_S", 0.1)
+async def test_an_address_where_something_else_answered_for_a_while(bench: Bench, said: bytes) -> None:
     met = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -27,7 +24,7 @@ async def test_an_address_where_something_else_answered_for_a_while(
         writer.write(said)
         writer.close()
 
-    async with bench.following() as subscriber:
+    async with bench.following(connect_again_s=0.1) as subscriber:
         async with await asyncio.start_server(serve, "127.0.0.1", int(bench.endpoint.rpartition(":")[2])):
             await until(lambda: met >= 3)
         publish(bench.publisher(), 1, 2)
@@ -35,11 +32,8 @@ async def test_an_address_where_something_else_answered_for_a_while(
         assert bench.cached() == 2
 
 
-async def test_a_message_too_large_ends_the_connection_and_the_next_is_made(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kvevents.subscriber._CONNECT_AGAIN_S", 0.1)
-    async with bench.following() as subscriber:
+async def test_a_message_too_large_ends_the_connection_and_the_next_is_made(bench: Bench) -> None:
+    async with bench.following(connect_again_s=0.1) as subscriber:
         with zmq.Context() as context, context.socket(zmq.PUB) as pub:
             pub.linger = 0
             pub.bind(bench.endpoint)
@@ -116,12 +110,11 @@ async def test_subscribers_that_share_turns_let_others_run_between_any_two() -> 
     ("busy_s", "least", "most"), [(0.0001, 0.8, 0.9), (0.002, 0.18, 0.25), (0.05, 0.08, 0.1)]
 )
 async def test_events_get_a_share_of_a_loop_that_is_busy_with_requests(
-    monkeypatch: pytest.MonkeyPatch, busy_s: float, least: float, most: float
+    busy_s: float, least: float, most: float
 ) -> None:
     """However long a turn of the loop takes, or else what is known falls behind without end."""
     clock = 0.0
-    monkeypatch.setattr("kvevents.turns.time.monotonic", lambda: clock)
-    turns, spent = Turns(), 0.0
+    turns, spent = Turns(lambda: clock), 0.0
 
     async def requests() -> None:
         nonlocal clock
@@ -188,16 +181,13 @@ class _Watched(Turns):
         return super().may_replay
 
 
-async def test_an_idle_source_is_not_asked_while_others_wait(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_idle_source_is_not_asked_while_others_wait(bench: Bench) -> None:
     """Else live batches would wait for the answer, and the index be taken to be exact."""
-    monkeypatch.setattr("kvevents.probe_clock._PROBE_AGAIN_S", 0.01)
     publisher = bench.publisher()
     publish(publisher, 1, 3)
     turns = _Watched()
     address = SourceAddress(0, bench.endpoint, bench.replay)
-    subscriber = Subscriber(ENGINE, address, bench.index, turns=turns, probe_s=0.2)
+    subscriber = Subscriber(ENGINE, address, bench.index, turns=turns, probe_s=0.2, probe_again_s=0.01)
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(subscriber.run())
         await until(lambda: subscriber.state is State.EXACT)
