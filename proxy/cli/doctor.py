@@ -9,13 +9,17 @@ from proxy.config import Config
 from proxy.connectors import load_connector
 from proxy.doctor.examination import Doctor
 from proxy.doctor.findings import Report
+from proxy.doctor.patience import PATIENCE, Patience
 from proxy.doctor.report import as_json, as_text
 from proxy.tokenizing import configured_tokenizer
 from proxy.upstream.client import EngineClient
 
 
-async def examine(config: Config, limit_s: float) -> Report:
-    """Look at the configured instances. Raises ConfigError."""
+async def examine(config: Config, limit_s: float, patience: Patience = PATIENCE) -> Report:
+    """Look at the configured instances. Raises ConfigError.
+
+    `patience`: how long each answer is waited for.
+    """
     connector = load_connector(config.connector)
     local = configured_tokenizer(config.tokenizer)
     try:
@@ -26,7 +30,7 @@ async def examine(config: Config, limit_s: float) -> Report:
         ) as client:
             for spec in config.instances:
                 client.reach(spec)
-            doctor = Doctor(config, client, connector, limit_s=limit_s)
+            doctor = Doctor(config, client, connector, limit_s=limit_s, patience=patience)
             try:
                 return await doctor.examine(config.instances, local)
             finally:

@@ -3,6 +3,7 @@ not.
 
     examination  all instances within one deadline, and which findings are asked for
     probing      what is asked of one engine, with `asking`, `listening` and `prompts`
+    patience     how long each answer is waited for
     handover     what is tried with a pair
     facts        what was seen, unjudged
     *_steps      pure: facts become findings, with `runs`

@@ -21,6 +21,7 @@ from proxy.doctor import engine_steps, event_steps, pair_steps
 from proxy.doctor.facts import EngineFacts, PairFacts
 from proxy.doctor.findings import InstanceReport, PairReport, Report
 from proxy.doctor.handover import HandOver
+from proxy.doctor.patience import PATIENCE, Patience
 from proxy.doctor.probing import MAX_RANKS, Probing, Service
 from proxy.findings import Finding, skipped
 from proxy.fleet import Fleet, Instance
@@ -64,13 +65,17 @@ class Doctor:
         *,
         service: Service | None = None,
         limit_s: float = DEFAULT_LIMIT_S,
+        patience: Patience = PATIENCE,
     ) -> None:
-        """`service`: what a running service knows, where there is one."""
+        """`service`: what a running service knows, where there is one. `patience`: how long it waits for each
+        answer.
+        """
         self._config = config
         self._engines = engines
         self._connector = connector
         self._service = service
         self._limit_s = limit_s
+        self._patience = patience
         self._decode_alone = config.admission.when_no_prefill is WhenNoPrefill.DECODE
         self._examining = False
         self._tasks = TaskOwner("doctor")
@@ -158,6 +163,7 @@ class Doctor:
             context=context,
             tasks=listening,
             service=self._service,
+            patience=self._patience,
         )
 
     async def _all(
@@ -203,6 +209,7 @@ class Doctor:
             self._config.model,
             self._tasks,
             lease_s=self._config.kv_lease_s,
+            patience=self._patience,
         )
         quiet: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 

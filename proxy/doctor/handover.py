@@ -13,7 +13,7 @@ from proxy.connectors.seen import Moved
 from proxy.doctor import asking, prompts
 from proxy.doctor.asking import ask
 from proxy.doctor.facts import Answer, PairFacts, Trouble
-from proxy.doctor.probing import ASK_S, PROBE_S
+from proxy.doctor.patience import Patience
 from proxy.headers import REQUEST_ID
 from proxy.request.dialects import COMPLETIONS
 from proxy.request.generation import GenerationRequest, read_request
@@ -46,6 +46,7 @@ class HandOver:
         tasks: TaskOwner,
         *,
         lease_s: float,
+        patience: Patience,
     ) -> None:
         self._engines = engines
         self._connector = connector
@@ -53,6 +54,7 @@ class HandOver:
         self._model = model
         self._tasks = tasks
         self._lease_s = lease_s
+        self._patience = patience
 
     async def run(self, facts: PairFacts, token_ids: list[int]) -> None:
         """Try a pair with the prefill engine's own probe, which the decode engine does not know; fills
@@ -121,10 +123,10 @@ class HandOver:
 
     async def _leg(self, address: str, body: bytes, leg_id: str) -> Answer:
         headers = [(REQUEST_ID, leg_id)]
-        return await ask(self._engines, address, COMPLETIONS.path, PROBE_S, body, headers)
+        return await ask(self._engines, address, COMPLETIONS.path, self._patience.probe_s, body, headers)
 
     async def _metrics(self, address: str) -> Counted | None:
-        answer = asking.read_counted(await ask(self._engines, address, METRICS.path, ASK_S))
+        answer = asking.read_counted(await ask(self._engines, address, METRICS.path, self._patience.ask_s))
         found: Counted | None = answer.value
         if not answer.ok or found is None or found.prompt_tokens is None or found.by_source is None:
             return None

@@ -28,17 +28,22 @@ from proxy.tasks import TaskOwner
 NEVER_S = 3600.0
 """The subscriber must not ask for replays by itself: a probe's event has to come live."""
 
-REPLAY_QUIET_S = 2.0
-"""A replay that is silent for so long is over; vLLM answers within 0.1 s unless it is starved of CPU."""
-
 _LOOK_EVERY_S = 0.02
 
 
 class Listener(NullObserver):
     """An index and an observer in one, so that events are seen in the order the index takes them."""
 
-    def __init__(self, instance: str, address: SourceAddress, context: Context, tasks: TaskOwner) -> None:
-        """Begins to listen."""
+    def __init__(
+        self,
+        instance: str,
+        address: SourceAddress,
+        context: Context,
+        tasks: TaskOwner,
+        *,
+        replay_quiet_s: float,
+    ) -> None:
+        """Begins to listen. `replay_quiet_s`: when a replay is over, as `Patience` has it."""
         self.address = address
         self.dropped: Counter[str] = Counter()
         self.messages = 0
@@ -60,7 +65,7 @@ class Listener(NullObserver):
             context=context,
             probe_s=NEVER_S,
             settle_s=NEVER_S,
-            replay_quiet_s=REPLAY_QUIET_S,
+            replay_quiet_s=replay_quiet_s,
         )
         name = f"events of {instance} rank {address.rank}"
         self._task = tasks.create(self._subscriber.run(), name=name)

@@ -16,6 +16,7 @@ from proxy.doctor import asking, prompts
 from proxy.doctor.asking import ask
 from proxy.doctor.facts import Answer, EngineFacts, RankFacts, Send
 from proxy.doctor.listening import Listener, port_taken
+from proxy.doctor.patience import PATIENCE, Patience
 from proxy.doctor.prompts import LEAST_WORDS
 from proxy.doctor.runs import Search
 from proxy.errors import DeadlineError, LegError
@@ -31,23 +32,8 @@ from proxy.upstream.engine_api.event_sources import EVENT_SOURCES
 from proxy.upstream.engine_api.metrics import METRICS
 from proxy.upstream.engine_api.models import MODELS
 
-ASK_S = 10.0
-"""For a question that an engine answers without computing; one that is starved of CPU takes seconds."""
-
-PROBE_S = 30.0
-"""For a probe's answer: a prompt of a few blocks, on an engine that may be at work."""
-
-CONNECT_S = 5.0
-"""For a publisher to shake hands; it takes a round trip."""
-
-REPLAY_S = 15.0
-"""For the replay of a whole buffer, as long as something comes of it."""
-
 REPLAY_TRIES = 3
 """So often a subscriber asks for a replay that nobody answers before it goes on without."""
-
-EVENT_S = 8.0
-"""For the event of a probe that was answered; it is published before the answer."""
 
 MAX_RANKS = 8
 """Data-parallel ranks of one engine that are probed."""
@@ -96,9 +82,10 @@ class Probing:
         context: Context,
         tasks: TaskOwner,
         service: Service | None,
+        patience: Patience = PATIENCE,
     ) -> None:
         """`rules`: where engines may have us connect and listen; `service`: what a running service knows,
-        where there is one.
+        where there is one; `patience`: how long each answer is waited for.
         """
         self.facts = facts
         self._engines = engines
@@ -108,6 +95,7 @@ class Probing:
         self._context = context
         self._tasks = tasks
         self._service = service
+        self._patience = patience
         self._addresses: dict[int, SourceAddress] = {}
 
     async def look(self) -> None:
@@ -139,11 +127,11 @@ class Probing:
             await self._probe_rank(rank, local, several=len(ranks) > 1)
 
     async def _get(self, path: str) -> Answer:
-        return await ask(self._engines, self.facts.address, path, ASK_S)
+        return await ask(self._engines, self.facts.address, path, self._patience.ask_s)
 
     async def _asleep(self) -> bool | None:
         try:
-            return await asleep(self._engines, self.facts.address, ASK_S)
+            return await asleep(self._engines, self.facts.address, self._patience.ask_s)
         except LegError:
             return None
 
@@ -228,7 +216,7 @@ class Probing:
                 ):
                     break
             if listener is not None and rank.found is not None and listener.replayed is not None:
-                await listener.verify(REPLAY_S)
+                await listener.verify(self._patience.replay_s)
         finally:
             if listener is not None:
                 self._note(rank, listener)
@@ -246,18 +234,20 @@ class Probing:
         if port_taken(source):
             rank.port_taken = True
             return []
-        listener = Listener(self.facts.address, source, self._context, self._tasks)
+        listener = self._listener(source)
         listeners = [listener]
         try:
-            rank.connected = await listener.until(lambda: listener.connected, CONNECT_S)
+            rank.connected = await listener.until(lambda: listener.connected, self._patience.connect_s)
             if rank.connected:
                 if source.topic and self.facts.spec.event_sources and not source.bind:
                     anything = SourceAddress(rank.rank, source.endpoint, None, "")
-                    second = Listener(self.facts.address, anything, self._context, self._tasks)
+                    second = self._listener(anything)
                     listeners.append(second)
-                    await second.until(lambda: second.connected, CONNECT_S)
+                    await second.until(lambda: second.connected, self._patience.connect_s)
                 if source.replay_endpoint is not None:
-                    await listener.until(lambda: listener.asked_in_vain(REPLAY_TRIES), REPLAY_S)
+                    await listener.until(
+                        lambda: listener.asked_in_vain(REPLAY_TRIES), self._patience.replay_s
+                    )
             rank.state = listener.state
         except asyncio.CancelledError:
             self._note(rank, listener)
@@ -265,6 +255,10 @@ class Probing:
                 await each.close()
             raise
         return listeners
+
+    def _listener(self, source: SourceAddress) -> Listener:
+        quiet_s = self._patience.replay_quiet_s
+        return Listener(self.facts.address, source, self._context, self._tasks, replay_quiet_s=quiet_s)
 
     async def _make(self, rank: RankFacts, local: LocalTokenizer | None) -> dict[str, Any] | None:
         """A probe of some blocks; None, with the reason noted, if its tokens cannot be had.
@@ -302,7 +296,9 @@ class Probing:
         dialect = CHAT if rank.kind == "chat" else COMPLETIONS
         sent_ts = time.time()
         body = prompts.one_token(prompt)
-        answer = await ask(self._engines, self.facts.address, dialect.path, PROBE_S, body, headers)
+        answer = await ask(
+            self._engines, self.facts.address, dialect.path, self._patience.probe_s, body, headers
+        )
         counted = reported = None
         if answer.ok:
             try:
@@ -321,7 +317,7 @@ class Probing:
         size = self.facts.block_size
         fills_a_block = size is None or len(rank.token_ids) >= size
         if listener.connected and fills_a_block and self.facts.prefix_caching is not False:
-            heard = await listener.until(lambda: announced(listener), EVENT_S)
+            heard = await listener.until(lambda: announced(listener), self._patience.event_s)
             rank.heard_elsewhere = not heard and any(announced(other) for other in others)
         if (search := listener.search) is not None:
             rank.found = search.found()

@@ -7,6 +7,7 @@ from typing import Any
 from proxy.cli.doctor import examine
 from proxy.config import Config, parse_instance
 from proxy.doctor import Report
+from proxy.doctor.patience import PATIENCE, Patience
 from proxy.findings import Finding, Status
 from proxy.phases import Role
 from proxy.simulation import ROUTES, GeneratingRoute, StandIn, StandInConfig
@@ -28,13 +29,15 @@ class Case:
     def all(self) -> list[StandIn]:
         return [*self.prefill, *self.decode, *self.both]
 
-    async def examine(self, limit_s: float = LIMIT_S, **settings: Any) -> "Found":
+    async def examine(
+        self, limit_s: float = LIMIT_S, patience: Patience = PATIENCE, **settings: Any
+    ) -> "Found":
         roles = ((Role.PREFILL, self.prefill), (Role.DECODE, self.decode), (Role.BOTH, self.both))
         specs = tuple(
             parse_instance(e.address + self.named.get(e.address, ""), role) for role, es in roles for e in es
         )
         config = Config(**({"model": "tiny", "instances": specs} | settings))
-        return Found(await examine(config, limit_s))
+        return Found(await examine(config, limit_s, patience))
 
 
 class Found:

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
-from proxy.doctor import listening, probing
+from proxy.doctor.patience import Patience
 from proxy.findings import Finding, Status
 from proxy.simulation import ROUTES
 from proxy.simulation.api.validation import Asked, Checker
@@ -18,13 +19,8 @@ from tests.helpers.doctoring import Case, Found, case
 from tests.helpers.service import wait_until
 from tests.helpers.tiny_model import write_tiny_model
 
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What never comes is not waited for as long."""
-    for name in ("CONNECT_S", "EVENT_S", "ASK_S"):
-        monkeypatch.setattr(probing, name, 2.0)
-    monkeypatch.setattr(listening, "REPLAY_QUIET_S", 0.5)
+IMPATIENT = Patience(connect_s=2.0, event_s=2.0, ask_s=2.0, replay_quiet_s=0.5)
+"""What never comes is not waited for as long."""
 
 
 async def at_rest(engines: Case) -> None:
@@ -175,23 +171,23 @@ async def test_an_engine_that_tells_its_sources_in_a_way_nobody_knows() -> None:
         assert found.of(engines.decode[0], "event_sources").status is Status.PASS
 
 
-async def test_a_wrong_event_port(impatient: None) -> None:
+async def test_a_wrong_event_port() -> None:
     (nobody,) = free_ports(1)
     async with case() as engines:
         prefill = engines.prefill[0]
         engines.named[prefill.address] = f"?events=tcp://127.0.0.1:{nobody}"
-        found = await engines.examine()
+        found = await engines.examine(patience=IMPATIENT)
         gravest(found, 2, "events_connected")
         step = found.of(prefill, "events_connected")
         judged(step, Status.FAIL, f"nothing publishes at tcp://127.0.0.1:{nobody}", prefill.events_endpoint)
         assert "correct ?events=" in (step.remedy or "")
 
 
-async def test_a_port_that_nobody_connects_to(impatient: None) -> None:
+async def test_a_port_that_nobody_connects_to() -> None:
     (nobody,) = free_ports(1)
     async with case() as engines:
         engines.named[engines.prefill[0].address] = f"?events=tcp://*:{nobody}"
-        found = await engines.examine()
+        found = await engines.examine(patience=IMPATIENT)
         gravest(found, 2, "events_connected")
         judged(
             found.of(engines.prefill[0], "events_connected"),
@@ -201,22 +197,22 @@ async def test_a_port_that_nobody_connects_to(impatient: None) -> None:
         )
 
 
-async def test_a_port_that_another_process_has(impatient: None) -> None:
+async def test_a_port_that_another_process_has() -> None:
     async with case() as engines:
         taken = engines.decode[0].events_endpoint.rpartition(":")[2]
         engines.named[engines.prefill[0].address] = f"?events=tcp://*:{taken}"
-        found = await engines.examine()
+        found = await engines.examine(patience=IMPATIENT)
         gravest(found, 1, "events_connected")
         judged(
             found.of(engines.prefill[0], "events_connected"), Status.WARN, "another process", "GET /doctor"
         )
 
 
-async def test_another_engines_event_port(impatient: None) -> None:
+async def test_another_engines_event_port() -> None:
     async with case([{}, {}]) as engines:
         mixed, other = engines.prefill
         engines.named[mixed.address] = f"?events={other.events_endpoint}&replay={other.replay_endpoint}"
-        found = await engines.examine()
+        found = await engines.examine(patience=IMPATIENT)
         assert found.report.exit_code == 2
         judged(
             found.of(mixed, "probe_event"),
@@ -229,16 +225,16 @@ async def test_another_engines_event_port(impatient: None) -> None:
         assert found.of(mixed, "cached_tokens").status is Status.SKIP
 
 
-async def test_a_wrong_topic(impatient: None) -> None:
+async def test_a_wrong_topic() -> None:
     async with case() as engines:
         prefill = engines.prefill[0]
         sources = f"events={prefill.events_endpoint}&replay={prefill.replay_endpoint}"
         engines.named[prefill.address] = f"?{sources}&topic=nothing"
-        found = await engines.examine()
+        found = await engines.examine(patience=IMPATIENT)
         assert found.report.exit_code == 2
         judged(found.of(prefill, "probe_event"), Status.FAIL, "'nothing'", "&topic=")
         engines.named[prefill.address] = f"?{sources}&topic=kv-ev"
-        gravest(await engines.examine(), 0)
+        gravest(await engines.examine(patience=IMPATIENT), 0)
 
 
 async def test_replay_off() -> None:
@@ -250,27 +246,27 @@ async def test_replay_off() -> None:
         )
 
 
-async def test_a_wrong_replay_port(impatient: None) -> None:
+async def test_a_wrong_replay_port() -> None:
     (nobody,) = free_ports(1)
     async with case() as engines:
         prefill = engines.prefill[0]
         engines.named[prefill.address] = f"?events={prefill.events_endpoint}&replay=tcp://127.0.0.1:{nobody}"
-        found = await engines.examine()
+        found = await engines.examine(patience=IMPATIENT)
         gravest(found, 2, "replay")
         judged(found.of(prefill, "replay"), Status.FAIL, f"127.0.0.1:{nobody} does not answer", "&replay=")
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-async def test_another_engines_replay_port(impatient: None, ahead: int) -> None:
+async def test_another_engines_replay_port(ahead: int) -> None:
     """Its numbers are this one's by accident, or are not: what comes next does not follow what was
     replayed."""
     async with case([{}, {}]) as engines:
         mixed, other = engines.prefill
-        await engines.examine()  # both have published
+        await engines.examine(patience=IMPATIENT)  # both have published
         for _ in range(ahead):
-            await engines.examine()
+            await engines.examine(patience=IMPATIENT)
         engines.named[mixed.address] = f"?events={mixed.events_endpoint}&replay={other.replay_endpoint}"
-        found = await engines.examine()
+        found = await engines.examine(patience=IMPATIENT)
         assert found.report.exit_code == 2
         correction = f"correct &replay=: the engine itself says it replays at {mixed.replay_endpoint}"
         judged(found.of(mixed, "replay"), Status.FAIL, "is not what is published", correction)
@@ -326,7 +322,7 @@ async def test_engines_with_other_chat_templates() -> None:
         judged(step, Status.FAIL, f"{engines.prefill[1].address} renders chat, ", "--chat-template")
 
 
-async def test_an_engine_that_renders_otherwise_than_it_tells(impatient: None) -> None:
+async def test_an_engine_that_renders_otherwise_than_it_tells() -> None:
     def otherwise(checker: Checker, body: Mapping[str, Any]) -> Asked:
         messages = [{"role": "system", "content": "Be brief."}, *body["messages"]]
         return checker.chat({**body, "messages": messages})
@@ -334,7 +330,7 @@ async def test_an_engine_that_renders_otherwise_than_it_tells(impatient: None) -
     completions, chats = ROUTES
     async with case([{"routes": (completions, replace(chats, check=otherwise))}]) as engines:
         prefill = engines.prefill[0]
-        found = await engines.examine()
+        found = await engines.examine(patience=IMPATIENT)
         assert found.report.exit_code == 2
         judged(
             found.of(prefill, "probe_event"),
@@ -344,9 +340,9 @@ async def test_an_engine_that_renders_otherwise_than_it_tells(impatient: None) -
         )
 
 
-async def test_an_unknown_wire_format(impatient: None) -> None:
+async def test_an_unknown_wire_format() -> None:
     async with case([{"event_form": EventForm(foreign=True)}]) as engines:
-        found = await engines.examine()
+        found = await engines.examine(patience=IMPATIENT)
         assert found.report.exit_code == 2
         judged(found.of(engines.prefill[0], "wire_format"), Status.FAIL, "unknown type", "update kvproxy")
 
@@ -387,19 +383,18 @@ async def test_an_unreachable_engine() -> None:
         assert found.of(engines.decode[0], "cached_tokens").status is Status.PASS
 
 
-async def test_a_frozen_engine(impatient: None) -> None:
+async def test_a_frozen_engine() -> None:
     async with case() as engines:
         engines.decode[0].faults.add(Fault(kind="hang", path="/"))
-        found = await engines.examine()
+        found = await engines.examine(patience=IMPATIENT)
         gravest(found, 2, "reachable")
         judged(found.of(engines.decode[0], "reachable"), Status.FAIL, "answers nothing", "restart")
 
 
-async def test_an_engine_that_computes_nothing(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "PROBE_S", 3.0)
+async def test_an_engine_that_computes_nothing() -> None:
     async with case() as engines:
         engines.decode[0].faults.add(Fault(kind="hang", path="/v1/c"))
-        found = await engines.examine()
+        found = await engines.examine(patience=msgspec.structs.replace(IMPATIENT, probe_s=3.0))
         gravest(found, 2, "probe_event")
         judged(
             found.of(engines.decode[0], "probe_event"),
