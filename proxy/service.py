@@ -41,6 +41,7 @@ from proxy.snapshots.directory import StateDirectory
 from proxy.snapshots.keeper import StateKeeper
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, configured_tokenizer
+from proxy.tuning import TUNING, Tuning
 from proxy.upstream.client import EngineClient
 from proxy.watching.adapters import Adapters
 from proxy.watching.membership.admin import AdminMembership
@@ -66,6 +67,7 @@ class Service:
         connector: Connector,
         sources: Sequence[MembershipSource],
         waits: Waits,
+        tuning: Tuning,
     ) -> None:
         """Use `assemble`. Raises ConfigError."""
         clock = time.monotonic
@@ -80,12 +82,17 @@ class Service:
         # -- what outlives the process; absent without --state-dir
         state = config.state
         self.directory = StateDirectory(state.state_dir) if state.state_dir is not None else None
-        self.kept = _kept(config, self.directory) if self.directory is not None else None
+        self.kept = _kept(config, self.directory, tuning) if self.directory is not None else None
 
         # -- what is known of the engines
         self.index = PrefixIndex(BlockHasher(self.directory.secret) if self.directory is not None else None)
         self.fleet = Fleet(decode_alone=config.admission.when_no_prefill is WhenNoPrefill.DECODE)
-        self.accuracy = Accuracy(self.index.holds, upper_bound=self.index.upper_bound)
+        self.accuracy = Accuracy(
+            self.index.holds,
+            upper_bound=self.index.upper_bound,
+            settle_s=tuning.settle_s,
+            rebuild_first_s=tuning.rebuild_first_s,
+        )
         self.index.listen(self.accuracy.removed)
         self.placement = Placement(
             self.fleet,
@@ -146,6 +153,9 @@ class Service:
                 interval_s=state.state_interval_s,
                 instances=lambda: [instance.address for instance in self.fleet],
                 trusted=self.accuracy.trusted,
+                read_s=tuning.read_snapshot_s,
+                last_s=tuning.last_snapshots_s,
+                unclaimed_s=tuning.unclaimed_s,
             )
             self.registry.register(StateCollector(self.snapshots))
 
@@ -156,6 +166,8 @@ class Service:
             engine_ca=config.security.engine_ca,
             connect_timeout_s=config.deadlines.connect_s,
             descriptors=self.descriptors,
+            name_fresh_s=tuning.name_fresh_s,
+            resolver_silent_s=tuning.resolver_silent_s,
         )
         self.feeds = (
             EventFeeds(
@@ -171,7 +183,15 @@ class Service:
             else None
         )
         self.watch = FleetWatch(
-            self.rules, self.fleet, self.client, self.feeds, self.metrics, forget=self.placement.forget
+            self.rules,
+            self.fleet,
+            self.client,
+            self.feeds,
+            self.metrics,
+            forget=self.placement.forget,
+            gone_s=tuning.gone_s,
+            look_every_s=tuning.look_every_s,
+            silent_s=tuning.silent_s,
         )
         self.membership = AdminMembership(config, self.fleet, self.watch, self.client, self.kept, clock)
         drained = self.kept.restored.drained if self.kept is not None else ()
@@ -180,7 +200,14 @@ class Service:
             self.membership,
             *sources,
         )
-        self.adapters = Adapters(self.fleet, self.client, config.model, clock)
+        self.adapters = Adapters(
+            self.fleet,
+            self.client,
+            config.model,
+            clock,
+            list_s=tuning.list_s,
+            list_again_s=tuning.list_again_s,
+        )
         self.tokenizer = PromptTokenizer(
             self.fleet,
             self.client,
@@ -189,6 +216,8 @@ class Service:
             look_for_local=config.tokenizer == "auto",
             count=self.metrics.tokenized,
             memory=self.bodies,
+            limits=tuning.prompts,
+            learning_waits=tuning.learning,
         )
         self.healing = Healing(self.fleet, self.index, self.metrics, clock)
         self.director = Director(
@@ -257,11 +286,13 @@ def assemble(
     sources: Sequence[MembershipSource] = (),
     waits: Waits = WAITS,
     connector: Connector | None = None,
+    tuning: Tuning = TUNING,
 ) -> Service:
     """The service of `config`. Opens no socket. Raises ConfigError.
 
     `policy` and `connector` replace the configured ones. `sources`: who names instances beside flags and
-    operators. `waits`: how long requests wait for what has no setting.
+    operators. `waits`: how long requests wait for what has no setting; `tuning`: other figures that
+    have none.
     """
     if connector is None:
         connector = load_connector(config.connector)
@@ -270,10 +301,10 @@ def assemble(
     else:
         config = msgspec.structs.replace(config, policy=type(policy).__name__)
     config = msgspec.structs.replace(config, connector=connector.name)
-    return Service(config, policy, connector, sources, waits)
+    return Service(config, policy, connector, sources, waits, tuning)
 
 
-def _kept(config: Config, directory: StateDirectory) -> Kept:
+def _kept(config: Config, directory: StateDirectory, tuning: Tuning) -> Kept:
     allowed = AllowedInstances(config.security.allow_instances)
     restricted = bool(config.security.allow_instances)
     return Kept(
@@ -281,6 +312,7 @@ def _kept(config: Config, directory: StateDirectory) -> Kept:
         config.model,
         config.instances,
         lambda spec: allowed.why_not(spec) if restricted else None,
+        write_s=tuning.write_instances_s,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from proxy.caches.expected import SETTLE_S
 from proxy.caches.removals import Removals
 from proxy.caches.tallies import Cause, Counts, Outcome
-from proxy.caches.trust import Step, Trust
+from proxy.caches.trust import REBUILD_FIRST_S, Step, Trust
 
 IN_DOUBT_S = 60.0
 """How long misses wait for a source that is in doubt: as long as a replay may take."""
@@ -52,12 +52,12 @@ class Change(NamedTuple):
 class _Rank:
     """All that is counted and believed of one rank."""
 
-    def __init__(self, instance: str, rank: int) -> None:
+    def __init__(self, instance: str, rank: int, rebuild_first_s: float) -> None:
         self.instance, self.rank = instance, rank
         self.counts = Counts()
         self.removals = Removals()
         self.pending: deque[_Miss] = deque()
-        self.trust = Trust()
+        self.trust = Trust(rebuild_first_s)
         self.reuses_all = (
             False  # it has reported all that was promised, so it does not keep the last block back
         )
@@ -183,13 +183,15 @@ class Accuracy:
         *,
         upper_bound: Callable[[str, int], bool] = lambda _instance, _rank: False,
         settle_s: float = SETTLE_S,
+        rebuild_first_s: float = REBUILD_FIRST_S,
     ) -> None:
         """`holds` tells whether a block lies in a rank now, by its key; `upper_bound` whether what the index
-        says of a rank is only the most its engine may reuse.
+        says of a rank is only the most its engine may reuse. `rebuild_first_s`: as `Trust` has it.
         """
         self._holds = holds
         self._upper_bound = upper_bound
         self._settle_s = settle_s
+        self._rebuild_first_s = rebuild_first_s
         self._ranks: dict[tuple[str, int], _Rank] = {}
 
     # -- what happens -------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ class Accuracy:
         """
         of = self._ranks.get((instance, rank))
         if of is None:
-            of = self._ranks[instance, rank] = _Rank(instance, rank)
+            of = self._ranks[instance, rank] = _Rank(instance, rank, self._rebuild_first_s)
         predicted = min(predicted_tokens // block_size, len(keys))
         # The decision may be a turn of the event loop old; removals are heard of from here on only.
         moved = predicted > 0 and not self._holds(instance, rank, keys[predicted - 1])

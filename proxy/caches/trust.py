@@ -44,7 +44,9 @@ class Step(enum.StrEnum):
 class Trust:
     """Whether one rank's index is believed. Times are seconds of any one monotonic clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, rebuild_first_s: float = REBUILD_FIRST_S) -> None:
+        """`rebuild_first_s`: from the first rebuild that did not help to the second."""
+        self._rebuild_first_s = rebuild_first_s
         self.trusted = True
         """Whether prompts may be placed by what the index says of this rank."""
         self._recent: deque[bool] = deque(maxlen=WINDOW_HITS)
@@ -70,7 +72,7 @@ class Trust:
         """From the last rebuild to the next."""
         if not self._rebuilds:
             return 0.0
-        return min(REBUILD_MOST_S, REBUILD_FIRST_S * 2.0 ** min(self._rebuilds - 1, 16))
+        return min(REBUILD_MOST_S, self._rebuild_first_s * 2.0 ** min(self._rebuilds - 1, 16))
 
     def hit(self, now: float, *, promised_too_much: bool) -> Step | None:
         """The engine has reported on a leg for which the index had promised something."""

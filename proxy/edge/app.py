@@ -28,6 +28,7 @@ from proxy.service import Service, assemble
 from proxy.serving.waits import WAITS, Waits
 from proxy.snapshots.directory import StateDirectory
 from proxy.tasks import TaskOwner
+from proxy.tuning import TUNING, Tuning
 from proxy.watching.membership.base import MembershipSource
 
 log = logging.getLogger(__name__)
@@ -43,14 +44,15 @@ def create_app(
     sources: Sequence[MembershipSource] = (),
     waits: Waits = WAITS,
     connector: Connector | None = None,
+    tuning: Tuning = TUNING,
 ) -> web.Application:
     """The application of `config`; `policy` and `connector` replace the configured ones. Raises ConfigError.
 
     `dialects`: the generating routes that it serves. `sources`: who names instances beside flags and
-    operators.
+    operators. `waits`, `tuning`: as `assemble` has them.
     """
     _check_key_files(config)
-    service = assemble(config, policy, sources, waits, connector)
+    service = assemble(config, policy, sources, waits, connector, tuning)
     app = _application(service)
     if (file := config.security.api_key_file) is not None:
         app[CLIENT_KEYS] = keys = ClientKeys.read(file)
@@ -164,13 +166,14 @@ def create_runner(
     waits: Waits = WAITS,
     patience: Patience = PATIENCE,
     connector: Connector | None = None,
+    tuning: Tuning = TUNING,
 ) -> ServiceRunner:
     """A runner of `create_app` with the sockets that are configured; raises ConfigError.
 
     `patience`: how long its clients may take.
     End it with `shut_down`: its own `cleanup` cuts what is running.
     """
-    app = create_app(config, policy, dialects, sources, waits, connector)
+    app = create_app(config, policy, dialects, sources, waits, connector, tuning)
     return ServiceRunner(
         app, create_admin_app(app) if config.security.admin_port is not None else None, config, patience
     )

@@ -19,7 +19,7 @@ from proxy.logs import Occasionally
 from proxy.snapshots import restorer
 from proxy.snapshots.directory import StateDirectory
 from proxy.snapshots.disk_thread import DiskThread
-from proxy.snapshots.restorer import Found, Restorer
+from proxy.snapshots.restorer import READ_S, Found, Restorer
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)
@@ -91,9 +91,13 @@ class StateKeeper:
         instances: Callable[[], Collection[str]],
         trusted: Callable[[str, int], bool],
         clock: Callable[[], float] = time.monotonic,
+        read_s: float = READ_S,
+        last_s: float = LAST_S,
+        unclaimed_s: float = UNCLAIMED_S,
     ) -> None:
         """`instances`: the addresses in the fleet. `trusted`: whether what the index says of a rank is
-        believed; what is not is not kept. The keeper closes the directory.
+        believed; what is not is not kept. `read_s`, `last_s`, `unclaimed_s`: as the constants of these names.
+        The keeper closes the directory.
         """
         self._directory = directory
         self._index = index
@@ -103,11 +107,13 @@ class StateKeeper:
         self._instances = instances
         self._trusted = trusted
         self._clock = clock
+        self._last_s = last_s
+        self._unclaimed_s = unclaimed_s
         self._tasks = TaskOwner("state")
         # One thread: what is written or removed later is so later on disk.
         self._thread = DiskThread()
         self._kept: dict[_Rank, _Kept] = {}
-        self._restorer = Restorer(directory, index, self._made_with, accounts, self._thread)
+        self._restorer = Restorer(directory, index, self._made_with, accounts, self._thread, read_s=read_s)
         self._failures = Occasionally(clock, WARN_EVERY_S)
         self._written_at: float | None = None
         self._unclaimed_at: float | None = None
@@ -115,7 +121,7 @@ class StateKeeper:
 
     def start(self) -> None:
         """Begin to write."""
-        self._unclaimed_at = self._clock() + UNCLAIMED_S
+        self._unclaimed_at = self._clock() + self._unclaimed_s
         self._writing = self._tasks.create(self._keep_writing(), name="snapshots")
 
     async def close(self) -> None:
@@ -123,13 +129,14 @@ class StateKeeper:
         if self._writing is not None:
             self._writing.cancel()
         try:
-            async with asyncio.timeout(LAST_S):
-                await self._tasks.drained(LAST_S)
+            async with asyncio.timeout(self._last_s):
+                await self._tasks.drained(self._last_s)
                 await self._write_all()
                 await self._in_thread(self._directory.close)
         except TimeoutError:
             log.warning(
-                "snapshots: not all could be written within %g s; what was written before stays", LAST_S
+                "snapshots: not all could be written within %g s; what was written before stays",
+                self._last_s,
             )
         finally:
             await self._tasks.close()

@@ -69,13 +69,18 @@ class Restorer:
         made_with: bytes,
         accounts: Accounts,
         thread: Executor,
+        *,
+        read_s: float = READ_S,
     ) -> None:
-        """`made_with`: the fingerprint of the index's keys. `thread`: where the directory is read."""
+        """`made_with`: the fingerprint of the index's keys. `thread`: where the directory is read. `read_s`:
+        how long a rank waits for it.
+        """
         self._directory = directory
         self._index = index
         self._made_with = made_with
         self._accounts = accounts
         self._thread = thread
+        self._read_s = read_s
         self._turn = asyncio.Lock()
         self._reading: asyncio.Future[tuple[Snapshot, int] | None] | None = None
 
@@ -109,7 +114,7 @@ class Restorer:
         return None
 
     async def _read_in_time(self, instance: str, rank: int) -> tuple[Snapshot, int] | None:
-        async with asyncio.timeout(READ_S):
+        async with asyncio.timeout(self._read_s):
             if self._reading is not None and not self._reading.done():
                 raise TimeoutError  # it was given up, and has not ended since
             loop = asyncio.get_running_loop()

@@ -21,9 +21,11 @@ Answers = dict[str, list[list[int] | None]]
 """By kind of prompt, in the order of `questions`; None for one that is refused."""
 
 
-async def ask_tokens(engines: Engines, instance: str, body: bytes) -> list[int] | None:
+async def ask_tokens(
+    engines: Engines, instance: str, body: bytes, timeout_s: float = CHECK_TIMEOUT_S
+) -> list[int] | None:
     """An engine's answer to a `/tokenize` question; None if it refuses it. Raises LegError."""
-    answer = await tokenize(engines, instance, body, CHECK_TIMEOUT_S)
+    answer = await tokenize(engines, instance, body, timeout_s)
     return None if answer is None else read(instance, read_tokens, answer).tolist()
 
 

@@ -36,9 +36,11 @@ class _Count(msgspec.Struct):
 class FactFinder:
     """Asks engines for what is wanted and not known of them."""
 
-    def __init__(self, facts: EngineFacts, engines: Engines) -> None:
+    def __init__(self, facts: EngineFacts, engines: Engines, *, timeout_s: float = ASK_TIMEOUT_S) -> None:
+        """`timeout_s`: for each answer."""
         self._facts = facts
         self._engines = engines
+        self._timeout_s = timeout_s
         self._schema_turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def lacks(self, instance: Instance) -> bool:
@@ -115,7 +117,7 @@ class FactFinder:
         do.
         """
         status, data = await self._engines.exchange(
-            method, address, path, body, ASK_TIMEOUT_S, most_bytes=most_bytes
+            method, address, path, body, self._timeout_s, most_bytes=most_bytes
         )
         if status == 429 or not (status == 200 or 400 <= status < 500):
             raise LegBrokenError(address, f"status {status} for {path}")

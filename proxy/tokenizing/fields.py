@@ -21,13 +21,7 @@ from proxy.request.json_pieces import (
     slices,
 )
 from proxy.tokenizing.engine_facts import EngineFacts
-from proxy.tokenizing.local.bounds import (
-    MOST_WORK_BYTES,
-    MOST_WORK_VALUES,
-    Bounds,
-    Excess,
-    least_characters,
-)
+from proxy.tokenizing.local.bounds import Bounds, Excess, least_characters
 from proxy.tokenizing.members import NO_MEMBERS, TRUNCATING, Members, kind_of, members_of
 from proxy.tokenizing.tool_choices import Choice, Tools
 
@@ -208,7 +202,7 @@ def _is_too_much(body: Body, shaping: set[str], media_bytes: int, bounds: Bounds
     """Whether what makes the prompt is more than is read of any, for it will hardly fit."""
     size_bytes = sum(len(body.view(name) or b"") for name in shaping) - media_bytes
     values = sum(map(body.values_in, shaping))
-    return size_bytes > bounds.work_bytes or values > MOST_WORK_VALUES
+    return size_bytes > bounds.work_bytes or values > bounds.limits.most_work_values
 
 
 def _choice(body: Body) -> Choice | None:
@@ -264,7 +258,7 @@ def _of_contents(body: Body, bounds: Bounds) -> _Contents:
     found, characters = _Contents(), 0
     may_be_long = len(view) > bounds.most_characters
     for item in body.short_items("messages"):
-        if len(item) > MOST_WORK_BYTES:
+        if len(item) > bounds.limits.most_work_bytes:
             found.too_much = True
             continue
         message = _decode_message(item)

@@ -8,13 +8,15 @@ import logging
 from array import array
 from collections.abc import Sequence
 
+import msgspec
+
 from proxy.errors import LegError
 from proxy.fleet import Fleet, Instance
 from proxy.logs import quoted
 from proxy.tasks import TaskOwner
-from proxy.tokenizing.comparison import ask_tokens, bodies, tokenizer_at
+from proxy.tokenizing.comparison import CHECK_TIMEOUT_S, ask_tokens, bodies, tokenizer_at
 from proxy.tokenizing.engine_facts import EngineFacts
-from proxy.tokenizing.fact_finding import FactFinder
+from proxy.tokenizing.fact_finding import ASK_TIMEOUT_S, FactFinder
 from proxy.tokenizing.local.tokenizer import LocalTokenizer
 from proxy.tokenizing.parity import Difference, Parity, difference
 from proxy.upstream.engine_api.asking import Engines
@@ -32,6 +34,19 @@ AT_ONCE = 16
 """So many engines are asked beside each other: a hundred that come up together leave room for requests."""
 
 
+class LearningWaits(msgspec.Struct, frozen=True):
+    """Seconds; the constants tell why."""
+
+    compare_s: float = CHECK_TIMEOUT_S
+    """For an engine's answer to one awkward question."""
+    ask_s: float = ASK_TIMEOUT_S
+    """For its answer to any other."""
+    again_s: float = ASK_AGAIN_S
+
+
+LEARNING_WAITS = LearningWaits()
+
+
 class Learning:
     """Compares the tokenizer here with engines as they come up, and asks them what requests need."""
 
@@ -43,10 +58,12 @@ class Learning:
         *,
         local: LocalTokenizer | None,
         look_for_local: bool,
+        waits: LearningWaits = LEARNING_WAITS,
     ) -> None:
         """`local`: the model's own tokenizer; with `look_for_local` one is looked for where engines say it
         is.
         """
+        self._waits = waits
         self.local = local
         self.parity = Parity()
         self.facts = EngineFacts()
@@ -54,7 +71,7 @@ class Learning:
         self._client = client
         self._tasks = tasks
         self._look_for_local = look_for_local and local is None
-        self._finder = FactFinder(self.facts, client)
+        self._finder = FactFinder(self.facts, client, timeout_s=waits.ask_s)
         self._tried: set[str] = set()
         self._changed = asyncio.Event()
         self._turns = asyncio.Semaphore(AT_ONCE)
@@ -121,7 +138,7 @@ class Learning:
         if compared and found:
             self._pause_s.pop(instance, None)
         else:
-            pause_s = self._pause_s.get(instance, ASK_AGAIN_S)
+            pause_s = self._pause_s.get(instance, self._waits.again_s)
             self._pause_s[instance] = min(2 * pause_s, ASK_AGAIN_MOST_S)
             self.look()  # another may speak for its adapters
             await asyncio.sleep(pause_s)
@@ -158,7 +175,7 @@ class Learning:
         off = {}
         for kind, asked in bodies(local.pieces.cuts.tokens, model).items():
             for body in asked:
-                theirs = await ask_tokens(self._client, instance, body)
+                theirs = await ask_tokens(self._client, instance, body, self._waits.compare_s)
                 found = difference(_listed(await local.answer(body)), theirs)
                 if found is not None:
                     off[kind] = found

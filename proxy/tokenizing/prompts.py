@@ -32,8 +32,8 @@ from proxy.tokenizing.fields import (
     read_prompt,
     sort_members,
 )
-from proxy.tokenizing.learning import Learning
-from proxy.tokenizing.local.bounds import Bounds, Excess
+from proxy.tokenizing.learning import LEARNING_WAITS, Learning, LearningWaits
+from proxy.tokenizing.local.bounds import LIMITS, Bounds, Excess, Limits
 from proxy.tokenizing.local.tokenizer import (
     INLINE_BYTES,
     LocalTokenizer,
@@ -108,13 +108,17 @@ class PromptTokenizer:
         deadline_s: float = DEADLINE_S,
         count: Callable[[str], None] = lambda _: None,
         memory: Memory | None = None,
+        limits: Limits = LIMITS,
+        learning_waits: LearningWaits = LEARNING_WAITS,
     ) -> None:
         """`local`: the model's own tokenizer; with `look_for_local` one is looked for where engines say it
         is.
 
         `count` is told of each prompt that became known, by what: `local`, `engine` or `client`. `memory`:
-        where long prompts take what they need while they are tokenized.
+        where long prompts take what they need while they are tokenized. `limits`: how much is read of any.
+        `learning_waits`: how long engines have for what is learned from them.
         """
+        self._limits = limits
         self._memory = memory
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         self._fleet = fleet
@@ -126,7 +130,9 @@ class PromptTokenizer:
         self._engines = EngineTokenizer(
             fleet, client, self._tasks, deadline_s=deadline_s, reader=self._reader
         )
-        self._learning = Learning(fleet, client, self._tasks, local=local, look_for_local=look_for_local)
+        self._learning = Learning(
+            fleet, client, self._tasks, local=local, look_for_local=look_for_local, waits=learning_waits
+        )
         self._parity = self._learning.parity
         self._facts = self._learning.facts
         self._distrust = Distrust(clock)
@@ -163,8 +169,8 @@ class PromptTokenizer:
         longest, sure = self._fleet.contexts
         local = self.local
         if local is None or not self._parity.agreed(model, _COMPLETION):
-            return Bounds(longest, sure)
-        return Bounds(longest, sure, local.characters_a_token)
+            return Bounds(longest, sure, limits=self._limits)
+        return Bounds(longest, sure, local.characters_a_token, self._limits)
 
     async def _read(
         self, request: GenerationRequest, bounds: Bounds, client: str

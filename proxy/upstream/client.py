@@ -196,9 +196,11 @@ class EngineClient:
         connect_timeout_s: float = Deadlines().connect_s,
         descriptors: Descriptors | None = None,
         keepalive_s: float = KEEPALIVE_S,
+        name_fresh_s: float = FRESH_S,
+        resolver_silent_s: float = SILENT_S,
     ) -> None:
         """`engine_ca`: a file of the authorities that certify https engines; `descriptors`: what bounds its
-        connections.
+        connections; `name_fresh_s`, `resolver_silent_s`: as `Names` has them.
 
         Raises ConfigError.
         """
@@ -209,7 +211,7 @@ class EngineClient:
         self._tls = engine_context(engine_ca)
         self._https: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
-        self._names = Names(fresh_s=FRESH_S, silent_s=min(SILENT_S, connect_timeout_s * 0.8))
+        self._names = Names(fresh_s=name_fresh_s, silent_s=min(resolver_silent_s, connect_timeout_s * 0.8))
         self._waits = _Waits()
 
     def reach(self, spec: InstanceSpec) -> None:

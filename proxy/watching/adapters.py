@@ -43,12 +43,25 @@ class Told(msgspec.Struct, frozen=True):
 class Adapters:
     """Knows, loads and unloads what engines serve beside their model."""
 
-    def __init__(self, fleet: Fleet, engines: Engines, model: str, clock: Callable[[], float]) -> None:
-        """`model`: what all engines serve."""
+    def __init__(
+        self,
+        fleet: Fleet,
+        engines: Engines,
+        model: str,
+        clock: Callable[[], float],
+        *,
+        list_s: float = LIST_TIMEOUT_S,
+        list_again_s: float = ASK_AGAIN_S,
+    ) -> None:
+        """`model`: what all engines serve. `list_s`: for each engine's answer; `list_again_s`: from one look
+        for names that are nowhere to the next.
+        """
         self._fleet = fleet
         self._engines = engines
         self._model = model
         self._clock = clock
+        self._list_s = list_s
+        self._list_again_s = list_again_s
         self._tasks = TaskOwner("adapters")
         self._asking: asyncio.Task[None] | None = None
         self._asked_at: float | None = None
@@ -60,7 +73,7 @@ class Adapters:
         if name == self._model or self._fleet.serves(name) or not any(i.model_cards for i in self._fleet):
             return True
         if self._asking is None:
-            if self._asked_at is not None and self._clock() - self._asked_at < ASK_AGAIN_S:
+            if self._asked_at is not None and self._clock() - self._asked_at < self._list_again_s:
                 return False
             self._asking = self._tasks.create(self._ask_all(), name="which models")
         await asyncio.shield(self._asking)
@@ -79,7 +92,7 @@ class Adapters:
 
     async def _list(self, instance: Instance) -> None:
         try:
-            cards = await ask(self._engines, instance.address, MODELS, LIST_TIMEOUT_S)
+            cards = await ask(self._engines, instance.address, MODELS, self._list_s)
         except LegError as error:
             log.debug("%s does not tell what it serves: %s", instance.address, error)
             return

@@ -38,11 +38,19 @@ class Changes:
     Also whose cache has groups that are not counted, once for each instance.
     """
 
-    def __init__(self, fleet: Fleet, feeds: Feeds | None, clock: Callable[[], float]) -> None:
-        """`clock`: any monotonic seconds."""
+    def __init__(
+        self,
+        fleet: Fleet,
+        feeds: Feeds | None,
+        clock: Callable[[], float],
+        *,
+        silent_s: float = SILENT_S,
+    ) -> None:
+        """`clock`: any monotonic seconds. `silent_s`: how long an engine may be unheard before it is told."""
         self._fleet = fleet
         self._feeds = feeds
         self._clock = clock
+        self._silent_s = silent_s
         self._ready: bool | None = None
         """None until it was ready for the first time, which the start tells of."""
         self._missing: tuple[Phase, ...] = ()
@@ -121,7 +129,7 @@ class Changes:
             if rank not in silences or instance.status is not Status.UP:
                 self._silent_since.pop(key, None)
                 instance.is_heard(rank)
-            elif now - self._silent_since.setdefault(key, now) >= SILENT_S and instance.fell_silent(
+            elif now - self._silent_since.setdefault(key, now) >= self._silent_s and instance.fell_silent(
                 rank, silences[rank]
             ):
                 log.warning(

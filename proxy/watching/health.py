@@ -59,12 +59,16 @@ class HealthBook:
         clock: Callable[[], float],
         *,
         went_down: Callable[[Instance], None],
+        gone_s: float = GONE_S,
     ) -> None:
-        """`went_down` is told of an instance that is not there any more."""
+        """`went_down` is told of an instance that is not there any more. `gone_s`: after how long legs leave
+        an engine that is down and silent.
+        """
         self._engines = engines
         self._accounts = accounts
         self._clock = clock
         self._went_down = went_down
+        self._gone_s = gone_s
         self._down_at: dict[str, float] = {}
         self._unchecked: dict[str, str] = {}
         """Those that could not be checked last time, and why."""
@@ -197,7 +201,7 @@ class HealthBook:
 
     def _gone(self, address: str) -> bool:
         latest = max(self._down_at.get(address, math.inf), self._engines.heard_at(address) or 0.0)
-        return self._clock() - latest >= GONE_S
+        return self._clock() - latest >= self._gone_s
 
     def _down(self, instance: Instance, words: str) -> None:
         if instance.status is not Status.DOWN:

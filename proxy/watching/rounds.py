@@ -71,8 +71,12 @@ class Rounds:
         end: Callable[[ConfigError], None],
         clock: Callable[[], float],
         rng: random.Random,
+        look_every_s: float = LOOK_EVERY_S,
     ) -> None:
-        """`forget` is told of instances that lost their cache, `end` why kvproxy should not go on."""
+        """`forget` is told of instances that lost their cache, `end` why kvproxy should not go on.
+
+        `look_every_s`: how often an engine is asked what it serves.
+        """
         config = rules.now
         self._model = config.model
         self._rules = rules
@@ -86,6 +90,7 @@ class Rounds:
         self._end = end
         self._clock = clock
         self._rng = rng
+        self._look_every_s = look_every_s
         self._checker = Checker(engines, clock, timeout_s=config.health.timeout_s)
         self._watched: dict[str, Watched] = {}
 
@@ -145,7 +150,7 @@ class Rounds:
         elif (
             instance.status in {Status.UP, Status.ASLEEP}
             and watched.looked_at is not None
-            and self._clock() - watched.looked_at < LOOK_EVERY_S
+            and self._clock() - watched.looked_at < self._look_every_s
         ):
             await self._lives(watched)
         else:

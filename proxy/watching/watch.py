@@ -18,14 +18,14 @@ from proxy.errors import ConflictError, KvproxyError, NotFoundError
 from proxy.fleet import Fleet, Instance
 from proxy.fleet.circuit import PROBE_FIRST_S, Breaker
 from proxy.tasks import TaskOwner
-from proxy.watching.changes import Changes
-from proxy.watching.health import Accounts, HealthBook
+from proxy.watching.changes import SILENT_S, Changes
+from proxy.watching.health import GONE_S, Accounts, HealthBook
 from proxy.watching.leg_reports import LegReports
 from proxy.watching.membership.base import MembershipSource
 from proxy.watching.membership.roster import Roster, Wish
 from proxy.watching.ports import Engines
 from proxy.watching.processes import Processes
-from proxy.watching.rounds import Rounds
+from proxy.watching.rounds import LOOK_EVERY_S, Rounds
 from proxy.watching.sleeping import Sleepers
 from proxy.watching.startup import StartupError, see_start_through
 
@@ -54,10 +54,14 @@ class FleetWatch:
         forget: Callable[[str], None] = lambda _address: None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
+        gone_s: float = GONE_S,
+        look_every_s: float = LOOK_EVERY_S,
+        silent_s: float = SILENT_S,
     ) -> None:
         """`feeds` is None if KV events are off; `forget` is told of instances that lost their cache.
 
-        `clock` must be the one that `engines.heard_at` and the placement go by.
+        `clock` must be the one that `engines.heard_at` and the placement go by. `gone_s`, `look_every_s`,
+        `silent_s`: as `HealthBook`, `Rounds` and `Changes` have them.
         """
         self._config = config = rules.now
         self._fleet = fleet
@@ -66,10 +70,11 @@ class FleetWatch:
         self._accounts = accounts
         self._forget = forget
         self._clock = clock
+        self._silent_s = silent_s
         self._rng = rng or random.Random()  # noqa: S311  # spreads the checks of many routers
         self._tasks = TaskOwner("watch")
         self._processes = Processes()
-        self._book = HealthBook(engines, accounts, clock, went_down=self._went_down)
+        self._book = HealthBook(engines, accounts, clock, went_down=self._went_down, gone_s=gone_s)
         self._sleepers = Sleepers(engines, timeout_s=config.health.timeout_s)
         self._rounds = Rounds(
             rules,
@@ -83,6 +88,7 @@ class FleetWatch:
             end=self._end,
             clock=clock,
             rng=self._rng,
+            look_every_s=look_every_s,
         )
         self.legs = LegReports(
             fleet,
@@ -113,7 +119,8 @@ class FleetWatch:
             source.start(_Heard(self, source.name))
         self._starting = False
         self._tasks.create(self._start_up(), name="start-up")
-        self._tasks.create(Changes(self._fleet, self._feeds, self._clock).tell(), name="changes")
+        changes = Changes(self._fleet, self._feeds, self._clock, silent_s=self._silent_s)
+        self._tasks.create(changes.tell(), name="changes")
 
     async def _start_up(self) -> None:
         try:

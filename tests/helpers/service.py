@@ -26,6 +26,7 @@ from proxy.serving.waits import Waits
 from proxy.simulation import ROUTES, GeneratingRoute, StandIn, StandInConfig
 from proxy.simulation.engine.latency import PROFILES
 from proxy.snapshots.keeper import StateKeeper
+from proxy.tuning import TUNING, Tuning
 from proxy.watching.membership.base import MembershipSource
 
 ADMIN_KEY = "admin-key"
@@ -271,6 +272,7 @@ async def kvproxy(
     dialects: Sequence[Dialect] = DIALECTS,
     patience: Patience = PATIENCE,
     waits: Waits = QUICK,
+    tuning: Tuning = TUNING,
 ) -> AsyncIterator[Service]:
     """A running kvproxy; `ready`: wait until it can serve and follows its engines' events."""
     runner = create_runner(
@@ -280,6 +282,7 @@ async def kvproxy(
         sources=sources,
         patience=patience,
         waits=waits,
+        tuning=tuning,
     )
     async with contextlib.AsyncExitStack() as stack:
         await runner.setup()
@@ -318,13 +321,14 @@ async def fleet(
     dialects: Sequence[Dialect] = DIALECTS,
     patience: Patience = PATIENCE,
     waits: Waits = QUICK,
+    tuning: Tuning = TUNING,
     **settings: Any,
 ) -> AsyncIterator[Pair]:
     """Stand-ins and a ready kvproxy in front of them; `settings` are those of Config."""
     async with (
         engines(prefill, decode, both, **(stand_in or {})) as made,
         kvproxy(
-            made.config(**settings), policy, dialects=dialects, patience=patience, waits=waits
+            made.config(**settings), policy, dialects=dialects, patience=patience, waits=waits, tuning=tuning
         ) as service,
     ):
         yield Pair(made, service)

@@ -12,7 +12,7 @@ from proxy.config import Health, Security
 from proxy.edge.routes.adapters import overall_status
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
-from proxy.watching import adapters
+from proxy.tuning import Tuning
 from tests.helpers.service import ADMIN_KEY, Answer, Pair, Service, ask, fleet
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
@@ -41,9 +41,7 @@ async def test_an_adapter_that_nobody_listed_is_found_when_it_is_asked_for(tmp_p
         assert "beta" in [card["id"] for card in (await pair.service.ask("/v1/models")).json["data"]]
 
 
-async def test_names_that_are_nowhere_cost_one_look_for_all_who_ask(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_names_that_are_nowhere_cost_one_look_for_all_who_ask() -> None:
     async with fleet(stand_in=UPDATES, health=SELDOM) as pair:
         before = looks(pair)
         answers = await asyncio.gather(*(pair.service.complete("x", model=f"gpt-{n}") for n in range(50)))
@@ -51,18 +49,20 @@ async def test_names_that_are_nowhere_cost_one_look_for_all_who_ask(
         assert answers[7].json["error"]["message"] == "The model `gpt-7` does not exist."
         assert (await pair.service.chat("x", model="gpt-50")).status == 404
         assert looks(pair) == [n + 1 for n in before]
+
+
+async def test_a_name_that_was_nowhere_is_looked_for_again(tmp_path: pathlib.Path) -> None:
+    async with fleet(stand_in=UPDATES, health=SELDOM, tuning=Tuning(list_again_s=0.0)) as pair:
+        before = looks(pair)
+        assert (await pair.service.complete("x", model="gpt-7")).status == 404
         for engine in pair.engines.all:
             await load(pair.service, engine, "gpt-7", tmp_path)
-        monkeypatch.setattr(adapters, "ASK_AGAIN_S", 0.0)
         assert (await pair.service.complete("x", model="gpt-7")).status == 200
         assert looks(pair) == [n + 2 for n in before]
 
 
-async def test_an_engine_that_does_not_answer_holds_nobody_up_for_long(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
-) -> None:
-    monkeypatch.setattr(adapters, "LIST_TIMEOUT_S", 0.2)
-    async with fleet(stand_in=UPDATES, health=SELDOM) as pair:
+async def test_an_engine_that_does_not_answer_holds_nobody_up_for_long(tmp_path: pathlib.Path) -> None:
+    async with fleet(stand_in=UPDATES, health=SELDOM, tuning=Tuning(list_s=0.2)) as pair:
         pair.engines.prefill[0].faults.add(Fault(kind="hang", path="/v1/models"))
         for engine in pair.engines.all[1:]:
             await load(pair.service, engine, "beta", tmp_path)

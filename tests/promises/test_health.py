@@ -20,7 +20,7 @@ from proxy.fleet.load import Load
 from proxy.phases import Role
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
-from proxy.watching import health
+from proxy.tuning import Tuning
 from scripts.workshop.engines.fleet import plan
 from scripts.workshop.engines.stand_in import StandInFleet
 from tests.helpers.service import (
@@ -509,13 +509,17 @@ async def test_the_series_of_a_removed_instance_end(force: bool, breaks: bool) -
         assert pair.engines.prefill[1].address in metrics
 
 
-async def test_legs_leave_an_engine_whose_port_is_closed_though_their_connections_stand(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_legs_leave_an_engine_whose_port_is_closed_though_their_connections_stand() -> None:
     """Whoever closed them may have been cut off before telling."""
-    monkeypatch.setattr(health, "GONE_S", 0.5)
     idle = {"keep_alive_s": 0.2}  # shorter than the pause between two checks, which then have to connect
-    async with fleet(prefill=1, decode=2, policy=InOrder(), kv_events=False, stand_in=idle) as pair:
+    async with fleet(
+        prefill=1,
+        decode=2,
+        policy=InOrder(),
+        kv_events=False,
+        stand_in=idle,
+        tuning=Tuning(gone_s=0.5),
+    ) as pair:
         engine = min(pair.engines.decode, key=lambda e: e.address)
         engine.faults.add(Fault(kind="hang", path="/v1/completions"))
         running = asyncio.get_running_loop().create_task(pair.service.complete("hello"))

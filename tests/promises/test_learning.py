@@ -13,9 +13,10 @@ from proxy.edge.app_keys import SERVICE
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.api.model_files import write_model
 from proxy.simulation.live.faults import Fault
-from proxy.tokenizing import comparison, fact_finding, learning
+from proxy.tokenizing.learning import LEARNING_WAITS, LearningWaits
 from proxy.tokenizing.prompts import PromptTokenizer
 from proxy.tokenizing.tool_choices import COUNT_PATH, Choice, Tools
+from proxy.tuning import Tuning
 from tests.helpers.service import Engines, Service, kvproxy, wait_until
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
@@ -43,7 +44,9 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(directory: pathlib.Path, *faults: Fault) -> AsyncIterator[Stage]:
+async def stage(
+    directory: pathlib.Path, *faults: Fault, waits: LearningWaits = LEARNING_WAITS
+) -> AsyncIterator[Stage]:
     write_model(directory)
     config: dict[str, Any] = {"tool_parser": True, "excludes_tools": True}
     async with (
@@ -53,7 +56,7 @@ async def stage(directory: pathlib.Path, *faults: Fault) -> AsyncIterator[Stage]
         for fault in faults:
             prefill.faults.add(fault)
         made = Engines([prefill], [decode], [])
-        async with kvproxy(made.config(tokenizer=str(directory))) as service:
+        async with kvproxy(made.config(tokenizer=str(directory)), tuning=Tuning(learning=waits)) as service:
             for _ in range(2):
                 await service.explain(WANTS_ALL)
             yield Stage(service, made)
@@ -62,29 +65,23 @@ async def stage(directory: pathlib.Path, *faults: Fault) -> AsyncIterator[Stage]
 @pytest.mark.parametrize("path", QUESTIONS)
 async def test_who_hangs_holds_up_nobody_else(tmp_path: pathlib.Path, path: str) -> None:
     async with stage(tmp_path, Fault(kind="hang", path=path)) as it:
-        async with asyncio.timeout(comparison.CHECK_TIMEOUT_S - 2):
+        async with asyncio.timeout(LEARNING_WAITS.compare_s - 2):
             await wait_until(lambda: it.knows_all_of(it.sound), "all there is to know of the other")
         assert not it.knows_all_of(it.faulty)
 
 
 @pytest.mark.parametrize("path", QUESTIONS)
-async def test_who_hung_is_asked_again(
-    tmp_path: pathlib.Path, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(comparison, "CHECK_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(fact_finding, "ASK_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(learning, "ASK_AGAIN_S", 0.01)
-    async with stage(tmp_path, Fault(kind="hang", path=path, times=2)) as it:
+async def test_who_hung_is_asked_again(tmp_path: pathlib.Path, path: str) -> None:
+    waits = LearningWaits(compare_s=0.3, ask_s=0.3, again_s=0.01)
+    async with stage(tmp_path, Fault(kind="hang", path=path, times=2), waits=waits) as it:
         await wait_until(lambda: it.knows_all_of(it.faulty) and it.knows_all_of(it.sound), "all")
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 @pytest.mark.parametrize("path", QUESTIONS[1:])
-async def test_what_passes_is_not_learned(
-    tmp_path: pathlib.Path, path: str, status: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(learning, "ASK_AGAIN_S", 0.01)
-    async with stage(tmp_path, Fault(kind="status", path=path, status=status, times=2)) as it:
+async def test_what_passes_is_not_learned(tmp_path: pathlib.Path, path: str, status: int) -> None:
+    fault = Fault(kind="status", path=path, status=status, times=2)
+    async with stage(tmp_path, fault, waits=LearningWaits(again_s=0.01)) as it:
         await wait_until(lambda: it.knows_all_of(it.faulty), "all there is to know")
         assert "0.98.0" in it.tokenizer.status()["schemas"]
         assert it.tokenizer._facts._choices[it.faulty][Choice.NONE] is Tools.LEFT_OUT

@@ -23,7 +23,7 @@ from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.engine.latency import PROFILES
 from proxy.simulation.live.faults import Fault
 from proxy.tasks import TaskOwner
-from proxy.watching import rounds
+from proxy.tuning import Tuning
 from tests.helpers.service import UNHURRIED, Engines, ask, engines, fleet, kvproxy, wait_until
 
 # -- adding and removing --------------------------------------------------------------------------------------
@@ -172,12 +172,10 @@ async def test_what_cannot_be_added_is_refused_with_the_reason(body: Any, words:
         assert len(pair.service.fleet) == 2
 
 
-async def test_an_engine_too_busy_to_tell_its_event_sources_keeps_its_index(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(rounds, "LOOK_EVERY_S", 0.0)
+async def test_an_engine_too_busy_to_tell_its_event_sources_keeps_its_index() -> None:
+    often = Tuning(look_every_s=0.0)
     health = Health(interval_s=0.05)
-    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED, health=health) as pair:
+    async with fleet(prefill=1, decode=1, stand_in=UNHURRIED, health=health, tuning=often) as pair:
         prompt = list(range(100, 300))
         await pair.service.complete(prompt)
         engine = pair.engines.prefill[0]

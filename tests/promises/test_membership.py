@@ -20,6 +20,7 @@ from proxy.edge.app_keys import SERVICE
 from proxy.fleet import Status
 from proxy.phases import Role
 from proxy.simulation import StandIn, StandInConfig
+from proxy.tuning import TUNING, Tuning
 from proxy.watching.membership.kept import Kept
 from proxy.watching.membership.members import FORMAT
 from scripts.workshop.live.ports import free_ports
@@ -42,8 +43,10 @@ def config(made: Engines, at: pathlib.Path, **settings: Any) -> Config:
 
 
 @contextlib.asynccontextmanager
-async def served(made: Engines, at: pathlib.Path, **settings: Any) -> AsyncIterator[Service]:
-    async with kvproxy(config(made, at, **settings), ready=False) as service:
+async def served(
+    made: Engines, at: pathlib.Path, *, tuning: Tuning = TUNING, **settings: Any
+) -> AsyncIterator[Service]:
+    async with kvproxy(config(made, at, **settings), ready=False, tuning=tuning) as service:
         await wait_until(lambda: len(service.fleet) > 0, "its instances")
         yield service
 
@@ -273,10 +276,9 @@ async def test_a_disk_that_fails_keeps_nobody_from_changing_anything(
 async def test_a_disk_that_hangs_holds_nobody_up_for_long(
     at: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.watching.membership.kept.WRITE_S", 0.1)
     answers = threading.Event()
     async with engines(1, 1) as made, StandIn() as new:
-        async with served(made, at) as service:
+        async with served(made, at, tuning=Tuning(write_instances_s=0.1)) as service:
             directory = kept_by(service)._directory
             write = directory.write_instances
 

@@ -11,6 +11,7 @@ import pytest
 from kvevents import BlockStored, Prompt, Slot
 from proxy.edge.app_keys import SERVICE
 from proxy.simulation import StandIn
+from proxy.tuning import Tuning
 from tests.helpers.service import Pair, Service, fleet, wait_until
 from tests.promises.test_serving import Miscounting
 
@@ -81,8 +82,7 @@ def imagine(service: Service, engine: StandIn, which: int) -> None:
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
     """Two prefill engines whose misses are judged soon: here none of their events is late."""
-    async with fleet(prefill=2, decode=1) as pair:
-        pair.service.app[SERVICE].accuracy._settle_s = 0.2
+    async with fleet(prefill=2, decode=1, tuning=Tuning(settle_s=0.2)) as pair:
         yield pair
 
 
@@ -193,43 +193,40 @@ async def test_a_rank_that_is_wrong_again_is_chosen_by_load_until_it_is_right(
     assert (await accuracy(service, engine))["exact"] == 16
 
 
-async def test_an_engine_that_hides_its_evictions_is_started_over(
-    pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("proxy.caches.trust.REBUILD_FIRST_S", 0.1)
+async def test_an_engine_that_hides_its_evictions_is_started_over(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "proxy.caches.believing")
-    service, (engine, other) = pair.service, pair.engines.prefill
-    await service.admin("/instances/drain", {"type": "prefill", "instance": other.address})
-    pool = engine.model.cache.pool
-    tell, pool._on_removed = pool._on_removed, lambda _: None
-    for which in range(4):
-        await ask(service, which)
-        await known(service, engine, which)
-    await service.settled()
-    assert pool.free_blocks == pool.size - 1
-    pool.release(pool.allocate(pool.free_blocks))  # all is evicted, and nothing said
-    pool._on_removed = tell
-    for which in range(3):
-        await ask(service, which)
-    await wait_until(lambda: len(caplog.messages) == 2, "a replay, which brings the same")
-    await ask(service, 3)
-    await wait_until(lambda: len(caplog.messages) == 4, "a start from nothing")
-    assert "not trusted" in caplog.messages[2]
-    instance = service.fleet.get(engine.address)
-    assert instance is not None
-    assert instance.index_state(0) == "partial"
-    before = (await accuracy(service, engine))["not_exact"]
-    for which in (5, 6, 5, 6, 5):
-        await ask(service, which)
-        await known(service, engine, which)
-    after = (await accuracy(service, engine))["not_exact"]
-    assert after["exact"] - before["exact"] == 5
-    assert service.app[SERVICE].accuracy.trusted(engine.address, 0)
+    async with fleet(prefill=2, decode=1, tuning=Tuning(settle_s=0.2, rebuild_first_s=0.1)) as pair:
+        service, (engine, other) = pair.service, pair.engines.prefill
+        await service.admin("/instances/drain", {"type": "prefill", "instance": other.address})
+        pool = engine.model.cache.pool
+        tell, pool._on_removed = pool._on_removed, lambda _: None
+        for which in range(4):
+            await ask(service, which)
+            await known(service, engine, which)
+        await service.settled()
+        assert pool.free_blocks == pool.size - 1
+        pool.release(pool.allocate(pool.free_blocks))  # all is evicted, and nothing said
+        pool._on_removed = tell
+        for which in range(3):
+            await ask(service, which)
+        await wait_until(lambda: len(caplog.messages) == 2, "a replay, which brings the same")
+        await ask(service, 3)
+        await wait_until(lambda: len(caplog.messages) == 4, "a start from nothing")
+        assert "not trusted" in caplog.messages[2]
+        instance = service.fleet.get(engine.address)
+        assert instance is not None
+        assert instance.index_state(0) == "partial"
+        before = (await accuracy(service, engine))["not_exact"]
+        for which in (5, 6, 5, 6, 5):
+            await ask(service, which)
+            await known(service, engine, which)
+        after = (await accuracy(service, engine))["not_exact"]
+        assert after["exact"] - before["exact"] == 5
+        assert service.app[SERVICE].accuracy.trusted(engine.address, 0)
 
 
 async def test_prompts_counted_otherwise_are_told_apart_and_nothing_is_rebuilt() -> None:
-    async with fleet(prefill=1, decode=1) as pair:
-        pair.service.app[SERVICE].accuracy._settle_s = 0.0
+    async with fleet(prefill=1, decode=1, tuning=Tuning(settle_s=0.0)) as pair:
         pair.service.app[SERVICE].director._tokenizer = Miscounting()
         for _ in range(5):
             await ask(pair.service, 1)

@@ -16,6 +16,7 @@ import pytest
 from proxy.config import State
 from proxy.simulation import StandIn
 from proxy.snapshots.directory import StateDirectory
+from proxy.tuning import Tuning
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess
 from tests.helpers.service import Engines, Service, ask, engines, kvproxy, prose, wait_until
@@ -263,10 +264,9 @@ async def test_a_disk_that_hangs_keeps_no_engine_from_coming_up(
 ) -> None:
     let_go = threading.Event()
     monkeypatch.setattr(StateDirectory, "read", lambda *_: let_go.wait(30) and None)
-    monkeypatch.setattr("proxy.snapshots.restorer.READ_S", 0.05)
-    monkeypatch.setattr("proxy.snapshots.keeper.LAST_S", 0.2)
+    impatient = Tuning(read_snapshot_s=0.05, last_snapshots_s=0.2)
     async with engines(1, 1) as made:
-        async with kvproxy(made.config(state=kept(at))) as service:
+        async with kvproxy(made.config(state=kept(at)), tuning=impatient) as service:
             await chat(service, 2)
             await heard_all(service, made)
             assert "the disk does not answer" in (await rank(service, made.prefill[0]))["snapshot"]["why"]
@@ -295,9 +295,7 @@ async def test_an_instance_that_left_leaves_nothing(at: pathlib.Path) -> None:
             assert (await rank(service, stays))["snapshot"]["restored"] == "restored"
 
 
-async def test_snapshots_that_nobody_claims_go_after_an_hour(
-    at: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_snapshots_that_nobody_claims_go_after_an_hour(at: pathlib.Path) -> None:
     first = StateDirectory(at)
     first.write("10.9.9.9:1", 0, b"of an instance that was added at run time")
     first.close()
@@ -305,8 +303,7 @@ async def test_snapshots_that_nobody_claims_go_after_an_hour(
         async with kvproxy(made.config(state=kept(at, 0.02))) as service:
             await chat(service, 2)
             await wait_until(lambda: len(snapshots(at)) == 3, "snapshots")
-        monkeypatch.setattr("proxy.snapshots.keeper.UNCLAIMED_S", 0.0)
-        async with kvproxy(made.config(state=kept(at, 0.02))) as service:
+        async with kvproxy(made.config(state=kept(at, 0.02)), tuning=Tuning(unclaimed_s=0.0)) as service:
             await wait_until(lambda: len(snapshots(at)) == 2, "the removal of what nobody claims")
             assert known(service) == cached(made)
 

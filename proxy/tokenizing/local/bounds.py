@@ -35,6 +35,19 @@ at once look like a frozen engine."""
 IDS_A_TOKEN = 4
 
 
+class Limits(NamedTuple):
+    """How much is read of any prompt; the constants of this module tell why."""
+
+    work_bytes_a_token: int = WORK_BYTES_A_TOKEN
+    least_work_bytes: int = LEAST_WORK_BYTES
+    most_work_bytes: int = MOST_WORK_BYTES
+    most_work_values: int = MOST_WORK_VALUES
+    most_ids: int = MOST_IDS
+
+
+LIMITS = Limits()
+
+
 class Excess(NamedTuple):
     """How much longer than any context a prompt is."""
 
@@ -57,11 +70,14 @@ class Bounds(NamedTuple):
     sure: float = math.inf
     """The same if every instance has told its own: what is longer fits nowhere."""
     characters_a_token: int = UNKNOWN_CHARACTERS_A_TOKEN
+    limits: Limits = LIMITS
 
     @property
     def work_bytes(self) -> float:
         """More JSON text is not read."""
-        return min(max(self.longest * WORK_BYTES_A_TOKEN, LEAST_WORK_BYTES), MOST_WORK_BYTES)
+        limits = self.limits
+        wanted = max(self.longest * limits.work_bytes_a_token, limits.least_work_bytes)
+        return min(wanted, limits.most_work_bytes)
 
     @property
     def most_characters(self) -> float:
@@ -75,7 +91,9 @@ class Bounds(NamedTuple):
     def of_ids(self, count: int) -> Excess | None:
         """What is too much about so many token ids that an engine would shorten, or judge."""
         known = self.longest < math.inf
-        most = max(MOST_IDS, IDS_A_TOKEN * int(self.longest)) if known else MOST_IDS
+        most = self.limits.most_ids
+        if known:
+            most = max(most, IDS_A_TOKEN * int(self.longest))
         return Excess(int(self.longest) if known else 0, count, most_ids=most) if count > most else None
 
     def of_characters(self, characters: int) -> Excess | None:

@@ -1,7 +1,7 @@
 """The tokens of a text are those its tokenizer gives, though only the pieces that were not seen before are
 tokenized.
 
-Cuts are chosen from the left alone: the first safe place after every CHUNK characters of a part. A text that
+Cuts are chosen from the left alone: the first safe place after every `CHUNK` characters of a part. A text that
 grows at its end keeps all its earlier pieces, and so does a document that stands behind the same special
 token.
 """
@@ -46,13 +46,25 @@ class TooLongPieceError(ValueError):
 class PieceCache:
     """Encodes texts piece by piece; may be used from several threads at once."""
 
-    def __init__(self, encode: Encode, cuts: Cuts, max_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        encode: Encode,
+        cuts: Cuts,
+        max_bytes: int = CACHE_BYTES,
+        *,
+        chunk: int = CHUNK,
+        max_piece: int = MAX_PIECE,
+        slice_characters: int = SLICE_CHARACTERS,
+    ) -> None:
         """`encode` is asked for pieces not known, by whichever thread wants them; `max_bytes` bounds what is
-        kept.
+        kept. `chunk`, `max_piece`, `slice_characters`: as the constants of these names.
         """
         self._encode = encode
         self.cuts = cuts
         self._max_bytes = max_bytes
+        self._chunk = chunk
+        self._max_piece = max_piece
+        self._slice_characters = slice_characters
         self._lock = threading.Lock()
         self._known: OrderedDict[str, bytes] = OrderedDict()
         self.held_bytes = 0
@@ -97,7 +109,7 @@ class PieceCache:
                     self._known.move_to_end(part)
                     self.hit_characters += len(part)
         left = sum(map(len, missing))
-        for pieces in _batches(missing):
+        for pieces in batches(missing, self._slice_characters):
             characters = sum(map(len, pieces))
             yield Slice(characters, left)
             left -= characters
@@ -142,20 +154,20 @@ class PieceCache:
 
     def _cut(self, part: str, parts: list[str | bytes]) -> None:
         start, end = 0, len(part)
-        while end - start > CHUNK:
-            last = self._place_to_cut(part, start + CHUNK) if self.cuts.words else None
+        while end - start > self._chunk:
+            last = self._place_to_cut(part, start + self._chunk) if self.cuts.words else None
             if last is None:
                 break
             parts.append(part[start : last.end()])
             start = last.end() + self.cuts.drop_space
-        if end - start > MAX_PIECE:
-            raise TooLongPieceError(f"a piece of more than {MAX_PIECE} characters")
+        if end - start > self._max_piece:
+            raise TooLongPieceError(f"a piece of more than {self._max_piece} characters")
         if start < end:
             parts.append(part[start:])
 
     def _place_to_cut(self, part: str, at: int) -> re.Match[str] | None:
         """The first one from there on, if a piece may be that long."""
-        until = min(len(part), at + MAX_PIECE)
+        until = min(len(part), at + self._max_piece)
         while at < until:
             look = min(at + LOOK_CHARACTERS, until)
             if (
@@ -175,12 +187,12 @@ class PieceCache:
             self.held_bytes -= _size_bytes(*self._known.popitem(last=False))
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def batches(texts: Iterable[str], slice_characters: int) -> Iterator[list[str]]:
     """The same in order, as many at once as make a slice."""
     batch: list[str] = []
     characters = 0
     for text in texts:
-        if batch and characters + len(text) > SLICE_CHARACTERS:
+        if batch and characters + len(text) > slice_characters:
             yield batch
             batch, characters = [], 0
         batch.append(text)

@@ -20,10 +20,10 @@ from proxy.request.json_pieces import decoded_text
 from proxy.tokenizing.local.conversations import UnclearError, conversation_of, is_stub, tools_of
 from proxy.tokenizing.local.exactness import Cuts, cuts_of
 from proxy.tokenizing.local.files import ModelFiles
-from proxy.tokenizing.local.pieces import PieceCache
+from proxy.tokenizing.local.pieces import MAX_PIECE, PieceCache
 from proxy.tokenizing.local.reading import loads
 from proxy.tokenizing.local.templates import ChatTemplate, ChatTemplates
-from proxy.tokenizing.local.turns import Job, Slice, Turns, at_once
+from proxy.tokenizing.local.turns import SLICE_CHARACTERS, Job, Slice, Turns, at_once
 
 INLINE_BYTES = 8192
 """Longer questions leave the event loop: about 2 ms of tokenizing if nothing of it is known."""
@@ -106,8 +106,17 @@ class NotExactError(ValueError):
 class LocalTokenizer:
     """Answers `/tokenize` questions; `close` it in the end."""
 
-    def __init__(self, files: ModelFiles) -> None:
-        """Loads at once, which takes up to a second or two. Raises NotExactError."""
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        slice_characters: int = SLICE_CHARACTERS,
+        max_piece: int = MAX_PIECE,
+    ) -> None:
+        """Loads at once, which takes up to a second or two. Raises NotExactError.
+
+        `slice_characters`, `max_piece`: as the constants of these names.
+        """
         # One thread a prompt: engines may share these cores, and a prompt's pieces are soon done.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.directory = files.directory
@@ -120,8 +129,13 @@ class LocalTokenizer:
         self._around = self._find_around()
         left = files.config.get("truncation_side") == "left"
         self.truncation_side = "left" if left else "right"
-        self.pieces = PieceCache(self._encode, self._cuts(described, files))
-        self._turns = Turns()
+        self.pieces = PieceCache(
+            self._encode,
+            self._cuts(described, files),
+            max_piece=max_piece,
+            slice_characters=slice_characters,
+        )
+        self._turns = Turns(slice_characters=slice_characters)
 
     def close(self) -> None:
         """Take no more questions."""

@@ -59,8 +59,16 @@ class _Turn(Generic[R]):
 class Turns:
     """Shares threads among jobs; used from one event loop. `close` it in the end."""
 
-    def __init__(self, executor: Executor | None = None, threads: int = THREADS) -> None:
-        """`executor`: has so many threads; made here if None."""
+    def __init__(
+        self,
+        executor: Executor | None = None,
+        threads: int = THREADS,
+        slice_characters: int = SLICE_CHARACTERS,
+    ) -> None:
+        """`executor`: has so many threads; made here if None. `slice_characters`: what is more in one turn is
+        a long slice.
+        """
+        self._slice_characters = slice_characters
         self._threads = threads
         self._executor = (
             ThreadPoolExecutor(threads, thread_name_prefix="tokens") if executor is None else executor
@@ -103,7 +111,7 @@ class Turns:
             turn.done.cancel()
             turn.job.close()
             return
-        long = then.characters > SLICE_CHARACTERS
+        long = then.characters > self._slice_characters
         turn.waiting, _ = self._queue.push(
             turn.client, long, then.left, then.characters, turn, needs_place=False
         )

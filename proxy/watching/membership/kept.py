@@ -28,14 +28,18 @@ class Kept:
         model: str,
         flags: Sequence[InstanceSpec],
         why_not: Callable[[InstanceSpec], str | None],
+        *,
+        write_s: float = WRITE_S,
     ) -> None:
         """`flags`: the instances that the command line names. Reads the directory; raises nothing.
 
-        `why_not`: what is not allowed of an instance that no flag names.
+        `why_not`: what is not allowed of an instance that no flag names. `write_s`: how long the disk is
+        waited for.
         """
         self._directory = directory
         self._model = model
         self._flags = flags
+        self._write_s = write_s
         self._thread = DiskThread()
         self._writing: Future[None] | None = None
         self.restored = self._read(why_not)
@@ -77,10 +81,10 @@ class Kept:
             )
 
     async def written(self) -> None:
-        """Wait until the last change is on disk, WRITE_S at most. Raises nothing."""
+        """Wait until the last change is on disk, `write_s` at most. Raises nothing."""
         if self._writing is None:
             return
-        _, late = await asyncio.wait({asyncio.wrap_future(self._writing)}, timeout=WRITE_S)
+        _, late = await asyncio.wait({asyncio.wrap_future(self._writing)}, timeout=self._write_s)
         if late:
             log.warning("the instances are not on disk yet: it does not answer")
 

@@ -2,11 +2,13 @@
 fit never is."""
 
 import asyncio
+import contextlib
 import json
 import pathlib
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -15,16 +17,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.admission import BodyBudget
 from proxy.edge.app_keys import SERVICE
+from proxy.fleet import Fleet
 from proxy.request import dialects
 from proxy.request.dialects import Dialect
 from proxy.request.generation import GenerationRequest, read_request
 from proxy.request.outline import is_large, outline
 from proxy.tokenizing.fields import Ask, Given, Unknowable, what_to_tokenize
-from proxy.tokenizing.local import bounds as module
-from proxy.tokenizing.local import pieces, turns
-from proxy.tokenizing.local.bounds import Bounds, Excess, least_characters
+from proxy.tokenizing.local import pieces
+from proxy.tokenizing.local.bounds import Bounds, Excess, Limits, least_characters
 from proxy.tokenizing.local.tokenizer import LocalTokenizer
+from proxy.tokenizing.prompts import PromptTokenizer
+from proxy.tuning import TUNING, Tuning
 from tests.helpers.service import Pair, fleet, wait_until
 from tests.helpers.tiny_model import write_tiny_model
 
@@ -92,10 +97,8 @@ def test_nothing_is_refused_while_an_instance_has_not_told_its_length() -> None:
     )
 
 
-def test_what_will_hardly_fit_is_left_to_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST_WORK_BYTES", 100)
-    monkeypatch.setattr(module, "WORK_BYTES_A_TOKEN", 0)
-    loose = Bounds(longest=10, sure=10)
+def test_what_will_hardly_fit_is_left_to_engines() -> None:
+    loose = Bounds(longest=10, sure=10, limits=Limits(least_work_bytes=100, work_bytes_a_token=0))
     tools = [{"type": "function", "function": {"name": "f"}}] * 10
     image = {"type": "image_url", "image_url": {"url": "data:" + "A" * 500}}
     for asked, why in (
@@ -110,11 +113,11 @@ def test_what_will_hardly_fit_is_left_to_engines(monkeypatch: pytest.MonkeyPatch
         assert (how.why if isinstance(how, Unknowable) else None) == why
 
 
-def test_many_values_are_not_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_values_are_not_rendered() -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"enum": [1] * 20_000}}}
     assert isinstance(what_to_tokenize(chat(("user", "hi"), tools=[tool])), Ask)
-    monkeypatch.setattr("proxy.tokenizing.fields.MOST_WORK_VALUES", 20_000)
-    how = what_to_tokenize(chat(("user", "hi"), tools=[tool]))
+    few = Bounds(limits=Limits(most_work_values=20_000))
+    how = what_to_tokenize(chat(("user", "hi"), tools=[tool]), few)
     assert isinstance(how, Unknowable)
     assert how.why == "too long"
 
@@ -138,13 +141,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture
-async def pair(model: pathlib.Path) -> AsyncIterator[Pair]:
+@contextlib.asynccontextmanager
+async def served(model: pathlib.Path, tuning: Tuning = TUNING) -> AsyncIterator[Pair]:
     settings = {"root": str(model), "max_model_len": 160}
-    async with fleet(prefill=1, decode=1, stand_in=settings) as made:
+    async with fleet(prefill=1, decode=1, stand_in=settings, tuning=tuning) as made:
         await wait_until(
             lambda: made.service.app[SERVICE].tokenizer.status()["path"] == "local", "the local path"
         )
+        yield made
+
+
+@pytest.fixture
+async def pair(model: pathlib.Path) -> AsyncIterator[Pair]:
+    async with served(model) as made:
         yield made
 
 
@@ -178,18 +187,18 @@ async def test_it_is_refused_in_the_words_of_the_engines_which_hear_nothing_of_i
     assert await service.metric("kvproxy_tokenized_prompts_total") == 0
 
 
-async def test_token_ids_to_be_shortened_have_a_bound(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_IDS", 20_000)
-    members = {"model": "tiny", "max_tokens": 1, "truncate_prompt_tokens": 9, "truncation_side": "left"}
-    answer = await pair.service.ask("/v1/completions", members | {"prompt": [17] * 20_000})
-    assert answer.status == 200
-    assert answer.json["usage"]["prompt_tokens"] == 9
-    before = work(pair)
-    for more in ({}, {"prompt_logprobs": 1}, {"add_special_tokens": None}):
-        refused = await pair.service.ask("/v1/completions", members | more | {"prompt": [17] * 20_001})
-        assert refused.status == 400
-        assert refused.json["error"]["message"] == "prompt has 20001 token ids: at most 20000 are taken"
-    assert work(pair) == before
+async def test_token_ids_to_be_shortened_have_a_bound(model: pathlib.Path) -> None:
+    async with served(model, Tuning(prompts=Limits(most_ids=20_000))) as pair:
+        members = {"model": "tiny", "max_tokens": 1, "truncate_prompt_tokens": 9, "truncation_side": "left"}
+        answer = await pair.service.ask("/v1/completions", members | {"prompt": [17] * 20_000})
+        assert answer.status == 200
+        assert answer.json["usage"]["prompt_tokens"] == 9
+        before = work(pair)
+        for more in ({}, {"prompt_logprobs": 1}, {"add_special_tokens": None}):
+            refused = await pair.service.ask("/v1/completions", members | more | {"prompt": [17] * 20_001})
+            assert refused.status == 400
+            assert refused.json["error"]["message"] == "prompt has 20001 token ids: at most 20000 are taken"
+        assert work(pair) == before
 
 
 @pytest.mark.parametrize(
@@ -218,23 +227,26 @@ def _read(directory: pathlib.Path) -> Any:
     return read_model(directory)
 
 
-async def test_a_piece_that_is_too_long_is_no_answer_here(
-    model: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    local = LocalTokenizer(_read(model))
-    encoded: list[int] = []
-    encode = local.pieces._encode
+class Watched(LocalTokenizer):
+    """Tells what the library is asked to encode."""
 
-    def counted(texts: Sequence[str]) -> list[bytes]:
-        encoded.extend(map(len, texts))
-        return encode(texts)
+    def __init__(self, directory: pathlib.Path, **sizes: int) -> None:
+        self.asked: list[list[int]] = []
+        """The lengths of the texts, by slice."""
+        super().__init__(_read(directory), **sizes)
+        self.asked.clear()
 
-    monkeypatch.setattr(local.pieces, "_encode", counted)
-    monkeypatch.setattr(pieces, "MAX_PIECE", 2000)
+    def _encode(self, texts: Sequence[str]) -> list[bytes]:
+        self.asked.append([*map(len, texts)])
+        return super()._encode(texts)
+
+
+async def test_a_piece_that_is_too_long_is_no_answer_here(model: pathlib.Path) -> None:
+    local = Watched(model, max_piece=2000)
     assert local.answer_now(msgspec.json.encode({"prompt": "<|en" * 1000})) is None
-    assert encoded == []
+    assert local.asked == []
     assert local.answer_now(msgspec.json.encode({"prompt": "some words " * 1000})) is not None
-    assert max(encoded) <= 2000 + pieces.CHUNK
+    assert max(map(max, local.asked)) <= 2000 + pieces.CHUNK
     local.close()
 
 
@@ -269,36 +281,34 @@ def test_tokenizing_takes_little_whatever_the_text(model: pathlib.Path) -> None:
     assert int(words) > 200_000
 
 
-async def test_memory_is_charged_until_the_thread_has_ended(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service = pair.service
-    local = service.app[SERVICE].tokenizer.local
-    assert local is not None
-    at_work, go_on = threading.Event(), threading.Event()
-    slices: list[int] = []
-    encode = local.pieces._encode
+class Slow(Watched):
+    """Encodes once it may."""
 
-    def slow(texts: Sequence[str]) -> list[bytes]:
-        slices.append(len(texts))
-        at_work.set()
-        assert go_on.wait(20)
-        return encode(texts)
+    def __init__(self, directory: pathlib.Path, **sizes: int) -> None:
+        self.at_work, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+        super().__init__(directory, **sizes)
+        self.at_work.clear()
+        self.go_on.clear()
 
-    monkeypatch.setattr(local.pieces, "_encode", slow)
-    monkeypatch.setattr(turns, "SLICE_CHARACTERS", 2000)
-    monkeypatch.setattr(pieces, "SLICE_CHARACTERS", 2000)
-    monkeypatch.setattr(module, "UNKNOWN_CHARACTERS_A_TOKEN", 4000)
-    monkeypatch.setattr(local, "characters_a_token", 4000)
-    asked = asyncio.get_running_loop().create_task(service.complete("some words " * 5000))
-    await asyncio.to_thread(at_work.wait, 20)
-    assert service.app[SERVICE].bodies.held_bytes > 8 * 55_000
+    def _encode(self, texts: Sequence[str]) -> list[bytes]:
+        self.at_work.set()
+        assert self.go_on.wait(20)
+        return super()._encode(texts)
+
+
+async def test_memory_is_charged_until_the_thread_has_ended(model: pathlib.Path) -> None:
+    local, memory = Slow(model, slice_characters=2000), BodyBudget(8 << 20)
+    nobody: Any = None  # is asked
+    tokenizer = PromptTokenizer(Fleet(), nobody, clock=time.monotonic, local=local, memory=memory)
+    tokenizer._parity.learn("engine:8000", "tiny", {})
+    asked = asyncio.get_running_loop().create_task(tokenizer.tokenize(completion("some words " * 5000), []))
+    await asyncio.to_thread(local.at_work.wait, 20)
+    assert memory.held_bytes > 8 * 55_000
     asked.cancel()
     await asyncio.wait({asked})
-    await wait_until(
-        lambda: service.app[SERVICE].bodies.held_bytes < 9 * 55_000, "the end of the request's own lease"
-    )
-    assert service.app[SERVICE].bodies.held_bytes > 8 * 55_000
-    go_on.set()
-    await wait_until(lambda: service.app[SERVICE].bodies.held_bytes == 0, "the end of the thread's work")
-    assert len(slices) <= 2, "who left had more tokenized than the slice that was at work"
+    assert memory.held_bytes > 8 * 55_000
+    local.go_on.set()
+    await wait_until(lambda: memory.held_bytes == 0, "the end of the thread's work")
+    assert len(local.asked) <= 2, "who left had more tokenized than the slice that was at work"
+    await tokenizer.close()

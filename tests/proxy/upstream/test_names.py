@@ -13,6 +13,7 @@ from proxy.fleet import Status
 from proxy.fleet.circuit import Circuit
 from proxy.phases import Role
 from proxy.simulation import StandIn
+from proxy.tuning import Tuning
 from proxy.upstream.client import EngineClient
 from proxy.upstream.names import Names, ResolverError
 from tests.helpers.resolver import Resolver, resolver
@@ -143,11 +144,9 @@ async def test_a_silent_resolver_is_our_own_trouble(resolver: Resolver) -> None:
 
 
 async def test_engines_go_on_serving_while_the_resolver_is_silent(
-    resolver: Resolver, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    resolver: Resolver, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr("proxy.upstream.client.FRESH_S", 0.0)
-    monkeypatch.setattr("proxy.upstream.client.SILENT_S", 0.05)
     async with StandIn() as prefill, StandIn() as decode:
         made = Engines([prefill], [decode], [])
         resolver.says |= {"p.test": ["127.0.0.1"], "d.test": ["127.0.0.1"]}
@@ -155,13 +154,8 @@ async def test_engines_go_on_serving_while_the_resolver_is_silent(
             parse_instance(f"{name}:{engine.address.rpartition(':')[2]}", role)
             for name, engine, role in (("p.test", prefill, Role.PREFILL), ("d.test", decode, Role.DECODE))
         )
-        config = made.config(
-            instances=named,
-            kv_events=False,
-            health=Health(interval_s=0.1, timeout_s=0.5),
-            deadlines=Deadlines(connect_s=0.5),
-        )
-        async with kvproxy(config) as service:
+        config = made.config(instances=named, kv_events=False, health=Health(interval_s=0.1))
+        async with kvproxy(config, tuning=Tuning(name_fresh_s=0.0, resolver_silent_s=0.05)) as service:
             asked = len(resolver.asked)
             resolver.fall_silent()
             answers = await asyncio.gather(*(service.complete([n, 2, 3]) for n in range(20)))

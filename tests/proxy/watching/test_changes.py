@@ -12,7 +12,7 @@ from proxy.edge.app_keys import SERVICE
 from proxy.fleet import Fleet, Instance
 from proxy.phases import Role
 from proxy.simulation.live.faults import Fault
-from proxy.watching import changes
+from proxy.tuning import Tuning
 from proxy.watching.changes import SILENT_S, Changes
 from tests.helpers.service import engines, fleet, kvproxy, wait_until
 
@@ -59,7 +59,7 @@ class Told:
 
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture) -> Told:
-    caplog.set_level(logging.INFO, changes.__name__)
+    caplog.set_level(logging.INFO, Changes.__module__)
     return Told()
 
 
@@ -186,14 +186,15 @@ def test_an_engine_that_is_up_and_unheard_is_told_once_until_it_is_heard(
 
 
 async def test_a_wrong_event_port_is_told_in_the_log_and_in_the_status(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(changes, "SILENT_S", 0.3)
+    soon = Tuning(silent_s=0.3)
     async with engines(prefill=1, decode=1) as made:
         wrong = "tcp://127.0.0.1:1"
         told = parse_instance(f"{made.prefill[0].address}?events={wrong}", Role.PREFILL)
         config = made.config()
-        async with kvproxy(made.config(instances=(told, config.instances[1])), ready=False) as service:
+        config = made.config(instances=(told, config.instances[1]))
+        async with kvproxy(config, ready=False, tuning=soon) as service:
             await wait_until(lambda: "no KV events come from" in caplog.text, "the warning")
             (rank,) = (await service.ask("/status")).json["instances"][0]["ranks"]
             assert rank["why"] == f"no KV events come from {wrong}"

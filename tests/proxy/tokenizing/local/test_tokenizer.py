@@ -1,9 +1,9 @@
 """The tokenizer in this process gives what vLLM gave for the same requests, or leaves them to engines."""
 
-import functools
 import json
 import pathlib
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from proxy.request import dialects
 from proxy.request.generation import read_request
 from proxy.tokenizing import LocalTokenizer, NotExactError, find_model, read_model
 from proxy.tokenizing.fields import Ask, what_to_tokenize
-from proxy.tokenizing.local.pieces import _batches
+from proxy.tokenizing.local.pieces import batches
 from proxy.tokenizing.local.templates import ChatTemplate, TemplateRefusedError
 from tests.helpers.tiny_model import write_tiny_model
 
@@ -122,32 +122,31 @@ def test_a_tool_call_that_no_tokenizer_reads_is_left_to_engines(
     assert ours is None or ours.tolist()
 
 
-def test_what_the_tokenizer_is_given_at_once_is_bounded(
-    models: dict[str, LocalTokenizer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_tokenizer_is_given_at_once_is_bounded(models: dict[str, LocalTokenizer]) -> None:
     texts = ["word " * n for n in (1, 30, 2, 3, 40, 1)]
-    monkeypatch.setattr("proxy.tokenizing.local.pieces.SLICE_CHARACTERS", 40)
-    batches = list(_batches(texts))
-    assert [text for batch in batches for text in batch] == texts
-    assert all(len(batch) == 1 or sum(map(len, batch)) <= 40 for batch in batches)
+    slices = list(batches(texts, 40))
+    assert [text for batch in slices for text in batch] == texts
+    assert all(len(batch) == 1 or sum(map(len, batch)) <= 40 for batch in slices)
     chat = "<|turn|>".join(texts) * 20
-    whole = models["chatml"]._tokenizer.encode(chat, add_special_tokens=False).ids
-    assert models["chatml"].pieces.encode(chat).tolist() == whole
+    tokenizer = LocalTokenizer(read_model(models["chatml"].directory), slice_characters=40)
+    whole = tokenizer._tokenizer.encode(chat, add_special_tokens=False).ids
+    assert tokenizer.pieces.encode(chat).tolist() == whole
+    tokenizer.close()
 
 
 async def test_long_questions_leave_the_event_loop_and_have_the_same_answer(
-    models: dict[str, LocalTokenizer], monkeypatch: pytest.MonkeyPatch
+    models: dict[str, LocalTokenizer],
 ) -> None:
     question = msgspec.json.encode({"prompt": "some text, and more. " * 2000})
     threads = []
-    encode = LocalTokenizer._encode
 
-    def seen(self: LocalTokenizer, texts: Any) -> Any:
-        threads.append(threading.current_thread())
-        return encode(self, texts)
+    class Seen(LocalTokenizer):
+        def _encode(self, texts: Sequence[str]) -> list[bytes]:
+            threads.append(threading.current_thread())
+            return super()._encode(texts)
 
-    tokenizer = models["chatml"]
-    monkeypatch.setattr(tokenizer.pieces, "_encode", functools.partial(seen, tokenizer))
+    tokenizer = Seen(read_model(models["chatml"].directory))
+    threads.clear()
     answer = await tokenizer.answer(question)
     assert threads
     assert threading.main_thread() not in threads
@@ -155,6 +154,7 @@ async def test_long_questions_leave_the_event_loop_and_have_the_same_answer(
     del threads[:]
     assert await tokenizer.answer(b'{"prompt": "something short"}') is not None
     assert threads == [threading.main_thread()]
+    tokenizer.close()
 
 
 def special(tmp_path: pathlib.Path, processor: dict[str, Any] | None) -> LocalTokenizer:
