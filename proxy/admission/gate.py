@@ -60,16 +60,15 @@ class Gate:
         failed: Collection[str] = (),
         prefill_on: str | None = None,
     ) -> Admitted:
-        """Wait until a request may go on, as `Lanes.offer` says. Raises RequestError, and what a policy
-        raises.
+        """Wait until a request may go on, as `Lanes.offer` says; its claims are held from the decision on.
 
-        May be cancelled, and then leaves the queue.
+        Raises RequestError, and what a policy raises. May be cancelled, and then leaves the queue, and holds
+        nothing.
         """
         turn = self._lanes.turn(ticket, question, failed=failed, prefill_on=prefill_on)
         outcome = self._tell(self._lanes.offer(turn, self._clock()), turn) or await self._wait(turn)
         if isinstance(outcome, Refusal):
             raise outcome.error
-        outcome.release()  # its request takes the same claims before anybody else runs
         return outcome.admitted
 
     def close(self) -> None:
@@ -138,4 +137,4 @@ def _was_told(told: "asyncio.Future[Outcome]") -> bool:
 def _give_back(outcome: Outcome) -> None:
     """Nobody is there to go on."""
     if isinstance(outcome, Grant):
-        outcome.release()
+        outcome.admitted.close()

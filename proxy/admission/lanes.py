@@ -3,7 +3,8 @@
 Pure: times are passed in, and what was decided comes out as grants and refusals. Nothing polls: the queue is
 looked at when a claim ends, when an instance becomes usable or not, when the moment of one that said it is
 full is over, and when somebody leaves it. Then as many are let in as fit, and nobody else is looked at. What
-is let in holds its claims from the moment of the decision, so those let in together see each other.
+is let in holds its claims from the moment of the decision, so those let in together see each other; they pass
+to whoever goes on with it, and are never let go of in between.
 
 A request that waits for room keeps it: an instance that is full for the request whose turn it is stays closed
 for all behind it, so a long prompt is not starved by short ones. A request that waits for an instance to
@@ -11,8 +12,7 @@ become usable keeps no room, and neither does one that waits for another request
 """
 
 from collections.abc import Callable, Collection, Hashable
-from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -143,20 +143,19 @@ class Lanes:
             return [Refusal(turn, self._refusals.stopping())]
         try:
             if self._time_is_up(ticket, now):
-                admitted = self._try(turn)
-                if admitted is None or ticket.turned_away_by & _chosen(admitted.decision):
+                place = self._try(turn)
+                if place is None or ticket.turned_away_by & _chosen(place.decision):
                     turn.lack = (turn.lack or Lack())._replace(engines_full=True)
                     return [self._timed_out(turn, now)]
             else:
                 behind = self._running.holds_back(ticket) or (
                     len(self._queue) and self._queue.waits_in(turn.lane)
                 )
-                admitted = None if behind else self._try(turn)
+                place = None if behind else self._try(turn)
         except Exception as error:  # noqa: BLE001  # it is told to the one who asked
             return [Refusal(turn, error)]
-        if admitted is not None:
-            self._running.let_in(ticket)
-            return [Grant(turn, admitted)]
+        if place is not None:
+            return [self._grant(turn, place)]
         return [self._timed_out(turn, now)] if self.left_s(turn) <= 0 else self._push(turn, now)
 
     def changed(self, now: float, gone: Callable[[Turn], bool] = lambda _: False) -> list[Outcome]:
@@ -173,18 +172,17 @@ class Lanes:
                 self._queue.drop(waiting)
                 continue
             try:
-                admitted = self._try(turn)
+                place = self._try(turn)
             except Exception as error:  # noqa: BLE001  # a policy that fails fails its request, not the queue
                 outcomes.append(self._refuse(turn, error, now))
                 continue
-            if admitted is None:
+            if place is None:
                 self._block(turn)
             else:
                 self._queue.take(waiting)
                 self._waits_no_more(turn, now)
-                self._running.let_in(turn.ticket)
                 self._rate.left(now)
-                outcomes.append(Grant(turn, admitted, self._reserve(admitted)))
+                outcomes.append(self._grant(turn, place))
         return outcomes
 
     def leave(self, turn: Turn, now: float) -> None:
@@ -230,7 +228,7 @@ class Lanes:
             return False
         return max(now - ticket.turned_away_at, ticket.waited_s) >= self._rules.admission.queue_timeout_s
 
-    def _try(self, turn: Turn) -> Admitted | None:
+    def _try(self, turn: Turn) -> "_Place | None":
         """Place it if it can be placed now. Raises RequestError if it is not to wait either."""
         question = turn.question
         decision = self._decide(turn, question)
@@ -244,7 +242,24 @@ class Lanes:
                 turn.lack = lack_of(question, decision)
         elif turn.lack.missing:
             self._check_served(question)
-        return Admitted(question, decision) if decision.admissible else None
+        return _Place(question, decision) if decision.admissible else None
+
+    def _grant(self, turn: Turn, place: "_Place") -> Grant:
+        """Let it in: its legs count and its blocks are expected from now on."""
+        self._running.let_in(turn.ticket)
+        question, decision = place
+        prefill, decode = decision.prefill.chosen, decision.decode.chosen
+        if prefill is None or decode is None:
+            raise RuntimeError("a request without a place was let in")
+        claim = self._placement.claim
+        admitted = Admitted(
+            question,
+            decision,
+            decode=claim(decode, Phase.DECODE, question),
+            prefill=None if decision.one_leg else claim(prefill, Phase.PREFILL, question),
+            expected=self._placement.expect(prefill, question),
+        )
+        return Grant(turn, admitted)
 
     def _decide(self, turn: Turn, question: Question) -> Decision:
         return self._placement.decide(
@@ -351,18 +366,12 @@ class Lanes:
             self._kept.clear()
         self._wake()
 
-    def _reserve(self, admitted: Admitted) -> Callable[[], None]:
-        """Count its legs and expect its blocks until it does so itself."""
-        question, decision = admitted
-        prefill, decode = decision.prefill.chosen, decision.decode.chosen
-        if prefill is None or decode is None:
-            raise RuntimeError("a request without a place was let in")
-        reserved = ExitStack()
-        reserved.enter_context(self._placement.claim(decode, Phase.DECODE, question))
-        if not decision.one_leg:
-            reserved.enter_context(self._placement.claim(prefill, Phase.PREFILL, question))
-        reserved.callback(self._placement.expect(prefill, question), False)
-        return reserved.close
+
+class _Place(NamedTuple):
+    """Where a request can go now."""
+
+    question: Question
+    decision: Decision
 
 
 def _chosen(decision: Decision) -> set[str]:

@@ -7,16 +7,45 @@ from typing import NamedTuple, TypeAlias
 from proxy.admission.lacks import Lack
 from proxy.admission.ticket import Ticket
 from proxy.fair_queue import Waiting
+from proxy.fleet import Claim
 from proxy.scheduling.decision import Decision
+from proxy.scheduling.placement import Expectation
 from proxy.scheduling.question import Question
 
 
-class Admitted(NamedTuple):
-    """A request may go on, at once: whoever awaits this takes its claims before awaiting anything else."""
+class Admitted:
+    """A request may go on: its legs count, and its blocks are expected, from the moment of the decision on.
 
-    question: Question
-    """What was asked; changed if a decode instance is to serve it all."""
-    decision: Decision
+    Whoever has one MUST see to its end. Either it is closed, or each part of it is ended by itself; each ends
+    once, and to end it again does nothing.
+    """
+
+    __slots__ = ("decision", "decode", "expected", "prefill", "question")
+
+    def __init__(
+        self,
+        question: Question,
+        decision: Decision,
+        *,
+        prefill: Claim | None,
+        decode: Claim,
+        expected: Expectation,
+    ) -> None:
+        """`question`: what was asked, changed if a decode instance is to serve it all; `prefill`: None where
+        one instance does.
+        """
+        self.question = question
+        self.decision = decision
+        self.prefill = prefill
+        self.decode = decode
+        self.expected = expected
+
+    def close(self) -> None:
+        """Nobody goes on with it."""
+        if self.prefill is not None:
+            self.prefill.end()
+        self.expected.settle(came=False)
+        self.decode.end()
 
 
 class Turn:
@@ -52,18 +81,11 @@ class Turn:
         return self.question.model, self.question.whole, self.again, self._fitting()
 
 
-def _nothing() -> None:
-    """Nothing was reserved."""
-
-
 class Grant(NamedTuple):
-    """A turn is let in."""
+    """A turn is let in; if nobody is there to go on, what it holds is to be closed."""
 
     turn: Turn
     admitted: Admitted
-    release: Callable[[], None] = _nothing
-    """Ends what is counted for it until its request counts for itself: to be called in the same moment,
-    once."""
 
 
 class Refusal(NamedTuple):

@@ -21,6 +21,22 @@ from proxy.scheduling.types import AnyPolicy, Candidate, LegPolicy, Policy
 from proxy.scheduling.view import USUAL_BLOCK_SIZE, Load, Viewer, own_load
 
 
+class Expectation:
+    """Blocks that a leg will bring to a rank; settled once."""
+
+    __slots__ = ("_settle",)
+
+    def __init__(self, settle: Callable[[bool], None] | None = None) -> None:
+        """`settle` is told whether they were computed; None where no prompt is known, so none is expected."""
+        self._settle = settle
+
+    def settle(self, *, came: bool) -> None:
+        """The leg has ended; `came`: the blocks were computed. A second call does nothing."""
+        settle, self._settle = self._settle, None
+        if settle is not None:
+            settle(came)
+
+
 class Placement:
     """Answers questions with decisions and keeps the claims and predictions that follow from them."""
 
@@ -103,20 +119,17 @@ class Placement:
         weight = question.leg_weight_tokens(phase, candidate.uncached_tokens)
         return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight)
 
-    def expect(self, candidate: Candidate, question: Question) -> Callable[[bool], None]:
-        """Predict the prompt's blocks on the chosen prefill candidate.
-
-        Call what is returned when the leg has ended, with whether the blocks were computed.
-        """
+    def expect(self, candidate: Candidate, question: Question) -> Expectation:
+        """Expect the prompt's blocks on the chosen prefill candidate, until its leg ends."""
         if question.prompt is None:
-            return lambda _came: None
+            return Expectation()
         keys = self._index.keys(question.prompt, candidate.instance, candidate.rank, USUAL_BLOCK_SIZE)
         self._predicted.expect(candidate.instance, candidate.rank, keys)
 
         def settle(came: bool) -> None:
             self._predicted.settle(candidate.instance, candidate.rank, keys, self._clock(), came=came)
 
-        return settle
+        return Expectation(settle)
 
     def compare(self, candidate: Candidate, question: Question) -> Comparison | None:
         """A leg goes to the candidate now: what the index said will be compared with what its engine reports.

@@ -16,22 +16,9 @@ from contextlib import ExitStack
 import msgspec
 
 from proxy.admission import ENGINES_FULL, Gate
-from proxy.caches.accuracy import Comparison
 from proxy.config import Rules
 from proxy.connectors.base import Connector
-from proxy.errors import (
-    RETRY_SOON,
-    BadRequestError,
-    ConnectTimeoutError,
-    DeadlineError,
-    EngineFailedError,
-    GatewayTimeoutError,
-    NoSocketError,
-    RequestError,
-    UnavailableError,
-    UnresolvedError,
-    nothing_usable,
-)
+from proxy.errors import BadRequestError, RequestError
 from proxy.fair_queue import ANONYMOUS
 from proxy.fleet import Fleet
 from proxy.headers import Headers
@@ -39,24 +26,25 @@ from proxy.phases import Phase, Role
 from proxy.request.generation import GenerationRequest
 from proxy.request.weights import generated_tokens
 from proxy.scheduling.decision import Decision
-from proxy.scheduling.lengths import longest_context, too_many_characters, too_many_tokens
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
-from proxy.scheduling.types import Candidate
 from proxy.serving.attempts import Attempts
-from proxy.serving.custody import Due, Hold
+from proxy.serving.custody import Due
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.handover.releases import Releases
 from proxy.serving.healing import Healing
+from proxy.serving.learning import Learning
 from proxy.serving.legs.decode import DecodeLegs
-from proxy.serving.legs.leg import AttemptFailedError, Legs, Reason, chosen_of
+from proxy.serving.legs.leg import AttemptFailedError, Legs, Reason
 from proxy.serving.legs.prefill import PrefillLegs
 from proxy.serving.lists import serve_list
+from proxy.serving.placed import Placed
 from proxy.serving.ports import Accounts, Client, Tokenizer, Watch
 from proxy.serving.retry_budget import RetryBudget, backoff_s
+from proxy.serving.unserved import too_long, unanswered
 from proxy.serving.waits import WAITS, Waits
 from proxy.tasks import TaskOwner
-from proxy.tokenizing import Excess, Tokenized
+from proxy.tokenizing import Tokenized
 
 
 class Director:
@@ -91,14 +79,14 @@ class Director:
         self._tasks = tasks
         self._clock = clock
         self._budget_wait_s = waits.budget_wait_s
-        self._lease_s = lease_s
+        self._lease_s = lease_s if connector.holds else math.inf
         self._rules = rules
         self._budget = RetryBudget(lambda: rules.retries.budget)
         self._rng = rng or random.Random()  # noqa: S311  # pauses are no secret
         self._releases = Releases(fleet, connector, client, accounts, clock, waits)
-        self._legs = Legs(fleet, placement, client, watch, clock)
+        self._legs = Legs(fleet, client, watch, clock)
+        self._learning = Learning(fleet, tokenizer, watch, accounts, clock)
         self._prefill = PrefillLegs(
-            placement=placement,
             connector=connector,
             legs=self._legs,
             releases=self._releases,
@@ -106,7 +94,7 @@ class Director:
             tasks=tasks,
             clock=clock,
             rules=rules,
-            learn=self._learn,
+            learning=self._learning,
             healing=healing,
             waits=waits,
         )
@@ -119,7 +107,7 @@ class Director:
             clock=clock,
             rules=rules,
             healing=healing,
-            differ=self._differ,
+            learning=self._learning,
         )
 
     async def explain(self, request: GenerationRequest, headers: Headers) -> tuple[Decision, Tokenized]:
@@ -166,7 +154,7 @@ class Director:
             self._accounts.tokens_unknown(tokenized.why_unknown)
         if tokenized.excess is not None:
             self._accounts.refused("too_long")
-            raise self._too_long(call.request, tokenized.excess)
+            raise too_long(self._fleet, call.request, tokenized.excess)
         kept.enter_context(self._budget.request())
         return await self._served(call, question, tokenized.kind, avoid)
 
@@ -175,25 +163,20 @@ class Director:
         attempts = Attempts(self._rules.retries.max_attempts, avoid)
         with ExitStack() as retry:  # what a paid attempt gives back
             while True:
-                # What is let in takes its claims below before anything else runs: nothing is awaited between.
                 try:
-                    question, decision = await self._gate.admit(
+                    admitted = await self._gate.admit(
                         call.ticket, question, failed=attempts.avoid, prefill_on=attempts.prefill_on
                     )
                 except RequestError as error:
                     if (attempts.reply is None and attempts.failure is None) or error.reason == ENGINES_FULL:
                         raise
                     break
-                call.trace.attempts += 1
-                if (last := attempts.last) is None:
-                    self._accounts.decided(self._clock() - call.started_at - call.ticket.waited_s)
-                else:
-                    self._accounts.retried(last.phase, last.instance, last.reason)
+                question = admitted.question
+                lease_s, avoid = self._lease_s, attempts.avoid
+                placed = Placed(admitted, self._placement, kind=kind, lease_s=lease_s, avoid=avoid)
                 try:
-                    if decision.one_leg:
-                        reply = await self._decode.run_whole(call, question, decision, kind)
-                    else:
-                        reply = await self._two_legs(call, question, decision, kind, attempts)
+                    with placed:
+                        reply = await self._attempt(call, placed, attempts.last)
                 except AttemptFailedError as failure:
                     attempts.failed_by(failure)
                     if failure.reason is Reason.FULL:
@@ -209,7 +192,7 @@ class Director:
                     break
         if attempts.reply is not None:
             return attempts.reply
-        raise self._unanswered(question.model, attempts.failure)
+        raise unanswered(self._fleet, question.model, attempts.failure)
 
     async def _another(self, attempts: Attempts, retry: ExitStack) -> bool:
         """Whether to try again; returns when it is time to. `retry` gets what is to be given back after the
@@ -243,29 +226,32 @@ class Director:
         self._accounts.retry_refused(failure.phase)
         return False
 
-    async def _two_legs(
-        self, call: Call, question: Question, decision: Decision, kind: str, attempts: Attempts
-    ) -> Reply:
-        with ExitStack() as stack:
-            # Claimed before the prefill leg, so that the decisions of a burst see each other's decode legs.
-            self._legs.claim(stack, chosen_of(decision, Phase.DECODE), Phase.DECODE, question)
-            lease_s = self._lease_s if self._connector.holds else math.inf
-            hold = Hold(chosen_of(decision, Phase.PREFILL).instance, lease_s=lease_s)
-            reply = await self._prefill.run(call, question, decision, kind, hold)
-            if reply is not None:
-                return reply
-            tried: list[str] = []
-            try:
-                return await self._decode.run(call, question, decision, hold, attempts.avoid, tried, stack)
-            finally:
-                if self._connector.holds:
-                    self._settle(call, hold, tried)
+    async def _attempt(self, call: Call, placed: Placed, last: AttemptFailedError | None) -> Reply:
+        """The reply of one attempt, after one that ended like `last`. Raises AttemptFailedError."""
+        call.trace.attempts += 1
+        if last is None:
+            self._accounts.decided(self._clock() - call.started_at - call.ticket.waited_s)
+        else:
+            self._accounts.retried(last.phase, last.instance, last.reason)
+        self._legs.check_there(placed)
+        if placed.one_leg:
+            return await self._decode.run_whole(call, placed)
+        reply = await self._prefill.run(call, placed)
+        if reply is not None:
+            return reply
+        try:
+            return await self._decode.run(call, placed)
+        finally:
+            if self._connector.holds:
+                self._settle(call, placed)
 
-    def _settle(self, call: Call, hold: Hold, tried: list[str]) -> None:
+    def _settle(self, call: Call, placed: Placed) -> None:
         """No decode leg will carry the hold any more."""
+        hold = placed.hold
         hold.give_up()
         if hold.due(self._clock()) is Due.RELEASE:
-            self._tasks.create(self._releases.release(call, hold, tried), name=f"release {call.leg_id}")
+            release = self._releases.release(call, hold, placed.tried)
+            self._tasks.create(release, name=f"release {call.leg_id}")
         else:
             self._releases.ended(hold)
 
@@ -294,62 +280,6 @@ class Director:
         room = self._fleet.max_model_len - (question.prompt_tokens or 0)
         generated = generated_tokens(request, room, self._rules.admission.expected_answer_tokens)
         return msgspec.structs.replace(question, generated_tokens=generated), tokenized
-
-    def _unanswered(self, model: str, last: AttemptFailedError | None) -> RequestError:
-        """The error of a request that no engine had a word for."""
-        cause = last.cause if last is not None else None
-        if isinstance(cause, NoSocketError):
-            return UnavailableError(
-                f"kvproxy can open no more connections ({cause.words})", headers=RETRY_SOON
-            )
-        if isinstance(cause, UnresolvedError):
-            return UnavailableError(f"kvproxy cannot find its engines ({cause.words})", headers=RETRY_SOON)
-        if isinstance(cause, DeadlineError | ConnectTimeoutError):
-            return GatewayTimeoutError(f"no engine answered in time: {cause.words}")
-        missing = [
-            phase for phase in Phase if not any(i.why_unusable(model) is None for i in self._fleet.of(phase))
-        ]
-        if missing or last is None:
-            return nothing_usable(missing)
-        return EngineFailedError(f"no engine answered: {cause.words if cause else last}")
-
-    def _too_long(self, request: GenerationRequest, excess: Excess) -> BadRequestError:
-        """What an engine would say of a prompt that not even the longest context holds."""
-        listing = [i for i in self._fleet if request.model in i.models]
-        context = int(longest_context(listing, alone=request.whole) or excess.context_tokens)
-        if excess.most_ids is not None:
-            return BadRequestError(
-                f"prompt has {excess.tokens} token ids: at most {excess.most_ids} are taken", param="prompt"
-            )
-        if excess.tokens is not None:
-            return too_many_tokens(context, excess.tokens)
-        return too_many_characters(context, excess.characters, excess.characters_a_token)
-
-    def _differ(self, instance: str, kind: str) -> None:
-        """An instance has counted a prompt's tokens otherwise than we."""
-        self._accounts.tokens_differ(instance)
-        self._tokenizer.distrust(kind)
-
-    def _learn(
-        self, chosen: Candidate, question: Question, hold: Hold, kind: str, comparison: Comparison | None
-    ) -> None:
-        """Compare what the engine says of the prompt with what we thought."""
-        handoff = hold.handoff
-        ours = question.prompt_tokens
-        predicted = chosen.cached_tokens
-        if ours is not None and handoff.prompt_tokens is not None and ours != handoff.prompt_tokens:
-            self._differ(chosen.instance, kind)
-            predicted = None
-        if comparison is not None:
-            differ = self._tokenizer.is_distrusted(kind)
-            comparison.answered(handoff.cached_tokens, self._clock(), tokens_differ=differ)
-        reported = handoff.cached_tokens
-        if question.prefix_only and comparison is not None and reported is not None:
-            reported = comparison.reported * comparison.block_size  # nothing was predicted of what follows
-        self._accounts.prefilled(chosen.instance, handoff.prompt_tokens, predicted, reported)
-        instance = self._fleet.get(chosen.instance)
-        if instance is not None and handoff.engine_id is not None:
-            self._watch.process_seen(instance, chosen.rank, handoff.engine_id)
 
 
 def _instances(decision: Decision | None) -> set[str]:

@@ -5,21 +5,23 @@ Only clock and engines are simulated. What happens is a heap of moments; at each
 
 import heapq
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
 from kvevents import AllBlocksCleared, BlockRemoved, BlockStored, Event, PrefixIndex, Prompt
-from proxy.admission import Lanes, Ticket
+from proxy.admission import Admitted, Lanes, Ticket
 from proxy.admission.turns import Outcome, Refusal, Turn
 from proxy.config import Admission, Config, Rules, parse_instance
 from proxy.errors import RequestError
 from proxy.fleet import Fleet, Instance, ModelCard
-from proxy.phases import Phase, Role
+from proxy.phases import Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
 from proxy.scheduling.types import AnyPolicy, Candidate
+from proxy.serving.placed import Placed
 from proxy.simulation import EngineModel, EngineShape
 from proxy.simulation.engine.latency import Linear
 from proxy.simulation.engine.request import Request, Sampling
@@ -249,13 +251,8 @@ class Simulated:
                 assert isinstance(outcome.error, RequestError), outcome.error
                 asked.refused = outcome.error.reason
                 continue
-            question, decision = outcome.admitted
-            prefill, decode = decision.prefill.chosen, decision.decode.chosen
-            assert prefill is not None
-            assert decode is not None
             asked.waited_s = self.world.now - asked.at
-            self._prefill(asked, outcome.turn.ticket, question, prefill, decode)
-            outcome.release()
+            self._prefill(asked, outcome.turn.ticket, outcome.admitted)
             self._check_limits()
 
     def _check_limits(self) -> None:
@@ -266,14 +263,12 @@ class Simulated:
 
     # -- one request, as the director serves it -------------------------------------------------------------
 
-    def _prefill(
-        self, asked: Asked, ticket: Ticket, question: Question, prefill: Candidate, decode: Candidate
-    ) -> None:
-        whole, first = ExitStack(), ExitStack()
+    def _prefill(self, asked: Asked, ticket: Ticket, admitted: Admitted) -> None:
+        placed = Placed(admitted, self.placement, kind="tokens", lease_s=math.inf)
+        prefill, decode = placed.prefill, placed.decode
+        whole = ExitStack()
         whole.enter_context(ticket.kept())
-        whole.enter_context(self.placement.claim(decode, Phase.DECODE, question))
-        first.enter_context(self.placement.claim(prefill, Phase.PREFILL, question))
-        settle = self.placement.expect(prefill, question)
+        whole.enter_context(placed)
         asked.predicted_tokens = prefill.cached_tokens or 0
         leg = Request(
             f"{asked.number}-prefill", list(asked.tokens), Sampling(1), arrived_s=self.world.now, hold=True
@@ -282,8 +277,7 @@ class Simulated:
         def token(output: Output) -> None:
             assert output.params is not None
             asked.reused_tokens = leg.local_hit
-            first.close()
-            settle(True)
+            placed.computed(came=True)
             self._decode(asked, decode, output, whole)
 
         self._legs[leg.id] = token

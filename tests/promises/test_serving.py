@@ -11,6 +11,7 @@ import pytest
 
 from kvevents import Prompt
 from proxy.edge.app_keys import SERVICE
+from proxy.serving.director import Director
 from proxy.simulation import StandIn
 from proxy.tokenizing import Tokenized
 from tests.helpers.service import ADMIN_KEY, UNHURRIED, ask, engines, fleet, kvproxy, prose, wait_until
@@ -301,10 +302,15 @@ class Miscounting:
     def is_distrusted(self, kind: str) -> bool:
         return kind in self.distrusted
 
+    def counts_for(self, director: Director) -> "Miscounting":
+        """In place of the tokenizer it has."""
+        director._tokenizer = director._learning._tokenizer = self
+        return self
+
 
 async def test_a_prompt_the_engine_counts_otherwise_is_counted_and_its_kind_distrusted() -> None:
     async with fleet(prefill=1, decode=1) as pair:
-        tokenizer = pair.service.app[SERVICE].director._tokenizer = Miscounting()
+        tokenizer = Miscounting().counts_for(pair.service.app[SERVICE].director)
         assert (await pair.service.complete("hello")).status == 200
         assert tokenizer.distrusted == ["a kind"]
         assert await pair.service.metric("kvproxy_token_count_differences_total") == 1

@@ -227,7 +227,7 @@ async def test_an_engine_that_hides_its_evictions_is_started_over(caplog: pytest
 
 async def test_prompts_counted_otherwise_are_told_apart_and_nothing_is_rebuilt() -> None:
     async with fleet(prefill=1, decode=1, tuning=Tuning(settle_s=0.0)) as pair:
-        pair.service.app[SERVICE].director._tokenizer = Miscounting()
+        Miscounting().counts_for(pair.service.app[SERVICE].director)
         for _ in range(5):
             await ask(pair.service, 1)
         shown = await accuracy(pair.service, pair.engines.prefill[0])

@@ -2,10 +2,8 @@
 again.
 """
 
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Callable
 
-from proxy.caches.accuracy import Comparison
 from proxy.config import Rules
 from proxy.connectors.base import Connector
 from proxy.errors import ConnectFailedError, LegError, NotSentError, StreamFailedError
@@ -13,20 +11,15 @@ from proxy.fleet import Fleet
 from proxy.phases import Phase
 from proxy.request.body import Encoded
 from proxy.request.deadlines import within
-from proxy.request.dialects import Dialect, Usage
 from proxy.request.judging import without_params
-from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
-from proxy.scheduling.question import Question
-from proxy.scheduling.types import Candidate
 from proxy.serving.custody import Due, Hold
 from proxy.serving.exchange import Call, EngineStream, Reply, as_unary
 from proxy.serving.healing import Healing
-from proxy.serving.legs.leg import AttemptFailedError, Legs, chosen_of
+from proxy.serving.learning import Learning
+from proxy.serving.legs.leg import AttemptFailedError, Legs
+from proxy.serving.placed import Placed
 from proxy.serving.ports import Accounts
-
-MAX_READ_BYTES = 64 << 10
-"""Of the answer of an engine that serves a request whole: reading one for its usage takes 0.02 ms."""
 
 
 class DecodeLegs:
@@ -43,9 +36,8 @@ class DecodeLegs:
         clock: Callable[[], float],
         rules: Rules,
         healing: Healing,
-        differ: Callable[[str, str], None],
+        learning: Learning,
     ) -> None:
-        """`differ` is told of an instance that counted a prompt otherwise, and of how it was tokenized."""
         self._fleet = fleet
         self._placement = placement
         self._connector = connector
@@ -54,74 +46,39 @@ class DecodeLegs:
         self._clock = clock
         self._rules = rules
         self._healing = healing
-        self._differ = differ
+        self._learning = learning
 
-    async def run_whole(self, call: Call, question: Question, decision: Decision, kind: str) -> Reply:
-        """Have one instance serve the whole request; `kind` is how its prompt was tokenized. Raises
-        AttemptFailedError.
-        """
-        chosen = chosen_of(decision, Phase.DECODE)
-        settle = self._placement.expect(chosen, question)
-        # What cannot be split is mostly what an engine computes in full, whatever it has cached.
-        comparison = None if call.request.whole else self._placement.compare(chosen, question)
+    async def run_whole(self, call: Call, placed: Placed) -> Reply:
+        """Have one instance serve the whole request. Raises AttemptFailedError."""
+        chosen = placed.decode
+        if not call.request.whole:  # what cannot be split is mostly computed in full, whatever is cached
+            placed.compares()
         came = False
         try:
-            with ExitStack() as stack:
-                self._legs.claim(stack, chosen, Phase.DECODE, question)
-                asked = self._healing.asking(call, chosen, question)
+            with placed.decode_leg:
+                asked = self._healing.asking(call, chosen, placed.question)
                 body = call.request.body
-                reply = await self._answered(call, (asked or body).to_send(), decision, stack, hold=None)
+                reply = await self._answered(call, placed, (asked or body).to_send())
                 if asked is not None and 400 <= reply.status < 500:  # that may be why
-                    reply = await self._answered(call, body.to_send(), decision, stack, hold=None)
+                    reply = await self._answered(call, placed, body.to_send())
                     if reply.status == 200:
                         self._healing.refused(chosen)
                 came = reply.status == 200
-                if came and comparison is not None:
-                    self._compare(comparison, chosen, question, reply, kind, call.request.dialect)
+                if came:
+                    self._learning.served_whole(placed, reply, call.request.dialect)
                 return reply
         except LegError as error:
             self._legs.failed(error)
             raise AttemptFailedError(Phase.DECODE, chosen.instance, cause=error) from error
         finally:
-            settle(came)
-            if comparison is not None:
-                comparison.drop()
+            placed.computed(came=came)
 
-    def _compare(
-        self,
-        comparison: Comparison,
-        chosen: Candidate,
-        question: Question,
-        reply: Reply,
-        kind: str,
-        dialect: Dialect,
-    ) -> None:
-        """Read from a whole answer what the engine had cached; a stream goes by unread."""
-        told = Usage()
-        if isinstance(reply.body, bytes) and len(reply.body) <= MAX_READ_BYTES:
-            with suppress(ValueError):
-                told = dialect.usage(reply.body)
-        differ = None not in {ours := question.prompt_tokens, theirs := told.prompt_tokens} and ours != theirs
-        if differ:
-            self._differ(chosen.instance, kind)
-        comparison.answered(told.cached_tokens, self._clock(), tokens_differ=differ)
-
-    async def run(
-        self,
-        call: Call,
-        question: Question,
-        decision: Decision,
-        hold: Hold,
-        failed: Collection[str],
-        tried: list[str],
-        stack: ExitStack,
-    ) -> Reply:
+    async def run(self, call: Call, placed: Placed) -> Reply:
         """Send the decode leg, to another instance for as long as none could be connected to.
 
-        `stack` holds the claim on the one that was decided for, and is handed on with the reply. `failed` are
-        the instances that earlier attempts failed on, `tried` gets those the hold was offered to. Raises
-        AttemptFailedError.
+        Raises AttemptFailedError.
         """
+        hold, tried = placed.hold, placed.tried
         request = call.request
         fetch = None
         if request.sequences > 1:
@@ -129,29 +86,25 @@ class DecodeLegs:
         body = fetch or self._connector.decode_body(request.body, hold.handoff)
         failure: AttemptFailedError | None = None
         while True:
-            chosen = chosen_of(decision, Phase.DECODE)
             if hold.due(self._clock()) is not Due.OFFER:
                 cause = LegError(hold.instance, "the prefilled blocks were not fetched within their lease")
                 raise failure or AttemptFailedError(Phase.PREFILL, hold.instance, cause=cause)
             # Much may have become of it since it was chosen, and what it refuses is prefilled again.
-            gone = self._legs.why_gone(chosen)
-            if gone is not None or self._legs.would_refuse(chosen, question.model):
-                better = self._placement.decide_decode(question, decision, failed=failed, tried=tried)
-                if better.decode.chosen is not None:
-                    decision = better
-                    chosen = self._elsewhere(stack, decision, question)
-                elif gone is not None:
-                    cause = NotSentError(chosen.instance, gone)
-                    raise failure or AttemptFailedError(
-                        Phase.DECODE, chosen.instance, cause=cause, prefill_on=hold.instance
-                    )
+            gone = self._legs.why_gone(placed.decode)
+            useless = gone is not None or self._legs.would_refuse(placed.decode, placed.question.model)
+            if useless and not self._moves(placed) and gone is not None:
+                cause = NotSentError(placed.decode.instance, gone)
+                raise failure or AttemptFailedError(
+                    Phase.DECODE, placed.decode.instance, cause=cause, prefill_on=hold.instance
+                )
+            chosen = placed.decode
             tried.append(chosen.instance)
             hold.spend()
             try:
-                reply = await self._answered(call, body, decision, stack, hold)
+                reply = await self._answered(call, placed, body, hold)
                 if fetch is None or reply.status != 200:
                     return reply
-                return await self._answered(call, call.request.body.to_send(), decision, stack, hold=None)
+                return await self._answered(call, placed, call.request.body.to_send())
             except LegError as error:
                 self._legs.failed(error)
                 failure = AttemptFailedError(
@@ -160,32 +113,30 @@ class DecodeLegs:
                 if hold.ended or not isinstance(error, ConnectFailedError):
                     raise failure from error
                 hold.unspend()
-                decision = self._placement.decide_decode(question, decision, failed=failed, tried=tried)
-                if decision.decode.chosen is None:
+                if not self._moves(placed):
                     raise failure from error
-                self._elsewhere(stack, decision, question)
                 self._accounts.retried(failure.phase, failure.instance, failure.reason)
 
-    def _elsewhere(self, stack: ExitStack, decision: Decision, question: Question) -> Candidate:
-        """Claim where the leg goes now instead of where it was to go. Raises AttemptFailedError if that has
-        gone.
-        """
-        chosen = chosen_of(decision, Phase.DECODE)
-        stack.close()
-        self._legs.claim(stack, chosen, Phase.DECODE, question)
-        return chosen
+    def _moves(self, placed: Placed) -> bool:
+        """Whether the decode leg can go where its hold was not offered yet; it does then."""
+        better = self._placement.decide_decode(
+            placed.question, placed.decision, failed=placed.avoid, tried=placed.tried
+        )
+        if better.decode.chosen is None:
+            return False
+        placed.moves_to(better)
+        return True
 
-    async def _answered(
-        self, call: Call, body: Encoded, decision: Decision, stack: ExitStack, hold: Hold | None
-    ) -> Reply:
+    async def _answered(self, call: Call, placed: Placed, body: Encoded, hold: Hold | None = None) -> Reply:
         """Send a leg; the reply once the engine has produced something: a whole answer, or what begins a
         stream.
 
-        Raises LegError if that does not come, AttemptFailedError if the engine answers that it failed.
+        `hold`: what it carries. Raises LegError if nothing comes, AttemptFailedError if the engine answers
+        that it failed.
         """
-        chosen = chosen_of(decision, Phase.DECODE)
+        chosen, decision = placed.decode, placed.decision
         with within(self._rules.deadlines.first_byte_s, chosen.instance, "the decode leg's first byte"):
-            sent = await self._legs.send(call, chosen, body, stack)
+            sent = await self._legs.send(call, chosen, body, placed.decode_leg)
             answer = sent.answer
             if answer.is_event_stream and answer.status == 200:
                 stream = EngineStream(answer, self._rules.deadlines.chunk_s, call.request.dialect)
@@ -194,7 +145,7 @@ class DecodeLegs:
                     self._legs.took(sent)
                     self._legs.began(chosen.instance)
                     rest = self._rest(stream, chosen.instance)
-                    return Reply(answer.status, answer.headers, rest, decision, stack.pop_all())
+                    return Reply(answer.status, answer.headers, rest, decision, placed.decode_leg.pop_all())
                 reply = as_unary(answer, failure, decision)
             else:
                 data = await answer.read()

@@ -26,11 +26,9 @@ from proxy.fleet.why import FAILS_LEGS, Why
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.phases import Phase, Role
 from proxy.request.body import Encoded
-from proxy.scheduling.decision import Decision
-from proxy.scheduling.placement import Placement
-from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
 from proxy.serving.exchange import Call, Reply
+from proxy.serving.placed import Placed
 from proxy.serving.ports import Answer, Client, Watch
 
 log = logging.getLogger(__name__)
@@ -138,7 +136,6 @@ class Legs:
     def __init__(
         self,
         fleet: Fleet,
-        placement: Placement,
         client: Client,
         watch: Watch,
         clock: Callable[[], float],
@@ -148,17 +145,16 @@ class Legs:
         self._clock = clock
         self._wall_clock = wall_clock
         self._fleet = fleet
-        self._placement = placement
         self._client = client
         self._watch = watch
 
-    def claim(self, stack: ExitStack, chosen: Candidate, phase: Phase, question: Question) -> None:
-        """Count a leg until `stack` closes. Raises AttemptFailedError if the instance has gone."""
-        try:
-            stack.enter_context(self._placement.claim(chosen, phase, question))
-        except KeyError:
-            cause = LegError(chosen.instance, "the instance was removed")
-            raise AttemptFailedError(phase, chosen.instance, cause=cause) from None
+    def check_there(self, placed: Placed) -> None:
+        """Raise AttemptFailedError if an instance that the gate claimed was removed before its request woke."""
+        for claim in placed.claims:
+            address = claim.instance.address
+            if self._fleet.get(address) is not claim.instance:
+                cause = LegError(address, "the instance was removed")
+                raise AttemptFailedError(claim.phase, address, cause=cause)
 
     async def send(self, call: Call, chosen: Candidate, body: Encoded, stack: ExitStack) -> Sent:
         """Send a leg that is claimed and wait for the head of its answer. Raises LegError.
@@ -355,11 +351,3 @@ class Legs:
             instance = self._fleet.get(address) if address is not None else None
             if instance is not None:
                 self._watch.suspect(instance)
-
-
-def chosen_of(decision: Decision, phase: Phase) -> Candidate:
-    """Where the decision sends a leg; it must be an admissible one."""
-    chosen = (decision.prefill if phase is Phase.PREFILL else decision.decode).chosen
-    if chosen is None:
-        raise RuntimeError(f"an admissible decision has no {phase} instance")
-    return chosen

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from proxy.caches.accuracy import Comparison
 from proxy.config import Rules
 from proxy.connectors import Connector
 from proxy.connectors.handoff import most_answer_bytes
@@ -15,15 +14,14 @@ from proxy.fleet.fullness import FULL
 from proxy.phases import Phase
 from proxy.request.body import Body, Encoded
 from proxy.request.deadlines import within
-from proxy.scheduling.decision import Decision
-from proxy.scheduling.placement import Placement
-from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
 from proxy.serving.custody import Due, Hold
 from proxy.serving.exchange import Call, Reply, as_unary
 from proxy.serving.handover.releases import Releases
 from proxy.serving.healing import Healing
-from proxy.serving.legs.leg import AttemptFailedError, Legs, Sent, chosen_of
+from proxy.serving.learning import Learning
+from proxy.serving.legs.leg import AttemptFailedError, Legs, Sent
+from proxy.serving.placed import Placed
 from proxy.serving.ports import Accounts
 from proxy.serving.waits import WAITS, Waits
 from proxy.tasks import TaskOwner
@@ -35,7 +33,6 @@ class PrefillLegs:
     def __init__(
         self,
         *,
-        placement: Placement,
         connector: Connector,
         legs: Legs,
         releases: Releases,
@@ -43,12 +40,10 @@ class PrefillLegs:
         tasks: TaskOwner,
         clock: Callable[[], float],
         rules: Rules,
-        learn: Callable[[Candidate, Question, Hold, str, Comparison | None], None],
+        learning: Learning,
         healing: Healing,
         waits: Waits = WAITS,
     ) -> None:
-        """`learn` is told of every leg that is answered."""
-        self._placement = placement
         self._connector = connector
         self._legs = legs
         self._releases = releases
@@ -56,45 +51,37 @@ class PrefillLegs:
         self._tasks = tasks
         self._clock = clock
         self._rules = rules
-        self._learn = learn
+        self._learning = learning
         self._healing = healing
         self._grace_s = waits.abandoned_prefill_s
 
-    async def run(
-        self, call: Call, question: Question, decision: Decision, kind: str, hold: Hold
-    ) -> Reply | None:
-        """Have `hold` filled. A reply is the engine's last word on the request; without one the hold is held.
+    async def run(self, call: Call, placed: Placed) -> Reply | None:
+        """Have the hold filled. A reply is the engine's last word on the request; without one the hold is held.
 
         Raises AttemptFailedError. The leg is a task of its own, so that it survives its client long enough to
         be cleaned up.
         """
-        chosen = chosen_of(decision, Phase.PREFILL)
-        claims = ExitStack()
-        self._legs.claim(claims, chosen, Phase.PREFILL, question)
-        settle = self._placement.expect(chosen, question)
-        comparison = self._placement.compare(chosen, question)
-        leg = self._tasks.create(
-            self._leg(call, question, decision, kind, hold, claims, settle, comparison),
-            name=f"prefill {call.leg_id}",
-        )
+        placed.compares()
         kept = ExitStack()
         kept.enter_context(call.ticket.kept())  # its client may leave, and it still runs
+        kept.callback(placed.prefill_over)
+        leg = self._tasks.create(self._leg(call, placed), name=f"prefill {call.leg_id}")
         leg.add_done_callback(lambda _leg: kept.close())
-        if comparison is not None:
-            leg.add_done_callback(lambda _leg: comparison.drop())
+        placed.runs_apart()
         try:
             end = await asyncio.shield(leg)
         except asyncio.CancelledError:
             if not leg.cancelled():
-                self._tasks.create(self._abandon(call, leg, hold), name=f"abandon prefill {call.leg_id}")
+                self._tasks.create(self._abandon(call, placed, leg), name=f"abandon prefill {call.leg_id}")
             raise
         if isinstance(end, AttemptFailedError):
             raise end
         return end
 
     async def _abandon(
-        self, call: Call, leg: "asyncio.Task[Reply | AttemptFailedError | None]", hold: Hold
+        self, call: Call, placed: Placed, leg: "asyncio.Task[Reply | AttemptFailedError | None]"
     ) -> None:
+        hold = placed.hold
         hold.give_up()
         try:
             await asyncio.wait({leg}, timeout=self._grace_s)
@@ -106,25 +93,15 @@ class PrefillLegs:
             if self._connector.holds and hold.due(self._clock()) is Due.RELEASE:
                 await self._releases.release(call, hold)
 
-    async def _leg(
-        self,
-        call: Call,
-        question: Question,
-        decision: Decision,
-        kind: str,
-        hold: Hold,
-        claims: ExitStack,
-        settle: Callable[[bool], None],
-        comparison: Comparison | None,
-    ) -> Reply | AttemptFailedError | None:
-        chosen = chosen_of(decision, Phase.PREFILL)
+    async def _leg(self, call: Call, placed: Placed) -> Reply | AttemptFailedError | None:
+        chosen, hold = placed.prefill, placed.hold
         begun_at = self._clock()
         came = finished = False
         try:
-            with claims:
-                asked = self._healing.asking(call, chosen, question)
+            with placed.prefill_leg as leg:
+                asked = self._healing.asking(call, chosen, placed.question)
                 with within(self._rules.deadlines.prefill_s, chosen.instance, "the prefill leg"):
-                    sent = await self._send(call, chosen, asked, claims)
+                    sent = await self._send(call, chosen, asked, leg)
                     answer = sent.answer
                     finished = answer.status == 200
                     data = await answer.read(most_answer_bytes(call.request.body.size_bytes))
@@ -137,14 +114,14 @@ class PrefillLegs:
             self._legs.failed(error)
             return AttemptFailedError(Phase.PREFILL, chosen.instance, cause=error)
         finally:
-            settle(came)
+            placed.computed(came=came)
         self._accounts.prefill_ended(chosen.instance, self._clock() - begun_at)
         if not came:
             hold.failed()
             reply = (
-                as_unary(answer, failure, decision)
+                as_unary(answer, failure, placed.decision)
                 if failure is not None
-                else Reply(answer.status, answer.headers, data, decision)
+                else Reply(answer.status, answer.headers, data, placed.decision)
             )
             why = self._legs.worth_another(Phase.PREFILL, call, chosen, sent, reply)
             if why is not None:
@@ -160,8 +137,8 @@ class PrefillLegs:
         hold.answered(handoff, self._clock())
         if self._connector.holds:
             self._releases.begun(hold)
-        self._learn(chosen, question, hold, kind, comparison)
-        self._healing.answered(chosen, question, handoff, asked=asked is not None)
+        self._learning.prefilled(placed)
+        self._healing.answered(chosen, placed.question, handoff, asked=asked is not None)
         return None
 
     async def _send(self, call: Call, chosen: Candidate, asked: Body | None, stack: ExitStack) -> Sent:

@@ -247,7 +247,7 @@ def decisions() -> None:
         def decide_and_predict() -> None:
             chosen = placement.decide(question).prefill.chosen
             if chosen is not None:
-                placement.expect(chosen, question)(True)
+                placement.expect(chosen, question).settle(came=True)
 
         return decide_and_predict
 

@@ -13,11 +13,11 @@ from kvevents import PrefixIndex, Prompt
 from proxy.admission import Admitted, Gate, Ticket
 from proxy.config import Admission, Config, Rules, WhenNoPrefill, parse_instance
 from proxy.errors import NotFoundError, RateLimitError, RequestError, UnavailableError
-from proxy.fleet import Claim, Fleet, Instance, ModelCard
+from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.fleet.circuit import Breaker, Circuit
 from proxy.fleet.fullness import Fullness
 from proxy.phases import Phase, Role
-from proxy.scheduling.placement import Placement
+from proxy.scheduling.placement import Expectation, Placement
 from proxy.scheduling.policies import CacheAffinity, LeastLoad
 from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate, Leg
@@ -101,7 +101,7 @@ class Scene:
             clock=loop.time,
         )
         self.tasks = TaskOwner("requests")
-        self.running: dict[str, list[Claim]] = {}
+        self.running: dict[str, Admitted] = {}
         self.order: list[str] = []
         for role, count in ((Role.PREFILL, prefill), (Role.DECODE, decode), (Role.BOTH, both)):
             for n in range(count):
@@ -132,12 +132,7 @@ class Scene:
         question = Question(model, None, tokens, whole, generated_tokens=generated)
         ticket = ticket or Ticket(client)
         admitted = await self.gate.admit(ticket, question)
-        prefill, decode = admitted.decision.prefill.chosen, admitted.decision.decode.chosen
-        assert prefill is not None
-        assert decode is not None
-        self.running[name] = [self.placement.claim(decode, Phase.DECODE, admitted.question)]
-        if not admitted.decision.one_leg:
-            self.running[name].append(self.placement.claim(prefill, Phase.PREFILL, admitted.question))
+        self.running[name] = admitted
         self.order.append(name)
         return admitted
 
@@ -159,8 +154,7 @@ class Scene:
 
     async def end(self, name: str) -> None:
         """The request is over. Comes back when all that follows from it has happened."""
-        for claim in self.running.pop(name):
-            claim.end()
+        self.running.pop(name).close()
         await self.rest()
 
     def health(self) -> HealthBook:
@@ -228,14 +222,14 @@ async def test_requests_with_one_prefix_let_in_together_meet_on_one_instance() -
         scene.fleet.claim(f"prefill{n}:1", 0, Phase.PREFILL, 2000)
     scene.instance("decode0:1").drain()
 
-    settles: list[Callable[[bool], None]] = []
+    expected: list[Expectation] = []
 
     async def serve(n: int) -> str:
         question = Question("tiny", Prompt([*range(1600), n]), 1)
         admitted = await gate.admit(Ticket(), question)
         chosen = admitted.decision.prefill.chosen
         assert chosen is not None
-        settles.append(placement.expect(chosen, question))
+        expected.append(admitted.expected)
         return chosen.instance
 
     tasks = [scene.tasks.create(serve(n), name=str(n)) for n in range(8)]
@@ -243,8 +237,8 @@ async def test_requests_with_one_prefix_let_in_together_meet_on_one_instance() -
     assert len(gate) == 8
     scene.instance("decode0:1").undrain()
     assert {await task for task in tasks} == {"prefill0:1"}
-    for settle in settles:
-        settle(False)
+    for each in expected:
+        each.settle(came=False)
     candidates = placement.decide(Question("tiny", Prompt([*range(1600), 9]), 1)).prefill.candidates
     assert {priced.candidate.expected_tokens for priced in candidates} == {0}
 
@@ -486,8 +480,7 @@ async def test_a_client_that_leaves_while_it_is_let_in_gives_its_place_back() ->
     await scene.ask("r0", 100)
     leaver = await scene.ask("leaver", 100)
     await scene.ask("next", 100)
-    for claim in scene.running.pop("r0"):
-        claim.end()
+    scene.running.pop("r0").close()
     while scene.instance("decode0:1").running_tokens() == 0:  # noqa: ASYNC110  # one turn of the loop at a time
         await asyncio.sleep(0)  # its place is reserved, and it has not heard of that yet
     assert "leaver" not in scene.order
@@ -829,8 +822,7 @@ async def test_at_random_nothing_is_lost_stuck_or_over_the_limit() -> None:
                     name=name,
                 )
             case "end" if scene.running:
-                for claim in scene.running.pop(rng.choice(list(scene.running))):
-                    claim.end()
+                scene.running.pop(rng.choice(list(scene.running))).close()
             case "leave" if tasks:
                 tasks[rng.choice(list(tasks))].cancel()
             case "change":

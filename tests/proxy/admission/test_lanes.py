@@ -11,7 +11,7 @@ from proxy.admission.turns import Grant, Outcome, Refusal, Turn
 from proxy.config import Admission, Config, Rules, WhenNoPrefill, parse_instance
 from proxy.errors import RequestError
 from proxy.fleet import Claim, Fleet, Instance, ModelCard
-from proxy.phases import Phase, Role
+from proxy.phases import Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import LeastLoad
 from proxy.scheduling.question import Question
@@ -70,7 +70,7 @@ class Scene:
         return found
 
     def told(self, outcomes: list[Outcome]) -> list[str]:
-        """What was decided, in words; whoever is let in takes its claims at once."""
+        """What was decided, in words; whoever is let in keeps its claim for decode, its prefill is over."""
         words = []
         for outcome in outcomes:
             name = self.names[outcome.turn]
@@ -79,10 +79,11 @@ class Scene:
                 words.append(f"{name}: {outcome.error.reason}")
                 continue
             words.append(name)
-            question, decision = outcome.admitted
-            assert decision.decode.chosen is not None
-            self.claims[name] = [self.placement.claim(decision.decode.chosen, Phase.DECODE, question)]
-            outcome.release()
+            admitted = outcome.admitted
+            assert admitted.prefill is not None
+            admitted.prefill.end()
+            admitted.expected.settle(came=False)
+            self.claims[name] = [admitted.decode]
         return words
 
     def turn(self, name: str, tokens: int, client: str, ticket: Ticket | None, model: str) -> Turn:
@@ -132,7 +133,7 @@ def test_one_look_serves_all_that_changes_together() -> None:
     assert not scene.lanes.due
 
 
-def test_what_is_granted_together_is_reserved_until_its_requests_count_for_themselves() -> None:
+def test_what_is_granted_together_is_claimed_in_that_moment() -> None:
     scene = Scene()
     scene.offer("a", 100)
     for name in "bcd":
@@ -144,7 +145,7 @@ def test_what_is_granted_together_is_reserved_until_its_requests_count_for_thems
     assert (decode.running_tokens(), prefill.running_legs()) == (100, 2)
     gone, stays = outcomes
     assert isinstance(gone, Grant)
-    gone.release()  # its client has left
+    gone.admitted.close()  # its client has left
     assert decode.running_tokens() == 50
     scene.told([stays])
     assert decode.running_tokens() == 50

@@ -4,14 +4,11 @@ from typing import Any
 
 import pytest
 
-from kvevents import PrefixIndex
 from proxy.config import parse_instance
 from proxy.errors import LegBrokenError
 from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.fleet.circuit import CHARGES_MOST, Breaker
 from proxy.phases import Phase, Role
-from proxy.scheduling.placement import Placement
-from proxy.scheduling.policies import RoundRobin
 from proxy.serving.legs.leg import AttemptFailedError, Legs
 
 NOW = 100.0
@@ -28,9 +25,8 @@ def decode(fleet: Fleet, address: str) -> Instance:
 
 
 def to_leave(fleet: Fleet, instance: Instance) -> str | None:
-    placement = Placement(fleet, PrefixIndex(), RoundRobin(), "round_robin", clock=lambda: NOW)
     cause = LegBrokenError(instance.address, "no answer")
-    return Legs(fleet, placement, NOBODY, NOBODY, lambda: NOW).to_leave(
+    return Legs(fleet, NOBODY, NOBODY, lambda: NOW).to_leave(
         AttemptFailedError(Phase.DECODE, instance.address, cause=cause)
     )
 

@@ -1,0 +1,164 @@
+"""What an attempt has taken is given back once, whatever fails or is cancelled, and at whichever await.
+
+`Gate.admit` returns with the claims of an attempt held, so no moment lies between the decision and its
+claims. A `Placed` owns them from then on. Two owners let go of them, for a prefill leg outlives its client
+long enough to tell what it holds: what belongs to the leg that computes the prompt ends with that leg, the
+rest with the attempt or with the reply that it became.
+
+    what                taken by                    ends, whichever comes first, once
+    ------------------  --------------------------  ---------------------------------------------------------
+    claim for decode    the gate                    the attempt fails or is cancelled; its answer was read;
+                                                    a reply that streams is closed
+                        `moves_to`                  the same; the claim it replaces ends then
+    claim for prefill   the gate, of two legs       the prefill leg is answered, or fails
+    expected blocks     the gate                    the leg that computes them is answered, or fails
+    comparison          `compares`                  that leg is over, and what it taught is learnt
+    hold                the prefill leg's answer    `Hold` tells (`serving/custody.py`)
+
+    where it fails, or      claim for decode    claim for prefill,        hold
+    its client leaves                           blocks, comparison
+    ----------------------  ------------------  ------------------------  -----------------------------------
+    at the gate             none, or the gate   none, or the gate         none
+    an instance was         at once             at once                   none
+    removed since
+    prefill leg fails       at once             with the leg              failed, unknown or stranded
+    prefill leg, client     at once             with the leg, which gets  given up: released if the answer
+    leaves                                      a few seconds more        still comes
+    decode leg does not     moves, or at once   ended before              unspent: offered again, or released
+    connect
+    decode leg fails, or    at once             ended before              released or stranded
+    its client leaves
+    reply streams           with the reply      ended before              pulled
+
+Nothing here awaits.
+"""
+
+from collections.abc import Collection
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from proxy.admission import Admitted
+from proxy.caches.accuracy import Comparison
+from proxy.fleet import Claim
+from proxy.phases import Phase
+from proxy.scheduling.decision import Decision, Pick
+from proxy.scheduling.placement import Placement
+from proxy.scheduling.types import Candidate
+from proxy.serving.custody import Hold
+
+
+class Placed:
+    """One attempt at a request: where it goes, and all that is counted for it until it is over."""
+
+    def __init__(
+        self,
+        admitted: Admitted,
+        placement: Placement,
+        *,
+        kind: str,
+        lease_s: float,
+        avoid: Collection[str] = (),
+    ) -> None:
+        """Takes over what `admitted` holds.
+
+        `kind`: how its prompt was tokenized; `lease_s`: of what a prefill leg leaves behind; `avoid`: the
+        instances that earlier attempts failed on.
+        """
+        self.decode_leg = ExitStack()
+        """What ends with the decode leg, or with the one leg of a request that is not split: its claim, and
+        its answer. A reply that streams takes it over."""
+        self.prefill_leg = ExitStack()
+        """What ends with the prefill leg: its claim, and its answer."""
+        self.claims: tuple[Claim, ...] = (admitted.decode,)
+        """What the gate has claimed, the decode leg's first."""
+        self.decode_leg.enter_context(admitted.decode)
+        if admitted.prefill is not None:
+            self.claims = (admitted.decode, admitted.prefill)
+            self.prefill_leg.enter_context(admitted.prefill)
+        self._expected = admitted.expected
+        self._placement = placement
+        self._runs_apart = False
+        self.question = admitted.question
+        self.decision = admitted.decision
+        self.kind = kind
+        self.avoid = avoid
+        self.prefill = chosen_of(self.decision.prefill)
+        """Where the prompt is computed."""
+        self.decode = chosen_of(self.decision.decode)
+        """Where the answer is generated."""
+        self.tried: list[str] = []
+        """The decode instances that the hold was offered to."""
+        self.comparison: Comparison | None = None
+        """What the index said of the prompt, to be compared with what its engine reports; None if nothing
+        is."""
+        self._hold = None if admitted.prefill is None else Hold(self.prefill.instance, lease_s=lease_s)
+
+    @property
+    def one_leg(self) -> bool:
+        """Whether one instance serves the whole request."""
+        return self._hold is None
+
+    @property
+    def hold(self) -> Hold:
+        """The blocks that the prefill leg leaves behind. Raises RuntimeError if there is no such leg."""
+        if self._hold is None:
+            raise RuntimeError("where one instance serves a request nothing is handed over")
+        return self._hold
+
+    # -- the leg that computes the prompt -----------------------------------------------------------------
+
+    def compares(self) -> None:
+        """The leg is sent now: what its engine reports will be compared with what the index said."""
+        self.comparison = self._placement.compare(self.prefill, self.question)
+
+    def runs_apart(self) -> None:
+        """The prefill leg is a task of its own, which may outlive the attempt: `prefill_over` is called at
+        its end, however it ends.
+        """
+        self._runs_apart = True
+
+    def computed(self, *, came: bool) -> None:
+        """The leg was answered or has failed; `came`: the prompt was computed. A second call does nothing."""
+        self.prefill_leg.close()
+        self._expected.settle(came=came)
+
+    def prefill_over(self) -> None:
+        """The leg has ended, and nothing more is learnt from it. A second call does nothing."""
+        self._runs_apart = False
+        self.computed(came=False)
+        if self.comparison is not None:
+            self.comparison.drop()
+
+    # -- the leg that generates the answer ----------------------------------------------------------------
+
+    def moves_to(self, decision: Decision) -> None:
+        """The decode leg goes where this decision says, instead of where it was to go."""
+        self.decode_leg.close()
+        self.decision, self.decode = decision, chosen_of(decision.decode)
+        self.decode_leg.enter_context(self._placement.claim(self.decode, Phase.DECODE, self.question))
+
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """The attempt is over: end all but what a reply has taken over, and what a prefill leg that still runs
+        will end. A second call does nothing.
+        """
+        self.decode_leg.close()
+        if not self._runs_apart:
+            self.prefill_over()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def chosen_of(pick: Pick) -> Candidate:
+    """Where a leg goes by an admissible decision."""
+    if pick.chosen is None:
+        raise RuntimeError("an admissible decision chooses an instance for each leg")
+    return pick.chosen
