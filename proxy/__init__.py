@@ -3,7 +3,7 @@
     cli            the command line: flags become a configuration, a run becomes an exit code
     edge           HTTP of clients and operators: sockets, access, routes, relay; nothing is decided here
     doctor         what each engine and each pair of them does, examined; and what to do where they do not
-    observability  what happened, counted for Prometheus
+    observability  who hears what happened; above all the series for Prometheus
     simulation     stand-in engines: engine (the model), api (vLLM's words), live (sockets)
     serving        one request: attempts, legs, what they hand over, retries, lists of prompts
     admission      who is let in when: the queue in front of the engines, and the bodies in memory
@@ -18,8 +18,9 @@
     request        what a client asked, and what an engine streams back, as values
     config         what kvproxy can be told: plain values, checked once
 
-The ground on which all stand: `errors`, `findings`, `phases`, `headers`, `tasks`, `logs`, `fair_queue`,
-`descriptors`, `private_files`, `tls`. Below it lies `kvevents`, the library that follows the engines' caches.
+The ground on which all stand: `errors`, `findings`, `phases`, `happenings`, `headers`, `tasks`, `logs`,
+`fair_queue`, `descriptors`, `private_files`, `tls`. Below it lies `kvevents`, the library that follows the
+engines' caches.
 
 Between `edge` and the rooms below it stands `service`, which puts them together.
 

@@ -11,7 +11,8 @@ import enum
 import logging
 import os
 from collections.abc import Callable
-from typing import Protocol
+
+from proxy.happenings import ConnectionClosed, Tell
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +50,6 @@ class Place(enum.Enum):
     NONE = "none"
 
 
-class Accounts(Protocol):
-    """Where closed connections are counted."""
-
-    def connection_closed(self, reason: str) -> None:
-        """For want of descriptors: `idle`, `reading` (its request), or `refused` when it was accepted."""
-        ...
-
-
 class Descriptors:
     """The descriptors of this process and who has them."""
 
@@ -66,7 +59,7 @@ class Descriptors:
         *,
         open_now: Callable[[], int | None],
         clock: Callable[[], float],
-        accounts: Accounts,
+        tell: Tell,
         with_operators: bool,
     ) -> None:
         """`open_now` counts the open ones, None if it cannot; `clock` in seconds; `with_operators`: on a port
@@ -78,7 +71,7 @@ class Descriptors:
         self._for_operators = self.spare if with_operators else 0
         self._open_now = open_now
         self._clock = clock
-        self._accounts = accounts
+        self._tell = tell
         self._own: int | None = None
         self._counted_at = 0.0
         self._warned_at = float("-inf")
@@ -157,7 +150,7 @@ class Descriptors:
 
     def closed(self, reason: str) -> None:
         """A connection is closed for want of descriptors. Told in the log now and then."""
-        self._accounts.connection_closed(reason)
+        self._tell(ConnectionClosed(reason))
         self._closed[reason] += 1
         now = self._clock()
         if now - self._warned_at < WARN_EVERY_S:

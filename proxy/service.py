@@ -20,6 +20,7 @@ from kvevents import BlockHasher, PrefixIndex
 from proxy.admission import BodyBudget, Gate
 from proxy.caches.accuracy import Accuracy
 from proxy.caches.believing import Believing
+from proxy.caches.event_happenings import Telling
 from proxy.caches.feeds import EventFeeds
 from proxy.caches.told import ToldRules
 from proxy.config import AllowedInstances, Config, Rules, WhenNoPrefill
@@ -27,9 +28,15 @@ from proxy.connectors import Connector, load_connector
 from proxy.descriptors import Descriptors, open_descriptors
 from proxy.doctor import Doctor
 from proxy.fleet import Fleet
-from proxy.observability.metrics import FleetCollector, Metrics, TaskCollector
+from proxy.happenings import Consumer
+from proxy.observability.fleet import FleetCollector
+from proxy.observability.metrics import LegAccounts, Metrics
 from proxy.observability.predictions import AccuracyCollector
+from proxy.observability.process import TaskCollector, show_connections
+from proxy.observability.requests import show_requests
+from proxy.observability.series import Series
 from proxy.observability.snapshots import StateCollector
+from proxy.observability.telling import FailureCollector, Happenings
 from proxy.request.discarding import Discarding
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import load_policy
@@ -68,6 +75,8 @@ class Service:
         sources: Sequence[MembershipSource],
         waits: Waits,
         tuning: Tuning,
+        consumers: Sequence[Consumer],
+        series: Sequence[Series],
     ) -> None:
         """Use `assemble`. Raises ConfigError."""
         clock = time.monotonic
@@ -105,24 +114,37 @@ class Service:
             tier_costs=config.tier_costs,
         )
 
-        # -- what is counted
+        # -- what is told, and who hears it
+        self.happenings = Happenings()
+        self.tell = tell = self.happenings.tell
         self.registry = CollectorRegistry()
         for collector in (GCCollector, PlatformCollector, ProcessCollector):
             collector(registry=self.registry)
         self.registry.register(FleetCollector(self.fleet, self.index))
         self.registry.register(AccuracyCollector(self.fleet, self.accuracy))
         self.registry.register(TaskCollector())
-        self.metrics = Metrics(self.registry, known=lambda address: self.fleet.get(address) is not None)
+        self.registry.register(FailureCollector(self.happenings))
+
+        def known(address: str) -> bool:
+            return self.fleet.get(address) is not None
+
+        self.metrics = Metrics(self.registry, self.happenings, known)
+        for each in series:
+            self.metrics.add(each)
+        for consumer in consumers:
+            self.happenings.add(consumer)
+        accounts = LegAccounts(self.registry, self.happenings, known)
 
         # -- what is bounded
         self.descriptors = Descriptors(
             resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             open_now=open_descriptors,
             clock=clock,
-            accounts=self.metrics,
+            tell=tell,
             with_operators=config.security.admin_port is not None,
         )
-        self.metrics.show_connections(
+        show_connections(
+            self.registry,
             clients=lambda: self.descriptors.connections,
             operators=lambda: self.descriptors.operators,
             engines=lambda: self.descriptors.legs,
@@ -136,10 +158,11 @@ class Service:
             fleet=self.fleet,
             placement=self.placement,
             rules=self.rules,
-            accounts=self.metrics,
+            tell=tell,
             clock=clock,
         )
-        self.metrics.show(
+        show_requests(
+            self.registry,
             queued=lambda: len(self.gate),
             held_back=lambda: self.gate.clients_held_back,
             body_bytes=lambda: self.bodies.held_bytes,
@@ -149,7 +172,7 @@ class Service:
             self.snapshots = StateKeeper(
                 self.directory,
                 self.index,
-                self.metrics,
+                tell,
                 interval_s=state.state_interval_s,
                 instances=lambda: [instance.address for instance in self.fleet],
                 trusted=self.accuracy.trusted,
@@ -173,7 +196,7 @@ class Service:
             EventFeeds(
                 self.client,
                 self.index,
-                self.metrics,
+                Telling(tell),
                 self._feed_tasks,
                 rules=ToldRules.of(config),
                 ask_timeout_s=config.health.timeout_s,
@@ -187,7 +210,7 @@ class Service:
             self.fleet,
             self.client,
             self.feeds,
-            self.metrics,
+            tell,
             forget=self.placement.forget,
             gone_s=tuning.gone_s,
             look_every_s=tuning.look_every_s,
@@ -214,12 +237,12 @@ class Service:
             clock=clock,
             local=local,
             look_for_local=config.tokenizer == "auto",
-            count=self.metrics.tokenized,
+            tell=tell,
             memory=self.bodies,
             limits=tuning.prompts,
             learning_waits=tuning.learning,
         )
-        self.healing = Healing(self.fleet, self.index, self.metrics, clock)
+        self.healing = Healing(self.fleet, self.index, tell, clock)
         self.director = Director(
             fleet=self.fleet,
             placement=self.placement,
@@ -228,7 +251,7 @@ class Service:
             tokenizer=self.tokenizer,
             client=self.client,
             watch=self.watch.legs,
-            accounts=self.metrics,
+            accounts=accounts,
             tasks=self._leg_tasks,
             clock=clock,
             lease_s=config.kv_lease_s,
@@ -287,12 +310,15 @@ def assemble(
     waits: Waits = WAITS,
     connector: Connector | None = None,
     tuning: Tuning = TUNING,
+    consumers: Sequence[Consumer] = (),
+    series: Sequence[Series] = (),
 ) -> Service:
     """The service of `config`. Opens no socket. Raises ConfigError.
 
     `policy` and `connector` replace the configured ones. `sources`: who names instances beside flags and
     operators. `waits`: how long requests wait for what has no setting; `tuning`: other figures that
-    have none.
+    have none. `consumers` hear what happens beside the metrics, which count `series` beside their own; who
+    gives them also closes them, once the service is closed.
     """
     if connector is None:
         connector = load_connector(config.connector)
@@ -301,7 +327,7 @@ def assemble(
     else:
         config = msgspec.structs.replace(config, policy=type(policy).__name__)
     config = msgspec.structs.replace(config, connector=connector.name)
-    return Service(config, policy, connector, sources, waits, tuning)
+    return Service(config, policy, connector, sources, waits, tuning, consumers, series)
 
 
 def _kept(config: Config, directory: StateDirectory, tuning: Tuning) -> Kept:

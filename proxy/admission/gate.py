@@ -8,11 +8,12 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from proxy.admission.lanes import Lanes, QueueAccounts
+from proxy.admission.lanes import Lanes
 from proxy.admission.ticket import Ticket
 from proxy.admission.turns import Admitted, Grant, Outcome, Refusal, Turn
 from proxy.config import Rules
 from proxy.fleet import Fleet
+from proxy.happenings import Tell
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
 
@@ -26,13 +27,11 @@ class Gate:
         fleet: Fleet,
         placement: Placement,
         rules: Rules,
-        accounts: QueueAccounts,
+        tell: Tell,
         clock: Callable[[], float],
     ) -> None:
         self._clock = clock
-        self._lanes = Lanes(
-            fleet=fleet, placement=placement, rules=rules, accounts=accounts, wake=self._woken
-        )
+        self._lanes = Lanes(fleet=fleet, placement=placement, rules=rules, tell=tell, wake=self._woken)
         self._waiting: dict[Turn, asyncio.Future[Outcome]] = {}
         self._looks = False
         """Whether a look is under way to the loop."""

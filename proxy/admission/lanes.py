@@ -12,7 +12,7 @@ become usable keeps no room, and neither does one that waits for another request
 """
 
 from collections.abc import Callable, Collection, Hashable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,30 +26,11 @@ from proxy.config import Rules, WhenNoPrefill
 from proxy.errors import NotFoundError, RequestError, cut
 from proxy.fair_queue import FairQueue, QueueFullError
 from proxy.fleet import Fleet
+from proxy.happenings import NoPrefill, QueueLeft, Refused, Tell
 from proxy.phases import Phase
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
-
-
-class QueueAccounts(Protocol):
-    """Where the counters and timings of admission go."""
-
-    def waited(self, seconds: float) -> None:
-        """A request left the queue, served or not."""
-        ...
-
-    def refused(self, reason: str) -> None:
-        """A request was not let in.
-
-        `reason`: `queue_full`, `shed`, `queue_timeout`, `client_limit`, `engines_full`, `no_prefill`,
-        `no_engine`, `too_long` or `stopping`.
-        """
-        ...
-
-    def no_prefill(self, action: str) -> None:
-        """A request met no usable prefill instance, and what was done: `wait`, `decode` or `fail`."""
-        ...
 
 
 class Lanes:
@@ -61,7 +42,7 @@ class Lanes:
         fleet: Fleet,
         placement: Placement,
         rules: Rules,
-        accounts: QueueAccounts,
+        tell: Tell,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         """`wake` is called in the middle of a change after which `due` is true, or nobody waits; it should
@@ -72,9 +53,9 @@ class Lanes:
         self._rules = rules
         self._limits = limits = rules.admission
         """As they were at the start, for what is cold."""
-        self._accounts = accounts
+        self._tell = tell
         self._wake = wake
-        self._refusals = Refusals(rules, accounts.refused)
+        self._refusals = Refusals(rules, tell)
         self._queue: FairQueue[Turn] = FairQueue(limits.max_queue)
         self._running = Running(self._queue, limits.max_client_requests, self._note)
         self._rate = DrainRate()
@@ -274,7 +255,7 @@ class Lanes:
         action = self._limits.when_no_prefill
         if not turn.told_no_prefill:
             turn.told_no_prefill = True
-            self._accounts.no_prefill(action)
+            self._tell(NoPrefill(action))
         if action is WhenNoPrefill.FAIL:
             raise self._refusals.missing([Phase.PREFILL], "no_prefill")
 
@@ -290,7 +271,7 @@ class Lanes:
         alone = self._limits.when_no_prefill is WhenNoPrefill.DECODE
         needed = msgspec.structs.replace(question, whole=True) if alone else question
         if (refusal := self._placement.need(needed).refusal()) is not None:
-            self._accounts.refused("too_long")
+            self._tell(Refused("too_long"))
             raise refusal
 
     def _timed_out(self, turn: Turn, now: float) -> Refusal:
@@ -347,7 +328,7 @@ class Lanes:
         turn.waiting = None
         seconds = now - turn.waits_since
         turn.ticket.waited_s += seconds
-        self._accounts.waited(seconds)
+        self._tell(QueueLeft(seconds))
 
     def _block(self, turn: Turn) -> None:
         self._blocked.add(turn.lane)

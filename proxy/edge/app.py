@@ -21,6 +21,8 @@ from proxy.edge.patience import PATIENCE, Patience
 from proxy.edge.routes import adapters, admin, doctor, generate, observe, openapi
 from proxy.edge.sockets.doors import keep_room
 from proxy.edge.sockets.listening import ServiceRunner
+from proxy.happenings import Consumer
+from proxy.observability.series import Series
 from proxy.private_files import check_key_file, readable_by_others
 from proxy.request.dialects import DIALECTS, Dialect
 from proxy.scheduling.types import AnyPolicy
@@ -45,14 +47,15 @@ def create_app(
     waits: Waits = WAITS,
     connector: Connector | None = None,
     tuning: Tuning = TUNING,
+    consumers: Sequence[Consumer] = (),
+    series: Sequence[Series] = (),
 ) -> web.Application:
     """The application of `config`; `policy` and `connector` replace the configured ones. Raises ConfigError.
 
-    `dialects`: the generating routes that it serves. `sources`: who names instances beside flags and
-    operators. `waits`, `tuning`: as `assemble` has them.
+    `dialects`: the generating routes that it serves. All others are as `assemble` has them.
     """
     _check_key_files(config)
-    service = assemble(config, policy, sources, waits, connector, tuning)
+    service = assemble(config, policy, sources, waits, connector, tuning, consumers, series)
     app = _application(service)
     if (file := config.security.api_key_file) is not None:
         app[CLIENT_KEYS] = keys = ClientKeys.read(file)
@@ -167,13 +170,15 @@ def create_runner(
     patience: Patience = PATIENCE,
     connector: Connector | None = None,
     tuning: Tuning = TUNING,
+    consumers: Sequence[Consumer] = (),
+    series: Sequence[Series] = (),
 ) -> ServiceRunner:
     """A runner of `create_app` with the sockets that are configured; raises ConfigError.
 
     `patience`: how long its clients may take.
     End it with `shut_down`: its own `cleanup` cuts what is running.
     """
-    app = create_app(config, policy, dialects, sources, waits, connector, tuning)
+    app = create_app(config, policy, dialects, sources, waits, connector, tuning, consumers, series)
     return ServiceRunner(
         app, create_admin_app(app) if config.security.admin_port is not None else None, config, patience
     )

@@ -17,6 +17,7 @@ from proxy.admission import BodyLease
 from proxy.edge.app_keys import SERVICE
 from proxy.edge.read_body import check_framing
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
+from proxy.happenings import RequestUnrouted
 from proxy.headers import REQUEST_ID, safe_id
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         if "outcome" not in request[NOTES_KEY] and 400 <= status < CLIENT_LEFT_STATUS:
-            request.app[SERVICE].metrics.request_refused("unauthorized" if status == 401 else "client_error")
+            request.app[SERVICE].tell(RequestUnrouted("unauthorized" if status == 401 else "client_error"))
         if (lease := request.get(BODY_LEASE_KEY)) is not None:
             lease.end()
         if (body := request.pop(BODY_KEY, None)) is not None:

@@ -1,9 +1,15 @@
-"""What happened, counted: series for Prometheus, with bounded labels.
+"""Who hears what happened: series for Prometheus, with bounded labels, and whoever else listens.
 
-    metrics      every counter and histogram, and what of the fleet is read at a scrape
+    telling      a happening reaches all who listen for its kind
+    series       what a series is, and how happenings move it
+    metrics      all series together: the tables of the files below
+    requests     how requests ended, who was let in
+    legs         legs, retries, and what becomes of prefilled blocks
+    caches       KV events
     predictions  how right the index was
+    fleet        the instances
     snapshots    what is on disk
+    process      connections and tasks
 
-Who counts knows no metrics: each says in a Protocol, `Accounts`, what it tells, and `Metrics` implements
-them. No request is recorded here; its line in the log is written by `edge.middlewares`.
+Who tells knows none of it: `proxy.happenings` has what can happen, as values.
 """

@@ -1,11 +1,38 @@
-"""How old and how large what is on disk is, read at the moment of a scrape."""
+"""What is counted of snapshots; how old and how large they are is read at the moment of a scrape."""
 
 from collections.abc import Iterable
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from proxy.happenings import SnapshotEnded, SnapshotProven
+from proxy.observability.series import counter, histogram
 from proxy.snapshots.keeper import StateKeeper
+
+RESTORES = ("restored", "new_process", "gap", "unverified", "rebuild")
+"""What becomes of a snapshot: it is proven, or forgotten for one of these reasons."""
+
+SNAPSHOTS = (
+    counter(
+        "snapshots",
+        "Snapshots of ranks by how writing or reading them ended.",
+        SnapshotEnded,
+        "outcome",
+        starts_with=("written", "failed", "broken"),
+    ),
+    histogram(
+        "snapshot_duration_seconds",
+        "From copying a rank to the end of writing it to disk.",
+        SnapshotEnded,
+    ),
+    counter(
+        "snapshot_restores",
+        "Ranks a snapshot was loaded for, by what became of it.",
+        SnapshotProven,
+        "outcome",
+        starts_with=RESTORES,
+    ),
+)
 
 
 class StateCollector(Collector):

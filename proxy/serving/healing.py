@@ -17,7 +17,7 @@ cache is reset or its process ends.
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,6 +25,7 @@ from kvevents import PrefixIndex, Prompt, Slot
 from proxy.config import MAIN_TIER
 from proxy.connectors import Handoff, asking_for_report
 from proxy.fleet import Fleet, Instance
+from proxy.happenings import BlocksLearnt, ReportAsked, Tell
 from proxy.headers import SESSION_ID
 from proxy.request.body import Body
 from proxy.scheduling.question import Question
@@ -52,18 +53,6 @@ USELESS_AFTER = 8
 """So many reports in a row that taught nothing, though the engine had reused blocks we did not know, mean
 that it makes no reports: releases of vLLM before June 2026 ignore the question."""
 USELESS_SHARE = SHARE / 16
-
-
-class Accounts(Protocol):
-    """Where counters go."""
-
-    def report_asked(self, instance: str) -> None:
-        """A prefill leg asked for a full report."""
-        ...
-
-    def blocks_learnt(self, instance: str, blocks: int) -> None:
-        """A full report told of blocks the index did not know."""
-        ...
 
 
 class Healed(msgspec.Struct, frozen=True):
@@ -103,13 +92,11 @@ class _Rank:
 class Healing:
     """Says which prefill legs ask for a report, and learns from all of them."""
 
-    def __init__(
-        self, fleet: Fleet, index: PrefixIndex, accounts: Accounts, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, fleet: Fleet, index: PrefixIndex, tell: Tell, clock: Callable[[], float]) -> None:
         """`clock`: any monotonic seconds."""
         self._fleet = fleet
         self._index = index
-        self._accounts = accounts
+        self._tell = tell
         self._clock = clock
         self._ranks: dict[tuple[str, int], _Rank] = {}
 
@@ -142,7 +129,7 @@ class Healing:
         rank.budget -= 1
         rank.legs += 1
         self._index.expect_reports(chosen.instance, chosen.rank)
-        self._accounts.report_asked(chosen.instance)
+        self._tell(ReportAsked(chosen.instance, chosen.rank))
         return True
 
     def answered(self, chosen: Candidate, question: Question, handoff: Handoff, *, asked: bool) -> None:
@@ -223,6 +210,6 @@ class Healing:
             if learnt > 0:
                 state.useless = 0
                 state.blocks_learnt += learnt
-                self._accounts.blocks_learnt(instance, learnt)
+                self._tell(BlocksLearnt(instance, rank, learnt))
             else:
                 state.useless += 1

@@ -10,13 +10,13 @@ import logging
 import time
 from collections.abc import Callable, Collection, Generator
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from kvevents import Checkpoint, PrefixIndex
 from kvevents.snapshot import Snapshot, encode, fingerprint
 from kvevents.subscriber import Resume, Subscriber
+from proxy.happenings import SnapshotEnded, Tell
 from proxy.logs import Occasionally
-from proxy.snapshots import restorer
 from proxy.snapshots.directory import StateDirectory
 from proxy.snapshots.disk_thread import DiskThread
 from proxy.snapshots.restorer import READ_S, Found, Restorer
@@ -40,18 +40,6 @@ WARN_EVERY_S = 60.0
 
 _T = TypeVar("_T")
 _Rank = tuple[str, int]
-
-
-class Accounts(restorer.Accounts, Protocol):
-    """Where counters and timings go."""
-
-    def snapshot_written(self, seconds: float) -> None:
-        """From the copying to the end of writing."""
-        ...
-
-    def snapshot_failed(self) -> None:
-        """A snapshot could not be written."""
-        ...
 
 
 class _Kept:
@@ -85,7 +73,7 @@ class StateKeeper:
         self,
         directory: StateDirectory,
         index: PrefixIndex,
-        accounts: Accounts,
+        tell: Tell,
         *,
         interval_s: float,
         instances: Callable[[], Collection[str]],
@@ -102,7 +90,7 @@ class StateKeeper:
         self._directory = directory
         self._index = index
         self._made_with = fingerprint(index.hasher)
-        self._accounts = accounts
+        self._tell = tell
         self._interval_s = interval_s
         self._instances = instances
         self._trusted = trusted
@@ -113,7 +101,7 @@ class StateKeeper:
         # One thread: what is written or removed later is so later on disk.
         self._thread = DiskThread()
         self._kept: dict[_Rank, _Kept] = {}
-        self._restorer = Restorer(directory, index, self._made_with, accounts, self._thread, read_s=read_s)
+        self._restorer = Restorer(directory, index, self._made_with, tell, self._thread, read_s=read_s)
         self._failures = Occasionally(clock, WARN_EVERY_S)
         self._written_at: float | None = None
         self._unclaimed_at: float | None = None
@@ -255,7 +243,7 @@ class StateKeeper:
             kept.size_bytes = await self._in_thread(self._put, snapshot)
         except Exception as error:  # noqa: BLE001  # full disks, numbers beyond 64 bits: others are written all the same
             kept.failed = getattr(error, "strerror", None) or type(error).__name__
-            self._accounts.snapshot_failed()
+            self._tell(SnapshotEnded(*at, "failed"))
             if count := self._failures.count():
                 log.warning(
                     "%d snapshots could not be written, that of %s rank %d last: %s", count, *at, kept.failed
@@ -265,7 +253,7 @@ class StateKeeper:
         kept.epoch = epoch
         kept.blocks = snapshot.blocks.hashes
         self._written_at = self._clock()
-        self._accounts.snapshot_written(self._written_at - began_at)
+        self._tell(SnapshotEnded(*at, "written", self._written_at - began_at))
 
     def _copy(self, at: _Rank, checkpoint: Checkpoint) -> Generator[None, None, Snapshot | None]:
         blocks = yield from self._index.exporting(*at)

@@ -8,11 +8,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from typing import Any
 
 from kvevents import Checkpoint, PrefixIndex, Resumed
 from kvevents.snapshot import Snapshot, SnapshotError, decode
 from kvevents.subscriber import Subscriber, in_slices
+from proxy.happenings import SnapshotEnded, Tell
 from proxy.snapshots.directory import StateDirectory, UnusableFileError
 
 log = logging.getLogger(__name__)
@@ -28,14 +29,6 @@ _WHY = {
     "unverified": "the engine's replay did not answer",
     "rebuild": "it was found to be wrong",
 }
-
-
-class Accounts(Protocol):
-    """The part of the keeper's accounts needed here."""
-
-    def snapshot_broken(self) -> None:
-        """A snapshot could not be read."""
-        ...
 
 
 class Found:
@@ -67,7 +60,7 @@ class Restorer:
         directory: StateDirectory,
         index: PrefixIndex,
         made_with: bytes,
-        accounts: Accounts,
+        tell: Tell,
         thread: Executor,
         *,
         read_s: float = READ_S,
@@ -78,7 +71,7 @@ class Restorer:
         self._directory = directory
         self._index = index
         self._made_with = made_with
-        self._accounts = accounts
+        self._tell = tell
         self._thread = thread
         self._read_s = read_s
         self._turn = asyncio.Lock()
@@ -110,7 +103,7 @@ class Restorer:
                 return None
             snapshot, found.size_bytes = read
             return snapshot
-        self._accounts.snapshot_broken()
+        self._tell(SnapshotEnded(instance, rank, "broken"))
         return None
 
     async def _read_in_time(self, instance: str, rank: int) -> tuple[Snapshot, int] | None:

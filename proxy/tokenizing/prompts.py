@@ -15,6 +15,7 @@ import msgspec
 from kvevents import Prompt
 from proxy.fair_queue import ANONYMOUS
 from proxy.fleet import Fleet
+from proxy.happenings import PromptKnown, Tell
 from proxy.headers import Headers
 from proxy.logs import News, listed, quoted
 from proxy.request.generation import GenerationRequest
@@ -106,7 +107,7 @@ class PromptTokenizer:
         local: LocalTokenizer | None = None,
         look_for_local: bool = False,
         deadline_s: float = DEADLINE_S,
-        count: Callable[[str], None] = lambda _: None,
+        tell: Tell = lambda _: None,
         memory: Memory | None = None,
         limits: Limits = LIMITS,
         learning_waits: LearningWaits = LEARNING_WAITS,
@@ -114,9 +115,8 @@ class PromptTokenizer:
         """`local`: the model's own tokenizer; with `look_for_local` one is looked for where engines say it
         is.
 
-        `count` is told of each prompt that became known, by what: `local`, `engine` or `client`. `memory`:
-        where long prompts take what they need while they are tokenized. `limits`: how much is read of any.
-        `learning_waits`: how long engines have for what is learned from them.
+        `memory`: where long prompts take what they need while they are tokenized. `limits`: how much is read
+        of any. `learning_waits`: how long engines have for what is learned from them.
         """
         self._limits = limits
         self._memory = memory
@@ -125,7 +125,7 @@ class PromptTokenizer:
         self._client = client
         self._clock = clock
         self._deadline_s = deadline_s
-        self._count = count
+        self._tell = tell
         self._tasks = TaskOwner("tokens")
         self._engines = EngineTokenizer(
             fleet, client, self._tasks, deadline_s=deadline_s, reader=self._reader
@@ -159,7 +159,7 @@ class PromptTokenizer:
         salt = request.body.value("cache_salt")
         if estimate is not None:
             estimate = max(estimate, len(token_ids) + media * MEDIA_TOKENS)
-        self._count(by)
+        self._tell(PromptKnown(by))
         lora_name = request.model if self._fleet.is_adapter(request.model) else None
         prompt = Prompt(token_ids=token_ids, lora_name=lora_name, cache_salt=salt)
         return Tokenized(prompt, kind, prefix_only=media > 0, estimated_tokens=estimate, members=how.members)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from proxy.fleet import Instance, Status
 from proxy.fleet.circuit import MISSED_MOST, Circuit
+from proxy.happenings import CircuitChanged, Tell
 from proxy.watching.checks import Check, Finding
 
 log = logging.getLogger(__name__)
@@ -33,29 +34,13 @@ class Engines(Protocol):
         ...
 
 
-class Accounts(Protocol):
-    """Where counters go."""
-
-    def checked(self, instance: str, finding: str) -> None:
-        """A check of an instance ended so."""
-        ...
-
-    def circuit_changed(self, instance: str, state: str) -> None:
-        """An instance's circuit is in another state now."""
-        ...
-
-    def forget(self, instance: str) -> None:
-        """An instance was removed."""
-        ...
-
-
 class HealthBook:
     """Keeps the health of all instances."""
 
     def __init__(
         self,
         engines: Engines,
-        accounts: Accounts,
+        tell: Tell,
         clock: Callable[[], float],
         *,
         went_down: Callable[[Instance], None],
@@ -65,7 +50,7 @@ class HealthBook:
         an engine that is down and silent.
         """
         self._engines = engines
-        self._accounts = accounts
+        self._tell = tell
         self._clock = clock
         self._went_down = went_down
         self._gone_s = gone_s
@@ -188,7 +173,7 @@ class HealthBook:
         before, state = standing[0], instance.breaker.state
         if state is before:
             return
-        self._accounts.circuit_changed(instance.address, state.value)
+        self._tell(CircuitChanged(instance.address, state))
         if state is Circuit.OPEN and not instance.breaker.dead:
             instance.circuit_opened(why)
             log.warning("%s %s: circuit open: %s", instance.role, instance.address, why)

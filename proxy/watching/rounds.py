@@ -15,10 +15,11 @@ from proxy.config import Rules
 from proxy.errors import ConfigError
 from proxy.fleet import Instance, ModelCard, Status
 from proxy.fleet.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S
+from proxy.happenings import Checked, Tell
 from proxy.tasks import TaskOwner
 from proxy.upstream.engine_api.metrics import Depth
 from proxy.watching.checks import Check, Checker, Finding, wrong_model
-from proxy.watching.health import Accounts, HealthBook
+from proxy.watching.health import HealthBook
 from proxy.watching.ports import Engines
 from proxy.watching.sleeping import Sleepers
 
@@ -62,7 +63,7 @@ class Rounds:
         rules: Rules,
         engines: Engines,
         feeds: EventFeeds | None,
-        accounts: Accounts,
+        tell: Tell,
         book: HealthBook,
         sleepers: Sleepers,
         tasks: TaskOwner,
@@ -82,7 +83,7 @@ class Rounds:
         self._rules = rules
         self._engines = engines
         self._feeds = feeds
-        self._accounts = accounts
+        self._tell = tell
         self._book = book
         self._sleepers = sleepers
         self._tasks = tasks
@@ -144,7 +145,7 @@ class Rounds:
         instance = watched.instance
         watched.checks += 1
         check = await self._checker.alive(instance.address)
-        self._accounts.checked(instance.address, check.finding.value)
+        self._tell(Checked(instance.address, check.finding))
         if check.finding is not Finding.ANSWERED:
             self._book.checked(instance, check)
         elif (

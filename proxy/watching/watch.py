@@ -17,9 +17,10 @@ from proxy.config import InstanceSpec, Rules
 from proxy.errors import ConflictError, KvproxyError, NotFoundError
 from proxy.fleet import Fleet, Instance
 from proxy.fleet.circuit import PROBE_FIRST_S, Breaker
+from proxy.happenings import InstanceRemoved, Tell
 from proxy.tasks import TaskOwner
 from proxy.watching.changes import SILENT_S, Changes
-from proxy.watching.health import GONE_S, Accounts, HealthBook
+from proxy.watching.health import GONE_S, HealthBook
 from proxy.watching.leg_reports import LegReports
 from proxy.watching.membership.base import MembershipSource
 from proxy.watching.membership.roster import Roster, Wish
@@ -49,7 +50,7 @@ class FleetWatch:
         fleet: Fleet,
         engines: Engines,
         feeds: EventFeeds | None,
-        accounts: Accounts,
+        tell: Tell,
         *,
         forget: Callable[[str], None] = lambda _address: None,
         clock: Callable[[], float] = time.monotonic,
@@ -67,20 +68,20 @@ class FleetWatch:
         self._fleet = fleet
         self._engines = engines
         self._feeds = feeds
-        self._accounts = accounts
+        self._tell = tell
         self._forget = forget
         self._clock = clock
         self._silent_s = silent_s
         self._rng = rng or random.Random()  # noqa: S311  # spreads the checks of many routers
         self._tasks = TaskOwner("watch")
         self._processes = Processes()
-        self._book = HealthBook(engines, accounts, clock, went_down=self._went_down, gone_s=gone_s)
+        self._book = HealthBook(engines, tell, clock, went_down=self._went_down, gone_s=gone_s)
         self._sleepers = Sleepers(engines, timeout_s=config.health.timeout_s)
         self._rounds = Rounds(
             rules,
             engines,
             feeds,
-            accounts,
+            tell,
             self._book,
             self._sleepers,
             self._tasks,
@@ -264,7 +265,7 @@ class FleetWatch:
         address = instance.address
         instance.drain()
         self._fleet.remove(address)
-        self._accounts.forget(address)  # from here on nothing is counted for it
+        self._tell(InstanceRemoved(address))  # from here on nothing is counted for it
         self._leaving.pop(address, None)
         self._going[address] = self._tasks.create(self._forget_all(instance), name=f"forget {address}")
 

@@ -18,6 +18,8 @@ from proxy.edge.app import create_runner
 from proxy.edge.app_keys import SERVICE
 from proxy.edge.patience import PATIENCE, Patience
 from proxy.fleet import Fleet
+from proxy.happenings import Consumer
+from proxy.observability.series import Series
 from proxy.phases import Role
 from proxy.request.dialects import DIALECTS, Dialect
 from proxy.scheduling.policies import LeastLoad
@@ -273,6 +275,8 @@ async def kvproxy(
     patience: Patience = PATIENCE,
     waits: Waits = QUICK,
     tuning: Tuning = TUNING,
+    consumers: Sequence[Consumer] = (),
+    series: Sequence[Series] = (),
 ) -> AsyncIterator[Service]:
     """A running kvproxy; `ready`: wait until it can serve and follows its engines' events."""
     runner = create_runner(
@@ -283,6 +287,8 @@ async def kvproxy(
         patience=patience,
         waits=waits,
         tuning=tuning,
+        consumers=consumers,
+        series=series,
     )
     async with contextlib.AsyncExitStack() as stack:
         await runner.setup()
@@ -322,13 +328,22 @@ async def fleet(
     patience: Patience = PATIENCE,
     waits: Waits = QUICK,
     tuning: Tuning = TUNING,
+    consumers: Sequence[Consumer] = (),
+    series: Sequence[Series] = (),
     **settings: Any,
 ) -> AsyncIterator[Pair]:
     """Stand-ins and a ready kvproxy in front of them; `settings` are those of Config."""
     async with (
         engines(prefill, decode, both, **(stand_in or {})) as made,
         kvproxy(
-            made.config(**settings), policy, dialects=dialects, patience=patience, waits=waits, tuning=tuning
+            made.config(**settings),
+            policy,
+            dialects=dialects,
+            patience=patience,
+            waits=waits,
+            tuning=tuning,
+            consumers=consumers,
+            series=series,
         ) as service,
     ):
         yield Pair(made, service)

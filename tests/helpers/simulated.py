@@ -17,6 +17,7 @@ from proxy.admission.turns import Outcome, Refusal, Turn
 from proxy.config import Admission, Config, Rules, parse_instance
 from proxy.errors import RequestError
 from proxy.fleet import Fleet, Instance, ModelCard
+from proxy.happenings import Happening, Refused
 from proxy.phases import Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
@@ -166,7 +167,7 @@ class Simulated:
             fleet=self.fleet,
             placement=self.placement,
             rules=Rules(Config(model="tiny", admission=self.limits)),
-            accounts=self,
+            tell=self._heard_of,
             wake=self._woken,
         )
         self.refusals: Counter[str] = Counter()
@@ -215,15 +216,9 @@ class Simulated:
 
     # -- the queue, as a loop would serve it ----------------------------------------------------------------
 
-    def waited(self, seconds: float) -> None:
-        """As `QueueAccounts`."""
-
-    def refused(self, reason: str) -> None:
-        """As `QueueAccounts`."""
-        self.refusals[reason] += 1
-
-    def no_prefill(self, action: str) -> None:
-        """As `QueueAccounts`."""
+    def _heard_of(self, happening: Happening) -> None:
+        if isinstance(happening, Refused):
+            self.refusals[happening.reason] += 1
 
     def _woken(self) -> None:
         if self.lanes.due:

@@ -12,7 +12,10 @@ from proxy.cli.flags import read_config
 from proxy.config import Security, parse_instance
 from proxy.edge.app import create_app
 from proxy.errors import ConfigError
-from proxy.observability.metrics import REFUSALS, Metrics
+from proxy.happenings import RequestEnded
+from proxy.observability.metrics import Metrics
+from proxy.observability.requests import REFUSALS
+from proxy.observability.telling import Happenings
 from proxy.phases import Role
 from proxy.simulation.live.faults import Fault
 from proxy.simulation.live.http_edge import refusals
@@ -145,7 +148,9 @@ async def test_an_address_where_no_vllm_listens_is_asked_about() -> None:
 
 def test_known_series_are_there_before_anything_happens_and_no_others() -> None:
     registry = CollectorRegistry()
-    Metrics(registry, lambda _: True).request_ended("/v1/completions", "ok", 0.1)
+    happenings = Happenings()
+    Metrics(registry, happenings, lambda _: True)
+    happenings.tell(RequestEnded("/v1/completions", "ok", 0.1))
     text = generate_latest(registry).decode()
     assert "_created" not in text
     for reason in REFUSALS:

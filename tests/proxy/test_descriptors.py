@@ -18,6 +18,7 @@ from proxy.descriptors import Descriptors, Place
 from proxy.edge.app_keys import SERVICE
 from proxy.edge.sockets.doors import ClientDoor, OperatorDoor
 from proxy.errors import NoSocketError
+from proxy.happenings import ConnectionClosed, Happening
 from proxy.simulation import StandIn
 from proxy.upstream.client import EngineClient
 from proxy.upstream.engine_api.about import health
@@ -39,7 +40,7 @@ class Bench:
             limit,
             open_now=self._open,
             clock=lambda: self.now,
-            accounts=self,
+            tell=self._heard,
             with_operators=with_operators,
         )
         self.them.count_legs = lambda: self.legs
@@ -50,8 +51,9 @@ class Bench:
             return None
         return self.own + self.legs + self.them.connections + self.them.operators
 
-    def connection_closed(self, reason: str) -> None:
-        self.told.append(reason)
+    def _heard(self, happening: Happening) -> None:
+        assert isinstance(happening, ConnectionClosed)
+        self.told.append(happening.reason)
 
 
 class Guest:

@@ -44,6 +44,7 @@ from proxy.errors import (
     UnsupportedMediaTypeError,
     cut,
 )
+from proxy.happenings import AnswerBegan, ClientStalled, Refused, RequestEnded
 from proxy.logs import as_value
 from proxy.request.deadlines import TimeLimit, time_limit
 from proxy.request.dialects import Dialect
@@ -76,7 +77,6 @@ def route_of(dialect: Dialect) -> web.RouteDef:
 
 async def _generate(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     service = request.app[SERVICE]
-    metrics = service.metrics
     outcome = CLIENT_LEFT
     waiting = KeepAlive(request, 0.0)
     try:
@@ -127,14 +127,14 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
         raise
     finally:
         request[NOTES_KEY]["outcome"] = outcome
-        metrics.request_ended(dialect.name, outcome, time.monotonic() - request[STARTED_KEY])
+        service.tell(RequestEnded(dialect.name, outcome, time.monotonic() - request[STARTED_KEY]))
 
 
 async def _call(request: web.Request, dialect: Dialect) -> Call:
     """Read what a request asks for. Raises RequestError."""
     if SPARE_KEY in request:
         reason = "no_descriptors"
-        request.app[SERVICE].metrics.refused(reason)
+        request.app[SERVICE].tell(Refused(reason))
         raise UnavailableError(
             "kvproxy has as many connections as its file descriptors allow",
             headers=RETRY_SOON | {"Connection": "close"},
@@ -257,7 +257,7 @@ def _hold(request: web.Request, size_bytes: int) -> None:
 
 def _no_memory(request: web.Request) -> UnavailableError:
     reason = "no_memory"
-    request.app[SERVICE].metrics.refused(reason)
+    request.app[SERVICE].tell(Refused(reason))
     limit_mb = request.app[SERVICE].config.admission.max_bodies_mb
     return UnavailableError(
         f"the request bodies kvproxy holds, of this client or of all, leave no room for this one ({limit_mb} MiB,"
@@ -303,13 +303,13 @@ async def _answer(
                     headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
     if reply.status < 400:
         first_byte_s = time.monotonic() - request[STARTED_KEY]
-        service.metrics.first_byte(dialect.name, first_byte_s)
+        service.tell(AnswerBegan(dialect.name, first_byte_s))
         if not isinstance(reply.body, bytes):
             notes["ttfb"] = f"{first_byte_s * 1000:.0f}ms"
     watch = StallWatch(
         request,
         service.rules.deadlines.client_stall_s,
-        service.metrics.client_stalled,
+        lambda: service.tell(ClientStalled()),
     )
     if isinstance(reply.body, bytes):
         if begun is not None:

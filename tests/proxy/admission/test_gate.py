@@ -16,6 +16,7 @@ from proxy.errors import NotFoundError, RateLimitError, RequestError, Unavailabl
 from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.fleet.circuit import Breaker, Circuit
 from proxy.fleet.fullness import Fullness
+from proxy.happenings import Happening, NoPrefill, QueueLeft, Refused
 from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Expectation, Placement
 from proxy.scheduling.policies import CacheAffinity, LeastLoad
@@ -40,36 +41,30 @@ class Counted(LeastLoad):
 
 
 class Book:
-    """Keeps the gate's accounts."""
+    """Keeps what the gate tells."""
 
     def __init__(self) -> None:
         self.refusals: Counter[str] = Counter()
         self.actions: Counter[str] = Counter()
         self.waits = 0
 
-    def waited(self, seconds: float) -> None:
-        assert seconds >= 0
-        self.waits += 1
-
-    def refused(self, reason: str) -> None:
-        self.refusals[reason] += 1
-
-    def no_prefill(self, action: str) -> None:
-        self.actions[action] += 1
+    def __call__(self, happening: Happening) -> None:
+        match happening:
+            case QueueLeft(seconds):
+                assert seconds >= 0
+                self.waits += 1
+            case Refused(reason):
+                self.refusals[reason] += 1
+            case NoPrefill(action):
+                self.actions[action] += 1
 
 
 class Unheard:
-    """Engines and accounts that are not looked at."""
+    """Engines that are not looked at."""
 
     def give_up(self, instance: str) -> None: ...
 
     def heard_at(self, instance: str) -> float | None: ...
-
-    def checked(self, instance: str, finding: str) -> None: ...
-
-    def circuit_changed(self, instance: str, state: str) -> None: ...
-
-    def forget(self, instance: str) -> None: ...
 
 
 class Scene:
@@ -97,7 +92,7 @@ class Scene:
             fleet=self.fleet,
             placement=self.placement,
             rules=Rules(Config(model="tiny", admission=config)),
-            accounts=self.book,
+            tell=self.book,
             clock=loop.time,
         )
         self.tasks = TaskOwner("requests")
@@ -159,7 +154,7 @@ class Scene:
 
     def health(self) -> HealthBook:
         """What the watch would tell of the instances' health."""
-        return HealthBook(Unheard(), Unheard(), lambda: self.now, went_down=lambda _: None)
+        return HealthBook(Unheard(), lambda _: None, lambda: self.now, went_down=lambda _: None)
 
     async def rest(self) -> None:
         for _ in range(5):
@@ -213,7 +208,7 @@ async def test_requests_with_one_prefix_let_in_together_meet_on_one_instance() -
         fleet=scene.fleet,
         placement=placement,
         rules=Rules(Config(model="tiny")),
-        accounts=scene.book,
+        tell=scene.book,
         clock=lambda: 0.0,
     )
     for instance in scene.fleet:

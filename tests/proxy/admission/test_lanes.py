@@ -11,6 +11,7 @@ from proxy.admission.turns import Grant, Outcome, Refusal, Turn
 from proxy.config import Admission, Config, Rules, WhenNoPrefill, parse_instance
 from proxy.errors import RequestError
 from proxy.fleet import Claim, Fleet, Instance, ModelCard
+from proxy.happenings import Happening, QueueLeft, Refused
 from proxy.phases import Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import LeastLoad
@@ -19,19 +20,18 @@ from proxy.scheduling.types import AnyPolicy, View
 
 
 class Book:
-    """Keeps the accounts."""
+    """Keeps what the lanes tell."""
 
     def __init__(self) -> None:
         self.refusals: Counter[str] = Counter()
         self.waits: list[float] = []
 
-    def waited(self, seconds: float) -> None:
-        self.waits.append(seconds)
-
-    def refused(self, reason: str) -> None:
-        self.refusals[reason] += 1
-
-    def no_prefill(self, action: str) -> None: ...
+    def __call__(self, happening: Happening) -> None:
+        match happening:
+            case QueueLeft(seconds):
+                self.waits.append(seconds)
+            case Refused(reason):
+                self.refusals[reason] += 1
 
 
 class Scene:
@@ -55,7 +55,7 @@ class Scene:
             fleet=self.fleet,
             placement=self.placement,
             rules=Rules(Config(model="tiny", admission=config)),
-            accounts=self.book,
+            tell=self.book,
             wake=self._wake,
         )
         self.claims: dict[str, list[Claim]] = {}

@@ -14,6 +14,7 @@ from proxy.config import parse_instance
 from proxy.connectors import Handoff, asking_for_report
 from proxy.edge.app_keys import SERVICE
 from proxy.fleet import Fleet, Instance
+from proxy.happenings import BlocksLearnt, Happening, ReportAsked
 from proxy.phases import Role
 from proxy.request.body import Body
 from proxy.scheduling.question import Question
@@ -48,20 +49,22 @@ class Scene:
         self.fleet = Fleet()
         self.source = Source()
         self.join()
-        self.healing = Healing(self.fleet, self.index, self, lambda: self.now)
+        self.healing = Healing(self.fleet, self.index, self._heard, lambda: self.now)
 
     def join(self) -> None:
         instance = Instance(parse_instance(ENGINE, Role.PREFILL))
         instance.is_followed({0: self.source})
         self.fleet.add(instance)
 
-    def report_asked(self, instance: str) -> None:
-        assert instance == ENGINE
-        self.asked += 1
-
-    def blocks_learnt(self, instance: str, blocks: int) -> None:
-        assert instance == ENGINE
-        self.learnt += blocks
+    def _heard(self, happening: Happening) -> None:
+        match happening:
+            case ReportAsked(instance, rank):
+                self.asked += 1
+            case BlocksLearnt(instance, rank, blocks):
+                self.learnt += blocks
+            case _:
+                raise AssertionError(happening)
+        assert (instance, rank) == (ENGINE, 0)
 
     def store(self, prompt: list[int], blocks: int) -> None:
         hashes: list[int | bytes] = [hash(tuple(prompt[: BLOCK * (n + 1)])) % 2**64 for n in range(blocks)]

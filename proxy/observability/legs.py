@@ -1,0 +1,70 @@
+"""What is counted of legs, of what was tried again, and of the blocks they hand over."""
+
+from proxy.happenings import (
+    BlocksLearnt,
+    CountsDiffered,
+    EngineFull,
+    HoldEnded,
+    LegsDecided,
+    PromptUnknown,
+    ReportAsked,
+    Retried,
+    RetryRefused,
+)
+from proxy.observability.series import counter, histogram
+from proxy.phases import Phase
+from proxy.serving.custody import HoldState
+
+OVERHEAD_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+LEGS = (
+    histogram(
+        "overhead_seconds",
+        "kvproxy's own time before the first leg, tokenizing included.",
+        LegsDecided,
+        buckets=OVERHEAD_SECONDS,
+    ),
+    counter("unknown_prompts", "Prompts placed without knowing their tokens.", PromptUnknown, "reason"),
+    counter(
+        "token_count_differences",
+        "Prompts the engine counted otherwise than we did.",
+        CountsDiffered,
+        per_instance=True,
+    ),
+    counter(
+        "retries",
+        "Legs that failed and were followed by another attempt.",
+        Retried,
+        "phase",
+        "reason",
+        per_instance=True,
+    ),
+    counter(
+        "retries_refused",
+        "Legs that failed and were not tried again for want of retry budget.",
+        RetryRefused,
+        "phase",
+        starts_with=Phase,
+    ),
+    counter("engine_full", "Legs that engines had no room for.", EngineFull, "phase", per_instance=True),
+    counter(
+        "holds",
+        "Prefilled blocks held for a decode leg, by how that ended.",
+        HoldEnded,
+        "end",
+        starts_with=(HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED, HoldState.UNKNOWN),
+    ),
+    counter(
+        "cache_reports",
+        "Prefill legs that asked for a full report of the cache.",
+        ReportAsked,
+        per_instance=True,
+    ),
+    counter(
+        "learnt_blocks",
+        "Blocks that full reports made known.",
+        BlocksLearnt,
+        amount="blocks",
+        per_instance=True,
+    ),
+)

@@ -1,0 +1,63 @@
+"""Each happening reaches all who listen for its kind, in the order in which they came; one that fails keeps it
+from nobody.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from proxy.happenings import Consumer, Happening
+
+log = logging.getLogger(__name__)
+
+H = TypeVar("H", bound=Happening)
+
+
+class Happenings:
+    """Hands happenings on. Not thread-safe: it belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[type[Happening], tuple[tuple[str, Callable[[Any], None]], ...]] = {}
+        self.failures: Counter[str] = Counter()
+        """How often each consumer raised, by its name."""
+
+    def add(self, consumer: Consumer) -> None:
+        """Tell a consumer what it wants to hear from now on. Its name is that of its class."""
+        for kind in consumer.hears:
+            self.listen(kind, consumer.hear, type(consumer).__name__)
+
+    def listen(self, kind: type[H], hear: Callable[[H], None], name: str) -> None:
+        """Have `hear` called with each happening of this very kind; `name` is whose failure it would be."""
+        self._listeners[kind] = (*self._listeners.get(kind, ()), (name, hear))
+
+    def tell(self, happening: Happening) -> None:
+        """Hand on what happened. Raises nothing."""
+        for name, hear in self._listeners.get(type(happening), ()):
+            try:
+                hear(happening)
+            except Exception:  # a consumer's failure is no business of who tells
+                self.failures[name] += 1
+                if self.failures[name] == 1:
+                    log.exception("%s failed on %s; it is told this once", name, type(happening).__name__)
+
+
+class FailureCollector(Collector):
+    """How often consumers failed, read at the moment of a scrape."""
+
+    def __init__(self, happenings: Happenings) -> None:
+        self._happenings = happenings
+
+    def collect(self) -> Iterable[Metric]:
+        """As prometheus_client asks."""
+        family = CounterMetricFamily(
+            "kvproxy_consumer_failures",
+            "Happenings that a consumer of them (a recorder, a series) failed on.",
+            labels=["consumer"],
+        )
+        for name, count in self._happenings.failures.items():
+            family.add_metric([name], count)
+        return [family]

@@ -1,0 +1,51 @@
+"""A consumer that fails is told once, counted each time, and nobody else notices."""
+
+import logging
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from proxy.happenings import Checked, ClientStalled, Happening, QueueLeft
+from proxy.observability.telling import FailureCollector, Happenings
+
+
+class Listener:
+    hears: tuple[type[Happening], ...] = (QueueLeft, ClientStalled)
+
+    def __init__(self) -> None:
+        self.heard: list[Happening] = []
+
+    def hear(self, happening: Happening) -> None:
+        self.heard.append(happening)
+
+
+class Broken(Listener):
+    def hear(self, happening: Happening) -> None:
+        super().hear(happening)
+        raise RuntimeError("no disk")
+
+
+def test_a_consumer_hears_the_kinds_it_names_in_their_order_and_no_others() -> None:
+    happenings, listener = Happenings(), Listener()
+    happenings.tell(QueueLeft(0.5))  # before it listens
+    happenings.add(listener)
+    told = [QueueLeft(1.0), ClientStalled(), QueueLeft(2.0)]
+    for happening in (told[0], Checked("a:1", "answered"), *told[1:]):
+        happenings.tell(happening)
+    assert listener.heard == told
+
+
+def test_one_that_fails_harms_neither_who_tells_nor_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    happenings, before, broken, after = Happenings(), Listener(), Broken(), Listener()
+    for consumer in (before, broken, after):
+        happenings.add(consumer)
+    with caplog.at_level(logging.ERROR):
+        for n in range(3):
+            happenings.tell(QueueLeft(n))
+    assert len(before.heard) == len(broken.heard) == len(after.heard) == 3
+    (record,) = caplog.records
+    assert record.getMessage() == "Broken failed on QueueLeft; it is told this once"
+    assert record.exc_info is not None
+    registry = CollectorRegistry()
+    registry.register(FailureCollector(happenings))
+    assert 'kvproxy_consumer_failures_total{consumer="Broken"} 3.0' in generate_latest(registry).decode()
