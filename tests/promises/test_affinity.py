@@ -211,12 +211,14 @@ async def test_a_prompt_with_images_is_placed_by_what_comes_before_the_first(see
         for n in range(4)
     ]
     homes = []
-    seeing.service.app[SERVICE].placement._rng.seed(1)  # equal costs are drawn from: not four times the same
-    for chat in chats:
+    for number, chat in enumerate(chats):
+        other = {"instance": seeing.engines.prefill[number % 2].address}
+        await seeing.service.admin("/instances/drain", other)
         first = await ask(chat)
         assert first.status == 200, first.body
         homes.append(first.headers["X-Kvproxy-Prefill"])
         await seeing.service.settled()
+        await seeing.service.admin("/instances/drain", {"undo": True} | other)
     assert len(set(homes)) == 2
     for chat, home in zip(chats, homes, strict=True):
         told = await seeing.service.explain({"model": "tiny", "messages": chat})

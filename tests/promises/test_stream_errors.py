@@ -61,10 +61,11 @@ async def test_blocks_that_died_before_they_were_fetched_are_prefilled_elsewhere
         dying, other = sorted(pair.engines.prefill, key=lambda e: e.address)
         body = body_of(path, prose(60), stream=stream)
         expected = await right(pair, path, body)
-        decode.faults.add(Fault(kind="slow", path=path, delay_s=0.3, times=1))
+        decode.faults.add(Fault(kind="hang", path=path, times=1))
         asked = asyncio.get_running_loop().create_task(pair.service.ask(path, body))
         await wait_until(lambda: legs(decode) == 1, "the decode leg")
         await dying.stop()
+        decode.faults.release()
         answer = await asked
         assert (answer.status, answer.text) == (200, expected)
         assert b"error" not in answer.body
@@ -236,8 +237,12 @@ async def test_one_prompt_of_a_list_that_fails_before_the_others_begin_is_served
         pair.engines.decode[0].faults.add(
             Fault(kind="error", path=PATHS[0], status=500, after_chunks=4, times=1)
         )
-        pair.engines.decode[1].faults.add(Fault(kind="slow", path=PATHS[0], delay_s=0.5, times=1))
-        answer = await pair.service.ask(PATHS[0], body)
+        pair.engines.decode[1].faults.add(Fault(kind="hang", path=PATHS[0], times=1))
+        asked = asyncio.get_running_loop().create_task(pair.service.ask(PATHS[0], body))
+        await pair.service.counts(1, "kvproxy_retries_total", phase="decode")
+        await wait_until(lambda: not pair.engines.decode[1].faults.active(), "a leg that hangs")
+        pair.engines.decode[1].faults.release()
+        answer = await asked
         assert (answer.status, answer.by_choice) == (200, expected.by_choice)
         assert await pair.service.metric("kvproxy_retries_total", phase="decode") == 1
         await nothing_is_left(pair)
