@@ -141,7 +141,7 @@ async def test_a_refusal_says_why(caplog: pytest.LogCaptureFixture) -> None:
 async def test_a_stream_that_was_cut_says_how_it_ended_on_its_own_line(
     fault: str, outcome: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with fleet(prefill=1, decode=1, kv_events=False, deadlines=Deadlines(chunk_s=0.5)) as pair:
+    async with fleet(prefill=1, decode=1, kv_events=False, deadlines=Deadlines(chunk_s=2.0)) as pair:
         bad(pair, 0, kind=fault, after_bytes=1500)
         with pytest.raises(Exception, match="ayload"):
             await pair.service.complete("hello", stream=True, max_tokens=100, ignore_eos=True)

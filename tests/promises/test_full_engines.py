@@ -168,16 +168,15 @@ async def test_a_decode_engine_that_became_full_meanwhile_is_not_sent_the_hold()
     async with fleet(prefill=1, policy=InOrder(), kv_events=False) as pair:
         engine, other = in_order(list(pair.engines.decode))
         [prefill] = pair.engines.prefill
-        prefill.faults.add(Fault(kind="hang", path=PATH, times=1))
         full(engine, retry_after="5")
-        prefill.faults.clear()
-        prefill.faults.add(Fault(kind="slow", path=PATH, delay_s=1.0, times=3))
+        prefill.faults.add(Fault(kind="hang", path=PATH, times=3))
         async with crowd(pair, 3) as tasks:
             await wait_until(lambda: legs(prefill) == 3, "three prefill legs")
             instance = pair.service.fleet.get(engine.address)
             assert instance is not None
             now = asyncio.get_running_loop().time()
             instance.fullness.said(now, 0, now, told_s=5.0)
+            prefill.faults.release()
             assert [(await task).status for task in tasks] == [200] * 3
         assert (legs(engine), legs(other), legs(prefill)) == (0, 3, 3)
         await no_hold_is_left(pair)
@@ -235,7 +234,7 @@ async def test_at_the_deadline_the_client_is_told_to_come_back(
     role: str, told: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "kvproxy.access")
-    admission = Admission(queue_timeout_s=1.0)
+    admission = Admission(queue_timeout_s=0.3)  # soon, so that much is left of the 5 s that are believed
     async with fleet(admission=admission, kv_events=False) as pair:
         for engine in getattr(pair.engines, role):
             full(engine, 429, retry_after=told)
@@ -255,7 +254,7 @@ async def test_at_the_deadline_the_client_is_told_to_come_back(
 
 
 async def test_who_comes_later_waits_without_being_sent_anywhere() -> None:
-    async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=1.0), kv_events=False) as pair:
+    async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=0.3), kv_events=False) as pair:
         [engine] = pair.engines.decode
         full(engine, retry_after="5")
         assert (await pair.service.complete("hello")).status == 503
@@ -267,7 +266,7 @@ async def test_who_comes_later_waits_without_being_sent_anywhere() -> None:
 
 
 async def test_an_engine_that_failed_before_does_not_hide_that_all_are_full() -> None:
-    async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=0.5), kv_events=False) as pair:
+    async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=2.0), kv_events=False) as pair:
         [engine] = pair.engines.prefill
         full(engine, 500, times=1)
         full(engine)
@@ -299,12 +298,14 @@ async def test_who_waits_does_not_come_at_once_when_the_moment_is_over() -> None
         full(engine, retry_after="2", times=1)
         async with crowd(pair, 1) as first:
             await wait_until(lambda: len(pair.service.app[SERVICE].gate) == 1, "the first in the queue")
-            engine.faults.add(Fault(kind="slow", path=PATH, delay_s=1.0, times=1))
+            engine.faults.add(Fault(kind="hang", path=PATH, times=1))
             async with crowd(pair, 40) as others:
                 await wait_until(lambda: legs(engine) == 2, "the leg that tries it")
+                await wait_until(lambda: len(pair.service.app[SERVICE].gate) == 40, "the others in the queue")
                 for _ in range(20):
                     await pair.service.ask("/status")
                     assert (legs(engine), len(pair.service.app[SERVICE].gate)) == (2, 40)
+                engine.faults.release()
                 assert {(await task).status for task in [*first, *others]} == {200}
         assert legs(engine) == 42
 

@@ -189,12 +189,13 @@ async def test_a_client_has_so_many_requests_served_at_once_and_the_rest_waits_o
 async def test_a_prefill_leg_whose_client_has_left_still_counts_for_it() -> None:
     async with crowd(max_decode_tokens=0, max_client_requests=1) as them:
         engine = them.pair.engines.prefill[0]
-        engine.faults.add(Fault(kind="slow", path="/v1/c", times=1, delay_s=1.0))
+        engine.faults.add(Fault(kind="hang", path="/v1/c", times=1))
         leaver = them.start("leaver", "a")
         await wait_until(lambda: len(engine.seen) == 1, "its prefill leg")
         await gone(leaver)
         await them.line_up("next", "a")
         assert len(engine.seen) == 1
+        engine.faults.release()
         await wait_until(lambda: "next" in them.decoded(), "the next one")
         await them.pair.service.settled()
 
@@ -236,7 +237,7 @@ async def test_who_waited_too_long_is_answered_503_with_retry_after(
     caplog.set_level("INFO", "kvproxy.access")
     async with crowd(queue_timeout_s=0.2) as them:
         first = await them.occupy()
-        answer = await (await them.line_up("late"))
+        answer = await them.start("late")
         assert answer.status == 503
         assert "--queue-timeout" in answer.json["error"]["message"]
         assert int(answer.headers["Retry-After"]) >= 1
@@ -248,9 +249,9 @@ async def test_who_waited_too_long_is_answered_503_with_retry_after(
 async def test_a_stop_answers_who_waits_at_once_and_lets_running_requests_end() -> None:
     async with crowd() as them:
         engine = them.pair.engines.decode[0]
-        engine.faults.add(Fault(kind="slow", path="/v1/c", times=1, delay_s=1.0))
+        engine.faults.add(Fault(kind="hang", path="/v1/c", times=1))
         first = them.start("first")
-        await wait_until(lambda: them.pair.service.claims > 0, "the first request")
+        await wait_until(lambda: len(them.decoded()) == 1, "the first decode leg")
         waiting = [await them.line_up(f"w{n}") for n in range(3)]
         stopping = asyncio.get_running_loop().create_task(
             shut_down(them.pair.service.runner, 20, asyncio.Event())
@@ -260,6 +261,7 @@ async def test_a_stop_answers_who_waits_at_once_and_lets_running_requests_end() 
             assert answer.status == 503
             assert answer.headers["Connection"] == "close"
         assert not first.done()
+        engine.faults.release()
         assert (await first).status == 200
         await stopping
 
@@ -430,7 +432,7 @@ async def test_who_only_announces_a_large_body_takes_nothing_from_others() -> No
 
 
 async def test_who_withholds_the_end_of_large_bodies_locks_nobody_out() -> None:
-    patience = Patience(body_stall_s=1.5, body_look_every_s=0.1)
+    patience = Patience(body_stall_s=4.0, body_look_every_s=0.1)
     limits = Admission(max_bodies_mb=8)
     async with fleet(prefill=1, decode=1, kv_events=False, admission=limits, patience=patience) as pair:
         budget = pair.service.app[SERVICE].bodies
@@ -576,7 +578,7 @@ async def test_fifty_clients_that_do_not_read_hold_little_and_their_engine_is_no
 
 
 async def test_a_client_that_takes_nothing_is_cut_and_one_that_reads_slowly_is_not() -> None:
-    source = EndlessSource(stall_s=1.0)
+    source = EndlessSource(stall_s=3.0)
     async with source.serving() as port:
         client = deaf(port)
         slow = deaf(port)
