@@ -6,7 +6,11 @@ envelope. A `LegError` ends one upstream request: the director decides whether a
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+
+from proxy.shown import Shown, as_builtins, says
 
 
 class KvproxyError(Exception):
@@ -205,6 +209,22 @@ def cut(words: str) -> str:
     return words if len(words) <= MOST_QUOTED_CHARS else f"{words[:MOST_QUOTED_CHARS]}..."
 
 
+class ErrorToldShown(Shown, frozen=True, kw_only=True):
+    """What went wrong."""
+
+    message: Annotated[str, msgspec.Meta(min_length=1)]
+    type: Annotated[str, says("The kind of error, in vLLM's words.")]
+    param: Annotated[str | None, says("The field or header at fault.")]
+    code: Annotated[int, says("The HTTP status.")]
+
+
+class ErrorShown(Shown, frozen=True, kw_only=True):
+    """The body of every error that is kvproxy's own."""
+
+    error: ErrorToldShown
+
+
 def envelope(message: str, kind: str, status: int, param: str | None = None) -> dict[str, Any]:
     """The error body of every answer that is ours, in the nested form vLLM answers with."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    told = ErrorToldShown(message=message, type=kind, param=param, code=status)
+    return as_builtins(ErrorShown(error=told))

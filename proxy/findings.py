@@ -4,7 +4,8 @@ Pure values. Who judges makes them: the doctor, and each connector of its own pa
 """
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import msgspec
 
@@ -23,7 +24,12 @@ class Status(enum.StrEnum):
 
 _ORDER = list(Status)
 
-EXIT_CODES = {Status.SKIP: 0, Status.PASS: 0, Status.WARN: 1, Status.FAIL: 2}
+EXIT_CODES: Mapping[Status, Literal[0, 1, 2]] = {
+    Status.SKIP: 0,
+    Status.PASS: 0,
+    Status.WARN: 1,
+    Status.FAIL: 2,
+}
 
 
 def worst(statuses: Iterable[Status]) -> Status:

@@ -11,7 +11,6 @@ import resource
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -22,6 +21,7 @@ from proxy.caches.accuracy import Accuracy
 from proxy.caches.believing import Believing
 from proxy.caches.event_happenings import Telling
 from proxy.caches.feeds import EventFeeds
+from proxy.caches.shown import AccuracyShown
 from proxy.caches.told import ToldRules
 from proxy.config import AllowedInstances, Config, Rules, WhenNoPrefill
 from proxy.connectors import Connector, load_connector
@@ -354,6 +354,6 @@ class _Known:
         instance = self._fleet.get(address)
         return instance.index_state(rank) if instance is not None else "unknown"
 
-    def accuracy(self, address: str, rank: int) -> dict[str, Any]:
+    def accuracy(self, address: str, rank: int) -> AccuracyShown:
         """How right predictions for it were."""
         return self._accuracy.status(address, rank)

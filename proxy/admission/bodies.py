@@ -18,6 +18,7 @@ from collections.abc import Hashable
 from concurrent.futures import Future
 from typing import Any
 
+from proxy.admission.shown import BodiesShown
 from proxy.request.outline import Outline
 
 COPIES = 2
@@ -131,6 +132,15 @@ class BodyBudget:
     def clients(self) -> int:
         """How many clients have bodies here."""
         return len(self._small.by_client.keys() | self._large.by_client.keys())
+
+    def status(self) -> BodiesShown:
+        """For `/status`."""
+        return BodiesShown(
+            held_bytes=self.held_bytes,
+            limit_bytes=self.limit_bytes,
+            reserve_bytes=self.reserve_bytes,
+            clients=self.clients,
+        )
 
     def lease(self, client: Hashable) -> BodyLease:
         """A share of nothing, to be grown."""

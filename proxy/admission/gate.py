@@ -6,9 +6,9 @@ say they are full. It decides nothing.
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
 
 from proxy.admission.lanes import Lanes
+from proxy.admission.shown import QueueShown
 from proxy.admission.ticket import Ticket
 from proxy.admission.turns import Admitted, Grant, Outcome, Refusal, Turn
 from proxy.config import Rules
@@ -47,7 +47,7 @@ class Gate:
         """How many clients have as many requests running as one may."""
         return self._lanes.clients_held_back
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> QueueShown:
         """The queue and its limits, for `/status`."""
         return self._lanes.status()
 

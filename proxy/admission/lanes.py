@@ -12,7 +12,7 @@ become usable keeps no room, and neither does one that waits for another request
 """
 
 from collections.abc import Callable, Collection, Hashable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,6 +20,7 @@ from proxy.admission.drain_rate import DrainRate
 from proxy.admission.lacks import Lack, lack_of
 from proxy.admission.refusals import Refusals
 from proxy.admission.running import Running
+from proxy.admission.shown import QueueShown
 from proxy.admission.ticket import Ticket
 from proxy.admission.turns import Admitted, Grant, Outcome, Refusal, Turn
 from proxy.config import Rules, WhenNoPrefill
@@ -78,23 +79,23 @@ class Lanes:
         """How many clients have as many requests running as one may."""
         return self._queue.clients_held_back
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> QueueShown:
         """The queue and its limits, for `/status`."""
         limits = self._limits
-        return {
-            "waiting": len(self._queue),
-            "waiting_clients": self._queue.clients,
-            "running_clients": len(self._running),
-            "clients_held_back": self.clients_held_back,
-            "max_client_requests": limits.max_client_requests,
-            "max_client_priority": self._rules.admission.max_client_priority,
-            "max_queue": limits.max_queue,
-            "queue_timeout_s": self._rules.admission.queue_timeout_s,
-            "max_prefill_tokens": limits.max_prefill_tokens,
-            "max_decode_tokens": limits.max_decode_tokens,
-            "expected_answer_tokens": self._rules.admission.expected_answer_tokens,
-            "when_no_prefill": limits.when_no_prefill,
-        }
+        return QueueShown(
+            waiting=len(self._queue),
+            waiting_clients=self._queue.clients,
+            running_clients=len(self._running),
+            clients_held_back=self.clients_held_back,
+            max_client_requests=limits.max_client_requests,
+            max_client_priority=self._rules.admission.max_client_priority,
+            max_queue=limits.max_queue,
+            queue_timeout_s=self._rules.admission.queue_timeout_s,
+            max_prefill_tokens=limits.max_prefill_tokens,
+            max_decode_tokens=limits.max_decode_tokens,
+            expected_answer_tokens=self._rules.admission.expected_answer_tokens,
+            when_no_prefill=limits.when_no_prefill,
+        )
 
     # -- what happens ---------------------------------------------------------------------------------------
 

@@ -6,10 +6,11 @@ Pure: told of removals by the index, of legs by the director, and of the time by
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from proxy.caches.expected import SETTLE_S
 from proxy.caches.removals import Removals
+from proxy.caches.shown import AccuracyShown
 from proxy.caches.tallies import Cause, Counts, Outcome
 from proxy.caches.trust import REBUILD_FIRST_S, Step, Trust
 
@@ -301,11 +302,11 @@ class Accuracy:
         of = self._ranks.get((instance, rank))
         return of is None or of.trust.trusted
 
-    def status(self, instance: str, rank: int) -> dict[str, Any]:
+    def status(self, instance: str, rank: int) -> AccuracyShown:
         """For `/status`."""
         of = self._ranks.get((instance, rank))
         counts, trusted = (of.counts, of.trust.trusted) if of is not None else (Counts(), True)
-        return counts.shown() | {"trusted": trusted}
+        return counts.shown(trusted=trusted)
 
     def counts(self) -> Iterator[tuple[str, Counts]]:
         """The counts of every rank that has had a leg, with its instance."""

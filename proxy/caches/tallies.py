@@ -5,6 +5,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
+from proxy.caches.shown import AccuracyShown, LegsShown, MissesShown
+
 ERROR_BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 """Buckets of how far predictions were off; 0 are those that were exact."""
 
@@ -69,16 +71,18 @@ class Counts:
         if index == "exact":
             self.causes[cause] += 1
 
-    def shown(self) -> dict[str, Any]:
+    def shown(self, *, trusted: bool) -> AccuracyShown:
         """For `/status`."""
-        return {
-            **_shown([self.tallies["exact"]]),
-            "misses": {cause.value: count for cause, count in self.causes.items()},
-            "not_exact": _shown([self.tallies["partial"], self.tallies["unknown"]]),
-        }
+        return AccuracyShown(
+            **_legs([self.tallies["exact"]]),
+            misses=MissesShown(**{cause.value: count for cause, count in self.causes.items()}),
+            not_exact=LegsShown(**_legs([self.tallies["partial"], self.tallies["unknown"]])),
+            trusted=trusted,
+        )
 
 
-def _shown(tallies: Sequence[Tally]) -> dict[str, Any]:
+def _legs(tallies: Sequence[Tally]) -> dict[str, Any]:
+    """The members of a `LegsShown`."""
     counts = {outcome: sum(tally.by_outcome[outcome] for tally in tallies) for outcome in Outcome}
     legs = sum(counts.values())
     compared = legs - counts[Outcome.UNREPORTED]

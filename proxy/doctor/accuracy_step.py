@@ -1,7 +1,8 @@
 """Pure: what the running service learned of its own predictions becomes a finding."""
 
-from typing import Any
+import msgspec
 
+from proxy.caches.shown import AccuracyShown
 from proxy.findings import Finding, failed, passed, warned
 
 FEW_LEGS = 20
@@ -19,13 +20,13 @@ _CAUSES = {
 }
 
 
-def accuracy(told: dict[str, Any]) -> Finding:
+def accuracy(told: AccuracyShown) -> Finding:
     """How right the running service's own predictions have been."""
-    step, legs, share = "accuracy", told["legs"], told["exact_share"]
-    causes = {cause: count for cause, count in told["misses"].items() if count}
+    step, legs, share = "accuracy", told.legs, told.exact_share
+    causes = {cause: count for cause, count in msgspec.structs.asdict(told.misses).items() if count}
     worst = max(causes, key=lambda cause: causes[cause], default="index")
     listed = ", ".join(f"{count} {cause.replace('_', ' ')}" for cause, count in causes.items())
-    if not told["trusted"]:
+    if not told.trusted:
         return failed(
             step,
             f"predictions for requests were wrong ({listed}): it is placed by load alone until they are right again",

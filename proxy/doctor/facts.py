@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from proxy.caches.shown import AccuracyShown
 from proxy.config import InstanceSpec
 from proxy.connectors import Handoff
 from proxy.connectors.seen import Moved
@@ -94,7 +95,7 @@ class RankFacts(msgspec.Struct):
     followed_as: str | None = None
     """The state of the index of the running service, where only that can hear the engine (it binds the
     port)."""
-    accuracy: dict[str, Any] | None = None
+    accuracy: AccuracyShown | None = None
     """How right the running service's predictions were, as `/status` has it; None without a service."""
     port_taken: bool = False
     """The engine connects to a port here that another process has."""

@@ -3,6 +3,8 @@
 Pure values. The worst finding is the verdict.
 """
 
+from typing import Literal
+
 import msgspec
 
 from proxy.findings import EXIT_CODES, Finding, Status, worst
@@ -57,7 +59,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return worst(f.status for f in self.findings)
 
     @property
-    def exit_code(self) -> int:
+    def exit_code(self) -> Literal[0, 1, 2]:
         """0: all pass; 1: warnings; 2: failures."""
         return EXIT_CODES[self.verdict]
 

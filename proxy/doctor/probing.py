@@ -11,6 +11,7 @@ import msgspec
 from kvevents import Prompt
 from kvevents.subscriber import Context, SourceAddress
 from proxy.caches.event_addresses import told_sources
+from proxy.caches.shown import AccuracyShown
 from proxy.caches.told import ToldRules
 from proxy.doctor import asking, prompts
 from proxy.doctor.asking import ask
@@ -63,7 +64,7 @@ class Service(Protocol):
         """What its index of a rank is worth."""
         ...
 
-    def accuracy(self, address: str, rank: int) -> dict[str, Any]:
+    def accuracy(self, address: str, rank: int) -> AccuracyShown:
         """How right its predictions were, as `/status` has it."""
         ...
 

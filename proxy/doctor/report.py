@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from proxy.doctor.findings import Report
+from proxy.doctor.shown import report_shown
 from proxy.findings import Finding, Status
+from proxy.shown import as_builtins
 
 _COLOURS = {
     Status.PASS: "\033[32m",
@@ -20,46 +22,7 @@ _LEAST_WIDTH = 60
 
 def as_json(report: Report) -> dict[str, Any]:
     """Everything, for `--json` and `GET /doctor`."""
-    return {
-        "verdict": report.verdict.value,
-        "exit_code": report.exit_code,
-        "model": report.model,
-        "connector": report.connector,
-        "took_s": report.took_s,
-        "counts": {status.value: report.count(status) for status in Status},
-        "instances": [
-            {
-                "instance": one.instance,
-                "role": one.role,
-                "verdict": one.verdict.value,
-                "findings": _listed(one.findings),
-            }
-            for one in report.instances
-        ],
-        "pairs": [
-            {
-                "prefill": pair.prefill,
-                "decode": pair.decode,
-                "verdict": pair.verdict.value,
-                "findings": _listed(pair.findings),
-            }
-            for pair in report.pairs
-        ],
-        "fleet": _listed(report.fleet),
-    }
-
-
-def _listed(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    return [
-        {
-            "step": f.step,
-            "status": f.status.value,
-            "rank": f.rank,
-            "words": f.words,
-            "remedy": f.remedy,
-        }
-        for f in findings
-    ]
+    return as_builtins(report_shown(report))
 
 
 def as_text(report: Report, *, colour: bool = False, width: int | None = None) -> str:

@@ -36,6 +36,18 @@ class Status(enum.StrEnum):
     """It is reachable and serves another model."""
 
 
+class InstanceState(enum.StrEnum):
+    """What `/status` and `/explain` call an instance: `draining`, or what the last check found."""
+
+    ASLEEP = Status.ASLEEP
+    DOWN = Status.DOWN
+    DRAINING = "draining"
+    """An operator, or who wanted it, wants it to get no new legs."""
+    REFUSED = Status.REFUSED
+    STARTING = Status.STARTING
+    UP = Status.UP
+
+
 _NOT_UP = {status: Why(status.value) for status in Status if status is not Status.UP}
 
 
@@ -122,9 +134,9 @@ class Instance:
         return self._draining
 
     @property
-    def state(self) -> str:
+    def state(self) -> InstanceState:
         """What `/status` and `/explain` call it: `draining`, or what the last check found."""
-        return "draining" if self._draining else self._status.value
+        return InstanceState.DRAINING if self._draining else InstanceState(self._status)
 
     @property
     def why_down(self) -> str | None:

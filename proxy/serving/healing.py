@@ -17,9 +17,7 @@ cache is reset or its process ends.
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import NamedTuple
-
-import msgspec
+from typing import Annotated, NamedTuple
 
 from kvevents import PrefixIndex, Prompt, Slot
 from proxy.config import MAIN_TIER
@@ -32,6 +30,7 @@ from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
 from proxy.scheduling.view import USUAL_BLOCK_SIZE
 from proxy.serving.exchange import Call
+from proxy.shown import Count, Shown, says
 
 log = logging.getLogger(__name__)
 
@@ -55,17 +54,17 @@ that it makes no reports: releases of vLLM before June 2026 ignore the question.
 USELESS_SHARE = SHARE / 16
 
 
-class Healed(msgspec.Struct, frozen=True):
-    """How far the healing of a rank has come, since its events were last forgotten."""
+class HealingShown(Shown, frozen=True, kw_only=True):
+    """What was done to learn of blocks cached before kvproxy listened, since the rank's events were last
+    forgotten.
+    """
 
-    legs: int
-    """Prefill legs that asked for a full report."""
-    blocks_learnt: int
-    """Blocks the index knows from them."""
-    suspected_prefixes: int
-    """Beginnings of prompts with blocks the engine has and the index does not know."""
-    refused: bool
-    """The engine refuses to be asked, so it is not."""
+    legs: Annotated[Count, says("Prefill legs that asked for a full report.")]
+    blocks_learnt: Annotated[Count, says("Blocks the index knows from them.")]
+    suspected_prefixes: Annotated[
+        Count, says("Beginnings of prompts of which the engine has blocks that are not known.")
+    ]
+    refused: Annotated[bool, says("The engine refuses to be asked.")]
 
 
 class _Unconfirmed(NamedTuple):
@@ -162,13 +161,18 @@ class Healing:
                 chosen.rank,
             )
 
-    def status(self, instance: str, rank: int) -> Healed | None:
+    def status(self, instance: str, rank: int) -> HealingShown | None:
         """How a rank's healing goes; None if it never needed any."""
         self._confirm(instance, rank)
         state = self._ranks.get((instance, rank))
         if state is None or state.instance is not self._fleet.get(instance):
             return None
-        return Healed(state.legs, state.blocks_learnt, len(state.suspects), state.refused)
+        return HealingShown(
+            legs=state.legs,
+            blocks_learnt=state.blocks_learnt,
+            suspected_prefixes=len(state.suspects),
+            refused=state.refused,
+        )
 
     def _rank(self, chosen: Candidate) -> _Rank | None:
         """What is kept of a partial rank, begun anew with its index; None if it is not partial, or gone."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Generator
 from functools import partial
 from typing import Any, TypeVar
 
-from kvevents import Checkpoint, PrefixIndex
+from kvevents import Checkpoint, PrefixIndex, Resumed
 from kvevents.snapshot import Snapshot, encode, fingerprint
 from kvevents.subscriber import Resume, Subscriber
 from proxy.happenings import SnapshotEnded, Tell
@@ -20,6 +20,7 @@ from proxy.logs import Occasionally
 from proxy.snapshots.directory import StateDirectory
 from proxy.snapshots.disk_thread import DiskThread
 from proxy.snapshots.restorer import READ_S, Found, Restorer
+from proxy.snapshots.shown import SnapshotShown, StateDirShown
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)
@@ -161,29 +162,32 @@ class StateKeeper:
 
     # ---- what can be seen of it -----------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> StateDirShown:
         """For `/status`."""
         failed = next((kept.failed for kept in self._kept.values() if kept.failed is not None), None)
-        return {
-            "interval_s": self._interval_s,
-            "last_written_s": _ago(self._clock(), self._written_at),
-            "snapshots": sum(kept.size_bytes > 0 for kept in self._kept.values()),
-            "bytes": sum(kept.size_bytes for kept in self._kept.values()),
-            "failed": failed,
-        }
+        return StateDirShown(
+            interval_s=self._interval_s,
+            last_written_s=_ago(self._clock(), self._written_at),
+            snapshots=sum(kept.size_bytes > 0 for kept in self._kept.values()),
+            bytes=sum(kept.size_bytes for kept in self._kept.values()),
+            failed=failed,
+        )
 
-    def rank_status(self, instance: str, rank: int) -> dict[str, Any] | None:
+    def rank_status(self, instance: str, rank: int) -> SnapshotShown | None:
         """For `/status`; None for a rank that is not followed."""
         kept = self._kept.get((instance, rank))
         if kept is None:
             return None
-        return {
-            **kept.found.status(kept.subscriber),
-            "age_s": _ago(self._clock(), kept.current_at),
-            "blocks": kept.blocks,
-            "bytes": kept.size_bytes,
-            "failed": kept.failed,
-        }
+        resumed = kept.subscriber.resumed
+        return SnapshotShown(
+            restored=resumed,
+            why=kept.found.why_not(kept.subscriber),
+            restored_blocks=kept.found.blocks if resumed is Resumed.RESTORED else None,
+            age_s=_ago(self._clock(), kept.current_at),
+            blocks=kept.blocks,
+            bytes=kept.size_bytes,
+            failed=kept.failed,
+        )
 
     def ages_s(self) -> dict[_Rank, float]:
         """How long ago what is on disk of each rank was all there was to know; since it is followed, if it

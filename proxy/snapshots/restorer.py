@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any
 
 from kvevents import Checkpoint, PrefixIndex, Resumed
 from kvevents.snapshot import Snapshot, SnapshotError, decode
@@ -41,13 +40,11 @@ class Found:
         self.why: str | None = None
         """Why nothing could be loaded although something was there."""
 
-    def status(self, subscriber: Subscriber) -> dict[str, Any]:
-        """For `/status`: what became of it."""
-        resumed, why = subscriber.resumed, self.why
-        if resumed is Resumed.STALE:
-            why = _WHY.get(subscriber.stale_because or "", subscriber.stale_because)
-        blocks = self.blocks if resumed is Resumed.RESTORED else None
-        return {"restored": resumed.value, "why": why, "restored_blocks": blocks}
+    def why_not(self, subscriber: Subscriber) -> str | None:
+        """Why it does not count, in words for `/status`; None if it does, or nothing was there."""
+        if subscriber.resumed is Resumed.STALE:
+            return _WHY.get(subscriber.stale_because or "", subscriber.stale_because)
+        return self.why
 
 
 class Restorer:

@@ -8,7 +8,7 @@ import logging
 from array import array
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -42,6 +42,7 @@ from proxy.tokenizing.local.tokenizer import (
     TooLongError,
 )
 from proxy.tokenizing.members import NO_MEMBERS, Members
+from proxy.tokenizing.shown import AnswersShown, TokenizerShown, TokenPath
 from proxy.upstream.engine_api.asking import Engines
 
 log = logging.getLogger(__name__)
@@ -339,34 +340,20 @@ class PromptTokenizer:
         if self.local is not None:
             self.local.close()
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> TokenizerShown:
         """For `/status`: where tokens come from, and which kinds of prompts engines are asked about all the
         same.
         """
-        local = self.local
-        told = {"schemas": self._facts.schema_versions, "answers": {"held_bytes": self._engines.held_bytes}}
-        if local is None:
-            return told | {
-                "path": "engines",
-                "directory": None,
-                "checked_with": [],
-                "off": {},
-                "pieces": None,
-            }
-        pieces = local.pieces
-        return told | {
-            "path": "local" if self._parity.checked else "engines",
-            "directory": str(local.directory),
-            "checked_with": self._parity.checked,
-            "off": self._parity.off,
-            "pieces": {
-                "cut_at_special_tokens": bool(pieces.cuts.tokens),
-                "cut_between_words": pieces.cuts.words,
-                "held_bytes": pieces.held_bytes,
-                "hit_characters": pieces.hit_characters,
-                "missed_characters": pieces.missed_characters,
-            },
-        }
+        local, checked = self.local, self._parity.checked
+        return TokenizerShown(
+            schemas=list(self._facts.schema_versions),
+            answers=AnswersShown(held_bytes=self._engines.held_bytes),
+            path=TokenPath.LOCAL if local is not None and checked else TokenPath.ENGINES,
+            directory=str(local.directory) if local is not None else None,
+            checked_with=list(checked) if local is not None else [],
+            off=dict(self._parity.off) if local is not None else {},
+            pieces=local.pieces.status() if local is not None else None,
+        )
 
 
 __all__ = ["NotExactError", "PromptTokenizer", "Tokenized"]

@@ -7,13 +7,15 @@ name is kept: what is remembered is when all engines were asked last.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from proxy.errors import LegError
 from proxy.fleet import Fleet, Instance, Status
 from proxy.headers import Headers
+from proxy.phases import Role
+from proxy.shown import Address, Shown, says
 from proxy.tasks import TaskOwner
 from proxy.upstream.engine_api.asking import Engines, ask
 from proxy.upstream.engine_api.models import MODELS
@@ -29,15 +31,13 @@ LOAD_TIMEOUT_S = 300.0
 """An adapter may have to be fetched from far away first."""
 
 
-class Told(msgspec.Struct, frozen=True):
+class EngineTold(Shown, frozen=True, kw_only=True):
     """What one engine answered to all."""
 
-    instance: str
-    role: str
-    status: int | None
-    """None if there was no answer."""
-    answer: Any
-    """As it came: JSON where it is, else text; of what went wrong if there was none."""
+    instance: Address
+    role: Role
+    status: Annotated[int | None, says("Null if it did not answer.")]
+    answer: Annotated[Any, says("What it answered, JSON or text; what went wrong if it did not.")]
 
 
 class Adapters:
@@ -99,7 +99,7 @@ class Adapters:
         if wrong_model(cards, self._model) is None:  # else the watch has to say so
             instance.listed(cards, self._clock())
 
-    async def tell_all(self, path: str, body: bytes, headers: Headers) -> Sequence[Told]:
+    async def tell_all(self, path: str, body: bytes, headers: Headers) -> Sequence[EngineTold]:
         """Ask every engine to load or unload one, all at once, and read anew what they list then. Raises
         nothing.
         """
@@ -111,18 +111,17 @@ class Adapters:
         await self.list_anew(anew)
         return told
 
-    async def _tell(self, instance: Instance, path: str, body: bytes, headers: Headers) -> Told:
-        address, role = instance.address, instance.role.value
+    async def _tell(self, instance: Instance, path: str, body: bytes, headers: Headers) -> EngineTold:
+        address, role = instance.address, instance.role
         try:
-            status, answer = await self._engines.exchange(
-                "POST", address, path, body, LOAD_TIMEOUT_S, headers
-            )
+            status, said = await self._engines.exchange("POST", address, path, body, LOAD_TIMEOUT_S, headers)
         except LegError as error:
-            return Told(address, role, None, error.words)
+            return EngineTold(instance=address, role=role, status=None, answer=error.words)
         try:
-            return Told(address, role, status, msgspec.json.decode(answer))
+            answer = msgspec.json.decode(said)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return Told(address, role, status, answer.decode(errors="replace"))
+            answer = said.decode(errors="replace")
+        return EngineTold(instance=address, role=role, status=status, answer=answer)
 
     async def close(self) -> None:
         """Ask no more."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -14,9 +14,14 @@ from prometheus_client import CollectorRegistry
 
 from proxy.admission import Gate
 from proxy.config import Config, Rules, parse_instance
+from proxy.doctor.shown import DoctorShown
+from proxy.edge.access.authentication import LOAD_ADAPTER, UNLOAD_ADAPTER
 from proxy.edge.app import create_runner
 from proxy.edge.app_keys import SERVICE
 from proxy.edge.patience import PATIENCE, Patience
+from proxy.edge.shown.explanation import ExplanationShown
+from proxy.edge.shown.operators import AdaptersTold, Changed
+from proxy.edge.shown.status import StatusShown
 from proxy.fleet import Fleet
 from proxy.happenings import Consumer
 from proxy.observability.series import Series
@@ -25,6 +30,7 @@ from proxy.request.dialects import DIALECTS, Dialect
 from proxy.scheduling.policies import LeastLoad
 from proxy.scheduling.types import AnyPolicy, Candidate, Leg
 from proxy.serving.waits import Waits
+from proxy.shown import Shown
 from proxy.simulation import ROUTES, GeneratingRoute, StandIn, StandInConfig
 from proxy.simulation.engine.latency import PROFILES
 from proxy.snapshots.keeper import StateKeeper
@@ -39,6 +45,18 @@ QUICK = Waits(first_contact_pauses_s=(0.1, 0.4))
 UNHURRIED = {"profile": PROFILES["tiny-cpu"]}
 """Settings of stand-ins that decode as slowly as a real engine: an answer then comes after its prefill's
 events."""
+
+SHOWN: Mapping[str, type[Shown]] = {
+    "/status": StatusShown,
+    "/explain": ExplanationShown,
+    "/doctor": DoctorShown,
+    "/instances/add": Changed,
+    "/instances/drain": Changed,
+    "/instances/remove": Changed,
+    LOAD_ADAPTER: AdaptersTold,
+    UNLOAD_ADAPTER: AdaptersTold,
+}
+"""What operators are answered with 200: every such answer of every test is held to it."""
 
 WORDS = ("a", "module", "and", "every", "function", "returns", "some", "value", "by", "key", "or", "path")
 
@@ -109,7 +127,10 @@ async def ask(
     method = "GET" if body is None else "POST"
     head = {"Content-Type": "application/json"} | named if body is not None else named
     async with session.request(method, base + path, data=sent, headers=head) as response:
-        return Answer(response.status, response.headers, await response.read())
+        answer = Answer(response.status, response.headers, await response.read())
+    if answer.status == 200 and (shown := SHOWN.get(path)) is not None:
+        msgspec.json.decode(answer.body, type=shown)  # which raises if it is not what the schema says
+    return answer
 
 
 class InOrder:

@@ -29,7 +29,7 @@ TAKES_TOOLS = UNHURRIED | {"tool_parser": True}
 
 
 def schemas(service: Service) -> list[str]:
-    told: list[str] = service.app[SERVICE].tokenizer.status()["schemas"]
+    told: list[str] = service.app[SERVICE].tokenizer.status().schemas
     return told
 
 
@@ -193,7 +193,7 @@ async def seeing(tmp_path: pathlib.Path) -> AsyncIterator[Pair]:
     stand_in = UNHURRIED | {"images": True, "root": str(tmp_path)}
     async with fleet(prefill=2, decode=1, stand_in=stand_in, decision_headers=True) as pair:
         told = pair.service.app[SERVICE].tokenizer.status
-        await wait_until(lambda: len(told()["checked_with"]) == 3, "the comparison")
+        await wait_until(lambda: len(told().checked_with) == 3, "the comparison")
         yield pair
 
 
@@ -240,7 +240,7 @@ async def test_a_prompt_with_images_is_placed_by_what_comes_before_the_first(see
     assert await metric("kvproxy_unknown_prompts_total") == 0
     for engine in seeing.engines.prefill:
         accuracy = seeing.service.app[SERVICE].accuracy.status(engine.address, 0)
-        assert accuracy["exact"] == accuracy["legs"] > 0
+        assert accuracy.exact == accuracy.legs > 0
     assert await metric("kvproxy_predicted_cached_tokens_total") == await metric(
         "kvproxy_reported_cached_tokens_total"
     )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kvevents import BlockStored, PrefixIndex, Prompt, Slot
+from proxy.caches.shown import MissesShown
 from proxy.config import Config, parse_instance
 from proxy.edge.app_keys import SERVICE
 from proxy.phases import Phase, Role
@@ -187,9 +188,9 @@ async def test_groups_of_hybrid_models_are_not_counted_and_that_is_said() -> Non
                 # blame.
                 assert (await service.complete(list(range(60)))).status == 200
                 accuracy = service.app[SERVICE].accuracy
-                judged = {"tokens": 0, "race": 0, "upper_bound": 1, "index": 0}
+                judged = MissesShown(tokens=0, race=0, upper_bound=1, index=0)
                 await wait_until(
-                    lambda: accuracy.status(engine.address, 0)["misses"] == judged, "the judgement of the leg"
+                    lambda: accuracy.status(engine.address, 0).misses == judged, "the judgement of the leg"
                 )
     finally:
         publisher.close()

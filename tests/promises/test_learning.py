@@ -39,7 +39,7 @@ class Stage:
 
     def knows_all_of(self, address: str) -> bool:
         facts = self.tokenizer._facts
-        compared = address in self.tokenizer.status()["checked_with"]
+        compared = address in self.tokenizer.status().checked_with
         return compared and not facts.lacks_schema(address) and not facts.lacks_choices(address)
 
 
@@ -83,7 +83,7 @@ async def test_what_passes_is_not_learned(tmp_path: pathlib.Path, path: str, sta
     fault = Fault(kind="status", path=path, status=status, times=2)
     async with stage(tmp_path, fault, waits=LearningWaits(again_s=0.01)) as it:
         await wait_until(lambda: it.knows_all_of(it.faulty), "all there is to know")
-        assert "0.98.0" in it.tokenizer.status()["schemas"]
+        assert "0.98.0" in it.tokenizer.status().schemas
         assert it.tokenizer._facts._choices[it.faulty][Choice.NONE] is Tools.LEFT_OUT
 
 
@@ -91,5 +91,5 @@ async def test_a_refusal_is_learned(tmp_path: pathlib.Path) -> None:
     faults = [Fault(kind="status", path=path, status=404) for path in ("/openapi.json", COUNT_PATH)]
     async with stage(tmp_path, *faults) as it:
         await wait_until(lambda: it.knows_all_of(it.faulty) and it.knows_all_of(it.sound), "all")
-        assert it.tokenizer.status()["schemas"] == ["0.99.0"]
+        assert it.tokenizer.status().schemas == ["0.99.0"]
         assert it.tokenizer._facts._choices[it.faulty] == {}

@@ -183,7 +183,7 @@ async def test_a_client_has_so_many_requests_served_at_once_and_the_rest_waits_o
         assert [(await task).status for task in waiting] == [200, 200]
         await them.pair.service.settled()
         assert await them.pair.service.metric("kvproxy_clients_held_back") == 0
-        assert them.pair.service.app[SERVICE].gate.status()["running_clients"] == 0
+        assert them.pair.service.app[SERVICE].gate.status().running_clients == 0
 
 
 async def test_a_prefill_leg_whose_client_has_left_still_counts_for_it() -> None:

@@ -219,7 +219,7 @@ async def test_a_policy_of_ones_own_can_be_given_from_python() -> None:
 async def test_unknown_prompts_are_placed_by_load_and_counted() -> None:
     async with fleet(decision_headers=True, stand_in={"more_members": ("never_heard_of", "x")}) as pair:
         await pair.service.explain({"prompt": "x", "x": 1})
-        await wait_until(lambda: bool(pair.service.app[SERVICE].tokenizer.status()["schemas"]), "the schema")
+        await wait_until(lambda: bool(pair.service.app[SERVICE].tokenizer.status().schemas), "the schema")
         answer = await pair.service.chat("hello", never_heard_of=1)
         assert answer.status == 200
         assert "X-Kvproxy-Cached-Tokens" not in answer.headers

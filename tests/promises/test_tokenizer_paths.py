@@ -6,7 +6,6 @@ import logging
 import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from proxy.edge.app_keys import SERVICE
 from proxy.errors import ConfigError
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.api.model_files import write_model
+from proxy.tokenizing.shown import TokenizerShown
 from tests.helpers.service import UNHURRIED, Answer, Pair, Service, fleet, prose, wait_until
 
 TOOLS = [
@@ -36,10 +36,10 @@ async def local(model: pathlib.Path) -> AsyncIterator[Pair]:
 
 async def compared(pair: Pair, engines: int | None = None) -> None:
     wanted = len(pair.engines.all) if engines is None else engines
-    await wait_until(lambda: len(tokenizer_status(pair.service)["checked_with"]) == wanted, "the comparison")
+    await wait_until(lambda: len(tokenizer_status(pair.service).checked_with) == wanted, "the comparison")
 
 
-def tokenizer_status(service: Service) -> Any:
+def tokenizer_status(service: Service) -> TokenizerShown:
     return service.app[SERVICE].tokenizer.status()
 
 
@@ -114,7 +114,7 @@ async def test_a_kind_that_differs_is_left_to_engines_with_a_warning(
 async def test_the_engines_own_directory_is_used_if_it_can_be_read(model: pathlib.Path) -> None:
     async with fleet(prefill=1, decode=1, stand_in={"root": str(model)}) as pair:
         await compared(pair)
-        assert tokenizer_status(pair.service)["directory"] == str(model)
+        assert tokenizer_status(pair.service).directory == str(model)
         before = questions(pair)
         await pair.service.chat("hi")
         assert questions(pair) == before
@@ -123,7 +123,7 @@ async def test_the_engines_own_directory_is_used_if_it_can_be_read(model: pathli
 async def test_engines_are_asked_where_nothing_else_is_known_or_wanted(model: pathlib.Path) -> None:
     for root, asked in ((None, "auto"), ("/nowhere", "auto"), (str(model), "engines")):
         async with fleet(prefill=1, decode=1, stand_in={"root": root}, tokenizer=asked) as pair:
-            assert tokenizer_status(pair.service)["path"] == "engines"
+            assert tokenizer_status(pair.service).path == "engines"
             await pair.service.chat("hi")
             assert questions(pair) == 1
 
@@ -182,4 +182,4 @@ async def test_a_model_in_the_cache_is_found_by_its_name(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     async with fleet(prefill=1, decode=1, tokenizer="org/name") as pair:
         await compared(pair)
-        assert tokenizer_status(pair.service)["directory"] == str(snapshot)
+        assert tokenizer_status(pair.service).directory == str(snapshot)

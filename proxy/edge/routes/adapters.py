@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import msgspec
 from aiohttp import web
 
 from proxy.edge.access.authentication import LOAD_ADAPTER, UNLOAD_ADAPTER
@@ -10,9 +9,11 @@ from proxy.edge.app_keys import SERVICE
 from proxy.edge.middlewares import NOTES_KEY
 from proxy.edge.routes.admin import check_admin_key
 from proxy.edge.routes.generate import engine_headers, read_json_bytes
+from proxy.edge.shown.operators import AdaptersTold
 from proxy.errors import BadRequestError
 from proxy.request.body import Body
 from proxy.request.outline import is_large
+from proxy.shown import as_builtins
 
 
 async def load_adapter(request: web.Request) -> web.Response:
@@ -34,11 +35,8 @@ async def _tell_all(request: web.Request, path: str) -> web.Response:
     told = await request.app[SERVICE].adapters.tell_all(path, body.encoded(), engine_headers(request))
     done = sum(each.status == web.HTTPOk.status_code for each in told)
     request[NOTES_KEY]["engines"] = f"{done}/{len(told)}"
-    answer = {
-        "message": f"{done} of {len(told)} engines did it",
-        "engines": [msgspec.structs.asdict(each) for each in told],
-    }
-    return web.json_response(answer, status=overall_status([each.status for each in told]))
+    answer = AdaptersTold(message=f"{done} of {len(told)} engines did it", engines=list(told))
+    return web.json_response(as_builtins(answer), status=overall_status([each.status for each in told]))
 
 
 _OF_ALL = frozenset({200, 400, 404})

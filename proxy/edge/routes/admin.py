@@ -11,6 +11,7 @@ from proxy.edge.access.on_loopback import why_not_local
 from proxy.edge.app_keys import SERVICE
 from proxy.edge.middlewares import NOTES_KEY
 from proxy.edge.routes.generate import read_json_bytes
+from proxy.edge.shown.operators import Add, Changed, Drain, Remove
 from proxy.errors import (
     BadRequestError,
     ConfigError,
@@ -21,6 +22,7 @@ from proxy.errors import (
 )
 from proxy.fleet import Instance
 from proxy.phases import Role
+from proxy.shown import as_builtins
 
 API_KEY = "X-API-Key"
 
@@ -66,23 +68,6 @@ def _why_not_local(request: web.Request) -> str | None:
     )
 
 
-class _Change(msgspec.Struct, forbid_unknown_fields=True):
-    instance: str
-    type: Role | None = None
-
-
-class _Add(_Change, kw_only=True, forbid_unknown_fields=True):
-    type: Role
-
-
-class _Drain(_Change, forbid_unknown_fields=True):
-    undo: bool = False
-
-
-class _Remove(_Change, forbid_unknown_fields=True):
-    force: bool = False
-
-
 async def _read(request: web.Request, shape: type[Any]) -> tuple[Any, InstanceSpec]:
     """What was asked, and the instance it names. Raises RequestError."""
     check_admin_key(request)
@@ -101,7 +86,7 @@ async def _read(request: web.Request, shape: type[Any]) -> tuple[Any, InstanceSp
 
 async def add_instance(request: web.Request) -> web.Response:
     """`POST /instances/add` `{"type": "prefill"|"decode"|"both", "instance": "host:port"}`."""
-    _, spec = await _read(request, _Add)
+    _, spec = await _read(request, Add)
     patterns = request.app[SERVICE].config.security.allow_instances
     if patterns and (why := AllowedInstances(patterns).why_not(spec)) is not None:
         raise ForbiddenError(why, param="instance")
@@ -110,7 +95,7 @@ async def add_instance(request: web.Request) -> web.Response:
 
 async def drain_instance(request: web.Request) -> web.Response:
     """`POST /instances/drain` `{"instance": "host:port", "undo": false}`: no new legs, running ones go on."""
-    asked, spec = await _read(request, _Drain)
+    asked, spec = await _read(request, Drain)
     instance = _known(request, spec, asked.type)
     request.app[SERVICE].membership.drain(instance.address, undo=asked.undo)
     return await _done(request, instance, "takes legs again" if asked.undo else "takes no new legs")
@@ -122,7 +107,7 @@ async def remove_instance(request: web.Request) -> web.Response:
     The instance takes no new legs and is gone when its running ones have ended and its prefilled blocks are
     fetched; with `force` it is gone at once, and what runs there runs on unwatched.
     """
-    asked, spec = await _read(request, _Remove)
+    asked, spec = await _read(request, Remove)
     instance = _known(request, spec, asked.type)
     await request.app[SERVICE].membership.remove(instance.address, force=asked.force)
     gone = request.app[SERVICE].fleet.get(instance.address) is not instance
@@ -144,11 +129,10 @@ def _known(request: web.Request, spec: InstanceSpec, role: Role | None) -> Insta
 
 async def _done(request: web.Request, instance: Instance, how: str) -> web.Response:
     await request.app[SERVICE].membership.written()
-    return web.json_response(
-        {
-            "message": f"{instance.role} {instance.address}: {how}",
-            "instance": instance.address,
-            "type": instance.role,
-            "running_legs": instance.running_legs(),
-        }
+    changed = Changed(
+        message=f"{instance.role} {instance.address}: {how}",
+        instance=instance.address,
+        type=instance.role,
+        running_legs=instance.running_legs(),
     )
+    return web.json_response(as_builtins(changed))

@@ -1,4 +1,5 @@
-"""`GET /openapi.json` describes what this very socket serves: `openapi.json` beside this file holds it all.
+"""`GET /openapi.json` describes what this very socket serves: `openapi.json` beside this file holds it all, but for
+the schemas of what operators are answered, which are made of the structs that are served (`edge.shown`).
 
 A generating route stands there once, as all of them are (`components.pathItems`): its dialect tells the rest.
 Routes that are served elsewhere (an admin port) are left out; a test holds the rest to be neither more nor
@@ -15,6 +16,7 @@ import msgspec
 from aiohttp import web
 
 from proxy.edge.app_keys import SPOKEN
+from proxy.edge.shown.schemas import schemas
 from proxy.request.dialects import DIALECTS, Dialect
 
 PATH = "/openapi.json"
@@ -26,6 +28,7 @@ def description(dialects: tuple[Dialect, ...] = DIALECTS) -> dict[str, Any]:
     """All of it, as an OpenAPI 3.1 document, with the generating routes of `dialects`."""
     text = resources.files(__package__).joinpath("openapi.json").read_bytes()
     document: dict[str, Any] = msgspec.json.decode(text)
+    document["components"]["schemas"] |= schemas()
     generating = document["components"].pop("pathItems")["Generating"]
     routes = {dialect.path: _route(dialect, generating) for dialect in dialects}
     asked = document["paths"][EXPLAIN]["post"]["requestBody"]["content"]["application/json"]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from proxy.tokenizing.local.exactness import Cuts
 from proxy.tokenizing.local.turns import SLICE_CHARACTERS, Job, Slice, at_once
+from proxy.tokenizing.shown import PiecesShown
 
 CHUNK = 1024
 """Characters of a piece between words: about 250 tokens, 1 KiB each of text and of ids. Half costs more
@@ -76,6 +77,16 @@ class PieceCache:
         self._longest_special = max(map(len, self._special), default=0)
         self._separator = (
             re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+        )
+
+    def status(self) -> PiecesShown:
+        """For `/status`."""
+        return PiecesShown(
+            cut_at_special_tokens=bool(self.cuts.tokens),
+            cut_between_words=self.cuts.words,
+            held_bytes=self.held_bytes,
+            hit_characters=self.hit_characters,
+            missed_characters=self.missed_characters,
         )
 
     def __len__(self) -> int:

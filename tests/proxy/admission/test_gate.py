@@ -352,7 +352,7 @@ class Served:
 
     def status(self) -> tuple[int, int]:
         status = self.scene.gate.status()
-        return status["running_clients"], status["clients_held_back"]
+        return status.running_clients, status.clients_held_back
 
 
 async def test_a_client_has_no_more_running_than_it_may_and_holds_up_nobody_else() -> None:

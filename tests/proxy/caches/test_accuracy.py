@@ -10,6 +10,7 @@ from kvevents import BlockRemoved, BlockStored, PrefixIndex, Prompt
 from proxy.caches.accuracy import IN_DOUBT_S, Accuracy, Change, Comparison
 from proxy.caches.expected import SETTLE_S
 from proxy.caches.trust import MISSES_TO_DISTRUST, REBUILD_FIRST_S, Step
+from proxy.shown import as_builtins
 
 E = "e:1"
 BLOCKS = 6
@@ -59,7 +60,7 @@ class Scene:
 
     @property
     def status(self) -> dict[str, Any]:
-        return self.accuracy.status(E, 0)
+        return as_builtins(self.accuracy.status(E, 0))
 
     @property
     def misses(self) -> dict[str, int]:
@@ -458,7 +459,7 @@ class World:
             self.serve(0)
             self.answer(0)
         self.settle()
-        return self.accuracy.status(E, 0)
+        return as_builtins(self.accuracy.status(E, 0))
 
 
 steps = st.lists(

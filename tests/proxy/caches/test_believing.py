@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from kvevents import BlockRemoved, BlockStored, PrefixIndex
@@ -43,7 +44,7 @@ class Scene:
         leg.answered(0, self.now)
 
     def causes(self) -> dict[Cause, int]:
-        misses: dict[str, int] = self.accuracy.status(ENGINE, 0)["misses"]
+        misses: dict[str, int] = msgspec.structs.asdict(self.accuracy.status(ENGINE, 0).misses)
         return {Cause(cause): count for cause, count in misses.items() if count}
 
     def looks(self, seconds: float, late_s: Callable[[], float] = lambda: 0.0) -> None:

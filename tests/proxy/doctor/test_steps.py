@@ -7,6 +7,8 @@ import msgspec
 import pytest
 
 from kvevents import BlockStored
+from proxy.caches.shown import AccuracyShown, MissesShown
+from proxy.caches.tallies import Cause, Counts
 from proxy.config import parse_instance
 from proxy.connectors import CONNECTORS, Handoff, NixlConnector, SharedConnector
 from proxy.connectors.seen import Moved
@@ -300,9 +302,14 @@ def test_a_report_can_be_read_without_a_terminal_and_fits_into_one() -> None:
     json.dumps(as_json(made))
 
 
-def told(legs: int, share: float | None, *, trusted: bool = True, **misses: int) -> dict[str, Any]:
-    causes = dict.fromkeys(("tokens", "race", "upper_bound", "index"), 0)
-    return {"legs": legs, "exact_share": share, "trusted": trusted, "misses": causes | misses}
+def told(legs: int, share: float | None, *, trusted: bool = True, **misses: int) -> AccuracyShown:
+    causes = dict.fromkeys(Cause, 0) | {Cause(name): count for name, count in misses.items()}
+    return msgspec.structs.replace(
+        Counts().shown(trusted=trusted),
+        legs=legs,
+        exact_share=share,
+        misses=MissesShown(**{cause.value: count for cause, count in causes.items()}),
+    )
 
 
 @pytest.mark.parametrize(
@@ -318,7 +325,7 @@ def told(legs: int, share: float | None, *, trusted: bool = True, **misses: int)
     ],
 )
 def test_the_services_own_predictions_are_judged(
-    accuracy: dict[str, Any], status: Status, words: str, remedy: str
+    accuracy: AccuracyShown, status: Status, words: str, remedy: str
 ) -> None:
     rank = RankFacts(rank=0, accuracy=accuracy)
     [finding] = [f for f in of_rank(engine(), rank, several=False) if f.step == "accuracy"]

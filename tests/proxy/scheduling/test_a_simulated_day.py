@@ -61,7 +61,7 @@ def left_over(simulated: Simulated) -> dict[str, int]:
         "claims": sum(instance.running_legs() for instance in simulated.fleet),
         "tokens": sum(instance.running_weight_tokens() for instance in simulated.fleet),
         "waiting": len(simulated.lanes),
-        "clients": simulated.lanes.status()["running_clients"],
+        "clients": simulated.lanes.status().running_clients,
         "legs": sum(engine.unfinished for engine in engines),
         "holds": sum(len(engine.holds) for engine in engines),
         "expired": sum(engine.holds.expired for engine in engines),

@@ -21,6 +21,7 @@ from proxy.scheduling.question import Question
 from proxy.serving.exchange import Reply
 from proxy.serving.learning import MAX_READ_BYTES, Learning
 from proxy.serving.placed import Placed
+from proxy.shown import as_builtins
 
 
 class Told:
@@ -100,7 +101,7 @@ class Scene:
 
     def compared(self) -> dict[str, Any]:
         """The outcomes that were counted, without the zeros."""
-        shown = self.accuracy.status(self.placed.prefill.instance, 0)
+        shown = as_builtins(self.accuracy.status(self.placed.prefill.instance, 0))
         return {word: shown[word] for word in ("exact", "over", "under", "unreported") if shown[word]}
 
 
@@ -186,7 +187,7 @@ def test_what_is_compared_of_a_distrusted_kind_is_put_down_to_its_tokens() -> No
     scene = Scene(distrusted={"chat"})
     scene.placed.hold.answered(Handoff(None, 64, 32, None), 0.0)
     scene.learning.prefilled(scene.placed)
-    assert scene.accuracy.status("p:1", 0)["misses"]["tokens"] == 1
+    assert scene.accuracy.status("p:1", 0).misses.tokens == 1
 
 
 def test_an_instance_that_was_removed_meanwhile_has_no_process() -> None:

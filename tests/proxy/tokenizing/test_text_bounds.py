@@ -146,7 +146,7 @@ async def served(model: pathlib.Path, tuning: Tuning = TUNING) -> AsyncIterator[
     settings = {"root": str(model), "max_model_len": 160}
     async with fleet(prefill=1, decode=1, stand_in=settings, tuning=tuning) as made:
         await wait_until(
-            lambda: made.service.app[SERVICE].tokenizer.status()["path"] == "local", "the local path"
+            lambda: made.service.app[SERVICE].tokenizer.status().path == "local", "the local path"
         )
         yield made
 

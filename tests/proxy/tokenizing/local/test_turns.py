@@ -15,6 +15,7 @@ from proxy.edge.app_keys import SERVICE
 from proxy.simulation.api.model_files import write_model
 from proxy.tasks import TaskOwner
 from proxy.tokenizing.local.turns import SLICE_CHARACTERS, Job, Slice, Turns, at_once
+from proxy.tokenizing.shown import TokenizerShown
 from tests.helpers.service import UNHURRIED, Service, fleet, wait_until
 
 
@@ -178,7 +179,7 @@ async def test_a_job_may_be_done_at_once() -> None:
     assert scene.did == ["x"] * 3
 
 
-def tokenizer_status(service: Service) -> Any:
+def tokenizer_status(service: Service) -> TokenizerShown:
     return service.app[SERVICE].tokenizer.status()
 
 
@@ -194,11 +195,12 @@ async def test_long_prompts_of_others_do_not_hold_up_a_short_one(tmp_path: pathl
     roomy = UNHURRIED | {"max_model_len": 1_000_000, "blocks": 62_502}
     async with fleet(prefill=1, decode=1, stand_in=roomy, tokenizer=str(tmp_path), kv_events=False) as pair:
         service = pair.service
-        await wait_until(lambda: len(tokenizer_status(service)["checked_with"]) == 2, "the comparison")
+        await wait_until(lambda: len(tokenizer_status(service).checked_with) == 2, "the comparison")
 
         def tokenized() -> int:
-            count: int = tokenizer_status(service)["pieces"]["missed_characters"]
-            return count
+            pieces = tokenizer_status(service).pieces
+            assert pieces is not None
+            return pieces.missed_characters
 
         before, size = tokenized(), 20 * SLICE_CHARACTERS
         loop = asyncio.get_running_loop()

@@ -1,0 +1,50 @@
+"""What operators ask to be changed, and what they are told when it is: /instances/*, /v1/load_lora_adapter."""
+
+from typing import Annotated
+
+import msgspec
+
+from proxy.phases import Role
+from proxy.shown import Address, Count, Shown
+from proxy.watching.adapters import EngineTold
+
+
+class Change(msgspec.Struct, forbid_unknown_fields=True):
+    """A request about one instance."""
+
+    instance: Address
+    type: Role | None = None
+
+
+class Add(Change, kw_only=True, forbid_unknown_fields=True):
+    """`POST /instances/add`."""
+
+    type: Role
+
+
+class Drain(Change, forbid_unknown_fields=True):
+    """`POST /instances/drain`."""
+
+    undo: bool = False
+
+
+class Remove(Change, forbid_unknown_fields=True):
+    """`POST /instances/remove`."""
+
+    force: bool = False
+
+
+class Changed(Shown, frozen=True, kw_only=True):
+    """What became of an instance."""
+
+    message: str
+    instance: Address
+    type: Role
+    running_legs: Count
+
+
+class AdaptersTold(Shown, frozen=True, kw_only=True):
+    """What every engine answered."""
+
+    message: str
+    engines: Annotated[list[EngineTold], msgspec.Meta(description="All there are, in no order.")]
