@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from aiohttp.abc import AbstractResolver, ResolveResult
-
 from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)
@@ -35,8 +33,17 @@ MOST_LOOKUPS = 16
 _NO_ADDRESS = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY})
 
 _Key = tuple[str, int]
-_Addresses = list[tuple[socket.AddressFamily, int, str]]
-"""Family, protocol and address of each."""
+_Addresses = list[tuple[socket.AddressFamily, str]]
+"""Family and address of each."""
+
+Address = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
+"""One of a name, as `socket.getaddrinfo` tells it."""
+
+
+def address_info(family: int, host: str, port: int) -> Address:
+    """Where a host listens whose address is known."""
+    where = (host, port, 0, 0) if family == socket.AF_INET6 else (host, port)
+    return (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", where)
 
 
 class ResolverError(OSError):
@@ -60,7 +67,7 @@ class _Lookup(NamedTuple):
     begun_at: float
 
 
-class Names(AbstractResolver):
+class Names:
     """The addresses of engines' names. Close it."""
 
     def __init__(
@@ -81,7 +88,7 @@ class Names(AbstractResolver):
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
+    ) -> list[Address]:
         """The addresses of a name, each of several first in turn.
 
         Raises ResolverError, or socket.gaierror for a name that has none, only if none was ever known.
@@ -95,17 +102,7 @@ class Names(AbstractResolver):
         known.used_at = self._clock()
         known.turn = (known.turn + 1) % len(known.addresses)
         in_turn = known.addresses[known.turn :] + known.addresses[: known.turn]
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=kind,
-                proto=protocol,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for kind, protocol, address in in_turn
-        ]
+        return [address_info(kind, address, port) for kind, address in in_turn]
 
     def doubt(self, host: str) -> None:
         """Nobody could be connected to there: the name may stand for another address by now."""
@@ -218,12 +215,12 @@ def _addresses(host: str, family: int) -> _Addresses:
     infos: list[Any] = socket.getaddrinfo(
         host, None, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
     )
-    for kind, _, protocol, _, address in infos:
+    for kind, _, _, _, address in infos:
         scoped = kind is socket.AF_INET6 and len(address) > 3 and address[3]
         name = (
             socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
             if scoped
             else address[0]
         )
-        found.append((kind, protocol, name))
+        found.append((kind, name))
     return found

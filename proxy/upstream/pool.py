@@ -2,66 +2,307 @@
 closed.
 
 There are no more than its share of the descriptors allows: free ones are closed for new ones.
-
-aiohttp takes the one that has been free the longest. Under steady load each is then used again before it was
-idle for long, and as many stay open as the worst burst ever needed.
 """
 
+import asyncio
 import errno
+import ipaddress
 import os
-from typing import TYPE_CHECKING, Any
+import socket
+import ssl
+import time
+from collections.abc import Callable
 
-import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ConnectionKey
+import aiohappyeyeballs
 
 from proxy.descriptors import Descriptors
+from proxy.errors import (
+    ConnectFailedError,
+    ConnectTimeoutError,
+    LegBrokenError,
+    LegError,
+    NoSocketError,
+    UnresolvedError,
+)
+from proxy.request.deadlines import Scope
+from proxy.upstream.connection import Connection, Listener, words_of
+from proxy.upstream.names import Address, Names, ResolverError, address_info
 
-if TYPE_CHECKING:
-    from aiohttp import ClientTimeout
-    from aiohttp.client_reqrep import ClientRequest
-    from aiohttp.tracing import Trace
+SWEEP_S = 0.5
+"""How often free connections are looked at that may have been free for too long."""
+
+NEXT_ADDRESS_S = 0.25
+"""How long an address of several may take before the next is tried beside it (RFC 8305, section 5)."""
+
+_NOTHING_LEFT_HERE = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 
 
-class Pool(aiohttp.TCPConnector):
-    """A connector that forgets bursts."""
+class _Engine:
+    """What is known of one engine's connections."""
 
-    def __init__(self, descriptors: Descriptors | None = None, **settings: Any) -> None:
-        """`descriptors`: what bounds it; None: nothing."""
-        super().__init__(**settings)
+    __slots__ = ("connecting", "free", "heard_at", "https", "in_use", "instance")
+
+    def __init__(self, instance: str) -> None:
+        self.instance = instance
+        self.https = False
+        self.free: list[Connection] = []
+        self.in_use: set[Connection] = set()
+        self.connecting: set[_Connecting] = set()
+        self.heard_at: float | None = None
+
+
+class _Connecting(Scope):
+    """The time one connection may take to come about."""
+
+    __slots__ = ("_instance", "_seconds", "given_up")
+
+    def __init__(self, instance: str, seconds: float) -> None:
+        super().__init__(asyncio.get_running_loop().time() + seconds)
+        self._instance = instance
+        self._seconds = seconds
+        self.given_up: str | None = None
+
+    def late(self) -> LegError:
+        if self.given_up is not None:
+            return LegBrokenError(self._instance, self.given_up)
+        return ConnectTimeoutError(self._instance, f"no connection within {self._seconds:g} s")
+
+
+class Pool(Listener):
+    """The connections to all engines. Close it."""
+
+    def __init__(
+        self,
+        names: Names,
+        tls: ssl.SSLContext,
+        *,
+        connect_timeout_s: float,
+        keepalive_s: float,
+        descriptors: Descriptors | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`keepalive_s`: how long a free connection is kept; `descriptors`: what bounds it; None: nothing."""
+        self._names = names
+        self._tls = tls
+        self._connect_timeout_s = connect_timeout_s
+        self._keepalive_s = keepalive_s
+        self._clock = clock
+        self._engines: dict[str, _Engine] = {}
+        self._open: set[Connection] = set()
+        self._connecting = 0
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
         self._descriptors = descriptors
         if descriptors is not None:
             descriptors.count_legs = self._count
 
-    def _count(self) -> int:
-        return len(self._acquired) + sum(map(len, self._conns.values()))
+    def speak(self, instance: str, *, https: bool) -> None:
+        """From now on connect with TLS, or without; connections of the other kind serve nobody again."""
+        engine = self._engine(instance)
+        if engine.https is not https:
+            engine.https = https
+            self._close_free(engine)
 
-    async def _create_connection(
-        self,
-        req: "ClientRequest",
-        traces: "list[Trace]",
-        timeout: "ClientTimeout",  # noqa: ASYNC109  # aiohttp's
-    ) -> ResponseHandler:
-        descriptors = self._descriptors
-        if descriptors is not None and not (
-            descriptors.leg_fits() or (self._close_free() and descriptors.leg_fits())
+    def heard_at(self, instance: str) -> float | None:
+        """When an engine last sent something, on the clock; None if never."""
+        engine = self._engines.get(instance)
+        return engine.heard_at if engine is not None else None
+
+    def give_up(self, instance: str, why: str) -> None:
+        """Whoever waits for an engine hears that it is in vain."""
+        engine = self._engines.get(instance)
+        if engine is None:
+            return
+        for waiting in tuple(engine.connecting):
+            waiting.given_up = why
+            waiting.end()
+        for connection in tuple(engine.in_use):
+            if connection.is_waited_for:
+                connection.give_up(why)
+        self._close_free(engine)
+
+    def forget(self, instance: str) -> None:
+        """An engine is gone; who still waits for it waits on."""
+        engine = self._engines.get(instance)
+        if engine is not None:
+            self._close_free(engine)
+            engine.heard_at = None
+            if not (engine.in_use or engine.connecting):
+                del self._engines[instance]
+
+    async def acquire(self, instance: str) -> Connection:
+        """A connection to send one request on; give it to `release` afterwards.
+
+        Raises ConnectFailedError, and LegBrokenError if the engine is given up meanwhile.
+        """
+        engine = self._engine(instance)
+        free = engine.free
+        while free:
+            connection = free.pop()
+            if connection.is_open and self._clock() - connection.free_since < self._keepalive_s:
+                connection.begin()
+                engine.in_use.add(connection)
+                return connection
+            connection.drop()
+        return await self._connected(engine)
+
+    async def fresh(self, instance: str) -> Connection:
+        """As `acquire`, but one that was never used."""
+        return await self._connected(self._engine(instance))
+
+    def release(self, connection: Connection) -> None:
+        """The request is over; its connection is used again if its answer was whole."""
+        engine = self._engines.get(connection.instance)
+        if engine is None or connection not in engine.in_use:
+            connection.drop()
+            return
+        engine.in_use.discard(connection)
+        connection.in_use = False
+        if (
+            not (connection.answer.complete and connection.answer.reusable and connection.is_open)
+            or self._closed
         ):
-            words = os.strerror(errno.EMFILE)
-            raise aiohttp.ClientConnectorError(req.connection_key, OSError(errno.EMFILE, words))
-        return await super()._create_connection(req, traces, timeout)
+            connection.drop()
+            return
+        connection.used = True
+        connection.free_since = self._clock()
+        engine.free.append(connection)
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(
+                min(SWEEP_S, self._keepalive_s), self._close_idle
+            )
 
-    def _close_free(self) -> bool:
-        """Close a connection that is free; False if none is."""
-        for key, free in self._conns.items():
-            protocol, _ = free.pop()
-            if not free:
-                del self._conns[key]
-            protocol.close()
-            return True
+    async def close(self) -> None:
+        """Close all connections."""
+        self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        for connection in tuple(self._open):
+            connection.drop()
+        await asyncio.sleep(0)  # their sockets are closed in the next turn of the loop
+
+    # What connections tell.
+
+    def heard(self, instance: str) -> None:
+        engine = self._engines.get(instance)
+        if engine is not None:
+            engine.heard_at = self._clock()
+
+    def closed(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        engine = self._engines.get(connection.instance)
+        if engine is not None and connection in engine.free:
+            engine.free.remove(connection)
+
+    def _engine(self, instance: str) -> _Engine:
+        engine = self._engines.get(instance)
+        if engine is None:
+            engine = self._engines[instance] = _Engine(instance)
+        return engine
+
+    def _count(self) -> int:
+        return len(self._open) + self._connecting
+
+    async def _connected(self, engine: _Engine) -> Connection:
+        instance = engine.instance
+        self._connecting += 1
+        scope = _Connecting(instance, self._connect_timeout_s)
+        engine.connecting.add(scope)
+        try:
+            descriptors = self._descriptors
+            if descriptors is not None and not (
+                descriptors.leg_fits() or (self._close_one_free() and descriptors.leg_fits())
+            ):
+                raise NoSocketError(instance, os.strerror(errno.EMFILE))
+            with scope:
+                connection = await self._connect(engine)
+        except ResolverError as error:
+            raise UnresolvedError(instance, f"its address is not known: {error}") from error
+        except socket.gaierror as error:
+            self._names.doubt(_host_of(instance))
+            raise ConnectFailedError(instance, "its name has no address") from error
+        except ConnectTimeoutError:
+            self._names.doubt(_host_of(instance))
+            raise
+        except OSError as error:
+            if error.errno in _NOTHING_LEFT_HERE:
+                raise NoSocketError(instance, words_of(error)) from error
+            self._names.doubt(_host_of(instance))
+            raise ConnectFailedError(instance, words_of(error)) from error
+        finally:
+            self._connecting -= 1
+            engine.connecting.discard(scope)
+        engine.in_use.add(connection)
+        return connection
+
+    async def _connect(self, engine: _Engine) -> Connection:
+        host, port = _host_of(engine.instance), int(engine.instance.rpartition(":")[2])
+        addresses = _literal(host, port) or await self._names.resolve(host, port)
+        loop = asyncio.get_running_loop()
+        connected = await aiohappyeyeballs.start_connection(
+            addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, loop=loop
+        )
+        made: Connection | None = None
+
+        def make() -> Connection:
+            nonlocal made
+            made = Connection(engine.instance, self)
+            self._open.add(made)
+            return made
+
+        try:
+            _, connection = await loop.create_connection(
+                make,
+                sock=connected,
+                ssl=self._tls if engine.https else None,
+                server_hostname=host if engine.https else None,
+            )
+        except BaseException:
+            if made is None:
+                connected.close()  # else the transport has it
+            else:
+                made.drop()
+                self._open.discard(made)
+            raise
+        return connection
+
+    def _close_free(self, engine: _Engine) -> None:
+        for connection in tuple(engine.free):
+            connection.drop()
+
+    def _close_one_free(self) -> bool:
+        """Close the connection of an engine that has been free for the longest; False if none is."""
+        for engine in self._engines.values():
+            if engine.free:
+                engine.free[0].drop()
+                return True
         return False
 
-    def _release(self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False) -> None:
-        super()._release(key, protocol, should_close=should_close)
-        free = self._conns.get(key)
-        if free and free[-1][0] is protocol:
-            free.rotate(1)  # it takes from the left
+    def _close_idle(self) -> None:
+        self._sweep = None
+        until = self._clock() - self._keepalive_s
+        some = False
+        for engine in self._engines.values():
+            for connection in tuple(engine.free):
+                if connection.free_since > until:
+                    some = True
+                    break  # those after it were used later
+                connection.drop()
+        if some:
+            self._sweep = asyncio.get_running_loop().call_later(
+                min(SWEEP_S, self._keepalive_s), self._close_idle
+            )
+
+
+def _host_of(instance: str) -> str:
+    return instance.rpartition(":")[0].strip("[]")
+
+
+def _literal(host: str, port: int) -> list[Address]:
+    """The address of a host that is named by it; nothing if it is a name."""
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return []
+    return [address_info(socket.AF_INET6 if version == 6 else socket.AF_INET, host, port)]

@@ -34,7 +34,7 @@ class Clock:
 
 
 async def found(names: Names, host: str = "a.test") -> list[str]:
-    return [each["host"] for each in await names.resolve(host, 80)]
+    return [each[4][0] for each in await names.resolve(host, 80)]
 
 
 async def test_a_name_is_asked_about_once_and_then_beside_its_use(resolver: Resolver) -> None:

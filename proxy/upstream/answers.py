@@ -1,0 +1,168 @@
+"""An answer of an engine is read to its end, no further, or it is no answer.
+
+Pure: bytes come in as they arrive, in whatever pieces; the head, the pieces of the body and the end come out.
+llhttp (httptools) knows the grammar of HTTP/1.1; what is bounded here is what it does not bound.
+"""
+
+import httptools
+
+from proxy.headers import Headers
+
+MAX_HEAD_BYTES = 64 << 10
+"""Of a head, and of what frames a body between two pieces of it: chunk extensions, trailers. uvicorn, which
+answers for vLLM, writes some 150 bytes; nginx and HAProxy take 8 to 32 KiB."""
+
+MAX_ANNOUNCEMENTS = 16
+"""Interim answers (1xx) before the real one; vLLM sends none."""
+
+_NO_BODY = frozenset({204, 304})
+_SWITCHING = 101
+
+
+class AnswerReader:
+    """Reads one answer after the other from the bytes of a connection."""
+
+    __slots__ = (
+        "_announced",
+        "_chunked",
+        "_content_length",
+        "_framing_bytes",
+        "_interim",
+        "_media_type",
+        "_parser",
+        "_until_closed",
+        "body",
+        "body_bytes",
+        "broken",
+        "complete",
+        "head",
+        "headers",
+        "reusable",
+        "status",
+    )
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self.body: list[bytes] = []
+        """The pieces of the body that came and were not taken yet."""
+        self.begin()
+
+    def begin(self) -> None:
+        """Expect the answer to the next request."""
+        self.status = 0
+        self.headers: Headers = []
+        self.head = False
+        """Whether the head is there."""
+        self.complete = False
+        """Whether the end is there."""
+        self.reusable = False
+        """Once complete: whether another request may be sent on the connection."""
+        self.broken: str | None = None
+        """Why what came is no answer; None as long as it is one."""
+        self.body.clear()
+        self.body_bytes = 0
+        """The bytes in `body`."""
+        self._content_length: int | None = None
+        self._media_type = ""
+        self._chunked = False
+        self._until_closed = False
+        self._interim = False
+        self._announced = 0
+        self._framing_bytes = 0
+
+    @property
+    def content_length(self) -> int | None:
+        """The length that the head announces, if it does."""
+        return self._content_length
+
+    @property
+    def media_type(self) -> str:
+        """Of the body, without parameters and in lower case; "" if the head names none."""
+        return self._media_type
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes in. What is wrong with them is in `broken` afterwards; nothing is taken after that."""
+        if self.complete or self.broken is not None:
+            self.reusable = False  # nobody asked for this
+            return
+        self._framing_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.reusable = False
+            if not self.complete:
+                self.broken = self.broken or "the answer is not valid HTTP"
+            return
+        if self._framing_bytes > MAX_HEAD_BYTES and not self.complete:
+            part = "its chunks are framed with" if self.head else "the answer's head has"
+            self.broken = f"{part} more than {MAX_HEAD_BYTES >> 10} KiB"
+
+    def closed(self) -> None:
+        """The engine closed the connection: the end of an answer that has no other."""
+        self.reusable = False
+        if self._until_closed and self.broken is None:
+            self.complete = True
+
+    def take(self) -> bytes:
+        """The bytes of the body that came since the last time."""
+        pieces = self.body
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self.body_bytes = 0
+        return data
+
+    # What llhttp calls as it reads.
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.reusable = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.head:
+            return  # a trailer, or bytes after the end
+        key = name.decode("latin-1")
+        text = value.decode("utf-8", "surrogateescape")
+        self.headers.append((key, text))
+        match key.lower():
+            case "content-length":
+                self._content_length = int(text)
+            case "content-type":
+                self._media_type = text.partition(";")[0].strip().lower()
+            case "transfer-encoding":
+                self._chunked = text.strip().lower().endswith("chunked")
+
+    def on_headers_complete(self) -> None:
+        if self.complete:
+            return
+        status = self._parser.get_status_code()
+        if self._parser.get_http_version() not in {"1.0", "1.1"}:
+            self.broken = "the answer is not HTTP/1.1"
+        self._interim = 100 <= status < 200 and status != _SWITCHING
+        if self._interim:
+            self.headers = []
+            self._announced += 1
+            if self._announced > MAX_ANNOUNCEMENTS:
+                self.broken = f"it announces an answer more than {MAX_ANNOUNCEMENTS} times"
+            return
+        self.status = status
+        self.head = True
+        if self._framing_bytes > MAX_HEAD_BYTES and _size(self.headers) > MAX_HEAD_BYTES:
+            self.broken = f"the answer's head has more than {MAX_HEAD_BYTES >> 10} KiB"
+        self._framing_bytes = 0
+        self._until_closed = status not in _NO_BODY and self._content_length is None and not self._chunked
+
+    def on_body(self, piece: bytes) -> None:
+        self.body.append(piece)
+        self.body_bytes += len(piece)
+        self._framing_bytes = 0
+
+    def on_message_complete(self) -> None:
+        if self._interim:
+            self._interim = False
+        elif not self.complete:
+            self.complete = True
+            self.reusable = self.broken is None and self._parser.should_keep_alive()
+
+
+def _size(headers: Headers) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers)

@@ -1,0 +1,238 @@
+"""One connection to an engine carries one request after the other, and each answer belongs to whoever asked.
+
+Bytes are read only as fast as they are taken: a reader that is slow holds up its own engine, not our memory.
+"""
+
+import asyncio
+import os
+import ssl
+from typing import cast
+
+from proxy.errors import DeadlineError, LegBrokenError
+from proxy.request.body import Encoded, Pieces
+from proxy.upstream.answers import AnswerReader
+
+MOST_HELD_BYTES = 128 << 10
+"""Of a body that nobody has taken yet; beyond that nothing more is read. Twice what aiohttp holds at least, so
+that a stream's reader is not held up while it writes."""
+
+WHOLE_BYTES = 64 << 10
+"""A body up to this is written with its head; of a larger one so much at a time, as fast as the engine reads."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection; the pool makes it, keeps it and closes it."""
+
+    __slots__ = (
+        "_at_head",
+        "_given_up",
+        "_lost",
+        "_paused",
+        "_reading_paused",
+        "_told",
+        "_transport",
+        "_waiter",
+        "answer",
+        "free_since",
+        "in_use",
+        "instance",
+        "used",
+    )
+
+    def __init__(self, instance: str, told: "Listener") -> None:
+        """`told`: who hears when bytes come and when it is closed."""
+        self.instance = instance
+        self._told = told
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._lost: str | None = None
+        self._given_up: str | None = None
+        self._paused = False
+        self._reading_paused = False
+        self._at_head = False
+        self.answer = AnswerReader()
+        self.in_use = True
+        """Whether a request is under way on it."""
+        self.used = False
+        """Whether an answer came on it before: such a one may turn out to be closed."""
+        self.free_since = 0.0
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        answer = self.answer
+        answer.feed(data)
+        self._told.heard(self.instance)
+        if not self.in_use:  # nobody asked for this
+            self.drop()
+            return
+        if answer.body_bytes > MOST_HELD_BYTES and not self._reading_paused and not answer.complete:
+            self._reading_paused = True
+            if self._transport is not None:
+                self._transport.pause_reading()
+        if answer.body or answer.complete or answer.broken is not None or (self._at_head and answer.head):
+            self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.answer.closed()
+        if self._lost is None:
+            self._lost = words_of(error) if error is not None else "its connection ended early"
+        self._transport = None
+        self._told.closed(self)
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._wake()
+
+    # What the pool and the client call.
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another request may be sent on it."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits for bytes of the engine."""
+        return self._waiter is not None
+
+    def begin(self) -> None:
+        """A request will be sent."""
+        self.in_use = True
+        self.answer.begin()
+
+    async def send(self, head: bytes, body: Encoded | None) -> None:
+        """Write a request; return early if the engine answers before it has all of it.
+
+        Raises LegBrokenError if the connection is closed meanwhile.
+        """
+        transport = self._transport
+        if transport is None:
+            raise self._broken("no answer")
+        if body is None:
+            transport.write(head)
+        elif isinstance(body, bytes) and len(body) <= WHOLE_BYTES:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            for piece in body if isinstance(body, Pieces) else (body,):
+                view = memoryview(piece)
+                for start in range(0, len(view), WHOLE_BYTES):
+                    self._at_head = True
+                    while self._paused and not (self.answer.head or self._lost):
+                        await self._wait(None)
+                    if self._lost or self._transport is None:
+                        return  # what it said before is in the answer
+                    if self.answer.head:
+                        self.answer.reusable = False
+                        return
+                    transport.write(bytes(view[start : start + WHOLE_BYTES]))
+                    await asyncio.sleep(0)
+
+    async def head(self) -> None:
+        """Wait for the head of the answer. Raises LegBrokenError if none comes."""
+        answer = self.answer
+        self._at_head = True
+        while not answer.head:
+            if answer.broken is not None or self._lost is not None:
+                raise self._broken("no answer")
+            await self._wait(None)
+        if answer.broken is not None:
+            raise self._broken("no answer")
+        if not 200 <= answer.status <= 599:  # others announce an answer, or are nothing at all
+            raise LegBrokenError(self.instance, f"status {answer.status} is no answer")
+        self._at_head = False
+
+    async def data(self, limit_s: float | None, cut: str) -> bytes:
+        """The bytes of the body that have come, at least one; b"" at its end.
+
+        Raises LegBrokenError with the words of `cut` if it ends early, DeadlineError if none comes for `limit_s` s.
+        """
+        answer = self.answer
+        while not answer.body:
+            if answer.broken is not None:
+                raise self._broken(cut)
+            if answer.complete:
+                return b""
+            if self._lost is not None:
+                raise self._broken(cut)
+            await self._wait(limit_s)
+        if self._reading_paused:
+            self._reading_paused = False
+            if self._transport is not None:
+                self._transport.resume_reading()
+        return answer.take()
+
+    def give_up(self, why: str) -> None:
+        """Whoever waits for bytes hears that none will come."""
+        self._given_up = self._lost = why
+        self.drop()
+        self._wake()
+
+    def drop(self) -> None:
+        """Close it at once: an engine at work on a request aborts it."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
+            self._told.closed(self)
+
+    def _broken(self, what: str) -> LegBrokenError:
+        words = self._given_up or f"{what} ({self.answer.broken or self._lost})"
+        return LegBrokenError(self.instance, words)
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _wait(self, limit_s: float | None) -> None:
+        """Until something happens. Raises DeadlineError if that takes longer than `limit_s` seconds."""
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        timer = None if limit_s is None else loop.call_later(limit_s, _late, waiter, self.instance, limit_s)
+        try:
+            await waiter
+        finally:
+            if self._waiter is waiter:
+                self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+
+class Listener:
+    """What a connection tells: subclass it."""
+
+    def heard(self, instance: str) -> None:
+        """Bytes of an engine came."""
+        raise NotImplementedError
+
+    def closed(self, connection: Connection) -> None:
+        """A connection is closed or about to be. Told once or twice."""
+        raise NotImplementedError
+
+
+def _late(waiter: "asyncio.Future[None]", instance: str, limit_s: float) -> None:
+    if not waiter.done():
+        waiter.set_exception(DeadlineError(instance, f"the engine sent nothing for {limit_s:g} s"))
+
+
+def words_of(error: BaseException) -> str:
+    """What happened, without the addresses, codes and pieces of answers that library messages carry."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted ({error.verify_message or 'it does not fit the name'})"
+    if isinstance(error, ssl.SSLError):
+        return "no TLS connection came about"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)  # asyncio's own words have the address
+    return "the connection was closed"

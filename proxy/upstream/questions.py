@@ -1,0 +1,48 @@
+"""A request to an engine has one head, and nothing a client wrote can end a line of it.
+
+Pure: bytes come out.
+"""
+
+import re
+
+from proxy.headers import Headers
+
+_OWN = frozenset(
+    {"host", "accept-encoding", "content-length", "content-type", "transfer-encoding", "connection", "expect"}
+)
+"""What frames a request or says what an answer may be: written here, never passed on."""
+
+_ends_a_line = re.compile("[\r\n\0]").search
+
+
+def head_of(
+    method: str,
+    instance: str,
+    path: str,
+    headers: Headers,
+    body_bytes: int | None,
+    authorization: str | None = None,
+) -> bytes:
+    """The request line and the headers of a JSON body of so many bytes (None: no body).
+
+    `authorization` takes the place of a client's own. Raises ValueError for a name or value with a line end.
+    """
+    lines = [f"{method} {path} HTTP/1.1\r\nHost: {instance}\r\nAccept-Encoding: identity"]
+    accepts = False
+    for name, value in headers:
+        key = name.lower()
+        if key in _OWN or (authorization is not None and key == "authorization"):
+            continue
+        accepts = accepts or key == "accept"
+        line = f"{name}: {value}"
+        if _ends_a_line(line):
+            raise ValueError("a header has a line end in its value")
+        lines.append(line)
+    if not accepts:
+        lines.append("Accept: */*")
+    if authorization is not None:
+        lines.append(f"Authorization: {authorization}")
+    if body_bytes is not None:
+        lines.append(f"Content-Type: application/json\r\nContent-Length: {body_bytes}")
+    lines.append("\r\n")
+    return "\r\n".join(lines).encode("utf-8", "surrogateescape")
