@@ -1,1 +1,1 @@
-"""All traffic to engines: what HTTP libraries raise leaves here as an error of ours."""
+"""All traffic to engines: what goes wrong on a connection leaves here as an error of ours."""

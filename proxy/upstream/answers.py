@@ -9,8 +9,11 @@ import httptools
 from proxy.headers import Headers
 
 MAX_HEAD_BYTES = 64 << 10
-"""Of a head, and of what frames a body between two pieces of it: chunk extensions, trailers. uvicorn, which
-answers for vLLM, writes some 150 bytes; nginx and HAProxy take 8 to 32 KiB."""
+"""Of a head, and of trailers. uvicorn, which answers for vLLM, writes some 150 bytes; nginx and HAProxy take
+8 to 32 KiB."""
+
+FRAMING_PER_BYTE = 16
+"""So many bytes may frame each byte of a body, beside MAX_HEAD_BYTES: a chunk of one byte has 5 around it."""
 
 MAX_ANNOUNCEMENTS = 16
 """Interim answers (1xx) before the real one; vLLM sends none."""
@@ -24,12 +27,13 @@ class AnswerReader:
 
     __slots__ = (
         "_announced",
+        "_body_bytes",
         "_chunked",
         "_content_length",
-        "_framing_bytes",
         "_interim",
         "_media_type",
         "_parser",
+        "_read_bytes",
         "_until_closed",
         "body",
         "body_bytes",
@@ -68,7 +72,8 @@ class AnswerReader:
         self._until_closed = False
         self._interim = False
         self._announced = 0
-        self._framing_bytes = 0
+        self._read_bytes = 0
+        self._body_bytes = 0
 
     @property
     def content_length(self) -> int | None:
@@ -85,7 +90,7 @@ class AnswerReader:
         if self.complete or self.broken is not None:
             self.reusable = False  # nobody asked for this
             return
-        self._framing_bytes += len(data)
+        self._read_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -93,7 +98,8 @@ class AnswerReader:
             if not self.complete:
                 self.broken = self.broken or "the answer is not valid HTTP"
             return
-        if self._framing_bytes > MAX_HEAD_BYTES and not self.complete:
+        framing_bytes = self._read_bytes - self._body_bytes
+        if framing_bytes > MAX_HEAD_BYTES + FRAMING_PER_BYTE * self._body_bytes and not self.complete:
             part = "its chunks are framed with" if self.head else "the answer's head has"
             self.broken = f"{part} more than {MAX_HEAD_BYTES >> 10} KiB"
 
@@ -146,15 +152,16 @@ class AnswerReader:
             return
         self.status = status
         self.head = True
-        if self._framing_bytes > MAX_HEAD_BYTES and _size(self.headers) > MAX_HEAD_BYTES:
+        if self._read_bytes > MAX_HEAD_BYTES and _size(self.headers) > MAX_HEAD_BYTES:
             self.broken = f"the answer's head has more than {MAX_HEAD_BYTES >> 10} KiB"
-        self._framing_bytes = 0
         self._until_closed = status not in _NO_BODY and self._content_length is None and not self._chunked
 
     def on_body(self, piece: bytes) -> None:
+        if self.complete:
+            return
         self.body.append(piece)
         self.body_bytes += len(piece)
-        self._framing_bytes = 0
+        self._body_bytes += len(piece)
 
     def on_message_complete(self) -> None:
         if self._interim:

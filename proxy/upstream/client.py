@@ -188,16 +188,15 @@ class EngineClient:
         """Status and body of an engine's answer, whatever they are. Raises LegError, DeadlineError if time is
         up.
         """
-        sent = bytes(body) if isinstance(body, bytearray) else body
         try:
             async with asyncio.timeout(timeout_s):
-                with await self._request(method, instance, path, sent, headers or []) as answer:
+                with await self._request(method, instance, path, body, headers or []) as answer:
                     return answer.status, await answer.read(most_bytes)
         except TimeoutError:
             raise DeadlineError(instance, f"no answer to {path} within {timeout_s:g} s") from None
 
     async def _request(
-        self, method: str, instance: str, path: str, body: Encoded | None, headers: Headers
+        self, method: str, instance: str, path: str, body: Encoded | bytearray | None, headers: Headers
     ) -> EngineAnswer:
         size_bytes = None if body is None else len(body)
         try:
@@ -216,7 +215,7 @@ class EngineClient:
         return await self._answered(connection, head, path, body)
 
     async def _answered(
-        self, connection: Connection, head: bytes, path: str, body: Encoded | None
+        self, connection: Connection, head: bytes, path: str, body: Encoded | bytearray | None
     ) -> EngineAnswer:
         """Send a request on a connection; the answer has the connection from then on."""
         try:

@@ -13,8 +13,7 @@ from proxy.request.body import Encoded, Pieces
 from proxy.upstream.answers import AnswerReader
 
 MOST_HELD_BYTES = 128 << 10
-"""Of a body that nobody has taken yet; beyond that nothing more is read. Twice what aiohttp holds at least, so
-that a stream's reader is not held up while it writes."""
+"""Of a body that nobody has taken yet; beyond that nothing more is read."""
 
 WHOLE_BYTES = 64 << 10
 """A body up to this is written with its head; of a larger one so much at a time, as fast as the engine reads."""
@@ -29,6 +28,7 @@ class Connection(asyncio.Protocol):
         "_lost",
         "_paused",
         "_reading_paused",
+        "_sent_whole",
         "_told",
         "_transport",
         "_waiter",
@@ -50,6 +50,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._reading_paused = False
         self._at_head = False
+        self._sent_whole = True
         self.answer = AnswerReader()
         self.in_use = True
         """Whether a request is under way on it."""
@@ -71,8 +72,8 @@ class Connection(asyncio.Protocol):
             return
         if answer.body_bytes > MOST_HELD_BYTES and not self._reading_paused and not answer.complete:
             self._reading_paused = True
-            if self._transport is not None:
-                self._transport.pause_reading()
+            if self.is_open:
+                self._must.pause_reading()
         if answer.body or answer.complete or answer.broken is not None or (self._at_head and answer.head):
             self._wake()
 
@@ -99,6 +100,12 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     @property
+    def is_reusable(self) -> bool:
+        """Whether the request that was sent is over, and another may be sent."""
+        answer = self.answer
+        return answer.complete and answer.reusable and self._sent_whole and self.is_open
+
+    @property
     def is_waited_for(self) -> bool:
         """Whether somebody waits for bytes of the engine."""
         return self._waiter is not None
@@ -108,33 +115,28 @@ class Connection(asyncio.Protocol):
         self.in_use = True
         self.answer.begin()
 
-    async def send(self, head: bytes, body: Encoded | None) -> None:
-        """Write a request; return early if the engine answers before it has all of it.
-
-        Raises LegBrokenError if the connection is closed meanwhile.
-        """
-        transport = self._transport
-        if transport is None:
-            raise self._broken("no answer")
+    async def send(self, head: bytes, body: Encoded | bytearray | None) -> None:
+        """Write a request; return early if the engine answers, or closes, before it has all of it."""
+        if not self.is_open:
+            return
         if body is None:
-            transport.write(head)
+            self._must.write(head)
         elif isinstance(body, bytes) and len(body) <= WHOLE_BYTES:
-            transport.write(head + body)
+            self._must.write(head + body)
         else:
-            transport.write(head)
+            self._sent_whole = False
+            self._at_head = True
+            self._must.write(head)
             for piece in body if isinstance(body, Pieces) else (body,):
                 view = memoryview(piece)
                 for start in range(0, len(view), WHOLE_BYTES):
-                    self._at_head = True
-                    while self._paused and not (self.answer.head or self._lost):
+                    while self._paused and self.is_open and not self.answer.head:
                         await self._wait(None)
-                    if self._lost or self._transport is None:
-                        return  # what it said before is in the answer
-                    if self.answer.head:
-                        self.answer.reusable = False
+                    if self.answer.head or not self.is_open:
                         return
-                    transport.write(bytes(view[start : start + WHOLE_BYTES]))
+                    self._must.write(bytes(view[start : start + WHOLE_BYTES]))
                     await asyncio.sleep(0)
+            self._sent_whole = True
 
     async def head(self) -> None:
         """Wait for the head of the answer. Raises LegBrokenError if none comes."""
@@ -166,8 +168,8 @@ class Connection(asyncio.Protocol):
             await self._wait(limit_s)
         if self._reading_paused:
             self._reading_paused = False
-            if self._transport is not None:
-                self._transport.resume_reading()
+            if self.is_open:
+                self._must.resume_reading()
         return answer.take()
 
     def give_up(self, why: str) -> None:
@@ -182,6 +184,13 @@ class Connection(asyncio.Protocol):
         if transport is not None:
             transport.abort()
             self._told.closed(self)
+
+    @property
+    def _must(self) -> asyncio.Transport:
+        """The transport of a connection that is open."""
+        if self._transport is None:
+            raise RuntimeError("the connection is closed")
+        return self._transport
 
     def _broken(self, what: str) -> LegBrokenError:
         words = self._given_up or f"{what} ({self.answer.broken or self._lost})"

@@ -158,10 +158,7 @@ class Pool(Listener):
             return
         engine.in_use.discard(connection)
         connection.in_use = False
-        if (
-            not (connection.answer.complete and connection.answer.reusable and connection.is_open)
-            or self._closed
-        ):
+        if not connection.is_reusable or self._closed:
             connection.drop()
             return
         connection.used = True
@@ -229,7 +226,8 @@ class Pool(Listener):
             if error.errno in _NOTHING_LEFT_HERE:
                 raise NoSocketError(instance, words_of(error)) from error
             self._names.doubt(_host_of(instance))
-            raise ConnectFailedError(instance, words_of(error)) from error
+            words = words_of(error) if error.errno is not None else "no connection came about"
+            raise ConnectFailedError(instance, words) from error
         finally:
             self._connecting -= 1
             engine.connecting.discard(scope)
