@@ -125,6 +125,36 @@ class LegsDecided(Happening, frozen=True):
     """kvproxy's own time since the request was read, without that in the queue."""
 
 
+class LegEnded(Happening, frozen=True):
+    """A leg is over: its answer was read, or it failed, or nobody waits for it any more."""
+
+    phase: Phase
+    """`decode` where one instance serves a whole request."""
+    instance: str
+    rank: int
+    began_at: float
+    """On the monotonic clock, as `ended_at`."""
+    ended_at: float
+    outcome: str
+    """`served`; `refused`: the engine's answer was the last word on the request; `left`: nobody waits for it
+    any more; or why it failed, as `serving.legs.leg.Reason`."""
+    answered: bool
+    """Its engine's answer was read to its end."""
+    uncached: int | None
+    """Tokens of the prompt that were to be computed or fetched, by the decision; None if it is not known."""
+    prompt_tokens: int | None = None
+    """As its engine counted them; this and what follows is told of prefill legs that were served."""
+    predicted: int | None = None
+    """Cached tokens that the index promised."""
+    reported: int | None = None
+    """Cached tokens that its engine reported."""
+
+    @property
+    def seconds(self) -> float:
+        """From sending it to its end."""
+        return self.ended_at - self.began_at
+
+
 class CountsDiffered(Happening, frozen=True):
     """An engine counted a prompt's tokens otherwise than kvproxy."""
 

@@ -30,7 +30,7 @@ from proxy.doctor import Doctor
 from proxy.fleet import Fleet
 from proxy.happenings import Consumer
 from proxy.observability.fleet import FleetCollector
-from proxy.observability.metrics import LegAccounts, Metrics
+from proxy.observability.metrics import Metrics
 from proxy.observability.predictions import AccuracyCollector
 from proxy.observability.process import TaskCollector, show_connections
 from proxy.observability.requests import show_requests
@@ -133,7 +133,6 @@ class Service:
             self.metrics.add(each)
         for consumer in consumers:
             self.happenings.add(consumer)
-        accounts = LegAccounts(self.registry, self.happenings, known)
 
         # -- what is bounded
         self.descriptors = Descriptors(
@@ -251,7 +250,7 @@ class Service:
             tokenizer=self.tokenizer,
             client=self.client,
             watch=self.watch.legs,
-            accounts=accounts,
+            tell=tell,
             tasks=self._leg_tasks,
             clock=clock,
             lease_s=config.kv_lease_s,

@@ -25,7 +25,7 @@ from proxy.doctor.patience import PATIENCE, Patience
 from proxy.doctor.probing import MAX_RANKS, Probing, Service
 from proxy.findings import Finding, skipped
 from proxy.fleet import Fleet, Instance
-from proxy.serving.custody import HoldState
+from proxy.happenings import Happening
 from proxy.serving.handover.releases import Releases
 from proxy.serving.ports import Client
 from proxy.serving.waits import ABANDONED_PREFILL_GRACE_S, RELEASE_TIMEOUT_S
@@ -45,13 +45,6 @@ CLEANUP_S = ABANDONED_PREFILL_GRACE_S + RELEASE_TIMEOUT_S
 
 class Engines(Asked, Client, Protocol):
     """The parts of the engine client needed here."""
-
-
-class _NoAccounts:
-    """The doctor's own holds are not the service's."""
-
-    def hold_ended(self, state: HoldState) -> None:
-        """Not counted."""
 
 
 class Doctor:
@@ -201,7 +194,7 @@ class Doctor:
             if facts.health is not None and facts.health.ok:
                 instance.came_up()
             fleet.add(instance)
-        releases = Releases(fleet, self._connector, self._engines, _NoAccounts(), time.monotonic)
+        releases = Releases(fleet, self._connector, self._engines, _untold, time.monotonic)
         hand_over = HandOver(
             self._engines,
             self._connector,
@@ -288,3 +281,7 @@ async def _tokenizer_of(engines: Sequence[EngineFacts], model: str) -> LocalToke
             if (found := await tokenizer_at(root)) is not None:
                 return found
     return None
+
+
+def _untold(_happening: Happening) -> None:
+    """The doctor's own holds are not the service's."""

@@ -5,6 +5,7 @@ from proxy.happenings import (
     CountsDiffered,
     EngineFull,
     HoldEnded,
+    LegEnded,
     LegsDecided,
     PromptUnknown,
     ReportAsked,
@@ -17,12 +18,52 @@ from proxy.serving.custody import HoldState
 
 OVERHEAD_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
+
+def _answered(leg: LegEnded) -> bool:
+    return leg.phase is Phase.PREFILL and leg.answered
+
+
+def _prefilled(leg: LegEnded) -> bool:
+    return leg.phase is Phase.PREFILL and leg.outcome == "served"
+
+
 LEGS = (
     histogram(
         "overhead_seconds",
         "kvproxy's own time before the first leg, tokenizing included.",
         LegsDecided,
         buckets=OVERHEAD_SECONDS,
+    ),
+    histogram(
+        "prefill_leg_duration_seconds",
+        "From sending a prefill leg to its answer.",
+        LegEnded,
+        per_instance=True,
+        only=_answered,
+    ),
+    counter(
+        "prompt_tokens",
+        "Prompt tokens of finished prefill legs.",
+        LegEnded,
+        amount="prompt_tokens",
+        per_instance=True,
+        only=_prefilled,
+    ),
+    counter(
+        "predicted_cached_tokens",
+        "Cached tokens the index promised for finished prefill legs.",
+        LegEnded,
+        amount="predicted",
+        per_instance=True,
+        only=_prefilled,
+    ),
+    counter(
+        "reported_cached_tokens",
+        "Cached tokens the engine reported for finished prefill legs.",
+        LegEnded,
+        amount="reported",
+        per_instance=True,
+        only=_prefilled,
     ),
     counter("unknown_prompts", "Prompts placed without knowing their tokens.", PromptUnknown, "reason"),
     counter(

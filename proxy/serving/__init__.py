@@ -14,7 +14,7 @@ they hold.
     healing       prefill legs that have an engine tell its cache anew
     lists         a list of prompts, each with legs of its own
     waits         how long all this waits where nobody has a setting for it
-    ports         what is needed of others: client, tokenizer, watch, accounts
+    ports         what is needed of others: client, tokenizer, watch
 
 When a client leaves, `legs.prefill` and `director` give the hold up, and `handover` gives its blocks back.
 """

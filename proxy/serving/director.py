@@ -21,6 +21,7 @@ from proxy.connectors.base import Connector
 from proxy.errors import BadRequestError, RequestError
 from proxy.fair_queue import ANONYMOUS
 from proxy.fleet import Fleet
+from proxy.happenings import EngineFull, LegsDecided, PromptUnknown, Refused, Retried, RetryRefused, Tell
 from proxy.headers import Headers
 from proxy.phases import Phase, Role
 from proxy.request.generation import GenerationRequest
@@ -39,7 +40,7 @@ from proxy.serving.legs.leg import AttemptFailedError, Legs, Reason
 from proxy.serving.legs.prefill import PrefillLegs
 from proxy.serving.lists import serve_list
 from proxy.serving.placed import Placed
-from proxy.serving.ports import Accounts, Client, Tokenizer, Watch
+from proxy.serving.ports import Client, Tokenizer, Watch
 from proxy.serving.retry_budget import RetryBudget, backoff_s
 from proxy.serving.unserved import too_long, unanswered
 from proxy.serving.waits import WAITS, Waits
@@ -60,7 +61,7 @@ class Director:
         tokenizer: Tokenizer,
         client: Client,
         watch: Watch,
-        accounts: Accounts,
+        tell: Tell,
         tasks: TaskOwner,
         clock: Callable[[], float],
         lease_s: float,
@@ -75,7 +76,7 @@ class Director:
         self._connector = connector
         self._tokenizer = tokenizer
         self._watch = watch
-        self._accounts = accounts
+        self._tell = tell
         self._tasks = tasks
         self._clock = clock
         self._budget_wait_s = waits.budget_wait_s
@@ -83,14 +84,14 @@ class Director:
         self._rules = rules
         self._budget = RetryBudget(lambda: rules.retries.budget)
         self._rng = rng or random.Random()  # noqa: S311  # pauses are no secret
-        self._releases = Releases(fleet, connector, client, accounts, clock, waits)
+        self._releases = Releases(fleet, connector, client, tell, clock, waits)
         self._legs = Legs(fleet, client, watch, clock)
-        self._learning = Learning(fleet, tokenizer, watch, accounts, clock)
+        self._learning = Learning(fleet, tokenizer, watch, tell, clock)
         self._prefill = PrefillLegs(
             connector=connector,
             legs=self._legs,
             releases=self._releases,
-            accounts=accounts,
+            tell=tell,
             tasks=tasks,
             clock=clock,
             rules=rules,
@@ -103,7 +104,7 @@ class Director:
             placement=placement,
             connector=connector,
             legs=self._legs,
-            accounts=accounts,
+            tell=tell,
             clock=clock,
             rules=rules,
             healing=healing,
@@ -141,7 +142,7 @@ class Director:
                     call,
                     self.serve,
                     self._tasks,
-                    self._accounts,
+                    self._tell,
                     self._budget,
                     self._rules.retries.max_attempts,
                 )
@@ -151,9 +152,9 @@ class Director:
             call = msgspec.structs.replace(call, request=whole)
         question, tokenized = await self._question(call.request, call.headers, call.ticket.client)
         if tokenized.why_unknown is not None:
-            self._accounts.tokens_unknown(tokenized.why_unknown)
+            self._tell(PromptUnknown(tokenized.why_unknown))
         if tokenized.excess is not None:
-            self._accounts.refused("too_long")
+            self._tell(Refused("too_long"))
             raise too_long(self._fleet, call.request, tokenized.excess)
         kept.enter_context(self._budget.request())
         return await self._served(call, question, tokenized.kind, avoid)
@@ -180,7 +181,7 @@ class Director:
                 except AttemptFailedError as failure:
                     attempts.failed_by(failure)
                     if failure.reason is Reason.FULL:
-                        self._accounts.engine_full(failure.phase, failure.instance)
+                        self._tell(EngineFull(failure.phase, failure.instance))
                         call.ticket.turn_away(failure.instance, self._clock(), failure.after_s)
                     call.trace.failed.append(f"{failure.instance}:{failure.reason}")
                 else:
@@ -223,16 +224,16 @@ class Director:
             if self._clock() >= until:
                 break
             self._legs.suspect(failure)
-        self._accounts.retry_refused(failure.phase)
+        self._tell(RetryRefused(failure.phase))
         return False
 
     async def _attempt(self, call: Call, placed: Placed, last: AttemptFailedError | None) -> Reply:
         """The reply of one attempt, after one that ended like `last`. Raises AttemptFailedError."""
         call.trace.attempts += 1
         if last is None:
-            self._accounts.decided(self._clock() - call.started_at - call.ticket.waited_s)
+            self._tell(LegsDecided(self._clock() - call.started_at - call.ticket.waited_s))
         else:
-            self._accounts.retried(last.phase, last.instance, last.reason)
+            self._tell(Retried(last.phase, last.instance, last.reason))
         self._legs.check_there(placed)
         if placed.one_leg:
             return await self._decode.run_whole(call, placed)

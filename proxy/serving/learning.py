@@ -6,15 +6,28 @@ the index was right, and its name which process of the engine answered.
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from proxy.fleet import Fleet
+from proxy.happenings import CountsDiffered, Tell
 from proxy.request.dialects import Dialect, Usage
 from proxy.serving.exchange import Reply
 from proxy.serving.placed import Placed
-from proxy.serving.ports import Accounts, Tokenizer, Watch
+from proxy.serving.ports import Tokenizer, Watch
 
 MAX_READ_BYTES = 64 << 10
 """Of the answer of an engine that serves a request whole: reading one for its usage takes 0.02 ms."""
+
+
+class Learnt(NamedTuple):
+    """What became of a prediction; None where it was not known, or the engine does not say."""
+
+    prompt_tokens: int | None
+    """As the engine counted them."""
+    predicted: int | None
+    """Cached tokens by the index, of a prompt that both counted alike."""
+    reported: int | None
+    """Cached tokens by the engine, of what the index was asked for."""
 
 
 class Learning:
@@ -25,16 +38,16 @@ class Learning:
         fleet: Fleet,
         tokenizer: Tokenizer,
         watch: Watch,
-        accounts: Accounts,
+        tell: Tell,
         clock: Callable[[], float],
     ) -> None:
         self._fleet = fleet
         self._tokenizer = tokenizer
         self._watch = watch
-        self._accounts = accounts
+        self._tell = tell
         self._clock = clock
 
-    def prefilled(self, placed: Placed) -> None:
+    def prefilled(self, placed: Placed) -> Learnt:
         """A prefill leg was answered, and its hold has the answer."""
         handoff, chosen, comparison = placed.hold.handoff, placed.prefill, placed.comparison
         predicted = chosen.cached_tokens
@@ -46,10 +59,10 @@ class Learning:
         reported = handoff.cached_tokens
         if placed.question.prefix_only and comparison is not None and reported is not None:
             reported = comparison.reported * comparison.block_size  # nothing was predicted of what follows
-        self._accounts.prefilled(chosen.instance, handoff.prompt_tokens, predicted, reported)
         instance = self._fleet.get(chosen.instance)
         if instance is not None and handoff.engine_id is not None:
             self._watch.process_seen(instance, chosen.rank, handoff.engine_id)
+        return Learnt(handoff.prompt_tokens, predicted, reported)
 
     def served_whole(self, placed: Placed, reply: Reply, dialect: Dialect) -> None:
         """One instance served a request; its usage is read from a whole answer, a stream goes by unread."""
@@ -67,6 +80,6 @@ class Learning:
         ours = placed.question.prompt_tokens
         if ours is None or prompt_tokens is None or ours == prompt_tokens:
             return False
-        self._accounts.tokens_differ(placed.prefill.instance)
+        self._tell(CountsDiffered(placed.prefill.instance))
         self._tokenizer.distrust(placed.kind)
         return True

@@ -8,10 +8,8 @@ from typing import Protocol
 from proxy.errors import LegError
 from proxy.fleet import Instance
 from proxy.headers import Headers
-from proxy.phases import Phase
 from proxy.request.body import Encoded
 from proxy.request.generation import GenerationRequest
-from proxy.serving.custody import HoldState
 from proxy.tokenizing import Tokenized
 
 
@@ -91,50 +89,4 @@ class Watch(Protocol):
 
     def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
         """An answer names the engine process it came from."""
-        ...
-
-
-class Accounts(Protocol):
-    """Where counters and timings go."""
-
-    def decided(self, seconds: float) -> None:
-        """Our own time from the request to the first leg."""
-        ...
-
-    def prefill_ended(self, instance: str, seconds: float) -> None:
-        """A prefill leg was answered."""
-        ...
-
-    def prefilled(
-        self, instance: str, prompt: int | None, predicted: int | None, reported: int | None
-    ) -> None:
-        """A finished prefill leg: its prompt tokens, and the cached ones as predicted and as reported."""
-        ...
-
-    def tokens_unknown(self, why: str) -> None:
-        """A prompt was placed without knowing its tokens."""
-        ...
-
-    def tokens_differ(self, instance: str) -> None:
-        """An engine counted a prompt otherwise than we did."""
-        ...
-
-    def retried(self, phase: Phase, instance: str, why: str) -> None:
-        """A failed leg is followed by another attempt; `why` is one of a few words."""
-        ...
-
-    def refused(self, reason: str) -> None:
-        """A request was not let in; `reason` as `admission.QueueAccounts` has them."""
-        ...
-
-    def retry_refused(self, phase: Phase) -> None:
-        """A failed leg is not followed by another attempt, for want of budget."""
-        ...
-
-    def engine_full(self, phase: Phase, instance: str) -> None:
-        """An engine had no room for a leg."""
-        ...
-
-    def hold_ended(self, end: HoldState) -> None:
-        """A hold was pulled, released or stranded."""
         ...

@@ -9,12 +9,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Protocol
 
 from proxy.connectors.base import Connector
 from proxy.errors import LegError
 from proxy.fleet import Fleet, Instance, Status
 from proxy.fleet.fullness import FULL
+from proxy.happenings import HoldEnded, Tell
 from proxy.headers import REQUEST_ID
 from proxy.logs import Occasionally
 from proxy.phases import Phase
@@ -40,14 +40,6 @@ STRANDED_TOLD_EVERY_S = 60.0
 log = logging.getLogger(__name__)
 
 
-class Accounts(Protocol):
-    """Where it is counted."""
-
-    def hold_ended(self, state: HoldState) -> None:
-        """A hold is over."""
-        ...
-
-
 class Releases:
     """Gives holds back."""
 
@@ -56,14 +48,14 @@ class Releases:
         fleet: Fleet,
         connector: Connector,
         client: Client,
-        accounts: Accounts,
+        tell: Tell,
         clock: Callable[[], float],
         waits: Waits = WAITS,
     ) -> None:
         self._fleet = fleet
         self._connector = connector
         self._client = client
-        self._accounts = accounts
+        self._tell = tell
         self._clock = clock
         self._waits = waits
         self._stranded = Occasionally(clock, STRANDED_TOLD_EVERY_S)
@@ -75,7 +67,7 @@ class Releases:
     def ended(self, hold: Hold) -> None:
         """They do not wait any more."""
         self._fleet.hold_ended(hold.instance)
-        self._accounts.hold_ended(hold.state)
+        self._tell(HoldEnded(hold.instance, hold.state))
         if hold.state is HoldState.STRANDED and (count := self._stranded.count()):
             log.warning(
                 "prefilled blocks of %d prompts were not given back: held until their lease ends", count

@@ -8,6 +8,7 @@ from proxy.config import Rules
 from proxy.connectors.base import Connector
 from proxy.errors import ConnectFailedError, LegError, NotSentError, StreamFailedError
 from proxy.fleet import Fleet
+from proxy.happenings import Retried, Tell
 from proxy.phases import Phase
 from proxy.request.body import Encoded
 from proxy.request.deadlines import within
@@ -17,9 +18,8 @@ from proxy.serving.custody import Due, Hold
 from proxy.serving.exchange import Call, EngineStream, Reply, as_unary
 from proxy.serving.healing import Healing
 from proxy.serving.learning import Learning
-from proxy.serving.legs.leg import AttemptFailedError, Legs
+from proxy.serving.legs.leg import LEFT, REFUSED, SERVED, AttemptFailedError, Legs, Reason, Untold, reason_of
 from proxy.serving.placed import Placed
-from proxy.serving.ports import Accounts
 
 
 class DecodeLegs:
@@ -32,7 +32,7 @@ class DecodeLegs:
         placement: Placement,
         connector: Connector,
         legs: Legs,
-        accounts: Accounts,
+        tell: Tell,
         clock: Callable[[], float],
         rules: Rules,
         healing: Healing,
@@ -42,7 +42,7 @@ class DecodeLegs:
         self._placement = placement
         self._connector = connector
         self._legs = legs
-        self._accounts = accounts
+        self._tell = tell
         self._clock = clock
         self._rules = rules
         self._healing = healing
@@ -115,7 +115,7 @@ class DecodeLegs:
                 hold.unspend()
                 if not self._moves(placed):
                     raise failure from error
-                self._accounts.retried(failure.phase, failure.instance, failure.reason)
+                self._tell(Retried(failure.phase, failure.instance, failure.reason))
 
     def _moves(self, placed: Placed) -> bool:
         """Whether the decode leg can go where its hold was not offered yet; it does then."""
@@ -134,6 +134,17 @@ class DecodeLegs:
         `hold`: what it carries. Raises LegError if nothing comes, AttemptFailedError if the engine answers
         that it failed.
         """
+        untold = Untold(self._tell, self._clock, Phase.DECODE, placed.decode)
+        placed.decode_leg.callback(untold.over, LEFT)  # if nothing else becomes of it
+        try:
+            return await self._read(call, placed, body, hold, untold)
+        except LegError as error:
+            untold.over(reason_of(error))
+            raise
+
+    async def _read(
+        self, call: Call, placed: Placed, body: Encoded, hold: Hold | None, untold: Untold
+    ) -> Reply:
         chosen, decision = placed.decode, placed.decision
         with within(self._rules.deadlines.first_byte_s, chosen.instance, "the decode leg's first byte"):
             sent = await self._legs.send(call, chosen, body, placed.decode_leg)
@@ -144,7 +155,7 @@ class DecodeLegs:
                     self._produced(hold, chosen.instance)
                     self._legs.took(sent)
                     self._legs.began(chosen.instance)
-                    rest = self._rest(stream, chosen.instance)
+                    rest = self._rest(stream, chosen.instance, untold)
                     return Reply(answer.status, answer.headers, rest, decision, placed.decode_leg.pop_all())
                 reply = as_unary(answer, failure, decision)
             else:
@@ -156,6 +167,7 @@ class DecodeLegs:
                 else:
                     reply = Reply(200, answer.headers, without_params(data), decision)
         why = self._legs.worth_another(Phase.DECODE, call, chosen, sent, reply)
+        untold.over(why or (SERVED if reply.status == 200 else REFUSED), answered=True)
         sent.end()  # another leg may follow under the same claim
         if why is not None:
             prefill_on = hold.instance if hold is not None else None
@@ -168,18 +180,21 @@ class DecodeLegs:
             self._legs.served(chosen.instance)
         return reply
 
-    async def _rest(self, stream: EngineStream, decode: str) -> AsyncIterator[bytes]:
+    async def _rest(self, stream: EngineStream, decode: str, untold: Untold) -> AsyncIterator[bytes]:
         """What has begun, and the rest as it comes; raises LegError if it does not."""
         try:
             while run := await stream.next():
                 yield run
         except StreamFailedError as error:
             self._legs.broke_off(error)
+            untold.over(REFUSED if error.clients_own else Reason.STATUS)
             raise
         except LegError as error:
             self._legs.failed(error)
+            untold.over(reason_of(error))
             raise
         self._legs.served(decode)
+        untold.over(SERVED, answered=True)
         await stream.drain()
 
     def _produced(self, hold: Hold | None, decode: str) -> None:

@@ -23,11 +23,13 @@ from proxy.fleet import Fleet, Instance, Status
 from proxy.fleet.denials import LEFT_OUT_S
 from proxy.fleet.fullness import FULL, retry_after_s
 from proxy.fleet.why import FAILS_LEGS, Why
+from proxy.happenings import LegEnded, Tell
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.phases import Phase, Role
 from proxy.request.body import Encoded
 from proxy.scheduling.types import Candidate
 from proxy.serving.exchange import Call, Reply
+from proxy.serving.learning import Learnt
 from proxy.serving.placed import Placed
 from proxy.serving.ports import Answer, Client, Watch
 
@@ -87,11 +89,16 @@ class AttemptFailedError(Exception):
             return self._reason
         if self.reply is not None:
             return Reason.STATUS
-        if isinstance(self.cause, ConnectFailedError):
-            return Reason.CONNECT
-        if isinstance(self.cause, DeadlineError):
-            return Reason.DEADLINE
-        return Reason.BROKEN if isinstance(self.cause, LegBrokenError) else Reason.OTHER
+        return reason_of(self.cause)
+
+
+def reason_of(cause: LegError | None) -> Reason:
+    """Why a leg got no complete answer, in one word."""
+    if isinstance(cause, ConnectFailedError):
+        return Reason.CONNECT
+    if isinstance(cause, DeadlineError):
+        return Reason.DEADLINE
+    return Reason.BROKEN if isinstance(cause, LegBrokenError) else Reason.OTHER
 
 
 class _Error(msgspec.Struct):
@@ -128,6 +135,43 @@ class Sent:
         if self._running and self.instance is not None:
             self._running = False
             self.instance.fullness.ended()
+
+
+SERVED, REFUSED, LEFT = "served", "refused", "left"
+"""What becomes of a leg that does not fail, as `LegEnded.outcome` has it."""
+
+
+class Untold:
+    """A leg that is not over yet; it is told of once, when it is."""
+
+    def __init__(self, tell: Tell, clock: Callable[[], float], phase: Phase, chosen: Candidate) -> None:
+        self._tell = tell
+        self._clock = clock
+        self._phase = phase
+        self._chosen = chosen
+        self._began_at = clock()
+        self._told = False
+
+    def over(self, outcome: str, learnt: Learnt | None = None, *, answered: bool = False) -> None:
+        """It has ended so; the words are those of `LegEnded`. A second call does nothing."""
+        if self._told:
+            return
+        self._told = True
+        chosen = self._chosen
+        began_at, ended_at = self._began_at, self._clock()
+        self._tell(
+            LegEnded(
+                self._phase,
+                chosen.instance,
+                chosen.rank,
+                began_at,
+                ended_at,
+                outcome,
+                answered,
+                chosen.uncached_tokens,
+                *(learnt or ()),
+            )
+        )
 
 
 class Legs:

@@ -11,6 +11,7 @@ from proxy.connectors import Connector
 from proxy.connectors.handoff import most_answer_bytes
 from proxy.errors import ConnectFailedError, LegError
 from proxy.fleet.fullness import FULL
+from proxy.happenings import HoldEnded, Tell
 from proxy.phases import Phase
 from proxy.request.body import Body, Encoded
 from proxy.request.deadlines import within
@@ -20,9 +21,18 @@ from proxy.serving.exchange import Call, Reply, as_unary
 from proxy.serving.handover.releases import Releases
 from proxy.serving.healing import Healing
 from proxy.serving.learning import Learning
-from proxy.serving.legs.leg import AttemptFailedError, Legs, Sent
+from proxy.serving.legs.leg import (
+    LEFT,
+    REFUSED,
+    SERVED,
+    AttemptFailedError,
+    Legs,
+    Reason,
+    Sent,
+    Untold,
+    reason_of,
+)
 from proxy.serving.placed import Placed
-from proxy.serving.ports import Accounts
 from proxy.serving.waits import WAITS, Waits
 from proxy.tasks import TaskOwner
 
@@ -36,7 +46,7 @@ class PrefillLegs:
         connector: Connector,
         legs: Legs,
         releases: Releases,
-        accounts: Accounts,
+        tell: Tell,
         tasks: TaskOwner,
         clock: Callable[[], float],
         rules: Rules,
@@ -47,7 +57,7 @@ class PrefillLegs:
         self._connector = connector
         self._legs = legs
         self._releases = releases
-        self._accounts = accounts
+        self._tell = tell
         self._tasks = tasks
         self._clock = clock
         self._rules = rules
@@ -95,7 +105,7 @@ class PrefillLegs:
 
     async def _leg(self, call: Call, placed: Placed) -> Reply | AttemptFailedError | None:
         chosen, hold = placed.prefill, placed.hold
-        begun_at = self._clock()
+        untold = Untold(self._tell, self._clock, Phase.PREFILL, chosen)
         came = finished = False
         try:
             with placed.prefill_leg as leg:
@@ -109,13 +119,13 @@ class PrefillLegs:
             came = finished and failure is None
         except BaseException as error:
             self._ended_early(hold, error, finished=finished)
+            untold.over(reason_of(error) if isinstance(error, LegError) else LEFT)
             if not isinstance(error, LegError):
                 raise
             self._legs.failed(error)
             return AttemptFailedError(Phase.PREFILL, chosen.instance, cause=error)
         finally:
             placed.computed(came=came)
-        self._accounts.prefill_ended(chosen.instance, self._clock() - begun_at)
         if not came:
             hold.failed()
             reply = (
@@ -124,6 +134,7 @@ class PrefillLegs:
                 else Reply(answer.status, answer.headers, data, placed.decision)
             )
             why = self._legs.worth_another(Phase.PREFILL, call, chosen, sent, reply)
+            untold.over(why or REFUSED, answered=True)
             if why is not None:
                 after_s = self._legs.age_s(sent)
                 return AttemptFailedError(Phase.PREFILL, chosen.instance, reply, reason=why, after_s=after_s)
@@ -132,12 +143,13 @@ class PrefillLegs:
             handoff = self._connector.read_handoff(data, call.request.dialect.usage(data))
         except ValueError as error:
             hold.failed()
+            untold.over(Reason.OTHER, answered=True)
             cause = LegError(chosen.instance, str(error))
             return AttemptFailedError(Phase.PREFILL, chosen.instance, cause=cause)
         hold.answered(handoff, self._clock())
         if self._connector.holds:
             self._releases.begun(hold)
-        self._learning.prefilled(placed)
+        untold.over(SERVED, self._learning.prefilled(placed), answered=True)
         self._healing.answered(chosen, placed.question, handoff, asked=asked is not None)
         return None
 
@@ -163,4 +175,4 @@ class PrefillLegs:
             return
         hold.lost(finished=finished)
         if self._connector.holds:
-            self._accounts.hold_ended(hold.state)
+            self._tell(HoldEnded(hold.instance, hold.state))

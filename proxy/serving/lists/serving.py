@@ -14,6 +14,7 @@ from contextlib import ExitStack
 import msgspec
 
 from proxy.errors import EngineFailedError, LegBrokenError, LegError, StreamFailedError, UnavailableError
+from proxy.happenings import Retried, Tell
 from proxy.headers import Headers
 from proxy.phases import Phase
 from proxy.request.dialects.choices import DONE
@@ -24,7 +25,6 @@ from proxy.serving.legs.leg import Reason
 from proxy.serving.lists.answers import AnswerMerger
 from proxy.serving.lists.split import split
 from proxy.serving.lists.streams import StreamMerger
-from proxy.serving.ports import Accounts
 from proxy.serving.retry_budget import RetryBudget
 from proxy.tasks import TaskOwner
 
@@ -64,7 +64,7 @@ async def serve_list(
     call: Call,
     serve: Serve,
     tasks: TaskOwner,
-    accounts: Accounts,
+    tell: Tell,
     budget: RetryBudget,
     max_runs: int,
     room: Room = ROOM,
@@ -89,7 +89,7 @@ async def serve_list(
         )
         for part, request in enumerate(requests)
     ]
-    parts = _Parts(calls, serve, accounts, budget, max_runs, call.request.sequences, room)
+    parts = _Parts(calls, serve, tell, budget, max_runs, call.request.sequences, room)
     with ExitStack() as stack:
         stack.callback(parts.end)
         await parts.start(tasks)
@@ -106,7 +106,7 @@ class _Parts:
         self,
         calls: Sequence[Call],
         serve: Serve,
-        accounts: Accounts,
+        tell: Tell,
         budget: RetryBudget,
         max_runs: int,
         sequences: int,
@@ -114,7 +114,7 @@ class _Parts:
     ) -> None:
         self._calls = calls
         self._serve = serve
-        self._accounts = accounts
+        self._tell = tell
         self._budget = budget
         self._max_runs = max_runs
         self._most = room
@@ -212,7 +212,7 @@ class _Parts:
                         raise EngineFailedError(f"no engine answered in full: {error.words}") from error
                     retry.callback(self._budget.give_back)
                     avoid.add(error.instance)
-                    self._accounts.retried(Phase.DECODE, error.instance, Reason.BROKEN)
+                    self._tell(Retried(Phase.DECODE, error.instance, Reason.BROKEN))
                     self._forget(part)
 
     async def _serve_once(self, part: int, call: Call, avoid: Collection[str]) -> None:

@@ -13,6 +13,7 @@ from proxy.caches.accuracy import Accuracy
 from proxy.config import parse_instance
 from proxy.connectors import Handoff
 from proxy.fleet import Fleet, Instance, ModelCard
+from proxy.happenings import CountsDiffered, Happening
 from proxy.phases import Phase, Role
 from proxy.request.dialects import COMPLETIONS
 from proxy.scheduling.placement import Expectation, Placement
@@ -25,7 +26,7 @@ from proxy.shown import as_builtins
 
 
 class Told:
-    """Tokenizer, watch and accounts in one: what each of them is told, in order."""
+    """Tokenizer and watch, and who hears what happens, in one: what each of them is told, in order."""
 
     def __init__(self, distrusted: Collection[str] = ()) -> None:
         self.words: list[str] = []
@@ -41,13 +42,9 @@ class Told:
     def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
         self.words.append(f"{instance.address} rank {rank} is {engine_id}")
 
-    def tokens_differ(self, instance: str) -> None:
-        self.words.append(f"{instance} counts otherwise")
-
-    def prefilled(
-        self, instance: str, prompt: int | None, predicted: int | None, reported: int | None
-    ) -> None:
-        self.words.append(f"{instance} prefilled {prompt}, {predicted} predicted, {reported} reported")
+    def __call__(self, happening: Happening) -> None:
+        assert isinstance(happening, CountsDiffered)
+        self.words.append(f"{happening.instance} counts otherwise")
 
 
 class Followed:
@@ -98,6 +95,12 @@ class Scene:
         )
         self.placed = Placed(admitted, placement, kind="chat", lease_s=30.0)
         self.placed.compares()
+
+    def prefilled(self) -> None:
+        """The prefill leg was answered."""
+        prompt, predicted, reported = self.learning.prefilled(self.placed)
+        address = self.placed.prefill.instance
+        self.told.words.append(f"{address} prefilled {prompt}, {predicted} predicted, {reported} reported")
 
     def compared(self) -> dict[str, Any]:
         """The outcomes that were counted, without the zeros."""
@@ -164,7 +167,7 @@ class Scene:
         pytest.param(
             {},
             (64, 0, "engine-7"),
-            ["p:1 prefilled 64, 0 predicted, 0 reported", "p:1 rank 0 is engine-7"],
+            ["p:1 rank 0 is engine-7", "p:1 prefilled 64, 0 predicted, 0 reported"],
             {"exact": 1},
             id="it names its process",
         ),
@@ -179,14 +182,14 @@ def test_a_prefill_leg(
     scene = Scene(**thought)
     prompt_tokens, cached_tokens, engine_id = answer
     scene.placed.hold.answered(Handoff(None, prompt_tokens, cached_tokens, engine_id), 0.0)
-    scene.learning.prefilled(scene.placed)
+    scene.prefilled()
     assert (scene.told.words, scene.compared()) == (told, compared)
 
 
 def test_what_is_compared_of_a_distrusted_kind_is_put_down_to_its_tokens() -> None:
     scene = Scene(distrusted={"chat"})
     scene.placed.hold.answered(Handoff(None, 64, 32, None), 0.0)
-    scene.learning.prefilled(scene.placed)
+    scene.prefilled()
     assert scene.accuracy.status("p:1", 0).misses.tokens == 1
 
 
@@ -194,7 +197,7 @@ def test_an_instance_that_was_removed_meanwhile_has_no_process() -> None:
     scene = Scene()
     scene.fleet.remove("p:1")
     scene.placed.hold.answered(Handoff(None, 64, 0, "engine-7"), 0.0)
-    scene.learning.prefilled(scene.placed)
+    scene.prefilled()
     assert scene.told.words == ["p:1 prefilled 64, 0 predicted, 0 reported"]
 
 

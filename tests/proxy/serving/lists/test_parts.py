@@ -18,6 +18,7 @@ from proxy.errors import (
     StreamFailedError,
     UnavailableError,
 )
+from proxy.happenings import Happening, Retried
 from proxy.request import dialects
 from proxy.request.body import Body
 from proxy.request.generation import read_request
@@ -147,13 +148,14 @@ def test_what_is_no_chunk_is_an_error(data: bytes) -> None:
 # -- at their own pace --------------------------------------------------------------------------------------
 
 
-class Retried:
-    """Counts retries, as `Accounts` does."""
+class Retries:
+    """Counts retries that are told."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def retried(self, phase: Any, instance: str, why: str) -> None:
+    def __call__(self, happening: Happening) -> None:
+        assert isinstance(happening, Retried)
         self.count += 1
 
 
@@ -171,7 +173,7 @@ class Played:
         self.taken = 0
         self.closed: list[int] = []
         self.replies: dict[int, Reply | Exception] = {}
-        self.retries = Retried()
+        self.retries = Retries()
         self.budget = RetryBudget(lambda: 0.0)
         self.avoided: list[set[str]] = []
 
@@ -201,7 +203,7 @@ class Played:
             self.call,
             self.serve,
             self.tasks,
-            self.retries,  # type: ignore[arg-type]  # counts only
+            self.retries,
             self.budget,
             MAX_RUNS,
             self.room,
