@@ -293,28 +293,30 @@ async def test_one_that_fell_asleep_during_the_prefill_is_not_sent_the_decode_le
     async with fleet(prefill=1, policy=InOrder(), health=QUICK, kv_events=False) as pair:
         (prefill,) = pair.engines.prefill
         sleeper, other = sorted(pair.engines.decode, key=lambda engine: engine.address)
-        prefill.faults.add(Fault(kind="slow", path="/v1/completions", delay_s=1.5, times=1))
+        prefill.faults.add(Fault(kind="hang", path="/v1/completions", times=1))
         clients = TaskOwner("clients")
         running = clients.create(pair.service.complete("hello"), name="runs")
         await wait_until(lambda: asked(prefill) == 1, "the prefill leg")
         await post(pair.service, sleeper, f"/sleep?level={level}")
         await is_in(pair, sleeper, Status.ASLEEP)
+        prefill.faults.release()
         assert (await running).status == 200
         assert (asked(sleeper), asked(other), asked(prefill)) == (0, 1, 1)
         await pair.service.settled()
-        assert pair.engines.holds == 0
+        await wait_until(lambda: pair.engines.holds == 0, "the end of all holds")
 
 
 async def test_if_no_other_is_awake_the_request_waits_and_its_blocks_are_not_offered_to_the_sleeper() -> None:
     one_attempt = Retries(max_attempts=1, budget=0.0)
     async with fleet(prefill=1, decode=1, retries=one_attempt, health=QUICK, kv_events=False) as pair:
         (prefill,), (decode,) = pair.engines.prefill, pair.engines.decode
-        prefill.faults.add(Fault(kind="slow", path="/v1/completions", delay_s=1.0, times=1))
+        prefill.faults.add(Fault(kind="hang", path="/v1/completions", times=1))
         clients = TaskOwner("clients")
         running = clients.create(pair.service.complete("hello"), name="runs")
         await wait_until(lambda: asked(prefill) == 1, "the prefill leg")
         await post(pair.service, decode, "/sleep?level=0")
         await is_in(pair, decode, Status.ASLEEP)
+        prefill.faults.release()
         await wait_until(lambda: len(pair.service.gate) == 1, "its wait")
         assert asked(decode) == 0
         await post(pair.service, decode, "/wake_up")
