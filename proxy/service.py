@@ -55,6 +55,7 @@ from proxy.watching.membership.admin import AdminMembership
 from proxy.watching.membership.base import MembershipSource
 from proxy.watching.membership.configured import Configured
 from proxy.watching.membership.kept import Kept
+from proxy.watching.membership.registry import used_sources
 from proxy.watching.watch import FleetWatch
 
 log = logging.getLogger(__name__)
@@ -314,11 +315,12 @@ def assemble(
 ) -> Service:
     """The service of `config`. Opens no socket. Raises ConfigError.
 
-    `policy` and `connector` replace the configured ones. `sources`: who names instances beside flags and
-    operators. `waits`: how long requests wait for what has no setting; `tuning`: other figures that
-    have none. `consumers` hear what happens beside the metrics, which count `series` beside their own; who
-    gives them also closes them, once the service is closed.
+    `policy` and `connector` replace the configured ones. `sources`: who names instances beside flags,
+    operators and what `config.membership` asks for. `waits`: how long requests wait for what has no setting;
+    `tuning`: other figures that have none. `consumers` hear what happens beside the metrics, which count
+    `series` beside their own; who gives them also closes them, once the service is closed.
     """
+    sources = [*used_sources(config), *sources]
     if connector is None:
         connector = load_connector(config.connector)
     if policy is None:

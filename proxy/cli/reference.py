@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from proxy.cli.flags.commands import SETTINGS
+from proxy.cli.flags.commands import SETTINGS, settings_of_sources
 from proxy.config.settings import COUNT, MIB, SECONDS, Declared, limits_text
+from proxy.watching.membership.registry import registered
 
 _HEAD = """\
 # Settings
@@ -47,6 +48,8 @@ decision-headers = true
   with `tcp://` or the like: Kubernetes sets them so beside a service called `kvproxy`.
 - A key that is no setting is an error. An environment name that begins with `KVPROXY_` and is none of these, nor one that
   Kubernetes sets beside such a service, is not looked at: the log says so once at the start, with the closest setting.
+- A package that is installed beside kvproxy may bring [sources of instances](architecture.md#a-source-of-instances) with settings
+  of their own. They are told in the same ways, and are listed by `kvproxy serve --help`.
 - Paths are relative to the directory in which kvproxy was started, wherever they are written.
 {doctor}
 """
@@ -112,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="exit with code 1 if the page is another")
     parser.add_argument("page", type=pathlib.Path)
     args = parser.parse_args(argv)
-    made = page(SETTINGS)
+    of_sources = settings_of_sources(registered()).values()
+    made = page([*SETTINGS, *(declared for settings in of_sources for declared in settings)])
     if not args.check:
         args.page.write_text(made, encoding="utf-8")
     elif not args.page.exists() or args.page.read_text(encoding="utf-8") != made:

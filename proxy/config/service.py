@@ -241,6 +241,8 @@ class Config(Section, frozen=True, kw_only=True):
     admission: Annotated[Admission, Under("overload")] = Admission()
     security: Annotated[Security, Under("security")] = Security()
     cors: Annotated[Cors, Under("browsers")] = Cors()
+    membership: Sequence[Section] = ()
+    """What the membership sources of other packages are told: their flags are their own."""
     engine_api_key: str | None = None
     """What the file of `--engine-api-key-file` holds."""
     admin_api_key: Annotated[

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxy.config import Health, InstanceSpec, State, parse_instance
+from proxy.config import Admission, Health, InstanceSpec, State, parse_instance
 from proxy.edge.app_keys import SERVICE
 from proxy.fleet import Status
 from proxy.phases import Phase, Role
@@ -21,7 +21,12 @@ from proxy.watching.membership.base import MembershipSource, Wants
 from scripts.workshop.live.ports import free_ports
 from tests.helpers.service import Engines, Service, engines, kvproxy, wait_until
 
-PATIENT: Any = {"health": Health(interval_s=0.1), "startup_timeout_s": 600.0, "kv_events": False}
+PATIENT: Any = {
+    "health": Health(interval_s=0.1),
+    "startup_timeout_s": 600.0,
+    "kv_events": False,
+    "admission": Admission(queue_timeout_s=2.0),  # what cannot be served is asked for, and waits so long
+}
 
 
 class Directory:

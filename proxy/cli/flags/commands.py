@@ -5,7 +5,7 @@ import dataclasses
 import importlib.metadata
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from proxy.cli.flags.generating import add_flag, add_groups
@@ -13,7 +13,9 @@ from proxy.config import Config
 from proxy.config.settings import FILE, SECONDS, Declared, Setting, settings_of
 from proxy.connectors import CONNECTORS
 from proxy.doctor import DEFAULT_LIMIT_S
+from proxy.errors import ConfigError
 from proxy.scheduling.policies import POLICIES
+from proxy.watching.membership.base import SourceSettings
 
 NAMES: Mapping[str, Sequence[str]] = {
     "connectors": tuple(CONNECTORS),
@@ -24,6 +26,23 @@ NAMES: Mapping[str, Sequence[str]] = {
 
 SETTINGS = tuple(declared.told(NAMES) for declared in settings_of(Config))
 """Everything `kvproxy serve` can be told; a configuration file for both commands may hold all of it."""
+
+
+def settings_of_sources(kinds: Iterable[type[SourceSettings]]) -> dict[type[SourceSettings], list[Declared]]:
+    """The settings that sources of other packages have. Raises ConfigError for a name that is taken."""
+    taken = {declared.name for declared in (*SETTINGS, CONFIG_FILE, LIMIT)}
+    found: dict[type[SourceSettings], list[Declared]] = {}
+    for kind in kinds:
+        found[kind] = [
+            dataclasses.replace(declared.told(NAMES), group=declared.group or "engines")
+            for declared in settings_of(kind)
+        ]
+        for declared in found[kind]:
+            if declared.name in taken:
+                raise ConfigError(f"{declared.name} of {kind.__name__} is the name of another setting")
+            taken.add(declared.name)
+    return found
+
 
 CONFIG_FILE = Declared(
     Setting("--config", FILE, "settings in TOML, each under the name of its flag: queue-timeout = 30"),
@@ -68,14 +87,17 @@ def fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def parse(argv: Sequence[str] | None) -> Command:
-    """The words of a command; exits for --help and for words that are none."""
+def parse(argv: Sequence[str] | None, others: Sequence[Declared] = ()) -> Command:
+    """The words of a command; exits for --help and for words that are none.
+
+    `others`: settings that are not kvproxy's own; `serve` has flags for them too.
+    """
     top = _Parser(prog="kvproxy", description="The router for disaggregated vLLM.", allow_abbrev=False)
     top.add_argument(
         "--version", action="version", version=f"kvproxy {importlib.metadata.version('kvproxy')}"
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    made = {"serve": _add_serve(commands), "doctor": _add_doctor(commands)}
+    made = {"serve": _add_serve(commands, others), "doctor": _add_doctor(commands)}
     args, unknown = top.parse_known_args(argv)
     parser, settings = made[args.command]
     if unknown:
@@ -83,7 +105,9 @@ def parse(argv: Sequence[str] | None) -> Command:
     return Command(parser, settings, vars(args))
 
 
-def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> tuple[_Parser, Sequence[Declared]]:
+def _add_serve(
+    commands: "argparse._SubParsersAction[_Parser]", others: Sequence[Declared]
+) -> tuple[_Parser, Sequence[Declared]]:
     serve = commands.add_parser(
         "serve",
         help="serve prefill and decode engines behind one OpenAI-compatible address",
@@ -93,7 +117,7 @@ def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> tuple[_Parser
         allow_abbrev=False,
     )
     add_flag(serve, CONFIG_FILE)
-    add_groups(serve, SETTINGS)
+    add_groups(serve, [*SETTINGS, *others])
     return serve, SETTINGS
 
 

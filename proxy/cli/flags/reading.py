@@ -7,13 +7,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from proxy.cli.flags.commands import CONFIG_FILE, LIMIT, SETTINGS, parse
+from proxy.cli.flags.commands import CONFIG_FILE, LIMIT, SETTINGS, parse, settings_of_sources
 from proxy.config import Config
 from proxy.config.settings import check
 from proxy.config.sources import MissingError, Sources, read_file, unknown_names
 from proxy.doctor import DEFAULT_LIMIT_S
 from proxy.errors import ConfigError
 from proxy.phases import Role
+from proxy.watching.membership.base import SourceSettings
+from proxy.watching.membership.registry import registered
 
 
 class Arguments(NamedTuple):
@@ -36,26 +38,36 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
     return read_arguments(argv).config
 
 
-def read_arguments(argv: Sequence[str] | None = None) -> Arguments:
-    """The command and its configuration. Raises ConfigError; exits for --help."""
-    command = parse(argv)
+def read_arguments(
+    argv: Sequence[str] | None = None, kinds: Sequence[type[SourceSettings]] | None = None
+) -> Arguments:
+    """The command and its configuration. Raises ConfigError; exits for --help.
+
+    `kinds`: the settings of membership sources beside kvproxy's own; those of installed packages by default.
+    """
+    of_sources = settings_of_sources(registered() if kinds is None else kinds)
+    others = [declared for settings in of_sources.values() for declared in settings]
+    known = [*SETTINGS, *others]
+    command = parse(argv, others)
     name = command.given["command"]
     limit_s = DEFAULT_LIMIT_S
     if LIMIT.key in command.given:
         limit_s = LIMIT.read_word(command.given[LIMIT.key])
         check(LIMIT.setting, limit_s)
     file = command.given.get(CONFIG_FILE.key) or os.environ.get(CONFIG_FILE.environment, "").strip()
-    said = read_file(pathlib.Path(file), SETTINGS) if file else {}
+    said = read_file(pathlib.Path(file), known) if file else {}
     sources = Sources(command.given, os.environ, said, file)
-    doubts = unknown_names(os.environ, [*SETTINGS, CONFIG_FILE])
+    doubts = unknown_names(os.environ, [*known, CONFIG_FILE])
     try:
         config = sources.build(Config, command.settings)
+        membership = [sources.build(kind, settings) for kind, settings in of_sources.items()]
     except MissingError as error:
         command.parser.error("; ".join([str(error), *doubts]))
     key = _read_key(config.security.engine_api_key_file, sources)
-    config = msgspec.structs.replace(config, engine_api_key=key)
+    config = msgspec.structs.replace(config, engine_api_key=key, membership=membership)
     there = {spec.role for spec in config.instances}
-    if Role.BOTH not in there and there < {Role.PREFILL, Role.DECODE}:
+    others_name_some = name == "serve" and any(section.used for section in membership)
+    if not others_name_some and Role.BOTH not in there and there < {Role.PREFILL, Role.DECODE}:
         missing = [f"--{role}" for role in (Role.PREFILL, Role.DECODE) if role not in there]
         need = " and ".join(missing) + (" need" if len(missing) > 1 else " needs")
         raise ConfigError(f"{need} at least one HOST:PORT (or name engines that do both with --both)")

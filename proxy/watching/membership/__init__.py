@@ -1,1 +1,3 @@
-"""Who the instances are: what was configured, and what an operator changed while kvproxy ran."""
+"""Who the instances are: what was configured, what an operator changed while kvproxy ran, and what else names
+some.
+"""

@@ -7,7 +7,8 @@ routes, and what else names instances (DNS, Kubernetes, a file).
 
 from typing import Protocol
 
-from proxy.config import InstanceSpec
+from proxy.config import Config, InstanceSpec
+from proxy.config.settings import Section
 
 
 class Wants(Protocol):
@@ -70,3 +71,21 @@ class MembershipSource(Protocol):
     async def close(self) -> None:
         """Say nothing more. Raises nothing."""
         ...
+
+
+class SourceSettings(Section, frozen=True, kw_only=True):
+    """What a source with flags of its own is told: each field is a setting, as those of `proxy.config` are.
+
+    A flag, a key in a file, an environment name, a check and a line of the reference come of each. Whoever
+    installs the package that registers the class (`membership.registry`) has them in `kvproxy serve`; from
+    Python an instance of it is given in `Config.membership`. Every field needs a default.
+    """
+
+    @property
+    def used(self) -> bool:
+        """Whether there is to be such a source: something that names instances was set."""
+        raise NotImplementedError
+
+    def source(self, config: Config) -> MembershipSource:
+        """The source that these settings ask for. Called once, if it is used. Raises ConfigError."""
+        raise NotImplementedError
