@@ -95,14 +95,14 @@ def lists_of_numbers(value: memoryview) -> Iterator[bytes]:
     yield b"[%b]" % bytes(view)
 
 
-def parts_of_text(value: memoryview) -> Iterator[bytes]:
+def parts_of_text(value: memoryview, part_bytes: int = TEXT_BYTES) -> Iterator[bytes]:
     """A long text as several that follow one another. Raises msgspec.DecodeError for what is no text."""
     if len(value) < 2 or bytes(value[:1]) != b'"' or bytes(value[-1:]) != b'"':
         raise msgspec.DecodeError("a text is expected")
     value = value[1:-1]
     at = 0
     while at < len(value):
-        end = _end_of_escapes(value, at)
+        end = _end_of_escapes(value, at, part_bytes)
         if end is None:
             raise msgspec.DecodeError("a text holds half of a surrogate pair, or half of an escape")
         yield b'"%b"' % bytes(value[at:end])
@@ -115,31 +115,31 @@ def check_text(value: memoryview) -> None:
         _decode_value(part)
 
 
-def decoded_text(value: memoryview) -> str:
-    """A JSON text, decoded. Raises msgspec.DecodeError for what is none."""
-    return "".join([_decode_text(part) for part in _in_characters(value)])
+def decoded_text(value: memoryview, part_bytes: int = TEXT_BYTES) -> str:
+    """A JSON text, decoded in parts. Raises msgspec.DecodeError for what is none."""
+    return "".join([_decode_text(part) for part in _in_characters(value, part_bytes)])
 
 
 def has_half_pairs(data: Buffer) -> bool:
     """Whether an escape in a text is half of a surrogate pair, or half an escape."""
     view, at = memoryview(data), 0
     while at < len(view):
-        end = _end_of_escapes(view, at)
+        end = _end_of_escapes(view, at, TEXT_BYTES)
         if end is None:
             return True
         at = end
     return False
 
 
-def _end_of_escapes(view: memoryview, at: int) -> int | None:
-    found = _PAIRED.match(view, at, min(len(view), at + TEXT_BYTES))
+def _end_of_escapes(view: memoryview, at: int, most_bytes: int) -> int | None:
+    found = _PAIRED.match(view, at, min(len(view), at + most_bytes))
     return None if found is None or found.end() == at else found.end()
 
 
-def _in_characters(value: memoryview) -> Iterator[bytes]:
+def _in_characters(value: memoryview, part_bytes: int) -> Iterator[bytes]:
     """As `parts_of_text`, and no part begins within a character."""
     kept = b""
-    for part in parts_of_text(value):
+    for part in parts_of_text(value, part_bytes):
         text = kept + part[1:-1]
         # Of the last character, as long as it may be cut off: its first byte and up to two that continue it.
         whole = len(text)

@@ -84,15 +84,21 @@ def is_large(data: bytes | bytearray) -> bool:
     return len(data) > LARGE_BODY_BYTES or (len(data) > MANY_COMMAS and data.count(b",") > MANY_COMMAS)
 
 
-def outline(data: Buffer) -> Outline:
-    """Count what a body is made of. Raises BadRequestError for what is too much, or no JSON object."""
-    return _Outliner(memoryview(data)).read()
+def outline(
+    data: Buffer, *, slice_bytes: int = SLICE_BYTES, long_text_bytes: int = LONG_TEXT_BYTES
+) -> Outline:
+    """Count what a body is made of. Raises BadRequestError for what is too much, or no JSON object.
+
+    `slice_bytes`: looked at in one step; `long_text_bytes`: texts from that length on are noted.
+    """
+    return _Outliner(memoryview(data), long_text_bytes).read(slice_bytes)
 
 
 class _Outliner:
     """Reads a text once, from left to right."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, long_text_bytes: int) -> None:
+        self._long_text_bytes = long_text_bytes
         self._text = np.frombuffer(data, np.uint8)
         self._grammar = Grammar(data, MAX_DEPTH)
         self._spans: list[Span] = []
@@ -110,9 +116,9 @@ class _Outliner:
         self._counted = 0  # values of members that are not flat
         self._is_ascii, self._has_escapes = True, False
 
-    def read(self) -> Outline:
-        for start in range(0, len(self._text), SLICE_BYTES):
-            self._slice(start, self._text[start : start + SLICE_BYTES])
+    def read(self, slice_bytes: int) -> Outline:
+        for start in range(0, len(self._text), slice_bytes):
+            self._slice(start, self._text[start : start + slice_bytes])
         if not self._spans or not self._ended or self._in_string:
             raise _not_an_object()
         self._grammar.end()
@@ -250,7 +256,7 @@ class _Outliner:
             return
         lengths = np.diff(quotes, prepend=self._quote - at)
         ends = np.arange(len(quotes)) % 2 == (0 if self._in_string else 1)
-        for n in np.flatnonzero(ends & (lengths >= LONG_TEXT_BYTES)).tolist():
+        for n in np.flatnonzero(ends & (lengths >= self._long_text_bytes)).tolist():
             end = at + int(quotes[n]) + 1
             text = (end - int(lengths[n]) - 1, end)
             self._texts.append(text)

@@ -55,10 +55,8 @@ def most_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def outlined(data: bytes, slice_bytes: int, long_bytes: int) -> Body:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outline, "SLICE_BYTES", slice_bytes)
-        patch.setattr(outline, "LONG_TEXT_BYTES", long_bytes)
-        return Body.of_outline(data, outline.outline(data))
+    found = outline.outline(data, slice_bytes=slice_bytes, long_text_bytes=long_bytes)
+    return Body.of_outline(data, found)
 
 
 @given(OBJECTS, SMALL, SMALL, st.booleans(), st.sampled_from([None, 1]), st.data())
@@ -110,9 +108,8 @@ def test_long_texts_are_left_out_and_put_back(
 
 @given(TEXTS, st.integers(1, 12), st.booleans())
 def test_a_text_is_decoded_in_parts_as_at_once(text: str, piece_bytes: int, ascii_only: bool) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_pieces, "TEXT_BYTES", piece_bytes + 11)  # an escaped pair has twelve
-        assert decoded_text(memoryview(json.dumps(text, ensure_ascii=ascii_only).encode())) == text
+    data = memoryview(json.dumps(text, ensure_ascii=ascii_only).encode())
+    assert decoded_text(data, piece_bytes + 11) == text  # an escaped pair has twelve
 
 
 @pytest.mark.parametrize("value", [["a" * 400_000, {"b": ["é" * 5000, 1, "c"]}], {"x" * 9000: "ü" * 300_000}])

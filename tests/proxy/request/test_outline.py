@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from proxy.errors import BadRequestError
 from proxy.request import dialects
-from proxy.request import outline as module
 from proxy.request.body import Body
 from proxy.request.dialects.chat import MAX_MESSAGES, MAX_TOOLS
 from proxy.request.generation import read_request
+from proxy.request.json_pieces import TEXT_BYTES
 from proxy.request.outline import MANY_COMMAS, MAX_DEPTH, MAX_MEMBERS, MAX_VALUES, is_large, outline
 
 TEXTS = st.text(st.sampled_from('ab"\\,:[]{}é漢😀 \n'), max_size=6)
@@ -46,9 +46,7 @@ def test_it_counts_what_a_decoder_reads(
     body: dict[str, Any], slice_bytes: int, ascii_only: bool, indent: int | None
 ) -> None:
     data = json.dumps(body, ensure_ascii=ascii_only, indent=indent).encode()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SLICE_BYTES", slice_bytes)
-        found = outline(data)
+    found = outline(data, slice_bytes=slice_bytes)
     assert found.members == members_in(body)
     for span, (name, value) in zip(found.spans, body.items(), strict=True):
         assert json.loads(data[span.start : span.colon]) == name
@@ -74,13 +72,12 @@ def test_what_is_no_object_is_refused(data: bytes) -> None:
         Body.of_outline(data, outline(data))
 
 
-def test_escaped_pairs_are_found_wherever_a_piece_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.request.json_pieces.TEXT_BYTES", 16)
-    for shift in range(16):
-        text = b'{"a":"' + b"x" * shift + b"\\ud83d\\ude00" * 5 + b'\\u4e2d\\\\\\""}'
+def test_escaped_pairs_are_found_wherever_a_piece_ends() -> None:
+    for before in range(TEXT_BYTES - 48, TEXT_BYTES + 2):
+        text = b'{"a":"' + b"x" * before + b"\\ud83d\\ude00" * 5 + b'\\u4e2d\\\\\\""}'
         assert Body.of_outline(text, outline(text)).value("a")
         for half in (b"\\ud83d", b"\\ude00", b"\\ud83dx", b"\\ud83d\\u0041"):
-            text = b'{"a":"' + b"x" * shift + half + b" and more of it" * 3 + b'"}'
+            text = b'{"a":"' + b"x" * before + half + b" and more of it" * 3 + b'"}'
             with pytest.raises(BadRequestError, match=r"surrogate|escape"):
                 Body.of_outline(text, outline(text))
 
