@@ -12,7 +12,6 @@ from proxy.config import Config
 from proxy.simulation import StandIn, StandInConfig
 from scripts.workshop.live.ports import free_ports
 from tests.helpers.certificates import Authority
-from tests.helpers.doctoring import case
 
 PAIR = ["-m", "tiny", "-p", "127.0.0.1:8100", "-d", "127.0.0.1:8200"]
 
@@ -138,13 +137,3 @@ async def test_an_engine_that_is_certified_by_nobody_we_know(tmp_path: pathlib.P
     await server.wait_closed()
     assert report.exit_code == 2
     assert "--engine-ca" in (report.findings[0].remedy or "")
-
-
-async def test_probes_are_named_in_the_engines_logs_and_nothing_else_is_sent() -> None:
-    async with case() as engines:
-        await engines.examine()
-        for engine in engines.all:
-            legs = [seen for seen in engine.seen if seen.path.startswith("/v1/")]
-            assert 3 <= len(legs) <= 4
-            assert all(seen.headers["X-Request-Id"].startswith("kvproxy-doctor-") for seen in legs)
-            assert all(seen.json()["max_tokens"] == 1 for seen in legs)

@@ -2,7 +2,6 @@
 once."""
 
 import random
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,18 +9,13 @@ from hypothesis import strategies as st
 
 from kvevents import BlockHasher, BlockStored, PrefixIndex, Prompt
 from proxy.cli.flags import read_config
-from proxy.config import TIER_COSTS, Config, parse_instance, read_tier_costs
-from proxy.edge.app_keys import SERVICE
+from proxy.config import TIER_COSTS, parse_instance, read_tier_costs
 from proxy.errors import ConfigError
 from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity
 from proxy.scheduling.question import Question
-from proxy.simulation import StandIn, StandInConfig
-from scripts.workshop.live.ports import free_ports
-from tests.helpers.service import ADMIN_KEY, kvproxy, wait_until
-from tests.kvevents.publisher import Publisher
 
 SIZE = 4
 TIERS = ("GPU", "CPU", "STORAGE")
@@ -166,31 +160,3 @@ def test_costs_are_read(texts: list[str], expected: dict[str, float]) -> None:
 def test_other_costs_are_refused(texts: list[str]) -> None:
     with pytest.raises(ConfigError, match="--tier-cost"):
         read_tier_costs(texts)
-
-
-async def test_explain_tells_what_must_be_reloaded() -> None:
-    events, replay = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
-    publisher = Publisher(events, replay)
-    try:
-        async with StandIn(StandInConfig(events=None)) as engine:
-            spec = parse_instance(f"{engine.address}?events={events}&replay={replay}", Role.BOTH)
-            async with kvproxy(Config(model="tiny", instances=(spec,), admin_api_key=ADMIN_KEY)) as service:
-                run: dict[str, Any] = {"type": "BlockStored", "block_size": 16, "parent_block_hash": None}
-                run |= {"block_hashes": [1, 2, 3], "token_ids": list(range(48))}
-                child = run | {"block_hashes": [4], "parent_block_hash": 3, "token_ids": list(range(48, 64))}
-                cpu_alone = child | {"medium": "CPU"}  # as some connectors tell: behind a parent on the GPU
-                publisher.publish(run | {"medium": "GPU"}, run | {"medium": "CPU"}, cpu_alone)
-                publisher.publish(child | {"medium": "TAPE", "block_hashes": [4]})
-                index = service.app[SERVICE].index
-                await wait_until(lambda: sum(index.blocks().values()) == 8, "the batches")
-                explained = await service.explain({"prompt": list(range(70))})
-                (terms,) = explained["prefill"]["candidates"]
-                assert (terms["cached_tokens"], terms["reload_tokens"], terms["uncached_tokens"]) == (
-                    48,
-                    16,
-                    6,
-                )
-                assert terms["reload_cost_tokens"] == pytest.approx(3.2)
-                assert terms["cost"] == pytest.approx(9.2)
-    finally:
-        publisher.close()

@@ -8,7 +8,6 @@ from proxy.config import Config
 from proxy.edge.app import create_app
 from proxy.edge.routes.openapi import description
 from proxy.errors import RequestError, envelope
-from tests.helpers.service import fleet
 
 
 def _described() -> set[tuple[str, str]]:
@@ -57,10 +56,3 @@ def test_the_envelope_is_described_as_it_is() -> None:
     schemas = description()["components"]["schemas"]
     assert schemas["Error"]["properties"]["error"] == {"$ref": "#/components/schemas/ErrorTold"}
     assert schemas["ErrorTold"]["required"] == [*envelope("m", "k", 400)["error"]]
-
-
-async def test_it_is_served() -> None:
-    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
-        answer = await pair.service.ask("/openapi.json")
-        assert answer.status == 200
-        assert answer.json == description()
