@@ -22,7 +22,7 @@ from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.tasks import TaskOwner
 from proxy.tokenizing.slots import FairSlots
 from proxy.upstream.engine_api.asking import Engines, UnreadableError
-from proxy.upstream.engine_api.tokens import read_tokens, tokenize
+from proxy.upstream.engine_api.tokens import NotServedError, read_tokens, tokenize
 
 DEADLINE_S = 2.0
 """Longer than the 0.3 s an engine takes for 128k tokens, and short enough to go on without."""
@@ -37,6 +37,9 @@ are."""
 LONG_BYTES = 64 << 10
 """An engine tokenizes one question after the other (vLLM has one thread for it), 64 KiB in 20 ms or so.
 Longer ones wait here instead of there, where short ones would wait behind them."""
+
+LACKING_S = 60.0
+"""An engine that has no `/tokenize` is asked again after so long: it may be another one by then."""
 
 
 T = TypeVar("T")
@@ -55,8 +58,12 @@ class EngineTokenizer:
         *,
         deadline_s: float = DEADLINE_S,
         reader: Executor | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`reader`: where long questions and answers are read; the loop's own threads if None."""
+        self._clock = clock
+        self._lacking: dict[str, float] = {}
+        """Engines that have no `/tokenize`, and since when that is known."""
         self._reader = reader
         self._fleet = fleet
         self._engines = engines
@@ -72,6 +79,8 @@ class EngineTokenizer:
         self, question: bytes | bytearray, model: str, headers: Headers, client: str = ANONYMOUS
     ) -> "array[int] | None":
         """The token ids of a client's `/tokenize` question; None if no engine tells in time."""
+        if not self._able(model):
+            return None
         # A template may tell the date, by the engine's clock.
         hour = int(time.time() // REMEMBERED_S)
         key = await self._read(len(question), _key, question, hour)
@@ -91,12 +100,21 @@ class EngineTokenizer:
         self._known.clear()
         self.held_bytes = 0
 
+    def _able(self, model: str) -> list[str]:
+        """The engines that may tell, those that answer for sure if there are any."""
+        lacking = self._lacking
+        if lacking:
+            now = self._clock()
+            for address in [a for a, since in lacking.items() if now - since >= LACKING_S]:
+                del lacking[address]
+        serving = [i for i in self._fleet if i.why_unusable(model) is None and i.address not in lacking]
+        return [i.address for i in serving if not i.breaker.doubtful] or [i.address for i in serving]
+
     async def _ask(
         self, key: bytes, question: bytes | bytearray, model: str, headers: Headers, client: str
     ) -> "array[int] | None":
         authorization = [(name, value) for name, value in headers if name.lower() == "authorization"]
-        serving = [i for i in self._fleet if i.why_unusable(model) is None]
-        usable = [i.address for i in serving if not i.breaker.doubtful] or [i.address for i in serving]
+        usable = self._able(model)
         try:
             async with asyncio.timeout(self._deadline_s), self._slot(client, question, len(usable)):
                 self._turn += 1
@@ -114,6 +132,9 @@ class EngineTokenizer:
                         if answer is None:
                             continue
                         token_ids = await self._read(len(answer), read_tokens, answer)
+                    except NotServedError:
+                        self._lacking[instance] = self._clock()
+                        continue
                     except (LegError, UnreadableError):
                         continue
                     self._remember(key, token_ids)

@@ -129,7 +129,7 @@ class PromptTokenizer:
         self._tell = tell
         self._tasks = TaskOwner("tokens")
         self._engines = EngineTokenizer(
-            fleet, client, self._tasks, deadline_s=deadline_s, reader=self._reader
+            fleet, client, self._tasks, deadline_s=deadline_s, reader=self._reader, clock=clock
         )
         self._learning = Learning(
             fleet, client, self._tasks, local=local, look_for_local=look_for_local, waits=learning_waits

@@ -16,6 +16,12 @@ TOKENIZE = "/tokenize"
 _REFUSED = frozenset({400, 422, 500})
 """How vLLM answers a question that its template cannot render; 500 in older releases."""
 
+_NO_ROUTE = frozenset({404, 405, 501})
+
+
+class NotServedError(LegBrokenError):
+    """The engine has no `/tokenize`. A model it does not have is another matter: vLLM's own 404 is an `error`."""
+
 
 async def tokenize(
     engines: Engines,
@@ -29,13 +35,15 @@ async def tokenize(
     """An answer to a `/tokenize` question in JSON, for `read_tokens`; None if the engine refuses the
     question.
 
-    Raises LegError, also for an answer of more than `most_bytes`.
+    Raises NotServedError, and other LegErrors, also for an answer of more than `most_bytes`.
     """
     status, data = await engines.exchange(
         "POST", instance, TOKENIZE, question, timeout_s, headers, most_bytes=most_bytes
     )
     if status in _REFUSED:
         return None
+    if status in _NO_ROUTE and b'"error"' not in data:
+        raise NotServedError(instance, f"it has no {TOKENIZE} (status {status})")
     if status != 200:
         raise LegBrokenError(instance, f"status {status} for {TOKENIZE}")
     return data

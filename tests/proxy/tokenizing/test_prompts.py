@@ -19,6 +19,7 @@ from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, parity
 from proxy.tokenizing.distrust import DISTRUST_S
 from proxy.tokenizing.engine_facts import EngineFacts
+from proxy.tokenizing.engines import LACKING_S
 from proxy.tokenizing.fields import MEDIA_TOKENS, Ask, Given, Truncation, Unknowable, what_to_tokenize
 from proxy.tokenizing.local.bounds import Bounds
 from proxy.tokenizing.tool_choices import Choice, Tools
@@ -271,7 +272,7 @@ def test_what_no_engine_knows_shapes_nothing_and_makes_a_kind_of_its_own() -> No
 
 
 class Engines:
-    """Answers /tokenize by script; an exception is raised, a number of seconds waited."""
+    """Answers /tokenize by script; an exception is raised, a number of seconds waited, a pair is status and body."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -300,6 +301,8 @@ class Engines:
             answer = self.answer_late
         if isinstance(answer, Exception):
             raise answer
+        if isinstance(answer, tuple):
+            return answer
         return 200, json.dumps(answer).encode()
 
 
@@ -416,6 +419,35 @@ async def test_another_engine_is_asked_when_one_fails(bad: Any) -> None:
     known = await tokenizer(Engines(bad, {"tokens": [7]})).tokenize(text(), [])
     assert known.prompt is not None
     assert list(known.prompt.token_ids) == [7]
+
+
+async def test_engines_that_have_no_tokenize_are_not_asked_for_every_prompt() -> None:
+    now = [0.0]
+    missing = (404, b'{"detail": "Not Found"}')
+    engines = Engines(missing, missing, {"tokens": [7]})
+    asking = tokenizer(engines, now)
+    for number in range(5):
+        assert (await asking.tokenize(text(prompt=f"{number}"), [])).why_unknown == "no answer"
+    assert sorted(instance for instance, _ in engines.asked) == ["a:1", "b:1"]
+    now.append(LACKING_S)
+    assert (await asking.tokenize(text(), [])).prompt is not None, "it may be another engine by now"
+
+
+async def test_one_of_two_engines_without_tokenize_leaves_the_other() -> None:
+    engines = Engines((405, b""), *({"tokens": [n]} for n in range(6)))
+    asking = tokenizer(engines)
+    for number in range(6):
+        known = (await asking.tokenize(text(prompt=f"{number}"), [])).prompt
+        assert known is not None
+    assert len({instance for instance, _ in engines.asked[1:]}) == 1
+
+
+async def test_a_model_that_is_not_there_says_nothing_of_the_route() -> None:
+    unknown = (404, b'{"error": {"message": "The model `tiny` does not exist.", "code": 404}}')
+    engines = Engines(unknown, unknown, {"tokens": [7]})
+    asking = tokenizer(engines)
+    assert (await asking.tokenize(text(prompt="one"), [])).why_unknown == "no answer"
+    assert (await asking.tokenize(text(prompt="two"), [])).prompt is not None
 
 
 async def test_no_answer_in_time_means_unknown() -> None:
