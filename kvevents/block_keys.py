@@ -72,6 +72,12 @@ class Prompt:
     keys: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
     """The keys that a `BlockHasher` has made of it so far."""
 
+    def block_keys(self) -> "dict[int, Keys]":
+        """The keys of its blocks that were made so far, by the tokens of a block. They last longer than the
+        prompt's tokens and take less, and are not to be changed.
+        """
+        return {size: made for (_, size, *rest), made in self.keys.items() if rest == [0]}
+
 
 class _Offset(NamedTuple):
     """What is added to both sums of a block before their lower halves are cut off (`e` of

@@ -4,11 +4,12 @@ A room that tells is given a `Tell` and knows no more of metrics, logs or record
 names the kinds it wants to hear of; `observability` hands each happening to all of them, side by side.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar, Protocol
 
 import msgspec
 
+from kvevents.block_keys import Keys
 from proxy.phases import Phase
 
 
@@ -49,6 +50,30 @@ class RequestEnded(Happening, frozen=True):
     """As `kvproxy_requests_total` has them: `ok`, `client_left`, `timeout`, ..."""
     seconds: float
     """From its arrival to its last byte."""
+    arrived_at: float = 0.0
+    """Seconds since 1970."""
+    request_id: str = ""
+    client: str | None = None
+    """Whose turn in the queue it took; this and what follows is None if it came not so far."""
+    model: str | None = None
+    stream: bool | None = None
+    status: int | None = None
+    """Of its answer; None if its client left before there was one."""
+    first_byte_s: float | None = None
+    """From its arrival to the first byte of a successful answer."""
+    attempts: int = 0
+    prefill: str | None = None
+    """The instance that computed the prompt; None for a list of prompts, which go their own ways."""
+    decode: str | None = None
+    """The instance that generated the answer."""
+    cached_tokens: int | None = None
+    """Of the prompt, by the index, where it was computed."""
+    prompt_tokens: int | None = None
+    """None if they are not known, and for a list of prompts."""
+    block_keys: Mapping[int, Keys] = {}
+    """Of the prompt's blocks, by the tokens of a block, for the sizes that engines have."""
+    answer_tokens: int | None = None
+    """As its engine counted them; None if it did not say, as in a stream whose client did not ask."""
 
 
 class RequestUnrouted(Happening, frozen=True):

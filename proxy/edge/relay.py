@@ -7,6 +7,7 @@ Events come whole, so there is always a boundary to put the error at.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -26,6 +27,17 @@ CUT_GRACE_S = 1.0
 """How long a client may take to read what it was sent before its connection was cut."""
 
 
+class Relayed(NamedTuple):
+    """A stream that has ended."""
+
+    cut: RequestError | None
+    """What it was cut with; None if it is complete."""
+    before: bytes = b""
+    """The last run but one of one that is complete."""
+    last: bytes = b""
+    """Its last run: with the one before it holds all that is said after the answer."""
+
+
 async def relay_stream(
     request: web.Request,
     response: web.StreamResponse,
@@ -33,34 +45,37 @@ async def relay_stream(
     dialect: Dialect,
     cutting: asyncio.Event,
     limit: TimeLimit = NO_LIMIT,
-) -> RequestError | None:
-    """Pass runs of whole events on, at the client's pace; return what it was cut with, None if it is
-    complete.
+) -> Relayed:
+    """Pass runs of whole events on, at the client's pace.
 
     `events` end once the stream is complete, and raise otherwise. What the client's side raises passes
     through. If the engine's side fails, time is up, or kvproxy ends (`cutting` is set, and then this is
     cancelled), the client gets an error event and its connection is closed without the mark that ends a
     complete answer.
     """
+    before = last = b""
     await response.prepare(request)
     try:
         with limit.enforced():
             async for run in events:
                 await response.write(run)
+                before, last = last, run
             await response.write_eof()
     except asyncio.CancelledError:
         if not cutting.is_set():
             raise
-        return await cut_stream(request, response, dialect, UnavailableError("kvproxy is shutting down"))
+        stopping = UnavailableError("kvproxy is shutting down")
+        return Relayed(await cut_stream(request, response, dialect, stopping))
     except GatewayTimeoutError as error:
-        return await cut_stream(request, response, dialect, error)
+        return Relayed(await cut_stream(request, response, dialect, error))
     except StreamFailedError as error:
-        return await cut_stream(request, response, dialect, EngineFailedError(error.words), error.event)
+        failed = EngineFailedError(error.words)
+        return Relayed(await cut_stream(request, response, dialect, failed, error.event))
     except (LegError, ValueError) as error:
         words = error.words if isinstance(error, LegError) else str(error)
         kind = GatewayTimeoutError if isinstance(error, DeadlineError) else EngineFailedError
-        return await cut_stream(request, response, dialect, kind(words))
-    return None
+        return Relayed(await cut_stream(request, response, dialect, kind(words)))
+    return Relayed(None, before, last)
 
 
 async def cut_stream(

@@ -31,7 +31,7 @@ from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
 from proxy.serving.attempts import Attempts
 from proxy.serving.custody import Due
-from proxy.serving.exchange import Call, Reply
+from proxy.serving.exchange import Call, Known, Reply
 from proxy.serving.handover.releases import Releases
 from proxy.serving.healing import Healing
 from proxy.serving.learning import Learning
@@ -232,6 +232,8 @@ class Director:
         call.trace.attempts += 1
         if last is None:
             self._tell(LegsDecided(self._clock() - call.started_at - call.ticket.waited_s))
+            if (prompt := placed.question.prompt) is not None:
+                call.trace.prompt = Known(len(prompt.token_ids), prompt.block_keys())
         else:
             self._tell(Retried(last.phase, last.instance, last.reason))
         self._legs.check_there(placed)

@@ -6,11 +6,12 @@ before is an engine's failure like any other, so it is found before the client h
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, suppress
 
 import msgspec
 
+from kvevents.block_keys import Keys
 from proxy.admission import Ticket
 from proxy.errors import DeadlineError, LegBrokenError, LegError, StreamFailedError
 from proxy.headers import Headers
@@ -50,11 +51,20 @@ again then. The client has all of it by that time."""
 
 
 class Trace(msgspec.Struct):
-    """What was tried for one client request, for its line in the log."""
+    """What was tried for one client request, for its line in the log and for who hears of its end."""
 
     attempts: int = 0
     failed: list[str] = msgspec.field(default_factory=list)
     """`HOST:PORT:reason` of each attempt that failed."""
+    prompt: "Known | None" = None
+    """Of its last prompt."""
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What of a prompt is known when it was placed."""
+
+    tokens: int
+    block_keys: Mapping[int, Keys]
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -51,7 +51,10 @@ from proxy.request.dialects import Dialect
 from proxy.request.generation import GenerationRequest, read_request
 from proxy.request.outline import is_large, outline
 from proxy.request.priorities import bounded, claimed
+from proxy.request.sse import events
+from proxy.scheduling.decision import Decision
 from proxy.serving.exchange import Call, Reply
+from proxy.serving.learning import MAX_READ_BYTES
 
 T = TypeVar("T")
 
@@ -75,9 +78,48 @@ def route_of(dialect: Dialect) -> web.RouteDef:
     return web.post(dialect.path, generate)
 
 
+class Story:
+    """What is told of a request when it is over, as far as it came."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.decision: Decision | None = None
+        self.status: int | None = None
+        self.first_byte_s: float | None = None
+        self.answer_tokens: int | None = None
+
+    def end(self, request: web.Request, dialect: Dialect, outcome: str) -> RequestEnded:
+        """The request is over."""
+        seconds = time.monotonic() - request[STARTED_KEY]
+        call, decision = self.call, self.decision
+        prefill = decision.prefill.chosen if decision is not None else None
+        decode = decision.decode.chosen if decision is not None else None
+        known = call.trace.prompt if call is not None and call.request.prompt_count == 1 else None
+        return RequestEnded(
+            dialect.name,
+            outcome,
+            seconds,
+            arrived_at=time.time() - seconds,
+            request_id=request[REQUEST_ID_KEY],
+            client=call.ticket.client if call is not None else None,
+            model=call.request.model if call is not None else None,
+            stream=call.request.stream if call is not None else None,
+            status=self.status,
+            first_byte_s=self.first_byte_s,
+            attempts=call.trace.attempts if call is not None else 0,
+            prefill=prefill.instance if prefill is not None else None,
+            decode=decode.instance if decode is not None else None,
+            cached_tokens=prefill.cached_tokens if prefill is not None else None,
+            prompt_tokens=known.tokens if known is not None else None,
+            block_keys=known.block_keys if known is not None else {},
+            answer_tokens=self.answer_tokens,
+        )
+
+
 async def _generate(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     service = request.app[SERVICE]
     outcome = CLIENT_LEFT
+    story = Story()
     waiting = KeepAlive(request, 0.0)
     try:
         limit = time_limit(
@@ -87,7 +129,7 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
         )
         with ExitStack() as stack:
             with limit.enforced():
-                call = await _call(request, dialect)
+                call = story.call = await _call(request, dialect)
                 if call.leg_id != request[REQUEST_ID_KEY]:
                     request[NOTES_KEY]["leg"] = call.leg_id
                 if call.request.stream:
@@ -98,7 +140,7 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
                         stack.callback(reply.close)  # at once: the end of the waiting may be cancelled
                 finally:
                     _note_trace(request[NOTES_KEY], call)
-            response, cut = await _answer(request, reply, dialect, limit, waiting.response)
+            response, cut = await _answer(request, reply, dialect, limit, waiting.response, story)
         outcome = _outcome(reply.status)
         if cut is not None and outcome == "ok":
             outcome = "timeout" if isinstance(cut, GatewayTimeoutError) else "cut"
@@ -107,6 +149,7 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
         return response
     except RequestError as error:
         outcome = "timeout" if isinstance(error, GatewayTimeoutError) else _outcome(error.status)
+        story.status = error.status if waiting.response is None else waiting.response.status
         if error.reason is not None:
             request[NOTES_KEY]["reason"] = error.reason
         if waiting.response is None:
@@ -127,7 +170,7 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
         raise
     finally:
         request[NOTES_KEY]["outcome"] = outcome
-        service.tell(RequestEnded(dialect.name, outcome, time.monotonic() - request[STARTED_KEY]))
+        service.tell(story.end(request, dialect, outcome))
 
 
 async def _call(request: web.Request, dialect: Dialect) -> Call:
@@ -280,11 +323,13 @@ async def _answer(
     dialect: Dialect,
     limit: TimeLimit,
     begun: web.StreamResponse | None,
+    story: Story,
 ) -> tuple[web.StreamResponse, RequestError | None]:
     """Send the reply on; tell what it was cut with, None if the client got all of it.
 
-    `begun` is the answer whose head went out before there was a reply.
+    `begun` is the answer whose head went out before there was a reply. `story` gets what becomes of it.
     """
+    story.status, story.decision = reply.status, reply.decision
     service = request.app[SERVICE]
     streamed = not isinstance(reply.body, bytes)
     cross = names.for_streaming_client if streamed else names.for_client
@@ -302,7 +347,7 @@ async def _answer(
                 if prefill.cached_tokens is not None and reply.status < 400:  # as usage, no error tells it
                     headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
     if reply.status < 400:
-        first_byte_s = time.monotonic() - request[STARTED_KEY]
+        first_byte_s = story.first_byte_s = time.monotonic() - request[STARTED_KEY]
         service.tell(AnswerBegan(dialect.name, first_byte_s))
         if not isinstance(reply.body, bytes):
             notes["ttfb"] = f"{first_byte_s * 1000:.0f}ms"
@@ -318,6 +363,8 @@ async def _answer(
             )
             late = dialect.late_answer(reply.status, reply.body)
             return begun, await cut_stream(request, begun, dialect, error, late)
+        if reply.status < 400:
+            story.answer_tokens = _answer_tokens(dialect, reply.body)
         whole = web.Response(status=reply.status, headers=headers, body=reply.body)
         if len(reply.body) > LARGE_ANSWER_BYTES:  # aiohttp would write it after the handler, unwatched
             reply.close()
@@ -328,5 +375,27 @@ async def _answer(
     response = begun or web.StreamResponse(status=reply.status, headers=headers)
     with watch:
         cutting = request.app[IN_FLIGHT_KEY].cutting
-        cut = await relay_stream(request, response, reply.body, dialect, cutting, limit)
-    return response, cut
+        relayed = await relay_stream(request, response, reply.body, dialect, cutting, limit)
+    story.answer_tokens = _streamed_tokens(dialect, relayed.before, relayed.last)
+    return response, relayed.cut
+
+
+def _answer_tokens(dialect: Dialect, answer: bytes) -> int | None:
+    """How many tokens an answer, or an event of one, says were generated."""
+    if len(answer) > MAX_READ_BYTES or b'"usage"' not in answer:
+        return None
+    try:
+        return dialect.usage(answer).answer_tokens
+    except ValueError:
+        return None
+
+
+def _streamed_tokens(dialect: Dialect, *runs: bytes) -> int | None:
+    """The same of the last events of a stream; None unless its client asked for that."""
+    tokens = None
+    for run in runs:
+        if b'"usage":{' in run and len(run) <= MAX_READ_BYTES:
+            for _, data in events(run):
+                told = _answer_tokens(dialect, data)
+                tokens = tokens if told is None else told
+    return tokens

@@ -25,10 +25,13 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What an answer tells of its prompt; None where it does not tell."""
+    """What an answer, or an event of one, tells of its tokens; None where it does not tell."""
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
+    """Of the prompt's."""
+    answer_tokens: int | None = None
+    """Generated ones, of all sequences together."""
 
 
 class PromptMembers(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ class _Details(msgspec.Struct):
 
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
+    completion_tokens: Any = None  # nothing depends on it, so it makes no answer unreadable
     prompt_tokens_details: _Details | None = None
 
 
@@ -108,7 +109,8 @@ class OpenAiDialect(Dialect):
         details = usage.prompt_tokens_details or _Details()
         if min(usage.prompt_tokens or 0, details.cached_tokens or 0) < 0:
             raise ValueError("the answer counts fewer than 0 tokens")
-        return Usage(usage.prompt_tokens, details.cached_tokens)
+        generated = usage.completion_tokens if isinstance(usage.completion_tokens, int) else None
+        return Usage(usage.prompt_tokens, details.cached_tokens, generated)
 
     def produces(self, data: bytes) -> bool:
         """As `Dialect`."""
