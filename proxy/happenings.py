@@ -84,6 +84,23 @@ class RequestUnrouted(Happening, frozen=True):
     """`unauthorized` or `client_error`."""
 
 
+class Answered(Happening, frozen=True):
+    """Any request of HTTP is over, those of operators and probes included."""
+
+    method: str
+    path: str
+    """As it was sent, cut, and without its query."""
+    status: int
+    """499 if its client left before there was an answer."""
+    seconds: float
+    request_id: str
+    """As it may stand in a log."""
+    notes: Mapping[str, str]
+    """What its handlers noted for the log, by name."""
+    probe: bool
+    """It only looks, as health checks and scrapes do."""
+
+
 class AnswerBegan(Happening, frozen=True):
     """A successful answer begins."""
 

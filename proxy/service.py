@@ -28,7 +28,8 @@ from proxy.connectors import Connector, load_connector
 from proxy.descriptors import Descriptors, open_descriptors
 from proxy.doctor import Doctor
 from proxy.fleet import Fleet
-from proxy.happenings import Consumer
+from proxy.happenings import Answered, Consumer
+from proxy.observability.access_log import write_line
 from proxy.observability.fleet import FleetCollector
 from proxy.observability.metrics import Metrics
 from proxy.observability.predictions import AccuracyCollector
@@ -132,6 +133,7 @@ class Service:
         self.metrics = Metrics(self.registry, self.happenings, known)
         for each in series:
             self.metrics.add(each)
+        self.happenings.listen(Answered, write_line, "access log")
         for consumer in consumers:
             self.happenings.add(consumer)
 

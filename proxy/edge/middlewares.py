@@ -17,11 +17,10 @@ from proxy.admission import BodyLease
 from proxy.edge.app_keys import SERVICE
 from proxy.edge.read_body import check_framing
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
-from proxy.happenings import RequestUnrouted
+from proxy.happenings import Answered, RequestUnrouted
 from proxy.headers import REQUEST_ID, safe_id
 
 log = logging.getLogger(__name__)
-access = logging.getLogger("kvproxy.access")
 
 _REQUEST_ID = re.compile(r"[!-~]{1,256}")
 """Without spaces, so that an id in the access log is one word."""
@@ -103,7 +102,7 @@ IN_FLIGHT_KEY: web.AppKey[InFlight] = web.AppKey("in_flight", InFlight)
 
 @web.middleware
 async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Name the request, answer its errors, log it."""
+    """Name the request, answer its errors, tell when it is over."""
     request[REQUEST_ID_KEY] = _request_id(request.headers.get(REQUEST_ID))
     request[STARTED_KEY] = time.monotonic()
     request[NOTES_KEY] = {}
@@ -114,23 +113,23 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = response.status
         return response
     finally:
-        if "outcome" not in request[NOTES_KEY] and 400 <= status < CLIENT_LEFT_STATUS:
+        notes = request[NOTES_KEY]
+        if "outcome" not in notes and 400 <= status < CLIENT_LEFT_STATUS:
             request.app[SERVICE].tell(RequestUnrouted("unauthorized" if status == 401 else "client_error"))
         if (lease := request.get(BODY_LEASE_KEY)) is not None:
             lease.end()
         if (body := request.pop(BODY_KEY, None)) is not None:
             request.app[SERVICE].discarding.add(body)
-        notes = "".join(f" {name}={value}" for name, value in request[NOTES_KEY].items())
-        probe = request.method != "POST" or request.path.rstrip("/") == "/ping"
-        access.log(
-            logging.DEBUG if probe else logging.INFO,  # probes and scrapes are no news
-            "%s %s %d %.1fms id=%s%s",
-            request.method,
-            _path(request),
-            status,
-            (time.monotonic() - request[STARTED_KEY]) * 1000,
-            safe_id(request[REQUEST_ID_KEY]),
-            notes,
+        request.app[SERVICE].tell(
+            Answered(
+                request.method,
+                _path(request),
+                status,
+                time.monotonic() - request[STARTED_KEY],
+                safe_id(request[REQUEST_ID_KEY]),
+                notes,
+                request.method != "POST" or request.path.rstrip("/") == "/ping",
+            )
         )
 
 

@@ -10,6 +10,7 @@
     fleet        the instances
     snapshots    what is on disk
     process      connections and tasks
+    access_log   a line for each request
 
 Who tells knows none of it: `proxy.happenings` has what can happen, as values.
 """
