@@ -73,10 +73,15 @@ class Prompt:
     """The keys that a `BlockHasher` has made of it so far."""
 
     def block_keys(self) -> "dict[int, Keys]":
-        """The keys of its blocks that were made so far, by the tokens of a block. They last longer than the
-        prompt's tokens and take less, and are not to be changed.
+        """The keys of its whole blocks that were made so far, by the tokens of a block; where some were made
+        with a lookahead and some without, those without. They take an eighth of its tokens, and are not to be
+        changed.
         """
-        return {size: made for (_, size, *rest), made in self.keys.items() if rest == [0]}
+        found: dict[int, Keys] = {}
+        for (_, size, lookahead, *listed), made in self.keys.items():
+            if not listed and (lookahead == 0 or size not in found):
+                found[size] = made
+        return found
 
 
 class _Offset(NamedTuple):

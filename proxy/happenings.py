@@ -8,9 +8,14 @@ from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar, Protocol
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from kvevents.block_keys import Keys
 from proxy.phases import Phase
+
+BlockKeys = Mapping[int, npt.NDArray[np.uint64]]
+"""Keys of a prompt's whole blocks, by the tokens of a block. They can be compared with those of another process
+that has the same state directory; not to be changed."""
 
 
 class Happening(msgspec.Struct, frozen=True):
@@ -70,8 +75,8 @@ class RequestEnded(Happening, frozen=True):
     """Of the prompt, by the index, where it was computed."""
     prompt_tokens: int | None = None
     """None if they are not known, and for a list of prompts."""
-    block_keys: Mapping[int, Keys] = {}
-    """Of the prompt's blocks, by the tokens of a block, for the sizes that engines have."""
+    block_keys: BlockKeys = {}
+    """For the sizes of blocks that engines have; empty if nothing is known of them, or of the prompt."""
     answer_tokens: int | None = None
     """As its engine counted them; None if it did not say, as in a stream whose client did not ask."""
 

@@ -1,7 +1,6 @@
 """What kvevents observes of sources is told as happenings."""
 
-from kvevents import NullObserver, Reason
-from kvevents.source_events import RetireReason
+from kvevents import NullObserver, Reason, RetireReason
 from proxy.happenings import EventApplied, EventDropped, EventGap, EventsReplayed, SnapshotProven, Tell
 
 

@@ -6,14 +6,14 @@ before is an engine's failure like any other, so it is found before the client h
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, suppress
 
 import msgspec
 
-from kvevents.block_keys import Keys
 from proxy.admission import Ticket
 from proxy.errors import DeadlineError, LegBrokenError, LegError, StreamFailedError
+from proxy.happenings import BlockKeys
 from proxy.headers import Headers
 from proxy.request.dialects import Dialect, Failure
 from proxy.request.generation import GenerationRequest
@@ -64,7 +64,7 @@ class Known(msgspec.Struct, frozen=True):
     """What of a prompt is known when it was placed."""
 
     tokens: int
-    block_keys: Mapping[int, Keys]
+    block_keys: BlockKeys
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -113,6 +113,18 @@ def test_keys_depend_on_the_secret_and_the_parent() -> None:
     assert BlockHasher().of_prompt(Prompt([1] * 8), 4) != BlockHasher().of_prompt(Prompt([1] * 8), 4)
 
 
+def test_a_prompt_tells_the_keys_that_were_made_of_it() -> None:
+    hasher, prompt = HASHER, Prompt(range(40))
+    assert prompt.block_keys() == {}
+    keys = {size: hasher.of_prompt(prompt, size) for size in (8, 16)}
+    hasher.prompt_keys(prompt, 16, lookahead=1)
+    ahead = hasher.prompt_keys(prompt, 4, lookahead=1)
+    told = prompt.block_keys()
+    assert {size: told[size].tolist() for size in keys} == keys
+    assert told[4] is ahead
+    assert len(told) == 3
+
+
 def test_block_sizes_do_not_share_keys() -> None:
     assert set(HASHER.of_prompt(Prompt(TOKENS), 4)).isdisjoint(HASHER.of_prompt(Prompt(TOKENS), 8))
 

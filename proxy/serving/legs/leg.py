@@ -40,7 +40,7 @@ NOT_FOUND = 404
 
 
 class Reason(enum.StrEnum):
-    """Why an attempt failed, for the accounts."""
+    """Why an attempt failed, as happenings tell it."""
 
     CONNECT = "connect"
     """No connection came about."""
