@@ -1,144 +1,52 @@
-"""A fleet in simulated time: the product's own lanes, placement and index decide, model engines serve.
+"""A fleet in simulated time: the product's own lanes, placement, index and attempts decide, model engines
+serve.
 
 Only clock and engines are simulated. What happens is a heap of moments; at each, what is due runs to its end.
 """
 
-import heapq
-import itertools
-import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 
 from kvevents import AllBlocksCleared, BlockRemoved, BlockStored, Event, PrefixIndex, Prompt
-from proxy.admission import Admitted, Lanes, Ticket
+from proxy.admission import Admitted, Lanes
 from proxy.admission.turns import Outcome, Refusal, Turn
 from proxy.config import Admission, Config, Rules, parse_instance
 from proxy.errors import RequestError
 from proxy.fleet import Fleet, Instance, ModelCard
+from proxy.fleet.instance import Status
 from proxy.happenings import Happening, Refused
-from proxy.phases import Role
+from proxy.phases import Phase, Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
-from proxy.scheduling.types import AnyPolicy, Candidate
+from proxy.scheduling.types import AnyPolicy
+from proxy.serving.legs.leg import AttemptFailedError, Reason
 from proxy.serving.placed import Placed
-from proxy.simulation import EngineModel, EngineShape
+from proxy.simulation import EngineShape
 from proxy.simulation.engine.latency import Linear
 from proxy.simulation.engine.request import Request, Sampling
-from proxy.simulation.engine.text import Voice
-from proxy.simulation.engine.values import Command, Handshake, Heartbeat, Output, Pull, Release, Step
+from proxy.simulation.engine.request import Status as LegStatus
+from proxy.simulation.engine.values import Output
+from tests.helpers.simulated_engines import Engine, World
+from tests.helpers.simulated_requests import Asked, Leg, Serving
 
-EVENT_DELAY_S = 0.005
-"""From the end of a step until the index knows what it stored."""
-
-
-class World:
-    """What happens when. Simulated seconds since the beginning."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._moments: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
-
-    def after(self, seconds: float, do: Callable[[], None]) -> None:
-        """Have something done later; what is due at the same time is done in the order it was asked for."""
-        heapq.heappush(self._moments, (self.now + seconds, next(self._numbers), do))
-
-    def run(self) -> None:
-        """Let time pass until nothing is left to happen."""
-        while self._moments:
-            self.now, _, do = heapq.heappop(self._moments)
-            do()
+REFUSED_S = 0.002
+"""From sending a leg until its engine has answered that it is full, or that nobody listens."""
+LOOK_S = 0.001
+"""The least time between two looks at engines that may have room by lapse of time: timers fire no sooner."""
 
 
-class Engine:
-    """A model engine that steps while it has something to do."""
-
-    def __init__(self, world: World, name: str, shape: EngineShape, told: Callable[[Output], None]) -> None:
-        """`told` gets each token."""
-        self.model = EngineModel(shape, Voice(range(300, 4000), 2), name)
-        self._world = world
-        self._told = told
-        self._stepping = False
-        self.publish: Callable[[list[Event]], None] = lambda _: None
-        self.peers: dict[str, Engine] = {}
-
-    def add(self, request: Request) -> None:
-        """A leg has come."""
-        self.model.add(request)
-        self._step()
-
-    def _step(self) -> None:
-        if self._stepping:
-            return
-        step = self.model.begin_step(self._world.now)
-        self._command()
-        if step is not None:
-            self._stepping = True
-            self._world.after(step.duration_s, lambda: self._stepped(step))
-
-    def _stepped(self, step: Step) -> None:
-        self._stepping = False
-        outputs = self.model.end_step(step, self._world.now)
-        if events := self.model.take_events():
-            self._world.after(EVENT_DELAY_S, lambda: self.publish(events))
-        for output in outputs:
-            self._told(output)
-        self._step()
-
-    def _command(self) -> None:
-        for command in self.model.take_commands(self._world.now):
-            self._carry_out(command)
-
-    def _carry_out(self, command: Command) -> None:
-        peer = self.peers[command.remote.engine_id]
-        match command:
-            case Pull():
-                self._world.after(command.transfer_s, lambda: self._pulled(peer, command))
-            case Handshake():
-                self._world.after(command.takes_s, lambda: self._met(command))
-            case Release():
-                peer.model.serve_release(command.remote.request_id)
-            case Heartbeat():
-                peer.model.holds.heartbeat([command.remote.request_id], self._world.now)
-
-    def _pulled(self, peer: "Engine", pull: Pull) -> None:
-        self.model.pulled(pull.request_id, peer.model.serve_pull(pull.remote.request_id, pull.blocks))
-        self._step()
-
-    def _met(self, handshake: Handshake) -> None:
-        self.model.peers.met(handshake.remote.engine_id)
-        self._step()
-
-
-class Exact:
+class Source:
     """Events of an engine that are all heard."""
 
     state = "exact"
-    epoch = 0
 
-
-class Asked:
-    """A request of a client, and what became of it."""
-
-    def __init__(self, number: int, client: str, tokens: list[int], answer_tokens: int, at: float) -> None:
-        self.number = number
-        self.client = client
-        self.tokens = tokens
-        self.answer_tokens = answer_tokens
-        self.at = at
-        self.waited_s = 0.0
-        self.predicted_tokens = 0
-        self.reused_tokens = 0
-        self.first_token_at: float | None = None
-        self.ended_at: float | None = None
-        self.refused: str | None = None
-        self.answer: Sequence[int] = ()
+    def __init__(self, epoch: int = 0) -> None:
+        self.epoch = epoch
 
 
 class Simulated:
-    """kvproxy in simulated time, with prefill and decode engines of one kind."""
+    """kvproxy in simulated time, with engines of one kind."""
 
     def __init__(
         self,
@@ -146,23 +54,20 @@ class Simulated:
         *,
         prefill: int,
         decode: int,
+        both: int = 0,
+        room: int | None = None,
         shape: EngineShape | None = None,
         limits: Admission | None = None,
         seed: int = 0,
     ) -> None:
+        """`room`: legs that each engine takes at once, None for any number."""
         self.world = World()
         self.fleet = Fleet()
         self.index = PrefixIndex()
         self.limits = limits or Admission()
-        self.placement = Placement(
-            self.fleet,
-            self.index,
-            policy,
-            type(policy).__name__,
-            clock=lambda: self.world.now,
-            rng=random.Random(seed),
-            limits=self.limits,
-        )
+        self._policy = policy
+        self._seed = seed
+        self.placement = self.new_placement()
         self.lanes = Lanes(
             fleet=self.fleet,
             placement=self.placement,
@@ -174,27 +79,48 @@ class Simulated:
         self.most_waiting = 0
         self.over_limit = 0
         """How often an instance had more than its limit, and more than one leg."""
-        self._turns: dict[Turn, Asked] = {}
-        self._legs: dict[str, Callable[[Output], None]] = {}
+        self.sent: Counter[str] = Counter()
+        """Legs, by instance."""
+        self.failures: Counter[tuple[Phase, Reason]] = Counter()
+        self._turns: dict[Turn, Serving] = {}
+        self._legs: dict[str, Leg] = {}
+        self._looks_at: float | None = None
         shape = shape or EngineShape(
             profile=Linear(a=0.01, b=1e-4, s0=0.02, s1=1e-3, transfer_per_token=1e-5, handshake=0.2)
         )
         self.engines: dict[str, Engine] = {}
-        for role, count in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
+        self._peers: dict[str, Engine] = {}
+        for role, count in ((Role.PREFILL, prefill), (Role.DECODE, decode), (Role.BOTH, both)):
             for number in range(count):
-                self._start(f"{role}{number}:1", role, shape)
-        for engine in self.engines.values():
-            engine.peers = self.engines
+                self._start(f"{role}{number}:1", role, shape, room)
+
+    def new_placement(self) -> Placement:
+        """One that knows what the index says, and of no legs that are under way."""
+        return Placement(
+            self.fleet,
+            self.index,
+            self._policy,
+            type(self._policy).__name__,
+            clock=lambda: self.world.now,
+            rng=random.Random(self._seed),
+            limits=self.limits,
+        )
 
     # -- the fleet ------------------------------------------------------------------------------------------
 
-    def _start(self, address: str, role: Role, shape: EngineShape) -> None:
-        engine = Engine(self.world, address, shape, lambda output: self._legs[output.request.id](output))
-        engine.publish = lambda events: self._heard(address, events)
-        self.engines[address] = engine
+    def _start(self, address: str, role: Role, shape: EngineShape, room: int | None) -> None:
+        self.engines[address] = Engine(
+            self.world,
+            address,
+            shape,
+            told=self._came,
+            publish=lambda events: self._heard(address, events),
+            peers=self._peers,
+            room=room,
+        )
         instance = Instance(parse_instance(address, role))
         instance.listed([ModelCard("tiny")], 0.0)
-        instance.is_followed({0: Exact()})
+        instance.is_followed({0: Source()})
         instance.came_up()
         self.fleet.add(instance)
 
@@ -203,6 +129,19 @@ class Simulated:
         found = self.fleet.get(address)
         assert found is not None
         return found
+
+    def restart(self, address: str, down_s: float) -> None:
+        """An engine dies now, with all its legs, holds and blocks, and another process is there in a while."""
+        instance = self.instance(address)
+        self.engines[address].die()
+        instance.went_down("the connection was refused")
+        self.index.clear(address, 0)
+        self.placement.forget(address)
+        instance.is_followed({0: Source(instance.sources[0].epoch + 1)})
+        for leg in [leg for leg in self._legs.values() if leg.address == address]:
+            self._end_leg(leg)
+            leg.failed(leg, Reason.BROKEN)
+        self.world.after(down_s, instance.came_up)
 
     def _heard(self, address: str, events: Iterable[Event]) -> None:
         for event in events:
@@ -222,18 +161,47 @@ class Simulated:
 
     def _woken(self) -> None:
         if self.lanes.due:
-            self.world.after(0.0, lambda: self._tell(self.lanes.changed(self.world.now)))
+            self.world.after(0.0, self._look)
+        else:
+            self._watch_moments()
+
+    def _look(self) -> None:
+        self._tell(self.lanes.changed(self.world.now))
+        self._watch_moments()
+
+    def _watch_moments(self) -> None:
+        """Look again when an engine that said it is full may have more room by mere lapse of time."""
+        left_s = self.lanes.look_again_in_s(self.world.now)
+        if left_s is None:
+            return
+        due = self.world.now + max(LOOK_S, left_s)
+        if self._looks_at is None or due < self._looks_at:
+            self._looks_at = due
+            self.world.after(due - self.world.now, lambda: self._moment(due))
+
+    def _moment(self, due: float) -> None:
+        if self._looks_at == due:
+            self._looks_at = None
+            self._look()
 
     def ask(self, asked: Asked) -> None:
         """A client's request comes now."""
-        prompt = Prompt(asked.tokens)
-        question = Question("tiny", prompt, len(asked.tokens), generated_tokens=asked.answer_tokens)
-        turn = self.lanes.turn(Ticket(asked.client), question)
-        self._turns[turn] = asked
+        self._try(Serving(asked))
+
+    def _try(self, serving: Serving) -> None:
+        asked, attempts = serving.asked, serving.attempts
+        question = Question(
+            "tiny", Prompt(asked.tokens), len(asked.tokens), generated_tokens=asked.answer_tokens
+        )
+        turn = self.lanes.turn(
+            serving.ticket, question, failed=attempts.avoid, prefill_on=attempts.prefill_on
+        )
+        self._turns[turn] = serving
         self._tell(self.lanes.offer(turn, self.world.now))
         self.most_waiting = max(self.most_waiting, len(self.lanes))
         if turn in self._turns:
             self.world.after(self.lanes.left_s(turn), lambda: self._expire(turn))
+            self._watch_moments()
 
     def _expire(self, turn: Turn) -> None:
         if turn in self._turns:
@@ -241,14 +209,13 @@ class Simulated:
 
     def _tell(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
-            asked = self._turns.pop(outcome.turn)
+            serving = self._turns.pop(outcome.turn)
             if isinstance(outcome, Refusal):
                 assert isinstance(outcome.error, RequestError), outcome.error
-                asked.refused = outcome.error.reason
-                continue
-            asked.waited_s = self.world.now - asked.at
-            self._prefill(asked, outcome.turn.ticket, outcome.admitted)
-            self._check_limits()
+                self._refuse(serving, outcome.error.reason)
+            else:
+                self._serve(serving, outcome.admitted)
+                self._check_limits()
 
     def _check_limits(self) -> None:
         for instance in self.fleet:
@@ -258,40 +225,163 @@ class Simulated:
 
     # -- one request, as the director serves it -------------------------------------------------------------
 
-    def _prefill(self, asked: Asked, ticket: Ticket, admitted: Admitted) -> None:
-        placed = Placed(admitted, self.placement, kind="tokens", lease_s=math.inf)
-        prefill, decode = placed.prefill, placed.decode
-        whole = ExitStack()
-        whole.enter_context(ticket.kept())
-        whole.enter_context(placed)
-        asked.predicted_tokens = prefill.cached_tokens or 0
-        leg = Request(
-            f"{asked.number}-prefill", list(asked.tokens), Sampling(1), arrived_s=self.world.now, hold=True
+    def _serve(self, serving: Serving, admitted: Admitted) -> None:
+        asked = serving.asked
+        asked.attempts += 1
+        if asked.attempts == 1:
+            asked.waited_s = self.world.now - asked.at
+        lease_s = self.engines[self._address(admitted)].model.shape.lease_s
+        placed = Placed(
+            admitted, self.placement, kind="tokens", lease_s=lease_s, avoid=serving.attempts.avoid
+        )
+        asked.predicted_tokens = placed.prefill.cached_tokens or 0
+        asked.one_leg = placed.one_leg
+        if placed.one_leg:
+            self._generate(serving, placed, None)
+        else:
+            self._prefill(serving, placed)
+
+    def _address(self, admitted: Admitted) -> str:
+        chosen = admitted.decision.prefill.chosen
+        assert chosen is not None
+        return chosen.instance
+
+    def _prefill(self, serving: Serving, placed: Placed) -> None:
+        asked = serving.asked
+        request = Request(
+            f"{asked.number}-{asked.attempts}-prefill",
+            list(asked.tokens),
+            Sampling(1),
+            arrived_s=self.world.now,
+            hold=True,
         )
 
         def token(output: Output) -> None:
             assert output.params is not None
-            asked.reused_tokens = leg.local_hit
+            asked.reused_tokens = request.local_hit
             placed.computed(came=True)
-            self._decode(asked, decode, output, whole)
+            self._generate(serving, placed, output)
 
-        self._legs[leg.id] = token
-        self.engines[prefill.instance].add(leg)
+        self._send(
+            Phase.PREFILL,
+            placed.prefill.instance,
+            request,
+            token,
+            lambda leg, reason: self._failed(serving, placed, leg, reason),
+        )
 
-    def _decode(self, asked: Asked, decode: Candidate, prefilled: Output, whole: ExitStack) -> None:
-        leg = Request(
-            f"{asked.number}-decode",
+    def _generate(self, serving: Serving, placed: Placed, prefilled: Output | None) -> None:
+        """The leg that generates the answer: of blocks that another engine holds, or of the whole request."""
+        asked = serving.asked
+        request = Request(
+            f"{asked.number}-{asked.attempts}-decode",
             list(asked.tokens),
             Sampling(asked.answer_tokens, ignore_eos=True),
             arrived_s=self.world.now,
-            pull=prefilled.params,
+            pull=prefilled.params if prefilled is not None else None,
         )
 
         def token(_: Output) -> None:
+            if prefilled is None:
+                asked.reused_tokens = request.local_hit
+                placed.computed(came=True)
             asked.first_token_at = asked.first_token_at or self.world.now
-            if leg.status.finished:
-                asked.ended_at, asked.answer = self.world.now, leg.output
-                whole.close()
+            if request.status.finished:
+                placed.close()
+                asked.answer = request.output
+                self._over(serving)
 
-        self._legs[leg.id] = token
-        self.engines[decode.instance].add(leg)
+        def failed(leg: Leg, reason: Reason) -> None:
+            if prefilled is not None:
+                self.engines[placed.prefill.instance].release(prefilled.request.id)
+            self._failed(serving, placed, leg, reason)
+
+        self._send(Phase.DECODE, placed.decode.instance, request, token, failed)
+
+    def _failed(self, serving: Serving, placed: Placed, leg: Leg, reason: Reason) -> None:
+        """An attempt has failed: try again if the director would."""
+        now, attempts = self.world.now, serving.attempts
+        two_legs = leg.phase is Phase.DECODE and not placed.one_leg
+        placed.close()
+        self.failures[leg.phase, reason] += 1
+        serving.asked.failed.append(reason)
+        serving.asked.first_token_at = None
+        failure = AttemptFailedError(
+            leg.phase,
+            leg.address,
+            prefill_on=placed.prefill.instance if two_legs else None,
+            reason=reason,
+            after_s=now - leg.sent_at,
+        )
+        attempts.failed_by(failure)
+        if reason is Reason.FULL:
+            serving.ticket.turn_away(leg.address, now, failure.after_s)
+        if not attempts.free:
+            dead = [
+                each.instance
+                for each in (placed.prefill, placed.decode)
+                if self.instance(each.instance).status is Status.DOWN
+            ]
+            if attempts.exhausted or not (attempts.leave(dead[0] if dead else None) or attempts.may_pay):
+                self._refuse(serving, "failed")
+                return
+            attempts.paid += not dead
+        self.world.after(0.0, lambda: self._try(serving))
+
+    def _refuse(self, serving: Serving, reason: str | None) -> None:
+        serving.asked.refused = reason
+        self._over(serving)
+
+    def _over(self, serving: Serving) -> None:
+        asked = serving.asked
+        asked.ends += 1
+        if asked.refused is None:
+            asked.ended_at = self.world.now
+        serving.whole.close()
+
+    # -- a leg ----------------------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        phase: Phase,
+        address: str,
+        request: Request,
+        token: Callable[[Output], None],
+        failed: Callable[[Leg, Reason], None],
+    ) -> None:
+        instance, now = self.instance(address), self.world.now
+        leg = Leg(phase, address, request, now, token=token, failed=failed)
+        self._legs[request.id] = leg
+        self.sent[address] += 1
+        if instance.fullness.sent(now):
+            instance.announce()
+        if instance.status is not Status.UP:
+            self.world.after(REFUSED_S, lambda: self._not_taken(leg, Reason.CONNECT))
+        elif not self.engines[address].add(request):
+            self.world.after(REFUSED_S, lambda: self._not_taken(leg, Reason.FULL))
+
+    def _not_taken(self, leg: Leg, reason: Reason) -> None:
+        if self._legs.get(leg.request.id) is not leg:
+            return  # its engine has died meanwhile
+        self._end_leg(leg)
+        if reason is Reason.FULL:
+            fullness = self.instance(leg.address).fullness
+            fullness.said(self.world.now, fullness.legs, leg.sent_at)
+        leg.failed(leg, reason)
+
+    def _came(self, output: Output) -> None:
+        leg = self._legs[output.request.id]
+        instance = self.instance(leg.address)
+        failed = output.request.status is LegStatus.FAILED
+        if not failed and instance.fullness.took(instance.fullness.legs, leg.sent_at):
+            instance.announce()
+        if output.request.status.finished:
+            self._end_leg(leg)
+        if failed:
+            leg.failed(leg, Reason.STATUS)
+        else:
+            leg.token(output)
+
+    def _end_leg(self, leg: Leg) -> None:
+        del self._legs[leg.request.id]
+        self.instance(leg.address).fullness.ended()

@@ -11,7 +11,8 @@ import pytest
 from proxy.config import Admission
 from proxy.scheduling.policies import CacheAffinity, RoundRobin
 from proxy.scheduling.types import AnyPolicy
-from tests.helpers.simulated import Asked, Simulated
+from tests.helpers.simulated import Simulated
+from tests.helpers.simulated_requests import Asked
 
 DAY_S = 86_400.0
 CPU_S = 60.0
