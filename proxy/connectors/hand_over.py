@@ -1,4 +1,4 @@
-"""Pure: whether KV went over a tried pair, as any connector judges it; each adds its own words and remedies."""
+"""Pure: whether KV went over a tried pair, as any connector judges it; each adds words and remedies."""
 
 from proxy.connectors.seen import LegEnd, TriedPair
 from proxy.findings import Finding, failed, passed, warned
@@ -15,11 +15,13 @@ def judged(
     itself, in words that follow on, and the remedy. `partial_block_too`: KV of the prompt's last, partial
     block moves as well, so the decode engine has less than a block to compute.
     """
-    for which, leg in (("prefill", tried.prefill_leg), ("decode", tried.decode_leg)):
+    legs = (("prefill", tried.prefill_leg), ("decode", tried.decode_leg))
+    for which, leg in legs:
+        if leg is not None and not leg.ok:
+            return _leg_failed(tried, which, leg, unreachable)
+    for which, leg in legs:
         if leg is None:
             return failed(STEP, f"the {which} leg was not sent", "look at the engines' logs")
-        if not leg.ok:
-            return _leg_failed(tried, which, leg, unreachable)
     took = f"{tried.took_s:.1f} s"
     moved = tried.moved
     if moved is None:

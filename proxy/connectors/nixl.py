@@ -8,10 +8,12 @@ import msgspec
 
 from proxy.connectors import nixl_findings
 from proxy.connectors.handoff import Handoff, read_params
+from proxy.connectors.plans import InTurn
 from proxy.connectors.seen import SeenEngine, TriedPair
 from proxy.findings import Finding
 from proxy.request.body import Body, Encoded
 from proxy.request.dialects import Usage
+from proxy.request.generation import GenerationRequest
 
 _ASK = {"kv_transfer_params": msgspec.Raw(b'{"do_remote_decode":true,"do_remote_prefill":false}')}
 
@@ -26,14 +28,17 @@ class NixlConnector:
 
     name = "nixl"
     how = "hands transfer params from leg to leg"
-    holds = True
+
+    def plan(self, request: GenerationRequest) -> InTurn:  # noqa: ARG002  # whatever it asks for
+        """As `Connector`."""
+        return InTurn(self, leased=True)
 
     def prefill_body(self, first: Body) -> Encoded:
-        """As `Connector`."""
+        """As `LegsInTurn`."""
         return first.changed(_ASK).to_send()
 
     def read_handoff(self, answer: bytes, usage: Usage) -> Handoff:
-        """As `Connector`."""
+        """As `LegsInTurn`."""
         handoff = read_params(answer, usage)
         if handoff.params is None:
             raise ValueError(
@@ -43,15 +48,15 @@ class NixlConnector:
         return handoff
 
     def decode_body(self, body: Body, handoff: Handoff) -> Encoded:
-        """As `Connector`."""
+        """As `LegsInTurn`."""
         return body.changed({"kv_transfer_params": handoff.params}).to_send()
 
     def fetch_body(self, first: Body, handoff: Handoff) -> Encoded | None:
-        """As `Connector`."""
+        """As `LegsInTurn`."""
         return first.changed({"kv_transfer_params": handoff.params}).to_send()
 
     def release_body(self, least: Body, handoff: Handoff) -> bytes | None:
-        """As `Connector`: a request bound to be refused, whatever the client's own request looks like."""
+        """As `LegsInTurn`: a request bound to be refused, whatever the client's own request looks like."""
         if handoff.params is None:
             return None
         return least.changed({"model": REFUSED_MODEL, "kv_transfer_params": handoff.params}).encoded()

@@ -1,4 +1,4 @@
-"""A prefill leg may have its engine tell of the cached blocks it reuses: what it then answers heals an index."""
+"""A prefill leg may have its engine tell of the cached blocks it reuses: what is told heals an index."""
 
 import msgspec
 

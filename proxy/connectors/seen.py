@@ -50,7 +50,7 @@ class TriedPair(msgspec.Struct, frozen=True):
     decode: str
     prompt_tokens: int
     prefill_leg: LegEnd | None = None
-    """None if it was not sent; `decode_leg` likewise."""
+    """None if it was not sent, or was cancelled as the other one failed; `decode_leg` likewise."""
     decode_leg: LegEnd | None = None
     handoff: Handoff | None = None
     """What the prefill engine answered; None if its answer told nothing that a decode leg can be made of."""

@@ -194,7 +194,7 @@ class Doctor:
             if facts.health is not None and facts.health.ok:
                 instance.came_up()
             fleet.add(instance)
-        releases = Releases(fleet, self._connector, self._engines, _untold, time.monotonic)
+        releases = Releases(fleet, self._engines, _untold, time.monotonic)
         hand_over = HandOver(
             self._engines,
             self._connector,

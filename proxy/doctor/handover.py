@@ -5,20 +5,26 @@ The decode leg fetches the blocks; where that fails they are given back the way 
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import msgspec
 
-from proxy.connectors import Connector
+from proxy.connectors import Connector, Handoff
+from proxy.connectors.plans import AtOnce, InTurn, Pair, Whole
 from proxy.connectors.seen import Moved
 from proxy.doctor import asking, prompts
 from proxy.doctor.asking import ask
 from proxy.doctor.facts import Answer, PairFacts, Trouble
 from proxy.doctor.patience import Patience
 from proxy.headers import REQUEST_ID
-from proxy.request.dialects import COMPLETIONS
+from proxy.request.body import Encoded
+from proxy.request.dialects import COMPLETIONS, Usage
 from proxy.request.generation import GenerationRequest, read_request
-from proxy.serving.custody import Due, Hold, HoldState
+from proxy.serving.custody import Hold
+from proxy.serving.custody_at_once import Crossing
 from proxy.serving.exchange import Call
+from proxy.serving.handover.at_once import AtOnceHandover
+from proxy.serving.handover.in_turn import InTurnHandover
 from proxy.serving.handover.releases import Releases
 from proxy.serving.waits import ABANDONED_PREFILL_GRACE_S
 from proxy.tasks import TaskOwner
@@ -50,11 +56,16 @@ class HandOver:
     ) -> None:
         self._engines = engines
         self._connector = connector
-        self._releases = releases
         self._model = model
         self._tasks = tasks
         self._lease_s = lease_s
         self._patience = patience
+        self._releases = releases
+        grace_s = ABANDONED_PREFILL_GRACE_S
+        self._in_turn = InTurnHandover(
+            releases, tasks, time.monotonic, grace_s=grace_s, waits_for_releases=True
+        )
+        self._at_once = AtOnceHandover(releases, tasks, grace_s=grace_s)
 
     async def run(self, facts: PairFacts, token_ids: list[int]) -> None:
         """Try a pair with the prefill engine's own probe, which the decode engine does not know; fills
@@ -65,65 +76,112 @@ class HandOver:
             await self._once(facts, tokens)
             if not number and facts.handoff is not None:
                 facts.reported = facts.handoff.cached_tokens
-            if facts.moved is None or facts.moved.prompt <= facts.prompt_tokens:
+            if (
+                facts.not_tried is not None
+                or facts.moved is None
+                or facts.moved.prompt <= facts.prompt_tokens
+            ):
                 return
 
     async def _once(self, facts: PairFacts, token_ids: list[int]) -> None:
         request = self._request(token_ids)
         call = Call(request, [], prompts.request_id(), time.monotonic())
-        hold = Hold(facts.prefill, lease_s=self._lease_s) if self._connector.holds else None
         facts.prompt_tokens = len(token_ids)
         facts.prefill_answer = facts.decode_answer = facts.moved = facts.handoff = None
         begun_at = time.monotonic()
-        leg = self._tasks.create(self._prefill(facts, call, hold), name=f"prefill {call.leg_id}")
-        try:
-            await asyncio.shield(leg)
-            if facts.handoff is not None:
-                await self._decode(facts, call, hold)
-                facts.took_s = time.monotonic() - begun_at
-        finally:
-            if hold is not None:
-                end = self._tasks.create(self._end(call, facts, hold, leg), name=f"end {call.leg_id}")
-        if hold is not None:
-            await asyncio.shield(end)
+        match self._connector.plan(request):
+            case InTurn() as plan:
+                await self._in_turns(facts, call, plan)
+            case AtOnce() as plan:
+                await self._both(facts, call, plan)
+            case Whole():
+                facts.not_tried = "nothing is handed over: one instance serves the whole prompt"
+        facts.took_s = time.monotonic() - begun_at
+
+    async def _in_turns(self, facts: PairFacts, call: Call, plan: InTurn) -> None:
+        hold = Hold(facts.prefill, lease_s=self._lease_s if plan.leased else None)
+        tried: list[str] = []
+
+        async def decode() -> bool:
+            tried.append(facts.decode)
+            hold.spend()
+            await self._decode(facts, call, plan.legs.decode_body(call.request.body, hold.handoff))
+            answer, moved = facts.decode_answer, facts.moved
+            if answer is not None and answer.ok and (moved is None or moved.fetched > 0):
+                hold.pulled()
+            return True
+
+        body = plan.legs.prefill_body(COMPLETIONS.first_token_only(call.request.body))
+        prefill = self._prefill(facts, call, body, plan.legs.read_handoff, hold)
+        leg = self._tasks.create(prefill, name=f"prefill {call.leg_id}")
+        await self._in_turn.run(call, plan, hold, leg, decode, tried)
+        facts.hold_end = hold.state.value if hold.counted else None
+
+    async def _both(self, facts: PairFacts, call: Call, plan: AtOnce) -> None:
+        pair = Pair(facts.prefill, facts.decode, 0, 0, call.leg_id)
+        call = msgspec.structs.replace(call, leg_id=plan.legs.request_id(pair))
+        crossing = Crossing(facts.prefill)
+
+        async def decode(body: Encoded) -> bool:
+            await self._decode(facts, call, body, crossing.pulled)
+            return True
+
+        first = plan.legs.prefill_body(COMPLETIONS.first_token_only(call.request.body), pair)
+        second = plan.legs.decode_body(call.request.body, pair)
+        prefill = self._prefill(facts, call, first, plan.legs.read_handoff, crossing)
+        one = self._tasks.create(prefill, name=f"prefill {call.leg_id}")
+        other = self._tasks.create(decode(second), name=f"decode {call.leg_id}")
+        await self._at_once.run(crossing, one, other, drop=lambda _: None)
+        self._at_once.leave(one)
+        await asyncio.wait({one})  # its answer is a fact, too
+        facts.hold_end = crossing.state.value
 
     def _request(self, token_ids: list[int]) -> GenerationRequest:
         body = prompts.one_token(prompts.completion(self._model, token_ids))
         return read_request(COMPLETIONS, msgspec.json.encode(body), self._model)
 
-    async def _prefill(self, facts: PairFacts, call: Call, hold: Hold | None) -> None:
-        body = bytes(self._connector.prefill_body(COMPLETIONS.first_token_only(call.request.body)))
+    async def _prefill(
+        self,
+        facts: PairFacts,
+        call: Call,
+        body: Encoded,
+        read_handoff: Callable[[bytes, Usage], Handoff],
+        custody: Hold | Crossing,
+    ) -> bool | None:
+        """None if the custody was told of an answer; False if there is nothing to hand over."""
         answer = await self._leg(facts.prefill, body, call.leg_id)
-        facts.prefill_answer, facts.handoff = answer, None
+        facts.prefill_answer = answer
         try:
             if answer.ok:
-                facts.handoff = self._connector.read_handoff(answer.value, COMPLETIONS.usage(answer.value))
+                facts.handoff = read_handoff(answer.value, COMPLETIONS.usage(answer.value))
         except ValueError:
             facts.handoff = None
-        if hold is None:
-            return
         if facts.handoff is not None:
-            hold.answered(facts.handoff, time.monotonic())
-            self._releases.begun(hold)
-        elif answer.ok or answer.trouble in {Trouble.STATUS, Trouble.REFUSED}:
-            hold.failed()
+            custody.answered(facts.handoff, time.monotonic())
+            self._releases.begun(custody)
+            return None
+        if answer.ok or answer.trouble in {Trouble.STATUS, Trouble.REFUSED}:
+            custody.failed()
         else:
-            hold.lost(finished=False)
+            custody.lost(finished=False)
+        return False
 
-    async def _decode(self, facts: PairFacts, call: Call, hold: Hold | None) -> None:
-        if facts.handoff is None:
-            return
+    async def _decode(
+        self, facts: PairFacts, call: Call, body: Encoded, answered: Callable[[], None] = lambda: None
+    ) -> None:
+        """`answered` is called at once if it was, before the engine's counters are asked."""
         before = await self._metrics(facts.decode)
-        if hold is not None:
-            hold.spend()
-        body = bytes(self._connector.decode_body(call.request.body, facts.handoff))
         facts.decode_answer = await self._leg(facts.decode, body, call.leg_id)
-        if facts.decode_answer.ok and before is not None:
-            facts.moved = await self._moved(facts, before)
+        if facts.decode_answer.ok:
+            answered()
+            if before is not None:
+                facts.moved = await self._moved(facts, before)
 
-    async def _leg(self, address: str, body: bytes, leg_id: str) -> Answer:
+    async def _leg(self, address: str, body: Encoded, leg_id: str) -> Answer:
         headers = [(REQUEST_ID, leg_id)]
-        return await ask(self._engines, address, COMPLETIONS.path, self._patience.probe_s, body, headers)
+        return await ask(
+            self._engines, address, COMPLETIONS.path, self._patience.probe_s, bytes(body), headers
+        )
 
     async def _metrics(self, address: str) -> Counted | None:
         answer = asking.read_counted(await ask(self._engines, address, METRICS.path, self._patience.ask_s))
@@ -155,21 +213,3 @@ class HandOver:
             asked_connector=asked,
             failed_transfers=after.failed_transfers - before.failed_transfers,
         )
-
-    async def _end(self, call: Call, facts: PairFacts, hold: Hold, leg: "asyncio.Task[None]") -> None:
-        """Nothing stays held: what was not seen to be fetched is given back. Cancelled legs end here, too."""
-        hold.give_up()
-        try:
-            await asyncio.wait({leg}, timeout=ABANDONED_PREFILL_GRACE_S)
-            if not leg.done():
-                leg.cancel()
-                await asyncio.wait({leg})
-        finally:
-            answer, moved = facts.decode_answer, facts.moved
-            fetched = moved is None or moved.fetched > 0
-            if hold.state is HoldState.SPENT and answer is not None and answer.ok and fetched:
-                hold.pulled()
-                self._releases.ended(hold)
-            elif hold.due(time.monotonic()) is Due.RELEASE:
-                await self._releases.release(call, hold, [] if answer is None else [facts.decode])
-            facts.hold_end = hold.state.value

@@ -12,6 +12,7 @@ what happened, and asks it what is due; why so: docs/adr/0003-custody-of-a-hold.
 """
 
 import enum
+import math
 
 from proxy.config import LEASE_MARGIN_S
 from proxy.connectors.handoff import Handoff
@@ -60,7 +61,8 @@ _ENDS = frozenset(
 class Hold:
     """The blocks one prefill leg leaves on `instance`. Times are seconds of any monotonic clock."""
 
-    def __init__(self, instance: str, *, lease_s: float) -> None:
+    def __init__(self, instance: str, *, lease_s: float | None) -> None:
+        """`lease_s`: None where engines share a store, which keeps blocks for nobody and gives none back."""
         self.instance = instance
         self.state = HoldState.PREFILLING
         self.given_up = False
@@ -81,6 +83,21 @@ class Hold:
         """Whether nothing more can happen to it."""
         return self.state in _ENDS
 
+    @property
+    def cached_on(self) -> str | None:
+        """Where the prompt is known to be cached by now."""
+        return self.instance if self._handoff is not None else None
+
+    @property
+    def waited(self) -> bool:
+        """Whether the blocks were held on the prefill instance."""
+        return self._handoff is not None and self._lease_s is not None
+
+    @property
+    def counted(self) -> bool:
+        """Whether there was, or may have been, anything to hold."""
+        return self._lease_s is not None and self.state is not HoldState.FAILED
+
     def due(self, now: float) -> Due:
         """What is to be done about it at this time."""
         if self.ended:
@@ -89,11 +106,11 @@ class Hold:
             return Due.AWAIT
         if self.state is HoldState.HELD and not self.given_up and self.lease_left_s(now) > LEASE_MARGIN_S:
             return Due.OFFER
-        return Due.RELEASE
+        return Due.RELEASE if self._lease_s is not None else Due.NOTHING
 
     def lease_left_s(self, now: float) -> float:
         """Seconds until the prefill engine frees the blocks on its own, at least 0."""
-        return max(0.0, self._received_at + self._lease_s - now)
+        return math.inf if self._lease_s is None else max(0.0, self._received_at + self._lease_s - now)
 
     # -- the prefill leg ----------------------------------------------------------------------------------
 

@@ -8,16 +8,17 @@ failure before can be retried.
 
 import asyncio
 import itertools
-import math
 import random
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from functools import partial
 
 import msgspec
 
 from proxy.admission import ENGINES_FULL, Gate
 from proxy.config import Rules
 from proxy.connectors.base import Connector
+from proxy.connectors.plans import AtOnce, InTurn, Pair, Plan, Whole
 from proxy.errors import BadRequestError, RequestError
 from proxy.fair_queue import ANONYMOUS
 from proxy.fleet import Fleet
@@ -30,8 +31,9 @@ from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
 from proxy.serving.attempts import Attempts
-from proxy.serving.custody import Due
 from proxy.serving.exchange import Call, Known, Reply
+from proxy.serving.handover.at_once import AtOnceHandover
+from proxy.serving.handover.in_turn import InTurnHandover
 from proxy.serving.handover.releases import Releases
 from proxy.serving.healing import Healing
 from proxy.serving.learning import Learning
@@ -80,31 +82,32 @@ class Director:
         self._tasks = tasks
         self._clock = clock
         self._budget_wait_s = waits.budget_wait_s
-        self._lease_s = lease_s if connector.holds else math.inf
+        self._lease_s = lease_s
         self._rules = rules
         self._budget = RetryBudget(lambda: rules.retries.budget)
         self._rng = rng or random.Random()  # noqa: S311  # pauses are no secret
-        self._releases = Releases(fleet, connector, client, tell, clock, waits)
+        releases = Releases(fleet, client, tell, clock, waits)
+        grace_s = waits.abandoned_prefill_s
+        self._in_turn = InTurnHandover(releases, tasks, clock, grace_s=grace_s)
+        self._at_once = AtOnceHandover(releases, tasks, grace_s=grace_s)
         self._legs = Legs(fleet, client, watch, clock)
         self._learning = Learning(fleet, tokenizer, watch, tell, clock)
         self._prefill = PrefillLegs(
-            connector=connector,
             legs=self._legs,
-            releases=self._releases,
+            releases=releases,
             tell=tell,
             tasks=tasks,
             clock=clock,
             rules=rules,
             learning=self._learning,
             healing=healing,
-            waits=waits,
         )
         self._decode = DecodeLegs(
             fleet=fleet,
             placement=placement,
-            connector=connector,
             legs=self._legs,
             tell=tell,
+            tasks=tasks,
             clock=clock,
             rules=rules,
             healing=healing,
@@ -120,6 +123,8 @@ class Director:
         """
         if self._splits(request):
             raise BadRequestError("each prompt of a list is placed by itself: ask for one", param="prompt")
+        if isinstance(self._connector.plan(request), Whole):
+            request = msgspec.structs.replace(request, whole=True)
         question, tokenized = await self._question(request, headers, ANONYMOUS)
         return self._placement.decide(question), tokenized
 
@@ -136,18 +141,18 @@ class Director:
 
     async def _serve(self, call: Call, avoid: Collection[str], kept: ExitStack) -> Reply:
         """As `serve`; `kept` lasts as long as the reply does."""
-        if self._connector.holds and call.request.prompt_count > 1:
-            if self._splits(call.request):
-                return await serve_list(
-                    call,
-                    self.serve,
-                    self._tasks,
-                    self._tell,
-                    self._budget,
-                    self._rules.retries.max_attempts,
-                )
-            # One leg serves it all, and none of the retries may make two of it: one hold is told of, not
-            # several.
+        if self._splits(call.request):
+            return await serve_list(
+                call,
+                self.serve,
+                self._tasks,
+                self._tell,
+                self._budget,
+                self._rules.retries.max_attempts,
+            )
+        plan = self._connector.plan(call.request)
+        if isinstance(plan, Whole) or (plan.one_prompt and call.request.prompt_count > 1):
+            # One leg serves it all, and none of the retries may make two of it.
             whole = msgspec.structs.replace(call.request, whole=True)
             call = msgspec.structs.replace(call, request=whole)
         question, tokenized = await self._question(call.request, call.headers, call.ticket.client)
@@ -157,9 +162,11 @@ class Director:
             self._tell(Refused("too_long"))
             raise too_long(self._fleet, call.request, tokenized.excess)
         kept.enter_context(self._budget.request())
-        return await self._served(call, question, tokenized.kind, avoid)
+        return await self._served(call, plan, question, tokenized.kind, avoid)
 
-    async def _served(self, call: Call, question: Question, kind: str, avoid: Collection[str]) -> Reply:
+    async def _served(
+        self, call: Call, plan: Plan, question: Question, kind: str, avoid: Collection[str]
+    ) -> Reply:
         """The reply of the first attempt that does not fail, or the last words of those that did."""
         attempts = Attempts(self._rules.retries.max_attempts, avoid)
         with ExitStack() as retry:  # what a paid attempt gives back
@@ -173,8 +180,9 @@ class Director:
                         raise
                     break
                 question = admitted.question
-                lease_s, avoid = self._lease_s, attempts.avoid
-                placed = Placed(admitted, self._placement, kind=kind, lease_s=lease_s, avoid=avoid)
+                placed = Placed(
+                    admitted, self._placement, plan, kind=kind, lease_s=self._lease_s, avoid=attempts.avoid
+                )
                 try:
                     with placed:
                         reply = await self._attempt(call, placed, attempts.last)
@@ -239,30 +247,43 @@ class Director:
         self._legs.check_there(placed)
         if placed.one_leg:
             return await self._decode.run_whole(call, placed)
-        reply = await self._prefill.run(call, placed)
-        if reply is not None:
-            return reply
-        try:
-            return await self._decode.run(call, placed)
-        finally:
-            if self._connector.holds:
-                self._settle(call, placed)
+        match placed.plan:
+            case InTurn() as plan:
+                end = await self._in_turns(call, placed, plan)
+            case AtOnce() as plan:
+                end = await self._both(call, placed, plan)
+            case Whole():
+                raise RuntimeError("a request that is served whole was given two instances")
+        if isinstance(end, AttemptFailedError):
+            raise end
+        return end
 
-    def _settle(self, call: Call, placed: Placed) -> None:
-        """No decode leg will carry the hold any more."""
-        hold = placed.hold
-        hold.give_up()
-        if hold.due(self._clock()) is Due.RELEASE:
-            release = self._releases.release(call, hold, placed.tried)
-            self._tasks.create(release, name=f"release {call.leg_id}")
-        else:
-            self._releases.ended(hold)
+    async def _in_turns(self, call: Call, placed: Placed, plan: InTurn) -> Reply | AttemptFailedError:
+        prefill = self._prefill.begin(call, placed, plan.legs.prefill_body, plan.legs.read_handoff)
+        decode = partial(self._decode.run, call, placed, plan.legs)
+        return await self._in_turn.run(call, plan, placed.hold, prefill, decode, placed.tried)
+
+    async def _both(self, call: Call, placed: Placed, plan: AtOnce) -> Reply | AttemptFailedError:
+        first, second = placed.prefill, placed.decode
+        attempt_id = f"{call.leg_id}-{call.trace.attempts}"
+        pair = Pair(first.instance, second.instance, first.rank, second.rank, attempt_id)
+        call = msgspec.structs.replace(call, leg_id=plan.legs.request_id(pair))
+        body = plan.legs.decode_body(call.request.body, pair)
+        prefill_body = partial(plan.legs.prefill_body, pair=pair)
+        prefill = self._prefill.begin(call, placed, prefill_body, plan.legs.read_handoff)
+        decode = self._decode.begin(call, placed, body)
+        end = await self._at_once.run(placed.crossing, prefill, decode, drop=_drop)
+        if isinstance(end, Reply) and not prefill.done():
+            rest = ExitStack()
+            rest.callback(self._at_once.leave, prefill)
+            end.also_ends(rest)
+        return end
 
     def _splits(self, request: GenerationRequest) -> bool:
         """Whether each prompt of a request goes its own way: an engine hands over the blocks of one prompt
         only.
         """
-        several = request.prompt_count > 1 and self._connector.holds and not request.whole
+        several = request.prompt_count > 1 and not request.whole and self._connector.plan(request).one_prompt
         prefill = self._fleet.of(Phase.PREFILL)
         return several and (not prefill or any(i.role is not Role.BOTH for i in prefill))
 
@@ -283,6 +304,12 @@ class Director:
         room = self._fleet.max_model_len - (question.prompt_tokens or 0)
         generated = generated_tokens(request, room, self._rules.admission.expected_answer_tokens)
         return msgspec.structs.replace(question, generated_tokens=generated), tokenized
+
+
+def _drop(end: Reply | AttemptFailedError) -> None:
+    """Nobody waits for it."""
+    if isinstance(end, Reply):
+        end.close()
 
 
 def _instances(decision: Decision | None) -> set[str]:

@@ -49,7 +49,7 @@ class Learning:
 
     def prefilled(self, placed: Placed) -> Learnt:
         """A prefill leg was answered, and its hold has the answer."""
-        handoff, chosen, comparison = placed.hold.handoff, placed.prefill, placed.comparison
+        handoff, chosen, comparison = placed.custody.handoff, placed.prefill, placed.comparison
         predicted = chosen.cached_tokens
         if self._differs(placed, handoff.prompt_tokens):
             predicted = None

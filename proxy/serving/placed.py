@@ -30,6 +30,9 @@ rest with the attempt or with the reply that it became.
     its client leaves
     reply streams           with the reply      ended before              pulled
 
+Of legs that run at once one that fails ends the other, a client that leaves ends both, and what becomes of
+their blocks stands in `serving/custody_at_once.py`.
+
 Nothing here awaits.
 """
 
@@ -40,12 +43,14 @@ from typing import Self
 
 from proxy.admission import Admitted
 from proxy.caches.accuracy import Comparison
+from proxy.connectors.plans import AtOnce, InTurn, Plan
 from proxy.fleet import Claim
 from proxy.phases import Phase
 from proxy.scheduling.decision import Decision, Pick
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.types import Candidate
 from proxy.serving.custody import Hold
+from proxy.serving.custody_at_once import Crossing
 
 
 class Placed:
@@ -55,6 +60,7 @@ class Placed:
         self,
         admitted: Admitted,
         placement: Placement,
+        plan: Plan,
         *,
         kind: str,
         lease_s: float,
@@ -92,19 +98,35 @@ class Placed:
         self.comparison: Comparison | None = None
         """What the index said of the prompt, to be compared with what its engine reports; None if nothing
         is."""
-        self._hold = None if admitted.prefill is None else Hold(self.prefill.instance, lease_s=lease_s)
+        self.plan = plan
+        """In which order its legs go."""
+        self._custody = None if admitted.prefill is None else _custody(plan, self.prefill.instance, lease_s)
 
     @property
     def one_leg(self) -> bool:
         """Whether one instance serves the whole request."""
-        return self._hold is None
+        return self._custody is None
+
+    @property
+    def custody(self) -> Hold | Crossing:
+        """The blocks that the prefill leg computes. Raises RuntimeError if there is no such leg."""
+        if self._custody is None:
+            raise RuntimeError("where one instance serves a request nothing is handed over")
+        return self._custody
 
     @property
     def hold(self) -> Hold:
-        """The blocks that the prefill leg leaves behind. Raises RuntimeError if there is no such leg."""
-        if self._hold is None:
-            raise RuntimeError("where one instance serves a request nothing is handed over")
-        return self._hold
+        """The same, of legs that go in turn. Raises TypeError for others."""
+        if not isinstance(self.custody, Hold):
+            raise TypeError("only legs that go one after the other have a hold")
+        return self.custody
+
+    @property
+    def crossing(self) -> Crossing:
+        """The same, of legs that run at once. Raises TypeError for others."""
+        if not isinstance(self.custody, Crossing):
+            raise TypeError("only legs that run at once have a crossing")
+        return self.custody
 
     # -- the leg that computes the prompt -----------------------------------------------------------------
 
@@ -155,6 +177,13 @@ class Placed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _custody(plan: Plan, instance: str, lease_s: float) -> Hold | Crossing:
+    """The table that applies to the blocks of a plan."""
+    if isinstance(plan, AtOnce):
+        return Crossing(instance)
+    return Hold(instance, lease_s=lease_s if isinstance(plan, InTurn) and plan.leased else None)
 
 
 def chosen_of(pick: Pick) -> Candidate:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from proxy.admission import Gate
 from proxy.config import Config, Rules, parse_instance
+from proxy.connectors import Connector
 from proxy.doctor.shown import DoctorShown
 from proxy.edge.access.authentication import LOAD_ADAPTER, UNLOAD_ADAPTER
 from proxy.edge.app import create_runner
@@ -298,6 +299,7 @@ async def kvproxy(
     tuning: Tuning = TUNING,
     consumers: Sequence[Consumer] = (),
     series: Sequence[Series] = (),
+    connector: Connector | None = None,
 ) -> AsyncIterator[Service]:
     """A running kvproxy; `ready`: wait until it can serve and follows its engines' events."""
     runner = create_runner(
@@ -310,6 +312,7 @@ async def kvproxy(
         tuning=tuning,
         consumers=consumers,
         series=series,
+        connector=connector,
     )
     async with contextlib.AsyncExitStack() as stack:
         await runner.setup()

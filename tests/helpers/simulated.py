@@ -12,6 +12,8 @@ from kvevents import AllBlocksCleared, BlockRemoved, BlockStored, Event, PrefixI
 from proxy.admission import Admitted, Lanes
 from proxy.admission.turns import Outcome, Refusal, Turn
 from proxy.config import Admission, Config, Rules, parse_instance
+from proxy.connectors import NixlConnector
+from proxy.connectors.plans import InTurn
 from proxy.errors import RequestError
 from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.fleet.instance import Status
@@ -29,6 +31,8 @@ from proxy.simulation.engine.request import Status as LegStatus
 from proxy.simulation.engine.values import Output
 from tests.helpers.simulated_engines import Engine, World
 from tests.helpers.simulated_requests import Asked, Leg, Serving
+
+PLAN = InTurn(NixlConnector(), leased=True)
 
 REFUSED_S = 0.002
 """From sending a leg until its engine has answered that it is full, or that nobody listens."""
@@ -232,7 +236,7 @@ class Simulated:
             asked.waited_s = self.world.now - asked.at
         lease_s = self.engines[self._address(admitted)].model.shape.lease_s
         placed = Placed(
-            admitted, self.placement, kind="tokens", lease_s=lease_s, avoid=serving.attempts.avoid
+            admitted, self.placement, PLAN, kind="tokens", lease_s=lease_s, avoid=serving.attempts.avoid
         )
         asked.predicted_tokens = placed.prefill.cached_tokens or 0
         asked.one_leg = placed.one_leg

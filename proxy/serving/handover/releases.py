@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from proxy.connectors.base import Connector
+from proxy.connectors.plans import InTurn
 from proxy.errors import LegError
 from proxy.fleet import Fleet, Instance, Status
 from proxy.fleet.fullness import FULL
@@ -21,6 +21,7 @@ from proxy.phases import Phase
 from proxy.request.deadlines import within
 from proxy.request.dialects import COMPLETIONS
 from proxy.serving.custody import Hold, HoldState
+from proxy.serving.custody_at_once import Crossing
 from proxy.serving.exchange import Call
 from proxy.serving.ports import Client
 from proxy.serving.waits import WAITS, Waits
@@ -46,41 +47,43 @@ class Releases:
     def __init__(
         self,
         fleet: Fleet,
-        connector: Connector,
         client: Client,
         tell: Tell,
         clock: Callable[[], float],
         waits: Waits = WAITS,
     ) -> None:
         self._fleet = fleet
-        self._connector = connector
         self._client = client
         self._tell = tell
         self._clock = clock
         self._waits = waits
         self._stranded = Occasionally(clock, STRANDED_TOLD_EVERY_S)
 
-    def begun(self, hold: Hold) -> None:
-        """Blocks wait on a prefill instance from now on."""
-        self._fleet.hold_began(hold.instance)
+    def begun(self, hold: Hold | Crossing) -> None:
+        """The prefill leg was answered: its blocks wait on its instance from now on, if any do."""
+        if hold.waited:
+            self._fleet.hold_began(hold.instance)
 
-    def ended(self, hold: Hold) -> None:
-        """They do not wait any more."""
-        self._fleet.hold_ended(hold.instance)
+    def ended(self, hold: Hold | Crossing) -> None:
+        """They do not wait any more. Called once for each."""
+        if hold.waited:
+            self._fleet.hold_ended(hold.instance)
+        if not hold.counted:
+            return
         self._tell(HoldEnded(hold.instance, hold.state))
         if hold.state is HoldState.STRANDED and (count := self._stranded.count()):
             log.warning(
                 "prefilled blocks of %d prompts were not given back: held until their lease ends", count
             )
 
-    async def release(self, call: Call, hold: Hold, tried: Sequence[str] = ()) -> None:
-        """Have a decode engine give a hold back.
+    async def release(self, call: Call, plan: InTurn, hold: Hold, tried: Sequence[str] = ()) -> None:
+        """Have a decode engine give a hold back, which ends with that.
 
         `tried`: the decode instances that were sent the hold. Takes at most `waits.release_s`.
         """
         try:
             async with asyncio.timeout(min(self._waits.release_s, hold.lease_left_s(self._clock()))):
-                if await self._given_back(call, hold, tried):
+                if await self._given_back(call, plan, hold, tried):
                     hold.released()
         except TimeoutError:
             pass
@@ -89,8 +92,8 @@ class Releases:
                 hold.stranded()
             self.ended(hold)
 
-    async def _given_back(self, call: Call, hold: Hold, tried: Sequence[str]) -> bool:
-        body = self._connector.release_body(COMPLETIONS.least(), hold.handoff)
+    async def _given_back(self, call: Call, plan: InTurn, hold: Hold, tried: Sequence[str]) -> bool:
+        body = plan.legs.release_body(COMPLETIONS.least(), hold.handoff)
         prefill = self._fleet.get(hold.instance)
         if body is None or (prefill is not None and prefill.status is Status.DOWN):
             return False  # one that was removed may live on

@@ -2,10 +2,11 @@
 again.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from proxy.config import Rules
-from proxy.connectors.base import Connector
+from proxy.connectors.plans import LegsInTurn
 from proxy.errors import ConnectFailedError, LegError, NotSentError, StreamFailedError
 from proxy.fleet import Fleet
 from proxy.happenings import Retried, Tell
@@ -15,11 +16,13 @@ from proxy.request.deadlines import within
 from proxy.request.judging import without_params
 from proxy.scheduling.placement import Placement
 from proxy.serving.custody import Due, Hold
+from proxy.serving.custody_at_once import Crossing
 from proxy.serving.exchange import Call, EngineStream, Reply, as_unary
 from proxy.serving.healing import Healing
 from proxy.serving.learning import Learning
 from proxy.serving.legs.leg import LEFT, REFUSED, SERVED, AttemptFailedError, Legs, Reason, Untold, reason_of
 from proxy.serving.placed import Placed
+from proxy.tasks import TaskOwner
 
 
 class DecodeLegs:
@@ -30,9 +33,9 @@ class DecodeLegs:
         *,
         fleet: Fleet,
         placement: Placement,
-        connector: Connector,
         legs: Legs,
         tell: Tell,
+        tasks: TaskOwner,
         clock: Callable[[], float],
         rules: Rules,
         healing: Healing,
@@ -40,9 +43,9 @@ class DecodeLegs:
     ) -> None:
         self._fleet = fleet
         self._placement = placement
-        self._connector = connector
         self._legs = legs
         self._tell = tell
+        self._tasks = tasks
         self._clock = clock
         self._rules = rules
         self._healing = healing
@@ -73,8 +76,8 @@ class DecodeLegs:
         finally:
             placed.computed(came=came)
 
-    async def run(self, call: Call, placed: Placed) -> Reply:
-        """Send the decode leg, to another instance for as long as none could be connected to.
+    async def run(self, call: Call, placed: Placed, legs: LegsInTurn) -> Reply:
+        """Send the decode leg of a hold, to another instance for as long as none could be connected to.
 
         Raises AttemptFailedError.
         """
@@ -82,8 +85,8 @@ class DecodeLegs:
         request = call.request
         fetch = None
         if request.sequences > 1:
-            fetch = self._connector.fetch_body(request.dialect.first_token_only(request.body), hold.handoff)
-        body = fetch or self._connector.decode_body(request.body, hold.handoff)
+            fetch = legs.fetch_body(request.dialect.first_token_only(request.body), hold.handoff)
+        body = fetch or legs.decode_body(request.body, hold.handoff)
         failure: AttemptFailedError | None = None
         while True:
             if hold.due(self._clock()) is not Due.OFFER:
@@ -117,6 +120,30 @@ class DecodeLegs:
                     raise failure from error
                 self._tell(Retried(failure.phase, failure.instance, failure.reason))
 
+    def begin(self, call: Call, placed: Placed, body: Encoded) -> "asyncio.Task[Reply | AttemptFailedError]":
+        """Send the decode leg of a crossing, in a task of its own; its end tells nothing but what it has
+        produced.
+        """
+        return self._tasks.create(self._at_once(call, placed, body), name=f"decode {call.leg_id}")
+
+    async def _at_once(self, call: Call, placed: Placed, body: Encoded) -> Reply | AttemptFailedError:
+        crossing, chosen = placed.crossing, placed.decode
+        placed.tried.append(chosen.instance)
+        try:
+            # The prompt is computed within this time, too.
+            return await self._answered(call, placed, body, crossing, more_s=self._rules.deadlines.prefill_s)
+        except AttemptFailedError as failure:
+            return failure
+        except LegError as error:
+            self._legs.failed(error)
+            return AttemptFailedError(
+                Phase.DECODE,
+                chosen.instance,
+                cause=error,
+                prefill_on=crossing.cached_on,
+                tried=tuple(placed.tried),
+            )
+
     def _moves(self, placed: Placed) -> bool:
         """Whether the decode leg can go where its hold was not offered yet; it does then."""
         better = self._placement.decide_decode(
@@ -127,32 +154,47 @@ class DecodeLegs:
         placed.moves_to(better)
         return True
 
-    async def _answered(self, call: Call, placed: Placed, body: Encoded, hold: Hold | None = None) -> Reply:
+    async def _answered(
+        self,
+        call: Call,
+        placed: Placed,
+        body: Encoded,
+        custody: Hold | Crossing | None = None,
+        *,
+        more_s: float = 0.0,
+    ) -> Reply:
         """Send a leg; the reply once the engine has produced something: a whole answer, or what begins a
         stream.
 
-        `hold`: what it carries. Raises LegError if nothing comes, AttemptFailedError if the engine answers
-        that it failed.
+        `custody`: the blocks that it needs; `more_s`: how much longer than any leg it may take. Raises
+        LegError if nothing comes, AttemptFailedError if the engine answers that it failed.
         """
+        limit_s = self._rules.deadlines.first_byte_s + more_s
         untold = Untold(self._tell, self._clock, Phase.DECODE, placed.decode)
         placed.decode_leg.callback(untold.over, LEFT)  # if nothing else becomes of it
         try:
-            return await self._read(call, placed, body, hold, untold)
+            return await self._read(call, placed, body, custody, untold, limit_s)
         except LegError as error:
             untold.over(reason_of(error))
             raise
 
     async def _read(
-        self, call: Call, placed: Placed, body: Encoded, hold: Hold | None, untold: Untold
+        self,
+        call: Call,
+        placed: Placed,
+        body: Encoded,
+        custody: Hold | Crossing | None,
+        untold: Untold,
+        limit_s: float,
     ) -> Reply:
         chosen, decision = placed.decode, placed.decision
-        with within(self._rules.deadlines.first_byte_s, chosen.instance, "the decode leg's first byte"):
+        with within(limit_s, chosen.instance, "the decode leg's first byte"):
             sent = await self._legs.send(call, chosen, body, placed.decode_leg)
             answer = sent.answer
             if answer.is_event_stream and answer.status == 200:
                 stream = EngineStream(answer, self._rules.deadlines.chunk_s, call.request.dialect)
                 if (failure := await stream.begin()) is None:
-                    self._produced(hold, chosen.instance)
+                    self._produced(custody, chosen.instance)
                     self._legs.took(sent)
                     self._legs.began(chosen.instance)
                     rest = self._rest(stream, chosen.instance, untold)
@@ -170,13 +212,13 @@ class DecodeLegs:
         untold.over(why or (SERVED if reply.status == 200 else REFUSED), answered=True)
         sent.end()  # another leg may follow under the same claim
         if why is not None:
-            prefill_on = hold.instance if hold is not None else None
+            prefill_on = custody.cached_on if custody is not None else None
             after_s = self._legs.age_s(sent)
             raise AttemptFailedError(
                 Phase.DECODE, chosen.instance, reply, prefill_on=prefill_on, reason=why, after_s=after_s
             )
         if reply.status == 200:
-            self._produced(hold, chosen.instance)
+            self._produced(custody, chosen.instance)
             self._legs.served(chosen.instance)
         return reply
 
@@ -197,11 +239,13 @@ class DecodeLegs:
         untold.over(SERVED, answered=True)
         await stream.drain()
 
-    def _produced(self, hold: Hold | None, decode: str) -> None:
-        if hold is None:
+    def _produced(self, custody: Hold | Crossing | None, decode: str) -> None:
+        if custody is None:
             return
-        self._legs.served(hold.instance)  # not before: blocks that nobody can fetch are no service
-        hold.pulled()
+        custody.pulled()
+        if custody.cached_on is None:
+            return  # its prefill leg is still to be answered
+        self._legs.served(custody.instance)  # not before: blocks that nobody can fetch are no service
         instance = self._fleet.get(decode)
-        if instance is not None and hold.handoff.engine_id is not None:
-            instance.pulled_from(hold.handoff.engine_id)
+        if instance is not None and custody.handoff.engine_id is not None:
+            instance.pulled_from(custody.handoff.engine_id)

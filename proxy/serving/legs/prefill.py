@@ -5,18 +5,18 @@ ended.
 import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from proxy.config import Rules
-from proxy.connectors import Connector
-from proxy.connectors.handoff import most_answer_bytes
+from proxy.connectors.handoff import Handoff, most_answer_bytes
 from proxy.errors import ConnectFailedError, LegError
 from proxy.fleet.fullness import FULL
-from proxy.happenings import HoldEnded, Tell
+from proxy.happenings import Tell
 from proxy.phases import Phase
 from proxy.request.body import Body, Encoded
 from proxy.request.deadlines import within
-from proxy.scheduling.types import Candidate
-from proxy.serving.custody import Due, Hold
+from proxy.request.dialects import Usage
+from proxy.serving.custody import HoldState
 from proxy.serving.exchange import Call, Reply, as_unary
 from proxy.serving.handover.releases import Releases
 from proxy.serving.healing import Healing
@@ -33,7 +33,6 @@ from proxy.serving.legs.leg import (
     reason_of,
 )
 from proxy.serving.placed import Placed
-from proxy.serving.waits import WAITS, Waits
 from proxy.tasks import TaskOwner
 
 
@@ -43,7 +42,6 @@ class PrefillLegs:
     def __init__(
         self,
         *,
-        connector: Connector,
         legs: Legs,
         releases: Releases,
         tell: Tell,
@@ -52,9 +50,7 @@ class PrefillLegs:
         rules: Rules,
         learning: Learning,
         healing: Healing,
-        waits: Waits = WAITS,
     ) -> None:
-        self._connector = connector
         self._legs = legs
         self._releases = releases
         self._tell = tell
@@ -63,62 +59,49 @@ class PrefillLegs:
         self._rules = rules
         self._learning = learning
         self._healing = healing
-        self._grace_s = waits.abandoned_prefill_s
 
-    async def run(self, call: Call, placed: Placed) -> Reply | None:
-        """Have the hold filled. A reply is the engine's last word on the request; without one the hold is held.
+    def begin(
+        self,
+        call: Call,
+        placed: Placed,
+        body: Callable[[Body], Encoded],
+        read_handoff: Callable[[bytes, Usage], Handoff],
+    ) -> "asyncio.Task[Reply | AttemptFailedError | None]":
+        """Have the custody of `placed` filled, in a task of its own: it may survive its client.
 
-        Raises AttemptFailedError. The leg is a task of its own, so that it survives its client long enough to
-        be cleaned up.
+        `body` makes the leg's of the request for its first token, and `read_handoff` reads the answer. The
+        task ends with None if the custody was told of that; a reply is the engine's last word on the request.
         """
         placed.compares()
         kept = ExitStack()
-        kept.enter_context(call.ticket.kept())  # its client may leave, and it still runs
+        kept.enter_context(call.ticket.kept())
         kept.callback(placed.prefill_over)
-        leg = self._tasks.create(self._leg(call, placed), name=f"prefill {call.leg_id}")
+        run = _Run(call, placed, body, read_handoff)
+        leg = self._tasks.create(self._leg(run), name=f"prefill {call.leg_id}")
         leg.add_done_callback(lambda _leg: kept.close())
         placed.runs_apart()
-        try:
-            end = await asyncio.shield(leg)
-        except asyncio.CancelledError:
-            if not leg.cancelled():
-                self._tasks.create(self._abandon(call, placed, leg), name=f"abandon prefill {call.leg_id}")
-            raise
-        if isinstance(end, AttemptFailedError):
-            raise end
-        return end
+        return leg
 
-    async def _abandon(
-        self, call: Call, placed: Placed, leg: "asyncio.Task[Reply | AttemptFailedError | None]"
-    ) -> None:
-        hold = placed.hold
-        hold.give_up()
-        try:
-            await asyncio.wait({leg}, timeout=self._grace_s)
-            if not leg.done():
-                leg.cancel()
-                await asyncio.wait({leg})
-        finally:
-            # Also when kvproxy stops: whatever is held by now has nobody else.
-            if self._connector.holds and hold.due(self._clock()) is Due.RELEASE:
-                await self._releases.release(call, hold)
-
-    async def _leg(self, call: Call, placed: Placed) -> Reply | AttemptFailedError | None:
-        chosen, hold = placed.prefill, placed.hold
+    async def _leg(self, run: "_Run") -> Reply | AttemptFailedError | None:
+        call, placed = run.call, run.placed
+        chosen, custody = placed.prefill, placed.custody
         untold = Untold(self._tell, self._clock, Phase.PREFILL, chosen)
         came = finished = False
         try:
             with placed.prefill_leg as leg:
                 asked = self._healing.asking(call, chosen, placed.question)
                 with within(self._rules.deadlines.prefill_s, chosen.instance, "the prefill leg"):
-                    sent = await self._send(call, chosen, asked, leg)
+                    sent = await self._send(run, asked, leg)
                     answer = sent.answer
                     finished = answer.status == 200
                     data = await answer.read(most_answer_bytes(call.request.body.size_bytes))
             failure = call.request.dialect.failure(data) if finished else None
             came = finished and failure is None
         except BaseException as error:
-            self._ended_early(hold, error, finished=finished)
+            if isinstance(error, ConnectFailedError):
+                custody.failed()
+            else:
+                custody.lost(finished=finished)
             untold.over(reason_of(error) if isinstance(error, LegError) else LEFT)
             if not isinstance(error, LegError):
                 raise
@@ -127,7 +110,7 @@ class PrefillLegs:
         finally:
             placed.computed(came=came)
         if not came:
-            hold.failed()
+            custody.failed()
             reply = (
                 as_unary(answer, failure, placed.decision)
                 if failure is not None
@@ -140,39 +123,42 @@ class PrefillLegs:
                 return AttemptFailedError(Phase.PREFILL, chosen.instance, reply, reason=why, after_s=after_s)
             return reply
         try:
-            handoff = self._connector.read_handoff(data, call.request.dialect.usage(data))
+            handoff = run.read_handoff(data, call.request.dialect.usage(data))
         except ValueError as error:
-            hold.failed()
+            custody.failed()
             untold.over(Reason.OTHER, answered=True)
             cause = LegError(chosen.instance, str(error))
             return AttemptFailedError(Phase.PREFILL, chosen.instance, cause=cause)
-        hold.answered(handoff, self._clock())
-        if self._connector.holds:
-            self._releases.begun(hold)
+        custody.answered(handoff, self._clock())
+        self._releases.begun(custody)
+        if custody.state is HoldState.PULLED:  # its decode leg has produced before
+            self._legs.served(chosen.instance)
         untold.over(SERVED, self._learning.prefilled(placed), answered=True)
         self._healing.answered(chosen, placed.question, handoff, asked=asked is not None)
         return None
 
-    async def _send(self, call: Call, chosen: Candidate, asked: Body | None, stack: ExitStack) -> Sent:
+    async def _send(self, run: "_Run", asked: Body | None, stack: ExitStack) -> Sent:
         """Send the leg; once more without the question for a report if that may be why it is refused."""
+        chosen = run.placed.prefill
         if asked is not None:
-            sent = await self._legs.send(call, chosen, self._first(call, asked), stack)
+            sent = await self._legs.send(run.call, chosen, run.first(asked), stack)
             if not 400 <= sent.answer.status < 500 or sent.answer.status in FULL:
                 return sent
             sent.answer.close()
             sent.end()
-        sent = await self._legs.send(call, chosen, self._first(call, call.request.body), stack)
+        sent = await self._legs.send(run.call, chosen, run.first(run.call.request.body), stack)
         if asked is not None and sent.answer.status == 200:
             self._healing.refused(chosen)
         return sent
 
-    def _first(self, call: Call, body: Body) -> Encoded:
-        return self._connector.prefill_body(call.request.dialect.first_token_only(body))
 
-    def _ended_early(self, hold: Hold, error: BaseException, *, finished: bool) -> None:
-        if isinstance(error, ConnectFailedError):
-            hold.failed()
-            return
-        hold.lost(finished=finished)
-        if self._connector.holds:
-            self._tell(HoldEnded(hold.instance, hold.state))
+class _Run(NamedTuple):
+    """One leg, and how its body is made and its answer read."""
+
+    call: Call
+    placed: Placed
+    body: Callable[[Body], Encoded]
+    read_handoff: Callable[[bytes, Usage], Handoff]
+
+    def first(self, body: Body) -> Encoded:
+        return self.body(self.call.request.dialect.first_token_only(body))

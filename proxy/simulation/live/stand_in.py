@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from proxy.simulation.api.adapters import Adapters
 from proxy.simulation.api.errors import EngineFullError
@@ -53,11 +54,17 @@ class StandIn:
     """One stand-in engine. Ports that were 0 in the configuration stay the same over a restart."""
 
     def __init__(
-        self, config: StandInConfig | None = None, routes: Sequence[GeneratingRoute] = ROUTES
+        self,
+        config: StandInConfig | None = None,
+        routes: Sequence[GeneratingRoute] = ROUTES,
+        before: Sequence[Middleware] = (),
     ) -> None:
-        """`routes`: the generating routes it serves."""
+        """`routes`: the generating routes it serves; `before`: what is done with a request before it is read,
+        as by a KV connector that is not modelled.
+        """
         self.config = config or StandInConfig()
         self._routes = routes
+        self._before = before
         self.tokenizer = _tokenizer()
         self.adapters = Adapters(self.config.model, self.config.loras)
         self.checker = Checker(
@@ -239,7 +246,8 @@ class StandIn:
         if self._runner is not None:
             return
         app = web.Application(
-            middlewares=[watch(self), refusals, guard(self.config.api_key)], client_max_size=_BODY_LIMIT
+            middlewares=[watch(self), refusals, guard(self.config.api_key), *self._before],
+            client_max_size=_BODY_LIMIT,
         )
         app.add_routes(Handlers(self, self._routes).routes)
         if self.config.any_origin:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from proxy.connectors import CONNECTORS, Connector, Handoff, NixlConnector, SharedConnector, load_connector
+from proxy.connectors import CONNECTORS, Handoff, NixlConnector, SharedConnector, load_connector
 from proxy.connectors.handoff import MAX_PARAMS_BYTES
+from proxy.connectors.plans import LegsInTurn
 from proxy.errors import ConfigError
 from proxy.request.body import Body
 from proxy.request.dialects import CHAT, COMPLETIONS
@@ -43,7 +44,7 @@ def first() -> Body:
     return CHAT.first_token_only(body())
 
 
-def read(connector: Connector, answer: bytes) -> Handoff:
+def read(connector: LegsInTurn, answer: bytes) -> Handoff:
     return connector.read_handoff(answer, CHAT.usage(answer))
 
 

@@ -11,7 +11,8 @@ from kvevents import PrefixIndex, Prompt
 from proxy.admission import Admitted
 from proxy.caches.accuracy import Accuracy
 from proxy.config import parse_instance
-from proxy.connectors import Handoff
+from proxy.connectors import Handoff, NixlConnector
+from proxy.connectors.plans import InTurn
 from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.happenings import CountsDiffered, Happening
 from proxy.phases import Phase, Role
@@ -23,6 +24,8 @@ from proxy.serving.exchange import Reply
 from proxy.serving.learning import MAX_READ_BYTES, Learning
 from proxy.serving.placed import Placed
 from proxy.shown import as_builtins
+
+PLAN = InTurn(NixlConnector(), leased=True)
 
 
 class Told:
@@ -93,7 +96,7 @@ class Scene:
             prefill=None if one_leg else placement.claim(prefill, Phase.PREFILL, question),
             expected=Expectation(),
         )
-        self.placed = Placed(admitted, placement, kind="chat", lease_s=30.0)
+        self.placed = Placed(admitted, placement, PLAN, kind="chat", lease_s=30.0)
         self.placed.compares()
 
     def prefilled(self) -> None:

@@ -13,6 +13,8 @@ from kvevents import PrefixIndex, Prompt
 from proxy.admission import Admitted
 from proxy.caches.accuracy import Accuracy
 from proxy.config import parse_instance
+from proxy.connectors import NixlConnector
+from proxy.connectors.plans import InTurn
 from proxy.errors import LegError
 from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.phases import Phase, Role
@@ -21,6 +23,8 @@ from proxy.scheduling.policies import RoundRobin
 from proxy.scheduling.question import Question
 from proxy.serving.legs.leg import AttemptFailedError, Legs
 from proxy.serving.placed import Placed
+
+PLAN = InTurn(NixlConnector(), leased=True)
 
 QUESTION = Question("tiny", Prompt(range(64)), 64)
 
@@ -41,7 +45,7 @@ class Scene:
             self.fleet, PrefixIndex(), policy, "round_robin", clock=lambda: 0.0, accuracy=self.accuracy
         )
         self.settled: list[bool] = []
-        self.placed = Placed(self.admitted(), self.placement, kind="text", lease_s=30.0)
+        self.placed = Placed(self.admitted(), self.placement, PLAN, kind="text", lease_s=30.0)
         self.reply = ExitStack()
 
     def admitted(self) -> Admitted:

@@ -1,0 +1,94 @@
+"""The decode leg is sent once the prefill leg is answered, and what that leaves behind has an end, at
+whichever moment the client leaves.
+
+A prefill leg outlives its client by some seconds: only its answer names the blocks that are to be released.
+What becomes of them is told by `serving.custody`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from proxy.connectors.plans import InTurn
+from proxy.serving.custody import Due, Hold
+from proxy.serving.exchange import Call
+from proxy.serving.handover.releases import Releases
+from proxy.tasks import TaskOwner
+
+T = TypeVar("T")
+
+
+class InTurnHandover:
+    """Carries out plans of legs that go one after the other."""
+
+    def __init__(
+        self,
+        releases: Releases,
+        tasks: TaskOwner,
+        clock: Callable[[], float],
+        *,
+        grace_s: float,
+        waits_for_releases: bool = False,
+    ) -> None:
+        """`grace_s`: how long a prefill leg may still run whose client has left. `waits_for_releases`: a run
+        ends only once a hold that is due for it was given back.
+        """
+        self._releases = releases
+        self._tasks = tasks
+        self._clock = clock
+        self._grace_s = grace_s
+        self._waits = waits_for_releases
+
+    async def run(
+        self,
+        call: Call,
+        plan: InTurn,
+        hold: Hold,
+        prefill: "asyncio.Task[T | None]",
+        decode: Callable[[], Awaitable[T]],
+        tried: Sequence[str],
+    ) -> T:
+        """What the legs end with; the prefill leg has just begun.
+
+        `prefill` ends with None if it was answered with what was asked for, and tells `hold`; `decode` sends
+        the other leg then. `tried`: the decode instances that the hold was offered to. May be cancelled at
+        any moment.
+        """
+        prefill.add_done_callback(lambda _leg: self._count(hold))
+        try:
+            end = await asyncio.shield(prefill)
+        except asyncio.CancelledError:
+            if not prefill.cancelled():
+                abandoned = self._abandon(call, plan, hold, prefill)
+                self._tasks.create(abandoned, name=f"abandon prefill {call.leg_id}")
+            raise
+        if end is not None:
+            return end
+        try:
+            return await decode()
+        finally:
+            hold.give_up()
+            if hold.due(self._clock()) is Due.RELEASE:
+                release = self._releases.release(call, plan, hold, tried)
+                released = self._tasks.create(release, name=f"release {call.leg_id}")
+                if self._waits:
+                    await asyncio.shield(released)
+            else:
+                self._releases.ended(hold)
+
+    async def _abandon(self, call: Call, plan: InTurn, hold: Hold, prefill: "asyncio.Task[T | None]") -> None:
+        hold.give_up()
+        try:
+            await asyncio.wait({prefill}, timeout=self._grace_s)
+            if not prefill.done():
+                prefill.cancel()
+                await asyncio.wait({prefill})
+        finally:
+            # Also when kvproxy stops: whatever is held by now has nobody else.
+            if hold.due(self._clock()) is Due.RELEASE:
+                await self._releases.release(call, plan, hold)
+
+    def _count(self, hold: Hold) -> None:
+        """The prefill leg is over: a hold that has ended with it has nobody else to count it."""
+        if hold.ended:
+            self._releases.ended(hold)
