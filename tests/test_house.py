@@ -2,6 +2,7 @@
 order."""
 
 import ast
+import functools
 import pathlib
 import re
 import tomllib
@@ -14,6 +15,8 @@ from proxy.service import assemble
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = sorted(init.parent for init in (ROOT / "proxy").glob("*/__init__.py"))
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
+HOUSE = ROOT / "docs" / "architecture.md"
+CODE = ("proxy", "kvevents", "scripts", "tests/proofs", "tests/hostile", "tests/fuzz")
 FOLDERS = sorted(init for package in ("proxy", "kvevents") for init in (ROOT / package).rglob("__init__.py"))
 
 
@@ -49,9 +52,60 @@ def test_every_folder_is_installed() -> None:
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.name)
 def test_the_files_that_a_page_names_are_there(page: pathlib.Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)`", text)
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.\w+)?|[a-z_]+\.py)`", text)
     missing = [name for name in named if not any((ROOT / base / name).exists() for base in ("", "proxy"))]
     assert not missing
+
+
+def names_in(path: pathlib.Path) -> set[str]:
+    """What a module defines: classes, functions, their arguments, and whatever is assigned."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                found.add(node.name)
+            case ast.arg():
+                found.add(node.arg)
+            case ast.Name(ctx=ast.Store()):
+                found.add(node.id)
+            case ast.Attribute(ctx=ast.Store()):
+                found.add(node.attr)
+    return found
+
+
+@functools.cache
+def defined() -> frozenset[str]:
+    """Everything that is defined anywhere, and the modules' own names."""
+    modules = [path for top in CODE for path in (ROOT / top).rglob("*.py")]
+    return frozenset({path.stem for path in modules}.union(*map(names_in, modules)))
+
+
+NOT_OURS = {"StrEnum", "logging.Handler"}
+NO_NAME = re.compile(r".*\.(py|toml|md)|kvproxy[._]\w+")
+"""Files, series, a logger and a group of entry points."""
+
+
+def test_the_names_on_the_page_of_the_house_are_defined() -> None:
+    text = HOUSE.read_text()
+    spans = re.findall(r"`@?([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\([^`\n]*\)|=[^`\n]*)?`", text)
+    told = {name for name in spans if not NO_NAME.fullmatch(name)} - NOT_OURS
+    packages = {folder.parent.name for folder in FOLDERS}
+    missing = {name for name in told if not {*name.split(".")} <= defined() | packages}
+    assert not missing
+    assert len(told) > 50
+
+
+def test_what_the_page_of_the_house_places_in_a_file_is_there() -> None:
+    text = HOUSE.read_text()
+    placed = re.findall(r"`@?(\w+(?:\.\w+)*)(?:\(\))?`(?: and `(\w+)`)? (?:in|of) `((?:\w+/)+\w+\.py)`", text)
+    files = [(set(filter(None, (*first.split("."), second))), file) for first, second, file in placed]
+    missing = {(*names, file) for names, file in files if not names <= names_in(_there(file))}
+    assert not missing
+    assert len(files) > 15
+
+
+def _there(file: str) -> pathlib.Path:
+    return next(path for base in ("", "proxy") if (path := ROOT / base / file).exists())
 
 
 def anchors(page: pathlib.Path) -> set[str]:
