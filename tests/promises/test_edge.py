@@ -163,3 +163,11 @@ async def test_a_request_line_without_a_version_gets_no_answer_in_http_0_9() -> 
                 assert await reader.read() == b""
         writer.close()
         assert (await pair.service.ask("/health")).status == 200
+
+
+async def test_a_long_name_of_a_model_is_not_repeated_whole() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        for length in (3_000, 300_000):
+            answer = await pair.service.ask("/v1/completions", {"model": "m" * length, "prompt": "x"})
+            assert answer.status in {400, 404}
+            assert 0 < len(answer.json["error"]["message"]) < 1000
