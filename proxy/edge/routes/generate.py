@@ -31,6 +31,7 @@ from proxy.edge.middlewares import (
 from proxy.edge.read_body import in_time
 from proxy.edge.relay import cut_stream, relay_stream
 from proxy.edge.routes.salting import salted
+from proxy.edge.routes.story import Story, answer_tokens, streamed_tokens
 from proxy.edge.stall import StallWatch
 from proxy.errors import (
     RETRY_SOON,
@@ -44,17 +45,14 @@ from proxy.errors import (
     UnsupportedMediaTypeError,
     cut,
 )
-from proxy.happenings import AnswerBegan, ClientStalled, Refused, RequestEnded
+from proxy.happenings import AnswerBegan, ClientStalled, Refused
 from proxy.logs import as_value
 from proxy.request.deadlines import TimeLimit, time_limit
 from proxy.request.dialects import Dialect
 from proxy.request.generation import GenerationRequest, read_request
 from proxy.request.outline import is_large, outline
 from proxy.request.priorities import bounded, claimed
-from proxy.request.sse import events
-from proxy.scheduling.decision import Decision
 from proxy.serving.exchange import Call, Reply
-from proxy.serving.learning import MAX_READ_BYTES
 
 T = TypeVar("T")
 
@@ -76,44 +74,6 @@ def route_of(dialect: Dialect) -> web.RouteDef:
             return await _generate(request, dialect)
 
     return web.post(dialect.path, generate)
-
-
-class Story:
-    """What is told of a request when it is over, as far as it came."""
-
-    def __init__(self) -> None:
-        self.call: Call | None = None
-        self.decision: Decision | None = None
-        self.status: int | None = None
-        self.first_byte_s: float | None = None
-        self.answer_tokens: int | None = None
-
-    def end(self, request: web.Request, dialect: Dialect, outcome: str) -> RequestEnded:
-        """The request is over."""
-        seconds = time.monotonic() - request[STARTED_KEY]
-        call, decision = self.call, self.decision
-        prefill = decision.prefill.chosen if decision is not None else None
-        decode = decision.decode.chosen if decision is not None else None
-        known = call.trace.prompt if call is not None and call.request.prompt_count == 1 else None
-        return RequestEnded(
-            dialect.name,
-            outcome,
-            seconds,
-            arrived_at=time.time() - seconds,
-            request_id=request[REQUEST_ID_KEY],
-            client=call.ticket.client if call is not None else None,
-            model=call.request.model if call is not None else None,
-            stream=call.request.stream if call is not None else None,
-            status=self.status,
-            first_byte_s=self.first_byte_s,
-            attempts=call.trace.attempts if call is not None else 0,
-            prefill=prefill.instance if prefill is not None else None,
-            decode=decode.instance if decode is not None else None,
-            cached_tokens=prefill.cached_tokens if prefill is not None else None,
-            prompt_tokens=known.tokens if known is not None else None,
-            block_keys=known.block_keys if known is not None else {},
-            answer_tokens=self.answer_tokens,
-        )
 
 
 async def _generate(request: web.Request, dialect: Dialect) -> web.StreamResponse:
@@ -364,7 +324,7 @@ async def _answer(
             late = dialect.late_answer(reply.status, reply.body)
             return begun, await cut_stream(request, begun, dialect, error, late)
         if reply.status < 400:
-            story.answer_tokens = _answer_tokens(dialect, reply.body)
+            story.answer_tokens = answer_tokens(dialect, reply.body)
         whole = web.Response(status=reply.status, headers=headers, body=reply.body)
         if len(reply.body) > LARGE_ANSWER_BYTES:  # aiohttp would write it after the handler, unwatched
             reply.close()
@@ -376,26 +336,5 @@ async def _answer(
     with watch:
         cutting = request.app[IN_FLIGHT_KEY].cutting
         relayed = await relay_stream(request, response, reply.body, dialect, cutting, limit)
-    story.answer_tokens = _streamed_tokens(dialect, relayed.before, relayed.last)
+    story.answer_tokens = streamed_tokens(dialect, relayed.before, relayed.last)
     return response, relayed.cut
-
-
-def _answer_tokens(dialect: Dialect, answer: bytes) -> int | None:
-    """How many tokens an answer, or an event of one, says were generated."""
-    if len(answer) > MAX_READ_BYTES or b'"usage"' not in answer:
-        return None
-    try:
-        return dialect.usage(answer).answer_tokens
-    except ValueError:
-        return None
-
-
-def _streamed_tokens(dialect: Dialect, *runs: bytes) -> int | None:
-    """The same of the last events of a stream; None unless its client asked for that."""
-    tokens = None
-    for run in runs:
-        if b'"usage":{' in run and len(run) <= MAX_READ_BYTES:
-            for _, data in events(run):
-                told = _answer_tokens(dialect, data)
-                tokens = tokens if told is None else told
-    return tokens

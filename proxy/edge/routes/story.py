@@ -1,0 +1,75 @@
+"""What is told of a generating request when it is over: as far as it came, and no more.
+
+It is read of what is there anyway: no body is kept for it, and of a stream nothing but its last two runs.
+"""
+
+import time
+
+from aiohttp import web
+
+from proxy.edge.middlewares import REQUEST_ID_KEY, STARTED_KEY
+from proxy.happenings import RequestEnded
+from proxy.request.dialects import Dialect
+from proxy.request.sse import events
+from proxy.scheduling.decision import Decision
+from proxy.serving.exchange import Call
+from proxy.serving.learning import MAX_READ_BYTES
+
+
+class Story:
+    """What is told of a request when it is over, as far as it came."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.decision: Decision | None = None
+        self.status: int | None = None
+        self.first_byte_s: float | None = None
+        self.answer_tokens: int | None = None
+
+    def end(self, request: web.Request, dialect: Dialect, outcome: str) -> RequestEnded:
+        """The request is over."""
+        seconds = time.monotonic() - request[STARTED_KEY]
+        call, decision = self.call, self.decision
+        prefill = decision.prefill.chosen if decision is not None else None
+        decode = decision.decode.chosen if decision is not None else None
+        known = call.trace.prompt if call is not None and call.request.prompt_count == 1 else None
+        return RequestEnded(
+            dialect.name,
+            outcome,
+            seconds,
+            arrived_at=time.time() - seconds,
+            request_id=request[REQUEST_ID_KEY],
+            client=call.ticket.client if call is not None else None,
+            model=call.request.model if call is not None else None,
+            stream=call.request.stream if call is not None else None,
+            status=self.status,
+            first_byte_s=self.first_byte_s,
+            attempts=call.trace.attempts if call is not None else 0,
+            prefill=prefill.instance if prefill is not None else None,
+            decode=decode.instance if decode is not None else None,
+            cached_tokens=prefill.cached_tokens if prefill is not None else None,
+            prompt_tokens=known.tokens if known is not None else None,
+            block_keys=known.block_keys if known is not None else {},
+            answer_tokens=self.answer_tokens,
+        )
+
+
+def answer_tokens(dialect: Dialect, answer: bytes) -> int | None:
+    """How many tokens an answer, or an event of one, says were generated."""
+    if len(answer) > MAX_READ_BYTES or b'"usage"' not in answer:
+        return None
+    try:
+        return dialect.usage(answer).answer_tokens
+    except ValueError:
+        return None
+
+
+def streamed_tokens(dialect: Dialect, *runs: bytes) -> int | None:
+    """The same of the last events of a stream; None unless its client asked for that."""
+    tokens = None
+    for run in runs:
+        if b'"usage"' in run and len(run) <= MAX_READ_BYTES:
+            for _, data in events(run):
+                told = answer_tokens(dialect, data)
+                tokens = tokens if told is None else told
+    return tokens
