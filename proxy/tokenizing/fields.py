@@ -20,6 +20,7 @@ from proxy.request.json_pieces import (
     only_item,
     slices,
 )
+from proxy.tokenizing.contents import look_through, renamed_reasoning, with_stubs
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.local.bounds import Bounds, Excess, least_characters
 from proxy.tokenizing.members import NO_MEMBERS, TRUNCATING, Members, kind_of, members_of
@@ -90,19 +91,6 @@ class Sorted(msgspec.Struct, frozen=True):
     members: Members
 
 
-_NULL = msgspec.Raw(b"null")
-
-
-class _Part(msgspec.Struct):
-    type: str | None = None
-    uuid: msgspec.Raw = _NULL
-
-
-class _Message(msgspec.Struct):
-    role: msgspec.Raw = _NULL
-    content: msgspec.Raw = _NULL
-
-
 class _Function(msgspec.Struct):
     name: str
 
@@ -114,10 +102,6 @@ class _NamedChoice(msgspec.Struct):
 _decode_length = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=1)]).decode
 _decode_side = msgspec.json.Decoder(Literal["left", "right"] | None).decode
 _decode_variables = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
-_decode_part = msgspec.json.Decoder(_Part).decode
-_decode_message = msgspec.json.Decoder(_Message).decode
-_decode_raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_raw_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_choice = msgspec.json.Decoder(Literal["auto", "none", "required"] | _NamedChoice).decode
 _decode_tokens = msgspec.json.Decoder(list[int]).decode
 
@@ -179,7 +163,7 @@ def read_prompt(found: Sorted, bounds: Bounds) -> Given | Ask | Unknowable:
         truncation = _truncation(body, shaping)
         if request.dialect is not CHAT:
             return _completion(request, shaping, kind, truncation, bounds, members)
-        contents = _of_contents(body, bounds)
+        contents = look_through(body, bounds)
         media = contents.media
         if contents.excess is not None and truncation is None and media == 0:
             return Unknowable(TOO_LONG, kind, members, contents.excess)
@@ -216,117 +200,6 @@ def _choice(body: Body) -> Choice | None:
     if isinstance(choice, _NamedChoice):
         return Choice.NAMED
     return None if choice == "auto" else Choice(choice)
-
-
-_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
-"""Types of content parts that vLLM takes as text."""
-_TEXT_OR_NAME = _TEXT_PARTS | {"tool_reference"}
-_STUBS = {
-    "image": frozenset({"image_url", "input_image", "image_pil", "image_embeds"}),
-    "audio": frozenset({"audio_url", "input_audio", "audio_embeds"}),
-    "video": frozenset({"video_url", "video_embeds"}),
-}
-"""What templates see of a part of these types: which of the three it is, and the members that vLLM does not
-know."""
-_OF_PARTS = frozenset(
-    """
-    audio_embeds audio_url closed data file image_embeds image_pil image_url input_audio name prompt_cache_breakpoint
-    refusal text thinking type uuid video_embeds video_url
-    """.split()  # noqa: SIM905  # as members.py
-)
-"""The members of parts that vLLM 0.32 knows (`_KNOWN_CONTENT_PART_FIELDS`). It gives templates all others of
-a medium."""
-_MEDIA = {part: stub for stub, parts in _STUBS.items() for part in parts}
-
-
-class _Contents(msgspec.Struct):
-    """What the contents of messages are."""
-
-    needs: frozenset[str] = frozenset()
-    """What must be agreed about for their parts."""
-    media: int = 0
-    """How many parts are media; -1 if some are neither that nor text."""
-    media_bytes: int = 0
-    too_much: bool = False
-    """Some message is longer than any that is read, its long texts apart."""
-    excess: Excess | None = None
-
-
-def _of_contents(body: Body, bounds: Bounds) -> _Contents:
-    """Look through the messages. Raises msgspec.DecodeError for what an engine refuses."""
-    view = body.view("messages") or memoryview(b"null")
-    found, characters = _Contents(), 0
-    may_be_long = len(view) > bounds.most_characters
-    for item in body.short_items("messages"):
-        if len(item) > bounds.limits.most_work_bytes:
-            found.too_much = True
-            continue
-        message = _decode_message(item)
-        content = memoryview(message.content)
-        if may_be_long and message.role in _SHOWN_WHOLE:
-            characters += _least_of(body.text(content))
-        if found.media >= 0:
-            _look_at(content, found, body)
-    found.excess = bounds.of_characters(characters)
-    return found
-
-
-_SHOWN_WHOLE = (msgspec.Raw(b'"user"'), msgspec.Raw(b'"system"'))
-"""Roles whose contents templates show but for white space around them; of an assistant's they may leave out
-thoughts."""
-
-
-def _least_of(content: memoryview) -> int:
-    """How many characters of a message's content are surely in the prompt: those of a text."""
-    return least_characters(content, blanks=False) if bytes(content[:1]) == b'"' else 0
-
-
-def _look_at(content: memoryview, found: _Contents, body: Body) -> None:
-    first = bytes(content[:1])
-    if first != b"[":
-        if first != b'"' and bytes(content[:4]) != b"null":
-            raise msgspec.DecodeError("a content is a text or a list")
-        return
-    for part in _decode_raw_parts(content):
-        view = memoryview(part)
-        if bytes(view[:1]) == b'"':
-            found.needs = _PARTS
-            continue
-        kind = _decode_part(part)
-        if kind.type in _MEDIA:
-            found.media += 1
-            found.media_bytes += body.whole_bytes(bytes(view))
-        elif kind.type not in _TEXT_OR_NAME or kind.uuid != _NULL:
-            found.media = -1  # with a uuid vLLM looks for media whatever the type is
-            return
-        elif kind.type != "text":
-            found.needs = _PARTS
-
-
-_PARTS = frozenset({"text parts"})
-
-
-def _with_stubs(body: Body) -> bytes:
-    """The messages with a stub for each image, sound and video, whose data is not copied, and marks for long
-    texts.
-    """
-    messages: list[dict[str, Any]] = []
-    for message in map(_decode_raw_members, body.short_items("messages")):
-        shown: dict[str, Any] = dict(message)
-        if "content" in message and bytes(memoryview(message["content"])[:1]) == b"[":
-            shown["content"] = [_stub(part) for part in _decode_raw_parts(message["content"])]
-        messages.append(shown)
-    return msgspec.json.encode(messages)
-
-
-def _stub(part: msgspec.Raw) -> Any:
-    if bytes(memoryview(part)[:1]) != b"{":
-        return part
-    stub = _MEDIA.get(_decode_part(part).type or "")
-    if stub is None:
-        return part
-    members = _decode_raw_members(part)
-    return {"type": stub} | {name: value for name, value in members.items() if name not in _OF_PARTS}
 
 
 def _truncation(body: Body, shaping: set[str]) -> Truncation | None:
@@ -373,9 +246,9 @@ def _question(
     }
     messages = body.view("messages") or memoryview(b"")
     if stubs:
-        members["messages"] = msgspec.Raw(body.whole(_with_stubs(body)))
+        members["messages"] = msgspec.Raw(body.whole(with_stubs(body)))
     elif contains(messages, b'"reasoning_content"'):
-        members["messages"] = msgspec.Raw(body.whole(_renamed_reasoning(body)))
+        members["messages"] = msgspec.Raw(body.whole(renamed_reasoning(body)))
     return _encoded(members | put | {"model": request.model})
 
 
@@ -386,21 +259,6 @@ def _encoded(members: dict[str, Any]) -> bytes | bytearray:
         parts += [b"," if parts else b"{", msgspec.json.encode(name), b":"]
         parts.append(memoryview(value) if isinstance(value, msgspec.Raw) else msgspec.json.encode(value))
     return joined([*parts, b"}"]) if sum(map(len, parts)) > COPIED_BYTES else b"".join([*parts, b"}"])
-
-
-def _renamed_reasoning(body: Body) -> bytes:
-    """As chats are read: /tokenize does not know the older name. Marks stand for long texts."""
-    renamed: list[Any] = []
-    for raw in body.short_items("messages"):
-        message: Any = msgspec.Raw(raw)
-        if raw[:1] == b"{":
-            message = _decode_raw_members(raw)
-            older = message.pop("reasoning_content", _NULL)
-            if older != _NULL:
-                newer = message.get("reasoning", _NULL)
-                message["reasoning"] = older if newer == _NULL else newer
-        renamed.append(message)
-    return msgspec.json.encode(renamed)
 
 
 def _completion(

@@ -17,14 +17,14 @@ from proxy.request.body import Body
 from proxy.request.dialects import DIALECTS
 from proxy.request.generation import read_request
 from proxy.request.json_pieces import COPIED_BYTES, PIECE_BYTES, decoded_text
-from proxy.tokenizing import fields
+from proxy.tokenizing import contents, fields
 from proxy.tokenizing.fields import Ask, Given, what_to_tokenize
 from proxy.tokenizing.local import bounds, tokenizer
 from proxy.tokenizing.local.reading import loads
 from proxy.upstream.engine_api import tokens
 from proxy.upstream.engine_api.asking import UnreadableError
 
-MODULES = (body_module, generation, grammar, json_pieces, tokens, fields, tokenizer)
+MODULES = (body_module, generation, grammar, json_pieces, tokens, contents, fields, tokenizer)
 
 TEXTS = st.text(st.sampled_from('ab"\\,:[]{}é漢😀 \n'), max_size=9)
 VALUES = st.recursive(
