@@ -90,7 +90,7 @@ class Proof(enum.Enum):
     """A leg on trial has outlived PATIENT_CHECKS answered checks."""
     FAILS = enum.auto()
     """A leg failed."""
-    OUTDONE = enum.auto()
+    OTHERS_SERVED = enum.auto()
     """CHARGES_MOST legs in a row, or one on trial, failed where others served the same requests."""
 
 
@@ -98,7 +98,7 @@ TURNS: Mapping[At, Mapping[Proof, At]] = {
     At.CLOSED: {
         Proof.SEEN: At.CLOSED,
         Proof.GONE: At.DEAD,
-        Proof.OUTDONE: At.EJECTED,
+        Proof.OTHERS_SERVED: At.EJECTED,
     },
     At.DEAD: {
         Proof.SEEN: At.CLOSED,
@@ -115,7 +115,7 @@ TURNS: Mapping[At, Mapping[Proof, At]] = {
         Proof.SERVES: At.CLOSED,
         Proof.OUTLASTED: At.CLOSED,
         Proof.FAILS: At.EJECTED,
-        Proof.OUTDONE: At.EJECTED,
+        Proof.OTHERS_SERVED: At.EJECTED,
         Proof.GONE: At.DEAD,
     },
 }
@@ -284,13 +284,13 @@ class Breaker:
         self._charges = 0
         self._turn(Proof.SERVES, now)
 
-    def broke(self, now: float) -> None:
+    def leg_cut(self, now: float) -> None:
         """A leg ended without a complete answer; what that means is for a check to find out, unless on
         trial.
         """
-        self.erred(now)
+        self.engine_failed(now)
 
-    def erred(self, now: float) -> None:
+    def engine_failed(self, now: float) -> None:
         """The engine answered that it failed: by its own fault or by the request's, which is told later; on
         trial it gets no benefit of the doubt.
         """
@@ -298,13 +298,13 @@ class Breaker:
         self._failed_at = now
         self._turn(Proof.FAILS, now)
 
-    def charged(self, now: float) -> None:
+    def others_served(self, now: float) -> None:
         """A leg failed, and another instance then served the same request."""
         if self.state is Circuit.OPEN:
             return
         self._charges += 1
         if self._at is At.HALF_OPEN or self._charges >= CHARGES_MOST:
-            self._turn(Proof.OUTDONE, now)
+            self._turn(Proof.OTHERS_SERVED, now)
 
     # -- inside -------------------------------------------------------------------------------------------
 

@@ -194,7 +194,9 @@ class Director:
                     call.trace.failed.append(f"{failure.instance}:{failure.reason}")
                 else:
                     if reply.status == 200 and attempts.last is not None:
-                        self._watch.outdone(attempts.to_blame(self._legs.dead) - _instances(reply.decision))
+                        self._watch.others_served(
+                            attempts.to_blame(self._legs.dead) - _instances(reply.decision)
+                        )
                     return reply
                 retry.close()
                 if not await self._another(attempts, retry):

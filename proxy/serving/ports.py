@@ -79,11 +79,11 @@ class Watch(Protocol):
         """A leg was answered with what was asked for."""
         ...
 
-    def leg_erred(self, address: str) -> None:
+    def engine_failed(self, address: str) -> None:
         """The engine answered that it failed; the request may be to blame."""
         ...
 
-    def outdone(self, addresses: Collection[str]) -> None:
+    def others_served(self, addresses: Collection[str]) -> None:
         """Legs failed there, and other instances then served the same request."""
         ...
 

@@ -126,10 +126,10 @@ class HealthBook:
         self._changed(instance, before)
         self._down(instance, words)
 
-    def broke(self, instance: Instance, words: str) -> None:
+    def leg_cut(self, instance: Instance, words: str) -> None:
         """A leg ended without a complete answer."""
         before = instance.breaker.standing
-        instance.breaker.broke(self._clock())
+        instance.breaker.leg_cut(self._clock())
         self._changed(instance, before, f"its trial leg failed: {words}")
 
     def began(self, instance: Instance) -> None:
@@ -144,17 +144,17 @@ class HealthBook:
         instance.breaker.served(self._clock())
         self._changed(instance, before)
 
-    def erred(self, instance: Instance) -> None:
+    def engine_failed(self, instance: Instance) -> None:
         """The engine answered that it failed: by its own fault or by the request's."""
         before = instance.breaker.standing
-        instance.breaker.erred(self._clock())
+        instance.breaker.engine_failed(self._clock())
         last = f": {instance.last_failure}" if instance.last_failure else ""
         self._changed(instance, before, f"its trial leg failed{last}")
 
-    def charged(self, instance: Instance) -> None:
+    def others_served(self, instance: Instance) -> None:
         """A leg failed, and another instance then served the same request."""
         before = instance.breaker.standing
-        instance.breaker.charged(self._clock())
+        instance.breaker.others_served(self._clock())
         why = "its legs failed where another instance served the same requests"
         last = f" (last: {instance.last_failure})" if instance.last_failure else ""
         self._changed(instance, before, why + last)

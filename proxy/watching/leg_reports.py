@@ -53,7 +53,7 @@ class LegReports:
             self._wake(instance.address)
             return
         if not isinstance(error, ConnectFailedError) or isinstance(error, ConnectTimeoutError):
-            self._book.broke(instance, error.words)
+            self._book.leg_cut(instance, error.words)
         elif instance.status is Status.UP:
             self._book.lost(instance, error.words)
         self._wake(instance.address)
@@ -72,12 +72,12 @@ class LegReports:
         if (instance := self._fleet.get(address)) is not None:
             self._book.served(instance)
 
-    def leg_erred(self, address: str) -> None:
+    def engine_failed(self, address: str) -> None:
         """The engine answered that it failed."""
         if (instance := self._fleet.get(address)) is not None and instance.status is not Status.ASLEEP:
-            self._book.erred(instance)
+            self._book.engine_failed(instance)
 
-    def outdone(self, addresses: Collection[str]) -> None:
+    def others_served(self, addresses: Collection[str]) -> None:
         """Legs failed there, and other instances then served the same request."""
         for address in addresses:
             instance = self._fleet.get(address)
@@ -86,12 +86,12 @@ class LegReports:
             if self._sleepers.can_sleep(instance):  # falling asleep it drops its legs: that is nobody's fault
                 self._tasks.create(self._charge(instance), name=f"charge {address}")
             else:
-                self._book.charged(instance)
+                self._book.others_served(instance)
             self._wake(address)
 
     async def _charge(self, instance: Instance) -> None:
         if not await self._sleepers.asleep(instance) and self._fleet.get(instance.address) is instance:
-            self._book.charged(instance)
+            self._book.others_served(instance)
 
     def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
         """An answer names the engine process it came from: another one than last time has an empty cache."""

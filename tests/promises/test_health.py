@@ -268,7 +268,7 @@ async def test_an_ejected_instance_serves_when_there_is_no_other() -> None:
         eject_for_long(pair)
         ejected, other = pair.engines.decode
         for _ in range(3):
-            pair.service.app[SERVICE].watch.legs.outdone([ejected.address])
+            pair.service.app[SERVICE].watch.legs.others_served([ejected.address])
         assert await why(pair.service, ejected.address, "decode") == "circuit open"
         for n in range(5):
             await pair.service.complete(prose(5, n))

@@ -208,7 +208,7 @@ class DecodeLegs:
                     reply = as_unary(answer, failure, decision)
                 else:
                     reply = Reply(200, answer.headers, without_params(data), decision)
-        why = self._legs.worth_another(Phase.DECODE, call, chosen, sent, reply)
+        why = self._legs.why_another(Phase.DECODE, call, chosen, sent, reply)
         untold.over(why or (SERVED if reply.status == 200 else REFUSED), answered=True)
         sent.end()  # another leg may follow under the same claim
         if why is not None:

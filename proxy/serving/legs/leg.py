@@ -290,7 +290,7 @@ class Legs:
         """A leg was answered with what was asked for."""
         self._watch.leg_served(address)
 
-    def worth_another(
+    def why_another(
         self, phase: Phase, call: Call, chosen: Candidate, sent: Sent, reply: Reply
     ) -> Reason | None:
         """Why another attempt may do better than this reply, made of an engine's answer; None if it is the
@@ -318,7 +318,7 @@ class Legs:
             return None
         if instance is not None:
             instance.leg_failed(f"status {status}")
-        self._watch.leg_erred(chosen.instance)
+        self._watch.engine_failed(chosen.instance)
         return Reason.STATUS
 
     def _others_serve(self, instance: Instance, phase: Phase, model: str) -> bool:

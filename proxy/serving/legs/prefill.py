@@ -116,7 +116,7 @@ class PrefillLegs:
                 if failure is not None
                 else Reply(answer.status, answer.headers, data, placed.decision)
             )
-            why = self._legs.worth_another(Phase.PREFILL, call, chosen, sent, reply)
+            why = self._legs.why_another(Phase.PREFILL, call, chosen, sent, reply)
             untold.over(why or REFUSED, answered=True)
             if why is not None:
                 after_s = self._legs.age_s(sent)

@@ -713,7 +713,7 @@ async def test_engines_that_do_both_are_limited_by_what_they_decode() -> None:
 def eject(scene: Scene, instance: Instance) -> None:
     scene.health().answered(instance)
     for _ in range(3):
-        scene.health().charged(instance)
+        scene.health().others_served(instance)
     assert instance.breaker.state is Circuit.OPEN
 
 

@@ -225,7 +225,7 @@ def test_a_full_one_is_waited_for_rather_than_one_that_fails_but_not_rather_than
     assert e is not None
     d.fullness.said(0.0, 0, 0.0)
     for _ in range(3):
-        e.breaker.erred(0.0)
+        e.breaker.engine_failed(0.0)
     assert scene.decide([1]).decode.chosen is None
     assert {p.candidate.why for p in scene.decide([1]).decode.candidates} == {"says it is full", "failing"}
     starting = Breaker(slow_start_s=60.0, joins=True)
@@ -247,7 +247,7 @@ def test_one_that_failed_and_is_well_is_tried_again_rather_than_that_a_full_one_
     assert chosen(scene.decide([1], failed=Counter({"d:1": 2})))[1] is None  # again and again: better wait
     assert chosen(scene.decide([1], failed=Counter({"d:1": 2, "e:1": 2})))[1] == "d:1"
     for _ in range(3):
-        d.breaker.erred(0.0)
+        d.breaker.engine_failed(0.0)
     for failed in ({"d:1"}, {"d:1", "e:1"}, set[str]()):
         assert chosen(scene.decide([1], failed=failed))[1] is None
     e.fullness.forget()
@@ -261,7 +261,7 @@ def test_nor_does_a_full_one_stand_for_others_that_are_worse_than_the_one_that_f
     assert c is not None
     b.fullness.said(0.0, 0, 0.0)
     for _ in range(3):
-        c.breaker.erred(0.0)
+        c.breaker.engine_failed(0.0)
     assert chosen(scene.decide([1], failed={"a:1"}))[0] == "a:1"
     b.fullness.forget()
     assert chosen(scene.decide([1], failed={"a:1"}))[0] == "b:1"

@@ -33,7 +33,7 @@ def to_leave(fleet: Fleet, instance: Instance) -> str | None:
 
 def fail(instance: Instance) -> None:
     for _ in range(CHARGES_MOST):
-        instance.breaker.broke(NOW)
+        instance.breaker.leg_cut(NOW)
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
@@ -69,5 +69,5 @@ def test_an_instance_that_is_not_answering_is_nobody_to_flee_to() -> None:
 def test_a_single_failure_is_not_free() -> None:
     fleet = Fleet()
     failing, _ = decode(fleet, "failing:1"), decode(fleet, "well:1")
-    failing.breaker.broke(NOW)
+    failing.breaker.leg_cut(NOW)
     assert to_leave(fleet, failing) is None
