@@ -79,7 +79,7 @@ class Tier:
         return len(list(takewhile(bool, map(contains, map(self.home, hashes), hashes))))
 
     def add_name(self, key: int) -> None:
-        """One more hash stands for a key that is here."""
+        """A further hash stands for a key that is here."""
         self.names[key] = self.names.get(key, 0) + 1
 
     def add_copies(self, engine_hash: EngineHash, copies: int) -> None:

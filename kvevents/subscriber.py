@@ -164,8 +164,8 @@ class Subscriber:
 
     @property
     def epoch(self) -> int:
-        """One more whenever all that was known of this rank was forgotten: what was concluded from it before
-        is void.
+        """How often all that was known of this rank was forgotten: what was concluded in an earlier epoch is
+        void.
         """
         return self._epoch
 

@@ -46,7 +46,7 @@ class Place(enum.Enum):
 
     SHARED = "shared"
     SPARE = "spare"
-    """It gets one answer, and generates nothing."""
+    """A place for one answer, in which nothing is generated."""
     NONE = "none"
 
 
@@ -102,7 +102,7 @@ class Descriptors:
         return max(self.limit - self._own_now() - self.spare - self._for_operators, 2)
 
     def client_comes(self) -> Place:
-        """One more of a client; it is counted from now on unless there is no place."""
+        """A client has connected; its connection is counted from now on unless there is no place."""
         if not self._client_fits() and not (self.make_room() and self._client_fits()):
             if self.spares >= self.spare:
                 self.closed("refused")
@@ -124,7 +124,7 @@ class Descriptors:
         self.operators -= 1
 
     def operator_comes(self, make_room: Callable[[], bool]) -> bool:
-        """One more on the admin port; counted from now on unless this is False."""
+        """Somebody has connected to the admin port. True: that connection is counted from now on."""
         if self.operators >= self.spare and not make_room():
             self.closed("refused")
             return False

@@ -71,7 +71,7 @@ class Occasionally:
         self._untold = 0
 
     def count(self) -> int:
-        """One more. How many there were since the last line, if it is time for one; else 0."""
+        """Count an occurrence. How many there were since the last line, if it is time for a line; else 0."""
         self._untold += 1
         if self._clock() - self._told_at < self._every_s:
             return 0

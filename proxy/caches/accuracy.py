@@ -28,7 +28,7 @@ class Source(Protocol):
 
     @property
     def epoch(self) -> int:
-        """One more whenever all blocks were forgotten because another process may be behind the address."""
+        """How often all blocks were forgotten because another process may be behind the address."""
         ...
 
 
@@ -257,7 +257,7 @@ class Accuracy:
             yield Change(of.instance, of.rank, step, *of.last_miss, of.trust.rebuild_in_s(now))
 
     def forget(self, instance: str) -> None:
-        """It was removed."""
+        """An instance was removed: drop what was counted of it."""
         for at in [at for at in self._ranks if at[0] == instance]:
             del self._ranks[at]
 

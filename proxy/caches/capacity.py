@@ -61,7 +61,7 @@ class Capacities:
         self._told[instance.address] = set(capacities)
 
     def forget(self, instance: Instance) -> None:
-        """It has left."""
+        """Drop what was learned of an instance that has left."""
         self._asked.pop(instance.address, None)
         for rank in self._told.pop(instance.address, ()):
             self._index.set_capacity(instance.address, rank, None)

@@ -34,7 +34,7 @@ class Snapshots(Protocol):
         ...
 
     def unfollow(self, instance: str, rank: int) -> None:
-        """It is followed no longer."""
+        """A rank is followed no longer."""
         ...
 
     def forget(self, instance: str) -> None:
@@ -90,8 +90,8 @@ class _Feed:
 
     @property
     def epoch(self) -> int:
-        """One more for each process that may be another one: a batch that cannot be read says nothing of
-        that.
+        """How often another process may have been behind the address: a batch that cannot be read says nothing
+        of that.
         """
         return self.subscriber.epoch - self.subscriber.damages
 

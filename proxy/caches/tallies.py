@@ -44,7 +44,7 @@ class Tally:
         """The sum of how far they were off."""
 
     def count(self, outcome: Outcome, off_blocks: int = 0) -> None:
-        """One more leg."""
+        """Count a leg by its outcome, and how many blocks its prediction was off."""
         self.by_outcome[outcome] += 1
         self.off_blocks += off_blocks
 

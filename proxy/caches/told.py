@@ -67,7 +67,7 @@ class ToldRules(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, config: Config) -> "ToldRules":
-        """Those of a configuration."""
+        """The rules that a configuration sets."""
         return cls(AllowedInstances(config.security.allow_instances), events_bind(config))
 
     def connected(self, endpoint: Endpoint, host: str) -> str:

@@ -19,7 +19,7 @@ class WhenNoPrefill(enum.StrEnum):
     DECODE = "decode"
     """A decode instance serves all of it."""
     FAIL = "fail"
-    """It is refused at once."""
+    """The request is refused at once."""
 
 
 def _check_priority(flag: str, priority: int) -> None:

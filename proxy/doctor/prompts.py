@@ -19,7 +19,7 @@ LEAST_WORDS = 24
 
 
 def random_text(words: int) -> str:
-    """So many random words."""
+    """A text of `words` random words, `LEAST_WORDS` at least."""
     dice = random.SystemRandom()
     return " ".join(dice.choice(WORDS) for _ in range(max(words, LEAST_WORDS)))
 

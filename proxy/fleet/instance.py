@@ -61,7 +61,7 @@ class SourceView(Protocol):
 
     @property
     def epoch(self) -> int:
-        """One more whenever all blocks were forgotten because another process may be behind the address."""
+        """How often all blocks were forgotten because another process may be behind the address."""
         ...
 
 

@@ -39,7 +39,7 @@ class PricedPairs(msgspec.Struct, frozen=True):
     prices: Sequence[float] = ()
 
     def cheapest(self, most: int) -> list[tuple[Pair, float]]:
-        """So many of them, the cheapest first."""
+        """The `most` cheapest pairs with their prices, the cheapest first."""
         return heapq.nsmallest(most, zip(self.pairs, self.prices, strict=True), key=lambda priced: priced[1])
 
 

@@ -20,7 +20,7 @@ class Question(msgspec.Struct, frozen=True):
     estimated_tokens: int
     """Its length for load counting where it is not known."""
     whole: bool = False
-    """It cannot be split into two legs."""
+    """The request cannot be split into two legs."""
     prefix_only: bool = False
     """More follows what is known of the prompt."""
     answer_tokens: int = 1

@@ -50,7 +50,7 @@ class Due(enum.StrEnum):
     RELEASE = "release"
     """Have it given back."""
     NOTHING = "nothing"
-    """It has ended."""
+    """Nothing is due: the hold has ended."""
 
 
 _ENDS = frozenset(

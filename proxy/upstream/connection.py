@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
         return answer.take()
 
     def give_up(self, why: str) -> None:
-        """Whoever waits for bytes hears that none will come."""
+        """Tell whoever waits for bytes that none will come."""
         self._given_up = self._lost = why
         self.drop()
         self._wake()

@@ -109,7 +109,7 @@ class Pool(Listener):
         return engine.heard_at if engine is not None else None
 
     def give_up(self, instance: str, why: str) -> None:
-        """Whoever waits for an engine hears that it is in vain."""
+        """Tell whoever waits for an engine that it is in vain."""
         engine = self._engines.get(instance)
         if engine is None:
             return

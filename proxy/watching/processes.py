@@ -34,6 +34,6 @@ class Processes:
         return before is not None and before.engine_id != engine_id and before.epoch == now.epoch
 
     def forget(self, instance: Instance) -> None:
-        """Whoever comes back at its address is verified anyway."""
+        """Drop an instance's processes: whoever comes back at its address is verified anyway."""
         for rank in instance.ranks:
             self._seen.pop((instance.address, rank), None)

@@ -46,7 +46,7 @@ class Watched:
         self.task: asyncio.Task[None] | None = None
         self.checks = 0
         self.lost_its_cache = False
-        """It sleeps so deeply, and the index knows."""
+        """It sleeps so deeply that its cache is lost, and the index knows."""
         self.clears_awake: Mapping[int, int] = {}
         """How often each rank had told of a reset of its cache when it was last known to be awake."""
         self.answers_nothing = False

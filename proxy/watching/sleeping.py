@@ -56,7 +56,7 @@ class Sleepers:
         return read_depth(page)
 
     def forget(self, address: str) -> None:
-        """It has left."""
+        """Drop what was learned of an instance that has left."""
         self._sleepless.pop(address, None)
 
 

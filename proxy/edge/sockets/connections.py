@@ -60,7 +60,7 @@ class Connection(web.RequestHandler):
         return not self._waiter.done() if self._waiter is not None else not self._request_count
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It stays if there is a descriptor for it."""
+        """Keep the connection if there is a descriptor for it, else close it."""
         super().connection_made(transport)
         if not self._door.comes(self):
             self.force_close()

@@ -74,7 +74,7 @@ class Door(ABC):
         return self._places.get(guest) is Place.SPARE
 
     def works(self, guest: Guest) -> None:
-        """It has sent the head of a request."""
+        """A guest has sent the head of a request."""
         self._resting.pop(guest, None)
         if guest.is_reading and guest in self._places:
             self._reading[guest] = None

@@ -47,7 +47,7 @@ class Choice:
     params: dict[str, Any] | None = None
 
     def feed(self, output: Output) -> Piece:
-        """One more token; afterwards `finish_reason` tells whether that was all."""
+        """Take in a token; afterwards `finish_reason` tells whether it was the last."""
         token = output.token
         if token is None:  # the engine has dropped it
             self.finish_reason = output.request.status.value

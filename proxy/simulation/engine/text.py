@@ -60,7 +60,7 @@ class OutputText:
         self.text = ""
 
     def add(self, token: int, *, check_stop: bool = True) -> str | None:
-        """One more token; the stop string that ends the text now, if any."""
+        """Append a token's text; the stop string that ends the text now, if any."""
         before = len(self.text)
         self.text += self._decoder.decode(self._tokenizer.token_bytes(token))
         if not self._stop or not check_stop:

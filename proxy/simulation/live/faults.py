@@ -41,7 +41,7 @@ class Faults:
         self._released = asyncio.Event()
 
     def add(self, fault: Fault) -> None:
-        """One more rule, after those there are."""
+        """Append a rule: earlier rules come first."""
         self._rules.append((fault, fault.times))
 
     def clear(self) -> None:
