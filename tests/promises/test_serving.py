@@ -200,6 +200,13 @@ async def test_other_policies_spread(policy: str) -> None:
             assert counts == [4, 4]
 
 
+async def test_instances_that_do_both_take_turns_too() -> None:
+    async with engines(0, 0, both=3) as made, kvproxy(made.config(policy="round_robin")) as service:
+        for n in range(9):
+            assert (await service.complete(f"p{n}")).status == 200
+        assert [_posts(e, "/v1/completions") for e in made.both] == [3, 3, 3]
+
+
 class Fixed:
     """A user's policy: always the instance with the highest address."""
 
