@@ -10,6 +10,7 @@ import pytest
 
 from kvevents import BlockStored, Prompt, Slot
 from proxy.edge.app_keys import SERVICE
+from proxy.scheduling.policies import RoundRobin
 from proxy.simulation import StandIn
 from proxy.tuning import Tuning
 from tests.helpers.service import Pair, Service, fleet, wait_until
@@ -109,7 +110,7 @@ async def test_engines_that_look_ahead_are_predicted_exactly() -> None:
     """Prompts that end with a block, or go on otherwise behind one, and their repetitions."""
     dice = random.Random(3)
     plain = {"connector": False, "lookahead": 1}
-    async with fleet(prefill=0, decode=0, both=2, stand_in=plain) as pair:
+    async with fleet(prefill=0, decode=0, both=2, stand_in=plain, policy=RoundRobin()) as pair:
         asked = 0
         for _ in range(40):
             prompt = [

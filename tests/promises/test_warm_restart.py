@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from proxy.config import State
+from proxy.scheduling.policies import RoundRobin
 from proxy.simulation import StandIn
 from proxy.snapshots.directory import StateDirectory
 from proxy.tuning import Tuning
@@ -277,7 +278,7 @@ async def test_a_disk_that_hangs_keeps_no_engine_from_coming_up(
 async def test_an_instance_that_left_leaves_nothing(at: pathlib.Path) -> None:
     async with engines(2, 1) as made:
         gone, stays = made.prefill
-        async with kvproxy(made.config(state=kept(at))) as service:
+        async with kvproxy(made.config(state=kept(at)), RoundRobin()) as service:
             await chat(service, 8)
             await heard_all(service, made)
             await service.keeper._write_all()
