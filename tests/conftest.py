@@ -8,12 +8,17 @@ import signal
 from collections.abc import Generator, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from scripts.workshop.engines.fleet import Fleet
 from scripts.workshop.engines.stand_in import StandInFleet
 from tests import fleets
 
 REAL = pytest.StashKey[int]()
+
+# What is measured is what comes out, not how fast: machines stall.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
