@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 FRESH_S = 5.0
 """An address that is older is looked up anew, and used meanwhile."""
+NO_ANSWER = "kvproxy's resolver does not answer"
 SILENT_S = 1.5
 """A resolver that takes longer is silent: less than a check has, so that it is called so and not the
 engine."""
@@ -120,7 +121,7 @@ class Names:
             async with asyncio.timeout(max(0.0, lookup.begun_at + self._silent_s - self._clock())):
                 error = await asyncio.shield(lookup.task)
         except TimeoutError:
-            raise ResolverError("kvproxy's resolver does not answer") from None
+            raise ResolverError(NO_ANSWER) from None
         if error is not None:
             raise type(error)(*error.args)  # each who waits gets one of its own
         return self._known[key]

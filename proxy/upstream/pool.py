@@ -26,7 +26,7 @@ from proxy.errors import (
 )
 from proxy.request.deadlines import Scope
 from proxy.upstream.connection import Connection, Listener, words_of
-from proxy.upstream.names import Address, Names, ResolverError, address_info
+from proxy.upstream.names import NO_ANSWER, Address, Names, ResolverError, address_info
 
 SWEEP_S = 0.5
 """How often free connections are looked at that may have been free for too long."""
@@ -54,17 +54,21 @@ class _Engine:
 class _Connecting(Scope):
     """The time one connection may take to come about."""
 
-    __slots__ = ("_instance", "_seconds", "given_up")
+    __slots__ = ("_instance", "_seconds", "given_up", "resolving")
 
     def __init__(self, instance: str, seconds: float) -> None:
         super().__init__(asyncio.get_running_loop().time() + seconds)
         self._instance = instance
         self._seconds = seconds
         self.given_up: str | None = None
+        self.resolving = False
+        """Its address is being asked for: if time is up, the resolver is to blame, not the engine."""
 
     def late(self) -> LegError:
         if self.given_up is not None:
             return LegBrokenError(self._instance, self.given_up)
+        if self.resolving:
+            return UnresolvedError(self._instance, f"its address is not known: {NO_ANSWER}")
         return ConnectTimeoutError(self._instance, f"no connection within {self._seconds:g} s")
 
 
@@ -213,7 +217,7 @@ class Pool(Listener):
             ):
                 raise NoSocketError(instance, os.strerror(errno.EMFILE))
             with scope:
-                connection = await self._connect(engine)
+                connection = await self._connect(engine, scope)
         except ResolverError as error:
             raise UnresolvedError(instance, f"its address is not known: {error}") from error
         except socket.gaierror as error:
@@ -234,9 +238,11 @@ class Pool(Listener):
         engine.in_use.add(connection)
         return connection
 
-    async def _connect(self, engine: _Engine) -> Connection:
+    async def _connect(self, engine: _Engine, scope: _Connecting) -> Connection:
         host, port = _host_of(engine.instance), int(engine.instance.rpartition(":")[2])
+        scope.resolving = True
         addresses = _literal(host, port) or await self._names.resolve(host, port)
+        scope.resolving = False
         loop = asyncio.get_running_loop()
         connected = await aiohappyeyeballs.start_connection(
             addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, loop=loop

@@ -4,6 +4,7 @@ blamed."""
 import asyncio
 import socket
 import threading
+import time
 
 import pytest
 
@@ -128,9 +129,12 @@ async def test_a_connection_that_fails_has_its_name_looked_up_anew(resolver: Res
             assert answer.status == 200
 
 
-async def test_a_silent_resolver_is_our_own_trouble(resolver: Resolver) -> None:
+@pytest.mark.parametrize("stalls_s", [0.0, 0.4])
+async def test_a_silent_resolver_is_our_own_trouble(resolver: Resolver, stalls_s: float) -> None:
+    """Also where kvproxy itself stalls meanwhile, so that the time to connect is over as well."""
     resolver.fall_silent()
     async with EngineClient(connect_timeout_s=0.2) as client:
+        asyncio.get_running_loop().call_later(0.05, time.sleep, stalls_s)
         with pytest.raises(
             UnresolvedError, match="its address is not known: kvproxy's resolver does not answer"
         ):
