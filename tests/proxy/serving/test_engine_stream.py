@@ -181,12 +181,12 @@ async def test_data_puts_off_the_deadline_and_a_slow_reader_uses_none_of_it() ->
             await asyncio.sleep(0.01)
             return await super().next_chunk(limit_s)
 
-    stream = EngineStream(Noting(TEXT, COMMENT, COMMENT, TEXT, TEXT, DONE), 5, CHAT)
+    stream = EngineStream(Noting(TEXT, COMMENT, COMMENT, TEXT, TEXT, DONE), 600, CHAT)
     assert await stream.begin() is None
     await passed(stream, pause_s=0.05)
-    assert limits[0] == 5
-    assert 5 > limits[1] > limits[2] > 4.8
-    assert limits[3:] == [5, 5]
+    assert limits[0] == 600
+    assert 600 > limits[1] > limits[2] > 500
+    assert limits[3:] == [600, 600]
 
 
 async def test_an_event_without_an_end_breaks_the_leg() -> None:
