@@ -170,12 +170,13 @@ async def told_in_the_stream(pair: Pair) -> None:
 async def test_a_dead_prefill_instance_takes_its_hold_along_and_another_serves_the_request() -> None:
     async with fleet(prefill=2, decode=1, waits=WAITS) as pair:
         decode = pair.engines.decode[0]
-        decode.faults.add(fault("slow", delay_s=LATE_S))
+        decode.faults.add(fault("hang"))
         running = asyncio.get_running_loop().create_task(pair.service.complete(prose(40)))
         await wait_until(lambda: asked(decode), "a decode leg")
         (dead,) = [engine for engine in pair.engines.prefill if len(engine.model.holds)]
         (other,) = [engine for engine in pair.engines.prefill if engine is not dead]
         await dead.stop()
+        decode.faults.release()
         assert (await running).status == 200
         await pair.service.settled()
         assert asked(other)
