@@ -13,7 +13,7 @@ import numpy as np
 
 from proxy.errors import BadRequestError
 from proxy.request.json_pieces import PIECE_BYTES, Buffer, contains, has_half_pairs, joined, slices, trimmed
-from proxy.request.outline import LARGE_BODY_BYTES, MAX_DEPTH, MAX_MEMBERS, Outline, Span, too_many_members
+from proxy.request.outline import MAX_DEPTH, MAX_MEMBERS, Outline, Span, too_many_members
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -23,8 +23,9 @@ MAX_NAME_BYTES = 4096
 """Of a member, as text."""
 MAX_SCALAR_BYTES = 64 << 10
 """Of a value where only numbers and short texts are of use."""
-_WHOLE_BYTES = 64 << 10
-"""Larger values are sent on as they lie in memory; smaller ones are copied together."""
+_WHOLE_BYTES = 16 << 10
+"""Larger values are sent on as they lie in memory, so that a leg that waits for its engine has no copy of its
+request; smaller ones are copied together."""
 
 _decode_top = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_name = msgspec.json.Decoder(str).decode
@@ -247,8 +248,8 @@ class Body:
         return _encode(self._members)
 
     def to_send(self) -> Encoded:
-        """The same, in pieces if it is large."""
-        if sum([len(memoryview(raw)) for raw in self._members.values()]) <= LARGE_BODY_BYTES:
+        """The same, in pieces unless it is small."""
+        if sum([len(memoryview(raw)) for raw in self._members.values()]) <= _WHOLE_BYTES:
             return self.encoded()
         parts: list[Buffer] = []
         small = bytearray(b"{")

@@ -201,6 +201,7 @@ async def generation_request(request: web.Request, dialect: Dialect | Sequence[D
     else:
         _hold(request, weigh(data))
         read = read_request(dialect, data, default_model)
+        data.clear()  # the request has its own copy
     if not await service.adapters.known(read.model):
         raise NotFoundError(f"The model `{cut(read.model)}` does not exist.", param="model")
     return read
@@ -209,10 +210,14 @@ async def generation_request(request: web.Request, dialect: Dialect | Sequence[D
 async def _off_the_loop(request: web.Request, function: Callable[..., T], *arguments: Any) -> T:
     work = request.app[SERVICE].reader.submit(function, *arguments)
     request[BODY_LEASE_KEY].lasts(work)
-    return await asyncio.wrap_future(work)
+    try:
+        return await asyncio.wrap_future(work)
+    except RequestError as error:
+        # Its traceback holds what the thread had made of the body, which may be twelve times that.
+        raise error.with_traceback(None) from None
 
 
-async def read_json_bytes(request: web.Request) -> bytes | bytearray:
+async def read_json_bytes(request: web.Request) -> bytearray:
     """The body of a request that says it is plain JSON, within the limit. Raises RequestError."""
     if request.content_type != "application/json":
         raise UnsupportedMediaTypeError(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import BadRequestError
 from proxy.request import dialects
-from proxy.request.body import Body
+from proxy.request.body import Body, Pieces
 from proxy.request.dialects.chat import MAX_MESSAGES, MAX_TOOLS
 from proxy.request.generation import read_request
 from proxy.request.json_pieces import TEXT_BYTES
@@ -157,3 +157,13 @@ def test_large_values_are_sent_from_where_they_lie() -> None:
     assert not isinstance(sent, bytes)
     (large,) = [part for part in sent if isinstance(part, memoryview)]
     assert np.shares_memory(np.frombuffer(large, np.uint8), np.frombuffer(data, np.uint8))
+
+
+def test_what_is_sent_of_a_long_value_is_no_copy() -> None:
+    """A leg waits for its engine, as many of them as there are requests."""
+    body = Body.parse(json.dumps({"model": "tiny", "prompt": "word " * 10_000}).encode())
+    sent = body.changed({"max_tokens": 1}).to_send()
+    assert isinstance(sent, Pieces)
+    assert json.loads(bytes(sent)) == {"model": "tiny", "prompt": "word " * 10_000, "max_tokens": 1}
+    lies_in = np.frombuffer(memoryview(body.view("prompt") or b""), np.uint8)
+    assert any(np.shares_memory(lies_in, np.frombuffer(piece, np.uint8)) for piece in sent)
