@@ -52,8 +52,8 @@ _COMPLETION = frozenset({"completion"})
 
 TEXT_COPIES = 8
 """A question, what a template gets of it, the text that it makes, its pieces and their tokens weigh so many
-times the question; what the library makes of one slice comes on top, a few times 10 MB in all
-(`pieces.MAX_PIECE`)."""
+times the question; what the library makes of one slice comes on top, some 20 MB in all
+(`pieces.MAX_PIECE_BYTES`)."""
 
 
 def _nothing() -> None:

@@ -7,7 +7,7 @@ import string
 
 from proxy.edge.app_keys import SERVICE
 from proxy.simulation.api.model_files import write_model
-from proxy.tokenizing.local.turns import SLICE_CHARACTERS
+from proxy.tokenizing.local.turns import SLICE_BYTES
 from proxy.tokenizing.shown import TokenizerShown
 from tests.helpers.service import UNHURRIED, Service, fleet, wait_until
 
@@ -35,7 +35,7 @@ async def test_long_prompts_of_others_do_not_hold_up_a_short_one(tmp_path: pathl
             assert pieces is not None
             return pieces.missed_characters
 
-        before, size = tokenized(), 20 * SLICE_CHARACTERS
+        before, size = tokenized(), 20 * SLICE_BYTES
         loop = asyncio.get_running_loop()
         long = [loop.create_task(service.complete(unlike(size, seed), max_tokens=1)) for seed in range(3)]
         await wait_until(lambda: tokenized() > before, "the first slice of a long text")

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from proxy.tokenizing.local.exactness import Cuts
-from proxy.tokenizing.local.turns import SLICE_CHARACTERS, Job, Slice, at_once
+from proxy.tokenizing.local.turns import SLICE_BYTES, Job, Slice, at_once
 from proxy.tokenizing.shown import PiecesShown
 
 CHUNK = 1024
@@ -26,9 +26,12 @@ CACHE_BYTES = 128 << 20
 _ENTRY_BYTES = 250
 """A dict entry with its key object and its value object, without their contents."""
 
-MAX_PIECE = 1 << 17
-"""Characters of a piece: what cannot be cut makes some 200 bytes of the library's own objects for each.
-Chinese without spaces is one piece up to the next special token; so much of it is 80 000 tokens or more."""
+MAX_PIECE_BYTES = 64 << 10
+"""Of a piece in UTF-8. While it is tokenized the library makes 90 to 230 bytes for each of them (measured with
+tokenizers 0.22 and a byte-level vocabulary: letters 130, Chinese 135, digits 180, base64 210, Cyrillic 230), so
+15 MB at most, once. Longer ones are asked of engines. Prose, code and minified scripts of Latin letters have a
+place to cut every few KiB; a message of Chinese or of Cyrillic letters, a table of numbers and base64 have
+none: so much of these is 21 000, 33 000 and 65 000 characters."""
 
 LOOK_CHARACTERS = 1 << 14
 """Searched at once, before other threads have a turn."""
@@ -54,18 +57,18 @@ class PieceCache:
         max_bytes: int = CACHE_BYTES,
         *,
         chunk: int = CHUNK,
-        max_piece: int = MAX_PIECE,
-        slice_characters: int = SLICE_CHARACTERS,
+        max_piece_bytes: int = MAX_PIECE_BYTES,
+        slice_bytes: int = SLICE_BYTES,
     ) -> None:
         """`encode` is asked for pieces not known, by whichever thread wants them; `max_bytes` bounds what is
-        kept. `chunk`, `max_piece`, `slice_characters`: as the constants of these names.
+        kept. `chunk`, `max_piece_bytes`, `slice_bytes`: as the constants of these names.
         """
         self._encode = encode
+        self._max_piece_bytes = max_piece_bytes
         self.cuts = cuts
         self._max_bytes = max_bytes
         self._chunk = chunk
-        self._max_piece = max_piece
-        self._slice_characters = slice_characters
+        self._slice_bytes = slice_bytes
         self._lock = threading.Lock()
         self._known: OrderedDict[str, bytes] = OrderedDict()
         self.held_bytes = 0
@@ -119,11 +122,10 @@ class PieceCache:
                 else:
                     self._known.move_to_end(part)
                     self.hit_characters += len(part)
-        left = sum(map(len, missing))
-        for pieces in batches(missing, self._slice_characters):
-            characters = sum(map(len, pieces))
-            yield Slice(characters, left)
-            left -= characters
+        left_bytes = sum(map(_utf8_bytes, missing))
+        for pieces, size_bytes in batches(missing, self._slice_bytes):
+            yield Slice(size_bytes, left_bytes)
+            left_bytes -= size_bytes
             found = self._encode(pieces)
             with self._lock:
                 for piece, ids in zip(pieces, found, strict=True):
@@ -169,16 +171,21 @@ class PieceCache:
             last = self._place_to_cut(part, start + self._chunk) if self.cuts.words else None
             if last is None:
                 break
-            parts.append(part[start : last.end()])
+            parts.append(self._piece(part, start, last.end()))
             start = last.end() + self.cuts.drop_space
-        if end - start > self._max_piece:
-            raise TooLongPieceError(f"a piece of more than {self._max_piece} characters")
         if start < end:
-            parts.append(part[start:])
+            parts.append(self._piece(part, start, end))
+
+    def _piece(self, part: str, start: int, end: int) -> str:
+        if end - start <= self._max_piece_bytes:
+            piece = part[start:end]
+            if 4 * len(piece) <= self._max_piece_bytes or _utf8_bytes(piece) <= self._max_piece_bytes:
+                return piece
+        raise TooLongPieceError(f"a piece of more than {self._max_piece_bytes} bytes")
 
     def _place_to_cut(self, part: str, at: int) -> re.Match[str] | None:
         """The first one from there on, if a piece may be that long."""
-        until = min(len(part), at + self._max_piece)
+        until = min(len(part), at + self._max_piece_bytes)
         while at < until:
             look = min(at + LOOK_CHARACTERS, until)
             if (
@@ -198,18 +205,23 @@ class PieceCache:
             self.held_bytes -= _size_bytes(*self._known.popitem(last=False))
 
 
-def batches(texts: Iterable[str], slice_characters: int) -> Iterator[list[str]]:
-    """The same in order, as many at once as make a slice."""
+def batches(texts: Iterable[str], slice_bytes: int) -> Iterator[tuple[list[str], int]]:
+    """The same in order, as many at once as make a slice, and how many bytes those have."""
     batch: list[str] = []
-    characters = 0
+    size_bytes = 0
     for text in texts:
-        if batch and characters + len(text) > slice_characters:
-            yield batch
-            batch, characters = [], 0
+        more_bytes = _utf8_bytes(text)
+        if batch and size_bytes + more_bytes > slice_bytes:
+            yield batch, size_bytes
+            batch, size_bytes = [], 0
         batch.append(text)
-        characters += len(text)
+        size_bytes += more_bytes
     if batch:
-        yield batch
+        yield batch, size_bytes
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _size_bytes(piece: str, ids: bytes) -> int:

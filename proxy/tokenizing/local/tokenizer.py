@@ -20,10 +20,10 @@ from proxy.request.json_pieces import decoded_text
 from proxy.tokenizing.local.conversations import UnclearError, conversation_of, is_stub, tools_of
 from proxy.tokenizing.local.exactness import Cuts, cuts_of
 from proxy.tokenizing.local.files import ModelFiles
-from proxy.tokenizing.local.pieces import MAX_PIECE, PieceCache
+from proxy.tokenizing.local.pieces import MAX_PIECE_BYTES, PieceCache
 from proxy.tokenizing.local.reading import loads
 from proxy.tokenizing.local.templates import ChatTemplate, ChatTemplates
-from proxy.tokenizing.local.turns import SLICE_CHARACTERS, Job, Slice, Turns, at_once
+from proxy.tokenizing.local.turns import SLICE_BYTES, Job, Slice, Turns, at_once
 
 INLINE_BYTES = 8192
 """Longer questions leave the event loop: about 2 ms of tokenizing if nothing of it is known."""
@@ -110,12 +110,12 @@ class LocalTokenizer:
         self,
         files: ModelFiles,
         *,
-        slice_characters: int = SLICE_CHARACTERS,
-        max_piece: int = MAX_PIECE,
+        slice_bytes: int = SLICE_BYTES,
+        max_piece_bytes: int = MAX_PIECE_BYTES,
     ) -> None:
         """Loads at once, which takes up to a second or two. Raises NotExactError.
 
-        `slice_characters`, `max_piece`: as the constants of these names.
+        `slice_bytes`, `max_piece_bytes`: as the constants of these names.
         """
         # One thread a prompt: engines may share these cores, and a prompt's pieces are soon done.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -132,10 +132,10 @@ class LocalTokenizer:
         self.pieces = PieceCache(
             self._encode,
             self._cuts(described, files),
-            max_piece=max_piece,
-            slice_characters=slice_characters,
+            max_piece_bytes=max_piece_bytes,
+            slice_bytes=slice_bytes,
         )
-        self._turns = Turns(slice_characters=slice_characters)
+        self._turns = Turns(slice_bytes=slice_bytes)
 
     def close(self) -> None:
         """Take no more questions."""

@@ -179,7 +179,7 @@ class Watched(LocalTokenizer):
 
 
 async def test_a_piece_that_is_too_long_is_no_answer_here(model: pathlib.Path) -> None:
-    local = Watched(model, max_piece=2000)
+    local = Watched(model, max_piece_bytes=2000)
     assert local.answer_now(msgspec.json.encode({"prompt": "<|en" * 1000})) is None
     assert local.asked == []
     assert local.answer_now(msgspec.json.encode({"prompt": "some words " * 1000})) is not None
@@ -235,7 +235,7 @@ class Slow(Watched):
 
 
 async def test_memory_is_charged_until_the_thread_has_ended(model: pathlib.Path) -> None:
-    local, memory = Slow(model, slice_characters=2000), BodyBudget(8 << 20)
+    local, memory = Slow(model, slice_bytes=2000), BodyBudget(8 << 20)
     nobody: Any = None  # is asked
     tokenizer = PromptTokenizer(Fleet(), nobody, clock=time.monotonic, local=local, memory=memory)
     tokenizer._parity.learn("engine:8000", "tiny", {})

@@ -166,3 +166,19 @@ def test_ids_are_packed() -> None:
     ids = cached(tok, cuts_of(tok.to_str())).encode("a module")
     assert isinstance(ids, array)
     assert (ids.typecode, ids.itemsize) == ("I", 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "longest"),
+    [("a", 300), ("я", 150), ("漢", 100), ("👩", 75)],  # a letter of one, two, three, four bytes
+)
+def test_a_piece_is_as_long_as_its_bytes(text: str, longest: int) -> None:
+    tokenizer = toys.byte_level(None)
+
+    def encode(texts: Sequence[str]) -> list[bytes]:
+        return [array("I", tokenizer.encode(text).ids).tobytes() for text in texts]
+
+    cache = PieceCache(encode, cuts_of(tokenizer.to_str()), max_piece_bytes=300)
+    assert cache.encode(text * longest).tolist() == tokenizer.encode(text * longest).ids
+    with pytest.raises(pieces.TooLongPieceError):
+        cache.encode(text * (longest + 1))

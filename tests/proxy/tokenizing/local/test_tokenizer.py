@@ -125,10 +125,10 @@ def test_a_tool_call_that_no_tokenizer_reads_is_left_to_engines(
 def test_what_the_tokenizer_is_given_at_once_is_bounded(models: dict[str, LocalTokenizer]) -> None:
     texts = ["word " * n for n in (1, 30, 2, 3, 40, 1)]
     slices = list(batches(texts, 40))
-    assert [text for batch in slices for text in batch] == texts
-    assert all(len(batch) == 1 or sum(map(len, batch)) <= 40 for batch in slices)
+    assert [text for batch, _ in slices for text in batch] == texts
+    assert all(len(batch) == 1 or size_bytes == sum(map(len, batch)) <= 40 for batch, size_bytes in slices)
     chat = "<|turn|>".join(texts) * 20
-    tokenizer = LocalTokenizer(read_model(models["chatml"].directory), slice_characters=40)
+    tokenizer = LocalTokenizer(read_model(models["chatml"].directory), slice_bytes=40)
     whole = tokenizer._tokenizer.encode(chat, add_special_tokens=False).ids
     assert tokenizer.pieces.encode(chat).tolist() == whole
     tokenizer.close()

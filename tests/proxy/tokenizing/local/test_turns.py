@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.tasks import TaskOwner
-from proxy.tokenizing.local.turns import SLICE_CHARACTERS, Job, Slice, Turns, at_once
+from proxy.tokenizing.local.turns import SLICE_BYTES, Job, Slice, Turns, at_once
 from tests.helpers.service import wait_until
 
 
@@ -115,7 +115,7 @@ async def test_of_one_clients_texts_the_shortest_goes_first_and_those_alike_go_o
 async def test_what_cannot_be_cut_never_has_all_threads() -> None:
     scene = Scene()
     for n in range(3):
-        await scene.ask(f"uncut{n}", 1, client=f"c{n}", characters=SLICE_CHARACTERS + 1)
+        await scene.ask(f"uncut{n}", 1, client=f"c{n}", characters=SLICE_BYTES + 1)
     assert len(scene.threads) == 1
     await scene.ask("short", 1, client="modest")
     assert len(scene.threads) == 2
@@ -125,7 +125,7 @@ async def test_what_cannot_be_cut_never_has_all_threads() -> None:
 
 async def test_with_one_thread_what_cannot_be_cut_is_done_all_the_same() -> None:
     scene = Scene(threads=1)
-    task = await scene.ask("uncut", 1, characters=SLICE_CHARACTERS + 1)
+    task = await scene.ask("uncut", 1, characters=SLICE_BYTES + 1)
     await scene.finish()
     assert await task == "uncut"
 
