@@ -2,14 +2,19 @@
 defaults."""
 
 import asyncio
+import dataclasses
 import json
-from collections.abc import Callable, Coroutine, Iterable
+import random
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from proxy.tokenizing.local.pieces import MAX_PIECE_BYTES
 from tests.hostile.target import Said, Target
 
 Run = Callable[[Target], Coroutine[Any, Any, Said]]
+
+_CYRILLIC = "".join(map(chr, range(ord("а"), ord("я") + 1)))  # noqa: RUF001  # it is Cyrillic
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 MB = 1_000_000
@@ -23,17 +28,31 @@ class Attack:
     what: str
     run: Run
     flags: tuple[str, ...] = ()
+    repeats: bool = True
+    """Whether one that is short is sent many times at once; False where it is many of itself, or not sent by
+    clients."""
 
 
 ATTACKS: dict[str, Attack] = {}
 
 
-def attack(*flags: str) -> Callable[[Run], Run]:
+def together(said: Sequence[Said]) -> Said:
+    """Several answers as one: the worst status, and all that was sent."""
+    return Said(
+        max(one.status for one in said),
+        b"",
+        sum(one.sent_bytes for one in said),
+        sum(one.requests for one in said),
+        sum(one.connections for one in said),
+    )
+
+
+def attack(*flags: str, repeats: bool = True) -> Callable[[Run], Run]:
     """Register a function as an attack: its name is the attack's, its docstring says what it is."""
 
     def register(run: Run) -> Run:
         name = run.__name__.replace("_", "-")
-        ATTACKS[name] = Attack(name, (run.__doc__ or "").strip().splitlines()[0], run, flags)
+        ATTACKS[name] = Attack(name, (run.__doc__ or "").strip().splitlines()[0], run, flags, repeats)
         return run
 
     return register
@@ -62,20 +81,19 @@ async def no_place_to_cut_that_may_fit(target: Target) -> Said:
 
 @attack()
 async def no_place_to_cut_that_is_tokenized(target: Target) -> Said:
-    """Two prompts of `<|en` 32 000 times at once: each as long a piece as is tokenized."""
-    async with asyncio.TaskGroup() as group:
-        answers = [
-            group.create_task(
-                target.post(
-                    COMPLETIONS,
-                    [b'{"max_tokens":1,"prompt":"%d' % number, *repeated(b"<|en", 32_000), b'"}'],
-                ),
-                name=f"piece {number}",
-            )
-            for number in range(2)
-        ]
-    said = [task.result() for task in answers]
-    return Said(max(one.status for one in said), b"", sum(one.sent_bytes for one in said))
+    """A prompt of `<|en` as often as makes the longest piece that is tokenized."""
+    begin = b'{"max_tokens":1,"prompt":"%05d' % target.fresh()
+    return await target.post(COMPLETIONS, [begin, *repeated(b"<|en", MAX_PIECE_BYTES // 4 - 2), b'"}'])
+
+
+@attack(
+    repeats=False
+)  # the stand-ins' vocabulary makes a token of each byte: the ids alone take 4 bytes each
+async def cyrillic_that_is_tokenized(target: Target) -> Said:
+    """A prompt of Cyrillic words, which have no place to cut, as long as is tokenized."""
+    rng = random.Random(target.fresh())  # any letters will do
+    words = ("".join(rng.choices(_CYRILLIC, k=7)) for _ in range(MAX_PIECE_BYTES // 15))
+    return await target.post(COMPLETIONS, [b'{"max_tokens":1,"prompt":"', " ".join(words).encode(), b'"}'])
 
 
 @attack()
@@ -113,7 +131,8 @@ async def tools_that_are_rendered(target: Target) -> Said:
 @attack()
 async def prose(target: Target) -> Said:
     """A chat of 1.1 MB of words, all different, which are rendered and tokenized."""
-    words = " ".join(f"word{number}" for number in range(110_000)).encode()
+    first = 110_000 * target.fresh()
+    words = " ".join(f"word{number}" for number in range(first, first + 110_000)).encode()
     return await target.post(
         CHATS, [b'{"max_tokens":1,"messages":[{"role":"user","content":"', words, b'"}]}']
     )
@@ -133,8 +152,7 @@ async def four_at_once(target: Target) -> Said:
     each = (no_place_to_cut_that_may_fit, ids_with_truncation, tools_that_are_rendered, escapes)
     async with asyncio.TaskGroup() as group:
         answers = [group.create_task(one(target), name=one.__name__) for one in each]
-    said = [task.result() for task in answers]
-    return Said(max(one.status for one in said), b"", sum(one.sent_bytes for one in said))
+    return together([task.result() for task in answers])
 
 
 @attack()
@@ -208,7 +226,8 @@ async def ids_that_fit(target: Target) -> Said:
 async def lists_of_ids(target: Target) -> Said:
     """100 lists of 9000 token ids."""
     one = b"[" + b",".join([b"17"] * 9000) + b"]"
-    return await target.post(COMPLETIONS, [b'{"max_tokens":1,"prompt":[', b",".join([one] * 100), b"]}"])
+    said = await target.post(COMPLETIONS, [b'{"max_tokens":1,"prompt":[', b",".join([one] * 100), b"]}"])
+    return dataclasses.replace(said, requests=100)  # each is served by itself
 
 
 @attack()

@@ -13,7 +13,7 @@ EXPLAIN = "/explain"
 """Tokenizes and decides as for a request that is served, and asks nothing of engines, which would take turns
 of their own."""
 
-LONG_TEXTS, LONG_CHARACTERS = 24, 400_000
+LONG_TEXTS, LONG_CHARACTERS = 40, 400_000
 SHORT_TEXTS, SHORT_CHARACTERS = 10, 20_000
 SHORT_WAITS_S = 1.0
 """As long may each of the short ones take beside the others; the long ones take several seconds together."""
@@ -26,9 +26,9 @@ def _question(characters: int, seed: int) -> Iterable[bytes]:
     return [b'{"prompt": "', " ".join(words).encode(), b'"}']
 
 
-@attack()
+@attack(repeats=False)
 async def long_texts(target: Target) -> Said:
-    """24 texts of 400 KB at once; meanwhile short ones, which are to be answered within a second."""
+    """40 texts of 400 KB at once; meanwhile short ones, which are to be answered within a second."""
     bodies = [list(_question(LONG_CHARACTERS, seed)) for seed in range(LONG_TEXTS)]
     sent_bytes = sum(len(part) for body in bodies for part in body)
     async with asyncio.TaskGroup() as tasks:
@@ -42,4 +42,4 @@ async def long_texts(target: Target) -> Said:
             said = await target.post(EXPLAIN, short, SHORT_WAITS_S, AS_OPERATOR)
             if said.status != 200:
                 break
-    return Said(said.status, said.body, sent_bytes)
+    return Said(said.status, said.body, sent_bytes, LONG_TEXTS + SHORT_TEXTS, LONG_TEXTS + 1)

@@ -1,21 +1,19 @@
 """What an untrusted engine may answer: each attack is an engine that is added to a kvproxy that serves."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Iterator
 
 from tests.hostile.attacks import COMPLETIONS, MB, attack, repeated
-from tests.hostile.raw_engine import HEAD, answer, raw_engine
+from tests.hostile.raw_engine import HEAD, RawEngine, answer, raw_engine
 from tests.hostile.target import Said, Target
-
-EVENT_BYTES = 8 << 20
-"""What is held of an event at once, which is sent by an engine."""
 
 LOOKS_S = 11.0
 """In which kvproxy asks twice what an engine serves and where it publishes."""
 
 
-@attack()
+@attack(repeats=False)
 async def long_list_of_models(target: Target) -> Said:
     """An engine that is up, whose `/v1/models` then has 200 MB each time."""
     card = b'{"id":"x","object":"model"},'
@@ -28,10 +26,10 @@ async def long_list_of_models(target: Target) -> Said:
             card[:-1] + b"]}",
         ]
         await asyncio.sleep(LOOKS_S)
-    return added
+        return _with(engine, added)
 
 
-@attack()
+@attack(repeats=False)
 async def endless_event(target: Target) -> Said:
     """A stream that is one event without an end, in pieces of 1 KB."""
 
@@ -42,10 +40,10 @@ async def endless_event(target: Target) -> Said:
             yield b"400\r\n" + b"x" * 1024 + b"\r\n"
 
     async with raw_engine({COMPLETIONS: stream}) as engine:
-        return await _streamed(target, engine.address)
+        return await _streamed(target, engine)
 
 
-@attack()
+@attack(repeats=False)
 async def large_error_events(target: Target) -> Said:
     """A stream of events of 8 MB, each an error of nested lists, or something like one."""
 
@@ -60,18 +58,23 @@ async def large_error_events(target: Target) -> Said:
             ]
 
     async with raw_engine({COMPLETIONS: stream}) as engine:
-        return await _streamed(target, engine.address)
+        return await _streamed(target, engine)
 
 
-async def _streamed(target: Target, decode: str) -> Said:
+def _with(engine: RawEngine, said: Said) -> Said:
+    """The same, with what the engine sent."""
+    return dataclasses.replace(said, sent_bytes=said.sent_bytes + engine.sent_bytes)
+
+
+async def _streamed(target: Target, engine: RawEngine) -> Said:
     """What a client is told of that engine's events."""
-    await target.admin("/instances/add", {"instance": decode, "type": "decode"})
+    await target.admin("/instances/add", {"instance": engine.address, "type": "decode"})
     await target.drain("decode")
     said = await target.post(COMPLETIONS, [b'{"prompt":"Hi","max_tokens":9,"stream":true}'])
-    return Said(said.status, said.body, said.sent_bytes + EVENT_BYTES)
+    return _with(engine, said)
 
 
-@attack()
+@attack(repeats=False)
 async def many_ranks(target: Target) -> Said:
     """An engine that tells of 1024 ranks that publish, and of metrics with as many."""
     ranks = {
@@ -85,29 +88,29 @@ async def many_ranks(target: Target) -> Said:
         added = await target.admin("/instances/add", {"instance": engine.address, "type": "prefill"})
         await asyncio.sleep(LOOKS_S)
         opened = target.descriptors - before
+        said = _with(engine, added)
     if opened > 100:
         raise RuntimeError(f"kvproxy opened {opened} descriptors for one engine")
-    return added
+    return said
 
 
-@attack()
+@attack(repeats=False)
 async def long_params(target: Target) -> Said:
     """A prefill leg's answer of 200 MB of transfer params, nested."""
     async with raw_engine({COMPLETIONS: lambda: [HEAD + b"\r\n", *_params()]}) as engine:
         await target.admin("/instances/add", {"instance": engine.address, "type": "prefill"})
         await target.drain("prefill")
-        return await target.post(COMPLETIONS, [b'{"prompt":"Hi","max_tokens":1}'])
+        return _with(engine, await target.post(COMPLETIONS, [b'{"prompt":"Hi","max_tokens":1}']))
 
 
-@attack()
+@attack(repeats=False)
 async def params_that_fit(target: Target) -> Said:
     """A prefill leg's answer of 4 MB of transfer params, nested, for a prompt that may have as many."""
     async with raw_engine({COMPLETIONS: lambda: [HEAD + b"\r\n", *_params(400_000)]}) as engine:
         await target.admin("/instances/add", {"instance": engine.address, "type": "prefill"})
         await target.drain("prefill")
-        return await target.post(
-            COMPLETIONS, [b'{"max_tokens":1,"prompt":[', *repeated(b"1234,", 100_000), b"1]}"]
-        )
+        body = [b'{"max_tokens":1,"prompt":[', *repeated(b"1234,", 100_000), b"1]}"]
+        return _with(engine, await target.post(COMPLETIONS, body))
 
 
 def _params(lists: int = 20_000_000) -> Iterator[bytes]:
@@ -116,7 +119,7 @@ def _params(lists: int = 20_000_000) -> Iterator[bytes]:
     yield b"[]]}}"
 
 
-@attack()
+@attack(repeats=False)
 async def odd_metrics(target: Target) -> Said:
     """A metrics page of 8 MB of empty lines and lines that almost tell something."""
     page = (
@@ -128,4 +131,4 @@ async def odd_metrics(target: Target) -> Said:
     async with raw_engine(says) as engine:
         added = await target.admin("/instances/add", {"instance": engine.address, "type": "prefill"})
         await asyncio.sleep(LOOKS_S)
-    return added
+        return _with(engine, added)

@@ -50,13 +50,13 @@ async def write(writer: asyncio.StreamWriter, data: bytes) -> bool:
     return True
 
 
-async def bystander(target: Target, sent_bytes: int) -> Said:
-    """What a small request of somebody else is answered."""
+async def bystander(target: Target, sent_bytes: int, *, connections: int, requests: int) -> Said:
+    """What a small request of somebody else is answered, besides so many."""
     said = await target.post(COMPLETIONS, [BYSTANDER])
-    return Said(said.status, said.body, sent_bytes)
+    return Said(said.status, said.body, sent_bytes, requests + 1, connections + 1)
 
 
-@attack()
+@attack(repeats=False)
 async def withheld_ends(target: Target) -> Said:
     """24 bodies of 60 MB whose last byte does not come; then a small request."""
     head = _POST % (COMPLETIONS.encode(), 60 * MB)
@@ -69,17 +69,17 @@ async def withheld_ends(target: Target) -> Said:
                     break
                 going = await write(writer, b" " * size)
                 sent_bytes += size
-        return await bystander(target, sent_bytes)
+        return await bystander(target, sent_bytes, connections=WITHHELD, requests=WITHHELD)
 
 
-@attack()
+@attack(repeats=False)
 async def idle_connections(target: Target) -> Said:
     """2000 connections that say nothing; then a small request."""
     async with connections(target, IDLE):
-        return await bystander(target, 0)
+        return await bystander(target, 0, connections=IDLE, requests=0)
 
 
-@attack()
+@attack(repeats=False)
 async def dripping_bodies(target: Target) -> Said:
     """500 bodies that come byte by byte; then a small request."""
     head = _POST % (COMPLETIONS.encode(), MB)
@@ -90,4 +90,5 @@ async def dripping_bodies(target: Target) -> Said:
             for writer in writers:
                 await write(writer, b" ")
             await asyncio.sleep(DRIP_EVERY_S)
-        return await bystander(target, DRIPPING * DRIPS)
+        sent_bytes = DRIPPING * DRIPS
+        return await bystander(target, sent_bytes, connections=DRIPPING, requests=DRIPPING)

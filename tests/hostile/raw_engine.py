@@ -10,6 +10,8 @@ from proxy.tasks import TaskOwner
 MODELS = json.dumps({"object": "list", "data": [{"id": "tiny", "object": "model"}]}).encode()
 HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n"
 
+_WRITE_BYTES = 64 << 10
+
 Pieces = bytes | Iterable[bytes] | Callable[[], Iterable[bytes]]
 """An answer; what is called makes it anew each time."""
 
@@ -57,9 +59,11 @@ class RawEngine:
                 said = self.says.get(path, answer(b"{}", b"404 Not Found"))
                 pieces = said() if callable(said) else said
                 for piece in [pieces] if isinstance(pieces, bytes) else pieces:
-                    writer.write(piece)
-                    await writer.drain()
-                    self.sent_bytes += len(piece)
+                    for start in range(0, len(piece), _WRITE_BYTES):
+                        part = piece[start : start + _WRITE_BYTES]
+                        writer.write(part)
+                        await writer.drain()
+                        self.sent_bytes += len(part)
         finally:
             writer.close()
 

@@ -3,6 +3,7 @@ of memory."""
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -54,6 +55,10 @@ class Said:
     status: int
     body: bytes
     sent_bytes: int
+    """By clients, and by an engine that attacks."""
+    requests: int = 1
+    """Begun, whether answered or not."""
+    connections: int = 1
 
     def __str__(self) -> str:
         return str(self.status) if self.status else "no answer"
@@ -71,6 +76,11 @@ class Target:
         self.logs = logs
         self.url = proxy.url
         self.port = int(proxy.url.rpartition(":")[2])
+        self._numbers = itertools.count(1)
+
+    def fresh(self) -> int:
+        """A number that no body had yet: what is made of another is not known for it."""
+        return next(self._numbers)
 
     async def admin(self, path: str, asked: dict[str, str]) -> Said:
         """Ask as an operator, so that an attack can begin. Raises RuntimeError if it cannot."""

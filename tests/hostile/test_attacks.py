@@ -1,31 +1,55 @@
 """The bench of attacks says what an attack did, and fails for what is too much."""
 
 import asyncio
+import dataclasses
 import mmap
 import pathlib
 import subprocess
 import sys
 import time
 
-from tests.hostile.attacks import ATTACKS
-from tests.hostile.measuring import FIXED_MIB, Measured
+import pytest
+
+from tests.hostile.attacks import ATTACKS, MB
+from tests.hostile.measuring import ALONE_MIB, MOST_AT_ONCE, Measured, Taken, volley_of
 from tests.hostile.target import Said
 from tests.hostile.watched import PAUSE, Pulse
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def measured(**differences: float) -> Measured:
-    said = Said(400, b"", 10 << 20)
-    values = {"alive": True, "pause_ms": 20.0, "peak_mib": 40.0} | differences
-    return Measured(ATTACKS["ids"], said, **values)  # type: ignore[arg-type]  # a bool and floats
+def taken(*, pause_ms: float = 20.0, peak_mib: float = 40.0, connections: int = 1) -> Taken:
+    return Taken(Said(400, b"", 10 << 20, connections=connections), pause_ms, peak_mib, ALONE_MIB)
+
+
+def measured(*, alive: bool = True, volley: Taken | None = None, **differences: float) -> Measured:
+    alone = taken(**differences)  # type: ignore[arg-type]  # its numbers
+    return Measured(ATTACKS["ids"], alive, alone, volley or alone)
 
 
 def test_a_pause_a_peak_and_an_end_are_failures() -> None:
     assert measured().passed
     assert not measured(pause_ms=51.0).passed
-    assert not measured(peak_mib=40 + FIXED_MIB + 1).passed
+    assert not measured(peak_mib=40 + ALONE_MIB + 1).passed
+    assert not measured(volley=taken(peak_mib=40 + ALONE_MIB + 10, connections=100)).passed
+    assert measured(volley=taken(pause_ms=140.0, connections=100)).passed
+    assert not measured(volley=taken(pause_ms=160.0, connections=100)).passed
     assert not measured(alive=False).passed
+
+
+@pytest.mark.parametrize(
+    ("sent_bytes", "repeats", "at_once"),
+    [
+        (MB, True, 16),
+        (10_000, True, MOST_AT_ONCE),  # no more connections than that
+        (60 * MB, True, 1),
+        (MB, False, 1),
+        (0, True, 1),
+    ],
+)
+def test_a_short_body_comes_many_times_at_once(sent_bytes: int, repeats: bool, at_once: int) -> None:
+    attack = dataclasses.replace(ATTACKS["ids"], repeats=repeats)
+    assert volley_of(attack, Said(200, b"", sent_bytes)) == at_once
 
 
 def test_the_pulse_tells_how_long_the_loop_stood_still(tmp_path: pathlib.Path) -> None:
