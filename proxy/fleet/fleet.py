@@ -23,6 +23,8 @@ class Fleet:
         self._decode_alone = decode_alone
         self._listeners: list[Callable[[], None]] = []
         self._instances: dict[str, Instance] = {}
+        self._by_phase: dict[Phase, tuple[Instance, ...]] = dict.fromkeys(Phase, ())
+        """Every decision asks for them, and they change only with who is there."""
         self._holds: Counter[str] = Counter()
         self._picks = 0
 
@@ -41,12 +43,14 @@ class Fleet:
         if instance.address in self._instances:
             raise ValueError(f"{instance.address} is there already")
         self._instances[instance.address] = instance
+        self._by_phase = self._sorted()
         instance.announce = self._announce
         self._announce()
 
     def remove(self, address: str) -> Instance | None:
         """Let an instance go; its running claims end with their legs."""
         gone = self._instances.pop(address, None)
+        self._by_phase = self._sorted()
         self._announce()
         return gone
 
@@ -77,9 +81,12 @@ class Fleet:
         """They were fetched, given back, or nothing more can be done for them."""
         self._holds[address] -= 1
 
-    def of(self, phase: Phase) -> list[Instance]:
+    def of(self, phase: Phase) -> tuple[Instance, ...]:
         """The instances whose role includes a phase."""
-        return [instance for instance in self if instance.takes(phase)]
+        return self._by_phase[phase]
+
+    def _sorted(self) -> dict[Phase, tuple[Instance, ...]]:
+        return {phase: tuple(instance for instance in self if instance.takes(phase)) for phase in Phase}
 
     def set_aside(self, phase: Phase, now: float) -> dict[str, Why]:
         """The usable instances of a phase that get a leg only if no better one can take it, and why: one of

@@ -173,3 +173,22 @@ def test_one_that_said_it_is_full_may_be_tried_again_once_its_moment_is_over() -
         "what it had room for may change later still, as `reopens_in_s` says"
     )
     assert heard.fleet.reopens_in_s(16.0) == 24.0
+
+
+def test_a_fleet_tells_who_does_a_phase_in_the_order_of_coming() -> None:
+    fleet = Fleet()
+    first, both, last = (
+        Instance(parse_instance(address, role))
+        for address, role in (("z:1", Role.PREFILL), ("b:1", Role.BOTH), ("a:1", Role.DECODE))
+    )
+    for instance in (first, both, last):
+        fleet.add(instance)
+    before = fleet.of(Phase.PREFILL)
+    assert (before, fleet.of(Phase.DECODE)) == ((first, both), (both, last))
+    fleet.remove("b:1")
+    fleet.add(again := Instance(parse_instance("b:1", Role.BOTH)))
+    assert (fleet.of(Phase.PREFILL), fleet.of(Phase.DECODE)) == ((first, again), (last, again))
+    fleet.remove("z:1")
+    fleet.remove("nobody:1")
+    assert fleet.of(Phase.PREFILL) == (again,)
+    assert before == (first, both), "who looked before sees what was there then"
