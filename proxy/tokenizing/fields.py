@@ -25,6 +25,7 @@ from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.local.bounds import Bounds, Excess, least_characters
 from proxy.tokenizing.members import NO_MEMBERS, TRUNCATING, Members, kind_of, members_of
 from proxy.tokenizing.tool_choices import Choice, Tools
+from proxy.tokenizing.why_unknown import WhyUnknown
 
 _VARIABLES = CHAT.prompt_members.variables
 
@@ -72,9 +73,9 @@ Ultravox)."""
 
 
 class Unknowable(msgspec.Struct, frozen=True):
-    """The prompt's tokens cannot be told for sure; `why` is one of a few words, fit for a metric label."""
+    """The prompt's tokens cannot be told for sure."""
 
-    why: str
+    why: WhyUnknown
     kind: str = ""
     members: Members = NO_MEMBERS
     excess: Excess | None = None
@@ -122,7 +123,7 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
     """
     told = request.dialect.prompt(request.body)
     if told is None:
-        return Unknowable("route", request.dialect.name)
+        return Unknowable(WhyUnknown.ROUTE, request.dialect.name)
     dialect, body = told
     name = dialect.name
     if dialect is not request.dialect:
@@ -132,7 +133,9 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
     try:
         choice = _choice(body) if "tool_choice" in members.rarely else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Unknowable("malformed", kind_of(name, members.shaping, members.rarely, members.apart), members)
+        return Unknowable(
+            WhyUnknown.MALFORMED, kind_of(name, members.shaping, members.rarely, members.apart), members
+        )
     shaping, tools = members.shaping, Tools.SHOWN
     rarely = members.rarely - {"tool_choice"}
     if choice is not None and "tools" in shaping:
@@ -143,11 +146,11 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
     kind = kind_of(name, shaping, rarely, members.apart)
     if tools is Tools.UNCLEAR:
         unclear = msgspec.structs.replace(members, unknown=(*members.unknown, "tool_choice"))
-        return Unknowable("field", kind, unclear)
+        return Unknowable(WhyUnknown.FIELD, kind, unclear)
     if members.unknown:
-        return Unknowable("field", kind, members)
+        return Unknowable(WhyUnknown.FIELD, kind, members)
     if request.prompt_count != 1:
-        return Unknowable("prompt list", kind, members)
+        return Unknowable(WhyUnknown.PROMPT_LIST, kind, members)
     return Sorted(request, shaping, kind, members)
 
 
@@ -166,20 +169,17 @@ def read_prompt(found: Sorted, bounds: Bounds) -> Given | Ask | Unknowable:
         contents = look_through(body, bounds)
         media = contents.media
         if contents.excess is not None and truncation is None and media == 0:
-            return Unknowable(TOO_LONG, kind, members, contents.excess)
+            return Unknowable(WhyUnknown.TOO_LONG, kind, members, contents.excess)
         if media < 0 or (media and (truncation is not None or "continue_final_message" in shaping)):
-            return Unknowable("content part", kind, members)
+            return Unknowable(WhyUnknown.CONTENT_PART, kind, members)
         if contents.too_much or _is_too_much(body, shaping, contents.media_bytes, bounds):
-            return Unknowable(TOO_LONG, kind, members)
+            return Unknowable(WhyUnknown.TOO_LONG, kind, members)
         if media:
             kind += " before media"
         question = _question(request, shaping, _template_variables(body, shaping), stubs=media > 0)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadRequestError):
-        return Unknowable("malformed", kind, members)
+        return Unknowable(WhyUnknown.MALFORMED, kind, members)
     return Ask(question, kind, _needs(body, shaping) | contents.needs, truncation, members, media)
-
-
-TOO_LONG = "too long"
 
 
 def _is_too_much(body: Body, shaping: set[str], media_bytes: int, bounds: Bounds) -> bool:
@@ -287,12 +287,12 @@ def _completion(
         case PromptShape.ID_LISTS:
             ids = only_item(view)
         case _:
-            return Unknowable("malformed", kind, members)
+            return Unknowable(WhyUnknown.MALFORMED, kind, members)
     count = sum(part.count(b",") for part in slices(ids, PIECE_BYTES)) + 1
     if truncation is None and count > bounds.longest:
-        return Unknowable(TOO_LONG, kind, members, bounds.of_tokens(count))
+        return Unknowable(WhyUnknown.TOO_LONG, kind, members, bounds.of_tokens(count))
     if truncation is not None and len(ids) > bounds.work_bytes:
-        return Unknowable(TOO_LONG, kind, members)
+        return Unknowable(WhyUnknown.TOO_LONG, kind, members)
     return Given(_token_ids(ids), f"{kind} as token ids", truncation, members)
 
 
@@ -309,9 +309,9 @@ def _text(
     if truncation is None and len(text) > bounds.most_characters:
         excess = bounds.of_characters(least_characters(text, blanks=True))
         if excess is not None:
-            return Unknowable(TOO_LONG, kind, members, excess)
+            return Unknowable(WhyUnknown.TOO_LONG, kind, members, excess)
     is_too_much = len(text) > bounds.work_bytes or _is_too_much(request.body, shaping, 0, bounds)
-    return Unknowable(TOO_LONG, kind, members) if is_too_much else None
+    return Unknowable(WhyUnknown.TOO_LONG, kind, members) if is_too_much else None
 
 
 _IDS_AT_ONCE_BYTES = 256 << 10

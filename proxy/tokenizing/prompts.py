@@ -25,7 +25,6 @@ from proxy.tokenizing.distrust import Distrust
 from proxy.tokenizing.engines import DEADLINE_S, EngineTokenizer
 from proxy.tokenizing.fields import (
     MEDIA_TOKENS,
-    TOO_LONG,
     Ask,
     Given,
     Truncation,
@@ -43,6 +42,7 @@ from proxy.tokenizing.local.tokenizer import (
 )
 from proxy.tokenizing.members import NO_MEMBERS, Members
 from proxy.tokenizing.shown import AnswersShown, TokenizerShown, TokenPath
+from proxy.tokenizing.why_unknown import WhyUnknown
 from proxy.upstream.engine_api.asking import Engines
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Tokenized(msgspec.Struct, frozen=True):
 
     prompt: Prompt | None
     kind: str
-    why_unknown: str | None = None
+    why_unknown: WhyUnknown | None = None
     prefix_only: bool = False
     """More follows `prompt`: it is known up to its first image or sound."""
     estimated_tokens: int | None = None
@@ -151,8 +151,8 @@ class PromptTokenizer:
         found = await self._found(how, request, headers, bounds, client)
         media = how.media if isinstance(how, Ask) else 0
         estimate = how.estimated_tokens if isinstance(how, Ask) and media else None
-        if isinstance(found, str | Excess):
-            why, excess = (found, None) if isinstance(found, str) else (TOO_LONG, found)
+        if isinstance(found, WhyUnknown | Excess):
+            why, excess = (found, None) if isinstance(found, WhyUnknown) else (WhyUnknown.TOO_LONG, found)
             return Tokenized(
                 None, how.kind, why, estimated_tokens=estimate, members=how.members, excess=excess
             )
@@ -183,7 +183,7 @@ class PromptTokenizer:
             return read_prompt(found, bounds)
         ended = self._charged(request.body.size_bytes, client)
         if ended is None:
-            return Unknowable("no memory", found.kind, found.members)
+            return Unknowable(WhyUnknown.NO_MEMORY, found.kind, found.members)
         work = self._reader.submit(read_prompt, found, bounds)
         work.add_done_callback(lambda _: ended())
         return await asyncio.wrap_future(work)
@@ -195,7 +195,7 @@ class PromptTokenizer:
         headers: Headers,
         bounds: Bounds,
         client: str,
-    ) -> "tuple[str, str, array[int]] | Excess | str":
+    ) -> "tuple[str, str, array[int]] | Excess | WhyUnknown":
         """The kind to distrust if they are wrong, who told, and the token ids; or why they are unknown."""
         ids = max(map(request.body.items_in, request.dialect.long_members), default=0)
         if isinstance(how, Unknowable) and how.excess is not None:
@@ -205,21 +205,21 @@ class PromptTokenizer:
         if isinstance(how, Unknowable):
             return how.why
         if how.truncation is not None and not self._can_shorten(how.truncation):
-            return "field"
+            return WhyUnknown.FIELD
         try:
             found = await self._find(how, request.model, headers, bounds, client)
         except TooLongError as error:
             excess = bounds.of_characters(error.characters) if how.truncation is None else None
-            return TOO_LONG if excess is None or (isinstance(how, Ask) and how.media) else excess
-        if isinstance(found, str):
+            return WhyUnknown.TOO_LONG if excess is None or (isinstance(how, Ask) and how.media) else excess
+        if isinstance(found, WhyUnknown):
             return found
         kind, by, token_ids = found
         if how.truncation is not None:
             token_ids = self._shortened(token_ids, how.truncation)
         if len(token_ids) > bounds.longest:
-            return TOO_LONG
+            return WhyUnknown.TOO_LONG
         salt = request.body.value("cache_salt")
-        return (kind, by, token_ids) if salt is None or isinstance(salt, str) else "malformed"
+        return (kind, by, token_ids) if salt is None or isinstance(salt, str) else WhyUnknown.MALFORMED
 
     def _look_into(self, members: Members, kind: str) -> None:
         """Have engines asked about what they read, if that matters now, and tell once what is made of it."""
@@ -240,22 +240,22 @@ class PromptTokenizer:
 
     async def _find(
         self, how: Ask | Given, model: str, headers: Headers, bounds: Bounds, client: str
-    ) -> "tuple[str, str, array[int]] | str":
+    ) -> "tuple[str, str, array[int]] | WhyUnknown":
         """As `_found`. Raises TooLongError."""
         if isinstance(how, Ask) and how.media:
             prefix = await self._by_local(how, model, bounds, client)
-            return "content part" if prefix is None else (how.kind + _LOCALLY, "local", prefix)
+            return WhyUnknown.CONTENT_PART if prefix is None else (how.kind + _LOCALLY, "local", prefix)
         if (
             isinstance(how, Ask)
             and (token_ids := await self._by_local(how, model, bounds, client)) is not None
         ):
             return how.kind + _LOCALLY, "local", token_ids
         if self.is_distrusted(how.kind):
-            return "counted differently"
+            return WhyUnknown.COUNTED_DIFFERENTLY
         if isinstance(how, Given):
             return how.kind, "client", how.token_ids
         asked = await self._engines.answer(how.body, model, headers, client)
-        return "no answer" if asked is None else (how.kind, "engine", asked)
+        return WhyUnknown.NO_ANSWER if asked is None else (how.kind, "engine", asked)
 
     def distrust(self, kind: str) -> None:
         """An engine counted a prompt of this kind otherwise: do not claim to know such prompts so for a

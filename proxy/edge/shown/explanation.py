@@ -12,6 +12,7 @@ from proxy.scheduling.policies import POLICIES
 from proxy.scheduling.types import Pair
 from proxy.shown import Address, Count, Shown, says
 from proxy.tokenizing.prompts import Tokenized
+from proxy.tokenizing.why_unknown import WhyUnknown
 
 MAX_PAIRS = 20
 """Pairs that are shown of a policy that prices them: the rest was not close."""
@@ -91,7 +92,7 @@ class ExplanationShown(Shown, frozen=True, kw_only=True):
     ]
     known_tokens: Annotated[Count, says("How much of the prompt is known.")]
     why_unknown: Annotated[
-        str | None,
+        WhyUnknown | None,
         says("Why nothing of the prompt is known, as `kvproxy_unknown_prompts_total` counts it."),
     ]
     unknown_members: Annotated[

@@ -2,6 +2,8 @@
 and each enum has the words of the one place where they are said."""
 
 import enum
+import pathlib
+import re
 from typing import Any
 
 import msgspec
@@ -24,6 +26,7 @@ from proxy.fleet.why import Why
 from proxy.phases import Phase, Role
 from proxy.scheduling.policies import POLICIES
 from proxy.tokenizing.shown import TokenPath
+from proxy.tokenizing.why_unknown import WhyUnknown
 
 OBJECTS = {name: schema for name, schema in schemas().items() if "properties" in schema}
 ASKED = {"Add", "Drain", "Remove"}
@@ -62,6 +65,7 @@ def test_every_schema_says_what_it_is() -> None:
         ("IndexState", State),
         ("Resumed", Resumed),
         ("TokenPath", TokenPath),
+        ("WhyUnknown", WhyUnknown),
         ("WhenNoPrefill", WhenNoPrefill),
         ("FindingStatus", FindingStatus),
         ("Verdict", Verdict),
@@ -85,6 +89,12 @@ def test_members_that_are_words_of_an_enum_are_all_of_them() -> None:
     assert {outcome.value for outcome in Outcome} < set(members(LegsShown))
     assert {state.value for state in InstanceState} == {status.value for status in Status} | {"draining"}
     assert {verdict.value for verdict in Verdict} == {status.value for status in FindingStatus} - {"skip"}
+
+
+def test_the_manual_lists_why_a_prompt_is_not_known() -> None:
+    page = (pathlib.Path(__file__).parents[3] / "docs" / "tokens.md").read_text()
+    table = page.partition("| `why_unknown` |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE) == [why.value for why in WhyUnknown]
 
 
 def test_the_units_that_are_described_are_those_of_the_policies() -> None:

@@ -27,6 +27,7 @@ from proxy.tokenizing.local import pieces
 from proxy.tokenizing.local.bounds import Bounds, Excess, Limits, least_characters
 from proxy.tokenizing.local.tokenizer import LocalTokenizer
 from proxy.tokenizing.prompts import PromptTokenizer
+from proxy.tokenizing.why_unknown import WhyUnknown
 from tests.helpers.service import wait_until
 from tests.helpers.tiny_model import write_tiny_model
 
@@ -90,7 +91,9 @@ def test_nothing_is_refused_while_an_instance_has_not_told_its_length() -> None:
     for asked in (completion("x" * 41), chat(("user", "x" * 41))):
         assert isinstance(what_to_tokenize(asked, told), Ask)
     assert what_to_tokenize(completion(list(range(11))), told) == Unknowable(
-        "too long", "completions(prompt)", what_to_tokenize(completion(list(range(11))), told).members
+        WhyUnknown.TOO_LONG,
+        "completions(prompt)",
+        what_to_tokenize(completion(list(range(11))), told).members,
     )
 
 
