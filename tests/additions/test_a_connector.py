@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from proxy.config import Deadlines, Retries
 from proxy.connectors import Connector, Handoff
 from proxy.connectors.hand_over import judged
 from proxy.connectors.handoff import read_params
@@ -277,6 +278,19 @@ async def test_a_stream_that_begins_before_its_prefill_leg_is_answered_does_not_
         scene.place.may_compute.set()
         await scene.over(pulled=1)
         assert not scene.place.cancelled  # it had a moment to end by itself
+
+
+@pytest.mark.parametrize(("prefill_s", "status"), [(20.0, 200), (0.1, 504)])
+async def test_a_decode_leg_has_the_time_of_both(prefill_s: float, status: int) -> None:
+    deadlines = Deadlines(prefill_s=prefill_s, first_byte_s=0.1)
+    async with serving(deadlines=deadlines, retries=Retries(max_attempts=1)) as scene:
+        scene.place.may_compute.clear()
+        asked = scene.ask()
+        if status == 200:
+            await asyncio.wait({asked}, timeout=0.5)
+            scene.place.may_compute.set()
+        assert (await asked).status == status
+        await scene.service.settled()
 
 
 async def test_what_an_engine_refuses_is_told_and_not_tried_again() -> None:

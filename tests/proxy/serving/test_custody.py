@@ -28,9 +28,9 @@ EVENTS: dict[str, Callable[[Hold, float], None]] = {
 }
 
 
-def told(transcript: str) -> tuple[Hold, float]:
+def told(transcript: str, lease_s: float | None = LEASE_S) -> tuple[Hold, float]:
     """A hold that was told so much, and the time by then: `+5` lets five seconds pass."""
-    hold, now = Hold("p:1", lease_s=LEASE_S), 100.0
+    hold, now = Hold("p:1", lease_s=lease_s), 100.0
     for event in transcript.split():
         if event.startswith("+"):
             now += float(event)
@@ -87,6 +87,38 @@ def test_transcripts(transcript: str, state: str, due: str) -> None:
     hold, now = told(transcript)
     assert (hold.state, hold.due(now)) == (HoldState(state), Due(due))
     assert hold.ended is (due == "nothing")
+
+
+OF_A_STORE = """
+the prefill leg runs                    |                                                    | prefilling | await
+prefill answers                         | prefilled                                          | held       | offer
+prefill answered long ago               | prefilled +600                                     | held       | offer
+client leaves between the legs          | prefilled over                                     | held       | nothing
+the decode leg runs                     | prefilled send                                     | spent      | await
+decode answers                          | prefilled send answered                            | pulled     | nothing
+decode cannot be connected to           | prefilled send unconnected                         | held       | offer
+decode fails                            | prefilled send over                                | spent      | nothing
+"""
+
+
+@pytest.mark.parametrize("row", OF_A_STORE.strip().splitlines())
+def test_a_store_keeps_nothing_for_anybody(row: str) -> None:
+    _, transcript, state, due = (cell.strip() for cell in row.split("|"))
+    hold, now = told(transcript, lease_s=None)
+    assert (hold.state, hold.due(now)) == (HoldState(state), Due(due))
+    assert not hold.waited
+    assert not hold.counted
+
+
+def test_blocks_wait_and_are_counted_unless_there_never_were_any() -> None:
+    assert not told("")[0].waited
+    for transcript in ("prefilled", "prefilled send", "prefilled released", "over prefilled"):
+        assert told(transcript)[0].waited
+        assert told(transcript)[0].counted
+    for transcript in ("prefill-lost", "prefill-cut"):
+        assert not told(transcript)[0].waited
+        assert told(transcript)[0].counted
+    assert not told("prefill-failed")[0].counted
 
 
 IMPOSSIBLE = """

@@ -2,6 +2,7 @@
 
     > p0 prefill        a leg goes out: prefill, decode (with blocks), whole (all in one) or release
     < p0 blocks         an engine answers: with blocks, `text`, `stream`, a status, or not at all
+    x d0                the leg there is ended by kvproxy
     - leaves            its client leaves
     +25                 seconds pass
     = 200 text          what its client gets
@@ -23,12 +24,13 @@ from kvevents import PrefixIndex, Prompt
 from proxy.admission import Gate, Ticket
 from proxy.caches.accuracy import Accuracy
 from proxy.config import Config, Rules, parse_instance
+from proxy.connectors import Connector
 from proxy.connectors.nixl import REFUSED_MODEL, NixlConnector
 from proxy.errors import ConnectFailedError, ConnectTimeoutError, LegBrokenError, LegError, RequestError
 from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.happenings import Happening, HoldEnded
 from proxy.headers import Headers
-from proxy.phases import Role
+from proxy.phases import Phase, Role
 from proxy.request import dialects
 from proxy.request.body import Encoded
 from proxy.request.generation import read_request
@@ -39,6 +41,7 @@ from proxy.serving.healing import Healing
 from proxy.serving.waits import Waits
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import Tokenized
+from tests.additions.test_a_connector import Rendezvous
 from tests.helpers.service import InOrder
 
 DEADLINE_S = 20.0
@@ -128,7 +131,13 @@ class Book:
 
 
 class Watch:
-    """Does nothing about what it is told."""
+    """Remembers who has served; does nothing about what else it is told."""
+
+    def __init__(self) -> None:
+        self.served: Counter[str] = Counter()
+
+    def leg_served(self, address: str) -> None:
+        self.served[address] += 1
 
     def __getattr__(self, _name: str) -> Callable[..., None]:
         return lambda *_: None
@@ -154,8 +163,15 @@ class Followed:
 class Scene:
     """A director before two engines of each kind, or before two that do both; and one request."""
 
-    def __init__(self, engines: str = "p0 p1 d0 d1", **members: Any) -> None:
-        self.now = 100.0
+    def __init__(
+        self,
+        engines: str = "p0 p1 d0 d1",
+        connector: Connector | None = None,
+        *,
+        grace_s: float = DEADLINE_S,
+        **members: Any,
+    ) -> None:
+        self.now, self.watch = 100.0, Watch()
         self.fleet, self.engines, self.book, self.tasks = Fleet(), Engines(), Book(), TaskOwner("legs")
         for name in engines.split():
             role = {"p": Role.PREFILL, "d": Role.DECODE, "b": Role.BOTH}[name[0]]
@@ -174,21 +190,22 @@ class Scene:
             fleet=self.fleet,
             placement=self.placement,
             gate=Gate(fleet=self.fleet, placement=self.placement, rules=rules, tell=tell, clock=clock),
-            connector=NixlConnector(),
+            connector=connector or NixlConnector(),
             tokenizer=Counting(),
             client=self.engines,
-            watch=Watch(),
+            watch=self.watch,
             tell=tell,
             tasks=self.tasks,
             clock=clock,
             lease_s=LEASE_S,
             rules=rules,
             healing=Healing(self.fleet, index, tell, clock),
-            waits=Waits(first_contact_pauses_s=(), full_pause_s=0.0, abandoned_prefill_s=DEADLINE_S),
+            waits=Waits(first_contact_pauses_s=(), full_pause_s=0.0, abandoned_prefill_s=grace_s),
         )
         body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 4} | members).encode()
         request = read_request(dialects.COMPLETIONS, body, "tiny")
         self.call = Call(request, [], "leg", started_at=self.now, ticket=Ticket())
+        self.at_once = isinstance(connector, Rendezvous)
         self.got: list[str] = []
 
     def clock(self) -> float:
@@ -201,7 +218,9 @@ class Scene:
         except RequestError as error:
             self.got.append(str(error.status))
             return
-        assert self.running() == (not isinstance(reply.body, bytes)), "a leg counts as long as its stream"
+        streams = not isinstance(reply.body, bytes)
+        assert self.running(Phase.DECODE) == streams, "a leg counts as long as its stream"
+        assert self.at_once or not self.running(Phase.PREFILL)
         try:
             self.got.append(f"{reply.status} {await _read(reply)}")
         except LegError:
@@ -209,9 +228,9 @@ class Scene:
         finally:
             reply.close()
 
-    def running(self) -> int:
+    def running(self, *phases: Phase) -> int:
         """How many legs count now."""
-        return sum(each.running_legs() for each in self.fleet)
+        return sum(each.running_legs(phase) for each in self.fleet for phase in phases or Phase)
 
     def assert_nothing_is_left(self) -> None:
         """Claims, holds, open answers, comparisons, expected blocks, retries: all were given back."""
@@ -424,6 +443,11 @@ async def play(scene: Scene, lines: Sequence[str]) -> "asyncio.Task[None]":
             case ["<", words]:
                 name, answer = words.split()
                 scene.engines.waiting.pop(name).set_result(answer)
+            case ["x", name]:
+                ended = scene.engines.waiting.pop(name)
+                async with asyncio.timeout(DEADLINE_S):
+                    await asyncio.wait({ended})
+                assert ended.cancelled()
             case ["-", "leaves"]:
                 client.cancel()
                 with suppress(asyncio.CancelledError):
@@ -485,6 +509,135 @@ async def test_one_leg(lines: list[str]) -> None:
     scene.assert_nothing_is_left()
 
 
+AT_ONCE = """
+both legs go out before either is answered
+    > p0 prefill
+    > d0 decode
+    < p0 text
+    < d0 text
+    = 200 text
+    ends pulled
+
+a stream begins before its prefill leg is answered
+    > p0 prefill
+    > d0 decode
+    < d0 stream
+    = 200 stream
+    < p0 text
+    ends pulled
+
+prefill fails: decode is ended, and another pair is tried
+    > p0 prefill
+    > d0 decode
+    < p0 500
+    x d0
+    > p1 prefill
+    > d0 decode
+    < p1 text
+    < d0 text
+    = 200 text
+    ends pulled
+
+prefill breaks: decode is ended, and another pair is tried
+    > p0 prefill
+    > d0 decode
+    < p0 breaks
+    x d0
+    > p1 prefill
+    > d0 decode
+    < p1 text
+    < d0 text
+    = 200 text
+    ends unknown pulled
+
+decode fails: prefill is ended, and another pair is tried
+    > p0 prefill
+    > d0 decode
+    < d0 500
+    x p0
+    > p0 prefill
+    > d1 decode
+    < p0 text
+    < d1 text
+    = 200 text
+    ends unknown pulled
+
+decode fails after prefill: what was prefilled is left to the engines
+    > p0 prefill
+    > d0 decode
+    < p0 text
+    < d0 breaks
+    > p0 prefill
+    > d1 decode
+    < p0 text
+    < d1 text
+    = 200 text
+    ends stranded pulled
+
+what a client did wrong is told by whoever says it first
+    > p0 prefill
+    > d0 decode
+    < d0 400
+    x p0
+    = 400 error
+    ends unknown
+
+it fails everywhere: the last words
+    > p0 prefill
+    > d0 decode
+    < p0 500
+    x d0
+    > p1 prefill
+    > d0 decode
+    < p1 500
+    x d0
+    > p0 prefill
+    > d0 decode
+    < p0 500
+    x d0
+    = 500 error
+    ends
+
+its client leaves while both run
+    > p0 prefill
+    > d0 decode
+    - leaves
+    x p0
+    x d0
+    ends unknown
+
+its client leaves after the prefill leg was answered
+    > p0 prefill
+    > d0 decode
+    < p0 text
+    - leaves
+    x d0
+    ends stranded
+"""
+
+
+@pytest.mark.parametrize("lines", transcripts(AT_ONCE))
+async def test_two_legs_at_once(lines: list[str]) -> None:
+    scene = Scene(connector=Rendezvous(), stream=any("stream" in line for line in lines))
+    await play(scene, lines)
+    assert scene.engines.out.empty()
+    scene.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "prefill", "served"),
+    [(DEADLINE_S, "< p0 text", {"p0:1": 1, "d0:1": 1}), (0.0, "x p0", {"d0:1": 1})],
+)
+async def test_a_prefill_leg_whose_stream_is_over_is_answered_soon_or_ended(
+    grace_s: float, prefill: str, served: dict[str, int]
+) -> None:
+    scene = Scene(connector=Rendezvous(), grace_s=grace_s, stream=True)
+    lines = ["> p0 prefill", "> d0 decode", "< d0 stream", "= 200 stream", prefill, "ends pulled"]
+    await play(scene, lines)
+    assert scene.watch.served == served
+    scene.assert_nothing_is_left()
+
+
 def served(leg: str) -> str:
     return {"prefill": "blocks", "decode": "stream", "whole": "stream", "release": "404"}[leg.split()[1]]
 
@@ -495,14 +648,18 @@ def unlucky(leg: str) -> str:
 
 
 @pytest.mark.parametrize("answers", [served, unlucky])
-@pytest.mark.parametrize("engines", ["p0 p1 d0 d1", "b0 b1"], ids=["two legs", "one leg"])
+@pytest.mark.parametrize(
+    ("engines", "connector"),
+    [("p0 p1 d0 d1", NixlConnector()), ("p0 p1 d0 d1", Rendezvous()), ("b0 b1", NixlConnector())],
+    ids=["two legs", "at once", "one leg"],
+)
 async def test_whenever_its_client_leaves_all_is_given_back(
-    engines: str, answers: Callable[[str], str]
+    engines: str, connector: Connector, answers: Callable[[str], str]
 ) -> None:
     """After each number of turns of the loop that a request takes until it is served."""
     turns, done = 0, False
     while not done:
-        scene = Scene(engines, stream=True)
+        scene = Scene(engines, connector, stream=True)
         scene.engines.by_themselves = answers
         client = asyncio.get_running_loop().create_task(scene.client())
         for _ in range(turns):
@@ -514,7 +671,7 @@ async def test_whenever_its_client_leaves_all_is_given_back(
         assert await scene.tasks.drained(DEADLINE_S)
         scene.assert_nothing_is_left()
         ends = scene.book.ends()
-        assert set(ends) <= {"pulled", "released", "unknown"}
+        assert set(ends) <= {"pulled", "unknown"} | ({"stranded"} if scene.at_once else {"released"})
         turns += 1
     assert scene.got == ["200 stream"]
     assert turns > 5
