@@ -434,7 +434,10 @@ class Subscriber:
             return Damage.NONE
         if self._probes.unheard == _MAX_UNHEARD:
             log.warning(
-                "%s rank %d: its KV events come by replay only, nothing of topic %r is heard at %s: are both right?",
+                (
+                    "%s rank %d: its KV events come by replay only, nothing of topic %r is heard at %s: are "
+                    "both right?"
+                ),
                 self._instance,
                 self._address.rank,
                 self._address.topic,
@@ -446,8 +449,9 @@ class Subscriber:
         self._damages += 1
         if self._damages == 1:
             log.warning(
-                "%s rank %d: a batch of its KV events cannot be read and may have told of removed blocks: what was known of"
-                " the rank is forgotten, now and whenever that happens; does this kvproxy know all its engine publishes?",
+                "%s rank %d: a batch of its KV events cannot be read and may have told of removed blocks: "
+                "what was known of the rank is forgotten, now and whenever that happens; does this kvproxy "
+                "know all its engine publishes?",
                 self._instance,
                 self._address.rank,
             )

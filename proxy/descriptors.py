@@ -157,8 +157,9 @@ class Descriptors:
             return
         self._warned_at = now
         log.warning(
-            "file descriptors are short: of %d (ulimit -Hn), clients have %d and engines %d; since this was said last"
-            " %d idle connections, and %d whose requests were still coming, were closed and %d new ones refused",
+            "file descriptors are short: of %d (ulimit -Hn), clients have %d and engines %d; since this was "
+            "said last %d idle connections, and %d whose requests were still coming, were closed and %d new "
+            "ones refused",
             self.limit,
             self.connections,
             self.legs,

@@ -267,7 +267,7 @@ class FairQueue(Generic[T]):
             self._offer(client, waiting.client, waiting.lane)
         return True
 
-    # -- who is due first, by lane: a heap that may hold what is true no more ---------------------------------
+    # -- who is due first, by lane: a heap that may hold what is true no more --------------------------------
 
     def _offer_all(self, name: str) -> None:
         client = self._clients.get(name)

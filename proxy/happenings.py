@@ -14,12 +14,14 @@ import numpy.typing as npt
 from proxy.phases import Phase
 
 BlockKeys = Mapping[int, npt.NDArray[np.uint64]]
-"""Keys of a prompt's whole blocks, by the tokens of a block. They can be compared with those of another process
-that has the same state directory; not to be changed."""
+"""Keys of a prompt's whole blocks, by the tokens of a block. They can be compared with those of another
+process that has the same state directory; not to be changed."""
 
 
 class Happening(msgspec.Struct, frozen=True):
-    """Something that is over. Its fields are plain values, and what is large in them is shared, not copied."""
+    """Something that is over. Its fields are plain values, and what is large in them is shared, not
+    copied.
+    """
 
 
 Tell = Callable[[Happening], None]

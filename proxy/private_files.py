@@ -35,8 +35,8 @@ def check_directory(origin: str, path: pathlib.Path) -> None:
     """Raises ConfigError if more than its owner may write a directory. Raises OSError."""
     if mode := _open_to_others(path.stat().st_mode):
         raise ConfigError(
-            f"{origin}: others than its owner may write it (mode {mode}): chmod go-w it, or name a directory in it"
-            " that does not exist"
+            f"{origin}: others than its owner may write it (mode {mode}): chmod go-w it, or name a "
+            "directory in it that does not exist"
         )
 
 

@@ -1,4 +1,5 @@
-"""What kvproxy shows of itself is a struct each of whose fields says what it is; `/openapi.json` is made of them.
+"""What kvproxy shows of itself is a struct each of whose fields says what it is; `/openapi.json` is made of
+them.
 
 A room defines what it shows beside what it shows it of (`QueueShown` in `admission`); `edge.shown` puts the
 parts together. The schema of `QueueShown` is called `Queue`. Members are served in the order of the fields,

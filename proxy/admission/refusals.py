@@ -43,8 +43,8 @@ class Refusals:
         """Its client had as many requests running as one may, for as long as it may wait."""
         self._tell(Refused("client_limit"))
         return RateLimitError(
-            f"{self._limits.max_client_requests} requests of this client are being served (--max-client-requests),"
-            f" and none of them ended for {self._waited}: send fewer at a time",
+            f"{self._limits.max_client_requests} requests of this client are being served "
+            f"(--max-client-requests), and none of them ended for {self._waited}: send fewer at a time",
             reason="client_limit",
             headers=_come_back(retry_after_s),
         )

@@ -70,8 +70,8 @@ class Believing:
         match change.step:
             case Step.LOST:
                 log.warning(
-                    "%s %s rank %d: index not trusted: it said that %d blocks of a prompt were cached, the engine"
-                    " reported %d; it is built anew %s, until then the rank is chosen by load alone",
+                    "%s %s rank %d: index not trusted: it said that %d blocks of a prompt were cached, the "
+                    "engine reported %d; it is built anew %s, until then the rank is chosen by load alone",
                     instance.role,
                     instance.address,
                     rank,

@@ -51,7 +51,10 @@ class _Unheard(enum.StrEnum):
         ' "replay_endpoint": "tcp://*:5657"}\', or name its sources'
     )
     UNTOLD = "does not tell where it publishes KV events, so it is chosen by load alone; name its sources"
-    REFUSED = "tells of addresses for KV events that it may not name, so it is chosen by load alone; name its sources"
+    REFUSED = (
+        "tells of addresses for KV events that it may not name, so it is chosen by load alone; name its "
+        "sources"
+    )
     UNREAD = (
         "tells where it publishes KV events in a form that is not understood, so it is chosen by load alone;"
         " name its sources"
@@ -90,8 +93,8 @@ class _Feed:
 
     @property
     def epoch(self) -> int:
-        """How often another process may have been behind the address: a batch that cannot be read says nothing
-        of that.
+        """How often another process may have been behind the address: a batch that cannot be read says
+        nothing of that.
         """
         return self.subscriber.epoch - self.subscriber.damages
 

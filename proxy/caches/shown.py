@@ -40,6 +40,7 @@ class AccuracyShown(LegsShown, frozen=True, kw_only=True):
     trusted: Annotated[
         bool,
         says(
-            "False while the index has been found wrong: until it is built anew the rank is chosen by load alone."
+            "False while the index has been found wrong: until it is built anew the rank is chosen by load "
+            "alone."
         ),
     ]

@@ -96,7 +96,8 @@ class ToldRules(msgspec.Struct, frozen=True):
             )
         if endpoint.host != self.bind and not _is_any(self.bind):
             raise NotAllowedError(
-                f"it connects to {endpoint}, and kvproxy listens for events on {self.bind} alone (--events-bind)"
+                f"it connects to {endpoint}, and kvproxy listens for events on {self.bind} alone "
+                "(--events-bind)"
             )
         return str(endpoint)
 

@@ -262,13 +262,14 @@ class Config(Section, frozen=True, kw_only=True):
         super().__post_init__()
         if self.kv_lease_s <= LEASE_MARGIN_S:
             raise ConfigError(
-                f"--kv-lease-s {self.kv_lease_s:g} is too short: it must exceed {LEASE_MARGIN_S:g} s, the margin"
-                " kept for the decode engine's first heartbeat (and equal the engines' kv_lease_duration)"
+                f"--kv-lease-s {self.kv_lease_s:g} is too short: it must exceed {LEASE_MARGIN_S:g} s, the "
+                "margin kept for the decode engine's first heartbeat (and equal the engines' "
+                "kv_lease_duration)"
             )
         if self.deadlines.connect_s > LEASE_MARGIN_S:
             raise ConfigError(
-                f"--connect-timeout {self.deadlines.connect_s:g} is too long: a decode leg that connects later than"
-                f" after {LEASE_MARGIN_S:g} s may find its blocks gone"
+                f"--connect-timeout {self.deadlines.connect_s:g} is too long: a decode leg that connects "
+                f"later than after {LEASE_MARGIN_S:g} s may find its blocks gone"
             )
         admin = self.security
         if admin.admin_port == self.port != 0 and (admin.admin_host or self.host) == self.host:

@@ -2,7 +2,7 @@
 check and the line of the reference.
 
     class Patience(Section, frozen=True, kw_only=True):
-        queue_s: Annotated[float, Setting("--queue-timeout", SECONDS, "how long one may wait", above=0)] = 30.0
+        queue_s: Annotated[float, Setting("--queue-timeout", SECONDS, "how long it may wait", above=0)] = 30.0
 
 That is `--queue-timeout 30`, `queue-timeout = 30` and `KVPROXY_QUEUE_TIMEOUT=30`; 0 is refused in words that
 name the flag. A section that exists is valid. Which source wins is `sources`' business.

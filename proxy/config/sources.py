@@ -26,8 +26,8 @@ KVPROXY_PORT=tcp://10.0.0.1:8000."""
 _SERVICE_NAME = re.compile(
     r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-"""What Kubernetes sets beside that, after the prefix: KVPROXY_SERVICE_HOST, KVPROXY_PORT_8000_TCP_ADDR. A service
-may be called kvproxy-admin, too."""
+"""What Kubernetes sets beside that, after the prefix: KVPROXY_SERVICE_HOST, KVPROXY_PORT_8000_TCP_ADDR. A
+service may be called kvproxy-admin, too."""
 
 _OF_SCRIPTS = frozenset(
     f"{ENVIRONMENT_PREFIX}{name}" for name in ("PIP_ARGS", "PYTHON", "VLLM_ENV", "VLLM_PYTHON")

@@ -41,7 +41,10 @@ def judged(
         return passed(STEP, f"decode did not compute the prompt itself, {took} (others ran there meanwhile)")
     return warned(
         STEP,
-        "both legs were answered; other requests ran on the decode engine, so it cannot be told what it computed",
+        (
+            "both legs were answered; other requests ran on the decode engine, so it cannot be told what it "
+            "computed"
+        ),
         "ask again when it is quieter",
     )
 

@@ -14,8 +14,9 @@ _NAMED = 8  # engines named of one release
 _NIXL = '--kv-transfer-config \'{"kv_connector": "NixlConnector", "kv_role": "%s"}\''
 
 _REACH = (
-    "let the decode engine reach the prefill engine's side channel: VLLM_NIXL_SIDE_CHANNEL_HOST must be an address that it can"
-    " reach, VLLM_NIXL_SIDE_CHANNEL_PORT open; same vLLM version, model, --dtype, --kv-cache-dtype and --block-size on both"
+    "let the decode engine reach the prefill engine's side channel: VLLM_NIXL_SIDE_CHANNEL_HOST must be an "
+    "address that it can reach, VLLM_NIXL_SIDE_CHANNEL_PORT open; same vLLM version, model, --dtype, "
+    "--kv-cache-dtype and --block-size on both"
 )
 
 
@@ -41,7 +42,10 @@ def _agreement(tried: TriedPair) -> list[Finding]:
         return [
             failed(
                 step,
-                "the decode engine asks no connector: it ignores the prefilled blocks and computes the prompt itself",
+                (
+                    "the decode engine asks no connector: it ignores the prefilled blocks and computes the "
+                    "prompt itself"
+                ),
                 f"start it with {_NIXL % 'kv_consumer'}",
             )
         ]
@@ -80,7 +84,10 @@ def of_releases(engines: Sequence[SeenEngine]) -> list[Finding]:
         for engine in (p, d)
     ]
     if doubtful:
-        words = f"{_groups(doubtful)} may not shake hands: no KV moves between engines of different NIXL metadata versions"
+        words = (
+            f"{_groups(doubtful)} may not shake hands: no KV moves between engines of different NIXL "
+            "metadata versions"
+        )
         return [warned("nixl_versions", words, _remedy(telling))]
     return []
 
@@ -89,7 +96,10 @@ def _remedy(telling: Sequence[SeenEngine]) -> str:
     told = [(release(engine.version or ""), engine.version or "", engine.address) for engine in telling]
     newest = max(told, key=lambda one: (one[0] or (0, 0), one[1]))
     older = [address for which, _, address in told if which != newest[0]]
-    return f"upgrade together, so that all are of one release: {_listed(older)} to vLLM {newest[1]} as {newest[2]}"
+    return (
+        f"upgrade together, so that all are of one release: {_listed(older)} to vLLM {newest[1]} as "
+        f"{newest[2]}"
+    )
 
 
 def _groups(engines: Iterable[SeenEngine]) -> str:

@@ -18,8 +18,8 @@ _UNREACHABLE = "look at the log of the decode engine: it must reach the store th
 _ITSELF = (
     ": it finds nothing in a store they share",
     (
-        "give both engines the same shared store in --kv-transfer-config (one path, one server, both reach it);"
-        " for engines with NixlConnector give kvproxy --connector nixl"
+        "give both engines the same shared store in --kv-transfer-config (one path, one server, both reach "
+        "it); for engines with NixlConnector give kvproxy --connector nixl"
     ),
 )
 

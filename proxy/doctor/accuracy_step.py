@@ -13,8 +13,8 @@ EXACT_ENOUGH = 0.95
 
 _CAUSES = {
     "tokens": "see tokenizer and engines_agree: it counts prompts otherwise than they were tokenized",
-    "race": "its cache is too small for its load, blocks are evicted before their prompts come: give it more KV cache"
-    " (--gpu-memory-utilization), or less at once (--max-prefill-tokens)",
+    "race": "its cache is too small for its load, blocks are evicted before their prompts come: give it "
+    "more KV cache (--gpu-memory-utilization), or less at once (--max-prefill-tokens)",
     "upper_bound": "nothing: caches of hybrid models are known as an upper bound only",
     "index": "see replay, wire_format and cached_tokens; a smaller share soon after a start heals by itself",
 }
@@ -29,7 +29,10 @@ def accuracy(told: AccuracyShown) -> Finding:
     if not told.trusted:
         return failed(
             step,
-            f"predictions for requests were wrong ({listed}): it is placed by load alone until they are right again",
+            (
+                f"predictions for requests were wrong ({listed}): it is placed by load alone until they are "
+                "right again"
+            ),
             _CAUSES[worst],
         )
     if share is None:

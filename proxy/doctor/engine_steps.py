@@ -27,17 +27,23 @@ def reachable(facts: EngineFacts) -> Finding:
     if health.trouble is Trouble.REFUSED:
         tls = "certificate" in health.words or "TLS" in health.words
         remedy = (
-            "give --engine-ca the authority that signed its certificate, and name the engine as the certificate does"
+            (
+                "give --engine-ca the authority that signed its certificate, and name the engine as the "
+                "certificate does"
+            )
             if tls
-            else f"start vLLM there (--port {facts.address.rpartition(':')[2]}, and --host if it is on another machine),"
-            " or correct the address; look at firewalls in between"
+            else f"start vLLM there (--port {facts.address.rpartition(':')[2]}, and --host if it is on "
+            "another machine), or correct the address; look at firewalls in between"
         )
         return failed(step, f"it cannot be connected to: {health.words}", remedy)
     if health.trouble is Trouble.SILENT:
         return failed(
             step,
             f"it accepts connections and answers nothing: {health.words}",
-            "the process is stopped, starved of CPU or still starting: look at its log, and restart it if it hangs",
+            (
+                "the process is stopped, starved of CPU or still starting: look at its log, and restart it "
+                "if it hangs"
+            ),
         )
     if health.status is not None and health.status >= 500:
         return failed(
@@ -60,8 +66,8 @@ def version(facts: EngineFacts) -> Finding:
     if found < OLDEST:
         return warned(
             step,
-            f"vLLM {answer.value} is older than kvproxy was measured on: prefilled blocks nobody fetches may stay"
-            " held until their lease ends",
+            f"vLLM {answer.value} is older than kvproxy was measured on: prefilled blocks nobody fetches "
+            "may stay held until their lease ends",
             "update it to vLLM 0.32 or newer",
         )
     return passed(step, f"vLLM {answer.value}")
@@ -211,8 +217,9 @@ def tokenizer(facts: EngineFacts, directory: str | None) -> Finding:
     kind, found = next(iter(off.items()))
     return warned(
         step,
-        f"it renders {', '.join(off)} prompts otherwise than {directory} ({kind}, token {found.at}:"
-        f" {_token(found.ours)} here, {_token(found.theirs)} there); kvproxy asks engines about them, which is slower",
+        f"it renders {', '.join(off)} prompts otherwise than {directory} ({kind}, token {found.at}: "
+        f"{_token(found.ours)} here, {_token(found.theirs)} there); kvproxy asks engines about them, which "
+        "is slower",
         "give --tokenizer the files the engine was started with; compare its --tokenizer, --chat-template and"
         " --default-chat-template-kwargs",
     )

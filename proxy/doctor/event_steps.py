@@ -82,8 +82,8 @@ def _connected(facts: EngineFacts, rank: RankFacts) -> Finding:
         step,
         f"nothing publishes at {source.endpoint}",
         _correction(facts, rank)
-        or "open that port between kvproxy and the engine (firewall, container ports); name another address with"
-        f" '{facts.address}?events=tcp://HOST:PORT'",
+        or "open that port between kvproxy and the engine (firewall, container ports); name another "
+        f"address with '{facts.address}?events=tcp://HOST:PORT'",
     )
 
 
@@ -95,9 +95,15 @@ def _correction(facts: EngineFacts, rank: RankFacts) -> str | None:
     if told is None or given is None:
         return None
     if told.endpoint != given.endpoint:
-        return f"correct ?events=: the engine itself says it publishes at {told.endpoint}, and without ?events= it is asked"
+        return (
+            f"correct ?events=: the engine itself says it publishes at {told.endpoint}, and without "
+            "?events= it is asked"
+        )
     if told.replay_endpoint != given.replay_endpoint and given.replay_endpoint is not None:
-        return f"correct &replay=: the engine itself says it replays at {told.replay_endpoint}, and without ?events= it is asked"
+        return (
+            f"correct &replay=: the engine itself says it replays at {told.replay_endpoint}, and without "
+            "?events= it is asked"
+        )
     return None
 
 
@@ -133,7 +139,10 @@ def _replay(facts: EngineFacts, rank: RankFacts) -> Finding:
     if rank.state == "partial":
         return passed(
             step,
-            f"{batches}; the buffer begins later than the engine: blocks cached before are learned when stored again",
+            (
+                f"{batches}; the buffer begins later than the engine: blocks cached before are learned when "
+                "stored again"
+            ),
         )
     return passed(step, f"{batches}, from the engine's beginning on")
 
@@ -152,8 +161,8 @@ def _wire_format(facts: EngineFacts, rank: RankFacts, found: Found | None) -> Fi
         return failed(
             step,
             f"its events are not understood ({told})",
-            f"update kvproxy: this one does not know all that vLLM {known} publishes; until then start it with"
-            " --kv-events off",
+            f"update kvproxy: this one does not know all that vLLM {known} publishes; until then start it "
+            "with --kv-events off",
         )
     if sizes := rank.dropped.get(Reason.BLOCK_SIZE):
         return failed(
@@ -210,8 +219,8 @@ def _unanswered(step: str, trouble: Trouble | None, words: str, status: int | No
         return failed(
             step,
             f"the probe was not answered: {words}",
-            "its engine does not generate: look at its log, at vllm:num_requests_running and _waiting, and restart it if"
-            " it hangs",
+            "its engine does not generate: look at its log, at vllm:num_requests_running and _waiting, and "
+            "restart it if it hangs",
         )
     if status == 401:
         remedy = "put the key it was started with into a file and give that as --engine-api-key-file"
@@ -224,8 +233,8 @@ def _other_tokens(step: str, rank: RankFacts, words: str) -> Finding:
     return failed(
         step,
         f"it computes another prompt than {by} tells: {words}",
-        "its chat template is used otherwise for answers than for /tokenize: start it with an explicit --chat-template and"
-        " without --default-chat-template-kwargs; compare --tokenizer with its files",
+        "its chat template is used otherwise for answers than for /tokenize: start it with an explicit "
+        "--chat-template and without --default-chat-template-kwargs; compare --tokenizer with its files",
     )
 
 
@@ -277,7 +286,10 @@ def _cached_tokens(facts: EngineFacts, rank: RankFacts) -> Finding:
             return failed(
                 step,
                 "a prompt that is sent twice is not found in its cache",
-                "start it without --no-enable-prefix-caching; if it is on, its cache is too small for its load",
+                (
+                    "start it without --no-enable-prefix-caching; if it is on, its cache is too small for "
+                    "its load"
+                ),
             )
         return passed(step, f"predicted {predicted} of {length} = reported")
     words = f"predicted {predicted} of {length} tokens, reported {last.reported}"
@@ -293,8 +305,8 @@ def _cached_tokens(facts: EngineFacts, rank: RankFacts) -> Finding:
         return failed(
             step,
             f"{words}: its events do not tell of all it has cached",
-            "see probe_event and wire_format; an engine of a hybrid model, or with other cache tiers, may do that:"
-            " tell us the version and the model",
+            "see probe_event and wire_format; an engine of a hybrid model, or with other cache tiers, may "
+            "do that: tell us the version and the model",
         )
     return failed(
         step,

@@ -80,7 +80,10 @@ def of_pair(
     if facts.unfinished:
         return [failed("hand_over", "time was up before it was done", "give the doctor more time: --timeout")]
     if facts.not_tried == SIZES:
-        words = f"block sizes differ: {prefill.block_size} in prefill, {decode.block_size} in decode; not tried, for a decode engine may die of it"
+        words = (
+            f"block sizes differ: {prefill.block_size} in prefill, {decode.block_size} in decode; not "
+            "tried, for a decode engine may die of it"
+        )
         return [failed("hand_over", words, "start both with the same --block-size")]
     if facts.not_tried is not None:
         return [skipped("hand_over", f"not tried: {facts.not_tried}")]
@@ -131,8 +134,8 @@ def engines_agree(engines: Sequence[EngineFacts]) -> list[Finding]:
             findings.append(
                 failed(
                     step,
-                    f"{facts.address} renders {', '.join(off)} prompts otherwise than {reference.address} ({kind}, token"
-                    f" {found.at}: {found.theirs} there, {found.ours} at the other)",
+                    f"{facts.address} renders {', '.join(off)} prompts otherwise than {reference.address} "
+                    f"({kind}, token {found.at}: {found.theirs} there, {found.ours} at the other)",
                     "start all engines with the same model files, --tokenizer, --chat-template and"
                     " --default-chat-template-kwargs",
                 )
@@ -165,6 +168,9 @@ def context_lengths(engines: Sequence[EngineFacts], model: str) -> list[Finding]
         warned(
             step,
             f"they differ, so long requests have fewer engines to go to ({words})",
-            "start all engines of a model with the same --max-model-len, unless some are meant for short requests only",
+            (
+                "start all engines of a model with the same --max-model-len, unless some are meant for "
+                "short requests only"
+            ),
         )
     ]

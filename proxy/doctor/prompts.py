@@ -5,11 +5,16 @@ import uuid
 from typing import Any
 
 WORDS = """
-    amber anchor apple arrow autumn bamboo basket beacon birch bridge bronze button candle canyon carbon castle cedar
-    cherry circle clover cobalt copper coral cotton crystal desert dragon eagle ember engine falcon feather forest
-    garden ginger glacier granite harbor hazel island ivory jasmine jungle kernel ladder lantern lemon linen maple
-    marble meadow meteor mirror needle ocean olive orchid oyster paper pebble pepper pillow planet pocket prairie
-    quartz rabbit ribbon river rocket saddle salmon shadow silver spider spring summer tunnel turtle valley velvet
+    amber anchor apple arrow autumn bamboo basket beacon birch bridge bronze button candle canyon carbon
+    castle cedar
+    cherry circle clover cobalt copper coral cotton crystal desert dragon eagle ember engine falcon feather
+    forest
+    garden ginger glacier granite harbor hazel island ivory jasmine jungle kernel ladder lantern lemon linen
+    maple
+    marble meadow meteor mirror needle ocean olive orchid oyster paper pebble pepper pillow planet pocket
+    prairie
+    quartz rabbit ribbon river rocket saddle salmon shadow silver spider spring summer tunnel turtle valley
+    velvet
     violet walnut water willow window winter yellow zephyr
     """.split()  # noqa: SIM905  # as fields.py
 """Words that most tokenizers know whole: six bits of chance each."""

@@ -126,7 +126,9 @@ class Fleet:
         return min((seconds for seconds in widen if seconds is not None), default=None)
 
     def left_alone_s(self, now: float) -> float:
-        """How long until the first of those that said they are full may be tried again; 0 if one may be now."""
+        """How long until the first of those that said they are full may be tried again; 0 if one may be
+        now.
+        """
         full = (i.fullness.left_s(now) for i in self if i.fullness.most(now) is not None)
         return min(full, default=0.0)
 

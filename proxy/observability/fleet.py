@@ -40,7 +40,10 @@ class FleetCollector(Collector):
         )
         weights = GaugeMetricFamily(
             "kvproxy_in_flight_weight_tokens",
-            "What running legs take of the limits: their tokens, and those that decode legs are expected to generate.",
+            (
+                "What running legs take of the limits: their tokens, and those that decode legs are "
+                "expected to generate."
+            ),
             labels=["instance", "role"],
         )
         states = GaugeMetricFamily(

@@ -1,5 +1,5 @@
-"""Each happening reaches all who listen for its kind, in the order in which they came; one that fails keeps it
-from nobody.
+"""Each happening reaches all who listen for its kind, in the order in which they came; one that fails keeps
+it from nobody.
 """
 
 import logging

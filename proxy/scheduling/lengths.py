@@ -145,9 +145,9 @@ def too_many_tokens(context: float, tokens: int) -> BadRequestError:
 def too_many_characters(context: int, characters: int, characters_a_token: int) -> BadRequestError:
     """What vLLM says of a text that has more characters than any that fits, before it counts its tokens."""
     return _refused(
-        f"This model's maximum context length is {context} tokens. However, your prompt contains {characters} "
-        f"characters (more than {context * characters_a_token} characters, which is the upper bound for {context} "
-        "input tokens). Please reduce the length of the input prompt.",
+        f"This model's maximum context length is {context} tokens. However, your prompt contains "
+        f"{characters} characters (more than {context * characters_a_token} characters, which is the upper "
+        f"bound for {context} input tokens). Please reduce the length of the input prompt.",
         "input_text",
         characters,
     )

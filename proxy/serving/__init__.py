@@ -7,7 +7,7 @@ they hold.
     legs          one upstream request each: prefill, decode, and what both do
     attempts      what was tried so far, and what that allows
     retry_budget  how many retries may run at one moment
-    custody       what becomes of prefilled blocks: every state of a hold, and `custody_at_once`: of a crossing
+    custody       every state that a hold of prefilled blocks can be in, or a crossing (`custody_at_once`)
     handover      plans of connectors are carried out: legs in turn, legs at once, and holds given back
     learning      what an engine says of a prompt is compared with what was thought of it
     unserved      the error of a request that no engine had a word for

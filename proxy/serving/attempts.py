@@ -32,8 +32,8 @@ class Attempts:
         """How many retries were paid from the budget."""
 
     def failed_by(self, failure: AttemptFailedError) -> None:
-        """Note why an attempt failed. That a full engine turned it away does not count as a failure: no work was
-        done, and the engine may be asked again.
+        """Note why an attempt failed. That a full engine turned it away does not count as a failure: no work
+        was done, and the engine may be asked again.
         """
         self.last = failure
         if failure.reason is Reason.FULL:

@@ -163,8 +163,8 @@ class Placed:
     # -- the end ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """The attempt is over: end all but what a reply has taken over, and what a prefill leg that still runs
-        will end. A second call does nothing.
+        """The attempt is over: end all but what a reply has taken over, and what a prefill leg that still
+        runs will end. A second call does nothing.
         """
         self.decode_leg.close()
         if not self._runs_apart:

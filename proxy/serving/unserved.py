@@ -1,4 +1,6 @@
-"""A request that no engine had a word for is answered by the error that tells why, and whether to come back."""
+"""A request that no engine had a word for is answered by the error that tells why, and whether to come
+back.
+"""
 
 from proxy.errors import (
     RETRY_SOON,

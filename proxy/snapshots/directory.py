@@ -205,7 +205,8 @@ def _lock(path: pathlib.Path, origin: str) -> int | None:
         holder = os.read(lock, 20).decode("ascii", "replace").strip()
         os.close(lock)
         raise ConfigError(
-            f"{origin}: another kvproxy uses it (process {holder or 'unknown'}): give each a directory of its own"
+            f"{origin}: another kvproxy uses it (process {holder or 'unknown'}): give each a directory of "
+            "its own"
         ) from None
     except OSError as error:
         os.close(lock)

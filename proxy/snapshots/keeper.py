@@ -131,7 +131,7 @@ class StateKeeper:
             await self._tasks.close()
             self._thread.shutdown(wait=False)
 
-    # ---- as the event feeds ask -----------------------------------------------------------------------------
+    # ---- as the event feeds ask ----------------------------------------------------------------------------
 
     def resume(self, instance: str, rank: int) -> Resume:
         """What loads a rank's snapshot, if there is one."""
@@ -160,7 +160,7 @@ class StateKeeper:
         except OSError as error:
             log.warning("the snapshots of %s cannot be removed: %s", instance, error.strerror)
 
-    # ---- what can be seen of it -----------------------------------------------------------------------------
+    # ---- what can be seen of it ----------------------------------------------------------------------------
 
     def status(self) -> StateDirShown:
         """For `/status`."""
@@ -204,7 +204,7 @@ class StateKeeper:
         """What each rank's snapshot takes on disk."""
         return {at: kept.size_bytes for at, kept in self._kept.items() if kept.size_bytes}
 
-    # ---- writing --------------------------------------------------------------------------------------------
+    # ---- writing -------------------------------------------------------------------------------------------
 
     async def _keep_writing(self) -> None:
         pause_s = self._interval_s
@@ -272,7 +272,7 @@ class StateKeeper:
         if gone:
             log.info("removed %d snapshots of instances that are not there any more", gone)
 
-    # ---- in the thread --------------------------------------------------------------------------------------
+    # ---- in the thread -------------------------------------------------------------------------------------
 
     def _in_thread(self, function: Callable[..., _T], *args: Any) -> "asyncio.Future[_T]":
         return asyncio.get_running_loop().run_in_executor(self._thread, function, *args)

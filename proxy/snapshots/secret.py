@@ -28,8 +28,8 @@ def read_or_make(path: pathlib.Path, origin: str) -> bytes:
         pass
     except OSError as error:
         raise ConfigError(
-            f"{origin}: {path.name} cannot be read: {error.strerror}; it must be a file that belongs to the user"
-            " kvproxy runs as, with mode 600"
+            f"{origin}: {path.name} cannot be read: {error.strerror}; it must be a file that belongs to the "
+            "user kvproxy runs as, with mode 600"
         ) from None
     try:
         return _make(path)
@@ -45,13 +45,14 @@ def _read(path: pathlib.Path, origin: str) -> bytes:
             raise ConfigError(f"{origin}: {path.name} is not a file: remove it, and a new one is made")
         if found.st_uid != os.geteuid():
             raise ConfigError(
-                f"{origin}: {path.name} belongs to user {found.st_uid}, and kvproxy runs as user {os.geteuid()}:"
-                " run it as that user, or give it a directory of its own"
+                f"{origin}: {path.name} belongs to user {found.st_uid}, and kvproxy runs as user "
+                f"{os.geteuid()}: run it as that user, or give it a directory of its own"
             )
         if found.st_mode & _OTHERS:
             raise ConfigError(
-                f"{origin}: {path.name} is open to others than its owner (mode {stat.S_IMODE(found.st_mode):03o}):"
-                " chmod 600 it; if others may have read it, remove it, and kvproxy starts with empty caches"
+                f"{origin}: {path.name} is open to others than its owner (mode "
+                f"{stat.S_IMODE(found.st_mode):03o}): chmod 600 it; if others may have read it, remove it, "
+                "and kvproxy starts with empty caches"
             )
         secret = file.read(SECRET_BYTES + 1)
     if len(secret) != SECRET_BYTES:

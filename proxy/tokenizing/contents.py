@@ -37,7 +37,8 @@ _STUBS = {
 know."""
 _OF_PARTS = frozenset(
     """
-    audio_embeds audio_url closed data file image_embeds image_pil image_url input_audio name prompt_cache_breakpoint
+    audio_embeds audio_url closed data file image_embeds image_pil image_url input_audio name
+    prompt_cache_breakpoint
     refusal text thinking type uuid video_embeds video_url
     """.split()  # noqa: SIM905  # as members.py
 )

@@ -22,7 +22,8 @@ TRUNCATING = frozenset({"truncate_prompt_tokens", "truncation_side"})
 
 _NEUTRAL = frozenset(
     """
-    model stream stream_options max_tokens max_completion_tokens min_tokens n best_of temperature top_p top_k min_p
+    model stream stream_options max_tokens max_completion_tokens min_tokens n best_of temperature top_p top_k
+    min_p
     seed stop stop_token_ids include_stop_str_in_output ignore_eos presence_penalty frequency_penalty
     repetition_penalty length_penalty logit_bias logprobs top_logprobs prompt_logprobs logprob_token_ids
     allowed_token_ids bad_words response_format structured_outputs parallel_tool_calls skip_special_tokens

@@ -158,10 +158,15 @@ class Parity:
             if kind not in self._warned:
                 self._warned.add(kind)
                 log.warning(
-                    "%s renders %s prompts of %s otherwise than the tokenizer here does (token %d: %s here, %s there):"
-                    " engines are asked about them",
-                    instance, kind, quoted(model), found.at, _word(found.ours), _word(found.theirs),
-                )  # fmt: skip
+                    "%s renders %s prompts of %s otherwise than the tokenizer here does (token %d: %s here, "
+                    "%s there): engines are asked about them",
+                    instance,
+                    kind,
+                    quoted(model),
+                    found.at,
+                    _word(found.ours),
+                    _word(found.theirs),
+                )
 
     def agreed(self, model: str, needs: frozenset[str]) -> bool:
         """Whether some engine was asked about the model, and none differs in what is needed."""

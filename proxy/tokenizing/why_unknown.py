@@ -1,4 +1,6 @@
-"""Why the tokens of a prompt are not known is one of these words, in the log, `/explain` and the metrics alike."""
+"""Why the tokens of a prompt are not known is one of these words, in the log, `/explain` and the metrics
+alike.
+"""
 
 import enum
 

@@ -16,7 +16,8 @@ MOST_HELD_BYTES = 128 << 10
 """Of a body that nobody has taken yet; beyond that nothing more is read."""
 
 WHOLE_BYTES = 64 << 10
-"""A body up to this is written with its head; of a larger one so much at a time, as fast as the engine reads."""
+"""A body up to this is written with its head; of a larger one so much at a time, as fast as the engine
+reads."""
 
 
 class Connection(asyncio.Protocol):
@@ -155,7 +156,8 @@ class Connection(asyncio.Protocol):
     async def data(self, limit_s: float | None, cut: str) -> bytes:
         """The bytes of the body that have come, at least one; b"" at its end.
 
-        Raises LegBrokenError with the words of `cut` if it ends early, DeadlineError if none comes for `limit_s` s.
+        Raises LegBrokenError with the words of `cut` if it ends early, DeadlineError if none comes for
+        `limit_s` s.
         """
         answer = self.answer
         while not answer.body:

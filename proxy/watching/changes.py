@@ -108,8 +108,8 @@ class Changes:
         unknown = sorted(words for words in new if groups[words] is Reason.CACHE_KIND)
         if unknown:
             log.warning(
-                "%s %s: its KV cache has groups of a kind kvproxy does not know (%s): they are not counted, and what is"
-                " predicted for it is an upper bound",
+                "%s %s: its KV cache has groups of a kind kvproxy does not know (%s): they are not counted, "
+                "and what is predicted for it is an upper bound",
                 instance.role,
                 instance.address,
                 listed(unknown),

@@ -45,7 +45,8 @@ async def test_both_legs_stay_in_the_zone_of_the_cheaper_pair() -> None:
         async with kvproxy(made.config(), WithinOneZone(zones)) as service:
             used: set[str] = set()
             for seed, engine in enumerate([*made.prefill, *made.prefill]):
-                # It has less to do than the way to the other zone costs, so the other zone is the cheaper one.
+                # It has less to do than the way to the other zone costs, so the other zone
+                # is the cheaper one.
                 with service.fleet.claim(engine.address, 0, Phase.PREFILL, TRANSFER_TOKENS // 10):
                     body = {"model": "tiny", "prompt": prose(40, seed), "max_tokens": 4}
                     told = await service.explain(body)

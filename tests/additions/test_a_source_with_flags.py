@@ -1,5 +1,5 @@
-"""A source of instances with flags of its own is one class more, and any installed package may bring both: kvproxy is
-not changed for them.
+"""A source of instances with flags of its own is one class more, and any installed package may bring both:
+kvproxy is not changed for them.
 """
 
 import asyncio
@@ -96,7 +96,10 @@ def test_it_is_checked_and_has_help_and_lines_in_the_reference(capsys: pytest.Ca
         "## Engines",
         "| `--directory` | `FILE` |  | `KVPROXY_DIRECTORY` | decode engines by address, one a line. |",
         "## Routing",
-        "| `--directory-most` | number, at least 1 | 100 | `KVPROXY_DIRECTORY_MOST` | how many of them are taken. |",
+        (
+            "| `--directory-most` | number, at least 1 | 100 | `KVPROXY_DIRECTORY_MOST` | how many of them "
+            "are taken. |"
+        ),
     ]
 
 
@@ -148,7 +151,8 @@ async def test_an_installed_package_brings_it_to_the_command(tmp_path: pathlib.P
     async with engines(prefill=1, decode=1) as made, aiohttp.ClientSession() as session:
         file.write_text(made.decode[0].address)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "proxy", *SERVE, "-p", made.prefill[0].address, "--port", "0", "--kv-events", "off",
+            sys.executable, "-m", "proxy", *SERVE, "-p", made.prefill[0].address, "--port", "0",
+            "--kv-events", "off",
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "KVPROXY_DIRECTORY": str(file)},
         )  # fmt: skip

@@ -29,8 +29,9 @@ def untold(message: str, param: str) -> dict[str, Any]:
 
 ROOM = "Please request fewer output tokens."
 TOO_LONG = (
-    f"This model's maximum context length is {LIMIT} tokens. However, your prompt contains {{}} input tokens, "
-    "which exceeds this limit even without any output tokens. Please reduce the length of the input prompt."
+    f"This model's maximum context length is {LIMIT} tokens. However, your prompt contains {{}} input "
+    "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the "
+    "input prompt."
 )
 NO_PROMPT = refusal("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
 NO_OPTIONS = refusal("Stream options can only be defined when `stream=True`.", "stream_options")
@@ -79,9 +80,9 @@ COMPLETION_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
     (
         {"prompt": "word " * 26_215},  # the longest token has 64 characters
         refusal(
-            f"This model's maximum context length is {LIMIT} tokens. However, your prompt contains 131075 characters "
-            f"(more than {64 * LIMIT} characters, which is the upper bound for {LIMIT} input tokens). Please reduce "
-            "the length of the input prompt.",
+            f"This model's maximum context length is {LIMIT} tokens. However, your prompt contains 131075 "
+            f"characters (more than {64 * LIMIT} characters, which is the upper bound for {LIMIT} input "
+            "tokens). Please reduce the length of the input prompt.",
             "input_text",
             131_075,
         ),
@@ -198,7 +199,10 @@ CHAT_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
     (
         {"tools": []},
         refusal(
-            "`tools` must not be an empty array. Either provide at least one tool or omit the field entirely.",
+            (
+                "`tools` must not be an empty array. Either provide at least one tool or omit the field "
+                "entirely."
+            ),
             "tools",
         ),
     ),
@@ -214,7 +218,10 @@ CHAT_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
     (
         {"tools": TOOLS, "tool_choice": "some"},
         refusal(
-            'Invalid value for `tool_choice`: some! Only named tools, "none", "auto" or "required" are supported.',
+            (
+                'Invalid value for `tool_choice`: some! Only named tools, "none", "auto" or "required" are '
+                "supported."
+            ),
             "tool_choice",
         ),
     ),
@@ -243,9 +250,10 @@ CHAT_REFUSALS: list[tuple[Fields, dict[str, Any]]] = [
     (
         {"continue_final_message": True},
         refusal(
-            "continue_final_message and add_generation_prompt are not compatible. Use continue_final_message "
-            "when you want the model to continue the final message, and add_generation_prompt when you want to "
-            "add a header that will prompt it to start a new assistant message instead."
+            "continue_final_message and add_generation_prompt are not compatible. Use "
+            "continue_final_message when you want the model to continue the final message, and "
+            "add_generation_prompt when you want to add a header that will prompt it to start a new "
+            "assistant message instead."
         ),
     ),
 ]

@@ -143,7 +143,9 @@ class InOrder:
 
 
 class Rather(LeastLoad):
-    """A policy: these instances before all others. Where there are none of them, those with the least load."""
+    """A policy: these instances before all others. Where there are none of them, those with the least
+    load.
+    """
 
     def __init__(self, *instances: str) -> None:
         self._first = instances

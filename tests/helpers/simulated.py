@@ -135,7 +135,9 @@ class Simulated:
         return found
 
     def restart(self, address: str, down_s: float) -> None:
-        """An engine dies now, with all its legs, holds and blocks, and another process is there in a while."""
+        """An engine dies now, with all its legs, holds and blocks, and another process is there in a
+        while.
+        """
         instance = self.instance(address)
         self.engines[address].die()
         instance.went_down("the connection was refused")

@@ -24,19 +24,19 @@ BODIES = 4
 """So many times what was sent may be held at once, beside what is held idle."""
 VOLLEY_BYTES = 16 * MB
 MOST_AT_ONCE = 256
-"""A body that is short is sent as often at once as makes so many bytes, or takes so many connections: nobody who
-wants memory sends one."""
+"""A body that is short is sent as often at once as makes so many bytes, or takes so many connections: nobody
+who wants memory sends one."""
 ALONE_MIB = 20.0
-"""What one body may take however short it is: 15 MB of the tokenizer's own objects for the longest piece of text
-without a place to cut (`pieces.MAX_PIECE_BYTES`), or for a slice in each of two threads (`turns.SLICE_BYTES`),
-and what malloc keeps (`proxy.cli.memory`)."""
+"""What one body may take however short it is: 15 MB of the tokenizer's own objects for the longest piece of
+text without a place to cut (`pieces.MAX_PIECE_BYTES`), or for a slice in each of two threads
+(`turns.SLICE_BYTES`), and what malloc keeps (`proxy.cli.memory`)."""
 VOLLEY_MIB = 32.0
 """The same of a volley: hundreds of bodies at once leave more holes in malloc's two regions (25 MiB were free
 in them at a peak of 71 MiB in use, by mallinfo2)."""
 REQUEST_KIB = 16.0
 CONNECTION_KIB = 5.0
-"""What is held for a request and for a connection, whatever comes by it: 3 KiB for a silent connection, 12 KiB
-for one that has sent its head (measured)."""
+"""What is held for a request and for a connection, whatever comes by it: 3 KiB for a silent connection, 12
+KiB for one that has sent its head (measured)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,13 @@ Pieces = bytes | Iterable[bytes] | Callable[[], Iterable[bytes]]
 def answer(body: bytes, status: bytes = b"200 OK", head: bytes = b"") -> bytes:
     """A whole answer of JSON."""
     return (
-        b"HTTP/1.1 %s\r\n%sConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-        % (
-            status,
-            head,
-            len(body),
-            body,
-        )
+        b"HTTP/1.1 %s\r\n%sConnection: close\r\nContent-Type: application/json\r\nContent-Length: "
+        b"%d\r\n\r\n%s"
+    ) % (
+        status,
+        head,
+        len(body),
+        body,
     )
 
 

@@ -150,7 +150,10 @@ async def test_a_restart_is_marked(publisher: Publisher) -> None:
 
 async def test_a_reader_that_leaves_ends_it_quietly(publisher: Publisher) -> None:
     publisher.publish(STORED)
-    command = f'"{sys.executable}" -m kvevents {" ".join(arguments(publisher))} | head -n 2; echo "${{PIPESTATUS[0]}}"'
+    command = (
+        f'"{sys.executable}" -m kvevents {" ".join(arguments(publisher))} | head -n 2; echo '
+        '"${PIPESTATUS[0]}"'
+    )
     process = await asyncio.create_subprocess_exec("bash", "-c", command, stdout=PIPE, stderr=PIPE)
 
     async def keep_publishing() -> None:

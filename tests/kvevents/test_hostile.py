@@ -63,7 +63,7 @@ def apply(index: PrefixIndex, *events: Any) -> tuple[int, Damage, dict[Reason, i
         turns += 1
 
 
-# ---- what is read -------------------------------------------------------------------------------------------
+# ---- what is read ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_time_without_a_date_is_none(ts: float) -> None:
     assert "stored" in lines[0]
 
 
-# ---- turns for others ---------------------------------------------------------------------------------------
+# ---- turns for others --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parent", [None, 99])
@@ -166,7 +166,7 @@ def test_skipped_events_leave_turns_for_others() -> None:
     assert (damage, drops) == (Damage.STALE, {Reason.BROKEN_REMOVAL: 1000})
 
 
-# ---- room ---------------------------------------------------------------------------------------------------
+# ---- room --------------------------------------------------------------------------------------------------
 
 
 def test_tiers_are_bounded() -> None:

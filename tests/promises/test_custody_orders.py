@@ -198,7 +198,7 @@ async def test_a_decode_instance_that_hangs_does_not_keep_others_from_giving_a_h
         await nothing_is_left(pair, {"released": 1})
 
 
-# -- clients that leave -----------------------------------------------------------------------------------------
+# -- clients that leave --------------------------------------------------------------------------------------
 
 
 class Leaving(NamedTuple):
@@ -277,7 +277,7 @@ async def test_a_client_that_leaves_leaves_nothing(story: str) -> None:
         await wait_until(lambda: all(not e.model.unfinished for e in pair.engines.all), "idle engines")
 
 
-# -- a stop -----------------------------------------------------------------------------------------------------
+# -- a stop --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

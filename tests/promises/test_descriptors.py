@@ -123,7 +123,10 @@ async def test_idle_connections_lock_neither_probes_nor_operators_nor_clients_ou
 
 
 async def test_bodies_that_do_not_come_lock_nobody_out() -> None:
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+        b"99\r\n\r\n{"
+    )
     async with (
         fleet(prefill=1, decode=1, kv_events=False) as pair,
         limited(pair, 64, "--kv-events", "off") as them,
@@ -143,7 +146,10 @@ async def test_where_all_are_answered_probes_are_answered_too_and_no_body_keeps_
     body = json.dumps(
         {"model": "tiny", "prompt": "x", "max_tokens": 5000, "ignore_eos": True, "stream": True}
     )
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+        b"%d\r\n\r\n"
+    )
     async with (
         fleet(prefill=1, decode=1, kv_events=False, stand_in=UNHURRIED) as pair,
         limited(pair, 64, "--kv-events", "off") as them,

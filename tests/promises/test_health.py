@@ -85,7 +85,7 @@ def first_of(made: Engines) -> Rather:
     return Rather(made.prefill[0].address, made.decode[0].address)
 
 
-# -- frozen engines -------------------------------------------------------------------------------------------
+# -- frozen engines ------------------------------------------------------------------------------------------
 
 
 async def test_a_frozen_process_is_found_with_the_default_settings_and_its_legs_move(
@@ -192,7 +192,7 @@ async def test_an_engine_that_says_it_is_dead_is_down_at_once() -> None:
         assert not legs(dead)
 
 
-# -- what a dead instance costs -------------------------------------------------------------------------------
+# -- what a dead instance costs ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["cut", "status"])
@@ -220,7 +220,7 @@ async def test_an_engine_that_is_gone_costs_one_attempt_and_then_none() -> None:
         assert await pair.service.metric("kvproxy_retries_total", instance=gone.address) <= 1
 
 
-# -- engines that answer and fail -----------------------------------------------------------------------------
+# -- engines that answer and fail ----------------------------------------------------------------------------
 
 
 async def test_an_engine_whose_legs_others_make_good_is_ejected_and_tried_again() -> None:
@@ -291,7 +291,7 @@ async def test_a_broken_stream_has_its_engine_checked_at_once() -> None:
                 checks = await pair.service.metric("kvproxy_checks_total", instance=decode.address)
 
 
-# -- coming back ----------------------------------------------------------------------------------------------
+# -- coming back ---------------------------------------------------------------------------------------------
 
 
 async def test_one_leg_at_a_time_tries_an_engine_that_came_back() -> None:
@@ -396,7 +396,7 @@ async def test_who_was_there_from_the_start_and_never_failed_does_not_start_slow
             assert instance.breaker.state is Circuit.CLOSED
 
 
-# -- checks ---------------------------------------------------------------------------------------------------
+# -- checks --------------------------------------------------------------------------------------------------
 
 
 async def test_checks_are_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,7 +451,7 @@ async def test_an_engine_too_busy_to_list_its_models_stays_up() -> None:
         assert (await pair.service.complete("hello")).status == 200
 
 
-# -- instances that come and go -------------------------------------------------------------------------------
+# -- instances that come and go ------------------------------------------------------------------------------
 
 
 async def test_no_request_fails_while_instances_are_drained_and_added_under_load() -> None:

@@ -144,7 +144,10 @@ async def test_chunk_extensions_do_not_get_around_the_limit_of_bodies(pair: Pair
 
 
 async def test_header_values_come_back_on_no_line_of_their_own(pair: Pair) -> None:
-    evil = b"GET /health%0d%0aX-Evil:%201 HTTP/1.1\r\nHost: x\r\nX-Request-Id: a%0d%0aX-Evil:1\r\nConnection: close\r\n\r\n"
+    evil = (
+        b"GET /health%0d%0aX-Evil:%201 HTTP/1.1\r\nHost: x\r\nX-Request-Id: a%0d%0aX-Evil:1\r\nConnection: "
+        b"close\r\n\r\n"
+    )
     received = await send(pair.service, evil)
     assert received.statuses == [404]
     assert b"\r\nX-Evil" not in received.data
@@ -180,7 +183,10 @@ async def test_no_spelling_of_a_forbidden_member_reaches_an_engine(
 
 
 async def test_a_member_given_twice_reaches_all_engines_once_with_its_last_value(pair: Pair) -> None:
-    body = b'{"prompt": [1], "prompt": [2, 3], "max_tokens": 1, "m\\u0061x_tokens": 2, "model": "no", "model": "tiny"}'
+    body = (
+        b'{"prompt": [1], "prompt": [2, 3], "max_tokens": 1, "m\\u0061x_tokens": 2, "model": "no", "model": '
+        b'"tiny"}'
+    )
     answer = await pair.service.ask("/v1/completions", body)
     assert answer.status == 200
     assert (answer.json["usage"]["prompt_tokens"], answer.json["usage"]["completion_tokens"]) == (2, 2)

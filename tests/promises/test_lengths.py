@@ -11,7 +11,7 @@ from proxy.simulation import StandIn, StandInConfig
 from proxy.tasks import TaskOwner
 from tests.helpers.service import Engines, Pair, kvproxy, wait_until
 
-# -- engines --------------------------------------------------------------------------------------------------
+# -- engines -------------------------------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager

@@ -26,7 +26,7 @@ from proxy.tasks import TaskOwner
 from proxy.tuning import Tuning
 from tests.helpers.service import UNHURRIED, Engines, ask, engines, fleet, kvproxy, wait_until
 
-# -- adding and removing --------------------------------------------------------------------------------------
+# -- adding and removing -------------------------------------------------------------------------------------
 
 
 async def test_instances_are_added_and_removed_while_serving() -> None:
@@ -239,7 +239,7 @@ async def test_the_admin_key_is_needed() -> None:
         assert (await pair.service.ask("/instances/add", body, X_API_Key="x")).status == 503
 
 
-# -- the start ------------------------------------------------------------------------------------------------
+# -- the start -----------------------------------------------------------------------------------------------
 
 
 async def test_the_port_is_open_while_engines_are_awaited() -> None:
@@ -292,7 +292,7 @@ def _as(spec: Any, address: str) -> Any:
     return type(spec)(address, spec.role)
 
 
-# -- the process ----------------------------------------------------------------------------------------------
+# -- the process ---------------------------------------------------------------------------------------------
 
 
 class Process:
@@ -400,7 +400,10 @@ async def test_what_runs_too_long_is_cut_with_a_word(started: Any, timeout_s: st
         await process.ready(pair.service.session)
         body = {"prompt": "hello", "max_tokens": 5000, "ignore_eos": True, "stream": True}
         data = json.dumps(body).encode()
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+            b"%d\r\n\r\n"
+        )
         async with asyncio.timeout(20):
             # By hand: aiohttp's client throws away what it had not read yet when a connection breaks.
             reader, writer = await asyncio.open_connection("127.0.0.1", int(process.url.rpartition(":")[2]))
@@ -495,7 +498,8 @@ async def test_a_second_signal_ends_the_draining_too(started: Any) -> None:
 async def test_who_waits_when_the_start_fails_is_told(started: Any) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         process = await started(
-            "-m", "tiny", "-p", "127.0.0.1:1", "-d", pair.engines.decode[0].address, "--port", "0", "--startup-timeout", "5"
+            "-m", "tiny", "-p", "127.0.0.1:1", "-d", pair.engines.decode[0].address, "--port", "0",
+            "--startup-timeout", "5"
         )  # fmt: skip
         await process.listening()
         async with asyncio.timeout(20):

@@ -383,7 +383,7 @@ async def test_what_cannot_be_proven_is_not_written(at: pathlib.Path) -> None:
         assert (await rank(service, made.prefill[0]))["snapshot"]["restored"] == "none"
 
 
-# ---- processes ----------------------------------------------------------------------------------------------
+# ---- processes ---------------------------------------------------------------------------------------------
 
 
 def process(made: Engines, at: pathlib.Path, log: pathlib.Path, *flags: str) -> ProxyProcess:

@@ -125,8 +125,8 @@ def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> tuple[_Parse
     doctor = commands.add_parser(
         "doctor",
         help="look whether engines do what kvproxy relies on, and say what to do where not",
-        description="Look at each engine, and at each pair of them, step by step. Small probe prompts are sent."
-        " Exit code 0: all is well; 1: warnings; 2: failures, or a wrong flag.",
+        description="Look at each engine, and at each pair of them, step by step. Small probe prompts are "
+        "sent. Exit code 0: all is well; 1: warnings; 2: failures, or a wrong flag.",
         epilog=_EXAMPLE.format(command="doctor"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

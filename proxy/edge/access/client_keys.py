@@ -67,8 +67,8 @@ class ClientKeys:
             (name, at, group), key = words[0].partition("@"), words[1]
             if not _NAME.fullmatch(name) or (at and not _NAME.fullmatch(group)):
                 raise ConfigError(
-                    f"{where}: a name has up to 64 letters, digits, dots, dashes, underscores; so has its group,"
-                    " after an @"
+                    f"{where}: a name has up to 64 letters, digits, dots, dashes, underscores; so has its "
+                    "group, after an @"
                 )
             if groups.setdefault(name, group or None) != (group or None):
                 raise ConfigError(f"{where}: {name} is in another group, or in none, above")

@@ -101,6 +101,7 @@ def read_secret(path: pathlib.Path) -> bytes:
     secret = secret.strip()
     if len(secret) < LEAST_SECRET_BYTES:
         raise ConfigError(
-            f"{FLAG} {path}: at least {LEAST_SECRET_BYTES} bytes are needed; openssl rand -base64 48 makes some"
+            f"{FLAG} {path}: at least {LEAST_SECRET_BYTES} bytes are needed; openssl rand -base64 48 makes "
+            "some"
         )
     return secret

@@ -51,7 +51,8 @@ def check_operator(request: web.Request, why: str) -> None:
         check_admin_key(request)
     elif (elsewhere := _why_not_local(request)) is not None:
         raise ForbiddenError(
-            f"{request.path} answers on loopback only while no ADMIN_API_KEY is configured, and {elsewhere}: {why}"
+            f"{request.path} answers on loopback only while no ADMIN_API_KEY is configured, and "
+            f"{elsewhere}: {why}"
         )
 
 

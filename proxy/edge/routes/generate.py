@@ -268,8 +268,8 @@ def _no_memory(request: web.Request) -> UnavailableError:
     request.app[SERVICE].tell(Refused(reason))
     limit_mb = request.app[SERVICE].config.admission.max_bodies_mb
     return UnavailableError(
-        f"the request bodies kvproxy holds, of this client or of all, leave no room for this one ({limit_mb} MiB,"
-        " --max-bodies-mb)",
+        "the request bodies kvproxy holds, of this client or of all, leave no room for this one "
+        f"({limit_mb} MiB, --max-bodies-mb)",
         headers={"Retry-After": "1"},
         reason=reason,
     )

@@ -1,5 +1,6 @@
-"""`GET /openapi.json` describes what this very socket serves: `openapi.json` beside this file holds it all, but for
-the schemas of what operators are answered, which are made of the structs that are served (`edge.shown`).
+"""`GET /openapi.json` describes what this very socket serves: `openapi.json` beside this file holds it all,
+but for the schemas of what operators are answered, which are made of the structs that are served
+(`edge.shown`).
 
 A generating route stands there once, as all of them are (`components.pathItems`): its dialect tells the rest.
 Routes that are served elsewhere (an admin port) are left out; a test holds the rest to be neither more nor

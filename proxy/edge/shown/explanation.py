@@ -52,8 +52,8 @@ class CandidateShown(Shown, frozen=True, kw_only=True):
     cost: Annotated[
         float | None,
         says(
-            "The policy's price, of the cheapest pair it is in if the policy prices pairs; null if it was not priced,"
-            " or infinitely high."
+            "The policy's price, of the cheapest pair it is in if the policy prices pairs; null if it was "
+            "not priced, or infinitely high."
         ),
     ]
     index: Annotated[State, says("How well its cache is known.")]
@@ -102,16 +102,17 @@ class ExplanationShown(Shown, frozen=True, kw_only=True):
     ignored_members: Annotated[
         list[str],
         says(
-            "Members that no engine is known to read: the prompt is taken to be the same without. Names longer than"
-            " 48 characters are cut, at most 32 are shown (`68 more`), and `another` stands for what is no plain name."
+            "Members that no engine is known to read: the prompt is taken to be the same without. Names "
+            "longer than 48 characters are cut, at most 32 are shown (`68 more`), and `another` stands for "
+            "what is no plain name."
         ),
     ]
     policy: Annotated[str, says("--policy, or the class of one that was given from Python.")]
     unit: Annotated[
         str | None,
         says(
-            "What costs are counted in: `tokens`, `picks` (round robin), or what a policy of one's own says; null if"
-            " it does not."
+            "What costs are counted in: `tokens`, `picks` (round robin), or what a policy of one's own "
+            "says; null if it does not."
         ),
         Meta(examples=UNITS),
     ]

@@ -1,4 +1,6 @@
-"""What operators ask to be changed, and what they are told when it is: /instances/*, /v1/load_lora_adapter."""
+"""What operators ask to be changed, and what they are told when it is: /instances/*,
+/v1/load_lora_adapter.
+"""
 
 from typing import Annotated
 

@@ -1,4 +1,6 @@
-"""The schemas of `/openapi.json` are made of the structs that are served: no field is in one of them alone."""
+"""The schemas of `/openapi.json` are made of the structs that are served: no field is in one of them
+alone.
+"""
 
 import enum
 import functools

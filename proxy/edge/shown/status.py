@@ -30,8 +30,8 @@ class RankShown(Shown, frozen=True, kw_only=True):
     lookahead_tokens: Annotated[
         Count,
         says(
-            "Tokens behind each block that must be the same for it to be found again: not 0 for engines with EAGLE"
-            " or MTP draft models and no connector."
+            "Tokens behind each block that must be the same for it to be found again: not 0 for engines "
+            "with EAGLE or MTP draft models and no connector."
         ),
     ]
     blocks: Annotated[Count, says("Blocks in the index, all tiers together.")]
@@ -39,14 +39,15 @@ class RankShown(Shown, frozen=True, kw_only=True):
     snapshot: Annotated[
         SnapshotShown | None,
         says(
-            "What of it outlives kvproxy; null without --state-dir, with --kv-events off and for a rank that is not"
-            " followed."
+            "What of it outlives kvproxy; null without --state-dir, with --kv-events off and for a rank "
+            "that is not followed."
         ),
     ]
     upper_bound: Annotated[
         bool,
         says(
-            "What is predicted is the most that can be cached: the engine has cache groups that are not counted."
+            "What is predicted is the most that can be cached: the engine has cache groups that are not "
+            "counted."
         ),
     ]
     uncounted_groups: list[str]
@@ -85,8 +86,8 @@ class InstanceShown(Shown, frozen=True, kw_only=True):
     share: Annotated[
         Share,
         says(
-            "How much of its full share of legs it gets: less than 1 while it starts slowly, 0 unless it is up and"
-            " its circuit closed."
+            "How much of its full share of legs it gets: less than 1 while it starts slowly, 0 unless it is "
+            "up and its circuit closed."
         ),
     ]
     model: Annotated[str | None, says("The base model it lists; null while it has listed none.")]

@@ -38,6 +38,7 @@ def load_policy(name: str) -> AnyPolicy:
         raise ConfigError(f"--policy {name}: {type(error).__name__}: {error}") from error
     if not isinstance(made, Policy | LegPolicy):
         raise ConfigError(
-            f"--policy {name}: {class_name} has neither a method costs(leg, candidates) nor prices(view) and a unit"
+            f"--policy {name}: {class_name} has neither a method costs(leg, candidates) nor prices(view) "
+            "and a unit"
         )
     return made

@@ -193,7 +193,9 @@ class Legs:
         self._watch = watch
 
     def check_there(self, placed: Placed) -> None:
-        """Raise AttemptFailedError if an instance that the gate claimed was removed before its request woke."""
+        """Raise AttemptFailedError if an instance that the gate claimed was removed before its request
+        woke.
+        """
         for claim in placed.claims:
             address = claim.instance.address
             if self._fleet.get(address) is not claim.instance:

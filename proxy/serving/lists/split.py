@@ -20,7 +20,10 @@ def split(request: GenerationRequest) -> list[GenerationRequest]:
     """One request for each prompt of a list, in order. Raises BadRequestError if there are too many."""
     if request.prompt_count > MAX_PROMPTS:
         raise BadRequestError(
-            f"prompt is a list of {request.prompt_count} prompts: at most {MAX_PROMPTS} are taken in one request",
+            (
+                f"prompt is a list of {request.prompt_count} prompts: at most {MAX_PROMPTS} are taken in "
+                "one request"
+            ),
             param="prompt",
         )
     prompts = request.body.raw_items("prompt")

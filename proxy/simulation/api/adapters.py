@@ -68,8 +68,8 @@ class Adapters:
             raise InvalidUserInputError(f"The lora adapter '{name}' conflicts with a served base model.")
         if name in self and not asked.get("load_inplace"):
             raise InvalidUserInputError(
-                f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set"
-                " 'load_inplace' to True."
+                f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in "
+                "place, set 'load_inplace' to True."
             )
         if not pathlib.Path(path).is_dir():
             raise NotFoundError(f"Loading lora {name} failed: No adapter found for {path}")

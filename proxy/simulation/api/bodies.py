@@ -132,7 +132,10 @@ def _check_salt(salt: object) -> None:
         message = "Parameter 'cache_salt' must be a non-empty string if provided."
         raise BadRequestError.of(message, "cache_salt")
     if len(salt) > _MAX_SALT_CHARS or _NEVER_IN_A_SALT & set(salt):
-        message = "Parameter 'cache_salt' must be at most 128 characters and must not contain '@', '/', '\\\\', or NUL."
+        message = (
+            "Parameter 'cache_salt' must be at most 128 characters and must not contain '@', '/', '\\\\', "
+            "or NUL."
+        )
         raise BadRequestError.of(message, "cache_salt")
 
 

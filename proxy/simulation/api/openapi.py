@@ -7,11 +7,16 @@ from collections.abc import Iterable
 from typing import Any
 
 _BOTH = """
-    add_special_tokens allowed_token_ids bad_words cache_salt ec_transfer_params echo frequency_penalty ignore_eos
-    include_stop_str_in_output kv_transfer_params length_penalty logit_bias logprob_token_ids logprobs max_tokens min_p
-    min_tokens mm_payload model n presence_penalty priority prompt_logprobs repetition_detection repetition_penalty
-    request_id response_format return_mm_kwargs return_token_ids return_token_offsets return_tokens_as_token_ids
-    routed_experts_prompt_start seed session_id skip_special_tokens spaces_between_special_tokens stop stop_token_ids
+    add_special_tokens allowed_token_ids bad_words cache_salt ec_transfer_params echo frequency_penalty
+    ignore_eos
+    include_stop_str_in_output kv_transfer_params length_penalty logit_bias logprob_token_ids logprobs
+    max_tokens min_p
+    min_tokens mm_payload model n presence_penalty priority prompt_logprobs repetition_detection
+    repetition_penalty
+    request_id response_format return_mm_kwargs return_token_ids return_token_offsets
+    return_tokens_as_token_ids
+    routed_experts_prompt_start seed session_id skip_special_tokens spaces_between_special_tokens stop
+    stop_token_ids
     stream stream_interval stream_options structured_outputs temperature thinking_token_budget top_k top_p
     truncate_prompt_tokens truncation_side use_beam_search user vllm_xargs watermarking
 """.split()  # noqa: SIM905  # a list of these is a page long

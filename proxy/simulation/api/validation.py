@@ -198,9 +198,9 @@ class Checker:
         most = self._max_model_len * self._tokenizer.longest_piece
         if body.get("truncate_prompt_tokens") is None and len(text) > most:
             raise BadRequestError.of(
-                f"This model's maximum context length is {self._max_model_len} tokens. However, your prompt contains "
-                f"{len(text)} characters (more than {most} characters, which is the upper bound for "
-                f"{self._max_model_len} input tokens). Please reduce the length of the input prompt.",
+                f"This model's maximum context length is {self._max_model_len} tokens. However, your prompt "
+                f"contains {len(text)} characters (more than {most} characters, which is the upper bound "
+                f"for {self._max_model_len} input tokens). Please reduce the length of the input prompt.",
                 "input_text",
                 len(text),
             )
@@ -211,8 +211,8 @@ class Checker:
             keep = self._max_model_len if keep == -1 else keep
             if keep > self._max_model_len:
                 message = (
-                    f"truncate_prompt_tokens={keep} cannot be greater than max_model_len = {self._max_model_len}. "
-                    "Please request a smaller truncation size."
+                    f"truncate_prompt_tokens={keep} cannot be greater than max_model_len = "
+                    f"{self._max_model_len}. Please request a smaller truncation size."
                 )
                 raise BadRequestError.of(message, "truncate_prompt_tokens", keep)
             if not keep:

@@ -108,7 +108,8 @@ class StandInConfig:
         """ValueError for an engine that could not start: its longest request must fit the cache, say."""
         if (self.blocks - 1) * self.block_size < self.max_model_len:
             raise ValueError(
-                f"max_model_len {self.max_model_len} does not fit {self.blocks - 1} blocks of {self.block_size}"
+                f"max_model_len {self.max_model_len} does not fit {self.blocks - 1} blocks of "
+                f"{self.block_size}"
             )
         if self.lookahead and self.connector:
             raise ValueError("blocks look ahead only in engines without a KV connector")

@@ -231,7 +231,7 @@ class Handlers:
         )
         try:
             generation.streamed = bool(body.get("stream"))
-            try:  # once more: each prompt of a list needs room of its own, which may come too late for a status
+            try:  # once more: each prompt of a list needs room of its own, which may come too late for a 503
                 for number in range(len(asked.prompts)):
                     self._engine.check_admission(asked.n, asked.prompts[:number])
             except EngineFullError as error:

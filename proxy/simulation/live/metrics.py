@@ -97,7 +97,10 @@ _ROWS = (
     _Row(
         "gauge",
         "engine_sleep_state",
-        "1 for what it is: awake, level 1 (weights_offloaded), level 2 (discard_all); none of them at level 0.",
+        (
+            "1 for what it is: awake, level 1 (weights_offloaded), level 2 (discard_all); none of them at "
+            "level 0."
+        ),
         lambda m: {
             state: m.sleep_level is level
             for state, level in (("awake", None), ("weights_offloaded", 1), ("discard_all", 2))

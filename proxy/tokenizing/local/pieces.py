@@ -1,8 +1,8 @@
 """The tokens of a text are those its tokenizer gives, though only the pieces that were not seen before are
 tokenized.
 
-Cuts are chosen from the left alone: the first safe place after every `CHUNK` characters of a part. A text that
-grows at its end keeps all its earlier pieces, and so does a document that stands behind the same special
+Cuts are chosen from the left alone: the first safe place after every `CHUNK` characters of a part. A text
+that grows at its end keeps all its earlier pieces, and so does a document that stands behind the same special
 token.
 """
 
@@ -27,11 +27,11 @@ _ENTRY_BYTES = 250
 """A dict entry with its key object and its value object, without their contents."""
 
 MAX_PIECE_BYTES = 64 << 10
-"""Of a piece in UTF-8. While it is tokenized the library makes 90 to 230 bytes for each of them (measured with
-tokenizers 0.22 and a byte-level vocabulary: letters 130, Chinese 135, digits 180, base64 210, Cyrillic 230), so
-15 MB at most, once. Longer ones are asked of engines. Prose, code and minified scripts of Latin letters have a
-place to cut every few KiB; a message of Chinese or of Cyrillic letters, a table of numbers and base64 have
-none: so much of these is 21 000, 33 000 and 65 000 characters."""
+"""Of a piece in UTF-8. While it is tokenized the library makes 90 to 230 bytes for each of them (measured
+with tokenizers 0.22 and a byte-level vocabulary: letters 130, Chinese 135, digits 180, base64 210, Cyrillic
+230), so 15 MB at most, once. Longer ones are asked of engines. Prose, code and minified scripts of Latin
+letters have a place to cut every few KiB; a message of Chinese or of Cyrillic letters, a table of numbers and
+base64 have none: so much of these is 21 000, 33 000 and 65 000 characters."""
 
 LOOK_CHARACTERS = 1 << 14
 """Searched at once, before other threads have a turn."""

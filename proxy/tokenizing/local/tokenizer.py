@@ -48,7 +48,10 @@ _UNSET = (None, "auto")
 _SAMPLES = (
     "",
     " ",
-    "The quick brown fox's 1234 jumps, over\n\n  the lazy dog.\r\n\tIt'll be naïve: e\u0301 ﬁ 漢字 한국어 👩‍👩‍👧 ▁x ",
+    (
+        "The quick brown fox's 1234 jumps, over\n\n  the lazy dog.\r\n\tIt'll be naïve: e\u0301 ﬁ 漢字 "
+        "한국어 👩‍👩‍👧 ▁x "
+    ),
     "def f(a, b):\n    return a [b] -> c  # a b\n" * 3 + "a  b   c A B\u00a0C\u200bD",
 )
 

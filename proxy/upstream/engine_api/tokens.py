@@ -20,7 +20,9 @@ _NO_ROUTE = frozenset({404, 405, 501})
 
 
 class NotServedError(LegBrokenError):
-    """The engine has no `/tokenize`. A model it does not have is another matter: vLLM's own 404 is an `error`."""
+    """The engine has no `/tokenize`. A model it does not have is another matter: vLLM's own 404 is an
+    `error`.
+    """
 
 
 async def tokenize(

@@ -135,7 +135,8 @@ def beside(
             drained.add(spec.address)
         if flag.role is not spec.role:
             overruled.append(
-                f"{spec.address} is a {flag.role} instance, as --{flag.role} says, though it was added as {spec.role}"
+                f"{spec.address} is a {flag.role} instance, as --{flag.role} says, though it was added as "
+                f"{spec.role}"
             )
         elif flag != spec:
             overruled.append(

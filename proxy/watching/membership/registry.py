@@ -1,4 +1,5 @@
-"""A package that is installed beside kvproxy brings sources of instances; kvproxy itself is not changed for them.
+"""A package that is installed beside kvproxy brings sources of instances; kvproxy itself is not changed for
+them.
 
 It names its `SourceSettings` in its metadata, in an entry point of the group `kvproxy.membership`:
 

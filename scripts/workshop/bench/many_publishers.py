@@ -1,6 +1,7 @@
 """Many event publishers in one process, each with a full cache: most of it is replayed, the rest told live.
 
-    python -m scripts.workshop.bench.many_publishers --blocks N --replayed SHARE --live-per-s N EVENTS:REPLAY ...
+    python -m scripts.workshop.bench.many_publishers --blocks N --replayed SHARE --live-per-s N \
+        EVENTS:REPLAY ...
 
 A batch is what one step of an engine that prefills chat turns publishes: one run of 32 new blocks behind
 another, in chats of 96 blocks. Payloads are made when they are needed, so that this process stays small.

@@ -104,7 +104,8 @@ async def _measure(proxy: ProxyProcess, sources: int, blocks: int) -> None:
     print(f"| blocks known, of those published | {known} of {sources * blocks} |")
     print(f"| memory of kvproxy, and the most it was | {memory['VmRSS']:.0f}, {memory['VmHWM']:.0f} MB |")
     print(
-        f"| to load them | {seconds:.0f} s, {loading.cpu:.0f} s of CPU: {1e6 * loading.cpu / max(1, known):.1f} us a block |"
+        f"| to load them | {seconds:.0f} s, {loading.cpu:.0f} s of CPU: "
+        f"{1e6 * loading.cpu / max(1, known):.1f} us a block |"
     )
     for name, phase in (("while they load", loading), ("afterwards", rest)):
         outcome = phase.outcome

@@ -126,9 +126,9 @@ def compare(name: str, make: Callable[[], LocalTokenizer], asked: list[bytes], r
         cached.close()
     slow_s, fast_s = statistics.median(plain_s), statistics.median(cached_s)
     print(
-        f"| {name} | {tokens / len(asked):.0f} | {tokens / slow_s / 1e6:.2f} M | {tokens / fast_s / 1e6:.2f} M"
-        f" | {slow_s / fast_s:.1f} | {slow_s / len(asked) * 1000:.2f} ms | {fast_s / len(asked) * 1000:.2f} ms"
-        f" | {statistics.median(last_ms):.2f} ms |",
+        f"| {name} | {tokens / len(asked):.0f} | {tokens / slow_s / 1e6:.2f} M | "
+        f"{tokens / fast_s / 1e6:.2f} M | {slow_s / fast_s:.1f} | {slow_s / len(asked) * 1000:.2f} ms | "
+        f"{fast_s / len(asked) * 1000:.2f} ms | {statistics.median(last_ms):.2f} ms |",
         flush=True,
     )
 
@@ -143,7 +143,8 @@ def run(tokenizer: str | None, rounds: int) -> None:
         cuts = LocalTokenizer(files).pieces.cuts
         print(f"cut at {len(cuts.tokens)} special tokens; between words: {'yes' if cuts.words else 'no'}\n")
         print(
-            "| prompts | tokens each | plain, tokens/s | cached, tokens/s | ratio | plain | cached | the last one |"
+            "| prompts | tokens each | plain, tokens/s | cached, tokens/s | ratio | plain | cached | the "
+            "last one |"
         )
         print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         texts = Texts(seed=1)

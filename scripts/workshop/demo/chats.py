@@ -39,7 +39,10 @@ CHATS = (
         _SUPPORT,
         (
             "Hello, I ordered a spade and two rakes and only the rakes have come. Where is the spade now?",
-            "Thank you. If it does not come by Friday I would rather send the rakes back as well. Is that possible?",
+            (
+                "Thank you. If it does not come by Friday I would rather send the rakes back as well. Is "
+                "that possible?"
+            ),
             "And one more thing: the handle of one rake is loose. Is there a part for that?",
             "Good. Please write all of this in one message that I can keep.",
         ),

@@ -47,7 +47,7 @@ def test_a_seed_and_a_number_name_a_payload_for_ever() -> None:
     assert len({kind for kind, _ in one}) >= 8
 
 
-# ---- the judges ---------------------------------------------------------------------------------------------
+# ---- the judges --------------------------------------------------------------------------------------------
 
 
 def followed(engine: GoodEngine, lost: int | None = None) -> PrefixIndex:

@@ -110,8 +110,9 @@ class Campaign:
                 self._say(words(finding))
             shown = len(tally.findings)
             self._say(
-                f"  {tally.requests} requests in {time.monotonic() - begun:.0f} s,"
-                f" {after.rss_mib:.1f} MiB, {after.cached_mib:.1f} MiB of them in caches, {after.fds} descriptors, {tally.found} findings"
+                f"  {tally.requests} requests in {time.monotonic() - begun:.0f} s, {after.rss_mib:.1f} MiB, "
+                f"{after.cached_mib:.1f} MiB of them in caches, {after.fds} descriptors, {tally.found} "
+                "findings"
             )
             if time.monotonic() - begun > time_limit_s:
                 break

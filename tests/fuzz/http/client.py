@@ -217,4 +217,7 @@ def words(finding: Finding) -> str:
     """A finding for people: what came, and the beginning of what was sent."""
     sent = b"".join(finding.shot.pieces)
     more = f" and {len(sent) - _SHOWN_BYTES} bytes" if len(sent) > _SHOWN_BYTES else ""
-    return f"FOUND by shot {finding.number} ({finding.shot.kind}): {finding.what}\n    sent {sent[:_SHOWN_BYTES]!r}{more}"
+    return (
+        f"FOUND by shot {finding.number} ({finding.shot.kind}): {finding.what}\n    sent "
+        f"{sent[:_SHOWN_BYTES]!r}{more}"
+    )

@@ -184,18 +184,25 @@ def _safely_mutated(rng: random.Random, body: values.Body, odd: Sequence[object]
 
 
 _ODD_VALUES = (
-    *("", " ", "x", "0", "-1", "1", "1.5", "1e9", "nan", "Infinity", "9" * 40, "\t", "a,b", '"q"', ";", "*/*", "a" * 9000),
-    *("\u00e9", "\udcff\udcfe", "Bearer", "Bearer ", "Bearer x", "Basic eDp5", "Bearer \udcff", "%00", "close, x", "127.0.0.1"),
+    *("", " ", "x", "0", "-1", "1", "1.5", "1e9", "nan", "Infinity", "9" * 40, "\t", "a,b", '"q"', ";", "*/*",
+    "a" * 9000),
+    *("\u00e9", "\udcff\udcfe", "Bearer", "Bearer ", "Bearer x", "Basic eDp5", "Bearer \udcff", "%00",
+    "close, x", "127.0.0.1"),
 )  # fmt: skip
 _ODD_HEADERS = (
-    *("Content-Encoding", "Accept", "Accept-Encoding", "Authorization", "X-API-Key", "X-Request-Id", "Priority"),
-    *("X-data-parallel-rank", "Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "Cookie", "Origin", "Referer"),
-    *("User-Agent", "Keep-Alive", "Proxy-Authorization", "Range", "If-None-Match", "Via", "traceparent", "X-Kvproxy-Decode"),
+    *("Content-Encoding", "Accept", "Accept-Encoding", "Authorization", "X-API-Key", "X-Request-Id",
+    "Priority"),
+    *("X-data-parallel-rank", "Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "Cookie", "Origin",
+    "Referer"),
+    *("User-Agent", "Keep-Alive", "Proxy-Authorization", "Range", "If-None-Match", "Via", "traceparent",
+    "X-Kvproxy-Decode"),
     *("X-Client", "TE", "Trailer", "Date", "Content-Type", "Content-Language", DEADLINE_HEADER),
 )  # fmt: skip
 _TYPES = (
-    *("text/plain", "application/JSON", "application/json; charset=utf-16", "application/json;", "json", "multipart/form-data"),
-    *("application/json, text/plain", 'application/json; charset="', "application/problem+json", "application/ json", "*/*", ""),
+    *("text/plain", "application/JSON", "application/json; charset=utf-16", "application/json;", "json",
+    "multipart/form-data"),
+    *("application/json, text/plain", 'application/json; charset="', "application/problem+json",
+    "application/ json", "*/*", ""),
     "multipart/form-data; boundary=x",
 )  # fmt: skip
 
@@ -215,10 +222,14 @@ def _fields(rng: random.Random, _target: Target) -> Shot:
 
 
 _ODD_FIELDS = (
-    *("A\x00B: 1", "A B: 1", ": 1", "novalue", " folded: 1", "A: 1\r\n folded", "A: 1\n", "A:\x00", "A: \x7f", "\u00e9: 1"),
-    *("Connection: upgrade\r\nUpgrade: websocket", "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c", "Connection: close"),
-    *("Connection: keep-alive", "Connection: Transfer-Encoding", "Expect: 100-continue", "Expect: 200-ok", "A: " + "x" * 70_000),
-    *("Host: two", "X" * 70_000 + ": 1", "A: 1\r\n" * 300 + "B: 1", "Transfer_Encoding: chunked", "Content-Length : 5"),
+    *("A\x00B: 1", "A B: 1", ": 1", "novalue", " folded: 1", "A: 1\r\n folded", "A: 1\n", "A:\x00", "A: \x7f",
+    "\u00e9: 1"),
+    *("Connection: upgrade\r\nUpgrade: websocket", "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c",
+    "Connection: close"),
+    *("Connection: keep-alive", "Connection: Transfer-Encoding", "Expect: 100-continue", "Expect: 200-ok",
+    "A: " + "x" * 70_000),
+    *("Host: two", "X" * 70_000 + ": 1", "A: 1\r\n" * 300 + "B: 1", "Transfer_Encoding: chunked",
+    "Content-Length : 5"),
 )  # fmt: skip
 
 
@@ -251,15 +262,20 @@ _METHODS = (
     *("A" * 5000, "\u00e9", "PROPFIND"),
 )
 _PATHS = (
-    *("/", "//", "/v1", "/v1/", "/v1/completions/", "/v1//completions", "/v1/completions?x=1", "/v1/completions#f", "*", ""),
-    *("/v1/%63ompletions", "/v1/completions%00", "/%", "/%zz", "/%ff", "/\u00e9", "/a b", "/..", "/../status", "/v1/../status"),
-    *("http://fuzz/health", "http://127.0.0.1:1/", "http://[::1", "http://", "//evil/health", "fuzz:443", "/health?" + "a=b&" * 3000),
-    *("/" + "a" * 70_000, "/status?%ff=%00", "/health\x00", "/\udcff", "?x", "health", "http://fuzz:99999/health", "/metrics?name[]=x"),
+    *("/", "//", "/v1", "/v1/", "/v1/completions/", "/v1//completions", "/v1/completions?x=1",
+    "/v1/completions#f", "*", ""),
+    *("/v1/%63ompletions", "/v1/completions%00", "/%", "/%zz", "/%ff", "/\u00e9", "/a b", "/..", "/../status",
+    "/v1/../status"),
+    *("http://fuzz/health", "http://127.0.0.1:1/", "http://[::1", "http://", "//evil/health", "fuzz:443",
+    "/health?" + "a=b&" * 3000),
+    *("/" + "a" * 70_000, "/status?%ff=%00", "/health\x00", "/\udcff", "?x", "health",
+    "http://fuzz:99999/health", "/metrics?name[]=x"),
     *_SEEING,
     *_GENERATING,
     *_ADMIN,
 )  # fmt: skip
-_VERSIONS = ("HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/0.9", "HTTP/2.0", "HTTP/1.", "HTTP/11", "http/1.1", "", "ICE/1.0", "HTTP/1.1 x")  # fmt: skip
+_VERSIONS = ("HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/0.9", "HTTP/2.0", "HTTP/1.", "HTTP/11", "http/1.1", "",
+             "ICE/1.0", "HTTP/1.1 x")  # fmt: skip
 
 
 def _line(rng: random.Random, _target: Target) -> Shot:
@@ -274,8 +290,10 @@ def _heads(rng: random.Random, _target: Target) -> Shot:
     return Shot("HEAD", (head("HEAD", path, JSON),), answers=1, bodiless=True)
 
 
-_LENGTHS = ("0", "-1", "+5", "5 ", "0x5", "5,5", "5, 6", "1e1", "", "\u0661", "9" * 30, "00005", "5;", "70000000", "1" * 5000)  # fmt: skip
-_CODINGS = ("chunked", "Chunked", "chunked, chunked", "gzip, chunked", "chunked, gzip", "identity", "xchunked", "chunked;x", "\x0bchunked", "")  # fmt: skip
+_LENGTHS = ("0", "-1", "+5", "5 ", "0x5", "5,5", "5, 6", "1e1", "", "\u0661", "9" * 30, "00005", "5;",
+            "70000000", "1" * 5000)  # fmt: skip
+_CODINGS = ("chunked", "Chunked", "chunked, chunked", "gzip, chunked", "chunked, gzip", "identity",
+            "xchunked", "chunked;x", "\x0bchunked", "")  # fmt: skip
 
 
 def _framing(rng: random.Random, _target: Target) -> Shot:
@@ -292,7 +310,8 @@ def _framing(rng: random.Random, _target: Target) -> Shot:
     return Shot("framing", (head("POST", path, headers) + sent + SENTINEL,), requests=2)
 
 
-_SIZES = ("-1", "0x5", "g", "", " 5", "5 ", "ffffffffffffffff", "1" * 40, "5;" + "x" * 70_000, "5\n", "+5", "00000000005", "5\x00")  # fmt: skip
+_SIZES = ("-1", "0x5", "g", "", " 5", "5 ", "ffffffffffffffff", "1" * 40, "5;" + "x" * 70_000, "5\n", "+5",
+          "00000000005", "5\x00")  # fmt: skip
 
 
 def _chunked(rng: random.Random, body: bytes, *, right: bool) -> bytes:

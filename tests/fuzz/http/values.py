@@ -130,13 +130,14 @@ _ODD: tuple[Any, ...] = (
 )
 
 _NAMES = (  # noqa: SIM905  # a list of these is a page long
-    "model stream stream_options max_tokens max_completion_tokens min_tokens n best_of temperature top_p top_k min_p seed"
-    " stop stop_token_ids ignore_eos presence_penalty frequency_penalty repetition_penalty logit_bias logprobs"
-    " top_logprobs prompt_logprobs allowed_token_ids bad_words response_format structured_outputs tools tool_choice"
-    " parallel_tool_calls skip_special_tokens echo suffix priority return_token_ids vllm_xargs cache_salt"
-    " use_beam_search user metadata kv_transfer_params ec_transfer_params request_id truncate_prompt_tokens"
-    " add_special_tokens add_generation_prompt continue_final_message chat_template chat_template_kwargs prompt"
-    " prompt_embeds messages documents mm_processor_kwargs reasoning_effort do_remote_decode"
+    "model stream stream_options max_tokens max_completion_tokens min_tokens n best_of temperature top_p "
+    "top_k min_p seed stop stop_token_ids ignore_eos presence_penalty frequency_penalty repetition_penalty "
+    "logit_bias logprobs top_logprobs prompt_logprobs allowed_token_ids bad_words response_format "
+    "structured_outputs tools tool_choice parallel_tool_calls skip_special_tokens echo suffix priority "
+    "return_token_ids vllm_xargs cache_salt use_beam_search user metadata kv_transfer_params "
+    "ec_transfer_params request_id truncate_prompt_tokens add_special_tokens add_generation_prompt "
+    "continue_final_message chat_template chat_template_kwargs prompt prompt_embeds messages documents "
+    "mm_processor_kwargs reasoning_effort do_remote_decode"
 ).split()
 
 _MESSAGES: tuple[Any, ...] = (

@@ -160,7 +160,10 @@ def explain(finding: v.Finding, run: Run) -> str:
     kind = "stream" if plan.stream else "unary"
     lines += [
         f"  {plan.id}: {kind} {plan.path}, {plan.manner}; {v.outcome(record)}, text: {record.says}",
-        f"  {record.timeline(origin)}; status {record.status}, prefill {record.prefill}, decode {record.decode}",
+        (
+            f"  {record.timeline(origin)}; status {record.status}, prefill {record.prefill}, decode "
+            f"{record.decode}"
+        ),
     ]
     if record.texts and plan.expected:
         lines += [

@@ -209,6 +209,7 @@ def check_back(before: Vitals, after: Vitals, remembered_mib: float = 0.0) -> li
     limit_mib = before.memory_mib * (1 + MEMORY_TOLERANCE_SHARE) + MEMORY_TOLERANCE_MIB + remembered_mib
     if after.memory_mib > limit_mib:
         found.append(
-            f"{after.memory_mib:.0f} MiB, {before.memory_mib:.0f} before, {remembered_mib:.0f} of known prompts"
+            f"{after.memory_mib:.0f} MiB, {before.memory_mib:.0f} before, {remembered_mib:.0f} of known "
+            "prompts"
         )
     return found

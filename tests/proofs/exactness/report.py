@@ -78,8 +78,8 @@ class Screen:
         served = [leg for leg in run.legs if leg.served]
         right = sum(leg.right for leg in served)
         print(
-            f"{time.time() - run.begun:5.0f} s  {run.phase:14}  {len(run.legs)} requests, {len(served)} served,"
-            f" {right} predicted right",
+            f"{time.time() - run.begun:5.0f} s  {run.phase:14}  {len(run.legs)} requests, {len(served)} "
+            f"served, {right} predicted right",
             flush=True,
         )
 
@@ -160,8 +160,9 @@ def _figures(run: Run) -> list[str]:
         told = [each for each in run.told if each.router == router]
         cached = [each for each in told if max(each.lengths)]
         lines.append(
-            f"at rest kvproxy {router} is right about {sum(each.right for each in told)} of {len(told)} shared prefixes"
-            f" on each engine, {sum(each.right for each in cached)} of the {len(cached)} that are cached"
+            f"at rest kvproxy {router} is right about {sum(each.right for each in told)} of {len(told)} "
+            f"shared prefixes on each engine, {sum(each.right for each in cached)} of the {len(cached)} "
+            "that are cached"
         )
     return lines
 

@@ -220,7 +220,10 @@ def check_quiet(quiet: Sequence[QuietLeg]) -> list[str]:
     if not judged:
         return ["no leg came from an exact slot"]
     return [
-        f"{each.leg.id} ({each.leg.router}, {each.leg.plan.kind}, {each.leg.prompt_tokens} tokens): {each.words}"
+        (
+            f"{each.leg.id} ({each.leg.router}, {each.leg.plan.kind}, {each.leg.prompt_tokens} tokens): "
+            f"{each.words}"
+        )
         for each in judged
         if each.words is not None
     ]

@@ -51,8 +51,8 @@ def table(made: Soak) -> Table:
 def _say(made: Soak) -> None:
     last = made.samples[-1]
     print(
-        f"{last.at_s / 60:6.1f} min  {last.requests_per_s:.0f}/s  {last.memory_mib:.1f} MiB  {last.sockets} sockets"
-        f"  {last.tasks} tasks  {last.cpu_us_per_request:.0f} us  p50 {last.unary_p50_ms:.1f} ms"
-        f"  p99 {last.unary_p99_ms:.1f} ms  {last.failures} failed",
+        f"{last.at_s / 60:6.1f} min  {last.requests_per_s:.0f}/s  {last.memory_mib:.1f} MiB  {last.sockets} "
+        f"sockets  {last.tasks} tasks  {last.cpu_us_per_request:.0f} us  p50 {last.unary_p50_ms:.1f} ms  "
+        f"p99 {last.unary_p99_ms:.1f} ms  {last.failures} failed",
         flush=True,
     )

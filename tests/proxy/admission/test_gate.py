@@ -707,7 +707,7 @@ async def test_engines_that_do_both_are_limited_by_what_they_decode() -> None:
     assert scene.order == ["r0", "r1", "r2"]
 
 
-# -- health ----------------------------------------------------------------------------------------------------
+# -- health --------------------------------------------------------------------------------------------------
 
 
 def eject(scene: Scene, instance: Instance) -> None:
@@ -847,7 +847,7 @@ async def test_at_random_nothing_is_lost_stuck_or_over_the_limit() -> None:
     assert not any(i.running_legs() for i in scene.fleet)
 
 
-# -- engines that say they are full ---------------------------------------------------------------------------
+# -- engines that say they are full --------------------------------------------------------------------------
 
 
 def says_full(scene: Scene, address: str, legs: int = 0, told_s: float = 0.2) -> None:

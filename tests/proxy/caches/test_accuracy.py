@@ -363,7 +363,7 @@ def test_removals_are_remembered_only_while_a_leg_may_ask() -> None:
     assert scene.remembered == 0
 
 
-# ---- against a plain model ----------------------------------------------------------------------------------
+# ---- against a plain model ---------------------------------------------------------------------------------
 
 PROMPTS = ((1, 2, 3, 4), (1, 2, 5, 6), (1, 7))
 """Blocks; each is known by what stands before it as well."""

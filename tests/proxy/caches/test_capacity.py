@@ -14,7 +14,10 @@ INFO = "vllm:cache_config_info"
         (f'{INFO}{{block_size="16",engine="0",num_gpu_blocks="4096"}} 1.0', {0: 4096}),
         (f'{INFO}{{num_gpu_blocks="4"}} 1.0', {0: 4}),
         (
-            f'# HELP {INFO} I\n{INFO}{{engine="0",num_gpu_blocks="10"}} 1.0\n{INFO}{{engine="1",num_gpu_blocks="12"}} 1',
+            (
+                f'# HELP {INFO} I\n{INFO}{{engine="0",num_gpu_blocks="10"}} '
+                f'1.0\n{INFO}{{engine="1",num_gpu_blocks="12"}} 1'
+            ),
             {0: 10, 1: 12},
         ),
         (f'{INFO}{{engine="0",num_gpu_blocks="None"}} 1.0', {}),

@@ -95,8 +95,9 @@ def test_a_fetching_leg_asks_for_one_token_with_the_params_word_for_word() -> No
 
 
 UNKNOWN = (
-    '{"do_remote_prefill":true, "remote_engine_id":"e1","remote_block_ids":[[1,2],[3]] , "a_new_one" : {"b": [1e2, null]},'
-    ' "remote_num_tokens": 18446744073709551616, "ünknown": "\\u00e9\\ud83d\\ude00", "twice": 1, "twice": 2}'
+    '{"do_remote_prefill":true, "remote_engine_id":"e1","remote_block_ids":[[1,2],[3]] , "a_new_one" : '
+    '{"b": [1e2, null]}, "remote_num_tokens": 18446744073709551616, "ünknown": "\\u00e9\\ud83d\\ude00", '
+    '"twice": 1, "twice": 2}'
 )
 
 

@@ -1,5 +1,5 @@
-"""What operators are answered and what `/openapi.json` says of it are one: the schemas are made of the structs,
-and each enum has the words of the one place where they are said."""
+"""What operators are answered and what `/openapi.json` says of it are one: the schemas are made of the
+structs, and each enum has the words of the one place where they are said."""
 
 import enum
 import pathlib

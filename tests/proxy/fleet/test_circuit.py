@@ -35,8 +35,9 @@ class Scene:
         self.legs: list[int] = []
 
     def play(self, transcript: str) -> "Scene":
-        """`answered lost missed busy began served leg_cut others_served`, `leg` and `end`, `+S` seconds; `3*missed`
-        for three."""
+        """`answered lost missed busy began served leg_cut others_served`, `leg` and `end`, `+S` seconds;
+        `3*missed` for three.
+        """
         for word in transcript.split():
             times, _, step = word.rpartition("*")
             for _ in range(int(times or 1)):

@@ -66,8 +66,8 @@ def test_who_may_have_a_leg(lengths: Lengths, prompt: int | None, answer: int, f
 
 OUTPUT = "Please request fewer output tokens. (parameter=max_tokens, value={})"
 INPUT = (
-    "This model's maximum context length is {0} tokens. However, your prompt contains {1} input tokens, which exceeds "
-    "this limit even without any output tokens. Please reduce the length of the input prompt. "
+    "This model's maximum context length is {0} tokens. However, your prompt contains {1} input tokens, "
+    "which exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
     "(parameter=input_tokens, value={2})"
 )
 

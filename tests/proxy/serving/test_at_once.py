@@ -1,5 +1,5 @@
-"""Two legs that run at once, in every order in which they and their client may end: nothing runs on, nothing is
-lost, and the blocks are counted once.
+"""Two legs that run at once, in every order in which they and their client may end: nothing runs on, nothing
+is lost, and the blocks are counted once.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-"""The life of a request, by two-way transcripts: what goes out to engines, what comes in, what its client gets.
+"""The life of a request, by two-way transcripts: what goes out to engines, what comes in, what its client
+gets.
 
     > p0 prefill        a leg goes out: prefill, decode (with blocks), whole (all in one) or release
     < p0 blocks         an engine answers: with blocks, `text`, `stream`, a status, or not at all

@@ -11,7 +11,10 @@ from proxy.request.dialects import CHAT
 from proxy.scheduling.decision import Decision, Pick
 from proxy.serving.exchange import HELD, EngineStream, Held, as_unary
 
-ROLE = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}\n\n'
+ROLE = (
+    b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": '
+    b"null}]}\n\n"
+)
 TEXT = b'data: {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": null}]}\n\n'
 USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 1}}\n\n'
 COMMENT = b": keep-alive\n\n"

@@ -1,5 +1,5 @@
-"""What is learnt from an engine's answer, by a table: what was thought of a prompt, what its engine says, who is
-told what.
+"""What is learnt from an engine's answer, by a table: what was thought of a prompt, what its engine says, who
+is told what.
 """
 
 from collections.abc import Collection

@@ -30,7 +30,9 @@ QUESTION = Question("tiny", Prompt(range(64)), 64)
 
 
 class Scene:
-    """One attempt that was let in: it prefills on `p:1` and decodes on one of three, or one engine does both."""
+    """One attempt that was let in: it prefills on `p:1` and decodes on one of three, or one engine does
+    both.
+    """
 
     def __init__(self, *, one_leg: bool = False) -> None:
         self.fleet, self.accuracy = Fleet(), Accuracy(lambda *_: True)

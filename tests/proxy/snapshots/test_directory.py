@@ -144,7 +144,7 @@ def test_what_is_no_file_is_not_read(at: pathlib.Path, directory: StateDirectory
     assert (at / "secret").read_bytes() == directory.secret
 
 
-# ---- refused at the start -----------------------------------------------------------------------------------
+# ---- refused at the start ----------------------------------------------------------------------------------
 
 
 def test_a_missing_parent(tmp_path: pathlib.Path) -> None:

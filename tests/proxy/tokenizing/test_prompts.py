@@ -272,7 +272,9 @@ def test_what_no_engine_knows_shapes_nothing_and_makes_a_kind_of_its_own() -> No
 
 
 class Engines:
-    """Answers /tokenize by script; an exception is raised, a number of seconds waited, a pair is status and body."""
+    """Answers /tokenize by script; an exception is raised, a number of seconds waited, a pair is status and
+    body.
+    """
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)

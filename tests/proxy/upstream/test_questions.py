@@ -1,4 +1,5 @@
-"""A client's headers reach the engine as they are, and none of them frames the request or ends a line of it."""
+"""A client's headers reach the engine as they are, and none of them frames the request or ends a line of
+it."""
 
 import pytest
 

@@ -167,7 +167,10 @@ REFUSED = [
     ({"n": 2}, "n must be 1 when using greedy sampling, got 2.", None),
     (
         {"n": 20000},
-        "n must be at most 16384, got 20000. To increase this limit, set the VLLM_MAX_N_SEQUENCES environment variable.",
+        (
+            "n must be at most 16384, got 20000. To increase this limit, set the VLLM_MAX_N_SEQUENCES "
+            "environment variable."
+        ),
         None,
     ),
     (
@@ -178,18 +181,18 @@ REFUSED = [
     (
         {"prompt": [300] * 600},
         (
-            "This model's maximum context length is 512 tokens. However, your prompt contains 600 input tokens, which "
-            "exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
-            "(parameter=input_tokens, value=600)"
+            "This model's maximum context length is 512 tokens. However, your prompt contains 600 input "
+            "tokens, which exceeds this limit even without any output tokens. Please reduce the length of "
+            "the input prompt. (parameter=input_tokens, value=600)"
         ),
         "input_tokens",
     ),
     (
         {"prompt": "word " * 700},
         (
-            "This model's maximum context length is 512 tokens. However, your prompt contains at least 513 input "
-            "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input "
-            "prompt. (parameter=input_tokens, value=513)"
+            "This model's maximum context length is 512 tokens. However, your prompt contains at least 513 "
+            "input tokens, which exceeds this limit even without any output tokens. Please reduce the "
+            "length of the input prompt. (parameter=input_tokens, value=513)"
         ),
         "input_tokens",
     ),
@@ -219,7 +222,10 @@ REFUSED = [
     ({"stop": [""]}, "stop cannot contain an empty string.", None),
     (
         {"logprobs": 30},
-        "Requested sample logprobs of 30, which is greater than max allowed: 20 (parameter=logprobs, value=30)",
+        (
+            "Requested sample logprobs of 30, which is greater than max allowed: 20 (parameter=logprobs, "
+            "value=30)"
+        ),
         "logprobs",
     ),
     (
@@ -273,8 +279,8 @@ REFUSED_CHATS = [
     (
         {"tools": []},
         (
-            "`tools` must not be an empty array. Either provide at least one tool or omit the field entirely. "
-            "(parameter=tools)"
+            "`tools` must not be an empty array. Either provide at least one tool or omit the field "
+            "entirely. (parameter=tools)"
         ),
     ),
     ({"tool_choice": "auto"}, "When using `tool_choice`, `tools` must be set. (parameter=tool_choice)"),

@@ -22,10 +22,12 @@ from proxy.simulation.live.publisher import EventForm
 def test_arguments_become_a_configuration() -> None:
     words = (
         "--port 1 --model m --lora a --lora b --role prefill --ranks 2 --block-size 32 --blocks 100 "
-        "--max-model-len 64 --max-num-batched-tokens 7 --max-num-seqs 8 --max-num-queued-reqs 11 --max-num-queued-tokens 12 --profile tiny-cpu --eos-every 9 "
-        "--events 3 --replay 4 --topic t --buffer-steps 5 --event-arrays --bytes-hashes --side-port 6 "
-        "--lease-s 2.5 --hash-seed 5 --recompute --lucky-reads --no-prompt-tokens-details --request-metrics --load-tracking --request-id-headers --admin 10 "
-        "--no-prefix-caching --foreign-events --clock-offset-s 3.5 --greeting hi --api-key k --vllm-version 0.33.0 --sources-form array"
+        "--max-model-len 64 --max-num-batched-tokens 7 --max-num-seqs 8 --max-num-queued-reqs 11 "
+        "--max-num-queued-tokens 12 --profile tiny-cpu --eos-every 9 --events 3 --replay 4 --topic t "
+        "--buffer-steps 5 --event-arrays --bytes-hashes --side-port 6 --lease-s 2.5 --hash-seed 5 "
+        "--recompute --lucky-reads --no-prompt-tokens-details --request-metrics --load-tracking "
+        "--request-id-headers --admin 10 --no-prefix-caching --foreign-events --clock-offset-s 3.5 "
+        "--greeting hi --api-key k --vllm-version 0.33.0 --sources-form array"
     )
     assert config_of(parser().parse_args(words.split())) == StandInConfig(
         port=1,

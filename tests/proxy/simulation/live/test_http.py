@@ -265,21 +265,25 @@ async def test_small_routes(
             b'{"model": "tiny", "prompt": ',
             "application/json",
             (
-                "1 validation error:\n  {'type': 'json_invalid', 'loc': 'body.28', 'msg': 'JSON decode error', "
-                "'input': '<dict of 0 items>', 'ctx': {'error': 'Expecting value'}}"
+                "1 validation error:\n  {'type': 'json_invalid', 'loc': 'body.28', 'msg': 'JSON decode "
+                "error', 'input': '<dict of 0 items>', 'ctx': {'error': 'Expecting value'}}"
             ),
         ),
         (
             b"",
             "application/json",
-            "1 validation error:\n  {'type': 'missing', 'loc': 'body', 'msg': 'Field required', 'input': 'None'}",
+            (
+                "1 validation error:\n  {'type': 'missing', 'loc': 'body', 'msg': 'Field required', "
+                "'input': 'None'}"
+            ),
         ),
         (
             b"[1]",
             "application/json",
             (
-                "1 validation error:\n  {'type': 'model_attributes_type', 'loc': 'body', 'msg': 'Input should be a "
-                "valid dictionary or object to extract fields from', 'input': '<list of 1 items>'}"
+                "1 validation error:\n  {'type': 'model_attributes_type', 'loc': 'body', 'msg': 'Input "
+                "should be a valid dictionary or object to extract fields from', 'input': '<list of 1 "
+                "items>'}"
             ),
         ),
         (

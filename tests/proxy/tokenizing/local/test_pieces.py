@@ -92,9 +92,12 @@ def test_a_tokenizer_is_cut_where_that_is_proven_and_nowhere_else(name: str) -> 
 
 ALPHABETS = st.sampled_from(
     [
-        "a", "b", "ab", "mask", "ma", "Ab", "x", " ", " ", " ", "  ", "\n", "\r\n", "\t", ".", "'s", "'", "1", "23", "▁", "-",
-        "é", "e\u0301", "\u0301", "漢", "ß", "ﬁ", "👩‍👩‍👧", "\u200b", "\u00a0", "<m>", "<|end|>", "<|turn|>", "<|begin|>",
-        "<|en", "d|>a", "a<|e", "function returns the value", " of the module", "İ", "Σ", "½", "ก็", "\U0001d4b3", "\u2028", "<0x0A>", "<unk>",
+        "a", "b", "ab", "mask", "ma", "Ab", "x", " ", " ", " ", "  ", "\n", "\r\n", "\t", ".", "'s", "'", "1",
+        "23", "▁", "-",
+        "é", "e\u0301", "\u0301", "漢", "ß", "ﬁ", "👩‍👩‍👧", "\u200b", "\u00a0", "<m>", "<|end|>", "<|turn|>",
+        "<|begin|>",
+        "<|en", "d|>a", "a<|e", "function returns the value", " of the module", "İ", "Σ", "½", "ก็",
+        "\U0001d4b3", "\u2028", "<0x0A>", "<unk>",
     ]
 )  # fmt: skip
 TEXTS = st.lists(ALPHABETS, max_size=60).map("".join) | st.text(max_size=40)

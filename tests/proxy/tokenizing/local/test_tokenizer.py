@@ -102,8 +102,10 @@ def test_a_broken_template_leaves_chats_to_engines(tmp_path: pathlib.Path) -> No
 
 @pytest.mark.parametrize(
     "question",
-    [b"{", b"[]", b"{}", b'{"prompt": 1}', b'{"prompt": "x", "new": 1}', b'{"messages": {}}', b'{"prompt": "\\ud800"}',
-     b'{"messages": [1]}', b'{"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": "yes"}'],
+    [b"{", b"[]", b"{}", b'{"prompt": 1}', b'{"prompt": "x", "new": 1}', b'{"messages": {}}',
+    b'{"prompt": "\\ud800"}',
+     b'{"messages": [1]}',
+     b'{"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": "yes"}'],
 )  # fmt: skip
 def test_what_is_no_plain_question_is_left_to_engines(
     models: dict[str, LocalTokenizer], question: bytes

@@ -14,7 +14,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 APP, EVIL = "https://app.example", "https://evil.example"
 SETTINGS = [
-    {"allowed_origins": origins, "allow_credentials": credentials, "allowed_methods": methods, "allowed_headers": headers}
+    {"allowed_origins": origins, "allow_credentials": credentials, "allowed_methods": methods,
+    "allowed_headers": headers}
     for origins in (["*"], [APP, "null"])
     for credentials in (False, True)
     for methods, headers in ((["*"], ["*"]), (["GET", "POST"], ["authorization", "X-Request-Id"]))
@@ -24,10 +25,12 @@ PREFLIGHTS = (
     {"access-control-request-method": "POST"},
     {"access-control-request-method": "DELETE"},
     {"access-control-request-method": "post"},
-    {"access-control-request-method": "POST", "access-control-request-headers": "Authorization, content-type"},
+    {"access-control-request-method": "POST",
+    "access-control-request-headers": "Authorization, content-type"},
     {"access-control-request-method": "POST", "access-control-request-headers": "x-other"},
     {"access-control-request-method": "POST", "access-control-request-headers": ""},
-    {"access-control-request-method": "BREW", "access-control-request-headers": "x-other", "access-control-request-private-network": "true"},
+    {"access-control-request-method": "BREW", "access-control-request-headers": "x-other",
+    "access-control-request-private-network": "true"},
 )  # fmt: skip
 
 

@@ -24,9 +24,11 @@ from vllm.renderers.chat_utils import parse_chat_messages
 from vllm.renderers.hf import resolve_chat_template_content_format, safe_apply_chat_template
 
 MODEL = types.SimpleNamespace(
-    enable_prompt_embeds=False, multimodal_config=None, is_multimodal_model=False, revision=None, code_revision=None,
+    enable_prompt_embeds=False, multimodal_config=None, is_multimodal_model=False, revision=None,
+    code_revision=None,
     tokenizer_revision=None, trust_remote_code=False, tokenizer="", model="",
-    hf_config=types.SimpleNamespace(model_type="llama"), allowed_local_media_path="", allowed_media_domains=None,
+    hf_config=types.SimpleNamespace(model_type="llama"), allowed_local_media_path="",
+    allowed_media_domains=None,
 )  # fmt: skip
 
 
