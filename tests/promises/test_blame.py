@@ -51,11 +51,14 @@ async def test_decode_instances_are_not_blamed_for_blocks_that_died() -> None:
     async with fleet(prefill=2, decode=2, policy=InOrder(), kv_events=False) as pair:
         dying = first(pair.engines.prefill)
         for engine in pair.engines.decode:
-            engine.faults.add(Fault(kind="slow", path=PATH, delay_s=0.5, times=10))
+            engine.faults.add(Fault(kind="hang", path=PATH))
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(pair.service.complete(prose(20, n))) for n in range(10)]
         await wait_until(lambda: sum(map(legs, pair.engines.decode)) == 10, "ten decode legs")
         await dying.stop()
+        for engine in pair.engines.decode:
+            engine.faults.clear()
+            engine.faults.release()
         assert {answer.status for answer in await asyncio.gather(*tasks)} == {200}
         assert await opened(pair, "decode") == 0
 
