@@ -131,7 +131,7 @@ async def test_who_does_not_know_the_question_cannot_sleep(status: int, body: An
     [
         (200, {"count": 2, "tokens": [1, 2**32 - 1]}, [1, 2**32 - 1]),
         *((status, {"error": "no"}, None) for status in (400, 422, 500)),
-        (404, b"", "status 404 for /tokenize"),
+        (404, b"", r"it has no /tokenize \(status 404\)"),
     ],
 )
 async def test_tokens_are_told_refused_or_not_told(status: int, body: Any, expected: Any) -> None:
