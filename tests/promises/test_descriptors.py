@@ -152,14 +152,19 @@ async def test_where_all_are_answered_probes_are_answered_too_and_no_body_keeps_
     )
     async with (
         fleet(prefill=1, decode=1, kv_events=False, stand_in=UNHURRIED) as pair,
-        limited(pair, 64, "--kv-events", "off") as them,
+        limited(pair, 64, "--kv-events", "off", "--health-interval", "60") as them,
         aiohttp.ClientSession() as session,
         contextlib.AsyncExitStack() as stack,
     ):
         series = 'kvproxy_refused_requests_total{reason="no_descriptors"}'
         async with asyncio.timeout(60):
+            streams: list[asyncio.StreamReader] = []
             while not await them.metric(session, series):
-                await stack.enter_async_context(crowd(them.url, 1, head % len(body) + body.encode()))
+                streams += await stack.enter_async_context(
+                    crowd(them.url, 1, head % len(body) + body.encode())
+                )
+            for reader in streams:  # until each is answered one may still need a connection to an engine
+                await reader.readline()
         for _ in range(8):
             assert (await asked_anew(them.url, "/health")).status == 200
             assert (await asked_anew(them.admin_url, "/health")).status == 200
