@@ -126,7 +126,7 @@ class Lanes:
         try:
             if self._time_is_up(ticket, now):
                 place = self._try(turn)
-                if place is None or ticket.turned_away_by & _chosen(place.decision):
+                if place is None or ticket.turned_away_by & place.decision.instances:
                     turn.lack = (turn.lack or Lack())._replace(engines_full=True)
                     return [self._timed_out(turn, now)]
             else:
@@ -354,8 +354,3 @@ class _Place(NamedTuple):
 
     question: Question
     decision: Decision
-
-
-def _chosen(decision: Decision) -> set[str]:
-    picks = (decision.prefill.chosen, decision.decode.chosen)
-    return {chosen.instance for chosen in picks if chosen is not None}

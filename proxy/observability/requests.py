@@ -25,6 +25,7 @@ REFUSALS = (
     "engines_full",
     "no_engine",
     "no_prefill",
+    "too_long",
     "no_memory",
     "no_descriptors",
     "stopping",

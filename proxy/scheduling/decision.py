@@ -71,6 +71,12 @@ class Decision(msgspec.Struct, frozen=True):
         return self.prefill.chosen is not None and self.decode.chosen is not None
 
     @property
+    def instances(self) -> set[str]:
+        """Where it sends legs."""
+        picks = (self.prefill.chosen, self.decode.chosen)
+        return {chosen.instance for chosen in picks if chosen is not None}
+
+    @property
     def one_leg(self) -> bool:
         """Whether one instance serves the whole request."""
         prefill, decode = self.prefill.chosen, self.decode.chosen

@@ -194,9 +194,8 @@ class Director:
                     call.trace.failed.append(f"{failure.instance}:{failure.reason}")
                 else:
                     if reply.status == 200 and attempts.last is not None:
-                        self._watch.others_served(
-                            attempts.to_blame(self._legs.dead) - _instances(reply.decision)
-                        )
+                        served_by = reply.decision.instances if reply.decision is not None else set()
+                        self._watch.others_served(attempts.to_blame(self._legs.dead) - served_by)
                     return reply
                 retry.close()
                 if not await self._another(attempts, retry):
@@ -312,8 +311,3 @@ def _drop(end: Reply | AttemptFailedError) -> None:
     """Nobody waits for it."""
     if isinstance(end, Reply):
         end.close()
-
-
-def _instances(decision: Decision | None) -> set[str]:
-    picks = (decision.prefill.chosen, decision.decode.chosen) if decision is not None else ()
-    return {chosen.instance for chosen in picks if chosen is not None}
