@@ -80,6 +80,9 @@ class Descriptors:
         """Their connections with a share."""
         self.spares = 0
         self.operators = 0
+        self.closing = 0
+        """Connections that were told to close and have left their places: their descriptors are open until
+        the loop's next turn, and nobody's own."""
         self.count_legs: Callable[[], int] = lambda: 0
         """How many connections to engines there are, told by who has them."""
         self.make_room: Callable[[], bool] = lambda: False
@@ -180,7 +183,8 @@ class Descriptors:
         if self._own is None or (often and now - self._counted_at >= self.limit / COUNTED_A_S):
             self._counted_at = now
             if (found := self._open_now()) is not None:
-                own = max(found - self.connections - self.operators - self.legs, 0)
+                of_connections = self.connections + self.operators + self.legs + self.closing
+                own = max(found - of_connections, 0)
                 self._own = own if often else own + self.limit // SPARE
         return self._own or 0
 

@@ -184,8 +184,8 @@ class Connection(asyncio.Protocol):
         """Close it at once: an engine at work on a request aborts it."""
         transport, self._transport = self._transport, None
         if transport is not None:
+            self._told.closing(self)
             transport.abort()
-            self._told.closed(self)
 
     @property
     def _must(self) -> asyncio.Transport:
@@ -226,8 +226,12 @@ class Listener:
         """Bytes of an engine came."""
         raise NotImplementedError
 
+    def closing(self, connection: Connection) -> None:
+        """A connection was told to close; its descriptor is open until it is closed."""
+        raise NotImplementedError
+
     def closed(self, connection: Connection) -> None:
-        """A connection is closed or about to be. Told once or twice."""
+        """A connection is closed, told to or not."""
         raise NotImplementedError
 
 

@@ -93,6 +93,8 @@ class Pool(Listener):
         self._clock = clock
         self._engines: dict[str, _Engine] = {}
         self._open: set[Connection] = set()
+        self._closing: set[Connection] = set()
+        """Those that were told to close and are not closed yet."""
         self._connecting = 0
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -190,7 +192,19 @@ class Pool(Listener):
         if engine is not None:
             engine.heard_at = self._clock()
 
+    def closing(self, connection: Connection) -> None:
+        self._leaves(connection)
+        if self._descriptors is not None:
+            self._closing.add(connection)
+            self._descriptors.closing += 1
+
     def closed(self, connection: Connection) -> None:
+        self._leaves(connection)
+        if self._descriptors is not None and connection in self._closing:
+            self._closing.discard(connection)
+            self._descriptors.closing -= 1
+
+    def _leaves(self, connection: Connection) -> None:
         self._open.discard(connection)
         engine = self._engines.get(connection.instance)
         if engine is not None and connection in engine.free:
@@ -267,7 +281,7 @@ class Pool(Listener):
                 connected.close()  # else the transport has it
             else:
                 made.drop()
-                self._open.discard(made)
+                self._open.discard(made)  # it may have had no transport to close
             raise
         return connection
 

@@ -38,7 +38,8 @@ class Bench:
         self.looks += 1
         if self.own is None:
             return None
-        return self.own + self.legs + self.them.connections + self.them.operators
+        them = self.them
+        return self.own + self.legs + them.connections + them.operators + them.closing
 
     def _heard(self, happening: Happening) -> None:
         assert isinstance(happening, ConnectionClosed)
@@ -141,6 +142,45 @@ def test_when_the_process_opens_more_for_itself_idle_clients_go() -> None:
     assert not any(guest.closed for guest in guests[7:])
 
 
+def test_a_connection_that_is_about_to_be_closed_is_nobodys_own() -> None:
+    """Its descriptor is open until the loop's next turn: counted as the process's own it would cost others
+    their places."""
+    bench = Bench(64, 30)
+    door = ClientDoor(bench.them)
+    guests = [Guest(door) for _ in range(60)]
+    assert sum(guest.closed for guest in guests) == 60 - 23
+    bench.now = 1.0  # all is counted again, and none of them is closed yet
+    assert (bench.them.shared, bench.them.closing) == (30, 60 - 23)
+    bench.them.relieve()
+    assert sum(guest.closed for guest in guests) == 60 - 23
+    for guest in guests:
+        if guest.closed:
+            door.closed(guest)
+    bench.now = 2.0
+    assert (bench.them.shared, bench.them.closing) == (30, 0)
+
+
+def test_one_that_is_refused_is_nobodys_own_either() -> None:
+    bench = Bench(64, 30)
+    door = ClientDoor(bench.them)
+    guests = [Guest(door) for _ in range(23)]
+    for guest in guests:
+        door.works(guest)
+        guest.is_idle = False
+    late = []
+    for _ in range(6):
+        late.append(guest := Guest(door))
+        door.works(guest)
+        guest.is_idle = False
+    assert [guest.came for guest in late] == [True] * 4 + [False] * 2
+    assert bench.them.closing == 2
+    bench.now = 1.0
+    assert bench.them.shared == 30
+    for guest in late:
+        door.closed(guest)
+    assert bench.them.closing == 0
+
+
 def test_who_is_idle_for_the_longest_goes_first_and_who_works_stays() -> None:
     bench = Bench(64, 30)
     door = ClientDoor(bench.them)
@@ -190,11 +230,11 @@ def test_where_all_work_some_come_for_one_answer_and_then_none() -> None:
     assert [door.is_spare(guest) for guest in guests] == [False] * 23 + [True] * 4 + [False] * 3
     assert [guest.came for guest in guests] == [True] * 27 + [False] * 3
     assert bench.told == ["refused"] * 3
-    door.leaves(guests[24])
-    door.leaves(guests[24])
+    door.closed(guests[24])
+    door.closed(guests[24])
     assert door.is_spare(Guest(door))
     for guest in guests:
-        door.leaves(guest)
+        door.closed(guest)
     assert bench.them.connections == 1  # the one that came last
 
 
@@ -209,7 +249,7 @@ def test_operators_have_their_own() -> None:
         door.works(guest)
         guest.is_idle = False
     assert not Guest(door).came
-    door.leaves(guests[2])
+    door.closed(guests[2])
     assert Guest(door).came
     assert bench.them.operators == 4
 

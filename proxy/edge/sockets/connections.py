@@ -60,10 +60,9 @@ class Connection(web.RequestHandler):
         return not self._waiter.done() if self._waiter is not None else not self._request_count
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the connection if there is a descriptor for it, else close it."""
+        """Keep the connection if there is a descriptor for it; the door closes it otherwise."""
         super().connection_made(transport)
-        if not self._door.comes(self):
-            self.force_close()
+        self._door.comes(self)
 
     def data_received(self, data: bytes) -> None:
         """Bytes that leave aiohttp waiting for a request are part of a head: of one, so far.
@@ -103,7 +102,7 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the timer with the connection."""
-        self._door.leaves(self)
+        self._door.closed(self)
         self._head_ended()
         super().connection_lost(exc)
 

@@ -52,18 +52,27 @@ class Door(ABC):
         self._resting: dict[Guest, None] = {}
         self._reading: dict[Guest, None] = {}
         """Those that had not sent all of their requests when these began, in that order."""
+        self._closing: set[Guest] = set()
+        """Those that were told to close and are not closed yet."""
 
     def comes(self, guest: Guest) -> bool:
-        """A connection was accepted; False if it has to be closed."""
+        """A connection was accepted; it is closed if this is False."""
         place = self._place()
         if place is Place.NONE:
+            self._tell_to_close(guest)
             return False
         self._places[guest] = place
         self._resting[guest] = None
         return True
 
-    def leaves(self, guest: Guest) -> None:
-        """It is closed, or about to be; a second call does nothing."""
+    def closed(self, guest: Guest) -> None:
+        """Its connection is closed."""
+        self._leaves(guest)
+        if guest in self._closing:
+            self._closing.discard(guest)
+            self._descriptors.closing -= 1
+
+    def _leaves(self, guest: Guest) -> None:
         self._resting.pop(guest, None)
         self._reading.pop(guest, None)
         if (place := self._places.pop(guest, None)) is not None:
@@ -101,9 +110,14 @@ class Door(ABC):
         return False
 
     def _close(self, guest: Guest, reason: str) -> None:
-        self.leaves(guest)
-        guest.force_close()
+        self._leaves(guest)
+        self._tell_to_close(guest)
         self._descriptors.closed(reason)
+
+    def _tell_to_close(self, guest: Guest) -> None:
+        self._closing.add(guest)
+        self._descriptors.closing += 1
+        guest.force_close()
 
     def _close_idle(self) -> bool:
         for guest in [guest for guest, _ in zip(self._resting, range(LOOKS), strict=False)]:

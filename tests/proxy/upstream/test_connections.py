@@ -337,6 +337,7 @@ async def test_whoever_goes_away_takes_the_connection_along(phase: str) -> None:
             await task
         assert limits.legs == 0
         await wait_until(lambda: made.open == 0, "the engine sees it")
+        await wait_until(lambda: limits.closing == 0, "its descriptor is not open any more")
 
 
 async def test_a_connection_that_comes_about_for_nobody_is_closed() -> None:
