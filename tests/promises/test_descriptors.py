@@ -169,7 +169,8 @@ async def test_where_all_are_answered_probes_are_answered_too_and_no_body_keeps_
             assert (await asked_anew(them.url, "/health")).status == 200
             assert (await asked_anew(them.admin_url, "/health")).status == 200
             async with crowd(them.url, 1, head % 99) as [reader], asyncio.timeout(20):
-                await reader.readline()
+                with contextlib.suppress(ConnectionResetError):  # it may be the one that is closed for others
+                    await reader.readline()
 
 
 async def test_a_spare_connection_gets_one_answer_and_generates_nothing(
