@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from proxy.connectors.plans import InTurn
-from proxy.serving.custody import Due, Hold
+from proxy.serving.custody import Due, Hold, HoldState
 from proxy.serving.exchange import Call
 from proxy.serving.handover.releases import Releases
 from proxy.tasks import TaskOwner
@@ -31,7 +31,7 @@ class InTurnHandover:
         waits_for_releases: bool = False,
     ) -> None:
         """`grace_s`: how long a prefill leg may still run whose client has left. `waits_for_releases`: a run
-        ends only once a hold that is due for it was given back.
+        that comes to its end does so only once a hold that is due for it was given back.
         """
         self._releases = releases
         self._tasks = tasks
@@ -62,19 +62,32 @@ class InTurnHandover:
                 abandoned = self._abandon(call, plan, hold, prefill)
                 self._tasks.create(abandoned, name=f"abandon prefill {call.leg_id}")
             raise
+        except BaseException:  # nothing that is expected, and still no reason to leave blocks behind
+            if hold.state is HoldState.HELD:
+                self._settle(call, plan, hold, tried)
+            raise
         if end is not None:
             return end
         try:
-            return await decode()
-        finally:
-            hold.give_up()
-            if hold.due(self._clock()) is Due.RELEASE:
-                release = self._releases.release(call, plan, hold, tried)
-                released = self._tasks.create(release, name=f"release {call.leg_id}")
-                if self._waits:
-                    await asyncio.shield(released)
-            else:
-                self._releases.ended(hold)
+            answer = await decode()
+        except BaseException:
+            self._settle(call, plan, hold, tried)
+            raise
+        released = self._settle(call, plan, hold, tried)
+        if self._waits and released is not None:
+            await asyncio.shield(released)
+        return answer
+
+    def _settle(
+        self, call: Call, plan: InTurn, hold: Hold, tried: Sequence[str]
+    ) -> "asyncio.Task[None] | None":
+        """No decode leg will carry the hold any more; returns its release if it is due for one."""
+        hold.give_up()
+        if hold.due(self._clock()) is not Due.RELEASE:
+            self._releases.ended(hold)
+            return None
+        release = self._releases.release(call, plan, hold, tried)
+        return self._tasks.create(release, name=f"release {call.leg_id}")
 
     async def _abandon(self, call: Call, plan: InTurn, hold: Hold, prefill: "asyncio.Task[T | None]") -> None:
         hold.give_up()

@@ -124,10 +124,15 @@ class PrefillLegs:
             return reply
         try:
             handoff = run.read_handoff(data, call.request.dialect.usage(data))
-        except ValueError as error:
+        except Exception as error:  # noqa: BLE001  # a connector of somebody else's may fail in any way
             custody.failed()
             untold.over(Reason.OTHER, answered=True)
-            cause = LegError(chosen.instance, str(error))
+            words = (
+                str(error)
+                if isinstance(error, ValueError)
+                else f"the connector failed ({type(error).__name__})"
+            )
+            cause = LegError(chosen.instance, words)
             return AttemptFailedError(Phase.PREFILL, chosen.instance, cause=cause)
         custody.answered(handoff, self._clock())
         self._releases.begun(custody)
