@@ -8,6 +8,7 @@ opens and closes.
 """
 
 import enum
+import itertools
 import logging
 import os
 from collections.abc import Callable
@@ -39,6 +40,10 @@ UNLIMITED = 1 << 20
 """No machine has memory for more connections."""
 
 WARN_EVERY_S = 60.0
+
+CLOSING_S = 0.25
+"""How long a descriptor may be open after its connection was told to close: a turn of the loop, were it slow.
+TLS waits longer for a peer's goodbye, and so does what was written and is not read."""
 
 
 class Place(enum.Enum):
@@ -80,14 +85,29 @@ class Descriptors:
         """Their connections with a share."""
         self.spares = 0
         self.operators = 0
-        self.closing = 0
-        """Connections that were told to close and have left their places: their descriptors are open until
-        the loop's next turn, and nobody's own."""
+        self._closing: dict[object, float] = {}
+        """Connections that were told to close and are open, and since when, the last one last."""
         self.count_legs: Callable[[], int] = lambda: 0
         """How many connections to engines there are, told by who has them."""
         self.make_room: Callable[[], bool] = lambda: False
         """Close a client's connection that does nothing, or whose request is coming for long; False if there
         is none."""
+
+    @property
+    def closing(self) -> int:
+        """Connections that have left their places and whose descriptors are closed in the loop's next turn:
+        nobody's own. One that lingers, since its peer reads no more, is not among them.
+        """
+        since = self._clock() - CLOSING_S
+        return sum(1 for _ in itertools.takewhile(lambda at: at > since, reversed(self._closing.values())))
+
+    def closes(self, connection: object) -> None:
+        """A connection was told to close; it has no place any more."""
+        self._closing[connection] = self._clock()
+
+    def has_closed(self, connection: object) -> None:
+        """A connection is closed, told to or not."""
+        self._closing.pop(connection, None)
 
     @property
     def legs(self) -> int:

@@ -146,6 +146,7 @@ class AnswerReader:
         self._interim = 100 <= status < 200 and status != _SWITCHING
         if self._interim:
             self.headers = []
+            self._content_length, self._media_type, self._chunked = None, "", False
             self._announced += 1
             if self._announced > MAX_ANNOUNCEMENTS:
                 self.broken = f"it announces an answer more than {MAX_ANNOUNCEMENTS} times"

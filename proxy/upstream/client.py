@@ -209,7 +209,7 @@ class EngineClient:
         except LegBrokenError:
             # A connection that was free may have been closed by the engine as it was used: what only asks is
             # asked again, a leg may have been acted on.
-            if method != "GET" or not connection.used or connection.answer.status:
+            if method != "GET" or not connection.used or connection.is_given_up or connection.answer.status:
                 raise
         connection = await self._pool.fresh(instance)
         return await self._answered(connection, head, path, body)

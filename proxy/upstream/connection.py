@@ -34,15 +34,17 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_waiter",
         "answer",
-        "free_since",
+        "heard_at",
+        "https",
         "in_use",
         "instance",
         "used",
     )
 
-    def __init__(self, instance: str, told: "Listener") -> None:
+    def __init__(self, instance: str, told: "Listener", *, https: bool) -> None:
         """`told`: who hears when bytes come and when it is closed."""
         self.instance = instance
+        self.https = https
         self._told = told
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -57,7 +59,8 @@ class Connection(asyncio.Protocol):
         """Whether a request is under way on it."""
         self.used = False
         """Whether an answer came on it before: such a one may turn out to be closed."""
-        self.free_since = 0.0
+        self.heard_at = 0.0
+        """When bytes came last, by the clock of who is told."""
 
     # What the transport calls.
 
@@ -67,7 +70,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         answer = self.answer
         answer.feed(data)
-        self._told.heard(self.instance)
+        self._told.heard(self)
         if not self.in_use:  # nobody asked for this
             self.drop()
             return
@@ -78,8 +81,14 @@ class Connection(asyncio.Protocol):
         if answer.body or answer.complete or answer.broken is not None or (self._at_head and answer.head):
             self._wake()
 
+    def eof_received(self) -> None:
+        """The engine says nothing more; what it has not read yet it will not read."""
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            self._transport.abort()
+
     def connection_lost(self, error: Exception | None) -> None:
-        self.answer.closed()
+        if error is None and self._lost is None and self._transport is not None:
+            self.answer.closed()  # by the engine and in order: neither broken off nor dropped here
         if self._lost is None:
             self._lost = words_of(error) if error is not None else "its connection ended early"
         self._transport = None
@@ -107,6 +116,11 @@ class Connection(asyncio.Protocol):
         return answer.complete and answer.reusable and self._sent_whole and self.is_open
 
     @property
+    def is_given_up(self) -> bool:
+        """Whether the engine was given up while somebody waited."""
+        return self._given_up is not None
+
+    @property
     def is_waited_for(self) -> bool:
         """Whether somebody waits for bytes of the engine."""
         return self._waiter is not None
@@ -131,9 +145,9 @@ class Connection(asyncio.Protocol):
             for piece in body if isinstance(body, Pieces) else (body,):
                 view = memoryview(piece)
                 for start in range(0, len(view), WHOLE_BYTES):
-                    while self._paused and self.is_open and not self.answer.head:
+                    while self._paused and self.is_open and not self._has_said:
                         await self._wait(None)
-                    if self.answer.head or not self.is_open:
+                    if self._has_said or not self.is_open:
                         return
                     self._must.write(bytes(view[start : start + WHOLE_BYTES]))
                     await asyncio.sleep(0)
@@ -188,6 +202,11 @@ class Connection(asyncio.Protocol):
             transport.abort()
 
     @property
+    def _has_said(self) -> bool:
+        """Whether the engine has answered, or what is none."""
+        return self.answer.head or self.answer.broken is not None
+
+    @property
     def _must(self) -> asyncio.Transport:
         """The transport of a connection that is open."""
         if self._transport is None:
@@ -222,8 +241,8 @@ class Connection(asyncio.Protocol):
 class Listener:
     """What a connection tells: subclass it."""
 
-    def heard(self, instance: str) -> None:
-        """Bytes of an engine came."""
+    def heard(self, connection: Connection) -> None:
+        """Bytes came on a connection."""
         raise NotImplementedError
 
     def closing(self, connection: Connection) -> None:

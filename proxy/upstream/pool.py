@@ -40,11 +40,12 @@ _NOTHING_LEFT_HERE = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL,
 class _Engine:
     """What is known of one engine's connections."""
 
-    __slots__ = ("connecting", "free", "heard_at", "https", "in_use", "instance")
+    __slots__ = ("connecting", "forgotten", "free", "heard_at", "in_use", "instance")
 
     def __init__(self, instance: str) -> None:
         self.instance = instance
-        self.https = False
+        self.forgotten = False
+        """Whether it is gone, and nothing is kept of it."""
         self.free: list[Connection] = []
         self.in_use: set[Connection] = set()
         self.connecting: set[_Connecting] = set()
@@ -92,9 +93,9 @@ class Pool(Listener):
         self._keepalive_s = keepalive_s
         self._clock = clock
         self._engines: dict[str, _Engine] = {}
+        self._https: set[str] = set()
+        """What is spoken to with TLS, for good: a leg of an instance that has left is never sent without."""
         self._open: set[Connection] = set()
-        self._closing: set[Connection] = set()
-        """Those that were told to close and are not closed yet."""
         self._connecting = 0
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -105,9 +106,11 @@ class Pool(Listener):
     def speak(self, instance: str, *, https: bool) -> None:
         """From now on connect with TLS, or without; connections of the other kind serve nobody again."""
         engine = self._engine(instance)
-        if engine.https is not https:
-            engine.https = https
-            self._close_free(engine)
+        engine.forgotten = False
+        (self._https.add if https else self._https.discard)(instance)
+        for connection in tuple(engine.free):
+            if connection.https is not https:
+                connection.drop()
 
     def heard_at(self, instance: str) -> float | None:
         """When an engine last sent something, on the clock; None if never."""
@@ -133,8 +136,8 @@ class Pool(Listener):
         if engine is not None:
             self._close_free(engine)
             engine.heard_at = None
-            if not (engine.in_use or engine.connecting):
-                del self._engines[instance]
+            engine.forgotten = True
+            self._clear(engine)
 
     async def acquire(self, instance: str) -> Connection:
         """A connection to send one request on; give it to `release` afterwards.
@@ -145,7 +148,7 @@ class Pool(Listener):
         free = engine.free
         while free:
             connection = free.pop()
-            if connection.is_open and self._clock() - connection.free_since < self._keepalive_s:
+            if connection.is_open and self._clock() - connection.heard_at < self._keepalive_s:
                 connection.begin()
                 engine.in_use.add(connection)
                 return connection
@@ -164,11 +167,13 @@ class Pool(Listener):
             return
         engine.in_use.discard(connection)
         connection.in_use = False
-        if not connection.is_reusable or self._closed:
+        fits = connection.https is (connection.instance in self._https) and not engine.forgotten
+        late = self._clock() - connection.heard_at >= self._keepalive_s  # its reader was slow
+        if self._closed or late or not (fits and connection.is_reusable):
             connection.drop()
+            self._clear(engine)
             return
         connection.used = True
-        connection.free_since = self._clock()
         engine.free.append(connection)
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(
@@ -187,22 +192,21 @@ class Pool(Listener):
 
     # What connections tell.
 
-    def heard(self, instance: str) -> None:
-        engine = self._engines.get(instance)
-        if engine is not None:
-            engine.heard_at = self._clock()
+    def heard(self, connection: Connection) -> None:
+        connection.heard_at = self._clock()
+        engine = self._engines.get(connection.instance)
+        if engine is not None and not engine.forgotten:
+            engine.heard_at = connection.heard_at
 
     def closing(self, connection: Connection) -> None:
         self._leaves(connection)
         if self._descriptors is not None:
-            self._closing.add(connection)
-            self._descriptors.closing += 1
+            self._descriptors.closes(connection)
 
     def closed(self, connection: Connection) -> None:
         self._leaves(connection)
-        if self._descriptors is not None and connection in self._closing:
-            self._closing.discard(connection)
-            self._descriptors.closing -= 1
+        if self._descriptors is not None:
+            self._descriptors.has_closed(connection)
 
     def _leaves(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -215,6 +219,11 @@ class Pool(Listener):
         if engine is None:
             engine = self._engines[instance] = _Engine(instance)
         return engine
+
+    def _clear(self, engine: _Engine) -> None:
+        """Keep nothing of an engine that is gone once nobody speaks to it."""
+        if engine.forgotten and not (engine.in_use or engine.connecting or engine.free):
+            self._engines.pop(engine.instance, None)
 
     def _count(self) -> int:
         return len(self._open) + self._connecting
@@ -240,16 +249,20 @@ class Pool(Listener):
         except ConnectTimeoutError:
             self._names.doubt(_host_of(instance))
             raise
-        except OSError as error:
-            if error.errno in _NOTHING_LEFT_HERE:
+        except (OSError, RuntimeError) as error:  # uvloop raises RuntimeError where it finds a socket closed
+            number = error.errno if isinstance(error, OSError) else None
+            if number in _NOTHING_LEFT_HERE:
                 raise NoSocketError(instance, words_of(error)) from error
             self._names.doubt(_host_of(instance))
-            words = words_of(error) if error.errno is not None else "no connection came about"
+            words = words_of(error) if number is not None else "no connection came about"
             raise ConnectFailedError(instance, words) from error
         finally:
             self._connecting -= 1
             engine.connecting.discard(scope)
-        engine.in_use.add(connection)
+            self._clear(engine)
+        if connection.is_open:
+            self._open.add(connection)
+        self._engines.setdefault(instance, engine).in_use.add(connection)
         return connection
 
     async def _connect(self, engine: _Engine, scope: _Connecting) -> Connection:
@@ -261,27 +274,27 @@ class Pool(Listener):
         connected = await aiohappyeyeballs.start_connection(
             addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, loop=loop
         )
+        https = engine.instance in self._https
         made: Connection | None = None
 
         def make() -> Connection:
             nonlocal made
-            made = Connection(engine.instance, self)
-            self._open.add(made)
+            made = Connection(engine.instance, self, https=https)
             return made
 
         try:
             _, connection = await loop.create_connection(
                 make,
                 sock=connected,
-                ssl=self._tls if engine.https else None,
-                server_hostname=host if engine.https else None,
+                ssl=self._tls if https else None,
+                server_hostname=host.rstrip(".") if https else None,
             )
         except BaseException:
             if made is None:
                 connected.close()  # else the transport has it
             else:
                 made.drop()
-                self._open.discard(made)  # it may have had no transport to close
+                self.closed(made)  # uvloop does not tell of one that came about and was cancelled in one turn
             raise
         return connection
 
@@ -290,12 +303,11 @@ class Pool(Listener):
             connection.drop()
 
     def _close_one_free(self) -> bool:
-        """Close the connection of an engine that has been free for the longest; False if none is."""
-        for engine in self._engines.values():
-            if engine.free:
-                engine.free[0].drop()
-                return True
-        return False
+        """Close the connection that has been free for the longest; False if none is."""
+        free = [engine.free[0] for engine in self._engines.values() if engine.free]
+        if free:
+            min(free, key=lambda connection: connection.heard_at).drop()
+        return bool(free)
 
     def _close_idle(self) -> None:
         self._sweep = None
@@ -303,10 +315,10 @@ class Pool(Listener):
         some = False
         for engine in self._engines.values():
             for connection in tuple(engine.free):
-                if connection.free_since > until:
+                if connection.heard_at > until:
                     some = True
-                    break  # those after it were used later
-                connection.drop()
+                else:
+                    connection.drop()
         if some:
             self._sweep = asyncio.get_running_loop().call_later(
                 min(SWEEP_S, self._keepalive_s), self._close_idle

@@ -39,7 +39,7 @@ class Bench:
         if self.own is None:
             return None
         them = self.them
-        return self.own + self.legs + them.connections + them.operators + them.closing
+        return self.own + self.legs + them.connections + them.operators + len(them._closing)
 
     def _heard(self, happening: Happening) -> None:
         assert isinstance(happening, ConnectionClosed)
@@ -149,7 +149,7 @@ def test_a_connection_that_is_about_to_be_closed_is_nobodys_own() -> None:
     door = ClientDoor(bench.them)
     guests = [Guest(door) for _ in range(60)]
     assert sum(guest.closed for guest in guests) == 60 - 23
-    bench.now = 1.0  # all is counted again, and none of them is closed yet
+    bench.now = 0.2  # all is counted again, and none of them is closed yet
     assert (bench.them.shared, bench.them.closing) == (30, 60 - 23)
     bench.them.relieve()
     assert sum(guest.closed for guest in guests) == 60 - 23
@@ -174,11 +174,26 @@ def test_one_that_is_refused_is_nobodys_own_either() -> None:
         guest.is_idle = False
     assert [guest.came for guest in late] == [True] * 4 + [False] * 2
     assert bench.them.closing == 2
-    bench.now = 1.0
+    bench.now = 0.2
     assert bench.them.shared == 30
     for guest in late:
         door.closed(guest)
     assert bench.them.closing == 0
+
+
+def test_connections_that_linger_take_room_until_they_are_closed() -> None:
+    """A client that reads no more keeps its descriptor open: others cannot have it meanwhile."""
+    bench = Bench(64, 30)
+    door = ClientDoor(bench.them)
+    guests = [Guest(door) for _ in range(33)]
+    gone = [guest for guest in guests if guest.closed]
+    assert len(gone) == 10
+    bench.now = 1.0
+    assert (bench.them.shared, bench.them.closing) == (20, 0)
+    for guest in gone:
+        door.closed(guest)
+    bench.now = 2.0
+    assert bench.them.shared == 30
 
 
 def test_who_is_idle_for_the_longest_goes_first_and_who_works_stays() -> None:

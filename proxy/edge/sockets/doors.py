@@ -52,8 +52,6 @@ class Door(ABC):
         self._resting: dict[Guest, None] = {}
         self._reading: dict[Guest, None] = {}
         """Those that had not sent all of their requests when these began, in that order."""
-        self._closing: set[Guest] = set()
-        """Those that were told to close and are not closed yet."""
 
     def comes(self, guest: Guest) -> bool:
         """A connection was accepted; it is closed if this is False."""
@@ -68,9 +66,7 @@ class Door(ABC):
     def closed(self, guest: Guest) -> None:
         """Its connection is closed."""
         self._leaves(guest)
-        if guest in self._closing:
-            self._closing.discard(guest)
-            self._descriptors.closing -= 1
+        self._descriptors.has_closed(guest)
 
     def _leaves(self, guest: Guest) -> None:
         self._resting.pop(guest, None)
@@ -115,8 +111,7 @@ class Door(ABC):
         self._descriptors.closed(reason)
 
     def _tell_to_close(self, guest: Guest) -> None:
-        self._closing.add(guest)
-        self._descriptors.closing += 1
+        self._descriptors.closes(guest)
         guest.force_close()
 
     def _close_idle(self) -> bool:

@@ -240,6 +240,16 @@ def test_the_next_answer_on_a_connection_has_nothing_of_the_one_before() -> None
         assert reader.take() == status[:3]
 
 
+def test_an_announcement_says_nothing_of_the_answer_it_announces() -> None:
+    reader = AnswerReader()
+    reader.feed(
+        b"HTTP/1.1 103 Early\r\nContent-Type: text/event-stream\r\nContent-Length: 7\r\n\r\n" + OK + b"\r\nx"
+    )
+    assert (reader.headers, reader.media_type, reader.content_length) == ([], "", None)
+    reader.closed()
+    assert (reader.complete, reader.take()) == (True, b"x")
+
+
 def test_the_kind_of_a_body() -> None:
     reader = AnswerReader()
     reader.feed(OK + b"Content-Type: Text/Event-Stream; charset=utf-8\r\nContent-Length: 0\r\n\r\n")

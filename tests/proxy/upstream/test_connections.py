@@ -8,9 +8,12 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import uvloop
 
+from proxy.config import parse_instance
 from proxy.descriptors import Descriptors
-from proxy.errors import DeadlineError, LegBrokenError
+from proxy.errors import ConnectFailedError, DeadlineError, LegBrokenError
+from proxy.phases import Role
 from proxy.tasks import TaskOwner
 from proxy.upstream.client import EngineClient
 from proxy.upstream.connection import MOST_HELD_BYTES
@@ -396,3 +399,145 @@ async def test_after_the_client_nothing_is_open() -> None:
         async with EngineClient() as client:
             await asyncio.gather(*(ask(client, made) for _ in range(5)))
         await wait_until(lambda: made.open == 0, "all closed")
+
+
+async def test_an_answer_of_an_engine_that_is_given_up_is_not_whole() -> None:
+    """Not even where the engine's own close would be its end."""
+
+    async def serve(line: Line) -> None:
+        await line.request()
+        await line.say(b"HTTP/1.1 200 OK\r\n\r\nhel")
+        await gone(line)
+
+    async with engine(serve) as made, EngineClient() as client:
+        with await client.post(made.address, PATH, BODY, []) as answer:
+            assert await answer.next_chunk() == b"hel"
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.05, client.give_up, made.address)
+            with pytest.raises(LegBrokenError, match="the engine stopped answering"):
+                await answer.next_chunk()
+
+
+@pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.2\r\n"])
+async def test_an_engine_that_reads_no_more_of_a_large_body_and_says_nothing_is_not_waited_for(
+    said: bytes,
+) -> None:
+    async def serve(line: Line) -> None:
+        await line.reader.readuntil(b"\r\n\r\n")
+        line.writer.transport.pause_reading()  # type: ignore[attr-defined]  # as all that read have it
+        await asyncio.sleep(0.2)  # the buffers are full
+        await line.say(said)
+        if not said:
+            line.writer.write_eof()
+        await asyncio.sleep(20)
+
+    async with engine(serve) as made, EngineClient() as client, asyncio.timeout(10):
+        with pytest.raises(LegBrokenError, match="no answer"):
+            await ask(client, made, b"x" * (32 << 20))
+
+
+async def test_what_is_asked_of_an_engine_that_is_given_up_is_not_asked_again() -> None:
+    async def serve(line: Line) -> None:
+        await line.request()
+        await line.say(OK)
+        await line.request()
+        await gone(line)
+
+    async with engine(serve) as made, EngineClient() as client:
+        await client.exchange("GET", made.address, "/health", None, 30.0)
+        asyncio.get_running_loop().call_later(0.05, client.give_up, made.address)
+        with pytest.raises(LegBrokenError, match="the engine stopped answering"):
+            await client.exchange("GET", made.address, "/health", None, 30.0)
+        assert made.came == 1
+
+
+async def test_a_connection_whose_answer_was_read_late_is_not_used_again() -> None:
+    """Its engine may have closed it meanwhile, and a leg sent on it would be lost."""
+
+    async def serve(line: Line) -> None:
+        while True:
+            await line.request()
+            await line.say(OK)
+
+    async with engine(serve) as made, EngineClient(keepalive_s=0.2) as client:
+        with await client.post(made.address, PATH, BODY, []) as answer:
+            await asyncio.sleep(0.3)
+            assert await answer.read() == b"{}"
+        assert await ask(client, made) == b"{}"
+        assert made.came == 2
+
+
+async def test_nothing_is_kept_of_an_engine_that_left_once_its_last_leg_is_over() -> None:
+    async def serve(line: Line) -> None:
+        while True:
+            await line.request()
+            await line.say(OK)
+
+    async with engine(serve) as made, EngineClient() as client:
+        with await client.post(made.address, PATH, BODY, []) as answer:
+            client.forget(made.address)
+            assert await answer.read() == b"{}"
+        assert client.heard_at(made.address) is None
+        assert not client._pool._engines
+        await wait_until(lambda: made.open == 0, "it is closed")
+
+
+async def test_an_engine_is_never_spoken_to_without_tls_once_it_wants_it() -> None:
+    """Not on a connection from before, and not for a leg that is sent after the engine has left."""
+
+    async def serve(line: Line) -> None:
+        while True:
+            await line.request()
+            await line.say(OK)
+
+    async with engine(serve) as made, EngineClient(connect_timeout_s=1.0) as client:
+        spec = parse_instance(f"https://{made.address}", Role.BOTH)
+        with await client.post(made.address, PATH, BODY, []) as answer:
+            client.reach(spec)
+            assert await answer.read() == b"{}"
+        with pytest.raises(ConnectFailedError):  # it does not speak TLS
+            await ask(client, made)
+        client.forget(made.address)
+        with pytest.raises(ConnectFailedError):
+            await ask(client, made)
+
+
+def test_what_is_cancelled_as_it_connects_is_not_counted_for_good() -> None:
+    """On the loop of the service: it does not tell of connections that were cancelled in the turn in which
+    they came about."""
+
+    async def cancelled() -> None:
+        async def serve(line: Line) -> None:
+            await gone(line)
+
+        limits = no_limits()
+        async with engine(serve) as made, EngineClient(descriptors=limits) as client:
+            loop = asyncio.get_running_loop()
+            for turns in range(8):
+                for _ in range(5):
+                    task = loop.create_task(ask(client, made))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    task.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+            await asyncio.sleep(0.05)
+            assert (limits.legs, len(limits._closing)) == (0, 0)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(cancelled())
+
+
+async def test_a_leg_that_connects_counts_once() -> None:
+    counted: list[int] = []
+
+    async def serve(line: Line) -> None:
+        counted.append(limits.legs)
+        await line.request()
+        counted.append(limits.legs)
+        await line.say(OK)
+
+    limits = no_limits()
+    async with engine(serve) as made, EngineClient(descriptors=limits) as client:
+        assert await ask(client, made) == b"{}"
+    assert counted == [1, 1]
