@@ -1,7 +1,7 @@
-"""docs/settings.md is made of the declarations of settings; a test holds it to them.
+"""docs/settings.md and docs/metrics.md are made of declarations; a test holds them to these.
 
-python -m proxy.cli.reference docs/settings.md            # write it
-python -m proxy.cli.reference --check docs/settings.md    # exit code 1 if it is not as it would be written
+python -m proxy.cli.reference docs/settings.md docs/metrics.md            # write them
+python -m proxy.cli.reference --check docs/settings.md docs/metrics.md    # exit code 1 if one would change
 """
 
 import argparse
@@ -9,12 +9,14 @@ import dataclasses
 import pathlib
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from proxy.cli.flags.commands import SETTINGS, settings_of_sources
 from proxy.config.settings import COUNT, MIB, SECONDS, Declared, limits_text
+from proxy.observability import reference as metrics
+from proxy.observability.metrics import GROUPS
 from proxy.watching.membership.registry import registered
 
 _HEAD = """\
@@ -107,20 +109,33 @@ def _value(declared: Declared) -> str:
     return ", ".join(filter(None, (unit + (" ..." if declared.many else ""), limits)))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write the page, or look whether it is as it would be written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m proxy.cli.reference", description="Make docs/settings.md."
-    )
-    parser.add_argument("--check", action="store_true", help="exit with code 1 if the page is another")
-    parser.add_argument("page", type=pathlib.Path)
-    args = parser.parse_args(argv)
+def _settings() -> str:
     of_sources = settings_of_sources(registered()).values()
-    made = page([*SETTINGS, *(declared for settings in of_sources for declared in settings)])
-    if not args.check:
-        args.page.write_text(made, encoding="utf-8")
-    elif not args.page.exists() or args.page.read_text(encoding="utf-8") != made:
-        sys.exit(f"{args.page} is not what the settings say: run python -m proxy.cli.reference {args.page}")
+    return page([*SETTINGS, *(declared for settings in of_sources for declared in settings)])
+
+
+def _metrics() -> str:
+    return metrics.page(GROUPS)
+
+
+PAGES: Mapping[str, Callable[[], str]] = {"settings.md": _settings, "metrics.md": _metrics}
+"""What makes each page, by the name of its file."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the pages, or look whether they are as they would be written."""
+    parser = argparse.ArgumentParser(prog="python -m proxy.cli.reference", description="Make pages of docs/.")
+    parser.add_argument("--check", action="store_true", help="exit with code 1 if a page is another")
+    parser.add_argument("pages", type=pathlib.Path, nargs="+", metavar="page")
+    args = parser.parse_args(argv)
+    for path in args.pages:
+        if path.name not in PAGES:
+            parser.error(f"{path} is none of {', '.join(PAGES)}")
+        made = PAGES[path.name]()
+        if not args.check:
+            path.write_text(made, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != made:
+            sys.exit(f"{path} is not what is declared: run python -m proxy.cli.reference {path}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Who hears what happened: series for Prometheus, with bounded labels, and whoever else listens.
 
     telling      a happening reaches all who listen for its kind
-    series       what a series is, and how happenings move it
+    family       what a series is called and what it counts, for `/metrics` and for docs/metrics.md
+    reference    that page, made of it
+    series       what happenings move, and how
     metrics      all series together: the tables of the files below
     requests     how requests ended, who was let in
     legs         legs, retries, and what becomes of prefilled blocks

@@ -1,5 +1,7 @@
 """What is counted of legs, of what was tried again, and of the blocks they hand over."""
 
+from collections.abc import Mapping
+
 from proxy.happenings import (
     BlocksLearnt,
     CountsDiffered,
@@ -12,9 +14,22 @@ from proxy.happenings import (
     Retried,
     RetryRefused,
 )
+from proxy.observability.family import Group
 from proxy.observability.series import counter, histogram
 from proxy.phases import Phase
 from proxy.serving.custody import HoldState
+from proxy.serving.legs.leg import Reason
+
+HOLD_ENDS: Mapping[str, str] = {
+    HoldState.PULLED: "the decode engine has them",
+    HoldState.RELEASED: "given back unread",
+    HoldState.STRANDED: "could not be given back: held until their lease ends",
+    HoldState.UNKNOWN: (
+        "a prefill leg ended without an answer, so its engine freed the blocks at once unless it had just"
+        " finished"
+    ),
+}
+"""How it ends that blocks are held; `failed` held none."""
 
 OVERHEAD_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
@@ -65,12 +80,19 @@ LEGS = (
         per_instance=True,
         only=_prefilled,
     ),
-    counter("unknown_prompts", "Prompts placed without knowing their tokens.", PromptUnknown, "reason"),
+    counter(
+        "unknown_prompts",
+        "Prompts placed without knowing their tokens.",
+        PromptUnknown,
+        "reason",
+        more="Such a prompt is placed by load. `reason` is `why_unknown` of `/explain`: [Tokens](tokens.md).",
+    ),
     counter(
         "token_count_differences",
         "Prompts the engine counted otherwise than we did.",
         CountsDiffered,
         per_instance=True,
+        more="Prompts of [that kind](failures.md#when-predictions-are-wrong) are unknown for a while.",
     ),
     counter(
         "retries",
@@ -79,6 +101,17 @@ LEGS = (
         "phase",
         "reason",
         per_instance=True,
+        words={
+            "reason": {
+                Reason.CONNECT: "no connection came about",
+                Reason.BROKEN: "the connection ended early, or the engine was given up",
+                Reason.DEADLINE: "a phase took too long",
+                Reason.STATUS: "5xx",
+                Reason.FULL: "503 or 429",
+                Reason.NOT_HERE: "404 for a model that others list",
+                Reason.OTHER: "",
+            }
+        },
     ),
     counter(
         "retries_refused",
@@ -87,19 +120,28 @@ LEGS = (
         "phase",
         starts_with=Phase,
     ),
-    counter("engine_full", "Legs that engines had no room for.", EngineFull, "phase", per_instance=True),
+    counter(
+        "engine_full",
+        "Legs that engines had no room for.",
+        EngineFull,
+        "phase",
+        per_instance=True,
+        more="[They answered 503 or 429](overload.md#engines-that-are-full).",
+    ),
     counter(
         "holds",
         "Prefilled blocks held for a decode leg, by how that ended.",
         HoldEnded,
         "end",
-        starts_with=(HoldState.PULLED, HoldState.RELEASED, HoldState.STRANDED, HoldState.UNKNOWN),
+        starts_with=HOLD_ENDS,
+        words={"end": HOLD_ENDS},
     ),
     counter(
         "cache_reports",
         "Prefill legs that asked for a full report of the cache.",
         ReportAsked,
         per_instance=True,
+        more="They ask ranks with a [partial index](failures.md#a-partial-index).",
     ),
     counter(
         "learnt_blocks",
@@ -109,3 +151,5 @@ LEGS = (
         per_instance=True,
     ),
 )
+
+ON_THE_PAGE = Group("Legs and handed-over blocks", tuple(series.family for series in LEGS))

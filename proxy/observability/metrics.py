@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
+from proxy.observability import caches, fleet, legs, predictions, process, requests, snapshots
 from proxy.observability.caches import CACHES
 from proxy.observability.fleet import FLEET
 from proxy.observability.legs import LEGS
@@ -17,6 +18,10 @@ from proxy.observability.snapshots import SNAPSHOTS
 from proxy.observability.telling import Happenings
 
 SERIES = (*REQUESTS, *LEGS, *CACHES, *FLEET, *SNAPSHOTS, *PROCESS)
+"""All that happenings move."""
+
+GROUPS = tuple(part.ON_THE_PAGE for part in (requests, legs, predictions, fleet, caches, snapshots, process))
+"""All series, those read at the scrape as well, in the order of docs/metrics.md."""
 
 
 class Metrics:

@@ -3,12 +3,16 @@
 import asyncio
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Gauge
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from proxy.happenings import ConnectionClosed
+from proxy.observability.family import Group, gauge
 from proxy.observability.series import counter
+from proxy.observability.telling import FAILURES
+
+CLOSED = {"idle": "", "reading": "its request was still coming", "refused": "when it was accepted"}
 
 PROCESS = (
     counter(
@@ -16,21 +20,32 @@ PROCESS = (
         "Client connections closed for want of file descriptors.",
         ConnectionClosed,
         "reason",
-        starts_with=("idle", "reading", "refused"),
+        starts_with=CLOSED,
+        words={"reason": CLOSED},
+        more="[What happens then](failures.md#no-sockets-left).",
     ),
 )
+
+CONNECTIONS = gauge(
+    "open_connections",
+    "Open connections, by who is at the other end.",
+    ("peer",),
+    words={"peer": {"clients": "", "operators": "on an admin port", "engines": ""}},
+)
+TASKS = gauge(
+    "tasks",
+    "Tasks of the event loop, connections' included.",
+    more="About two for each engine, connection and leg: it falls with the load.",
+)
+
+ON_THE_PAGE = Group("The process", (*(series.family for series in PROCESS), CONNECTIONS, TASKS, FAILURES))
 
 
 def show_connections(registry: CollectorRegistry, **counts: Callable[[], int]) -> None:
     """Read these at every scrape, each under its peers' name."""
-    gauge = Gauge(
-        "kvproxy_open_connections",
-        "Open connections, by who is at the other end.",
-        ["peer"],
-        registry=registry,
-    )
+    connections = CONNECTIONS.registered_gauge(registry)
     for peer, count in counts.items():
-        gauge.labels(peer).set_function(count)
+        connections.labels(peer).set_function(count)
 
 
 class TaskCollector(Collector):
@@ -40,5 +55,6 @@ class TaskCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """As prometheus_client asks; within the loop, as `/metrics` is answered there."""
-        count = len(asyncio.all_tasks())
-        return [GaugeMetricFamily("kvproxy_tasks", "Tasks of the event loop, connections' included.", count)]
+        tasks = TASKS.gauge()
+        tasks.add_metric((), len(asyncio.all_tasks()))
+        return [tasks]

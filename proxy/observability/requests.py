@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 
 from proxy.config import WhenNoPrefill
 from proxy.happenings import (
@@ -15,25 +15,47 @@ from proxy.happenings import (
     RequestEnded,
     RequestUnrouted,
 )
+from proxy.observability.family import Group, gauge
 from proxy.observability.series import counter, histogram
 
-REFUSALS = (
-    "queue_full",
-    "shed",
-    "queue_timeout",
-    "client_limit",
-    "engines_full",
-    "no_engine",
-    "no_prefill",
-    "too_long",
-    "no_memory",
-    "no_descriptors",
-    "stopping",
-)
+REFUSALS = {
+    "queue_full": "`--max-queue` requests wait",
+    "shed": "it had a place in the full queue, which a client with fewer requests got",
+    "queue_timeout": "the engines were busy, by kvproxy's limits, for `--queue-timeout`",
+    "client_limit": "`--max-client-requests` of its client ran, for `--queue-timeout`",
+    "engines_full": "the engines said that they are full, for `--queue-timeout`",
+    "no_engine": "no usable instance came within `--queue-timeout`",
+    "no_prefill": "no prefill instance was usable, with `--when-no-prefill fail`",
+    "too_long": "no engine takes one so long",
+    "no_memory": "`--max-body-memory` is taken",
+    "no_descriptors": "no file descriptors are left for its connections",
+    "stopping": "kvproxy was shutting down",
+}
 """Why requests are not let in."""
 
+OUTCOMES = {
+    "ok": "",
+    "client_error": "any 4xx but those below",
+    "unauthorized": "401; route `other` alone",
+    "client_left": "",
+    "engine_error": "",
+    "unavailable": "answered 429 or 503: nothing could or was to serve it now",
+    "timeout": "a deadline passed, before or in the stream",
+    "cut": "a stream that had begun ended with an error event: its engine failed, or kvproxy stopped",
+    "failed": "kvproxy's own fault",
+}
+"""How requests end."""
+
 REQUESTS = (
-    counter("requests", "Requests by how they ended.", (RequestEnded, RequestUnrouted), "route", "outcome"),
+    counter(
+        "requests",
+        "Requests by how they ended.",
+        (RequestEnded, RequestUnrouted),
+        "route",
+        "outcome",
+        words={"outcome": OUTCOMES},
+        more="Route `other` is what reached no generating route.",
+    ),
     histogram(
         "request_duration_seconds", "From a request's arrival to its last byte.", RequestEnded, "route"
     ),
@@ -42,19 +64,61 @@ REQUESTS = (
         "From a request's arrival to the first byte for the client.",
         AnswerBegan,
         "route",
+        more="Comments in a stream are no first byte.",
     ),
-    counter("tokenized_prompts", "Prompts whose tokens are known, by who told.", PromptKnown, "by"),
+    counter(
+        "tokenized_prompts",
+        "Prompts whose tokens are known, by who told.",
+        PromptKnown,
+        "by",
+        words={
+            "by": {
+                "local": "the tokenizer in kvproxy",
+                "engine": "`/tokenize`",
+                "client": "the request has token ids",
+            }
+        },
+        more="[Tokens](tokens.md) tells of the paths.",
+    ),
     histogram("queue_wait_seconds", "Time in the queue of requests that had to wait.", QueueLeft),
-    counter("refused_requests", "Requests that were not let in.", Refused, "reason", starts_with=REFUSALS),
+    counter(
+        "refused_requests",
+        "Requests that were not let in.",
+        Refused,
+        "reason",
+        starts_with=REFUSALS,
+        words={"reason": REFUSALS},
+    ),
     counter(
         "no_prefill",
         "Requests that met no usable prefill instance, by what was done.",
         NoPrefill,
         "action",
         starts_with=WhenNoPrefill,
+        words={
+            "action": {
+                WhenNoPrefill.WAIT: "it waits in the queue",
+                WhenNoPrefill.DECODE: "a decode instance serves all of it",
+                WhenNoPrefill.FAIL: "it is refused",
+            }
+        },
     ),
     counter("stalled_clients", "Clients cut because they took nothing of their answer.", ClientStalled),
 )
+
+QUEUED = gauge("queued_requests", "Requests that wait.")
+HELD_BACK = gauge(
+    "clients_held_back",
+    "Clients with as many requests running as one may have.",
+    more="The limit is `--max-client-requests`.",
+)
+BODY_BYTES = gauge(
+    "body_bytes",
+    "Memory held by request bodies, estimated.",
+    more="What is made of a body is in it; `--max-body-memory` is [the limit](overload.md).",
+)
+
+ON_THE_PAGE = Group("Requests", (*(series.family for series in REQUESTS), QUEUED, HELD_BACK, BODY_BYTES))
 
 
 def show_requests(
@@ -65,9 +129,5 @@ def show_requests(
     body_bytes: Callable[[], int],
 ) -> None:
     """Read these at every scrape."""
-    for name, help_text, read in (
-        ("queued_requests", "Requests that wait.", queued),
-        ("clients_held_back", "Clients with as many requests running as one may have.", held_back),
-        ("body_bytes", "Memory held by request bodies, estimated.", body_bytes),
-    ):
-        Gauge(f"kvproxy_{name}", help_text, registry=registry).set_function(read)
+    for family, read in ((QUEUED, queued), (HELD_BACK, held_back), (BODY_BYTES, body_bytes)):
+        family.registered_gauge(registry).set_function(read)

@@ -13,9 +13,8 @@ import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from proxy.happenings import Happening, InstanceRemoved
+from proxy.observability.family import PREFIX, Family, Words, family
 from proxy.observability.telling import Happenings
-
-PREFIX = "kvproxy_"
 
 INSTANCE = "instance"
 
@@ -28,13 +27,12 @@ Kinds = type[Happening] | tuple[type[Happening], ...]
 class Series(msgspec.Struct, frozen=True):
     """What of some happenings is counted; made by `counter` and `histogram`."""
 
-    name: str
-    """Without its prefix, and without `_total`."""
-    help_text: str
+    family: Family
+    """What it is called and what it counts, for `/metrics` and for the page."""
     kinds: tuple[type[Happening], ...]
     """What moves it."""
     labels: tuple[str, ...]
-    """Fields of these."""
+    """Fields of these: all labels of its family but `instance`."""
     amount: str | None
     """The field that is added up, or observed; None to count. A field that is None adds nothing."""
     buckets: tuple[float, ...] | None
@@ -55,11 +53,15 @@ def counter(
     per_instance: bool = False,
     starts_with: Iterable[str] = (),
     only: Callable[[Any], bool] | None = None,
+    words: Words | None = None,
+    more: str = "",
 ) -> Series:
-    """A counter; the parameters are those of `Series`. Raises ValueError for what no happening has."""
-    return _checked(
-        Series(name, help_text, _all(kinds), labels, amount, None, per_instance, tuple(starts_with), only)
-    )
+    """A counter; the parameters are those of `Series` and of its `Family`.
+
+    Raises ValueError for what no happening has, and for words of a label that it has not.
+    """
+    of = family(name, "counter", help_text, _all_labels(per_instance, labels), words, more)
+    return _checked(Series(of, _all(kinds), labels, amount, None, per_instance, tuple(starts_with), only))
 
 
 def histogram(
@@ -71,26 +73,33 @@ def histogram(
     buckets: tuple[float, ...] = SECONDS,
     per_instance: bool = False,
     only: Callable[[Any], bool] | None = None,
+    words: Words | None = None,
+    more: str = "",
 ) -> Series:
-    """A histogram of one field. Raises ValueError for what no happening has."""
-    return _checked(Series(name, help_text, _all(kinds), labels, of, buckets, per_instance, (), only))
+    """A histogram of the field `of`. Raises ValueError as `counter`."""
+    lines = family(name, "histogram", help_text, _all_labels(per_instance, labels), words, more)
+    return _checked(Series(lines, _all(kinds), labels, of, buckets, per_instance, (), only))
 
 
 def _all(kinds: Kinds) -> tuple[type[Happening], ...]:
     return kinds if isinstance(kinds, tuple) else (kinds,)
 
 
+def _all_labels(per_instance: bool, labels: tuple[str, ...]) -> tuple[str, ...]:
+    return (INSTANCE, *labels) if per_instance else labels
+
+
 def _checked(series: Series) -> Series:
+    name = series.family.name
     if INSTANCE in series.labels:
-        raise ValueError(f"{series.name}: what is counted for each instance is declared with per_instance")
+        raise ValueError(f"{name}: what is counted for each instance is declared with per_instance")
     if series.starts_with and (len(series.labels) != 1 or series.per_instance):
-        raise ValueError(f"{series.name}: starts_with gives the values of one label")
-    read = [*series.labels, *([series.amount] if series.amount else [])]
-    read += [INSTANCE] if series.per_instance else []
+        raise ValueError(f"{name}: starts_with gives the values of one label")
+    read = [*series.family.labels, *([series.amount] if series.amount else [])]
     for kind in series.kinds:
         for field in read:
             if not hasattr(kind, field):
-                raise ValueError(f"{series.name}: {kind.__name__} has no {field}")
+                raise ValueError(f"{name}: {kind.__name__} has no {field}")
     return series
 
 
@@ -102,7 +111,7 @@ def move(
     `known` tells instances that are in the fleet. Raises ValueError if there is one of that name.
     """
     moved = _Moved(series, registry, known)
-    name = PREFIX + series.name
+    name = PREFIX + series.family.name
     for kind in series.kinds:
         happenings.listen(kind, moved.hear, name)
     if series.per_instance:
@@ -113,18 +122,16 @@ class _Moved:
     """A series that is moved: its lines, by the values of their labels."""
 
     def __init__(self, series: Series, registry: CollectorRegistry, known: Callable[[str], bool]) -> None:
-        names = ((INSTANCE,) if series.per_instance else ()) + series.labels
+        name, help_text, names = PREFIX + series.family.name, series.family.help_text, series.family.labels
         self._values: Callable[[Any], Any] = attrgetter(*names) if names else lambda _: ()
         self._amount = attrgetter(series.amount) if series.amount else None
         self._known = known if series.per_instance else None
         self._only = series.only
         self._family: Counter | Histogram
         if series.buckets is None:
-            self._family = Counter(PREFIX + series.name, series.help_text, names, registry=registry)
+            self._family = Counter(name, help_text, names, registry=registry)
         else:
-            self._family = Histogram(
-                PREFIX + series.name, series.help_text, names, buckets=series.buckets, registry=registry
-            )
+            self._family = Histogram(name, help_text, names, buckets=series.buckets, registry=registry)
         self._counts = series.buckets is None
         self._lines: dict[Any, Callable[[float], None]] = {}
         """How each line is moved: the library finds it behind a lock and takes three times as long."""

@@ -7,14 +7,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from proxy.happenings import Consumer, Happening
+from proxy.observability.family import counted
 
 log = logging.getLogger(__name__)
 
 H = TypeVar("H", bound=Happening)
+
+FAILURES = counted(
+    "consumer_failures",
+    "Happenings that a consumer of them (a recorder, a series) failed on.",
+    ("consumer",),
+    more="The log has the first failure of each.",
+)
 
 
 class Happenings:
@@ -53,11 +61,7 @@ class FailureCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """As prometheus_client asks."""
-        family = CounterMetricFamily(
-            "kvproxy_consumer_failures",
-            "Happenings that a consumer of them (a recorder, a series) failed on.",
-            labels=["consumer"],
-        )
+        family = FAILURES.counter()
         for name, count in self._happenings.failures.items():
             family.add_metric([name], count)
         return [family]

@@ -313,6 +313,14 @@ def test_the_reference_is_what_is_declared(tmp_path: pathlib.Path) -> None:
     assert other.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
 
 
+def test_a_page_of_another_name_is_refused(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        reference.main([str(tmp_path / "flags.md")])
+    assert "flags.md is none of settings.md, metrics.md" in capsys.readouterr().err
+
+
 def test_the_references_example_is_a_configuration(tmp_path: pathlib.Path) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "settings.md").read_text(), re.DOTALL)
     assert len(tomllib.loads(example)) > 4

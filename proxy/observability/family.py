@@ -1,0 +1,109 @@
+"""What a series is called and what it counts is said once: `/metrics` and docs/metrics.md are made of it.
+
+    WAITING = gauge("queued_requests", "Requests that wait.")
+    WRITTEN = counted("snapshots", "Snapshots by outcome.", ("outcome",), words={"outcome": {"failed": ""}})
+
+`words` explains the values of labels, `more` says in Markdown what only the page has room for. What
+happenings move has a family too; `series` makes it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+PREFIX = "kvproxy_"
+
+Words = Mapping[str, Mapping[str, str]]
+"""For labels, by name: their values, each with what it means in Markdown, or "" if the value says it."""
+
+UNITS = ("seconds", "bytes", "tokens", "blocks")
+"""The last word of a name, where it is the unit of the values."""
+
+
+class Family(msgspec.Struct, frozen=True):
+    """All lines of one name; made by `counted`, `gauge` and `distribution`, or by `series`."""
+
+    name: str
+    """Without its prefix, and without `_total`."""
+    type: Literal["counter", "gauge", "histogram"]
+    help_text: str
+    """A sentence for `/metrics` and for the page."""
+    labels: tuple[str, ...]
+    words: Words
+    more: str
+    """Sentences for the page alone, in Markdown; links are relative to docs/."""
+
+    @property
+    def served_as(self) -> str:
+        """Its name in `/metrics`, where a histogram's lines have endings of their own after it."""
+        return f"{PREFIX}{self.name}{'_total' if self.type == 'counter' else ''}"
+
+    @property
+    def unit(self) -> str:
+        """What a value is measured in, as the name says it; `count` where it says nothing."""
+        return next((unit for unit in UNITS if self.name.endswith(unit)), "count")
+
+    def gauge(self) -> GaugeMetricFamily:
+        """Itself without lines, for a collector, as `counter` and `histogram` are."""
+        return GaugeMetricFamily(PREFIX + self.name, self.help_text, labels=self.labels)
+
+    def counter(self) -> CounterMetricFamily:
+        """As `gauge`."""
+        return CounterMetricFamily(PREFIX + self.name, self.help_text, labels=self.labels)
+
+    def histogram(self) -> HistogramMetricFamily:
+        """As `gauge`."""
+        return HistogramMetricFamily(PREFIX + self.name, self.help_text, labels=self.labels)
+
+    def registered_gauge(self, registry: CollectorRegistry) -> Gauge:
+        """A gauge that somebody else sets. Raises ValueError if there is one of that name."""
+        return Gauge(PREFIX + self.name, self.help_text, self.labels, registry=registry)
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Families that stand together on the page."""
+
+    title: str
+    families: tuple[Family, ...]
+    text: str = ""
+    """What is true of all of them, in Markdown."""
+
+
+def counted(
+    name: str, help_text: str, labels: Sequence[str] = (), *, words: Words | None = None, more: str = ""
+) -> Family:
+    """A counter, read at the scrape. Raises ValueError for words of a label that it has not."""
+    return family(name, "counter", help_text, labels, words, more)
+
+
+def gauge(
+    name: str, help_text: str, labels: Sequence[str] = (), *, words: Words | None = None, more: str = ""
+) -> Family:
+    """A state, read at the scrape. Raises ValueError as `counted`."""
+    return family(name, "gauge", help_text, labels, words, more)
+
+
+def distribution(
+    name: str, help_text: str, labels: Sequence[str] = (), *, words: Words | None = None, more: str = ""
+) -> Family:
+    """A histogram, read at the scrape. Raises ValueError as `counted`."""
+    return family(name, "histogram", help_text, labels, words, more)
+
+
+def family(
+    name: str,
+    kind: Literal["counter", "gauge", "histogram"],
+    help_text: str,
+    labels: Iterable[str],
+    words: Words | None,
+    more: str,
+) -> Family:
+    """One of that type. Raises ValueError for words of a label that it has not."""
+    made = Family(name, kind, help_text, tuple(labels), words or {}, more)
+    for label in made.words:
+        if label not in made.labels:
+            raise ValueError(f"{name}: words for {label}, which is no label of it")
+    return made
