@@ -1,5 +1,5 @@
-"""What one request has tried so far: where it should not go again, who is to blame, and whether it may try
-again.
+"""The failed attempts of a request decide whether it may try again, where it should not go, and which
+instances are to blame.
 
 Pure: nothing is sent or awaited here.
 """
@@ -16,8 +16,8 @@ class Attempts:
     """The failed attempts of one request."""
 
     def __init__(self, most: int, avoid: Collection[str] = ()) -> None:
-        """`most`: attempts that may be made at engines that live, the first included; `avoid`: failed
-        already.
+        """`most`: how many attempts may reach an engine, the first included; `avoid`: instances that have
+        failed already.
         """
         self._most = most
         self._left: set[str] = set()
@@ -25,15 +25,15 @@ class Attempts:
         self._not_here: Counter[str] = Counter()
         self._words: Reply | None = None
         self.last: AttemptFailedError | None = None
-        """How the last one ended."""
+        """How the last attempt failed."""
         self.avoid: Counter[str] = Counter(avoid)
-        """The instances that were of no use, and how often: they are used again only if there is no other."""
+        """How often each instance was of no use; it is used again only if there is no other."""
         self.paid = 0
         """How many retries were paid from the budget."""
 
     def failed_by(self, failure: AttemptFailedError) -> None:
-        """Note why an attempt failed. That a full engine turned it away does not count as a failure: no work
-        was done, and the engine may be asked again.
+        """Record why an attempt failed. One that a full engine turned away is no failure: no work was done,
+        and the engine may be asked again.
         """
         self.last = failure
         if failure.reason is Reason.FULL:
@@ -50,19 +50,19 @@ class Attempts:
 
     @property
     def reply(self) -> Reply | None:
-        """The last words an engine had, if one had any but that it is full."""
+        """The last answer that an engine gave, other than that it is full; None if there was none."""
         return self._words
 
     @property
     def failure(self) -> AttemptFailedError | None:
-        """How the last one ended that failed."""
+        """The last failure, other than that an engine is full or lacks the model; None if there was none."""
         return self._failures[-1] if self._failures else None
 
     @property
     def free(self) -> bool:
-        """Whether the next attempt is free because the engine did nothing in the last one.
+        """Whether the next attempt is free because the engine did no work in the last one.
 
-        One that does not have the model is left once: it may claim again to have it.
+        Leaving an engine for want of the model is free once: it may go on listing a model it does not have.
         """
         if self.last is None or self.last.reason is Reason.FULL:
             return True
@@ -70,19 +70,18 @@ class Attempts:
 
     @property
     def prefill_on(self) -> str | None:
-        """Where the prompt is cached by now, unless its blocks could not be fetched from there again and
-        again.
+        """The instance that has the prompt cached by now; None if there is none, or if it is to be avoided
+        because decode legs repeatedly failed to fetch from it.
         """
         where = self.last.prefill_on if self.last is not None else None
         return None if where in self.avoid else where
 
     def to_blame(self, dead: Callable[[AttemptFailedError], str | None]) -> set[str]:
-        """Who is to blame if another instance has served the request after all; `dead` tells whose death
-        explains it.
+        """The instances to blame once another has served the request.
 
-        Not an instance that found the blocks of its request gone with the one that held them, and none for
-        our own want of sockets, nor one that nothing was sent to. Where decode legs failed that were to fetch
-        from one and the same instance, it is that one.
+        `dead` returns the instance whose death explains a failure. An instance is not blamed if the blocks it
+        needed were lost with the one that held them, if kvproxy itself had no socket, or if nothing was sent
+        to it. Where several decode legs failed to fetch from the same prefill instance, that one is blamed.
         """
         blamed = set()
         suspects = self._suspects()
@@ -96,7 +95,7 @@ class Attempts:
         return {address for address in blamed if address is not None}
 
     def _suspects(self) -> set[str]:
-        """The instances that more than one decode leg has failed to fetch from."""
+        """The prefill instances that more than one decode leg has failed to fetch from."""
         tried = Counter(
             failure.prefill_on
             for failure in self._failures
@@ -106,15 +105,15 @@ class Attempts:
 
     @property
     def exhausted(self) -> bool:
-        """Whether as many engines as may be have had the request in hand when it failed, for whatever reason.
+        """Whether the request has failed on as many engines as it may reach, for whatever reason.
 
-        It may be what kills them: no request gets to kill them all.
+        The request itself may be what kills them, and no request may kill the whole fleet.
         """
         reached = sum(failure.reason is not Reason.CONNECT for failure in self._failures)
         return reached >= self._most
 
     def leave(self, dead: str | None) -> bool:
-        """Whether the next attempt is free because an instance has died: once for each that did."""
+        """Whether the next attempt is free because it leaves the instance `dead`: once for each instance."""
         if dead is None or dead in self._left:
             return False
         self._left.add(dead)
@@ -122,5 +121,5 @@ class Attempts:
 
     @property
     def may_pay(self) -> bool:
-        """Whether one more retry may be asked of the budget."""
+        """Whether the request may take one more retry from the budget."""
         return self.paid < self._most - 1

@@ -1,9 +1,9 @@
-"""A hold is fetched at most once, never after its lease, and always ends: nobody has to guess what became of
-it.
+"""A hold is fetched at most once, never after its lease, and always ends in a state that says what became of
+its blocks.
 
 Pure: times are passed in, nothing is sent from here. A `Hold` begins when its prefill leg is sent and ends
-when its blocks are fetched, given back, known to be left behind, or were never held. Whoever has one tells it
-what happened, and asks it what is due; why so: docs/adr/0003-custody-of-a-hold.md.
+when its blocks are fetched, released, or stranded, or turn out never to have been held. The owner of a hold
+tells it what happened and asks it what is `due`. Reasons: docs/adr/0003-custody-of-a-hold.md.
 
     prefilling -> held -> spent -> pulled | released | stranded
         |          |  <- unspend
@@ -19,38 +19,38 @@ from proxy.connectors.handoff import Handoff
 
 
 class HoldState(enum.StrEnum):
-    """Where the prefilled blocks of one request are on their way."""
+    """What has become of the prefilled blocks of one request."""
 
     PREFILLING = "prefilling"
-    """Their leg is running: the engine will hold them, and name them in its answer."""
+    """The prefill leg is running: the engine will hold the blocks, and name them in its answer."""
     HELD = "held"
-    """They wait on the prefill instance; no decode leg can have touched them."""
+    """The blocks wait on the prefill instance; no decode leg can have touched them."""
     SPENT = "spent"
-    """Bytes of a decode leg carrying them were handed to a socket: they must not be offered again."""
+    """Bytes of a decode leg that carries the hold were handed to a socket: it must not be offered again."""
     PULLED = "pulled"
-    """A decode engine has them: it answered."""
+    """A decode engine has the blocks: it answered."""
     RELEASED = "released"
-    """They were given back unread, or nobody will miss them."""
+    """An engine acknowledged that it gave the blocks back."""
     STRANDED = "stranded"
-    """Nobody could be told: they stay held until their lease ends."""
+    """The release failed: the blocks stay held until their lease ends."""
     FAILED = "failed"
-    """The prefill leg came to nothing, so nothing was ever held."""
+    """The prefill leg failed, so nothing was ever held."""
     UNKNOWN = "unknown"
-    """The prefill leg ended without an answer. An engine whose client has gone drops what it was computing;
-    only one that had just finished holds the blocks, until their lease ends."""
+    """The prefill leg ended without an answer. An engine drops what it computes once its client has gone; if
+    it had just finished, it holds the blocks until their lease ends."""
 
 
 class Due(enum.StrEnum):
-    """What whoever has a hold must do about it now."""
+    """What the owner of a hold must do about it now."""
 
     AWAIT = "await"
-    """A leg is running: its end decides."""
+    """Wait for the running leg, whose end decides."""
     OFFER = "offer"
-    """A decode leg may carry it."""
+    """Send it with a decode leg."""
     RELEASE = "release"
-    """Have it given back."""
+    """Have it released."""
     NOTHING = "nothing"
-    """Nothing is due: the hold has ended."""
+    """Do nothing: the hold has ended, or has no lease that would have to be ended."""
 
 
 _ENDS = frozenset(
@@ -62,44 +62,46 @@ class Hold:
     """The blocks one prefill leg leaves on `instance`. Times are seconds of any monotonic clock."""
 
     def __init__(self, instance: str, *, lease_s: float | None) -> None:
-        """`lease_s`: None where engines share a store, which keeps blocks for nobody and gives none back."""
+        """`lease_s`: how long the engine keeps the blocks; None where engines share a store, in which blocks
+        are kept for no particular request and need no release.
+        """
         self.instance = instance
         self.state = HoldState.PREFILLING
         self.given_up = False
-        """Nobody will send another decode leg for it."""
+        """Whether no further decode leg will carry it."""
         self._handoff: Handoff | None = None
         self._received_at = 0.0
         self._lease_s = lease_s
 
     @property
     def handoff(self) -> Handoff:
-        """What the prefill engine answered. Raises RuntimeError before it has."""
+        """What the prefill engine answered. Raises RuntimeError before it has answered."""
         if self._handoff is None:
             raise RuntimeError(f"a hold that is {self.state} names no blocks")
         return self._handoff
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more can happen to it."""
+        """Whether its state can change no more."""
         return self.state in _ENDS
 
     @property
     def cached_on(self) -> str | None:
-        """Where the prompt is known to be cached by now."""
+        """The instance that is known to have the prompt cached; None before the prefill leg is answered."""
         return self.instance if self._handoff is not None else None
 
     @property
     def waited(self) -> bool:
-        """Whether the blocks were held on the prefill instance."""
+        """Whether the blocks wait, or have waited, on the prefill instance."""
         return self._handoff is not None and self._lease_s is not None
 
     @property
     def counted(self) -> bool:
-        """Whether there was, or may have been, anything to hold."""
+        """Whether its end is told (`HoldEnded`): only if blocks were held, or may have been."""
         return self._lease_s is not None and self.state is not HoldState.FAILED
 
     def due(self, now: float) -> Due:
-        """What is to be done about it at this time."""
+        """What the owner must do about it at `now`."""
         if self.ended:
             return Due.NOTHING
         if self.state is HoldState.PREFILLING or (self.state is HoldState.SPENT and not self.given_up):
@@ -115,49 +117,49 @@ class Hold:
     # -- the prefill leg ----------------------------------------------------------------------------------
 
     def answered(self, handoff: Handoff, now: float) -> None:
-        """The prefill leg's answer is here and names the blocks; their lease runs."""
+        """The prefill leg's answer names the blocks; their lease begins at `now`."""
         self._move(HoldState.HELD, HoldState.PREFILLING)
         self._handoff = handoff
         self._received_at = now
 
     def failed(self) -> None:
-        """The prefill engine could not be connected to, or answered that it holds nothing."""
+        """The prefill engine could not be connected to, or its answer names no blocks."""
         self._move(HoldState.FAILED, HoldState.PREFILLING)
 
     def lost(self, *, finished: bool) -> None:
-        """The prefill leg ended before its answer was here; `finished`: after its head had told of
-        success.
+        """The prefill leg ended before its answer was complete; `finished`: the head of the answer had status
+        200.
         """
         self._move(HoldState.STRANDED if finished else HoldState.UNKNOWN, HoldState.PREFILLING)
 
     # -- the decode leg -----------------------------------------------------------------------------------
 
     def spend(self) -> None:
-        """A decode leg carrying it is about to be sent."""
+        """A decode leg that carries it is about to be sent."""
         self._move(HoldState.SPENT, HoldState.HELD)
 
     def unspend(self) -> None:
-        """No connection came about, so not one byte of that decode leg was sent."""
+        """That decode leg got no connection, so not one byte of it was sent."""
         self._move(HoldState.HELD, HoldState.SPENT)
 
     def pulled(self) -> None:
-        """The decode engine answered with what it generated, which needs the blocks."""
+        """The decode engine answered with something it generated, so it has the blocks."""
         self._move(HoldState.PULLED, HoldState.SPENT)
 
     # -- the end ------------------------------------------------------------------------------------------
 
     def give_up(self) -> None:
-        """The attempt is over: its client left, its decode leg failed, or kvproxy stops. May be said in any
-        state.
+        """The attempt is over: its decode leg has ended, its client left, or kvproxy stops. May be called in
+        any state.
         """
         self.given_up = True
 
     def released(self) -> None:
-        """A decode engine acknowledged that it gave them back."""
+        """A decode engine acknowledged the release."""
         self._move(HoldState.RELEASED, HoldState.HELD, HoldState.SPENT)
 
     def stranded(self) -> None:
-        """Giving them back failed."""
+        """The release failed."""
         self._move(HoldState.STRANDED, HoldState.HELD, HoldState.SPENT)
 
     def _move(self, to: HoldState, *come_from: HoldState) -> None:

@@ -1,10 +1,10 @@
-"""Of two legs that run at once none runs on for nothing, and it is known what became of their blocks.
+"""Of two legs that run at once, neither runs on for nothing, and what became of their blocks is known.
 
 Pure: nothing is sent from here. A `Crossing` begins when both legs are sent. The prefill engine computes the
-blocks and keeps them until the decode engine has them; how they meet is theirs, and so is what becomes of
-blocks that nobody takes: vLLM's connectors free them when their own time is up. kvproxy can end legs, no
-more. Whoever has a crossing tells it how each leg ends, and cancels the legs that it names; why so:
-docs/adr/0003-custody-of-a-hold.md.
+blocks and keeps them until the decode engine has them. How the engines meet is their own matter, and so is
+what becomes of blocks that no engine takes: vLLM's connectors free them after a timeout of their own. kvproxy
+can only end legs. The owner of a crossing tells it how each leg ends, and cancels the legs in `to_cancel`.
+Reasons: docs/adr/0003-custody-of-a-hold.md.
 
     prefill leg   decode leg   the blocks                           state        to cancel
     -----------   ----------   ----------------------------------   ----------   ----------------------------
@@ -35,11 +35,11 @@ class PrefillLeg(enum.StrEnum):
     RUNS = "runs"
     ANSWERED = "answered"
     FAILED = "failed"
-    """No connection came about, or the engine answered that it holds nothing."""
+    """No connection came about, or the engine's answer names no blocks."""
     LOST = "lost"
     """It ended without an answer, or was cancelled."""
     CUT = "cut"
-    """It ended within an answer that had told of success."""
+    """It ended within an answer whose head had status 200."""
 
 
 class DecodeLeg(enum.StrEnum):
@@ -59,21 +59,21 @@ _STATES = {
     PrefillLeg.LOST: HoldState.UNKNOWN,
     PrefillLeg.CUT: HoldState.STRANDED,
 }
-"""Of blocks that the decode leg does not take."""
+"""The state of blocks that the decode leg does not take, by how the prefill leg stands."""
 
 
 class Crossing:
     """The blocks of one pair of legs that run at once."""
 
     def __init__(self, instance: str) -> None:
-        """`instance`: where they are computed."""
+        """`instance`: where the blocks are computed."""
         self.instance = instance
         self.prefill = PrefillLeg.RUNS
         self.decode = DecodeLeg.RUNS
         self.given_up = False
-        """Nobody waits for the answer any more."""
+        """Whether nobody waits for the answer any more."""
         self.waited = False
-        """Whether they waited on the prefill instance, for a decode leg that ran."""
+        """Whether the blocks wait, or have waited, on the prefill instance while the decode leg ran."""
         self._handoff: Handoff | None = None
 
     @property
@@ -98,7 +98,7 @@ class Crossing:
 
     @property
     def counted(self) -> bool:
-        """Whether there were, or may have been, any."""
+        """Whether its end is told (`HoldEnded`): only if there were blocks, or may have been."""
         return self.state is not HoldState.FAILED
 
     @property
@@ -116,48 +116,48 @@ class Crossing:
 
     @property
     def handoff(self) -> Handoff:
-        """What the prefill engine answered. Raises RuntimeError before it has."""
+        """What the prefill engine answered. Raises RuntimeError before it has answered."""
         if self._handoff is None:
             raise RuntimeError(f"a prefill leg that {self.prefill} has told nothing")
         return self._handoff
 
     @property
     def cached_on(self) -> str | None:
-        """Where the prompt is known to be cached by now."""
+        """The instance that is known to have the prompt cached; None before the prefill leg is answered."""
         return self.instance if self._handoff is not None else None
 
     # -- the prefill leg ----------------------------------------------------------------------------------
 
     def answered(self, handoff: Handoff, now: float) -> None:  # noqa: ARG002  # as `Hold`, whose lease begins
-        """The prefill leg's answer is here."""
+        """The prefill leg was answered."""
         self._prefill_ends(PrefillLeg.ANSWERED)
         self._handoff = handoff
         self.waited = self.decode is DecodeLeg.RUNS
 
     def failed(self) -> None:
-        """The prefill engine could not be connected to, or answered that it holds nothing."""
+        """The prefill engine could not be connected to, or its answer names no blocks."""
         self._prefill_ends(PrefillLeg.FAILED)
 
     def lost(self, *, finished: bool) -> None:
-        """The prefill leg ended before its answer was here; `finished`: after its head had told of
-        success.
+        """The prefill leg ended before its answer was complete; `finished`: the head of the answer had status
+        200.
         """
         self._prefill_ends(PrefillLeg.CUT if finished else PrefillLeg.LOST)
 
     # -- the decode leg -----------------------------------------------------------------------------------
 
     def pulled(self) -> None:
-        """The decode engine answered with what it generated, which needs the blocks."""
+        """The decode engine answered with something it generated, so it has the blocks."""
         self._decode_ends(DecodeLeg.PRODUCED)
 
     def missed(self) -> None:
-        """The decode leg has ended, with nothing that was generated."""
+        """The decode leg has ended, and nothing was generated."""
         self._decode_ends(DecodeLeg.MISSED)
 
     # -- the end ------------------------------------------------------------------------------------------
 
     def give_up(self) -> None:
-        """The client left, or kvproxy stops. May be said in any state."""
+        """The client left, or kvproxy stops. May be called in any state."""
         self.given_up = True
 
     def _prefill_ends(self, end: PrefillLeg) -> None:

@@ -1,9 +1,9 @@
-"""A request is answered by one complete attempt or by an error, and whatever an attempt took it gives back.
+"""A request is answered by one complete attempt or by an error, and an attempt gives back all that it took.
 
-The director runs the life of one request: tokens, decision, prefill leg, decode leg, and again if that
-failed. It sends through the client it is given, and knows nothing of aiohttp. Nothing has reached the client
-of kvproxy while it runs: its `Reply` begins with bytes the decode engine has really produced, so every
-failure before can be retried.
+The director runs the life of one request: tokens, decision, prefill leg, decode leg, and another attempt if
+that one failed. It sends through the `Client` it is given, and knows nothing of aiohttp. Nothing reaches
+kvproxy's own client before the `Reply` begins, and a `Reply` begins with bytes that an engine has produced:
+every failure before that can be retried.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ class Director:
     async def explain(self, request: GenerationRequest, headers: Headers) -> tuple[Decision, Tokenized]:
         """Where the request would go now, and what is known of its prompt.
 
-        Takes and sends nothing but a question to a tokenizer.
+        Claims nothing, and sends at most a question to a tokenizer.
 
         Raises BadRequestError for a list of prompts if each of them is placed by itself.
         """
@@ -129,9 +129,9 @@ class Director:
         return self._placement.decide(question), tokenized
 
     async def serve(self, call: Call, avoid: Collection[str] = ()) -> Reply:
-        """Serve a request, where there is a choice not on the instances to `avoid`.
+        """Serve a request; the instances in `avoid` get its legs only if no others can.
 
-        Raises RequestError; may be cancelled at any moment when the client has gone.
+        Raises RequestError. May be cancelled at any moment, as when the client leaves.
         """
         with ExitStack() as kept:
             kept.enter_context(call.ticket.kept())
@@ -167,9 +167,12 @@ class Director:
     async def _served(
         self, call: Call, plan: Plan, question: Question, kind: str, avoid: Collection[str]
     ) -> Reply:
-        """The reply of the first attempt that does not fail, or the last words of those that did."""
+        """The reply of the first attempt that does not fail; if all fail, the last answer an engine gave.
+
+        Raises RequestError if no engine gave one.
+        """
         attempts = Attempts(self._rules.retries.max_attempts, avoid)
-        with ExitStack() as retry:  # what a paid attempt gives back
+        with ExitStack() as retry:  # gives the budget back that a retry has taken
             while True:
                 try:
                     admitted = await self._gate.admit(
@@ -205,12 +208,12 @@ class Director:
         raise unanswered(self._fleet, question.model, attempts.failure)
 
     async def _another(self, attempts: Attempts, retry: ExitStack) -> bool:
-        """Whether to try again; returns when it is time to. `retry` gets what is to be given back after the
-        attempt.
+        """Whether to try again; returns when it is time to.
 
-        Leaving an instance that has died, or that fails while others do not, adds no load anywhere, so it is
-        free and at once; so is leaving one that is full or does not have the model, which did nothing.
-        Anything else is paid from the budget, after a pause; meanwhile the instance may turn out to be dead.
+        A retry is free and begins at once if it leaves an instance that has died, or that fails while others
+        do not: it adds no load anywhere. So it is if the instance is full or lacks the model: it did no work.
+        Any other retry takes from the budget, after a pause in which the instance may turn out to be dead.
+        `retry` gives that budget back when it is closed.
         """
         failure = attempts.last
         if attempts.free:
@@ -281,9 +284,7 @@ class Director:
         return end
 
     def _splits(self, request: GenerationRequest) -> bool:
-        """Whether each prompt of a request goes its own way: an engine hands over the blocks of one prompt
-        only.
-        """
+        """Whether each prompt of a request gets legs of its own: engines hand over blocks of one prompt."""
         several = request.prompt_count > 1 and not request.whole and self._connector.plan(request).one_prompt
         prefill = self._fleet.of(Phase.PREFILL)
         return several and (not prefill or any(i.role is not Role.BOTH for i in prefill))
@@ -308,6 +309,6 @@ class Director:
 
 
 def _drop(end: Reply | AttemptFailedError) -> None:
-    """Nobody waits for it."""
+    """Close a reply that nobody waits for any more."""
     if isinstance(end, Reply):
         end.close()

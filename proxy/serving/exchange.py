@@ -1,7 +1,8 @@
-"""What comes in and what goes out: a reply begins with what an engine has really produced.
+"""A client's request comes in as a `Call` and goes out as a `Reply`, which begins with what an engine has
+really produced.
 
-That is its whole answer, or the first event of a stream that holds something generated. A stream that fails
-before is an engine's failure like any other, so it is found before the client hears anything.
+That is the engine's whole answer, or a stream up to its first event that holds something generated. A stream
+that fails earlier is an engine's failure like any other, and can be retried: the client has heard nothing.
 """
 
 import asyncio
@@ -25,56 +26,55 @@ from proxy.serving.ports import Answer
 MAX_HELD_EVENTS = 64
 MAX_HELD_BYTES = 256 << 10
 MAX_HELD_S = 10.0
-"""So many events and bytes without anything generated, or so long since the first of them, and a stream
+"""A stream that brings more events or bytes than this without anything generated, or goes on for longer,
 counts as begun all the same. vLLM sends the role with the first token, and an error that comes instead 0.1 s
-later; but chunks of hidden reasoning are empty, and whoever waits for them should see that something
-happens."""
+later; but chunks of hidden reasoning are empty, and their client should see that something happens."""
 
 
 class Held(msgspec.Struct, frozen=True):
-    """What a stream may bring without anything generated; with more of any of it the stream counts as
+    """How much of a stream is held back while nothing is generated; beyond any of it the stream counts as
     begun.
     """
 
     events: int = MAX_HELD_EVENTS
     size_bytes: int = MAX_HELD_BYTES
     seconds: float = MAX_HELD_S
-    """Since the first event."""
+    """Counted from the first event."""
 
 
 HELD = Held()
 
 
 LATE_CLOSE_S = 0.1
-"""How long an engine may take to end its answer after the mark that ends the stream; its connection is used
-again then. The client has all of it by that time."""
+"""How long an engine may take to end its answer after the event that ends the stream, so that its connection
+can be used again. The client has the whole answer by then."""
 
 
 class Trace(msgspec.Struct):
-    """What was tried for one client request, for its line in the log and for who hears of its end."""
+    """What was tried for one client request: for its line in the access log, and for `RequestEnded`."""
 
     attempts: int = 0
     failed: list[str] = msgspec.field(default_factory=list)
     """`HOST:PORT:reason` of each attempt that failed."""
     prompt: "Known | None" = None
-    """Of its last prompt."""
+    """Of the prompt that was placed last; None if none was, or if its tokens are unknown."""
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What of a prompt is known when it was placed."""
+    """What is known of a prompt that was placed."""
 
     tokens: int
     block_keys: BlockKeys
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One client request on its way."""
+    """One client request."""
 
     request: GenerationRequest
     headers: Headers
     """The client's headers that engines may see."""
     leg_id: str
-    """The request id both legs carry."""
+    """The request id that both legs carry: kvproxy's own, not the client's."""
     started_at: float
     ticket: Ticket = msgspec.field(default_factory=Ticket)
     """Whose request it is, and how long it had to wait."""
@@ -82,7 +82,9 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Reply:
-    """What goes to the client. Close it: that ends the claims, and the engine's work if it still runs."""
+    """What goes to the client. Whoever has one MUST close it: that ends the claims, and the engine's work if
+    it still runs.
+    """
 
     def __init__(
         self,
@@ -95,12 +97,12 @@ class Reply:
         self.status = status
         self.headers = headers
         self.body = body
-        """All of it, or a stream of events as it comes (raising LegError if it is cut)."""
+        """The whole body, or the events of a stream as they come (raises LegError if the stream is cut)."""
         self.decision = decision
         self._stack = stack or ExitStack()
 
     def also_ends(self, stack: ExitStack) -> None:
-        """Close this, too, after what the reply holds itself."""
+        """Have `close` close `stack` too, after what the reply holds itself."""
         own, self._stack = self._stack, stack
         stack.callback(own.close)
 
@@ -110,10 +112,10 @@ class Reply:
 
 
 class EngineStream:
-    """An engine's stream, in runs of whole events up to the mark that ends it; whatever comes after is not
-    read.
+    """An engine's stream, in runs of whole events, up to the event that ends it; nothing after that is passed
+    on.
 
-    Comments are passed on, but they do not prove that the engine is at work: they put off no deadline.
+    Comments are passed on, but they do not prove that the engine is at work: they extend no deadline.
     """
 
     def __init__(
@@ -126,7 +128,9 @@ class EngineStream:
         late_close_s: float = LATE_CLOSE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`chunk_s`: how long it may pause once it has begun; `late_close_s`: and once it has said all."""
+        """`chunk_s`: how long the engine may pause between chunks; `late_close_s`: how long it may take to
+        close after its last event.
+        """
         self._answer = answer
         self._dialect = dialect
         self._chunk_s = chunk_s
@@ -140,7 +144,10 @@ class EngineStream:
         self._waited_s = 0.0
 
     async def begin(self) -> Failure | None:
-        """Wait until something was generated; a failure before that is returned. Raises LegError."""
+        """Wait until something was generated; returns the failure if the engine reports one before.
+
+        Raises LegError if the stream is cut before.
+        """
         dialect = self._dialect
         held: list[bytes] = []
         size_bytes = count = 0
@@ -151,7 +158,7 @@ class EngineStream:
                     None if until is None else max(0.0, until - self._clock())
                 )
             except DeadlineError:
-                break  # it was held for long enough
+                break  # held back for `Held.seconds`
             run = self._whole(chunk)
             if run is None:
                 raise LegBrokenError(self._answer.instance, "the stream ended before its first event")
@@ -173,8 +180,9 @@ class EngineStream:
         return None
 
     async def next(self) -> bytes:
-        """The next events, nothing once the stream is complete. Raises LegError, StreamFailedError if it
-        failed.
+        """The next events; empty once the stream is complete.
+
+        Raises LegError if the stream is cut, StreamFailedError if the engine reports a failure in it.
         """
         ready, self._ready = self._ready, b""
         while not (self._done or self._failure):
@@ -196,16 +204,16 @@ class EngineStream:
         return b""
 
     async def drain(self) -> None:
-        """Give the engine the moment it takes to end its answer, after all was said."""
+        """Wait up to `late_close_s` for the engine to end its answer, after the last event."""
         with suppress(LegError, TimeoutError):
             async with asyncio.timeout(self._late_close_s):
                 while await self._answer.next_chunk():
                     pass
 
     async def _pending(self) -> bytes:
-        """The next run of whole events, nothing while one is under way."""
+        """The next run of whole events; empty if the chunk completed none."""
         if self._held:
-            return b""  # what was held back for too long goes first
+            return b""  # the events that were held back go first
         begun_at = self._clock()
         try:
             chunk = await self._answer.next_chunk(max(0.0, self._chunk_s - self._waited_s))
@@ -224,7 +232,7 @@ class EngineStream:
         return run
 
     def _whole(self, chunk: bytes) -> bytes | None:
-        """What is complete with the next piece; None at the end of the answer."""
+        """The whole events that `chunk` completes; None if the answer ends without the event that ends it."""
         if chunk:
             try:
                 return self._cutter.feed(chunk)
@@ -235,13 +243,13 @@ class EngineStream:
         return rest if failure is not None or done else None  # anything else may be half an event
 
     def _shown(self, held: list[bytes]) -> bytes:
-        """Events in which nothing was generated yet, as clients may see them."""
+        """The held-back events, without what clients must not see."""
         run = b"".join(held)
         return judge(self._dialect, run).passed if wants_judging(self._dialect, run) else run
 
 
 def as_unary(answer: Answer, failure: Failure, decision: Decision) -> Reply:
-    """The reply that a failure would have been if the engine had told of it in time."""
+    """The reply for a failure inside an answer of status 200, with the status that the failure names."""
     headers = [(name, value) for name, value in answer.headers if name.lower() != "content-type"]
     body = without_params(failure.body)
     return Reply(failure.status, [*headers, ("Content-Type", "application/json")], body, decision)

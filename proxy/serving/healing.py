@@ -1,17 +1,17 @@
-"""A partial index heals: on a bounded share of prefill legs the engine is asked to tell again what it reuses.
+"""A partial index heals: a bounded share of prefill legs asks the engine to report again what it reuses.
 
-A router that joined late, or lost more than an engine's replay buffer holds, does not know blocks that were
-cached before, and engines tell of a block only when it is stored. A leg with `kv_cache_report_mode` "full"
-makes vLLM tell the blocks it reuses once more (`PrefixIndex.expect_reports` says how they are counted). Legs
-are asked for that
+A router that joined late, or that missed more events than an engine's replay buffer holds, does not know
+blocks that were cached before, and engines announce a block only when they store it. A leg with
+`kv_cache_report_mode` "full" makes vLLM announce once more the blocks it reuses (`PrefixIndex.expect_reports`
+says how these are counted). A leg asks for such a report
 
 * if the engine reported more cached tokens than predicted for an earlier prompt with the same beginning, or
 * if the prompt has blocks the index does not know, while more than `RESERVE` of the rank's budget is left.
 
-A leg that serves a whole request (an instance given with `--both`) asks by the second rule alone, since what
-its engine reports goes to the client. Each report takes one from the budget, which begins at `BURST` and
-gains `SHARE` with every leg. Nothing tells when all is known, so a rank stays partial until its engine's
-cache is reset or its process ends.
+A leg that serves a whole request (an instance given with `--both`) asks by the second rule alone: its answer
+goes to the client and is not compared here. Each report takes one from the rank's budget, which begins at
+`BURST` and gains `SHARE` with every leg. Nothing says when all blocks are known, so a rank stays partial
+until its engine's cache is reset or its process ends.
 """
 
 import logging
@@ -35,23 +35,26 @@ from proxy.shown import Count, Shown, says
 log = logging.getLogger(__name__)
 
 SHARE = 0.1
-"""The lasting share of a rank's prefill legs that may ask for a report: each costs the engine one more
-event."""
+"""The share of a rank's prefill legs that may ask for a report in the long run: each report costs the engine
+one more event."""
 BURST = 64.0
-"""How many may ask at once: a fleet's system prompts and running conversations are then known within
-minutes."""
+"""How many legs may ask in a row: the system prompts and running conversations of a fleet are then known
+within minutes."""
 RESERVE = 16.0
-"""What is kept for prompts that are known to begin with blocks we do not know."""
+"""The part of the budget that is kept for prompts whose beginning is a suspect: the engine has blocks of it
+that the index does not know."""
 MOST_SUSPECTS = 4096
 """Beginnings of prompts remembered for each rank."""
 CONFIRM_S = 1.0
-"""Events are published before the leg's answer; after that time what they told is in the index, or will not
-be."""
+"""How long after a leg's answer its report is judged. Its events are published before the answer, so by then
+the index has them or never will."""
 MOST_UNCONFIRMED = 64
+"""Reports of each rank that wait to be judged; the oldest are forgotten."""
 USELESS_AFTER = 8
-"""So many reports in a row that taught nothing, though the engine had reused blocks we did not know, mean
-that it makes no reports: releases of vLLM before June 2026 ignore the question."""
+"""After this many reports in a row that taught nothing, though the engine had reused blocks the index did not
+know, the engine is taken to make no reports: releases of vLLM before June 2026 ignore the question."""
 USELESS_SHARE = SHARE / 16
+"""The share of legs that still ask such an engine."""
 
 
 class HealingShown(Shown, frozen=True, kw_only=True):
@@ -89,7 +92,7 @@ class _Rank:
 
 
 class Healing:
-    """Says which prefill legs ask for a report, and learns from all of them."""
+    """Decides which prefill legs ask for a report, and learns from the answers of all."""
 
     def __init__(self, fleet: Fleet, index: PrefixIndex, tell: Tell, clock: Callable[[], float]) -> None:
         """`clock`: any monotonic seconds."""
@@ -100,8 +103,8 @@ class Healing:
         self._ranks: dict[tuple[str, int], _Rank] = {}
 
     def asking(self, call: Call, chosen: Candidate, question: Question) -> Body | None:
-        """The request with the question for a full report; None if this leg is not to ask. A retry asks
-        nothing beside.
+        """The request with the question for a full report; None if this leg is not to ask. A retry never
+        asks.
         """
         if self._rank(chosen) is None or call.trace.failed:
             return None
@@ -111,8 +114,8 @@ class Healing:
         return asking if asking is not None and self.wants_report(chosen, question) else None
 
     def wants_report(self, chosen: Candidate, question: Question) -> bool:
-        """Whether the prefill leg that is about to be sent should ask for a full report; if so it is paid
-        for.
+        """Whether the prefill leg that is about to be sent should ask for a full report; if so, the report is
+        taken from the rank's budget.
         """
         rank = self._rank(chosen)
         if rank is None or rank.refused:
@@ -132,7 +135,7 @@ class Healing:
         return True
 
     def answered(self, chosen: Candidate, question: Question, handoff: Handoff, *, asked: bool) -> None:
-        """A prefill leg has ended well; `asked`: for a report."""
+        """A prefill leg was answered; `asked`: it asked for a report."""
         rank = self._rank(chosen)
         unknown = self._first_unknown(chosen, question)
         reported, predicted = handoff.cached_tokens, (chosen.cached_tokens or 0) + chosen.reload_tokens
@@ -151,7 +154,7 @@ class Healing:
                 rank.suspects.popitem(last=False)
 
     def refused(self, chosen: Candidate) -> None:
-        """The engine refused a leg that asked for a report, and took the same leg without."""
+        """The engine refused a leg that asked for a report, and served the same leg without the question."""
         rank = self._rank(chosen)
         if rank is not None and not rank.refused:
             rank.refused = True
@@ -175,7 +178,7 @@ class Healing:
         )
 
     def _rank(self, chosen: Candidate) -> _Rank | None:
-        """What is kept of a partial rank, begun anew with its index; None if it is not partial, or gone."""
+        """The state of a partial rank, begun anew when its index is; None if it is not partial, or gone."""
         instance = self._fleet.get(chosen.instance)
         source = instance.sources.get(chosen.rank) if instance is not None else None
         if instance is None or source is None or chosen.index != "partial" or source.state != "partial":
@@ -194,8 +197,8 @@ class Healing:
         return self._index.block_size(chosen.instance, chosen.rank) or USUAL_BLOCK_SIZE
 
     def _first_unknown(self, chosen: Candidate, question: Question) -> int | None:
-        """The key of the first block that could be reused and is not known to be there; None if there is
-        none.
+        """The key of the prompt's first block that the index does not know there; None if it knows all that
+        could be reused.
         """
         size, prompt = self._block_size(chosen), question.prompt
         if prompt is None or chosen.cached_tokens is None:
@@ -205,12 +208,12 @@ class Healing:
         return keys[known] if known < min(whole, len(keys)) else None
 
     def _confirm(self, instance: str, rank: int) -> None:
-        """See what earlier reports have brought by now."""
+        """Judge by the index what the reports that are due have taught."""
         state = self._ranks.get((instance, rank))
         while state is not None and state.unconfirmed and state.unconfirmed[0].due_at <= self._clock():
-            told = state.unconfirmed.popleft()
-            cached = self._index.match(told.prompt).get(Slot(instance, rank, MAIN_TIER), 0)
-            learnt = (min(cached, told.reported) - told.predicted) // told.block_size
+            report = state.unconfirmed.popleft()
+            cached = self._index.match(report.prompt).get(Slot(instance, rank, MAIN_TIER), 0)
+            learnt = (min(cached, report.reported) - report.predicted) // report.block_size
             if learnt > 0:
                 state.useless = 0
                 state.blocks_learnt += learnt

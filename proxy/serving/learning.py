@@ -1,7 +1,11 @@
-"""What an engine says of a prompt it computed is compared once with what kvproxy thought of it.
+"""What an engine reports of a prompt is compared once with what kvproxy predicted of it.
 
-Its count of the prompt's tokens tells whether prompts of that kind can be trusted, its cached tokens whether
-the index was right, and its name which process of the engine answered.
+The prompt's token count shows whether kvproxy tokenizes prompts of that kind correctly, the cached tokens
+whether the index was right, and the engine id which process of the engine answered.
+
+The truth meter (`caches/accuracy.py`) is fed from here and is no consumer of happenings: a comparison belongs
+to its attempt, which opens it as the leg is sent and ends it, and decisions depend on its result. It is
+settled in the turn in which the engine's report was read; a consumer may fail without harm, this may not.
 """
 
 from collections.abc import Callable
@@ -16,22 +20,23 @@ from proxy.serving.placed import Placed
 from proxy.serving.ports import Tokenizer, Watch
 
 MAX_READ_BYTES = 64 << 10
-"""Of the answer of an engine that serves a request whole: reading one for its usage takes 0.02 ms."""
+"""The largest whole answer that is read for its usage where one instance serves a request; it takes
+0.02 ms."""
 
 
 class Learnt(NamedTuple):
-    """What became of a prediction; None where it was not known, or the engine does not say."""
+    """What one leg showed, in tokens; None where nothing was predicted, or the engine does not report it."""
 
     prompt_tokens: int | None
-    """As the engine counted them."""
+    """The engine's count of the prompt."""
     predicted: int | None
-    """Cached tokens by the index, of a prompt that both counted alike."""
+    """The cached tokens that the index predicted; None if the engine counted the prompt otherwise."""
     reported: int | None
-    """Cached tokens by the engine, of what the index was asked for."""
+    """The cached tokens that the engine reports, of the part of the prompt that the index was asked about."""
 
 
 class Learning:
-    """Told of every leg that computed a prompt and was answered."""
+    """Compares each answered leg that computed a prompt with its prediction."""
 
     def __init__(
         self,
@@ -48,7 +53,7 @@ class Learning:
         self._clock = clock
 
     def prefilled(self, placed: Placed) -> Learnt:
-        """A prefill leg was answered, and its hold has the answer."""
+        """A prefill leg was answered; its custody already has the answer (`placed.custody.handoff`)."""
         handoff, chosen, comparison = placed.custody.handoff, placed.prefill, placed.comparison
         predicted = chosen.cached_tokens
         if self._differs(placed, handoff.prompt_tokens):
@@ -65,18 +70,18 @@ class Learning:
         return Learnt(handoff.prompt_tokens, predicted, reported)
 
     def served_whole(self, placed: Placed, reply: Reply, dialect: Dialect) -> None:
-        """One instance served a request; its usage is read from a whole answer, a stream goes by unread."""
+        """One instance served a whole request. Its usage is read from a whole answer, not from a stream."""
         if placed.comparison is None:
             return
-        told = Usage()
+        usage = Usage()
         if isinstance(reply.body, bytes) and len(reply.body) <= MAX_READ_BYTES:
             with suppress(ValueError):
-                told = dialect.usage(reply.body)
-        differ = self._differs(placed, told.prompt_tokens)
-        placed.comparison.answered(told.cached_tokens, self._clock(), tokens_differ=differ)
+                usage = dialect.usage(reply.body)
+        differ = self._differs(placed, usage.prompt_tokens)
+        placed.comparison.answered(usage.cached_tokens, self._clock(), tokens_differ=differ)
 
     def _differs(self, placed: Placed, prompt_tokens: int | None) -> bool:
-        """Whether the engine counted the prompt otherwise; prompts of its kind are distrusted then."""
+        """Whether the engine's token count differs from ours; if so, prompts of this kind are distrusted."""
         ours = placed.question.prompt_tokens
         if ours is None or prompt_tokens is None or ours == prompt_tokens:
             return False

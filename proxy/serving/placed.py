@@ -1,9 +1,9 @@
-"""What an attempt has taken is given back once, whatever fails or is cancelled, and at whichever await.
+"""All that an attempt has taken is given back exactly once, wherever it fails or is cancelled.
 
 `Gate.admit` returns with the claims of an attempt held, so no moment lies between the decision and its
-claims. A `Placed` owns them from then on. Two owners let go of them, for a prefill leg outlives its client
-long enough to tell what it holds: what belongs to the leg that computes the prompt ends with that leg, the
-rest with the attempt or with the reply that it became.
+claims. A `Placed` owns them from then on. They end in two groups, because a prefill leg may outlive its
+client until its answer names the blocks: what belongs to the leg that computes the prompt ends with that
+leg, the rest ends with the attempt or with the reply that it became.
 
     what                taken by                    ends, whichever comes first, once
     ------------------  --------------------------  ---------------------------------------------------------
@@ -12,8 +12,8 @@ rest with the attempt or with the reply that it became.
                         `moves_to`                  the same; the claim it replaces ends then
     claim for prefill   the gate, of two legs       the prefill leg is answered, or fails
     expected blocks     the gate                    the leg that computes them is answered, or fails
-    comparison          `compares`                  that leg is over, and what it taught is learnt
-    hold                the prefill leg's answer    `Hold` tells (`serving/custody.py`)
+    comparison          `compares`                  `serving/learning.py` settles it; that leg is over
+    hold                the prefill leg's answer    see `serving/custody.py`
 
     where it fails, or      claim for decode    claim for prefill,        hold
     its client leaves                           blocks, comparison
@@ -30,8 +30,8 @@ rest with the attempt or with the reply that it became.
     its client leaves
     reply streams           with the reply      ended before              pulled
 
-Of legs that run at once one that fails ends the other, a client that leaves ends both, and what becomes of
-their blocks stands in `serving/custody_at_once.py`.
+Of two legs that run at once, one that fails ends the other, and a client that leaves ends both.
+`serving/custody_at_once.py` says what becomes of their blocks.
 
 Nothing here awaits.
 """
@@ -54,7 +54,7 @@ from proxy.serving.custody_at_once import Crossing
 
 
 class Placed:
-    """One attempt at a request: where it goes, and all that is counted for it until it is over."""
+    """One attempt at a request: where it goes, and all that is claimed for it until it is over."""
 
     def __init__(
         self,
@@ -66,18 +66,18 @@ class Placed:
         lease_s: float,
         avoid: Collection[str] = (),
     ) -> None:
-        """Takes over what `admitted` holds.
+        """Take over the claims and expected blocks of `admitted`.
 
-        `kind`: how its prompt was tokenized; `lease_s`: of what a prefill leg leaves behind; `avoid`: the
-        instances that earlier attempts failed on.
+        `kind`: how its prompt was tokenized; `lease_s`: how long, in seconds, the engine keeps the blocks
+        that a prefill leg leaves; `avoid`: the instances that earlier attempts failed on.
         """
         self.decode_leg = ExitStack()
-        """What ends with the decode leg, or with the one leg of a request that is not split: its claim, and
+        """What ends with the decode leg (or with the only leg of a request that is not split): its claim, and
         its answer. A reply that streams takes it over."""
         self.prefill_leg = ExitStack()
         """What ends with the prefill leg: its claim, and its answer."""
         self.claims: tuple[Claim, ...] = (admitted.decode,)
-        """What the gate has claimed, the decode leg's first."""
+        """The claims that the gate made, the decode leg's first."""
         self.decode_leg.enter_context(admitted.decode)
         if admitted.prefill is not None:
             self.claims = (admitted.decode, admitted.prefill)
@@ -96,10 +96,10 @@ class Placed:
         self.tried: list[str] = []
         """The decode instances that the hold was offered to."""
         self.comparison: Comparison | None = None
-        """What the index said of the prompt, to be compared with what its engine reports; None if nothing
-        is."""
+        """What the index predicted of the prompt, to be compared with what its engine reports; None if the
+        leg is not compared."""
         self.plan = plan
-        """In which order its legs go."""
+        """In which order the legs go."""
         self._custody = None if admitted.prefill is None else _custody(plan, self.prefill.instance, lease_s)
 
     @property
@@ -116,14 +116,14 @@ class Placed:
 
     @property
     def hold(self) -> Hold:
-        """The same, of legs that go in turn. Raises TypeError for others."""
+        """The `custody` of legs that go in turn. Raises TypeError for others."""
         if not isinstance(self.custody, Hold):
             raise TypeError("only legs that go one after the other have a hold")
         return self.custody
 
     @property
     def crossing(self) -> Crossing:
-        """The same, of legs that run at once. Raises TypeError for others."""
+        """The `custody` of legs that run at once. Raises TypeError for others."""
         if not isinstance(self.custody, Crossing):
             raise TypeError("only legs that run at once have a crossing")
         return self.custody
@@ -131,22 +131,28 @@ class Placed:
     # -- the leg that computes the prompt -----------------------------------------------------------------
 
     def compares(self) -> None:
-        """The leg is sent now: what its engine reports will be compared with what the index said."""
+        """Record what the index predicts, as the leg is sent: it is compared with the engine's report."""
         self.comparison = self._placement.compare(self.prefill, self.question)
 
     def runs_apart(self) -> None:
-        """The prefill leg is a task of its own, which may outlive the attempt: `prefill_over` is called at
-        its end, however it ends.
+        """The prefill leg is a task of its own, which may outlive the attempt. Whoever starts it MUST call
+        `prefill_over` at its end, however it ends.
         """
         self._runs_apart = True
 
     def computed(self, *, came: bool) -> None:
-        """The leg was answered or has failed; `came`: the prompt was computed. A second call does nothing."""
+        """The leg that computes the prompt was answered or has failed: end its claim and expected blocks.
+
+        `came`: the prompt was computed. A second call does nothing.
+        """
         self.prefill_leg.close()
         self._expected.settle(came=came)
 
     def prefill_over(self) -> None:
-        """The leg has ended, and nothing more is learnt from it. A second call does nothing."""
+        """The prefill leg has ended: end what is still its own, and drop a comparison that was not settled.
+
+        A second call does nothing.
+        """
         self._runs_apart = False
         self.computed(came=False)
         if self.comparison is not None:
@@ -155,7 +161,9 @@ class Placed:
     # -- the leg that generates the answer ----------------------------------------------------------------
 
     def moves_to(self, decision: Decision) -> None:
-        """The decode leg goes where this decision says, instead of where it was to go."""
+        """Move the decode leg, before it is sent, to where this decision says: its old claim ends, a new one
+        begins.
+        """
         self.decode_leg.close()
         self.decision, self.decode = decision, chosen_of(decision.decode)
         self.decode_leg.enter_context(self._placement.claim(self.decode, Phase.DECODE, self.question))
@@ -163,8 +171,8 @@ class Placed:
     # -- the end ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """The attempt is over: end all but what a reply has taken over, and what a prefill leg that still
-        runs will end. A second call does nothing.
+        """The attempt is over: end all of it but what a reply has taken over and what belongs to a prefill
+        leg that still runs. A second call does nothing.
         """
         self.decode_leg.close()
         if not self._runs_apart:
@@ -180,7 +188,7 @@ class Placed:
 
 
 def _custody(plan: Plan, instance: str, lease_s: float) -> Hold | Crossing:
-    """The table that applies to the blocks of a plan."""
+    """The custody of a plan's blocks: a `Crossing` for legs that run at once, else a `Hold`."""
     if isinstance(plan, AtOnce):
         return Crossing(instance)
     return Hold(instance, lease_s=lease_s if isinstance(plan, InTurn) and plan.leased else None)

@@ -1,5 +1,5 @@
-"""What the director needs from others, as Protocols: it gets them as arguments and knows no more of them than
-this.
+"""These Protocols are all that serving knows of its client, tokenizer and watch: they are passed in as
+arguments.
 """
 
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from proxy.tokenizing import Tokenized
 
 
 class Answer(Protocol):
-    """An engine's answer: the head is there, the body comes."""
+    """An engine's answer whose head has arrived; the body is still to be read."""
 
     instance: str
     status: int
@@ -22,17 +22,18 @@ class Answer(Protocol):
     is_event_stream: bool
 
     async def read(self, most_bytes: int | None = None) -> bytes:
-        """The whole body, of so many bytes at most; raises LegError."""
+        """The whole body. Raises LegError if it is cut, or longer than `most_bytes`."""
         ...
 
     async def next_chunk(self, limit_s: float | None = None) -> bytes:
-        """The next piece of the body, nothing at its end; raises LegError, also if none comes for `limit_s`
-        seconds.
+        """The next piece of the body; empty at its end.
+
+        Raises LegError if it is cut, DeadlineError (a LegError) if nothing comes for `limit_s` seconds.
         """
         ...
 
     def close(self) -> None:
-        """Drop it."""
+        """Drop what is unread. A second call does nothing."""
         ...
 
 
@@ -40,39 +41,42 @@ class Client(Protocol):
     """Sends legs."""
 
     async def post(self, instance: str, path: str, body: Encoded, headers: Headers) -> Answer:
-        """Raises ConnectFailedError or LegBrokenError."""
+        """Send a request and wait for the head of its answer. Raises LegError."""
         ...
 
 
 class Tokenizer(Protocol):
-    """Finds out the token ids of a prompt."""
+    """Turns prompts into token ids."""
 
     async def tokenize(self, request: GenerationRequest, headers: Headers, client: str) -> Tokenized:
-        """`client`: whose turn it takes. Raises nothing."""
+        """The tokens of a request's prompt, or why they are unknown; `client`: whose turn is taken for it.
+
+        Raises nothing.
+        """
         ...
 
     def distrust(self, kind: str) -> None:
-        """Prompts of this kind were counted wrongly."""
+        """An engine counted a prompt of this kind otherwise than kvproxy."""
         ...
 
     def is_distrusted(self, kind: str) -> bool:
-        """Whether prompts of this kind were counted wrongly of late."""
+        """Whether prompts of this kind are distrusted now."""
         ...
 
 
 class Watch(Protocol):
-    """Told what legs show of an instance's health."""
+    """Hears from legs what they show of an instance's health."""
 
     def leg_failed(self, instance: Instance, error: LegError) -> None:
         """A leg got no complete answer."""
         ...
 
     def suspect(self, instance: Instance) -> None:
-        """It may be dead, or serve something else by now; nothing is held against it."""
+        """The instance may be dead, or serve other models by now: have it checked. Counts no failure."""
         ...
 
     def leg_began(self, address: str) -> None:
-        """A leg began to stream what was asked for; it may still break."""
+        """A leg began to stream what was asked for; the stream may still break."""
         ...
 
     def leg_served(self, address: str) -> None:
@@ -84,9 +88,9 @@ class Watch(Protocol):
         ...
 
     def others_served(self, addresses: Collection[str]) -> None:
-        """Legs failed there, and other instances then served the same request."""
+        """A request failed on these instances, and others then served it: the instances are to blame."""
         ...
 
     def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
-        """An answer names the engine process it came from."""
+        """An answer names the engine process that it came from (`engine_id`)."""
         ...

@@ -1,33 +1,32 @@
-"""Retries never make an overload worse: those that run at one moment are a small share of the running
-requests.
+"""Retries never make an overload worse: at any moment they are a small share of the running requests.
 
-As Envoy's retry budgets: what limits retries is not a number a request but how many others there are. A retry
-counts from the moment it is granted until its attempt is over; a request counts until its answer has ended.
-Pure: nothing waits here and no clock is read.
+The budget is one for all requests, not a number for each, as Envoy's retry budgets are. A retry takes from it
+from the moment it is granted until its attempt is over; a request counts as running until its answer has
+ended. Pure: nothing waits here and no clock is read.
 """
 
 import random
 from collections.abc import Callable
 
 MIN_RETRIES = 3
-"""May run however few requests there are, so that a single failure always has budget; Envoy's default,
-too."""
+"""How many retries may run however few requests do, so that a single failure always has budget. It is Envoy's
+default (`min_retry_concurrency`)."""
 
 BACKOFF_BASE_S = 0.025
 BACKOFF_MOST_S = 0.25
-"""Envoy's base interval and, ten times that, its longest one."""
+"""Envoy's defaults: a base interval of 25 ms, and ten times that at most."""
 
 
 class RetryBudget:
     """Counts the running requests and the retries among them; one for the whole process."""
 
     def __init__(self, share: Callable[[], float]) -> None:
-        """`share` tells how many of the running requests may be in a retry, from 0 to 1."""
+        """`share` returns which share of the running requests may be in a retry, from 0 to 1."""
         self._share = share
         self.requests = 0
-        """Running now."""
+        """Requests that run now."""
         self.retries = 0
-        """Running now."""
+        """Retries that run now."""
 
     @property
     def most(self) -> int:
@@ -35,23 +34,23 @@ class RetryBudget:
         return max(MIN_RETRIES, int(self._share() * self.requests))
 
     def request(self) -> "_Running":
-        """A request runs inside."""
+        """A context manager: a request counts as running inside it."""
         return _Running(self)
 
     def take(self) -> bool:
-        """Count one more retry if the budget has room for it; it is to be given back then."""
+        """Take one retry from the budget, if it has room; whoever gets True MUST `give_back`."""
         if self.retries >= self.most:
             return False
         self.retries += 1
         return True
 
     def give_back(self) -> None:
-        """A retry is over."""
+        """A retry that was taken is over."""
         self.retries -= 1
 
 
 class _Running:
-    """A request that counts, as a context manager."""
+    """A running request, as a context manager."""
 
     __slots__ = ("_budget",)
 
@@ -66,5 +65,5 @@ class _Running:
 
 
 def backoff_s(pauses: int, rng: random.Random) -> float:
-    """How long to pause after so many other pauses of the same request: full jitter, in seconds."""
+    """The pause before a retry, in seconds, with full jitter; `pauses`: those of the request so far."""
     return rng.uniform(0.0, min(BACKOFF_MOST_S, BACKOFF_BASE_S * 2.0 ** min(pauses, 10)))

@@ -1,6 +1,4 @@
-"""A request that no engine had a word for is answered by the error that tells why, and whether to come
-back.
-"""
+"""A request that no engine answered gets the error that says why, and whether to come back."""
 
 from proxy.errors import (
     RETRY_SOON,
@@ -24,7 +22,7 @@ from proxy.tokenizing import Excess
 
 
 def unanswered(fleet: Fleet, model: str, last: AttemptFailedError | None) -> RequestError:
-    """The error of a request whose attempts all failed, the last of them like this."""
+    """The error of a request whose attempts all failed; `last`: how the last one did."""
     cause = last.cause if last is not None else None
     if isinstance(cause, NoSocketError):
         return UnavailableError(f"kvproxy can open no more connections ({cause.words})", headers=RETRY_SOON)
@@ -39,7 +37,7 @@ def unanswered(fleet: Fleet, model: str, last: AttemptFailedError | None) -> Req
 
 
 def too_long(fleet: Fleet, request: GenerationRequest, excess: Excess) -> BadRequestError:
-    """What an engine would say of a prompt that not even the longest context holds."""
+    """The error that an engine would give for a prompt too long for the longest context of the fleet."""
     listing = [instance for instance in fleet if request.model in instance.models]
     context = int(longest_context(listing, alone=request.whole) or excess.context_tokens)
     if excess.most_ids is not None:

@@ -1,8 +1,8 @@
-"""Two legs run at once, and neither outlives its use: one that fails ends the other, and a client that leaves
-ends both.
+"""Of two legs that run at once neither outlives its use: one that fails ends the other, and a client that
+leaves ends both.
 
-The decode leg's answer is the request's as soon as it begins; a prefill leg that still runs then is at its
-end, and has some seconds for it. What becomes of the blocks is told by `serving.custody_at_once`.
+The decode leg's answer is the request's as soon as it begins; a prefill leg that still runs then is about to
+end, and gets some seconds for it. `serving/custody_at_once.py` says what becomes of the blocks.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ class AtOnceHandover:
         decode: "asyncio.Task[T]",
         drop: Callable[[T], None],
     ) -> T:
-        """The end of both legs, which have just begun: that of the one that decides.
+        """What the request ends with: the prefill leg's result if that leg failed, else the decode leg's.
 
-        `prefill` ends with None if it was answered with what was asked for; it tells `crossing` of its end,
-        and `decode` of what it has produced. `drop` gets an end that nobody waits for any more. May be
-        cancelled at any moment.
+        Both tasks have just begun. `prefill` ends with None on success and tells `crossing` of its end;
+        `decode` tells `crossing` once it has produced something. `drop` gets a decode result that nobody
+        waits for any more. May be cancelled at any moment.
         """
         legs = {Phase.PREFILL: prefill, Phase.DECODE: decode}
         tell = self._follow(crossing, prefill, decode)
@@ -71,9 +71,9 @@ class AtOnceHandover:
     def _follow(
         self, crossing: Crossing, prefill: "asyncio.Task[T | None]", decode: "asyncio.Task[T]"
     ) -> Callable[[], None]:
-        """Have the crossing told how its legs end, and counted once it is over, whoever waits for it.
+        """Tell the crossing how its legs end, and `Releases` once it is over, also when nobody waits for it.
 
-        Calling what is returned tells of a leg that has ended just now.
+        Returns the function that does so: it may be called at any time, and sees what has ended by then.
         """
         counted = False
 

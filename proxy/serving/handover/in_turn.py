@@ -1,8 +1,8 @@
-"""The decode leg is sent once the prefill leg is answered, and what that leaves behind has an end, at
-whichever moment the client leaves.
+"""The decode leg is sent once the prefill leg is answered, and the hold always ends, whenever the client
+leaves.
 
 A prefill leg outlives its client by some seconds: only its answer names the blocks that are to be released.
-What becomes of them is told by `serving.custody`.
+`serving/custody.py` has the states of a hold.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ class InTurnHandover:
         grace_s: float,
         waits_for_releases: bool = False,
     ) -> None:
-        """`grace_s`: how long a prefill leg may still run whose client has left. `waits_for_releases`: a run
-        that comes to its end does so only once a hold that is due for it was given back.
+        """`grace_s`: how long a prefill leg may still run whose client has left. `waits_for_releases`: `run`
+        returns only once a hold that is due for release was given back.
         """
         self._releases = releases
         self._tasks = tasks
@@ -48,11 +48,11 @@ class InTurnHandover:
         decode: Callable[[], Awaitable[T]],
         tried: Sequence[str],
     ) -> T:
-        """What the legs end with; the prefill leg has just begun.
+        """What the request ends with: the prefill leg's result if that leg failed, else the decode leg's.
 
-        `prefill` ends with None if it was answered with what was asked for, and tells `hold`; `decode` sends
-        the other leg then. `tried`: the decode instances that the hold was offered to. May be cancelled at
-        any moment.
+        The task `prefill` has just begun; it tells `hold` of its end, and ends with None on success. Then
+        `decode` is called, which sends the decode leg. `tried`: the decode instances that the hold was
+        offered to, filled by `decode`. May be cancelled at any moment.
         """
         prefill.add_done_callback(lambda _leg: self._count(hold))
         try:
@@ -62,7 +62,7 @@ class InTurnHandover:
                 abandoned = self._abandon(call, plan, hold, prefill)
                 self._tasks.create(abandoned, name=f"abandon prefill {call.leg_id}")
             raise
-        except BaseException:  # nothing that is expected, and still no reason to leave blocks behind
+        except BaseException:  # unexpected, but no reason to leave blocks behind
             if hold.state is HoldState.HELD:
                 self._settle(call, plan, hold, tried)
             raise
@@ -97,11 +97,11 @@ class InTurnHandover:
                 prefill.cancel()
                 await asyncio.wait({prefill})
         finally:
-            # Also when kvproxy stops: whatever is held by now has nobody else.
+            # Also when kvproxy stops: nobody else would release the hold.
             if hold.due(self._clock()) is Due.RELEASE:
                 await self._releases.release(call, plan, hold)
 
     def _count(self, hold: Hold) -> None:
-        """The prefill leg is over: a hold that has ended with it has nobody else to count it."""
+        """The prefill leg is over: report the end of a hold that has ended with it."""
         if hold.ended:
             self._releases.ended(hold)

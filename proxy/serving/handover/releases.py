@@ -1,8 +1,8 @@
-"""A hold that no decode leg will fetch is given back, or counted as stranded.
+"""A hold that no decode leg will fetch is released, or counted as stranded.
 
-Prefilled blocks are freed by a decode engine that fetched them, or by one that refuses a request which
-carries their transfer params. Such a request computes and fetches nothing and does no harm if the blocks are
-free already, so it is sent whenever there is no proof that they are.
+A prefill engine frees its blocks when a decode engine has fetched them, or when a decode engine refuses a
+request that carries their transfer params. Such a request computes and fetches nothing, and does no harm if
+the blocks are free already, so it is sent whenever there is no proof that they are.
 """
 
 import asyncio
@@ -27,16 +27,16 @@ from proxy.serving.ports import Client
 from proxy.serving.waits import WAITS, Waits
 
 REFUSED = frozenset({400, 404})
-"""How an engine answers a release that it has carried out."""
+"""The statuses with which an engine answers a release that it has carried out."""
 
 MAX_ANSWER_BYTES = 64 << 10
-"""Of the answer, which is a refusal."""
+"""The largest answer to a release that is read: it is a refusal, some hundred bytes."""
 
 MAX_ASKED = 3
 """Decode instances that are asked before a hold counts as stranded."""
 
 STRANDED_TOLD_EVERY_S = 60.0
-"""When an engine dies all that it held is stranded at once."""
+"""How often stranded holds are logged at most: an engine that dies strands all that it held at once."""
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +60,14 @@ class Releases:
         self._stranded = Occasionally(clock, STRANDED_TOLD_EVERY_S)
 
     def begun(self, hold: Hold | Crossing) -> None:
-        """The prefill leg was answered: its blocks wait on its instance from now on, if any do."""
+        """A prefill leg was answered: count its hold on its instance, if blocks wait there."""
         if hold.waited:
             self._fleet.hold_began(hold.instance)
 
     def ended(self, hold: Hold | Crossing) -> None:
-        """They do not wait any more. Called once for each."""
+        """A hold has ended: count it on its instance no more, and tell `HoldEnded`. MUST be called exactly
+        once for each.
+        """
         if hold.waited:
             self._fleet.hold_ended(hold.instance)
         if not hold.counted:
@@ -77,7 +79,7 @@ class Releases:
             )
 
     async def release(self, call: Call, plan: InTurn, hold: Hold, tried: Sequence[str] = ()) -> None:
-        """Have a decode engine give a hold back, which ends with that.
+        """Have a decode engine release a hold. It has ended when this returns: released, or else stranded.
 
         `tried`: the decode instances that were sent the hold. Takes at most `waits.release_s`.
         """
@@ -96,14 +98,14 @@ class Releases:
         body = plan.legs.release_body(COMPLETIONS.least(), hold.handoff)
         prefill = self._fleet.get(hold.instance)
         if body is None or (prefill is not None and prefill.status is Status.DOWN):
-            return False  # one that was removed may live on
+            return False  # of one that was removed they are released: it may still live
         peer = hold.handoff.engine_id
         there = [i for i in self._fleet.of(Phase.DECODE) if i.status is Status.UP]
         there.sort(key=lambda i: (i.draining, not i.has_pulled_from(peer), i.address not in tried))
         while True:
             full = False
             for decode in there[:MAX_ASKED]:
-                status = await self._told(call, decode, body, first_contact=not decode.has_pulled_from(peer))
+                status = await self._send(call, decode, body, first_contact=not decode.has_pulled_from(peer))
                 if status in REFUSED:
                     return True
                 full = full or status in FULL
@@ -111,9 +113,9 @@ class Releases:
                 return False
             await asyncio.sleep(self._waits.full_pause_s)
 
-    async def _told(self, call: Call, decode: Instance, body: bytes, *, first_contact: bool) -> int | None:
-        """The status of its last answer: REFUSED if it has carried the release out each time it had to be
-        told.
+    async def _send(self, call: Call, decode: Instance, body: bytes, *, first_contact: bool) -> int | None:
+        """Send a release, several times if it is a first contact. Returns the status of the last answer, one
+        of REFUSED if the release was carried out.
         """
         status = await self._ask(call, decode.address, body)
         for pause_s in self._waits.first_contact_pauses_s if first_contact else ():
@@ -124,7 +126,7 @@ class Releases:
         return status
 
     async def _ask(self, call: Call, address: str, body: bytes) -> int | None:
-        """The status of a decode engine's answer; None if it has none."""
+        """The status of a decode engine's answer to one release; None if there was no answer."""
         headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         try:
             with ExitStack() as stack, within(self._waits.release_ask_s, address, "the answer to a release"):

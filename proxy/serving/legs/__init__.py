@@ -1,1 +1,1 @@
-"""One upstream request each: the prefill leg, the decode leg, and what both do."""
+"""A leg is one upstream request: here are the prefill leg, the decode leg, and what both share."""

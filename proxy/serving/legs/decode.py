@@ -1,5 +1,5 @@
-"""A decode leg's reply begins with what the engine has really produced, so every failure before can be tried
-again.
+"""A decode leg's reply begins with what the engine has really produced, so every failure before that can be
+retried.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class DecodeLegs:
     async def run_whole(self, call: Call, placed: Placed) -> Reply:
         """Have one instance serve the whole request. Raises AttemptFailedError."""
         chosen = placed.decode
-        if not call.request.whole:  # what cannot be split is mostly computed in full, whatever is cached
+        if not call.request.whole:  # requests that cannot be split are mostly computed in full, cached or not
             placed.compares()
         came = False
         try:
@@ -62,7 +62,7 @@ class DecodeLegs:
                 asked = self._healing.asking(call, chosen, placed.question)
                 body = call.request.body
                 reply = await self._answered(call, placed, (asked or body).to_send())
-                if asked is not None and 400 <= reply.status < 500:  # that may be why
+                if asked is not None and 400 <= reply.status < 500:  # perhaps for the question for a report
                     reply = await self._answered(call, placed, body.to_send())
                     if reply.status == 200:
                         self._healing.refused(chosen)
@@ -77,7 +77,7 @@ class DecodeLegs:
             placed.computed(came=came)
 
     async def run(self, call: Call, placed: Placed, legs: LegsInTurn) -> Reply:
-        """Send the decode leg of a hold, to another instance for as long as none could be connected to.
+        """Send the decode leg of a hold, and to another instance if one cannot be connected to.
 
         Raises AttemptFailedError.
         """
@@ -92,7 +92,7 @@ class DecodeLegs:
             if hold.due(self._clock()) is not Due.OFFER:
                 cause = LegError(hold.instance, "the prefilled blocks were not fetched within their lease")
                 raise failure or AttemptFailedError(Phase.PREFILL, hold.instance, cause=cause)
-            # Much may have become of it since it was chosen, and what it refuses is prefilled again.
+            # The instance was chosen before the prefill leg ran, and a hold that it refuses is lost.
             gone = self._legs.why_gone(placed.decode)
             useless = gone is not None or self._legs.would_refuse(placed.decode, placed.question.model)
             if useless and not self._moves(placed) and gone is not None:
@@ -121,8 +121,8 @@ class DecodeLegs:
                 self._tell(Retried(failure.phase, failure.instance, failure.reason))
 
     def begin(self, call: Call, placed: Placed, body: Encoded) -> "asyncio.Task[Reply | AttemptFailedError]":
-        """Send the decode leg of a crossing, in a task of its own; its end tells nothing but what it has
-        produced.
+        """Send the decode leg of a crossing, in a task of its own. It tells the crossing only that it has
+        produced something; how else it ends is told by whoever waits for the task.
         """
         return self._tasks.create(self._at_once(call, placed, body), name=f"decode {call.leg_id}")
 
@@ -130,7 +130,7 @@ class DecodeLegs:
         crossing, chosen = placed.crossing, placed.decode
         placed.tried.append(chosen.instance)
         try:
-            # The prompt is computed within this time, too.
+            # The prefill leg runs meanwhile, so its time is granted as well.
             return await self._answered(call, placed, body, crossing, more_s=self._rules.deadlines.prefill_s)
         except AttemptFailedError as failure:
             return failure
@@ -145,7 +145,7 @@ class DecodeLegs:
             )
 
     def _moves(self, placed: Placed) -> bool:
-        """Whether the decode leg can go where its hold was not offered yet; it does then."""
+        """Move the decode leg to an instance that its hold was not offered to; False if there is none."""
         better = self._placement.decide_decode(
             placed.question, placed.decision, failed=placed.avoid, tried=placed.tried
         )
@@ -163,15 +163,15 @@ class DecodeLegs:
         *,
         more_s: float = 0.0,
     ) -> Reply:
-        """Send a leg; the reply once the engine has produced something: a whole answer, or what begins a
-        stream.
+        """Send a leg. Returns its reply once the engine has answered in full, or its stream has begun.
 
-        `custody`: the blocks that it needs; `more_s`: how much longer than any leg it may take. Raises
-        LegError if nothing comes, AttemptFailedError if the engine answers that it failed.
+        `custody`: the blocks that the leg needs; `more_s`: seconds that its first byte may take beside those
+        of the setting. Raises LegError if no answer comes, AttemptFailedError if the engine answers that it
+        failed.
         """
         limit_s = self._rules.deadlines.first_byte_s + more_s
         untold = Untold(self._tell, self._clock, Phase.DECODE, placed.decode)
-        placed.decode_leg.callback(untold.over, LEFT)  # if nothing else becomes of it
+        placed.decode_leg.callback(untold.over, LEFT)  # unless it has ended otherwise before
         try:
             return await self._read(call, placed, body, custody, untold, limit_s)
         except LegError as error:
@@ -210,7 +210,7 @@ class DecodeLegs:
                     reply = Reply(200, answer.headers, without_params(data), decision)
         why = self._legs.why_another(Phase.DECODE, call, chosen, sent, reply)
         untold.over(why or (SERVED if reply.status == 200 else REFUSED), answered=True)
-        sent.end()  # another leg may follow under the same claim
+        sent.end()  # before the claim ends, which another leg may still use
         if why is not None:
             prefill_on = custody.cached_on if custody is not None else None
             after_s = self._legs.age_s(sent)
@@ -223,7 +223,7 @@ class DecodeLegs:
         return reply
 
     async def _rest(self, stream: EngineStream, decode: str, untold: Untold) -> AsyncIterator[bytes]:
-        """What has begun, and the rest as it comes; raises LegError if it does not."""
+        """The events of a stream that has begun, as they come. Raises LegError if it is cut or fails."""
         try:
             while run := await stream.next():
                 yield run
@@ -244,8 +244,8 @@ class DecodeLegs:
             return
         custody.pulled()
         if custody.cached_on is None:
-            return  # its prefill leg is still to be answered
-        self._legs.served(custody.instance)  # not before: blocks that nobody can fetch are no service
+            return  # the prefill leg still runs
+        self._legs.served(custody.instance)  # only now: the prefill instance's blocks could be fetched
         instance = self._fleet.get(decode)
         if instance is not None and custody.handoff.engine_id is not None:
             instance.pulled_from(custody.handoff.engine_id)

@@ -1,5 +1,5 @@
-"""One leg is one upstream request: it is claimed, sent, and when it fails the watch hears of it before
-anybody else.
+"""A leg is one upstream request under a claim; when it fails, the watch hears of it before the next decision
+is made.
 """
 
 import enum
@@ -40,14 +40,14 @@ NOT_FOUND = 404
 
 
 class Reason(enum.StrEnum):
-    """Why an attempt failed, as happenings tell it."""
+    """Why an attempt failed: the word in happenings, metrics and the access log."""
 
     CONNECT = "connect"
     """No connection came about."""
     BROKEN = "broken"
-    """The connection ended before the answer was complete, or the engine was given up."""
+    """The connection ended before the answer was complete, or the watch gave the engine up."""
     DEADLINE = "deadline"
-    """A phase took too long."""
+    """The engine took longer than one of the deadlines."""
     STATUS = "status"
     """The engine answered that it failed."""
     FULL = "full"
@@ -59,7 +59,7 @@ class Reason(enum.StrEnum):
 
 
 class AttemptFailedError(Exception):
-    """One attempt is over; nothing has reached the client."""
+    """An attempt failed, and nothing has reached the client."""
 
     def __init__(
         self,
@@ -76,15 +76,15 @@ class AttemptFailedError(Exception):
         self._reason = reason
         self.phase = phase
         self.instance = instance
-        self.reply = reply  # the engine's own words, if it had any
+        self.reply = reply  # the engine's own answer, if it gave one
         self.cause = cause
-        self.prefill_on = prefill_on  # where the prompt is cached by now
-        self.after_s = after_s  # from when the leg was sent, if it was
-        self.tried = tried  # the instances that could not be connected to before
+        self.prefill_on = prefill_on  # the instance that has the prompt cached by now
+        self.after_s = after_s  # seconds from the sending of the leg to its answer, if it was answered
+        self.tried = tried  # the decode instances that the hold was offered to
 
     @property
     def reason(self) -> Reason:
-        """Why, in one word."""
+        """Why the attempt failed, in one word."""
         if self._reason is not None:
             return self._reason
         if self.reply is not None:
@@ -113,36 +113,34 @@ _decode_error = msgspec.json.Decoder(_ErrorAnswer).decode
 
 
 class Sent:
-    """A leg that an engine has begun to answer. It ends once, and counts until then in what the engine has
-    room for.
-    """
+    """A leg that an engine has begun to answer. It counts among the engine's running legs until its `end`."""
 
     def __init__(self, answer: Answer, instance: Instance | None, at_s: float) -> None:
         self.answer = answer
         self.instance = instance
-        """The one it was sent to; None if that had gone."""
+        """The instance that it was sent to; None if that had been removed."""
         self.at_s = at_s
-        """When it was sent, on the monotonic clock."""
+        """When it was sent, in seconds of the monotonic clock."""
         self._running = instance is not None
 
     @property
     def beside(self) -> int:
-        """How many others of ours are there."""
+        """How many other legs of ours the instance runs."""
         return self.instance.fullness.legs - self._running if self.instance is not None else 0
 
     def end(self) -> None:
-        """Its answer was read or closed. A second call does nothing."""
+        """The leg's answer was read or closed. A second call does nothing."""
         if self._running and self.instance is not None:
             self._running = False
             self.instance.fullness.ended()
 
 
 SERVED, REFUSED, LEFT = "served", "refused", "left"
-"""What becomes of a leg that does not fail, as `LegEnded.outcome` has it."""
+"""The values of `LegEnded.outcome` for a leg that does not fail."""
 
 
 class Untold:
-    """A leg that is not over yet; it is told of once, when it is."""
+    """The `LegEnded` that is still to be told of a leg: once, when the leg is over."""
 
     def __init__(self, tell: Tell, clock: Callable[[], float], phase: Phase, chosen: Candidate) -> None:
         self._tell = tell
@@ -153,7 +151,7 @@ class Untold:
         self._told = False
 
     def over(self, outcome: str, learnt: Learnt | None = None, *, answered: bool = False) -> None:
-        """It has ended so; the words are those of `LegEnded`. A second call does nothing."""
+        """The leg is over: tell it. The arguments are fields of `LegEnded`. A second call does nothing."""
         if self._told:
             return
         self._told = True
@@ -185,7 +183,7 @@ class Legs:
         clock: Callable[[], float],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """`wall_clock`: seconds since 1970, for dates that engines tell."""
+        """`wall_clock`: seconds since 1970, for dates in the `Retry-After` of engines."""
         self._clock = clock
         self._wall_clock = wall_clock
         self._fleet = fleet
@@ -193,8 +191,8 @@ class Legs:
         self._watch = watch
 
     def check_there(self, placed: Placed) -> None:
-        """Raise AttemptFailedError if an instance that the gate claimed was removed before its request
-        woke.
+        """Raise AttemptFailedError if a claimed instance was removed between the gate's grant and the moment
+        its request went on.
         """
         for claim in placed.claims:
             address = claim.instance.address
@@ -203,9 +201,9 @@ class Legs:
                 raise AttemptFailedError(claim.phase, address, cause=cause)
 
     async def send(self, call: Call, chosen: Candidate, body: Encoded, stack: ExitStack) -> Sent:
-        """Send a leg that is claimed and wait for the head of its answer. Raises LegError.
+        """Send a leg that is claimed, and wait for the head of its answer. Raises LegError.
 
-        `stack` ends the leg, and closes its answer; it must do so before it ends the claim.
+        `stack` gets what ends the leg and closes its answer; both MUST happen before the claim ends.
         """
         headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         instance = self._fleet.get(chosen.instance)
@@ -235,11 +233,11 @@ class Legs:
         return sent
 
     def age_s(self, sent: Sent) -> float:
-        """How long ago it was sent."""
+        """How many seconds ago the leg was sent."""
         return self._clock() - sent.at_s
 
     def took(self, sent: Sent) -> None:
-        """The engine has room for the leg: it has begun to answer it."""
+        """The engine had room for the leg: it has begun to answer it."""
         instance = self._still_there(sent)
         if instance is not None and instance.fullness.took(instance.fullness.legs, sent.at_s):
             instance.announce()
@@ -256,8 +254,9 @@ class Legs:
         return there if there is sent.instance else None
 
     def why_gone(self, chosen: Candidate) -> str | None:
-        """Why a leg that is claimed there would get no answer by now; None if it would. One that drains takes
-        it.
+        """Why a leg that is claimed there would get no answer by now; None if it would get one.
+
+        An instance that drains still takes legs that were claimed before.
         """
         instance = self._fleet.get(chosen.instance)
         if instance is None:
@@ -265,7 +264,7 @@ class Legs:
         return None if instance.status is Status.UP else f"it is {instance.status} by now"
 
     def would_refuse(self, chosen: Candidate, model: str) -> bool:
-        """Whether a leg that is claimed there would be refused, by what its engine has told since."""
+        """Whether a leg that is claimed there would be refused, by what is known of its engine now."""
         instance = self._fleet.get(chosen.instance)
         if instance is None:
             return False
@@ -273,45 +272,46 @@ class Legs:
         return model not in instance.models or not fullness.room(self._clock(), fullness.legs)
 
     def failed(self, error: LegError) -> None:
-        """A leg got no complete answer."""
+        """A leg got no complete answer: tell the watch."""
         instance = self._fleet.get(error.instance)
         if instance is not None:
             instance.leg_failed(error.words)
             self._watch.leg_failed(instance, error)
 
     def broke_off(self, error: StreamFailedError) -> None:
-        """An engine ended a stream that had begun with an error event; it may be the client's own."""
+        """An engine ended a stream that had begun by an error event: a failure, unless the client is at
+        fault.
+        """
         if not error.clients_own:
             self.failed(error)
 
     def began(self, address: str) -> None:
-        """A leg began to stream what was asked for."""
+        """A leg began to stream what was asked for: tell the watch."""
         self._watch.leg_began(address)
 
     def served(self, address: str) -> None:
-        """A leg was answered with what was asked for."""
+        """A leg was answered with what was asked for: tell the watch."""
         self._watch.leg_served(address)
 
     def why_another(
         self, phase: Phase, call: Call, chosen: Candidate, sent: Sent, reply: Reply
     ) -> Reason | None:
-        """Why another attempt may do better than this reply, made of an engine's answer; None if it is the
-        last word.
+        """Why another attempt may do better than an engine's reply; None if the reply goes to the client.
 
-        The engine failed, and not for want of the feature; or it is full, which is held against nobody; or it
-        does not have a model that others have. Any other 4xx is the client's own, with one exception: a rank
-        that we named and the engine has no more. (A decode leg whose hold is gone vLLM answers with 500, or
-        with 200.)
+        Another attempt may do better if the engine failed (a 5xx but 501), if it is full (which counts as no
+        failure of it), or if it lacks a model that others have. Any other 4xx is the client's own mistake,
+        unless the engine no longer has the rank that kvproxy named. (vLLM answers a decode leg whose hold is
+        gone with 500 or 200.)
         """
         instance, status = self._fleet.get(chosen.instance), reply.status
         if status in FULL:
             if sent.answer.status not in FULL:  # it said so within a stream
                 self._said_full(sent)
-            if status == UNAVAILABLE and instance is not None:  # which an engine that is dying says as well
+            if status == UNAVAILABLE and instance is not None:  # an engine that is dying answers so, too
                 self._watch.suspect(instance)
             return Reason.FULL
         if status == NOT_FOUND and instance is not None:
-            self._watch.suspect(instance)  # what it serves is read anew, too
+            self._watch.suspect(instance)  # the check also reads anew which models it serves
             return Reason.NOT_HERE if self._others_serve(instance, phase, call.request.model) else None
         if status == 400 and self._rank_is_gone(chosen, reply):
             self.failed(LegError(chosen.instance, f"it has no rank {chosen.rank} any more"))
@@ -324,8 +324,9 @@ class Legs:
         return Reason.STATUS
 
     def _others_serve(self, instance: Instance, phase: Phase, model: str) -> bool:
-        """Whether others can do what an instance cannot that does not have the model; until it is asked it
-        has it not.
+        """Whether other instances can serve the legs of an instance that lacks the model.
+
+        If so, this instance is marked as lacking the model until the next check reads what it serves.
         """
         phases = tuple(Phase) if instance.role is Role.BOTH else (phase,)
         for each in phases:
@@ -346,20 +347,20 @@ class Legs:
     def _rank_is_gone(self, chosen: Candidate, reply: Reply) -> bool:
         instance = self._fleet.get(chosen.instance)
         if instance is None or len(instance.ranks) == 1:
-            return False  # none was named
+            return False  # no rank was named
         body = reply.body if isinstance(reply.body, bytes) else b""
         try:
             said = _decode_error(body).error.message
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
-        # At the beginning: engines quote what clients wrote, but not there.
+        # Only at the beginning: what follows may quote the client's own words.
         return said.startswith(f"data_parallel_rank {chosen.rank} is out of range")
 
     def to_leave(self, failure: AttemptFailedError) -> str | None:
-        """The instance that is best left at once: it is dead, or failing while others are not; None if there
-        is none.
+        """The instance to leave at once, because it is dead or fails while others do not; None if there is
+        none.
 
-        Moving elsewhere then adds no load: each request still costs the work of one.
+        Leaving it adds no load to the fleet: it does no work for the request anyway.
         """
         return self.dead(failure) or (failure.instance if self._fails_alone(failure) else None)
 
@@ -375,10 +376,9 @@ class Legs:
         )
 
     def dead(self, failure: AttemptFailedError) -> str | None:
-        """The instance that is known to be dead by now and whose death explains the failure; None if there is
-        none.
+        """The instance whose death explains the failure, if it is known to be dead by now; else None.
 
-        A decode leg also fails when the instance its blocks wait on has died.
+        A decode leg also fails when the prefill instance that holds its blocks has died.
         """
         cause = failure.cause
         if isinstance(cause, ConnectFailedError) and not isinstance(
@@ -392,7 +392,7 @@ class Legs:
         return None
 
     def suspect(self, failure: AttemptFailedError) -> None:
-        """Have the watch find out whether a death explains the failure."""
+        """Have the watch check the instances whose death would explain the failure."""
         for address in (failure.instance, failure.prefill_on):
             instance = self._fleet.get(address) if address is not None else None
             if instance is not None:

@@ -1,5 +1,5 @@
-"""The prefill leg outlives its client long enough to tell what it holds, and always tells its hold how it
-ended.
+"""A prefill leg always tells its custody how it ended, and outlives its client long enough to name the blocks
+that it leaves.
 """
 
 import asyncio
@@ -67,10 +67,11 @@ class PrefillLegs:
         body: Callable[[Body], Encoded],
         read_handoff: Callable[[bytes, Usage], Handoff],
     ) -> "asyncio.Task[Reply | AttemptFailedError | None]":
-        """Have the custody of `placed` filled, in a task of its own: it may survive its client.
+        """Send the prefill leg, in a task of its own, which may outlive its client.
 
-        `body` makes the leg's of the request for its first token, and `read_handoff` reads the answer. The
-        task ends with None if the custody was told of that; a reply is the engine's last word on the request.
+        `body` turns the request for the first token into the leg's body; `read_handoff` reads its answer. The
+        task ends with None if the custody has the handoff, with an AttemptFailedError if another attempt may
+        do better, or with the reply that goes to the client.
         """
         placed.compares()
         kept = ExitStack()
@@ -124,7 +125,7 @@ class PrefillLegs:
             return reply
         try:
             handoff = run.read_handoff(data, call.request.dialect.usage(data))
-        except Exception as error:  # noqa: BLE001  # a connector of somebody else's may fail in any way
+        except Exception as error:  # noqa: BLE001  # a connector from outside kvproxy may fail in any way
             custody.failed()
             untold.over(Reason.OTHER, answered=True)
             words = (
@@ -136,14 +137,14 @@ class PrefillLegs:
             return AttemptFailedError(Phase.PREFILL, chosen.instance, cause=cause)
         custody.answered(handoff, self._clock())
         self._releases.begun(custody)
-        if custody.state is HoldState.PULLED:  # its decode leg has produced before
+        if custody.state is HoldState.PULLED:  # the decode leg, which runs at once, has produced before
             self._legs.served(chosen.instance)
         untold.over(SERVED, self._learning.prefilled(placed), answered=True)
         self._healing.answered(chosen, placed.question, handoff, asked=asked is not None)
         return None
 
     async def _send(self, run: "_Run", asked: Body | None, stack: ExitStack) -> Sent:
-        """Send the leg; once more without the question for a report if that may be why it is refused."""
+        """Send the leg; if it is refused with the question for a report, send it again without."""
         chosen = run.placed.prefill
         if asked is not None:
             sent = await self._legs.send(run.call, chosen, run.first(asked), stack)
@@ -158,7 +159,7 @@ class PrefillLegs:
 
 
 class _Run(NamedTuple):
-    """One leg, and how its body is made and its answer read."""
+    """One prefill leg, with how its body is made and its answer read."""
 
     call: Call
     placed: Placed

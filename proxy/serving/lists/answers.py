@@ -1,5 +1,5 @@
-"""An answer to a list of prompts holds every choice an engine gave, in the order of the prompts, word for
-word.
+"""An answer to a list of prompts holds every choice that the engines gave, in the order of the prompts,
+unchanged but for its index.
 """
 
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ NULL = msgspec.Raw(b"null")
 
 
 def renumbered(choice: Mapping[str, msgspec.Raw], first_index: int) -> dict[str, msgspec.Raw]:
-    """A choice of one prompt as it is called in the answer to all: its prompt's choices begin at
-    `first_index`.
+    """A choice of one prompt with its index in the answer to all; `first_index`: that of its prompt's first
+    choice.
 
-    Raises ValueError (msgspec's, too) if it has no index.
+    Raises ValueError (msgspec's errors are such) if it has no integer index.
     """
     if "index" not in choice:
         raise ValueError("a choice without an index")
@@ -46,7 +46,7 @@ class AnswerMerger:
         self._usages: dict[int, dict[str, Any] | None] = {}
 
     def add(self, part: int, body: bytes) -> None:
-        """Take the answer to a prompt. Raises ValueError if it is not an answer to a completion."""
+        """Add the answer to the prompt with the number `part`. Raises ValueError if it is no completion."""
         try:
             answer = _decode(body)
             first_index = part * self._sequences
@@ -60,7 +60,7 @@ class AnswerMerger:
             raise ValueError(f"not an answer to a completion: {error}") from None
 
     def merged(self) -> bytes:
-        """The answer to all prompts: the first one's members around the choices of all."""
+        """The answer to all prompts: the choices of all within the members of the first prompt's answer."""
         put: dict[str, Any] = {
             "choices": [choice for part in sorted(self._choices) for choice in self._choices[part]]
         }

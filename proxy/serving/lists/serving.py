@@ -1,9 +1,8 @@
-"""Nothing of an answer to a list of prompts goes out before every prompt's has begun; then all of it, or a
-cut.
+"""The answer to a list of prompts begins only when the answer to every prompt has begun; then it is complete,
+or cut with an error.
 
-Each prompt is served as a request of its own, by a task of its own. One that fails ends the others, and so
-does the end of the reply: their legs are given up as if their clients had left, and what they hold is given
-back.
+Each prompt is served as a request of its own, by a task of its own. A prompt that fails ends the others, and
+so does the end of the reply: the others' legs end as if their client had left, and their holds are released.
 """
 
 import asyncio
@@ -29,22 +28,22 @@ from proxy.serving.retry_budget import RetryBudget
 from proxy.tasks import TaskOwner
 
 MAX_WAITING_BYTES = 16 << 20
-"""What the streams of one list that have begun may bring while others have not: they are read on, for a leg
-that ends makes room for one that waits to begin. Minutes of all prompts' text; then they are held up."""
+"""What is queued of the streams that have begun while others have not. They are read on meanwhile, because a
+leg that ends makes room for one that waits to begin; beyond this, minutes of all prompts' text, they wait."""
 
 MAX_QUEUED_BYTES = 256 << 10
-"""What they may bring ahead of their client once all have begun: about what a single stream has in
-buffers."""
+"""What is queued for the client once all streams have begun: about what a single stream has in buffers."""
 
 STARTED_AT_ONCE = 8
-"""Prompts of a list: placing one of 10 000 tokens takes the better part of a millisecond."""
+"""How many prompts begin in one turn of the event loop: placing one of 10 000 tokens takes nearly a
+millisecond."""
 
 WRITE_BYTES = 64 << 10
-"""About how much goes to the client at a time."""
+"""About how many bytes go to the client at a time."""
 
 
 class Room(msgspec.Struct, frozen=True):
-    """How much of the answers to one list is held, and how much of it goes to the client at a time."""
+    """How much of the answers to one list is queued, and how much goes to the client at a time."""
 
     waiting_bytes: int = MAX_WAITING_BYTES
     queued_bytes: int = MAX_QUEUED_BYTES
@@ -57,7 +56,7 @@ ROOM = Room()
 JSON = [("Content-Type", "application/json")]
 
 Serve = Callable[[Call, Collection[str]], Awaitable[Reply]]
-"""Answers one prompt, where there is a choice not on the given instances."""
+"""Answers one prompt; the given instances get its legs only if no others can."""
 
 
 async def serve_list(
@@ -71,10 +70,9 @@ async def serve_list(
 ) -> Reply:
     """Answer a request for several prompts. Raises RequestError; may be cancelled.
 
-    A prompt whose stream is cut before anything has reached the client is served anew, up to `max_runs` times
-    in all, each of them paid from the budget of retries. The reply has the first prompt's headers, and no
-    decision: there is one for each prompt. If a prompt cannot be served, the reply is the engine's answer to
-    it.
+    A prompt whose stream is cut before anything has reached the client is served anew: up to `max_runs` times
+    in all, each but the first paid from the retry budget. The reply has the headers of the first prompt's
+    answer and no decision, since each prompt has one. If an engine refuses a prompt, the reply is its answer.
     """
     if call.request.body.size_bytes > LARGE_BODY_BYTES:
         requests = await asyncio.to_thread(split, call.request)  # each prompt is copied
@@ -133,7 +131,7 @@ class _Parts:
         self._room = asyncio.Event()
 
     async def start(self, tasks: TaskOwner) -> None:
-        """Begin a few at a time: of all at once everybody else would have to wait for the first steps."""
+        """Begin a few prompts a turn, so that other requests need not wait for the first steps of all."""
         for part, call in enumerate(self._calls):
             if part and part % STARTED_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -144,8 +142,8 @@ class _Parts:
             )
 
     def end(self) -> None:
-        """Give up whatever still runs; once, for a second cancellation would cut short what the first
-        began.
+        """Cancel all that still runs. Only once: a second cancellation would cut short what the first gives
+        back.
         """
         if self._ended:
             return
@@ -155,8 +153,8 @@ class _Parts:
                 task.cancel()
 
     async def all_begun(self) -> Reply | None:
-        """Wait until every prompt's answer has begun. The refusal of an engine is returned, errors are
-        raised.
+        """Wait until every prompt's answer has begun. Returns the refusal if an engine gave one; raises the
+        error if a prompt failed.
         """
         while self._failure is None and len(self._begun) < len(self._calls):
             self._news.clear()
@@ -196,7 +194,7 @@ class _Parts:
 
     async def _serve_at_last(self, part: int, call: Call) -> None:
         avoid: set[str] = set()
-        with ExitStack() as retry:  # what a run that was paid for gives back
+        with ExitStack() as retry:  # gives the budget back that a retry has taken
             for runs_left in reversed(range(self._max_runs)):
                 try:
                     await self._serve_once(part, call, avoid)
@@ -251,14 +249,14 @@ class _Parts:
         self._news.set()
 
     async def _put(self, part: int, reply: Reply, events: list[bytes]) -> None:
-        """Queue events, as soon as there is room; the first of a stream need none, or others would wait for
+        """Queue events as soon as there is room. The first of a stream need no room: all streams wait for
         them.
         """
         size = sum(len(data) for data in events)
         while part in self._begun and self._queue and self._queued_bytes + size > self._limit_bytes:
             self._room.clear()
             await self._room.wait()
-        idle = self._started and not self._queue  # only then is a comment of use to the client
+        idle = self._started and not self._queue  # a comment helps the client only if nothing else is sent
         self._queue.extend((part, data) for data in events if data or idle)
         self._queued_bytes += size
         if any(events) and part not in self._begun:
@@ -270,7 +268,7 @@ class _Parts:
         return self._most.queued_bytes if self._started else self._most.waiting_bytes
 
     def _forget(self, part: int) -> None:
-        """A prompt begins anew."""
+        """Drop what a prompt has brought: it is served anew."""
         self._begun.pop(part, None)
         self._queue = deque(queued for queued in self._queue if queued[0] != part)
         self._queued_bytes = sum(len(data) for _, data in self._queue)
@@ -285,7 +283,7 @@ class _Parts:
     # -- all of them --------------------------------------------------------------------------------------
 
     async def _events(self) -> AsyncIterator[bytes]:
-        """The events of all prompts as they come; raises what ended one of them."""
+        """The events of all prompts as they come. Raises LegError if one of them fails."""
         while True:
             if self._queue:
                 yield self._take()

@@ -1,5 +1,5 @@
-"""A request for a list of prompts is the same as one request for each of them: nothing else in the body
-differs.
+"""A request for a list of prompts becomes one request for each prompt, whose bodies differ in the prompt
+alone.
 """
 
 import msgspec
@@ -9,11 +9,11 @@ from proxy.request.generation import GenerationRequest
 from proxy.request.json_pieces import joined
 
 MAX_PROMPTS = 128
-"""Prompts in one list: each costs two legs at once, and one client should not hold a whole fleet."""
+"""The most prompts in one list: each costs two legs at once, and no client should occupy a whole fleet."""
 
 MAX_COPIED_BYTES = 64 << 20
-"""What the other members of the body may grow to when every prompt gets a copy of them; as much as the
-largest body has by default. Without a limit 60 MB of schema and 128 prompts would be 8 GB."""
+"""The most bytes that the other members of the body may take once every prompt has a copy of them: as many as
+the largest body has by default. Without a limit 60 MB of schema and 128 prompts would be 8 GB."""
 
 
 def split(request: GenerationRequest) -> list[GenerationRequest]:
@@ -38,7 +38,7 @@ def split(request: GenerationRequest) -> list[GenerationRequest]:
 
 
 def _part(request: GenerationRequest, prompt: msgspec.Raw, shared_bytes: int) -> GenerationRequest:
-    # Still a list: an engine reads, and refuses, an item of a list otherwise than a prompt by itself.
+    # Still a list, of one item: engines read and refuse an item of a list otherwise than a plain prompt.
     alone = msgspec.Raw(joined([b"[", memoryview(prompt), b"]"]))
     body = request.body.changed({"prompt": alone}, size_bytes=shared_bytes + memoryview(prompt).nbytes)
     return msgspec.structs.replace(request, body=body, prompt_count=1)

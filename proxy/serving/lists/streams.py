@@ -1,6 +1,6 @@
-"""A stream for a list of prompts is all their events under one id, one usage and one end.
+"""A stream for a list of prompts holds the events of all prompts under one id, with one usage and one end.
 
-Pure: bytes of engines in, events for the client out.
+Pure: the engines' events go in, those for the client come out.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ _decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 _decode_usage = msgspec.json.Decoder(dict[str, Any] | None).decode
 _encode = msgspec.json.Encoder().encode
 
-# What the chunks of all prompts have in common; each engine gave its own.
+# Members that all chunks of a stream must share: those of the first prompt's stream.
 _OF_THE_FIRST = ("id", "created")
 
 
@@ -58,9 +58,7 @@ class StreamMerger:
         return event_of(_encode(members | self._common | put))
 
     def end(self) -> bytes:
-        """What follows when the streams of all prompts have ended: the usage, if every engine told it, and
-        the end.
-        """
+        """The last events of the stream: the usage, if every engine reported it, and the end."""
         closing = b""
         if len(self._usages) == self._prompts:
             usage = summed([self._usages[part] for part in range(self._prompts)])

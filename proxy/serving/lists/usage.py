@@ -1,17 +1,15 @@
-"""The usage of a list of prompts is the sum of its prompts'; what one of them does not tell is not known of
-all.
-"""
+"""The usage of a list of prompts is the sum over its prompts; a figure that one of them lacks is left out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def summed(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The `usage` of all prompts together, from the engines' own, members in the order of the first.
+    """The `usage` of all prompts together; its members are in the order of the first prompt's.
 
-    Counts are added, objects member by member. A member that is null or missing in one is so in the sum. vLLM
-    itself tells `prompt_tokens_details` of one prompt of a list only; here they are of all, as everything
-    else is.
+    Numbers are added, objects member by member. A member that is missing for one prompt is missing in the
+    sum, one that is null is null. vLLM itself gives the `prompt_tokens_details` of one prompt of a list only;
+    here they are summed like all else.
     """
     first = usages[0]
     return {
