@@ -1,0 +1,124 @@
+"""A router is a command line, and the mode in which it serves; like is compared with like."""
+
+import pathlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from scripts.workshop.live.ports import free_ports
+from scripts.workshop.live.proxy import HOST, KVPROXY
+
+MODEL = "m"
+
+
+class Mode(StrEnum):
+    """How a router serves."""
+
+    ONE_LEG = "one leg, round robin"
+    PD = "prefill + decode, round robin"
+    AFFINITY = "prefill + decode, by cache"
+    TOKENIZED = "prefill + decode, by cache, kvproxy tokenizes"
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Ports of the backend."""
+
+    prefill: Sequence[int]
+    decode: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """One to be started."""
+
+    name: str
+    modes: frozenset[Mode]
+    port: int
+    command: tuple[str, ...]
+    passes_params: bool = True
+    """With two legs it hands the `kv_transfer_params` of the first to the second, as vLLM's NIXL wants it."""
+
+
+def kvproxy(engines: Engines, mode: Mode, *, tokenizer: pathlib.Path | None = None) -> Router:
+    """With its defaults: metrics, access log, custody and truth meter on."""
+    [port] = free_ports(1)
+    command = [str(KVPROXY), "serve", "--host", HOST, "--port", str(port), "--model", MODEL]
+    if mode is Mode.ONE_LEG:
+        command += ["--both", *map(_address, engines.decode)]
+    else:
+        command += ["--prefill", *map(_address, engines.prefill)]
+        command += ["--decode", *map(_address, engines.decode)]
+    if mode in (Mode.ONE_LEG, Mode.PD):
+        command += ["--policy", "round_robin"]
+    if tokenizer is not None:
+        command += ["--tokenizer", str(tokenizer)]
+    return Router("kvproxy", frozenset({mode}), port, tuple(command))
+
+
+def peers(programs: pathlib.Path, engines: Engines, folder: pathlib.Path) -> Iterator[Router]:
+    """The others. `programs`: where they were installed; nginx is used if it is installed already. `folder`:
+    for what nginx writes.
+    """
+    workers = ["--worker-urls", *map(_url, engines.decode)]
+    vllm = [str(programs / "vllm-router"), "--log-level", "warning"]
+    sglang = [str(programs / "python"), "-m", "sglang_router.launch_router", "--log-level", "warn"]
+    decodes = [word for port in engines.decode for word in ("--decode", _url(port))]
+    vllm_pd = ["--vllm-pd-disaggregation", *decodes]
+    vllm_pd += [word for port in engines.prefill for word in ("--prefill", _url(port))]
+    sglang_pd = ["--pd-disaggregation", *decodes]
+    sglang_pd += [word for port in engines.prefill for word in ("--prefill", _url(port), _BOOTSTRAP_PORT)]
+    in_turns, by_cache = ["--policy", "round_robin"], ["--policy", "cache_aware"]
+    yield _rust("vllm-router", {Mode.ONE_LEG}, [*vllm, *workers, *in_turns])
+    yield _rust("vllm-router", {Mode.PD}, [*vllm, *vllm_pd, *in_turns])
+    yield _rust("vllm-router", {Mode.AFFINITY, Mode.TOKENIZED}, [*vllm, *vllm_pd, *by_cache])
+    yield _rust("sglang-router", {Mode.ONE_LEG}, [*sglang, *workers, *in_turns])
+    yield _rust("sglang-router", {Mode.PD}, [*sglang, *sglang_pd, *in_turns], passes_params=False)
+    if nginx := shutil.which("nginx"):
+        [port] = free_ports(1)
+        settings = folder / "nginx.conf"
+        settings.write_text(_nginx(folder, port, engines.decode), "utf-8")
+        yield Router("nginx", frozenset({Mode.ONE_LEG}), port, (nginx, "-c", str(settings)))
+
+
+_BOOTSTRAP_PORT = "9000"
+
+
+def _rust(name: str, modes: set[Mode], command: list[str], *, passes_params: bool = True) -> Router:
+    port, metrics_port = free_ports(2)
+    command += ["--host", HOST, "--port", str(port), "--prometheus-port", str(metrics_port)]
+    command += ["--worker-startup-check-interval", "1"]
+    return Router(name, frozenset(modes), port, tuple(command), passes_params)
+
+
+def _nginx(folder: pathlib.Path, port: int, engines: Sequence[int]) -> str:
+    temporary = "".join(
+        f"  {kind}_temp_path {folder}/{kind};\n"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    servers = " ".join(f"server {_address(engine)};" for engine in engines)
+    return f"""\
+worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.err warn;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; client_max_body_size 64m; client_body_buffer_size 1m; keepalive_requests 1000000;
+{temporary}
+  upstream engines {{ {servers} keepalive 512; keepalive_requests 1000000; }}
+  server {{
+    listen {_address(port)} backlog=1024;
+    location / {{
+      proxy_pass http://engines; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_buffering off; proxy_read_timeout 600s;
+    }}
+  }}
+}}
+"""
+
+
+def _address(port: int) -> str:
+    return f"{HOST}:{port}"
+
+
+def _url(port: int) -> str:
+    return f"http://{HOST}:{port}"
