@@ -157,6 +157,11 @@ class Fleet:
         return max([length for length in lengths if length < math.inf], default=math.inf), math.inf
 
     @property
+    def contexts_differ(self) -> bool:
+        """Whether two instances have told contexts of different lengths: a prompt may fit into one alone."""
+        return len({length for i in self if (length := i.max_model_len) < math.inf}) > 1
+
+    @property
     def ready(self) -> bool:
         """Whether some request could be served: a usable instance for each phase that needs one."""
         return self.not_ready_because is None

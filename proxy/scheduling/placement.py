@@ -17,7 +17,7 @@ from proxy.scheduling.legs import ByLeg
 from proxy.scheduling.lengths import Need, need_of
 from proxy.scheduling.pairs import ByPair
 from proxy.scheduling.question import Constraints, Question
-from proxy.scheduling.types import AnyPolicy, Candidate, LegPolicy, Policy
+from proxy.scheduling.types import AnyPolicy, Candidate, LegPolicy, Policy, reads_prompt
 from proxy.scheduling.view import USUAL_BLOCK_SIZE, Load, Viewer, own_load
 
 
@@ -66,6 +66,10 @@ class Placement:
         self._index = index
         self._chooser = _chooser(policy)
         self._policy_name = policy_name
+        limits = limits or Admission()
+        self._prompt_counts = bool(
+            reads_prompt(policy) or limits.max_prefill_tokens or limits.max_decode_tokens
+        )
         self._predicted = PredictedBlocks()
         self._accuracy = accuracy or Accuracy(index.holds)
         self._clock = clock
@@ -74,11 +78,26 @@ class Placement:
             index,
             self._predicted,
             self._accuracy,
-            limits=limits or Admission(),
+            limits=limits,
             tier_costs=tier_costs or {},
             loads=loads,
         )
         self._rng = rng or random.Random()  # noqa: S311  # ties between instances are no secret
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether where a request goes, or when, depends on its prompt's tokens.
+
+        It does if the policy reads them, if there are limits of tokens, whose promise an estimate does not
+        keep, and while engines have contexts of different lengths, so that a leg must go where it fits. Where
+        all have the same, an engine refuses what is too long in the same words itself.
+
+        Nothing else of a request needs them, but what tells of prompts has nothing to tell where they are not
+        found out: `/explain`, the comparison of the index with what engines report (`compare`), the healing
+        of partial ranks, the check of our own counts, `cached` in the access log and headers, and the blocks
+        that a recorder of traffic keeps. Loads and the turns of clients then count estimates.
+        """
+        return self._prompt_counts or self._fleet.contexts_differ
 
     def decide(
         self,

@@ -115,7 +115,8 @@ class Policy(Protocol):
     together.
 
     The pair with the lowest price serves the request; equal ones are drawn from at random. A policy must not
-    keep state or wait: it is asked by `/explain` as well.
+    keep state or wait: it is asked by `/explain` as well. It may have `reads_prompt`, as `reads_prompt` here
+    tells.
     """
 
     @property
@@ -130,7 +131,7 @@ class Policy(Protocol):
 
 @runtime_checkable
 class LegPolicy(Protocol):
-    """A policy that prices each leg by itself; it may have a `unit`, too.
+    """A policy that prices each leg by itself; it may have a `unit` and `reads_prompt`, too.
 
     The prefill leg is placed first. In a large fleet that is much less to price than all pairs.
     """
@@ -141,3 +142,12 @@ class LegPolicy(Protocol):
 
 
 AnyPolicy: TypeAlias = Policy | LegPolicy
+
+
+def reads_prompt(policy: AnyPolicy) -> bool:
+    """Whether a policy's prices depend on the prompt's tokens: on its length, or on what of it is cached.
+
+    It does unless it has a member `reads_prompt` that is false. Then nobody need find them out for its sake,
+    and `prompt_tokens` and what candidates tell of the prompt may be None, as where they are not known.
+    """
+    return bool(getattr(policy, "reads_prompt", True))

@@ -6,9 +6,10 @@ from proxy.scheduling.types import Candidate, Leg
 
 
 class LeastLoad:
-    """Outstanding tokens."""
+    """Outstanding tokens, of prompts that are not known by their estimates."""
 
     unit = "tokens"
+    reads_prompt = False
 
     def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:  # noqa: ARG002  # a policy is asked so
         """As `LegPolicy`, in tokens."""

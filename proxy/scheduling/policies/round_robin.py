@@ -9,6 +9,7 @@ class RoundRobin:
     """The running number of an instance's last pick."""
 
     unit = "picks"
+    reads_prompt = False
 
     def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:  # noqa: ARG002  # a policy is asked so
         """As `LegPolicy`, in picks."""

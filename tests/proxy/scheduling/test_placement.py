@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from kvevents import BlockStored, PrefixIndex, Prompt
 from proxy.config import Admission, parse_instance
 from proxy.fleet import Fleet, Instance, ModelCard
@@ -12,9 +14,9 @@ from proxy.fleet.circuit import Breaker
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
-from proxy.scheduling.policies import CacheAffinity, LeastLoad
+from proxy.scheduling.policies import CacheAffinity, LeastLoad, RoundRobin
 from proxy.scheduling.question import Question
-from proxy.scheduling.types import AnyPolicy, Candidate, Leg, Policy
+from proxy.scheduling.types import AnyPolicy, Candidate, Leg, Policy, View
 
 PREFIX = list(range(1000, 2000))
 
@@ -274,3 +276,55 @@ def test_a_policy_derived_from_the_protocol_may_price_legs() -> None:
 
     decision = Scene(policy=Derived()).decide([1, 2, 3])  # type: ignore[abstract]  # it prices no pairs
     assert decision.admissible
+
+
+class _Blind:
+    reads_prompt = False
+
+    def costs(self, _leg: Leg, candidates: Sequence[Candidate]) -> Sequence[float]:
+        return [0.0 for _ in candidates]
+
+
+class _BlindOfPairs:
+    unit = "places"
+    reads_prompt = False
+
+    def prices(self, view: View) -> Sequence[float]:
+        return [0.0 for _ in view.pairs]
+
+
+class _Silent:
+    def costs(self, _leg: Leg, candidates: Sequence[Candidate]) -> Sequence[float]:
+        return [0.0 for _ in candidates]
+
+
+@pytest.mark.parametrize(
+    ("policy", "limits", "reads"),
+    [
+        (CacheAffinity(), Admission(), True),
+        (LeastLoad(), Admission(), False),
+        (RoundRobin(), Admission(), False),
+        (_Silent(), Admission(), True),
+        (_Blind(), Admission(), False),
+        (_BlindOfPairs(), Admission(), False),
+        (RoundRobin(), Admission(max_prefill_tokens=1000), True),
+        (RoundRobin(), Admission(max_decode_tokens=1000), True),
+    ],
+)
+def test_a_prompt_matters_to_a_policy_that_does_not_deny_it_and_to_limits_of_tokens(
+    policy: AnyPolicy, limits: Admission, reads: bool
+) -> None:
+    assert Scene(limits, policy).placement.reads_prompt is reads
+
+
+def test_a_prompt_matters_while_contexts_differ() -> None:
+    scene = Scene(policy=RoundRobin())
+    first, second, *others = scene.fleet
+    first.listed([ModelCard("tiny", max_model_len=100)], 0.0)
+    assert not scene.placement.reads_prompt
+    second.listed([ModelCard("tiny", max_model_len=200)], 0.0)
+    assert scene.placement.reads_prompt
+    scene.fleet.remove(second.address)
+    for other in others:
+        other.listed([ModelCard("tiny", max_model_len=100)], 0.0)
+    assert not scene.placement.reads_prompt
