@@ -284,8 +284,8 @@ def _is_too_large(raw: bytes) -> bool:
     return _is_beyond(extra, _MAX_EXTRA_BYTES) or _is_beyond(lookahead, _MAX_LOOKAHEAD_BYTES)
 
 
-def _is_beyond(raw: msgspec.Raw | None, most_bytes: int) -> bool:
-    return raw is not None and len(bytes(raw)) > most_bytes
+def _is_beyond(raw: msgspec.Raw | None, max_bytes: int) -> bool:
+    return raw is not None and len(bytes(raw)) > max_bytes
 
 
 def _is_map(raw: bytes) -> bool:

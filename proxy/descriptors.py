@@ -17,8 +17,8 @@ from proxy.happenings import ConnectionClosed, Tell
 
 log = logging.getLogger(__name__)
 
-SPARE_MOST = 128
-SPARE_LEAST = 4
+MAX_SPARE = 128
+MIN_SPARE = 4
 """Connections kept for probes, and as many for an admin port: a few of each from every replica of a load
 balancer."""
 
@@ -28,7 +28,7 @@ SPARE = 16
 GUARANTEED = 4
 """Clients have one in so many of what they share with legs for certain, and legs too."""
 
-COUNTED_MOST = 16_384
+MAX_COUNTED = 16_384
 """Up to this limit what is open is counted again and again; beyond, it is counted once, and a sixteenth is
 left for what comes later."""
 
@@ -71,7 +71,7 @@ class Descriptors:
         of their own.
         """
         self.limit = limit if limit > 0 else UNLIMITED  # RLIM_INFINITY is -1
-        self.spare = min(max(self.limit // SPARE, SPARE_LEAST), SPARE_MOST)
+        self.spare = min(max(self.limit // SPARE, MIN_SPARE), MAX_SPARE)
         """Connections beyond the clients' share that are taken for one answer, and operators' in all."""
         self._for_operators = self.spare if with_operators else 0
         self._open_now = open_now
@@ -199,7 +199,7 @@ class Descriptors:
     def _own_now(self) -> int:
         """What is open beside connections."""
         now = self._clock()
-        often = self.limit <= COUNTED_MOST
+        often = self.limit <= MAX_COUNTED
         if self._own is None or (often and now - self._counted_at >= self.limit / COUNTED_A_S):
             self._counted_at = now
             if (found := self._open_now()) is not None:

@@ -201,12 +201,12 @@ class DeadlineError(LegBrokenError):
     """A phase of the leg took longer than it may, so its connection was closed."""
 
 
-MOST_QUOTED_CHARS = 200
+MAX_QUOTED_CHARS = 200
 
 
 def cut(words: str) -> str:
     """What somebody sent, as far as an error repeats it."""
-    return words if len(words) <= MOST_QUOTED_CHARS else f"{words[:MOST_QUOTED_CHARS]}..."
+    return words if len(words) <= MAX_QUOTED_CHARS else f"{words[:MAX_QUOTED_CHARS]}..."
 
 
 class ErrorToldShown(Shown, frozen=True, kw_only=True):

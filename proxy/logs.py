@@ -16,7 +16,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-MOST_CAUSES = 8
+MAX_CAUSES = 8
 """Causes of causes that are told."""
 
 NEWS_LINES = 64
@@ -24,25 +24,25 @@ NEWS_EVERY_S = 3600.0
 """So many lines at most in that time; what comes later is told when it comes again."""
 _NEWS_REMEMBERED = 256
 
-MOST_QUOTED_CHARS = 100
+MAX_QUOTED_CHARS = 100
 """Of what a client or an engine wrote."""
 
-MOST_LINE_CHARS = 8192
+MAX_LINE_CHARS = 8192
 """Of a line, whoever wrote what is in it; names of some hundred instances are shorter."""
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-def quoted(text: object, most_chars: int = MOST_QUOTED_CHARS) -> str:
+def quoted(text: object, max_chars: int = MAX_QUOTED_CHARS) -> str:
     """What a client or an engine wrote, for the log and for messages: in quotes, cut, on one line."""
     words = str(text)
-    cut = words[:most_chars]
-    return repr(cut) if len(words) <= most_chars else f"{cut!r}..."
+    cut = words[:max_chars]
+    return repr(cut) if len(words) <= max_chars else f"{cut!r}..."
 
 
-def as_value(text: object, most_chars: int = 300) -> str:
+def as_value(text: object, max_chars: int = 300) -> str:
     """Several words as one value of the access log's line: in double quotes, as logfmt has them."""
-    words = one_line(str(text), most_chars).replace('"', "'")
+    words = one_line(str(text), max_chars).replace('"', "'")
     return f'"{words}"'
 
 
@@ -52,10 +52,10 @@ def listed(texts: Sequence[object], most: int = 8) -> str:
     return told if len(texts) <= most else f"{told} and {len(texts) - most} more"
 
 
-def one_line(text: str, most_chars: int = MOST_LINE_CHARS) -> str:
+def one_line(text: str, max_chars: int = MAX_LINE_CHARS) -> str:
     """The text on one line of printable characters, whatever is in it."""
-    if len(text) > most_chars:
-        text = f"{text[:most_chars]}... ({len(text)} characters)"
+    if len(text) > max_chars:
+        text = f"{text[:max_chars]}... ({len(text)} characters)"
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
@@ -132,7 +132,7 @@ def traceback_of(error: BaseException) -> str:
     """Where an exception and its causes came from; of their texts only what the operating system said."""
     parts: list[str] = []
     current: BaseException | None = error
-    for _ in range(MOST_CAUSES):
+    for _ in range(MAX_CAUSES):
         if current is None:
             break
         words = f": {current.strerror}" if isinstance(current, OSError) and current.strerror else ""

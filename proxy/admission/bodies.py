@@ -153,13 +153,13 @@ class BodyBudget:
         before_bytes = self._class(size_bytes).by_client.get(client, 0)
         others_bytes = self._class(size_bytes).total_bytes
         if size_bytes <= self.small_bytes:
-            most_bytes = max(self.reserve_bytes, self.limit_bytes - self._large.total_bytes)
+            max_bytes = max(self.reserve_bytes, self.limit_bytes - self._large.total_bytes)
         elif others_bytes == 0:
             return True
         else:
             beside_bytes = max(self._small.total_bytes, self.reserve_bytes)
-            most_bytes = self.limit_bytes - beside_bytes
-        left_bytes = most_bytes - others_bytes - size_bytes
+            max_bytes = self.limit_bytes - beside_bytes
+        left_bytes = max_bytes - others_bytes - size_bytes
         return left_bytes >= 0 and before_bytes + size_bytes <= SHARE * left_bytes
 
     def change(self, client: Hashable, before_bytes: int, after_bytes: int) -> bool:

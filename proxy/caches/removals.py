@@ -4,7 +4,7 @@ longer.
 
 from collections.abc import Sequence
 
-MOST_REMOVED = 65_536
+MAX_REMOVED = 65_536
 """Removals remembered for a rank while legs run there: a cache of a million tokens emptied once, 8 MiB."""
 
 
@@ -50,7 +50,7 @@ class Removals:
             self._serial += 1
             self._last.pop(key, None)
             self._last[key] = self._serial
-        while len(self._last) > MOST_REMOVED:
+        while len(self._last) > MAX_REMOVED:
             self._forgot = self._last.pop(next(iter(self._last)))
 
     def since(self, ticket: int, key: int) -> bool:

@@ -22,7 +22,7 @@ index that goes wrong in one hit of twenty does not begin anew each time."""
 REBUILD_FIRST_S = 30.0
 """From one rebuild that did not help to the next; then twice as long, and so on."""
 
-REBUILD_MOST_S = 3600.0
+MAX_REBUILD_S = 3600.0
 """A replay of a full buffer (10 000 batches) an hour is nothing; and whatever is wrong may have been
 repaired."""
 
@@ -72,7 +72,7 @@ class Trust:
         """From the last rebuild to the next."""
         if not self._rebuilds:
             return 0.0
-        return min(REBUILD_MOST_S, self._rebuild_first_s * 2.0 ** min(self._rebuilds - 1, 16))
+        return min(MAX_REBUILD_S, self._rebuild_first_s * 2.0 ** min(self._rebuilds - 1, 16))
 
     def hit(self, now: float, *, promised_too_much: bool) -> Step | None:
         """The engine has reported on a leg for which the index had promised something."""

@@ -31,7 +31,7 @@ FILE = "FILE"
 
 ENVIRONMENT_PREFIX = "KVPROXY_"
 
-MOST_INTEGER = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 """As large as a whole number may be, in TOML too; some larger ones are none that Python can compare with
 limits."""
 
@@ -132,7 +132,7 @@ class Declared:
             value = self.kind(text)
         except ValueError:
             raise ValueError(f"{cut(text)!r} is not {self.what}") from None
-        if isinstance(value, int) and abs(value) > MOST_INTEGER:
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
             raise ValueError("the number is too large")
         return value
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from proxy.config.settings import ENVIRONMENT_PREFIX, MOST_INTEGER, Declared, Section, sections_of
+from proxy.config.settings import ENVIRONMENT_PREFIX, MAX_INTEGER, Declared, Section, sections_of
 from proxy.errors import ConfigError
 
 _S = TypeVar("_S", bound=Section)
@@ -187,7 +187,7 @@ def _of_file(declared: Declared, said: Any) -> Any:
         return declared.read_words(words)
     if isinstance(said, str) and (declared.choices or issubclass(declared.kind, str | pathlib.Path)):
         return _of_words(declared, said)
-    if isinstance(said, int) and abs(said) > MOST_INTEGER:
+    if isinstance(said, int) and abs(said) > MAX_INTEGER:
         raise ConfigError(f"{declared.name}: the number is too large")
     if declared.kind is float and type(said) in {int, float}:
         return float(said)

@@ -13,7 +13,7 @@ _PARAMS_BYTES = 1 << 20
 _PARAMS_PER_BYTE = 8  # of a request, whose tokens take four bytes or more: 32 for each
 
 
-def most_answer_bytes(asked_bytes: int) -> int:
+def max_answer_bytes(asked_bytes: int) -> int:
     """How long the answer of a prefill leg may be: one token, and the params for a prompt in so many bytes.
 
     They are held until the blocks are fetched, so a short prompt cannot have long ones.

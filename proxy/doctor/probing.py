@@ -18,7 +18,7 @@ from proxy.doctor.asking import ask
 from proxy.doctor.facts import Answer, EngineFacts, RankFacts, Send
 from proxy.doctor.listening import Listener, port_taken
 from proxy.doctor.patience import PATIENCE, Patience
-from proxy.doctor.prompts import LEAST_WORDS
+from proxy.doctor.prompts import MIN_WORDS
 from proxy.doctor.runs import Search
 from proxy.errors import DeadlineError, LegError
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, Headers
@@ -45,7 +45,7 @@ BLOCKS = 2.5
 USUAL_BLOCK_SIZE = 128
 """The largest usual one, where an engine does not tell."""
 
-LEAST_BLOCK_SIZE = 16
+MIN_BLOCK_SIZE = 16
 """The smallest usual one, for the same: what is no multiple of it is none of the others either."""
 
 MAX_PROBE_TOKENS = 8192
@@ -278,12 +278,12 @@ class Probing:
                 tokens = await self._tokenize(rank, prompt, local)
                 if tokens is None:
                     break
-                if wanted <= len(tokens) < longest and (len(tokens) < 2 * wanted or words <= LEAST_WORDS):
-                    if len(tokens) % (self.facts.block_size or LEAST_BLOCK_SIZE) != 1:
+                if wanted <= len(tokens) < longest and (len(tokens) < 2 * wanted or words <= MIN_WORDS):
+                    if len(tokens) % (self.facts.block_size or MIN_BLOCK_SIZE) != 1:
                         break
-                    words = max(words, LEAST_WORDS) + 1
+                    words = max(words, MIN_WORDS) + 1
                 else:
-                    words = max(LEAST_WORDS, words * wanted * 9 // (8 * max(1, len(tokens))))
+                    words = max(MIN_WORDS, words * wanted * 9 // (8 * max(1, len(tokens))))
             if tokens is not None:
                 rank.token_ids, rank.untokenized = tokens, None
                 return prompt

@@ -19,14 +19,14 @@ WORDS = """
     """.split()  # noqa: SIM905  # as fields.py
 """Words that most tokenizers know whole: six bits of chance each."""
 
-LEAST_WORDS = 24
+MIN_WORDS = 24
 """At least so many words, whatever the block size: more than a hundred bits that no other prompt has."""
 
 
 def random_text(words: int) -> str:
-    """A text of `words` random words, `LEAST_WORDS` at least."""
+    """A text of `words` random words, `MIN_WORDS` at least."""
     dice = random.SystemRandom()
-    return " ".join(dice.choice(WORDS) for _ in range(max(words, LEAST_WORDS)))
+    return " ".join(dice.choice(WORDS) for _ in range(max(words, MIN_WORDS)))
 
 
 def chat(model: str, text: str) -> dict[str, Any]:

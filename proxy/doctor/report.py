@@ -17,7 +17,7 @@ _COLOURS = {
 }
 _PLAIN = "\033[0m"
 _STEP_CHARS = 17
-_LEAST_WIDTH = 60
+_MIN_WIDTH = 60
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _table(findings: Sequence[Finding], *, colour: bool, width: int | None) -> I
 def _wrapped(text: str, indent: int, width: int | None) -> list[str]:
     if width is None:
         return [text]
-    room = max(_LEAST_WIDTH, width) - indent
+    room = max(_MIN_WIDTH, width) - indent
     return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
 
 

@@ -12,7 +12,7 @@ from proxy.config import Config
 from proxy.connectors import Connector
 from proxy.edge.access.authentication import CLIENT_KEYS, LOAD_ADAPTER, UNLOAD_ADAPTER, authenticate
 from proxy.edge.access.client_keys import ClientKeys
-from proxy.edge.access.client_salts import LEAST_SECRET_BYTES, ClientSalts, read_secret
+from proxy.edge.access.client_salts import MIN_SECRET_BYTES, ClientSalts, read_secret
 from proxy.edge.access.cors import CorsRules
 from proxy.edge.access.cross_origin import allow_origins
 from proxy.edge.app_keys import SALTS, SERVICE, SPOKEN
@@ -93,7 +93,7 @@ def _salt_secret(config: Config, directory: StateDirectory | None) -> bytes:
     log.info(
         "clients' salts are new with this start: what engines have cached for clients is not found again"
     )
-    return secrets.token_bytes(LEAST_SECRET_BYTES)
+    return secrets.token_bytes(MIN_SECRET_BYTES)
 
 
 def _check_key_files(config: Config) -> None:

@@ -14,7 +14,7 @@ IDLE_CONNECTION_S = 75.0
 BODY_GRACE_S = 30.0
 """How long any body may take; what nginx waits for a piece of one is twice that."""
 
-BODY_LEAST_BYTES_S = 16 << 10
+MIN_BODY_BYTES_S = 16 << 10
 """Each so many bytes that have come give a second more: a slow mobile uplink. mod_reqtimeout asks for 500
 only, with which the largest body could take a day and a half."""
 
@@ -32,7 +32,7 @@ class Patience(msgspec.Struct, frozen=True):
     head_s: float = HEAD_TIMEOUT_S
     idle_s: float = IDLE_CONNECTION_S
     body_grace_s: float = BODY_GRACE_S
-    body_least_bytes_s: float = BODY_LEAST_BYTES_S
+    body_least_bytes_s: float = MIN_BODY_BYTES_S
     """Bytes a second, once the grace is over."""
     body_stall_s: float = BODY_STALL_S
     body_look_every_s: float = BODY_LOOK_EVERY_S

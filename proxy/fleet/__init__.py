@@ -16,7 +16,7 @@ of it.
 
 from proxy.fleet.claims import Claim
 from proxy.fleet.fleet import Fleet
-from proxy.fleet.instance import MOST_RANKS, Instance, SourceView, Status
+from proxy.fleet.instance import MAX_RANKS, Instance, SourceView, Status
 from proxy.fleet.model_card import ModelCard
 
-__all__ = ["MOST_RANKS", "Claim", "Fleet", "Instance", "ModelCard", "SourceView", "Status"]
+__all__ = ["MAX_RANKS", "Claim", "Fleet", "Instance", "ModelCard", "SourceView", "Status"]

@@ -16,7 +16,7 @@ import enum
 import random
 from collections.abc import Mapping
 
-MISSED_MOST = 3
+MAX_MISSED = 3
 """Checks in a row that nobody answered, and not a byte on any leg meanwhile: then nobody is there.
 
 With the default settings a frozen engine is found within 9.6 s: it freezes right after it was asked, the next
@@ -25,11 +25,11 @@ engine that is merely busy gets 7.2 s to answer one of them or to send one byte 
 process of vLLM may well need seconds.
 """
 
-CHARGES_MOST = 3
+MAX_CHARGES = 3
 """Failed legs in a row that others made good: one may be an accident, two may be."""
 
 PROBE_FIRST_S = 0.25
-PROBE_MOST_S = 2.0
+MAX_PROBE_S = 2.0
 """A dead engine is asked after a quarter of a second, then ever later: it is back within 2 s of being up."""
 
 FAILING_S = 2.0
@@ -38,7 +38,7 @@ there. It is no proof, for the requests may be to blame; but what fails fails fa
 to itself in the time it takes others to serve the same requests."""
 
 EJECTED_FIRST_S = 1.0
-EJECTED_MOST_S = 30.0
+MAX_EJECTED_S = 30.0
 """How long an engine that answers checks and fails legs gets none. Envoy's outlier detection begins with 30
 s; ours may try sooner, because half-open costs one request one attempt."""
 
@@ -82,7 +82,7 @@ class Proof(enum.Enum):
     RESTED = enum.auto()
     """A check was answered, and the pause of its ejection is over."""
     GONE = enum.auto()
-    """Nobody is there: its port is closed, it says so itself, or MISSED_MOST checks and all legs heard
+    """Nobody is there: its port is closed, it says so itself, or MAX_MISSED checks and all legs heard
     nothing."""
     SERVES = enum.auto()
     """A leg was given what was asked for."""
@@ -91,7 +91,7 @@ class Proof(enum.Enum):
     FAILS = enum.auto()
     """A leg failed."""
     OTHERS_SERVED = enum.auto()
-    """CHARGES_MOST legs in a row, or one on trial, failed where others served the same requests."""
+    """MAX_CHARGES legs in a row, or one on trial, failed where others served the same requests."""
 
 
 TURNS: Mapping[At, Mapping[Proof, At]] = {
@@ -138,7 +138,7 @@ class Breaker:
         slow_start_s: float = 0.0,
         joins: bool = False,
         ejected_first_s: float = EJECTED_FIRST_S,
-        ejected_most_s: float = EJECTED_MOST_S,
+        max_ejected_s: float = MAX_EJECTED_S,
         rng: random.Random | None = None,
     ) -> None:
         """`joins`: it comes to instances that are at work already, so that its first legs come slowly,
@@ -153,7 +153,7 @@ class Breaker:
         self._joins = joins
         self.ejected_first_s = ejected_first_s
         """How long it is open after its first ejection in a row; each further one twice as long."""
-        self.ejected_most_s = ejected_most_s
+        self.max_ejected_s = max_ejected_s
         self._rng = rng or random.Random()  # noqa: S311  # spreads pauses, no secret
         self._seen = False
         self._closed_at: float | None = None
@@ -175,7 +175,7 @@ class Breaker:
     @property
     def silent(self) -> bool:
         """Whether the last checks, one after the other, found nobody there."""
-        return self._missed >= MISSED_MOST
+        return self._missed >= MAX_MISSED
 
     @property
     def doubtful(self) -> bool:
@@ -189,7 +189,7 @@ class Breaker:
 
     def failing(self, now: float) -> bool:
         """Whether its last legs failed, several in a row and just now."""
-        return self._failed_legs >= CHARGES_MOST and now - self._failed_at < FAILING_S
+        return self._failed_legs >= MAX_CHARGES and now - self._failed_at < FAILING_S
 
     def share(self, now: float) -> float:
         """How much it should get of what the others get: 1, or less while it starts slowly; never 0."""
@@ -212,7 +212,7 @@ class Breaker:
     def pause_s(self, now: float, interval_s: float) -> float:
         """How long after the beginning of a check the next one is due; 0 for at once."""
         if self.state is Circuit.OPEN and self.dead:
-            pause_s = min(PROBE_MOST_S, PROBE_FIRST_S * 2.0 ** min(self._probes, 10))
+            pause_s = min(MAX_PROBE_S, PROBE_FIRST_S * 2.0 ** min(self._probes, 10))
         elif self._unanswered:
             return 0.0
         elif self.state is Circuit.OPEN:
@@ -303,7 +303,7 @@ class Breaker:
         if self.state is Circuit.OPEN:
             return
         self._charges += 1
-        if self._at is At.HALF_OPEN or self._charges >= CHARGES_MOST:
+        if self._at is At.HALF_OPEN or self._charges >= MAX_CHARGES:
             self._turn(Proof.OTHERS_SERVED, now)
 
     # -- inside -------------------------------------------------------------------------------------------
@@ -324,9 +324,9 @@ class Breaker:
             self._charges = 0
 
     def _begin_pause(self, before: At, now: float) -> None:
-        settled = self._closed_at is None or now - self._closed_at >= self.ejected_most_s
+        settled = self._closed_at is None or now - self._closed_at >= self.max_ejected_s
         self._ejections = 0 if before is At.CLOSED and settled else self._ejections + 1
-        pause_s = min(self.ejected_most_s, self.ejected_first_s * 2.0 ** min(self._ejections, 10))
+        pause_s = min(self.max_ejected_s, self.ejected_first_s * 2.0 ** min(self._ejections, 10))
         self._open_until = now + pause_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
         self._charges = 0
 

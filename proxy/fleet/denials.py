@@ -13,7 +13,7 @@ LEFT_OUT_S = 60.0
 """So long it gets no leg for that model, and then one that tries it: as rare as a new adapter, or a new
 release."""
 
-MOST_MODELS = 256
+MAX_MODELS = 256
 """More of one engine are not remembered: clients name them."""
 
 
@@ -31,7 +31,7 @@ class Denials:
         """It answered 404 for a model that it lists. Tells whether it is left out for that model from now
         on.
         """
-        if model not in self._in_a_row and len(self._in_a_row) >= MOST_MODELS:
+        if model not in self._in_a_row and len(self._in_a_row) >= MAX_MODELS:
             return False
         self._in_a_row[model] += 1
         out = self._in_a_row[model] >= IN_A_ROW and not self.left_out(model, now)

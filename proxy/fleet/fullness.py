@@ -27,20 +27,20 @@ FULL = frozenset({429, 503})
 `--max-num-queued-tokens`), others 429."""
 
 PAUSE_FIRST_S = 0.1
-PAUSE_MOST_S = 2.0
+MAX_PAUSE_S = 2.0
 """How long the moment is of an engine that does not say when to come back: twice as long each time in a row.
 Room comes when a leg ends, which may be other clients' and is not told; asking again costs one leg, of a
 decode engine a prefill leg, too."""
 
-TOLD_LEAST_S = 0.1
-TOLD_MOST_S = 5.0
+MIN_RETRY_AFTER_S = 0.1
+MAX_RETRY_AFTER_S = 5.0
 """What a `Retry-After` is taken for at least and at most. Gateways name a minute where a leg ends every
 second."""
 
 UNREFUSED_S = 0.5
 """So long after it was sent a leg counts as taken: vLLM refuses before it looks at the prompt."""
 
-STEP_MOST = 32
+MAX_STEP = 32
 """An engine that has taken so many more legs than it had when it was full is not full any more."""
 
 FORGOTTEN_S = 30.0
@@ -84,10 +84,10 @@ class Fullness:
         if sent_at >= self._until:
             self._in_a_row += 1  # else it was on its way when another was refused
         if told_s is not None:
-            self._until, self._told = now + min(max(told_s, TOLD_LEAST_S), TOLD_MOST_S), True
+            self._until, self._told = now + min(max(told_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S), True
         elif now >= self._until:
             doubled = 2.0 ** min(max(0, self._in_a_row - 1), 10)
-            self._until, self._told = now + min(PAUSE_MOST_S, PAUSE_FIRST_S * doubled), False
+            self._until, self._told = now + min(MAX_PAUSE_S, PAUSE_FIRST_S * doubled), False
         self._most, self._step, self._said_at, self._tried_at = legs, 1, now, None
         self._quiet_at = self._until
 
@@ -103,7 +103,7 @@ class Fullness:
             return False
         self._most, self._step, self._tried_at = legs, self._step * 2, None
         self._quiet_at = max(self._quiet_at, sent_at)
-        if self._step > STEP_MOST:
+        if self._step > MAX_STEP:
             self.forget()
         return True
 
@@ -136,7 +136,7 @@ class Fullness:
         `awaited`: one that will try it is meant for it and was not sent yet.
         """
         untried = self._tried_at is None and not awaited
-        if (untried and now - self._said_at >= FORGOTTEN_S) or self._step_at(now) > STEP_MOST:
+        if (untried and now - self._said_at >= FORGOTTEN_S) or self._step_at(now) > MAX_STEP:
             return None
         return self._most
 

@@ -20,7 +20,7 @@ from proxy.fleet.model_card import ModelCard
 from proxy.fleet.why import Why
 from proxy.phases import Phase, Role
 
-MOST_RANKS = 1024
+MAX_RANKS = 1024
 """Data-parallel ranks of one instance, numbered from 0; far more than one engine can have."""
 
 

@@ -121,11 +121,11 @@ def _check_sizes(dialect: Dialect, body: Body) -> None:
     if body.size_bytes <= MAX_SCALAR_BYTES and not body.is_counted:
         return
     limits = dict.fromkeys(_SCALARS, MAX_SCALAR_BYTES) | {"vllm_xargs": MAX_XARGS_BYTES}
-    for name, most_bytes in limits.items():
+    for name, max_bytes in limits.items():
         view = body.view(name)
-        if view is not None and len(view) > most_bytes:
-            raise BadRequestError(f"{name} is longer than {most_bytes} bytes", param=name)
-    for name, most in dialect.most_items.items():
+        if view is not None and len(view) > max_bytes:
+            raise BadRequestError(f"{name} is longer than {max_bytes} bytes", param=name)
+    for name, most in dialect.max_items.items():
         if (count := body.items_in(name)) > most:
             raise BadRequestError(f"{name} has {count} items: at most {most} are taken", param=name)
     for name in body.names():

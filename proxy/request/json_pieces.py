@@ -131,8 +131,8 @@ def has_half_pairs(data: Buffer) -> bool:
     return False
 
 
-def _end_of_escapes(view: memoryview, at: int, most_bytes: int) -> int | None:
-    found = _PAIRED.match(view, at, min(len(view), at + most_bytes))
+def _end_of_escapes(view: memoryview, at: int, max_bytes: int) -> int | None:
+    found = _PAIRED.match(view, at, min(len(view), at + max_bytes))
     return None if found is None or found.end() == at else found.end()
 
 

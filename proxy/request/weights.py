@@ -10,7 +10,7 @@ import math
 
 from proxy.request.generation import GenerationRequest
 
-MOST_SEQUENCES = 16_384
+MAX_SEQUENCES = 16_384
 """vLLM's own limit (`VLLM_MAX_N_SEQUENCES`); it refuses what asks for more."""
 
 
@@ -30,4 +30,4 @@ def generated_tokens(request: GenerationRequest, room_tokens: float, expected_to
         least = min(longest, dialect.least_answer_tokens(body))
     each = int(max(least, min(longest, expected_tokens)))
     computed = max(request.sequences, dialect.computed_sequences(body))
-    return each * min(MOST_SEQUENCES, computed) * request.prompt_count
+    return each * min(MAX_SEQUENCES, computed) * request.prompt_count

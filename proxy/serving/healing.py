@@ -43,12 +43,12 @@ within minutes."""
 RESERVE = 16.0
 """The part of the budget that is kept for prompts whose beginning is a suspect: the engine has blocks of it
 that the index does not know."""
-MOST_SUSPECTS = 4096
+MAX_SUSPECTS = 4096
 """Beginnings of prompts remembered for each rank."""
 CONFIRM_S = 1.0
 """How long after a leg's answer its report is judged. Its events are published before the answer, so by then
 the index has them or never will."""
-MOST_UNCONFIRMED = 64
+MAX_UNCONFIRMED = 64
 """Reports of each rank that wait to be judged; the oldest are forgotten."""
 USELESS_AFTER = 8
 """After this many reports in a row that taught nothing, though the engine had reused blocks the index did not
@@ -84,7 +84,7 @@ class _Rank:
         self.epoch = epoch
         self.budget = BURST
         self.suspects: OrderedDict[int, None] = OrderedDict()
-        self.unconfirmed: deque[_Unconfirmed] = deque(maxlen=MOST_UNCONFIRMED)
+        self.unconfirmed: deque[_Unconfirmed] = deque(maxlen=MAX_UNCONFIRMED)
         self.legs = 0
         self.blocks_learnt = 0
         self.useless = 0
@@ -150,7 +150,7 @@ class Healing:
         else:
             rank.suspects[unknown] = None
             rank.suspects.move_to_end(unknown)
-            if len(rank.suspects) > MOST_SUSPECTS:
+            if len(rank.suspects) > MAX_SUSPECTS:
                 rank.suspects.popitem(last=False)
 
     def refused(self, chosen: Candidate) -> None:

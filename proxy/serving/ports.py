@@ -21,8 +21,8 @@ class Answer(Protocol):
     headers: Headers
     is_event_stream: bool
 
-    async def read(self, most_bytes: int | None = None) -> bytes:
-        """The whole body. Raises LegError if it is cut, or longer than `most_bytes`."""
+    async def read(self, max_bytes: int | None = None) -> bytes:
+        """The whole body. Raises LegError if it is cut, or longer than `max_bytes`."""
         ...
 
     async def next_chunk(self, limit_s: float | None = None) -> bytes:

@@ -13,7 +13,7 @@ MIN_RETRIES = 3
 default (`min_retry_concurrency`)."""
 
 BACKOFF_BASE_S = 0.025
-BACKOFF_MOST_S = 0.25
+MAX_BACKOFF_S = 0.25
 """Envoy's defaults: a base interval of 25 ms, and ten times that at most."""
 
 
@@ -66,4 +66,4 @@ class _Running:
 
 def backoff_s(pauses: int, rng: random.Random) -> float:
     """The pause before a retry, in seconds, with full jitter; `pauses`: those of the request so far."""
-    return rng.uniform(0.0, min(BACKOFF_MOST_S, BACKOFF_BASE_S * 2.0 ** min(pauses, 10)))
+    return rng.uniform(0.0, min(MAX_BACKOFF_S, BACKOFF_BASE_S * 2.0 ** min(pauses, 10)))

@@ -40,9 +40,9 @@ def too_long(fleet: Fleet, request: GenerationRequest, excess: Excess) -> BadReq
     """The error that an engine would give for a prompt too long for the longest context of the fleet."""
     listing = [instance for instance in fleet if request.model in instance.models]
     context = int(longest_context(listing, alone=request.whole) or excess.context_tokens)
-    if excess.most_ids is not None:
+    if excess.max_ids is not None:
         return BadRequestError(
-            f"prompt has {excess.tokens} token ids: at most {excess.most_ids} are taken", param="prompt"
+            f"prompt has {excess.tokens} token ids: at most {excess.max_ids} are taken", param="prompt"
         )
     if excess.tokens is not None:
         return too_many_tokens(context, excess.tokens)

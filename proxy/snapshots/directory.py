@@ -19,10 +19,10 @@ from proxy.errors import ConfigError
 from proxy.private_files import check_directory
 from proxy.snapshots import secret
 
-MOST_BROKEN = 8
+MAX_BROKEN = 8
 """Files that were set aside and are kept for a look: enough to see what happened, too few to fill a disk."""
 
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 """A larger file is none of ours: 40 bytes a block make it 27 million blocks of one rank."""
 
 _LONGEST_STEM = 180  # of 255 bytes that file systems allow
@@ -33,7 +33,7 @@ _NAME = re.compile(r"(?P<stem>.+)\.rank[0-9]+\.snapshot")
 _INSTANCES = "instances.json"
 _BROKEN = re.compile(r".+\.(?:snapshot|json)\.broken-(?P<at>[0-9]+)")
 
-MOST_INSTANCES_BYTES = 4 << 20
+MAX_INSTANCES_BYTES = 4 << 20
 """What is kept of instances: room for ten thousand of them."""
 
 
@@ -76,7 +76,7 @@ class StateDirectory:
 
     def read(self, instance: str, rank: int) -> bytes | None:
         """What was written of a rank; None if nothing was. Raises UnusableFileError, OSError."""
-        return _read(self._file(instance, rank), MOST_BYTES)
+        return _read(self._file(instance, rank), MAX_BYTES)
 
     def write(self, instance: str, rank: int, data: bytes) -> None:
         """Put it in the place of what was written before, whole or not at all. Raises OSError."""
@@ -84,7 +84,7 @@ class StateDirectory:
 
     def read_instances(self) -> bytes | None:
         """What was written of the instances; None if nothing was. Raises UnusableFileError, OSError."""
-        return _read(self._path / _INSTANCES, MOST_INSTANCES_BYTES)
+        return _read(self._path / _INSTANCES, MAX_INSTANCES_BYTES)
 
     def write_instances(self, data: bytes) -> None:
         """Put it in the place of what was written before, whole or not at all. Raises OSError."""
@@ -118,7 +118,7 @@ class StateDirectory:
         aside = file.with_name(f"{file.name}.broken-{time.time_ns()}")
         file.replace(aside)
         broken = [(int(match["at"]), name) for name in self._names() if (match := _BROKEN.fullmatch(name))]
-        for _, name in sorted(broken)[:-MOST_BROKEN]:
+        for _, name in sorted(broken)[:-MAX_BROKEN]:
             (self._path / name).unlink(missing_ok=True)
         return aside.name
 
@@ -174,7 +174,7 @@ class StateDirectory:
             os.close(opened)
 
 
-def _read(path: pathlib.Path, most_bytes: int) -> bytes | None:
+def _read(path: pathlib.Path, max_bytes: int) -> bytes | None:
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -183,7 +183,7 @@ def _read(path: pathlib.Path, most_bytes: int) -> bytes | None:
         found = os.fstat(opened)
         if not stat.S_ISREG(found.st_mode):
             raise UnusableFileError("it is not a file")
-        if found.st_size > most_bytes:
+        if found.st_size > max_bytes:
             raise UnusableFileError(f"it has {found.st_size} bytes")
         return file.read()
 

@@ -25,7 +25,7 @@ from proxy.tasks import TaskOwner
 
 log = logging.getLogger(__name__)
 
-MOST_SHARE = 0.1
+MAX_SHARE = 0.1
 """The share of the time that is spent writing, whatever the interval: a fleet that has very much cached is
 written less often, rather than slow."""
 
@@ -215,7 +215,7 @@ class StateKeeper:
             if self._unclaimed_at is not None and self._clock() >= self._unclaimed_at:
                 self._unclaimed_at = None
                 await self._remove_unclaimed()
-            pause_s = max(self._interval_s, (self._clock() - began_at) / MOST_SHARE)
+            pause_s = max(self._interval_s, (self._clock() - began_at) / MAX_SHARE)
 
     async def _write_all(self) -> None:
         for at, kept in list(self._kept.items()):

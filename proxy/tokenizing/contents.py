@@ -64,9 +64,9 @@ def look_through(body: Body, bounds: Bounds) -> Contents:
     """Look through the messages. Raises msgspec.DecodeError for what an engine refuses."""
     view = body.view("messages") or memoryview(b"null")
     found, characters = Contents(), 0
-    may_be_long = len(view) > bounds.most_characters
+    may_be_long = len(view) > bounds.max_characters
     for item in body.short_items("messages"):
-        if len(item) > bounds.limits.most_work_bytes:
+        if len(item) > bounds.limits.max_work_bytes:
             found.too_much = True
             continue
         message = _decode_message(item)

@@ -9,7 +9,7 @@ DISTRUST_S = 600.0
 """How long a kind of request stays unknown after an engine counted its prompt otherwise: long enough not to
 route by a wrong count, short enough that a passing cause (an engine replaced in between) heals."""
 
-MOST_KINDS = 256
+MAX_KINDS = 256
 """Members that clients make up are part of a kind. The one distrusted longest ago is forgotten for a new
 one."""
 
@@ -27,7 +27,7 @@ class Distrust:
         """An engine counted a prompt of this kind otherwise now."""
         self._until[kind] = self._clock() + DISTRUST_S
         self._until.move_to_end(kind)
-        if len(self._until) > MOST_KINDS:
+        if len(self._until) > MAX_KINDS:
             self._until.popitem(last=False)
 
     def __contains__(self, kind: str) -> bool:

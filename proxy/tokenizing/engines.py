@@ -127,7 +127,7 @@ class EngineTokenizer:
                             question,
                             self._deadline_s,
                             authorization,
-                            most_bytes=self._most_bytes,
+                            max_bytes=self._max_bytes,
                         )
                         if answer is None:
                             continue
@@ -158,7 +158,7 @@ class EngineTokenizer:
         return self._long.slot(client, len(question), max(1, engines))
 
     @property
-    def _most_bytes(self) -> int | None:
+    def _max_bytes(self) -> int | None:
         """Of an answer: the tokens of the longest prompt that any engine takes; None where that is not
         known.
         """

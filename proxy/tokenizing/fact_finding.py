@@ -73,7 +73,7 @@ class FactFinder:
                 await self._ask_schema(address, version)
 
     async def _ask_schema(self, address: str, version: str) -> None:
-        status, data = await self._ask("GET", address, "/openapi.json", most_bytes=MAX_SCHEMA_BYTES)
+        status, data = await self._ask("GET", address, "/openapi.json", max_bytes=MAX_SCHEMA_BYTES)
         schema: Schema | None = None
         why = f"status {status}"
         if status == 200:
@@ -111,13 +111,13 @@ class FactFinder:
         path: str,
         body: bytes | None = None,
         *,
-        most_bytes: int = _SMALL_BYTES,
+        max_bytes: int = _SMALL_BYTES,
     ) -> tuple[int, bytes]:
         """An answer or a refusal. Raises LegError, also for a status that says nothing of what the engine can
         do.
         """
         status, data = await self._engines.exchange(
-            method, address, path, body, self._timeout_s, most_bytes=most_bytes
+            method, address, path, body, self._timeout_s, max_bytes=max_bytes
         )
         if status == 429 or not (status == 200 or 400 <= status < 500):
             raise LegBrokenError(address, f"status {status} for {path}")

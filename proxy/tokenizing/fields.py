@@ -186,7 +186,7 @@ def _is_too_much(body: Body, shaping: set[str], media_bytes: int, bounds: Bounds
     """Whether what makes the prompt is more than is read of any, for it will hardly fit."""
     size_bytes = sum(len(body.view(name) or b"") for name in shaping) - media_bytes
     values = sum(map(body.values_in, shaping))
-    return size_bytes > bounds.work_bytes or values > bounds.limits.most_work_values
+    return size_bytes > bounds.work_bytes or values > bounds.limits.max_work_values
 
 
 def _choice(body: Body) -> Choice | None:
@@ -306,7 +306,7 @@ def _text(
     members: Members,
 ) -> Unknowable | None:
     """Why a text is not to be tokenized, if it is too long for that."""
-    if truncation is None and len(text) > bounds.most_characters:
+    if truncation is None and len(text) > bounds.max_characters:
         excess = bounds.of_characters(least_characters(text, blanks=True))
         if excess is not None:
             return Unknowable(WhyUnknown.TOO_LONG, kind, members, excess)

@@ -286,7 +286,7 @@ class PromptTokenizer:
         try:
             async with asyncio.timeout(self._deadline_s):
                 ask = local.prefix if how.media else local.answer
-                return await ask(how.body, client, bounds.most_characters, ended)
+                return await ask(how.body, client, bounds.max_characters, ended)
         except TimeoutError:
             return None
 

@@ -31,19 +31,19 @@ _OF_CONTROL: Mapping[str, int] = {
 _TOKENIZE = "/tokenize"
 _TOKENIZE_BYTES = _MIB  # what a template adds, and the places of images: 130 000 ids
 _TOKENIZE_PER_BYTE = 16  # a token is a byte of text at least, and 8 bytes of an answer
-_TOKENIZE_MOST_BYTES = 64 * _MIB
+_MAX_TOKENIZE_BYTES = 64 * _MIB
 
 _ERROR_BYTES = _MIB
 _ERROR_PER_BYTE = 4  # vLLM quotes what it refuses
 
 
-def most_bytes(path: str, asked_bytes: int, status: int = 200) -> int:
+def max_bytes(path: str, asked_bytes: int, status: int = 200) -> int:
     """How many bytes the answer of that status to a question of `asked_bytes` may have."""
     if path in _OF_CONTROL:
         return _OF_CONTROL[path]
     most = MAX_ANSWER_BYTES
     if path == _TOKENIZE:
-        most = min(_TOKENIZE_BYTES + _TOKENIZE_PER_BYTE * asked_bytes, _TOKENIZE_MOST_BYTES)
+        most = min(_TOKENIZE_BYTES + _TOKENIZE_PER_BYTE * asked_bytes, _MAX_TOKENIZE_BYTES)
     if status >= 400:
         most = min(most, _ERROR_BYTES + _ERROR_PER_BYTE * asked_bytes)
     return most

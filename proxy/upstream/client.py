@@ -13,7 +13,7 @@ from proxy.errors import DeadlineError, LegBrokenError, TooLongError
 from proxy.headers import Headers
 from proxy.request.body import Encoded
 from proxy.tls import engine_context
-from proxy.upstream.bounds import in_words, most_bytes
+from proxy.upstream.bounds import in_words, max_bytes
 from proxy.upstream.connection import Connection
 from proxy.upstream.names import FRESH_S, SILENT_S, Names
 from proxy.upstream.pool import Pool
@@ -33,7 +33,7 @@ class EngineAnswer:
     __slots__ = (
         "_connection",
         "_content_length",
-        "_most_bytes",
+        "_max_bytes",
         "_path",
         "_pool",
         "headers",
@@ -48,20 +48,20 @@ class EngineAnswer:
         self._path = path
         self._connection: Connection | None = connection
         self._pool = pool
-        self._most_bytes = most_bytes(path, asked_bytes, head.status)
+        self._max_bytes = max_bytes(path, asked_bytes, head.status)
         self._content_length = head.content_length or 0
         self.instance = connection.instance
         self.status = head.status
         self.headers: Headers = head.headers
         self.is_event_stream = head.media_type == "text/event-stream"
 
-    async def read(self, most_bytes: int | None = None) -> bytes:
-        """The whole body, of `most_bytes` at most or else what an answer to that may have
+    async def read(self, max_bytes: int | None = None) -> bytes:
+        """The whole body, of `max_bytes` at most or else what an answer to that may have
         (`upstream.bounds`).
 
         Raises LegBrokenError if it ends early, TooLongError once it is longer: no more of it is read.
         """
-        most = self._most_bytes if most_bytes is None else min(most_bytes, self._most_bytes)
+        most = self._max_bytes if max_bytes is None else min(max_bytes, self._max_bytes)
         if self._content_length > most:
             raise self._too_long(most)
         chunks: list[bytes] = []
@@ -90,11 +90,9 @@ class EngineAnswer:
             self._pool.release(connection)  # at the end of what it has, and before another is needed
         return chunk
 
-    def _too_long(self, most_bytes: int) -> TooLongError:
+    def _too_long(self, max_bytes: int) -> TooLongError:
         self.close()
-        return TooLongError(
-            self.instance, f"its answer to {self._path} is longer than {in_words(most_bytes)}"
-        )
+        return TooLongError(self.instance, f"its answer to {self._path} is longer than {in_words(max_bytes)}")
 
     def close(self) -> None:
         """Drop the connection unless the body was read to its end: the engine then aborts the request."""
@@ -183,7 +181,7 @@ class EngineClient:
         timeout_s: float,
         headers: Headers | None = None,
         *,
-        most_bytes: int | None = None,
+        max_bytes: int | None = None,
     ) -> tuple[int, bytes]:
         """Status and body of an engine's answer, whatever they are. Raises LegError, DeadlineError if time is
         up.
@@ -191,7 +189,7 @@ class EngineClient:
         try:
             async with asyncio.timeout(timeout_s):
                 with await self._request(method, instance, path, body, headers or []) as answer:
-                    return answer.status, await answer.read(most_bytes)
+                    return answer.status, await answer.read(max_bytes)
         except TimeoutError:
             raise DeadlineError(instance, f"no answer to {path} within {timeout_s:g} s") from None
 

@@ -12,7 +12,7 @@ from proxy.errors import DeadlineError, LegBrokenError
 from proxy.request.body import Encoded, Pieces
 from proxy.upstream.answers import AnswerReader
 
-MOST_HELD_BYTES = 128 << 10
+MAX_HELD_BYTES = 128 << 10
 """Of a body that nobody has taken yet; beyond that nothing more is read."""
 
 WHOLE_BYTES = 64 << 10
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         if not self.in_use:  # nobody asked for this
             self.drop()
             return
-        if answer.body_bytes > MOST_HELD_BYTES and not self._reading_paused and not answer.complete:
+        if answer.body_bytes > MAX_HELD_BYTES and not self._reading_paused and not answer.complete:
             self._reading_paused = True
             if self.is_open:
                 self._must.pause_reading()

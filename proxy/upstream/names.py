@@ -28,7 +28,7 @@ engine."""
 FORGOTTEN_S = 3600.0
 """A name that nobody used for so long is that of an engine that left."""
 
-MOST_LOOKUPS = 16
+MAX_LOOKUPS = 16
 """At once, each a thread."""
 
 _NO_ADDRESS = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY})
@@ -84,7 +84,7 @@ class Names:
         self._known: dict[_Key, _Known] = {}
         self._asking: dict[_Key, _Lookup] = {}
         self._tasks = TaskOwner("names")
-        self._places = asyncio.Semaphore(MOST_LOOKUPS)
+        self._places = asyncio.Semaphore(MAX_LOOKUPS)
         self._in_trouble = False
 
     async def resolve(

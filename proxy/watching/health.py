@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from proxy.fleet import Instance, Status
-from proxy.fleet.circuit import MISSED_MOST, Circuit
+from proxy.fleet.circuit import MAX_MISSED, Circuit
 from proxy.happenings import CircuitChanged, Tell
 from proxy.watching.checks import Check, Finding
 
@@ -82,7 +82,7 @@ class HealthBook:
         self._changed(instance, before)
         silent = instance.breaker.silent
         if instance.breaker.dead:
-            self._down(instance, check.words + (f", {MISSED_MOST} times in a row" if silent else ""))
+            self._down(instance, check.words + (f", {MAX_MISSED} times in a row" if silent else ""))
         if silent or self._gone(instance.address):
             self._engines.give_up(instance.address)  # its connections may stand, but nobody is there
 

@@ -14,7 +14,7 @@ from proxy.caches.feeds import EventFeeds
 from proxy.config import Rules
 from proxy.errors import ConfigError
 from proxy.fleet import Instance, ModelCard, Status
-from proxy.fleet.circuit import JITTER, PROBE_FIRST_S, PROBE_MOST_S
+from proxy.fleet.circuit import JITTER, MAX_PROBE_S, PROBE_FIRST_S
 from proxy.happenings import Checked, Tell
 from proxy.tasks import TaskOwner
 from proxy.upstream.engine_api.metrics import Depth
@@ -128,7 +128,7 @@ class Rounds:
             await self._check(watched)
             watched.checked.set()
             if instance.status is Status.REFUSED:
-                pause_s = PROBE_MOST_S * self._rng.uniform(1 - JITTER, 1 + JITTER)
+                pause_s = MAX_PROBE_S * self._rng.uniform(1 - JITTER, 1 + JITTER)
             else:
                 pause_s = instance.breaker.pause_s(self._clock(), interval_s)
             # From beginning to beginning, so that a slow answer to one question does not put off the next.

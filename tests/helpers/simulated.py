@@ -80,7 +80,7 @@ class Simulated:
             wake=self._woken,
         )
         self.refusals: Counter[str] = Counter()
-        self.most_waiting = 0
+        self.max_waiting = 0
         self.over_limit = 0
         """How often an instance had more than its limit, and more than one leg."""
         self.sent: Counter[str] = Counter()
@@ -204,7 +204,7 @@ class Simulated:
         )
         self._turns[turn] = serving
         self._tell(self.lanes.offer(turn, self.world.now))
-        self.most_waiting = max(self.most_waiting, len(self.lanes))
+        self.max_waiting = max(self.max_waiting, len(self.lanes))
         if turn in self._turns:
             self.world.after(self.lanes.left_s(turn), lambda: self._expire(turn))
             self._watch_moments()

@@ -16,14 +16,14 @@ import tests.hostile.holding  # noqa: F401  # their attacks register themselves
 from tests.hostile.attacks import ATTACKS, MB, Attack, together
 from tests.hostile.target import SETTLED_S, Said, engines, target
 
-MOST_PAUSE_MS = 50.0
+MAX_PAUSE_MS = 50.0
 """For one request."""
 PAUSE_A_CONNECTION_MS = 1.0
 """More for each connection of a volley: what came by all of them is read in one turn of the loop."""
 BODIES = 4
 """So many times what was sent may be held at once, beside what is held idle."""
 VOLLEY_BYTES = 16 * MB
-MOST_AT_ONCE = 256
+MAX_AT_ONCE = 256
 """A body that is short is sent as often at once as makes so many bytes, or takes so many connections: nobody
 who wants memory sends one."""
 ALONE_MIB = 20.0
@@ -57,12 +57,12 @@ class Taken:
         return BODIES * said.sent_bytes / (1 << 20) + held_kib / 1024 + self.beside_mib
 
     @property
-    def most_pause_ms(self) -> float:
-        return MOST_PAUSE_MS + PAUSE_A_CONNECTION_MS * (self.said.connections - 1)
+    def max_pause_ms(self) -> float:
+        return MAX_PAUSE_MS + PAUSE_A_CONNECTION_MS * (self.said.connections - 1)
 
     @property
     def passed(self) -> bool:
-        return self.peak_mib <= self.allowed_mib and self.pause_ms <= self.most_pause_ms
+        return self.peak_mib <= self.allowed_mib and self.pause_ms <= self.max_pause_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def volley_of(attack: Attack, one: Said) -> int:
     """How many of an attack are made at once."""
     if not attack.repeats or one.sent_bytes <= 0:
         return 1
-    return max(1, min(MOST_AT_ONCE // one.connections, VOLLEY_BYTES // one.sent_bytes))
+    return max(1, min(MAX_AT_ONCE // one.connections, VOLLEY_BYTES // one.sent_bytes))
 
 
 async def measure(

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.hostile.attacks import ATTACKS, MB
-from tests.hostile.measuring import ALONE_MIB, MOST_AT_ONCE, Measured, Taken, volley_of
+from tests.hostile.measuring import ALONE_MIB, MAX_AT_ONCE, Measured, Taken, volley_of
 from tests.hostile.target import Said
 from tests.hostile.watched import PAUSE, Pulse
 
@@ -41,7 +41,7 @@ def test_a_pause_a_peak_and_an_end_are_failures() -> None:
     ("sent_bytes", "repeats", "at_once"),
     [
         (MB, True, 16),
-        (10_000, True, MOST_AT_ONCE),  # no more connections than that
+        (10_000, True, MAX_AT_ONCE),  # no more connections than that
         (60 * MB, True, 1),
         (MB, False, 1),
         (0, True, 1),

@@ -8,7 +8,7 @@ from itertools import pairwise
 from kvevents.turns import Turns, sweep_away
 
 SLICE_S = 0.002
-LEAST_PAUSE_S = 3 * SLICE_S
+MIN_PAUSE_S = 3 * SLICE_S
 
 
 class Waste:
@@ -38,14 +38,14 @@ async def test_after_a_slice_nobody_sweeps_for_a_while() -> None:
         while waste.left > 0:
             turns.sweep(waste.sweep, wake)
             with suppress(TimeoutError):
-                async with asyncio.timeout(LEAST_PAUSE_S / 4):
+                async with asyncio.timeout(MIN_PAUSE_S / 4):
                     await wake.wait()
             wake.clear()
 
     async with asyncio.timeout(30):
         await asyncio.gather(*map(subscriber, wakes))
     assert len(waste.times) == 4
-    assert min(waste.pauses_s) >= LEAST_PAUSE_S
+    assert min(waste.pauses_s) >= MIN_PAUSE_S
 
 
 async def test_who_has_swept_is_woken_for_the_next_slice() -> None:
@@ -73,4 +73,4 @@ async def test_all_is_swept_away_with_pauses() -> None:
     async with asyncio.timeout(30):
         await sweep_away(waste.sweep)
     assert waste.left == 0
-    assert min(waste.pauses_s) >= LEAST_PAUSE_S
+    assert min(waste.pauses_s) >= MIN_PAUSE_S

@@ -15,7 +15,7 @@ from proxy.config import Admission, Health, Retries
 from proxy.edge.app_keys import SERVICE
 from proxy.fleet import ModelCard
 from proxy.fleet.circuit import Circuit
-from proxy.fleet.fullness import TOLD_LEAST_S, Fullness
+from proxy.fleet.fullness import MIN_RETRY_AFTER_S, Fullness
 from proxy.serving.healing import Healing
 from proxy.serving.waits import Waits
 from proxy.simulation import StandIn
@@ -418,7 +418,7 @@ async def test_one_whose_health_fails_as_well_is_dead() -> None:
         await wait_until(lambda: instance.status == "down", "the check that a 503 calls for")
         engine.faults.clear()
         await wait_until(lambda: instance.status == "up", "its return")
-        assert instance.fullness.left_s(asyncio.get_running_loop().time()) <= TOLD_LEAST_S
+        assert instance.fullness.left_s(asyncio.get_running_loop().time()) <= MIN_RETRY_AFTER_S
 
 
 # -- a model that is not here -------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def of(pair: Pair, engine: StandIn) -> Instance:
 def eject_for_long(pair: Pair) -> None:
     """Who is ejected stays so for the whole test, however slow the machine."""
     for instance in pair.service.fleet:
-        instance.breaker.ejected_first_s = instance.breaker.ejected_most_s = 600.0
+        instance.breaker.ejected_first_s = instance.breaker.max_ejected_s = 600.0
 
 
 def fail(engine: StandIn, kind: Any = "status", path: str = LEGS, **fault: Any) -> None:

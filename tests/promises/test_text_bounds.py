@@ -67,7 +67,7 @@ async def test_it_is_refused_in_the_words_of_the_engines_which_hear_nothing_of_i
 
 
 async def test_token_ids_to_be_shortened_have_a_bound(model: pathlib.Path) -> None:
-    async with served(model, Tuning(prompts=Limits(most_ids=20_000))) as pair:
+    async with served(model, Tuning(prompts=Limits(max_ids=20_000))) as pair:
         members = {"model": "tiny", "max_tokens": 1, "truncate_prompt_tokens": 9, "truncation_side": "left"}
         answer = await pair.service.ask("/v1/completions", members | {"prompt": [17] * 20_000})
         assert answer.status == 200

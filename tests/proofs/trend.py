@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-MOST_ALIKE = 0.9
+MAX_ALIKE = 0.9
 """The largest autocorrelation that is believed: an hour of samples is then worth six."""
 
 SURE = 3.0
@@ -46,5 +46,5 @@ def trend(hours: Sequence[float], values: Sequence[float]) -> Trend:
     off = [v - mean_v - slope * (t - mean_t) for t, v in zip(hours, values, strict=True)]
     rest = sum(one * one for one in off)
     alike = sum(one * then for one, then in pairwise(off)) / rest if rest else 0.0
-    alike = min(max(alike, 0.0), MOST_ALIKE)
+    alike = min(max(alike, 0.0), MAX_ALIKE)
     return Trend(slope, math.sqrt(rest / (count - 2) / spread * (1 + alike) / (1 - alike)))

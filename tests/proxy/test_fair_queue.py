@@ -14,7 +14,7 @@ from proxy.fair_queue import FairQueue, QueueFullError, Waiting
 
 CLIENTS = ("a", "b", "c")
 LANES = ("one", "two")
-MOST_TOKENS = 50
+MAX_TOKENS = 50
 
 
 def drained(queue: FairQueue[Any]) -> list[Waiting[Any]]:
@@ -194,7 +194,7 @@ OPERATIONS = st.lists(
             st.sampled_from(CLIENTS),
             st.sampled_from(LANES),
             st.integers(-2, 2),
-            st.integers(0, MOST_TOKENS),
+            st.integers(0, MAX_TOKENS),
             st.sampled_from(("own", "own", "shared", "none")),
         ),
         st.tuples(st.just("take"), st.sets(st.sampled_from(LANES), max_size=1)),
@@ -326,7 +326,7 @@ def test_it_does_what_a_plain_model_does(operations: list[Any]) -> None:
     assert sorted(w.item for w in [*ended, *rest]) == list(range(pushed))
 
 
-@given(st.lists(st.tuples(st.sampled_from(CLIENTS), st.integers(1, MOST_TOKENS)), min_size=1, max_size=200))
+@given(st.lists(st.tuples(st.sampled_from(CLIENTS), st.integers(1, MAX_TOKENS)), min_size=1, max_size=200))
 def test_clients_that_wait_all_the_time_get_the_same_within_one_request_each(
     requests: list[tuple[str, int]],
 ) -> None:
@@ -341,7 +341,7 @@ def test_clients_that_wait_all_the_time_get_the_same_within_one_request_each(
         left[waiting.client] -= 1
         if not all(left[client] for client in everybody):
             break
-        assert max(got[c] for c in everybody) - min(got[c] for c in everybody) <= 2 * MOST_TOKENS
+        assert max(got[c] for c in everybody) - min(got[c] for c in everybody) <= 2 * MAX_TOKENS
 
 
 def test_clients_that_come_and_leave_unserved_leave_nothing() -> None:

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from proxy.logs import (
-    MOST_CAUSES,
-    MOST_LINE_CHARS,
+    MAX_CAUSES,
+    MAX_LINE_CHARS,
     NEWS_EVERY_S,
     NEWS_LINES,
     Formatter,
@@ -70,7 +70,7 @@ def test_a_chain_of_causes_ends() -> None:
         last.__cause__ = ValueError("marker")
         last = last.__cause__
     last.__cause__ = first  # and one that goes round
-    assert traceback_of(first).count("ValueError") == MOST_CAUSES
+    assert traceback_of(first).count("ValueError") == MAX_CAUSES
 
 
 def test_the_formatter_leaves_the_message_of_the_exception_out() -> None:
@@ -122,7 +122,7 @@ FORGED = "x\n2026-11-30 12:00:00,000 WARNING forged\r\x1b[2J\u2028\u202e\ud800"
         ("plain words, ünïcode 漢字", "plain words, ünïcode 漢字"),
         ("a\nb\rc\td\x00e\x1b[0m", "a\\nb\\rc\\td\\x00e\\x1b[0m"),
         ("a\u2028b\u202ec\ud800d", "a\\u2028b\\u202ec\\ud800d"),
-        ("x" * (MOST_LINE_CHARS + 1), "x" * MOST_LINE_CHARS + f"... ({MOST_LINE_CHARS + 1} characters)"),
+        ("x" * (MAX_LINE_CHARS + 1), "x" * MAX_LINE_CHARS + f"... ({MAX_LINE_CHARS + 1} characters)"),
     ],
 )
 def test_a_line_is_one_line_whatever_is_in_it(text: str, expected: str) -> None:

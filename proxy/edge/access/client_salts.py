@@ -16,15 +16,15 @@ import msgspec
 from proxy.errors import BadRequestError, ConfigError
 
 FLAG = "--salt-file"
-LEAST_SECRET_BYTES = 32
-MOST_SECRET_BYTES = 4096
+MIN_SECRET_BYTES = 32
+MAX_SECRET_BYTES = 4096
 
 MAX_SALT_CHARS = 128
 NEVER_IN_A_SALT = frozenset("@/\\\0")
 """vLLM's rule for a client's salt (`validate_cache_salt` of 0.32); what it makes of a salt may name files of
 a store."""
 
-_MOST_RAW_BYTES = 2 + 12 * MAX_SALT_CHARS
+_MAX_RAW_BYTES = 2 + 12 * MAX_SALT_CHARS
 """A character takes at most twelve bytes of JSON: an escaped surrogate pair."""
 
 _SALT_BYTES = 33
@@ -73,7 +73,7 @@ def read_own_salt(raw: bytes | None) -> str | None:
     if raw is None or raw == b"null":
         return None
     try:
-        salt = _decode_string(raw) if raw[:1] == b'"' and len(raw) <= _MOST_RAW_BYTES else None
+        salt = _decode_string(raw) if raw[:1] == b'"' and len(raw) <= _MAX_RAW_BYTES else None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise BadRequestError("cache_salt is not valid JSON", param="cache_salt") from None
     if raw[:1] != b'"' or salt == "":
@@ -93,15 +93,14 @@ def read_secret(path: pathlib.Path) -> bytes:
     """The secret in a file, without space at its ends. Raises ConfigError naming the flag and the file."""
     try:
         with path.open("rb") as file:
-            secret = file.read(MOST_SECRET_BYTES + 1)
+            secret = file.read(MAX_SECRET_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{FLAG} {path}: {error.strerror}") from None
-    if len(secret) > MOST_SECRET_BYTES:
-        raise ConfigError(f"{FLAG} {path}: it has more than {MOST_SECRET_BYTES} bytes")
+    if len(secret) > MAX_SECRET_BYTES:
+        raise ConfigError(f"{FLAG} {path}: it has more than {MAX_SECRET_BYTES} bytes")
     secret = secret.strip()
-    if len(secret) < LEAST_SECRET_BYTES:
+    if len(secret) < MIN_SECRET_BYTES:
         raise ConfigError(
-            f"{FLAG} {path}: at least {LEAST_SECRET_BYTES} bytes are needed; openssl rand -base64 48 makes "
-            "some"
+            f"{FLAG} {path}: at least {MIN_SECRET_BYTES} bytes are needed; openssl rand -base64 48 makes some"
         )
     return secret

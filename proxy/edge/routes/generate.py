@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 CLIENT_LEFT = "client_left"
 
-MOST_LOGGED_FAILURES = 6
+MAX_LOGGED_FAILURES = 6
 """Of one request, for a list of prompts may fail in hundreds of attempts."""
 
 LARGE_ANSWER_BYTES = 256 << 10
@@ -171,9 +171,9 @@ def _note_trace(notes: dict[str, str], call: Call) -> None:
     if call.ticket.waited_s:
         notes["queued"] = f"{call.ticket.waited_s * 1000:.0f}ms"
     if failed := call.trace.failed:
-        more = len(failed) - MOST_LOGGED_FAILURES
+        more = len(failed) - MAX_LOGGED_FAILURES
         notes["attempts"] = str(call.trace.attempts)
-        notes["failed"] = ",".join(failed[:MOST_LOGGED_FAILURES]) + (f",+{more}" if more > 0 else "")
+        notes["failed"] = ",".join(failed[:MAX_LOGGED_FAILURES]) + (f",+{more}" if more > 0 else "")
 
 
 def _outcome(status: int) -> str:

@@ -79,7 +79,7 @@ class Dialect(abc.ABC):
     """What ends a stream, in Markdown."""
     default_answer_tokens: ClassVar[int | None]
     """How long an answer may become whose request does not say; None for as long as fits."""
-    most_items: ClassVar[Mapping[str, int]] = {}
+    max_items: ClassVar[Mapping[str, int]] = {}
     """How many items the members that are lists may have."""
     long_members: ClassVar[Collection[str]] = ()
     """Members that may hold any number of values: token ids."""

@@ -22,7 +22,7 @@ class Chat(OpenAiDialect):
     summary = "Answer a conversation"
     request_schema: ClassVar[Mapping[str, Any]] = {"$ref": "#/components/schemas/ChatRequest"}
     default_answer_tokens = None
-    most_items: ClassVar[Mapping[str, int]] = {"messages": MAX_MESSAGES, "tools": MAX_TOOLS}
+    max_items: ClassVar[Mapping[str, int]] = {"messages": MAX_MESSAGES, "tools": MAX_TOOLS}
     prompt_members = PromptMembers(
         asked=frozenset(
             {

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from proxy.config import Rules
-from proxy.connectors.handoff import Handoff, most_answer_bytes
+from proxy.connectors.handoff import Handoff, max_answer_bytes
 from proxy.errors import ConnectFailedError, LegError
 from proxy.fleet.fullness import FULL
 from proxy.happenings import Tell
@@ -95,7 +95,7 @@ class PrefillLegs:
                     sent = await self._send(run, asked, leg)
                     answer = sent.answer
                     finished = answer.status == 200
-                    data = await answer.read(most_answer_bytes(call.request.body.size_bytes))
+                    data = await answer.read(max_answer_bytes(call.request.body.size_bytes))
             failure = call.request.dialect.failure(data) if finished else None
             came = finished and failure is None
         except BaseException as error:

@@ -20,15 +20,15 @@ DeepSeek, which is 128 spaces."""
 WORK_BYTES_A_TOKEN = 32
 """Of JSON text. English has 4 bytes a token, the worst ordinary text 18: Thai, escaped, with three characters
 a token."""
-LEAST_WORK_BYTES = 256 << 10
-MOST_WORK_BYTES = 8 << 20
+MIN_WORK_BYTES = 256 << 10
+MAX_WORK_BYTES = 8 << 20
 """Two million tokens of English; a decoder needs 25 ms for it, and no other thread runs meanwhile."""
 
-MOST_WORK_VALUES = 100_000
+MAX_WORK_VALUES = 100_000
 """Of messages, tools and the like, to be read for a template."""
 
 
-MOST_IDS = 1 << 22
+MAX_IDS = 1 << 22
 """Token ids of one prompt, however it is to be shortened; longer contexts may have `IDS_A_TOKEN` for each
 token. vLLM 0.32 reads a request in the loop that answers health checks: 30 million ids take it 3 s, so a few
 at once look like a frozen engine."""
@@ -39,10 +39,10 @@ class Limits(NamedTuple):
     """How much is read of any prompt; the constants of this module tell why."""
 
     work_bytes_a_token: int = WORK_BYTES_A_TOKEN
-    least_work_bytes: int = LEAST_WORK_BYTES
-    most_work_bytes: int = MOST_WORK_BYTES
-    most_work_values: int = MOST_WORK_VALUES
-    most_ids: int = MOST_IDS
+    least_work_bytes: int = MIN_WORK_BYTES
+    max_work_bytes: int = MAX_WORK_BYTES
+    max_work_values: int = MAX_WORK_VALUES
+    max_ids: int = MAX_IDS
 
 
 LIMITS = Limits()
@@ -58,7 +58,7 @@ class Excess(NamedTuple):
     characters: int = 0
     """How many characters it has at least, else."""
     characters_a_token: int = 0
-    most_ids: int | None = None
+    max_ids: int | None = None
     """How many token ids are taken, where it is them that are too many to be shortened."""
 
 
@@ -77,10 +77,10 @@ class Bounds(NamedTuple):
         """More JSON text is not read."""
         limits = self.limits
         wanted = max(self.longest * limits.work_bytes_a_token, limits.least_work_bytes)
-        return min(wanted, limits.most_work_bytes)
+        return min(wanted, limits.max_work_bytes)
 
     @property
-    def most_characters(self) -> float:
+    def max_characters(self) -> float:
         """What has more fits nowhere."""
         return self.sure * self.characters_a_token
 
@@ -91,14 +91,14 @@ class Bounds(NamedTuple):
     def of_ids(self, count: int) -> Excess | None:
         """What is too much about so many token ids that an engine would shorten, or judge."""
         known = self.longest < math.inf
-        most = self.limits.most_ids
+        most = self.limits.max_ids
         if known:
             most = max(most, IDS_A_TOKEN * int(self.longest))
-        return Excess(int(self.longest) if known else 0, count, most_ids=most) if count > most else None
+        return Excess(int(self.longest) if known else 0, count, max_ids=most) if count > most else None
 
     def of_characters(self, characters: int) -> Excess | None:
         """What is too much about a text of at least so many characters."""
-        if characters <= self.most_characters:
+        if characters <= self.max_characters:
             return None
         return Excess(int(self.sure), None, characters, self.characters_a_token)
 

@@ -85,8 +85,8 @@ class TooLongError(ValueError):
         self.characters = characters
 
 
-def _check_length(text: str, most_characters: float) -> None:
-    if len(text) > most_characters:
+def _check_length(text: str, max_characters: float) -> None:
+    if len(text) > max_characters:
         raise TooLongError(len(text))
 
 
@@ -148,7 +148,7 @@ class LocalTokenizer:
         self,
         question: bytes | bytearray,
         client: str = ANONYMOUS,
-        most_characters: float = math.inf,
+        max_characters: float = math.inf,
         ended: Callable[[], None] = _nothing,
     ) -> "array[int] | None":
         """The token ids of a client's question; None if they are not certain.
@@ -156,7 +156,7 @@ class LocalTokenizer:
         Raises TooLongError for a text of more characters than that. `ended` is called in the end, when
         nothing works on it any more even if nobody waits; in whatever thread that is.
         """
-        job = _until_ended(self._answering(question, most_characters), ended)
+        job = _until_ended(self._answering(question, max_characters), ended)
         return at_once(job) if len(question) <= INLINE_BYTES else await self._turns.run(client, job)
 
     def answer_now(self, question: bytes | bytearray) -> "array[int] | None":
@@ -164,7 +164,7 @@ class LocalTokenizer:
         return at_once(self._answering(question))
 
     def _answering(
-        self, question: bytes | bytearray, most_characters: float = math.inf
+        self, question: bytes | bytearray, max_characters: float = math.inf
     ) -> "Job[array[int] | None]":
         yield _reading(question)
         try:
@@ -174,7 +174,7 @@ class LocalTokenizer:
                 special = asked.add_special_tokens is not False
             else:
                 text, special = self._render(asked), asked.add_special_tokens is True
-            _check_length(text, most_characters)
+            _check_length(text, max_characters)
             token_ids = yield from self.pieces.encoding(text)
         except TooLongError:
             raise
@@ -191,11 +191,11 @@ class LocalTokenizer:
         self,
         question: bytes | bytearray,
         client: str = ANONYMOUS,
-        most_characters: float = math.inf,
+        max_characters: float = math.inf,
         ended: Callable[[], None] = _nothing,
     ) -> "array[int] | None":
         """The token ids before the first of the media that stubs stand for; otherwise as `answer`."""
-        job = _until_ended(self._prefixing(question, most_characters), ended)
+        job = _until_ended(self._prefixing(question, max_characters), ended)
         return at_once(job) if len(question) <= INLINE_BYTES else await self._turns.run(client, job)
 
     def prefix_now(self, question: bytes | bytearray) -> "array[int] | None":
@@ -203,7 +203,7 @@ class LocalTokenizer:
         return at_once(self._prefixing(question))
 
     def _prefixing(
-        self, question: bytes | bytearray, most_characters: float = math.inf
+        self, question: bytes | bytearray, max_characters: float = math.inf
     ) -> "Job[array[int] | None]":
         yield _reading(question)
         try:
@@ -215,7 +215,7 @@ class LocalTokenizer:
             texts = [self._render(asked, messages) for messages in told_apart]
             found = []
             for text in texts:
-                _check_length(text, most_characters)
+                _check_length(text, max_characters)
                 found.append((yield from self.pieces.encoding(text)))  # it yields
         except TooLongError:
             raise

@@ -25,9 +25,9 @@ class Engines(Protocol):
         timeout_s: float,
         headers: Headers | None = None,
         *,
-        most_bytes: int | None = None,
+        max_bytes: int | None = None,
     ) -> tuple[int, bytes]:
-        """Status and body of an answer, whatever they are, of `most_bytes` at most.
+        """Status and body of an answer, whatever they are, of `max_bytes` at most.
 
         Raises LegError if there is no answer, DeadlineError if none came in time.
         """

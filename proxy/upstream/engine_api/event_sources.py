@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from proxy.fleet import MOST_RANKS
+from proxy.fleet import MAX_RANKS
 from proxy.upstream.engine_api.asking import Question, UnreadableError, decode
 
 PATH = "/kv_event_sources"
@@ -18,7 +18,7 @@ PATH = "/kv_event_sources"
 MAX_TOLD_RANKS = 128
 """Of one engine; each takes three descriptors. More must be named with `?events=`."""
 
-_Rank = Annotated[int, msgspec.Meta(ge=0, lt=MOST_RANKS)]
+_Rank = Annotated[int, msgspec.Meta(ge=0, lt=MAX_RANKS)]
 _Text = Annotated[str, msgspec.Meta(max_length=300)]
 _Ranks = msgspec.Meta(max_length=MAX_TOLD_RANKS)
 
@@ -42,7 +42,7 @@ class ToldSource(msgspec.Struct, frozen=True):
 def by_rank(answer: Any) -> Mapping[int, ToldSource]:
     """The sources in a decoded answer, lowest rank first.
 
-    Raises UnreadableError if it is no such answer, names more than MAX_TOLD_RANKS ranks, one from MOST_RANKS
+    Raises UnreadableError if it is no such answer, names more than MAX_TOLD_RANKS ranks, one from MAX_RANKS
     on, or one twice.
     """
     try:

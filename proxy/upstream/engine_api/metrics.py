@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.fleet import MOST_RANKS
+from proxy.fleet import MAX_RANKS
 from proxy.upstream.engine_api.asking import Question, UnreadableError
 
 MAX_LINE_CHARS = 8192
@@ -60,7 +60,7 @@ def read_capacities(page: str) -> dict[int, int]:
     for line in lines_of(page, _CACHE + "{"):
         labels = dict(_LABEL.findall(line))
         rank, blocks = labels.get("engine") or "0", labels.get("num_gpu_blocks", "")
-        if _is_number(rank) and _is_number(blocks) and int(rank) < MOST_RANKS and int(blocks):
+        if _is_number(rank) and _is_number(blocks) and int(rank) < MAX_RANKS and int(blocks):
             found[int(rank)] = int(blocks)
     return found
 

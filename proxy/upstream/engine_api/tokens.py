@@ -32,15 +32,15 @@ async def tokenize(
     timeout_s: float,
     headers: Headers | None = None,
     *,
-    most_bytes: int | None = None,
+    max_bytes: int | None = None,
 ) -> bytes | None:
     """An answer to a `/tokenize` question in JSON, for `read_tokens`; None if the engine refuses the
     question.
 
-    Raises NotServedError, and other LegErrors, also for an answer of more than `most_bytes`.
+    Raises NotServedError, and other LegErrors, also for an answer of more than `max_bytes`.
     """
     status, data = await engines.exchange(
-        "POST", instance, TOKENIZE, question, timeout_s, headers, most_bytes=most_bytes
+        "POST", instance, TOKENIZE, question, timeout_s, headers, max_bytes=max_bytes
     )
     if status in _REFUSED:
         return None

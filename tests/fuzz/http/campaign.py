@@ -34,7 +34,7 @@ THREADS = 8
 REST_S = 60.0
 ERRORS_EVERY_S = 0.2
 """One answer of the decode engine fails; its circuit stays closed at that pace."""
-MOST_CHUNKS = 6
+MAX_CHUNKS = 6
 """Of a stream before it fails; the first of a chat only names the role."""
 
 _RIGHT = (
@@ -130,7 +130,7 @@ class Campaign:
         """Have the decode engine fail at one answer after the other, until cancelled."""
         try:
             while True:
-                chunks = self._random.randint(0, MOST_CHUNKS)
+                chunks = self._random.randint(0, MAX_CHUNKS)
                 fault = {"kind": "error", "path": "/v1/c", "status": 500, "after_chunks": chunks, "times": 1}
                 await self._tell_decode({"clear": True, "add": fault})
                 await asyncio.sleep(ERRORS_EVERY_S)

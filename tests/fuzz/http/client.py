@@ -16,7 +16,7 @@ QUIET_S = 1.0
 """After a shot that need not be answered: silence for so long means that the server waits for more of it."""
 ANSWER_S = 60.0
 """A well-framed shot that is not answered within this time is a finding, also on a machine that is busy."""
-MOST_FINDINGS = 50
+MAX_FINDINGS = 50
 _SHOWN_BYTES = 400
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: no ports in TIME_WAIT after a million connections
@@ -47,7 +47,7 @@ class Tally:
     def finding(self, number: int, shot: Shot, what: str) -> None:
         """Count it, and keep it if there are few."""
         self.found += 1
-        if len(self.findings) < MOST_FINDINGS:
+        if len(self.findings) < MAX_FINDINGS:
             self.findings.append(Finding(number, shot, what))
 
 

@@ -160,8 +160,8 @@ class Injector:
 
     # -- courses ------------------------------------------------------------------------------------------
 
-    async def _lasts(self, entry: Entry, least_s: float, most_s: float) -> None:
-        seconds = self._random.uniform(least_s, most_s)
+    async def _lasts(self, entry: Entry, min_s: float, max_s: float) -> None:
+        seconds = self._random.uniform(min_s, max_s)
         entry.detail = f"{entry.detail} for {seconds:.1f} s".strip()
         await asyncio.sleep(seconds)
 

@@ -20,7 +20,7 @@ _TOLD_S = 60.0
 _WRITTEN_S = 180.0
 _WRAP_S = 300.0
 _LATE_S = 600.0
-_LEAST_MISSED = 0.05
+_MIN_MISSED = 0.05
 """Of the cached blocks a late joiner cannot have heard of."""
 _BESIDE_LATE = 2
 """Clients of the first kvproxy that go on beside the late joiner's."""
@@ -185,7 +185,7 @@ def _compare(stage: Stage) -> None:
     for address in stage.addresses:
         stage.made.note(f"kvproxy {LATE} knows {known[address]} of {cached[address]} blocks of {address}")
     missed = sum(cached.values()) - sum(known.values())
-    if missed < _LEAST_MISSED * sum(cached.values()):
+    if missed < _MIN_MISSED * sum(cached.values()):
         stage.made.wrong.append(
             f"the late joiner knows {known} blocks of {cached}: the buffers hold too much"
         )

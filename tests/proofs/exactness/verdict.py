@@ -24,8 +24,8 @@ SERVED = "requests were served whenever no kill was near"
 HAPPENED = "everything happened that was to happen"
 HEARD = "no event was lost on its way to the judge"
 
-LEAST_SHARE = 0.99
-LEAST_JUDGED = 0.9
+MIN_SHARE = 0.99
+MIN_JUDGED = 0.9
 LATE_SHARE = 0.95
 LATE_WINDOW = 60
 """The share of a late joiner is that of so many of its requests in a row."""
@@ -120,7 +120,7 @@ def check_share(legs: Sequence[Leg]) -> list[str]:
     right = sum(leg.right for leg in judged)
     if not judged:
         return ["no leg came from an exact slot"]
-    if right < LEAST_SHARE * len(judged):
+    if right < MIN_SHARE * len(judged):
         return [f"{right} of {len(judged)} legs, {100 * right / len(judged):.2f} %"]
     return []
 
@@ -130,7 +130,7 @@ def check_judged(legs: Sequence[Leg]) -> list[str]:
     nothing."""
     served = [leg for leg in legs if leg.served]
     judged = sum(leg.judged for leg in served)
-    if judged < LEAST_JUDGED * len(served):
+    if judged < MIN_JUDGED * len(served):
         return [f"only {judged} of {len(served)} legs came from exact slots before the first kill"]
     return []
 
@@ -149,7 +149,7 @@ def check_meter_share(meters: Mapping[str, Meter]) -> list[str]:
     compared = total["legs"] - total["unreported"]
     if compared <= 0:
         return [f"kvproxy's truth meter compared nothing: {dict(total)}"]
-    if total["exact"] < LEAST_SHARE * compared:
+    if total["exact"] < MIN_SHARE * compared:
         share = f"{100 * total['exact'] / compared:.2f} %"
         return [f"kvproxy's truth meter: {total['exact']} of {compared} legs, {share}"]
     return []

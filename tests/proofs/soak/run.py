@@ -40,7 +40,7 @@ STEP_TRIES = 2
 RUSH_CLIENTS = 1024
 RUSH_S = 15.0
 STREAM_TOKENS = 40
-MOST_UNDER_WAY = 4000
+MAX_UNDER_WAY = 4000
 """More requests at once mean that kvproxy falls behind for good; the run ends there."""
 
 IDLE_S = 20.0
@@ -49,7 +49,7 @@ IDLE_S = 20.0
 MEMORY_STEP_MIB = 1.0
 """Python takes memory in arenas of 1 MiB (obmalloc.c, ARENA_SIZE): one more in the whole time is no
 growth."""
-LEAST_LATELY = 20
+MIN_LATELY = 20
 """Samples of the later half: fewer tell nothing of how far they depend on each other."""
 FLOOR_SHARE = 0.05
 """As above for all other figures: a share of their mean."""
@@ -139,7 +139,7 @@ class Soak:
                 *found,
                 f"{len(self.judged)} samples after the first {self.options.settle_s:g} s are too few",
             ]
-        windows = {"": self.judged} | ({"lately ": self.lately} if len(self.lately) >= LEAST_LATELY else {})
+        windows = {"": self.judged} | ({"lately ": self.lately} if len(self.lately) >= MIN_LATELY else {})
         for name in JUDGED:
             for when, samples in windows.items():
                 measured = _trend(samples, name)
@@ -219,7 +219,7 @@ class Load:
         end = due = time.perf_counter()
         end += seconds
         async with asyncio.TaskGroup() as group:
-            while due < end and self.under_way < MOST_UNDER_WAY:
+            while due < end and self.under_way < MAX_UNDER_WAY:
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
                 group.create_task(self._one(*next(self._requests), due))
                 due += self._dice.expovariate(self._rate)
@@ -295,7 +295,7 @@ async def _soak(setting: Setting, made: Soak, say: Callable[[Soak], None]) -> No
             before, engines_before = after, engines_after
     made.failures = load.failures
     if load.fell_behind:
-        made.failures.append(f"{MOST_UNDER_WAY} requests at once: it has fallen behind")
+        made.failures.append(f"{MAX_UNDER_WAY} requests at once: it has fallen behind")
 
 
 async def _saturation(address: str, seed: int) -> float:

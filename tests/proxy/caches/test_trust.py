@@ -4,9 +4,9 @@ follows."""
 import pytest
 
 from proxy.caches.trust import (
+    MAX_REBUILD_S,
     MISSES_TO_DISTRUST,
     REBUILD_FIRST_S,
-    REBUILD_MOST_S,
     SUSTAINED_HITS,
     WINDOW_HITS,
     Step,
@@ -96,10 +96,10 @@ def test_the_next_rebuild_starts_over_and_waits_and_each_after_it_twice_as_long(
     rank.lose()
     assert rank.look() is Step.REPLAY
     pause_s, pauses = REBUILD_FIRST_S, 0
-    while pause_s <= 4 * REBUILD_MOST_S:
+    while pause_s <= 4 * MAX_REBUILD_S:
         rank.rebuild()
         assert rank.miss() is Step.LOST
-        wait_s = min(pause_s, REBUILD_MOST_S)
+        wait_s = min(pause_s, MAX_REBUILD_S)
         assert rank.trust.rebuild_in_s(rank.now) == wait_s
         rank.now += wait_s - 0.001
         assert rank.look() is None
@@ -150,5 +150,5 @@ def test_a_rank_that_waits_for_its_rebuild_is_trusted_when_it_is_right_again_and
     assert rank.miss() is Step.LOST
     assert rank.hits(WINDOW_HITS - 1) == {None}
     assert rank.trust.hit(rank.now, promised_too_much=False) is Step.REGAINED
-    rank.now += REBUILD_MOST_S
+    rank.now += MAX_REBUILD_S
     assert rank.look() is None

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from proxy.config import Health
 from proxy.fleet.circuit import (
-    CHARGES_MOST,
-    EJECTED_MOST_S,
     JITTER,
-    MISSED_MOST,
+    MAX_CHARGES,
+    MAX_EJECTED_S,
+    MAX_MISSED,
+    MAX_PROBE_S,
     PATIENT_CHECKS,
     PROBE_FIRST_S,
-    PROBE_MOST_S,
     TURNS,
     At,
     Breaker,
@@ -172,8 +172,8 @@ def test_a_dead_engine_is_asked_soon_and_then_ever_later() -> None:
         pauses.append(scene.breaker.pause_s(scene.now, 2.0))
         scene.play("lost")
     assert pauses[0] < 2 * PROBE_FIRST_S
-    assert max(pauses) <= PROBE_MOST_S * (1 + JITTER)
-    assert min(pauses[4:]) >= PROBE_MOST_S * (1 - JITTER)
+    assert max(pauses) <= MAX_PROBE_S * (1 + JITTER)
+    assert min(pauses[4:]) >= MAX_PROBE_S * (1 - JITTER)
     assert len(set(pauses)) == len(pauses)  # no two routers ask in step
 
 
@@ -218,7 +218,7 @@ def test_an_engine_that_freezes_is_found_within_10_seconds(
             over_at,
             begun_at + max(PROBE_FIRST_S, scene.breaker.pause_s(over_at, health.interval_s)),
         )
-    assert silence_s == pytest.approx(MISSED_MOST * health.timeout_s)
+    assert silence_s == pytest.approx(MAX_MISSED * health.timeout_s)
 
 
 EVENTS = st.lists(
@@ -283,9 +283,9 @@ def test_whatever_happens_the_rules_hold(
             case (Circuit.CLOSED | Circuit.HALF_OPEN, Circuit.OPEN):
                 assert event in {"lost", "missed", "others_served", "leg_cut"}
                 if event == "missed":
-                    assert missed >= MISSED_MOST or not seen
+                    assert missed >= MAX_MISSED or not seen
                 if event == "others_served" and before is CLOSED:
-                    assert charges >= CHARGES_MOST
+                    assert charges >= MAX_CHARGES
                 assert event != "leg_cut" or before is HALF_OPEN
                 assert breaker.dead is (event in {"lost", "missed"})
                 opened_at = scene.now
@@ -295,7 +295,7 @@ def test_whatever_happens_the_rules_hold(
                 assert event in {"began", "served"} or answered_on_trial >= PATIENT_CHECKS
             case (Circuit.OPEN, Circuit.OPEN) if event == "answered":
                 assert not was_dead
-                assert scene.now - opened_at <= EJECTED_MOST_S * (1 + JITTER)
+                assert scene.now - opened_at <= MAX_EJECTED_S * (1 + JITTER)
             case _:
                 pass
         if event in {"began", "served"} or after is not before:

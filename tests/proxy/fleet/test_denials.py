@@ -1,6 +1,6 @@
 """When an engine that answers 404 for a model it lists is believed."""
 
-from proxy.fleet.denials import LEFT_OUT_S, MOST_MODELS, Denials
+from proxy.fleet.denials import LEFT_OUT_S, MAX_MODELS, Denials
 
 
 def test_the_second_time_in_a_row_is_believed_for_a_while_and_then_each_time() -> None:
@@ -29,7 +29,7 @@ def test_one_that_serves_it_between_has_not_denied_it_in_a_row() -> None:
 
 def test_of_names_without_end_some_are_remembered() -> None:
     denials = Denials()
-    for n in range(MOST_MODELS * 3):
+    for n in range(MAX_MODELS * 3):
         denials.denied(str(n), 0.0)
     assert denials.denied("0", 0.0)
-    assert not denials.denied(str(MOST_MODELS * 2), 0.0)
+    assert not denials.denied(str(MAX_MODELS * 2), 0.0)

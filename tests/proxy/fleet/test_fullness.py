@@ -4,11 +4,11 @@ import pytest
 
 from proxy.fleet.fullness import (
     FORGOTTEN_S,
+    MAX_PAUSE_S,
+    MAX_RETRY_AFTER_S,
+    MAX_STEP,
+    MIN_RETRY_AFTER_S,
     PAUSE_FIRST_S,
-    PAUSE_MOST_S,
-    STEP_MOST,
-    TOLD_LEAST_S,
-    TOLD_MOST_S,
     UNREFUSED_S,
     Fullness,
     retry_after_s,
@@ -50,7 +50,8 @@ def test_an_engine_full_of_others_legs_gets_none_for_a_moment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told_s", "kept_s"), [(1.5, 1.5), (0.0, TOLD_LEAST_S), (0.01, TOLD_LEAST_S), (3600.0, TOLD_MOST_S)]
+    ("told_s", "kept_s"),
+    [(1.5, 1.5), (0.0, MIN_RETRY_AFTER_S), (0.01, MIN_RETRY_AFTER_S), (3600.0, MAX_RETRY_AFTER_S)],
 )
 def test_what_it_says_itself_counts_within_bounds_and_nothing_goes_there(
     told_s: float, kept_s: float
@@ -73,7 +74,7 @@ def test_each_leg_it_takes_lets_twice_as_many_more_follow() -> None:
         legs += 1
         assert fullness.took(legs, now)
     assert seen == [1, 2, 4, 8, 16, 32]
-    assert STEP_MOST == 32
+    assert MAX_STEP == 32
     assert room(fullness, now) == float("inf")
 
 
@@ -184,7 +185,7 @@ def test_the_moment_grows_while_it_stays_full_and_starts_anew_when_it_took_one()
         fullness.said(now, legs=0, sent_at=now)
         pauses.append(fullness.left_s(now))
         now += fullness.left_s(now) + 0.01
-    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, PAUSE_MOST_S, PAUSE_MOST_S])
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, MAX_PAUSE_S, MAX_PAUSE_S])
     fullness.took(1, now)
     fullness.said(now + 0.01, legs=1, sent_at=now)
     assert fullness.left_s(now + 0.01) == pytest.approx(PAUSE_FIRST_S)

@@ -12,7 +12,7 @@ from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.phases import Phase, Role
 from proxy.request import dialects
 from proxy.request.generation import read_request
-from proxy.request.weights import MOST_SEQUENCES, generated_tokens
+from proxy.request.weights import MAX_SEQUENCES, generated_tokens
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity
 from proxy.scheduling.question import Question
@@ -33,7 +33,7 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
         (PROMPT | {"max_tokens": 100, "n": 5, "best_of": 2}, 8000, 500),
         (PROMPT | {"max_tokens": 100, "best_of": "3"}, 8000, 300),  # as pydantic reads it
         (PROMPT | {"max_tokens": 100, "best_of": [1] * 9}, 8000, 100),
-        (PROMPT | {"max_tokens": 100, "n": 10**30}, 8000, 100 * MOST_SEQUENCES),
+        (PROMPT | {"max_tokens": 100, "n": 10**30}, 8000, 100 * MAX_SEQUENCES),
         (PROMPT | {"prompt": ["a", "b", "c"], "max_tokens": 10, "n": 2}, 8000, 60),
         (PROMPT | {"max_tokens": 4000, "min_tokens": 3000}, 8000, 3000),
         (PROMPT | {"max_tokens": 4000, "ignore_eos": True}, 8000, 4000),

@@ -93,7 +93,7 @@ def test_every_request_of_the_day_is_served_or_refused_and_nothing_is_left(
 
 def test_a_crowd_waits_and_is_refused_and_nobody_else_is(day: tuple[list[Asked], Simulated, float]) -> None:
     asked, simulated, _ = day
-    assert simulated.most_waiting == 150
+    assert simulated.max_waiting == 150
     assert set(simulated.refusals) == {"queue_full", "queue_timeout", "shed"}
     assert {each.client for each in asked if each.refused is not None} == {"crowd"}
     crowd, patient = (

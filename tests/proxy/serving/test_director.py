@@ -72,7 +72,7 @@ class Answer:
         self._body = json.dumps(body).encode()
         self._chunks = [EVENT, *([] if words == "broken-stream" else [DONE])]
 
-    async def read(self, most_bytes: int | None = None) -> bytes:
+    async def read(self, max_bytes: int | None = None) -> bytes:
         await asyncio.sleep(0)
         return self._body
 

@@ -35,7 +35,7 @@ class Played:
         self.script = list(script)
         self.asked = 0
 
-    async def read(self, most_bytes: int | None = None) -> bytes:
+    async def read(self, max_bytes: int | None = None) -> bytes:
         raise AssertionError("a stream is not read whole")
 
     async def next_chunk(self, limit_s: float | None = None) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from proxy.config import parse_instance
 from proxy.errors import LegBrokenError
 from proxy.fleet import Fleet, Instance, ModelCard
-from proxy.fleet.circuit import CHARGES_MOST, Breaker
+from proxy.fleet.circuit import MAX_CHARGES, Breaker
 from proxy.phases import Phase, Role
 from proxy.serving.legs.leg import AttemptFailedError, Legs
 
@@ -32,7 +32,7 @@ def to_leave(fleet: Fleet, instance: Instance) -> str | None:
 
 
 def fail(instance: Instance) -> None:
-    for _ in range(CHARGES_MOST):
+    for _ in range(MAX_CHARGES):
         instance.breaker.leg_cut(NOW)
 
 

@@ -6,7 +6,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.serving.retry_budget import BACKOFF_BASE_S, BACKOFF_MOST_S, MIN_RETRIES, RetryBudget, backoff_s
+from proxy.serving.retry_budget import BACKOFF_BASE_S, MAX_BACKOFF_S, MIN_RETRIES, RetryBudget, backoff_s
 
 
 def test_a_single_failure_always_has_budget() -> None:
@@ -60,7 +60,7 @@ def test_no_retry_is_granted_beyond_the_budget(steps: list[str], share: float) -
 @given(st.integers(0, 10_000), st.integers())
 def test_pauses_are_jittered_and_bounded(pauses: int, seed: int) -> None:
     pause_s = backoff_s(pauses, random.Random(seed))
-    assert 0 <= pause_s <= min(BACKOFF_MOST_S, BACKOFF_BASE_S * 2 ** min(pauses, 10))
+    assert 0 <= pause_s <= min(MAX_BACKOFF_S, BACKOFF_BASE_S * 2 ** min(pauses, 10))
 
 
 def test_pauses_grow() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from proxy.errors import ConfigError
-from proxy.snapshots.directory import MOST_BROKEN, StateDirectory, UnusableFileError
+from proxy.snapshots.directory import MAX_BROKEN, StateDirectory, UnusableFileError
 
 ONE, OTHER = "10.0.0.1:8100", "[2001:db8::1]:8100"
 
@@ -89,12 +89,12 @@ def test_who_left_is_forgotten_and_nobody_else(at: pathlib.Path, directory: Stat
 
 
 def test_what_is_set_aside_is_kept_in_a_bounded_number(at: pathlib.Path, directory: StateDirectory) -> None:
-    for number in range(MOST_BROKEN + 5):
+    for number in range(MAX_BROKEN + 5):
         directory.write(ONE, number, str(number).encode())
         aside = directory.set_aside(ONE, number)
         assert (at / aside).read_bytes() == str(number).encode()
     kept = {path.read_text() for path in at.glob("*.broken-*")}
-    assert kept == {str(number) for number in range(5, MOST_BROKEN + 5)}
+    assert kept == {str(number) for number in range(5, MAX_BROKEN + 5)}
 
 
 def test_what_a_killed_process_left_half_written_is_removed(at: pathlib.Path) -> None:

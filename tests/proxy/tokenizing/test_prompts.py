@@ -279,7 +279,7 @@ class Engines:
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.asked: list[tuple[str, Headers]] = []
-        self.most_bytes: int | None = None
+        self.max_bytes: int | None = None
         self.answer_late: Any = None
         """What comes after a wait."""
 
@@ -292,9 +292,9 @@ class Engines:
         timeout_s: float,
         headers: Headers | None = None,
         *,
-        most_bytes: int | None = None,
+        max_bytes: int | None = None,
     ) -> tuple[int, bytes]:
-        self.most_bytes = most_bytes
+        self.max_bytes = max_bytes
         assert (method, path) == ("POST", "/tokenize"), "tokenizing asks engines nothing about themselves"
         self.asked.append((instance, headers or []))
         answer = self.answers.pop(0)
@@ -353,11 +353,11 @@ async def test_no_longer_answer_is_read_than_a_prompt_that_fits_has() -> None:
     engines = Engines({"tokens": [1]}, {"tokens": [2]})
     asking = tokenizer(engines)
     await asking.tokenize(text(prompt="one"), [])
-    assert engines.most_bytes is None
+    assert engines.max_bytes is None
     for instance in asking._fleet:
         instance.listed([ModelCard("tiny", max_model_len=1000), ModelCard("alpha", "tiny")], 0.0)
     await asking.tokenize(text(prompt="two"), [])
-    assert engines.most_bytes == (64 << 10) + 12 * 1000
+    assert engines.max_bytes == (64 << 10) + 12 * 1000
 
 
 async def test_many_that_ask_the_same_at_once_are_one_question() -> None:

@@ -10,7 +10,7 @@ from proxy.request import dialects
 from proxy.request.body import Body
 from proxy.request.dialects import Dialect
 from proxy.simulation.api.openapi import CHAT, COMPLETION, document
-from proxy.tokenizing.distrust import DISTRUST_S, MOST_KINDS, Distrust
+from proxy.tokenizing.distrust import DISTRUST_S, MAX_KINDS, Distrust
 from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.members import MemberNames, Members, kind_of, members_of, shown
 from proxy.tokenizing.schemas import read_schema
@@ -78,9 +78,9 @@ def test_names_are_shown_plain_short_and_not_too_many() -> None:
 def test_few_kinds_are_distrusted_and_none_for_ever() -> None:
     now = [0.0]
     distrust = Distrust(lambda: now[-1])
-    for n in range(MOST_KINDS + 10):
+    for n in range(MAX_KINDS + 10):
         distrust.add(f"kind {n}")
-    assert len(distrust) == MOST_KINDS
+    assert len(distrust) == MAX_KINDS
     assert "kind 9" not in distrust
     assert "kind 10" in distrust
     now.append(DISTRUST_S + 1)

@@ -116,7 +116,7 @@ def test_what_will_hardly_fit_is_left_to_engines() -> None:
 def test_many_values_are_not_rendered() -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"enum": [1] * 20_000}}}
     assert isinstance(what_to_tokenize(chat(("user", "hi"), tools=[tool])), Ask)
-    few = Bounds(limits=Limits(most_work_values=20_000))
+    few = Bounds(limits=Limits(max_work_values=20_000))
     how = what_to_tokenize(chat(("user", "hi"), tools=[tool]), few)
     assert isinstance(how, Unknowable)
     assert how.why == "too long"
@@ -157,7 +157,7 @@ async def test_what_a_template_makes_too_long_is_refused_as_well(
     body = msgspec.json.encode({"messages": [{"role": "user", "content": "hi"}]})
     assert await local.answer(body) is not None
     with pytest.raises(ValueError, match="10002 characters"):
-        await local.answer(body, most_characters=10_001)
+        await local.answer(body, max_characters=10_001)
     local.close()
 
 

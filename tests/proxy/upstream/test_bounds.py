@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from proxy.connectors.handoff import MAX_PARAMS_BYTES, most_answer_bytes
+from proxy.connectors.handoff import MAX_PARAMS_BYTES, max_answer_bytes
 from proxy.errors import TooLongError
-from proxy.upstream.bounds import MAX_ANSWER_BYTES, MAX_MODELS_BYTES, in_words, most_bytes
+from proxy.upstream.bounds import MAX_ANSWER_BYTES, MAX_MODELS_BYTES, in_words, max_bytes
 from proxy.upstream.client import EngineClient
 from proxy.upstream.engine_api.asking import Question, ask
 from proxy.upstream.engine_api.metrics import MAX_LINES, Depth, lines_of, read_capacities, read_depth
@@ -53,7 +53,7 @@ async def test_an_answer_is_read_no_further_than_its_bound(path: str, limit: str
     async with raw_engine({path: says()}) as engine, EngineClient() as client:
         with pytest.raises(TooLongError, match=f"its answer to {path} is longer than {limit}"):
             await ask(client, engine.address, Question(path, bytes), 60.0)
-        assert engine.sent_bytes < most_bytes(path, 0) + IN_BUFFERS_BYTES
+        assert engine.sent_bytes < max_bytes(path, 0) + IN_BUFFERS_BYTES
 
 
 async def test_the_bound_of_a_question_in_json_grows_with_it() -> None:
@@ -88,7 +88,7 @@ async def test_an_error_is_no_longer_than_what_it_may_quote() -> None:
     ],
 )
 def test_bounds(path: str, asked_bytes: int, status: int, expected: int) -> None:
-    assert most_bytes(path, asked_bytes, status) == expected
+    assert max_bytes(path, asked_bytes, status) == expected
 
 
 def test_bounds_in_words() -> None:
@@ -96,8 +96,8 @@ def test_bounds_in_words() -> None:
 
 
 def test_what_a_prefill_leg_answers_is_bounded_by_its_prompt() -> None:
-    assert most_answer_bytes(1000) < (1 << 20) + 8_000 + (64 << 10) + 1
-    assert MAX_PARAMS_BYTES < most_answer_bytes(64 << 20) < MAX_PARAMS_BYTES + (1 << 20)
+    assert max_answer_bytes(1000) < (1 << 20) + 8_000 + (64 << 10) + 1
+    assert MAX_PARAMS_BYTES < max_answer_bytes(64 << 20) < MAX_PARAMS_BYTES + (1 << 20)
 
 
 class Searched(str):

@@ -16,7 +16,7 @@ from proxy.errors import ConnectFailedError, DeadlineError, LegBrokenError
 from proxy.phases import Role
 from proxy.tasks import TaskOwner
 from proxy.upstream.client import EngineClient
-from proxy.upstream.connection import MOST_HELD_BYTES
+from proxy.upstream.connection import MAX_HELD_BYTES
 from tests.helpers.resolver import Resolver, resolver
 from tests.helpers.service import wait_until
 
@@ -281,7 +281,7 @@ async def test_a_reader_that_is_slow_holds_up_its_engine_and_not_our_memory() ->
                 await asyncio.sleep(0.5)
             assert said < count
             first = await answer.next_chunk()
-            assert MOST_HELD_BYTES < len(first) < 8 * MOST_HELD_BYTES
+            assert MAX_HELD_BYTES < len(first) < 8 * MAX_HELD_BYTES
             size_bytes = len(first)
             while chunk := await answer.next_chunk():
                 size_bytes += len(chunk)

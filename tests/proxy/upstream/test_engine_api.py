@@ -35,7 +35,7 @@ class Engine:
         timeout_s: float,
         headers: Headers | None = None,
         *,
-        most_bytes: int | None = None,
+        max_bytes: int | None = None,
     ) -> tuple[int, bytes]:
         self.asked.append((method, path, body))
         return self.status, self.body
