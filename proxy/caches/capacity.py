@@ -9,7 +9,7 @@ import logging
 from kvevents import PrefixIndex
 from proxy.errors import LegError
 from proxy.fleet import Instance
-from proxy.upstream.engine_api.asking import Engines, ask
+from proxy.upstream.engine_api.asking import Asker, ask
 from proxy.upstream.engine_api.metrics import METRICS, read_capacities
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class Capacities:
     """Tells an index how much room the engines have."""
 
-    def __init__(self, engines: Engines, index: PrefixIndex, *, timeout_s: float) -> None:
+    def __init__(self, engines: Asker, index: PrefixIndex, *, timeout_s: float) -> None:
         self._engines = engines
         self._index = index
         self._timeout_s = timeout_s

@@ -13,7 +13,7 @@ from proxy.caches.told import UNPROVEN_RANKS, NotAllowedError, ToldRules
 from proxy.errors import LegError
 from proxy.fleet import Instance, Status
 from proxy.tasks import TaskOwner
-from proxy.upstream.engine_api.asking import Engines, ask
+from proxy.upstream.engine_api.asking import Asker, ask
 from proxy.upstream.engine_api.event_sources import EVENT_SOURCES
 from proxy.upstream.engine_api.metrics import METRICS
 
@@ -108,7 +108,7 @@ class EventFeeds:
 
     def __init__(
         self,
-        engines: Engines,
+        engines: Asker,
         index: PrefixIndex,
         observer: Observer,
         tasks: TaskOwner,

@@ -11,7 +11,7 @@ from proxy.doctor.facts import Answer, Trouble
 from proxy.errors import ConnectFailedError, DeadlineError, LegError
 from proxy.headers import Headers
 from proxy.upstream.engine_api import metrics
-from proxy.upstream.engine_api.asking import Engines, UnreadableError
+from proxy.upstream.engine_api.asking import Asker, UnreadableError
 from proxy.upstream.engine_api.event_sources import EVENT_SOURCES
 
 MAX_WORDS = 300
@@ -19,7 +19,7 @@ MAX_WORDS = 300
 
 
 async def ask(
-    engines: Engines,
+    engines: Asker,
     instance: str,
     path: str,
     timeout_s: float,

@@ -32,7 +32,7 @@ from proxy.serving.waits import ABANDONED_PREFILL_GRACE_S, RELEASE_TIMEOUT_S
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import LocalTokenizer
 from proxy.tokenizing.comparison import tokenizer_at
-from proxy.upstream.engine_api.asking import Engines as Asked
+from proxy.upstream.engine_api.asking import Asker
 
 AT_ONCE = 8
 """Engines that are probed side by side: each has an index of its own for a while."""
@@ -43,8 +43,8 @@ CLEANUP_S = ABANDONED_PREFILL_GRACE_S + RELEASE_TIMEOUT_S
 """How long giving back what was prefilled may take once time is up."""
 
 
-class Engines(Asked, Client, Protocol):
-    """The parts of the engine client needed here."""
+class DoctorClient(Asker, Client, Protocol):
+    """The part of the engine client that the doctor needs."""
 
 
 class Doctor:
@@ -53,7 +53,7 @@ class Doctor:
     def __init__(
         self,
         config: Config,
-        engines: Engines,
+        engines: DoctorClient,
         connector: Connector,
         *,
         service: Service | None = None,

@@ -28,7 +28,7 @@ from proxy.serving.handover.in_turn import InTurnHandover
 from proxy.serving.handover.releases import Releases
 from proxy.serving.waits import ABANDONED_PREFILL_GRACE_S
 from proxy.tasks import TaskOwner
-from proxy.upstream.engine_api.asking import Engines
+from proxy.upstream.engine_api.asking import Asker
 from proxy.upstream.engine_api.metrics import METRICS, Counted
 
 TRIES = 3
@@ -45,7 +45,7 @@ class HandOver:
 
     def __init__(
         self,
-        engines: Engines,
+        engines: Asker,
         connector: Connector,
         releases: Releases,
         model: str,

@@ -28,7 +28,7 @@ from proxy.tokenizing import LocalTokenizer, comparison
 from proxy.tokenizing.comparison import ask_tokens
 from proxy.tokenizing.parity import difference
 from proxy.upstream.engine_api.about import HEALTH, VERSION, asleep
-from proxy.upstream.engine_api.asking import Engines, decode
+from proxy.upstream.engine_api.asking import Asker, decode
 from proxy.upstream.engine_api.event_sources import EVENT_SOURCES
 from proxy.upstream.engine_api.metrics import METRICS
 from proxy.upstream.engine_api.models import MODELS
@@ -75,7 +75,7 @@ class Probing:
     def __init__(
         self,
         facts: EngineFacts,
-        engines: Engines,
+        engines: Asker,
         model: str,
         *,
         kv_events: bool,

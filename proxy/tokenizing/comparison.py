@@ -11,7 +11,7 @@ from proxy.errors import ConfigError
 from proxy.tokenizing.local.files import TOKENIZER_FILE, find_model, read_model
 from proxy.tokenizing.local.tokenizer import LocalTokenizer
 from proxy.tokenizing.parity import questions
-from proxy.upstream.engine_api.asking import Engines, read
+from proxy.upstream.engine_api.asking import Asker, read
 from proxy.upstream.engine_api.tokens import read_tokens, tokenize
 
 CHECK_TIMEOUT_S = 10.0
@@ -22,7 +22,7 @@ Answers = dict[str, list[list[int] | None]]
 
 
 async def ask_tokens(
-    engines: Engines, instance: str, body: bytes, timeout_s: float = CHECK_TIMEOUT_S
+    engines: Asker, instance: str, body: bytes, timeout_s: float = CHECK_TIMEOUT_S
 ) -> list[int] | None:
     """An engine's answer to a `/tokenize` question; None if it refuses it. Raises LegError."""
     answer = await tokenize(engines, instance, body, timeout_s)

@@ -21,7 +21,7 @@ from proxy.headers import Headers
 from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.tasks import TaskOwner
 from proxy.tokenizing.slots import FairSlots
-from proxy.upstream.engine_api.asking import Engines, UnreadableError
+from proxy.upstream.engine_api.asking import Asker, UnreadableError
 from proxy.upstream.engine_api.tokens import NotServedError, read_tokens, tokenize
 
 DEADLINE_S = 2.0
@@ -53,7 +53,7 @@ class EngineTokenizer:
     def __init__(
         self,
         fleet: Fleet,
-        engines: Engines,
+        engines: Asker,
         tasks: TaskOwner,
         *,
         deadline_s: float = DEADLINE_S,

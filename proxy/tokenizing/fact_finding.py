@@ -17,7 +17,7 @@ from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.schemas import MAX_SCHEMA_BYTES, Schema, read_schema
 from proxy.tokenizing.tool_choices import COUNT_PATH, judge, questions
 from proxy.upstream.engine_api.about import VERSION
-from proxy.upstream.engine_api.asking import Engines, UnreadableError
+from proxy.upstream.engine_api.asking import Asker, UnreadableError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class _Count(msgspec.Struct):
 class FactFinder:
     """Asks engines for what is wanted and not known of them."""
 
-    def __init__(self, facts: EngineFacts, engines: Engines, *, timeout_s: float = ASK_TIMEOUT_S) -> None:
+    def __init__(self, facts: EngineFacts, engines: Asker, *, timeout_s: float = ASK_TIMEOUT_S) -> None:
         """`timeout_s`: for each answer."""
         self._facts = facts
         self._engines = engines

@@ -19,7 +19,7 @@ from proxy.tokenizing.engine_facts import EngineFacts
 from proxy.tokenizing.fact_finding import ASK_TIMEOUT_S, FactFinder
 from proxy.tokenizing.local.tokenizer import LocalTokenizer
 from proxy.tokenizing.parity import Difference, Parity, difference
-from proxy.upstream.engine_api.asking import Engines
+from proxy.upstream.engine_api.asking import Asker
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Learning:
     def __init__(
         self,
         fleet: Fleet,
-        client: Engines,
+        client: Asker,
         tasks: TaskOwner,
         *,
         local: LocalTokenizer | None,

@@ -43,7 +43,7 @@ from proxy.tokenizing.local.tokenizer import (
 from proxy.tokenizing.members import NO_MEMBERS, Members
 from proxy.tokenizing.shown import AnswersShown, TokenizerShown, TokenPath
 from proxy.tokenizing.why_unknown import WhyUnknown
-from proxy.upstream.engine_api.asking import Engines
+from proxy.upstream.engine_api.asking import Asker
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class PromptTokenizer:
     def __init__(
         self,
         fleet: Fleet,
-        client: Engines,
+        client: Asker,
         *,
         clock: Callable[[], float],
         local: LocalTokenizer | None = None,

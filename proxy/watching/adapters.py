@@ -17,7 +17,7 @@ from proxy.headers import Headers
 from proxy.phases import Role
 from proxy.shown import Address, Shown, says
 from proxy.tasks import TaskOwner
-from proxy.upstream.engine_api.asking import Engines, ask
+from proxy.upstream.engine_api.asking import Asker, ask
 from proxy.upstream.engine_api.models import MODELS
 from proxy.watching.checks import wrong_model
 
@@ -46,7 +46,7 @@ class Adapters:
     def __init__(
         self,
         fleet: Fleet,
-        engines: Engines,
+        engines: Asker,
         model: str,
         clock: Callable[[], float],
         *,

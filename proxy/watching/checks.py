@@ -12,8 +12,7 @@ from proxy.errors import ConnectFailedError, LegBrokenError, LegError, OurTroubl
 from proxy.fleet import ModelCard
 from proxy.logs import listed
 from proxy.upstream.engine_api.about import HEALTH, VERSION, health
-from proxy.upstream.engine_api.asking import Engines as Asked
-from proxy.upstream.engine_api.asking import ask
+from proxy.upstream.engine_api.asking import Asker, ask
 from proxy.upstream.engine_api.models import MODELS
 
 WRONG_PORT = "is this vLLM's --port?"
@@ -46,8 +45,8 @@ class Check(NamedTuple):
     """What went wrong, for logs and `/status`."""
 
 
-class Engines(Asked, Protocol):
-    """What asks engines, and knows when they were heard."""
+class CheckClient(Asker, Protocol):
+    """The part of the engine client that checks need."""
 
     def heard_at(self, instance: str) -> float | None:
         """When an engine last sent something, by the same clock as here."""
@@ -57,7 +56,7 @@ class Engines(Asked, Protocol):
 class Checker:
     """Asks engines. Times are seconds of the clock it is given."""
 
-    def __init__(self, engines: Engines, clock: Callable[[], float], *, timeout_s: float) -> None:
+    def __init__(self, engines: CheckClient, clock: Callable[[], float], *, timeout_s: float) -> None:
         self._engines = engines
         self._clock = clock
         self._timeout_s = timeout_s

@@ -22,8 +22,8 @@ meanwhile is gone, even if connections to it seem to stand: whoever closed them 
 telling."""
 
 
-class Engines(Protocol):
-    """The part of the engine client needed here."""
+class HealthClient(Protocol):
+    """The part of the engine client that the health book needs."""
 
     def give_up(self, instance: str) -> None:
         """Break every leg that waits for an engine."""
@@ -39,7 +39,7 @@ class HealthBook:
 
     def __init__(
         self,
-        engines: Engines,
+        engines: HealthClient,
         tell: Tell,
         clock: Callable[[], float],
         *,

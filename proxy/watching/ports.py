@@ -8,8 +8,8 @@ from proxy.config import InstanceSpec
 from proxy.watching import checks, health
 
 
-class Engines(checks.Engines, health.Engines, Protocol):
-    """Asks engines, and knows their connections."""
+class WatchClient(checks.CheckClient, health.HealthClient, Protocol):
+    """The part of the engine client that the watch needs."""
 
     def forget(self, instance: str) -> None:
         """An instance is gone."""

@@ -20,7 +20,7 @@ from proxy.tasks import TaskOwner
 from proxy.upstream.engine_api.metrics import Depth
 from proxy.watching.checks import Check, Checker, Finding, wrong_model
 from proxy.watching.health import HealthBook
-from proxy.watching.ports import Engines
+from proxy.watching.ports import WatchClient
 from proxy.watching.sleeping import Sleepers
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Rounds:
     def __init__(
         self,
         rules: Rules,
-        engines: Engines,
+        engines: WatchClient,
         feeds: EventFeeds | None,
         tell: Tell,
         book: HealthBook,

@@ -10,7 +10,7 @@ import logging
 from proxy.errors import LegError
 from proxy.fleet import Instance, Status
 from proxy.upstream.engine_api.about import asleep
-from proxy.upstream.engine_api.asking import Engines, ask
+from proxy.upstream.engine_api.asking import Asker, ask
 from proxy.upstream.engine_api.metrics import METRICS, Depth, read_depth
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class Sleepers:
     """Asks engines whether they sleep."""
 
-    def __init__(self, engines: Engines, *, timeout_s: float) -> None:
+    def __init__(self, engines: Asker, *, timeout_s: float) -> None:
         self._engines = engines
         self._timeout_s = timeout_s
         self._sleepless: dict[str, int] = {}

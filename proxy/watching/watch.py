@@ -24,7 +24,7 @@ from proxy.watching.health import GONE_S, HealthBook
 from proxy.watching.leg_reports import LegReports
 from proxy.watching.membership.base import MembershipSource
 from proxy.watching.membership.roster import Roster, Wish
-from proxy.watching.ports import Engines
+from proxy.watching.ports import WatchClient
 from proxy.watching.processes import Processes
 from proxy.watching.rounds import LOOK_EVERY_S, Rounds
 from proxy.watching.sleeping import Sleepers
@@ -48,7 +48,7 @@ class FleetWatch:
         self,
         rules: Rules,
         fleet: Fleet,
-        engines: Engines,
+        engines: WatchClient,
         feeds: EventFeeds | None,
         tell: Tell,
         *,

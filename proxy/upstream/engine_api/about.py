@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from proxy.errors import LegBrokenError
-from proxy.upstream.engine_api.asking import Engines, Question, decode, read
+from proxy.upstream.engine_api.asking import Asker, Question, decode, read
 
 HEALTH = "/health"
 """vLLM answers 200 with no body, and 503 once its core is dead."""
@@ -19,7 +19,7 @@ IS_SLEEPING = "/is_sleeping"
 MAX_VERSION_CHARS = 200
 
 
-async def health(engines: Engines, instance: str, timeout_s: float) -> int:
+async def health(engines: Asker, instance: str, timeout_s: float) -> int:
     """The status of the answer to `/health`. Raises LegError if there is none."""
     status, _ = await engines.exchange("GET", instance, HEALTH, None, timeout_s)
     return status
@@ -45,7 +45,7 @@ def _read_sleep(data: bytes) -> bool:
     return decode(IS_SLEEPING, data, _Sleep).is_sleeping
 
 
-async def asleep(engines: Engines, instance: str, timeout_s: float) -> bool | None:
+async def asleep(engines: Asker, instance: str, timeout_s: float) -> bool | None:
     """Whether an engine says that it sleeps; None if it cannot sleep. Raises LegError if it does not tell."""
     status, data = await engines.exchange("GET", instance, IS_SLEEPING, None, timeout_s)
     if status == 200:

@@ -1,6 +1,4 @@
-"""A question to an engine has an answer that was read, or it raises LegError; whoever asks needs `exchange`
-and no more.
-"""
+"""A question to an engine has an answer that was read, or it raises LegError; an `Asker` is all it takes."""
 
 from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -13,8 +11,8 @@ from proxy.headers import Headers
 T = TypeVar("T")
 
 
-class Engines(Protocol):
-    """What asks engines; the engine client does."""
+class Asker(Protocol):
+    """Asks engines questions; the engine client does."""
 
     async def exchange(
         self,
@@ -46,7 +44,7 @@ class Question(NamedTuple, Generic[T]):
     """The answer's body as a value. Raises UnreadableError."""
 
 
-async def ask(engines: Engines, instance: str, question: Question[T], timeout_s: float) -> T:
+async def ask(engines: Asker, instance: str, question: Question[T], timeout_s: float) -> T:
     """An engine's answer. Raises LegError, also for a status other than 200 and for what cannot be read."""
     status, data = await engines.exchange("GET", instance, question.path, None, timeout_s)
     if status != 200:

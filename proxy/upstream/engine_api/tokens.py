@@ -9,7 +9,7 @@ from proxy.headers import Headers
 from proxy.request.body import Body
 from proxy.request.json_pieces import lists_of_numbers
 from proxy.request.outline import LARGE_BODY_BYTES, outline
-from proxy.upstream.engine_api.asking import Engines, UnreadableError
+from proxy.upstream.engine_api.asking import Asker, UnreadableError
 
 TOKENIZE = "/tokenize"
 
@@ -26,7 +26,7 @@ class NotServedError(LegBrokenError):
 
 
 async def tokenize(
-    engines: Engines,
+    engines: Asker,
     instance: str,
     question: bytes | bytearray,
     timeout_s: float,

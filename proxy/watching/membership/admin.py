@@ -15,7 +15,7 @@ from proxy.watching.checks import Checker, wrong_model
 from proxy.watching.membership.base import Wants
 from proxy.watching.membership.kept import Kept
 from proxy.watching.membership.members import NOTHING, Present
-from proxy.watching.ports import Engines
+from proxy.watching.ports import WatchClient
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class AdminMembership:
         config: Config,
         fleet: Fleet,
         watch: Watch,
-        engines: Engines,
+        engines: WatchClient,
         kept: Kept | None,
         clock: Callable[[], float],
     ) -> None:
