@@ -1,16 +1,18 @@
-"""Glue: bytes of clients and operators become calls, and replies become bytes; nothing is decided here.
+"""The edge turns the bytes of clients and operators into calls, and replies into bytes. Where a request goes
+is decided below it.
 
-    app          which paths there are, and who may ask for them
+    app          the paths that are served, and on which socket
     sockets      which connections are accepted and kept
-    middlewares  every request: its id, its errors, its line in the log
-    access       who asks, and what they may
-    read_body    where a body ends, and how long it may take
-    routes       the handlers; `generate` serves every dialect, and `openapi.json` describes all the others
-    relay        streams on their way to clients
-    keep_alive   comments for clients that wait for one
-    stall        clients that take nothing
+    middlewares  every request: its id, its errors, and that it was answered
+    access       who asks, and what they may do
+    read_body    where a body ends, and how long it may take to arrive
+    routes       the handlers; `generate` serves every dialect, and `openapi.json` describes all others
+    relay        passes streams on to clients
+    keep_alive   comments for a client whose stream takes long to begin
+    stall        cuts clients that take nothing of their answer
     patience     how long a client may take
     app_keys     what handlers find in the application
 
-How a request ended is known at the end of `routes.generate`; `middlewares` writes its line in the log.
+`routes/generate.py` tells how a generating request ended (`RequestEnded`), and `middlewares` tells that any
+request was answered (`Answered`), which is its line in the access log.
 """

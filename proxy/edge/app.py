@@ -36,7 +36,8 @@ from proxy.watching.membership.base import MembershipSource
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 2.0
-"""How long telling the clients of what was cut may take: `relay.CUT_GRACE_S` for those that do not read."""
+"""How long clients may take to be told that their answers were cut: more than `relay.CUT_GRACE_S`, which a
+client gets that does not read."""
 
 
 def create_app(
@@ -52,7 +53,7 @@ def create_app(
 ) -> web.Application:
     """The application of `config`; `policy` and `connector` replace the configured ones. Raises ConfigError.
 
-    `dialects`: the generating routes that it serves. All others are as `assemble` has them.
+    `dialects`: the generating routes that it serves. The other arguments are those of `assemble`.
     """
     _check_key_files(config)
     service = assemble(config, policy, sources, waits, connector, tuning, consumers, series)
@@ -85,7 +86,7 @@ def create_app(
 
 
 def _salt_secret(config: Config, directory: StateDirectory | None) -> bytes:
-    """What clients' salts are made with. Raises ConfigError."""
+    """The secret that clients' salts are made with. Raises ConfigError."""
     if config.security.salt_file is not None:
         return read_secret(config.security.salt_file)
     if directory is not None:
@@ -97,7 +98,7 @@ def _salt_secret(config: Config, directory: StateDirectory | None) -> bytes:
 
 
 def _check_key_files(config: Config) -> None:
-    """Warn of key files that others may read. Raises ConfigError for those that others may write."""
+    """Log a warning for key files that other users may read. Raises ConfigError for those they may write."""
     security = config.security
     for flag, file in (
         ("--api-key-file", security.api_key_file),
@@ -113,7 +114,7 @@ def _check_key_files(config: Config) -> None:
 
 
 CLIENTS = [web.get("/v1/models", observe.models)]
-"""Beside the generating routes."""
+"""What clients may ask beside the generating routes."""
 PROBES = [
     web.get("/health", observe.health),
     web.get("/ready", observe.ready),
@@ -134,14 +135,14 @@ OPERATORS = [
     web.post("/instances/drain", admin.drain_instance),
     web.post("/instances/remove", admin.remove_instance),
 ]
-"""What tells of the fleet and of other clients, or changes it: on the admin port where there is one."""
+"""Paths that show the fleet and other clients, or change the fleet: on the admin port where there is one."""
 
 
 def create_admin_app(app: web.Application) -> web.Application:
-    """What operators ask of `app`, on a socket of its own; it must be started after `app`."""
+    """The application of the admin port, over the service of `app`; it MUST be started after `app`."""
     admin_app = _application(app[SERVICE])
     for key, value in app.items():
-        if key not in admin_app:  # its own: requests in flight, since a shutdown waits for clients alone
+        if key not in admin_app:  # it has its own requests in flight: a shutdown waits for clients alone
             admin_app[key] = value
     _add_routes(admin_app, PROBES + OPERATORS)
     return admin_app
@@ -173,10 +174,10 @@ def create_runner(
     consumers: Sequence[Consumer] = (),
     series: Sequence[Series] = (),
 ) -> ServiceRunner:
-    """A runner of `create_app` with the sockets that are configured; raises ConfigError.
+    """A runner of `create_app` on the configured sockets. Raises ConfigError.
 
-    `patience`: how long its clients may take.
-    End it with `shut_down`: its own `cleanup` cuts what is running.
+    `patience`: how long clients may take. End the runner with `shut_down`: its `cleanup` alone would cut the
+    requests that run.
     """
     app = create_app(config, policy, dialects, sources, waits, connector, tuning, consumers, series)
     return ServiceRunner(
@@ -189,9 +190,7 @@ async def _reached(event: asyncio.Event) -> None:
 
 
 async def drain(runner: web.AppRunner, delay_s: float, hurry: asyncio.Event) -> None:
-    """Fail `/ready` and serve on, for `delay_s` seconds or until `hurry`: load balancers need time to take
-    notice.
-    """
+    """Fail `/ready` and serve on for `delay_s` seconds or until `hurry`, so that load balancers notice."""
     runner.app[SERVICE].draining.set()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(delay_s):
@@ -199,10 +198,10 @@ async def drain(runner: web.AppRunner, delay_s: float, hurry: asyncio.Event) -> 
 
 
 async def shut_down(runner: web.AppRunner, timeout_s: float, hurry: asyncio.Event) -> None:
-    """Take no more requests, let the running ones end for `timeout_s` seconds or until `hurry`, then close
-    all.
+    """Accept no more requests, let the running ones end for `timeout_s` seconds or until `hurry`, then cut
+    the rest and close all.
 
-    An admin port stays open until the last: the end of a long drain can be watched.
+    An admin port stays open until the end, so that operators can watch a long drain.
     """
     runner.app[SERVICE].stopping.set()
     runner.app[SERVICE].gate.close()
@@ -218,4 +217,4 @@ async def shut_down(runner: web.AppRunner, timeout_s: float, hurry: asyncio.Even
     last_words = waiting.create(runner.app[IN_FLIGHT_KEY].none_left(), name="last words")
     await asyncio.wait({last_words}, timeout=LAST_WORDS_S)
     await waiting.close()
-    await runner.cleanup()  # aiohttp would close the connections before anything was written to them
+    await runner.cleanup()  # only now: it closes connections without a word to their clients

@@ -1,4 +1,4 @@
-"""What handlers find in the application."""
+"""Handlers find what they need in the application, under the keys of this file."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from proxy.request.dialects import Dialect
 from proxy.service import Service
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
-"""All that is below the edge."""
+"""Everything below the edge."""
 
 SALTS: web.AppKey[ClientSalts] = web.AppKey("salts", ClientSalts)
-"""Set if engines get salts that differ by client."""
+"""Makes the salts of clients; missing without --salt-by-client."""
 
 SPOKEN: web.AppKey[Sequence[Dialect]] = web.AppKey("dialects", Sequence[Dialect])
 """The generating routes that are served."""

@@ -1,8 +1,7 @@
-"""A client that waits long for the head of its stream hears that it is being served; from then on its status
-is 200.
+"""A client whose stream takes long to begin gets the head, with status 200, and comments until it begins.
 
-Only until the stream begins: afterwards its engine sends what there is. What goes wrong after the first
-comment can only be told in an event, so whoever answers has to look whether the head is out.
+Once the stream has begun, nothing is added to what its engine sends. An error after the first comment can
+only be sent as an event, so a handler has to look whether the head went out (`KeepAlive.response`).
 """
 
 import asyncio
@@ -20,19 +19,17 @@ _EVENTS = ("Content-Type", "text/event-stream; charset=utf-8")
 
 
 class KeepAlive:
-    """Sends comments while something else, inside its context, finds out what the answer is."""
+    """A context manager that sends comments to a client while its body waits for the reply."""
 
     def __init__(self, request: web.Request, every_s: float) -> None:
-        """`every_s`: the first comment, with the head, comes after so long, and then one each time; 0 for
-        none.
-        """
+        """`every_s`: seconds until the head and the first comment, and between comments; 0 for none."""
         self._request = request
         self._every_s = every_s
         self._begins: asyncio.TimerHandle | None = None
         self._tasks: TaskOwner | None = None
-        """Owner of what writes, once there is something to write: most streams begin before."""
+        """Owner of the task that writes; made with the first comment, since most streams begin before."""
         self.response: web.StreamResponse | None = None
-        """The answer whose head the client has; None if none went out."""
+        """The answer whose head went out; None if none did."""
 
     async def __aenter__(self) -> Self:
         if self._every_s:

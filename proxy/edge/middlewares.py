@@ -1,4 +1,4 @@
-"""Every answer carries the request's id, and every error that is ours has the one envelope and no
+"""Every answer carries the request's id, and every error of kvproxy's own has the one envelope and shows no
 traceback.
 """
 
@@ -23,32 +23,32 @@ from proxy.headers import REQUEST_ID, safe_id
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[!-~]{1,256}")
-"""Without spaces, so that an id in the access log is one word."""
+"""Ids that a client may choose: without spaces, so that an id in the access log is one word."""
 
 MAX_LOGGED_PATH_CHARS = 200
 
 SERVER = "kvproxy"
-"""What answers call themselves, those of engines as well."""
+"""The `Server` header of all answers, those of engines included."""
 
 CLIENT_LEFT_STATUS = 499
-"""What the log says of a request whose client did not wait, after nginx's number for it."""
+"""The status in the log of a request whose client left; it is nginx's number for that."""
 
 REQUEST_ID_KEY: web.RequestKey[str] = web.RequestKey("request_id", str)
 STARTED_KEY: web.RequestKey[float] = web.RequestKey("started_at", float)
 NOTES_KEY: web.RequestKey[dict[str, str]] = web.RequestKey("notes", dict)
-"""What handlers add to the access log's line."""
+"""Names and values that handlers add to the line of the access log."""
 
 
 BODY_LEASE_KEY: web.RequestKey[BodyLease] = web.RequestKey("body_lease", BodyLease)
-"""The memory the request's body takes, once it is read; given back when the request ends."""
+"""The memory that the request's body takes, from the moment it is read until the request ends."""
 
 
 SPARE_KEY: web.RequestKey[bool] = web.RequestKey("spare", bool)
-"""Set if the request's connection is one that is kept for probes and operators."""
+"""Set if the request came by a spare connection, one that is reserved for probes and operators."""
 
 
 BODY_KEY: web.RequestKey[bytearray] = web.RequestKey("body", bytearray)
-"""The body, as far as it was read."""
+"""The body, as far as it has arrived."""
 
 
 class InFlight:
@@ -59,7 +59,8 @@ class InFlight:
         self._none = asyncio.Event()
         self._none.set()
         self.cutting = asyncio.Event()
-        """Set once whatever still runs is cancelled by us: its client has not left, so it is to hear why."""
+        """Set once kvproxy cancels the requests that still run: their clients have not left, and are told
+        why."""
 
     def __enter__(self) -> None:
         self._tasks.add(asyncio.current_task())
@@ -71,19 +72,19 @@ class InFlight:
             self._none.set()
 
     def cut(self) -> None:
-        """Have every request end now; each still writes its client a word."""
+        """Cancel every request; each still tells its client why."""
         self.cutting.set()
         for task in self._tasks:
             if task is not None:
                 task.cancel()
 
     async def none_left(self) -> None:
-        """Wait until there is none."""
+        """Wait until no request is in flight."""
         await self._none.wait()
 
 
 class Load:
-    """How many generating requests are being answered, those that wait included."""
+    """How many generating requests are being answered, those in the queue included."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -102,7 +103,7 @@ IN_FLIGHT_KEY: web.AppKey[InFlight] = web.AppKey("in_flight", InFlight)
 
 @web.middleware
 async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Name the request, answer its errors, tell when it is over."""
+    """Give the request its id, turn its errors into answers, and tell `Answered` when it is over."""
     request[REQUEST_ID_KEY] = _request_id(request.headers.get(REQUEST_ID))
     request[STARTED_KEY] = time.monotonic()
     request[NOTES_KEY] = {}
@@ -157,7 +158,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
             return enveloped(error, words)
         return enveloped(error)
     except ConnectionError:
-        return web.Response(status=CLIENT_LEFT_STATUS)  # nobody is there to read it
+        return web.Response(status=CLIENT_LEFT_STATUS)  # the client has left; the status is for the log
     except asyncio.CancelledError:
         if not cut_by_us(request) or request.writer.output_size > 0:
             raise
@@ -166,27 +167,29 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         request_id = safe_id(request[REQUEST_ID_KEY])
         log.exception("%s %s failed (id %s)", request.method, _path(request), request_id)
         if request.transport is not None and request.writer.output_size > 0:
-            request.transport.close()  # bytes of an answer are out already; a second one must not follow
+            request.transport.close()  # an answer has begun already; a second one must not follow
         return web.json_response(
             envelope("kvproxy failed on this request; its log says why", RequestError.kind, 500), status=500
         )
 
 
 def cut_by_us(request: web.Request) -> bool:
-    """Whether a request was cancelled because kvproxy ends, and not because its client left."""
+    """Whether kvproxy, which is shutting down, has cancelled the request; if not, its client left."""
     return request.app[IN_FLIGHT_KEY].cutting.is_set()
 
 
 def enveloped(error: web.HTTPException, words: str | None = None) -> web.Response:
-    """What aiohttp would answer by itself, as the other errors look; `words` instead of its own."""
+    """An error of aiohttp's in the one envelope; `words`: the message to give instead of its own."""
     reply = envelope(words or error.text or error.reason, _kind(error.status), error.status)
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     return web.json_response(reply, status=error.status, headers=headers)
 
 
-def error_response(error: RequestError, told: Mapping[str, Any] | None = None) -> web.Response:
-    """The answer to a request that ends in `error`; its body is `told`, or else the envelope."""
-    body = told or envelope(str(error), error.kind, error.status, error.param)
+def error_response(error: RequestError, body: Mapping[str, Any] | None = None) -> web.Response:
+    """The answer to a request that ends in `error`; `body`: the error in its dialect's words, by default in
+    the one envelope.
+    """
+    body = body or envelope(str(error), error.kind, error.status, error.param)
     response = web.json_response(body, status=error.status, headers=error.headers)
     if error.headers.get("Connection") == "close":
         response.force_close()
@@ -194,10 +197,10 @@ def error_response(error: RequestError, told: Mapping[str, Any] | None = None) -
 
 
 async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
-    """An `on_response_prepare` signal: every answer names its request.
+    """Give every answer the request's id and the `Server` header (an `on_response_prepare` signal).
 
-    While kvproxy drains it also ends its connection, so that whoever keeps some open finds another replica
-    for the next.
+    While kvproxy drains, the answer also ends its connection, so that clients that keep connections open find
+    another replica for their next request.
     """
     if request.app[SERVICE].draining.is_set():
         response.force_close()
@@ -208,7 +211,7 @@ async def finish_head(request: web.Request, response: web.StreamResponse) -> Non
 
 
 def _path(request: web.Request) -> str:
-    """The path for the log: as it was sent, for a decoded one may hold line breaks, and without its query."""
+    """The path for the log, without its query; as it was sent, since a decoded one may hold line breaks."""
     return request.raw_path.partition("?")[0][:MAX_LOGGED_PATH_CHARS]
 
 

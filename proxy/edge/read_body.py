@@ -1,6 +1,4 @@
-"""Where a body ends is said in one way only, and a body must keep coming: a slow one does not hold a
-connection.
-"""
+"""A body whose end could be read in two ways is refused, and one that arrives too slowly is given up."""
 
 import asyncio
 import contextlib
@@ -13,29 +11,31 @@ from proxy.edge.patience import PATIENCE, Patience
 from proxy.errors import BadRequestError, RequestTimeoutError
 
 PATIENCE_KEY: web.RequestKey[Patience] = web.RequestKey("patience", Patience)
-"""What the socket that a request came by gives its clients."""
+"""How long clients of the socket that a request came by may take."""
 
 
 class Pace:
-    """How long a body may still take: a credit of seconds that runs down, and that bytes fill up to a
-    bound.
+    """How long a body may still take: a credit of seconds that runs down, and that arriving bytes raise up to
+    a bound.
     """
 
     def __init__(self, now: float, patience: Patience = PATIENCE) -> None:
-        """`now`: seconds, when its head was there."""
+        """`now`: when the head had arrived, in seconds of any monotonic clock."""
         self._patience = patience
         self._grace_ends_at = self._due = now + patience.body_grace_s
         self._received_bytes = 0
 
     def due(self, now: float, received_bytes: int) -> float:
-        """When it is too slow unless more comes; of it so much has come by now."""
+        """When the body is given up unless more of it arrives; `received_bytes`: how much has arrived."""
         new_bytes = received_bytes - self._received_bytes
         self._received_bytes = received_bytes
         self._due = min(self._due + new_bytes / self._patience.body_least_bytes_s, self._latest(now))
         return self._due
 
     def _latest(self, now: float) -> float:
-        """A body that is small by now holds next to nothing, so all of its grace is its own."""
+        """The latest time that the credit may reach. A small body, which holds hardly any memory, keeps its
+        whole grace.
+        """
         stall_s = self._patience.body_stall_s
         small = self._received_bytes <= stall_s * self._patience.body_least_bytes_s
         return max(self._grace_ends_at, now + stall_s) if small else now + stall_s
@@ -45,10 +45,10 @@ _VERSIONS = (HttpVersion10, HttpVersion11)
 
 
 def check_framing(request: web.Request) -> None:
-    """Raises BadRequestError, and has the connection closed, for framing that others may read otherwise.
+    """Raise BadRequestError, which closes the connection, for framing that another server may read otherwise.
 
-    aiohttp refuses most of it. It takes any list of transfer codings that ends in `chunked`, takes one in
-    HTTP/1.0, which has none, and answers in versions that it does not speak.
+    aiohttp refuses most of it. But it takes any list of transfer codings that ends in `chunked`, takes one in
+    HTTP/1.0, which has none, and answers requests of HTTP versions that it does not speak.
     """
     coding = request.headers.get("Transfer-Encoding")
     if request.version not in _VERSIONS:
@@ -63,8 +63,8 @@ def check_framing(request: web.Request) -> None:
 
 
 def in_time(request: web.Request) -> AbstractAsyncContextManager[None]:
-    """Read a body inside, by whatever means. Raises RequestTimeoutError once it comes too slowly."""
-    # Most came with their heads.
+    """A context in which to read a body. Raises RequestTimeoutError once the body arrives too slowly."""
+    # Most bodies have arrived with their heads.
     return contextlib.nullcontext() if request.content.is_eof() else _in_time(request)
 
 

@@ -1,7 +1,7 @@
-"""An answer that ends cleanly is complete: a stream that was cut gets an error event between two events, then
-the cut.
+"""An answer that ends cleanly is complete: a stream that fails gets an error event, and then its connection
+is cut.
 
-Events come whole, so there is always a boundary to put the error at.
+Streams arrive in runs of whole events, so the error event always goes between two events.
 """
 
 import asyncio
@@ -24,18 +24,18 @@ from proxy.request.deadlines import NO_LIMIT, TimeLimit
 from proxy.request.dialects import Dialect
 
 CUT_GRACE_S = 1.0
-"""How long a client may take to read what it was sent before its connection was cut."""
+"""How long a client whose stream is cut may take to read what was sent before."""
 
 
 class Relayed(NamedTuple):
-    """A stream that has ended."""
+    """How a stream has ended."""
 
     cut: RequestError | None
-    """What it was cut with; None if it is complete."""
+    """The error that it was cut with; None if it is complete."""
     before: bytes = b""
-    """The last run but one of one that is complete."""
+    """The last run but one of a complete stream."""
     last: bytes = b""
-    """Its last run: with the one before it holds all that is said after the answer."""
+    """The last run of a complete stream: these two hold all that follows the answer's text, as its usage."""
 
 
 async def relay_stream(
@@ -46,12 +46,12 @@ async def relay_stream(
     cutting: asyncio.Event,
     limit: TimeLimit = NO_LIMIT,
 ) -> Relayed:
-    """Pass runs of whole events on, at the client's pace.
+    """Pass runs of whole events on to the client, at its pace.
 
-    `events` end once the stream is complete, and raise otherwise. What the client's side raises passes
-    through. If the engine's side fails, time is up, or kvproxy ends (`cutting` is set, and then this is
-    cancelled), the client gets an error event and its connection is closed without the mark that ends a
-    complete answer.
+    `events` MUST end only if the stream is complete, and raise otherwise. If they raise, if the time of
+    `limit` is over, or if kvproxy ends (`cutting` is set, then this is cancelled), the client gets an error
+    event, and its connection is closed without the event that ends a complete answer. Errors of writing to
+    the client are raised on.
     """
     before = last = b""
     await response.prepare(request)
@@ -85,9 +85,9 @@ async def cut_stream(
     error: RequestError,
     event: bytes = b"",
 ) -> RequestError:
-    """Say why, with the engine's own `event` if it had one, and close the connection.
+    """Send an error event (`event`: the engine's own, if it sent one) and close the connection.
 
-    A client that does not read keeps it for CUT_GRACE_S at most.
+    A client that does not read keeps the connection for CUT_GRACE_S at most.
     """
     transport = request.transport
     with contextlib.suppress(TimeoutError):

@@ -1,8 +1,8 @@
-"""A client that takes nothing of what waits for it is cut; one that reads slowly is waited for.
+"""A client that takes nothing of its answer is cut; one that reads slowly is waited for.
 
-What a client does not read stays at its engine: aiohttp waits while more than its high-water mark is unsent,
-and reads no more from the engine meanwhile. But the engine's work, its claim and a whole unstreamed answer
-would then be held for as long as the client likes.
+What a client does not read takes no memory here: while more than aiohttp's high-water mark is unsent, no more
+is read from the engine. But the engine's work, the claim on it, and a whole unstreamed answer would be held
+for as long as the client likes.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from aiohttp import web
 log = logging.getLogger(__name__)
 
 LOOKS = 4
-"""How often in the time allowed it is looked whether anything moved."""
+"""How often within `stall_s` the progress of an answer is checked."""
 
 
 class StallWatch:
-    """Watches one answer while it is written, as a context manager; aborts its connection if nothing
-    moves.
+    """Watches one answer while it is written, as a context manager; aborts the connection if the client takes
+    nothing of it for `stall_s` seconds.
     """
 
     def __init__(self, request: web.Request, stall_s: float, stalled: Callable[[], None]) -> None:
-        """`stalled` is called when the connection is aborted."""
+        """`stalled` is called as the connection is aborted."""
         self._transport = request.transport
         self._writer = request.writer
         self._stalled = stalled

@@ -1,1 +1,1 @@
-"""Who asks, and what they may: keys, origins, loopback."""
+"""Access decides who asks and what they may do: by keys, origins and loopback."""

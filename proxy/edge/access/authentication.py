@@ -1,5 +1,5 @@
-"""With client keys configured nothing under /v1 is done for a request without one; who asks is known by name
-only.
+"""If client keys are configured, a request under /v1 without one is refused; of one with a key only the key's
+name is passed on.
 """
 
 from aiohttp import web
@@ -9,24 +9,24 @@ from proxy.edge.access.client_keys import ClientKeys
 from proxy.edge.middlewares import NOTES_KEY
 
 CLIENT_KEYS: web.AppKey[ClientKeys] = web.AppKey("client_keys", ClientKeys)
-"""Set if clients must show a key."""
+"""The client keys; missing if none are configured."""
 
 CLIENT_KEY: web.RequestKey[str] = web.RequestKey("client", str)
-"""The name of the key a request came with; not there if none is asked for."""
+"""The name of the key that a request came with; missing if no key is asked for."""
 
 GUARDED = "/v1"
-"""As vLLM guards: probes, metrics and admin paths have no client key."""
+"""The paths that need a client key, as in vLLM: probes, metrics and admin paths need none."""
 
 LOAD_ADAPTER = "/v1/load_lora_adapter"
 UNLOAD_ADAPTER = "/v1/unload_lora_adapter"
 
 _FOR_OPERATORS = frozenset({LOAD_ADAPTER, UNLOAD_ADAPTER})
-"""vLLM has these among what clients use; they want the admin key."""
+"""Paths below GUARDED that need the admin key instead; vLLM guards them with its client key."""
 
 
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let a request pass if it needs no key or has one; for the others, vLLM's own answer."""
+    """Let a request pass if it needs no key or has a right one; answer others as vLLM does, with 401."""
     keys = request.app.get(CLIENT_KEYS)
     if keys is None or not _guarded(request):
         return await handler(request)
@@ -42,7 +42,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 def _guarded(request: web.Request) -> bool:
-    """By the route that was found, so that no other spelling of a path gets around it."""
+    """Whether a request needs a key: by the route it matched, so that no spelling of its path evades that."""
     resource = request.match_info.route.resource
     path = request.path if resource is None else resource.canonical
     return path.startswith(GUARDED) and (resource is None or path.rstrip("/") not in _FOR_OPERATORS)

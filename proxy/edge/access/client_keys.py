@@ -1,5 +1,5 @@
-"""A client is who its key says; how long the answer takes does not tell which keys are nearly right, or how
-many there are.
+"""A client is identified by its key, and the time that a lookup takes shows neither how many keys there are
+nor whether one is nearly right.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ _NOBODY = (bytes(32), None)
 
 
 class ClientKeys:
-    """The keys clients may come with; a name may have several, so that one can be replaced.
+    """The keys that clients may have; a name may have several, so that one can be replaced.
 
-    A key is looked up by a digest that is keyed with a secret of this process: nobody outside knows what is
-    near what in the table, so what looking it up takes tells nothing.
+    A key is looked up by a digest keyed with a secret of this process. Nobody outside can compute digests, so
+    the time of a lookup in the table shows nothing about the keys in it.
     """
 
     def __init__(self, names: Mapping[str, str], groups: Mapping[str, str]) -> None:
-        """`names` maps keys to names; `parse` and `read` make it."""
+        """`names`: the name of each key; `groups`: the group of each name that is in one."""
         self._known_names = frozenset(names.values())
         self.groups = dict(groups)
-        """The groups of those names that are in one."""
+        """The group of each name that is in one."""
         self._secret = secrets.token_bytes(hashlib.blake2b.MAX_KEY_SIZE)
         self._known = {
             digest: (digest, name) for key, name in names.items() for digest in (self._digest(key),)
@@ -52,8 +52,8 @@ class ClientKeys:
 
     @classmethod
     def parse(cls, text: str, *, origin: str = _FLAG) -> Self:
-        """The keys of lines `NAME KEY` or `NAME@GROUP KEY`; empty lines and those that begin with # are
-        passed over.
+        """The keys of lines `NAME KEY` or `NAME@GROUP KEY`; empty lines and lines that begin with # are
+        ignored. Raises ConfigError that begins with `origin` and names the line.
         """
         names: dict[str, str] = {}
         groups: dict[str, str | None] = {}
@@ -86,7 +86,7 @@ class ClientKeys:
         return name in self._known_names
 
     def name_of(self, authorization: str | None) -> str | None:
-        """Whose key an `Authorization: Bearer KEY` header carries; None if nobody's."""
+        """The name of the key in an `Authorization: Bearer KEY` header; None if it is no known key."""
         scheme, _, key = (authorization or "").partition(" ")
         given = self._digest(key)
         known, name = self._known.get(given, _NOBODY)

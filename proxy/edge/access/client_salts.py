@@ -1,9 +1,9 @@
-"""Prompts of clients that share nothing never meet in an engine's cache: each has a salt that no other can
-have.
+"""Prompts of clients in different groups never share a block of an engine's cache: each group has salts that
+no other can have. A client without a group is a group of its own.
 
-An engine's prefix cache finds a block only for prompts with the same `cache_salt`. A salt here is a keyed
-hash of whose request it is and of the client's own salt, if it gave one; so a client chooses among salts of
-its own, never another's.
+An engine's prefix cache finds a block only for prompts with the same `cache_salt`. The salt that engines get
+is a keyed hash of the group and of the client's own `cache_salt`, if it sent one. So a client can choose
+among the salts of its own group, never one of another.
 """
 
 import base64
@@ -21,34 +21,33 @@ MAX_SECRET_BYTES = 4096
 
 MAX_SALT_CHARS = 128
 NEVER_IN_A_SALT = frozenset("@/\\\0")
-"""vLLM's rule for a client's salt (`validate_cache_salt` of 0.32); what it makes of a salt may name files of
-a store."""
+"""vLLM's rule for a client's salt (`validate_cache_salt` of 0.32): a salt may become part of file names in a
+store."""
 
 _MAX_RAW_BYTES = 2 + 12 * MAX_SALT_CHARS
 """A character takes at most twelve bytes of JSON: an escaped surrogate pair."""
 
 _SALT_BYTES = 33
-"""Without padding in base64, 44 characters; vLLM advises 256 bits."""
+"""The size of a salt: 44 characters of base64 without padding. vLLM advises at least 256 bits."""
 
 _decode_string = msgspec.json.Decoder(str).decode
 
 
 class ClientSalts:
-    """The salts of clients, by the names of their keys."""
+    """Makes the salts of clients, from the names of their keys."""
 
     def __init__(self, secret: bytes, groups: Mapping[str, str]) -> None:
-        """`secret`: any bytes; the same ones make the same salts. `groups`: of the names that share with
-        others.
+        """`secret`: any bytes; the same ones make the same salts. `groups`: the group of each name that is in
+        one.
         """
         key = hashlib.blake2b(secret, person=b"kvproxy salts").digest()
         self._keyed = hashlib.blake2b(key=key, digest_size=_SALT_BYTES)
         self._groups = dict(groups)
 
     def of(self, name: str, own: str | None) -> str:
-        """What engines get as `cache_salt` of a client's request that came with the salt `own`, or without
-        one.
+        """The `cache_salt` that engines get for a request of the client `name`; `own`: the salt it sent.
 
-        Letters, digits, dashes and underscores.
+        Consists of letters, digits, dashes and underscores.
         """
         group = self._groups.get(name)
         parts = ["key", name] if group is None else ["group", group]
@@ -66,9 +65,9 @@ def _base64(data: bytes) -> str:
 
 
 def read_own_salt(raw: bytes | None) -> str | None:
-    """The salt in a request's `cache_salt`, as JSON text; None if it has none.
+    """The salt that a client sent; `raw`: its `cache_salt` as JSON text. None if it sent none.
 
-    Raises BadRequestError in vLLM's words for what vLLM refuses: an engine only sees what is made of it.
+    Raises BadRequestError in vLLM's words for what vLLM refuses, since engines do not see this salt.
     """
     if raw is None or raw == b"null":
         return None
@@ -90,7 +89,7 @@ def _refusal(words: str) -> BadRequestError:
 
 
 def read_secret(path: pathlib.Path) -> bytes:
-    """The secret in a file, without space at its ends. Raises ConfigError naming the flag and the file."""
+    """The secret in a file, without white space at its ends. Raises ConfigError naming flag and file."""
     try:
         with path.open("rb") as file:
             secret = file.read(MAX_SECRET_BYTES + 1)

@@ -1,6 +1,6 @@
 """Clients are told apart by what the operator trusts: a configured header, else the name of their API key.
 
-Where neither tells, memory is shared by address.
+Requests with neither are one client in the queue; memory for their bodies is shared out by address.
 """
 
 import functools
@@ -13,11 +13,13 @@ from proxy.edge.access.authentication import CLIENT_KEY
 from proxy.fair_queue import ANONYMOUS
 
 MAX_CLIENT_CHARS = 128
-"""A longer name is kept as its digest, so that names take no memory worth speaking of."""
+"""A longer name is replaced by its digest, so that names take little memory."""
 
 
 def client_of(request: web.Request, header: str | None) -> str:
-    """Whose request it is, for fairness alone: nothing is allowed or refused by it."""
+    """The client that a request belongs to, for fairness alone: access is not decided by it. `header`: the
+    configured header's name.
+    """
     name = (request.headers.get(header) if header is not None else None) or request.get(CLIENT_KEY, "")
     if len(name) > MAX_CLIENT_CHARS:
         return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
@@ -25,24 +27,23 @@ def client_of(request: web.Request, header: str | None) -> str:
 
 
 SITE_BITS = 64
-"""Of an IPv6 address: what a provider gives one customer at least, who has all addresses in it (RFC 6177)."""
+"""The part of an IPv6 address that stands for one holder: a provider gives each customer a network of this
+size at least, with all addresses in it (RFC 6177)."""
 
 
 def holder_of(request: web.Request, header: str | None) -> str:
-    """Whose share of the memory for bodies a request's body takes: its client's, else that of where it comes
-    from.
-    """
+    """Whose share of the memory for bodies a request takes: its client's, or else that of its network."""
     client = client_of(request, header)
     return client if client != ANONYMOUS else f"from {network_of(request.remote)}"
 
 
-@functools.lru_cache(maxsize=1024)  # reading one takes longer than all else that is done with it
+@functools.lru_cache(maxsize=1024)  # parsing an address takes longer than all else done for it
 def network_of(peer: str | None) -> str:
-    """An address, or the network of one in IPv6, as text."""
+    """The IPv4 address, or the IPv6 network, that `peer` belongs to, as text."""
     try:
         address = ipaddress.ip_address(peer or "")
     except ValueError:
-        return "nowhere"  # it left already
+        return "nowhere"  # the client has left already
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     if address.ipv4_mapped is not None:  # one socket for both families shows IPv4 clients so

@@ -1,7 +1,8 @@
-"""What browsers are told of other origins is what vLLM's framework would tell them, and no more.
+"""Browsers get the CORS headers that vLLM's framework would send, and no more.
 
-The decisions of Starlette 1.10's CORSMiddleware, which `tests/proxy/edge/access/data/cors_1_10.json` was
-recorded from. It sees headers as text; here what is not printable ASCII is never repeated to anybody.
+The decisions are those of Starlette 1.10's CORSMiddleware, from which
+`tests/proxy/edge/access/data/cors_1_10.json` was recorded. One thing differs: a header that is not printable
+ASCII, or is longer than 4096 characters, is never repeated in an answer.
 """
 
 import re
@@ -19,13 +20,13 @@ PRIVATE_NETWORK = "Access-Control-Request-Private-Network"
 
 ALL_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY")
 SAFELISTED = ("Accept", "Accept-Language", "Content-Language", "Content-Type")
-"""Headers that need no leave; told all the same."""
+"""Request headers that browsers may always send; they are listed all the same, as Starlette does."""
 
 EXPOSED = (names.REQUEST_ID, "Retry-After", names.PREFILL, names.DECODE, names.CACHED_TOKENS)
 """Headers of answers that pages may read, as OpenAI's clients do; vLLM exposes none."""
 
 MAX_AGE_S = 600
-"""How long a browser remembers what it was told."""
+"""How long a browser may remember the answer to a preflight; Starlette's default."""
 
 _ALLOW = "Access-Control-Allow-"
 _VARY = f"{ORIGIN}, {METHOD}, {HEADERS}, {PRIVATE_NETWORK}"
@@ -33,7 +34,7 @@ _TEXT = re.compile(r"[ -~]{0,4096}")
 
 
 class Preflight(NamedTuple):
-    """The answer to a browser that asks whether it may."""
+    """The answer to a preflight, by which a browser asks whether it may send a request."""
 
     status: int
     text: str
@@ -41,15 +42,15 @@ class Preflight(NamedTuple):
 
 
 class CorsRules:
-    """What is told to whom, by the settings."""
+    """The CORS headers of answers, by the settings."""
 
     def __init__(self, settings: Cors) -> None:
         self._origins = frozenset(settings.allowed_origins)
         self._any_origin = ANY in self._origins
         self._credentials = settings.allow_credentials
         self._methods = ALL_METHODS if ANY in settings.allowed_methods else tuple(settings.allowed_methods)
-        told = sorted({*SAFELISTED, *settings.allowed_headers})
-        self._headers = None if ANY in settings.allowed_headers else {name.lower() for name in told}
+        allowed = sorted({*SAFELISTED, *settings.allowed_headers})
+        self._headers = None if ANY in settings.allowed_headers else {name.lower() for name in allowed}
         shared = {f"{_ALLOW}Credentials": "true"} if self._credentials else {}
         if self._any_origin and not self._credentials:
             shared[f"{_ALLOW}Origin"] = ANY
@@ -60,7 +61,7 @@ class CorsRules:
             "Access-Control-Max-Age": str(MAX_AGE_S),
         }
         if self._headers is not None:
-            self._preflight[f"{_ALLOW}Headers"] = ", ".join(told)
+            self._preflight[f"{_ALLOW}Headers"] = ", ".join(allowed)
 
     def preflight(self, asked: Mapping[str, str]) -> Preflight:
         """The answer to a request for which `is_preflight` holds; `asked` are its headers."""
@@ -86,20 +87,20 @@ class CorsRules:
         return Preflight(200, "OK", answer)
 
     def simple(self, origin: str | None, vary: str = "") -> dict[str, str]:
-        """The headers of any other answer, for a request of `origin`; `vary` is what the answer's `Vary` says
-        already.
+        """The CORS headers of any other answer. `origin`: the request's `Origin`; `vary`: the answer's `Vary`
+        so far.
         """
-        told = {} if origin is None else dict(self._simple)
-        if origin is not None and f"{_ALLOW}Origin" not in told and self._allows(origin):
-            told[f"{_ALLOW}Origin"] = origin
+        headers = {} if origin is None else dict(self._simple)
+        if origin is not None and f"{_ALLOW}Origin" not in headers and self._allows(origin):
+            headers[f"{_ALLOW}Origin"] = origin
         if ORIGIN.lower() not in {name.strip().lower() for name in vary.split(",")}:
             vary = f"{vary}, {ORIGIN}" if vary else ORIGIN
-        return told | {"Vary": vary}
+        return headers | {"Vary": vary}
 
     def _allows(self, origin: str) -> bool:
         return (self._any_origin and _TEXT.fullmatch(origin) is not None) or origin in self._origins
 
 
 def is_preflight(method: str, asked: Mapping[str, str]) -> bool:
-    """Whether a browser asks whether it may, rather than for anything."""
+    """Whether a request is a preflight: a browser asks whether it may send another. `asked`: its headers."""
     return method == "OPTIONS" and ORIGIN in asked and METHOD in asked

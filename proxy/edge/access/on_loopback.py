@@ -1,9 +1,9 @@
-"""Who asks on loopback itself is told from a reverse proxy there, and from a page in a browser there that
-belongs to others.
+"""A request counts as local only if no reverse proxy on this machine passes it on, and no page of another
+site makes a browser on this machine send it.
 
-Both connect from 127.0.0.1. A proxy says for whom it asks, or passes on the name it was asked by; a browser
-says which page asks, and a page whose name was made to point here (DNS rebinding) still names itself as the
-host.
+All of them connect from 127.0.0.1. But a proxy adds a header that says for whom it asks, or keeps the `Host`
+it was asked by; a browser says which page asks, and a page whose name was made to resolve to this machine
+(DNS rebinding) still has that name in `Host`.
 """
 
 import ipaddress
@@ -26,7 +26,8 @@ _SAID_BY_PROXIES = frozenset(
 _SAID_BY_PROXIES_TOO = "x-forwarded-"
 
 _SAME_SITE = frozenset({"same-origin", "none"})
-"""`Sec-Fetch-Site` of a page of ours, and of what somebody typed (https://www.w3.org/TR/fetch-metadata/)."""
+"""The values of `Sec-Fetch-Site` for a page of kvproxy itself, and for an address that somebody typed
+(https://www.w3.org/TR/fetch-metadata/)."""
 
 _PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE)
@@ -45,10 +46,10 @@ def why_not_local(
     scheme: str,
     listens_on: Collection[str],
 ) -> str | None:
-    """Why a request may come from elsewhere than this machine or a page of ours; None if it does not.
+    """Why a request does not count as local, in words; None if it does.
 
-    `peer`: the address that the connection comes from, `scheme`: `http` or `https`, `listens_on`: the hosts
-    kvproxy was told to listen on.
+    `peer`: the address that the connection comes from; `scheme`: `http` or `https`; `listens_on`: the hosts
+    that kvproxy is configured to listen on.
     """
     if peer is None or not _is_loopback(peer):
         return "this connection comes from elsewhere"

@@ -1,1 +1,1 @@
-"""What is served: one file a group of paths."""
+"""The handlers: each file serves one group of paths."""

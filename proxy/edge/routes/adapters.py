@@ -1,4 +1,4 @@
-"""Adapters are loaded and unloaded on all engines together, and what each of them says is told."""
+"""Adapters are loaded and unloaded on all engines together, and the answer holds what each engine said."""
 
 from collections.abc import Sequence
 
@@ -32,20 +32,20 @@ async def _tell_all(request: web.Request, path: str) -> web.Response:
     if is_large(data):
         raise BadRequestError("the request body is larger than any that names an adapter")
     body = Body.parse(bytes(data))
-    told = await request.app[SERVICE].adapters.tell_all(path, body.encoded(), engine_headers(request))
-    done = sum(each.status == web.HTTPOk.status_code for each in told)
-    request[NOTES_KEY]["engines"] = f"{done}/{len(told)}"
-    answer = AdaptersTold(message=f"{done} of {len(told)} engines did it", engines=list(told))
-    return web.json_response(as_builtins(answer), status=overall_status([each.status for each in told]))
+    engines = await request.app[SERVICE].adapters.tell_all(path, body.encoded(), engine_headers(request))
+    done = sum(each.status == web.HTTPOk.status_code for each in engines)
+    request[NOTES_KEY]["engines"] = f"{done}/{len(engines)}"
+    answer = AdaptersTold(message=f"{done} of {len(engines)} engines did it", engines=list(engines))
+    return web.json_response(as_builtins(answer), status=overall_status([each.status for each in engines]))
 
 
 _OF_ALL = frozenset({200, 400, 404})
 
 
 def overall_status(statuses: Sequence[int | None]) -> int:
-    """What all engines answered if they agree that it is done, wrong or unknown; else 502.
+    """The status that all engines answered, if it is the same and one of 200, 400 and 404; else 502.
 
-    An adapter that some engines have is not there yet, so that is no success.
+    An adapter that only some engines have cannot be used, so that is no success.
     """
     status, *others = {*statuses} or {None}
     return status if status in _OF_ALL and not others else web.HTTPBadGateway.status_code

@@ -1,4 +1,4 @@
-"""Changing the fleet while it runs; only with the admin key."""
+"""The fleet is changed while kvproxy runs only by requests with the admin key."""
 
 import hmac
 from typing import Any
@@ -28,8 +28,10 @@ API_KEY = "X-API-Key"
 
 
 def check_admin_key(request: web.Request) -> None:
-    """Raises UnavailableError if no admin key is configured, UnauthorizedError without, ForbiddenError with a
-    wrong one.
+    """Check that a request carries the admin key.
+
+    Raises UnavailableError if none is configured, UnauthorizedError if the request has none, ForbiddenError
+    if it has a wrong one.
     """
     expected = request.app[SERVICE].config.admin_api_key
     if expected is None:
@@ -42,9 +44,10 @@ def check_admin_key(request: web.Request) -> None:
 
 
 def check_operator(request: web.Request, why: str) -> None:
-    """For what may be read on loopback without a key, while there are no keys at all.
+    """Check that a request may read what operators may: it carries the admin key, or, if no keys are
+    configured at all, comes from this machine.
 
-    Raises ForbiddenError, or as `check_admin_key`.
+    `why`: what makes it more than clients should read. Raises ForbiddenError, or as `check_admin_key`.
     """
     config = request.app[SERVICE].config
     if config.admin_api_key is not None or config.security.api_key_file is not None:
@@ -70,7 +73,7 @@ def _why_not_local(request: web.Request) -> str | None:
 
 
 async def _read(request: web.Request, shape: type[Any]) -> tuple[Any, InstanceSpec]:
-    """What was asked, and the instance it names. Raises RequestError."""
+    """The body of a request, read as `shape`, and the instance it names. Raises RequestError."""
     check_admin_key(request)
     data = await read_json_bytes(request)
     try:
@@ -105,8 +108,8 @@ async def drain_instance(request: web.Request) -> web.Response:
 async def remove_instance(request: web.Request) -> web.Response:
     """`POST /instances/remove` `{"instance": "host:port", "force": false}`.
 
-    The instance takes no new legs and is gone when its running ones have ended and its prefilled blocks are
-    fetched; with `force` it is gone at once, and what runs there runs on unwatched.
+    The instance gets no new legs, and is removed once its running legs and its holds have ended. With `force`
+    it is removed at once; its legs run on, but are no longer counted.
     """
     asked, spec = await _read(request, Remove)
     instance = _known(request, spec, asked.type)

@@ -1,4 +1,4 @@
-"""`GET /doctor`: the running service's engines examined, one examination at a time."""
+"""`GET /doctor` examines the engines of the running service, one examination at a time."""
 
 from aiohttp import web
 
@@ -9,8 +9,9 @@ from proxy.errors import ConflictError
 
 
 async def doctor(request: web.Request) -> web.Response:
-    """The report that `kvproxy doctor --json` prints, of the instances there are now; it takes some
-    seconds.
+    """The report that `kvproxy doctor --json` prints, of the present instances; it takes some seconds.
+
+    Raises ConflictError while another examination runs.
     """
     check_operator(request, "it puts load on the engines and tells of the fleet")
     examiner = request.app[SERVICE].doctor

@@ -1,4 +1,4 @@
-"""The generating endpoints: bytes of a client become a `Call`, and a `Reply` becomes bytes for the client."""
+"""On the generating routes a client's bytes become a `Call`, and a `Reply` becomes bytes for the client."""
 
 import asyncio
 import time
@@ -59,13 +59,15 @@ T = TypeVar("T")
 CLIENT_LEFT = "client_left"
 
 MAX_LOGGED_FAILURES = 6
-"""Of one request, for a list of prompts may fail in hundreds of attempts."""
+"""How many failed attempts the log line of one request names: a list of prompts may have hundreds."""
 
 LARGE_ANSWER_BYTES = 256 << 10
+"""Whole answers above this are written within the handler, under the `StallWatch`; aiohttp writes smaller
+ones after it."""
 
 
 def route_of(dialect: Dialect) -> web.RouteDef:
-    """The route of one dialect. Raises ValueError for a path that client keys would not guard."""
+    """The route of a dialect. Raises ValueError for a path that client keys would not guard."""
     if not dialect.path.startswith(f"{GUARDED}/"):
         raise ValueError(f"{dialect.path}: the path of a generating route begins with {GUARDED}/")
 
@@ -97,7 +99,7 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
                 try:
                     async with waiting:
                         reply = await service.director.serve(call)
-                        stack.callback(reply.close)  # at once: the end of the waiting may be cancelled
+                        stack.callback(reply.close)  # inside: leaving `waiting` awaits, and may be cancelled
                 finally:
                     _note_trace(request[NOTES_KEY], call)
             response, cut = await _answer(request, reply, dialect, limit, waiting.response, story)
@@ -134,7 +136,7 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
 
 
 async def _call(request: web.Request, dialect: Dialect) -> Call:
-    """Read what a request asks for. Raises RequestError."""
+    """Read and check a request. Raises RequestError."""
     if SPARE_KEY in request:
         reason = "no_descriptors"
         request.app[SERVICE].tell(Refused(reason))
@@ -152,14 +154,14 @@ async def _call(request: web.Request, dialect: Dialect) -> Call:
         request=generation,
         headers=headers,
         leg_id=_leg_id(request),
-        started_at=time.monotonic(),  # its client may have taken long to send it
+        started_at=time.monotonic(),  # only now: the client may have taken long to send the body
         ticket=Ticket(client_of(request, request.app[SERVICE].config.admission.client_header), priority),
     )
 
 
 def _leg_id(request: web.Request) -> str:
-    """The id of a request's legs: its own if kvproxy made that, else the client's and a part that makes it
-    unique.
+    """The id of a request's legs: the request's own if kvproxy made it, else the client's with a unique
+    suffix.
     """
     given = request[REQUEST_ID_KEY]
     return names.leg_id(given, uuid.uuid4().hex[:12]) if names.REQUEST_ID in request.headers else given
@@ -185,9 +187,9 @@ def _outcome(status: int) -> str:
 
 
 async def generation_request(request: web.Request, dialect: Dialect | Sequence[Dialect]) -> GenerationRequest:
-    """Read and check the body of a generating request; of several dialects its members tell which it is.
+    """Read and check the body of a generating request. Raises RequestError.
 
-    Raises RequestError.
+    If there are several dialects, the members of the body tell which one it is of.
     """
     service = request.app[SERVICE]
     if service.stopping.is_set():
@@ -213,12 +215,14 @@ async def _off_the_loop(request: web.Request, function: Callable[..., T], *argum
     try:
         return await asyncio.wrap_future(work)
     except RequestError as error:
-        # Its traceback holds what the thread had made of the body, which may be twelve times that.
+        # The traceback would keep what the thread made of the body, up to twelve times its size.
         raise error.with_traceback(None) from None
 
 
 async def read_json_bytes(request: web.Request) -> bytearray:
-    """The body of a request that says it is plain JSON, within the limit. Raises RequestError."""
+    """The body of a request. Raises RequestError if it is not declared as plain JSON, is larger than
+    --max-body-mb, finds no memory, or arrives too slowly.
+    """
     if request.content_type != "application/json":
         raise UnsupportedMediaTypeError(
             f"Content-Type must be application/json, got {cut(request.headers.get('Content-Type', 'none'))!r}"
@@ -236,9 +240,8 @@ async def read_json_bytes(request: web.Request) -> bytearray:
     if not bodies.fits(holder, announced_bytes):
         raise _no_memory(request)
     request[BODY_LEASE_KEY] = bodies.lease(holder)
-    data = request[BODY_KEY] = (
-        bytearray()
-    )  # grows where it lies, if it is large: chunks joined in the end stop everything
+    # A large bytearray grows in place; joining chunks at the end would stop the event loop.
+    data = request[BODY_KEY] = bytearray()
     try:
         async with in_time(request):
             while chunk := await request.content.readany():
@@ -258,7 +261,7 @@ def _too_large(limit_mb: int) -> TooLargeError:
 
 
 def _hold(request: web.Request, size_bytes: int) -> None:
-    """Charge the request for its body. Raises UnavailableError if all bodies together would be too much."""
+    """Charge the request for the memory of its body. Raises UnavailableError if there is none left."""
     if not request[BODY_LEASE_KEY].hold(size_bytes):
         raise _no_memory(request)
 
@@ -290,9 +293,10 @@ async def _answer(
     begun: web.StreamResponse | None,
     story: Story,
 ) -> tuple[web.StreamResponse, RequestError | None]:
-    """Send the reply on; tell what it was cut with, None if the client got all of it.
+    """Send the reply to the client. Returns the answer, and the error it was cut with (None if the client got
+    all of it).
 
-    `begun` is the answer whose head went out before there was a reply. `story` gets what becomes of it.
+    `begun`: the answer whose head went out before there was a reply. `story` is filled with what is known.
     """
     story.status, story.decision = reply.status, reply.decision
     service = request.app[SERVICE]
@@ -309,7 +313,7 @@ async def _answer(
             if service.rules.now.decision_headers:
                 headers[names.PREFILL] = prefill.instance
                 headers[names.DECODE] = decode.instance
-                if prefill.cached_tokens is not None and reply.status < 400:  # as usage, no error tells it
+                if prefill.cached_tokens is not None and reply.status < 400:  # errors carry no usage either
                     headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
     if reply.status < 400:
         first_byte_s = story.first_byte_s = time.monotonic() - request[STARTED_KEY]
@@ -331,7 +335,7 @@ async def _answer(
         if reply.status < 400:
             story.answer_tokens = answer_tokens(dialect, reply.body)
         whole = web.Response(status=reply.status, headers=headers, body=reply.body)
-        if len(reply.body) > LARGE_ANSWER_BYTES:  # aiohttp would write it after the handler, unwatched
+        if len(reply.body) > LARGE_ANSWER_BYTES:
             reply.close()
             with watch:
                 await whole.prepare(request)

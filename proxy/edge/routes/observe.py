@@ -1,6 +1,4 @@
-"""What can be seen from outside: health, readiness, status, models, metrics, and why a request would go
-where.
-"""
+"""Probes, clients and operators read the state of kvproxy here; nothing is changed and nothing generated."""
 
 import functools
 import importlib.metadata
@@ -28,12 +26,12 @@ from proxy.shown import as_builtins
 
 
 async def health(_request: web.Request) -> web.Response:
-    """`GET /health`, and `/ping` as SageMaker asks: the process lives."""
+    """`GET /health`, and `/ping` for SageMaker: 200 while the process lives."""
     return web.Response()
 
 
 async def load(request: web.Request) -> web.Response:
-    """`GET /load`: how many generating requests are here, as vLLM tells it."""
+    """`GET /load`: how many generating requests are being answered, in vLLM's form."""
     return web.json_response({"server_load": request.app[LOAD_KEY].count})
 
 
@@ -43,12 +41,12 @@ def _version() -> str:
 
 
 async def version(_request: web.Request) -> web.Response:
-    """`GET /version`: that of kvproxy, in vLLM's words. Clients are told nothing of the engines behind it."""
+    """`GET /version`: kvproxy's version, in vLLM's form. It shows nothing of the engines."""
     return web.json_response({"version": _version()})
 
 
 async def ready(request: web.Request) -> web.Response:
-    """`GET /ready`: a request could be served now."""
+    """`GET /ready`: 200 if a request could be served now, else 503 with the reason."""
     if (missing := _not_ready_because(request)) is not None:
         raise UnavailableError(f"not ready: {missing}")
     return web.Response()
@@ -63,8 +61,8 @@ def _not_ready_because(request: web.Request) -> str | None:
 
 
 async def models(request: web.Request) -> web.Response:
-    """`GET /v1/models`: what the engines list, each name once, with the context that requests can really
-    have.
+    """`GET /v1/models`: the models that engines list, each once, with the longest context that some pair of
+    instances can serve.
     """
     cards: dict[str, Mapping[str, Any]] = {}
     listing: defaultdict[str, list[Instance]] = defaultdict(list)
@@ -124,7 +122,7 @@ async def status(request: web.Request) -> web.Response:
 
 
 async def explain(request: web.Request) -> web.Response:
-    """`POST /explain`: a completion or chat body in, the decision out; nothing is generated."""
+    """`POST /explain`: the decision for the body of any generating route; nothing is generated."""
     check_operator(request, "it tells what other prompts have left in the caches")
     asked = salted_as_asked(request, await generation_request(request, request.app[SPOKEN]))
     decision, tokenized = await request.app[SERVICE].director.explain(asked, engine_headers(request))

@@ -1,10 +1,9 @@
-"""`GET /openapi.json` describes what this very socket serves: `openapi.json` beside this file holds it all,
-but for the schemas of what operators are answered, which are made of the structs that are served
-(`edge.shown`).
+"""`GET /openapi.json` describes exactly the routes of the socket that it is asked on.
 
-A generating route stands there once, as all of them are (`components.pathItems`): its dialect tells the rest.
-Routes that are served elsewhere (an admin port) are left out; a test holds the rest to be neither more nor
-less than what the application routes.
+The file `openapi.json` beside this one holds the description. Two parts are added: the schemas of what
+operators ask and get, which are made of the structs that are served (`edge/shown/schemas.py`), and the
+generating routes, for which the file has one pattern (`components.pathItems`) that each dialect fills in. A
+test holds the paths of the description to those that the application routes.
 """
 
 import functools
@@ -26,7 +25,7 @@ EXPLAIN = "/explain"
 
 @functools.lru_cache(4)
 def description(dialects: tuple[Dialect, ...] = DIALECTS) -> dict[str, Any]:
-    """All of it, as an OpenAPI 3.1 document, with the generating routes of `dialects`."""
+    """The OpenAPI 3.1 document of all routes, with the generating routes of `dialects`."""
     text = resources.files(__package__).joinpath("openapi.json").read_bytes()
     document: dict[str, Any] = msgspec.json.decode(text)
     document["components"]["schemas"] |= schemas()
@@ -51,7 +50,7 @@ def _route(dialect: Dialect, generating: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _request(dialect: Dialect, dialects: Sequence[Dialect]) -> dict[str, Any]:
-    """A request of this dialect and of no other."""
+    """The schema of a request that is of this dialect and of no other."""
     others = [{"required": [other.known_by]} for other in dialects if other is not dialect]
     mine: dict[str, Any] = {"required": [dialect.known_by]}
     if others:

@@ -1,4 +1,4 @@
-"""With --salt-by-client no engine sees a prompt of a client without that client's salt."""
+"""With --salt-by-client, engines see a client's prompt only with that client's salt."""
 
 from aiohttp import web
 from msgspec.structs import replace
@@ -10,19 +10,22 @@ from proxy.errors import BadRequestError
 from proxy.request.generation import GenerationRequest
 
 CLIENT_PARAMETER = "client"
-"""Of a question's query: the name of the key whose request it would be."""
+"""The query parameter of `/explain` that names the key whose request is asked about."""
 
 
 def salted(request: web.Request, generation: GenerationRequest) -> GenerationRequest:
-    """A client's request as engines get it. Raises BadRequestError for a salt that vLLM would refuse."""
+    """A client's request with its salt, if salts differ by client; else unchanged.
+
+    Raises BadRequestError for a salt of the client's own that vLLM would refuse.
+    """
     salts = request.app.get(SALTS)
     return generation if salts is None else _salted(salts, request[CLIENT_KEY], generation)
 
 
 def salted_as_asked(request: web.Request, generation: GenerationRequest) -> GenerationRequest:
-    """What an operator asks about, as engines would get it from the client that the query names.
+    """The request that an operator asks about, with the salt of the client that the query names.
 
-    Raises BadRequestError if salts differ by client and it names none, or nobody.
+    Raises BadRequestError if salts differ by client and the query names none, or an unknown one.
     """
     salts = request.app.get(SALTS)
     if salts is None:

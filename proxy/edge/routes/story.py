@@ -1,6 +1,6 @@
-"""What is told of a generating request when it is over: as far as it came, and no more.
+"""A `Story` collects what `RequestEnded` tells of a generating request, as far as the request came.
 
-It is read of what is there anyway: no body is kept for it, and of a stream nothing but its last two runs.
+No body is kept for it, and of a stream only the last two runs are.
 """
 
 import time
@@ -17,7 +17,7 @@ from proxy.serving.learning import MAX_READ_BYTES
 
 
 class Story:
-    """What is told of a request when it is over, as far as it came."""
+    """What is known of a request so far; None for what it has not reached."""
 
     def __init__(self) -> None:
         self.call: Call | None = None
@@ -27,7 +27,7 @@ class Story:
         self.answer_tokens: int | None = None
 
     def end(self, request: web.Request, dialect: Dialect, outcome: str) -> RequestEnded:
-        """The request is over."""
+        """The `RequestEnded` of the request, which is over now."""
         seconds = time.monotonic() - request[STARTED_KEY]
         call, decision = self.call, self.decision
         prefill = decision.prefill.chosen if decision is not None else None
@@ -55,7 +55,7 @@ class Story:
 
 
 def answer_tokens(dialect: Dialect, answer: bytes) -> int | None:
-    """How many tokens an answer, or an event of one, says were generated."""
+    """How many tokens were generated, by the usage in an answer or in an event; None if it has none."""
     if len(answer) > MAX_READ_BYTES or b'"usage"' not in answer:
         return None
     try:
@@ -65,11 +65,11 @@ def answer_tokens(dialect: Dialect, answer: bytes) -> int | None:
 
 
 def streamed_tokens(dialect: Dialect, *runs: bytes) -> int | None:
-    """The same of the last events of a stream; None unless its client asked for that."""
+    """The same by the last usage in the last runs of a stream; None unless its client asked for usage."""
     tokens = None
     for run in runs:
         if b'"usage"' in run and len(run) <= MAX_READ_BYTES:
             for _, data in events(run):
-                told = answer_tokens(dialect, data)
-                tokens = tokens if told is None else told
+                counted = answer_tokens(dialect, data)
+                tokens = tokens if counted is None else counted
     return tokens

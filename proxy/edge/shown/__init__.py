@@ -1,1 +1,1 @@
-"""What operators are answered, as structs that are made of what the rooms below show; pure."""
+"""The answers to operators are structs, made of what the rooms below show. Pure."""

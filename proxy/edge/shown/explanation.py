@@ -1,4 +1,4 @@
-"""`POST /explain`: where a request would go, and every candidate's terms."""
+"""The answer of `POST /explain`: where a request would go, and every candidate's terms."""
 
 import math
 from typing import Annotated
@@ -15,10 +15,10 @@ from proxy.tokenizing.prompts import Tokenized
 from proxy.tokenizing.why_unknown import WhyUnknown
 
 MAX_PAIRS = 20
-"""Pairs that are shown of a policy that prices them: the rest was not close."""
+"""How many of the cheapest pairs are shown, if the policy prices pairs."""
 
 UNITS = sorted({str(unit) for kind in POLICIES.values() if (unit := getattr(kind, "unit", None)) is not None})
-"""Of the policies that come with kvproxy; one of a user's own may have another."""
+"""The units of the policies that come with kvproxy; a policy of a user's own may have another."""
 
 
 class CandidateShown(Shown, frozen=True, kw_only=True):
@@ -126,7 +126,7 @@ class ExplanationShown(Shown, frozen=True, kw_only=True):
 
 
 def explanation_shown(decision: Decision, tokenized: Tokenized) -> ExplanationShown:
-    """The decision, and what is known of the prompt it is about."""
+    """The answer for a decision and what is known of its prompt."""
     prompt, members = tokenized.prompt, tokenized.members
     return ExplanationShown(
         prompt_tokens=decision.prompt_tokens,
@@ -142,8 +142,8 @@ def explanation_shown(decision: Decision, tokenized: Tokenized) -> ExplanationSh
     )
 
 
-def _told(price: float | None) -> float | None:
-    """A price as JSON has it, which knows no infinity."""
+def _finite(price: float | None) -> float | None:
+    """A price as JSON can have it: None if it is infinite."""
     return price if price is not None and math.isfinite(price) else None
 
 
@@ -153,7 +153,7 @@ def _pair(pair: Pair, price: float) -> PairShown:
         prefill_rank=pair.prefill.rank,
         decode=pair.decode.instance,
         decode_rank=pair.decode.rank,
-        cost=_told(price),
+        cost=_finite(price),
     )
 
 
@@ -180,7 +180,7 @@ def _candidate(priced: Priced) -> CandidateShown:
         reload_cost_tokens=c.reload_cost_tokens,
         load_tokens=c.load_tokens,
         weight_tokens=c.weight_tokens,
-        cost=_told(priced.cost),
+        cost=_finite(priced.cost),
         index=State(c.index),
         trusted=c.trusted,
     )

@@ -1,6 +1,4 @@
-"""What operators ask to be changed, and what they are told when it is: /instances/*,
-/v1/load_lora_adapter.
-"""
+"""The requests and answers of /instances/*, and the answer to /v1/load_lora_adapter and its opposite."""
 
 from typing import Annotated
 

@@ -1,6 +1,4 @@
-"""The schemas of `/openapi.json` are made of the structs that are served: no field is in one of them
-alone.
-"""
+"""The schemas of `/openapi.json` are made of the structs that are served, so both have the same fields."""
 
 import enum
 import functools
@@ -23,22 +21,22 @@ from proxy.shown import SUFFIX
 STRUCTS: tuple[type[msgspec.Struct], ...] = (
     ErrorShown, Add, Drain, Remove, Changed, AdaptersTold, StatusShown, ExplanationShown, DoctorShown,
 )  # fmt: skip
-"""What is asked and served; what they are made of comes with them."""
+"""The structs that are asked and served; the types of their fields come with them."""
 
 _NAMES: Mapping[type[Any], str] = {DoctorShown: "DoctorReport", State: "IndexState", Status: "FindingStatus"}
-"""Where a schema is not called as its class is."""
+"""The names of schemas that differ from the names of their classes."""
 
 _TEMPLATE = "#/components/schemas/{name}"
 
 
 @functools.cache
 def schemas(structs: tuple[type[msgspec.Struct], ...] = STRUCTS) -> Mapping[str, Any]:
-    """Those of `structs` and of their parts by name, as `components.schemas` of the document."""
+    """The schemas of `structs` and of their parts by name: `components.schemas` of the document."""
     kinds = list(_parts(structs))
     names = {kind.__name__: _name(kind) for kind in kinds}
     _, made = msgspec.json.schema_components(structs, ref_template=_TEMPLATE)
     for kind in kinds:
-        if issubclass(kind, enum.Enum):  # msgspec sorts them; some go from harmless to grave
+        if issubclass(kind, enum.Enum):  # msgspec sorts members; some go from harmless to grave instead
             made[kind.__name__] |= {"type": "string", "enum": [member.value for member in kind]}
     return {names[name]: _worded(schema, names) for name, schema in made.items()}
 
@@ -48,7 +46,7 @@ def _name(kind: type[Any]) -> str:
 
 
 def _worded(schema: Any, names: Mapping[str, str]) -> Any:
-    """The same with references by the schemas' names, and descriptions without the line ends of a file."""
+    """A schema with references by the schemas' names, and with descriptions on one line."""
     if isinstance(schema, list):
         return [_worded(each, names) for each in schema]
     if not isinstance(schema, dict):
@@ -62,7 +60,7 @@ def _worded(schema: Any, names: Mapping[str, str]) -> Any:
 
 
 def _is_title(key: str, value: Any) -> bool:
-    """The name of the class, which says no more than the schema's own."""
+    """Whether a member is the title that msgspec adds, which only repeats the schema's name."""
     return key == "title" and isinstance(value, str)
 
 

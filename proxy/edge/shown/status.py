@@ -1,4 +1,4 @@
-"""`GET /status`: the fleet as kvproxy sees it."""
+"""The answer of `GET /status`: the fleet as kvproxy sees it."""
 
 import math
 from collections.abc import Sequence
@@ -147,7 +147,7 @@ def rank_shown(
     snapshot: SnapshotShown | None,
     healing: HealingShown | None,
 ) -> RankShown:
-    """A rank of `instance`; `blocks`: what the index holds of it."""
+    """A rank of `instance`; `blocks`: how many of its blocks the index has."""
     address = instance.address
     return RankShown(
         rank=rank,
@@ -165,7 +165,7 @@ def rank_shown(
 
 
 def instance_shown(instance: Instance, ranks: Sequence[RankShown], now: float) -> InstanceShown:
-    """`instance` with all its `ranks`, in their order. `now`: by the clock of its circuit."""
+    """`instance` with all its `ranks`, in their order. `now`: seconds of the clock of its circuit."""
     base = [card.id for card in instance.model_cards if not card.parent]
     breaker, up = instance.breaker, instance.why_unusable() is None
     length = instance.max_model_len
@@ -211,7 +211,7 @@ def status_shown(
     state_dir: StateDirShown | None,
     instances: Sequence[InstanceShown],
 ) -> StatusShown:
-    """All of it; `instances`: those of `fleet`."""
+    """The whole answer; `instances`: all of `fleet`."""
     prefill = [instance.address for instance in fleet.of(Phase.PREFILL)]
     decode = [instance.address for instance in fleet.of(Phase.DECODE)]
     return StatusShown(

@@ -1,1 +1,1 @@
-"""Connections: which are accepted, how long they may be silent, and which are closed first."""
+"""Sockets decide which connections are accepted, how long they may be silent, and which are closed first."""

@@ -1,6 +1,7 @@
-"""A connection that sends no request in time is cut; one that sends no HTTP is told so in the envelope, once.
+"""A connection that sends no request in time is cut; one that sends anything but HTTP gets one error in the
+envelope.
 
-What it sent is neither repeated to it nor logged: a header that was cut short may hold a key.
+What it sent is neither repeated in that error nor logged: a header that was cut short may hold a key.
 """
 
 import asyncio
@@ -21,14 +22,14 @@ from proxy.headers import REQUEST_ID
 log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 64 << 10
-"""Tokens and cookies of some clients are longer than aiohttp's 8 KiB."""
+"""The longest line of a head: tokens and cookies of some clients are longer than aiohttp's 8 KiB."""
 
 MAX_HEAD_BYTES = 128 << 10
-"""A whole head. aiohttp bounds each line and how many there are, which leaves room for 8 MiB."""
+"""The largest head. aiohttp bounds the length and the number of its lines, which leaves room for 8 MiB."""
 
 MAX_FRAMING_RATIO = 8
-"""Bytes of the connection for each byte of a chunked body, beyond what a head may have: a chunk of one byte
-takes six. More are chunk extensions, which count for no limit on bodies."""
+"""The most bytes of a connection for each byte of a chunked body, beside MAX_HEAD_BYTES. A chunk of one byte
+takes six; more than that are chunk extensions, which no limit on bodies counts."""
 
 
 class Connection(web.RequestHandler):
@@ -47,12 +48,12 @@ class Connection(web.RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it waits for a request: for its first, maybe before aiohttp does, or for another."""
+        """Whether it waits for a request: for its first (aiohttp may not wait yet), or for another."""
         return self._waits and not self._messages
 
     @property
     def is_reading(self) -> bool:
-        """Whether the body of the request that is answered has not come to its end."""
+        """Whether the body of the request that is being answered has not fully arrived."""
         return self._current_request is not None and not self._current_request.content.is_eof()
 
     @property
@@ -60,14 +61,15 @@ class Connection(web.RequestHandler):
         return not self._waiter.done() if self._waiter is not None else not self._request_count
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the connection if there is a descriptor for it; the door closes it otherwise."""
+        """Keep the connection if its door has a place for it; the door closes it otherwise."""
         super().connection_made(transport)
         self._door.comes(self)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes that leave aiohttp waiting for a request are part of a head: of one, so far.
+        """Take bytes, and count them for a head or for a body.
 
-        So are those that come before it waits for the first, and those of the next while one is answered.
+        They belong to a head if aiohttp still waits for a request after them, or does not wait for the first
+        one yet, or if a request is being answered whose body has arrived already.
         """
         ahead = self._current_request is not None and self._current_request.content.is_eof()
         super().data_received(data)
@@ -85,7 +87,7 @@ class Connection(web.RequestHandler):
         self._head_timer = self._loop.call_later(self.patience.head_s, self._head_is_late)
 
     def _head_is_late(self) -> None:
-        if self._current_request is not None:  # the answer to the one before it goes first
+        if self._current_request is not None:  # the request before it is still being answered
             self._await_head()
         else:
             self._cut("no complete request head within %g s", self.patience.head_s)
@@ -101,7 +103,7 @@ class Connection(web.RequestHandler):
             self._cut("%d bytes came for next to no body", self._body_bytes)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forget the timer with the connection."""
+        """Give the connection's place back, and stop its timer."""
         self._door.closed(self)
         self._head_ended()
         super().connection_lost(exc)
@@ -113,7 +115,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002  # it quotes what was sent
     ) -> web.StreamResponse:
-        """The answer to what could not be read as HTTP, or to a failure outside all handlers."""
+        """The answer to bytes that could not be read as HTTP, or to a failure outside all handlers."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun already; a second one must not follow")
         request_id = uuid.uuid4().hex
@@ -140,7 +142,7 @@ class Connection(web.RequestHandler):
 
 
 def _words(error: BaseException | None) -> str:
-    """What is wrong with a request, without a byte of it."""
+    """What is wrong with a request, in words that repeat nothing of it."""
     if isinstance(error, http_exceptions.LineTooLong):
         return f"a line of the request's head is longer than {MAX_HEADER_BYTES} bytes"
     if isinstance(error, http_exceptions.BadHttpMethod):
@@ -151,7 +153,7 @@ def _words(error: BaseException | None) -> str:
 
 
 class _Server(web.Server):
-    """Makes a `Connection` of each accepted socket, which aiohttp has no setting for."""
+    """Makes a `Connection` of each accepted socket; aiohttp has no setting for that."""
 
     def __init__(self, made: web.Server, door: Door, patience: Patience, settings: dict[str, Any]) -> None:
         super().__init__(
@@ -168,7 +170,7 @@ class _Server(web.Server):
 
 
 def _with_envelope(handle: Callable[..., Awaitable[web.StreamResponse]]) -> Callable[..., Any]:
-    """Give what fails before all middlewares (an `Expect` that nobody knows) the envelope as well."""
+    """Give errors that arise before all middlewares (as an unknown `Expect`) the envelope as well."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         try:
@@ -184,7 +186,7 @@ def _with_envelope(handle: Callable[..., Awaitable[web.StreamResponse]]) -> Call
 
 
 def _at_door(door: Door, handle: Callable[..., Awaitable[web.StreamResponse]]) -> Callable[..., Any]:
-    """Tell the door which connections work; those that are spare are closed after their answer."""
+    """Tell the door which connections have a request; close spare connections after their answer."""
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
@@ -196,7 +198,7 @@ def _at_door(door: Door, handle: Callable[..., Awaitable[web.StreamResponse]]) -
             if not door.is_spare(connection):
                 return await handle(request)
             request[SPARE_KEY] = True
-            connection._lingering_time = 0.0  # noqa: SLF001  # a body that nobody reads would keep it from others
+            connection._lingering_time = 0.0  # noqa: SLF001  # an unread body would occupy it for longer
             response = await handle(request)
             response.force_close()
             return response
@@ -207,9 +209,9 @@ def _at_door(door: Door, handle: Callable[..., Awaitable[web.StreamResponse]]) -
 
 
 class Runner(web.AppRunner):
-    """Runs an application with the server settings kvproxy relies on.
+    """Runs an application with the server settings that kvproxy relies on.
 
-    A client that leaves cancels its handler, and bodies come as they were sent.
+    A client that leaves cancels its handler, and bodies are not decompressed.
     """
 
     __slots__ = ("_door", "_patience", "_settings")
@@ -218,7 +220,7 @@ class Runner(web.AppRunner):
         self._door = door
         self._patience = patience
         self._settings: dict[str, Any] = {
-            "access_log": None,  # the edge middleware writes a line that knows more
+            "access_log": None,  # kvproxy's own says more (`observability/access_log.py`)
             "auto_decompress": False,
             "max_line_size": MAX_HEADER_BYTES,
             "max_field_size": MAX_HEADER_BYTES,
@@ -226,7 +228,7 @@ class Runner(web.AppRunner):
         super().__init__(
             app,
             handler_cancellation=True,
-            shutdown_timeout=0.1,  # aiohttp waits twice as long, and for ever if it is 0
+            shutdown_timeout=0.1,  # aiohttp waits twice this time, and for ever with 0
         )
 
     async def _make_server(self) -> web.Server:

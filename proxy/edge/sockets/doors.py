@@ -1,8 +1,7 @@
-"""Which connections of a socket stay open: those that are idle go first, the one that is idle for the longest
-before all others.
+"""When connections must be closed, the one that has been idle for the longest is closed first.
 
-A connection is idle while it waits for a request, or for the rest of its head. Where none is idle, the one
-goes whose request has been coming for the longest.
+A connection is idle while it waits for a request, or for the rest of a request's head. If none is idle, the
+one is closed whose request has been arriving for the longest. A `Door` keeps this order for one socket.
 """
 
 import asyncio
@@ -12,14 +11,16 @@ from typing import Protocol
 from proxy.descriptors import Descriptors, Place
 
 LOOKS = 8
-"""At connections that have written an answer since their request ended, and are no longer or not yet idle."""
+"""How many connections are looked at for one that can be closed. Most in the order can: only one whose next
+request has just begun, or whose last answer is still being written, is not idle."""
 
 
 RELIEVE_EVERY_S = 0.5
+"""How often idle connections are closed if too few descriptors are left."""
 
 
 async def keep_room(descriptors: Descriptors) -> None:
-    """Close idle connections whenever there are too many, for ever."""
+    """Have connections closed whenever too few descriptors are left; runs until it is cancelled."""
     while True:
         await asyncio.sleep(RELIEVE_EVERY_S)
         descriptors.relieve()
@@ -35,26 +36,26 @@ class Guest(Protocol):
 
     @property
     def is_reading(self) -> bool:
-        """Whether the body of its request has not come to its end."""
+        """Whether the body of its request has not fully arrived."""
         ...
 
     def force_close(self) -> None:
-        """Close it."""
+        """Close the connection, whatever it does."""
         ...
 
 
 class Door(ABC):
-    """The connections of one socket, those without a request in the order in which they have none."""
+    """The connections of one socket; those without a request in the order in which their last one ended."""
 
     def __init__(self, descriptors: Descriptors) -> None:
         self._descriptors = descriptors
         self._places: dict[Guest, Place] = {}
         self._resting: dict[Guest, None] = {}
         self._reading: dict[Guest, None] = {}
-        """Those that had not sent all of their requests when these began, in that order."""
+        """Connections whose body had not fully arrived when its request began, in the order of that."""
 
     def comes(self, guest: Guest) -> bool:
-        """A connection was accepted; it is closed if this is False."""
+        """A connection was accepted. False if there was no place for it: it is closed then."""
         place = self._place()
         if place is Place.NONE:
             self._tell_to_close(guest)
@@ -64,7 +65,7 @@ class Door(ABC):
         return True
 
     def closed(self, guest: Guest) -> None:
-        """Its connection is closed."""
+        """The connection is closed: its place is free, and so is its descriptor."""
         self._leaves(guest)
         self._descriptors.has_closed(guest)
 
@@ -75,25 +76,24 @@ class Door(ABC):
             self._give_back(place)
 
     def is_spare(self, guest: Guest) -> bool:
-        """Whether it is there for one answer only, which generates nothing."""
+        """Whether the connection has a spare place: it gets one answer, and none that generates."""
         return self._places.get(guest) is Place.SPARE
 
     def works(self, guest: Guest) -> None:
-        """A guest has sent the head of a request."""
+        """The connection has sent the head of a request."""
         self._resting.pop(guest, None)
         if guest.is_reading and guest in self._places:
             self._reading[guest] = None
 
     def rests(self, guest: Guest) -> None:
-        """Its request has ended."""
+        """The connection's request has ended."""
         self._reading.pop(guest, None)
         if guest in self._places:
             self._resting[guest] = None
 
     def make_room(self) -> bool:
-        """Close the connection that is idle for the longest, else the one that is read from for the longest.
-
-        False if there is neither.
+        """Close the connection that has been idle for the longest, or else the one whose request has been
+        arriving for the longest. False if there is neither.
         """
         return self._close_idle() or self._close_reading()
 
@@ -119,20 +119,20 @@ class Door(ABC):
             if guest.is_idle:
                 self._close(guest, "idle")
                 return True
-            self._resting[guest] = self._resting.pop(guest)  # it is looked at again after all others
+            self._resting[guest] = self._resting.pop(guest)  # to the end: it is looked at after all others
         return False
 
     @abstractmethod
     def _place(self) -> Place:
-        """Take a place for a connection that comes."""
+        """Take a place for a new connection; Place.NONE if there is none."""
 
     @abstractmethod
     def _give_back(self, place: Place) -> None:
-        """A connection has left its place."""
+        """Free the place of a connection."""
 
 
 class ClientDoor(Door):
-    """The main socket's."""
+    """The door of the main socket."""
 
     def __init__(self, descriptors: Descriptors) -> None:
         super().__init__(descriptors)
@@ -146,10 +146,10 @@ class ClientDoor(Door):
 
 
 class OperatorDoor(Door):
-    """The admin port's."""
+    """The door of the admin port."""
 
     def _place(self) -> Place:
         return Place.SHARED if self._descriptors.operator_comes(self.make_room) else Place.NONE
 
-    def _give_back(self, place: Place) -> None:  # noqa: ARG002  # they have all the same
+    def _give_back(self, place: Place) -> None:  # noqa: ARG002  # all its places are alike
         self._descriptors.operator_leaves()

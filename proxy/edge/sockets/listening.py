@@ -1,6 +1,4 @@
-"""Each path is served on one socket: with an admin port, what operators ask is not there for clients to
-find.
-"""
+"""Operators' paths are served on one socket alone: with an admin port, clients' socket does not have them."""
 
 import ipaddress
 import logging
@@ -21,14 +19,12 @@ from proxy.tls import server_context
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096
-"""Connections that may wait to be accepted, as far as the system lets them (Linux: net.core.somaxconn): with
-aiohttp's 128 a burst of some hundred clients has some of them reset."""
+"""How many connections may wait to be accepted, if the system allows it (Linux: net.core.somaxconn). With
+aiohttp's 128 some connections of a burst of some hundred clients are reset."""
 
 
 class ServiceRunner(Runner):
-    """Runs kvproxy: the application for clients, and the one for operators where it has a socket of its
-    own.
-    """
+    """Runs the application for clients, and the one for operators if there is an admin port."""
 
     __slots__ = ("_config", "_tls", "admin")
 
@@ -48,20 +44,21 @@ class ServiceRunner(Runner):
         self._tls: ssl.SSLContext | None = server_context(cert, key) if cert and key else None
 
     async def setup(self) -> None:
-        """Start both applications, the one that has the engines first."""
+        """Start both applications; that for clients, which runs the service, first."""
         await super().setup()
         if self.admin is not None:
             await self.admin.setup()
 
     async def cleanup(self) -> None:
-        """End both, the one that has the engines last."""
+        """End both applications; that for clients, which runs the service, last."""
         if self.admin is not None:
             await self.admin.cleanup()
         await super().cleanup()
 
     async def listen(self) -> list[str]:
-        """Open the sockets, and return the URL of each: the clients', then the operators'. Raises
-        ConfigError.
+        """Open the sockets and return their URLs: that for clients, then that for operators if there is one.
+
+        Raises ConfigError if a socket cannot be opened.
         """
         config, security = self._config, self._config.security
         urls = [await self._open(self, "", config.host, config.port)]
@@ -82,16 +79,16 @@ class ServiceRunner(Runner):
         try:
             await self._site(runner, host, port).start()
         except OSError as error:
-            number = error.errno or 0  # a name that is not found has one of its own, below 0
-            why = (
-                os.strerror(number) if number > 0 else error.strerror
-            )  # the loop's words hold the address once more
+            number = error.errno or 0  # below 0 for a name that is not found
+            why = os.strerror(number) if number > 0 else error.strerror  # the loop's own repeats the address
             raise ConfigError(f"{flag} --{prefix}port {port}: cannot listen there ({why})") from None
         at = f"[{host}]" if ":" in host else host
         return f"{'https' if self._tls else 'http'}://{at}:{runner.addresses[0][1]}"
 
     def _site(self, runner: Runner, host: str, port: int) -> web.BaseSite:
-        """Where to listen. An event loop's own sockets for `::` take IPv6 alone, so that one is made here."""
+        """The socket to listen on. An event loop's own socket for `::` takes IPv6 alone, so that one is made
+        here.
+        """
         if not _everywhere(host):
             return web.TCPSite(runner, host, port, ssl_context=self._tls, backlog=BACKLOG)
         both = socket.create_server(
@@ -101,7 +98,7 @@ class ServiceRunner(Runner):
 
 
 def _everywhere(host: str) -> bool:
-    """Whether a host is all addresses of IPv6, however it is spelled: those of IPv4 are meant as well."""
+    """Whether a host is `::`, however it is spelled: all addresses, those of IPv4 included."""
     try:
         return ipaddress.ip_address(host) == ipaddress.IPv6Address("::")
     except ValueError:
