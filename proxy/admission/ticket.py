@@ -41,24 +41,13 @@ class Ticket:
         """It may go on."""
         self.admitted = self.of.admitted = True
 
-    def kept(self) -> "_Kept":
-        """The whole request is not over while this lasts: it is being served, or what it began still runs."""
-        return _Kept(self.of)
+    def keep(self) -> None:
+        """The whole request is not over before `let_go`: it is being served, or what it began still runs."""
+        self.of.keepers += 1
 
-
-class _Kept:
-    """One that keeps a whole request, as a context manager."""
-
-    __slots__ = ("_whole",)
-
-    def __init__(self, whole: Ticket) -> None:
-        self._whole = whole
-
-    def __enter__(self) -> None:
-        self._whole.keepers += 1
-
-    def __exit__(self, *_: object) -> None:
-        whole = self._whole
+    def let_go(self) -> None:
+        """One of those that keep it does so no more."""
+        whole = self.of
         whole.keepers -= 1
         if not whole.keepers and whole.when_over is not None:
             over, whole.when_over = whole.when_over, None

@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
 from functools import partial
 
 import msgspec
@@ -31,6 +30,7 @@ from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
 from proxy.serving.attempts import Attempts
+from proxy.serving.ends import Ends
 from proxy.serving.exchange import Call, Known, Reply
 from proxy.serving.handover.at_once import AtOnceHandover
 from proxy.serving.handover.in_turn import InTurnHandover
@@ -133,13 +133,18 @@ class Director:
 
         Raises RequestError. May be cancelled at any moment, as when the client leaves.
         """
-        with ExitStack() as kept:
-            kept.enter_context(call.ticket.kept())
+        kept = Ends()
+        call.ticket.keep()
+        kept.add(call.ticket.let_go)
+        try:
             reply = await self._serve(call, avoid, kept)
-            reply.also_ends(kept.pop_all())
-            return reply
+        except BaseException:
+            kept.close()
+            raise
+        reply.also_ends(kept)
+        return reply
 
-    async def _serve(self, call: Call, avoid: Collection[str], kept: ExitStack) -> Reply:
+    async def _serve(self, call: Call, avoid: Collection[str], kept: Ends) -> Reply:
         """As `serve`; `kept` lasts as long as the reply does."""
         if self._splits(call.request):
             return await serve_list(
@@ -161,7 +166,8 @@ class Director:
         if tokenized.excess is not None:
             self._tell(Refused("too_long"))
             raise too_long(self._fleet, call.request, tokenized.excess)
-        kept.enter_context(self._budget.request())
+        self._budget.begin()
+        kept.add(self._budget.end)
         return await self._served(call, plan, question, tokenized.kind, avoid)
 
     async def _served(
@@ -172,7 +178,8 @@ class Director:
         Raises RequestError if no engine gave one.
         """
         attempts = Attempts(self._rules.retries.max_attempts, avoid)
-        with ExitStack() as retry:  # gives the budget back that a retry has taken
+        retry = Ends()  # gives the budget back that a retry has taken
+        try:
             while True:
                 try:
                     admitted = await self._gate.admit(
@@ -187,8 +194,10 @@ class Director:
                     admitted, self._placement, plan, kind=kind, lease_s=self._lease_s, avoid=attempts.avoid
                 )
                 try:
-                    with placed:
+                    try:
                         reply = await self._attempt(call, placed, attempts.last)
+                    finally:
+                        placed.close()
                 except AttemptFailedError as failure:
                     attempts.failed_by(failure)
                     if failure.reason is Reason.FULL:
@@ -203,11 +212,13 @@ class Director:
                 retry.close()
                 if not await self._another(attempts, retry):
                     break
+        finally:
+            retry.close()
         if attempts.reply is not None:
             return attempts.reply
         raise unanswered(self._fleet, question.model, attempts.failure)
 
-    async def _another(self, attempts: Attempts, retry: ExitStack) -> bool:
+    async def _another(self, attempts: Attempts, retry: Ends) -> bool:
         """Whether to try again; returns when it is time to.
 
         A retry is free and begins at once if it leaves an instance that has died, or that fails while others
@@ -230,7 +241,7 @@ class Director:
             if attempts.leave(self._legs.to_leave(failure)):
                 return True
             if self._budget.take():
-                retry.callback(self._budget.give_back)
+                retry.add(self._budget.give_back)
                 attempts.paid += 1
                 return True
             if self._clock() >= until:
@@ -278,8 +289,8 @@ class Director:
         decode = self._decode.begin(call, placed, body)
         end = await self._at_once.run(placed.crossing, prefill, decode, drop=_drop)
         if isinstance(end, Reply) and not prefill.done():
-            rest = ExitStack()
-            rest.callback(self._at_once.leave, prefill)
+            rest = Ends()
+            rest.add(lambda: self._at_once.leave(prefill))
             end.also_ends(rest)
         return end
 

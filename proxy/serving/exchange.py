@@ -8,7 +8,7 @@ that fails earlier is an engine's failure like any other, and can be retried: th
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 import msgspec
 
@@ -21,6 +21,7 @@ from proxy.request.generation import GenerationRequest
 from proxy.request.judging import judge, wants_judging, without_params
 from proxy.request.sse import EventCutter, events, only_comments
 from proxy.scheduling.decision import Decision
+from proxy.serving.ends import Ends
 from proxy.serving.ports import Answer
 
 MAX_HELD_EVENTS = 64
@@ -92,23 +93,23 @@ class Reply:
         headers: Headers,
         body: bytes | AsyncIterator[bytes],
         decision: Decision | None,
-        stack: ExitStack | None = None,
+        ends: Ends | None = None,
     ) -> None:
         self.status = status
         self.headers = headers
         self.body = body
         """The whole body, or the events of a stream as they come (raises LegError if the stream is cut)."""
         self.decision = decision
-        self._stack = stack or ExitStack()
+        self._ends = ends or Ends()
 
-    def also_ends(self, stack: ExitStack) -> None:
-        """Have `close` close `stack` too, after what the reply holds itself."""
-        own, self._stack = self._stack, stack
-        stack.callback(own.close)
+    def also_ends(self, ends: Ends) -> None:
+        """Have `close` close `ends` too, after what the reply holds itself."""
+        own, self._ends = self._ends, ends
+        ends.add(own.close)
 
     def close(self) -> None:
         """Give back what the request still holds."""
-        self._stack.close()
+        self._ends.close()
 
 
 class EngineStream:

@@ -37,9 +37,6 @@ Nothing here awaits.
 """
 
 from collections.abc import Collection
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
 
 from proxy.admission import Admitted
 from proxy.caches.accuracy import Comparison
@@ -51,6 +48,7 @@ from proxy.scheduling.placement import Placement
 from proxy.scheduling.types import Candidate
 from proxy.serving.custody import Hold
 from proxy.serving.custody_at_once import Crossing
+from proxy.serving.ends import Ends
 
 
 class Placed:
@@ -71,17 +69,17 @@ class Placed:
         `kind`: how its prompt was tokenized; `lease_s`: how long, in seconds, the engine keeps the blocks
         that a prefill leg leaves; `avoid`: the instances that earlier attempts failed on.
         """
-        self.decode_leg = ExitStack()
+        self.decode_leg = Ends()
         """What ends with the decode leg (or with the only leg of a request that is not split): its claim, and
         its answer. A reply that streams takes it over."""
-        self.prefill_leg = ExitStack()
+        self.prefill_leg = Ends()
         """What ends with the prefill leg: its claim, and its answer."""
         self.claims: tuple[Claim, ...] = (admitted.decode,)
         """The claims that the gate made, the decode leg's first."""
-        self.decode_leg.enter_context(admitted.decode)
+        self.decode_leg.add(admitted.decode.end)
         if admitted.prefill is not None:
             self.claims = (admitted.decode, admitted.prefill)
-            self.prefill_leg.enter_context(admitted.prefill)
+            self.prefill_leg.add(admitted.prefill.end)
         self._expected = admitted.expected
         self._placement = placement
         self._runs_apart = False
@@ -166,7 +164,8 @@ class Placed:
         """
         self.decode_leg.close()
         self.decision, self.decode = decision, chosen_of(decision.decode)
-        self.decode_leg.enter_context(self._placement.claim(self.decode, Phase.DECODE, self.question))
+        claim = self._placement.claim(self.decode, Phase.DECODE, self.question)
+        self.decode_leg.add(claim.end)
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -177,14 +176,6 @@ class Placed:
         self.decode_leg.close()
         if not self._runs_apart:
             self.prefill_over()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _custody(plan: Plan, instance: str, lease_s: float) -> Hold | Crossing:

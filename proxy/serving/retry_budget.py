@@ -33,9 +33,13 @@ class RetryBudget:
         """How many retries may run now."""
         return max(MIN_RETRIES, int(self._share() * self.requests))
 
-    def request(self) -> "_Running":
-        """A context manager: a request counts as running inside it."""
-        return _Running(self)
+    def begin(self) -> None:
+        """A request runs from now on; `end` MUST follow."""
+        self.requests += 1
+
+    def end(self) -> None:
+        """It is over."""
+        self.requests -= 1
 
     def take(self) -> bool:
         """Take one retry from the budget, if it has room; whoever gets True MUST `give_back`."""
@@ -47,21 +51,6 @@ class RetryBudget:
     def give_back(self) -> None:
         """A retry that was taken is over."""
         self.retries -= 1
-
-
-class _Running:
-    """A running request, as a context manager."""
-
-    __slots__ = ("_budget",)
-
-    def __init__(self, budget: RetryBudget) -> None:
-        self._budget = budget
-
-    def __enter__(self) -> None:
-        self._budget.requests += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._budget.requests -= 1
 
 
 def backoff_s(pauses: int, rng: random.Random) -> float:

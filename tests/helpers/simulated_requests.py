@@ -45,7 +45,8 @@ class Serving:
         self.ticket = Ticket(asked.client)
         self.attempts = Attempts(ATTEMPTS)
         self.whole = ExitStack()
-        self.whole.enter_context(self.ticket.kept())
+        self.ticket.keep()
+        self.whole.callback(self.ticket.let_go)
 
 
 class Leg:

@@ -20,7 +20,7 @@ from proxy.serving.custody_at_once import Crossing
 from proxy.serving.exchange import Call, EngineStream, Reply, as_unary
 from proxy.serving.healing import Healing
 from proxy.serving.learning import Learning
-from proxy.serving.legs.leg import LEFT, REFUSED, SERVED, AttemptFailedError, Legs, Reason, Untold, reason_of
+from proxy.serving.legs.leg import REFUSED, SERVED, AttemptFailedError, Legs, Reason, Untold, reason_of
 from proxy.serving.placed import Placed
 from proxy.tasks import TaskOwner
 
@@ -58,22 +58,23 @@ class DecodeLegs:
             placed.compares()
         came = False
         try:
-            with placed.decode_leg:
-                asked = self._healing.asking(call, chosen, placed.question)
-                body = call.request.body
-                reply = await self._answered(call, placed, (asked or body).to_send())
-                if asked is not None and 400 <= reply.status < 500:  # perhaps for the question for a report
-                    reply = await self._answered(call, placed, body.to_send())
-                    if reply.status == 200:
-                        self._healing.refused(chosen)
-                came = reply.status == 200
-                if came:
-                    self._learning.served_whole(placed, reply, call.request.dialect)
-                return reply
+            asked = self._healing.asking(call, chosen, placed.question)
+            body = call.request.body
+            reply = await self._answered(call, placed, (asked or body).to_send())
+            if asked is not None and 400 <= reply.status < 500:  # perhaps for the question for a report
+                reply = await self._answered(call, placed, body.to_send())
+                if reply.status == 200:
+                    self._healing.refused(chosen)
+            came = reply.status == 200
+            if came:
+                self._learning.served_whole(placed, reply, call.request.dialect)
+            return reply
         except LegError as error:
+            placed.decode_leg.close()
             self._legs.failed(error)
             raise AttemptFailedError(Phase.DECODE, chosen.instance, cause=error) from error
         finally:
+            placed.decode_leg.close()
             placed.computed(came=came)
 
     async def run(self, call: Call, placed: Placed, legs: LegsInTurn) -> Reply:
@@ -171,7 +172,7 @@ class DecodeLegs:
         """
         limit_s = self._rules.deadlines.first_byte_s + more_s
         untold = Untold(self._tell, self._clock, Phase.DECODE, placed.decode)
-        placed.decode_leg.callback(untold.over, LEFT)  # unless it has ended otherwise before
+        placed.decode_leg.add(untold.left)  # unless it has ended otherwise before
         try:
             return await self._read(call, placed, body, custody, untold, limit_s)
         except LegError as error:
@@ -198,7 +199,7 @@ class DecodeLegs:
                     self._legs.took(sent)
                     self._legs.began(chosen.instance)
                     rest = self._rest(stream, chosen.instance, untold)
-                    return Reply(answer.status, answer.headers, rest, decision, placed.decode_leg.pop_all())
+                    return Reply(answer.status, answer.headers, rest, decision, placed.decode_leg.passed_on())
                 reply = as_unary(answer, failure, decision)
             else:
                 data = await answer.read()

@@ -6,7 +6,6 @@ import enum
 import logging
 import time
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
 
 import msgspec
 
@@ -28,6 +27,7 @@ from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.phases import Phase, Role
 from proxy.request.body import Encoded
 from proxy.scheduling.types import Candidate
+from proxy.serving.ends import Ends
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.learning import Learnt
 from proxy.serving.placed import Placed
@@ -115,6 +115,8 @@ _decode_error = msgspec.json.Decoder(_ErrorAnswer).decode
 class Sent:
     """A leg that an engine has begun to answer. It counts among the engine's running legs until its `end`."""
 
+    __slots__ = ("_running", "answer", "at_s", "instance")
+
     def __init__(self, answer: Answer, instance: Instance | None, at_s: float) -> None:
         self.answer = answer
         self.instance = instance
@@ -142,6 +144,8 @@ SERVED, REFUSED, LEFT = "served", "refused", "left"
 class Untold:
     """The `LegEnded` that is still to be told of a leg: once, when the leg is over."""
 
+    __slots__ = ("_began_at", "_chosen", "_clock", "_phase", "_tell", "_told")
+
     def __init__(self, tell: Tell, clock: Callable[[], float], phase: Phase, chosen: Candidate) -> None:
         self._tell = tell
         self._clock = clock
@@ -149,6 +153,10 @@ class Untold:
         self._chosen = chosen
         self._began_at = clock()
         self._told = False
+
+    def left(self) -> None:
+        """Nobody waits for it any more."""
+        self.over(LEFT)
 
     def over(self, outcome: str, learnt: Learnt | None = None, *, answered: bool = False) -> None:
         """The leg is over: tell it. The arguments are fields of `LegEnded`. A second call does nothing."""
@@ -200,10 +208,10 @@ class Legs:
                 cause = LegError(address, "the instance was removed")
                 raise AttemptFailedError(claim.phase, address, cause=cause)
 
-    async def send(self, call: Call, chosen: Candidate, body: Encoded, stack: ExitStack) -> Sent:
+    async def send(self, call: Call, chosen: Candidate, body: Encoded, ends: Ends) -> Sent:
         """Send a leg that is claimed, and wait for the head of its answer. Raises LegError.
 
-        `stack` gets what ends the leg and closes its answer; both MUST happen before the claim ends.
+        `ends` gets what ends the leg and closes its answer; both MUST happen before the claim ends.
         """
         headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         instance = self._fleet.get(chosen.instance)
@@ -219,8 +227,8 @@ class Legs:
                 instance.fullness.ended()
             raise
         sent = Sent(answer, instance, sent_at)
-        stack.callback(sent.end)
-        stack.callback(answer.close)
+        ends.add(sent.end)
+        ends.add(answer.close)
         if answer.status in FULL:
             told = value_of(RETRY_AFTER, answer.headers)
             self._said_full(sent, retry_after_s(told, self._wall_clock()))

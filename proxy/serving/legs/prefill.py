@@ -4,7 +4,6 @@ that it leaves.
 
 import asyncio
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import NamedTuple
 
 from proxy.config import Rules
@@ -17,6 +16,7 @@ from proxy.request.body import Body, Encoded
 from proxy.request.deadlines import within
 from proxy.request.dialects import Usage
 from proxy.serving.custody import HoldState
+from proxy.serving.ends import Ends
 from proxy.serving.exchange import Call, Reply, as_unary
 from proxy.serving.handover.releases import Releases
 from proxy.serving.healing import Healing
@@ -74,9 +74,10 @@ class PrefillLegs:
         do better, or with the reply that goes to the client.
         """
         placed.compares()
-        kept = ExitStack()
-        kept.enter_context(call.ticket.kept())
-        kept.callback(placed.prefill_over)
+        kept = Ends()
+        call.ticket.keep()
+        kept.add(call.ticket.let_go)
+        kept.add(placed.prefill_over)
         run = _Run(call, placed, body, read_handoff)
         leg = self._tasks.create(self._leg(run), name=f"prefill {call.leg_id}")
         leg.add_done_callback(lambda _leg: kept.close())
@@ -89,16 +90,17 @@ class PrefillLegs:
         untold = Untold(self._tell, self._clock, Phase.PREFILL, chosen)
         came = finished = False
         try:
-            with placed.prefill_leg as leg:
-                asked = self._healing.asking(call, chosen, placed.question)
-                with within(self._rules.deadlines.prefill_s, chosen.instance, "the prefill leg"):
-                    sent = await self._send(run, asked, leg)
-                    answer = sent.answer
-                    finished = answer.status == 200
-                    data = await answer.read(max_answer_bytes(call.request.body.size_bytes))
+            asked = self._healing.asking(call, chosen, placed.question)
+            with within(self._rules.deadlines.prefill_s, chosen.instance, "the prefill leg"):
+                sent = await self._send(run, asked, placed.prefill_leg)
+                answer = sent.answer
+                finished = answer.status == 200
+                data = await answer.read(max_answer_bytes(call.request.body.size_bytes))
+            placed.prefill_leg.close()
             failure = call.request.dialect.failure(data) if finished else None
             came = finished and failure is None
         except BaseException as error:
+            placed.prefill_leg.close()
             if isinstance(error, ConnectFailedError):
                 custody.failed()
             else:
@@ -143,16 +145,16 @@ class PrefillLegs:
         self._healing.answered(chosen, placed.question, handoff, asked=asked is not None)
         return None
 
-    async def _send(self, run: "_Run", asked: Body | None, stack: ExitStack) -> Sent:
+    async def _send(self, run: "_Run", asked: Body | None, ends: Ends) -> Sent:
         """Send the leg; if it is refused with the question for a report, send it again without."""
         chosen = run.placed.prefill
         if asked is not None:
-            sent = await self._legs.send(run.call, chosen, run.first(asked), stack)
+            sent = await self._legs.send(run.call, chosen, run.first(asked), ends)
             if not 400 <= sent.answer.status < 500 or sent.answer.status in FULL:
                 return sent
             sent.answer.close()
             sent.end()
-        sent = await self._legs.send(run.call, chosen, run.first(run.call.request.body), stack)
+        sent = await self._legs.send(run.call, chosen, run.first(run.call.request.body), ends)
         if asked is not None and sent.answer.status == 200:
             self._healing.refused(chosen)
         return sent

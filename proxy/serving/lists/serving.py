@@ -19,6 +19,7 @@ from proxy.phases import Phase
 from proxy.request.dialects.choices import DONE
 from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.request.sse import EventReader
+from proxy.serving.ends import Ends
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.legs.leg import Reason
 from proxy.serving.lists.answers import AnswerMerger
@@ -88,13 +89,16 @@ async def serve_list(
         for part, request in enumerate(requests)
     ]
     parts = _Parts(calls, serve, tell, budget, max_runs, call.request.sequences, room)
-    with ExitStack() as stack:
-        stack.callback(parts.end)
+    ends = Ends()
+    ends.add(parts.end)
+    try:
         await parts.start(tasks)
         if (refusal := await parts.all_begun()) is not None:
             return refusal
         headers, body = parts.answer()
-        return Reply(200, headers, body, None, stack.pop_all())
+        return Reply(200, headers, body, None, ends.passed_on())
+    finally:
+        ends.close()
 
 
 class _Parts:

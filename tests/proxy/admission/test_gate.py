@@ -333,19 +333,17 @@ class Served:
     def __init__(self, **limits: Any) -> None:
         self.scene = Scene(**({"max_client_requests": 2} | limits))
         self.tickets: dict[str, Ticket] = {}
-        self._kept: dict[str, contextlib.ExitStack] = {}
 
     async def ask(
         self, name: str, client: str, tokens: int = 10, *, part_of: str | None = None
     ) -> "asyncio.Task[Admitted]":
         ticket = self.tickets[part_of].part() if part_of else Ticket(client)
         self.tickets[name] = ticket
-        self._kept[name] = contextlib.ExitStack()
-        self._kept[name].enter_context(ticket.kept())
+        ticket.keep()
         return await self.scene.ask(name, tokens, ticket=ticket)
 
     async def over(self, name: str) -> None:
-        self._kept.pop(name).close()
+        self.tickets[name].let_go()
         if name in self.scene.running:
             await self.scene.end(name)
         await self.scene.rest()
@@ -392,21 +390,22 @@ async def test_parts_of_a_request_and_its_retries_count_once() -> None:
     served = Served(max_client_requests=1, timed=True)
     whole = Ticket("a")
     served.tickets["list"] = whole
-    with whole.kept():
-        for n in range(3):
-            await served.ask(f"part{n}", "a", part_of="list")
-        await served.ask("next", "a")
-        assert served.scene.order == ["part0", "part1", "part2"]
-        says_full(served.scene, "decode0:1", told_s=5.0)
-        again = await served.scene.ask("again", ticket=served.tickets["part1"])
-        assert len(served.scene.gate) == 2
-        served.scene.instance("decode0:1").fullness.forget()
-        served.scene.instance("decode0:1").announce()
-        await again
-        assert served.scene.order[3:] == ["again"]
-        for n in range(3):
-            await served.over(f"part{n}")
-        assert served.scene.order[4:] == []
+    whole.keep()
+    for n in range(3):
+        await served.ask(f"part{n}", "a", part_of="list")
+    await served.ask("next", "a")
+    assert served.scene.order == ["part0", "part1", "part2"]
+    says_full(served.scene, "decode0:1", told_s=5.0)
+    again = await served.scene.ask("again", ticket=served.tickets["part1"])
+    assert len(served.scene.gate) == 2
+    served.scene.instance("decode0:1").fullness.forget()
+    served.scene.instance("decode0:1").announce()
+    await again
+    assert served.scene.order[3:] == ["again"]
+    for n in range(3):
+        await served.over(f"part{n}")
+    assert served.scene.order[4:] == []
+    whole.let_go()
     await served.scene.rest()
     assert served.scene.order[4:] == ["next"]
 

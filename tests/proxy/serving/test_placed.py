@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -75,7 +75,7 @@ class Scene:
 
     def stream(self) -> None:
         """The decode engine has begun to stream: a reply holds from now on what its leg has taken."""
-        self.reply.callback(self.placed.decode_leg.pop_all().close)
+        self.reply.callback(self.placed.decode_leg.passed_on().close)
 
     def legs(self, phase: Phase) -> Counter[str]:
         """The legs that count, by instance."""
@@ -235,7 +235,7 @@ def test_what_was_removed_before_its_request_woke_gets_no_leg(gone: str, back: b
     scene.fleet.remove(address)
     if back:
         scene.fleet.add(Instance(old.spec))
-    with pytest.raises(AttemptFailedError) as failed, scene.placed:
+    with pytest.raises(AttemptFailedError) as failed, closing(scene.placed):
         legs.check_there(scene.placed)
     assert (failed.value.instance, failed.value.phase) == (
         address,

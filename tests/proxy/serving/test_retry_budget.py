@@ -1,6 +1,5 @@
 """Retries stay a share of the running requests, and a single failure always has budget."""
 
-import contextlib
 import random
 
 from hypothesis import given
@@ -11,17 +10,18 @@ from proxy.serving.retry_budget import BACKOFF_BASE_S, MAX_BACKOFF_S, MIN_RETRIE
 
 def test_a_single_failure_always_has_budget() -> None:
     budget = RetryBudget(lambda: 0.0)
-    with budget.request():
-        assert budget.take()
+    budget.begin()
+    assert budget.take()
 
 
 def test_a_few_retries_may_run_and_then_a_share() -> None:
     budget = RetryBudget(lambda: 0.2)
     assert [budget.take() for _ in range(MIN_RETRIES + 1)] == [True] * MIN_RETRIES + [False]
-    with contextlib.ExitStack() as running:
-        for _ in range(25):
-            running.enter_context(budget.request())
-        assert [budget.take() for _ in range(3)] == [True, True, False]  # five of twenty-five
+    for _ in range(25):
+        budget.begin()
+    assert [budget.take() for _ in range(3)] == [True, True, False]  # five of twenty-five
+    for _ in range(25):
+        budget.end()
     assert not budget.take()
 
 
@@ -38,23 +38,22 @@ STEPS = st.lists(st.sampled_from(["begin", "end", "take", "give back"]), max_siz
 @given(STEPS, st.floats(0, 1))
 def test_no_retry_is_granted_beyond_the_budget(steps: list[str], share: float) -> None:
     budget = RetryBudget(lambda: share)
-    running = []
-    retries = 0
+    running = retries = 0
     for step in steps:
         if step == "begin":
-            request = budget.request()
-            request.__enter__()
-            running.append(request)
+            budget.begin()
+            running += 1
         elif step == "end" and running:
-            running.pop().__exit__(None, None, None)
+            budget.end()
+            running -= 1
         elif step == "take":
-            room = retries < max(3, int(share * len(running)))
+            room = retries < max(3, int(share * running))
             assert budget.take() is room
             retries += room
         elif step == "give back" and retries:
             budget.give_back()
             retries -= 1
-        assert (budget.requests, budget.retries) == (len(running), retries)
+        assert (budget.requests, budget.retries) == (running, retries)
 
 
 @given(st.integers(0, 10_000), st.integers())

@@ -4,7 +4,6 @@ allowed."""
 import asyncio
 import json
 from collections.abc import AsyncIterator, Collection
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from proxy.request import dialects
 from proxy.request.body import Body
 from proxy.request.generation import read_request
 from proxy.request.sse import EventReader, event_of
+from proxy.serving.ends import Ends
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.lists import serve_list
 from proxy.serving.lists.answers import AnswerMerger
@@ -186,10 +186,10 @@ class Played:
             if isinstance(reply, Exception):
                 raise reply
             return reply
-        stack = ExitStack()
-        stack.callback(self.closed.append, part)
+        ends = Ends()
+        ends.add(lambda: self.closed.append(part))
         headers = [("X-Part", str(part))]
-        return Reply(200, headers, self._chunks(part), None, stack)
+        return Reply(200, headers, self._chunks(part), None, ends)
 
     async def _chunks(self, part: int) -> AsyncIterator[bytes]:
         while (data := await self.queues[part].get()) is not None:
