@@ -17,6 +17,7 @@ from proxy.request.outline import MAX_DEPTH, MAX_MEMBERS, Outline, Span, too_man
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ESCAPE = b"\\u"
 _SURROGATE_MARKS = (b"\\ud", b"\\uD")
 
 MAX_NAME_BYTES = 4096
@@ -27,6 +28,7 @@ _WHOLE_BYTES = 16 << 10
 """Larger values are sent on as they lie in memory, so that a leg that waits for its engine has no copy of its
 request; smaller ones are copied together."""
 
+_decode = msgspec.json.Decoder().decode
 _decode_top = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_name = msgspec.json.Decoder(str).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -123,6 +125,10 @@ class Body:
         value = self._members.get(name)
         return None if value is None else memoryview(value)
 
+    def given(self, names: frozenset[str]) -> set[str]:
+        """Which of these members there are."""
+        return names & self._members.keys()
+
     def gives(self, name: str) -> bool:
         """Whether there is a member with a value other than null."""
         view = self.view(name)
@@ -156,10 +162,10 @@ class Body:
         value = self._members.get(name)
         if value is None:
             return None
-        if len(memoryview(value)) > MAX_SCALAR_BYTES:
+        if self.size_bytes > MAX_SCALAR_BYTES and len(memoryview(value)) > MAX_SCALAR_BYTES:
             raise BadRequestError(f"{name} is longer than {MAX_SCALAR_BYTES} bytes", param=name)
         try:
-            return msgspec.json.decode(value)
+            return _decode(value)
         except _UNREADABLE as error:
             raise BadRequestError(f"{name} is not valid JSON: {error}", param=name) from None
 
@@ -235,9 +241,12 @@ class Body:
 
         It counts as large as this one unless `size_bytes` says otherwise.
         """
-        members = {name: raw for name, raw in self._members.items() if name not in drop}
-        for name, value in (put or {}).items():
-            members[name] = value if isinstance(value, msgspec.Raw) else msgspec.Raw(_encode(value))
+        members = self._members.copy()
+        for name in drop:
+            members.pop(name, None)
+        if put:
+            for name, value in put.items():
+                members[name] = value if isinstance(value, msgspec.Raw) else msgspec.Raw(_encode(value))
         whole = self._whole
         if whole is not None and put and not whole.spans.keys().isdisjoint(put):
             whole = whole.without(put)
@@ -361,7 +370,9 @@ def _check_text(data: bytes | bytearray, *, is_ascii: bool, has_escapes: bool) -
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
             raise BadRequestError(f"the request body is not UTF-8: {error.reason}") from None
-    if has_escapes and any(contains(data, mark) for mark in _SURROGATE_MARKS) and has_half_pairs(data):
+    if not (has_escapes and contains(data, _ESCAPE)):
+        return
+    if any(contains(data, mark) for mark in _SURROGATE_MARKS) and has_half_pairs(data):
         raise BadRequestError("the request body holds half of a surrogate pair, or half of an escape")
 
 

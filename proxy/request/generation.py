@@ -154,7 +154,12 @@ def _is_text(raw: msgspec.Raw | None, text: str) -> bool:
 _decode_xargs = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 
 
+_LOOKED_INTO = frozenset({*NEVER_FROM_A_CLIENT, "session_id", "vllm_xargs"})
+
+
 def _clean(body: Body) -> Body:
+    if not body.given(_LOOKED_INTO):
+        return body
     drop = [name for name in NEVER_FROM_A_CLIENT if name in body]
     if "session_id" in body and body.value("session_id") == REPORT_SESSION:
         drop.append("session_id")  # it marks reports that we asked for, and nothing else

@@ -44,7 +44,7 @@ def slices(data: Buffer, size_bytes: int = COPIED_BYTES, overlap: int = 0) -> It
 def contains(data: Buffer, words: bytes) -> bool:
     """Whether some text stands in another."""
     if len(data) <= COPIED_BYTES:
-        return words in bytes(data)
+        return words in (data if isinstance(data, bytes) else bytes(data))
     return any(words in part for part in slices(data, overlap=len(words) - 1))
 
 

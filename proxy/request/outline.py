@@ -32,9 +32,13 @@ SLICE_BYTES = 256 << 10
 """Read at once: a tenth of a millisecond for each of some twenty steps."""
 
 LARGE_BODY_BYTES = 256 << 10
+"""What is made of a larger body (a prompt, the parts of a list) is made off the event loop."""
+
+LARGE_TEXT_BYTES = 1 << 20
 MANY_COMMAS = 1 << 14
-"""A body above either is read off the event loop, and outlined first; any other takes a few milliseconds at
-most."""
+MANY_ESCAPES = 1 << 12
+"""A body above any of these is split off the event loop, and outlined first. Any other is split in a
+millisecond or two: its values are no more than its commas, so all that makes it long is text."""
 
 LONG_TEXT_BYTES = 4096
 """Longer texts are left out of what a decoder is given, and read by themselves."""
@@ -80,8 +84,14 @@ class Outline(NamedTuple):
 
 
 def is_large(data: bytes | bytearray) -> bool:
-    """Whether a body is to be outlined, and read off the event loop."""
-    return len(data) > LARGE_BODY_BYTES or (len(data) > MANY_COMMAS and data.count(b",") > MANY_COMMAS)
+    """Whether a body is to be outlined, and split off the event loop."""
+    size_bytes = len(data)
+    if size_bytes <= MANY_COMMAS:
+        return False
+    if size_bytes > LARGE_TEXT_BYTES or data.count(b",") > MANY_COMMAS:
+        return True
+    # Each escape is looked at for halves of surrogate pairs.
+    return size_bytes > LARGE_BODY_BYTES and data.count(b"\\u") > MANY_ESCAPES
 
 
 def outline(

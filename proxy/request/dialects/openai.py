@@ -29,6 +29,13 @@ class _Answer(msgspec.Struct):
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
+_LENGTHS = frozenset({"max_tokens", "max_completion_tokens", "min_tokens"})
+_STREAMED = frozenset({"stream", "stream_options"})
+_WHOLE = frozenset({"prompt_embeds", "prompt_logprobs", "use_beam_search"})
+_READ = _LENGTHS | _STREAMED | _WHOLE | {"n"}
+"""The members that tell how a request is served: most have few of them."""
+
+
 class OpenAiDialect(Dialect):
     """What both have in common."""
 
@@ -41,11 +48,17 @@ class OpenAiDialect(Dialect):
 
     def read(self, body: Body) -> Shape:
         """As `Dialect`."""
-        n = whole_number(body, "n", nullable=self.null_n_is_one)
+        given = body.given(_READ)
+        n = whole_number(body, "n", nullable=self.null_n_is_one) if "n" in given else None
         if n is not None and n < 1:
             raise BadRequestError(f"n must be at least 1, got {n}", param="n")
-        self._check_lengths(body)
-        return Shape(stream=_is_streamed(body), sequences=1 if n is None else n, whole=_is_whole(body))
+        if given & _LENGTHS:
+            self._check_lengths(body)
+        return Shape(
+            stream=bool(given & _STREAMED) and _is_streamed(body),
+            sequences=1 if n is None else n,
+            whole=bool(given & _WHOLE) and _is_whole(body),
+        )
 
     def prompt(self, body: Body) -> tuple[Dialect, Body]:
         """As `Dialect`."""

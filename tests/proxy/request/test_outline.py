@@ -15,7 +15,17 @@ from proxy.request.body import Body, Pieces
 from proxy.request.dialects.chat import MAX_MESSAGES, MAX_TOOLS
 from proxy.request.generation import read_request
 from proxy.request.json_pieces import TEXT_BYTES
-from proxy.request.outline import MANY_COMMAS, MAX_DEPTH, MAX_MEMBERS, MAX_VALUES, is_large, outline
+from proxy.request.outline import (
+    LARGE_BODY_BYTES,
+    LARGE_TEXT_BYTES,
+    MANY_COMMAS,
+    MANY_ESCAPES,
+    MAX_DEPTH,
+    MAX_MEMBERS,
+    MAX_VALUES,
+    is_large,
+    outline,
+)
 
 TEXTS = st.text(st.sampled_from('ab"\\,:[]{}é漢😀 \n'), max_size=6)
 VALUES = st.recursive(
@@ -149,6 +159,21 @@ def test_a_long_list_of_numbers_is_taken_and_read_in_parts() -> None:
 def test_many_values_make_a_small_body_a_large_one() -> None:
     assert not is_large(b'{"prompt":[' + b"1," * MANY_COMMAS + b"1]}")
     assert is_large(b'{"prompt":[' + b"1," * (MANY_COMMAS + 1) + b"1]}")
+
+
+def test_a_long_text_with_few_values_is_no_large_body() -> None:
+    """It is split in one step, and no thread is asked."""
+    text = b'{"prompt":"' + b"x, y" * (MANY_COMMAS - 1) + b'"}'
+    assert not is_large(text)
+    assert not is_large(text[:-2] + b"z" * (LARGE_TEXT_BYTES - len(text)) + b'"}')
+    assert is_large(text[:-2] + b"z" * (LARGE_TEXT_BYTES - len(text) + 1) + b'"}')
+
+
+def test_many_escapes_make_a_long_text_a_large_body() -> None:
+    """Each is looked at: half of a surrogate pair is refused."""
+    text = b'{"prompt":"' + b"x" * LARGE_BODY_BYTES + b"\\u00e9" * MANY_ESCAPES
+    assert not is_large(text + b'"}')
+    assert is_large(text + b'\\u00e9"}')
 
 
 def test_large_values_are_sent_from_where_they_lie() -> None:
