@@ -125,7 +125,7 @@ class Body:
         value = self._members.get(name)
         return None if value is None else memoryview(value)
 
-    def given(self, names: frozenset[str]) -> set[str]:
+    def given(self, names: frozenset[str]) -> frozenset[str]:
         """Which of these members there are."""
         return names & self._members.keys()
 

@@ -125,7 +125,8 @@ class Director:
             raise BadRequestError("each prompt of a list is placed by itself: ask for one", param="prompt")
         if isinstance(self._connector.plan(request), Whole):
             request = msgspec.structs.replace(request, whole=True)
-        question, tokenized = await self._question(request, headers, ANONYMOUS)
+        tokenized = await self._tokenizer.tokenize(request, headers, ANONYMOUS)
+        question = self._question(request, tokenized)
         return self._placement.decide(question), tokenized
 
     async def serve(self, call: Call, avoid: Collection[str] = ()) -> Reply:
@@ -160,7 +161,10 @@ class Director:
             # One leg serves it all, and none of the retries may make two of it.
             whole = msgspec.structs.replace(call.request, whole=True)
             call = msgspec.structs.replace(call, request=whole)
-        question, tokenized = await self._question(call.request, call.headers, call.ticket.client)
+        if self._placement.reads_prompt:
+            tokenized = await self._tokenizer.tokenize(call.request, call.headers, call.ticket.client)
+        else:
+            tokenized = await self._tokenizer.measure(call.request, call.ticket.client)
         if tokenized.why_unknown is not None:
             self._tell(PromptUnknown(tokenized.why_unknown))
         if tokenized.excess is not None:
@@ -168,6 +172,7 @@ class Director:
             raise too_long(self._fleet, call.request, tokenized.excess)
         self._budget.begin()
         kept.add(self._budget.end)
+        question = self._question(call.request, tokenized)
         return await self._served(call, plan, question, tokenized.kind, avoid)
 
     async def _served(
@@ -300,23 +305,21 @@ class Director:
         prefill = self._fleet.of(Phase.PREFILL)
         return several and (not prefill or any(i.role is not Role.BOTH for i in prefill))
 
-    async def _question(
-        self, request: GenerationRequest, headers: Headers, client: str
-    ) -> tuple[Question, Tokenized]:
-        tokenized = await self._tokenizer.tokenize(request, headers, client)
+    def _question(self, request: GenerationRequest, tokenized: Tokenized) -> Question:
         limited_by, answer_tokens = request.answer_limit or (None, request.usual_answer_tokens)
-        question = Question(
+        prompt = tokenized.prompt
+        known = 0 if prompt is None or tokenized.prefix_only else len(prompt.token_ids)
+        room = self._fleet.max_model_len - known
+        return Question(
             request.model,
-            tokenized.prompt,
+            prompt,
             tokenized.estimated_tokens or request.estimated_tokens,
             request.whole,
             prefix_only=tokenized.prefix_only,
             answer_tokens=answer_tokens,
             limited_by=limited_by,
+            generated_tokens=generated_tokens(request, room, self._rules.admission.expected_answer_tokens),
         )
-        room = self._fleet.max_model_len - (question.prompt_tokens or 0)
-        generated = generated_tokens(request, room, self._rules.admission.expected_answer_tokens)
-        return msgspec.structs.replace(question, generated_tokens=generated), tokenized
 
 
 def _drop(end: Reply | AttemptFailedError) -> None:

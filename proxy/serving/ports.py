@@ -55,6 +55,13 @@ class Tokenizer(Protocol):
         """
         ...
 
+    async def measure(self, request: GenerationRequest, client: str) -> Tokenized:
+        """As `tokenize` where nobody reads the tokens: how many they are about, and whether they fit nowhere.
+
+        Raises nothing.
+        """
+        ...
+
     def distrust(self, kind: str) -> None:
         """An engine counted a prompt of this kind otherwise than kvproxy."""
         ...

@@ -40,7 +40,8 @@ from proxy.tokenizing.local.tokenizer import (
     NotExactError,
     TooLongError,
 )
-from proxy.tokenizing.members import NO_MEMBERS, Members
+from proxy.tokenizing.measuring import ids_given, is_to_be_looked_into
+from proxy.tokenizing.members import NO_MEMBERS, TRUNCATING, Members
 from proxy.tokenizing.shown import AnswersShown, TokenizerShown, TokenPath
 from proxy.tokenizing.why_unknown import WhyUnknown
 from proxy.upstream.engine_api.asking import Asker
@@ -74,6 +75,9 @@ class Tokenized(msgspec.Struct, frozen=True):
     """What the request's members are to its prompt."""
     excess: Excess | None = None
     """It fits nowhere, for sure."""
+
+
+_UNREAD = Tokenized(None, "")
 
 
 class Lease(Protocol):
@@ -164,6 +168,22 @@ class PromptTokenizer:
         lora_name = request.model if self._fleet.is_adapter(request.model) else None
         prompt = Prompt(token_ids=token_ids, lora_name=lora_name, cache_salt=salt)
         return Tokenized(prompt, kind, prefix_only=media > 0, estimated_tokens=estimate, members=how.members)
+
+    async def measure(self, request: GenerationRequest, client: str = ANONYMOUS) -> Tokenized:
+        """What a prompt weighs whose tokens nobody reads; no engine is asked. Raises nothing."""
+        bounds = self._bounds(request.model)
+        shortened = bool(request.body.given(TRUNCATING))
+        if (count := ids_given(request)) is not None:
+            excess = bounds.of_ids(count) or (None if shortened else bounds.of_tokens(count))
+            return Tokenized(None, "", estimated_tokens=count, excess=excess)
+        if not is_to_be_looked_into(request, bounds):
+            return _UNREAD
+        how = await self._read(request, bounds, client)
+        if isinstance(how, Unknowable):
+            return Tokenized(None, how.kind, excess=how.excess)
+        return Tokenized(
+            None, how.kind, estimated_tokens=how.estimated_tokens if isinstance(how, Ask) else None
+        )
 
     def _bounds(self, model: str) -> Bounds:
         """How long a prompt may be for any engine; what is longer is not worth any work here."""

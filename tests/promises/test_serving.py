@@ -303,6 +303,9 @@ class Miscounting:
     async def tokenize(self, request: Any, headers: Any, client: str) -> Tokenized:
         return Tokenized(Prompt(list(range(1000))), "a kind")
 
+    async def measure(self, request: Any, client: str) -> Tokenized:
+        return Tokenized(None, "")
+
     def distrust(self, kind: str) -> None:
         self.distrusted.append(kind)
 

@@ -106,11 +106,17 @@ async def test_exact_traffic_is_shown_as_exact() -> None:
         assert await pair.service.metric("kvproxy_index_trusted") == 4
 
 
+class EachInTurn(RoundRobin):
+    """Takes the engines in turn, and has prompts found out all the same: they are compared."""
+
+    reads_prompt = True
+
+
 async def test_engines_that_look_ahead_are_predicted_exactly() -> None:
     """Prompts that end with a block, or go on otherwise behind one, and their repetitions."""
     dice = random.Random(3)
     plain = {"connector": False, "lookahead": 1}
-    async with fleet(prefill=0, decode=0, both=2, stand_in=plain, policy=RoundRobin()) as pair:
+    async with fleet(prefill=0, decode=0, both=2, stand_in=plain, policy=EachInTurn()) as pair:
         asked = 0
         for _ in range(40):
             prompt = [

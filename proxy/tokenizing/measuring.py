@@ -1,0 +1,35 @@
+"""A prompt whose tokens nobody reads is only measured: its ids are counted, and its text counts by its bytes.
+
+Pure. What could be otherwise is looked into as any prompt is: images and sounds within it, whose bytes tell
+nothing of their tokens, and a text that may be longer than any context.
+"""
+
+from proxy.request.dialects.completions import PromptShape, prompt_shape
+from proxy.request.generation import GenerationRequest
+from proxy.request.json_pieces import PIECE_BYTES, contains, slices
+from proxy.tokenizing.local.bounds import Bounds
+
+MEDIA_BYTES = 64 << 10
+"""A smaller body has no image worth looking for: by its bytes it weighs 16 000 tokens at most."""
+
+_MEDIA_MARKS = (b";base64,", b'"input_audio"')
+"""What stands before the bytes of an image, a video or a sound. Those that are named by a URL weigh little by
+their bytes."""
+
+
+def ids_given(request: GenerationRequest) -> int | None:
+    """How many token ids a request gives as its prompt; None if it gives no such prompt."""
+    body = request.body
+    view = body.view("prompt")
+    if view is None or bytes(view[:1]) != b"[" or prompt_shape(body)[0] is not PromptShape.IDS:
+        return None
+    return 1 + sum(part.count(b",") for part in slices(view, PIECE_BYTES))
+
+
+def is_to_be_looked_into(request: GenerationRequest, bounds: Bounds) -> bool:
+    """Whether a prompt that is given as text may be something else than its bytes tell."""
+    size_bytes = request.body.size_bytes
+    if size_bytes > bounds.max_characters:
+        return True
+    messages = request.body.view("messages") if size_bytes > MEDIA_BYTES else None
+    return messages is not None and any(contains(messages, mark) for mark in _MEDIA_MARKS)
