@@ -3,9 +3,11 @@ is decided below it.
 
     app          the paths that are served, and on which socket
     sockets      which connections are accepted and kept
-    middlewares  every request: its id, its errors, and that it was answered
+    middlewares  every request: its errors, and that it was answered
+    visit        what is known of one request of HTTP while it is answered
+    ids          draws ids for requests that have none
     access       who asks, and what they may do
-    read_body    where a body ends, and how long it may take to arrive
+    read_body    where a body ends, how long it may take to arrive, and the memory it takes
     routes       the handlers; `generate` serves every dialect, and `openapi.json` describes all others
     relay        passes streams on to clients
     keep_alive   comments for a client whose stream takes long to begin

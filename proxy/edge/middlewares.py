@@ -4,26 +4,21 @@ traceback.
 
 import asyncio
 import logging
-import re
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import HttpVersion10, web
 from aiohttp.typedefs import Handler
 
-from proxy.admission import BodyLease
 from proxy.edge.app_keys import SERVICE
 from proxy.edge.read_body import check_framing
+from proxy.edge.visit import VISIT, Visit, visit_of
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
 from proxy.happenings import Answered, RequestUnrouted
 from proxy.headers import REQUEST_ID, safe_id
 
 log = logging.getLogger(__name__)
-
-_REQUEST_ID = re.compile(r"[!-~]{1,256}")
-"""Ids that a client may choose: without spaces, so that an id in the access log is one word."""
 
 MAX_LOGGED_PATH_CHARS = 200
 
@@ -33,54 +28,44 @@ SERVER = "kvproxy"
 CLIENT_LEFT_STATUS = 499
 """The status in the log of a request whose client left; it is nginx's number for that."""
 
-REQUEST_ID_KEY: web.RequestKey[str] = web.RequestKey("request_id", str)
-STARTED_KEY: web.RequestKey[float] = web.RequestKey("started_at", float)
-NOTES_KEY: web.RequestKey[dict[str, str]] = web.RequestKey("notes", dict)
-"""Names and values that handlers add to the line of the access log."""
-
-
-BODY_LEASE_KEY: web.RequestKey[BodyLease] = web.RequestKey("body_lease", BodyLease)
-"""The memory that the request's body takes, from the moment it is read until the request ends."""
-
-
-SPARE_KEY: web.RequestKey[bool] = web.RequestKey("spare", bool)
-"""Set if the request came by a spare connection, one that is reserved for probes and operators."""
-
-
-BODY_KEY: web.RequestKey[bytearray] = web.RequestKey("body", bytearray)
-"""The body, as far as it has arrived."""
-
 
 class InFlight:
     """The requests that are being answered, each in a task of its own."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any] | None] = set()
-        self._none = asyncio.Event()
-        self._none.set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._none: asyncio.Event | None = None
+        """Set when no request is left; None while nobody waits for that."""
         self.cutting = asyncio.Event()
         """Set once kvproxy cancels the requests that still run: their clients have not left, and are told
         why."""
 
-    def __enter__(self) -> None:
-        self._tasks.add(asyncio.current_task())
-        self._none.clear()
+    def begins(self) -> asyncio.Task[Any] | None:
+        """Count the current task, which answers a request. `ends` takes what this returns."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+        return task
 
-    def __exit__(self, *_: object) -> None:
-        self._tasks.discard(asyncio.current_task())
-        if not self._tasks:
+    def ends(self, task: asyncio.Task[Any] | None) -> None:
+        """Count it no more: its request is answered."""
+        if task is not None:
+            self._tasks.discard(task)
+        if self._none is not None and not self._tasks:
             self._none.set()
 
     def cut(self) -> None:
         """Cancel every request; each still tells its client why."""
         self.cutting.set()
         for task in self._tasks:
-            if task is not None:
-                task.cancel()
+            task.cancel()
 
     async def none_left(self) -> None:
         """Wait until no request is in flight."""
-        await self._none.wait()
+        while self._tasks:
+            self._none = self._none or asyncio.Event()
+            self._none.clear()
+            await self._none.wait()
 
 
 class Load:
@@ -103,38 +88,41 @@ IN_FLIGHT_KEY: web.AppKey[InFlight] = web.AppKey("in_flight", InFlight)
 
 @web.middleware
 async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request its id, turn its errors into answers, and tell `Answered` when it is over."""
-    request[REQUEST_ID_KEY] = _request_id(request.headers.get(REQUEST_ID))
-    request[STARTED_KEY] = time.monotonic()
-    request[NOTES_KEY] = {}
+    """Turn the request's errors into answers, and tell `Answered` when it is over."""
+    visit = visit_of(request)
+    app = request.app
+    service = app[SERVICE]
+    in_flight = app[IN_FLIGHT_KEY]
+    task = in_flight.begins()
     status = CLIENT_LEFT_STATUS
     try:
-        with request.app[IN_FLIGHT_KEY]:
-            response = await _answered(request, handler)
+        response = await _answered(request, visit, handler)
         status = response.status
         return response
     finally:
-        notes = request[NOTES_KEY]
-        if "outcome" not in notes and 400 <= status < CLIENT_LEFT_STATUS:
-            request.app[SERVICE].tell(RequestUnrouted("unauthorized" if status == 401 else "client_error"))
-        if (lease := request.get(BODY_LEASE_KEY)) is not None:
-            lease.end()
-        if (body := request.pop(BODY_KEY, None)) is not None:
-            request.app[SERVICE].discarding.add(body)
-        request.app[SERVICE].tell(
+        in_flight.ends(task)
+        if "outcome" not in visit.notes and 400 <= status < CLIENT_LEFT_STATUS:
+            service.tell(RequestUnrouted("unauthorized" if status == 401 else "client_error"))
+        if visit.lease is not None:
+            visit.lease.end()
+        if visit.body is not None:
+            service.discarding.add(visit.body)
+            visit.body = None
+        path = _path(request)
+        service.tell(
             Answered(
                 request.method,
-                _path(request),
+                path,
                 status,
-                time.monotonic() - request[STARTED_KEY],
-                safe_id(request[REQUEST_ID_KEY]),
-                notes,
-                request.method != "POST" or request.path.rstrip("/") == "/ping",
+                time.monotonic() - visit.started_at,
+                visit.request_id if visit.is_named_here else safe_id(visit.request_id),
+                visit.notes,
+                request.method != "POST" or path.rstrip("/") == "/ping",
             )
         )
 
 
-async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _answered(request: web.Request, visit: Visit, handler: Handler) -> web.StreamResponse:
     if request.version < HttpVersion10 and request.transport is not None:
         request.transport.abort()  # aiohttp would answer in HTTP/0.9, which nobody speaks
         return web.Response(status=CLIENT_LEFT_STATUS)
@@ -164,7 +152,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
             raise
         return error_response(UnavailableError("kvproxy is shutting down", headers={"Connection": "close"}))
     except Exception:
-        request_id = safe_id(request[REQUEST_ID_KEY])
+        request_id = safe_id(visit.request_id)
         log.exception("%s %s failed (id %s)", request.method, _path(request), request_id)
         if request.transport is not None and request.writer.output_size > 0:
             request.transport.close()  # an answer has begun already; a second one must not follow
@@ -205,20 +193,14 @@ async def finish_head(request: web.Request, response: web.StreamResponse) -> Non
     if request.app[SERVICE].draining.is_set():
         response.force_close()
         response.headers["Connection"] = "close"
-    if (request_id := request.get(REQUEST_ID_KEY)) is not None:
-        response.headers[REQUEST_ID] = request_id
+    if (visit := request.get(VISIT)) is not None:
+        response.headers[REQUEST_ID] = visit.request_id
     response.headers["Server"] = SERVER
 
 
 def _path(request: web.Request) -> str:
     """The path for the log, without its query; as it was sent, since a decoded one may hold line breaks."""
     return request.raw_path.partition("?")[0][:MAX_LOGGED_PATH_CHARS]
-
-
-def _request_id(given: str | None) -> str:
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given
-    return uuid.uuid4().hex
 
 
 def _kind(status: int) -> str:

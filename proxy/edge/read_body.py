@@ -1,17 +1,27 @@
-"""A body whose end could be read in two ways is refused, and one that arrives too slowly is given up."""
+"""A body whose end could be read in two ways is refused, and so is one for which there is no memory; one that
+arrives too slowly is given up.
+"""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
+from proxy.admission import BodyLease
+from proxy.edge.access.clients import holder_of
 from proxy.edge.patience import PATIENCE, Patience
-from proxy.errors import BadRequestError, RequestTimeoutError
-
-PATIENCE_KEY: web.RequestKey[Patience] = web.RequestKey("patience", Patience)
-"""How long clients of the socket that a request came by may take."""
+from proxy.edge.visit import Visit
+from proxy.errors import (
+    BadRequestError,
+    RequestTimeoutError,
+    TooLargeError,
+    UnavailableError,
+    UnsupportedMediaTypeError,
+    cut,
+)
+from proxy.happenings import Refused
+from proxy.service import Service
 
 
 class Pace:
@@ -62,16 +72,84 @@ def check_framing(request: web.Request) -> None:
     raise BadRequestError(words, headers={"Connection": "close"})
 
 
-def in_time(request: web.Request) -> AbstractAsyncContextManager[None]:
-    """A context in which to read a body. Raises RequestTimeoutError once the body arrives too slowly."""
-    # Most bodies have arrived with their heads.
-    return contextlib.nullcontext() if request.content.is_eof() else _in_time(request)
+async def read_json(
+    request: web.Request, visit: Visit, service: Service
+) -> tuple[bytes | bytearray, BodyLease]:
+    """The body of a request, and the memory it takes.
+
+    Raises RequestError if it is not declared as plain JSON, is larger than --max-body-mb, finds no memory, or
+    arrives too slowly.
+    """
+    headers = request.headers
+    if headers.get("Content-Type") != "application/json" and request.content_type != "application/json":
+        raise UnsupportedMediaTypeError(
+            f"Content-Type must be application/json, got {cut(headers.get('Content-Type', 'none'))!r}"
+        )
+    encoding = headers.get("Content-Encoding")
+    if encoding is not None and (encoding := encoding.strip().lower()) != "identity":
+        raise UnsupportedMediaTypeError(f"Content-Encoding {cut(encoding)!r} is not taken: send plain JSON")
+    holder = holder_of(request, visit, service.config.admission.client_header)
+    try:
+        if request.content.is_eof():  # most bodies have arrived with their heads
+            data = request.content.read_nowait()
+            if len(data) > service.config.max_body_mb << 20:
+                raise _too_large(service)
+            lease = visit.lease = service.bodies.lease(holder)
+            hold(service, lease, len(data))
+            return data, lease
+        return await _in_pieces(request, visit, service, holder)
+    except web.RequestPayloadError:
+        raise BadRequestError(
+            "the request body is not framed as its headers say", headers={"Connection": "close"}
+        ) from None
+
+
+async def _in_pieces(
+    request: web.Request, visit: Visit, service: Service, holder: str
+) -> tuple[bytearray, BodyLease]:
+    limit_bytes = service.config.max_body_mb << 20
+    announced_bytes = request.content_length or 0
+    if announced_bytes > limit_bytes:
+        raise _too_large(service)
+    if not service.bodies.fits(holder, announced_bytes):
+        raise _no_memory(service)
+    lease = visit.lease = service.bodies.lease(holder)
+    # A large bytearray grows in place; joining chunks at the end would stop the event loop.
+    data = visit.body = bytearray()
+    async with _in_time(request, visit.patience):
+        while chunk := await request.content.readany():
+            if len(data) + len(chunk) > limit_bytes:
+                raise _too_large(service)
+            hold(service, lease, len(data) + len(chunk))
+            data += chunk
+    return data, lease
+
+
+def hold(service: Service, lease: BodyLease, size_bytes: int) -> None:
+    """Charge a request for the memory of its body. Raises UnavailableError if there is none left."""
+    if not lease.hold(size_bytes):
+        raise _no_memory(service)
+
+
+def _too_large(service: Service) -> TooLargeError:
+    return TooLargeError(f"the request body is over {service.config.max_body_mb} MiB (--max-body-mb)")
+
+
+def _no_memory(service: Service) -> UnavailableError:
+    reason = "no_memory"
+    service.tell(Refused(reason))
+    return UnavailableError(
+        "the request bodies kvproxy holds, of this client or of all, leave no room for this one "
+        f"({service.config.admission.max_bodies_mb} MiB, --max-bodies-mb)",
+        headers={"Retry-After": "1"},
+        reason=reason,
+    )
 
 
 @contextlib.asynccontextmanager
-async def _in_time(request: web.Request) -> AsyncIterator[None]:
+async def _in_time(request: web.Request, patience: Patience) -> AsyncIterator[None]:
+    """A context in which to read a body. Raises RequestTimeoutError once the body arrives too slowly."""
     loop = asyncio.get_running_loop()
-    patience = request.get(PATIENCE_KEY, PATIENCE)
     pace = Pace(loop.time(), patience)
     scope = asyncio.timeout(None)
     timer: asyncio.TimerHandle

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from proxy.config import Security
 from proxy.edge import app
-from proxy.edge.access.authentication import CLIENT_KEY
+from proxy.edge.visit import visit_of
 from tests.helpers.raw import send
 from tests.helpers.service import ADMIN_KEY, ask, fleet
 
@@ -99,7 +99,7 @@ async def test_the_name_of_the_key_is_there_for_whoever_handles_the_request(
     named: list[str | None] = []
 
     async def models(request: web.Request) -> web.Response:
-        named.append(request.get(CLIENT_KEY))
+        named.append(visit_of(request).client)
         return web.Response()
 
     monkeypatch.setattr(app, "CLIENTS", [web.get("/v1/models", models)])

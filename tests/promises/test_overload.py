@@ -17,13 +17,13 @@ from aiohttp.test_utils import make_mocked_request
 
 from proxy.admission import weigh
 from proxy.config import Admission, Deadlines, WhenNoPrefill
-from proxy.edge.access.authentication import CLIENT_KEY
 from proxy.edge.access.clients import MAX_CLIENT_CHARS, client_of, holder_of
 from proxy.edge.app import shut_down
 from proxy.edge.app_keys import SERVICE
 from proxy.edge.patience import Patience
 from proxy.edge.relay import relay_stream
 from proxy.edge.stall import StallWatch
+from proxy.edge.visit import visit_of
 from proxy.errors import LegBrokenError
 from proxy.fair_queue import ANONYMOUS
 from proxy.phases import Phase
@@ -285,9 +285,9 @@ async def test_affinity_chooses_among_the_instances_that_have_room() -> None:
 def test_a_client_is_what_the_header_names_else_its_key_else_nobody() -> None:
     def client(header: str | None, key: str = "", **headers: str) -> str:
         request = make_mocked_request("POST", "/", {name.replace("_", "-"): v for name, v in headers.items()})
-        if key:
-            request[CLIENT_KEY] = key
-        return client_of(request, header)
+        visit = visit_of(request)
+        visit.client = key or None
+        return client_of(request, visit, header)
 
     assert client("X-Client", X_Client="a") == "a"
     assert client("X-Client", "key", X_Client="a") == "a"
@@ -466,9 +466,9 @@ def test_bodies_are_shared_between_addresses_where_no_client_has_a_name() -> Non
             {name.replace("_", "-"): v for name, v in headers.items()},
             transport=transport,
         )
-        if key:
-            request[CLIENT_KEY] = key
-        return holder_of(request, header)
+        visit = visit_of(request)
+        visit.client = key or None
+        return holder_of(request, visit, header)
 
     assert holder(None, "10.0.0.1", "key") == holder(None, "10.0.0.2", "key") == "key"
     assert holder("X-Client", "10.0.0.1", X_Client="a") == "a"

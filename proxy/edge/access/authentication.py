@@ -6,13 +6,10 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from proxy.edge.access.client_keys import ClientKeys
-from proxy.edge.middlewares import NOTES_KEY
+from proxy.edge.visit import visit_of
 
 CLIENT_KEYS: web.AppKey[ClientKeys] = web.AppKey("client_keys", ClientKeys)
 """The client keys; missing if none are configured."""
-
-CLIENT_KEY: web.RequestKey[str] = web.RequestKey("client", str)
-"""The name of the key that a request came with; missing if no key is asked for."""
 
 GUARDED = "/v1"
 """The paths that need a client key, as in vLLM: probes, metrics and admin paths need none."""
@@ -36,8 +33,8 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         return web.json_response(
             {"error": "Unauthorized"}, status=401, headers={"WWW-Authenticate": "Bearer"}
         )
-    request[CLIENT_KEY] = name
-    request[NOTES_KEY]["client"] = name
+    visit = visit_of(request)
+    visit.client = visit.notes["client"] = name
     return await handler(request)
 
 

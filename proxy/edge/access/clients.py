@@ -9,18 +9,18 @@ import ipaddress
 
 from aiohttp import web
 
-from proxy.edge.access.authentication import CLIENT_KEY
+from proxy.edge.visit import Visit
 from proxy.fair_queue import ANONYMOUS
 
 MAX_CLIENT_CHARS = 128
 """A longer name is replaced by its digest, so that names take little memory."""
 
 
-def client_of(request: web.Request, header: str | None) -> str:
+def client_of(request: web.Request, visit: Visit, header: str | None) -> str:
     """The client that a request belongs to, for fairness alone: access is not decided by it. `header`: the
     configured header's name.
     """
-    name = (request.headers.get(header) if header is not None else None) or request.get(CLIENT_KEY, "")
+    name = (request.headers.get(header) if header is not None else None) or visit.client or ""
     if len(name) > MAX_CLIENT_CHARS:
         return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return name or ANONYMOUS
@@ -31,9 +31,9 @@ SITE_BITS = 64
 size at least, with all addresses in it (RFC 6177)."""
 
 
-def holder_of(request: web.Request, header: str | None) -> str:
+def holder_of(request: web.Request, visit: Visit, header: str | None) -> str:
     """Whose share of the memory for bodies a request takes: its client's, or else that of its network."""
-    client = client_of(request, header)
+    client = client_of(request, visit, header)
     return client if client != ANONYMOUS else f"from {network_of(request.remote)}"
 
 

@@ -6,10 +6,11 @@ from aiohttp import web
 
 from proxy.edge.access.authentication import LOAD_ADAPTER, UNLOAD_ADAPTER
 from proxy.edge.app_keys import SERVICE
-from proxy.edge.middlewares import NOTES_KEY
+from proxy.edge.read_body import read_json
 from proxy.edge.routes.admin import check_admin_key
-from proxy.edge.routes.generate import engine_headers, read_json_bytes
+from proxy.edge.routes.generate import engine_headers
 from proxy.edge.shown.operators import AdaptersTold
+from proxy.edge.visit import visit_of
 from proxy.errors import BadRequestError
 from proxy.request.body import Body
 from proxy.request.outline import is_large
@@ -28,13 +29,14 @@ async def unload_adapter(request: web.Request) -> web.Response:
 
 async def _tell_all(request: web.Request, path: str) -> web.Response:
     check_admin_key(request)
-    data = await read_json_bytes(request)
+    visit, service = visit_of(request), request.app[SERVICE]
+    data, _ = await read_json(request, visit, service)
     if is_large(data):
         raise BadRequestError("the request body is larger than any that names an adapter")
     body = Body.parse(bytes(data))
-    engines = await request.app[SERVICE].adapters.tell_all(path, body.encoded(), engine_headers(request))
+    engines = await service.adapters.tell_all(path, body.encoded(), engine_headers(request))
     done = sum(each.status == web.HTTPOk.status_code for each in engines)
-    request[NOTES_KEY]["engines"] = f"{done}/{len(engines)}"
+    visit.notes["engines"] = f"{done}/{len(engines)}"
     answer = AdaptersTold(message=f"{done} of {len(engines)} engines did it", engines=list(engines))
     return web.json_response(as_builtins(answer), status=overall_status([each.status for each in engines]))
 

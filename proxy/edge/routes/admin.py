@@ -9,9 +9,9 @@ from aiohttp import web
 from proxy.config import AllowedInstances, InstanceSpec, parse_instance
 from proxy.edge.access.on_loopback import why_not_local
 from proxy.edge.app_keys import SERVICE
-from proxy.edge.middlewares import NOTES_KEY
-from proxy.edge.routes.generate import read_json_bytes
+from proxy.edge.read_body import read_json
 from proxy.edge.shown.operators import Add, Changed, Drain, Remove
+from proxy.edge.visit import visit_of
 from proxy.errors import (
     BadRequestError,
     ConfigError,
@@ -75,7 +75,8 @@ def _why_not_local(request: web.Request) -> str | None:
 async def _read(request: web.Request, shape: type[Any]) -> tuple[Any, InstanceSpec]:
     """The body of a request, read as `shape`, and the instance it names. Raises RequestError."""
     check_admin_key(request)
-    data = await read_json_bytes(request)
+    visit = visit_of(request)
+    data, _ = await read_json(request, visit, request.app[SERVICE])
     try:
         asked = msgspec.json.decode(data, type=shape)
         spec = parse_instance(asked.instance, asked.type or Role.BOTH, origin="instance")
@@ -84,7 +85,7 @@ async def _read(request: web.Request, shape: type[Any]) -> tuple[Any, InstanceSp
         raise BadRequestError(f"the request body is not what is expected here: {error}{choices}") from None
     except ConfigError as error:
         raise BadRequestError(str(error), param="instance") from None
-    request[NOTES_KEY]["instance"] = spec.address
+    visit.notes["instance"] = spec.address
     return asked, spec
 
 

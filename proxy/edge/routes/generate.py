@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -11,38 +10,26 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from proxy import headers as names
-from proxy.admission import Ticket, weigh
+from proxy.admission import BodyLease, Ticket, weigh
 from proxy.edge.access.authentication import GUARDED
-from proxy.edge.access.clients import client_of, holder_of
+from proxy.edge.access.clients import client_of
 from proxy.edge.app_keys import SERVICE
+from proxy.edge.ids import new_id
 from proxy.edge.keep_alive import KeepAlive
-from proxy.edge.middlewares import (
-    BODY_KEY,
-    BODY_LEASE_KEY,
-    IN_FLIGHT_KEY,
-    LOAD_KEY,
-    NOTES_KEY,
-    REQUEST_ID_KEY,
-    SPARE_KEY,
-    STARTED_KEY,
-    cut_by_us,
-    error_response,
-)
-from proxy.edge.read_body import in_time
+from proxy.edge.middlewares import IN_FLIGHT_KEY, LOAD_KEY, cut_by_us, error_response
+from proxy.edge.read_body import hold, read_json
 from proxy.edge.relay import cut_stream, relay_stream
 from proxy.edge.routes.salting import salted
 from proxy.edge.routes.story import Story, answer_tokens, streamed_tokens
 from proxy.edge.stall import StallWatch
+from proxy.edge.visit import Visit, visit_of
 from proxy.errors import (
     RETRY_SOON,
-    BadRequestError,
     EngineFailedError,
     GatewayTimeoutError,
     NotFoundError,
     RequestError,
-    TooLargeError,
     UnavailableError,
-    UnsupportedMediaTypeError,
     cut,
 )
 from proxy.happenings import AnswerBegan, ClientStalled, Refused
@@ -52,6 +39,7 @@ from proxy.request.dialects import Dialect
 from proxy.request.generation import GenerationRequest, read_request
 from proxy.request.outline import is_large, outline
 from proxy.request.priorities import bounded, claimed
+from proxy.service import Service
 from proxy.serving.exchange import Call, Reply
 
 T = TypeVar("T")
@@ -80,6 +68,8 @@ def route_of(dialect: Dialect) -> web.RouteDef:
 
 async def _generate(request: web.Request, dialect: Dialect) -> web.StreamResponse:
     service = request.app[SERVICE]
+    visit = visit_of(request)
+    notes = visit.notes
     outcome = CLIENT_LEFT
     story = Story()
     waiting = KeepAlive(request, 0.0)
@@ -87,13 +77,13 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
         limit = time_limit(
             request.headers.getall(names.REQUEST_TIMEOUT_MS, ()),
             service.rules.deadlines.request_s,
-            request[STARTED_KEY],
+            visit.started_at,
         )
         with ExitStack() as stack:
             with limit.enforced():
-                call = story.call = await _call(request, dialect)
-                if call.leg_id != request[REQUEST_ID_KEY]:
-                    request[NOTES_KEY]["leg"] = call.leg_id
+                call = story.call = await _call(request, visit, dialect)
+                if call.leg_id != visit.request_id:
+                    notes["leg"] = call.leg_id
                 if call.request.stream:
                     waiting = KeepAlive(request, service.rules.now.stream_keepalive_s)
                 try:
@@ -101,22 +91,22 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
                         reply = await service.director.serve(call)
                         stack.callback(reply.close)  # inside: leaving `waiting` awaits, and may be cancelled
                 finally:
-                    _note_trace(request[NOTES_KEY], call)
-            response, cut = await _answer(request, reply, dialect, limit, waiting.response, story)
+                    _note_trace(notes, call)
+            response, cut = await _answer(request, visit, reply, dialect, limit, waiting.response, story)
         outcome = _outcome(reply.status)
         if cut is not None and outcome == "ok":
             outcome = "timeout" if isinstance(cut, GatewayTimeoutError) else "cut"
         if cut is not None:
-            request[NOTES_KEY]["cut"] = as_value(cut)
+            notes["cut"] = as_value(cut)
         return response
     except RequestError as error:
         outcome = "timeout" if isinstance(error, GatewayTimeoutError) else _outcome(error.status)
         story.status = error.status if waiting.response is None else waiting.response.status
         if error.reason is not None:
-            request[NOTES_KEY]["reason"] = error.reason
+            notes["reason"] = error.reason
         if waiting.response is None:
             return error_response(error, dialect.error(error))
-        request[NOTES_KEY]["cut"] = as_value(error)
+        notes["cut"] = as_value(error)
         await cut_stream(request, waiting.response, dialect, error)
         return waiting.response
     except (asyncio.CancelledError, ConnectionError):
@@ -131,13 +121,13 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
         outcome = "failed"
         raise
     finally:
-        request[NOTES_KEY]["outcome"] = outcome
-        service.tell(story.end(request, dialect, outcome))
+        notes["outcome"] = outcome
+        service.tell(story.end(visit, dialect, outcome))
 
 
-async def _call(request: web.Request, dialect: Dialect) -> Call:
+async def _call(request: web.Request, visit: Visit, dialect: Dialect) -> Call:
     """Read and check a request. Raises RequestError."""
-    if SPARE_KEY in request:
+    if visit.is_spare:
         reason = "no_descriptors"
         request.app[SERVICE].tell(Refused(reason))
         raise UnavailableError(
@@ -145,7 +135,7 @@ async def _call(request: web.Request, dialect: Dialect) -> Call:
             headers=RETRY_SOON | {"Connection": "close"},
             reason=reason,
         )
-    generation = salted(request, await generation_request(request, dialect))
+    generation = salted(request, await generation_request(request, visit, dialect))
     headers, priority = engine_headers(request), claimed(generation, request.headers.get(names.PRIORITY))
     if (least := request.app[SERVICE].rules.admission.max_client_priority) is not None:
         generation, headers = bounded(generation, headers, least)
@@ -153,18 +143,12 @@ async def _call(request: web.Request, dialect: Dialect) -> Call:
     return Call(
         request=generation,
         headers=headers,
-        leg_id=_leg_id(request),
+        leg_id=visit.request_id if visit.is_named_here else names.leg_id(visit.request_id, new_id()[:12]),
         started_at=time.monotonic(),  # only now: the client may have taken long to send the body
-        ticket=Ticket(client_of(request, request.app[SERVICE].config.admission.client_header), priority),
+        ticket=Ticket(
+            client_of(request, visit, request.app[SERVICE].config.admission.client_header), priority
+        ),
     )
-
-
-def _leg_id(request: web.Request) -> str:
-    """The id of a request's legs: the request's own if kvproxy made it, else the client's with a unique
-    suffix.
-    """
-    given = request[REQUEST_ID_KEY]
-    return names.leg_id(given, uuid.uuid4().hex[:12]) if names.REQUEST_ID in request.headers else given
 
 
 def _note_trace(notes: dict[str, str], call: Call) -> None:
@@ -186,7 +170,9 @@ def _outcome(status: int) -> str:
     return "client_error" if status < 500 else "engine_error"
 
 
-async def generation_request(request: web.Request, dialect: Dialect | Sequence[Dialect]) -> GenerationRequest:
+async def generation_request(
+    request: web.Request, visit: Visit, dialect: Dialect | Sequence[Dialect]
+) -> GenerationRequest:
     """Read and check the body of a generating request. Raises RequestError.
 
     If there are several dialects, the members of the body tell which one it is of.
@@ -194,88 +180,30 @@ async def generation_request(request: web.Request, dialect: Dialect | Sequence[D
     service = request.app[SERVICE]
     if service.stopping.is_set():
         raise UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
-    data = await read_json_bytes(request)
+    data, lease = await read_json(request, visit, service)
     default_model = service.config.model
     if is_large(data):
-        found = await _off_the_loop(request, outline, data)
-        _hold(request, weigh(data, found))
-        read = await _off_the_loop(request, read_request, dialect, data, default_model, found)
+        found = await _off_the_loop(service, lease, outline, data)
+        hold(service, lease, weigh(data, found))
+        read = await _off_the_loop(service, lease, read_request, dialect, data, default_model, found)
     else:
-        _hold(request, weigh(data))
+        hold(service, lease, weigh(data))
         read = read_request(dialect, data, default_model)
-        data.clear()  # the request has its own copy
+        if isinstance(data, bytearray):
+            data.clear()  # the request has its own copy
     if not await service.adapters.known(read.model):
         raise NotFoundError(f"The model `{cut(read.model)}` does not exist.", param="model")
     return read
 
 
-async def _off_the_loop(request: web.Request, function: Callable[..., T], *arguments: Any) -> T:
-    work = request.app[SERVICE].reader.submit(function, *arguments)
-    request[BODY_LEASE_KEY].lasts(work)
+async def _off_the_loop(service: Service, lease: BodyLease, function: Callable[..., T], *arguments: Any) -> T:
+    work = service.reader.submit(function, *arguments)
+    lease.lasts(work)
     try:
         return await asyncio.wrap_future(work)
     except RequestError as error:
         # The traceback would keep what the thread made of the body, up to twelve times its size.
         raise error.with_traceback(None) from None
-
-
-async def read_json_bytes(request: web.Request) -> bytearray:
-    """The body of a request. Raises RequestError if it is not declared as plain JSON, is larger than
-    --max-body-mb, finds no memory, or arrives too slowly.
-    """
-    if request.content_type != "application/json":
-        raise UnsupportedMediaTypeError(
-            f"Content-Type must be application/json, got {cut(request.headers.get('Content-Type', 'none'))!r}"
-        )
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding != "identity":
-        raise UnsupportedMediaTypeError(f"Content-Encoding {cut(encoding)!r} is not taken: send plain JSON")
-    service = request.app[SERVICE]
-    limit_mb = service.config.max_body_mb
-    announced_bytes = request.content_length or 0
-    if announced_bytes > limit_mb << 20:
-        raise _too_large(limit_mb)
-    bodies = service.bodies
-    holder = holder_of(request, service.config.admission.client_header)
-    if not bodies.fits(holder, announced_bytes):
-        raise _no_memory(request)
-    request[BODY_LEASE_KEY] = bodies.lease(holder)
-    # A large bytearray grows in place; joining chunks at the end would stop the event loop.
-    data = request[BODY_KEY] = bytearray()
-    try:
-        async with in_time(request):
-            while chunk := await request.content.readany():
-                if len(data) + len(chunk) > limit_mb << 20:
-                    raise _too_large(limit_mb)
-                _hold(request, len(data) + len(chunk))
-                data += chunk
-    except web.RequestPayloadError:
-        raise BadRequestError(
-            "the request body is not framed as its headers say", headers={"Connection": "close"}
-        ) from None
-    return data
-
-
-def _too_large(limit_mb: int) -> TooLargeError:
-    return TooLargeError(f"the request body is over {limit_mb} MiB (--max-body-mb)")
-
-
-def _hold(request: web.Request, size_bytes: int) -> None:
-    """Charge the request for the memory of its body. Raises UnavailableError if there is none left."""
-    if not request[BODY_LEASE_KEY].hold(size_bytes):
-        raise _no_memory(request)
-
-
-def _no_memory(request: web.Request) -> UnavailableError:
-    reason = "no_memory"
-    request.app[SERVICE].tell(Refused(reason))
-    limit_mb = request.app[SERVICE].config.admission.max_bodies_mb
-    return UnavailableError(
-        "the request bodies kvproxy holds, of this client or of all, leave no room for this one "
-        f"({limit_mb} MiB, --max-bodies-mb)",
-        headers={"Retry-After": "1"},
-        reason=reason,
-    )
 
 
 def engine_headers(request: web.Request) -> names.Headers:
@@ -287,6 +215,7 @@ def engine_headers(request: web.Request) -> names.Headers:
 
 async def _answer(
     request: web.Request,
+    visit: Visit,
     reply: Reply,
     dialect: Dialect,
     limit: TimeLimit,
@@ -303,7 +232,7 @@ async def _answer(
     streamed = not isinstance(reply.body, bytes)
     cross = names.for_streaming_client if streamed else names.for_client
     headers = CIMultiDict(cross(reply.headers))
-    notes = request[NOTES_KEY]
+    notes = visit.notes
     if (decision := reply.decision) is not None:
         prefill, decode = decision.prefill.chosen, decision.decode.chosen
         if prefill is not None and decode is not None:
@@ -316,7 +245,7 @@ async def _answer(
                 if prefill.cached_tokens is not None and reply.status < 400:  # errors carry no usage either
                     headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
     if reply.status < 400:
-        first_byte_s = story.first_byte_s = time.monotonic() - request[STARTED_KEY]
+        first_byte_s = story.first_byte_s = time.monotonic() - visit.started_at
         service.tell(AnswerBegan(dialect.name, first_byte_s))
         if not isinstance(reply.body, bytes):
             notes["ttfb"] = f"{first_byte_s * 1000:.0f}ms"

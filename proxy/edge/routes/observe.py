@@ -19,6 +19,7 @@ from proxy.edge.routes.generate import engine_headers, generation_request
 from proxy.edge.routes.salting import salted_as_asked
 from proxy.edge.shown.explanation import explanation_shown
 from proxy.edge.shown.status import RankShown, instance_shown, rank_shown, status_shown
+from proxy.edge.visit import visit_of
 from proxy.errors import UnavailableError
 from proxy.fleet import Instance
 from proxy.scheduling.lengths import longest_context
@@ -124,6 +125,7 @@ async def status(request: web.Request) -> web.Response:
 async def explain(request: web.Request) -> web.Response:
     """`POST /explain`: the decision for the body of any generating route; nothing is generated."""
     check_operator(request, "it tells what other prompts have left in the caches")
-    asked = salted_as_asked(request, await generation_request(request, request.app[SPOKEN]))
+    generation = await generation_request(request, visit_of(request), request.app[SPOKEN])
+    asked = salted_as_asked(request, generation)
     decision, tokenized = await request.app[SERVICE].director.explain(asked, engine_headers(request))
     return web.json_response(as_builtins(explanation_shown(decision, tokenized)))

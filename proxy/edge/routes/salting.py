@@ -3,9 +3,10 @@
 from aiohttp import web
 from msgspec.structs import replace
 
-from proxy.edge.access.authentication import CLIENT_KEY, CLIENT_KEYS
+from proxy.edge.access.authentication import CLIENT_KEYS
 from proxy.edge.access.client_salts import ClientSalts, read_own_salt
 from proxy.edge.app_keys import SALTS
+from proxy.edge.visit import visit_of
 from proxy.errors import BadRequestError
 from proxy.request.generation import GenerationRequest
 
@@ -19,7 +20,11 @@ def salted(request: web.Request, generation: GenerationRequest) -> GenerationReq
     Raises BadRequestError for a salt of the client's own that vLLM would refuse.
     """
     salts = request.app.get(SALTS)
-    return generation if salts is None else _salted(salts, request[CLIENT_KEY], generation)
+    if salts is None:
+        return generation
+    if (client := visit_of(request).client) is None:
+        raise RuntimeError("a request without a client's key would share its cache with others")
+    return _salted(salts, client, generation)
 
 
 def salted_as_asked(request: web.Request, generation: GenerationRequest) -> GenerationRequest:

@@ -5,9 +5,7 @@ No body is kept for it, and of a stream only the last two runs are.
 
 import time
 
-from aiohttp import web
-
-from proxy.edge.middlewares import REQUEST_ID_KEY, STARTED_KEY
+from proxy.edge.visit import Visit
 from proxy.happenings import RequestEnded
 from proxy.request.dialects import Dialect
 from proxy.request.sse import events
@@ -26,9 +24,9 @@ class Story:
         self.first_byte_s: float | None = None
         self.answer_tokens: int | None = None
 
-    def end(self, request: web.Request, dialect: Dialect, outcome: str) -> RequestEnded:
+    def end(self, visit: Visit, dialect: Dialect, outcome: str) -> RequestEnded:
         """The `RequestEnded` of the request, which is over now."""
-        seconds = time.monotonic() - request[STARTED_KEY]
+        seconds = time.monotonic() - visit.started_at
         call, decision = self.call, self.decision
         prefill = decision.prefill.chosen if decision is not None else None
         decode = decision.decode.chosen if decision is not None else None
@@ -38,7 +36,7 @@ class Story:
             outcome,
             seconds,
             arrived_at=time.time() - seconds,
-            request_id=request[REQUEST_ID_KEY],
+            request_id=visit.request_id,
             client=call.ticket.client if call is not None else None,
             model=call.request.model if call is not None else None,
             stream=call.request.stream if call is not None else None,

@@ -6,16 +6,16 @@ What it sent is neither repeated in that error nor logged: a header that was cut
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import http_exceptions, web
 
-from proxy.edge.middlewares import SERVER, SPARE_KEY, enveloped
+from proxy.edge.ids import new_id
+from proxy.edge.middlewares import SERVER, enveloped
 from proxy.edge.patience import PATIENCE, Patience
-from proxy.edge.read_body import PATIENCE_KEY
 from proxy.edge.sockets.doors import Door
+from proxy.edge.visit import VISIT, Visit
 from proxy.errors import BadRequestError, RequestError, envelope
 from proxy.headers import REQUEST_ID
 
@@ -118,7 +118,7 @@ class Connection(web.RequestHandler):
         """The answer to bytes that could not be read as HTTP, or to a failure outside all handlers."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun already; a second one must not follow")
-        request_id = uuid.uuid4().hex
+        request_id = new_id()
         if status < 500:
             log.info("a connection sent what is not valid HTTP (%s, id %s)", type(exc).__name__, request_id)
             body = envelope(_words(exc), BadRequestError.kind, status)
@@ -157,7 +157,7 @@ class _Server(web.Server):
 
     def __init__(self, made: web.Server, door: Door, patience: Patience, settings: dict[str, Any]) -> None:
         super().__init__(
-            _at_door(door, _with_envelope(made.request_handler)),
+            _at_door(door, made.request_handler),
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
         )
@@ -169,41 +169,35 @@ class _Server(web.Server):
         return Connection(self, self._door, self._patience, loop=asyncio.get_running_loop(), **self._settings)
 
 
-def _with_envelope(handle: Callable[..., Awaitable[web.StreamResponse]]) -> Callable[..., Any]:
-    """Give errors that arise before all middlewares (as an unknown `Expect`) the envelope as well."""
-
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        try:
-            return await handle(request)
-        except web.HTTPException as error:
-            response = enveloped(error)
-            response.headers[REQUEST_ID] = uuid.uuid4().hex
-            response.headers["Server"] = SERVER
-            response.force_close()
-            return response
-
-    return answer
-
-
 def _at_door(door: Door, handle: Callable[..., Awaitable[web.StreamResponse]]) -> Callable[..., Any]:
-    """Tell the door which connections have a request; close spare connections after their answer."""
+    """Begin the visit of each request, and tell the door which connections have one; close spare connections
+    after their answer.
+
+    Errors that arise before all middlewares (as an unknown `Expect`) get the envelope as well.
+    """
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
         if not isinstance(connection, Connection):
             raise TypeError("a request of a connection that is not ours")
-        request[PATIENCE_KEY] = connection.patience
+        is_spare = door.is_spare(connection)
+        visit = Visit(request.headers.get(REQUEST_ID), connection.patience, is_spare=is_spare)
+        request[VISIT] = visit
+        if is_spare:
+            connection._lingering_time = 0.0  # noqa: SLF001  # an unread body would occupy it for longer
         door.works(connection)
         try:
-            if not door.is_spare(connection):
-                return await handle(request)
-            request[SPARE_KEY] = True
-            connection._lingering_time = 0.0  # noqa: SLF001  # an unread body would occupy it for longer
             response = await handle(request)
+        except web.HTTPException as error:
+            response = enveloped(error)
+            response.headers[REQUEST_ID] = visit.request_id
+            response.headers["Server"] = SERVER
             response.force_close()
-            return response
         finally:
             door.rests(connection)
+        if is_spare:
+            response.force_close()
+        return response
 
     return answer
 
