@@ -78,8 +78,8 @@ class Prompt:
         changed.
         """
         found: dict[int, Keys] = {}
-        for (_, size, lookahead, *listed), made in self.keys.items():
-            if not listed and (lookahead == 0 or size not in found):
+        for (_, size, lookahead), made in self.keys.items():
+            if lookahead == 0 or size not in found:
                 found[size] = made
         return found
 
@@ -114,12 +114,9 @@ class BlockHasher:
     # ---- of prompts ---------------------------------------------------------------------------------------
 
     def of_prompt(self, prompt: Prompt, block_size: int, lookahead: int = 0) -> list[int]:
-        """`prompt_keys` as a list, made once for each prompt, block size and lookahead."""
-        made: list[int] | None = prompt.keys.get((self, block_size, lookahead, list))
-        if made is None:
-            keys: list[int] = self.prompt_keys(prompt, block_size, lookahead).tolist()
-            made = prompt.keys[self, block_size, lookahead, list] = keys
-        return made
+        """`prompt_keys` as a list."""
+        keys: list[int] = self.prompt_keys(prompt, block_size, lookahead).tolist()
+        return keys
 
     def prompt_keys(self, prompt: Prompt, block_size: int, lookahead: int = 0) -> Keys:
         """The keys of the prompt's full blocks, ending before a block with a token no engine can have.

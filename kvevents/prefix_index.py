@@ -347,15 +347,15 @@ class PrefixIndex:
         engine = self._engines.get((instance, rank))
         return engine.lookahead if engine is not None else 0
 
-    def keys(self, prompt: Prompt, instance: str, rank: int, usual_size: int) -> list[int]:
-        """The keys of a prompt's blocks on that rank. Made once for each prompt; not to be changed.
+    def keys(self, prompt: Prompt, instance: str, rank: int, usual_size: int) -> Sequence[int]:
+        """The keys of a prompt's blocks on that rank, read where they lie. Made once for each prompt.
 
         `usual_size`: the tokens of a block to assume until the rank's own size is known.
         """
         engine = self._engines.get((instance, rank))
         if engine is None:
-            return self._hasher.of_prompt(prompt, usual_size)
-        return self._hasher.of_prompt(prompt, engine.block_size, engine.lookahead)
+            return self._hasher.prompt_keys(prompt, usual_size).data
+        return self._hasher.prompt_keys(prompt, engine.block_size, engine.lookahead).data
 
     def uncounted(self, instance: str, rank: int) -> Mapping[str, Reason]:
         """The cache groups of a rank whose blocks are not counted, in words, and why: CACHE_GROUP or

@@ -2,85 +2,203 @@
 
 An overlay beside the index, which stays free of guesses: a burst of requests with one prefix meets on one
 instance although the first of them has not been computed yet.
+
+A block's key stands for all before it (docs/adr/0001-block-keys.md), so two prompts that share a key share
+all keys up to there. The overlay is a tree of runs of such keys: what prompts have in common is held once, a
+block takes the 8 bytes of its key, and whether a run of thousands is shared is told by its last one.
 """
 
-from collections import OrderedDict
+import bisect
+from array import array
+from collections import deque
 from collections.abc import Sequence
-from itertools import takewhile
 
 SETTLE_S = 2.0
 """How long blocks stay expected after their prefill leg ended: its events are published before its answer, so
 this only has to cover their way here."""
 
-SWEPT_AT_ONCE = 4096
-"""Blocks whose time is up that one call forgets, half a millisecond; those of a prompt of a million tokens
-take 20 ms."""
+SWEPT_AT_ONCE = 64
+"""Legs whose time is up that one call forgets, a tenth of a millisecond."""
 
 _Place = tuple[str, int]
 
 
+class _Run:
+    """Blocks one after another that were expected together so far, and what follows them."""
+
+    __slots__ = ("after", "before", "keys", "running", "until")
+
+    def __init__(
+        self, keys: "array[int]", before: "_Run | None", running: int = 0, until: float = 0.0
+    ) -> None:
+        self.keys = keys
+        """At least one, but for the root of a tree."""
+        self.before = before
+        self.after: dict[int, _Run] = {}
+        """By their first key."""
+        self.running = running
+        """How many legs that are under way bring them."""
+        self.until = until
+        """When those that came are no longer expected."""
+
+    def is_expected(self, now: float) -> bool:
+        return self.running > 0 or self.until > now
+
+    def shared(self, keys: Sequence[int], at: int) -> int:
+        """How many blocks it shares with a prompt whose block `at` is its first."""
+        most = min(len(self.keys), len(keys) - at)
+        if self.keys[most - 1] == keys[at + most - 1]:
+            return most
+        return 1 + bisect.bisect_left(range(1, most), True, key=lambda n: self.keys[n] != keys[at + n])
+
+    def put(self, keys: "array[int]") -> "_Run":
+        """Let new blocks follow."""
+        run = self.after[keys[0]] = _Run(keys, self)
+        return run
+
+    def cut(self, blocks: int) -> "_Run":
+        """Leave so many blocks to a new run before this one, and return that."""
+        before = self.before
+        if before is None:
+            raise RuntimeError("the root of a tree has no blocks")
+        first = before.after[self.keys[0]] = _Run(self.keys[:blocks], before, self.running, self.until)
+        self.keys, self.before = self.keys[blocks:], first
+        first.after[self.keys[0]] = self
+        return first
+
+
+class _Tree:
+    """What is expected at one place."""
+
+    def __init__(self) -> None:
+        self.root = _Run(array("Q"), None)
+        self._settled: deque[tuple[float, _Run]] = deque()
+        """When each leg's blocks are no longer expected, and the last of them; the first to go first."""
+
+    def __bool__(self) -> bool:
+        return bool(self.root.after) or bool(self._settled)
+
+    @property
+    def runs(self) -> int:
+        """How many it has."""
+        found, new = 0, [self.root]
+        while new:
+            after = new.pop().after.values()
+            found += len(after)
+            new.extend(after)
+        return found
+
+    def last_run(self, keys: Sequence[int]) -> _Run:
+        """The run that ends with the last of a prompt's blocks; what of them is not here is put in."""
+        run, at = self.root, 0
+        while at < len(keys):
+            then = run.after.get(keys[at])
+            if then is None:
+                then = run.put(array("Q", keys[at:]))
+            elif (shared := then.shared(keys, at)) < len(then.keys):
+                then = then.cut(shared)
+            run = then
+            at += len(run.keys)
+        return run
+
+    def settle(self, last: _Run, until: float) -> None:
+        """A leg's blocks, up to these, have come, and are expected until then."""
+        run: _Run | None = last
+        while run is not None:
+            run.until = max(run.until, until)
+            run = run.before
+        self._settled.append((until, last))
+
+    def prune(self, last: _Run, now: float) -> None:
+        """Forget a leg's blocks, up to these, as far as nothing else brings them."""
+        while not last.after and not last.is_expected(now) and (before := last.before) is not None:
+            if before.after.get(last.keys[0]) is last:
+                del before.after[last.keys[0]]
+            last = before
+
+    def sweep(self, now: float) -> None:
+        """Forget legs whose time is up."""
+        for _ in range(SWEPT_AT_ONCE):
+            if not self._settled or self._settled[0][0] > now:
+                break
+            self.prune(self._settled.popleft()[1], now)
+
+
 class PredictedBlocks:
-    """Expected blocks per (instance, rank). Times are seconds of any one monotonic clock."""
+    """Expected blocks per (instance, rank). Times are seconds of any one monotonic clock.
+
+    `keys` are those of all blocks of a prompt, from the first one on.
+    """
 
     def __init__(self, settle_s: float = SETTLE_S) -> None:
         self._settle_s = settle_s
-        self._running: dict[_Place, dict[int, int]] = {}
-        self._settling: dict[_Place, OrderedDict[int, float]] = {}
+        self._trees: dict[_Place, _Tree] = {}
+
+    @property
+    def runs(self) -> int:
+        """How many runs of blocks are held."""
+        return sum(tree.runs for tree in self._trees.values())
+
+    @property
+    def legs(self) -> int:
+        """How many legs that bring blocks are under way."""
+        return sum(tree.root.running for tree in self._trees.values())
 
     def expect(self, instance: str, rank: int, keys: Sequence[int]) -> None:
         """A prefill leg of a prompt with these block keys is about to run there."""
-        running = self._running.setdefault((instance, rank), {})
-        if running.keys().isdisjoint(keys):
-            running.update(dict.fromkeys(keys, 1))  # loops in C
-        else:
-            for key in keys:
-                running[key] = running.get(key, 0) + 1
+        if not keys:
+            return
+        tree = self._trees.setdefault((instance, rank), _Tree())
+        run: _Run | None = tree.last_run(keys)
+        while run is not None:
+            run.running += 1
+            run = run.before
 
     def settle(self, instance: str, rank: int, keys: Sequence[int], now: float, *, came: bool) -> None:
         """That leg has ended; `came` tells whether it was computed."""
-        place = (instance, rank)
-        running = self._running.get(place, {})
-        for key in keys:
-            count = running.pop(key, 0)
-            if count > 1:
-                running[key] = count - 1
-        if not running:
-            self._running.pop(place, None)
-        settling = self._settling.setdefault(place, OrderedDict())
+        if not keys:
+            return
+        tree = self._trees.setdefault((instance, rank), _Tree())
+        last = tree.last_run(keys)
+        run: _Run | None = last
+        while run is not None:
+            run.running = max(0, run.running - 1)
+            run = run.before
         if came:
-            until = now + self._settle_s
-            if not settling.keys().isdisjoint(keys):
-                for key in keys:
-                    settling.pop(key, None)  # the last to come are the last to go
-            for key in keys:
-                settling[key] = until
-        self._expire(place, now)
+            tree.settle(last, now + self._settle_s)
+        else:
+            tree.prune(last, now)
+        self._swept((instance, rank), now)
 
     def prefix_blocks(self, instance: str, rank: int, keys: Sequence[int], now: float) -> int:
         """How many leading blocks of a prompt are expected there."""
-        place = (instance, rank)
-        self._expire(place, now)
-        running = self._running.get(place, {})
-        settling = self._settling.get(place, OrderedDict[int, float]())
-        if not running and not settling:
+        tree = self._swept((instance, rank), now)
+        if tree is None:
             return 0
-        if settling and next(iter(settling.values())) <= now:  # there are more than were swept
-            return sum(1 for _ in takewhile(lambda key: key in running or settling.get(key, now) > now, keys))
-        if running and settling:
-            return sum(1 for _ in takewhile(lambda key: key in running or key in settling, keys))
-        return len(list(takewhile((running or settling).__contains__, keys)))  # a loop in C
+        run, at = tree.root, 0
+        while at < len(keys):
+            then = run.after.get(keys[at])
+            if then is None or not then.is_expected(now):
+                break
+            shared = then.shared(keys, at)
+            at += shared
+            if shared < len(then.keys):
+                break
+            run = then
+        return at
 
     def forget(self, instance: str) -> None:
         """The instance lost its cache, or is gone."""
-        for places in (self._running, self._settling):
-            for place in [place for place in places if place[0] == instance]:
-                del places[place]
+        for place in [place for place in self._trees if place[0] == instance]:
+            del self._trees[place]
 
-    def _expire(self, place: _Place, now: float) -> None:
-        settling = self._settling.get(place)
-        for _ in range(SWEPT_AT_ONCE):
-            if not settling or next(iter(settling.values())) > now:
-                break
-            settling.popitem(last=False)
-        if settling is not None and not settling:
-            del self._settling[place]
+    def _swept(self, place: _Place, now: float) -> _Tree | None:
+        """What is there still."""
+        tree = self._trees.get(place)
+        if tree is None:
+            return None
+        tree.sweep(now)
+        if not tree:
+            del self._trees[place]
+            return None
+        return tree

@@ -1,9 +1,12 @@
 """Prices, picks and predictions, all pure."""
 
+import itertools
 import math
 import pathlib
 import random
 import re
+import tracemalloc
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from typing import cast
@@ -156,15 +159,41 @@ def test_running_predictions_hold_until_they_settle_and_then_expire() -> None:
 
 
 def test_what_is_expected_no_more_is_forgotten_a_part_at_a_time() -> None:
-    predicted, keys = PredictedBlocks(settle_s=2.0), range(3 * SWEPT_AT_ONCE)
-    predicted.expect("a:1", 0, keys)
-    predicted.settle("a:1", 0, keys, 0.0, came=True)
-    last = keys[-1:]
-    predicted.expect("a:1", 0, last)
+    predicted = PredictedBlocks(settle_s=2.0)
+    prompts = [range(first, first + 100) for first in range(0, 300 * SWEPT_AT_ONCE, 100)]
+    for keys in prompts:
+        predicted.expect("a:1", 0, keys)
+        predicted.settle("a:1", 0, keys, 0.0, came=True)
     for left in (2 * SWEPT_AT_ONCE, SWEPT_AT_ONCE, 0):
-        assert predicted.prefix_blocks("a:1", 0, keys, 2.0) == 0
-        assert predicted.prefix_blocks("a:1", 0, last, 1.0) == 1
-        assert len(predicted._settling.get(("a:1", 0), ())) == left
+        assert predicted.prefix_blocks("a:1", 0, prompts[-1], 2.0) == 0
+        assert predicted.runs == left
+    assert not predicted.prefix_blocks("a:1", 0, prompts[-1], 1.0)
+
+
+def test_prompts_of_one_beginning_hold_it_once() -> None:
+    predicted, system = PredictedBlocks(), tuple(range(1000))
+    for chat in range(1000, 3000, 2):
+        predicted.expect("a:1", 0, (*system, chat, chat + 1))
+    assert predicted.runs == 1 + 1000
+    assert predicted.prefix_blocks("a:1", 0, (*system, 1008, 1009, 5), 0.0) == 1002
+    assert predicted.prefix_blocks("a:1", 0, (*system, 5), 0.0) == 1000
+    assert predicted.prefix_blocks("a:1", 0, (*system[:70], 5), 0.0) == 70
+
+
+def test_an_expected_block_takes_little_more_than_its_key() -> None:
+    """A volley of long prompts is expected for seconds."""
+    prompts = [array("Q", range(first, first + 4096)) for first in range(1, 1 << 20, 4096)]
+    predicted = PredictedBlocks()
+    tracemalloc.start()
+    try:
+        before_bytes, _ = tracemalloc.get_traced_memory()
+        for keys in prompts:
+            predicted.expect("a:1", 0, keys)
+            predicted.settle("a:1", 0, keys, 0.0, came=True)
+        after_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after_bytes - before_bytes < 10 * (1 << 20)
 
 
 def test_a_failed_leg_brings_nothing() -> None:
@@ -190,5 +219,56 @@ def test_predictions_never_leak(legs: list[tuple[int, bool]]) -> None:
     for length, came in legs:
         predicted.settle("a:1", 0, range(length), 10.0, came=came)
     assert predicted.prefix_blocks("a:1", 0, [0, 1, 2], 11.0) == 0
-    assert not predicted._running
-    assert not predicted._settling
+    assert predicted.runs == 0
+
+
+class BlockByBlock:
+    """What is expected, held simply: each block by all the prompts that bring it."""
+
+    def __init__(self) -> None:
+        self.running: Counter[tuple[int, ...]] = Counter()
+        self.until: dict[tuple[int, ...], float] = {}
+
+    def of(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
+        return [tuple(tokens[: n + 1]) for n in range(len(tokens))]
+
+    def prefix_blocks(self, tokens: Sequence[int], now: float) -> int:
+        blocks = self.of(tokens)
+        here = (self.running[block] > 0 or self.until.get(block, 0.0) > now for block in blocks)
+        return len(list(itertools.takewhile(bool, here)))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(1, 2), max_size=6),  # tokens of a prompt, a block each
+            st.integers(0, 3),  # how long its leg takes
+            st.booleans(),
+        ),
+        max_size=20,
+    ),
+    st.lists(st.lists(st.integers(1, 2), max_size=7), min_size=1, max_size=4),
+)
+def test_what_is_expected_is_what_any_prompt_brings(
+    legs: list[tuple[list[int], int, bool]], asked: list[list[int]]
+) -> None:
+    predicted, simple = PredictedBlocks(settle_s=2.0), BlockByBlock()
+
+    def keys(tokens: Sequence[int]) -> list[int]:
+        return [int("".join(map(str, block))) for block in simple.of(tokens)]
+
+    ends: list[tuple[int, list[int], bool]] = []
+    for now, leg in enumerate([*legs, *[([], 0, False)] * 8], start=1):
+        tokens, takes, came = leg
+        predicted.expect("a:1", 0, keys(tokens))
+        simple.running.update(simple.of(tokens))
+        ends.append((now + takes, tokens, came))
+        for end in [end for end in ends if end[0] <= now]:
+            ends.remove(end)
+            predicted.settle("a:1", 0, keys(end[1]), now, came=end[2])
+            simple.running.subtract(simple.of(end[1]))
+            if end[2]:
+                simple.until |= dict.fromkeys(simple.of(end[1]), now + 2.0)
+        for each in asked:
+            assert predicted.prefix_blocks("a:1", 0, keys(each), now) == simple.prefix_blocks(each, now)
+    assert predicted.runs == 0

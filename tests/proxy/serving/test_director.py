@@ -242,7 +242,7 @@ class Scene:
         assert sum(each.fullness.legs for each in self.fleet) == 0
         assert not +Counter(self.fleet.holds)
         assert all(answer.closed for answer in self.engines.answers)
-        assert not self.placement._predicted._running
+        assert self.placement._predicted.legs == 0
         assert not any(rank.removals._open for rank in self.accuracy._ranks.values())
         assert (self.director._budget.requests, self.director._budget.retries) == (0, 0)
         assert self.call.ticket.keepers == 0
