@@ -4,6 +4,7 @@
     family       what a series is called and what it counts, for `/metrics` and for docs/metrics.md
     reference    that page, made of it
     series       what happenings move, and how
+    counting     the numbers themselves, plain ones, and how they are shown
     metrics      all series together: the tables of the files below
     requests     how requests ended, who was let in
     legs         legs, retries, and what becomes of prefilled blocks

@@ -9,11 +9,12 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from proxy.observability import caches, fleet, legs, predictions, process, requests, snapshots
 from proxy.observability.caches import CACHES
+from proxy.observability.counting import move
 from proxy.observability.fleet import FLEET
 from proxy.observability.legs import LEGS
 from proxy.observability.process import PROCESS
 from proxy.observability.requests import REQUESTS
-from proxy.observability.series import Series, move
+from proxy.observability.series import Series
 from proxy.observability.snapshots import SNAPSHOTS
 from proxy.observability.telling import Happenings
 

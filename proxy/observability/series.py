@@ -6,15 +6,12 @@ lines when the instance is removed. None can forget to.
 """
 
 from collections.abc import Callable, Iterable
-from operator import attrgetter
 from typing import Any
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from proxy.happenings import Happening, InstanceRemoved
-from proxy.observability.family import PREFIX, Family, Words, family
-from proxy.observability.telling import Happenings
+from proxy.happenings import Happening
+from proxy.observability.family import Family, Words, family
 
 INSTANCE = "instance"
 
@@ -96,70 +93,12 @@ def _checked(series: Series) -> Series:
     if series.starts_with and (len(series.labels) != 1 or series.per_instance):
         raise ValueError(f"{name}: starts_with gives the values of one label")
     read = [*series.family.labels, *([series.amount] if series.amount else [])]
+    if series.buckets is not None and (
+        not series.buckets or sorted(set(series.buckets)) != [*series.buckets]
+    ):
+        raise ValueError(f"{name}: its buckets do not rise")
     for kind in series.kinds:
         for field in read:
             if not hasattr(kind, field):
                 raise ValueError(f"{name}: {kind.__name__} has no {field}")
     return series
-
-
-def move(
-    series: Series, registry: CollectorRegistry, happenings: Happenings, known: Callable[[str], bool]
-) -> None:
-    """Register a series, and have happenings move it from now on.
-
-    `known` tells instances that are in the fleet. Raises ValueError if there is one of that name.
-    """
-    moved = _Moved(series, registry, known)
-    name = PREFIX + series.family.name
-    for kind in series.kinds:
-        happenings.listen(kind, moved.hear, name)
-    if series.per_instance:
-        happenings.listen(InstanceRemoved, moved.forget, name)
-
-
-class _Moved:
-    """A series that is moved: its lines, by the values of their labels."""
-
-    def __init__(self, series: Series, registry: CollectorRegistry, known: Callable[[str], bool]) -> None:
-        name, help_text, names = PREFIX + series.family.name, series.family.help_text, series.family.labels
-        self._values: Callable[[Any], Any] = attrgetter(*names) if names else lambda _: ()
-        self._amount = attrgetter(series.amount) if series.amount else None
-        self._known = known if series.per_instance else None
-        self._only = series.only
-        self._family: Counter | Histogram
-        if series.buckets is None:
-            self._family = Counter(name, help_text, names, registry=registry)
-        else:
-            self._family = Histogram(name, help_text, names, buckets=series.buckets, registry=registry)
-        self._counts = series.buckets is None
-        self._lines: dict[Any, Callable[[float], None]] = {}
-        """How each line is moved: the library finds it behind a lock and takes three times as long."""
-        for value in series.starts_with:
-            self._line(value)
-
-    def hear(self, happening: Any) -> None:
-        """One of the happenings that move it."""
-        if self._only is not None and not self._only(happening):
-            return
-        if self._known is not None and not self._known(happening.instance):
-            return
-        amount = 1.0 if self._amount is None else self._amount(happening)
-        if amount is None:
-            if not self._counts:
-                return
-            amount = 0.0
-        values = self._values(happening)
-        (self._lines.get(values) or self._line(values))(amount)
-
-    def forget(self, removed: InstanceRemoved) -> None:
-        """The lines of an instance end."""
-        self._family.remove_by_labels({INSTANCE: removed.instance})
-        self._lines.clear()  # found again when they move
-
-    def _line(self, values: Any) -> Callable[[float], None]:
-        line = self._family
-        if values != ():
-            line = line.labels(*(values if isinstance(values, tuple) else (values,)))
-        move = self._lines[values] = line.inc if isinstance(line, Counter) else line.observe
-        return move

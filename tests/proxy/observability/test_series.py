@@ -18,8 +18,9 @@ from proxy.happenings import (
     RequestUnrouted,
     SnapshotEnded,
 )
+from proxy.observability.counting import move
 from proxy.observability.metrics import SERIES
-from proxy.observability.series import Series, counter, histogram, move
+from proxy.observability.series import Series, counter, histogram
 from proxy.observability.telling import Happenings
 from proxy.phases import Phase
 
@@ -103,6 +104,8 @@ def test_lines_of_an_instance_end_when_it_is_removed_and_begin_at_nothing_when_i
         (lambda: counter("x", "X.", (Checked, CircuitChanged), "finding"), "CircuitChanged has no finding"),
         (lambda: counter("x", "X.", Checked, amount="seconds"), "Checked has no seconds"),
         (lambda: histogram("x", "X.", Checked), "Checked has no seconds"),
+        (lambda: histogram("x", "X.", QueueLeft, buckets=(1, 3, 2)), "do not rise"),
+        (lambda: histogram("x", "X.", QueueLeft, buckets=()), "do not rise"),
         (lambda: counter("x", "X.", Checked, "finding", starts_with="a", per_instance=True), "starts_with"),
         (lambda: counter("x", "X.", RequestEnded, "route", "outcome", starts_with="a"), "starts_with"),
     ],
