@@ -19,8 +19,8 @@
     config         what kvproxy can be told: plain values, checked once
 
 The ground on which all stand: `errors`, `findings`, `phases`, `happenings`, `headers`, `tasks`, `logs`,
-`fair_queue`, `descriptors`, `private_files`, `tls`, `shown`. Below it lies `kvevents`, the library that
-follows the engines' caches.
+`log_lines`, `fair_queue`, `descriptors`, `private_files`, `tls`, `shown`. Below it lies `kvevents`, the
+library that follows the engines' caches.
 
 Between `edge` and the rooms below it stands `service`, which puts them together.
 

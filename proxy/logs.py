@@ -8,6 +8,7 @@ cursor.
 import asyncio
 import logging
 import math
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -108,7 +109,18 @@ class Formatter(logging.Formatter):
     """Lines with the time; a traceback without the texts of its exceptions."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        super().__init__("%(message)s")
+        self._second = (-1, "")
+        """The one last told, and how it looks."""
+
+    def line(self, at: float, level: str, message: str) -> str:
+        """How a message looks that was told `at`, in seconds since 1970; without the line's end."""
+        second, shown = self._second
+        if int(at) != second:
+            second = int(at)
+            shown = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+            self._second = second, shown  # a pair, since threads write lines as well
+        return f"{shown},{int((at - second) * 1000):03d} {level} {one_line(message)}"
 
     def format(self, record: logging.LogRecord) -> str:
         """One line and its traceback; not the one that another handler may have written into the record."""
@@ -120,8 +132,7 @@ class Formatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         """The line without its traceback."""
-        record.message = one_line(record.message)
-        return super().formatMessage(record)
+        return self.line(record.created, record.levelname, record.message)
 
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802  # logging's name
         """The frames and types of an exception and its causes."""

@@ -22,7 +22,8 @@ from proxy.config import Config
 from proxy.edge.app import create_runner, drain, shut_down
 from proxy.edge.app_keys import SERVICE
 from proxy.errors import ConfigError, KvproxyError
-from proxy.logs import Formatter, log_loop_error
+from proxy.log_lines import LineHandler
+from proxy.logs import log_loop_error
 
 log = logging.getLogger("kvproxy")
 
@@ -101,9 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = read_arguments(argv)
         command, named = arguments.command, arguments.sources.named
         config = arguments.config
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(Formatter())
-        logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
+        logging.basicConfig(level=config.log_level.upper(), handlers=[LineHandler(sys.stderr)])
         for doubt in arguments.doubts:
             log.warning("%s", doubt)
         _allow_many_sockets()

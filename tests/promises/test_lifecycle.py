@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -369,6 +370,30 @@ async def test_a_signal_lets_the_running_stream_end_and_exits_with_0(started: An
         assert (await running).body.endswith(b"data: [DONE]\n\n")
         async with asyncio.timeout(30):
             assert await process.ended() == 0
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_whoever_was_answered_before_the_end_has_a_line(started: Any, signals: int) -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        prefill, decode = pair.engines.prefill[0], pair.engines.decode[0]
+        process = await started("-m", "tiny", "-p", prefill.address, "-d", decode.address, "--port", "0")
+        await process.listening()
+        await process.ready(pair.service.session)
+        asked = [
+            ask(pair.service.session, process.url, "/v1/completions", {"prompt": f"{n}", "max_tokens": 1})
+            for n in range(60)
+        ]
+        answers = asyncio.gather(*asked, return_exceptions=True)
+        await process.says("POST /v1/completions 200 ")
+        for _ in range(signals):
+            process.process.send_signal(signal.SIGTERM)
+        statuses = Counter(getattr(answer, "status", None) for answer in await answers)
+        assert await process.ended() == 0
+        lines = "".join(process.lines).splitlines()
+        assert statuses[200] == len([line for line in lines if "POST /v1/completions 200 " in line]) > 0
+        assert re.fullmatch(r"\S+ \S+ INFO stopped after \d+\.\d s", lines[-1])
+        times = [line[:23] for line in lines]
+        assert times == sorted(times)
 
 
 async def test_a_hangup_ends_nothing_and_no_core_is_left(started: Any) -> None:
