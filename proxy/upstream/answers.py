@@ -1,7 +1,7 @@
-"""An answer of an engine is read to its end, no further, or it is no answer.
+"""An engine's answer is read exactly to its end; anything else is marked as broken.
 
-Pure: bytes come in as they arrive, in whatever pieces; the head, the pieces of the body and the end come out.
-llhttp (httptools) knows the grammar of HTTP/1.1; what is bounded here is what it does not bound.
+Pure: bytes go in as they arrive, in pieces of any size; the head, pieces of the body and the end come out.
+llhttp (httptools) parses HTTP/1.1; the sizes that it does not bound are bounded here.
 """
 
 import httptools
@@ -9,14 +9,15 @@ import httptools
 from proxy.headers import Headers
 
 MAX_HEAD_BYTES = 64 << 10
-"""Of a head, and of trailers. uvicorn, which answers for vLLM, writes some 150 bytes; nginx and HAProxy take
-8 to 32 KiB."""
+"""The largest head, and the largest trailers. uvicorn, which answers for vLLM, writes some 150 bytes; nginx
+and HAProxy take 8 to 32 KiB."""
 
 FRAMING_PER_BYTE = 16
-"""So many bytes may frame each byte of a body, beside MAX_HEAD_BYTES: a chunk of one byte has 5 around it."""
+"""The most bytes of chunk framing for each byte of a body, beside MAX_HEAD_BYTES: a chunk of one byte
+has 5."""
 
 MAX_ANNOUNCEMENTS = 16
-"""Interim answers (1xx) before the real one; vLLM sends none."""
+"""The most interim answers (1xx) before the real one; vLLM sends none."""
 
 _NO_BODY = frozenset({204, 304})
 _SWITCHING = 101
@@ -48,7 +49,7 @@ class AnswerReader:
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self.body: list[bytes] = []
-        """The pieces of the body that came and were not taken yet."""
+        """The pieces of the body that have arrived and were not taken yet."""
         self.begin()
 
     def begin(self) -> None:
@@ -56,16 +57,16 @@ class AnswerReader:
         self.status = 0
         self.headers: Headers = []
         self.head = False
-        """Whether the head is there."""
+        """Whether the head has arrived."""
         self.complete = False
-        """Whether the end is there."""
+        """Whether the end of the answer has arrived."""
         self.reusable = False
         """Once complete: whether another request may be sent on the connection."""
         self.broken: str | None = None
-        """Why what came is no answer; None as long as it is one."""
+        """Why the bytes that arrived are no valid answer, in words; None while they are."""
         self.body.clear()
         self.body_bytes = 0
-        """The bytes in `body`."""
+        """How many bytes `body` holds."""
         self._content_length: int | None = None
         self._media_type = ""
         self._chunked = False
@@ -77,18 +78,18 @@ class AnswerReader:
 
     @property
     def content_length(self) -> int | None:
-        """The length that the head announces, if it does."""
+        """The length that the head announces; None if it announces none."""
         return self._content_length
 
     @property
     def media_type(self) -> str:
-        """Of the body, without parameters and in lower case; "" if the head names none."""
+        """The media type of the body, without parameters and in lower case; "" if the head names none."""
         return self._media_type
 
     def feed(self, data: bytes) -> None:
-        """Take bytes in. What is wrong with them is in `broken` afterwards; nothing is taken after that."""
+        """Take bytes in. If they are no valid answer `broken` says why, and later bytes are ignored."""
         if self.complete or self.broken is not None:
-            self.reusable = False  # nobody asked for this
+            self.reusable = False  # bytes after the end belong to no request
             return
         self._read_bytes += len(data)
         try:
@@ -104,13 +105,13 @@ class AnswerReader:
             self.broken = f"{part} more than {MAX_HEAD_BYTES >> 10} KiB"
 
     def closed(self) -> None:
-        """The engine closed the connection: the end of an answer that has no other."""
+        """The engine closed the connection, which ends an answer whose head announces no other end."""
         self.reusable = False
         if self._until_closed and self.broken is None:
             self.complete = True
 
     def take(self) -> bytes:
-        """The bytes of the body that came since the last time."""
+        """The bytes of the body that have arrived since the last call."""
         pieces = self.body
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()

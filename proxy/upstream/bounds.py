@@ -1,17 +1,17 @@
-"""How long an engine's answer may be is known before it comes: by what was asked, and by how long the
-question was.
+"""An engine's answer has a greatest length that is known before it arrives: by the path and length of the
+question.
 
-Pure. Each bound is many times what vLLM answers; what is longer is cut there, and is no answer.
+Pure. Each bound is many times what vLLM answers; a longer answer is not read to its end, and is an error.
 """
 
 from collections.abc import Mapping
 
 MAX_ANSWER_BYTES = 256 << 20
-"""An unstreamed answer is held whole: 128 choices of 8000 tokens each are below 10 MB of text, and log
-probabilities make that ten times as much."""
+"""The longest unstreamed answer to a request, which is held whole: 128 choices of 8000 tokens each are below
+10 MB of text, and log probabilities make that ten times as much."""
 
 MAX_MODELS_BYTES = 2 << 20
-"""Of `/v1/models`: 4000 adapters; vLLM 0.32 takes some 480 bytes for each."""
+"""The longest answer of `/v1/models`: 4000 adapters, for each of which vLLM 0.32 takes some 480 bytes."""
 
 _KIB, _MIB = 1 << 10, 1 << 20
 
@@ -38,7 +38,7 @@ _ERROR_PER_BYTE = 4  # vLLM quotes what it refuses
 
 
 def max_bytes(path: str, asked_bytes: int, status: int = 200) -> int:
-    """How many bytes the answer of that status to a question of `asked_bytes` may have."""
+    """How many bytes an answer with this status may have; `asked_bytes`: the length of the question."""
     if path in _OF_CONTROL:
         return _OF_CONTROL[path]
     most = MAX_ANSWER_BYTES
@@ -50,7 +50,7 @@ def max_bytes(path: str, asked_bytes: int, status: int = 200) -> int:
 
 
 def in_words(size_bytes: int) -> str:
-    """A bound for people: `2 MiB`, `64 KiB`."""
+    """A bound in words for people: `2 MiB`, `64 KiB`."""
     for unit, name in ((_MIB, "MiB"), (_KIB, "KiB")):
         if size_bytes >= unit:
             return f"{size_bytes // unit} {name}"

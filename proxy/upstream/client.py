@@ -1,5 +1,5 @@
-"""All HTTP to engines: whatever goes wrong leaves here as a LegError, and no answer is followed, decoded or
-stored.
+"""All HTTP to engines goes through the `EngineClient`: whatever fails is raised as a LegError. Redirects are
+not followed, bodies not decompressed, cookies not kept.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from proxy.upstream.pool import Pool
 from proxy.upstream.questions import head_of
 
 KEEPALIVE_S = 4.0
-"""vLLM closes idle connections after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); ours are dropped before."""
+"""How long a free connection is kept: vLLM closes it after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE)."""
 
 _GIVEN_UP = "the engine stopped answering"
 _CUT = "the engine's answer was cut off"
@@ -28,7 +28,7 @@ _STREAM_CUT = "the engine's stream was cut off"
 
 
 class EngineAnswer:
-    """The head of an engine's answer, and its body as it comes. Close it, or use `with`."""
+    """The head of an engine's answer, and its body as it arrives. MUST be closed; `with` does so."""
 
     __slots__ = (
         "_connection",
@@ -43,7 +43,7 @@ class EngineAnswer:
     )
 
     def __init__(self, path: str, asked_bytes: int, connection: Connection, pool: Pool) -> None:
-        """`path` and `asked_bytes`: what was asked, and how many bytes that took; the head is there."""
+        """`path`, `asked_bytes`: what was asked, and the length of that body. The head has arrived."""
         head = connection.answer
         self._path = path
         self._connection: Connection | None = connection
@@ -56,10 +56,9 @@ class EngineAnswer:
         self.is_event_stream = head.media_type == "text/event-stream"
 
     async def read(self, max_bytes: int | None = None) -> bytes:
-        """The whole body, of `max_bytes` at most or else what an answer to that may have
-        (`upstream.bounds`).
+        """The whole body, of at most `max_bytes`, and of no more than `upstream/bounds.py` allows.
 
-        Raises LegBrokenError if it ends early, TooLongError once it is longer: no more of it is read.
+        Raises LegBrokenError if it ends early, TooLongError as soon as it is longer: no more of it is read.
         """
         most = self._max_bytes if max_bytes is None else min(max_bytes, self._max_bytes)
         if self._content_length > most:
@@ -74,7 +73,7 @@ class EngineAnswer:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def next_chunk(self, limit_s: float | None = None) -> bytes:
-        """The next piece of the body as it arrives, nothing at its end.
+        """The next piece of the body as it arrives; empty at its end.
 
         Raises LegBrokenError if the body ends early, DeadlineError if no piece comes for `limit_s` seconds.
         """
@@ -87,7 +86,7 @@ class EngineAnswer:
         chunk = await connection.data(limit_s, cut)
         if connection.answer.complete and not connection.answer.body and connection.answer.broken is None:
             self._connection = None
-            self._pool.release(connection)  # at the end of what it has, and before another is needed
+            self._pool.release(connection)  # as early as possible: the next leg may use it
         return chunk
 
     def _too_long(self, max_bytes: int) -> TooLongError:
@@ -125,10 +124,10 @@ class EngineClient:
         name_fresh_s: float = FRESH_S,
         resolver_silent_s: float = SILENT_S,
     ) -> None:
-        """`engine_ca`: a file of the authorities that certify https engines; `descriptors`: what bounds its
-        connections; `name_fresh_s`, `resolver_silent_s`: as `Names` has them.
+        """`engine_ca`: a file of the authorities that certify https engines; `descriptors`: bounds the number
+        of connections; `name_fresh_s`, `resolver_silent_s`: see `Names`.
 
-        Raises ConfigError.
+        Raises ConfigError if `engine_ca` cannot be used.
         """
         self._authorization = f"Bearer {engine_api_key}" if engine_api_key else None
         self._names = Names(fresh_s=name_fresh_s, silent_s=min(resolver_silent_s, connect_timeout_s * 0.8))
@@ -141,11 +140,11 @@ class EngineClient:
         )
 
     def reach(self, spec: InstanceSpec) -> None:
-        """From now on, speak to an instance as it was named: with TLS, or without."""
+        """Connect to an instance with TLS, or without, from now on, as its spec says."""
         self._pool.speak(spec.address, https=spec.scheme == "https")
 
     def give_up(self, instance: str) -> None:
-        """An engine was found dead although its connections stand: every leg that waits for it is broken."""
+        """An engine was found dead although its connections are open: break every leg that waits for it."""
         self._pool.give_up(instance, _GIVEN_UP)
 
     def heard_at(self, instance: str) -> float | None:
@@ -153,7 +152,7 @@ class EngineClient:
         return self._pool.heard_at(instance)
 
     def forget(self, instance: str) -> None:
-        """An engine is not among the instances any more."""
+        """An engine is no longer among the instances: close its free connections."""
         self._pool.forget(instance)
 
     async def __aenter__(self) -> Self:
@@ -183,8 +182,9 @@ class EngineClient:
         *,
         max_bytes: int | None = None,
     ) -> tuple[int, bytes]:
-        """Status and body of an engine's answer, whatever they are. Raises LegError, DeadlineError if time is
-        up.
+        """The status and body of an engine's answer, whatever they are.
+
+        Raises LegError if there is no answer, DeadlineError (a LegError) if none comes within `timeout_s`.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -205,8 +205,8 @@ class EngineClient:
         try:
             return await self._answered(connection, head, path, body)
         except LegBrokenError:
-            # A connection that was free may have been closed by the engine as it was used: what only asks is
-            # asked again, a leg may have been acted on.
+            # The engine may have closed a free connection just as it was used. A GET is sent again then; a
+            # leg is not, since the engine may have acted on it.
             if method != "GET" or not connection.used or connection.is_given_up or connection.answer.status:
                 raise
         connection = await self._pool.fresh(instance)
@@ -215,7 +215,7 @@ class EngineClient:
     async def _answered(
         self, connection: Connection, head: bytes, path: str, body: Encoded | bytearray | None
     ) -> EngineAnswer:
-        """Send a request on a connection; the answer has the connection from then on."""
+        """Send a request and wait for the head of its answer, which owns the connection from then on."""
         try:
             await connection.send(head, body)
             await connection.head()

@@ -1,6 +1,6 @@
-"""One connection to an engine carries one request after the other, and each answer belongs to whoever asked.
+"""A connection to an engine carries one request after the other, and no request gets the answer to another.
 
-Bytes are read only as fast as they are taken: a reader that is slow holds up its own engine, not our memory.
+Bytes are read only as fast as they are taken, so a slow reader holds up its own engine and fills no memory.
 """
 
 import asyncio
@@ -13,15 +13,15 @@ from proxy.request.body import Encoded, Pieces
 from proxy.upstream.answers import AnswerReader
 
 MAX_HELD_BYTES = 128 << 10
-"""Of a body that nobody has taken yet; beyond that nothing more is read."""
+"""How much of a body is held until it is taken; with more, reading pauses."""
 
 WHOLE_BYTES = 64 << 10
-"""A body up to this is written with its head; of a larger one so much at a time, as fast as the engine
-reads."""
+"""A request's body up to this is written with its head; a larger one in pieces of this size, as fast as the
+engine reads."""
 
 
 class Connection(asyncio.Protocol):
-    """A connection; the pool makes it, keeps it and closes it."""
+    """A connection to an engine; the pool makes it, keeps it and closes it."""
 
     __slots__ = (
         "_at_head",
@@ -42,7 +42,7 @@ class Connection(asyncio.Protocol):
     )
 
     def __init__(self, instance: str, told: "Listener", *, https: bool) -> None:
-        """`told`: who hears when bytes come and when it is closed."""
+        """`told`: the listener that hears when bytes arrive and when the connection is closed."""
         self.instance = instance
         self.https = https
         self._told = told
@@ -56,11 +56,11 @@ class Connection(asyncio.Protocol):
         self._sent_whole = True
         self.answer = AnswerReader()
         self.in_use = True
-        """Whether a request is under way on it."""
+        """Whether it carries a request now."""
         self.used = False
-        """Whether an answer came on it before: such a one may turn out to be closed."""
+        """Whether it carried a request before: the engine may have closed it since."""
         self.heard_at = 0.0
-        """When bytes came last, by the clock of who is told."""
+        """When bytes arrived last, in seconds of the listener's clock, which sets it."""
 
     # What the transport calls.
 
@@ -71,7 +71,7 @@ class Connection(asyncio.Protocol):
         answer = self.answer
         answer.feed(data)
         self._told.heard(self)
-        if not self.in_use:  # nobody asked for this
+        if not self.in_use:  # these bytes belong to no request
             self.drop()
             return
         if answer.body_bytes > MAX_HELD_BYTES and not self._reading_paused and not answer.complete:
@@ -82,13 +82,13 @@ class Connection(asyncio.Protocol):
             self._wake()
 
     def eof_received(self) -> None:
-        """The engine says nothing more; what it has not read yet it will not read."""
+        """The engine sends nothing more. If a request is still being written it will not be read: abort."""
         if self._transport is not None and self._transport.get_write_buffer_size():
             self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         if error is None and self._lost is None and self._transport is not None:
-            self.answer.closed()  # by the engine and in order: neither broken off nor dropped here
+            self.answer.closed()  # the engine closed it in order
         if self._lost is None:
             self._lost = words_of(error) if error is not None else "its connection ended early"
         self._transport = None
@@ -106,32 +106,32 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether another request may be sent on it."""
+        """Whether it is open."""
         return self._transport is not None and not self._transport.is_closing()
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the request that was sent is over, and another may be sent."""
+        """Whether its request is over, sent and answered in full, and another may be sent."""
         answer = self.answer
         return answer.complete and answer.reusable and self._sent_whole and self.is_open
 
     @property
     def is_given_up(self) -> bool:
-        """Whether the engine was given up while somebody waited."""
+        """Whether its engine was given up while a request waited for it."""
         return self._given_up is not None
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether somebody waits for bytes of the engine."""
+        """Whether a request waits for the engine: for bytes, or for room to write."""
         return self._waiter is not None
 
     def begin(self) -> None:
-        """A request will be sent."""
+        """A request will be sent on it."""
         self.in_use = True
         self.answer.begin()
 
     async def send(self, head: bytes, body: Encoded | bytearray | None) -> None:
-        """Write a request; return early if the engine answers, or closes, before it has all of it."""
+        """Write a request. Returns early if the engine answers, or closes, before it has all of it."""
         if not self.is_open:
             return
         if body is None:
@@ -154,7 +154,7 @@ class Connection(asyncio.Protocol):
             self._sent_whole = True
 
     async def head(self) -> None:
-        """Wait for the head of the answer. Raises LegBrokenError if none comes."""
+        """Wait for the head of the answer. Raises LegBrokenError if there is none."""
         answer = self.answer
         self._at_head = True
         while not answer.head:
@@ -163,15 +163,15 @@ class Connection(asyncio.Protocol):
             await self._wait(None)
         if answer.broken is not None:
             raise self._broken("no answer")
-        if not 200 <= answer.status <= 599:  # others announce an answer, or are nothing at all
+        if not 200 <= answer.status <= 599:  # 101 and numbers that are no status
             raise LegBrokenError(self.instance, f"status {answer.status} is no answer")
         self._at_head = False
 
     async def data(self, limit_s: float | None, cut: str) -> bytes:
-        """The bytes of the body that have come, at least one; b"" at its end.
+        """The bytes of the body that have arrived since the last call, at least one; b"" at its end.
 
-        Raises LegBrokenError with the words of `cut` if it ends early, DeadlineError if none comes for
-        `limit_s` s.
+        Raises LegBrokenError with the words of `cut` if the body ends early, DeadlineError if nothing arrives
+        for `limit_s` seconds.
         """
         answer = self.answer
         while not answer.body:
@@ -189,13 +189,13 @@ class Connection(asyncio.Protocol):
         return answer.take()
 
     def give_up(self, why: str) -> None:
-        """Tell whoever waits for bytes that none will come."""
+        """Close it, and raise LegBrokenError with the words `why` in the request that waits."""
         self._given_up = self._lost = why
         self.drop()
         self._wake()
 
     def drop(self) -> None:
-        """Close it at once: an engine at work on a request aborts it."""
+        """Close it at once: the engine then aborts the request that it works on."""
         transport, self._transport = self._transport, None
         if transport is not None:
             self._told.closing(self)
@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def _has_said(self) -> bool:
-        """Whether the engine has answered, or what is none."""
+        """Whether the head of an answer has arrived, or bytes that are no answer."""
         return self.answer.head or self.answer.broken is not None
 
     @property
@@ -225,7 +225,7 @@ class Connection(asyncio.Protocol):
                 waiter.set_result(None)
 
     async def _wait(self, limit_s: float | None) -> None:
-        """Until something happens. Raises DeadlineError if that takes longer than `limit_s` seconds."""
+        """Wait until something happens. Raises DeadlineError if nothing does for `limit_s` seconds."""
         loop = asyncio.get_running_loop()
         waiter = self._waiter = loop.create_future()
         timer = None if limit_s is None else loop.call_later(limit_s, _late, waiter, self.instance, limit_s)
@@ -239,18 +239,18 @@ class Connection(asyncio.Protocol):
 
 
 class Listener:
-    """What a connection tells: subclass it."""
+    """Hears what becomes of connections; a base class."""
 
     def heard(self, connection: Connection) -> None:
-        """Bytes came on a connection."""
+        """Bytes arrived on a connection."""
         raise NotImplementedError
 
     def closing(self, connection: Connection) -> None:
-        """A connection was told to close; its descriptor is open until it is closed."""
+        """A connection is being closed from this side; its descriptor stays open until `closed`."""
         raise NotImplementedError
 
     def closed(self, connection: Connection) -> None:
-        """A connection is closed, told to or not."""
+        """A connection is closed, by either side."""
         raise NotImplementedError
 
 
@@ -260,7 +260,7 @@ def _late(waiter: "asyncio.Future[None]", instance: str, limit_s: float) -> None
 
 
 def words_of(error: BaseException) -> str:
-    """What happened, without the addresses, codes and pieces of answers that library messages carry."""
+    """What went wrong, without the addresses, codes and pieces of answers that libraries' messages carry."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted ({error.verify_message or 'it does not fit the name'})"
     if isinstance(error, ssl.SSLError):
@@ -268,5 +268,5 @@ def words_of(error: BaseException) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno)  # asyncio's own words have the address
+        return os.strerror(error.errno)  # asyncio's own words contain the address
     return "the connection was closed"

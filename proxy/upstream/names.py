@@ -1,9 +1,9 @@
-"""A name that was resolved once has an address for good: whoever connects never waits for a resolver that has
-answered before, and a resolver's silence is no engine's.
+"""A name that was resolved once always has an address: no later connection waits for the resolver, and an
+engine is not blamed for a resolver that is silent.
 
-Addresses are looked up anew beside the connections that use them. Lookups run in daemon threads of their own:
-a resolver that is silent holds one up for half a minute, which neither other threads nor the end of the
-process should wait for.
+Addresses are looked up again in the background, while the old ones are used. Lookups run in daemon threads of
+their own: a silent resolver blocks a thread for half a minute, and neither other threads nor the end of the
+process should wait for it.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ from proxy.tasks import TaskOwner
 log = logging.getLogger(__name__)
 
 FRESH_S = 5.0
-"""An address that is older is looked up anew, and used meanwhile."""
+"""The age at which an address is looked up again; it is used meanwhile."""
 NO_ANSWER = "kvproxy's resolver does not answer"
 SILENT_S = 1.5
-"""A resolver that takes longer is silent: less than a check has, so that it is called so and not the
-engine."""
+"""A resolver that takes longer counts as silent. It is less than the time of a check, so that the resolver is
+blamed and not the engine."""
 FORGOTTEN_S = 3600.0
-"""A name that nobody used for so long is that of an engine that left."""
+"""A name that was not used for this long is forgotten: its engine has left."""
 
 MAX_LOOKUPS = 16
-"""At once, each a thread."""
+"""How many lookups may run at once, each in a thread."""
 
 _NO_ADDRESS = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY})
 
@@ -38,21 +38,21 @@ _Addresses = list[tuple[socket.AddressFamily, str]]
 """Family and address of each."""
 
 Address = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
-"""One of a name, as `socket.getaddrinfo` tells it."""
+"""An address of a name, in the form of `socket.getaddrinfo`."""
 
 
 def address_info(family: int, host: str, port: int) -> Address:
-    """Where a host listens whose address is known."""
+    """The `Address` of a literal address (`host`) and a port."""
     where = (host, port, 0, 0) if family == socket.AF_INET6 else (host, port)
     return (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", where)
 
 
 class ResolverError(OSError):
-    """The resolver did not answer, or said that it cannot; that says nothing of the host."""
+    """The resolver did not answer, or answered that it failed; that says nothing of the host."""
 
 
 class _Known:
-    """What is known of a name."""
+    """The known addresses of a name."""
 
     def __init__(self, addresses: _Addresses, now: float) -> None:
         self.addresses = addresses
@@ -62,14 +62,14 @@ class _Known:
 
 
 class _Lookup(NamedTuple):
-    """One question that is under way."""
+    """One lookup that runs."""
 
     task: "asyncio.Task[OSError | None]"
     begun_at: float
 
 
 class Names:
-    """The addresses of engines' names. Close it."""
+    """Resolves the names of engines. MUST be closed."""
 
     def __init__(
         self,
@@ -90,9 +90,9 @@ class Names:
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[Address]:
-        """The addresses of a name, each of several first in turn.
+        """The addresses of a name; each of them comes first in turn.
 
-        Raises ResolverError, or socket.gaierror for a name that has none, only if none was ever known.
+        Raises ResolverError, or socket.gaierror if the name has no address: both only if none was ever known.
         """
         key = (host, int(family))
         known = self._known.get(key)
@@ -106,13 +106,13 @@ class Names:
         return [address_info(kind, address, port) for kind, address in in_turn]
 
     def doubt(self, host: str) -> None:
-        """Nobody could be connected to there: the name may stand for another address by now."""
+        """No connection came about at its addresses: look them up, since they may have changed."""
         for key in self._known:
             if key[0] == host:
                 self._ask(key)
 
     async def close(self) -> None:
-        """Ask no more."""
+        """End all lookups."""
         await self._tasks.close()
 
     async def _first(self, key: _Key) -> _Known:
@@ -123,11 +123,11 @@ class Names:
         except TimeoutError:
             raise ResolverError(NO_ANSWER) from None
         if error is not None:
-            raise type(error)(*error.args)  # each who waits gets one of its own
+            raise type(error)(*error.args)  # a new one: several may wait for this lookup
         return self._known[key]
 
     def _ask(self, key: _Key) -> _Lookup:
-        """Look a name up; once for all who wait for it."""
+        """The lookup of a name: the one that runs, or else a new one."""
         if (lookup := self._asking.get(key)) is None:
             now = self._clock()
             if (known := self._known.get(key)) is not None:
@@ -138,7 +138,7 @@ class Names:
         return lookup
 
     async def _look_up(self, key: _Key) -> OSError | None:
-        """What went wrong, if that leaves the name unknown."""
+        """Look a name up. Returns what went wrong if the name has no known address then."""
         async with self._places:
             answer = _in_thread(key)
             await asyncio.wait({answer}, timeout=self._silent_s)
@@ -152,7 +152,7 @@ class Names:
                 else:
                     self._trouble(key, f"says: {error.strerror}")
                 if key in self._known:
-                    return None  # what it was before is better than nothing
+                    return None  # the old addresses are better than none
                 return error if has_none else ResolverError(f"kvproxy's resolver says: {error.strerror}")
         self._well()
         now = self._clock()
@@ -179,7 +179,7 @@ class Names:
 
 
 def _in_thread(key: _Key) -> "asyncio.Future[_Addresses]":
-    """The answer of the resolver; cancelling it leaves its thread to itself."""
+    """The resolver's answer, from a thread of its own, which runs on if the future is cancelled."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[_Addresses] = loop.create_future()
 
@@ -204,7 +204,7 @@ def _in_thread(key: _Key) -> "asyncio.Future[_Addresses]":
             )
         except UnicodeError:
             failed = socket.gaierror(socket.EAI_NONAME, "not a name")
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(tell, result, failed)
 
     threading.Thread(target=ask, name=f"address of {key[0]}", daemon=True).start()

@@ -1,7 +1,7 @@
-"""Of the connections that are free the one used last is taken, so that those of a burst become idle and are
+"""A request takes the free connection that was used last, so that those left from a burst stay idle and are
 closed.
 
-There are no more than its share of the descriptors allows: free ones are closed for new ones.
+The legs' share of the descriptors bounds the number of connections: free ones are closed for new ones.
 """
 
 import asyncio
@@ -29,23 +29,24 @@ from proxy.upstream.connection import Connection, Listener, words_of
 from proxy.upstream.names import NO_ANSWER, Address, Names, ResolverError, address_info
 
 SWEEP_S = 0.5
-"""How often free connections are looked at that may have been free for too long."""
+"""How often connections that have been free for too long are closed."""
 
 NEXT_ADDRESS_S = 0.25
-"""How long an address of several may take before the next is tried beside it (RFC 8305, section 5)."""
+"""How long connecting to one address may take before the name's next one is tried beside it (RFC 8305,
+section 5)."""
 
 _NOTHING_LEFT_HERE = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 
 
 class _Engine:
-    """What is known of one engine's connections."""
+    """The connections of one engine."""
 
     __slots__ = ("connecting", "forgotten", "free", "heard_at", "in_use", "instance")
 
     def __init__(self, instance: str) -> None:
         self.instance = instance
         self.forgotten = False
-        """Whether it is gone, and nothing is kept of it."""
+        """Whether its instance was removed: no connection is kept for it."""
         self.free: list[Connection] = []
         self.in_use: set[Connection] = set()
         self.connecting: set[_Connecting] = set()
@@ -53,7 +54,7 @@ class _Engine:
 
 
 class _Connecting(Scope):
-    """The time one connection may take to come about."""
+    """The time limit of one connection attempt."""
 
     __slots__ = ("_instance", "_seconds", "given_up", "resolving")
 
@@ -63,7 +64,7 @@ class _Connecting(Scope):
         self._seconds = seconds
         self.given_up: str | None = None
         self.resolving = False
-        """Its address is being asked for: if time is up, the resolver is to blame, not the engine."""
+        """Whether its address is being looked up: if time is up then, the resolver is to blame."""
 
     def late(self) -> LegError:
         if self.given_up is not None:
@@ -74,7 +75,7 @@ class _Connecting(Scope):
 
 
 class Pool(Listener):
-    """The connections to all engines. Close it."""
+    """The connections to all engines. MUST be closed."""
 
     def __init__(
         self,
@@ -86,7 +87,9 @@ class Pool(Listener):
         descriptors: Descriptors | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`keepalive_s`: how long a free connection is kept; `descriptors`: what bounds it; None: nothing."""
+        """`keepalive_s`: how long a free connection is kept; `descriptors`: bounds the number of connections
+        (None: unbounded); `clock`: any monotonic seconds.
+        """
         self._names = names
         self._tls = tls
         self._connect_timeout_s = connect_timeout_s
@@ -94,7 +97,8 @@ class Pool(Listener):
         self._clock = clock
         self._engines: dict[str, _Engine] = {}
         self._https: set[str] = set()
-        """What is spoken to with TLS, for good: a leg of an instance that has left is never sent without."""
+        """The instances that are connected to with TLS. They stay here when they are removed, so that no late
+        leg is sent without TLS."""
         self._open: set[Connection] = set()
         self._connecting = 0
         self._sweep: asyncio.TimerHandle | None = None
@@ -104,7 +108,9 @@ class Pool(Listener):
             descriptors.count_legs = self._count
 
     def speak(self, instance: str, *, https: bool) -> None:
-        """From now on connect with TLS, or without; connections of the other kind serve nobody again."""
+        """Connect to an instance with TLS, or without, from now on; free connections of the other kind are
+        closed.
+        """
         engine = self._engine(instance)
         engine.forgotten = False
         (self._https.add if https else self._https.discard)(instance)
@@ -113,12 +119,12 @@ class Pool(Listener):
                 connection.drop()
 
     def heard_at(self, instance: str) -> float | None:
-        """When an engine last sent something, on the clock; None if never."""
+        """When an engine last sent something, in seconds of the clock; None if never."""
         engine = self._engines.get(instance)
         return engine.heard_at if engine is not None else None
 
     def give_up(self, instance: str, why: str) -> None:
-        """Tell whoever waits for an engine that it is in vain."""
+        """Break all requests that wait for an engine, with the words `why`; close its free connections."""
         engine = self._engines.get(instance)
         if engine is None:
             return
@@ -131,7 +137,7 @@ class Pool(Listener):
         self._close_free(engine)
 
     def forget(self, instance: str) -> None:
-        """An engine is gone; who still waits for it waits on."""
+        """An instance was removed: close its free connections. Requests that wait for it go on waiting."""
         engine = self._engines.get(instance)
         if engine is not None:
             self._close_free(engine)
@@ -140,9 +146,9 @@ class Pool(Listener):
             self._clear(engine)
 
     async def acquire(self, instance: str) -> Connection:
-        """A connection to send one request on; give it to `release` afterwards.
+        """A connection on which to send one request; it MUST be given to `release` afterwards.
 
-        Raises ConnectFailedError, and LegBrokenError if the engine is given up meanwhile.
+        Raises ConnectFailedError, or LegBrokenError if the engine is given up meanwhile.
         """
         engine = self._engine(instance)
         free = engine.free
@@ -156,11 +162,11 @@ class Pool(Listener):
         return await self._connected(engine)
 
     async def fresh(self, instance: str) -> Connection:
-        """As `acquire`, but one that was never used."""
+        """As `acquire`, but always a new connection."""
         return await self._connected(self._engine(instance))
 
     def release(self, connection: Connection) -> None:
-        """The request is over; its connection is used again if its answer was whole."""
+        """The request is over: keep its connection if another request may be sent on it, else close it."""
         engine = self._engines.get(connection.instance)
         if engine is None or connection not in engine.in_use:
             connection.drop()
@@ -168,7 +174,7 @@ class Pool(Listener):
         engine.in_use.discard(connection)
         connection.in_use = False
         fits = connection.https is (connection.instance in self._https) and not engine.forgotten
-        late = self._clock() - connection.heard_at >= self._keepalive_s  # its reader was slow
+        late = self._clock() - connection.heard_at >= self._keepalive_s  # if the client read slowly
         if self._closed or late or not (fits and connection.is_reusable):
             connection.drop()
             self._clear(engine)
@@ -221,7 +227,7 @@ class Pool(Listener):
         return engine
 
     def _clear(self, engine: _Engine) -> None:
-        """Keep nothing of an engine that is gone once nobody speaks to it."""
+        """Forget an engine that was removed once it has no connections."""
         if engine.forgotten and not (engine.in_use or engine.connecting or engine.free):
             self._engines.pop(engine.instance, None)
 
@@ -294,7 +300,7 @@ class Pool(Listener):
                 connected.close()  # else the transport has it
             else:
                 made.drop()
-                self.closed(made)  # uvloop does not tell of one that came about and was cancelled in one turn
+                self.closed(made)  # uvloop reports no close if connecting and cancelling fall into one turn
             raise
         return connection
 
@@ -330,7 +336,7 @@ def _host_of(instance: str) -> str:
 
 
 def _literal(host: str, port: int) -> list[Address]:
-    """The address of a host that is named by it; nothing if it is a name."""
+    """The address of a host that is given by its address; empty if it is given by a name."""
     try:
         version = ipaddress.ip_address(host).version
     except ValueError:

@@ -1,6 +1,6 @@
-"""A request to an engine has one head, and nothing a client wrote can end a line of it.
+"""The head of a request to an engine is written here, and nothing that a client wrote can end a line of it.
 
-Pure: bytes come out.
+Pure.
 """
 
 import re
@@ -10,7 +10,7 @@ from proxy.headers import Headers
 _OWN = frozenset(
     {"host", "accept-encoding", "content-length", "content-type", "transfer-encoding", "connection", "expect"}
 )
-"""What frames a request or says what an answer may be: written here, never passed on."""
+"""Headers that frame the request or choose the form of the answer: written here, never passed on."""
 
 _ends_a_line = re.compile("[\r\n\0]").search
 
@@ -23,9 +23,9 @@ def head_of(
     body_bytes: int | None,
     authorization: str | None = None,
 ) -> bytes:
-    """The request line and the headers of a JSON body of so many bytes (None: no body).
+    """The request line and headers; `body_bytes`: the length of the JSON body, None if there is none.
 
-    `authorization` takes the place of a client's own. Raises ValueError for a name or value with a line end.
+    `authorization` replaces the client's own. Raises ValueError for a name or value with a line end.
     """
     lines = [f"{method} {path} HTTP/1.1\r\nHost: {instance}\r\nAccept-Encoding: identity"]
     accepts = False

@@ -1,7 +1,7 @@
-"""What an engine says of its own state: whether it lives, which release it is, and whether it sleeps.
+"""An engine says of its own state whether it lives, which release it is, and whether it sleeps.
 
-vLLM answers `/is_sleeping` with VLLM_SERVER_DEV_MODE=1 alone; engines that do not know the question cannot
-sleep.
+vLLM serves `/is_sleeping` only with VLLM_SERVER_DEV_MODE=1; an engine without that route cannot be put to
+sleep by HTTP.
 """
 
 from typing import Annotated
@@ -46,7 +46,7 @@ def _read_sleep(data: bytes) -> bool:
 
 
 async def asleep(engines: Asker, instance: str, timeout_s: float) -> bool | None:
-    """Whether an engine says that it sleeps; None if it cannot sleep. Raises LegError if it does not tell."""
+    """Whether an engine says that it sleeps; None if it cannot sleep. Raises LegError if it does not say."""
     status, data = await engines.exchange("GET", instance, IS_SLEEPING, None, timeout_s)
     if status == 200:
         return read(instance, _read_sleep, data)

@@ -1,4 +1,4 @@
-"""A question to an engine has an answer that was read, or it raises LegError; an `Asker` is all it takes."""
+"""A question to an engine returns a typed answer or raises LegError; an `Asker` is all it takes."""
 
 from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -25,27 +25,28 @@ class Asker(Protocol):
         *,
         max_bytes: int | None = None,
     ) -> tuple[int, bytes]:
-        """Status and body of an answer, whatever they are, of `max_bytes` at most.
+        """The status and body of an engine's answer, whatever they are; `timeout_s`: seconds.
 
-        Raises LegError if there is no answer, DeadlineError if none came in time.
+        Raises LegError if there is no answer or it is longer than `max_bytes`, DeadlineError (a LegError) if
+        none comes in time.
         """
         ...
 
 
 class UnreadableError(ValueError):
-    """An answer is not what vLLM answers to that question; the message says so in words for people."""
+    """An answer is not what vLLM answers to the question; the message says so in words for people."""
 
 
 class Question(NamedTuple, Generic[T]):
-    """What a GET asks, and how its answer is read."""
+    """The path of a GET, and how its answer is read."""
 
     path: str
     read: Callable[[bytes], T]
-    """The answer's body as a value. Raises UnreadableError."""
+    """Turns the answer's body into a value. Raises UnreadableError."""
 
 
 async def ask(engines: Asker, instance: str, question: Question[T], timeout_s: float) -> T:
-    """An engine's answer. Raises LegError, also for a status other than 200 and for what cannot be read."""
+    """An engine's answer. Raises LegError if there is none, its status is not 200, or it cannot be read."""
     status, data = await engines.exchange("GET", instance, question.path, None, timeout_s)
     if status != 200:
         raise LegBrokenError(instance, f"status {status} for {question.path}")
@@ -53,7 +54,7 @@ async def ask(engines: Asker, instance: str, question: Question[T], timeout_s: f
 
 
 def read(instance: str, reader: Callable[[bytes], T], data: bytes) -> T:
-    """What an engine answered. Raises LegBrokenError for what cannot be read."""
+    """An engine's answer, read by `reader`. Raises LegBrokenError if it cannot be read."""
     try:
         return reader(data)
     except UnreadableError as error:
@@ -61,7 +62,7 @@ def read(instance: str, reader: Callable[[bytes], T], data: bytes) -> T:
 
 
 def decode(path: str, data: bytes, shape: type[T], otherwise: str | None = None) -> T:
-    """An answer in JSON. Raises UnreadableError; `otherwise`: what it says of JSON of another shape."""
+    """An answer in JSON as a `shape`. Raises UnreadableError; `otherwise`: its message for another shape."""
     try:
         return msgspec.json.decode(data, type=shape)
     except msgspec.ValidationError as error:

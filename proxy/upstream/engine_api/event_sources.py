@@ -1,8 +1,8 @@
-"""Where an engine says that its ranks publish their KV events; what may be made of that is for `caches` to
-say.
+"""An engine says at `/kv_event_sources` where its ranks publish their KV events; `caches` decides which of
+these addresses are used.
 
-Either an object, rank as text -> endpoints (vLLM 0.32), or an array of them that name their ranks themselves;
-those that do not have their place in it as rank.
+The answer is an object that maps ranks, as text, to endpoints (vLLM 0.32), or an array of endpoints that name
+their ranks themselves; one that names none has its place in the array as its rank.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,8 @@ from proxy.upstream.engine_api.asking import Question, UnreadableError, decode
 PATH = "/kv_event_sources"
 
 MAX_TOLD_RANKS = 128
-"""Of one engine; each takes three descriptors. More must be named with `?events=`."""
+"""The most ranks that one engine's answer may name; each takes three descriptors. More must be named with
+`?events=`."""
 
 _Rank = Annotated[int, msgspec.Meta(ge=0, lt=MAX_RANKS)]
 _Text = Annotated[str, msgspec.Meta(max_length=300)]
@@ -35,21 +36,21 @@ class ToldSource(msgspec.Struct, frozen=True):
 
     @property
     def named_rank(self) -> int | None:
-        """The rank it names itself, under any of the names for it."""
+        """The rank that it names, under any of the three names; None if it names none."""
         return next((n for n in (self.data_parallel_rank, self.dp_rank, self.rank) if n is not None), None)
 
 
 def by_rank(answer: Any) -> Mapping[int, ToldSource]:
     """The sources in a decoded answer, lowest rank first.
 
-    Raises UnreadableError if it is no such answer, names more than MAX_TOLD_RANKS ranks, one from MAX_RANKS
-    on, or one twice.
+    Raises UnreadableError if it is no such answer, or names more than MAX_TOLD_RANKS ranks, a rank of
+    MAX_RANKS or more, or a rank twice.
     """
     try:
-        told = _numbered(answer) if isinstance(answer, list) else _keyed(answer)
+        found = _numbered(answer) if isinstance(answer, list) else _keyed(answer)
     except msgspec.ValidationError as error:
         raise UnreadableError(f"not an answer of {PATH}: {error}") from None
-    return dict(sorted(told.items()))
+    return dict(sorted(found.items()))
 
 
 def _keyed(answer: Any) -> Mapping[int, ToldSource]:
@@ -76,5 +77,5 @@ def _read(data: bytes) -> Any:
 
 
 EVENT_SOURCES: Question[Any] = Question(PATH, _read)
-"""Its answer is JSON for `by_rank`: an engine that does not tell is another matter than one that is not
-understood."""
+"""Its answer is any JSON, to be read by `by_rank`: an engine without an answer can so be told from one whose
+answer is not understood."""

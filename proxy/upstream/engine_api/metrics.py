@@ -1,7 +1,7 @@
-"""What an engine's `/metrics` page tells: how much room its cache has, what its sleep has cost, and what it
-counted.
+"""An engine's `/metrics` page tells how many blocks its cache has, whether sleep has emptied it, and what the
+engine has counted.
 
-What is wanted of a page costs no more than one search through it, whatever stands there.
+Reading one series costs no more than one search through the page, whatever the page holds.
 """
 
 import enum
@@ -16,10 +16,10 @@ from proxy.fleet import MAX_RANKS
 from proxy.upstream.engine_api.asking import Question, UnreadableError
 
 MAX_LINE_CHARS = 8192
-"""vLLM's longest has some hundred."""
+"""Longer lines are skipped; the longest of vLLM has some hundred characters."""
 
 MAX_LINES = 4096
-"""Of one name: a few for each rank."""
+"""The most lines of one name that are read: vLLM writes a few for each rank."""
 
 
 def _read(data: bytes) -> str:
@@ -27,11 +27,11 @@ def _read(data: bytes) -> str:
 
 
 METRICS: Question[str] = Question("/metrics", _read)
-"""The page, to be read further by the functions here."""
+"""Its answer is the page, for the functions of this file."""
 
 
 def lines_of(page: str, name: str) -> Iterator[str]:
-    """The lines that begin with `name`, but for endless ones."""
+    """The lines of a page that begin with `name`, at most MAX_LINES, without those over MAX_LINE_CHARS."""
     at = 0 if page.startswith(name) else page.find("\n" + name) + 1 or -1
     for _ in range(MAX_LINES):
         if at < 0:
@@ -52,9 +52,9 @@ _LABEL = re.compile(r'[{,](engine|num_gpu_blocks)="([^"\\]{0,12})"')
 
 
 def read_capacities(page: str) -> dict[int, int]:
-    """The blocks of each rank's cache, block 0 included, which holds nothing.
+    """How many blocks the cache of each rank has, block 0 included, which never holds anything.
 
-    With internal load balancing over data-parallel ranks vLLM tells the sum for each of them.
+    With internal load balancing over data-parallel ranks vLLM gives the sum of all ranks for each of them.
     """
     found = {}
     for line in lines_of(page, _CACHE + "{"):
@@ -76,17 +76,18 @@ _STATE = re.compile(r'[{,]sleep_state="(\w{1,20})"')
 
 
 class Depth(enum.StrEnum):
-    """What sleep has cost."""
+    """What sleep has done to an engine's cache."""
 
     LIGHT = "light"
-    """Level 0, or the engine has not yet done what was running: its cache is as it was."""
+    """Level 0, or the engine still finishes what was running: its cache is as it was."""
     DEEP = "deep"
     """Level 1 or 2: its cache is empty, and nothing runs any more."""
     UNTOLD = "untold"
+    """The page has no such series."""
 
 
 def read_depth(page: str) -> Depth:
-    """How deeply an engine sleeps that says it sleeps; one rank that has lost its cache is enough."""
+    """How deeply an engine sleeps that says it sleeps: DEEP if any of its ranks has lost its cache."""
     states = []
     for line in lines_of(page, _SLEEP):
         labels, _, value = line.rpartition("} ")
@@ -107,21 +108,26 @@ _FAILED = "vllm:nixl_num_failed_transfers_total"
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """What an engine has counted since it started, summed over its ranks, and how its cache is set up."""
+    """What an engine has counted since it started, summed over its ranks, and how its cache is set up.
+
+    None where the engine has no such series.
+    """
 
     block_size: int | None = None
+    """In tokens."""
     prefix_caching: bool | None = None
+    """Whether prefix caching is on."""
     prompt_tokens: float | None = None
-    """None where the engine has no such series; likewise the others."""
     by_source: dict[str, float] | None = None
     """Prompt tokens by where their KV came from."""
     asked_connector: float | None = None
-    """Tokens a connector was asked for: engines without one have none."""
+    """Tokens for which the engine asked its connector; None if it has no connector."""
     failed_transfers: float = 0.0
+    """NIXL transfers that failed."""
 
 
 def read_counted(page: str) -> Counted:
-    """The counters of a page. Raises UnreadableError if it is none for Prometheus."""
+    """The counters of a page. Raises UnreadableError if it is not in Prometheus' text format."""
     totals: dict[str, float] = {}
     by_source: dict[str, float] = {}
     cache: dict[str, str] = {}

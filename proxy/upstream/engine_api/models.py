@@ -1,4 +1,4 @@
-"""What an engine lists in `/v1/models`: its model under one name or several, and its LoRA adapters."""
+"""An engine lists in `/v1/models` its model, under one name or several, and its LoRA adapters."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from proxy.fleet import ModelCard
 from proxy.upstream.engine_api.asking import Question, UnreadableError, decode
 
 MAX_MODELS = 4096
-"""That one engine may list, adapters included."""
+"""The most models that one engine may list, adapters included; a longer list is an error."""
 
 _PATH = "/v1/models"
 
@@ -33,15 +33,15 @@ def _read(data: bytes) -> list[ModelCard]:
         raise UnreadableError(otherwise) from None
 
 
-def _card(told: dict[str, Any]) -> ModelCard:
-    named = msgspec.convert(told, _Named)
-    root, length = told.get("root"), told.get("max_model_len")
+def _card(listed: dict[str, Any]) -> ModelCard:
+    named = msgspec.convert(listed, _Named)
+    root, length = listed.get("root"), listed.get("max_model_len")
     return ModelCard(
         id=named.id,
         parent=named.parent,
         root=root if isinstance(root, str) else None,
         max_model_len=length if isinstance(length, int) else None,
-        told=told,
+        told=listed,
     )
 
 

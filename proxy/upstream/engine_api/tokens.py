@@ -1,4 +1,4 @@
-"""What a prompt's token ids are, as the engine's own tokenizer and chat template have it."""
+"""An engine's `/tokenize` gives a prompt's token ids, by the engine's own tokenizer and chat template."""
 
 from array import array
 
@@ -14,15 +14,13 @@ from proxy.upstream.engine_api.asking import Asker, UnreadableError
 TOKENIZE = "/tokenize"
 
 _REFUSED = frozenset({400, 422, 500})
-"""How vLLM answers a question that its template cannot render; 500 in older releases."""
+"""The statuses with which vLLM refuses a question that its template cannot render; 500 in older releases."""
 
 _NO_ROUTE = frozenset({404, 405, 501})
 
 
 class NotServedError(LegBrokenError):
-    """The engine has no `/tokenize`. A model it does not have is another matter: vLLM's own 404 is an
-    `error`.
-    """
+    """The engine has no `/tokenize`. vLLM's 404 for an unknown model, which holds an `error`, is not this."""
 
 
 async def tokenize(
@@ -34,10 +32,10 @@ async def tokenize(
     *,
     max_bytes: int | None = None,
 ) -> bytes | None:
-    """An answer to a `/tokenize` question in JSON, for `read_tokens`; None if the engine refuses the
-    question.
+    """The answer to a `/tokenize` question, for `read_tokens`; None if the engine refuses the question.
 
-    Raises NotServedError, and other LegErrors, also for an answer of more than `max_bytes`.
+    Raises NotServedError if the engine has no such route, other LegErrors if there is no answer or it is
+    longer than `max_bytes`.
     """
     status, data = await engines.exchange(
         "POST", instance, TOKENIZE, question, timeout_s, headers, max_bytes=max_bytes
@@ -60,9 +58,9 @@ _decode_tokens = msgspec.json.Decoder(list[int]).decode
 
 
 def read_tokens(answer: bytes) -> "array[int]":
-    """The token ids in an answer; of a long one a part at a time, so that other threads have turns.
+    """The token ids in an answer. A long answer is read a part at a time, so that other threads get turns.
 
-    Raises UnreadableError for what is no such answer.
+    Raises UnreadableError if it is no such answer.
     """
     try:
         return _read(answer)
