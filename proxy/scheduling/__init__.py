@@ -1,16 +1,18 @@
-"""Pure: which candidates there are for a leg, what giving it to each costs, and where it goes.
+"""Scheduling decides where the legs of a request go: which candidates there are and what each would cost.
 
-    question   what placement has to know of a request
-    view       the candidates of both legs, and what is known of each
-    lengths    whose context holds the request
-    eligible   which candidates are left to choose from, since none better is there
+Pure. Its files:
+
+    question   what placement needs to know of a request
+    view       the candidates for both legs, and what is known of each
+    lengths    which contexts hold the request
+    eligible   which candidates the policy may choose from: those that no better one replaces
     types      what a policy sees, and the contracts of policies: `LegPolicy`, and `Policy` for pairs
-    policies   those that come with kvproxy
+    policies   the policies that come with kvproxy
     legs       asks a policy that prices legs
     pairs      asks a policy that prices pairs
     decision   what was decided, with every candidate and its price
-    placement  from a question to a decision, and from that to claims
+    placement  turns a question into a decision, and a decision into claims
 
-Why an instance is passed over is a word of `fleet.why`: what concerns the instance alone is said in `fleet`,
-what concerns the request in `view` and `eligible`.
+Why an instance is passed over is a word of `fleet/why.py`: `fleet` gives it where it depends on the instance
+alone, `view` and `eligible` where it depends on the request.
 """

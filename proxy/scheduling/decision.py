@@ -12,18 +12,19 @@ from proxy.scheduling.types import Candidate, Pair, View
 
 
 class Priced(msgspec.Struct, frozen=True):
-    """A candidate and its cost; no cost if it was not usable."""
+    """A candidate and its cost."""
 
     candidate: Candidate
     cost: float | None
-    """Of a policy that prices pairs: that of the cheapest pair it is in."""
+    """None if the candidate was not usable. If the policy prices pairs: that of the cheapest pair it is
+    in."""
 
 
 class Pick(msgspec.Struct, frozen=True):
     """The outcome for one leg."""
 
     chosen: Candidate | None
-    """None if no candidate was usable, or none together with one for the other leg."""
+    """None if no candidate was usable, or none of them could be paired with one for the other leg."""
     candidates: Sequence[Priced]
 
     @property
@@ -33,7 +34,7 @@ class Pick(msgspec.Struct, frozen=True):
 
 
 class PricedPairs(msgspec.Struct, frozen=True):
-    """What a policy asked for each pair."""
+    """The pairs that a policy priced, and their prices in the same order."""
 
     pairs: Sequence[Pair] = ()
     prices: Sequence[float] = ()
@@ -44,7 +45,7 @@ class PricedPairs(msgspec.Struct, frozen=True):
 
 
 class Choice(NamedTuple):
-    """What is chosen from a view. Both picks are the same where one instance serves the request."""
+    """What was chosen from a view. Both picks are the same if one instance serves the request."""
 
     prefill: Pick
     decode: Pick
@@ -53,26 +54,24 @@ class Choice(NamedTuple):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Where a request goes. `prefill.chosen` and `decode.chosen` are the same for one that is served in one
-    leg.
-    """
+    """Where a request goes. `prefill.chosen` and `decode.chosen` are the same if one leg serves it."""
 
     policy: str
     prompt_tokens: int | None
     prefill: Pick
     decode: Pick
     unit: str | None = None
-    """What costs are counted in; None if the policy does not tell."""
+    """What costs are counted in; None if the policy does not say."""
     pairs: PricedPairs = PricedPairs()
 
     @property
     def admissible(self) -> bool:
-        """Whether both legs have somewhere to go."""
+        """Whether there is an instance for each leg."""
         return self.prefill.chosen is not None and self.decode.chosen is not None
 
     @property
     def instances(self) -> set[str]:
-        """Where it sends legs."""
+        """The instances that get its legs."""
         picks = (self.prefill.chosen, self.decode.chosen)
         return {chosen.instance for chosen in picks if chosen is not None}
 
@@ -84,27 +83,28 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Chooser(Protocol):
-    """A policy at work: takes the cheapest of what there is, ties at random.
+    """Makes a choice by a policy's prices: the cheapest is taken, and of equal ones one at random.
 
-    A price that is no number counts as infinitely high; what costs that is taken if nothing costs less. Both
-    methods raise ValueError if the policy answers with too few prices or too many.
+    A price that is no number counts as infinite; a candidate of infinite price is chosen if none costs less.
+    Both methods raise ValueError if the policy returns too few prices or too many.
     """
 
     unit: str | None
-    """What prices are counted in; None if the policy does not tell."""
+    """What prices are counted in; None if the policy does not say."""
 
     def choose(self, view: View, rng: random.Random) -> Choice:
-        """Where a request goes, both legs together."""
+        """Choose for both legs together."""
         ...
 
     def choose_decode(self, view: View, rng: random.Random) -> Choice:
-        """The same where the one candidate for prefill has done its leg."""
+        """Choose for the decode leg; the prefill leg is done, on the only candidate for it."""
         ...
 
 
 def checked(prices: Iterable[float], count: int, of: str) -> list[float]:
-    """A policy's prices as numbers. Raises ValueError if there is not one for each of `count` candidates or
-    pairs.
+    """A policy's prices as floats, infinite for NaN. Raises ValueError unless there are `count` of them.
+
+    `of`: what was priced, for the error.
     """
     numbers = [math.inf if math.isnan(price) else float(price) for price in prices]
     if len(numbers) != count:

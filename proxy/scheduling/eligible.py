@@ -1,6 +1,6 @@
-"""A candidate gets the leg only if none that is better could, now or as soon as it has room.
+"""A candidate may get the leg only if no better one can take it, now or as soon as that one has room.
 
-Pure. Better is what is set aside for a less grave reason (`ASIDE`), or for none.
+Pure. A candidate is better if it is set aside for a less grave reason (`ASIDE`), or for none.
 """
 
 from collections import Counter
@@ -19,13 +19,13 @@ _LEAST = (0, False)
 def eligible(
     candidates: Sequence[Candidate], aside: Mapping[str, Why], constraints: Constraints
 ) -> Sequence[Candidate]:
-    """The candidates of one leg, of which only those are usable still that the policy may choose from.
+    """The candidates for one leg; of the usable ones only those stay usable that the policy may choose from.
 
     `aside`: the instances that are used only if there is no better one, and why.
     """
     failed, tried, prefer = constraints.failed, constraints.tried, constraints.prefill_on
     if not (aside or failed or tried or prefer) and not any(c.why in NO_ROOM for c in candidates):
-        return candidates  # all are equally good, as at nearly every decision
+        return candidates  # all are equally good, which is the case at nearly every decision
     if tried:
         candidates = [
             _set_aside(c, Why.FAILED) if c.usable and c.instance in tried else c for c in candidates
@@ -33,7 +33,7 @@ def eligible(
 
     def gravity(candidate: Candidate) -> tuple[int, bool]:
         why = aside.get(candidate.instance)
-        if candidate.why is Why.SAYS_FULL:  # no better than one that starts slowly and has room
+        if candidate.why is Why.SAYS_FULL:  # at least as grave as a slow start
             why = why or ASIDE[0]
         return _GRAVITY[why], candidate.why in NO_ROOM
 
@@ -41,12 +41,12 @@ def eligible(
         least = min(map(gravity, some), default=None)
         return [c for c in some if gravity(c) == least]
 
-    # A full one counts: what is worse than it is not used while there is reason to wait for room there.
+    # Candidates without room count: a worse one is not used while waiting for room there makes sense.
     there = [c for c in candidates if c.usable or c.why in NO_ROOM]
     best = [c for c in there if c.usable and c.instance == prefer and gravity(c) == _LEAST]
     best = best or least_grave([c for c in there if c.instance not in failed])
     if all(c.why is Why.SAYS_FULL for c in best):
-        # One that failed once and is well is worth more than a wait.
+        # Rather than wait, use an instance that failed this request once and is otherwise well.
         times = Counter(failed)
         best = least_grave([c for c in there if times[c.instance] < 2]) or least_grave(there)
     if not best:
@@ -57,7 +57,7 @@ def eligible(
     def is_as_it_is(candidate: Candidate) -> bool:
         if (candidate.instance, candidate.rank) in stay or candidate.why is Why.SAYS_FULL:
             return True
-        # Of a rank without room it tells more that it is full than what its instance is set aside for.
+        # For a rank without room, FULL says more than the reason for which its instance is set aside.
         return not candidate.usable and (candidate.why is not Why.FULL or candidate.instance in instances)
 
     return [

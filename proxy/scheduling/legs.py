@@ -1,7 +1,7 @@
-"""A policy that prices legs decides for prefill first, then for decode: this adapter makes one joint choice
-of it.
+"""A policy that prices legs places the prefill leg first and then the decode leg; this adapter makes that one
+choice.
 
-That costs no look at each pair. An instance that does both serves the request in the one leg it is given.
+So pairs need not be priced. An instance that does both serves the whole request if it gets the prefill leg.
 """
 
 import random
@@ -13,7 +13,7 @@ from proxy.scheduling.types import Candidate, Leg, LegPolicy, View
 
 
 class ByLeg:
-    """As `Chooser`."""
+    """A `Chooser` by a policy that prices legs."""
 
     def __init__(self, policy: LegPolicy) -> None:
         self._policy = policy
@@ -30,7 +30,7 @@ class ByLeg:
         return Choice(prefill, self._pick(Phase.DECODE, view, rng))
 
     def choose_decode(self, view: View, rng: random.Random) -> Choice:
-        """As `Chooser`; the prefill leg is priced no more."""
+        """As `Chooser`; the prefill leg is not priced."""
         (done,) = view.prefill
         return Choice(Pick(done, (Priced(done, None),)), self._pick(Phase.DECODE, view, rng))
 
@@ -43,7 +43,7 @@ class ByLeg:
         costs = checked(self._policy.costs(leg, usable), len(usable), "candidates")
         priced = list(zip(usable, costs, strict=True))
         if phase is Phase.PREFILL and not any(candidate.usable for candidate in view.decode):
-            # What could prefill has nowhere to hand over to: rather one that needs nobody else.
+            # No decode instance could take over, so an instance that does both is preferred.
             priced = [each for each in priced if each[0].serves_all] or priced
         lowest = min(cost for _, cost in priced)
         chosen = rng.choice([candidate for candidate, cost in priced if cost == lowest])
@@ -51,6 +51,6 @@ class ByLeg:
 
 
 def _with_costs(candidates: Sequence[Candidate], costs: Sequence[float]) -> Iterator[Priced]:
-    """All candidates; `costs` are those of the usable ones."""
+    """All candidates with their costs; `costs`: those of the usable ones, in their order."""
     left = iter(costs)
     return (Priced(c, next(left) if c.usable else None) for c in candidates)

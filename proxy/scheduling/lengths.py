@@ -1,9 +1,10 @@
-"""A leg goes only where its context fits, and what fits nowhere is refused in vLLM's words before anything is
-computed.
+"""A leg goes only to an instance whose context holds it, and a request that fits nowhere is refused in vLLM's
+words before anything is computed.
 
-An engine's context (`max_model_len`) holds the prompt and at least one token of the answer. A limit of the
-client above it is refused; one that the rest of it cannot hold is silently made smaller, so the request goes
-where it need not be.
+An engine's context (`max_model_len`) holds the prompt and at least one token of the answer. Engines refuse a
+client's limit on the answer that is larger than the context. A limit that merely exceeds what the prompt
+leaves is silently reduced by the engine; so such a request goes to a context that holds all of it, if there
+is one.
 """
 
 import math
@@ -16,7 +17,7 @@ from proxy.scheduling.question import Question
 
 
 class Need:
-    """What context the legs of one request need, in tokens."""
+    """The context that the legs of one request need, in tokens."""
 
     def __init__(
         self,
@@ -28,10 +29,8 @@ class Need:
         *,
         whole: bool,
     ) -> None:
-        """`prompt`: its length, None if not known. `answer`: what is wanted at most; `limited_by`: the member
-        that says so.
-
-        `whole`: one instance serves it all.
+        """`prompt`: its length, None if unknown; `answer`: how long the answer may become; `limited_by`: the
+        member of the request that says so, None if it does not; `whole`: one instance serves it all.
         """
         self._fleet = fleet
         self._model = model
@@ -41,24 +40,24 @@ class Need:
         self._whole = whole
         self._prefill = 0 if prompt is None else prompt + 1
         self._least = max(self._prefill, answer if limited_by else 0)
-        """Below this an engine refuses what it is to answer."""
+        """A decode engine with a shorter context refuses the request."""
         self._wanted = self._least if prompt is None else prompt + max(1, answer)
         self._decode: float | None = None
 
     def fits(self, instance: Instance) -> bool:
-        """Whether a leg of the request may go there."""
+        """Whether the instance's context holds the leg that it would get."""
         length = instance.max_model_len
         if length >= self._wanted:
             return True
         if instance.role is Role.PREFILL:
             return length >= self._prefill
         if self._decode is None:
-            # Where no engine can hold it all, the longest answer is that of the longest.
+            # If no engine holds all that is wanted, those do that hold as much as any.
             self._decode = max(self._least, min(self._wanted, self._longest_answer(_known(self._listing()))))
         return length >= self._decode
 
     def refusal(self) -> BadRequestError | None:
-        """What vLLM says of a request that no instance, up or not, can ever hold; None if one may."""
+        """The error that vLLM gives for a request that no instance, up or not, can hold; None if one may."""
         instances = [i for i in self._fleet if not i.model_cards or self._model in i.models]
         longest = self._longest_answer(instances)
         if not instances or longest >= self._least:
@@ -80,8 +79,8 @@ class Need:
         return too_many_tokens(most, self._prompt)
 
     def of_its_kind(self) -> tuple[float, float]:
-        """The shortest contexts that hold its legs: requests that have the same fit into the same
-        instances.
+        """The shortest contexts in the fleet that hold its legs, prefill and decode. Requests with the same
+        ones fit into the same instances.
         """
         lengths = {instance.max_model_len for instance in self._fleet}
         return (
@@ -93,9 +92,7 @@ class Need:
         return [instance for instance in self._fleet if self._model in instance.models]
 
     def _longest_answer(self, instances: Iterable[Instance]) -> float:
-        """The longest context that an answer could be made in by those that hold the prompt; 0 if there is
-        none.
-        """
+        """The longest context of the instances that could answer the request; 0 if there is none."""
         several = [i for i in instances if i.max_model_len >= self._prefill]
         answering = [i for i in several if i.takes(Phase.DECODE)]
         if not self._whole and not any(i.role is Role.PREFILL for i in several):
@@ -104,7 +101,7 @@ class Need:
 
 
 def need_of(fleet: Fleet, question: Question) -> Need:
-    """The context that the legs of a question need."""
+    """The `Need` of a question."""
     return Need(
         fleet,
         question.model,
@@ -116,10 +113,10 @@ def need_of(fleet: Fleet, question: Question) -> Need:
 
 
 def longest_context(instances: Collection[Instance], *, alone: bool = False) -> float | None:
-    """The longest context a request can really have: one that does both holds it, or a prefill and a decode
-    instance do.
+    """The longest context a request can have: that of an instance that does both, or the shorter one of a
+    prefill and a decode instance. None if no instances can serve a request.
 
-    None if no instances can serve one. `alone`: decode instances serve requests by themselves.
+    `alone`: decode instances serve requests by themselves.
     """
     longest = {role: max((i.max_model_len for i in instances if i.role is role), default=0) for role in Role}
     decode = max(longest[Role.DECODE], longest[Role.BOTH])
@@ -129,8 +126,8 @@ def longest_context(instances: Collection[Instance], *, alone: bool = False) -> 
 
 
 def too_many_tokens(context: float, tokens: int) -> BadRequestError:
-    """What vLLM says of a prompt that is longer than its context. Of a text it counts no more than one token
-    too many.
+    """The error that vLLM gives for a prompt longer than the context. In a text it counts only one token too
+    many.
     """
     least = "at least " if tokens == context + 1 else ""
     return _refused(
@@ -143,7 +140,7 @@ def too_many_tokens(context: float, tokens: int) -> BadRequestError:
 
 
 def too_many_characters(context: int, characters: int, characters_a_token: int) -> BadRequestError:
-    """What vLLM says of a text that has more characters than any that fits, before it counts its tokens."""
+    """The error that vLLM gives for a text with more characters than can fit, before it counts tokens."""
     return _refused(
         f"This model's maximum context length is {context} tokens. However, your prompt contains "
         f"{characters} characters (more than {context * characters_a_token} characters, which is the upper "

@@ -1,4 +1,4 @@
-"""Of all pairs that could serve a request the cheapest does: both legs are placed by one price."""
+"""Of all pairs that could serve a request the cheapest is chosen: both legs are placed by one price."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from proxy.scheduling.types import Candidate, Policy, View
 
 
 class ByPair:
-    """As `Chooser`."""
+    """A `Chooser` by a policy that prices pairs."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy

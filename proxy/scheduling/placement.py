@@ -1,4 +1,4 @@
-"""A question becomes a decision, and a decision claims and predictions: the one place in which these meet."""
+"""`Placement` turns a question into a decision, and a decision into claims and predictions."""
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,12 +22,12 @@ from proxy.scheduling.view import USUAL_BLOCK_SIZE, Load, Viewer, own_load
 
 
 class Expectation:
-    """Blocks that a leg will bring to a rank; settled once."""
+    """The blocks that a leg is expected to bring to a rank; settled once."""
 
     __slots__ = ("_settle",)
 
     def __init__(self, settle: Callable[[bool], None] | None = None) -> None:
-        """`settle` is told whether they were computed; None where no prompt is known, so none is expected."""
+        """`settle` is called with whether the blocks were computed; None if none are expected."""
         self._settle = settle
 
     def settle(self, *, came: bool) -> None:
@@ -38,7 +38,7 @@ class Expectation:
 
 
 class Placement:
-    """Answers questions with decisions and keeps the claims and predictions that follow from them."""
+    """Answers questions with decisions, and makes the claims and predictions that follow from them."""
 
     def __init__(
         self,
@@ -54,13 +54,12 @@ class Placement:
         tier_costs: Mapping[str, float] | None = None,
         loads: Callable[[Instance, Phase, int], Load] = own_load,
     ) -> None:
-        """`policy` prices pairs if it can, else legs.
+        """`policy`: prices pairs if it can, else legs; `limits`: how many outstanding tokens a rank may have
+        (None: any number); `accuracy`: which ranks are trusted; `loads`: what runs on a rank for legs of a
+        phase.
 
-        `limits` says how many outstanding tokens an instance takes; None: any number. `accuracy` tells which
-        ranks to trust, `loads` what runs on a rank for legs of a phase.
-
-        `tier_costs`: what reloading a token from a slower tier costs, in computed tokens; tiers that are not
-        named, and those that cost as much as computing, do not count.
+        `tier_costs`: what reloading a token from a slower tier costs, as a share of computing it; tiers that
+        are not named, or cost 1 or more, are not used.
         """
         self._fleet = fleet
         self._index = index
@@ -86,16 +85,16 @@ class Placement:
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether where a request goes, or when, depends on its prompt's tokens.
+        """Whether the tokens of prompts decide where or when a request goes.
 
-        It does if the policy reads them, if there are limits of tokens, whose promise an estimate does not
-        keep, and while engines have contexts of different lengths, so that a leg must go where it fits. Where
-        all have the same, an engine refuses what is too long in the same words itself.
+        They do if the policy reads them, if there are limits on tokens, which estimates would not keep, and
+        while engines have contexts of different lengths, so that a leg must go where it fits. Where all
+        contexts are the same, an engine itself refuses what is too long, in the same words.
 
-        Nothing else of a request needs them, but what tells of prompts has nothing to tell where they are not
-        found out: `/explain`, the comparison of the index with what engines report (`compare`), the healing
-        of partial ranks, the check of our own counts, `cached` in the access log and headers, and the blocks
-        that a recorder of traffic keeps. Loads and the turns of clients then count estimates.
+        If they do not, prompts need not be tokenized. Then there is nothing of them in `/explain`, in
+        `cached` of the access log and the headers, and in `RequestEnded.block_keys`; the index is not
+        compared with what engines report (`compare`), partial ranks do not heal, and our token counts are not
+        checked. Loads and the turns of clients count estimates.
         """
         return self._prompt_counts or self._fleet.contexts_differ
 
@@ -108,7 +107,7 @@ class Placement:
         over_limit: bool = False,
         kept: Collection[tuple[Phase, str]] = (),
     ) -> Decision:
-        """Place both legs, within these `Constraints`."""
+        """Place both legs. The arguments are those of `Constraints`."""
         constraints = Constraints(failed, prefill_on=prefill_on, over_limit=over_limit, kept=kept)
         view = self._viewer.look(question, self._clock(), constraints)
         prefill, decode, pairs = self._chooser.choose(view, self._rng)
@@ -117,7 +116,7 @@ class Placement:
     def decide_decode(
         self, question: Question, decision: Decision, *, failed: Collection[str], tried: Collection[str]
     ) -> Decision:
-        """Place the decode leg anew, where there is room if anywhere; the prefill leg is done.
+        """Place the decode leg again after the prefill leg is done; with room if any instance has some.
 
         `failed` instances are used only if there is no other, `tried` ones not at all.
         """
@@ -133,7 +132,7 @@ class Placement:
         return need_of(self._fleet, question)
 
     def claim(self, candidate: Candidate, phase: Phase, question: Question) -> Claim:
-        """Count a leg on the candidate that was chosen for it. Raises KeyError if the instance is gone."""
+        """Claim the candidate that was chosen for a leg. Raises KeyError if the instance was removed."""
         tokens = question.leg_tokens(phase, candidate.uncached_tokens)
         weight = question.leg_weight_tokens(phase, candidate.uncached_tokens)
         return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight)
@@ -151,9 +150,9 @@ class Placement:
         return Expectation(settle)
 
     def compare(self, candidate: Candidate, question: Question) -> Comparison | None:
-        """A leg goes to the candidate now: what the index said will be compared with what its engine reports.
+        """Record what the index predicts for a leg that is sent now, to be compared with its engine's report.
 
-        None if nothing was said, as the prompt is not known. Otherwise it is to be dropped in the end.
+        None if the prompt is not known. A comparison MUST be dropped in the end, answered or not.
         """
         if question.prompt is None:
             return None
@@ -185,6 +184,5 @@ class Placement:
 def _chooser(policy: AnyPolicy) -> Chooser:
     if isinstance(policy, Policy) and type(policy).prices is not Policy.prices:
         return ByPair(policy)
-    return ByLeg(
-        cast("LegPolicy", policy)
-    )  # maybe derived from Policy, as it was written before there were pairs
+    # It may still be derived from Policy: older ones priced legs and were.
+    return ByLeg(cast("LegPolicy", policy))

@@ -1,5 +1,5 @@
-"""A question is all that placement needs to know of a request; what an attempt at it must avoid comes beside
-it.
+"""A `Question` is all that placement needs to know of a request; `Constraints` say what one attempt must
+avoid.
 """
 
 from collections.abc import Collection
@@ -18,18 +18,18 @@ class Question(msgspec.Struct, frozen=True):
     prompt: Prompt | None
     """The prompt as the engines see it; None if it is not known."""
     estimated_tokens: int
-    """Its length for load counting where it is not known."""
+    """The prompt's estimated length, for loads and limits, where it is not known."""
     whole: bool = False
-    """The request cannot be split into two legs."""
+    """Whether one instance must serve the whole request."""
     prefix_only: bool = False
-    """More follows what is known of the prompt."""
+    """Whether `prompt` is only the beginning of the prompt."""
     answer_tokens: int = 1
-    """How long its answer may become: that much room is wanted for it."""
+    """How long the answer may become, at most."""
     limited_by: str | None = None
-    """The member that says so; None if nobody did."""
+    """The member of the request that says so; None if none does."""
     generated_tokens: int = 0
-    """What its answers count for in the limits of decode instances and in its client's turns
-    (`proxy.request.weights`)."""
+    """How many tokens its answers count for, in the limits of decode instances and in its client's turns
+    (`request/weights.py`)."""
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -38,50 +38,48 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def length_tokens(self) -> int | None:
-        """The prompt's length for what it costs to compute, estimated if only its beginning is known."""
+        """The prompt's length in tokens, estimated if only its beginning is known; None if nothing is."""
         return self.estimated_tokens if self.prefix_only else self.prompt_tokens
 
     @property
     def weight_tokens(self) -> int:
-        """What it weighs, all in all."""
+        """The weight of the whole request: prompt and answers."""
         return (self.prompt_tokens or self.estimated_tokens) + self.generated_tokens
 
     @property
     def reusable_tokens(self) -> int:
-        """How many tokens of what is known may be reused at most: the last one of a prompt is always
-        computed.
-        """
+        """How many of the known tokens can be reused at most: a prompt's last token is always computed."""
         known = 0 if self.prompt is None else len(self.prompt.token_ids)
         return known if self.prefix_only else max(0, known - 1)
 
     def leg_tokens(self, phase: Phase, uncached_tokens: int | None) -> int:
-        """What a leg adds to the outstanding tokens of its instance, which policies weigh against those
-        cached there.
+        """How many outstanding tokens a leg adds to its instance: its load, which policies compare with what
+        is cached there.
 
-        Answers add nothing: nobody knows their length, and a guess would move prompts away from their caches.
+        Answers add nothing: their length is unknown, and a guess would move prompts away from their caches.
         """
         if phase is Phase.PREFILL and uncached_tokens is not None:
             return uncached_tokens
         return self.prompt_tokens or self.estimated_tokens
 
     def leg_weight_tokens(self, phase: Phase, uncached_tokens: int | None) -> int:
-        """What a leg takes of the limit of its instance."""
+        """How many tokens a leg takes of the limit of its instance: its weight."""
         tokens = self.leg_tokens(phase, uncached_tokens)
         return tokens + self.generated_tokens if phase is Phase.DECODE else tokens
 
 
 class Constraints(NamedTuple):
-    """What one attempt at a question must not use, or only if there is nothing else."""
+    """The instances that one attempt must not use, or only if there is no other."""
 
     failed: Collection[str] = ()
-    """Instances that an earlier attempt failed on, as often as a Counter tells: used only if there is no
-    other. Rather than one that failed twice, one that says it is full is waited for."""
+    """Instances on which earlier attempts failed (a Counter if several times): used only if there is no
+    other. A request waits for an instance that says it is full rather than use one that failed twice."""
     tried: Collection[str] = ()
     """Instances that are not used at all."""
     prefill_on: str | None = None
-    """The instance to prefer for prefill if nothing speaks against it."""
+    """The instance to prefer for the prefill leg, unless it is set aside."""
     over_limit: bool = False
-    """Instances without room by our limits are used if there is no other; those that say they are full never
-    are."""
+    """Whether instances without room by our limits are used if there is no other. Those that say they are
+    full never are."""
     kept: Collection[tuple[Phase, str]] = ()
-    """Instances whose room is kept for others, by phase."""
+    """Phases and instances whose room is kept for other requests."""

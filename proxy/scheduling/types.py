@@ -1,6 +1,4 @@
-"""What a policy sees and what it answers with: plain values, the same in service, in `explain` and in
-simulation.
-"""
+"""A policy sees and returns plain values, the same in the service, in `/explain` and in simulation."""
 
 import functools
 from collections.abc import Sequence
@@ -13,12 +11,12 @@ from proxy.phases import Phase
 
 
 class Leg(msgspec.Struct, frozen=True):
-    """The upstream request to place."""
+    """The leg to place."""
 
     phase: Phase
     model: str
     prompt_tokens: int | None
-    """The prompt's length; None if it could not be tokenized in time."""
+    """The prompt's length; None if it is not known."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -28,41 +26,38 @@ class Candidate(msgspec.Struct, frozen=True):
     rank: int
     usable: bool
     why: Why | None
-    """Why it is not usable, or set aside because there is a better one."""
+    """Why it is not usable; None if it is."""
     cached_tokens: int | None
-    """What the index says this prompt would reuse now without reloading it: whole blocks, never the last
-    token. None: not known."""
+    """How much of the prompt it would reuse now from its main tier, by the index: whole blocks, never the
+    last token. None if not known."""
     expected_tokens: int | None
-    """The same with the blocks that decisions just made will bring."""
+    """The same, with the blocks that legs of earlier decisions are expected to bring."""
     uncached_tokens: int | None
-    """What is left to compute or fetch, beside `reload_tokens`; None if nothing of the prompt is known, an
+    """What is left to compute or fetch, beside `reload_tokens`. None if nothing of the prompt is known, an
     estimate if only its beginning is."""
     load_tokens: int
-    """Outstanding work of the instance's running legs of this phase."""
+    """Outstanding tokens of the instance's running legs of this phase."""
     index: str
     """How well its cache is known: `exact`, `partial` or `unknown`."""
     last_pick: int = 0
     """When it was last picked for this phase, as a running number; 0 for never."""
     trusted: bool = True
-    """Whether what the index says of it is believed; where not, nothing counts as cached."""
+    """Whether its index is believed; if not, nothing counts as cached there."""
     doubted_tokens: int | None = None
-    """What the index says of one that is not trusted: compared with what the engine reports, and not counted
-    on."""
+    """The cached tokens by an index that is not trusted: only compared with what the engine reports."""
     reload_tokens: int = 0
-    """What lies only in slower tiers, behind what is cached, and need not be computed."""
+    """Tokens behind the cached ones that only slower tiers have: reloaded instead of computed."""
     reload_cost_tokens: float = 0.0
-    """What reloading that costs: as much as computing so many tokens."""
+    """What reloading them costs: as much as computing this many tokens."""
     weight_tokens: int = 0
-    """What its running legs of this phase take of its limit: `load_tokens`, and what decode legs are expected
-    to generate."""
+    """What its running legs of this phase take of its limit: `load_tokens`, and the tokens that decode legs
+    are expected to generate."""
     serves_all: bool = False
-    """Its instance does both: given the prefill leg it serves the whole request, in that one leg."""
+    """Whether its instance does both: given the prefill leg, it serves the whole request in that one leg."""
 
 
 class Pair(NamedTuple):
-    """Where a request could go: a candidate for each leg, the same one twice where one instance serves it
-    all.
-    """
+    """A candidate for each leg; the same one twice if one instance serves the whole request."""
 
     prefill: Candidate
     decode: Candidate
@@ -74,7 +69,7 @@ class Pair(NamedTuple):
 
 
 class View:
-    """The fleet as one question finds it at one moment. Not to be changed."""
+    """The fleet as one question finds it at one moment. Policies MUST NOT change it."""
 
     def __init__(
         self,
@@ -87,13 +82,13 @@ class View:
     ) -> None:
         self.model = model
         self.prompt_tokens = prompt_tokens
-        """The prompt's length; None if it could not be tokenized in time."""
+        """The prompt's length; None if it is not known."""
         self.prefill = prefill
         """All candidates for the prefill leg, those that are not usable included."""
         self.decode = decode
-        """The same for the decode leg, and for a request that cannot be split."""
+        """All candidates for the decode leg, or for a request that cannot be split."""
         self.whole = whole
-        """The request cannot be split: a candidate for decode serves all of it."""
+        """Whether the request cannot be split: a candidate for decode serves all of it."""
 
     @functools.cached_property
     def pairs(self) -> Sequence[Pair]:
@@ -111,12 +106,11 @@ class View:
 
 @runtime_checkable
 class Policy(Protocol):
-    """How instances are picked. Implement this to bring a policy of your own that looks at both legs
-    together.
+    """A policy that prices pairs: implement this to weigh where one leg goes by where the other does.
 
-    The pair with the lowest price serves the request; equal ones are drawn from at random. A policy must not
-    keep state or wait: it is asked by `/explain` as well. It may have `reads_prompt`, as `reads_prompt` here
-    tells.
+    The pair with the lowest price serves the request; of equal ones, one at random. A policy MUST NOT keep
+    state or wait, since `/explain` asks it as well. It may have a member `reads_prompt` (see the function of
+    that name).
     """
 
     @property
@@ -131,9 +125,9 @@ class Policy(Protocol):
 
 @runtime_checkable
 class LegPolicy(Protocol):
-    """A policy that prices each leg by itself; it may have a `unit` and `reads_prompt`, too.
+    """A policy that prices each leg by itself. It may have members `unit` and `reads_prompt`, as `Policy`.
 
-    The prefill leg is placed first. In a large fleet that is much less to price than all pairs.
+    The prefill leg is placed first. In a large fleet this is much less to price than all pairs.
     """
 
     def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> Sequence[float]:
@@ -147,7 +141,7 @@ AnyPolicy: TypeAlias = Policy | LegPolicy
 def reads_prompt(policy: AnyPolicy) -> bool:
     """Whether a policy's prices depend on the prompt's tokens: on its length, or on what of it is cached.
 
-    It does unless it has a member `reads_prompt` that is false. Then nobody need find them out for its sake,
-    and `prompt_tokens` and what candidates tell of the prompt may be None, as where they are not known.
+    They do unless the policy has a member `reads_prompt` that is false. For such a policy prompts need not be
+    tokenized: `prompt_tokens` and the members of candidates about the prompt may then be None.
     """
     return bool(getattr(policy, "reads_prompt", True))

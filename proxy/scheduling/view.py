@@ -1,5 +1,5 @@
-"""One look at the fleet for a question: the index is asked once, at one moment, and what is decided is
-decided by it.
+"""A decision rests on one look at the fleet: the index is asked once, and all candidates are of the same
+moment.
 
 Loads are passed in: nothing here assumes that this process sees all traffic.
 """
@@ -20,34 +20,34 @@ from proxy.scheduling.question import Constraints, Question
 from proxy.scheduling.types import Candidate, View
 
 USUAL_BLOCK_SIZE = 16
-"""vLLM's default, for predictions about an instance that has not stored a block yet."""
+"""vLLM's default block size in tokens, assumed of an instance that has not stored a block yet."""
 
 
 class Load(NamedTuple):
     """What runs on one rank, for legs of one phase."""
 
     tokens: int
-    """Outstanding tokens, as policies weigh them."""
+    """Outstanding tokens, as policies see them."""
     weight_tokens: int
-    """What they take of the rank's limit."""
+    """Tokens that count against the rank's limit."""
 
 
 def own_load(instance: Instance, phase: Phase, rank: int) -> Load:
-    """What this process runs there."""
+    """The load of the legs that this process has claimed."""
     return Load(instance.load_tokens(phase, rank), instance.weight_tokens(phase, rank))
 
 
 class _Look(NamedTuple):
-    """What is the same for all candidates of a question."""
+    """Everything that is the same for all candidates of a question."""
 
     question: Question
     constraints: Constraints
     now: float
     need: Need
     cached: Mapping[tuple[str, int], int]
-    """What the index says of the prompt, by instance and rank: tokens in the main tier."""
+    """Cached tokens of the prompt in the main tier by the index, by instance and rank."""
     slower: Mapping[tuple[str, int], Mapping[str, int]]
-    """Tokens behind them that only slower tiers have, by tier."""
+    """Tokens behind those that only slower tiers have, by instance and rank, then by tier."""
 
 
 class Viewer:
@@ -64,7 +64,7 @@ class Viewer:
         tier_costs: Mapping[str, float],
         loads: Callable[[Instance, Phase, int], Load] = own_load,
     ) -> None:
-        """As `Placement`. `loads` tells what runs on a rank of an instance, whoever sent it there."""
+        """The arguments are those of `Placement`. `loads`: all that runs on a rank, whoever sent it there."""
         self._fleet = fleet
         self._index = index
         self._predicted = predicted
@@ -78,9 +78,8 @@ class Viewer:
         self._loads = loads
 
     def look(self, question: Question, now: float, constraints: Constraints) -> View:
-        """The candidates of both legs; of a request that is served whole, those for decode alone.
-
-        Nor are there any for decode where all that could prefill serve the request by themselves.
+        """The candidates for both legs. There are none for prefill if the request is served whole, and none
+        for decode if every usable candidate for prefill would serve it by itself.
         """
         look = self._look(question, now, constraints)
         prefill = () if question.whole else self._candidates(Phase.PREFILL, look)
@@ -92,12 +91,12 @@ class Viewer:
     def look_for_decode(
         self, question: Question, now: float, constraints: Constraints, prefilled_on: Candidate
     ) -> View:
-        """The same for a decode leg whose prefill leg is done."""
+        """The candidates for a decode leg; the prefill leg is done, on `prefilled_on`."""
         decode = self._candidates(Phase.DECODE, self._look(question, now, constraints))
         return View(question.model, question.prompt_tokens, (prefilled_on,), decode)
 
     def block_size(self, address: str, rank: int) -> int:
-        """Tokens a block of a rank; the usual number while it has stored none."""
+        """The block size of a rank in tokens; the usual one while it has stored no block."""
         return self._index.block_size(address, rank) or USUAL_BLOCK_SIZE
 
     def _look(self, question: Question, now: float, constraints: Constraints) -> _Look:
@@ -128,7 +127,7 @@ class Viewer:
     def _candidate(
         self, instance: Instance, rank: int, phase: Phase, look: _Look, why: Why | None
     ) -> Candidate:
-        """One rank of an instance that is not usable for the reason given; None: it is, if it has room."""
+        """One rank of an instance; `why`: why the instance is not usable, None if it is, given room."""
         question, at = look.question, (instance.address, rank)
         reused, expected = self._reuse(instance, rank, look)
         trusted, doubted = self._accuracy.trusted(*at), None
@@ -139,7 +138,7 @@ class Viewer:
         reload, reload_cost = self._reload(slower, reused, expected)
         uncached = None if length is None else length - (expected or 0) - reload
         both = instance.role is Role.BOTH
-        # What an instance that does both serves is one leg, which lasts as long as a decode leg does.
+        # An instance that does both serves the request in one leg, which weighs as much as a decode leg.
         limited = Phase.DECODE if both else phase
         load = self._loads(instance, phase, rank)
         kept = _is_kept(instance, phase, look.constraints.kept)
@@ -164,12 +163,12 @@ class Viewer:
         )
 
     def _reuse(self, instance: Instance, rank: int, look: _Look) -> tuple[int | None, int | None]:
-        """Tokens the index says are reused, and those with the predicted blocks; None where not known."""
+        """Cached tokens by the index, and the same with predicted blocks; None if they are not known."""
         question, prompt = look.question, look.question.prompt
         if prompt is None or instance.index_state(rank) == "unknown":
             return None, None
         block_size = self.block_size(instance.address, rank)
-        # The last token is always computed, so a prompt that is cached whole still misses its last block.
+        # The last token is always computed, so of a prompt that is cached whole the last block is not reused.
         limit = question.reusable_tokens // block_size * block_size
         there = min(look.cached.get((instance.address, rank), 0), limit)
         if there == limit:  # no more can be expected
@@ -181,22 +180,20 @@ class Viewer:
     def _reload(
         self, slower: Mapping[str, int] | None, reused: int | None, expected: int | None
     ) -> tuple[int, float]:
-        """Tokens to be reloaded from slower tiers, and what that costs; less what is expected to be there
-        sooner.
-        """
+        """Tokens to reload from slower tiers, less those expected in the main tier, and what that costs."""
         if slower is None or reused is None or expected is None:
             return 0, 0.0
-        told = sum(slower.values())
-        left = max(0, told - (expected - reused))
-        return left, sum(self._tier_costs[tier] * tokens for tier, tokens in slower.items()) * left / told
+        there = sum(slower.values())
+        left = max(0, there - (expected - reused))
+        return left, sum(self._tier_costs[tier] * tokens for tier, tokens in slower.items()) * left / there
 
     def _has_room(self, phase: Phase, load: Load, weight_tokens: int) -> bool:
-        """Whether a rank may be given so much more; one that is idle takes any amount."""
+        """Whether a rank has room for `weight_tokens` more; an idle one takes any amount."""
         most = self._most_tokens[phase]
         return not most or load.weight_tokens == 0 or load.weight_tokens + weight_tokens <= most
 
 
 def _is_kept(instance: Instance, phase: Phase, kept: Collection[tuple[Phase, str]]) -> bool:
-    """Whether its room is kept for others."""
+    """Whether the room of an instance is kept for other requests."""
     phases = Phase if instance.role is Role.BOTH else (phase,)
     return bool(kept) and any((each, instance.address) in kept for each in phases)

@@ -1,7 +1,7 @@
-"""The policies that come with kvproxy, one a file: each says what giving a leg away costs, nothing more.
+"""The policies that come with kvproxy, one a file: each only says what giving a leg to a candidate costs.
 
-`POLICIES` is where they are registered: what `--policy` takes and its help names, and the units that the
-description of `/explain` shows, are read there.
+They are registered in `POLICIES`, from which the choices and the help of `--policy` and the units in the
+description of `/explain` are made.
 """
 
 import importlib
@@ -20,11 +20,11 @@ POLICIES: Mapping[str, type[Policy] | type[LegPolicy]] = {
     "least_load": LeastLoad,
     "round_robin": RoundRobin,
 }
-"""By the name that `--policy` takes. Each is made without arguments."""
+"""The policies by the names that `--policy` takes. Each is made without arguments."""
 
 
 def load_policy(name: str) -> AnyPolicy:
-    """A policy by its own name, or a user's own by `package.module:Class`. Raises ConfigError."""
+    """A policy by its name in POLICIES, or a user's own by `package.module:Class`. Raises ConfigError."""
     if name in POLICIES:
         return POLICIES[name]()
     module_name, colon, class_name = name.partition(":")

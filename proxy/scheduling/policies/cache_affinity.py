@@ -1,4 +1,4 @@
-"""A prompt goes where the least is left to be done for it, what already waits there included."""
+"""A prompt goes where the least work is left until it is computed, what already waits there included."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,10 @@ from proxy.scheduling.types import Candidate, Leg
 
 
 class CacheAffinity:
-    """Tokens still to be computed: the prompt's uncached ones and the work already waiting there.
+    """Prices a candidate by the tokens still to be computed there: the prompt's uncached ones, and the load.
 
-    What must be reloaded from a slower tier counts for a share of computing it. For a decode leg the same sum
-    reads: outstanding tokens, less what the instance already has of this prompt. A prompt that could not be
-    tokenized is placed by load alone.
+    Tokens to be reloaded from a slower tier count for a share of computing them. For a decode leg the
+    uncached tokens are those to be fetched. A prompt that is not known is placed by load alone.
     """
 
     unit = "tokens"

@@ -1,4 +1,4 @@
-"""A leg goes to the instance with the least outstanding work, whatever is cached there."""
+"""A leg goes to the instance with the fewest outstanding tokens, whatever is cached there."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from proxy.scheduling.types import Candidate, Leg
 
 
 class LeastLoad:
-    """Outstanding tokens, of prompts that are not known by their estimates."""
+    """Prices a candidate by its outstanding tokens; prompts that are not known count as estimated."""
 
     unit = "tokens"
     reads_prompt = False

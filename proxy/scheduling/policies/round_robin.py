@@ -6,7 +6,7 @@ from proxy.scheduling.types import Candidate, Leg
 
 
 class RoundRobin:
-    """The running number of an instance's last pick."""
+    """Prices a candidate by the running number of its last pick."""
 
     unit = "picks"
     reads_prompt = False
