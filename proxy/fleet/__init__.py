@@ -1,17 +1,17 @@
-"""Pure: the instances, what runs on each, and what their circuits make of what was seen of them.
+"""The fleet holds the instances, what runs on each, and their health. Pure.
 
     instance    one engine: what is known of it, changed by verbs alone
     fleet       the instances together: which are there, and whether a request could be served
-    claims      a leg that is counted, from when it is decided until it has ended
-    load        what is counted on the ranks of one instance
+    claims      a leg that is counted on an instance, from its decision until its end
+    load        what the claims on one instance add up to
     circuit     the health of one instance, as checks and legs show it
-    fullness    what its engine has said of its room
-    denials     which models it lists and does not serve
+    fullness    how many legs an engine has room for, as far as it has said
+    denials     models that an engine lists and does not serve
     why         why an instance is passed over, in one vocabulary
-    model_card  one name that it serves
+    model_card  one model or adapter that an instance serves
 
-No loop, no socket and no clock: times are passed in. What changes is announced to listeners, who take a note
-of it.
+There is no loop, no socket and no clock: times are passed in. Changes are announced to listeners, which only
+take a note of them.
 """
 
 from proxy.fleet.claims import Claim

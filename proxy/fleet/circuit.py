@@ -1,15 +1,15 @@
-"""A circuit opens on proof, closes on proof, and in between lets one leg through at a time.
+"""A circuit opens on proof, closes on proof, and lets one leg at a time through in between.
 
-Pure: times are passed in, chance is a generator that is passed in, nothing is asked or sent from here. One
-`Breaker` is what kvproxy knows of one instance's health:
+Pure: times and the random generator are passed in; nothing is asked or sent from here. A `Breaker` is the
+health of one instance:
 
-* closed: legs go there; for a while after it has closed, fewer than elsewhere (slow start).
-* open: the engine is not there, and gets no legs until a check is answered; or its legs failed where others
-  served the same requests, and it gets none for a pause that doubles, unless there is nothing else to use.
-* half-open: it is back, and one leg at a time tries it. Success closes the circuit, failure opens it again.
+* closed: legs go there; for a while after closing, fewer than elsewhere (slow start).
+* open: either the engine is gone, and gets no legs until it answers a check; or its legs failed where others
+  served the same requests (ejected), and it gets none for a pause that doubles, unless there is no other.
+* half-open: the engine is back, and one leg at a time tries it. Success closes the circuit, failure opens it.
 
-What checks and legs show is counted until it proves something; `TURNS` has what each proof does in each
-state.
+What checks and legs show is counted until it proves something; the table `TURNS` says what each proof does in
+each state.
 """
 
 import enum
@@ -17,40 +17,43 @@ import random
 from collections.abc import Mapping
 
 MAX_MISSED = 3
-"""Checks in a row that nobody answered, and not a byte on any leg meanwhile: then nobody is there.
+"""An engine is gone after this many checks in a row without an answer, with not a byte on any leg meanwhile.
 
-With the default settings a frozen engine is found within 9.6 s: it freezes right after it was asked, the next
-question comes 2 s * 1.2 later, and this many in a row, one directly after the other, wait 2.4 s each. An
-engine that is merely busy gets 7.2 s to answer one of them or to send one byte of any answer; a starved API
-process of vLLM may well need seconds.
+With the default settings a frozen engine is found within 9.6 s: it freezes right after a check, the next one
+begins 2 s * 1.2 later, and three in a row, one directly after the other, wait 2.4 s each. An engine that is
+merely busy gets 7.2 s to answer one of them or to send one byte of any answer; an API process of vLLM that
+gets little CPU may well need seconds.
 """
 
 MAX_CHARGES = 3
-"""Failed legs in a row that others made good: one may be an accident, two may be."""
+"""An instance is ejected after this many failed legs in a row whose requests others served: one may be an
+accident, and so may two."""
 
 PROBE_FIRST_S = 0.25
 MAX_PROBE_S = 2.0
-"""A dead engine is asked after a quarter of a second, then ever later: it is back within 2 s of being up."""
+"""The first and the longest pause between checks of a dead engine, each twice the one before: an engine that
+is up again is found within 2 s."""
 
 FAILING_S = 2.0
-"""How long legs that failed in a row, with no leg served between, keep others away while better instances are
-there. It is no proof, for the requests may be to blame; but what fails fails fast, and would draw everything
-to itself in the time it takes others to serve the same requests."""
+"""How long an instance is set aside after MAX_CHARGES failed legs in a row. That proves nothing, since the
+requests may be to blame. But an engine that fails fails fast, and would draw all requests to itself in the
+time in which others serve the first of them."""
 
 EJECTED_FIRST_S = 1.0
 MAX_EJECTED_S = 30.0
-"""How long an engine that answers checks and fails legs gets none. Envoy's outlier detection begins with 30
-s; ours may try sooner, because half-open costs one request one attempt."""
+"""The first and the longest pause of an ejected instance. Envoy's outlier detection begins with 30 s; a trial
+may come sooner here, because it costs one request one attempt."""
 
 PATIENT_CHECKS = 5
-"""A trial leg that outlives so many answered checks does not fail: a long answer must not keep an instance at
-one leg."""
+"""A leg on trial that still runs after this many answered checks counts as a success: a long answer must not
+keep an instance at one leg."""
 
 JITTER = 0.2
-"""How far pauses are off their length, either way: it spreads the checks of many routers."""
+"""How much pauses are varied, as a share of their length, either way: it spreads the checks of many
+routers."""
 
 SLOW_START_LEAST = 0.1
-"""The share of legs a slow start begins with, as Envoy's."""
+"""The share of legs that a slow start begins with, as Envoy's."""
 
 
 class Circuit(enum.StrEnum):
@@ -62,32 +65,32 @@ class Circuit(enum.StrEnum):
 
 
 class At(enum.Enum):
-    """A state of the circuit, with why it is open."""
+    """A state of the circuit; there are two open ones."""
 
     CLOSED = enum.auto()
     DEAD = enum.auto()
-    """Open: the engine is not there."""
+    """Open: the engine is gone."""
     EJECTED = enum.auto()
     """Open: its legs failed where others served the same requests."""
     HALF_OPEN = enum.auto()
 
 
 class Proof(enum.Enum):
-    """What has been shown of the engine."""
+    """What checks and legs have proved of the engine."""
 
     SEEN = enum.auto()
-    """The first of all checks was answered."""
+    """A check was answered for the first time ever."""
     BACK = enum.auto()
-    """A check was answered."""
+    """A check of a dead engine was answered."""
     RESTED = enum.auto()
-    """A check was answered, and the pause of its ejection is over."""
+    """A check of an ejected engine was answered, and its pause is over."""
     GONE = enum.auto()
-    """Nobody is there: its port is closed, it says so itself, or MAX_MISSED checks and all legs heard
+    """The engine's port is closed, it says itself that it is dead, or MAX_MISSED checks and all legs heard
     nothing."""
     SERVES = enum.auto()
-    """A leg was given what was asked for."""
+    """A leg got what it asked for."""
     OUTLASTED = enum.auto()
-    """A leg on trial has outlived PATIENT_CHECKS answered checks."""
+    """A leg on trial still runs after PATIENT_CHECKS answered checks."""
     FAILS = enum.auto()
     """A leg failed."""
     OTHERS_SERVED = enum.auto()
@@ -119,7 +122,7 @@ TURNS: Mapping[At, Mapping[Proof, At]] = {
         Proof.GONE: At.DEAD,
     },
 }
-"""What a proof does in a state; nothing where it is not named."""
+"""The state after a proof, by the state before; a proof that is not named changes nothing."""
 
 _CIRCUITS = {
     At.CLOSED: Circuit.CLOSED,
@@ -130,7 +133,7 @@ _CIRCUITS = {
 
 
 class Breaker:
-    """The health of one instance. Times are seconds of any one monotonic clock."""
+    """The health of one instance. Times are seconds of one monotonic clock."""
 
     def __init__(
         self,
@@ -141,18 +144,18 @@ class Breaker:
         max_ejected_s: float = MAX_EJECTED_S,
         rng: random.Random | None = None,
     ) -> None:
-        """`joins`: it comes to instances that are at work already, so that its first legs come slowly,
-        too.
+        """`slow_start_s`: how long a slow start lasts; `joins`: whether it begins with a slow start, since
+        other instances are at work already.
         """
         self._at = At.CLOSED
         self._turns = TURNS[self._at]
         self.state = Circuit.CLOSED
         self.dead = False
-        """Open because the engine is not there; else because its legs failed."""
+        """Whether it is open because the engine is gone, not because its legs failed."""
         self._slow_start_s = slow_start_s
         self._joins = joins
         self.ejected_first_s = ejected_first_s
-        """How long it is open after its first ejection in a row; each further one twice as long."""
+        """The pause after the first ejection; after each further one in a row it is twice as long."""
         self.max_ejected_s = max_ejected_s
         self._rng = rng or random.Random()  # noqa: S311  # spreads pauses, no secret
         self._seen = False
@@ -174,43 +177,45 @@ class Breaker:
 
     @property
     def silent(self) -> bool:
-        """Whether the last checks, one after the other, found nobody there."""
+        """Whether MAX_MISSED checks in a row were not answered."""
         return self._missed >= MAX_MISSED
 
     @property
     def doubtful(self) -> bool:
-        """Whether the last check found nobody, which alone proves nothing."""
+        """Whether the last check was not answered, which alone proves nothing."""
         return self._missed > 0
 
     @property
     def on_trial(self) -> bool:
-        """Whether it is half-open and the one leg it may have is running."""
+        """Whether it is half-open and the one leg that it may have is running."""
         return self.state is Circuit.HALF_OPEN and self._trials > 0
 
     def failing(self, now: float) -> bool:
-        """Whether its last legs failed, several in a row and just now."""
+        """Whether its last MAX_CHARGES legs failed, the last of them within FAILING_S."""
         return self._failed_legs >= MAX_CHARGES and now - self._failed_at < FAILING_S
 
     def share(self, now: float) -> float:
-        """How much it should get of what the others get: 1, or less while it starts slowly; never 0."""
+        """How many legs it should get, as a share of the others' legs: below 1 in a slow start, never 0."""
         if self._closed_at is None or now - self._closed_at >= self._slow_start_s:
             return 1.0
         return max(SLOW_START_LEAST, (now - self._closed_at) / self._slow_start_s)
 
     def grown(self, now: float) -> bool:
-        """Whether its share is larger than when this was asked last."""
+        """Whether its share is larger than at the last call."""
         before, self._last_share = self._last_share, self.share(now)
         return self._last_share > before
 
     @property
     def standing(self) -> tuple[Circuit, bool, bool]:
-        """What makes it better or worse than other instances, apart from its share: equal means nothing
-        changed.
+        """All that makes it better or worse than other instances, apart from its share; to be compared with
+        the value before a change.
         """
         return self.state, self.on_trial, self.doubtful
 
     def pause_s(self, now: float, interval_s: float) -> float:
-        """How long after the beginning of a check the next one is due; 0 for at once."""
+        """How many seconds after the beginning of the last check the next one is due; `interval_s`: the usual
+        time between checks. 0 for at once.
+        """
         if self.state is Circuit.OPEN and self.dead:
             pause_s = min(MAX_PROBE_S, PROBE_FIRST_S * 2.0 ** min(self._probes, 10))
         elif self._unanswered:
@@ -224,7 +229,7 @@ class Breaker:
     # -- what checks find ---------------------------------------------------------------------------------
 
     def answered(self, now: float) -> None:
-        """A check was answered as it should be."""
+        """A check was answered, and the engine is well."""
         self._missed = 0
         self._unanswered = False
         if not self._seen:
@@ -240,7 +245,7 @@ class Breaker:
             self._turn(Proof.RESTED, now)
 
     def busy(self) -> None:
-        """A check was not answered, but legs were meanwhile: the engine lives."""
+        """A check was not answered, but bytes of legs arrived meanwhile: the engine lives."""
         self._missed = 0
         self._unanswered = True
 
@@ -252,54 +257,54 @@ class Breaker:
             self.lost()
 
     def lost(self) -> None:
-        """The engine is not there: its port is closed, or it says itself that it is dead."""
+        """The engine is gone: its port is closed, it says itself that it is dead, or it is silent."""
         self._probes = self._probes + 1 if self._at is At.DEAD else 0
         self._turn(Proof.GONE)
 
     # -- what legs show -----------------------------------------------------------------------------------
 
     def begin_leg(self) -> int:
-        """A leg is about to be sent; give what is returned to `end_leg` when it has ended."""
+        """A leg is claimed. Its trial number is returned, which MUST be given to `end_leg` at its end."""
         if self.state is not Circuit.HALF_OPEN:
             return 0
         self._trials += 1
         return self._trial
 
     def end_leg(self, trial: int) -> None:
-        """That leg has ended, however."""
+        """A leg has ended, however it did; `trial`: what `begin_leg` returned for it."""
         if trial and trial == self._trial:
             self._trials -= 1
             if not self._trials:
                 self._patience = 0
 
     def served(self, now: float) -> None:
-        """A leg was answered with what was asked for, to its end."""
+        """A leg was answered in full with what was asked for."""
         self._failed_legs = 0
         self.began(now)
 
     def began(self, now: float) -> None:
-        """A leg began to stream what was asked for. That is not held against it, but streams may break one
-        after the other, so it does not make up for legs that failed.
+        """A leg began to stream what was asked for. That is a success, except for `failing`: streams may all
+        break after they have begun, so it does not end a row of failed legs.
         """
         self._charges = 0
         self._turn(Proof.SERVES, now)
 
     def leg_cut(self, now: float) -> None:
-        """A leg ended without a complete answer; what that means is for a check to find out, unless on
-        trial.
+        """A leg ended without a complete answer. A check finds out whether the engine lives; on trial this is
+        proof enough.
         """
         self.engine_failed(now)
 
     def engine_failed(self, now: float) -> None:
-        """The engine answered that it failed: by its own fault or by the request's, which is told later; on
-        trial it gets no benefit of the doubt.
+        """The engine answered that it failed. Whether it is to blame shows once another serves the request
+        (`others_served`); on trial this is proof enough.
         """
         self._failed_legs += 1
         self._failed_at = now
         self._turn(Proof.FAILS, now)
 
     def others_served(self, now: float) -> None:
-        """A leg failed, and another instance then served the same request."""
+        """A leg failed here, and another instance then served the same request."""
         if self.state is Circuit.OPEN:
             return
         self._charges += 1
@@ -309,7 +314,7 @@ class Breaker:
     # -- inside -------------------------------------------------------------------------------------------
 
     def _turn(self, proof: Proof, now: float = 0.0) -> None:
-        """Do what a proof does in this state. `now`: not needed where nobody is there."""
+        """Go to the state that `TURNS` names for a proof. `now` is not needed for GONE."""
         after = self._turns.get(proof)
         if after is None:
             return

@@ -1,4 +1,4 @@
-"""A claim is counted while its leg runs and never after."""
+"""A claim counts on its instance from the decision until its leg has ended, and never after."""
 
 from types import TracebackType
 from typing import Self
@@ -8,12 +8,14 @@ from proxy.phases import Phase
 
 
 class Claim:
-    """Work counted on one rank of an instance; ends once, at the end of a `with` block or by `end()`."""
+    """The claim of one leg on a rank of an instance; it ends once, by `end()` or with a `with` block."""
 
     def __init__(
         self, instance: Instance, rank: int, phase: Phase, tokens: int, weight_tokens: int | None = None
     ) -> None:
-        """`weight_tokens`: what it takes of the limit of the rank; None: as much as it adds to the load."""
+        """`tokens`: what it adds to the load of the rank; `weight_tokens`: what it takes of the rank's limit,
+        None for as much.
+        """
         self.instance = instance
         self.rank = rank
         self.phase = phase

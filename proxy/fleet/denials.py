@@ -1,24 +1,25 @@
-"""An engine that answers 404 for a model it lists is believed the second time in a row, and then for a while.
+"""An engine that answers 404 twice in a row for a model that it lists gets no legs for it for a while.
 
-Pure: times are passed in. Once may be a list that was read before the model was unloaded. Twice is an engine
-that does not serve what it lists, or not on this path; each try costs a leg, and of a decode engine a prefill
-leg, too.
+Pure: times are passed in. One 404 may only mean that the list was read before the model was unloaded. After
+two the engine does not serve what it lists, or not on this path. Each try costs a leg, and for a decode
+engine a prefill leg, too.
 """
 
 from collections import Counter
 
 IN_A_ROW = 2
+"""How many 404s in a row leave an instance out."""
 
 LEFT_OUT_S = 60.0
-"""So long it gets no leg for that model, and then one that tries it: as rare as a new adapter, or a new
-release."""
+"""How long an instance is left out for a model before another leg tries it. A model is rarely there again: it
+takes a new adapter, or a new release."""
 
 MAX_MODELS = 256
-"""More of one engine are not remembered: clients name them."""
+"""The most models remembered of one engine: their names come from clients."""
 
 
 class Denials:
-    """What one instance has denied. Times are seconds of any one monotonic clock."""
+    """The models that one instance has denied. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._in_a_row: Counter[str] = Counter()
@@ -28,7 +29,7 @@ class Denials:
         return bool(self._in_a_row)
 
     def denied(self, model: str, now: float) -> bool:
-        """It answered 404 for a model that it lists. Tells whether it is left out for that model from now
+        """The instance answered 404 for a model that it lists. True if it is left out for the model from now
         on.
         """
         if model not in self._in_a_row and len(self._in_a_row) >= MAX_MODELS:
@@ -40,15 +41,15 @@ class Denials:
         return out
 
     def served(self, model: str) -> None:
-        """It has served one."""
+        """The instance has served a request for the model."""
         self._in_a_row.pop(model, None)
         self._until.pop(model, None)
 
     def left_out(self, model: str, now: float) -> bool:
-        """Whether it is left out for a model."""
+        """Whether the instance gets no legs for a model now."""
         return now < self._until.get(model, now)
 
     def forget(self) -> None:
-        """It is another process."""
+        """Another process runs at the address: nothing is known of it."""
         self._in_a_row.clear()
         self._until.clear()

@@ -1,6 +1,6 @@
-"""The fleet is who is there, in the order of coming; whoever waits for it to change is told of every change.
+"""The fleet is the set of instances, in the order in which they were added; listeners hear of every change.
 
-State without I/O: the watch takes instances in and out, the director takes claims.
+State without I/O: the watch adds and removes instances, the gate and the director claim them.
 """
 
 import math
@@ -19,12 +19,12 @@ class Fleet:
     """The instances, by address, in the order they were added."""
 
     def __init__(self, *, decode_alone: bool = False) -> None:
-        """`decode_alone`: with no usable prefill instance a decode instance serves requests whole."""
+        """`decode_alone`: without a usable prefill instance, decode instances serve whole requests."""
         self._decode_alone = decode_alone
         self._listeners: list[Callable[[], None]] = []
         self._instances: dict[str, Instance] = {}
         self._by_phase: dict[Phase, tuple[Instance, ...]] = dict.fromkeys(Phase, ())
-        """Every decision asks for them, and they change only with who is there."""
+        """Kept, since every decision asks for it, and it changes only as instances are added or removed."""
         self._holds: Counter[str] = Counter()
         self._picks = 0
 
@@ -35,11 +35,11 @@ class Fleet:
         return len(self._instances)
 
     def get(self, address: str) -> Instance | None:
-        """The instance at an address."""
+        """The instance at an address; None if there is none."""
         return self._instances.get(address)
 
     def add(self, instance: Instance) -> None:
-        """Take an instance in. Raises ValueError if its address is taken."""
+        """Add an instance. Raises ValueError if there is one at its address."""
         if instance.address in self._instances:
             raise ValueError(f"{instance.address} is there already")
         self._instances[instance.address] = instance
@@ -48,17 +48,17 @@ class Fleet:
         self._announce()
 
     def remove(self, address: str) -> Instance | None:
-        """Let an instance go; its running claims end with their legs."""
+        """Remove an instance and return it; None if there is none. Its claims go on until their legs end."""
         gone = self._instances.pop(address, None)
         self._by_phase = self._sorted()
         self._announce()
         return gone
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when a claim has ended, or an instance may have become usable or not, better or
-        worse.
+        """Call `listener` whenever a claim has ended, or an instance may have become usable or unusable,
+        better or worse.
 
-        It is called in the middle of that change: it must not raise, and should only take a note.
+        It is called in the middle of that change: it MUST NOT raise, and should only take a note.
         """
         self._listeners.append(listener)
 
@@ -68,17 +68,15 @@ class Fleet:
 
     @property
     def holds(self) -> Mapping[str, int]:
-        """How many prompts' blocks wait on each instance to be fetched or given back, by address; 0 for all
-        others.
-        """
+        """How many holds wait on each instance, by address; 0 for addresses that are missing."""
         return self._holds
 
     def hold_began(self, address: str) -> None:
-        """A prompt's blocks wait there from now on."""
+        """A hold waits on the instance from now on."""
         self._holds[address] += 1
 
     def hold_ended(self, address: str) -> None:
-        """They were fetched, given back, or nothing more can be done for them."""
+        """A hold on the instance was fetched, released or stranded."""
         self._holds[address] -= 1
 
     def of(self, phase: Phase) -> tuple[Instance, ...]:
@@ -89,8 +87,8 @@ class Fleet:
         return {phase: tuple(instance for instance in self if instance.takes(phase)) for phase in Phase}
 
     def set_aside(self, phase: Phase, now: float) -> dict[str, Why]:
-        """The usable instances of a phase that get a leg only if no better one can take it, and why: one of
-        `ASIDE`.
+        """The usable instances of a phase that get a leg only if no better one can take it, and why: a word
+        of `ASIDE`.
         """
         usable = [instance for instance in self.of(phase) if instance.why_unusable() is None]
         aside: dict[str, Why] = {}
@@ -116,8 +114,8 @@ class Fleet:
         return aside
 
     def reopens_in_s(self, now: float) -> float | None:
-        """How long until an instance that said it is full may have more room, if nothing happens; None if
-        none will.
+        """Seconds until an instance that said it is full may have more room by the lapse of time alone; None
+        if none will.
         """
         widen = (
             instance.fullness.widens_in_s(now, awaited=instance.running_legs() > instance.fullness.legs)
@@ -126,14 +124,12 @@ class Fleet:
         return min((seconds for seconds in widen if seconds is not None), default=None)
 
     def left_alone_s(self, now: float) -> float:
-        """How long until the first of those that said they are full may be tried again; 0 if one may be
-        now.
-        """
+        """Seconds until the first instance that said it is full may be tried again; 0 if one may be now."""
         full = (i.fullness.left_s(now) for i in self if i.fullness.most(now) is not None)
         return min(full, default=0.0)
 
     def serves(self, model: str) -> bool:
-        """Whether any instance lists a model, up or not."""
+        """Whether any instance, up or not, serves a model."""
         return any(model in instance.models for instance in self)
 
     def is_adapter(self, model: str) -> bool:
@@ -142,13 +138,13 @@ class Fleet:
 
     @property
     def max_model_len(self) -> float:
-        """The longest prompt any instance takes, in tokens; infinite if none tells."""
+        """The longest context of any instance, in tokens; infinite if none has told its own."""
         return self.contexts[0]
 
     @property
     def contexts(self) -> tuple[float, float]:
-        """The longest context that any instance has told, and the same if every one has told its own; else
-        infinite each.
+        """The longest context that any instance has told (infinite if none has), and the longest that any
+        instance may have (infinite unless all have told theirs).
         """
         lengths = [instance.max_model_len for instance in self]
         longest = max(lengths, default=math.inf)
@@ -158,17 +154,17 @@ class Fleet:
 
     @property
     def contexts_differ(self) -> bool:
-        """Whether two instances have told contexts of different lengths: a prompt may fit into one alone."""
+        """Whether instances have told contexts of different lengths: a prompt may then fit only into one."""
         return len({length for i in self if (length := i.max_model_len) < math.inf}) > 1
 
     @property
     def ready(self) -> bool:
-        """Whether some request could be served: a usable instance for each phase that needs one."""
+        """Whether some request could be served: there is a usable instance for each phase that needs one."""
         return self.not_ready_because is None
 
     @property
     def started(self) -> bool:
-        """Whether some request could be served, but for instances that somebody drained or sent to sleep."""
+        """Whether some request could be served if no instance were drained or asleep."""
         alive = {Status.UP, Status.ASLEEP}
         return all(any(i.status in alive for i in self.of(phase)) for phase in self._needed)
 
@@ -178,13 +174,13 @@ class Fleet:
 
     @property
     def missing(self) -> tuple[Phase, ...]:
-        """The phases that no request can do without and no usable instance takes."""
+        """The phases that every request needs and no usable instance takes."""
         return tuple(p for p in self._needed if not any(i.why_unusable() is None for i in self.of(p)))
 
     @property
     def not_ready_because(self) -> str | None:
-        """What no request can do without, and in which states it is, in words; None while one could be
-        served.
+        """Why no request could be served, in words: the phases without a usable instance, and the states of
+        their instances. None if one could be.
         """
         return " and ".join(map(self._none_usable, self.missing)) or None
 
@@ -196,7 +192,10 @@ class Fleet:
     def claim(
         self, address: str, rank: int, phase: Phase, tokens: int, weight_tokens: int | None = None
     ) -> Claim:
-        """Count a leg that is about to be sent. Raises KeyError if the instance is gone."""
+        """Claim a rank for a leg that is about to be sent; the arguments are those of `Claim`.
+
+        Raises KeyError if the instance was removed.
+        """
         instance = self._instances[address]
         self._picks += 1
         instance.load.last_pick[phase, rank] = self._picks

@@ -1,71 +1,71 @@
-"""A full engine is left alone for a moment, then given one leg more than it had; what it takes decides how
-many follow.
+"""A full engine gets no more legs for a moment, then one more than it had; whether it takes that one decides
+how many follow.
 
 Pure: times are passed in. An engine that answers a leg with 503 or 429 while it lives has no room for it.
-That says nothing against it, and something for whoever waits: so many of our legs it had at that moment, and
-one more was too much. So one `Fullness` is a window on the legs of one instance, as TCP's is on the bytes of
-a connection:
+That is no failure, and it shows how many legs fit: as many of ours as ran there at that moment. So a
+`Fullness` is a window on the legs of one instance, as TCP's is on the bytes of a connection:
 
-* For a moment after it said so it gets a leg only in place of one that has ended; none at all if it said
-  itself when to come back.
-* Then one leg more. Each that it takes makes the window wider, by 1, 2, 4 and so on, so that those who wait
-  do not come all at once; one that it does not take closes it again. It takes a leg by beginning to answer,
-  or by not refusing it for a while: refusing is quick, and answers that are not streamed begin when all is
-  generated.
-* An engine that has taken all for a while has no window.
+* After the engine said that it is full, a pause begins. During it a leg goes there only in place of one that
+  has ended; none at all if the engine itself said when to come back (`Retry-After`).
+* Then the window is one leg wider. Each leg that the engine takes widens it further, by 1, 2, 4 and so on, so
+  that waiting requests do not come all at once; a leg that it refuses closes it again. The engine takes a leg
+  by beginning to answer, or by not refusing it for `unrefused_s`: refusals are quick, while an answer that is
+  not streamed begins only when all of it is generated.
+* An engine that has taken MAX_STEP legs more has no window any longer.
 
-What it had, and what it took, are legs that were sent and have not ended: those that are meant for it and are
-still prefilled elsewhere prove nothing of its room. They do take of it, but their prefill may hang: while
-none tries the window, every `unrefused_s` one of them less is counted, so that others get a chance to.
+Only legs that were sent and have not ended prove anything of the room. Legs that are claimed there while
+their prompt is prefilled elsewhere will need room too, so they are counted; but their prefill may hang. So
+while no leg tries the window, one fewer of them is counted after every `unrefused_s`, so that others can.
 """
 
 import email.utils
 import math
 
 FULL = frozenset({429, 503})
-"""The statuses by which engines, and gateways before them, say so: vLLM answers 503 (`--max-num-queued-reqs`,
-`--max-num-queued-tokens`), others 429."""
+"""The statuses with which engines, and gateways in front of them, say that they are full: vLLM answers 503
+(`--max-num-queued-reqs`, `--max-num-queued-tokens`), others 429."""
 
 PAUSE_FIRST_S = 0.1
 MAX_PAUSE_S = 2.0
-"""How long the moment is of an engine that does not say when to come back: twice as long each time in a row.
-Room comes when a leg ends, which may be other clients' and is not told; asking again costs one leg, of a
-decode engine a prefill leg, too."""
+"""The first and the longest pause of an engine that does not say when to come back: each time in a row it is
+twice as long. Room comes when any leg ends, maybe another client's, of which kvproxy hears nothing; trying
+costs one leg, and for a decode engine a prefill leg, too."""
 
 MIN_RETRY_AFTER_S = 0.1
 MAX_RETRY_AFTER_S = 5.0
-"""What a `Retry-After` is taken for at least and at most. Gateways name a minute where a leg ends every
+"""The least and the most that a `Retry-After` counts for. Gateways name a minute where a leg ends every
 second."""
 
 UNREFUSED_S = 0.5
-"""So long after it was sent a leg counts as taken: vLLM refuses before it looks at the prompt."""
+"""A leg that is not refused for this long after it was sent counts as taken: vLLM refuses before it looks at
+the prompt."""
 
 MAX_STEP = 32
-"""An engine that has taken so many more legs than it had when it was full is not full any more."""
+"""An engine is no longer full once its window has grown by more than this."""
 
 FORGOTTEN_S = 30.0
-"""So long after it last said so, too, if none tried it: moments are shorter. One that is prefilled all the
-while will."""
+"""An engine that said it is full is no longer taken to be full after this time, if no leg has tried it and
+none is claimed there: pauses are much shorter."""
 
 
 class Fullness:
-    """What one instance has said of its room. Times are seconds of any one monotonic clock."""
+    """What is known of the room of one instance. Times are seconds of one monotonic clock."""
 
     def __init__(self, unrefused_s: float = UNREFUSED_S) -> None:
         self._unrefused_s = unrefused_s
         self.legs = 0
-        """Legs that were sent there and have not ended."""
+        """How many legs were sent there and have not ended."""
         self._most: int | None = None
         self._step = 1
         self._in_a_row = 0
         self._told = False
         self._said_at = self._until = self._quiet_at = -math.inf
         self._tried_at: float | None = None
-        """When the first leg more was sent, of those it has not answered."""
+        """When the leg that tries the window was sent; None if none does."""
 
     def sent(self, now: float) -> bool:
-        """A leg is sent to it. Tells whether the lapse of time means something from now on: it is more than
-        it had.
+        """A leg is sent to the engine. True if it tries the window: from now on the lapse of time may widen
+        it.
         """
         self.legs += 1
         if self._most is None or self._tried_at is not None or now < self._until or self.legs <= self._most:
@@ -74,15 +74,15 @@ class Fullness:
         return True
 
     def ended(self) -> None:
-        """A leg that was sent to it has ended."""
+        """A leg that was sent to the engine has ended."""
         self.legs -= 1
 
     def said(self, now: float, legs: int, sent_at: float, told_s: float | None = None) -> None:
-        """It had no room for a leg sent at `sent_at`, beside `legs` others of ours. `told_s`: its
-        `Retry-After`.
+        """The engine refused a leg that was sent at `sent_at`, while it ran `legs` others of ours. `told_s`:
+        its `Retry-After`, None if it gave none.
         """
         if sent_at >= self._until:
-            self._in_a_row += 1  # else it was on its way when another was refused
+            self._in_a_row += 1  # else the leg was on its way when another was refused
         if told_s is not None:
             self._until, self._told = now + min(max(told_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S), True
         elif now >= self._until:
@@ -92,9 +92,9 @@ class Fullness:
         self._quiet_at = self._until
 
     def took(self, legs: int, sent_at: float) -> bool:
-        """It has begun to answer a leg sent at `sent_at`; `legs` of ours are there, this one included.
+        """The engine took a leg that was sent at `sent_at`; it runs `legs` of ours, this one included.
 
-        Tells whether there may be room for more now.
+        True if there may be room for more now.
         """
         if self._most is None or sent_at <= self._said_at:
             return False
@@ -109,11 +109,11 @@ class Fullness:
 
     @property
     def is_known(self) -> bool:
-        """Whether it has said anything that may still count: a quick look for every decision."""
+        """Whether the engine has a window that may still count: a quick look for every decision."""
         return self._most is not None
 
     def forget(self) -> None:
-        """It is another process, or has shown that it has room."""
+        """The engine is another process, or has shown that it has room: it has no window."""
         self._most = None
         self._step = 1
         self._in_a_row = 0
@@ -121,7 +121,7 @@ class Fullness:
         self._tried_at = None
 
     def room(self, now: float, legs: int) -> bool:
-        """Whether one more leg may go there, beside `legs` of ours that were sent or are meant for it."""
+        """Whether one more leg may go there, beside `legs` of ours that are claimed there, sent or not."""
         most = self.most(now, awaited=legs > self.legs)
         if most is None:
             return True
@@ -131,9 +131,9 @@ class Fullness:
         return legs - min(unsent, self._uncounted(now)) < most + self._step_at(now)
 
     def most(self, now: float, *, awaited: bool = False) -> int | None:
-        """How many of our legs it had room for, as far as is known; None: for any number.
+        """How many of our legs the engine had room for, as far as that still counts; None for any number.
 
-        `awaited`: one that will try it is meant for it and was not sent yet.
+        `awaited`: whether a leg is claimed there that was not sent yet, and will try the window.
         """
         untried = self._tried_at is None and not awaited
         if (untried and now - self._said_at >= FORGOTTEN_S) or self._step_at(now) > MAX_STEP:
@@ -141,12 +141,12 @@ class Fullness:
         return self._most
 
     def left_s(self, now: float) -> float:
-        """How long the moment still lasts; 0 if it is over."""
+        """How many seconds its pause still lasts; 0 if it is over."""
         return max(0.0, self._until - now)
 
     def widens_in_s(self, now: float, *, awaited: bool = False) -> float | None:
-        """How long until there may be more room, if nothing happens; None if there will not be. `awaited` as
-        in `most`.
+        """Seconds until the window is wider by the lapse of time alone; None if it will not be. `awaited`:
+        see `most`.
         """
         if now < self._until:
             return self._until - now
@@ -162,7 +162,7 @@ class Fullness:
         return 0 if self._tried_at is None else max(0, int((now - self._tried_at) / self._unrefused_s))
 
     def _uncounted(self, now: float) -> int:
-        """How many legs that are meant for it and were not sent do not count any more."""
+        """How many legs that are claimed there and were not sent are no longer counted."""
         return 0 if self._tried_at is not None else max(0, int((now - self._quiet_at) / self._unrefused_s))
 
     def _step_at(self, now: float) -> float:
@@ -170,8 +170,8 @@ class Fullness:
 
 
 def retry_after_s(value: str | None, wall_now: float) -> float | None:
-    """The seconds a `Retry-After` asks to wait: it has a number, or a date (RFC 9110 10.2.3). None if it has
-    neither.
+    """The seconds that a `Retry-After` asks to wait, by its number or its date (RFC 9110, 10.2.3); None if it
+    has neither. `wall_now`: seconds since 1970.
     """
     if value is None:
         return None

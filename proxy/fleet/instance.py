@@ -1,9 +1,12 @@
-"""What is known of an instance changes by its verbs alone; it is usable only while it is up and nobody has
-drained it.
+"""All that is known of an instance changes by its verbs alone, and each subject has one room that changes it.
 
-Who says which verb: the book of health (`watching.health`) of its state and circuit; the watch of what it
-serves, whether it is drained, and its release; the event feeds of its sources; the look for changes of silent
-ranks; legs of what failed, what was pulled, and of room (`fullness`) and denials.
+    state and circuit                         the book of health (`watching/health.py`)
+    what it serves, its release, draining     the watch (`watching/watch.py`)
+    its event sources                         the event feeds (`caches/feeds.py`)
+    ranks that fell silent                    `watching/changes.py`
+    failures, pulls, fullness and denials     legs (`serving/legs`)
+
+An instance is usable while it is up and not draining.
 """
 
 import enum
@@ -21,7 +24,7 @@ from proxy.fleet.why import Why
 from proxy.phases import Phase, Role
 
 MAX_RANKS = 1024
-"""Data-parallel ranks of one instance, numbered from 0; far more than one engine can have."""
+"""The most data-parallel ranks of one instance, numbered from 0; far more than one engine can have."""
 
 
 class Status(enum.StrEnum):
@@ -30,10 +33,10 @@ class Status(enum.StrEnum):
     STARTING = "starting"
     UP = "up"
     ASLEEP = "asleep"
-    """It lives, and answers no requests until somebody wakes it."""
+    """The engine lives, and serves no requests until it is woken."""
     DOWN = "down"
     REFUSED = "refused"
-    """It is reachable and serves another model."""
+    """The engine is reachable, but serves another model."""
 
 
 class InstanceState(enum.StrEnum):
@@ -42,7 +45,7 @@ class InstanceState(enum.StrEnum):
     ASLEEP = Status.ASLEEP
     DOWN = Status.DOWN
     DRAINING = "draining"
-    """An operator, or who wanted it, wants it to get no new legs."""
+    """An operator, or its membership source, wants it to get no new legs."""
     REFUSED = Status.REFUSED
     STARTING = Status.STARTING
     UP = Status.UP
@@ -52,7 +55,7 @@ _NOT_UP = {status: Why(status.value) for status in Status if status is not Statu
 
 
 class SourceView(Protocol):
-    """What the rest needs to know of a followed event source."""
+    """What the rooms above need to know of a followed event source."""
 
     @property
     def state(self) -> str:
@@ -61,7 +64,7 @@ class SourceView(Protocol):
 
     @property
     def epoch(self) -> int:
-        """How often all blocks were forgotten because another process may be behind the address."""
+        """How often its blocks were all forgotten because another process may be behind the address."""
         ...
 
 
@@ -69,17 +72,17 @@ class Instance:
     """One engine and all that is known of it."""
 
     def __init__(self, spec: InstanceSpec, breaker: Breaker | None = None, *, draining: bool = False) -> None:
-        """`draining`: it gets no legs from the beginning."""
+        """`draining`: whether it gets no legs from the beginning."""
         self.announce: Callable[[], None] = _nobody_listens
         """Called when a claim on it ends, and when it may have become usable or unusable, better or worse."""
         self.spec = spec
         self.breaker = breaker or Breaker()
         self.fullness = Fullness()
-        """What its engine has said of its room."""
+        """What is known of its engine's room."""
         self.denials = Denials()
-        """Which models it lists and has answered 404 for."""
+        """The models that it lists and has answered 404 for."""
         self.load = Load(spec.role)
-        """What runs there; changed by claims alone."""
+        """The legs that run there; changed by claims alone."""
         self._status = Status.STARTING
         self._draining = draining
         self._model_cards: Sequence[ModelCard] = []
@@ -104,7 +107,7 @@ class Instance:
 
     @property
     def role(self) -> Role:
-        """What it does."""
+        """Which phases it serves."""
         return self.spec.role
 
     def takes(self, phase: Phase) -> bool:
@@ -118,7 +121,7 @@ class Instance:
         return self._version
 
     def runs(self, version: str | None) -> None:
-        """It has told its release, or that it does not."""
+        """The engine has told its release; None if it did not."""
         self._version = version
 
     # -- whether it can be used ---------------------------------------------------------------------------
@@ -152,9 +155,7 @@ class Instance:
         return Why.NOT_SERVED if model is not None and model not in self.models else None
 
     def says_full(self, now: float) -> bool:
-        """Whether its engine has said that it has no room for one leg more, beside all that are meant for
-        it.
-        """
+        """Whether its engine said that it has no room for one leg more than are claimed there."""
         return self.fullness.is_known and not self.fullness.room(now, self.load.legs())
 
     def came_up(self) -> None:
@@ -166,18 +167,20 @@ class Instance:
         self._is(Status.ASLEEP, None)
 
     def went_down(self, why: str) -> None:
-        """It is not there any more; whoever comes back is another process. `why`: in words for `/status`."""
+        """The engine is gone; what comes back is another process. `why`: in words for `/status`."""
         self._pulled_from.clear()
         self.fullness.forget()
         self.denials.forget()
         self._is(Status.DOWN, why)
 
     def was_refused(self, why: str) -> None:
-        """It is reachable and serves another model. `why`: in words for `/status`."""
+        """The engine is reachable and serves another model. `why`: in words for `/status`."""
         self._is(Status.REFUSED, why)
 
     def could_not_be_asked(self, why: str) -> None:
-        """For want of something of ours. `why`: in words for `/status`, while nothing else is known of it."""
+        """A check could not be sent, for want of a socket or an address. `why`: in words for `/status`, which
+        shows it while no check was answered.
+        """
         if self._status is Status.STARTING:
             self._why_down = why
 
@@ -186,7 +189,7 @@ class Instance:
         self._why_down = why
 
     def circuit_closed(self) -> None:
-        """It serves again."""
+        """It serves legs again."""
         self._why_down = None
 
     def drain(self) -> None:
@@ -211,12 +214,12 @@ class Instance:
 
     @property
     def model_cards(self) -> Sequence[ModelCard]:
-        """What its `/v1/models` lists."""
+        """What its `/v1/models` lists, without the models that it has denied."""
         return self._model_cards
 
     @property
     def models(self) -> frozenset[str]:
-        """Every name it serves, adapters included."""
+        """The names of all models that it serves, adapters included."""
         return self._models
 
     @property
@@ -226,36 +229,34 @@ class Instance:
 
     @property
     def max_model_len(self) -> float:
-        """The tokens a prompt and its answer may have together; infinite while it has told of none."""
+        """Its context: how many tokens a prompt and its answer may have together; infinite while unknown."""
         return self._max_model_len
 
     @property
     def unlisted(self) -> str | None:
-        """Why what it serves could not be read anew, in words for `/status`; None where it was."""
+        """Why its list of models could not be read last time, in words for `/status`; None if it could."""
         return self._unlisted
 
     def listed(self, cards: Sequence[ModelCard], now: float) -> None:
-        """Its `/v1/models` lists these: it serves them, but for those it is left out for by its own 404s."""
+        """Its `/v1/models` lists `cards`: it serves them, but for those it is left out for (`denials`)."""
         self._unlisted = None
         self._lists([card for card in cards if not self.denials.left_out(card.id, now)])
 
     def lists_nothing_new(self, why: str) -> None:
-        """What it serves could not be read anew: what it listed before counts. `why`: in words for
-        `/status`.
-        """
+        """Its list of models could not be read: the one before counts. `why`: in words for `/status`."""
         self._unlisted = why
 
     def lacks(self, model: str) -> None:
-        """It has answered 404 for a model: it does not serve it until it is asked again what it lists."""
+        """It answered 404 for a model: it counts as not serving it until its list is read again."""
         self._lists([card for card in self._model_cards if card.id != model])
 
     def _lists(self, cards: Sequence[ModelCard]) -> None:
         before, self._model_cards = self._model_cards, cards
-        # Read once: every decision asks every instance.
+        # Kept, since every decision reads them of every instance.
         self._models = frozenset(card.id for card in cards)
         self._adapters = frozenset(card.id for card in cards if card.parent)
-        told = (card.max_model_len for card in cards)
-        self._max_model_len = next((length for length in told if length is not None), math.inf)
+        lengths = (card.max_model_len for card in cards)
+        self._max_model_len = next((length for length in lengths if length is not None), math.inf)
         if cards != before:
             self.announce()
 
@@ -263,40 +264,42 @@ class Instance:
 
     @property
     def sources(self) -> Mapping[int, SourceView]:
-        """Its followed event sources by rank; empty if it publishes none or none are followed."""
+        """Its followed event sources by rank; empty if none are followed."""
         return self._sources
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The data-parallel ranks legs can be sent to; rank 0 alone if the engine told of none."""
+        """The data-parallel ranks that legs can be sent to; rank 0 alone if the engine has told of none."""
         return tuple(sorted(self._sources)) or (0,)
 
     def index_state(self, rank: int) -> str:
-        """How well the cache of a rank is known."""
+        """How well the cache of a rank is known: `exact`, `partial` or `unknown`."""
         source = self._sources.get(rank)
         return source.state if source is not None else "unknown"
 
     def why_unheard(self, rank: int) -> str | None:
-        """Why no KV events are heard from a rank, in words for `/status`; None for one that is heard."""
+        """Why no KV events are heard of a rank, in words for `/status`; None if they are."""
         return self._silent.get(rank, self._unheard)
 
     def is_followed(self, sources: Mapping[int, SourceView]) -> None:
-        """These are its event sources from now on."""
+        """Its event sources by rank are `sources` from now on."""
         self._sources = sources
 
     def told_sources(self, why_none: str | None) -> None:
-        """Whether it has told where it publishes; if it has not, why, in words for `/status`."""
+        """It was asked where it publishes its events. `why_none`: why it publishes nowhere, in words for
+        `/status`; None if it does.
+        """
         self._unheard = why_none
 
     def fell_silent(self, rank: int, why: str) -> bool:
-        """Nobody publishes for a rank. `why`: in words for `/status`. Tells whether that is news."""
+        """Nothing publishes for a rank. `why`: in words for `/status`. True if that was not known before."""
         if rank in self._silent:
             return False
         self._silent[rank] = why
         return True
 
     def is_heard(self, rank: int) -> None:
-        """Somebody publishes for a rank, or nobody could."""
+        """The rank is not silent: something publishes for it, or nothing should."""
         self._silent.pop(rank, None)
 
     # -- what legs have shown -----------------------------------------------------------------------------
@@ -311,8 +314,8 @@ class Instance:
         self._last_failure = why
 
     def has_pulled_from(self, engine_id: str | None) -> bool:
-        """Whether it has fetched blocks from a prefill engine process since it came up: then the two can
-        talk.
+        """Whether it has fetched blocks from a prefill engine process since it came up, and is connected to
+        it.
         """
         return engine_id in self._pulled_from
 
@@ -332,7 +335,7 @@ class Instance:
         return self.load.tokens(phase, rank)
 
     def weight_tokens(self, phase: Phase, rank: int) -> int:
-        """What a rank's running legs take of its limit; of both phases as `load_tokens`."""
+        """What a rank's running legs take of its limit; of both phases where one instance does both."""
         return self.load.weight_tokens(phase, rank)
 
     def running_legs(self, phase: Phase | None = None) -> int:
@@ -349,4 +352,4 @@ class Instance:
 
 
 def _nobody_listens() -> None:
-    """An instance that is in no fleet tells nobody."""
+    """The `announce` of an instance that is in no fleet."""

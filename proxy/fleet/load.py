@@ -1,4 +1,4 @@
-"""What runs on the ranks of one instance is what its claims have counted, no more and no less."""
+"""The load of an instance is exactly what its running claims add up to."""
 
 from collections import Counter
 
@@ -6,12 +6,12 @@ from proxy.phases import Phase, Role
 
 
 class Load:
-    """The running legs of one instance, by phase and rank: their number, their tokens, and what they take of
-    limits.
+    """The running legs of one instance, by phase and rank: their number, their outstanding tokens, and what
+    they take of limits (their weight).
     """
 
     def __init__(self, role: Role) -> None:
-        """`role`: of an instance that does both phases the ranks carry the legs of both together."""
+        """`role`: on an instance that does both, legs of both phases count together."""
         self._both = tuple(Phase) if role is Role.BOTH else None
         self._legs: Counter[tuple[Phase, int]] = Counter()
         self._tokens: Counter[tuple[Phase, int]] = Counter()
@@ -20,7 +20,7 @@ class Load:
         """The number of the latest pick of each rank, as the fleet counts picks."""
 
     def count(self, phase: Phase, rank: int, legs: int, tokens: int, weight_tokens: int) -> None:
-        """Change what is in flight; for claims only."""
+        """Add to the sums of a rank, or subtract from them; for claims only."""
         self._legs[phase, rank] += legs
         self._tokens[phase, rank] += tokens
         self._weight[phase, rank] += weight_tokens
