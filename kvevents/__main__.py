@@ -1,6 +1,4 @@
-"""`python -m kvevents HOST:PORT`: what an engine's cache takes in and gives up, line by line, as it
-happens.
-"""
+"""`python -m kvevents HOST:PORT` writes each change of an engine's cache as a line, as it happens."""
 
 import argparse
 import asyncio
@@ -37,14 +35,16 @@ class _Output:
         try:
             print(line, flush=True)
         except BrokenPipeError:
-            # What is still buffered would fail once more when the interpreter exits.
+            # The interpreter flushes standard output when it exits, which would fail once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._closed = True
             self._on_closed()
 
 
 def endpoint(text: str) -> str:
-    """HOST:PORT or tcp://HOST:PORT as a ZeroMQ endpoint. Raises ArgumentTypeError with the remedy."""
+    """`HOST:PORT` or `tcp://HOST:PORT` as a ZeroMQ endpoint. Raises ArgumentTypeError, which names the
+    remedy.
+    """
     remedy = f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:5557"
     host, colon, port = text.removeprefix("tcp://").rpartition(":")
     if not colon or not re.fullmatch(r"[\w.*-]+|\[[0-9A-Fa-f:.%]+\]", host, re.ASCII):
@@ -55,7 +55,7 @@ def endpoint(text: str) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Reads the command line."""
     parser = _Parser(
         prog="python -m kvevents",
         description="Show a vLLM engine's KV-cache events as they happen, with running totals.",

@@ -1,7 +1,7 @@
-"""A batch changes the index as if event by event, in order, and whatever it could not change is counted.
+"""A batch changes the index as its events do, one by one and in order; what changes nothing is counted.
 
-Synchronous, and a generator: between two events, or groups of short ones, or parts of a very long one, its
-driver may let the event loop run.
+Synchronous, and a generator: it pauses between two events, between groups of short ones and within a very
+long one, so that its driver can let the event loop run.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -18,12 +18,12 @@ from kvevents.source_events import Damage, RetireReason
 from kvevents.together import together
 
 _DAMAGE = {Reason.BROKEN_EVENT: Damage.MISSING, Reason.BROKEN_REMOVAL: Damage.STALE}
-# Blocks of one event applied at once: half a millisecond, more while the index grows.
+# Blocks of one event that are applied between two pauses: half a millisecond, more while the index grows.
 _PART_BLOCKS = 512
 
 
 class Index(Protocol):
-    """What events change: a PrefixIndex, or something that looks like one."""
+    """What events change: a PrefixIndex, or another class with its methods."""
 
     def store(self, instance: str, rank: int, event: BlockStored) -> Change:
         """A run of blocks now lies in a tier."""
@@ -38,24 +38,24 @@ class Index(Protocol):
         ...
 
     def retire(self, instance: str, rank: int | None = None) -> int:
-        """Forget all about that rank."""
+        """Forget all that is known of that rank."""
         ...
 
     def sweep(self) -> bool:
-        """Give back some memory of what was forgotten; False once there is none left."""
+        """Give back some of the memory of what was forgotten. Returns False once none is left."""
         ...
 
 
 @runtime_checkable
 class TakesTogether(Protocol):
-    """An index that takes groups of independent events; any other index is told of each event by itself."""
+    """An index that takes groups of independent events at once. Any other index gets each event by itself."""
 
     def store_all(self, instance: str, rank: int, events: Sequence[BlockStored]) -> Change:
-        """As `store` of each in order."""
+        """Does what `store` does, for each of the events in order."""
         ...
 
     def orphans(self, instance: str, rank: int) -> int:
-        """How many blocks wait for a parent."""
+        """The number of blocks that wait for their parent."""
         ...
 
 
@@ -69,17 +69,17 @@ class Applier:
         self._grouping = index if isinstance(index, TakesTogether) else None
         self._observer = observer
         self.clears = 0
-        """How many resets of the cache were applied."""
+        """The number of cache resets that were applied."""
         self.has_slower_tiers = False
         """Whether blocks were stored in other tiers than the engine's own. A reset does not say which tiers
         it emptied."""
 
     def apply(self, message: Message) -> Generator[None, None, Damage]:
-        """Apply a batch, pausing after each event, group or part. Returns the worst damage of what could not
-        be read.
+        """Apply a batch, with a pause after each event, group or part. Returns the worst damage done by what
+        could not be read.
 
-        An event of an unknown type does no damage unless its name says that something is gone: newer engines
-        announce more than is needed here.
+        An event of an unknown type counts as damage only if its name says that something is gone: newer
+        engines announce more than is needed here.
         """
         try:
             batch = read_batch(message.payload)
@@ -127,7 +127,7 @@ class Applier:
         self._observer.retired(instance=self._instance, rank=self._rank, why=why)
 
     def drop(self, reason: Reason, count: int) -> None:
-        """Tell the observer of something that changed nothing."""
+        """Tell the observer how many blocks or events changed nothing, and why."""
         self._observer.event_dropped(instance=self._instance, rank=self._rank, reason=reason, count=count)
 
     def _apply_event(self, event: Event) -> Damage:
@@ -142,7 +142,7 @@ class Applier:
         return self._tell(event, change)
 
     def _tell(self, event: Event, change: Change) -> Damage:
-        """Tell the observer what an event changed, or several like it."""
+        """Tell the observer what an event, or several like it, changed."""
         if change.applied:
             self._observer.event_applied(
                 instance=self._instance,
@@ -164,7 +164,7 @@ class Applier:
 
 
 def _parts(event: BlockStored | BlockRemoved) -> Iterator[BlockStored | BlockRemoved]:
-    """The same as several shorter events: a prefix of a run is a run."""
+    """The event as several shorter ones, which mean the same: the beginning of a run is a run."""
     hashes = event.block_hashes
     starts = range(0, len(hashes), _PART_BLOCKS)
     if isinstance(event, BlockRemoved):

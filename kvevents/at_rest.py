@@ -1,5 +1,5 @@
-"""A reading of the index at a checkpoint sees exactly the batches up to it: none is applied before the
-reading has ended.
+"""A reading sees the index exactly as it is at a checkpoint: no batch is applied before the reading has
+ended.
 """
 
 import asyncio
@@ -18,24 +18,24 @@ class _Reading(Generic[T]):
 
 
 class Readings:
-    """The readings that wait for a checkpoint of one subscriber, in the order they came."""
+    """The readings that wait for a checkpoint of one subscriber, in the order they were asked for."""
 
     def __init__(self) -> None:
         self._waiting: list[_Reading[Any]] = []
 
     @property
     def waiting(self) -> bool:
-        """Whether there is any."""
+        """Whether any reading waits."""
         return bool(self._waiting)
 
     def add(self, steps: Callable[[Checkpoint], Generator[None, None, T]]) -> "asyncio.Future[T | None]":
-        """What `steps` will return; None if there is nothing to read."""
+        """A future for what `steps` returns, or for None if there is nothing to read."""
         reading = _Reading(steps)
         self._waiting.append(reading)
         return reading.answer
 
     async def serve(self, checkpoint: Checkpoint | None) -> None:
-        """Carry all of them out; the caller applies nothing meanwhile. Without a checkpoint the answer is
+        """Carry out all readings; the caller applies no batch meanwhile. Without a checkpoint each gets
         None.
         """
         while self._waiting:
@@ -46,7 +46,7 @@ class Readings:
                 reading.answer.set_result(answer)
 
     def end(self) -> None:
-        """Answer None to all that wait: there will be no checkpoint any more."""
+        """Give None to all readings that wait: there will be no checkpoint any more."""
         for reading in self._waiting:
             if not reading.answer.done():
                 reading.answer.set_result(None)
@@ -54,7 +54,7 @@ class Readings:
 
 
 async def in_slices(steps: Generator[None, None, T]) -> T:
-    """What the generator returns; the event loop runs others after each of its pauses."""
+    """What the generator returns. The event loop runs other tasks after each of its pauses."""
     while True:
         try:
             next(steps)

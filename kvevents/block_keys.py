@@ -1,11 +1,11 @@
-"""Two blocks have one key exactly when they hold the same prefix: tokens, adapter, salt and multi-modal
+"""Two blocks have the same key exactly when they hold the same prefix: tokens, adapter, salt and multi-modal
 content.
 
-A key continues the key before it and says all that is needed to go on from it. It is made in two steps, so
-that numpy makes thousands at once: the digest of a block is two secret multilinear hashes of its tokens (and
-of those behind it that its engine's hash covers); the key adds up the digests of a band of 127 blocks. How,
-and why no two prefixes share a key but with a probability below 2**-51 a band, whoever chooses them:
-docs/adr/0001-block-keys.md.
+A key continues the key before it, and holds all that is needed to continue from it. It is made in two steps,
+so that numpy makes thousands at once: the digest of a block is two secret multilinear hashes of its tokens
+(and of the tokens behind it that its engine's hash covers), and the key adds up the digests of a band of 127
+blocks. docs/adr/0001-block-keys.md has the construction, and the proof that two prefixes share a key with a
+probability below 2**-51 a band, whoever chooses them.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ from kvevents.contents import (
 from kvevents.events import BlockStored, Reason
 
 Keys = npt.NDArray[np.uint64]
-"""Keys of consecutive blocks; the first block's first."""
+"""Keys of consecutive blocks, in their order."""
 
 KEY_BITS = 60
 """A key is a positive number below 2**60, which Python holds in 32 bytes; one more bit would cost 16."""
 
 _SECRET_BYTES = 32
-# A key holds its block's place in a band, never 0, and below it a sum modulo 2**53.
+# Bits for a block's place in its band, which is never 0. The other 53 bits of a key are a sum modulo 2**53.
 _PLACE_BITS = 7
 _BAND = (1 << _PLACE_BITS) - 1
 _SUM_BITS = KEY_BITS - _PLACE_BITS
@@ -46,22 +46,23 @@ _KEPT = np.uint64(_SUM_MASK)
 _MASK_64 = 2**64 - 1
 _MASK_32 = 2**32 - 1
 _UPPER = np.uint64(32)
-# Below so many tokens, numpy's calls cost more than the arithmetic.
+# Fewer tokens than this cost more in numpy's calls than in Python's arithmetic.
 _PYTHON_TOKENS = 80
-# Tokens of a block; hybrid models have some thousand.
+# The largest block, in tokens; hybrid models have some thousand.
 _MAX_BLOCK_SIZE = 1 << 16
-# Tokens behind a block; draft models look one to some ten ahead.
+# The most tokens behind a block that count; draft models look one to some ten ahead.
 _MAX_LOOKAHEAD = 64
-# Multipliers kept, for all block sizes together; a fleet has one or two sizes.
+# Multipliers that are kept, for all block sizes together; a fleet has one or two sizes.
 _MAX_MULTIPLIERS = 1 << 17
-# Offsets kept, one for each adapter, salt or image, and the longest that is kept; each is quickly made again.
+# Offsets that are kept (one for each adapter, salt or image), and the longest content whose offset is kept.
+# Each is quickly made again.
 _MAX_OFFSETS = 4096
 _MAX_OFFSET_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What an engine's prefix cache is asked for: tokens, and what else decides whether blocks may be
+    """What is looked up in an engine's prefix cache: tokens, and what else decides whether blocks may be
     shared.
     """
 
@@ -70,12 +71,14 @@ class Prompt:
     lora_name: str | None = None
     cache_salt: str | None = None
     keys: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """The keys that a `BlockHasher` has made of it so far."""
+    """The keys that a `BlockHasher` has made of the prompt so far."""
 
     def block_keys(self) -> "dict[int, Keys]":
-        """The keys of its whole blocks that were made so far, by the tokens of a block; where some were made
-        with a lookahead and some without, those without. They take an eighth of its tokens, and are not to be
+        """The keys of the prompt's whole blocks that were made so far, by the tokens of a block. MUST NOT be
         changed.
+
+        Where some were made with a lookahead and some without, those without. They take an eighth of the
+        memory of the tokens.
         """
         found: dict[int, Keys] = {}
         for (_, size, lookahead), made in self.keys.items():
@@ -85,23 +88,23 @@ class Prompt:
 
 
 class _Offset(NamedTuple):
-    """What is added to both sums of a block before their lower halves are cut off (`e` of
-    docs/adr/0001-block-keys.md).
+    """What is added to both sums of a block before their lower halves are cut off: `e` in
+    docs/adr/0001-block-keys.md.
     """
 
     e: int
     f: int
     row: Keys
-    """Both as an array; not to be changed."""
+    """Both numbers as an array, which MUST NOT be changed."""
 
 
 class BlockHasher:
-    """Makes block keys: positive integers below 2**60, comparable only among keys made with the same
-    secret.
+    """Makes block keys: positive integers below 2**60 that can be compared only if they were made with the
+    same secret.
     """
 
     def __init__(self, secret: bytes | None = None) -> None:
-        """`secret`: any bytes; random for this process when None."""
+        """`secret`: any bytes. None: a random one for this process."""
         key = hashlib.blake2b(secret if secret is not None else secrets.token_bytes(_SECRET_BYTES)).digest()
         self._keyed = hashlib.blake2b(key=key, digest_size=16)
         self._root = self._seed(b"root")
@@ -119,11 +122,11 @@ class BlockHasher:
         return keys
 
     def prompt_keys(self, prompt: Prompt, block_size: int, lookahead: int = 0) -> Keys:
-        """The keys of the prompt's full blocks, ending before a block with a token no engine can have.
+        """The keys of the prompt's full blocks, up to a block with a token that no engine can have.
 
-        `lookahead`: how many tokens behind a block count; blocks that fewer follow have no key. Made once for
-        each prompt, block size and lookahead; not to be changed. Raises ValueError if `block_size` (tokens)
-        is not positive.
+        `lookahead`: how many tokens behind a block count; a block that fewer tokens follow has no key. Made
+        once for each prompt, block size and lookahead; MUST NOT be changed. Raises ValueError if `block_size`
+        (tokens) is not positive.
         """
         if block_size <= 0:
             raise ValueError(f"block_size must be positive, not {block_size}")
@@ -163,8 +166,8 @@ class BlockHasher:
         return keys
 
     def digests(self, event: BlockStored) -> "Digests":
-        """What the keys of a run are made of, whatever came before it. Raises UnkeyableRun as `of_run`
-        does.
+        """The digests of a run's blocks, which do not depend on what came before the run. Raises UnkeyableRun
+        as `of_run` does.
         """
         count, size = len(event.block_hashes), event.block_size
         extra_keys = event.extra_keys or None
@@ -202,8 +205,8 @@ class BlockHasher:
         return Digests(words, None)
 
     def words_of_singles(self, events: Sequence[BlockStored]) -> Keys:
-        """`Digests.words` of runs of one block each that have one size, lookahead and adapter and no extra
-        keys.
+        """`Digests.words` of several runs of one block each. The runs MUST have one block size, lookahead and
+        adapter, and no extra keys.
 
         Raises UnkeyableRun if one has impossible tokens.
         """
@@ -217,7 +220,9 @@ class BlockHasher:
         return words
 
     def of_digests(self, parent_key: int | None, digests: "Digests") -> Keys:
-        """The keys of the run with these digests behind `parent_key`."""
+        """The keys of a run with these digests that follows the block `parent_key` (None: that begins a
+        prompt).
+        """
         if digests.words is not None:
             return self._chain(parent_key, digests.words)
         few = []
@@ -227,9 +232,7 @@ class BlockHasher:
         return np.array(few, np.uint64)
 
     def of_singles(self, parent_keys: Sequence[int | None], words: Keys) -> Keys:
-        """The keys of blocks with these digests, each behind its own parent; `words`: as `Digests` has
-        them.
-        """
+        """The keys of single blocks, each behind a parent of its own; `words`: as in `Digests`."""
         befores = [self._after(key) for key in parent_keys]
         at = np.array([place for place, _ in befores], np.int64)
         terms = words * self._place[at]
@@ -240,9 +243,9 @@ class BlockHasher:
         return keys
 
     def of_block(self, parent_key: int | None, digest: int) -> int:
-        """The key of one block with one of `Digests.numbers`."""
+        """The key of one block behind `parent_key`; `digest`: one of `Digests.numbers`."""
         if parent_key is not None and (place := parent_key >> _SUM_BITS) < _BAND:
-            total = parent_key  # its place is cut off below
+            total = parent_key  # the place in it is cut off below
         else:
             place, total = self._after(parent_key)
         upper, lower = self._place_pairs[place]
@@ -267,20 +270,21 @@ class BlockHasher:
     # ---- the arithmetic -----------------------------------------------------------------------------------
 
     def _sums(self, tokens: npt.NDArray[np.uint32], size: int) -> Keys:
-        """A row of two sums for each block, not yet offset."""
+        """Two sums for each block, a row each, before the offset is added."""
         sums: Keys = tokens.astype(np.uint64).reshape(-1, size) @ self._multipliers_for(size)[0]
         return sums
 
     def _chain(self, parent_key: int | None, words: Keys) -> Keys:
-        """The keys of the blocks with these digests, one row of two words each."""
+        """The keys of consecutive blocks behind `parent_key`; `words`: two for each block, a row each."""
         count = len(words)
         place, seed = self._after(parent_key)
         while len(self._tiled) < place + count:
             self._tiled = np.concatenate([self._tiled, self._tiled])
         terms = words * self._tiled[place : place + count]
         keys = terms[:, 0] + terms[:, 1]
-        np.add.accumulate(keys, out=keys)  # np.cumsum, for half of what it costs on short runs
-        # Take from every block what was summed before its band, and add the band's seed and its place.
+        np.add.accumulate(keys, out=keys)  # as np.cumsum, at half of its cost for short runs
+        # From the sum of every block, take what was summed before its band; then add the band's seed and the
+        # place.
         start, before = 0, 0
         while start < count:
             end = min(count, start + _BAND - place)
@@ -295,7 +299,7 @@ class BlockHasher:
         return keys
 
     def _after(self, parent_key: int | None) -> tuple[int, int]:
-        """The place in its band of the block that follows a key, and the sum it starts from."""
+        """Of the block that follows a key: its place in its band, and the sum that it starts from."""
         if parent_key is None:
             return 0, self._root
         place = parent_key >> _SUM_BITS
@@ -320,7 +324,7 @@ class BlockHasher:
         return found
 
     def _numbers(self, what: bytes, count: int) -> Keys:
-        """Secret 64-bit numbers, the same for each `what` however many are wanted."""
+        """`count` secret 64-bit numbers. A larger `count` begins with the same ones."""
         made = self._keyed.copy()
         made.update(what)
         return np.frombuffer(hashlib.shake_256(made.digest()).digest(8 * count), np.uint64)
@@ -347,7 +351,7 @@ _PLACES = np.arange(1, _BAND + 1, dtype=np.uint64) << np.uint64(_SUM_BITS)
 
 
 class Digests:
-    """What the keys of a run's blocks are made of besides the key before them; one of the two forms is
+    """What the keys of a run's blocks are made of, besides the key before the run. One of the two forms is
     None.
     """
 
@@ -358,7 +362,7 @@ class Digests:
         self.few = few
 
     def after(self, blocks: int) -> "Digests":
-        """Those of the run without so many of its first blocks."""
+        """The digests of the run without its first `blocks` blocks."""
         if self.words is None:
             return Digests(None, (self.few or [])[blocks:])
         return Digests(self.words[blocks:], None)

@@ -1,5 +1,4 @@
-"""Blocks go into an engine's tier one by one, as a run, or as many single ones at once, and mean the same
-each way.
+"""A tier ends up the same whether blocks go into it one by one, as a run, or as many single ones at once.
 
 Many blocks go in together, by numpy, if all of them are new, their parents are known and no orphan waits for
 them. In every other case they go in one by one.
@@ -16,7 +15,7 @@ from kvevents.residency import Residency
 _NO_EXTRA_KEYS: tuple[list[Any] | None, ...] = (None, [None], [[]], [])
 
 FEW_BLOCKS = 12
-"""Fewer blocks than that are stored one by one, which costs less than numpy's calls."""
+"""Runs of fewer blocks are stored one by one, which costs less than numpy's calls."""
 
 
 class BlockStore:
@@ -33,7 +32,7 @@ class BlockStore:
         """Put a run into a tier of `engine`. Returns how many of its blocks lie there now, and how many wait
         for a parent.
 
-        `counts`: a block that is known already is there once more.
+        `counts`: whether a block that is known already has one more copy now.
         """
         hashes, parent = event.block_hashes, event.parent_block_hash
         if not counts and (known := engine.tiers[tier].leading(hashes)):
@@ -57,10 +56,10 @@ class BlockStore:
     def store_singles(
         self, engine: EngineCache, tier: str, events: Sequence[BlockStored], words: Keys
     ) -> bool:
-        """Put runs of one block each into a tier of `engine`, if each follows a known block. False: nothing
-        was done.
+        """Put runs of one block each into a tier of `engine`, if each follows a known block. Returns False if
+        it does nothing.
 
-        `words`: as `Digests` has them.
+        `words`: as in `Digests`.
         """
         hashes = [event.block_hashes[0] for event in events]
         at = places(hashes)
@@ -72,12 +71,14 @@ class BlockStore:
             return False
         keys = self._hasher.of_singles(parent_keys, words)
         if len(set(keys.tolist())) != len(hashes):
-            return False  # two names for one block
+            return False  # two hashes have the same key
         self.add(engine.tiers[tier], hashes, at, keys)
         return True
 
     def add(self, tier: Tier, hashes: Sequence[EngineHash], at: Sequence[int], keys: Keys) -> None:
-        """Put blocks with new hashes and different keys into a tier; `at`: the hashes' `places`."""
+        """Put blocks into a tier. No hash is known, and no two keys are equal; `at`: the `places` of the
+        hashes.
+        """
         tier.fill(hashes, at, keys.tolist())
         already = self._residency.put(keys, tier.bit)
         tier.blocks += len(keys) - len(already)
@@ -85,7 +86,7 @@ class BlockStore:
             tier.add_name(key)
 
     def load(self, tier: Tier, hashes: Sequence[EngineHash], keys: Keys) -> None:
-        """Put blocks with new hashes into a tier, whatever their keys."""
+        """Put blocks into a tier. No hash is known; keys may be equal."""
         listed = keys.tolist()
         if len(set(listed)) == len(listed):
             self.add(tier, hashes, places(hashes), keys)
@@ -104,7 +105,7 @@ class BlockStore:
         *,
         counts: bool,
     ) -> int | None:
-        """The block's key; None: it waits for its parent."""
+        """Store one block. Returns its key, or None if the block waits for its parent."""
         key = engine.key_of(engine_hash)
         if key is not None:
             if counts or engine_hash not in engine.tiers[tier].home(engine_hash):
@@ -125,7 +126,7 @@ class BlockStore:
         return key
 
     def _place(self, engine: EngineCache, tier: str, engine_hash: EngineHash, key: int) -> None:
-        """Store a block, and every block that waited for it, and those that waited for them."""
+        """Store a block, the blocks that waited for it, those that waited for these, and so on."""
         placed = [(engine_hash, key)]
         self._hold(engine.tiers[tier], engine_hash, key, 1)
         while placed:
@@ -154,7 +155,9 @@ class BlockStore:
 
 
 def is_single(event: BlockStored, like: BlockStored) -> bool:
-    """One whole block, of the same kind as another event's, with nothing special about it."""
+    """Whether an event is one whole block with no extra keys, and has the block size, tier and adapter of
+    another.
+    """
     return (
         len(event.block_hashes) == 1
         and (event.lookahead_token_ids is like.lookahead_token_ids or _same_lookahead(event, like))

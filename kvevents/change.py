@@ -1,6 +1,4 @@
-"""What an event did to the index is told in blocks: those it stored or removed, those that wait, and those
-that did nothing.
-"""
+"""What an event did to the index, as numbers of blocks: stored or removed, waiting, and without effect."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,7 +18,7 @@ class Change(NamedTuple):
 
 
 def total(changes: Sequence[Change]) -> Change:
-    """What several events did together."""
+    """The sum of what several events did."""
     dropped: dict[Reason, int] = {}
     for change in changes:
         for reason, count in change.dropped.items():

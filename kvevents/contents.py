@@ -1,6 +1,5 @@
-"""What a block holds has one form, however an engine or a client writes it, or no key can be made of it.
-
-Tokens are 32 bits each. An adapter and extra keys - multi-modal content, a salt - are one byte string.
+"""The same content has one form, however an engine or a client writes it; what has no such form has no
+key.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from kvevents.events import BlockStored, Reason
 
-# Lists in lists of extra keys; vLLM nests twice: the block's list, and a pair for a multi-modal item.
+# The deepest nesting of extra keys; vLLM nests twice: the block's list, and a pair for a multi-modal item.
 _MAX_DEPTH = 8
 
 
@@ -35,9 +34,9 @@ def token_array(token_ids: Iterable[int]) -> "array[int]":
 
 
 def windows(event: BlockStored) -> list[int]:
-    """The tokens of each block of a run and those behind it that its hash covers, block after block.
+    """For each block of a run its tokens and the tokens behind it that its hash covers, all in one list.
 
-    Raises UnkeyableRun if these are not equally many behind each block.
+    Raises UnkeyableRun if the number of tokens behind a block is not the same for all.
     """
     size, lookahead = event.block_size, event.lookahead_token_ids or []
     if len(lookahead) != len(event.block_hashes) or len(set(map(len, lookahead))) != 1:
@@ -62,15 +61,15 @@ def readable_tokens(token_ids: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[
     except (OverflowError, TypeError, ValueError):
         readable = array("I")
         with contextlib.suppress(OverflowError, TypeError, ValueError):
-            readable.extend(token_ids)  # up to the one that does not fit
+            readable.extend(token_ids)  # stops at the first that does not fit
         return np.frombuffer(readable, np.uint32)
 
 
 def canonical_extra(lora_name: str | None, lora_id: int | None, entry: Any) -> bytes:
-    """One byte string for all the ways to write a block's adapter and extra keys.
+    """One byte string for all ways to write a block's adapter and extra keys. Raises UnkeyableRun.
 
-    The adapter is counted once, though engines also put its name in front of the extra keys. A number without
-    a name identifies an adapter of that engine only, so no prompt has it. Raises UnkeyableRun.
+    The adapter is counted once, though engines also put its name in front of the extra keys. An adapter that
+    has a number and no name is known by that number to one engine only, so no prompt can have it.
     """
     parts = list(entry) if isinstance(entry, list | tuple) else [] if entry is None else [entry]
     if lora_name and parts and parts[0] == lora_name:

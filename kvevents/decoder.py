@@ -1,10 +1,11 @@
-"""Whatever bytes arrive, the readable events of a batch come out in order and the others are counted.
+"""Whatever bytes arrive, the readable events of a batch come out in order, and the unreadable ones are
+counted.
 
 Events are maps since vLLM 0.24 and arrays before; a batch is an array, and a map is understood too. Replayed
-messages have two or three parts behind an empty delimiter, which some clients' sockets remove.
+messages have two or three parts behind an empty delimiter, which the sockets of some clients remove.
 
-What one call does is bounded whatever the bytes are: small payloads are read at once, large ones event by
-event, and what is larger than an engine can mean is not read at all.
+What one call does is bounded for all bytes: a small payload is decoded at once, a large one event by event,
+and a payload that is larger than any batch of an engine is not decoded.
 """
 
 import re
@@ -24,33 +25,35 @@ from kvevents.events import (
 )
 
 MAX_PAYLOAD_BYTES = 16 << 20
-"""The largest batch: three million tokens, a hundred times what an engine's largest step announces."""
+"""The largest payload of a batch: three million tokens, a hundred times what an engine's largest step
+announces."""
 
-# Events of one batch: each block of a prompt of four million tokens removed by an event of its own.
+# The most events of one batch: a prompt of four million tokens is removed, by one event for each of its
+# blocks.
 _MAX_EVENTS = 1 << 18
-# One event: a run of a million tokens.
+# The largest event: a run of a million tokens.
 _MAX_EVENT_BYTES = 8 << 20
-# The extra keys of one event: multi-modal items in all blocks of 50 000 tokens. Lists of lists cost much to
-# decode.
+# The largest extra keys of one event: multi-modal items in all blocks of 50 000 tokens. Lists of lists cost
+# much to decode.
 _MAX_EXTRA_BYTES = 256 << 10
-# The lookahead of one event: one token behind each block of a run of a million.
+# The largest lookahead of one event: one token behind each block of a run of a million.
 _MAX_LOOKAHEAD_BYTES = 512 << 10
-# What is decoded without looking at it first: a millisecond or two, whatever it is.
+# Payloads up to this size are decoded at once: a millisecond or two, whatever they are.
 _AT_ONCE_BYTES = 128 << 10
 # The end of the year 9999: later times have no date.
 _MAX_TS_S = 253_402_300_799.0
-# Where the array form has its extra keys, the tag included.
+# The place of the extra keys in the array form, where the tag has place 0.
 _EXTRA_KEYS_PLACE = 8
 _NUMBER_BYTES = 8
 # vLLM's ZmqEventPublisher.END_SEQ.
 _END_OF_REPLAY = -1
 
-# What msgspec raises on bytes it cannot make sense of; a nesting without end is a RecursionError.
+# What msgspec raises for bytes that it cannot decode; RecursionError for a nesting without end.
 _UNDECODABLE = (ValueError, TypeError, OverflowError, RecursionError)
 
 
 class UnreadableMessage(ValueError):  # noqa: N818  # an outcome of a stranger's bytes, not a failure of ours
-    """The frames hold no message, or the payload no batch: nothing of it can be used."""
+    """The frames hold no message, or the payload no batch: nothing of it is used."""
 
 
 class Message(NamedTuple):
@@ -63,26 +66,28 @@ class Message(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A batch's readable events in order, and how many were skipped for which reason."""
+    """A batch's readable events in order, and how many were skipped, by reason."""
 
     batch: EventBatch
     skipped: dict[Reason, int]
 
 
 class Batch(NamedTuple):
-    """A batch whose events are read one by one, as they are asked for."""
+    """A batch whose events are decoded one by one, when they are asked for."""
 
     ts: float
     """Seconds since the epoch on the engine's clock; 0 for a time without a date."""
     rank: int | None
     length: int
-    """How many events there are."""
+    """The number of events, readable or not."""
     events: Iterable[Event | Reason]
-    """In order; where an event is skipped, the reason stands in its place."""
+    """In order, with the reason in place of an event that is skipped."""
 
 
 class _StoredArray(msgspec.Struct, array_like=True, tag="BlockStored", gc=False):
-    """Field order of vLLM's BlockStored; older releases stop after `lora_id`, `medium` or `lora_name`."""
+    """The fields of vLLM's BlockStored in their order; older releases stop after `lora_id`, `medium` or
+    `lora_name`.
+    """
 
     block_hashes: list[EngineHash]
     parent_block_hash: EngineHash | None
@@ -131,7 +136,8 @@ _SOUNDS_LIKE_REMOVAL = re.compile("remov|clear|evict|reset|delet", re.IGNORECASE
 def read_live(frames: Sequence[bytes]) -> Message:
     """The message in the frames of a SUB socket: topic, number, payload.
 
-    Raises UnreadableMessage for another number of frames or a number that is not 8 bytes or negative.
+    Raises UnreadableMessage for another number of frames, and for a sequence number that is not 8 bytes or is
+    negative.
     """
     if len(frames) != 3:
         raise UnreadableMessage(f"{len(frames)} frames instead of 3")
@@ -143,7 +149,7 @@ def read_live(frames: Sequence[bytes]) -> Message:
 
 
 def read_replay(frames: Sequence[bytes]) -> Message | None:
-    """The message in the frames of a replay, with or without delimiter and topic; None is the end marker.
+    """The message in the frames of a replay, with or without delimiter and topic. None is the end marker.
 
     Raises UnreadableMessage as `read_live` does.
     """
@@ -172,8 +178,8 @@ def decode(payload: bytes) -> Decoded:
 
 
 def read_batch(payload: bytes) -> Batch:
-    """The batch in `payload`. Raises UnreadableMessage if it is none, or larger than any; never anything
-    else.
+    """The batch in `payload`. Raises UnreadableMessage, and nothing else, if it is no batch or is too large
+    for one.
     """
     if len(payload) <= _AT_ONCE_BYTES:
         try:
@@ -229,7 +235,7 @@ def _lenient_rank(raw: msgspec.Raw | None) -> int | None:
 def _decode_event(raw: msgspec.Raw | bytes) -> Event | Reason:
     raw = bytes(raw)
     if len(raw) > _MAX_EVENT_BYTES:
-        return Reason.BROKEN_REMOVAL  # it is not decoded, so it may have been a removal
+        return Reason.BROKEN_REMOVAL  # what is not decoded may have been a removal
     if len(raw) > _AT_ONCE_BYTES and _is_too_large(raw):
         return _why_skipped(raw)
     try:
@@ -269,8 +275,8 @@ def _tag_of(raw: bytes) -> str | None:
 
 
 def _is_too_large(raw: bytes) -> bool:
-    """More than an engine can mean, or not to be taken apart at all. Tokens cost little, lists of lists
-    much.
+    """Whether an event is larger than any of an engine, or would cost too much to decode: tokens cost little,
+    lists of lists much.
     """
     lookahead = None
     try:

@@ -1,8 +1,8 @@
-"""What one engine process is known to hold, by its own hashes: keys, copies, names and blocks that wait for a
-parent.
+"""What one engine process is known to hold, by its own hashes: keys, copies, names, and blocks that wait for
+a parent.
 
-This is the engine's side of the bookkeeping. Which slots a key lies in stands in `kvevents.residency`; the
-methods here return what has to change there.
+This is the engine's side of the bookkeeping. The slots that a key lies in are kept by `kvevents.residency`;
+the methods here return what has to change there.
 """
 
 from collections import OrderedDict, deque
@@ -29,66 +29,70 @@ PART_OF_PREFIX_KINDS = frozenset(
         "cross_attention",
     }
 )
-"""The kinds that keep a part of it (all others of KVCacheSpecKind but the one that vLLM itself calls
-unknown)."""
+"""The kinds of cache group that keep only a part of a prefix: all others of vLLM's KVCacheSpecKind, except
+the one that vLLM itself calls unknown."""
 
-# Cache groups of one rank whose names are remembered; engines have two or three.
+# The most cache groups of one rank whose names are remembered; engines have two or three.
 _MAX_NOTED_GROUPS = 8
 _MAX_KIND_CHARS = 40
 
-# Dictionaries for a tier's hashes: one for 2 million would be rehashed for 0.1 s, each of these for 2 ms.
+# A tier has this many dictionaries for its hashes. One dictionary of 2 million is rehashed in 0.1 s, in which
+# nothing else runs; each of these in 2 ms.
 _SHARDS = 32
 _SHARD_MASK = _SHARDS - 1
 
 
 def places(hashes: Iterable[EngineHash]) -> list[int]:
-    """Which of a tier's dictionaries each hash belongs in."""
+    """For each hash, the number of the tier's dictionary that it belongs in."""
     return [hash(engine_hash) & _SHARD_MASK for engine_hash in hashes]
 
 
 class Tier:
-    """What lies in one slot."""
+    """The blocks that lie in one slot."""
 
     __slots__ = ("bit", "blocks", "copies", "further_copies", "hashes", "names", "shards")
 
     def __init__(self, bit: int) -> None:
-        """`bit`: the slot's own, in the sets of slots."""
+        """`bit`: the slot's own bit in sets of slots."""
         self.bit = bit
         self.shards: list[dict[EngineHash, int]] = [{} for _ in range(_SHARDS)]  # hash -> key
         self.hashes = 0
-        self.blocks = 0  # different keys
-        self.copies: dict[EngineHash, int] = {}  # beyond the first
-        self.further_copies = 0  # their sum
-        self.names: dict[int, int] = {}  # hashes of a key beyond the first: salts and groups can share one
+        self.blocks = 0  # the number of different keys
+        self.copies: dict[EngineHash, int] = {}  # of a hash, without the first
+        self.further_copies = 0  # the sum of `copies`
+        self.names: dict[int, int] = {}  # hashes of a key, without the first: salts and groups can share one
 
     def home(self, engine_hash: EngineHash) -> dict[EngineHash, int]:
         """The dictionary a hash belongs in."""
         return self.shards[hash(engine_hash) & _SHARD_MASK]
 
     def fill(self, hashes: Sequence[EngineHash], at: Sequence[int], keys: Sequence[int]) -> None:
-        """Put blocks in by new hashes; `at`: their `places`."""
+        """Put in blocks whose hashes are new; `at`: the `places` of the hashes."""
         deque(map(setitem, map(self.shards.__getitem__, at), hashes, keys), 0)  # a loop in C
         self.hashes += len(hashes)
 
     def has_any(self, hashes: Sequence[EngineHash], at: Sequence[int]) -> bool:
-        """Whether one of the hashes is here; `at`: their `places`."""
+        """Whether the tier has one of the hashes; `at`: their `places`."""
         return self.hashes > 0 and any(map(contains, map(self.shards.__getitem__, at), hashes))
 
     def leading(self, hashes: Sequence[EngineHash]) -> int:
-        """How many of the hashes are here before the first that is not."""
+        """The number of hashes before the first one that the tier does not have."""
         return len(list(takewhile(bool, map(contains, map(self.home, hashes), hashes))))
 
     def add_name(self, key: int) -> None:
-        """A further hash stands for a key that is here."""
+        """One more hash has a key that is here."""
         self.names[key] = self.names.get(key, 0) + 1
 
     def add_copies(self, engine_hash: EngineHash, copies: int) -> None:
-        """So many more copies of a block that is here."""
+        """A block that is here has so many more copies."""
         self.copies[engine_hash] = self.copies.get(engine_hash, 0) + copies
         self.further_copies += copies
 
     def remove(self, engine_hash: EngineHash, gone: list[int]) -> bool:
-        """Take one copy away; a key nothing stands for any more is added to `gone`. False: it is not here."""
+        """Take one copy away. Returns False if the block is not here.
+
+        A key that no hash has any more is appended to `gone`.
+        """
         home = self.shards[hash(engine_hash) & _SHARD_MASK]
         key = home.get(engine_hash)
         if key is None:
@@ -103,7 +107,9 @@ class Tier:
         return True
 
     def forget_copies_beyond(self, capacity: int) -> None:
-        """Drop copies, the newest first, until there are no more blocks than `capacity`, or none is left."""
+        """Drop further copies, the newest first, until all copies together are at most `capacity`, or none is
+        left to drop.
+        """
         while self.copies and self.hashes + self.further_copies > capacity:
             engine_hash, copies = self.copies.popitem()
             left = max(0, copies - (self.hashes + self.further_copies - capacity))
@@ -113,9 +119,9 @@ class Tier:
 
 
 def why_uncounted(kind: str | None) -> Reason | None:
-    """Why blocks of a group of that kind are not counted; None if they are.
+    """Why blocks of a cache group of that kind are not counted; None if they are.
 
-    Older engines told no kind, when all of their groups held whole prefixes.
+    Older engines name no kind; all of their groups held whole prefixes.
     """
     if kind is None or kind in WHOLE_PREFIX_KINDS:
         return None
@@ -123,7 +129,9 @@ def why_uncounted(kind: str | None) -> Reason | None:
 
 
 def note_uncounted(noted: dict[str, Reason], event: BlockStored, reason: Reason) -> None:
-    """Remember that a group of this rank is not counted, and why; by its number and kind in words."""
+    """Remember in `noted` that a cache group is not counted, and why. The key is its number and kind in
+    words.
+    """
     if len(noted) < _MAX_NOTED_GROUPS:
         kind = event.kv_cache_spec_kind or "of no kind"
         noted.setdefault(f"group {event.group_idx}: {kind[:_MAX_KIND_CHARS]}", reason)
@@ -137,26 +145,28 @@ class Orphan:
     def __init__(self, parent: EngineHash, digest: int, copies: dict[str, int]) -> None:
         self.parent = parent
         self.digest = digest
-        self.copies = copies  # by tier
+        self.copies = copies  # the number of copies, by tier
 
 
 class EngineCache:
-    """All that is known of one (instance, rank)."""
+    """All that is known of one rank of an instance."""
 
     __slots__ = ("block_size", "children", "clears", "group_idx", "lookahead", "orphans", "tiers")
 
     def __init__(self, block_size: int, lookahead: int = 0) -> None:
-        """`lookahead`: the tokens behind each block that count for it."""
+        """`lookahead`: the number of tokens behind a block that its engine's hash covers."""
         self.block_size = block_size
         self.lookahead = lookahead
         self.clears = 0
         self.group_idx: int | None = None
         self.tiers: dict[str, Tier] = {}
         self.orphans: OrderedDict[EngineHash, Orphan] = OrderedDict()
-        self.children: dict[EngineHash, dict[EngineHash, None]] = {}  # of orphans: parent -> those that wait
+        self.children: dict[
+            EngineHash, dict[EngineHash, None]
+        ] = {}  # of a parent that is not known: the orphans that wait for it
 
     def held(self, *, main: bool) -> int:
-        """Hashes in the engine's own tier, or in all others."""
+        """The number of hashes in the engine's own tier (`main`), or in all others."""
         held = 0
         for name, tier in self.tiers.items():
             if (name == DEFAULT_TIER) is main:
@@ -164,7 +174,7 @@ class EngineCache:
         return held
 
     def key_of(self, engine_hash: EngineHash) -> int | None:
-        """The key of a block in any tier."""
+        """The key of a block that lies in any tier; None if it lies in none."""
         for tier in self.tiers.values():
             key = tier.shards[hash(engine_hash) & _SHARD_MASK].get(engine_hash)
             if key is not None:
@@ -172,14 +182,15 @@ class EngineCache:
         return None
 
     def counts_group(self, group_idx: int | None) -> bool:
-        """Whether blocks of that cache group count here.
+        """Whether blocks of that cache group are counted.
 
-        Groups of one engine share hashes. The first that holds whole prefixes speaks for the others like it.
+        Groups of one engine share hashes. The first group that holds whole prefixes is counted, and no other
+        like it.
         """
         return group_idx is None or self.group_idx is None or group_idx == self.group_idx
 
     def refusal(self, event: BlockStored) -> Reason | None:
-        """Why a run cannot be stored here."""
+        """Why a run cannot be stored here; None if it can."""
         if not self.counts_group(event.group_idx):
             return Reason.CACHE_GROUP
         if (self.block_size != event.block_size or self.lookahead != event.lookahead) and (
@@ -189,8 +200,8 @@ class EngineCache:
         return None
 
     def are_new(self, hashes: Sequence[EngineHash], at: Sequence[int]) -> bool:
-        """Whether no tier has one of them, none waits or is waited for, and none comes twice; `at`: their
-        `places`.
+        """Whether no tier has one of the hashes, none waits or is waited for, and none comes twice; `at`:
+        their `places`.
         """
         if len(set(hashes)) != len(hashes):
             return False
@@ -203,12 +214,12 @@ class EngineCache:
     def add_orphan(
         self, engine_hash: EngineHash, parent: EngineHash, digest: int, copies: dict[str, int]
     ) -> None:
-        """A block begins to wait for its parent."""
+        """Let a block wait for its parent; `copies`: by tier."""
         self.orphans[engine_hash] = Orphan(parent, digest, copies)
         self.children.setdefault(parent, {})[engine_hash] = None
 
     def take_orphan(self, engine_hash: EngineHash) -> Orphan | None:
-        """A block waits no longer, if it did."""
+        """Let a block wait no longer. Returns it, or None if it did not wait."""
         orphan = self.orphans.pop(engine_hash, None)
         if orphan is not None:
             siblings = self.children[orphan.parent]
@@ -218,7 +229,7 @@ class EngineCache:
         return orphan
 
     def remove_orphan(self, tier: str, engine_hash: EngineHash) -> bool:
-        """Take one copy of a waiting block away. False: no such copy."""
+        """Take away one copy of a block that waits. Returns False if there is no such copy."""
         orphan = self.orphans.get(engine_hash)
         if orphan is None or tier not in orphan.copies:
             return False
@@ -230,7 +241,9 @@ class EngineCache:
         return True
 
     def evict_orphans(self, most: int) -> int:
-        """Let the longest waiting blocks go until there are no more than `most`; how many went."""
+        """Drop blocks that wait, the longest waiting first, until `most` are left. Returns how many were
+        dropped.
+        """
         evicted = 0
         while len(self.orphans) > most:
             self.take_orphan(next(iter(self.orphans)))
@@ -239,7 +252,7 @@ class EngineCache:
 
 
 def _count_down(counts: dict[Any, int], of: int | bytes) -> bool:
-    """One less of what is counted beyond the first. False if nothing was."""
+    """Count one less of `of`. Returns False if none was counted; the first is not."""
     left = counts.pop(of, 0) - 1
     if left > 0:
         counts[of] = left

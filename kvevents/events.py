@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import msgspec
 
 EngineHash = int | Annotated[bytes, msgspec.Meta(max_length=64)]
-"""An engine's own name for a block: 64 bits or 32 bytes. It is a handle, never compared between engines. 64
-bytes are the longest digest in common use; a longer hash makes a broken event."""
+"""An engine's own name for a block: 64 bits or 32 bytes, never compared between engines.
+
+64 bytes are the longest digest in common use; an event with a longer hash is broken."""
 
 _Name = Annotated[str, msgspec.Meta(max_length=256)]
 
@@ -19,9 +20,8 @@ _Name = Annotated[str, msgspec.Meta(max_length=256)]
 REPORT_SESSION = "kvproxy-cache-report"
 """The `session_id` that every kvproxy gives its requests for a full report (vLLM's `kv_cache_report_mode`).
 
-vLLM writes it into every BlockStored that such a request causes, so that a listener knows a reported block to
-be no further copy. Older engines leave it out.
-"""
+vLLM writes it into every BlockStored that such a request causes: a block that is reported so is no further
+copy. Older engines leave it out."""
 
 
 class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockStored", gc=False):
@@ -31,7 +31,7 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockSto
     parent_block_hash: EngineHash | None
     """The block before the run; None if the run begins a prompt."""
     token_ids: list[int]
-    """`block_size * len(block_hashes)` of them; anything else is a misaligned run."""
+    """`block_size * len(block_hashes)` token ids; a run with any other number is misaligned."""
     block_size: int
     lora_id: int | None = None
     """The adapter's number inside that one engine."""
@@ -39,19 +39,19 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockSto
     """The tier: "GPU" is the engine's own cache, on a CPU engine too."""
     lora_name: _Name | None = None
     extra_keys: list[Any] | None = None
-    """One entry a block: None, or a list of the LoRA name, multi-modal keys, the cache salt (first block)."""
+    """One entry for each block: None, or a list of the LoRA name, multi-modal keys, and the cache salt (first
+    block)."""
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
     """How the cache group attends; only "full_attention" groups hold the whole prefix."""
     kv_cache_spec_sliding_window: int | None = None
     session_id: Any = None
-    """Of the request that caused it: text, or None."""
+    """The session of the request that caused the event: text, or None."""
     lookahead_token_ids: list[list[int]] | None = None
-    """One list a block: the tokens that follow it in its prompt and that its hash covers, too.
+    """One list for each block: the tokens that follow it in its prompt and that its hash covers as well.
 
     vLLM has them since 0.33 for draft models that look ahead (EAGLE: one token; MTP with several modules: one
-    each), and only without a KV connector. Such a block is found again only where these tokens follow it.
-    """
+    each), and only without a KV connector. Such a block is found again only where these tokens follow it."""
 
     @property
     def lookahead(self) -> int:
@@ -60,8 +60,8 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag="BlockSto
 
     @property
     def is_report(self) -> bool:
-        """Whether it may tell of blocks that have not been stored again, because somebody asked for a full
-        report.
+        """Whether the event belongs to a full report that somebody asked for, so that its blocks may be known
+        already.
         """
         return bool(self.session_id == REPORT_SESSION)
 
@@ -102,27 +102,28 @@ class Reason(StrEnum):
     """A removal or reset with missing or wrong fields, or of an unknown type: blocks that are known may be
     gone."""
     PLACEHOLDER = "placeholder"
-    """Announced without tokens (offload tiers do that): nothing to key it by."""
+    """Announced without tokens, as offload tiers do: no key can be made."""
     MISALIGNED = "misaligned"
-    """Tokens, extra keys or the tokens that follow do not divide evenly over the blocks."""
+    """The tokens, the extra keys or the tokens behind the blocks do not divide evenly over the blocks."""
     CACHE_GROUP = "cache_group"
-    """Of a cache group that does not hold whole prefixes, or that holds what the counted group holds."""
+    """In a cache group that does not hold whole prefixes, or that holds the same as the group that is
+    counted."""
     CACHE_KIND = "cache_kind"
-    """Of a cache group of a kind we do not know, so it is not counted."""
+    """In a cache group of a kind that is not known here, so it is not counted."""
     BLOCK_SIZE = "block_size"
-    """Another block size than the instance's other blocks have, or one that no engine has."""
+    """The block size is not that of the instance's other blocks, or is one that no engine has."""
     LOOKAHEAD = "lookahead"
-    """Another number of tokens behind each block counts than behind the instance's other blocks, or more than
-    any engine has."""
+    """The number of tokens behind each block is not that of the instance's other blocks, or is more than any
+    engine has."""
     TOKENS = "tokens"
     """A token id below 0 or above 32 bits."""
     EXTRA_KEYS = "extra_keys"
     """Extra keys nested too deeply or of an unknown kind."""
     UNKNOWN_BLOCK = "unknown_block"
-    """Removed, but never announced to us."""
+    """Removed, but not known here."""
     ORPHAN_EVICTED = "orphan_evicted"
-    """It waited for its parent until too many others did."""
+    """Dropped while it waited for its parent, because too many blocks waited."""
     TIERS = "tiers"
-    """In a further tier of a rank that has as many as any engine."""
+    """In one more tier of a rank that has MAX_TIERS already."""
     FULL = "full"
-    """More blocks than one source may have in the index."""
+    """The source has as many blocks in the index as one source may have."""

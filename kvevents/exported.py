@@ -15,25 +15,27 @@ from kvevents.engine_cache import EngineCache, Tier
 from kvevents.events import EngineHash, Reason
 
 SLICE_BLOCKS = 1024
-"""Blocks copied or loaded between two pauses: below a millisecond."""
+"""Blocks that are copied or loaded between two pauses, in less than a millisecond."""
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class ExportedTier:
-    """The blocks of one tier, in two columns of equal length. A key also says how to go on behind it."""
+    """The blocks of one tier, as columns of equal length. A key is also all that is needed to continue behind
+    it.
+    """
 
     name: str
     hashes: list[EngineHash]
     keys: Keys
     copies: dict[EngineHash, int] = field(default_factory=dict)
-    """How many copies beyond the first; hashes with only one are left out."""
+    """The number of copies without the first; a hash with one copy is left out."""
 
 
 @dataclass(slots=True)
 class ExportedOrphan:
-    """A block that waits for its parent, with its copies by tier."""
+    """A block that waits for its parent, with the number of its copies by tier."""
 
     engine_hash: EngineHash
     parent: EngineHash
@@ -43,7 +45,7 @@ class ExportedOrphan:
 
 @dataclass(slots=True)
 class ExportedRank:
-    """All that is known of one (instance, rank)."""
+    """All that is known of one rank of an instance."""
 
     block_size: int
     group_idx: int | None
@@ -53,17 +55,19 @@ class ExportedRank:
     uncounted: dict[str, Reason] = field(default_factory=dict)
     """The cache groups whose blocks are not counted, and why."""
     lookahead: int = 0
-    """Tokens behind each block that count for it."""
+    """The number of tokens behind a block that its engine's hash covers."""
 
     @property
     def hashes(self) -> int:
-        """How many blocks there are, those that wait left out; those of several tiers count in each."""
+        """The number of blocks, without those that wait; a block counts once for each tier that it lies
+        in.
+        """
         return sum(len(tier.hashes) for tier in self.tiers)
 
 
 def copy_slices(engine: EngineCache) -> Generator[None, None, ExportedRank | None]:
-    """Copy a rank in slices, in which nobody may change it; None if somebody forgot or cleared it all the
-    same.
+    """Copy a rank in slices. It MUST NOT change meanwhile; returns None if it was forgotten or cleared all
+    the same.
     """
     live, clears = dict(engine.tiers), engine.clears
     tiers = []
@@ -100,7 +104,9 @@ def load_slices(
     put: Callable[[Tier, Sequence[EngineHash], Keys], None],
     is_current: Callable[[], bool],
 ) -> Generator[None, None, bool]:
-    """Fill an empty rank in slices. False: it was retired (`is_current` denies it) or cleared meanwhile."""
+    """Fill an empty rank in slices. Returns False if it was retired (`is_current` says so) or cleared
+    meanwhile.
+    """
     engine.group_idx = exported.group_idx
     for told in exported.tiers:
         tier = engine.tiers[told.name] = new_tier(told.name)
@@ -124,7 +130,7 @@ def load_slices(
 
 
 def at_once(steps: Generator[None, None, T]) -> T:
-    """What a generator returns, without its pauses."""
+    """Run a generator without its pauses, and return what it returns."""
     while True:
         try:
             next(steps)

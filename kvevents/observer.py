@@ -1,5 +1,5 @@
-"""All that can be counted or logged leaves this package through one Protocol, and nothing that an engine does
-as an exception.
+"""All that can be counted or logged leaves this package through one Protocol; nothing that an engine does
+raises.
 """
 
 from typing import Protocol
@@ -9,8 +9,8 @@ from kvevents.source_events import RetireReason, State
 
 
 class Observer(Protocol):
-    """Hears all that can be counted. Called on the event loop, in the middle of a change: it MUST be quick
-    and MUST NOT raise.
+    """Hears all that can be counted. Its methods are called on the event loop, in the middle of a change:
+    they MUST be quick and MUST NOT raise.
     """
 
     def event_applied(self, *, instance: str, rank: int, event_type: str, count: int) -> None:
@@ -18,19 +18,21 @@ class Observer(Protocol):
         ...
 
     def event_dropped(self, *, instance: str, rank: int, reason: Reason, count: int) -> None:
-        """Blocks or events changed nothing, and why."""
+        """`count` blocks or events changed nothing, for that reason."""
         ...
 
     def gap(self, *, instance: str, rank: int, missing: int) -> None:
-        """A live number skipped that many batches."""
+        """The number of a live batch shows that `missing` batches before it did not arrive."""
         ...
 
     def replay(self, *, instance: str, rank: int, batches: int, complete: bool) -> None:
-        """A replay has ended; `complete`: its end marker came and nothing was missing in between."""
+        """A replay has ended and brought `batches` new ones; `complete`: its end marker came, and nothing
+        before it is missing.
+        """
         ...
 
     def state_changed(self, *, instance: str, rank: int, state: State) -> None:
-        """What is known of that rank now; the events before it have been applied."""
+        """The state of a rank has changed; all events before the change have been applied."""
         ...
 
     def retired(self, *, instance: str, rank: int, why: RetireReason) -> None:
@@ -38,16 +40,18 @@ class Observer(Protocol):
         ...
 
     def resumed(self, *, instance: str, rank: int, why: RetireReason | None) -> None:
-        """What `resume` had loaded was proven to be right (`why` is None), or was forgotten."""
+        """The blocks that `resume` loaded were proven to be right (`why` is None), or were forgotten."""
         ...
 
     def batch_received(self, *, instance: str, rank: int, number: int, ts_s: float, events: int) -> None:
-        """A batch was read, live or replayed; its events follow. `ts_s`: the engine's clock."""
+        """A batch was read, live or replayed, and its events are applied next; `ts_s`: seconds since 1970, by
+        the engine's clock.
+        """
         ...
 
 
 class NullObserver:
-    """Ignores everything; a base for observers that care about a part."""
+    """Ignores everything; a base for observers that need only some of the methods."""
 
     def event_applied(self, *, instance: str, rank: int, event_type: str, count: int) -> None: ...
     def event_dropped(self, *, instance: str, rank: int, reason: Reason, count: int) -> None: ...

@@ -1,13 +1,14 @@
-"""A slot's cached tokens are those of the longest prefix all of whose blocks lie in it now: no guesses.
+"""The cached tokens of a slot are those of the longest prefix all of whose blocks lie in it now; nothing is
+guessed.
 
-Engine hashes are handles of one (instance, rank); blocks are known by their keys, which every instance
-shares. For each key one table holds the number of the set of slots it lies in, for each tier of an engine
-dictionaries lead from hash to key. A block whose parent is unknown waits, bounded in number, and counts once
-the parent has come.
+Engine hashes are names within one (instance, rank); blocks are known by their keys, which all instances
+share. One table has, for each key, the number of the set of slots that the block lies in; dictionaries, some
+for each tier of an engine, lead from hash to key. A block whose parent is not known waits, and counts once
+the parent has come; the number of those that wait is bounded.
 
-What is cleared or retired is gone from every answer at once, because answers are made from the bits of live
-slots alone. `sweep` gives its memory back slice by slice. A bit is used again only when nothing is left of
-its last owner.
+What is cleared or retired is gone from every answer at once, because answers are made of the bits of live
+slots alone. `sweep` gives its memory back slice by slice. A slot's bit is used for another slot only when no
+block has it any more.
 """
 
 import sys
@@ -28,28 +29,30 @@ from kvevents.slot_sets import bits
 from kvevents.slots import Slot, Slots
 
 MAX_ORPHANS = 16_384
-"""Blocks of one (instance, rank) that wait for a parent: two of the longest prompts in common use, 16-token
-blocks."""
+"""The most blocks of one rank that wait for a parent: two of the longest prompts in common use, in blocks of
+16 tokens."""
 
 MAX_BLOCKS = 2_000_000
-"""Blocks of one (instance, rank) in the engine's own tier, by its own hashes: 32 million tokens in 16-token
-blocks, 300 to 400 MB here; all other tiers together have half of that. What comes beyond is dropped, so that
-a source that never removes cannot fill the memory."""
+"""The most blocks of one rank in the engine's own tier, counted by hash; all other tiers together have half
+of that.
+
+They are 32 million tokens in blocks of 16, and take 300 to 400 MB here. Further blocks are dropped, so that a
+source that never removes any cannot fill the memory."""
 
 MAX_TIERS = 8
-"""Tiers of one (instance, rank); vLLM knows a GPU, a CPU and one or two kinds of storage."""
+"""The most tiers of one rank; vLLM has a GPU, a CPU and one or two kinds of storage."""
 
 SWEEP_BLOCKS = 512
-"""Blocks of one slice of sweeping: well below half a millisecond."""
+"""Blocks that one slice of sweeping gives back, in much less than half a millisecond."""
 
 Removals = Callable[[str, int, Sequence[int] | None], None]
-"""Takes an instance, a rank, and the keys that left one of its tiers; None: all blocks of the rank are
+"""Called with an instance, a rank, and the keys that left one of its tiers; None: all blocks of the rank are
 gone."""
 
 
 class PrefixIndex:
-    """Which blocks lie in which slot. Synchronous; every call leaves it consistent; nothing an engine says
-    raises.
+    """Which blocks lie in which slot. Synchronous. Every call leaves the index consistent, and no event makes
+    it raise.
     """
 
     def __init__(
@@ -62,9 +65,9 @@ class PrefixIndex:
     ) -> None:
         """`max_orphans`, `max_blocks`: for each (instance, rank).
 
-        `count_copies`: each physical copy of a block is stored and removed by its own event, as every vLLM
-        does. False: the first event of either kind decides, for engines whose events do not pair. An engine
-        that tells only of first copies and last removals is right with counting, too.
+        `count_copies`: True if each physical copy of a block is stored and removed by an event of its own, as
+        with every vLLM; also right for an engine that announces only the first copy and the last removal.
+        False: the first event of either kind decides, for engines whose events do not come in pairs.
         """
         self._hasher = hasher if hasher is not None else BlockHasher()
         self._count_copies = count_copies
@@ -90,7 +93,7 @@ class PrefixIndex:
 
     @property
     def hasher(self) -> BlockHasher:
-        """The one maker of keys that match this index."""
+        """The hasher whose keys this index has."""
         return self._hasher
 
     # ---- events -------------------------------------------------------------------------------------------
@@ -137,16 +140,16 @@ class PrefixIndex:
         return Change(applied, orphans, {Reason.ORPHAN_EVICTED: evicted} if evicted else {})
 
     def store_all(self, instance: str, rank: int, events: Sequence[BlockStored]) -> Change:
-        """As `store` of each in order. For single blocks of many sequences that are being decoded it costs
-        half as much.
+        """Does what `store` does, for each of the events in order. For single blocks of many sequences that
+        are being decoded it costs half as much.
         """
         if len(events) >= FEW_BLOCKS and self._store_singles(instance, rank, events):
             return Change(len(events), 0, {})
         return total([self.store(instance, rank, event) for event in events])
 
     def _store_singles(self, instance: str, rank: int, events: Sequence[BlockStored]) -> bool:
-        """Store single blocks that are alike in all but their content. False: they are not, and nothing was
-        done.
+        """Store single blocks that are alike in all but their content. Returns False, and does nothing, if
+        they are not.
         """
         engine, first = self._engines.get((instance, rank)), events[0]
         if (
@@ -175,8 +178,8 @@ class PrefixIndex:
         return True
 
     def _has_room(self, engine: EngineCache, tier: str, blocks: int) -> bool:
-        # Some connectors never tell what leaves their tier: their blocks must not take the place of the
-        # engine's own.
+        # Some connectors never announce what leaves their tier: its blocks must not take the place of blocks
+        # of the engine's own tier.
         main = tier == DEFAULT_TIER
         return engine.held(main=main) + blocks <= (self._max_blocks if main else self._max_blocks // 2)
 
@@ -185,7 +188,9 @@ class PrefixIndex:
             tier.forget_copies_beyond(self._capacity.get((instance, rank, name), sys.maxsize))
 
     def remove(self, instance: str, rank: int, event: BlockRemoved) -> Change:
-        """One copy of each named block has left a tier; one that waited for its parent no longer waits."""
+        """One copy of each named block has left a tier; a block that waited for its parent waits no
+        longer.
+        """
         engine = self._engines.get((instance, rank))
         if engine is None:
             return Change(0, 0, {Reason.UNKNOWN_BLOCK: len(event.block_hashes)} if event.block_hashes else {})
@@ -209,7 +214,7 @@ class PrefixIndex:
         return Change(applied, 0, {Reason.UNKNOWN_BLOCK: unknown} if unknown else {})
 
     def clear(self, instance: str, rank: int) -> int:
-        """Nothing is cached on that rank any more; its slots stay. Returns the blocks that went."""
+        """Nothing is cached on that rank any more; its slots stay. Returns the number of blocks that went."""
         engine = self._engines.get((instance, rank))
         self._reports.cleared(instance, rank)
         if engine is None:
@@ -218,7 +223,7 @@ class PrefixIndex:
         engine.clears += 1
         for name, tier in engine.tiers.items():
             if not tier.hashes:
-                continue  # nothing to sweep: resets may come by the thousand
+                continue  # there is nothing to sweep, and thousands of resets may come
             blocks += tier.blocks
             self._bury(tier)
             engine.tiers[name] = self._new_tier(Slot(instance, rank, name))
@@ -230,8 +235,8 @@ class PrefixIndex:
         return blocks
 
     def retire(self, instance: str, rank: int | None = None) -> int:
-        """Forget all about an instance, or one rank of it: slots, block size, waiting blocks. Returns the
-        blocks.
+        """Forget all that is known of an instance, or of one rank of it: slots, block size, waiting blocks.
+        Returns the number of blocks that went.
         """
         blocks = 0
         for at in [at for at in self._engines if at[0] == instance and rank in {None, at[1]}]:
@@ -249,18 +254,20 @@ class PrefixIndex:
         return blocks
 
     def sweep(self, blocks: int = SWEEP_BLOCKS) -> bool:
-        """Give back the memory of up to so many blocks that were cleared or retired; False once none is left.
+        """Give back the memory of up to `blocks` blocks that were cleared or retired. Returns False once none
+        is left.
 
-        Storing sweeps twice what it stores, so that memory stays bounded without this; an owner that wants it
-        back soon calls it until it answers False, and lets others run in between.
+        Storing sweeps twice as many blocks as it stores, so memory stays bounded without a call. An owner
+        that wants the memory back soon calls this until it returns False, and lets other tasks run in
+        between.
         """
         return self._slots.sweep(blocks)
 
     def set_capacity(self, instance: str, rank: int, blocks: int | None, tier: str = DEFAULT_TIER) -> None:
-        """Say how many physical blocks a tier has (the engine's num_gpu_blocks); None: not known.
+        """Set how many physical blocks a tier has (the engine's num_gpu_blocks); None: not known.
 
         If more copies are counted than fit, some of them were only reported; the newest are forgotten first.
-        The capacity outlives `retire`.
+        The capacity stays after `retire`.
         """
         if blocks is None:
             self._capacity.pop((instance, rank, tier), None)
@@ -268,16 +275,16 @@ class PrefixIndex:
             self._capacity[instance, rank, tier] = blocks
 
     def expect_reports(self, instance: str, rank: int) -> None:
-        """The engine is asked for a full report: it tells of blocks again that it has had for long.
+        """The engine is asked for a full report, so it will announce blocks again that it has had for long.
 
-        From here on a known block that is told again is no further copy, until the rank is cleared or
-        retired. Once the engine is found to mark its reports (`REPORT_SESSION`), that goes for marked events
+        From now on, until the rank is cleared or retired, a known block that is announced again is no further
+        copy. Once the engine is found to mark its reports (`REPORT_SESSION`), that is so for marked events
         only.
         """
         self._reports.expect(instance, rank)
 
     def capacity(self, instance: str, rank: int, tier: str = DEFAULT_TIER) -> int | None:
-        """What `set_capacity` was told last."""
+        """The capacity that `set_capacity` set last; None: not known."""
         return self._capacity.get((instance, rank, tier))
 
     # ---- questions ----------------------------------------------------------------------------------------
@@ -303,7 +310,7 @@ class PrefixIndex:
         return cached
 
     def holds(self, instance: str, rank: int, key: int) -> bool:
-        """Whether a block lies in any tier of a rank."""
+        """Whether the block with that key lies in any tier of a rank."""
         engine = self._engines.get((instance, rank))
         if engine is None:
             return False
@@ -313,11 +320,12 @@ class PrefixIndex:
     def match_slower(
         self, prompt: Prompt, tiers: Sequence[str], main: str = DEFAULT_TIER
     ) -> slower_tiers.Found:
-        """How much of a prompt lies in slower tiers behind the prefix that `main` has.
+        """How many tokens of a prompt lie in slower tiers behind the prefix that `main` has, by rank and
+        tier.
 
-        In tokens, by (instance, rank) and tier; a rank with nothing there is left out. Each block counts for
-        the first of the `tiers` that has it. Counting ends at the first block that none of them has, and
-        before the prompt's last token, which is always computed.
+        A rank with nothing there is left out. Each block counts for the first of the `tiers` that has it.
+        Counting ends at the first block that none of them has, and before the prompt's last token, which is
+        always computed.
         """
 
         def keys_of(block_size: int, lookahead: int) -> Keys:
@@ -327,22 +335,22 @@ class PrefixIndex:
         return slower_tiers.match(self._engines, self._residency, keys_of, tiers, main)
 
     def blocks(self) -> dict[Slot, int]:
-        """How many different blocks lie in each live slot (copies count once)."""
+        """The number of different blocks in each live slot; copies of a block count once."""
         return {slot: tier.blocks for slot, tier in self._tiers()}
 
     def orphans(self, instance: str, rank: int) -> int:
-        """How many blocks of that rank wait for a parent."""
+        """The number of blocks of that rank that wait for a parent."""
         engine = self._engines.get((instance, rank))
         return len(engine.orphans) if engine is not None else 0
 
     def block_size(self, instance: str, rank: int) -> int | None:
-        """Tokens a block, learned from the events; None until the first."""
+        """The tokens of a block, learned from events; None before the first."""
         engine = self._engines.get((instance, rank))
         return engine.block_size if engine is not None else None
 
     def lookahead(self, instance: str, rank: int) -> int:
-        """Tokens behind each block that count for it, learned from the events; 0 for most engines, and until
-        the first.
+        """The number of tokens behind a block that its engine's hash covers, learned from events; 0 before
+        the first, and for most engines.
         """
         engine = self._engines.get((instance, rank))
         return engine.lookahead if engine is not None else 0
@@ -365,7 +373,7 @@ class PrefixIndex:
 
     def upper_bound(self, instance: str, rank: int) -> bool:
         """Whether the rank may reuse less than `match` says: a hybrid model reuses what all of its cache
-        groups have.
+        groups have, and only one of them is counted.
         """
         return (instance, rank) in self._uncounted
 
@@ -376,11 +384,11 @@ class PrefixIndex:
         return at_once(self.exporting(instance, rank))
 
     def exporting(self, instance: str, rank: int) -> Generator[None, None, ExportedRank | None]:
-        """All that is known of one rank; None if nothing is, or if the rank was forgotten or cleared
+        """All that is known of one rank; None if nothing is known, or if the rank was forgotten or cleared
         meanwhile.
 
-        Made in slices, between which the rest of the index may change, but this rank MUST NOT. The keys mean
-        something only to an index with the same secret.
+        It is made in slices. Between them the rest of the index may change, but this rank MUST NOT. The keys
+        can only be used by an index with the same secret.
         """
         engine = self._engines.get((instance, rank))
         exported = (yield from copy_slices(engine)) if engine is not None else None
@@ -396,8 +404,8 @@ class PrefixIndex:
     def loading(self, instance: str, rank: int, exported: ExportedRank) -> Generator[None, None, bool]:
         """Replace what is known of a rank by what an index with the same secret has exported.
 
-        Made in slices, between which the rest of the index may change, but this rank MUST NOT. Blocks count
-        from the first slice on. False: the rank was retired or cleared meanwhile.
+        It is loaded in slices. Between them the rest of the index may change, but this rank MUST NOT. Blocks
+        count from the first slice on. Returns False if the rank was retired or cleared meanwhile.
         """
         self.retire(instance, rank)
         engine = self._engines[instance, rank] = EngineCache(exported.block_size, exported.lookahead)
@@ -428,8 +436,8 @@ class PrefixIndex:
                 yield Slot(instance, rank, name), tier
 
     def _live_slots(self) -> dict[Slot, int]:
-        """0 for every live slot. Sets `_known_shapes`, too: each block size and lookahead, and the slots that
-        have both.
+        """Every live slot, with 0. Sets `_known_shapes` as well: each pair of block size and lookahead, with
+        the slots that have it.
         """
         if self._known_slots is None:
             self._known_slots = {slot: 0 for slot, _ in self._tiers()}

@@ -1,42 +1,45 @@
-"""A source that publishes nothing is asked at intervals whether it is still the process that is known. Pure:
-times are passed in.
+"""A source that publishes nothing is asked at intervals whether it is still the process that is known.
+
+Pure: times are passed in, in seconds of any one clock.
 """
 
 import math
 
 PROBE_AGAIN_S = 1.0
-"""A source that could not be asked because others have all places for replays is asked after that time."""
+"""Seconds after which a source is asked that could not be asked now, because other replays have all
+places."""
 
 
 class ProbeClock:
     """When the source of one subscription is asked again although nothing seems to be missing."""
 
     def __init__(self, *, probe_s: float, settle_s: float, again_s: float = PROBE_AGAIN_S) -> None:
-        """`probe_s`, `settle_s`: as `Subscriber` has them. `again_s`: when what was put off is due."""
+        """`probe_s`, `settle_s`: as of `Subscriber`. `again_s`: when a probe that was put off is due."""
         self._probe_s = probe_s
         self._settle_s = settle_s
         self._again_s = again_s
         self.due_at = 0.0
         """When to ask next."""
         self.unheard = 0
-        """Replays of this connection in a row that brought batches which had never been heard live."""
-        self._settle_at: float | None = None  # None until a replay of this connection was whole
+        """How many replays of this connection in a row brought batches that were never heard live."""
+        self._settle_at: float | None = None  # None until a replay of this connection was complete
 
     def link_changed(self) -> None:
-        """A publisher has shaken hands, or is gone."""
+        """The handshake with a publisher succeeded, or the publisher is gone."""
         self._settle_at = None
         self.unheard = 0
 
     def heard_live(self, now: float, *, incomplete: bool) -> None:
-        """A live batch came, which puts the next probe off unless the source is still to be completed."""
+        """A live batch came. It puts the next probe off, unless the source is `incomplete`."""
         self.unheard = 0
         if not incomplete:
             self.due_at = now + self._probe_s
             self._settle_at = math.inf
 
     def replay_ended(self, now: float, *, batches: int, complete: bool) -> bool:
-        """Whether it brought batches that should have been heard live; those of a connection's first are no
-        news.
+        """A replay has ended. Returns whether it brought batches that should have been heard live.
+
+        What the first replay of a connection brings was published before the connection, so it never counts.
         """
         late = self._settle_at is not None and batches > 0
         if late:
@@ -49,8 +52,8 @@ class ProbeClock:
         return late
 
     def begin_probe(self, now: float) -> bool:
-        """The source is asked now. Whether the connection is so young that batches may be on their way all
-        the same.
+        """The source is asked now. Returns whether the connection is so young that batches may be on their
+        way.
         """
         self.due_at = now + self._probe_s
         settling = self._settle_at is not None and now >= self._settle_at
@@ -59,5 +62,5 @@ class ProbeClock:
         return settling
 
     def put_off(self, now: float) -> None:
-        """The source cannot be asked now; try again soon."""
+        """The source cannot be asked now: ask it again soon."""
         self.due_at = now + self._again_s

@@ -1,23 +1,23 @@
-"""A block that an engine reports again is no further copy of it.
+"""A block that an engine reports again is not counted as one more copy of it.
 
-An engine that is asked for a full report (vLLM's `kv_cache_report_mode`) tells of blocks that it has had for
-long by the same events as of blocks that it stores. Counted as a copy, such a block would be believed in for
-ever; a real copy that is not counted is only forgotten too early.
+An engine that is asked for a full report (vLLM's `kv_cache_report_mode`) announces blocks that it has had for
+long, by the same events as blocks that it stores. If a reported block counted as a copy, it would be believed
+to be there for ever. If a real copy does not count, it is only forgotten too early.
 """
 
 from kvevents.events import BlockStored
 
 
 class Reports:
-    """Which stored runs count as copies, by (instance, rank)."""
+    """Which stored runs count as further copies, by (instance, rank)."""
 
     def __init__(self) -> None:
         self._marks: dict[
             tuple[str, int], bool
-        ] = {}  # of ranks asked for reports: whether the engine marks them
+        ] = {}  # of the ranks that are asked for reports: whether their engine marks them
 
     def expect(self, instance: str, rank: int) -> None:
-        """The engine is asked for a report: until it is found to mark its reports, none of its blocks counts
+        """The engine is asked for a report: until it is found to mark reports, no block of it counts
         twice.
         """
         self._marks.setdefault((instance, rank), False)
@@ -30,7 +30,7 @@ class Reports:
         return bool(self._marks) and not self._marks.get((instance, rank), True)
 
     def cleared(self, instance: str, rank: int) -> None:
-        """The rank's cache is empty: what could be reported again is gone."""
+        """The rank's cache is empty, so no block can be reported again."""
         if not self._marks.get((instance, rank), True):
             del self._marks[instance, rank]
 

@@ -1,6 +1,6 @@
-"""Which slots each block lies in, for all instances together, whatever they call it.
+"""Which slots each block lies in, for all instances together, by the keys that they share.
 
-A key leads to the number of a set of slots (`kvevents.key_table`), a number to the set
+A key leads to the number of a set of slots (`kvevents.key_table`), and the number to the set
 (`kvevents.slot_sets`).
 """
 
@@ -13,9 +13,9 @@ from kvevents.block_keys import Keys
 from kvevents.key_table import KeyTable, Numbers
 from kvevents.slot_sets import SlotSets
 
-# Blocks of a prompt looked up before many more are: most prompts end their cached prefix early or not at all.
+# Blocks of a prompt that are looked up first: most prompts have no cached prefix, or a short one.
 _FIRST_LOOK = 16
-# Below so many keys, single updates cost less than numpy's calls.
+# Fewer keys than this are updated one by one, which costs less than numpy's calls.
 _FEW_KEYS = 12
 
 
@@ -27,25 +27,26 @@ class Residency:
         self._sets = SlotSets()
 
     def __len__(self) -> int:
-        """How many blocks lie anywhere."""
+        """The number of blocks that lie in any slot."""
         return len(self._table)
 
     def of(self, key: int) -> int:
-        """The slots a block lies in."""
+        """The slots that a block lies in, as bits."""
         return self._sets.members[self._table.get(key)]
 
     @property
     def different(self) -> int:
-        """How many different sets of slots there are."""
+        """The number of different sets of slots."""
         return len(self._sets)
 
     def move(self) -> bool:
-        """Do a part of the work that growing left behind; False once nothing is left."""
+        """Do a part of the work that growing has left to do. Returns False once nothing is left."""
         return self._table.move()
 
     def longest(self, keys: Keys, among: int) -> Iterator[tuple[int, int]]:
-        """Sets of slots, each with the number of leading blocks that lie in all of its slots; a slot with
-        none is left out.
+        """Sets of slots, each with the number of leading blocks that lie in all of its slots.
+
+        A slot that the first block does not lie in is in none of the sets.
         """
         total = len(keys)
         if not total:
@@ -70,18 +71,16 @@ class Residency:
             yield there, total
 
     def sets_of(self, keys: Keys) -> tuple[list[int], npt.NDArray[np.int64]]:
-        """The different sets of slots that blocks lie in, and for each block the place of its set among
-        them.
+        """The different sets of slots that the blocks lie in, and for each block the place of its set in that
+        list.
         """
         numbers = self._table.get_many(keys)
-        ordered = np.sort(
-            numbers
-        )  # np.unique would do, but its first call imports numpy.ma: a pause of 20 ms
+        ordered = np.sort(numbers)  # not np.unique: its first call imports numpy.ma, a pause of 20 ms
         different = ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
         return [self._sets.members[n] for n in different.tolist()], np.searchsorted(different, numbers)
 
     def put_one(self, key: int, bit: int) -> bool:
-        """Put a block into a slot. False: it lay there already."""
+        """Put a block into a slot. Returns False if it lay there already."""
         before = self._table.get(key)
         if self._sets.members[before] & bit:
             return False
@@ -89,7 +88,7 @@ class Residency:
         return True
 
     def put(self, keys: Keys, bit: int) -> list[int]:
-        """Put different blocks into a slot; those of them that lay in it already."""
+        """Put different blocks into a slot. Returns the keys of those that lay there already."""
         sets = self._sets
         if not len(keys):
             return []
@@ -104,7 +103,7 @@ class Residency:
         return [] if same is None else keys[same].tolist()
 
     def take(self, keys: Sequence[int], bit: int) -> None:
-        """Take different blocks out of a slot; those that are not in it stay as they are."""
+        """Take different blocks out of a slot; a block that is not in it stays as it is."""
         table, sets = self._table, self._sets
         if len(keys) < _FEW_KEYS:
             for key in keys:

@@ -1,8 +1,7 @@
-"""A sequence number is judged by the one before it alone: next, skipped, seen already, or counted by a new
-process.
+"""A sequence number is judged by the number before it alone: next, skipped, repeated, or of a new process.
 
-A publisher counts its batches from 0 and never repeats a number (vLLM's `ZmqEventPublisher`), so a number at
-or below the last one means a restart - unless it is the same batch heard once more.
+A publisher counts its batches from 0 and never repeats a number (vLLM's `ZmqEventPublisher`). So a number at
+or below the last one means a restart, unless it is the last batch heard once more.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The last batch applied: its number and what its payload was."""
+    """The last batch that was applied: its number, and the digest of its payload."""
 
     number: int
     digest: bytes
@@ -26,7 +25,7 @@ class Contiguous:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """`missing` batches, from number `first` on, were not heard."""
+    """`missing` batches, from number `first` on, did not arrive."""
 
     first: int
     missing: int
@@ -46,14 +45,14 @@ Verdict = Contiguous | Gap | Restarted | Repeat
 
 
 def digest(payload: bytes) -> bytes:
-    """Tells one process's batch from another's with the same number: the payload holds the time it was
-    made.
+    """Tells a batch from that of another process with the same number: a payload holds the time at which it
+    was made.
     """
     return hashlib.blake2b(payload, digest_size=_DIGEST_BYTES).digest()
 
 
 def position(number: int, payload: bytes) -> Position:
-    """The place after applying that batch."""
+    """The position after that batch was applied."""
     return Position(number, digest(payload))
 
 

@@ -1,7 +1,7 @@
-"""Each set of slots that some block lies in has one number as long as a block has it, and is stored once.
+"""A set of slots is stored once, under one number, as long as any block lies in exactly these slots.
 
-Blocks are shared in few ways - by one slot, by the two of a pair, by all that know a system prompt - so a
-block costs four bytes for its set however many slots there are.
+Blocks are shared in few ways (by one slot, by the two of a pair, by all that know a system prompt), so a
+block needs four bytes for its set however many slots there are.
 """
 
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[np.uint32]
 
-# Above so many members numpy takes a set apart faster.
+# A set with more members than this is taken apart faster by numpy.
 _FEW_BITS = 8
 
 
 class SlotSets:
-    """Sets of bit numbers as integers; number 0 is the empty set."""
+    """Sets of slots as integers with a bit for each slot; number 0 is the empty set."""
 
     def __init__(self) -> None:
         self.members = [0]
-        """The set of each number: bit n is set if slot n is in it."""
+        """The set of each number. Bit n is set if slot n is in the set."""
         self._uses = [0]
         self._number_of = {0: 0}
         self._free: list[int] = []
@@ -29,7 +29,9 @@ class SlotSets:
         return len(self._number_of) - 1
 
     def toggled(self, number: int, bit: int, blocks: int) -> int:
-        """The number for so many blocks that had `number`, now with `bit` in their set, or out of it."""
+        """The number for `blocks` blocks that had `number`, after `bit` was put into their set or taken out
+        of it.
+        """
         after = self.members[number] ^ bit
         found = self._number_of.get(after)
         if found is None:
@@ -51,17 +53,17 @@ class SlotSets:
     def changed(
         self, numbers: Numbers, bit: int, *, into: bool
     ) -> tuple[Numbers, npt.NDArray[np.bool_] | None]:
-        """The numbers of blocks put into the slot `bit`, or taken out; and where that changed nothing, if
-        anywhere.
+        """The numbers of blocks that are put into the slot `bit`, or taken out; and for which of them nothing
+        changes (None: for none).
         """
         first = numbers.item(0)
-        if not np.count_nonzero(numbers != first):  # half of what all() costs
+        if not np.count_nonzero(numbers != first):  # at half of the cost of all()
             if bool(self.members[first] & bit) is into:
                 return numbers, np.ones(len(numbers), np.bool_)
             after = numbers.copy()
-            after.fill(self.toggled(first, bit, len(numbers)))  # half of what np.full costs
+            after.fill(self.toggled(first, bit, len(numbers)))  # at half of the cost of np.full
             return after, None
-        # np.unique would do, but its first call imports numpy.ma: a pause of 20 ms.
+        # Not np.unique: its first call imports numpy.ma, a pause of 20 ms.
         ordered = np.sort(numbers)
         ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
         different, counts = ordered[ends], np.diff(ends, prepend=-1)

@@ -1,7 +1,7 @@
 """A slot's bit is given to another slot only when no block has it any more.
 
-What is cleared or retired is buried: nobody asks for its bit from then on, and its memory is given back slice
-by slice.
+A tier that is cleared or retired is buried: its bit is in no answer from then on, and its memory is given
+back slice by slice.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from kvevents.residency import Residency
 
 
 class Slot(NamedTuple):
-    """One place where blocks lie."""
+    """A place where blocks lie: one tier of one rank of an instance."""
 
     instance: str
     rank: int
@@ -31,11 +31,11 @@ class Slots:
 
     @property
     def to_sweep(self) -> bool:
-        """Something was buried and is not gone yet."""
+        """Whether memory of buried tiers is left to give back."""
         return bool(self._buried or self._waste)
 
     def new_tier(self, slot: Slot) -> Tier:
-        """An empty tier with a bit of its own."""
+        """An empty tier for that slot, with a bit of its own."""
         if self._free:
             number = self._free.pop()
             self.by_bit[number] = slot
@@ -45,16 +45,16 @@ class Slots:
         return Tier(1 << number)
 
     def bury(self, tier: Tier) -> None:
-        """Nobody will ask for that tier again."""
+        """The tier is not asked for any more: give its bit and its memory back, later."""
         self._buried.append(tier)
         self._waste += (tier.copies, tier.names)
 
     def throw_away(self, *waste: dict[Any, Any]) -> None:
-        """The same for dictionaries that may be large."""
+        """Give back the memory of these dictionaries later: they may be large."""
         self._waste += waste
 
     def sweep(self, blocks: int) -> bool:
-        """Give back the memory of up to so many buried blocks; False once none is left."""
+        """Give back the memory of up to `blocks` buried blocks. Returns False once none is left."""
         while blocks > 0 and self._buried:
             tier = self._buried[-1]
             keys: list[int] = []

@@ -1,4 +1,4 @@
-"""What slower tiers have of a prompt behind the part that an engine can compute from at once."""
+"""What slower tiers hold of a prompt, behind the part that an engine can compute from at once."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -43,10 +43,10 @@ def match(
 
 
 def _leading(flags: "npt.NDArray[np.bool_]") -> int:
-    """How many are true before the first that is not."""
+    """How many flags are true before the first that is false."""
     return len(flags) if flags.all() else int(flags.argmin())
 
 
 def _first(there: int, tiers: Sequence[tuple[str, int]]) -> int:
-    """The place of the first tier whose bit is in a set of slots; their number if none is."""
+    """The index of the first tier whose bit is in the set `there`; the number of tiers if none is."""
     return next((place for place, (_, bit) in enumerate(tiers) if there & bit), len(tiers))

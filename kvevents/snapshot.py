@@ -1,9 +1,9 @@
-"""A snapshot that is read back is, bit for bit, one that was written: anything else is refused, with the
-reason.
+"""A snapshot that is read is, bit for bit, one that was written: anything else is refused, with the reason.
 
-One rank of one instance as bytes, pure. In order: eight bytes of magic, the version (32 bits, little-endian),
-a fingerprint of how its keys were made, the body, and a BLAKE2b digest of all before it. The body is
-MessagePack with its long columns as raw bytes: they are copied, never looked at one by one.
+It is one rank of one instance as bytes; all here is pure. In order: eight bytes of magic, the version (32
+bits, little-endian), a fingerprint of how its keys were made, the body, and a BLAKE2b digest of all before
+it. The body is MessagePack with its long columns as raw bytes, which are copied and never looked at one by
+one.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from kvevents.source_events import Checkpoint
 __all__ = ["Snapshot", "SnapshotError", "decode", "encode", "fingerprint"]
 
 VERSION = 2
-"""The version of the format. How keys are made is no part of it: the fingerprint changes with that."""
+"""The version of the format. How keys are made is no part of it: the fingerprint tells that."""
 
 OLDEST_VERSION = 1
 """The oldest version that can be read: version 2 added `lookahead`, which is 0 for every rank of version
@@ -38,8 +38,8 @@ _MAGIC = b"kvproxy\x93"
 _HEAD = struct.Struct(f"<8sI{FINGERPRINT_BYTES}s")
 _DIGEST_BYTES = 32
 _UINT64 = np.dtype("<u8")
-# Hashes packed or read by one call: `encode` runs in a thread, and a long call would keep all others from
-# running.
+# Hashes that one call packs or reads: `encode` runs in a thread, and a long call would stop all other
+# threads.
 _PIECE = 4096
 
 
@@ -49,7 +49,7 @@ class SnapshotError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was known of one rank when its source stood at a checkpoint."""
+    """What was known of one rank when its source was at a checkpoint."""
 
     instance: str
     rank: int
@@ -58,11 +58,11 @@ class Snapshot:
 
 
 class _Column(msgspec.Struct, array_like=True):
-    """Engine hashes: all of 64 bits, all bytes of one length, or whatever they are."""
+    """Engine hashes: all of 64 bits, all bytes of one length, or mixed."""
 
     count: int
     width: int = 0
-    """Bytes each; 0: as they are."""
+    """The bytes of each hash; 0 if they are mixed."""
     numbers: bool = False
     packed: bytes = b""
     plain: list[int | bytes] = []
@@ -103,10 +103,10 @@ _decode = msgspec.msgpack.Decoder(_Body).decode
 
 
 def fingerprint(hasher: BlockHasher) -> bytes:
-    """The same for two hashers exactly when they make the same keys: from one secret, in one way.
+    """The same for two hashers exactly when they make the same keys: from one secret, and in the same way.
 
-    It does not help to find the secret, which is random: it is a hash of some hundred keys that were made
-    with it.
+    The secret cannot be found from it: the secret is random, and this is a hash of some hundred keys that
+    were made with it.
     """
     prompt = Prompt(range(1000), lora_name="adapter", cache_salt="salt")
     run = BlockStored([1, 2], None, [1, 2, 3, 4], 2, extra_keys=[["adapter", ["image", 7]], None])
@@ -115,7 +115,7 @@ def fingerprint(hasher: BlockHasher) -> bytes:
 
 
 def encode(snapshot: Snapshot, made_with: bytes) -> bytes:
-    """`made_with`: the `fingerprint` of the hasher whose keys these are."""
+    """The snapshot as bytes; `made_with`: the `fingerprint` of the hasher whose keys it has."""
     blocks, checkpoint = snapshot.blocks, snapshot.checkpoint
     body = _encode(
         _Body(
@@ -149,8 +149,8 @@ def encode(snapshot: Snapshot, made_with: bytes) -> bytes:
 
 
 def decode(data: bytes, made_with: bytes) -> Snapshot:
-    """Raises SnapshotError, and nothing else, for anything but what `encode` made with the same
-    fingerprint.
+    """The snapshot in `data`; `made_with`: as of `encode`. Raises SnapshotError, and nothing else, if it
+    cannot be used.
     """
     if len(data) < _HEAD.size + _DIGEST_BYTES or not data.startswith(_MAGIC):
         raise SnapshotError("it is not a snapshot, or not a whole one")
@@ -159,7 +159,7 @@ def decode(data: bytes, made_with: bytes) -> Snapshot:
     if hashlib.blake2b(whole[:-_DIGEST_BYTES], digest_size=_DIGEST_BYTES).digest() != data[-_DIGEST_BYTES:]:
         if (
             not OLDEST_VERSION <= version <= VERSION
-        ):  # of a later one even the place of its digest is not known
+        ):  # of a later version not even the place of the digest is known
             raise SnapshotError(f"it is broken, or of version {version}; this kvproxy writes {VERSION}")
         raise SnapshotError("it is broken: its checksum is wrong")
     if not OLDEST_VERSION <= version <= VERSION:

@@ -1,9 +1,10 @@
-"""A batch is applied only when every batch of the same process before it was applied, or known to be lost.
+"""A batch is applied only when every earlier batch of the same process was applied, or is known to be lost.
 
-The pure half of a subscription: it is told what happened on the sockets and answers with what to do. Every
-replay starts AT the last batch applied: if the engine does not send that very payload again, another process
-is behind the address and all that was known of the rank is wrong. After a restart of ours the same comparison
-proves a checkpoint. docs/adr/0002-when-an-index-is-exact.md has the transitions as a table, with the reasons.
+This is the pure half of a subscription: events say what happened on the sockets, actions say what to do.
+Every replay starts AT the last batch applied. If the engine does not send that very payload again, another
+process is behind the address, and all that was known of the rank is wrong. After a restart of this process
+the same comparison proves a checkpoint. docs/adr/0002-when-an-index-is-exact.md has the transitions as a
+table, with the reasons.
 """
 
 from collections.abc import Iterator
@@ -39,11 +40,11 @@ from kvevents.source_events import (
 )
 from kvevents.waiting import MAX_WAITING_BYTES, Waiting
 
-# Unanswered requests before the rank is built from live messages alone.
+# Requests for a replay that go unanswered before the rank is built from live messages alone.
 _MAX_TRIES = 3
-# Digests of replayed batches kept: the depth of vLLM's own live queue (KVEventsConfig.hwm).
+# Digests of replayed batches that are kept: as many as vLLM's own live queue holds (KVEventsConfig.hwm).
 _MAX_REPLAYED = 100_000
-# Replays in a row; then a publisher that changes all the time is left alone until the next probe.
+# Replays in a row; after so many only the next probe asks for another.
 _MAX_ROUNDS = 64
 
 
@@ -52,16 +53,16 @@ class _Round:
     """One replay."""
 
     start: int
-    fresh: bool  # asked from number 0 to start over, so nothing has to be verified
+    fresh: bool  # asked from number 0, to begin again: nothing has to be verified
     idle: bool = False  # asked because nothing had been heard for long
     received: int = 0
     applied: int = 0
     verified: bool = False
-    broken: bool = False  # something in the middle was dropped on the way
+    broken: bool = False  # a batch in the middle is missing
 
 
 class Source:
-    """What is known of one publisher."""
+    """The state machine of one publisher."""
 
     def __init__(
         self,
@@ -70,23 +71,23 @@ class Source:
         resume: Checkpoint | None = None,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
-        """`can_replay`: there is a replay endpoint. `resume`: the index holds what was known at that
-        checkpoint, of a process that has yet to be found behind the address.
+        """`can_replay`: whether there is a replay endpoint. `resume`: the index holds what was known at that
+        checkpoint, and a replay has to show whether the same process is still behind the address.
         """
         self._can_replay = can_replay
         self._connected = False
         self._last: Position | None = None
-        self._since_start = False  # everything from number 0, or from a reset, up to `_last` was applied
+        self._since_start = False  # all batches from number 0, or from a reset, up to `_last` were applied
         self._doubt = False
-        self._incomplete = False  # a replay from 0 went unanswered: ask again at the next probe
-        self._fruitless = False  # the replay just ended brought nothing new: asking again would not help
+        self._incomplete = False  # a replay from number 0 went unanswered: the next probe asks again
+        self._fruitless = False  # the last replay brought nothing new, so asking again at once would not help
         self._draining = False
         self._round: _Round | None = None
         self._rounds = 0
         self._tries = 0
         self._waiting = Waiting(max_waiting_bytes)
         self._spilled = (
-            False  # messages that waited were dropped, so this replay has to be followed by another
+            False  # live messages that waited were dropped, so another replay has to follow this one
         )
         self._replayed: dict[int, bytes] = {}  # digests of replayed batches whose live copies may still come
         self._told = State.UNKNOWN
@@ -98,7 +99,7 @@ class Source:
 
     @property
     def state(self) -> State:
-        """What the rank's slots are worth once all actions given out so far are carried out."""
+        """What is known of the rank, once all actions given out so far are carried out."""
         if not self._connected or self._doubt:
             return State.UNKNOWN
         if self._since_start:
@@ -107,8 +108,8 @@ class Source:
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """How far the index is brought by all actions given out so far; None if no later process could go on
-        from there.
+        """How far events are applied, once all actions given out so far are carried out; None if no later
+        process could continue from there.
         """
         if self._last is None or self._unproven or not self._can_replay:
             return None
@@ -116,7 +117,7 @@ class Source:
 
     @property
     def last_number(self) -> int | None:
-        """The number of the last batch applied."""
+        """The number of the last batch that was applied; None before the first."""
         return None if self._last is None else self._last.number
 
     @property
@@ -126,11 +127,11 @@ class Source:
 
     @property
     def incomplete(self) -> bool:
-        """Whether the next probe is due even if live messages keep coming."""
+        """Whether the next probe is due although live messages come."""
         return self._can_replay and self._connected and (self._incomplete or self._doubt)
 
     def handle(self, event: SourceEvent) -> list[Action]:
-        """What to do about `event`, in order."""
+        """The actions that follow from `event`, in order."""
         actions = list(self._handle(event))
         if self.state is not self._told:
             self._told = self.state
@@ -194,7 +195,7 @@ class Source:
 
     def _on_rebuild(self, *, replay: bool) -> Iterator[Action]:
         if self._connected and not (replay and self._can_replay):
-            # The next batch still follows the last one; what came before it is not known any more.
+            # The next batch still follows the last one; what is older is not known any more.
             if self._last is not None:
                 self._since_start = False
                 yield Retire(RetireReason.REBUILD)
@@ -206,8 +207,7 @@ class Source:
             yield self._ask()
 
     def _on_damaged(self, damage: Damage) -> Iterator[Action]:
-        # The next batch still follows the last one, and the same bytes would come again if they were asked
-        # for.
+        # The next batch still follows the last one. A replay would bring the same unreadable bytes.
         self._since_start = False
         if damage is Damage.STALE and self._last is not None:
             yield Retire(RetireReason.DAMAGED)
@@ -286,7 +286,7 @@ class Source:
             case Gap() if current.verified:
                 current.broken = True
             case Contiguous() | Gap():
-                # The last batch is not in the buffer any more, and all that is left begins here.
+                # The last batch is not in the buffer any more: all that is left begins here.
                 yield from self._forget(RetireReason.GAP)
                 current.verified = True
                 yield self._apply_replayed(current, message)
@@ -321,7 +321,7 @@ class Source:
             whole = marker and not ended.broken
             yield ReplayDone(ended.applied, complete=whole)
             if ended.idle and whole and not ended.applied and not self._waiting:
-                self._replayed.clear()  # none of those copies is on its way any more
+                self._replayed.clear()  # no live copy of these is still on its way
             again = self._spilled or (ended.applied > 0 and not whole)
             spilled, self._spilled = self._spilled, False
             if again and self._rounds < _MAX_ROUNDS:

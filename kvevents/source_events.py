@@ -1,6 +1,4 @@
-"""What a source can be told and what it can answer: the inputs and actions of the state machine in
-`kvevents.source`.
-"""
+"""The inputs and actions of the state machine in `kvevents.source`."""
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -10,12 +8,12 @@ from kvevents.sequence import Position
 
 
 class State(StrEnum):
-    """What a source's slots are worth."""
+    """How well the cache of a source's rank is known."""
 
     EXACT = "exact"
-    """All batches of this process since its number 0, or since its cache was reset, were applied."""
+    """All batches of its process since number 0, or since its cache was reset, were applied."""
     PARTIAL = "partial"
-    """Blocks cached before a certain batch are missing; what is there is right."""
+    """Blocks that were cached before a certain batch are missing; those that are known are right."""
     UNKNOWN = "unknown"
     """Not connected, or in doubt until a replay has answered."""
 
@@ -33,7 +31,7 @@ class RetireReason(StrEnum):
     """The rank is built anew: `Subscriber.rebuild` asked for it, or a replay from number 0 has begun to
     arrive."""
     DAMAGED = "damaged"
-    """A batch that could not be read may have removed blocks."""
+    """A batch that could not be read may have removed blocks that are known."""
 
 
 class Resumed(StrEnum):
@@ -42,35 +40,35 @@ class Resumed(StrEnum):
     NONE = "none"
     """Nothing was loaded."""
     UNPROVEN = "unproven"
-    """They are loaded, and the rank is `unknown` until a replay has shown that the engine's process is the
+    """Blocks are loaded, and the rank is `unknown` until a replay has shown that the engine's process is the
     same."""
     RESTORED = "restored"
-    """The engine's process is the same: they count."""
+    """The engine's process is the same: the blocks count."""
     STALE = "stale"
-    """They were forgotten; `Subscriber.stale_because` says why."""
+    """The blocks were forgotten; `Subscriber.stale_because` says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """How far a source was applied: all that a later process must know, besides the blocks, to go on from
+    """How far a source was applied: all that a later process needs, besides the blocks, to continue from
     there.
     """
 
     position: Position
     since_start: bool
-    """Everything from number 0 on, or from a reset on, was applied."""
+    """Whether all batches from number 0 on, or from a reset on, were applied."""
     incomplete: bool
-    """A replay from number 0 went unanswered, and another try is due."""
+    """Whether a replay from number 0 went unanswered, so that another try is due."""
 
 
 class Damage(IntEnum):
-    """What a batch that could not be read in full did to what is known of its rank; the worst is the
+    """What a batch that could not be read in full did to the knowledge of its rank; the worst is the
     largest.
     """
 
     NONE = 0
     MISSING = 1
-    """Blocks were stored that are not known. What is known is right."""
+    """Blocks were stored that are not known; those that are known are right."""
     STALE = 2
     """Blocks that are known may be gone."""
 
@@ -80,7 +78,7 @@ class Damage(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The handshake with a publisher succeeded: live messages flow from now on."""
+    """The handshake with a publisher succeeded: live messages arrive from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,29 +95,29 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A message of the replay last asked for."""
+    """A message of the replay that was asked for last."""
 
     message: Message
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayEnded:
-    """The replay last asked for is over; without `marker` because the deadline passed."""
+    """The replay that was asked for last is over. `marker`: its end marker came; else its deadline passed."""
 
     marker: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Suspected:
-    """There is evidence from elsewhere that another process is behind the address."""
+    """There is evidence, from outside the event stream, that another process is behind the address."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeDue:
-    """The source was idle for a while, or it is time to try again to complete it."""
+    """The source was idle for long, or another try to complete it is due."""
 
     settling: bool = False
-    """The connection is young, so batches may be on their way all the same."""
+    """The connection is young, so batches may be on their way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +129,20 @@ class Damaged:
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """There is evidence from elsewhere that what the index holds of this source is wrong: forget it and begin
-    again.
+    """There is evidence, from outside the event stream, that what the index holds of this source is wrong: it
+    is forgotten, and built anew.
     """
 
     replay: bool
-    """Begin with the oldest batch that can be replayed; else with the next live one, because a replay has led
-    here before."""
+    """Begin with the oldest batch that can be replayed. False: with the next live batch, because a replay has
+    led to the same before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """An applied batch emptied the cache, and all since then was applied: nothing older can be missing."""
+    """An applied batch emptied the cache, and all batches since then were applied: nothing older can be
+    missing.
+    """
 
 
 SourceEvent = (
@@ -177,31 +177,33 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """The publisher is the process that the checkpoint was taken of: what was loaded is right."""
+    """The publisher is the process of the checkpoint: the blocks that were loaded are right."""
 
 
 @dataclass(frozen=True, slots=True)
 class AskReplay:
-    """Drop a running replay and ask for all batches from number `start` on."""
+    """Drop a replay that runs, and ask for all batches from number `start` on."""
 
     start: int
 
 
 @dataclass(frozen=True, slots=True)
 class StopReplay:
-    """Drop the running replay."""
+    """Drop the replay that runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class GapSeen:
-    """A live number skipped `missing` batches."""
+    """The number of a live batch shows that `missing` batches before it did not arrive."""
 
     missing: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayDone:
-    """A replay brought `batches` new batches; `complete`: nothing was missing and its marker came."""
+    """A replay has ended and brought `batches` new batches; `complete`: its marker came, and nothing before
+    it is missing.
+    """
 
     batches: int
     complete: bool
@@ -209,7 +211,7 @@ class ReplayDone:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """What the source's slots are worth has changed."""
+    """What is known of the rank has changed."""
 
     state: State
 

@@ -1,9 +1,9 @@
 """Between two turns of the event loop the index holds whole events, in the order in which their engine
-published them; of a very long event whole parts, from its beginning on.
+published them; of a very long event it holds whole parts from the beginning on.
 
-A subscriber carries out on the wire what `kvevents.source` decides. Of the subscribers that share `Turns` one
-at a time applies events, so that everything else on the loop waits for one short turn however many of them
-have much to do.
+A subscriber carries out on the wire what `kvevents.source` decides. Of the subscribers that share `Turns`,
+one at a time applies events, so that everything else on the loop waits for one short turn at most, however
+much there is to apply.
 """
 
 import asyncio
@@ -63,31 +63,33 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 PROBE_S = 10.0
-"""A source from which nothing was heard for so long is asked whether it is still the same process."""
+"""Seconds of silence after which a source is asked whether it is still the same process."""
 
 SETTLE_S = 1.0
-"""So long after the first whole replay of a connection the source is asked again, unless a live batch has
-come. A publisher may answer a replay before it has taken note of the subscription, and what it publishes in
-between reaches nobody."""
+"""Seconds after the first complete replay of a connection until the source is asked again, unless a live
+batch comes.
+
+A publisher may answer a replay before it has noticed the subscription; what it publishes in between reaches
+nobody."""
 
 REPLAY_QUIET_S = 2.0
-"""A replay has ended when nothing came for so long; vLLM serves one within 0.1 s unless it is starved of
-CPU."""
+"""Seconds without a message after which a replay counts as ended; vLLM serves one within 0.1 s unless it is
+starved of CPU."""
 
 REPLAY_LIMIT_S = 60.0
-"""A replay has ended after that time in any case."""
+"""Seconds after which a replay counts as ended in any case."""
 
 OPEN_AGAIN_S = 1.0
-"""An address that could not be opened is tried again after that time."""
+"""Seconds after which an address that could not be opened is tried again."""
 
 CONNECT_AGAIN_S = 2.0
-"""Without a publisher for so long the address is connected to anew: ZeroMQ gives it up for good after bytes
-that are no ZMTP, or a message that is too large."""
+"""Seconds without a publisher after which the address is connected to anew: ZeroMQ gives an address up for
+good after bytes that are no ZMTP, or a message that is too large."""
 
-# The least first.
+# In ascending order of what is known.
 _WORTH = (State.UNKNOWN, State.PARTIAL, State.EXACT)
-# Replays in a row that brought batches never heard live: one may be due to a slow subscription, another to an
-# accident.
+# Replays in a row that bring batches never heard live, before the live stream counts as broken: one may be
+# due to a slow subscription, another to an accident.
 _MAX_UNHEARD = 3
 
 
@@ -95,14 +97,13 @@ Resume = Callable[[], Awaitable[Checkpoint | None]]
 """Loads into the index what was known of a rank before, and returns the checkpoint of that; None: nothing was
 loaded.
 
-Called once, before the first connection, after the rank was retired. It MUST NOT raise.
-"""
+It is called once, before the first connection and after the rank was retired. It MUST NOT raise."""
 
 T = TypeVar("T")
 
 
 class Subscriber:
-    """Keeps one rank of one instance in an index what its engine says it is."""
+    """Keeps one rank of one instance in an index, as its engine's events describe it."""
 
     def __init__(
         self,
@@ -122,11 +123,14 @@ class Subscriber:
         open_again_s: float = OPEN_AGAIN_S,
         connect_again_s: float = CONNECT_AGAIN_S,
     ) -> None:
-        """`instance`: any name; the index and the observer are told it with every change. `context`, `turns`:
-        shared by the subscribers of an event loop, to save threads and to keep their turns short together;
-        None: this subscriber's own. The owner of a shared context ends it. `resume`: called only if there is
-        a replay endpoint, because nothing else can prove what was known. All seconds: as the constants of
-        these names.
+        """`instance`: any name; the index and the observer get it with every change.
+
+        `context`, `turns`: shared by the subscribers of an event loop, which saves threads and keeps all of
+        their turns short together; None: this subscriber has its own. Whoever opens a context that is shared
+        ends it.
+
+        `resume`: called only if there is a replay endpoint, since nothing else can prove what was known. The
+        seconds are those of the constants of these names.
         """
         self._instance = instance
         self._address = address
@@ -164,21 +168,21 @@ class Subscriber:
 
     @property
     def epoch(self) -> int:
-        """How often all that was known of this rank was forgotten: what was concluded in an earlier epoch is
+        """How often all that was known of this rank was forgotten: a conclusion from an earlier epoch is
         void.
         """
         return self._epoch
 
     @property
     def damages(self) -> int:
-        """How many epochs began because a batch could not be read, not because another process may publish
-        here.
+        """How many epochs began because a batch could not be read, rather than because another process may
+        publish here.
         """
         return self._damages
 
     @property
     def connected(self) -> bool:
-        """Whether a publisher has shaken hands and is not known to be gone."""
+        """Whether the handshake with a publisher succeeded, and it is not known to be gone."""
         return self._connected
 
     @property
@@ -188,20 +192,20 @@ class Subscriber:
 
     @property
     def stale_because(self) -> RetireReason | None:
-        """Why they were forgotten; None while they are not."""
+        """Why the blocks that `resume` loaded were forgotten; None if they were not."""
         return self._stale_because
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """How far events were applied by now; None if a later process could not go on from there."""
+        """How far events have been applied; None if a later process could not continue from there."""
         return self._checkpoint
 
     async def at_rest(self, steps: Callable[[Checkpoint], Generator[None, None, T]]) -> T | None:
-        """Run the generator that `steps` makes of a checkpoint while no event of this rank is applied; what
-        it returns.
+        """Run the generator that `steps` makes of a checkpoint, while no event of this rank is applied;
+        returns what it returns.
 
-        At each of its pauses the event loop runs others. None if there is no checkpoint, or the subscriber
-        ends.
+        The event loop runs other tasks at each of its pauses. Returns None if there is no checkpoint, or the
+        subscriber ends.
         """
         if not self._running:
             return None
@@ -210,21 +214,21 @@ class Subscriber:
         return await answer
 
     def suspect(self) -> None:
-        """Ask the source now whether it is still the same process: there is evidence against it."""
+        """There is evidence that the source is not the same process any more: ask it now."""
         self._suspected = True
         self._wake.set()
 
     @property
     def clears(self) -> int:
-        """How often this rank's events have told that its cache was reset."""
+        """How many of this rank's events have reset its cache."""
         return self._applier.clears
 
     def rebuild(self, *, replay: bool, unless_cleared_since: int | None = None) -> None:
         """Forget what the index holds of this rank, because it is wrong, and build it anew.
 
-        `replay`: from the oldest batch that can be replayed; else from the next live batch on.
-        `unless_cleared_since`: nothing is forgotten if `clears` is another by then, since the events
-        themselves have told.
+        `replay`: begin with the oldest batch that can be replayed; False: with the next live batch.
+        `unless_cleared_since`: nothing is forgotten if `clears` is another number by then, since a reset has
+        emptied the rank already.
         """
         self._rebuild = Rebuild(replay)
         self._unless_cleared_since = unless_cleared_since
@@ -314,17 +318,17 @@ class Subscriber:
             self._turns.end()
 
     async def _pause(self) -> None:
-        """Let others run if this turn has lasted long enough."""
+        """Let other tasks run, if this turn has lasted long enough."""
         if self._turns.over:
             self._end_turn()
             await self._begin_turn()
 
     def _heard(self, wire: Wire) -> list[SourceEvent]:
-        """Live messages and changes of the connection, in the order they happened as far as that can be
-        known.
+        """Live messages and changes of the connection, in the order in which they happened as far as it can
+        be known.
 
         Messages are read first and the monitor second, so that no message of a new connection is seen without
-        the handshake before it. Those that were there when a connection changed may be of either process:
+        the handshake before it. Messages that were there when a connection changed may be of either process:
         they are left to the replay that follows the handshake, if there is one.
         """
         messages = [
@@ -374,7 +378,7 @@ class Subscriber:
         elif now >= self._probes.due_at:
             if source.incomplete or self._turns.may_replay:
                 await self._handle(source, replay, ProbeDue(settling=self._probes.begin_probe(now)))
-            else:  # asked now, live batches would wait for the answer while the index is taken to be exact
+            else:  # a replay now would keep live batches waiting while the index is taken to be exact
                 self._probes.put_off(now)
 
     def _next_deadline(self, source: Source, replay: Replay) -> float:
@@ -388,7 +392,7 @@ class Subscriber:
         damage, cleared = Damage.NONE, False
         actions = source.handle(event)
         if _WORTH.index(source.state) < _WORTH.index(self._state):
-            # A promise ends before the blocks that it was about go: others run while batches are applied.
+            # The state changes before the blocks do: other tasks run while batches are applied.
             self._set_state(source.state)
         for action in actions:
             match action:
@@ -427,9 +431,7 @@ class Subscriber:
             await self._handle(source, replay, Damaged(damage))
 
     def _note_unheard(self) -> Damage:
-        """Batches that come by replay only are known late, so that blocks which are long gone would be
-        counted.
-        """
+        """Batches that come by replay only are known late, so blocks would be counted that are long gone."""
         if self._probes.unheard < _MAX_UNHEARD:
             return Damage.NONE
         if self._probes.unheard == _MAX_UNHEARD:
@@ -474,7 +476,7 @@ class Subscriber:
 
     async def _show(self, checkpoint: Checkpoint | None) -> None:
         if self._readings.waiting:
-            self._end_turn()  # nothing is applied here meanwhile, and others need not wait for the copy
+            self._end_turn()  # no event is applied during the copy: other subscribers need not wait
             await self._readings.serve(checkpoint)
             await self._begin_turn()
 

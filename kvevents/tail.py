@@ -27,7 +27,7 @@ Fields = dict[str, object]
 
 
 class Tail(NullObserver):
-    """An index and an observer that write down what they hear; `write` gets one line without its end."""
+    """An index and an observer that write what they get as lines; `write` gets a line without its end."""
 
     def __init__(self, write: Callable[[str], None], *, as_json: bool = False, colour: bool = False) -> None:
         self._write = write
@@ -38,7 +38,7 @@ class Tail(NullObserver):
         self._ts_s = 0.0
         self._replayed = False
         self.ended = False
-        """Set when the command ends: changes of state are not shown any more."""
+        """Set when the command ends: changes of state are not written any more."""
         self.batches = 0
         self.stored = 0
         self.removed = 0
@@ -48,13 +48,13 @@ class Tail(NullObserver):
 
     @property
     def held(self) -> int:
-        """Blocks in all tiers."""
+        """The number of blocks in all tiers."""
         return sum(self._index.blocks().values())
 
     # ---- as an index --------------------------------------------------------------------------------------
 
     def store(self, instance: str, rank: int, event: BlockStored) -> Change:
-        """Write the run, then totals that include it."""
+        """Write a line for the run, with totals that include it."""
         change = self._index.store(instance, rank, event)
         self.stored += change.applied
         adapter = event.lora_name if event.lora_name is not None else event.lora_id
@@ -86,7 +86,7 @@ class Tail(NullObserver):
         return change
 
     def remove(self, instance: str, rank: int, event: BlockRemoved) -> Change:
-        """Write the removal, then totals without it."""
+        """Write a line for the removal, with totals without the blocks."""
         change = self._index.remove(instance, rank, event)
         self.removed += change.applied
         self._event(
@@ -98,17 +98,17 @@ class Tail(NullObserver):
         return change
 
     def clear(self, instance: str, rank: int) -> int:
-        """Write that all is gone."""
+        """Write a line that says that all blocks are gone."""
         blocks = self._index.clear(instance, rank)
         self._event({"type": "AllBlocksCleared", "blocks": blocks}, f"cleared  {_blocks(blocks)}", _YELLOW)
         return blocks
 
     def retire(self, instance: str, rank: int | None = None) -> int:
-        """Forget; the observer's side writes it."""
+        """Forget all blocks; `retired` writes the line."""
         return self._index.retire(instance, rank)
 
     def sweep(self) -> bool:
-        """As the index."""
+        """Does what the index does."""
         return self._index.sweep()
 
     # ---- as an observer -----------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class Tail(NullObserver):
         self._mark({"type": "retired", "why": why}, text, _RED)
 
     def totals(self) -> None:
-        """Write the closing line."""
+        """Write the last line, with the totals."""
         numbers = {
             "held": self.held,
             "stored": self.stored,
@@ -225,7 +225,7 @@ def _tokens(token_ids: Sequence[int]) -> str:
 
 
 def _shown(text: str) -> str:
-    """An engine's text without anything that could steer a terminal."""
+    """An engine's text without characters that could control a terminal."""
     return text if text.isascii() and text.isprintable() else ascii(text)
 
 

@@ -1,10 +1,11 @@
-"""Events of one block each change the index in groups, and it ends up as if they had come one by one.
+"""Events of one block each change the index in groups, with the same result as one by one.
 
-An engine with a full cache tells of each block that it evicts, and of each that a sequence has filled, by an
+An engine with a full cache announces each block that it evicts, and each that a sequence has filled, by an
 event of its own, in turn. As one removal and one list of single blocks they cost half as much.
 
-Removals come first. That is right as long as none of them names a block, or the parent of a block, that was
-stored before it in the same group, and no block waits for its parent; else a new group begins.
+The removals of a group come first. That is right as long as none of them names a block, or the parent of a
+block, that an earlier event of the group stored, and no block waits for its parent; otherwise a new group
+begins.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,10 +14,10 @@ from typing import TypeAlias
 from kvevents.events import BlockRemoved, BlockStored, EngineHash, Event, Reason
 
 MAX_EVENTS = 128
-"""Events of one group."""
+"""The most events of one group."""
 
 MAX_TOKENS = 8192
-"""Tokens of one group: about half a millisecond."""
+"""The most tokens of one group: about half a millisecond."""
 
 Piece: TypeAlias = Event | Reason | list[BlockStored]
 
@@ -24,9 +25,9 @@ Piece: TypeAlias = Event | Reason | list[BlockStored]
 def together(
     events: Iterable[Event | Reason], any_waits: Callable[[], bool] = lambda: False
 ) -> Iterator[Piece]:
-    """The events, those of one block each in groups; what is no event stays where it was.
+    """The events, those of one block each in groups; a Reason keeps its place.
 
-    `any_waits`: whether, after all that was given out, some block waits for its parent.
+    `any_waits`: whether, once all that was given out is applied, some block waits for its parent.
     """
     group = _Group(any_waits)
     for event in events:
@@ -51,7 +52,7 @@ class _Group:
         self._tokens = 0
         self._removed: list[BlockRemoved] = []
         self._stored: list[BlockStored] = []
-        self._touched: set[EngineHash | None] = set()  # by what is stored: its blocks and their parents
+        self._touched: set[EngineHash | None] = set()  # blocks that the group stores, and their parents
 
     def takes_stored(self, event: BlockStored) -> bool:
         if not self._stored:
@@ -76,7 +77,7 @@ class _Group:
         self._removed.append(event)
 
     def end(self) -> Iterator[Piece]:
-        """What was taken; then the group is empty."""
+        """Give out what the group has, and leave it empty."""
         removed, stored = self._removed, self._stored
         self._removed, self._stored, self._touched, self._tokens = [], [], set(), 0
         if len(removed) > 1:

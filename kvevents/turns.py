@@ -1,5 +1,5 @@
-"""Subscribers that share turns apply events one at a time, and others run in between however much there is to
-apply.
+"""Subscribers that share turns apply events one at a time, and other tasks run in between, however much there
+is to apply.
 """
 
 import asyncio
@@ -7,41 +7,41 @@ import time
 from collections.abc import Callable
 from itertools import islice
 
-# A turn of applying events, unless others keep the loop busy.
+# The length of a turn, unless other tasks keep the loop busy.
 _TURN_S = 0.002
 _MAX_TURN_S = 0.005
-# Turns of the event loop between two long turns of ours: a request needs dozens.
+# Turns of the event loop between two long turns of subscribers: a request needs dozens.
 _OTHERS = 4
-# The share of time for applying events where others keep the loop busy, so that events do not starve; and for
-# sweeping.
+# The share of time for applying events while other tasks keep the loop busy, so that events do not starve;
+# also the share for sweeping.
 _SHARE = 0.25
-# Replays at once, of all subscribers that share turns: what is replayed faster than it is applied fills
-# memory.
+# Replays that run at once, for all subscribers that share turns: replayed batches that wait to be applied
+# fill memory.
 _MAX_REPLAYS = 4
 
 
 class Turns:
-    """Of all subscribers that share it, one at a time has the turn; a few at a time have a replay."""
+    """Gives the turn to one of its subscribers at a time, and places for replays to a few."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: any monotonic seconds."""
+        """`clock`: seconds that never go back."""
         self._clock = clock
-        self._lock = asyncio.Lock()  # first come, first served
+        self._lock = asyncio.Lock()  # gives turns in the order they were asked for
         self._ends_at = 0.0
         self._ended_at = 0.0
         self._owed = 0
         self._replays = 0
-        self._waiting: dict[asyncio.Event, None] = {}  # for a place, in the order they came
+        self._waiting: dict[asyncio.Event, None] = {}  # for a place for a replay, in the order they asked
         self._may_sweep = True
 
     @property
     def may_replay(self) -> bool:
-        """Whether a place for a replay is free and nobody waits for it."""
+        """Whether a place for a replay is free, and no subscriber waits for it."""
         return self._replays + len(self._waiting) < _MAX_REPLAYS
 
     def begin_replay(self, wake: asyncio.Event) -> bool:
-        """Take one of the few places for replays, first come, first served. False: `wake` is set when one is
-        free for it.
+        """Take a place for a replay. Returns False if none is free; `wake` is set when one is free for this
+        caller.
         """
         self._waiting.setdefault(wake)
         if wake not in self._next():
@@ -51,19 +51,19 @@ class Turns:
         return True
 
     def end_replay(self) -> None:
-        """Give the place back."""
+        """Give back a place for a replay."""
         self._replays -= 1
         self._wake()
 
     def leave(self, wake: asyncio.Event) -> None:
-        """Wait for a place no longer."""
+        """Wait no longer for a place for a replay."""
         self._waiting.pop(wake, None)
         self._wake()
 
     def sweep(self, sweep: Callable[[], bool], wake: asyncio.Event) -> None:
         """Do a slice of sweeping, unless one was done just now; `wake` is set when the next is due.
 
-        A hundred subscribers that each did one a turn would leave the event loop time for nothing else.
+        A hundred subscribers that each swept once a turn would leave no time for other tasks.
         """
         if not self._may_sweep:
             return
@@ -93,7 +93,7 @@ class Turns:
         """Wait for the turn."""
         asked_at = self._clock()
         await self._lock.acquire()
-        since = max(asked_at, self._ended_at)  # what was before was idle, or somebody else's turn
+        since = max(asked_at, self._ended_at)  # the time before that was idle, or another subscriber's turn
         others_s = 0.0
         try:
             for _ in range(self._owed):
@@ -107,8 +107,8 @@ class Turns:
         self._ends_at = self._clock() + min(max(_TURN_S, _SHARE * others_s), _MAX_TURN_S)
 
     def end(self) -> None:
-        """Give the turn to the next, who begins when the event loop has run others for a while, if it was a
-        long one.
+        """Give the turn to the next subscriber; after a long turn that one begins when the event loop has run
+        other tasks for a while.
         """
         self._owed = _OTHERS if self.over else 0
         self._ended_at = self._clock()
@@ -116,7 +116,7 @@ class Turns:
 
 
 async def sweep_away(sweep: Callable[[], bool]) -> None:
-    """Call `sweep` until it is False; others have the event loop most of the time."""
+    """Call `sweep` until it returns False; other tasks have the event loop most of the time."""
     begun = time.monotonic()
     while sweep():
         await asyncio.sleep(_pause_after(time.monotonic() - begun))

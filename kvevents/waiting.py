@@ -1,5 +1,5 @@
-"""Live messages wait for the end of a replay, in order and bounded: one for which there is no room takes the
-place of all.
+"""Live messages wait for the end of a replay, in order and bounded: when there is no room for one, all others
+are dropped.
 """
 
 from collections import deque
@@ -7,17 +7,19 @@ from collections import deque
 from kvevents.decoder import Message
 
 MAX_WAITING_BYTES = 64 << 20
-"""Bytes of live messages kept while a replay runs; if more come, all are dropped and asked for again."""
+"""Bytes of live messages that are kept while a replay runs; beyond that all are dropped and asked for
+again."""
 
 MAX_WAITING = 10_000
-"""Live messages kept likewise: as many as vLLM's replay buffer holds (KVEventsConfig.buffer_steps)."""
+"""Live messages that are kept while a replay runs: as many as vLLM's replay buffer holds
+(KVEventsConfig.buffer_steps)."""
 
 
 class Waiting:
     """Live messages in the order in which they are to be applied."""
 
     def __init__(self, max_bytes: int) -> None:
-        """`max_bytes`: of all messages together; there are at most MAX_WAITING of them, too."""
+        """`max_bytes`: of all messages together; besides, at most MAX_WAITING messages are kept."""
         self._max_bytes = max_bytes
         self._messages: deque[Message] = deque()
         self._bytes = 0
@@ -26,7 +28,7 @@ class Waiting:
         return len(self._messages)
 
     def add(self, message: Message, *, first: bool) -> bool:
-        """Keep a message. False: there was no room, so that it is the only one now."""
+        """Keep a message. Returns False if there was no room: then it is the only one that is kept."""
         size = _size(message)
         fits = self._bytes + size <= self._max_bytes and len(self._messages) < MAX_WAITING
         if not fits:
@@ -39,7 +41,7 @@ class Waiting:
         return fits
 
     def take(self) -> Message:
-        """The next message; there is one."""
+        """Take the next message out; there MUST be one."""
         message = self._messages.popleft()
         self._bytes -= _size(message)
         return message

@@ -1,9 +1,8 @@
-"""Every socket that is opened is closed, and nothing waits in a receive: messages are taken as far as they
-have come.
+"""Every socket that is opened is closed, and no receive waits: only messages that have arrived are taken.
 
 This is the only module that speaks ZeroMQ. Sockets are polled and then drained without waiting, a bounded
-number at a time: a receive that waits can lose a message when it is cancelled, and one on a busy socket never
-lets the loop run.
+number of messages at a time: a receive that waits can lose a message when it is cancelled, and one on a busy
+socket never lets the loop run.
 """
 
 import asyncio
@@ -21,30 +20,30 @@ from kvevents.decoder import MAX_PAYLOAD_BYTES
 log = logging.getLogger(__name__)
 
 MAX_DRAINED = 256
-"""Messages taken of one socket between two turns of the event loop."""
+"""The most messages that are taken of one socket between two turns of the event loop."""
 
-# Messages that ZeroMQ holds for us. More live ones stay with the publisher, whose own queue has 100 000
-# (vLLM's KVEventsConfig.hwm); a ROUTER that cannot send loses what it replays.
+# Messages that ZeroMQ holds for this process. More live ones stay with the publisher, whose own queue holds
+# 100 000 (vLLM's KVEventsConfig.hwm); a ROUTER that cannot send loses what it replays.
 _LIVE_HWM = 1_000
 _REPLAY_HWM = 100_000
 _RECONNECT_MS = 100
-# A restarted engine is heard within a second.
+# So that a restarted engine is heard within a second.
 _MAX_RECONNECT_MS = 500
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
-# Once so many bytes were taken of a socket, the next message waits for another turn.
+# After this many bytes of a socket the next message waits for another turn.
 _MAX_DRAINED_BYTES = 1 << 20
-# Sockets of one context: up to four for each source. ZeroMQ's own limit is 1023.
+# The most sockets of one context: up to four for each source. ZeroMQ's own limit is 1023.
 _MAX_SOCKETS = 65_535
-# Names of monitors: the name of one that was closed may be taken for a while.
+# For the names of monitors: the name of one that was closed may stay taken for a while.
 _numbers = itertools.count()
 _LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-# What opening raises for an address that cannot be used, or when no socket is left.
+# What opening raises for an address that cannot be used, and when no socket is left.
 _CANNOT_OPEN = (zmq.ZMQError, UnicodeEncodeError)
 
 
 class CannotOpenError(Exception):
-    """A subscription could not be opened: its address is wrong, or nothing is left to open it with."""
+    """A subscription could not be opened: its address is wrong, or no socket is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class SourceAddress:
     topic: str = ""
     """Only topics with this prefix are heard."""
     bind: bool = False
-    """The engine connects to `endpoint`, so we bind it."""
+    """Bind `endpoint`, because the engine connects to it."""
 
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -110,7 +109,7 @@ class Wire:
         self._wake.clear()
 
     def live(self, limit: int) -> list[list[bytes]]:
-        """The frames of up to `limit` live messages that have arrived."""
+        """The frames of each live message that has arrived, up to `limit` messages."""
         return list(_received(self._sub, limit))
 
     def discard(self) -> None:
@@ -120,13 +119,13 @@ class Wire:
                 return
 
     def links(self) -> Iterator[bool]:
-        """True for a handshake, False for a connection lost, in order."""
+        """The changes of the connection, in order: True for a handshake, False for a lost connection."""
         for frames in _received(self._monitor, MAX_DRAINED):
             # zmq_socket_monitor(3): a 16-bit event, a 32-bit value.
             yield struct.unpack("=Hi", frames[0])[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
     def connect_again(self) -> None:
-        """Connect anew where nobody answers; an address that was bound stays so."""
+        """Connect anew, where no publisher answers; an address that was bound stays bound."""
         if not self._address.bind:
             with suppress(zmq.ZMQError):
                 self._sub.disconnect(self._address.endpoint)
@@ -134,7 +133,7 @@ class Wire:
                 self._sub.connect(self._address.endpoint)
 
     def ask_replay(self, start: int) -> None:
-        """Ask for all batches from `start` on, on a new socket, so that nothing of an older replay can
+        """Ask for all batches from number `start` on, on a new socket, so that nothing of an older replay can
         come.
         """
         self.stop_replay()
@@ -150,15 +149,15 @@ class Wire:
             log.debug("cannot ask %s for a replay: %s", endpoint, error)
 
     def next_replayed(self) -> list[bytes] | None:
-        """The next message of the replay, if it has arrived."""
+        """The frames of the replay's next message; None if none has arrived."""
         return next(_received(self._replay, 1), None) if self._replay is not None else None
 
     def replay_is_ready(self) -> bool:
-        """A message of the replay has arrived."""
+        """Whether a message of the replay has arrived."""
         return self._replay is not None and _is_readable(self._replay)
 
     def stop_replay(self) -> None:
-        """Hear no more of the last replay."""
+        """End the last replay: its messages are dropped."""
         if self._replay is not None:
             self._close(self._replay)
             self._replay = None
@@ -167,8 +166,8 @@ class Wire:
         """Close all sockets at once."""
         for socket in self._open:
             if socket.type == zmq.SUB:
-                # Before its monitor's reader goes: an event of the connection that nobody can read blocks
-                # ZeroMQ's thread for good, and then us.
+                # This comes before the monitor's reader is closed: an event of the connection that nobody can
+                # read blocks ZeroMQ's thread for good, and then this process.
                 socket.disable_monitor()
         for socket in self._open[::-1]:
             self._close(socket)
@@ -190,7 +189,7 @@ class Wire:
 
 
 def _descriptor(socket: "zmq.Socket[bytes]") -> int:
-    # Readable when the socket has something to look into; only its `events` say whether that is a message.
+    # It is readable when the socket has news; only the socket's `events` say whether that is a message.
     return int(socket.getsockopt(zmq.FD))
 
 
