@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from proxy.admission.shown import BodiesShown
-from proxy.request.outline import Outline
+from proxy.request.outline import Outline, Signs
 
 COPIES = 2
 """The body as it came, and as it is sent to an engine."""
@@ -48,12 +48,10 @@ NUMBER_BYTES = 8
 """What a number of a long flat list takes, which is read into an array."""
 
 
-def weigh(data: bytes | bytearray, found: Outline | None = None) -> int:
-    """About how many bytes a JSON body takes while its request is served; `found`: what a large one is made
-    of.
-    """
-    if found is None:
-        return COPIES * len(data) + VALUE_BYTES * data.count(b",") + MEMBER_BYTES * data.count(b'":')
+def weigh(data: bytes | bytearray, found: Outline | Signs) -> int:
+    """About how many bytes a JSON body takes while its request is served; `found`: what it is made of."""
+    if isinstance(found, Signs):
+        return COPIES * len(data) + VALUE_BYTES * found.commas + MEMBER_BYTES * found.members
     values_bytes = VALUE_BYTES * found.values + MEMBER_BYTES * found.members
     return COPIES * len(data) + values_bytes + NUMBER_BYTES * found.items
 

@@ -12,12 +12,22 @@ import msgspec
 import numpy as np
 
 from proxy.errors import BadRequestError
-from proxy.request.json_pieces import PIECE_BYTES, Buffer, contains, has_half_pairs, joined, slices, trimmed
-from proxy.request.outline import MAX_DEPTH, MAX_MEMBERS, Outline, Span, too_many_members
+from proxy.request.json_pieces import (
+    COPIED_BYTES,
+    PIECE_BYTES,
+    Buffer,
+    contains,
+    has_half_pairs,
+    joined,
+    slices,
+    trimmed,
+)
+from proxy.request.outline import MAX_DEPTH, MAX_MEMBERS, Outline, Signs, Span, too_many_members
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ESCAPE = b"\\u"
+_SEARCHED_BYTES = 4 << 10
 _SURROGATE_MARKS = (b"\\ud", b"\\uD")
 
 MAX_NAME_BYTES = 4096
@@ -73,15 +83,18 @@ class Body:
         self._whole = whole
 
     @classmethod
-    def parse(cls, data: bytes) -> "Body":
-        """Read a request body that is small. Raises BadRequestError for anything that is not a JSON object of
-        sane depth.
+    def parse(cls, data: bytes, signs: Signs | None = None) -> "Body":
+        """Read a request body that is not large; `signs`: its own, if they were counted.
+
+        Raises BadRequestError for anything that is not a JSON object of sane depth.
         """
         if not data.strip():
             raise BadRequestError("the request body is empty: a JSON object is needed")
-        if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
+        openings = signs.openings if signs is not None else data.count(b"[") + data.count(b"{")
+        if openings > MAX_DEPTH and _depth(data) > MAX_DEPTH:
             raise BadRequestError(f"the request body is nested more than {MAX_DEPTH} levels deep")
-        _check_text(data, is_ascii=data.isascii(), has_escapes=b"\\" in data)
+        has_escapes = signs.escapes > 0 if signs is not None else b"\\" in data
+        _check_text(data, is_ascii=data.isascii(), has_escapes=has_escapes)
         try:
             members = _decode_top(data)
         except _UNREADABLE as error:
@@ -370,10 +383,23 @@ def _check_text(data: bytes | bytearray, *, is_ascii: bool, has_escapes: bool) -
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
             raise BadRequestError(f"the request body is not UTF-8: {error.reason}") from None
-    if not (has_escapes and contains(data, _ESCAPE)):
+    if not (has_escapes and _names_characters(data)):
         return
     if any(contains(data, mark) for mark in _SURROGATE_MARKS) and has_half_pairs(data):
         raise BadRequestError("the request body holds half of a surrogate pair, or half of an escape")
+
+
+def _names_characters(data: bytes | bytearray) -> bool:
+    """Whether some escape may name a character by its number."""
+    if len(data) <= _SEARCHED_BYTES:
+        return _ESCAPE in data
+    # A search would stop at every u, four times as long.
+    text = np.frombuffer(data, np.uint8)
+    for start in range(0, len(text), COPIED_BYTES):
+        part = text[start : start + COPIED_BYTES + 1]
+        if (part[np.flatnonzero(part[:-1] == _ESCAPE[0]) + 1] == _ESCAPE[1]).any():
+            return True
+    return False
 
 
 def _depth(data: bytes) -> int:

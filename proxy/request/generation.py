@@ -14,7 +14,7 @@ from kvevents import REPORT_SESSION
 from proxy.errors import BadRequestError, cut
 from proxy.request.body import MAX_SCALAR_BYTES, Body
 from proxy.request.dialects.base import Dialect
-from proxy.request.outline import MAX_VALUES, Outline
+from proxy.request.outline import MAX_VALUES, Outline, Signs
 
 NEVER_FROM_A_CLIENT = ("kv_transfer_params", "ec_transfer_params", "request_id")
 """Members that let a client crash a decode engine, read another prompt's KV, or pair with another's
@@ -87,13 +87,13 @@ def read_request(
     dialect: Dialect | Sequence[Dialect],
     data: bytes | bytearray,
     default_model: str,
-    found: Outline | None = None,
+    found: Outline | Signs | None = None,
 ) -> GenerationRequest:
     """The request in `data`, the bytes of an HTTP body; of several dialects its members tell which it is.
 
-    `found`: what a large one is made of. Raises BadRequestError.
+    `found`: the outline of a large one, or the signs of any other. Raises BadRequestError.
     """
-    body = Body.parse(bytes(data)) if found is None else Body.of_outline(data, found)
+    body = Body.of_outline(data, found) if isinstance(found, Outline) else Body.parse(bytes(data), found)
     if not isinstance(dialect, Dialect):
         dialect = _spoken(dialect, body)
     _check_sizes(dialect, body)

@@ -36,7 +36,7 @@ LARGE_BODY_BYTES = 256 << 10
 
 LARGE_TEXT_BYTES = 1 << 20
 MANY_COMMAS = 1 << 14
-MANY_ESCAPES = 1 << 12
+MANY_ESCAPES = 1 << 14
 """A body above any of these is split off the event loop, and outlined first. Any other is split in a
 millisecond or two: its values are no more than its commas, so all that makes it long is text."""
 
@@ -83,15 +83,36 @@ class Outline(NamedTuple):
     """Some text has a backslash."""
 
 
+class Signs(NamedTuple):
+    """How many of JSON's signs a text has, also within its texts: no fewer than it is made of."""
+
+    commas: int
+    members: int
+    """Of objects, at most."""
+    openings: int
+    """Of lists and objects."""
+    escapes: int
+    """Backslashes: each character after one is looked at for halves of surrogate pairs."""
+
+
+def signs_of(data: bytes | bytearray) -> Signs | None:
+    """What a body may hold that can be split on the event loop; None for a large one, to be outlined."""
+    if len(data) > LARGE_TEXT_BYTES:
+        return None
+    signs = data.translate(None, _NO_SIGNS)
+    commas, escapes = signs.count(b","), signs.count(b"\\")
+    if commas > MANY_COMMAS or escapes > MANY_ESCAPES:
+        return None
+    members = min(signs.count(b":"), signs.count(b'"') // 2)
+    return Signs(commas, members, signs.count(b"[") + signs.count(b"{"), escapes)
+
+
+_NO_SIGNS = bytes(set(range(256)) - set(b',:"[{\\'))
+
+
 def is_large(data: bytes | bytearray) -> bool:
     """Whether a body is to be outlined, and split off the event loop."""
-    size_bytes = len(data)
-    if size_bytes <= MANY_COMMAS:
-        return False
-    if size_bytes > LARGE_TEXT_BYTES or data.count(b",") > MANY_COMMAS:
-        return True
-    # Each escape is looked at for halves of surrogate pairs.
-    return size_bytes > LARGE_BODY_BYTES and data.count(b"\\u") > MANY_ESCAPES
+    return signs_of(data) is None
 
 
 def outline(

@@ -37,7 +37,7 @@ from proxy.logs import as_value
 from proxy.request.deadlines import TimeLimit, time_limit
 from proxy.request.dialects import Dialect
 from proxy.request.generation import GenerationRequest, read_request
-from proxy.request.outline import is_large, outline
+from proxy.request.outline import outline, signs_of
 from proxy.request.priorities import bounded, claimed
 from proxy.service import Service
 from proxy.serving.exchange import Call, Reply
@@ -182,13 +182,14 @@ async def generation_request(
         raise UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
     data, lease = await read_json(request, visit, service)
     default_model = service.config.model
-    if is_large(data):
+    signs = signs_of(data)
+    if signs is None:
         found = await _off_the_loop(service, lease, outline, data)
         hold(service, lease, weigh(data, found))
         read = await _off_the_loop(service, lease, read_request, dialect, data, default_model, found)
     else:
-        hold(service, lease, weigh(data))
-        read = read_request(dialect, data, default_model)
+        hold(service, lease, weigh(data, signs))
+        read = read_request(dialect, data, default_model, signs)
         if isinstance(data, bytearray):
             data.clear()  # the request has its own copy
     if not await service.adapters.known(read.model):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import BadRequestError
 from proxy.request import dialects
-from proxy.request.body import Body, Pieces
+from proxy.request.body import Body, Pieces, _names_characters
 from proxy.request.dialects.chat import MAX_MESSAGES, MAX_TOOLS
 from proxy.request.generation import read_request
 from proxy.request.json_pieces import TEXT_BYTES
@@ -25,6 +25,7 @@ from proxy.request.outline import (
     MAX_VALUES,
     is_large,
     outline,
+    signs_of,
 )
 
 TEXTS = st.text(st.sampled_from('ab"\\,:[]{}é漢😀 \n'), max_size=6)
@@ -193,3 +194,21 @@ def test_what_is_sent_of_a_long_value_is_no_copy() -> None:
     assert json.loads(bytes(sent)) == {"model": "tiny", "prompt": "word " * 10_000, "max_tokens": 1}
     lies_in = np.frombuffer(memoryview(body.view("prompt") or b""), np.uint8)
     assert any(np.shares_memory(lies_in, np.frombuffer(piece, np.uint8)) for piece in sent)
+
+
+@given(st.binary(max_size=60).map(lambda text: text * 100), st.integers(0, 6000), st.booleans())
+def test_an_escape_of_a_character_is_found_wherever_it_stands(text: bytes, at: int, there: bool) -> None:
+    text = text.replace(b"\\", b"/")
+    data = text[:at] + (b"\\u" if there else b"\\n") + text[at:]
+    assert _names_characters(data) is there
+    assert _names_characters(bytearray(data)) is there
+
+
+@given(st.text(alphabet=',:"[{\\a', max_size=40))
+def test_a_body_holds_no_more_than_its_signs_tell(text: str) -> None:
+    body = {"prompt": [text, {text: [1, {}]}], text: 2}
+    signs = signs_of(json.dumps(body).encode())
+    assert signs is not None
+    assert signs.members >= 3
+    assert signs.openings >= 5
+    assert signs.commas >= 3
