@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.simulation.api.model_files import write_model
+from scripts.workshop.live import watched
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.processes import OwnedProcess
 from scripts.workshop.live.proxy import ProxyProcess
-from tests.hostile.watched import PAUSE
 
 HOST = "127.0.0.1"
 MODEL = "tiny"
@@ -31,7 +31,6 @@ SETTLED_S = 1.0
 """After an attack is answered, what it left behind may go on: so long nothing new must show before it is
 over."""
 
-_WATCHED = pathlib.Path(__file__).with_name("watched.py")
 _STAND_IN = [
     sys.executable,
     "-m",
@@ -158,13 +157,10 @@ class Target:
         pathlib.Path(f"/proc/{self._proxy.pid}/clear_refs").write_text(
             "5", encoding="ascii"
         )  # proc(5): the peak
-        with self._pulse.open("r+b") as file:
-            file.write(PAUSE.pack(0.0))
+        watched.forget(self._pulse)
 
     def worst_pause_ms(self) -> float:
-        with self._pulse.open("rb") as file:
-            (seconds,) = PAUSE.unpack(file.read(PAUSE.size))
-        return 1000 * float(seconds)
+        return 1000 * watched.worst_pause_s(self._pulse)
 
 
 @contextlib.contextmanager
@@ -191,7 +187,6 @@ class WatchedProxy(ProxyProcess):
         self, fleet: dict[str, list[str]], logs: pathlib.Path, name: str, flags: Sequence[str]
     ) -> None:
         self.pulse = logs / f"{name}.pulse"
-        self.pulse.write_bytes(PAUSE.pack(0.0))
         [port] = free_ports(1)
         super().__init__(
             port,
@@ -202,7 +197,7 @@ class WatchedProxy(ProxyProcess):
             model=MODEL,
             flags=["--log-level", "warning", *flags],
             admin_key=ADMIN_KEY,
-            program=[sys.executable, str(_WATCHED), str(self.pulse)],
+            program=watched.command(self.pulse),
         )
 
 

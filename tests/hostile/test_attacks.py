@@ -10,10 +10,10 @@ import time
 
 import pytest
 
+from scripts.workshop.live.watched import PAUSE, Pulse
 from tests.hostile.attacks import ATTACKS, MB
 from tests.hostile.measuring import ALONE_MIB, MAX_AT_ONCE, Measured, Taken, volley_of
 from tests.hostile.target import Said
-from tests.hostile.watched import PAUSE, Pulse
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -1,5 +1,6 @@
 """The backend's own counters tell whether a load went as it should: through both legs, the KV handed over."""
 
+import itertools
 import json
 import pathlib
 import urllib.request
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from proxy.tokenizing import LocalTokenizer
+from proxy.tokenizing.comparison import bodies
 from scripts.workshop.bench.peers.routers import MODEL, Engines
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.processes import OwnedProcess
@@ -45,18 +48,39 @@ class Backend:
 
 
 @contextmanager
-def started(program: pathlib.Path, logs: pathlib.Path) -> Iterator[Backend]:
-    """A backend, ended afterwards."""
+def started(
+    program: pathlib.Path, folder: pathlib.Path, tokenizer: LocalTokenizer | None = None
+) -> Iterator[Backend]:
+    """A backend, ended afterwards. With a tokenizer its engines give the answers by which kvproxy finds that
+    it tokenizes as they do; to any other question about tokens they answer as engines without `/tokenize`.
+    """
     ports = free_ports(2 * EACH)
-    engines = Engines(prefill=ports[:EACH], decode=ports[EACH:])
+    publishers = free_ports(2 * len(ports))
+    engines = Engines(
+        prefill=ports[:EACH],
+        decode=ports[EACH:],
+        publishers=dict(zip(ports, zip(publishers[::2], publishers[1::2], strict=True), strict=True)),
+    )
     command = [str(program), "-m", MODEL]
     for flag, role in (("-P", engines.prefill), ("-l", engines.decode)):
         command += [word for port in role for word in (flag, str(port))]
-    process = OwnedProcess("backend", command, logs / "backend.log", {})
+    if tokenizer is not None:
+        answers_file = folder / "tokenize.answers"
+        answers_file.write_bytes(b"".join(_answers(tokenizer)))
+        command += ["-T", str(answers_file)]
+    process = OwnedProcess("backend", command, folder / "backend.log", {})
     try:
         yield Backend(engines, process)
     finally:
         process.stop()
+
+
+def _answers(tokenizer: LocalTokenizer) -> Iterator[bytes]:
+    """As c/fakevllm.c reads them."""
+    for question in itertools.chain(*bodies(tokenizer.pieces.cuts.tokens, MODEL).values()):
+        found = tokenizer.answer_now(question)
+        answer = b"" if found is None else json.dumps({"tokens": found.tolist()}).encode()
+        yield b"%d %d\n%b%b" % (len(question), len(answer), question, answer)
 
 
 def answers(port: int) -> bool:

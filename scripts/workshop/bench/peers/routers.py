@@ -2,7 +2,7 @@
 
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,12 +21,23 @@ class Mode(StrEnum):
     TOKENIZED = "prefill + decode, by cache, kvproxy tokenizes"
 
 
+BY_CACHE = frozenset({Mode.AFFINITY, Mode.TOKENIZED})
+
+
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """Ports of the backend."""
+    """Ports of the backend, and of each engine's publisher of KV events: events and replay."""
 
     prefill: Sequence[int]
     decode: Sequence[int]
+    publishers: Mapping[int, tuple[int, int]]
+
+    def named(self, port: int, *, events: bool) -> str:
+        """One of them, as kvproxy is told of it."""
+        if not events:
+            return _address(port)
+        live, replay = self.publishers[port]
+        return f"{_address(port)}?events=tcp://{_address(live)}&replay=tcp://{_address(replay)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +48,30 @@ class Router:
     modes: frozenset[Mode]
     port: int
     command: tuple[str, ...]
+    ours: bool = False
     passes_params: bool = True
     """With two legs it hands the `kv_transfer_params` of the first to the second, as vLLM's NIXL wants it."""
 
 
-def kvproxy(engines: Engines, mode: Mode, *, tokenizer: pathlib.Path | None = None) -> Router:
-    """With its defaults: metrics, access log, custody and truth meter on."""
+def kvproxy(
+    engines: Engines, mode: Mode, *, tokenizer: pathlib.Path, program: Sequence[str] = (str(KVPROXY),)
+) -> Router:
+    """With its defaults: metrics, access log, custody and truth meter on. `tokenizer`: a model's directory,
+    used where prompts are to be tokenized.
+    """
     [port] = free_ports(1)
-    command = [str(KVPROXY), "serve", "--host", HOST, "--port", str(port), "--model", MODEL]
+    command = [*program, "serve", "--host", HOST, "--port", str(port), "--model", MODEL]
+    by_cache = mode in BY_CACHE
     if mode is Mode.ONE_LEG:
-        command += ["--both", *map(_address, engines.decode)]
+        command += ["--both", *(_address(port) for port in engines.decode)]
     else:
-        command += ["--prefill", *map(_address, engines.prefill)]
-        command += ["--decode", *map(_address, engines.decode)]
-    if mode in (Mode.ONE_LEG, Mode.PD):
+        command += ["--prefill", *(engines.named(port, events=by_cache) for port in engines.prefill)]
+        command += ["--decode", *(engines.named(port, events=by_cache) for port in engines.decode)]
+    if not by_cache:
         command += ["--policy", "round_robin"]
-    if tokenizer is not None:
+    if mode is Mode.TOKENIZED:
         command += ["--tokenizer", str(tokenizer)]
-    return Router("kvproxy", frozenset({mode}), port, tuple(command))
+    return Router("kvproxy", frozenset({mode}), port, tuple(command), ours=True)
 
 
 def peers(programs: pathlib.Path, engines: Engines, folder: pathlib.Path) -> Iterator[Router]:
@@ -89,7 +106,7 @@ def _rust(name: str, modes: set[Mode], command: list[str], *, passes_params: boo
     port, metrics_port = free_ports(2)
     command += ["--host", HOST, "--port", str(port), "--prometheus-port", str(metrics_port)]
     command += ["--worker-startup-check-interval", "1"]
-    return Router(name, frozenset(modes), port, tuple(command), passes_params)
+    return Router(name, frozenset(modes), port, tuple(command), passes_params=passes_params)
 
 
 def _nginx(folder: pathlib.Path, port: int, engines: Sequence[int]) -> str:

@@ -1,23 +1,23 @@
-/* fakevllm: a fake vLLM/OpenAI backend on one epoll thread, cheap enough not
- * to be the bottleneck of a proxy benchmark.
+/* Engines that cost next to nothing, so that a router in front of them is what is measured: one epoll thread.
  *
- *   fakevllm -l PORT [-l PORT ...] [-P PORT ...] [-m MODEL] [-z CHUNK_BYTES] [-v]
+ *   fakevllm [-m MODEL] [-z CHUNK_BYTES] [-T FILE] -l PORT ... -P PORT ...
  *
- *   -v  trace requests to stderr
- *   -l  decode / regular port         -P  prefill port (always answers one token)
- *   POST /v1/completions, /v1/chat/completions; GET anything else (/v1/models,
- *   /health, /metrics, ...).  Knobs travel inside the JSON body so that every
- *   router passes them on:  "max_tokens": K chunks,  "seed": microseconds
- *   between chunks,  "stream": true|false.  A body with "do_remote_decode":true
- *   is a prefill leg and is answered with kv_transfer_params.  Each SSE chunk
- *   carries "ts": 10^18 + CLOCK_MONOTONIC ns at emission, so that a client on the same
- *   machine can measure the delay the router adds to every single chunk.
- *   Knobs are looked up only in the first 1.5 KB and last 4 KB of a body.
+ *   -l  a decode engine, or one that serves requests whole     -P  a prefill engine
+ *   -T  answers of /tokenize: after a line "QUESTION_BYTES ANSWER_BYTES" a question's body and its answer, and
+ *       so on. An empty answer is status 400; any other question gets a 404, as all do without this file.
+ *
+ * POST /v1/completions and /v1/chat/completions; GET /health, /version, /v1/models, /metrics and what routers
+ * ask at their start. What is to be answered stands in the request, so that every router passes it on:
+ * "max_tokens" chunks, "seed" microseconds between two of them, and "user":"tokens=N cached=M" for the usage.
+ * It is looked for in the first 1.5 KB and the last 4 KB of a body. A prefill engine, and whoever is asked
+ * with "do_remote_decode":true, generates one token and answers with kv_transfer_params as vLLM's NixlConnector
+ * does.
+ * Each streamed event has "ts": 10^18 + CLOCK_MONOTONIC in ns as it was sent, so that a client on the same
+ * machine can tell how long it took.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -31,259 +31,494 @@
 #include <time.h>
 #include <unistd.h>
 
-typedef struct conn {
+#define TS_BASE 1000000000000000000LL
+#define TS_DIGITS 19
+#define HEAD_BYTES 1500
+#define TAIL_BYTES 4096
+#define MOST_DUE 512 /* chunks sent in one turn, so that reads are not starved */
+#define COMMON_HEAD "date: Sun, 22 Nov 2026 06:00:00 GMT\r\nserver: uvicorn\r\n"
+
+typedef struct {
     int fd, listener, prefill, port;
-    char *in; size_t inlen, incap;
-    char *out; size_t outoff, outlen, outcap;
-    long body_off, body_len;      /* -1 unknown */
-    int chunked_req, expect_sent;
-    /* stream */
-    int streaming, blocked, chat; long left; int64_t due, interval; int heap_pos;
-    int want_close;
+    char *in;
+    size_t in_len, in_cap;
+    char *out;
+    size_t out_at, out_len, out_cap;
+    long body_at, body_len; /* body_at: -1 until its head is read */
+    int chunked, closing;
+    int streaming, blocked, chat;
+    long left;
+    int64_t due, interval;
+    int heap_at; /* -1: not in the heap */
 } conn;
 
-static int ep; static const char *model = "m"; static int chunk_bytes = 250;
-static unsigned long n_req, n_prefill, n_decode, n_handed, n_chunks; static long running;
-static conn **heap; static int hn, hcap;
+static int ep, chunk_bytes = 250;
+static const char *model = "m";
+static unsigned long n_prefill, n_decode, n_handed, n_chunks;
+static long running;
 
-static int64_t now_ns(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1000000000LL + t.tv_nsec; }
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
 
-static void hswap(int a, int b) { conn *t = heap[a]; heap[a] = heap[b]; heap[b] = t; heap[a]->heap_pos = a; heap[b]->heap_pos = b; }
-static void hup(int i) { while (i && heap[(i - 1) / 2]->due > heap[i]->due) { hswap(i, (i - 1) / 2); i = (i - 1) / 2; } }
-static void hdown(int i) { for (;;) { int l = 2 * i + 1, m = i; if (l < hn && heap[l]->due < heap[m]->due) m = l; if (l + 1 < hn && heap[l + 1]->due < heap[m]->due) m = l + 1; if (m == i) return; hswap(i, m); i = m; } }
-static void hpush(conn *c) { if (hn == hcap) { hcap = hcap ? hcap * 2 : 256; heap = realloc(heap, hcap * sizeof *heap); } heap[hn] = c; c->heap_pos = hn; hup(hn++); }
-static void hdel(conn *c) { int i = c->heap_pos; if (i < 0) return; hn--; if (i != hn) { heap[i] = heap[hn]; heap[i]->heap_pos = i; hup(i); hdown(i); } c->heap_pos = -1; }
+/* A heap of the streams, by when their next chunk is due. */
 
-static void set_events(conn *c, int out) { struct epoll_event e = { .events = EPOLLIN | EPOLLRDHUP | (out ? EPOLLOUT : 0), .data.ptr = c }; epoll_ctl(ep, EPOLL_CTL_MOD, c->fd, &e); }
-static void cclose(conn *c) { if (c->streaming) running--; hdel(c); close(c->fd); free(c->in); free(c->out); free(c); }
+static conn **heap;
+static int heap_len, heap_cap;
 
-/* returns -1 when the connection is dead */
-static int cwrite(conn *c, const char *p, size_t n) {
-    if (c->outlen == c->outoff) {
+static void heap_swap(int a, int b) {
+    conn *t = heap[a];
+    heap[a] = heap[b];
+    heap[b] = t;
+    heap[a]->heap_at = a;
+    heap[b]->heap_at = b;
+}
+static void heap_up(int i) {
+    for (; i && heap[(i - 1) / 2]->due > heap[i]->due; i = (i - 1) / 2) heap_swap(i, (i - 1) / 2);
+}
+static void heap_down(int i) {
+    for (;;) {
+        int left = 2 * i + 1, least = i;
+        if (left < heap_len && heap[left]->due < heap[least]->due) least = left;
+        if (left + 1 < heap_len && heap[left + 1]->due < heap[least]->due) least = left + 1;
+        if (least == i) return;
+        heap_swap(i, least);
+        i = least;
+    }
+}
+static void heap_push(conn *c) {
+    if (heap_len == heap_cap) heap = realloc(heap, (heap_cap = heap_cap ? heap_cap * 2 : 256) * sizeof *heap);
+    heap[heap_len] = c;
+    c->heap_at = heap_len;
+    heap_up(heap_len++);
+}
+static void heap_remove(conn *c) {
+    int i = c->heap_at;
+    if (i < 0) return;
+    if (i != --heap_len) {
+        heap[i] = heap[heap_len];
+        heap[i]->heap_at = i;
+        heap_up(i);
+        heap_down(i);
+    }
+    c->heap_at = -1;
+}
+
+/* Connections. What answers returns -1 if the connection is dead. */
+
+static void listen_for(conn *c, int writable) {
+    struct epoll_event e = {.events = EPOLLIN | EPOLLRDHUP | (writable ? EPOLLOUT : 0), .data.ptr = c};
+    epoll_ctl(ep, EPOLL_CTL_MOD, c->fd, &e);
+}
+static void end(conn *c) {
+    if (c->streaming) running--;
+    heap_remove(c);
+    close(c->fd);
+    free(c->in);
+    free(c->out);
+    free(c);
+}
+static int put(conn *c, const char *p, size_t n) {
+    if (c->out_len == c->out_at) {
         ssize_t w = send(c->fd, p, n, MSG_NOSIGNAL);
-        if (w < 0) { if (errno != EAGAIN) return -1; w = 0; }
+        if (w < 0 && errno != EAGAIN) return -1;
+        if (w < 0) w = 0;
         if ((size_t)w == n) return 0;
-        p += w; n -= w; c->outoff = c->outlen = 0;
+        p += w;
+        n -= w;
+        c->out_at = c->out_len = 0;
     }
-    if (c->outlen + n > c->outcap) { c->outcap = (c->outlen + n) * 2; c->out = realloc(c->out, c->outcap); }
-    memcpy(c->out + c->outlen, p, n); c->outlen += n; c->blocked = 1; set_events(c, 1);
+    if (c->out_len + n > c->out_cap) c->out = realloc(c->out, c->out_cap = (c->out_len + n) * 2);
+    memcpy(c->out + c->out_len, p, n);
+    c->out_len += n;
+    c->blocked = 1;
+    listen_for(c, 1);
+    return 0;
+}
+static int flush(conn *c) {
+    ssize_t w = send(c->fd, c->out + c->out_at, c->out_len - c->out_at, MSG_NOSIGNAL);
+    if (w < 0) return errno == EAGAIN ? 0 : -1;
+    c->out_at += w;
+    if (c->out_at < c->out_len) return 0;
+    c->out_at = c->out_len = c->blocked = 0;
+    listen_for(c, 0);
+    if (c->streaming) {
+        c->due = now_ns();
+        heap_remove(c);
+        heap_push(c);
+    }
     return 0;
 }
 
-static const char *find(const char *b, long n, const char *k) { return memmem(b, n, k, strlen(k)); }
-static const char *knob(const char *b, long n, const char *k) {
-    const char *r; if (n <= 5600) r = find(b, n, k);
-    else { r = find(b + n - 4096, 4096, k); if (!r) r = find(b, 1500, k); }
-    if (!r) return NULL;
-    r += strlen(k); while (*r == ' ' || *r == ':') r++; return r;
-}
-static long knob_int(const char *b, long n, const char *k, long d) { const char *r = knob(b, n, k); return r && ((*r >= '0' && *r <= '9')) ? atol(r) : d; }
-static int knob_true(const char *b, long n, const char *k) { const char *r = knob(b, n, k); return r && *r == 't'; }
+/* What a request says. */
 
-static int put_ts(char *p, int64_t t) { t += 1000000000000000000LL; for (int i = 18; i >= 0; i--) { p[i] = '0' + t % 10; t /= 10; } return 19; }
-static char tpl_chat[4096], tpl_cmpl[4096]; static int tl_chat, tl_cmpl, ts_chat, ts_cmpl;
-static void mk_tpl(char *out, int *len, int *ts, const char *obj, const char *mid) {
-    char body[4000]; int n = snprintf(body, sizeof body, "data: {\"id\":\"%s-0123456789abcdef0123456789abcdef\",\"object\":\"%s\",\"created\":1767225600,\"model\":\"%s\",\"choices\":[{\"index\":0,%s\"logprobs\":null,\"finish_reason\":null}],\"ts\":", obj[0] == 'c' ? "chatcmpl" : "cmpl", obj, model, mid);
-    int tsoff = n; n += 19; int pad = chunk_bytes - n - 3 - 9;
-    if (pad >= 0) { n += sprintf(body + n, ",\"pad\":\"%.*s\"}\n\n", pad, "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"); } else n += sprintf(body + n, "}\n\n");
-    int h = sprintf(out, "%x\r\n", n); memcpy(out + h, body, n); memcpy(out + h + n, "\r\n", 2); *len = h + n + 2; *ts = h + tsoff;
+static const char *member(const char *b, long n, const char *name) {
+    const char *at = NULL;
+    size_t len = strlen(name);
+    if (n <= HEAD_BYTES + TAIL_BYTES) at = memmem(b, n, name, len);
+    else if (!(at = memmem(b + n - TAIL_BYTES, TAIL_BYTES, name, len))) at = memmem(b, HEAD_BYTES, name, len);
+    if (!at) return NULL;
+    for (at += len; *at == ' ' || *at == ':'; at++) {}
+    return at;
+}
+static long number(const char *b, long n, const char *name, long otherwise) {
+    const char *at = member(b, n, name);
+    return at && *at >= '0' && *at <= '9' ? atol(at) : otherwise;
+}
+static int is_true(const char *b, long n, const char *name) {
+    const char *at = member(b, n, name);
+    return at && *at == 't';
 }
 
-static int finish_stream(conn *c) {
-    static const char done[] = "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"; /* "data: [DONE]\n\n" is 14 = 0xe bytes */
-    c->streaming = 0; running--; hdel(c);
-    return cwrite(c, done, sizeof done - 1);
+/* Streams: a chunk is made once and sent many times, each with its own "ts". */
+
+typedef struct {
+    char text[4096];
+    int len, ts_at;
+} chunk;
+static chunk chat_chunk, text_chunk;
+
+static void make_chunk(chunk *made, const char *id, const char *object, const char *choice) {
+    static const char pad[] = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+    char event[4000];
+    int n = snprintf(event, sizeof event,
+        "data: {\"id\":\"%s-0123456789abcdef0123456789abcdef\",\"object\":\"%s\",\"created\":1767225600,"
+        "\"model\":\"%s\",\"choices\":[{\"index\":0,%s\"logprobs\":null,\"finish_reason\":null}],\"ts\":",
+        id, object, model, choice);
+    int ts_at = n;
+    n += TS_DIGITS;
+    int lacks = chunk_bytes - n - (int)strlen(",\"pad\":\"\"}\n\n");
+    if (lacks >= 0) n += sprintf(event + n, ",\"pad\":\"%.*s\"}\n\n", lacks, pad);
+    else n += sprintf(event + n, "}\n\n");
+    int size = sprintf(made->text, "%x\r\n", n);
+    memcpy(made->text + size, event, n);
+    memcpy(made->text + size + n, "\r\n", 2);
+    made->len = size + n + 2;
+    made->ts_at = size + ts_at;
 }
-/* emit one chunk; returns -1 dead */
-static int emit(conn *c, int64_t now) {
-    char b[4096]; int n, t;
-    if (c->chat) { n = tl_chat; t = ts_chat; memcpy(b, tpl_chat, n); } else { n = tl_cmpl; t = ts_cmpl; memcpy(b, tpl_cmpl, n); }
-    put_ts(b + t, now); n_chunks++;
-    c->left--;
-    if (cwrite(c, b, n) < 0) return -1;
-    if (c->left <= 0) return finish_stream(c);
+static int send_chunk(conn *c, int64_t now) {
+    static const char done[] = "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n";
+    chunk *made = c->chat ? &chat_chunk : &text_chunk;
+    int64_t ts = now + TS_BASE;
+    for (int i = TS_DIGITS - 1; i >= 0; i--, ts /= 10) made->text[made->ts_at + i] = '0' + ts % 10;
+    n_chunks++;
+    if (put(c, made->text, made->len) < 0) return -1;
     c->due += c->interval;
+    if (--c->left > 0) return 0;
+    c->streaming = 0;
+    running--;
+    heap_remove(c);
+    return put(c, done, sizeof done - 1);
+}
+static int stream(conn *c, int chat, long chunks, long interval_us) {
+    static const char head[] = "HTTP/1.1 200 OK\r\n" COMMON_HEAD
+        "content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
+    if (put(c, head, sizeof head - 1) < 0) return -1;
+    c->streaming = 1;
+    running++;
+    c->chat = chat;
+    c->left = chunks;
+    c->interval = interval_us * 1000;
+    c->due = now_ns();
+    if (send_chunk(c, c->due) < 0) return -1;
+    if (c->streaming) heap_push(c);
     return 0;
 }
 
-static int respond_json(conn *c, int code, const char *ctype, const char *body, long n) {
-    char h[512 + 8192]; int k = snprintf(h, 512, "HTTP/1.1 %d %s\r\ndate: Sun, 22 Nov 2026 06:00:00 GMT\r\nserver: uvicorn\r\ncontent-length: %ld\r\ncontent-type: %s\r\n\r\n", code, code == 200 ? "OK" : "Not Found", n, ctype);
-    if (n <= 8192) { memcpy(h + k, body, n); return cwrite(c, h, k + n); }
-    if (cwrite(c, h, k) < 0) return -1;
-    return cwrite(c, body, n);
+/* Whole answers. */
+
+static int answer(conn *c, int status, const char *type, const char *body, long n) {
+    char b[512 + 8192];
+    const char *reason = status == 200 ? "OK" : status == 400 ? "Bad Request" : "Not Found";
+    int k = snprintf(b, 512, "HTTP/1.1 %d %s\r\n" COMMON_HEAD "content-length: %ld\r\ncontent-type: %s\r\n\r\n",
+        status, reason, n, type);
+    if (n > 8192) return put(c, b, k) < 0 ? -1 : put(c, body, n);
+    memcpy(b + k, body, n);
+    return put(c, b, k + n);
+}
+static int answer_json(conn *c, int status, const char *body) {
+    return answer(c, status, "application/json", body, strlen(body));
+}
+static int not_found(conn *c) { return answer_json(c, 404, "{\"detail\":\"Not Found\"}"); }
+
+static const char *handover(int port) { /* what NixlConnector tells of the blocks it keeps */
+    static char params[2048];
+    static int made_for;
+    if (made_for == port) return params;
+    int k = sprintf(params,
+        "{\"do_remote_prefill\":true,\"do_remote_decode\":false,"
+        "\"remote_engine_id\":\"5f0c2e1a-6a0e-4b5e-9a51-0c2f4d7%05d\","
+        "\"remote_request_id\":\"chatcmpl-0123456789abcdef\",\"remote_host\":\"127.0.0.1\",\"remote_port\":5600,"
+        "\"tp_size\":1,\"remote_block_ids\":[[", port);
+    for (int i = 0; i < 64; i++) k += sprintf(params + k, "%s%d", i ? "," : "", 4096 + i);
+    sprintf(params + k, "]]}");
+    made_for = port;
+    return params;
+}
+static int generate(conn *c, int chat, const char *body, long n) {
+    static const char text[] = "The quick brown fox jumps over the lazy dog and keeps running through the quiet "
+        "forest until the evening light fades away.";
+    char b[8192], choice[512];
+    long tokens = number(body, n, "\"max_tokens\"", 0);
+    long renamed = number(body, n, "\"max_completion_tokens\"", 0); /* some routers make the one of the other */
+    if (!tokens || (renamed && renamed < tokens)) tokens = renamed;
+    if (!tokens) tokens = 16;
+    int keeps = c->prefill || is_true(body, n, "\"do_remote_decode\"");
+    if (keeps) tokens = 1;
+    if (c->prefill) n_prefill++;
+    else n_decode++;
+    if (is_true(body, n, "\"do_remote_prefill\"") && member(body, n, "\"remote_block_ids\"")) n_handed++;
+    if (is_true(body, n, "\"stream\"")) return stream(c, chat, tokens, number(body, n, "\"seed\"", 0));
+    long prompt = number(body, n, "\"tokens=", 256), cached = number(body, n, " cached=", 0);
+    snprintf(choice, sizeof choice, chat
+        ? "\"message\":{\"role\":\"assistant\",\"content\":\"%s\",\"refusal\":null,\"tool_calls\":[]}"
+        : "\"text\":\"%s\"", text);
+    snprintf(b, sizeof b,
+        "{\"id\":\"%s-0123456789abcdef0123456789abcdef\",\"object\":\"%s\",\"created\":1767225600,"
+        "\"model\":\"%s\",\"choices\":[{\"index\":0,%s,\"logprobs\":null,\"finish_reason\":\"length\","
+        "\"stop_reason\":null}],\"usage\":{\"prompt_tokens\":%ld,\"total_tokens\":%ld,\"completion_tokens\":%ld,"
+        "\"prompt_tokens_details\":{\"cached_tokens\":%ld}},\"prompt_logprobs\":null,\"kv_transfer_params\":%s}",
+        chat ? "chatcmpl" : "cmpl", chat ? "chat.completion" : "text_completion", model, choice, prompt,
+        prompt + tokens, tokens, cached, keeps ? handover(c->port) : "null");
+    return answer_json(c, 200, b);
 }
 
-static const char *handover(int port) {
-    static char kvp[2048]; static int made_for;
-    if (made_for == port) return kvp;
-    int k = sprintf(kvp, "{\"do_remote_prefill\":true,\"do_remote_decode\":false,\"remote_engine_id\":\"5f0c2e1a-6a0e-4b5e-9a51-0c2f4d7%05d\",\"remote_request_id\":\"chatcmpl-0123456789abcdef\",\"remote_host\":\"127.0.0.1\",\"remote_port\":5600,\"tp_size\":1,\"remote_block_ids\":[[", port);
-    for (int i = 0; i < 64; i++) k += sprintf(kvp + k, "%s%d", i ? "," : "", 4096 + i);
-    sprintf(kvp + k, "]]}"); made_for = port; return kvp;
-}
-static int trace;
-static int do_request(conn *c, const char *head, const char *body, long blen) {
-    if (trace) { const char *e = strstr(head, "\r\n"); fprintf(stderr, "%.3f fd %d %s %.*s body %ld: %.*s ... %.*s\n", now_ns() / 1e9, c->fd, c->prefill ? "prefill" : "decode", (int)(e - head), head, blen, (int)(blen < 700 ? blen : 700), body, blen > 700 ? (int)(blen - 700 < 300 ? blen - 700 : 300) : 0, blen > 700 ? body + blen - (blen - 700 < 300 ? blen - 700 : 300) : ""); }
-    char b[8192]; int n;
-    n_req++;
-    const char *path = strchr(head, ' ');
-    if (!path || !strncmp(head, "PRI ", 4) || path[1] != '/') return -1;   /* an HTTP/2 (gRPC) probe */
-    path++;
-    if (!strncmp(head, "POST /v1/c", 10) || !strncmp(head, "POST /generate", 14)) {
-        int chat = !strncmp(path, "/v1/chat", 8);
-        const char *qe = strchr(path, ' ');
-        if (qe && qe - path > 7 && !strncmp(qe - 7, "/render", 7)) { n = snprintf(b, sizeof b, "{\"detail\":\"Not Found\"}"); return respond_json(c, 404, "application/json", b, n); }
-        int stream = knob_true(body, blen, "\"stream\"");
-        long k = knob_int(body, blen, "\"max_tokens\"", 0), k2 = knob_int(body, blen, "\"max_completion_tokens\"", 0);
-        if (!k || (k2 && k2 < k)) k = k2;   /* some routers rename the one into the other */
-        if (!k) k = 16;
-        long us = knob_int(body, blen, "\"seed\"", 0);
-        int pre = c->prefill || knob_true(body, blen, "\"do_remote_decode\"");
-        int dec = knob_true(body, blen, "\"do_remote_prefill\"");
-        if (pre) k = 1;
-        if (c->prefill) n_prefill++; else n_decode++;
-        if (dec && knob(body, blen, "\"remote_block_ids\"")) n_handed++;
-        long tokens = knob_int(body, blen, "\"user\":\"tokens=", 256), cached = knob_int(body, blen, " cached=", 0);
-        if (stream) {
-            static const char h[] = "HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 06:00:00 GMT\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
-            if (cwrite(c, h, sizeof h - 1) < 0) return -1;
-            c->streaming = 1; running++; c->chat = chat; c->left = k; c->interval = us * 1000; c->due = now_ns();
-            if (emit(c, c->due) < 0) return -1;
-            if (c->streaming) hpush(c);
-            return 0;
-        }
-        n = snprintf(b, sizeof b, "{\"id\":\"chatcmpl-0123456789abcdef0123456789abcdef\",\"object\":\"%s\",\"created\":1767225600,\"model\":\"%s\",\"choices\":[{\"index\":0,%s,\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null}],\"usage\":{\"prompt_tokens\":%ld,\"total_tokens\":%ld,\"completion_tokens\":%ld,\"prompt_tokens_details\":{\"cached_tokens\":%ld}},\"prompt_logprobs\":null,\"kv_transfer_params\":%s}",
-            chat ? "chat.completion" : "text_completion", model,
-            chat ? "\"message\":{\"role\":\"assistant\",\"content\":\"The quick brown fox jumps over the lazy dog and keeps running through the quiet forest until the evening light fades away.\",\"refusal\":null,\"tool_calls\":[]}" : "\"text\":\"The quick brown fox jumps over the lazy dog and keeps running through the quiet forest until the evening light fades away.\"",
-            tokens, tokens + k, k, cached, pre ? handover(c->port) : "null");
-        return respond_json(c, 200, "application/json", b, n);
+typedef struct {
+    char *question, *answer;
+    long question_len, answer_len;
+} known;
+static known *answers;
+static int n_answers;
+
+static int read_answers(const char *file) {
+    FILE *f = fopen(file, "rb");
+    known k;
+    if (!f) return -1;
+    while (fscanf(f, "%ld %ld", &k.question_len, &k.answer_len) == 2 && fgetc(f) == '\n') {
+        k.question = malloc(k.question_len + 1);
+        k.answer = malloc(k.answer_len + 1);
+        if (fread(k.question, 1, k.question_len, f) != (size_t)k.question_len) return -1;
+        if (fread(k.answer, 1, k.answer_len, f) != (size_t)k.answer_len) return -1;
+        answers = realloc(answers, (n_answers + 1) * sizeof *answers);
+        answers[n_answers++] = k;
     }
-    if (!strncmp(path, "/v1/models", 10)) {
-        n = snprintf(b, sizeof b, "{\"object\":\"list\",\"data\":[{\"id\":\"%s\",\"object\":\"model\",\"created\":1767225600,\"owned_by\":\"vllm\",\"root\":\"%s\",\"parent\":null,\"max_model_len\":131072,\"permission\":[]}]}", model, model);
-    } else if (!strncmp(path, "/metrics", 8)) {
-        n = snprintf(b, sizeof b, "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{engine=\"0\",model_name=\"%s\"} %ld.0\n# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting{engine=\"0\",model_name=\"%s\"} 0.0\n# TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{engine=\"0\",model_name=\"%s\"} 0.1\nfake_requests %lu\nfake_prefill %lu\nfake_decode %lu\nfake_handed %lu\nfake_chunks %lu\n", model, running, model, model, n_req, n_prefill, n_decode, n_handed, n_chunks);
-        return respond_json(c, 200, "text/plain; version=0.0.4", b, n);
-    } else if (!strncmp(path, "/version", 8)) { n = snprintf(b, sizeof b, "{\"version\":\"0.14.0\"}"); }
-    else if (!strncmp(path, "/health", 7) || !strncmp(path, "/ping", 5) || !strncmp(path, "/readiness", 10) || !strncmp(path, "/liveness", 9)) { n = 0; }
-    else if (strstr(path, "server_info")) { n = snprintf(b, sizeof b, "{\"model_path\":\"%s\",\"tp_size\":1,\"dp_size\":1,\"served_model_name\":\"%s\",\"version\":\"0.5\",\"disaggregation_mode\":\"%s\",\"internal_states\":[{}]}", model, model, c->prefill ? "prefill" : "decode"); }
-    else if (strstr(path, "model_info")) { n = snprintf(b, sizeof b, "{\"model_path\":\"%s\",\"tokenizer_path\":\"%s\",\"is_generation\":true}", model, model); }
-    else { n = snprintf(b, sizeof b, "{\"detail\":\"Not Found\"}"); return respond_json(c, 404, "application/json", b, n); }
-    return respond_json(c, 200, "application/json", b, n);
+    return fclose(f);
+}
+static int tokenize(conn *c, const char *body, long n) {
+    for (known *k = answers; k < answers + n_answers; k++) {
+        if (k->question_len != n || memcmp(k->question, body, n)) continue;
+        if (!k->answer_len) return answer_json(c, 400, "{\"error\":{\"message\":\"no such prompt\",\"code\":400}}");
+        return answer(c, 200, "application/json", k->answer, k->answer_len);
+    }
+    return not_found(c);
 }
 
-/* header value lookup inside head (NUL-terminated at end of head) */
-static const char *hdr(const char *head, const char *name) {
-    size_t l = strlen(name); const char *p = head;
-    while ((p = strstr(p, "\r\n"))) { p += 2; if (!strncasecmp(p, name, l) && p[l] == ':') { p += l + 1; while (*p == ' ') p++; return p; } }
+static int starts(const char *text, const char *with) { return !strncmp(text, with, strlen(with)); }
+
+static int respond(conn *c, const char *head, const char *body, long n) {
+    char b[2048];
+    const char *path = strchr(head, ' ');
+    if (!path || path[1] != '/') return -1; /* such as an HTTP/2 preface */
+    path++;
+    if (starts(head, "POST /v1/chat/completions ")) return generate(c, 1, body, n);
+    if (starts(head, "POST /v1/completions ")) return generate(c, 0, body, n);
+    if (starts(head, "POST /tokenize ")) return tokenize(c, body, n);
+    if (!starts(head, "GET ")) return not_found(c);
+    if (starts(path, "/health")) return answer_json(c, 200, "");
+    if (starts(path, "/version")) return answer_json(c, 200, "{\"version\":\"0.14.0\"}");
+    if (starts(path, "/v1/models")) {
+        snprintf(b, sizeof b,
+            "{\"object\":\"list\",\"data\":[{\"id\":\"%s\",\"object\":\"model\",\"created\":1767225600,"
+            "\"owned_by\":\"vllm\",\"root\":\"%s\",\"parent\":null,\"max_model_len\":262144,\"permission\":[]}]}",
+            model, model);
+        return answer_json(c, 200, b);
+    }
+    if (starts(path, "/metrics")) {
+        int k = snprintf(b, sizeof b,
+            "# TYPE vllm:num_requests_running gauge\n"
+            "vllm:num_requests_running{engine=\"0\",model_name=\"%s\"} %ld.0\n"
+            "# TYPE vllm:num_requests_waiting gauge\n"
+            "vllm:num_requests_waiting{engine=\"0\",model_name=\"%s\"} 0.0\n"
+            "# TYPE vllm:kv_cache_usage_perc gauge\n"
+            "vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"%s\"} 0.1\n"
+            "fake_prefill %lu\nfake_decode %lu\nfake_handed %lu\nfake_chunks %lu\n",
+            model, running, model, model, n_prefill, n_decode, n_handed, n_chunks);
+        return answer(c, 200, "text/plain; version=0.0.4", b, k);
+    }
+    if (strstr(path, "server_info")) { /* SGLang's; its router will not start without */
+        snprintf(b, sizeof b,
+            "{\"model_path\":\"%s\",\"tp_size\":1,\"dp_size\":1,\"served_model_name\":\"%s\",\"version\":\"0.5\","
+            "\"disaggregation_mode\":\"%s\",\"internal_states\":[{}]}",
+            model, model, c->prefill ? "prefill" : "decode");
+        return answer_json(c, 200, b);
+    }
+    if (strstr(path, "model_info")) {
+        snprintf(b, sizeof b, "{\"model_path\":\"%s\",\"tokenizer_path\":\"%s\",\"is_generation\":true}",
+            model, model);
+        return answer_json(c, 200, b);
+    }
+    return not_found(c);
+}
+
+/* Requests, as they come. */
+
+static const char *header(const char *head, const char *name) {
+    size_t n = strlen(name);
+    for (const char *p = head; (p = strstr(p, "\r\n"));) {
+        p += 2;
+        if (strncasecmp(p, name, n) || p[n] != ':') continue;
+        for (p += n + 1; *p == ' '; p++) {}
+        return p;
+    }
     return NULL;
 }
-/* try to de-chunk in place; returns bytes consumed or 0 if incomplete */
-static long dechunk(char *b, long n, long *outlen) {
-    long pass; long total = 0;
-    for (pass = 0; pass < 2; pass++) {
-        long i = 0, o = 0;
-        for (;;) {
-            char *e = memmem(b + i, n - i, "\r\n", 2); if (!e) return 0;
-            long sz = strtol(b + i, NULL, 16); long d = e + 2 - b;
-            if (d + sz + 2 > n) return 0;
-            if (sz == 0) { *outlen = o; total = d + 2; break; }
-            if (pass) memmove(b + o, b + d, sz);
-            o += sz; i = d + sz + 2;
+/* Make a chunked body whole, in place: the bytes it took, or 0 if its end is not there yet. */
+static long dechunk(char *b, long n, long *whole) {
+    for (int move = 0; move < 2; move++) {
+        for (long at = 0, to = 0;;) {
+            char *line_end = memmem(b + at, n - at, "\r\n", 2);
+            if (!line_end) return 0;
+            long size = strtol(b + at, NULL, 16), data = line_end + 2 - b;
+            if (data + size + 2 > n) return 0;
+            if (!size && move) {
+                *whole = to;
+                return data + 2;
+            }
+            if (!size) break;
+            if (move) memmove(b + to, b + data, size);
+            to += size;
+            at = data + size + 2;
         }
-    }
-    return total;
-}
-
-static int process(conn *c) {
-    while (c->inlen && !c->streaming) {
-        if (c->body_off < 0) {
-            char *e = memmem(c->in, c->inlen, "\r\n\r\n", 4); if (!e) return 0;
-            c->body_off = e + 4 - c->in; e[2] = 0; /* head now ends with \r\n\0 */
-            const char *v = hdr(c->in, "content-length"); c->body_len = v ? atol(v) : 0;
-            v = hdr(c->in, "transfer-encoding"); c->chunked_req = v && !strncasecmp(v, "chunked", 7);
-            v = hdr(c->in, "expect"); if (v && cwrite(c, "HTTP/1.1 100 Continue\r\n\r\n", 25) < 0) return -1;
-            v = hdr(c->in, "connection"); c->want_close = v && !strncasecmp(v, "close", 5);
-        }
-        long used, blen;
-        if (c->chunked_req) { used = dechunk(c->in + c->body_off, c->inlen - c->body_off, &blen); if (!used) return 0; }
-        else { if ((long)c->inlen - c->body_off < c->body_len) return 0; used = blen = c->body_len; }
-        char save = 0; char *end = c->in + c->body_off + blen; int r;
-        save = *end; *end = 0;
-        r = do_request(c, c->in, c->in + c->body_off, blen);
-        *end = save;
-        if (r < 0) return -1;
-        size_t tot = c->body_off + used;
-        memmove(c->in, c->in + tot, c->inlen - tot); c->inlen -= tot;
-        c->body_off = -1;
-        if (c->want_close && !c->streaming) { if (c->outlen == c->outoff) return -1; }
     }
     return 0;
 }
-
-static int on_read(conn *c) {
+static int read_head(conn *c) { /* 1 if it is there */
+    char *e = memmem(c->in, c->in_len, "\r\n\r\n", 4);
+    if (!e) return 0;
+    c->body_at = e + 4 - c->in;
+    e[2] = 0;
+    const char *value = header(c->in, "content-length");
+    c->body_len = value ? atol(value) : 0;
+    value = header(c->in, "transfer-encoding");
+    c->chunked = value && !strncasecmp(value, "chunked", 7);
+    value = header(c->in, "connection");
+    c->closing = value && !strncasecmp(value, "close", 5);
+    if (header(c->in, "expect") && put(c, "HTTP/1.1 100 Continue\r\n\r\n", 25) < 0) return -1;
+    return 1;
+}
+static int serve(conn *c) {
+    while (c->in_len && !c->streaming) {
+        if (c->body_at < 0) {
+            int there = read_head(c);
+            if (there <= 0) return there;
+        }
+        long used = c->body_len, n = c->body_len, here = c->in_len - c->body_at;
+        if (c->chunked && !(used = dechunk(c->in + c->body_at, here, &n))) return 0;
+        if (!c->chunked && here < c->body_len) return 0;
+        char *body_end = c->in + c->body_at + n, kept = *body_end;
+        *body_end = 0;
+        if (respond(c, c->in, c->in + c->body_at, n) < 0) return -1;
+        *body_end = kept;
+        size_t all = c->body_at + used;
+        memmove(c->in, c->in + all, c->in_len - all);
+        c->in_len -= all;
+        c->body_at = -1;
+        if (c->closing && !c->streaming && c->out_len == c->out_at) return -1;
+    }
+    return 0;
+}
+static int take(conn *c) {
     for (;;) {
-        if (c->incap - c->inlen < 65536) { c->incap = c->incap ? c->incap * 2 : 131072; c->in = realloc(c->in, c->incap + 1); }
-        size_t room = c->incap - c->inlen;
-        ssize_t r = recv(c->fd, c->in + c->inlen, room, 0);
-        if (r == 0) return -1;
-        if (r < 0) { if (errno == EAGAIN) return 0; return -1; }
-        c->inlen += r;
-        if (process(c) < 0) return -1;
-        if ((size_t)r < room) return 0;
+        if (c->in_cap - c->in_len < 65536) {
+            c->in_cap = c->in_cap ? c->in_cap * 2 : 131072;
+            c->in = realloc(c->in, c->in_cap + 1);
+        }
+        size_t room = c->in_cap - c->in_len;
+        ssize_t got = recv(c->fd, c->in + c->in_len, room, 0);
+        if (got < 0) return errno == EAGAIN ? 0 : -1;
+        if (!got) return -1;
+        c->in_len += got;
+        if (serve(c) < 0) return -1;
+        if ((size_t)got < room) return 0;
+    }
+}
+static void add(int fd, conn from, unsigned events) {
+    conn *c = malloc(sizeof *c);
+    *c = from;
+    c->fd = fd;
+    c->body_at = -1;
+    c->heap_at = -1;
+    struct epoll_event e = {.events = events, .data.ptr = c};
+    epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e);
+}
+static void let_in(conn *listener) {
+    int fd, on = 1;
+    while ((fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        add(fd, (conn){.prefill = listener->prefill, .port = listener->port}, EPOLLIN | EPOLLRDHUP);
+    }
+}
+static int open_port(int port, int prefill) {
+    int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    struct sockaddr_in at = {AF_INET, htons(port), {htonl(INADDR_LOOPBACK)}, {0}};
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(fd, (void *)&at, sizeof at) || listen(fd, 4096)) return -1;
+    add(fd, (conn){.listener = 1, .prefill = prefill, .port = port}, EPOLLIN);
+    return 0;
+}
+static void send_due(void) {
+    int64_t now = now_ns();
+    for (int n = 0; n < MOST_DUE && heap_len && heap[0]->due <= now; n++) {
+        conn *c = heap[0];
+        if (c->blocked) heap_remove(c);
+        else if (send_chunk(c, now_ns()) < 0) end(c);
+        else if (c->streaming) heap_down(c->heap_at);
+        else if (c->in_len && serve(c) < 0) end(c);
     }
 }
 
 int main(int argc, char **argv) {
-    int o; ep = epoll_create1(0); signal(SIGPIPE, SIG_IGN);
-    int ports[64], pre[64], np = 0;
-    while ((o = getopt(argc, argv, "l:P:m:z:v")) != -1) {
-        if (o == 'l' || o == 'P') { ports[np] = atoi(optarg); pre[np++] = o == 'P'; }
-        else if (o == 'v') trace = 1;
-        else if (o == 'm') model = optarg; else if (o == 'z') chunk_bytes = atoi(optarg);
+    struct epoll_event events[256];
+    int o;
+    ep = epoll_create1(0);
+    signal(SIGPIPE, SIG_IGN);
+    while ((o = getopt(argc, argv, "l:P:m:z:T:")) != -1) {
+        int failed = 0;
+        if (o == 'l' || o == 'P') failed = open_port(atoi(optarg), o == 'P');
+        else if (o == 'm') model = optarg;
+        else if (o == 'z') chunk_bytes = atoi(optarg);
+        else if (o == 'T') failed = read_answers(optarg);
         else return 2;
+        if (failed) {
+            perror(optarg);
+            return 1;
+        }
     }
-    mk_tpl(tpl_chat, &tl_chat, &ts_chat, "chat.completion.chunk", "\"delta\":{\"content\":\" token\"},");
-    mk_tpl(tpl_cmpl, &tl_cmpl, &ts_cmpl, "text_completion", "\"text\":\" token\",");
-    for (int i = 0; i < np; i++) {
-        int s = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), one = 1; setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-        struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(ports[i]), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-        if (bind(s, (void *)&a, sizeof a) || listen(s, 4096)) { perror("bind"); return 1; }
-        conn *c = calloc(1, sizeof *c); c->fd = s; c->listener = 1; c->prefill = pre[i]; c->port = ports[i]; c->heap_pos = -1;
-        struct epoll_event e = { .events = EPOLLIN, .data.ptr = c }; epoll_ctl(ep, EPOLL_CTL_ADD, s, &e);
-    }
-    struct epoll_event ev[256];
+    make_chunk(&chat_chunk, "chatcmpl", "chat.completion.chunk", "\"delta\":{\"content\":\" token\"},");
+    make_chunk(&text_chunk, "cmpl", "text_completion", "\"text\":\" token\",");
     for (;;) {
-        struct timespec ts, *tp = NULL;
-        if (hn) { int64_t d = heap[0]->due - now_ns(); if (d < 0) d = 0; ts.tv_sec = d / 1000000000; ts.tv_nsec = d % 1000000000; tp = &ts; }
-        int n = epoll_pwait2(ep, ev, 256, tp, NULL);
+        struct timespec wait, *at_most = NULL;
+        if (heap_len) {
+            int64_t left = heap[0]->due - now_ns();
+            if (left < 0) left = 0;
+            wait = (struct timespec){left / 1000000000, left % 1000000000};
+            at_most = &wait;
+        }
+        int n = epoll_pwait2(ep, events, 256, at_most, NULL);
         for (int i = 0; i < n; i++) {
-            conn *c = ev[i].data.ptr;
+            conn *c = events[i].data.ptr;
+            int dead = 0;
             if (c->listener) {
-                for (;;) {
-                    int fd = accept4(c->fd, NULL, NULL, SOCK_NONBLOCK); if (fd < 0) break;
-                    int one = 1; setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-                    conn *d = calloc(1, sizeof *d); d->fd = fd; d->prefill = c->prefill; d->port = c->port; d->body_off = -1; d->heap_pos = -1;
-                    struct epoll_event e = { .events = EPOLLIN | EPOLLRDHUP, .data.ptr = d }; epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e);
-                }
+                let_in(c);
                 continue;
             }
-            int dead = 0;
-            if (ev[i].events & EPOLLIN) dead = on_read(c) < 0;
-            else if (ev[i].events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP)) dead = 1;
-            if (!dead && (ev[i].events & EPOLLOUT) && c->blocked) {
-                ssize_t w = send(c->fd, c->out + c->outoff, c->outlen - c->outoff, MSG_NOSIGNAL);
-                if (w < 0 && errno != EAGAIN) dead = 1;
-                else if (w > 0) { c->outoff += w; if (c->outoff == c->outlen) { c->outoff = c->outlen = 0; c->blocked = 0; set_events(c, 0); if (c->streaming) { c->due = now_ns(); hdel(c); hpush(c); } } }
-            }
-            if (dead) { /* later events for the same conn cannot follow: one entry per fd */ cclose(c); }
+            if (events[i].events & EPOLLIN) dead = take(c) < 0;
+            else if (events[i].events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP)) dead = 1;
+            if (!dead && events[i].events & EPOLLOUT && c->blocked) dead = flush(c) < 0;
+            if (dead) end(c);
         }
-        /* due streams: a bounded batch so that reads are not starved */
-        int64_t now = now_ns();
-        for (int b = 0; b < 512 && hn && heap[0]->due <= now; b++) {
-            conn *c = heap[0];
-            if (c->blocked) { hdel(c); c->heap_pos = -1; continue; }
-            if (emit(c, now_ns()) < 0) { cclose(c); continue; }
-            if (c->streaming && c->heap_pos >= 0) hdown(c->heap_pos);
-            else if (!c->streaming && c->inlen && process(c) < 0) cclose(c);
-        }
+        send_due();
     }
 }

@@ -23,6 +23,24 @@ BEAT_S = 0.002
 PAUSE = struct.Struct("d")
 
 
+def command(file: pathlib.Path) -> list[str]:
+    """What starts it, but for kvproxy's own arguments; `-P`, since a `proxy.py` stands beside this file."""
+    file.write_bytes(PAUSE.pack(0.0))
+    return [sys.executable, "-P", __file__, str(file)]
+
+
+def worst_pause_s(file: pathlib.Path) -> float:
+    """Since `forget`."""
+    (seconds,) = PAUSE.unpack(file.read_bytes())
+    return float(seconds)
+
+
+def forget(file: pathlib.Path) -> None:
+    """Begin anew."""
+    with file.open("r+b") as opened:
+        opened.write(PAUSE.pack(0.0))
+
+
 class Pulse:
     """Beats on a loop and notes the longest gap between two beats."""
 
