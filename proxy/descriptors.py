@@ -1,10 +1,9 @@
-"""However many connections clients open, descriptors are left for engines, for probes and for operators.
+"""However many connections clients open, file descriptors are left for engines, for probes and for operators.
 
-What kvproxy uses for itself (event sources, files) is measured, since each is a descriptor like any other. Of
-the rest a few are spare, for whoever asks after kvproxy's health or operates it; clients' connections and
-those to engines share what remains: either may have what the other leaves, up to three quarters. When there
-is no more the client's connection that has been idle for the longest is closed. Decisions only: who calls
-opens and closes.
+What kvproxy uses for itself (event sources, files) is measured. Of the rest a few descriptors are spare, for
+probes and operators. Clients' connections and connections to engines share what remains: either may take what
+the other leaves, up to three quarters. When none is left, the client's connection that has been idle for the
+longest is closed. This file only decides; its callers open and close.
 """
 
 import enum
@@ -19,44 +18,48 @@ log = logging.getLogger(__name__)
 
 MAX_SPARE = 128
 MIN_SPARE = 4
-"""Connections kept for probes, and as many for an admin port: a few of each from every replica of a load
-balancer."""
+"""The most and the least descriptors that are spare, for probes, and as many again for an admin port: enough
+for a few connections from every replica of a load balancer."""
 
 SPARE = 16
-"""One descriptor in so many is spare."""
+"""One descriptor in this many is spare."""
 
 GUARANTEED = 4
-"""Clients have one in so many of what they share with legs for certain, and legs too."""
+"""One in this many of the shared descriptors is for clients alone, and one for connections to engines
+alone."""
 
 MAX_COUNTED = 16_384
-"""Up to this limit what is open is counted again and again; beyond, it is counted once, and a sixteenth is
-left for what comes later."""
+"""With a limit up to this, open descriptors are counted again and again; with a larger one they are counted
+once, and a sixteenth of the limit is left for those that kvproxy opens for itself later."""
 
 COUNTED_A_S = 16_384
-"""So many descriptors are counted in a second at most, which takes some milliseconds: a limit of 1024 every
-63 ms."""
+"""How many descriptors are counted in a second at most, which takes some milliseconds: with a limit of 1024
+they are counted every 63 ms."""
 
 UNLIMITED = 1 << 20
-"""No machine has memory for more connections."""
+"""The number that stands for no limit: no machine has memory for more connections."""
 
 WARN_EVERY_S = 60.0
+"""How often the log says at most that descriptors are short."""
 
 CLOSING_S = 0.25
-"""How long a descriptor may be open after its connection was told to close: a turn of the loop, were it slow.
-TLS waits longer for a peer's goodbye, and so does what was written and is not read."""
+"""How long the descriptor of a closing connection is expected to stay open: a turn of the loop, even a slow
+one. Some take longer: TLS waits for the peer's goodbye, and what was written may wait to be read."""
 
 
 class Place(enum.Enum):
     """What becomes of a connection that was accepted."""
 
     SHARED = "shared"
+    """It has one of the shared descriptors."""
     SPARE = "spare"
-    """A place for one answer, in which nothing is generated."""
+    """It has a spare descriptor: it gets one answer, and none that generates."""
     NONE = "none"
+    """It is closed."""
 
 
 class Descriptors:
-    """The descriptors of this process and who has them."""
+    """Counts the file descriptors of this process, and decides who may have one."""
 
     def __init__(
         self,
@@ -67,12 +70,12 @@ class Descriptors:
         tell: Tell,
         with_operators: bool,
     ) -> None:
-        """`open_now` counts the open ones, None if it cannot; `clock` in seconds; `with_operators`: on a port
-        of their own.
+        """`limit`: that of open files (RLIMIT_NOFILE); `open_now` counts the open descriptors, None if it
+        cannot; `clock`: any monotonic seconds; `with_operators`: whether operators have a port of their own.
         """
         self.limit = limit if limit > 0 else UNLIMITED  # RLIM_INFINITY is -1
         self.spare = min(max(self.limit // SPARE, MIN_SPARE), MAX_SPARE)
-        """Connections beyond the clients' share that are taken for one answer, and operators' in all."""
+        """How many connections get a spare place at once; with an admin port, as many there in all."""
         self._for_operators = self.spare if with_operators else 0
         self._open_now = open_now
         self._clock = clock
@@ -82,50 +85,52 @@ class Descriptors:
         self._warned_at = float("-inf")
         self._closed = {"idle": 0, "reading": 0, "refused": 0}
         self.clients = 0
-        """Their connections with a share."""
+        """Clients' connections with a shared place."""
         self.spares = 0
+        """Clients' connections with a spare place."""
         self.operators = 0
+        """Connections to the admin port."""
         self._closing: dict[object, float] = {}
-        """Connections that were told to close and are open, and since when, the last one last."""
+        """When connections that are still open were told to close; the last one last."""
         self.count_legs: Callable[[], int] = lambda: 0
-        """How many connections to engines there are, told by who has them."""
+        """Counts the connections to engines; set by the pool of these."""
         self.make_room: Callable[[], bool] = lambda: False
-        """Close a client's connection that does nothing, or whose request is coming for long; False if there
-        is none."""
+        """Closes a client's connection that is idle, or whose request has been arriving for long; False if
+        there is none. Set by the door of the clients' socket."""
 
     @property
     def closing(self) -> int:
-        """Connections that have left their places and whose descriptors are closed in the loop's next turn:
-        nobody's own. One that lingers, since its peer reads no more, is not among them.
+        """How many connections were told to close within CLOSING_S and are open: they have no place any more,
+        and are not counted as kvproxy's own files either.
         """
         since = self._clock() - CLOSING_S
         return sum(1 for _ in itertools.takewhile(lambda at: at > since, reversed(self._closing.values())))
 
     def closes(self, connection: object) -> None:
-        """A connection was told to close; it has no place any more."""
+        """A connection was told to close, and has no place any more."""
         self._closing[connection] = self._clock()
 
     def has_closed(self, connection: object) -> None:
-        """A connection is closed, told to or not."""
+        """A connection is closed, by either side."""
         self._closing.pop(connection, None)
 
     @property
     def legs(self) -> int:
-        """Connections to engines."""
+        """How many connections to engines there are."""
         return self.count_legs()
 
     @property
     def connections(self) -> int:
-        """Of clients, with and without a share."""
+        """How many connections of clients there are, with shared and spare places."""
         return self.clients + self.spares
 
     @property
     def shared(self) -> int:
-        """What clients and legs have together."""
+        """How many descriptors clients and legs have together."""
         return max(self.limit - self._own_now() - self.spare - self._for_operators, 2)
 
     def client_comes(self) -> Place:
-        """A client has connected; its connection is counted from now on unless there is no place."""
+        """A client has connected. Its connection is counted from now on unless its place is Place.NONE."""
         if not self._client_fits() and not (self.make_room() and self._client_fits()):
             if self.spares >= self.spare:
                 self.closed("refused")
@@ -136,18 +141,21 @@ class Descriptors:
         return Place.SHARED
 
     def client_leaves(self, place: Place) -> None:
-        """One that had this place is closed, or about to be."""
+        """A client's connection with this place is closed, or about to be."""
         if place is Place.SHARED:
             self.clients -= 1
         elif place is Place.SPARE:
             self.spares -= 1
 
     def operator_leaves(self) -> None:
-        """One that was counted is closed, or about to be."""
+        """A connection to the admin port is closed, or about to be."""
         self.operators -= 1
 
     def operator_comes(self, make_room: Callable[[], bool]) -> bool:
-        """Somebody has connected to the admin port. True: that connection is counted from now on."""
+        """An operator has connected to the admin port. True: the connection is counted from now on.
+
+        `make_room` closes another connection of that port; False if it cannot.
+        """
         if self.operators >= self.spare and not make_room():
             self.closed("refused")
             return False
@@ -155,8 +163,8 @@ class Descriptors:
         return True
 
     def leg_fits(self) -> bool:
-        """Whether one that is to be opened, and is counted already, may be; a client may have to go for
-        it.
+        """Whether a connection to an engine, which `count_legs` counts already, may be opened. A client's
+        connection may be closed for it.
         """
         legs, shared = self.legs, self.shared
         if legs > shared - shared // GUARANTEED:
@@ -164,15 +172,16 @@ class Descriptors:
         return self.clients + legs <= shared or self.make_room()
 
     def relieve(self) -> None:
-        """Close connections until what is there fits: the process may have opened more for itself.
+        """Close clients' connections until all that are left have a descriptor: kvproxy may have opened more
+        for itself.
 
-        At the very limit the system's connections are refused before anybody here hears of them.
+        At the very limit the system refuses new connections before kvproxy hears of them.
         """
         while self.clients + self.legs > self.shared and self.make_room():
             pass
 
     def closed(self, reason: str) -> None:
-        """A connection is closed for want of descriptors. Told in the log now and then."""
+        """A connection was closed for want of descriptors: tell it, and log it every WARN_EVERY_S."""
         self._tell(ConnectionClosed(reason))
         self._closed[reason] += 1
         now = self._clock()
@@ -197,7 +206,7 @@ class Descriptors:
         return self.clients < shared - shared // GUARANTEED and self.clients + self.legs < shared
 
     def _own_now(self) -> int:
-        """What is open beside connections."""
+        """How many descriptors are open that are no connections."""
         now = self._clock()
         often = self.limit <= MAX_COUNTED
         if self._own is None or (often and now - self._counted_at >= self.limit / COUNTED_A_S):
@@ -210,9 +219,9 @@ class Descriptors:
 
 
 def open_descriptors() -> int | None:
-    """How many this process has open; None where that is not told."""
+    """How many descriptors this process has open; None if the system does not say."""
     try:
         with os.scandir("/proc/self/fd") as found:
             return sum(1 for _ in found)
-    except OSError:  # no such place, or none left to look with
+    except OSError:  # there is no /proc, or no descriptor left to read it with
         return None

@@ -1,8 +1,8 @@
-"""Every failure kvproxy answers or acts on is one of these; library errors are turned into them once, at the
-edge.
+"""Every failure that kvproxy answers or acts on is an error of this file; errors of libraries are turned into
+them where the library is called.
 
-The tree has two branches. A `RequestError` ends a request: it knows its HTTP status and becomes the one error
-envelope. A `LegError` ends one upstream request: the director decides whether another instance is tried.
+The tree has two main branches. A `RequestError` ends a request: it knows its HTTP status and becomes the one
+error envelope. A `LegError` ends one upstream request: the director decides whether another is tried.
 """
 
 from collections.abc import Iterable
@@ -18,9 +18,7 @@ class KvproxyError(Exception):
 
 
 class ConfigError(KvproxyError):
-    """A setting cannot be used. The message names it and says what to do; the process ends with exit code
-    2.
-    """
+    """A setting cannot be used. The message names the setting and says what to do; the exit code is 2."""
 
 
 class RequestError(KvproxyError):
@@ -37,8 +35,8 @@ class RequestError(KvproxyError):
         headers: dict[str, str] | None = None,
         reason: str | None = None,
     ) -> None:
-        """`param` names the field or header at fault; `headers` are sent with the answer; `reason`: one word
-        for the log.
+        """`param`: the field or header at fault; `headers`: sent with the answer; `reason`: one word for the
+        log.
         """
         super().__init__(message)
         self.param = param
@@ -54,14 +52,14 @@ class BadRequestError(RequestError):
 
 
 class UnauthorizedError(RequestError):
-    """A key is needed and none came."""
+    """A key is needed, and the request has none."""
 
     status = 401
     kind = "AuthenticationError"
 
 
 class ForbiddenError(RequestError):
-    """A key came and is not the right one, or the caller may not ask this."""
+    """The request's key is not the right one, or its sender may not ask this."""
 
     status = 403
     kind = "PermissionDeniedError"
@@ -82,7 +80,7 @@ class RequestTimeoutError(RequestError):
 
 
 class ConflictError(RequestError):
-    """What should be added is there already."""
+    """What should be added or begun is there already."""
 
     status = 409
     kind = "ConflictError"
@@ -103,7 +101,7 @@ class UnsupportedMediaTypeError(RequestError):
 
 
 class RateLimitError(RequestError):
-    """More is asked than can wait; the client should come back later."""
+    """The queue has no place for the request; the client should come back later."""
 
     status = 429
     kind = "RateLimitError"
@@ -117,31 +115,33 @@ class EngineFailedError(RequestError):
 
 
 class UnavailableError(RequestError):
-    """Nothing can serve this now; later it may."""
+    """The request cannot be served now; later it may be."""
 
     status = 503
     kind = "ServiceUnavailableError"
 
 
 RETRY_SOON = {"Retry-After": "1"}
-"""Engines that are down are probed every 2 s at most, so it is worth asking again soon."""
+"""Engines that are down are checked at least every 2 s, so it is worth asking again soon."""
 
 
 def nothing_usable(phases: Iterable[str], reason: str | None = None) -> UnavailableError:
-    """The answer when no instance of these phases can take the request; `reason` as in `RequestError`."""
+    """The error if no instance for these phases can take the request; `reason`: see `RequestError`."""
     missing = " and ".join(f"no {phase} instance" for phase in phases)
     return UnavailableError(f"{missing} can take this request now", headers=RETRY_SOON, reason=reason)
 
 
 class GatewayTimeoutError(RequestError):
-    """Time was up: the request's own, or a phase's in the last attempt."""
+    """The request's own deadline passed, or one of a leg in the last attempt."""
 
     status = 504
     kind = "GatewayTimeoutError"
 
 
 class LegError(KvproxyError):
-    """An upstream request failed without a complete answer from the engine."""
+    """An upstream request got no complete answer from its engine. `words`: what went wrong, without the
+    instance.
+    """
 
     def __init__(self, instance: str, message: str) -> None:
         super().__init__(f"{instance}: {message}")
@@ -154,19 +154,19 @@ class ConnectFailedError(LegError):
 
 
 class OurTroubleError(ConnectFailedError):
-    """We could not even try. It says nothing of the engine."""
+    """kvproxy could not even try to connect. That says nothing of the engine."""
 
 
 class NoSocketError(OurTroubleError):
-    """No file descriptor or local port is left here."""
+    """kvproxy has no file descriptor or local port left."""
 
 
 class UnresolvedError(OurTroubleError):
-    """The resolver does not tell an address of the engine's name, and none was known before."""
+    """The resolver gave no address for the engine's name, and none was known before."""
 
 
 class NotSentError(ConnectFailedError):
-    """By now the instance is known to take no legs, so none was sent: nothing is held against it."""
+    """The leg was not sent, since its instance takes no legs by now. This is no failure of the instance."""
 
 
 class ConnectTimeoutError(ConnectFailedError):
@@ -178,14 +178,14 @@ class LegBrokenError(LegError):
 
 
 class TooLongError(LegBrokenError):
-    """The answer is longer than any to that question, so it was cut."""
+    """The answer is longer than any to that question can be, so it was not read to its end."""
 
 
 class StreamFailedError(LegBrokenError):
-    """The engine itself said, inside a stream that had begun, that it failed."""
+    """The engine reported a failure by an event inside a stream that had begun."""
 
     def __init__(self, instance: str, status: int, body: bytes, event: bytes) -> None:
-        """`event` is what it said, word for word; `body` what it would have answered with `status`."""
+        """`event`: the engine's event; `status` and `body`: the answer that it stands for."""
         super().__init__(instance, f"the engine failed in the middle of its answer (status {status})")
         self.status = status
         self.body = body
@@ -193,19 +193,19 @@ class StreamFailedError(LegBrokenError):
 
     @property
     def clients_own(self) -> bool:
-        """Whether the request is to blame, and not the engine: 429 is the engine's want of room."""
+        """Whether the request is to blame, and not the engine; 429 says that the engine has no room."""
         return (self.status < 500 and self.status != 429) or self.status == 501
 
 
 class DeadlineError(LegBrokenError):
-    """A phase of the leg took longer than it may, so its connection was closed."""
+    """The engine took longer than a deadline allows, so the connection was closed."""
 
 
 MAX_QUOTED_CHARS = 200
 
 
 def cut(words: str) -> str:
-    """What somebody sent, as far as an error repeats it."""
+    """A text of a client's, cut to the length that an error repeats."""
     return words if len(words) <= MAX_QUOTED_CHARS else f"{words[:MAX_QUOTED_CHARS]}..."
 
 
@@ -225,6 +225,6 @@ class ErrorShown(Shown, frozen=True, kw_only=True):
 
 
 def envelope(message: str, kind: str, status: int, param: str | None = None) -> dict[str, Any]:
-    """The error body of every answer that is ours, in the nested form vLLM answers with."""
-    told = ErrorToldShown(message=message, type=kind, param=param, code=status)
-    return as_builtins(ErrorShown(error=told))
+    """The body of every error that is kvproxy's own, in vLLM's nested form."""
+    error = ErrorToldShown(message=message, type=kind, param=param, code=status)
+    return as_builtins(ErrorShown(error=error))

@@ -1,7 +1,8 @@
-"""Clients take turns by the tokens they ask for: how much one of them has waiting delays nobody else.
+"""Clients take turns by the tokens they ask for, so that one with many waiting requests delays no other.
 
-Pure: no clock, no I/O. Self-clocked fair queueing between clients, priority and arrival within one; lanes of
-requests that the same instances can serve, and a limit on places: docs/adr/0004-turns-of-clients.md.
+Pure: no clock, no I/O. Between clients this is self-clocked fair queueing; within a client, priority and
+arrival decide. A lane holds requests that the same instances can serve, and places are limited:
+docs/adr/0004-turns-of-clients.md.
 """
 
 import bisect
@@ -13,11 +14,11 @@ from typing import Generic, TypeAlias, TypeVar
 T = TypeVar("T")
 
 ANONYMOUS = "anonymous"
-"""The client of a request that tells of none."""
+"""The client of all requests that name none."""
 
 
 class QueueFullError(Exception):
-    """No place is left, and nobody has more of them than the client who asks for one."""
+    """No place is left, and no client has so many that one of its requests would have to leave."""
 
 
 class Waiting(Generic[T]):
@@ -45,9 +46,10 @@ class Waiting(Generic[T]):
         """Running number of arrival."""
         self.item = item
         self.place = place
-        """The place it takes, maybe with others, until one of them is served; None if it needs none."""
+        """The place that it takes, alone or with others, until one of these is served; None for none."""
         self.free = free
-        """Whether it was let in before, by itself or with another part of its request: it needs no place."""
+        """Whether it, or another part of its request, was let in before: it needs no place, and has turns
+        even while its client is held back."""
 
 
 def _order(waiting: Waiting[T]) -> tuple[int, int]:
@@ -55,7 +57,7 @@ def _order(waiting: Waiting[T]) -> tuple[int, int]:
 
 
 _Line: TypeAlias = tuple[Hashable, bool]
-"""Requests of one client in one lane that are free, or are not."""
+"""A line of one client: its lane, and whether the requests in it are free."""
 
 
 class _Client(Generic[T]):
@@ -68,7 +70,7 @@ class _Client(Generic[T]):
         self.lines: dict[_Line, list[Waiting[T]]] = {}
         self.count = 0
         self.places: Counter[Hashable] = Counter()
-        """How many of its requests share each place it has."""
+        """How many of its requests share each of its places."""
 
     def first(self, blocked: Collection[Hashable], *, held_back: bool) -> Waiting[T] | None:
         heads = [
@@ -79,20 +81,21 @@ class _Client(Generic[T]):
         return min(heads, key=_order) if heads else None
 
     def head(self, lane: Hashable, *, held_back: bool) -> Waiting[T] | None:
-        """What it has first in a lane."""
+        """Its first request in a lane."""
         lines = [self.lines.get((lane, True)), None if held_back else self.lines.get((lane, False))]
         return min((line[0] for line in lines if line), key=_order, default=None)
 
 
 _Head: TypeAlias = tuple[int, int, Waiting[T]]
-"""When a client's first request in a lane is due, its number, and itself."""
+"""A client's first request in a lane: when it is due, its number, and the request."""
 
 HEAP_SLACK = 64
-"""Entries that are true no more than a lane's heap may hold beside those that are, before it is swept."""
+"""How many entries a lane's heap may hold beyond twice its waiting requests before it is rebuilt without the
+stale ones."""
 
 
 class FairQueue(Generic[T]):
-    """At most `limit` places for requests that wait. Times and turns are in tokens."""
+    """The requests that wait, in at most `limit` places. Virtual times and turns are in tokens."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -124,21 +127,21 @@ class FairQueue(Generic[T]):
         return len(self._held_back)
 
     def is_held_back(self, client: str) -> bool:
-        """Whether no more of a client is let in."""
+        """Whether a client gets no turns now, except for its free requests."""
         return client in self._held_back
 
     def hold_back(self, client: str) -> None:
-        """Let no more of a client in."""
+        """Give a client no more turns, except for its free requests."""
         self._held_back.add(client)
         self._offer_all(client)
 
     def let_go(self, client: str) -> None:
-        """It has turns again."""
+        """Give a client turns again."""
         self._held_back.discard(client)
         self._offer_all(client)
 
     def waits_in(self, lane: Hashable) -> bool:
-        """Whether any request waits in a lane that is not held back."""
+        """Whether a request waits in the lane that could be served, its client not being held back."""
         return self._top(lane) is not None
 
     def push(
@@ -154,9 +157,10 @@ class FairQueue(Generic[T]):
     ) -> tuple[Waiting[T], list[Waiting[T]]]:
         """Put a request in. Returns it, and the requests that had to leave for it.
 
-        A client's requests of the same `place` share one; None is one of its own. A full queue sheds the
-        request that would be served last of the client that has most places, and those that share its place,
-        if that client still has at least as many as the newcomer's has then. Raises QueueFullError otherwise.
+        A client's requests with the same `place` share one; None: the request has its own. If the queue is
+        full, a request of the client with most places leaves: the one that would be served last, with those
+        that share its place. That client must still have at least as many places afterwards as the new
+        request's client. Raises QueueFullError otherwise.
         """
         shed: list[Waiting[T]] = []
         own = self._clients.get(client)
@@ -198,7 +202,10 @@ class FairQueue(Generic[T]):
             self._places -= 1
 
     def next(self, blocked: Collection[Hashable] = ()) -> Waiting[T] | None:
-        """The request whose turn it is, of those whose lane is not blocked. It stays until it is taken."""
+        """The request whose turn it is, of those whose lane is not blocked; None if there is none.
+
+        It stays in the queue until it is taken.
+        """
         tops = [top for lane in list(self._heads) if lane not in blocked and (top := self._top(lane))]
         if not tops:
             return None
@@ -207,9 +214,9 @@ class FairQueue(Generic[T]):
         return self._clients[client].first(blocked, held_back=client in self._held_back)
 
     def take(self, waiting: Waiting[T]) -> None:
-        """Serve a request: it leaves, and its client has had a turn of so many tokens.
+        """Serve a request: it leaves the queue, and its client has had a turn of the request's tokens.
 
-        Those that share its place wait on without one.
+        Requests that share its place wait on without one.
         """
         client, place = self._clients[waiting.client], waiting.place
         client.due += waiting.tokens
@@ -219,7 +226,7 @@ class FairQueue(Generic[T]):
         self._offer_all(waiting.client)
 
     def let_in(self, client: str, place: Hashable) -> None:
-        """A part of a client's request was let in: the others, which share a place, need none any more."""
+        """A part of a client's request was let in: the other parts, which share `place`, need none now."""
         of = self._clients.get(client)
         if of is None or place not in of.places:
             return
@@ -230,7 +237,7 @@ class FairQueue(Generic[T]):
             self._line_up(of, waiting)
 
     def drop(self, waiting: Waiting[T]) -> bool:
-        """Let a request leave unserved. Tells whether it was still there."""
+        """Remove a request that was not served. False if it was not in the queue any more."""
         client = self._clients.get(waiting.client)
         if client is None or not self._leave_line(client, waiting):
             return False
@@ -267,7 +274,7 @@ class FairQueue(Generic[T]):
             self._offer(client, waiting.client, waiting.lane)
         return True
 
-    # -- who is due first, by lane: a heap that may hold what is true no more --------------------------------
+    # -- which client is due first in a lane: a heap that may hold stale entries -----------------------------
 
     def _offer_all(self, name: str) -> None:
         client = self._clients.get(name)
@@ -276,7 +283,7 @@ class FairQueue(Generic[T]):
                 self._offer(client, name, lane)
 
     def _offer(self, client: _Client[T], name: str, lane: Hashable) -> None:
-        """What a client has first in a lane, or when that is due, may have changed."""
+        """A client's first request in a lane, or when it is due, may have changed: push the entry anew."""
         first = client.head(lane, held_back=name in self._held_back)
         if first is None:
             return

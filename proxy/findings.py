@@ -1,6 +1,6 @@
-"""A finding says what was seen in words, and one that is not a pass says what to do about it.
+"""A finding of the doctor says in words what was seen, and a warning or failure also what to do about it.
 
-Pure values. Who judges makes them: the doctor, and each connector of its own pairs. The worst is the verdict.
+Pure values, made by the doctor, and by each connector for its pairs. The worst finding is the verdict.
 """
 
 import enum
@@ -14,12 +14,12 @@ class Status(enum.StrEnum):
     """How a step ended, from harmless to grave."""
 
     SKIP = "skip"
-    """Not looked at, for a reason that another finding or the configuration gives."""
+    """The step was not taken, for a reason that another finding or the configuration gives."""
     PASS = "pass"  # noqa: S105  # no password
     WARN = "warn"
     """It works, and could work better or stop working."""
     FAIL = "fail"
-    """It does not do what it is there for."""
+    """It does not work."""
 
 
 _ORDER = list(Status)
@@ -33,7 +33,7 @@ EXIT_CODES: Mapping[Status, Literal[0, 1, 2]] = {
 
 
 def worst(statuses: Iterable[Status]) -> Status:
-    """The gravest of them; a pass if there is none."""
+    """The gravest of `statuses`; PASS if there are none."""
     return max([Status.PASS, *statuses], key=_ORDER.index)
 
 
@@ -44,26 +44,26 @@ class Finding(msgspec.Struct, frozen=True):
     status: Status
     words: str
     remedy: str | None = None
-    """What to do; there for every warning and failure."""
+    """What to do; set for every warning and failure."""
     rank: int | None = None
-    """The data-parallel rank it is about, where an instance has several."""
+    """The data-parallel rank that it is about, if an instance has several."""
 
 
 def passed(step: str, words: str, rank: int | None = None) -> Finding:
-    """All is well."""
+    """A finding that all is well."""
     return Finding(step, Status.PASS, words, rank=rank)
 
 
 def skipped(step: str, words: str, rank: int | None = None) -> Finding:
-    """It was not looked at."""
+    """A finding that the step was not taken."""
     return Finding(step, Status.SKIP, words, rank=rank)
 
 
 def warned(step: str, words: str, remedy: str, rank: int | None = None) -> Finding:
-    """It works, but."""
+    """A finding that something works, but not as it should."""
     return Finding(step, Status.WARN, words, remedy, rank)
 
 
 def failed(step: str, words: str, remedy: str, rank: int | None = None) -> Finding:
-    """It does not work."""
+    """A finding that something does not work."""
     return Finding(step, Status.FAIL, words, remedy, rank)

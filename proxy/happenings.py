@@ -1,7 +1,7 @@
-"""What happened is a value, told once, by whoever saw it; who hears of it is nobody's business here.
+"""A happening is a value, told once by the room in which it happens, which does not know who hears of it.
 
-A room that tells is given a `Tell` and knows no more of metrics, logs or recorders than that. A `Consumer`
-names the kinds it wants to hear of; `observability` hands each happening to all of them, side by side.
+A room that tells is given a `Tell`, and knows no more of metrics, logs or recorders than that. A `Consumer`
+names the kinds that it hears; `observability` hands each happening to all consumers, side by side.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -14,18 +14,17 @@ import numpy.typing as npt
 from proxy.phases import Phase
 
 BlockKeys = Mapping[int, npt.NDArray[np.uint64]]
-"""Keys of a prompt's whole blocks, by the tokens of a block. They can be compared with those of another
-process that has the same state directory; not to be changed."""
+"""The keys of a prompt's whole blocks, by block size in tokens. They MUST NOT be changed. Keys of processes
+that use the same state directory can be compared."""
 
 
 class Happening(msgspec.Struct, frozen=True):
-    """Something that is over. Its fields are plain values, and what is large in them is shared, not
-    copied.
-    """
+    """Something that is over. Its fields are plain values; large ones are shared, not copied."""
 
 
 Tell = Callable[[Happening], None]
-"""Tells all who listen. It is called on the event loop, in the middle of a change, and raises nothing."""
+"""Tells a happening to all that listen. It is called on the event loop, in the middle of a change, and raises
+nothing."""
 
 
 class Consumer(Protocol):
@@ -33,13 +32,13 @@ class Consumer(Protocol):
 
     @property
     def hears(self) -> Collection[type[Happening]]:
-        """The kinds it is told of. Read once, when it is added."""
+        """The kinds that it hears. Read once, as the consumer is added."""
         ...
 
     def hear(self, happening: Happening) -> None:
-        """Called on the event loop: it MUST be quick, and MUST NOT change what it is told of.
+        """Take a happening. Called on the event loop: it MUST be quick, and MUST NOT change the happening.
 
-        What it raises is logged the first time and counted each time; it harms neither the request nor other
+        An exception is logged the first time and counted each time; it harms neither the request nor other
         consumers.
         """
         ...
@@ -54,37 +53,38 @@ class RequestEnded(Happening, frozen=True):
     route: str
     """The name of its dialect."""
     outcome: str
-    """As `kvproxy_requests_total` has them: `ok`, `client_left`, `timeout`, ..."""
+    """One of the outcomes of `kvproxy_requests_total`: `ok`, `client_left`, `timeout`, ..."""
     seconds: float
     """From its arrival to its last byte."""
     arrived_at: float = 0.0
     """Seconds since 1970."""
     request_id: str = ""
     client: str | None = None
-    """Whose turn in the queue it took; this and what follows is None if it came not so far."""
+    """The client whose turn in the queue it took. This and the next fields are None if the request did not
+    get so far."""
     model: str | None = None
     stream: bool | None = None
     status: int | None = None
-    """Of its answer; None if its client left before there was one."""
+    """The status of its answer; None if its client left before there was one."""
     first_byte_s: float | None = None
     """From its arrival to the first byte of a successful answer."""
     attempts: int = 0
     prefill: str | None = None
-    """The instance that computed the prompt; None for a list of prompts, which go their own ways."""
+    """The instance that computed the prompt; None for a list of prompts, which have one each."""
     decode: str | None = None
-    """The instance that generated the answer."""
+    """The instance that generated the answer; None for a list of prompts."""
     cached_tokens: int | None = None
-    """Of the prompt, by the index, where it was computed."""
+    """How much of the prompt was cached where it was computed, by the index."""
     prompt_tokens: int | None = None
-    """None if they are not known, and for a list of prompts."""
+    """None if it is not known, and for a list of prompts."""
     block_keys: BlockKeys = {}
-    """For the sizes of blocks that engines have; empty if nothing is known of them, or of the prompt."""
+    """Keys for each block size that engines have; empty if none is known, or the prompt is not."""
     answer_tokens: int | None = None
-    """As its engine counted them; None if it did not say, as in a stream whose client did not ask."""
+    """The engine's count; None if it gave none, as in a stream whose client did not ask for usage."""
 
 
 class RequestUnrouted(Happening, frozen=True):
-    """A request ended before, or without, a generating route: a wrong path or key, say."""
+    """A request was refused that reached no generating route: for a wrong path or key, say."""
 
     route: ClassVar[str] = "other"
     outcome: str
@@ -92,20 +92,21 @@ class RequestUnrouted(Happening, frozen=True):
 
 
 class Answered(Happening, frozen=True):
-    """Any request of HTTP is over, those of operators and probes included."""
+    """A request of HTTP is over, of whatever kind: those of operators and probes included."""
 
     method: str
     path: str
-    """As it was sent, cut, and without its query."""
+    """As it was sent, without its query, and cut if it is long."""
     status: int
     """499 if its client left before there was an answer."""
     seconds: float
+    """From its arrival to its end."""
     request_id: str
-    """As it may stand in a log."""
+    """With characters replaced that do not belong into a log."""
     notes: Mapping[str, str]
-    """What its handlers noted for the log, by name."""
+    """Names and values that handlers add to the access log."""
     probe: bool
-    """It only looks, as health checks and scrapes do."""
+    """Whether it only reads, as health checks and scrapes do."""
 
 
 class AnswerBegan(Happening, frozen=True):
@@ -124,13 +125,14 @@ class PromptKnown(Happening, frozen=True):
     """The tokens of a prompt were found."""
 
     by: str
-    """Who told them: `local`, `engine` or `client`."""
+    """By what: `local` (the tokenizer of this process), `engine` or `client`."""
 
 
 class PromptUnknown(Happening, frozen=True):
     """A prompt was placed without knowing its tokens."""
 
     reason: str
+    """As `tokenizing.why_unknown.WhyUnknown`."""
 
 
 # -- admission --------------------------------------------------------------------------------------------
@@ -154,24 +156,24 @@ class NoPrefill(Happening, frozen=True):
     """A request met no usable prefill instance."""
 
     action: str
-    """What was done, as `WhenNoPrefill`."""
+    """What was done: as `config.WhenNoPrefill`."""
 
 
 class ConnectionClosed(Happening, frozen=True):
     """A client's connection was closed for want of file descriptors."""
 
     reason: str
-    """`idle`, `reading` (its request was still coming), or `refused` when it was accepted."""
+    """`idle`, `reading` (its request was still arriving), or `refused` (as soon as it was accepted)."""
 
 
 # -- legs -------------------------------------------------------------------------------------------------
 
 
 class LegsDecided(Happening, frozen=True):
-    """Where the legs of a request's first attempt go was decided."""
+    """It was decided where the legs of a request's first attempt go."""
 
     seconds: float
-    """kvproxy's own time since the request was read, without that in the queue."""
+    """kvproxy's own time since the request was read, without the time in the queue."""
 
 
 class LegEnded(Happening, frozen=True):
@@ -182,25 +184,25 @@ class LegEnded(Happening, frozen=True):
     instance: str
     rank: int
     began_at: float
-    """On the monotonic clock, as `ended_at`."""
+    """In seconds of the monotonic clock, as `ended_at`."""
     ended_at: float
     outcome: str
-    """`served`; `refused`: the engine's answer was the last word on the request; `left`: nobody waits for it
-    any more; or why it failed, as `serving.legs.leg.Reason`."""
+    """`served`; `refused`: the engine's refusal went to the client; `left`: nobody waited for the leg any
+    more; or why it failed, as `serving.legs.leg.Reason`."""
     answered: bool
-    """Its engine's answer was read to its end."""
+    """Whether its engine's answer was read to its end."""
     uncached: int | None
-    """Tokens of the prompt that were to be computed or fetched, by the decision; None if it is not known."""
+    """Tokens of the prompt to compute or to fetch, by the decision; None if the prompt is not known."""
     prompt_tokens: int | None = None
-    """As its engine counted them; this and what follows is told of prefill legs that were served."""
+    """The engine's count. This and the next fields are set for prefill legs that were served."""
     predicted: int | None = None
-    """Cached tokens that the index promised."""
+    """Cached tokens that the index predicted."""
     reported: int | None = None
     """Cached tokens that its engine reported."""
 
     @property
     def seconds(self) -> float:
-        """From sending it to its end."""
+        """From its sending to its end."""
         return self.ended_at - self.began_at
 
 
@@ -222,22 +224,22 @@ class Retried(Happening, frozen=True):
 
     phase: Phase
     instance: str
-    """Where it failed."""
+    """The instance on which the leg failed."""
     reason: str
     """As `serving.legs.leg.Reason`."""
 
 
 class RetryRefused(Happening, frozen=True):
-    """A failed leg is not followed by another attempt, for want of budget."""
+    """A failed leg is not followed by another attempt, for want of retry budget."""
 
     phase: Phase
 
 
 class HoldEnded(Happening, frozen=True):
-    """Prefilled blocks wait for no decode leg any more."""
+    """A hold has ended."""
 
     instance: str
-    """The one that had them."""
+    """The prefill instance of its blocks."""
     end: str
     """As `serving.custody.HoldState`: `pulled`, `released`, `stranded` or `unknown`."""
 
@@ -250,7 +252,7 @@ class ReportAsked(Happening, frozen=True):
 
 
 class BlocksLearnt(Happening, frozen=True):
-    """A full report told of blocks the index did not know."""
+    """A full report taught the index blocks that it did not know."""
 
     instance: str
     rank: int
@@ -277,7 +279,7 @@ class CircuitChanged(Happening, frozen=True):
 
 
 class InstanceRemoved(Happening, frozen=True):
-    """An instance is not in the fleet any more. What ends there later is told as ever."""
+    """An instance was removed from the fleet. What ends there later is still told."""
 
     instance: str
 
@@ -286,13 +288,14 @@ class InstanceRemoved(Happening, frozen=True):
 
 
 class EventApplied(Happening, frozen=True):
-    """A KV event changed the index; so many blocks of it."""
+    """A KV event was applied to the index."""
 
     instance: str
     rank: int
     type: str
     """`BlockStored`, `BlockRemoved` or `AllBlocksCleared`."""
     blocks: int
+    """How many blocks it changed."""
 
 
 class EventDropped(Happening, frozen=True):
@@ -306,12 +309,12 @@ class EventDropped(Happening, frozen=True):
 
 
 class EventGap(Happening, frozen=True):
-    """An engine's event numbers left some out."""
+    """Batches of events are missing between two numbers."""
 
     instance: str
     rank: int
     missing: int
-    """Batches."""
+    """How many batches."""
 
 
 class EventsReplayed(Happening, frozen=True):
@@ -324,7 +327,7 @@ class EventsReplayed(Happening, frozen=True):
 
 
 class SnapshotEnded(Happening, frozen=True):
-    """The snapshot of a rank was written or read, or was not."""
+    """Writing or reading the snapshot of a rank has ended, well or not."""
 
     instance: str
     rank: int
@@ -335,7 +338,7 @@ class SnapshotEnded(Happening, frozen=True):
 
 
 class SnapshotProven(Happening, frozen=True):
-    """What a snapshot told of a rank was found to be true, or was forgotten."""
+    """The snapshot that was loaded for a rank was proven true, or was forgotten."""
 
     instance: str
     rank: int

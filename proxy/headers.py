@@ -1,4 +1,4 @@
-"""Which headers cross the router: end-to-end ones do, connection-bound ones and those we own do not."""
+"""End-to-end headers cross the router; connection-bound ones and those that kvproxy sets itself do not."""
 
 import re
 from collections.abc import Iterable
@@ -30,8 +30,7 @@ _CONNECTION_BOUND = frozenset(
     }
 )
 
-# A leg has a body, an id, an encoding, deadlines and a rank of its own; `Expect` was answered by our own
-# server.
+# Each leg has its own body, id, encoding, deadlines and rank; `Expect` was answered by kvproxy's server.
 _NOT_ON_A_LEG = _CONNECTION_BOUND | frozenset(
     {
         "accept-encoding",
@@ -53,7 +52,7 @@ _NOT_IN_AN_ANSWER = _CONNECTION_BOUND | frozenset(
     {
         "content-length",
         REQUEST_ID.lower(),
-        # What browsers keep for an origin, or do to it: theirs is kvproxy, and its engines are many.
+        # What a browser would keep for its origin, or do to it: that is kvproxy, not one of its engines.
         "accept-ch",
         "alt-svc",
         "clear-site-data",
@@ -69,41 +68,36 @@ _NOT_IN_AN_ANSWER = _CONNECTION_BOUND | frozenset(
 )
 
 _CORS = "access-control-"
-"""Browsers speak to kvproxy, and are told by it alone who may read what."""
+"""The prefix of CORS headers: browsers get those of kvproxy alone."""
 
 MAX_CLIENT_ID_CHARS = 64
-"""Of a client's id in that of its legs: two UUIDs nearly. Engines repeat it in their logs, answers and
-messages."""
+"""How much of a client's id becomes part of its legs' id: nearly two UUIDs. Engines repeat that id in their
+logs, answers and messages."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
-"""Connectors have taken ids apart at colons, and find addresses in them; a quotation mark swallows what
-follows in a log."""
+"""Characters that are replaced in ids. Connectors have taken ids apart at colons and looked for addresses in
+them, and a quotation mark would swallow the rest of a log line."""
 
 Headers = list[tuple[str, str]]
 
 
 def leg_id(client_id: str, unique: str) -> str:
-    """What engines call a request: as its client does, and told apart from others that are called so.
-
-    KV may be paired by it, and clients use an id twice.
-    """
+    """The id that engines get: the client's, and `unique`. KV may be paired by it, and clients reuse ids."""
     return f"{safe_id(client_id[:MAX_CLIENT_ID_CHARS])}-{unique}"
 
 
 def safe_id(client_id: str) -> str:
-    """A client's id for the log and for engines: what reads lines takes it for one word, and so begins that
-    of its legs.
-    """
+    """A client's id for the log and for engines, as one word; the id of its legs begins with it."""
     return _UNSAFE.sub("-", client_id)
 
 
 def value_of(name: str, headers: Iterable[tuple[str, str]]) -> str | None:
-    """The first value of a header; None if it is not there."""
+    """The first value of a header; None if there is none."""
     return next((value for each, value in headers if each.lower() == name.lower()), None)
 
 
 def _end_to_end(headers: Iterable[tuple[str, str]], ours: frozenset[str]) -> Headers:
-    """Those that are neither `ours` nor named by a `Connection` header."""
+    """The headers that are neither in `ours` nor named by a `Connection` header."""
     kept: Headers = []
     named: set[str] = set()
     for name, value in headers:
@@ -116,9 +110,9 @@ def _end_to_end(headers: Iterable[tuple[str, str]], ours: frozenset[str]) -> Hea
 
 
 def for_engine(client: Iterable[tuple[str, str]], *, keep_authorization: bool) -> Headers:
-    """The client's headers that go to an engine; its `Authorization` only if no engine key is configured.
+    """The client's headers that go to an engine; `keep_authorization`: its `Authorization` does, too.
 
-    A session id passes, unless it is the one that marks the reports kvproxy asks engines for.
+    A session id passes, unless it is the one that marks the cache reports kvproxy asks engines for.
     """
     ours = _NOT_ON_A_LEG if keep_authorization else _NOT_ON_A_KEYED_LEG
     return [
@@ -138,12 +132,12 @@ _UNBUFFERED = (("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))
 
 
 def for_streaming_client(engine: Iterable[tuple[str, str]]) -> Headers:
-    """Those of a stream, with what keeps proxies from holding it back unless the engine said something of
-    that itself.
+    """An engine's headers of a stream, with those that keep proxies from buffering it unless the engine set
+    them itself.
 
-    nginx buffers answers without the second
+    nginx buffers answers without `X-Accel-Buffering: no`
     (https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_buffering).
     """
     headers = for_client(engine)
-    said = {name.lower() for name, _ in headers}
-    return headers + [(name, value) for name, value in _UNBUFFERED if name.lower() not in said]
+    there = {name.lower() for name, _ in headers}
+    return headers + [(name, value) for name, value in _UNBUFFERED if name.lower() not in there]

@@ -1,5 +1,5 @@
-"""Lines reach the stream in the order in which they were told, and none stays behind: those that can wait are
-written together when the event loop's turn is over, and any other line is written at once, after them.
+"""Lines reach the stream in the order in which they were logged, and none stays behind: lines that can wait
+are written together when the turn of the event loop is over, any other line at once, after these.
 """
 
 import asyncio
@@ -11,11 +11,12 @@ from typing import TextIO
 from proxy.logs import Formatter
 
 MAX_WRITE_BYTES = select.PIPE_BUF
-"""Of several lines at once: so much a pipe takes in one piece, whoever else writes to it."""
+"""How many bytes of several lines are written at once: a pipe takes that many in one piece, even if other
+processes write to it."""
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
-    """Writes the log's lines to a stream of text."""
+    """Writes the log's lines to a text stream."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -23,7 +24,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         self.setFormatter(self.lines)
         self._waiting: list[str] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        """The one that is to write what waits."""
+        """The loop that is to write the waiting lines; None if none is."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """As `logging` asks."""
@@ -31,9 +32,9 @@ class LineHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def write_soon(self, level: int, message: str) -> None:
-        """Write a line when this turn of the event loop is over, or at once where none runs.
+        """Write a line when this turn of the event loop is over, or at once if no loop runs.
 
-        It looks as one that a logger tells, and is ten times cheaper.
+        The line looks like one of a logger's, and takes a tenth of the time.
         """
         line = self.lines.line(time.time(), logging.getLevelName(level), message)
         self._waiting.append(line + self.terminator)
@@ -47,7 +48,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
             self._loop.call_soon(self._write_waiting)
 
     def flush(self) -> None:
-        """Write what waits. Raises what the stream raises; what it did not take is lost."""
+        """Write the waiting lines. Raises what the stream raises; lines it did not take are lost then."""
         self.acquire()
         try:
             self._loop = None
@@ -67,7 +68,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
 
 def plain_handler(logger: logging.Logger, level: int) -> LineHandler | None:
-    """The one handler to which all lines of a logger go; None if anybody else looks at them as well."""
+    """The one handler to which all lines of a logger go; None if other handlers or filters see them, too."""
     only: LineHandler | None = None
     at: logging.Logger | None = logger
     while at is not None:
@@ -88,7 +89,7 @@ def plain_handler(logger: logging.Logger, level: int) -> LineHandler | None:
 
 
 def pieces(lines: list[str]) -> list[str]:
-    """Whole lines, as many together as may be written at once."""
+    """The lines joined into pieces of at most MAX_WRITE_BYTES; a longer line is a piece of its own."""
     joined: list[str] = []
     room = 0
     for line in lines:

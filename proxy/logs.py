@@ -1,8 +1,8 @@
-"""The log tells where something failed and how, never with what: messages of exceptions may quote a prompt or
-a key.
+"""The log says where and how something failed, never with which data: messages of exceptions may quote a
+prompt or a key.
 
-What clients and engines wrote is told in quotes, cut, and without characters that could end a line or move a
-cursor.
+Texts of clients and engines are logged in quotes, cut, and without characters that could end a line or move
+a cursor.
 """
 
 import asyncio
@@ -18,24 +18,24 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 MAX_CAUSES = 8
-"""Causes of causes that are told."""
+"""How many exceptions of a chain of causes a traceback shows."""
 
 NEWS_LINES = 64
 NEWS_EVERY_S = 3600.0
-"""So many lines at most in that time; what comes later is told when it comes again."""
+"""`News` allows at most so many lines in that time; later news are logged when they come again."""
 _NEWS_REMEMBERED = 256
 
 MAX_QUOTED_CHARS = 100
-"""Of what a client or an engine wrote."""
+"""The longest quotation of a client or an engine."""
 
 MAX_LINE_CHARS = 8192
-"""Of a line, whoever wrote what is in it; names of some hundred instances are shorter."""
+"""The longest line; the names of some hundred instances are shorter."""
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 def quoted(text: object, max_chars: int = MAX_QUOTED_CHARS) -> str:
-    """What a client or an engine wrote, for the log and for messages: in quotes, cut, on one line."""
+    """A text of a client or an engine, for the log and for messages: in quotes, cut, on one line."""
     words = str(text)
     cut = words[:max_chars]
     return repr(cut) if len(words) <= max_chars else f"{cut!r}..."
@@ -48,13 +48,13 @@ def as_value(text: object, max_chars: int = 300) -> str:
 
 
 def listed(texts: Sequence[object], most: int = 8) -> str:
-    """Several of them, and how many more there are."""
-    told = ", ".join(quoted(text) for text in texts[:most])
-    return told if len(texts) <= most else f"{told} and {len(texts) - most} more"
+    """The first `most` texts in quotes, and how many more there are."""
+    words = ", ".join(quoted(text) for text in texts[:most])
+    return words if len(texts) <= most else f"{words} and {len(texts) - most} more"
 
 
 def one_line(text: str, max_chars: int = MAX_LINE_CHARS) -> str:
-    """The text on one line of printable characters, whatever is in it."""
+    """A text as one line of printable characters."""
     if len(text) > max_chars:
         text = f"{text[:max_chars]}... ({len(text)} characters)"
     if text.isprintable():
@@ -63,7 +63,7 @@ def one_line(text: str, max_chars: int = MAX_LINE_CHARS) -> str:
 
 
 class Occasionally:
-    """Counts what may happen often, so that one line in a while tells of all of it."""
+    """Counts what may happen often, so that one log line every `every_s` seconds covers all of it."""
 
     def __init__(self, clock: Callable[[], float], every_s: float) -> None:
         self._clock = clock
@@ -72,7 +72,7 @@ class Occasionally:
         self._untold = 0
 
     def count(self) -> int:
-        """Count an occurrence. How many there were since the last line, if it is time for a line; else 0."""
+        """Count an occurrence. Returns how many there were since the last line if a line is due; else 0."""
         self._untold += 1
         if self._clock() - self._told_at < self._every_s:
             return 0
@@ -81,7 +81,7 @@ class Occasionally:
 
 
 class News:
-    """What is told once, with a limit for the lines of an hour: clients may choose what is told."""
+    """Says what was not logged before, with a limit on lines an hour, since clients may choose the texts."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -90,7 +90,7 @@ class News:
         self._lines = 0
 
     def is_new(self, what: str) -> bool:
-        """Whether to tell it now. What was met longest ago is forgotten if there are too many."""
+        """Whether to log a text now. The one that was met longest ago is forgotten if there are too many."""
         if what in self._told:
             self._told.move_to_end(what)
             return False
@@ -123,7 +123,7 @@ class Formatter(logging.Formatter):
         return f"{shown},{int((at - second) * 1000):03d} {level} {one_line(message)}"
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line and its traceback; not the one that another handler may have written into the record."""
+        """The line and its traceback, never one that another handler has written into the record."""
         record.exc_text = None
         try:
             return super().format(record)
@@ -140,7 +140,7 @@ class Formatter(logging.Formatter):
 
 
 def traceback_of(error: BaseException) -> str:
-    """Where an exception and its causes came from; of their texts only what the operating system said."""
+    """Where an exception and its causes came from; of their texts only those of the operating system."""
     parts: list[str] = []
     current: BaseException | None = error
     for _ in range(MAX_CAUSES):
@@ -155,7 +155,7 @@ def traceback_of(error: BaseException) -> str:
 
 
 def log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An event loop's exception handler: asyncio's own prints the values that its callbacks were given."""
+    """An exception handler for event loops; asyncio's own would log the values that callbacks were given."""
     message = str(context.get("message", "the event loop failed")).partition(" in callback ")[0]
     error = context.get("exception")
     log.error("%s", message.partition("<")[0], exc_info=error if isinstance(error, BaseException) else None)

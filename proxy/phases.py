@@ -1,10 +1,10 @@
-"""What an instance does, and which of a request's two legs is meant: words of the whole house."""
+"""The words for what an instance does (its role) and for the two legs of a request (their phases)."""
 
 import enum
 
 
 class Role(enum.StrEnum):
-    """What an instance does."""
+    """Which phases an instance serves."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -12,7 +12,7 @@ class Role(enum.StrEnum):
 
 
 class Phase(enum.StrEnum):
-    """Which of a request's two legs is meant."""
+    """One of the two legs of a request."""
 
     PREFILL = "prefill"
     DECODE = "decode"

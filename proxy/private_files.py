@@ -1,5 +1,5 @@
-"""Nobody but its owner can change what kvproxy trusts: a key file or state that others may write is not
-used.
+"""Files that kvproxy trusts must be changeable by their owner alone: keys and state that others may write are
+not used.
 """
 
 import pathlib
@@ -8,16 +8,14 @@ import stat
 from proxy.errors import ConfigError
 
 READABLE_BY_OTHERS = 0o044
-"""Bits of a file's mode: its group and everybody may read it."""
+"""Bits of a file's mode: its group or everybody may read it."""
 
 WRITABLE_BY_OTHERS = 0o022
-"""Its group or everybody may write it."""
+"""Bits of a file's mode: its group or everybody may write it."""
 
 
 def check_key_file(flag: str, path: pathlib.Path) -> None:
-    """Raises ConfigError naming the flag if more than its owner may write a file, or put another in its
-    place.
-    """
+    """Raise ConfigError, naming the flag, if others than its owner may write a file or replace it."""
     try:
         file, folder = path.stat(), path.resolve().parent.stat()
     except OSError as error:
@@ -32,7 +30,10 @@ def check_key_file(flag: str, path: pathlib.Path) -> None:
 
 
 def check_directory(origin: str, path: pathlib.Path) -> None:
-    """Raises ConfigError if more than its owner may write a directory. Raises OSError."""
+    """Raise ConfigError, which begins with `origin`, if others than its owner may write a directory.
+
+    Raises OSError if there is none.
+    """
     if mode := _open_to_others(path.stat().st_mode):
         raise ConfigError(
             f"{origin}: others than its owner may write it (mode {mode}): chmod go-w it, or name a "
@@ -41,7 +42,7 @@ def check_directory(origin: str, path: pathlib.Path) -> None:
 
 
 def readable_by_others(path: pathlib.Path) -> bool:
-    """Whether more than its owner may read a file."""
+    """Whether others than its owner may read a file."""
     return bool(path.stat().st_mode & READABLE_BY_OTHERS)
 
 

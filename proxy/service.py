@@ -1,7 +1,7 @@
-"""`assemble` is the one place that puts kvproxy together; what has a lifetime is opened and closed here, in
-order.
+"""`assemble` puts all of kvproxy below the edge together; whatever has a lifetime is opened and closed here,
+in order.
 
-No HTTP of clients: the edge, a test or a simulation drives a `Service` alike.
+There is no HTTP of clients here: the edge, a test or a simulation drives a `Service` alike.
 """
 
 import asyncio
@@ -62,8 +62,8 @@ from proxy.watching.watch import FleetWatch
 log = logging.getLogger(__name__)
 
 CLEANUP_S = ABANDONED_PREFILL_GRACE_S + 3.0
-"""How long what the last requests held may take to be given back when the service closes: the prefill legs
-that are waited for, and then the releases of what they held."""
+"""How long closing the service waits for the last requests' holds to be released: for prefill legs that still
+run, and then for the releases."""
 
 
 class Service:
@@ -85,12 +85,12 @@ class Service:
         self.config = config
         self.rules = Rules(config)
         self.draining, self.stopping = asyncio.Event(), asyncio.Event()
-        """Set once the process is to end soon (nobody should send anything new, and what comes is served all
-        the same), and once it is ending."""
+        """`draining`: the process is to end soon, and clients should go elsewhere, but are still served.
+        `stopping`: it is ending."""
 
-        local = configured_tokenizer(config.tokenizer)  # before a directory is made: it is often mistyped
+        local = configured_tokenizer(config.tokenizer)  # first: a mistyped name must not leave a directory
 
-        # -- what outlives the process; absent without --state-dir
+        # -- what outlives the process; missing without --state-dir
         state = config.state
         self.directory = StateDirectory(state.state_dir) if state.state_dir is not None else None
         self.kept = _kept(config, self.directory, tuning) if self.directory is not None else None
@@ -154,8 +154,8 @@ class Service:
         self.bodies = BodyBudget(config.admission.max_bodies_mb << 20)
         self.discarding = Discarding()
         self.reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
-        """The one thread that reads large bodies: what reading takes in passing, many times a body's size, it
-        takes once."""
+        """The one thread that reads large bodies. Reading takes many times a body's size in memory, so only
+        one is read at a time."""
         self.gate = Gate(
             fleet=self.fleet,
             placement=self.placement,
@@ -184,7 +184,7 @@ class Service:
             )
             self.registry.register(StateCollector(self.snapshots))
 
-        # -- who speaks with engines
+        # -- what speaks to engines
         self._feed_tasks, self._leg_tasks = TaskOwner("events"), TaskOwner("legs")
         self.client = EngineClient(
             engine_api_key=config.engine_api_key,
@@ -265,9 +265,10 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open what has a lifetime, and close it in the opposite order, whatever happens meanwhile.
+        """A context in which the service runs: all parts are opened, and closed in the opposite order,
+        whatever happens inside.
 
-        `watch.fatal` tells meanwhile if the process should rather end.
+        `watch.fatal` says meanwhile if the process should end instead.
         """
         try:
             async with self.client:
@@ -289,7 +290,7 @@ class Service:
         self.tokenizer.start()
 
     async def _close(self) -> None:
-        """Close all of it, whether it was started or not."""
+        """Close all parts, whether they were started or not."""
         await self.doctor.close(CLEANUP_S)
         await self._leg_tasks.drained(CLEANUP_S)
         await self._leg_tasks.close()
@@ -317,10 +318,10 @@ def assemble(
 ) -> Service:
     """The service of `config`. Opens no socket. Raises ConfigError.
 
-    `policy` and `connector` replace the configured ones. `sources`: who names instances beside flags,
-    operators and what `config.membership` asks for. `waits`: how long requests wait for what has no setting;
-    `tuning`: other figures that have none. `consumers` hear what happens beside the metrics, which count
-    `series` beside their own; who gives them also closes them, once the service is closed.
+    `policy` and `connector` replace the configured ones. `sources`: name instances beside flags, operators
+    and what `config.membership` asks for. `waits`: how long requests wait where that is no setting; `tuning`:
+    other figures that are no settings. `consumers`: hear happenings, beside the metrics and the access log;
+    the caller closes them once the service is closed. `series`: metrics beside kvproxy's own.
     """
     sources = [*used_sources(config), *sources]
     if connector is None:
@@ -346,17 +347,17 @@ def _kept(config: Config, directory: StateDirectory, tuning: Tuning) -> Kept:
 
 
 class _Known:
-    """What the doctor asks of the service."""
+    """What the doctor may ask of the running service."""
 
     def __init__(self, fleet: Fleet, accuracy: Accuracy) -> None:
         self._fleet = fleet
         self._accuracy = accuracy
 
     def index_state(self, address: str, rank: int) -> str:
-        """What the index of a rank is worth."""
+        """How well the cache of a rank is known: `exact`, `partial` or `unknown`."""
         instance = self._fleet.get(address)
         return instance.index_state(rank) if instance is not None else "unknown"
 
     def accuracy(self, address: str, rank: int) -> AccuracyShown:
-        """How right predictions for it were."""
+        """How right predictions for a rank were."""
         return self._accuracy.status(address, rank)

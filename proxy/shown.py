@@ -1,9 +1,9 @@
-"""What kvproxy shows of itself is a struct each of whose fields says what it is; `/openapi.json` is made of
-them.
+"""Each answer that shows the state of kvproxy is a struct whose fields say what they are; `/openapi.json` is
+made of these structs.
 
-A room defines what it shows beside what it shows it of (`QueueShown` in `admission`); `edge.shown` puts the
-parts together. The schema of `QueueShown` is called `Queue`. Members are served in the order of the fields,
-and each is there always unless its type says otherwise (`msgspec.UnsetType`).
+A room defines what it shows beside the code that it shows (`QueueShown` in `admission`); `edge/shown` puts
+the parts together. The schema of `QueueShown` is called `Queue`. Members are served in the order of the
+fields, and each is always there unless its type says otherwise (`msgspec.UnsetType`).
 """
 
 from typing import Annotated, Any, TypeAlias
@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 SUFFIX = "Shown"
-"""What the names of such structs end with."""
+"""The ending of the names of such structs."""
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -20,7 +20,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def says(text: str) -> Meta:
-    """What a field is, and in which unit where its name does not say that; Markdown."""
+    """The description of a field, with its unit if the name does not have it; Markdown."""
     return Meta(description=text)
 
 
@@ -31,6 +31,6 @@ Address: TypeAlias = Annotated[str, says("`host:port`, the instance's name every
 
 
 def as_builtins(shown: Shown) -> dict[str, Any]:
-    """What `json` writes: dicts, lists, texts and numbers."""
+    """A struct as the dicts, lists, strings and numbers that JSON is made of."""
     built: dict[str, Any] = msgspec.to_builtins(shown)
     return built

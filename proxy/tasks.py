@@ -22,7 +22,7 @@ class TaskOwner:
         return len(self._tasks)
 
     def create(self, coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        """Start `coro` as a task of this owner."""
+        """Start `coro` as a task of this owner; `name`: for the log."""
         task = asyncio.get_running_loop().create_task(coro, name=f"{self._name}: {name}")
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -34,10 +34,10 @@ class TaskOwner:
             log.error("%s failed", task.get_name(), exc_info=error)
 
     async def drained(self, timeout_s: float) -> bool:
-        """Wait until no task is left, at most `timeout_s` seconds; tell whether that was so."""
+        """Wait until no task is left, for `timeout_s` seconds at most. False if some are left."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._tasks:  # one that ends may have begun another
+                while self._tasks:  # a task that ends may have started another
                     await asyncio.wait(set(self._tasks))
         except TimeoutError:
             pass

@@ -1,4 +1,4 @@
-"""TLS is 1.2 or newer, and an engine that cannot prove who it is gets no request."""
+"""TLS is 1.2 or newer, and an engine whose certificate is not accepted gets no request."""
 
 import pathlib
 import ssl
@@ -7,7 +7,7 @@ from proxy.errors import ConfigError
 
 
 def server_context(cert: pathlib.Path, key: pathlib.Path) -> ssl.SSLContext:
-    """What to serve https with. Raises ConfigError naming the flag of the file that cannot be used."""
+    """The TLS context to serve https with. Raises ConfigError naming the flag of a file that is no use."""
     for flag, path in (("--tls-cert", cert), ("--tls-key", key)):
         _check_readable(flag, path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -34,9 +34,7 @@ def server_context(cert: pathlib.Path, key: pathlib.Path) -> ssl.SSLContext:
 
 
 def engine_context(authorities: pathlib.Path | None) -> ssl.SSLContext:
-    """What to reach https engines with. Raises ConfigError naming `--engine-ca` if the file cannot be
-    used.
-    """
+    """The TLS context for https engines. Raises ConfigError naming `--engine-ca` if the file is no use."""
     if authorities is not None:
         _check_readable("--engine-ca", authorities)
     try:

@@ -1,6 +1,7 @@
-"""What nobody has a setting for: how long kvproxy's own work waits, and how much of a prompt is read.
+"""The figures that are no settings: how long kvproxy's own work waits, and how much of a prompt is read.
 
-The room of each constant tells why it is what it is. Who assembles a service may pass others.
+Each defaults to a constant of its room, which says why it has its value. Whoever assembles a service may pass
+others.
 """
 
 import msgspec
@@ -17,7 +18,7 @@ from proxy.watching.membership import kept
 
 
 class Tuning(msgspec.Struct, frozen=True):
-    """Seconds and limits of one service; the constant that each defaults to tells what it is."""
+    """Seconds and limits of one service; the constant that each defaults to says what it is."""
 
     # -- engines
     gone_s: float = health.GONE_S

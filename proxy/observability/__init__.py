@@ -1,19 +1,19 @@
-"""Who hears what happened: series for Prometheus, with bounded labels, and whoever else listens.
+"""Observability hears what happened and turns it into series for Prometheus, with bounded labels, and a log.
 
-    telling      a happening reaches all who listen for its kind
-    family       what a series is called and what it counts, for `/metrics` and for docs/metrics.md
-    reference    that page, made of it
-    series       what happenings move, and how
-    counting     the numbers themselves, plain ones, and how they are shown
+    telling      hands each happening to all that listen for its kind
+    family       the name and meaning of a metric, for `/metrics` and for docs/metrics.md
+    reference    makes that page
+    series       metrics that happenings move
+    counting     the numbers of series, kept as plain numbers, and their collector
     metrics      all series together: the tables of the files below
-    requests     how requests ended, who was let in
+    requests     how requests ended, and which were refused
     legs         legs, retries, and what becomes of prefilled blocks
     caches       KV events
     predictions  how right the index was
     fleet        the instances
-    snapshots    what is on disk
+    snapshots    snapshots on disk
     process      connections and tasks
     access_log   a line for each request
 
-Who tells knows none of it: `proxy.happenings` has what can happen, as values.
+The rooms that tell know nothing of this one: `proxy/happenings.py` has all that can happen, as values.
 """

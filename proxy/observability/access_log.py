@@ -1,4 +1,4 @@
-"""The access log has one line for each request that is over, whoever asked for what."""
+"""The access log has one line for each request of HTTP, written when the request is over."""
 
 import logging
 
@@ -9,7 +9,7 @@ access = logging.getLogger("kvproxy.access")
 
 
 def write_line(told: Answered) -> None:
-    """Log a request; probes and scrapes are no news."""
+    """Log a request; probes and scrapes at level DEBUG."""
     level = logging.DEBUG if told.probe else logging.INFO
     if not access.isEnabledFor(level):
         return

@@ -1,4 +1,4 @@
-"""What is counted of KV events."""
+"""The series of KV events."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,7 @@ DROPPED: Mapping[str, str] = {
     Reason.TIERS: "of more tiers than any engine has",
     Reason.FULL: "more blocks than one source may have",
 }
-"""Why blocks or events changed nothing."""
+"""Why blocks or events were dropped, by `kvevents.Reason`."""
 
 CACHES = (
     counter(

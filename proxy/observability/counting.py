@@ -1,5 +1,5 @@
-"""What series count are plain numbers, which the event loop alone moves; `/metrics` shows them like the
-library's own counters and histograms, of which each step takes a lock and a dozen calls.
+"""The numbers of series are plain ones, moved by the event loop alone; `/metrics` shows them as the
+library's. The library's own counters and histograms take a lock and a dozen calls for each step.
 """
 
 from abc import abstractmethod
@@ -26,9 +26,7 @@ Known = Callable[[str], bool]
 
 
 def move(series: Series, registry: CollectorRegistry, happenings: Happenings, known: Known) -> None:
-    """Register a series, and have happenings move it from now on. Raises ValueError if there is one of that
-    name.
-    """
+    """Register a series, and have happenings move it from now on. Raises ValueError if its name is taken."""
     lines = _lines_of(series, known)
     registry.register(lines)
     name = PREFIX + series.family.name
@@ -50,20 +48,20 @@ class _Lines(Collector, Generic[Line]):
         self._values: Callable[[Any], Any] = attrgetter(*labels) if labels else _no_values
         self._lines: dict[tuple[str, ...], Line] = {}
         self._found: dict[Any, Line] = {}
-        """Those of `_lines` that have moved, by the values as happenings have them."""
+        """The lines of `_lines` that have moved, by the values of their labels as happenings have them."""
         for values in series.starts_with if labels else [()]:
             self._line(values)
 
     @abstractmethod
     def hear(self, happening: Any) -> None:
-        """One of the happenings that move it."""
+        """Move a line by a happening."""
 
     @abstractmethod
     def _shown(self, lines: Mapping[tuple[str, ...], Line]) -> Metric:
         """The family with these lines."""
 
     def describe(self) -> Iterable[Metric]:
-        """As prometheus_client asks: no other series may have its name."""
+        """As prometheus_client asks, which refuses a second series of the same name by it."""
         return [self._shown({})]
 
     def collect(self) -> Iterable[Metric]:
@@ -71,12 +69,12 @@ class _Lines(Collector, Generic[Line]):
         return [self._shown(self._lines)]
 
     def forget(self, removed: InstanceRemoved) -> None:
-        """The lines of an instance end."""
+        """Drop the lines of an instance."""
         self._lines = {values: line for values, line in self._lines.items() if values[0] != removed.instance}
         self._found.clear()  # found again when they move
 
     def _line(self, values: Any) -> Line | None:
-        """The line with these values; it begins, unless its instance is not in the fleet."""
+        """The line with these values, made if there is none; None if its instance is not in the fleet."""
         words = tuple(map(str, values)) if isinstance(values, tuple) else (str(values),)
         if self._known is not None and not self._known(words[0]):
             return None
@@ -95,7 +93,7 @@ class _Count:
 
 
 class _Counter(_Lines[_Count]):
-    """Counts what happens."""
+    """Counts happenings."""
 
     def __init__(self, series: Series, known: Known) -> None:
         super().__init__(series, known, _Count)
@@ -115,14 +113,14 @@ class _Counter(_Lines[_Count]):
 
 
 class _Sum(_Counter):
-    """Adds up a field of what happens."""
+    """Adds up a field of happenings."""
 
     def __init__(self, series: Series, known: Known, amount: str) -> None:
         super().__init__(series, known)
         self._amount = attrgetter(amount)
 
     def hear(self, happening: Any) -> None:
-        """As above. Raises ValueError if it would fall."""
+        """Add the field. Raises ValueError if it is negative: a counter never falls."""
         if self._only is None or self._only(happening):
             amount = self._amount(happening) or 0.0
             if amount < 0:
@@ -138,12 +136,12 @@ class _Observed:
 
     def __init__(self, buckets: int) -> None:
         self.counts = [0] * buckets
-        """Of each bucket alone, without those below it."""
+        """The count of each bucket alone, without the buckets below it."""
         self.total = 0.0
 
 
 class _Histogram(_Lines[_Observed]):
-    """Observes a field of what happens."""
+    """Observes a field of happenings."""
 
     def __init__(self, series: Series, known: Known, amount: str, bounds: tuple[float, ...]) -> None:
         self._amount = attrgetter(amount)
@@ -152,7 +150,7 @@ class _Histogram(_Lines[_Observed]):
         super().__init__(series, known, lambda: _Observed(len(bounds) + 1))
 
     def hear(self, happening: Any) -> None:
-        """As above; a field that is None is no observation."""
+        """Observe the field, unless it is None."""
         if self._only is None or self._only(happening):
             amount = self._amount(happening)
             if amount is None:

@@ -1,10 +1,10 @@
-"""What a series is called and what it counts is said once: `/metrics` and docs/metrics.md are made of it.
+"""A `Family` is the name and meaning of a metric, said once: `/metrics` and docs/metrics.md are made of it.
 
     WAITING = gauge("queued_requests", "Requests that wait.")
     WRITTEN = counted("snapshots", "Snapshots by outcome.", ("outcome",), words={"outcome": {"failed": ""}})
 
-`words` explains the values of labels, `more` says in Markdown what only the page has room for. What
-happenings move has a family too; `series` makes it.
+`words` explains the values of labels; `more` has, in Markdown, what only the page has room for. A metric that
+happenings move has a family too: `series` makes it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,17 +17,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 PREFIX = "kvproxy_"
 
 Words = Mapping[str, Mapping[str, str]]
-"""For labels, by name: their values, each with what it means in Markdown, or "" if the value says it."""
+"""By the names of labels: their values, each with its meaning in Markdown, or "" if the value says it."""
 
 UNITS = ("seconds", "bytes", "tokens", "blocks")
-"""The last word of a name, where it is the unit of the values."""
+"""The last words of names that are the unit of the values."""
 
 
 class Family(msgspec.Struct, frozen=True):
-    """All lines of one name; made by `counted`, `gauge` and `distribution`, or by `series`."""
+    """A metric and all its lines; made by `counted`, `gauge` and `distribution`, or by `series`."""
 
     name: str
-    """Without its prefix, and without `_total`."""
+    """Without `kvproxy_`, and without `_total`."""
     type: Literal["counter", "gauge", "histogram"]
     help_text: str
     """A sentence for `/metrics` and for the page."""
@@ -38,16 +38,16 @@ class Family(msgspec.Struct, frozen=True):
 
     @property
     def served_as(self) -> str:
-        """Its name in `/metrics`, where a histogram's lines have endings of their own after it."""
+        """Its name in `/metrics`; the lines of a histogram add endings of their own."""
         return f"{PREFIX}{self.name}{'_total' if self.type == 'counter' else ''}"
 
     @property
     def unit(self) -> str:
-        """What a value is measured in, as the name says it; `count` where it says nothing."""
+        """The unit of its values, as its name says; `count` if the name has none."""
         return next((unit for unit in UNITS if self.name.endswith(unit)), "count")
 
     def gauge(self) -> GaugeMetricFamily:
-        """Itself without lines, for a collector, as `counter` and `histogram` are."""
+        """The library's gauge without lines, for a collector to fill."""
         return GaugeMetricFamily(PREFIX + self.name, self.help_text, labels=self.labels)
 
     def counter(self) -> CounterMetricFamily:
@@ -59,7 +59,7 @@ class Family(msgspec.Struct, frozen=True):
         return HistogramMetricFamily(PREFIX + self.name, self.help_text, labels=self.labels)
 
     def registered_gauge(self, registry: CollectorRegistry) -> Gauge:
-        """A gauge that somebody else sets. Raises ValueError if there is one of that name."""
+        """The library's gauge, registered, for the caller to set. Raises ValueError if the name is taken."""
         return Gauge(PREFIX + self.name, self.help_text, self.labels, registry=registry)
 
 
@@ -75,21 +75,21 @@ class Group(msgspec.Struct, frozen=True):
 def counted(
     name: str, help_text: str, labels: Sequence[str] = (), *, words: Words | None = None, more: str = ""
 ) -> Family:
-    """A counter, read at the scrape. Raises ValueError for words of a label that it has not."""
+    """A counter that is read at the scrape. Raises ValueError for words of a label that it does not have."""
     return family(name, "counter", help_text, labels, words, more)
 
 
 def gauge(
     name: str, help_text: str, labels: Sequence[str] = (), *, words: Words | None = None, more: str = ""
 ) -> Family:
-    """A state, read at the scrape. Raises ValueError as `counted`."""
+    """A gauge that is read at the scrape. Raises ValueError as `counted`."""
     return family(name, "gauge", help_text, labels, words, more)
 
 
 def distribution(
     name: str, help_text: str, labels: Sequence[str] = (), *, words: Words | None = None, more: str = ""
 ) -> Family:
-    """A histogram, read at the scrape. Raises ValueError as `counted`."""
+    """A histogram that is read at the scrape. Raises ValueError as `counted`."""
     return family(name, "histogram", help_text, labels, words, more)
 
 
@@ -101,7 +101,7 @@ def family(
     words: Words | None,
     more: str,
 ) -> Family:
-    """One of that type. Raises ValueError for words of a label that it has not."""
+    """A family of the type `kind`. Raises ValueError for words of a label that it does not have."""
     made = Family(name, kind, help_text, tuple(labels), words or {}, more)
     for label in made.words:
         if label not in made.labels:

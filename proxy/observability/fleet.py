@@ -1,4 +1,4 @@
-"""What is counted of the instances: checks and circuits as they happen, their state when it is scraped."""
+"""The metrics of the instances: checks and circuits are counted as they happen, states read at the scrape."""
 
 from collections.abc import Iterable
 
@@ -71,7 +71,7 @@ ON_THE_PAGE = Group(
 
 
 class FleetCollector(Collector):
-    """States, read at the moment of a scrape."""
+    """Reads the states of the instances at each scrape."""
 
     def __init__(self, fleet: Fleet, index: PrefixIndex) -> None:
         self._fleet = fleet
@@ -96,6 +96,6 @@ class FleetCollector(Collector):
                     )
         for slot, count in self._index.blocks().items():
             if self._fleet.get(slot.instance) is None:
-                continue  # it was removed, and is being forgotten
+                continue  # the instance was removed, and its blocks are being forgotten
             blocks.add_metric([slot.instance, str(slot.rank), slot.tier], count)
         return [up, circuits, requests, tokens, weights, states, blocks]

@@ -1,4 +1,4 @@
-"""What is counted of legs, of what was tried again, and of the blocks they hand over."""
+"""The series of legs, of retries, and of the blocks that legs hand over."""
 
 from collections.abc import Mapping
 
@@ -29,7 +29,7 @@ HOLD_ENDS: Mapping[str, str] = {
         " finished"
     ),
 }
-"""How it ends that blocks are held; `failed` held none."""
+"""How holds end, by `HoldState`; a `failed` one held nothing and is not counted."""
 
 OVERHEAD_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 

@@ -1,6 +1,6 @@
-"""Every series of kvproxy, under one registry an app; labels are bounded.
+"""All series of kvproxy are in one registry an app, and their labels are bounded.
 
-The tables beside this file say what each counts. A series from elsewhere is added like one of them.
+The tables beside this file declare them. A series from elsewhere is added like one of these.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,19 @@ from proxy.observability.snapshots import SNAPSHOTS
 from proxy.observability.telling import Happenings
 
 SERIES = (*REQUESTS, *LEGS, *CACHES, *FLEET, *SNAPSHOTS, *PROCESS)
-"""All that happenings move."""
+"""All series that happenings move."""
 
 GROUPS = tuple(part.ON_THE_PAGE for part in (requests, legs, predictions, fleet, caches, snapshots, process))
-"""All series, those read at the scrape as well, in the order of docs/metrics.md."""
+"""All metrics, those that are read at the scrape included, in the order of docs/metrics.md."""
 
 
 class Metrics:
-    """The series, moved by what happens."""
+    """The registered series, which happenings move."""
 
     def __init__(
         self, registry: CollectorRegistry, happenings: Happenings, known: Callable[[str], bool]
     ) -> None:
-        """`known` tells instances that are in the fleet: what ends later at others begins no series anew."""
+        """`known`: whether an instance is in the fleet; happenings of others move no line of theirs."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
         self._registry = registry
         self._happenings = happenings
@@ -40,5 +40,5 @@ class Metrics:
             self.add(series)
 
     def add(self, series: Series) -> None:
-        """Have one more series. Raises ValueError if there is one of that name."""
+        """Add a series. Raises ValueError if its name is taken."""
         move(series, self._registry, self._happenings, self._known)

@@ -1,6 +1,4 @@
-"""What predictions came to, for Prometheus: read from the truth meter when it is scraped, so legs pay nothing
-for it.
-"""
+"""The metrics of predictions are read from the truth meter at each scrape; legs pay nothing for them."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -65,7 +63,7 @@ ON_THE_PAGE = Group(
 
 
 class AccuracyCollector(Collector):
-    """What predictions came to, summed over the ranks of each instance at the moment of a scrape."""
+    """Reads how right predictions were at each scrape, summed over the ranks of each instance."""
 
     def __init__(self, fleet: Fleet, accuracy: Accuracy) -> None:
         self._fleet = fleet

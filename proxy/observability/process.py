@@ -1,4 +1,4 @@
-"""What is counted of kvproxy's own process: connections and tasks."""
+"""The metrics of kvproxy's own process: connections and tasks."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -42,19 +42,17 @@ ON_THE_PAGE = Group("The process", (*(series.family for series in PROCESS), CONN
 
 
 def show_connections(registry: CollectorRegistry, **counts: Callable[[], int]) -> None:
-    """Read these at every scrape, each under its peers' name."""
+    """Have `open_connections` read `counts` at each scrape; their names are the values of its label."""
     connections = CONNECTIONS.registered_gauge(registry)
     for peer, count in counts.items():
         connections.labels(peer).set_function(count)
 
 
 class TaskCollector(Collector):
-    """How many tasks the event loop has, counted at the moment of a scrape: a number that only grows is a
-    leak.
-    """
+    """Counts the tasks of the event loop at each scrape; a number that only grows shows a leak."""
 
     def collect(self) -> Iterable[Metric]:
-        """As prometheus_client asks; within the loop, as `/metrics` is answered there."""
+        """As prometheus_client asks. MUST run on the event loop, as `/metrics` does."""
         tasks = TASKS.gauge()
         tasks.add_metric((), len(asyncio.all_tasks()))
         return [tasks]

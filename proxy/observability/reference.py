@@ -1,4 +1,4 @@
-"""docs/metrics.md is made of the declarations of series; `proxy.cli.reference` writes it, a test holds it."""
+"""docs/metrics.md is made of the metrics' declarations: `proxy.cli.reference` writes it, a test compares."""
 
 from collections.abc import Mapping, Sequence
 

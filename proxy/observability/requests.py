@@ -1,4 +1,4 @@
-"""What is counted of requests: how they ended, whether they were let in, and how long they took."""
+"""The metrics of requests: how they ended, whether they were let in, and how long they took."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ REFUSALS = {
     "no_engine": "no usable instance came within `--queue-timeout`",
     "no_prefill": "no prefill instance was usable, with `--when-no-prefill fail`",
     "too_long": "no engine takes one so long",
-    "no_memory": "`--max-body-memory` is taken",
+    "no_memory": "`--max-bodies-mb` is taken",
     "no_descriptors": "no file descriptors are left for its connections",
     "stopping": "kvproxy was shutting down",
 }
@@ -115,7 +115,7 @@ HELD_BACK = gauge(
 BODY_BYTES = gauge(
     "body_bytes",
     "Memory held by request bodies, estimated.",
-    more="What is made of a body is in it; `--max-body-memory` is [the limit](overload.md).",
+    more="What is made of a body is in it; `--max-bodies-mb` is [the limit](overload.md).",
 )
 
 ON_THE_PAGE = Group("Requests", (*(series.family for series in REQUESTS), QUEUED, HELD_BACK, BODY_BYTES))
@@ -128,6 +128,6 @@ def show_requests(
     held_back: Callable[[], int],
     body_bytes: Callable[[], int],
 ) -> None:
-    """Read these at every scrape."""
+    """Have the gauges of requests read these functions at each scrape."""
     for family, read in ((QUEUED, queued), (HELD_BACK, held_back), (BODY_BYTES, body_bytes)):
         family.registered_gauge(registry).set_function(read)

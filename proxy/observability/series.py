@@ -1,8 +1,8 @@
-"""A series is declared on one line: its name, what moves it, by how much, and what tells its lines apart.
+"""A series is declared in one place: its name, the happenings that move it, by how much, and its labels.
 
-Labels and amounts are fields of the happening. What is counted for each instance says so with `per_instance`
-alone: that gives it its label `instance`, has it ignore instances that are not in the fleet, and ends its
-lines when the instance is removed. None can forget to.
+Labels and amounts are fields of the happenings. A series with a line for each instance is declared with
+`per_instance=True`, and that is all: it gets the label `instance`, ignores instances that are not in the
+fleet, and loses its lines when the instance is removed.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,27 +16,28 @@ from proxy.observability.family import Family, Words, family
 INSTANCE = "instance"
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-"""Bounds for all that takes as long as a request does."""
+"""Bounds of buckets for durations up to that of a request."""
 
 Kinds = type[Happening] | tuple[type[Happening], ...]
 
 
 class Series(msgspec.Struct, frozen=True):
-    """What of some happenings is counted; made by `counter` and `histogram`."""
+    """A metric that happenings move; made by `counter` and `histogram`."""
 
     family: Family
-    """What it is called and what it counts, for `/metrics` and for the page."""
+    """Its name and meaning, for `/metrics` and for the page."""
     kinds: tuple[type[Happening], ...]
-    """What moves it."""
+    """The kinds of happenings that move it."""
     labels: tuple[str, ...]
-    """Fields of these: all labels of its family but `instance`."""
+    """Fields of these happenings: all labels of the family but `instance`."""
     amount: str | None
-    """The field that is added up, or observed; None to count. A field that is None adds nothing."""
+    """The field that is added, or observed; None to count happenings. A field that is None adds nothing."""
     buckets: tuple[float, ...] | None
-    """Upper bounds; None for a counter."""
+    """The upper bounds of a histogram's buckets; None for a counter."""
     per_instance: bool
+    """Whether each instance has lines of its own, under the label `instance`."""
     starts_with: tuple[str, ...]
-    """Values of its label that are there from the start, so that their first increase is seen."""
+    """Values of its label that have a line from the start, so that their first increase is seen."""
     only: Callable[[Any], bool] | None
     """Which of these happenings move it; None for all."""
 
@@ -55,7 +56,7 @@ def counter(
 ) -> Series:
     """A counter; the parameters are those of `Series` and of its `Family`.
 
-    Raises ValueError for what no happening has, and for words of a label that it has not.
+    Raises ValueError for a field that no happening has, and for words of a label that it does not have.
     """
     of = family(name, "counter", help_text, _all_labels(per_instance, labels), words, more)
     return _checked(Series(of, _all(kinds), labels, amount, None, per_instance, tuple(starts_with), only))

@@ -1,4 +1,4 @@
-"""What is counted of snapshots; how old and how large they are is read at the moment of a scrape."""
+"""The metrics of snapshots: their ends are counted, their age and size read at the scrape."""
 
 from collections.abc import Iterable
 
@@ -18,7 +18,7 @@ RESTORES = {
     RetireReason.UNVERIFIED: "its replay did not answer",
     RetireReason.REBUILD: "found to be wrong",
 }
-"""What becomes of a snapshot: it is proven, or forgotten for one of these reasons."""
+"""What becomes of a snapshot that was loaded: it is proven true, or forgotten for one of these reasons."""
 
 WRITTEN = {"written": "", "failed": "not written", "broken": "not read, and set aside"}
 
@@ -62,7 +62,7 @@ ON_THE_PAGE = Group(
 
 
 class StateCollector(Collector):
-    """The snapshots as metrics."""
+    """Reads the age and size of the snapshots at each scrape."""
 
     def __init__(self, keeper: StateKeeper) -> None:
         self._keeper = keeper

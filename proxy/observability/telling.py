@@ -1,5 +1,5 @@
-"""Each happening reaches all who listen for its kind, in the order in which they came; one that fails keeps
-it from nobody.
+"""Each happening reaches all that listen for its kind, in the order in which they were added, even if one of
+them fails.
 """
 
 import logging
@@ -31,30 +31,32 @@ class Happenings:
     def __init__(self) -> None:
         self._listeners: dict[type[Happening], tuple[tuple[str, Callable[[Any], None]], ...]] = {}
         self.failures: Counter[str] = Counter()
-        """How often each consumer raised, by its name."""
+        """How often each consumer raised, by the consumer's name."""
 
     def add(self, consumer: Consumer) -> None:
-        """Tell a consumer what it wants to hear from now on. Its name is that of its class."""
+        """Hand a consumer the kinds that it `hears` from now on. Its name is that of its class."""
         for kind in consumer.hears:
             self.listen(kind, consumer.hear, type(consumer).__name__)
 
     def listen(self, kind: type[H], hear: Callable[[H], None], name: str) -> None:
-        """Have `hear` called with each happening of this very kind; `name` is whose failure it would be."""
+        """Have `hear` called with each happening of exactly this kind; `name`: under which its failures
+        count.
+        """
         self._listeners[kind] = (*self._listeners.get(kind, ()), (name, hear))
 
     def tell(self, happening: Happening) -> None:
-        """Hand on what happened. Raises nothing."""
+        """Hand a happening to all that listen for its kind. Raises nothing."""
         for name, hear in self._listeners.get(type(happening), ()):
             try:
                 hear(happening)
-            except Exception:  # a consumer's failure is no business of who tells
+            except Exception:  # the room that tells must not suffer from a consumer's failure
                 self.failures[name] += 1
                 if self.failures[name] == 1:
                     log.exception("%s failed on %s; it is told this once", name, type(happening).__name__)
 
 
 class FailureCollector(Collector):
-    """How often consumers failed, read at the moment of a scrape."""
+    """Reads how often consumers failed at each scrape."""
 
     def __init__(self, happenings: Happenings) -> None:
         self._happenings = happenings
