@@ -13,6 +13,7 @@ each state.
 """
 
 import enum
+import math
 import random
 from collections.abc import Mapping
 
@@ -150,6 +151,9 @@ class Breaker:
         self._at = At.CLOSED
         self._turns = TURNS[self._at]
         self.state = Circuit.CLOSED
+        self.restless_until = -math.inf
+        """When it is as good as any by mere lapse of time: what `standing`, `failing` and `share` tell need
+        not be asked from then on. Infinite while only a check or a leg can make it so."""
         self.dead = False
         """Whether it is open because the engine is gone, not because its legs failed."""
         self._slow_start_s = slow_start_s
@@ -230,7 +234,7 @@ class Breaker:
 
     def answered(self, now: float) -> None:
         """A check was answered, and the engine is well."""
-        self._missed = 0
+        self._heard()
         self._unanswered = False
         if not self._seen:
             self._seen = True
@@ -246,13 +250,14 @@ class Breaker:
 
     def busy(self) -> None:
         """A check was not answered, but bytes of legs arrived meanwhile: the engine lives."""
-        self._missed = 0
+        self._heard()
         self._unanswered = True
 
     def missed(self) -> None:
         """A check was not answered, and nothing else was heard of the engine since it was sent."""
         self._missed += 1
         self._unanswered = True
+        self._rest()
         if self.silent or self.dead or not self._seen:
             self.lost()
 
@@ -279,7 +284,9 @@ class Breaker:
 
     def served(self, now: float) -> None:
         """A leg was answered in full with what was asked for."""
-        self._failed_legs = 0
+        if self._failed_legs:
+            self._failed_legs = 0
+            self._rest()
         self.began(now)
 
     def began(self, now: float) -> None:
@@ -301,6 +308,7 @@ class Breaker:
         """
         self._failed_legs += 1
         self._failed_at = now
+        self._rest()
         self._turn(Proof.FAILS, now)
 
     def others_served(self, now: float) -> None:
@@ -312,6 +320,23 @@ class Breaker:
             self._turn(Proof.OTHERS_SERVED, now)
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    def _heard(self) -> None:
+        if self._missed:
+            self._missed = 0
+            self._rest()
+
+    def _rest(self) -> None:
+        """What `restless_until` depends on may have changed."""
+        if self._at is not At.CLOSED or self._missed:
+            self.restless_until = math.inf
+            return
+        until = -math.inf
+        if self._closed_at is not None:
+            until = self._closed_at + self._slow_start_s
+        if self._failed_legs >= MAX_CHARGES:
+            until = max(until, self._failed_at + FAILING_S)
+        self.restless_until = until
 
     def _turn(self, proof: Proof, now: float = 0.0) -> None:
         """Go to the state that `TURNS` names for a proof. `now` is not needed for GONE."""
@@ -327,6 +352,7 @@ class Breaker:
         elif after is At.CLOSED:
             self._closed_at = now if proof is not Proof.SEEN or self._joins else None
             self._charges = 0
+        self._rest()
 
     def _begin_pause(self, before: At, now: float) -> None:
         settled = self._closed_at is None or now - self._closed_at >= self.max_ejected_s

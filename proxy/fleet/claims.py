@@ -10,6 +10,8 @@ from proxy.phases import Phase
 class Claim:
     """The claim of one leg on a rank of an instance; it ends once, by `end()` or with a `with` block."""
 
+    __slots__ = ("_running", "_trial", "instance", "phase", "rank", "tokens", "weight_tokens")
+
     def __init__(
         self, instance: Instance, rank: int, phase: Phase, tokens: int, weight_tokens: int | None = None
     ) -> None:
@@ -31,7 +33,7 @@ class Claim:
             self._running = False
             self.instance.breaker.end_leg(self._trial)
             self.instance.load.count(self.phase, self.rank, -1, -self.tokens, -self.weight_tokens)
-            self.instance.announce()
+            self.instance.freed()
 
     def __enter__(self) -> Self:
         return self

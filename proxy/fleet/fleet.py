@@ -6,13 +6,37 @@ State without I/O: the watch adds and removes instances, the gate and the direct
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, Self
 
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.claims import Claim
 from proxy.fleet.instance import Instance, Status
 from proxy.fleet.why import Why
 from proxy.phases import Phase
+
+
+class _Listed(NamedTuple):
+    """What all instances together list; every request asks for it."""
+
+    models: frozenset[str]
+    adapters: frozenset[str]
+    contexts: tuple[float, float]
+    contexts_differ: bool
+
+    @classmethod
+    def of(cls, instances: Iterable[Instance]) -> Self:
+        """What these list."""
+        instances = tuple(instances)
+        told = {length for i in instances if (length := i.max_model_len) < math.inf}
+        longest = max(told, default=math.inf)
+        all_told = all(i.max_model_len < math.inf for i in instances)
+        return cls(
+            models=frozenset(model for i in instances for model in i.models),
+            adapters=frozenset(model for i in instances for model in i.adapters),
+            contexts=(longest, longest if all_told else math.inf),
+            contexts_differ=len(told) > 1,
+        )
 
 
 class Fleet:
@@ -27,6 +51,11 @@ class Fleet:
         """Kept, since every decision asks for it, and it changes only as instances are added or removed."""
         self._holds: Counter[str] = Counter()
         self._picks = 0
+        self.changes = 0
+        """How often something of who is there was otherwise than before, apart from what runs there and from
+        how well it is (`Breaker`, `Fullness`): what was made of it before holds while this stays the same."""
+        self._listed = _Listed.of(())
+        self._listed_at = 0
 
     def __iter__(self) -> Iterator[Instance]:
         return iter(self._instances.values())
@@ -45,6 +74,8 @@ class Fleet:
         self._instances[instance.address] = instance
         self._by_phase = self._sorted()
         instance.announce = self._announce
+        instance.freed = self._tell
+        instance.is_otherwise = self._is_otherwise
         self._announce()
 
     def remove(self, address: str) -> Instance | None:
@@ -63,8 +94,15 @@ class Fleet:
         self._listeners.append(listener)
 
     def _announce(self) -> None:
+        self.changes += 1
+        self._tell()
+
+    def _tell(self) -> None:
         for listener in self._listeners:
             listener()
+
+    def _is_otherwise(self) -> None:
+        self.changes += 1
 
     @property
     def holds(self) -> Mapping[str, int]:
@@ -130,11 +168,11 @@ class Fleet:
 
     def serves(self, model: str) -> bool:
         """Whether any instance, up or not, serves a model."""
-        return any(model in instance.models for instance in self)
+        return model in self._lists().models
 
     def is_adapter(self, model: str) -> bool:
         """Whether the name is a LoRA adapter on some instance."""
-        return any(model in instance.adapters for instance in self)
+        return model in self._lists().adapters
 
     @property
     def max_model_len(self) -> float:
@@ -146,16 +184,17 @@ class Fleet:
         """The longest context that any instance has told (infinite if none has), and the longest that any
         instance may have (infinite unless all have told theirs).
         """
-        lengths = [instance.max_model_len for instance in self]
-        longest = max(lengths, default=math.inf)
-        if longest < math.inf:
-            return longest, longest
-        return max([length for length in lengths if length < math.inf], default=math.inf), math.inf
+        return self._lists().contexts
 
     @property
     def contexts_differ(self) -> bool:
         """Whether instances have told contexts of different lengths: a prompt may then fit only into one."""
-        return len({length for i in self if (length := i.max_model_len) < math.inf}) > 1
+        return self._lists().contexts_differ
+
+    def _lists(self) -> "_Listed":
+        if self._listed_at != self.changes:
+            self._listed, self._listed_at = _Listed.of(self), self.changes
+        return self._listed
 
     @property
     def ready(self) -> bool:
@@ -198,5 +237,5 @@ class Fleet:
         """
         instance = self._instances[address]
         self._picks += 1
-        instance.load.last_pick[phase, rank] = self._picks
+        instance.load.pick(phase, rank, self._picks)
         return Claim(instance, rank, phase, tokens, weight_tokens)

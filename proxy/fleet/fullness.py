@@ -55,6 +55,8 @@ class Fullness:
         self._unrefused_s = unrefused_s
         self.legs = 0
         """How many legs were sent there and have not ended."""
+        self.is_known = False
+        """Whether the engine has a window that may still count: a quick look for every decision."""
         self._most: int | None = None
         self._step = 1
         self._in_a_row = 0
@@ -88,6 +90,7 @@ class Fullness:
         elif now >= self._until:
             doubled = 2.0 ** min(max(0, self._in_a_row - 1), 10)
             self._until, self._told = now + min(MAX_PAUSE_S, PAUSE_FIRST_S * doubled), False
+        self.is_known = True
         self._most, self._step, self._said_at, self._tried_at = legs, 1, now, None
         self._quiet_at = self._until
 
@@ -107,13 +110,9 @@ class Fullness:
             self.forget()
         return True
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the engine has a window that may still count: a quick look for every decision."""
-        return self._most is not None
-
     def forget(self) -> None:
         """The engine is another process, or has shown that it has room: it has no window."""
+        self.is_known = False
         self._most = None
         self._step = 1
         self._in_a_row = 0

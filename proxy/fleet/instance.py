@@ -74,7 +74,11 @@ class Instance:
     def __init__(self, spec: InstanceSpec, breaker: Breaker | None = None, *, draining: bool = False) -> None:
         """`draining`: whether it gets no legs from the beginning."""
         self.announce: Callable[[], None] = _nobody_listens
-        """Called when a claim on it ends, and when it may have become usable or unusable, better or worse."""
+        """Called when it may have become usable or unusable, better or worse."""
+        self.freed: Callable[[], None] = _nobody_listens
+        """Called when a claim on it ends."""
+        self.is_otherwise: Callable[[], None] = _nobody_listens
+        """Called when something else of it has changed that decisions may have kept."""
         self.spec = spec
         self.breaker = breaker or Breaker()
         self.fullness = Fullness()
@@ -94,6 +98,7 @@ class Instance:
         self._last_failure: str | None = None
         self._version: str | None = None
         self._sources: Mapping[int, SourceView] = {}
+        self._ranks: tuple[int, ...] = (0,)
         self._unheard: str | None = None
         self._silent: dict[int, str] = {}
         self._pulled_from: set[str] = set()
@@ -270,7 +275,7 @@ class Instance:
     @property
     def ranks(self) -> tuple[int, ...]:
         """The data-parallel ranks that legs can be sent to; rank 0 alone if the engine has told of none."""
-        return tuple(sorted(self._sources)) or (0,)
+        return self._ranks
 
     def index_state(self, rank: int) -> str:
         """How well the cache of a rank is known: `exact`, `partial` or `unknown`."""
@@ -284,6 +289,8 @@ class Instance:
     def is_followed(self, sources: Mapping[int, SourceView]) -> None:
         """Its event sources by rank are `sources` from now on."""
         self._sources = sources
+        self._ranks = tuple(sorted(sources)) or (0,)
+        self.is_otherwise()
 
     def told_sources(self, why_none: str | None) -> None:
         """It was asked where it publishes its events. `why_none`: why it publishes nowhere, in words for
@@ -352,4 +359,4 @@ class Instance:
 
 
 def _nobody_listens() -> None:
-    """The `announce` of an instance that is in no fleet."""
+    """What an instance that is in no fleet calls."""

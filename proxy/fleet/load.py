@@ -1,8 +1,22 @@
 """The load of an instance is exactly what its running claims add up to."""
 
-from collections import Counter
-
 from proxy.phases import Phase, Role
+
+
+class RankLoad:
+    """What runs on one rank for legs of a phase; on an instance that does both, for those of both."""
+
+    __slots__ = ("changes", "last_pick", "tokens", "weight_tokens")
+
+    def __init__(self) -> None:
+        self.changes = 0
+        """How often it was otherwise than before."""
+        self.tokens = 0
+        """Outstanding tokens."""
+        self.weight_tokens = 0
+        """What they take of the rank's limit."""
+        self.last_pick = 0
+        """The number of its latest pick, as the fleet counts picks; 0 for never."""
 
 
 class Load:
@@ -12,35 +26,53 @@ class Load:
 
     def __init__(self, role: Role) -> None:
         """`role`: on an instance that does both, legs of both phases count together."""
-        self._both = tuple(Phase) if role is Role.BOTH else None
-        self._legs: Counter[tuple[Phase, int]] = Counter()
-        self._tokens: Counter[tuple[Phase, int]] = Counter()
-        self._weight: Counter[tuple[Phase, int]] = Counter()
-        self.last_pick: dict[tuple[Phase, int], int] = {}
-        """The number of the latest pick of each rank, as the fleet counts picks."""
+        self._legs = dict.fromkeys(Phase, 0)
+        prefill: dict[int, RankLoad] = {}
+        decode: dict[int, RankLoad] = prefill if role is Role.BOTH else {}
+        self._ranks = {Phase.PREFILL: prefill, Phase.DECODE: decode}
+        self._apart = (prefill,) if decode is prefill else (prefill, decode)
+
+    def on(self, phase: Phase, rank: int) -> RankLoad:
+        """What runs on a rank, now and from now on."""
+        ranks = self._ranks[phase]
+        load = ranks.get(rank)
+        if load is None:
+            load = ranks[rank] = RankLoad()
+        return load
+
+    def pick(self, phase: Phase, rank: int, number: int) -> None:
+        """A rank was picked; `number`: of all picks of the fleet."""
+        load = self.on(phase, rank)
+        load.last_pick = number
+        load.changes += 1
 
     def count(self, phase: Phase, rank: int, legs: int, tokens: int, weight_tokens: int) -> None:
         """Add to the sums of a rank, or subtract from them; for claims only."""
-        self._legs[phase, rank] += legs
-        self._tokens[phase, rank] += tokens
-        self._weight[phase, rank] += weight_tokens
+        self._legs[phase] += legs
+        load = self.on(phase, rank)
+        load.tokens += tokens
+        load.weight_tokens += weight_tokens
+        load.changes += 1
 
     def tokens(self, phase: Phase, rank: int) -> int:
         """Outstanding tokens of a rank's running legs."""
-        return sum(self._tokens[each, rank] for each in self._both or (phase,))
+        return self.on(phase, rank).tokens
 
     def weight_tokens(self, phase: Phase, rank: int) -> int:
         """What a rank's running legs take of its limit."""
-        return sum(self._weight[each, rank] for each in self._both or (phase,))
+        return self.on(phase, rank).weight_tokens
 
     def legs(self, phase: Phase | None = None) -> int:
         """How many legs are running, of one phase or of both."""
-        return sum(count for (each, _), count in self._legs.items() if phase in {None, each})
+        return sum(self._legs.values()) if phase is None else self._legs[phase]
 
     def all_tokens(self) -> int:
         """Outstanding tokens of all running legs."""
-        return self._tokens.total()
+        return sum(load.tokens for load in self._all())
 
     def all_weight_tokens(self) -> int:
         """What all running legs take of the limits of the ranks."""
-        return self._weight.total()
+        return sum(load.weight_tokens for load in self._all())
+
+    def _all(self) -> list[RankLoad]:
+        return [load for ranks in self._apart for load in ranks.values()]

@@ -153,7 +153,7 @@ class Viewer:
             uncached_tokens=uncached,
             load_tokens=load.tokens,
             index=instance.index_state(rank),
-            last_pick=instance.load.last_pick.get((limited, rank), 0),
+            last_pick=instance.load.on(phase, rank).last_pick,
             trusted=trusted,
             doubted_tokens=doubted,
             reload_tokens=reload,

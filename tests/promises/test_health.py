@@ -17,7 +17,7 @@ from proxy.edge.app_keys import SERVICE
 from proxy.fleet import Instance, Status
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.load import Load
-from proxy.phases import Role
+from proxy.phases import Phase, Role
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.tuning import Tuning
@@ -411,7 +411,9 @@ async def test_checks_are_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
             while await checked() < 4 * 10:  # noqa: ASYNC110  # asked over HTTP
                 await asyncio.sleep(0.02)
         assert not counted
-        assert all(not instance.load.last_pick for instance in pair.service.fleet)
+        assert not any(
+            instance.load.on(phase, 0).last_pick for instance in pair.service.fleet for phase in Phase
+        )
         assert await pair.service.metric("kvproxy_in_flight_requests") == 0
         assert await pair.service.metric("kvproxy_in_flight_tokens") == 0
         assert {i.breaker.state for i in pair.service.fleet} == {Circuit.CLOSED}

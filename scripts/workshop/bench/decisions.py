@@ -89,8 +89,9 @@ class Bench:
         running: deque[Admitted] = deque()
         admit, began = self._gate.admit, time.process_time()
         for ticket, question in zip(tickets, questions, strict=True):
-            with ticket.kept():
-                running.append(await admit(ticket, question))
+            ticket.keep()
+            running.append(await admit(ticket, question))
+            ticket.let_go()
             if len(running) > RUNNING:
                 running.popleft().close()
         spent_s = time.process_time() - began

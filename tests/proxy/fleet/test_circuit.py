@@ -312,6 +312,10 @@ def test_whatever_happens_the_rules_hold(
             assert scene.now > at
         assert 0 <= breaker.pause_s(scene.now, 2.0) <= 2.0 * (1 + JITTER)
 
+        now = scene.now
+        apart = after is not CLOSED or breaker.doubtful or breaker.failing(now) or breaker.share(now) < 1
+        assert (breaker.restless_until > now) is apart or abs(breaker.restless_until - now) < 1e-6
+
 
 @pytest.mark.parametrize(
     ("transcript", "failing"),

@@ -1,0 +1,59 @@
+"""What runs on an instance is the sum of its claims, however they come and go, and whatever is kept of it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.config import parse_instance
+from proxy.fleet import Claim, Fleet, Instance
+from proxy.phases import Phase, Role
+
+RANKS = (0, 1, 5)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(Phase), st.sampled_from(RANKS), st.integers(0, 1000), st.integers(0, 1000)),
+        st.integers(0, 20),
+    ),
+    max_size=30,
+)
+
+
+def is_on(claim: Claim, phase: Phase, rank: int) -> bool:
+    """Whether a claim counts on a rank for legs of a phase."""
+    return claim.rank == rank and (claim.phase is phase or claim.instance.role is Role.BOTH)
+
+
+@given(st.sampled_from(Role), STEPS)
+def test_loads_are_the_sums_of_the_claims_that_run(
+    role: Role, steps: list[tuple[Phase, int, int, int] | int]
+) -> None:
+    fleet, instance = Fleet(), Instance(parse_instance("a:1", role))
+    fleet.add(instance)
+    running: list[Claim] = []
+    last_pick: dict[tuple[Phase, int], int] = {}
+    for step in steps:
+        before = {(phase, rank): instance.load.on(phase, rank).changes for phase in Phase for rank in RANKS}
+        if isinstance(step, int):
+            claim = running.pop(step % len(running)) if running else None
+            if claim is not None:
+                claim.end()
+                claim.end()
+        else:
+            phase, rank, tokens, weight_tokens = step
+            claim = fleet.claim("a:1", rank, phase, tokens, weight_tokens)
+            running.append(claim)
+            picks = len(last_pick) and max(last_pick.values())
+            for each in Phase if role is Role.BOTH else (phase,):
+                last_pick[each, rank] = picks + 1
+        for phase in Phase:
+            assert instance.running_legs(phase) == sum(each.phase is phase for each in running)
+            for rank in RANKS:
+                there = [each for each in running if is_on(each, phase, rank)]
+                assert instance.load_tokens(phase, rank) == sum(each.tokens for each in there)
+                assert instance.weight_tokens(phase, rank) == sum(each.weight_tokens for each in there)
+                load = instance.load.on(phase, rank)
+                assert load.last_pick == last_pick.get((phase, rank), 0)
+                touched = claim is not None and is_on(claim, phase, rank)
+                assert (load.changes > before[phase, rank]) is touched
+        assert instance.running_legs() == len(running)
+        assert instance.running_tokens() == sum(each.tokens for each in running)
+        assert instance.running_weight_tokens() == sum(each.weight_tokens for each in running)
