@@ -1,1 +1,3 @@
-"""What is known of the engines' caches: fed by their events, judged by what their legs report."""
+"""What is known of the engines' caches: learned from their events, and judged by what engines report of
+legs.
+"""

@@ -1,7 +1,8 @@
-"""Each finished prefill leg says whether the index was right about its engine; a miss is held against the
-index only when nothing else explains it: docs/adr/0005-when-an-index-is-believed.md.
+"""Each finished prefill leg shows whether the index was right about its engine.
 
-Pure: told of removals by the index, of legs by the director, and of the time by `look`.
+A miss counts against the index only when nothing else explains it:
+docs/adr/0005-when-an-index-is-believed.md. Pure: the index calls `removed`, the director reports legs, and
+`look` brings the time.
 """
 
 from collections import deque
@@ -15,11 +16,11 @@ from proxy.caches.tallies import Cause, Counts, Outcome
 from proxy.caches.trust import REBUILD_FIRST_S, Step, Trust
 
 IN_DOUBT_S = 60.0
-"""How long misses wait for a source that is in doubt: as long as a replay may take."""
+"""Seconds for which misses wait while their source is in doubt: as long as a replay may take."""
 
 
 class Source(Protocol):
-    """What is asked of a followed event source."""
+    """What is asked of an event source that is followed."""
 
     @property
     def state(self) -> str:
@@ -28,30 +29,32 @@ class Source(Protocol):
 
     @property
     def epoch(self) -> int:
-        """How often all blocks were forgotten because another process may be behind the address."""
+        """How often all blocks of the rank were forgotten because another process may be behind the
+        address.
+        """
         ...
 
 
 Learned = Callable[[], tuple[int, Sequence[int]]]
-"""The tokens of a rank's blocks, and the keys of a prompt's full ones."""
+"""Returns the tokens of one of a rank's blocks, and the keys of a prompt's full blocks."""
 
 
 class Change(NamedTuple):
-    """A step in the trust in one rank."""
+    """A change of the trust in one rank."""
 
     instance: str
     rank: int
     step: Step
     promised: int
-    """Blocks the index said were cached in the last miss held against it."""
+    """Blocks that the index had promised in the last miss that counted against it."""
     reported: int
-    """Blocks the engine reported then."""
+    """Blocks that the engine reported for that leg."""
     rebuild_in_s: float | None
-    """How long until the rank's index is built anew; None if it is not to be."""
+    """Seconds until the rank's index is built anew; None if it is not to be."""
 
 
 class _Rank:
-    """All that is counted and believed of one rank."""
+    """The counts of one rank, and the trust in it."""
 
     def __init__(self, instance: str, rank: int, rebuild_first_s: float) -> None:
         self.instance, self.rank = instance, rank
@@ -60,13 +63,15 @@ class _Rank:
         self.pending: deque[_Miss] = deque()
         self.trust = Trust(rebuild_first_s)
         self.reuses_all = (
-            False  # it has reported all that was promised, so it does not keep the last block back
+            False  # it once reported all that was promised, so it does not compute the last block again
         )
         self.last_miss = (0, 0)
 
 
 class Comparison:
-    """One leg on its way, and what the index had said of it. Answered at most once, dropped always."""
+    """A leg that is under way, and what the index promised for it. `answered` is called at most once, `drop`
+    always.
+    """
 
     __slots__ = (
         *(
@@ -111,10 +116,10 @@ class Comparison:
         self._waits = False
 
     def answered(self, reported_tokens: int | None, now: float, *, tokens_differ: bool = False) -> None:
-        """The engine has answered; `reported_tokens` it had cached, None if it does not say.
+        """The engine has answered; `reported_tokens`: what it had cached, None if it does not say.
 
-        `tokens_differ`: it counted the prompt otherwise than we did, or such prompts are not trusted any
-        more.
+        `tokens_differ`: the engine counted other tokens in the prompt than kvproxy, or prompts of this kind
+        are not trusted any more.
         """
         counts, index = self.of.counts, self.index
         if reported_tokens is None or reported_tokens < 0:
@@ -138,45 +143,44 @@ class Comparison:
 
     @property
     def reported(self) -> int:
-        """Blocks the engine found; more than the prompt has, or nonsense, is one block more than it could be.
+        """The number of blocks that the engine found; a number that cannot be right is one block more than
+        there can be.
 
-        Of a prompt that goes on beyond what is known of it, those that are known.
+        Of a prompt of which only a beginning is known, at most the blocks of that beginning.
         """
         most = len(self.keys) + (0 if self._goes_on else 1)
         return min(self.reported_tokens // self.block_size, most)
 
     def learn(self) -> None:
-        """Count in the rank's own blocks, which may have been a guess when the leg was sent."""
+        """Go over to the rank's own block size, which may have been a guess when the leg was sent."""
         if self._learned is not None:
             self.block_size, self.keys = self._learned()
 
     def drop(self) -> None:
-        """No answer will come, if none came."""
+        """The leg is over: unless it was answered, no answer will come."""
         if not self._waits:
             self.end()
 
     def end(self) -> None:
-        """Remember no removals for it any more."""
+        """Stop remembering removals for this leg."""
         if self._ticket is not None:
             self.of.removals.end(self._ticket)
             self._ticket = None
 
     def was_removed(self, block: int) -> bool:
-        """Whether a block of the prompt was removed after the decision; not to be asked of one that has
-        ended.
-        """
+        """Whether a block of the prompt was removed after the decision. MUST NOT be called after `end`."""
         return self._ticket is not None and self.of.removals.since(self._ticket, self.keys[block])
 
 
 class _Miss(NamedTuple):
-    """A prediction that was off and waits for the events that may explain it."""
+    """A prediction that was wrong, and waits for the events that may explain it."""
 
     leg: Comparison
     due_at: float
 
 
 class Accuracy:
-    """Predictions against reports, for every rank of every instance."""
+    """Compares predictions with reports, for every rank of every instance."""
 
     def __init__(
         self,
@@ -186,8 +190,9 @@ class Accuracy:
         settle_s: float = SETTLE_S,
         rebuild_first_s: float = REBUILD_FIRST_S,
     ) -> None:
-        """`holds` tells whether a block lies in a rank now, by its key; `upper_bound` whether what the index
-        says of a rank is only the most its engine may reuse. `rebuild_first_s`: as `Trust` has it.
+        """`holds`: whether the block with a key lies in a rank now. `upper_bound`: whether the engine of a
+        rank may reuse less than the index says. `settle_s`: seconds after a leg's answer until a miss is
+        judged. `rebuild_first_s`: as of `Trust`.
         """
         self._holds = holds
         self._upper_bound = upper_bound
@@ -209,16 +214,16 @@ class Accuracy:
         learned: Learned | None = None,
         goes_on: bool = False,
     ) -> Comparison:
-        """A leg is sent now. `keys`: of the prompt's full blocks; `index`: what the rank's was worth.
+        """A leg is sent now. `keys`: of the prompt's full blocks; `index`: the state of the rank's index.
 
-        `goes_on`: the prompt has more blocks, which are not known. `learned` tells block size and keys once
-        more before a miss is judged: if it is not known yet, none is stored.
+        `goes_on`: the prompt has more blocks, which are not known. `learned` gives block size and keys once
+        more before a miss is judged; if the block size is not known by then, no block is cached there.
         """
         of = self._ranks.get((instance, rank))
         if of is None:
             of = self._ranks[instance, rank] = _Rank(instance, rank, self._rebuild_first_s)
         predicted = min(predicted_tokens // block_size, len(keys))
-        # The decision may be a turn of the event loop old; removals are heard of from here on only.
+        # The decision may be one turn of the event loop old, and removals are heard of only from now on.
         moved = predicted > 0 and not self._holds(instance, rank, keys[predicted - 1])
         return Comparison(
             of,
@@ -233,13 +238,17 @@ class Accuracy:
         )
 
     def removed(self, instance: str, rank: int, keys: Sequence[int] | None) -> None:
-        """As `PrefixIndex.listen` tells: these blocks have left a tier of the rank; None for all of them."""
+        """Listener of `PrefixIndex.listen`: these blocks have left a tier of the rank; None: all of its
+        blocks.
+        """
         of = self._ranks.get((instance, rank))
         if of is not None:
             of.removals.add(keys)
 
     def look(self, now: float, source: Callable[[str, int], Source | None]) -> list[Change]:
-        """Judge what is due; what changed in the trust in ranks, and whose index is to be built anew."""
+        """Judge the misses that are due. Returns each change of the trust in a rank, and each rebuild that is
+        due.
+        """
         changes: list[Change] = []
         for of in self._ranks.values():
             told = source(of.instance, of.rank)
@@ -257,7 +266,7 @@ class Accuracy:
             yield Change(of.instance, of.rank, step, *of.last_miss, of.trust.rebuild_in_s(now))
 
     def forget(self, instance: str) -> None:
-        """An instance was removed: drop what was counted of it."""
+        """An instance was removed: drop its counts."""
         for at in [at for at in self._ranks if at[0] == instance]:
             del self._ranks[at]
 
@@ -279,7 +288,7 @@ class Accuracy:
     def _why_over(self, leg: Comparison, reported: int) -> Cause:
         if leg.moved or leg.was_removed(reported):
             return Cause.RACE
-        # Speculative decoding (EAGLE, MTP) makes vLLM compute the last block it has found again, each time.
+        # With speculative decoding (EAGLE, MTP) vLLM always computes the last block that it has found again.
         keeps_last_back = leg.predicted - reported == 1 and not leg.of.reuses_all
         if keeps_last_back or self._upper_bound(leg.of.instance, leg.of.rank):
             return Cause.UPPER_BOUND
@@ -309,6 +318,6 @@ class Accuracy:
         return counts.shown(trusted=trusted)
 
     def counts(self) -> Iterator[tuple[str, Counts]]:
-        """The counts of every rank that has had a leg, with its instance."""
+        """The counts of every rank that has had a leg, each with its instance."""
         for of in self._ranks.values():
             yield of.instance, of.counts

@@ -1,5 +1,5 @@
-"""A rank whose index was wrong is said once, built anew when that is due, and said again when it is
-believed.
+"""A rank whose index was wrong is logged once, built anew when that is due, and logged again when it is
+trusted.
 """
 
 import asyncio
@@ -17,24 +17,25 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.25
 
 _TURNS_TO_HEAR = 8
-"""Of the event loop, from an event's arrival to the index at most. Where requests keep the loop busy each
-takes long, and what looks like a wrong index may be one that is late."""
-_LATE_LOOKS = 20  # the longest turn of the loop in so many looks counts
+"""Turns of the event loop from an event's arrival until it is in the index, at most.
+
+Where requests keep the loop busy each turn takes long, and an index that seems wrong may only be late."""
+_LATE_LOOKS = 20  # the longest turn of the loop counts for so many looks
 
 
 class Feeds(Protocol):
-    """The part of the event feeds needed here."""
+    """The part of the event feeds that is needed here."""
 
     def rebuild(self, instance: Instance, rank: int, *, replay: bool) -> None:
-        """Have what is known of a rank forgotten and built anew."""
+        """Forget what is known of a rank, and build it anew."""
         ...
 
 
 class Believing:
-    """Acts on what predictions came to."""
+    """Acts on the changes of trust that `Accuracy` finds."""
 
     def __init__(self, fleet: Fleet, accuracy: Accuracy, feeds: Feeds, clock: Callable[[], float]) -> None:
-        """`clock` must be the one that legs are compared by."""
+        """`clock` MUST be the clock by which legs are compared."""
         self._fleet = fleet
         self._accuracy = accuracy
         self._feeds = feeds
@@ -43,7 +44,7 @@ class Believing:
         self._judged_until = 0.0
 
     async def keep_looking(self) -> None:
-        """Look without end."""
+        """Call `look` at intervals, without end."""
         late_s = 0.0
         while True:
             self.look(late_s)
@@ -52,7 +53,7 @@ class Believing:
             late_s = self._clock() - due_at
 
     def look(self, late_s: float = 0.0) -> None:
-        """Do what is due; `late_s`: how much later than planned the event loop had its turn for this."""
+        """Act on what is due; `late_s`: by how many seconds the event loop was late with this call."""
         self._late_s.append(late_s)
         heard_until = self._clock() - _TURNS_TO_HEAR * max(self._late_s)
         self._judged_until = max(self._judged_until, heard_until)

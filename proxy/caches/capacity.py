@@ -1,7 +1,8 @@
-"""No more copies of blocks are counted than an engine has room for: each rank's room is asked of its engine.
+"""No more copies of blocks are counted than an engine has room for: each engine is asked for its room.
 
-vLLM tells it on its `/metrics` page, as a label of `vllm:cache_config_info`. With internal load balancing
-over data-parallel ranks it tells the sum for each of them, so the bound is laxer there, and never too narrow.
+vLLM has it on its `/metrics` page, as a label of `vllm:cache_config_info`. With internal load balancing over
+data-parallel ranks the page has the sum for each rank; then the bound is wider than the room, and never
+narrower.
 """
 
 import logging
@@ -16,24 +17,24 @@ log = logging.getLogger(__name__)
 
 
 class Capacities:
-    """Tells an index how much room the engines have."""
+    """Learns how much room engines have, and sets it in an index."""
 
     def __init__(self, engines: Asker, index: PrefixIndex, *, timeout_s: float) -> None:
         self._engines = engines
         self._index = index
         self._timeout_s = timeout_s
-        self._asked: dict[str, int] = {}  # address -> `_epoch` when its answer came
+        self._asked: dict[str, int] = {}  # address -> `_epoch` when the engine's answer came
         self._told: dict[str, set[int]] = {}
 
     def due(self, instance: Instance, *, came_up: bool) -> bool:
-        """Whether to ask: it came up, it has not answered yet, or it is another process than when it
+        """Whether to ask an engine: it came up, has not answered yet, or is another process than the one that
         answered.
         """
         return came_up or self._asked.get(instance.address) != _epoch(instance)
 
     async def listed(self, address: str) -> int | None:
-        """How many ranks an engine's metrics list, 0 if they list none; None if they do not answer. Raises
-        nothing.
+        """The number of ranks that an engine's metrics list, 0 if they list none; None if it does not answer.
+        Raises nothing.
         """
         try:
             page = await ask(self._engines, address, METRICS, self._timeout_s)
@@ -43,7 +44,9 @@ class Capacities:
         return len(read_capacities(page))
 
     async def learn(self, instance: Instance) -> None:
-        """Ask one engine. Raises nothing; one that does not answer keeps what was known of it."""
+        """Ask one engine, and set its room. Raises nothing; if the engine does not answer, what was known
+        stays.
+        """
         epoch = _epoch(instance)
         try:
             page = await ask(self._engines, instance.address, METRICS, self._timeout_s)
@@ -51,7 +54,7 @@ class Capacities:
             log.debug("%s does not tell its cache's size: %s", instance.address, error)
             return
         if not instance.sources:
-            return  # it has left meanwhile
+            return  # the instance was removed meanwhile
         self._asked[instance.address] = epoch
         capacities = read_capacities(page)
         for rank in self._told.get(instance.address, set()) - capacities.keys():
@@ -68,5 +71,5 @@ class Capacities:
 
 
 def _epoch(instance: Instance) -> int:
-    """The epochs of all its sources together."""
+    """The sum of the epochs of all its sources."""
     return sum(source.epoch for source in instance.sources.values())

@@ -1,5 +1,5 @@
-"""Where an engine says it publishes becomes where we connect, or bind; what cannot be read is an error, not
-silence.
+"""The addresses at which an engine says it publishes become addresses to connect to, or to bind; what cannot
+be read raises.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from proxy.upstream.engine_api.event_sources import PATH, ToldSource, by_rank
 
 
 def told_sources(spec: InstanceSpec) -> list[SourceAddress]:
-    """The sources that an instance was named with."""
+    """The sources that are part of an instance's name (`?events=`)."""
     return [
         SourceAddress(
             rank=told.rank,
@@ -34,10 +34,10 @@ def _is_wildcard(endpoint: str) -> bool:
 def read_sources(answer: Any, host: str, rules: ToldRules) -> list[SourceAddress]:
     """The sources in an engine's decoded answer to `GET /kv_event_sources`.
 
-    A wildcard endpoint is bound by the engine, so it is reached at the instance's own host. To any other the
-    engine connects, and the subscriber binds - unless it names the very host the instance is reached at, not
-    loopback: that is what an engine tells that was asked to find a free port of its own. Raises
-    NotAllowedError if it names what `rules` do not let it name, ValueError if it cannot be read
+    An endpoint with a wildcard is bound by the engine, so it is reached at the instance's own host. To any
+    other endpoint the engine connects, and the subscriber binds it; except if it names the very host the
+    instance is reached at, not loopback: an engine that was asked to find a free port of its own answers so.
+    Raises NotAllowedError for an address that `rules` forbid, ValueError for what cannot be read
     (`event_sources.by_rank`).
     """
     told = by_rank(answer)

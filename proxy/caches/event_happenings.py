@@ -1,11 +1,11 @@
-"""What kvevents observes of sources is told as happenings."""
+"""What kvevents observes of event sources becomes happenings."""
 
 from kvevents import NullObserver, Reason, RetireReason
 from proxy.happenings import EventApplied, EventDropped, EventGap, EventsReplayed, SnapshotProven, Tell
 
 
 class Telling(NullObserver):
-    """The observer of all sources."""
+    """The observer of all event sources."""
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell

@@ -1,4 +1,4 @@
-"""Each rank of each instance that publishes KV events is followed by one subscriber task, and no other is."""
+"""Each rank that publishes KV events is followed by exactly one subscriber task."""
 
 import asyncio
 import enum
@@ -23,27 +23,27 @@ ASK_TIMEOUT_S = 5.0
 
 
 class Snapshots(Protocol):
-    """What outlives us of the sources."""
+    """Keeps what is known of ranks for the next process; `snapshots.StateKeeper` does."""
 
     def resume(self, instance: str, rank: int) -> Resume:
-        """What loads what is known of a rank from before."""
+        """A `Resume` that loads what an earlier process knew of a rank."""
         ...
 
     def follow(self, instance: str, rank: int, subscriber: Subscriber) -> None:
-        """A rank is followed from now on."""
+        """From now on `subscriber` follows the rank."""
         ...
 
     def unfollow(self, instance: str, rank: int) -> None:
-        """A rank is followed no longer."""
+        """The rank is not followed any more."""
         ...
 
     def forget(self, instance: str) -> None:
-        """An instance has left for good."""
+        """An instance was removed: forget what is kept of it."""
         ...
 
 
 class _Unheard(enum.StrEnum):
-    """Why no source of an instance is known; for the log, in words."""
+    """Why no source of an instance is known, in the words of the log."""
 
     NONE = (
         "publishes no KV events, so it is chosen by load alone; start vLLM with --kv-events-config"
@@ -62,7 +62,7 @@ class _Unheard(enum.StrEnum):
 
 
 class _Untold(NamedTuple):
-    """Nothing is known of an instance's sources."""
+    """The sources of an instance are not known."""
 
     kind: _Unheard
     words: str
@@ -70,7 +70,7 @@ class _Untold(NamedTuple):
 
 
 class _Feed:
-    """One followed source."""
+    """One source that is followed."""
 
     def __init__(self, address: SourceAddress, subscriber: Subscriber, task: "asyncio.Task[None]") -> None:
         self.address = address
@@ -83,7 +83,7 @@ class _Feed:
 
     @property
     def silence(self) -> str | None:
-        """Why nothing can be heard, in words; None while a publisher is connected."""
+        """Why no publisher is connected, in words; None while one is."""
         if self.subscriber.connected:
             return None
         where = self.address.endpoint
@@ -93,8 +93,8 @@ class _Feed:
 
     @property
     def epoch(self) -> int:
-        """How often another process may have been behind the address: a batch that cannot be read says
-        nothing of that.
+        """How often another process may have been behind the address; a batch that cannot be read is no sign
+        of that.
         """
         return self.subscriber.epoch - self.subscriber.damages
 
@@ -104,7 +104,7 @@ class _Feed:
 
 
 class EventFeeds:
-    """Finds out where instances publish, follows them, and forgets what an instance that left had cached."""
+    """Finds out where instances publish, follows them, and forgets what a removed instance had cached."""
 
     def __init__(
         self,
@@ -117,8 +117,8 @@ class EventFeeds:
         ask_timeout_s: float = ASK_TIMEOUT_S,
         snapshots: Snapshots | None = None,
     ) -> None:
-        """`rules`: where engines may have us connect and listen; `snapshots`: None if nothing is to outlive
-        us.
+        """`rules`: the addresses that engines may name. `snapshots`: None if nothing is kept for the next
+        process.
         """
         self._rules = rules or ToldRules()
         self._engines = engines
@@ -135,10 +135,10 @@ class EventFeeds:
         self._sweeping = False
 
     async def follow(self, instance: Instance) -> None:
-        """Make the followed sources those the instance has now; call it whenever it was found to be up."""
+        """Follow exactly the sources that the instance has now. Called whenever it was found to be up."""
         told = await self._sources(instance)
         if isinstance(told, _Untold) and instance.sources:
-            return  # a busy engine may miss a question; its publisher goes on all the same
+            return  # a busy engine may not answer while its publisher goes on: what is followed stays
         wanted = {} if isinstance(told, _Untold) else {source.rank: source for source in told}
         self._look_for_none(instance, told)
         followed = {rank: feed for rank, feed in instance.sources.items() if isinstance(feed, _Feed)}
@@ -164,23 +164,25 @@ class EventFeeds:
                 await self._end(instance, rank, feed)
 
     def forget(self, instance: Instance) -> None:
-        """An instance that is followed no longer has left for good."""
+        """An instance that is not followed any more was removed: forget all that is known of it."""
         self._unheard.pop(instance.address, None)
         if self._snapshots is not None:
             self._snapshots.forget(instance.address)
 
     def silences(self, instance: Instance) -> dict[int, str]:
-        """The followed ranks of an instance that nobody publishes for, and why in words."""
+        """The followed ranks of an instance that no publisher is connected for, each with the reason in
+        words.
+        """
         feeds = {rank: feed for rank, feed in instance.sources.items() if isinstance(feed, _Feed)}
         return {rank: words for rank, feed in feeds.items() if (words := feed.silence) is not None}
 
     def uncounted(self, instance: Instance) -> dict[str, Reason]:
-        """The cache groups of an instance's ranks that are not counted, in words, and why."""
+        """The cache groups of an instance's ranks that are not counted, in words, each with the reason."""
         ranks = (self._index.uncounted(instance.address, rank) for rank in instance.sources)
         return {words: reason for groups in ranks for words, reason in groups.items()}
 
     def filled(self, instance: Instance) -> set[int]:
-        """The followed ranks of an instance that blocks are known of."""
+        """The followed ranks of an instance of which any blocks are known."""
         blocks = self._index.blocks()
         return {
             slot.rank
@@ -190,18 +192,20 @@ class EventFeeds:
 
     @property
     def _context(self) -> Context:
-        """ZeroMQ's, opened for the first source that is followed; its threads serve all subscribers."""
+        """The ZeroMQ context, opened for the first source that is followed; its threads serve all
+        subscribers.
+        """
         if self._opened is None:
             self._opened = open_context()
         return self._opened
 
     def close(self) -> None:
-        """Give up ZeroMQ; nothing may be followed any more."""
+        """End the ZeroMQ context. No source may be followed any more."""
         if self._opened is not None:
             self._opened.term()
 
     def suspect(self, instance: Instance, rank: int) -> None:
-        """Something says that this rank is another process now: have its subscriber find out."""
+        """There is a sign that this rank is another process now: its subscriber finds out."""
         feed = instance.sources.get(rank)
         if isinstance(feed, _Feed):
             feed.subscriber.suspect()
@@ -209,15 +213,13 @@ class EventFeeds:
     def rebuild(
         self, instance: Instance, rank: int, *, replay: bool, unless_cleared_since: int | None = None
     ) -> None:
-        """What the index holds of this rank is wrong: have it forgotten and built anew
-        (`Subscriber.rebuild`).
-        """
+        """What the index holds of this rank is wrong: forget it, and build it anew (`Subscriber.rebuild`)."""
         feed = instance.sources.get(rank)
         if isinstance(feed, _Feed):
             feed.subscriber.rebuild(replay=replay, unless_cleared_since=unless_cleared_since)
 
     def clears(self, instance: Instance) -> dict[int, int]:
-        """How often the events of each followed rank have told that its cache was reset."""
+        """For each followed rank, how many of its events have reset its cache."""
         return {
             rank: feed.subscriber.clears for rank, feed in instance.sources.items() if isinstance(feed, _Feed)
         }
@@ -226,7 +228,7 @@ class EventFeeds:
         due = self._capacities.due(instance, came_up=instance.status not in {Status.UP, Status.ASLEEP})
         if due and instance.sources and instance.address not in self._asking_capacity:
             self._asking_capacity.add(instance.address)
-            # Beside the check: nobody waits for this answer.
+            # In a task of its own: the check does not wait for this answer.
             task = self._tasks.create(
                 self._capacities.learn(instance), name=f"capacity of {instance.address}"
             )
@@ -263,7 +265,9 @@ class EventFeeds:
             self._sweeping = False
 
     async def _sources(self, instance: Instance) -> list[SourceAddress] | _Untold:
-        """What the engine tells, or was told of it, or why that is not known."""
+        """The sources that the engine names, or that are part of the instance's name; or why they are not
+        known.
+        """
         spec = instance.spec
         if spec.event_sources:
             return told_sources(spec)
@@ -282,7 +286,7 @@ class EventFeeds:
         return told
 
     async def _why_so_many(self, instance: Instance, ranks: int) -> str | None:
-        """Why an engine is not believed to have so many ranks, in words; None if it is."""
+        """Why an engine is not believed to have that many ranks, in words; None if it is."""
         if ranks <= max(UNPROVEN_RANKS, len(instance.sources)):
             return None
         listed = await self._capacities.listed(instance.address)
@@ -295,7 +299,7 @@ class EventFeeds:
         )
 
     def _look_for_none(self, instance: Instance, told: list[SourceAddress] | _Untold) -> None:
-        """Remember why no source is known, and say so when it is for another reason than before."""
+        """Remember why no source is known, and log it if the reason is another than before."""
         if told and not isinstance(told, _Untold):
             instance.told_sources(None)
             self._unheard.pop(instance.address, None)

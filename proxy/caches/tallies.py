@@ -1,4 +1,4 @@
-"""What predictions of one rank came to: legs by what its index was worth and by outcome, misses by cause."""
+"""The results of one rank's predictions: legs by state of its index and by outcome, misses by cause."""
 
 import enum
 from bisect import bisect_left
@@ -8,29 +8,29 @@ from typing import Any
 from proxy.caches.shown import AccuracyShown, LegsShown, MissesShown
 
 ERROR_BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
-"""Buckets of how far predictions were off; 0 are those that were exact."""
+"""Upper bounds of buckets: by how many blocks predictions were wrong; 0: they were exact."""
 
 
 class Outcome(enum.StrEnum):
-    """What an engine reported beside what the index had said."""
+    """How an engine's report compares with what the index had promised."""
 
     EXACT = "exact"
     OVER = "over"
     """The index promised more than the engine found."""
     UNDER = "under"
     UNREPORTED = "unreported"
-    """The engine does not tell, or tells in a stream that is not read here."""
+    """The engine does not report, or reports in a stream that is not read here."""
 
 
 class Cause(enum.StrEnum):
     """Why a prediction from an exact index missed."""
 
     TOKENS = "tokens"
-    """The engine's prompt was not the one kvproxy had tokenized."""
+    """The tokens of the engine's prompt were not those that kvproxy had found."""
     RACE = "race"
-    """The cache changed between decision and arrival, or its events were on their way."""
+    """The cache changed between the decision and the leg's arrival, or its events had not arrived yet."""
     UPPER_BOUND = "upper_bound"
-    """The engine does not reuse all it has cached."""
+    """The engine does not reuse all that it has cached."""
     INDEX = "index"
     """Nothing else explains it: the index was wrong."""
 
@@ -41,10 +41,10 @@ class Tally:
     def __init__(self) -> None:
         self.by_outcome: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
         self.off_blocks = 0
-        """The sum of how far they were off."""
+        """The sum of the blocks by which predictions were wrong."""
 
     def count(self, outcome: Outcome, off_blocks: int = 0) -> None:
-        """Count a leg by its outcome, and how many blocks its prediction was off."""
+        """Count a leg; `off_blocks`: by how many blocks its prediction was wrong."""
         self.by_outcome[outcome] += 1
         self.off_blocks += off_blocks
 
@@ -54,20 +54,20 @@ class Counts:
 
     def __init__(self) -> None:
         self.tallies = {"exact": Tally(), "partial": Tally(), "unknown": Tally()}
-        """By what its index was worth when the leg was decided."""
+        """By the state of the rank's index when the leg was decided."""
         self.causes: dict[Cause, int] = dict.fromkeys(Cause, 0)
-        """Of the misses from an exact index; those that are still judged left out."""
+        """The misses of an exact index by cause, without those that are not judged yet."""
         self.errors = [0] * (len(ERROR_BLOCKS) + 1)
-        """Compared legs from an exact index, by the first of ERROR_BLOCKS they do not exceed."""
+        """Compared legs of an exact index, by the first bound of ERROR_BLOCKS that is not exceeded."""
 
     def compared(self, index: str, outcome: Outcome, off_blocks: int) -> None:
-        """A leg's report was compared."""
+        """Count a leg whose report was compared."""
         self.tallies[index].count(outcome, off_blocks)
         if index == "exact":
             self.errors[bisect_left(ERROR_BLOCKS, off_blocks)] += 1
 
     def missed(self, index: str, cause: Cause) -> None:
-        """Why a leg's prediction missed is known."""
+        """Count the cause of a leg's miss."""
         if index == "exact":
             self.causes[cause] += 1
 

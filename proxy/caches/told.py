@@ -1,8 +1,7 @@
-"""What an engine tells of addresses is believed of its own host alone; anything else needs an operator's
-word.
+"""An engine may name addresses of its own host; any other needs an operator's permission.
 
-An engine that could name any address would have kvproxy connect to machines it cannot reach itself, or listen
-where nobody should be heard. Pure: nothing is resolved or opened here.
+An engine that could name any address would have kvproxy connect to machines that the engine itself cannot
+reach, or listen where no engine should be heard. Pure: no name is resolved and no socket opened here.
 """
 
 import ipaddress
@@ -14,26 +13,27 @@ from proxy.config import AllowedInstances, Config
 from proxy.logs import quoted
 
 UNPROVEN_RANKS = 8
-"""So many are believed; more only if the engine's metrics list as many, or list none."""
+"""The number of ranks that an engine may have without proof; more are believed only if its metrics list as
+many, or list none."""
 
 _ENDPOINT = re.compile(r"tcp://(\*|\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
 _FIRST_PORT = 1024
-"""Those below are this machine's own services'."""
+"""The ports below belong to this machine's own services."""
 
 
 class NotAllowedError(ValueError):
-    """An engine named an address that it may not."""
+    """An engine named an address that it may not name."""
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A TCP address as an engine tells it."""
+    """A TCP address as an engine names it."""
 
     host: str
     """Without brackets, in lower case; `*` for all interfaces."""
     port: int
 
     def at(self, host: str) -> str:
-        """The same port of another host, as ZeroMQ writes it."""
+        """The address of the same port at another host, as ZeroMQ writes it."""
         bare = host.strip("[]")
         return f"tcp://[{bare}]:{self.port}" if ":" in bare else f"tcp://{bare}:{self.port}"
 
@@ -42,12 +42,14 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether it stands for all interfaces of the engine's machine."""
+        """Whether the endpoint means all interfaces of the engine's machine."""
         return self.host == "*" or _is_any(self.host)
 
 
 def read_endpoint(text: str) -> Endpoint:
-    """An endpoint as an engine wrote it. Raises NotAllowedError, and ValueError for what is none."""
+    """The endpoint in an engine's text. Raises NotAllowedError if it may not be named, ValueError if it is no
+    endpoint.
+    """
     if text.startswith(("ipc://", "inproc://")):
         raise NotAllowedError(
             "it publishes at a socket of its own machine (ipc), which only ?events= can name"
@@ -58,12 +60,12 @@ def read_endpoint(text: str) -> Endpoint:
 
 
 class ToldRules(msgspec.Struct, frozen=True):
-    """Where an engine's word may have kvproxy connect, and listen."""
+    """Where kvproxy connects and listens because an engine says so."""
 
     allowed: AllowedInstances = AllowedInstances(())
-    """What may be connected to beside the engine's own host."""
+    """What may be connected to besides the engine's own host."""
     bind: str | None = "127.0.0.1"
-    """The address of the interface to listen on for publishers that connect; None: on none."""
+    """The address of the interface to listen on for publishers that connect; None: none."""
 
     @classmethod
     def of(cls, config: Config) -> "ToldRules":
@@ -71,7 +73,7 @@ class ToldRules(msgspec.Struct, frozen=True):
         return cls(AllowedInstances(config.security.allow_instances), events_bind(config))
 
     def connected(self, endpoint: Endpoint, host: str) -> str:
-        """Where to connect for what an engine at `host` says is there. Raises NotAllowedError."""
+        """The address to connect to for an endpoint of an engine at `host`. Raises NotAllowedError."""
         own = host.strip("[]").lower()
         if endpoint.is_wildcard:
             return endpoint.at(own)
@@ -81,7 +83,7 @@ class ToldRules(msgspec.Struct, frozen=True):
         return str(endpoint)
 
     def bound(self, endpoint: Endpoint) -> str:
-        """Where to listen for a publisher that connects to `endpoint`. Raises NotAllowedError."""
+        """The address to bind for a publisher that connects to `endpoint`. Raises NotAllowedError."""
         if self.bind is None:
             raise NotAllowedError(
                 f"it connects to {endpoint}, and kvproxy listens nowhere: give --events-bind"
@@ -103,7 +105,9 @@ class ToldRules(msgspec.Struct, frozen=True):
 
 
 def events_bind(config: Config) -> str | None:
-    """The address to listen on for events: `--events-bind`, or else that of `--host` if it is one."""
+    """The address to listen on for events: `--events-bind`, or else `--host` if that is an address; None:
+    none.
+    """
     wanted = config.security.events_bind or config.host
     if wanted == "localhost":
         return "127.0.0.1"
@@ -111,7 +115,7 @@ def events_bind(config: Config) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this is the machine itself."""
+    """Whether a host is this machine itself."""
     address = _address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
 

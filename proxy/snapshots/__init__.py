@@ -1,3 +1,3 @@
-"""What kvproxy knows of the engines' caches survives it, on local disk, in a directory that it alone writes
-in.
+"""What kvproxy knows of the engines' caches survives a restart, in a directory on local disk that it alone
+writes to.
 """

@@ -1,7 +1,8 @@
-"""A snapshot in the directory is one that was written whole; what is not is set aside, and nothing else is
+"""Each snapshot in the directory was written completely; a file that is not is set aside, and no other is
 touched.
 
-Files of one kvproxy, which holds a lock as long as it lives. All of it is blocking I/O, for a thread.
+The files belong to one kvproxy, which holds a lock as long as it lives. All of this is blocking I/O, for a
+thread.
 """
 
 import contextlib
@@ -20,12 +21,12 @@ from proxy.private_files import check_directory
 from proxy.snapshots import secret
 
 MAX_BROKEN = 8
-"""Files that were set aside and are kept for a look: enough to see what happened, too few to fill a disk."""
+"""The most files that are set aside and kept: enough to see what happened, too few to fill a disk."""
 
 MAX_BYTES = 1 << 30
-"""A larger file is none of ours: 40 bytes a block make it 27 million blocks of one rank."""
+"""The largest file that can be a snapshot: at 40 bytes a block it has 27 million blocks of one rank."""
 
-_LONGEST_STEM = 180  # of 255 bytes that file systems allow
+_LONGEST_STEM = 180  # file systems allow 255 bytes
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SNAPSHOT = ".snapshot"
 _TEMPORARY = ".tmp"
@@ -34,19 +35,19 @@ _INSTANCES = "instances.json"
 _BROKEN = re.compile(r".+\.(?:snapshot|json)\.broken-(?P<at>[0-9]+)")
 
 MAX_INSTANCES_BYTES = 4 << 20
-"""What is kept of instances: room for ten thousand of them."""
+"""The largest file of instances: room for ten thousand of them."""
 
 
 class UnusableFileError(ValueError):
-    """What lies where a snapshot should be cannot be one."""
+    """The file at a snapshot's place cannot be one."""
 
 
 class StateDirectory:
     """The files of `--state-dir`."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Make it, lock it and read its secret. Raises ConfigError if it cannot be used, and says what to
-        do.
+        """Make the directory, lock it and read its secret. Raises ConfigError, with the remedy, if it cannot
+        be used.
         """
         origin = f"--state-dir {path}"
         self._path = path
@@ -69,29 +70,29 @@ class StateDirectory:
             raise
 
     def close(self) -> None:
-        """Let another kvproxy have it. A second call does nothing."""
+        """Release the lock, so that another kvproxy can have the directory. A second call does nothing."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def read(self, instance: str, rank: int) -> bytes | None:
-        """What was written of a rank; None if nothing was. Raises UnusableFileError, OSError."""
+        """The bytes written for a rank; None if there are none. Raises UnusableFileError, OSError."""
         return _read(self._file(instance, rank), MAX_BYTES)
 
     def write(self, instance: str, rank: int, data: bytes) -> None:
-        """Put it in the place of what was written before, whole or not at all. Raises OSError."""
+        """Replace what was written before, completely or not at all. Raises OSError."""
         self._write(self._file(instance, rank), data)
 
     def read_instances(self) -> bytes | None:
-        """What was written of the instances; None if nothing was. Raises UnusableFileError, OSError."""
+        """The bytes written for the instances; None if there are none. Raises UnusableFileError, OSError."""
         return _read(self._path / _INSTANCES, MAX_INSTANCES_BYTES)
 
     def write_instances(self, data: bytes) -> None:
-        """Put it in the place of what was written before, whole or not at all. Raises OSError."""
+        """Replace what was written before, completely or not at all. Raises OSError."""
         self._write(self._path / _INSTANCES, data)
 
     def set_instances_aside(self) -> str:
-        """As `set_aside`."""
+        """Rename the file of instances, as `set_aside` does for a snapshot."""
         return self._set_aside(self._path / _INSTANCES)
 
     def _write(self, file: pathlib.Path, data: bytes) -> None:
@@ -111,7 +112,9 @@ class StateDirectory:
         self._sync()
 
     def set_aside(self, instance: str, rank: int) -> str:
-        """Put a file out of the way under another name, which is returned. Raises OSError."""
+        """Rename the snapshot of a rank, so that it is not read again. Returns the new name. Raises
+        OSError.
+        """
         return self._set_aside(self._file(instance, rank))
 
     def _set_aside(self, file: pathlib.Path) -> str:
@@ -123,7 +126,7 @@ class StateDirectory:
         return aside.name
 
     def remove(self, instance: str, rank: int | None = None) -> None:
-        """Forget an instance, or one rank of it. Raises OSError."""
+        """Remove the snapshots of an instance, or of one rank of it. Raises OSError."""
         if rank is not None:
             self._file(instance, rank).unlink(missing_ok=True)
             return
@@ -132,7 +135,7 @@ class StateDirectory:
                 (self._path / name).unlink(missing_ok=True)
 
     def remove_others(self, instances: Collection[str]) -> int:
-        """Forget all but these instances. Returns how many snapshots went. Raises OSError."""
+        """Remove the snapshots of all but these instances. Returns how many were removed. Raises OSError."""
         stems = {_stem(instance) for instance in instances}
         others = [name for name, stem in self._snapshots() if stem not in stems]
         for name in others:
@@ -147,12 +150,12 @@ class StateDirectory:
             return [entry.name for entry in entries]
 
     def _snapshots(self) -> list[tuple[str, str]]:
-        """The names of all snapshots, each with what its instance is called in it."""
+        """The names of all snapshots, each with the name of its instance in it."""
         found = [(name, _NAME.fullmatch(name)) for name in self._names()]
         return [(name, match["stem"]) for name, match in found if match is not None]
 
     def _clean(self) -> None:
-        """What a process that was killed in the middle of writing has left."""
+        """Remove what a process left that was killed while it wrote."""
         with contextlib.suppress(OSError):
             for name in self._names():
                 if name.endswith((_SNAPSHOT + _TEMPORARY, _INSTANCES + _TEMPORARY)):
@@ -189,7 +192,7 @@ def _read(path: pathlib.Path, max_bytes: int) -> bytes | None:
 
 
 def _stem(instance: str) -> str:
-    """How an instance is called in file names: so that people know it, unless that would be too long."""
+    """The name of an instance in file names: one that people recognize, unless that is too long."""
     quoted = urllib.parse.quote(instance, safe="")
     return quoted if len(quoted) <= _LONGEST_STEM else hashlib.blake2b(instance.encode()).hexdigest()
 

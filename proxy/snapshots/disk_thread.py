@@ -1,7 +1,7 @@
-"""What the disk is asked is done one by one, in order, and a disk that hangs keeps nobody from leaving.
+"""Disk work is done one piece at a time, in order, and a disk that hangs cannot keep the process from ending.
 
-Python waits for the threads of its own executors when the process ends, however long; not for this one.
-Whatever it was at is then left as it is, so each step must leave a directory that can be read.
+When a process ends, Python waits for the threads of its own executors, however long that takes; not for this
+one. Its work is then left as it is, so each step must leave a directory that can be read.
 """
 
 import queue
@@ -20,7 +20,7 @@ class DiskThread(Executor):
         self._closed = False
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Do it after all that was submitted before. RuntimeError after `shutdown`."""
+        """Call `function` after all that was submitted before. Raises RuntimeError after `shutdown`."""
         if self._closed:
             raise RuntimeError("the disk's thread was ended")
         if self._thread is None:
@@ -42,7 +42,7 @@ class DiskThread(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """Take nothing more; the thread ends after what was submitted. `wait`: until it has ended."""
+        """Accept no more work; the thread ends after what was submitted. `wait`: wait until it has ended."""
         self._closed = True
         self._wanted.put(None)
         if wait and self._thread is not None:

@@ -1,8 +1,6 @@
-"""What lies on disk of a rank is never older than the interval while its source is heard, nor written in
-vain.
+"""The snapshot of a rank whose source is heard is at most one interval old, and none is written without need.
 
-Copying is done by the rank's own subscriber, in slices between two batches; what takes longer is done in a
-thread.
+The rank's own subscriber copies it, in slices between two batches; what takes longer is done in a thread.
 """
 
 import asyncio
@@ -26,16 +24,17 @@ from proxy.tasks import TaskOwner
 log = logging.getLogger(__name__)
 
 MAX_SHARE = 0.1
-"""The share of the time that is spent writing, whatever the interval: a fleet that has very much cached is
-written less often, rather than slow."""
+"""The largest share of time for writing, whatever the interval: a fleet that has very much cached is written
+less often, rather than slowed down."""
 
 LAST_S = 5.0
-"""How long the last writing may take when kvproxy stops: a hundred ranks of 50 000 blocks take two
-seconds."""
+"""Seconds that the last writing may take when kvproxy stops: a hundred ranks of 50 000 blocks take two."""
 
 UNCLAIMED_S = 3600.0
-"""How long snapshots are kept of instances that are not there: whoever adds instances at run time may do so
-late after a restart. By then no engine's replay buffer reaches back to them."""
+"""Seconds for which snapshots are kept of instances that are not in the fleet.
+
+Instances that are added at run time may be added late after a restart. After this time no engine's replay
+buffer reaches back to a snapshot."""
 
 WARN_EVERY_S = 60.0
 
@@ -44,31 +43,30 @@ _Rank = tuple[str, int]
 
 
 class _Kept:
-    """One rank that is followed."""
+    """A rank that is followed, and its snapshot."""
 
     def __init__(self, subscriber: Subscriber, now: float) -> None:
         self.subscriber = subscriber
         self.found = Found()
         self.followed_at = now
         self.epoch = 0
-        """Of the subscriber, when what is on disk was all there was to know: what was written before is
-        wrong."""
+        """The subscriber's epoch when the snapshot was written; in a later epoch the snapshot is wrong."""
         self.written: Checkpoint | None = None
         self.current_at: float | None = None
-        """When what is on disk was last all there was to know."""
+        """When the snapshot was last all that is known of the rank."""
         self.size_bytes = 0
         self.blocks = 0
         self.failed: str | None = None
 
     def start_over(self, epoch: int) -> None:
-        """There is nothing on disk any more."""
+        """There is no snapshot on disk any more."""
         self.written = self.current_at = self.failed = None
         self.size_bytes = self.blocks = 0
         self.epoch = epoch
 
 
 class StateKeeper:
-    """Writes what the index holds at intervals, and has it ready when an engine is followed anew."""
+    """Writes what the index holds, at intervals, and loads it when a rank is followed again."""
 
     def __init__(
         self,
@@ -84,9 +82,9 @@ class StateKeeper:
         last_s: float = LAST_S,
         unclaimed_s: float = UNCLAIMED_S,
     ) -> None:
-        """`instances`: the addresses in the fleet. `trusted`: whether what the index says of a rank is
-        believed; what is not is not kept. `read_s`, `last_s`, `unclaimed_s`: as the constants of these names.
-        The keeper closes the directory.
+        """`instances`: the addresses in the fleet. `trusted`: whether the index of a rank is trusted; only
+        such ranks are written. `read_s`, `last_s`, `unclaimed_s`: as the constants of these names. The keeper
+        closes the directory.
         """
         self._directory = directory
         self._index = index
@@ -99,7 +97,7 @@ class StateKeeper:
         self._last_s = last_s
         self._unclaimed_s = unclaimed_s
         self._tasks = TaskOwner("state")
-        # One thread: what is written or removed later is so later on disk.
+        # One thread: writes and removals reach the disk in the order in which they are asked for.
         self._thread = DiskThread()
         self._kept: dict[_Rank, _Kept] = {}
         self._restorer = Restorer(directory, index, self._made_with, tell, self._thread, read_s=read_s)
@@ -109,12 +107,14 @@ class StateKeeper:
         self._writing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to write."""
+        """Begin to write at intervals."""
         self._unclaimed_at = self._clock() + self._unclaimed_s
         self._writing = self._tasks.create(self._keep_writing(), name="snapshots")
 
     async def close(self) -> None:
-        """Write once more what changed, while the sources are still followed, and give the directory up."""
+        """Write once more what has changed, while the sources are still followed, and release the
+        directory.
+        """
         if self._writing is not None:
             self._writing.cancel()
         try:
@@ -134,7 +134,7 @@ class StateKeeper:
     # ---- as the event feeds ask ----------------------------------------------------------------------------
 
     def resume(self, instance: str, rank: int) -> Resume:
-        """What loads a rank's snapshot, if there is one."""
+        """A `Resume` that loads the rank's snapshot, if there is one."""
         return partial(self._restorer.load, instance, rank, partial(self._loaded, instance, rank))
 
     def _loaded(self, instance: str, rank: int, found: Found) -> None:
@@ -147,11 +147,11 @@ class StateKeeper:
         self._kept[instance, rank] = _Kept(subscriber, self._clock())
 
     def unfollow(self, instance: str, rank: int) -> None:
-        """What is written stays until the instance is forgotten."""
+        """The snapshot stays until the instance is forgotten."""
         self._kept.pop((instance, rank), None)
 
     def forget(self, instance: str) -> None:
-        """An instance has left for good."""
+        """An instance was removed: remove its snapshots."""
         self._tasks.create(self._remove(instance), name=f"forget {instance}")
 
     async def _remove(self, instance: str, rank: int | None = None) -> None:
@@ -190,8 +190,8 @@ class StateKeeper:
         )
 
     def ages_s(self) -> dict[_Rank, float]:
-        """How long ago what is on disk of each rank was all there was to know; since it is followed, if it
-        never was.
+        """Seconds since each rank's snapshot was all that is known; since the rank is followed, if it never
+        was.
         """
         now = self._clock()
         return {
@@ -201,7 +201,7 @@ class StateKeeper:
         }
 
     def sizes_bytes(self) -> dict[_Rank, int]:
-        """What each rank's snapshot takes on disk."""
+        """The size of each rank's snapshot on disk."""
         return {at: kept.size_bytes for at, kept in self._kept.items() if kept.size_bytes}
 
     # ---- writing -------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""What is loaded of a rank is, key for key, what was written of that very rank; anything else is set aside,
-and told.
+"""What is loaded for a rank is, key for key, what was written for it; any other file is set aside, and
+reported.
 
-Whether it is still true is found out by the rank's subscriber: loading it promises nothing.
+Loading does not show that it is still true: the rank's subscriber finds that out.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from proxy.snapshots.directory import StateDirectory, UnusableFileError
 log = logging.getLogger(__name__)
 
 READ_S = 10.0
-"""A rank does not wait longer for what was known of it: on a disk that hangs all start from nothing."""
+"""Seconds that a rank waits for its snapshot: on a disk that hangs, all ranks begin with nothing."""
 
 _SILENT = "the disk does not answer"
 
@@ -31,24 +31,24 @@ _WHY = {
 
 
 class Found:
-    """What was there of a rank when it was followed."""
+    """What was found on disk for a rank when it was followed."""
 
     def __init__(self) -> None:
         self.checkpoint: Checkpoint | None = None
         self.blocks = 0
         self.size_bytes = 0
         self.why: str | None = None
-        """Why nothing could be loaded although something was there."""
+        """Why a snapshot could not be loaded; None if it was loaded, or there was none."""
 
     def why_not(self, subscriber: Subscriber) -> str | None:
-        """Why it does not count, in words for `/status`; None if it does, or nothing was there."""
+        """Why the snapshot does not count, in words for `/status`; None if it does, or there was none."""
         if subscriber.resumed is Resumed.STALE:
             return _WHY.get(subscriber.stale_because or "", subscriber.stale_because)
         return self.why
 
 
 class Restorer:
-    """Loads snapshots into an index, one at a time: what was read of a hundred ranks need not be in memory at
+    """Loads snapshots into an index, one at a time, so that those of a hundred ranks are not in memory at
     once.
     """
 
@@ -62,8 +62,8 @@ class Restorer:
         *,
         read_s: float = READ_S,
     ) -> None:
-        """`made_with`: the fingerprint of the index's keys. `thread`: where the directory is read. `read_s`:
-        how long a rank waits for it.
+        """`made_with`: the fingerprint of the index's keys. `thread`: reads the directory. `read_s`: seconds
+        that a rank waits for it.
         """
         self._directory = directory
         self._index = index
@@ -75,7 +75,7 @@ class Restorer:
         self._reading: asyncio.Future[tuple[Snapshot, int] | None] | None = None
 
     async def load(self, instance: str, rank: int, tell: Callable[[Found], None]) -> Checkpoint | None:
-        """Load a rank's snapshot, if there is one, and `tell` what was found. Raises nothing."""
+        """Load a rank's snapshot, if there is one, and call `tell` with what was found. Raises nothing."""
         async with self._turn:
             found = Found()
             snapshot = await self._look(instance, rank, found)
@@ -87,7 +87,7 @@ class Restorer:
     async def _look(self, instance: str, rank: int, found: Found) -> Snapshot | None:
         try:
             read = await self._read_in_time(instance, rank)
-        except SnapshotError as error:  # which was said when it was set aside
+        except SnapshotError as error:  # logged when the file was set aside
             found.why = str(error)
         except TimeoutError:
             found.why = _SILENT
@@ -106,7 +106,7 @@ class Restorer:
     async def _read_in_time(self, instance: str, rank: int) -> tuple[Snapshot, int] | None:
         async with asyncio.timeout(self._read_s):
             if self._reading is not None and not self._reading.done():
-                raise TimeoutError  # it was given up, and has not ended since
+                raise TimeoutError  # a read before this one timed out, and has not ended yet
             loop = asyncio.get_running_loop()
             self._reading = loop.run_in_executor(self._thread, self._read, instance, rank)
             self._reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())

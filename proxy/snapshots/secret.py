@@ -1,7 +1,7 @@
-"""The secret that block keys are made with is read by its owner alone, or not used.
+"""The secret that block keys are made with is used only if no other user can read it.
 
-Whoever knows it can choose prompts that collide with others', and so see in their placement what others
-asked.
+Whoever knows the secret can choose prompts whose keys collide with those of others, and see in their
+placement what others asked.
 """
 
 import contextlib
@@ -18,9 +18,10 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read_or_make(path: pathlib.Path, origin: str) -> bytes:
-    """The secret in a file, which is made if there is none. Raises ConfigError, beginning with `origin`.
+    """The secret in a file, which is made if it does not exist. Raises ConfigError; its message begins with
+    `origin`.
 
-    Nobody else may make it meanwhile: whoever calls this has the lock of its directory.
+    The caller MUST hold the lock of the directory, so that no other process makes the file at the same time.
     """
     try:
         return _read(path, origin)
@@ -64,7 +65,7 @@ def _read(path: pathlib.Path, origin: str) -> bytes:
 
 
 def _make(path: pathlib.Path) -> bytes:
-    """Whole or not at all, also if the machine stops in the middle."""
+    """Make the file completely or not at all, even if the machine stops meanwhile."""
     temporary = path.with_name(f"{path.name}.tmp")
     secret = secrets.token_bytes(SECRET_BYTES)
     with contextlib.suppress(FileNotFoundError):

@@ -7,7 +7,7 @@ from proxy.shown import Count, Seconds, Shown, says
 
 
 class StateDirShown(Shown, frozen=True, kw_only=True):
-    """What of the engines' caches is written to --state-dir."""
+    """What is written to --state-dir of the engines' caches."""
 
     interval_s: Annotated[float, says("--state-interval.")]
     last_written_s: Annotated[Seconds | None, says("Seconds since a snapshot was written.")]
@@ -17,7 +17,7 @@ class StateDirShown(Shown, frozen=True, kw_only=True):
 
 
 class SnapshotShown(Shown, frozen=True, kw_only=True):
-    """What of a rank outlives kvproxy."""
+    """The snapshot of a rank."""
 
     restored: Annotated[
         Resumed, says("What became of the snapshot that was there when the rank was followed.")

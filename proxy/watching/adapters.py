@@ -1,7 +1,7 @@
-"""Which names engines serve is asked anew when somebody asks for one that none lists: once for all who wait.
+"""A model name that no engine is known to list is looked up at the engines: once for all requests that wait.
 
-Adapters are loaded and unloaded while engines run, and what engines list is read every few seconds only. No
-name is kept: what is remembered is when all engines were asked last.
+Adapters are loaded and unloaded while engines run, and their lists are otherwise read only every few seconds.
+No name is stored; only the time at which all engines were last asked is.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ from proxy.watching.checks import wrong_model
 log = logging.getLogger(__name__)
 
 LIST_TIMEOUT_S = 1.0
-"""A request for a name that nobody lists waits so long at most for an engine that does not answer."""
+"""Seconds that a request for a name nobody lists waits at most for an engine that does not answer."""
 ASK_AGAIN_S = 3.0
-"""Names that are nowhere cost the engines one question in so long, however many ask for them."""
+"""Seconds between two looks for names that no engine lists, however many requests ask for them."""
 LOAD_TIMEOUT_S = 300.0
-"""An adapter may have to be fetched from far away first."""
+"""Seconds that an engine may take to load an adapter, which it may have to download first."""
 
 
 class EngineTold(Shown, frozen=True, kw_only=True):
-    """What one engine answered to all."""
+    """One engine's answer to a load or unload that all engines were asked for."""
 
     instance: Address
     role: Role
@@ -41,7 +41,7 @@ class EngineTold(Shown, frozen=True, kw_only=True):
 
 
 class Adapters:
-    """Knows, loads and unloads what engines serve beside their model."""
+    """Knows, loads and unloads the adapters that engines serve beside their model."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class Adapters:
         list_s: float = LIST_TIMEOUT_S,
         list_again_s: float = ASK_AGAIN_S,
     ) -> None:
-        """`model`: what all engines serve. `list_s`: for each engine's answer; `list_again_s`: from one look
-        for names that are nowhere to the next.
+        """`model`: the model that all engines serve. `list_s`: seconds that each engine may take to answer;
+        `list_again_s`: seconds between two looks for names that no engine lists.
         """
         self._fleet = fleet
         self._engines = engines
@@ -67,8 +67,8 @@ class Adapters:
         self._asked_at: float | None = None
 
     async def known(self, name: str) -> bool:
-        """Whether any engine lists a name, if need be after asking them; True while no engine has told
-        anything.
+        """Whether any engine lists a name; the engines are asked if necessary. True while no engine has
+        listed any.
         """
         if name == self._model or self._fleet.serves(name) or not any(i.model_cards for i in self._fleet):
             return True
@@ -87,7 +87,9 @@ class Adapters:
             self._asking = None
 
     async def list_anew(self, instances: Iterable[Instance]) -> None:
-        """Read what these list. Raises nothing; what one lists that does not answer stays as it was."""
+        """Read what these instances list. Raises nothing; if one does not answer, its list stays as it
+        was.
+        """
         await asyncio.gather(*(self._list(instance) for instance in instances))
 
     async def _list(self, instance: Instance) -> None:
@@ -96,13 +98,11 @@ class Adapters:
         except LegError as error:
             log.debug("%s does not tell what it serves: %s", instance.address, error)
             return
-        if wrong_model(cards, self._model) is None:  # else the watch has to say so
+        if wrong_model(cards, self._model) is None:  # otherwise the watch reports it
             instance.listed(cards, self._clock())
 
     async def tell_all(self, path: str, body: bytes, headers: Headers) -> Sequence[EngineTold]:
-        """Ask every engine to load or unload one, all at once, and read anew what they list then. Raises
-        nothing.
-        """
+        """Ask every engine at once to load or unload an adapter, then read what they list. Raises nothing."""
         instances = list(self._fleet)
         told = await asyncio.gather(*(self._tell(instance, path, body, headers) for instance in instances))
         anew = [i for i, each in zip(instances, told, strict=True) if each.status is not None]
@@ -124,5 +124,5 @@ class Adapters:
         return EngineTold(instance=address, role=role, status=status, answer=answer)
 
     async def close(self) -> None:
-        """Ask no more."""
+        """Ask no engine any more."""
         await self._tasks.close()

@@ -1,4 +1,4 @@
-"""What changes without a request or a check to tell of it is looked for now and then, and said once."""
+"""Changes that no request and no check would show are looked for at intervals, and logged once."""
 
 import asyncio
 import logging
@@ -15,27 +15,28 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.25
 
 SILENT_S = 10.0
-"""How long an engine that is up may be unheard before it is told: connections to publishers take a second or
-two, and ZeroMQ tries one that failed again within ten."""
+"""Seconds that an engine that is up may be without a publisher before it is logged.
+
+Connections to publishers take a second or two, and ZeroMQ tries a failed one again within ten."""
 
 
 class Feeds(Protocol):
-    """The part of the event feeds needed here."""
+    """The part of the event feeds that is needed here."""
 
     def silences(self, instance: Instance) -> dict[int, str]:
-        """The followed ranks that nobody publishes for, and why in words."""
+        """The followed ranks that no publisher is connected for, each with the reason in words."""
         ...
 
     def uncounted(self, instance: Instance) -> dict[str, Reason]:
-        """The cache groups of an instance that are not counted, in words, and why."""
+        """The cache groups of an instance that are not counted, in words, each with the reason."""
         ...
 
 
 class Changes:
-    """Says when readiness is lost and regained, when an index becomes exact or stops being so, and who is
-    silent.
+    """Logs when readiness is lost and regained, when an index becomes exact or stops to be, and which engines
+    are silent.
 
-    Also whose cache has groups that are not counted, once for each instance.
+    Also, once for each instance, which groups of its cache are not counted.
     """
 
     def __init__(
@@ -46,26 +47,26 @@ class Changes:
         *,
         silent_s: float = SILENT_S,
     ) -> None:
-        """`clock`: any monotonic seconds. `silent_s`: how long an engine may be unheard before it is told."""
+        """`clock`: seconds that never go back. `silent_s`: as the constant of this name."""
         self._fleet = fleet
         self._feeds = feeds
         self._clock = clock
         self._silent_s = silent_s
         self._ready: bool | None = None
-        """None until it was ready for the first time, which the start tells of."""
+        """None until kvproxy was ready for the first time, which the start logs."""
         self._missing: tuple[Phase, ...] = ()
         self._exact: dict[tuple[str, int], bool] = {}
         self._silent_since: dict[tuple[str, int], float] = {}
         self._uncounted: dict[str, set[str]] = {}
 
     async def tell(self) -> None:
-        """Look without end."""
+        """Call `look` at intervals, without end."""
         while True:
             self.look()
             await asyncio.sleep(LOOK_EVERY_S)
 
     def look(self) -> None:
-        """Say what is otherwise than at the last look."""
+        """Log what has changed since the last look."""
         self._look_at_readiness()
         ranks = [(instance, rank) for instance in self._fleet for rank in instance.ranks]
         known = {(instance.address, rank) for instance, rank in ranks}
@@ -82,7 +83,7 @@ class Changes:
                 del self._uncounted[left]
 
     def _look_at_readiness(self) -> None:
-        missing = self._fleet.missing  # not the words: those change with each instance
+        missing = self._fleet.missing  # not the words, which change with each instance
         if missing and missing != self._missing and self._ready is not None:
             log.warning("not ready: %s", self._fleet.not_ready_because)
             self._ready = False

@@ -1,7 +1,6 @@
 """A check asks one engine whether it lives and what it serves; it takes no claim and changes nothing.
 
-What cannot be told from our own shortage - no socket left, an event loop that stood still - is found to be
-nothing.
+What may be due to kvproxy itself (no socket left, an event loop that stood still) is the finding NOTHING.
 """
 
 import enum
@@ -18,7 +17,8 @@ from proxy.upstream.engine_api.models import MODELS
 WRONG_PORT = "is this vLLM's --port?"
 
 STALLED = 1.5
-"""A check that took so many times its timeout to be missed was held up by this process, not by the engine."""
+"""A check that missed its timeout and took this many times as long was held up by this process, not by the
+engine."""
 
 
 class Finding(enum.StrEnum):
@@ -28,17 +28,17 @@ class Finding(enum.StrEnum):
     UNREACHABLE = "unreachable"
     """No connection came about."""
     UNHEALTHY = "unhealthy"
-    """The engine says itself that it cannot serve: vLLM answers 503 when its core is dead."""
+    """The engine answers that it cannot serve: vLLM answers 503 when its core is dead."""
     MISSED = "missed"
-    """No answer, and nothing was heard of the engine meanwhile."""
+    """The engine did not answer, and sent nothing else meanwhile."""
     BUSY = "busy"
-    """No answer, but legs had some meanwhile."""
+    """The engine did not answer, but legs got something from it meanwhile."""
     NOTHING = "nothing"
-    """It could not be asked."""
+    """The engine could not be asked."""
 
 
 class Check(NamedTuple):
-    """One finding."""
+    """A finding, and its words."""
 
     finding: Finding
     words: str = ""
@@ -49,12 +49,12 @@ class CheckClient(Asker, Protocol):
     """The part of the engine client that checks need."""
 
     def heard_at(self, instance: str) -> float | None:
-        """When an engine last sent something, by the same clock as here."""
+        """When an engine last sent something, by the checker's clock; None if never."""
         ...
 
 
 class Checker:
-    """Asks engines. Times are seconds of the clock it is given."""
+    """Checks engines. Times are seconds of the clock that it is given."""
 
     def __init__(self, engines: CheckClient, clock: Callable[[], float], *, timeout_s: float) -> None:
         self._engines = engines
@@ -75,7 +75,7 @@ class Checker:
         return Check(Finding.ANSWERED)
 
     async def served(self, instance: str) -> Check | list[ModelCard]:
-        """The models it lists, or why that is not known. Raises nothing."""
+        """The models that the engine lists, or the finding if it does not. Raises nothing."""
         begun_at = self._clock()
         try:
             cards = await self.cards(instance, self._timeout_s)
@@ -84,7 +84,7 @@ class Checker:
         return cards
 
     async def cards(self, instance: str, timeout_s: float) -> list[ModelCard]:
-        """The models it lists. Raises LegError."""
+        """The models that the engine lists. Raises LegError."""
         try:
             return await ask(self._engines, instance, MODELS, timeout_s)
         except ConnectFailedError:
@@ -93,7 +93,7 @@ class Checker:
             raise LegBrokenError(instance, _with_hint(error.words)) from error
 
     async def version(self, instance: str) -> str | None:
-        """Its vLLM release, as it tells it; None if it does not. Raises nothing."""
+        """The engine's vLLM release; None if it does not say. Raises nothing."""
         try:
             return await ask(self._engines, instance, VERSION, self._timeout_s)
         except LegError:
@@ -113,14 +113,14 @@ class Checker:
 
 
 def _with_hint(words: str) -> str:
-    """Whoever answers so is no vLLM."""
+    """An engine that answers so is no vLLM: the words with a hint at that."""
     hints = ("not valid HTTP", "not JSON", "not a list of models", "status 404", "longer than")
     wrong = WRONG_PORT not in words and any(hint in words for hint in hints)
     return f"{words}; {WRONG_PORT}" if wrong else words
 
 
 def wrong_model(cards: Sequence[ModelCard], model: str) -> str | None:
-    """What an engine serves instead of `model`, in words; None if it serves it."""
+    """What an engine serves instead of `model`, in words; None if it serves `model`."""
     served = [card.id for card in cards if not card.parent]
     if model in served:
         return None

@@ -1,7 +1,7 @@
-"""What checks and legs show of an instance changes its circuit, and every change is said and counted once.
+"""What checks and legs show of an instance changes its circuit; each change is logged and counted once.
 
-Synchronous: whoever decides next sees all of it. That an instance is given up comes last, so that the legs
-that break then find it down.
+Synchronous, so the next decision sees all of it. Giving an instance up comes last, so that the legs that
+break then find it down already.
 """
 
 import logging
@@ -17,16 +17,17 @@ from proxy.watching.checks import Check, Finding
 log = logging.getLogger(__name__)
 
 GONE_S = 10.0
-"""An engine whose port has been closed, or that has called itself dead, for so long and that sent nothing
-meanwhile is gone, even if connections to it seem to stand: whoever closed them may have been cut off before
-telling."""
+"""Seconds after which an engine that is down and silent is gone, even if connections to it seem to stand.
+
+It is down if its port is closed or it calls itself dead. Whoever closed its connections may have been cut off
+before the other end could learn of it."""
 
 
 class HealthClient(Protocol):
     """The part of the engine client that the health book needs."""
 
     def give_up(self, instance: str) -> None:
-        """Break every leg that waits for an engine."""
+        """Break every leg that waits for the engine."""
         ...
 
     def heard_at(self, instance: str) -> float | None:
@@ -35,7 +36,7 @@ class HealthClient(Protocol):
 
 
 class HealthBook:
-    """Keeps the health of all instances."""
+    """Keeps the health of all instances up to date."""
 
     def __init__(
         self,
@@ -46,9 +47,7 @@ class HealthBook:
         went_down: Callable[[Instance], None],
         gone_s: float = GONE_S,
     ) -> None:
-        """`went_down` is told of an instance that is not there any more. `gone_s`: after how long legs leave
-        an engine that is down and silent.
-        """
+        """`went_down`: called with an instance that is gone. `gone_s`: as the constant of this name."""
         self._engines = engines
         self._tell = tell
         self._clock = clock
@@ -56,12 +55,12 @@ class HealthBook:
         self._gone_s = gone_s
         self._down_at: dict[str, float] = {}
         self._unchecked: dict[str, str] = {}
-        """Those that could not be checked last time, and why."""
+        """The instances that could not be checked last time, each with the reason."""
 
     # -- what checks find ---------------------------------------------------------------------------------
 
     def checked(self, instance: Instance, check: Check) -> None:
-        """A check was not answered as it should be."""
+        """A check of an instance was not answered as it should be."""
         log.debug("%s: a check found it %s: %s", instance.address, check.finding, check.words)
         before = instance.breaker.standing
         if check.finding is not Finding.NOTHING:
@@ -84,7 +83,7 @@ class HealthBook:
         if instance.breaker.dead:
             self._down(instance, check.words + (f", {MAX_MISSED} times in a row" if silent else ""))
         if silent or self._gone(instance.address):
-            self._engines.give_up(instance.address)  # its connections may stand, but nobody is there
+            self._engines.give_up(instance.address)  # its connections may stand although no engine is there
 
     def answered(self, instance: Instance) -> None:
         """A check was answered, and the engine serves what it should."""
@@ -101,7 +100,7 @@ class HealthBook:
             instance.announce()
 
     def unlisted(self, instance: Instance, words: str) -> None:
-        """It lives, but what it serves could not be read anew: what it listed before counts."""
+        """The engine lives, but its models could not be read: those that it listed before count."""
         if instance.unlisted is None:
             log.warning("%s %s does not tell what it serves: %s", instance.role, instance.address, words)
         instance.lists_nothing_new(words)
@@ -120,7 +119,7 @@ class HealthBook:
     # -- what legs show -----------------------------------------------------------------------------------
 
     def lost(self, instance: Instance, words: str) -> None:
-        """A leg could not connect."""
+        """A leg could not connect to the instance."""
         before = instance.breaker.standing
         instance.breaker.lost()
         self._changed(instance, before)
@@ -145,7 +144,7 @@ class HealthBook:
         self._changed(instance, before)
 
     def engine_failed(self, instance: Instance) -> None:
-        """The engine answered that it failed: by its own fault or by the request's."""
+        """The engine answered that it failed; the fault may be the request's."""
         before = instance.breaker.standing
         instance.breaker.engine_failed(self._clock())
         last = f": {instance.last_failure}" if instance.last_failure else ""

@@ -1,7 +1,7 @@
-"""What legs show of engines goes to the book of health at once, and has them checked soon.
+"""What legs show of engines is entered in the health book at once, and has the engines checked soon.
 
-Synchronous, but for one question: an engine that can sleep is not charged before it was asked whether it
-sleeps.
+Synchronous, with one exception: an engine that can sleep is asked whether it sleeps before a failure counts
+against it.
 """
 
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class LegReports:
-    """Told by the director; implements `serving.ports.Watch`."""
+    """Called by the director; implements `serving.ports.Watch`."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class LegReports:
         wake: Callable[[str], None],
         forget: Callable[[str], None],
     ) -> None:
-        """`wake` has an instance checked soon; `forget` is told of instances that lost their cache."""
+        """`wake`: has an instance checked soon. `forget`: called with instances that lost their cache."""
         self._fleet = fleet
         self._book = book
         self._sleepers = sleepers
@@ -44,8 +44,8 @@ class LegReports:
         self._forget = forget
 
     def leg_failed(self, instance: Instance, error: LegError) -> None:
-        """A leg got no complete answer: a refused connection is believed at once, anything else is looked
-        into.
+        """A leg got no complete answer. A refused connection counts at once; after anything else the instance
+        is checked.
         """
         if isinstance(error, OurTroubleError):
             return
@@ -59,7 +59,9 @@ class LegReports:
         self._wake(instance.address)
 
     def suspect(self, instance: Instance) -> None:
-        """A request waits to hear whether the instance is dead, or it serves something else."""
+        """The instance may be dead, or serve another model, and a request waits to learn it: have it
+        checked.
+        """
         self._wake(instance.address)
 
     def leg_began(self, address: str) -> None:
@@ -83,7 +85,9 @@ class LegReports:
             instance = self._fleet.get(address)
             if instance is None or instance.status is Status.ASLEEP:
                 continue
-            if self._sleepers.can_sleep(instance):  # falling asleep it drops its legs: that is nobody's fault
+            if self._sleepers.can_sleep(
+                instance
+            ):  # an engine that falls asleep drops its legs, which is no failure
                 self._tasks.create(self._charge(instance), name=f"charge {address}")
             else:
                 self._book.others_served(instance)
@@ -94,7 +98,9 @@ class LegReports:
             self._book.others_served(instance)
 
     def process_seen(self, instance: Instance, rank: int, engine_id: str) -> None:
-        """An answer names the engine process it came from: another one than last time has an empty cache."""
+        """An answer names the engine process that it came from; a process other than the last has an empty
+        cache.
+        """
         if not self._processes.replaced(instance, rank, engine_id):
             return
         log.warning("%s rank %d is another process than before", instance.address, rank)

@@ -1,5 +1,5 @@
-"""What the watch needs of the engine client beside its answers: when engines were heard, and how they are
-reached.
+"""What the watch needs of the engine client: to ask engines, to know when they were heard, and how to reach
+them.
 """
 
 from typing import Protocol
@@ -12,9 +12,9 @@ class WatchClient(checks.CheckClient, health.HealthClient, Protocol):
     """The part of the engine client that the watch needs."""
 
     def forget(self, instance: str) -> None:
-        """An instance is gone."""
+        """An instance was removed: drop its connections."""
         ...
 
     def reach(self, spec: InstanceSpec) -> None:
-        """Speak to an engine as it is named: with TLS, or without."""
+        """From now on speak to an engine with TLS or without, as its name says."""
         ...

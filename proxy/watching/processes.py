@@ -1,7 +1,7 @@
 """A rank that answers under another identity than before is another process, with an empty cache.
 
-Pure. What its events told meanwhile goes first: a source that has forgotten all since knows of the other
-process.
+Pure. If the rank's events have shown a new process meanwhile, that counts: the index has forgotten the old
+one already.
 """
 
 from typing import NamedTuple
@@ -10,23 +10,25 @@ from proxy.fleet import Instance
 
 
 class _Seen(NamedTuple):
-    """The engine process a rank's last answer came from."""
+    """The engine process that a rank's last answer came from."""
 
     engine_id: str
     epoch: int
-    """Of the rank's event source at that time."""
+    """The epoch of the rank's event source at that time."""
 
 
 class Processes:
-    """Which process each rank was last seen to be."""
+    """The process that each rank was last seen to be."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], _Seen] = {}
 
     def replaced(self, instance: Instance, rank: int, engine_id: str) -> bool:
-        """A rank's answer names its process. Tells whether that is news, and another one than before."""
+        """A rank's answer names its process. Returns whether it is another process than before, and that was
+        not known.
+        """
         if not instance.sources and len(instance.ranks) == 1:
-            return False  # it may have ranks we do not know of, each a process of its own
+            return False  # it may have ranks that are not known here, each a process of its own
         source = instance.sources.get(rank)
         now = _Seen(engine_id, source.epoch if source is not None else 0)
         before = self._seen.get((instance.address, rank))
@@ -34,6 +36,6 @@ class Processes:
         return before is not None and before.engine_id != engine_id and before.epoch == now.epoch
 
     def forget(self, instance: Instance) -> None:
-        """Drop an instance's processes: whoever comes back at its address is verified anyway."""
+        """Forget an instance's processes: an engine that comes back at its address is checked anyway."""
         for rank in instance.ranks:
             self._seen.pop((instance.address, rank), None)

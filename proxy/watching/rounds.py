@@ -1,8 +1,8 @@
 """Each instance of the fleet is checked by one task, at the pace of its circuit; what a check finds is acted
 on here.
 
-An engine that answers is asked now and then what it serves and where it publishes its KV events; one that
-sleeps has lost what it had cached.
+An engine that answers is asked at intervals what it serves and where it publishes its KV events. An engine
+that sleeps has lost what it had cached.
 """
 
 import asyncio
@@ -26,37 +26,38 @@ from proxy.watching.sleeping import Sleepers
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0
-"""How often an engine that answers checks is asked what it serves and where it publishes: adapters come and
-go."""
+"""Seconds between two questions to an engine what it serves and where it publishes: adapters come and go."""
 
 ONE_CHECK_FOR_ALL_S = 0.05
-"""Many legs fail at once."""
+"""Seconds by which a check that a failed leg asks for is put off: many legs fail at once, and one check is
+enough."""
 
 
 class Watched:
-    """One instance under watch."""
+    """An instance that is watched."""
 
     def __init__(self, instance: Instance, *, vital: bool) -> None:
         self.instance = instance
         self.vital = vital
-        """Another model at its first check ends kvproxy."""
+        """Whether kvproxy ends if the first check finds another model."""
         self.wake = asyncio.Event()
         self.checked = asyncio.Event()
-        """Set once the first check is over, or will not come."""
+        """Set once the first check is over, or will not happen."""
         self.task: asyncio.Task[None] | None = None
         self.checks = 0
         self.lost_its_cache = False
-        """It sleeps so deeply that its cache is lost, and the index knows."""
+        """Whether the instance sleeps so deeply that its cache is lost, and the index has forgotten it."""
         self.clears_awake: Mapping[int, int] = {}
-        """How often each rank had told of a reset of its cache when it was last known to be awake."""
+        """For each rank, how many of its events had reset its cache when the instance was last known to be
+        awake."""
         self.answers_nothing = False
-        """It sleeps so deeply that whatever reaches it waits until it is awake."""
+        """Whether the instance sleeps so deeply that each request to it waits until it is awake."""
         self.looked_at: float | None = None
-        """When it last told what it serves; None if it should be asked now."""
+        """When the engine was last asked what it serves; None if it is to be asked now."""
 
 
 class Rounds:
-    """Keeps checking instances."""
+    """Checks instances again and again."""
 
     def __init__(
         self,
@@ -74,9 +75,8 @@ class Rounds:
         rng: random.Random,
         look_every_s: float = LOOK_EVERY_S,
     ) -> None:
-        """`forget` is told of instances that lost their cache, `end` why kvproxy should not go on.
-
-        `look_every_s`: how often an engine is asked what it serves.
+        """`forget`: called with instances that lost their cache. `end`: called with the reason why kvproxy
+        must not go on. `look_every_s`: seconds between two questions to an engine what it serves.
         """
         config = rules.now
         self._model = config.model
@@ -101,20 +101,20 @@ class Rounds:
         watched.task = self._tasks.create(self._keep_watching(watched), name=instance.address)
 
     async def end(self, address: str) -> None:
-        """Check it no more."""
+        """Check an instance no more."""
         watched = self._watched.pop(address, None)
         if watched is not None and watched.task is not None:
             watched.task.cancel()
             await asyncio.wait({watched.task})
-            watched.checked.set()  # who added it may still wait for a check that will not come
+            watched.checked.set()  # whoever added it may still wait for a check that will not happen
 
     async def first_check(self, address: str) -> None:
-        """Wait until an instance was checked once, or is gone."""
+        """Wait until an instance was checked once, or was removed."""
         if (watched := self._watched.get(address)) is not None:
             await watched.checked.wait()
 
     def wake(self, address: str) -> None:
-        """Check an instance soon, and ask it what it serves."""
+        """Check an instance soon, and ask the engine what it serves."""
         if (watched := self._watched.get(address)) is not None:
             watched.wake.set()
 
@@ -131,7 +131,7 @@ class Rounds:
                 pause_s = MAX_PROBE_S * self._rng.uniform(1 - JITTER, 1 + JITTER)
             else:
                 pause_s = instance.breaker.pause_s(self._clock(), interval_s)
-            # From beginning to beginning, so that a slow answer to one question does not put off the next.
+            # Measured between beginnings, so that a slow answer to one question does not put off the next.
             due_at = begun_at + max(pause_s, apart_s)
             try:
                 async with asyncio.timeout(max(0.0, due_at - self._clock())):
@@ -165,7 +165,7 @@ class Rounds:
             if cards.finding is not Finding.BUSY:
                 self._book.checked(instance, cards)
             elif instance.status is Status.UP:
-                self._book.answered(instance)  # it lives, and serves what it did
+                self._book.answered(instance)  # it lives, and still serves the same
                 self._book.unlisted(instance, cards.words)
             elif instance.status is not Status.ASLEEP:
                 self._book.checked(instance, Check(Finding.MISSED, cards.words))
@@ -190,7 +190,7 @@ class Rounds:
             if instance.status is Status.DOWN:
                 for rank in instance.ranks:
                     self._feeds.suspect(instance, rank)
-        if instance.status is not Status.UP:  # beside the check: nobody waits for this answer
+        if instance.status is not Status.UP:  # in a task of its own: the check does not wait for this answer
             self._tasks.create(self._learn_version(instance), name=f"version of {instance.address}")
         await self._lives(watched)
 
@@ -198,17 +198,17 @@ class Rounds:
         instance.runs(await self._checker.version(instance.address))
 
     async def _lives(self, watched: Watched) -> None:
-        """It serves what it should, unless it sleeps."""
+        """The engine lives and serves the right model; find out whether it sleeps."""
         instance = watched.instance
         if was_up := instance.status is Status.UP:
-            self._book.answered(instance)  # it may be long in telling whether it sleeps
+            self._book.answered(instance)  # the answer whether it sleeps may take long
         clears = self._feeds.clears(instance) if self._feeds is not None else {}
         if await self._sleepers.asleep(instance):
             self._book.asleep(instance)
             if not watched.lost_its_cache or self._thought_to_have(instance):
                 await self._look_at_sleep(watched)
             if watched.answers_nothing:
-                # Again and again: legs that were on their way come after it was found so.
+                # At each check: legs that were under way come after the engine was found asleep.
                 self._engines.give_up(instance.address)
         else:
             watched.lost_its_cache = watched.answers_nothing = False
@@ -217,10 +217,10 @@ class Rounds:
                 self._book.answered(instance)
 
     async def _look_at_sleep(self, watched: Watched) -> None:
-        """If it has lost its cache, that is known from here on.
+        """Find out whether a sleeping engine has lost its cache, and forget it then.
 
-        Its events tell of it only once it is awake, or in the step that was running when it fell asleep:
-        where they have, what they tell after that is right.
+        The engine's events say so only after it woke, or in the step that ran when it fell asleep. Once they
+        have said so, what they say after that is right.
         """
         instance = watched.instance
         depth = await self._sleepers.depth(instance)
@@ -230,12 +230,12 @@ class Rounds:
             watched.lost_its_cache = True
             watched.answers_nothing = depth is Depth.DEEP
             self._forget(instance.address)
-        # Again and again: a replay tells of what was there before it slept.
+        # At each check: a replay brings back what was there before the sleep.
         for rank in self._thought_to_have(instance):
             if self._feeds is not None:
                 known = watched.clears_awake.get(rank)
                 self._feeds.rebuild(instance, rank, replay=False, unless_cleared_since=known)
 
     def _thought_to_have(self, instance: Instance) -> Collection[int]:
-        """The ranks that blocks are known of."""
+        """The ranks of which any blocks are known."""
         return self._feeds.filled(instance) if self._feeds is not None else ()

@@ -1,8 +1,9 @@
-"""An engine is asleep if it says so itself; no leg is needed to find out, and who cannot sleep is asked once.
+"""An engine is asleep if it says so itself; no leg is needed to find out. An engine that cannot sleep is
+asked once.
 
-vLLM has `/is_sleeping`, `/sleep` and `/wake_up` with VLLM_SERVER_DEV_MODE=1 alone. `/health` answers 200 all
-the while, and requests wait in the engine until it is awake. From level 1 on it has dropped its prefix cache,
-and its events say so no sooner than with the first batch after it woke.
+vLLM has `/is_sleeping`, `/sleep` and `/wake_up` only with VLLM_SERVER_DEV_MODE=1. `/health` answers 200
+meanwhile, and requests wait in the engine until it is awake. From level 1 on the engine has dropped its
+prefix cache, and its events say so with the first batch after it woke at the earliest.
 """
 
 import logging
@@ -23,17 +24,17 @@ class Sleepers:
         self._engines = engines
         self._timeout_s = timeout_s
         self._sleepless: dict[str, int] = {}
-        """Those that have no such question, and how often their sources had forgotten all when they said
-        so."""
+        """The engines that have no `/is_sleeping`, each with the sum of its sources' epochs when that was
+        found."""
 
     def can_sleep(self, instance: Instance) -> bool:
-        """Whether it may be asleep without our knowing."""
+        """Whether an engine may be asleep although that is not known here."""
         return self._sleepless.get(instance.address) != _processes(instance)
 
     async def asleep(self, instance: Instance) -> bool:
-        """Whether it sleeps; what was known, if it does not answer. Raises nothing."""
+        """Whether an engine sleeps; if it does not answer, what was known before. Raises nothing."""
         if instance.status not in {Status.UP, Status.ASLEEP}:
-            self._sleepless.pop(instance.address, None)  # who comes up may be another process
+            self._sleepless.pop(instance.address, None)  # an engine that comes up may be another process
         if not self.can_sleep(instance):
             return False
         processes = _processes(instance)
@@ -47,7 +48,7 @@ class Sleepers:
         return bool(sleeps)
 
     async def depth(self, instance: Instance) -> Depth | None:
-        """What the sleep of one that sleeps has cost; None if it did not answer. Raises nothing."""
+        """How deeply a sleeping engine sleeps; None if it does not answer. Raises nothing."""
         try:
             page = await ask(self._engines, instance.address, METRICS, self._timeout_s)
         except LegError as error:
@@ -56,7 +57,7 @@ class Sleepers:
         return read_depth(page)
 
     def forget(self, address: str) -> None:
-        """Drop what was learned of an instance that has left."""
+        """Forget what was learned of an instance that was removed."""
         self._sleepless.pop(address, None)
 
 

@@ -1,4 +1,4 @@
-"""The start ends when a first request could be served, or when its time is up; meanwhile it says what is
+"""The start ends when a first request could be served, or when its time is up; meanwhile the log says what is
 missing.
 """
 
@@ -19,7 +19,9 @@ class StartupError(KvproxyError):
 
 
 async def see_start_through(fleet: Fleet, limit_s: float) -> None:
-    """Report progress until a first request could be served. Raises StartupError after `limit_s` seconds."""
+    """Log what is missing until a first request could be served. Raises StartupError after `limit_s`
+    seconds.
+    """
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(limit_s):

@@ -1,8 +1,8 @@
-"""Each instance that a membership source wants is in the fleet and under watch, from when it is wanted until
-it is gone.
+"""Each instance that a membership source wants is in the fleet and watched, from when it is wanted until it
+is gone.
 
-`membership` says who is wanted, `rounds` checks them, `leg_reports` hears what legs show; both write into the
-book of `health`.
+`membership` says which instances are wanted, `rounds` checks them, `leg_reports` gets what legs show; both of
+these write into the book of `health`.
 """
 
 import asyncio
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 
 class _Leaving(NamedTuple):
-    """An instance that gets no new legs and goes."""
+    """An instance that gets no new legs and is removed once its legs have ended."""
 
     task: "asyncio.Task[None]"
     drained: bool
-    """Whether it is to get none if it stays."""
+    """Whether the instance is still drained if it stays after all."""
 
 
 class FleetWatch:
@@ -59,10 +59,10 @@ class FleetWatch:
         look_every_s: float = LOOK_EVERY_S,
         silent_s: float = SILENT_S,
     ) -> None:
-        """`feeds` is None if KV events are off; `forget` is told of instances that lost their cache.
+        """`feeds`: None if KV events are off. `forget`: called with instances that lost their cache.
 
-        `clock` must be the one that `engines.heard_at` and the placement go by. `gone_s`, `look_every_s`,
-        `silent_s`: as `HealthBook`, `Rounds` and `Changes` have them.
+        `clock` MUST be that of `engines.heard_at` and of the placement. `gone_s`, `look_every_s`, `silent_s`:
+        as of `HealthBook`, `Rounds` and `Changes`.
         """
         self._config = config = rules.now
         self._fleet = fleet
@@ -101,19 +101,19 @@ class FleetWatch:
             wake=self._rounds.wake,
             forget=forget,
         )
-        """What the director tells of legs."""
+        """Takes what the director reports of legs."""
         self._sources: list[MembershipSource] = []
         self._roster = Roster()
         self._starting = True
         self._leaving: dict[str, _Leaving] = {}
-        """Those that go once their legs have ended."""
+        """The instances that are removed once their legs have ended."""
         self._going: dict[str, asyncio.Task[None]] = {}
-        """Addresses whose instance is out of the fleet, and what is known of it not yet forgotten."""
+        """Addresses whose instance is out of the fleet while what is known of it is still being forgotten."""
         self.fatal: asyncio.Future[KvproxyError]
-        """Made at the start, set when the process should end: to a ConfigError or a StartupError."""
+        """Made by `start`; set to a ConfigError or StartupError when the process must end."""
 
     def start(self, sources: Sequence[MembershipSource]) -> None:
-        """Begin to watch what these sources want, now and later."""
+        """Begin to watch the instances that these sources want, now and later."""
         self.fatal = asyncio.get_running_loop().create_future()
         for source in sources:
             self._sources.append(source)
@@ -134,7 +134,7 @@ class FleetWatch:
             self.fatal.set_result(error)
 
     async def close(self) -> None:
-        """Hear no more sources; stop watching and following."""
+        """Close the sources; stop watching and following."""
         for source in self._sources:
             await source.close()
         await self._tasks.close()
@@ -153,7 +153,7 @@ class FleetWatch:
         if there is None and address not in self._going:
             self._begin(wish)
         elif there is None:
-            return  # it begins once the one before is forgotten
+            return  # it begins once the old one is forgotten
         elif there.spec == wish.spec:
             self._stay(there)
         elif address not in self._leaving:
@@ -172,7 +172,7 @@ class FleetWatch:
         wish = self._roster.wish(address)
         if (
             wish is None or wish.spec != there.spec
-        ):  # who still wants it in another way gets it once this one is gone
+        ):  # a source that wants it in another way gets it once this one is gone
             log.info("%s %s is not wanted any more by %s", there.role, address, source)
             self._leave(there)
 
@@ -186,7 +186,7 @@ class FleetWatch:
         self._rounds.begin(instance, vital=wish.vital)
 
     def _stay(self, instance: Instance) -> None:
-        """It may be about to leave, and is wanted again."""
+        """An instance is wanted again, and may be about to leave: it stays."""
         if (leaving := self._leaving.pop(instance.address, None)) is not None:
             leaving.task.cancel()
             if not leaving.drained:
@@ -196,7 +196,8 @@ class FleetWatch:
     # -- what an operator says ----------------------------------------------------------------------------
 
     def drain(self, address: str, *, undo: bool = False) -> bool:
-        """Give an instance no new legs, or give it some again. Tells whether that is news.
+        """Give an instance no new legs, or (`undo`) give it some again. Returns whether that changes
+        anything.
 
         Raises NotFoundError, ConflictError.
         """
@@ -204,7 +205,7 @@ class FleetWatch:
         if undo and address in self._leaving:
             raise ConflictError(f"{address} is being removed; add it again once it is gone")
         if instance.draining is not undo:
-            if address in self._leaving:  # and stays so if it is wanted again meanwhile
+            if address in self._leaving:  # it stays drained if it is wanted again meanwhile
                 self._leaving[address] = self._leaving[address]._replace(drained=True)
             return False
         (instance.undrain if undo else instance.drain)()
@@ -212,7 +213,7 @@ class FleetWatch:
         return True
 
     async def remove(self, address: str, *, force: bool, by: str) -> None:
-        """Let an instance go, whoever wants it: no new legs, and what runs there ends first unless `force`.
+        """Remove an instance, whoever wants it: no new legs, and unless `force` its running legs end first.
 
         `by`: the source that speaks for operators. Raises NotFoundError.
         """
@@ -223,14 +224,14 @@ class FleetWatch:
             await asyncio.wait({self._going[address]})
         elif address not in self._leaving:
             self._leave(instance)
-            await asyncio.sleep(0)  # one that is idle is gone at once
+            await asyncio.sleep(0)  # an idle instance is gone after this turn of the loop
             if self._fleet.get(address) is instance:
                 log.info(
                     "%s %s takes no new legs and goes when those running have ended", instance.role, address
                 )
 
     async def first_check(self, address: str) -> None:
-        """Wait until an instance was checked once, or is gone."""
+        """Wait until an instance was checked once, or was removed."""
         await self._rounds.first_check(address)
 
     async def gone(self, address: str) -> None:
@@ -254,18 +255,18 @@ class FleetWatch:
             instance.drain()
 
     async def _go(self, instance: Instance) -> None:
-        # Neither claims nor holds tell anyone when they end, and this is rare.
+        # There is no signal when claims and holds end, and this is rare.
         while instance.running_legs() or self._fleet.holds[instance.address]:  # noqa: ASYNC110
             await asyncio.sleep(PROBE_FIRST_S / 5)
         if self._fleet.get(instance.address) is instance:
             self._take_out(instance)
 
     def _take_out(self, instance: Instance) -> None:
-        """Nothing is sent there any more; what was known of it is forgotten by a task."""
+        """Send nothing there any more, and have a task forget what is known of the instance."""
         address = instance.address
         instance.drain()
         self._fleet.remove(address)
-        self._tell(InstanceRemoved(address))  # from here on nothing is counted for it
+        self._tell(InstanceRemoved(address))  # no series counts anything for it from now on
         self._leaving.pop(address, None)
         self._going[address] = self._tasks.create(self._forget_all(instance), name=f"forget {address}")
 
@@ -282,7 +283,7 @@ class FleetWatch:
         self._sleepers.forget(address)
         log.info("%s %s was removed", instance.role, address)
         del self._going[address]
-        if (wish := self._roster.wish(address)) is not None:  # since it began to leave
+        if (wish := self._roster.wish(address)) is not None:  # it was wanted again after it began to leave
             self._begin(wish)
 
     def _went_down(self, instance: Instance) -> None:
@@ -291,7 +292,7 @@ class FleetWatch:
 
 
 class _Heard:
-    """Where one source says what it wants."""
+    """Takes what one source wants; implements `membership.base.Wants`."""
 
     def __init__(self, watch: FleetWatch, source: str) -> None:
         self._watch = watch

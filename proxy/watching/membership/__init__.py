@@ -1,3 +1,3 @@
-"""Who the instances are: what was configured, what an operator changed while kvproxy ran, and what else names
-some.
+"""Which instances there are: those of the configuration, those of operators, and those that other sources
+name.
 """

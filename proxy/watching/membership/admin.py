@@ -1,7 +1,7 @@
-"""What operators add, drain and remove over /instances/* is so at once, and after a restart.
+"""What operators add, drain and remove over /instances/* is in force at once, and after a restart.
 
-An operator waits for the answer, so this source alone asks an engine first: one that is not up, or serves
-another model, is no instance to add.
+An operator waits for the answer, so this source, as the only one, asks an engine first: if it is not up, or
+serves another model, it is not added.
 """
 
 import logging
@@ -20,24 +20,25 @@ from proxy.watching.ports import WatchClient
 log = logging.getLogger(__name__)
 
 ADD_TIMEOUT_S = 5.0
-"""Whoever adds an instance waits for its first answer; a busy one may take longer than a check."""
+"""Seconds that an engine may take for its first answer when it is added; a busy one may take longer than a
+check."""
 
 
 class Watch(Protocol):
-    """What operators may say to the watch beside what every source may."""
+    """What the operators' source may ask of the watch, beside what every source may."""
 
     def drain(self, address: str, *, undo: bool = False) -> bool:
-        """Give an instance no new legs, or some again; tells whether that is news. Raises NotFoundError,
-        ConflictError.
+        """Give an instance no new legs, or (`undo`) some again. Returns whether that changes anything. Raises
+        NotFoundError, ConflictError.
         """
         ...
 
     async def remove(self, address: str, *, force: bool, by: str) -> None:
-        """Let an instance go, whoever wants it. Raises NotFoundError."""
+        """Remove an instance, whoever wants it. Raises NotFoundError."""
         ...
 
     async def first_check(self, address: str) -> None:
-        """Wait until an instance was checked once, or is gone."""
+        """Wait until an instance was checked once, or was removed."""
         ...
 
     async def gone(self, address: str) -> None:
@@ -46,7 +47,7 @@ class Watch(Protocol):
 
 
 class AdminMembership:
-    """What operators say of the instances; implements MembershipSource."""
+    """The instances that operators add; implements MembershipSource."""
 
     name = "operators"
 
@@ -59,7 +60,9 @@ class AdminMembership:
         kept: Kept | None,
         clock: Callable[[], float],
     ) -> None:
-        """`kept`: what outlives the process of who was added, drained and removed; None: nothing does."""
+        """`kept`: stores for the next process which instances were added, drained and removed; None: nothing
+        is stored.
+        """
         self._model = config.model
         self._fleet = fleet
         self._watch = watch
@@ -68,7 +71,7 @@ class AdminMembership:
         self._checker = Checker(engines, clock, timeout_s=ADD_TIMEOUT_S)
         self._wants: Wants | None = None
         self._present = {spec.address: spec for spec in config.instances}
-        """What flags and operators say is there."""
+        """The instances that flags or operators name, by address."""
         self._adding: set[str] = set()
 
     def start(self, wants: Wants) -> None:
@@ -86,14 +89,14 @@ class AdminMembership:
             self._keep()
 
     async def close(self) -> None:
-        """Nothing goes on here."""
+        """There is nothing to close."""
 
     async def add(self, spec: InstanceSpec) -> Instance:
-        """Check and take in an instance. Raises ConflictError, or BadRequestError with the reason."""
+        """Check an instance and add it. Raises ConflictError, or BadRequestError with the reason."""
         there = ConflictError(f"{spec.address} is there already")
         if self._wants is None or self._fleet.get(spec.address) is not None:
             raise there
-        if spec.address in self._adding:  # maybe by the other scheme, and an address is spoken to in one way
+        if spec.address in self._adding:  # perhaps with another scheme; an address has one
             raise ConflictError(f"{spec.address} is being added")
         self._engines.reach(spec)
         self._adding.add(spec.address)
@@ -109,19 +112,21 @@ class AdminMembership:
         self._wants.want(spec)
         instance = self._fleet.get(spec.address)
         if instance is None or instance.spec != spec:
-            raise there  # another source was faster
+            raise there  # another source named it meanwhile
         self._present[spec.address] = spec
         self._keep()
         await self._watch.first_check(spec.address)
         return instance
 
     def drain(self, address: str, *, undo: bool = False) -> None:
-        """Give an instance no new legs, or give it some again. Raises NotFoundError, ConflictError."""
+        """Give an instance no new legs, or (`undo`) give it some again. Raises NotFoundError,
+        ConflictError.
+        """
         if self._watch.drain(address, undo=undo):
             self._keep()
 
     async def remove(self, address: str, *, force: bool) -> None:
-        """Let an instance go: no new legs, and what runs there ends first unless `force`. Raises
+        """Remove an instance: no new legs, and unless `force` its running legs end first. Raises
         NotFoundError.
         """
         if self._fleet.get(address) is None:
@@ -131,7 +136,7 @@ class AdminMembership:
         await self._watch.remove(address, force=force, by=self.name)
 
     async def written(self) -> None:
-        """Wait until the last change is on disk, if it is kept there. Raises nothing."""
+        """Wait until the last change is on disk, if changes are stored. Raises nothing."""
         if self._kept is not None:
             await self._kept.written()
 

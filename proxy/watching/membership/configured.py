@@ -1,5 +1,5 @@
-"""What the flags name is wanted from the beginning to the end; an engine of another model there ends kvproxy
-at once.
+"""The instances that flags name are wanted all the time; if one of them serves another model, kvproxy ends at
+once.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,14 +14,14 @@ class Configured:
     name = "the flags"
 
     def __init__(self, specs: Sequence[InstanceSpec], *, drained: Collection[str] = ()) -> None:
-        """`drained`: addresses of those that get no legs, as an operator said before a restart."""
+        """`drained`: addresses of instances that get no legs, as an operator said before a restart."""
         self._specs = specs
         self._drained = drained
 
     def start(self, wants: Wants) -> None:
-        """Want all of them."""
+        """Want all instances of the configuration."""
         for spec in self._specs:
             wants.want(spec, drained=spec.address in self._drained, vital=True)
 
     async def close(self) -> None:
-        """Nothing goes on here."""
+        """There is nothing to close."""

@@ -1,6 +1,4 @@
-"""What /instances/* changed is on disk before it is answered, and a disk that fails keeps nobody from
-changing it.
-"""
+"""A change over /instances/* is on disk before it is answered, and a disk that fails prevents no change."""
 
 import asyncio
 import logging
@@ -16,11 +14,11 @@ from proxy.watching.membership.members import NOTHING, MembersError, Present, Re
 log = logging.getLogger(__name__)
 
 WRITE_S = 5.0
-"""How long whoever changed something waits for the disk."""
+"""Seconds that a change waits for the disk."""
 
 
 class Kept:
-    """Reads who was there, once, and writes who is there, whenever that changes."""
+    """Reads which instances there were, once, and writes which there are, whenever that changes."""
 
     def __init__(
         self,
@@ -33,8 +31,8 @@ class Kept:
     ) -> None:
         """`flags`: the instances that the command line names. Reads the directory; raises nothing.
 
-        `why_not`: what is not allowed of an instance that no flag names. `write_s`: how long the disk is
-        waited for.
+        `why_not`: why an instance that no flag names is not allowed, None if it is. `write_s`: as the
+        constant of this name.
         """
         self._directory = directory
         self._model = model
@@ -65,11 +63,11 @@ class Kept:
         log.warning("what was kept of added and drained instances was set aside as %s: %s", aside, why)
 
     def changed(self, present: Iterable[Present]) -> None:
-        """These are there now, and are to be after a restart. Writing begins at once."""
+        """These instances are there now, and are to be there after a restart. Writing begins at once."""
         data = members.encode(members.differing(self._model, self._flags, present))
         try:
             self._writing = self._thread.submit(self._write, data)
-        except RuntimeError:  # kvproxy ends, and may have given the directory up
+        except RuntimeError:  # kvproxy ends, and may have released the directory
             log.warning("a change of the instances came too late to be kept")
 
     def _write(self, data: bytes) -> None:
@@ -89,9 +87,9 @@ class Kept:
             log.warning("the instances are not on disk yet: it does not answer")
 
     async def close(self, *, alone: bool) -> None:
-        """Take no more changes; those that were made are written first, if the disk answers.
+        """Accept no more changes; earlier ones are written first, if the disk answers.
 
-        `alone`: nothing else is written to the directory, so it is given up then.
+        `alone`: nothing else uses the directory, so it is released as well.
         """
         if alone:
             self._writing = self._thread.submit(self._directory.close)

@@ -1,7 +1,8 @@
-"""Who was added, drained or removed while kvproxy ran is so after a restart, unless a flag says otherwise.
+"""Instances that were added, drained or removed at run time are so after a restart, unless a flag says
+otherwise.
 
-Pure: what is written, what is read, and what becomes of it beside the flags. Only what differs from the flags
-is kept: an instance that a flag names stays one of the flags', and goes with its flag.
+Pure: what is written, what is read, and what follows from it together with the flags. Only differences from
+the flags are stored: an instance that a flag names belongs to the flag, and is gone when the flag is.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,11 +18,11 @@ FORMAT = "kvproxy instances 1"
 
 
 class MembersError(ValueError):
-    """What was read are no instances that this kvproxy wrote."""
+    """The bytes are no instances that this kvproxy wrote."""
 
 
 class Present(NamedTuple):
-    """An instance that is there now, or is to be there."""
+    """An instance that is there, or is to be there after a restart."""
 
     spec: InstanceSpec
     drained: bool
@@ -29,41 +30,41 @@ class Present(NamedTuple):
 
 class _Added(msgspec.Struct, frozen=True):
     instance: str
-    """As flags name it."""
+    """Written as a flag writes it."""
     type: Role
     drained: bool = False
 
 
 class Members(msgspec.Struct, frozen=True):
-    """How the instances differ from those that the flags name."""
+    """The differences of the instances from those that the flags name."""
 
     format: str
     model: str
     added: Sequence[_Added] = ()
     drained: Sequence[str] = ()
-    """Addresses of instances that flags name."""
+    """Addresses of instances that flags name and that get no legs."""
     removed: Sequence[str] = ()
-    """Likewise."""
+    """Addresses of instances that flags name and that are removed."""
 
 
 class Restored(NamedTuple):
-    """What becomes of what was kept."""
+    """What follows after a restart from what was stored."""
 
     added: Sequence[Present] = ()
     """Instances besides those that the flags name."""
     drained: frozenset[str] = frozenset()
-    """Addresses of those that the flags name and that get no legs."""
+    """Addresses of instances that flags name and that get no legs."""
     told: Sequence[str] = ()
-    """What is as it was, in words for the log."""
+    """What is as it was before the restart, in words for the log."""
     overruled: Sequence[str] = ()
-    """What is not, and why."""
+    """What is not as it was, and why, in words for the log."""
 
 
 NOTHING = Restored()
 
 
 def differing(model: str, flags: Sequence[InstanceSpec], present: Iterable[Present]) -> Members:
-    """What to keep of the instances that are there now."""
+    """What to store of the instances that are there now."""
     named = {spec.address: spec for spec in flags}
     there = {each.spec.address: each for each in present}
     return Members(
@@ -80,12 +81,12 @@ def differing(model: str, flags: Sequence[InstanceSpec], present: Iterable[Prese
 
 
 def encode(members: Members) -> bytes:
-    """For the file, and for people who look at it."""
+    """The content of the file, which people can read too."""
     return msgspec.json.format(msgspec.json.encode(members), indent=2) + b"\n"
 
 
 def decode(data: bytes, model: str) -> Members:
-    """What `encode` made of instances that serve `model`. Raises MembersError."""
+    """The members that `encode` wrote for instances that serve `model`. Raises MembersError."""
     try:
         members = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -113,7 +114,7 @@ def _spec(added: _Added) -> InstanceSpec:
 def beside(
     members: Members, flags: Sequence[InstanceSpec], why_not: Callable[[InstanceSpec], str | None]
 ) -> Restored:
-    """What becomes of what was kept beside the flags; `why_not` says what is not allowed of an instance."""
+    """What follows from `members` and the flags; `why_not`: why an instance is not allowed, None if it is."""
     named = {spec.address: spec for spec in flags}
     added: list[Present] = []
     drained = set(members.drained) & named.keys()

@@ -1,7 +1,6 @@
-"""A package that is installed beside kvproxy brings sources of instances; kvproxy itself is not changed for
-them.
+"""A package that is installed beside kvproxy can bring sources of instances, without a change of kvproxy.
 
-It names its `SourceSettings` in its metadata, in an entry point of the group `kvproxy.membership`:
+It names its `SourceSettings` in its metadata, as an entry point of the group `kvproxy.membership`:
 
     [options.entry_points]
     kvproxy.membership =
@@ -19,7 +18,7 @@ GROUP = "kvproxy.membership"
 
 
 def registered() -> Sequence[type[SourceSettings]]:
-    """The settings of the sources that installed packages bring, by their names. Raises ConfigError."""
+    """The settings of the sources that installed packages bring, by name. Raises ConfigError."""
     points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name)
     return [_loaded(point) for point in points]
 
@@ -28,7 +27,7 @@ def _loaded(point: importlib.metadata.EntryPoint) -> type[SourceSettings]:
     named = f"the source {point.name} ({point.value}) of an installed package"
     try:
         kind = point.load()
-    except Exception as error:  # a package of somebody else's may fail in any way
+    except Exception as error:  # somebody else's package may fail in any way
         raise ConfigError(f"{named} cannot be loaded: {type(error).__name__}: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, SourceSettings)):
         raise ConfigError(f"{named} is no SourceSettings")

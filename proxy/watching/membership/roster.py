@@ -1,6 +1,6 @@
 """An instance is wanted while a source wants it whose wish no operator has struck out since.
 
-Pure: what sources say comes in, and what is to be done about it goes out.
+Pure: wishes of sources come in, and what to do about them goes out.
 """
 
 from typing import NamedTuple
@@ -17,14 +17,14 @@ class Wish(NamedTuple):
 
 
 class Roster:
-    """Who wants which instances."""
+    """Which sources want which instances."""
 
     def __init__(self) -> None:
         self._wishes: dict[str, dict[str, Wish | None]] = {}
-        """By address and source; None for a wish that an operator has struck out."""
+        """The wishes by address and source; None for a wish that an operator has struck out."""
 
     def want(self, source: str, wish: Wish) -> bool:
-        """A source wants an instance. Tells whether that is news: repeating a wish is none, struck out or
+        """A source wants an instance. Returns whether that is new: to repeat a wish is not, struck out or
         not.
         """
         wishes = self._wishes.setdefault(wish.spec.address, {})
@@ -34,7 +34,7 @@ class Roster:
         return True
 
     def drop(self, source: str, address: str) -> bool:
-        """A source does not want it any more. Tells whether it did."""
+        """A source does not want an instance any more. Returns whether it did."""
         wishes = self._wishes.get(address, {})
         if source not in wishes:
             return False
@@ -44,13 +44,13 @@ class Roster:
         return True
 
     def strike(self, address: str, by: str) -> None:
-        """An operator removes it: the wish of the source `by`, which says so, is gone, and all others are
-        struck out.
+        """An operator removes an instance: the wish of the source `by`, through which that is said, is
+        dropped, and all others are struck out.
         """
         wishes = self._wishes.pop(address, {})
         if others := dict.fromkeys(source for source in wishes if source != by):
             self._wishes[address] = {**others}
 
     def wish(self, address: str) -> Wish | None:
-        """The oldest wish for an instance there that counts; None if nobody wants one."""
+        """The oldest wish for an address that is not struck out; None if there is none."""
         return next((wish for wish in self._wishes.get(address, {}).values() if wish is not None), None)
