@@ -1,4 +1,4 @@
-"""`kvproxy doctor`: a configuration in, a report on standard output, and its exit code."""
+"""`kvproxy doctor` takes a configuration, and has a report for standard output and an exit code."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from proxy.upstream.client import EngineClient
 
 
 async def examine(config: Config, limit_s: float, patience: Patience = PATIENCE) -> Report:
-    """Look at the configured instances. Raises ConfigError.
+    """Examine the configured instances. Raises ConfigError.
 
     `patience`: how long each answer is waited for.
     """
@@ -41,7 +41,7 @@ async def examine(config: Config, limit_s: float, patience: Patience = PATIENCE)
 
 
 def shown(report: Report, *, json_wanted: bool) -> str:
-    """The report for standard output: as wide and as colourful as that is."""
+    """The report for standard output, in its width, and in colours if it has any."""
     if json_wanted:
         return json.dumps(as_json(report), indent=2, ensure_ascii=False)
     terminal = sys.stdout.isatty()

@@ -28,17 +28,19 @@ from proxy.logs import log_loop_error
 log = logging.getLogger("kvproxy")
 
 INTERRUPTED = 130
-"""As shells have it: 128 and the number of SIGINT."""
+"""The exit code of shells for SIGINT: 128 and the number of the signal."""
 
 SWITCH_S = 0.001
-"""How long a thread that computes lets others wait. The event loop waits so long after each system call
-that let the GIL go; with Python's own 5 ms a turn of six of them beside a large body takes 30 ms."""
+"""Seconds that a computing thread keeps the GIL while others wait for it.
+
+The event loop waits that long after each system call that released the GIL; with Python's own 5 ms, a turn
+with six such calls beside a large body takes 30 ms."""
 
 
 async def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends at once the draining and what is still running.
+    """Serve until SIGTERM or SIGINT; a second one ends at once the draining and all that still runs.
 
-    Raises ConfigError or StartupError if there is no point in going on.
+    Raises ConfigError or StartupError if kvproxy cannot serve.
     """
     runner = create_runner(config)
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -56,9 +58,7 @@ async def serve(config: Config) -> None:
     await runner.setup()
     try:
         urls = await runner.listen()
-        count = len(
-            runner.app[SERVICE].fleet
-        )  # those of the flags, and those that were added before a restart
+        count = len(runner.app[SERVICE].fleet)  # the instances of flags, and those added before a restart
         engines = "1 engine" if count == 1 else f"{count} engines"
         log.info("listening on %s, waiting for %s", " and ".join(urls), engines)
         fatal = runner.app[SERVICE].watch.fatal
@@ -81,15 +81,15 @@ async def serve(config: Config) -> None:
 
 
 def _allow_many_sockets() -> None:
-    """Every client and every leg is a file descriptor; the usual soft limit of 1024 is no limit of ours."""
+    """Raise the soft limit of file descriptors, usually 1024: every client and every leg needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _leave_no_core() -> None:
-    """A core dump would hold prompts and keys. One that is piped to a program is for that program to
-    limit.
+    """Have no core dump written: it would hold prompts and keys. One that is piped to a program is that
+    program's to limit.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -109,13 +109,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         _leave_no_core()
         keep_tidy()
         sys.setswitchinterval(SWITCH_S)
-        gc.freeze()  # the objects of all modules: looking through them again stops everything for 20 ms
+        gc.freeze()  # the objects of all modules: to scan them again stops everything for 20 ms
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if command == "doctor":
                 report = runner.run(examine(config, arguments.limit_s))
                 print(shown(report, json_wanted=arguments.as_json))
                 sys.exit(report.exit_code)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop listens to it
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop handles it
             runner.run(serve(config))
     except ConfigError as error:
         fail(named(str(error)))

@@ -86,7 +86,7 @@ def table(settings: Iterable[Declared]) -> str:
 
 
 def line(declared: Declared) -> str:
-    """The line of one setting."""
+    """The line of one setting in its table."""
     setting = declared.setting
     flags = ", ".join(f"`{name}`" for name in (setting.short, setting.flag) if name)
     default = "" if declared.default is msgspec.NODEFAULT else declared.default_text()
@@ -98,7 +98,7 @@ def line(declared: Declared) -> str:
 
 
 def _value(declared: Declared) -> str:
-    """What follows the flag, and within which limits."""
+    """The kind of value after the flag, and its limits."""
     setting = declared.setting
     if declared.choices:
         return ", ".join(f"`{choice}`" for choice in declared.choices)
@@ -123,7 +123,7 @@ PAGES: Mapping[str, Callable[[], str]] = {"settings.md": _settings, "metrics.md"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the pages, or look whether they are as they would be written."""
+    """Write the pages, or (`--check`) compare them with what would be written."""
     parser = argparse.ArgumentParser(prog="python -m proxy.cli.reference", description="Make pages of docs/.")
     parser.add_argument("--check", action="store_true", help="exit with code 1 if a page is another")
     parser.add_argument("pages", type=pathlib.Path, nargs="+", metavar="page")

@@ -1,17 +1,17 @@
-"""What kvproxy can be told: plain values, checked once; each setting is described once, beside its field.
+"""The configuration: plain values, checked once; each setting is described once, beside its field.
 
     service    `Config`: its sections, and the settings that are in none: engines, routing, the service itself
     faults     deadlines, retries, checks of engines
     overload   limits, and how requests wait
     security   who may ask for what
     cors       browsers
-    state      what outlives the process
+    state      what is kept for the next process
     instances  one engine as it is named
     allowed    which instances may be added
     tiers      what reloading from slower tiers costs
     settings   what a declaration is, and what is made of it
     sources    flag, environment, file: which of them counts
-    rules      settings that are looked up each time they count
+    rules      settings that are looked up each time they are used
 
 A new setting is a field of a section; `python -m proxy.cli.reference docs/settings.md` writes its line there.
 """

@@ -1,6 +1,6 @@
 """Which engines may be added while kvproxy runs: an address is judged by its network, a name by its spelling.
 
-Names are never resolved here: what a name stands for can change between the check and the connection.
+Names are never resolved here: a name can mean another address by the time of the connection.
 """
 
 import fnmatch
@@ -17,14 +17,16 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAMES = re.compile(r"(?![0-9.]+$)[A-Za-z0-9._*?-]+")
-"""What is of digits and dots only is an address that was mistyped."""
+"""A text of digits and dots only is a mistyped address, no name."""
 
 
 class AllowedInstances:
     """The patterns of `--allow-instances`."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        """Raises ConfigError, naming the flag, for what is no network, address or host pattern."""
+        """Raises ConfigError, which names the flag, for a pattern that is no network, address or host
+        pattern.
+        """
         self._networks: list[_Network] = []
         self._globs: list[str] = []
         for pattern in patterns:
@@ -47,10 +49,10 @@ class AllowedInstances:
         return any(fnmatch.fnmatchcase(host.lower(), glob) for glob in self._globs)
 
     def why_not(self, spec: InstanceSpec) -> str | None:
-        """What of an instance is not allowed, in words; None if all of it is.
+        """Why an instance is not allowed, in words; None if it is.
 
-        Its event sources are connections too, so their hosts obey the same patterns; and nothing that was
-        sent here makes kvproxy bind a socket or open one of this machine's own.
+        Its event sources are connections too, so the same patterns hold for their hosts. An instance that is
+        added cannot make kvproxy bind a socket, nor open one of this machine's own.
         """
         if not self.allows(spec.host):
             return f"{spec.address} is not among --allow-instances"
@@ -64,7 +66,7 @@ class AllowedInstances:
 
 
 def _address(host: str) -> _Address | None:
-    """The address a host is, in any spelling that a resolver takes for one; None for a name."""
+    """A host as an address, in any spelling that a resolver takes for one; None for a name."""
     try:
         address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:

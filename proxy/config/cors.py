@@ -1,4 +1,4 @@
-"""Which pages of other origins a browser lets read kvproxy's answers."""
+"""Which pages of other origins may read kvproxy's answers in a browser."""
 
 import re
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ ANY = "*"
 
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#@,*\\A-Z]+")
 _OWN_PORT = re.compile(r"(?:http|ws)://.*:0*80|(?:https|wss)://.*:0*443|ftp://.*:0*21|.*:0*")
-"""Browsers leave out a scheme's own port."""
+"""Matches an origin that names its scheme's own port, which browsers leave out."""
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _decode_words = msgspec.json.Decoder(str | list[str]).decode
 
 
 def read_words(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """The words of a flag, each given plainly or in a JSON list, as vLLM takes them. Raises ConfigError."""
+    """The words of a flag, each given as it is or in a JSON list, as vLLM takes them. Raises ConfigError."""
     words: list[str] = []
     for text in texts:
         if not text.startswith(("[", '"')):
@@ -54,7 +54,7 @@ def _check_tokens(flag: str, words: Sequence[str]) -> None:
 
 
 class Cors(Section, frozen=True, kw_only=True):
-    """As vLLM's flags of the same names, with the same defaults; each list is words, or one JSON list."""
+    """The same flags as vLLM's, with the same defaults; each list is words, or one JSON list."""
 
     allowed_origins: Annotated[
         Sequence[str],
@@ -69,7 +69,7 @@ class Cors(Section, frozen=True, kw_only=True):
             by_default="none",
         ),
     ] = ()
-    """`scheme://host[:port]` each, `null`, or `*` for any; empty: nothing is said of origins at all."""
+    """Each is `scheme://host[:port]`, `null`, or `*` for any; empty: answers say nothing of origins."""
     allowed_methods: Annotated[
         Sequence[str],
         Setting("--allowed-methods", "METHOD", "methods they may use", read=read_words, check=_check_tokens),
@@ -88,7 +88,7 @@ class Cors(Section, frozen=True, kw_only=True):
     ] = False
 
     def __post_init__(self) -> None:
-        """Check what one setting alone cannot show. Raises ConfigError."""
+        """Check what depends on several settings. Raises ConfigError."""
         super().__post_init__()
         if self.allow_credentials and not self.allowed_origins:
             raise ConfigError("--allow-credentials needs --allowed-origins")

@@ -1,4 +1,6 @@
-"""What is done about engines that fail: how long kvproxy waits, tries again, and checks them."""
+"""What kvproxy does about engines that fail: how long it waits, when it tries again, and how it checks
+them.
+"""
 
 from typing import Annotated
 
@@ -35,7 +37,7 @@ class Deadlines(Section, frozen=True, kw_only=True):
             reloadable=True,
         ),
     ] = 600.0
-    """From sending a decode leg until a stream holds something generated, or to the whole of an unstreamed
+    """From sending a decode leg until its stream has something generated, or until the end of an unstreamed
     answer."""
     chunk_s: Annotated[
         float,
@@ -104,7 +106,7 @@ class Health(Section, frozen=True, kw_only=True):
         float,
         Setting("--health-interval", SECONDS, "how often each engine is checked", above=0, reloadable=True),
     ] = 2.0
-    """From the beginning of a check of an instance to that of the next, give or take a fifth."""
+    """Seconds between the beginnings of two checks of an instance, varied by a fifth either way."""
     timeout_s: Annotated[
         float, Setting("--health-timeout", SECONDS, "how long the answer to a check may take", above=0)
     ] = 2.4

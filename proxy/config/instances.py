@@ -1,4 +1,4 @@
-"""One engine as it is named: `HOST:PORT`, its role, and its event sources where they must be told."""
+"""One engine as it is named: `HOST:PORT`, its role, and its event sources if they are given."""
 
 import ipaddress
 import re
@@ -15,26 +15,28 @@ class EventSource(msgspec.Struct, frozen=True):
 
     rank: int
     endpoint: str
-    """Connected to; a wildcard such as `tcp://*:5557` is bound here, for an engine whose publisher
-    connects."""
+    """kvproxy connects to it; if it has a wildcard, such as `tcp://*:5557`, kvproxy binds it for an engine
+    whose publisher connects."""
     replay_endpoint: str | None = None
     topic: str = ""
 
 
 class InstanceSpec(msgspec.Struct, frozen=True):
-    """One engine as configured: where it listens, what it does, and its event sources if they are told."""
+    """One engine as it is configured: where it listens, what it does, and its event sources if they are
+    given.
+    """
 
     address: str
     """`host:port`, the instance's name everywhere."""
     role: Role
     event_sources: tuple[EventSource, ...] = ()
-    """Empty: the engine is asked (`GET /kv_event_sources`)."""
+    """If empty, the engine is asked (`GET /kv_event_sources`)."""
     scheme: str = "http"
-    """`http` or `https`; no part of the name."""
+    """`http` or `https`; not part of the name."""
 
     @property
     def host(self) -> str:
-        """The host alone, an IPv6 address in its brackets."""
+        """The host alone; an IPv6 address keeps its brackets."""
         return self.address.rpartition(":")[0]
 
 
@@ -61,7 +63,7 @@ def parse_instance(text: str, role: Role, *, origin: str = "") -> InstanceSpec:
 
 
 def as_text(spec: InstanceSpec) -> str:
-    """What `parse_instance` makes this instance of."""
+    """The text from which `parse_instance` makes this instance."""
     sources = spec.event_sources
     query = {"events": ",".join(source.endpoint for source in sources)} if sources else {}
     replays = [source.replay_endpoint for source in sources if source.replay_endpoint is not None]

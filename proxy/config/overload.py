@@ -1,4 +1,4 @@
-"""What is done with more requests than engines should get, and where no prefill instance is usable."""
+"""What becomes of requests when engines have too many, and when no prefill instance is usable."""
 
 import enum
 import re
@@ -8,16 +8,16 @@ from proxy.config.settings import COUNT, MIB, SECONDS, Section, Setting
 from proxy.errors import ConfigError
 
 PRIORITIES_BELOW = 1 << 63
-"""Engines read priorities as numbers of 64 bits."""
+"""The bound of a priority, either way: engines read it as a number of 64 bits."""
 
 
 class WhenNoPrefill(enum.StrEnum):
     """What becomes of a request when no prefill instance is usable."""
 
     WAIT = "wait"
-    """It waits in the queue, until the queue's deadline."""
+    """The request waits in the queue, until the queue's deadline."""
     DECODE = "decode"
-    """A decode instance serves all of it."""
+    """A decode instance serves the whole request."""
     FAIL = "fail"
     """The request is refused at once."""
 
@@ -33,7 +33,7 @@ def _check_header(flag: str, name: str) -> None:
 
 
 class Admission(Section, frozen=True, kw_only=True):
-    """How much an instance gets at once, and how the rest waits."""
+    """How much an instance gets at once, and how other requests wait."""
 
     max_prefill_tokens: Annotated[
         int,
@@ -50,7 +50,7 @@ class Admission(Section, frozen=True, kw_only=True):
         int,
         Setting("--max-decode-tokens", COUNT, "the same of its decode legs, answers included", least=0),
     ] = 0
-    """With the tokens that the legs are expected to generate."""
+    """Includes the tokens that the legs are expected to generate."""
     expected_answer_tokens: Annotated[
         int,
         Setting(
@@ -63,8 +63,8 @@ class Admission(Section, frozen=True, kw_only=True):
             reloadable=True,
         ),
     ] = 512
-    """How long an answer is expected to become that may be longer: most chats' answers end before, those
-    that reason first need some thousand."""
+    """The tokens that an answer without a close limit is expected to have: most answers of chats are shorter,
+    those with reasoning have some thousand."""
     max_client_requests: Annotated[
         int,
         Setting(

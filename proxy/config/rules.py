@@ -1,9 +1,8 @@
-"""Settings that may change while kvproxy runs are read through one reference, each time they count.
+"""Settings that may change while kvproxy runs are read through one reference, each time they are used.
 
-Whoever heeds a warm setting (`reloadable` in its declaration) holds the `Rules` and keeps nothing of what
-they say: to exchange the configuration is one assignment, and nobody sees half of it. Cold settings are read
-from the `Config` that kvproxy started with, so a configuration that takes its place must have them as they
-were.
+Whatever uses a warm setting (`reloadable` in its declaration) keeps the `Rules`, and no value read from them.
+So the configuration is exchanged by one assignment, and no reader sees a mixture. Cold settings are read from
+the `Config` that kvproxy started with; a configuration that replaces it must have the same cold settings.
 """
 
 from proxy.config.faults import Deadlines, Health, Retries
@@ -36,5 +35,5 @@ class Rules:
 
     @property
     def admission(self) -> Admission:
-        """How requests wait."""
+        """How many requests run, and how others wait."""
         return self.now.admission

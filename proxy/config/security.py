@@ -88,7 +88,7 @@ class Security(Section, frozen=True, kw_only=True):
             doctor=True,
         ),
     ] = None
-    """Where the engines' key was read from."""
+    """The file from which the engines' key was read."""
     engine_ca: Annotated[
         pathlib.Path | None,
         Setting(
@@ -123,7 +123,7 @@ class Security(Section, frozen=True, kw_only=True):
     ] = None
 
     def __post_init__(self) -> None:
-        """Check what one setting alone cannot show. Raises ConfigError."""
+        """Check what depends on several settings. Raises ConfigError."""
         super().__post_init__()
         if (self.tls_cert is None) is not (self.tls_key is None):
             raise ConfigError("--tls-cert and --tls-key are given together or not at all")

@@ -15,8 +15,10 @@ from proxy.errors import ConfigError
 from proxy.phases import Role
 
 LEASE_MARGIN_S = 10.0
-"""How much of a lease must be left when a decode leg is sent: the decode engine's first heartbeat comes only
-once it has the request, at its next sixth of the lease, and may have to wait for its scheduler."""
+"""Seconds of a lease that must be left when a decode leg is sent.
+
+The decode engine's first heartbeat comes once it has the request, at its next sixth of the lease, and may
+have to wait for its scheduler."""
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -40,7 +42,7 @@ def _check_tokenizer(flag: str, tokenizer: str) -> None:
 
 
 class Config(Section, frozen=True, kw_only=True):
-    """Everything `kvproxy serve` can be told. Times are seconds, sizes MiB where the name says so."""
+    """All settings of `kvproxy serve`. Times are seconds, sizes MiB where the name says so."""
 
     model: Annotated[
         str,
@@ -242,9 +244,9 @@ class Config(Section, frozen=True, kw_only=True):
     security: Annotated[Security, Under("security")] = Security()
     cors: Annotated[Cors, Under("browsers")] = Cors()
     membership: Sequence[Section] = ()
-    """What the membership sources of other packages are told: their flags are their own."""
+    """The settings of the membership sources of other packages, which have flags of their own."""
     engine_api_key: str | None = None
-    """What the file of `--engine-api-key-file` holds."""
+    """The content of the file of `--engine-api-key-file`."""
     admin_api_key: Annotated[
         str | None,
         Setting(
@@ -258,7 +260,7 @@ class Config(Section, frozen=True, kw_only=True):
     ] = None
 
     def __post_init__(self) -> None:
-        """Check what one setting alone cannot show. Raises ConfigError."""
+        """Check what depends on several settings. Raises ConfigError."""
         super().__post_init__()
         if self.kv_lease_s <= LEASE_MARGIN_S:
             raise ConfigError(

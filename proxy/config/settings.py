@@ -32,8 +32,7 @@ FILE = "FILE"
 ENVIRONMENT_PREFIX = "KVPROXY_"
 
 MAX_INTEGER = 2**63 - 1
-"""As large as a whole number may be, in TOML too; some larger ones are none that Python can compare with
-limits."""
+"""The largest whole number of a setting, as in TOML; Python cannot compare some larger ones with limits."""
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -44,39 +43,39 @@ class Setting:
     """What a setting is called, what it means, and which values it may have."""
 
     flag: str
-    """With its dashes; empty for a secret that only the environment tells, since others can read command
-    lines."""
+    """The flag with its dashes; empty for a secret that only the environment has, since other users can read
+    command lines."""
     unit: str
-    """The word for its value in `--help`."""
+    """The word for a value in `--help`."""
     help: str
-    """For `--help` and the reference; `{policies}` and the like are replaced by the names that rooms above
-    know."""
+    """For `--help` and the reference; `{policies}` and the like are replaced by names that `proxy.config`
+    does not know."""
     _: dataclasses.KW_ONLY
     short: str = ""
-    """Another flag, of one dash."""
+    """A short flag, with one dash."""
     more: str = ""
-    """What only the reference says, in Markdown; links are relative to docs/."""
+    """Sentences for the reference alone, in Markdown; links are relative to docs/."""
     by_default: str = ""
-    """What the default means, where the value alone does not say it."""
+    """The meaning of the default, where the value alone does not say it."""
     above: float | None = None
     least: float | None = None
     most: float | None = None
     check: Callable[[str, Any], None] | None = None
-    """Gets the flag and a value that is not None. Raises ConfigError, naming the flag."""
+    """Called with the flag and a value that is not None. Raises ConfigError, which names the flag."""
     choices: Mapping[str, Any] | None = None
-    """The words it may be, with what each stands for; those of an enum are known without."""
+    """The words that a value may be, with what each stands for; those of an enum need no mention."""
     names: str = ""
-    """Its words are the names of that kind which a room above knows: `connectors`."""
+    """Values are names of this kind, which rooms above know: `connectors`, for example."""
     read: Callable[[str, Sequence[str]], Any] | None = None
-    """Makes the value of a list of words; gets the flag first. Raises ConfigError."""
+    """Makes the value from the flag and a list of words. Raises ConfigError."""
     environment: str = ""
-    """Its environment name, where that is not `KVPROXY_` and the flag."""
+    """The environment name, where it is not made of `KVPROXY_` and the flag."""
     group: str = ""
-    """The heading it stands under, where its section does not say that."""
+    """The heading that it stands under, where its section has none."""
     doctor: bool = False
     """Whether `kvproxy doctor` has the flag too."""
     reloadable: bool = False
-    """Whether it is read through `Rules` each time it is used. All others are cold: they are read when
+    """Whether the setting is warm: read through `Rules` each time it is used. Others are cold: read when
     kvproxy starts."""
 
 
@@ -89,15 +88,15 @@ class Under:
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """A setting where it was declared: with its field, its type and its default."""
+    """A setting with its field, its type and its default."""
 
     setting: Setting
     path: tuple[str, ...]
     """The names of the fields that lead to it, from the configuration on."""
     kind: type[Any]
-    """Of one value: bool, int, float, str or pathlib.Path."""
+    """The type of one value: bool, int, float, str or pathlib.Path."""
     many: bool
-    """Whether it takes several words."""
+    """Whether the setting takes several words."""
     default: Any
     """`msgspec.NODEFAULT` if it must be given."""
     group: str
@@ -105,21 +104,21 @@ class Declared:
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """The name of the setting in errors."""
         return self.setting.flag or self.setting.environment
 
     @property
     def key(self) -> str:
-        """Its key in a configuration file; empty if it has none."""
+        """The key in a configuration file; empty if there is none."""
         return self.setting.flag.removeprefix("--")
 
     @property
     def environment(self) -> str:
-        """Its environment name."""
+        """The environment name."""
         return self.setting.environment or ENVIRONMENT_PREFIX + self.key.replace("-", "_").upper()
 
     def read_word(self, text: str) -> Any:
-        """The value that one word stands for. Raises ValueError, in words for whoever wrote it."""
+        """The value that one word stands for. Raises ValueError, in words for the user."""
         if self.choices:
             if text not in self.choices:
                 raise ValueError(f"{text!r} is none of {', '.join(self.choices)}")
@@ -142,13 +141,13 @@ class Declared:
 
     @property
     def what(self) -> str:
-        """What a value is, in words."""
+        """What kind of value it takes, in words."""
         if self.kind is float:
             return "a number of seconds" if self.setting.unit == SECONDS else "a number"
         return {bool: "true or false", int: "a whole number"}.get(self.kind, "text")
 
     def default_text(self) -> str:
-        """The default as a user would write it, and what it means; empty if there is none to tell."""
+        """The default as a user would write it, and its meaning; empty if there is none to show."""
         value, text = self.default, ""
         for word, meant in self.choices.items():
             if meant == value:
@@ -166,7 +165,7 @@ class Declared:
         return ", ".join(filter(None, (text, self.setting.by_default)))
 
     def told(self, names: Mapping[str, Sequence[str]]) -> "Declared":
-        """The same, with the names that rooms above know."""
+        """The setting with the names that rooms above know put into its help."""
         setting, choices = self.setting, self.choices
         if setting.names:
             choices = {name: name for name in names.get(setting.names, ())}
@@ -177,17 +176,17 @@ class Declared:
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """A struct whose fields may be settings. One that exists is valid."""
+    """A struct whose fields may be settings. If one exists, its values are valid."""
 
     def __post_init__(self) -> None:
-        """Check each setting by itself; a section that checks more calls this first. Raises ConfigError."""
+        """Check each setting by itself; a section with more checks calls this first. Raises ConfigError."""
         for declared in settings_of(type(self)):
             if len(declared.path) == 1 and (value := getattr(self, declared.path[0])) is not None:
                 check(declared.setting, value, name=declared.name)
 
 
 def check(setting: Setting, value: Any, *, name: str = "") -> None:
-    """Raises ConfigError, naming the flag, unless `value` is one that `setting` may have."""
+    """Raises ConfigError, which names the flag, unless `value` is allowed for `setting`."""
     name = name or setting.flag
     bounded = any(limit is not None for limit in (setting.above, setting.least, setting.most))
     if bounded and (wrong := _wrong(setting, value)):
@@ -218,7 +217,7 @@ def _wrong(setting: Setting, value: float) -> str:
 
 
 def limits_text(setting: Setting) -> str:
-    """Between which limits a value lies, in words; empty for any."""
+    """The limits of a value, in words; empty if there are none."""
     above, least, most = setting.above, setting.least, setting.most
     unit = " seconds" if setting.unit == SECONDS else ""
     if least is not None and most is not None:

@@ -1,8 +1,9 @@
-"""Who says what a setting is: a flag, else the environment, else the configuration file, else its default.
+"""The value of a setting comes from its flag, else the environment, else the configuration file, else its
+default.
 
-The sources are not mixed within a setting: `--prefill` replaces all that a file says of prefill engines, and
-nothing of what it says of decode engines. An error about a value that is not from the command line says where
-it is from. An environment name that is nearly a setting's is not looked at, and told of.
+The sources are not mixed within a setting: `--prefill` replaces all prefill engines of a file, and none of
+its decode engines. An error about a value that is not from the command line says where it is from. An
+environment name that is close to a setting's has no effect, and is logged.
 """
 
 import difflib
@@ -20,19 +21,19 @@ from proxy.errors import ConfigError
 _S = TypeVar("_S", bound=Section)
 
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
-"""Kubernetes tells each pod of the services beside it: one called kvproxy is
-KVPROXY_PORT=tcp://10.0.0.1:8000."""
+"""The value of the variable that Kubernetes sets in each pod for a service beside it: for one called kvproxy
+it sets KVPROXY_PORT=tcp://10.0.0.1:8000."""
 
 _SERVICE_NAME = re.compile(
     r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-"""What Kubernetes sets beside that, after the prefix: KVPROXY_SERVICE_HOST, KVPROXY_PORT_8000_TCP_ADDR. A
-service may be called kvproxy-admin, too."""
+"""The names of other variables that Kubernetes sets for a service, after the prefix: KVPROXY_SERVICE_HOST,
+KVPROXY_PORT_8000_TCP_ADDR. A service may also be called kvproxy-admin."""
 
 _OF_SCRIPTS = frozenset(
     f"{ENVIRONMENT_PREFIX}{name}" for name in ("PIP_ARGS", "PYTHON", "VLLM_ENV", "VLLM_PYTHON")
 )
-"""What the scripts of a checkout are told by."""
+"""The variables that the scripts of a checkout read."""
 
 _decode_list = msgspec.json.Decoder(list[str]).decode
 
@@ -42,7 +43,7 @@ class MissingError(ConfigError):
 
 
 class Sources:
-    """What was said of settings, and where."""
+    """The values that were given for settings, and where."""
 
     def __init__(
         self,
@@ -51,10 +52,10 @@ class Sources:
         file: Mapping[str, Any] | None = None,
         file_name: str = "",
     ) -> None:
-        """`flags`: by key, what follows each flag of the command line: a word, a list of words, or whether it
+        """`flags`: by key, the word or list of words after each flag of the command line, or whether the flag
         is on.
 
-        `file`: what `read_file` made of the file called `file_name`.
+        `file`: what `read_file` returned for the file called `file_name`.
         """
         self._flags = flags
         self._environment = environment
@@ -63,7 +64,7 @@ class Sources:
         self._origins: dict[str, str] = {}
 
     def build(self, section: type[_S], settings: Sequence[Declared]) -> _S:
-        """A `section` in which each of `settings` is what its highest source says. Raises ConfigError."""
+        """A `section` in which each of `settings` has the value of its highest source. Raises ConfigError."""
         values: dict[tuple[str, ...], Any] = {}
         try:
             for declared in settings:
@@ -73,14 +74,15 @@ class Sources:
                     raise MissingError(
                         f"the following arguments are required: {flags}"
                     )  # as argparse says it
-                # What several settings of one field give, as --prefill and --decode do, it has together.
+                # Several settings may give values of one field, as --prefill and --decode do: it has them
+                # together.
                 values[declared.path] = values[declared.path] + value if declared.path in values else value
             return _make(section, values)
         except ConfigError as error:
             raise type(error)(self.named(str(error))) from error
 
     def named(self, message: str) -> str:
-        """An error's message with the place where each setting that it names was given, but for flags."""
+        """An error's message, with the place where each setting that it names was given; flags have none."""
         flags = dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", message))
         places = [self._origins[flag] for flag in flags if flag in self._origins]
         return f"{message} (set by {' and '.join(places)})" if places else message
@@ -102,9 +104,10 @@ class Sources:
 
 
 def unknown_names(environment: Mapping[str, str], known: Sequence[Declared]) -> list[str]:
-    """A line on each environment name that begins as settings do and is none of `known`, nor Kubernetes'.
+    """A line for each environment name that begins as settings do and is neither one of `known` nor set by
+    Kubernetes.
 
-    It names the closest setting if one is close, and no value: that may be a secret.
+    It names the closest setting if one is close, and no value, which may be a secret.
     """
     names = {
         declared.environment.removeprefix(ENVIRONMENT_PREFIX): declared.environment for declared in known
@@ -126,20 +129,20 @@ def unknown_names(environment: Mapping[str, str], known: Sequence[Declared]) -> 
 
 
 def _is_service(bare: str, value: str) -> bool:
-    """Whether Kubernetes has told so of a service; `bare`: the name after the prefix."""
+    """Whether Kubernetes sets the variable for a service; `bare`: its name after the prefix."""
     if _SERVICE_NAME.fullmatch(bare) is not None:
         return True
     return f"_{bare}".endswith("_PORT") and _SERVICE_LINK.match(value.strip()) is not None
 
 
 def read_file(path: pathlib.Path, settings: Sequence[Declared]) -> dict[str, Any]:
-    """What a configuration file says. Raises ConfigError, also for a key that is none of `settings`."""
+    """The values in a configuration file. Raises ConfigError, also for a key that is none of `settings`."""
     try:
         with path.open("rb") as file:
             said = tomllib.load(file)
     except UnicodeDecodeError:
         raise ConfigError(f"--config {path}: it is not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:  # some numbers are too long for Python, and lists too deep
+    except (ValueError, RecursionError) as error:  # a number may be too long for Python, or a list too deep
         raise ConfigError(f"--config {path} is not TOML: {error}") from None
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
@@ -158,7 +161,7 @@ def read_file(path: pathlib.Path, settings: Sequence[Declared]) -> dict[str, Any
 
 
 def _words(text: str) -> list[str]:
-    """Several words in one text: between spaces, or as a JSON list."""
+    """The words in one text, separated by spaces or written as a JSON list."""
     try:
         return _decode_list(text)
     except (msgspec.DecodeError, UnicodeEncodeError):
@@ -177,7 +180,7 @@ def _of_words(declared: Declared, said: Any) -> Any:
 
 
 def _of_file(declared: Declared, said: Any) -> Any:
-    """A value from a value of TOML. Raises ConfigError."""
+    """The value of a setting from a TOML value. Raises ConfigError."""
     if declared.many:
         if isinstance(said, dict):  # tier-cost = {CPU = 0.2} is ["CPU=0.2"]
             said = [f"{name}={value}" for name, value in said.items()]

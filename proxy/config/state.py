@@ -1,4 +1,4 @@
-"""What outlives the process, and where."""
+"""What is kept on disk for the next process, and where."""
 
 import pathlib
 from typing import Annotated
@@ -25,5 +25,6 @@ class State(Section, frozen=True, kw_only=True):
         float,
         Setting("--state-interval", SECONDS, "how often what changed is written there", above=0),
     ] = 30.0
-    """How old a snapshot may be. The engine's replay buffer must reach back to it: vLLM's 10 000 batches
-    are 100 s of an engine that makes 100 steps a second, and being down takes a part of that."""
+    """Seconds between two snapshots. The engine's replay buffer must reach back to the last one: vLLM's 10
+    000 batches are 100 s of an engine that makes 100 steps a second, and the time without a kvproxy is a part
+    of that."""

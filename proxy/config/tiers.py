@@ -1,4 +1,6 @@
-"""What lies in a slower tier is reloaded before an engine uses it, for a share of what computing it costs."""
+"""Blocks in a slower tier are reloaded before an engine uses them, at a share of the cost of computing
+them.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,12 +9,13 @@ from types import MappingProxyType
 from proxy.errors import ConfigError
 
 MAIN_TIER = "GPU"
-"""The tier an engine computes from; vLLM calls it so on every platform."""
+"""The tier from which an engine computes; vLLM calls it so on every platform."""
 
 TIER_COSTS: Mapping[str, float] = MappingProxyType({"CPU": 0.2, "STORAGE": 0.5})
-"""Names as vLLM writes them (`MEDIUM_CPU`, `MEDIUM_STORAGE`). The shares are an estimate for an 8B model
-with 128 KiB of KV a token: 20 GB/s over PCIe 4 reload 150 000 tokens/s and 5 GB/s from NVMe 38 000, where
-20 000 to 30 000 are computed."""
+"""The shares by tier, with names as vLLM writes them (`MEDIUM_CPU`, `MEDIUM_STORAGE`).
+
+They are an estimate for an 8B model with 128 KiB of KV a token: 20 GB/s over PCIe 4 reload 150 000 tokens/s
+and 5 GB/s from NVMe 38 000, where 20 000 to 30 000 are computed."""
 
 
 def read_tier_costs(texts: Sequence[str]) -> dict[str, float]:

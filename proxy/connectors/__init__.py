@@ -1,15 +1,15 @@
-"""How KV gets from a prefill to a decode engine: one file a connector.
+"""How KV gets from a prefill to a decode engine: one file for each connector.
 
     base        the contract: a plan for each request, and what the doctor finds
     plans       in which order legs go, and the bodies that each order needs
     handoff     what a prefill engine answers that a decode leg needs
-    reports     a prefill leg that also has its engine tell of its cache
+    reports     a prefill leg that also has its engine report its cache
     seen        what the doctor saw of a pair, and of a fleet, as values
     hand_over   whether KV went over, as any connector judges it
     nixl        with its releases (`nixl_versions`), and what the doctor finds (`nixl_findings`)
     shared      engines with a store of their own
 
-`CONNECTORS` is all that settings need to know of them. Plans are carried out in `serving.handover`.
+`CONNECTORS` is all that settings need of them. Plans are carried out in `serving.handover`.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ CONNECTORS: Mapping[str, type[Connector]] = {
     NixlConnector.name: NixlConnector,
     SharedConnector.name: SharedConnector,
 }
-"""By the names that `--connector` takes."""
+"""The connectors by the names that `--connector` takes."""
 
 __all__ = [
     "CONNECTORS",

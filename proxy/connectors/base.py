@@ -1,6 +1,6 @@
-"""What a connector is: the plan of a request, with the bodies of its legs, and what the doctor finds of it.
+"""A connector makes the plan of a request, with the bodies of its legs, and the doctor's findings about it.
 
-It sends nothing. It adds what engines tell each other, and knows no other member of any route.
+It sends nothing. It adds to bodies what engines say to each other, and knows no other member of any route.
 """
 
 from collections.abc import Sequence
@@ -16,25 +16,23 @@ class Connector(Protocol):
     """Pure: requests and bodies in, plans and bodies out."""
 
     name: str
-    """As settings have it."""
+    """The name in settings."""
     how: str
     """How KV moves, in words that follow the name in `--help`."""
 
     def plan(self, request: GenerationRequest) -> Plan:
-        """In which order the legs of a request go. Asked before its instances are chosen: whether it is split
-        decides which they may be.
+        """The order in which the legs of a request go. It is called before instances are chosen, because
+        whether a request is split decides which instances may serve it.
 
-        One instance serves it all the same where it does both, and each prompt of a list is planned by itself
-        where a leg may hold one only.
+        An instance that does both serves a request alone, whatever the plan. Where a leg may hold one prompt
+        only, each prompt of a list is planned by itself.
         """
         ...
 
     def judge_pair(self, tried: TriedPair) -> list[Finding]:
-        """What the doctor finds of a pair that a prompt was sent over; `hand_over.judged` judges the most of
-        it.
-        """
+        """The findings about a pair that a prompt was sent over; `hand_over.judged` makes most of them."""
         ...
 
     def judge_fleet(self, engines: Sequence[SeenEngine]) -> list[Finding]:
-        """What the doctor finds of all engines together; nothing where all is well."""
+        """The findings about all engines together; none if all is well."""
         ...

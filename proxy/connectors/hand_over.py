@@ -1,4 +1,6 @@
-"""Pure: whether KV went over a tried pair, as any connector judges it; each adds words and remedies."""
+"""Whether KV went over a pair that was tried, as any connector judges it; each adds words and remedies.
+Pure.
+"""
 
 from proxy.connectors.seen import LegEnd, TriedPair
 from proxy.findings import Finding, failed, passed, warned
@@ -9,11 +11,11 @@ STEP = "hand_over"
 def judged(
     tried: TriedPair, *, unreachable: str, itself: tuple[str, str], partial_block_too: bool = False
 ) -> Finding:
-    """The finding of a pair whose legs were sent.
+    """The finding about a pair whose legs were sent.
 
-    `unreachable`: the remedy if the decode leg fails. `itself`: why the decode engine computes the prompt
-    itself, in words that follow on, and the remedy. `partial_block_too`: KV of the prompt's last, partial
-    block moves as well, so the decode engine has less than a block to compute.
+    `unreachable`: the remedy if the decode leg fails. `itself`: the reason why the decode engine computes the
+    prompt itself, as the end of a sentence, and the remedy. `partial_block_too`: whether KV of the prompt's
+    last, partial block moves as well, so that the decode engine has less than a block to compute.
     """
     legs = (("prefill", tried.prefill_leg), ("decode", tried.decode_leg))
     for which, leg in legs:

@@ -1,38 +1,38 @@
-"""What a prefill engine answers that others need: read once, and handed on word for word."""
+"""What a prefill engine answers for others is read once, and handed on word for word."""
 
 import msgspec
 
 from proxy.request.dialects import Usage
 
 MAX_PARAMS_BYTES = 4 << 20
-"""Of one prefill answer's `kv_transfer_params`: a million tokens in blocks of 16 take half a MB for each
-cache group. Reading more would hold up the event loop for more than 50 ms."""
+"""The largest `kv_transfer_params` of a prefill answer: those of a million tokens in blocks of 16 have half a
+MB for each cache group. To read more would hold up the event loop for more than 50 ms."""
 
 
 _PARAMS_BYTES = 1 << 20
-_PARAMS_PER_BYTE = 8  # of a request, whose tokens take four bytes or more: 32 for each
+_PARAMS_PER_BYTE = 8  # for each byte of a request; a token takes four bytes or more, so it has 32
 
 
 def max_answer_bytes(asked_bytes: int) -> int:
-    """How long the answer of a prefill leg may be: one token, and the params for a prompt in so many bytes.
+    """The largest answer of a prefill leg: one token, and the params for a prompt in `asked_bytes` bytes.
 
-    They are held until the blocks are fetched, so a short prompt cannot have long ones.
+    Params are kept until the blocks are fetched, so a short prompt cannot have long ones.
     """
     return min(_PARAMS_BYTES + _PARAMS_PER_BYTE * asked_bytes, MAX_PARAMS_BYTES) + (64 << 10)
 
 
 class Handoff(msgspec.Struct, frozen=True):
-    """What a prefill engine answered that the decode leg and the accounts need."""
+    """What a prefill engine answered for the decode leg, and for metrics."""
 
     params: msgspec.Raw | None
-    """The answer's `kv_transfer_params`, word for word, members that kvproxy does not know included: what
-    newer engines tell each other. None where the connector moves KV without them."""
+    """The answer's `kv_transfer_params`, word for word, with members that kvproxy does not know: newer
+    engines may need them. None where the connector moves KV without them."""
     prompt_tokens: int | None
     """The prompt's length as the engine counted it."""
     cached_tokens: int | None
-    """How much of it the prefill engine had cached; None if it does not report."""
+    """The tokens of the prompt that the prefill engine had cached; None if it does not report."""
     engine_id: str | None
-    """The engine process's own identity; another one means another process."""
+    """The identity of the engine process; another identity means another process."""
 
 
 class _Params(msgspec.Struct):
@@ -50,9 +50,7 @@ _decode_params = msgspec.json.Decoder(_Params).decode
 
 
 def read_params(answer: bytes, usage: Usage) -> Handoff:
-    """What the params of a prefill answer tell beside its usage. Raises ValueError if it is not such an
-    answer.
-    """
+    """The params of a prefill answer, with its usage. Raises ValueError if it is no such answer."""
     try:
         raw = _decode_answer(answer).kv_transfer_params
         params = raw if raw != _NULL else None

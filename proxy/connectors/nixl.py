@@ -1,5 +1,5 @@
-"""NIXL, pull mode: the prefill engine holds the blocks, its answer says where, the decode engine fetches them
-once.
+"""NIXL in pull mode: the prefill engine holds the blocks, its answer says where, and the decode engine
+fetches them once.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,10 @@ from proxy.request.generation import GenerationRequest
 _ASK = {"kv_transfer_params": msgspec.Raw(b'{"do_remote_decode":true,"do_remote_prefill":false}')}
 
 REFUSED_MODEL = "kvproxy-release-of-prefilled-blocks"
-"""A model no engine serves. A request for it is refused before anything is computed or fetched, and refusing
-a request that carries transfer params is what makes a vLLM decode engine tell the prefill engine to free
-them."""
+"""A model that no engine serves.
+
+A request for it is refused before anything is computed or fetched; and when a vLLM decode engine refuses a
+request with transfer params, it makes the prefill engine free the blocks."""
 
 
 class NixlConnector:
@@ -56,7 +57,9 @@ class NixlConnector:
         return first.changed({"kv_transfer_params": handoff.params}).to_send()
 
     def release_body(self, least: Body, handoff: Handoff) -> bytes | None:
-        """As `LegsInTurn`: a request bound to be refused, whatever the client's own request looks like."""
+        """As `LegsInTurn`: a request that every engine refuses, whatever the client's own request looks
+        like.
+        """
         if handoff.params is None:
             return None
         return least.changed({"model": REFUSED_MODEL, "kv_transfer_params": handoff.params}).encoded()

@@ -1,4 +1,4 @@
-"""Pure: what the doctor finds where KV moves over NIXL: of a pair, and of the releases of a fleet."""
+"""The doctor's findings where KV moves over NIXL: about a pair, and about the releases of a fleet. Pure."""
 
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -9,7 +9,7 @@ from proxy.connectors.seen import SeenEngine, TriedPair
 from proxy.findings import Finding, failed, passed, skipped, warned
 from proxy.phases import Role
 
-_NAMED = 8  # engines named of one release
+_NAMED = 8  # engines of one release that a finding names
 
 _NIXL = '--kv-transfer-config \'{"kv_connector": "NixlConnector", "kv_role": "%s"}\''
 
@@ -21,7 +21,7 @@ _REACH = (
 
 
 def of_pair(tried: TriedPair) -> list[Finding]:
-    """Whether both have the connector, as far as that can be seen, and whether KV went over."""
+    """Whether both engines have the connector, as far as that can be seen, and whether KV went over."""
     return [*_agreement(tried), _hand_over(tried)]
 
 
@@ -62,9 +62,7 @@ def _hand_over(tried: TriedPair) -> Finding:
 
 
 def of_releases(engines: Sequence[SeenEngine]) -> list[Finding]:
-    """Whether every prefill engine can shake hands with every decode engine; nothing to say where that is
-    so.
-    """
+    """Whether every prefill engine can shake hands with every decode engine; no finding if so."""
     telling = [engine for engine in engines if engine.version is not None]
     prefill = [engine for engine in telling if engine.role is Role.PREFILL]
     decode = [engine for engine in telling if engine.role is not Role.PREFILL]

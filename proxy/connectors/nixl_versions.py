@@ -1,8 +1,8 @@
-"""Two engines move KV over NIXL only if both speak one version of its metadata, which their vLLM release
-tells.
+"""Two engines move KV over NIXL only if both speak one version of its metadata, which depends on their vLLM
+release.
 
-vLLM counts it up whenever it changes what engines tell each other (`NIXL_CONNECTOR_VERSION`), and refuses the
-handshake with any other (`compute_nixl_compatibility_hash`).
+vLLM raises it whenever it changes what engines say to each other (`NIXL_CONNECTOR_VERSION`), and refuses the
+handshake with any other version (`compute_nixl_compatibility_hash`).
 """
 
 import re
@@ -13,15 +13,15 @@ METADATA_VERSIONS = {(0, 32): 14, (0, 33): 15}
 
 
 def release(version: str) -> tuple[int, int] | None:
-    """Major and minor number of a vLLM version, as `/version` tells it; None if it begins with none (a build
-    of main).
+    """The major and minor number of a vLLM version from `/version`; None if it does not begin with them (a
+    build of main).
     """
     numbers = re.match(r"v?(\d{1,6})\.(\d{1,6})", version)
     return (int(numbers[1]), int(numbers[2])) if numbers else None
 
 
 def shake_hands(one: str, other: str) -> bool | None:
-    """Whether engines of two vLLM versions move KV to each other; None if only trying tells."""
+    """Whether engines of two vLLM versions can move KV to each other; None if that has to be tried."""
     first, second = release(one), release(other)
     if first == second:
         return True if first is not None else None

@@ -31,7 +31,7 @@ class Pair(msgspec.Struct, frozen=True):
     """The data-parallel rank, as `decode_rank`."""
     decode_rank: int
     attempt_id: str
-    """No other attempt, of this request or another, has the same."""
+    """An id that no other attempt has, of this request or another."""
 
 
 class LegsInTurn(Protocol):
@@ -54,28 +54,28 @@ class LegsInTurn(Protocol):
         ...
 
     def fetch_body(self, first: Body, handoff: Handoff) -> Encoded | None:
-        """The body of a leg that only brings the blocks to the decode instance; None where nothing is handed
-        over. `first` as in `prefill_body`.
+        """The body of a leg that only brings the blocks to the decode instance; None where there are none to
+        fetch. `first`: as for `prefill_body`.
 
-        It goes before the decode leg of a request for several sequences: each of them would fetch by itself
-        what can be fetched once.
+        The leg goes before the decode leg of a request for several sequences: without it each of them would
+        fetch the blocks.
         """
         ...
 
     def release_body(self, least: Body, handoff: Handoff) -> bytes | None:
-        """The body that makes a decode engine give a hold back; None without holds.
+        """The body with which a decode engine gives a hold back; None where nothing is held.
 
-        `least`: the least request of the route that it is sent to.
+        `least`: the smallest request of the route that it is sent to.
         """
         ...
 
 
 class LegsAtOnce(Protocol):
-    """Bodies of two legs that are sent at the same time, to a pair that both may name."""
+    """Bodies of two legs that are sent at the same time to a pair, which both may name."""
 
     def request_id(self, pair: Pair) -> str:
-        """The request id that both legs carry: `pair.attempt_id`, unless engines are told of each other by
-        it.
+        """The request id of both legs: `pair.attempt_id`, except where engines find each other by what it
+        says.
         """
         ...
 
@@ -90,14 +90,14 @@ class LegsAtOnce(Protocol):
         ...
 
     def read_handoff(self, answer: bytes, usage: Usage) -> Handoff:
-        """What the prefill leg's answer tells the accounts. Raises ValueError for one that is none: the
-        attempt has failed then.
+        """Read the answer of a prefill leg for metrics. Raises ValueError if it is no such answer: then the
+        attempt has failed.
         """
         ...
 
 
 class Whole(msgspec.Struct, frozen=True):
-    """One instance serves the request: this connector cannot split it."""
+    """One instance serves the whole request, because this connector cannot split it."""
 
     @property
     def one_prompt(self) -> bool:
@@ -106,7 +106,7 @@ class Whole(msgspec.Struct, frozen=True):
 
 
 class InTurn(msgspec.Struct, frozen=True):
-    """The prefill leg first, the decode leg once that is answered."""
+    """The prefill leg goes first, and the decode leg after its answer."""
 
     legs: LegsInTurn
     leased: bool
@@ -120,10 +120,10 @@ class InTurn(msgspec.Struct, frozen=True):
 
 
 class AtOnce(msgspec.Struct, frozen=True):
-    """Both legs at the same time, to the chosen pair.
+    """Both legs go at the same time, to the chosen pair.
 
-    A leg that fails ends the other: the next attempt has a pair and an id of its own. Nothing can be given
-    back, so a connector plans this only where its engines free by themselves what nobody takes.
+    A leg that fails ends the other; the next attempt has a pair and an id of its own. Nothing can be given
+    back, so a connector plans this only if its engines free by themselves what is not fetched.
     """
 
     legs: LegsAtOnce

@@ -1,4 +1,6 @@
-"""A prefill leg may have its engine tell of the cached blocks it reuses: what is told heals an index."""
+"""A prefill leg may ask its engine to report the cached blocks that it reuses, which completes a partial
+index.
+"""
 
 import msgspec
 
@@ -7,11 +9,10 @@ from proxy.request.body import Body
 
 
 def asking_for_report(body: Body) -> Body | None:
-    """The request, also asking the engine to tell of the cached blocks it reuses; None if that is not
-    possible.
+    """The request, with a full report asked for; None if that is not possible.
 
-    The session id marks what is told (`kvevents.events.REPORT_SESSION`), so a client's own rules it out. vLLM
-    takes any extra argument it does not know.
+    The session id marks the reported blocks (`kvevents.events.REPORT_SESSION`), so a client's own session id
+    rules a report out. vLLM accepts any extra argument that it does not know.
     """
     if body.gives("session_id"):
         return None

@@ -1,5 +1,5 @@
-"""Connectors that share KV through a store of their own: the same request twice, no params between the
-legs.
+"""Connectors that share KV through a store of their own: the same request goes twice, with no params between
+the legs.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`kvproxy serve` and `kvproxy doctor`: the words of the command line and what they mean."""
+"""The command lines of `kvproxy serve` and `kvproxy doctor`, and the `Config` they give."""
 
 from proxy.cli.flags.commands import fail
 from proxy.cli.flags.reading import Arguments, read_arguments, read_config

@@ -1,4 +1,4 @@
-"""The commands share what says which engines there are and how they are spoken to."""
+"""The commands `serve` and `doctor`; they share the flags that name engines and say how to speak to them."""
 
 import argparse
 import dataclasses
@@ -22,14 +22,14 @@ NAMES: Mapping[str, Sequence[str]] = {
     "how_kv_moves": [f"{name} {made.how}" for name, made in CONNECTORS.items()],
     "policies": tuple(POLICIES),
 }
-"""What settings may name and rooms below the command line do not know."""
+"""The names that settings may have as values, which `proxy.config` does not know."""
 
 SETTINGS = tuple(declared.told(NAMES) for declared in settings_of(Config))
-"""Everything `kvproxy serve` can be told; a configuration file for both commands may hold all of it."""
+"""All settings of `kvproxy serve`; a configuration file for both commands may have all of them."""
 
 
 def settings_of_sources(kinds: Iterable[type[SourceSettings]]) -> dict[type[SourceSettings], list[Declared]]:
-    """The settings that sources of other packages have. Raises ConfigError for a name that is taken."""
+    """The settings of the sources that other packages bring. Raises ConfigError for a name that is taken."""
     taken = {declared.name for declared in (*SETTINGS, CONFIG_FILE, LIMIT)}
     found: dict[type[SourceSettings], list[Declared]] = {}
     for kind in kinds:
@@ -72,25 +72,25 @@ class _Parser(argparse.ArgumentParser):
 
 
 class Command(NamedTuple):
-    """A command as it was given."""
+    """A parsed command line."""
 
     parser: argparse.ArgumentParser
     settings: Sequence[Declared]
-    """With the command's own defaults."""
+    """The command's settings, with its own defaults."""
     given: dict[str, Any]
-    """What followed each flag that was given, by key."""
+    """The word or words after each flag that was given, by key."""
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """Say why on stderr and end the process."""
+    """Write a message to stderr, and end the process with `code`."""
     print(f"kvproxy: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def parse(argv: Sequence[str] | None, others: Sequence[Declared] = ()) -> Command:
-    """The words of a command; exits for --help and for words that are none.
+    """Parse a command line; exits for --help and for words that mean nothing.
 
-    `others`: settings that are not kvproxy's own; `serve` has flags for them too.
+    `others`: settings of other packages; `serve` has flags for them too.
     """
     top = _Parser(prog="kvproxy", description="The router for disaggregated vLLM.", allow_abbrev=False)
     top.add_argument(
@@ -149,7 +149,7 @@ def _quiet(log_level: Declared) -> Declared:
 
 
 def _environment() -> str:
-    """What the environment tells: every setting, and secrets that have no flag."""
+    """The help text about the environment: its names for settings, and secrets that have no flag."""
     told = {"KVPROXY_FLAG": _ANY_SETTING}
     told |= {
         declared.environment: declared.setting.help for declared in SETTINGS if not declared.setting.flag

@@ -1,4 +1,6 @@
-"""Flags are made of the declarations of settings; only what is no setting is written out, in `commands`."""
+"""Flags are made of the declarations of settings; only what is no setting is written by hand, in
+`commands`.
+"""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -9,7 +11,7 @@ from proxy.config.settings import Declared
 
 
 def add_groups(parser: argparse.ArgumentParser, settings: Iterable[Declared]) -> None:
-    """A flag for each of `settings`, under the headings they name."""
+    """Add a flag for each of `settings`, under its heading."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for declared in settings:
         if declared.setting.flag:
@@ -19,7 +21,7 @@ def add_groups(parser: argparse.ArgumentParser, settings: Iterable[Declared]) ->
 
 
 def add_flag(group: "argparse._ActionsContainer", declared: Declared) -> None:
-    """One flag. What follows it is kept as it was written; it is not in the namespace unless it was given."""
+    """Add one flag. Its words are kept as they were written; it is in the namespace only if it was given."""
     setting = declared.setting
     names = [name for name in (setting.short, setting.flag) if name]
     text = setting.help
@@ -61,7 +63,7 @@ def add_flag(group: "argparse._ActionsContainer", declared: Declared) -> None:
 
 
 def _checked(declared: Declared) -> Callable[[str], str]:
-    """A word as it is, if it can be read at all; which values are allowed the configuration checks."""
+    """Returns a word as it is, if it can be read; whether the value is allowed, the configuration checks."""
 
     def checked(text: str) -> str:
         try:

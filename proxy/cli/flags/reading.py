@@ -24,17 +24,17 @@ class Arguments(NamedTuple):
     command: str
     config: Config
     sources: Sources
-    """Where the settings are from, for errors that come later."""
+    """The sources of the settings, for later errors."""
     as_json: bool = False
-    """Of `doctor`: for machines."""
+    """Of `doctor`: whether it prints JSON."""
     limit_s: float = DEFAULT_LIMIT_S
-    """Of `doctor`: when it ends at the latest."""
+    """Of `doctor`: the seconds after which it ends."""
     doubts: Sequence[str] = ()
-    """What was said and is not looked at: a line for the log each."""
+    """What was given and has no effect: a line for the log each."""
 
 
 def read_config(argv: Sequence[str] | None = None) -> Config:
-    """The configuration in arguments, environment and file. Raises ConfigError; exits for --help."""
+    """The configuration of arguments, environment and file. Raises ConfigError; exits for --help."""
     return read_arguments(argv).config
 
 
