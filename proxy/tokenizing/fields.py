@@ -54,7 +54,7 @@ class Ask(msgspec.Struct, frozen=True):
     body: bytes | bytearray
     kind: str
     needs: frozenset[str] = frozenset()
-    """What the tokenizer in this process must agree with engines about: names of `parity.QUESTIONS`."""
+    """What the tokenizer in this process must agree with engines about: kinds of `parity.questions`."""
     truncation: Truncation | None = None
     members: Members = NO_MEMBERS
     media: int = 0
