@@ -5,6 +5,7 @@
     reference    makes that page
     series       metrics that happenings move
     counting     the numbers of series, kept as plain numbers, and their collector
+    page         writes what `/metrics` answers, a slice a turn
     metrics      all series together: the tables of the files below
     requests     how requests ended, and which were refused
     legs         legs, retries, and what becomes of prefilled blocks

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from proxy.config import WhenNoPrefill
 from proxy.edge.app_keys import SERVICE, SPOKEN
@@ -22,6 +22,7 @@ from proxy.edge.shown.status import RankShown, instance_shown, rank_shown, statu
 from proxy.edge.visit import visit_of
 from proxy.errors import UnavailableError
 from proxy.fleet import Instance
+from proxy.observability.page import page
 from proxy.scheduling.lengths import longest_context
 from proxy.shown import as_builtins
 
@@ -81,9 +82,8 @@ async def models(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """`GET /metrics`, for Prometheus."""
-    return web.Response(
-        body=generate_latest(request.app[SERVICE].registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-    )
+    written = await page(request.app[SERVICE].registry)
+    return web.Response(body=written, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def status(request: web.Request) -> web.Response:
