@@ -34,7 +34,7 @@ MAX_NAME_BYTES = 4096
 """Of a member, as text."""
 MAX_SCALAR_BYTES = 64 << 10
 """Of a value where only numbers and short texts are of use."""
-_WHOLE_BYTES = 16 << 10
+WHOLE_BYTES = 16 << 10
 """Larger values are sent on as they lie in memory, so that a leg that waits for its engine has no copy of its
 request; smaller ones are copied together."""
 
@@ -271,14 +271,14 @@ class Body:
 
     def to_send(self) -> Encoded:
         """The same, in pieces unless it is small."""
-        if sum([len(memoryview(raw)) for raw in self._members.values()]) <= _WHOLE_BYTES:
+        if sum([len(memoryview(raw)) for raw in self._members.values()]) <= WHOLE_BYTES:
             return self.encoded()
         parts: list[Buffer] = []
         small = bytearray(b"{")
         for number, (name, raw) in enumerate(self._members.items()):
             small += (b"," if number else b"") + _encode(name) + b":"
             view = memoryview(raw)
-            if len(view) <= _WHOLE_BYTES:
+            if len(view) <= WHOLE_BYTES:
                 small += view
             else:
                 parts += small, view

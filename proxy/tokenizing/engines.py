@@ -18,6 +18,7 @@ from proxy.errors import LegError
 from proxy.fair_queue import ANONYMOUS
 from proxy.fleet import Fleet
 from proxy.headers import Headers
+from proxy.request.body import Encoded, Pieces
 from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.tasks import TaskOwner
 from proxy.tokenizing.slots import FairSlots
@@ -76,7 +77,7 @@ class EngineTokenizer:
         self.held_bytes = 0
 
     async def answer(
-        self, question: bytes | bytearray, model: str, headers: Headers, client: str = ANONYMOUS
+        self, question: Encoded, model: str, headers: Headers, client: str = ANONYMOUS
     ) -> "array[int] | None":
         """The token ids of a client's `/tokenize` question; None if no engine tells in time."""
         if not self._able(model):
@@ -111,7 +112,7 @@ class EngineTokenizer:
         return [i.address for i in serving if not i.breaker.doubtful] or [i.address for i in serving]
 
     async def _ask(
-        self, key: bytes, question: bytes | bytearray, model: str, headers: Headers, client: str
+        self, key: bytes, question: Encoded, model: str, headers: Headers, client: str
     ) -> "array[int] | None":
         authorization = [(name, value) for name, value in headers if name.lower() == "authorization"]
         usable = self._able(model)
@@ -150,7 +151,7 @@ class EngineTokenizer:
         return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
 
     def _slot(
-        self, client: str, question: bytes | bytearray, engines: int
+        self, client: str, question: Encoded, engines: int
     ) -> contextlib.AbstractAsyncContextManager[None]:
         """When it may be asked: long ones as many at once as there are engines, short ones at any time."""
         if len(question) <= LONG_BYTES:
@@ -173,8 +174,11 @@ class EngineTokenizer:
             self.held_bytes -= _size_bytes(oldest)
 
 
-def _key(question: bytes | bytearray, hour: int) -> bytes:
-    return hashlib.blake2b(question, digest_size=16, salt=hour.to_bytes(8, "big")).digest()
+def _key(question: Encoded, hour: int) -> bytes:
+    key = hashlib.blake2b(digest_size=16, salt=hour.to_bytes(8, "big"))
+    for part in question if isinstance(question, Pieces) else (question,):
+        key.update(part)
+    return key.digest()
 
 
 def _size_bytes(token_ids: "array[int]") -> int:

@@ -6,16 +6,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from proxy.errors import BadRequestError
-from proxy.request.body import MAX_SCALAR_BYTES, Body
+from proxy.request.body import MAX_SCALAR_BYTES, WHOLE_BYTES, Body, Encoded, Pieces
 from proxy.request.dialects import CHAT
 from proxy.request.dialects.completions import PromptShape, prompt_shape
 from proxy.request.generation import GenerationRequest
 from proxy.request.json_pieces import (
-    COPIED_BYTES,
     PIECE_BYTES,
     Buffer,
     contains,
-    joined,
     lists_of_numbers,
     only_item,
     slices,
@@ -51,7 +49,8 @@ class Given(msgspec.Struct, frozen=True):
 class Ask(msgspec.Struct, frozen=True):
     """An engine's /tokenize can tell, and so can its tokenizer in this process."""
 
-    body: bytes | bytearray
+    body: Encoded
+    """A long one is read where the request's own lies, so what waits for its turn holds no second one."""
     kind: str
     needs: frozenset[str] = frozenset()
     """What the tokenizer in this process must agree with engines about: kinds of `parity.questions`."""
@@ -236,7 +235,7 @@ _MARKS = {b'"developer"': "developer", b'"reasoning': "reasoning"}
 
 def _question(
     request: GenerationRequest, shaping: set[str], put: dict[str, Any], *, stubs: bool = False
-) -> bytes | bytearray:
+) -> Encoded:
     """What to ask an engine's /tokenize; with stubs for media, what to ask the tokenizer here."""
     body = request.body
     members: dict[str, Any] = {
@@ -252,13 +251,14 @@ def _question(
     return _encoded(members | put | {"model": request.model})
 
 
-def _encoded(members: dict[str, Any]) -> bytes | bytearray:
-    """An object; long values are copied a slice at a time."""
+def _encoded(members: dict[str, Any]) -> Encoded:
+    """An object, in pieces unless it is small."""
     parts: list[Buffer] = []
     for name, value in members.items():
         parts += [b"," if parts else b"{", msgspec.json.encode(name), b":"]
         parts.append(memoryview(value) if isinstance(value, msgspec.Raw) else msgspec.json.encode(value))
-    return joined([*parts, b"}"]) if sum(map(len, parts)) > COPIED_BYTES else b"".join([*parts, b"}"])
+    parts.append(b"}")
+    return Pieces(parts) if sum(map(len, parts)) > WHOLE_BYTES else b"".join(parts)
 
 
 def _completion(

@@ -176,7 +176,7 @@ class EngineClient:
         method: str,
         instance: str,
         path: str,
-        body: bytes | bytearray | None,
+        body: Encoded | bytearray | None,
         timeout_s: float,
         headers: Headers | None = None,
         *,

@@ -39,8 +39,8 @@ LOOK_CHARACTERS = 1 << 14
 _BETWEEN_WORDS = re.compile(r"[A-Za-z](?= [A-Za-z])")
 _PLACE_CHARACTERS = 3
 
-Encode = Callable[[Sequence[str]], list[bytes]]
-"""The ids of each text, 32 bits each, without special tokens around them."""
+Encode = Callable[[Sequence[str]], "list[array[int]]"]
+"""The ids of each text, `array("I")`, without special tokens around them."""
 
 
 class TooLongPieceError(ValueError):
@@ -70,12 +70,12 @@ class PieceCache:
         self._chunk = chunk
         self._slice_bytes = slice_bytes
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, bytes] = OrderedDict()
+        self._known: OrderedDict[str, array[int]] = OrderedDict()
         self.held_bytes = 0
         self.hit_characters = 0
         """Characters of pieces that were known."""
         self.missed_characters = 0
-        self._special = {text: array("I", [token]).tobytes() for text, token in cuts.tokens.items()}
+        self._special = {text: array("I", [token]) for text, token in cuts.tokens.items()}
         longest_first = sorted(self._special, key=len, reverse=True)
         self._longest_special = max(map(len, self._special), default=0)
         self._separator = (
@@ -97,7 +97,8 @@ class PieceCache:
         return len(self._known)
 
     def encode(self, text: str) -> "array[int]":
-        """The token ids of a text, as the tokenizer gives them without special tokens around them.
+        """The token ids of a text, as the tokenizer gives them without special tokens around them; not to be
+        changed, for those of one piece are also what is remembered of it.
 
         Raises TooLongPieceError.
         """
@@ -108,11 +109,11 @@ class PieceCache:
         are.
         """
         parts = self._parts(text)
-        out: list[bytes | None] = []
+        out: list[array[int] | None] = []
         missing: dict[str, list[int]] = {}
         with self._lock:
             for position, part in enumerate(parts):
-                if isinstance(part, bytes):
+                if isinstance(part, array):
                     out.append(part)
                     continue
                 known = self._known.get(part)
@@ -134,14 +135,17 @@ class PieceCache:
                         out[position] = ids
                     self.missed_characters += len(piece) * len(positions)
                     self._remember(piece, ids)
+        known_parts = [part for part in out if part is not None]
+        if len(known_parts) == 1:
+            return known_parts[0]
         packed = array("I")
-        packed.frombytes(b"".join(part for part in out if part is not None))
+        packed.frombytes(b"".join(known_parts))
         return packed
 
-    def _parts(self, text: str) -> list[str | bytes]:
+    def _parts(self, text: str) -> "list[str | array[int]]":
         """The pieces of a text in order; of special tokens the ids."""
         if self._separator is None:
-            parts: list[str | bytes] = []
+            parts: list[str | array[int]] = []
             self._cut(text, parts)
             return parts
         parts, start = [], 0
@@ -165,7 +169,7 @@ class PieceCache:
             else:
                 at = look
 
-    def _cut(self, part: str, parts: list[str | bytes]) -> None:
+    def _cut(self, part: str, parts: "list[str | array[int]]") -> None:
         start, end = 0, len(part)
         while end - start > self._chunk:
             last = self._place_to_cut(part, start + self._chunk) if self.cuts.words else None
@@ -195,7 +199,7 @@ class PieceCache:
             at = look
         return None
 
-    def _remember(self, piece: str, ids: bytes) -> None:
+    def _remember(self, piece: str, ids: "array[int]") -> None:
         size_bytes = _size_bytes(piece, ids)
         if piece in self._known or size_bytes > self._max_bytes:
             return
@@ -224,6 +228,6 @@ def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def _size_bytes(piece: str, ids: bytes) -> int:
+def _size_bytes(piece: str, ids: "array[int]") -> int:
     width = 1 if piece.isascii() else 4  # Python stores the widest character's width for all; 4 is the most
-    return width * len(piece) + len(ids) + _ENTRY_BYTES
+    return width * len(piece) + ids.itemsize * len(ids) + _ENTRY_BYTES

@@ -16,7 +16,8 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from proxy.fair_queue import ANONYMOUS
-from proxy.request.json_pieces import decoded_text
+from proxy.request.body import Encoded, Pieces
+from proxy.request.json_pieces import decoded_text, joined
 from proxy.tokenizing.local.conversations import UnclearError, conversation_of, is_stub, tools_of
 from proxy.tokenizing.local.exactness import Cuts, cuts_of
 from proxy.tokenizing.local.files import ModelFiles
@@ -146,7 +147,7 @@ class LocalTokenizer:
 
     async def answer(
         self,
-        question: bytes | bytearray,
+        question: Encoded | bytearray,
         client: str = ANONYMOUS,
         max_characters: float = math.inf,
         ended: Callable[[], None] = _nothing,
@@ -159,21 +160,17 @@ class LocalTokenizer:
         job = _until_ended(self._answering(question, max_characters), ended)
         return at_once(job) if len(question) <= INLINE_BYTES else await self._turns.run(client, job)
 
-    def answer_now(self, question: bytes | bytearray) -> "array[int] | None":
+    def answer_now(self, question: Encoded | bytearray) -> "array[int] | None":
         """As `answer`, in this thread."""
         return at_once(self._answering(question))
 
     def _answering(
-        self, question: bytes | bytearray, max_characters: float = math.inf
+        self, question: Encoded | bytearray, max_characters: float = math.inf
     ) -> "Job[array[int] | None]":
         yield _reading(question)
         try:
-            asked = _decode_question(question)
-            if asked.prompt:
-                text = decoded_text(memoryview(asked.prompt))
-                special = asked.add_special_tokens is not False
-            else:
-                text, special = self._render(asked), asked.add_special_tokens is True
+            text, special = self._text(question)
+            del question  # its text is enough
             _check_length(text, max_characters)
             token_ids = yield from self.pieces.encoding(text)
         except TooLongError:
@@ -189,7 +186,7 @@ class LocalTokenizer:
 
     async def prefix(
         self,
-        question: bytes | bytearray,
+        question: Encoded | bytearray,
         client: str = ANONYMOUS,
         max_characters: float = math.inf,
         ended: Callable[[], None] = _nothing,
@@ -198,16 +195,16 @@ class LocalTokenizer:
         job = _until_ended(self._prefixing(question, max_characters), ended)
         return at_once(job) if len(question) <= INLINE_BYTES else await self._turns.run(client, job)
 
-    def prefix_now(self, question: bytes | bytearray) -> "array[int] | None":
+    def prefix_now(self, question: Encoded | bytearray) -> "array[int] | None":
         """As `prefix`, in this thread."""
         return at_once(self._prefixing(question))
 
     def _prefixing(
-        self, question: bytes | bytearray, max_characters: float = math.inf
+        self, question: Encoded | bytearray, max_characters: float = math.inf
     ) -> "Job[array[int] | None]":
         yield _reading(question)
         try:
-            asked = _decode_question(question)
+            asked = _decode_question(_whole(question))
             if asked.add_special_tokens is True or not asked.messages:
                 return None
             wants_parts = self._template(asked).wants_parts
@@ -231,6 +228,13 @@ class LocalTokenizer:
     def ends_plainly(self) -> bool:
         """Whether nothing is put behind a completion's own tokens."""
         return self._around is not None and not self._around[1]
+
+    def _text(self, question: Encoded | bytearray) -> tuple[str, bool]:
+        """What is tokenized, and whether special tokens go around it."""
+        asked = _decode_question(_whole(question))
+        if asked.prompt:
+            return decoded_text(memoryview(asked.prompt)), asked.add_special_tokens is not False
+        return self._render(asked), asked.add_special_tokens is True
 
     def _render(self, asked: _Question, messages: list[Any] | None = None) -> str:
         """The text of a conversation, of others' messages if there are any."""
@@ -265,10 +269,10 @@ class LocalTokenizer:
             raise UnclearError("no template")
         return template
 
-    def _encode(self, texts: Sequence[str]) -> list[bytes]:
+    def _encode(self, texts: Sequence[str]) -> "list[array[int]]":
         """Without the GIL, but for packing the ids."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [array("I", encoding.ids).tobytes() for encoding in encodings]
+        return [array("I", encoding.ids) for encoding in encodings]
 
     def _find_around(self) -> "tuple[array[int], array[int]] | None":
         """The special tokens that a completion gets; None if they are more than a beginning and an end."""
@@ -335,7 +339,11 @@ def _without_media(message: Any, text: str, *, whole: bool) -> Any:
     }
 
 
-def _reading(question: bytes | bytearray) -> Slice:
+def _whole(question: Encoded | bytearray) -> bytes | bytearray:
+    return joined(list(question)) if isinstance(question, Pieces) else question
+
+
+def _reading(question: Encoded | bytearray) -> Slice:
     return Slice(len(question) // READ_SHARE, len(question))
 
 

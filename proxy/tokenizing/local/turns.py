@@ -3,12 +3,15 @@ whoever sent it.
 
 Clients take turns as they do in front of the engines (`proxy.fair_queue`), counted in bytes; of a
 client's own texts the one with the least left goes first, so short ones do not wait for long ones where
-nobody tells clients apart. What cannot be cut, and so makes one long slice, never has all threads. Whoever is
-not waited for any more gets no turn.
+nobody tells clients apart. What cannot be cut, and so makes one long slice, never has all threads; where
+long slices of a client wait, no more of its texts is read ahead of them. Whoever is not waited for any more
+gets no turn.
 """
 
 import asyncio
 import functools
+import sys
+from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
@@ -22,6 +25,11 @@ THREADS = 2
 
 SLICE_BYTES = 32 << 10
 """Of text in UTF-8, tokenized in one turn: 10 ms or so, and 5 to 7 MB of the library's own objects."""
+
+
+READ_AHEAD = 2
+"""Texts of a client that were read and wait with a long slice; until one goes, others stay unread in their
+requests' bodies."""
 
 
 class Slice(NamedTuple):
@@ -53,6 +61,9 @@ class _Turn(Generic[R]):
         self.client = client
         self.job = job
         self.done = done
+        self.begun = False
+        self.is_ahead = False
+        """Whether it has begun and waits with a long slice."""
         self.waiting: Waiting[_Turn[Any]] | None = None
 
 
@@ -73,9 +84,10 @@ class Turns:
         self._executor = (
             ThreadPoolExecutor(threads, thread_name_prefix="tokens") if executor is None else executor
         )
-        self._queue: FairQueue[_Turn[Any]] = FairQueue(0)
+        self._queue: FairQueue[_Turn[Any]] = FairQueue(sys.maxsize)
         """In lanes: whether the next slice is a long one. What waits was paid for by its body, so nothing is
-        refused."""
+        refused. Who has enough texts read ahead is held back: its jobs that have begun go on."""
+        self._ahead: Counter[str] = Counter()
         self._running = {False: 0, True: 0}
         self._closed = False
 
@@ -94,6 +106,7 @@ class Turns:
             result: R = await turn.done
         finally:
             if turn.waiting is not None and self._queue.drop(turn.waiting):
+                self._set_ahead(turn, False)
                 job.close()
         return result
 
@@ -113,8 +126,19 @@ class Turns:
             return
         long = then.size_bytes > self._slice_bytes
         turn.waiting, _ = self._queue.push(
-            turn.client, long, then.left_bytes, then.size_bytes, turn, needs_place=False
+            turn.client, long, then.left_bytes, then.size_bytes, turn, needs_place=not turn.begun
         )
+        self._set_ahead(turn, turn.begun and long)
+
+    def _set_ahead(self, turn: _Turn[Any], is_ahead: bool) -> None:
+        client = turn.client
+        self._ahead[client] += is_ahead - turn.is_ahead
+        turn.is_ahead = is_ahead
+        is_enough = self._ahead[client] >= READ_AHEAD
+        if not self._ahead[client]:
+            del self._ahead[client]
+        if is_enough != self._queue.is_held_back(client):
+            (self._queue.hold_back if is_enough else self._queue.let_go)(client)
 
     def _start(self) -> None:
         while not self._closed and sum(self._running.values()) < self._threads:
@@ -124,7 +148,8 @@ class Turns:
                 return
             self._queue.take(waiting)
             turn, long = waiting.item, bool(waiting.lane)
-            turn.waiting = None
+            turn.waiting, turn.begun = None, True
+            self._set_ahead(turn, False)
             self._running[long] += 1
             step = asyncio.get_running_loop().run_in_executor(self._executor, _step, turn.job)
             step.add_done_callback(functools.partial(self._stepped, turn, long=long))

@@ -7,6 +7,7 @@ import msgspec
 
 from proxy.errors import LegBrokenError
 from proxy.headers import Headers
+from proxy.request.body import Encoded
 
 T = TypeVar("T")
 
@@ -19,7 +20,7 @@ class Asker(Protocol):
         method: str,
         instance: str,
         path: str,
-        body: bytes | bytearray | None,
+        body: Encoded | bytearray | None,
         timeout_s: float,
         headers: Headers | None = None,
         *,

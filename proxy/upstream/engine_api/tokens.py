@@ -6,7 +6,7 @@ import msgspec
 
 from proxy.errors import BadRequestError, LegBrokenError
 from proxy.headers import Headers
-from proxy.request.body import Body
+from proxy.request.body import Body, Encoded
 from proxy.request.json_pieces import lists_of_numbers
 from proxy.request.outline import LARGE_BODY_BYTES, outline
 from proxy.upstream.engine_api.asking import Asker, UnreadableError
@@ -26,7 +26,7 @@ class NotServedError(LegBrokenError):
 async def tokenize(
     engines: Asker,
     instance: str,
-    question: bytes | bytearray,
+    question: Encoded,
     timeout_s: float,
     headers: Headers | None = None,
     *,

@@ -14,6 +14,7 @@ from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.headers import Headers
 from proxy.phases import Role
 from proxy.request import dialects
+from proxy.request.body import Encoded
 from proxy.request.generation import GenerationRequest, read_request
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, parity
@@ -104,7 +105,7 @@ def test_engines_are_asked_about_what_shapes_the_prompt(
 ) -> None:
     how = what_to_tokenize(request_)
     assert isinstance(how, Ask)
-    assert json.loads(how.body) == asked
+    assert json.loads(bytes(how.body)) == asked
 
 
 @pytest.mark.parametrize("prompt", [[1, 2, 3], [[1, 2, 3]]])
@@ -214,7 +215,7 @@ def test_a_choice_of_tools_is_counted_like_auto_until_engines_show_otherwise(cho
     how = what_to_tokenize(chosen, facts=facts)
     if choice == "none":
         assert isinstance(how, Ask)
-        assert json.loads(how.body) == {"messages": MESSAGES, "model": "tiny"}
+        assert json.loads(bytes(how.body)) == {"messages": MESSAGES, "model": "tiny"}
         assert how.needs == {"chat"}
     else:
         assert isinstance(how, Unknowable)
@@ -235,7 +236,7 @@ def test_without_tools_a_choice_means_nothing() -> None:
 def test_images_are_stubs_that_cost_nothing_and_count_for_the_load() -> None:
     how = what_to_tokenize(chat(messages=PICTURE))
     assert isinstance(how, Ask)
-    [message] = json.loads(how.body)["messages"]
+    [message] = json.loads(bytes(how.body))["messages"]
     assert message["content"] == [{"type": "text", "text": "see"}, {"type": "image"}, "there"]
     assert how.media == 1
     assert MEDIA_TOKENS < how.estimated_tokens < MEDIA_TOKENS + 100
@@ -249,7 +250,7 @@ def test_a_stub_has_the_members_that_vllm_gives_to_templates() -> None:
     parts = [{"type": "text", "text": "see"}, picture | marks | known]
     how = what_to_tokenize(chat(messages=[{"role": "user", "content": parts}]))
     assert isinstance(how, Ask)
-    [message] = json.loads(how.body)["messages"]
+    [message] = json.loads(bytes(how.body))["messages"]
     assert message["content"][1] == {"type": "image"} | marks
 
 
@@ -259,7 +260,7 @@ def test_what_no_engine_knows_shapes_nothing_and_makes_a_kind_of_its_own() -> No
     how = what_to_tokenize(odd, facts=facts)
     assert isinstance(how, Ask)
     assert how.members.ignored == ("enable_thinking", "num_ctx")
-    assert json.loads(how.body) == {"messages": MESSAGES, "model": "tiny"}
+    assert json.loads(bytes(how.body)) == {"messages": MESSAGES, "model": "tiny"}
     assert how.kind != what_to_tokenize(usual, facts=facts).kind
     assert facts.schemas_wanted
     facts.learn_schema(
@@ -288,7 +289,7 @@ class Engines:
         method: str,
         instance: str,
         path: str,
-        body: bytes | bytearray | None,
+        body: Encoded | bytearray | None,
         timeout_s: float,
         headers: Headers | None = None,
         *,

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -176,7 +178,7 @@ class Watched(LocalTokenizer):
         super().__init__(_read(directory), **sizes)
         self.asked.clear()
 
-    def _encode(self, texts: Sequence[str]) -> list[bytes]:
+    def _encode(self, texts: Sequence[str]) -> "list[array[int]]":
         self.asked.append([*map(len, texts)])
         return super()._encode(texts)
 
@@ -231,7 +233,7 @@ class Slow(Watched):
         self.at_work.clear()
         self.go_on.clear()
 
-    def _encode(self, texts: Sequence[str]) -> list[bytes]:
+    def _encode(self, texts: Sequence[str]) -> "list[array[int]]":
         self.at_work.set()
         assert self.go_on.wait(20)
         return super()._encode(texts)
@@ -252,3 +254,36 @@ async def test_memory_is_charged_until_the_thread_has_ended(model: pathlib.Path)
     await wait_until(lambda: memory.held_bytes == 0, "the end of the thread's work")
     assert len(local.asked) <= 2, "who left had more tokenized than the slice that was at work"
     await tokenizer.close()
+
+
+async def test_a_text_that_waits_for_its_turn_is_held_once(model: pathlib.Path) -> None:
+    """Each is one piece, which one thread alone may take: the others wait in the bodies of their requests."""
+    local = Slow(model)
+    asked = [completion(f"{number:02}" + "<|en" * 15_000) for number in range(40)]
+    text_bytes = sum(request.body.size_bytes for request in asked)
+    tracemalloc.start()
+    try:
+        questions = [what_to_tokenize(request, Bounds()) for request in asked]
+        assert all(isinstance(question, Ask) for question in questions)
+        answers = [
+            asyncio.get_running_loop().create_task(local.answer(question.body))
+            for question in questions
+            if isinstance(question, Ask)
+        ]
+        await asyncio.to_thread(local.at_work.wait, 20)
+        await wait_until(lambda: len(local._turns) == len(asked) - 1, "no more being read")
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_bytes < text_bytes / 4
+    local.go_on.set()
+    found = await asyncio.gather(*answers)
+    assert None not in found
+    local.close()
+
+
+def test_ids_of_a_text_of_one_piece_are_held_once(model: pathlib.Path) -> None:
+    local = LocalTokenizer(_read(model))
+    question = msgspec.json.encode({"prompt": "x" * 30_000, "add_special_tokens": False})
+    assert local.answer_now(question) is local.answer_now(question)
+    local.close()

@@ -9,6 +9,7 @@ import pytest
 from proxy.errors import LegBrokenError, LegError
 from proxy.fleet import ModelCard
 from proxy.headers import Headers
+from proxy.request.body import Encoded
 from proxy.upstream.engine_api import about
 from proxy.upstream.engine_api.about import VERSION, asleep
 from proxy.upstream.engine_api.asking import Question, UnreadableError, ask
@@ -24,14 +25,14 @@ class Engine:
     def __init__(self, status: int, body: bytes | Any) -> None:
         self.status = status
         self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.asked: list[tuple[str, str, bytes | bytearray | None]] = []
+        self.asked: list[tuple[str, str, Encoded | bytearray | None]] = []
 
     async def exchange(
         self,
         method: str,
         instance: str,
         path: str,
-        body: bytes | bytearray | None,
+        body: Encoded | bytearray | None,
         timeout_s: float,
         headers: Headers | None = None,
         *,

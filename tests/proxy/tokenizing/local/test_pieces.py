@@ -75,9 +75,9 @@ def plain(tok: Tokenizer, text: str) -> list[int]:
 
 
 def cached(tok: Tokenizer, cuts: Cuts, max_bytes: int = 1 << 20, *, chunk: int = pieces.CHUNK) -> PieceCache:
-    def encode(texts: Sequence[str]) -> list[bytes]:
+    def encode(texts: Sequence[str]) -> "list[array[int]]":
         found = tok.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [array("I", one.ids).tobytes() for one in found]
+        return [array("I", one.ids) for one in found]
 
     return PieceCache(encode, cuts, max_bytes, chunk=chunk)
 
@@ -178,8 +178,8 @@ def test_ids_are_packed() -> None:
 def test_a_piece_is_as_long_as_its_bytes(text: str, longest: int) -> None:
     tokenizer = toys.byte_level(None)
 
-    def encode(texts: Sequence[str]) -> list[bytes]:
-        return [array("I", tokenizer.encode(text).ids).tobytes() for text in texts]
+    def encode(texts: Sequence[str]) -> "list[array[int]]":
+        return [array("I", tokenizer.encode(text).ids) for text in texts]
 
     cache = PieceCache(encode, cuts_of(tokenizer.to_str()), max_piece_bytes=300)
     assert cache.encode(text * longest).tolist() == tokenizer.encode(text * longest).ids

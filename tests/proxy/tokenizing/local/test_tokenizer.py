@@ -3,6 +3,7 @@
 import json
 import pathlib
 import threading
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -143,7 +144,7 @@ async def test_long_questions_leave_the_event_loop_and_have_the_same_answer(
     threads = []
 
     class Seen(LocalTokenizer):
-        def _encode(self, texts: Sequence[str]) -> list[bytes]:
+        def _encode(self, texts: Sequence[str]) -> "list[array[int]]":
             threads.append(threading.current_thread())
             return super()._encode(texts)
 

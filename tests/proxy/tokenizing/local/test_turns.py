@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.tasks import TaskOwner
-from proxy.tokenizing.local.turns import SLICE_BYTES, Job, Slice, Turns, at_once
+from proxy.tokenizing.local.turns import READ_AHEAD, SLICE_BYTES, Job, Slice, Turns, at_once
 from tests.helpers.service import wait_until
 
 
@@ -171,3 +171,38 @@ async def test_a_job_may_be_done_at_once() -> None:
     scene = Scene()
     assert at_once(scene.job("x", 3)) == "x"
     assert scene.did == ["x"] * 3
+
+
+async def test_no_more_of_a_clients_texts_is_read_while_long_slices_of_it_wait() -> None:
+    scene = Scene()
+    read: list[str] = []
+
+    def uncut(name: str) -> Job[str]:
+        yield Slice(100, 1600)
+        read.append(name)
+        yield Slice(SLICE_BYTES + 1, SLICE_BYTES + 1)
+        scene.did.append(name)
+        return name
+
+    names = [f"uncut{n}" for n in range(20)]
+    jobs = [scene.tasks.create(scene.turns.run("greedy", uncut(name)), name=name) for name in names]
+    await rest()
+    most = 0
+    while not scene.did.count("uncut9"):
+        await scene.threads.step()
+        most = max(most, len(read) - len(scene.did))
+    assert most <= 1 + READ_AHEAD + 1, "one at work, those that wait, and one that was begun meanwhile"
+    modest = await scene.ask("modest", 2, client="modest")
+    while not modest.done():
+        await scene.threads.step()
+    assert scene.did.count("uncut19") == 0, "others are not held up"
+    short = await scene.ask("short", 1, client="greedy")
+    steps = 0
+    while not short.done():
+        await scene.threads.step()
+        steps += 1
+    assert steps <= 2 * (1 + READ_AHEAD + 1), "nor are shorter ones of its own for long"
+    jobs[19].cancel()
+    await scene.finish()
+    assert [await job for job in jobs[:19]] == names[:19]
+    assert len(scene.turns) == 0
