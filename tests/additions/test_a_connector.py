@@ -176,7 +176,7 @@ async def serving(prefill: int = 1, decode: int = 1, **settings: Any) -> AsyncIt
 # -- what it does ------------------------------------------------------------------------------------------
 
 
-def test_it_is_a_connector() -> None:
+def test_the_class_is_a_connector() -> None:
     connector: Connector = Rendezvous()
     assert connector.name == "rendezvous"
 
@@ -293,7 +293,7 @@ async def test_a_decode_leg_has_the_time_of_both(prefill_s: float, status: int) 
         await scene.service.settled()
 
 
-async def test_what_an_engine_refuses_is_told_and_not_tried_again() -> None:
+async def test_an_engines_refusal_reaches_the_client_and_is_not_tried_again() -> None:
     async with serving(prefill=2, decode=2) as scene:
         answer = await scene.service.complete(prose(60), temperature=-1)
         assert answer.status == 400
@@ -302,7 +302,7 @@ async def test_what_an_engine_refuses_is_told_and_not_tried_again() -> None:
         assert await scene.service.metric("kvproxy_retries_total") == 0
 
 
-async def test_what_it_cannot_split_is_served_whole_and_lists_go_prompt_by_prompt() -> None:
+async def test_requests_that_it_cannot_split_are_served_whole_and_lists_go_prompt_by_prompt() -> None:
     async with serving() as scene:
         answer = await scene.service.complete(prose(60), n=2, temperature=0.5)
         assert sorted(answer.by_choice) == [0, 1]

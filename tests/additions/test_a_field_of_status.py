@@ -20,7 +20,7 @@ class ShelfShown(Shown, frozen=True, kw_only=True):
     in_flight: InFlightShown
 
 
-def test_it_is_described_by_name_with_its_parts() -> None:
+def test_the_field_is_described_by_name_with_its_parts() -> None:
     made = schemas((ShelfShown,))
     assert {*made} == {"Shelf", "Role", "InFlight"}
     assert made["Shelf"] == {
@@ -40,7 +40,7 @@ def test_it_is_described_by_name_with_its_parts() -> None:
     }
 
 
-def test_it_is_served_in_the_order_of_its_fields() -> None:
+def test_the_struct_is_served_in_the_order_of_its_fields() -> None:
     shown = ShelfShown(rack="a", role=Role.BOTH, warm_s=None, in_flight=InFlightShown(prefill=1))
     assert [*as_builtins(shown).items()] == [
         ("rack", "a"),
@@ -51,7 +51,7 @@ def test_it_is_served_in_the_order_of_its_fields() -> None:
 
 
 @pytest.mark.parametrize("change", [{"rack": 1}, {"warm_s": -1.0}, {"role": "other"}, {"shelf": "b"}])
-def test_what_is_served_otherwise_is_refused(change: dict[str, Any]) -> None:
+def test_an_answer_that_differs_from_the_struct_is_refused(change: dict[str, Any]) -> None:
     right = {"rack": "a", "role": "both", "warm_s": 2.0, "in_flight": {}}
     assert msgspec.convert(right, ShelfShown).warm_s == 2.0
     with pytest.raises(msgspec.ValidationError):

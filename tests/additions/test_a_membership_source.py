@@ -94,7 +94,7 @@ async def test_an_engine_that_is_not_up_yet_is_there_and_serves_once_it_is_up() 
     assert source.closed
 
 
-async def test_what_boots_is_wanted_later_and_only_the_route_of_operators_asks_first() -> None:
+async def test_an_engine_that_boots_later_is_wanted_and_only_the_admin_route_asks_it_first() -> None:
     first, second = free_ports(2)
     source = Directory([])
     async with engines(prefill=1, decode=1) as made, serving(made, source) as service:
@@ -108,7 +108,7 @@ async def test_what_boots_is_wanted_later_and_only_the_route_of_operators_asks_f
             await wait_until(lambda: status(service, f"127.0.0.1:{second}") is Status.UP, "the engine")
 
 
-async def test_what_is_dropped_goes_when_its_legs_have_ended_and_stays_if_it_is_wanted_meanwhile() -> None:
+async def test_a_dropped_instance_goes_when_its_legs_have_ended_and_stays_if_it_is_wanted_meanwhile() -> None:
     async with engines(prefill=1, decode=2) as made:
         staying, moving = made.decode
         source = Directory([moving.address])
@@ -173,7 +173,7 @@ async def test_two_sources_that_differ_do_not_quarrel(caplog: pytest.LogCaptureF
             assert (await service.complete("hello")).status == 200
 
 
-async def test_what_an_operator_drains_while_it_goes_stays_drained_if_it_is_wanted_again() -> None:
+async def test_an_instance_drained_while_it_goes_stays_drained_if_it_is_wanted_again() -> None:
     async with engines(prefill=1, decode=1) as made, StandIn(StandInConfig()) as other:
         source = Directory([other.address])
         async with kvproxy(made.config(**PATIENT), sources=[source]) as service:
@@ -201,7 +201,7 @@ def owned() -> set[str]:
 
 
 @pytest.mark.parametrize(("kind", "words"), [(Failing, "no directory"), (Directory, "in the middle")])
-async def test_what_was_opened_is_closed_if_something_fails(
+async def test_sources_that_were_started_are_closed_if_another_fails(
     kind: type[Directory], words: str, tmp_path: pathlib.Path
 ) -> None:
     async with engines(prefill=1, decode=1) as made:

@@ -136,12 +136,12 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> str:
     return pathlib.Path(__file__).stem
 
 
-def test_it_is_loaded_by_name(importable: str) -> None:
+def test_the_policy_is_loaded_by_name(importable: str) -> None:
     assert isinstance(load_policy(f"{importable}:FirstPair"), Policy)
 
 
 @pytest.mark.parametrize("name", ["Unpriced", "WithoutUnit"])
-def test_what_is_no_policy_is_told_what_it_lacks(importable: str, name: str) -> None:
+def test_a_class_that_is_no_policy_gets_an_error_that_says_what_it_lacks(importable: str, name: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"{name} has neither .* costs\(leg, candidates\) nor prices\(view\) and a unit"
     ):

@@ -173,7 +173,7 @@ async def alone(pair: Pair, body: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_two_legs_serve_it_as_one_engine_would(stream: bool) -> None:
+async def test_two_legs_serve_the_route_as_one_engine_would(stream: bool) -> None:
     async with serving() as pair:
         body = body_of(prose(60), stream=stream)
         answer = await pair.service.ask(RESPONSES.path, body)
@@ -193,7 +193,7 @@ async def test_two_legs_serve_it_as_one_engine_would(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("text", [prose(80), list(range(200, 300))], ids=["a text", "token ids"])
-async def test_its_prompts_are_known_and_found_again(text: Any) -> None:
+async def test_the_routes_prompts_are_known_and_found_again(text: Any) -> None:
     async with serving(prefill=2, stand_in=UNHURRIED, decision_headers=True) as pair:
         first = await pair.service.ask(RESPONSES.path, body_of(text))
         second = await pair.service.ask(RESPONSES.path, body_of(text))
@@ -204,7 +204,7 @@ async def test_its_prompts_are_known_and_found_again(text: Any) -> None:
         assert await pair.service.metric("kvproxy_unknown_prompts_total") == 0
 
 
-async def test_what_is_not_asked_for_rightly_is_refused_in_its_own_words() -> None:
+async def test_a_malformed_request_is_refused_in_the_routes_own_words() -> None:
     async with serving() as pair:
         answer = await pair.service.ask(RESPONSES.path, body_of("hi", max_output_tokens=0))
         message = "max_output_tokens must be at least 1"
@@ -216,7 +216,7 @@ async def test_what_is_not_asked_for_rightly_is_refused_in_its_own_words() -> No
         assert not pair.engines.prefill[0].seen
 
 
-async def test_what_fails_before_anything_is_said_is_tried_again() -> None:
+async def test_a_failure_before_anything_was_generated_is_tried_again() -> None:
     async with serving(decode=2) as pair:
         for engine in pair.engines.decode:
             engine.faults.add(Fault(kind="error", path=RESPONSES.path, status=500, after_chunks=1, times=1))
@@ -226,7 +226,7 @@ async def test_what_fails_before_anything_is_said_is_tried_again() -> None:
         assert await pair.service.metric("kvproxy_retries_total", phase="decode", reason="status") == 2
 
 
-async def test_what_breaks_later_is_told_in_its_own_words_and_cut() -> None:
+async def test_a_later_failure_is_an_event_in_the_routes_own_words_and_a_cut() -> None:
     async with serving(stand_in=UNHURRIED, policy=InOrder()) as pair:
         pair.engines.decode[0].faults.add(Fault(kind="cut", path=RESPONSES.path, after_bytes=400, times=1))
         body = body_of(prose(60), stream=True, max_output_tokens=40)
@@ -245,7 +245,7 @@ async def test_what_breaks_later_is_told_in_its_own_words_and_cut() -> None:
         assert (last["type"], last["error"]["code"]) == ("error", 502)
 
 
-async def test_it_is_described() -> None:
+async def test_the_route_is_described() -> None:
     async with serving() as pair:
         described = (await pair.service.ask("/openapi.json")).json
         operation = described["paths"][RESPONSES.path]["post"]

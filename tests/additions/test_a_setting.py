@@ -35,7 +35,7 @@ def read(
     return sources.build(Patience, SETTINGS).grace_s
 
 
-def test_it_has_a_flag_an_environment_name_and_a_key(tmp_path: pathlib.Path) -> None:
+def test_the_setting_has_a_flag_an_environment_name_and_a_key(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text("grace-period = 7")
     assert read() == 5.0
@@ -44,7 +44,7 @@ def test_it_has_a_flag_an_environment_name_and_a_key(tmp_path: pathlib.Path) -> 
     assert read(("--grace-period", "9"), {"KVPROXY_GRACE_PERIOD": "8"}, file) == 9.0
 
 
-def test_it_is_checked_whatever_it_is_from(tmp_path: pathlib.Path) -> None:
+def test_the_setting_is_checked_wherever_it_was_set(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text("grace-period = 0")
     wrong = "--grace-period must be more than 0 and at most 60 seconds"
@@ -59,7 +59,7 @@ def test_it_is_checked_whatever_it_is_from(tmp_path: pathlib.Path) -> None:
         assert str(refused.value) == text
 
 
-def test_it_has_help_and_a_line_in_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_setting_has_help_and_a_line_in_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read(("--help",))
     told = capsys.readouterr().out

@@ -65,7 +65,7 @@ def told(
     return config, section
 
 
-def test_it_has_a_flag_an_environment_name_and_a_key(
+def test_each_setting_has_a_flag_an_environment_name_and_a_key(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "kvproxy.toml"
@@ -84,7 +84,9 @@ def test_it_has_a_flag_an_environment_name_and_a_key(
     assert doubt.endswith("is KVPROXY_DIRECTORY meant?")
 
 
-def test_it_is_checked_and_has_help_and_lines_in_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_settings_are_checked_and_have_help_and_lines_in_the_reference(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(ConfigError, match="--directory-most must be at least 1, not 0"):
         told(["-p", "a:1", "-d", "b:1", "--directory-most", "0"])
     with pytest.raises(SystemExit):
@@ -103,7 +105,7 @@ def test_it_is_checked_and_has_help_and_lines_in_the_reference(capsys: pytest.Ca
     ]
 
 
-def test_with_it_engines_need_not_be_named_and_without_it_they_must() -> None:
+def test_with_the_source_no_engine_need_be_named() -> None:
     assert told(["--directory", "x"])[0].instances == ()
     with pytest.raises(ConfigError, match="--prefill and --decode need at least one"):
         told([])
@@ -118,7 +120,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
         read_arguments([*SERVE, "-p", "a:1", "-d", "b:1"], [Taken])
 
 
-async def test_what_its_settings_ask_for_is_there_and_serves(tmp_path: pathlib.Path) -> None:
+async def test_the_instances_that_its_settings_name_are_there_and_serve(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "directory"
     async with engines(prefill=1, decode=1) as made:
         file.write_text(f"{made.decode[0].address}\n127.0.0.1:1\n")
@@ -145,7 +147,7 @@ def installed(folder: pathlib.Path, value: str) -> None:
     (info / "entry_points.txt").write_text(f"[{GROUP}]\ndirectory = {value}\n")
 
 
-async def test_an_installed_package_brings_it_to_the_command(tmp_path: pathlib.Path) -> None:
+async def test_an_installed_package_brings_the_source_to_the_command(tmp_path: pathlib.Path) -> None:
     installed(tmp_path, f"{__name__}:DirectorySettings")
     file = tmp_path / "directory"
     async with engines(prefill=1, decode=1) as made, aiohttp.ClientSession() as session:
@@ -179,7 +181,7 @@ async def test_an_installed_package_brings_it_to_the_command(tmp_path: pathlib.P
         (f"{__name__}:Directory", "is no SourceSettings"),
     ],
 )
-def test_a_package_that_brings_something_else_is_named(
+def test_a_package_whose_entry_point_is_no_source_is_named_in_the_error(
     value: str, words: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed(tmp_path, value)

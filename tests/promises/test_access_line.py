@@ -46,7 +46,7 @@ async def test_a_request_without_trouble_has_a_short_line(caplog: pytest.LogCapt
         assert not {"attempts", "failed", "ttfb", "reason", "cut", "prompts"} & (await line(caplog)).keys()
 
 
-async def test_probes_have_none_and_a_line_without_notes_ends_with_its_id(
+async def test_probes_have_no_line_and_one_without_notes_ends_with_its_id(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
@@ -84,7 +84,7 @@ async def test_a_clients_id_is_one_plain_word_of_the_line(
 
 @pytest.mark.parametrize("given", ["trace/1", None])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_the_line_an_engines_legs_and_the_answer_are_joined_by_one_id(
+async def test_one_id_is_in_the_line_in_the_legs_and_in_the_answer(
     given: str | None, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
@@ -111,7 +111,9 @@ async def test_requests_with_the_same_id_have_legs_of_their_own() -> None:
         assert all(re.fullmatch(r"same-[0-9a-f]{12}(-1)?", leg) for leg in seen)
 
 
-async def test_what_reached_no_engine_has_no_leg(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_request_that_reached_no_engine_has_no_leg_in_its_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         body = {"prompt": "hello", "n": 0}
         assert (await pair.service.ask("/v1/completions", body, X_Request_Id="mine")).status == 400

@@ -96,7 +96,7 @@ async def test_loading_and_unloading_reach_every_engine_and_count_at_once(tmp_pa
         assert (await tell(pair.service, UNLOAD, lora_name="beta")).status == 404
 
 
-async def test_engines_that_disagree_or_do_not_answer_are_told(tmp_path: pathlib.Path) -> None:
+async def test_the_answer_names_engines_that_disagree_or_do_not_answer(tmp_path: pathlib.Path) -> None:
     async with fleet(stand_in=UPDATES, health=SELDOM) as pair:
         first, second = pair.engines.prefill
         await load(pair.service, first, "beta", tmp_path)
@@ -114,7 +114,7 @@ async def test_engines_that_disagree_or_do_not_answer_are_told(tmp_path: pathlib
         assert (await pair.service.complete("hello", model="beta")).status == 200
 
 
-async def test_engines_that_do_not_allow_it_say_so() -> None:
+async def test_engines_that_do_not_allow_loading_say_so() -> None:
     async with fleet(health=SELDOM) as pair:
         answer = await tell(pair.service, LOAD, lora_name="beta", lora_path="/x")
         assert answer.status == 404
@@ -122,7 +122,7 @@ async def test_engines_that_do_not_allow_it_say_so() -> None:
 
 
 @pytest.mark.parametrize("route", [LOAD, UNLOAD])
-async def test_only_operators_may_and_no_client_key_is_needed(route: str, tmp_path: pathlib.Path) -> None:
+async def test_loading_needs_the_admin_key_and_no_client_key(route: str, tmp_path: pathlib.Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("someone secret-of-some-length\n")
     keys.chmod(0o600)
@@ -140,7 +140,7 @@ async def test_only_operators_may_and_no_client_key_is_needed(route: str, tmp_pa
             assert (await pair.service.ask(route, broken, X_API_Key=ADMIN_KEY)).status == 400
 
 
-async def test_with_an_admin_port_they_are_there_alone(tmp_path: pathlib.Path) -> None:
+async def test_with_an_admin_port_adapters_are_loaded_there_alone(tmp_path: pathlib.Path) -> None:
     async with fleet(prefill=1, decode=1, stand_in=UPDATES, security=Security(admin_port=0)) as pair:
         body = {"lora_name": "beta", "lora_path": str(tmp_path)}
         assert (await tell(pair.service, LOAD, **body)).status == 404
@@ -163,5 +163,5 @@ async def test_with_an_admin_port_they_are_there_alone(tmp_path: pathlib.Path) -
         ([], 502),
     ],
 )
-def test_one_status_for_all(statuses: list[int | None], status: int) -> None:
+def test_the_status_is_that_of_all_engines_if_they_agree(statuses: list[int | None], status: int) -> None:
     assert overall_status(statuses) == status

@@ -31,7 +31,7 @@ async def operator(service: Service, path: str, body: Any = None) -> Any:
     return await ask(service.session, service.admin_url, path, body, X_API_Key=ADMIN_KEY)
 
 
-async def test_what_operators_ask_is_on_their_socket_alone() -> None:
+async def test_operators_paths_are_on_their_socket_alone() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False, security=SEPARATE) as pair:
         service = pair.service
         assert service.admin_url != service.url
@@ -50,7 +50,7 @@ async def test_what_operators_ask_is_on_their_socket_alone() -> None:
         assert b'kvproxy_requests_total{outcome="ok",route="completions"} 1.0' in metrics
 
 
-async def test_without_an_admin_port_all_is_on_one_socket() -> None:
+async def test_without_an_admin_port_all_paths_are_on_one_socket() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         assert pair.service.admin_url == pair.service.url
         for path in ("/status", "/metrics", "/v1/models"):
@@ -116,7 +116,7 @@ def test_a_port_in_use_ends_the_start_with_its_flag(
         ({"admin_port": 8000}, "--admin-port"),
     ],
 )
-def test_settings_that_fit_no_socket_are_refused(security: dict[str, Any], words: str) -> None:
+def test_hosts_and_ports_that_cannot_be_listened_on_are_refused(security: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Config(model="tiny", security=Security(**security))
     Config(model="tiny", security=Security(admin_host="127.0.0.2", admin_port=8000))

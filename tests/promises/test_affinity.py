@@ -95,7 +95,7 @@ def schemas_asked(made: Engines) -> int:
     return sum(engine.asked["/openapi.json"] for engine in made.all)
 
 
-async def test_what_an_engine_may_read_makes_the_prompt_unknown_by_name(
+async def test_a_member_that_an_engine_may_read_makes_the_prompt_unknown_and_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     body = {"messages": HELLO, "reasoning": {}, "num_ctx": 1}
@@ -147,7 +147,7 @@ async def test_names_that_clients_make_up_hide_no_others(caplog: pytest.LogCaptu
     )
 
 
-async def test_without_a_schema_the_guard_decides() -> None:
+async def test_without_a_schema_the_engines_token_count_decides() -> None:
     async with fleet(prefill=1, decode=1, stand_in={"docs": False}) as pair:
         body = {"messages": HELLO, "num_ctx": 1}
         assert (await pair.service.explain(body))["prompt_tokens"] > 0

@@ -64,14 +64,16 @@ def told(answer: Answer) -> tuple[int, int]:
 # ---- what clients can tell --------------------------------------------------------------------------------
 
 
-async def test_without_it_a_right_guess_is_told_from_a_wrong_one(key_file: pathlib.Path) -> None:
+async def test_without_salts_a_right_guess_is_told_from_a_wrong_one(key_file: pathlib.Path) -> None:
     security = Security(api_key_file=key_file)
     async with fleet(1, 1, stand_in=UNHURRIED, security=security, decision_headers=True) as pair:
         assert told(await complete(pair.service, "alice")) == (0, 0)
         assert told(await complete(pair.service, "bob")) == (CACHED, CACHED)
 
 
-async def test_nobody_learns_what_another_has_asked_and_each_finds_its_own(salted: Security) -> None:
+async def test_no_client_learns_what_another_asked_and_each_finds_its_own(
+    salted: Security,
+) -> None:
     async with fleet(1, 1, stand_in=UNHURRIED, security=salted, decision_headers=True) as pair:
         for key in ("alice", "bob", "ann", "team"):
             assert told(await complete(pair.service, key)) == (0, 0)
@@ -90,7 +92,7 @@ async def test_nobody_learns_what_another_has_asked_and_each_finds_its_own(salte
         assert told(await complete(pair.service, "alice", cache_salt=None)) == (CACHED, CACHED)
 
 
-async def test_a_salt_that_engines_were_seen_to_get_opens_nothing(salted: Security) -> None:
+async def test_a_client_that_sends_the_salt_of_another_finds_nothing(salted: Security) -> None:
     async with fleet(1, 1, stand_in=UNHURRIED, security=salted, decision_headers=True) as pair:
         assert told(await complete(pair.service, "alice")) == (0, 0)
         (alices,) = set(sent(pair.engines))
@@ -125,7 +127,7 @@ async def test_every_leg_carries_the_same_salt_and_never_the_clients(
         assert Counter(sent(pair.engines)) == {expected: legs}
 
 
-async def test_retries_carry_it_too(salted: Security) -> None:
+async def test_retries_carry_the_salt_too(salted: Security) -> None:
     async with fleet(2, 1, kv_events=False, security=salted) as pair:
         for engine in (pair.engines.prefill[0], pair.engines.decode[0]):
             engine.faults.add(Fault(kind="status", path=COMPLETIONS, times=1, status=500))
@@ -149,7 +151,7 @@ UNFIT = (
         *[(salt, UNFIT) for salt in ("a/b", "a@b", "a\\b", "a\0b", "x" * 129, "x" * 4096)],
     ],
 )
-async def test_what_engines_refuse_as_a_salt_gets_the_same_words_with_and_without(
+async def test_a_salt_that_engines_refuse_gets_the_same_words_with_and_without_salts(
     salt: Any, message: str, salted: Security, key_file: pathlib.Path
 ) -> None:
     answers = []
@@ -239,7 +241,7 @@ async def test_neither_salts_nor_their_secret_are_logged(
 
 
 @pytest.mark.parametrize("raw", [b'"\\q"', b'"a\nb"', b'"\\ud800"', b'"\\u12"', b'"\xff"'])
-async def test_a_salt_that_is_no_text_is_the_clients_own_mistake(raw: bytes, salted: Security) -> None:
+async def test_a_salt_that_is_no_string_is_refused(raw: bytes, salted: Security) -> None:
     async with fleet(1, 1, kv_events=False, security=salted) as pair:
         body = b'{"model": "tiny", "prompt": "x", "max_tokens": 1, "cache_salt": ' + raw + b"}"
         answer = await pair.service.ask("/v1/completions", body, Authorization="Bearer sk-alice")

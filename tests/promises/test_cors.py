@@ -93,7 +93,7 @@ async def test_answers_say_who_may_read_them_once(stream: bool) -> None:
         assert (allowed(anonymous), anonymous.headers["Vary"]) == ([], "Origin")
 
 
-async def test_a_stream_that_is_kept_company_says_so_in_its_head() -> None:
+async def test_a_stream_that_begins_with_comments_has_the_headers_too() -> None:
     cors = Cors(allowed_origins=[APP])
     async with fleet(1, 1, kv_events=False, cors=cors, stream_keepalive_s=0.05) as pair:
         pair.engines.decode[0].faults.add(Fault(kind="slow", path="/v1/c", delay_s=1.0, times=1))

@@ -17,7 +17,7 @@ async def report(pair: Pair) -> Any:
     return answer.json
 
 
-async def test_a_healthy_service_is_told_so() -> None:
+async def test_a_healthy_service_passes() -> None:
     async with fleet(prefill=2, decode=2) as pair:
         told = await report(pair)
         assert (told["verdict"], told["exit_code"]) == ("pass", 0), told
@@ -28,7 +28,7 @@ async def test_a_healthy_service_is_told_so() -> None:
         assert step["words"].startswith("not sampled")
 
 
-async def test_what_is_wrong_is_told_with_its_remedy() -> None:
+async def test_each_fault_is_named_with_its_remedy() -> None:
     async with fleet(prefill=1, decode=1, stand_in={"replay": None}, kv_events=False) as pair:
         assert (await report(pair))["verdict"] == "pass"
     async with stand_ins(1, 1, replay=None) as made, kvproxy(made.config(), ready=False) as service:
@@ -39,7 +39,7 @@ async def test_what_is_wrong_is_told_with_its_remedy() -> None:
         assert "replay_endpoint" in step["remedy"]
 
 
-async def test_it_is_for_operators() -> None:
+async def test_the_report_is_for_operators() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         assert (await pair.service.ask("/doctor")).status == 401
         assert (await pair.service.ask("/doctor", X_API_Key="wrong")).status == 403
@@ -52,7 +52,7 @@ async def test_it_is_for_operators() -> None:
         assert (await ask(service.session, service.admin_url, "/doctor", X_API_Key=ADMIN_KEY)).status == 200
 
 
-async def test_one_at_a_time() -> None:
+async def test_one_examination_runs_at_a_time() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         pair.engines.prefill[0].faults.add(Fault(kind="slow", path="/version", delay_s=4.0, times=1))
         first = asyncio.get_running_loop().create_task(report(pair), name="first")
@@ -64,7 +64,7 @@ async def test_one_at_a_time() -> None:
         assert (await report(pair))["verdict"] == "pass"
 
 
-async def test_who_leaves_makes_room_for_the_next_and_leaves_nothing_held() -> None:
+async def test_an_operator_who_leaves_makes_room_for_the_next_and_leaves_nothing_held() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         decode = pair.engines.decode[0]
         decode.faults.add(Fault(kind="hang", path="/v1/completions", times=1))
@@ -79,7 +79,7 @@ async def test_who_leaves_makes_room_for_the_next_and_leaves_nothing_held() -> N
         assert (await report(pair))["verdict"] == "pass"
 
 
-async def test_nothing_of_it_is_counted_or_held_against_an_engine() -> None:
+async def test_probes_are_not_counted_and_their_failures_count_against_no_engine() -> None:
     async with fleet(prefill=1, decode=1) as pair:
         engine = pair.engines.decode[0]
         engine.faults.add(Fault(kind="status", path="/v1/c", status=500, times=3))
@@ -105,7 +105,7 @@ async def test_an_engine_that_connects_to_the_service_is_judged_by_its_index() -
         assert "kvproxy's index of it is exact" in step["words"]
 
 
-async def test_it_has_an_end() -> None:
+async def test_an_examination_has_an_end() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         pair.service.app[SERVICE].doctor._limit_s = 1.0
         pair.engines.prefill[0].faults.add(Fault(kind="hang", path="/v1/c", times=1))

@@ -113,7 +113,7 @@ async def test_another_instance_serves_at_once_free_and_without_blame(
 
 
 @pytest.mark.parametrize("status", FULL)
-async def test_an_engine_that_says_so_in_its_stream_is_left_likewise(status: int) -> None:
+async def test_an_engine_that_says_it_is_full_in_its_stream_is_left_likewise(status: int) -> None:
     async with fleet(policy=InOrder(), kv_events=False) as pair:
         engine, other = in_order(list(pair.engines.decode))
         full(engine, status, kind="error")
@@ -125,9 +125,7 @@ async def test_an_engine_that_says_so_in_its_stream_is_left_likewise(status: int
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_who_is_always_full_is_left_ever_longer_whether_its_head_says_so_or_its_stream(
-    *, stream: bool
-) -> None:
+async def test_an_engine_that_is_always_full_is_left_ever_longer(*, stream: bool) -> None:
     waits = msgspec.structs.replace(QUICK, release_s=0.5)  # it is full for them, too
     admission = Admission(queue_timeout_s=2.5)
     async with fleet(prefill=1, decode=1, admission=admission, kv_events=False, waits=waits) as pair:
@@ -195,7 +193,7 @@ async def test_a_leg_that_asks_for_a_report_and_is_refused_for_want_of_room_is_n
         assert (legs(engine), legs(other), refused) == (1, 1, [])
 
 
-async def test_explain_and_status_tell_who_says_it_is_full() -> None:
+async def test_explain_and_status_show_which_instances_say_they_are_full() -> None:
     async with fleet(policy=InOrder(), kv_events=False) as pair:
         engine, other = in_order(list(pair.engines.prefill))
         full(engine, retry_after="5")
@@ -253,7 +251,7 @@ async def test_at_the_deadline_the_client_is_told_to_come_back(
         await nobody_is_blamed(pair)
 
 
-async def test_who_comes_later_waits_without_being_sent_anywhere() -> None:
+async def test_a_later_request_waits_without_being_sent_anywhere() -> None:
     async with fleet(prefill=1, decode=1, admission=Admission(queue_timeout_s=0.3), kv_events=False) as pair:
         [engine] = pair.engines.decode
         full(engine, retry_after="5")
@@ -290,7 +288,7 @@ async def test_a_client_that_leaves_while_all_are_full_leaves_nothing() -> None:
         await no_hold_is_left(pair)
 
 
-async def test_who_waits_does_not_come_at_once_when_the_moment_is_over() -> None:
+async def test_waiting_requests_do_not_come_all_at_once_when_the_pause_is_over() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         [engine] = pair.engines.prefill
         for instance in pair.service.fleet:
@@ -311,7 +309,7 @@ async def test_who_waits_does_not_come_at_once_when_the_moment_is_over() -> None
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-async def test_one_that_failed_once_serves_while_the_other_is_full_for_ever(role: str) -> None:
+async def test_an_instance_that_failed_once_serves_while_the_other_is_full_for_ever(role: str) -> None:
     async with fleet(policy=InOrder(), admission=Admission(queue_timeout_s=5.0), kv_events=False) as pair:
         engine, other = in_order(list(getattr(pair.engines, role)))
         full(engine, 500, times=1)
@@ -322,7 +320,9 @@ async def test_one_that_failed_once_serves_while_the_other_is_full_for_ever(role
 
 
 @pytest.mark.parametrize("role", ["decode", "both"])
-async def test_who_waits_follows_one_that_was_not_refused_though_nothing_else_happens(role: str) -> None:
+async def test_a_waiting_request_follows_a_leg_that_was_not_refused_though_nothing_else_happens(
+    role: str,
+) -> None:
     shape = {"prefill": 0, "decode": 0, "both": 1} if role == "both" else {"prefill": 1, "decode": 1}
     unchecked = Health(interval_s=600.0)
     async with fleet(**shape, health=unchecked, kv_events=False) as pair:  # type: ignore[arg-type]  # a dict of settings
@@ -354,7 +354,7 @@ async def test_of_many_that_were_prefilled_together_those_that_are_refused_come_
         await no_hold_is_left(pair)
 
 
-async def test_a_long_prefill_is_no_wait_so_an_idle_decode_engine_is_still_tried() -> None:
+async def test_a_long_prefill_does_not_count_as_waiting_so_an_idle_decode_engine_is_still_tried() -> None:
     admission = Admission(queue_timeout_s=1.0)
     async with fleet(prefill=1, policy=InOrder(), admission=admission, kv_events=False) as pair:
         engine, other = in_order(list(pair.engines.decode))
@@ -365,7 +365,7 @@ async def test_a_long_prefill_is_no_wait_so_an_idle_decode_engine_is_still_tried
         await no_hold_is_left(pair)
 
 
-async def test_but_it_ends_though_each_prefill_takes_longer_than_the_engine_is_left_alone() -> None:
+async def test_waiting_ends_though_each_prefill_takes_longer_than_the_engines_pause() -> None:
     waits = msgspec.structs.replace(QUICK, release_s=0.5)  # it is full for them, too
     admission = Admission(queue_timeout_s=1.0)
     async with fleet(prefill=1, decode=1, admission=admission, kv_events=False, waits=waits) as pair:
@@ -406,7 +406,7 @@ async def test_a_list_of_prompts_is_served_by_engines_with_a_limit() -> None:
 # -- not full, but dead or wrong ----------------------------------------------------------------------------
 
 
-async def test_one_whose_health_fails_as_well_is_dead() -> None:
+async def test_a_full_engine_whose_health_fails_as_well_is_dead() -> None:
     seldom = Health(interval_s=60.0)  # so it is not found by chance
     async with fleet(policy=InOrder(), kv_events=False, health=seldom) as pair:
         engine, _ = in_order(list(pair.engines.prefill))
@@ -444,7 +444,7 @@ async def test_a_model_that_one_engine_does_not_have_is_asked_of_another(role: s
         await no_hold_is_left(pair)
 
 
-async def test_one_that_dropped_the_model_during_the_prefill_is_not_sent_the_decode_leg() -> None:
+async def test_an_instance_that_dropped_the_model_during_the_prefill_is_not_sent_the_decode_leg() -> None:
     async with fleet(prefill=1, policy=InOrder(), stand_in={"loras": ("alpha",)}, kv_events=False) as pair:
         engine, other = in_order(list(pair.engines.decode))
         [prefill] = pair.engines.prefill
@@ -460,7 +460,7 @@ async def test_one_that_dropped_the_model_during_the_prefill_is_not_sent_the_dec
         await no_hold_is_left(pair)
 
 
-async def test_its_list_is_read_anew_at_once() -> None:
+async def test_after_a_404_the_instances_list_is_read_anew_at_once() -> None:
     async with fleet(policy=InOrder(), stand_in={"loras": ("alpha",)}, kv_events=False) as pair:
         engine, _ = in_order(list(pair.engines.decode))
         full(engine, 404, times=1)  # a glitch: its list still has it
@@ -470,7 +470,7 @@ async def test_its_list_is_read_anew_at_once() -> None:
         await wait_until(lambda: "alpha" in instance.models, "the list")
 
 
-async def test_one_that_lists_it_and_answers_404_again_and_again_is_left_out(
+async def test_an_instance_that_lists_a_model_and_answers_404_again_and_again_is_left_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with fleet(policy=InOrder(), stand_in={"loras": ("alpha",)}, kv_events=False) as pair:
@@ -513,7 +513,7 @@ async def test_a_release_that_a_full_gateway_turns_away_the_second_time_is_told_
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-async def test_if_none_has_it_the_engines_404_is_answered(role: str) -> None:
+async def test_if_no_instance_has_the_model_the_engines_404_is_answered(role: str) -> None:
     async with fleet(stand_in={"loras": ("alpha",)}, kv_events=False) as pair:
         for engine in getattr(pair.engines, role):
             engine.checker._loras = ()

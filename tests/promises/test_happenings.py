@@ -62,7 +62,7 @@ async def test_both_legs_of_a_request_are_told_with_what_was_predicted(stream: b
         ("decode", {"kind": "cut"}, "broken", False),
     ],
 )
-async def test_a_leg_that_fails_is_told_of_once_and_so_is_its_retry(
+async def test_a_leg_that_fails_is_told_once_and_so_is_its_retry(
     role: str, fault: dict[str, Any], outcome: str, answered: bool
 ) -> None:
     heard = Heard()
@@ -79,7 +79,7 @@ async def test_a_leg_that_fails_is_told_of_once_and_so_is_its_retry(
         assert served == ({P: 1, D: 1} if role == "prefill" else {P: 2, D: 1})
 
 
-async def test_a_leg_whose_client_leaves_is_told_of_as_left() -> None:
+async def test_a_leg_whose_client_leaves_is_told_as_left() -> None:
     heard = Heard()
     async with fleet(prefill=1, decode=1, kv_events=False, stand_in=UNHURRIED, consumers=[heard]) as pair:
         body = {"model": "tiny", "prompt": "x", "max_tokens": 5000, "ignore_eos": True, "stream": True}
@@ -91,7 +91,7 @@ async def test_a_leg_whose_client_leaves_is_told_of_as_left() -> None:
         assert heard.holds() == ["pulled"]
 
 
-async def test_a_request_that_is_its_clients_own_fault_is_told_of_as_refused() -> None:
+async def test_a_leg_whose_request_the_engine_refuses_is_told_as_refused() -> None:
     heard = Heard()
     async with fleet(prefill=1, decode=1, kv_events=False, consumers=[heard]) as pair:
         fault = Fault(path="/v1/c", kind="status", status=400, times=1)

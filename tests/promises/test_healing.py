@@ -137,7 +137,7 @@ async def test_a_clients_session_id_passes_untouched_and_is_no_report() -> None:
         assert [leg.headers.get("X-Session-ID") for leg in legs] == ["s-1", None]
 
 
-async def test_without_reports_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_reports_a_late_joiner_does_not_heal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Healing, "wants_report", lambda *_: False)
     async with late_joiner() as pair:
         assert sum(await heal(pair, 60)) < 15  # those its replay buffer still told of
@@ -170,7 +170,7 @@ def within(index: PrefixIndex, engine: StandIn) -> bool:
     return True
 
 
-async def test_a_reset_ends_what_is_unknown() -> None:
+async def test_a_reset_makes_the_index_exact() -> None:
     async with late_joiner() as pair:
         await heal(pair, 10)
         await pair.service.settled()
@@ -216,7 +216,7 @@ async def test_a_clients_own_mistake_is_its_own_with_or_without_the_question() -
         assert not any(rank["healing"] and rank["healing"]["refused"] for rank in told)
 
 
-async def test_a_retry_asks_nothing_beside() -> None:
+async def test_a_retry_asks_for_no_report() -> None:
     async with late_joiner() as pair:
         for engine in pair.engines.prefill:
             engine.seen.clear()

@@ -383,7 +383,7 @@ async def test_an_instance_that_came_back_gets_fewer_legs_at_first() -> None:
         assert [i["share"] for i in shown if i["role"] == "decode"] == [0.1, 1.0]
 
 
-async def test_who_was_there_from_the_start_and_never_failed_does_not_start_slowly() -> None:
+async def test_an_instance_that_was_there_from_the_start_and_never_failed_does_not_start_slowly() -> None:
     async with engines() as made:
         late = made.prefill[0]
         await late.refuse()

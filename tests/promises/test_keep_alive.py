@@ -98,7 +98,7 @@ async def nothing_is_left(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["hello", ["hello", "there"]])
-async def test_who_waits_hears_comments_and_then_all_of_the_answer(prompt: Any) -> None:
+async def test_a_client_that_waits_hears_comments_and_then_all_of_the_answer(prompt: Any) -> None:
     async with fleet(prefill=1, decode=1, stream_keepalive_s=EVERY_S, decision_headers=True) as pair:
         async with StandIn() as plain:
             expected = await ask(pair.service.session, plain.url, PATH, body(prompt=prompt))
@@ -134,7 +134,7 @@ async def test_a_stream_that_has_begun_is_its_engines_alone() -> None:
 
 
 @pytest.mark.parametrize(("every_s", "stream"), [(0.0, True), (EVERY_S, False), (30.0, True)])
-async def test_without_it_or_in_time_an_answer_is_what_it_is(every_s: float, stream: bool) -> None:
+async def test_without_the_setting_or_in_time_an_answer_is_unchanged(every_s: float, stream: bool) -> None:
     async with fleet(prefill=1, decode=1, stream_keepalive_s=every_s, decision_headers=True) as pair:
         pair.engines.prefill[0].faults.add(slow(1))
         answer = await pair.service.ask(PATH, body(stream=stream))
@@ -217,7 +217,7 @@ async def test_a_client_that_leaves_meanwhile_leaves_nothing_behind() -> None:
         assert await pair.service.metric("kvproxy_requests_total", outcome="client_left") == 1
 
 
-async def test_a_shutdown_meanwhile_is_told() -> None:
+async def test_a_shutdown_meanwhile_is_an_event_and_a_cut() -> None:
     async with engines(prefill=1, decode=1) as made:
         await shut_down(made)
 

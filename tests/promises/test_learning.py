@@ -63,7 +63,7 @@ async def stage(
 
 
 @pytest.mark.parametrize("path", QUESTIONS)
-async def test_who_hangs_holds_up_nobody_else(tmp_path: pathlib.Path, path: str) -> None:
+async def test_an_engine_that_hangs_holds_up_no_other(tmp_path: pathlib.Path, path: str) -> None:
     async with stage(tmp_path, Fault(kind="hang", path=path)) as it:
         async with asyncio.timeout(LEARNING_WAITS.compare_s - 2):
             await wait_until(lambda: it.knows_all_of(it.sound), "all there is to know of the other")
@@ -71,7 +71,7 @@ async def test_who_hangs_holds_up_nobody_else(tmp_path: pathlib.Path, path: str)
 
 
 @pytest.mark.parametrize("path", QUESTIONS)
-async def test_who_hung_is_asked_again(tmp_path: pathlib.Path, path: str) -> None:
+async def test_an_engine_that_hung_is_asked_again(tmp_path: pathlib.Path, path: str) -> None:
     waits = LearningWaits(compare_s=0.3, ask_s=0.3, again_s=0.01)
     async with stage(tmp_path, Fault(kind="hang", path=path, times=2), waits=waits) as it:
         await wait_until(lambda: it.knows_all_of(it.faulty) and it.knows_all_of(it.sound), "all")
@@ -79,7 +79,7 @@ async def test_who_hung_is_asked_again(tmp_path: pathlib.Path, path: str) -> Non
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 @pytest.mark.parametrize("path", QUESTIONS[1:])
-async def test_what_passes_is_not_learned(tmp_path: pathlib.Path, path: str, status: int) -> None:
+async def test_a_passing_failure_is_not_learned(tmp_path: pathlib.Path, path: str, status: int) -> None:
     fault = Fault(kind="status", path=path, status=status, times=2)
     async with stage(tmp_path, fault, waits=LearningWaits(again_s=0.01)) as it:
         await wait_until(lambda: it.knows_all_of(it.faulty), "all there is to know")

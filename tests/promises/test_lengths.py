@@ -60,7 +60,7 @@ async def test_a_request_goes_where_it_fits_and_explain_says_why_nowhere_else() 
             assert whys[engine.address] == "too long for it"
 
 
-async def test_what_fits_nowhere_is_refused_in_the_engines_words_before_any_prefill() -> None:
+async def test_a_request_that_fits_nowhere_is_refused_in_the_engines_words_before_any_prefill() -> None:
     async with engines((Role.PREFILL, 4096), (Role.DECODE, 512)) as pair:
         (card,) = (await pair.service.ask("/v1/models")).json["data"]
         assert card["max_model_len"] == 512
@@ -88,7 +88,7 @@ async def test_what_fits_nowhere_is_refused_in_the_engines_words_before_any_pref
         assert not pair.engines.holds
 
 
-async def test_what_only_a_decode_instance_holds_is_served_by_it_where_that_is_allowed() -> None:
+async def test_a_request_that_only_a_decode_instance_holds_is_served_by_it_where_that_is_allowed() -> None:
     alone = Admission(when_no_prefill=WhenNoPrefill.DECODE)
     async with engines((Role.PREFILL, 512), (Role.DECODE, 4096), admission=alone) as pair:
         assert (await pair.service.ask("/v1/models")).json["data"][0]["max_model_len"] == 4096

@@ -165,7 +165,7 @@ async def test_no_request_fails_while_an_instance_is_removed_and_added_under_loa
         ([], "object"),
     ],
 )
-async def test_what_cannot_be_added_is_refused_with_the_reason(body: Any, words: str) -> None:
+async def test_an_instance_that_cannot_be_added_is_refused_with_the_reason(body: Any, words: str) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         answer = await pair.service.admin("/instances/add", body)
         assert answer.status == 400
@@ -373,7 +373,7 @@ async def test_a_signal_lets_the_running_stream_end_and_exits_with_0(started: An
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-async def test_whoever_was_answered_before_the_end_has_a_line(started: Any, signals: int) -> None:
+async def test_every_request_that_was_answered_before_the_end_has_a_line(started: Any, signals: int) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         prefill, decode = pair.engines.prefill[0], pair.engines.decode[0]
         process = await started("-m", "tiny", "-p", prefill.address, "-d", decode.address, "--port", "0")
@@ -412,7 +412,9 @@ async def test_a_hangup_ends_nothing_and_no_core_is_left(started: Any) -> None:
 
 
 @pytest.mark.parametrize(("timeout_s", "signals"), [("1", 1), ("0", 1), ("60", 2)])
-async def test_what_runs_too_long_is_cut_with_a_word(started: Any, timeout_s: str, signals: int) -> None:
+async def test_a_request_that_runs_too_long_is_cut_with_an_error(
+    started: Any, timeout_s: str, signals: int
+) -> None:
     async with fleet(
         prefill=1, decode=1, kv_events=False, stand_in={"profile": PROFILES["dynamo-replay"]}
     ) as pair:
@@ -470,7 +472,7 @@ async def _draining(process: Process, session: aiohttp.ClientSession) -> Any:
     return answer
 
 
-async def test_before_the_end_ready_fails_while_all_is_still_served(started: Any) -> None:
+async def test_while_kvproxy_drains_ready_fails_and_all_is_still_served(started: Any) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         session = pair.service.session
         prefill, decode = pair.engines.prefill[0], pair.engines.decode[0]
@@ -520,7 +522,7 @@ async def test_a_second_signal_ends_the_draining_too(started: Any) -> None:
             assert await process.ended() == 0
 
 
-async def test_who_waits_when_the_start_fails_is_told(started: Any) -> None:
+async def test_a_request_that_waits_when_the_start_fails_gets_an_error(started: Any) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         process = await started(
             "-m", "tiny", "-p", "127.0.0.1:1", "-d", pair.engines.decode[0].address, "--port", "0",
@@ -557,7 +559,7 @@ async def test_another_model_ends_with_code_2_naming_both(started: Any) -> None:
         assert "Traceback" not in said
 
 
-async def test_what_was_added_before_a_restart_is_among_those_waited_for(
+async def test_an_instance_added_before_a_restart_is_among_those_waited_for(
     started: Any, tmp_path: pathlib.Path
 ) -> None:
     kept = {"format": "kvproxy instances 1", "model": "tiny", "drained": [], "removed": []}

@@ -226,7 +226,7 @@ async def test_flags_win_and_the_log_says_so_once(at: pathlib.Path, caplog: pyte
                 assert len(lines) == (0 if life else 2), "what the flags decided is no news at the next start"
 
 
-async def test_what_may_not_be_added_any_more_does_not_come_back(at: pathlib.Path) -> None:
+async def test_an_instance_that_may_not_be_added_any_more_does_not_come_back(at: pathlib.Path) -> None:
     async with engines(1, 1) as made, StandIn() as new:
         async with served(made, at) as service:
             await change(service, "add", type="decode", instance=new.address)
@@ -297,7 +297,7 @@ async def test_a_disk_that_hangs_holds_nobody_up_for_long(
             assert (await shown(service))[new.address] == ("decode", "draining")
 
 
-async def test_who_leaves_when_kvproxy_ends_is_gone_afterwards(at: pathlib.Path) -> None:
+async def test_an_instance_that_is_being_removed_as_kvproxy_ends_is_gone_afterwards(at: pathlib.Path) -> None:
     """A removal that waits for its legs is one at the next start."""
     async with engines(1, 1) as made, StandIn() as new:
         async with served(made, at) as service:

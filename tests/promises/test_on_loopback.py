@@ -16,7 +16,7 @@ async def statuses(pair: Pair, **headers: str) -> list[int]:
     ]
 
 
-async def test_what_operators_ask_is_told_to_this_machine_alone() -> None:
+async def test_operators_paths_answer_this_machine_alone() -> None:
     async with fleet(1, 1, kv_events=False, admin_api_key=None) as pair:
         assert await statuses(pair) == [200, 200]
         assert await statuses(pair, Host="localhost") == [200, 200]
@@ -38,7 +38,7 @@ async def test_what_operators_ask_is_told_to_this_machine_alone() -> None:
         assert (await send(pair.service, absolute)).statuses == [403]
 
 
-async def test_where_clients_have_keys_operators_have_one_too(tmp_path: pathlib.Path) -> None:
+async def test_if_clients_need_keys_operators_need_one_too(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "keys"
     file.write_text("alice sk-alice\n")
     settings: dict[str, Any] = {"kv_events": False, "security": Security(api_key_file=file)}

@@ -4,7 +4,7 @@ from proxy.edge.routes.openapi import description
 from tests.helpers.service import fleet
 
 
-async def test_it_is_served() -> None:
+async def test_the_description_is_served() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         answer = await pair.service.ask("/openapi.json")
         assert answer.status == 200

@@ -50,7 +50,7 @@ def test_a_choice_that_is_none_names_the_choices(capsys: pytest.CaptureFixture[s
         ("--max-queue", "a whole number", {"serve"}),
     ],
 )
-def test_what_is_no_number_is_told_which_kind_is_wanted(
+def test_a_value_that_is_no_number_gets_an_error_that_says_which_kind_is_wanted(
     command: str, flag: str, wanted: str, commands: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = "1.5x" if wanted == "a number of seconds" else "1.5"
@@ -82,7 +82,7 @@ async def test_the_engines_key_file_is_judged_as_the_clients_is(
         assert (f"--engine-api-key-file {file} can be read by others" in caplog.text) is told
 
 
-async def test_what_is_not_served_is_named_and_counted(tmp_path: pathlib.Path) -> None:
+async def test_a_path_that_is_not_served_is_named_and_counted(tmp_path: pathlib.Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("alice secret")
     keys.chmod(0o600)
@@ -104,7 +104,7 @@ async def test_a_wrong_type_names_the_types() -> None:
         assert "(type is one of prefill, decode, both)" in answer.json["error"]["message"]
 
 
-async def test_what_an_operator_changes_is_logged_with_its_instance(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_operators_change_is_logged_with_its_instance(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         engine = pair.engines.decode[0]

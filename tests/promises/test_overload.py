@@ -232,7 +232,7 @@ async def test_a_client_that_leaves_the_queue_is_not_served() -> None:
         await them.pair.service.settled()
 
 
-async def test_who_waited_too_long_is_answered_503_with_retry_after(
+async def test_a_request_that_waited_too_long_is_answered_503_with_retry_after(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "kvproxy.access")
@@ -247,7 +247,7 @@ async def test_who_waited_too_long_is_answered_503_with_retry_after(
         await gone(first)
 
 
-async def test_a_stop_answers_who_waits_at_once_and_lets_running_requests_end() -> None:
+async def test_a_stop_answers_waiting_requests_at_once_and_lets_running_ones_end() -> None:
     async with crowd() as them:
         engine = them.pair.engines.decode[0]
         engine.faults.add(Fault(kind="hang", path="/v1/c", times=1))
@@ -426,7 +426,7 @@ async def test_bodies_beyond_the_memory_for_them_are_refused_and_it_comes_back()
         assert budget.held_bytes == 0
 
 
-async def test_who_only_announces_a_large_body_takes_nothing_from_others() -> None:
+async def test_a_client_that_only_announces_a_large_body_takes_nothing_from_others() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False, admission=Admission(max_bodies_mb=1)) as pair:
         holders = [await send_part(pair, 1 << 20, b"{") for _ in range(20)]
         assert (await pair.service.complete(prose(2000))).status == 200
@@ -436,7 +436,7 @@ async def test_who_only_announces_a_large_body_takes_nothing_from_others() -> No
         await wait_until(lambda: pair.service.app[SERVICE].bodies.held_bytes == 0, "the end of the leases")
 
 
-async def test_who_withholds_the_end_of_large_bodies_locks_nobody_out() -> None:
+async def test_a_client_that_withholds_the_end_of_large_bodies_locks_nobody_out() -> None:
     patience = Patience(body_stall_s=4.0, body_look_every_s=0.1)
     limits = Admission(max_bodies_mb=8)
     async with fleet(prefill=1, decode=1, kv_events=False, admission=limits, patience=patience) as pair:

@@ -163,7 +163,7 @@ async def test_each_prompt_goes_where_its_prefix_is_cached() -> None:
             assert sorted(came) == sorted([prompt] for prompt in wanted[engine.address])
 
 
-async def test_each_prompt_has_legs_of_its_own_and_all_else_as_it_came() -> None:
+async def test_each_prompt_has_legs_of_its_own_with_all_other_members_as_they_came() -> None:
     async with fleet(prefill=1, decode=1) as pair:
         body = (
             b'{"prompt": [ "a" , "b\\u00e9" , "c"], "max_tokens": 3, "temperature": 0.70, "x": {"a": [1.50]}}'

@@ -71,7 +71,7 @@ async def test_the_death_of_one_of_four_instances_under_200_requests_loses_none(
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-async def test_what_fails_at_once_does_not_draw_everything_to_itself(role: str) -> None:
+async def test_an_engine_that_fails_at_once_does_not_draw_all_requests_to_itself(role: str) -> None:
     """An engine that fails fast is always the least loaded one."""
     async with fleet(prefill=4, decode=4, stand_in=UNHURRIED, kv_events=False, waits=WAITS) as pair:
         bad: StandIn = getattr(pair.engines, role)[0]
@@ -155,7 +155,7 @@ async def test_a_request_that_kills_its_engines_does_not_kill_them_all() -> None
         await in_order(pair)
 
 
-async def test_the_last_engine_that_had_words_is_quoted() -> None:
+async def test_the_last_answer_that_an_engine_gave_reaches_the_client() -> None:
     async with fleet(prefill=1, decode=1, waits=WAITS) as pair:
         engine = pair.engines.prefill[0]
         engine.faults.add(Fault(kind="status", path=PATH, status=507, times=1))
@@ -201,7 +201,7 @@ async def test_a_client_that_quotes_the_words_of_that_error_has_made_its_own(ran
         await in_order(pair)
 
 
-async def test_an_unspent_hold_avoids_what_failed_before() -> None:
+async def test_an_unspent_hold_avoids_instances_that_failed_before() -> None:
     async with fleet(prefill=1, decode=3, policy=InOrder(), waits=WAITS) as pair:
         failing, refusing, good = sorted(pair.engines.decode, key=lambda e: e.address)
         failing.faults.add(Fault(kind="status", path=PATH, status=500, times=1))
@@ -211,7 +211,7 @@ async def test_an_unspent_hold_avoids_what_failed_before() -> None:
         await in_order(pair)
 
 
-async def test_an_unspent_hold_goes_to_what_failed_before_if_nothing_else_is_left() -> None:
+async def test_an_unspent_hold_goes_to_an_instance_that_failed_before_if_no_other_is_left() -> None:
     async with fleet(prefill=1, decode=2, policy=InOrder(), waits=WAITS) as pair:
         failing, refusing = sorted(pair.engines.decode, key=lambda e: e.address)
         failing.faults.add(Fault(kind="status", path=PATH, status=500, times=1))

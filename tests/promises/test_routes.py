@@ -86,7 +86,7 @@ async def test_head_is_no_way_to_generate() -> None:
         assert (status, headers["Allow"], body) == (405, "POST", b"")
 
 
-async def test_what_vllm_answers_besides() -> None:
+async def test_ping_load_and_version_are_answered_as_vllm_does() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         version = await pair.service.ask("/version")
         assert version.json == {"version": importlib.metadata.version("kvproxy")}

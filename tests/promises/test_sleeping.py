@@ -56,7 +56,7 @@ def asked(engine: StandIn) -> int:
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-async def test_it_gets_no_legs_and_no_blame_and_is_back_at_once(
+async def test_a_sleeping_engine_gets_no_legs_and_no_blame_and_is_back_at_once(
     level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with fleet(health=QUICK) as pair:
@@ -96,7 +96,7 @@ async def test_it_gets_no_legs_and_no_blame_and_is_back_at_once(
 
 
 @pytest.mark.parametrize(("level", "left"), [(0, 96), (1, 0), (2, 0)])
-async def test_its_index_starts_anew_where_its_cache_was_dropped(level: int, left: int) -> None:
+async def test_the_index_starts_anew_if_the_sleeper_dropped_its_cache(level: int, left: int) -> None:
     async with fleet(prefill=1, decode=1, stand_in=UNHURRIED, health=QUICK) as pair:
         (prefill,) = pair.engines.prefill
         prompt = list(range(100, 201))
@@ -123,7 +123,7 @@ async def test_its_index_starts_anew_where_its_cache_was_dropped(level: int, lef
         assert await pair.service.metric("kvproxy_prediction_misses_total") == 0
 
 
-async def test_who_finds_only_sleeping_ones_waits() -> None:
+async def test_a_request_that_only_sleeping_engines_could_serve_waits() -> None:
     async with fleet(prefill=1, decode=1, health=QUICK) as pair:
         (decode,) = pair.engines.decode
         await post(pair.service, decode, "/sleep")
@@ -136,7 +136,7 @@ async def test_who_finds_only_sleeping_ones_waits() -> None:
         assert (await waiting).status == 200
 
 
-async def test_legs_that_came_too_late_go_elsewhere_and_what_it_dropped_is_nobodys_fault() -> None:
+async def test_legs_that_came_too_late_go_elsewhere_and_nobody_is_blamed() -> None:
     slow = Health(interval_s=0.5, timeout_s=2.0, slow_start_s=0.0)
     async with fleet(policy=InOrder(), stand_in=UNHURRIED, health=slow) as pair:
         sleeper = min(pair.engines.prefill, key=lambda engine: engine.address)
@@ -156,7 +156,7 @@ async def test_legs_that_came_too_late_go_elsewhere_and_what_it_dropped_is_nobod
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_that_it_drops_comes_from_another_or_ends_as_a_failure(*, stream: bool) -> None:
+async def test_an_answer_that_a_sleeper_drops_comes_from_another_or_fails(*, stream: bool) -> None:
     async with fleet(policy=InOrder(), stand_in=UNHURRIED, health=QUICK) as pair:
         sleeper, other = sorted(pair.engines.decode, key=lambda engine: engine.address)
         clients = TaskOwner("clients")
@@ -178,7 +178,7 @@ async def test_an_answer_that_it_drops_comes_from_another_or_ends_as_a_failure(*
         await post(pair.service, sleeper, "/wake_up")
 
 
-async def test_one_that_sleeps_from_the_start_is_found_so_and_a_stopped_one_is_down() -> None:
+async def test_an_engine_that_sleeps_from_the_start_is_asleep_and_a_stopped_one_is_down() -> None:
     async with engines(prefill=1, decode=2) as made:
         sleeper = made.decode[0]
         async with kvproxy(made.config(health=QUICK), ready=False) as service:
@@ -216,7 +216,7 @@ async def test_a_start_in_front_of_sleepers_is_a_start(caplog: pytest.LogCapture
             assert (await service.complete("hello")).status == 200
 
 
-async def test_who_cannot_sleep_is_asked_once() -> None:
+async def test_an_engine_that_cannot_sleep_is_asked_once() -> None:
     async with fleet(prefill=1, decode=1, health=QUICK, stand_in={"dev_mode": False}) as pair:
         (prefill,) = pair.engines.prefill
         checks = await pair.service.metric("kvproxy_checks_total", instance=prefill.address)
@@ -256,12 +256,14 @@ LINE = 'vllm:engine_sleep_state{{engine="{}",model_name="tiny",sleep_state="{}"}
         ([], Depth.UNTOLD),
     ],
 )
-def test_what_its_metrics_tell(states: list[tuple[str, str, str]], depth: Depth) -> None:
+def test_the_metrics_tell_how_deeply_an_engine_sleeps(
+    states: list[tuple[str, str, str]], depth: Depth
+) -> None:
     page = "# HELP vllm:engine_sleep_state x\n" + "".join(LINE.format(*state) for state in states)
     assert read_depth(page) is depth
 
 
-async def test_what_one_had_cached_before_it_slept_is_not_believed_by_who_comes_later() -> None:
+async def test_a_later_kvproxy_does_not_believe_what_was_cached_before_the_sleep() -> None:
     async with fleet(prefill=1, decode=1, stand_in=UNHURRIED, health=QUICK) as pair:
         (prefill,) = pair.engines.prefill
         prompt = list(range(100, 201))
@@ -288,7 +290,7 @@ async def test_what_one_had_cached_before_it_slept_is_not_believed_by_who_comes_
 
 
 @pytest.mark.parametrize("level", [0, 1])
-async def test_one_that_fell_asleep_during_the_prefill_is_not_sent_the_decode_leg(level: int) -> None:
+async def test_an_engine_asleep_since_the_prefill_is_not_sent_the_decode_leg(level: int) -> None:
     """At level 0 nobody would break it off before --first-byte-timeout is over."""
     async with fleet(prefill=1, policy=InOrder(), health=QUICK, kv_events=False) as pair:
         (prefill,) = pair.engines.prefill

@@ -42,7 +42,7 @@ def work(pair: Pair) -> int:
 
 
 @pytest.mark.parametrize("where", ["completions", "chat/completions"])
-async def test_it_is_refused_in_the_words_of_the_engines_which_hear_nothing_of_it(
+async def test_a_text_that_cannot_fit_is_refused_in_the_words_of_the_engines_which_hear_nothing_of_it(
     pair: Pair, where: str
 ) -> None:
     text = "<|en" * 20_000

@@ -48,7 +48,7 @@ def questions(pair: Pair) -> int:
     return sum(seen.path == "/tokenize" for engine in pair.engines.all for seen in engine.seen)
 
 
-async def test_what_is_tokenized_here_is_what_the_engines_count(local: Pair) -> None:
+async def test_local_tokens_are_as_many_as_the_engines_count(local: Pair) -> None:
     before = questions(local)
     told = (await local.service.ask("/status")).json["tokenizer"]
     assert told["path"] == "local"
@@ -149,7 +149,9 @@ async def test_engines_are_asked_until_one_has_answered_awkward_questions(model:
         assert questions(pair) >= before + 1
 
 
-async def test_local_tokens_that_are_counted_otherwise_are_asked_for(local: Pair) -> None:
+async def test_prompts_that_engines_count_otherwise_are_asked_for(
+    local: Pair,
+) -> None:
     tokenizer = local.service.app[SERVICE].tokenizer
     tokenizer.distrust("completions(prompt) by --tokenizer")
     before = questions(local)

@@ -25,7 +25,7 @@ async def test_no_engine_tokenizes_for_a_policy_that_reads_no_prompt(policy: str
         assert asked(pair) == before
 
 
-async def test_whoever_explains_is_told_of_the_prompt_all_the_same() -> None:
+async def test_explain_shows_the_prompt_all_the_same() -> None:
     async with fleet(policy=POLICIES["round_robin"]()) as pair:
         told = await pair.service.explain({"model": "tiny", "messages": HELLO})
         assert told["prompt_tokens"] > 0
@@ -33,7 +33,7 @@ async def test_whoever_explains_is_told_of_the_prompt_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"max_prefill_tokens": 4096}, {"max_decode_tokens": 4096}])
-async def test_limits_of_tokens_count_the_tokens_there_are(limits: dict[str, Any]) -> None:
+async def test_with_limits_on_tokens_engines_are_asked_all_the_same(limits: dict[str, Any]) -> None:
     async with fleet(policy=POLICIES["round_robin"](), admission=Admission(**limits)) as pair:
         assert (await pair.service.chat(HELLO)).status == 200
         assert asked(pair) > 0

@@ -105,7 +105,7 @@ async def test_a_restart_loses_nothing(at: pathlib.Path) -> None:
             await heard_all(service, made)
 
 
-async def test_without_a_state_directory_it_would_have_lost_it(at: pathlib.Path) -> None:
+async def test_without_a_state_directory_a_restart_loses_what_was_known(at: pathlib.Path) -> None:
     async with engines(1, 1, **WRAPS) as made:
         async with kvproxy(made.config(state=kept(at))) as service:
             await chat(service)
@@ -212,7 +212,7 @@ async def test_nothing_is_written_while_nothing_changed(at: pathlib.Path) -> Non
     assert len(snapshots(at)) == 2
 
 
-async def test_what_changes_is_written_at_intervals(at: pathlib.Path) -> None:
+async def test_ranks_that_changed_are_written_at_intervals(at: pathlib.Path) -> None:
     async with engines(1, 1) as made, kvproxy(made.config(state=kept(at, 0.02))) as service:
         await chat(service, 2)
         await wait_until(lambda: len(snapshots(at)) == 2, "snapshots")
@@ -220,7 +220,7 @@ async def test_what_changes_is_written_at_intervals(at: pathlib.Path) -> None:
         await wait_until(lambda: len(ages()) == 2 and max(ages().values()) < 5, "snapshots that are young")
 
 
-async def test_a_full_disk_is_told_and_harms_nobody(
+async def test_a_full_disk_is_logged_and_harms_no_request(
     at: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = True
@@ -309,7 +309,7 @@ async def test_snapshots_that_nobody_claims_go_after_an_hour(at: pathlib.Path) -
             assert known(service) == cached(made)
 
 
-async def test_what_was_found_to_be_wrong_does_not_stay_on_disk(at: pathlib.Path) -> None:
+async def test_an_index_found_to_be_wrong_does_not_stay_on_disk(at: pathlib.Path) -> None:
     async with engines(1, 1) as made, kvproxy(made.config(state=kept(at))) as service:
         await chat(service, 3)
         await heard_all(service, made)
@@ -335,7 +335,7 @@ async def test_what_was_found_to_be_wrong_does_not_stay_on_disk(at: pathlib.Path
         assert snapshots(at) == before
 
 
-async def test_what_is_not_believed_is_not_kept(at: pathlib.Path) -> None:
+async def test_an_index_that_is_not_trusted_is_not_written(at: pathlib.Path) -> None:
     async with engines(1, 1) as made, kvproxy(made.config(state=kept(at))) as service:
         await chat(service, 3)
         await heard_all(service, made)
@@ -371,7 +371,7 @@ async def test_a_rank_that_cannot_be_written_keeps_no_other_from_it(
         assert (await rank(service, made.prefill[0]))["snapshot"]["failed"] == "OverflowError"
 
 
-async def test_what_cannot_be_proven_is_not_written(at: pathlib.Path) -> None:
+async def test_a_rank_that_could_never_be_proven_is_not_written(at: pathlib.Path) -> None:
     async with (
         engines(1, 1, replay=None) as made,
         kvproxy(made.config(state=kept(at)), ready=False) as service,
