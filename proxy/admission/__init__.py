@@ -1,4 +1,6 @@
-"""Who is let in when: a fair queue in front of the engines, and a bound on the bodies in memory."""
+"""Which requests are let in, and when: a fair queue in front of the engines, and a bound on the bodies in
+memory.
+"""
 
 from proxy.admission.bodies import BodyBudget, BodyLease, weigh
 from proxy.admission.gate import Gate

@@ -1,15 +1,14 @@
-"""The request bodies in memory never weigh more than the limit, and none of their clients leaves nothing to
-the others.
+"""The request bodies in memory never exceed the limit, and no client takes all of it from the others.
 
-A body is charged as it is read, so what a client only announces takes nothing from others; one that does not
-fit is refused before or while it is read. Once read it is charged for what is made of it, until its request
+A body is charged while it is read, so a client takes nothing by announcing a body; one that does not fit is
+refused before or while it is read. After that it is charged for all that is made of it, until its request
 ends.
 
-What a client may hold depends on what is free: `SHARE` times as much as it leaves (the dynamic thresholds of
-Choudhury and Hahne, 1998, made for switches that share a buffer). So one client alone gets most of the
-memory, several get the same, and there is always room for one that comes anew. A part of the memory is for
-small bodies alone, which have their own count in each client: large ones never keep them out, not even those
-of the same client.
+What a client may hold depends on what is free: `SHARE` times as much as it leaves free (the dynamic
+thresholds of Choudhury and Hahne, 1998, made for switches that share a buffer). So one client alone gets most
+of the memory, several get equal parts, and there is always room for a new one. A part of the memory is for
+small bodies alone, which are counted separately for each client: large bodies never keep small ones out, not
+even of the same client.
 """
 
 import asyncio
@@ -22,34 +21,38 @@ from proxy.admission.shown import BodiesShown
 from proxy.request.outline import Outline, Signs
 
 COPIES = 2
-"""The body as it came, and as it is sent to an engine."""
+"""Copies of a body that are charged: as it came, and as it is sent to an engine."""
 
 VALUE_BYTES = 40
 MEMBER_BYTES = 160
-"""What a small value of a list, and a small member of an object, cost as Python objects on top of their text:
-a list of token ids weighs 7 times its text, an object of tiny members 17 to 24 times (measured with CPython
+"""The bytes that a small value of a list, or a small member of an object, takes as Python objects besides its
+text.
+
+A list of token ids takes 7 times its text, an object of tiny members 17 to 24 times (measured with CPython
 3.11)."""
 
 SHARE = 4
-"""A client holds at most so many times what it leaves free: alone four fifths, two of them four ninths
+"""A client holds at most this many times what it leaves free: alone four fifths, two of them four ninths
 each."""
 
 RESERVE = 8
-"""One part in so many is for small bodies."""
+"""The fraction of the memory that is for small bodies alone is one in this many."""
 
 SMALL_BYTES = 1 << 20
-"""What a small body weighs at most: prompts of 100 000 tokens are below it."""
+"""The most bytes of a small body; prompts of 100 000 tokens are below it."""
 
 SMALL_IN_RESERVE = 8
-"""So many small bodies fit into the reserve at least, where the limit is low."""
+"""Where the limit is low, a small body is at most this fraction of the reserve."""
 
 
 NUMBER_BYTES = 8
-"""What a number of a long flat list takes, which is read into an array."""
+"""The bytes of a number in a long flat list, which is read into an array."""
 
 
 def weigh(data: bytes | bytearray, found: Outline | Signs) -> int:
-    """About how many bytes a JSON body takes while its request is served; `found`: what it is made of."""
+    """About how many bytes a JSON body takes while its request is served; `found`: the counts of what it is
+    made of.
+    """
     if isinstance(found, Signs):
         return COPIES * len(data) + VALUE_BYTES * found.commas + MEMBER_BYTES * found.members
     values_bytes = VALUE_BYTES * found.values + MEMBER_BYTES * found.members
@@ -57,7 +60,7 @@ def weigh(data: bytes | bytearray, found: Outline | Signs) -> int:
 
 
 class _Held:
-    """What bodies of one size class weigh: all together, and by client."""
+    """The bytes that bodies of one size class hold, all together and by client."""
 
     def __init__(self) -> None:
         self.total_bytes = 0
@@ -73,7 +76,7 @@ class _Held:
 
 
 class BodyLease:
-    """What one request has taken of the budget; ends once."""
+    """The bytes that one request holds of the budget; it ends once."""
 
     def __init__(self, budget: "BodyBudget", client: Hashable) -> None:
         self._budget = budget
@@ -82,8 +85,8 @@ class BodyLease:
         self._work: Future[Any] | None = None
 
     def hold(self, size_bytes: int) -> bool:
-        """Hold so much from now on, more or less than before. False, and nothing changes, if it does not
-        fit.
+        """Hold so many bytes from now on, more or less than before. Returns False, and changes nothing, if
+        they do not fit.
         """
         if not self._budget.change(self._client, self._held_bytes, size_bytes):
             return False
@@ -91,13 +94,13 @@ class BodyLease:
         return True
 
     def lasts(self, work: "Future[Any]") -> None:
-        """It does not end before this work does, which may go on in its thread when nobody waits for it any
-        more.
+        """The lease does not end before this work, which may go on in its thread after its caller has
+        gone.
         """
         self._work = work
 
     def end(self) -> None:
-        """Give it all back, as soon as nothing works on it."""
+        """Give all bytes back, as soon as no work uses them."""
         work, self._work = self._work, None
         if work is None or work.done():
             self.hold(0)
@@ -105,30 +108,30 @@ class BodyLease:
         loop = asyncio.get_running_loop()
 
         def ended(_: "Future[Any]") -> None:
-            with contextlib.suppress(RuntimeError):  # nobody counts any more once the loop is closed
+            with contextlib.suppress(RuntimeError):  # once the loop is closed no count matters
                 loop.call_soon_threadsafe(self.end)
 
         work.add_done_callback(ended)
 
 
 class BodyBudget:
-    """The memory all request bodies share."""
+    """The memory that all request bodies share."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.reserve_bytes = limit_bytes // RESERVE
-        """What only small bodies may take."""
+        """The bytes that only small bodies may take."""
         self.small_bytes = min(SMALL_BYTES, self.reserve_bytes // SMALL_IN_RESERVE)
         self._small, self._large = _Held(), _Held()
 
     @property
     def held_bytes(self) -> int:
-        """What all bodies weigh now."""
+        """The bytes that all bodies hold now."""
         return self._small.total_bytes + self._large.total_bytes
 
     @property
     def clients(self) -> int:
-        """How many clients have bodies here."""
+        """The number of clients that hold any."""
         return len(self._small.by_client.keys() | self._large.by_client.keys())
 
     def status(self) -> BodiesShown:
@@ -141,13 +144,11 @@ class BodyBudget:
         )
 
     def lease(self, client: Hashable) -> BodyLease:
-        """A share of nothing, to be grown."""
+        """A lease that holds nothing yet."""
         return BodyLease(self, client)
 
     def fits(self, client: Hashable, size_bytes: int) -> bool:
-        """Whether a client may have so much more in one body now; a body that is alone always may be
-        there.
-        """
+        """Whether a client may hold so many more bytes in one body now; a body that is alone always fits."""
         before_bytes = self._class(size_bytes).by_client.get(client, 0)
         others_bytes = self._class(size_bytes).total_bytes
         if size_bytes <= self.small_bytes:
@@ -161,7 +162,7 @@ class BodyBudget:
         return left_bytes >= 0 and before_bytes + size_bytes <= SHARE * left_bytes
 
     def change(self, client: Hashable, before_bytes: int, after_bytes: int) -> bool:
-        """For leases only."""
+        """Called by leases only."""
         self._class(before_bytes).add(client, -before_bytes)
         if after_bytes > before_bytes and not self.fits(client, after_bytes):
             self._class(before_bytes).add(client, before_bytes)

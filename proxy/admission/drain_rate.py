@@ -1,17 +1,18 @@
-"""How fast a queue is served, so that who finds it full hears when to come back."""
+"""How fast a queue is served, so that a request that finds it full is told when to come back."""
 
 import math
 
 DRAIN_WINDOW_S = 10.0
-"""How far back the pace of the queue is looked at: long enough for several requests of a busy fleet."""
+"""Seconds over which the pace of the queue is measured: long enough for several requests of a busy fleet."""
 
 RETRY_AFTER_MOST_S = 30
-"""A longer estimate would be a guess about a fleet that may have changed by then."""
+"""The longest Retry-After in seconds: a longer one would guess about a fleet that may have changed by
+then."""
 
 
 class DrainRate:
-    """How fast requests leave the queue, as an average that forgets; times are seconds of a monotonic
-    clock.
+    """How fast requests leave the queue, as an average in which old requests count less and less. Times are
+    seconds of a monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -24,8 +25,8 @@ class DrainRate:
         self._recent += 1
 
     def retry_after_s(self, ahead: int, now: float) -> int:
-        """When a newcomer behind `ahead` others might be let in: whole seconds, from 1 to
-        RETRY_AFTER_MOST_S.
+        """Whole seconds, from 1 to MAX_RETRY_AFTER_S, until a request behind `ahead` others might be let
+        in.
         """
         self._decay(now)
         per_second = self._recent / DRAIN_WINDOW_S

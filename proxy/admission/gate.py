@@ -1,7 +1,7 @@
-"""Whoever waits is woken once, by what was decided of it, and whoever leaves makes way.
+"""A request that waits is woken once, by the decision about it, and one that leaves makes way for others.
 
-The asyncio shell of `Lanes`: it owns the futures of those who wait, their time, and the timer of engines that
-say they are full. It decides nothing.
+The asyncio shell of `Lanes`: it owns the futures of the requests that wait, their deadlines, and the timer
+for engines that say they are full. It decides nothing.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from proxy.scheduling.question import Question
 
 
 class Gate:
-    """Lets requests in; one for the whole process."""
+    """Lets requests in; there is one for the process."""
 
     def __init__(
         self,
@@ -34,17 +34,17 @@ class Gate:
         self._lanes = Lanes(fleet=fleet, placement=placement, rules=rules, tell=tell, wake=self._woken)
         self._waiting: dict[Turn, asyncio.Future[Outcome]] = {}
         self._looks = False
-        """Whether a look is under way to the loop."""
+        """Whether a look at the queue is scheduled on the loop."""
         self._reopening: asyncio.TimerHandle | None = None
-        """Runs while somebody waits and an engine says that it is full."""
+        """Runs while a request waits and an engine says that it is full."""
 
     def __len__(self) -> int:
-        """How many requests wait, the parts of one counted singly."""
+        """The number of requests that wait; each part of a request counts."""
         return len(self._lanes)
 
     @property
     def clients_held_back(self) -> int:
-        """How many clients have as many requests running as one may."""
+        """The number of clients that have as many requests running as one may."""
         return self._lanes.clients_held_back
 
     def status(self) -> QueueShown:
@@ -59,10 +59,10 @@ class Gate:
         failed: Collection[str] = (),
         prefill_on: str | None = None,
     ) -> Admitted:
-        """Wait until a request may go on, as `Lanes.offer` says; its claims are held from the decision on.
+        """Wait until a request may go on, as `Lanes.offer` decides; its claims are held from the decision on.
 
-        Raises RequestError, and what a policy raises. May be cancelled, and then leaves the queue, and holds
-        nothing.
+        Raises RequestError, and what a policy raises. If it is cancelled, the request leaves the queue and
+        holds nothing.
         """
         turn = self._lanes.turn(ticket, question, failed=failed, prefill_on=prefill_on)
         outcome = self._tell(self._lanes.offer(turn, self._clock()), turn) or await self._wait(turn)
@@ -71,7 +71,7 @@ class Gate:
         return outcome.admitted
 
     def close(self) -> None:
-        """Let nobody in any more who was not before, and answer those who wait."""
+        """Let no new request in any more, and refuse those that wait; retries are still let in."""
         self._tell(self._lanes.close(self._clock()))
 
     async def _wait(self, turn: Turn) -> Outcome:
@@ -92,7 +92,9 @@ class Gate:
             self._lanes.leave(turn, self._clock())
 
     def _tell(self, outcomes: Iterable[Outcome], asking: Turn | None = None) -> Outcome | None:
-        """Wake those of whom something was decided. Returns what was decided of the one that is asking."""
+        """Wake the requests that were decided about. Returns the outcome of the one that is asking, if there
+        is one.
+        """
         own = None
         for outcome in outcomes:
             if outcome.turn is asking:
@@ -116,11 +118,11 @@ class Gate:
         self._watch_moments()
 
     def _is_gone(self, turn: Turn) -> bool:
-        """Whether its client has left, and its task had no time to say so."""
+        """Whether the client has left, and its task has not run since."""
         return self._waiting[turn].done()
 
     def _watch_moments(self) -> None:
-        """Look again when an engine that said it is full may have more room by mere lapse of time."""
+        """Look at the queue again when the pause of an engine that said it is full is over."""
         if self._reopening is not None:
             self._reopening.cancel()
             self._reopening = None
@@ -134,6 +136,6 @@ def _was_told(told: "asyncio.Future[Outcome]") -> bool:
 
 
 def _give_back(outcome: Outcome) -> None:
-    """Nobody is there to go on."""
+    """Let go of what an outcome holds, because its request is gone."""
     if isinstance(outcome, Grant):
         outcome.admitted.close()

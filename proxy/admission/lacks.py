@@ -1,4 +1,4 @@
-"""What a decision wants for tells whom the request waits for: room, or an instance at all."""
+"""What a decision lacks says what the request waits for: room, or a usable instance."""
 
 from typing import NamedTuple
 
@@ -9,22 +9,22 @@ from proxy.scheduling.question import Question
 
 
 class Lack(NamedTuple):
-    """Why a request cannot be placed; all empty if it can be."""
+    """What a request lacks to be placed; all is empty if it lacks nothing."""
 
     missing: tuple[Phase, ...] = ()
     """The phases for which no instance is usable, whatever its room."""
     full: frozenset[tuple[Phase, str]] = frozenset()
-    """The instances that have no room for it, of each phase that found no place."""
+    """The instances without room for it, of each phase that found no place."""
     engines_full: bool = False
-    """Whether a phase found no place, and no instance of it has too much to do by our limits: engines said
-    so."""
+    """Whether a phase found no place only because engines said they are full: no instance of it is full by
+    kvproxy's limits."""
 
 
 NOTHING = Lack()
 
 
 def lack_of(question: Question, decision: Decision) -> Lack:
-    """What the decision wants for."""
+    """What a decision lacks."""
     if decision.admissible:
         return NOTHING
     picks = {Phase.PREFILL: decision.prefill, Phase.DECODE: decision.decode}
@@ -38,8 +38,8 @@ def lack_of(question: Question, decision: Decision) -> Lack:
 
 
 def _full(pick: Pick) -> dict[str, Why]:
-    """The instances of a phase that are worth waiting for, and why; if of one the ranks differ, by our
-    limits.
+    """The instances of a phase that are worth waiting for, and why. If ranks of one differ, kvproxy's limits
+    count.
     """
     found: dict[str, Why] = {}
     for candidate in (priced.candidate for priced in pick.candidates):

@@ -1,14 +1,14 @@
 """A request is let in when a decision exists whose instances have room for it; until then it waits its turn.
 
-Pure: times are passed in, and what was decided comes out as grants and refusals. Nothing polls: the queue is
-looked at when a claim ends, when an instance becomes usable or not, when the moment of one that said it is
-full is over, and when somebody leaves it. Then as many are let in as fit, and nobody else is looked at. What
-is let in holds its claims from the moment of the decision, so those let in together see each other; they pass
-to whoever goes on with it, and are never let go of in between.
+Pure: times are passed in, and decisions come out as grants and refusals. Nothing polls: the queue is looked
+at when a claim ends, when an instance becomes usable or not, when the pause of one that said it is full is
+over, and when a request leaves the queue. Then as many requests are let in as fit. Each holds its claims from
+its decision on, so those let in together see each other; the claims pass to whatever serves the request, and
+are never let go of in between.
 
 A request that waits for room keeps it: an instance that is full for the request whose turn it is stays closed
-for all behind it, so a long prompt is not starved by short ones. A request that waits for an instance to
-become usable keeps no room, and neither does one that waits for another request of its own client to end.
+for all behind it, so short prompts do not starve a long one. A request that waits for an instance to become
+usable keeps no room, and neither does one that waits for another request of its own client to end.
 """
 
 from collections.abc import Callable, Collection, Hashable
@@ -35,7 +35,7 @@ from proxy.scheduling.question import Question
 
 
 class Lanes:
-    """The queue and who is let in. Times are seconds of any one monotonic clock."""
+    """The queue, and the decision which requests are let in. Times are seconds of any one monotonic clock."""
 
     def __init__(
         self,
@@ -46,14 +46,14 @@ class Lanes:
         tell: Tell,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """`wake` is called in the middle of a change after which `due` is true, or nobody waits; it should
-        only take a note.
+        """`wake` is called in the middle of a change after which `due` is true, or no request waits; it
+        should only set a flag.
         """
         self._fleet = fleet
         self._placement = placement
         self._rules = rules
         self._limits = limits = rules.admission
-        """As they were at the start, for what is cold."""
+        """The limits of the start, for cold settings."""
         self._tell = tell
         self._wake = wake
         self._refusals = Refusals(rules, tell)
@@ -63,20 +63,20 @@ class Lanes:
         self._blocked: set[Hashable] = set()
         """Lanes whose first request cannot be placed, as far as is known since the last change."""
         self._kept: set[tuple[Phase, str]] = set()
-        """Instances that are full for one of those."""
+        """Instances that are full for the first request of one of these lanes."""
         self._stopping = False
         self.due = False
-        """Whether something is otherwise than at the last look: `changed` is to be called, once for all that
-        changes together."""
+        """Whether something has changed since the last look, so that `changed` has to be called; once for all
+        that changes together."""
         fleet.listen(self._note)
 
     def __len__(self) -> int:
-        """How many requests wait, the parts of one counted singly."""
+        """The number of requests that wait; each part of a request counts."""
         return len(self._queue)
 
     @property
     def clients_held_back(self) -> int:
-        """How many clients have as many requests running as one may."""
+        """The number of clients that have as many requests running as one may."""
         return self._queue.clients_held_back
 
     def status(self) -> QueueShown:
@@ -107,18 +107,19 @@ class Lanes:
         failed: Collection[str] = (),
         prefill_on: str | None = None,
     ) -> Turn:
-        """An attempt at a request, to be offered; `failed` and `prefill_on` as in `Constraints`."""
+        """An attempt at a request, for `offer`; `failed` and `prefill_on`: as of `Constraints`."""
         return Turn(
             ticket, question, failed, prefill_on, lambda: self._placement.need(question).of_its_kind()
         )
 
     def offer(self, turn: Turn, now: float) -> list[Outcome]:
-        """A request wants in. If nothing is decided of it, it waits, for `left_s` at most.
+        """A request wants in. If nothing is decided about it, it waits, for `left_s` at most.
 
-        A ticket that was admitted before is a retry: whatever its client has running, it waits for no room,
-        only for something usable, and for engines that say they are full. One that these turned away has no
-        more than its time in the queue for all its attempts; then it gets in at once, where none of them is
-        asked again, or not at all. Others may have to leave the queue for a new one.
+        A ticket that was admitted before is a retry: it does not wait for room, nor for other requests of its
+        client, only for a usable instance and for engines that say they are full. A request that these have
+        turned away has, for all its attempts, no more than its time in the queue; after that it is let in at
+        once where none of these engines is asked again, or refused. Others may have to leave the queue for a
+        new request.
         """
         ticket = turn.ticket
         if self._stopping and not ticket.of.admitted:
@@ -141,8 +142,8 @@ class Lanes:
         return [self._timed_out(turn, now)] if self.left_s(turn) <= 0 else self._push(turn, now)
 
     def changed(self, now: float, gone: Callable[[Turn], bool] = lambda _: False) -> list[Outcome]:
-        """Look again: what has changed may let some of those who wait in. `gone` tells who has left without a
-        word.
+        """Look again: a change may let in some requests that wait. `gone`: whether the client of a turn has
+        left without a word.
         """
         self.due = False
         self._blocked.clear()
@@ -168,20 +169,20 @@ class Lanes:
         return outcomes
 
     def leave(self, turn: Turn, now: float) -> None:
-        """A request waits no more, for its client has gone; nothing happens if it was decided of."""
+        """A request waits no more, because its client has gone; nothing happens if it was decided about."""
         if (waiting := turn.waiting) is not None:
             self._waits_no_more(turn, now)
             if self._queue.drop(waiting):
                 self._note()
 
     def expire(self, turn: Turn, now: float) -> Refusal:
-        """A request has waited for as long as it may."""
+        """A request has waited as long as it may."""
         refusal = self._timed_out(turn, now)
         self.leave(turn, now)
         return refusal
 
     def close(self, now: float) -> list[Outcome]:
-        """Let nobody in any more who was not before, and refuse those who wait."""
+        """Let no new request in any more, and refuse those that wait; retries are still let in."""
         self._stopping = True
         new = [waiting.item for waiting in self._queue if not waiting.item.ticket.of.admitted]
         refusals: list[Outcome] = [self._refuse(turn, self._refusals.stopping(), now) for turn in new]
@@ -189,29 +190,29 @@ class Lanes:
         return refusals
 
     def left_s(self, turn: Turn) -> float:
-        """How long a turn that was offered may wait from then on."""
+        """Seconds that a turn may wait from when it is offered."""
         return self._rules.admission.queue_timeout_s - turn.ticket.waited_s
 
     def look_again_in_s(self, now: float) -> float | None:
-        """When an engine that said it is full may have more room by mere lapse of time, while somebody
-        waits.
+        """Seconds until the pause of an engine that said it is full is over; None if there is none, or no
+        request waits.
         """
         return self._fleet.reopens_in_s(now) if self._queue else None
 
     # -- one request ----------------------------------------------------------------------------------------
 
     def _time_is_up(self, ticket: Ticket, now: float) -> bool:
-        """Whether a request that was turned away may not be so again.
+        """Whether a request that engines turned away may not be turned away again.
 
-        Its queueing counts, and all that happened since it was turned away first: else engines that have a
-        moment of room whenever it comes back from another prefill leg could turn it away for ever.
+        Its time in the queue counts, and all time since it was turned away first: otherwise engines that have
+        room for a moment, whenever it comes back from another prefill leg, could turn it away for ever.
         """
         if ticket.turned_away_at is None:
             return False
         return max(now - ticket.turned_away_at, ticket.waited_s) >= self._rules.admission.queue_timeout_s
 
     def _try(self, turn: Turn) -> "_Place | None":
-        """Place it if it can be placed now. Raises RequestError if it is not to wait either."""
+        """Place a request if it can be placed now. Raises RequestError if it may not wait either."""
         question = turn.question
         decision = self._decide(turn, question)
         turn.lack = lack_of(question, decision)
@@ -227,7 +228,7 @@ class Lanes:
         return _Place(question, decision) if decision.admissible else None
 
     def _grant(self, turn: Turn, place: "_Place") -> Grant:
-        """Let it in: its legs count and its blocks are expected from now on."""
+        """Let a request in: its legs count, and its blocks are expected, from now on."""
         self._running.let_in(turn.ticket)
         question, decision = place
         prefill, decode = decision.prefill.chosen, decision.decode.chosen
@@ -261,10 +262,10 @@ class Lanes:
             raise self._refusals.missing([Phase.PREFILL], "no_prefill")
 
     def _check_served(self, question: Question) -> None:
-        """Not to wait for what cannot be: an instance that serves it.
+        """Raise rather than wait for an instance that cannot exist.
 
-        A name that could be anything while no engine had told what it serves may turn out to be nothing, and
-        a prompt may be too long for all of them.
+        A model name that might be right while no engine had listed any may turn out to be wrong, and a prompt
+        may be too long for all engines.
         """
         model = question.model
         if any(instance.model_cards for instance in self._fleet) and not self._fleet.serves(model):
@@ -302,7 +303,7 @@ class Lanes:
                 ticket.priority,
                 0
                 if turn.again
-                else turn.question.weight_tokens,  # a retry was charged when it was let in first
+                else turn.question.weight_tokens,  # a retry was charged when the request was first let in
                 turn,
                 place=ticket.of,
                 needs_place=not ticket.of.admitted,
@@ -319,7 +320,7 @@ class Lanes:
         return [self._refuse(each.item, error, now) for each, error in zip(shed, errors, strict=True)]
 
     def _refuse(self, turn: Turn, error: Exception, now: float) -> Refusal:
-        """One that waits is not let in."""
+        """Refuse a request that waits."""
         if turn.waiting is not None:
             self._queue.drop(turn.waiting)
             self._waits_no_more(turn, now)
@@ -333,11 +334,11 @@ class Lanes:
 
     def _block(self, turn: Turn) -> None:
         self._blocked.add(turn.lane)
-        if turn.lack is not None and not turn.lack.missing:  # else room alone would not help it
+        if turn.lack is not None and not turn.lack.missing:  # otherwise room alone would not help it
             self._kept |= turn.lack.full
 
     def _note(self) -> None:
-        """Something is otherwise than at the last look."""
+        """Something has changed since the last look."""
         if self._queue:
             if self.due:
                 return
@@ -350,7 +351,7 @@ class Lanes:
 
 
 class _Place(NamedTuple):
-    """Where a request can go now."""
+    """A decision for a request that can be placed now."""
 
     question: Question
     decision: Decision

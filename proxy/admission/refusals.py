@@ -1,4 +1,4 @@
-"""Whoever is not let in is told why and when to come back, and is told of under the same reason."""
+"""A request that is not let in gets the reason and when to come back; a happening has the same reason."""
 
 import math
 from collections.abc import Collection
@@ -9,25 +9,27 @@ from proxy.happenings import Refused, Tell
 from proxy.phases import Phase
 
 ENGINES_FULL = "engines_full"
-"""The reason of an error that tells of engines that say they are full."""
+"""The reason of an error because engines say that they are full."""
 
 
 class Refusals:
-    """Makes the errors; each call tells of one request."""
+    """Makes the errors of refused requests; each call also tells a `Refused` for one request."""
 
     def __init__(self, rules: Rules, tell: Tell) -> None:
         self._rules = rules
         self._limits = rules.admission
-        """As they were at the start, for what is cold."""
+        """The limits of the start, for cold settings."""
         self._tell = tell
 
     def queue_full(self, retry_after_s: int) -> RequestError:
-        """There is no place in the queue."""
+        """The error when the queue has no place."""
         self._tell(Refused("queue_full"))
         return self._full("the queue is full", "queue_full", retry_after_s)
 
     def shed(self, retry_after_s: int, parts: int) -> list[RequestError]:
-        """It had a place in the queue, which a client with fewer gets. One error for each of its parts."""
+        """The errors of a request whose place in the queue goes to a client with fewer; one for each of its
+        parts.
+        """
         self._tell(Refused("shed"))
         why = "the queue is full, and this client has most of it"
         return [self._full(why, "shed", retry_after_s) for _ in range(parts)]
@@ -40,7 +42,9 @@ class Refusals:
         )
 
     def client_limit(self, retry_after_s: int) -> RequestError:
-        """Its client had as many requests running as one may, for as long as it may wait."""
+        """The error when a client had as many requests running as one may, for as long as a request may
+        wait.
+        """
         self._tell(Refused("client_limit"))
         return RateLimitError(
             f"{self._limits.max_client_requests} requests of this client are being served "
@@ -50,14 +54,14 @@ class Refusals:
         )
 
     def missing(self, phases: Collection[Phase], reason: str = "no_engine") -> RequestError:
-        """No instance is usable for these phases. `reason`: `no_engine`, or `no_prefill` if nobody waits for
-        one.
+        """The error when no instance is usable for these phases. `reason`: `no_engine`, or `no_prefill` where
+        requests do not wait for prefill instances.
         """
         self._tell(Refused(reason))
         return nothing_usable(list(phases), reason)
 
     def engines_full(self, left_s: float) -> RequestError:
-        """Engines said that they are full; the next may have room in so many seconds."""
+        """The error when engines say that they are full; in `left_s` seconds the next may have room."""
         self._tell(Refused(ENGINES_FULL))
         return UnavailableError(
             f"the engines said for {self._waited} that they are full",
@@ -66,7 +70,7 @@ class Refusals:
         )
 
     def busy(self, retry_after_s: int) -> RequestError:
-        """The engines had no room by our limits, for as long as it may wait."""
+        """The error when engines had no room by kvproxy's limits, for as long as a request may wait."""
         self._tell(Refused("queue_timeout"))
         return UnavailableError(
             f"the engines were busy for {self._waited}",
@@ -75,7 +79,7 @@ class Refusals:
         )
 
     def stopping(self) -> RequestError:
-        """Nobody new is let in any more."""
+        """The error when no new request is let in any more."""
         self._tell(Refused("stopping"))
         return UnavailableError(
             "kvproxy is shutting down", headers={"Connection": "close"}, reason="stopping"

@@ -13,11 +13,11 @@ from proxy.fair_queue import FairQueue
 
 
 class Running:
-    """How many requests of each client were let in and are not over."""
+    """Counts the requests of each client that were let in and are not over."""
 
     def __init__(self, queue: FairQueue[Turn], most: int, changed: Callable[[], None]) -> None:
-        """`most`: of one client; 0: any number. `changed` is called when one that was held back has turns
-        again.
+        """`most`: of one client; 0: no limit. `changed` is called when a client that was held back may have
+        turns again.
         """
         self._queue = queue
         self._most = most
@@ -25,15 +25,15 @@ class Running:
         self._requests: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        """How many clients have any."""
+        """The number of clients that have any."""
         return len(self._requests)
 
     def holds_back(self, ticket: Ticket) -> bool:
-        """Whether its client has as many requests running as one may, and this would be one more."""
+        """Whether the ticket's client has as many requests running as one may, and this would be one more."""
         return not ticket.of.admitted and self._queue.is_held_back(ticket.client)
 
     def let_in(self, ticket: Ticket) -> None:
-        """A request, or a part of one, may go on."""
+        """A request, or a part of one, is let in."""
         whole = ticket.of
         if not whole.admitted:
             client = whole.client

@@ -1,4 +1,4 @@
-"""A turn is one attempt at a request that wants in; it is granted or refused, once."""
+"""A turn is one attempt at a request that wants in; it is granted or refused once."""
 
 import functools
 from collections.abc import Callable, Collection, Hashable
@@ -14,10 +14,11 @@ from proxy.scheduling.question import Question
 
 
 class Admitted:
-    """A request may go on: its legs count, and its blocks are expected, from the moment of the decision on.
+    """A request that was let in: its legs count, and its blocks are expected, from the moment of the decision
+    on.
 
-    Whoever has one MUST see to its end. Either it is closed, or each part of it is ended by itself; each ends
-    once, and to end it again does nothing.
+    Whoever has one MUST end it: by `close`, or each part by itself. Each part ends once; to end it again does
+    nothing.
     """
 
     __slots__ = ("decision", "decode", "expected", "prefill", "question")
@@ -31,8 +32,8 @@ class Admitted:
         decode: Claim,
         expected: Expectation,
     ) -> None:
-        """`question`: what was asked, changed if a decode instance is to serve it all; `prefill`: None where
-        one instance does.
+        """`question`: what was asked, changed if a decode instance serves all of it. `prefill`: None where
+        one instance serves the whole request.
         """
         self.question = question
         self.decision = decision
@@ -41,7 +42,7 @@ class Admitted:
         self.expected = expected
 
     def close(self) -> None:
-        """Nobody goes on with it."""
+        """End all parts: the request is not served."""
         if self.prefill is not None:
             self.prefill.end()
         self.expected.settle(came=False)
@@ -49,7 +50,7 @@ class Admitted:
 
 
 class Turn:
-    """One attempt at a request that wants in, and what was found out when it was tried."""
+    """One attempt at a request that wants in, and what the last try found."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class Turn:
         prefill_on: str | None,
         fitting: Callable[[], Hashable],
     ) -> None:
-        """`fitting` tells the same for requests that fit into the same instances."""
+        """`fitting` returns equal values for requests that fit into the same instances."""
         self.ticket = ticket
         self.question = question
         self.failed = failed
@@ -67,29 +68,29 @@ class Turn:
         self.again = ticket.admitted
         self._fitting = fitting
         self.lack: Lack | None = None
-        """What it wanted for at the last try; None if it was never tried, as nobody is who waits behind
-        others."""
+        """What the request lacked at the last try; None before the first try, which requests behind others
+        never have."""
         self.told_no_prefill = False
-        """Whether it was counted that it met no usable prefill instance."""
+        """Whether a `NoPrefill` was told for it."""
         self.waiting: Waiting[Turn] | None = None
-        """Its place in the queue, while it has one."""
+        """Its place in the queue; None while it has none."""
         self.waits_since = 0.0
 
     @functools.cached_property
     def lane(self) -> Hashable:
-        """The same for requests of which none can be placed while another cannot."""
+        """Equal for requests of which none can be placed while another of them cannot."""
         return self.question.model, self.question.whole, self.again, self._fitting()
 
 
 class Grant(NamedTuple):
-    """A turn is let in; if nobody is there to go on, what it holds is to be closed."""
+    """A turn is let in. If its request is gone, what it holds must be closed."""
 
     turn: Turn
     admitted: Admitted
 
 
 class Refusal(NamedTuple):
-    """A turn is not let in, and this is what its client is told."""
+    """A turn is not let in, because of this error."""
 
     turn: Turn
     error: Exception

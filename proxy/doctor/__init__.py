@@ -1,11 +1,11 @@
-"""`kvproxy doctor`: does each engine, and each pair of them, do what kvproxy relies on; and what to do where
-not.
+"""`kvproxy doctor` finds out whether each engine, and each pair of them, does what kvproxy relies on, and
+what to do if not.
 
     examination  all instances within one deadline, and which findings are asked for
     probing      what is asked of one engine, with `asking`, `listening` and `prompts`
     patience     how long each answer is waited for
     handover     what is tried with a pair
-    facts        what was seen, unjudged
+    facts        what was seen, without judgement
     *_steps      pure: facts become findings, with `runs`
     findings     what was found, as values
     report       the same as text and as JSON

@@ -1,4 +1,4 @@
-"""Pure: what the running service learned of its own predictions becomes a finding."""
+"""What the running service learned of its own predictions becomes a finding. Pure."""
 
 import msgspec
 
@@ -6,10 +6,11 @@ from proxy.caches.shown import AccuracyShown
 from proxy.findings import Finding, failed, passed, warned
 
 FEW_LEGS = 20
-"""Fewer legs say little of how right predictions are."""
+"""With fewer legs than this nothing is said of predictions."""
 
 EXACT_ENOUGH = 0.95
-"""A busy engine evicts some blocks between a decision and the leg's arrival."""
+"""The smallest share of exact predictions that passes: a busy engine evicts some blocks between a decision
+and the leg's arrival."""
 
 _CAUSES = {
     "tokens": "see tokenizer and engines_agree: it counts prompts otherwise than they were tokenized",
@@ -21,7 +22,7 @@ _CAUSES = {
 
 
 def accuracy(told: AccuracyShown) -> Finding:
-    """How right the running service's own predictions have been."""
+    """The finding about the running service's own predictions."""
     step, legs, share = "accuracy", told.legs, told.exact_share
     causes = {cause: count for cause, count in msgspec.structs.asdict(told.misses).items() if count}
     worst = max(causes, key=lambda cause: causes[cause], default="index")

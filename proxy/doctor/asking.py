@@ -15,7 +15,7 @@ from proxy.upstream.engine_api.asking import Asker, UnreadableError
 from proxy.upstream.engine_api.event_sources import EVENT_SOURCES
 
 MAX_WORDS = 300
-"""Of an engine's own error message."""
+"""The most characters of an engine's own error message."""
 
 
 async def ask(
@@ -26,7 +26,7 @@ async def ask(
     body: Any = None,
     headers: Headers | None = None,
 ) -> Answer:
-    """The bytes of an answer with status 200; POST if there is a `body`."""
+    """The bytes of an answer with status 200, or trouble; sends POST if there is a `body`."""
     method = "GET" if body is None else "POST"
     data = None if body is None else body if isinstance(body, bytes) else msgspec.json.encode(body)
     try:
@@ -43,7 +43,7 @@ async def ask(
 
 
 def read(answer: Answer, reader: Callable[[bytes], Any]) -> Answer:
-    """The answer as `reader` reads it, or trouble. `reader` raises UnreadableError."""
+    """The answer as `reader` reads it, or trouble; `reader` raises UnreadableError."""
     if not answer.ok:
         return answer
     try:
@@ -82,7 +82,7 @@ def read_told_sources(answer: Answer, host: str, rules: ToldRules) -> Answer:
 
 
 def read_counted(answer: Answer) -> Answer:
-    """What an answer of `/metrics` counted."""
+    """The counts in an answer of `/metrics`."""
     if not answer.ok:
         return answer
     try:

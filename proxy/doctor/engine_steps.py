@@ -1,4 +1,4 @@
-"""Pure: what an engine says of itself becomes findings."""
+"""What an engine says of itself becomes findings. Pure."""
 
 from proxy.connectors.nixl_versions import release
 from proxy.doctor.facts import Answer, EngineFacts, Trouble
@@ -18,7 +18,7 @@ _SMALLEST_USUAL_BLOCK = 16
 
 
 def reachable(facts: EngineFacts) -> Finding:
-    """Whether anybody is there."""
+    """Whether the engine answers at all."""
     step, health = "reachable", facts.health
     if health is None:
         return failed(step, "it was not asked in time", "give the doctor more time: --timeout")
@@ -53,7 +53,7 @@ def reachable(facts: EngineFacts) -> Finding:
 
 
 def version(facts: EngineFacts) -> Finding:
-    """Which release it is."""
+    """Which release the engine is."""
     step, answer = "version", facts.version
     if answer is None or not answer.ok:
         words = answer.words if answer is not None else "not asked"
@@ -74,7 +74,7 @@ def version(facts: EngineFacts) -> Finding:
 
 
 def model(facts: EngineFacts, wanted: str) -> Finding:
-    """Whether it serves what is asked for."""
+    """Whether the engine serves the model."""
     step, answer = "model", facts.cards
     if answer is None:
         return skipped(step, "it was not asked")
@@ -101,7 +101,7 @@ def model(facts: EngineFacts, wanted: str) -> Finding:
 
 
 def awake(facts: EngineFacts) -> list[Finding]:
-    """Whether it answers requests, where it can be sent to sleep."""
+    """Whether the engine is awake; no finding if it cannot be sent to sleep."""
     if facts.asleep is None:
         return []
     if not facts.asleep:
@@ -116,7 +116,7 @@ def awake(facts: EngineFacts) -> list[Finding]:
 
 
 def event_sources(facts: EngineFacts, *, wanted: bool) -> Finding:
-    """Whether it tells where it publishes its KV events."""
+    """Whether it is known where the engine publishes its KV events."""
     step, told = "event_sources", facts.told_sources
     if not wanted:
         return skipped(step, "--kv-events off: prompts are placed by load")
@@ -151,7 +151,7 @@ def event_sources(facts: EngineFacts, *, wanted: bool) -> Finding:
 
 
 def prefix_caching(facts: EngineFacts) -> Finding:
-    """Whether it keeps what it has computed."""
+    """Whether the engine keeps what it has computed."""
     step, on = "prefix_caching", facts.prefix_caching
     if on is None:
         reported = [send.reported for rank in facts.ranks for send in rank.sends[1:] if send.reported]
@@ -195,7 +195,7 @@ def block_size(facts: EngineFacts, model_name: str) -> Finding:
 
 
 def tokenizer(facts: EngineFacts, directory: str | None) -> Finding:
-    """Whether prompts become the same tokens here and there."""
+    """Whether prompts become the same tokens here and in the engine."""
     step, theirs = "tokenizer", facts.tokenized
     if theirs is None:
         if directory is None:
@@ -228,7 +228,7 @@ def tokenizer(facts: EngineFacts, directory: str | None) -> Finding:
 def differences(
     ours: dict[str, list[list[int] | None]], theirs: dict[str, list[list[int] | None]]
 ) -> dict[str, Difference]:
-    """The kinds of prompts that are rendered otherwise, each with its first difference."""
+    """The kinds of prompts that are rendered differently, each with its first difference."""
     found: dict[str, Difference] = {}
     for kind, mine in ours.items():
         for a, b in zip(mine, theirs.get(kind, []), strict=False):
@@ -242,7 +242,7 @@ def _token(token: int | None) -> str:
 
 
 def unfinished(facts: EngineFacts, limit_s: float) -> list[Finding]:
-    """Said where time was up before all steps were done."""
+    """The finding that time was up before all steps were done."""
     if not facts.unfinished:
         return []
     words = f"not all of it was looked at within {limit_s:g} s"

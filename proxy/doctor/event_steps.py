@@ -1,4 +1,4 @@
-"""Pure: what was heard of an engine's KV events, and what became of the probe, become findings."""
+"""What was heard of an engine's KV events, and what became of the probe, become findings. Pure."""
 
 from kvevents import Reason
 from proxy.doctor.accuracy_step import accuracy
@@ -9,7 +9,7 @@ from proxy.findings import Finding, failed, passed, skipped, warned
 from proxy.phases import Role
 
 CLOCK_OFF_S = 5.0
-"""More than that between two clocks makes logs hard to read side by side."""
+"""Seconds between two clocks beyond which logs are hard to read side by side."""
 
 _WIRE = frozenset(
     {
@@ -39,7 +39,7 @@ def of_rank(facts: EngineFacts, rank: RankFacts, *, several: bool) -> list[Findi
 
 
 def _unheard(rank: RankFacts) -> str | None:
-    """Why its events were not listened to here."""
+    """Why the rank's events were not listened to; None if they were."""
     if rank.source is None:
         return "no KV events are known of it"
     if rank.followed_as is not None:
@@ -88,7 +88,7 @@ def _connected(facts: EngineFacts, rank: RankFacts) -> Finding:
 
 
 def _correction(facts: EngineFacts, rank: RankFacts) -> str | None:
-    """What to correct if the engine itself names other addresses than were given."""
+    """The remedy if the engine names other addresses than were given."""
     answer, given = facts.told_sources, rank.source
     sources = answer.value if answer is not None and answer.ok else []
     told = next((source for source in sources if source.rank == rank.rank), None)
@@ -319,7 +319,8 @@ def _clock(facts: EngineFacts, rank: RankFacts, found: Found | None) -> Finding:
     step = "clock"
     if found is None or not rank.sends:
         return skipped(step, "no event of the probe has come")
-    # An event is heard after it is made, so this is less than the truth; and made after its prompt was sent.
+    # An event is made after its prompt was sent and heard after it was made, so the clocks differ by more
+    # than this.
     ahead = found.engine_ts - found.heard_ts
     behind = rank.sends[0].sent_ts - found.engine_ts
     off = max(ahead, behind)

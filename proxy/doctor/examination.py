@@ -1,7 +1,7 @@
-"""All instances are looked at within one deadline, and what was not done by then is said.
+"""All instances are examined within one deadline, and what was not done by then is said.
 
-Engines first, side by side; then what they have to do with each other. The doctor takes no claims and changes
-no health: its probes are a small load, no more.
+Engines come first, side by side; then what they have to do with each other. The doctor takes no claims and
+changes no health: its probes are a small load, no more.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ from proxy.tokenizing.comparison import tokenizer_at
 from proxy.upstream.engine_api.asking import Asker
 
 AT_ONCE = 8
-"""Engines that are probed side by side: each has an index of its own for a while."""
+"""Engines that are probed at the same time: each has an index of its own meanwhile."""
 
 DEFAULT_LIMIT_S = 120.0
 
 CLEANUP_S = ABANDONED_PREFILL_GRACE_S + RELEASE_TIMEOUT_S
-"""How long giving back what was prefilled may take once time is up."""
+"""Seconds that giving back prefilled blocks may take once time is up."""
 
 
 class DoctorClient(Asker, Client, Protocol):
@@ -48,7 +48,7 @@ class DoctorClient(Asker, Client, Protocol):
 
 
 class Doctor:
-    """Examines fleets; `close` it in the end."""
+    """Examines fleets. MUST be closed in the end."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Doctor:
         limit_s: float = DEFAULT_LIMIT_S,
         patience: Patience = PATIENCE,
     ) -> None:
-        """`service`: what a running service knows, where there is one. `patience`: how long it waits for each
-        answer.
+        """`service`: what a running service knows; None without one. `limit_s`: seconds that an examination
+        may take. `patience`: how long each answer is waited for.
         """
         self._config = config
         self._engines = engines
@@ -75,7 +75,7 @@ class Doctor:
 
     @property
     def examining(self) -> bool:
-        """Whether it is at work."""
+        """Whether an examination is under way."""
         return self._examining
 
     async def close(self, limit_s: float = CLEANUP_S) -> None:
@@ -84,9 +84,7 @@ class Doctor:
         await self._tasks.close()
 
     async def examine(self, specs: Sequence[InstanceSpec], local: LocalTokenizer | None) -> Report:
-        """Look at these instances. `local`: the tokenizer in this process; one is looked for if none is
-        given.
-        """
+        """Examine these instances. `local`: the tokenizer in this process; None: one is looked for."""
         self._examining = True
         try:
             return await self._examine(specs, local)
@@ -162,7 +160,9 @@ class Doctor:
     async def _all(
         self, work: dict[str, Coroutine[Any, Any, None]], ends_at: float, *, at_once: int
     ) -> set[str]:
-        """Do all of it, so much at once; the names of what was not done in time."""
+        """Do all of `work`, `at_once` pieces at a time. Returns the names of those that were not done in
+        time.
+        """
         room = asyncio.Semaphore(at_once)
 
         async def one(todo: Coroutine[Any, Any, None]) -> None:
@@ -180,7 +180,7 @@ class Doctor:
             if late:
                 await asyncio.wait(late)
             for todo in work.values():
-                todo.close()  # what never began
+                todo.close()  # a coroutine that never began
         return {name for task, name in tasks.items() if task in late or _went_wrong(task)}
 
     # -- pairs --------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ class Doctor:
         quiet: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
         async def one(facts: PairFacts, token_ids: list[int]) -> None:
-            async with quiet[facts.decode]:  # its counters are to tell of one leg at a time
+            async with quiet[facts.decode]:  # its counters must show one leg at a time
                 await hand_over.run(facts, token_ids)
 
         tried: dict[str, Coroutine[Any, Any, None]] = {}
@@ -257,12 +257,14 @@ class Doctor:
 
 
 def _take_over_reports(engines: Sequence[EngineFacts], pairs: Sequence[PairFacts]) -> None:
-    """What a prefill leg's answer tells of cached tokens counts where plain answers tell nothing: so it is
-    for requests.
+    """Cached tokens that the answer of a prefill leg reports count where plain answers report none, as they
+    do for requests.
     """
     told = {pair.prefill: pair.reported for pair in pairs if pair.reported is not None}
     for facts in engines:
-        if facts.address not in told or len(facts.ranks) != 1:  # which rank took a prefill leg is not known
+        if (
+            facts.address not in told or len(facts.ranks) != 1
+        ):  # it is not known which rank served a prefill leg
             continue
         for rank in facts.ranks:
             if len(rank.sends) > 1 and rank.sends[-1].reported is None:
@@ -274,7 +276,9 @@ def _went_wrong(task: "asyncio.Task[None]") -> bool:
 
 
 async def _tokenizer_of(engines: Sequence[EngineFacts], model: str) -> LocalTokenizer | None:
-    """As `--tokenizer auto` does: what an engine has as its model's directory, if it can be read here."""
+    """The tokenizer in the directory that an engine names for its model, if it can be read here, as
+    `--tokenizer auto` has it.
+    """
     roots = {card.root for facts in engines for card in facts.models if card.id == model and card.root}
     for root in sorted(roots):
         with contextlib.suppress(OSError, ValueError):
@@ -284,4 +288,4 @@ async def _tokenizer_of(engines: Sequence[EngineFacts], model: str) -> LocalToke
 
 
 def _untold(_happening: Happening) -> None:
-    """The doctor's own holds are not the service's."""
+    """Drops happenings: the doctor's holds are not the service's."""

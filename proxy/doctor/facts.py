@@ -1,6 +1,4 @@
-"""What was seen of engines and pairs, as it was seen: no judgement is in a fact, and no I/O in a
-judgement.
-"""
+"""What was seen of engines and pairs. No fact has a judgement in it, and no judgement does I/O."""
 
 import enum
 from typing import Any, Protocol
@@ -16,22 +14,22 @@ from proxy.fleet import ModelCard
 
 
 class Trouble(enum.StrEnum):
-    """Why a question got no useful answer."""
+    """Why a question got no usable answer."""
 
     REFUSED = "refused"
     """No connection came about."""
     SILENT = "silent"
-    """A connection, and no answer in time."""
+    """A connection came about, and no answer came in time."""
     STATUS = "status"
-    """An answer that is a refusal."""
+    """The answer was a refusal."""
     BROKEN = "broken"
-    """An answer that ended early, or cannot be read."""
+    """The answer ended early, or cannot be read."""
     NOT_ALLOWED = "not_allowed"
-    """An answer that names what an engine may not name."""
+    """The answer names an address that an engine may not name."""
 
 
 class Source(Protocol):
-    """Where one rank publishes its events, as `kvevents.SourceAddress` has it."""
+    """Where one rank publishes its events; `kvevents.SourceAddress` is one."""
 
     @property
     def rank(self) -> int:
@@ -40,27 +38,27 @@ class Source(Protocol):
 
     @property
     def endpoint(self) -> str:
-        """Of the events."""
+        """The endpoint of the events."""
         ...
 
     @property
     def replay_endpoint(self) -> str | None:
-        """Of replays."""
+        """The endpoint of replays; None if there is none."""
         ...
 
     @property
     def topic(self) -> str:
-        """What topics begin with."""
+        """The beginning of the topics that are heard."""
         ...
 
     @property
     def bind(self) -> bool:
-        """The engine connects to it."""
+        """Whether the engine connects to the endpoint."""
         ...
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of one question: a value, or trouble."""
+    """The result of one question: a value, or trouble."""
 
     value: Any = None
     trouble: Trouble | None = None
@@ -69,7 +67,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """There is a value."""
+        """Whether there is a value."""
         return self.trouble is None
 
 
@@ -79,11 +77,11 @@ class Send(msgspec.Struct, frozen=True):
     answer: Answer
     sent_ts: float
     counted: int | None = None
-    """Prompt tokens as the engine counted them."""
+    """The prompt's tokens as the engine counted them."""
     predicted: int | None = None
-    """Cached tokens the index knew of just before."""
+    """Cached tokens that the index knew of just before."""
     reported: int | None = None
-    """Cached tokens the engine told of."""
+    """Cached tokens that the engine reported."""
 
 
 class RankFacts(msgspec.Struct):
@@ -91,47 +89,47 @@ class RankFacts(msgspec.Struct):
 
     rank: int
     source: Source | None = None
-    """Where its events are; None if it publishes none, or none are wanted."""
+    """Where the rank publishes its events; None if it publishes none, or none are wanted."""
     followed_as: str | None = None
     """The state of the index of the running service, where only that can hear the engine (it binds the
     port)."""
     accuracy: AccuracyShown | None = None
     """How right the running service's predictions were, as `/status` has it; None without a service."""
     port_taken: bool = False
-    """The engine connects to a port here that another process has."""
+    """Whether the engine connects to a port here that another process has."""
     connected: bool | None = None
-    """A publisher is there; None if time was up before that was known."""
+    """Whether a publisher is connected; None if time was up before that was known."""
     replays_unanswered: int = 0
-    """Replays that were asked for in vain."""
+    """The number of replays that were asked for and not answered."""
     contradicted: bool = False
-    """What was published did not follow what was replayed: one of the two is another engine's."""
+    """Whether published batches did not continue replayed ones: one of the two is another engine's."""
     replayed_batches: int | None = None
-    """Of the replay that was answered to its end; None if none was."""
+    """Batches of the replay that was answered to its end; None if none was."""
     state: str = "unknown"
-    """What the index of this rank was worth before the probe."""
+    """The state of this rank's index before the probe."""
     messages: int = 0
     """Batches that could be read, replayed ones included."""
     dropped: dict[str, int] = {}
     """Events that could not be used, by reason."""
     kind: str = "chat"
-    """How the probe was put: `chat` or `completion`."""
+    """The form of the probe: `chat` or `completion`."""
     token_ids: list[int] = []
     """The probe's tokens, as computed before it was sent."""
     tokens_by: str = ""
-    """Who computed them: `local` or `engine`."""
+    """What made `token_ids`: `local` or `engine`."""
     untokenized: str | None = None
     """Why the probe could not be made."""
     sends: list[Send] = []
     found: Found | None = None
     """The probe's blocks as they were announced."""
     heard_elsewhere: bool = False
-    """With no filter on the topic the probe's event was heard."""
+    """Whether the probe's event was heard without a filter on the topic."""
     block_size: int | None = None
-    """That of the events."""
+    """The tokens of a block, in events."""
 
     @property
     def served(self) -> bool:
-        """The probe was answered."""
+        """Whether the probe was answered."""
         return bool(self.sends) and self.sends[0].answer.ok
 
 
@@ -143,19 +141,19 @@ class EngineFacts(msgspec.Struct):
     health_s: float = 0.0
     version: Answer | None = None
     asleep: bool | None = None
-    """As it says; None if it cannot sleep, or does not tell."""
+    """Whether the engine sleeps, as it says; None if it cannot sleep, or does not say."""
     cards: Answer | None = None
     told_sources: Answer | None = None
-    """Its answer to `/kv_event_sources`, read."""
+    """The sources in its answer to `/kv_event_sources`."""
     metrics: Answer | None = None
     ranks: list[RankFacts] = []
     ranks_left_out: int = 0
     tokenized: dict[str, list[list[int] | None]] | None = None
-    """Its answers to the awkward questions, by kind; None if it did not answer them."""
+    """Its tokens for the awkward prompts, by kind; None if it did not answer."""
     tokenized_here: dict[str, list[list[int] | None]] | None = None
-    """Ours to the same; None without a tokenizer of our own."""
+    """The tokens of the tokenizer here for the same prompts; None without one."""
     unfinished: bool = False
-    """Time was up."""
+    """Whether time was up before all was done."""
 
     @property
     def address(self) -> str:
@@ -164,15 +162,15 @@ class EngineFacts(msgspec.Struct):
 
     @property
     def models(self) -> list[ModelCard]:
-        """The cards it lists."""
+        """The model cards that the engine lists."""
         return self.cards.value if self.cards is not None and self.cards.ok else []
 
     def serves(self, model: str) -> bool:
-        """It can be probed with that model."""
+        """Whether the engine can be probed with that model."""
         return any(card.id == model and not card.parent for card in self.models)
 
     def max_model_len(self, model: str) -> int | None:
-        """The longest prompt with its answer, in tokens."""
+        """The most tokens of a prompt and its answer; None if not known."""
         for card in self.models:
             if card.id == model and card.max_model_len is not None:
                 return card.max_model_len
@@ -180,7 +178,7 @@ class EngineFacts(msgspec.Struct):
 
     @property
     def block_size(self) -> int | None:
-        """Tokens in a block, by its events or else by its metrics."""
+        """The tokens of a block, by its events or else by its metrics; None if not known."""
         seen = next((rank.block_size for rank in self.ranks if rank.block_size), None)
         return seen or (
             self.metrics.value.block_size if self.metrics is not None and self.metrics.ok else None
@@ -188,7 +186,7 @@ class EngineFacts(msgspec.Struct):
 
     @property
     def prefix_caching(self) -> bool | None:
-        """Whether it says that it keeps prefixes."""
+        """Whether the engine says that it keeps prefixes; None if it does not say."""
         return self.metrics.value.prefix_caching if self.metrics is not None and self.metrics.ok else None
 
 
@@ -198,16 +196,16 @@ class PairFacts(msgspec.Struct):
     prefill: str
     decode: str
     not_tried: str | None = None
-    """Why nothing was sent."""
+    """Why nothing was sent; None if something was."""
     prompt_tokens: int = 0
     prefill_answer: Answer | None = None
     handoff: Handoff | None = None
     reported: int | None = None
-    """Cached tokens the prefill engine told of when it was sent its own probe once more."""
+    """Cached tokens that the prefill engine reported when it got its own probe once more."""
     decode_answer: Answer | None = None
     moved: Moved | None = None
     """None if the decode engine's metrics do not tell."""
     took_s: float = 0.0
     hold_end: str | None = None
-    """What became of the prefilled blocks."""
+    """How the hold of the prefilled blocks ended."""
     unfinished: bool = False

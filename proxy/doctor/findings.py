@@ -1,4 +1,4 @@
-"""What the doctor found of instances, pairs and the fleet, for a terminal and for machines.
+"""What the doctor found about instances, pairs and the fleet, for people and for machines.
 
 Pure values. The worst finding is the verdict.
 """
@@ -45,7 +45,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     instances: list[InstanceReport]
     pairs: list[PairReport]
     fleet: list[Finding]
-    """What concerns all instances together."""
+    """Findings about all instances together."""
 
     @property
     def findings(self) -> list[Finding]:

@@ -1,6 +1,6 @@
-"""A prompt goes over a pair as a request would, and what is prefilled for it never stays behind.
+"""A prompt goes over a pair as a request would, and no block that is prefilled for it stays behind.
 
-The decode leg fetches the blocks; where that fails they are given back the way of every other hold.
+The decode leg fetches the blocks; if it fails they are given back in the way of every other hold.
 """
 
 import asyncio
@@ -32,10 +32,11 @@ from proxy.upstream.engine_api.asking import Asker
 from proxy.upstream.engine_api.metrics import METRICS, Counted
 
 TRIES = 3
-"""Where other requests run on the decode engine its counters tell of them, too: then it is tried again."""
+"""Tries with a pair: the decode engine's counters include other requests, and then the pair is tried
+again."""
 
 COUNTED_S = 3.0
-"""For the decode engine's counters to include a leg that was answered."""
+"""Seconds until the decode engine's counters include a leg that was answered."""
 
 _LOOK_EVERY_S = 0.1
 
@@ -68,7 +69,7 @@ class HandOver:
         self._at_once = AtOnceHandover(releases, tasks, grace_s=grace_s)
 
     async def run(self, facts: PairFacts, token_ids: list[int]) -> None:
-        """Try a pair with the prefill engine's own probe, which the decode engine does not know; fills
+        """Try a pair with the prefill engine's own probe, which the decode engine does not know. Fills
         `facts`.
         """
         for number in range(TRIES):
@@ -133,7 +134,7 @@ class HandOver:
         other = self._tasks.create(decode(second), name=f"decode {call.leg_id}")
         await self._at_once.run(crossing, one, other, drop=lambda _: None)
         self._at_once.leave(one)
-        await asyncio.wait({one})  # its answer is a fact, too
+        await asyncio.wait({one})  # whatever its answer is, it is a fact
         facts.hold_end = crossing.state.value
 
     def _request(self, token_ids: list[int]) -> GenerationRequest:
@@ -148,7 +149,7 @@ class HandOver:
         read_handoff: Callable[[bytes, Usage], Handoff],
         custody: Hold | Crossing,
     ) -> bool | None:
-        """None if the custody was told of an answer; False if there is nothing to hand over."""
+        """Returns None if the custody was given an answer, False if there is nothing to hand over."""
         answer = await self._leg(facts.prefill, body, call.leg_id)
         facts.prefill_answer = answer
         try:
@@ -169,7 +170,7 @@ class HandOver:
     async def _decode(
         self, facts: PairFacts, call: Call, body: Encoded, answered: Callable[[], None] = lambda: None
     ) -> None:
-        """`answered` is called at once if it was, before the engine's counters are asked."""
+        """`answered` is called as soon as the leg is answered, before the engine's counters are read."""
         before = await self._metrics(facts.decode)
         facts.decode_answer = await self._leg(facts.decode, body, call.leg_id)
         if facts.decode_answer.ok:
@@ -191,7 +192,7 @@ class HandOver:
         return found
 
     async def _moved(self, facts: PairFacts, before: Counted) -> Moved | None:
-        """What the decode engine counted meanwhile; None if it does not tell."""
+        """What the decode engine counted since `before`; None if its metrics do not show it."""
         ends_at = time.monotonic() + COUNTED_S
         while True:
             after = await self._metrics(facts.decode)
@@ -202,7 +203,7 @@ class HandOver:
                 break
             await asyncio.sleep(_LOOK_EVERY_S)
         if prompt < facts.prompt_tokens:
-            return None  # it was restarted, or counts otherwise
+            return None  # the engine was restarted, or counts differently
         was, now = before.by_source or {}, after.by_source or {}
         asked = None
         if after.asked_connector is not None:

@@ -1,6 +1,4 @@
-"""One rank's KV events are followed by a subscriber of the doctor's own, into an index of its own, for a
-short while.
-"""
+"""One rank's KV events are followed for a short while by a subscriber and an index of the doctor's own."""
 
 import asyncio
 import contextlib
@@ -26,13 +24,13 @@ from proxy.doctor.runs import Search
 from proxy.tasks import TaskOwner
 
 NEVER_S = 3600.0
-"""The subscriber must not ask for replays by itself: a probe's event has to come live."""
+"""Seconds, so many that the subscriber asks for no replay by itself: a probe's event has to come live."""
 
 _LOOK_EVERY_S = 0.02
 
 
 class Listener(NullObserver):
-    """An index and an observer in one, so that events are seen in the order the index takes them."""
+    """An index and an observer in one, so that events are seen in the order in which the index gets them."""
 
     def __init__(
         self,
@@ -43,7 +41,7 @@ class Listener(NullObserver):
         *,
         replay_quiet_s: float,
     ) -> None:
-        """Begins to listen. `replay_quiet_s`: when a replay is over, as `Patience` has it."""
+        """Begins to listen. `replay_quiet_s`: as of `Patience`."""
         self.address = address
         self.dropped: Counter[str] = Counter()
         self.messages = 0
@@ -51,9 +49,9 @@ class Listener(NullObserver):
         self.replay_failures = 0
         self._replays = 0
         self.contradicted = False
-        """What was published did not follow what was replayed."""
+        """Whether published batches did not continue replayed ones."""
         self.search: Search | None = None
-        """For the probe among what is stored; None before it is sent."""
+        """Looks for the probe among the stored runs; None before the probe is sent."""
         self._ts_s = 0.0
         self._instance = instance
         self._index = PrefixIndex()
@@ -71,7 +69,7 @@ class Listener(NullObserver):
         self._task = tasks.create(self._subscriber.run(), name=name)
 
     async def close(self) -> None:
-        """Hear no more."""
+        """End listening."""
         self._task.cancel()
         await asyncio.wait({self._task})
 
@@ -79,43 +77,45 @@ class Listener(NullObserver):
 
     @property
     def connected(self) -> bool:
-        """A publisher is there."""
+        """Whether a publisher is connected."""
         return self._subscriber.connected
 
     @property
     def state(self) -> str:
-        """What the index is worth."""
+        """The state of the index."""
         return str(self._subscriber.state)
 
     @property
     def block_size(self) -> int | None:
-        """Tokens in a block, once one was stored."""
+        """The tokens of a block; None before the first was stored."""
         return self._index.block_size(self._instance, self.address.rank)
 
     def cached_tokens(self, prompt: Prompt) -> int:
-        """The tokens of a prompt that are cached, as the placement predicts them: never its last one."""
+        """The tokens of a prompt that are cached, as the placement predicts them; its last token is never one
+        of them.
+        """
         size = self.block_size
         if not size:
             return 0
         slots = self._index.match(prompt).items()
-        # As the placement counts: blocks of other tiers must be loaded first.
+        # As the placement counts them: blocks of other tiers must be loaded first.
         found = max((tokens for slot, tokens in slots if slot.tier == DEFAULT_TIER), default=0)
         return min(found, max(0, len(prompt.token_ids) - 1) // size * size)
 
     def asked_in_vain(self, tries: int) -> bool:
-        """Whether there is nothing to wait for: a replay was answered, or none was so often."""
+        """Whether waiting for a replay can end: one was answered, or `tries` were not."""
         return self.replayed is not None or self.replay_failures >= tries
 
     async def verify(self, limit_s: float) -> None:
-        """Ask for what was published last to be replayed: somebody else's replay has another there, or
-        nothing.
+        """Ask for a replay of the batch that was published last: the replay of another engine has another
+        batch there, or none.
         """
         seen = self._replays
         self._subscriber.suspect()
         await self.until(lambda: self._replays > seen, limit_s)
 
     async def until(self, condition: Callable[[], bool], limit_s: float) -> bool:
-        """Wait for something to be heard; tell whether it was."""
+        """Wait until `condition` holds, or time is up. Returns whether it holds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 while not condition():  # noqa: ASYNC110  # the subscriber announces nothing
@@ -125,7 +125,7 @@ class Listener(NullObserver):
     # -- as an index --------------------------------------------------------------------------------------
 
     def store(self, instance: str, rank: int, event: BlockStored) -> Change:
-        """Take in a run, and look for the probe in it."""
+        """Store a run, and look for the probe in it."""
         if self.search is not None:
             self.search.add(event, self._ts_s, time.time())
         return self._index.store(instance, rank, event)
@@ -169,7 +169,7 @@ class Listener(NullObserver):
 
 
 def port_taken(address: SourceAddress) -> bool:
-    """Whether the port that an engine's publisher connects to is another process's here."""
+    """Whether another process has the port here that an engine's publisher connects to."""
     parts = urllib.parse.urlsplit(address.endpoint)
     if not address.bind or parts.scheme != "tcp" or parts.port is None:
         return False

@@ -1,4 +1,4 @@
-"""Pure: which pairs are tried, and what was seen of each becomes findings."""
+"""Which pairs are tried, and the findings about each. Pure."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,14 @@ from proxy.phases import Role
 from proxy.serving.custody import HoldState
 
 MAX_PAIRS = 16
-"""All pairs of four prefill and four decode instances; beyond that each instance is tried with one other."""
+"""The most pairs that are tried: all of four prefill and four decode instances. With more, each instance is
+tried with one other."""
 
 
 def pairs(specs: Sequence[InstanceSpec]) -> tuple[list[tuple[str, str]], bool]:
-    """The pairs of (prefill, decode) to try, and whether they are all there are.
+    """The pairs of (prefill, decode) to try, and whether these are all pairs.
 
-    An instance that does both serves what it prefills itself, so it is a pair's second half only.
+    An instance that does both serves alone what it prefills, so it is only the second half of a pair.
     """
     first = [s.address for s in specs if s.role is Role.PREFILL]
     second = [s.address for s in specs if s.role is not Role.PREFILL]
@@ -30,7 +31,7 @@ def pairs(specs: Sequence[InstanceSpec]) -> tuple[list[tuple[str, str]], bool]:
 
 
 def pairs_tried(tried: Sequence[tuple[str, str]], *, every: bool) -> list[Finding]:
-    """What is said of pairs that were left out."""
+    """The finding about pairs that were left out."""
     if every:
         return []
     return [
@@ -39,7 +40,7 @@ def pairs_tried(tried: Sequence[tuple[str, str]], *, every: bool) -> list[Findin
 
 
 def roles(specs: Sequence[InstanceSpec], *, decode_alone: bool) -> list[Finding]:
-    """What no request can be served without; `decode_alone`: decode instances may serve whole requests."""
+    """The finding about roles that are missing; `decode_alone`: decode instances may serve whole requests."""
     there = {spec.role for spec in specs}
     missing = [role for role in (Role.PREFILL, Role.DECODE) if not there & {role, Role.BOTH}]
     if not missing:
@@ -50,10 +51,10 @@ def roles(specs: Sequence[InstanceSpec], *, decode_alone: bool) -> list[Finding]
 
 
 def why_not(prefill: EngineFacts, decode: EngineFacts, model: str) -> str | None:
-    """Why a pair had better not be tried; None if it may.
+    """Why a pair must not be tried; None if it may.
 
-    A decode engine that is handed fewer blocks than it wants dies of it (vLLM asserts that), so block sizes
-    that differ are not tried out.
+    A decode engine that gets fewer blocks than it wants dies of it (an assertion in vLLM), so a pair with
+    different block sizes is not tried.
     """
     for facts in (prefill, decode):
         if facts.health is None or not facts.health.ok or not facts.serves(model):
@@ -76,7 +77,7 @@ SIZES = "their block sizes differ"
 def of_pair(
     facts: PairFacts, prefill: EngineFacts, decode: EngineFacts, connector: Connector
 ) -> list[Finding]:
-    """All findings of one pair: those of its hand-over are the connector's."""
+    """All findings about one pair; those about the hand-over are the connector's."""
     if facts.unfinished:
         return [failed("hand_over", "time was up before it was done", "give the doctor more time: --timeout")]
     if facts.not_tried == SIZES:
@@ -109,7 +110,7 @@ def _end(answer: Answer | None) -> LegEnd | None:
 
 
 def of_fleet(engines: Sequence[EngineFacts], connector: Connector) -> list[Finding]:
-    """What the connector finds of all engines together."""
+    """The connector's findings about all engines together."""
     return connector.judge_fleet(
         [SeenEngine(facts.address, facts.spec.role, _version(facts)) for facts in engines]
     )
@@ -120,7 +121,7 @@ def _version(facts: EngineFacts) -> str | None:
 
 
 def engines_agree(engines: Sequence[EngineFacts]) -> list[Finding]:
-    """Whether all engines render prompts alike: a prompt is tokenized once for all of them."""
+    """Whether all engines render prompts in the same way: a prompt is tokenized once for all of them."""
     step = "engines_agree"
     telling = [facts for facts in engines if facts.tokenized is not None]
     if len(telling) < 2:
@@ -153,7 +154,7 @@ def engines_agree(engines: Sequence[EngineFacts]) -> list[Finding]:
 
 
 def context_lengths(engines: Sequence[EngineFacts], model: str) -> list[Finding]:
-    """Whether all engines take requests of the same length: a longer one has fewer that it can go to."""
+    """Whether all engines take requests of the same length: long ones can go to fewer of them otherwise."""
     step = "context_lengths"
     told = {facts.address: length for facts in engines if (length := facts.max_model_len(model)) is not None}
     if len(told) < 2:

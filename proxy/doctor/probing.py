@@ -1,5 +1,5 @@
-"""One engine is asked about itself, listened to and sent a probe twice; each question has an end, and nothing
-is judged.
+"""One engine is asked about itself, listened to and sent a probe twice; each question has a deadline, and
+nothing is judged.
 """
 
 import asyncio
@@ -34,43 +34,44 @@ from proxy.upstream.engine_api.metrics import METRICS
 from proxy.upstream.engine_api.models import MODELS
 
 REPLAY_TRIES = 3
-"""So often a subscriber asks for a replay that nobody answers before it goes on without."""
+"""How often a subscriber asks for a replay that is not answered before it goes on without."""
 
 MAX_RANKS = 8
-"""Data-parallel ranks of one engine that are probed."""
+"""The most data-parallel ranks of one engine that are probed."""
 
 BLOCKS = 2.5
-"""Of a probe: two full ones, and tokens behind them that are always computed."""
+"""The length of a probe in blocks: two full ones, and tokens behind them that are always computed."""
 
 USUAL_BLOCK_SIZE = 128
-"""The largest usual one, where an engine does not tell."""
+"""The block size to assume for the length of a probe if the engine does not tell: the largest usual one."""
 
 MIN_BLOCK_SIZE = 16
-"""The smallest usual one, for the same: what is no multiple of it is none of the others either."""
+"""The smallest usual block size: what is no multiple of it is no multiple of the others either."""
 
 MAX_PROBE_TOKENS = 8192
 
 _GUESSES = 4
-"""At how many words make so many tokens; the second is usually right."""
+"""How often the number of words is guessed that makes a given number of tokens; the second guess is usually
+right."""
 
 _SECOND_LOOKS = 2
-"""How often cached tokens that are not as predicted are looked at again: blocks may be evicted in between."""
+"""How often cached tokens are looked at again that are not as predicted: blocks may be evicted in between."""
 
 
 class Service(Protocol):
-    """What a running service knows of its instances."""
+    """A running service, and what it knows of its instances."""
 
     def index_state(self, address: str, rank: int) -> str:
-        """What its index of a rank is worth."""
+        """The state of its index of a rank."""
         ...
 
     def accuracy(self, address: str, rank: int) -> AccuracyShown:
-        """How right its predictions were, as `/status` has it."""
+        """How right its predictions for a rank were, as in `/status`."""
         ...
 
 
 class Probing:
-    """Examines one engine. What is known so far is in `facts`, also when it is cancelled."""
+    """Examines one engine. `facts` has what is known so far, also if the examination is cancelled."""
 
     def __init__(
         self,
@@ -85,8 +86,8 @@ class Probing:
         service: Service | None,
         patience: Patience = PATIENCE,
     ) -> None:
-        """`rules`: where engines may have us connect and listen; `service`: what a running service knows,
-        where there is one; `patience`: how long each answer is waited for.
+        """`rules`: the addresses that engines may name. `service`: a running service; None without one.
+        `patience`: how long each answer is waited for.
         """
         self.facts = facts
         self._engines = engines
@@ -100,7 +101,7 @@ class Probing:
         self._addresses: dict[int, SourceAddress] = {}
 
     async def look(self) -> None:
-        """Ask what it is and what it serves."""
+        """Ask the engine what it is and what it serves."""
         facts, begun_at = self.facts, time.monotonic()
         health = await self._get(HEALTH)
         facts.health, facts.health_s = health, time.monotonic() - begun_at
@@ -115,8 +116,8 @@ class Probing:
             facts.told_sources = asking.read_told_sources(told, facts.spec.host, self._rules)
 
     async def probe(self, local: LocalTokenizer | None) -> None:
-        """Compare tokenizers, listen and send the probe; only where the model is served, and nobody
-        sleeps.
+        """Compare tokenizers, listen, and send the probe; only if the engine serves the model and is
+        awake.
         """
         if self.facts.asleep or not self.facts.serves(self._model):
             return
@@ -167,7 +168,7 @@ class Probing:
     async def _tokenize(
         self, rank: RankFacts, prompt: dict[str, Any], local: LocalTokenizer | None
     ) -> list[int] | None:
-        """As kvproxy does: here where the engine agrees, else the engine is asked."""
+        """Tokenize as kvproxy does: here if the engine agrees, else the engine is asked."""
         body = msgspec.json.encode(prompt)
         if local is not None and self._agrees(rank.kind) and (ours := await _tokens(local, body)) is not None:
             rank.tokens_by = "local"
@@ -225,7 +226,7 @@ class Probing:
                 await each.close()
 
     async def _listen(self, rank: RankFacts) -> list[Listener]:
-        """The listener of a rank, and one that hears every topic where a topic was told."""
+        """The listener of a rank; if a topic was given, also one that hears every topic."""
         source = self._addresses.get(rank.rank)
         if source is None:
             return []
@@ -262,9 +263,9 @@ class Probing:
         return Listener(self.facts.address, source, self._context, self._tasks, replay_quiet_s=quiet_s)
 
     async def _make(self, rank: RankFacts, local: LocalTokenizer | None) -> dict[str, Any] | None:
-        """A probe of some blocks; None, with the reason noted, if its tokens cannot be had.
+        """A probe of some blocks; None, with the reason in `rank`, if its tokens cannot be had.
 
-        Never one token longer than whole blocks if that can be helped: vLLM's ExampleConnector stores such a
+        If possible it is never one token longer than whole blocks: vLLM's ExampleConnector stores such a
         prompt under another name than it looks for.
         """
         size = self.facts.block_size or USUAL_BLOCK_SIZE
@@ -310,7 +311,7 @@ class Probing:
         return Send(answer=answer, sent_ts=sent_ts, counted=counted, reported=reported)
 
     async def _hear(self, rank: RankFacts, listener: Listener, others: list[Listener]) -> None:
-        """Wait for the probe's event: all of its full blocks, or at least a part."""
+        """Wait for the event of all full blocks of the probe, or at least of some."""
 
         def announced(by: Listener) -> bool:
             return by.search is not None and by.search.is_over()

@@ -1,4 +1,6 @@
-"""A probe is a prompt nobody has ever sent: random words from its first one on, so that it hits nothing."""
+"""A probe is a prompt that was never sent before: random words from the first one on, so nothing of it is
+cached.
+"""
 
 import random
 import uuid
@@ -17,10 +19,11 @@ WORDS = """
     velvet
     violet walnut water willow window winter yellow zephyr
     """.split()  # noqa: SIM905  # as fields.py
-"""Words that most tokenizers know whole: six bits of chance each."""
+"""Words that are one token for most tokenizers; each carries six random bits."""
 
 MIN_WORDS = 24
-"""At least so many words, whatever the block size: more than a hundred bits that no other prompt has."""
+"""The fewest words of a probe, whatever the block size: more than a hundred random bits that no other prompt
+has."""
 
 
 def random_text(words: int) -> str:
@@ -30,27 +33,27 @@ def random_text(words: int) -> str:
 
 
 def chat(model: str, text: str) -> dict[str, Any]:
-    """What of a chat shapes its prompt."""
+    """The members of a chat that make its prompt."""
     return {"model": model, "messages": [{"role": "user", "content": text}]}
 
 
 def completion(model: str, prompt: Any) -> dict[str, Any]:
-    """The same of a completion."""
+    """The members of a completion that make its prompt."""
     return {"model": model, "prompt": prompt}
 
 
 def one_token(prompt: dict[str, Any]) -> dict[str, Any]:
-    """The request for it: one token, the same every time."""
+    """The request with that prompt for one token, the same every time."""
     return prompt | {"max_tokens": 1, "temperature": 0}
 
 
 def shuffled(token_ids: list[int]) -> list[int]:
-    """The same tokens as a prompt nobody has sent."""
+    """The same tokens in an order that was never sent before."""
     mixed = list(token_ids)
     random.SystemRandom().shuffle(mixed)
     return mixed
 
 
 def request_id() -> str:
-    """The request id of a probe, by which it is found in an engine's log."""
+    """A request id for a probe, by which an engine's log shows it."""
     return f"kvproxy-doctor-{uuid.uuid4().hex[:16]}"

@@ -13,7 +13,7 @@ from proxy.shown import Address, Count, Seconds, Shown, says
 
 
 class Verdict(enum.StrEnum):
-    """The gravest of several findings; where nothing was looked at, all is well."""
+    """The gravest of several findings; `pass` if there are none."""
 
     PASS = Status.PASS
     WARN = Status.WARN
