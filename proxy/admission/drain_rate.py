@@ -5,7 +5,7 @@ import math
 DRAIN_WINDOW_S = 10.0
 """Seconds over which the pace of the queue is measured: long enough for several requests of a busy fleet."""
 
-RETRY_AFTER_MOST_S = 30
+MAX_RETRY_AFTER_S = 30
 """The longest Retry-After in seconds: a longer one would guess about a fleet that may have changed by
 then."""
 
@@ -30,8 +30,8 @@ class DrainRate:
         """
         self._decay(now)
         per_second = self._recent / DRAIN_WINDOW_S
-        if ahead >= per_second * RETRY_AFTER_MOST_S:
-            return RETRY_AFTER_MOST_S if ahead else 1
+        if ahead >= per_second * MAX_RETRY_AFTER_S:
+            return MAX_RETRY_AFTER_S if ahead else 1
         return max(1, math.ceil(ahead / per_second))
 
     def _decay(self, now: float) -> None:

@@ -53,7 +53,7 @@ JITTER = 0.2
 """How much pauses are varied, as a share of their length, either way: it spreads the checks of many
 routers."""
 
-SLOW_START_LEAST = 0.1
+MIN_SLOW_START = 0.1
 """The share of legs that a slow start begins with, as Envoy's."""
 
 
@@ -202,7 +202,7 @@ class Breaker:
         """How many legs it should get, as a share of the others' legs: below 1 in a slow start, never 0."""
         if self._closed_at is None or now - self._closed_at >= self._slow_start_s:
             return 1.0
-        return max(SLOW_START_LEAST, (now - self._closed_at) / self._slow_start_s)
+        return max(MIN_SLOW_START, (now - self._closed_at) / self._slow_start_s)
 
     def grown(self, now: float) -> bool:
         """Whether its share is larger than at the last call."""

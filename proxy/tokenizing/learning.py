@@ -28,7 +28,7 @@ LOOK_EVERY_S = 0.5
 
 ASK_AGAIN_S = 5.0
 """After an engine did not answer awkward questions, the first time; twice as long each time."""
-ASK_AGAIN_MOST_S = 60.0
+MAX_ASK_AGAIN_S = 60.0
 
 AT_ONCE = 16
 """So many engines are asked beside each other: a hundred that come up together leave room for requests."""
@@ -139,7 +139,7 @@ class Learning:
             self._pause_s.pop(instance, None)
         else:
             pause_s = self._pause_s.get(instance, self._waits.again_s)
-            self._pause_s[instance] = min(2 * pause_s, ASK_AGAIN_MOST_S)
+            self._pause_s[instance] = min(2 * pause_s, MAX_ASK_AGAIN_S)
             self.look()  # another may speak for its adapters
             await asyncio.sleep(pause_s)
         del self._asked[instance]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.admission.drain_rate import RETRY_AFTER_MOST_S, DrainRate
+from proxy.admission.drain_rate import MAX_RETRY_AFTER_S, DrainRate
 from proxy.fair_queue import FairQueue, QueueFullError, Waiting
 
 CLIENTS = ("a", "b", "c")
@@ -360,9 +360,9 @@ def test_clients_that_come_and_leave_unserved_leave_nothing() -> None:
 def test_the_way_to_the_front_is_estimated_from_the_pace() -> None:
     rate = DrainRate()
     assert rate.retry_after_s(0, 0.0) == 1
-    assert rate.retry_after_s(5, 0.0) == RETRY_AFTER_MOST_S  # nothing has moved yet
+    assert rate.retry_after_s(5, 0.0) == MAX_RETRY_AFTER_S  # nothing has moved yet
     for n in range(1000):  # 10 a second, for long
         rate.left(n / 10)
     assert 8 <= rate.retry_after_s(100, 100.0) <= 12
     assert rate.retry_after_s(1, 100.0) == 1
-    assert rate.retry_after_s(100, 1000.0) == RETRY_AFTER_MOST_S  # that was long ago
+    assert rate.retry_after_s(100, 1000.0) == MAX_RETRY_AFTER_S  # that was long ago
