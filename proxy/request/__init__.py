@@ -1,1 +1,1 @@
-"""Pure: what a client asked, as a value that every leg can be made from, and what an engine streams back."""
+"""What a client asked, as a value from which every leg can be made, and what an engine streams back. Pure."""

@@ -1,4 +1,6 @@
-"""A JSON body whose top level can be changed while every other value keeps the very text its author wrote."""
+"""The top level of a JSON body can be changed, and every other value keeps the very text that its author
+wrote.
+"""
 
 import bisect
 import codecs
@@ -31,7 +33,7 @@ _SEARCHED_BYTES = 4 << 10
 _SURROGATE_MARKS = (b"\\ud", b"\\uD")
 
 MAX_NAME_BYTES = 4096
-"""Of a member, as text."""
+"""The longest name of a member, as text."""
 MAX_SCALAR_BYTES = 64 << 10
 """Of a value where only numbers and short texts are of use."""
 WHOLE_BYTES = 16 << 10
@@ -49,7 +51,7 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Pieces:
-    """A text to be sent, in parts that are never copied together."""
+    """A text to be sent, in parts that are never copied into one."""
 
     def __init__(self, parts: Iterable[Buffer]) -> None:
         self._parts = tuple(parts)
@@ -69,24 +71,24 @@ Encoded = bytes | Pieces
 
 
 class Body:
-    """The top-level members of a JSON object, by decoded name, each value as raw text.
+    """The top-level members of a JSON object by decoded name, each value as raw text.
 
-    A name given twice keeps its last value, as engines read it.
+    Of a name that is given twice the last value counts, as for engines.
     """
 
     def __init__(
         self, members: dict[str, msgspec.Raw], size_bytes: int, whole: "_Whole | None" = None
     ) -> None:
-        """`whole`: what a large one was cut from."""
+        """`whole`: the text that a large body was cut from."""
         self._members = members
         self.size_bytes = size_bytes
         self._whole = whole
 
     @classmethod
     def parse(cls, data: bytes, signs: Signs | None = None) -> "Body":
-        """Read a request body that is not large; `signs`: its own, if they were counted.
+        """Read a request body that is not large; `signs`: of this body, if they were counted.
 
-        Raises BadRequestError for anything that is not a JSON object of sane depth.
+        Raises BadRequestError for what is no JSON object, or is nested too deeply.
         """
         if not data.strip():
             raise BadRequestError("the request body is empty: a JSON object is needed")
@@ -105,7 +107,7 @@ class Body:
 
     @classmethod
     def of_outline(cls, data: bytes | bytearray, found: Outline) -> "Body":
-        """Read a request body that may be large, whose values stay where they lie. Raises BadRequestError."""
+        """Read a request body that may be large; its values stay where they lie. Raises BadRequestError."""
         _check_text(data, is_ascii=found.is_ascii, has_escapes=found.has_escapes)
         view = memoryview(data)
         members: dict[str, msgspec.Raw] = {}
@@ -129,38 +131,36 @@ class Body:
         return self._members.keys()
 
     def raw(self, name: str) -> bytes | None:
-        """The text of a member's value; None if there is none."""
+        """The text of a member's value; None if there is no such member."""
         value = self._members.get(name)
         return None if value is None else bytes(value)
 
     def view(self, name: str) -> memoryview | None:
-        """The text of a member's value where it lies; None if there is none."""
+        """The text of a member's value, without a copy; None if there is no such member."""
         value = self._members.get(name)
         return None if value is None else memoryview(value)
 
     def given(self, names: frozenset[str]) -> frozenset[str]:
-        """Which of these members there are."""
+        """Those of `names` that are members."""
         return names & self._members.keys()
 
     def gives(self, name: str) -> bool:
-        """Whether there is a member with a value other than null."""
+        """Whether a member has a value other than null."""
         view = self.view(name)
         return view is not None and (len(view) != len(_NULL) or view != _NULL)
 
     @property
     def is_counted(self) -> bool:
-        """Whether it was large, so that what its members hold was counted."""
+        """Whether the body was large, so that the content of its members was counted."""
         return self._whole is not None
 
     def values_in(self, name: str) -> int:
-        """How many values a member holds at any depth, as far as they were counted: of a small body they are
-        few.
-        """
+        """The number of values in a member at any depth, if the body was counted; a small body has few."""
         span = self._span(name)
         return 0 if span is None else span.values
 
     def items_in(self, name: str) -> int:
-        """How many items a member that is a list or an object has, as far as they were counted."""
+        """The number of items of a member that is a list or an object, if the body was counted."""
         span = self._span(name)
         return 0 if span is None else span.items
 
@@ -168,9 +168,9 @@ class Body:
         return self._whole.spans.get(name) if self._whole is not None else None
 
     def value(self, name: str) -> Any:
-        """A member's value, decoded; None also if there is none.
+        """A member's value, decoded; None if it is null or there is no such member.
 
-        Raises BadRequestError naming the member, also for a value longer than MAX_SCALAR_BYTES.
+        Raises BadRequestError, which names the member, also for a value longer than MAX_SCALAR_BYTES.
         """
         value = self._members.get(name)
         if value is None:
@@ -183,7 +183,7 @@ class Body:
             raise BadRequestError(f"{name} is not valid JSON: {error}", param=name) from None
 
     def raw_items(self, name: str) -> list[msgspec.Raw]:
-        """The items of a member that is a list, each as raw text. Raises BadRequestError naming the
+        """The items of a member that is a list, each as raw text. Raises BadRequestError, which names the
         member.
         """
         span = self._span(name)
@@ -195,7 +195,9 @@ class Body:
             raise BadRequestError(f"{name} is not valid JSON: {error}", param=name) from None
 
     def each_item(self, name: str) -> Iterator[memoryview]:
-        """As `raw_items`, one after the other: a million of them would weigh a hundred times their text."""
+        """As `raw_items`, one after the other: a million at once would take a hundred times the bytes of
+        their text.
+        """
         span = self._span(name)
         if self._whole is not None and span is not None and span.commas is not None:
             return self._whole.items(span)
@@ -204,7 +206,7 @@ class Body:
     def short_items(self, name: str) -> Iterator[bytes]:
         """The items of a list, with marks in place of long texts: see `text` and `whole_bytes`.
 
-        Raises msgspec.DecodeError for what is no list.
+        Raises msgspec.DecodeError if the member is no list.
         """
         view = self.view(name)
         if view is None or bytes(view[:1]) != b"[":
@@ -223,12 +225,12 @@ class Body:
         return self._whole.short(span.colon + 1, span.end)
 
     def text(self, raw: Buffer) -> memoryview:
-        """The text that a mark stands for; what is no mark is given back."""
+        """The text that a mark stands for; anything else is returned as it is."""
         view = memoryview(raw)
         return view if self._whole is None else self._whole.text(view)
 
     def marked(self, text: str) -> memoryview | None:
-        """The text that a mark, decoded, stands for; None for what is no mark."""
+        """The text that a decoded mark stands for; None if `text` is no mark."""
         if self._whole is None or len(text) > _MARK_BYTES:
             return None
         view = memoryview(f'"{text}"'.encode(errors="replace"))
@@ -236,11 +238,11 @@ class Body:
         return None if found is view else found
 
     def whole_bytes(self, short: bytes) -> int:
-        """How long something is with the texts that its marks stand for."""
+        """The length of `short` with the texts that its marks stand for."""
         return len(short) if self._whole is None else self._whole.size_bytes(short)
 
     def whole(self, short: bytes) -> bytes | bytearray:
-        """Something with the texts that its marks stand for."""
+        """`short` with the texts that its marks stand for."""
         return short if self._whole is None else self._whole.restored(short)
 
     def changed(
@@ -250,9 +252,9 @@ class Body:
         *,
         size_bytes: int | None = None,
     ) -> "Body":
-        """A copy in which the members of `put` have new values and those of `drop` are gone.
+        """A copy in which the members of `put` have new values, and those of `drop` are missing.
 
-        It counts as large as this one unless `size_bytes` says otherwise.
+        Its size is taken to be that of this body, unless `size_bytes` says otherwise.
         """
         members = self._members.copy()
         for name in drop:
@@ -291,17 +293,19 @@ _NULL = b"null"
 
 
 class _Whole:
-    """The text that a large body was cut from, and where its values lie in it."""
+    """The text that a large body was cut from, and the places of its values."""
 
     def __init__(self, view: memoryview, spans: Mapping[str, Span], mark: str | None = None) -> None:
         self._view = view
         self.spans = spans
-        self._name = mark or secrets.token_hex(8)  # nobody can write it into a body by chance or design
+        self._name = mark or secrets.token_hex(
+            8
+        )  # no client can know it, so no body has it by chance or design
         self._texts = sorted(text for span in spans.values() for text in span.texts)
         self._marks = re.compile(rb'"%b:(\d+)"' % self._name.encode())
 
     def without(self, names: Collection[str]) -> "_Whole":
-        """The same, less what is known of some members."""
+        """The same without what is known of these members."""
         spans = {name: span for name, span in self.spans.items() if name not in names}
         return _Whole(self._view, spans, self._name)
 
@@ -311,11 +315,11 @@ class _Whole:
             item = trimmed(self._view[start:end])
             item = trimmed(item[1:]) if start == span.colon + 1 else item
             item = trimmed(item[:-1]) if end == span.end else item
-            if len(item):  # else the list is empty
+            if len(item):  # otherwise the list is empty
                 yield item
 
     def short_items(self, span: Span) -> Iterator[bytes]:
-        """The items of a list with marks instead of long texts."""
+        """The items of a list, with marks in place of long texts."""
         for start, end in _edges(span):
             item = self.short(start, end)
             item = item[1:].strip() if start == span.colon + 1 else item
@@ -324,7 +328,7 @@ class _Whole:
                 yield item
 
     def short(self, start: int, end: int) -> bytes:
-        """What lies there, with marks instead of long texts."""
+        """The text between two places, with marks in place of long texts."""
         parts: list[Buffer] = []
         first = bisect.bisect_left(self._texts, start, key=itemgetter(0))
         for number in range(first, len(self._texts)):
@@ -359,7 +363,7 @@ _COMMAS_AT_ONCE = 4096
 
 
 def _edges(span: Span) -> Iterator[tuple[int, int]]:
-    """Where each item of a list begins and ends, the brackets with the first and the last."""
+    """The begin and end of each item of a list; the brackets belong to the first and the last."""
     start = span.colon + 1
     commas = span.commas if span.commas is not None else np.empty(0, np.int64)
     for first in range(0, len(commas), _COMMAS_AT_ONCE):
@@ -370,10 +374,10 @@ def _edges(span: Span) -> Iterator[tuple[int, int]]:
 
 
 def _check_text(data: bytes | bytearray, *, is_ascii: bool, has_escapes: bool) -> None:
-    """Raises BadRequestError for what is no text.
+    """Raises BadRequestError if the body is no valid text.
 
-    Values are passed on unread, and an engine that gets half a character fails with a 500 that says nothing
-    of whose fault it is.
+    Values are passed on unread, and an engine that gets half a character answers with a 500 that does not say
+    why.
     """
     if not is_ascii:
         decoder = codecs.getincrementaldecoder("utf-8")()
@@ -390,10 +394,10 @@ def _check_text(data: bytes | bytearray, *, is_ascii: bool, has_escapes: bool) -
 
 
 def _names_characters(data: bytes | bytearray) -> bool:
-    """Whether some escape may name a character by its number."""
+    """Whether some escape may give a character by its number."""
     if len(data) <= _SEARCHED_BYTES:
         return _ESCAPE in data
-    # A search would stop at every u, four times as long.
+    # A search would stop at every u, and take four times as long.
     text = np.frombuffer(data, np.uint8)
     for start in range(0, len(text), COPIED_BYTES):
         part = text[start : start + COPIED_BYTES + 1]

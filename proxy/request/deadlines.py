@@ -12,12 +12,13 @@ from proxy.errors import BadRequestError, DeadlineError, GatewayTimeoutError
 from proxy.headers import REQUEST_TIMEOUT_MS
 
 MAX_DIGITS = 12
-"""Of a client's time limit: thirty years in milliseconds; more digits are a mistake."""
+"""The most digits of a client's time limit: they make thirty years in milliseconds, and more are a
+mistake."""
 
 
 class Scope(ABC):
-    """Ends what is awaited in its `with` block once time is up, or when `end` is called; `late` is raised
-    then.
+    """Ends what is awaited in its `with` block when time is up, or when `end` is called; then `late` is
+    raised.
 
     It does what `asyncio.timeout` does, without coroutines of its own: a request enters ten of these, and a
     stream one for each chunk.
@@ -26,17 +27,17 @@ class Scope(ABC):
     __slots__ = ("_cancelling", "_ended", "_ends_at", "_task", "_timer")
 
     def __init__(self, ends_at: float | None) -> None:
-        """`ends_at`: on the event loop's clock; None if only `end` ends it."""
+        """`ends_at`: by the event loop's clock; None if only `end` ends it."""
         self._ends_at = ends_at
         self._ended = False
         self._timer: asyncio.TimerHandle | None = None
 
     @abstractmethod
     def late(self) -> Exception:
-        """What is raised in the place of the cancellation."""
+        """The error that is raised in place of the cancellation."""
 
     def end(self) -> None:
-        """Time is up. A second call does nothing."""
+        """End the block now. A second call does nothing."""
         if not self._ended:
             self._ended = True
             self._task.cancel()
@@ -56,7 +57,7 @@ class Scope(ABC):
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        # Another cancellation beside this one is for who sent it.
+        # If the task was cancelled by someone else as well, that cancellation goes on.
         if self._ended and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise self.late() from None
 
@@ -75,7 +76,9 @@ class _Phase(Scope):
 
 
 def within(seconds: float, instance: str, what: str) -> Scope:
-    """Do what is inside in that time, or raise DeadlineError for the instance; `what` names the phase."""
+    """The block has to be done within `seconds`, or DeadlineError is raised for the instance; `what` names
+    the phase.
+    """
     return _Phase(seconds, instance, what)
 
 
@@ -94,12 +97,12 @@ class TimeLimit(NamedTuple):
     """How long one request may take in all."""
 
     seconds: float | None
-    """None for as long as it likes."""
+    """None: no limit."""
     ends_at: float | None
-    """On the event loop's clock, which is the monotonic one."""
+    """By the event loop's clock, which is the monotonic one."""
 
     def enforced(self) -> Scope:
-        """Do what is inside until time is up; it is cancelled then, and GatewayTimeoutError raised."""
+        """The block is cancelled when time is up, and GatewayTimeoutError raised."""
         return _Whole(self)
 
 
@@ -107,10 +110,10 @@ NO_LIMIT = TimeLimit(None, None)
 
 
 def time_limit(given: Sequence[str], configured_s: float, arrived_at: float) -> TimeLimit:
-    """The limit of a request that arrived then (monotonic seconds).
+    """The limit of a request that arrived at `arrived_at` (monotonic seconds).
 
     `given` are the values of the client's X-Request-Timeout-Ms, `configured_s` is --request-timeout (0:
-    none); the shorter one wins. Raises BadRequestError.
+    none); the shorter limit counts. Raises BadRequestError.
     """
     limits = [configured_s] if configured_s else []
     if given:

@@ -1,5 +1,5 @@
-"""Large bodies leave memory one at a time, with turns of the event loop between them: many that end at once
-stop nobody.
+"""Large bodies are freed one at a time, with turns of the event loop between them, so that many that end at
+once stop nothing.
 
 Giving the memory of one back takes the system some milliseconds, in which nothing else runs.
 """
@@ -7,16 +7,16 @@ Giving the memory of one back takes the system some milliseconds, in which nothi
 import asyncio
 
 LARGE_BYTES = 1 << 20
-"""What is smaller goes at once."""
+"""Smaller bodies are freed at once."""
 
 EVERY_S = 0.01
 
 
 class Discarding:
-    """What is held for a moment longer so that it does not all go at once."""
+    """Holds large bodies a moment longer, so that they are not all freed at once."""
 
     def __init__(self, every_s: float = EVERY_S) -> None:
-        """`every_s`: how often one of them goes."""
+        """`every_s`: seconds between two that are freed."""
         self._every_s = every_s
         self._waiting: list[bytearray] = []
 
@@ -24,7 +24,7 @@ class Discarding:
         return len(self._waiting)
 
     def add(self, data: bytearray) -> None:
-        """Let go of it soon. Whoever calls this should have no other reference to it for long."""
+        """Free a body soon. The caller should keep no other reference to it for long."""
         if len(data) < LARGE_BYTES:
             return
         self._waiting.append(data)

@@ -1,8 +1,8 @@
-"""A `GenerationRequest` is a body that every leg made from it can carry: what we change obeys vLLM's rules
-first.
+"""A `GenerationRequest` is a body from which every leg can be made: members that kvproxy changes obey vLLM's
+rules.
 
-Fields that the prefill leg replaces (lengths, `n`, streaming) would otherwise be judged by the decode engine
-alone, after prefilled blocks already wait for it.
+Members that the prefill leg replaces (lengths, `n`, streaming) would otherwise be judged by the decode engine
+alone, after prefilled blocks wait for it.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from proxy.request.dialects.base import Dialect
 from proxy.request.outline import MAX_VALUES, Outline, Signs
 
 NEVER_FROM_A_CLIENT = ("kv_transfer_params", "ec_transfer_params", "request_id")
-"""Members that let a client crash a decode engine, read another prompt's KV, or pair with another's
-request."""
+"""Members with which a client could crash a decode engine, read another prompt's KV, or take part in
+another's request."""
 
 NEVER_AS_AN_XARG = frozenset({*NEVER_FROM_A_CLIENT, "kv_cache_report_mode"})
-"""vLLM takes `vllm_xargs` as its own extra arguments, so the same names work from there; a full cache report
-would tell of blocks a second time."""
+"""Members that no client may set in `vllm_xargs`, which vLLM takes as its own extra arguments, so the same
+names work there; a full cache report would announce blocks a second time."""
 
 
 class GenerationRequest(msgspec.Struct, frozen=True):
@@ -30,15 +30,15 @@ class GenerationRequest(msgspec.Struct, frozen=True):
 
     dialect: Dialect
     body: Body
-    """The client's own members, without those no client may set."""
+    """The client's own members, without those that no client may set."""
     model: str
     stream: bool
     prompt_count: int
-    """How many prompts it holds."""
+    """The number of prompts."""
     sequences: int
-    """How many answers to the prompt are asked for."""
+    """The number of answers that are asked for to each prompt."""
     whole: bool
-    """One instance serves it all; as `Shape`."""
+    """Whether one instance serves the whole request, as `Shape.whole`."""
 
     def with_member(self, name: str, value: Any) -> "GenerationRequest":
         """The same request with another value of a member."""
@@ -46,24 +46,24 @@ class GenerationRequest(msgspec.Struct, frozen=True):
 
     @property
     def answer_limit(self) -> tuple[str, int] | None:
-        """The member that limits the length of the answer, and how; None if none does."""
+        """The member that limits the length of the answer, and its value; None if none does."""
         return self.dialect.answer_limit(self.body)
 
     @property
     def usual_answer_tokens(self) -> int:
-        """How long an answer without a limit surely may become; where it may fill the context, any room will
-        do.
+        """The tokens that an answer without a limit surely has; where it may fill the context, any room is
+        enough.
         """
         return self.dialect.default_answer_tokens or 1
 
     @property
     def estimated_tokens(self) -> int:
-        """A length in tokens for load counting when no tokenizer was asked: four bytes a token."""
+        """The length in tokens for counting load, if no tokenizer was asked: four bytes a token."""
         return max(1, self.body.size_bytes // 4)
 
 
 MAX_XARGS_BYTES = 256 << 10
-"""Of `vllm_xargs`, whose members are looked through."""
+"""The largest `vllm_xargs`, whose members are looked through."""
 
 _SCALARS = (
     "model",
@@ -89,9 +89,9 @@ def read_request(
     default_model: str,
     found: Outline | Signs | None = None,
 ) -> GenerationRequest:
-    """The request in `data`, the bytes of an HTTP body; of several dialects its members tell which it is.
+    """The request in `data`, the bytes of an HTTP body; its members show which of several dialects it is in.
 
-    `found`: the outline of a large one, or the signs of any other. Raises BadRequestError.
+    `found`: the outline of a large body, or the signs of any other. Raises BadRequestError.
     """
     body = Body.of_outline(data, found) if isinstance(found, Outline) else Body.parse(bytes(data), found)
     if not isinstance(dialect, Dialect):
@@ -108,7 +108,7 @@ def read_request(
 
 
 def _spoken(dialects: Sequence[Dialect], body: Body) -> Dialect:
-    """The one dialect that knows the body for its own. Raises BadRequestError."""
+    """The one dialect that the body is in. Raises BadRequestError."""
     found = [dialect for dialect in dialects if dialect.known_by in body]
     if len(found) != 1:
         known_by = " or ".join(f"{dialect.known_by} ({dialect.noun})" for dialect in dialects)
@@ -117,7 +117,7 @@ def _spoken(dialects: Sequence[Dialect], body: Body) -> Dialect:
 
 
 def _check_sizes(dialect: Dialect, body: Body) -> None:
-    """Raises BadRequestError for what has more, or longer, parts than any request."""
+    """Raises BadRequestError for a body with more, or longer, parts than any request has."""
     if body.size_bytes <= MAX_SCALAR_BYTES and not body.is_counted:
         return
     limits = dict.fromkeys(_SCALARS, MAX_SCALAR_BYTES) | {"vllm_xargs": MAX_XARGS_BYTES}
@@ -134,7 +134,7 @@ def _check_sizes(dialect: Dialect, body: Body) -> None:
 
 
 def _read_xargs(body: Body) -> dict[str, msgspec.Raw]:
-    """The members of `vllm_xargs`; none if it is no object, which is for engines to judge."""
+    """The members of `vllm_xargs`; none if it is no object, which engines judge."""
     if "vllm_xargs" not in body:
         return {}
     try:
@@ -144,7 +144,7 @@ def _read_xargs(body: Body) -> dict[str, msgspec.Raw]:
 
 
 def _is_text(raw: msgspec.Raw | None, text: str) -> bool:
-    """Whether a value is a text, however it is written; escaped, one character takes six bytes."""
+    """Whether a value is that text, however it is written; an escaped character takes six bytes."""
     view = memoryview(raw or b"")
     return (
         len(view) <= 8 * len(text) + 2 and bytes(view[:1]) == b'"' and bool(msgspec.json.decode(view) == text)
@@ -162,7 +162,7 @@ def _clean(body: Body) -> Body:
         return body
     drop = [name for name in NEVER_FROM_A_CLIENT if name in body]
     if "session_id" in body and body.value("session_id") == REPORT_SESSION:
-        drop.append("session_id")  # it marks reports that we asked for, and nothing else
+        drop.append("session_id")  # it marks reports that kvproxy asked for, and nothing else
     put = {}
     xargs = _read_xargs(body)
     if xargs:

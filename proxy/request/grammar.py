@@ -1,9 +1,9 @@
-"""A large body is JSON, or refused, and no decoder is given more of it at once than a few slices.
+"""A large body is JSON, or refused, and no decoder gets more of it at once than a few slices.
 
-The text is cut behind commas. What is open where a piece begins is opened before it, with a value to stand
-before the comma; what is open where it ends is closed behind it, with a value to stand behind its comma. So
-each piece is JSON by itself exactly if all of them are together. What makes a piece long is left out of it:
-long texts, which are looked at by themselves, and slices of nothing but white space.
+The text is cut behind commas. What is open where a piece begins is opened before it, with a value in front of
+the comma; what is open where it ends is closed behind it, with a value after its comma. So each piece is JSON
+by itself exactly if all of them together are. What makes a piece long is left out of it: long texts, which
+are checked by themselves, and slices of nothing but white space.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ from proxy.errors import BadRequestError
 from proxy.request.json_pieces import check_text
 
 MAX_PIECE_BYTES = 1 << 20
-"""Between two commas, long texts and white space apart. As deep as values may be nested, names below
-`LONG_TEXT_BYTES` make less of that."""
+"""The most bytes between two commas, without long texts and white space. As deep as values may be nested,
+names below `LONG_TEXT_BYTES` make less than that."""
 
 _BEFORE = {ord("["): b"[", ord("{"): b'{"":'}
 _BEFORE_LAST = {ord("["): b"[0,", ord("{"): b'{"":0,'}
@@ -39,14 +39,14 @@ class Grammar:
         self._open: bytes = b""
         """Brackets that are open where the piece begins, the outermost first."""
         self._bracket_at = np.zeros(max_depth + 1, np.uint8)
-        """The last bracket that opened each level."""
+        """The bracket that opened each level last."""
         self._left_out: list[tuple[int, int, bytes]] = []
-        """Of this piece: from where to where, and what stands there instead."""
+        """What is left out of this piece: begin, end, and what stands there instead."""
         self.checked_bytes = 0
-        """The most that a decoder was given at once."""
+        """The most bytes that a decoder got at once."""
 
     def leave_out(self, start: int, end: int) -> None:
-        """A long text that was found, with its quotes. Raises BadRequestError if it is none."""
+        """A long text was found, with its quotes. Raises BadRequestError if it is no JSON text."""
         try:
             check_text(self._text[start:end])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -54,7 +54,8 @@ class Grammar:
         self._left_out.append((start, end, b'""'))
 
     def slice(self, at: int, part: Text, depth: npt.NDArray[np.int32], opening: Bits, commas: Bits) -> None:
-        """The next slice of the text: how deep it is behind each byte, and what stands outside of texts.
+        """Check the next slice of the text; given are its depth behind each byte, and what stands outside of
+        texts.
 
         Raises BadRequestError for what is no JSON.
         """
@@ -75,7 +76,7 @@ class Grammar:
         self._left_out.append((at, at + length, b" "))
 
     def end(self) -> None:
-        """There is no more. Raises BadRequestError for what is no JSON."""
+        """The text has ended. Raises BadRequestError for what is no JSON."""
         self._piece(len(self._text), b"")
 
     def _piece(self, end: int, is_open: bytes) -> None:
@@ -107,5 +108,5 @@ class Grammar:
 
 
 def _refused(error: Exception) -> BadRequestError:
-    words = str(error).partition(" (byte ")[0]  # of a piece, which tells nobody anything
+    words = str(error).partition(" (byte ")[0]  # a position within a piece would tell the client nothing
     return BadRequestError(f"the request body is not a JSON object: {words}")

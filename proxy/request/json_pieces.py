@@ -1,7 +1,7 @@
-"""A long JSON text is read in pieces: no step takes time in proportion to all of it with the GIL held.
+"""A long JSON text is read in pieces: no step holds the GIL for a time in proportion to all of it.
 
-A decoder, a search and a copy hold the GIL for as long as they take, whatever thread they run in, and the
-event loop waits for it. A thread between two pieces lets it go.
+A decoder, a search and a copy hold the GIL for as long as they take, in whatever thread they run, and the
+event loop waits for it. Between two pieces a thread releases it.
 """
 
 import re
@@ -13,13 +13,14 @@ import msgspec
 Buffer = bytes | bytearray | memoryview
 
 PIECE_BYTES = 256 << 10
-"""Decoded or counted at once: well below a millisecond for most, two for the smallest numbers."""
+"""The bytes that are decoded or counted at once: much less than a millisecond for most, two for the smallest
+numbers."""
 
 TEXT_BYTES = 32 << 10
-"""Of a text, matched and decoded at once: a millisecond if all of it is escaped."""
+"""The bytes of a text that are matched and decoded at once: a millisecond if all of it is escaped."""
 
 COPIED_BYTES = 1 << 20
-"""Copied or searched at once: a third of a millisecond."""
+"""The bytes that are copied or searched at once: a third of a millisecond."""
 
 _LIST_BYTES = 128 << 10
 _BLANK = b" \t\r\n"
@@ -28,28 +29,28 @@ _PAIRED = re.compile(
     rb"|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|[^u]))*+",
     re.DOTALL,
 )
-"""JSON text in which every escaped surrogate is half of a pair, up to an escape that is not seen whole."""
+"""Matches JSON text in which every escaped surrogate is half of a pair, up to an escape that is cut off."""
 
 _decode_value = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 
 def slices(data: Buffer, size_bytes: int = COPIED_BYTES, overlap: int = 0) -> Iterator[bytes]:
-    """Copies of a text part by part, each with so much more of what follows."""
+    """Copies of a text, part by part; each part also has the first `overlap` bytes of what follows."""
     view: Any = memoryview(data)
     for start in range(0, len(view), size_bytes):
         yield bytes(view[start : start + size_bytes + overlap])
 
 
 def contains(data: Buffer, words: bytes) -> bool:
-    """Whether some text stands in another."""
+    """Whether `words` stand in `data`."""
     if len(data) <= COPIED_BYTES:
         return words in (data if isinstance(data, bytes) else bytes(data))
     return any(words in part for part in slices(data, overlap=len(words) - 1))
 
 
 def joined(parts: list[Buffer]) -> bytearray:
-    """Parts in one, copied a slice at a time."""
+    """The parts together, copied a slice at a time."""
     whole = bytearray(sum(map(len, parts)))
     at = 0
     for part in parts:
@@ -69,7 +70,7 @@ def trimmed(view: memoryview) -> memoryview:
 
 
 def only_item(view: memoryview) -> memoryview:
-    """The item of a list that has one. Raises msgspec.DecodeError for what is no list."""
+    """The item of a list with one item. Raises msgspec.DecodeError if it is no list."""
     view = trimmed(view)
     if bytes(view[:1]) != b"[" or bytes(view[-1:]) != b"]":
         raise msgspec.DecodeError("a list is expected")
@@ -77,9 +78,7 @@ def only_item(view: memoryview) -> memoryview:
 
 
 def lists_of_numbers(value: memoryview) -> Iterator[bytes]:
-    """A long flat list as several lists that follow one another. Raises msgspec.DecodeError for what is no
-    list.
-    """
+    """A long flat list as several consecutive lists. Raises msgspec.DecodeError if it is no list."""
     view = trimmed(value)
     if bytes(view[:1]) != b"[" or bytes(view[-1:]) != b"]":
         raise msgspec.DecodeError("a list of numbers is expected")
@@ -96,7 +95,7 @@ def lists_of_numbers(value: memoryview) -> Iterator[bytes]:
 
 
 def parts_of_text(value: memoryview, part_bytes: int = TEXT_BYTES) -> Iterator[bytes]:
-    """A long text as several that follow one another. Raises msgspec.DecodeError for what is no text."""
+    """A long text as several consecutive ones. Raises msgspec.DecodeError if it is no text."""
     if len(value) < 2 or bytes(value[:1]) != b'"' or bytes(value[-1:]) != b'"':
         raise msgspec.DecodeError("a text is expected")
     value = value[1:-1]
@@ -110,13 +109,13 @@ def parts_of_text(value: memoryview, part_bytes: int = TEXT_BYTES) -> Iterator[b
 
 
 def check_text(value: memoryview) -> None:
-    """Raises msgspec.DecodeError for what is no JSON text."""
+    """Raises msgspec.DecodeError if `value` is no JSON text."""
     for part in parts_of_text(value):
         _decode_value(part)
 
 
 def decoded_text(value: memoryview, part_bytes: int = TEXT_BYTES) -> str:
-    """A JSON text, decoded in parts. Raises msgspec.DecodeError for what is none."""
+    """A JSON text, decoded in parts. Raises msgspec.DecodeError if it is none."""
     return "".join([_decode_text(part) for part in _in_characters(value, part_bytes)])
 
 
@@ -137,11 +136,11 @@ def _end_of_escapes(view: memoryview, at: int, max_bytes: int) -> int | None:
 
 
 def _in_characters(value: memoryview, part_bytes: int) -> Iterator[bytes]:
-    """As `parts_of_text`, and no part begins within a character."""
+    """As `parts_of_text`; no part begins within a character."""
     kept = b""
     for part in parts_of_text(value, part_bytes):
         text = kept + part[1:-1]
-        # Of the last character, as long as it may be cut off: its first byte and up to two that continue it.
+        # The last character may be cut off: its first byte and up to two bytes that continue it.
         whole = len(text)
         for back in range(1, min(4, len(text)) + 1):
             byte = text[-back]

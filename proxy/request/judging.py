@@ -1,6 +1,7 @@
-"""Of an engine's stream whole events go on, up to its end or failure, without what is no client's business.
+"""Whole events of an engine's stream are passed on, up to its end or failure, without members that are not
+for clients.
 
-Pure: runs of whole events in, what becomes of them out. What ends and what fails its dialect knows.
+Pure: runs of whole events in, what becomes of them out. The dialect knows what ends and what fails.
 """
 
 import re
@@ -24,18 +25,18 @@ class Part(NamedTuple):
     """What becomes of a run of events."""
 
     passed: bytes
-    """The events that go on, up to a failure or the end."""
+    """The events that are passed on, up to a failure or the end."""
     failure: Failure | None = None
     done: bool = False
 
 
 def wants_judging(dialect: Dialect, run: bytes) -> bool:
-    """Whether `judge` may not pass a run of events on as it is: cheap, for every chunk is asked."""
+    """Whether a run of events has to go through `judge`; cheap, because it is called for every chunk."""
     return _PARAMS in run or dialect.wants_judging(run)
 
 
 def judge(dialect: Dialect, run: bytes) -> Part:
-    """What of a run of whole events goes on, and how the stream ends with it, if it does."""
+    """The part of a run of whole events that is passed on, and how the stream ends with it, if it does."""
     if _PARAMS in run:
         run = _without_params(run)
     passed: list[bytes] = []
@@ -52,10 +53,10 @@ def judge(dialect: Dialect, run: bytes) -> Part:
 
 
 def without_params(answer: bytes) -> bytes:
-    """An answer without the params by which engines fetch its blocks from each other, which are no client's
-    business.
+    """An answer without the params by which engines fetch its blocks from each other, which are not for
+    clients.
 
-    From vLLM 0.33 on an answer of a decode leg may carry them. Members that are null stay, and so does all
+    From vLLM 0.33 on an answer to a decode leg may have them. Members that are null stay, and so does all
     other text.
     """
     if not _has_params(answer):
@@ -69,7 +70,7 @@ def without_params(answer: bytes) -> bytes:
 
 
 def _without_params(run: bytes) -> bytes:
-    """The same for the events of a run."""
+    """The events of a run, treated as answers are."""
     if not _has_params(run):
         return run
     return b"".join(

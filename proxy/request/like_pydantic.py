@@ -1,4 +1,4 @@
-"""Members that kvproxy judges are read as vLLM's validator, pydantic, reads them: the same values pass."""
+"""kvproxy reads members that it judges as vLLM's validator, pydantic, reads them: the same values pass."""
 
 import re
 from typing import Any
@@ -9,13 +9,13 @@ from proxy.request.body import Body
 _INTEGER = re.compile(r"\s*[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?\s*")
 _MAX_DIGITS = 4300
 _FLOATS_BELOW = 2.0**63
-"""Pydantic takes no integer from a larger float, for it knows no digits of one."""
+"""Pydantic takes no larger float as an integer."""
 
 
 def whole_number(body: Body, name: str, *, nullable: bool) -> int | None:
     """An integer member as pydantic reads one: numbers without a fraction, digits in a string, booleans.
 
-    None if it is absent, or null where it may be. Raises BadRequestError naming it.
+    None if it is absent, or null where it may be. Raises BadRequestError, which names the member.
     """
     if name not in body:
         return None
@@ -29,7 +29,7 @@ def whole_number(body: Body, name: str, *, nullable: bool) -> int | None:
 
 
 def as_whole_number(value: Any) -> int | None:
-    """What pydantic makes an integer of; None for what it refuses."""
+    """The integer that pydantic makes of a value; None if it refuses it."""
     if isinstance(value, str) and len(value) <= _MAX_DIGITS and _INTEGER.fullmatch(value):
         value = int(value.partition(".")[0])
     if isinstance(value, float) and abs(value) < _FLOATS_BELOW and value.is_integer():
@@ -42,7 +42,7 @@ _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
 
 
 def truth(value: Any, name: str) -> bool:
-    """A boolean as pydantic reads one; null is false. Raises BadRequestError naming the member."""
+    """A boolean as pydantic reads one; null is false. Raises BadRequestError, which names the member."""
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, float) and value in {0.0, 1.0}:

@@ -1,11 +1,10 @@
-"""What a large JSON body is made of is counted before anything of it is decoded: in slices, by code that lets
-the GIL go.
+"""The parts of a large JSON body are counted before any of it is decoded, in slices, by code that releases
+the GIL.
 
 A decoder holds the GIL for as long as it takes, in whatever thread it runs, and the event loop waits for it.
-So nothing is given to one before it is known to be little: where the members of the top level lie, where
-their items and their long texts, how many values they have, and how deep they are nested. The text is read as
-JSON is: what stands in texts counts for nothing. Whether it is JSON is found out on the way
-(`proxy.request.grammar`).
+So a decoder gets nothing that is not known to be small: where the members of the top level lie, where their
+items and long texts are, how many values they have, and how deep they are nested. The content of texts counts
+for nothing, as in JSON. Whether the body is JSON is checked at the same time (`proxy.request.grammar`).
 """
 
 from typing import NamedTuple
@@ -18,21 +17,21 @@ from proxy.request.grammar import Grammar
 from proxy.request.json_pieces import Buffer
 
 MAX_DEPTH = 200
-"""Deeper nesting than any real request has (tool schemas reach a few tens), and well below what makes an
-engine's recursive JSON parser give up."""
+"""The deepest nesting: deeper than any real request has (tool schemas reach a few tens), and much less than
+what makes an engine's recursive JSON parser give up."""
 
 MAX_MEMBERS = 1024
-"""Of the top level. vLLM 0.32's requests know about 80, and OpenAI's a few more."""
+"""The most members of the top level. Requests of vLLM 0.32 have about 80, those of OpenAI a few more."""
 
 MAX_VALUES = 1 << 20
-"""Of a whole body, containers included: a chat of 16 000 messages has 100 000. One flat list of numbers, as
-the prompt may be, does not count."""
+"""The most values of a whole body, containers included: a chat of 16 000 messages has 100 000. One flat list
+of numbers, which the prompt may be, does not count."""
 
 SLICE_BYTES = 256 << 10
-"""Read at once: a tenth of a millisecond for each of some twenty steps."""
+"""The bytes that are read at once: a tenth of a millisecond for each of some twenty steps."""
 
 LARGE_BODY_BYTES = 256 << 10
-"""What is made of a larger body (a prompt, the parts of a list) is made off the event loop."""
+"""A body above this size is worked on (a prompt made, a list taken apart) off the event loop."""
 
 LARGE_TEXT_BYTES = 1 << 20
 MANY_COMMAS = 1 << 14
@@ -41,7 +40,7 @@ MANY_ESCAPES = 1 << 14
 millisecond or two: its values are no more than its commas, so all that makes it long is text."""
 
 LONG_TEXT_BYTES = 4096
-"""Longer texts are left out of what a decoder is given, and read by themselves."""
+"""Longer texts are left out of what a decoder gets, and are read by themselves."""
 
 _QUOTE, _BACKSLASH, _COMMA, _COLON = b'"\\,:'
 _OPENING, _CLOSING = (ord("["), ord("{")), (ord("]"), ord("}"))
@@ -56,31 +55,31 @@ class Span(NamedTuple):
     colon: int
     end: int
     items: int
-    """How many its value has if it is a list or an object; 1 too many for an empty one."""
+    """The number of items of a value that is a list or an object; an empty one has 1 here."""
     values: int
-    """How many there are in its value, at any depth, containers included."""
+    """The number of values in its value, at any depth, containers included."""
     is_flat: bool
-    """Nothing is nested in its value, and it is no list of texts, nor an object: a list of numbers, or one
-    value."""
+    """Whether its value is one value, or a list of numbers: nothing is nested in it, and it is no object or
+    list of texts."""
     commas: npt.NDArray[np.int64] | None
-    """Where those between its items are; None for a long flat list."""
+    """The positions of the commas between its items; None for a long flat list."""
     texts: list[tuple[int, int]]
-    """Where each long text in its value begins and ends, quotes included."""
+    """The begin and end of each long text in its value, quotes included."""
 
 
 class Outline(NamedTuple):
-    """A large body by its top level."""
+    """A large body by the members of its top level."""
 
     spans: list[Span]
     values: int
-    """How many there are outside of flat lists."""
+    """The number of values outside of flat lists."""
     items: int
-    """How many there are in flat lists."""
+    """The number of items in flat lists."""
     members: int
-    """How many members objects have, at any depth."""
+    """The number of members of objects, at any depth."""
     is_ascii: bool
     has_escapes: bool
-    """Some text has a backslash."""
+    """Whether some text has a backslash."""
 
 
 class Signs(NamedTuple):
@@ -88,11 +87,11 @@ class Signs(NamedTuple):
 
     commas: int
     members: int
-    """Of objects, at most."""
+    """The most members of objects."""
     openings: int
-    """Of lists and objects."""
+    """The most lists and objects."""
     escapes: int
-    """Backslashes: each character after one is looked at for halves of surrogate pairs."""
+    """The backslashes: the character after each one may begin half of a surrogate pair."""
 
 
 def signs_of(data: bytes | bytearray) -> Signs | None:
@@ -111,16 +110,16 @@ _NO_SIGNS = bytes(set(range(256)) - set(b',:"[{\\'))
 
 
 def is_large(data: bytes | bytearray) -> bool:
-    """Whether a body is to be outlined, and split off the event loop."""
+    """Whether a body has to be outlined, and split off the event loop."""
     return signs_of(data) is None
 
 
 def outline(
     data: Buffer, *, slice_bytes: int = SLICE_BYTES, long_text_bytes: int = LONG_TEXT_BYTES
 ) -> Outline:
-    """Count what a body is made of. Raises BadRequestError for what is too much, or no JSON object.
+    """Count the parts of a body. Raises BadRequestError for too many, and for what is no JSON object.
 
-    `slice_bytes`: looked at in one step; `long_text_bytes`: texts from that length on are noted.
+    `slice_bytes`: the bytes of one step; `long_text_bytes`: longer texts are noted.
     """
     return _Outliner(memoryview(data), long_text_bytes).read(slice_bytes)
 
@@ -135,7 +134,7 @@ class _Outliner:
         self._spans: list[Span] = []
         self._depth = 0
         self._in_string = False
-        self._escaped = False  # the first byte of the next slice
+        self._escaped = False  # whether the first byte of the next slice is escaped
         self._ended = self._finished = False
         self._members = 0
         self._start: int | None = None
@@ -143,8 +142,8 @@ class _Outliner:
         self._items = self._values = self._nested = 0  # of the member that is being read
         self._commas: list[npt.NDArray[np.int64]] = []
         self._texts: list[tuple[int, int]] = []
-        self._quote = 0  # where the last one was that begins or ends a text
-        self._counted = 0  # values of members that are not flat
+        self._quote = 0  # the position of the last quote that begins or ends a text
+        self._counted = 0  # the number of values in members that are not flat
         self._is_ascii, self._has_escapes = True, False
 
     def read(self, slice_bytes: int) -> Outline:
@@ -190,7 +189,7 @@ class _Outliner:
         for end in [*np.flatnonzero(top).tolist(), len(part)]:
             between = np.flatnonzero(items[begun:end])
             self._items += len(between)
-            if len(between) and self._items <= MAX_VALUES:  # else it is flat, or is refused
+            if len(between) and self._items <= MAX_VALUES:  # otherwise it is flat, or is refused
                 self._commas.append(between + (at + begun))
             self._values += int(np.count_nonzero(values[begun:end]))
             self._nested += int(np.count_nonzero(nested[begun:end]))
@@ -204,7 +203,7 @@ class _Outliner:
             self._judge()
 
     def _begin_and_end(self, at: int, part: npt.NDArray[np.uint8], depth: npt.NDArray[np.int32]) -> None:
-        """Find the braces of the whole, around which there is nothing but white space."""
+        """Find the braces of the body, which only white space may surround."""
         if self._start is None:
             begun = np.flatnonzero(depth > 0)
             outside = part if not len(begun) else part[: begun[0]]
@@ -241,7 +240,7 @@ class _Outliner:
             commas = np.concatenate([_NONE, *self._commas])
         texts = [text for text in self._texts if text[1] <= end]
         self._texts = self._texts[len(texts) :]
-        texts = [text for text in texts if text[0] > self._colon]  # the name itself may be one
+        texts = [text for text in texts if text[0] > self._colon]  # the member's name may be long as well
         self._spans.append(Span(start, self._colon, end, self._items + 1, self._values, flat, commas, texts))
         self._commas = []
         if not flat:
@@ -254,7 +253,7 @@ class _Outliner:
             raise BadRequestError(f"the request body has more than {MAX_VALUES} values")
 
     def _outside(self, at: int, part: npt.NDArray[np.uint8]) -> Bits:
-        """Which bytes stand outside of texts; notes the long ones that end here."""
+        """Which bytes stand outside of texts. Notes the long texts that end here."""
         quotes = part == _QUOTE
         slashes = part == _BACKSLASH
         escaped, self._escaped = self._escaped, False
@@ -263,7 +262,7 @@ class _Outliner:
             slashes[0] = False
         if slashes.any():
             self._has_escapes = True
-            # Of a run of backslashes every second one is escaped, and so is what follows a run of odd length.
+            # In a run of backslashes every second one is escaped, and so is what follows a run of odd length.
             places = np.flatnonzero(slashes)
             first = np.flatnonzero(np.diff(places, prepend=-2) != 1)
             lengths = np.diff(first, append=len(places))
@@ -282,7 +281,7 @@ class _Outliner:
         return outside
 
     def _note_texts(self, at: int, quotes: npt.NDArray[np.intp]) -> None:
-        """Note the long texts among what the quotes of a slice begin and end."""
+        """Note the long texts among those that the quotes of a slice begin and end."""
         if not len(quotes):
             return
         lengths = np.diff(quotes, prepend=self._quote - at)
@@ -307,5 +306,5 @@ def _not_an_object() -> BadRequestError:
 
 
 def too_many_members() -> BadRequestError:
-    """The answer to more members than any request has."""
+    """The error for more members than any request has."""
     return BadRequestError(f"the request body has more than {MAX_MEMBERS} members")

@@ -1,7 +1,7 @@
-"""No client gets a better place than it may claim: not in kvproxy's queue, and not in an engine's.
+"""No client gets a better priority than it may claim, neither in kvproxy's queue nor in an engine's.
 
-As vLLM reads them: lower goes first, the header `X-Vllm-Priority` counts if it is an integer, else the member
-`priority`, and who says nothing claims 0.
+Priorities are read as vLLM reads them: lower goes first, the header `X-Vllm-Priority` counts if it is an
+integer, else the member `priority`; without either it is 0.
 """
 
 from proxy.headers import PRIORITY, Headers
@@ -10,7 +10,7 @@ from proxy.request.like_pydantic import as_whole_number
 
 
 def claimed(request: GenerationRequest, header: str | None) -> int:
-    """The priority of a request. A member that is none is for engines to judge, and counts as 0."""
+    """The priority that a request claims. A member that is no priority counts as 0, and engines judge it."""
     number = _in_header(header) if header is not None else None
     if number is None:
         number = as_whole_number(request.body.value("priority"))
@@ -18,7 +18,7 @@ def claimed(request: GenerationRequest, header: str | None) -> int:
 
 
 def bounded(request: GenerationRequest, headers: Headers, least: int) -> tuple[GenerationRequest, Headers]:
-    """The request and its headers as engines may get them: no number below `least` in either of both.
+    """The request and its headers as engines may get them: no number below `least` in either.
 
     Not every release reads the header, so the member is bounded whatever the header says.
     """
@@ -38,8 +38,8 @@ _NAME = PRIORITY.lower()
 
 
 def _in_header(value: str) -> int | None:
-    """The integer that vLLM's server reads in a header: it takes bytes for Latin-1, and white space of that
-    is passed over.
+    """The integer that vLLM's server reads in a header: it takes bytes for Latin-1, and ignores white space
+    of that.
     """
     try:
         return int(value.encode("utf-8", "surrogateescape").decode("latin-1"))

@@ -1,45 +1,48 @@
 """Server-sent events are cut and written here alone: bytes in any pieces in, whole events and their data out.
 
-Pure, and ignorant of what an event says: a dialect knows that.
+Pure. What an event says, a dialect knows.
 """
 
 import re
 from collections.abc import Iterator
 
 MAX_EVENT_BYTES = 8 << 20
-"""No event of an engine comes near this; more without an end is not an event stream."""
+"""The longest event: no event of an engine comes near this, and more bytes without an end are no event
+stream."""
 
 KEEP_ALIVE = b": keep-alive\n\n"
-"""A comment, which clients pass over, so that nobody between takes the connection for dead."""
+"""A comment, which clients ignore, so that nothing between takes the connection for dead."""
 
 _SEAM = len(b"\ndata:") - 1
-_HEAD = 64  # bytes that show what an event begins with
+_HEAD = 64  # bytes that are enough to see how an event begins
 _BLANK = re.compile(rb"[\r\n]*")
 
 
 class EventCutter:
-    """Cuts bytes into runs of whole events; what is left of an unfinished one waits.
+    """Cuts bytes into runs of whole events, and keeps the rest of an unfinished one.
 
-    Each byte is looked at once, and a few of them again with the next piece: an event that comes in a
-    thousand pieces costs what it does in one.
+    Each byte is looked at once, and a few of them again with the next piece: an event in a thousand pieces
+    costs as much as one in one piece.
     """
 
     def __init__(self) -> None:
         self._tail = bytearray()
         self._comment = True
-        """So far the tail is nothing but comments and blank lines."""
+        """Whether the tail is nothing but comments and blank lines so far."""
 
     @property
     def tail_is_comment(self) -> bool:
-        """Whether what waits for its end is nothing but comments so far."""
+        """Whether the unfinished event is nothing but comments so far."""
         return self._comment
 
     def feed(self, chunk: bytes) -> bytes:
-        """All events that are complete with `chunk`. Raises ValueError if one grows beyond all reason."""
+        """All events that are complete with `chunk`. Raises ValueError if one is longer than
+        MAX_EVENT_BYTES.
+        """
         tail = self._tail
         if not tail and chunk.endswith(b"\n\n"):
             return chunk  # as engines send them
-        seam = bytes(tail[-_SEAM:])  # an end, or the beginning of a line of data, may have begun there
+        seam = bytes(tail[-_SEAM:])  # an end, or a line of data, may have begun there
         near = seam + chunk if seam else chunk
         end = near.rfind(b"\n\n") + 2
         if end == 1:
@@ -68,7 +71,7 @@ class EventCutter:
         return run
 
     def rest(self) -> bytes:
-        """The event that the end of the stream left unended, as if it had its end; empty if there is none."""
+        """The event that the end of the stream cut off, as if it were complete; empty if there is none."""
         tail, self._tail = bytes(self._tail), bytearray()
         return tail + b"\n\n" if tail.strip() else b""
 
@@ -88,7 +91,7 @@ class EventReader:
 
 
 def events(run: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Each event of a run of whole ones, as it is, and its data; no data for one that is only a comment."""
+    """Each event of a run of whole ones, with its data; no data if it is only a comment."""
     marks = (b"\n\n", b"\n\r\n") if b"\r" in run else (b"\n\n",)
     found = [run.find(mark) for mark in marks]
     begin = 0
@@ -97,14 +100,14 @@ def events(run: bytes) -> Iterator[tuple[bytes, bytes]]:
         stop = blank.end() if blank is not None else end
         yield run[begin:stop], _data(run, begin, end)
         begin = stop
-        # Each is looked for once only, however many of the other there are.
+        # Each kind is looked for once, however many of the other there are.
         found = [
             run.find(mark, stop) if 0 <= at < stop else at for mark, at in zip(marks, found, strict=True)
         ]
 
 
 def _data(run: bytes, begin: int, end: int) -> bytes:
-    """The data of the event at that place; one line, as nearly all are, is copied once."""
+    """The data of the event at that place; a single line, as nearly all are, is copied once."""
     if run.startswith(b"data:", begin) and run.find(b"\n", begin, end) < 0:
         first = begin + len(b"data: ")
         return run[first if run.startswith(b" ", first - 1) else first - 1 : end].strip()
@@ -113,7 +116,7 @@ def _data(run: bytes, begin: int, end: int) -> bytes:
 
 
 def event_of(data: bytes) -> bytes:
-    """An event with this data, which has no line breaks."""
+    """An event with this data, which MUST have no line breaks."""
     return b"data: " + data + b"\n\n"
 
 
@@ -124,5 +127,7 @@ def with_data(event: bytes, data: bytes) -> bytes:
 
 
 def only_comments(piece: bytes) -> bool:
-    """Whether a piece of a stream that begins where an event may is nothing but comments and blank lines."""
+    """Whether a piece of a stream, which begins where an event may begin, is nothing but comments and blank
+    lines.
+    """
     return piece[:1] != b"d" and piece.lstrip()[:1] in {b":", b""} and b"\ndata:" not in piece

@@ -1,4 +1,4 @@
-"""A request weighs its prompt, what it surely generates and what it is expected to, never what it merely
+"""A request weighs its prompt and the tokens that it surely or probably generates, never those that it merely
 might.
 
 Limits and turns count in this weight. A `max_tokens` that is set high and never used is common, so it alone
@@ -11,14 +11,14 @@ import math
 from proxy.request.generation import GenerationRequest
 
 MAX_SEQUENCES = 16_384
-"""vLLM's own limit (`VLLM_MAX_N_SEQUENCES`); it refuses what asks for more."""
+"""The most sequences of a request: vLLM's own limit (`VLLM_MAX_N_SEQUENCES`), above which it refuses."""
 
 
 def generated_tokens(request: GenerationRequest, room_tokens: float, expected_tokens: int) -> int:
-    """What the answers to a request count for, in tokens of all its sequences together.
+    """The tokens that count for the answers to a request, of all its sequences together.
 
-    `room_tokens`: what the engines' context leaves beside the prompt. `expected_tokens`: how long an answer
-    is expected to become that may be longer.
+    `room_tokens`: the tokens that the engines' context has left beside the prompt. `expected_tokens`: the
+    expected length of an answer that may be longer.
     """
     dialect, body = request.dialect, request.body
     usual = dialect.default_answer_tokens

@@ -1,9 +1,9 @@
-"""A generating route is one file here: what its requests and its answers are made of is known to its dialect.
+"""A generating route is one file here: its dialect knows what its requests and its answers are made of.
 
-Others know the members that all of vLLM's routes share (`model`, `priority`, `cache_salt`, transfer params),
-and `serving.lists` puts answers to a list of completions together.
+Other rooms know the members that all of vLLM's routes share (`model`, `priority`, `cache_salt`, transfer
+params), and `serving.lists` puts answers to a list of completions together.
 
-To add one, write a `Dialect` and name it in DIALECTS, or give it to `create_app`.
+To add a route, write a `Dialect` and name it in DIALECTS, or give it to `create_app`.
 """
 
 from proxy.request.dialects.base import Dialect, Failure, PromptMembers, Shape, Usage
@@ -14,10 +14,10 @@ CHAT = Chat()
 COMPLETIONS = Completions()
 
 DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS)
-"""What is served unless others are given."""
+"""The dialects that are served unless others are given."""
 
 TOKENIZED: tuple[Dialect, ...] = (CHAT, COMPLETIONS)
-"""The dialects that an engine's `/tokenize` knows; `Dialect.prompt` puts others in their words."""
+"""The dialects that an engine's `/tokenize` knows; `Dialect.prompt` translates others into them."""
 
 __all__ = [
     "CHAT",

@@ -12,85 +12,87 @@ from proxy.request.sse import event_of
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """What of a request decides how it is served."""
+    """What decides how a request is served."""
 
     stream: bool
     sequences: int = 1
-    """How many answers to each prompt are asked for."""
+    """The number of answers that are asked for to each prompt."""
     prompts: int = 1
-    """More than one are served each by itself where a connector hands over one prompt's blocks; that takes
-    the members of a completion (`serving.lists`)."""
+    """The number of prompts. Several are served each by itself, where a connector hands over the blocks of
+    one prompt; that takes the members of a completion (`serving.lists`)."""
     whole: bool = False
-    """One instance serves it all: splitting it into two legs would gain nothing or lose KV."""
+    """Whether one instance serves the whole request, because two legs would gain nothing or lose KV."""
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What an answer, or an event of one, tells of its tokens; None where it does not tell."""
+    """What an answer, or an event of one, says of its tokens; None where it says nothing."""
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
-    """Of the prompt's."""
+    """The prompt's tokens that were cached."""
     answer_tokens: int | None = None
-    """Generated ones, of all sequences together."""
+    """The generated tokens of all sequences together."""
 
 
 class PromptMembers(msgspec.Struct, frozen=True):
-    """Which members of a dialect in TOKENIZED shape the prompt."""
+    """The members of a dialect in TOKENIZED that shape the prompt."""
 
     asked: frozenset[str] = frozenset()
-    """They change the prompt's tokens, and an engine's `/tokenize` takes them word for word."""
+    """Members that change the prompt's tokens, and that an engine's `/tokenize` takes word for word."""
     variables: frozenset[str] = frozenset()
-    """vLLM gives them to the chat template as variables; in the words of `/tokenize` they are that."""
+    """Members that vLLM gives to the chat template as variables; for `/tokenize` they are put among these."""
     unknowable: frozenset[str] = frozenset()
-    """They shape the prompt in a way only the engine knows."""
+    """Members that shape the prompt in a way that only the engine knows."""
     rarely: frozenset[str] = frozenset()
-    """They shape it at few engines: prompts with them are a kind of their own."""
+    """Members that shape the prompt at few engines: prompts with them are a kind of their own."""
 
 
 class Failure(NamedTuple):
-    """An engine's own word that a request failed."""
+    """An engine's own statement that a request failed."""
 
     status: int
-    """From 400 to 599; 500 where none is told."""
+    """From 400 to 599; 500 if the engine gives none."""
     body: bytes
-    """As an answer of that status would have it."""
+    """The body of an answer of that status."""
     event: bytes
-    """As a stream has it; empty for what was no stream."""
+    """The event in a stream; empty if there was no stream."""
 
 
 class Dialect(abc.ABC):
-    """One generating route. Bodies were cleaned of what no client may set before a dialect sees them."""
+    """One generating route. Members that no client may set are removed before a dialect sees a body."""
 
     name: ClassVar[str]
-    """The label of its metrics."""
+    """The `route` of its metrics."""
     path: ClassVar[str]
-    """The HTTP path, on kvproxy and on engines alike. It MUST begin with `/v1/`, which client keys guard."""
+    """The HTTP path, of kvproxy and of engines alike. It MUST begin with `/v1/`, which client keys
+    protect."""
     noun: ClassVar[str]
-    """What one request is called."""
+    """The word for one request."""
     known_by: ClassVar[str]
-    """The member that all its requests have and no other dialect's do; `/explain` knows it by that."""
+    """The member that all its requests have and no other dialect's have; `/explain` finds the dialect by
+    it."""
     summary: ClassVar[str]
-    """What it does, for `/openapi.json`."""
+    """What the route does, for `/openapi.json`."""
     request_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}
     """A JSON schema of requests. It may refer to those of `edge/routes/openapi.json`."""
     answer_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}
-    """The same of whole answers."""
+    """A JSON schema of whole answers."""
     ending: ClassVar[str]
     """What ends a stream, in Markdown."""
     default_answer_tokens: ClassVar[int | None]
-    """How long an answer may become whose request does not say; None for as long as fits."""
+    """The most tokens of an answer whose request sets no limit; None: as many as fit."""
     max_items: ClassVar[Mapping[str, int]] = {}
-    """How many items the members that are lists may have."""
+    """The most items of members that are lists."""
     long_members: ClassVar[Collection[str]] = ()
     """Members that may hold any number of values: token ids."""
     prompt_members: ClassVar[PromptMembers] = PromptMembers()
-    """Of a dialect in TOKENIZED."""
+    """Needed of a dialect in TOKENIZED."""
 
     @abc.abstractmethod
     def read(self, body: Body) -> Shape:
         """Apply the engine's rules to the members that `first_token_only` replaces. Raises BadRequestError.
 
-        A decode engine would find anything wrong there only after prefilled blocks wait for it.
+        Otherwise a decode engine would find their errors, after prefilled blocks wait for it.
         """
 
     @abc.abstractmethod
@@ -98,7 +100,7 @@ class Dialect(abc.ABC):
         """The member that limits the answer, and its value; None if none does. `read` has passed the body."""
 
     def least_answer_tokens(self, body: Body) -> int:  # noqa: ARG002  # nothing is asked for
-        """How long each answer surely becomes."""
+        """The tokens that each answer has at least."""
         return 0
 
     def may_end_early(self, body: Body) -> bool:  # noqa: ARG002
@@ -106,23 +108,23 @@ class Dialect(abc.ABC):
         return True
 
     def computed_sequences(self, body: Body) -> int:  # noqa: ARG002
-        """How many answers to each prompt are computed, where these are more than are asked for."""
+        """The number of answers to each prompt that are computed, if more than are asked for."""
         return 1
 
     @abc.abstractmethod
     def first_token_only(self, body: Body) -> Body:
-        """The request for its first token alone, as one unstreamed answer: what every prefill leg asks."""
+        """The request for its first token alone, as one unstreamed answer: the base of every prefill leg."""
 
     @abc.abstractmethod
     def usage(self, answer: bytes) -> Usage:
-        """What a whole answer tells of its prompt. Raises ValueError if it is no such answer."""
+        """The usage in a whole answer. Raises ValueError if it is no such answer."""
 
     def prompt(self, body: Body) -> "tuple[Dialect, Body] | None":  # noqa: ARG002  # nothing is known of it
-        """The request in the words of a dialect in TOKENIZED, with all that shapes the prompt and no member
-        that means something else there; None if only the engine knows how the prompt is made. `read` has
-        passed the body.
+        """The request as a request of a dialect in TOKENIZED; None if only the engine knows how the prompt is
+        made.
 
-        Without it requests are placed by load alone.
+        It has all that shapes the prompt, and no member that means something else there. `read` has passed
+        the body. Without it requests are placed by load alone.
         """
         return None
 
@@ -130,18 +132,20 @@ class Dialect(abc.ABC):
 
     @abc.abstractmethod
     def produces(self, data: bytes) -> bool:
-        """Whether an event holds something generated, so that the client's answer may begin with it."""
+        """Whether an event has something generated, so that the client's answer may begin with it."""
 
     @abc.abstractmethod
     def ends(self, data: bytes) -> bool:
-        """Whether an event is the one that ends a complete stream."""
+        """Whether an event ends a complete stream."""
 
     @abc.abstractmethod
     def failure(self, data: bytes, event: bytes = b"") -> Failure | None:
-        """The failure that an event, or a whole answer, tells of; None if it tells of none."""
+        """The failure that an event, or a whole answer, is about; None if it is about none."""
 
     def wants_judging(self, run: bytes) -> bool:  # noqa: ARG002  # the safe answer
-        """Whether a run of events may hold an end or a failure. Every chunk is asked: a search, no more."""
+        """Whether a run of events may have an end or a failure. It is called for every chunk: a search, no
+        more.
+        """
         return True
 
     # -- errors that are ours ------------------------------------------------------------------------------
@@ -155,7 +159,7 @@ class Dialect(abc.ABC):
         return event_of(msgspec.json.encode(self.error(error)))
 
     def late_answer(self, status: int, body: bytes) -> bytes:
-        """The event for an engine's answer of that status which came when another had been given already."""
+        """The event for an engine's answer of that status that came after the client's answer had begun."""
         try:
             said = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -7,9 +7,10 @@ from proxy.request.dialects.base import PromptMembers
 from proxy.request.dialects.openai import OpenAiDialect
 
 MAX_MESSAGES = 1 << 14
-"""Of one chat. OpenAI takes 2048; a context of a million tokens holds some 100 000 of the shortest."""
+"""The most messages of a chat. OpenAI takes 2048; a context of a million tokens holds some 100 000 of the
+shortest."""
 MAX_TOOLS = 4096
-"""Of one chat; OpenAI takes 128."""
+"""The most tools of a chat; OpenAI takes 128."""
 
 
 class Chat(OpenAiDialect):

@@ -1,4 +1,4 @@
-"""An answer made of choices, or an event of its stream: does it say anything, did it fail, is it the end.
+"""Whether an answer made of choices, or an event of its stream, has text, is a failure, or is the end.
 
 Pure: JSON text in. vLLM answers completions and chats so.
 """
@@ -13,7 +13,8 @@ from proxy.request.dialects.base import Failure
 from proxy.request.sse import event_of
 
 MAX_JUDGED_BYTES = 4 << 20
-"""Of a larger text only the beginning is read, where errors stand: all of it would hold up the event loop."""
+"""The most bytes of a text that are read; a failure stands at its beginning, and all of it would hold up the
+event loop."""
 
 _FAILED = re.compile(rb'\s*\{\s*("error"\s*:\s*\{|"object"\s*:\s*"error")')
 
@@ -21,11 +22,11 @@ DONE = b"[DONE]"
 """The data of the event that ends a complete stream."""
 
 _ERROR = b'"error"'
-"""Stands in all that tells of a failure, as a name or as a value, and hardly in anything else: quotes in
-texts are escaped, so only a text that is this one word has it."""
+"""All failures have this, as a name or as a value, and hardly anything else has: quotes in texts are escaped,
+so only a text that is this one word does."""
 
 _ABORT = b'"abort"'
-"""So ends what an engine drops, because it falls asleep, say; its client is still there."""
+"""The finish reason of what an engine drops while its client is still there, as when it falls asleep."""
 
 _decode = msgspec.json.Decoder().decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -40,12 +41,14 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def wants_judging(run: bytes) -> bool:
-    """Whether a run of events may hold a failure or the end: cheap, for every chunk is asked."""
+    """Whether a run of events may have a failure or the end; cheap, because it is called for every chunk."""
     return _ERROR in run or DONE in run or _ABORT in run
 
 
 def has_produced(data: bytes) -> bool:
-    """Whether anything is generated, as roles and usages are not. What cannot be read passes for it."""
+    """Whether an event has anything generated; roles and usages are not. What cannot be read counts as
+    generated.
+    """
     if len(data) > MAX_JUDGED_BYTES:
         return True
     try:
@@ -71,7 +74,7 @@ def _produced(choice: Any) -> bool:
 
 
 def failure_in(data: bytes, event: bytes = b"") -> Failure | None:
-    """The failure that an answer, or the data of an event, tells of; None if it tells of none."""
+    """The failure that an answer, or the data of an event, is about; None if it is about none."""
     status = failure_status(data)
     if status is None:
         return None
@@ -83,9 +86,10 @@ def failure_in(data: bytes, event: bytes = b"") -> Failure | None:
 
 
 def failure_status(data: bytes) -> int | None:
-    """The status of a failure that this JSON text tells of: in a member `error`, as older engines do in an
-    object of that kind, or by a choice that ended so: vLLM does that where KV could not be loaded, and where
-    it drops a request.
+    """The status of the failure in this JSON text; None if there is none.
+
+    It is in a member `error`, or, in older engines, the text is an error object, or a choice ended so: vLLM
+    does that where KV could not be loaded, and where it drops a request.
     """
     if _ERROR not in data and _ABORT not in data:
         return None
@@ -103,7 +107,7 @@ def failure_status(data: bytes) -> int | None:
 
 
 def _finish_reason(data: bytes) -> str | None:
-    """That of a choice that failed; None where an error is told as well."""
+    """The finish reason of a choice that failed; None if the text has an error as well."""
     try:
         members = _decode_members(data)
         choices = _decode_choices(members.get("choices", b"null")) or []
@@ -111,7 +115,7 @@ def _finish_reason(data: bytes) -> str | None:
         return None
     if _decode(members.get("error", b"null")):
         return None
-    # Not in a set: it may be a list.
+    # Not in a set: the value may be a list.
     return next((c.finish_reason for c in choices if c.finish_reason in ("error", "abort")), None)
 
 

@@ -13,7 +13,7 @@ from proxy.request.json_pieces import lists_of_numbers
 
 
 class PromptShape(enum.StrEnum):
-    """What a completion's prompt is given as."""
+    """The form in which a completion's prompt is given."""
 
     TEXT = "text"
     IDS = "token ids"
@@ -51,13 +51,12 @@ class Completions(OpenAiDialect):
         return msgspec.structs.replace(asked, prompts=count, whole=whole)
 
     def least(self) -> Body:
-        """The least request there is: one token in, one token out."""
+        """The smallest request there is: one token in, one token out."""
         return Body.parse(b'{"prompt": [0], "max_tokens": 1}')
 
 
 def prompt_shape(body: Body) -> tuple[PromptShape, int]:
-    """What the prompt is given as and how many it holds; whether its values are right is for the engine to
-    say.
+    """The form of the prompt and the number of prompts; whether their values are right, the engine decides.
 
     Raises BadRequestError.
     """
@@ -75,7 +74,8 @@ def prompt_shape(body: Body) -> tuple[PromptShape, int]:
 
 
 _BLANK_BYTES = 1024
-"""White space that may precede the first prompt of a list; behind more it is taken for ids, and refused."""
+"""The most white space before the first prompt of a list; after more, the list is taken for ids and
+refused."""
 
 _SHAPES_OF_LISTS = {b'"': PromptShape.TEXTS, b"[": PromptShape.ID_LISTS}
 _decode_ids = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0)]]).decode

@@ -18,7 +18,7 @@ class _Details(msgspec.Struct):
 
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
-    completion_tokens: Any = None  # nothing depends on it, so it makes no answer unreadable
+    completion_tokens: Any = None  # nothing depends on it, so a wrong value makes no answer unreadable
     prompt_tokens_details: _Details | None = None
 
 
@@ -33,16 +33,16 @@ _LENGTHS = frozenset({"max_tokens", "max_completion_tokens", "min_tokens"})
 _STREAMED = frozenset({"stream", "stream_options"})
 _WHOLE = frozenset({"prompt_embeds", "prompt_logprobs", "use_beam_search"})
 _READ = _LENGTHS | _STREAMED | _WHOLE | {"n"}
-"""The members that tell how a request is served: most have few of them."""
+"""The members that decide how a request is served; most requests have few of them."""
 
 
 class OpenAiDialect(Dialect):
-    """What both have in common."""
+    """What completions and chats have in common."""
 
     answer_schema: ClassVar[Mapping[str, Any]] = {"$ref": "#/components/schemas/Generated"}
     ending = "`data: [DONE]`"
     limits: ClassVar[tuple[str, ...]]
-    """The members that limit the answer, the one that counts first."""
+    """The members that limit the answer; the first one that is given counts."""
     null_n_is_one: ClassVar[bool]
     """Whether `n` may be null."""
 
@@ -143,7 +143,7 @@ class OpenAiDialect(Dialect):
 
 
 def _value(body: Body, name: str) -> Any:
-    """A member's value; None for what engines refuse, or ignore, anyway."""
+    """A member's value; None for a value that engines refuse or ignore."""
     try:
         return body.value(name)
     except BadRequestError:
@@ -151,7 +151,9 @@ def _value(body: Body, name: str) -> Any:
 
 
 def _is_whole(body: Body) -> bool:
-    """Beam search and prompt embeddings make several sequences of which one would be handed over. Log
+    """Whether one instance has to serve a request.
+
+    Beam search and prompt embeddings make several sequences, of which one would be handed over. Log
     probabilities of the prompt make the decode engine compute all of it again.
     """
     given = any(body.gives(name) for name in ("prompt_embeds", "prompt_logprobs"))
