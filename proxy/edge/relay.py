@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from proxy.edge.splice import Splice
 from proxy.errors import (
     DeadlineError,
     EngineFailedError,
@@ -22,6 +23,7 @@ from proxy.errors import (
 )
 from proxy.request.deadlines import NO_LIMIT, TimeLimit
 from proxy.request.dialects import Dialect
+from proxy.serving.exchange import Runs
 
 CUT_GRACE_S = 1.0
 """How long a client whose stream is cut may take to read what was sent before."""
@@ -53,13 +55,16 @@ async def relay_stream(
     event, and its connection is closed without the event that ends a complete answer. Errors of writing to
     the client are raised on.
     """
-    before = last = b""
     await response.prepare(request)
+    splice = Splice(request, response)
     try:
         with limit.enforced():
             async for run in events:
                 await response.write(run)
-                before, last = last, run
+                splice.note(run)
+                if isinstance(events, Runs):
+                    await events.pour(splice.take)
+                    await splice.room()
             await response.write_eof()
     except asyncio.CancelledError:
         if not cutting.is_set():
@@ -75,7 +80,7 @@ async def relay_stream(
         words = error.words if isinstance(error, LegError) else str(error)
         kind = GatewayTimeoutError if isinstance(error, DeadlineError) else EngineFailedError
         return Relayed(await cut_stream(request, response, dialect, kind(words)))
-    return Relayed(None, before, last)
+    return Relayed(None, splice.before, splice.last)
 
 
 async def cut_stream(

@@ -5,6 +5,7 @@ That is the engine's whole answer, or a stream up to its first event that holds 
 that fails earlier is an engine's failure like any other, and can be retried: the client has heard nothing.
 """
 
+import abc
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
@@ -91,7 +92,7 @@ class Reply:
         self,
         status: int,
         headers: Headers,
-        body: bytes | AsyncIterator[bytes],
+        body: "bytes | AsyncIterator[bytes]",
         decision: Decision | None,
         ends: Ends | None = None,
     ) -> None:
@@ -110,6 +111,21 @@ class Reply:
     def close(self) -> None:
         """Give back what the request still holds."""
         self._ends.close()
+
+
+Take = Callable[[bytes], bool]
+"""Gets a run of whole events; returns whether it wants more now. It MUST NOT raise."""
+
+
+class Runs(AsyncIterator[bytes], abc.ABC):
+    """Runs of whole events, one after the other; what iterates over them may have them poured between."""
+
+    @abc.abstractmethod
+    async def pour(self, take: Take) -> None:
+        """Give `take` the next runs in the turn of the loop in which they arrive, while it returns True.
+
+        Ends before any run that is more than passed on: the next one is had by iterating. Raises as that.
+        """
 
 
 class EngineStream:
@@ -143,6 +159,7 @@ class EngineStream:
         self._failure: Failure | None = None
         self._done = False
         self._waited_s = 0.0
+        self._waits_since = 0.0
 
     async def begin(self) -> Failure | None:
         """Wait until something was generated; returns the failure if the engine reports one before.
@@ -204,6 +221,41 @@ class EngineStream:
             raise StreamFailedError(self._answer.instance, *self._failure)
         return b""
 
+    async def pour(self, take: Take) -> None:
+        """Give `take` runs of whole events in the turn of the loop in which they arrive.
+
+        Ends once `take` returns False, and before a run that is to be looked at, which `next` gives. `take`
+        MUST NOT raise. Raises as `next`.
+        """
+        if self._held or self._ready or self._done or self._failure:
+            return
+        spoilt: str | None = None
+        in_full = not self._waited_s
+
+        def pass_on(chunk: bytes) -> bool:
+            nonlocal spoilt
+            try:
+                run = self._cutter.feed(chunk)
+            except ValueError as error:
+                spoilt = str(error)
+                return False
+            self._heard(run)
+            if run and (len(run) > MAX_HELD_BYTES or wants_judging(self._dialect, run)):
+                self._ready = run
+                return False
+            wanted = not run or take(run)
+            return wanted and in_full and not self._waited_s  # else the engine has another time left
+
+        self._waits_since = self._clock()
+        try:
+            await self._answer.pour(pass_on, max(0.0, self._chunk_s - self._waited_s))
+        except DeadlineError as error:
+            if not self._waited_s:
+                raise
+            raise self._nothing_but_comments() from error
+        if spoilt is not None:
+            raise LegBrokenError(self._answer.instance, spoilt)
+
     async def drain(self) -> None:
         """Wait up to `late_close_s` for the engine to end its answer, after the last event."""
         with suppress(LegError, TimeoutError):
@@ -215,22 +267,31 @@ class EngineStream:
         """The next run of whole events; empty if the chunk completed none."""
         if self._held:
             return b""  # the events that were held back go first
-        begun_at = self._clock()
+        self._waits_since = self._clock()
         try:
             chunk = await self._answer.next_chunk(max(0.0, self._chunk_s - self._waited_s))
         except DeadlineError as error:
             if not self._waited_s:
                 raise
-            words = f"the engine sent nothing but comments for {self._chunk_s:g} s"
-            raise DeadlineError(self._answer.instance, words) from error
+            raise self._nothing_but_comments() from error
         run = self._whole(chunk)
         if run is None:
             raise LegBrokenError(self._answer.instance, "the stream ended without its last event")
+        self._heard(run)
+        return run
+
+    def _heard(self, run: bytes) -> None:
+        """A chunk has come that completed these events."""
+        now = self._clock()
         if only_comments(run) if run else self._cutter.tail_is_comment:
-            self._waited_s += self._clock() - begun_at
+            self._waited_s += now - self._waits_since
         else:
             self._waited_s = 0.0
-        return run
+        self._waits_since = now
+
+    def _nothing_but_comments(self) -> DeadlineError:
+        words = f"the engine sent nothing but comments for {self._chunk_s:g} s"
+        return DeadlineError(self._answer.instance, words)
 
     def _whole(self, chunk: bytes) -> bytes | None:
         """The whole events that `chunk` completes; None if the answer ends without the event that ends it."""

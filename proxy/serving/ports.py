@@ -2,7 +2,7 @@
 arguments.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from proxy.errors import LegError
@@ -29,6 +29,14 @@ class Answer(Protocol):
         """The next piece of the body; empty at its end.
 
         Raises LegError if it is cut, DeadlineError (a LegError) if nothing comes for `limit_s` seconds.
+        """
+        ...
+
+    async def pour(self, take: Callable[[bytes], bool], limit_s: float) -> None:
+        """Give `take` the pieces of the body in the turn of the loop in which they arrive; it may not raise.
+
+        Ends once `take` returns False, and once no more pieces come: `next_chunk` tells why. Raises
+        DeadlineError if no piece comes for `limit_s` seconds.
         """
         ...
 

@@ -14,7 +14,7 @@ from proxy.headers import Headers
 from proxy.request.body import Encoded
 from proxy.tls import engine_context
 from proxy.upstream.bounds import in_words, max_bytes
-from proxy.upstream.connection import Connection
+from proxy.upstream.connection import Connection, Take
 from proxy.upstream.names import FRESH_S, SILENT_S, Names
 from proxy.upstream.pool import Pool
 from proxy.upstream.questions import head_of
@@ -79,15 +79,31 @@ class EngineAnswer:
         """
         return await self._next(limit_s, _STREAM_CUT)
 
+    async def pour(self, take: Take, limit_s: float) -> None:
+        """Give `take` the pieces of the body as they arrive, in the same turn of the loop.
+
+        Ends once `take` returns False, and once no more pieces come: `next_chunk` tells why. Raises
+        DeadlineError if no piece comes for `limit_s` seconds.
+        """
+        connection = self._connection
+        if connection is not None:
+            await connection.pour(take, limit_s)
+            self._release_if_whole(connection)
+
     async def _next(self, limit_s: float | None, cut: str) -> bytes:
         connection = self._connection
         if connection is None:
             return b""
         chunk = await connection.data(limit_s, cut)
-        if connection.answer.complete and not connection.answer.body and connection.answer.broken is None:
-            self._connection = None
-            self._pool.release(connection)  # as early as possible: the next leg may use it
+        self._release_if_whole(connection)
         return chunk
+
+    def _release_if_whole(self, connection: Connection) -> None:
+        """Give the connection back as early as possible: the next leg may use it."""
+        answer = connection.answer
+        if answer.complete and not answer.body and answer.broken is None:
+            self._connection = None
+            self._pool.release(connection)
 
     def _too_long(self, max_bytes: int) -> TooLongError:
         self.close()

@@ -6,6 +6,7 @@ Bytes are read only as fast as they are taken, so a slow reader holds up its own
 import asyncio
 import os
 import ssl
+from collections.abc import Callable
 from typing import cast
 
 from proxy.errors import DeadlineError, LegBrokenError
@@ -20,6 +21,10 @@ WHOLE_BYTES = 64 << 10
 engine reads."""
 
 
+Take = Callable[[bytes], bool]
+"""Gets bytes as they arrive; returns whether it wants more. It MUST NOT raise."""
+
+
 class Connection(asyncio.Protocol):
     """A connection to an engine; the pool makes it, keeps it and closes it."""
 
@@ -28,8 +33,11 @@ class Connection(asyncio.Protocol):
         "_given_up",
         "_lost",
         "_paused",
+        "_poured_at",
         "_reading_paused",
         "_sent_whole",
+        "_take",
+        "_timer",
         "_told",
         "_transport",
         "_waiter",
@@ -54,6 +62,9 @@ class Connection(asyncio.Protocol):
         self._reading_paused = False
         self._at_head = False
         self._sent_whole = True
+        self._take: Take | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._poured_at = 0.0  # of the loop's clock
         self.answer = AnswerReader()
         self.in_use = True
         """Whether it carries a request now."""
@@ -73,6 +84,14 @@ class Connection(asyncio.Protocol):
         self._told.heard(self)
         if not self.in_use:  # these bytes belong to no request
             self.drop()
+            return
+        if self._take is not None and answer.body:
+            self._poured_at = asyncio.get_running_loop().time()
+            if not self._take(answer.take()):
+                self._take = None
+            elif not answer.complete and answer.broken is None:
+                return
+            self._wake()
             return
         if answer.body_bytes > MAX_HELD_BYTES and not self._reading_paused and not answer.complete:
             self._reading_paused = True
@@ -187,6 +206,39 @@ class Connection(asyncio.Protocol):
             if self.is_open:
                 self._must.resume_reading()
         return answer.take()
+
+    async def pour(self, take: "Take", limit_s: float) -> None:
+        """Give `take` the bytes of the body in the turn of the loop in which they arrive.
+
+        Ends once `take` is content with what it has (it returns False), and once no more bytes come: `data`
+        tells why. Raises DeadlineError if nothing arrives for `limit_s` seconds.
+        """
+        answer = self.answer
+        while answer.body:
+            if not take(await self.data(None, "")):
+                return
+        if answer.complete or answer.broken is not None or self._lost is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._take, self._poured_at = take, loop.time()
+        waiter = self._waiter = loop.create_future()
+        self._timer = loop.call_later(limit_s, self._look, waiter, limit_s)
+        try:
+            await waiter
+        finally:
+            self._take = None
+            if self._waiter is waiter:
+                self._waiter = None
+            self._timer.cancel()
+
+    def _look(self, waiter: "asyncio.Future[None]", limit_s: float) -> None:
+        """One timer looks after all that is poured: it is set anew where bytes came meanwhile."""
+        loop = asyncio.get_running_loop()
+        due = self._poured_at + limit_s
+        if loop.time() < due:
+            self._timer = loop.call_at(due, self._look, waiter, limit_s)
+        else:
+            _late(waiter, self.instance, limit_s)
 
     def give_up(self, why: str) -> None:
         """Close it, and raise LegBrokenError with the words `why` in the request that waits."""

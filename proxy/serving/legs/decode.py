@@ -3,11 +3,11 @@ retried.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from proxy.config import Rules
 from proxy.connectors.plans import LegsInTurn
-from proxy.errors import ConnectFailedError, LegError, NotSentError, StreamFailedError
+from proxy.errors import ConnectFailedError, LegError, NotSentError
 from proxy.fleet import Fleet
 from proxy.happenings import Retried, Tell
 from proxy.phases import Phase
@@ -20,7 +20,8 @@ from proxy.serving.custody_at_once import Crossing
 from proxy.serving.exchange import Call, EngineStream, Reply, as_unary
 from proxy.serving.healing import Healing
 from proxy.serving.learning import Learning
-from proxy.serving.legs.leg import REFUSED, SERVED, AttemptFailedError, Legs, Reason, Untold, reason_of
+from proxy.serving.legs.leg import REFUSED, SERVED, AttemptFailedError, Legs, Untold, reason_of
+from proxy.serving.legs.rest import Rest
 from proxy.serving.placed import Placed
 from proxy.tasks import TaskOwner
 
@@ -198,7 +199,7 @@ class DecodeLegs:
                     self._produced(custody, chosen.instance)
                     self._legs.took(sent)
                     self._legs.began(chosen.instance)
-                    rest = self._rest(stream, chosen.instance, untold)
+                    rest = Rest(stream, chosen.instance, self._legs, untold)
                     return Reply(answer.status, answer.headers, rest, decision, placed.decode_leg.passed_on())
                 reply = as_unary(answer, failure, decision)
             else:
@@ -222,23 +223,6 @@ class DecodeLegs:
             self._produced(custody, chosen.instance)
             self._legs.served(chosen.instance)
         return reply
-
-    async def _rest(self, stream: EngineStream, decode: str, untold: Untold) -> AsyncIterator[bytes]:
-        """The events of a stream that has begun, as they come. Raises LegError if it is cut or fails."""
-        try:
-            while run := await stream.next():
-                yield run
-        except StreamFailedError as error:
-            self._legs.broke_off(error)
-            untold.over(REFUSED if error.clients_own else Reason.STATUS)
-            raise
-        except LegError as error:
-            self._legs.failed(error)
-            untold.over(reason_of(error))
-            raise
-        self._legs.served(decode)
-        untold.over(SERVED, answered=True)
-        await stream.drain()
 
     def _produced(self, custody: Hold | Crossing | None, decode: str) -> None:
         if custody is None:

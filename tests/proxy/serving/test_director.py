@@ -81,6 +81,10 @@ class Answer:
         assert not self.closed
         return self._chunks.pop(0) if self._chunks else b""
 
+    async def pour(self, take: Callable[[bytes], bool], limit_s: float) -> None:  # never late
+        while self._chunks and take(await self.next_chunk()):
+            pass
+
     def close(self) -> None:
         self.closed = True
 

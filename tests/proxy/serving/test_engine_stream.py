@@ -3,13 +3,14 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from typing import Protocol
 
 import pytest
 
 from proxy.errors import DeadlineError, LegBrokenError, StreamFailedError
 from proxy.request.dialects import CHAT
 from proxy.scheduling.decision import Decision, Pick
-from proxy.serving.exchange import HELD, EngineStream, Held, as_unary
+from proxy.serving.exchange import HELD, EngineStream, Held, Take, as_unary
 
 ROLE = (
     b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": '
@@ -51,17 +52,52 @@ class Played:
             raise said
         return said or b""
 
+    async def pour(self, take: Take, limit_s: float) -> None:
+        while self.script and (self.script[0] is SILENCE or isinstance(self.script[0], bytes)):
+            if not take(await self.next_chunk(limit_s)):
+                return
+
     def close(self) -> None:
         pass
 
 
-async def passed(stream: EngineStream, runs: list[bytes] | None = None, pause_s: float = 0.0) -> list[bytes]:
-    """The runs of a stream that has begun, at the pace of a client that needs so long for each."""
+class Passed(Protocol):
+    """Has the runs of a stream that has begun, at the pace of a client that needs so long for each."""
+
+    async def __call__(
+        self, stream: EngineStream, runs: list[bytes] | None = None, pause_s: float = 0.0
+    ) -> list[bytes]: ...
+
+
+async def one_by_one(
+    stream: EngineStream, runs: list[bytes] | None = None, pause_s: float = 0.0
+) -> list[bytes]:
     got = [] if runs is None else runs
     while run := await stream.next():
         got.append(run)
         await asyncio.sleep(pause_s)
     return got
+
+
+async def poured(stream: EngineStream, runs: list[bytes] | None = None, pause_s: float = 0.0) -> list[bytes]:
+    got = [] if runs is None else runs
+
+    def take(run: bytes) -> bool:
+        got.append(run)
+        return not pause_s
+
+    while run := await stream.next():
+        got.append(run)
+        await asyncio.sleep(pause_s)
+        await stream.pour(take)
+        await asyncio.sleep(pause_s)
+    return got
+
+
+@pytest.fixture(params=[one_by_one, poured])
+def passed(request: pytest.FixtureRequest) -> Passed:
+    way: Passed = request.param
+    return way
 
 
 @pytest.mark.parametrize(
@@ -82,7 +118,7 @@ async def passed(stream: EngineStream, runs: list[bytes] | None = None, pause_s:
     ],
 )
 async def test_what_is_nothing_yet_goes_out_with_what_is_something(
-    pieces: Sequence[bytes], runs: list[bytes]
+    pieces: Sequence[bytes], runs: list[bytes], passed: Passed
 ) -> None:
     stream = EngineStream(Played(*pieces), 10, CHAT)
     assert await stream.begin() is None
@@ -108,7 +144,7 @@ async def test_a_stream_that_ends_before_anything_is_broken(pieces: Sequence[byt
 @pytest.mark.parametrize(
     "pieces", [[TEXT, TEXT, ERROR, DONE], [TEXT, TEXT + ERROR + DONE], [TEXT + TEXT + ERROR]]
 )
-async def test_a_failure_later_passes_what_came_and_no_end(pieces: Sequence[bytes]) -> None:
+async def test_a_failure_later_passes_what_came_and_no_end(pieces: Sequence[bytes], passed: Passed) -> None:
     stream = EngineStream(Played(*pieces), 10, CHAT)
     assert await stream.begin() is None
     got: list[bytes] = []
@@ -119,7 +155,7 @@ async def test_a_failure_later_passes_what_came_and_no_end(pieces: Sequence[byte
 
 
 @pytest.mark.parametrize("pieces", [[TEXT], [TEXT, TEXT, TEXT[:10]], [TEXT, COMMENT]])
-async def test_a_stream_without_its_mark_is_broken(pieces: Sequence[bytes]) -> None:
+async def test_a_stream_without_its_mark_is_broken(pieces: Sequence[bytes], passed: Passed) -> None:
     stream = EngineStream(Played(*pieces), 10, CHAT)
     assert await stream.begin() is None
     with pytest.raises(LegBrokenError, match="without its last event"):
@@ -129,7 +165,9 @@ async def test_a_stream_without_its_mark_is_broken(pieces: Sequence[bytes]) -> N
 @pytest.mark.parametrize(
     "late", [COMMENT, b"\n\n", ERROR, TEXT, SILENCE, LegBrokenError("engine:1", "reset"), b"\xff" * 100]
 )
-async def test_after_its_mark_a_stream_is_complete_whatever_comes(late: bytes | Exception | None) -> None:
+async def test_after_its_mark_a_stream_is_complete_whatever_comes(
+    late: bytes | Exception | None, passed: Passed
+) -> None:
     played = Played(TEXT, DONE, late, SILENCE)
     stream = EngineStream(played, 10, CHAT, late_close_s=0.01)
     assert await stream.begin() is None
@@ -140,7 +178,7 @@ async def test_after_its_mark_a_stream_is_complete_whatever_comes(late: bytes | 
 
 
 @pytest.mark.parametrize("held", [Held(events=3), Held(size_bytes=3 * len(ROLE)), Held(seconds=0.01)])
-async def test_what_is_held_back_is_bounded(held: Held) -> None:
+async def test_what_is_held_back_is_bounded(held: Held, passed: Passed) -> None:
     in_time = held.seconds == HELD.seconds
     script = [ROLE] * 4 if in_time else [ROLE, SILENCE]
     stream = EngineStream(Played(*script, ERROR), 10, CHAT, held=held)
@@ -157,7 +195,7 @@ async def test_comments_alone_are_waited_for_without_a_bound_of_time() -> None:
     assert await stream.begin() is not None
 
 
-async def test_comments_put_off_no_deadline() -> None:
+async def test_comments_put_off_no_deadline(passed: Passed) -> None:
     class Dripping(Played):
         async def next_chunk(self, limit_s: float | None = None) -> bytes:
             if self.script:
@@ -174,7 +212,7 @@ async def test_comments_put_off_no_deadline() -> None:
             await passed(stream)
 
 
-async def test_data_puts_off_the_deadline_and_a_slow_reader_uses_none_of_it() -> None:
+async def test_data_puts_off_the_deadline_and_a_slow_reader_uses_none_of_it(passed: Passed) -> None:
     limits: list[float] = []
 
     class Noting(Played):
@@ -200,7 +238,7 @@ async def test_an_event_without_an_end_breaks_the_leg() -> None:
 PARAMS = b'"kv_transfer_params": {"remote_host": "10.0.0.1"}'
 
 
-async def test_what_is_held_back_tells_no_more_than_what_passes() -> None:
+async def test_what_is_held_back_tells_no_more_than_what_passes(passed: Passed) -> None:
     role = ROLE.replace(b'{"choices"', b"{" + PARAMS + b', "choices"', 1)
     assert PARAMS in role
     stream = EngineStream(Played(role, TEXT, DONE), 10, CHAT)
