@@ -1,4 +1,4 @@
-"""What letting a request in costs, by the size of the fleet: its decision, its claims and their end.
+"""Measures what admitting a request costs, by the size of the fleet: its decision, its claims and their end.
 
     .venv/bin/python scripts/bench_decisions.py [--sizes 2,8,32,64] [--requests 3000] [--rounds 5]
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What one untrusted client or engine can do to everybody: worst pause of the event loop and peak of memory,
-attack by attack.
+"""Measures what one untrusted client or engine can do to all others: the worst pause of the event loop and
+the peak of memory, attack by attack.
 
     scripts/bench_hostile.py [--only NAME ...] [--list] [--logs DIR] [--flags FLAG ...]
 
-Each attack is made on a kvproxy of its own with its defaults, in front of a prefill and a decode stand-in
-that are shared; a pulse on its event loop tells of pauses, less the time its thread was ready and had no CPU.
+Each attack is made on a kvproxy of its own with default settings, in front of one prefill and one decode
+stand-in for all. A pulse on kvproxy's event loop measures pauses, without time in which its thread was ready
+and had no CPU.
 An attack whose body is short is made alone and then as a volley: as many at once as make 16 MB, on up to 256
 connections. Exit code 1: an attack ended kvproxy, stopped its loop for longer than 50 ms (a volley: 1 ms more
 for each connection), or took more memory beyond what kvproxy holds idle, once it has served an ordinary

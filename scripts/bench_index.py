@@ -1,4 +1,4 @@
-"""What the prefix index costs: CPU time of this process and its memory, with events made as an engine writes
+"""Measures what the prefix index costs: CPU time and memory of this process, with events as an engine writes
 them.
 
     .venv/bin/python scripts/bench_index.py [--quick]

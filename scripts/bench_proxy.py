@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What kvproxy costs: its own CPU per request and per streamed chunk, and the latency it adds.
+"""Measures what kvproxy costs: its own CPU per request and per streamed chunk, and the latency it adds.
 
     scripts/bench_proxy.py [--requests N] [--rounds N]
     scripts/bench_proxy.py --both HOST:PORT | --prefill HOST:PORT --decode HOST:PORT [--model NAME]

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""A hundred engines with full caches: does kvproxy hold them, and does it answer while it learns what they
-have?
+"""Measures a kvproxy that follows a hundred engines with full caches: its memory, and what requests take
+while it learns what the engines hold.
 
     scripts/bench_size.py [--sources N] [--blocks N]
 

@@ -1,11 +1,12 @@
-"""What tokenizing costs: whole prompts against pieces of which most were seen, on growing chats and repeated
-documents.
+"""Measures what tokenizing costs: whole prompts against pieces of which most were seen before, on growing
+chats and repeated documents.
 
     .venv/bin/python scripts/bench_tokens.py [--tokenizer PATH|NAME] [--rounds 3]
 
-CPU time of this process, one thread; medians of the rounds. "Prompt" is what a request costs all in: the
-question read, the template rendered, the text cut, new pieces tokenized, the ids packed. Without --tokenizer
-a byte-level BPE of 16000 tokens with Llama 3's split pattern is trained first, on Python's own sources.
+CPU time of this process, one thread; medians of the rounds. "Prompt" is all that a request costs: the
+question is read, the template rendered, the text cut, new pieces are tokenized, and the ids packed. Without
+--tokenizer a byte-level BPE of 16000 tokens with Llama 3's split pattern is trained first, on Python's own
+sources.
 """
 
 import pathlib

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Compares what kvproxy predicts as cached with what engines report, for ten minutes in which much goes on.
+"""Compares what kvproxy predicts as cached with what engines report, through ten minutes of mixed traffic and
+failures.
 
     .venv/bin/python scripts/exactness.py [--minutes N] [--engines stand-in|real] [--seed N]
 

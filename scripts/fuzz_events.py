@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tell the KV-event side of kvproxy nonsense, and see that good engines are followed exactly afterwards.
+"""Send broken KV events to kvproxy, and check that good engines are followed exactly afterwards.
 
     scripts/fuzz_events.py [--inputs N] [--wire N] [--seed N]
     scripts/fuzz_events.py --seed N --only STORY

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Send kvproxy nonsense over raw sockets, and see that it serves on as if nothing had been.
+"""Send broken requests to kvproxy over raw sockets, and check that it serves on unharmed.
 
     scripts/fuzz_http.py [--requests N] [--seed N]
     scripts/fuzz_http.py --seed N --only SHOT

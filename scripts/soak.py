@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Load at a share of what kvproxy can take, for long: ends with exit code 1 if memory or latency grow.
+"""Loads kvproxy for long, at a share of what it can take; ends with exit code 1 if memory or latency grow.
 
     .venv/bin/python scripts/soak.py [--minutes 60] [--share 0.7]
 

@@ -1,4 +1,4 @@
-"""Where the checkout is, and where what is started in it writes its logs."""
+"""The paths of the checkout, and of the logs of everything that is started in it."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""What launchers do before their one call."""
+"""Launchers share these steps before their one call: options, signals, folders, seeds, the console."""
 
 import argparse
 import pathlib
@@ -13,8 +13,8 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
-    """Return a parser whose help shows the first line of a launcher's docstring."""
-    return argparse.ArgumentParser(description=(text or "").splitlines()[0])
+    """Return a parser whose help shows the first paragraph of a launcher's docstring."""
+    return argparse.ArgumentParser(description=(text or "").partition("\n\n")[0])
 
 
 def end_on_sigterm() -> None:

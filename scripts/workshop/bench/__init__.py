@@ -1,1 +1,1 @@
-"""What the bench_*.py scripts share."""
+"""The benchmarks that the scripts bench_*.py launch, and what they share."""

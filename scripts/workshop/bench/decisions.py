@@ -1,7 +1,7 @@
-"""What letting a request in costs, in a fleet that is well and at work: CPU time of this process.
+"""Measures what admitting a request costs in a healthy fleet at work: CPU time of this process.
 
-Each request passes the gate, and the oldest of those that run ends: its claims, and the blocks it was to
-bring. Three quarters of a known prompt are cached on an eighth of the engines, at least on one.
+Each request passes the gate, and the oldest running one ends, with its claims and its expected blocks. Three
+quarters of a known prompt are cached on an eighth of the engines, on one at least.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""What tokenizing costs: whole prompts against pieces of which most were seen, in CPU time of this process,
-one thread.
+"""Measures what tokenizing costs: whole prompts against pieces of which most were seen before, in CPU time of
+this process, one thread.
 
-A request costs all of it: the question read, the template rendered, the text cut, new pieces tokenized, the
-ids packed.
+What is measured of a request: the question is read, the template rendered, the text cut, new pieces are
+tokenized, and the ids packed.
 """
 
 import json

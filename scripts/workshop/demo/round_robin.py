@@ -1,4 +1,4 @@
-"""What the same turns would have reused if instances took them in turn: counted, not guessed. Pure.
+"""Counts how many tokens the demo's turns would have reused if instances took them in turn. Pure.
 
 Every instance keeps all it computed, as the engines of the demo do: their caches are larger than its chats.
 """

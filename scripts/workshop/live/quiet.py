@@ -1,4 +1,4 @@
-"""Nothing runs and nothing is held: what engines and kvproxy look like when all work has been given back."""
+"""Engines and kvproxy are quiet when no leg runs and no block is held: here is how to see that."""
 
 import time
 from collections.abc import Iterable

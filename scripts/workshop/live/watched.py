@@ -1,8 +1,8 @@
-"""kvproxy as its command starts it, with a pulse on its event loop that tells how long it ever stood still.
+"""Runs kvproxy as its command does, with a pulse on its event loop that measures the loop's longest pause.
 
     python watched.py FILE ARGUMENT ...
 
-FILE holds one double, the worst pause in seconds since somebody last wrote 0.0 there. Time that the loop's
+FILE holds one double, the worst pause in seconds since 0.0 was last written there. Time in which the loop's
 thread was ready to run and got no CPU is left out: that is the machine's, not kvproxy's.
 """
 

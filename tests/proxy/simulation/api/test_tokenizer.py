@@ -1,3 +1,7 @@
+"""The stand-in's tokenizer and chat template give what the tiny test model gives, and stop strings are held
+back.
+"""
+
 from typing import Any
 
 import pytest

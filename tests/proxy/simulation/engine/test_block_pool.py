@@ -1,3 +1,5 @@
+"""Blocks of the model engine are handed out, found again and evicted in the order in which vLLM does so."""
+
 from collections import Counter
 
 import pytest

@@ -1,3 +1,5 @@
+"""A hold of the model engine ends once: when it is fetched, or when its lease is over."""
+
 from proxy.simulation.engine.holds import Holds
 from tests.proxy.simulation.driving import request
 

@@ -1,3 +1,5 @@
+"""The time that a step of the model engine takes, by tables."""
+
 import pytest
 
 from proxy.simulation.engine.latency import PROFILES, DynamoReplay, Linear

@@ -1,3 +1,7 @@
+"""A prompt that was written into blocks is read back as it was, whatever the chunks and block sizes, and one
+wrong block changes what the engine says.
+"""
+
 from hypothesis import given
 from hypothesis import strategies as st
 

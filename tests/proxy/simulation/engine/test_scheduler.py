@@ -1,3 +1,7 @@
+"""What the model engine computes in each step: chunks, hits, waits and preemptions, as vLLM's scheduler plans
+them.
+"""
+
 from collections.abc import Iterable
 
 import pytest

@@ -1,3 +1,5 @@
+"""A stand-in goes wrong exactly as a test tells it to, in every way that tests need."""
+
 import asyncio
 import json
 from typing import Any
