@@ -1,4 +1,4 @@
-"""The log's line of a request tells what was tried, why it was refused, and how its stream ended."""
+"""The access log's line of a request says what was tried, why it was refused, and how its stream ended."""
 
 import asyncio
 import logging

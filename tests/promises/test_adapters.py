@@ -1,5 +1,6 @@
-"""Adapters are found when they come, wherever they were loaded, and names that are nowhere cost next to
-nothing."""
+"""Adapters are found as soon as they are loaded, wherever that was, and requests for unknown names cost next
+to nothing.
+"""
 
 import asyncio
 import json

@@ -1,5 +1,6 @@
-"""With an admin port clients find nothing of the fleet, and operators find all of it, to the end of a
-shutdown."""
+"""With an admin port clients find nothing of the fleet on theirs, and operators find all of it, up to the end
+of a shutdown.
+"""
 
 import asyncio
 import socket

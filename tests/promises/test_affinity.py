@@ -1,5 +1,6 @@
-"""What no engine reads does not cost a prompt its prefix, and what is not known of a prompt is said by
-name."""
+"""Members that no engine reads do not cost a prompt its prefix, and those that make a prompt unknown are
+named.
+"""
 
 import logging
 import pathlib

@@ -1,5 +1,4 @@
-"""Nothing becomes an instance that the operator did not mean: an address by its network, a name by its
-spelling."""
+"""Only instances that the operator allows can be added: addresses are judged by network, names by pattern."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`::` is every address of the machine: one socket serves IPv6 and IPv4, for clients and for operators."""
+"""With `--host ::` one socket serves IPv6 and IPv4, for clients and for operators."""
 
 import asyncio
 import logging

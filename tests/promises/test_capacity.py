@@ -1,4 +1,4 @@
-"""No more copies are counted than an engine's cache has room for, which the engine tells."""
+"""The index counts no more copies of blocks than an engine's cache has room for, by the engine's own word."""
 
 import dataclasses
 from typing import Any

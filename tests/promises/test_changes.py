@@ -1,4 +1,4 @@
-"""What an operator is told when nothing else tells of it stands in the log, in /status and in /ready."""
+"""An operator finds each change of readiness, indexes and instances in the log, in /status and in /ready."""
 
 import asyncio
 

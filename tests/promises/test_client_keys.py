@@ -1,4 +1,4 @@
-"""Without one of the keys nothing is served, and no key goes further than kvproxy."""
+"""Nothing under /v1 is served without one of the keys, and no key goes further than kvproxy."""
 
 import json
 import logging

@@ -1,5 +1,6 @@
-"""With --salt-by-client no key finds in a cache what another's prompts left there, and each still finds its
-own."""
+"""With --salt-by-client no client finds in a cache what another's prompts left there, and each still finds
+its own.
+"""
 
 import logging
 import pathlib

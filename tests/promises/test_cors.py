@@ -1,4 +1,4 @@
-"""Browsers are told what vLLM's framework would tell them, on every route."""
+"""Browsers get the CORS headers that vLLM's framework would send, on every route."""
 
 import asyncio
 import io

@@ -1,5 +1,6 @@
-"""Every wait ends in time: a phase that takes too long is tried elsewhere, a request that takes too long gets
-504."""
+"""Every wait ends in time: a leg that takes too long is tried elsewhere, a request that takes too long gets
+504.
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""`kvproxy doctor` beside engines ends with what it found."""
+"""The doctor's probes are named in the engines' logs, and nothing else is sent to engines."""
 
 from tests.helpers.doctoring import case
 

@@ -1,4 +1,4 @@
-"""An engine that answers with far more than it was asked for harms nobody but itself."""
+"""An engine whose answer is far too long harms no other engine and no client."""
 
 import msgspec
 

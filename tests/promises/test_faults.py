@@ -1,5 +1,6 @@
-"""Whatever fails before the first byte is tried again by the rules of custody; no hold, claim or task is
-left."""
+"""A failure before the first byte is tried again by the rules of custody, and no hold, claim or task is left
+behind.
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Where an engine says it publishes becomes where kvproxy connects, or binds."""
+"""kvproxy connects to, or listens at, the addresses at which an engine says that it publishes."""
 
 import json
 import pathlib

@@ -1,5 +1,6 @@
-"""An engine that says it is full is not broken: others serve meanwhile, and where all are full requests
-wait."""
+"""An engine that says it is full is not broken: other engines serve meanwhile, and if all are full requests
+wait.
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Each leg and each hold is told of once, when it is over, whatever became of it."""
+"""Each leg and each hold is told once, when it is over, however it ended."""
 
 from collections import Counter
 from typing import Any

@@ -1,4 +1,4 @@
-"""A kvproxy that comes late learns what engines have had for long, and nobody's request suffers for it."""
+"""A kvproxy that starts late learns what engines had cached before, and no request suffers for it."""
 
 import asyncio
 import random

@@ -1,5 +1,6 @@
-"""Dead, frozen and failing engines are left alone soon, busy ones are not, and who comes back is tried
-gently."""
+"""Dead, frozen and failing engines are left alone soon, busy ones are not, and one that comes back is tried
+gently.
+"""
 
 import asyncio
 import contextlib

@@ -1,5 +1,4 @@
-"""Bytes that could mean two things to two servers mean nothing here: one 4xx or a cut, and kvproxy serves
-on."""
+"""Bytes that two servers could read in two ways get one 4xx or a cut connection, and kvproxy serves on."""
 
 import json
 import time

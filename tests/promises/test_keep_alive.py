@@ -1,5 +1,6 @@
-"""With --stream-keepalive a client that waits hears comments; what fails after them is an event and a cut,
-never an end."""
+"""With --stream-keepalive a client that waits hears comments; a failure after them is an event and a cut,
+never a clean end.
+"""
 
 import asyncio
 import contextlib

@@ -1,5 +1,6 @@
-"""Every engine is asked by itself: none waits for one that hangs, and what passes is not learned as a
-fact."""
+"""Every engine is asked by itself: none waits for one that hangs, and passing failures are not learned as
+facts.
+"""
 
 import asyncio
 import contextlib

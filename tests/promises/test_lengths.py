@@ -1,4 +1,4 @@
-"""A request goes only where its context fits, and is refused at once where nothing can hold it."""
+"""A request goes only where its context fits, and is refused at once if no instance can hold it."""
 
 import contextlib
 from collections.abc import AsyncIterator

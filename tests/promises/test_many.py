@@ -1,4 +1,4 @@
-"""Two hundred streams at once through kvproxy in front of 4 + 4 engines all come whole, and right."""
+"""Two hundred streams at once through kvproxy, in front of 4 + 4 engines, all arrive whole and right."""
 
 import asyncio
 

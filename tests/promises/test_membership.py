@@ -1,5 +1,6 @@
-"""What operators changed over /instances/* is so after a restart with --state-dir, whatever became of the
-engines."""
+"""With --state-dir the changes that operators made over /instances/* outlive a restart, whatever became of
+the engines.
+"""
 
 import asyncio
 import contextlib

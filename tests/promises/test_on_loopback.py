@@ -1,4 +1,4 @@
-"""Without any key only this machine is told what prompts left in caches."""
+"""Without any key, only this machine may ask what other prompts left in caches."""
 
 import pathlib
 from typing import Any

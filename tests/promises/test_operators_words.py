@@ -1,4 +1,4 @@
-"""Whoever configures or watches kvproxy is told what is wrong in words that name the remedy."""
+"""Error messages and log lines for operators name the remedy."""
 
 import asyncio
 import logging

@@ -1,5 +1,6 @@
-"""More than the engines should get waits its turn or is refused with words; what waits or reads slowly costs
-little."""
+"""Requests that the engines should not get yet wait their turn or are refused with a reason, and waiting or
+slow reading costs little memory.
+"""
 
 import asyncio
 import contextlib

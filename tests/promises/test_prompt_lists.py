@@ -1,5 +1,6 @@
-"""A list of prompts is answered as one engine answers it, all of it or not at all, and leaves nothing
-behind."""
+"""A list of prompts gets the answer that one engine would give, whole or not at all, and leaves nothing
+behind.
+"""
 
 import asyncio
 import contextlib

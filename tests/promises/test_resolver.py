@@ -1,4 +1,4 @@
-"""A resolver that is silent is kvproxy's own trouble: engines are reached where they were."""
+"""When kvproxy's resolver is silent, engines are reached at the addresses known before, none is blamed."""
 
 import asyncio
 

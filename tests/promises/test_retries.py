@@ -1,4 +1,4 @@
-"""The death of an instance loses nothing; failures of engines that live are tried again within a budget."""
+"""The death of an instance loses no request; failures of live engines are tried again within a budget."""
 
 import asyncio
 from typing import Any

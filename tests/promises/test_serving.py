@@ -1,5 +1,6 @@
 """Through kvproxy a client sees what one engine would answer, and each prompt goes where its prefix is
-cached."""
+cached.
+"""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""What operators are answered is what `/openapi.json` says, whatever state the fleet is in."""
+"""Answers to operators are as `/openapi.json` describes them, whatever state the fleet is in."""
 
 import pathlib
 from typing import Any

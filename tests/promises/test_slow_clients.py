@@ -1,4 +1,6 @@
-"""Who sends next to nothing, for ever, gets a connection for a while and nobody else's place."""
+"""A client that sends next to nothing keeps its connection for a while only, and takes no other client's
+place.
+"""
 
 import asyncio
 import logging

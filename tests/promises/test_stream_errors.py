@@ -1,5 +1,6 @@
-"""An engine's error inside a stream is a failed attempt before anything was generated, and a cut answer
-after."""
+"""An engine's error inside a stream is a failed attempt if nothing was generated before, and otherwise an
+answer that is cut.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,6 @@
-"""What no context can hold is refused by its size, in the words of the engines, which hear nothing of it."""
+"""A text that no context can hold is refused by its size, in the engines' words, before any engine hears of
+it.
+"""
 
 import contextlib
 import pathlib

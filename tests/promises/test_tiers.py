@@ -1,4 +1,4 @@
-"""Prompts follow what lies in an engine's slower tier, too."""
+"""Prompts also follow blocks that lie in an engine's slower tier."""
 
 from typing import Any
 

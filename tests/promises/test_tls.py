@@ -1,4 +1,6 @@
-"""What is said to clients, operators and engines can be kept from others, and an impostor hears nothing."""
+"""With TLS, traffic of clients, operators and engines is encrypted, and an engine without a right certificate
+gets no request.
+"""
 
 import asyncio
 import pathlib

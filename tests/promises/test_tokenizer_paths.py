@@ -1,5 +1,4 @@
-"""Which path a prompt's tokens come by: the local tokenizer where it agrees with every engine, else an
-engine."""
+"""Prompts are tokenized by the local tokenizer where it agrees with every engine, else by an engine."""
 
 import json
 import logging

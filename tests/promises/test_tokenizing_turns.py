@@ -1,4 +1,4 @@
-"""Nobody's short prompt waits for another's long one."""
+"""No client's short prompt waits for another's long one to be tokenized."""
 
 import asyncio
 import pathlib

@@ -1,4 +1,4 @@
-"""Predictions against reports on real sockets: honest engines are believed, an index that is wrong is not."""
+"""Predictions are compared with reports on real sockets: honest engines are believed, wrong indexes not."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What a policy does not read is not found out: no engine is asked for the tokens of its prompts."""
+"""If the policy reads no prompt, no engine is asked for a prompt's tokens."""
 
 from typing import Any
 

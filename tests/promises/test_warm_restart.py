@@ -1,5 +1,6 @@
-"""A kvproxy that is started again on its state directory knows what it knew, if and only if it is still
-true."""
+"""A kvproxy that starts again on its state directory knows what it knew before, if and only if that is still
+true.
+"""
 
 import asyncio
 import os

@@ -1,5 +1,4 @@
-"""A warm setting is looked up whenever it counts: the next request, leg or check obeys the one that was
-exchanged."""
+"""A warm setting is read each time it counts: the next request, leg or check obeys the new value."""
 
 from typing import Any
 

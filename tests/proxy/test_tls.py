@@ -1,4 +1,4 @@
-"""What is said to clients, operators and engines can be kept from others, and an impostor hears nothing."""
+"""TLS contexts are made of usable files only, and each error names the flag and the remedy."""
 
 import pathlib
 

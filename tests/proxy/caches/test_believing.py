@@ -1,4 +1,4 @@
-"""A kvproxy that is late itself does not hold it against an index."""
+"""A kvproxy whose event loop is late itself does not count that against an index."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

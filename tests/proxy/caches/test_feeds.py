@@ -1,4 +1,6 @@
-"""Where an engine says it publishes becomes where we connect, or bind; what left is forgotten and swept."""
+"""kvproxy connects to, or listens at, the addresses at which an engine publishes; ranks that left are
+forgotten and swept.
+"""
 
 import asyncio
 from typing import Any

@@ -1,5 +1,6 @@
-"""Flag, environment and file say the same in this order, and what is wrong is told with the place where it
-was set."""
+"""Flag, environment and file set the same settings, in this order of precedence, and an error names the place
+where a wrong value was set.
+"""
 
 import pathlib
 import re

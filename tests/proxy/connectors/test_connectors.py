@@ -1,4 +1,4 @@
-"""What the two legs ask for, by connector: the client's request but for the members that must differ."""
+"""The bodies of both legs, by connector: the client's request except for the members that must differ."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What is found of a tried pair whichever connector it has: which leg is told of, and with whose remedy."""
+"""The findings of a tried pair: which leg they name, and whose remedy they give, whichever the connector."""
 
 import pytest
 

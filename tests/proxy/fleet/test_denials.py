@@ -1,4 +1,4 @@
-"""When an engine that answers 404 for a model it lists is believed."""
+"""An engine that answers 404 for a model it lists is left out after the second time in a row."""
 
 from proxy.fleet.denials import LEFT_OUT_S, MAX_MODELS, Denials
 

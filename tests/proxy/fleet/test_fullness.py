@@ -1,4 +1,4 @@
-"""What a full engine is given next: transcripts of what it said and took, with the room that follows."""
+"""What a full engine gets next, by transcripts of what it said and took, with the room that follows."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who may be picked is a table: what each candidate is, and which of them the policy may choose from."""
+"""A table of candidates shows which of them the policy may choose from."""
 
 import itertools
 from collections import Counter

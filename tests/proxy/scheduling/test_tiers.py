@@ -1,5 +1,6 @@
-"""What lies in a slower tier is better than nothing and worse than what an engine can compute from at
-once."""
+"""Blocks in a slower tier count for less than blocks that an engine can compute from at once, and for more
+than none.
+"""
 
 import random
 

@@ -1,5 +1,4 @@
-"""Who is avoided and who is blamed when attempts fail: never an instance that another one's fault made
-fail."""
+"""When attempts fail, an instance is avoided or blamed only for its own fault, never for another one's."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A router that comes late learns what engines have had for long, and nobody's request suffers for it."""
+"""A router that starts late learns what engines had cached before, and no request suffers for it."""
 
 import json
 from typing import Any

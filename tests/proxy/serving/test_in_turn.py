@@ -1,5 +1,5 @@
-"""Legs in turn: whatever a leg or the client does, blocks that are held are given back once, and nobody waits
-for that who is not there any more.
+"""With legs in turn, held blocks are given back exactly once, whatever a leg or the client does, and no
+client that left delays it.
 """
 
 import asyncio

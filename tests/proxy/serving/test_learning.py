@@ -1,6 +1,4 @@
-"""What is learnt from an engine's answer, by a table: what was thought of a prompt, what its engine says, who
-is told what.
-"""
+"""What an engine's answer teaches, by a table: the prediction, the engine's report, and who is told."""
 
 from collections.abc import Collection
 from typing import Any

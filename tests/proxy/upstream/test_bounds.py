@@ -1,4 +1,6 @@
-"""What an engine answers costs no more than an answer to that question may, and what was cut is called so."""
+"""No answer of an engine may be longer than an answer to that question can be, and the error of one that is
+says so.
+"""
 
 from collections.abc import Iterator
 

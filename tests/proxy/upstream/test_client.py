@@ -1,5 +1,6 @@
-"""What goes wrong between kvproxy and an engine has one name each, and our own shortages are not the engine's
-fault."""
+"""Each failure between kvproxy and an engine is one kind of error, and kvproxy's own shortages are not blamed
+on the engine.
+"""
 
 import asyncio
 import errno

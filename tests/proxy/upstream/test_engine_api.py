@@ -1,5 +1,6 @@
-"""What engines say of themselves is read once: what is asked, what comes of each answer, and what is no
-answer."""
+"""Each answer of an engine about itself is read in one place: the questions, what is read of each answer, and
+what counts as none.
+"""
 
 import json
 from typing import Any

@@ -1,4 +1,6 @@
-"""What an operator is told when nothing else tells of it: readiness, indexes, and engines nobody hears."""
+"""The log tells operators of changes that nothing else tells: readiness, indexes, and engines whose events
+are not heard.
+"""
 
 import logging
 from collections.abc import Callable

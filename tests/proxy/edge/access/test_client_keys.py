@@ -1,5 +1,6 @@
-"""Without one of the keys nothing is served, with one it is known by whom, and no key goes further than
-this."""
+"""Without one of the keys nothing is served, with one the client's name is known, and the key goes no
+further.
+"""
 
 import hashlib
 import hmac

@@ -1,5 +1,4 @@
-"""Browsers are told what vLLM's framework would tell them, of everything clients may ask and of nothing
-else."""
+"""Browsers get the CORS headers that vLLM's framework would send, on clients' paths and on no others."""
 
 import json
 import pathlib

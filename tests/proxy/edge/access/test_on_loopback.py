@@ -1,5 +1,6 @@
-"""Without any key only this machine is told what prompts left in caches: no proxy on it, and no page in a
-browser on it."""
+"""Without any key, only this machine may ask what other prompts left in caches: no proxy and no web page on
+it.
+"""
 
 import pytest
 

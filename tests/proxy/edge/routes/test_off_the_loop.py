@@ -1,4 +1,4 @@
-"""What a thread says about a body keeps nothing of what it had made of it."""
+"""The error that a thread raises about a body keeps nothing of what the thread had made of the body."""
 
 import traceback
 from concurrent.futures import ThreadPoolExecutor

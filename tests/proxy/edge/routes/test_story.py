@@ -1,4 +1,4 @@
-"""How many tokens were generated is read of an answer, or of the end of a stream, that tells it."""
+"""The number of generated tokens is read from an answer, or from the end of a stream, that has a usage."""
 
 import pytest
 

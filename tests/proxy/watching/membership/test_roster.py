@@ -1,5 +1,4 @@
-"""Who is wanted, as sources and operators say it one after the other: what is said goes in, who is wanted
-comes out."""
+"""Sources and operators say in turn which instances they want; the roster says which are wanted."""
 
 import pytest
 
