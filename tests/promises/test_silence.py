@@ -1,4 +1,4 @@
-"""Whatever goes wrong, the log and the metrics never show a client's request, its key, or where its KV lies."""
+"""Whatever goes wrong, the log and the metrics never show what a client asked, nor its key, nor where its KV is."""
 
 import asyncio
 import contextlib
