@@ -1,7 +1,7 @@
-"""No two requests get the same id, whichever replica names them.
+"""No two requests get the same id, whichever replica of kvproxy draws it.
 
-An id is no secret, and nothing is allowed by it. It is drawn at random all the same: engines pair KV by the
-ids of legs, so none may be known before there is a request that has it.
+An id is no secret, and gives no access. It is drawn at random all the same: engines pair KV by the ids of
+legs, so nobody may know an id before its request exists.
 """
 
 import os
@@ -10,7 +10,7 @@ ID_CHARS = 32
 """128 bits as hexadecimal digits, as many as a UUID has."""
 
 _DRAWN_BYTES = 4096
-"""Asked of the system at once: the call takes longer than all else that is done for an id."""
+"""How many random bytes are asked of the system at once: that call takes longer than all else for an id."""
 
 
 class Ids:
@@ -23,7 +23,7 @@ class Ids:
         self._at = 0
 
     def draw(self) -> str:
-        """An id that nobody has had."""
+        """A new id."""
         begin = self._at
         if begin == len(self._digits):
             self._digits = os.urandom(_DRAWN_BYTES).hex()
@@ -33,4 +33,4 @@ class Ids:
 
 
 new_id = Ids().draw
-"""An id that nobody has had."""
+"""Draws a new id."""

@@ -41,14 +41,14 @@ class InFlight:
         why."""
 
     def begins(self) -> asyncio.Task[Any] | None:
-        """Count the current task, which answers a request. `ends` takes what this returns."""
+        """Count the current task, which answers a request, and return it: it MUST be given to `ends`."""
         task = asyncio.current_task()
         if task is not None:
             self._tasks.add(task)
         return task
 
     def ends(self, task: asyncio.Task[Any] | None) -> None:
-        """Count it no more: its request is answered."""
+        """Count a task no more: its request is answered."""
         if task is not None:
             self._tasks.discard(task)
         if self._none is not None and not self._tasks:

@@ -1,4 +1,4 @@
-"""A visit holds what is known of one request of HTTP, from its head to its end."""
+"""A `Visit` holds what the edge knows of one request of HTTP, from its head to its end."""
 
 import re
 import time
@@ -48,14 +48,14 @@ class Visit:
         self.lease: BodyLease | None = None
         """The memory that its body takes, from the moment it is read until the request ends."""
         self.body: bytearray | None = None
-        """Its body, as far as it has arrived, if that comes in pieces."""
+        """Its body, as far as it has arrived, if it arrives in pieces; else None."""
 
 
 VISIT: web.RequestKey[Visit] = web.RequestKey("visit", Visit)
 
 
 def visit_of(request: web.BaseRequest) -> Visit:
-    """The visit of a request; it begins here if it came by no socket of `edge/sockets`."""
+    """The visit of a request; a new one if the request came by no socket of `edge/sockets`, as in tests."""
     visit: Visit | None = request.get(VISIT)
     if visit is None:
         visit = request[VISIT] = Visit(request.headers.get(REQUEST_ID))

@@ -152,8 +152,8 @@ class Breaker:
         self._turns = TURNS[self._at]
         self.state = Circuit.CLOSED
         self.restless_until = -math.inf
-        """When it is as good as any by mere lapse of time: what `standing`, `failing` and `share` tell need
-        not be asked from then on. Infinite while only a check or a leg can make it so."""
+        """When the lapse of time alone will have made the instance as good as any: from then on `standing`,
+        `failing` and `share` need not be asked. Infinite while only a check or a leg can do that."""
         self.dead = False
         """Whether it is open because the engine is gone, not because its legs failed."""
         self._slow_start_s = slow_start_s
@@ -327,7 +327,7 @@ class Breaker:
             self._rest()
 
     def _rest(self) -> None:
-        """What `restless_until` depends on may have changed."""
+        """Compute `restless_until` anew, since what it depends on may have changed."""
         if self._at is not At.CLOSED or self._missed:
             self.restless_until = math.inf
             return

@@ -17,7 +17,7 @@ from proxy.phases import Phase
 
 
 class _Listed(NamedTuple):
-    """What all instances together list; every request asks for it."""
+    """What all instances together list. It is kept, since every request asks for it."""
 
     models: frozenset[str]
     adapters: frozenset[str]
@@ -26,7 +26,7 @@ class _Listed(NamedTuple):
 
     @classmethod
     def of(cls, instances: Iterable[Instance]) -> Self:
-        """What these list."""
+        """What `instances` list together."""
         instances = tuple(instances)
         told = {length for i in instances if (length := i.max_model_len) < math.inf}
         longest = max(told, default=math.inf)
@@ -52,8 +52,8 @@ class Fleet:
         self._holds: Counter[str] = Counter()
         self._picks = 0
         self.changes = 0
-        """How often something of who is there was otherwise than before, apart from what runs there and from
-        how well it is (`Breaker`, `Fullness`): what was made of it before holds while this stays the same."""
+        """How often the fleet has changed, apart from loads and health (`Breaker`, `Fullness`). Whatever was
+        derived from the rest stays true while this number stays the same."""
         self._listed = _Listed.of(())
         self._listed_at = 0
 

@@ -1,5 +1,5 @@
-"""`/metrics` does not stop the event loop for long where there are many instances: what it shows is written a
-slice a turn, and read a collector a turn, so that lines that belong together agree.
+"""However many instances there are, `/metrics` does not stop the event loop for long: the page is written a
+slice a turn. Each collector is read in one turn, so that lines that belong together agree.
 """
 
 import asyncio
@@ -9,11 +9,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
 SLICE_LINES = 300
-"""Of the page: two or three milliseconds."""
+"""How many lines of the page are written in one turn: they take two or three milliseconds."""
 
 
 async def page(registry: CollectorRegistry) -> bytes:
-    """What `generate_latest` makes of the registry."""
+    """The page of a registry, byte for byte as the library's `generate_latest` writes it."""
     written: list[bytes] = []
     lines = 0
     for family in registry.collect():

@@ -4,7 +4,7 @@ becomes of the blocks they leave behind.
     director      the life of one request: its decision, its legs, and whether it is tried again
     exchange      a client's request as a `Call`, and its answer as a `Reply`
     placed        one attempt: where it goes, and all that is claimed for it until it is over
-    ends          what is given back once, whatever fails
+    ends          gives back once, whatever fails, all that was taken
     legs          one upstream request each: prefill, decode, and what both do
     attempts      what was tried so far, and what that allows
     retry_budget  how many retries may run at one moment

@@ -1,11 +1,11 @@
-"""What was taken is given back once, the last taken first, whatever fails meanwhile."""
+"""All that was taken is given back exactly once, the last taken first, whatever fails meanwhile."""
 
 from collections.abc import Callable
 
 
 class Ends:
-    """The ends that are due of what was taken. As `contextlib.ExitStack`, for functions without arguments; a
-    request has six of these, and that one costs ten times as much.
+    """Functions that give back what was taken. It is a `contextlib.ExitStack` for functions without
+    arguments, at a tenth of the cost; a request has six of them.
     """
 
     __slots__ = ("_due",)
@@ -14,13 +14,11 @@ class Ends:
         self._due: list[Callable[[], object]] = []
 
     def add(self, end: Callable[[], object]) -> None:
-        """Something was taken, which ends by this."""
+        """Have `close` call `end`, before all that were added earlier."""
         self._due.append(end)
 
     def close(self) -> None:
-        """End all of it. What an end raises is raised once the others were called. A second call does
-        nothing.
-        """
+        """Call all of them. An exception is raised after the others were called. A second call is idle."""
         due = self._due
         try:
             while due:
@@ -30,7 +28,7 @@ class Ends:
                 self.close()
 
     def passed_on(self) -> "Ends":
-        """Another that has all that this one had."""
+        """Another `Ends` that takes over all functions of this one."""
         other = Ends()
         other._due, self._due = self._due, []
         return other

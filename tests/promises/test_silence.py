@@ -1,4 +1,4 @@
-"""Whatever goes wrong, the log and the metrics never show what a client asked, nor its key, nor where its KV is."""
+"""Whatever goes wrong, log and metrics never show what a client asked, nor its key, nor where its KV lies."""
 
 import asyncio
 import contextlib

@@ -155,7 +155,7 @@ class Untold:
         self._told = False
 
     def left(self) -> None:
-        """Nobody waits for it any more."""
+        """The leg is over because nobody waits for it any more: tell it."""
         self.over(LEFT)
 
     def over(self, outcome: str, learnt: Learnt | None = None, *, answered: bool = False) -> None:
