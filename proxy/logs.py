@@ -68,15 +68,15 @@ class Occasionally:
     def __init__(self, clock: Callable[[], float], every_s: float) -> None:
         self._clock = clock
         self._every_s = every_s
-        self._told_at = -math.inf
-        self._untold = 0
+        self._logged_at = -math.inf
+        self._unlogged = 0
 
     def count(self) -> int:
         """Count an occurrence. Returns how many there were since the last line if a line is due; else 0."""
-        self._untold += 1
-        if self._clock() - self._told_at < self._every_s:
+        self._unlogged += 1
+        if self._clock() - self._logged_at < self._every_s:
             return 0
-        count, self._untold, self._told_at = self._untold, 0, self._clock()
+        count, self._unlogged, self._logged_at = self._unlogged, 0, self._clock()
         return count
 
 
@@ -85,23 +85,23 @@ class News:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._told: OrderedDict[str, None] = OrderedDict()
+        self._logged: OrderedDict[str, None] = OrderedDict()
         self._since = -math.inf
         self._lines = 0
 
     def is_new(self, what: str) -> bool:
         """Whether to log a text now. The one that was met longest ago is forgotten if there are too many."""
-        if what in self._told:
-            self._told.move_to_end(what)
+        if what in self._logged:
+            self._logged.move_to_end(what)
             return False
         if self._clock() - self._since >= NEWS_EVERY_S:
             self._since, self._lines = self._clock(), 0
         if self._lines >= NEWS_LINES:
             return False
         self._lines += 1
-        self._told[what] = None
-        if len(self._told) > _NEWS_REMEMBERED:
-            self._told.popitem(last=False)
+        self._logged[what] = None
+        if len(self._logged) > _NEWS_REMEMBERED:
+            self._logged.popitem(last=False)
         return True
 
 

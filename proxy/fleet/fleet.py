@@ -28,14 +28,14 @@ class _Listed(NamedTuple):
     def of(cls, instances: Iterable[Instance]) -> Self:
         """What `instances` list together."""
         instances = tuple(instances)
-        told = {length for i in instances if (length := i.max_model_len) < math.inf}
-        longest = max(told, default=math.inf)
+        lengths = {length for i in instances if (length := i.max_model_len) < math.inf}
+        longest = max(lengths, default=math.inf)
         all_told = all(i.max_model_len < math.inf for i in instances)
         return cls(
             models=frozenset(model for i in instances for model in i.models),
             adapters=frozenset(model for i in instances for model in i.adapters),
             contexts=(longest, longest if all_told else math.inf),
-            contexts_differ=len(told) > 1,
+            contexts_differ=len(lengths) > 1,
         )
 
 

@@ -60,7 +60,7 @@ class Fullness:
         self._most: int | None = None
         self._step = 1
         self._in_a_row = 0
-        self._told = False
+        self._says_when = False
         self._said_at = self._until = self._quiet_at = -math.inf
         self._tried_at: float | None = None
         """When the leg that tries the window was sent; None if none does."""
@@ -79,17 +79,19 @@ class Fullness:
         """A leg that was sent to the engine has ended."""
         self.legs -= 1
 
-    def said(self, now: float, legs: int, sent_at: float, told_s: float | None = None) -> None:
-        """The engine refused a leg that was sent at `sent_at`, while it ran `legs` others of ours. `told_s`:
-        its `Retry-After`, None if it gave none.
+    def said(self, now: float, legs: int, sent_at: float, come_back_s: float | None = None) -> None:
+        """The engine refused a leg that was sent at `sent_at`, while it ran `legs` others of ours.
+
+        `come_back_s`: its `Retry-After` in seconds, None if it gave none.
         """
         if sent_at >= self._until:
             self._in_a_row += 1  # else the leg was on its way when another was refused
-        if told_s is not None:
-            self._until, self._told = now + min(max(told_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S), True
+        if come_back_s is not None:
+            self._until = now + min(max(come_back_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+            self._says_when = True
         elif now >= self._until:
             doubled = 2.0 ** min(max(0, self._in_a_row - 1), 10)
-            self._until, self._told = now + min(MAX_PAUSE_S, PAUSE_FIRST_S * doubled), False
+            self._until, self._says_when = now + min(MAX_PAUSE_S, PAUSE_FIRST_S * doubled), False
         self.is_known = True
         self._most, self._step, self._said_at, self._tried_at = legs, 1, now, None
         self._quiet_at = self._until
@@ -125,7 +127,7 @@ class Fullness:
         if most is None:
             return True
         if now < self._until:
-            return not self._told and legs < most
+            return not self._says_when and legs < most
         unsent = max(0, legs - self.legs)
         return legs - min(unsent, self._uncounted(now)) < most + self._step_at(now)
 

@@ -17,5 +17,5 @@ class ModelCard(msgspec.Struct, frozen=True):
     """Where the engine has its files."""
     max_model_len: int | None = None
     """The tokens a prompt and its answer may have together; None if the engine does not tell."""
-    told: Mapping[str, Any] = {}
+    entry: Mapping[str, Any] = {}
     """The whole entry as the engine gave it, for kvproxy's own `/v1/models`."""

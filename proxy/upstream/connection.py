@@ -31,6 +31,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_at_head",
         "_given_up",
+        "_listener",
         "_lost",
         "_paused",
         "_poured_at",
@@ -38,7 +39,6 @@ class Connection(asyncio.Protocol):
         "_sent_whole",
         "_take",
         "_timer",
-        "_told",
         "_transport",
         "_waiter",
         "answer",
@@ -49,11 +49,11 @@ class Connection(asyncio.Protocol):
         "used",
     )
 
-    def __init__(self, instance: str, told: "Listener", *, https: bool) -> None:
-        """`told`: the listener that hears when bytes arrive and when the connection is closed."""
+    def __init__(self, instance: str, listener: "Listener", *, https: bool) -> None:
+        """`listener`: hears when bytes arrive and when the connection is closed."""
         self.instance = instance
         self.https = https
-        self._told = told
+        self._listener = listener
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._lost: str | None = None
@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         answer = self.answer
         answer.feed(data)
-        self._told.heard(self)
+        self._listener.heard(self)
         if not self.in_use:  # these bytes belong to no request
             self.drop()
             return
@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
         if self._lost is None:
             self._lost = words_of(error) if error is not None else "its connection ended early"
         self._transport = None
-        self._told.closed(self)
+        self._listener.closed(self)
         self._wake()
 
     def pause_writing(self) -> None:
@@ -250,7 +250,7 @@ class Connection(asyncio.Protocol):
         """Close it at once: the engine then aborts the request that it works on."""
         transport, self._transport = self._transport, None
         if transport is not None:
-            self._told.closing(self)
+            self._listener.closing(self)
             transport.abort()
 
     @property

@@ -174,7 +174,7 @@ async def test_a_decode_engine_that_became_full_meanwhile_is_not_sent_the_hold()
             instance = pair.service.fleet.get(engine.address)
             assert instance is not None
             now = asyncio.get_running_loop().time()
-            instance.fullness.said(now, 0, now, told_s=5.0)
+            instance.fullness.said(now, 0, now, come_back_s=5.0)
             prefill.faults.release()
             assert [(await task).status for task in tasks] == [200] * 3
         assert (legs(engine), legs(other), legs(prefill)) == (0, 3, 3)

@@ -70,13 +70,13 @@ async def models(request: web.Request) -> web.Response:
     listing: defaultdict[str, list[Instance]] = defaultdict(list)
     for instance in request.app[SERVICE].fleet:
         for card in instance.model_cards:
-            cards.setdefault(card.id, card.told)
+            cards.setdefault(card.id, card.entry)
             listing[card.id].append(instance)
     alone = request.app[SERVICE].config.admission.when_no_prefill is WhenNoPrefill.DECODE
-    for name, told in cards.items():
+    for name, entry in cards.items():
         longest = longest_context(listing[name], alone=alone)
-        if isinstance(told.get("max_model_len"), int) and longest is not None and longest < math.inf:
-            cards[name] = {**told, "max_model_len": longest}
+        if isinstance(entry.get("max_model_len"), int) and longest is not None and longest < math.inf:
+            cards[name] = {**entry, "max_model_len": longest}
     return web.json_response({"object": "list", "data": list(cards.values())})
 
 

@@ -54,8 +54,8 @@ def _worded(schema: Any, names: Mapping[str, str]) -> Any:
     worded = {key: _worded(value, names) for key, value in schema.items() if not _is_title(key, value)}
     if isinstance(reference := schema.get("$ref"), str):
         worded["$ref"] = _TEMPLATE.format(name=names[reference.rpartition("/")[2]])
-    if isinstance(told := schema.get("description"), str):
-        worded["description"] = re.sub(r"\s*\n\s*", " ", told)
+    if isinstance(description := schema.get("description"), str):
+        worded["description"] = re.sub(r"\s*\n\s*", " ", description)
     return worded
 
 

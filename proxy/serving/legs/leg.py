@@ -230,8 +230,8 @@ class Legs:
         ends.add(sent.end)
         ends.add(answer.close)
         if answer.status in FULL:
-            told = value_of(RETRY_AFTER, answer.headers)
-            self._said_full(sent, retry_after_s(told, self._wall_clock()))
+            retry_after = value_of(RETRY_AFTER, answer.headers)
+            self._said_full(sent, retry_after_s(retry_after, self._wall_clock()))
         elif (
             answer.status != 200 or not answer.is_event_stream
         ):  # a stream may yet begin with that it is full
@@ -250,12 +250,12 @@ class Legs:
         if instance is not None and instance.fullness.took(instance.fullness.legs, sent.at_s):
             instance.announce()
 
-    def _said_full(self, sent: Sent, told_s: float | None = None) -> None:
+    def _said_full(self, sent: Sent, come_back_s: float | None = None) -> None:
         if (instance := self._still_there(sent)) is not None:
             now = self._clock()
             if instance.fullness.most(now) is None:
                 log.info("%s %s says that it is full", instance.role, instance.address)
-            instance.fullness.said(now, sent.beside, sent.at_s, told_s)
+            instance.fullness.said(now, sent.beside, sent.at_s, come_back_s)
 
     def _still_there(self, sent: Sent) -> Instance | None:
         there = self._fleet.get(sent.answer.instance)

@@ -41,7 +41,7 @@ def _card(listed: dict[str, Any]) -> ModelCard:
         parent=named.parent,
         root=root if isinstance(root, str) else None,
         max_model_len=length if isinstance(length, int) else None,
-        told=listed,
+        entry=listed,
     )
 
 

@@ -395,7 +395,7 @@ async def test_parts_of_a_request_and_its_retries_count_once() -> None:
         await served.ask(f"part{n}", "a", part_of="list")
     await served.ask("next", "a")
     assert served.scene.order == ["part0", "part1", "part2"]
-    says_full(served.scene, "decode0:1", told_s=5.0)
+    says_full(served.scene, "decode0:1", come_back_s=5.0)
     again = await served.scene.ask("again", ticket=served.tickets["part1"])
     assert len(served.scene.gate) == 2
     served.scene.instance("decode0:1").fullness.forget()
@@ -849,9 +849,9 @@ async def test_at_random_nothing_is_lost_stuck_or_over_the_limit() -> None:
 # -- engines that say they are full --------------------------------------------------------------------------
 
 
-def says_full(scene: Scene, address: str, legs: int = 0, told_s: float = 0.2) -> None:
+def says_full(scene: Scene, address: str, legs: int = 0, come_back_s: float = 0.2) -> None:
     now = asyncio.get_running_loop().time()
-    scene.instance(address).fullness.said(now, legs, now, told_s)
+    scene.instance(address).fullness.said(now, legs, now, come_back_s)
 
 
 async def test_who_waits_for_a_full_engine_is_let_in_when_its_moment_is_over_one_at_a_time() -> None:
@@ -879,7 +879,7 @@ async def test_who_waits_for_a_full_engine_is_let_in_when_its_moment_is_over_one
 async def test_a_leg_that_nobody_refuses_lets_others_follow_in_time() -> None:
     scene = Scene(timed=True)
     scene.instance("prefill0:1").fullness = Fullness(unrefused_s=0.05)
-    says_full(scene, "prefill0:1", told_s=0.1)
+    says_full(scene, "prefill0:1", come_back_s=0.1)
     tasks = [await scene.ask(f"r{n}") for n in range(4)]
     await asyncio.wait({tasks[0]}, timeout=20)
     assert scene.order == ["r0"]
@@ -911,7 +911,7 @@ async def test_a_retry_waits_for_a_full_engine_though_it_waits_for_no_other_room
     again.let_in()
     await scene.ask("retry", 100, ticket=again)
     assert scene.order == ["first", "retry"]
-    says_full(scene, "prefill0:1", told_s=5.0)
+    says_full(scene, "prefill0:1", come_back_s=5.0)
     other = Ticket("b")
     other.let_in()
     await scene.ask("waits", 100, ticket=other)
@@ -924,7 +924,7 @@ async def test_a_retry_waits_for_a_full_engine_though_it_waits_for_no_other_room
 
 async def test_nobody_slips_past_a_retry_that_waits_for_a_full_engine() -> None:
     scene = Scene(timed=True)
-    says_full(scene, "decode0:1", told_s=5.0)
+    says_full(scene, "decode0:1", come_back_s=5.0)
     again = Ticket("a")
     again.let_in()
     await scene.ask("retry", 10, ticket=again)
@@ -939,7 +939,7 @@ async def test_nobody_slips_past_a_retry_that_waits_for_a_full_engine() -> None:
 
 async def test_at_the_deadline_of_who_waits_for_full_engines() -> None:
     scene = Scene(timed=True, queue_timeout_s=0.1)
-    says_full(scene, "decode0:1", told_s=4.0)
+    says_full(scene, "decode0:1", come_back_s=4.0)
     first, second = await scene.ask("first"), await scene.ask("behind it")
     for task in (first, second):
         with pytest.raises(UnavailableError, match="full") as refused:
@@ -962,13 +962,13 @@ async def test_who_was_turned_away_for_as_long_as_it_may_wait_is_not_tried_there
     await scene.ask("a retry of another kind", ticket=ticket)
     assert scene.order == ["a retry of another kind"]
     ticket.turn_away("decode0:1", asyncio.get_running_loop().time() - 5.0 + waited_s, 0.0)
-    says_full(scene, "decode0:1", told_s=5.0)
+    says_full(scene, "decode0:1", come_back_s=5.0)
     await scene.ask("another is idle", ticket=ticket)
     assert scene.order == ["a retry of another kind", "another is idle"]
     ticket.turn_away("decode1:1", asyncio.get_running_loop().time(), 0.0)
-    for told_s in (None, 5.0):  # there is room by now, or there is none
-        if told_s is not None:
-            says_full(scene, "decode1:1", told_s=told_s)
+    for come_back_s in (None, 5.0):  # there is room by now, or there is none
+        if come_back_s is not None:
+            says_full(scene, "decode1:1", come_back_s=come_back_s)
         with pytest.raises(UnavailableError, match="full") as refused:
             await (await scene.ask("turned away", ticket=ticket))
         assert refused.value.reason == "engines_full"
@@ -976,7 +976,7 @@ async def test_who_was_turned_away_for_as_long_as_it_may_wait_is_not_tried_there
 
 async def test_others_go_on_while_one_is_full() -> None:
     scene = Scene(decode=2, timed=True)
-    says_full(scene, "decode0:1", told_s=5.0)
+    says_full(scene, "decode0:1", come_back_s=5.0)
     for n in range(3):
         await scene.ask(f"r{n}")
     assert scene.order == ["r0", "r1", "r2"]

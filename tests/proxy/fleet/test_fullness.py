@@ -50,14 +50,14 @@ def test_an_engine_full_of_others_legs_gets_none_for_a_moment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told_s", "kept_s"),
+    ("come_back_s", "kept_s"),
     [(1.5, 1.5), (0.0, MIN_RETRY_AFTER_S), (0.01, MIN_RETRY_AFTER_S), (3600.0, MAX_RETRY_AFTER_S)],
 )
 def test_what_it_says_itself_counts_within_bounds_and_nothing_goes_there(
-    told_s: float, kept_s: float
+    come_back_s: float, kept_s: float
 ) -> None:
     fullness = Fullness()
-    fullness.said(10.0, legs=4, sent_at=9.9, told_s=told_s)
+    fullness.said(10.0, legs=4, sent_at=9.9, come_back_s=come_back_s)
     assert room(fullness, 10.0 + kept_s * 0.99) == 0
     assert room(fullness, 10.0 + kept_s * 1.001) == 5
 

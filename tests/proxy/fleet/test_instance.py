@@ -167,7 +167,7 @@ def test_a_fleet_has_one_instance_at_an_address() -> None:
 def test_one_that_said_it_is_full_may_be_tried_again_once_its_moment_is_over() -> None:
     heard = Heard()
     assert heard.fleet.left_alone_s(0.0) == 0.0
-    heard.instance.fullness.said(10.0, 3, 9.0, told_s=5.0)
+    heard.instance.fullness.said(10.0, 3, 9.0, come_back_s=5.0)
     assert heard.fleet.left_alone_s(12.0) == 3.0
     assert heard.fleet.left_alone_s(16.0) == 0.0, (
         "what it had room for may change later still, as `reopens_in_s` says"

@@ -59,14 +59,14 @@ NO_LIST = "its /v1/models is not a list of models"
             {"object": "list", "data": [CARD, ADAPTER]},
             [
                 ModelCard("tiny", None, "/models/tiny", 512, CARD),
-                ModelCard("alpha", "tiny", told=ADAPTER),
+                ModelCard("alpha", "tiny", entry=ADAPTER),
             ],
         ),
         (
             MODELS,
             "/v1/models",
             {"data": [{"id": "odd", "root": 1, "max_model_len": "long"}]},
-            [ModelCard("odd", told={"id": "odd", "root": 1, "max_model_len": "long"})],
+            [ModelCard("odd", entry={"id": "odd", "root": 1, "max_model_len": "long"})],
         ),
         (METRICS, "/metrics", b"vllm:x 1\n\xff", "vllm:x 1\n\N{REPLACEMENT CHARACTER}"),
         (
