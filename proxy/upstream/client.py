@@ -82,7 +82,7 @@ class EngineAnswer:
     async def pour(self, take: Take, limit_s: float) -> None:
         """Give `take` the pieces of the body as they arrive, in the same turn of the loop.
 
-        Ends once `take` returns False, and once no more pieces come: `next_chunk` tells why. Raises
+        Ends once `take` returns False, and once no more pieces come: `next_chunk` then says why. Raises
         DeadlineError if no piece comes for `limit_s` seconds.
         """
         connection = self._connection

@@ -210,8 +210,8 @@ class Connection(asyncio.Protocol):
     async def pour(self, take: "Take", limit_s: float) -> None:
         """Give `take` the bytes of the body in the turn of the loop in which they arrive.
 
-        Ends once `take` is content with what it has (it returns False), and once no more bytes come: `data`
-        tells why. Raises DeadlineError if nothing arrives for `limit_s` seconds.
+        Ends once `take` returns False, and once no more bytes come: `data` then says why. Raises
+        DeadlineError if nothing arrives for `limit_s` seconds.
         """
         answer = self.answer
         while answer.body:
@@ -232,7 +232,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
 
     def _look(self, waiter: "asyncio.Future[None]", limit_s: float) -> None:
-        """One timer looks after all that is poured: it is set anew where bytes came meanwhile."""
+        """Raise DeadlineError in `pour` if nothing arrived for `limit_s`; else set the timer anew."""
         loop = asyncio.get_running_loop()
         due = self._poured_at + limit_s
         if loop.time() < due:
