@@ -24,14 +24,14 @@ class Splice:
         """The last run but one, and the last."""
 
     def note(self, run: bytes) -> None:
-        """A run was passed on."""
+        """A run was passed on by other means: remember it."""
         self.before, self.last = self.last, run
 
     def take(self, run: bytes) -> bool:
-        """Write a run; returns whether the client takes more now. Raises nothing."""
+        """Write a run. True if the client takes more now. Raises nothing."""
         transport = self._transport
         if transport is None or transport.is_closing():
-            return False  # its request is about to be cancelled
+            return False  # the client has left, and its request is about to be cancelled
         self.before, self.last = self.last, run
         data = b"%x\r\n%b\r\n" % (len(run), run) if self._chunked else run
         self._writer.output_size += len(data)

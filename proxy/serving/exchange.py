@@ -118,13 +118,13 @@ Take = Callable[[bytes], bool]
 
 
 class Runs(AsyncIterator[bytes], abc.ABC):
-    """Runs of whole events, one after the other; what iterates over them may have them poured between."""
+    """Runs of whole events, one after the other. Between two of them an iterator may call `pour`."""
 
     @abc.abstractmethod
     async def pour(self, take: Take) -> None:
         """Give `take` the next runs in the turn of the loop in which they arrive, while it returns True.
 
-        Ends before any run that is more than passed on: the next one is had by iterating. Raises as that.
+        Ends before a run that must be looked at, which iterating gives then. Raises what iterating raises.
         """
 
 
@@ -224,8 +224,8 @@ class EngineStream:
     async def pour(self, take: Take) -> None:
         """Give `take` runs of whole events in the turn of the loop in which they arrive.
 
-        Ends once `take` returns False, and before a run that is to be looked at, which `next` gives. `take`
-        MUST NOT raise. Raises as `next`.
+        Ends once `take` returns False, and before a run that must be looked at, which `next` gives then.
+        `take` MUST NOT raise. Raises what `next` raises.
         """
         if self._held or self._ready or self._done or self._failure:
             return
@@ -281,7 +281,7 @@ class EngineStream:
         return run
 
     def _heard(self, run: bytes) -> None:
-        """A chunk has come that completed these events."""
+        """A chunk arrived that completed the events of `run`: renew the deadline unless all are comments."""
         now = self._clock()
         if only_comments(run) if run else self._cutter.tail_is_comment:
             self._waited_s += now - self._waits_since
