@@ -3,6 +3,7 @@ is decided below it.
 
     app          the paths that are served, and on which socket
     sockets      which connections are accepted and kept
+    exact_paths  finds routes by exact paths, and leaves all others to aiohttp
     middlewares  every request: its errors, and that it was answered
     visit        what is known of one request of HTTP while it is answered
     ids          draws ids for requests that have none

@@ -58,8 +58,12 @@ def create_app(
     _check_key_files(config)
     service = assemble(config, policy, sources, waits, connector, tuning, consumers, series)
     app = _application(service)
+    if config.cors.allowed_origins:
+        operators = {route.path for route in OPERATORS}
+        app.middlewares.append(allow_origins(app, CorsRules(config.cors), operators))
     if (file := config.security.api_key_file) is not None:
         app[CLIENT_KEYS] = keys = ClientKeys.read(file)
+        app.middlewares.append(authenticate)
         if config.security.salt_by_client:
             app[SALTS] = ClientSalts(_salt_secret(config, service.directory), keys.groups)
         elif keys.groups:
@@ -75,10 +79,6 @@ def create_app(
     app.cleanup_ctx.append(run)
     app[LOAD_KEY] = Load()
     app[SPOKEN] = tuple(dialects)
-    if config.cors.allowed_origins:
-        operators = {route.path for route in OPERATORS}
-        answer_preflights = allow_origins(app, CorsRules(config.cors), operators)
-        app.middlewares.insert(app.middlewares.index(authenticate), answer_preflights)
     _add_routes(app, [*map(generate.route_of, dialects), *CLIENTS, *PROBES])
     if config.security.admin_port is None:
         _add_routes(app, OPERATORS)
@@ -144,6 +144,8 @@ def create_admin_app(app: web.Application) -> web.Application:
     for key, value in app.items():
         if key not in admin_app:  # it has its own requests in flight: a shutdown waits for clients alone
             admin_app[key] = value
+    if CLIENT_KEYS in admin_app:
+        admin_app.middlewares.append(authenticate)
     _add_routes(admin_app, PROBES + OPERATORS)
     return admin_app
 
@@ -155,7 +157,7 @@ def _add_routes(app: web.Application, routes: Sequence[web.RouteDef]) -> None:
 
 
 def _application(service: Service) -> web.Application:
-    app = web.Application(middlewares=[edge, authenticate], client_max_size=service.config.max_body_mb << 20)
+    app = web.Application(middlewares=[edge], client_max_size=service.config.max_body_mb << 20)
     app.on_response_prepare.append(finish_head)
     app[SERVICE] = service
     app[IN_FLIGHT_KEY] = InFlight()

@@ -24,11 +24,10 @@ _FOR_OPERATORS = frozenset({LOAD_ADAPTER, UNLOAD_ADAPTER})
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Let a request pass if it needs no key or has a right one; answer others as vLLM does, with 401."""
-    keys = request.app.get(CLIENT_KEYS)
-    if keys is None or not _guarded(request):
+    if not _guarded(request):
         return await handler(request)
     given = request.headers.getall("Authorization", [])
-    name = keys.name_of(given[0]) if len(given) == 1 else None
+    name = request.app[CLIENT_KEYS].name_of(given[0]) if len(given) == 1 else None
     if name is None:
         return web.json_response(
             {"error": "Unauthorized"}, status=401, headers={"WWW-Authenticate": "Bearer"}

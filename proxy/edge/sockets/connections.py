@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import http_exceptions, web
 
+from proxy.edge.exact_paths import ExactPaths
 from proxy.edge.ids import new_id
 from proxy.edge.middlewares import SERVER, enveloped
 from proxy.edge.patience import PATIENCE, Patience
@@ -157,7 +158,7 @@ class _Server(web.Server):
 
     def __init__(self, made: web.Server, door: Door, patience: Patience, settings: dict[str, Any]) -> None:
         super().__init__(
-            _at_door(door, made.request_handler),
+            made.request_handler,
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
         )
@@ -226,4 +227,6 @@ class Runner(web.AppRunner):
         )
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self._door, self._patience, self._settings)
+        made = await super()._make_server()
+        made.request_handler = _at_door(self._door, ExactPaths(self._app, made.request_handler).answer)
+        return _Server(made, self._door, self._patience, self._settings)
