@@ -67,7 +67,7 @@ _NOT_IN_AN_ANSWER = _CONNECTION_BOUND | frozenset(
     }
 )
 
-_CORS = "access-control-"
+_CORS = ("access-control-",)
 """The prefix of CORS headers: browsers get those of kvproxy alone."""
 
 MAX_CLIENT_ID_CHARS = 64
@@ -96,16 +96,20 @@ def value_of(name: str, headers: Iterable[tuple[str, str]]) -> str | None:
     return next((value for each, value in headers if each.lower() == name.lower()), None)
 
 
-def _end_to_end(headers: Iterable[tuple[str, str]], ours: frozenset[str]) -> Headers:
-    """The headers that are neither in `ours` nor named by a `Connection` header."""
+def _end_to_end(
+    headers: Iterable[tuple[str, str]], ours: frozenset[str], begin: tuple[str, ...] = ()
+) -> Headers:
+    """The headers not in `ours`, not named by a `Connection` header, and beginning with none of `begin`."""
     kept: Headers = []
     named: set[str] = set()
-    for name, value in headers:
-        lower = name.lower()
-        if lower == "connection":
-            named.update(token.strip().lower() for token in value.split(","))
-        elif lower not in ours:
-            kept.append((name, value))
+    for header in headers:
+        lower = header[0].lower()
+        if lower not in ours:
+            if not lower.startswith(begin):
+                kept.append(header)
+        elif lower == "connection":
+            named.update(token.strip().lower() for token in header[1].split(","))
+    named -= ours
     return [(name, value) for name, value in kept if name.lower() not in named] if named else kept
 
 
@@ -124,8 +128,7 @@ def for_engine(client: Iterable[tuple[str, str]], *, keep_authorization: bool) -
 
 def for_client(engine: Iterable[tuple[str, str]]) -> Headers:
     """An engine's headers that go to the client."""
-    headers = _end_to_end(engine, _NOT_IN_AN_ANSWER)
-    return [(name, value) for name, value in headers if not name.lower().startswith(_CORS)]
+    return _end_to_end(engine, _NOT_IN_AN_ANSWER, _CORS)
 
 
 _UNBUFFERED = (("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))

@@ -11,6 +11,7 @@ is decided below it.
     read_body    where a body ends, how long it may take to arrive, and the memory it takes
     routes       the handlers; `generate` serves every dialect, and `openapi.json` describes all others
     relay        passes streams on to clients
+    whole        writes whole answers, head and body at once
     keep_alive   comments for a client whose stream takes long to begin
     stall        cuts clients that take nothing of their answer
     patience     how long a client may take

@@ -6,8 +6,6 @@ only be sent as an event, so a handler has to look whether the head went out (`K
 
 import asyncio
 import contextlib
-from types import TracebackType
-from typing import Self
 
 from aiohttp import web
 
@@ -19,26 +17,20 @@ _EVENTS = ("Content-Type", "text/event-stream; charset=utf-8")
 
 
 class KeepAlive:
-    """A context manager that sends comments to a client while its body waits for the reply."""
+    """Sends comments to a client while its request waits for the reply, until it is closed."""
 
     def __init__(self, request: web.Request, every_s: float) -> None:
         """`every_s`: seconds until the head and the first comment, and between comments; 0 for none."""
         self._request = request
         self._every_s = every_s
-        self._begins: asyncio.TimerHandle | None = None
+        self._begins = asyncio.get_running_loop().call_later(every_s, self._begin) if every_s else None
         self._tasks: TaskOwner | None = None
         """Owner of the task that writes; made with the first comment, since most streams begin before."""
         self.response: web.StreamResponse | None = None
         """The answer whose head went out; None if none did."""
 
-    async def __aenter__(self) -> Self:
-        if self._every_s:
-            self._begins = asyncio.get_running_loop().call_later(self._every_s, self._begin)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
+        """Send no more comments. `response` stays as it is from the moment of the call."""
         if self._begins is not None:
             self._begins.cancel()
         if self._tasks is not None:

@@ -74,12 +74,6 @@ class Load:
     def __init__(self) -> None:
         self.count = 0
 
-    def __enter__(self) -> None:
-        self.count += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.count -= 1
-
 
 LOAD_KEY: web.AppKey[Load] = web.AppKey("load", Load)
 

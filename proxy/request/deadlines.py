@@ -5,6 +5,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -101,12 +102,14 @@ class TimeLimit(NamedTuple):
     ends_at: float | None
     """By the event loop's clock, which is the monotonic one."""
 
-    def enforced(self) -> Scope:
+    def enforced(self) -> Scope | nullcontext[None]:
         """The block is cancelled when time is up, and GatewayTimeoutError raised."""
-        return _Whole(self)
+        return _UNLIMITED if self.ends_at is None else _Whole(self)
 
 
 NO_LIMIT = TimeLimit(None, None)
+
+_UNLIMITED = nullcontext()
 
 
 def time_limit(given: Sequence[str], configured_s: float, arrived_at: float) -> TimeLimit:

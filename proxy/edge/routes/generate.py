@@ -1,13 +1,12 @@
 """On the generating routes a client's bytes become a `Call`, and a `Reply` becomes bytes for the client."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from aiohttp import web
-from multidict import CIMultiDict
 
 from proxy import headers as names
 from proxy.admission import BodyLease, Ticket, weigh
@@ -16,25 +15,24 @@ from proxy.edge.access.clients import client_of
 from proxy.edge.app_keys import SERVICE
 from proxy.edge.ids import new_id
 from proxy.edge.keep_alive import KeepAlive
-from proxy.edge.middlewares import IN_FLIGHT_KEY, LOAD_KEY, cut_by_us, error_response
+from proxy.edge.middlewares import LOAD_KEY, cut_by_us, error_response
 from proxy.edge.read_body import hold, read_json
-from proxy.edge.relay import cut_stream, relay_stream
+from proxy.edge.relay import cut_stream
+from proxy.edge.routes.answer import answer
 from proxy.edge.routes.salting import salted
-from proxy.edge.routes.story import Story, answer_tokens, streamed_tokens
-from proxy.edge.stall import StallWatch
+from proxy.edge.routes.story import Story
 from proxy.edge.visit import Visit, visit_of
 from proxy.errors import (
     RETRY_SOON,
-    EngineFailedError,
     GatewayTimeoutError,
     NotFoundError,
     RequestError,
     UnavailableError,
     cut,
 )
-from proxy.happenings import AnswerBegan, ClientStalled, Refused
+from proxy.happenings import Refused
 from proxy.logs import as_value
-from proxy.request.deadlines import TimeLimit, time_limit
+from proxy.request.deadlines import time_limit
 from proxy.request.dialects import Dialect
 from proxy.request.generation import GenerationRequest, read_request
 from proxy.request.outline import outline, signs_of
@@ -48,8 +46,6 @@ CLIENT_LEFT = "client_left"
 
 MAX_LOGGED_FAILURES = 6
 """How many failed attempts the log line of one request names: a list of prompts may have hundreds."""
-
-LARGE_ANSWER_BYTES = 256 << 10
 """Whole answers above this are written within the handler, under the `StallWatch`; aiohttp writes smaller
 ones after it."""
 
@@ -59,77 +55,80 @@ def route_of(dialect: Dialect) -> web.RouteDef:
     if not dialect.path.startswith(f"{GUARDED}/"):
         raise ValueError(f"{dialect.path}: the path of a generating route begins with {GUARDED}/")
 
-    async def generate(request: web.Request) -> web.StreamResponse:
-        with request.app[LOAD_KEY]:
-            return await _generate(request, dialect)
-
-    return web.post(dialect.path, generate)
+    return web.post(dialect.path, functools.partial(_generate, dialect=dialect))
 
 
 async def _generate(request: web.Request, dialect: Dialect) -> web.StreamResponse:
-    service = request.app[SERVICE]
+    service, load = request.app[SERVICE], request.app[LOAD_KEY]
     visit = visit_of(request)
     notes = visit.notes
     outcome = CLIENT_LEFT
     story = Story()
-    waiting = KeepAlive(request, 0.0)
+    begun: web.StreamResponse | None = None
+    load.count += 1
     try:
         limit = time_limit(
             request.headers.getall(names.REQUEST_TIMEOUT_MS, ()),
             service.rules.deadlines.request_s,
             visit.started_at,
         )
-        with ExitStack() as stack:
+        reply: Reply | None = None
+        try:
             with limit.enforced():
-                call = story.call = await _call(request, visit, dialect)
+                call = story.call = await _call(request, service, visit, dialect)
                 if call.leg_id != visit.request_id:
                     notes["leg"] = call.leg_id
-                if call.request.stream:
-                    waiting = KeepAlive(request, service.rules.now.stream_keepalive_s)
+                waiting = (
+                    KeepAlive(request, service.rules.now.stream_keepalive_s) if call.request.stream else None
+                )
                 try:
-                    async with waiting:
-                        reply = await service.director.serve(call)
-                        stack.callback(reply.close)  # inside: leaving `waiting` awaits, and may be cancelled
+                    reply = await service.director.serve(call)
                 finally:
+                    if waiting is not None:
+                        begun = waiting.response
+                        await waiting.close()
                     _note_trace(notes, call)
-            response, cut = await _answer(request, visit, reply, dialect, limit, waiting.response, story)
+            response, cut_with = await answer(request, visit, reply, dialect, limit, begun, story)
+        finally:
+            if reply is not None:
+                reply.close()
         outcome = _outcome(reply.status)
-        if cut is not None and outcome == "ok":
-            outcome = "timeout" if isinstance(cut, GatewayTimeoutError) else "cut"
-        if cut is not None:
-            notes["cut"] = as_value(cut)
+        if cut_with is not None:
+            notes["cut"] = as_value(cut_with)
+            if outcome == "ok":
+                outcome = "timeout" if isinstance(cut_with, GatewayTimeoutError) else "cut"
         return response
     except RequestError as error:
         outcome = "timeout" if isinstance(error, GatewayTimeoutError) else _outcome(error.status)
-        story.status = error.status if waiting.response is None else waiting.response.status
+        story.status = error.status if begun is None else begun.status
         if error.reason is not None:
             notes["reason"] = error.reason
-        if waiting.response is None:
+        if begun is None:
             return error_response(error, dialect.error(error))
         notes["cut"] = as_value(error)
-        await cut_stream(request, waiting.response, dialect, error)
-        return waiting.response
+        await cut_stream(request, begun, dialect, error)
+        return begun
     except (asyncio.CancelledError, ConnectionError):
         if cut_by_us(request):
             outcome = "cut" if request.writer.output_size > 0 else "unavailable"
-            if waiting.response is not None:
-                stopping = UnavailableError("kvproxy is shutting down")
-                await cut_stream(request, waiting.response, dialect, stopping)
-                return waiting.response
+            if begun is not None:
+                await cut_stream(request, begun, dialect, UnavailableError("kvproxy is shutting down"))
+                return begun
         raise
     except Exception:
         outcome = "failed"
         raise
     finally:
+        load.count -= 1
         notes["outcome"] = outcome
         service.tell(story.end(visit, dialect, outcome))
 
 
-async def _call(request: web.Request, visit: Visit, dialect: Dialect) -> Call:
+async def _call(request: web.Request, service: Service, visit: Visit, dialect: Dialect) -> Call:
     """Read and check a request. Raises RequestError."""
     if visit.is_spare:
         reason = "no_descriptors"
-        request.app[SERVICE].tell(Refused(reason))
+        service.tell(Refused(reason))
         raise UnavailableError(
             "kvproxy has as many connections as its file descriptors allow",
             headers=RETRY_SOON | {"Connection": "close"},
@@ -137,7 +136,7 @@ async def _call(request: web.Request, visit: Visit, dialect: Dialect) -> Call:
         )
     generation = salted(request, await generation_request(request, visit, dialect))
     headers, priority = engine_headers(request), claimed(generation, request.headers.get(names.PRIORITY))
-    if (least := request.app[SERVICE].rules.admission.max_client_priority) is not None:
+    if (least := service.rules.admission.max_client_priority) is not None:
         generation, headers = bounded(generation, headers, least)
         priority = max(priority, least)
     return Call(
@@ -145,9 +144,7 @@ async def _call(request: web.Request, visit: Visit, dialect: Dialect) -> Call:
         headers=headers,
         leg_id=visit.request_id if visit.is_named_here else names.leg_id(visit.request_id, new_id()[:12]),
         started_at=time.monotonic(),  # only now: the client may have taken long to send the body
-        ticket=Ticket(
-            client_of(request, visit, request.app[SERVICE].config.admission.client_header), priority
-        ),
+        ticket=Ticket(client_of(request, visit, service.config.admission.client_header), priority),
     )
 
 
@@ -212,68 +209,3 @@ def engine_headers(request: web.Request) -> names.Headers:
     config = request.app[SERVICE].config
     keep = config.engine_api_key is None and config.security.api_key_file is None
     return names.for_engine(request.headers.items(), keep_authorization=keep)
-
-
-async def _answer(
-    request: web.Request,
-    visit: Visit,
-    reply: Reply,
-    dialect: Dialect,
-    limit: TimeLimit,
-    begun: web.StreamResponse | None,
-    story: Story,
-) -> tuple[web.StreamResponse, RequestError | None]:
-    """Send the reply to the client. Returns the answer, and the error it was cut with (None if the client got
-    all of it).
-
-    `begun`: the answer whose head went out before there was a reply. `story` is filled with what is known.
-    """
-    story.status, story.decision = reply.status, reply.decision
-    service = request.app[SERVICE]
-    streamed = not isinstance(reply.body, bytes)
-    cross = names.for_streaming_client if streamed else names.for_client
-    headers = CIMultiDict(cross(reply.headers))
-    notes = visit.notes
-    if (decision := reply.decision) is not None:
-        prefill, decode = decision.prefill.chosen, decision.decode.chosen
-        if prefill is not None and decode is not None:
-            notes |= {"prefill": prefill.instance, "decode": decode.instance}
-            if prefill.cached_tokens is not None:
-                notes["cached"] = str(prefill.cached_tokens)
-            if service.rules.now.decision_headers:
-                headers[names.PREFILL] = prefill.instance
-                headers[names.DECODE] = decode.instance
-                if prefill.cached_tokens is not None and reply.status < 400:  # errors carry no usage either
-                    headers[names.CACHED_TOKENS] = str(prefill.cached_tokens)
-    if reply.status < 400:
-        first_byte_s = story.first_byte_s = time.monotonic() - visit.started_at
-        service.tell(AnswerBegan(dialect.name, first_byte_s))
-        if not isinstance(reply.body, bytes):
-            notes["ttfb"] = f"{first_byte_s * 1000:.0f}ms"
-    watch = StallWatch(
-        request,
-        service.rules.deadlines.client_stall_s,
-        lambda: service.tell(ClientStalled()),
-    )
-    if isinstance(reply.body, bytes):
-        if begun is not None:
-            error = EngineFailedError(
-                f"the engine answered with status {reply.status} when the stream had begun"
-            )
-            late = dialect.late_answer(reply.status, reply.body)
-            return begun, await cut_stream(request, begun, dialect, error, late)
-        if reply.status < 400:
-            story.answer_tokens = answer_tokens(dialect, reply.body)
-        whole = web.Response(status=reply.status, headers=headers, body=reply.body)
-        if len(reply.body) > LARGE_ANSWER_BYTES:
-            reply.close()
-            with watch:
-                await whole.prepare(request)
-                await whole.write_eof()
-        return whole, None
-    response = begun or web.StreamResponse(status=reply.status, headers=headers)
-    with watch:
-        cutting = request.app[IN_FLIGHT_KEY].cutting
-        relayed = await relay_stream(request, response, reply.body, dialect, cutting, limit)
-    story.answer_tokens = streamed_tokens(dialect, relayed.before, relayed.last)
-    return response, relayed.cut
