@@ -251,6 +251,7 @@ class Lanes:
             prefill_on=turn.prefill_on,
             over_limit=turn.again,
             kept=self._kept,
+            shown=False,
         )
 
     def _told_no_prefill(self, turn: Turn) -> None:

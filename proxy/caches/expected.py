@@ -170,6 +170,10 @@ class PredictedBlocks:
             tree.prune(last, now)
         self._swept((instance, rank), now)
 
+    def any(self, instance: str, rank: int) -> bool:
+        """Whether any blocks may be expected there."""
+        return (instance, rank) in self._trees
+
     def prefix_blocks(self, instance: str, rank: int, keys: Sequence[int], now: float) -> int:
         """How many leading blocks of a prompt are expected there."""
         tree = self._swept((instance, rank), now)

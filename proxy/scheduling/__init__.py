@@ -4,6 +4,7 @@ Pure. Its files:
 
     question   what placement needs to know of a request
     view       the candidates for both legs, and what is known of each
+    standing   which ranks there are, and which of them are as good as any, kept until the fleet changes
     lengths    which contexts hold the request
     eligible   which candidates the policy may choose from: those that no better one replaces
     types      what a policy sees, and the contracts of policies: `LegPolicy`, and `Policy` for pairs

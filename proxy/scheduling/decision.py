@@ -1,4 +1,7 @@
-"""A decision carries every candidate with its terms, so that it can be explained long after it was made."""
+"""A decision carries every candidate with its terms, so that it can be explained long after it was made.
+
+One that is only to be followed carries no more than what was chosen.
+"""
 
 import heapq
 import math
@@ -25,7 +28,8 @@ class Pick(msgspec.Struct, frozen=True):
 
     chosen: Candidate | None
     """None if no candidate was usable, or none of them could be paired with one for the other leg."""
-    candidates: Sequence[Priced]
+    candidates: Sequence[Priced] = ()
+    """All of them; none where something was chosen and nobody is to be shown what else there was."""
 
     @property
     def possible(self) -> bool:
@@ -91,6 +95,8 @@ class Chooser(Protocol):
 
     unit: str | None
     """What prices are counted in; None if the policy does not say."""
+    reads_all: bool
+    """Whether its policy sees candidates that are not usable, too."""
 
     def choose(self, view: View, rng: random.Random) -> Choice:
         """Choose for both legs together."""
@@ -106,7 +112,15 @@ def checked(prices: Iterable[float], count: int, of: str) -> list[float]:
 
     `of`: what was priced, for the error.
     """
-    numbers = [math.inf if math.isnan(price) else float(price) for price in prices]
+    numbers = list(map(float, prices))
     if len(numbers) != count:
         raise ValueError(f"the policy gave {len(numbers)} prices for {count} {of}")
+    if math.isnan(sum(numbers)):  # one of them is, or there are infinite ones of either sign
+        return [math.inf if math.isnan(number) else number for number in numbers]
     return numbers
+
+
+def cheapest(costs: Sequence[float], rng: random.Random) -> int:
+    """Where the lowest cost is; if that is in several places, one of them drawn at random."""
+    lowest = min(costs)
+    return rng.choice([number for number, cost in enumerate(costs) if cost == lowest])

@@ -8,12 +8,14 @@ import random
 from collections.abc import Iterator, Sequence
 
 from proxy.phases import Phase
-from proxy.scheduling.decision import Choice, Pick, Priced, checked
+from proxy.scheduling.decision import Choice, Pick, Priced, cheapest, checked
 from proxy.scheduling.types import Candidate, Leg, LegPolicy, View
 
 
 class ByLeg:
     """A `Chooser` by a policy that prices legs."""
+
+    reads_all = False
 
     def __init__(self, policy: LegPolicy) -> None:
         self._policy = policy
@@ -36,17 +38,18 @@ class ByLeg:
 
     def _pick(self, phase: Phase, view: View, rng: random.Random) -> Pick:
         candidates = view.prefill if phase is Phase.PREFILL else view.decode
-        usable = [candidate for candidate in candidates if candidate.usable]
+        usable = [candidate for candidate in candidates if candidate.usable] if view.complete else candidates
         if not usable:
             return Pick(None, [Priced(candidate, None) for candidate in candidates])
         leg = Leg(phase, view.model, view.prompt_tokens)
         costs = checked(self._policy.costs(leg, usable), len(usable), "candidates")
+        if not view.complete:
+            return Pick(usable[cheapest(costs, rng)])
         priced = list(zip(usable, costs, strict=True))
         if phase is Phase.PREFILL and not any(candidate.usable for candidate in view.decode):
             # No decode instance could take over, so an instance that does both is preferred.
             priced = [each for each in priced if each[0].serves_all] or priced
-        lowest = min(cost for _, cost in priced)
-        chosen = rng.choice([candidate for candidate, cost in priced if cost == lowest])
+        chosen, _ = priced[cheapest([cost for _, cost in priced], rng)]
         return Pick(chosen, list(_with_costs(candidates, costs)))
 
 

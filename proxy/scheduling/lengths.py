@@ -41,19 +41,20 @@ class Need:
         self._prefill = 0 if prompt is None else prompt + 1
         self._least = max(self._prefill, answer if limited_by else 0)
         """A decode engine with a shorter context refuses the request."""
-        self._wanted = self._least if prompt is None else prompt + max(1, answer)
+        self.wanted = self._least if prompt is None else prompt + max(1, answer)
+        """A context of this length holds any of its legs."""
         self._decode: float | None = None
 
     def fits(self, instance: Instance) -> bool:
         """Whether the instance's context holds the leg that it would get."""
         length = instance.max_model_len
-        if length >= self._wanted:
+        if length >= self.wanted:
             return True
         if instance.role is Role.PREFILL:
             return length >= self._prefill
         if self._decode is None:
             # If no engine holds all that is wanted, those do that hold as much as any.
-            self._decode = max(self._least, min(self._wanted, self._longest_answer(_known(self._listing()))))
+            self._decode = max(self._least, min(self.wanted, self._longest_answer(_known(self._listing()))))
         return length >= self._decode
 
     def refusal(self) -> BadRequestError | None:
@@ -85,7 +86,7 @@ class Need:
         lengths = {instance.max_model_len for instance in self._fleet}
         return (
             min((n for n in lengths if n >= self._prefill), default=math.inf),
-            min((n for n in lengths if n >= self._wanted), default=math.inf),
+            min((n for n in lengths if n >= self.wanted), default=math.inf),
         )
 
     def _listing(self) -> list[Instance]:

@@ -3,12 +3,14 @@
 import random
 from collections.abc import Mapping, Sequence
 
-from proxy.scheduling.decision import Choice, Pick, Priced, PricedPairs, checked
+from proxy.scheduling.decision import Choice, Pick, Priced, PricedPairs, cheapest, checked
 from proxy.scheduling.types import Candidate, Policy, View
 
 
 class ByPair:
     """A `Chooser` by a policy that prices pairs."""
+
+    reads_all = True
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -23,8 +25,7 @@ class ByPair:
             )
             return Choice(decode if view.whole else prefill, decode)
         prices = checked(self._policy.prices(view), len(pairs), "pairs")
-        lowest = min(prices)
-        chosen = rng.choice([pair for pair, price in zip(pairs, prices, strict=True) if price == lowest])
+        chosen = pairs[cheapest(prices, rng)]
         prefill_costs: dict[tuple[str, int], float] = {}
         decode_costs: dict[tuple[str, int], float] = {}
         for pair, price in zip(pairs, prices, strict=True):

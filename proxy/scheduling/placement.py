@@ -12,10 +12,11 @@ from proxy.caches.expected import PredictedBlocks
 from proxy.config import Admission
 from proxy.fleet import Claim, Fleet, Instance
 from proxy.phases import Phase
-from proxy.scheduling.decision import Chooser, Decision
+from proxy.scheduling.decision import Chooser, Decision, Pick
 from proxy.scheduling.legs import ByLeg
 from proxy.scheduling.lengths import Need, need_of
 from proxy.scheduling.pairs import ByPair
+from proxy.scheduling.policies import POLICIES
 from proxy.scheduling.question import Constraints, Question
 from proxy.scheduling.types import AnyPolicy, Candidate, LegPolicy, Policy, reads_prompt
 from proxy.scheduling.view import USUAL_BLOCK_SIZE, Load, Viewer, own_load
@@ -80,6 +81,7 @@ class Placement:
             limits=limits,
             tier_costs=tier_costs or {},
             loads=loads,
+            keeps=type(policy) in POLICIES.values(),
         )
         self._rng = rng or random.Random()  # noqa: S311  # ties between instances are no secret
 
@@ -106,11 +108,19 @@ class Placement:
         prefill_on: str | None = None,
         over_limit: bool = False,
         kept: Collection[tuple[Phase, str]] = (),
+        shown: bool = True,
     ) -> Decision:
-        """Place both legs. The arguments are those of `Constraints`."""
+        """Place both legs. The arguments are those of `Constraints`.
+
+        `shown`: whether somebody is to be shown every candidate; if not, a decision that is admissible may
+        come without those that were not chosen. What is chosen is the same.
+        """
         constraints = Constraints(failed, prefill_on=prefill_on, over_limit=over_limit, kept=kept)
-        view = self._viewer.look(question, self._clock(), constraints)
+        complete = shown or self._chooser.reads_all
+        view = self._viewer.look(question, self._clock(), constraints, complete=complete)
         prefill, decode, pairs = self._chooser.choose(view, self._rng)
+        if not view.complete:
+            prefill, decode = self._followed(prefill), self._followed(decode)
         return Decision(self._policy_name, question.prompt_tokens, prefill, decode, self._chooser.unit, pairs)
 
     def decide_decode(
@@ -126,6 +136,13 @@ class Placement:
         view = self._viewer.look_for_decode(question, self._clock(), constraints, decision.prefill.chosen)
         _, decode, pairs = self._chooser.choose_decode(view, self._rng)
         return msgspec.structs.replace(decision, decode=decode, pairs=pairs)
+
+    def _followed(self, pick: Pick) -> Pick:
+        """A pick of a look that was not complete, as it is to be followed."""
+        if pick.chosen is None:
+            raise RuntimeError("a look that finds nobody is complete")
+        chosen = self._viewer.as_known_now(pick.chosen)
+        return pick if chosen is pick.chosen else Pick(chosen)
 
     def need(self, question: Question) -> Need:
         """The context that the legs of a request need."""

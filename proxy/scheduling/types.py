@@ -79,6 +79,7 @@ class View:
         decode: Sequence[Candidate],
         *,
         whole: bool = False,
+        complete: bool = True,
     ) -> None:
         self.model = model
         self.prompt_tokens = prompt_tokens
@@ -89,6 +90,8 @@ class View:
         """All candidates for the decode leg, or for a request that cannot be split."""
         self.whole = whole
         """Whether the request cannot be split: a candidate for decode serves all of it."""
+        self.complete = complete
+        """Whether candidates that are not usable are included; for policies that price pairs they are."""
 
     @functools.cached_property
     def pairs(self) -> Sequence[Pair]:

@@ -1,22 +1,28 @@
 """A decision rests on one look at the fleet: the index is asked once, and all candidates are of the same
 moment.
 
+Where nobody is to be shown all candidates, a look goes no further than the choice needs: if some that are
+well fit and have room, the policy may choose from these alone, and nothing is found out about the others.
+
 Loads are passed in: nothing here assumes that this process sees all traffic.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from kvevents import PrefixIndex
+import msgspec
+
+from kvevents import PrefixIndex, Prompt
 from proxy.caches.accuracy import Accuracy
 from proxy.caches.expected import PredictedBlocks
 from proxy.config import MAIN_TIER, Admission
 from proxy.fleet import Fleet, Instance
 from proxy.fleet.why import Why
-from proxy.phases import Phase, Role
+from proxy.phases import Phase
 from proxy.scheduling.eligible import eligible
 from proxy.scheduling.lengths import Need, need_of
 from proxy.scheduling.question import Constraints, Question
+from proxy.scheduling.standing import Rank, Standing
 from proxy.scheduling.types import Candidate, View
 
 USUAL_BLOCK_SIZE = 16
@@ -44,6 +50,8 @@ class _Look(NamedTuple):
     constraints: Constraints
     now: float
     need: Need
+    length_tokens: int | None
+    """As `Question.length_tokens`."""
     cached: Mapping[tuple[str, int], int]
     """Cached tokens of the prompt in the main tier by the index, by instance and rank."""
     slower: Mapping[tuple[str, int], Mapping[str, int]]
@@ -63,9 +71,15 @@ class Viewer:
         limits: Admission,
         tier_costs: Mapping[str, float],
         loads: Callable[[Instance, Phase, int], Load] = own_load,
+        keeps: bool = False,
     ) -> None:
-        """The arguments are those of `Placement`. `loads`: all that runs on a rank, whoever sent it there."""
+        """The arguments are those of `Placement`. `loads`: all that runs on a rank, whoever sent it there.
+
+        `keeps`: whether candidates may be kept until a claim changes their load, since the policy reads
+        neither `index` nor `trusted`, which may change meanwhile.
+        """
         self._fleet = fleet
+        self._standing = Standing(fleet)
         self._index = index
         self._predicted = predicted
         self._accuracy = accuracy
@@ -75,13 +89,21 @@ class Viewer:
             Phase.PREFILL: limits.max_prefill_tokens,
             Phase.DECODE: limits.max_decode_tokens,
         }
+        self._limited = any(self._most_tokens.values())
         self._loads = loads
+        self._keeps = keeps and loads is own_load
 
-    def look(self, question: Question, now: float, constraints: Constraints) -> View:
+    def look(
+        self, question: Question, now: float, constraints: Constraints, *, complete: bool = True
+    ) -> View:
         """The candidates for both legs. There are none for prefill if the request is served whole, and none
         for decode if every usable candidate for prefill would serve it by itself.
+
+        `complete`: whether those that are not usable must be among them.
         """
         look = self._look(question, now, constraints)
+        if not complete and (view := self._glance(look)) is not None:
+            return view
         prefill = () if question.whole else self._candidates(Phase.PREFILL, look)
         alone = [c.serves_all for c in prefill if c.usable]
         needless = bool(alone) and all(alone)
@@ -95,6 +117,17 @@ class Viewer:
         decode = self._candidates(Phase.DECODE, self._look(question, now, constraints))
         return View(question.model, question.prompt_tokens, (prefilled_on,), decode)
 
+    def as_known_now(self, candidate: Candidate) -> Candidate:
+        """A candidate of the last look, with what may have changed since it was kept."""
+        instance = self._fleet.get(candidate.instance)
+        if instance is None:
+            raise RuntimeError(f"{candidate.instance} was removed while a decision was made")
+        index = instance.index_state(candidate.rank)
+        trusted = self._accuracy.trusted(candidate.instance, candidate.rank)
+        if index == candidate.index and trusted is candidate.trusted:
+            return candidate
+        return msgspec.structs.replace(candidate, index=index, trusted=trusted)
+
     def block_size(self, address: str, rank: int) -> int:
         """The block size of a rank in tokens; the usual one while it has stored no block."""
         return self._index.block_size(address, rank) or USUAL_BLOCK_SIZE
@@ -102,98 +135,137 @@ class Viewer:
     def _look(self, question: Question, now: float, constraints: Constraints) -> _Look:
         prompt, need = question.prompt, need_of(self._fleet, question)
         if prompt is None:
-            return _Look(question, constraints, now, need, {}, {})
+            return _Look(question, constraints, now, need, question.length_tokens, {}, {})
         match = self._index.match(prompt)
         cached = {(s.instance, s.rank): tokens for s, tokens in match.items() if s.tier == MAIN_TIER}
         slower: Mapping[tuple[str, int], Mapping[str, int]] = {}
         if self._tier_costs and not question.whole:
             slower = self._index.match_slower(prompt, tuple(self._tier_costs), MAIN_TIER)
-        return _Look(question, constraints, now, need, cached, slower)
+        return _Look(question, constraints, now, need, question.length_tokens, cached, slower)
+
+    # -- all candidates -----------------------------------------------------------------------------------
 
     def _candidates(self, phase: Phase, look: _Look) -> Sequence[Candidate]:
         found: list[Candidate] = []
-        for instance in self._fleet.of(phase):
+        for instance, ranks in self._standing.ranks(phase):
             why = instance.why_unusable(look.question.model)
             if why is None and not look.need.fits(instance):
                 why = Why.TOO_LONG
             if why is None and instance.says_full(look.now):
                 why = Why.SAYS_FULL
-            found += [self._candidate(instance, rank, phase, look, why) for rank in instance.ranks]
+            found += [self._candidate(rank, phase, look, why) for rank in ranks]
         constraints = look.constraints
         if phase is Phase.DECODE and constraints.prefill_on is not None:
             constraints = constraints._replace(prefill_on=None)
         return eligible(found, self._fleet.set_aside(phase, look.now), constraints)
 
-    def _candidate(
-        self, instance: Instance, rank: int, phase: Phase, look: _Look, why: Why | None
-    ) -> Candidate:
+    # -- those that are as good as any --------------------------------------------------------------------
+
+    def _glance(self, look: _Look) -> View | None:
+        """The candidates that would be usable among all; None if that cannot be told without the others."""
+        question = look.question
+        failed, tried, prefill_on, over_limit, _ = look.constraints
+        if failed or tried or prefill_on is not None or over_limit:
+            return None
+        prefill: Sequence[Candidate] = ()
+        needless = False
+        if not question.whole:
+            prefill = self._as_good_as_any(Phase.PREFILL, look)
+            if not prefill:
+                return None
+            needless = prefill[0].serves_all and all(c.serves_all for c in prefill)
+        decode = () if needless else self._as_good_as_any(Phase.DECODE, look)
+        if not decode and not needless:
+            return None
+        return View(
+            question.model, question.prompt_tokens, prefill, decode, whole=question.whole, complete=False
+        )
+
+    def _as_good_as_any(self, phase: Phase, look: _Look) -> Sequence[Candidate]:
+        """Those that are well, fit and have room: where there are any, `eligible` leaves no others usable."""
+        served = self._standing.served(phase, look.question.model)
+        ranks = self._standing.well(phase, served, look.now)
+        if served.shortest_context < look.need.wanted:
+            ranks = [rank for rank in ranks if look.need.fits(rank.instance)]
+        may_be_full = self._limited or bool(look.constraints.kept)
+        if self._keeps and not may_be_full and look.question.prompt is None and look.length_tokens is None:
+            return [r.kept if r.kept_at == r.load.changes else self._keep(r, phase, look) for r in ranks]
+        found = [self._candidate(rank, phase, look, None) for rank in ranks]
+        return [c for c in found if c.usable] if may_be_full else found
+
+    def _keep(self, rank: Rank, phase: Phase, look: _Look) -> Candidate:
+        rank.kept, rank.kept_at = self._candidate(rank, phase, look, None), rank.load.changes
+        return rank.kept
+
+    # -- one of them --------------------------------------------------------------------------------------
+
+    def _candidate(self, rank: Rank, phase: Phase, look: _Look, why: Why | None) -> Candidate:
         """One rank of an instance; `why`: why the instance is not usable, None if it is, given room."""
-        question, at = look.question, (instance.address, rank)
-        reused, expected = self._reuse(instance, rank, look)
-        trusted, doubted = self._accuracy.trusted(*at), None
-        if not trusted:
-            doubted, reused, expected = reused, None, None
-        length = question.length_tokens
-        slower = look.slower.get(at) if phase is Phase.PREFILL else None
-        reload, reload_cost = self._reload(slower, reused, expected)
+        question, at = look.question, rank.at
+        index = rank.instance.index_state(rank.number)
+        trusted = self._accuracy.trusted(*at)
+        reused = expected = doubted = None
+        if question.prompt is not None and index != "unknown":
+            reused, expected = self._reuse(at, question.prompt, look)
+            if not trusted:
+                doubted, reused, expected = reused, None, None
+        reload, reload_cost = 0, 0.0
+        if phase is Phase.PREFILL and (slower := look.slower.get(at)) is not None:
+            reload, reload_cost = self._reload(slower, reused, expected)
+        length = look.length_tokens
         uncached = None if length is None else length - (expected or 0) - reload
-        both = instance.role is Role.BOTH
-        # An instance that does both serves the request in one leg, which weighs as much as a decode leg.
-        limited = Phase.DECODE if both else phase
-        load = self._loads(instance, phase, rank)
-        kept = _is_kept(instance, phase, look.constraints.kept)
-        fits = not kept and self._has_room(limited, load, question.leg_weight_tokens(limited, uncached))
+        load = self._loads(rank.instance, phase, rank.number)
+        fits = not (look.constraints.kept and _is_kept(rank, phase, look.constraints.kept))
+        if fits and (most := self._most_tokens[rank.limited]):
+            weight_tokens = question.leg_weight_tokens(rank.limited, uncached)
+            # An idle one takes any amount.
+            fits = load.weight_tokens == 0 or load.weight_tokens + weight_tokens <= most
         return Candidate(
-            instance=instance.address,
-            rank=rank,
-            usable=why is None and (fits or look.constraints.over_limit),
-            why=why if why is not None or fits else Why.FULL,
+            rank.address,
+            rank.number,
+            why is None and (fits or look.constraints.over_limit),
+            why if why is not None or fits else Why.FULL,
             cached_tokens=reused,
             expected_tokens=expected,
             uncached_tokens=uncached,
             load_tokens=load.tokens,
-            index=instance.index_state(rank),
-            last_pick=instance.load.on(phase, rank).last_pick,
+            index=index,
+            last_pick=rank.load.last_pick,
             trusted=trusted,
             doubted_tokens=doubted,
             reload_tokens=reload,
             reload_cost_tokens=reload_cost,
             weight_tokens=load.weight_tokens,
-            serves_all=both,
+            serves_all=rank.serves_all,
         )
 
-    def _reuse(self, instance: Instance, rank: int, look: _Look) -> tuple[int | None, int | None]:
-        """Cached tokens by the index, and the same with predicted blocks; None if they are not known."""
-        question, prompt = look.question, look.question.prompt
-        if prompt is None or instance.index_state(rank) == "unknown":
-            return None, None
-        block_size = self.block_size(instance.address, rank)
+    def _reuse(self, at: tuple[str, int], prompt: Prompt, look: _Look) -> tuple[int, int]:
+        """Cached tokens by the index, and the same with predicted blocks."""
+        cached = look.cached.get(at, 0)
+        if not cached and not self._predicted.any(*at):
+            return 0, 0
+        block_size = self.block_size(*at)
         # The last token is always computed, so of a prompt that is cached whole the last block is not reused.
-        limit = question.reusable_tokens // block_size * block_size
-        there = min(look.cached.get((instance.address, rank), 0), limit)
+        limit = look.question.reusable_tokens // block_size * block_size
+        there = min(cached, limit)
         if there == limit:  # no more can be expected
             return there, there
-        keys = self._index.keys(prompt, instance.address, rank, USUAL_BLOCK_SIZE)
-        ahead = self._predicted.prefix_blocks(instance.address, rank, keys, look.now)
+        keys = self._index.keys(prompt, *at, USUAL_BLOCK_SIZE)
+        ahead = self._predicted.prefix_blocks(*at, keys, look.now)
         return there, max(there, min(ahead * block_size, limit))
 
     def _reload(
-        self, slower: Mapping[str, int] | None, reused: int | None, expected: int | None
+        self, slower: Mapping[str, int], reused: int | None, expected: int | None
     ) -> tuple[int, float]:
         """Tokens to reload from slower tiers, less those expected in the main tier, and what that costs."""
-        if slower is None or reused is None or expected is None:
+        if reused is None or expected is None:
             return 0, 0.0
         there = sum(slower.values())
         left = max(0, there - (expected - reused))
         return left, sum(self._tier_costs[tier] * tokens for tier, tokens in slower.items()) * left / there
 
-    def _has_room(self, phase: Phase, load: Load, weight_tokens: int) -> bool:
-        """Whether a rank has room for `weight_tokens` more; an idle one takes any amount."""
-        most = self._most_tokens[phase]
-        return not most or load.weight_tokens == 0 or load.weight_tokens + weight_tokens <= most
 
-
-def _is_kept(instance: Instance, phase: Phase, kept: Collection[tuple[Phase, str]]) -> bool:
-    """Whether the room of an instance is kept for other requests."""
-    phases = Phase if instance.role is Role.BOTH else (phase,)
-    return bool(kept) and any((each, instance.address) in kept for each in phases)
+def _is_kept(rank: Rank, phase: Phase, kept: Collection[tuple[Phase, str]]) -> bool:
+    """Whether the room of a rank's instance is kept for other requests."""
+    phases = Phase if rank.serves_all else (phase,)
+    return any((each, rank.address) in kept for each in phases)

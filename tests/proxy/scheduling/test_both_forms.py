@@ -1,0 +1,260 @@
+"""A decision that is only followed is the one that would be shown, whatever has happened to the fleet."""
+
+import random
+from collections.abc import Callable, Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvevents import BlockStored, PrefixIndex, Prompt
+from proxy.caches.accuracy import Accuracy
+from proxy.config import Admission, parse_instance
+from proxy.fleet import Claim, Fleet, Instance, ModelCard
+from proxy.fleet.circuit import Breaker
+from proxy.phases import Phase, Role
+from proxy.scheduling.decision import Decision, Pick
+from proxy.scheduling.placement import Placement
+from proxy.scheduling.policies import CacheAffinity, LeastLoad, RoundRobin
+from proxy.scheduling.question import Question
+from proxy.scheduling.standing import MAX_MODELS, Standing
+from proxy.scheduling.types import AnyPolicy, Candidate, Leg
+
+ROLES = (Role.PREFILL, Role.PREFILL, Role.DECODE, Role.DECODE, Role.BOTH, Role.BOTH)
+BLOCK = 4
+PROMPTS = [[shared] * 12 + [last] * 12 for shared in (1, 2) for last in (3, 4)]
+
+
+class Feed:
+    """An event source that is what it is told to be."""
+
+    epoch = 0
+
+    def __init__(self) -> None:
+        self.state = "exact"
+
+
+class Doubtful(Accuracy):
+    """Trusts whom it is told to trust."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _instance, _rank, _key: True)
+        self.doubted: set[tuple[str, int]] = set()
+
+    def trusted(self, instance: str, rank: int) -> bool:
+        return (instance, rank) not in self.doubted
+
+
+class Own:
+    """A user's policy, which sees all there is and keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[Candidate]] = []
+
+    def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
+        self.seen.append([c for c in candidates if leg])
+        return [c.load_tokens + 10 * (c.index != "exact") + c.rank for c in candidates]
+
+
+class Scene:
+    """A fleet of all roles, and two placements before it that are told the same."""
+
+    def __init__(self, make: Callable[[], AnyPolicy], limits: Admission, there: Sequence[bool]) -> None:
+        self.now = 1000.0
+        self.fleet, self.index, self.accuracy = Fleet(), PrefixIndex(), Doubtful()
+        self.claims: list[Claim] = []
+        self.hashes = 0
+        self.policies = make(), make()
+        self.placements = [
+            Placement(
+                self.fleet,
+                self.index,
+                policy,
+                "any",
+                clock=lambda: self.now,
+                rng=random.Random(5),
+                limits=limits,
+                accuracy=self.accuracy,
+                tier_costs={"CPU": 0.25},
+            )
+            for policy in self.policies
+        ]
+        for number, role in enumerate(ROLES):
+            if there[number]:
+                instance = Instance(
+                    parse_instance(f"i{number}:1", role), Breaker(slow_start_s=8.0, joins=True)
+                )
+                instance.breaker.answered(self.now - 20)
+                instance.listed([ModelCard("m", max_model_len=100)], self.now)
+                instance.is_followed({rank: Feed() for rank in range(1 + number % 2)})
+                instance.came_up()
+                self.fleet.add(instance)
+
+    def happens(self, what: str, number: int, amount: int) -> None:
+        instance = self.fleet.get(f"i{number}:1")
+        self.now += amount / 64
+        if instance is None:
+            return
+        breaker, rank = instance.breaker, amount % len(instance.ranks)
+        phase = Phase.PREFILL if instance.takes(Phase.PREFILL) and amount % 2 else Phase.DECODE
+        match what:
+            case "time":
+                self.now += amount / 8
+            case "leg" if instance.takes(phase):
+                self.claims.append(self.fleet.claim(instance.address, rank, phase, amount, amount * 2))
+            case "end" if self.claims:
+                self.claims.pop(amount % len(self.claims)).end()
+            case "served" | "engine_failed" | "others_served" | "answered":
+                getattr(breaker, what)(self.now)
+            case "missed" | "lost" | "busy":
+                getattr(breaker, what)()
+            case "down":
+                instance.went_down("gone")
+            case "up":
+                instance.came_up()
+            case "drain":
+                instance.drain()
+            case "undrain":
+                instance.undrain()
+            case "lists":
+                cards = [ModelCard(name, max_model_len=20 + amount) for name in "mn"[: 1 + amount % 2]]
+                instance.listed(cards, self.now)
+            case "lacks":
+                instance.lacks("m")
+            case "full":
+                instance.fullness.said(self.now, amount % 3, self.now - 1)
+            case "room":
+                instance.fullness.forget()
+            case "doubted":
+                self.accuracy.doubted ^= {(instance.address, rank)}
+            case "feed":
+                feed = instance.sources.get(rank)
+                if isinstance(feed, Feed):
+                    feed.state = ("exact", "partial", "unknown")[amount % 3]
+            case "ranks":
+                instance.is_followed({rank: Feed() for rank in range(amount % 3)})
+            case "cached":
+                blocks = 1 + amount % 6
+                tokens = PROMPTS[amount % 4][: blocks * BLOCK]
+                hashes: list[int | bytes] = list(range(self.hashes, self.hashes + blocks))
+                self.hashes += blocks
+                medium = "CPU" if amount % 5 == 0 else "GPU"
+                event = BlockStored(hashes, None, tokens, BLOCK, medium=medium)
+                self.index.store(instance.address, rank, event)
+            case "expected":
+                question = ask(PROMPTS[amount % 4])
+                for placement in self.placements:
+                    chosen = placement.decide(question).prefill.chosen
+                    if chosen is not None:
+                        placement.expect(chosen, question)
+            case "removed":
+                self.fleet.remove(instance.address)
+
+    def decide(self, question: Question, kept: frozenset[tuple[Phase, str]]) -> tuple[Decision, Decision]:
+        """The decision that is shown, and the one that is followed."""
+        shown, followed = self.placements
+        return shown.decide(question, kept=kept), followed.decide(question, kept=kept, shown=False)
+
+
+def ask(tokens: list[int] | None, **more: object) -> Question:
+    return Question("m", None if tokens is None else Prompt(tokens), 24, **more)  # type: ignore[arg-type]
+
+
+WELL = ["time", "leg", "leg", "end", "doubted", "feed", "cached", "expected", "served"]
+"""What happens to engines that are as good as any."""
+ILL = [
+    "engine_failed",
+    "others_served",
+    "answered",
+    "missed",
+    "lost",
+    "busy",
+    "down",
+    "up",
+    "drain",
+    "undrain",
+]
+OTHERWISE = ["lists", "lacks", "full", "room", "ranks", "removed"]
+
+
+def happenings(words: list[str]) -> st.SearchStrategy[list[tuple[str, int, int]]]:
+    """What happens between two decisions: a word, an instance's number, and an amount."""
+    return st.lists(st.tuples(st.sampled_from(words), st.integers(0, 5), st.integers(0, 90)), max_size=5)
+
+
+QUESTIONS = st.just(ask(None)) | st.builds(
+    ask,
+    st.sampled_from([None, None, *PROMPTS]),
+    whole=st.booleans(),
+    prefix_only=st.booleans(),
+    answer_tokens=st.sampled_from([1, 10, 60, 200]),
+    limited_by=st.sampled_from([None, "max_tokens"]),
+    generated_tokens=st.sampled_from([0, 10]),
+)
+NOTHING_KEPT = frozenset[tuple[Phase, str]]()
+KEPT = st.frozensets(
+    st.tuples(st.sampled_from(Phase), st.integers(0, 5).map("i{}:1".format)), max_size=2
+) | st.just(NOTHING_KEPT)
+
+
+COURSES = st.one_of(
+    st.lists(st.tuples(happenings(WELL + ILL + OTHERWISE), QUESTIONS, KEPT), min_size=1, max_size=6),
+    st.lists(st.tuples(happenings(WELL), QUESTIONS, st.just(NOTHING_KEPT)), min_size=2, max_size=6),
+    st.lists(
+        st.tuples(happenings(["full", "doubted", "feed"]), st.just(ask(None)), st.just(NOTHING_KEPT)),
+        min_size=2,
+        max_size=6,
+    ),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from([CacheAffinity, LeastLoad, RoundRobin, Own]),
+    st.sampled_from([Admission(), Admission(), Admission(max_prefill_tokens=60, max_decode_tokens=120)]),
+    st.lists(st.booleans(), min_size=6, max_size=6) | st.just([True] * 6),
+    COURSES,
+)
+def test_what_is_followed_is_what_would_be_shown(
+    make: Callable[[], AnyPolicy],
+    limits: Admission,
+    there: list[bool],
+    course: list[tuple[list[tuple[str, int, int]], Question, frozenset[tuple[Phase, str]]]],
+) -> None:
+    scene = Scene(make, limits, there)
+    for happened, question, kept in course:
+        for happening in happened:
+            scene.happens(*happening)
+        shown, followed = scene.decide(question, kept)
+        assert chosen(shown.prefill) == chosen(followed.prefill)
+        assert chosen(shown.decode) == chosen(followed.decode)
+        assert followed.admissible or followed == shown, "whoever is not placed is told why"
+        one, other = scene.policies
+        if isinstance(one, Own) and isinstance(other, Own):
+            assert one.seen == other.seen, "a user's policy is asked the same"
+
+
+def chosen(pick: Pick) -> Candidate | None:
+    """What became of one leg; that of which nothing else is told is not shown without reason."""
+    assert pick.candidates or pick.chosen is None or pick.chosen.usable
+    return pick.chosen
+
+
+def test_of_those_that_are_well_nothing_but_the_chosen_is_told() -> None:
+    scene = Scene(LeastLoad, Admission(), [True] * 6)
+    _, followed = scene.placements
+    decision = followed.decide(ask(None), shown=False)
+    assert decision.admissible
+    assert (decision.prefill.candidates, decision.decode.candidates) == ((), ())
+    for instance in scene.fleet:
+        instance.drain()
+    decision = followed.decide(ask(None), shown=False)
+    assert [len(pick.candidates) for pick in (decision.prefill, decision.decode)] == [6, 6]
+
+
+def test_of_models_that_clients_name_a_few_are_remembered() -> None:
+    scene = Scene(LeastLoad, Admission(), [True] * 6)
+    standing = Standing(scene.fleet)
+    for number in range(2 * MAX_MODELS):
+        assert not standing.served(Phase.DECODE, f"model-{number}").ranks
+        assert len(standing._served) <= MAX_MODELS
+    assert len(standing.served(Phase.DECODE, "m").instances) == 4
