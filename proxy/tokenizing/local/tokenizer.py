@@ -10,10 +10,9 @@ import math
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from tokenizers import AddedToken, Tokenizer
 
 from proxy.fair_queue import ANONYMOUS
 from proxy.request.body import Encoded, Pieces
@@ -23,8 +22,12 @@ from proxy.tokenizing.local.exactness import Cuts, cuts_of
 from proxy.tokenizing.local.files import ModelFiles
 from proxy.tokenizing.local.pieces import MAX_PIECE_BYTES, PieceCache
 from proxy.tokenizing.local.reading import loads
-from proxy.tokenizing.local.templates import ChatTemplate, ChatTemplates
 from proxy.tokenizing.local.turns import SLICE_BYTES, Job, Slice, Turns, at_once
+
+if TYPE_CHECKING:  # the libraries are 5 MB, which a kvproxy without a tokenizer need not have
+    from tokenizers import Tokenizer
+
+    from proxy.tokenizing.local.templates import ChatTemplate
 
 INLINE_BYTES = 8192
 """Longer questions leave the event loop: about 2 ms of tokenizing if nothing of it is known."""
@@ -121,6 +124,8 @@ class LocalTokenizer:
 
         `slice_bytes`, `max_piece_bytes`: as the constants of these names.
         """
+        from proxy.tokenizing.local.templates import ChatTemplates  # noqa: PLC0415  # see the top
+
         # One thread a prompt: engines may share these cores, and a prompt's pieces are soon done.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.directory = files.directory
@@ -263,7 +268,7 @@ class LocalTokenizer:
             **given,
         )
 
-    def _template(self, asked: _Question) -> ChatTemplate:
+    def _template(self, asked: _Question) -> "ChatTemplate":
         template = self._templates.choose(with_tools=bool(asked.tools))
         if template is None:
             raise UnclearError("no template")
@@ -351,10 +356,12 @@ def _text(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
 
 
-def _load(files: ModelFiles) -> Tokenizer:
+def _load(files: ModelFiles) -> "Tokenizer":
     """The tokenizer with the tokens that the model's settings add, as transformers makes it."""
     if (json.loads(files.tokenizer_json).get("model") or {}).get("dropout"):
         raise NotExactError("it tokenizes at random (dropout)")
+    from tokenizers import AddedToken, Tokenizer  # noqa: PLC0415  # see the top
+
     try:
         tokenizer = Tokenizer.from_str(files.tokenizer_json)
     except Exception as error:  # the library raises nothing more special

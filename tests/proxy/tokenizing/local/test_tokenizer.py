@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 import threading
 from array import array
 from collections.abc import Sequence
@@ -241,3 +243,9 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path: pathlib.Path) -> N
         find_model(str(tmp_path))
     with pytest.raises(ConfigError, match="nothing is downloaded"):
         find_model("neither/there")
+
+
+def test_its_libraries_are_loaded_with_the_first_tokenizer() -> None:
+    script = "import sys, proxy.cli.main; print({'jinja2', 'tokenizers'} & set(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"
