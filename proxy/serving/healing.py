@@ -136,11 +136,13 @@ class Healing:
 
     def answered(self, chosen: Candidate, question: Question, handoff: Handoff, *, asked: bool) -> None:
         """A prefill leg was answered; `asked`: it asked for a report."""
-        rank = self._rank(chosen)
-        unknown = self._first_unknown(chosen, question)
-        reported, predicted = handoff.cached_tokens, (chosen.cached_tokens or 0) + chosen.reload_tokens
+        rank, reported = self._rank(chosen), handoff.cached_tokens
         self._confirm(chosen.instance, chosen.rank)
-        if rank is None or unknown is None or question.prompt is None or reported is None:
+        if rank is None or reported is None:
+            return
+        predicted = (chosen.cached_tokens or 0) + chosen.reload_tokens
+        unknown = self._first_unknown(chosen, question)
+        if unknown is None or question.prompt is None:
             return
         if handoff.prompt_tokens != question.prompt_tokens or reported <= predicted:
             return
