@@ -70,9 +70,7 @@ class Guest:
         (32, 60, False, 4, 2),
     ],
 )
-def test_what_is_there_is_divided(
-    limit: int, own: int, with_operators: bool, spare: int, shared: int
-) -> None:
+def test_the_limit_is_divided(limit: int, own: int, with_operators: bool, spare: int, shared: int) -> None:
     them = Bench(limit, own, with_operators=with_operators).them
     assert (them.spare, them.shared) == (spare, shared)
 
@@ -106,7 +104,7 @@ def test_for_a_leg_an_idle_client_goes() -> None:
     assert bench.told == ["idle"]
 
 
-def test_what_the_process_opens_itself_is_seen_and_what_it_closes_comes_back() -> None:
+def test_files_that_the_process_opens_are_seen_and_those_it_closes_come_back() -> None:
     bench = Bench(64, 30)
     assert bench.them.shared == 30
     bench.own = 40
@@ -160,7 +158,7 @@ def test_a_connection_that_is_about_to_be_closed_is_nobodys_own() -> None:
     assert (bench.them.shared, bench.them.closing) == (30, 0)
 
 
-def test_one_that_is_refused_is_nobodys_own_either() -> None:
+def test_a_refused_connection_does_not_count_as_kvproxys_own() -> None:
     bench = Bench(64, 30)
     door = ClientDoor(bench.them)
     guests = [Guest(door) for _ in range(23)]
@@ -196,7 +194,7 @@ def test_connections_that_linger_take_room_until_they_are_closed() -> None:
     assert bench.them.shared == 30
 
 
-def test_who_is_idle_for_the_longest_goes_first_and_who_works_stays() -> None:
+def test_the_longest_idle_connection_goes_first_and_working_ones_stay() -> None:
     bench = Bench(64, 30)
     door = ClientDoor(bench.them)
     guests = [Guest(door) for _ in range(23)]

@@ -115,7 +115,7 @@ def test_a_full_queue_sheds_the_last_of_the_greediest_for_a_client_that_has_fewe
     assert len(queue) == 4
 
 
-def test_who_shares_a_place_needs_no_other_and_leaves_with_it() -> None:
+def test_a_request_that_shares_a_place_needs_no_other_and_leaves_with_it() -> None:
     queue: FairQueue[int] = FairQueue(3)
     for item in range(5):
         queue.push("a", LANES[item % 2], 0, 1, item, place="list")
@@ -140,7 +140,7 @@ def test_who_shares_a_place_needs_no_other_and_leaves_with_it() -> None:
     assert [waiting.item for waiting in drained(greedy)] == [0, 4]
 
 
-def test_who_was_let_in_before_always_finds_a_place_and_never_has_to_leave() -> None:
+def test_a_request_let_in_before_always_finds_a_place_and_never_has_to_leave() -> None:
     queue: FairQueue[int] = FairQueue(2)
     for item in range(4):
         queue.push("a", "one", 0, 1, item, needs_place=False)
@@ -168,7 +168,7 @@ def test_a_client_that_is_held_back_holds_up_nobody_and_keeps_its_order() -> Non
     assert [waiting.item for waiting in drained(queue)] == [0, 1]
 
 
-def test_what_was_let_in_before_is_not_held_back_with_its_client() -> None:
+def test_a_request_let_in_before_is_not_held_back_with_its_client() -> None:
     queue: FairQueue[int] = FairQueue(10)
     for item in range(3):
         queue.push("a", "one", 0, 1, item, place="list")
@@ -253,7 +253,7 @@ class Model:
 
 
 @given(OPERATIONS)
-def test_it_does_what_a_plain_model_does(operations: list[Any]) -> None:
+def test_the_queue_does_what_a_plain_model_does(operations: list[Any]) -> None:
     queue: FairQueue[int] = FairQueue(6)
     model = Model(6)
     ended: list[Waiting[int]] = []

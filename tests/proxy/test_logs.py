@@ -23,7 +23,7 @@ from proxy.logs import (
 )
 
 
-def test_what_happens_often_is_told_now_and_then_with_its_count() -> None:
+def test_frequent_events_are_logged_now_and_then_with_their_count() -> None:
     now = [0.0]
     often = Occasionally(lambda: now[0], 60)
     told = []
@@ -60,7 +60,7 @@ def test_frames_and_types_are_told_and_messages_are_not() -> None:
     assert "markermarker" not in text
 
 
-def test_what_the_operating_system_said_is_told() -> None:
+def test_words_of_the_operating_system_are_logged() -> None:
     assert traceback_of(OSError(24, "Too many open files", "secret-path")) == "OSError: Too many open files"
 
 
@@ -84,7 +84,7 @@ def test_the_formatter_leaves_the_message_of_the_exception_out() -> None:
     assert sys.exc_info() == (None, None, None)
 
 
-async def test_what_fails_in_the_event_loop_is_logged_without_its_values(
+async def test_a_failure_in_the_event_loop_is_logged_without_its_values(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -130,7 +130,7 @@ def test_a_line_is_one_line_whatever_is_in_it(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
-def test_what_others_wrote_forges_no_line(level: int) -> None:
+def test_texts_of_others_forge_no_line(level: int) -> None:
     error = failed("x") if level == logging.ERROR else None
     info = (type(error), error, error.__traceback__) if error is not None else None
     record = logging.LogRecord("n", level, "p", 1, "%s said %s", ("h:1", FORGED), info)
@@ -141,7 +141,7 @@ def test_what_others_wrote_forges_no_line(level: int) -> None:
     said.encode()
 
 
-def test_what_others_wrote_is_quoted_and_cut() -> None:
+def test_texts_of_others_are_quoted_and_cut() -> None:
     assert as_value('a "b" \n') == "\"a 'b' \\n\""
     assert len(as_value("x" * 1000)) < 350
     assert quoted("a b") == "'a b'"

@@ -61,7 +61,7 @@ def test_clients_that_want_all_get_the_same_and_leave_some(greedy: int, each: fl
     assert grab(budget, "comes last", size_bytes) or left_bytes < 2 * size_bytes
 
 
-def test_who_came_first_leaves_room_for_the_largest_usual_body_of_another() -> None:
+def test_the_first_client_leaves_room_for_the_largest_usual_body_of_another() -> None:
     budget = BodyBudget(1 << 30)
     grab(budget, "first", 3 << 20)
     assert budget.lease("second").hold(2 * (64 << 20))

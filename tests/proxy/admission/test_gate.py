@@ -161,7 +161,7 @@ class Scene:
             await asyncio.sleep(0)
 
 
-async def test_what_fits_goes_at_once_and_the_rest_in_turns_as_room_comes() -> None:
+async def test_requests_that_fit_go_at_once_and_the_rest_in_turns_as_room_comes() -> None:
     scene = Scene(max_decode_tokens=100)
     for n in range(5):
         await scene.ask(f"a{n}", 50, client="a")
@@ -268,7 +268,7 @@ async def test_a_lane_that_waits_for_room_keeps_it_from_other_lanes() -> None:
     assert scene.order[1:] in (["adapter"], ["long", "adapter"], ["adapter", "long"])
 
 
-async def test_who_waits_for_a_model_that_is_down_holds_up_nobody() -> None:
+async def test_a_request_for_a_model_that_is_down_holds_up_no_other() -> None:
     scene = Scene(max_decode_tokens=100)
     for role in (Role.PREFILL, Role.DECODE):
         scene.add(f"adapter-{role}:1", role, "alpha").went_down("gone")
@@ -287,7 +287,7 @@ async def test_who_waits_for_a_model_that_is_down_holds_up_nobody() -> None:
     assert "adapter" in scene.order
 
 
-async def test_who_waits_for_a_prefill_instance_keeps_no_full_decode_instance_from_others() -> None:
+async def test_a_request_that_waits_for_prefill_keeps_no_decode_instance_from_others() -> None:
     scene = Scene(max_decode_tokens=100)
     scene.add("decode1:1", Role.DECODE, "alpha")
     scene.instance("decode0:1").drain()
@@ -421,7 +421,7 @@ async def test_a_part_that_waits_behind_its_own_list_is_not_held_back_by_it() ->
     assert served.scene.order == ["part0", "part1"]
 
 
-async def test_who_leaves_the_queue_of_its_client_was_never_running() -> None:
+async def test_a_request_that_leaves_the_queue_of_its_client_was_never_running() -> None:
     served = Served(max_client_requests=1)
     await served.ask("a0", "a")
     leaver = await served.ask("a1", "a")
@@ -435,7 +435,7 @@ async def test_who_leaves_the_queue_of_its_client_was_never_running() -> None:
     assert served.status() == (0, 0)
 
 
-async def test_who_waited_too_long_for_its_own_client_is_told_so() -> None:
+async def test_a_request_that_waited_too_long_for_its_own_client_says_so() -> None:
     served = Served(max_client_requests=1, queue_timeout_s=0.05)
     await served.ask("a0", "a")
     late = await served.ask("a1", "a")
@@ -457,7 +457,7 @@ async def test_only_as_many_are_looked_at_as_fit() -> None:
     assert scene.policy.asked - before <= 2 * 2  # one that fits and one that does not, two legs each
 
 
-async def test_who_leaves_the_queue_makes_way_at_once() -> None:
+async def test_a_request_that_leaves_the_queue_makes_way_at_once() -> None:
     scene = Scene(max_decode_tokens=100)
     await scene.ask("r0", 60)
     long = await scene.ask("long", 90, client="a")
@@ -511,7 +511,7 @@ async def test_without_a_queue_what_does_not_fit_is_refused_at_once() -> None:
     await (await scene.ask("r2", 100))
 
 
-async def test_nobody_waits_longer_than_the_queue_allows() -> None:
+async def test_no_request_waits_longer_than_the_queue_allows() -> None:
     scene = Scene(max_decode_tokens=100, queue_timeout_s=0.05)
     await scene.ask("r0", 100)
     with pytest.raises(UnavailableError, match="--queue-timeout") as refused:
@@ -522,7 +522,7 @@ async def test_nobody_waits_longer_than_the_queue_allows() -> None:
 
 
 @pytest.mark.parametrize("role", list(Phase))
-async def test_what_is_missing_is_named_when_nothing_became_usable(role: Phase) -> None:
+async def test_the_missing_phase_is_named_when_no_instance_became_usable(role: Phase) -> None:
     scene = Scene(queue_timeout_s=0.05)
     scene.instance(f"{role}0:1").went_down("gone")
     with pytest.raises(UnavailableError, match=f"^no {role} instance can take") as refused:
@@ -648,7 +648,7 @@ async def test_a_stop_answers_all_who_wait_and_lets_nobody_in() -> None:
     assert scene.order == ["r0"]
 
 
-async def test_who_was_let_in_before_a_stop_may_still_try_again() -> None:
+async def test_a_request_let_in_before_a_stop_may_still_try_again() -> None:
     scene = Scene(prefill=2)
     retry, late = Ticket(), Ticket()
     whole = Ticket()
@@ -854,7 +854,7 @@ def says_full(scene: Scene, address: str, legs: int = 0, come_back_s: float = 0.
     scene.instance(address).fullness.said(now, legs, now, come_back_s)
 
 
-async def test_who_waits_for_a_full_engine_is_let_in_when_its_moment_is_over_one_at_a_time() -> None:
+async def test_requests_for_a_full_engine_are_let_in_one_at_a_time_when_its_pause_is_over() -> None:
     scene = Scene(timed=True)
     says_full(scene, "decode0:1")
     for n in range(4):
@@ -889,7 +889,7 @@ async def test_a_leg_that_nobody_refuses_lets_others_follow_in_time() -> None:
     assert scene.order == ["r0", "r1", "r2", "r3"]
 
 
-async def test_what_ends_at_a_full_engine_is_replaced_at_once() -> None:
+async def test_a_leg_that_ends_at_a_full_engine_is_replaced_at_once() -> None:
     scene = Scene(timed=True)
     for n in range(2):
         await scene.ask(f"r{n}")
@@ -952,7 +952,7 @@ async def test_at_the_deadline_of_who_waits_for_full_engines() -> None:
 
 
 @pytest.mark.parametrize("waited_s", [5.0, 0.0])
-async def test_who_was_turned_away_for_as_long_as_it_may_wait_is_not_tried_there_again(
+async def test_a_request_turned_away_for_as_long_as_it_may_wait_is_not_tried_again(
     waited_s: float,
 ) -> None:
     scene = Scene(decode=2, timed=True, queue_timeout_s=5.0)

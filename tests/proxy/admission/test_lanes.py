@@ -108,7 +108,7 @@ class Scene:
         return next(turn for turn, each in self.names.items() if each == name)
 
 
-def test_what_fits_is_let_in_at_once_and_the_rest_when_room_comes() -> None:
+def test_requests_that_fit_are_let_in_at_once_and_the_rest_when_room_comes() -> None:
     scene = Scene()
     assert scene.offer("a", 60) == ["a"]
     assert scene.offer("b", 60) == []
@@ -133,7 +133,7 @@ def test_one_look_serves_all_that_changes_together() -> None:
     assert not scene.lanes.due
 
 
-def test_what_is_granted_together_is_claimed_in_that_moment() -> None:
+def test_requests_granted_together_are_claimed_in_that_moment() -> None:
     scene = Scene()
     scene.offer("a", 100)
     for name in "bcd":
@@ -163,7 +163,7 @@ def test_a_client_that_left_without_a_word_is_passed_over() -> None:
     assert len(scene.lanes) == 0
 
 
-def test_who_leaves_makes_way() -> None:
+def test_a_request_that_leaves_makes_way() -> None:
     scene = Scene()
     scene.offer("a", 60)
     scene.offer("long", 90)
@@ -175,7 +175,7 @@ def test_who_leaves_makes_way() -> None:
     assert scene.book.waits == [2.0, 2.0]
 
 
-def test_who_has_waited_too_long_is_refused_and_all_attempts_count() -> None:
+def test_a_request_that_waited_too_long_is_refused_and_all_attempts_count() -> None:
     scene = Scene()
     scene.offer("a", 100)
     ticket = Ticket()
@@ -212,7 +212,7 @@ def test_an_engine_that_is_full_is_looked_at_again_when_its_moment_is_over() -> 
     assert scene.told(scene.lanes.changed(scene.now)) == ["a"]
 
 
-def test_what_no_instance_will_serve_is_refused_not_kept() -> None:
+def test_a_request_that_no_instance_will_serve_is_refused_not_kept() -> None:
     scene = Scene(when_no_prefill=WhenNoPrefill.FAIL)
     scene.instance(Role.DECODE).drain()
     assert scene.offer("a", 10) == []

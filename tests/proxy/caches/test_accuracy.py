@@ -76,7 +76,7 @@ class Scene:
         self.remove(*range(1, BLOCKS + 1))
 
 
-def test_what_was_promised_was_found() -> None:
+def test_a_prediction_that_was_right() -> None:
     scene = Scene()
     assert scene.status["exact_share"] is None
     scene.answer(scene.leg(), 0)
@@ -169,7 +169,7 @@ def test_a_cache_that_was_emptied_meanwhile_is_a_race(how: str) -> None:
     assert scene.misses == {"race": 1}
 
 
-def test_what_another_leg_stored_meanwhile_is_a_race() -> None:
+def test_blocks_that_another_leg_stored_meanwhile_are_a_race() -> None:
     scene = Scene()
     first, second = scene.leg(), scene.leg()
     scene.answer(first, 0)
@@ -179,7 +179,7 @@ def test_what_another_leg_stored_meanwhile_is_a_race() -> None:
     assert (scene.status["under"], scene.status["mean_error_blocks"]) == (1, BLOCKS / 2)
 
 
-def test_so_is_what_was_stored_before_the_size_of_blocks_was_known() -> None:
+def test_blocks_stored_before_their_size_was_known_are_a_race() -> None:
     scene = Scene()
     guessed, keys_of = 2 * SIZE, scene.index.hasher.of_prompt
 
@@ -197,7 +197,7 @@ def test_so_is_what_was_stored_before_the_size_of_blocks_was_known() -> None:
     assert scene.misses == {"race": 1}
 
 
-def test_what_came_and_went_again_is_a_race() -> None:
+def test_blocks_that_came_and_went_again_are_a_race() -> None:
     scene = Scene()
     leg = scene.leg()
     scene.store(1, 2, 3)

@@ -191,7 +191,7 @@ def test_an_engine_may_not_name_just_any_address(
         (source("tcp://router:5557"), "h", rules(bind="10.0.0.9"), ("tcp://10.0.0.9:5557", None, True)),
     ],
 )
-def test_what_an_operator_allows_is_followed(
+def test_addresses_that_an_operator_allows_are_followed(
     told: dict[str, Any], host: str, given: ToldRules, expected: tuple[str, str | None, bool]
 ) -> None:
     (found,) = read_sources([told], host, given)
@@ -215,7 +215,7 @@ def test_events_are_listened_for_where_clients_are_unless_told_otherwise(
     assert events_bind(Config(model="m", host=host, security=Security(events_bind=flag))) == bound
 
 
-def test_what_is_no_address_to_listen_on() -> None:
+def test_addresses_that_cannot_be_listened_on() -> None:
     with pytest.raises(ConfigError, match="--events-bind 'eth0' is not an address"):
         Security(events_bind="eth0")
 

@@ -58,7 +58,7 @@ def test_all_other_threads_share_one_region() -> None:
     assert ends(THREADS, "untidy").stderr.count("Arena") > 2
 
 
-def test_what_was_large_and_is_free_is_given_back() -> None:
+def test_large_memory_that_is_free_is_given_back() -> None:
     tidy, untidy = (float(ends(HOLES, how).stdout) for how in ("tidy", "untidy"))
     assert tidy < 5 < untidy
 

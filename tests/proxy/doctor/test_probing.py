@@ -57,7 +57,7 @@ async def probe_tokens(template: int, block_size: int | None) -> int:
     ("block_size", "told"),
     [*((size, True) for size in (4, 8, 16, 32, 128)), *((size, False) for size in (16, 32, 128))],
 )
-async def test_it_is_never_one_token_longer_than_whole_blocks(block_size: int, told: bool) -> None:
+async def test_a_probe_is_never_one_token_longer_than_whole_blocks(block_size: int, told: bool) -> None:
     for template in range(2 * block_size):
         tokens = await probe_tokens(template, block_size if told else None)
         assert tokens > 2 * block_size

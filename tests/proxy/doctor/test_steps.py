@@ -60,7 +60,7 @@ def test_the_probes_blocks_are_found_among_others(heard: list[BlockStored], diff
 
 
 @pytest.mark.parametrize("heard", [[], [stored([7] * 40)], [stored(OURS[:12])]])
-def test_what_others_sent_is_not_the_probe(heard: list[BlockStored]) -> None:
+def test_events_of_other_requests_are_not_the_probes(heard: list[BlockStored]) -> None:
     assert search(heard).found() is None
 
 

@@ -8,7 +8,7 @@ from proxy.edge.ids import ID_CHARS, Ids, new_id
 from proxy.edge.visit import Visit
 
 
-def test_none_comes_twice() -> None:
+def test_no_id_comes_twice() -> None:
     """Nor do two processes draw the same."""
     one, other = Ids(), Ids()
     drawn = [ids.draw() for _ in range(1000) for ids in (one, other)]

@@ -108,6 +108,6 @@ def test_the_units_that_are_described_are_those_of_the_policies() -> None:
 
 
 @pytest.mark.parametrize("struct", STRUCTS)
-def test_what_is_more_or_less_than_described_is_refused(struct: type[Any]) -> None:
+def test_an_answer_with_more_or_fewer_members_than_described_is_refused(struct: type[Any]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(b'{"another": 1}', type=struct)

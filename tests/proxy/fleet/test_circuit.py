@@ -159,7 +159,7 @@ def test_the_share_of_legs_grows_after_a_return(
     assert [scene.breaker.share(scene.now + s) for s in (0, 5, 10)] == pytest.approx(shares)
 
 
-def test_one_that_joins_others_at_work_starts_slowly() -> None:
+def test_an_instance_that_joins_others_at_work_starts_slowly() -> None:
     scene = Scene(joins=True).play("answered +5")
     assert scene.breaker.state is CLOSED
     assert scene.breaker.share(scene.now) == pytest.approx(0.5)

@@ -16,7 +16,7 @@ def test_the_second_time_in_a_row_is_believed_for_a_while_and_then_each_time() -
     assert denials.left_out("m", 6.0 + LEFT_OUT_S)
 
 
-def test_one_that_serves_it_between_has_not_denied_it_in_a_row() -> None:
+def test_an_instance_that_serves_between_has_not_denied_in_a_row() -> None:
     denials = Denials()
     denials.denied("m", 0.0)
     denials.served("m")

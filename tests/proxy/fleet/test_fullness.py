@@ -26,7 +26,7 @@ def room(fullness: Fullness, now: float) -> float:
     return found
 
 
-def test_who_never_said_so_gets_any_number() -> None:
+def test_an_engine_that_never_said_it_is_full_gets_any_number() -> None:
     fullness = Fullness()
     assert room(fullness, 0.0) == float("inf")
     assert not fullness.took(9, 0.0)
@@ -53,7 +53,7 @@ def test_an_engine_full_of_others_legs_gets_none_for_a_moment() -> None:
     ("come_back_s", "kept_s"),
     [(1.5, 1.5), (0.0, MIN_RETRY_AFTER_S), (0.01, MIN_RETRY_AFTER_S), (3600.0, MAX_RETRY_AFTER_S)],
 )
-def test_what_it_says_itself_counts_within_bounds_and_nothing_goes_there(
+def test_a_retry_after_counts_within_bounds_and_no_leg_goes_there_meanwhile(
     come_back_s: float, kept_s: float
 ) -> None:
     fullness = Fullness()
@@ -78,7 +78,7 @@ def test_each_leg_it_takes_lets_twice_as_many_more_follow() -> None:
     assert room(fullness, now) == float("inf")
 
 
-def test_one_that_it_does_not_take_closes_it_again() -> None:
+def test_a_leg_that_is_refused_closes_the_window_again() -> None:
     fullness = Fullness()
     fullness.said(0.0, legs=0, sent_at=0.0)
     fullness.took(1, 1.0)
@@ -139,7 +139,7 @@ def test_that_it_will_be_forgotten_is_known_in_time_and_who_is_prefilled_for_it_
     assert room(fullness, late + UNREFUSED_S) == 3
 
 
-def test_those_whose_prefill_hangs_keep_nobody_out_for_long() -> None:
+def test_legs_whose_prefill_hangs_keep_no_others_out_for_long() -> None:
     fullness = Fullness()
     fullness.said(10.0, legs=0, sent_at=9.9)
     over = 10.0 + PAUSE_FIRST_S
@@ -164,7 +164,7 @@ def test_nothing_widens_by_itself_while_nobody_asks_before_it_is_forgotten() -> 
     assert room(fullness, 15.0) == 3
 
 
-def test_what_was_sent_before_it_was_full_proves_nothing() -> None:
+def test_a_leg_sent_before_the_engine_was_full_proves_nothing() -> None:
     fullness = Fullness()
     fullness.said(1.0, legs=1, sent_at=0.9)
     assert not fullness.took(3, sent_at=0.5)
@@ -230,5 +230,5 @@ def test_after_a_while_it_is_forgotten() -> None:
         ("Mon, 30 Nov 99999999999 06:00:10 GMT", None),
     ],
 )
-def test_what_a_retry_after_asks(value: str | None, seconds: float | None) -> None:
+def test_the_seconds_that_a_retry_after_asks_for(value: str | None, seconds: float | None) -> None:
     assert retry_after_s(value, wall_now=1796018400.0) == seconds

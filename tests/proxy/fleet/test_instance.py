@@ -83,7 +83,7 @@ def test_a_verb_changes_the_state_and_is_announced_if_it_did(
     assert (heard.instance.state, heard.instance.why_down) == (state, why_down)
 
 
-def test_what_it_lists_is_what_it_serves_but_for_what_it_denies() -> None:
+def test_an_instance_serves_what_it_lists_but_for_what_it_denies() -> None:
     heard = Heard()
     instance = heard.instance
     assert heard.say("lists", "lists nothing new") is False
@@ -102,7 +102,7 @@ def test_what_it_lists_is_what_it_serves_but_for_what_it_denies() -> None:
     assert instance.models == {"tiny"}
 
 
-def test_who_comes_back_is_another_process() -> None:
+def test_an_engine_that_comes_back_is_another_process() -> None:
     heard = Heard()
     instance = heard.instance
     instance.pulled_from("prefill-1")
@@ -116,7 +116,7 @@ def test_who_comes_back_is_another_process() -> None:
     assert not instance.fullness.is_known
 
 
-def test_what_is_known_of_its_ranks() -> None:
+def test_what_is_known_of_an_instances_ranks() -> None:
     class Source:
         state = "exact"
         epoch = 0

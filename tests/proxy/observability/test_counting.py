@@ -87,7 +87,7 @@ class Library:
 
 
 @given(st.lists(HAPPENINGS, max_size=40))
-def test_it_shows_what_the_library_would(told: list[Happening]) -> None:
+def test_counters_and_histograms_show_what_the_library_would(told: list[Happening]) -> None:
     ours, theirs, happenings = CollectorRegistry(), CollectorRegistry(), Happenings()
     for series in SERIES:
         move(series, ours, happenings, lambda _: True)

@@ -46,7 +46,7 @@ def without_objects_collected(text: bytes) -> list[bytes]:
     return [line for line in text.splitlines(keepends=True) if not line.startswith(b"python_gc_")]
 
 
-async def test_it_is_what_the_library_writes() -> None:
+async def test_the_page_is_what_the_library_writes() -> None:
     for instances in (0, 1, 7, SLICE_LINES, SLICE_LINES + 1):
         registry = registry_of(instances)
         written, _ = await page_and_turns(registry)

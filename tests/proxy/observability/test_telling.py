@@ -35,7 +35,9 @@ def test_a_consumer_hears_the_kinds_it_names_in_their_order_and_no_others() -> N
     assert listener.heard == told
 
 
-def test_one_that_fails_harms_neither_who_tells_nor_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_consumer_that_fails_harms_neither_the_teller_nor_other_consumers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     happenings, before, broken, after = Happenings(), Listener(), Broken(), Listener()
     for consumer in (before, broken, after):
         happenings.add(consumer)

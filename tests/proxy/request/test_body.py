@@ -47,7 +47,7 @@ def test_a_name_given_twice_keeps_its_last_value() -> None:
         b'{"a":' * 100_000,
     ],
 )
-def test_what_is_no_sane_object_is_refused(data: bytes) -> None:
+def test_a_body_that_is_no_sane_object_is_refused(data: bytes) -> None:
     with pytest.raises(BadRequestError):
         Body.parse(data)
 

@@ -11,7 +11,7 @@ class Body(bytearray):
     """One whose end can be seen."""
 
 
-async def test_one_a_turn() -> None:
+async def test_one_body_is_discarded_a_turn() -> None:
     them = Discarding(every_s=0.0)
     bodies = [Body(LARGE_BYTES) for _ in range(8)]
     seen = [weakref.ref(body) for body in bodies]

@@ -47,7 +47,7 @@ def read(dialect: Dialect | Sequence[Dialect], members: dict[str, Any]) -> Gener
     ],
 )
 @pytest.mark.parametrize("dialect", dialects.DIALECTS)
-def test_what_only_decode_would_reject_is_rejected_first(
+def test_a_request_that_only_decode_would_reject_is_rejected_first(
     dialect: Dialect, members: dict[str, Any], param: str
 ) -> None:
     text = json.dumps((CHAT if dialect is dialects.CHAT else TEXT) | members).replace("Infinity", "1e400")
@@ -69,7 +69,9 @@ def test_what_only_decode_would_reject_is_rejected_first(
         (dialects.CHAT, {"stream": 1}, True),
     ],
 )
-def test_what_vllm_accepts_is_accepted(dialect: Dialect, members: dict[str, Any], stream: bool) -> None:
+def test_requests_that_vllm_accepts_are_accepted(
+    dialect: Dialect, members: dict[str, Any], stream: bool
+) -> None:
     request = read(dialect, (CHAT if dialect is dialects.CHAT else TEXT) | members)
     assert request.stream is stream
     assert json.loads(request.body.encoded()) == (CHAT if dialect is dialects.CHAT else TEXT) | members

@@ -61,7 +61,7 @@ def outlined(data: bytes, slice_bytes: int, long_bytes: int) -> Body:
 
 @given(OBJECTS, SMALL, SMALL, st.booleans(), st.sampled_from([None, 1]), st.data())
 @settings(max_examples=400, deadline=None)
-def test_it_takes_what_a_decoder_takes(
+def test_the_grammar_takes_what_a_decoder_takes(
     members: dict[str, Any],
     slice_bytes: int,
     long_bytes: int,

@@ -118,12 +118,12 @@ FAILED: list[tuple[Any, int]] = [
 
 
 @pytest.mark.parametrize("said", NOTHING)
-def test_what_is_nothing_yet(said: Any) -> None:
+def test_events_in_which_nothing_was_generated_yet(said: Any) -> None:
     assert verdict(json.dumps(said).encode()) == "nothing"
 
 
 @pytest.mark.parametrize("said", PRODUCED)
-def test_what_is_something(said: Any) -> None:
+def test_events_in_which_something_was_generated(said: Any) -> None:
     data = json.dumps(said).encode()
     assert verdict(data) == "produced"
     assert CHAT.failure(data) is None
@@ -132,7 +132,7 @@ def test_what_is_something(said: Any) -> None:
 
 
 @pytest.mark.parametrize(("said", "status"), FAILED)
-def test_what_is_a_failure(said: Any, status: int) -> None:
+def test_events_that_are_failures(said: Any, status: int) -> None:
     data = json.dumps(said).encode()
     assert verdict(data) == "failed"
     before, event = b"data: 1\n\n: c\n\n", b"data: " + data + b"\n\n"
@@ -152,7 +152,7 @@ def test_what_is_a_failure(said: Any, status: int) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"no json", b"\xff", b"[" * 100_000, b'{"a": ' * 100_000, b'"error"', b"null"]
 )
-def test_what_cannot_be_read_is_no_failure(data: bytes) -> None:
+def test_an_event_that_cannot_be_read_is_no_failure(data: bytes) -> None:
     assert CHAT.failure(data) is None
     assert not data or verdict(data) == "produced"  # nobody asks what a comment is worth
 

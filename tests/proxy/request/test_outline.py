@@ -53,7 +53,7 @@ def members_in(value: Any) -> int:
 
 @given(OBJECTS, st.sampled_from([1, 2, 3, 7, 64, 1 << 18]), st.booleans(), st.sampled_from([None, 1]))
 @settings(max_examples=300, deadline=None)
-def test_it_counts_what_a_decoder_reads(
+def test_an_outline_counts_what_a_decoder_reads(
     body: dict[str, Any], slice_bytes: int, ascii_only: bool, indent: int | None
 ) -> None:
     data = json.dumps(body, ensure_ascii=ascii_only, indent=indent).encode()
@@ -79,7 +79,7 @@ def test_it_counts_what_a_decoder_reads(
         b'{"a":"\\ud800"}', b"{1:2}", b'{"a"x:1}', b'{"a":1,,"b":2}', b'{"a":[1 2]}',
     ],
 )  # fmt: skip
-def test_what_is_no_object_is_refused(data: bytes) -> None:
+def test_a_body_that_is_no_object_is_refused(data: bytes) -> None:
     with pytest.raises(BadRequestError):
         Body.of_outline(data, outline(data))
 

@@ -113,7 +113,7 @@ def test_what_waits_for_its_end_is_known_for_a_comment(pieces: list[bytes], is_c
     assert cutter.tail_is_comment is is_comment
 
 
-def test_what_the_end_leaves_unfinished_is_an_event() -> None:
+def test_an_event_left_unfinished_at_the_end_is_an_event() -> None:
     cutter = EventCutter()
     assert cutter.feed(b"data: [DONE]\n") == b""
     assert (cutter.rest(), cutter.rest()) == (b"data: [DONE]\n\n\n", b"")
@@ -140,7 +140,7 @@ def test_comments(piece: bytes, comments: bool) -> None:
 
 
 @given(st.lists(st.text().map(lambda said: said.encode().translate(None, b"\r\n").strip()), max_size=5))
-def test_what_is_written_is_read_back(said: list[bytes]) -> None:
+def test_events_that_are_written_are_read_back(said: list[bytes]) -> None:
     assert EventReader().feed(b"".join(map(event_of, said))) == said
 
 

@@ -49,7 +49,7 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
         (CHAT | {"max_completion_tokens": 20, "max_tokens": 9, "n": None}, 8000, 20),
     ],
 )
-def test_what_answers_count_for(members: dict[str, Any], room: float, tokens: int) -> None:
+def test_the_weight_of_answers(members: dict[str, Any], room: float, tokens: int) -> None:
     dialect = dialects.CHAT if "messages" in members else dialects.COMPLETIONS
     request = read_request(dialect, json.dumps(members).encode(), "tiny")
     assert generated_tokens(request, room, EXPECTED) == tokens

@@ -90,7 +90,7 @@ def hard() -> Hour:
     return asked, simulated, time.process_time() - began
 
 
-def test_what_is_to_be_survived_has_happened(hard: Hour) -> None:
+def test_each_kind_of_trouble_has_happened(hard: Hour) -> None:
     asked, simulated, cpu_s = hard
     assert cpu_s < CPU_S
     for phase in Phase:

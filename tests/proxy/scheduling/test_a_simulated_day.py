@@ -103,7 +103,7 @@ def test_a_crowd_waits_and_is_refused_and_nobody_else_is(day: tuple[list[Asked],
     assert max(patient) < max(crowd) / 4, "who asks for little is not kept waiting by who asks for much"
 
 
-def test_what_the_index_says_is_what_the_engines_reuse(day: tuple[list[Asked], Simulated, float]) -> None:
+def test_predictions_are_what_the_engines_reuse(day: tuple[list[Asked], Simulated, float]) -> None:
     asked, _, _ = day
     served = [each for each in asked if each.refused is None]
     exact = [each for each in served if each.predicted_tokens == each.reused_tokens]

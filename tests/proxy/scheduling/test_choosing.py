@@ -80,7 +80,7 @@ GONE = candidate("x", usable=False)
         pytest.param(view(), "--", "", id="nothing at all"),
     ],
 )
-def test_what_is_chosen(chooser: ByLeg | ByPair, seen: View, chosen: str, possible: str) -> None:
+def test_the_choice_by_a_table(chooser: ByLeg | ByPair, seen: View, chosen: str, possible: str) -> None:
     choice = chooser.choose(seen, random.Random(1))
     if "-" in chosen and isinstance(chooser, ByPair):
         chosen = "--"  # half a pair has no price

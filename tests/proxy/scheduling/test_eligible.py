@@ -99,7 +99,7 @@ A, B, DOWN = candidate("a"), candidate("b"), candidate("down", Why.DOWN)
         ),
     ],
 )
-def test_who_may_be_picked(
+def test_which_candidates_may_be_picked(
     candidates: list[Candidate],
     aside: dict[str, Why],
     constraints: Constraints,
@@ -114,7 +114,7 @@ def test_who_may_be_picked(
 
 
 @pytest.mark.parametrize(("better", "worse"), [*itertools.pairwise(ASIDE)])
-def test_what_is_set_aside_for_a_graver_reason_is_worse(better: Why, worse: Why) -> None:
+def test_a_candidate_set_aside_for_a_graver_reason_is_worse(better: Why, worse: Why) -> None:
     found = eligible([A, B], {"a": worse, "b": better}, Constraints())
     assert {c.instance: c.usable for c in found} == {"a": False, "b": True}
 

@@ -58,7 +58,9 @@ def need(
         ({"b": 100, "p": 100, "d": 200}, 50, 80, {"p", "d"}),
     ],
 )
-def test_who_may_have_a_leg(lengths: Lengths, prompt: int | None, answer: int, fitting: set[str]) -> None:
+def test_which_instances_may_have_a_leg(
+    lengths: Lengths, prompt: int | None, answer: int, fitting: set[str]
+) -> None:
     fleet = fleet_of(**lengths)
     asked = need(fleet, prompt, answer)
     assert {i.address.removesuffix(":1") for i in fleet if asked.fits(i)} == fitting
@@ -109,7 +111,9 @@ INPUT = (
         ({}, 90, 1, None),
     ],
 )
-def test_what_is_refused(lengths: Lengths, prompt: int | None, answer: int, words: str | None) -> None:
+def test_requests_that_are_refused(
+    lengths: Lengths, prompt: int | None, answer: int, words: str | None
+) -> None:
     refusal = need(fleet_of(**lengths), prompt, answer).refusal()
     assert (None if refusal is None else str(refusal)) == words
 
@@ -133,7 +137,7 @@ def test_an_answer_nobody_limited_is_as_long_as_fits() -> None:
         ({"p": None, "d": None}, math.inf, math.inf),
     ],
 )
-def test_what_context_a_request_can_have(
+def test_the_context_that_a_request_can_have(
     lengths: Lengths, longest: float | None, alone: float | None
 ) -> None:
     instances = list(fleet_of(**lengths))

@@ -146,7 +146,7 @@ def test_an_instance_whose_index_is_unknown_counts_as_caching_nothing() -> None:
     assert terms["b:1"].index == "unknown"
 
 
-def test_what_failed_just_now_is_used_only_if_nothing_else_is() -> None:
+def test_an_instance_that_failed_just_now_is_used_only_if_there_is_no_other() -> None:
     scene = Scene()
     scene.cache("a:1", PREFIX)
     decision = scene.decide([*PREFIX, 1], failed={"a:1", "d:1"})
@@ -207,7 +207,7 @@ def test_block_sizes_may_differ_between_instances() -> None:
     )  # the last token is always computed, and reuse is by whole blocks
 
 
-def test_what_says_it_is_full_is_not_used_even_by_what_keeps_no_limit() -> None:
+def test_an_instance_that_says_it_is_full_is_not_used_even_over_the_limit() -> None:
     scene = Scene()
     for address in ("d:1", "e:1"):
         found = scene.fleet.get(address)
@@ -238,7 +238,7 @@ def test_a_full_one_is_waited_for_rather_than_one_that_fails_but_not_rather_than
     assert chosen(scene.decide([1]))[1] == "e:1"
 
 
-def test_one_that_failed_and_is_well_is_tried_again_rather_than_that_a_full_one_is_waited_for() -> None:
+def test_an_instance_that_failed_once_is_used_rather_than_a_full_one_waited_for() -> None:
     scene = Scene()
     d, e = scene.fleet.get("d:1"), scene.fleet.get("e:1")
     assert d is not None

@@ -158,7 +158,7 @@ def test_running_predictions_hold_until_they_settle_and_then_expire() -> None:
     assert predicted.prefix_blocks("a:1", 0, [1, 2, 3, 4], 1002.0) == 0
 
 
-def test_what_is_expected_no_more_is_forgotten_a_part_at_a_time() -> None:
+def test_blocks_no_longer_expected_are_forgotten_a_part_at_a_time() -> None:
     predicted = PredictedBlocks(settle_s=2.0)
     prompts = [range(first, first + 100) for first in range(0, 300 * SWEPT_AT_ONCE, 100)]
     for keys in prompts:
@@ -249,7 +249,7 @@ class BlockByBlock:
     ),
     st.lists(st.lists(st.integers(1, 2), max_size=7), min_size=1, max_size=4),
 )
-def test_what_is_expected_is_what_any_prompt_brings(
+def test_the_expected_blocks_are_those_that_any_prompt_brings(
     legs: list[tuple[list[int], int, bool]], asked: list[list[int]]
 ) -> None:
     predicted, simple = PredictedBlocks(settle_s=2.0), BlockByBlock()

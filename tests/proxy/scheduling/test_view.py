@@ -88,7 +88,7 @@ def test_only_legs_that_may_be_sent_are_looked_at(
     assert view.whole is whole
 
 
-def test_what_others_run_on_an_instance_counts_if_it_is_told() -> None:
+def test_loads_of_others_count_if_they_are_passed_in() -> None:
     elsewhere = {"prefill:1": 70, "decode:1": 990}
 
     def with_others(instance: Instance, phase: Phase, rank: int) -> Load:

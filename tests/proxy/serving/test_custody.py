@@ -146,7 +146,7 @@ def test_impossible_orders_are_errors(row: str) -> None:
         assert hold.state is before
 
 
-def test_what_was_not_prefilled_names_no_blocks() -> None:
+def test_a_hold_that_was_not_prefilled_names_no_blocks() -> None:
     with pytest.raises(RuntimeError):
         _ = told("")[0].handoff
     assert told("prefilled")[0].handoff is NO_BLOCKS

@@ -510,7 +510,7 @@ its client leaves
 
 
 @pytest.mark.parametrize("lines", transcripts(ONE_LEG))
-async def test_one_leg(lines: list[str]) -> None:
+async def test_requests_that_one_leg_serves(lines: list[str]) -> None:
     scene = Scene("b0 b1", stream=any("stream" in line for line in lines))
     await play(scene, lines)
     assert scene.engines.out.empty()

@@ -21,7 +21,7 @@ def test_what_was_taken_last_ends_first_and_once() -> None:
     assert ended == ["answer", "leg", "claim"]
 
 
-def test_what_is_passed_on_ends_there() -> None:
+def test_ends_that_are_passed_on_are_called_there() -> None:
     ends, ended = taking("claim", "answer")
     other = ends.passed_on()
     ends.close()
@@ -32,7 +32,7 @@ def test_what_is_passed_on_ends_there() -> None:
     assert ended == ["another claim", "answer", "claim"]
 
 
-def test_one_that_fails_keeps_no_other_from_ending() -> None:
+def test_an_end_that_fails_keeps_no_other_from_being_called() -> None:
     ends, ended = taking("claim")
 
     def fail() -> None:

@@ -117,7 +117,7 @@ def passed(request: pytest.FixtureRequest) -> Passed:
         ([TEXT, b"data:[DONE]"], [TEXT, b"data:[DONE]\n\n"]),
     ],
 )
-async def test_what_is_nothing_yet_goes_out_with_what_is_something(
+async def test_events_held_back_go_out_with_the_first_generated_one(
     pieces: Sequence[bytes], runs: list[bytes], passed: Passed
 ) -> None:
     stream = EngineStream(Played(*pieces), 10, CHAT)
@@ -178,7 +178,7 @@ async def test_after_its_mark_a_stream_is_complete_whatever_comes(
 
 
 @pytest.mark.parametrize("held", [Held(events=3), Held(size_bytes=3 * len(ROLE)), Held(seconds=0.01)])
-async def test_what_is_held_back_is_bounded(held: Held, passed: Passed) -> None:
+async def test_the_events_held_back_are_bounded(held: Held, passed: Passed) -> None:
     in_time = held.seconds == HELD.seconds
     script = [ROLE] * 4 if in_time else [ROLE, SILENCE]
     stream = EngineStream(Played(*script, ERROR), 10, CHAT, held=held)
@@ -238,7 +238,7 @@ async def test_an_event_without_an_end_breaks_the_leg() -> None:
 PARAMS = b'"kv_transfer_params": {"remote_host": "10.0.0.1"}'
 
 
-async def test_what_is_held_back_tells_no_more_than_what_passes(passed: Passed) -> None:
+async def test_events_held_back_show_no_more_than_those_passed_on(passed: Passed) -> None:
     role = ROLE.replace(b'{"choices"', b"{" + PARAMS + b', "choices"', 1)
     assert PARAMS in role
     stream = EngineStream(Played(role, TEXT, DONE), 10, CHAT)

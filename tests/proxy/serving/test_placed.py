@@ -224,7 +224,7 @@ def test_two_legs_have_a_hold_and_one_has_none() -> None:
 
 @pytest.mark.parametrize("gone", ["p:1", "d"])
 @pytest.mark.parametrize("back", [False, True], ids=["gone", "another is there"])
-def test_what_was_removed_before_its_request_woke_gets_no_leg(gone: str, back: bool) -> None:
+def test_an_instance_removed_before_its_request_woke_gets_no_leg(gone: str, back: bool) -> None:
     scene = Scene()
     address = gone if gone == "p:1" else scene.placed.decode.instance
     old = scene.fleet.get(address)

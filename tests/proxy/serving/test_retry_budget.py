@@ -25,7 +25,7 @@ def test_a_few_retries_may_run_and_then_a_share() -> None:
     assert not budget.take()
 
 
-def test_what_is_given_back_may_be_taken_again() -> None:
+def test_budget_that_is_given_back_may_be_taken_again() -> None:
     budget = RetryBudget(lambda: 0.0)
     for _ in range(100):
         assert budget.take()

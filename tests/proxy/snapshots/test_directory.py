@@ -30,13 +30,13 @@ def names(at: pathlib.Path) -> set[str]:
     return {path.name for path in at.iterdir()} - {"lock", "secret"}
 
 
-def test_it_is_made_for_its_owner_alone(at: pathlib.Path, directory: StateDirectory) -> None:
+def test_the_directory_is_made_for_its_owner_alone(at: pathlib.Path, directory: StateDirectory) -> None:
     directory.write(ONE, 0, b"data")
     assert stat.S_IMODE(at.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in at.iterdir()} == {0o600}
 
 
-def test_what_was_written_is_read_by_the_next(at: pathlib.Path) -> None:
+def test_snapshots_that_were_written_are_read_by_the_next_process(at: pathlib.Path) -> None:
     first = StateDirectory(at)
     first.write(ONE, 0, b"before")
     first.write(ONE, 0, b"after")
@@ -72,7 +72,7 @@ def test_any_name_of_an_instance_is_a_file_of_its_own(
     assert directory.read("a:1", 0) == b"another's"
 
 
-def test_who_left_is_forgotten_and_nobody_else(at: pathlib.Path, directory: StateDirectory) -> None:
+def test_an_instance_that_left_is_forgotten_and_no_other(at: pathlib.Path, directory: StateDirectory) -> None:
     for instance in (ONE, ONE + "1", OTHER):
         for rank in (0, 1, 10):
             directory.write(instance, rank, b"")
@@ -88,7 +88,7 @@ def test_who_left_is_forgotten_and_nobody_else(at: pathlib.Path, directory: Stat
     assert len(names(at)) == 4
 
 
-def test_what_is_set_aside_is_kept_in_a_bounded_number(at: pathlib.Path, directory: StateDirectory) -> None:
+def test_files_set_aside_are_kept_in_a_bounded_number(at: pathlib.Path, directory: StateDirectory) -> None:
     for number in range(MAX_BROKEN + 5):
         directory.write(ONE, number, str(number).encode())
         aside = directory.set_aside(ONE, number)
@@ -97,7 +97,7 @@ def test_what_is_set_aside_is_kept_in_a_bounded_number(at: pathlib.Path, directo
     assert kept == {str(number) for number in range(5, MAX_BROKEN + 5)}
 
 
-def test_what_a_killed_process_left_half_written_is_removed(at: pathlib.Path) -> None:
+def test_files_that_a_killed_process_left_half_written_are_removed(at: pathlib.Path) -> None:
     first = StateDirectory(at)
     first.write(ONE, 0, b"whole")
     first.close()

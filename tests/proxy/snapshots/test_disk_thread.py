@@ -20,7 +20,7 @@ print("left")
 """
 
 
-def test_one_by_one_in_order_each_with_its_result() -> None:
+def test_steps_run_one_by_one_in_order_each_with_its_result() -> None:
     thread, seen = DiskThread(), list[int]()
 
     def step(number: int) -> int:
@@ -39,7 +39,7 @@ def test_one_by_one_in_order_each_with_its_result() -> None:
         thread.submit(step, 7)
 
 
-def test_what_is_cancelled_in_time_is_not_done() -> None:
+def test_a_step_cancelled_in_time_is_not_done() -> None:
     thread, goes_on, seen = DiskThread(), threading.Event(), list[str]()
     thread.submit(goes_on.wait, 20)
     given_up = thread.submit(seen.append, "given up")
@@ -58,5 +58,5 @@ def test_a_disk_that_hangs_does_not_keep_the_process() -> None:
     assert ended.stdout == "left\n"
 
 
-def test_one_that_was_never_used_ends_at_once() -> None:
+def test_a_thread_that_was_never_used_ends_at_once() -> None:
     DiskThread().shutdown()

@@ -187,7 +187,7 @@ def test_a_prompt_is_shortened_as_the_request_says() -> None:
         (chat(messages=[{"role": "user", "content": [{"type": "text"}]}]), {"chat"}),
     ],
 )
-def test_what_a_prompt_needs_agreement_about(request_: GenerationRequest, needs: set[str]) -> None:
+def test_the_kinds_that_a_prompt_needs_agreement_about(request_: GenerationRequest, needs: set[str]) -> None:
     how = what_to_tokenize(request_)
     assert isinstance(how, Ask)
     assert how.needs == needs
@@ -370,7 +370,7 @@ async def test_many_that_ask_the_same_at_once_are_one_question() -> None:
     assert asking._engines.held_bytes == 4 * 1000 + 200
 
 
-async def test_who_leaves_does_not_take_the_answer_away_from_others() -> None:
+async def test_a_client_that_leaves_does_not_take_the_answer_away_from_others() -> None:
     engines = Engines(0.05)
     asking = tokenizer(engines)
     first = asyncio.get_running_loop().create_task(asking.tokenize(text(), []))

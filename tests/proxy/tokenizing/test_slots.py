@@ -61,7 +61,7 @@ async def test_of_one_client_the_smallest_goes_first() -> None:
 
 
 @pytest.mark.parametrize("woken", [False, True])
-async def test_who_leaves_gives_its_slot_to_the_next(woken: bool) -> None:
+async def test_a_client_that_leaves_gives_its_slot_to_the_next(woken: bool) -> None:
     scene = Scene()
     await scene.ask("first")
     leaver = await scene.ask("leaver")

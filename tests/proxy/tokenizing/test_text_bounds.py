@@ -83,7 +83,9 @@ def test_plain_text_is_counted_exactly() -> None:
         (chat(("assistant", "x" * 41)), None),  # templates may leave thoughts out
     ],
 )
-def test_what_surely_fits_nowhere_is_refused(asked: GenerationRequest, excess: Excess | None) -> None:
+def test_a_prompt_that_surely_fits_nowhere_is_refused(
+    asked: GenerationRequest, excess: Excess | None
+) -> None:
     how = what_to_tokenize(asked, SMALL)
     assert (how.excess if isinstance(how, Unknowable) else None) == excess
 
@@ -99,7 +101,7 @@ def test_nothing_is_refused_while_an_instance_has_not_told_its_length() -> None:
     )
 
 
-def test_what_will_hardly_fit_is_left_to_engines() -> None:
+def test_a_prompt_that_will_hardly_fit_is_left_to_engines() -> None:
     loose = Bounds(longest=10, sure=10, limits=Limits(least_work_bytes=100, work_bytes_a_token=0))
     tools = [{"type": "function", "function": {"name": "f"}}] * 10
     image = {"type": "image_url", "image_url": {"url": "data:" + "A" * 500}}

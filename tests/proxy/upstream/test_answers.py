@@ -160,7 +160,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_no_answer(name: str) -> None:
+def test_bytes_that_are_no_answer(name: str) -> None:
     data = BROKEN[name]
     whole = read([data], closed=True)
     assert not whole.reusable
@@ -168,7 +168,7 @@ def test_what_is_no_answer(name: str) -> None:
     assert read([bytes([byte]) for byte in data], closed=True).broken == whole.broken
 
 
-def test_nothing_is_read_after_what_is_broken() -> None:
+def test_nothing_is_read_after_a_broken_answer() -> None:
     reader = AnswerReader()
     reader.feed(b"HTTP/1.1 OK\r\n\r\n")
     reader.feed(OK + b"Content-Length: 2\r\n\r\n{}")

@@ -97,7 +97,7 @@ def test_bounds_in_words() -> None:
     assert [in_words(n) for n in (5, 1 << 10, 2 << 20)] == ["5 bytes", "1 KiB", "2 MiB"]
 
 
-def test_what_a_prefill_leg_answers_is_bounded_by_its_prompt() -> None:
+def test_the_answer_of_a_prefill_leg_is_bounded_by_its_prompt() -> None:
     assert max_answer_bytes(1000) < (1 << 20) + 8_000 + (64 << 10) + 1
     assert MAX_PARAMS_BYTES < max_answer_bytes(64 << 20) < MAX_PARAMS_BYTES + (1 << 20)
 

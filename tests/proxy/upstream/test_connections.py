@@ -176,7 +176,7 @@ async def test_an_answer_without_a_length_ends_with_its_connection() -> None:
         assert [await ask(client, made) for _ in range(2)] == [b"hello", b"hello"]
 
 
-async def test_what_is_asked_with_get_is_asked_again_if_a_kept_connection_turns_out_to_be_closed() -> None:
+async def test_a_get_is_sent_again_if_a_kept_connection_turns_out_to_be_closed() -> None:
     async def serve(line: Line) -> None:
         await line.request()
         await line.say(OK)
@@ -436,7 +436,7 @@ async def test_an_engine_that_reads_no_more_of_a_large_body_and_says_nothing_is_
             await ask(client, made, b"x" * (32 << 20))
 
 
-async def test_what_is_asked_of_an_engine_that_is_given_up_is_not_asked_again() -> None:
+async def test_a_get_to_an_engine_that_is_given_up_is_not_sent_again() -> None:
     async def serve(line: Line) -> None:
         await line.request()
         await line.say(OK)
@@ -502,7 +502,7 @@ async def test_an_engine_is_never_spoken_to_without_tls_once_it_wants_it() -> No
             await ask(client, made)
 
 
-def test_what_is_cancelled_as_it_connects_is_not_counted_for_good() -> None:
+def test_a_request_cancelled_as_it_connects_is_not_counted_for_good() -> None:
     """On the loop of the service: it does not tell of connections that were cancelled in the turn in which
     they came about."""
 

@@ -102,7 +102,7 @@ async def test_an_answer_is_read(question: Question[Any], path: str, body: Any, 
         (METRICS, 503, b"", "status 503 for /metrics"),
     ],
 )
-async def test_what_is_no_answer_is_said_in_words(
+async def test_errors_of_wrong_answers_are_words_for_people(
     question: Question[Any], status: int, body: Any, words: str
 ) -> None:
     with pytest.raises(LegBrokenError, match=words):
@@ -119,7 +119,9 @@ async def test_what_is_no_answer_is_said_in_words(
         (503, b"", LegError),
     ],
 )
-async def test_who_does_not_know_the_question_cannot_sleep(status: int, body: Any, expected: Any) -> None:
+async def test_an_engine_that_does_not_know_the_question_cannot_sleep(
+    status: int, body: Any, expected: Any
+) -> None:
     engine = Engine(status, body)
     if expected is LegError:
         with pytest.raises(LegError):
@@ -148,7 +150,7 @@ async def test_tokens_are_told_refused_or_not_told(status: int, body: Any, expec
 
 
 @pytest.mark.parametrize("told", [[-1], [2**32], [1.5], None, "x"])
-def test_what_are_no_token_ids_is_no_answer(told: Any) -> None:
+def test_an_answer_without_token_ids_is_an_error(told: Any) -> None:
     with pytest.raises(UnreadableError, match="not what vLLM answers"):
         read_tokens(json.dumps({"tokens": told}).encode())
 

@@ -104,7 +104,7 @@ async def test_a_name_that_nobody_uses_is_forgotten(resolver: Resolver) -> None:
     await names.close()
 
 
-async def test_nobody_waits_for_a_silent_resolver_at_the_end(resolver: Resolver) -> None:
+async def test_closing_does_not_wait_for_a_silent_resolver(resolver: Resolver) -> None:
     resolver.fall_silent()
     names = Names(silent_s=0.05)
     with pytest.raises(ResolverError):

@@ -28,7 +28,7 @@ async def rest(answer: EngineAnswer) -> bytes:
     return found
 
 
-async def test_all_of_it_is_taken_up_to_its_end() -> None:
+async def test_a_whole_body_is_taken_up_to_its_end() -> None:
     async def serve(line: Line) -> None:
         while True:
             await line.request()
@@ -78,7 +78,7 @@ async def test_whoever_has_enough_finds_what_came_meanwhile_afterwards() -> None
 
 
 @pytest.mark.parametrize("way", ["reset", "close", "nonsense"])
-async def test_what_was_poured_before_a_break_is_all_there_is(way: str) -> None:
+async def test_bytes_poured_before_a_break_are_all_there_is(way: str) -> None:
     async def serve(line: Line) -> None:
         await line.request()
         await line.say(STREAM + chunk(b"a"))

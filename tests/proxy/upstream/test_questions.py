@@ -32,7 +32,7 @@ def test_without_a_body() -> None:
         "Expect",
     ],
 )
-def test_what_frames_a_request_is_not_a_clients_to_say(name: str) -> None:
+def test_a_client_cannot_set_the_headers_that_frame_a_request(name: str) -> None:
     assert b"evil" not in head_of("POST", "a:1", "/x", [(name, "evil")], 1)
 
 

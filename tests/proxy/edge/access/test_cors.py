@@ -18,7 +18,7 @@ RECORDED = json.loads((pathlib.Path(__file__).parent / "data" / "cors_1_10.json"
 
 
 @pytest.mark.parametrize("recorded", RECORDED, ids=lambda r: " ".join(map(str, r["settings"].values())))
-def test_what_starlette_says_is_said(recorded: dict[str, Any]) -> None:
+def test_answers_are_those_of_starlette(recorded: dict[str, Any]) -> None:
     rules = CorsRules(Cors(**recorded["settings"]))
     for method, headers, vary, expected in recorded["cases"]:
         asked = CIMultiDict(headers)
@@ -90,7 +90,7 @@ def test_lists_are_words_or_json_as_vllm_takes_them() -> None:
         (["--allow-credentials"], "--allowed-origins"),
     ],
 )
-def test_what_would_never_match_is_refused(flags: list[str], words: str) -> None:
+def test_origins_that_would_never_match_are_refused(flags: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=r".") as raised:
         read_config([*FLAGS, *flags])
     assert words in str(raised.value)
@@ -107,5 +107,5 @@ def test_what_would_never_match_is_refused(flags: list[str], words: str) -> None
         "null",
     ],
 )
-def test_what_browsers_do_send_is_taken(origin: str) -> None:
+def test_origins_that_browsers_send_are_taken(origin: str) -> None:
     assert read_config([*FLAGS, "--allowed-origins", origin]).cors.allowed_origins == (origin,)

@@ -27,7 +27,7 @@ def _kinds(kind: type[RequestError] = RequestError) -> set[type[RequestError]]:
     return {kind}.union(*(_kinds(child) for child in kind.__subclasses__()))
 
 
-def test_it_is_a_valid_openapi_document_of_this_version() -> None:
+def test_the_description_is_a_valid_openapi_document_of_this_version() -> None:
     validate(description())
     assert description()["info"]["version"] == metadata.version("kvproxy")
 

@@ -84,7 +84,7 @@ def test_answers_may_come_in_any_order(order: list[int], sequences: int) -> None
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"{}", b'{"choices": 5}', b'{"choices": [{"text": ""}]}', b"\xff"]
 )
-def test_what_is_no_answer_is_not_merged(body: bytes) -> None:
+def test_an_answer_that_is_no_completion_is_not_merged(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"choice|completion"):
         AnswerMerger(1).add(0, body)
 
@@ -140,7 +140,7 @@ def test_a_usage_that_not_all_engines_tell_is_not_told() -> None:
 @pytest.mark.parametrize(
     "data", [b"x", b"[]", b'{"choices": 1}', b'{"choices": [{"index": "x"}]}', b'{"choices": [{}]}']
 )
-def test_what_is_no_chunk_is_an_error(data: bytes) -> None:
+def test_an_event_that_is_no_chunk_is_an_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"event|choice"):
         StreamMerger(1, 1).chunk(0, data)
 

@@ -135,7 +135,7 @@ def long_text(words: int) -> str:
     return " ".join(f"value {n} of the function" for n in range(words))
 
 
-def test_what_grew_at_its_end_is_tokenized_there_alone() -> None:
+def test_a_text_that_grew_at_its_end_is_tokenized_there_alone() -> None:
     tok = tokenizer("Llama 3")
     cache = cached(tok, cuts_of(tok.to_str()))
     text = ""

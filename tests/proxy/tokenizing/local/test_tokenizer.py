@@ -110,7 +110,7 @@ def test_a_broken_template_leaves_chats_to_engines(tmp_path: pathlib.Path) -> No
      b'{"messages": [1]}',
      b'{"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": "yes"}'],
 )  # fmt: skip
-def test_what_is_no_plain_question_is_left_to_engines(
+def test_a_request_that_is_no_plain_question_is_left_to_engines(
     models: dict[str, LocalTokenizer], question: bytes
 ) -> None:
     assert models["chatml"].answer_now(question) is None

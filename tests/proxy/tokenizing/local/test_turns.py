@@ -112,7 +112,7 @@ async def test_of_one_clients_texts_the_shortest_goes_first_and_those_alike_go_o
     assert scene.did == ["running", "short", *["first"] * 3, *["second"] * 3]
 
 
-async def test_what_cannot_be_cut_never_has_all_threads() -> None:
+async def test_texts_that_cannot_be_cut_never_have_all_threads() -> None:
     scene = Scene()
     for n in range(3):
         await scene.ask(f"uncut{n}", 1, client=f"c{n}", characters=SLICE_BYTES + 1)

@@ -74,7 +74,7 @@ def test_nothing_is_kept_of_what_is_as_the_flags_say() -> None:
     )
 
 
-def test_what_was_added_and_drained_comes_back() -> None:
+def test_instances_added_and_drained_come_back() -> None:
     restored = restart(
         [Present(P, drained=True), Present(D, drained=False), Present(NEW, drained=True)], FLAGS
     )
@@ -123,7 +123,7 @@ def test_a_flag_that_names_what_was_added_contradicts_nothing() -> None:
     assert restart(present, [*FLAGS, NEW]) == Restored([], frozenset(), [], [])
 
 
-def test_what_is_not_allowed_any_more_is_left_out() -> None:
+def test_instances_no_longer_allowed_are_left_out() -> None:
     present = [Present(P, drained=False), Present(D, drained=False), Present(NEW, drained=False)]
     restored = restart(present, FLAGS, "gpu*")
     assert not restored.added
