@@ -68,7 +68,7 @@ REQUESTS = (
     ),
     counter(
         "tokenized_prompts",
-        "Prompts whose tokens are known, by who told.",
+        "Prompts whose tokens are known, by where the tokens came from.",
         PromptKnown,
         "by",
         words={
