@@ -149,8 +149,9 @@ class BodyBudget:
 
     def fits(self, client: Hashable, size_bytes: int) -> bool:
         """Whether a client may hold so many more bytes in one body now; a body that is alone always fits."""
-        before_bytes = self._class(size_bytes).by_client.get(client, 0)
-        others_bytes = self._class(size_bytes).total_bytes
+        held = self._class(size_bytes)
+        before_bytes = held.by_client.get(client, 0)
+        others_bytes = held.total_bytes
         if size_bytes <= self.small_bytes:
             max_bytes = max(self.reserve_bytes, self.limit_bytes - self._large.total_bytes)
         elif others_bytes == 0:
@@ -163,11 +164,14 @@ class BodyBudget:
 
     def change(self, client: Hashable, before_bytes: int, after_bytes: int) -> bool:
         """Called by leases only."""
-        self._class(before_bytes).add(client, -before_bytes)
+        if before_bytes:
+            self._class(before_bytes).add(client, -before_bytes)
         if after_bytes > before_bytes and not self.fits(client, after_bytes):
-            self._class(before_bytes).add(client, before_bytes)
+            if before_bytes:
+                self._class(before_bytes).add(client, before_bytes)
             return False
-        self._class(after_bytes).add(client, after_bytes)
+        if after_bytes:
+            self._class(after_bytes).add(client, after_bytes)
         return True
 
     def _class(self, size_bytes: int) -> _Held:

@@ -34,7 +34,7 @@ async def _tell_all(request: web.Request, path: str) -> web.Response:
     if is_large(data):
         raise BadRequestError("the request body is larger than any that names an adapter")
     body = Body.parse(bytes(data))
-    engines = await service.adapters.tell_all(path, body.encoded(), engine_headers(request))
+    engines = await service.adapters.tell_all(path, body.encoded(), engine_headers(request, service))
     done = sum(each.status == web.HTTPOk.status_code for each in engines)
     visit.notes["engines"] = f"{done}/{len(engines)}"
     answer = AdaptersTold(message=f"{done} of {len(engines)} engines did it", engines=list(engines))

@@ -6,7 +6,6 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from proxy import headers as names
-from proxy.edge.app_keys import SERVICE
 from proxy.edge.middlewares import IN_FLIGHT_KEY
 from proxy.edge.relay import cut_stream, relay_stream
 from proxy.edge.routes.story import Story, answer_tokens, streamed_tokens
@@ -23,6 +22,7 @@ from proxy.serving.exchange import Reply
 
 async def answer(
     request: web.Request,
+    service: Service,
     visit: Visit,
     reply: Reply,
     dialect: Dialect,
@@ -37,7 +37,6 @@ async def answer(
     """
     status, body = reply.status, reply.body
     story.status, story.decision = status, reply.decision
-    service = request.app[SERVICE]
     told = _note_decision(service, visit, reply)
     if status < 400:
         first_byte_s = story.first_byte_s = time.monotonic() - visit.started_at

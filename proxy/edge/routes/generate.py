@@ -88,7 +88,7 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
                         begun = waiting.response
                         await waiting.close()
                     _note_trace(notes, call)
-            response, cut_with = await answer(request, visit, reply, dialect, limit, begun, story)
+            response, cut_with = await answer(request, service, visit, reply, dialect, limit, begun, story)
         finally:
             if reply is not None:
                 reply.close()
@@ -134,8 +134,11 @@ async def _call(request: web.Request, service: Service, visit: Visit, dialect: D
             headers=RETRY_SOON | {"Connection": "close"},
             reason=reason,
         )
-    generation = salted(request, await generation_request(request, visit, dialect))
-    headers, priority = engine_headers(request), claimed(generation, request.headers.get(names.PRIORITY))
+    generation = salted(request, visit, await generation_request(request, service, visit, dialect))
+    headers, priority = (
+        engine_headers(request, service),
+        claimed(generation, request.headers.get(names.PRIORITY)),
+    )
     if (least := service.rules.admission.max_client_priority) is not None:
         generation, headers = bounded(generation, headers, least)
         priority = max(priority, least)
@@ -168,13 +171,12 @@ def _outcome(status: int) -> str:
 
 
 async def generation_request(
-    request: web.Request, visit: Visit, dialect: Dialect | Sequence[Dialect]
+    request: web.Request, service: Service, visit: Visit, dialect: Dialect | Sequence[Dialect]
 ) -> GenerationRequest:
     """Read and check the body of a generating request. Raises RequestError.
 
     If there are several dialects, the members of the body tell which one it is of.
     """
-    service = request.app[SERVICE]
     if service.stopping.is_set():
         raise UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
     data, lease = await read_json(request, visit, service)
@@ -204,8 +206,8 @@ async def _off_the_loop(service: Service, lease: BodyLease, function: Callable[.
         raise error.with_traceback(None) from None
 
 
-def engine_headers(request: web.Request) -> names.Headers:
+def engine_headers(request: web.Request, service: Service) -> names.Headers:
     """The client's headers that a leg of its request carries."""
-    config = request.app[SERVICE].config
+    config = service.config
     keep = config.engine_api_key is None and config.security.api_key_file is None
     return names.for_engine(request.headers.items(), keep_authorization=keep)

@@ -125,7 +125,8 @@ async def status(request: web.Request) -> web.Response:
 async def explain(request: web.Request) -> web.Response:
     """`POST /explain`: the decision for the body of any generating route; nothing is generated."""
     check_operator(request, "it tells what other prompts have left in the caches")
-    generation = await generation_request(request, visit_of(request), request.app[SPOKEN])
+    service = request.app[SERVICE]
+    generation = await generation_request(request, service, visit_of(request), request.app[SPOKEN])
     asked = salted_as_asked(request, generation)
-    decision, tokenized = await request.app[SERVICE].director.explain(asked, engine_headers(request))
+    decision, tokenized = await service.director.explain(asked, engine_headers(request, service))
     return web.json_response(as_builtins(explanation_shown(decision, tokenized)))

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from proxy.edge.access.authentication import CLIENT_KEYS
 from proxy.edge.access.client_salts import ClientSalts, read_own_salt
 from proxy.edge.app_keys import SALTS
-from proxy.edge.visit import visit_of
+from proxy.edge.visit import Visit
 from proxy.errors import BadRequestError
 from proxy.request.generation import GenerationRequest
 
@@ -14,7 +14,7 @@ CLIENT_PARAMETER = "client"
 """The query parameter of `/explain` that names the key whose request is asked about."""
 
 
-def salted(request: web.Request, generation: GenerationRequest) -> GenerationRequest:
+def salted(request: web.Request, visit: Visit, generation: GenerationRequest) -> GenerationRequest:
     """A client's request with its salt, if salts differ by client; else unchanged.
 
     Raises BadRequestError for a salt of the client's own that vLLM would refuse.
@@ -22,7 +22,7 @@ def salted(request: web.Request, generation: GenerationRequest) -> GenerationReq
     salts = request.app.get(SALTS)
     if salts is None:
         return generation
-    if (client := visit_of(request).client) is None:
+    if (client := visit.client) is None:
         raise RuntimeError("a request without a client's key would share its cache with others")
     return _salted(salts, client, generation)
 

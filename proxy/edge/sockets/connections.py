@@ -84,6 +84,11 @@ class Connection(web.RequestHandler):
             elif self._head_timer is None:
                 self._await_head()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on reading if that was paused. aiohttp asks for it with each piece of a body that is taken."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def _await_head(self) -> None:
         self._head_timer = self._loop.call_later(self.patience.head_s, self._head_is_late)
 
