@@ -54,7 +54,8 @@ def weigh(data: bytes | bytearray, found: Outline | Signs) -> int:
     made of.
     """
     if isinstance(found, Signs):
-        return COPIES * len(data) + VALUE_BYTES * found.commas + MEMBER_BYTES * found.members
+        value_bytes = NUMBER_BYTES if found.is_flat else VALUE_BYTES
+        return COPIES * len(data) + value_bytes * found.commas + MEMBER_BYTES * found.members
     values_bytes = VALUE_BYTES * found.values + MEMBER_BYTES * found.members
     return COPIES * len(data) + values_bytes + NUMBER_BYTES * found.items
 

@@ -27,6 +27,7 @@ from proxy.request.json_pieces import (
 from proxy.request.outline import MAX_DEPTH, MAX_MEMBERS, Outline, Signs, Span, too_many_members
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_BRACKETS = re.compile(rb"[\[\]{}]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ESCAPE = b"\\u"
 _SEARCHED_BYTES = 4 << 10
@@ -77,12 +78,18 @@ class Body:
     """
 
     def __init__(
-        self, members: dict[str, msgspec.Raw], size_bytes: int, whole: "_Whole | None" = None
+        self,
+        members: dict[str, msgspec.Raw],
+        size_bytes: int,
+        whole: "_Whole | None" = None,
+        *,
+        flat: bool = False,
     ) -> None:
-        """`whole`: the text that a large body was cut from."""
+        """`whole`: the text that a large body was cut from; `flat`: many numbers may stand in it."""
         self._members = members
         self.size_bytes = size_bytes
         self._whole = whole
+        self._flat = flat
 
     @classmethod
     def parse(cls, data: bytes, signs: Signs | None = None) -> "Body":
@@ -103,7 +110,7 @@ class Body:
             raise BadRequestError(f"the request body is not a JSON object: {error}") from None
         if len(members) > MAX_MEMBERS:
             raise too_many_members()
-        return cls(members, len(data))
+        return cls(members, len(data), flat=signs is not None and signs.is_flat)
 
     @classmethod
     def of_outline(cls, data: bytes | bytearray, found: Outline) -> "Body":
@@ -151,16 +158,20 @@ class Body:
 
     @property
     def is_counted(self) -> bool:
-        """Whether the body was large, so that the content of its members was counted."""
-        return self._whole is not None
+        """Whether its members may hold many values, which are counted then."""
+        return self._flat or self._whole is not None
 
     def values_in(self, name: str) -> int:
         """The number of values in a member at any depth, if the body was counted; a small body has few."""
+        if self._flat:
+            return _STRING.sub(b"", self.view(name) or b"").count(b",") + 1
         span = self._span(name)
         return 0 if span is None else span.values
 
     def items_in(self, name: str) -> int:
         """The number of items of a member that is a list or an object, if the body was counted."""
+        if self._flat:
+            return _items(_STRING.sub(b"", self.view(name) or b""))
         span = self._span(name)
         return 0 if span is None else span.items
 
@@ -265,7 +276,8 @@ class Body:
         whole = self._whole
         if whole is not None and put and not whole.spans.keys().isdisjoint(put):
             whole = whole.without(put)
-        return Body(members, self.size_bytes if size_bytes is None else size_bytes, whole)
+        size_bytes = self.size_bytes if size_bytes is None else size_bytes
+        return Body(members, size_bytes, whole, flat=self._flat)
 
     def encoded(self) -> bytes:
         """The body as JSON text."""
@@ -404,6 +416,17 @@ def _names_characters(data: bytes | bytearray) -> bool:
         if (part[np.flatnonzero(part[:-1] == _ESCAPE[0]) + 1] == _ESCAPE[1]).any():
             return True
     return False
+
+
+def _items(text: bytes) -> int:
+    """How many items the list or object in `text` has, which has no strings and few brackets."""
+    depth = at = commas = 0
+    for bracket in _BRACKETS.finditer(text):
+        if depth == 1:
+            commas += text.count(b",", at, bracket.start())
+        depth += 1 if bracket[0] in b"[{" else -1
+        at = bracket.end()
+    return commas + 1
 
 
 def _depth(data: bytes) -> int:

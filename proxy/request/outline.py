@@ -39,6 +39,10 @@ MANY_ESCAPES = 1 << 14
 """A body above any of these is split off the event loop, and outlined first. Any other is split in a
 millisecond or two: its values are no more than its commas, so all that makes it long is text."""
 
+FEW_PARTS = 1 << 10
+"""A body with more commas is not outlined all the same if it has no more lists, objects and texts than this:
+what makes it long is text, or numbers, and lists of numbers are not split."""
+
 LONG_TEXT_BYTES = 4096
 """Longer texts are left out of what a decoder gets, and are read by themselves."""
 
@@ -93,6 +97,11 @@ class Signs(NamedTuple):
     escapes: int
     """The backslashes: the character after each one may begin half of a surrogate pair."""
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether it has many values, of which nearly all are numbers."""
+        return self.commas > MANY_COMMAS
+
 
 def signs_of(data: bytes | bytearray) -> Signs | None:
     """What a body may hold that can be split on the event loop; None for a large one, to be outlined."""
@@ -100,10 +109,10 @@ def signs_of(data: bytes | bytearray) -> Signs | None:
         return None
     signs = data.translate(None, _NO_SIGNS)
     commas, escapes = signs.count(b","), signs.count(b"\\")
-    if commas > MANY_COMMAS or escapes > MANY_ESCAPES:
+    openings, texts = signs.count(b"[") + signs.count(b"{"), signs.count(b'"') // 2
+    if escapes > MANY_ESCAPES or (commas > MANY_COMMAS and openings + texts > FEW_PARTS):
         return None
-    members = min(signs.count(b":"), signs.count(b'"') // 2)
-    return Signs(commas, members, signs.count(b"[") + signs.count(b"{"), escapes)
+    return Signs(commas, min(signs.count(b":"), texts), openings, escapes)
 
 
 _NO_SIGNS = bytes(set(range(256)) - set(b',:"[{\\'))

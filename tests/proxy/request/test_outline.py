@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from proxy.errors import BadRequestError
 from proxy.request import dialects
 from proxy.request.body import Body, Pieces, _names_characters
+from proxy.request.dialects import CHAT
 from proxy.request.dialects.chat import MAX_MESSAGES, MAX_TOOLS
 from proxy.request.generation import read_request
 from proxy.request.json_pieces import TEXT_BYTES
 from proxy.request.outline import (
+    FEW_PARTS,
     LARGE_BODY_BYTES,
     LARGE_TEXT_BYTES,
     MANY_COMMAS,
@@ -158,8 +160,37 @@ def test_a_long_list_of_numbers_is_taken_and_read_in_parts() -> None:
 
 
 def test_many_values_make_a_small_body_a_large_one() -> None:
-    assert not is_large(b'{"prompt":[' + b"1," * MANY_COMMAS + b"1]}")
-    assert is_large(b'{"prompt":[' + b"1," * (MANY_COMMAS + 1) + b"1]}")
+    assert not is_large(b'{"prompt":[' + b"[]," * MANY_COMMAS + b"1]}")
+    assert is_large(b'{"prompt":[' + b"[]," * (MANY_COMMAS + 1) + b"1]}")
+
+
+def test_many_numbers_are_split_where_they_come_in_unless_they_stand_among_much_else() -> None:
+    numbers = b"1," * (2 * MANY_COMMAS) + b"1"
+    assert not is_large(b'{"prompt":[' + numbers + b'],"stop":["a"]}')
+    assert is_large(b'{"prompt":[' + numbers + b'],"stop":[' + b'"a",' * FEW_PARTS + b'"a"]}')
+    assert is_large(b'{"prompt":[' + numbers + b'],"x":' + b"[" * FEW_PARTS + b"]" * FEW_PARTS + b"}")
+
+
+@pytest.mark.parametrize("name", ["messages", "tools"])
+def test_numbers_are_no_messages_however_many_they_are(name: str) -> None:
+    numbers = b"[" + b"1," * (2 * MANY_COMMAS) + b"1]"
+    data = b'{"messages":[],"%b":%b}' % (name.encode(), numbers)
+    signs = signs_of(data)
+    assert signs is not None
+    with pytest.raises(BadRequestError, match=f"{name} has {2 * MANY_COMMAS + 1} items"):
+        read_request(CHAT, data, "tiny", signs)
+
+
+def test_commas_in_texts_and_in_items_are_no_items() -> None:
+    text, numbers = "one, two, " * MANY_COMMAS, list(range(2 * MANY_COMMAS))
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"enum": numbers}}}
+    data = json.dumps({"messages": [{"role": "user", "content": text}], "tools": [tool, tool]}).encode()
+    signs = signs_of(data)
+    assert signs is not None
+    assert signs.is_flat
+    body = read_request(CHAT, data, "tiny", signs).body
+    assert (body.items_in("messages"), body.items_in("tools")) == (1, 2)
+    assert 4 * MANY_COMMAS < body.values_in("tools") < 4 * MANY_COMMAS + 20
 
 
 def test_a_long_text_with_few_values_is_no_large_body() -> None:

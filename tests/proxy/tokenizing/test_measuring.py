@@ -11,7 +11,7 @@ from proxy.phases import Role
 from proxy.request import dialects
 from proxy.request.dialects import Dialect
 from proxy.request.generation import GenerationRequest, read_request
-from proxy.request.outline import LARGE_BODY_BYTES, is_large, outline
+from proxy.request.outline import LARGE_BODY_BYTES, outline, signs_of
 from proxy.tokenizing.fields import MEDIA_TOKENS
 from proxy.tokenizing.local.bounds import UNKNOWN_CHARACTERS_A_TOKEN
 from proxy.tokenizing.prompts import PromptTokenizer, Tokenized
@@ -28,7 +28,7 @@ class NobodyAsked:
 
 def request(dialect: Dialect, **members: Any) -> GenerationRequest:
     data = json.dumps(members).encode()
-    return read_request(dialect, data, "tiny", outline(data) if is_large(data) else None)
+    return read_request(dialect, data, "tiny", signs_of(data) or outline(data))
 
 
 async def measured(asked: GenerationRequest) -> Tokenized:

@@ -23,7 +23,7 @@ from proxy.fleet import Fleet
 from proxy.request import dialects
 from proxy.request.dialects import Dialect
 from proxy.request.generation import GenerationRequest, read_request
-from proxy.request.outline import is_large, outline
+from proxy.request.outline import outline, signs_of
 from proxy.tokenizing.fields import Ask, Given, Unknowable, what_to_tokenize
 from proxy.tokenizing.local import pieces
 from proxy.tokenizing.local.bounds import Bounds, Excess, Limits, least_characters
@@ -38,7 +38,7 @@ SMALL = Bounds(longest=10, sure=10, characters_a_token=4)
 
 def request(dialect: Dialect, **members: Any) -> GenerationRequest:
     data = json.dumps(members).encode()
-    return read_request(dialect, data, "tiny", outline(data) if is_large(data) else None)
+    return read_request(dialect, data, "tiny", signs_of(data) or outline(data))
 
 
 def completion(prompt: Any, **members: Any) -> GenerationRequest:
