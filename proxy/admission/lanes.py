@@ -65,6 +65,8 @@ class Lanes:
         self._kept: set[tuple[Phase, str]] = set()
         """Instances that are full for the first request of one of these lanes."""
         self._stopping = False
+        self._at_rest = False
+        """Whether nobody has waited since all was last forgotten and told, so that a change means nothing."""
         self.due = False
         """Whether something has changed since the last look, so that `changed` has to be called; once for all
         that changes together."""
@@ -311,6 +313,7 @@ class Lanes:
             )
         except QueueFullError:
             return [Refusal(turn, self._refusals.queue_full(self._come_back_in_s(now)))]
+        self._at_rest = False
         turn.waiting, turn.waits_since = waiting, now
         if not self._running.holds_back(ticket):
             self._block(turn)
@@ -344,7 +347,10 @@ class Lanes:
             if self.due:
                 return
             self.due = True
+        elif self._at_rest:
+            return
         else:
+            self._at_rest = True
             self.due = False
             self._blocked.clear()
             self._kept.clear()

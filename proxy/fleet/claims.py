@@ -31,9 +31,11 @@ class Claim:
         """Stop counting. A second call does nothing."""
         if self._running:
             self._running = False
-            self.instance.breaker.end_leg(self._trial)
-            self.instance.load.count(self.phase, self.rank, -1, -self.tokens, -self.weight_tokens)
-            self.instance.freed()
+            instance = self.instance
+            if self._trial:
+                instance.breaker.end_leg(self._trial)
+            instance.load.count(self.phase, self.rank, -1, -self.tokens, -self.weight_tokens)
+            instance.freed()
 
     def __enter__(self) -> Self:
         return self

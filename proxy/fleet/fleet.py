@@ -237,5 +237,5 @@ class Fleet:
         """
         instance = self._instances[address]
         self._picks += 1
-        instance.load.pick(phase, rank, self._picks)
+        instance.load.on(phase, rank).last_pick = self._picks  # the claim counts it as a change
         return Claim(instance, rank, phase, tokens, weight_tokens)

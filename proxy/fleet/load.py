@@ -40,16 +40,10 @@ class Load:
             load = ranks[rank] = RankLoad()
         return load
 
-    def pick(self, phase: Phase, rank: int, number: int) -> None:
-        """A rank was picked; `number`: of all picks of the fleet."""
-        load = self.on(phase, rank)
-        load.last_pick = number
-        load.changes += 1
-
     def count(self, phase: Phase, rank: int, legs: int, tokens: int, weight_tokens: int) -> None:
         """Add to the sums of a rank, or subtract from them; for claims only."""
         self._legs[phase] += legs
-        load = self.on(phase, rank)
+        load = self._ranks[phase].get(rank) or self.on(phase, rank)
         load.tokens += tokens
         load.weight_tokens += weight_tokens
         load.changes += 1

@@ -38,6 +38,9 @@ class Expectation:
             settle(came)
 
 
+NOTHING_EXPECTED = Expectation()
+
+
 class Placement:
     """Answers questions with decisions, and makes the claims and predictions that follow from them."""
 
@@ -119,7 +122,7 @@ class Placement:
         complete = shown or self._chooser.reads_all
         view = self._viewer.look(question, self._clock(), constraints, complete=complete)
         prefill, decode, pairs = self._chooser.choose(view, self._rng)
-        if not view.complete:
+        if not view.complete and question.prompt is None:
             prefill, decode = self._followed(prefill), self._followed(decode)
         return Decision(self._policy_name, question.prompt_tokens, prefill, decode, self._chooser.unit, pairs)
 
@@ -138,9 +141,9 @@ class Placement:
         return msgspec.structs.replace(decision, decode=decode, pairs=pairs)
 
     def _followed(self, pick: Pick) -> Pick:
-        """A pick of a look that was not complete, as it is to be followed."""
+        """A pick whose candidate may have been kept, as it is to be followed."""
         if pick.chosen is None:
-            raise RuntimeError("a look that finds nobody is complete")
+            return pick
         chosen = self._viewer.as_known_now(pick.chosen)
         return pick if chosen is pick.chosen else Pick(chosen)
 
@@ -151,13 +154,13 @@ class Placement:
     def claim(self, candidate: Candidate, phase: Phase, question: Question) -> Claim:
         """Claim the candidate that was chosen for a leg. Raises KeyError if the instance was removed."""
         tokens = question.leg_tokens(phase, candidate.uncached_tokens)
-        weight = question.leg_weight_tokens(phase, candidate.uncached_tokens)
+        weight = tokens + question.generated_tokens if phase is Phase.DECODE else tokens
         return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight)
 
     def expect(self, candidate: Candidate, question: Question) -> Expectation:
         """Expect the prompt's blocks on the chosen prefill candidate, until its leg ends."""
         if question.prompt is None:
-            return Expectation()
+            return NOTHING_EXPECTED
         keys = self._index.keys(question.prompt, candidate.instance, candidate.rank, USUAL_BLOCK_SIZE)
         self._predicted.expect(candidate.instance, candidate.rank, keys)
 

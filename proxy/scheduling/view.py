@@ -90,8 +90,8 @@ class Viewer:
             Phase.DECODE: limits.max_decode_tokens,
         }
         self._limited = any(self._most_tokens.values())
-        self._loads = loads
-        self._keeps = keeps and loads is own_load
+        self._loads = None if loads is own_load else loads
+        self._keeps = keeps and self._loads is None
 
     def look(
         self, question: Question, now: float, constraints: Constraints, *, complete: bool = True
@@ -118,7 +118,7 @@ class Viewer:
         return View(question.model, question.prompt_tokens, (prefilled_on,), decode)
 
     def as_known_now(self, candidate: Candidate) -> Candidate:
-        """A candidate of the last look, with what may have changed since it was kept."""
+        """A candidate that may have been kept, with what has changed meanwhile."""
         instance = self._fleet.get(candidate.instance)
         if instance is None:
             raise RuntimeError(f"{candidate.instance} was removed while a decision was made")
@@ -189,13 +189,30 @@ class Viewer:
             ranks = [rank for rank in ranks if look.need.fits(rank.instance)]
         may_be_full = self._limited or bool(look.constraints.kept)
         if self._keeps and not may_be_full and look.question.prompt is None and look.length_tokens is None:
-            return [r.kept if r.kept_at == r.load.changes else self._keep(r, phase, look) for r in ranks]
+            return [r.kept if r.kept_at == r.load.changes else self._keep(r) for r in ranks]
         found = [self._candidate(rank, phase, look, None) for rank in ranks]
         return [c for c in found if c.usable] if may_be_full else found
 
-    def _keep(self, rank: Rank, phase: Phase, look: _Look) -> Candidate:
-        rank.kept, rank.kept_at = self._candidate(rank, phase, look, None), rank.load.changes
-        return rank.kept
+    def _keep(self, rank: Rank) -> Candidate:
+        """What `_candidate` makes of one that is well, for a request of whose prompt nothing is known."""
+        load = rank.load
+        rank.kept_at = load.changes
+        rank.kept = kept = Candidate(
+            rank.address,
+            rank.number,
+            usable=True,
+            why=None,
+            cached_tokens=None,
+            expected_tokens=None,
+            uncached_tokens=None,
+            load_tokens=load.tokens,
+            index=rank.instance.index_state(rank.number),
+            last_pick=load.last_pick,
+            trusted=self._accuracy.trusted(rank.address, rank.number),
+            weight_tokens=load.weight_tokens,
+            serves_all=rank.serves_all,
+        )
+        return kept
 
     # -- one of them --------------------------------------------------------------------------------------
 
@@ -214,7 +231,8 @@ class Viewer:
             reload, reload_cost = self._reload(slower, reused, expected)
         length = look.length_tokens
         uncached = None if length is None else length - (expected or 0) - reload
-        load = self._loads(rank.instance, phase, rank.number)
+        own, loads = rank.load, self._loads
+        load = own if loads is None else loads(rank.instance, phase, rank.number)
         fits = not (look.constraints.kept and _is_kept(rank, phase, look.constraints.kept))
         if fits and (most := self._most_tokens[rank.limited]):
             weight_tokens = question.leg_weight_tokens(rank.limited, uncached)
@@ -230,7 +248,7 @@ class Viewer:
             uncached_tokens=uncached,
             load_tokens=load.tokens,
             index=index,
-            last_pick=rank.load.last_pick,
+            last_pick=own.last_pick,
             trusted=trusted,
             doubted_tokens=doubted,
             reload_tokens=reload,
