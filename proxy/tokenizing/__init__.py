@@ -1,4 +1,4 @@
-"""From a request to the token ids the engines will see, or to "unknown"."""
+"""From a request to the token ids that engines will see, or to the reason why these are unknown."""
 
 from proxy.tokenizing.comparison import configured_tokenizer
 from proxy.tokenizing.local.bounds import Excess

@@ -1,4 +1,6 @@
-"""The tokenizer in this process and an engine are asked the same questions: here is how both are asked."""
+"""How the tokenizer in this process and an engine are asked the same questions, so that their answers can be
+compared.
+"""
 
 import asyncio
 import pathlib
@@ -15,10 +17,10 @@ from proxy.upstream.engine_api.asking import Asker, read
 from proxy.upstream.engine_api.tokens import read_tokens, tokenize
 
 CHECK_TIMEOUT_S = 10.0
-"""For one question; an engine may be busy starting."""
+"""Seconds for the answer to one question; an engine may be busy starting."""
 
 Answers = dict[str, list[list[int] | None]]
-"""By kind of prompt, in the order of `questions`; None for one that is refused."""
+"""The token ids by kind of prompt, in the order of `questions`; None for a question that is refused."""
 
 
 async def ask_tokens(
@@ -52,7 +54,7 @@ def configured_tokenizer(name: str) -> LocalTokenizer | None:
 
 
 async def tokenizer_at(root: str) -> LocalTokenizer | None:
-    """The tokenizer in a directory, None if there is none that can be read here. Raises OSError and
+    """The tokenizer in a directory; None if there is none that can be read here. Raises OSError and
     ValueError.
     """
     directory = pathlib.Path(root)

@@ -1,4 +1,4 @@
-"""What the messages of a conversation hold is found out without a copy of their long texts and images."""
+"""What the messages of a conversation contain is found out without a copy of their long texts and images."""
 
 from typing import Any
 
@@ -33,8 +33,7 @@ _STUBS = {
     "audio": frozenset({"audio_url", "input_audio", "audio_embeds"}),
     "video": frozenset({"video_url", "video_embeds"}),
 }
-"""What templates see of a part of these types: which of the three it is, and the members that vLLM does not
-know."""
+"""What templates see of a part of these types: the medium, and the members that vLLM does not know."""
 _OF_PARTS = frozenset(
     """
     audio_embeds audio_url closed data file image_embeds image_pil image_url input_audio name
@@ -48,20 +47,20 @@ _MEDIA = {part: stub for stub, parts in _STUBS.items() for part in parts}
 
 
 class Contents(msgspec.Struct):
-    """What the contents of messages are."""
+    """What the contents of messages need and have."""
 
     needs: frozenset[str] = frozenset()
-    """What must be agreed about for their parts."""
+    """What the tokenizer here must agree with engines about for their parts."""
     media: int = 0
-    """How many parts are media; -1 if some are neither that nor text."""
+    """The number of parts that are media; -1 if some are neither media nor text."""
     media_bytes: int = 0
     too_much: bool = False
-    """Some message is longer than any that is read, its long texts apart."""
+    """Whether some message, without its long texts, is longer than any that is read."""
     excess: Excess | None = None
 
 
 def look_through(body: Body, bounds: Bounds) -> Contents:
-    """Look through the messages. Raises msgspec.DecodeError for what an engine refuses."""
+    """Look through the messages. Raises msgspec.DecodeError if an engine would refuse them."""
     view = body.view("messages") or memoryview(b"null")
     found, characters = Contents(), 0
     may_be_long = len(view) > bounds.max_characters
@@ -80,12 +79,12 @@ def look_through(body: Body, bounds: Bounds) -> Contents:
 
 
 _SHOWN_WHOLE = (msgspec.Raw(b'"user"'), msgspec.Raw(b'"system"'))
-"""Roles whose contents templates show but for white space around them; of an assistant's they may leave out
+"""Roles whose contents templates show, except white space around them; of an assistant's they may leave out
 thoughts."""
 
 
 def _least_of(content: memoryview) -> int:
-    """How many characters of a message's content are surely in the prompt: those of a text."""
+    """The number of characters of a message's content that are surely in the prompt: those of a text."""
     return least_characters(content, blanks=False) if bytes(content[:1]) == b'"' else 0
 
 
@@ -105,7 +104,7 @@ def _look_at(content: memoryview, found: Contents, body: Body) -> None:
             found.media += 1
             found.media_bytes += body.whole_bytes(bytes(view))
         elif kind.type not in _TEXT_OR_NAME or kind.uuid != _NULL:
-            found.media = -1  # with a uuid vLLM looks for media whatever the type is
+            found.media = -1  # with a uuid vLLM looks for media, whatever the type is
             return
         elif kind.type != "text":
             found.needs = _PARTS
@@ -115,8 +114,8 @@ _PARTS = frozenset({"text parts"})
 
 
 def with_stubs(body: Body) -> bytes:
-    """The messages with a stub for each image, sound and video, whose data is not copied, and marks for long
-    texts.
+    """The messages with a stub in place of each image, sound and video, whose data is not copied, and marks
+    for long texts.
     """
     messages: list[dict[str, Any]] = []
     for message in map(_decode_raw_members, body.short_items("messages")):
@@ -138,7 +137,9 @@ def _stub(part: msgspec.Raw) -> Any:
 
 
 def renamed_reasoning(body: Body) -> bytes:
-    """As chats are read: /tokenize does not know the older name. Marks stand for long texts."""
+    """The messages with the newer name of reasoning, as chats are read: /tokenize does not know the older
+    one. Marks stand for long texts.
+    """
     renamed: list[Any] = []
     for raw in body.short_items("messages"):
         message: Any = msgspec.Raw(raw)

@@ -1,7 +1,7 @@
-"""What engines say of how they read requests holds while they are up, and is asked for only once somebody
+"""What an engine says about how it reads requests counts while it is up, and is asked for only once a request
 needs it.
 
-Until an engine has said it, what most engines do is assumed; what comes of it is compared with what engines
+Until an engine has said it, kvproxy assumes what most engines do, and compares the result with what engines
 count.
 """
 
@@ -13,16 +13,16 @@ from proxy.tokenizing.schemas import Schema
 from proxy.tokenizing.tool_choices import Choice, Tools, together
 
 _VERSIONS_KEPT = 8
-"""Schemas of vLLM releases that no engine runs now: one may come back."""
+"""Schemas that are kept of vLLM releases that no engine runs now: one may come back."""
 
 
 class EngineFacts:
-    """What each engine has said; pure."""
+    """What each engine has said. Pure."""
 
     def __init__(self) -> None:
         self.names = MemberNames()
         self.schemas_wanted = self.choices_wanted = False
-        """Whether a request has come that they matter for."""
+        """Whether a request has come for which schemas, or choices of tools, matter."""
         self._versions: dict[str, str] = {}
         self._schemas: dict[str, Schema] = {}
         self._choices: dict[str, Mapping[Choice, Tools]] = {}
@@ -31,34 +31,34 @@ class EngineFacts:
     # -- what requests need -------------------------------------------------------------------------------
 
     def knows(self, dialect: Dialect, name: str) -> bool:
-        """Whether any engine's schema has a member."""
+        """Whether any engine's schema has the member."""
         self.schemas_wanted = True
         return name in self._read[dialect]
 
     def tools(self, choice: Choice) -> Tools:
-        """What becomes of a chat's tools."""
+        """What becomes of a chat's tools with that choice."""
         self.choices_wanted = True
         return together(found[choice] for found in self._choices.values() if choice in found)
 
     # -- what engines say ---------------------------------------------------------------------------------
 
     def keep(self, instances: Collection[str]) -> None:
-        """Forget what others said: another engine may come up at their address."""
+        """Forget what all other engines said: another engine may come up at their address."""
         for said in (self._versions, self._choices):
             for gone in said.keys() - instances:
                 del said[gone]
         self._together()
 
     def lacks_schema(self, instance: str) -> bool:
-        """Whether its schema is wanted and not known."""
+        """Whether an engine's schema is wanted and not known."""
         return self.schemas_wanted and instance not in self._versions
 
     def lacks_choices(self, instance: str) -> bool:
-        """Whether what it does with choices of tools is wanted and not known."""
+        """Whether it is wanted and not known what an engine does with choices of tools."""
         return self.choices_wanted and instance not in self._choices
 
     def runs(self, instance: str, version: str) -> bool:
-        """An engine's version is known now; whether its schema is, too."""
+        """An engine's version is known now. Returns whether its schema is known, too."""
         if version in self._schemas:
             self._versions[instance] = version
             self._together()
@@ -66,7 +66,7 @@ class EngineFacts:
         return False
 
     def learn_schema(self, instance: str, version: str, schema: Schema | None) -> None:
-        """An engine has told its schema, or that it tells none."""
+        """An engine has given its schema, or (None) has none to give."""
         self._versions[instance] = version
         if schema is not None:
             self._schemas[version] = schema
@@ -76,11 +76,11 @@ class EngineFacts:
         self._together()
 
     def learn_choices(self, instance: str, found: Mapping[Choice, Tools]) -> None:
-        """What an engine's counts have shown; nothing if it does not count."""
+        """Take what an engine's counts have shown; it is empty if the engine does not count."""
         self._choices[instance] = found
 
     def _together(self) -> None:
-        """What running engines read, for requests with many members."""
+        """Put together what running engines read, so that requests with many members are looked up fast."""
         running = [self._schemas[version] for version in self.schema_versions]
         self._read = {
             dialect: frozenset[str]().union(*(schema[dialect] for schema in running)) for dialect in TOKENIZED

@@ -1,6 +1,6 @@
-"""What an engine says of a question is asked for once: never from a guess, never late.
+"""A question is put to engines once: there is no guess, and no answer after the deadline.
 
-Whoever asks the same while an answer is awaited waits for that answer, and what was answered is remembered.
+A request with the same question waits for the same answer, and answers are remembered.
 """
 
 import asyncio
@@ -26,21 +26,22 @@ from proxy.upstream.engine_api.asking import Asker, UnreadableError
 from proxy.upstream.engine_api.tokens import NotServedError, read_tokens, tokenize
 
 DEADLINE_S = 2.0
-"""Longer than the 0.3 s an engine takes for 128k tokens, and short enough to go on without."""
+"""Seconds for an answer: more than the 0.3 s that an engine takes for 128k tokens, and few enough to go on
+without."""
 
 REMEMBERED_S = 3600.0
-"""How long at most an answer is taken for true: chat templates may tell the date."""
+"""The most seconds for which an answer is taken to be right: chat templates may give the date."""
 
 CACHE_BYTES = 16 << 20
-"""Four million tokens: prompts that are asked again as they are, by a retry or /explain. Growing chats never
-are."""
+"""The bytes of remembered answers: four million tokens. It is for prompts that are asked for again without a
+change, by a retry or /explain; growing chats never are."""
 
 LONG_BYTES = 64 << 10
-"""An engine tokenizes one question after the other (vLLM has one thread for it), 64 KiB in 20 ms or so.
-Longer ones wait here instead of there, where short ones would wait behind them."""
+"""Questions above this size wait for each other here, rather than in an engine, where short ones would wait
+behind them: vLLM tokenizes one question after the other, in one thread, 64 KiB in 20 ms or so."""
 
 LACKING_S = 60.0
-"""An engine that has no `/tokenize` is asked again after so long: it may be another one by then."""
+"""Seconds after which an engine without `/tokenize` is asked again: it may be another engine by then."""
 
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ _ANSWER_BYTES, _BYTES_A_TOKEN = 64 << 10, 12
 
 
 class EngineTokenizer:
-    """Asks the engines in turn, remembers what they said."""
+    """Asks the engines in turn, and remembers their answers."""
 
     def __init__(
         self,
@@ -61,10 +62,10 @@ class EngineTokenizer:
         reader: Executor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`reader`: where long questions and answers are read; the loop's own threads if None."""
+        """`reader`: reads long questions and answers; None: the loop's own threads do."""
         self._clock = clock
         self._lacking: dict[str, float] = {}
-        """Engines that have no `/tokenize`, and since when that is known."""
+        """The engines that have no `/tokenize`, each with the time at which that was found."""
         self._reader = reader
         self._fleet = fleet
         self._engines = engines
@@ -79,10 +80,10 @@ class EngineTokenizer:
     async def answer(
         self, question: Encoded, model: str, headers: Headers, client: str = ANONYMOUS
     ) -> "array[int] | None":
-        """The token ids of a client's `/tokenize` question; None if no engine tells in time."""
+        """The token ids for a client's `/tokenize` question; None if no engine answers in time."""
         if not self._able(model):
             return None
-        # A template may tell the date, by the engine's clock.
+        # A template may give the date, by the engine's clock.
         hour = int(time.time() // REMEMBERED_S)
         key = await self._read(len(question), _key, question, hour)
         if (known := self._known.get(key)) is not None:
@@ -93,16 +94,16 @@ class EngineTokenizer:
             asking = self._tasks.create(self._ask(key, question, model, headers, client), name="ask")
             self._asking[key] = asking
             asking.add_done_callback(lambda _: self._asking.pop(key, None))
-        # Who leaves does not take the answer away from the others.
+        # A caller that leaves does not cancel the answer for the others.
         return await asyncio.shield(asking)
 
     def forget(self) -> None:
-        """Ask anew about everything."""
+        """Forget all answers."""
         self._known.clear()
         self.held_bytes = 0
 
     def _able(self, model: str) -> list[str]:
-        """The engines that may tell, those that answer for sure if there are any."""
+        """The engines to ask: those that surely answer if there are any, else those that may."""
         lacking = self._lacking
         if lacking:
             now = self._clock()
@@ -145,7 +146,7 @@ class EngineTokenizer:
         return None
 
     async def _read(self, size_bytes: int, work: Callable[..., T], *arguments: Any) -> T:
-        """What comes of reading so much: of much, in another thread."""
+        """Run `work`, which reads `size_bytes`; much is read in another thread."""
         if size_bytes <= LARGE_BODY_BYTES:
             return work(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
@@ -153,14 +154,16 @@ class EngineTokenizer:
     def _slot(
         self, client: str, question: Encoded, engines: int
     ) -> contextlib.AbstractAsyncContextManager[None]:
-        """When it may be asked: long ones as many at once as there are engines, short ones at any time."""
+        """The turn of a question: as many long ones are asked at once as there are engines, short ones at any
+        time.
+        """
         if len(question) <= LONG_BYTES:
             return contextlib.nullcontext()
         return self._long.slot(client, len(question), max(1, engines))
 
     @property
     def _max_bytes(self) -> int | None:
-        """Of an answer: the tokens of the longest prompt that any engine takes; None where that is not
+        """The largest answer: the tokens of the longest prompt that any engine takes; None if that is not
         known.
         """
         longest = self._fleet.max_model_len
@@ -182,4 +185,4 @@ def _key(question: Encoded, hour: int) -> bytes:
 
 
 def _size_bytes(token_ids: "array[int]") -> int:
-    return 4 * len(token_ids) + 200  # the ids, and about what a dict entry with its key takes
+    return 4 * len(token_ids) + 200  # the ids, and about the size of a dict entry with its key

@@ -1,6 +1,6 @@
-"""An engine is asked what it says of requests outside any request, once, for a bounded time and answer.
+"""An engine is asked how it reads requests outside of any request, once, with a bounded time and answer.
 
-A refusal says something of the engine. That it is busy, or fails, does not: then it is asked again.
+A refusal is an answer. If the engine is busy, or fails, it is asked again.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from proxy.upstream.engine_api.asking import Asker, UnreadableError
 log = logging.getLogger(__name__)
 
 ASK_TIMEOUT_S = 15.0
-"""vLLM makes its schema when it is asked for the first time: 0.8 s on a quiet machine, in its own event
-loop."""
+"""Seconds for an answer: vLLM makes its schema when it is first asked for it, in 0.8 s on a quiet machine,
+within its own event loop."""
 
 _SMALL_BYTES = 1 << 16
-"""Far more than a version or a count takes."""
+"""The most bytes of a small answer: far more than a version or a count has."""
 
 
 class _Count(msgspec.Struct):
@@ -34,21 +34,21 @@ class _Count(msgspec.Struct):
 
 
 class FactFinder:
-    """Asks engines for what is wanted and not known of them."""
+    """Asks engines what is wanted and not known of them."""
 
     def __init__(self, facts: EngineFacts, engines: Asker, *, timeout_s: float = ASK_TIMEOUT_S) -> None:
-        """`timeout_s`: for each answer."""
+        """`timeout_s`: seconds for each answer."""
         self._facts = facts
         self._engines = engines
         self._timeout_s = timeout_s
         self._schema_turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def lacks(self, instance: Instance) -> bool:
-        """Whether something is wanted and not known."""
+        """Whether something is wanted and not known of an engine."""
         return self._facts.lacks_schema(instance.address) or self._facts.lacks_choices(instance.address)
 
     async def find(self, instance: Instance) -> bool:
-        """Ask an engine what is wanted and not known of it. False if it did not answer all of it."""
+        """Ask an engine what is wanted and not known of it. Returns False if any answer is missing."""
         found = True
         if self._facts.lacks_schema(instance.address):
             found = await _answered(self._find_schema, instance)
@@ -65,8 +65,8 @@ class FactFinder:
                 version = VERSION.read(data)
             except UnreadableError:
                 log.info("%s tells no version", address)
-        # Making a schema costs the engine: one of a version is enough, so others wait for what the first one
-        # says.
+        # To make a schema costs the engine much, and one for each version is enough: others wait for the
+        # first one's.
         turn = self._schema_turns.setdefault(version, asyncio.Lock())
         async with turn:
             if not self._facts.runs(address, version):
@@ -97,7 +97,7 @@ class FactFinder:
         self._facts.learn_choices(instance.address, judge(counts))
 
     async def _count(self, address: str, body: bytes) -> int | None:
-        """A prompt's length as an engine counts it; None if it refuses to."""
+        """A prompt's length as an engine counts it; None if it refuses to count."""
         status, data = await self._ask("POST", address, COUNT_PATH, body)
         try:
             return msgspec.json.decode(data, type=_Count).input_tokens if status == 200 else None
@@ -113,8 +113,8 @@ class FactFinder:
         *,
         max_bytes: int = _SMALL_BYTES,
     ) -> tuple[int, bytes]:
-        """An answer or a refusal. Raises LegError, also for a status that says nothing of what the engine can
-        do.
+        """An engine's answer or refusal. Raises LegError, also for a status that does not show what the
+        engine can do.
         """
         status, data = await self._engines.exchange(
             method, address, path, body, self._timeout_s, max_bytes=max_bytes

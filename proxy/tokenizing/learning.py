@@ -1,6 +1,6 @@
-"""What prompts need to know of engines is learned from each by itself, so one that hangs holds up no other.
+"""What prompts need of engines is learned from each engine by itself, so one that hangs delays no other.
 
-An engine that does not answer is asked again, after longer and longer.
+An engine that does not answer is asked again, at growing intervals.
 """
 
 import asyncio
@@ -24,23 +24,24 @@ from proxy.upstream.engine_api.asking import Asker
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
-"""Engines come and go, and every leg that ends is announced as well."""
+"""Seconds between two looks at which engines there are; a leg that ends causes a look as well."""
 
 ASK_AGAIN_S = 5.0
-"""After an engine did not answer awkward questions, the first time; twice as long each time."""
+"""Seconds after which an engine is asked again that did not answer awkward questions; doubled each time."""
 MAX_ASK_AGAIN_S = 60.0
 
 AT_ONCE = 16
-"""So many engines are asked beside each other: a hundred that come up together leave room for requests."""
+"""The most engines that are asked at the same time: a hundred that come up together leave room for
+requests."""
 
 
 class LearningWaits(msgspec.Struct, frozen=True):
-    """Seconds; the constants tell why."""
+    """Seconds to wait for engines; the constants say why."""
 
     compare_s: float = CHECK_TIMEOUT_S
-    """For an engine's answer to one awkward question."""
+    """For the answer to one awkward question."""
     ask_s: float = ASK_TIMEOUT_S
-    """For its answer to any other."""
+    """For the answer to any other question."""
     again_s: float = ASK_AGAIN_S
 
 
@@ -48,7 +49,9 @@ LEARNING_WAITS = LearningWaits()
 
 
 class Learning:
-    """Compares the tokenizer here with engines as they come up, and asks them what requests need."""
+    """Compares the tokenizer in this process with engines when they come up, and asks these what requests
+    need.
+    """
 
     def __init__(
         self,
@@ -60,8 +63,8 @@ class Learning:
         look_for_local: bool,
         waits: LearningWaits = LEARNING_WAITS,
     ) -> None:
-        """`local`: the model's own tokenizer; with `look_for_local` one is looked for where engines say it
-        is.
+        """`local`: the model's own tokenizer. `look_for_local`: look for one where engines say that their
+        model is.
         """
         self._waits = waits
         self.local = local
@@ -79,13 +82,13 @@ class Learning:
         self._pause_s: dict[Instance, float] = {}
 
     def start(self) -> None:
-        """Begin."""
+        """Begin to look for engines."""
         self._fleet.listen(self.look)
         self.look()
         self._tasks.create(self._keep_learning(), name="learn")
 
     def look(self) -> None:
-        """Something is wanted now, or engines came or went."""
+        """Look soon: something is wanted now, or engines came or went."""
         self._changed.set()
 
     async def _keep_learning(self) -> None:
@@ -106,7 +109,7 @@ class Learning:
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _forget_all_but(self, up: Sequence[Instance]) -> None:
-        """Others say nothing any more: another engine may come up at their address."""
+        """Forget what all other engines said: another engine may come up at their address."""
         for instance in self._asked.keys() - set(up):
             self._asked.pop(instance).cancel()
         for instance in self._pause_s.keys() - set(up):
@@ -114,8 +117,8 @@ class Learning:
         self.facts.keep({instance.address for instance in up})
 
     def _to_compare(self, up: Sequence[Instance]) -> set[tuple[str, str]]:
-        """Engines and models. One engine speaks for an adapter, whose tokenizer is the model's: one that
-        answers.
+        """The pairs of engine and model to compare. An adapter's tokenizer is the model's, so one engine that
+        answers is enough for it.
         """
         wanted = {(i.address, model) for i in up for model in i.models - i.adapters}
         speaking: dict[str, tuple[bool, bool, str]] = {}
@@ -131,7 +134,7 @@ class Learning:
         return not compared or self._finder.lacks(instance)
 
     async def _learn(self, instance: Instance, models: Sequence[str]) -> None:
-        """Ask one engine once, and leave it alone for a while if it did not answer."""
+        """Ask one engine once, and wait a while before it is asked again if it did not answer."""
         async with self._turns:
             compared = self.local is None or await self._compare(self.local, instance.address, models)
             found = await self._finder.find(instance)
@@ -140,13 +143,13 @@ class Learning:
         else:
             pause_s = self._pause_s.get(instance, self._waits.again_s)
             self._pause_s[instance] = min(2 * pause_s, MAX_ASK_AGAIN_S)
-            self.look()  # another may speak for its adapters
+            self.look()  # another engine may be compared for its adapters
             await asyncio.sleep(pause_s)
         del self._asked[instance]
         self.look()
 
     async def _find_local(self, up: Sequence[Instance]) -> None:
-        """Load the tokenizer from where an engine has its model, if that can be read here."""
+        """Load the tokenizer from the directory of an engine's model, if it can be read here."""
         for root in {
             c.root for i in up for c in i.model_cards if c.root is not None and not c.parent
         } - self._tried:
@@ -160,7 +163,7 @@ class Learning:
                 return
 
     async def _compare(self, local: LocalTokenizer, address: str, models: Sequence[str]) -> bool:
-        """Compare what was not compared yet; False if the engine did not answer."""
+        """Compare the models that were not compared yet. Returns False if the engine did not answer."""
         for model in models:
             if (address, model) not in self.parity:
                 try:
@@ -171,7 +174,7 @@ class Learning:
         return True
 
     async def _differences(self, local: LocalTokenizer, instance: str, model: str) -> dict[str, Difference]:
-        """The kinds about which an engine differs. Raises LegError."""
+        """The kinds of prompts that an engine renders differently. Raises LegError."""
         off = {}
         for kind, asked in bodies(local.pieces.cuts.tokens, model).items():
             for body in asked:

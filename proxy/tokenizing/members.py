@@ -1,10 +1,10 @@
 """A member of a request counts for its prompt only if an engine may read it so: what no engine knows shapes
 nothing.
 
-The members of vLLM 0.32's request classes (`ChatCompletionRequest`, `CompletionRequest`) all have their
-place: those that shape a prompt in the dialect's `prompt_members`, those that do so in no dialect and those
-that never do here. vLLM takes any other member, too, and ignores it. A later release may know more: its own
-schema tells, and what we cannot place makes the prompt unknown.
+Each member of vLLM 0.32's request classes (`ChatCompletionRequest`, `CompletionRequest`) has its place: those
+that shape a prompt in the dialect's `prompt_members`, those that do so in no dialect and those that never do
+here. vLLM also takes any other member, and ignores it. A later release may know more: its own schema says so,
+and a member that cannot be placed makes the prompt unknown.
 """
 
 import functools
@@ -54,22 +54,18 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*").fullmatch
 wrong place."""
 
 Knows = Callable[[Dialect, str], bool]
-"""Whether some engine's own schema has a member."""
+"""Whether some engine's own schema has a member of that name."""
 
 
 class MemberNames:
-    """Names that clients chose, as far as they are told apart in kinds: the ones used of late, bounded in
-    number and length.
-    """
+    """The names chosen by clients that kinds tell apart: those used last, bounded in number and length."""
 
     def __init__(self) -> None:
         self._apart: OrderedDict[str, None] = OrderedDict()
         self._waiting: OrderedDict[str, None] = OrderedDict()
 
     def apart(self, names: Collection[str]) -> tuple[str, ...]:
-        """The names, sorted; one word for all those that are not told apart, or for a whole that is too
-        long.
-        """
+        """The names, sorted; one word for all that are not told apart, or for all if they are too long."""
         if len(names) > _NAMES_OF_A_KIND:
             return (_MANY,)
         return tuple(sorted({self._one(name) for name in names}))
@@ -87,7 +83,7 @@ class MemberNames:
 
 
 def _use(names: OrderedDict[str, None], name: str, most: int) -> None:
-    """The one used longest ago makes room."""
+    """Put a name in as the last one used; the one used longest ago makes room."""
     names[name] = None
     names.move_to_end(name)
     if len(names) > most:
@@ -95,8 +91,8 @@ def _use(names: OrderedDict[str, None], name: str, most: int) -> None:
 
 
 def shown(names: Collection[str]) -> tuple[str, ...]:
-    """Names that a client chose, sorted, as they may be shown: plain ones, cut where they are long, and not
-    too many.
+    """Names chosen by a client, sorted, as they may be shown: plain ones, cut if they are long, and not too
+    many.
     """
     plain = sorted(name for name in names if _PLAIN(name))
     told = [name if len(name) <= _NAME_CHARACTERS else f"{name[:_NAME_CHARACTERS]}..." for name in plain]
@@ -109,22 +105,23 @@ class Members(msgspec.Struct, frozen=True):
     """What the members of a request are to its prompt."""
 
     shaping: frozenset[str]
-    """They make it, and it is known how."""
+    """Members that make the prompt in a known way."""
     rarely: frozenset[str]
-    """They make it only at few engines."""
+    """Members that make the prompt only at few engines."""
     unknown: tuple[str, ...]
-    """They make it, or may, and it is not known how: names of ours, or of the engines' own schema."""
+    """Members that make the prompt, or may, in a way that is not known: names that are known here, or in an
+    engine's schema."""
     ignored: tuple[str, ...]
-    """No engine is known to know them: their names as they may be shown."""
+    """Members that no engine is known to know: their names as they may be shown."""
     apart: tuple[str, ...]
-    """The same as far as they are told apart in kinds."""
+    """The names of these as far as kinds tell them apart."""
 
 
 NO_MEMBERS = Members(frozenset(), frozenset(), (), (), ())
 
 
 def members_of(body: Body, dialect: Dialect, knows: Knows, names: MemberNames) -> Members:
-    """Sort the members of a request. Those that are null are as good as absent."""
+    """Sort the members of a request. A member that is null counts as absent."""
     told = dialect.prompt_members
     given = frozenset(
         [name for name in body.names() if (name not in _NEUTRAL or name in told.rarely) and body.gives(name)]
@@ -149,7 +146,7 @@ def _known(dialect: Dialect) -> frozenset[str]:
     return told.asked | told.variables | told.rarely | TRUNCATING
 
 
-@functools.lru_cache(maxsize=256)  # requests of one client give the same members again and again
+@functools.lru_cache(maxsize=256)  # requests of one client have the same members again and again
 def _of_known(dialect: Dialect, given: frozenset[str]) -> Members:
     rarely = dialect.prompt_members.rarely
     return Members(given - rarely, given & rarely, (), (), ())
@@ -157,9 +154,7 @@ def _of_known(dialect: Dialect, given: frozenset[str]) -> Members:
 
 @functools.lru_cache(maxsize=256)
 def kind_of(name: str, shaping: frozenset[str], rarely: frozenset[str], apart: tuple[str, ...]) -> str:
-    """What prompts of the dialect of that name have in common that are made the same way; one of a bounded
-    number.
-    """
+    """The kind of prompts of a dialect that are made in the same way; there is a bounded number of kinds."""
     made = f"{name}({','.join(sorted(shaping))})"
     if rarely:
         made += f" with {','.join(sorted(rarely))}"

@@ -1,8 +1,8 @@
 """The tokenizer in this process is used for a kind of prompt only where it has agreed with the engines about
 that kind.
 
-Each engine that comes up is asked the same awkward questions. What an engine renders otherwise is rendered by
-engines from then on, until that engine is gone.
+Each engine that comes up is asked the same awkward questions. A kind that an engine renders differently is
+rendered by engines from then on, until that engine is gone.
 """
 
 import logging
@@ -55,7 +55,7 @@ _RESULT = {"role": "tool", "tool_call_id": "call_123456", "content": "sunny"}
 
 
 def questions(special: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """The questions of each kind; `special` are names of special tokens, which a text may contain as well."""
+    """The questions of each kind; `special`: names of special tokens, which a text may contain as well."""
     written = "a" + " b".join(special) + "c"
     answer = {"role": "assistant", "content": f"Yes, {_AWKWARD}"}
     chats = (
@@ -102,11 +102,11 @@ def _variables(**variables: Any) -> dict[str, Any]:
 
 
 KINDS = frozenset(questions(()))
-"""What a prompt may need to be agreed about."""
+"""All kinds of questions, which prompts may need agreement about."""
 
 
 class Difference(NamedTuple):
-    """Where an engine's tokens first differ from ours; None for an end, or where one of the two refuses."""
+    """Where an engine's tokens first differ from those here; None for an end, or if one of both refuses."""
 
     at: int
     ours: int | None
@@ -117,13 +117,11 @@ class Findings(msgspec.Struct):
     """What one engine's answers for one model show."""
 
     off: dict[str, Difference]
-    """The kinds it renders otherwise."""
+    """The kinds that the engine renders differently."""
 
 
 def difference(ours: "list[int] | None", theirs: "list[int] | None") -> Difference | None:
-    """How an answer of an engine differs from ours; None if it does not, or if we leave such questions to
-    engines.
-    """
+    """How an engine's answer differs from the one here; None if it does not, or if there is none here."""
     theirs = theirs or []  # an engine that refuses an empty prompt agrees that it is empty
     if ours is None or ours == theirs:
         return None
@@ -148,11 +146,11 @@ class Parity:
         return key in self._findings
 
     def keep(self, keys: set[tuple[str, str]]) -> None:
-        """Forget what engines showed that are gone, or down: another may come up at their address."""
+        """Forget all other engines, which are gone or down: another may come up at their address."""
         self._findings = {key: found for key, found in self._findings.items() if key in keys}
 
     def learn(self, instance: str, model: str, off: Mapping[str, Difference]) -> None:
-        """Take in what an engine showed; the first difference of a kind is told."""
+        """Take what an engine showed; the first difference of a kind is logged."""
         self._findings[instance, model] = Findings(dict(off))
         for kind, found in off.items():
             if kind not in self._warned:
@@ -169,13 +167,13 @@ class Parity:
                 )
 
     def agreed(self, model: str, needs: frozenset[str]) -> bool:
-        """Whether some engine was asked about the model, and none differs in what is needed."""
+        """Whether some engine was asked about the model, and no engine differs in what is needed."""
         known = any(asked == model for _, asked in self._findings)
         return known and not any(needs & found.off.keys() for found in self._findings.values())
 
     @property
     def off(self) -> dict[str, str]:
-        """The kinds that engines are asked about, and an engine that made it so."""
+        """The kinds that engines render, each with an engine that differs in it."""
         return {kind: instance for (instance, _), found in self._findings.items() for kind in found.off}
 
     @property

@@ -1,4 +1,6 @@
-"""What an engine's own schema says of requests is read as it stands; what is no such schema says nothing."""
+"""What an engine's own schema says of requests is taken as it stands; a document that is no such schema says
+nothing.
+"""
 
 from collections.abc import Mapping
 
@@ -7,13 +9,13 @@ import msgspec
 from proxy.request.dialects import TOKENIZED, Dialect
 
 MAX_SCHEMA_BYTES = 2 << 20
-"""vLLM 0.32's has 286 kB."""
+"""The largest schema; that of vLLM 0.32 has 286 kB."""
 
 _MAX_MEMBERS = 4096
 _REFERENCE = "#/components/schemas/"
 
 Schema = Mapping[Dialect, frozenset[str]]
-"""The names of the members that requests of each dialect in TOKENIZED have."""
+"""The names of the members of requests, for each dialect in TOKENIZED."""
 
 
 class _Object(msgspec.Struct):
@@ -54,7 +56,7 @@ _decode_object = msgspec.json.Decoder(_Object).decode
 
 
 def read_schema(data: bytes) -> Schema:
-    """The members of requests by an engine's `/openapi.json`. Raises ValueError if it does not tell."""
+    """The members of requests in an engine's `/openapi.json`. Raises ValueError if it does not have them."""
     try:
         document = _decode_document(data)
         found = {dialect: _members(document, dialect) for dialect in TOKENIZED}
@@ -70,7 +72,7 @@ def _members(document: _Document, dialect: Dialect) -> frozenset[str]:
     content = path.post.body.content.get("application/json") if path.post is not None else None
     names: set[str] = set()
     left = [content.schema] if content is not None else []
-    for _ in range(_MAX_MEMBERS):  # references may go in circles
+    for _ in range(_MAX_MEMBERS):  # references may form a circle
         if not left:
             break
         part = left.pop()

@@ -7,7 +7,7 @@ from proxy.shown import Count, Shown, says
 
 
 class TokenPath(enum.StrEnum):
-    """Who turns prompts into tokens."""
+    """What turns prompts into tokens."""
 
     LOCAL = "local"
     """The tokenizer in this process, which agrees with the engines."""
@@ -16,7 +16,7 @@ class TokenPath(enum.StrEnum):
 
 
 class AnswersShown(Shown, frozen=True, kw_only=True):
-    """What engines answered to `/tokenize` and is remembered, 16 MiB at most."""
+    """The answers of engines to `/tokenize` that are remembered, 16 MiB at most."""
 
     held_bytes: Count
 

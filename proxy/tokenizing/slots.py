@@ -1,5 +1,5 @@
-"""So many go on at once, and who has to wait takes fair turns: clients by what they asked, the smaller of a
-client's first.
+"""A limited number of jobs run at once, and the others take fair turns: clients by what they asked, and of
+one client's jobs the smaller first.
 """
 
 import asyncio
@@ -18,12 +18,14 @@ class FairSlots:
         self._taken = 0
 
     def __len__(self) -> int:
-        """How many wait."""
+        """The number of jobs that wait."""
         return len(self._queue)
 
     @contextlib.asynccontextmanager
     async def slot(self, client: str, size: int, most: int) -> AsyncIterator[None]:
-        """One of `most` slots, as many as there are from now on; may be cancelled while it is waited for."""
+        """Take one of `most` slots, which is the number of slots from now on; may be cancelled while it
+        waits.
+        """
         self._most = most
         turn = asyncio.get_running_loop().create_future()
         waiting, _ = self._queue.push(client, None, size, size, turn, needs_place=False)
@@ -40,5 +42,5 @@ class FairSlots:
         while self._taken < self._most and (waiting := self._queue.next()) is not None:
             self._queue.take(waiting)
             self._taken += 1
-            if not waiting.item.done():  # else its waiter has left, and gives the slot back
+            if not waiting.item.done():  # otherwise its waiter has left, and gives the slot back
                 waiting.item.set_result(None)

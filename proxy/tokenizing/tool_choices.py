@@ -1,9 +1,9 @@
-"""What a choice of tools does to the prompt is what engines' own counts show, not what we think.
+"""What a choice of tools does to the prompt is learned from engines' own counts, not assumed.
 
-`/tokenize` knows no `tool_choice`. `/v1/messages/count_tokens`, which vLLM has always on, renders a chat as
-it is rendered to be answered, choice included, and tells how long it is. A prompt is rendered the same with
-every choice, unless an engine was started with `--exclude-tools-when-tool-choice-none`, or its model is told
-of the choice (Kimi K3).
+`/tokenize` knows no `tool_choice`. `/v1/messages/count_tokens`, which vLLM always has, renders a chat as it
+is rendered to be answered, choice included, and gives its length. A prompt is rendered the same with every
+choice, unless an engine was started with `--exclude-tools-when-tool-choice-none`, or its model is told of the
+choice (Kimi K3).
 """
 
 import enum
@@ -13,7 +13,7 @@ import msgspec
 
 
 class Choice(enum.StrEnum):
-    """A `tool_choice` other than `auto`, which is what an absent one means."""
+    """A `tool_choice` other than `auto`, which is also the meaning of an absent one."""
 
     NONE = "none"
     REQUIRED = "required"
@@ -25,7 +25,7 @@ class Tools(enum.Enum):
     """What becomes of the tools in a prompt."""
 
     SHOWN = enum.auto()
-    """As with `auto`."""
+    """They are there as with `auto`."""
     LEFT_OUT = enum.auto()
     UNCLEAR = enum.auto()
     """Something else, or not the same on all engines."""
@@ -49,7 +49,7 @@ _CHOICES: Mapping[str, str] = {
 
 
 def questions(model: str) -> dict[str, bytes]:
-    """Bodies for `COUNT_PATH`."""
+    """The bodies for `COUNT_PATH`."""
     asked = {
         name: {
             "tools": [_TOOL],
@@ -64,9 +64,9 @@ def questions(model: str) -> dict[str, bytes]:
 
 
 def judge(counts: Mapping[str, int | None]) -> dict[Choice, Tools]:
-    """What an engine's answers to `questions` show: lengths in tokens, None for one that was refused.
+    """What an engine's answers to `questions` show: lengths in tokens, None for a refusal.
 
-    Nothing is said of a choice that was refused: an engine without a parser for calls refuses such chats as
+    The result has no choice that was refused: an engine without a parser for calls refuses such chats as
     well.
     """
     auto, bare = counts.get(_AUTO), counts.get(_BARE)
@@ -83,7 +83,7 @@ def judge(counts: Mapping[str, int | None]) -> dict[Choice, Tools]:
 
 
 def together(found: Iterable[Tools]) -> Tools:
-    """What holds for a prompt that may be rendered by any of several engines."""
+    """The result for a prompt that any of several engines may render."""
     said = set(found)
     if not said:
         return Tools.SHOWN

@@ -1,4 +1,4 @@
-"""Why the tokens of a prompt are not known is one of these words, in the log, `/explain` and the metrics
+"""One of these words says why the tokens of a prompt are not known, in the log, `/explain` and the metrics
 alike.
 """
 
@@ -19,10 +19,10 @@ class WhyUnknown(enum.StrEnum):
     CONTENT_PART = "content part"
     """It has an image, a sound or the like, and what stands before the first is not known either."""
     TOO_LONG = "too long"
-    """It is longer than any engine takes, so it is not worth the work."""
+    """It is longer than any engine takes, so it is not tokenized."""
     NO_MEMORY = "no memory"
-    """There is none for the work just now."""
+    """There is no memory for the work now."""
     COUNTED_DIFFERENTLY = "counted differently"
-    """An engine has lately counted such a prompt otherwise."""
+    """An engine has lately counted such a prompt differently."""
     NO_ANSWER = "no answer"
-    """No engine told its tokens in time."""
+    """No engine gave its tokens in time."""

@@ -1,1 +1,3 @@
-"""A model's own tokenizer and chat template in this process: the tokens an engine would see, or no answer."""
+"""A model's own tokenizer and chat template in this process: the tokens that an engine would see, or no
+answer.
+"""

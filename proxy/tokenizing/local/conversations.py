@@ -1,8 +1,8 @@
-"""Messages become what vLLM's templates get to see, word for word; a message vLLM may read in several ways is
+"""Messages become what vLLM's templates see, word for word; a message that vLLM may read in several ways is
 not read.
 
 The engine validates messages against a union of classes before it renders them, and keeps only the members of
-the class that fits. What is taken here reads the same in every class that could fit it; for the rest an
+the class that fits. What is accepted here reads the same in every class that could fit it; for the rest an
 engine is asked.
 """
 
@@ -14,7 +14,7 @@ Message = dict[str, Any]
 
 
 class UnclearError(ValueError):
-    """It cannot be told for certain how an engine reads this."""
+    """It is not certain how an engine reads this."""
 
 
 _MEMBERS = {
@@ -26,9 +26,9 @@ _MEMBERS = {
 }
 _OTHER_ROLES = frozenset({"role", "content", "name"})
 _NEVER_SHOWN = frozenset({"refusal", "audio", "annotations", "function_call"})
-"""Members of an assistant's message that clients hand back as they got them; vLLM takes note of none."""
+"""Members of an assistant's message that clients send back as they got them; vLLM ignores all of them."""
 _STRIPPED = "x-anthropic-billing-header"
-"""vLLM drops a first line that begins so from system messages."""
+"""The beginning of a first line that vLLM drops from system messages."""
 
 
 def conversation_of(messages: Sequence[Any], *, parts: bool, knows_developer: bool) -> list[Message]:
@@ -89,12 +89,12 @@ def _content(content: Any, role: str, *, parts: bool) -> Any:
         return shown
     if any(map(is_stub, shown)):
         raise UnclearError("media in a text")
-    return "\n".join(part["text"] for part in shown if part["text"])  # vLLM drops empty ones, of texts only
+    return "\n".join(part["text"] for part in shown if part["text"])  # vLLM drops empty parts, of texts only
 
 
 MEDIA_STUBS = ("image", "audio", "video")
-"""Types of the parts that stand for media. Templates see no data of them, only such members as vLLM does not
-know."""
+"""The types of the parts that stand for media. Templates see none of their data, only members that vLLM does
+not know."""
 
 _TEXT_OF = {
     "text": "text",
@@ -103,11 +103,13 @@ _TEXT_OF = {
     "refusal": "refusal",
     "thinking": "thinking",
 }
-"""Where each type of part that vLLM takes as text has it."""
+"""The member that has the text, for each type of part that vLLM takes as text."""
 
 
 def _is_read_late(part: Any) -> bool:
-    """Whether vLLM 0.32 finds out too late that its own class has no such part, if all are of this sort."""
+    """Whether vLLM 0.32 finds out too late that its own class has no such part, if all parts are of this
+    sort.
+    """
     return isinstance(part, str) or (
         isinstance(part, dict) and part.get("type") in {"input_text", "output_text"}
     )
@@ -151,7 +153,7 @@ def _of_assistant(message: Message) -> Message:
 
 
 def _call(call: Any) -> Message:
-    """A tool call as templates see it: members in the order of their class, the arguments parsed."""
+    """A tool call as templates see it: members in the order of their class, arguments parsed."""
     function = call.get("function") if isinstance(call, dict) else None
     if (
         not isinstance(function, dict)
@@ -176,7 +178,7 @@ def _as_system(message: Message) -> Message:
 
 
 def _one_system_message(conversation: list[Message]) -> list[Message]:
-    """System messages that are not the first one are joined to it, as vLLM does for developers' messages."""
+    """Join all later system messages to the first one, as vLLM does for developers' messages."""
     system = [message for message in conversation if message["role"] == "system"]
     if len(system) == 1 and conversation[0] is system[0]:
         return conversation

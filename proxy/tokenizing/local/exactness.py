@@ -1,8 +1,8 @@
-"""Where a text may be cut so that the tokens of its pieces are the tokens of the whole: what can be proven,
-and no more.
+"""Where a text may be cut so that the tokens of its pieces are the tokens of the whole: only where that is
+proven.
 
-At added tokens, and at `letter | space letter` within a part; the proof is
-docs/adr/0006-where-a-text-may-be-cut.md.
+The places are added tokens, and `letter | space letter` within a part;
+docs/adr/0006-where-a-text-may-be-cut.md has the proof.
 """
 
 import itertools
@@ -29,7 +29,7 @@ _UPPER_AND_LOWER = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
 )
-"""Together they take any letter; OpenAI's newer patterns have both, each with contractions or without."""
+"""Together they match any letter; OpenAI's newer patterns have both, each with contractions or without."""
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = frozenset({r"\s+"})
 _ALTERNATIVES = (
@@ -59,14 +59,14 @@ _LOCAL_SPLITTERS = frozenset({"Digits", "Punctuation"})
 
 
 class Cuts(msgspec.Struct, frozen=True):
-    """Where texts may be cut for one tokenizer."""
+    """The places where texts may be cut for one tokenizer."""
 
     tokens: dict[str, int] = {}
     """The added tokens to cut at, and their ids."""
     words: bool = False
     """Whether a part may be cut between a letter and a space with a letter behind it."""
     drop_space: bool = False
-    """Whether the second piece of such a cut is to be given without its space."""
+    """Whether the second piece of such a cut is given to the tokenizer without its space."""
 
 
 def cuts_of(tokenizer_json: str) -> Cuts:
@@ -75,7 +75,7 @@ def cuts_of(tokenizer_json: str) -> Cuts:
     added = made_of.get("added_tokens") or []
     steps = _flat(made_of.get("pre_tokenizer"), "pretokenizers")
     if any(step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in steps):
-        return Cuts()  # the part at the beginning of a text is treated otherwise
+        return Cuts()  # the first part of a text is treated differently
     normalizers = _flat(made_of.get("normalizer"), "normalizers")
     always, drop_space = _always_splits(steps, normalizers), False
     if not always:
@@ -93,7 +93,7 @@ def _flat(step: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
 
 
 def _separators(added: list[dict[str, Any]]) -> dict[str, int]:
-    """The special tokens that are split at as they stand, whatever is beside them."""
+    """The special tokens at which texts are split, whatever stands beside them."""
     first = [token for token in added if not token["normalized"]]
     if any(token["single_word"] for token in first):
         return {}
@@ -112,14 +112,12 @@ def _separators(added: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _takes_from(other: str, one: str) -> bool:
-    """Whether an occurrence of `other` could keep one of `one` from being found: the leftmost and longest
-    is.
-    """
+    """Whether an occurrence of `other` could hide one of `one`: the leftmost and longest is found."""
     return one in other or any(other[-n:] == one[:n] for n in range(1, min(len(one), len(other))))
 
 
 def _may_cross(token: dict[str, Any], *, drop_space: bool) -> bool:
-    """Whether an added token could be found across a cut between words, or differently beside it."""
+    """Whether an added token could be found across a cut between words, or found differently beside one."""
     if drop_space and re.match(rf"[ {UNDERLINE}]?[A-Za-z]", token["content"]):
         return True
     ends_with_letter = re.search(r"[A-Za-z]$", token["content"]) is not None
@@ -187,7 +185,7 @@ def _never_joins(
     prepend = {"type": "Prepend", "prepend": UNDERLINE}
     if normalizers not in ([replace], [prepend, replace]):
         return False, False
-    # With no space left, a split at spaces does nothing.
+    # If no spaces are left, a split at spaces does nothing.
     if any(step["type"] != "Split" or step["pattern"] != {"String": " "} for step in steps):
         return False, False
     # With `ignore_merges` a short piece may be a token that no merges make.
@@ -199,6 +197,6 @@ def _never_joins(
         map(chr, range(ord("A"), ord("Z") + 1)), map(chr, range(ord("a"), ord("z") + 1))
     )
     if not all(character in vocabulary for character in (UNDERLINE, *letters)):
-        return False, False  # what is not in the vocabulary is joined with its neighbours
+        return False, False  # characters that are not in the vocabulary are joined with their neighbours
     behind_a_letter = re.compile(f"[A-Za-z]{UNDERLINE}").search
     return not any(map(behind_a_letter, vocabulary)), len(normalizers) == 2

@@ -1,6 +1,4 @@
-"""What a model's directory says of its tokenizer, read as transformers reads it; nothing comes from the
-network.
-"""
+"""What a model's directory says of its tokenizer is read as transformers reads it, never from the network."""
 
 import json
 import os
@@ -27,7 +25,8 @@ class ModelFiles(msgspec.Struct, frozen=True):
     templates: dict[str, str]
     """By name; `default` is for every chat, `tool_use` for those with tools."""
     special_tokens: dict[str, Any]
-    """What templates know as `bos_token` and so on: a text, or an object with it as `content`."""
+    """The tokens that templates know as `bos_token` and so on: each a text, or an object with it as
+    `content`."""
     extra_tokens: list[Any]
     """Special tokens without a name, in the same form."""
 
@@ -97,7 +96,7 @@ def _named_tokens(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _templates(directory: pathlib.Path, config: dict[str, Any]) -> dict[str, str]:
-    """Files of their own come before what the settings have."""
+    """The templates; files of their own come before those in the settings."""
     found = {path.stem: path for path in sorted((directory / _TEMPLATE_FOLDER).glob("*.jinja"))}
     if (path := directory / _TEMPLATE_FILE).is_file():
         found["default"] = path

@@ -1,5 +1,5 @@
-"""A value is read as engines read JSON, by Python's own decoder, and a long one does not stop other threads
-meanwhile.
+"""A value is read as engines read JSON, by Python's own decoder, and a long one does not stop other
+threads.
 """
 
 import json

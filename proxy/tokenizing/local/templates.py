@@ -1,4 +1,6 @@
-"""A chat template gives the text that transformers makes of it, in a sandbox that lets it change nothing."""
+"""A chat template gives the text that transformers makes of it, in a sandbox in which it can change
+nothing.
+"""
 
 import copy
 import datetime as dt
@@ -14,7 +16,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
-"""Marks the end of the message to continue; the space at its end shows whether the template trims."""
+"""Marks the end of the message to continue; its last character, a space, shows whether the template trims."""
 
 
 class TemplateRefusedError(ValueError):
@@ -42,7 +44,7 @@ def _raise(message: str) -> None:
 
 def _tojson(
     value: Any,
-    ensure_ascii: bool = False,  # the filter's own words
+    ensure_ascii: bool = False,  # the filter's own names
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
@@ -70,7 +72,7 @@ class ChatTemplate:
     """One template, compiled."""
 
     def __init__(self, source: str) -> None:
-        """Raises jinja2.TemplateError for what is no template."""
+        """Raises jinja2.TemplateError if `source` is no template."""
         environment = _environment()
         self._source = source
         self._compiled = environment.from_string(source)
@@ -94,13 +96,13 @@ class ChatTemplate:
                 raise TemplateRefusedError("the template shows no contents")
         try:
             text = self._compiled.render(messages=conversation, **variables)
-        except Exception as error:  # whatever a template does with what it did not expect
+        except Exception as error:  # a template may raise anything for what it did not expect
             raise TemplateRefusedError(str(error)) from error
         return text if final is None else _cut_at_mark(text, final)
 
 
 def _mark(message: Mapping[str, Any]) -> str:
-    """Put the mark behind the last text of a message, and return that text."""
+    """Append the mark to the last text of a message, and return that text."""
     content = message.get("content")
     if isinstance(content, str):
         message["content"] = content + _TAG  # type: ignore[index]  # a copy of ours, a dict
@@ -118,7 +120,7 @@ def _cut_at_mark(text: str, final: str) -> str:
     if final.strip() not in text or mark not in text:
         raise TemplateRefusedError("the template leaves out the message to continue")
     end = text.rindex(mark)
-    # A mark without its space shows that the template trims, so what stood before it is trimmed as well.
+    # A mark without its space shows that the template trims, so the text before it is trimmed as well.
     return text[:end] if text[end : end + len(_TAG)] == _TAG else text[:end].rstrip()
 
 
@@ -142,13 +144,13 @@ class ChatTemplates:
 
 
 # vLLM gives a template lists of parts if it loops over the contents of messages, and text otherwise. It looks
-# for such a loop as follows, by names alone; what it does not see must not be seen here either.
+# for such a loop as follows, by names alone; a loop that it does not see must not be seen here either.
 
 
 def _loops_over_contents(root: jinja2.nodes.Template) -> bool:
     try:
         return any(True for _ in _content_loops(root))
-    except (AssertionError, AttributeError):  # a loop over several names, which vLLM gives up at
+    except (AssertionError, AttributeError):  # a loop over several names, at which vLLM gives up
         return False
 
 
@@ -183,7 +185,7 @@ def _content_loops(root: jinja2.nodes.Template) -> Iterator[jinja2.nodes.For]:
 def _given_contents(
     root: jinja2.nodes.Template, macro: jinja2.nodes.Macro, is_content: Callable[[jinja2.nodes.Node], bool]
 ) -> Iterator[str]:
-    """The parameters of a macro that some call gives a message's content."""
+    """The parameters of a macro that get a message's content in some call."""
     names = [argument.name for argument in macro.args]
     for call in root.find_all(jinja2.nodes.Call):
         if isinstance(call.node, jinja2.nodes.Name) and call.node.name == macro.name:
@@ -192,7 +194,7 @@ def _given_contents(
 
 
 def _aliases(root: jinja2.nodes.Template, name: str) -> Iterator[str]:
-    """Names that are set to a variable, or to something set to it."""
+    """The names that are set to a variable, or to another such name."""
     known = [name]
     for each in known:
         for assignment in root.find_all(jinja2.nodes.Assign):

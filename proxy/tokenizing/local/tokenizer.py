@@ -1,7 +1,7 @@
 """A model's own tokenizer and chat template in this process: token ids as an engine makes them, or no answer.
 
-It takes the questions that `/tokenize` of an engine takes. What is refused here is not wrong, only not
-certain: then an engine is asked.
+It answers the questions that an engine's `/tokenize` answers. A question that it refuses is not wrong, only
+its answer not certain: then an engine is asked.
 """
 
 import itertools
@@ -30,10 +30,11 @@ if TYPE_CHECKING:  # the libraries are 5 MB, which a kvproxy without a tokenizer
     from proxy.tokenizing.local.templates import ChatTemplate
 
 INLINE_BYTES = 8192
-"""Longer questions leave the event loop: about 2 ms of tokenizing if nothing of it is known."""
+"""Longer questions are answered off the event loop: this many bytes take about 2 ms if nothing of them is
+known."""
 
 READ_SHARE = 16
-"""Reading and rendering a question goes so many times faster than tokenizing it."""
+"""How many times faster a question is read and rendered than tokenized."""
 
 R = TypeVar("R")
 
@@ -43,11 +44,11 @@ _OF_THE_RENDERER = frozenset(
     return_assistant_tokens_mask tokenizer_kwargs add_generation_prompt continue_final_message messages
     """.split()  # noqa: SIM905  # as fields.py
 )
-"""Names in `chat_template_kwargs` that are no variables of the template, or that vLLM treats in a way of its
-own."""
+"""Names in `chat_template_kwargs` that are no variables of the template, or that vLLM treats in its own
+way."""
 
 _UNSET = (None, "auto")
-"""Values of template variables that vLLM takes for not given."""
+"""The values of template variables that vLLM takes as not given."""
 
 _SAMPLES = (
     "",
@@ -95,11 +96,11 @@ def _check_length(text: str, max_characters: float) -> None:
 
 
 def _nothing() -> None:
-    """Nobody wants to be told."""
+    """Does nothing, where no caller wants a call."""
 
 
 def _until_ended(job: Job[R], ended: Callable[[], None]) -> Job[R]:
-    """The same job, and a word when it is over, however it ends."""
+    """The same job; `ended` is called when it is over, however it ends."""
     try:
         return (yield from job)
     finally:
@@ -107,11 +108,11 @@ def _until_ended(job: Job[R], ended: Callable[[], None]) -> Job[R]:
 
 
 class NotExactError(ValueError):
-    """A tokenizer that cannot be used for prompts that an engine tokenizes."""
+    """The tokenizer cannot be used for prompts that an engine tokenizes."""
 
 
 class LocalTokenizer:
-    """Answers `/tokenize` questions; `close` it in the end."""
+    """Answers `/tokenize` questions. MUST be closed in the end."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class LocalTokenizer:
         slice_bytes: int = SLICE_BYTES,
         max_piece_bytes: int = MAX_PIECE_BYTES,
     ) -> None:
-        """Loads at once, which takes up to a second or two. Raises NotExactError.
+        """Loads the tokenizer at once, which takes up to a second or two. Raises NotExactError.
 
         `slice_bytes`, `max_piece_bytes`: as the constants of these names.
         """
@@ -131,7 +132,7 @@ class LocalTokenizer:
         self.directory = files.directory
         self._tokenizer = _load(files)
         self.characters_a_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
-        """Of the longest token, counted as vLLM does."""
+        """The characters of the longest token, counted as vLLM counts them."""
         described = self._tokenizer.to_str()
         self._templates = ChatTemplates(files.templates)
         self._special_tokens = {name: _text(value) for name, value in files.special_tokens.items()}
@@ -147,7 +148,7 @@ class LocalTokenizer:
         self._turns = Turns(slice_bytes=slice_bytes)
 
     def close(self) -> None:
-        """Take no more questions."""
+        """Accept no more questions."""
         self._turns.close()
 
     async def answer(
@@ -159,8 +160,8 @@ class LocalTokenizer:
     ) -> "array[int] | None":
         """The token ids of a client's question; None if they are not certain.
 
-        Raises TooLongError for a text of more characters than that. `ended` is called in the end, when
-        nothing works on it any more even if nobody waits; in whatever thread that is.
+        Raises TooLongError for a text of more than `max_characters`. `ended` is called, in any thread, when
+        no work uses the question any more, which may be after its caller has gone.
         """
         job = _until_ended(self._answering(question, max_characters), ended)
         return at_once(job) if len(question) <= INLINE_BYTES else await self._turns.run(client, job)
@@ -218,7 +219,7 @@ class LocalTokenizer:
             found = []
             for text in texts:
                 _check_length(text, max_characters)
-                found.append((yield from self.pieces.encoding(text)))  # it yields
+                found.append((yield from self.pieces.encoding(text)))  # a generator
         except TooLongError:
             raise
         except Exception:  # noqa: BLE001  # as in answer_now
@@ -231,7 +232,7 @@ class LocalTokenizer:
 
     @property
     def ends_plainly(self) -> bool:
-        """Whether nothing is put behind a completion's own tokens."""
+        """Whether no token is put behind a completion's own."""
         return self._around is not None and not self._around[1]
 
     def _text(self, question: Encoded | bytearray) -> tuple[str, bool]:
@@ -242,10 +243,10 @@ class LocalTokenizer:
         return self._render(asked), asked.add_special_tokens is True
 
     def _render(self, asked: _Question, messages: list[Any] | None = None) -> str:
-        """The text of a conversation, of others' messages if there are any."""
+        """The text of a conversation; with `messages`, of these instead of its own."""
         if not asked.messages or (asked.continue_final_message and asked.add_generation_prompt):
             raise UnclearError("refused by engines")
-        # As engines read JSON: numbers and repeated names come out as Python's own decoder has them.
+        # Read as engines read JSON: numbers and repeated names come out as by Python's own decoder.
         tools = tools_of(loads(memoryview(asked.tools))) if asked.tools else None
         variables = loads(memoryview(asked.chat_template_kwargs)) if asked.chat_template_kwargs else {}
         if not isinstance(variables, dict) or variables.keys() & _OF_THE_RENDERER:
@@ -297,7 +298,7 @@ class LocalTokenizer:
         return array("I", before), array("I", behind)
 
     def _cuts(self, described: str, files: ModelFiles) -> Cuts:
-        """The cuts that are proven, unless this tokenizer gives the lie to the proof."""
+        """The cuts that are proven for this tokenizer; none if a test of it contradicts the proof."""
         if files.config.get("split_special_tokens"):
             return Cuts()
         cuts = cuts_of(described)
@@ -314,18 +315,19 @@ class LocalTokenizer:
 
 
 _UNSURE_TOKENS = 4
-"""Left out before media: with what an engine puts there the last word may be tokenized otherwise."""
+"""Tokens that are left out before media: beside what an engine puts there, the last word may have other
+tokens."""
 
 _INSTEAD = ("0 something else", "Q quite another")
-"""Stand where media stood; they differ in their first letter."""
+"""The texts that stand in place of media; they differ in their first letter."""
 
 
 def _told_apart(messages: list[Any], *, keep: bool) -> Iterator[list[Any]]:
-    """The conversation as templates see it, and with two different texts instead of its media.
+    """The conversation as templates see it, and twice with different texts in place of its media.
 
-    What all have in common begins the prompt, wherever the template puts media and whatever else it does on
-    seeing them. A template that sees no parts (`keep` is false) never sees media either: the engine puts
-    marks of its own somewhere into the text, so the whole content of such a message is not known.
+    The prompt begins with what all of these begin with, wherever the template puts media and whatever else it
+    does on seeing them. A template that sees no parts (`keep` is false) never sees media either: the engine
+    puts marks of its own somewhere into the text, so nothing of the content of such a message is known.
     """
     if keep:
         yield messages
@@ -364,7 +366,7 @@ def _load(files: ModelFiles) -> "Tokenizer":
 
     try:
         tokenizer = Tokenizer.from_str(files.tokenizer_json)
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises no more special class
         raise NotExactError(f"its tokenizer.json cannot be read: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

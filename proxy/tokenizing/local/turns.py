@@ -1,5 +1,4 @@
-"""Texts are tokenized a slice at a time, in fair turns: a long one holds nobody up for longer than that,
-whoever sent it.
+"""Texts are tokenized a slice at a time, in fair turns: a long one delays others by one slice at most.
 
 Clients take turns as they do in front of the engines (`proxy.fair_queue`), counted in bytes; of a
 client's own texts the one with the least left goes first, so short ones do not wait for long ones where
@@ -21,10 +20,11 @@ from proxy.fair_queue import FairQueue, Waiting
 R = TypeVar("R")
 
 THREADS = 2
-"""Texts tokenized at once off the event loop."""
+"""Texts that are tokenized at once off the event loop."""
 
 SLICE_BYTES = 32 << 10
-"""Of text in UTF-8, tokenized in one turn: 10 ms or so, and 5 to 7 MB of the library's own objects."""
+"""The bytes of text, in UTF-8, that are tokenized in one turn: 10 ms or so, and 5 to 7 MB of the library's
+own objects."""
 
 
 READ_AHEAD = 2
@@ -33,19 +33,19 @@ requests' bodies."""
 
 
 class Slice(NamedTuple):
-    """What a job would do next."""
+    """The next step of a job."""
 
     size_bytes: int
     left_bytes: int
-    """As far as is known, this slice included."""
+    """The bytes that are left, this slice included, as far as is known."""
 
 
 Job: TypeAlias = Generator[Slice, None, R]
-"""Work in slices. It yields each before it does it, the first one at once, and returns what came of them."""
+"""Work in slices. It yields each slice before it does it, the first one at once, and returns the result."""
 
 
 def at_once(job: Job[R]) -> R:
-    """What comes of a job, in this thread."""
+    """Do a job in this thread, and return its result."""
     while True:
         try:
             next(job)
@@ -55,7 +55,7 @@ def at_once(job: Job[R]) -> R:
 
 
 class _Turn(Generic[R]):
-    """A job somebody waits for."""
+    """A job that a caller waits for."""
 
     def __init__(self, client: str, job: Job[R], done: "asyncio.Future[R]") -> None:
         self.client = client
@@ -68,7 +68,7 @@ class _Turn(Generic[R]):
 
 
 class Turns:
-    """Shares threads among jobs; used from one event loop. `close` it in the end."""
+    """Shares threads among jobs; used from one event loop. MUST be closed in the end."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Turns:
         threads: int = THREADS,
         slice_bytes: int = SLICE_BYTES,
     ) -> None:
-        """`executor`: has so many threads; made here if None. `slice_bytes`: what is more in one turn is
+        """`executor`: has `threads` threads; None: one is made here. `slice_bytes`: a turn with more bytes is
         a long slice.
         """
         self._slice_bytes = slice_bytes
@@ -92,12 +92,12 @@ class Turns:
         self._closed = False
 
     def __len__(self) -> int:
-        """How many jobs wait for a turn."""
+        """The number of jobs that wait for a turn."""
         return len(self._queue)
 
     async def run(self, client: str, job: Job[R]) -> R:
-        """What comes of a client's job. Raises what it raises; may be cancelled, and then does no more than
-        it is at.
+        """Do a client's job, and return its result. Raises what the job raises; if it is cancelled, it does
+        no more than the current slice.
         """
         turn: _Turn[R] = _Turn(client, job, asyncio.get_running_loop().create_future())
         self._line_up(turn, next(job))
@@ -111,7 +111,7 @@ class Turns:
         return result
 
     def close(self) -> None:
-        """Begin no more slices, and give up what waits."""
+        """Begin no more slices, and cancel the jobs that wait."""
         self._closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
         for waiting in self._queue:
@@ -161,7 +161,7 @@ class Turns:
             turn.job.close()
             return
         error = step.exception()
-        if turn.done.done():  # nobody waits for it any more
+        if turn.done.done():  # its caller has gone
             turn.job.close()
         elif error is not None:
             turn.done.set_exception(error)
@@ -177,7 +177,7 @@ class _Result(NamedTuple):
 
 
 def _step(job: Job[Any]) -> Slice | _Result:
-    """Do the slice that was told, and tell of the next."""
+    """Do the slice that was yielded last, and return the next."""
     try:
         return next(job)
     except StopIteration as end:
