@@ -1,7 +1,7 @@
-"""Stand-in engines: what kvproxy and its tests can notice of a vLLM engine, without a model.
+"""Stand-in engines: all that kvproxy and its tests can notice of a vLLM engine, without a model.
 
-`EngineModel` is the engine - block pool, scheduler, latency, holds - with neither sockets nor clock.
-`StandIn` puts it behind the sockets of a real one. `python -m proxy.simulation` runs it.
+`EngineModel` is the engine (block pool, scheduler, latency, holds) with neither sockets nor clock. `StandIn`
+puts it behind the sockets of a real one. `python -m proxy.simulation` runs it.
 """
 
 from proxy.simulation.api.routes import ROUTES, GeneratingRoute

@@ -1,4 +1,4 @@
-"""Arguments become one StandInConfig; the process serves until a signal, or until a request kills the
+"""Arguments become a StandInConfig; the process serves until a signal, or until a request kills the
 engine.
 """
 
@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def config_of(args: argparse.Namespace) -> StandInConfig:
-    """What the arguments ask for."""
+    """The configuration that the arguments describe."""
     return StandInConfig(
         port=args.port,
         host=args.host,

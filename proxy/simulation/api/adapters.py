@@ -1,8 +1,8 @@
-"""Invariant: a name is an adapter from the moment it was loaded until it is unloaded, and its number is never
-another's.
+"""Invariant: a name is an adapter from when it is loaded until it is unloaded, and no other adapter ever gets
+its number.
 
-As vLLM does it with VLLM_ALLOW_RUNTIME_LORA_UPDATING: what an adapter is made of matters only in that its
-directory is there.
+As in vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING; of an adapter's content only matters whether its directory
+exists.
 """
 
 import pathlib
@@ -20,7 +20,7 @@ _UNLOAD = record({"lora_name": string, "lora_int_id": nullable(integer())}, ("lo
 
 
 class InvalidUserInputError(ApiError):
-    """What is asked of an adapter cannot be done."""
+    """The adapter cannot be loaded or unloaded so."""
 
     status = 400
     type = "InvalidUserInput"
@@ -30,7 +30,7 @@ class Adapters:
     """The adapters of one stand-in."""
 
     def __init__(self, model: str, names: Sequence[str]) -> None:
-        """`names`: those it is started with."""
+        """`names`: the adapters that the engine is started with."""
         self._model = model
         self._names = tuple(names)
         self._paths: dict[str, str] = {}
@@ -38,28 +38,28 @@ class Adapters:
         self.start_anew()
 
     def start_anew(self) -> None:
-        """As a new process: with those it is started with."""
+        """Go back to the adapters of the start, as a new process does."""
         self._paths = {name: name for name in self._names}
         self._numbers = {name: number for number, name in enumerate(self._names, start=1)}
 
     def __iter__(self) -> Iterator[str]:
-        """Their names, in the order of loading."""
+        """The names of the adapters, in the order of loading."""
         return iter(self._paths)
 
     def __contains__(self, name: object) -> bool:
-        """Whether it is loaded."""
+        """Whether an adapter is loaded."""
         return name in self._paths
 
     def path(self, name: str) -> str:
-        """Where it was loaded from."""
+        """The directory of an adapter."""
         return self._paths[name]
 
     def number(self, name: str) -> int:
-        """The number the engine knows it by."""
+        """The number by which the engine knows an adapter."""
         return self._numbers[name]
 
     def load(self, body: Any) -> str:
-        """Load one; words of success. Raises ApiError."""
+        """Load an adapter; returns the words of success. Raises ApiError."""
         asked = check(body, _LOAD)
         name, path = asked["lora_name"], asked["lora_path"]
         if not name or not path:
@@ -79,7 +79,7 @@ class Adapters:
         return f"Success: LoRA adapter '{name}' added successfully."
 
     def unload(self, body: Any) -> str:
-        """Forget one; words of success. Raises ApiError."""
+        """Unload an adapter; returns the words of success. Raises ApiError."""
         name = check(body, _UNLOAD)["lora_name"]
         if not name:
             raise InvalidUserInputError("'lora_name' needs to be provided to unload a LoRA adapter.")

@@ -1,7 +1,7 @@
-"""Invariant: every key vLLM sends is sent, in its order, null where it sends null; chunks leave out what it
-leaves out.
+"""Invariant: answers have every key that vLLM sends, in its order, null where it sends null; chunks lack the
+keys that vLLM leaves out.
 
-Bodies of both endpoints, whole and streamed, from the choices of a generation.
+The bodies of both endpoints, whole and streamed, made from the choices of a generation.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from proxy.simulation.api.validation import Asked
 from proxy.simulation.engine.text import Voice, mix
 from proxy.simulation.engine.tokenizer import Tokenizer
 
-_RANKED = 3571  # spreads the alternatives of a token over the vocabulary
+_RANKED = 3571  # spreads the alternatives to a token over the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,14 @@ class Answers:
     """Whether the last chunk of a stream carries `kv_transfer_params`."""
 
     end: ClassVar[bytes | None] = b"[DONE]"
-    """The data of a stream's last event, behind a failure too; None where none follows."""
+    """The data of a stream's last event, also after a failure; None if there is no such event."""
 
     def failed(self, error: ApiError) -> dict[str, Any]:
         """The event of a stream that failed."""
         return error.body()
 
     def whole(self, generation: Generation) -> dict[str, Any]:
-        """The answer that is not streamed."""
+        """The unstreamed answer."""
         choices = generation.choices
         body: dict[str, Any] = {
             "id": self.id,
@@ -64,7 +64,7 @@ class Answers:
         return body
 
     def opening(self, generation: Generation) -> list[dict[str, Any]]:
-        """The chunks before any text: a chat names the role of each choice."""
+        """The chunks before any text; those of a chat name the role of each choice."""
         if not self.asked.chat:
             return []
         chunks = []
@@ -86,7 +86,7 @@ class Answers:
         return chunks
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
-        """One piece of a stream."""
+        """The chunk for one piece."""
         choice, wants_ids = piece.choice, self.asked.body.get("return_token_ids")
         first = piece.generated == len(piece.tokens)
         token_ids = list(piece.tokens) if wants_ids else None

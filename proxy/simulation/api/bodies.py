@@ -1,8 +1,7 @@
-"""Invariant: an error raised here is raised before the engine knows of the request: it tells nobody and frees
-nothing.
+"""Invariant: an error here comes before the engine knows of the request, so it has no effect on any hold.
 
-The first stage of vLLM's validation: checks on the raw body, then types, in its words. What passes has the
-right types; whether the model can serve it is for `proxy.simulation.api.validation`.
+The first stage of vLLM's validation: checks on the raw body, then types, in vLLM's words. A body that passes
+has the right types; whether the model can serve it is for `proxy.simulation.api.validation`.
 """
 
 from collections.abc import Mapping
@@ -92,7 +91,7 @@ _DETOKENIZE = record({"model": nullable(string), "tokens": _token_ids}, required
 
 
 def parse_completion(body: Any) -> dict[str, Any]:
-    """The body of /v1/completions. BadRequestError without any effect on a hold."""
+    """The body of /v1/completions. Raises BadRequestError, which has no effect on a hold."""
     if isinstance(body, dict):
         _before(body, top="logprobs")
         if body.get("prompt") is None or body["prompt"] == "":
@@ -102,7 +101,7 @@ def parse_completion(body: Any) -> dict[str, Any]:
 
 
 def parse_chat(body: Any) -> dict[str, Any]:
-    """The body of /v1/chat/completions. BadRequestError without any effect on a hold."""
+    """The body of /v1/chat/completions. Raises BadRequestError, which has no effect on a hold."""
     if isinstance(body, dict):
         _before(body, top="top_logprobs")
         _before_chat(body)
@@ -140,7 +139,7 @@ def _check_salt(salt: object) -> None:
 
 
 def _before(body: Mapping[str, Any], top: str) -> None:
-    """Checks vLLM makes on the raw body, before types are looked at."""
+    """The checks that vLLM makes on the raw body, before types."""
     if body.get("stream_options") and not body.get("stream"):
         message = "Stream options can only be defined when `stream=True`."
         raise BadRequestError.of(message, "stream_options")

@@ -10,7 +10,7 @@ from typing import Any
 from proxy.simulation.api.errors import BadRequestError
 
 IMAGE = "<|pad|>"
-"""Stands where an image is, until the engine puts the image's own tokens there."""
+"""The token in place of an image, until the engine puts the image's own tokens there."""
 _TURN = "<|turn|>{role}\n{content}<|end|>\n"
 
 
@@ -22,8 +22,8 @@ def render(
     continue_final: bool = False,
     images: bool = False,
 ) -> str:
-    """The prompt of a conversation; `images`: the model takes them. BadRequestError for contents it cannot
-    take.
+    """The prompt of a conversation; `images`: whether the model takes them. Raises BadRequestError for
+    contents that it cannot take.
     """
     if not messages:
         raise BadRequestError(
@@ -44,7 +44,7 @@ def render(
 
 
 def _developers_as_system(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """As for any template that does not know developers: one system message, at the beginning."""
+    """The messages for a template that does not know developers: one system message, at the beginning."""
     if all(message["role"] != "developer" for message in messages):
         return messages
     roles = ["system" if message["role"] == "developer" else message["role"] for message in messages]
@@ -61,13 +61,13 @@ def _text(message: Mapping[str, Any], between: str) -> str:
 
 
 def _content(message: Mapping[str, Any]) -> str:
-    between = "\n" if message["role"] == "tool" else ""  # vLLM joins a tool's parts itself
+    between = "\n" if message["role"] == "tool" else ""  # vLLM itself joins the parts of a tool's message
     calls = message.get("tool_calls")
     return _text(message, between) + (_json([_call(call) for call in calls]) if calls else "")
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool call as templates see it: the arguments parsed, and none where they are no JSON."""
+    """A tool call as templates see it: the arguments parsed, and none if they are no JSON."""
     function = call.get("function") or {}
     try:
         arguments = json.loads(function.get("arguments") or "{}")
@@ -92,7 +92,7 @@ _STANDARD = {"system", "user", "assistant", "tool", "developer"}
 
 
 def _check_parts(message: Mapping[str, Any]) -> None:
-    """As vLLM 0.32 does: contents with nothing but parts that OpenAI's classes do not have are refused."""
+    """Refuse contents of which all parts are unknown to OpenAI's classes, as vLLM 0.32 does."""
     content = message.get("content")
     if not isinstance(content, list) or not content or message["role"] not in _STANDARD:
         return
@@ -104,7 +104,7 @@ def _check_parts(message: Mapping[str, Any]) -> None:
 
 
 def images_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells the images of a conversation apart, in their order."""
+    """What distinguishes the images of a conversation, in their order."""
     return [
         str((part.get("image_url") or {}).get("url"))
         for message in messages
@@ -115,7 +115,7 @@ def images_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def counted_chat(body: Any) -> Any:
-    """A question of how long a chat is, in Anthropic's words, as the chat request that vLLM makes of it."""
+    """The chat request that vLLM makes of a question, in Anthropic's words, how long a chat is."""
     if not isinstance(body, dict):
         return body
     chat = {name: body[name] for name in ("model", "messages") if name in body}

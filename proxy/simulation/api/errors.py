@@ -1,7 +1,7 @@
-"""Invariant: every refusal is vLLM's nested error body with the status repeated in it as an integer.
+"""Invariant: every refusal has vLLM's nested error body, with the status repeated in it as an integer.
 
-Two kinds of 400 look alike and differ in what they leave behind: one raised while the body is parsed tells
-nobody, one raised afterwards makes the decode engine release the hold its request named.
+Two kinds of 400 look alike and differ in their effect: one raised while the body is parsed has none, one
+raised afterwards makes the decode engine release the hold that its request named.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ class BadRequestError(ApiError):
 
     @classmethod
     def of(cls, message: str, param: str, value: Any = None) -> "BadRequestError":
-        """With the parameter and its value in the message, as vLLM writes most of them."""
+        """The error with the parameter and its value in the message, as vLLM writes most of them."""
         shown = f"parameter={param}" if value is None else f"parameter={param}, value={value}"
         return cls(f"{message} ({shown})", param)
 
@@ -76,14 +76,14 @@ class NotFoundError(ApiError):
 
 
 class GenerationFailedError(ApiError):
-    """The engine could not go on with this request."""
+    """The engine could not finish this request."""
 
     def __init__(self) -> None:
         super().__init__("Internal server error")
 
 
 class FaultError(ApiError):
-    """What a fault says instead of an answer."""
+    """The error that a fault answers with."""
 
     def __init__(self, status: int) -> None:
         super().__init__("a fault")
@@ -91,7 +91,7 @@ class FaultError(ApiError):
 
 
 class EngineFullError(ApiError):
-    """Nothing is wrong, but so much is under way that this request is not taken. No Retry-After is told."""
+    """So much is under way that the engine refuses this request. The answer has no Retry-After."""
 
     status = 503
     type = "Service Unavailable"

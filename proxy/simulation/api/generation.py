@@ -1,7 +1,8 @@
-"""Invariant: a choice ends once, with one reason: the engine's, or a stop string the engine knows nothing of.
+"""Invariant: a choice ends once, with one reason: the engine's, or a stop string, of which the engine knows
+nothing.
 
 The front of the engine: what one HTTP request waits for. Each of its choices is a request of its own in the
-engine; tokens are fed in as steps end, and come out as pieces of text.
+engine; tokens come in as steps end, and pieces of text go out.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ class Piece:
     contexts: tuple[int, ...]
     finish_reason: str | None
     generated: int
-    """Tokens of the choice so far."""
+    """The number of tokens of the choice so far."""
 
 
 @dataclass(slots=True)
@@ -47,9 +48,9 @@ class Choice:
     params: dict[str, Any] | None = None
 
     def feed(self, output: Output) -> Piece:
-        """Take in a token; afterwards `finish_reason` tells whether it was the last."""
+        """Add a token; after the last one `finish_reason` is set."""
         token = output.token
-        if token is None:  # the engine has dropped it
+        if token is None:  # the engine has dropped the request
             self.finish_reason = output.request.status.value
             self.text.finish(stopped=False)
             return Piece(self, self.text.delta(), (), (), self.finish_reason, len(self.tokens))
@@ -108,17 +109,17 @@ class Generation:
             self._news.set()
 
     def fail(self, error: ApiError | None = None) -> None:
-        """The engine cannot go on with this request, or is gone."""
+        """The engine cannot finish this request, or is gone."""
         self._error = error or EngineGoneError()
         self._news.set()
 
     async def finished(self) -> None:
-        """Wait for all choices. ApiError if the engine failed."""
+        """Wait for all choices. Raises ApiError if the engine failed."""
         while not self.done:
             await self._wait()
 
     async def pieces(self) -> list[Piece]:
-        """Wait for text; empty when all was said. ApiError if the engine failed."""
+        """Wait for text; empty after the last piece. Raises ApiError if the engine failed."""
         while not self._pieces:
             if self.done:
                 return []
@@ -135,7 +136,7 @@ class Generation:
             raise self._error
 
     def abandon(self) -> None:
-        """The client has gone: take what is left out of the engine."""
+        """The client has gone: take all unfinished choices out of the engine."""
         for choice in self.choices:
             if choice.finish_reason is None:
                 self.model.abort(choice.request.id)

@@ -1,5 +1,5 @@
-"""Invariant: a value of several possible classes is tried as each of them, in vLLM's order, and all
-complaints are told.
+"""Invariant: a value that may be of several classes is tried as each of them, in vLLM's order, and all their
+complaints are reported.
 
 The unions of a request body: messages by role, response formats, the two forms of /tokenize.
 """
@@ -49,15 +49,13 @@ _any_message = any_of(
 
 
 def message(value: Any, loc: str, problems: Problems) -> Any:
-    """A message of a conversation. A role nobody knows is as good as any, if the content is text or a
-    list.
-    """
+    """A message of a conversation. An unknown role is accepted if the content is a text or a list."""
     role = value.get("role") if isinstance(value, dict) else None
     if isinstance(role, str) and (rule := _CLASSES.get(role)) is not None:
         own: Problems = []
         converted = rule(value, loc, own)
         if not own:
-            return converted  # no other class could have been without a complaint and come first
+            return converted  # no earlier class could have taken it without a complaint
     return _any_message(value, loc, problems)
 
 

@@ -1,6 +1,6 @@
-"""Invariant: the files of the stand-in's model say what the stand-in does: tokenizer and chat template.
+"""Invariant: the files of the stand-in's model, tokenizer and chat template, describe what the stand-in does.
 
-For who tokenizes with the model's own files, as a real engine's directory has them (`--root`).
+They are for tests that tokenize with the model's own files, as a real engine's directory has them (`--root`).
 """
 
 import json
@@ -47,7 +47,7 @@ def tokenizer_json() -> str:
 
 
 def write_model(directory: pathlib.Path) -> None:
-    """Write what of a model's directory concerns its tokenizer."""
+    """Write the files of a model's directory that concern its tokenizer."""
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "<|pad|>",

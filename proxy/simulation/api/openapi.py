@@ -1,6 +1,6 @@
-"""Invariant: the schema names the members of requests that vLLM 0.32 reads, and no others.
+"""Invariant: the schema has the members of requests that vLLM 0.32 reads, and no others.
 
-As FastAPI writes it from vLLM's classes, as far as who asks for names needs it.
+It is as FastAPI writes it from vLLM's classes, as far as a reader of names needs it.
 """
 
 from collections.abc import Iterable
@@ -45,7 +45,7 @@ COMPLETION = frozenset([*_BOTH, "prompt", "prompt_embeds", "suffix"])
 
 
 def document(more: Iterable[str] = ()) -> dict[str, Any]:
-    """The answer to /openapi.json of an engine that knows `more` members than vLLM 0.32."""
+    """The answer to /openapi.json of an engine that knows the members `more` besides those of vLLM 0.32."""
     classes = {"ChatCompletionRequest": CHAT, "CompletionRequest": COMPLETION}
     paths = {"/v1/chat/completions": "ChatCompletionRequest", "/v1/completions": "CompletionRequest"}
     return {

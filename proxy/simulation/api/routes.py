@@ -15,11 +15,11 @@ class GeneratingRoute:
 
     path: str
     parse: Callable[[Any], dict[str, Any]]
-    """What was sent becomes a body that the stand-in knows. Raises BadRequestError, which frees no hold."""
+    """Makes a body that the stand-in knows of what was sent. Raises BadRequestError, which frees no hold."""
     check: Callable[[Checker, Mapping[str, Any]], Asked]
-    """What the engine is asked. Raises ApiError, which makes a decode engine free the hold."""
+    """Makes the engine's task of a body. Raises ApiError, which makes a decode engine free the hold."""
     id_prefix: str
-    """What the ids of answers and of the engine's requests begin with."""
+    """The beginning of the ids of answers and of the engine's requests."""
     answers: type[Answers] = Answers
 
 
@@ -27,4 +27,4 @@ ROUTES = (
     GeneratingRoute("/v1/completions", parse_completion, Checker.completion, "cmpl"),
     GeneratingRoute("/v1/chat/completions", parse_chat, Checker.chat, "chatcmpl"),
 )
-"""What vLLM 0.32 serves, as far as kvproxy does."""
+"""The routes of vLLM 0.32 that kvproxy serves, too."""

@@ -15,7 +15,7 @@ _CERTAIN_BIAS = 50.0
 
 
 def sampling_of(body: Mapping[str, Any], room: int, limit: int | None) -> Sampling:
-    """How to sample; `room` is what the context leaves, `limit` what was asked for."""
+    """How to sample; `room`: the tokens that the context has left, `limit`: those that were asked for."""
     max_tokens = room if limit is None else min(room, limit)
     if max_tokens < 1:
         raise BadRequestError.of(
@@ -43,7 +43,7 @@ def sampling_of(body: Mapping[str, Any], room: int, limit: int | None) -> Sampli
 
 
 def check_logprobs(what: str, name: str, count: int | None, vocabulary: int) -> None:
-    """No more log probabilities than are given; -1 asks for those of all tokens."""
+    """Refuse more log probabilities than are given; -1 asks for those of all tokens."""
     count = vocabulary if count == -1 else count
     if count is not None and count > MAX_LOGPROBS:
         message = f"Requested {what} of {count}, which is greater than max allowed: {MAX_LOGPROBS}"
@@ -51,7 +51,7 @@ def check_logprobs(what: str, name: str, count: int | None, vocabulary: int) -> 
 
 
 def check_tokens(body: Mapping[str, Any], size: int) -> None:
-    """Tokens that are named must be in the vocabulary of that size."""
+    """Refuse tokens that are not in the vocabulary of that size."""
     bias = body.get("logit_bias") or {}
     if odd := [key for key in bias if not key.lstrip("-").isdecimal()]:
         message = f"logit_bias contains key(s) that cannot be converted to integer token IDs: {odd}"
@@ -75,7 +75,7 @@ def check_tokens(body: Mapping[str, Any], size: int) -> None:
 
 
 def check_sampling(body: Mapping[str, Any], stop: Sequence[str], n: int) -> None:
-    """The rules of vLLM for sampling parameters, in its order and words."""
+    """Apply vLLM's rules for sampling parameters, in its order and words."""
     if n < 1:
         raise BadRequestError(f"n must be at least 1, got {n}.")
     if n > MAX_N:

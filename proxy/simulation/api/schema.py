@@ -1,9 +1,9 @@
 """Invariant: a value is converted as vLLM's validator converts it, or reported in the same words; nothing is
 guessed.
 
-vLLM parses bodies with pydantic in its lax mode: "3" is an integer, "yes" is true, 1.5 is no integer. A
-rule is a function from (value, location, problems) to the converted value. Only fields the stand-in reads
-have a rule; what is unknown passes, as in vLLM.
+vLLM parses bodies with pydantic in its lax mode: "3" is an integer, "yes" is true, 1.5 is no integer. A rule
+is a function from (value, location, problems) to the converted value. Only fields that the stand-in reads
+have a rule; unknown ones are accepted, as in vLLM.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ def _describe(value: Any) -> str:
 
 
 def integer(*, at_least: int | None = None, at_most: int | None = None) -> Rule:
-    """An integer, or something that says one."""
+    """An integer, or a value that stands for one."""
 
     def rule(value: Any, loc: str, problems: Problems) -> Any:
         converted = _to_int(value, loc, problems)
@@ -91,7 +91,7 @@ def number(value: Any, loc: str, problems: Problems) -> Any:
 
 
 def boolean(value: Any, loc: str, problems: Problems) -> Any:
-    """True or false, in the many ways people write it."""
+    """True or false, in any of the forms that pydantic accepts."""
     word = value.lower() if isinstance(value, str) else None
     if isinstance(value, int | float) and value in {0, 1}:
         word = str(int(value))
@@ -127,7 +127,7 @@ def whatever(value: Any, loc: str, problems: Problems) -> Any:  # noqa: ARG001  
 
 
 def iterable(value: Any, loc: str, problems: Problems) -> Any:
-    """Something with elements; they are looked at later."""
+    """A value with elements, which are checked later."""
     if not isinstance(value, str | list | dict):
         problems.append(problem("iterable_type", loc, "Input should be iterable", value))
     return value
@@ -149,7 +149,7 @@ def literal(*words: str) -> Rule:
 
 
 def named(name: str, rule: Rule) -> Rule:
-    """The rule of a class that complaints name."""
+    """The rule of a class whose name is in complaints."""
     return lambda value, loc, problems: rule(value, f"{loc}.{name}", problems)
 
 
@@ -186,7 +186,7 @@ def values_of(rule: Rule) -> Rule:
 
 
 def record(fields: Mapping[str, Rule], required: Sequence[str] = ()) -> Rule:
-    """An object; required fields have a rule, and fields without one are kept as they are."""
+    """An object. Required fields have a rule; fields without one are kept as they are."""
 
     def whole(value: Any, loc: str, problems: Problems) -> Any:
         if not isinstance(value, dict):
@@ -199,7 +199,7 @@ def record(fields: Mapping[str, Rule], required: Sequence[str] = ()) -> Rule:
 
 
 def typed_dict(fields: Mapping[str, Rule], required: Sequence[str] = ()) -> Rule:
-    """As record, for classes of the OpenAI client, of which the validator says dictionary."""
+    """As `record`, for classes of the OpenAI client, which the validator calls dictionaries."""
 
     def whole(value: Any, loc: str, problems: Problems) -> Any:
         if not isinstance(value, dict):
@@ -212,7 +212,7 @@ def typed_dict(fields: Mapping[str, Rule], required: Sequence[str] = ()) -> Rule
 def _fields(
     value: dict[str, Any], loc: str, problems: Problems, fields: Mapping[str, Rule], required: Sequence[str]
 ) -> dict[str, Any]:
-    """Convert the fields, in their class's order."""
+    """Convert the fields, in the order of their class."""
     converted = dict(value)
     for name, rule in fields.items():
         if name in value:
@@ -223,8 +223,8 @@ def _fields(
 
 
 def any_of(*rules: Rule) -> Rule:
-    """The first rule that takes the value as it is, else the first that converts it; else everybody's
-    complaints.
+    """The first rule that accepts the value as it is, else the first that converts it, else the complaints of
+    all.
     """
 
     def whole(value: Any, loc: str, problems: Problems) -> Any:
@@ -247,7 +247,7 @@ def any_of(*rules: Rule) -> Rule:
 
 
 def check(body: Any, rule: Rule) -> dict[str, Any]:
-    """A parsed body with its values converted. SchemaError names every problem."""
+    """A parsed body with its values converted. Raises SchemaError, which names every problem."""
     problems: Problems = []
     if body is None:
         problems.append(problem("missing", "body", "Field required", body))

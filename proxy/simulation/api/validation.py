@@ -1,7 +1,8 @@
-"""Invariant: what passes here runs to its end in the engine; what does not is refused as vLLM refuses it.
+"""Invariant: a request that passes here runs to its end in the engine; any other is refused as vLLM refuses
+it.
 
 The second stage of vLLM's validation, which knows the model: names, lengths, the vocabulary, and the rules
-for sampling parameters. An error here makes a decode engine release the hold its request named.
+for sampling parameters. An error here makes a decode engine release the hold that its request named.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -16,7 +17,7 @@ from proxy.simulation.engine.text import mix
 from proxy.simulation.engine.tokenizer import PAD, Tokenizer
 
 IMAGE_TOKENS = 40
-"""What the engine makes of the one token that stands for an image."""
+"""The number of tokens that the engine puts in place of the one token of an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Asked:
     lora: str | None
     prompts: Sequence[Sequence[int]]
     sampling: Sequence[Sampling]
-    """One for each prompt: the room left for output may differ."""
+    """One for each prompt, since the room left for output may differ."""
     n: int = 1
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
@@ -37,7 +38,7 @@ class Asked:
     transfer: Mapping[str, Any] = field(default_factory=dict)
 
     def sampling_of(self, prompt: int, choice: int) -> Sampling:
-        """Every further choice of a prompt says something else."""
+        """The sampling of one choice; each choice of a prompt says something else."""
         sampling = self.sampling[prompt]
         return replace(sampling, salt=mix(sampling.salt + choice)) if choice else sampling
 
@@ -57,7 +58,7 @@ class Checker:
         excludes_tools: bool = False,
         images: bool = False,
     ) -> None:
-        """`greeting`: what the chat template puts before every conversation; the others as in
+        """`greeting`: the text that the chat template puts before every conversation. All others: as in
         `StandInConfig`.
         """
         self._tool_parser = tool_parser
@@ -70,7 +71,9 @@ class Checker:
         self._greeting = greeting
 
     def served(self, name: str | None) -> tuple[str, str | None]:
-        """A model's name to answer with and the adapter it means. NotFoundError for any other name."""
+        """The model's name for the answer, and the adapter that the name means. Raises NotFoundError for any
+        other name.
+        """
         if not name or name == self._model:
             return self._model, None
         if name in self._loras:
@@ -78,7 +81,7 @@ class Checker:
         raise NotFoundError(f"The model `{name}` does not exist. Valid aliases: {self._model}.", "model")
 
     def chat_tokens(self, body: Mapping[str, Any], *, answerable: bool = False) -> list[int]:
-        """The prompt of a conversation as tokens; `answerable`: of one that is to be answered, so not too
+        """The prompt of a conversation as tokens; `answerable`: it is to be answered, so it may not be too
         long for that.
         """
         continued = bool(body.get("continue_final_message"))
@@ -100,7 +103,7 @@ class Checker:
             )
         except BadRequestError as error:
             raise BadRequestError(error.message.replace("{model}", self._model)) from None
-        except (AttributeError, TypeError) as error:  # the template meets something it cannot handle
+        except (AttributeError, TypeError) as error:  # the template cannot handle what it was given
             raise BadRequestError(str(error)) from None
         text = self._greeting + text
         if answerable:
@@ -117,13 +120,13 @@ class Checker:
         return tokens
 
     def images_in(self, prompt: Sequence[int], body: Mapping[str, Any]) -> tuple[Image, ...]:
-        """Where in a chat's prompt its images are."""
+        """The places of the images in a chat's prompt."""
         given = images_of(body["messages"])
         places = [n for n, token in enumerate(prompt) if token == PAD][::IMAGE_TOKENS] if given else []
         return tuple(Image(name, place, IMAGE_TOKENS) for name, place in zip(given, places, strict=False))
 
     def answerable_tokens(self, body: Mapping[str, Any]) -> list[int]:
-        """As `chat_tokens`, of a conversation that is to be answered: its choice of tools counts."""
+        """As `chat_tokens`, of a conversation that is to be answered, so its choice of tools counts."""
         choice = body.get("tool_choice", "auto")
         if body.get("tools") and choice not in (None, "none") and not self._tool_parser:
             if choice == "auto":
@@ -138,7 +141,7 @@ class Checker:
         return self.chat_tokens(body, answerable=True)
 
     def completion(self, body: Mapping[str, Any]) -> Asked:
-        """A completion request that can be served. BadRequestError or NotFoundError if it cannot."""
+        """A completion request that can be served. Raises BadRequestError or NotFoundError if it cannot."""
         if body.get("stream") and body.get("use_beam_search"):
             raise BadRequestError("Streaming is not currently supported with beam search")
         model, lora = self.served(body.get("model"))
@@ -159,7 +162,7 @@ class Checker:
         return self._asked(body, model, lora, prompts, limit, logprobs, prompt_logprobs, chat=False)
 
     def chat(self, body: Mapping[str, Any]) -> Asked:
-        """A chat request that can be served. BadRequestError or NotFoundError if it cannot."""
+        """A chat request that can be served. Raises BadRequestError or NotFoundError if it cannot."""
         if body.get("stream") and body.get("use_beam_search"):
             raise BadRequestError("Streaming is not currently supported with beam search")
         model, lora = self.served(body.get("model"))
@@ -192,8 +195,8 @@ class Checker:
         return [self._tokenizer.encode(p) if isinstance(p, str) else p for p in prompt]
 
     def _check_characters(self, text: str, body: Mapping[str, Any]) -> None:
-        """VLLM's `_text_len_check`; with a side to shorten at it cuts the text, which leaves the same
-        tokens.
+        """Apply vLLM's `_text_len_check`. With a side to shorten at, vLLM cuts the text, which leaves the
+        same tokens.
         """
         most = self._max_model_len * self._tokenizer.longest_piece
         if body.get("truncate_prompt_tokens") is None and len(text) > most:
@@ -222,7 +225,7 @@ class Checker:
         if not tokens:
             raise BadRequestError("The decoder prompt cannot be empty")
         if len(tokens) > self._max_model_len:
-            # Text is tokenized only as far as the limit, so vLLM does not know how much more there is.
+            # vLLM tokenizes a text only up to the limit, so it does not know by how much it is too long.
             given_as_ids = isinstance(body.get("prompt"), list) and not isinstance(
                 (body["prompt"] or [""])[0], str
             )

@@ -18,8 +18,8 @@ def root_hash(seed: str) -> bytes:
 
 
 ExtraKey = str | list[str | int]
-"""A name, or of an image that reaches into the block its identifier and where it begins, from the block
-on."""
+"""A name; or, for an image that reaches into the block, its identifier and where it begins relative to the
+block."""
 
 
 def extra_keys(
@@ -42,8 +42,9 @@ def extra_keys(
 
 
 def block_hash(parent: bytes, tokens: Sequence[int], extra: Sequence[ExtraKey] | None) -> bytes:
-    """The 32-byte name of a full block, of its `tokens` and those behind it that count. It is the same in
-    every process, as vLLM's default sha256 is.
+    """The 32-byte hash of a full block, of its `tokens` and those behind it that count.
+
+    It is the same in every process, as with vLLM's default, sha256.
     """
     digest = blake2b(parent, digest_size=32)
     digest.update(array("I", tokens).tobytes())
@@ -53,5 +54,5 @@ def block_hash(parent: bytes, tokens: Sequence[int], extra: Sequence[ExtraKey] |
 
 
 def int_hash(full: bytes) -> int:
-    """The form of a hash in events by default: its low 64 bits, unsigned."""
+    """The usual form of a hash in events: its low 64 bits, unsigned."""
     return int.from_bytes(full[-8:], "big")

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 
 class BlockPool:
-    """The physical KV blocks of one rank: reference counts, the hash map, and what is evicted next.
+    """The physical KV blocks of one rank: reference counts, the hash map, and the order of eviction.
 
-    `on_removed(hash)` hears of every cached copy that is lost to an allocation.
+    `on_removed(hash)` is called for every cached copy that an allocation evicts.
     """
 
     def __init__(self, size: int, on_removed: Callable[[bytes], None] = lambda _: None) -> None:
@@ -29,7 +29,7 @@ class BlockPool:
 
     @property
     def free_blocks(self) -> int:
-        """How many blocks an allocation may take, cached ones included."""
+        """The number of blocks that an allocation may take, cached ones included."""
         return len(self._free)
 
     @property
@@ -39,15 +39,15 @@ class BlockPool:
 
     @property
     def cached_blocks(self) -> int:
-        """How many different blocks can be hit, copies counted once."""
+        """The number of different blocks that can be hit; copies count once."""
         return len(self._copies)
 
     def references(self, block: int) -> int:
-        """How many requests and holds use a block now."""
+        """The number of requests and holds that use a block."""
         return self._references[block]
 
     def hash_of(self, block: int) -> bytes | None:
-        """The hash a block is cached under, None while it is not full or not cached."""
+        """The hash under which a block is cached; None if it is not full or not cached."""
         return self._hash_of[block]
 
     def cached(self, block_hash: bytes) -> int | None:
@@ -68,7 +68,7 @@ class BlockPool:
         return found
 
     def free_among(self, blocks: Iterable[int]) -> int:
-        """How many of these blocks a touch would take out of the free queue."""
+        """The number of these blocks that `touch` would take out of the free queue."""
         return sum(1 for block in blocks if not self._references[block])
 
     def touch(self, blocks: Iterable[int]) -> None:
@@ -79,7 +79,9 @@ class BlockPool:
             self._references[block] += 1
 
     def allocate(self, count: int) -> list[int]:
-        """Take blocks from the head of the free queue; what they cached is evicted. ValueError if too few."""
+        """Take blocks from the head of the free queue; what they cached is evicted. Raises ValueError if
+        there are too few.
+        """
         if count > len(self._free):
             raise ValueError(f"{count} blocks asked for, {len(self._free)} free")
         taken: list[int] = []
@@ -117,7 +119,9 @@ class BlockPool:
             self._free.move_to_end(block, last=False)
 
     def clear(self) -> bool:
-        """Forget every hash. False, and nothing done, while any block is referenced (a hold counts)."""
+        """Forget every hash. Returns False, and does nothing, while any block is referenced (a hold
+        counts).
+        """
         if len(self._free) != self.size - 1:
             return False
         self._copies.clear()

@@ -1,9 +1,8 @@
-"""Invariant: the model does nothing by itself: time comes in with each call, and what it wants done comes out
-as values.
+"""Invariant: the model does nothing by itself: time comes in with each call, and commands come out as values.
 
-One rank of a stand-in engine. A driver calls `begin_step`, lets the step's duration pass (on a wall clock
-or a simulated one), calls `end_step`, and hands around what came out: tokens to clients, events to
-subscribers, commands to other engines. It knows no sockets, so reading it is reading the behaviour.
+One rank of a stand-in engine. A driver calls `begin_step`, lets the step's duration pass (on a wall clock or
+a simulated one), calls `end_step`, and passes on what came out: tokens to clients, events to subscribers,
+commands to other engines. The model knows no sockets, so to read it is to read the behaviour.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -28,10 +27,10 @@ from proxy.simulation.engine.values import (
 )
 
 MEMORIES = frozenset({"weights", "kv_cache"})
-"""What sleeps from level 1 on, and may be woken one by one."""
+"""The memories that sleep from level 1 on, and that can be woken one by one."""
 
 BYTES_PER_TOKEN = 1024
-"""KV bytes of a token, as many as the tiny test model's: 2 * 4 bytes * 2 layers * 2 heads * 32 values."""
+"""The KV bytes of a token, as in the tiny test model: 2 * 4 bytes * 2 layers * 2 heads * 32 values."""
 
 
 class EngineModel:
@@ -59,23 +58,23 @@ class EngineModel:
         self.stats = Stats()
         self.peers = Peers(shape.profile.transfer_s(0, first=True))
         self._requests: dict[str, Request] = {}
-        self._wanted: dict[str, Remote] = {}  # by our request id: holds that heartbeats keep alive
+        self._wanted: dict[str, Remote] = {}  # by this engine's request id: holds that heartbeats keep alive
         self._commands: list[Command] = []
         self._heartbeat_s = float("-inf")
         self.sleep_level: int | None = None
-        """None while it is awake."""
+        """None while the engine is awake."""
         self._sleeping: set[str] = set()
 
     # What a driver asks.
 
     @property
     def unfinished(self) -> int:
-        """Requests waiting, pulling or running."""
+        """The number of requests that wait, pull or run."""
         return len(self._requests)
 
     @property
     def queued_tokens(self) -> int:
-        """Prompt tokens of the requests that have no first token yet."""
+        """The prompt tokens of the requests that have no first token yet."""
         return sum(r.prompt_length for r in self._requests.values() if not r.generated)
 
     def add(self, request: Request) -> None:
@@ -88,7 +87,7 @@ class EngineModel:
             self._wanted[request.id] = remote
 
     def reject(self, params: Mapping[str, Any]) -> None:
-        """A decode leg was refused after it was parsed: its hold is of no use any more."""
+        """A decode leg was refused after it was parsed: its hold is not needed any more."""
         if (
             self.shape.connector
             and params.get("do_remote_prefill")
@@ -97,7 +96,7 @@ class EngineModel:
             self._commands += self.peers.release(remote)
 
     def abort(self, request_id: str) -> None:
-        """A client has gone, or a stop string ended the text: free at once what can be freed."""
+        """A client has gone, or a stop string ended the text: free at once all that can be freed."""
         request = self._requests.get(request_id)
         if request is None:
             return
@@ -111,8 +110,8 @@ class EngineModel:
             self.cache.free(request)
 
     def begin_step(self, now_s: float) -> Step | None:
-        """Schedule; None if there is nothing to do now. EngineDeadError if a request would kill the
-        engine.
+        """Schedule a step; None if there is nothing to do now. Raises EngineDeadError if a request would kill
+        the engine.
         """
         plan = self.scheduler.schedule(now_s)
         if not plan:
@@ -133,7 +132,7 @@ class EngineModel:
         return Step(plan, duration_s)
 
     def end_step(self, step: Step, now_s: float) -> list[Output]:
-        """The step's time has passed: one token for every request that has caught up."""
+        """The step's time has passed. Returns one token for every request that has caught up."""
         outputs = []
         for chunk in step.plan.chunks:
             request = chunk.request
@@ -142,11 +141,11 @@ class EngineModel:
         return outputs
 
     def take_events(self) -> list[Event]:
-        """What the steps since the last call changed in the cache; publish it when a step ends."""
+        """The changes of the cache since the last call; to be published when a step ends."""
         return self.cache.take_events()
 
     def take_commands(self, now_s: float) -> list[Command]:
-        """What to tell other engines now."""
+        """The commands for other engines that are due now."""
         interval_s = self.shape.lease_s / HEARTBEATS_PER_LEASE
         if self._wanted and now_s - self._heartbeat_s >= interval_s:
             self._heartbeat_s = now_s
@@ -156,7 +155,7 @@ class EngineModel:
         return commands
 
     def next_deadline_s(self) -> float | None:
-        """When something is due though nobody asks: a lease ends or a heartbeat goes out."""
+        """When something is due by itself: a lease ends, or a heartbeat goes out; None if nothing is."""
         expiry = self.holds.next_expiry_s()
         beat = self._heartbeat_s + self.shape.lease_s / HEARTBEATS_PER_LEASE if self._wanted else None
         return min((t for t in (expiry, beat) if t is not None), default=None)
@@ -167,7 +166,9 @@ class EngineModel:
             self.cache.free(request)
 
     def reset_prefix_cache(self) -> bool:
-        """False while requests or holds use blocks. Announced only with the next step's events."""
+        """Reset the prefix cache. Returns False while requests or holds use blocks. It is announced with the
+        next step's events only.
+        """
         return self.cache.clear()
 
     # Sleep, as /sleep and /wake_up have it.
@@ -188,18 +189,16 @@ class EngineModel:
 
     @property
     def paused(self) -> bool:
-        """Whether it is asleep, or about to be."""
+        """Whether the engine is asleep, or about to be."""
         return self.scheduler.paused is not None
 
     @property
     def drained(self) -> bool:
-        """Whether nothing that it has begun keeps it from falling asleep; what others may fetch from it
-        does.
-        """
+        """Whether nothing keeps the engine from falling asleep; blocks that others may fetch do."""
         return not self.holds and (self.scheduler.paused is Paused.ALL or not self.scheduler.holding)
 
     def fall_asleep(self, level: int) -> None:
-        """From level 1 on the cache is lost; what was kept is computed anew."""
+        """Fall asleep. From level 1 on the cache is lost, and requests that were kept are computed again."""
         self.sleep_level = level
         if level:
             self.scheduler.preempt_all()
@@ -207,7 +206,9 @@ class EngineModel:
             self._sleeping |= MEMORIES
 
     def wake_up(self, memories: Collection[str]) -> bool:
-        """Have these back (none: all); it goes on once all are, and tells whether."""
+        """Wake these memories (none given: all). Returns whether all are awake, so that the engine goes
+        on.
+        """
         if not memories:
             self._sleeping.clear()
         elif self._sleeping.issuperset(memories):
@@ -219,7 +220,9 @@ class EngineModel:
     # What another engine asks of our holds.
 
     def serve_pull(self, request_id: str, blocks: Sequence[int]) -> list[Content]:
-        """Copy blocks for a decode engine and end the hold. A hold that is over is read all the same."""
+        """Copy blocks for a decode engine, and end the hold. Blocks of a hold that has ended are read all the
+        same.
+        """
         hold = self.holds.get(request_id)
         readable = range(self.cache.pool.size) if self.shape.lucky_reads else (hold.blocks if hold else ())
         contents = [self.memory.read(b) if b in readable else Content.garbage(b) for b in blocks]
@@ -255,7 +258,7 @@ class EngineModel:
         request.status = Status.WAITING
 
     def pull_failed(self, request_id: str) -> list[Output]:
-        """The other engine does not answer or is not the one it was: compute here or fail, as configured."""
+        """The other engine does not answer, or is another process: compute here or fail, as configured."""
         request = self._requests[request_id]
         self.stats.failed_transfers += 1
         self._wanted.pop(request_id, None)
@@ -294,7 +297,7 @@ class EngineModel:
             raise EngineDeadError("a request to pull names no blocks")
         remote = self._wanted.get(request.id)
         if remote is None:
-            return  # the engine logs a warning and the request waits for ever
+            return  # the real engine logs a warning, and the request waits for ever
         missing = len(request.table) - request.computed // self.shape.block_size
         if len(remote.blocks) < missing:
             raise EngineDeadError(f"{missing} blocks to fill, {len(remote.blocks)} to pull")

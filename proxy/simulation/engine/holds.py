@@ -36,7 +36,7 @@ class Holds:
         self.after_expiry = 0
 
     def __len__(self) -> int:
-        """How many holds are live."""
+        """The number of live holds."""
         return len(self._live)
 
     def __contains__(self, request_id: object) -> bool:
@@ -56,13 +56,13 @@ class Holds:
         return self._live.get(request_id)
 
     def pull(self, request_id: str) -> Request | None:
-        """A decode engine has read the blocks: the request whose blocks are free now, None if there is
-        none.
+        """A decode engine has read the blocks. Returns the request whose blocks are free now; None if there
+        is none.
         """
         return self._end(request_id, pulled=True)
 
     def release(self, request_id: str) -> Request | None:
-        """A decode engine will not read the blocks; answers as `pull`."""
+        """A decode engine will not read the blocks. Returns as `pull` does."""
         return self._end(request_id, pulled=False)
 
     def heartbeat(self, request_ids: Iterable[str], now_s: float) -> None:
@@ -72,13 +72,13 @@ class Holds:
                 hold.expires_s = max(hold.expires_s, now_s + self.lease_s * _RENEWAL)
 
     def expire(self, now_s: float) -> list[Request]:
-        """End the leases that are over."""
+        """End the leases that are over. Returns the requests whose blocks are free now."""
         over = [request_id for request_id, hold in self._live.items() if hold.expires_s <= now_s]
         self.expired += len(over)
         return [self._live.pop(request_id).request for request_id in over]
 
     def next_expiry_s(self) -> float | None:
-        """When the next lease ends, None without holds."""
+        """When the next lease ends; None without holds."""
         return min((hold.expires_s for hold in self._live.values()), default=None)
 
     def _end(self, request_id: str, *, pulled: bool) -> Request | None:

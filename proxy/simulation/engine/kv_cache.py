@@ -22,7 +22,7 @@ _KIND = "full_attention"
 
 
 def blocks_for(tokens: int, block_size: int) -> int:
-    """How many blocks that many tokens lie in."""
+    """The number of blocks in which that many tokens lie."""
     return -(-tokens // block_size)
 
 
@@ -38,8 +38,8 @@ class KvCache:
         prefix_caching: bool = True,
         lookahead: int = 0,
     ) -> None:
-        """Without `prefix_caching` nothing is kept, found or announced. `lookahead`: tokens behind a
-        block.
+        """Without `prefix_caching` nothing is kept, found or announced. `lookahead`: the tokens behind a
+        block that its hash covers.
         """
         self.block_size = block_size
         self._lookahead = lookahead
@@ -49,7 +49,7 @@ class KvCache:
         self._events: list[Event] = []
 
     def lookup(self, request: Request) -> list[int]:
-        """The cached blocks of a request's longest known prefix, at least its last token left out."""
+        """The cached blocks of a request's longest known prefix, without its last token."""
         if not (request.reads_cache and self._prefix_caching):
             return []
         self._hash_full_blocks(request)
@@ -59,7 +59,7 @@ class KvCache:
         return hits
 
     def missing(self, request: Request, tokens: int, hits: Sequence[int] = ()) -> int:
-        """How many free blocks it takes to give `request` room for `tokens` tokens, hits included."""
+        """The number of free blocks that `request` needs for `tokens` tokens, hits included."""
         known = len(request.table) + len(hits)
         return max(blocks_for(tokens, self.block_size) - known, 0) + self.pool.free_among(hits)
 
@@ -70,7 +70,9 @@ class KvCache:
         request.announced = len(hits)
 
     def grow(self, request: Request, tokens: int) -> bool:
-        """Give a request room for its first `tokens` tokens; False, and nothing done, if blocks run out."""
+        """Give a request room for its first `tokens` tokens. Returns False, and does nothing, if there are
+        too few blocks.
+        """
         count = max(blocks_for(tokens, self.block_size) - len(request.table), 0)
         if count > self.pool.free_blocks:
             return False
@@ -92,19 +94,21 @@ class KvCache:
         self._announce(request, first, last)
 
     def free(self, request: Request) -> None:
-        """Give a request's blocks back; what they cache stays until the space is needed."""
+        """Give a request's blocks back; what they cache stays until they are needed."""
         table, request.table, request.announced = request.table, [], 0
         self.pool.release(table)
 
     def clear(self) -> bool:
-        """Reset the prefix cache; False while any block is in use. Announced with the next step's events."""
+        """Reset the prefix cache. Returns False while any block is in use. It is announced with the next
+        step's events.
+        """
         if not self.pool.clear():
             return False
         self._events.append(AllBlocksCleared())
         return True
 
     def take_events(self) -> list[Event]:
-        """What has changed since the last call, in order."""
+        """The changes since the last call, in order."""
         events, self._events = self._events, []
         return events
 

@@ -1,8 +1,7 @@
-"""Invariant: a step's duration depends only on what is in the step: the same batch always takes the same
-time.
+"""Invariant: the duration of a step depends only on what is in it: the same batch always takes the same time.
 
-A profile is a handful of coefficients in seconds. Prefilling `u` uncached tokens that end at context length
-`n` costs `a + b*u + c*u*(2n - u)/2`: a fixed part, a part per token, and attention of each new token over
+A profile is a few coefficients in seconds. Prefilling `u` uncached tokens that end at context length `n`
+costs `a + b*u + c*u*(2n - u)/2`: a fixed part, a part for each token, and attention of each new token over
 all before it. A decode step costs `s0 + s1*sequences + s2*context tokens`. Prefill chunks and decodes of one
 step run together, so their costs add.
 """
@@ -13,18 +12,18 @@ from typing import Protocol
 
 
 class Profile(Protocol):
-    """How long an engine takes."""
+    """The time that an engine takes, in seconds."""
 
     def step_s(self, prefills: Sequence[tuple[int, int]], decodes: int, context: int, usage: float) -> float:
         """One step: chunks as (new tokens, context after them), decodes, their context tokens, KV usage."""
 
     def transfer_s(self, tokens: int, *, first: bool) -> float:
-        """Pulling the KV of that many tokens; `first` when the two engines never spoke before."""
+        """Seconds to pull the KV of that many tokens; `first`: the two engines have not met before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """The cost model of the router itself; all zero means: as fast as the stand-in can."""
+    """The router's own cost model; with all zeros, as fast as the stand-in can."""
 
     a: float = 0.0
     b: float = 0.0
@@ -36,7 +35,7 @@ class Linear:
     handshake: float = 0.0
 
     def prefill_s(self, uncached: int, context: int) -> float:
-        """Prefilling `uncached` tokens that end at `context`."""
+        """Seconds to prefill `uncached` tokens that end at context length `context`."""
         return self.a + self.b * uncached + self.c * uncached * (2 * context - uncached) / 2
 
     def step_s(self, prefills: Sequence[tuple[int, int]], decodes: int, context: int, usage: float) -> float:  # noqa: ARG002

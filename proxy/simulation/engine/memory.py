@@ -17,12 +17,12 @@ _FRACTURE = 0x9E3779B97F4A7C15
 
 
 def initial_state(model: str, lora: str | None) -> int:
-    """The state before the first token: another model or adapter says something else."""
+    """The state before the first token, which differs by model and adapter."""
     return int.from_bytes(f"{model}/{lora or ''}".encode(), "big") % _MODULUS
 
 
 def advance(state: int, tokens: Iterable[int]) -> int:
-    """The state after some more tokens."""
+    """The state after these tokens."""
     for token in tokens:
         state = (state * _BASE + token + 1) % _MODULUS
     return state
@@ -48,7 +48,7 @@ class Content:
 
     @classmethod
     def garbage(cls, block: int) -> "Content":
-        """What a reader finds in memory that was given to somebody else meanwhile."""
+        """What a reader finds in memory that was given to another request meanwhile."""
         return cls.from_wire((_FRACTURE ^ block, [block]))
 
 

@@ -1,10 +1,10 @@
-"""Invariant: nothing reaches another engine before a handshake with it, and what had to wait goes out in a
+"""Invariant: nothing reaches another engine before a handshake with it; notices that had to wait go out in a
 later step.
 
-NIXL's manners. The first word to an engine starts a handshake in the background and is kept; when the
-handshake is done nothing happens by itself, for the kept words are looked at when the next step begins. So a
-refused decode leg frees its hold at once if the two engines have spoken before, and otherwise only when
-this engine has something else to do after the handshake - another request, another refusal - or never.
+This is how NIXL does it. The first notice to an engine starts a handshake in the background and is kept. The
+end of the handshake sends nothing: kept notices are looked at when the next step begins. So a refused decode
+leg frees its hold at once if the two engines have met before; otherwise only when this engine has something
+else to do after the handshake (another request, another refusal), or never.
 """
 
 from proxy.simulation.engine.request import Remote
@@ -25,7 +25,7 @@ class Peers:
         return engine_id in self._known
 
     def release(self, remote: Remote) -> list[Handshake | Release]:
-        """Say that a hold will not be read. Saying it is a step of its own: what was kept goes out, too."""
+        """Say that a hold will not be read. This is a step of its own: kept notices go out, too."""
         told: list[Handshake | Release] = list(self.step())
         if remote.engine_id in self._known:
             return [Release(remote), *told]
@@ -33,8 +33,8 @@ class Peers:
         return [*self._handshake(remote), *told]
 
     def heartbeat(self, remote: Remote) -> list[Handshake | Heartbeat]:
-        """Say that a hold is still wanted. The first time it is a handshake instead, so that the next can be
-        said.
+        """Say that a hold is still wanted. The first time a handshake goes out instead, so that the next
+        heartbeat can.
         """
         return [Heartbeat(remote)] if remote.engine_id in self._known else [*self._handshake(remote)]
 
@@ -45,7 +45,7 @@ class Peers:
         return [Handshake(remote, self._handshake_s)]
 
     def step(self) -> list[Release]:
-        """A step begins: what was kept for engines that are known by now."""
+        """A step begins: returns kept notices for engines that are known by now."""
         ready = [remote for remote in self._kept if remote.engine_id in self._known]
         self._kept = [remote for remote in self._kept if remote.engine_id not in self._known]
         return [Release(remote) for remote in ready]
@@ -56,6 +56,6 @@ class Peers:
         self._known.add(engine_id)
 
     def missed(self, engine_id: str) -> None:
-        """A handshake has failed: what was kept for that engine is lost, and the next word tries again."""
+        """A handshake has failed: notices for that engine are lost, and the next one tries again."""
         self._shaking.discard(engine_id)
         self._kept = [remote for remote in self._kept if remote.engine_id != engine_id]

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Status(Enum):
-    """Where a request is."""
+    """The state of a request."""
 
     WAITING = "waiting"
     PULLING = "pulling"  # its prompt's KV is on the way from another engine
@@ -41,9 +41,10 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
     favourite: int | None = None
-    """A token that a large logit bias makes certain."""
+    """The token that a large logit bias makes certain; None without one."""
     salt: int = 0
-    """Mixed into the choice of tokens: 0 for greedy, else made of the seed and the choice's number."""
+    """Mixed into the choice of tokens: 0 for greedy sampling, else made of the seed and the choice's
+    number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Remote:
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> "Remote | None":
-        """Read what a prefill leg answered; None if a key that says where the hold is misses."""
+        """Read what a prefill leg answered; None if a key that says where the hold is, is missing."""
         needed = ("remote_host", "remote_port", "remote_engine_id", "remote_request_id")
         if any(params.get(key) is None for key in needed):
             return None
@@ -78,7 +79,7 @@ class Image:
 
     identifier: str
     start: int
-    """Its first token."""
+    """The position of its first token."""
     tokens: int
 
 
@@ -96,11 +97,11 @@ class Request:
     pull: Mapping[str, Any] | None = None
     """`kv_transfer_params` of a decode leg, until the transfer is under way."""
     hold: bool = False
-    """A prefill leg: when it is finished its blocks wait for a decode engine."""
+    """Whether this is a prefill leg: when it is finished its blocks wait for a decode engine."""
     full_report: bool = False
-    """Announce the blocks a hit reuses, too."""
+    """Whether blocks that a hit reuses are announced as well."""
     session_id: str | None = None
-    """Echoed in the events it causes."""
+    """The session that the request's events name."""
     images: tuple[Image, ...] = ()
     reads_cache: bool = True
     """False when every prompt position must be computed, as prompt logprobs demand."""
@@ -112,9 +113,9 @@ class Request:
     table: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     announced: int = 0
-    """How many blocks of the table are in the prefix cache under this request's hashes."""
+    """The number of blocks of the table that are in the prefix cache under this request's hashes."""
     context: int | None = None
-    """State of the context over the computed tokens; None until it is read from memory."""
+    """The state of the context over the computed tokens; None until it is read from memory."""
     local_hit: int = 0
     external_hit: int = 0
     preemptions: int = 0
@@ -133,5 +134,5 @@ class Request:
 
     @property
     def generated(self) -> int:
-        """How many tokens were generated."""
+        """The number of generated tokens."""
         return len(self.tokens) - self.prompt_length

@@ -32,7 +32,7 @@ class Plan:
     admitted: list[Request] = field(default_factory=list)
     pulls: list[Request] = field(default_factory=list)
     unread: list[Request] = field(default_factory=list)
-    """Requests that compute their whole prompt though another engine holds it for them."""
+    """Requests that compute their whole prompt although another engine holds it for them."""
     preempted: list[Request] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -41,7 +41,7 @@ class Plan:
 
 
 class Paused(StrEnum):
-    """What is not scheduled meanwhile; new requests wait in any case."""
+    """What is not scheduled during a pause; new requests wait in any case."""
 
     NEW = "new"
     ALL = "all"
@@ -55,24 +55,24 @@ class Scheduler:
         self._max_batched_tokens = max_batched_tokens
         self._max_sequences = max_sequences
         self._waiting: deque[Request] = deque()
-        # Requests whose blocks are allocated for a pull: they go first once the KV is there.
+        # Requests whose blocks are allocated for a pull: they are scheduled first, once the KV is there.
         self._pulling: deque[Request] = deque()
         self.running: list[Request] = []
         self.paused: Paused | None = None
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue, those waiting for a pull included."""
+        """The number of requests in the queue, those that wait for a pull included."""
         return len(self._waiting) + len(self._pulling)
 
     @property
     def deferred(self) -> int:
-        """Waiting requests that lack something other than room: the KV of a pull."""
+        """The number of waiting requests that lack something other than room: the KV of a pull."""
         return sum(1 for request in self._pulling if request.status is Status.PULLING)
 
     @property
     def holding(self) -> int:
-        """Requests that have blocks."""
+        """The number of requests that have blocks."""
         return len(self.running) + len(self._pulling)
 
     def __iter__(self) -> Iterator[Request]:
@@ -86,20 +86,20 @@ class Scheduler:
         self._waiting.append(request)
 
     def requeue(self, request: Request) -> None:
-        """A pull failed and the prompt shall be computed here after all: back to the head of the queue."""
+        """A pull failed, and the prompt is to be computed here: put the request at the head of the queue."""
         self._pulling.remove(request)
         self._cache.free(request)
         request.computed, request.pull, request.status = 0, None, Status.WAITING
         self._waiting.appendleft(request)
 
     def remove(self, request: Request) -> None:
-        """Forget a request that is finished; its blocks are the caller's business."""
+        """Forget a finished request; the caller frees its blocks."""
         for queue in (self.running, self._pulling, self._waiting):
             if request in queue:
                 queue.remove(request)
 
     def schedule(self, now_s: float) -> Plan:
-        """Take the next step's tokens; from now on they count as computed."""
+        """Choose the tokens of the next step; from now on they count as computed."""
         plan = Plan()
         if self.paused is Paused.ALL:
             return plan
@@ -111,7 +111,7 @@ class Scheduler:
         return plan
 
     def preempt_all(self) -> None:
-        """What runs loses its blocks, and waits to be computed anew."""
+        """Take the blocks of all running requests, which wait to be computed again."""
         while self.running:
             self._preempt(self.running.pop())
 
@@ -186,6 +186,6 @@ class Scheduler:
         self._waiting.appendleft(request)
 
     def _reserved(self) -> int:
-        """Blocks that prompts in progress still need: a pull must not take them."""
+        """The number of blocks that prompts in progress still need: a pull must not take them."""
         partly = (r for r in self.running if r.computed < len(r.tokens))
         return sum(self._cache.missing(r, len(r.tokens)) for r in partly)

@@ -1,9 +1,8 @@
-"""Invariant: the next token is a function of what the KV says, the choice's salt and the vocabulary - nothing
-else.
+"""Invariant: the next token depends only on what the KV says, the choice's salt and the vocabulary.
 
-Two engines that hold the same KV say the same, so comparing a prefill/decode answer with a plain one
-compares what they *hold*. The second half of the file is the engine's other end: tokens to text, piece by
-piece, watching for stop strings without ever sending half of one.
+Two engines that hold the same KV say the same, so comparing a prefill/decode answer with a plain one compares
+what they *hold*. The second half of the file is the other end of the engine: tokens become text, piece by
+piece, and stop strings are found without ever sending half of one.
 """
 
 import codecs
@@ -43,12 +42,12 @@ class Voice:
         return choices[dice % len(choices)]
 
     def logprob(self, state: int, rank: int) -> float:
-        """A plausible log probability of the token of that rank, 1 for the chosen one."""
+        """A plausible log probability of the token with that rank; the chosen token has rank 1."""
         return -0.25 * rank - (mix(state) % 1000) / 1000
 
 
 class OutputText:
-    """The text of one choice, growing by tokens; ends at the first stop string."""
+    """The text of one choice, which grows by tokens and ends at the first stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, keep_stop: bool = False) -> None:
         self._tokenizer = tokenizer
@@ -60,7 +59,7 @@ class OutputText:
         self.text = ""
 
     def add(self, token: int, *, check_stop: bool = True) -> str | None:
-        """Append a token's text; the stop string that ends the text now, if any."""
+        """Append a token's text. Returns the stop string that ends the text now, if any does."""
         before = len(self.text)
         self.text += self._decoder.decode(self._tokenizer.token_bytes(token))
         if not self._stop or not check_stop:
@@ -73,15 +72,15 @@ class OutputText:
         return stop
 
     def finish(self, *, stopped: bool) -> None:
-        """No more tokens: an incomplete character becomes a replacement mark, unless a stop string cut it
-        off.
+        """There are no more tokens: an incomplete character becomes a replacement mark, unless a stop string
+        cut it off.
         """
         if not stopped:
             self.text += self._decoder.decode(b"", final=True)
         self._held_back = 0
 
     def delta(self) -> str:
-        """What may be sent and was not yet. Text that could begin a stop string waits."""
+        """The text that may be sent and was not yet. Text that could begin a stop string waits."""
         end = max(len(self.text) - self._held_back, self._sent)
         piece, self._sent = self.text[self._sent : end], end
         return piece

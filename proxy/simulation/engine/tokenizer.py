@@ -13,7 +13,7 @@ from importlib.resources import files
 PAD, TURN, END = 0, 1, 2
 SPECIAL = {"<|pad|>": PAD, "<|turn|>": TURN, "<|end|>": END}
 _SPECIAL_SPLIT = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
-# GPT-2's split into words, numbers, runs of marks and spaces, in the classes `re` knows.
+# GPT-2's split into words, numbers, runs of marks and spaces, in character classes that `re` has.
 _WORDS = re.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+",
 )
@@ -44,7 +44,7 @@ class Tokenizer:
         ]
         self._id_of = {piece: token for token, piece in enumerate(self._pieces)}
         self.longest_piece = max(map(len, self._pieces))
-        """Characters of the longest token, as vLLM counts them."""
+        """The characters of the longest token, as vLLM counts them."""
         self._encode_word = lru_cache(_WORD_CACHE)(self._merge)
 
     def __len__(self) -> int:
@@ -63,12 +63,12 @@ class Tokenizer:
         return tokens
 
     def decode(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of some tokens. Unknown ids are left out, broken UTF-8 becomes replacement marks."""
+        """The text of tokens. Unknown ids are left out; broken UTF-8 becomes replacement marks."""
         known = (t for t in tokens if 0 <= t < len(self._bytes) and not (skip_special and t <= END))
         return b"".join(self._bytes[t] for t in known).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """What one token adds to a text; nothing for special and unknown tokens."""
+        """The bytes that one token adds to a text; none for special and unknown tokens."""
         return self._bytes[token] if END < token < len(self._bytes) else b""
 
     def piece(self, token: int) -> str:
@@ -84,7 +84,7 @@ class Tokenizer:
         ]
 
     def _merge(self, word: str) -> tuple[int, ...]:
-        """Again and again the pair that was learned first is joined, the leftmost of several."""
+        """Join pairs of tokens, always the pair that was learned first, and of several the leftmost."""
         parts = [self._char_of[byte] for byte in word.encode("utf-8", "surrogatepass")]
         before = list(range(-1, len(parts) - 1))
         behind = list(range(1, len(parts) + 1))
@@ -102,7 +102,7 @@ class Tokenizer:
             _, left, pair = heappop(waiting)
             right = behind[left]
             if right >= len(parts) or (parts[left], parts[right]) != pair:
-                continue  # one of the two has been joined with another meanwhile
+                continue  # one of the two has been joined with another token meanwhile
             parts[left], parts[right] = "".join(pair), ""
             behind[left] = behind[right]
             if behind[right] < len(parts):

@@ -1,4 +1,4 @@
-"""Invariant: what goes into a model and what comes out of it are values: they can be logged, compared,
+"""Invariant: all that goes into a model or comes out of it is a value, which can be logged, compared and
 replayed.
 """
 
@@ -17,7 +17,7 @@ class EngineDeadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """What an engine is, apart from its sockets."""
+    """The properties of an engine, without its sockets."""
 
     model: str = "tiny"
     block_size: int = 16
@@ -29,24 +29,25 @@ class EngineShape:
     connector: bool = True
     """Whether a KV connector is configured; without one `kv_transfer_params` mean nothing."""
     recompute: bool = False
-    """What becomes of a request whose pull failed: computed here, or answered with an error (the default)."""
+    """Whether a request whose pull failed is computed here; otherwise, as by default, it is answered with an
+    error."""
     lucky_reads: bool = False
-    """A pull from a hold that is over finds what lies in its blocks now, right until they are reused. By
-    default it finds garbage, as if they had been: tests must not depend on luck."""
+    """Whether a pull from a hold that has ended finds what lies in its blocks now, which is right until they
+    are reused. By default it finds garbage, as if they had been: tests must not depend on luck."""
     bidirectional: bool = False
-    """Whether answers to decode legs tell where their blocks are, as vLLM 0.33 does with
+    """Whether answers to decode legs say where their blocks are, as vLLM 0.33 does with
     `bidirectional_kv_xfer`."""
     hash_seed: str = ""
     """Engines with different seeds (PYTHONHASHSEED) name the same content differently."""
     prefix_caching: bool = True
     lookahead: int = 0
-    """Tokens behind a block that its hash covers."""
+    """The tokens behind a block that its hash covers."""
     profile: Profile = field(default_factory=lambda: PROFILES["zero"])
 
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Read these blocks of another engine, then say `pulled` (or `pull_failed`)."""
+    """Read these blocks of another engine, then call `pulled` (or `pull_failed`)."""
 
     request_id: str
     remote: Remote
@@ -70,7 +71,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """Speak with the engine of this hold for the first time, then say `peers.met` (or `peers.missed`)."""
+    """Meet the engine of this hold for the first time, then call `peers.met` (or `peers.missed`)."""
 
     remote: Remote
     takes_s: float
@@ -89,14 +90,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One token of a request; None if it ended without one. `params` is what a prefill leg hands on."""
+    """One token of a request, or None if the request ended without one. `params`: what a prefill leg hands
+    on.
+    """
 
     request: Request
     token: int | None
     context: int
-    """The state of the context the token was chosen in."""
+    """The state of the context in which the token was chosen."""
     previous_s: float | None = None
-    """When the token before it came out."""
+    """When the token before it came out; None for the first."""
     params: dict[str, Any] | None = None
 
 

@@ -5,9 +5,9 @@
     http_edge     bodies in and out, as vLLM words them
     rank          drives one model, step by step
     publisher     KV events
-    side_channel  blocks on their way to another engine
+    side_channel  moves blocks to another engine
     metrics       `/metrics`
-    admin         how tests spoil it: `faults` has what they may do
+    admin         how tests make it fail: `faults` has the ways
     config        what a stand-in is started with
 
 A generating route is added in `simulation.api.routes`, any other endpoint in `handlers`.

@@ -1,8 +1,7 @@
-"""Invariant: faults happen between the socket and the handlers; a handler never knows that it is being
-spoiled.
+"""Invariant: faults happen between the socket and the handlers, and no handler knows of them.
 
-What tests and chaos runs use: a memory of the requests that arrived, the middleware that makes them go
-wrong, and the endpoint on a port of its own through which another process commands both.
+For tests and chaos runs: a record of the requests that arrived, the middleware that makes them fail, and an
+endpoint on a port of its own through which another process commands both.
 """
 
 import asyncio
@@ -39,7 +38,7 @@ class Seen:
 
 
 def watch(engine: "StandIn") -> Middleware:
-    """Remember what arrives, then let it go wrong if a fault says so."""
+    """Record each request that arrives, then make it fail if a fault says so."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -109,8 +108,8 @@ async def _stall(request: web.Request, handler: Handler, fault: Fault) -> web.St
 
 
 def admin_app(engine: "StandIn") -> web.Application:
-    """GET /faults tells what is wrong, what is held, running and cached, and how many batches of events each
-    rank has published; POST changes what is wrong.
+    """GET /faults has the faults in force, what is held, running and cached, and how many batches of events
+    each rank has published; POST changes the faults.
 
     {"add": a fault}, {"clear": true}, or {"do": verb} with one of restart, refuse, accept, die,
     freeze_events, thaw_events, drop_events (with "count").

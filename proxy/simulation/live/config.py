@@ -1,4 +1,4 @@
-"""Invariant: a configuration is everything a stand-in needs to know; the same one gives the same engine."""
+"""Invariant: a stand-in depends on its configuration alone: the same one gives the same engine."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,7 +8,7 @@ from proxy.simulation.engine.values import EngineShape
 from proxy.simulation.live.publisher import EventForm
 
 VERSION = "0.32.0"
-"""The vLLM release a stand-in behaves like, unless its configuration tells otherwise."""
+"""The vLLM release that a stand-in behaves like, unless its configuration says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,7 @@ class StandInConfig:
     version: str = VERSION
     """The vLLM release that it says it is."""
     root: str | None = None
-    """The directory of the model, as `/v1/models` tells it; None if it was started by name."""
+    """The directory of the model, as in `/v1/models`; None if it was started by name."""
     loras: tuple[str, ...] = ()
     connector: bool = True
     """Whether a KV connector (NIXL, pull mode) is configured; the roles of such engines change nothing."""
@@ -35,10 +35,10 @@ class StandInConfig:
     max_batched_tokens: int = 2048
     max_sequences: int = 256
     max_queued_requests: int | None = None
-    """Unfinished requests of all ranks, as --max-num-queued-reqs: one more is refused; None: any number."""
+    """The most unfinished requests of all ranks, as --max-num-queued-reqs; None: any number."""
     max_queued_tokens: int | None = None
-    """Prompt tokens of requests without a first token, as --max-num-queued-tokens: at so many all are
-    refused."""
+    """The prompt tokens of requests without a first token at which all are refused, as
+    --max-num-queued-tokens; None: any number."""
     profile: Profile = field(default_factory=lambda: PROFILES["zero"])
     eos_every: int = 0
     """Answers end by themselves after that many tokens on average; 0: only at their limit."""
@@ -46,8 +46,8 @@ class StandInConfig:
     """Engines with different seeds name the same content differently, as with PYTHONHASHSEED."""
     prefix_caching: bool = True
     lookahead: int = 0
-    """Tokens behind a block that its hash covers: of a draft model that looks ahead (EAGLE: 1), since vLLM
-    0.33 and only without a connector."""
+    """The tokens behind a block that its hash covers, for a draft model that looks ahead (EAGLE: 1); since
+    vLLM 0.33, and only without a connector."""
     lease_s: float = 30.0
     recompute: bool = False
     lucky_reads: bool = False
@@ -63,31 +63,31 @@ class StandInConfig:
     events_connect: str | None = None
     """Publish by connecting to this address instead of binding a port."""
     sources_form: Literal["object", "array", "other"] = "object"
-    """How it tells where it publishes: ranks as members (vLLM 0.32), one after the other, or in a way nobody
-    knows."""
+    """The form of its answer where it publishes: ranks as members (vLLM 0.32), a list of them, or a form that
+    nobody knows."""
     topic: str = "kv-events"
     buffer_steps: int = 10_000
     hwm: int = 100_000
     event_form: EventForm = field(default_factory=EventForm)
     clock_offset_s: float = 0.0
-    """How far the clock that stamps events is ahead."""
+    """Seconds by which the clock that stamps events is ahead."""
     greeting: str = ""
-    """What the chat template puts before every conversation, as many do."""
+    """The text that the chat template puts before every conversation, as many do."""
     tool_parser: bool = False
     """Whether calls of tools are understood, as with --enable-auto-tool-choice --tool-call-parser."""
     excludes_tools: bool = False
     """Whether tools that must not be called are left out of prompts, as with
     --exclude-tools-when-tool-choice-none."""
     images: bool = False
-    """Whether the model takes images: each is 40 tokens that nobody else has, wherever it stands."""
+    """Whether the model takes images: each is 40 tokens that no other image has, wherever it stands."""
     docs: bool = True
     """Whether /openapi.json exists; not with --disable-fastapi-docs."""
     more_members: tuple[str, ...] = ()
     """Members of requests that this engine knows and vLLM 0.32 does not."""
     api_key: str | None = None
-    """Wanted for all of /v1, as with --api-key."""
+    """The key that all of /v1 needs, as with --api-key; None: none."""
     prompt_tokens_details: bool = True
-    """Whether `usage` tells cached tokens, as with --enable-prompt-tokens-details."""
+    """Whether `usage` has cached tokens, as with --enable-prompt-tokens-details."""
     request_metrics: bool = False
     """Whether answers carry `metrics`, as with --enable-per-request-metrics."""
     load_tracking: bool = False
@@ -99,13 +99,15 @@ class StandInConfig:
     dev_mode: bool = True
     """Whether /reset_prefix_cache exists, as with VLLM_SERVER_DEV_MODE=1."""
     lora_updates: bool = False
-    """Whether adapters can be loaded and unloaded under way, as with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
+    """Whether adapters can be loaded and unloaded at run time, as with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
     keep_alive_s: float = 5.0
     admin: int | None = None
     """The port of the admin endpoint that commands faults."""
 
     def __post_init__(self) -> None:
-        """ValueError for an engine that could not start: its longest request must fit the cache, say."""
+        """Raises ValueError for an engine that could not start: its longest request must fit the cache, for
+        example.
+        """
         if (self.blocks - 1) * self.block_size < self.max_model_len:
             raise ValueError(
                 f"max_model_len {self.max_model_len} does not fit {self.blocks - 1} blocks of "
@@ -115,7 +117,7 @@ class StandInConfig:
             raise ValueError("blocks look ahead only in engines without a KV connector")
 
     def shape(self) -> EngineShape:
-        """What the engine model is told."""
+        """The properties for the engine model."""
         return EngineShape(
             model=self.model,
             block_size=self.block_size,

@@ -1,8 +1,8 @@
-"""Invariant: a fault changes how the stand-in answers, never what it answers when the fault is over.
+"""Invariant: a fault changes answers only while it is in force.
 
-Rules for HTTP are looked through in order at each request; the first that fits is used, and used up if it
-has a number of times. What concerns the whole engine (its port, its events, its life) is a verb of
-`StandIn`; `/faults` on the admin port speaks both.
+At each HTTP request the rules are looked through in order; the first that fits is applied, and used up if it
+has a number of times. What concerns the whole engine (its port, its events, its life) is a method of
+`StandIn`; `/faults` on the admin port has both.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kind: Literal["hang", "slow", "status", "cut", "stall", "error"]
     path: str = "/v1/"
     times: int | None = None
-    """How many requests it spoils; None for all until it is removed."""
+    """The number of requests that it makes fail; None: all, until it is removed."""
     delay_s: float = 0.0
     """slow: how long a request waits before it is looked at. stall: how long the pause is, 0 for ever."""
     status: int = 503
@@ -45,18 +45,18 @@ class Faults:
         self._rules.append((fault, fault.times))
 
     def clear(self) -> None:
-        """Everything works again; requests that hang go on hanging until their client leaves or they are
+        """Remove all rules. Requests that hang go on hanging until their client leaves or they are
         released.
         """
         self._rules.clear()
 
     def release(self) -> None:
-        """The requests that hang now are answered; the rules stay."""
+        """Let the requests that hang now be answered; the rules stay."""
         self._released.set()
         self._released = asyncio.Event()
 
     async def hang(self) -> None:
-        """Until the next release."""
+        """Wait until the next `release`."""
         await self._released.wait()
 
     def active(self) -> list[Fault]:

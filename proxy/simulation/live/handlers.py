@@ -1,7 +1,7 @@
 """Invariant: a handler maps HTTP to one call of the engine and back; what it starts ends when it ends.
 
-The front of the stand-in as vLLM's API server shows it: routes, refusals, streams, what a client that
-leaves does.
+The front of the stand-in is that of vLLM's API server: routes, refusals, streams, and what happens when a
+client leaves.
 """
 
 import asyncio
@@ -87,11 +87,11 @@ class Handlers:
         return web.Response(status=503 if self._engine.dead else 200)
 
     async def version(self, _: web.Request) -> web.Response:
-        """The release behaved like."""
+        """The release that the stand-in says it is."""
         return json_answer({"version": self._engine.config.version})
 
     async def openapi(self, _: web.Request) -> web.Response:
-        """What requests may have."""
+        """The schema of requests."""
         return json_answer(document(self._engine.config.more_members))
 
     async def load(self, _: web.Request) -> web.Response:
@@ -100,7 +100,7 @@ class Handlers:
         return json_answer({"server_load": engine.in_flight.count if engine.config.load_tracking else 0})
 
     async def metrics(self, _: web.Request) -> web.Response:
-        """The text Prometheus reads."""
+        """The metrics, in the format of Prometheus."""
         return web.Response(body=self._engine.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def models(self, _: web.Request) -> web.Response:
@@ -115,21 +115,21 @@ class Handlers:
         return json_answer(self._engine.event_sources())
 
     async def reset_prefix_cache(self, _: web.Request) -> web.Response:
-        """False while any rank has blocks in use."""
+        """Reset the prefix caches; the answer is false while any rank has blocks in use."""
         done = [rank.model.reset_prefix_cache() for rank in self._engine.ranks]
         return json_answer({"success": all(done)})
 
     async def load_adapter(self, request: web.Request) -> web.Response:
-        """The words of success have no content type."""
+        """Load an adapter. The words of success have no content type."""
         return web.Response(body=self._engine.adapters.load(await read_json(request)).encode())
 
     async def unload_adapter(self, request: web.Request) -> web.Response:
-        """Requests that run with it end with it."""
+        """Unload an adapter; the requests that run with it end."""
         return web.Response(body=self._engine.adapters.unload(await read_json(request)).encode())
 
     async def sleep(self, request: web.Request) -> web.Response:
-        """Answered once it sleeps: what holds blocks for others keeps it awake until they are fetched or time
-        is up.
+        """Put the engine to sleep. The answer comes once it sleeps; held blocks keep it awake until they are
+        fetched or their time is up.
         """
         level, mode = request.query.get("level", "1"), request.query.get("mode", "abort")
         if level not in {"0", "1", "2"} or mode not in {"abort", "wait", "keep"}:
@@ -138,17 +138,17 @@ class Handlers:
         return json_answer({"status": "sleeping", "level": int(level)})
 
     async def wake_up(self, request: web.Request) -> web.Response:
-        """All of it, or what `tags` name."""
+        """Wake the engine, or the memories that `tags` name."""
         tags = request.query.getall("tags", [])
         awake = [rank.wake_up([tag for tag in tags if tag != "scheduling"]) for rank in self._engine.ranks]
         return json_answer({"status": "awake" if all(awake) else "sleeping", "tags": tags or None})
 
     async def is_sleeping(self, _: web.Request) -> web.Response:
-        """True from the moment on at which new requests wait."""
+        """Whether the engine sleeps; true as soon as new requests wait."""
         return json_answer({"is_sleeping": any(rank.model.paused for rank in self._engine.ranks)})
 
     async def scale_out(self, _: web.Request) -> web.Response:
-        """Routes that need a flag the stand-in does not have."""
+        """The answer of routes that need a flag which the stand-in does not have."""
         raise PermissionDeniedError(
             "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them."
         )
@@ -173,7 +173,7 @@ class Handlers:
         )
 
     async def count_tokens(self, request: web.Request) -> web.Response:
-        """How long a chat in Anthropic's words is, rendered as it would be to be answered."""
+        """The length of a chat in Anthropic's words, rendered as it would be to be answered."""
         try:
             body = parse_chat(counted_chat(await read_json(request)))
             self._engine.checker.served(body.get("model"))
@@ -203,7 +203,7 @@ class Handlers:
         if self._engine.dead:
             raise EngineGoneError
         try:
-            # vLLM's order: the model's name, then whether there is room, then all else.
+            # vLLM's order: first the model's name, then whether there is room, then all else.
             self._engine.checker.served(body.get("model"))
             self._engine.check_admission(body.get("n") or 1)
             asked = route.check(self._engine.checker, body)
@@ -231,7 +231,7 @@ class Handlers:
         )
         try:
             generation.streamed = bool(body.get("stream"))
-            try:  # once more: each prompt of a list needs room of its own, which may come too late for a 503
+            try:  # once more: each prompt of a list needs room of its own, and it may be too late for a 503
                 for number in range(len(asked.prompts)):
                     self._engine.check_admission(asked.n, asked.prompts[:number])
             except EngineFullError as error:
@@ -299,7 +299,7 @@ class Handlers:
                 await out.send(chunk)
         except ApiError as error:
             if isinstance(error, GenerationFailedError) and not opened:
-                # To vLLM that is an output like any other, so a chat names its roles before it is looked at.
+                # For vLLM that is an output like any other, so a chat names its roles first.
                 for chunk in answers.opening(generation):
                     await out.say(chunk)
             await out.say(answers.failed(error))

@@ -1,4 +1,6 @@
-"""Invariant: every body in and out of the stand-in's HTTP passes here, so it is worded as vLLM words it."""
+"""Invariant: every body in or out of the stand-in's HTTP passes through here, so it is worded as vLLM words
+it.
+"""
 
 import asyncio
 import json
@@ -22,9 +24,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 async def cut(request: web.Request) -> NoReturn:
-    """Tear the connection down; whatever is unsent stays so. The server cancels the handler that waits
-    here.
-    """
+    """Close the connection; unsent bytes stay unsent. The server cancels the handler, which waits here."""
     if request.transport is not None:
         request.transport.abort()
     while True:
@@ -32,7 +32,9 @@ async def cut(request: web.Request) -> NoReturn:
 
 
 async def pause(fault: Fault) -> None:
-    """Say nothing for as long as the fault says; the server cancels a handler whose client does not wait."""
+    """Send nothing for as long as the fault says. If the client does not wait, the server cancels the
+    handler.
+    """
     if fault.delay_s:
         await asyncio.sleep(fault.delay_s)
     else:
@@ -49,7 +51,7 @@ class InFlight:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """For as long as a request is answered."""
+        """Counts a request while it is answered."""
         self.count += 1
         self._none.clear()
         try:
@@ -87,7 +89,7 @@ class EventStream:
         self._request = request
 
     async def send(self, event: Any) -> None:
-        """One event of what is generated. Raises ApiError where a fault has it fail."""
+        """Send an event of a generation. Raises ApiError where a fault makes it fail."""
         if self._chunks_left == 0 and self._failure is not None:
             raise self._failure
         if self._chunks_left is not None:
@@ -95,11 +97,11 @@ class EventStream:
         await self.say(event)
 
     async def say(self, event: Any) -> None:
-        """One event of a generation that failed."""
+        """Send an event of a generation that failed."""
         await self._write(b"data: " + encode(event) + b"\n\n")
 
     async def end(self, mark: bytes) -> None:
-        """The end of the stream."""
+        """Send the end of the stream."""
         await self._write(b"data: " + mark + b"\n\n")
 
     async def _write(self, data: bytes) -> None:
@@ -118,7 +120,7 @@ class EventStream:
 
 
 async def read_json(request: web.Request) -> Any:
-    """The parsed body. SchemaError as vLLM words it for wrong types and broken JSON."""
+    """The parsed body. Raises SchemaError, in vLLM's words, for wrong types and broken JSON."""
     if request.content_type != "application/json":
         raise MediaTypeError
     data = await request.read()
@@ -137,19 +139,19 @@ async def read_json(request: web.Request) -> Any:
 
 
 async def echo_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """The id a client gave, or one of ours, in every answer's head."""
+    """Put the client's id, or one made here, into the head of every answer."""
     response.headers["X-Request-Id"] = request.headers.get("X-Request-Id") or uuid.uuid4().hex
 
 
 async def let_any_origin_read(request: web.Request, response: web.StreamResponse) -> None:
-    """What vLLM's framework adds where all origins are allowed."""
+    """Add the headers of vLLM's framework when all origins are allowed."""
     if "Origin" in request.headers:
         response.headers["Access-Control-Allow-Origin"] = "*"
     response.headers["Vary"] = "Origin"
 
 
 def guard(key: str | None) -> Middleware:
-    """With a key: all of /v1 is for who shows it."""
+    """Refuse requests to /v1 that do not show `key`; None: refuse none."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -162,13 +164,13 @@ def guard(key: str | None) -> Middleware:
 
 @web.middleware
 async def refusals(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
-    """Errors become vLLM's bodies: its own, and its framework's for routes that do not exist."""
+    """Give errors vLLM's bodies: its own, and its framework's for routes that do not exist."""
     try:
         response: web.StreamResponse = await handler(request)
     except ApiError as error:
         return json_answer(error.body(), error.status)
     except ConnectionError:
-        return web.Response(status=499)  # its client has left: nobody is there to read it
+        return web.Response(status=499)  # its client has left, so it is never read
     except web.HTTPException as error:
         if error.status < 400:
             raise

@@ -1,7 +1,7 @@
 """Invariant: every figure is read from the models when it is asked for; nothing is counted twice.
 
-The names and labels are vLLM's, of what a router reads. Only distributions and refusals are kept as they
-happen.
+Names and labels are vLLM's, for those figures that a router reads. Only distributions and refusals are stored
+as they happen.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,7 +200,7 @@ class EngineMetrics:
             self._generated[rank].observe(request.generated)
 
     def rejected(self, limit: str) -> None:
-        """There was no room for a request: `max_num_queued_reqs` or `max_num_queued_tokens` says so."""
+        """A request was refused by the limit `max_num_queued_reqs` or `max_num_queued_tokens`."""
         self._rejections[limit].inc()
 
     def transfer(self, rank: int, seconds: float, size: int) -> None:

@@ -1,9 +1,10 @@
-"""Invariant: batches are numbered from 0 in the order they happen, for as long as this publisher lives.
+"""Invariant: batches are numbered from 0 in the order in which they happen, for as long as this publisher
+lives.
 
-vLLM's event publisher with its manners: a PUB socket that forgets what nobody heard, and a ROUTER that
-replays the last batches on demand - one request at a time, dropping silently for a reader that is slow.
-Nothing is said at shutdown, and the next publisher begins at 0 again. (The socket is an XPUB, which a
-subscriber cannot tell from a PUB, so that a test can wait until it is subscribed.)
+It behaves as vLLM's event publisher: a PUB socket that drops what no subscriber takes, and a ROUTER that
+replays the last batches on demand, one request at a time, and silently drops messages to a slow reader. It
+says nothing at shutdown, and the next publisher begins at 0 again. (The socket is an XPUB, which a subscriber
+cannot distinguish from a PUB, so that a test can wait for subscriptions.)
 """
 
 import asyncio
@@ -33,17 +34,17 @@ class EventForm:
     """How events look on the wire."""
 
     arrays: bool = False
-    """Events as arrays, as vLLM wrote them before 0.24."""
+    """Whether events are arrays, as vLLM wrote them before 0.24."""
     bytes_hashes: bool = False
-    """Hashes as 32 bytes (VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0) instead of 64-bit integers."""
+    """Whether hashes are 32 bytes (VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0) instead of 64-bit integers."""
     foreign: bool = False
-    """Events of types nobody knows, as a later release may write."""
+    """Whether there are also events of unknown types, as a later release may write."""
     sessions: bool = True
-    """Stored blocks name the session of their request, which older releases do not."""
+    """Whether stored blocks name the session of their request; older releases do not."""
 
 
 class EventWriter:
-    """Events to what vLLM's encoder makes of them: fields in its order, nulls where it writes nulls."""
+    """Encodes events as vLLM does: fields in its order, nulls where it writes nulls."""
 
     def __init__(self, form: EventForm) -> None:
         self._arrays = form.arrays
@@ -52,7 +53,7 @@ class EventWriter:
         self._hash: Callable[[Any], int | bytes] = bytes if form.bytes_hashes else int_hash
 
     def batch(self, events: Sequence[Event], rank: int, ts: float) -> bytes:
-        """One payload."""
+        """The payload of a batch."""
         return _pack([ts, [self._event(event) for event in events], rank])
 
     def _event(self, event: Event) -> Any:
@@ -151,7 +152,7 @@ class Publisher:
             self._tasks.create(self._serve_replays(self._router), name="replay")
 
     async def close(self) -> None:
-        """Close the sockets; nobody is told."""
+        """Close the sockets, without a message."""
         await self._tasks.close()
         for socket in (self._pub, self._router):
             if socket is not None:
@@ -169,14 +170,16 @@ class Publisher:
             self._frozen.append((number, payload))
 
     def subscriptions(self) -> int:
-        """How many subscriptions have arrived and not ended: who subscribes later hears the next batch."""
+        """The number of subscriptions that have arrived and not ended; each subscriber gets the next
+        batch.
+        """
         while self._pub is not None and self._pub.poll(0):
             message = self._pub.recv()  # one byte, 1 or 0, and the topic
             self._subscriptions += 1 if message.startswith(b"\x01") else -1
         return self._subscriptions
 
     def drop(self, messages: int) -> None:
-        """Lose the next messages on their way; a replay still has them."""
+        """Lose the next `messages` live messages; a replay still has them."""
         self._drop += messages
 
     def freeze(self) -> None:
@@ -184,7 +187,7 @@ class Publisher:
         self._flows.clear()
 
     def thaw(self) -> None:
-        """The publishing thread goes on where it was."""
+        """The publishing thread continues where it stopped."""
         self._flows.set()
         while self._frozen:
             self._send(*self._frozen.popleft())
@@ -194,7 +197,7 @@ class Publisher:
         if self._drop:
             self._drop -= 1
         elif self._pub is not None:
-            self.subscriptions()  # or what subscribers say would pile up
+            self.subscriptions()  # read, or the messages of subscribers would pile up
             self._pub.send_multipart((self._topic, number.to_bytes(8, "big"), payload))
 
     @staticmethod
@@ -211,7 +214,7 @@ class Publisher:
     async def _serve_replays(self, router: zmq.asyncio.Socket) -> None:
         plain: zmq.Socket[bytes] = zmq.Socket.shadow(
             router
-        )  # its sends must not wait: a slow reader loses messages instead
+        )  # its sends must not block: a slow reader loses messages instead
         while True:
             frames = await router.recv_multipart()
             await self._flows.wait()

@@ -1,8 +1,8 @@
-"""Invariant: between two steps of a model everything that arrived is in it, and everything it said is on its
+"""Invariant: between two steps of a model, all that arrived is in it, and all that came out of it is on its
 way.
 
-The wall-clock driver of one rank: sleeps through each step, hands tokens to the requests that wait, events
-to the publisher, commands to the side channel. It decides nothing.
+The wall-clock driver of one rank: it sleeps through each step, and passes tokens to the requests that wait,
+events to the publisher, commands to the side channel. It decides nothing.
 """
 
 import asyncio
@@ -49,11 +49,11 @@ class Rank:
 
     @property
     def load(self) -> int:
-        """Requests not finished, by which ranks are compared."""
+        """The number of unfinished requests, by which ranks are compared."""
         return self.model.unfinished
 
     async def start(self, host: str, side_port: int) -> int:
-        """Open the side channel and begin to step; the side channel's port."""
+        """Open the side channel and begin to step. Returns the side channel's port."""
         port = await self._side.start(host, side_port)
         self.model.address = (host, port)
         self._tasks.create(self._run(), name="steps")
@@ -87,7 +87,7 @@ class Rank:
         self._wake.set()
 
     async def sleep(self, level: int, mode: str) -> None:
-        """Fall asleep, as soon as what runs has ended and nobody may fetch anything any more."""
+        """Fall asleep as soon as running requests have ended and no other engine may fetch blocks."""
         for output in self.model.pause(mode):
             self._deliver(output)
         self._wake.set()
@@ -97,7 +97,7 @@ class Rank:
         self.model.fall_asleep(level)
 
     def wake_up(self, memories: Collection[str]) -> bool:
-        """Whether it is wholly awake now."""
+        """Wake these memories. Returns whether all are awake now."""
         awake = self.model.wake_up(memories)
         self._wake.set()
         return awake
@@ -178,7 +178,7 @@ class Rank:
         except TransferError:
             peers.missed(engine_id)
         else:
-            peers.met(engine_id)  # and nobody is woken: kept words go out with the next step
+            peers.met(engine_id)  # and nothing is woken: kept notices go out with the next step
 
     def _answer(self, ask: Ask) -> Reply:
         model = self.model

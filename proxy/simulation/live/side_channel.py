@@ -1,8 +1,8 @@
 """Invariant: a connection carries one question at a time and its answer; a lost connection is a failed
 transfer.
 
-What NIXL's handshake port and its remote reads are between real engines: msgpack maps behind a four-byte
-length on a loopback connection. A decode engine pulls, releases and sends heartbeats; the prefill engine
+It stands for NIXL's handshake port and remote reads between real engines: msgpack maps after a four-byte
+length, on a loopback connection. A decode engine pulls, releases and sends heartbeats; the prefill engine
 answers from its holds.
 """
 
@@ -30,18 +30,20 @@ class Ask(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`known` is false if the engine asked is not the one meant: it was restarted."""
+    """`known` is false if the engine that was asked is not the one that was meant, because it was
+    restarted.
+    """
 
     known: bool
     contents: list[tuple[int, list[int]]] = []
 
 
 class TransferError(Exception):
-    """The other engine does not answer, or is not the one it was."""
+    """The other engine does not answer, or is another process."""
 
 
 class _NoReplyError(TransferError):
-    """The other engine has the question, for all we know, and says nothing."""
+    """The other engine may have got the question, and does not answer."""
 
 
 _VERBS = {Release: "release", Heartbeat: "heartbeat", Handshake: "meet"}
@@ -69,7 +71,7 @@ class SideChannelServer:
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; the port that was bound."""
+        """Begin to listen. Returns the port."""
         self._server = await asyncio.start_server(self._accept, host, port)
         return int(self._server.sockets[0].getsockname()[1])
 
@@ -88,27 +90,27 @@ class SideChannelServer:
                 _send(writer, self._answer(_decode_ask(await _receive(reader))))
                 await writer.drain()
         except (OSError, EOFError, msgspec.DecodeError):
-            pass  # the peer has gone, or is none of ours
+            pass  # the peer has gone, or is no engine
         finally:
             writer.transport.abort()
 
 
 class SideChannelClient:
-    """Asks other engines; keeps idle connections for the next question."""
+    """Asks other engines, and keeps idle connections for the next question."""
 
     def __init__(self, timeout_s: float = 10.0) -> None:
         self._timeout_s = timeout_s
         self._idle: dict[tuple[str, int], list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = {}
 
     async def pull(self, command: Pull) -> Sequence[Content]:
-        """The contents of the blocks asked for. TransferError if the other engine cannot give them."""
+        """The contents of the blocks. Raises TransferError if the other engine cannot give them."""
         reply = await self._ask(command.remote, "pull", command.blocks)
         if not reply.known:
             raise TransferError("the engine was restarted since")
         return [Content.from_wire(content) for content in reply.contents]
 
     async def tell(self, command: Release | Heartbeat | Handshake) -> None:
-        """A notice. TransferError if it did not reach the engine that is meant."""
+        """Send a notice. Raises TransferError if it did not reach the engine that is meant."""
         if not (await self._ask(command.remote, _VERBS[type(command)])).known:
             raise TransferError("the engine was restarted since")
 
@@ -127,7 +129,7 @@ class SideChannelClient:
             try:
                 return await self._exchange(idle, reader, writer, ask)
             except _NoReplyError:
-                raise  # it may be read yet, and a second pull would find the hold gone
+                raise  # the question may still be read, and a second pull would not find the hold
             except TransferError:
                 continue  # most likely it was closed while idle
         try:

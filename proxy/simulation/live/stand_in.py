@@ -1,4 +1,4 @@
-"""Invariant: a stand-in owns everything it opens - ports, tasks, sockets - and closing it closes all of them.
+"""Invariant: a stand-in owns all that it opens (ports, tasks, sockets), and closing it closes all of them.
 
 The live stand-in: engine models behind real sockets on the loopback address.
 
@@ -38,7 +38,7 @@ from proxy.tasks import TaskOwner
 
 _BODY_LIMIT = 256 * 1024 * 1024
 MAX_HEADER_BYTES = 4 << 20
-"""As --h11-max-incomplete-event-size of vLLM."""
+"""The largest head of a request: vLLM's --h11-max-incomplete-event-size."""
 BACKLOG = 2048
 """Connections that may wait to be accepted: uvicorn's default, which vLLM keeps."""
 _REMEMBERED = 1000
@@ -59,8 +59,8 @@ class StandIn:
         routes: Sequence[GeneratingRoute] = ROUTES,
         before: Sequence[Middleware] = (),
     ) -> None:
-        """`routes`: the generating routes it serves; `before`: what is done with a request before it is read,
-        as by a KV connector that is not modelled.
+        """`routes`: the generating routes. `before`: middlewares that get a request before it is read, such
+        as those of a KV connector that is not modelled.
         """
         self.config = config or StandInConfig()
         self._routes = routes
@@ -80,7 +80,7 @@ class StandIn:
         self.faults = Faults()
         self.seen: deque[Seen] = deque(maxlen=_REMEMBERED)
         self.asked: Counter[str] = Counter()
-        """How often it was asked what, by path."""
+        """The number of requests, by path."""
         self.in_flight = InFlight()
         self.dead = False
         self.ended = asyncio.Event()
@@ -114,7 +114,7 @@ class StandIn:
 
     @property
     def url(self) -> str:
-        """Where the API is."""
+        """The URL of the API."""
         return f"http://{self.config.host}:{self.port}"
 
     @property
@@ -129,7 +129,7 @@ class StandIn:
 
     @property
     def publisher(self) -> Publisher:
-        """The event publisher of rank 0. ValueError if the stand-in publishes none."""
+        """The event publisher of rank 0. Raises ValueError if the stand-in publishes no events."""
         publisher = self.ranks[0].publisher
         if publisher is None:
             raise ValueError("this stand-in publishes no events")
@@ -137,12 +137,12 @@ class StandIn:
 
     @property
     def events_endpoint(self) -> str:
-        """Where to subscribe to rank 0's events, with the host filled in."""
+        """The endpoint of rank 0's events, with the host filled in."""
         return (self.publisher.endpoint or "").replace("*", self.config.host)
 
     @property
     def replay_endpoint(self) -> str:
-        """Where to ask rank 0 for replays, with the host filled in."""
+        """The endpoint of rank 0's replays, with the host filled in."""
         return (self.publisher.replay_endpoint or "").replace("*", self.config.host)
 
     def event_sources(self) -> Any:
@@ -172,14 +172,15 @@ class StandIn:
         return self._runner is None
 
     def least_loaded(self) -> Rank:
-        """The rank a request goes to that names none; ties are broken in turn."""
+        """The rank for a request that names none; of equally loaded ranks each in turn."""
         first = next(self._turn) % len(self.ranks)
         return min(self.ranks[first:] + self.ranks[:first], key=lambda rank: rank.load)
 
     def check_admission(self, sequences: int, taken: Sequence[Sequence[int]] = ()) -> None:
-        """EngineFullError if so many sequences of one prompt are too much for this engine, in vLLM's words.
+        """Raises EngineFullError, in vLLM's words, if so many sequences of one prompt are too much for this
+        engine.
 
-        `taken` are the prompts before it of the same request, each of as many sequences.
+        `taken`: the earlier prompts of the same request, each of as many sequences.
         """
         config = self.config
         if config.max_queued_requests is not None:
@@ -196,8 +197,8 @@ class StandIn:
     # Its life.
 
     async def start(self) -> None:
-        """Open everything; returns when requests are served. OSError, and nothing left open, if a port is
-        taken.
+        """Open everything; returns when requests are served. Raises OSError, with nothing left open, if a
+        port is taken.
         """
         try:
             await self._start_engine()
@@ -209,7 +210,7 @@ class StandIn:
             raise
 
     async def stop(self) -> None:
-        """Close everything at once, without a word to anybody."""
+        """Close everything at once, without a message."""
         await self._tasks.close()
         await self.refuse()
         await self._stop_engine()
@@ -218,8 +219,8 @@ class StandIn:
             self._admin = None
 
     async def restart(self) -> None:
-        """A new process on the same ports: an empty cache, no holds, event numbers from 0, another engine
-        id.
+        """Become a new process on the same ports: an empty cache, no holds, event numbers from 0, another
+        engine id.
         """
         await self.refuse()
         await self._stop_engine()
@@ -269,7 +270,7 @@ class StandIn:
         self.port = self._runner.addresses[0][1]
 
     def die(self) -> None:
-        """The engine is gone: waiting requests get an error, then the port closes."""
+        """Let the engine die: waiting requests get an error, then the port closes."""
         if self.dead:
             return
         self.dead = True
@@ -296,7 +297,7 @@ class StandIn:
         for number, model in enumerate(models):
             publisher = self._publisher(number)
             rank = Rank(number, model, publisher, self.metrics, self._client, self.die)
-            self.ranks.append(rank)  # from here on it is closed with the others
+            self.ranks.append(rank)  # from now on it is closed with the others
             if publisher is not None:
                 self._open(publisher, number)
             self._side_ports[number] = await rank.start(config.host, self._side_ports[number] or 0)
@@ -353,8 +354,8 @@ def _port(endpoint: str | None) -> int | None:
 async def _accept_no_more(runner: web.AppRunner) -> None:
     """Leave new connections to the kernel, and let those under way arrive.
 
-    asyncio forgets a socket, open, that it has accepted when its server closes before the connection is set
-    up.
+    When a server closes, asyncio drops, without closing it, a socket that was accepted and whose connection
+    is not set up yet.
     """
     loop = asyncio.get_running_loop()
     if not isinstance(loop, asyncio.SelectorEventLoop):
