@@ -173,5 +173,5 @@ def is_single(event: BlockStored, like: BlockStored) -> bool:
 
 
 def _same_lookahead(event: BlockStored, like: BlockStored) -> bool:
-    told = event.lookahead_token_ids
-    return told is not None and len(told) == 1 and len(told[0]) == like.lookahead
+    ahead = event.lookahead_token_ids
+    return ahead is not None and len(ahead) == 1 and len(ahead[0]) == like.lookahead

@@ -287,10 +287,10 @@ def _is_too_large(raw: bytes) -> bool:
             extra = next(iter(_outer_array.decode(raw)[_EXTRA_KEYS_PLACE:]), None)
     except _UNDECODABLE:
         return True
-    return _is_beyond(extra, _MAX_EXTRA_BYTES) or _is_beyond(lookahead, _MAX_LOOKAHEAD_BYTES)
+    return _is_longer(extra, _MAX_EXTRA_BYTES) or _is_longer(lookahead, _MAX_LOOKAHEAD_BYTES)
 
 
-def _is_beyond(raw: msgspec.Raw | None, max_bytes: int) -> bool:
+def _is_longer(raw: msgspec.Raw | None, max_bytes: int) -> bool:
     return raw is not None and len(bytes(raw)) > max_bytes
 
 

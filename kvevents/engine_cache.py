@@ -106,7 +106,7 @@ class Tier:
             gone.append(key)
         return True
 
-    def forget_copies_beyond(self, capacity: int) -> None:
+    def forget_copies_above(self, capacity: int) -> None:
         """Drop further copies, the newest first, until all copies together are at most `capacity`, or none is
         left to drop.
         """

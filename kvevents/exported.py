@@ -82,8 +82,8 @@ def copy_slices(engine: EngineCache) -> Generator[None, None, ExportedRank | Non
         tiers.append(ExportedTier(name, hashes, np.concatenate(columns), dict(tier.copies)))
         yield
     orphans: list[ExportedOrphan] = []
-    told = iter(list(engine.orphans.items()))
-    while some := list(islice(told, SLICE_BLOCKS)):
+    waiting = iter(list(engine.orphans.items()))
+    while some := list(islice(waiting, SLICE_BLOCKS)):
         orphans += [ExportedOrphan(name, one.parent, one.digest, dict(one.copies)) for name, one in some]
         yield
     whole = (
@@ -108,16 +108,16 @@ def load_slices(
     meanwhile.
     """
     engine.group_idx = exported.group_idx
-    for told in exported.tiers:
-        tier = engine.tiers[told.name] = new_tier(told.name)
-        for start in range(0, len(told.hashes), SLICE_BLOCKS):
+    for loaded in exported.tiers:
+        tier = engine.tiers[loaded.name] = new_tier(loaded.name)
+        for start in range(0, len(loaded.hashes), SLICE_BLOCKS):
             piece = slice(start, start + SLICE_BLOCKS)
-            put(tier, told.hashes[piece], told.keys[piece])
+            put(tier, loaded.hashes[piece], loaded.keys[piece])
             yield
             if engine.clears or not is_current():
                 return False
-        tier.copies = dict(told.copies)
-        tier.further_copies = sum(told.copies.values())
+        tier.copies = dict(loaded.copies)
+        tier.further_copies = sum(loaded.copies.values())
     for number, orphan in enumerate(exported.orphans):
         for name in orphan.copies.keys() - engine.tiers.keys():
             engine.tiers[name] = new_tier(name)

@@ -185,7 +185,7 @@ class PrefixIndex:
 
     def _forget_copies(self, instance: str, rank: int, name: str, tier: Tier) -> None:
         if self._capacity:
-            tier.forget_copies_beyond(self._capacity.get((instance, rank, name), sys.maxsize))
+            tier.forget_copies_above(self._capacity.get((instance, rank, name), sys.maxsize))
 
     def remove(self, instance: str, rank: int, event: BlockRemoved) -> Change:
         """One copy of each named block has left a tier; a block that waited for its parent waits no

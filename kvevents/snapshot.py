@@ -231,21 +231,21 @@ def _are_different(found: list[EngineHash], column: _Column) -> bool:
     return len(set(found)) == len(found)
 
 
-def _tier(told: _Tier) -> ExportedTier:
-    hashes = _hashes(told.hashes)
-    keys: Keys = np.frombuffer(told.keys, _UINT64).astype(np.uint64)
+def _tier(tier: _Tier) -> ExportedTier:
+    hashes = _hashes(tier.hashes)
+    keys: Keys = np.frombuffer(tier.keys, _UINT64).astype(np.uint64)
     if len(keys) != len(hashes) or (len(keys) and not 0 < keys.min() <= keys.max() < 1 << KEY_BITS):
         raise ValueError("a column of keys does not fit its hashes")
-    copies = dict(zip(_hashes(told.copied), told.copies, strict=True))
-    if any(count < 1 for count in told.copies) or (copies and not copies.keys() <= set(hashes)):
+    copies = dict(zip(_hashes(tier.copied), tier.copies, strict=True))
+    if any(count < 1 for count in tier.copies) or (copies and not copies.keys() <= set(hashes)):
         raise ValueError("copies of blocks that are not there")
-    return ExportedTier(told.name, hashes, keys, copies)
+    return ExportedTier(tier.name, hashes, keys, copies)
 
 
-def _orphan(told: _Orphan) -> ExportedOrphan:
-    if not told.copies or any(count < 1 for count in told.copies.values()):
+def _orphan(orphan: _Orphan) -> ExportedOrphan:
+    if not orphan.copies or any(count < 1 for count in orphan.copies.values()):
         raise ValueError("a block that waits has no copies")
-    return ExportedOrphan(told.engine_hash, told.parent, _at_least(0, told.digest), told.copies)
+    return ExportedOrphan(orphan.engine_hash, orphan.parent, _at_least(0, orphan.digest), orphan.copies)
 
 
 def _at_least(least: int, value: Any) -> int:

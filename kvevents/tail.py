@@ -1,4 +1,4 @@
-# ruff: noqa: ARG002  # an observer is told more than one engine's tail has to say
+# ruff: noqa: ARG002  # an observer hears more than one engine's tail has to say
 """Every event becomes one line, in the order the index took it, and the totals are those of the index.
 
 A tail stands where a subscriber's index and observer are, so that it sees what they see.
@@ -58,9 +58,9 @@ class Tail(NullObserver):
         change = self._index.store(instance, rank, event)
         self.stored += change.applied
         adapter = event.lora_name if event.lora_name is not None else event.lora_id
-        told = "" if adapter is None else f"  lora {_shown(str(adapter))}"
-        told += f"  looks ahead {event.lookahead}" if event.lookahead else ""
-        told += f"  extra {_shown(_plain(event.extra_keys))}" if any(event.extra_keys or ()) else ""
+        more = "" if adapter is None else f"  lora {_shown(str(adapter))}"
+        more += f"  looks ahead {event.lookahead}" if event.lookahead else ""
+        more += f"  extra {_shown(_plain(event.extra_keys))}" if any(event.extra_keys or ()) else ""
         self._event(
             {
                 "type": "BlockStored",
@@ -80,7 +80,7 @@ class Tail(NullObserver):
             f"stored   {_blocks(len(event.block_hashes))} of {event.block_size}"
             f"  {_shown(event.medium or DEFAULT_TIER)}  {_hashes(event.block_hashes)}"
             f" after {'-' if event.parent_block_hash is None else _short(event.parent_block_hash)}"
-            f"  tokens {_tokens(event.token_ids)}{told}",
+            f"  tokens {_tokens(event.token_ids)}{more}",
             _GREEN,
         )
         return change
@@ -134,12 +134,12 @@ class Tail(NullObserver):
         self._replayed = complete
         if not is_news:
             return
-        told = f"{_count(batches, 'new batch', 'es')}{'' if complete else ', incomplete'}"
+        outcome = f"{_count(batches, 'new batch', 'es')}{'' if complete else ', incomplete'}"
         if not batches and not complete:
-            told = "no answer, or none to its end"
+            outcome = "no answer, or none to its end"
         self._mark(
             {"type": "replay", "batches": batches, "complete": complete},
-            f"replay: {told}",
+            f"replay: {outcome}",
             _CYAN if complete else _YELLOW,
         )
 

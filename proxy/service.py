@@ -18,11 +18,11 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from kvevents import BlockHasher, PrefixIndex
 from proxy.admission import BodyBudget, Gate
 from proxy.caches.accuracy import Accuracy
+from proxy.caches.address_rules import AddressRules
 from proxy.caches.believing import Believing
 from proxy.caches.event_happenings import Telling
 from proxy.caches.feeds import EventFeeds
 from proxy.caches.shown import AccuracyShown
-from proxy.caches.told import ToldRules
 from proxy.config import AllowedInstances, Config, Rules, WhenNoPrefill
 from proxy.connectors import Connector, load_connector
 from proxy.descriptors import Descriptors, open_descriptors
@@ -200,7 +200,7 @@ class Service:
                 self.index,
                 Telling(tell),
                 self._feed_tasks,
-                rules=ToldRules.of(config),
+                rules=AddressRules.of(config),
                 ask_timeout_s=config.health.timeout_s,
                 snapshots=self.snapshots,
             )

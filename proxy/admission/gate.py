@@ -75,17 +75,17 @@ class Gate:
         self._tell(self._lanes.close(self._clock()))
 
     async def _wait(self, turn: Turn) -> Outcome:
-        told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = told
+        decided: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = decided
         self._watch_moments()
         try:
             async with asyncio.timeout(self._lanes.left_s(turn)):
-                return await told
+                return await decided
         except TimeoutError:
-            return told.result() if _was_told(told) else self._lanes.expire(turn, self._clock())
+            return decided.result() if _is_decided(decided) else self._lanes.expire(turn, self._clock())
         except asyncio.CancelledError:
-            if _was_told(told):
-                _give_back(told.result())
+            if _is_decided(decided):
+                _give_back(decided.result())
             raise
         finally:
             del self._waiting[turn]
@@ -99,8 +99,8 @@ class Gate:
         for outcome in outcomes:
             if outcome.turn is asking:
                 own = outcome
-            elif (told := self._waiting.get(outcome.turn)) is not None and not told.done():
-                told.set_result(outcome)
+            elif (decided := self._waiting.get(outcome.turn)) is not None and not decided.done():
+                decided.set_result(outcome)
             else:
                 _give_back(outcome)
         return own
@@ -131,8 +131,8 @@ class Gate:
             self._reopening = asyncio.get_running_loop().call_later(left_s, self._look)
 
 
-def _was_told(told: "asyncio.Future[Outcome]") -> bool:
-    return told.done() and not told.cancelled()
+def _is_decided(decided: "asyncio.Future[Outcome]") -> bool:
+    return decided.done() and not decided.cancelled()
 
 
 def _give_back(outcome: Outcome) -> None:

@@ -220,7 +220,7 @@ class Lanes:
         turn.lack = lack_of(question, decision)
         if Phase.PREFILL in turn.lack.missing:
             self._check_served(question)
-            self._told_no_prefill(turn)
+            self._tell_no_prefill(turn)
             if self._limits.when_no_prefill is WhenNoPrefill.DECODE:
                 question = msgspec.structs.replace(question, whole=True)
                 decision = self._decide(turn, question)
@@ -256,10 +256,10 @@ class Lanes:
             shown=False,
         )
 
-    def _told_no_prefill(self, turn: Turn) -> None:
+    def _tell_no_prefill(self, turn: Turn) -> None:
         action = self._limits.when_no_prefill
-        if not turn.told_no_prefill:
-            turn.told_no_prefill = True
+        if not turn.met_no_prefill:
+            turn.met_no_prefill = True
             self._tell(NoPrefill(action))
         if action is WhenNoPrefill.FAIL:
             raise self._refusals.missing([Phase.PREFILL], "no_prefill")

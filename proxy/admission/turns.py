@@ -70,7 +70,7 @@ class Turn:
         self.lack: Lack | None = None
         """What the request lacked at the last try; None before the first try, which requests behind others
         never have."""
-        self.told_no_prefill = False
+        self.met_no_prefill = False
         """Whether a `NoPrefill` was told for it."""
         self.waiting: Waiting[Turn] | None = None
         """Its place in the queue; None while it has none."""

@@ -251,13 +251,13 @@ class Accuracy:
         """
         changes: list[Change] = []
         for of in self._ranks.values():
-            told = source(of.instance, of.rank)
-            known = told is not None and str(told.state) != "unknown"
-            patience_s = 0.0 if known or told is None else IN_DOUBT_S
+            followed = source(of.instance, of.rank)
+            known = followed is not None and str(followed.state) != "unknown"
+            patience_s = 0.0 if known or followed is None else IN_DOUBT_S
             while of.pending and of.pending[0].due_at + patience_s <= now:
                 changes += self._change(of, self._judge(of.pending.popleft(), now), now)
-            if told is not None:
-                step = of.trust.look(now, forgotten=told.epoch, known=known)
+            if followed is not None:
+                step = of.trust.look(now, forgotten=followed.epoch, known=known)
                 changes += self._change(of, step, now)
         return changes
 

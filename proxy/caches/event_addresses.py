@@ -5,22 +5,22 @@ be read raises.
 from typing import Any
 
 from kvevents.subscriber import SourceAddress
-from proxy.caches.told import NotAllowedError, ToldRules, is_loopback, read_endpoint
+from proxy.caches.address_rules import AddressRules, NotAllowedError, is_loopback, read_endpoint
 from proxy.config import InstanceSpec
 from proxy.upstream.engine_api.event_sources import PATH, ToldSource, by_rank
 
 
-def told_sources(spec: InstanceSpec) -> list[SourceAddress]:
+def named_sources(spec: InstanceSpec) -> list[SourceAddress]:
     """The sources that are part of an instance's name (`?events=`)."""
     return [
         SourceAddress(
-            rank=told.rank,
-            endpoint=told.endpoint,
-            replay_endpoint=told.replay_endpoint,
-            topic=told.topic,
-            bind=_is_wildcard(told.endpoint),
+            rank=given.rank,
+            endpoint=given.endpoint,
+            replay_endpoint=given.replay_endpoint,
+            topic=given.topic,
+            bind=_is_wildcard(given.endpoint),
         )
-        for told in spec.event_sources
+        for given in spec.event_sources
     ]
 
 
@@ -31,7 +31,7 @@ def _is_wildcard(endpoint: str) -> bool:
         return False  # a name, or a socket of this machine
 
 
-def read_sources(answer: Any, host: str, rules: ToldRules) -> list[SourceAddress]:
+def read_sources(answer: Any, host: str, rules: AddressRules) -> list[SourceAddress]:
     """The sources in an engine's decoded answer to `GET /kv_event_sources`.
 
     An endpoint with a wildcard is bound by the engine, so it is reached at the instance's own host. To any
@@ -40,16 +40,16 @@ def read_sources(answer: Any, host: str, rules: ToldRules) -> list[SourceAddress
     Raises NotAllowedError for an address that `rules` forbid, ValueError for what cannot be read
     (`event_sources.by_rank`).
     """
-    told = by_rank(answer)
+    ranks = by_rank(answer)
     try:
-        return [_address(rank, source, host, rules) for rank, source in told.items()]
+        return [_address(rank, source, host, rules) for rank, source in ranks.items()]
     except NotAllowedError:
         raise
     except ValueError as error:
         raise ValueError(f"not an answer of {PATH}: {error}") from None
 
 
-def _address(rank: int, source: ToldSource, host: str, rules: ToldRules) -> SourceAddress:
+def _address(rank: int, source: ToldSource, host: str, rules: AddressRules) -> SourceAddress:
     endpoint = read_endpoint(source.endpoint)
     own = host.strip("[]").lower()
     bound_there = endpoint.is_wildcard or (endpoint.host == own and not is_loopback(own))

@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 
 from kvevents import Observer, PrefixIndex, Reason
 from kvevents.subscriber import Context, Resume, SourceAddress, Subscriber, Turns, open_context, sweep_away
+from proxy.caches.address_rules import UNPROVEN_RANKS, AddressRules, NotAllowedError
 from proxy.caches.capacity import Capacities
-from proxy.caches.event_addresses import read_sources, told_sources
-from proxy.caches.told import UNPROVEN_RANKS, NotAllowedError, ToldRules
+from proxy.caches.event_addresses import named_sources, read_sources
 from proxy.errors import LegError
 from proxy.fleet import Instance, Status
 from proxy.tasks import TaskOwner
@@ -113,14 +113,14 @@ class EventFeeds:
         observer: Observer,
         tasks: TaskOwner,
         *,
-        rules: ToldRules | None = None,
+        rules: AddressRules | None = None,
         ask_timeout_s: float = ASK_TIMEOUT_S,
         snapshots: Snapshots | None = None,
     ) -> None:
         """`rules`: the addresses that engines may name. `snapshots`: None if nothing is kept for the next
         process.
         """
-        self._rules = rules or ToldRules()
+        self._rules = rules or AddressRules()
         self._engines = engines
         self._ask_timeout_s = ask_timeout_s
         self._index = index
@@ -136,11 +136,11 @@ class EventFeeds:
 
     async def follow(self, instance: Instance) -> None:
         """Follow exactly the sources that the instance has now. Called whenever it was found to be up."""
-        told = await self._sources(instance)
-        if isinstance(told, _Untold) and instance.sources:
+        found = await self._sources(instance)
+        if isinstance(found, _Untold) and instance.sources:
             return  # a busy engine may not answer while its publisher goes on: what is followed stays
-        wanted = {} if isinstance(told, _Untold) else {source.rank: source for source in told}
-        self._look_for_none(instance, told)
+        wanted = {} if isinstance(found, _Untold) else {source.rank: source for source in found}
+        self._look_for_none(instance, found)
         followed = {rank: feed for rank, feed in instance.sources.items() if isinstance(feed, _Feed)}
         kept = {}
         for rank, feed in followed.items():
@@ -270,20 +270,20 @@ class EventFeeds:
         """
         spec = instance.spec
         if spec.event_sources:
-            return told_sources(spec)
+            return named_sources(spec)
         try:
             answer = await ask(self._engines, instance.address, EVENT_SOURCES, self._ask_timeout_s)
         except LegError as error:
             return _Untold(_Unheard.UNTOLD, f"it does not tell where it publishes KV events: {error.words}")
         try:
-            told = read_sources(answer, spec.host, self._rules)
+            found = read_sources(answer, spec.host, self._rules)
         except NotAllowedError as error:
             return _Untold(_Unheard.REFUSED, f"where it says it publishes KV events is not followed: {error}")
         except ValueError as error:
             return _Untold(_Unheard.UNREAD, f"where it publishes KV events is not understood: {error}")
-        if (why := await self._why_so_many(instance, len(told))) is not None:
+        if (why := await self._why_so_many(instance, len(found))) is not None:
             return _Untold(_Unheard.REFUSED, f"where it says it publishes KV events is not followed: {why}")
-        return told
+        return found
 
     async def _why_so_many(self, instance: Instance, ranks: int) -> str | None:
         """Why an engine is not believed to have that many ranks, in words; None if it is."""
@@ -298,13 +298,13 @@ class EventFeeds:
             else f"it names {ranks} ranks, and its {METRICS.path} lists {listed}"
         )
 
-    def _look_for_none(self, instance: Instance, told: list[SourceAddress] | _Untold) -> None:
+    def _look_for_none(self, instance: Instance, found: list[SourceAddress] | _Untold) -> None:
         """Remember why no source is known, and log it if the reason is another than before."""
-        if told and not isinstance(told, _Untold):
+        if found and not isinstance(found, _Untold):
             instance.told_sources(None)
             self._unheard.pop(instance.address, None)
             return
-        why = told if isinstance(told, _Untold) else _Untold(_Unheard.NONE, "it publishes no KV events")
+        why = found if isinstance(found, _Untold) else _Untold(_Unheard.NONE, "it publishes no KV events")
         instance.told_sources(why.words)
         if self._unheard.get(instance.address) is not why.kind:
             self._unheard[instance.address] = why.kind

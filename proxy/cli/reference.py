@@ -65,9 +65,9 @@ read anew while kvproxy runs yet: a change of either kind takes a restart.
 def page(settings: Sequence[Declared]) -> str:
     """The whole reference, in Markdown."""
     doctor = ", ".join(f"`{declared.setting.flag}`" for declared in settings if declared.setting.doctor)
-    told = f"- `kvproxy doctor` reads the same file and environment. Of the flags it has {doctor}."
-    told = textwrap.fill(told, 118, subsequent_indent="  ", break_on_hyphens=False)
-    parts = [_HEAD.replace("{doctor}", told)]
+    of_doctor = f"- `kvproxy doctor` reads the same file and environment. Of the flags it has {doctor}."
+    of_doctor = textwrap.fill(of_doctor, 118, subsequent_indent="  ", break_on_hyphens=False)
+    parts = [_HEAD.replace("{doctor}", of_doctor)]
     if any(declared.setting.reloadable for declared in settings):
         parts.append(_WARM)
     for group in dict.fromkeys(declared.group for declared in settings):

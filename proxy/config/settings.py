@@ -164,7 +164,7 @@ class Declared:
             text = " ".join(value)
         return ", ".join(filter(None, (text, self.setting.by_default)))
 
-    def told(self, names: Mapping[str, Sequence[str]]) -> "Declared":
+    def with_names(self, names: Mapping[str, Sequence[str]]) -> "Declared":
         """The setting with the names that rooms above know put into its help."""
         setting, choices = self.setting, self.choices
         if setting.names:

@@ -112,7 +112,7 @@ def unknown_names(environment: Mapping[str, str], known: Sequence[Declared]) -> 
     names = {
         declared.environment.removeprefix(ENVIRONMENT_PREFIX): declared.environment for declared in known
     }
-    told = []
+    lines = []
     for name in sorted(environment):
         bare = name.removeprefix(ENVIRONMENT_PREFIX)
         if (
@@ -124,8 +124,8 @@ def unknown_names(environment: Mapping[str, str], known: Sequence[Declared]) -> 
             continue
         close = difflib.get_close_matches(bare, names, n=1)
         hint = f": is {names[close[0]]} meant?" if close else ""
-        told.append(f"{name} in the environment is no setting, and is not looked at{hint}")
-    return told
+        lines.append(f"{name} in the environment is no setting, and is not looked at{hint}")
+    return lines
 
 
 def _is_service(bare: str, value: str) -> bool:

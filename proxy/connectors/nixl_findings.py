@@ -91,9 +91,9 @@ def of_releases(engines: Sequence[SeenEngine]) -> list[Finding]:
 
 
 def _remedy(telling: Sequence[SeenEngine]) -> str:
-    told = [(release(engine.version or ""), engine.version or "", engine.address) for engine in telling]
-    newest = max(told, key=lambda one: (one[0] or (0, 0), one[1]))
-    older = [address for which, _, address in told if which != newest[0]]
+    releases = [(release(engine.version or ""), engine.version or "", engine.address) for engine in telling]
+    newest = max(releases, key=lambda one: (one[0] or (0, 0), one[1]))
+    older = [address for which, _, address in releases if which != newest[0]]
     return (
         f"upgrade together, so that all are of one release: {_listed(older)} to vLLM {newest[1]} as "
         f"{newest[2]}"

@@ -21,13 +21,13 @@ _CAUSES = {
 }
 
 
-def accuracy(told: AccuracyShown) -> Finding:
+def accuracy(shown: AccuracyShown) -> Finding:
     """The finding about the running service's own predictions."""
-    step, legs, share = "accuracy", told.legs, told.exact_share
-    causes = {cause: count for cause, count in msgspec.structs.asdict(told.misses).items() if count}
+    step, legs, share = "accuracy", shown.legs, shown.exact_share
+    causes = {cause: count for cause, count in msgspec.structs.asdict(shown.misses).items() if count}
     worst = max(causes, key=lambda cause: causes[cause], default="index")
     listed = ", ".join(f"{count} {cause.replace('_', ' ')}" for cause, count in causes.items())
-    if not told.trusted:
+    if not shown.trusted:
         return failed(
             step,
             (

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from proxy.caches.address_rules import AddressRules, NotAllowedError
 from proxy.caches.event_addresses import read_sources
-from proxy.caches.told import NotAllowedError, ToldRules
 from proxy.doctor.facts import Answer, Trouble
 from proxy.errors import ConnectFailedError, DeadlineError, LegError
 from proxy.headers import Headers
@@ -68,7 +68,7 @@ def _message(answer: bytes) -> str:
     return f" ({' '.join(message.split())[:MAX_WORDS]})" if message else ""
 
 
-def read_told_sources(answer: Answer, host: str, rules: ToldRules) -> Answer:
+def read_event_sources(answer: Answer, host: str, rules: AddressRules) -> Answer:
     """The sources in an answer of `/kv_event_sources`."""
     found = read(answer, EVENT_SOURCES.read)
     if not found.ok:

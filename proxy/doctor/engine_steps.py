@@ -117,36 +117,38 @@ def awake(facts: EngineFacts) -> list[Finding]:
 
 def event_sources(facts: EngineFacts, *, wanted: bool) -> Finding:
     """Whether it is known where the engine publishes its KV events."""
-    step, told = "event_sources", facts.told_sources
+    step, answer = "event_sources", facts.source_answer
     if not wanted:
         return skipped(step, "--kv-events off: prompts are placed by load")
     if named := facts.spec.event_sources:
         return passed(step, f"named by ?events=: {', '.join(source.endpoint for source in named)}")
-    if told is None:
+    if answer is None:
         return skipped(step, "it was not asked")
     blind = "nothing is known of its cache, so prompts are placed there by load alone"
     report = warned if facts.spec.role is Role.DECODE else failed
-    if not told.ok:
+    if not answer.ok:
         where = f"-{facts.spec.role[0]}" if facts.spec.role is not Role.BOTH else "--both"
         name_them = (
             f"name its sources: {where}"
             f" '{facts.address}?events=tcp://{facts.spec.host}:5557&replay=tcp://{facts.spec.host}:5657'"
         )
-        if told.trouble is Trouble.BROKEN:
-            words = f"its answer to /kv_event_sources is not understood: {told.words}; {blind}"
+        if answer.trouble is Trouble.BROKEN:
+            words = f"its answer to /kv_event_sources is not understood: {answer.words}; {blind}"
             return report(
                 step, words, f"{name_them}; it may be a vLLM newer than this kvproxy: tell us its version"
             )
-        if told.trouble is Trouble.NOT_ALLOWED:
-            words = f"what it tells of its event sources is not followed: {told.words}; {blind}"
+        if answer.trouble is Trouble.NOT_ALLOWED:
+            words = f"what it tells of its event sources is not followed: {answer.words}; {blind}"
             return report(step, words, f"{name_them}, or allow it with --events-bind or --allow-instances")
         return report(
-            step, f"/kv_event_sources: {told.words}; {blind}", f"update vLLM to 0.32 or newer, or {name_them}"
+            step,
+            f"/kv_event_sources: {answer.words}; {blind}",
+            f"update vLLM to 0.32 or newer, or {name_them}",
         )
-    if not told.value:
+    if not answer.value:
         return report(step, f"it publishes no KV events; {blind}", f"start it with {EVENTS_CONFIG}")
-    ranks = len(told.value)
-    where = ", ".join(source.endpoint for source in told.value)
+    ranks = len(answer.value)
+    where = ", ".join(source.endpoint for source in answer.value)
     return passed(step, f"{ranks} rank{'s' if ranks > 1 else ''}: {where}")
 
 
@@ -173,7 +175,7 @@ def block_size(facts: EngineFacts, model_name: str) -> Finding:
     step, size = "block_size", facts.block_size
     if size is None:
         return skipped(step, "neither its events nor its metrics tell")
-    told = facts.metrics.value.block_size if facts.metrics is not None and facts.metrics.ok else None
+    by_metrics = facts.metrics.value.block_size if facts.metrics is not None and facts.metrics.ok else None
     sizes = sorted({rank.block_size for rank in facts.ranks if rank.block_size})
     length = facts.max_model_len(model_name)
     if length is not None and length <= size:
@@ -190,7 +192,7 @@ def block_size(facts: EngineFacts, model_name: str) -> Finding:
             f"its ranks differ: {', '.join(map(str, sizes))} tokens",
             "give all ranks of an engine the same --block-size",
         )
-    differs = f" (events; its metrics say {told})" if sizes and told not in {None, size} else ""
+    differs = f" (events; its metrics say {by_metrics})" if sizes and by_metrics not in {None, size} else ""
     return passed(step, f"{size} tokens{differs}")
 
 

@@ -89,19 +89,19 @@ def _connected(facts: EngineFacts, rank: RankFacts) -> Finding:
 
 def _correction(facts: EngineFacts, rank: RankFacts) -> str | None:
     """The remedy if the engine names other addresses than were given."""
-    answer, given = facts.told_sources, rank.source
+    answer, given = facts.source_answer, rank.source
     sources = answer.value if answer is not None and answer.ok else []
-    told = next((source for source in sources if source.rank == rank.rank), None)
-    if told is None or given is None:
+    its_own = next((source for source in sources if source.rank == rank.rank), None)
+    if its_own is None or given is None:
         return None
-    if told.endpoint != given.endpoint:
+    if its_own.endpoint != given.endpoint:
         return (
-            f"correct ?events=: the engine itself says it publishes at {told.endpoint}, and without "
+            f"correct ?events=: the engine itself says it publishes at {its_own.endpoint}, and without "
             "?events= it is asked"
         )
-    if told.replay_endpoint != given.replay_endpoint and given.replay_endpoint is not None:
+    if its_own.replay_endpoint != given.replay_endpoint and given.replay_endpoint is not None:
         return (
-            f"correct &replay=: the engine itself says it replays at {told.replay_endpoint}, and without "
+            f"correct &replay=: the engine itself says it replays at {its_own.replay_endpoint}, and without "
             "?events= it is asked"
         )
     return None
@@ -155,12 +155,12 @@ def _wire_format(facts: EngineFacts, rank: RankFacts, found: Found | None) -> Fi
     unknown = rank.dropped.get(Reason.UNKNOWN_TYPE, 0)
     known = facts.version.value if facts.version is not None and facts.version.ok else "of an unknown version"
     if broken or (unknown and found is None and rank.sends):
-        told = ", ".join(
+        reasons = ", ".join(
             f"{count} {reason.replace('_', ' ')}" for reason, count in (broken or rank.dropped).items()
         )
         return failed(
             step,
-            f"its events are not understood ({told})",
+            f"its events are not understood ({reasons})",
             f"update kvproxy: this one does not know all that vLLM {known} publishes; until then start it "
             "with --kv-events off",
         )

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from kvevents.subscriber import Context
-from proxy.caches.told import ToldRules
+from proxy.caches.address_rules import AddressRules
 from proxy.config import Config, InstanceSpec, WhenNoPrefill
 from proxy.connectors import Connector
 from proxy.doctor import engine_steps, event_steps, pair_steps
@@ -150,7 +150,7 @@ class Doctor:
             self._engines,
             self._config.model,
             kv_events=self._config.kv_events,
-            rules=ToldRules.of(self._config),
+            rules=AddressRules.of(self._config),
             context=context,
             tasks=listening,
             service=self._service,
@@ -260,15 +260,15 @@ def _take_over_reports(engines: Sequence[EngineFacts], pairs: Sequence[PairFacts
     """Cached tokens that the answer of a prefill leg reports count where plain answers report none, as they
     do for requests.
     """
-    told = {pair.prefill: pair.reported for pair in pairs if pair.reported is not None}
+    by_prefill = {pair.prefill: pair.reported for pair in pairs if pair.reported is not None}
     for facts in engines:
         if (
-            facts.address not in told or len(facts.ranks) != 1
+            facts.address not in by_prefill or len(facts.ranks) != 1
         ):  # it is not known which rank served a prefill leg
             continue
         for rank in facts.ranks:
             if len(rank.sends) > 1 and rank.sends[-1].reported is None:
-                rank.sends[-1] = msgspec.structs.replace(rank.sends[-1], reported=told[facts.address])
+                rank.sends[-1] = msgspec.structs.replace(rank.sends[-1], reported=by_prefill[facts.address])
 
 
 def _went_wrong(task: "asyncio.Task[None]") -> bool:

@@ -143,7 +143,7 @@ class EngineFacts(msgspec.Struct):
     asleep: bool | None = None
     """Whether the engine sleeps, as it says; None if it cannot sleep, or does not say."""
     cards: Answer | None = None
-    told_sources: Answer | None = None
+    source_answer: Answer | None = None
     """The sources in its answer to `/kv_event_sources`."""
     metrics: Answer | None = None
     ranks: list[RankFacts] = []

@@ -156,13 +156,15 @@ def engines_agree(engines: Sequence[EngineFacts]) -> list[Finding]:
 def context_lengths(engines: Sequence[EngineFacts], model: str) -> list[Finding]:
     """Whether all engines take requests of the same length: long ones can go to fewer of them otherwise."""
     step = "context_lengths"
-    told = {facts.address: length for facts in engines if (length := facts.max_model_len(model)) is not None}
-    if len(told) < 2:
+    lengths = {
+        facts.address: length for facts in engines if (length := facts.max_model_len(model)) is not None
+    }
+    if len(lengths) < 2:
         return []
-    if len(set(told.values())) == 1:
-        return [passed(step, f"{next(iter(told.values()))} tokens on all {len(told)} engines")]
+    if len(set(lengths.values())) == 1:
+        return [passed(step, f"{next(iter(lengths.values()))} tokens on all {len(lengths)} engines")]
     by_length: dict[int, list[str]] = {}
-    for address, length in told.items():
+    for address, length in lengths.items():
         by_length.setdefault(length, []).append(address)
     words = "; ".join(f"{length} tokens: {', '.join(by_length[length])}" for length in sorted(by_length))
     return [

@@ -10,9 +10,9 @@ import msgspec
 
 from kvevents import Prompt
 from kvevents.subscriber import Context, SourceAddress
-from proxy.caches.event_addresses import told_sources
+from proxy.caches.address_rules import AddressRules
+from proxy.caches.event_addresses import named_sources
 from proxy.caches.shown import AccuracyShown
-from proxy.caches.told import ToldRules
 from proxy.doctor import asking, prompts
 from proxy.doctor.asking import ask
 from proxy.doctor.facts import Answer, EngineFacts, RankFacts, Send
@@ -80,7 +80,7 @@ class Probing:
         model: str,
         *,
         kv_events: bool,
-        rules: ToldRules,
+        rules: AddressRules,
         context: Context,
         tasks: TaskOwner,
         service: Service | None,
@@ -112,8 +112,8 @@ class Probing:
         facts.cards = asking.read(await self._get(MODELS.path), MODELS.read)
         facts.metrics = asking.read_counted(await self._get(METRICS.path))
         if self._kv_events:
-            told = await self._get(EVENT_SOURCES.path)
-            facts.told_sources = asking.read_told_sources(told, facts.spec.host, self._rules)
+            answer = await self._get(EVENT_SOURCES.path)
+            facts.source_answer = asking.read_event_sources(answer, facts.spec.host, self._rules)
 
     async def probe(self, local: LocalTokenizer | None) -> None:
         """Compare tokenizers, listen, and send the probe; only if the engine serves the model and is
@@ -144,9 +144,9 @@ class Probing:
 
     def _sources(self) -> list[SourceAddress]:
         if self.facts.spec.event_sources:
-            return told_sources(self.facts.spec)
-        told = self.facts.told_sources
-        return list(told.value) if told is not None and told.ok else []
+            return named_sources(self.facts.spec)
+        answer = self.facts.source_answer
+        return list(answer.value) if answer is not None and answer.ok else []
 
     # -- tokens -------------------------------------------------------------------------------------------
 
@@ -304,8 +304,8 @@ class Probing:
         counted = reported = None
         if answer.ok:
             try:
-                told = dialect.usage(answer.value)
-                counted, reported = told.prompt_tokens, told.cached_tokens
+                usage = dialect.usage(answer.value)
+                counted, reported = usage.prompt_tokens, usage.cached_tokens
             except ValueError:
                 answer = asking.read(answer, lambda data: decode(dialect.path, data, dict))
         return Send(answer=answer, sent_ts=sent_ts, counted=counted, reported=reported)

@@ -40,10 +40,10 @@ def _table(findings: Sequence[Finding], *, colour: bool, width: int | None) -> I
     for f in findings:
         step = f.step.replace("_", " ") + (f" {f.rank}" if f.rank is not None else "")
         head = f"  {f.status.value:<4}  {step:<{_STEP_CHARS}} "
-        told = _wrapped(f.words, len(head), width)
+        wrapped = _wrapped(f.words, len(head), width)
         painted = "  " + _painted(f"{f.status.value:<4}", f.status, colour=colour) + head[6:]
-        yield painted + told[0]
-        yield from (" " * len(head) + line for line in told[1:])
+        yield painted + wrapped[0]
+        yield from (" " * len(head) + line for line in wrapped[1:])
         if f.remedy is not None:
             arrow = " " * len(head) + "-> "
             advice = _wrapped(f.remedy, len(arrow), width)

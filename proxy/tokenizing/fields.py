@@ -120,10 +120,10 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
     `kind` names the members that shape the prompt, and those nobody knows: requests of one kind are rendered
     the same way, so one that turns out to be counted wrongly speaks for all of its kind.
     """
-    told = request.dialect.prompt(request.body)
-    if told is None:
+    as_tokenized = request.dialect.prompt(request.body)
+    if as_tokenized is None:
         return Unknowable(WhyUnknown.ROUTE, request.dialect.name)
-    dialect, body = told
+    dialect, body = as_tokenized
     name = dialect.name
     if dialect is not request.dialect:
         name = f"{request.dialect.name} as {name}"

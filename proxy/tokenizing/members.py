@@ -95,10 +95,10 @@ def shown(names: Collection[str]) -> tuple[str, ...]:
     many.
     """
     plain = sorted(name for name in names if _PLAIN(name))
-    told = [name if len(name) <= _NAME_CHARACTERS else f"{name[:_NAME_CHARACTERS]}..." for name in plain]
-    if len(told) > _NAMES_SHOWN:
-        told[_NAMES_SHOWN:] = [f"{len(plain) - _NAMES_SHOWN} more"]
-    return (*told, _OTHER) if len(plain) < len(names) else tuple(told)
+    fitting = [name if len(name) <= _NAME_CHARACTERS else f"{name[:_NAME_CHARACTERS]}..." for name in plain]
+    if len(fitting) > _NAMES_SHOWN:
+        fitting[_NAMES_SHOWN:] = [f"{len(plain) - _NAMES_SHOWN} more"]
+    return (*fitting, _OTHER) if len(plain) < len(names) else tuple(fitting)
 
 
 class Members(msgspec.Struct, frozen=True):
@@ -122,15 +122,19 @@ NO_MEMBERS = Members(frozenset(), frozenset(), (), (), ())
 
 def members_of(body: Body, dialect: Dialect, knows: Knows, names: MemberNames) -> Members:
     """Sort the members of a request. A member that is null counts as absent."""
-    told = dialect.prompt_members
+    members = dialect.prompt_members
     given = frozenset(
-        [name for name in body.names() if (name not in _NEUTRAL or name in told.rarely) and body.gives(name)]
+        [
+            name
+            for name in body.names()
+            if (name not in _NEUTRAL or name in members.rarely) and body.gives(name)
+        ]
     )
     known = _known(dialect)
     if given <= known:
         return _of_known(dialect, given)
     rest = given - known
-    unknown = {name for name in rest if name in told.unknowable or knows(dialect, name)}
+    unknown = {name for name in rest if name in members.unknowable or knows(dialect, name)}
     ignored = rest - unknown
     return msgspec.structs.replace(
         _of_known(dialect, given - rest),
@@ -142,8 +146,8 @@ def members_of(body: Body, dialect: Dialect, knows: Knows, names: MemberNames) -
 
 @functools.lru_cache
 def _known(dialect: Dialect) -> frozenset[str]:
-    told = dialect.prompt_members
-    return told.asked | told.variables | told.rarely | TRUNCATING
+    members = dialect.prompt_members
+    return members.asked | members.variables | members.rarely | TRUNCATING
 
 
 @functools.lru_cache(maxsize=256)  # requests of one client have the same members again and again

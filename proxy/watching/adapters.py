@@ -31,7 +31,7 @@ LOAD_TIMEOUT_S = 300.0
 """Seconds that an engine may take to load an adapter, which it may have to download first."""
 
 
-class EngineTold(Shown, frozen=True, kw_only=True):
+class EngineAnswer(Shown, frozen=True, kw_only=True):
     """One engine's answer to a load or unload that all engines were asked for."""
 
     instance: Address
@@ -101,27 +101,27 @@ class Adapters:
         if wrong_model(cards, self._model) is None:  # otherwise the watch reports it
             instance.listed(cards, self._clock())
 
-    async def tell_all(self, path: str, body: bytes, headers: Headers) -> Sequence[EngineTold]:
+    async def tell_all(self, path: str, body: bytes, headers: Headers) -> Sequence[EngineAnswer]:
         """Ask every engine at once to load or unload an adapter, then read what they list. Raises nothing."""
         instances = list(self._fleet)
-        told = await asyncio.gather(*(self._tell(instance, path, body, headers) for instance in instances))
-        anew = [i for i, each in zip(instances, told, strict=True) if each.status is not None]
+        answers = await asyncio.gather(*(self._tell(instance, path, body, headers) for instance in instances))
+        anew = [i for i, each in zip(instances, answers, strict=True) if each.status is not None]
         for instance in anew:
             instance.denials.forget()
         await self.list_anew(anew)
-        return told
+        return answers
 
-    async def _tell(self, instance: Instance, path: str, body: bytes, headers: Headers) -> EngineTold:
+    async def _tell(self, instance: Instance, path: str, body: bytes, headers: Headers) -> EngineAnswer:
         address, role = instance.address, instance.role
         try:
             status, said = await self._engines.exchange("POST", address, path, body, LOAD_TIMEOUT_S, headers)
         except LegError as error:
-            return EngineTold(instance=address, role=role, status=None, answer=error.words)
+            return EngineAnswer(instance=address, role=role, status=None, answer=error.words)
         try:
             answer = msgspec.json.decode(said)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             answer = said.decode(errors="replace")
-        return EngineTold(instance=address, role=role, status=status, answer=answer)
+        return EngineAnswer(instance=address, role=role, status=status, answer=answer)
 
     async def close(self) -> None:
         """Ask no engine any more."""

@@ -70,9 +70,9 @@ class Changes:
         self._look_at_readiness()
         ranks = [(instance, rank) for instance in self._fleet for rank in instance.ranks]
         known = {(instance.address, rank) for instance, rank in ranks}
-        for told in (self._exact, self._silent_since):
-            for gone in told.keys() - known:
-                del told[gone]
+        for known_of in (self._exact, self._silent_since):
+            for gone in known_of.keys() - known:
+                del known_of[gone]
         for instance, rank in ranks:
             self._look_at_index(instance, rank)
         if self._feeds is not None:

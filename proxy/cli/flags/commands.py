@@ -24,7 +24,7 @@ NAMES: Mapping[str, Sequence[str]] = {
 }
 """The names that settings may have as values, which `proxy.config` does not know."""
 
-SETTINGS = tuple(declared.told(NAMES) for declared in settings_of(Config))
+SETTINGS = tuple(declared.with_names(NAMES) for declared in settings_of(Config))
 """All settings of `kvproxy serve`; a configuration file for both commands may have all of them."""
 
 
@@ -34,7 +34,7 @@ def settings_of_sources(kinds: Iterable[type[SourceSettings]]) -> dict[type[Sour
     found: dict[type[SourceSettings], list[Declared]] = {}
     for kind in kinds:
         found[kind] = [
-            dataclasses.replace(declared.told(NAMES), group=declared.group or "engines")
+            dataclasses.replace(declared.with_names(NAMES), group=declared.group or "engines")
             for declared in settings_of(kind)
         ]
         for declared in found[kind]:
@@ -150,13 +150,13 @@ def _quiet(log_level: Declared) -> Declared:
 
 def _environment() -> str:
     """The help text about the environment: its names for settings, and secrets that have no flag."""
-    told = {"KVPROXY_FLAG": _ANY_SETTING}
-    told |= {
+    described = {"KVPROXY_FLAG": _ANY_SETTING}
+    described |= {
         declared.environment: declared.setting.help for declared in SETTINGS if not declared.setting.flag
     }
-    width = max(map(len, told))
+    width = max(map(len, described))
     lines = ["", "environment:"]
-    for name, text in told.items():
+    for name, text in described.items():
         first, *rest = textwrap.wrap(text, 90)
         lines += [f"  {name:<{width}}   {first}", *(f"  {'':<{width}}   {line}" for line in rest)]
     return "\n".join(lines) + "\n"

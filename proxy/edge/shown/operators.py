@@ -6,7 +6,7 @@ import msgspec
 
 from proxy.phases import Role
 from proxy.shown import Address, Count, Shown
-from proxy.watching.adapters import EngineTold
+from proxy.watching.adapters import EngineAnswer
 
 
 class Change(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,4 +47,4 @@ class AdaptersTold(Shown, frozen=True, kw_only=True):
     """What every engine answered."""
 
     message: str
-    engines: Annotated[list[EngineTold], msgspec.Meta(description="All there are, in no order.")]
+    engines: Annotated[list[EngineAnswer], msgspec.Meta(description="All there are, in no order.")]

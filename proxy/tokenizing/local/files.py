@@ -65,14 +65,14 @@ def read_model(directory: pathlib.Path) -> ModelFiles:
     """Read what a directory has. Raises OSError and ValueError."""
     config = _read_object(directory / _CONFIG_FILE)
     older = {} if "added_tokens_decoder" in config else _read_object(directory / _SPECIAL_TOKENS_FILE)
-    told = config | older
-    extra = told.get("extra_special_tokens") or told.get("additional_special_tokens") or []
+    settings = config | older
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     return ModelFiles(
         directory=directory,
         tokenizer_json=(directory / TOKENIZER_FILE).read_text("utf-8"),
         config=config,
         templates=_templates(directory, config),
-        special_tokens=_named_tokens(told | (extra if isinstance(extra, dict) else {})),
+        special_tokens=_named_tokens(settings | (extra if isinstance(extra, dict) else {})),
         extra_tokens=extra if isinstance(extra, list) else [],
     )
 

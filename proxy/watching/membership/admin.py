@@ -81,7 +81,7 @@ class AdminMembership:
         for spec, drained in restored.added:
             self._present[spec.address] = spec
             wants.want(spec, drained=drained)
-        for line in restored.told:
+        for line in restored.unchanged:
             log.info("%s", line)
         for line in restored.overruled:
             log.warning("%s", line)

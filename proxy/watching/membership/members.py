@@ -54,7 +54,7 @@ class Restored(NamedTuple):
     """Instances besides those that the flags name."""
     drained: frozenset[str] = frozenset()
     """Addresses of instances that flags name and that get no legs."""
-    told: Sequence[str] = ()
+    unchanged: Sequence[str] = ()
     """What is as it was before the restart, in words for the log."""
     overruled: Sequence[str] = ()
     """What is not as it was, and why, in words for the log."""
@@ -118,7 +118,7 @@ def beside(
     named = {spec.address: spec for spec in flags}
     added: list[Present] = []
     drained = set(members.drained) & named.keys()
-    told, overruled = [], []
+    unchanged, overruled = [], []
     for kept in members.added:
         spec = _spec(kept)
         flag = named.get(spec.address)
@@ -128,7 +128,7 @@ def beside(
                 continue
             added.append(Present(spec, kept.drained))
             state = ", and draining, as it was" if kept.drained else ""
-            told.append(
+            unchanged.append(
                 f"{spec.role} {spec.address} is there{state}: it was added before kvproxy was restarted"
             )
             continue
@@ -143,7 +143,7 @@ def beside(
             overruled.append(
                 f"{flag.role} {spec.address} is reached as --{flag.role} says, not as it was added"
             )
-    told += [
+    unchanged += [
         f"{spec.role} {address} is draining, as it was before kvproxy was restarted"
         for address, spec in named.items()
         if address in drained
@@ -153,4 +153,4 @@ def beside(
         for address in members.removed
         if address in named
     ]
-    return Restored(added, frozenset(drained), told, overruled)
+    return Restored(added, frozenset(drained), unchanged, overruled)

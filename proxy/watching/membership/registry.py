@@ -36,5 +36,5 @@ def _loaded(point: importlib.metadata.EntryPoint) -> type[SourceSettings]:
 
 def used_sources(config: Config) -> Sequence[MembershipSource]:
     """The sources that `config.membership` asks for. Raises ConfigError."""
-    told = (section for section in config.membership if isinstance(section, SourceSettings))
-    return [section.source(config) for section in told if section.used]
+    sections = (section for section in config.membership if isinstance(section, SourceSettings))
+    return [section.source(config) for section in sections if section.used]

@@ -9,9 +9,9 @@ import pytest
 
 from kvevents import BlockStored, NullObserver, PrefixIndex
 from kvevents.subscriber import SourceAddress
+from proxy.caches.address_rules import AddressRules, NotAllowedError, events_bind
 from proxy.caches.event_addresses import read_sources
 from proxy.caches.feeds import EventFeeds
-from proxy.caches.told import NotAllowedError, ToldRules, events_bind
 from proxy.config import AllowedInstances, Config, Security, parse_instance
 from proxy.errors import ConfigError, LegError
 from proxy.fleet import Instance
@@ -73,7 +73,7 @@ def source(endpoint: str, replay: str | None = None, topic: str = "") -> dict[st
     ],
 )
 def test_sources_are_read_as_vllm_means_them(told: Any, host: str, expected: list[SourceAddress]) -> None:
-    assert read_sources(told, host, ToldRules()) == expected
+    assert read_sources(told, host, AddressRules()) == expected
 
 
 @pytest.mark.parametrize(
@@ -120,11 +120,11 @@ def test_sources_are_read_as_vllm_means_them(told: Any, host: str, expected: lis
 )
 def test_anything_else_is_an_error(told: Any) -> None:
     with pytest.raises(ValueError, match="kv_event_sources"):
-        read_sources(told, "h", ToldRules())
+        read_sources(told, "h", AddressRules())
 
 
-def rules(*allowed: str, bind: str | None = "127.0.0.1") -> ToldRules:
-    return ToldRules(AllowedInstances(allowed), bind)
+def rules(*allowed: str, bind: str | None = "127.0.0.1") -> AddressRules:
+    return AddressRules(AllowedInstances(allowed), bind)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def rules(*allowed: str, bind: str | None = "127.0.0.1") -> ToldRules:
     ],
 )
 def test_an_engine_may_not_name_just_any_address(
-    told: dict[str, Any], host: str, given: ToldRules, why: str
+    told: dict[str, Any], host: str, given: AddressRules, why: str
 ) -> None:
     with pytest.raises(NotAllowedError, match=why):
         read_sources([told], host, given)
@@ -192,7 +192,7 @@ def test_an_engine_may_not_name_just_any_address(
     ],
 )
 def test_addresses_that_an_operator_allows_are_followed(
-    told: dict[str, Any], host: str, given: ToldRules, expected: tuple[str, str | None, bool]
+    told: dict[str, Any], host: str, given: AddressRules, expected: tuple[str, str | None, bool]
 ) -> None:
     (found,) = read_sources([told], host, given)
     assert (found.endpoint, found.replay_endpoint, found.bind) == expected

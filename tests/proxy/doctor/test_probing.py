@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from kvevents.subscriber import Context
-from proxy.caches.told import ToldRules
+from proxy.caches.address_rules import AddressRules
 from proxy.config import parse_instance
 from proxy.doctor.facts import Answer, EngineFacts, RankFacts
 from proxy.doctor.probing import Probing
@@ -41,7 +41,7 @@ async def probe_tokens(template: int, block_size: int | None) -> int:
             engines,
             "tiny",
             kv_events=True,
-            rules=ToldRules(),
+            rules=AddressRules(),
             context=context,
             tasks=tasks,
             service=None,

@@ -80,9 +80,9 @@ def test_instances_added_and_drained_come_back() -> None:
     )
     assert restored.added == [Present(NEW, drained=True)]
     assert restored.drained == {"p:1"}
-    assert len(restored.told) == 2
-    assert "new:1 is there, and draining" in restored.told[0]
-    assert "prefill p:1 is draining" in restored.told[1]
+    assert len(restored.unchanged) == 2
+    assert "new:1 is there, and draining" in restored.unchanged[0]
+    assert "prefill p:1 is draining" in restored.unchanged[1]
     assert restored.overruled == []
 
 

@@ -59,7 +59,7 @@ def read_endpoint(text: str) -> Endpoint:
     return Endpoint(match[1].strip("[]").lower(), int(match[2]))
 
 
-class ToldRules(msgspec.Struct, frozen=True):
+class AddressRules(msgspec.Struct, frozen=True):
     """Where kvproxy connects and listens because an engine says so."""
 
     allowed: AllowedInstances = AllowedInstances(())
@@ -68,7 +68,7 @@ class ToldRules(msgspec.Struct, frozen=True):
     """The address of the interface to listen on for publishers that connect; None: none."""
 
     @classmethod
-    def of(cls, config: Config) -> "ToldRules":
+    def of(cls, config: Config) -> "AddressRules":
         """The rules that a configuration sets."""
         return cls(AllowedInstances(config.security.allow_instances), events_bind(config))
 
