@@ -137,7 +137,7 @@ class Lanes:
                     len(self._queue) and self._queue.waits_in(turn.lane)
                 )
                 place = None if behind else self._try(turn)
-        except Exception as error:  # noqa: BLE001  # it is told to the one who asked
+        except Exception as error:  # noqa: BLE001  # raised to the request that asked
             return [Refusal(turn, error)]
         if place is not None:
             return [self._grant(turn, place)]

@@ -19,7 +19,7 @@ IN_DOUBT_S = 60.0
 """Seconds for which misses wait while their source is in doubt: as long as a replay may take."""
 
 
-class Source(Protocol):
+class FollowedSource(Protocol):
     """What is asked of an event source that is followed."""
 
     @property
@@ -245,7 +245,7 @@ class Accuracy:
         if of is not None:
             of.removals.add(keys)
 
-    def look(self, now: float, source: Callable[[str, int], Source | None]) -> list[Change]:
+    def look(self, now: float, source: Callable[[str, int], FollowedSource | None]) -> list[Change]:
         """Judge the misses that are due. Returns each change of the trust in a rank, and each rebuild that is
         due.
         """

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from proxy.caches.accuracy import Accuracy, Change, Source
+from proxy.caches.accuracy import Accuracy, Change, FollowedSource
 from proxy.caches.trust import Step
 from proxy.fleet import Fleet, Instance
 
@@ -23,8 +23,8 @@ Where requests keep the loop busy each turn takes long, and an index that seems 
 _LATE_LOOKS = 20  # the longest turn of the loop counts for so many looks
 
 
-class Feeds(Protocol):
-    """The part of the event feeds that is needed here."""
+class Rebuilder(Protocol):
+    """Has ranks built anew; the event feeds do."""
 
     def rebuild(self, instance: Instance, rank: int, *, replay: bool) -> None:
         """Forget what is known of a rank, and build it anew."""
@@ -34,7 +34,9 @@ class Feeds(Protocol):
 class Believing:
     """Acts on the changes of trust that `Accuracy` finds."""
 
-    def __init__(self, fleet: Fleet, accuracy: Accuracy, feeds: Feeds, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, fleet: Fleet, accuracy: Accuracy, feeds: Rebuilder, clock: Callable[[], float]
+    ) -> None:
         """`clock` MUST be the clock by which legs are compared."""
         self._fleet = fleet
         self._accuracy = accuracy
@@ -62,7 +64,7 @@ class Believing:
             if instance is not None:
                 self._act(instance, change)
 
-    def _source(self, address: str, rank: int) -> Source | None:
+    def _source(self, address: str, rank: int) -> FollowedSource | None:
         instance = self._fleet.get(address)
         return instance.sources.get(rank) if instance is not None else None
 

@@ -28,7 +28,7 @@ class Trouble(enum.StrEnum):
     """The answer names an address that an engine may not name."""
 
 
-class Source(Protocol):
+class EventsAddress(Protocol):
     """Where one rank publishes its events; `kvevents.SourceAddress` is one."""
 
     @property
@@ -88,7 +88,7 @@ class RankFacts(msgspec.Struct):
     """What was seen of one data-parallel rank."""
 
     rank: int
-    source: Source | None = None
+    source: EventsAddress | None = None
     """Where the rank publishes its events; None if it publishes none, or none are wanted."""
     followed_as: str | None = None
     """The state of the index of the running service, where only that can hear the engine (it binds the

@@ -38,20 +38,20 @@ _NEUTRAL = frozenset(
 last row altogether; OpenAI clients send it."""
 
 _NAMES = 64
-"""So many names of members that no engine knows are told apart in kinds: clients choose them. All others are
-one more."""
+"""The number of names, of members that no engine knows, by which kinds are distinguished: clients choose
+them. All other names count as one more."""
 _NAMES_WAITING = 1024
-"""So many more are remembered until they come again: one that is in every request gets a place among those
-told apart, one that is made up anew each time never does, and so its prompts stay of one kind that can be
-distrusted."""
+"""The number of further names that are remembered until they come again: a name in every request then gets a
+place among the `_NAMES`; one that is made up anew each time never does, so its prompts stay of one kind that
+can be distrusted."""
 _NAMES_OF_A_KIND = 8
-"""A request with more of them is of a kind with all such requests."""
+"""A request with more of these names is of one kind with all such requests."""
 _OTHER, _MANY = "another", "many"
 _NAMES_SHOWN = 32
 _NAME_CHARACTERS = 48
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*").fullmatch
-"""What looks like a member's name may be shown; anything else could be part of a prompt that was sent in the
-wrong place."""
+"""Matches what looks like a member's name and may be shown; anything else could be part of a prompt that was
+sent in the wrong place."""
 
 Knows = Callable[[Dialect, str], bool]
 """Whether some engine's own schema has a member of that name."""

@@ -1,5 +1,5 @@
-"""A prompt's tokens come from the model's tokenizer in this process, from an engine, or they are unknown:
-never a guess.
+"""A prompt's tokens come from the model's tokenizer in this process or from an engine, or are unknown: never
+guessed.
 """
 
 import asyncio
@@ -58,37 +58,37 @@ times the question; what the library makes of one slice comes on top, some 20 MB
 
 
 def _nothing() -> None:
-    """Nothing was taken."""
+    """Does nothing, where no memory was taken."""
 
 
 class Tokenized(msgspec.Struct, frozen=True):
-    """The prompt of a request as the engines see it, or why it is not known."""
+    """The prompt of a request as engines see it, or why it is not known."""
 
     prompt: Prompt | None
     kind: str
     why_unknown: WhyUnknown | None = None
     prefix_only: bool = False
-    """More follows `prompt`: it is known up to its first image or sound."""
+    """Whether `prompt` is only its beginning: it is known up to its first image or sound."""
     estimated_tokens: int | None = None
     """Its length where something better than the body's size tells it."""
     members: Members = NO_MEMBERS
     """What the request's members are to its prompt."""
     excess: Excess | None = None
-    """It fits nowhere, for sure."""
+    """By how much it is longer than any context; None if it may fit."""
 
 
 _UNREAD = Tokenized(None, "")
 
 
 class Lease(Protocol):
-    """Memory that is held until its end."""
+    """Memory that is held until `end`."""
 
     def hold(self, size_bytes: int) -> bool:
         """Hold so much from now on; False if there is not so much."""
         ...
 
     def end(self) -> None:
-        """Give it back."""
+        """Give the memory back."""
         ...
 
 
@@ -96,12 +96,14 @@ class Memory(Protocol):
     """What is shared by all that is held for requests."""
 
     def lease(self, client: Hashable) -> Lease:
-        """A client's share of nothing, to be grown."""
+        """A lease of a client that holds nothing yet."""
         ...
 
 
 class PromptTokenizer:
-    """Finds out prompts' tokens; `start` it to learn about engines as they come up, `close` it in the end."""
+    """Finds the tokens of prompts. `start` begins to learn about engines when they come up; MUST be closed in
+    the end.
+    """
 
     def __init__(
         self,
@@ -148,7 +150,7 @@ class PromptTokenizer:
     async def tokenize(
         self, request: GenerationRequest, headers: Headers, client: str = ANONYMOUS
     ) -> Tokenized:
-        """The prompt of a client's request; `headers` are what a leg of it would carry. Raises nothing."""
+        """The prompt of a client's request; `headers`: those that a leg of it would have. Raises nothing."""
         bounds = self._bounds(request.model)
         how = await self._read(request, bounds, client)
         self._look_into(how.members, how.kind)
@@ -186,7 +188,7 @@ class PromptTokenizer:
         )
 
     def _bounds(self, model: str) -> Bounds:
-        """How long a prompt may be for any engine; what is longer is not worth any work here."""
+        """How long a prompt may be for any engine; a longer one is not worked on."""
         longest, sure = self._fleet.contexts
         local = self.local
         if local is None or not self._parity.agreed(model, _COMPLETION):
@@ -216,7 +218,9 @@ class PromptTokenizer:
         bounds: Bounds,
         client: str,
     ) -> "tuple[str, str, array[int]] | Excess | WhyUnknown":
-        """The kind to distrust if they are wrong, who told, and the token ids; or why they are unknown."""
+        """The kind to distrust if the token ids are wrong, what gave them, and the ids; or why they are
+        unknown.
+        """
         ids = max(map(request.body.items_in, request.dialect.long_members), default=0)
         if isinstance(how, Unknowable) and how.excess is not None:
             return how.excess
@@ -242,7 +246,9 @@ class PromptTokenizer:
         return (kind, by, token_ids) if salt is None or isinstance(salt, str) else WhyUnknown.MALFORMED
 
     def _look_into(self, members: Members, kind: str) -> None:
-        """Have engines asked about what they read, if that matters now, and tell once what is made of it."""
+        """Have engines asked how they read requests, if that matters now, and log once what follows from
+        it.
+        """
         if self._facts.schemas_wanted or self._facts.choices_wanted:
             self._learning.look()
         if members.unknown:
@@ -278,19 +284,19 @@ class PromptTokenizer:
         return WhyUnknown.NO_ANSWER if asked is None else (how.kind, "engine", asked)
 
     def distrust(self, kind: str) -> None:
-        """An engine counted a prompt of this kind otherwise: do not claim to know such prompts so for a
-        while.
-        """
+        """An engine counted a prompt of this kind differently: such prompts are unknown for a while."""
         self._distrust.add(kind)
         if not kind.endswith(_LOCALLY):
             self._engines.forget()
 
     def is_distrusted(self, kind: str) -> bool:
-        """Whether an engine counted prompts of this kind otherwise of late."""
+        """Whether prompts of this kind are unknown because an engine counted one differently."""
         return kind in self._distrust
 
     async def _by_local(self, how: Ask, model: str, bounds: Bounds, client: str) -> "array[int] | None":
-        """None if it is not known here. Raises TooLongError."""
+        """The token ids by the tokenizer in this process; None if it does not know them. Raises
+        TooLongError.
+        """
         local = self.local
         if (
             local is None
@@ -320,13 +326,13 @@ class PromptTokenizer:
         loop = asyncio.get_running_loop()
 
         def ended() -> None:
-            with contextlib.suppress(RuntimeError):  # nobody counts any more once the loop is closed
+            with contextlib.suppress(RuntimeError):  # once the loop is closed no count matters
                 loop.call_soon_threadsafe(lease.end)
 
         return ended
 
     def _can_shorten(self, truncation: Truncation) -> bool:
-        """Whether it is certain what is left.
+        """Whether it is certain which tokens are left.
 
         Where no side is given it is the tokenizer's own, which keeps its special tokens and shortens between
         them.
@@ -344,25 +350,25 @@ class PromptTokenizer:
 
     @property
     def local(self) -> LocalTokenizer | None:
-        """The tokenizer in this process, if there is one, whether engines agree with it or not."""
+        """The tokenizer in this process, whether engines agree with it or not; None if there is none."""
         return self._learning.local
 
     def start(self) -> None:
-        """Begin to compare the local tokenizer with engines as they come up, and to ask them what requests
+        """Begin to compare the local tokenizer with engines when they come up, and to ask these what requests
         need.
         """
         self._learning.start()
 
     async def close(self) -> None:
-        """Ask nothing more."""
+        """Ask engines nothing more."""
         await self._tasks.close()
         self._reader.shutdown(wait=False, cancel_futures=True)
         if self.local is not None:
             self.local.close()
 
     def status(self) -> TokenizerShown:
-        """For `/status`: where tokens come from, and which kinds of prompts engines are asked about all the
-        same.
+        """For `/status`: where tokens come from, and which kinds of prompts engines are asked about
+        nevertheless.
         """
         local, checked = self.local, self._parity.checked
         return TokenizerShown(

@@ -20,8 +20,8 @@ SILENT_S = 10.0
 Connections to publishers take a second or two, and ZeroMQ tries a failed one again within ten."""
 
 
-class Feeds(Protocol):
-    """The part of the event feeds that is needed here."""
+class FeedStates(Protocol):
+    """What can be asked of followed ranks; the event feeds answer it."""
 
     def silences(self, instance: Instance) -> dict[int, str]:
         """The followed ranks that no publisher is connected for, each with the reason in words."""
@@ -42,7 +42,7 @@ class Changes:
     def __init__(
         self,
         fleet: Fleet,
-        feeds: Feeds | None,
+        feeds: FeedStates | None,
         clock: Callable[[], float],
         *,
         silent_s: float = SILENT_S,

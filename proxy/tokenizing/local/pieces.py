@@ -1,8 +1,8 @@
-"""The tokens of a text are those its tokenizer gives, though only the pieces that were not seen before are
+"""The tokens of a text are those that its tokenizer gives, though only pieces that were not seen before are
 tokenized.
 
 Cuts are chosen from the left alone: the first safe place after every `CHUNK` characters of a part. A text
-that grows at its end keeps all its earlier pieces, and so does a document that stands behind the same special
+that grows at its end keeps all its earlier pieces, and so does a document that stands after the same special
 token.
 """
 
@@ -17,14 +17,14 @@ from proxy.tokenizing.local.turns import SLICE_BYTES, Job, Slice, at_once
 from proxy.tokenizing.shown import PiecesShown
 
 CHUNK = 1024
-"""Characters of a piece between words: about 250 tokens, 1 KiB each of text and of ids. Half costs more
-look-ups for the same text, twice that more to do again at the end of what grew."""
+"""The characters of a piece between words: about 250 tokens, 1 KiB each of text and of ids. With half of that
+the same text costs more look-ups, with twice that more of a text that grew is tokenized again."""
 
 CACHE_BYTES = 128 << 20
 """About 60 million characters of distinct text at some 2 bytes each: what an hour of chats brings along."""
 
 _ENTRY_BYTES = 250
-"""A dict entry with its key object and its value object, without their contents."""
+"""The bytes of a dict entry with its key object and its value object, without their contents."""
 
 MAX_PIECE_BYTES = 64 << 10
 """Of a piece in UTF-8. While it is tokenized the library makes 90 to 230 bytes for each of them (measured
@@ -34,7 +34,7 @@ letters have a place to cut every few KiB; a message of Chinese or of Cyrillic l
 base64 have none: so much of these is 21 000, 33 000 and 65 000 characters."""
 
 LOOK_CHARACTERS = 1 << 14
-"""Searched at once, before other threads have a turn."""
+"""The characters that are searched at once, before other threads have a turn."""
 
 _BETWEEN_WORDS = re.compile(r"[A-Za-z](?= [A-Za-z])")
 _PLACE_CHARACTERS = 3
@@ -44,7 +44,7 @@ Encode = Callable[[Sequence[str]], "list[array[int]]"]
 
 
 class TooLongPieceError(ValueError):
-    """There is no place to cut a text for longer than one piece may be."""
+    """A text has no place to cut for longer than a piece may be."""
 
 
 class PieceCache:
@@ -73,7 +73,7 @@ class PieceCache:
         self._known: OrderedDict[str, array[int]] = OrderedDict()
         self.held_bytes = 0
         self.hit_characters = 0
-        """Characters of pieces that were known."""
+        """The characters of pieces that were known."""
         self.missed_characters = 0
         self._special = {text: array("I", [token]) for text, token in cuts.tokens.items()}
         longest_first = sorted(self._special, key=len, reverse=True)
@@ -93,7 +93,7 @@ class PieceCache:
         )
 
     def __len__(self) -> int:
-        """How many pieces are known."""
+        """The number of pieces that are known."""
         return len(self._known)
 
     def encode(self, text: str) -> "array[int]":
@@ -143,7 +143,7 @@ class PieceCache:
         return packed
 
     def _parts(self, text: str) -> "list[str | array[int]]":
-        """The pieces of a text in order; of special tokens the ids."""
+        """The pieces of a text in order; for special tokens, their ids."""
         if self._separator is None:
             parts: list[str | array[int]] = []
             self._cut(text, parts)
@@ -158,7 +158,9 @@ class PieceCache:
 
     @staticmethod
     def _found(pattern: re.Pattern[str], text: str, longest: int) -> Iterator[re.Match[str]]:
-        """All matches, from left to right; none is longer than that. Others have a turn after each look."""
+        """All matches, from left to right; none is longer than `longest`. Other threads have a turn after
+        each search.
+        """
         at = 0
         while at < len(text):
             look = at + LOOK_CHARACTERS
@@ -188,7 +190,7 @@ class PieceCache:
         raise TooLongPieceError(f"a piece of more than {self._max_piece_bytes} bytes")
 
     def _place_to_cut(self, part: str, at: int) -> re.Match[str] | None:
-        """The first one from there on, if a piece may be that long."""
+        """The first place to cut from `at` on; None if the piece would be too long."""
         until = min(len(part), at + self._max_piece_bytes)
         while at < until:
             look = min(at + LOOK_CHARACTERS, until)
@@ -210,7 +212,7 @@ class PieceCache:
 
 
 def batches(texts: Iterable[str], slice_bytes: int) -> Iterator[tuple[list[str], int]]:
-    """The same in order, as many at once as make a slice, and how many bytes those have."""
+    """The texts in order, in batches of a slice each, with the bytes of each batch."""
     batch: list[str] = []
     size_bytes = 0
     for text in texts:

@@ -24,7 +24,7 @@ ADD_TIMEOUT_S = 5.0
 check."""
 
 
-class Watch(Protocol):
+class OperatorsWatch(Protocol):
     """What the operators' source may ask of the watch, beside what every source may."""
 
     def drain(self, address: str, *, undo: bool = False) -> bool:
@@ -55,7 +55,7 @@ class AdminMembership:
         self,
         config: Config,
         fleet: Fleet,
-        watch: Watch,
+        watch: OperatorsWatch,
         engines: WatchClient,
         kept: Kept | None,
         clock: Callable[[], float],
