@@ -1,4 +1,4 @@
-"""What every engine's prefix cache holds, block by block, told by the engines' own KV-cache events.
+"""What every engine's prefix cache holds, block by block, known from the engines' own KV-cache events.
 
 Three modules are for users; docs/kvevents.md shows how they are used together. All others are private.
 

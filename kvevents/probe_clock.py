@@ -39,7 +39,8 @@ class ProbeClock:
     def replay_ended(self, now: float, *, batches: int, complete: bool) -> bool:
         """A replay has ended. Returns whether it brought batches that should have been heard live.
 
-        What the first replay of a connection brings was published before the connection, so it never counts.
+        Up to the first complete replay of a connection none counts: its batches were published before the
+        connection.
         """
         late = self._settle_at is not None and batches > 0
         if late:

@@ -36,13 +36,13 @@ SHARE = 4
 each."""
 
 RESERVE = 8
-"""The fraction of the memory that is for small bodies alone is one in this many."""
+"""One part in this many of the memory is for small bodies alone."""
 
 SMALL_BYTES = 1 << 20
 """The most bytes of a small body; prompts of 100 000 tokens are below it."""
 
 SMALL_IN_RESERVE = 8
-"""Where the limit is low, a small body is at most this fraction of the reserve."""
+"""Where the limit is low, a small body has at most one part in this many of the reserve."""
 
 
 NUMBER_BYTES = 8

@@ -71,7 +71,7 @@ class Gate:
         return outcome.admitted
 
     def close(self) -> None:
-        """Let no new request in any more, and refuse those that wait; retries are still let in."""
+        """Let no new request in any more, and refuse new ones that wait; retries are still let in."""
         self._tell(self._lanes.close(self._clock()))
 
     async def _wait(self, turn: Turn) -> Outcome:

@@ -184,7 +184,7 @@ class Lanes:
         return refusal
 
     def close(self, now: float) -> list[Outcome]:
-        """Let no new request in any more, and refuse those that wait; retries are still let in."""
+        """Let no new request in any more, and refuse new ones that wait; retries are still let in."""
         self._stopping = True
         new = [waiting.item for waiting in self._queue if not waiting.item.ticket.of.admitted]
         refusals: list[Outcome] = [self._refuse(turn, self._refusals.stopping(), now) for turn in new]

@@ -50,7 +50,8 @@ class _Kept:
         self.found = Found()
         self.followed_at = now
         self.epoch = 0
-        """The subscriber's epoch when the snapshot was written; in a later epoch the snapshot is wrong."""
+        """The subscriber's epoch that the snapshot, if there is one, belongs to; in a later epoch it is
+        wrong."""
         self.written: Checkpoint | None = None
         self.current_at: float | None = None
         """When the snapshot was last all that is known of the rank."""

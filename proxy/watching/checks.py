@@ -17,8 +17,8 @@ from proxy.upstream.engine_api.models import MODELS
 WRONG_PORT = "is this vLLM's --port?"
 
 STALLED = 1.5
-"""A check that missed its timeout and took this many times as long was held up by this process, not by the
-engine."""
+"""A check without an answer that lasted more than this many times its timeout was held up by this process,
+not by the engine."""
 
 
 class Finding(enum.StrEnum):

@@ -29,8 +29,8 @@ LOOK_EVERY_S = 5.0
 """Seconds between two questions to an engine what it serves and where it publishes: adapters come and go."""
 
 ONE_CHECK_FOR_ALL_S = 0.05
-"""Seconds by which a check that a failed leg asks for is put off: many legs fail at once, and one check is
-enough."""
+"""The least seconds between two checks of an instance: many legs fail at once, and one check is enough for
+all."""
 
 
 class Watched:
