@@ -1,11 +1,12 @@
-"""Blocks that decisions just made will bring to an instance, until its events say so or time is up.
+"""Blocks that recent decisions will bring to an instance count there until its events announce them, or time
+is up.
 
-An overlay beside the index, which stays free of guesses: a burst of requests with one prefix meets on one
+They are kept beside the index, which stays free of guesses: the requests of a burst with one prefix go to one
 instance although the first of them has not been computed yet.
 
-A block's key stands for all before it (docs/adr/0001-block-keys.md), so two prompts that share a key share
-all keys up to there. The overlay is a tree of runs of such keys: what prompts have in common is held once, a
-block takes the 8 bytes of its key, and whether a run of thousands is shared is told by its last one.
+A block's key stands for all blocks before it (docs/adr/0001-block-keys.md), so two prompts that share a key
+share all keys up to it. The blocks are a tree of runs of such keys: what prompts have in common is kept once,
+a block takes the 8 bytes of its key, and the last key of a run shows whether a prompt shares all of it.
 """
 
 import bisect
@@ -14,17 +15,17 @@ from collections import deque
 from collections.abc import Sequence
 
 SETTLE_S = 2.0
-"""How long blocks stay expected after their prefill leg ended: its events are published before its answer, so
-this only has to cover their way here."""
+"""Seconds that blocks stay expected after their prefill leg ended: its events are published before its
+answer, so only their way here has to be covered."""
 
 SWEPT_AT_ONCE = 64
-"""Legs whose time is up that one call forgets, a tenth of a millisecond."""
+"""The most legs whose time is up that one call forgets, in a tenth of a millisecond."""
 
 _Place = tuple[str, int]
 
 
 class _Run:
-    """Blocks one after another that were expected together so far, and what follows them."""
+    """Consecutive blocks that have been expected together so far, and the runs that follow them."""
 
     __slots__ = ("after", "before", "keys", "running", "until")
 
@@ -32,32 +33,32 @@ class _Run:
         self, keys: "array[int]", before: "_Run | None", running: int = 0, until: float = 0.0
     ) -> None:
         self.keys = keys
-        """At least one, but for the root of a tree."""
+        """The keys of the blocks: at least one, except in the root of a tree."""
         self.before = before
         self.after: dict[int, _Run] = {}
-        """By their first key."""
+        """The runs that follow, by their first key."""
         self.running = running
-        """How many legs that are under way bring them."""
+        """The number of legs under way that bring these blocks."""
         self.until = until
-        """When those that came are no longer expected."""
+        """When these blocks are not expected any more, if no leg under way brings them."""
 
     def is_expected(self, now: float) -> bool:
         return self.running > 0 or self.until > now
 
     def shared(self, keys: Sequence[int], at: int) -> int:
-        """How many blocks it shares with a prompt whose block `at` is its first."""
+        """The number of blocks that the run shares with a prompt, from the prompt's block `at` on."""
         most = min(len(self.keys), len(keys) - at)
         if self.keys[most - 1] == keys[at + most - 1]:
             return most
         return 1 + bisect.bisect_left(range(1, most), True, key=lambda n: self.keys[n] != keys[at + n])
 
     def put(self, keys: "array[int]") -> "_Run":
-        """Let new blocks follow."""
+        """Add a run that follows this one."""
         run = self.after[keys[0]] = _Run(keys, self)
         return run
 
     def cut(self, blocks: int) -> "_Run":
-        """Leave so many blocks to a new run before this one, and return that."""
+        """Move the first `blocks` blocks into a new run before this one, and return the new run."""
         before = self.before
         if before is None:
             raise RuntimeError("the root of a tree has no blocks")
@@ -68,19 +69,20 @@ class _Run:
 
 
 class _Tree:
-    """What is expected at one place."""
+    """The blocks that are expected on one rank."""
 
     def __init__(self) -> None:
         self.root = _Run(array("Q"), None)
         self._settled: deque[tuple[float, _Run]] = deque()
-        """When each leg's blocks are no longer expected, and the last of them; the first to go first."""
+        """For each leg that has ended, the time until which its blocks are expected, and its last run;
+        ascending."""
 
     def __bool__(self) -> bool:
         return bool(self.root.after) or bool(self._settled)
 
     @property
     def runs(self) -> int:
-        """How many it has."""
+        """The number of runs."""
         found, new = 0, [self.root]
         while new:
             after = new.pop().after.values()
@@ -89,7 +91,7 @@ class _Tree:
         return found
 
     def last_run(self, keys: Sequence[int]) -> _Run:
-        """The run that ends with the last of a prompt's blocks; what of them is not here is put in."""
+        """The run that ends with the last of a prompt's blocks; blocks that are missing are added."""
         run, at = self.root, 0
         while at < len(keys):
             then = run.after.get(keys[at])
@@ -102,7 +104,7 @@ class _Tree:
         return run
 
     def settle(self, last: _Run, until: float) -> None:
-        """A leg's blocks, up to these, have come, and are expected until then."""
+        """A leg has ended: its blocks, up to the run `last`, have come, and are expected until then."""
         run: _Run | None = last
         while run is not None:
             run.until = max(run.until, until)
@@ -110,7 +112,7 @@ class _Tree:
         self._settled.append((until, last))
 
     def prune(self, last: _Run, now: float) -> None:
-        """Forget a leg's blocks, up to these, as far as nothing else brings them."""
+        """Forget a leg's blocks, up to the run `last`, except those that other legs bring or brought."""
         while not last.after and not last.is_expected(now) and (before := last.before) is not None:
             if before.after.get(last.keys[0]) is last:
                 del before.after[last.keys[0]]
@@ -125,9 +127,9 @@ class _Tree:
 
 
 class PredictedBlocks:
-    """Expected blocks per (instance, rank). Times are seconds of any one monotonic clock.
+    """Expected blocks by (instance, rank). Times are seconds of any one monotonic clock.
 
-    `keys` are those of all blocks of a prompt, from the first one on.
+    `keys`: those of all blocks of a prompt, from the first one on.
     """
 
     def __init__(self, settle_s: float = SETTLE_S) -> None:
@@ -136,12 +138,12 @@ class PredictedBlocks:
 
     @property
     def runs(self) -> int:
-        """How many runs of blocks are held."""
+        """The number of runs of blocks that are kept."""
         return sum(tree.runs for tree in self._trees.values())
 
     @property
     def legs(self) -> int:
-        """How many legs that bring blocks are under way."""
+        """The number of legs under way that bring blocks."""
         return sum(tree.root.running for tree in self._trees.values())
 
     def expect(self, instance: str, rank: int, keys: Sequence[int]) -> None:
@@ -155,7 +157,7 @@ class PredictedBlocks:
             run = run.before
 
     def settle(self, instance: str, rank: int, keys: Sequence[int], now: float, *, came: bool) -> None:
-        """That leg has ended; `came` tells whether it was computed."""
+        """That leg has ended; `came`: whether it was computed."""
         if not keys:
             return
         tree = self._trees.setdefault((instance, rank), _Tree())
@@ -175,7 +177,7 @@ class PredictedBlocks:
         return (instance, rank) in self._trees
 
     def prefix_blocks(self, instance: str, rank: int, keys: Sequence[int], now: float) -> int:
-        """How many leading blocks of a prompt are expected there."""
+        """The number of leading blocks of a prompt that are expected there."""
         tree = self._swept((instance, rank), now)
         if tree is None:
             return 0
@@ -197,7 +199,7 @@ class PredictedBlocks:
             del self._trees[place]
 
     def _swept(self, place: _Place, now: float) -> _Tree | None:
-        """What is there still."""
+        """The tree of a rank without what is not expected any more; None if nothing is left."""
         tree = self._trees.get(place)
         if tree is None:
             return None

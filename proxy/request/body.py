@@ -317,7 +317,7 @@ class _Whole:
         self._marks = re.compile(rb'"%b:(\d+)"' % self._name.encode())
 
     def without(self, names: Collection[str]) -> "_Whole":
-        """The same without what is known of these members."""
+        """The text without the places of these members."""
         spans = {name: span for name, span in self.spans.items() if name not in names}
         return _Whole(self._view, spans, self._name)
 

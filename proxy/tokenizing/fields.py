@@ -32,9 +32,10 @@ class Truncation(msgspec.Struct, frozen=True):
     """How a prompt that is too long is shortened."""
 
     tokens: int
-    """How many stay."""
+    """The number of tokens that stay."""
     side: str | None
-    """Where others are cut off; None for the tokenizer's own choice, which counts special tokens apart."""
+    """The side on which others are cut off; None: the tokenizer's own side, where special tokens are counted
+    separately."""
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -47,45 +48,47 @@ class Given(msgspec.Struct, frozen=True):
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """An engine's /tokenize can tell, and so can its tokenizer in this process."""
+    """An engine's /tokenize, or its tokenizer in this process, can make the token ids."""
 
     body: Encoded
     """A long one is read where the request's own lies, so what waits for its turn holds no second one."""
     kind: str
     needs: frozenset[str] = frozenset()
-    """What the tokenizer in this process must agree with engines about: kinds of `parity.questions`."""
+    """What the tokenizer in this process must agree with engines about: names of `parity.QUESTIONS`."""
     truncation: Truncation | None = None
     members: Members = NO_MEMBERS
     media: int = 0
-    """How many images, sounds and videos the conversation has. `body` has stubs in their place, which no
-    engine takes: only the tokenizer in this process can tell the prompt, and only up to the first of them."""
+    """The number of images, sounds and videos of the conversation.
+
+    `body` has stubs in their place, which no engine takes: only the tokenizer in this process can make the
+    prompt, and only up to the first of them."""
 
     @property
     def estimated_tokens(self) -> int:
-        """The prompt's length where it is not known: four bytes of text a token."""
+        """The length of the prompt if its tokens are not known: four bytes of text a token."""
         return max(1, len(self.body) // 4 + self.media * MEDIA_TOKENS)
 
 
 MEDIA_TOKENS = 1000
-"""For load counting: what models make of an image of a megapixel, or of half a minute of sound (Qwen2.5-VL,
-Ultravox)."""
+"""The tokens that count for the load of one of them: what models make of an image of a megapixel, or of half
+a minute of sound (Qwen2.5-VL, Ultravox)."""
 
 
 class Unknowable(msgspec.Struct, frozen=True):
-    """The prompt's tokens cannot be told for sure."""
+    """The prompt's tokens cannot be known for certain."""
 
     why: WhyUnknown
     kind: str = ""
     members: Members = NO_MEMBERS
     excess: Excess | None = None
-    """It fits nowhere, for sure."""
+    """By how much it is longer than any context; None if it may fit."""
 
 
 class Sorted(msgspec.Struct, frozen=True):
     """What the members of a request are to its prompt, before their values are read."""
 
     request: GenerationRequest
-    """In the words of `/tokenize`: of a dialect in TOKENIZED."""
+    """The request in a dialect in TOKENIZED, which `/tokenize` knows."""
     shaping: frozenset[str]
     kind: str
     members: Members
@@ -109,16 +112,16 @@ _decode_tokens = msgspec.json.Decoder(list[int]).decode
 def what_to_tokenize(
     request: GenerationRequest, bounds: Bounds | None = None, facts: EngineFacts | None = None
 ) -> Given | Ask | Unknowable:
-    """How the token ids of a request's prompt can be had: `sort_members` and `read_prompt` in one."""
+    """How to get the token ids of a request's prompt: `sort_members` and `read_prompt` in one."""
     found = sort_members(request, facts if facts is not None else EngineFacts())
     return found if isinstance(found, Unknowable) else read_prompt(found, bounds or Bounds())
 
 
 def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unknowable:
-    """What the members are to the prompt. `facts`: what engines have said of how they read requests.
+    """What the members are to the prompt; `facts`: how engines read requests.
 
-    `kind` names the members that shape the prompt, and those nobody knows: requests of one kind are rendered
-    the same way, so one that turns out to be counted wrongly speaks for all of its kind.
+    `kind` names the members that shape the prompt, and unknown ones: requests of one kind are rendered in the
+    same way, so if one of them is counted wrongly, all of its kind are.
     """
     as_tokenized = request.dialect.prompt(request.body)
     if as_tokenized is None:
@@ -154,10 +157,9 @@ def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unk
 
 
 def read_prompt(found: Sorted, bounds: Bounds) -> Given | Ask | Unknowable:
-    """How the token ids can be had. Pure; for a large body it takes long, so it may be done in another
-    thread.
+    """How to get the token ids. Pure; it takes long for a large body, so another thread may do it.
 
-    Of a prompt above the bounds no more is read than it takes to know that.
+    Of a prompt that is longer than the bounds only as much is read as shows that.
     """
     request, body = found.request, found.request.body
     shaping, kind, members = set(found.shaping), found.kind, found.members
@@ -182,15 +184,17 @@ def read_prompt(found: Sorted, bounds: Bounds) -> Given | Ask | Unknowable:
 
 
 def _is_too_much(body: Body, shaping: set[str], media_bytes: int, bounds: Bounds) -> bool:
-    """Whether what makes the prompt is more than is read of any, for it will hardly fit."""
+    """Whether the members that make the prompt are more than is read of any prompt, because it will hardly
+    fit.
+    """
     size_bytes = sum(len(body.view(name) or b"") for name in shaping) - media_bytes
     values = sum(map(body.values_in, shaping))
     return size_bytes > bounds.work_bytes or values > bounds.limits.max_work_values
 
 
 def _choice(body: Body) -> Choice | None:
-    """The choice of tools, None for what an absent one means. Raises msgspec.DecodeError for what an engine
-    refuses.
+    """The choice of tools; None for `auto`, which is also the meaning of an absent one. Raises
+    msgspec.DecodeError for what an engine refuses.
     """
     view = body.view("tool_choice") or b"null"
     if len(view) > MAX_SCALAR_BYTES:
@@ -204,13 +208,13 @@ def _choice(body: Body) -> Choice | None:
 def _truncation(body: Body, shaping: set[str]) -> Truncation | None:
     """Raises msgspec.DecodeError for what an engine refuses, or where the length depends on the leg."""
     if "truncate_prompt_tokens" not in shaping:
-        return None  # a side alone does nothing
+        return None  # a side alone has no effect
     tokens = _decode_length(body.view("truncate_prompt_tokens") or b"")
     return Truncation(tokens, _decode_side(body.view("truncation_side") or b"null"))
 
 
 def _template_variables(body: Body, shaping: set[str]) -> dict[str, Any]:
-    """`chat_template_kwargs` with the members that vLLM puts there."""
+    """`chat_template_kwargs` with the members that vLLM adds to them."""
     if not shaping & _VARIABLES:
         return {}
     variables: dict[str, Any] = _decode_variables(body.view("chat_template_kwargs") or b"null") or {}
@@ -236,7 +240,7 @@ _MARKS = {b'"developer"': "developer", b'"reasoning': "reasoning"}
 def _question(
     request: GenerationRequest, shaping: set[str], put: dict[str, Any], *, stubs: bool = False
 ) -> Encoded:
-    """What to ask an engine's /tokenize; with stubs for media, what to ask the tokenizer here."""
+    """The question for an engine's /tokenize; with stubs for media, for the tokenizer in this process."""
     body = request.body
     members: dict[str, Any] = {
         name: msgspec.Raw(view)
@@ -305,7 +309,7 @@ def _text(
     bounds: Bounds,
     members: Members,
 ) -> Unknowable | None:
-    """Why a text is not to be tokenized, if it is too long for that."""
+    """Why a text is not tokenized, if it is too long for that; None if it is not."""
     if truncation is None and len(text) > bounds.max_characters:
         excess = bounds.of_characters(least_characters(text, blanks=True))
         if excess is not None:
@@ -320,7 +324,7 @@ _IDS_AT_ONCE_BYTES = 256 << 10
 def _token_ids(ids: memoryview) -> "array[int]":
     """Token ids; a long list is read in parts, between which other threads have a turn.
 
-    Raises msgspec.DecodeError, also for what has not 32 bits.
+    Raises msgspec.DecodeError, also for an id that is no number of 32 bits.
     """
     found = array("I")
     try:

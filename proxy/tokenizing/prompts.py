@@ -52,9 +52,9 @@ _LOCALLY = " by --tokenizer"
 _COMPLETION = frozenset({"completion"})
 
 TEXT_COPIES = 8
-"""A question, what a template gets of it, the text that it makes, its pieces and their tokens weigh so many
-times the question; what the library makes of one slice comes on top, some 20 MB in all
-(`pieces.MAX_PIECE_BYTES`)."""
+"""The memory that a question takes is this many times its text: the question, what a template gets of it, the
+text that it makes, its pieces and their tokens. The library's objects for one slice come on top, some 20 MB
+in all (`pieces.MAX_PIECE_BYTES`)."""
 
 
 def _nothing() -> None:
@@ -70,7 +70,7 @@ class Tokenized(msgspec.Struct, frozen=True):
     prefix_only: bool = False
     """Whether `prompt` is only its beginning: it is known up to its first image or sound."""
     estimated_tokens: int | None = None
-    """Its length where something better than the body's size tells it."""
+    """Its length, if something better than the body's size shows it."""
     members: Members = NO_MEMBERS
     """What the request's members are to its prompt."""
     excess: Excess | None = None

@@ -21,17 +21,20 @@ CHUNK = 1024
 the same text costs more look-ups, with twice that more of a text that grew is tokenized again."""
 
 CACHE_BYTES = 128 << 20
-"""About 60 million characters of distinct text at some 2 bytes each: what an hour of chats brings along."""
+"""The bytes of the cache: about 60 million characters of distinct text, at some 2 bytes each, as an hour of
+chats has."""
 
 _ENTRY_BYTES = 250
 """The bytes of a dict entry with its key object and its value object, without their contents."""
 
 MAX_PIECE_BYTES = 64 << 10
-"""Of a piece in UTF-8. While it is tokenized the library makes 90 to 230 bytes for each of them (measured
-with tokenizers 0.22 and a byte-level vocabulary: letters 130, Chinese 135, digits 180, base64 210, Cyrillic
-230), so 15 MB at most, once. Longer ones are asked of engines. Prose, code and minified scripts of Latin
-letters have a place to cut every few KiB; a message of Chinese or of Cyrillic letters, a table of numbers and
-base64 have none: so much of these is 21 000, 33 000 and 65 000 characters."""
+"""The largest piece, in UTF-8; texts with longer ones are left to engines.
+
+While a piece is tokenized the library makes 90 to 230 bytes for each of its bytes (measured with tokenizers
+0.22 and a byte-level vocabulary: letters 130, Chinese 135, digits 180, base64 210, Cyrillic 230), so 15 MB at
+most, once. Prose, code and minified scripts of Latin letters have a place to cut every few KiB. A message of
+Chinese or of Cyrillic letters, a table of numbers and base64 have none: 64 KiB of these are 21 000, 33 000
+and 65 000 characters."""
 
 LOOK_CHARACTERS = 1 << 14
 """The characters that are searched at once, before other threads have a turn."""
