@@ -24,7 +24,8 @@ from proxy.doctor.runs import Search
 from proxy.tasks import TaskOwner
 
 NEVER_S = 3600.0
-"""Seconds, so many that the subscriber asks for no replay by itself: a probe's event has to come live."""
+"""Seconds that never pass in a run: the subscriber asks for no replay by itself, since a probe's event has to
+come live."""
 
 _LOOK_EVERY_S = 0.02
 

@@ -33,7 +33,7 @@ class DiskThread(Executor):
                 return
             try:
                 result = function(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001  # it belongs to whoever waits
+            except BaseException as error:  # noqa: BLE001  # raised to the caller that waits
                 future.set_exception(error)
             else:
                 future.set_result(result)

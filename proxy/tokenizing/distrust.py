@@ -17,7 +17,7 @@ that was distrusted longest ago is forgotten."""
 
 
 class Distrust:
-    """The kinds that are distrusted now. Whoever makes a kind bounds the names of members in it."""
+    """The kinds that are distrusted now; names of members in a kind are bounded where it is made."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

@@ -84,7 +84,7 @@ class Lease(Protocol):
     """Memory that is held until `end`."""
 
     def hold(self, size_bytes: int) -> bool:
-        """Hold so much from now on; False if there is not so much."""
+        """Hold so many bytes from now on. Returns False if there are not so many."""
         ...
 
     def end(self) -> None:
@@ -93,7 +93,7 @@ class Lease(Protocol):
 
 
 class Memory(Protocol):
-    """What is shared by all that is held for requests."""
+    """The memory that all requests share."""
 
     def lease(self, client: Hashable) -> Lease:
         """A lease of a client that holds nothing yet."""
@@ -172,7 +172,7 @@ class PromptTokenizer:
         return Tokenized(prompt, kind, prefix_only=media > 0, estimated_tokens=estimate, members=how.members)
 
     async def measure(self, request: GenerationRequest, client: str = ANONYMOUS) -> Tokenized:
-        """What a prompt weighs whose tokens nobody reads; no engine is asked. Raises nothing."""
+        """The estimated size of a prompt whose tokens are not needed; no engine is asked. Raises nothing."""
         bounds = self._bounds(request.model)
         shortened = bool(request.body.given(TRUNCATING))
         if (count := ids_given(request)) is not None:
@@ -317,7 +317,9 @@ class PromptTokenizer:
             return None
 
     def _charged(self, size_bytes: int, client: str) -> Callable[[], None] | None:
-        """Hold memory for some work; what gives it back, from any thread. None if there is not so much."""
+        """Hold memory for some work. Returns what gives it back, callable in any thread; None if there is not
+        so much.
+        """
         if self._memory is None:
             return _nothing
         lease = self._memory.lease(client)

@@ -43,7 +43,7 @@ _BETWEEN_WORDS = re.compile(r"[A-Za-z](?= [A-Za-z])")
 _PLACE_CHARACTERS = 3
 
 Encode = Callable[[Sequence[str]], "list[array[int]]"]
-"""The ids of each text, `array("I")`, without special tokens around them."""
+"""Returns the ids of each text, `array("I")`, without special tokens around them."""
 
 
 class TooLongPieceError(ValueError):
@@ -63,8 +63,8 @@ class PieceCache:
         max_piece_bytes: int = MAX_PIECE_BYTES,
         slice_bytes: int = SLICE_BYTES,
     ) -> None:
-        """`encode` is asked for pieces not known, by whichever thread wants them; `max_bytes` bounds what is
-        kept. `chunk`, `max_piece_bytes`, `slice_bytes`: as the constants of these names.
+        """`encode`: called for pieces that are not known, in the thread that needs them. `max_bytes`: of the
+        pieces that are kept. `chunk`, `max_piece_bytes`, `slice_bytes`: as the constants of these names.
         """
         self._encode = encode
         self._max_piece_bytes = max_piece_bytes

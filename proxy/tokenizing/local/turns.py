@@ -1,10 +1,10 @@
 """Texts are tokenized a slice at a time, in fair turns: a long one delays others by one slice at most.
 
-Clients take turns as they do in front of the engines (`proxy.fair_queue`), counted in bytes; of a
-client's own texts the one with the least left goes first, so short ones do not wait for long ones where
-nobody tells clients apart. What cannot be cut, and so makes one long slice, never has all threads; where
-long slices of a client wait, no more of its texts is read ahead of them. Whoever is not waited for any more
-gets no turn.
+Clients take turns as they do in front of the engines (`proxy.fair_queue`), counted in bytes. Of a client's
+own texts the one with the least left goes first, so that short ones do not wait for long ones where clients
+are not told apart. A text that cannot be cut, and so makes one long slice, never gets all threads; while long
+slices of a client wait, no more of its texts are read ahead of them. A job whose caller has gone gets no
+turn.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ own objects."""
 
 
 READ_AHEAD = 2
-"""Texts of a client that were read and wait with a long slice; until one goes, others stay unread in their
-requests' bodies."""
+"""The most texts of a client that were read and wait with a long slice; until one of them goes, others stay
+unread in their requests' bodies."""
 
 
 class Slice(NamedTuple):
@@ -63,7 +63,7 @@ class _Turn(Generic[R]):
         self.done = done
         self.begun = False
         self.is_ahead = False
-        """Whether it has begun and waits with a long slice."""
+        """Whether the job has begun, and waits with a long slice."""
         self.waiting: Waiting[_Turn[Any]] | None = None
 
 
@@ -85,8 +85,10 @@ class Turns:
             ThreadPoolExecutor(threads, thread_name_prefix="tokens") if executor is None else executor
         )
         self._queue: FairQueue[_Turn[Any]] = FairQueue(sys.maxsize)
-        """In lanes: whether the next slice is a long one. What waits was paid for by its body, so nothing is
-        refused. Who has enough texts read ahead is held back: its jobs that have begun go on."""
+        """The jobs that wait; their lanes are whether the next slice is a long one.
+
+        Their memory is paid for by their bodies, so none is refused. A client with enough texts read ahead is
+        held back; its jobs that have begun go on."""
         self._ahead: Counter[str] = Counter()
         self._running = {False: 0, True: 0}
         self._closed = False
