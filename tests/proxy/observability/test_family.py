@@ -1,6 +1,7 @@
 """A family's declaration is what `/metrics` and docs/metrics.md say of it."""
 
 import pathlib
+import re
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -8,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from kvevents import Reason
 from proxy.caches.tallies import Cause, Outcome
 from proxy.cli import reference
+from proxy.cli.flags.commands import SETTINGS
 from proxy.fleet.circuit import Circuit
 from proxy.happenings import Checked, EventDropped
 from proxy.observability.family import Family, counted, distribution, gauge
@@ -28,6 +30,12 @@ def test_the_page_is_what_is_declared(tmp_path: pathlib.Path) -> None:
         reference.main(["--check", str(other)])
     reference.main([str(other)])
     assert other.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_names_no_flag_that_is_not() -> None:
+    named = set(re.findall(r"`(--[a-z-]+)", PAGE.read_text(encoding="utf-8")))
+    assert len(named) > 5
+    assert named <= {declared.setting.flag for declared in SETTINGS}
 
 
 @pytest.mark.parametrize(
