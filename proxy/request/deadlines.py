@@ -3,6 +3,7 @@
 """
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,21 +18,73 @@ MAX_DIGITS = 12
 mistake."""
 
 
+MIN_PAUSE_S = 0.005
+"""How long an alarm pauses after it rang: so much later a deadline may be seen that is close behind another.
+Each time it looks at all that is under way."""
+
+
+class Alarm:
+    """Ends what is late, by one timer of its loop for all deadlines: hardly any is ever reached."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._awaited: dict[Scope, float] = {}
+        """When each ends, on the loop's clock."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf
+
+    def set(self, scope: "Scope", ends_at: float) -> None:
+        """End it then."""
+        self._awaited[scope] = ends_at
+        if ends_at < self._rings_at:
+            self._wind(ends_at)
+
+    def unset(self, scope: "Scope") -> None:
+        """It is over. The timer may ring for it in vain: it is set again only then."""
+        self._awaited.pop(scope, None)
+
+    def _wind(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_at = at
+        self._timer = self.loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        now = self.loop.time()
+        self._timer, self._rings_at = None, math.inf
+        for scope in [scope for scope, ends_at in self._awaited.items() if ends_at <= now]:
+            del self._awaited[scope]
+            scope.end()
+        if self._awaited:
+            self._wind(max(min(self._awaited.values()), now + MIN_PAUSE_S))
+
+
+_alarm: Alarm | None = None
+
+
+def alarm() -> Alarm:
+    """That of the running loop: the same one for as long as no other loop asks."""
+    global _alarm  # noqa: PLW0603  # a process has one loop, and looking it up otherwise costs more than a timer
+    loop = asyncio.get_running_loop()
+    if _alarm is None or _alarm.loop is not loop:
+        _alarm = Alarm(loop)
+    return _alarm
+
+
 class Scope(ABC):
     """Ends what is awaited in its `with` block when time is up, or when `end` is called; then `late` is
     raised.
 
-    It does what `asyncio.timeout` does, without coroutines of its own: a request enters ten of these, and a
-    stream one for each chunk.
+    It does what `asyncio.timeout` does, without coroutines and timers of its own.
     """
 
-    __slots__ = ("_cancelling", "_ended", "_ends_at", "_task", "_timer")
+    __slots__ = ("_alarm", "_cancelling", "_ended", "_ends_at", "_task")
 
     def __init__(self, ends_at: float | None) -> None:
         """`ends_at`: by the event loop's clock; None if only `end` ends it."""
         self._ends_at = ends_at
         self._ended = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm: Alarm | None = None
 
     @abstractmethod
     def late(self) -> Exception:
@@ -50,14 +103,15 @@ class Scope(ABC):
         self._task = task
         self._cancelling = task.cancelling()
         if self._ends_at is not None:
-            self._timer = asyncio.get_running_loop().call_at(self._ends_at, self.end)
+            self._alarm = alarm()
+            self._alarm.set(self, self._ends_at)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._alarm is not None:
+            self._alarm.unset(self)
         # If the task was cancelled by someone else as well, that cancellation goes on.
         if self._ended and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise self.late() from None
