@@ -63,6 +63,12 @@ class EngineAnswer:
         most = self._max_bytes if max_bytes is None else min(max_bytes, self._max_bytes)
         if self._content_length > most:
             raise self._too_long(most)
+        if (connection := self._connection) is not None and connection.has_whole:
+            chunk = connection.answer.take()
+            self.close()
+            if len(chunk) > most:
+                raise self._too_long(most)
+            return chunk
         chunks: list[bytes] = []
         size_bytes = 0
         while chunk := await self._next(None, _CUT):
@@ -217,7 +223,7 @@ class EngineClient:
             head = head_of(method, instance, path, headers, size_bytes, self._authorization)
         except ValueError as error:
             raise LegBrokenError(instance, f"no answer ({error})") from error
-        connection = await self._pool.acquire(instance)
+        connection = self._pool.free(instance) or await self._pool.fresh(instance)
         try:
             return await self._answered(connection, head, path, body)
         except LegBrokenError:
@@ -233,7 +239,8 @@ class EngineClient:
     ) -> EngineAnswer:
         """Send a request and wait for the head of its answer, which owns the connection from then on."""
         try:
-            await connection.send(head, body)
+            if not connection.send_whole(head, body) and body is not None:
+                await connection.send(head, body)
             await connection.head()
             return EngineAnswer(path, len(body or b""), connection, self._pool)
         except BaseException:

@@ -135,6 +135,11 @@ class Connection(asyncio.Protocol):
         return answer.complete and answer.reusable and self._sent_whole and self.is_open
 
     @property
+    def has_whole(self) -> bool:
+        """Whether the whole answer is here."""
+        return self.answer.complete and self.answer.broken is None and not self._reading_paused
+
+    @property
     def is_given_up(self) -> bool:
         """Whether its engine was given up while a request waited for it."""
         return self._given_up is not None
@@ -142,35 +147,40 @@ class Connection(asyncio.Protocol):
     @property
     def is_waited_for(self) -> bool:
         """Whether a request waits for the engine: for bytes, or for room to write."""
-        return self._waiter is not None
+        return self._waiter is not None and not self._waiter.done()
 
     def begin(self) -> None:
         """A request will be sent on it."""
         self.in_use = True
         self.answer.begin()
 
-    async def send(self, head: bytes, body: Encoded | bytearray | None) -> None:
-        """Write a request. Returns early if the engine answers, or closes, before it has all of it."""
+    def send_whole(self, head: bytes, body: Encoded | bytearray | None) -> bool:
+        """Write a request at once if its body is small; tells whether it was."""
+        if body is None:
+            body = b""
+        elif not isinstance(body, bytes) or len(body) > WHOLE_BYTES:
+            return False
+        if self.is_open:
+            self._must.write(head + body)
+        return True
+
+    async def send(self, head: bytes, body: Encoded | bytearray) -> None:
+        """Write a request piece by piece. Returns early if the engine answers, or closes, before its end."""
         if not self.is_open:
             return
-        if body is None:
-            self._must.write(head)
-        elif isinstance(body, bytes) and len(body) <= WHOLE_BYTES:
-            self._must.write(head + body)
-        else:
-            self._sent_whole = False
-            self._at_head = True
-            self._must.write(head)
-            for piece in body if isinstance(body, Pieces) else (body,):
-                view = memoryview(piece)
-                for start in range(0, len(view), WHOLE_BYTES):
-                    while self._paused and self.is_open and not self._has_said:
-                        await self._wait(None)
-                    if self._has_said or not self.is_open:
-                        return
-                    self._must.write(bytes(view[start : start + WHOLE_BYTES]))
-                    await asyncio.sleep(0)
-            self._sent_whole = True
+        self._sent_whole = False
+        self._at_head = True
+        self._must.write(head)
+        for piece in body if isinstance(body, Pieces) else (body,):
+            view = memoryview(piece)
+            for start in range(0, len(view), WHOLE_BYTES):
+                while self._paused and self.is_open and not self._has_said:
+                    await self._wait(None)
+                if self._has_said or not self.is_open:
+                    return
+                self._must.write(bytes(view[start : start + WHOLE_BYTES]))
+                await asyncio.sleep(0)
+        self._sent_whole = True
 
     async def head(self) -> None:
         """Wait for the head of the answer. Raises LegBrokenError if there is none."""
@@ -179,7 +189,8 @@ class Connection(asyncio.Protocol):
         while not answer.head:
             if answer.broken is not None or self._lost is not None:
                 raise self._broken("no answer")
-            await self._wait(None)
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         if answer.broken is not None:
             raise self._broken("no answer")
         if not 200 <= answer.status <= 599:  # 101 and numbers that are no status

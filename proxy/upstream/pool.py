@@ -145,24 +145,25 @@ class Pool(Listener):
             engine.forgotten = True
             self._clear(engine)
 
-    async def acquire(self, instance: str) -> Connection:
-        """A connection on which to send one request; it MUST be given to `release` afterwards.
-
-        Raises ConnectFailedError, or LegBrokenError if the engine is given up meanwhile.
+    def free(self, instance: str) -> Connection | None:
+        """A free connection on which to send one request; it MUST be given to `release` afterwards. None if
+        there is none.
         """
-        engine = self._engine(instance)
-        free = engine.free
-        while free:
-            connection = free.pop()
+        engine = self._engines.get(instance)
+        while engine is not None and engine.free:
+            connection = engine.free.pop()
             if connection.is_open and self._clock() - connection.heard_at < self._keepalive_s:
                 connection.begin()
                 engine.in_use.add(connection)
                 return connection
             connection.drop()
-        return await self._connected(engine)
+        return None
 
     async def fresh(self, instance: str) -> Connection:
-        """As `acquire`, but always a new connection."""
+        """As `free`, but a new connection.
+
+        Raises ConnectFailedError, or LegBrokenError if the engine is given up meanwhile.
+        """
         return await self._connected(self._engine(instance))
 
     def release(self, connection: Connection) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.headers import Headers
 from proxy.upstream.answers import MAX_ANNOUNCEMENTS, MAX_HEAD_BYTES, AnswerReader
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -98,6 +99,96 @@ def test_an_answer_in_any_pieces(name: str, lengths: list[int]) -> None:
         pieces.append(data[:length])
         data = data[length:]
     assert read([piece for piece in (*pieces, data) if piece]) == expected
+
+
+class Told(NamedTuple):
+    """The same, and its head."""
+
+    read: Read
+    headers: Headers
+    media_type: str
+    content_length: int | None
+
+
+def told(pieces: list[bytes]) -> Told:
+    reader = AnswerReader()
+    for piece in pieces:
+        reader.feed(piece)
+    of = Read(reader.status, reader.take(), reader.complete, reader.reusable, reader.broken)
+    return Told(of, reader.headers, reader.media_type, reader.content_length)
+
+
+LINES = st.one_of(
+    st.sampled_from(
+        [
+            b"content-length: 5",
+            b"Content-Length:5",
+            b"content-length: 6",
+            b"content-length:  5",
+            b"content-length: 5 ",
+            b"content-length: 05",
+            b"content-length: +5",
+            b"content_length: 7",
+            b"content-type: Text/Event-Stream; charset=utf-8",
+            b"transfer-encoding: chunked",
+            b"connection: close",
+            b"Connection: keep-alive",
+            b"upgrade: h2c",
+            b"date: Mon, 30 Nov 2026 16:00:00 GMT",
+            b"x-empty:",
+            b"x-empty: ",
+            b"x-tab:\tb",
+            b" folded",
+            b"x-b\xc3\xa9: \xe9",
+            b"x : y",
+            b": nameless",
+        ]
+    ),
+    st.tuples(st.text("aX-_9!:", min_size=1, max_size=4), st.text(' \t\r\n\0ab:;="\x7f', max_size=6)).map(
+        lambda line: f"{line[0]}: {line[1]}".encode()
+    ),
+)
+STATUS_LINES = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 200 ",
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 204 No Content",
+        b"HTTP/1.1 304 Not Modified",
+        b"HTTP/1.1 503 Service Unavailable",
+        b"HTTP/1.1 600 What",
+        b"HTTP/1.1 099 What",
+        b"HTTP/1.0 200 OK",
+        b"http/1.1 200 OK",
+    ]
+)
+
+
+@given(STATUS_LINES, st.lists(LINES, max_size=5), st.sampled_from([b"", b"hello", b"hello!"]))
+def test_what_comes_at_once_is_read_as_in_pieces(status: bytes, lines: list[bytes], body: bytes) -> None:
+    data = b"".join(line + b"\r\n" for line in (status, *lines, b"")) + body
+    whole, pieces = told([data]), told([data[:1], data[1:]])
+    if pieces.read.broken is None:
+        assert whole == pieces
+    else:
+        assert whole.read.broken == pieces.read.broken
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_one_answer_after_the_other(name: str) -> None:
+    data, expected = WHOLE[name]
+    reader = AnswerReader()
+    for begun in (False, True, False):
+        reader.begin()
+        for piece in (data[:1], data[1:]) if begun else (data,):
+            reader.feed(piece)
+        assert (reader.status, reader.take(), reader.reusable) == (
+            expected.status,
+            expected.body,
+            expected.reusable,
+        )
+        if not reader.reusable:
+            break
 
 
 def test_without_a_length_the_close_is_the_end() -> None:
