@@ -123,4 +123,6 @@ def checked(prices: Iterable[float], count: int, of: str) -> list[float]:
 def cheapest(costs: Sequence[float], rng: random.Random) -> int:
     """Where the lowest cost is; if that is in several places, one of them drawn at random."""
     lowest = min(costs)
+    if costs.count(lowest) == 1:
+        return costs.index(lowest)
     return rng.choice([number for number, cost in enumerate(costs) if cost == lowest])

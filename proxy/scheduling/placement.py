@@ -118,7 +118,7 @@ class Placement:
         `shown`: whether somebody is to be shown every candidate; if not, a decision that is admissible may
         come without those that were not chosen. What is chosen is the same.
         """
-        constraints = Constraints(failed, prefill_on=prefill_on, over_limit=over_limit, kept=kept)
+        constraints = Constraints(failed, (), prefill_on, over_limit, kept)
         complete = shown or self._chooser.reads_all
         view = self._viewer.look(question, self._clock(), constraints, complete=complete)
         prefill, decode, pairs = self._chooser.choose(view, self._rng)

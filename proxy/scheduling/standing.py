@@ -53,12 +53,14 @@ class Standing:
 
     def ranks(self, phase: Phase) -> Sequence[tuple[Instance, Sequence[Rank]]]:
         """Every instance with its ranks."""
-        self._renew()
+        if self._changes != self._fleet.changes:
+            self._renew()
         return self._ranks[phase]
 
     def served(self, phase: Phase, model: str) -> Served:
         """Those whose instance is up, not drained, and serves a model."""
-        self._renew()
+        if self._changes != self._fleet.changes:
+            self._renew()
         served = self._served.get((phase, model))
         if served is None:
             usable = [each for each in self._ranks[phase] if each[0].why_unusable(model) is None]
@@ -82,13 +84,12 @@ class Standing:
         return [rank for rank in served.ranks if rank.address not in left]
 
     def _renew(self) -> None:
-        if self._changes != self._fleet.changes:
-            self._changes = self._fleet.changes
-            self._served.clear()
-            self._ranks = {
-                phase: [
-                    (instance, [Rank(instance, number, phase) for number in instance.ranks])
-                    for instance in self._fleet.of(phase)
-                ]
-                for phase in Phase
-            }
+        self._changes = self._fleet.changes
+        self._served.clear()
+        self._ranks = {
+            phase: [
+                (instance, [Rank(instance, number, phase) for number in instance.ranks])
+                for instance in self._fleet.of(phase)
+            ]
+            for phase in Phase
+        }

@@ -260,13 +260,14 @@ class Viewer:
     def _reuse(self, at: tuple[str, int], prompt: Prompt, look: _Look) -> tuple[int, int]:
         """Cached tokens by the index, and the same with predicted blocks."""
         cached = look.cached.get(at, 0)
-        if not cached and not self._predicted.any(*at):
+        awaited = self._predicted.any(*at)
+        if not cached and not awaited:
             return 0, 0
         block_size = self.block_size(*at)
         # The last token is always computed, so of a prompt that is cached whole the last block is not reused.
         limit = look.question.reusable_tokens // block_size * block_size
         there = min(cached, limit)
-        if there == limit:  # no more can be expected
+        if there == limit or not awaited:  # no more can be expected
             return there, there
         keys = self._index.keys(prompt, *at, USUAL_BLOCK_SIZE)
         ahead = self._predicted.prefix_blocks(*at, keys, look.now)
