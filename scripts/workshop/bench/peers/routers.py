@@ -92,6 +92,7 @@ def peers(programs: pathlib.Path, engines: Engines, folder: pathlib.Path) -> Ite
     yield _rust("vllm-router", {Mode.AFFINITY, Mode.TOKENIZED}, [*vllm, *vllm_pd, *by_cache])
     yield _rust("sglang-router", {Mode.ONE_LEG}, [*sglang, *workers, *in_turns])
     yield _rust("sglang-router", {Mode.PD}, [*sglang, *sglang_pd, *in_turns], passes_params=False)
+    yield _rust("sglang-router", {Mode.TOKENIZED}, [*sglang, *sglang_pd, *by_cache], passes_params=False)
     if nginx := shutil.which("nginx"):
         [port] = free_ports(1)
         settings = folder / "nginx.conf"
