@@ -11,8 +11,7 @@ class Ticket:
     def __init__(self, client: str = ANONYMOUS, priority: int = 0, *, of: "Ticket | None" = None) -> None:
         self.client = client
         self.priority = priority
-        self.of = of or self
-        """The ticket of the whole request."""
+        self._of = of  # not itself: tickets are freed as they go, and leave nothing to the garbage collector
         self.admitted = False
         """Whether the request, or a part of it, was let in once.
 
@@ -28,6 +27,11 @@ class Ticket:
         self.when_over: Callable[[], None] | None = None
         """Called once when the whole request is not kept any more."""
         self.keepers = 0
+
+    @property
+    def of(self) -> "Ticket":
+        """The ticket of the whole request."""
+        return self._of or self
 
     def part(self) -> "Ticket":
         """A ticket for one prompt of a request with several; each is let in by itself."""

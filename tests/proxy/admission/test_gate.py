@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import random
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -384,6 +386,19 @@ async def test_who_waits_for_its_own_client_takes_its_turn_among_those_that_wait
     assert served.scene.order[2:] == ["c0"]
     await served.over("c0")
     assert served.scene.order[3:] == ["a1"]
+
+
+def test_tickets_leave_nothing_to_the_garbage_collector() -> None:
+    whole = Ticket("a")
+    part = whole.part()
+    assert (whole.of, part.of, part.part().of) == (whole, whole, whole)
+    freed = [weakref.ref(whole), weakref.ref(part)]
+    gc.disable()
+    try:
+        del whole, part
+        assert [ref() for ref in freed] == [None, None]
+    finally:
+        gc.enable()
 
 
 async def test_parts_of_a_request_and_its_retries_count_once() -> None:
