@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 from proxy.errors import BadRequestError, DeadlineError, GatewayTimeoutError
 from proxy.headers import REQUEST_TIMEOUT_MS
@@ -23,33 +23,25 @@ MIN_PAUSE_S = 0.005
 Each time it looks at all that is under way."""
 
 
-class Timed(Protocol):
-    """What may be late."""
-
-    def end(self) -> None:
-        """Its time is up."""
-        ...
-
-
 class Alarm:
     """Ends what is late, by one timer of its loop for all deadlines: hardly any is ever reached."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._awaited: dict[Timed, float] = {}
+        self._awaited: dict[Scope, float] = {}
         """When each ends, on the loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = math.inf
 
-    def set(self, timed: Timed, ends_at: float) -> None:
+    def set(self, scope: "Scope", ends_at: float) -> None:
         """End it then."""
-        self._awaited[timed] = ends_at
+        self._awaited[scope] = ends_at
         if ends_at < self._rings_at:
             self._wind(ends_at)
 
-    def unset(self, timed: Timed) -> None:
+    def unset(self, scope: "Scope") -> None:
         """It is over. The timer may ring for it in vain: it is set again only then."""
-        self._awaited.pop(timed, None)
+        self._awaited.pop(scope, None)
 
     def _wind(self, at: float) -> None:
         if self._timer is not None:
@@ -60,9 +52,9 @@ class Alarm:
     def _ring(self) -> None:
         now = self.loop.time()
         self._timer, self._rings_at = None, math.inf
-        for timed in [timed for timed, ends_at in self._awaited.items() if ends_at <= now]:
-            del self._awaited[timed]
-            timed.end()
+        for scope in [scope for scope, ends_at in self._awaited.items() if ends_at <= now]:
+            del self._awaited[scope]
+            scope.end()
         if self._awaited:
             self._wind(max(min(self._awaited.values()), now + MIN_PAUSE_S))
 

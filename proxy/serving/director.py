@@ -290,7 +290,7 @@ class Director:
         call = msgspec.structs.replace(call, leg_id=plan.legs.request_id(pair))
         body = plan.legs.decode_body(call.request.body, pair)
         prefill_body = partial(plan.legs.prefill_body, pair=pair)
-        prefill = self._prefill.begin_task(call, placed, prefill_body, plan.legs.read_handoff)
+        prefill = self._prefill.begin(call, placed, prefill_body, plan.legs.read_handoff)
         decode = self._decode.begin(call, placed, body)
         end = await self._at_once.run(placed.crossing, prefill, decode, drop=_drop)
         if isinstance(end, Reply) and not prefill.done():

@@ -23,7 +23,7 @@ from proxy.request.judging import judge, wants_judging, without_params
 from proxy.request.sse import EventCutter, events, only_comments
 from proxy.scheduling.decision import Decision
 from proxy.serving.ends import Ends
-from proxy.serving.ports import Answer, Head
+from proxy.serving.ports import Answer
 
 MAX_HELD_EVENTS = 64
 MAX_HELD_BYTES = 256 << 10
@@ -310,7 +310,7 @@ class EngineStream:
         return judge(self._dialect, run).passed if wants_judging(self._dialect, run) else run
 
 
-def as_unary(answer: Head, failure: Failure, decision: Decision) -> Reply:
+def as_unary(answer: Answer, failure: Failure, decision: Decision) -> Reply:
     """The reply for a failure inside an answer of status 200, with the status that the failure names."""
     headers = [(name, value) for name, value in answer.headers if name.lower() != "content-type"]
     body = without_params(failure.body)

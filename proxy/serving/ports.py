@@ -13,21 +13,13 @@ from proxy.request.generation import GenerationRequest
 from proxy.tokenizing import Tokenized
 
 
-class Head(Protocol):
-    """Of an engine's answer."""
+class Answer(Protocol):
+    """An engine's answer whose head has arrived; the body is still to be read."""
 
     instance: str
     status: int
     headers: Headers
     is_event_stream: bool
-
-    def close(self) -> None:
-        """Drop what is unread. A second call does nothing."""
-        ...
-
-
-class Answer(Head, Protocol):
-    """An engine's answer whose head has arrived; the body is still to be read."""
 
     async def read(self, max_bytes: int | None = None) -> bytes:
         """The whole body. Raises LegError if it is cut, or longer than `max_bytes`."""
@@ -48,34 +40,13 @@ class Answer(Head, Protocol):
         """
         ...
 
-
-class Errand(Head, Protocol):
-    """A request under way that nobody waits for: who sent it is called at its end. Closing it ends it."""
-
-    status: int
-    """Of its answer; 0 until the head is here."""
-    data: bytes
-    """The whole body, at the end."""
-    error: LegError | None
-    """Or why there is none."""
+    def close(self) -> None:
+        """Drop what is unread. A second call does nothing."""
+        ...
 
 
 class Client(Protocol):
     """Sends legs."""
-
-    def begin(
-        self,
-        instance: str,
-        path: str,
-        body: Encoded,
-        headers: Headers,
-        max_answer_bytes: int,
-        over: Callable[[], None],
-    ) -> Errand | None:
-        """Send a request if that can be done at once, and have `over` called at its end, in a later turn of
-        the loop; None, and nothing is sent, if it cannot. Raises LegError.
-        """
-        ...
 
     async def post(self, instance: str, path: str, body: Encoded, headers: Headers) -> Answer:
         """Send a request and wait for the head of its answer. Raises LegError."""

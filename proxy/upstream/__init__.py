@@ -3,7 +3,6 @@
 Its files:
 
     client      sends legs and questions to engines
-    errand      a small request that nobody waits for
     pool        the connections to all engines
     connection  one connection: writes requests, reads answers
     answers     reads the bytes of answers

@@ -6,8 +6,6 @@ Pure. Each bound is many times what vLLM answers; a longer answer is not read to
 
 from collections.abc import Mapping
 
-from proxy.errors import TooLongError
-
 MAX_ANSWER_BYTES = 256 << 20
 """The longest unstreamed answer to a request, which is held whole: 128 choices of 8000 tokens each are below
 10 MB of text, and log probabilities make that ten times as much."""
@@ -49,11 +47,6 @@ def max_bytes(path: str, asked_bytes: int, status: int = 200) -> int:
     if status >= 400:
         most = min(most, _ERROR_BYTES + _ERROR_PER_BYTE * asked_bytes)
     return most
-
-
-def too_long(instance: str, path: str, most: int) -> TooLongError:
-    """The error of an answer that is longer than `most` bytes."""
-    return TooLongError(instance, f"its answer to {path} is longer than {in_words(most)}")
 
 
 def in_words(size_bytes: int) -> str:

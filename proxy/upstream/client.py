@@ -4,7 +4,6 @@ not followed, bodies not decompressed, cookies not kept.
 
 import asyncio
 import pathlib
-from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -14,9 +13,8 @@ from proxy.errors import DeadlineError, LegBrokenError, TooLongError
 from proxy.headers import Headers
 from proxy.request.body import Encoded
 from proxy.tls import engine_context
-from proxy.upstream.bounds import max_bytes, too_long
-from proxy.upstream.connection import CUT, WHOLE_BYTES, Connection, Take
-from proxy.upstream.errand import Errand
+from proxy.upstream.bounds import in_words, max_bytes
+from proxy.upstream.connection import Connection, Take
 from proxy.upstream.names import FRESH_S, SILENT_S, Names
 from proxy.upstream.pool import Pool
 from proxy.upstream.questions import head_of
@@ -25,6 +23,7 @@ KEEPALIVE_S = 4.0
 """How long a free connection is kept: vLLM closes it after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE)."""
 
 _GIVEN_UP = "the engine stopped answering"
+_CUT = "the engine's answer was cut off"
 _STREAM_CUT = "the engine's stream was cut off"
 
 
@@ -72,7 +71,7 @@ class EngineAnswer:
             return chunk
         chunks: list[bytes] = []
         size_bytes = 0
-        while chunk := await self._next(None, CUT):
+        while chunk := await self._next(None, _CUT):
             size_bytes += len(chunk)
             if size_bytes > most:
                 raise self._too_long(most)
@@ -114,7 +113,7 @@ class EngineAnswer:
 
     def _too_long(self, max_bytes: int) -> TooLongError:
         self.close()
-        return too_long(self.instance, self._path, max_bytes)
+        return TooLongError(self.instance, f"its answer to {self._path} is longer than {in_words(max_bytes)}")
 
     def close(self) -> None:
         """Drop the connection unless the body was read to its end: the engine then aborts the request."""
@@ -194,29 +193,6 @@ class EngineClient:
         """
         return await self._request("POST", instance, path, body, headers)
 
-    def begin(
-        self,
-        instance: str,
-        path: str,
-        body: Encoded,
-        headers: Headers,
-        max_answer_bytes: int,
-        over: Callable[[], None],
-    ) -> Errand | None:
-        """Send a leg on a connection that is free, and have `over` called once its whole answer is here, or
-        will not come. None, and nothing is sent, if none is free or the body is large: `post` it then.
-
-        Raises LegBrokenError for headers that cannot be sent.
-        """
-        if not isinstance(body, bytes) or len(body) > WHOLE_BYTES:
-            return None
-        head = self._head_of("POST", instance, path, headers, len(body))
-        connection = self._pool.free(instance)
-        if connection is None:
-            return None
-        connection.send_whole(head, body)
-        return Errand(connection, self._pool, path, len(body), max_answer_bytes, over)
-
     async def exchange(
         self,
         method: str,
@@ -242,7 +218,11 @@ class EngineClient:
     async def _request(
         self, method: str, instance: str, path: str, body: Encoded | bytearray | None, headers: Headers
     ) -> EngineAnswer:
-        head = self._head_of(method, instance, path, headers, None if body is None else len(body))
+        size_bytes = None if body is None else len(body)
+        try:
+            head = head_of(method, instance, path, headers, size_bytes, self._authorization)
+        except ValueError as error:
+            raise LegBrokenError(instance, f"no answer ({error})") from error
         connection = self._pool.free(instance) or await self._pool.fresh(instance)
         try:
             return await self._answered(connection, head, path, body)
@@ -253,14 +233,6 @@ class EngineClient:
                 raise
         connection = await self._pool.fresh(instance)
         return await self._answered(connection, head, path, body)
-
-    def _head_of(
-        self, method: str, instance: str, path: str, headers: Headers, body_bytes: int | None
-    ) -> bytes:
-        try:
-            return head_of(method, instance, path, headers, body_bytes, self._authorization)
-        except ValueError as error:
-            raise LegBrokenError(instance, f"no answer ({error})") from error
 
     async def _answered(
         self, connection: Connection, head: bytes, path: str, body: Encoded | bytearray | None

@@ -16,8 +16,6 @@ from proxy.upstream.answers import AnswerReader
 MAX_HELD_BYTES = 128 << 10
 """How much of a body is held until it is taken; with more, reading pauses."""
 
-CUT = "the engine's answer was cut off"
-
 WHOLE_BYTES = 64 << 10
 """A request's body up to this is written with its head; a larger one in pieces of this size, as fast as the
 engine reads."""
@@ -45,7 +43,6 @@ class Connection(asyncio.Protocol):
         "_waiter",
         "answer",
         "heard_at",
-        "hears",
         "https",
         "in_use",
         "instance",
@@ -73,8 +70,6 @@ class Connection(asyncio.Protocol):
         """Whether it carries a request now."""
         self.used = False
         """Whether it carried a request before: the engine may have closed it since."""
-        self.hears: Callable[[], None] | None = None
-        """Called for whatever comes, in the place of somebody who waits; it must bound what is held."""
         self.heard_at = 0.0
         """When bytes arrived last, in seconds of the listener's clock, which sets it."""
 
@@ -97,9 +92,6 @@ class Connection(asyncio.Protocol):
             elif not answer.complete and answer.broken is None:
                 return
             self._wake()
-            return
-        if self.hears is not None:
-            self.hears()
             return
         if answer.body_bytes > MAX_HELD_BYTES and not self._reading_paused and not answer.complete:
             self._reading_paused = True
@@ -155,7 +147,7 @@ class Connection(asyncio.Protocol):
     @property
     def is_waited_for(self) -> bool:
         """Whether a request waits for the engine: for bytes, or for room to write."""
-        return self.hears is not None or (self._waiter is not None and not self._waiter.done())
+        return self._waiter is not None and not self._waiter.done()
 
     def begin(self) -> None:
         """A request will be sent on it."""
@@ -192,27 +184,18 @@ class Connection(asyncio.Protocol):
 
     async def head(self) -> None:
         """Wait for the head of the answer. Raises LegBrokenError if there is none."""
+        answer = self.answer
         self._at_head = True
-        while not self.has_begun():
+        while not answer.head:
+            if answer.broken is not None or self._lost is not None:
+                raise self._broken("no answer")
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        self._at_head = False
-
-    def has_begun(self) -> bool:
-        """Whether the head of the answer is here. Raises LegBrokenError if none comes."""
-        answer = self.answer
-        if answer.broken is not None or (self._lost is not None and not answer.head):
+        if answer.broken is not None:
             raise self._broken("no answer")
-        if answer.head and not 200 <= answer.status <= 599:  # 101 and numbers that are no status
+        if not 200 <= answer.status <= 599:  # 101 and numbers that are no status
             raise LegBrokenError(self.instance, f"status {answer.status} is no answer")
-        return answer.head
-
-    def has_ended(self, cut: str) -> bool:
-        """Whether all of the body has come. Raises LegBrokenError in the words of `cut` if it never will."""
-        answer = self.answer
-        if answer.broken is not None or (self._lost is not None and not answer.complete):
-            raise self._broken(cut)
-        return answer.complete
+        self._at_head = False
 
     async def data(self, limit_s: float | None, cut: str) -> bytes:
         """The bytes of the body that have arrived since the last call, at least one; b"" at its end.
@@ -222,8 +205,12 @@ class Connection(asyncio.Protocol):
         """
         answer = self.answer
         while not answer.body:
-            if self.has_ended(cut):
+            if answer.broken is not None:
+                raise self._broken(cut)
+            if answer.complete:
                 return b""
+            if self._lost is not None:
+                raise self._broken(cut)
             await self._wait(limit_s)
         if self._reading_paused:
             self._reading_paused = False
@@ -294,8 +281,6 @@ class Connection(asyncio.Protocol):
         return LegBrokenError(self.instance, words)
 
     def _wake(self) -> None:
-        if self.hears is not None:
-            self.hears()
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None

@@ -44,7 +44,7 @@ class InTurnHandover:
         call: Call,
         plan: InTurn,
         hold: Hold,
-        prefill: "asyncio.Future[T | None]",
+        prefill: "asyncio.Task[T | None]",
         decode: Callable[[], Awaitable[T]],
         tried: Sequence[str],
     ) -> T:
@@ -54,11 +54,9 @@ class InTurnHandover:
         `decode` is called, which sends the decode leg. `tried`: the decode instances that the hold was
         offered to, filled by `decode`. May be cancelled at any moment.
         """
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        prefill.add_done_callback(lambda _leg: self._prefilled(hold, over))
+        prefill.add_done_callback(lambda _leg: self._count(hold))
         try:
-            await over  # not the leg itself, which outlives whoever waits
-            end = prefill.result()
+            end = await asyncio.shield(prefill)
         except asyncio.CancelledError:
             if not prefill.cancelled():
                 abandoned = self._abandon(call, plan, hold, prefill)
@@ -91,9 +89,7 @@ class InTurnHandover:
         release = self._releases.release(call, plan, hold, tried)
         return self._tasks.create(release, name=f"release {call.leg_id}")
 
-    async def _abandon(
-        self, call: Call, plan: InTurn, hold: Hold, prefill: "asyncio.Future[T | None]"
-    ) -> None:
+    async def _abandon(self, call: Call, plan: InTurn, hold: Hold, prefill: "asyncio.Task[T | None]") -> None:
         hold.give_up()
         try:
             await asyncio.wait({prefill}, timeout=self._grace_s)
@@ -101,14 +97,11 @@ class InTurnHandover:
                 prefill.cancel()
                 await asyncio.wait({prefill})
         finally:
-            prefill.cancel()  # if it runs still, nobody but this waits for it
             # Also when kvproxy stops: nobody else would release the hold.
             if hold.due(self._clock()) is Due.RELEASE:
                 await self._releases.release(call, plan, hold)
 
-    def _prefilled(self, hold: Hold, over: "asyncio.Future[None]") -> None:
-        """The prefill leg is over. A hold that ended with it is counted here, and nowhere else."""
+    def _count(self, hold: Hold) -> None:
+        """The prefill leg is over: report the end of a hold that has ended with it."""
         if hold.ended:
             self._releases.ended(hold)
-        if not over.done():
-            over.set_result(None)

@@ -6,7 +6,6 @@ import enum
 import logging
 import time
 from collections.abc import Callable, Collection
-from typing import Generic, TypeVar
 
 import msgspec
 
@@ -24,7 +23,7 @@ from proxy.fleet.denials import LEFT_OUT_S
 from proxy.fleet.fullness import FULL, retry_after_s
 from proxy.fleet.why import FAILS_LEGS, Why
 from proxy.happenings import LegEnded, Tell
-from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, Headers, value_of
+from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.phases import Phase, Role
 from proxy.request.body import Encoded
 from proxy.scheduling.types import Candidate
@@ -32,7 +31,7 @@ from proxy.serving.ends import Ends
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.learning import Learnt
 from proxy.serving.placed import Placed
-from proxy.serving.ports import Answer, Client, Errand, Head, Watch
+from proxy.serving.ports import Answer, Client, Watch
 
 log = logging.getLogger(__name__)
 
@@ -113,15 +112,12 @@ class _ErrorAnswer(msgspec.Struct):
 _decode_error = msgspec.json.Decoder(_ErrorAnswer).decode
 
 
-H = TypeVar("H", bound=Head)
-
-
-class Sent(Generic[H]):
+class Sent:
     """A leg that an engine has begun to answer. It counts among the engine's running legs until its `end`."""
 
     __slots__ = ("_running", "answer", "at_s", "instance")
 
-    def __init__(self, answer: H, instance: Instance | None, at_s: float) -> None:
+    def __init__(self, answer: Answer, instance: Instance | None, at_s: float) -> None:
         self.answer = answer
         self.instance = instance
         """The instance that it was sent to; None if that had been removed."""
@@ -212,41 +208,15 @@ class Legs:
                 cause = LegError(address, "the instance was removed")
                 raise AttemptFailedError(claim.phase, address, cause=cause)
 
-    def begin(
-        self,
-        call: Call,
-        chosen: Candidate,
-        body: Encoded,
-        max_answer_bytes: int,
-        over: Callable[[], None],
-        ends: Ends,
-    ) -> Sent[Errand] | None:
-        """Send a leg that is claimed, as `Client.begin` does. Raises LegError.
-
-        `ends` gets what ends the leg and closes its answer; both MUST happen before the claim ends. `begun`
-        MUST be told of its answer, if any comes.
-        """
-        instance = self._fleet.get(chosen.instance)
-        headers = _headers(call, chosen, instance)
-        path = call.request.dialect.path
-        errand = self._client.begin(chosen.instance, path, body, headers, max_answer_bytes, over)
-        if errand is None:
-            return None
-        sent_at = self._clock()
-        if instance is not None and instance.fullness.sent(sent_at):
-            instance.announce()
-        sent = Sent(errand, instance, sent_at)
-        ends.add(sent.end)
-        ends.add(errand.close)
-        return sent
-
-    async def send(self, call: Call, chosen: Candidate, body: Encoded, ends: Ends) -> Sent[Answer]:
+    async def send(self, call: Call, chosen: Candidate, body: Encoded, ends: Ends) -> Sent:
         """Send a leg that is claimed, and wait for the head of its answer. Raises LegError.
 
-        `ends` as of `begin`.
+        `ends` gets what ends the leg and closes its answer; both MUST happen before the claim ends.
         """
+        headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         instance = self._fleet.get(chosen.instance)
-        headers = _headers(call, chosen, instance)
+        if instance is not None and len(instance.ranks) > 1:
+            headers.append((DATA_PARALLEL_RANK, str(chosen.rank)))
         sent_at = self._clock()
         if instance is not None and instance.fullness.sent(sent_at):
             instance.announce()
@@ -259,12 +229,6 @@ class Legs:
         sent = Sent(answer, instance, sent_at)
         ends.add(sent.end)
         ends.add(answer.close)
-        self.begun(call, sent)
-        return sent
-
-    def begun(self, call: Call, sent: Sent[H]) -> None:
-        """The head of its answer is here."""
-        answer, instance = sent.answer, sent.instance
         if answer.status in FULL:
             retry_after = value_of(RETRY_AFTER, answer.headers)
             self._said_full(sent, retry_after_s(retry_after, self._wall_clock()))
@@ -274,25 +238,26 @@ class Legs:
             self.took(sent)
         if instance is not None and instance.denials and answer.status == 200:
             instance.denials.served(call.request.model)
+        return sent
 
-    def age_s(self, sent: Sent[H]) -> float:
+    def age_s(self, sent: Sent) -> float:
         """How many seconds ago the leg was sent."""
         return self._clock() - sent.at_s
 
-    def took(self, sent: Sent[H]) -> None:
+    def took(self, sent: Sent) -> None:
         """The engine had room for the leg: it has begun to answer it."""
         instance = self._still_there(sent)
         if instance is not None and instance.fullness.took(instance.fullness.legs, sent.at_s):
             instance.announce()
 
-    def _said_full(self, sent: Sent[H], come_back_s: float | None = None) -> None:
+    def _said_full(self, sent: Sent, come_back_s: float | None = None) -> None:
         if (instance := self._still_there(sent)) is not None:
             now = self._clock()
             if instance.fullness.most(now) is None:
                 log.info("%s %s says that it is full", instance.role, instance.address)
             instance.fullness.said(now, sent.beside, sent.at_s, come_back_s)
 
-    def _still_there(self, sent: Sent[H]) -> Instance | None:
+    def _still_there(self, sent: Sent) -> Instance | None:
         there = self._fleet.get(sent.answer.instance)
         return there if there is sent.instance else None
 
@@ -337,7 +302,7 @@ class Legs:
         self._watch.leg_served(address)
 
     def why_another(
-        self, phase: Phase, call: Call, chosen: Candidate, sent: Sent[H], reply: Reply
+        self, phase: Phase, call: Call, chosen: Candidate, sent: Sent, reply: Reply
     ) -> Reason | None:
         """Why another attempt may do better than an engine's reply; None if the reply goes to the client.
 
@@ -440,10 +405,3 @@ class Legs:
             instance = self._fleet.get(address) if address is not None else None
             if instance is not None:
                 self._watch.suspect(instance)
-
-
-def _headers(call: Call, chosen: Candidate, instance: Instance | None) -> Headers:
-    headers = [*call.headers, (REQUEST_ID, call.leg_id)]
-    if instance is not None and len(instance.ranks) > 1:
-        headers.append((DATA_PARALLEL_RANK, str(chosen.rank)))
-    return headers

@@ -15,7 +15,7 @@ At the end of each, and wherever it is cut off, everything that was taken is giv
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -89,34 +89,6 @@ class Answer:
         self.closed = True
 
 
-class Errand:
-    """A leg that is answered by a call."""
-
-    def __init__(self, asks: Coroutine[Any, Any, Answer], instance: str, over: Callable[[], None]) -> None:
-        self.instance, self.status, self.data, self.is_event_stream = instance, 0, b"", False
-        self.headers: Headers = []
-        self.error: LegError | None = None
-        self._over = over
-        self._task = ERRANDS.create(self._run(asks), name=instance)
-
-    async def _run(self, asks: Coroutine[Any, Any, Answer]) -> None:
-        try:
-            answer = await asks
-            self.status = answer.status
-            self.data = await answer.read()
-            answer.close()
-        except LegError as error:
-            self.error = error
-        self._over()
-
-    def close(self) -> None:
-        if self._task is not asyncio.current_task():
-            self._task.cancel()
-
-
-ERRANDS = TaskOwner("errands")
-
-
 class Engines:
     """Legs go out here, and are answered when the test says so."""
 
@@ -126,23 +98,6 @@ class Engines:
         self.answers: list[Answer] = []
         self.by_themselves: Callable[[str], str] | None = None
         """How legs are answered, each after two turns of the loop, where no test does."""
-        self.errands = False
-        """Whether there are free connections, on which prefill legs are errands."""
-        self.begun = 0
-
-    def begin(
-        self,
-        instance: str,
-        path: str,
-        body: Encoded,
-        headers: Headers,
-        _max_answer_bytes: int,
-        over: Callable[[], None],
-    ) -> "Errand | None":
-        if not self.errands:
-            return None
-        self.begun += 1
-        return Errand(self.post(instance, path, body, headers), instance, over)
 
     async def post(self, instance: str, _path: str, body: Encoded, _headers: Headers) -> Answer:
         leg = f"{instance.removesuffix(':1')} {_leg(json.loads(bytes(body)))}"
@@ -517,14 +472,11 @@ async def play(scene: Scene, lines: Sequence[str]) -> "asyncio.Task[None]":
     return client
 
 
-@pytest.mark.parametrize("errands", [False, True], ids=["tasks", "errands"])
 @pytest.mark.parametrize("lines", transcripts(TRANSCRIPTS))
-async def test_two_legs(lines: list[str], errands: bool) -> None:
+async def test_two_legs(lines: list[str]) -> None:
     stream = any("stream" in line for line in lines)
     scene = Scene(stream=stream)
-    scene.engines.errands = errands
     await play(scene, lines)
-    assert bool(scene.engines.begun) is errands
     assert scene.engines.out.empty()
     scene.assert_nothing_is_left()
 
@@ -703,7 +655,6 @@ def unlucky(leg: str) -> str:
     return {"p0 prefill": "breaks", "d0 decode": "refused"}.get(leg, served(leg))
 
 
-@pytest.mark.parametrize("errands", [False, True], ids=["tasks", "errands"])
 @pytest.mark.parametrize("answers", [served, unlucky])
 @pytest.mark.parametrize(
     ("engines", "connector"),
@@ -711,13 +662,13 @@ def unlucky(leg: str) -> str:
     ids=["two legs", "at once", "one leg"],
 )
 async def test_whenever_its_client_leaves_all_is_given_back(
-    engines: str, connector: Connector, answers: Callable[[str], str], errands: bool
+    engines: str, connector: Connector, answers: Callable[[str], str]
 ) -> None:
     """After each number of turns of the loop that a request takes until it is served."""
     turns, done = 0, False
     while not done:
         scene = Scene(engines, connector, stream=True)
-        scene.engines.by_themselves, scene.engines.errands = answers, errands
+        scene.engines.by_themselves = answers
         client = asyncio.get_running_loop().create_task(scene.client())
         for _ in range(turns):
             await asyncio.sleep(0)
