@@ -156,12 +156,11 @@ class Connection(asyncio.Protocol):
 
     def send_whole(self, head: bytes, body: Encoded | bytearray | None) -> bool:
         """Write a request at once if its body is small; tells whether it was."""
-        if body is None:
-            body = b""
-        elif not isinstance(body, bytes) or len(body) > WHOLE_BYTES:
+        if body is not None and len(body) > WHOLE_BYTES:
             return False
         if self.is_open:
-            self._must.write(head + body)
+            pieces = body if isinstance(body, Pieces) else (body or b"",)
+            self._must.write(b"".join((head, *pieces)))
         return True
 
     async def send(self, head: bytes, body: Encoded | bytearray) -> None:
