@@ -31,6 +31,7 @@ _BRACKETS = re.compile(rb"[\[\]{}]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ESCAPE = b"\\u"
 _SEARCHED_BYTES = 4 << 10
+_FEW_ESCAPES = 64
 _SURROGATE_MARKS = (b"\\ud", b"\\uD")
 
 MAX_NAME_BYTES = 4096
@@ -409,7 +410,14 @@ def _names_characters(data: bytes | bytearray) -> bool:
     """Whether some escape may give a character by its number."""
     if len(data) <= _SEARCHED_BYTES:
         return _ESCAPE in data
-    # A search would stop at every u, and take four times as long.
+    # A search for both characters would stop at every u, and take four times as long as one for a backslash.
+    at = -2
+    for _ in range(_FEW_ESCAPES):
+        at = data.find(_ESCAPE[:1], at + 2)
+        if at < 0:
+            return False
+        if data.startswith(_ESCAPE, at):
+            return True
     text = np.frombuffer(data, np.uint8)
     for start in range(0, len(text), COPIED_BYTES):
         part = text[start : start + COPIED_BYTES + 1]

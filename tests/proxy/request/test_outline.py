@@ -227,10 +227,18 @@ def test_what_is_sent_of_a_long_value_is_no_copy() -> None:
     assert any(np.shares_memory(lies_in, np.frombuffer(piece, np.uint8)) for piece in sent)
 
 
-@given(st.binary(max_size=60).map(lambda text: text * 100), st.integers(0, 6000), st.booleans())
-def test_an_escape_of_a_character_is_found_wherever_it_stands(text: bytes, at: int, there: bool) -> None:
-    text = text.replace(b"\\", b"/")
-    data = text[:at] + (b"\\u" if there else b"\\n") + text[at:]
+@given(
+    st.lists(st.sampled_from([b"\\n", b"\\\\", b'\\"', b"u", b"x" * 97, "é".encode()]), max_size=200),
+    st.integers(0, 200),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_an_escape_of_a_character_is_found_wherever_it_stands(
+    parts: list[bytes], at: int, times: int, there: bool
+) -> None:
+    text, rest = b"".join(parts[:at]) * times, b"".join(parts[at:]).replace(b"u", b"v")
+    text = text.replace(b"u", b"v")
+    data = text + (b"\\u" if there else b"\\n") + rest
     assert _names_characters(data) is there
     assert _names_characters(bytearray(data)) is there
 
