@@ -10,17 +10,15 @@ from proxy.request.generation import GenerationRequest
 from proxy.request.json_pieces import PIECE_BYTES, contains, slices
 from proxy.tokenizing.local.bounds import Bounds
 
-MEDIA_BYTES = 64 << 10
-"""The size of a body below which images do not matter: by its bytes it weighs 16 000 tokens at most."""
-
-_MEDIA_MARK = b'"data'
-"""The beginning of a data URL of an image or a video, and of the name of the member that holds a sound. Media
-that are named by other URLs weigh little by their bytes."""
+_MEDIA_MARKS = (b'_url"', b'_audio"')
+"""The ends of the names of parts with images, sounds and videos: `image_url`, `input_audio` and the like."""
 
 
 def ids_given(request: GenerationRequest) -> int | None:
     """The number of token ids that a request gives as its prompt; None if it gives no such prompt."""
-    body = request.body
+    dialect, body = request.dialect, request.body
+    if "prompt" not in dialect.long_members or body.given(dialect.prompt_members.unknowable):
+        return None
     view = body.view("prompt")
     if view is None or bytes(view[:1]) != b"[" or prompt_shape(body)[0] is not PromptShape.IDS:
         return None
@@ -29,8 +27,7 @@ def ids_given(request: GenerationRequest) -> int | None:
 
 def is_to_be_looked_into(request: GenerationRequest, bounds: Bounds) -> bool:
     """Whether a prompt that is given as text may weigh something else than its bytes say."""
-    size_bytes = request.body.size_bytes
-    if size_bytes > bounds.max_characters:
+    if request.body.size_bytes > bounds.max_characters:
         return True
-    messages = request.body.view("messages") if size_bytes > MEDIA_BYTES else None
-    return messages is not None and contains(messages, _MEDIA_MARK)
+    messages = request.body.view("messages")
+    return messages is not None and any(contains(messages, mark) for mark in _MEDIA_MARKS)

@@ -84,3 +84,18 @@ async def test_an_image_weighs_what_models_make_of_it_and_not_its_bytes() -> Non
     found = await measured(request(dialects.CHAT, messages=[{"role": "user", "content": parts}]))
     assert found.estimated_tokens is not None
     assert MEDIA_TOKENS <= found.estimated_tokens < math.floor(1.2 * MEDIA_TOKENS)
+
+
+async def test_ids_count_only_where_they_are_the_prompt() -> None:
+    """A chat ignores a member of that name, and embeddings are a prompt of their own."""
+    hello = [{"role": "user", "content": "hello"}]
+    assert await measured(request(dialects.CHAT, messages=hello, prompt=[1] * 200)) == Tokenized(None, "")
+    with_embeddings = request(dialects.COMPLETIONS, prompt=[1, 2, 3, 4], prompt_embeds="AAAA" * 100)
+    assert (await measured(with_embeddings)).estimated_tokens is None
+
+
+async def test_images_that_are_named_weigh_as_much_as_those_that_are_sent() -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://images.example/1.png"}}
+    found = await measured(request(dialects.CHAT, messages=[{"role": "user", "content": [image] * 3}]))
+    assert found.estimated_tokens is not None
+    assert 3 * MEDIA_TOKENS <= found.estimated_tokens < 4 * MEDIA_TOKENS
