@@ -145,6 +145,17 @@ def reads_prompt(policy: AnyPolicy) -> bool:
     """Whether a policy's prices depend on the prompt's tokens: on its length, or on what of it is cached.
 
     They do unless the policy has a member `reads_prompt` that is false. For such a policy prompts need not be
-    tokenized: `prompt_tokens` and the members of candidates about the prompt may then be None.
+    tokenized: `prompt_tokens` and the members of candidates about the prompt may then be None. A class that
+    sets prices of its own says so itself: what the class that it extends says is of other prices.
     """
-    return bool(getattr(policy, "reads_prompt", True))
+    for owner in (policy, *type(policy).__mro__):
+        members = getattr(owner, "__dict__", {})
+        if "reads_prompt" in members:
+            return bool(getattr(policy, "reads_prompt", True))
+        if owner is not policy and not _PRICES.isdisjoint(members):
+            return True
+    return True
+
+
+_PRICES = frozenset({"costs", "prices"})
+"""The methods by which policies price legs, and pairs."""

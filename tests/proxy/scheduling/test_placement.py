@@ -298,9 +298,27 @@ class _Silent:
         return [0.0 for _ in candidates]
 
 
+class _NearTheCache(LeastLoad):
+    """Prices of its own, which do read the prompt."""
+
+    def costs(self, _leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
+        return [-float(candidate.cached_tokens or 0) for candidate in candidates]
+
+
+class _BlindAsWell(_NearTheCache):
+    reads_prompt = False
+
+
+class _Renamed(RoundRobin):
+    unit = "turns"
+
+
 @pytest.mark.parametrize(
     ("policy", "limits", "reads"),
     [
+        (_NearTheCache(), Admission(), True),
+        (_BlindAsWell(), Admission(), False),
+        (_Renamed(), Admission(), False),
         (CacheAffinity(), Admission(), True),
         (LeastLoad(), Admission(), False),
         (RoundRobin(), Admission(), False),
@@ -319,12 +337,13 @@ def test_a_prompt_matters_to_a_policy_that_does_not_deny_it_and_to_limits_of_tok
 
 def test_a_prompt_matters_while_contexts_differ() -> None:
     scene = Scene(policy=RoundRobin())
-    first, second, *others = scene.fleet
-    first.listed([ModelCard("tiny", max_model_len=100)], 0.0)
+    for instance in scene.fleet:
+        instance.listed([ModelCard("tiny", max_model_len=100)], 0.0)
     assert not scene.placement.reads_prompt
+    _, second, *_ = scene.fleet
     second.listed([ModelCard("tiny", max_model_len=200)], 0.0)
     assert scene.placement.reads_prompt
+    second.listed([ModelCard("tiny")], 0.0)
+    assert scene.placement.reads_prompt, "one that tells none takes what others do not"
     scene.fleet.remove(second.address)
-    for other in others:
-        other.listed([ModelCard("tiny", max_model_len=100)], 0.0)
     assert not scene.placement.reads_prompt
