@@ -35,7 +35,7 @@ class _Listed(NamedTuple):
             models=frozenset(model for i in instances for model in i.models),
             adapters=frozenset(model for i in instances for model in i.adapters),
             contexts=(longest, longest if all_told else math.inf),
-            contexts_differ=len(lengths) > 1,
+            contexts_differ=len({i.max_model_len for i in instances if i.model_cards}) > 1,
         )
 
 

@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
@@ -161,7 +162,18 @@ class Director:
             # One leg serves it all, and none of the retries may make two of it.
             whole = msgspec.structs.replace(call.request, whole=True)
             call = msgspec.structs.replace(call, request=whole)
-        if self._placement.reads_prompt:
+        asked = await self._asked(call)
+        self._budget.begin()
+        kept.add(self._budget.end)
+        return await self._served(call, plan, asked, avoid)
+
+    async def _asked(self, call: Call) -> "_Asked":
+        """The question of where a request goes, with its prompt's tokens if they decide that.
+
+        Raises RequestError for a prompt that fits nowhere.
+        """
+        reads = self._placement.reads_prompt
+        if reads:
             tokenized = await self._tokenizer.tokenize(call.request, call.headers, call.ticket.client)
         else:
             tokenized = await self._tokenizer.measure(call.request, call.ticket.client)
@@ -170,18 +182,14 @@ class Director:
         if tokenized.excess is not None:
             self._tell(Refused("too_long"))
             raise too_long(self._fleet, call.request, tokenized.excess)
-        self._budget.begin()
-        kept.add(self._budget.end)
-        question = self._question(call.request, tokenized)
-        return await self._served(call, plan, question, tokenized.kind, avoid)
+        return _Asked(self._question(call.request, tokenized), tokenized.kind, only_measured=not reads)
 
-    async def _served(
-        self, call: Call, plan: Plan, question: Question, kind: str, avoid: Collection[str]
-    ) -> Reply:
+    async def _served(self, call: Call, plan: Plan, asked: "_Asked", avoid: Collection[str]) -> Reply:
         """The reply of the first attempt that does not fail; if all fail, the last answer an engine gave.
 
         Raises RequestError if no engine gave one.
         """
+        question = asked.question
         attempts = Attempts(self._rules.retries.max_attempts, avoid)
         retry = Ends()  # gives the budget back that a retry has taken
         try:
@@ -194,9 +202,19 @@ class Director:
                     if (attempts.reply is None and attempts.failure is None) or error.reason == ENGINES_FULL:
                         raise
                     break
+                if asked.only_measured and self._placement.reads_prompt:
+                    admitted.close()  # engines have changed since it was asked: it may not fit there
+                    asked = await self._asked(call)
+                    question = asked.question
+                    continue
                 question = admitted.question
                 placed = Placed(
-                    admitted, self._placement, plan, kind=kind, lease_s=self._lease_s, avoid=attempts.avoid
+                    admitted,
+                    self._placement,
+                    plan,
+                    kind=asked.kind,
+                    lease_s=self._lease_s,
+                    avoid=attempts.avoid,
                 )
                 try:
                     try:
@@ -320,6 +338,16 @@ class Director:
             limited_by=limited_by,
             generated_tokens=generated_tokens(request, room, self._rules.admission.expected_answer_tokens),
         )
+
+
+class _Asked(NamedTuple):
+    """What placement is asked about a request."""
+
+    question: Question
+    kind: str
+    """The kind of the prompt, as the tokenizer names it."""
+    only_measured: bool
+    """The prompt's tokens decided nothing when it was asked, so they were not found out."""
 
 
 def _drop(end: Reply | AttemptFailedError) -> None:

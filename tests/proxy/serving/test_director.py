@@ -517,6 +517,25 @@ async def test_requests_that_one_leg_serves(lines: list[str]) -> None:
     scene.assert_nothing_is_left()
 
 
+async def test_a_prompt_that_was_not_read_is_read_once_contexts_differ() -> None:
+    """Its engine fails, and by then another has come that cannot hold the prompt."""
+    scene = Scene("b0 b1 b2")
+    scene.placement._prompt_counts = False  # as of a policy that reads no prompt
+    for instance in scene.fleet:
+        instance.listed([ModelCard("tiny", max_model_len=PROMPT_TOKENS * 2)], 0.0)
+    client = asyncio.get_running_loop().create_task(scene.client())
+    assert await scene.engines.out.get() == "b0 whole"
+    short = scene.fleet.get("b1:1")
+    assert short is not None
+    short.listed([ModelCard("tiny", max_model_len=PROMPT_TOKENS // 2)], 0.0)
+    scene.engines.waiting["b0"].set_result("breaks")
+    assert await scene.engines.out.get() == "b2 whole"
+    scene.engines.waiting["b2"].set_result("text")
+    await client
+    assert scene.got == ["200 text"]
+    scene.assert_nothing_is_left()
+
+
 AT_ONCE = """
 both legs go out before either is answered
     > p0 prefill
