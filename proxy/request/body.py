@@ -26,7 +26,6 @@ from proxy.request.json_pieces import (
 )
 from proxy.request.outline import MAX_DEPTH, MAX_MEMBERS, Outline, Signs, Span, too_many_members
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[\]{}]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ESCAPE = b"\\u"
@@ -165,14 +164,14 @@ class Body:
     def values_in(self, name: str) -> int:
         """The number of values in a member at any depth, if the body was counted; a small body has few."""
         if self._flat:
-            return _STRING.sub(b"", self.view(name) or b"").count(b",") + 1
+            return _without_texts(bytes(self.view(name) or b"")).count(b",") + 1
         span = self._span(name)
         return 0 if span is None else span.values
 
     def items_in(self, name: str) -> int:
         """The number of items of a member that is a list or an object, if the body was counted."""
         if self._flat:
-            return _items(_STRING.sub(b"", self.view(name) or b""))
+            return _items(_without_texts(bytes(self.view(name) or b"")))
         span = self._span(name)
         return 0 if span is None else span.items
 
@@ -427,7 +426,9 @@ def _names_characters(data: bytes | bytearray) -> bool:
 
 
 def _items(text: bytes) -> int:
-    """How many items the list or object in `text` has, which has no strings and few brackets."""
+    """How many items the list or object in `text` has, which has no texts and few brackets."""
+    if text.count(b"[") + text.count(b"{") == 1:
+        return text.count(b",") + 1
     depth = at = commas = 0
     for bracket in _BRACKETS.finditer(text):
         if depth == 1:
@@ -438,15 +439,12 @@ def _items(text: bytes) -> int:
 
 
 def _depth(data: bytes) -> int:
-    """How deep the text is nested; at least MAX_DEPTH + 1 if it is deeper than that."""
-    depth = deepest = 0
-    for char in _STRING.sub(b"", data).translate(None, _NOT_BRACKETS):
-        if char in b"[{":
-            depth += 1
-            if depth > deepest:
-                deepest = depth
-                if deepest > MAX_DEPTH:
-                    break
-        else:
-            depth -= 1
-    return deepest
+    """How deep the text is nested."""
+    brackets = np.frombuffer(_without_texts(data).translate(None, _NOT_BRACKETS), np.uint8)
+    opening = (brackets == ord("[")) | (brackets == ord("{"))
+    return int(np.cumsum(np.where(opening, 1, -1)).max(initial=0))
+
+
+def _without_texts(data: bytes) -> bytes:
+    """JSON without what stands in its texts, by steps that cost a nanosecond a byte."""
+    return b"".join(data.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])

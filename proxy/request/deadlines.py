@@ -52,11 +52,13 @@ class Alarm:
     def _ring(self) -> None:
         now = self.loop.time()
         self._timer, self._rings_at = None, math.inf
-        for scope in [scope for scope, ends_at in self._awaited.items() if ends_at <= now]:
-            del self._awaited[scope]
-            scope.end()
-        if self._awaited:
-            self._wind(max(min(self._awaited.values()), now + MIN_PAUSE_S))
+        try:
+            for scope in [scope for scope, ends_at in self._awaited.items() if ends_at <= now]:
+                if self._awaited.pop(scope, None) is not None:  # the end of another may have ended it
+                    scope.end()
+        finally:  # whatever one of them does, the others are not forgotten
+            if self._awaited:
+                self._wind(max(min(self._awaited.values()), now + MIN_PAUSE_S))
 
 
 _alarm: Alarm | None = None
@@ -66,9 +68,10 @@ def alarm() -> Alarm:
     """That of the running loop: the same one for as long as no other loop asks."""
     global _alarm  # noqa: PLW0603  # a process has one loop, and looking it up otherwise costs more than a timer
     loop = asyncio.get_running_loop()
-    if _alarm is None or _alarm.loop is not loop:
-        _alarm = Alarm(loop)
-    return _alarm
+    found = _alarm
+    if found is None or found.loop is not loop:
+        found = _alarm = Alarm(loop)
+    return found
 
 
 class Scope(ABC):

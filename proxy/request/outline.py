@@ -36,6 +36,7 @@ LARGE_BODY_BYTES = 256 << 10
 LARGE_TEXT_BYTES = 1 << 20
 MANY_COMMAS = 1 << 14
 MANY_ESCAPES = 1 << 14
+MANY_TEXTS = 1 << 15
 """A body above any of these is split off the event loop, and outlined first. Any other is split in a
 millisecond or two: its values are no more than its commas, so all that makes it long is text."""
 
@@ -110,7 +111,11 @@ def signs_of(data: bytes | bytearray) -> Signs | None:
     signs = data.translate(None, _NO_SIGNS)
     commas, escapes = signs.count(b","), signs.count(b"\\")
     openings, texts = signs.count(b"[") + signs.count(b"{"), signs.count(b'"') // 2
-    if escapes > MANY_ESCAPES or (commas > MANY_COMMAS and openings + texts > FEW_PARTS):
+    if (
+        escapes > MANY_ESCAPES
+        or texts > MANY_TEXTS
+        or (commas > MANY_COMMAS and openings + texts > FEW_PARTS)
+    ):
         return None
     return Signs(commas, min(signs.count(b":"), texts), openings, escapes)
 

@@ -139,6 +139,22 @@ async def prose(target: Target) -> Said:
 
 
 @attack()
+async def commas_in_text(target: Target) -> Said:
+    """A chat of 1 MB of commas in its text, which is split where it comes in."""
+    return await target.post(
+        CHATS, [b'{"max_tokens":1,"messages":[{"role":"user","content":"', b"a," * 510_000, b'"}]}']
+    )
+
+
+@attack()
+async def brackets_in_text(target: Target) -> Said:
+    """A chat of 1 MB of brackets in its text, which is split where it comes in."""
+    return await target.post(
+        CHATS, [b'{"max_tokens":1,"messages":[{"role":"user","content":"', b"[]{}" * 255_000, b'"}]}']
+    )
+
+
+@attack()
 async def special_tokens(target: Target) -> Said:
     """A prompt of 100 000 names of special tokens."""
     return await target.post(

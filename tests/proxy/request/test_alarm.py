@@ -136,3 +136,29 @@ async def test_whoever_is_cancelled_beside_a_deadline_stays_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+class Failing(Ended):
+    def end(self) -> None:
+        super().end()
+        raise RuntimeError("cannot be ended")
+
+
+def test_an_end_that_fails_or_ends_another_puts_off_none_of_the_others() -> None:
+    loop: Any = Loop()
+    alarm = Alarm(loop)
+    scopes = [Failing(loop), Ended(loop), Ended(loop), Ended(loop)]
+
+    def end_both() -> None:
+        scopes[1].at = loop.now
+        alarm.unset(scopes[2])
+
+    scopes[1].end = end_both  # type: ignore[method-assign]  # it ends another
+    for scope in scopes[:3]:
+        alarm.set(scope, 1.0)
+    alarm.set(scopes[3], 2.0)
+    with pytest.raises(RuntimeError):
+        loop.pass_until(1.5)
+    loop.pass_until(3.0)
+    assert [scope.at is not None for scope in scopes] == [True, True, False, True]
+    assert 2.0 <= (scopes[3].at or 0.0) <= 2.0 + MIN_PAUSE_S

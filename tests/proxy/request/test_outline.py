@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import BadRequestError
 from proxy.request import dialects
-from proxy.request.body import Body, Pieces, _names_characters
+from proxy.request.body import Body, Pieces, _depth, _items, _names_characters, _without_texts
 from proxy.request.dialects import CHAT
 from proxy.request.dialects.chat import MAX_MESSAGES, MAX_TOOLS
 from proxy.request.generation import read_request
@@ -22,6 +22,7 @@ from proxy.request.outline import (
     LARGE_TEXT_BYTES,
     MANY_COMMAS,
     MANY_ESCAPES,
+    MANY_TEXTS,
     MAX_DEPTH,
     MAX_MEMBERS,
     MAX_VALUES,
@@ -251,3 +252,29 @@ def test_a_body_holds_no_more_than_its_signs_tell(text: str) -> None:
     assert signs.members >= 3
     assert signs.openings >= 5
     assert signs.commas >= 3
+
+
+_ODD = st.text(alphabet='ab"\\[]{},:', max_size=8)
+_VALUES = st.recursive(
+    _ODD | st.integers() | st.none(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_ODD, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(_VALUES)
+def test_nothing_of_texts_counts_for_depth_and_items(value: object) -> None:
+    def depth(each: object) -> int:
+        inner = list(each.values()) if isinstance(each, dict) else each
+        return 1 + max(map(depth, inner), default=0) if isinstance(inner, list) else 0
+
+    data = json.dumps(value).encode()
+    assert _depth(data) == depth(value)
+    if isinstance(value, (list, dict)) and value:
+        assert _items(_without_texts(data)) == len(value)
+
+
+def test_more_texts_than_a_small_body_has_make_it_a_large_one() -> None:
+    """They would be looked at one by one."""
+    assert not is_large(b'"' * 2 * MANY_TEXTS)
+    assert is_large(b'"' * 2 * (MANY_TEXTS + 1))
