@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from aiohttp import HttpVersion10, web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.typedefs import Handler
 
 from proxy.edge.app_keys import SERVICE
@@ -182,9 +182,11 @@ async def finish_head(request: web.Request, response: web.StreamResponse) -> Non
     """Give every answer the request's id and the `Server` header (an `on_response_prepare` signal).
 
     While kvproxy drains, the answer also ends its connection, so that clients that keep connections open find
-    another replica for their next request.
+    another replica for their next request. So does one in HTTP/1.0 whose length is not known: nothing else
+    tells its end.
     """
-    if request.app[SERVICE].draining.is_set():
+    endless = request.version < HttpVersion11 and "Content-Length" not in response.headers
+    if endless or request.app[SERVICE].draining.is_set():
         response.force_close()
         response.headers["Connection"] = "close"
     if (visit := request.get(VISIT)) is not None:

@@ -82,7 +82,7 @@ LEGS = (
     ),
     counter(
         "unknown_prompts",
-        "Prompts placed without knowing their tokens.",
+        "Prompts whose tokens were looked for and not known.",
         PromptUnknown,
         "reason",
         more="Such a prompt is placed by load. `reason` is `why_unknown` of `/explain`: [Tokens](tokens.md).",

@@ -96,10 +96,10 @@ class Placement:
         while engines have contexts of different lengths, so that a leg must go where it fits. Where all
         contexts are the same, an engine itself refuses what is too long, in the same words.
 
-        If they do not, prompts need not be tokenized. Then there is nothing of them in `/explain`, in
-        `cached` of the access log and the headers, and in `RequestEnded.block_keys`; the index is not
-        compared with what engines report (`compare`), partial ranks do not heal, and our token counts are not
-        checked. Loads and the turns of clients count estimates.
+        If they do not, prompts need not be tokenized. Then there is nothing of them in `cached` of the access
+        log and the headers, and in `RequestEnded.block_keys`; the index is not compared with what engines
+        report (`compare`), partial ranks do not heal, and our token counts are not checked. Loads and the
+        turns of clients count estimates.
         """
         return self._prompt_counts or self._fleet.contexts_differ
 

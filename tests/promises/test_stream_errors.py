@@ -16,7 +16,7 @@ from proxy.fleet.circuit import Circuit
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.live.faults import Fault
 from tests.helpers.raw import send
-from tests.helpers.service import QUICK, UNHURRIED, InOrder, Pair, ask, fleet, prose, wait_until
+from tests.helpers.service import DEADLINE_S, QUICK, UNHURRIED, InOrder, Pair, ask, fleet, prose, wait_until
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 EVENT = b'data: {"error":{"message":"a fault","type":"InternalServerError","param":null,"code":500}}\n\n'
@@ -274,3 +274,18 @@ async def test_without_budget_an_error_before_anything_is_the_answer() -> None:
         assert (answer.status, answer.json) == (500, json.loads(EVENT[6:]))
         assert await pair.service.metric("kvproxy_retries_refused_total", phase="decode") == 1
         await nothing_is_left(pair)
+
+
+@pytest.mark.parametrize("keeps", ["", "Connection: keep-alive\r\n"])
+async def test_a_stream_of_the_old_protocol_ends_with_its_connection(keeps: str) -> None:
+    """HTTP/1.0 has no chunks: a client that keeps connections would wait for more."""
+    body = b'{"model": "tiny", "prompt": "hello", "max_tokens": 4, "stream": true}'
+    async with fleet(1, 1) as pair:
+        reader, writer = await asyncio.open_connection(pair.service.host, pair.service.port)
+        head = f"POST /v1/completions HTTP/1.0\r\n{keeps}Content-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        async with asyncio.timeout(DEADLINE_S):
+            said = await reader.read()
+        writer.close()
+        assert said.startswith(b"HTTP/1.0 200")
+        assert said.endswith(b"data: [DONE]\n\n")

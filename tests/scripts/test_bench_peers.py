@@ -42,7 +42,7 @@ def test_kvproxy_alone_is_measured(tmp_path: pathlib.Path) -> None:
         "1",
     ]
     command += ["--only", "unary", "pd", "ids", "text", "chunks-64", "memory"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
     ours = rows[0].index("kvproxy")

@@ -155,7 +155,7 @@ async def test_a_client_that_reads_nothing_is_waited_for() -> None:
     async with Serving().running() as serving:
         serving.answer = (200, [TYPE], b"x" * MAX_BYTES)
         reader, writer = await asyncio.open_connection("127.0.0.1", serving.port, limit=1 << 10)
-        many = 50
+        many = 150
         writer.write(b"POST /whole HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" * many)
         async with asyncio.timeout(20):
             received_bytes = len(await reader.readexactly(MAX_BYTES))
