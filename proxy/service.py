@@ -156,6 +156,8 @@ class Service:
         self.reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         """The one thread that reads large bodies. Reading takes many times a body's size in memory, so only
         one is read at a time."""
+        self.long_bodies = asyncio.Lock()
+        """Held by the request whose long body is read in this turn of the event loop."""
         self.gate = Gate(
             fleet=self.fleet,
             placement=self.placement,

@@ -49,6 +49,10 @@ MAX_LOGGED_FAILURES = 6
 """Whole answers above this are written within the handler, under the `StallWatch`; aiohttp writes smaller
 ones after it."""
 
+LONG_BODY_BYTES = 64 << 10
+"""Of longer bodies one is read in a turn of the event loop: each takes milliseconds, and many may be there at
+once."""
+
 
 def route_of(dialect: Dialect) -> web.RouteDef:
     """The route of a dialect. Raises ValueError for a path that client keys would not guard."""
@@ -180,19 +184,35 @@ async def generation_request(
     if service.stopping.is_set():
         raise UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
     data, lease = await read_json(request, visit, service)
-    default_model = service.config.model
-    signs = signs_of(data)
-    if signs is None:
+    if len(data) <= LONG_BODY_BYTES:
+        read = _read_at_once(service, lease, dialect, data)
+    else:
+        async with service.long_bodies:
+            try:
+                read = _read_at_once(service, lease, dialect, data)
+            finally:
+                await asyncio.sleep(0)
+    if read is None:
         found = await _off_the_loop(service, lease, outline, data)
         hold(service, lease, weigh(data, found))
-        read = await _off_the_loop(service, lease, read_request, dialect, data, default_model, found)
-    else:
-        hold(service, lease, weigh(data, signs))
-        read = read_request(dialect, data, default_model, signs)
-        if isinstance(data, bytearray):
-            data.clear()  # the request has its own copy
+        model = service.config.model
+        read = await _off_the_loop(service, lease, read_request, dialect, data, model, found)
     if not await service.adapters.known(read.model):
         raise NotFoundError(f"The model `{cut(read.model)}` does not exist.", param="model")
+    return read
+
+
+def _read_at_once(
+    service: Service, lease: BodyLease, dialect: Dialect | Sequence[Dialect], data: bytes | bytearray
+) -> GenerationRequest | None:
+    """The request in a body; None for a large one, which is to be read off the event loop."""
+    signs = signs_of(data)
+    if signs is None:
+        return None
+    hold(service, lease, weigh(data, signs))
+    read = read_request(dialect, data, service.config.model, signs)
+    if isinstance(data, bytearray):
+        data.clear()  # the request has its own copy
     return read
 
 
