@@ -2,10 +2,8 @@
 
 Pure. The usual least squares. Samples of one process depend on those before them (a burst's memory is kept
 for a while), so the error is made larger by what their residuals have in common with the next: as if there
-were fewer samples, n * (1
-- r) / (1 + r) for a first-order autoregression with autocorrelation r (Bayley and Hammersley, 1946). A floor
-  says what growth
-would not matter anyway.
+were fewer samples, n * (1 - r) / (1 + r) for a first-order autoregression with autocorrelation r (Bayley and
+Hammersley, 1946). A floor says what growth would not matter anyway.
 """
 
 import math
