@@ -17,6 +17,7 @@
     fleet          the instances, what runs on each, and their health
     request        what a client asked, and what an engine streams back, as values
     config         all settings: plain values, checked once
+    traces         workloads: read from the formats that people have, generated, recorded
 
 All rooms stand on the modules beside them: `errors`, `findings`, `phases`, `happenings`, `headers`, `tasks`,
 `logs`, `log_lines`, `fair_queue`, `descriptors`, `private_files`, `tls`, `shown`. Below these lies
