@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from proxy.admission.drain_rate import DrainRate
-from proxy.admission.lacks import Lack, lack_of
+from proxy.admission.lacks import NOTHING, Lack, lack_of
 from proxy.admission.refusals import Refusals
 from proxy.admission.running import Running
 from proxy.admission.shown import QueueShown
@@ -110,9 +110,7 @@ class Lanes:
         prefill_on: str | None = None,
     ) -> Turn:
         """An attempt at a request, for `offer`; `failed` and `prefill_on`: as of `Constraints`."""
-        return Turn(
-            ticket, question, failed, prefill_on, lambda: self._placement.need(question).of_its_kind()
-        )
+        return Turn(ticket, question, failed, prefill_on, self._fitting)
 
     def offer(self, turn: Turn, now: float) -> list[Outcome]:
         """A request wants in. If nothing is decided about it, it waits, for `left_s` at most.
@@ -217,6 +215,9 @@ class Lanes:
         """Place a request if it can be placed now. Raises RequestError if it may not wait either."""
         question = turn.question
         decision = self._decide(turn, question)
+        if decision.admissible:
+            turn.lack = NOTHING
+            return _Place(question, decision)
         turn.lack = lack_of(question, decision)
         if Phase.PREFILL in turn.lack.missing:
             self._check_served(question)
@@ -229,6 +230,10 @@ class Lanes:
             self._check_served(question)
         return _Place(question, decision) if decision.admissible else None
 
+    def _fitting(self, question: Question) -> Hashable:
+        """Equal for requests that fit into the same instances."""
+        return self._placement.need(question).of_its_kind()
+
     def _grant(self, turn: Turn, place: "_Place") -> Grant:
         """Let a request in: its legs count, and its blocks are expected, from now on."""
         self._running.let_in(turn.ticket)
@@ -236,12 +241,12 @@ class Lanes:
         prefill, decode = decision.prefill.chosen, decision.decode.chosen
         if prefill is None or decode is None:
             raise RuntimeError("a request without a place was let in")
-        claim = self._placement.claim
+        claim, one_leg = self._placement.claim, prefill.instance == decode.instance
         admitted = Admitted(
             question,
             decision,
             decode=claim(decode, Phase.DECODE, question),
-            prefill=None if decision.one_leg else claim(prefill, Phase.PREFILL, question),
+            prefill=None if one_leg else claim(prefill, Phase.PREFILL, question),
             expected=self._placement.expect(prefill, question),
         )
         return Grant(turn, admitted)

@@ -58,7 +58,7 @@ class Turn:
         question: Question,
         failed: Collection[str],
         prefill_on: str | None,
-        fitting: Callable[[], Hashable],
+        fitting: Callable[[Question], Hashable],
     ) -> None:
         """`fitting` returns equal values for requests that fit into the same instances."""
         self.ticket = ticket
@@ -79,7 +79,7 @@ class Turn:
     @functools.cached_property
     def lane(self) -> Hashable:
         """Equal for requests of which none can be placed while another of them cannot."""
-        return self.question.model, self.question.whole, self.again, self._fitting()
+        return self.question.model, self.question.whole, self.again, self._fitting(self.question)
 
 
 class Grant(NamedTuple):

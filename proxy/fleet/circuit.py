@@ -268,6 +268,11 @@ class Breaker:
 
     # -- what legs show -----------------------------------------------------------------------------------
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether another leg that is served changes nothing: it is closed, and no leg has failed lately."""
+        return self._at is At.CLOSED and not self._failed_legs and not self._charges
+
     def begin_leg(self) -> int:
         """A leg is claimed. Its trial number is returned, which MUST be given to `end_leg` at its end."""
         if self.state is not Circuit.HALF_OPEN:

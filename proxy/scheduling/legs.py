@@ -38,13 +38,14 @@ class ByLeg:
 
     def _pick(self, phase: Phase, view: View, rng: random.Random) -> Pick:
         candidates = view.prefill if phase is Phase.PREFILL else view.decode
-        usable = [candidate for candidate in candidates if candidate.usable] if view.complete else candidates
+        leg = Leg(phase, view.model, view.prompt_tokens)
+        if not view.complete:  # all are usable, and there is one
+            costs = checked(self._policy.costs(leg, candidates), len(candidates), "candidates")
+            return Pick(candidates[cheapest(costs, rng)])
+        usable = [candidate for candidate in candidates if candidate.usable]
         if not usable:
             return Pick(None, [Priced(candidate, None) for candidate in candidates])
-        leg = Leg(phase, view.model, view.prompt_tokens)
         costs = checked(self._policy.costs(leg, usable), len(usable), "candidates")
-        if not view.complete:
-            return Pick(usable[cheapest(costs, rng)])
         priced = list(zip(usable, costs, strict=True))
         if phase is Phase.PREFILL and not any(candidate.usable for candidate in view.decode):
             # No decode instance could take over, so an instance that does both is preferred.

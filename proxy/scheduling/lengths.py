@@ -41,20 +41,19 @@ class Need:
         self._prefill = 0 if prompt is None else prompt + 1
         self._least = max(self._prefill, answer if limited_by else 0)
         """A decode engine with a shorter context refuses the request."""
-        self.wanted = self._least if prompt is None else prompt + max(1, answer)
-        """A context of this length holds any of its legs."""
+        self._wanted = _wanted_tokens(prompt, answer, limited_by)
         self._decode: float | None = None
 
     def fits(self, instance: Instance) -> bool:
         """Whether the instance's context holds the leg that it would get."""
         length = instance.max_model_len
-        if length >= self.wanted:
+        if length >= self._wanted:
             return True
         if instance.role is Role.PREFILL:
             return length >= self._prefill
         if self._decode is None:
             # If no engine holds all that is wanted, those do that hold as much as any.
-            self._decode = max(self._least, min(self.wanted, self._longest_answer(_known(self._listing()))))
+            self._decode = max(self._least, min(self._wanted, self._longest_answer(_known(self._listing()))))
         return length >= self._decode
 
     def refusal(self) -> BadRequestError | None:
@@ -86,7 +85,7 @@ class Need:
         lengths = {instance.max_model_len for instance in self._fleet}
         return (
             min((n for n in lengths if n >= self._prefill), default=math.inf),
-            min((n for n in lengths if n >= self.wanted), default=math.inf),
+            min((n for n in lengths if n >= self._wanted), default=math.inf),
         )
 
     def _listing(self) -> list[Instance]:
@@ -99,6 +98,17 @@ class Need:
         if not self._whole and not any(i.role is Role.PREFILL for i in several):
             answering = [i for i in answering if i.role is Role.BOTH]
         return max((i.max_model_len for i in answering), default=0)
+
+
+def _wanted_tokens(prompt: int | None, answer: int, limited_by: str | None) -> int:
+    if prompt is None:
+        return answer if limited_by else 0
+    return prompt + max(1, answer)
+
+
+def wanted_tokens(question: Question) -> int:
+    """A context of this length holds any leg of a request."""
+    return _wanted_tokens(question.prompt_tokens, question.answer_tokens, question.limited_by)
 
 
 def need_of(fleet: Fleet, question: Question) -> Need:

@@ -20,7 +20,7 @@ from proxy.fleet import Fleet, Instance
 from proxy.fleet.why import Why
 from proxy.phases import Phase
 from proxy.scheduling.eligible import eligible
-from proxy.scheduling.lengths import Need, need_of
+from proxy.scheduling.lengths import need_of, wanted_tokens
 from proxy.scheduling.question import Constraints, Question
 from proxy.scheduling.standing import Rank, Standing
 from proxy.scheduling.types import Candidate, View
@@ -49,7 +49,6 @@ class _Look(NamedTuple):
     question: Question
     constraints: Constraints
     now: float
-    need: Need
     length_tokens: int | None
     """As `Question.length_tokens`."""
     cached: Mapping[tuple[str, int], int]
@@ -133,23 +132,24 @@ class Viewer:
         return self._index.block_size(address, rank) or USUAL_BLOCK_SIZE
 
     def _look(self, question: Question, now: float, constraints: Constraints) -> _Look:
-        prompt, need = question.prompt, need_of(self._fleet, question)
+        prompt = question.prompt
         if prompt is None:
-            return _Look(question, constraints, now, need, question.length_tokens, {}, {})
+            return _Look(question, constraints, now, question.length_tokens, {}, {})
         match = self._index.match(prompt)
         cached = {(s.instance, s.rank): tokens for s, tokens in match.items() if s.tier == MAIN_TIER}
         slower: Mapping[tuple[str, int], Mapping[str, int]] = {}
         if self._tier_costs and not question.whole:
             slower = self._index.match_slower(prompt, tuple(self._tier_costs), MAIN_TIER)
-        return _Look(question, constraints, now, need, question.length_tokens, cached, slower)
+        return _Look(question, constraints, now, question.length_tokens, cached, slower)
 
     # -- all candidates -----------------------------------------------------------------------------------
 
     def _candidates(self, phase: Phase, look: _Look) -> Sequence[Candidate]:
         found: list[Candidate] = []
+        need = need_of(self._fleet, look.question)
         for instance, ranks in self._standing.ranks(phase):
             why = instance.why_unusable(look.question.model)
-            if why is None and not look.need.fits(instance):
+            if why is None and not need.fits(instance):
                 why = Why.TOO_LONG
             if why is None and instance.says_full(look.now):
                 why = Why.SAYS_FULL
@@ -183,12 +183,14 @@ class Viewer:
 
     def _as_good_as_any(self, phase: Phase, look: _Look) -> Sequence[Candidate]:
         """Those that are well, fit and have room: where there are any, `eligible` leaves no others usable."""
-        served = self._standing.served(phase, look.question.model)
+        question = look.question
+        served = self._standing.served(phase, question.model)
         ranks = self._standing.well(phase, served, look.now)
-        if served.shortest_context < look.need.wanted:
-            ranks = [rank for rank in ranks if look.need.fits(rank.instance)]
+        if served.shortest_context < wanted_tokens(question):
+            need = need_of(self._fleet, question)
+            ranks = [rank for rank in ranks if need.fits(rank.instance)]
         may_be_full = self._limited or bool(look.constraints.kept)
-        if self._keeps and not may_be_full and look.question.prompt is None and look.length_tokens is None:
+        if self._keeps and not may_be_full and question.prompt is None and look.length_tokens is None:
             return [r.kept if r.kept_at == r.load.changes else self._keep(r) for r in ranks]
         found = [self._candidate(rank, phase, look, None) for rank in ranks]
         return [c for c in found if c.usable] if may_be_full else found

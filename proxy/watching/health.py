@@ -133,12 +133,16 @@ class HealthBook:
 
     def began(self, instance: Instance) -> None:
         """A leg began to stream what was asked for."""
+        if instance.breaker.is_settled:
+            return
         before = instance.breaker.standing
         instance.breaker.began(self._clock())
         self._changed(instance, before)
 
     def served(self, instance: Instance) -> None:
         """A leg was answered with what was asked for."""
+        if instance.breaker.is_settled:
+            return
         before = instance.breaker.standing
         instance.breaker.served(self._clock())
         self._changed(instance, before)
