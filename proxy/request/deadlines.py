@@ -100,14 +100,15 @@ class Scope(ABC):
             self._task.cancel()
 
     def __enter__(self) -> Self:
-        task = asyncio.current_task()
+        clock = alarm()
+        task = asyncio.current_task(clock.loop)
         if task is None:
             raise RuntimeError("a scope is entered outside of a task")
         self._task = task
         self._cancelling = task.cancelling()
         if self._ends_at is not None:
-            self._alarm = alarm()
-            self._alarm.set(self, self._ends_at)
+            self._alarm = clock
+            clock.set(self, self._ends_at)
         return self
 
     def __exit__(

@@ -30,9 +30,7 @@ class AnswerReader:
         "_announced",
         "_body_bytes",
         "_chunked",
-        "_content_length",
         "_interim",
-        "_media_type",
         "_parser",
         "_read_bytes",
         "_until_closed",
@@ -40,8 +38,10 @@ class AnswerReader:
         "body_bytes",
         "broken",
         "complete",
+        "content_length",
         "head",
         "headers",
+        "media_type",
         "reusable",
         "status",
     )
@@ -67,24 +67,16 @@ class AnswerReader:
         self.body.clear()
         self.body_bytes = 0
         """How many bytes `body` holds."""
-        self._content_length: int | None = None
-        self._media_type = ""
+        self.content_length: int | None = None
+        """The length that the head announces; None if it announces none."""
+        self.media_type = ""
+        """The media type of the body, without parameters and in lower case; "" if the head names none."""
         self._chunked = False
         self._until_closed = False
         self._interim = False
         self._announced = 0
         self._read_bytes = 0
         self._body_bytes = 0
-
-    @property
-    def content_length(self) -> int | None:
-        """The length that the head announces; None if it announces none."""
-        return self._content_length
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the body, without parameters and in lower case; "" if the head names none."""
-        return self._media_type
 
     def feed(self, data: bytes) -> None:
         """Take bytes in. If they are no valid answer `broken` says why, and later bytes are ignored."""
@@ -132,9 +124,9 @@ class AnswerReader:
         self.headers.append((key, text))
         match key.lower():
             case "content-length":
-                self._content_length = int(text)
+                self.content_length = int(text)
             case "content-type":
-                self._media_type = text.partition(";")[0].strip().lower()
+                self.media_type = text.partition(";")[0].strip().lower()
             case "transfer-encoding":
                 self._chunked = text.strip().lower().endswith("chunked")
 
@@ -147,7 +139,7 @@ class AnswerReader:
         self._interim = 100 <= status < 200 and status != _SWITCHING
         if self._interim:
             self.headers = []
-            self._content_length, self._media_type, self._chunked = None, "", False
+            self.content_length, self.media_type, self._chunked = None, "", False
             self._announced += 1
             if self._announced > MAX_ANNOUNCEMENTS:
                 self.broken = f"it announces an answer more than {MAX_ANNOUNCEMENTS} times"
@@ -156,7 +148,7 @@ class AnswerReader:
         self.head = True
         if self._read_bytes > MAX_HEAD_BYTES and _size(self.headers) > MAX_HEAD_BYTES:
             self.broken = f"the answer's head has more than {MAX_HEAD_BYTES >> 10} KiB"
-        self._until_closed = status not in _NO_BODY and self._content_length is None and not self._chunked
+        self._until_closed = status not in _NO_BODY and self.content_length is None and not self._chunked
 
     def on_body(self, piece: bytes) -> None:
         if self.complete:

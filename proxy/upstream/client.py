@@ -4,8 +4,9 @@ not followed, bodies not decompressed, cookies not kept.
 
 import asyncio
 import pathlib
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from proxy.config import Deadlines, InstanceSpec
 from proxy.descriptors import Descriptors
@@ -186,12 +187,14 @@ class EngineClient:
         await self._pool.close()
         await self._names.close()
 
-    async def post(self, instance: str, path: str, body: Encoded, headers: Headers) -> EngineAnswer:
+    def post(
+        self, instance: str, path: str, body: Encoded, headers: Headers
+    ) -> Coroutine[Any, Any, EngineAnswer]:
         """Send a leg and wait for the head of its answer.
 
         Raises ConnectFailedError if no byte was sent, LegBrokenError if the engine may have seen some.
         """
-        return await self._request("POST", instance, path, body, headers)
+        return self._request("POST", instance, path, body, headers)
 
     async def exchange(
         self,
@@ -224,26 +227,18 @@ class EngineClient:
         except ValueError as error:
             raise LegBrokenError(instance, f"no answer ({error})") from error
         connection = self._pool.free(instance) or await self._pool.fresh(instance)
-        try:
-            return await self._answered(connection, head, path, body)
-        except LegBrokenError:
-            # The engine may have closed a free connection just as it was used. A GET is sent again then; a
-            # leg is not, since the engine may have acted on it.
-            if method != "GET" or not connection.used or connection.is_given_up or connection.answer.status:
-                raise
-        connection = await self._pool.fresh(instance)
-        return await self._answered(connection, head, path, body)
-
-    async def _answered(
-        self, connection: Connection, head: bytes, path: str, body: Encoded | bytearray | None
-    ) -> EngineAnswer:
-        """Send a request and wait for the head of its answer, which owns the connection from then on."""
-        try:
-            if not connection.send_whole(head, body) and body is not None:
-                await connection.send(head, body)
-            await connection.head()
-            return EngineAnswer(path, len(body or b""), connection, self._pool)
-        except BaseException:
-            connection.drop()
-            self._pool.release(connection)
-            raise
+        while True:
+            try:
+                if not connection.send_whole(head, body) and body is not None:
+                    await connection.send(head, body)
+                await connection.head()
+                return EngineAnswer(path, size_bytes or 0, connection, self._pool)
+            except BaseException as error:
+                connection.drop()
+                self._pool.release(connection)
+                # The engine may have closed a free connection just as it was used. A GET is sent again then;
+                # a leg is not, since the engine may have acted on it.
+                stale = isinstance(error, LegBrokenError) and connection.used and not connection.is_given_up
+                if method != "GET" or not stale or connection.answer.status:
+                    raise
+            connection = await self._pool.fresh(instance)

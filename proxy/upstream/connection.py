@@ -32,6 +32,7 @@ class Connection(asyncio.Protocol):
         "_at_head",
         "_given_up",
         "_listener",
+        "_loop",
         "_lost",
         "_paused",
         "_poured_at",
@@ -54,6 +55,7 @@ class Connection(asyncio.Protocol):
         self.instance = instance
         self.https = https
         self._listener = listener
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._lost: str | None = None
@@ -158,9 +160,11 @@ class Connection(asyncio.Protocol):
         """Write a request at once if its body is small; tells whether it was."""
         if body is not None and len(body) > WHOLE_BYTES:
             return False
-        if self.is_open:
-            pieces = body if isinstance(body, Pieces) else (body or b"",)
-            self._must.write(b"".join((head, *pieces)))
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            if body is not None:
+                head = b"".join((head, *body)) if isinstance(body, Pieces) else head + body
+            transport.write(head)
         return True
 
     async def send(self, head: bytes, body: Encoded | bytearray) -> None:
@@ -188,7 +192,7 @@ class Connection(asyncio.Protocol):
         while not answer.head:
             if answer.broken is not None or self._lost is not None:
                 raise self._broken("no answer")
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             await self._waiter
         if answer.broken is not None:
             raise self._broken("no answer")

@@ -23,22 +23,26 @@ def head_of(
 
     `authorization` replaces the client's own. Raises ValueError for a name or value with a line end.
     """
-    lines = [f"{method} {path} HTTP/1.1\r\nHost: {instance}\r\nAccept-Encoding: identity"]
-    accepts = False
+    given = ""
+    lines = 0
+    accept = "Accept: */*\r\n"
     for name, value in headers:
         key = name.lower()
         if key in _OWN or (authorization is not None and key == "authorization"):
             continue
-        accepts = accepts or key == "accept"
-        lines.append(f"{name}: {value}")
-    given = "".join(lines[1:])
-    if "\n" in given or "\r" in given or "\0" in given:
+        if key == "accept":
+            accept = ""
+        given += f"{name}: {value}\r\n"
+        lines += 1
+    if given.count("\n") != lines or given.count("\r") != lines or "\0" in given:
         raise ValueError("a header has a line end in its value")
-    if not accepts:
-        lines.append("Accept: */*")
-    if authorization is not None:
-        lines.append(f"Authorization: {authorization}")
-    if body_bytes is not None:
-        lines.append(f"Content-Type: application/json\r\nContent-Length: {body_bytes}")
-    lines.append("\r\n")
-    return "\r\n".join(lines).encode("utf-8", "surrogateescape")
+    allows = f"Authorization: {authorization}\r\n" if authorization is not None else ""
+    frames = (
+        f"Content-Type: application/json\r\nContent-Length: {body_bytes}\r\n"
+        if body_bytes is not None
+        else ""
+    )
+    return (
+        f"{method} {path} HTTP/1.1\r\nHost: {instance}\r\nAccept-Encoding: identity\r\n"
+        f"{given}{accept}{allows}{frames}\r\n"
+    ).encode("utf-8", "surrogateescape")
