@@ -30,9 +30,12 @@ class NixlConnector:
     name = "nixl"
     how = "hands transfer params from leg to leg"
 
+    def __init__(self) -> None:
+        self._plan = InTurn(self, leased=True)
+
     def plan(self, request: GenerationRequest) -> InTurn:  # noqa: ARG002  # whatever it asks for
         """As `Connector`."""
-        return InTurn(self, leased=True)
+        return self._plan
 
     def prefill_body(self, first: Body) -> Encoded:
         """As `LegsInTurn`."""

@@ -14,16 +14,20 @@ MAX_SEQUENCES = 16_384
 """The most sequences of a request: vLLM's own limit (`VLLM_MAX_N_SEQUENCES`), above which it refuses."""
 
 
-def generated_tokens(request: GenerationRequest, room_tokens: float, expected_tokens: int) -> int:
+def generated_tokens(
+    request: GenerationRequest, limit: tuple[str, int] | None, room_tokens: float, expected_tokens: int
+) -> int:
     """The tokens that count for the answers to a request, of all its sequences together.
 
-    `room_tokens`: the tokens that the engines' context has left beside the prompt. `expected_tokens`: the
-    expected length of an answer that may be longer.
+    `limit`: the request's `answer_limit`. `room_tokens`: the tokens that the engines' context has left beside
+    the prompt. `expected_tokens`: the expected length of an answer that may be longer.
     """
     dialect, body = request.dialect, request.body
-    usual = dialect.default_answer_tokens
-    _, limit = request.answer_limit or (None, math.inf if usual is None else usual)
-    longest = max(1, min(limit, room_tokens))
+    if limit is not None:
+        most: float = limit[1]
+    else:
+        most = math.inf if dialect.default_answer_tokens is None else dialect.default_answer_tokens
+    longest = max(1, min(most, room_tokens))
     if longest < math.inf and not dialect.may_end_early(body):
         least: float = longest
     else:

@@ -22,14 +22,16 @@ class Attempts:
         self._most = most
         self._left: set[str] = set()
         self._failures: list[AttemptFailedError] = []
-        self._not_here: Counter[str] = Counter()
+        self._not_here: list[str] = []
         self._words: Reply | None = None
         self.last: AttemptFailedError | None = None
         """How the last attempt failed."""
-        self.avoid: Counter[str] = Counter(avoid)
+        self.avoid: dict[str, int] = dict.fromkeys(avoid, 1)
         """How often each instance was of no use; it is used again only if there is no other."""
         self.paid = 0
         """How many retries were paid from the budget."""
+        self.is_paid = False
+        """Whether the attempt that comes, or runs, is one of them: the budget is due back when it is over."""
 
     def failed_by(self, failure: AttemptFailedError) -> None:
         """Record why an attempt failed. One that a full engine turned away is no failure: no work was done,
@@ -40,13 +42,17 @@ class Attempts:
             return
         self._words = failure.reply or self._words
         if failure.reason is Reason.NOT_HERE:
-            self._not_here[failure.instance] += 1
-            self.avoid[failure.instance] += 1
+            self._not_here.append(failure.instance)
+            self._avoids(failure.instance)
             return
         self._failures.append(failure)
-        self.avoid.update({failure.instance, *failure.tried})
+        for instance in {failure.instance, *failure.tried}:
+            self._avoids(instance)
         if failure.prefill_on is not None and failure.prefill_on in self._suspects():
-            self.avoid[failure.prefill_on] += 1
+            self._avoids(failure.prefill_on)
+
+    def _avoids(self, instance: str) -> None:
+        self.avoid[instance] = self.avoid.get(instance, 0) + 1
 
     @property
     def reply(self) -> Reply | None:
@@ -66,7 +72,7 @@ class Attempts:
         """
         if self.last is None or self.last.reason is Reason.FULL:
             return True
-        return self.last.reason is Reason.NOT_HERE and self._not_here[self.last.instance] == 1
+        return self.last.reason is Reason.NOT_HERE and self._not_here.count(self.last.instance) == 1
 
     @property
     def prefill_on(self) -> str | None:

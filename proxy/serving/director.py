@@ -191,7 +191,6 @@ class Director:
         """
         question = asked.question
         attempts = Attempts(self._rules.retries.max_attempts, avoid)
-        retry = Ends()  # gives the budget back that a retry has taken
         try:
             while True:
                 try:
@@ -232,22 +231,28 @@ class Director:
                         served_by = reply.decision.instances if reply.decision is not None else set()
                         self._watch.others_served(attempts.to_blame(self._legs.dead) - served_by)
                     return reply
-                retry.close()
-                if not await self._another(attempts, retry):
+                self._give_back(attempts)
+                if not await self._another(attempts):
                     break
         finally:
-            retry.close()
+            self._give_back(attempts)
         if attempts.reply is not None:
             return attempts.reply
         raise unanswered(self._fleet, question.model, attempts.failure)
 
-    async def _another(self, attempts: Attempts, retry: Ends) -> bool:
+    def _give_back(self, attempts: Attempts) -> None:
+        """An attempt is over: give the budget back that it has taken. A second call does nothing."""
+        if attempts.is_paid:
+            attempts.is_paid = False
+            self._budget.give_back()
+
+    async def _another(self, attempts: Attempts) -> bool:
         """Whether to try again; returns when it is time to.
 
         A retry is free and begins at once if it leaves an instance that has died, or that fails while others
         do not: it adds no load anywhere. So it is if the instance is full or lacks the model: it did no work.
-        Any other retry takes from the budget, after a pause in which the instance may turn out to be dead.
-        `retry` gives that budget back when it is closed.
+        Any other retry takes from the budget, after a pause in which the instance may turn out to be dead;
+        `_give_back` MUST follow.
         """
         failure = attempts.last
         if attempts.free:
@@ -264,8 +269,8 @@ class Director:
             if attempts.leave(self._legs.to_leave(failure)):
                 return True
             if self._budget.take():
-                retry.add(self._budget.give_back)
                 attempts.paid += 1
+                attempts.is_paid = True
                 return True
             if self._clock() >= until:
                 break
@@ -319,15 +324,18 @@ class Director:
 
     def _splits(self, request: GenerationRequest) -> bool:
         """Whether each prompt of a request gets legs of its own: engines hand over blocks of one prompt."""
-        several = request.prompt_count > 1 and not request.whole and self._connector.plan(request).one_prompt
+        if request.prompt_count == 1 or request.whole or not self._connector.plan(request).one_prompt:
+            return False
         prefill = self._fleet.of(Phase.PREFILL)
-        return several and (not prefill or any(i.role is not Role.BOTH for i in prefill))
+        return not prefill or any(i.role is not Role.BOTH for i in prefill)
 
     def _question(self, request: GenerationRequest, tokenized: Tokenized) -> Question:
-        limited_by, answer_tokens = request.answer_limit or (None, request.usual_answer_tokens)
+        limit = request.answer_limit
+        limited_by, answer_tokens = limit or (None, request.usual_answer_tokens)
         prompt = tokenized.prompt
         known = 0 if prompt is None or tokenized.prefix_only else len(prompt.token_ids)
         room = self._fleet.max_model_len - known
+        expected = self._rules.admission.expected_answer_tokens
         return Question(
             request.model,
             prompt,
@@ -336,7 +344,7 @@ class Director:
             prefix_only=tokenized.prefix_only,
             answer_tokens=answer_tokens,
             limited_by=limited_by,
-            generated_tokens=generated_tokens(request, room, self._rules.admission.expected_answer_tokens),
+            generated_tokens=generated_tokens(request, limit, room, expected),
         )
 
 

@@ -101,16 +101,18 @@ class Reply:
         self.body = body
         """The whole body, or the events of a stream as they come (raises LegError if the stream is cut)."""
         self.decision = decision
-        self._ends = ends or Ends()
+        self._ends = ends
 
     def also_ends(self, ends: Ends) -> None:
         """Have `close` close `ends` too, after what the reply holds itself."""
-        own, self._ends = self._ends, ends
-        ends.add(own.close)
+        if self._ends is not None:
+            ends.add(self._ends.close)
+        self._ends = ends
 
     def close(self) -> None:
         """Give back what the request still holds."""
-        self._ends.close()
+        if self._ends is not None:
+            self._ends.close()
 
 
 Take = Callable[[bytes], bool]

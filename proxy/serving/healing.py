@@ -181,9 +181,11 @@ class Healing:
 
     def _rank(self, chosen: Candidate) -> _Rank | None:
         """The state of a partial rank, begun anew when its index is; None if it is not partial, or gone."""
+        if chosen.index != "partial":
+            return None
         instance = self._fleet.get(chosen.instance)
         source = instance.sources.get(chosen.rank) if instance is not None else None
-        if instance is None or source is None or chosen.index != "partial" or source.state != "partial":
+        if instance is None or source is None or source.state != "partial":
             return None
         at = (chosen.instance, chosen.rank)
         rank = self._ranks.get(at)

@@ -54,9 +54,17 @@ class InTurnHandover:
         `decode` is called, which sends the decode leg. `tried`: the decode instances that the hold was
         offered to, filled by `decode`. May be cancelled at any moment.
         """
-        prefill.add_done_callback(lambda _leg: self._count(hold))
+        over: asyncio.Future[None] = prefill.get_loop().create_future()
+
+        def ended(_leg: object) -> None:
+            self._count(hold)
+            if not over.done():
+                over.set_result(None)
+
+        prefill.add_done_callback(ended)
         try:
-            end = await asyncio.shield(prefill)
+            await over  # not the leg itself, which outlives a client that leaves
+            end = prefill.result()
         except asyncio.CancelledError:
             if not prefill.cancelled():
                 abandoned = self._abandon(call, plan, hold, prefill)

@@ -246,6 +246,8 @@ class Legs:
 
     def took(self, sent: Sent) -> None:
         """The engine had room for the leg: it has begun to answer it."""
+        if sent.instance is None or not sent.instance.fullness.is_known:
+            return
         instance = self._still_there(sent)
         if instance is not None and instance.fullness.took(instance.fullness.legs, sent.at_s):
             instance.announce()
@@ -277,7 +279,8 @@ class Legs:
         if instance is None:
             return False
         fullness = instance.fullness
-        return model not in instance.models or not fullness.room(self._clock(), fullness.legs)
+        is_full = fullness.is_known and not fullness.room(self._clock(), fullness.legs)
+        return is_full or model not in instance.models
 
     def failed(self, error: LegError) -> None:
         """A leg got no complete answer: tell the watch."""
@@ -311,7 +314,10 @@ class Legs:
         unless the engine no longer has the rank that kvproxy named. (vLLM answers a decode leg whose hold is
         gone with 500 or 200.)
         """
-        instance, status = self._fleet.get(chosen.instance), reply.status
+        status = reply.status
+        if status == 200:
+            return None
+        instance = self._fleet.get(chosen.instance)
         if status in FULL:
             if sent.answer.status not in FULL:  # it said so within a stream
                 self._said_full(sent)

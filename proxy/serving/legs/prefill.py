@@ -74,13 +74,10 @@ class PrefillLegs:
         do better, or with the reply that goes to the client.
         """
         placed.compares()
-        kept = Ends()
         call.ticket.keep()
-        kept.add(call.ticket.let_go)
-        kept.add(placed.prefill_over)
         run = _Run(call, placed, body, read_handoff)
         leg = self._tasks.create(self._leg(run), name=f"prefill {call.leg_id}")
-        leg.add_done_callback(lambda _leg: kept.close())
+        leg.add_done_callback(run.over)
         placed.runs_apart()
         return leg
 
@@ -170,3 +167,10 @@ class _Run(NamedTuple):
 
     def first(self, body: Body) -> Encoded:
         return self.body(self.call.request.dialect.first_token_only(body))
+
+    def over(self, _leg: object) -> None:
+        """The leg has ended, however it did: give back what it has kept."""
+        try:
+            self.placed.prefill_over()
+        finally:
+            self.call.ticket.let_go()

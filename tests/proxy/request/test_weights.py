@@ -52,7 +52,7 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 def test_the_weight_of_answers(members: dict[str, Any], room: float, tokens: int) -> None:
     dialect = dialects.CHAT if "messages" in members else dialects.COMPLETIONS
     request = read_request(dialect, json.dumps(members).encode(), "tiny")
-    assert generated_tokens(request, room, EXPECTED) == tokens
+    assert generated_tokens(request, request.answer_limit, room, EXPECTED) == tokens
 
 
 def placement(**limits: Any) -> tuple[Fleet, Placement]:
