@@ -63,6 +63,8 @@ def weigh(data: bytes | bytearray, found: Outline | Signs) -> int:
 class _Held:
     """The bytes that bodies of one size class hold, all together and by client."""
 
+    __slots__ = ("by_client", "total_bytes")
+
     def __init__(self) -> None:
         self.total_bytes = 0
         self.by_client: dict[Hashable, int] = {}
@@ -78,6 +80,8 @@ class _Held:
 
 class BodyLease:
     """The bytes that one request holds of the budget; it ends once."""
+
+    __slots__ = ("_budget", "_client", "_held_bytes", "_work")
 
     def __init__(self, budget: "BodyBudget", client: Hashable) -> None:
         self._budget = budget
@@ -148,32 +152,40 @@ class BodyBudget:
         """A lease that holds nothing yet."""
         return BodyLease(self, client)
 
-    def fits(self, client: Hashable, size_bytes: int) -> bool:
-        """Whether a client may hold so many more bytes in one body now; a body that is alone always fits."""
-        held = self._class(size_bytes)
-        before_bytes = held.by_client.get(client, 0)
-        others_bytes = held.total_bytes
+    def fits(self, client: Hashable, size_bytes: int, instead_of_bytes: int = 0) -> bool:
+        """Whether a client may hold so many more bytes in one body now; a body that is alone always fits.
+
+        `instead_of_bytes`: what the client holds for this body already.
+        """
+        small, large = self._small, self._large
+        small_bytes, large_bytes = small.total_bytes, large.total_bytes
         if size_bytes <= self.small_bytes:
-            max_bytes = max(self.reserve_bytes, self.limit_bytes - self._large.total_bytes)
-        elif others_bytes == 0:
-            return True
+            client_bytes = small.by_client.get(client, 0) - instead_of_bytes
+            max_bytes = max(self.reserve_bytes, self.limit_bytes - large_bytes)
+            left_bytes = max_bytes - (small_bytes - instead_of_bytes) - size_bytes
         else:
-            beside_bytes = max(self._small.total_bytes, self.reserve_bytes)
-            max_bytes = self.limit_bytes - beside_bytes
-        left_bytes = max_bytes - others_bytes - size_bytes
-        return left_bytes >= 0 and before_bytes + size_bytes <= SHARE * left_bytes
+            client_bytes = large.by_client.get(client, 0)
+            if instead_of_bytes <= self.small_bytes:
+                small_bytes -= instead_of_bytes
+            else:
+                large_bytes -= instead_of_bytes
+                client_bytes -= instead_of_bytes
+            if large_bytes == 0:
+                return True
+            max_bytes = self.limit_bytes - max(small_bytes, self.reserve_bytes)
+            left_bytes = max_bytes - large_bytes - size_bytes
+        return left_bytes >= 0 and client_bytes + size_bytes <= SHARE * left_bytes
 
     def change(self, client: Hashable, before_bytes: int, after_bytes: int) -> bool:
         """Called by leases only."""
-        if before_bytes:
-            self._class(before_bytes).add(client, -before_bytes)
-        if after_bytes > before_bytes and not self.fits(client, after_bytes):
-            if before_bytes:
-                self._class(before_bytes).add(client, before_bytes)
+        if after_bytes > before_bytes and not self.fits(client, after_bytes, before_bytes):
             return False
-        if after_bytes:
-            self._class(after_bytes).add(client, after_bytes)
+        small_bytes = self.small_bytes
+        was = self._small if before_bytes <= small_bytes else self._large
+        held = self._small if after_bytes <= small_bytes else self._large
+        if was is held:
+            held.add(client, after_bytes - before_bytes)
+        else:
+            was.add(client, -before_bytes)
+            held.add(client, after_bytes)
         return True
-
-    def _class(self, size_bytes: int) -> _Held:
-        return self._small if size_bytes <= self.small_bytes else self._large
