@@ -151,6 +151,10 @@ class Body:
         """Those of `names` that are members."""
         return names & self._members.keys()
 
+    def has_none_of(self, names: frozenset[str]) -> bool:
+        """Whether no one of `names` is a member."""
+        return names.isdisjoint(self._members)
+
     def gives(self, name: str) -> bool:
         """Whether a member has a value other than null."""
         view = self.view(name)
@@ -272,7 +276,7 @@ class Body:
             members.pop(name, None)
         if put:
             for name, value in put.items():
-                members[name] = value if isinstance(value, msgspec.Raw) else msgspec.Raw(_encode(value))
+                members[name] = value if type(value) is msgspec.Raw else msgspec.Raw(_encode(value))
         whole = self._whole
         if whole is not None and put and not whole.spans.keys().isdisjoint(put):
             whole = whole.without(put)
@@ -285,7 +289,10 @@ class Body:
 
     def to_send(self) -> Encoded:
         """The same, in pieces unless it is small."""
-        if sum([len(memoryview(raw)) for raw in self._members.values()]) <= WHOLE_BYTES:
+        if (
+            self.size_bytes <= WHOLE_BYTES
+            or sum([len(memoryview(raw)) for raw in self._members.values()]) <= WHOLE_BYTES
+        ):
             return self.encoded()
         parts: list[Buffer] = []
         small = bytearray(b"{")

@@ -39,15 +39,12 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     """The number of answers that are asked for to each prompt."""
     whole: bool
     """Whether one instance serves the whole request, as `Shape.whole`."""
+    answer_limit: tuple[str, int] | None
+    """The member that limits the length of the answer, and its value; None if none does."""
 
     def with_member(self, name: str, value: Any) -> "GenerationRequest":
-        """The same request with another value of a member."""
+        """The same request with another value of a member, which MUST be none that a dialect reads."""
         return msgspec.structs.replace(self, body=self.body.changed({name: value}))
-
-    @property
-    def answer_limit(self) -> tuple[str, int] | None:
-        """The member that limits the length of the answer, and its value; None if none does."""
-        return self.dialect.answer_limit(self.body)
 
     @property
     def usual_answer_tokens(self) -> int:
@@ -104,7 +101,10 @@ def read_request(
     if not isinstance(model, str):
         raise BadRequestError("model must be a string", param="model")
     asked = dialect.read(body)
-    return GenerationRequest(dialect, body, model, asked.stream, asked.prompts, asked.sequences, asked.whole)
+    limit = dialect.answer_limit(body)
+    return GenerationRequest(
+        dialect, body, model, asked.stream, asked.prompts, asked.sequences, asked.whole, limit
+    )
 
 
 def _spoken(dialects: Sequence[Dialect], body: Body) -> Dialect:
@@ -158,7 +158,7 @@ _LOOKED_INTO = frozenset({*NEVER_FROM_A_CLIENT, "session_id", "vllm_xargs"})
 
 
 def _clean(body: Body) -> Body:
-    if not body.given(_LOOKED_INTO):
+    if body.has_none_of(_LOOKED_INTO):
         return body
     drop = [name for name in NEVER_FROM_A_CLIENT if name in body]
     if "session_id" in body and body.value("session_id") == REPORT_SESSION:

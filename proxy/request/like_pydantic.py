@@ -17,10 +17,10 @@ def whole_number(body: Body, name: str, *, nullable: bool) -> int | None:
 
     None if it is absent, or null where it may be. Raises BadRequestError, which names the member.
     """
-    if name not in body:
-        return None
     value = body.value(name)
-    if value is None and nullable:
+    if type(value) is int:
+        return value
+    if value is None and (nullable or name not in body):
         return None
     number = as_whole_number(value)
     if number is None:

@@ -12,7 +12,7 @@ from proxy.request.like_pydantic import as_whole_number
 def claimed(request: GenerationRequest, header: str | None) -> int:
     """The priority that a request claims. A member that is no priority counts as 0, and engines judge it."""
     number = _in_header(header) if header is not None else None
-    if number is None:
+    if number is None and "priority" in request.body:
         number = as_whole_number(request.body.value("priority"))
     return number or 0
 

@@ -35,6 +35,9 @@ _WHOLE = frozenset({"prompt_embeds", "prompt_logprobs", "use_beam_search"})
 _READ = _LENGTHS | _STREAMED | _WHOLE | {"n"}
 """The members that decide how a request is served; most requests have few of them."""
 
+_ONE_TOKEN = {"stream": msgspec.Raw(b"false"), "max_tokens": msgspec.Raw(b"1"), "n": msgspec.Raw(b"1")}
+_MORE_TOKENS = ("stream_options", "max_completion_tokens", "min_tokens")
+
 
 class OpenAiDialect(Dialect):
     """What completions and chats have in common."""
@@ -52,12 +55,12 @@ class OpenAiDialect(Dialect):
         n = whole_number(body, "n", nullable=self.null_n_is_one) if "n" in given else None
         if n is not None and n < 1:
             raise BadRequestError(f"n must be at least 1, got {n}", param="n")
-        if given & _LENGTHS:
+        if not given.isdisjoint(_LENGTHS):
             self._check_lengths(body)
         return Shape(
-            stream=bool(given & _STREAMED) and _is_streamed(body),
+            stream=not given.isdisjoint(_STREAMED) and _is_streamed(body),
             sequences=1 if n is None else n,
-            whole=bool(given & _WHOLE) and _is_whole(body),
+            whole=not given.isdisjoint(_WHOLE) and _is_whole(body),
         )
 
     def prompt(self, body: Body) -> tuple[Dialect, Body]:
@@ -72,8 +75,10 @@ class OpenAiDialect(Dialect):
         return None
 
     def _check_lengths(self, body: Body) -> None:
-        given = [whole_number(body, name, nullable=True) for name in reversed(self.limits)]
-        max_tokens = next((tokens for tokens in reversed(given) if tokens is not None), None)
+        max_tokens = None
+        for name in reversed(self.limits):  # of several the first counts
+            if (tokens := whole_number(body, name, nullable=True)) is not None:
+                max_tokens = tokens
         if max_tokens is not None and max_tokens < 1:
             raise BadRequestError(f"max_tokens must be at least 1, got {max_tokens}", param="max_tokens")
         min_tokens = whole_number(body, "min_tokens", nullable=False)
@@ -93,10 +98,12 @@ class OpenAiDialect(Dialect):
 
     def least_answer_tokens(self, body: Body) -> int:
         """As `Dialect`."""
-        return as_whole_number(_value(body, "min_tokens")) or 0
+        return as_whole_number(_value(body, "min_tokens")) or 0 if "min_tokens" in body else 0
 
     def may_end_early(self, body: Body) -> bool:
         """As `Dialect`."""
+        if "ignore_eos" not in body:
+            return True
         try:
             return not truth(_value(body, "ignore_eos"), "ignore_eos")
         except BadRequestError:
@@ -104,14 +111,11 @@ class OpenAiDialect(Dialect):
 
     def computed_sequences(self, body: Body) -> int:
         """As `Dialect`."""
-        return as_whole_number(_value(body, "best_of")) or 1
+        return as_whole_number(_value(body, "best_of")) or 1 if "best_of" in body else 1
 
     def first_token_only(self, body: Body) -> Body:
         """As `Dialect`."""
-        return body.changed(
-            {"stream": False, "max_tokens": 1, "n": 1},
-            drop=("stream_options", "max_completion_tokens", "min_tokens"),
-        )
+        return body.changed(_ONE_TOKEN, drop=_MORE_TOKENS)
 
     def usage(self, answer: bytes) -> Usage:
         """As `Dialect`."""
