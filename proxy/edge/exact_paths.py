@@ -31,13 +31,13 @@ class ExactPaths:
                 at = (route.method, route.resource.canonical)
                 self.known.setdefault(at, (match, _within_middlewares(app, route.handler)))
 
-    async def answer(self, request: web.Request) -> web.StreamResponse:
+    def answer(self, request: web.Request) -> Awaitable[web.StreamResponse]:
         """The answer to a request. One that expects something first (`Expect`) goes the application's way."""
         known = self.known.get((request.method, request.raw_path))
         if known is None or hdrs.EXPECT in request.headers:
-            return await self._otherwise(request)
+            return self._otherwise(request)
         request._match_info, handler = known  # noqa: SLF001  # what the router would do
-        return await handler(request)
+        return handler(request)
 
 
 def _within_middlewares(app: web.Application, handler: Handler) -> Handler:

@@ -90,12 +90,19 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
     task = in_flight.begins()
     status = CLIENT_LEFT_STATUS
     try:
-        response = await _answered(request, visit, handler)
+        try:
+            check_framing(request)
+            response = await handler(request)
+        except (Exception, asyncio.CancelledError) as error:
+            answer = _answer_to(error, request, visit)
+            if answer is None:
+                raise
+            response = answer
         status = response.status
         return response
     finally:
         in_flight.ends(task)
-        if "outcome" not in visit.notes and 400 <= status < CLIENT_LEFT_STATUS:
+        if 400 <= status < CLIENT_LEFT_STATUS and "outcome" not in visit.notes:
             service.tell(RequestUnrouted("unauthorized" if status == 401 else "client_error"))
         if visit.lease is not None:
             visit.lease.end()
@@ -116,43 +123,40 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
         )
 
 
-async def _answered(request: web.Request, visit: Visit, handler: Handler) -> web.StreamResponse:
+def _answer_to(error: BaseException, request: web.Request, visit: Visit) -> web.StreamResponse | None:
+    """The answer to a request that ends in `error`; None if nobody would hear it, or it is no failure."""
     if request.version < HttpVersion10 and request.transport is not None:
         request.transport.abort()  # aiohttp would answer in HTTP/0.9, which nobody speaks
         return web.Response(status=CLIENT_LEFT_STATUS)
-    try:
-        check_framing(request)
-        return await handler(request)
-    except RequestError as error:
+    if isinstance(error, RequestError):
         return error_response(error)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        if error.status == 404:
-            return error_response(
-                NotFoundError(f"kvproxy does not serve {request.method} {_path(request)}; see /openapi.json")
-            )
-        if isinstance(error, web.HTTPMethodNotAllowed):
-            only = " and ".join(sorted(error.allowed_methods))
-            words = (
-                f"kvproxy does not serve {request.method} {_path(request)}, only {only}; see /openapi.json"
-            )
-            return enveloped(error, words)
-        return enveloped(error)
-    except ConnectionError:
+    if isinstance(error, web.HTTPException):
+        return _enveloped(error, request) if error.status >= 400 else None
+    if isinstance(error, ConnectionError):
         return web.Response(status=CLIENT_LEFT_STATUS)  # the client has left; the status is for the log
-    except asyncio.CancelledError:
+    if isinstance(error, asyncio.CancelledError):
         if not cut_by_us(request) or request.writer.output_size > 0:
-            raise
+            return None
         return error_response(UnavailableError("kvproxy is shutting down", headers={"Connection": "close"}))
-    except Exception:
-        request_id = safe_id(visit.request_id)
-        log.exception("%s %s failed (id %s)", request.method, _path(request), request_id)
-        if request.transport is not None and request.writer.output_size > 0:
-            request.transport.close()  # an answer has begun already; a second one must not follow
-        return web.json_response(
-            envelope("kvproxy failed on this request; its log says why", RequestError.kind, 500), status=500
+    request_id = safe_id(visit.request_id)
+    log.error("%s %s failed (id %s)", request.method, _path(request), request_id, exc_info=error)
+    if request.transport is not None and request.writer.output_size > 0:
+        request.transport.close()  # an answer has begun already; a second one must not follow
+    return web.json_response(
+        envelope("kvproxy failed on this request; its log says why", RequestError.kind, 500), status=500
+    )
+
+
+def _enveloped(error: web.HTTPException, request: web.Request) -> web.Response:
+    if error.status == 404:
+        return error_response(
+            NotFoundError(f"kvproxy does not serve {request.method} {_path(request)}; see /openapi.json")
         )
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        only = " and ".join(sorted(error.allowed_methods))
+        words = f"kvproxy does not serve {request.method} {_path(request)}, only {only}; see /openapi.json"
+        return enveloped(error, words)
+    return enveloped(error)
 
 
 def cut_by_us(request: web.Request) -> bool:

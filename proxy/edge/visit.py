@@ -56,7 +56,8 @@ VISIT: web.RequestKey[Visit] = web.RequestKey("visit", Visit)
 
 def visit_of(request: web.BaseRequest) -> Visit:
     """The visit of a request; a new one if the request came by no socket of `edge/sockets`, as in tests."""
-    visit: Visit | None = request.get(VISIT)
-    if visit is None:
+    try:
+        return request[VISIT]
+    except KeyError:
         visit = request[VISIT] = Visit(request.headers.get(REQUEST_ID))
-    return visit
+        return visit

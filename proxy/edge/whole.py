@@ -118,7 +118,7 @@ def _lines(headers: Headers, body: bytes) -> str:
         elif lower == "content-type":
             has_type = True
         line = f"{name}: {value}"
-        if _NEVER_IN_A_LINE.search(line):
+        if not line.isprintable() and _NEVER_IN_A_LINE.search(line):
             raise ValueError("an engine's header holds a control character")
         lines.append(line + "\r\n")
     if not has_date:
