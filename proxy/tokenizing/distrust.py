@@ -32,7 +32,8 @@ class Distrust:
 
     def __contains__(self, kind: str) -> bool:
         """Whether a kind is distrusted now."""
-        return self._until.get(kind, 0.0) > self._clock()
+        until = self._until.get(kind)
+        return until is not None and until > self._clock()
 
     def __len__(self) -> int:
         """The number of kinds that are remembered."""

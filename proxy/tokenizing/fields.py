@@ -4,6 +4,7 @@ from array import array
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 
 from proxy.errors import BadRequestError
 from proxy.request.body import MAX_SCALAR_BYTES, WHOLE_BYTES, Body, Encoded, Pieces
@@ -11,6 +12,7 @@ from proxy.request.dialects import CHAT
 from proxy.request.dialects.completions import PromptShape, prompt_shape
 from proxy.request.generation import GenerationRequest
 from proxy.request.json_pieces import (
+    COPIED_BYTES,
     PIECE_BYTES,
     Buffer,
     contains,
@@ -107,6 +109,8 @@ _decode_side = msgspec.json.Decoder(Literal["left", "right"] | None).decode
 _decode_variables = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _decode_choice = msgspec.json.Decoder(Literal["auto", "none", "required"] | _NamedChoice).decode
 _decode_tokens = msgspec.json.Decoder(list[int]).decode
+_MANY_IDS_BYTES = 2048
+_OF_PLAIN_IDS = b"0123456789,"
 
 
 def what_to_tokenize(
@@ -177,10 +181,12 @@ def read_prompt(found: Sorted, bounds: Bounds) -> Given | Ask | Unknowable:
             return Unknowable(WhyUnknown.TOO_LONG, kind, members)
         if media:
             kind += " before media"
-        question = _question(request, shaping, _template_variables(body, shaping), stubs=media > 0)
+        messages = _messages(body)
+        question = _question(request, shaping, _template_variables(body, shaping), messages, stubs=media > 0)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadRequestError):
         return Unknowable(WhyUnknown.MALFORMED, kind, members)
-    return Ask(question, kind, _needs(body, shaping) | contents.needs, truncation, members, media)
+    needs = _needs(shaping, messages) | contents.needs
+    return Ask(question, kind, needs, truncation, members, media)
 
 
 def _is_too_much(body: Body, shaping: set[str], media_bytes: int, bounds: Bounds) -> bool:
@@ -226,8 +232,13 @@ def _template_variables(body: Body, shaping: set[str]) -> dict[str, Any]:
     return {"chat_template_kwargs": variables | members}
 
 
-def _needs(body: Body, shaping: set[str]) -> frozenset[str]:
+def _messages(body: Body) -> Buffer:
+    """To be searched: those of a small body are copied once."""
     messages = body.view("messages") or memoryview(b"")
+    return bytes(messages) if len(messages) <= COPIED_BYTES else messages
+
+
+def _needs(shaping: set[str], messages: Buffer) -> frozenset[str]:
     needs = {"chat"} | (shaping & {*_VARIABLES, "tools", "chat_template_kwargs", "continue_final_message"})
     if contains(messages, b'"tool'):  # a tool's message, or calls of tools
         needs.add("tools")
@@ -238,16 +249,23 @@ _MARKS = {b'"developer"': "developer", b'"reasoning': "reasoning"}
 
 
 def _question(
-    request: GenerationRequest, shaping: set[str], put: dict[str, Any], *, stubs: bool = False
+    request: GenerationRequest,
+    shaping: set[str],
+    put: dict[str, Any],
+    messages: Buffer = b"",
+    *,
+    stubs: bool = False,
 ) -> Encoded:
-    """The question for an engine's /tokenize; with stubs for media, for the tokenizer in this process."""
+    """The question for an engine's /tokenize; with stubs for media, for the tokenizer in this process.
+
+    `messages`: those of a chat.
+    """
     body = request.body
     members: dict[str, Any] = {
         name: msgspec.Raw(view)
         for name in sorted(shaping - TRUNCATING - _VARIABLES)
         if (view := body.view(name)) is not None
     }
-    messages = body.view("messages") or memoryview(b"")
     if stubs:
         members["messages"] = msgspec.Raw(body.whole(with_stubs(body)))
     elif contains(messages, b'"reasoning_content"'):
@@ -329,7 +347,30 @@ def _token_ids(ids: memoryview) -> "array[int]":
     found = array("I")
     try:
         for part in lists_of_numbers(ids) if len(ids) > _IDS_AT_ONCE_BYTES else (ids,):
-            found.extend(_decode_tokens(part))
+            if len(part) < _MANY_IDS_BYTES or (plain := _plain_ids(bytes(part))) is None:
+                found += array("I", _decode_tokens(part))
+            else:
+                found.frombytes(plain)
     except OverflowError as error:
         raise msgspec.DecodeError(str(error)) from None
     return found
+
+
+def _plain_ids(part: bytes) -> bytes | None:
+    """The ids of a list as 32-bit numbers, in half of the time that a decoder takes; None if it has to decide
+    what they are.
+
+    numpy takes more for numbers than JSON does, so nothing but digits and single commas is given to it.
+    """
+    part = part[1:-1].replace(b", ", b",")
+    if part.translate(None, _OF_PLAIN_IDS) or b",," in part or b"," in (part[:1], part[-1:]) or not part:
+        return None
+    if part.startswith(b"0") or b",0" in part:
+        return None  # a zero stands for itself, or begins what is no number
+    numbers = np.fromstring(part.decode(), np.int64, sep=",")
+    if int(numbers.max()) > _MAX_ID:
+        return None
+    return numbers.astype(np.uint32).tobytes()
+
+
+_MAX_ID = 2**32 - 1

@@ -140,6 +140,8 @@ class Parity:
 
     def __init__(self) -> None:
         self._findings: dict[tuple[str, str], Findings] = {}
+        self._agreed: dict[tuple[str, frozenset[str]], bool] = {}
+        """What follows from the findings, for each model that was asked about and each set of kinds."""
         self._warned: set[str] = set()
 
     def __contains__(self, key: tuple[str, str]) -> bool:
@@ -148,10 +150,12 @@ class Parity:
     def keep(self, keys: set[tuple[str, str]]) -> None:
         """Forget all other engines, which are gone or down: another may come up at their address."""
         self._findings = {key: found for key, found in self._findings.items() if key in keys}
+        self._agreed.clear()
 
     def learn(self, instance: str, model: str, off: Mapping[str, Difference]) -> None:
         """Take what an engine showed; the first difference of a kind is logged."""
         self._findings[instance, model] = Findings(dict(off))
+        self._agreed.clear()
         for kind, found in off.items():
             if kind not in self._warned:
                 self._warned.add(kind)
@@ -168,8 +172,13 @@ class Parity:
 
     def agreed(self, model: str, needs: frozenset[str]) -> bool:
         """Whether some engine was asked about the model, and no engine differs in what is needed."""
-        known = any(asked == model for _, asked in self._findings)
-        return known and not any(needs & found.off.keys() for found in self._findings.values())
+        agreed = self._agreed.get((model, needs))
+        if agreed is None:
+            if not any(asked == model for _, asked in self._findings):
+                return False  # clients name models: such a one is not remembered
+            agreed = not any(needs & found.off.keys() for found in self._findings.values())
+            self._agreed[model, needs] = agreed
+        return agreed
 
     @property
     def off(self) -> dict[str, str]:

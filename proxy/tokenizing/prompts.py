@@ -5,6 +5,7 @@ guessed.
 import asyncio
 import contextlib
 import logging
+import threading
 from array import array
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -310,9 +311,8 @@ class PromptTokenizer:
         if ended is None:
             return None
         try:
-            async with asyncio.timeout(self._deadline_s):
-                ask = local.prefix if how.media else local.answer
-                return await ask(how.body, client, bounds.max_characters, ended)
+            ask = local.prefix if how.media else local.answer
+            return await ask(how.body, client, bounds.max_characters, ended, self._deadline_s)
         except TimeoutError:
             return None
 
@@ -325,9 +325,12 @@ class PromptTokenizer:
         lease = self._memory.lease(client)
         if not lease.hold(size_bytes):
             return None
-        loop = asyncio.get_running_loop()
+        loop, here = asyncio.get_running_loop(), threading.get_ident()
 
         def ended() -> None:
+            if threading.get_ident() == here:
+                lease.end()
+                return
             with contextlib.suppress(RuntimeError):  # once the loop is closed no count matters
                 loop.call_soon_threadsafe(lease.end)
 

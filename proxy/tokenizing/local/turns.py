@@ -44,6 +44,20 @@ Job: TypeAlias = Generator[Slice, None, R]
 """Work in slices. It yields each slice before it does it, the first one at once, and returns the result."""
 
 
+class Result(NamedTuple, Generic[R]):
+    """What a job has come to."""
+
+    value: R
+
+
+def step(job: Job[R]) -> Slice | Result[R]:
+    """Do the slice that a job has yielded last, and return the next, or its result."""
+    try:
+        return next(job)
+    except StopIteration as end:
+        return Result(end.value)
+
+
 def at_once(job: Job[R]) -> R:
     """Do a job in this thread, and return its result."""
     while True:
@@ -97,15 +111,25 @@ class Turns:
         """The number of jobs that wait for a turn."""
         return len(self._queue)
 
-    async def run(self, client: str, job: Job[R]) -> R:
+    def holds_back(self, client: str) -> bool:
+        """Whether enough texts of a client are read ahead: no more of them is to be begun now."""
+        return self._queue.is_held_back(client)
+
+    async def run(
+        self, client: str, job: Job[R], then: Slice | None = None, within_s: float | None = None
+    ) -> R:
         """Do a client's job, and return its result. Raises what the job raises; if it is cancelled, it does
         no more than the current slice.
+
+        `then`: the next slice of a job that has begun. Raises TimeoutError after `within_s`.
         """
         turn: _Turn[R] = _Turn(client, job, asyncio.get_running_loop().create_future())
-        self._line_up(turn, next(job))
+        turn.begun = then is not None
+        self._line_up(turn, next(job) if then is None else then)
         self._start()
         try:
-            result: R = await turn.done
+            async with asyncio.timeout(within_s):
+                result: R = await turn.done
         finally:
             if turn.waiting is not None and self._queue.drop(turn.waiting):
                 self._set_ahead(turn, False)
@@ -153,34 +177,22 @@ class Turns:
             turn.waiting, turn.begun = None, True
             self._set_ahead(turn, False)
             self._running[long] += 1
-            step = asyncio.get_running_loop().run_in_executor(self._executor, _step, turn.job)
-            step.add_done_callback(functools.partial(self._stepped, turn, long=long))
+            done = asyncio.get_running_loop().run_in_executor(self._executor, step, turn.job)
+            done.add_done_callback(functools.partial(self._stepped, turn, long=long))
 
-    def _stepped(self, turn: _Turn[Any], step: "asyncio.Future[Slice | _Result]", *, long: bool) -> None:
+    def _stepped(self, turn: _Turn[Any], done: "asyncio.Future[Slice | Result[Any]]", *, long: bool) -> None:
         self._running[long] -= 1
-        if step.cancelled():
+        if done.cancelled():
             turn.done.cancel()
             turn.job.close()
             return
-        error = step.exception()
+        error = done.exception()
         if turn.done.done():  # its caller has gone
             turn.job.close()
         elif error is not None:
             turn.done.set_exception(error)
-        elif isinstance(came := step.result(), Slice):
+        elif isinstance(came := done.result(), Slice):
             self._line_up(turn, came)
         else:
             turn.done.set_result(came.value)
         self._start()
-
-
-class _Result(NamedTuple):
-    value: Any
-
-
-def _step(job: Job[Any]) -> Slice | _Result:
-    """Do the slice that was yielded last, and return the next."""
-    try:
-        return next(job)
-    except StopIteration as end:
-        return _Result(end.value)

@@ -115,6 +115,29 @@ def test_given_token_ids_need_no_engine(prompt: list[Any]) -> None:
     assert list(how.token_ids) == [1, 2, 3]
 
 
+MANY = list(range(150_000, 151_000))
+
+
+@pytest.mark.parametrize("blank", ["", " ", "  ", "\n", "\t\r\n "])
+@pytest.mark.parametrize("odd", [0, 7, 2**32 - 1])
+def test_many_token_ids_are_those_that_were_written(blank: str, odd: int) -> None:
+    for ids in ([odd, *MANY], [*MANY, odd], [*MANY, odd, *MANY], [odd] * 3000):
+        written = f"{blank},{blank}".join(map(str, ids))
+        raw = f'{{"prompt": [{blank}{written}{blank}]}}'
+        how = what_to_tokenize(read_request(dialects.COMPLETIONS, raw.encode(), "tiny"))
+        assert isinstance(how, Given)
+        assert how.token_ids.typecode == "I"
+        assert how.token_ids.tolist() == ids
+
+
+@pytest.mark.parametrize("odd", [-1, 2**32, 2**63, 2**64, 10**30, 1.5, 1e300, None, True, "1", [1], {}])
+def test_among_many_token_ids_one_that_is_none_shows(odd: Any) -> None:
+    for prompt in ([odd, *MANY], [*MANY, odd], [*MANY, odd, *MANY]):
+        how = what_to_tokenize(text(prompt=[prompt]))
+        assert isinstance(how, Unknowable)
+        assert how.why == "malformed"
+
+
 @pytest.mark.parametrize("prompt", [[1, 2, -3], [[1, 2, -3]]])
 def test_more_numbers_than_any_engine_takes_are_not_even_read(prompt: list[Any]) -> None:
     for longest, why in ((2, "too long"), (3, "malformed")):

@@ -74,12 +74,19 @@ def plain(tok: Tokenizer, text: str) -> list[int]:
     return list(tok.encode(text, add_special_tokens=False).ids)
 
 
-def cached(tok: Tokenizer, cuts: Cuts, max_bytes: int = 1 << 20, *, chunk: int = pieces.CHUNK) -> PieceCache:
+def cached(
+    tok: Tokenizer,
+    cuts: Cuts,
+    max_bytes: int = 1 << 20,
+    *,
+    chunk: int = pieces.CHUNK,
+    fine_chunk: int = pieces.FINE_CHUNK,
+) -> PieceCache:
     def encode(texts: Sequence[str]) -> "list[array[int]]":
         found = tok.encode_batch_fast(list(texts), add_special_tokens=False)
         return [array("I", one.ids) for one in found]
 
-    return PieceCache(encode, cuts, max_bytes, chunk=chunk)
+    return PieceCache(encode, cuts, max_bytes, chunk=chunk, fine_chunk=fine_chunk)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -107,7 +114,8 @@ TEXTS = st.lists(ALPHABETS, max_size=60).map("".join) | st.text(max_size=40)
 def test_tokens_of_pieces_are_the_tokens_of_the_whole(name: str) -> None:
     tok = tokenizer(name)
     cuts = cuts_of(tok.to_str())
-    caches = [cached(tok, cuts, 40_000, chunk=n) for n in range(7)]  # so that short texts are cut, too
+    # So that short texts are cut, too, and what is cut once more.
+    caches = [cached(tok, cuts, 40_000, chunk=2 * n, fine_chunk=n) for n in range(7)]
 
     @settings(max_examples=150, deadline=None, database=None)
     @given(TEXTS, st.integers(0, 6))
@@ -150,6 +158,31 @@ def test_a_text_that_grew_at_its_end_is_tokenized_there_alone() -> None:
     before = cache.missed_characters
     cache.encode(f"<|turn|>{document} and what is that?<|end|>")
     assert cache.missed_characters - before < 3 * pieces.CHUNK
+
+
+def test_of_a_piece_that_changed_a_little_only_that_is_tokenized() -> None:
+    tok = tokenizer("Llama 3")
+    cache = cached(tok, cuts_of(tok.to_str()))
+    before, behind = (" ".join(["a return", "of value"] * 20 + [word] * 20) for word in ("left", "right"))
+    for number in range(100, 120):
+        missed, hit = cache.missed_characters, cache.hit_characters
+        text = f"{before} number {number} {behind}"
+        assert cache.encode(text).tolist() == plain(tok, text)
+        assert cache.missed_characters - missed + cache.hit_characters - hit == len(text)
+        if number > 100:
+            assert cache.missed_characters - missed < 2 * pieces.FINE_CHUNK
+
+
+def test_a_long_new_text_takes_no_place_from_fine_pieces() -> None:
+    tok = tokenizer("Llama 3")
+    cache = cached(tok, cuts_of(tok.to_str()))
+    text = long_text(2 * pieces.FINE_BYTES // len("value 1000 of the function "))
+    cache.encode(text)
+    held_bytes = cache.held_bytes
+    cache.encode("a few more words")
+    assert cache.held_bytes - held_bytes < 2000
+    assert len(text) > pieces.FINE_BYTES
+    assert held_bytes < 4 * len(text)
 
 
 def test_memory_is_bounded_and_what_was_used_last_stays() -> None:

@@ -19,6 +19,8 @@ from proxy.tokenizing import LocalTokenizer, NotExactError, find_model, read_mod
 from proxy.tokenizing.fields import Ask, what_to_tokenize
 from proxy.tokenizing.local.pieces import batches
 from proxy.tokenizing.local.templates import ChatTemplate, TemplateRefusedError
+from proxy.tokenizing.local.tokenizer import INLINE_READ_BYTES, INLINE_SIGNS
+from proxy.tokenizing.local.turns import Job
 from tests.helpers.tiny_model import write_tiny_model
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -159,6 +161,41 @@ async def test_long_questions_leave_the_event_loop_and_have_the_same_answer(
     del threads[:]
     assert await tokenizer.answer(b'{"prompt": "something short"}') is not None
     assert threads == [threading.main_thread()]
+    del threads[:]
+    grown = msgspec.json.encode({"prompt": "some text, and more. " * 1900 + " which is new"})
+    assert await tokenizer.answer(grown) == tokenizer.answer_now(grown)
+    assert threads == [threading.main_thread()], "nearly all of it was known"
+    del threads[:]
+    new = msgspec.json.encode({"prompt": " ".join(f"another text {n}" for n in range(1000))})
+    assert await tokenizer.answer(new) == tokenizer.answer_now(new)
+    assert threads
+    assert threading.main_thread() not in threads
+    tokenizer.close()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "x, " * (INLINE_SIGNS + 1),  # many signs: it may be a chat of many messages
+        "xyz " * (INLINE_READ_BYTES // 4),
+    ],
+)
+async def test_a_question_that_takes_long_to_read_is_read_off_the_event_loop(
+    models: dict[str, LocalTokenizer], prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = LocalTokenizer(read_model(models["chatml"].directory))
+    question = msgspec.json.encode({"prompt": prompt})
+    known = tokenizer.answer_now(question)
+    threads = []
+
+    def encoding(text: str) -> Job["array[int]"]:
+        threads.append(threading.current_thread())
+        return type(tokenizer.pieces).encoding(tokenizer.pieces, text)
+
+    monkeypatch.setattr(tokenizer.pieces, "encoding", encoding)
+    assert await tokenizer.answer(question) == known
+    assert threading.main_thread() not in threads
+    assert len(threads) == 1
     tokenizer.close()
 
 

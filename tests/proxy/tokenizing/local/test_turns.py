@@ -123,6 +123,30 @@ async def test_texts_that_cannot_be_cut_never_have_all_threads() -> None:
     assert sorted(scene.did) == ["short", "uncut0", "uncut1", "uncut2"]
 
 
+async def test_a_job_that_was_begun_elsewhere_goes_on_in_turns_and_counts_as_read() -> None:
+    scene = Scene()
+    for n in range(READ_AHEAD + 1):
+        job = scene.job(f"begun{n}", 2, characters=SLICE_BYTES + 1)
+        scene.tasks.create(scene.turns.run("client", job, next(job)), name="begun")
+        await rest()
+    assert len(scene.threads) == 1
+    assert scene.turns.holds_back("client")
+    assert not scene.turns.holds_back("another")
+    await scene.finish()
+    assert [scene.did.count(f"begun{n}") for n in range(READ_AHEAD + 1)] == [2] * (READ_AHEAD + 1)
+    assert not scene.turns.holds_back("client")
+
+
+async def test_a_job_that_has_no_turn_in_time_is_given_up() -> None:
+    scene = Scene(threads=1)
+    await scene.ask("running", 1)
+    with pytest.raises(TimeoutError):
+        await scene.turns.run("client", scene.job("late", 1), within_s=0.01)
+    assert scene.ended == ["late"]
+    await scene.finish()
+    assert scene.did == ["running"]
+
+
 async def test_with_one_thread_what_cannot_be_cut_is_done_all_the_same() -> None:
     scene = Scene(threads=1)
     task = await scene.ask("uncut", 1, characters=SLICE_BYTES + 1)
