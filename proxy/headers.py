@@ -96,20 +96,43 @@ def value_of(name: str, headers: Iterable[tuple[str, str]]) -> str | None:
     return next((value for each, value in headers if each.lower() == name.lower()), None)
 
 
-def _end_to_end(
-    headers: Iterable[tuple[str, str]], ours: frozenset[str], begin: tuple[str, ...] = ()
-) -> Headers:
-    """The headers not in `ours`, not named by a `Connection` header, and beginning with none of `begin`."""
+class _Crossing(dict[str, bool]):
+    """Whether a header crosses, by its name as it was met: looked up in one step from the second time on."""
+
+    def __init__(self, ours: frozenset[str], begin: tuple[str, ...] = ()) -> None:
+        """Those in `ours` do not cross, nor do those that begin with any of `begin`."""
+        super().__init__()
+        self.ours = ours
+        self._begin = begin
+
+    def __missing__(self, name: str) -> bool:
+        lower = name.lower()
+        crosses = lower not in self.ours and not lower.startswith(self._begin)
+        if len(self) < _MAX_NAMES and len(name) <= _MAX_NAME_CHARS:
+            self[name] = crosses
+        return crosses
+
+
+_MAX_NAMES = 1024
+_MAX_NAME_CHARS = 64
+"""Of what is remembered, since clients choose names."""
+
+_TO_AN_ENGINE = _Crossing(_NOT_ON_A_LEG)
+_TO_AN_ENGINE_WITH_A_KEY = _Crossing(_NOT_ON_A_KEYED_LEG)
+_TO_A_CLIENT = _Crossing(_NOT_IN_AN_ANSWER, _CORS)
+
+
+def _end_to_end(headers: Iterable[tuple[str, str]], crossing: _Crossing) -> Headers:
+    """The headers that cross, and that no `Connection` header names."""
     kept: Headers = []
     named: set[str] = set()
     for header in headers:
-        lower = header[0].lower()
-        if lower not in ours:
-            if not lower.startswith(begin):
-                kept.append(header)
-        elif lower == "connection":
+        name = header[0]
+        if crossing[name]:
+            kept.append(header)
+        elif name.lower() == "connection":
             named.update(token.strip().lower() for token in header[1].split(","))
-    named -= ours
+    named -= crossing.ours
     return [(name, value) for name, value in kept if name.lower() not in named] if named else kept
 
 
@@ -118,17 +141,15 @@ def for_engine(client: Iterable[tuple[str, str]], *, keep_authorization: bool) -
 
     A session id passes, unless it is the one that marks the cache reports kvproxy asks engines for.
     """
-    ours = _NOT_ON_A_LEG if keep_authorization else _NOT_ON_A_KEYED_LEG
+    kept = _end_to_end(client, _TO_AN_ENGINE if keep_authorization else _TO_AN_ENGINE_WITH_A_KEY)
     return [
-        (name, value)
-        for name, value in _end_to_end(client, ours)
-        if value != REPORT_SESSION or name.lower() != SESSION_ID.lower()
+        header for header in kept if header[1] != REPORT_SESSION or header[0].lower() != SESSION_ID.lower()
     ]
 
 
 def for_client(engine: Iterable[tuple[str, str]]) -> Headers:
     """An engine's headers that go to the client."""
-    return _end_to_end(engine, _NOT_IN_AN_ANSWER, _CORS)
+    return _end_to_end(engine, _TO_A_CLIENT)
 
 
 _UNBUFFERED = (("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))
