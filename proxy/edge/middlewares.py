@@ -30,7 +30,10 @@ CLIENT_LEFT_STATUS = 499
 
 
 class InFlight:
-    """The requests that are being answered, each in a task of its own."""
+    """The requests that are being answered, by the tasks of their connections.
+
+    Such a task waits for that of its request, so that to cancel it is to cancel the request.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -40,17 +43,13 @@ class InFlight:
         """Set once kvproxy cancels the requests that still run: their clients have not left, and are told
         why."""
 
-    def begins(self) -> asyncio.Task[Any] | None:
-        """Count the current task, which answers a request, and return it: it MUST be given to `ends`."""
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-        return task
+    def begins(self, task: asyncio.Task[Any]) -> None:
+        """Count the request of a connection's task, until `ends`."""
+        self._tasks.add(task)
 
-    def ends(self, task: asyncio.Task[Any] | None) -> None:
-        """Count a task no more: its request is answered."""
-        if task is not None:
-            self._tasks.discard(task)
+    def ends(self, task: asyncio.Task[Any]) -> None:
+        """Count it no more: the request is answered."""
+        self._tasks.discard(task)
         if self._none is not None and not self._tasks:
             self._none.set()
 
@@ -87,7 +86,8 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
     app = request.app
     service = app[SERVICE]
     in_flight = app[IN_FLIGHT_KEY]
-    task = in_flight.begins()
+    task = request.task
+    in_flight.begins(task)
     status = CLIENT_LEFT_STATUS
     try:
         try:
