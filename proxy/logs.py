@@ -116,11 +116,13 @@ class Formatter(logging.Formatter):
     def line(self, at: float, level: str, message: str) -> str:
         """How a message looks that was told `at`, in seconds since 1970; without the line's end."""
         second, shown = self._second
-        if int(at) != second:
+        if not second <= at < second + 1:
             second = int(at)
             shown = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
             self._second = second, shown  # a pair, since threads write lines as well
-        return f"{shown},{int((at - second) * 1000):03d} {level} {one_line(message)}"
+        if len(message) > MAX_LINE_CHARS or not message.isprintable():
+            message = one_line(message)
+        return f"{shown},{int((at - second) * 1000):03d} {level} {message}"
 
     def format(self, record: logging.LogRecord) -> str:
         """The line and its traceback, never one that another handler has written into the record."""

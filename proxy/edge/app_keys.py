@@ -1,7 +1,5 @@
 """Handlers find what they need in the application, under the keys of this file."""
 
-from collections.abc import Sequence
-
 from aiohttp import web
 
 from proxy.edge.access.client_salts import ClientSalts
@@ -14,5 +12,5 @@ SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 SALTS: web.AppKey[ClientSalts] = web.AppKey("salts", ClientSalts)
 """Makes the salts of clients; missing without --salt-by-client."""
 
-SPOKEN: web.AppKey[Sequence[Dialect]] = web.AppKey("dialects", Sequence[Dialect])
+SPOKEN: web.AppKey[tuple[Dialect, ...]] = web.AppKey("dialects", tuple[Dialect, ...])
 """The generating routes that are served."""

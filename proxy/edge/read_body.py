@@ -75,7 +75,17 @@ def check_framing(request: web.Request) -> None:
 async def read_json(
     request: web.Request, visit: Visit, service: Service
 ) -> tuple[bytes | bytearray, BodyLease]:
-    """The body of a request, and the memory it takes.
+    """The body of a request, and the memory it takes. Raises RequestError as `read_body`."""
+    data, lease = await read_body(request, visit, service)
+    hold(service, lease, len(data))
+    return data, lease
+
+
+async def read_body(
+    request: web.Request, visit: Visit, service: Service
+) -> tuple[bytes | bytearray, BodyLease]:
+    """The body of a request, and a lease for the memory it takes. One that had arrived already is not charged
+    yet: that is for the caller, before it waits for anything.
 
     Raises RequestError if it is not declared as plain JSON, is larger than --max-body-mb, finds no memory, or
     arrives too slowly.
@@ -95,7 +105,6 @@ async def read_json(
             if len(data) > service.config.max_body_mb << 20:
                 raise _too_large(service)
             lease = visit.lease = service.bodies.lease(holder)
-            hold(service, lease, len(data))
             return data, lease
         return await _in_pieces(request, visit, service, holder)
     except web.RequestPayloadError:

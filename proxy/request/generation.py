@@ -81,7 +81,7 @@ _SCALARS = (
 
 
 def read_request(
-    dialect: Dialect | Sequence[Dialect],
+    dialect: Dialect | tuple[Dialect, ...],
     data: bytes | bytearray,
     default_model: str,
     found: Outline | Signs | None = None,
@@ -91,7 +91,7 @@ def read_request(
     `found`: the outline of a large body, or the signs of any other. Raises BadRequestError.
     """
     body = Body.of_outline(data, found) if isinstance(found, Outline) else Body.parse(bytes(data), found)
-    if not isinstance(dialect, Dialect):
+    if isinstance(dialect, tuple):
         dialect = _spoken(dialect, body)
     _check_sizes(dialect, body)
     body = _clean(body)

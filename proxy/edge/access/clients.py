@@ -34,10 +34,14 @@ size at least, with all addresses in it (RFC 6177)."""
 def holder_of(request: web.Request, visit: Visit, header: str | None) -> str:
     """Whose share of the memory for bodies a request takes: its client's, or else that of its network."""
     client = client_of(request, visit, header)
-    return client if client != ANONYMOUS else f"from {network_of(request.remote)}"
+    return client if client != ANONYMOUS else _stranger_from(request.remote)
 
 
 @functools.lru_cache(maxsize=1024)  # parsing an address takes longer than all else done for it
+def _stranger_from(peer: str | None) -> str:
+    return f"from {network_of(peer)}"
+
+
 def network_of(peer: str | None) -> str:
     """The IPv4 address, or the IPv6 network, that `peer` belongs to, as text."""
     try:

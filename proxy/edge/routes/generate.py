@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -16,7 +16,7 @@ from proxy.edge.app_keys import SERVICE
 from proxy.edge.ids import new_id
 from proxy.edge.keep_alive import KeepAlive
 from proxy.edge.middlewares import LOAD_KEY, cut_by_us, error_response
-from proxy.edge.read_body import hold, read_json
+from proxy.edge.read_body import hold, read_body
 from proxy.edge.relay import cut_stream
 from proxy.edge.routes.answer import answer
 from proxy.edge.routes.salting import salted
@@ -175,7 +175,7 @@ def _outcome(status: int) -> str:
 
 
 async def generation_request(
-    request: web.Request, service: Service, visit: Visit, dialect: Dialect | Sequence[Dialect]
+    request: web.Request, service: Service, visit: Visit, dialect: Dialect | tuple[Dialect, ...]
 ) -> GenerationRequest:
     """Read and check the body of a generating request. Raises RequestError.
 
@@ -183,16 +183,18 @@ async def generation_request(
     """
     if service.stopping.is_set():
         raise UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
-    data, lease = await read_json(request, visit, service)
+    data, lease = await read_body(request, visit, service)
     if len(data) <= LONG_BODY_BYTES:
         read = _read_at_once(service, lease, dialect, data)
     else:
+        hold(service, lease, len(data))
         async with service.long_bodies:
             try:
                 read = _read_at_once(service, lease, dialect, data)
             finally:
                 await asyncio.sleep(0)
     if read is None:
+        hold(service, lease, len(data))
         found = await _off_the_loop(service, lease, outline, data)
         hold(service, lease, weigh(data, found))
         model = service.config.model
@@ -203,7 +205,7 @@ async def generation_request(
 
 
 def _read_at_once(
-    service: Service, lease: BodyLease, dialect: Dialect | Sequence[Dialect], data: bytes | bytearray
+    service: Service, lease: BodyLease, dialect: Dialect | tuple[Dialect, ...], data: bytes | bytearray
 ) -> GenerationRequest | None:
     """The request in a body; None for a large one, which is to be read off the event loop."""
     signs = signs_of(data)

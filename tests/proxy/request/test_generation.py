@@ -1,7 +1,6 @@
 """Requests are refused by vLLM's rules before any leg is sent, and cleaned of what no client may set."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"prompt": "hi"}
 
 
-def read(dialect: Dialect | Sequence[Dialect], members: dict[str, Any]) -> GenerationRequest:
+def read(dialect: Dialect | tuple[Dialect, ...], members: dict[str, Any]) -> GenerationRequest:
     return read_request(dialect, json.dumps(members).encode(), "tiny")
 
 
