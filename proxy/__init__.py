@@ -20,8 +20,8 @@
     traces         workloads: read from the formats that people have, generated, recorded
 
 All rooms stand on the modules beside them: `errors`, `findings`, `phases`, `happenings`, `headers`, `tasks`,
-`logs`, `log_lines`, `fair_queue`, `descriptors`, `private_files`, `tls`, `shown`. Below these lies
-`kvevents`, the library that follows the engines' caches.
+`logs`, `log_lines`, `fair_queue`, `key_runs`, `descriptors`, `private_files`, `tls`, `shown`. Below these
+lies `kvevents`, the library that follows the engines' caches.
 
 Between `edge` and the rooms below it stands `service`, which puts them together.
 

@@ -2,17 +2,15 @@
 is up.
 
 They are kept beside the index, which stays free of guesses: the requests of a burst with one prefix go to one
-instance although the first of them has not been computed yet.
-
-A block's key stands for all blocks before it (docs/adr/0001-block-keys.md), so two prompts that share a key
-share all keys up to it. The blocks are a tree of runs of such keys: what prompts have in common is kept once,
-a block takes the 8 bytes of its key, and the last key of a run shows whether a prompt shares all of it.
+instance although the first of them has not been computed yet. What prompts have in common is kept once
+(`proxy/key_runs.py`).
 """
 
-import bisect
 from array import array
 from collections import deque
 from collections.abc import Sequence
+
+from proxy.key_runs import KeyRun
 
 SETTLE_S = 2.0
 """Seconds that blocks stay expected after their prefill leg ended: its events are published before its
@@ -24,47 +22,25 @@ SWEPT_AT_ONCE = 64
 _Place = tuple[str, int]
 
 
-class _Run:
-    """Consecutive blocks that have been expected together so far, and the runs that follow them."""
+class _Run(KeyRun):
+    """Consecutive blocks that have been expected together so far."""
 
-    __slots__ = ("after", "before", "keys", "running", "until")
+    __slots__ = ("running", "until")
 
-    def __init__(
-        self, keys: "array[int]", before: "_Run | None", running: int = 0, until: float = 0.0
-    ) -> None:
-        self.keys = keys
-        """The keys of the blocks: at least one, except in the root of a tree."""
-        self.before = before
-        self.after: dict[int, _Run] = {}
-        """The runs that follow, by their first key."""
-        self.running = running
+    def __init__(self, keys: "array[int]", before: "_Run | None") -> None:
+        super().__init__(keys, before)
+        self.running = 0
         """The number of legs under way that bring these blocks."""
-        self.until = until
+        self.until = 0.0
         """When these blocks are not expected any more, if no leg under way brings them."""
 
     def is_expected(self, now: float) -> bool:
         return self.running > 0 or self.until > now
 
-    def shared(self, keys: Sequence[int], at: int) -> int:
-        """The number of blocks that the run shares with a prompt, from the prompt's block `at` on."""
-        most = min(len(self.keys), len(keys) - at)
-        if self.keys[most - 1] == keys[at + most - 1]:
-            return most
-        return 1 + bisect.bisect_left(range(1, most), True, key=lambda n: self.keys[n] != keys[at + n])
-
-    def put(self, keys: "array[int]") -> "_Run":
-        """Add a run that follows this one."""
-        run = self.after[keys[0]] = _Run(keys, self)
-        return run
-
     def cut(self, blocks: int) -> "_Run":
-        """Move the first `blocks` blocks into a new run before this one, and return the new run."""
-        before = self.before
-        if before is None:
-            raise RuntimeError("the root of a tree has no blocks")
-        first = before.after[self.keys[0]] = _Run(self.keys[:blocks], before, self.running, self.until)
-        self.keys, self.before = self.keys[blocks:], first
-        first.after[self.keys[0]] = self
+        """As `KeyRun`: both parts are expected as the whole was."""
+        first = super().cut(blocks)
+        first.running, first.until = self.running, self.until
         return first
 
 
@@ -90,19 +66,6 @@ class _Tree:
             new.extend(after)
         return found
 
-    def last_run(self, keys: Sequence[int]) -> _Run:
-        """The run that ends with the last of a prompt's blocks; blocks that are missing are added."""
-        run, at = self.root, 0
-        while at < len(keys):
-            then = run.after.get(keys[at])
-            if then is None:
-                then = run.put(array("Q", keys[at:]))
-            elif (shared := then.shared(keys, at)) < len(then.keys):
-                then = then.cut(shared)
-            run = then
-            at += len(run.keys)
-        return run
-
     def settle(self, last: _Run, until: float) -> None:
         """A leg has ended: its blocks, up to the run `last`, have come, and are expected until then."""
         run: _Run | None = last
@@ -114,8 +77,7 @@ class _Tree:
     def prune(self, last: _Run, now: float) -> None:
         """Forget a leg's blocks, up to the run `last`, except those that other legs bring or brought."""
         while not last.after and not last.is_expected(now) and (before := last.before) is not None:
-            if before.after.get(last.keys[0]) is last:
-                del before.after[last.keys[0]]
+            last.drop()
             last = before
 
     def sweep(self, now: float) -> None:
@@ -151,7 +113,7 @@ class PredictedBlocks:
         if not keys:
             return
         tree = self._trees.setdefault((instance, rank), _Tree())
-        run: _Run | None = tree.last_run(keys)
+        run: _Run | None = tree.root.upto(keys)
         while run is not None:
             run.running += 1
             run = run.before
@@ -161,7 +123,7 @@ class PredictedBlocks:
         if not keys:
             return
         tree = self._trees.setdefault((instance, rank), _Tree())
-        last = tree.last_run(keys)
+        last = tree.root.upto(keys)
         run: _Run | None = last
         while run is not None:
             run.running = max(0, run.running - 1)
