@@ -241,6 +241,7 @@ class Lanes:
         prefill, decode = decision.prefill.chosen, decision.decode.chosen
         if prefill is None or decode is None:
             raise RuntimeError("a request without a place was let in")
+        self._placement.granted(question, decision)
         claim, one_leg = self._placement.claim, prefill.instance == decode.instance
         admitted = Admitted(
             question,

@@ -1,10 +1,9 @@
 """What becomes of requests when engines have too many, and when no prefill instance is usable."""
 
 import enum
-import re
 from typing import Annotated
 
-from proxy.config.settings import COUNT, MIB, SECONDS, Section, Setting
+from proxy.config.settings import COUNT, MIB, SECONDS, Section, Setting, check_header
 from proxy.errors import ConfigError
 
 PRIORITIES_BELOW = 1 << 63
@@ -25,11 +24,6 @@ class WhenNoPrefill(enum.StrEnum):
 def _check_priority(flag: str, priority: int) -> None:
     if abs(priority) >= PRIORITIES_BELOW:
         raise ConfigError(f"{flag} {priority} is more than engines take")
-
-
-def _check_header(flag: str, name: str) -> None:
-    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-        raise ConfigError(f"{flag} {name!r} is not the name of a header")
 
 
 class Admission(Section, frozen=True, kw_only=True):
@@ -123,7 +117,7 @@ class Admission(Section, frozen=True, kw_only=True):
             "--client-header",
             "NAME",
             "the header that tells clients apart when they queue",
-            check=_check_header,
+            check=check_header,
             by_default="the name of the API key",
         ),
     ] = None

@@ -8,7 +8,7 @@ from proxy.config.faults import Deadlines, Health, Retries
 from proxy.config.instances import InstanceSpec, parse_instance
 from proxy.config.overload import Admission
 from proxy.config.security import Security
-from proxy.config.settings import MIB, PORT, SECONDS, Section, Setting, Under
+from proxy.config.settings import MIB, PORT, SECONDS, Section, Setting, Under, check_header
 from proxy.config.state import State
 from proxy.config.tiers import TIER_COSTS, read_tier_costs
 from proxy.errors import ConfigError
@@ -130,6 +130,17 @@ class Config(Section, frozen=True, kw_only=True):
             more="[What they do](policies.md).",
         ),
     ] = "cache_affinity"
+    session_header: Annotated[
+        str,
+        Setting(
+            "--session-header",
+            "NAME",
+            "the header that names a request's session, for the policy session",
+            check=check_header,
+            group="routing",
+            more="[What else may name it](policies.md#sessions).",
+        ),
+    ] = "X-Session-ID"
     decision_headers: Annotated[
         bool,
         Setting(

@@ -13,6 +13,7 @@ import enum
 import functools
 import math
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,6 +194,12 @@ def check(setting: Setting, value: Any, *, name: str = "") -> None:
         raise ConfigError(f"{name} {wrong}")
     if setting.check is not None:
         setting.check(name, value)
+
+
+def check_header(flag: str, name: str) -> None:
+    """Raise ConfigError unless a setting's value can be the name of a header."""
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+        raise ConfigError(f"{flag} {name!r} is not the name of a header")
 
 
 def _wrong(setting: Setting, value: float) -> str:

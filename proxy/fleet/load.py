@@ -6,11 +6,13 @@ from proxy.phases import Phase, Role
 class RankLoad:
     """What runs on one rank for legs of a phase; on an instance that does both, for those of both."""
 
-    __slots__ = ("changes", "last_pick", "tokens", "weight_tokens")
+    __slots__ = ("changes", "last_pick", "legs", "tokens", "weight_tokens")
 
     def __init__(self) -> None:
         self.changes = 0
         """How often it was otherwise than before."""
+        self.legs = 0
+        """How many legs are running."""
         self.tokens = 0
         """Outstanding tokens."""
         self.weight_tokens = 0
@@ -44,6 +46,7 @@ class Load:
         """Add to the sums of a rank, or subtract from them; for claims only."""
         self._legs[phase] += legs
         load = self._ranks[phase].get(rank) or self.on(phase, rank)
+        load.legs += legs
         load.tokens += tokens
         load.weight_tokens += weight_tokens
         load.changes += 1

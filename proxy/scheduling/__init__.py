@@ -9,6 +9,7 @@ Pure. Its files:
     eligible   which candidates the policy may choose from: those that no better one replaces
     types      what a policy sees, and the contracts of policies: `LegPolicy`, and `Policy` for pairs
     policies   the policies that come with kvproxy
+    routing_history  what was sent where, for a policy of engines that tell nothing of their caches
     legs       asks a policy that prices legs
     pairs      asks a policy that prices pairs
     decision   what was decided, with every candidate and its price

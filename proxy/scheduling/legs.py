@@ -38,7 +38,8 @@ class ByLeg:
 
     def _pick(self, phase: Phase, view: View, rng: random.Random) -> Pick:
         candidates = view.prefill if phase is Phase.PREFILL else view.decode
-        leg = Leg(phase, view.model, view.prompt_tokens)
+        computes = phase is Phase.PREFILL or view.whole
+        leg = Leg(phase, view.model, view.prompt_tokens, computes, view.session, rng.random(), view.find_keys)
         if not view.complete:  # all are usable, and there is one
             costs = checked(self._policy.costs(leg, candidates), len(candidates), "candidates")
             return Pick(candidates[cheapest(costs, rng)])

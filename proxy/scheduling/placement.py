@@ -1,5 +1,6 @@
 """`Placement` turns a question into a decision, and a decision into claims and predictions."""
 
+import logging
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
@@ -11,6 +12,7 @@ from proxy.caches.accuracy import Accuracy, Comparison
 from proxy.caches.expected import PredictedBlocks
 from proxy.config import Admission
 from proxy.fleet import Claim, Fleet, Instance
+from proxy.logs import Occasionally
 from proxy.phases import Phase
 from proxy.scheduling.decision import Chooser, Decision, Pick
 from proxy.scheduling.legs import ByLeg
@@ -18,8 +20,24 @@ from proxy.scheduling.lengths import Need, need_of
 from proxy.scheduling.pairs import ByPair
 from proxy.scheduling.policies import POLICIES
 from proxy.scheduling.question import Constraints, Question
-from proxy.scheduling.types import AnyPolicy, Candidate, LegPolicy, Policy, reads_prompt
+from proxy.scheduling.types import (
+    AnyPolicy,
+    CacheLost,
+    Candidate,
+    Granted,
+    Learner,
+    LegPolicy,
+    Policy,
+    Told,
+    reads_prompt,
+    reads_session,
+)
 from proxy.scheduling.view import USUAL_BLOCK_SIZE, Load, Viewer, own_load
+
+UNLEARNT_LOGGED_EVERY_S = 60.0
+"""How often it is logged at most that a policy failed to learn: it may fail at every request."""
+
+log = logging.getLogger(__name__)
 
 
 class Expectation:
@@ -69,6 +87,10 @@ class Placement:
         self._index = index
         self._chooser = _chooser(policy)
         self._policy_name = policy_name
+        self._learner = policy if isinstance(policy, Learner) else None
+        self._unlearnt = Occasionally(clock, UNLEARNT_LOGGED_EVERY_S)
+        self.reads_session = reads_session(policy)
+        """Whether the sessions of requests decide where they go; if not, nobody finds them out."""
         limits = limits or Admission()
         self._prompt_counts = bool(
             reads_prompt(policy) or limits.max_prefill_tokens or limits.max_decode_tokens
@@ -157,6 +179,25 @@ class Placement:
         weight = tokens + question.generated_tokens if phase is Phase.DECODE else tokens
         return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight)
 
+    def granted(self, question: Question, decision: Decision) -> None:
+        """A request is let in by this decision: a policy that keeps a history learns of it. Nothing is raised
+        here, whatever the policy does.
+        """
+        prefill, decode = decision.prefill.chosen, decision.decode.chosen
+        if self._learner is None or prefill is None or decode is None:
+            return
+        keys = self._viewer.block_keys(question.prompt)
+        self._teach(Granted(question.model, question.session, keys, prefill, decode))
+
+    def _teach(self, told: Told) -> None:
+        if self._learner is None:
+            return
+        try:
+            self._learner.learn(told)
+        except Exception:
+            if self._unlearnt.count():
+                log.exception("the policy %s did not learn what happened", self._policy_name)
+
     def expect(self, candidate: Candidate, question: Question) -> Expectation:
         """Expect the prompt's blocks on the chosen prefill candidate, until its leg ends."""
         if question.prompt is None:
@@ -197,6 +238,7 @@ class Placement:
     def forget(self, address: str) -> None:
         """Drop what was predicted for an instance that lost its cache or left."""
         self._predicted.forget(address)
+        self._teach(CacheLost(address))
         if self._fleet.get(address) is None:
             self._accuracy.forget(address)
 

@@ -30,6 +30,9 @@ class Question(msgspec.Struct, frozen=True):
     generated_tokens: int = 0
     """How many tokens its answers count for, in the limits of decode instances and in its client's turns
     (`request/weights.py`)."""
+    session: str | None = None
+    """The session that it belongs to (`request/sessions.py`); None if it names none, or if the policy does
+    not read it."""
 
     @property
     def prompt_tokens(self) -> int | None:

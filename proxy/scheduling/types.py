@@ -1,13 +1,18 @@
 """A policy sees and returns plain values, the same in the service, in `/explain` and in simulation."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
 from proxy.fleet.why import Why
 from proxy.phases import Phase
+
+
+def no_keys() -> Sequence[int]:
+    """The block keys of a prompt that is not known."""
+    return ()
 
 
 class Leg(msgspec.Struct, frozen=True):
@@ -17,6 +22,23 @@ class Leg(msgspec.Struct, frozen=True):
     model: str
     prompt_tokens: int | None
     """The prompt's length; None if it is not known."""
+    computes: bool = True
+    """Whether the prompt is computed by this leg: by the prefill leg, or by the one leg of a request that
+    cannot be split."""
+    session: str | None = None
+    """The session that the request belongs to; None if it names none, or if the policy does not say that it
+    reads it (`reads_session`)."""
+    draw: float = 0.0
+    """A number from 0 to below 1, drawn for this leg alone: a policy that draws keeps no dice."""
+    find_keys: Callable[[], Sequence[int]] = no_keys
+    """Makes `block_keys`."""
+
+    @property
+    def block_keys(self) -> Sequence[int]:
+        """The keys of the prompt's blocks of 16 tokens, whatever its engines have, from the first one on;
+        each stands for all tokens up to its block's end. Empty if the prompt is not known.
+        """
+        return self.find_keys()
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -54,6 +76,8 @@ class Candidate(msgspec.Struct, frozen=True):
     are expected to generate."""
     serves_all: bool = False
     """Whether its instance does both: given the prefill leg, it serves the whole request in that one leg."""
+    running_legs: int = 0
+    """How many legs of this phase are running there; of both where its instance does both."""
 
 
 class Pair(NamedTuple):
@@ -80,6 +104,8 @@ class View:
         *,
         whole: bool = False,
         complete: bool = True,
+        session: str | None = None,
+        find_keys: Callable[[], Sequence[int]] = no_keys,
     ) -> None:
         self.model = model
         self.prompt_tokens = prompt_tokens
@@ -92,6 +118,14 @@ class View:
         """Whether the request cannot be split: a candidate for decode serves all of it."""
         self.complete = complete
         """Whether candidates that are not usable are included; for policies that price pairs they are."""
+        self.session = session
+        """As `Leg.session`."""
+        self.find_keys = find_keys
+
+    @property
+    def block_keys(self) -> Sequence[int]:
+        """As `Leg.block_keys`."""
+        return self.find_keys()
 
     @functools.cached_property
     def pairs(self) -> Sequence[Pair]:
@@ -111,9 +145,9 @@ class View:
 class Policy(Protocol):
     """A policy that prices pairs: implement this to weigh where one leg goes by where the other does.
 
-    The pair with the lowest price serves the request; of equal ones, one at random. A policy MUST NOT keep
-    state or wait, since `/explain` asks it as well. It may have a member `reads_prompt` (see the function of
-    that name).
+    The pair with the lowest price serves the request; of equal ones, one at random. A policy MUST NOT change
+    here or wait, since `/explain` asks it as well; it may be a `Learner`. It may have members `reads_prompt`
+    and `reads_session` (see the functions of these names).
     """
 
     @property
@@ -128,7 +162,7 @@ class Policy(Protocol):
 
 @runtime_checkable
 class LegPolicy(Protocol):
-    """A policy that prices each leg by itself. It may have members `unit` and `reads_prompt`, as `Policy`.
+    """A policy that prices each leg by itself. It may have a member `unit`, and what a `Policy` may have.
 
     The prefill leg is placed first. In a large fleet this is much less to price than all pairs.
     """
@@ -139,6 +173,45 @@ class LegPolicy(Protocol):
 
 
 AnyPolicy: TypeAlias = Policy | LegPolicy
+
+
+class Granted(NamedTuple):
+    """A request was let in: its legs go to these candidates."""
+
+    model: str
+    session: str | None
+    """As `Leg.session`."""
+    block_keys: Sequence[int]
+    """As `Leg.block_keys`; valid after the call, too."""
+    prefill: Candidate
+    """Where the prompt is computed."""
+    decode: Candidate
+    """Where the answer is generated; the same candidate if one instance serves the whole request."""
+
+
+class CacheLost(NamedTuple):
+    """An instance has nothing cached any more, or has left the fleet."""
+
+    instance: str
+
+
+Told: TypeAlias = Granted | CacheLost
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A policy that keeps a history. It may change in `learn` alone, never in `costs` or `prices`, which
+    `/explain` asks as well.
+    """
+
+    def learn(self, told: Told) -> None:
+        """Something has happened. What is raised here is logged, and harms no request."""
+        ...
+
+
+def reads_session(policy: AnyPolicy) -> bool:
+    """Whether a policy has a true member `reads_session`; else nobody finds out the sessions of requests."""
+    return bool(getattr(policy, "reads_session", False))
 
 
 def reads_prompt(policy: AnyPolicy) -> bool:

@@ -8,6 +8,7 @@ Loads are passed in: nothing here assumes that this process sees all traffic.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -23,10 +24,13 @@ from proxy.scheduling.eligible import eligible
 from proxy.scheduling.lengths import need_of, wanted_tokens
 from proxy.scheduling.question import Constraints, Question
 from proxy.scheduling.standing import Rank, Standing
-from proxy.scheduling.types import Candidate, View
+from proxy.scheduling.types import Candidate, View, no_keys
 
 USUAL_BLOCK_SIZE = 16
 """vLLM's default block size in tokens, assumed of an instance that has not stored a block yet."""
+
+_NO_INSTANCE = ""
+"""The address of no instance, of which the index therefore assumes the usual block size."""
 
 
 class Load(NamedTuple):
@@ -36,11 +40,14 @@ class Load(NamedTuple):
     """Outstanding tokens, as policies see them."""
     weight_tokens: int
     """Tokens that count against the rank's limit."""
+    legs: int
+    """How many legs are running."""
 
 
 def own_load(instance: Instance, phase: Phase, rank: int) -> Load:
     """The load of the legs that this process has claimed."""
-    return Load(instance.load_tokens(phase, rank), instance.weight_tokens(phase, rank))
+    load = instance.load.on(phase, rank)
+    return Load(load.tokens, load.weight_tokens, load.legs)
 
 
 class _Look(NamedTuple):
@@ -107,14 +114,14 @@ class Viewer:
         alone = [c.serves_all for c in prefill if c.usable]
         needless = bool(alone) and all(alone)
         decode = () if needless else self._candidates(Phase.DECODE, look)
-        return View(question.model, question.prompt_tokens, prefill, decode, whole=question.whole)
+        return self._view(question, prefill, decode)
 
     def look_for_decode(
         self, question: Question, now: float, constraints: Constraints, prefilled_on: Candidate
     ) -> View:
         """The candidates for a decode leg; the prefill leg is done, on `prefilled_on`."""
         decode = self._candidates(Phase.DECODE, self._look(question, now, constraints))
-        return View(question.model, question.prompt_tokens, (prefilled_on,), decode)
+        return self._view(question, (prefilled_on,), decode)
 
     def as_known_now(self, candidate: Candidate) -> Candidate:
         """A candidate that may have been kept, with what has changed meanwhile."""
@@ -130,6 +137,31 @@ class Viewer:
     def block_size(self, address: str, rank: int) -> int:
         """The block size of a rank in tokens; the usual one while it has stored no block."""
         return self._index.block_size(address, rank) or USUAL_BLOCK_SIZE
+
+    def block_keys(self, prompt: Prompt | None) -> Sequence[int]:
+        """The keys of a prompt's blocks of the usual size, which no engine need have; none if it is not
+        known.
+        """
+        return () if prompt is None else self._index.keys(prompt, _NO_INSTANCE, 0, USUAL_BLOCK_SIZE)
+
+    def _view(
+        self,
+        question: Question,
+        prefill: Sequence[Candidate],
+        decode: Sequence[Candidate],
+        *,
+        complete: bool = True,
+    ) -> View:
+        return View(
+            question.model,
+            question.prompt_tokens,
+            prefill,
+            decode,
+            whole=question.whole,
+            complete=complete,
+            session=question.session,
+            find_keys=no_keys if question.prompt is None else partial(self.block_keys, question.prompt),
+        )
 
     def _look(self, question: Question, now: float, constraints: Constraints) -> _Look:
         prompt = question.prompt
@@ -177,9 +209,7 @@ class Viewer:
         decode = () if needless else self._as_good_as_any(Phase.DECODE, look)
         if not decode and not needless:
             return None
-        return View(
-            question.model, question.prompt_tokens, prefill, decode, whole=question.whole, complete=False
-        )
+        return self._view(question, prefill, decode, complete=False)
 
     def _as_good_as_any(self, phase: Phase, look: _Look) -> Sequence[Candidate]:
         """Those that are well, fit and have room: where there are any, `eligible` leaves no others usable."""
@@ -213,6 +243,7 @@ class Viewer:
             trusted=self._accuracy.trusted(rank.address, rank.number),
             weight_tokens=load.weight_tokens,
             serves_all=rank.serves_all,
+            running_legs=load.legs,
         )
         return kept
 
@@ -257,6 +288,7 @@ class Viewer:
             reload_cost_tokens=reload_cost,
             weight_tokens=load.weight_tokens,
             serves_all=rank.serves_all,
+            running_legs=load.legs,
         )
 
     def _reuse(self, at: tuple[str, int], prompt: Prompt, look: _Look) -> tuple[int, int]:

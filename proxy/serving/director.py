@@ -115,10 +115,12 @@ class Director:
             learning=self._learning,
         )
 
-    async def explain(self, request: GenerationRequest, headers: Headers) -> tuple[Decision, Tokenized]:
+    async def explain(
+        self, request: GenerationRequest, headers: Headers, session: str | None = None
+    ) -> tuple[Decision, Tokenized]:
         """Where the request would go now, and what is known of its prompt.
 
-        Claims nothing, and sends at most a question to a tokenizer.
+        Claims nothing, and sends at most a question to a tokenizer. `session`: as `Question.session`.
 
         Raises BadRequestError for a list of prompts if each of them is placed by itself.
         """
@@ -127,7 +129,7 @@ class Director:
         if isinstance(self._connector.plan(request), Whole):
             request = msgspec.structs.replace(request, whole=True)
         tokenized = await self._tokenizer.tokenize(request, headers, ANONYMOUS)
-        question = self._question(request, tokenized)
+        question = self._question(request, tokenized, session)
         return self._placement.decide(question), tokenized
 
     async def serve(self, call: Call, avoid: Collection[str] = ()) -> Reply:
@@ -182,7 +184,8 @@ class Director:
         if tokenized.excess is not None:
             self._tell(Refused("too_long"))
             raise too_long(self._fleet, call.request, tokenized.excess)
-        return _Asked(self._question(call.request, tokenized), tokenized.kind, only_measured=not reads)
+        question = self._question(call.request, tokenized, call.session)
+        return _Asked(question, tokenized.kind, only_measured=not reads)
 
     async def _served(self, call: Call, plan: Plan, asked: "_Asked", avoid: Collection[str]) -> Reply:
         """The reply of the first attempt that does not fail; if all fail, the last answer an engine gave.
@@ -329,7 +332,7 @@ class Director:
         prefill = self._fleet.of(Phase.PREFILL)
         return not prefill or any(i.role is not Role.BOTH for i in prefill)
 
-    def _question(self, request: GenerationRequest, tokenized: Tokenized) -> Question:
+    def _question(self, request: GenerationRequest, tokenized: Tokenized, session: str | None) -> Question:
         limit = request.answer_limit
         limited_by, answer_tokens = limit or (None, request.usual_answer_tokens)
         prompt = tokenized.prompt
@@ -345,6 +348,7 @@ class Director:
             answer_tokens=answer_tokens,
             limited_by=limited_by,
             generated_tokens=generated_tokens(request, limit, room, expected),
+            session=session,
         )
 
 

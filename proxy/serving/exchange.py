@@ -81,6 +81,8 @@ class Call(msgspec.Struct, frozen=True):
     ticket: Ticket = msgspec.field(default_factory=Ticket)
     """Whose request it is, and how long it had to wait."""
     trace: Trace = msgspec.field(default_factory=Trace)
+    session: str | None = None
+    """As `Question.session`."""
 
 
 class Reply:

@@ -7,7 +7,7 @@ import pytest
 
 from proxy.errors import ConfigError
 from proxy.phases import Phase
-from proxy.scheduling.policies import load_policy
+from proxy.scheduling.policies import POLICIES, load_policy
 from proxy.scheduling.types import Policy, View
 from tests.helpers.service import engines, kvproxy, prose
 
@@ -92,7 +92,7 @@ async def test_a_busy_zone_is_left_when_that_is_cheaper() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "unit"), [("cache_affinity", "tokens"), ("least_load", "tokens"), ("round_robin", "picks")]
+    ("name", "unit"), [(name, getattr(kind, "unit", "")) for name, kind in POLICIES.items()]
 )
 async def test_policies_that_come_with_kvproxy_tell_their_unit_and_price_no_pairs(
     name: str, unit: str

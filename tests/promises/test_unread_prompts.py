@@ -15,7 +15,7 @@ def asked(pair: Pair) -> int:
     return sum(seen.path == "/tokenize" for engine in pair.engines.all for seen in engine.seen)
 
 
-@pytest.mark.parametrize("policy", ["round_robin", "least_load"])
+@pytest.mark.parametrize("policy", ["round_robin", "least_load", "power_of_two", "random", "session"])
 async def test_no_engine_tokenizes_for_a_policy_that_reads_no_prompt(policy: str) -> None:
     async with fleet(policy=POLICIES[policy]()) as pair:
         before = asked(pair)

@@ -37,6 +37,7 @@ from proxy.request.dialects import Dialect
 from proxy.request.generation import GenerationRequest, read_request
 from proxy.request.outline import outline, signs_of
 from proxy.request.priorities import bounded, claimed
+from proxy.request.sessions import session_of
 from proxy.service import Service
 from proxy.serving.exchange import Call, Reply
 
@@ -152,7 +153,15 @@ async def _call(request: web.Request, service: Service, visit: Visit, dialect: D
         leg_id=visit.request_id if visit.is_named_here else names.leg_id(visit.request_id, new_id()[:12]),
         started_at=time.monotonic(),  # only now: the client may have taken long to send the body
         ticket=Ticket(client_of(request, visit, service.config.admission.client_header), priority),
+        session=session_asked(request, service, generation),
     )
+
+
+def session_asked(request: web.Request, service: Service, generation: GenerationRequest) -> str | None:
+    """The session that a request names; None if it names none, or if the policy does not read it."""
+    if not service.placement.reads_session:
+        return None
+    return session_of(request.headers.get(service.config.session_header), generation.body)
 
 
 def _note_trace(notes: dict[str, str], call: Call) -> None:

@@ -8,17 +8,35 @@ import importlib
 from collections.abc import Mapping
 
 from proxy.errors import ConfigError
+from proxy.scheduling.policies.approx_prefix import ApproxPrefix
+from proxy.scheduling.policies.at_random import AtRandom
 from proxy.scheduling.policies.cache_affinity import CacheAffinity
 from proxy.scheduling.policies.least_load import LeastLoad
+from proxy.scheduling.policies.power_of_two import PowerOfTwo
 from proxy.scheduling.policies.round_robin import RoundRobin
+from proxy.scheduling.policies.session import Session
 from proxy.scheduling.types import AnyPolicy, LegPolicy, Policy
 
-__all__ = ["POLICIES", "CacheAffinity", "LeastLoad", "RoundRobin", "load_policy"]
+__all__ = [
+    "POLICIES",
+    "ApproxPrefix",
+    "AtRandom",
+    "CacheAffinity",
+    "LeastLoad",
+    "PowerOfTwo",
+    "RoundRobin",
+    "Session",
+    "load_policy",
+]
 
 POLICIES: Mapping[str, type[Policy] | type[LegPolicy]] = {
     "cache_affinity": CacheAffinity,
+    "approx_prefix": ApproxPrefix,
+    "session": Session,
     "least_load": LeastLoad,
+    "power_of_two": PowerOfTwo,
     "round_robin": RoundRobin,
+    "random": AtRandom,
 }
 """The policies by the names that `--policy` takes. Each is made without arguments."""
 

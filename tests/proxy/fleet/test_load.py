@@ -51,6 +51,7 @@ def test_loads_are_the_sums_of_the_claims_that_run(
                 assert instance.load_tokens(phase, rank) == sum(each.tokens for each in there)
                 assert instance.weight_tokens(phase, rank) == sum(each.weight_tokens for each in there)
                 load = instance.load.on(phase, rank)
+                assert load.legs == len(there)
                 assert load.last_pick == last_pick.get((phase, rank), 0)
                 touched = claim is not None and is_on(claim, phase, rank)
                 assert (load.changes > before[phase, rank]) is touched

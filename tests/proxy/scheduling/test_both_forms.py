@@ -14,14 +14,14 @@ from proxy.fleet.circuit import Breaker
 from proxy.phases import Phase, Role
 from proxy.scheduling.decision import Decision, Pick
 from proxy.scheduling.placement import Placement
-from proxy.scheduling.policies import CacheAffinity, LeastLoad, RoundRobin
+from proxy.scheduling.policies import POLICIES
 from proxy.scheduling.question import Question
 from proxy.scheduling.standing import MAX_MODELS, Standing
 from proxy.scheduling.types import AnyPolicy, Candidate, Leg
 
 ROLES = (Role.PREFILL, Role.PREFILL, Role.DECODE, Role.DECODE, Role.BOTH, Role.BOTH)
 BLOCK = 4
-PROMPTS = [[shared] * 12 + [last] * 12 for shared in (1, 2) for last in (3, 4)]
+PROMPTS = [[shared] * 16 + [last] * 24 for shared in (1, 2) for last in (3, 4)]
 
 
 class Feed:
@@ -143,9 +143,10 @@ class Scene:
             case "expected":
                 question = ask(PROMPTS[amount % 4])
                 for placement in self.placements:
-                    chosen = placement.decide(question).prefill.chosen
-                    if chosen is not None:
-                        placement.expect(chosen, question)
+                    decision = placement.decide(question)
+                    placement.granted(question, decision)
+                    if decision.prefill.chosen is not None:
+                        placement.expect(decision.prefill.chosen, question)
             case "removed":
                 self.fleet.remove(instance.address)
 
@@ -156,7 +157,7 @@ class Scene:
 
 
 def ask(tokens: list[int] | None, **more: object) -> Question:
-    return Question("m", None if tokens is None else Prompt(tokens), 24, **more)  # type: ignore[arg-type]
+    return Question("m", None if tokens is None else Prompt(tokens), 40, **more)  # type: ignore[arg-type]
 
 
 WELL = ["time", "leg", "leg", "end", "doubted", "feed", "cached", "expected", "served"]
@@ -189,6 +190,7 @@ QUESTIONS = st.just(ask(None)) | st.builds(
     answer_tokens=st.sampled_from([1, 10, 60, 200]),
     limited_by=st.sampled_from([None, "max_tokens"]),
     generated_tokens=st.sampled_from([0, 10]),
+    session=st.sampled_from([None, "a", "b"]),
 )
 NOTHING_KEPT = frozenset[tuple[Phase, str]]()
 KEPT = st.frozensets(
@@ -209,7 +211,7 @@ COURSES = st.one_of(
 
 @settings(max_examples=400, deadline=None)
 @given(
-    st.sampled_from([CacheAffinity, LeastLoad, RoundRobin, Own]),
+    st.sampled_from([*POLICIES.values(), Own]),
     st.sampled_from([Admission(), Admission(), Admission(max_prefill_tokens=60, max_decode_tokens=120)]),
     st.lists(st.booleans(), min_size=6, max_size=6) | st.just([True] * 6),
     COURSES,
@@ -240,7 +242,7 @@ def chosen(pick: Pick) -> Candidate | None:
 
 
 def test_of_those_that_are_well_nothing_but_the_chosen_is_told() -> None:
-    scene = Scene(LeastLoad, Admission(), [True] * 6)
+    scene = Scene(POLICIES["least_load"], Admission(), [True] * 6)
     _, followed = scene.placements
     decision = followed.decide(ask(None), shown=False)
     assert decision.admissible
@@ -252,7 +254,7 @@ def test_of_those_that_are_well_nothing_but_the_chosen_is_told() -> None:
 
 
 def test_of_models_that_clients_name_a_few_are_remembered() -> None:
-    scene = Scene(LeastLoad, Admission(), [True] * 6)
+    scene = Scene(POLICIES["least_load"], Admission(), [True] * 6)
     standing = Standing(scene.fleet)
     for number in range(2 * MAX_MODELS):
         assert not standing.served(Phase.DECODE, f"model-{number}").ranks

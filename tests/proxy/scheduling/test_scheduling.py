@@ -18,34 +18,11 @@ from hypothesis import strategies as st
 from proxy.caches.expected import SWEPT_AT_ONCE, PredictedBlocks
 from proxy.cli.flags.commands import SETTINGS
 from proxy.errors import ConfigError
-from proxy.fleet.why import Why
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.legs import ByLeg
 from proxy.scheduling.policies import POLICIES, CacheAffinity, LeastLoad, RoundRobin, load_policy
 from proxy.scheduling.types import Candidate, Leg, LegPolicy, View
-
-
-def candidate(
-    name: str = "a:1",
-    *,
-    usable: bool = True,
-    uncached: int | None = 100,
-    load: int = 0,
-    last_pick: int = 0,
-    cached: int | None = 0,
-) -> Candidate:
-    return Candidate(
-        instance=name,
-        rank=0,
-        usable=usable,
-        why=None if usable else Why.DOWN,
-        cached_tokens=cached,
-        expected_tokens=cached,
-        uncached_tokens=uncached,
-        load_tokens=load,
-        index="exact",
-        last_pick=last_pick,
-    )
+from tests.helpers.candidates import candidate
 
 
 def pick(policy: LegPolicy, candidates: Sequence[Candidate], rng: random.Random) -> Pick:
@@ -117,7 +94,7 @@ def test_a_users_policy_is_loaded_by_name() -> None:
 def test_a_policy_is_registered_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cast("dict[str, type[LegPolicy]]", POLICIES), "fixed", LeastLoad)
     assert isinstance(load_policy("fixed"), LeastLoad)
-    with pytest.raises(ConfigError, match="give one of cache_affinity, least_load, round_robin, fixed, or"):
+    with pytest.raises(ConfigError, match="round_robin, random, fixed, or"):
         load_policy("fixe")
 
 

@@ -93,7 +93,7 @@ def test_loads_of_others_count_if_they_are_passed_in() -> None:
 
     def with_others(instance: Instance, phase: Phase, rank: int) -> Load:
         own, more = own_load(instance, phase, rank), elsewhere[instance.address]
-        return Load(own.tokens + more, own.weight_tokens + more)
+        return own._replace(tokens=own.tokens + more, weight_tokens=own.weight_tokens + more)
 
     fleet, made = viewer(
         Role.PREFILL, Role.DECODE, limits=Admission(max_decode_tokens=1000), loads=with_others
