@@ -49,6 +49,13 @@ def contains(data: Buffer, words: bytes) -> bool:
     return any(words in part for part in slices(data, overlap=len(words) - 1))
 
 
+def matches(data: Buffer, words: re.Pattern[bytes], longest: int) -> bool:
+    """Whether something in `data` matches; no match has more than `longest` bytes."""
+    if len(data) <= COPIED_BYTES:
+        return words.search(data) is not None
+    return any(words.search(part) for part in slices(data, overlap=longest - 1))
+
+
 def joined(parts: list[Buffer]) -> bytearray:
     """The parts together, copied a slice at a time."""
     whole = bytearray(sum(map(len, parts)))

@@ -1,5 +1,6 @@
 """A prompt counts as known only if every member of the request is known to shape it, or known not to."""
 
+import re
 from array import array
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from proxy.request.json_pieces import (
     Buffer,
     contains,
     lists_of_numbers,
+    matches,
     only_item,
     slices,
 )
@@ -182,10 +184,16 @@ def read_prompt(found: Sorted, bounds: Bounds) -> Given | Ask | Unknowable:
         if media:
             kind += " before media"
         messages = _messages(body)
-        question = _question(request, shaping, _template_variables(body, shaping), messages, stubs=media > 0)
+        needs = _needs(shaping, messages) | contents.needs
+        question = _question(
+            request,
+            shaping,
+            _template_variables(body, shaping),
+            stubs=media > 0,
+            renamed="reasoning" in needs and contains(messages, _OLD_REASONING),
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadRequestError):
         return Unknowable(WhyUnknown.MALFORMED, kind, members)
-    needs = _needs(shaping, messages) | contents.needs
     return Ask(question, kind, needs, truncation, members, media)
 
 
@@ -240,25 +248,33 @@ def _messages(body: Body) -> Buffer:
 
 def _needs(shaping: set[str], messages: Buffer) -> frozenset[str]:
     needs = {"chat"} | (shaping & {*_VARIABLES, "tools", "chat_template_kwargs", "continue_final_message"})
-    if contains(messages, b'"tool'):  # a tool's message, or calls of tools
-        needs.add("tools")
-    return frozenset(needs | {what for mark, what in _MARKS.items() if contains(messages, mark)})
+    if matches(messages, _ANY_MARK, _LONGEST_MARK):
+        needs |= {what for mark, what in _MARKS.items() if contains(messages, mark)}
+    return frozenset(needs)
 
 
-_MARKS = {b'"developer"': "developer", b'"reasoning': "reasoning"}
+_MARKS = {
+    b'"tool': "tools",  # a tool's message, or calls of tools
+    b'"developer"': "developer",
+    b'"reasoning': "reasoning",
+}
+_OLD_REASONING = b'"reasoning_content"'
+_ANY_MARK = re.compile(b"|".join(map(re.escape, _MARKS)))
+"""Most messages have none, which one search shows: it stops at quotes alone."""
+_LONGEST_MARK = max(map(len, _MARKS))
 
 
 def _question(
     request: GenerationRequest,
     shaping: set[str],
     put: dict[str, Any],
-    messages: Buffer = b"",
     *,
     stubs: bool = False,
+    renamed: bool = False,
 ) -> Encoded:
     """The question for an engine's /tokenize; with stubs for media, for the tokenizer in this process.
 
-    `messages`: those of a chat.
+    `renamed`: whether some message may have the older name of reasoning.
     """
     body = request.body
     members: dict[str, Any] = {
@@ -268,7 +284,7 @@ def _question(
     }
     if stubs:
         members["messages"] = msgspec.Raw(body.whole(with_stubs(body)))
-    elif contains(messages, b'"reasoning_content"'):
+    elif renamed:
         members["messages"] = msgspec.Raw(body.whole(renamed_reasoning(body)))
     return _encoded(members | put | {"model": request.model})
 
@@ -360,15 +376,18 @@ def _plain_ids(part: bytes) -> bytes | None:
     """The ids of a list as 32-bit numbers, in half of the time that a decoder takes; None if it has to decide
     what they are.
 
-    numpy takes more for numbers than JSON does, so nothing but digits and single commas is given to it.
+    numpy takes more for numbers than JSON does, so nothing but digits and commas is given to it.
     """
-    part = part[1:-1].replace(b", ", b",")
-    if part.translate(None, _OF_PLAIN_IDS) or b",," in part or b"," in (part[:1], part[-1:]) or not part:
+    part = part[1:-1]
+    if b" " in part:
+        part = part.replace(b", ", b",")
+    if part.translate(None, _OF_PLAIN_IDS):
         return None
-    if part.startswith(b"0") or b",0" in part:
-        return None  # a zero stands for itself, or begins what is no number
-    numbers = np.fromstring(part.decode(), np.int64, sep=",")
-    if int(numbers.max()) > _MAX_ID:
+    try:
+        numbers = np.fromstring(part.decode(), np.int64, sep=",")
+    except (DeprecationWarning, ValueError):  # of two commas, or one at an end
+        return None
+    if len(numbers) != part.count(b",") + 1 or int(numbers.max()) > _MAX_ID:
         return None
     return numbers.astype(np.uint32).tobytes()
 

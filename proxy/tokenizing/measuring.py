@@ -5,13 +5,16 @@ Pure. A prompt that may be something else is looked into as any prompt is: one w
 bytes say nothing of their tokens, and a text that may be longer than any context.
 """
 
+import re
+
 from proxy.request.dialects.completions import PromptShape, prompt_shape
 from proxy.request.generation import GenerationRequest
-from proxy.request.json_pieces import PIECE_BYTES, contains, slices
+from proxy.request.json_pieces import PIECE_BYTES, matches, slices
 from proxy.tokenizing.local.bounds import Bounds
 
-_MEDIA_MARKS = (b'_url"', b'_audio"')
+_MEDIA_MARKS = re.compile(rb'_(?:url|audio)"')
 """The ends of the names of parts with images, sounds and videos: `image_url`, `input_audio` and the like."""
+_LONGEST_MARK = len(b'_audio"')
 
 
 def ids_given(request: GenerationRequest) -> int | None:
@@ -30,4 +33,4 @@ def is_to_be_looked_into(request: GenerationRequest, bounds: Bounds) -> bool:
     if request.body.size_bytes > bounds.max_characters:
         return True
     messages = request.body.view("messages")
-    return messages is not None and any(contains(messages, mark) for mark in _MEDIA_MARKS)
+    return messages is not None and matches(messages, _MEDIA_MARKS, _LONGEST_MARK)

@@ -38,8 +38,8 @@ than a thread costs to hand it to: mostly nearly all of it is known, and then it
 
 The worst is 5 ms, for the names of 6000 special tokens: no longer than a thread would keep others waiting."""
 
-INLINE_SIGNS = 4096
-"""The most commas and quotes of such a question: 400 messages have so many, and take a template 3 ms."""
+INLINE_QUOTES = 4096
+"""The most quotes of such a question: 500 messages have so many, and take a template 3 ms."""
 
 READ_SHARE = 16
 """How many times faster a question is read and rendered than tokenized."""
@@ -383,7 +383,7 @@ def _whole(question: Encoded | bytearray) -> bytes | bytearray:
 
 
 def _is_soon_read(question: bytes | bytearray) -> bool:
-    return question.count(b'"') + question.count(b",") <= INLINE_SIGNS
+    return question.count(b'"') <= INLINE_QUOTES
 
 
 def _reading(question: Encoded | bytearray) -> Slice:

@@ -19,7 +19,7 @@ from proxy.tokenizing import LocalTokenizer, NotExactError, find_model, read_mod
 from proxy.tokenizing.fields import Ask, what_to_tokenize
 from proxy.tokenizing.local.pieces import batches
 from proxy.tokenizing.local.templates import ChatTemplate, TemplateRefusedError
-from proxy.tokenizing.local.tokenizer import INLINE_READ_BYTES, INLINE_SIGNS
+from proxy.tokenizing.local.tokenizer import INLINE_QUOTES, INLINE_READ_BYTES
 from proxy.tokenizing.local.turns import Job
 from tests.helpers.tiny_model import write_tiny_model
 
@@ -176,7 +176,7 @@ async def test_long_questions_leave_the_event_loop_and_have_the_same_answer(
 @pytest.mark.parametrize(
     "prompt",
     [
-        "x, " * (INLINE_SIGNS + 1),  # many signs: it may be a chat of many messages
+        '"x" ' * (INLINE_QUOTES // 2),  # as a chat of many messages has
         "xyz " * (INLINE_READ_BYTES // 4),
     ],
 )
