@@ -31,7 +31,7 @@ def move(series: Series, registry: CollectorRegistry, happenings: Happenings, kn
     registry.register(lines)
     name = PREFIX + series.family.name
     for kind in series.kinds:
-        happenings.listen(kind, lines.hear, name)
+        happenings.listen(kind, lines.hear, name, series.only)
     if series.per_instance:
         happenings.listen(InstanceRemoved, lines.forget, name)
 
@@ -41,7 +41,6 @@ class _Lines(Collector, Generic[Line]):
 
     def __init__(self, series: Series, known: Known, begin: Callable[[], Line]) -> None:
         self._family = series.family
-        self._only = series.only
         self._known = known if series.per_instance else None
         self._begin = begin
         labels = series.family.labels
@@ -99,11 +98,10 @@ class _Counter(_Lines[_Count]):
         super().__init__(series, known, _Count)
 
     def hear(self, happening: Any) -> None:
-        if self._only is None or self._only(happening):
-            values = self._values(happening)
-            line = self._found.get(values) or self._line(values)
-            if line is not None:
-                line.total += 1.0
+        values = self._values(happening)
+        line = self._found.get(values) or self._line(values)
+        if line is not None:
+            line.total += 1.0
 
     def _shown(self, lines: Mapping[tuple[str, ...], _Count]) -> Metric:
         family = self._family.counter()
@@ -121,14 +119,13 @@ class _Sum(_Counter):
 
     def hear(self, happening: Any) -> None:
         """Add the field. Raises ValueError if it is negative: a counter never falls."""
-        if self._only is None or self._only(happening):
-            amount = self._amount(happening) or 0.0
-            if amount < 0:
-                raise ValueError(f"{self._family.name} would fall by {-amount}")
-            values = self._values(happening)
-            line = self._found.get(values) or self._line(values)
-            if line is not None:
-                line.total += amount
+        amount = self._amount(happening) or 0.0
+        if amount < 0:
+            raise ValueError(f"{self._family.name} would fall by {-amount}")
+        values = self._values(happening)
+        line = self._found.get(values) or self._line(values)
+        if line is not None:
+            line.total += amount
 
 
 class _Observed:
@@ -151,15 +148,14 @@ class _Histogram(_Lines[_Observed]):
 
     def hear(self, happening: Any) -> None:
         """Observe the field, unless it is None."""
-        if self._only is None or self._only(happening):
-            amount = self._amount(happening)
-            if amount is None:
-                return
-            values = self._values(happening)
-            line = self._found.get(values) or self._line(values)
-            if line is not None:
-                line.counts[bisect_left(self._bounds, amount)] += 1
-                line.total += amount
+        amount = self._amount(happening)
+        if amount is None:
+            return
+        values = self._values(happening)
+        line = self._found.get(values) or self._line(values)
+        if line is not None:
+            line.counts[bisect_left(self._bounds, amount)] += 1
+            line.total += amount
 
     def _shown(self, lines: Mapping[tuple[str, ...], _Observed]) -> Metric:
         family = self._family.histogram()

@@ -25,11 +25,15 @@ FAILURES = counted(
 )
 
 
+Only = Callable[[Any], bool] | None
+"""Which happenings of a kind are heard; None for all."""
+
+
 class Happenings:
     """Hands happenings on. Not thread-safe: it belongs to the event loop."""
 
     def __init__(self) -> None:
-        self._listeners: dict[type[Happening], tuple[tuple[str, Callable[[Any], None]], ...]] = {}
+        self._listeners: dict[type[Happening], tuple[tuple[str, Only, Callable[[Any], None]], ...]] = {}
         self.failures: Counter[str] = Counter()
         """How often each consumer raised, by the consumer's name."""
 
@@ -38,17 +42,23 @@ class Happenings:
         for kind in consumer.hears:
             self.listen(kind, consumer.hear, type(consumer).__name__)
 
-    def listen(self, kind: type[H], hear: Callable[[H], None], name: str) -> None:
-        """Have `hear` called with each happening of exactly this kind; `name`: under which its failures
-        count.
+    def listen(self, kind: type[H], hear: Callable[[H], None], name: str, only: Only = None) -> None:
+        """Have `hear` called with each happening of exactly this kind for which `only` is true; `name`:
+        under which the failures of both count.
         """
-        self._listeners[kind] = (*self._listeners.get(kind, ()), (name, hear))
+        self._listeners[kind] = (*self._listeners.get(kind, ()), (name, only, hear))
 
     def tell(self, happening: Happening) -> None:
         """Hand a happening to all that listen for its kind. Raises nothing."""
-        for name, hear in self._listeners.get(type(happening), ()):
+        asked: Only = None
+        wanted = True
+        for name, only, hear in self._listeners.get(type(happening), ()):
             try:
-                hear(happening)
+                if only is not asked:  # several that follow each other often ask the same
+                    wanted = only is None or only(happening)
+                    asked = only
+                if wanted:
+                    hear(happening)
             except Exception:  # the room that tells must not suffer from a consumer's failure
                 self.failures[name] += 1
                 if self.failures[name] == 1:

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from proxy.happenings import Checked, ClientStalled, Happening, QueueLeft
-from proxy.observability.telling import FailureCollector, Happenings
+from proxy.observability.telling import FailureCollector, Happenings, Only
 
 
 class Listener:
@@ -51,3 +51,31 @@ def test_a_consumer_that_fails_harms_neither_the_teller_nor_other_consumers(
     registry = CollectorRegistry()
     registry.register(FailureCollector(happenings))
     assert 'kvproxy_consumer_failures_total{consumer="Broken"} 3.0' in generate_latest(registry).decode()
+
+
+def test_a_condition_of_several_is_asked_once_and_one_that_fails_counts_for_each() -> None:
+    happenings, asked, heard = Happenings(), list[float](), list[str]()
+
+    def is_long(left: QueueLeft) -> bool:
+        asked.append(left.seconds)
+        if left.seconds < 0:
+            raise ValueError("no such time")
+        return left.seconds > 1
+
+    def listen(name: str, only: Only) -> None:
+        happenings.listen(QueueLeft, lambda _: heard.append(name), name, only)
+
+    listen("first", is_long)
+    listen("second", is_long)
+    listen("all", None)
+    listen("third", is_long)
+    happenings.tell(QueueLeft(2))
+    assert heard == ["first", "second", "all", "third"]
+    assert asked == [2, 2]
+    heard.clear()
+    happenings.tell(QueueLeft(0.5))
+    assert heard == ["all"]
+    heard.clear()
+    happenings.tell(QueueLeft(-1))
+    assert heard == ["all"]
+    assert happenings.failures == {"first": 1, "second": 1, "third": 1}
