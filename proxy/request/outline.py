@@ -9,6 +9,7 @@ for nothing, as in JSON. Whether the body is JSON is checked at the same time (`
 
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -87,7 +88,7 @@ class Outline(NamedTuple):
     """Whether some text has a backslash."""
 
 
-class Signs(NamedTuple):
+class Signs(msgspec.Struct, frozen=True):
     """How many of JSON's signs a text has, also within its texts: no fewer than it is made of."""
 
     commas: int

@@ -75,7 +75,9 @@ class Connection(web.RequestHandler):
         ahead = self._current_request is not None and self._current_request.content.is_eof()
         super().data_received(data)
         if not self._waits and not (ahead and not self._messages):
-            self._head_ended()
+            self._head_bytes = 0
+            if self._head_timer is not None:
+                self._head_ended()
             self._count_body(len(data))
         elif data:
             self._head_bytes += len(data)

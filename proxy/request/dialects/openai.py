@@ -35,6 +35,9 @@ _WHOLE = frozenset({"prompt_embeds", "prompt_logprobs", "use_beam_search"})
 _READ = _LENGTHS | _STREAMED | _WHOLE | {"n"}
 """The members that decide how a request is served; most requests have few of them."""
 
+_PLAIN = Shape(stream=False)
+"""That of a request with none of them."""
+
 _ONE_TOKEN = {"stream": msgspec.Raw(b"false"), "max_tokens": msgspec.Raw(b"1"), "n": msgspec.Raw(b"1")}
 _MORE_TOKENS = ("stream_options", "max_completion_tokens", "min_tokens")
 
@@ -51,16 +54,18 @@ class OpenAiDialect(Dialect):
 
     def read(self, body: Body) -> Shape:
         """As `Dialect`."""
-        given = body.given(_READ)
+        given = body.names()
+        if _READ.isdisjoint(given):
+            return _PLAIN
         n = whole_number(body, "n", nullable=self.null_n_is_one) if "n" in given else None
         if n is not None and n < 1:
             raise BadRequestError(f"n must be at least 1, got {n}", param="n")
-        if not given.isdisjoint(_LENGTHS):
+        if not _LENGTHS.isdisjoint(given):
             self._check_lengths(body)
         return Shape(
-            stream=not given.isdisjoint(_STREAMED) and _is_streamed(body),
+            stream=not _STREAMED.isdisjoint(given) and _is_streamed(body),
             sequences=1 if n is None else n,
-            whole=not given.isdisjoint(_WHOLE) and _is_whole(body),
+            whole=not _WHOLE.isdisjoint(given) and _is_whole(body),
         )
 
     def prompt(self, body: Body) -> tuple[Dialect, Body]:
@@ -69,26 +74,28 @@ class OpenAiDialect(Dialect):
 
     def answer_limit(self, body: Body) -> tuple[str, int] | None:
         """As `Dialect`."""
+        given = body.names()
         for name in self.limits:
-            if (tokens := whole_number(body, name, nullable=True)) is not None:
+            if name in given and (tokens := whole_number(body, name, nullable=True)) is not None:
                 return name, tokens
         return None
 
     def _check_lengths(self, body: Body) -> None:
+        given = body.names()
         max_tokens = None
         for name in reversed(self.limits):  # of several the first counts
-            if (tokens := whole_number(body, name, nullable=True)) is not None:
+            if name in given and (tokens := whole_number(body, name, nullable=True)) is not None:
                 max_tokens = tokens
         if max_tokens is not None and max_tokens < 1:
             raise BadRequestError(f"max_tokens must be at least 1, got {max_tokens}", param="max_tokens")
-        min_tokens = whole_number(body, "min_tokens", nullable=False)
+        min_tokens = whole_number(body, "min_tokens", nullable=False) if "min_tokens" in given else None
         if min_tokens is None:
             return
         if min_tokens < 0:
             raise BadRequestError(
                 f"min_tokens must be greater than or equal to 0, got {min_tokens}", param="min_tokens"
             )
-        is_given = any(name in body for name in self.limits)
+        is_given = any(name in given for name in self.limits)
         limit = max_tokens if is_given else self.default_answer_tokens
         if limit is not None and min_tokens > limit:
             raise BadRequestError(
