@@ -20,7 +20,7 @@ from proxy.serving.custody_at_once import Crossing
 from proxy.serving.exchange import Call, EngineStream, Reply, as_unary
 from proxy.serving.healing import Healing
 from proxy.serving.learning import Learning
-from proxy.serving.legs.leg import REFUSED, SERVED, AttemptFailedError, Legs, Untold, reason_of
+from proxy.serving.legs.leg import REFUSED, SERVED, AttemptFailedError, Leg, Legs, reason_of
 from proxy.serving.legs.rest import Rest
 from proxy.serving.placed import Placed
 from proxy.tasks import TaskOwner
@@ -171,53 +171,40 @@ class DecodeLegs:
         of the setting. Raises LegError if no answer comes, AttemptFailedError if the engine answers that it
         failed.
         """
-        limit_s = self._rules.deadlines.first_byte_s + more_s
-        untold = Untold(self._tell, self._clock, Phase.DECODE, placed.decode)
-        placed.decode_leg.add(untold.left)  # unless it has ended otherwise before
+        chosen, decision, deadlines = placed.decode, placed.decision, self._rules.deadlines
+        leg = Leg(self._tell, self._clock, Phase.DECODE, chosen)
+        placed.decode_leg.add(leg.close)
         try:
-            return await self._read(call, placed, body, custody, untold, limit_s)
-        except LegError as error:
-            untold.over(reason_of(error))
-            raise
-
-    async def _read(
-        self,
-        call: Call,
-        placed: Placed,
-        body: Encoded,
-        custody: Hold | Crossing | None,
-        untold: Untold,
-        limit_s: float,
-    ) -> Reply:
-        chosen, decision = placed.decode, placed.decision
-        with within(limit_s, chosen.instance, "the decode leg's first byte"):
-            sent = await self._legs.send(call, chosen, body, placed.decode_leg)
-            answer = sent.answer
-            if answer.is_event_stream and answer.status == 200:
-                stream = EngineStream(answer, self._rules.deadlines.chunk_s, call.request.dialect)
-                if (failure := await stream.begin()) is None:
-                    self._produced(custody, chosen.instance)
-                    self._legs.took(sent)
-                    self._legs.began(chosen.instance)
-                    rest = Rest(stream, chosen.instance, self._legs, untold)
-                    return Reply(answer.status, answer.headers, rest, decision, placed.decode_leg.passed_on())
-                reply = as_unary(answer, failure, decision)
-            else:
-                data = await answer.read()
-                if answer.status != 200:
-                    reply = Reply(answer.status, answer.headers, data, decision)
-                elif (failure := call.request.dialect.failure(data)) is not None:
+            with within(deadlines.first_byte_s + more_s, chosen.instance, "the decode leg's first byte"):
+                answer = await self._legs.send(leg, call, body)
+                if answer.is_event_stream and answer.status == 200:
+                    stream = EngineStream(answer, deadlines.chunk_s, call.request.dialect)
+                    if (failure := await stream.begin()) is None:
+                        self._produced(custody, chosen.instance)
+                        self._legs.took(leg)
+                        self._legs.began(chosen.instance)
+                        rest = Rest(stream, self._legs, leg)
+                        ends = placed.decode_leg.passed_on()
+                        return Reply(answer.status, answer.headers, rest, decision, ends)
                     reply = as_unary(answer, failure, decision)
                 else:
-                    reply = Reply(200, answer.headers, without_params(data), decision)
-        why = self._legs.why_another(Phase.DECODE, call, chosen, sent, reply)
-        untold.over(why or (SERVED if reply.status == 200 else REFUSED), answered=True)
-        sent.end()  # before the claim ends, which another leg may still use
+                    data = await answer.read()
+                    if answer.status != 200:
+                        reply = Reply(answer.status, answer.headers, data, decision)
+                    elif (failure := call.request.dialect.failure(data)) is not None:
+                        reply = as_unary(answer, failure, decision)
+                    else:
+                        reply = Reply(200, answer.headers, without_params(data), decision)
+        except LegError as error:
+            leg.over(reason_of(error))
+            raise
+        why = self._legs.why_another(leg, call, reply)
+        leg.over(why or (SERVED if reply.status == 200 else REFUSED), answered=True)
+        leg.end()  # before the claim ends, which another leg may still use
         if why is not None:
             prefill_on = custody.cached_on if custody is not None else None
-            after_s = self._legs.age_s(sent)
             raise AttemptFailedError(
-                Phase.DECODE, chosen.instance, reply, prefill_on=prefill_on, reason=why, after_s=after_s
+                Phase.DECODE, chosen.instance, reply, prefill_on=prefill_on, reason=why, after_s=leg.age_s
             )
         if reply.status == 200:
             self._produced(custody, chosen.instance)

@@ -27,7 +27,6 @@ from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.phases import Phase, Role
 from proxy.request.body import Encoded
 from proxy.scheduling.types import Candidate
-from proxy.serving.ends import Ends
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.learning import Learnt
 from proxy.serving.placed import Placed
@@ -112,62 +111,96 @@ class _ErrorAnswer(msgspec.Struct):
 _decode_error = msgspec.json.Decoder(_ErrorAnswer).decode
 
 
-class Sent:
-    """A leg that an engine has begun to answer. It counts among the engine's running legs until its `end`."""
-
-    __slots__ = ("_running", "answer", "at_s", "instance")
-
-    def __init__(self, answer: Answer, instance: Instance | None, at_s: float) -> None:
-        self.answer = answer
-        self.instance = instance
-        """The instance that it was sent to; None if that had been removed."""
-        self.at_s = at_s
-        """When it was sent, in seconds of the monotonic clock."""
-        self._running = instance is not None
-
-    @property
-    def beside(self) -> int:
-        """How many other legs of ours the instance runs."""
-        return self.instance.fullness.legs - self._running if self.instance is not None else 0
-
-    def end(self) -> None:
-        """The leg's answer was read or closed. A second call does nothing."""
-        if self._running and self.instance is not None:
-            self._running = False
-            self.instance.fullness.ended()
-
-
 SERVED, REFUSED, LEFT = "served", "refused", "left"
 """The values of `LegEnded.outcome` for a leg that does not fail."""
 
 
-class Untold:
-    """The `LegEnded` that is still to be told of a leg: once, when the leg is over."""
+class Leg:
+    """A leg that is under way: its end is told once (`LegEnded`), and from when it is sent until its `end` it
+    counts among its engine's running legs.
+    """
 
-    __slots__ = ("_began_at", "_chosen", "_clock", "_phase", "_tell", "_told")
+    __slots__ = (
+        "_answer",
+        "_began_at",
+        "_clock",
+        "_running_on",
+        "_tell",
+        "_told",
+        "chosen",
+        "instance",
+        "phase",
+        "said_full",
+        "sent_at",
+    )
 
     def __init__(self, tell: Tell, clock: Callable[[], float], phase: Phase, chosen: Candidate) -> None:
         self._tell = tell
         self._clock = clock
-        self._phase = phase
-        self._chosen = chosen
-        self._began_at = clock()
         self._told = False
+        self._answer: Answer | None = None
+        self._running_on: Instance | None = None
+        self.phase = phase
+        self.chosen = chosen
+        """Where it goes."""
+        self.instance: Instance | None = None
+        """The instance that it was sent to; None if that had been removed."""
+        self.said_full = False
+        """Whether its engine answered it with that it is full."""
+        self.sent_at = self._began_at = clock()
+        """When it was sent, in seconds of the monotonic clock."""
 
-    def left(self) -> None:
-        """The leg is over because nobody waits for it any more: tell it."""
-        self.over(LEFT)
+    @property
+    def age_s(self) -> float:
+        """How many seconds ago it was sent."""
+        return self._clock() - self.sent_at
+
+    @property
+    def beside(self) -> int:
+        """How many other legs of ours the instance runs."""
+        return (
+            self.instance.fullness.legs - (self._running_on is not None) if self.instance is not None else 0
+        )
+
+    def sent(self, instance: Instance | None) -> None:
+        """It is being sent: it counts on the instance, if that is still there."""
+        self.instance = self._running_on = instance
+        self.sent_at = self._clock()
+        if instance is not None and instance.fullness.sent(self.sent_at):
+            instance.announce()
+
+    def answered(self, answer: Answer) -> None:
+        """The head of its answer has arrived; `end` closes the answer."""
+        self._answer = answer
+
+    def end(self) -> None:
+        """Its answer was read, is not read any further, or does not come. A second call does nothing."""
+        answer, self._answer = self._answer, None
+        try:
+            if answer is not None:
+                answer.close()
+        finally:
+            instance, self._running_on = self._running_on, None
+            if instance is not None:
+                instance.fullness.ended()
+
+    def close(self) -> None:
+        """Nobody waits for it any more: end it, and tell that, unless it was over before."""
+        try:
+            self.end()
+        finally:
+            self.over(LEFT)
 
     def over(self, outcome: str, learnt: Learnt | None = None, *, answered: bool = False) -> None:
-        """The leg is over: tell it. The arguments are fields of `LegEnded`. A second call does nothing."""
+        """It is over: tell it. The arguments are fields of `LegEnded`. A second call does nothing."""
         if self._told:
             return
         self._told = True
-        chosen = self._chosen
+        chosen = self.chosen
         began_at, ended_at = self._began_at, self._clock()
         self._tell(
             LegEnded(
-                self._phase,
+                self.phase,
                 chosen.instance,
                 chosen.rank,
                 began_at,
@@ -208,60 +241,53 @@ class Legs:
                 cause = LegError(address, "the instance was removed")
                 raise AttemptFailedError(claim.phase, address, cause=cause)
 
-    async def send(self, call: Call, chosen: Candidate, body: Encoded, ends: Ends) -> Sent:
+    async def send(self, leg: Leg, call: Call, body: Encoded) -> Answer:
         """Send a leg that is claimed, and wait for the head of its answer. Raises LegError.
 
-        `ends` gets what ends the leg and closes its answer; both MUST happen before the claim ends.
+        The leg MUST `end` before its claim does.
         """
+        chosen = leg.chosen
         headers = [*call.headers, (REQUEST_ID, call.leg_id)]
         instance = self._fleet.get(chosen.instance)
         if instance is not None and len(instance.ranks) > 1:
             headers.append((DATA_PARALLEL_RANK, str(chosen.rank)))
-        sent_at = self._clock()
-        if instance is not None and instance.fullness.sent(sent_at):
-            instance.announce()
+        leg.sent(instance)
         try:
             answer = await self._client.post(chosen.instance, call.request.dialect.path, body, headers)
         except BaseException:
-            if instance is not None:
-                instance.fullness.ended()
+            leg.end()
             raise
-        sent = Sent(answer, instance, sent_at)
-        ends.add(sent.end)
-        ends.add(answer.close)
+        leg.answered(answer)
         if answer.status in FULL:
             retry_after = value_of(RETRY_AFTER, answer.headers)
-            self._said_full(sent, retry_after_s(retry_after, self._wall_clock()))
+            self._said_full(leg, retry_after_s(retry_after, self._wall_clock()))
         elif (
             answer.status != 200 or not answer.is_event_stream
         ):  # a stream may yet begin with that it is full
-            self.took(sent)
+            self.took(leg)
         if instance is not None and instance.denials and answer.status == 200:
             instance.denials.served(call.request.model)
-        return sent
+        return answer
 
-    def age_s(self, sent: Sent) -> float:
-        """How many seconds ago the leg was sent."""
-        return self._clock() - sent.at_s
-
-    def took(self, sent: Sent) -> None:
+    def took(self, leg: Leg) -> None:
         """The engine had room for the leg: it has begun to answer it."""
-        if sent.instance is None or not sent.instance.fullness.is_known:
+        if leg.instance is None or not leg.instance.fullness.is_known:
             return
-        instance = self._still_there(sent)
-        if instance is not None and instance.fullness.took(instance.fullness.legs, sent.at_s):
+        instance = self._still_there(leg)
+        if instance is not None and instance.fullness.took(instance.fullness.legs, leg.sent_at):
             instance.announce()
 
-    def _said_full(self, sent: Sent, come_back_s: float | None = None) -> None:
-        if (instance := self._still_there(sent)) is not None:
+    def _said_full(self, leg: Leg, come_back_s: float | None = None) -> None:
+        leg.said_full = True
+        if (instance := self._still_there(leg)) is not None:
             now = self._clock()
             if instance.fullness.most(now) is None:
                 log.info("%s %s says that it is full", instance.role, instance.address)
-            instance.fullness.said(now, sent.beside, sent.at_s, come_back_s)
+            instance.fullness.said(now, leg.beside, leg.sent_at, come_back_s)
 
-    def _still_there(self, sent: Sent) -> Instance | None:
-        there = self._fleet.get(sent.answer.instance)
-        return there if there is sent.instance else None
+    def _still_there(self, leg: Leg) -> Instance | None:
+        there = self._fleet.get(leg.chosen.instance)
+        return there if there is leg.instance else None
 
     def why_gone(self, chosen: Candidate) -> str | None:
         """Why a leg that is claimed there would get no answer by now; None if it would get one.
@@ -304,9 +330,7 @@ class Legs:
         """A leg was answered with what was asked for: tell the watch."""
         self._watch.leg_served(address)
 
-    def why_another(
-        self, phase: Phase, call: Call, chosen: Candidate, sent: Sent, reply: Reply
-    ) -> Reason | None:
+    def why_another(self, leg: Leg, call: Call, reply: Reply) -> Reason | None:
         """Why another attempt may do better than an engine's reply; None if the reply goes to the client.
 
         Another attempt may do better if the engine failed (a 5xx but 501), if it is full (which counts as no
@@ -317,16 +341,17 @@ class Legs:
         status = reply.status
         if status == 200:
             return None
+        chosen = leg.chosen
         instance = self._fleet.get(chosen.instance)
         if status in FULL:
-            if sent.answer.status not in FULL:  # it said so within a stream
-                self._said_full(sent)
+            if not leg.said_full:  # it said so within a stream
+                self._said_full(leg)
             if status == UNAVAILABLE and instance is not None:  # an engine that is dying answers so, too
                 self._watch.suspect(instance)
             return Reason.FULL
         if status == NOT_FOUND and instance is not None:
             self._watch.suspect(instance)  # the check also reads anew which models it serves
-            return Reason.NOT_HERE if self._others_serve(instance, phase, call.request.model) else None
+            return Reason.NOT_HERE if self._others_serve(instance, leg.phase, call.request.model) else None
         if status == 400 and self._rank_is_gone(chosen, reply):
             self.failed(LegError(chosen.instance, f"it has no rank {chosen.rank} any more"))
             return Reason.STATUS

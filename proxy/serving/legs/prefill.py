@@ -16,7 +16,6 @@ from proxy.request.body import Body, Encoded
 from proxy.request.deadlines import within
 from proxy.request.dialects import Usage
 from proxy.serving.custody import HoldState
-from proxy.serving.ends import Ends
 from proxy.serving.exchange import Call, Reply, as_unary
 from proxy.serving.handover.releases import Releases
 from proxy.serving.healing import Healing
@@ -26,13 +25,13 @@ from proxy.serving.legs.leg import (
     REFUSED,
     SERVED,
     AttemptFailedError,
+    Leg,
     Legs,
     Reason,
-    Sent,
-    Untold,
     reason_of,
 )
 from proxy.serving.placed import Placed
+from proxy.serving.ports import Answer
 from proxy.tasks import TaskOwner
 
 
@@ -84,13 +83,13 @@ class PrefillLegs:
     async def _leg(self, run: "_Run") -> Reply | AttemptFailedError | None:
         call, placed = run.call, run.placed
         chosen, custody = placed.prefill, placed.custody
-        untold = Untold(self._tell, self._clock, Phase.PREFILL, chosen)
+        leg = Leg(self._tell, self._clock, Phase.PREFILL, chosen)
+        placed.prefill_leg.add(leg.end)
         came = finished = False
         try:
             asked = self._healing.asking(call, chosen, placed.question)
             with within(self._rules.deadlines.prefill_s, chosen.instance, "the prefill leg"):
-                sent = await self._send(run, asked, placed.prefill_leg)
-                answer = sent.answer
+                answer = await self._send(leg, run, asked)
                 finished = answer.status == 200
                 data = await answer.read(max_answer_bytes(call.request.body.size_bytes))
             placed.prefill_leg.close()
@@ -102,7 +101,7 @@ class PrefillLegs:
                 custody.failed()
             else:
                 custody.lost(finished=finished)
-            untold.over(reason_of(error) if isinstance(error, LegError) else LEFT)
+            leg.over(reason_of(error) if isinstance(error, LegError) else LEFT)
             if not isinstance(error, LegError):
                 raise
             self._legs.failed(error)
@@ -116,17 +115,18 @@ class PrefillLegs:
                 if failure is not None
                 else Reply(answer.status, answer.headers, data, placed.decision)
             )
-            why = self._legs.why_another(Phase.PREFILL, call, chosen, sent, reply)
-            untold.over(why or REFUSED, answered=True)
+            why = self._legs.why_another(leg, call, reply)
+            leg.over(why or REFUSED, answered=True)
             if why is not None:
-                after_s = self._legs.age_s(sent)
-                return AttemptFailedError(Phase.PREFILL, chosen.instance, reply, reason=why, after_s=after_s)
+                return AttemptFailedError(
+                    Phase.PREFILL, chosen.instance, reply, reason=why, after_s=leg.age_s
+                )
             return reply
         try:
             handoff = run.read_handoff(data, call.request.dialect.usage(data))
         except Exception as error:  # noqa: BLE001  # a connector from outside kvproxy may fail in any way
             custody.failed()
-            untold.over(Reason.OTHER, answered=True)
+            leg.over(Reason.OTHER, answered=True)
             words = (
                 str(error)
                 if isinstance(error, ValueError)
@@ -138,23 +138,21 @@ class PrefillLegs:
         self._releases.begun(custody)
         if custody.state is HoldState.PULLED:  # the decode leg, which runs at once, has produced before
             self._legs.served(chosen.instance)
-        untold.over(SERVED, self._learning.prefilled(placed), answered=True)
+        leg.over(SERVED, self._learning.prefilled(placed), answered=True)
         self._healing.answered(chosen, placed.question, handoff, asked=asked is not None)
         return None
 
-    async def _send(self, run: "_Run", asked: Body | None, ends: Ends) -> Sent:
+    async def _send(self, leg: Leg, run: "_Run", asked: Body | None) -> Answer:
         """Send the leg; if it is refused with the question for a report, send it again without."""
-        chosen = run.placed.prefill
         if asked is not None:
-            sent = await self._legs.send(run.call, chosen, run.first(asked), ends)
-            if not 400 <= sent.answer.status < 500 or sent.answer.status in FULL:
-                return sent
-            sent.answer.close()
-            sent.end()
-        sent = await self._legs.send(run.call, chosen, run.first(run.call.request.body), ends)
-        if asked is not None and sent.answer.status == 200:
-            self._healing.refused(chosen)
-        return sent
+            answer = await self._legs.send(leg, run.call, run.first(asked))
+            if not 400 <= answer.status < 500 or answer.status in FULL:
+                return answer
+            leg.end()
+        answer = await self._legs.send(leg, run.call, run.first(run.call.request.body))
+        if asked is not None and answer.status == 200:
+            self._healing.refused(leg.chosen)
+        return answer
 
 
 class _Run(NamedTuple):

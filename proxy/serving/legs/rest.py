@@ -5,18 +5,17 @@ The end of one whose client leaves shows nothing: whoever holds the reply closes
 
 from proxy.errors import LegError, StreamFailedError
 from proxy.serving.exchange import EngineStream, Runs, Take
-from proxy.serving.legs.leg import REFUSED, SERVED, Legs, Reason, Untold, reason_of
+from proxy.serving.legs.leg import REFUSED, SERVED, Leg, Legs, Reason, reason_of
 
 
 class Rest(Runs):
     """The events of a stream that has begun. Both ways to have them raise LegError if it is cut or fails."""
 
-    def __init__(self, stream: EngineStream, decode: str, legs: Legs, untold: Untold) -> None:
-        """`decode`: the address of its engine; `untold` is over with the stream."""
+    def __init__(self, stream: EngineStream, legs: Legs, leg: Leg) -> None:
+        """`leg` is over with the stream."""
         self._stream = stream
-        self._decode = decode
         self._legs = legs
-        self._untold = untold
+        self._leg = leg
 
     async def __anext__(self) -> bytes:
         try:
@@ -26,8 +25,8 @@ class Rest(Runs):
             raise
         if run:
             return run
-        self._legs.served(self._decode)
-        self._untold.over(SERVED, answered=True)
+        self._legs.served(self._leg.chosen.instance)
+        self._leg.over(SERVED, answered=True)
         await self._stream.drain()
         raise StopAsyncIteration
 
@@ -42,7 +41,7 @@ class Rest(Runs):
     def _failed(self, error: LegError) -> None:
         if isinstance(error, StreamFailedError):
             self._legs.broke_off(error)
-            self._untold.over(REFUSED if error.clients_own else Reason.STATUS)
+            self._leg.over(REFUSED if error.clients_own else Reason.STATUS)
         else:
             self._legs.failed(error)
-            self._untold.over(reason_of(error))
+            self._leg.over(reason_of(error))
