@@ -81,11 +81,14 @@ class Scope(ABC):
     It does what `asyncio.timeout` does, without coroutines and timers of its own.
     """
 
-    __slots__ = ("_alarm", "_cancelling", "_ended", "_ends_at", "_task")
+    __slots__ = ("_alarm", "_cancelling", "_ended", "_ends_at", "_seconds", "_task")
 
-    def __init__(self, ends_at: float | None) -> None:
-        """`ends_at`: by the event loop's clock; None if only `end` ends it."""
+    def __init__(self, ends_at: float | None = None, *, seconds: float | None = None) -> None:
+        """`ends_at`: by the event loop's clock; `seconds`: so long after the block was entered. If neither is
+        given, only `end` ends it.
+        """
         self._ends_at = ends_at
+        self._seconds = seconds
         self._ended = False
         self._alarm: Alarm | None = None
 
@@ -106,6 +109,8 @@ class Scope(ABC):
             raise RuntimeError("a scope is entered outside of a task")
         self._task = task
         self._cancelling = task.cancelling()
+        if self._seconds is not None:
+            self._ends_at = clock.loop.time() + self._seconds
         if self._ends_at is not None:
             self._alarm = clock
             clock.set(self, self._ends_at)
@@ -122,11 +127,10 @@ class Scope(ABC):
 
 
 class _Phase(Scope):
-    __slots__ = ("_instance", "_seconds", "_what")
+    __slots__ = ("_instance", "_what")
 
     def __init__(self, seconds: float, instance: str, what: str) -> None:
-        super().__init__(asyncio.get_running_loop().time() + seconds)
-        self._seconds = seconds
+        super().__init__(seconds=seconds)
         self._instance = instance
         self._what = what
 
@@ -142,14 +146,16 @@ def within(seconds: float, instance: str, what: str) -> Scope:
 
 
 class _Whole(Scope):
-    __slots__ = ("_seconds",)
+    __slots__ = ("_limit",)
 
     def __init__(self, limit: "TimeLimit") -> None:
         super().__init__(limit.ends_at)
-        self._seconds = limit.seconds or 0.0
+        self._limit = limit
 
     def late(self) -> GatewayTimeoutError:
-        return GatewayTimeoutError(f"the request took longer than its limit of {self._seconds:g} s")
+        return GatewayTimeoutError(
+            f"the request took longer than its limit of {self._limit.seconds or 0.0:g} s"
+        )
 
 
 class TimeLimit(NamedTuple):

@@ -30,6 +30,8 @@ def whole_number(body: Body, name: str, *, nullable: bool) -> int | None:
 
 def as_whole_number(value: Any) -> int | None:
     """The integer that pydantic makes of a value; None if it refuses it."""
+    if value is None or type(value) is int:
+        return value
     if isinstance(value, str) and len(value) <= _MAX_DIGITS and _INTEGER.fullmatch(value):
         value = int(value.partition(".")[0])
     if isinstance(value, float) and abs(value) < _FLOATS_BELOW and value.is_integer():

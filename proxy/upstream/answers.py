@@ -4,6 +4,8 @@ Pure: bytes go in as they arrive, in pieces of any size; the head, pieces of the
 llhttp (httptools) parses HTTP/1.1; the sizes that it does not bound are bounded here.
 """
 
+import functools
+
 import httptools
 
 from proxy.headers import Headers
@@ -119,10 +121,10 @@ class AnswerReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.head:
             return  # a trailer, or bytes after the end
-        key = name.decode("latin-1")
+        key, lower = _name(name)
         text = value.decode("utf-8", "surrogateescape")
         self.headers.append((key, text))
-        match key.lower():
+        match lower:
             case "content-length":
                 self.content_length = int(text)
             case "content-type":
@@ -163,6 +165,13 @@ class AnswerReader:
         elif not self.complete:
             self.complete = True
             self.reusable = self.broken is None and self._parser.should_keep_alive()
+
+
+@functools.lru_cache(maxsize=256)
+def _name(name: bytes) -> tuple[str, str]:
+    """A header's name as it was written, and in lower case: engines write the same ones again and again."""
+    key = name.decode("latin-1")
+    return key, key.lower()
 
 
 def _size(headers: Headers) -> int:

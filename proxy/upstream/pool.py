@@ -56,12 +56,11 @@ class _Engine:
 class _Connecting(Scope):
     """The time limit of one connection attempt."""
 
-    __slots__ = ("_instance", "_seconds", "given_up", "resolving")
+    __slots__ = ("_instance", "given_up", "resolving")
 
     def __init__(self, instance: str, seconds: float) -> None:
-        super().__init__(asyncio.get_running_loop().time() + seconds)
+        super().__init__(seconds=seconds)
         self._instance = instance
-        self._seconds = seconds
         self.given_up: str | None = None
         self.resolving = False
         """Whether its address is being looked up: if time is up then, the resolver is to blame."""
