@@ -56,6 +56,8 @@ class _Look(NamedTuple):
     question: Question
     constraints: Constraints
     now: float
+    wanted_tokens: int
+    """A context of this length holds any of its legs."""
     length_tokens: int | None
     """As `Question.length_tokens`."""
     cached: Mapping[tuple[str, int], int]
@@ -166,13 +168,15 @@ class Viewer:
     def _look(self, question: Question, now: float, constraints: Constraints) -> _Look:
         prompt = question.prompt
         if prompt is None:
-            return _Look(question, constraints, now, question.length_tokens, {}, {})
+            return _Look(question, constraints, now, wanted_tokens(question), question.length_tokens, {}, {})
         match = self._index.match(prompt)
         cached = {(s.instance, s.rank): tokens for s, tokens in match.items() if s.tier == MAIN_TIER}
         slower: Mapping[tuple[str, int], Mapping[str, int]] = {}
         if self._tier_costs and not question.whole:
             slower = self._index.match_slower(prompt, tuple(self._tier_costs), MAIN_TIER)
-        return _Look(question, constraints, now, question.length_tokens, cached, slower)
+        return _Look(
+            question, constraints, now, wanted_tokens(question), question.length_tokens, cached, slower
+        )
 
     # -- all candidates -----------------------------------------------------------------------------------
 
@@ -216,7 +220,7 @@ class Viewer:
         question = look.question
         served = self._standing.served(phase, question.model)
         ranks = self._standing.well(phase, served, look.now)
-        if served.shortest_context < wanted_tokens(question):
+        if served.shortest_context < look.wanted_tokens:
             need = need_of(self._fleet, question)
             ranks = [rank for rank in ranks if need.fits(rank.instance)]
         may_be_full = self._limited or bool(look.constraints.kept)
