@@ -21,6 +21,10 @@ class ConfigError(KvproxyError):
     """A setting cannot be used. The message names the setting and says what to do; the exit code is 2."""
 
 
+class TraceError(KvproxyError):
+    """A file of traffic cannot be read or used. The message names the file, line and member at fault."""
+
+
 class RequestError(KvproxyError):
     """The request cannot be served; `status` is its HTTP status, `kind` the `type` of the error body."""
 
