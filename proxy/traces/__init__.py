@@ -2,6 +2,7 @@
 
     workload    one format in memory, whatever file or generator it came from
     readers     from the formats that people have
+    generators  of different nature, by seed
     writing     as lines that Mooncake's readers understand
     shaping     faster, sliced, spread, staggered
     summary     lengths, reuse and bursts, for reports

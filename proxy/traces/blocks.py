@@ -5,6 +5,9 @@ content that nobody else has.
 import itertools
 from collections.abc import Hashable, Sequence
 
+MOONCAKE_BLOCK_TOKENS = 512
+"""The blocks of Mooncake's files (kvcache-ai/Mooncake, FAST25-release), and ours where a file has none."""
+
 MAX_TOKENS = 1 << 24
 """Longer prompts and answers are refused: a slip in a file would otherwise take all memory."""
 

@@ -10,8 +10,8 @@ from typing import IO, cast
 import msgspec
 
 from proxy.errors import TraceError
+from proxy.traces.blocks import MOONCAKE_BLOCK_TOKENS
 from proxy.traces.numbering import numbered
-from proxy.traces.readers.base import MOONCAKE_BLOCK_TOKENS
 from proxy.traces.readers.lines import Line
 from proxy.traces.workload import TraceRequest, Workload
 

@@ -9,12 +9,9 @@ from typing import Protocol
 
 import msgspec
 
-from proxy.traces.blocks import BlockIds, block_count, merged
+from proxy.traces.blocks import MOONCAKE_BLOCK_TOKENS, BlockIds, block_count, merged
 from proxy.traces.loops import Loop
 from proxy.traces.workload import TraceRequest
-
-MOONCAKE_BLOCK_TOKENS = 512
-"""The blocks of Mooncake's files (kvcache-ai/Mooncake, FAST25-release), and ours where a file has none."""
 
 
 class ReadingOptions(msgspec.Struct, frozen=True):
