@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.workshop.bench.cpu import cpu_s, memory_mib
+from scripts.workshop.bench.cpu import cpu_s, own_memory_mib
 from scripts.workshop.engines.engine import EngineSpec
 from scripts.workshop.engines.fleet import plan
 from scripts.workshop.engines.stand_in import StandInFleet
@@ -37,6 +37,7 @@ class Vitals:
     tasks: int
     sockets: int
     memory_mib: float
+    """What only this process has."""
     cpu_s: float
 
 
@@ -84,7 +85,7 @@ class Setting:
             at=time.monotonic(),
             tasks=int(tasks),
             sockets=sockets(self.proxy.pid),
-            memory_mib=memory_mib(self.proxy.pid),
+            memory_mib=own_memory_mib(self.proxy.pid),
             cpu_s=cpu_s(self.proxy.pid),
         )
 

@@ -1,4 +1,4 @@
-"""CPU time of a process of ours: unlike wall time it means the same on a busy machine."""
+"""CPU time and memory of a process of ours: unlike wall time they mean the same on a busy machine."""
 
 import contextlib
 import os
@@ -17,9 +17,23 @@ def cpu_s(pid: int) -> float:
 
 
 def memory_mib(pid: int) -> float:
-    """Proportional memory of a process, in MiB."""
-    rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    return int(rollup.partition("Pss:")[2].split()[0]) / 1024
+    """Proportional memory of a process, in MiB: pages that it shares with others count in part."""
+    return _kib_of(pid)["Pss"] / 1024
+
+
+def own_memory_mib(pid: int) -> float:
+    """The memory that only this process has, in MiB, also where the kernel has swapped it out.
+
+    Code and libraries are not in it: how much of them counts depends on what else runs on the machine.
+    """
+    kib = _kib_of(pid)
+    return (kib["Anonymous"] + kib["Swap"]) / 1024
+
+
+def _kib_of(pid: int) -> dict[str, int]:
+    """The sums over all mappings of a process, by their names in proc_pid_smaps(5)."""
+    lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
+    return {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
 
 
 def family(pid: int) -> list[int]:
