@@ -147,10 +147,10 @@ class BlockHasher:
             for place in range(block_size, block_size + lookahead):
                 behind = tokens[place::block_size][:blocks].astype(np.uint64)
                 words += behind[:, np.newaxis] * multipliers[place]
-        first = words[0].copy()
+        salt, first = prompt.cache_salt, words[0].copy() if prompt.cache_salt else None
         words += self._offset(block_size, lookahead, later).row
-        if prompt.cache_salt:
-            salted = canonical_bytes(prompt.lora_name or None, [prompt.cache_salt])
+        if salt and first is not None:
+            salted = canonical_bytes(prompt.lora_name or None, [salt])
             words[0] = first + self._offset(block_size, lookahead, salted).row
         words >>= _UPPER
         return self._chain(None, words)

@@ -297,6 +297,17 @@ class PrefixIndex:
         those of the prompt must be the same.
         """
         cached = self._live_slots().copy()
+        for slot, tokens in self._found(prompt):
+            cached[slot] = tokens
+        return cached
+
+    def match_tier(self, prompt: Prompt, tier: str = DEFAULT_TIER) -> dict[tuple[str, int], int]:
+        """As `match`, of one tier: by (instance, rank), where there is any."""
+        self._live_slots()
+        return {(slot.instance, slot.rank): n for slot, n in self._found(prompt) if slot.tier == tier}
+
+    def _found(self, prompt: Prompt) -> Iterator[tuple[Slot, int]]:
+        """The slots that have something of a prompt, and how many tokens; `_known_shapes` MUST be set."""
         slots = self._slots.by_bit
         for block_size, lookahead, among in self._known_shapes:
             keys = self._hasher.prompt_keys(prompt, block_size, lookahead)
@@ -304,10 +315,9 @@ class PrefixIndex:
                 tokens = blocks * block_size
                 if slots_bits & (slots_bits - 1):
                     for bit in bits(slots_bits):
-                        cached[slots[bit]] = tokens
+                        yield slots[bit], tokens
                 else:
-                    cached[slots[slots_bits.bit_length() - 1]] = tokens
-        return cached
+                    yield slots[slots_bits.bit_length() - 1], tokens
 
     def holds(self, instance: str, rank: int, key: int) -> bool:
         """Whether the block with that key lies in any tier of a rank."""

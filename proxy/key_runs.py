@@ -55,7 +55,7 @@ class KeyRun:
         while at < len(keys):
             then = run.after.get(keys[at])
             if then is None:
-                then = run.put(array("Q", keys[at:]))
+                then = run.put(_copied(keys[at:]))
             elif (shared := then.shared(keys, at)) < len(then.keys):
                 then = then.cut(shared)
             run = then
@@ -66,3 +66,11 @@ class KeyRun:
         """Take the run out of its tree; none may follow it. A second call does nothing."""
         if self.before is not None and self.before.after.get(self.keys[0]) is self:
             del self.before.after[self.keys[0]]
+
+
+def _copied(keys: Sequence[int]) -> "array[int]":
+    if not isinstance(keys, memoryview):
+        return array("Q", keys)
+    copied = array("Q")  # as the bytes that they are: a long prompt has thousands
+    copied.frombytes(keys.cast("B"))
+    return copied

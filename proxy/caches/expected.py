@@ -47,14 +47,16 @@ class _Run(KeyRun):
 class _Tree:
     """The blocks that are expected on one rank."""
 
+    __slots__ = ("root", "settled")
+
     def __init__(self) -> None:
         self.root = _Run(array("Q"), None)
-        self._settled: deque[tuple[float, _Run]] = deque()
+        self.settled: deque[tuple[float, _Run]] = deque()
         """For each leg that has ended, the time until which its blocks are expected, and its last run;
         ascending."""
 
     def __bool__(self) -> bool:
-        return bool(self.root.after) or bool(self._settled)
+        return bool(self.root.after) or bool(self.settled)
 
     @property
     def runs(self) -> int:
@@ -66,14 +68,6 @@ class _Tree:
             new.extend(after)
         return found
 
-    def settle(self, last: _Run, until: float) -> None:
-        """A leg has ended: its blocks, up to the run `last`, have come, and are expected until then."""
-        run: _Run | None = last
-        while run is not None:
-            run.until = max(run.until, until)
-            run = run.before
-        self._settled.append((until, last))
-
     def prune(self, last: _Run, now: float) -> None:
         """Forget a leg's blocks, up to the run `last`, except those that other legs bring or brought."""
         while not last.after and not last.is_expected(now) and (before := last.before) is not None:
@@ -82,10 +76,11 @@ class _Tree:
 
     def sweep(self, now: float) -> None:
         """Forget legs whose time is up."""
+        settled = self.settled
         for _ in range(SWEPT_AT_ONCE):
-            if not self._settled or self._settled[0][0] > now:
+            if not settled or settled[0][0] > now:
                 break
-            self.prune(self._settled.popleft()[1], now)
+            self.prune(settled.popleft()[1], now)
 
 
 class PredictedBlocks:
@@ -108,31 +103,41 @@ class PredictedBlocks:
         """The number of legs under way that bring blocks."""
         return sum(tree.root.running for tree in self._trees.values())
 
-    def expect(self, instance: str, rank: int, keys: Sequence[int]) -> None:
-        """A prefill leg of a prompt with these block keys is about to run there."""
+    def expect(self, instance: str, rank: int, keys: Sequence[int]) -> "Awaited | None":
+        """A prefill leg of a prompt with these block keys is about to run there. Returns what it brings,
+        which MUST be settled in the end; None if that is nothing.
+        """
         if not keys:
-            return
-        tree = self._trees.setdefault((instance, rank), _Tree())
-        run: _Run | None = tree.root.upto(keys)
-        while run is not None:
-            run.running += 1
-            run = run.before
-
-    def settle(self, instance: str, rank: int, keys: Sequence[int], now: float, *, came: bool) -> None:
-        """That leg has ended; `came`: whether it was computed."""
-        if not keys:
-            return
-        tree = self._trees.setdefault((instance, rank), _Tree())
+            return None
+        place = (instance, rank)
+        tree = self._trees.get(place)
+        if tree is None:
+            tree = self._trees[place] = _Tree()
         last = tree.root.upto(keys)
         run: _Run | None = last
         while run is not None:
-            run.running = max(0, run.running - 1)
+            run.running += 1
+            run = run.before
+        return Awaited(place, tree, last)
+
+    def settle(self, awaited: "Awaited | None", now: float, *, came: bool) -> None:
+        """The leg that brings this has ended; `came`: whether it was computed."""
+        if awaited is None:
+            return
+        place, tree, last = awaited.place, awaited.tree, awaited.last
+        if self._trees.get(place) is not tree:
+            return  # the instance has lost its cache since, or is gone
+        until = now + self._settle_s if came else 0.0
+        run: _Run | None = last
+        while run is not None:
+            run.running -= 1
+            run.until = max(run.until, until)
             run = run.before
         if came:
-            tree.settle(last, now + self._settle_s)
+            tree.settled.append((until, last))
         else:
             tree.prune(last, now)
-        self._swept((instance, rank), now)
+        self._swept(place, tree, now)
 
     def any(self, instance: str, rank: int) -> bool:
         """Whether any blocks may be expected there."""
@@ -140,13 +145,14 @@ class PredictedBlocks:
 
     def prefix_blocks(self, instance: str, rank: int, keys: Sequence[int], now: float) -> int:
         """The number of leading blocks of a prompt that are expected there."""
-        tree = self._swept((instance, rank), now)
-        if tree is None:
+        place = (instance, rank)
+        tree = self._trees.get(place)
+        if tree is None or not self._swept(place, tree, now):
             return 0
-        run, at = tree.root, 0
-        while at < len(keys):
+        run, at, count = tree.root, 0, len(keys)
+        while at < count:
             then = run.after.get(keys[at])
-            if then is None or not then.is_expected(now):
+            if then is None or not (then.running or then.until > now):
                 break
             shared = then.shared(keys, at)
             at += shared
@@ -160,13 +166,22 @@ class PredictedBlocks:
         for place in [place for place in self._trees if place[0] == instance]:
             del self._trees[place]
 
-    def _swept(self, place: _Place, now: float) -> _Tree | None:
-        """The tree of a rank without what is not expected any more; None if nothing is left."""
-        tree = self._trees.get(place)
-        if tree is None:
-            return None
-        tree.sweep(now)
-        if not tree:
-            del self._trees[place]
-            return None
-        return tree
+    def _swept(self, place: _Place, tree: _Tree, now: float) -> bool:
+        """Drop what is not expected any more on a rank; False if nothing is left."""
+        if tree.settled and tree.settled[0][0] <= now:
+            tree.sweep(now)
+        if tree:
+            return True
+        del self._trees[place]
+        return False
+
+
+class Awaited:
+    """The blocks that one leg brings. Its last run stays the last of its blocks, however runs are cut."""
+
+    __slots__ = ("last", "place", "tree")
+
+    def __init__(self, place: _Place, tree: _Tree, last: _Run) -> None:
+        self.place = place
+        self.tree = tree
+        self.last = last

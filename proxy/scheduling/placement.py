@@ -3,13 +3,14 @@
 import logging
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import msgspec
 
-from kvevents import PrefixIndex
+from kvevents import PrefixIndex, Prompt
 from proxy.caches.accuracy import Accuracy, Comparison
-from proxy.caches.expected import PredictedBlocks
+from proxy.caches.expected import Awaited, PredictedBlocks
 from proxy.config import Admission
 from proxy.fleet import Claim, Fleet, Instance
 from proxy.logs import Occasionally
@@ -203,37 +204,40 @@ class Placement:
         if question.prompt is None:
             return NOTHING_EXPECTED
         keys = self._index.keys(question.prompt, candidate.instance, candidate.rank, USUAL_BLOCK_SIZE)
-        self._predicted.expect(candidate.instance, candidate.rank, keys)
+        awaited = self._predicted.expect(candidate.instance, candidate.rank, keys)
+        return Expectation(partial(self._settled, awaited)) if awaited is not None else NOTHING_EXPECTED
 
-        def settle(came: bool) -> None:
-            self._predicted.settle(candidate.instance, candidate.rank, keys, self._clock(), came=came)
-
-        return Expectation(settle)
+    def _settled(self, awaited: Awaited, came: bool) -> None:
+        self._predicted.settle(awaited, self._clock(), came=came)
 
     def compare(self, candidate: Candidate, question: Question) -> Comparison | None:
         """Record what the index predicts for a leg that is sent now, to be compared with its engine's report.
 
         None if the prompt is not known. A comparison MUST be dropped in the end, answered or not.
         """
-        if question.prompt is None:
+        prompt, instance, rank = question.prompt, candidate.instance, candidate.rank
+        if prompt is None:
             return None
-        prompt, at = question.prompt, (candidate.instance, candidate.rank)
-
-        def blocks() -> tuple[int, Sequence[int]]:
-            return self._viewer.block_size(*at), self._index.keys(prompt, *at, USUAL_BLOCK_SIZE)
-
-        block_size, keys = blocks()
+        block_size, learned = self._index.block_size(instance, rank), None
+        keys = self._index.keys(prompt, instance, rank, USUAL_BLOCK_SIZE)
+        if block_size is None:
+            block_size, learned = USUAL_BLOCK_SIZE, partial(self._blocks, prompt, instance, rank)
         said = candidate.cached_tokens if candidate.trusted else candidate.doubted_tokens
         return self._accuracy.begin(
-            candidate.instance,
-            candidate.rank,
+            instance,
+            rank,
             index=candidate.index,
             predicted_tokens=said or 0,
             block_size=block_size,
             keys=keys,
-            learned=blocks if self._index.block_size(*at) is None else None,
+            learned=learned,
             goes_on=question.prefix_only,
         )
+
+    def _blocks(self, prompt: Prompt, instance: str, rank: int) -> tuple[int, Sequence[int]]:
+        """The tokens of a block there, as far as is known now, and the prompt's keys of such blocks."""
+        keys = self._index.keys(prompt, instance, rank, USUAL_BLOCK_SIZE)
+        return self._viewer.block_size(instance, rank), keys
 
     def forget(self, address: str) -> None:
         """Drop what was predicted for an instance that lost its cache or left."""

@@ -169,8 +169,7 @@ class Viewer:
         prompt = question.prompt
         if prompt is None:
             return _Look(question, constraints, now, wanted_tokens(question), question.length_tokens, {}, {})
-        match = self._index.match(prompt)
-        cached = {(s.instance, s.rank): tokens for s, tokens in match.items() if s.tier == MAIN_TIER}
+        cached = self._index.match_tier(prompt, MAIN_TIER)
         slower: Mapping[tuple[str, int], Mapping[str, int]] = {}
         if self._tier_costs and not question.whole:
             slower = self._index.match_slower(prompt, tuple(self._tier_costs), MAIN_TIER)

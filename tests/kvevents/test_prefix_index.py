@@ -143,8 +143,11 @@ def test_a_child_in_another_tier_finds_its_parent(index: PrefixIndex) -> None:
     assert index.match(Prompt(tokens(1, 2))) == {GPU: 4, CPU: 0}
     index.store(E, R, stored([1], medium="CPU"))
     assert index.match(Prompt(tokens(1, 2))) == {GPU: 4, CPU: 8}
+    assert index.match_tier(Prompt(tokens(1, 2))) == {(E, R): 4}
+    assert index.match_tier(Prompt(tokens(1, 2)), "CPU") == {(E, R): 8}
     index.remove(E, R, removed(1))
     assert index.match(Prompt(tokens(1, 2))) == {GPU: 0, CPU: 8}
+    assert index.match_tier(Prompt(tokens(1, 2))) == {}
 
 
 def test_a_block_in_two_tiers_is_known_until_it_has_left_both(index: PrefixIndex) -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.caches.expected import SWEPT_AT_ONCE, PredictedBlocks
+from proxy.caches.expected import SWEPT_AT_ONCE, Awaited, PredictedBlocks
 from proxy.cli.flags.commands import SETTINGS
 from proxy.errors import ConfigError
 from proxy.scheduling.decision import Pick
@@ -126,11 +126,11 @@ def test_round_robin_visits_all_in_turn() -> None:
 
 def test_running_predictions_hold_until_they_settle_and_then_expire() -> None:
     predicted = PredictedBlocks(settle_s=2.0)
-    predicted.expect("a:1", 0, [1, 2, 3])
+    awaited = predicted.expect("a:1", 0, [1, 2, 3])
     assert predicted.prefix_blocks("a:1", 0, [1, 2, 9], 1000.0) == 2
     assert predicted.prefix_blocks("a:1", 1, [1, 2], 0.0) == 0
     assert predicted.prefix_blocks("b:1", 0, [1, 2], 0.0) == 0
-    predicted.settle("a:1", 0, [1, 2, 3], 1000.0, came=True)
+    predicted.settle(awaited, 1000.0, came=True)
     assert predicted.prefix_blocks("a:1", 0, [1, 2, 3, 4], 1001.9) == 3
     assert predicted.prefix_blocks("a:1", 0, [1, 2, 3, 4], 1002.0) == 0
 
@@ -139,8 +139,7 @@ def test_blocks_no_longer_expected_are_forgotten_a_part_at_a_time() -> None:
     predicted = PredictedBlocks(settle_s=2.0)
     prompts = [range(first, first + 100) for first in range(0, 300 * SWEPT_AT_ONCE, 100)]
     for keys in prompts:
-        predicted.expect("a:1", 0, keys)
-        predicted.settle("a:1", 0, keys, 0.0, came=True)
+        predicted.settle(predicted.expect("a:1", 0, keys), 0.0, came=True)
     for left in (2 * SWEPT_AT_ONCE, SWEPT_AT_ONCE, 0):
         assert predicted.prefix_blocks("a:1", 0, prompts[-1], 2.0) == 0
         assert predicted.runs == left
@@ -165,8 +164,7 @@ def test_an_expected_block_takes_little_more_than_its_key() -> None:
     try:
         before_bytes, _ = tracemalloc.get_traced_memory()
         for keys in prompts:
-            predicted.expect("a:1", 0, keys)
-            predicted.settle("a:1", 0, keys, 0.0, came=True)
+            predicted.settle(predicted.expect("a:1", 0, memoryview(keys)), 0.0, came=True)
         after_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -175,26 +173,42 @@ def test_an_expected_block_takes_little_more_than_its_key() -> None:
 
 def test_a_failed_leg_brings_nothing() -> None:
     predicted = PredictedBlocks()
-    predicted.expect("a:1", 0, [1, 2])
-    predicted.settle("a:1", 0, [1, 2], 0.0, came=False)
+    predicted.settle(predicted.expect("a:1", 0, [1, 2]), 0.0, came=False)
     assert predicted.prefix_blocks("a:1", 0, [1, 2], 0.0) == 0
 
 
 def test_an_instance_that_lost_its_cache_is_expected_to_have_nothing() -> None:
     predicted = PredictedBlocks()
-    predicted.expect("a:1", 0, [1])
+    of_the_old, others = (predicted.expect("a:1", 0, [1]) for _ in range(2))
     predicted.forget("a:1")
     assert predicted.prefix_blocks("a:1", 0, [1], 0.0) == 0
-    predicted.settle("a:1", 0, [1], 0.0, came=False)  # the leg that was running then ends without harm
+    predicted.settle(of_the_old, 0.0, came=False)  # the legs that were running then end without harm
+    new = predicted.expect("a:1", 0, [1])
+    predicted.settle(others, 0.0, came=True)
+    assert predicted.legs == 1
+    predicted.settle(new, 0.0, came=False)
+    assert predicted.runs == predicted.legs == 0
+
+
+def test_a_leg_that_shares_some_of_its_blocks_ends_with_all_of_its_own() -> None:
+    predicted = PredictedBlocks(settle_s=2.0)
+    first = predicted.expect("a:1", 0, [1, 2, 3, 4])
+    second = predicted.expect("a:1", 0, [1, 2, 5])
+    predicted.settle(first, 0.0, came=True)
+    assert predicted.prefix_blocks("a:1", 0, [1, 2, 3, 4], 1.9) == 4
+    assert predicted.prefix_blocks("a:1", 0, [1, 2, 3, 4], 2.0) == 2
+    assert predicted.prefix_blocks("a:1", 0, [1, 2, 5], 2.0) == 3
+    predicted.settle(second, 2.0, came=False)
+    assert predicted.prefix_blocks("a:1", 0, [1, 2, 5], 2.0) == 0
+    assert predicted.runs == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=12))
 def test_predictions_never_leak(legs: list[tuple[int, bool]]) -> None:
     predicted = PredictedBlocks(settle_s=1.0)
-    for length, _ in legs:
-        predicted.expect("a:1", 0, range(length))
-    for length, came in legs:
-        predicted.settle("a:1", 0, range(length), 10.0, came=came)
+    awaited = [(predicted.expect("a:1", 0, range(length)), came) for length, came in legs]
+    for blocks, came in awaited:
+        predicted.settle(blocks, 10.0, came=came)
     assert predicted.prefix_blocks("a:1", 0, [0, 1, 2], 11.0) == 0
     assert predicted.runs == 0
 
@@ -234,15 +248,15 @@ def test_the_expected_blocks_are_those_that_any_prompt_brings(
     def keys(tokens: Sequence[int]) -> list[int]:
         return [int("".join(map(str, block))) for block in simple.of(tokens)]
 
-    ends: list[tuple[int, list[int], bool]] = []
+    ends: list[tuple[int, list[int], bool, Awaited | None]] = []
     for now, leg in enumerate([*legs, *[([], 0, False)] * 8], start=1):
         tokens, takes, came = leg
-        predicted.expect("a:1", 0, keys(tokens))
+        awaited = predicted.expect("a:1", 0, keys(tokens))
         simple.running.update(simple.of(tokens))
-        ends.append((now + takes, tokens, came))
+        ends.append((now + takes, tokens, came, awaited))
         for end in [end for end in ends if end[0] <= now]:
             ends.remove(end)
-            predicted.settle("a:1", 0, keys(end[1]), now, came=end[2])
+            predicted.settle(end[3], now, came=end[2])
             simple.running.subtract(simple.of(end[1]))
             if end[2]:
                 simple.until |= dict.fromkeys(simple.of(end[1]), now + 2.0)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kvevents import BlockStored, PrefixIndex, Prompt, Slot
+from kvevents import DEFAULT_TIER, BlockStored, PrefixIndex, Prompt
 from proxy.caches.accuracy import Accuracy
 from proxy.caches.expected import PredictedBlocks
 from proxy.config import Admission, parse_instance
@@ -27,9 +27,9 @@ class CountedIndex(PrefixIndex):
 
     asked = 0
 
-    def match(self, prompt: Prompt) -> dict[Slot, int]:
+    def match_tier(self, prompt: Prompt, tier: str = DEFAULT_TIER) -> dict[tuple[str, int], int]:
         self.asked += 1
-        return super().match(prompt)
+        return super().match_tier(prompt, tier)
 
 
 def viewer(
