@@ -7,13 +7,21 @@ from typing import Any
 
 from proxy.request.body import Body
 from proxy.request.json_pieces import Buffer, decoded_text, joined
-from proxy.request.outline import LARGE_BODY_BYTES, outline
+from proxy.request.outline import LARGE_BODY_BYTES, LARGE_TEXT_BYTES, outline, signs_of
 
 
 def loads(text: Buffer) -> Any:
-    """As `json.loads`; long texts in it are decoded part by part. Raises ValueError."""
+    """As `json.loads`; long texts in it are decoded part by part, unless all of it takes a millisecond.
+
+    Raises ValueError.
+    """
     if len(text) <= LARGE_BODY_BYTES:
         return json.loads(bytes(text))
+    if len(text) <= LARGE_TEXT_BYTES:
+        whole = bytes(text)
+        signs = signs_of(whole)
+        if signs is not None and not signs.is_flat:  # what makes it long is text
+            return json.loads(whole)
     alone = joined([b'{"a":', memoryview(text), b"}"])
     body = Body.of_outline(alone, outline(alone))
     return _restored(json.loads(body.short("a")), body)

@@ -18,6 +18,7 @@ from proxy.request.generation import read_request
 from proxy.tokenizing import LocalTokenizer, NotExactError, find_model, read_model
 from proxy.tokenizing.fields import Ask, what_to_tokenize
 from proxy.tokenizing.local.pieces import batches
+from proxy.tokenizing.local.reading import loads
 from proxy.tokenizing.local.templates import ChatTemplate, TemplateRefusedError
 from proxy.tokenizing.local.tokenizer import INLINE_QUOTES, INLINE_READ_BYTES
 from proxy.tokenizing.local.turns import Job
@@ -197,6 +198,17 @@ async def test_a_question_that_takes_long_to_read_is_read_off_the_event_loop(
     assert threading.main_thread() not in threads
     assert len(threads) == 1
     tokenizer.close()
+
+
+@pytest.mark.parametrize("size", [300_000, 1_000_000, 1_100_000])
+@pytest.mark.parametrize("of", ["plain words, ", "é漢👩 ", '\\ "quoted"\n', "x😀"])
+def test_a_long_value_is_read_as_by_the_decoder_of_engines(size: int, of: str) -> None:
+    text = of * (size // len(of))
+    messages = [{"role": "user", "content": text}, {"role": "user", "content": "short"}] * 2
+    for value in (messages, [1.0, 10**30, None, *messages], {"a": text, "b": list(range(20_000))}):
+        written = json.dumps(value, ensure_ascii=False)
+        assert loads(written.encode("utf-8", "surrogatepass")) == json.loads(written)
+    assert loads(json.dumps(messages).encode()) == messages
 
 
 def special(tmp_path: pathlib.Path, processor: dict[str, Any] | None) -> LocalTokenizer:
