@@ -109,17 +109,40 @@ def signs_of(data: bytes | bytearray) -> Signs | None:
     """What a body may hold that can be split on the event loop; None for a large one, to be outlined."""
     if len(data) > LARGE_TEXT_BYTES:
         return None
-    signs = data.translate(None, _NO_SIGNS)
-    commas, escapes = signs.count(b","), signs.count(b"\\")
-    openings, texts = signs.count(b"[") + signs.count(b"{"), signs.count(b'"') // 2
+    commas, colons, quotes, escapes, openings = _counts(data)
+    texts = quotes // 2
     if (
         escapes > MANY_ESCAPES
         or texts > MANY_TEXTS
         or (commas > MANY_COMMAS and openings + texts > FEW_PARTS)
     ):
         return None
-    return Signs(commas, min(signs.count(b":"), texts), openings, escapes)
+    return Signs(commas, min(colons, texts), openings, escapes)
 
+
+def _counts(data: bytes | bytearray) -> tuple[int, int, int, int, int]:
+    """How many commas, colons, quotes, backslashes and opening brackets stand in a text."""
+    if len(data) <= _SHORT_BYTES:
+        signs = data.translate(None, _NO_SIGNS)
+        openings = signs.count(b"[") + signs.count(b"{")
+        return signs.count(b","), signs.count(b":"), signs.count(b'"'), signs.count(b"\\"), openings
+    # Where signs are frequent, to pick them out takes twice as long as to compare all of the text five times.
+    commas = colons = quotes = escapes = openings = 0
+    text, count = np.frombuffer(data, np.uint8), np.count_nonzero
+    for start in range(0, len(text), _COUNTED_BYTES):
+        part = text[start : start + _COUNTED_BYTES]
+        commas += int(count(part == _COMMA))
+        colons += int(count(part == _COLON))
+        quotes += int(count(part == _QUOTE))
+        escapes += int(count(part == _BACKSLASH))
+        openings += int(count(part | _CASE == _OPENING[1]))
+    return commas, colons, quotes, escapes, openings
+
+
+_SHORT_BYTES = 64 << 10
+_COUNTED_BYTES = 128 << 10
+_CASE = 0x20
+"""The bit in which the two opening brackets differ."""
 
 _NO_SIGNS = bytes(set(range(256)) - set(b',:"[{\\'))
 

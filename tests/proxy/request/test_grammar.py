@@ -16,7 +16,7 @@ from proxy.request import generation, grammar, json_pieces, outline
 from proxy.request.body import Body
 from proxy.request.dialects import DIALECTS
 from proxy.request.generation import read_request
-from proxy.request.json_pieces import COPIED_BYTES, PIECE_BYTES, decoded_text
+from proxy.request.json_pieces import COPIED_BYTES, PIECE_BYTES, contains, decoded_text
 from proxy.tokenizing import contents, fields
 from proxy.tokenizing.fields import Ask, Given, what_to_tokenize
 from proxy.tokenizing.local import bounds, tokenizer
@@ -173,6 +173,22 @@ def test_nothing_is_decoded_in_proportion_to_a_body(kind: str, most_decoded: lis
         "unknown",
         "many texts",
     }
+
+
+@given(
+    st.sampled_from([b'_url"', b"ab", b"aaa"]),
+    st.lists(st.sampled_from([b'_url"', b'_urx"', b"_", b'"', b"a", b"b"]), max_size=9),
+    st.integers(-9, 9),
+    st.integers(0, 3),
+    st.sampled_from([b"x", b'_ur["', b"ac"]),
+)
+def test_words_are_found_in_long_texts_as_in_short_ones(
+    words: bytes, parts: list[bytes], around: int, pieces: int, filler: bytes
+) -> None:
+    before = (filler * (512 << 10))[: pieces * (128 << 10) + around] if pieces else b""
+    data = before + b"".join(parts) + b"x" * (10 << 10)
+    assert contains(data, words) is (words in data)
+    assert contains(memoryview(bytearray(data)), words) is (words in data)
 
 
 def test_what_is_copied_at_once_is_bounded() -> None:

@@ -244,6 +244,17 @@ def test_an_escape_of_a_character_is_found_wherever_it_stands(
     assert _names_characters(bytearray(data)) is there
 
 
+@given(st.text(alphabet=',:"[]{}\\aé;', max_size=40), st.integers(0, 1 << 18))
+def test_signs_are_counted_in_long_texts_as_in_short_ones(text: str, more: int) -> None:
+    data = text.encode()
+    short, long = signs_of(data), signs_of(data + b"x" * more + data)
+    assert short is not None
+    assert long is not None
+    assert (2 * short.commas, 2 * short.openings) == (long.commas, long.openings)
+    assert 2 * short.escapes == long.escapes
+    assert long.members == min(2 * text.count(":"), text.count('"'))
+
+
 @given(st.text(alphabet=',:"[{\\a', max_size=40))
 def test_a_body_holds_no_more_than_its_signs_tell(text: str) -> None:
     body = {"prompt": [text, {text: [1, {}]}], text: 2}
