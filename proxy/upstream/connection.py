@@ -11,14 +11,17 @@ from typing import cast
 
 from proxy.errors import DeadlineError, LegBrokenError
 from proxy.request.body import Encoded, Pieces
+from proxy.request.json_pieces import Buffer
 from proxy.upstream.answers import AnswerReader
 
 MAX_HELD_BYTES = 128 << 10
 """How much of a body is held until it is taken; with more, reading pauses."""
 
 WHOLE_BYTES = 64 << 10
-"""A request's body up to this is written with its head; a larger one in pieces of this size, as fast as the
-engine reads."""
+"""A request's body up to this is written with its head, at once."""
+
+PIECE_BYTES = 256 << 10
+"""A larger body is written in pieces of this size, as fast as the engine reads."""
 
 
 Take = Callable[[bytes], bool]
@@ -173,17 +176,32 @@ class Connection(asyncio.Protocol):
             return
         self._sent_whole = False
         self._at_head = True
-        self._must.write(head)
+        parts: list[Buffer] = [head]
+        size_bytes = 0
         for piece in body if isinstance(body, Pieces) else (body,):
             view = memoryview(piece)
-            for start in range(0, len(view), WHOLE_BYTES):
-                while self._paused and self.is_open and not self._has_said:
-                    await self._wait(None)
-                if self._has_said or not self.is_open:
-                    return
-                self._must.write(bytes(view[start : start + WHOLE_BYTES]))
-                await asyncio.sleep(0)
-        self._sent_whole = True
+            at = 0
+            while at < len(view):
+                part = view[at : at + PIECE_BYTES - size_bytes]
+                parts.append(part)
+                at += len(part)
+                size_bytes += len(part)
+                if size_bytes == PIECE_BYTES:
+                    if not await self._write(parts):
+                        return
+                    await asyncio.sleep(0)
+                    parts, size_bytes = [], 0
+        if not parts or await self._write(parts):
+            self._sent_whole = True
+
+    async def _write(self, parts: "list[Buffer]") -> bool:
+        """Write parts of a request once there is room. Returns False if the engine answers, or closes."""
+        while self._paused and self.is_open and not self._has_said:
+            await self._wait(None)
+        if self._has_said or not self.is_open:
+            return False
+        self._must.writelines(parts)
+        return True
 
     async def head(self) -> None:
         """Wait for the head of the answer. Raises LegBrokenError if there is none."""
