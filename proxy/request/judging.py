@@ -12,7 +12,7 @@ import msgspec
 from proxy.request.dialects.base import Dialect, Failure
 from proxy.request.sse import events, with_data
 
-_PARAMS = b'_transfer_params"'
+PARAMS = b'_transfer_params"'
 _NO_PARAMS = re.compile(rb"\s*:\s*null")
 TRANSFER_PARAMS = ("kv_transfer_params", "ec_transfer_params")
 _NULL = msgspec.Raw(b"null")
@@ -32,12 +32,12 @@ class Part(NamedTuple):
 
 def wants_judging(dialect: Dialect, run: bytes) -> bool:
     """Whether a run of events has to go through `judge`; cheap, because it is called for every chunk."""
-    return _PARAMS in run or dialect.wants_judging(run)
+    return PARAMS in run or dialect.wants_judging(run)
 
 
 def judge(dialect: Dialect, run: bytes) -> Part:
     """The part of a run of whole events that is passed on, and how the stream ends with it, if it does."""
-    if _PARAMS in run:
+    if PARAMS in run:
         run = _without_params(run)
     passed: list[bytes] = []
     for event, data in events(run):
@@ -80,10 +80,10 @@ def _without_params(run: bytes) -> bytes:
 
 
 def _has_params(text: bytes) -> bool:
-    at = text.find(_PARAMS)
+    at = text.find(PARAMS)
     while at >= 0:
-        at += len(_PARAMS)
+        at += len(PARAMS)
         if _NO_PARAMS.match(text, at) is None:
             return True
-        at = text.find(_PARAMS, at)
+        at = text.find(PARAMS, at)
     return False

@@ -19,7 +19,7 @@ from proxy.happenings import BlockKeys
 from proxy.headers import Headers
 from proxy.request.dialects import Dialect, Failure
 from proxy.request.generation import GenerationRequest
-from proxy.request.judging import judge, wants_judging, without_params
+from proxy.request.judging import PARAMS, judge, wants_judging, without_params
 from proxy.request.sse import EventCutter, events, only_comments
 from proxy.scheduling.decision import Decision
 from proxy.serving.ends import Ends
@@ -235,16 +235,20 @@ class EngineStream:
             return
         spoilt: str | None = None
         in_full = not self._waited_s
+        feed, clock, ends_or_fails = self._cutter.feed, self._clock, self._dialect.wants_judging
 
         def pass_on(chunk: bytes) -> bool:
             nonlocal spoilt
             try:
-                run = self._cutter.feed(chunk)
+                run = feed(chunk)
             except ValueError as error:
                 spoilt = str(error)
                 return False
-            self._heard(run)
-            if run and (len(run) > MAX_HELD_BYTES or wants_judging(self._dialect, run)):
+            if run.startswith(b"data") and not self._waited_s:
+                self._waits_since = clock()
+            else:
+                self._heard(run)
+            if run and (len(run) > MAX_HELD_BYTES or PARAMS in run or ends_or_fails(run)):
                 self._ready = run
                 return False
             wanted = not run or take(run)

@@ -6,6 +6,7 @@ Bytes are read only as fast as they are taken, so a slow reader holds up its own
 import asyncio
 import os
 import ssl
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -33,6 +34,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_at_head",
+        "_clock",
         "_given_up",
         "_listener",
         "_loop",
@@ -53,8 +55,10 @@ class Connection(asyncio.Protocol):
         "used",
     )
 
-    def __init__(self, instance: str, listener: "Listener", *, https: bool) -> None:
-        """`listener`: hears when bytes arrive and when the connection is closed."""
+    def __init__(
+        self, instance: str, listener: "Listener", *, https: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`listener`: hears when the connection is closed; `clock`: any monotonic seconds."""
         self.instance = instance
         self.https = https
         self._listener = listener
@@ -69,14 +73,15 @@ class Connection(asyncio.Protocol):
         self._sent_whole = True
         self._take: Take | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._poured_at = 0.0  # of the loop's clock
+        self._clock = clock
+        self._poured_at = 0.0
         self.answer = AnswerReader()
         self.in_use = True
         """Whether it carries a request now."""
         self.used = False
         """Whether it carried a request before: the engine may have closed it since."""
         self.heard_at = 0.0
-        """When bytes arrived last, in seconds of the listener's clock, which sets it."""
+        """When bytes arrived last, in seconds of its clock; 0 if none have."""
 
     # What the transport calls.
 
@@ -84,15 +89,15 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        answer = self.answer
+        answer, take = self.answer, self._take
         answer.feed(data)
-        self._listener.heard(self)
+        self.heard_at = self._clock()
         if not self.in_use:  # these bytes belong to no request
             self.drop()
             return
-        if self._take is not None and answer.body:
-            self._poured_at = asyncio.get_running_loop().time()
-            if not self._take(answer.take()):
+        if take is not None and answer.body:
+            self._poured_at = self.heard_at
+            if not take(answer.take()):
                 self._take = None
             elif not answer.complete and answer.broken is None:
                 return
@@ -251,10 +256,9 @@ class Connection(asyncio.Protocol):
                 return
         if answer.complete or answer.broken is not None or self._lost is not None:
             return
-        loop = asyncio.get_running_loop()
-        self._take, self._poured_at = take, loop.time()
-        waiter = self._waiter = loop.create_future()
-        self._timer = loop.call_later(limit_s, self._look, waiter, limit_s)
+        self._take, self._poured_at = take, self._clock()
+        waiter = self._waiter = self._loop.create_future()
+        self._timer = self._loop.call_later(limit_s, self._look, waiter, limit_s)
         try:
             await waiter
         finally:
@@ -265,10 +269,9 @@ class Connection(asyncio.Protocol):
 
     def _look(self, waiter: "asyncio.Future[None]", limit_s: float) -> None:
         """Raise DeadlineError in `pour` if nothing arrived for `limit_s`; else set the timer anew."""
-        loop = asyncio.get_running_loop()
-        due = self._poured_at + limit_s
-        if loop.time() < due:
-            self._timer = loop.call_at(due, self._look, waiter, limit_s)
+        left_s = self._poured_at + limit_s - self._clock()
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._look, waiter, limit_s)
         else:
             _late(waiter, self.instance, limit_s)
 
@@ -310,9 +313,10 @@ class Connection(asyncio.Protocol):
 
     async def _wait(self, limit_s: float | None) -> None:
         """Wait until something happens. Raises DeadlineError if nothing does for `limit_s` seconds."""
-        loop = asyncio.get_running_loop()
-        waiter = self._waiter = loop.create_future()
-        timer = None if limit_s is None else loop.call_later(limit_s, _late, waiter, self.instance, limit_s)
+        waiter = self._waiter = self._loop.create_future()
+        timer = (
+            None if limit_s is None else self._loop.call_later(limit_s, _late, waiter, self.instance, limit_s)
+        )
         try:
             await waiter
         finally:
@@ -324,10 +328,6 @@ class Connection(asyncio.Protocol):
 
 class Listener:
     """Hears what becomes of connections; a base class."""
-
-    def heard(self, connection: Connection) -> None:
-        """Bytes arrived on a connection."""
-        raise NotImplementedError
 
     def closing(self, connection: Connection) -> None:
         """A connection is being closed from this side; its descriptor stays open until `closed`."""

@@ -41,7 +41,7 @@ _NOTHING_LEFT_HERE = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL,
 class _Engine:
     """The connections of one engine."""
 
-    __slots__ = ("connecting", "forgotten", "free", "heard_at", "in_use", "instance")
+    __slots__ = ("_heard_at", "connecting", "forgotten", "free", "in_use", "instance")
 
     def __init__(self, instance: str) -> None:
         self.instance = instance
@@ -50,7 +50,23 @@ class _Engine:
         self.free: list[Connection] = []
         self.in_use: set[Connection] = set()
         self.connecting: set[_Connecting] = set()
-        self.heard_at: float | None = None
+        self._heard_at = 0.0
+
+    @property
+    def heard_at(self) -> float | None:
+        """When it last sent something; None if never, or if its instance was removed."""
+        latest = max([self._heard_at, *[connection.heard_at for connection in self.in_use]])
+        return None if self.forgotten else latest or None
+
+    def keep_heard(self, connection: Connection) -> None:
+        """A connection is no longer in use."""
+        if not self.forgotten:
+            self._heard_at = max(self._heard_at, connection.heard_at)
+
+    def forget(self) -> None:
+        """Its instance was removed."""
+        self._heard_at = 0.0
+        self.forgotten = True
 
 
 class _Connecting(Scope):
@@ -140,8 +156,7 @@ class Pool(Listener):
         engine = self._engines.get(instance)
         if engine is not None:
             self._close_free(engine)
-            engine.heard_at = None
-            engine.forgotten = True
+            engine.forget()
             self._clear(engine)
 
     def free(self, instance: str) -> Connection | None:
@@ -172,6 +187,7 @@ class Pool(Listener):
             connection.drop()
             return
         engine.in_use.discard(connection)
+        engine.keep_heard(connection)
         connection.in_use = False
         fits = connection.https is (connection.instance in self._https) and not engine.forgotten
         late = self._clock() - connection.heard_at >= self._keepalive_s  # if the client read slowly
@@ -197,12 +213,6 @@ class Pool(Listener):
         await asyncio.sleep(0)  # their sockets are closed in the next turn of the loop
 
     # What connections tell.
-
-    def heard(self, connection: Connection) -> None:
-        connection.heard_at = self._clock()
-        engine = self._engines.get(connection.instance)
-        if engine is not None and not engine.forgotten:
-            engine.heard_at = connection.heard_at
 
     def closing(self, connection: Connection) -> None:
         self._leaves(connection)
@@ -285,7 +295,7 @@ class Pool(Listener):
 
         def make() -> Connection:
             nonlocal made
-            made = Connection(engine.instance, self, https=https)
+            made = Connection(engine.instance, self, https=https, clock=self._clock)
             return made
 
         try:

@@ -21,11 +21,11 @@ _FAILED = re.compile(rb'\s*\{\s*("error"\s*:\s*\{|"object"\s*:\s*"error")')
 DONE = b"[DONE]"
 """The data of the event that ends a complete stream."""
 
-_ERROR = b'"error"'
+ERROR = b'"error"'
 """All failures have this, as a name or as a value, and hardly anything else has: quotes in texts are escaped,
 so only a text that is this one word does."""
 
-_ABORT = b'"abort"'
+ABORT = b'"abort"'
 """The finish reason of what an engine drops while its client is still there, as when it falls asleep."""
 
 _decode = msgspec.json.Decoder().decode
@@ -38,11 +38,6 @@ class _Choice(msgspec.Struct):
 
 _decode_choices = msgspec.json.Decoder(list[_Choice] | None).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-def wants_judging(run: bytes) -> bool:
-    """Whether a run of events may have a failure or the end; cheap, because it is called for every chunk."""
-    return _ERROR in run or DONE in run or _ABORT in run
 
 
 def has_produced(data: bytes) -> bool:
@@ -91,7 +86,7 @@ def failure_status(data: bytes) -> int | None:
     It is in a member `error`, or, in older engines, the text is an error object, or a choice ended so: vLLM
     does that where KV could not be loaded, and where it drops a request.
     """
-    if _ERROR not in data and _ABORT not in data:
+    if ERROR not in data and ABORT not in data:
         return None
     if len(data) > MAX_JUDGED_BYTES:
         return 500 if _FAILED.match(data) else None
@@ -99,7 +94,7 @@ def failure_status(data: bytes) -> int | None:
         members = _decode_members(data)
         if error := _decode(members.get("error", b"null")):
             return _status(error.get("code") if isinstance(error, dict) else None)
-        if members.get("object") == msgspec.Raw(_ERROR):
+        if members.get("object") == msgspec.Raw(ERROR):
             return _status(_decode(members.get("code", b"null")))
         return 500 if _finish_reason(data) else None
     except _UNREADABLE:

@@ -150,7 +150,7 @@ class OpenAiDialect(Dialect):
 
     def wants_judging(self, run: bytes) -> bool:
         """As `Dialect`."""
-        return choices.wants_judging(run)
+        return choices.ERROR in run or choices.DONE in run or choices.ABORT in run
 
 
 def _value(body: Body, name: str) -> Any:

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -373,6 +374,23 @@ async def test_the_next_address_of_a_name_is_tried(resolver: Resolver) -> None:
         for _ in range(4):  # each of them is the first in turn
             with await client.post(f"a.test:{port}", PATH, BODY, []) as answer:
                 assert await answer.read() == b"{}"
+
+
+async def test_an_engine_is_heard_while_its_leg_runs_and_after_its_connection_is_closed() -> None:
+    async def serve(line: Line) -> None:
+        await line.request()
+        await line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{")
+        await gone(line)
+
+    async with engine(serve) as made, EngineClient() as client:
+        before = time.monotonic()
+        with await client.post(made.address, PATH, BODY, []) as answer:
+            assert await answer.next_chunk() == b"{"
+            heard_at = client.heard_at(made.address)
+            assert heard_at is not None
+            assert heard_at >= before
+        await wait_until(lambda: made.open == 0, "it is closed")
+        assert client.heard_at(made.address) == heard_at
 
 
 async def test_an_engine_that_leaves_takes_its_free_connections_along() -> None:
