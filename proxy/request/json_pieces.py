@@ -26,9 +26,9 @@ COPIED_BYTES = 1 << 20
 _SHORT_BYTES = 8 << 10
 _SEARCHED_BYTES = 128 << 10
 _FEW_PLACES = 64
-"""In a longer text words are looked for by their first and last byte, at all places at once: JSON has each of
-them so often that the usual search, which skips, takes five times as long. Where that finds more places than
-this in a piece, the usual search is as good."""
+"""In a longer text words are looked for at the first of its quotes, or backslashes, and then by their first
+and last byte at all places at once: JSON has the bytes of words so often that the usual search, which skips,
+takes five times as long. Where that finds more places than this in a piece, the usual search is as good."""
 
 _LIST_BYTES = 128 << 10
 _BLANK = b" \t\r\n"
@@ -51,18 +51,35 @@ def slices(data: Buffer, size_bytes: int = COPIED_BYTES, overlap: int = 0) -> It
 
 
 def contains(data: Buffer, words: bytes) -> bool:
-    """Whether `words`, which are at least two bytes, stand in `data`."""
+    """Whether `words`, which are two bytes or more, with a quote or a backslash, stand in `data`."""
+    if isinstance(data, memoryview) and len(data) <= _SEARCHED_BYTES:
+        data = bytes(data)
     if len(data) <= _SHORT_BYTES:
-        return words in (data if isinstance(data, bytes) else bytes(data))
+        return words in data
+    sign = words.find(b"\\" if b"\\" in words else b'"')
+    may_be_few, start = isinstance(data, memoryview), 0  # which cannot be searched but at all places
+    if not isinstance(data, memoryview):
+        at = -1
+        for _ in range(_FEW_PLACES):
+            at = data.find(words[sign : sign + 1], at + 1)
+            if at < 0:
+                return False
+            if at >= sign and data.startswith(words, at - sign):
+                return True
+        start = max(0, at - sign)
     text, apart = np.frombuffer(data, np.uint8), len(words) - 1
-    for start in range(0, len(text), _SEARCHED_BYTES):
-        part = text[start : start + _SEARCHED_BYTES + apart]
-        ends = (part[:-apart] == words[0]) & (part[apart:] == words[apart])
-        places = np.flatnonzero(ends)
+    for begin in range(start, len(text), _SEARCHED_BYTES):
+        part = text[begin : begin + _SEARCHED_BYTES + apart]
+        begins = part[:-apart]
+        if may_be_few:
+            places = np.flatnonzero(part[sign : len(begins) + sign] == words[sign])
+            may_be_few = len(places) <= _FEW_PLACES
+        if not may_be_few:
+            places = np.flatnonzero((begins == words[0]) & (part[apart:] == words[apart]))
         if len(places) > _FEW_PLACES:
             if words in part.tobytes():
                 return True
-        elif any(part[at : at + apart + 1].tobytes() == words for at in places.tolist()):
+        elif any(part[place : place + apart + 1].tobytes() == words for place in places.tolist()):
             return True
     return False
 
