@@ -111,8 +111,8 @@ class ExplanationShown(Shown, frozen=True, kw_only=True):
     unit: Annotated[
         str | None,
         says(
-            "What costs are counted in: `tokens`, `legs`, `picks` (round robin), `places` (sessions), or "
-            "what a policy of one's own says; null if it does not."
+            "What costs are counted in: `tokens`, `legs`, `picks` (round robin), `places` (sessions), "
+            "`draws` (random), or what a policy of one's own says; null if it does not."
         ),
         Meta(examples=UNITS),
     ]
