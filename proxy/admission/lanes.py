@@ -246,7 +246,7 @@ class Lanes:
         admitted = Admitted(
             question,
             decision,
-            decode=claim(decode, Phase.DECODE, question),
+            decode=claim(decode, Phase.DECODE, question, computes=one_leg),
             prefill=None if one_leg else claim(prefill, Phase.PREFILL, question),
             expected=self._placement.expect(prefill, question),
         )

@@ -229,7 +229,13 @@ class Fleet:
         return f"no usable {phase} instance" + (f" ({counts})" if counts else "")
 
     def claim(
-        self, address: str, rank: int, phase: Phase, tokens: int, weight_tokens: int | None = None
+        self,
+        address: str,
+        rank: int,
+        phase: Phase,
+        tokens: int,
+        weight_tokens: int | None = None,
+        prefill_tokens: int | None = None,
     ) -> Claim:
         """Claim a rank for a leg that is about to be sent; the arguments are those of `Claim`.
 
@@ -238,4 +244,4 @@ class Fleet:
         instance = self._instances[address]
         self._picks += 1
         instance.load.on(phase, rank).last_pick = self._picks  # the claim counts it as a change
-        return Claim(instance, rank, phase, tokens, weight_tokens)
+        return Claim(instance, rank, phase, tokens, weight_tokens, prefill_tokens)

@@ -353,6 +353,10 @@ class Instance:
         """Outstanding tokens of all running legs."""
         return self.load.all_tokens()
 
+    def running_prefill_tokens(self) -> int:
+        """Tokens of the prompts of all running legs that are still to be computed."""
+        return self.load.all_prefill_tokens()
+
     def running_weight_tokens(self) -> int:
         """What all running legs take of the limits of the ranks."""
         return self.load.all_weight_tokens()

@@ -6,7 +6,15 @@ from proxy.phases import Phase, Role
 class RankLoad:
     """What runs on one rank for legs of a phase; on an instance that does both, for those of both."""
 
-    __slots__ = ("changes", "last_pick", "legs", "tokens", "weight_tokens")
+    __slots__ = (
+        "changes",
+        "decode_tokens",
+        "last_pick",
+        "legs",
+        "prefill_tokens",
+        "tokens",
+        "weight_tokens",
+    )
 
     def __init__(self) -> None:
         self.changes = 0
@@ -15,6 +23,10 @@ class RankLoad:
         """How many legs are running."""
         self.tokens = 0
         """Outstanding tokens."""
+        self.prefill_tokens = 0
+        """Tokens of prompts that are still to be computed."""
+        self.decode_tokens = 0
+        """Tokens of the contexts of legs that generate answers, those that are about to included."""
         self.weight_tokens = 0
         """What they take of the rank's limit."""
         self.last_pick = 0
@@ -42,13 +54,24 @@ class Load:
             load = ranks[rank] = RankLoad()
         return load
 
-    def count(self, phase: Phase, rank: int, legs: int, tokens: int, weight_tokens: int) -> None:
+    def count(
+        self, phase: Phase, rank: int, legs: int, tokens: int, weight_tokens: int, prefill_tokens: int
+    ) -> None:
         """Add to the sums of a rank, or subtract from them; for claims only."""
         self._legs[phase] += legs
         load = self._ranks[phase].get(rank) or self.on(phase, rank)
         load.legs += legs
         load.tokens += tokens
         load.weight_tokens += weight_tokens
+        load.prefill_tokens += prefill_tokens
+        if phase is Phase.DECODE:
+            load.decode_tokens += tokens
+        load.changes += 1
+
+    def computed(self, phase: Phase, rank: int, prefill_tokens: int) -> None:
+        """So many tokens of a running leg's prompt are computed; for claims only."""
+        load = self.on(phase, rank)
+        load.prefill_tokens -= prefill_tokens
         load.changes += 1
 
     def tokens(self, phase: Phase, rank: int) -> int:
@@ -66,6 +89,10 @@ class Load:
     def all_tokens(self) -> int:
         """Outstanding tokens of all running legs."""
         return sum(load.tokens for load in self._all())
+
+    def all_prefill_tokens(self) -> int:
+        """Tokens of the prompts of all running legs that are still to be computed."""
+        return sum(load.prefill_tokens for load in self._all())
 
     def all_weight_tokens(self) -> int:
         """What all running legs take of the limits of the ranks."""

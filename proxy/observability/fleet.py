@@ -46,6 +46,12 @@ CIRCUIT = gauge(
 )
 REQUESTS = gauge("in_flight_requests", "Running legs.", OF_INSTANCE)
 TOKENS = gauge("in_flight_tokens", "Outstanding tokens of running legs.", OF_INSTANCE)
+PREFILLS = gauge(
+    "in_flight_prefill_tokens",
+    "Tokens of the prompts of running legs that are still to be computed.",
+    OF_INSTANCE,
+    more="They count until the first token, or the answer of the prefill leg.",
+)
 WEIGHTS = gauge(
     "in_flight_weight_tokens",
     (
@@ -66,7 +72,17 @@ BLOCKS = gauge("index_blocks", "Blocks known to be cached.", ("instance", "rank"
 
 ON_THE_PAGE = Group(
     "Instances",
-    (*(series.family for series in FLEET), UP, CIRCUIT, REQUESTS, TOKENS, WEIGHTS, INDEX_STATE, BLOCKS),
+    (
+        *(series.family for series in FLEET),
+        UP,
+        CIRCUIT,
+        REQUESTS,
+        TOKENS,
+        PREFILLS,
+        WEIGHTS,
+        INDEX_STATE,
+        BLOCKS,
+    ),
 )
 
 
@@ -81,6 +97,7 @@ class FleetCollector(Collector):
         """As prometheus_client asks."""
         up, circuits, states, blocks = UP.gauge(), CIRCUIT.gauge(), INDEX_STATE.gauge(), BLOCKS.gauge()
         requests, tokens, weights = REQUESTS.gauge(), TOKENS.gauge(), WEIGHTS.gauge()
+        prefills = PREFILLS.gauge()
         for instance in self._fleet:
             labels = [instance.address, instance.role.value]
             up.add_metric(labels, instance.status is Status.UP)
@@ -88,6 +105,7 @@ class FleetCollector(Collector):
                 circuits.add_metric([*labels, circuit.value], instance.breaker.state is circuit)
             requests.add_metric(labels, instance.running_legs())
             tokens.add_metric(labels, instance.running_tokens())
+            prefills.add_metric(labels, instance.running_prefill_tokens())
             weights.add_metric(labels, instance.running_weight_tokens())
             for rank in instance.ranks:
                 for state in INDEX_STATES:
@@ -98,4 +116,4 @@ class FleetCollector(Collector):
             if self._fleet.get(slot.instance) is None:
                 continue  # the instance was removed, and its blocks are being forgotten
             blocks.add_metric([slot.instance, str(slot.rank), slot.tier], count)
-        return [up, circuits, requests, tokens, weights, states, blocks]
+        return [up, circuits, requests, tokens, prefills, weights, states, blocks]

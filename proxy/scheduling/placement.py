@@ -174,11 +174,19 @@ class Placement:
         """The context that the legs of a request need."""
         return need_of(self._fleet, question)
 
-    def claim(self, candidate: Candidate, phase: Phase, question: Question) -> Claim:
-        """Claim the candidate that was chosen for a leg. Raises KeyError if the instance was removed."""
+    def claim(
+        self, candidate: Candidate, phase: Phase, question: Question, *, computes: bool = False
+    ) -> Claim:
+        """Claim the candidate that was chosen for a leg. Raises KeyError if the instance was removed.
+
+        `computes`: whether a decode leg computes the prompt too, as the only leg of its request.
+        """
         tokens = question.leg_tokens(phase, candidate.uncached_tokens)
-        weight = tokens + question.generated_tokens if phase is Phase.DECODE else tokens
-        return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight)
+        weight, prefill = tokens, tokens
+        if phase is Phase.DECODE:
+            weight += question.generated_tokens
+            prefill = question.leg_tokens(Phase.PREFILL, candidate.uncached_tokens) if computes else 0
+        return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight, prefill)
 
     def granted(self, question: Question, decision: Decision) -> None:
         """A request is let in by this decision: a policy that keeps a history learns of it. Nothing is raised

@@ -58,7 +58,7 @@ class Candidate(msgspec.Struct, frozen=True):
     """What is left to compute or fetch, beside `reload_tokens`. None if nothing of the prompt is known, an
     estimate if only its beginning is."""
     load_tokens: int
-    """Outstanding tokens of the instance's running legs of this phase."""
+    """Outstanding tokens of the instance's running legs of this phase, until they end."""
     index: str
     """How well its cache is known: `exact`, `partial` or `unknown`."""
     last_pick: int = 0
@@ -78,6 +78,11 @@ class Candidate(msgspec.Struct, frozen=True):
     """Whether its instance does both: given the prefill leg, it serves the whole request in that one leg."""
     running_legs: int = 0
     """How many legs of this phase are running there; of both where its instance does both."""
+    prefill_tokens: int = 0
+    """How many tokens of the prompts of these legs are still to be computed there: of each until its first
+    token, or the answer of its prefill leg."""
+    decode_tokens: int = 0
+    """The contexts of those of these legs that generate answers, or are about to: their prompts' tokens."""
 
 
 class Pair(NamedTuple):

@@ -42,12 +42,16 @@ class Load(NamedTuple):
     """Tokens that count against the rank's limit."""
     legs: int
     """How many legs are running."""
+    prefill_tokens: int
+    """Tokens of their prompts that are still to be computed."""
+    decode_tokens: int
+    """Tokens of the contexts of those that generate answers, or are about to."""
 
 
 def own_load(instance: Instance, phase: Phase, rank: int) -> Load:
     """The load of the legs that this process has claimed."""
     load = instance.load.on(phase, rank)
-    return Load(load.tokens, load.weight_tokens, load.legs)
+    return Load(load.tokens, load.weight_tokens, load.legs, load.prefill_tokens, load.decode_tokens)
 
 
 class _Look(NamedTuple):
@@ -247,6 +251,8 @@ class Viewer:
             weight_tokens=load.weight_tokens,
             serves_all=rank.serves_all,
             running_legs=load.legs,
+            prefill_tokens=load.prefill_tokens,
+            decode_tokens=load.decode_tokens,
         )
         return kept
 
@@ -292,6 +298,8 @@ class Viewer:
             weight_tokens=load.weight_tokens,
             serves_all=rank.serves_all,
             running_legs=load.legs,
+            prefill_tokens=load.prefill_tokens,
+            decode_tokens=load.decode_tokens,
         )
 
     def _reuse(self, at: tuple[str, int], prompt: Prompt, look: _Look) -> tuple[int, int]:

@@ -11,7 +11,11 @@ leg, the rest ends with the attempt or with the reply that it became.
                                                     a reply that streams is closed
                         `moves_to`                  the same; the claim it replaces ends then
     claim for prefill   the gate, of two legs       the prefill leg is answered, or fails
-    expected blocks     the gate                    the leg that computes them is answered, or fails
+    prefill work        in the claim of the leg     the prefill leg is answered, or fails; of one leg that
+                        that computes the prompt    does both: its stream begins, its answer was read, it
+                                                    fails or is cancelled
+    expected blocks     the gate                    the leg that computes them is answered, its stream
+                                                    begins, or it fails
     comparison          `compares`                  `serving/learning.py` settles it; that leg is over
     hold                the prefill leg's answer    see `serving/custody.py`
 
@@ -139,11 +143,14 @@ class Placed:
         self._runs_apart = True
 
     def computed(self, *, came: bool) -> None:
-        """The leg that computes the prompt was answered or has failed: end its claim and expected blocks.
+        """The leg that computes the prompt was answered, has begun to answer, or has failed: it is no work of
+        prefill any more, and its blocks are settled. The claim of a leg that only computes ends.
 
         `came`: the prompt was computed. A second call does nothing.
         """
         self.prefill_leg.close()
+        if self._custody is None:
+            self.claims[0].computed()
         self._expected.settle(came=came)
 
     def prefill_over(self) -> None:

@@ -141,7 +141,13 @@ class Scene:
         assert {end: count for end, count in told.items() if count} == ends
         assert sum(self.service.fleet.holds.values()) == 0
         assert all(not i.running_legs() and not i.running_tokens() for i in self.service.fleet)
+        assert self.work_tokens == [0] * len(list(self.service.fleet))
         assert all(i.fullness.legs == 0 for i in self.service.fleet)
+
+    @property
+    def work_tokens(self) -> list[int]:
+        """What is still to be computed, by instance."""
+        return [instance.running_prefill_tokens() for instance in self.service.fleet]
 
     def legs(self, engine: StandIn) -> list[dict[str, Any]]:
         """The `kv_transfer_params` of the legs that it was sent."""
@@ -275,6 +281,7 @@ async def test_a_stream_that_begins_before_its_prefill_leg_is_answered_does_not_
         answer = await scene.service.complete(prose(60), stream=True)
         assert (answer.status, answer.events[-1]) == (200, "[DONE]")
         assert scene.place.running[Phase.PREFILL] == 1
+        assert [tokens > 0 for tokens in scene.work_tokens] == [True, False]
         scene.place.may_compute.set()
         await scene.over(pulled=1)
         assert not scene.place.cancelled  # it had a moment to end by itself

@@ -11,6 +11,8 @@ def candidate(
     usable: bool = True,
     uncached: int | None = 100,
     load: int = 0,
+    prefill: int = 0,
+    decode: int = 0,
     legs: int = 0,
     last_pick: int = 0,
     cached: int | None = 0,
@@ -28,4 +30,6 @@ def candidate(
         index="exact",
         last_pick=last_pick,
         running_legs=legs,
+        prefill_tokens=prefill,
+        decode_tokens=decode,
     )

@@ -45,7 +45,16 @@ class CandidateShown(Shown, frozen=True, kw_only=True):
     reload_cost_tokens: Annotated[
         Annotated[float, Meta(ge=0)], says("What reloading it costs, in computed tokens.")
     ]
-    load_tokens: Annotated[float, says("Outstanding tokens of the instance's running legs.")]
+    load_tokens: Annotated[float, says("Outstanding tokens of the instance's running legs, until they end.")]
+    prefill_tokens: Annotated[
+        Count,
+        says(
+            "What is still to be computed of their prompts: of each until its first token, or the answer of "
+            "its prefill leg."
+        ),
+    ]
+    decode_tokens: Annotated[Count, says("The contexts of those that generate answers, or are about to.")]
+    running_legs: Annotated[Count, says("How many legs run there.")]
     weight_tokens: Annotated[
         Count, says("What running legs take of --max-prefill-tokens or --max-decode-tokens.")
     ]
@@ -179,6 +188,9 @@ def _candidate(priced: Priced) -> CandidateShown:
         reload_tokens=c.reload_tokens,
         reload_cost_tokens=c.reload_cost_tokens,
         load_tokens=c.load_tokens,
+        prefill_tokens=c.prefill_tokens,
+        decode_tokens=c.decode_tokens,
+        running_legs=c.running_legs,
         weight_tokens=c.weight_tokens,
         cost=_finite(priced.cost),
         index=State(c.index),

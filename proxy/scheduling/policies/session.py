@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from proxy.scheduling.types import Candidate, Leg
 
 BOUND = 1.5
-"""An instance is busy if this many times the mean load of all waits there: between the 1.25 of the paper,
+"""An instance is busy if this many times the mean work of all waits there: between the 1.25 of the paper,
 with which sessions move often, and 2, with which one may wait twice as long as need be."""
 
 FLOOR_TOKENS = 8192
-"""Below this load nothing is busy: it is one step of an engine (`max_num_batched_tokens`), and a session that
+"""Below this work nothing is busy: it is one step of an engine (`max_num_batched_tokens`), and a session that
 moves has its whole prompt computed again."""
 
 HASH_BYTES = 8
@@ -27,7 +27,9 @@ HASH_BYTES = 8
 class Session:
     """Prices a candidate by its place in the session's order, those that are busy behind all others.
 
-    Requests without a session go where the fewest tokens are outstanding.
+    What counts as work is what is still to be computed, and for decode legs the contexts of those that run as
+    well: how many requests run says little of how long one would wait. Requests without a session go where
+    the fewest tokens are outstanding.
     """
 
     unit = "places"
@@ -36,13 +38,14 @@ class Session:
 
     def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
         """As `LegPolicy`, in places."""
-        loads = [c.load_tokens for c in candidates]
         if leg.session is None:
+            loads = [c.load_tokens for c in candidates]
             return [float(sorted(loads).index(load)) for load in loads]
-        bound = max(FLOOR_TOKENS, BOUND * sum(loads) / len(loads))
+        works = [c.prefill_tokens + (0 if leg.computes else c.decode_tokens) for c in candidates]
+        bound = max(FLOOR_TOKENS, BOUND * sum(works) / len(works))
         costs = [0.0] * len(candidates)
         for place, number in enumerate(_order(leg.session, candidates)):
-            costs[number] = float(place if loads[number] <= bound else place + len(candidates))
+            costs[number] = float(place if works[number] <= bound else place + len(candidates))
         return costs
 
 

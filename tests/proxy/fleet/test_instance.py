@@ -147,6 +147,19 @@ def test_a_claim_counts_until_it_ends_and_its_end_is_announced() -> None:
     assert (heard.announced, load.legs(), load.all_tokens(), load.all_weight_tokens()) == (1, 0, 0, 0)
 
 
+def test_what_is_computed_makes_no_room_by_the_limits_and_is_not_announced() -> None:
+    heard = Heard()
+    claim = heard.fleet.claim("a:1", 0, Phase.DECODE, 100, weight_tokens=140, prefill_tokens=60)
+    instance = heard.instance
+    heard.announced = 0
+    assert instance.running_prefill_tokens() == 60
+    claim.computed()
+    assert (instance.running_prefill_tokens(), instance.running_tokens()) == (0, 100)
+    assert (instance.running_weight_tokens(), heard.announced) == (140, 0)
+    claim.end()
+    assert (instance.running_tokens(), instance.running_weight_tokens(), heard.announced) == (0, 0, 1)
+
+
 def test_holds_are_counted_by_address() -> None:
     fleet = Heard().fleet
     fleet.hold_began("a:1")

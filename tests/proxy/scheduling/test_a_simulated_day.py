@@ -1,16 +1,18 @@
 """A day of requests goes through lanes, placement, index and model engines in simulated time, within
 seconds."""
 
+import functools
 import math
 import random
 import statistics
 import time
+from collections.abc import Sequence
 
 import pytest
 
 from proxy.config import Admission
 from proxy.scheduling.policies import CacheAffinity, RoundRobin
-from proxy.scheduling.types import AnyPolicy
+from proxy.scheduling.types import AnyPolicy, Candidate, Leg
 from tests.helpers.simulated import Simulated
 from tests.helpers.simulated_requests import Asked
 
@@ -123,6 +125,36 @@ def test_prompts_that_meet_their_cache_are_answered_sooner() -> None:
         reused.append(sum(each.reused_tokens for each in asked))
     assert means[0] < means[1]
     assert reused[0] > 1.1 * reused[1]
+
+
+class UntilTheEnd(CacheAffinity):
+    """Takes what runs for work until it has ended."""
+
+    def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:  # asked so
+        return [(c.uncached_tokens or 0) + c.load_tokens for c in candidates]
+
+
+def test_long_answers_do_not_drive_chats_from_their_caches() -> None:
+    """Chats whose prompts grow, on instances that do both, one of which generates most of the time."""
+    means, reused = [], []
+    for policy in (CacheAffinity(), UntilTheEnd()):
+        rng = random.Random(4)
+        simulated = Simulated(policy, prefill=0, decode=0, both=4)
+        asked: list[Asked] = []
+        for chat in range(24):
+            turns, when = [1000 + chat] * 200, rng.uniform(0.0, 60.0)
+            for _ in range(6):
+                turns = [*turns, *(rng.randrange(300, 4000) for _ in range(60))]
+                asked.append(Asked(len(asked), "me", turns, rng.randint(100, 300), when))
+                when += rng.uniform(20.0, 40.0)
+        for each in asked:
+            simulated.world.after(each.at, functools.partial(simulated.ask, each))
+        simulated.world.run()
+        assert set(left_over(simulated).values()) == {0}
+        means.append(statistics.fmean((each.first_token_at or math.inf) - each.at for each in asked))
+        reused.append(sum(each.reused_tokens for each in asked))
+    assert reused[0] > 1.2 * reused[1]
+    assert means[0] < means[1]
 
 
 def test_the_same_day_is_the_same_again() -> None:

@@ -100,7 +100,11 @@ class Scene:
             case "time":
                 self.now += amount / 8
             case "leg" if instance.takes(phase):
-                self.claims.append(self.fleet.claim(instance.address, rank, phase, amount, amount * 2))
+                work = amount // 2 if phase is Phase.DECODE and amount % 3 else None
+                claim = self.fleet.claim(instance.address, rank, phase, amount, amount * 2, work)
+                self.claims.append(claim)
+            case "computed" if self.claims:
+                self.claims[amount % len(self.claims)].computed()
             case "end" if self.claims:
                 self.claims.pop(amount % len(self.claims)).end()
             case "served" | "engine_failed" | "others_served" | "answered":
@@ -160,7 +164,7 @@ def ask(tokens: list[int] | None, **more: object) -> Question:
     return Question("m", None if tokens is None else Prompt(tokens), 40, **more)  # type: ignore[arg-type]
 
 
-WELL = ["time", "leg", "leg", "end", "doubted", "feed", "cached", "expected", "served"]
+WELL = ["time", "leg", "leg", "computed", "end", "doubted", "feed", "cached", "expected", "served"]
 """What happens to engines that are as good as any."""
 ILL = [
     "engine_failed",

@@ -124,6 +124,27 @@ def test_claims_end_once_and_load_with_them() -> None:
     assert instance.running_legs() == 0
 
 
+def test_a_leg_that_does_both_is_work_until_its_prompt_is_computed_and_a_stream_until_its_end() -> None:
+    scene = Scene()
+    scene.cache("d:1", PREFIX)
+    question = Question("tiny", Prompt([*PREFIX, 1, 2, 3]), 50, whole=True, generated_tokens=50)
+    there = scene.placement.decide(question).decode.chosen
+    assert there is not None
+    assert there.instance == "d:1"
+    instance = scene.fleet.get("d:1")
+    assert instance is not None
+    load = instance.load.on(Phase.DECODE, 0)
+    claim = scene.placement.claim(there, Phase.DECODE, question, computes=True)
+    assert (load.prefill_tokens, load.decode_tokens, load.weight_tokens) == (3, 1003, 1053)
+    (seen,) = (c.candidate for c in scene.decide(PREFIX).decode.candidates if c.candidate.instance == "d:1")
+    assert (seen.prefill_tokens, seen.decode_tokens, seen.load_tokens) == (3, 1003, 1003)
+    assert seen.running_legs == 1
+    claim.computed()
+    assert (load.prefill_tokens, load.decode_tokens, load.weight_tokens) == (0, 1003, 1053)
+    claim.end()
+    assert (load.prefill_tokens, load.decode_tokens, load.weight_tokens, load.legs) == (0, 0, 0, 0)
+
+
 def test_a_prompt_that_is_not_known_is_placed_by_load_alone() -> None:
     scene = Scene()
     scene.cache("a:1", PREFIX)

@@ -34,8 +34,8 @@ def pick(policy: LegPolicy, candidates: Sequence[Candidate], rng: random.Random)
     ("policy", "a", "b", "winner"),
     [
         (CacheAffinity(), candidate("a:1", uncached=20), candidate("b:1", uncached=100), "a:1"),
-        (CacheAffinity(), candidate("a:1", uncached=20, load=90), candidate("b:1", uncached=100), "b:1"),
-        (CacheAffinity(), candidate("a:1", uncached=None, load=9), candidate("b:1", uncached=None), "b:1"),
+        (CacheAffinity(), candidate("a:1", uncached=20, prefill=90), candidate("b:1", uncached=100), "b:1"),
+        (CacheAffinity(), candidate("a:1", uncached=None, prefill=9), candidate("b:1", uncached=None), "b:1"),
         (LeastLoad(), candidate("a:1", uncached=0, load=2), candidate("b:1", uncached=100, load=1), "b:1"),
         (RoundRobin(), candidate("a:1", last_pick=7), candidate("b:1", last_pick=3), "b:1"),
         (RoundRobin(), candidate("a:1", last_pick=1), candidate("b:1", last_pick=0, load=999), "b:1"),

@@ -90,7 +90,7 @@ class Scene:
         admitted = Admitted(
             question,
             decision,
-            decode=placement.claim(decode, Phase.DECODE, question),
+            decode=placement.claim(decode, Phase.DECODE, question, computes=one_leg),
             prefill=None if one_leg else placement.claim(prefill, Phase.PREFILL, question),
             expected=Expectation(),
         )

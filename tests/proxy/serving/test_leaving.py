@@ -44,7 +44,7 @@ def test_a_failing_instance_is_left_for_one_that_starts_slowly(busy: bool) -> No
     fail(failing)
     fail(old)
     if busy:
-        young.load.count(Phase.DECODE, 0, 5, 5, 5)
+        young.load.count(Phase.DECODE, 0, 5, 5, 5, 0)
     assert ("young:1" in fleet.set_aside(Phase.DECODE, NOW)) is busy
     assert to_leave(fleet, failing) == "failing:1"
 

@@ -59,7 +59,7 @@ class Scene:
         return Admitted(
             QUESTION,
             decision,
-            decode=self.placement.claim(decode, Phase.DECODE, QUESTION),
+            decode=self.placement.claim(decode, Phase.DECODE, QUESTION, computes=decision.one_leg),
             prefill=None if decision.one_leg else self.placement.claim(prefill, Phase.PREFILL, QUESTION),
             expected=Expectation(self.settled.append),
         )
@@ -80,6 +80,11 @@ class Scene:
     def legs(self, phase: Phase) -> Counter[str]:
         """The legs that count, by instance."""
         return +Counter({each.address: each.running_legs(phase) for each in self.fleet})
+
+    @property
+    def work_tokens(self) -> int:
+        """What is still to be computed, as the instances count it."""
+        return sum(each.running_prefill_tokens() for each in self.fleet)
 
     def held(self) -> str:
         """Decode legs, prefill legs, whether blocks are expected, whether a comparison is under way."""
@@ -157,6 +162,8 @@ def test_transcripts(one_leg: bool, transcript: str, held: str) -> None:
     for event in transcript.split():
         EVENTS[event](scene)
     assert scene.held() == held
+    computing = "blocks" in held and "D" in held if one_leg else "P" in held
+    assert scene.work_tokens == 64 * computing, "a stream is no work of prefill"
     if (
         told := [event for event in transcript.split() if event in {"came", "failed"}]
     ) or "blocks" not in held:
@@ -205,12 +212,17 @@ def test_in_any_order_of_events_each_part_is_held_by_its_owner_and_ends_once(
                 pass
         assert scene.legs(Phase.PREFILL).total() == (computing and not one_leg)
         assert (not scene.settled) is computing
+        if one_leg and "move" not in events:
+            assert scene.work_tokens == 64 * (computing and decode is not None)
+        elif not one_leg:
+            assert scene.work_tokens == 64 * computing
         assert ("compares" in scene.held()) is comparing
         if "move" not in events:
             assert scene.legs(Phase.DECODE).total() == (decode is not None)
     for event in ("close", "prefill-over", "reply-closed"):
         EVENTS[event](scene)
     assert scene.held() == "nothing"
+    assert scene.work_tokens == 0
     assert len(scene.settled) == 1
 
 

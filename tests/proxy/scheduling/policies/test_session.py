@@ -73,14 +73,26 @@ def test_a_session_moves_only_while_more_waits_for_it_than_for_others(
     there = idle(4)
     for session in SESSIONS[:20]:
         home = goes_to(session, there)
-        loaded = [candidate(c.instance, load=own if c.instance == home else others) for c in there]
+        loaded = [candidate(c.instance, prefill=own if c.instance == home else others) for c in there]
         assert (goes_to(session, loaded) == home) is stays
         assert goes_to(session, there) == home, "and it comes back"
 
 
+def test_running_streams_are_no_work_for_prompts_and_are_for_decode_legs() -> None:
+    there = idle(4)
+    for session in SESSIONS[:20]:
+        home = goes_to(session, there)
+        busy = candidate(home, load=10**6, decode=10**6, legs=99)
+        streams = [busy if c.instance == home else c for c in there]
+        assert goes_to(session, streams) == home
+        decode = Leg(Phase.DECODE, "tiny", None, computes=False, session=session)
+        costs = Session().costs(decode, streams)
+        assert streams[costs.index(min(costs))].instance != home
+
+
 def test_the_sessions_of_a_busy_instance_go_to_different_others() -> None:
     there = idle(8)
-    busy = [candidate(c.instance, load=100_000 * (c is there[0])) for c in there]
+    busy = [candidate(c.instance, prefill=100_000 * (c is there[0])) for c in there]
     moved = {goes_to(session, busy) for session in SESSIONS if goes_to(session, there) == there[0].instance}
     assert moved == {c.instance for c in there[1:]}
 
