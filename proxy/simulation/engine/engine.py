@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kvevents import Event
+from proxy.simulation.engine.contents import TokenContents
 from proxy.simulation.engine.holds import HEARTBEATS_PER_LEASE, Holds
 from proxy.simulation.engine.kv_cache import KvCache, blocks_for
 from proxy.simulation.engine.memory import Content, Memory, initial_state
@@ -43,18 +44,17 @@ class EngineModel:
         self.voice = voice
         self.engine_id = engine_id
         self.address = address
-        self.cache = KvCache(
+        self.cache: KvCache[Request] = KvCache(
             shape.blocks,
             shape.block_size,
-            shape.hash_seed,
+            TokenContents(shape.block_size, shape.hash_seed, shape.lookahead),
             prefix_caching=shape.prefix_caching,
-            lookahead=shape.lookahead,
         )
         self.memory = Memory(shape.block_size)
-        self.scheduler = Scheduler(
+        self.scheduler: Scheduler[Request] = Scheduler(
             self.cache, max_batched_tokens=shape.max_batched_tokens, max_sequences=shape.max_sequences
         )
-        self.holds = Holds(shape.lease_s)
+        self.holds: Holds[Request] = Holds(shape.lease_s)
         self.stats = Stats()
         self.peers = Peers(shape.profile.transfer_s(0, first=True))
         self._requests: dict[str, Request] = {}
@@ -305,7 +305,7 @@ class EngineModel:
         transfer_s = self.shape.profile.transfer_s(request.external_hit, first=first)
         self._commands.append(Pull(request.id, remote, remote.blocks[-missing:], transfer_s))
 
-    def _compute(self, chunk: Chunk) -> None:
+    def _compute(self, chunk: Chunk[Request]) -> None:
         request = chunk.request
         state = request.context
         if state is None:

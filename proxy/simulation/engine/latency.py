@@ -17,6 +17,11 @@ class Profile(Protocol):
     def step_s(self, prefills: Sequence[tuple[int, int]], decodes: int, context: int, usage: float) -> float:
         """One step: chunks as (new tokens, context after them), decodes, their context tokens, KV usage."""
 
+    def decode_s(self, steps: int, sequences: int, context: int, usage: float) -> float:
+        """Consecutive steps that decode the same sequences and nothing else: the sum of what `step_s` says of
+        each. `context`: their context tokens in the first; each has one more in the next.
+        """
+
     def transfer_s(self, tokens: int, *, first: bool) -> float:
         """Seconds to pull the KV of that many tokens; `first`: the two engines have not met before."""
 
@@ -47,6 +52,11 @@ class Linear:
             cost += self.s0 + self.s1 * decodes + self.s2 * context
         return cost
 
+    def decode_s(self, steps: int, sequences: int, context: int, usage: float) -> float:  # noqa: ARG002
+        """As `Profile`."""
+        contexts = steps * context + sequences * steps * (steps - 1) // 2
+        return steps * (self.s0 + self.s1 * sequences) + self.s2 * contexts
+
     def transfer_s(self, tokens: int, *, first: bool) -> float:
         """Linear in the tokens, plus the handshake of a new pair."""
         return self.transfer_per_token * tokens + (self.handshake if first else 0.0)
@@ -57,8 +67,12 @@ class DynamoReplay:
     """The engine of ai-dynamo 1.6.1's offline replay: milliseconds by polynomials.
 
     Prefill is quadratic in the batch's new tokens alone; a decode step depends only on the share of KV in
-    use.
+    use. That replay serves aggregated workers only, so what a transfer takes is not from there: it is what an
+    RDMA network of some 100 GB/s does with 100 kB a token, and a request to ask for it.
     """
+
+    transfer_fixed_s: float = 0.005
+    transfer_token_s: float = 1e-6
 
     def step_s(self, prefills: Sequence[tuple[int, int]], decodes: int, context: int, usage: float) -> float:  # noqa: ARG002
         """Prefill and decode parts of a step add."""
@@ -69,9 +83,13 @@ class DynamoReplay:
             cost += max(1.0, -25.74 * usage * usage + 54.01 * usage + 5.74)
         return cost / 1000
 
+    def decode_s(self, steps: int, sequences: int, context: int, usage: float) -> float:
+        """As `Profile`; the context does not matter."""
+        return steps * self.step_s((), sequences, context, usage)
+
     def transfer_s(self, tokens: int, *, first: bool) -> float:  # noqa: ARG002
-        """The replay serves aggregated workers only: nothing is transferred."""
-        return 0.0
+        """A fixed part, and a part for each token; engines that meet shake hands in no time."""
+        return self.transfer_fixed_s + self.transfer_token_s * tokens if tokens else 0.0
 
 
 PROFILES: dict[str, Profile] = {

@@ -8,7 +8,7 @@ step computes that one and samples the next. After a preemption `computed` is 0 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 
 class Status(Enum):
@@ -83,6 +83,39 @@ class Image:
     tokens: int
 
 
+class Work(Protocol):
+    """What scheduler and cache know of a sequence: how long it is, what of it is computed, and where.
+
+    Its tokens are no part of that, so a sequence may be no more than its length and the names of its blocks.
+    """
+
+    id: str
+    status: Status
+    pull: Any
+    """What its blocks are to be pulled by; None if they are computed here, or once the transfer is under
+    way."""
+    reads_cache: bool
+    full_report: bool
+    computed: int
+    table: list[int]
+    hashes: list[Any]
+    """The names of its full blocks, as far as they were asked for."""
+    announced: int
+    local_hit: int
+    external_hit: int
+    preemptions: int
+    scheduled_s: float | None
+
+    @property
+    def length(self) -> int:
+        """The number of tokens of the prompt and of what was generated so far."""
+        ...
+
+    def start_over(self) -> None:
+        """It has lost its blocks: nothing of it is computed any more."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One sequence in the engine. `tokens` is the prompt and everything generated so far."""
@@ -126,6 +159,15 @@ class Request:
     def __post_init__(self) -> None:
         """Remember where the prompt ends."""
         self.prompt_length = len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        """As `Work`."""
+        return len(self.tokens)
+
+    def start_over(self) -> None:
+        """As `Work`."""
+        self.computed, self.context = 0, None
 
     @property
     def output(self) -> Sequence[int]:

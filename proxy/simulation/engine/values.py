@@ -84,7 +84,7 @@ Command = Pull | Release | Heartbeat | Handshake
 class Step:
     """A step under way: its chunks and how long it takes."""
 
-    plan: Plan
+    plan: Plan[Request]
     duration_s: float
 
 

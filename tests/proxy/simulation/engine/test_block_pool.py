@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from proxy.simulation.engine.block_pool import BlockPool
+from proxy.simulation.engine.block_pool import BlockPool, Name
 
 A, B, C = b"a", b"b", b"c"
 
@@ -20,10 +20,10 @@ def test_block_0_is_never_handed_out() -> None:
 
 
 def test_a_released_block_is_a_hit_until_its_space_is_needed() -> None:
-    removed: list[bytes] = []
-    pool = BlockPool(3, removed.append)
+    removed: list[Name] = []
+    pool = BlockPool(3, removed.extend)
     [block] = pool.allocate(1)
-    pool.cache(block, A)
+    pool.cache([block], [A])
     pool.release([block])
     assert pool.cached(A) == block
     assert pool.usage == 0.0
@@ -33,22 +33,22 @@ def test_a_released_block_is_a_hit_until_its_space_is_needed() -> None:
 
 
 def test_a_prompts_tail_is_evicted_before_its_beginning() -> None:
-    removed: list[bytes] = []
-    pool = BlockPool(4, removed.append)
+    removed: list[Name] = []
+    pool = BlockPool(4, removed.extend)
     blocks = pool.allocate(3)
     for block, name in zip(blocks, (A, B, C), strict=True):
-        pool.cache(block, name)
+        pool.cache([block], [name])
     pool.release(blocks)
     pool.allocate(3)
     assert removed == [C, B, A]
 
 
 def test_a_hit_saves_a_block_from_eviction() -> None:
-    removed: list[bytes] = []
-    pool = BlockPool(3, removed.append)
+    removed: list[Name] = []
+    pool = BlockPool(3, removed.extend)
     first, second = pool.allocate(2)
-    pool.cache(first, A)
-    pool.cache(second, B)
+    pool.cache([first], [A])
+    pool.cache([second], [B])
     pool.release([first])
     pool.release([second])
     pool.touch([first])  # A would have been next
@@ -57,10 +57,10 @@ def test_a_hit_saves_a_block_from_eviction() -> None:
 
 
 def test_blocks_that_cache_nothing_are_reused_first() -> None:
-    removed: list[bytes] = []
-    pool = BlockPool(4, removed.append)
+    removed: list[Name] = []
+    pool = BlockPool(4, removed.extend)
     cached, useless, other = pool.allocate(3)
-    pool.cache(cached, A)
+    pool.cache([cached], [A])
     pool.release([cached])
     pool.release([useless, other])
     assert pool.allocate(2) == [other, useless]
@@ -68,11 +68,11 @@ def test_blocks_that_cache_nothing_are_reused_first() -> None:
 
 
 def test_equal_blocks_are_copies_each_removed_by_itself() -> None:
-    removed: list[bytes] = []
-    pool = BlockPool(3, removed.append)
+    removed: list[Name] = []
+    pool = BlockPool(3, removed.extend)
     first, second = pool.allocate(2)
-    pool.cache(first, A)
-    pool.cache(second, A)
+    pool.cache([first], [A])
+    pool.cache([second], [A])
     assert pool.cached(A) == first
     pool.release([first])
     pool.allocate(1)
@@ -86,8 +86,8 @@ def test_equal_blocks_are_copies_each_removed_by_itself() -> None:
 def test_only_a_whole_prefix_is_a_hit() -> None:
     pool = BlockPool(4)
     one, two = pool.allocate(2)
-    pool.cache(one, A)
-    pool.cache(two, C)
+    pool.cache([one], [A])
+    pool.cache([two], [C])
     assert pool.prefix([A, B, C], 3) == [one]
     assert pool.prefix([A, C], 2) == [one, two]
     assert pool.prefix([A, C], 1) == [one]
@@ -96,7 +96,7 @@ def test_only_a_whole_prefix_is_a_hit() -> None:
 def test_clear_waits_for_every_reference() -> None:
     pool = BlockPool(3)
     [block] = pool.allocate(1)
-    pool.cache(block, A)
+    pool.cache([block], [A])
     assert not pool.clear()
     assert pool.cached(A) == block
     pool.release([block])
@@ -107,9 +107,9 @@ def test_clear_waits_for_every_reference() -> None:
 def test_misuse_is_an_error() -> None:
     pool = BlockPool(3)
     [block] = pool.allocate(1)
-    pool.cache(block, A)
+    pool.cache([block], [A])
     with pytest.raises(ValueError, match="already cached"):
-        pool.cache(block, B)
+        pool.cache([block], [B])
     pool.release([block])
     with pytest.raises(ValueError, match="more often"):
         pool.release([block])
@@ -123,13 +123,14 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(size=st.integers(2, 9))
     def begin(self, size: int) -> None:
         self.size = size
-        self.stored: Counter[bytes] = Counter()
+        self.stored: Counter[Name] = Counter()
         self.pool = BlockPool(size, self.removed)
         self.tables: list[list[int]] = []
 
-    def removed(self, name: bytes) -> None:
-        assert self.stored[name] > 0
-        self.stored[name] -= 1
+    def removed(self, names: list[Name]) -> None:
+        for name in names:
+            assert self.stored[name] > 0
+            self.stored[name] -= 1
 
     @rule(count=st.integers(1, 4))
     def allocate(self, count: int) -> None:
@@ -147,7 +148,7 @@ class PoolMachine(RuleBasedStateMachine):
     def fill(self, data: st.DataObject, name: bytes) -> None:
         block = data.draw(st.sampled_from([b for table in self.tables for b in table]))
         if self.pool.hash_of(block) is None:
-            self.pool.cache(block, name)
+            self.pool.cache([block], [name])
             self.stored[name] += 1
 
     @precondition(lambda self: self.tables)

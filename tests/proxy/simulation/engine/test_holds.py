@@ -1,11 +1,12 @@
 """A hold of the model engine ends once: when it is fetched, or when its lease is over."""
 
 from proxy.simulation.engine.holds import Holds
+from proxy.simulation.engine.request import Request
 from tests.proxy.simulation.driving import request
 
 
-def holding(lease_s: float = 30.0, **ids: float) -> Holds:
-    holds = Holds(lease_s)
+def holding(lease_s: float = 30.0, **ids: float) -> Holds[Request]:
+    holds: Holds[Request] = Holds(lease_s)
     for name, now_s in ids.items():
         holds.add(request(name, [1]), (1,), now_s)
     return holds

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.simulation.engine.latency import PROFILES, DynamoReplay, Linear
+from proxy.simulation.engine.latency import PROFILES, DynamoReplay, Linear, Profile
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,20 @@ def test_the_published_polynomials() -> None:
 
 def test_zero_is_the_default_and_costs_nothing() -> None:
     assert PROFILES["zero"].step_s([(100, 100)], 5, 500, 1.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    "profile", [Linear(s0=0.01, s1=0.002, s2=1e-5), PROFILES["dynamo-replay"], PROFILES["tiny-cpu"]]
+)
+@pytest.mark.parametrize(("steps", "sequences", "context"), [(1, 1, 1), (7, 3, 100), (62, 256, 9000)])
+def test_steps_taken_at_once_take_what_each_takes(
+    profile: Profile, steps: int, sequences: int, context: int
+) -> None:
+    each = [profile.step_s([], sequences, context + sequences * step, 0.3) for step in range(steps)]
+    assert profile.decode_s(steps, sequences, context, 0.3) == pytest.approx(sum(each))
+
+
+def test_a_transfer_of_the_offline_replay_has_a_fixed_part() -> None:
+    profile = PROFILES["dynamo-replay"]
+    assert profile.transfer_s(10_000, first=True) == pytest.approx(0.005 + 0.01)
+    assert profile.transfer_s(0, first=True) == 0.0
