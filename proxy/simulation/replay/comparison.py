@@ -1,0 +1,90 @@
+"""A comparison has a cell for each fleet, policy and speed, all of one workload, one seed and one engine."""
+
+import time as clocks
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
+
+from proxy.scheduling.policies import POLICIES
+from proxy.simulation.replay.baselines import BASELINES
+from proxy.simulation.replay.figures import Figures
+from proxy.simulation.replay.run import Progress, Setup, replay
+from proxy.traces.workload import Workload
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One run of a comparison."""
+
+    fleet: str
+    policy: str
+    speed: float
+    figures: Figures
+    cpu_s: float
+    """This machine's time for the run."""
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Runs of one workload."""
+
+    workload: str
+    source: str
+    setup: Setup
+    """What all cells have in common; its fleet, policy and speed are those of the first."""
+    cells: Sequence[Cell]
+
+
+def names_of_policies() -> list[str]:
+    """All policies that can be had by name, kvproxy's first."""
+    return [*POLICIES, *(name for name in BASELINES if name not in POLICIES)]
+
+
+def cells_of(
+    workload: Workload,
+    setups: Iterable[Setup],
+    progress: Callable[[Setup], Progress | None] = lambda _: None,
+) -> Iterator[Cell]:
+    """Run one setup after the other. Raises ConfigError.
+
+    `progress`: what hears of the progress of a run.
+    """
+    for setup in setups:
+        begun_s = clocks.process_time()
+        figures = replay(workload, setup, progress=progress(setup))
+        yield Cell(setup.fleet, setup.policy, setup.speed, figures, clocks.process_time() - begun_s)
+
+
+_COLUMNS: Sequence[tuple[str, Callable[[Cell], str]]] = (
+    ("fleet", lambda cell: cell.fleet),
+    ("speed", lambda cell: f"{cell.speed:g}"),
+    ("policy", lambda cell: cell.policy),
+    ("served", lambda cell: f"{cell.figures.served}/{cell.figures.requests}"),
+    ("good", lambda cell: f"{cell.figures.good:.3f}"),
+    ("reuse", lambda cell: f"{cell.figures.reuse:.3f}"),
+    ("TTFT ms", lambda cell: f"{cell.figures.ttft_ms.mean:.0f}"),
+    ("p50", lambda cell: f"{cell.figures.ttft_ms.p50:.0f}"),
+    ("p90", lambda cell: f"{cell.figures.ttft_ms.p90:.0f}"),
+    ("p99", lambda cell: f"{cell.figures.ttft_ms.p99:.0f}"),
+    ("ITL ms", lambda cell: f"{cell.figures.itl_ms.p50:.1f}"),
+    ("p99", lambda cell: f"{cell.figures.itl_ms.p99:.1f}"),
+    ("whole ms", lambda cell: f"{cell.figures.whole_ms.mean:.0f}"),
+    ("prefill", lambda cell: f"{cell.figures.prefill_use:.0%}"),
+    ("decode", lambda cell: f"{cell.figures.decode_use:.0%}"),
+    ("balance", lambda cell: f"{cell.figures.balance:.2f}"),
+    ("us/decision", lambda cell: f"{cell.figures.decision_us.p50:.0f}"),
+    ("CPU s", lambda cell: f"{cell.cpu_s:.1f}"),
+)
+_WORDS = 3
+"""So many columns are words, which stand on the left; numbers stand on the right."""
+
+
+def as_table(cells: Sequence[Cell]) -> str:
+    """The cells as lines of text, one each, under the names of the columns."""
+    rows = [[name for name, _ in _COLUMNS]] + [[shown(cell) for _, shown in _COLUMNS] for cell in cells]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            word.ljust(width) if place < _WORDS else word.rjust(width)
+            for place, (word, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,235 @@
+"""A workload, a fleet, a policy and a seed make the same figures every time, but for the machine's time."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from kvevents import Event
+from proxy.config import Admission
+from proxy.errors import ConfigError
+from proxy.scheduling.policies import load_policy
+from proxy.scheduling.types import AnyPolicy
+from proxy.simulation.engine.kv_cache import blocks_for
+from proxy.simulation.engine.latency import PROFILES
+from proxy.simulation.engine.values import EngineShape
+from proxy.simulation.replay.attempt import Call
+from proxy.simulation.replay.baselines import BASELINES
+from proxy.simulation.replay.contents import NamedContents, Names
+from proxy.simulation.replay.figures import Figures, Goals, figures_of
+from proxy.simulation.replay.fleets import parse_fleet
+from proxy.simulation.replay.instance import ReplayedInstance
+from proxy.simulation.replay.records import End, Record
+from proxy.simulation.replay.router import MODEL, Router
+from proxy.simulation.replay.timeline import Timeline, Turn
+from proxy.traces.workload import Workload
+
+PROGRESS_EVERY = 256
+"""Requests between two calls of `progress`."""
+
+
+def engine_of(profile: str) -> EngineShape:
+    """An engine with a named latency profile, as large as the one of ai-dynamo's offline replay: 16384 blocks
+    of 64 tokens, 256 sequences, 8192 tokens a step.
+    """
+    return EngineShape(
+        model=MODEL,
+        block_size=64,
+        blocks=16384 + 1,  # block 0 is the engine's own
+        max_batched_tokens=8192,
+        max_sequences=256,
+        profile=PROFILES[profile],
+    )
+
+
+class Outage(msgspec.Struct, frozen=True):
+    """An instance dies, and is there again with an empty cache."""
+
+    address: str
+    at_s: float
+    down_s: float
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """Everything that a run depends on, besides its workload."""
+
+    fleet: str = "8b"
+    """As `parse_fleet` reads it."""
+    policy: str = "cache_affinity"
+    """The name of a policy of kvproxy or of a baseline, or `package.module:Class`."""
+    profile: str = "dynamo-replay"
+    speed: float = 1.0
+    """How many times as fast requests arrive, or sessions begin, as the workload says. Users think as long as
+    ever."""
+    seed: int = 0
+    event_delay_s: float = 0.005
+    """From the end of an engine's step until the router's index has its events."""
+    unknown_share: float = 0.0
+    """The share of prompts whose tokens the router does not know."""
+    speeds: Mapping[str, float] = {}
+    """How many times as fast as the profile an instance is, by address; 1 for those that are missing."""
+    outages: Sequence[Outage] = ()
+    admission: Admission = Admission()
+    goals: Goals = Goals()
+    scrape_s: float = 1.0
+    """Seconds between two looks at the engines' gauges, for policies that do not say."""
+    skips: bool = True
+    """Whether steps that are alike are taken at once; the figures are the same either way."""
+
+    def check(self) -> None:
+        """Raise ConfigError if it cannot be run."""
+        if not (self.speed > 0 and math.isfinite(self.speed)):
+            raise ConfigError(f"--speed {self.speed:g}: a number above 0 is needed")
+        if self.profile not in PROFILES:
+            raise ConfigError(f"--profile {self.profile!r} is not known: give one of {', '.join(PROFILES)}")
+        there = {address for address, _ in parse_fleet(self.fleet)}
+        strangers = {*self.speeds, *(outage.address for outage in self.outages)} - there
+        if strangers:
+            raise ConfigError(f"{', '.join(sorted(strangers))}: not in the fleet {self.fleet}")
+
+
+Progress = Callable[[int, int, float], None]
+"""Called with how many requests have ended, how many there are, and the second of the run."""
+
+
+def named_policy(name: str) -> AnyPolicy:
+    """A policy of kvproxy's, a baseline, or a user's own. Raises ConfigError."""
+    made = BASELINES.get(name)
+    return made() if made is not None else load_policy(name)
+
+
+class Run:
+    """One run; `records` and `figures` are there once it is over."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        setup: Setup,
+        *,
+        shape: EngineShape | None = None,
+        policy: AnyPolicy | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """`shape`: the engines, if they are not of a named profile; `policy`: one that is not to be had by
+        its name. Raises ConfigError for a setup that cannot be run.
+        """
+        setup.check()
+        self.setup = setup
+        self.time = Timeline()
+        self.records: list[Record] = []
+        self._requests = workload.requests
+        self._shape = shape = shape or engine_of(setup.profile)
+        self._names = Names(shape.block_size)
+        self._progress = progress
+        self._over = 0
+        self._next: dict[int, list[int]] = {}
+        policy = named_policy(setup.policy) if policy is None else policy
+        models = {request.model or MODEL for request in workload.requests} or {MODEL}
+        self.router = Router(
+            self.time,
+            policy,
+            setup.policy,
+            self._names,
+            models=sorted(models),
+            limits=setup.admission,
+            seed=setup.seed,
+            event_delay_s=setup.event_delay_s,
+            unknown_share=setup.unknown_share,
+        )
+        self._scrape_s = getattr(policy, "scrape_s", None)
+        contents = NamedContents(self._names, told=self.router.reads_prompt)
+        self.engines: dict[str, ReplayedInstance] = {}
+        for address, role in parse_fleet(setup.fleet):
+            self.engines[address] = engine = ReplayedInstance(
+                self.time,
+                address,
+                shape,
+                contents,
+                publish=self._publisher(address) if self.router.reads_prompt else None,
+                speed=setup.speeds.get(address, 1.0),
+                skips=setup.skips,
+            )
+            self.router.join(engine, role)
+        self._plan()
+
+    def _publisher(self, address: str) -> "Callable[[list[Event]], None]":
+        return lambda events: self.router.heard(address, events)
+
+    # -- what arrives ---------------------------------------------------------------------------------------
+
+    def _plan(self) -> None:
+        speed = self.setup.speed
+        for number, request in enumerate(self._requests):
+            self.records.append(Record(math.inf, request.input_tokens, request.output_tokens))
+            if request.after is not None:
+                if not 0 <= request.after < number:
+                    raise ConfigError(f"request {number} waits for request {request.after}, not before it")
+                self._next.setdefault(request.after, []).append(number)
+                continue
+            self.time.at(request.at_s / speed, Turn.ASK, self._arrive, number)
+        for outage in self.setup.outages:
+            self.time.at(outage.at_s, Turn.END, self._die, outage)
+        if self._scrape_s is not None:
+            self.time.at(0.0, Turn.HEAR, self._scrape)
+
+    def _arrive(self, number: int) -> None:
+        request, record = self._requests[number], self.records[number]
+        record.asked_s = self.time.now_s
+
+        def over() -> None:
+            self._ended(number)
+
+        call = Call(number, request, record, self._names.of_prompt(request), over)
+        needed = blocks_for(request.input_tokens + request.output_tokens, self._shape.block_size)
+        if needed > self._shape.blocks - 1:
+            self.router.end(call, End.REFUSED)
+        else:
+            self.router.ask(call)
+
+    def _ended(self, number: int) -> None:
+        self._over += 1
+        for follower in self._next.pop(number, ()):
+            self.time.after(self._requests[follower].think_s, Turn.ASK, self._arrive, follower)
+        if self._progress is not None and (
+            self._over % PROGRESS_EVERY == 0 or self._over == len(self._requests)
+        ):
+            self._progress(self._over, len(self._requests), self.time.now_s)
+
+    # -- what else happens ----------------------------------------------------------------------------------
+
+    def _die(self, outage: Outage) -> None:
+        engine = self.engines[outage.address]
+        if not engine.alive:
+            return
+        self.router.went_down(outage.address, engine.die())
+        self.time.after(outage.down_s, Turn.END, self._come_back, outage.address)
+
+    def _come_back(self, address: str) -> None:
+        self.engines[address].come_back()
+        self.router.came_up(address)
+
+    def _scrape(self) -> None:
+        if self._scrape_s is None:
+            return
+        self.router.scraped({address: engine.gauges() for address, engine in self.engines.items()})
+        if self._over < len(self._requests):
+            self.time.after(self._scrape_s, Turn.HEAR, self._scrape)
+
+    # -- the run --------------------------------------------------------------------------------------------
+
+    def to_end(self) -> Figures:
+        """Let everything happen."""
+        step = self.time.step
+        while self._over < len(self._requests) and step():
+            pass
+        left = len(self._requests) - self._over
+        if left:
+            raise RuntimeError(f"{left} requests have no end, and nothing is planned")
+        return figures_of(
+            self.records, {address: engine.use for address, engine in self.engines.items()}, self.setup.goals
+        )
+
+
+def replay(workload: Workload, setup: Setup, *, progress: Progress | None = None) -> Figures:
+    """The figures of a workload on a fleet. Raises ConfigError."""
+    return Run(workload, setup, progress=progress).to_end()
