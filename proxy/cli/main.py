@@ -1,7 +1,8 @@
 """The command line: flags become a `Config`, the `Config` runs, and how that ended becomes the exit code.
 
 0: asked to stop. 1: not ready in time. 2: a setting is wrong, or an engine serves another model. `doctor`
-ends with what it found: 0 for nothing, 1 for warnings, 2 for failures; 130 if Ctrl-C ended it.
+ends with what it found: 0 for nothing, 1 for warnings, 2 for failures; 130 if Ctrl-C ended it. `simulate`
+ends with 0 if all was simulated, 130 as `doctor`.
 """
 
 import asyncio
@@ -16,12 +17,12 @@ from typing import Any
 import uvloop
 
 from proxy.cli.doctor import examine, shown
-from proxy.cli.flags import fail, read_arguments
+from proxy.cli.flags import empty_parser, fail, read_arguments
 from proxy.cli.memory import keep_tidy
 from proxy.config import Config
 from proxy.edge.app import create_runner, drain, shut_down
 from proxy.edge.app_keys import SERVICE
-from proxy.errors import ConfigError, KvproxyError
+from proxy.errors import ConfigError, KvproxyError, TraceError
 from proxy.log_lines import LineHandler
 from proxy.logs import log_loop_error
 
@@ -98,12 +99,23 @@ def _leave_no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def _simulate(words: Sequence[str]) -> None:
+    from proxy.cli.simulate import run  # noqa: PLC0415  # what serves needs no simulator in its memory
+
+    run(words, empty_parser("simulate"))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The `kvproxy` command."""
     command = ""
     named: Callable[[str], str] = str
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = read_arguments(argv)
+        if words[:1] == ["simulate"]:
+            command = "simulate"
+            _simulate(words[1:])
+            return
+        arguments = read_arguments(words)
         command, named = arguments.command, arguments.sources.named
         config = arguments.config
         logging.basicConfig(level=config.log_level.upper(), handlers=[LineHandler(sys.stderr)])
@@ -122,9 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 sys.exit(report.exit_code)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop handles it
             runner.run(serve(config))
-    except ConfigError as error:
+    except (ConfigError, TraceError) as error:
         fail(named(str(error)))
     except KvproxyError as error:
         fail(str(error), code=1)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED if command == "doctor" else 0)
+        sys.exit(INTERRUPTED if command in {"doctor", "simulate"} else 0)

@@ -1,4 +1,7 @@
-"""The commands `serve` and `doctor`; they share the flags that name engines and say how to speak to them."""
+"""The commands `serve` and `doctor`: they share the flags that name engines and say how to speak to them.
+
+`simulate` brings its own flags (`cli/simulate.py`).
+"""
 
 import argparse
 import dataclasses
@@ -87,6 +90,11 @@ def fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
+def empty_parser(command: str) -> argparse.ArgumentParser:
+    """The parser of a command that brings its own flags."""
+    return _Parser(prog=f"kvproxy {command}", allow_abbrev=False)
+
+
 def parse(argv: Sequence[str] | None, others: Sequence[Declared] = ()) -> Command:
     """Parse a command line; exits for --help and for words that mean nothing.
 
@@ -98,6 +106,7 @@ def parse(argv: Sequence[str] | None, others: Sequence[Declared] = ()) -> Comman
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     made = {"serve": _add_serve(commands, others), "doctor": _add_doctor(commands)}
+    commands.add_parser("simulate", help="let a fleet serve recorded or generated traffic in simulated time")
     args, unknown = top.parse_known_args(argv)
     parser, settings = made[args.command]
     if unknown:

@@ -70,7 +70,7 @@ _COLUMNS: Sequence[tuple[str, Callable[[Cell], str]]] = (
     ("prefill", lambda cell: f"{cell.figures.prefill_use:.0%}"),
     ("decode", lambda cell: f"{cell.figures.decode_use:.0%}"),
     ("balance", lambda cell: f"{cell.figures.balance:.2f}"),
-    ("us/decision", lambda cell: f"{cell.figures.decision_us.p50:.0f}"),
+    ("decision us", lambda cell: f"{cell.figures.decision_us.p50:.0f}"),
     ("CPU s", lambda cell: f"{cell.cpu_s:.1f}"),
 )
 _WORDS = 3

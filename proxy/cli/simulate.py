@@ -1,0 +1,213 @@
+"""`kvproxy simulate` lets a fleet that need not exist serve recorded or generated traffic, in simulated time.
+
+It prints a table of figures, a line for each fleet, speed and policy, and writes all of them as JSON.
+"""
+
+import argparse
+import itertools
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from proxy.errors import ConfigError
+from proxy.simulation.engine.latency import PROFILES
+from proxy.simulation.replay.comparison import Comparison, as_table, cells_of, names_of_policies
+from proxy.simulation.replay.figures import Goals
+from proxy.simulation.replay.run import Setup, named_policy
+from proxy.traces.generators import GENERATORS, generator
+from proxy.traces.readers import read
+from proxy.traces.shaping import spread
+from proxy.traces.workload import Workload
+
+FILE = "figures.json"
+"""The name of the file in `--out`."""
+SHOWN_EVERY_S = 0.5
+"""Seconds between two lines of progress on a terminal."""
+
+
+def run(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """The command with these words, `parser` being an empty one. Raises ConfigError or TraceError; exits for
+    --help, and for words that mean nothing.
+    """
+    parser.description = (
+        "Let a fleet that need not exist serve traffic in simulated time, and tell what its users would see. "
+        "Requests are routed by what serves them in earnest; only clock and engines are simulated."
+    )
+    _add_flags(parser)
+    _simulate(parser.parse_args(words))
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    usual = Setup()
+    parser.add_argument(
+        "traces",
+        nargs="+",
+        metavar="TRACE",
+        help="files or folders of traffic (Mooncake, aiperf, Azure, BurstGPT, sessions of agents; plain or"
+        f" gzip), or one generator ({', '.join(GENERATORS)}) with figures that are not as usual:"
+        " unrelated:per_s=8,duration_s=300",
+    )
+    fleet = parser.add_argument_group("what serves")
+    fleet.add_argument(
+        "--fleet", default=usual.fleet, metavar="COUNTS",
+        help="instances by role, p for prefill, d for decode, b for both; several with commas: 8b,4p4d"
+        " (default: %(default)s)",
+    )  # fmt: skip
+    fleet.add_argument(
+        "--policy", default=usual.policy, metavar="NAME",
+        help=f"all, or some with commas of {', '.join(names_of_policies())}, or package.module:Class"
+        " (default: %(default)s)",
+    )  # fmt: skip
+    fleet.add_argument(
+        "--profile", default=usual.profile, metavar="NAME",
+        help=f"how fast engines are, one of {', '.join(PROFILES)} (default: %(default)s)",
+    )  # fmt: skip
+    fleet.add_argument(
+        "--event-delay-ms", type=_milliseconds, default=1000 * usual.event_delay_s, metavar="MS",
+        help="from an engine's step until its KV events are in the index (default: %(default)g)",
+    )  # fmt: skip
+    fleet.add_argument(
+        "--unknown-share", type=_share, default=usual.unknown_share, metavar="SHARE",
+        help="the share of prompts whose tokens the router does not know (default: %(default)g)",
+    )  # fmt: skip
+    traffic = parser.add_argument_group("what is asked")
+    traffic.add_argument(
+        "--speed", default="1", metavar="FACTORS",
+        help="how many times as fast requests come, and sessions begin; several with commas"
+        " (default: %(default)s)",
+    )  # fmt: skip
+    traffic.add_argument(
+        "--spread", action="store_true",
+        help="requests that were written down with one timestamp come spread until the next one",
+    )  # fmt: skip
+    traffic.add_argument("--limit", type=_count, metavar="COUNT", help="read no more requests than this")
+    traffic.add_argument(
+        "--seed",
+        type=int,
+        default=usual.seed,
+        metavar="NUMBER",
+        help="what a run draws at random, it draws by this (default: %(default)s)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--ttft-ms", type=_milliseconds, default=usual.goals.ttft_ms, metavar="MS",
+        help="a request is good if its first token came by then (default: %(default)g) ...",
+    )  # fmt: skip
+    output.add_argument(
+        "--tpot-ms", type=_milliseconds, default=usual.goals.tpot_ms, metavar="MS",
+        help="... and each further one took no more than this in the mean (default: %(default)g)",
+    )  # fmt: skip
+    output.add_argument("--out", type=pathlib.Path, metavar="DIR", help=f"write all figures to DIR/{FILE}")
+
+
+def _simulate(given: argparse.Namespace) -> None:
+    setups = _setups(given)
+    workload = _workload(given)
+    if given.out is not None:
+        _make_folder(given.out)
+    print(f"{workload.name}: {len(workload.requests)} requests, {workload.source}")
+    cells = list(cells_of(workload, setups, _Shown))
+    print(as_table(cells))
+    if given.out is not None:
+        comparison = Comparison(workload.name, workload.source, setups[0], cells)
+        written = msgspec.json.format(msgspec.json.encode(comparison), indent=1)
+        try:
+            (given.out / FILE).write_bytes(written)
+        except OSError as error:
+            raise ConfigError(f"--out {given.out}: {error.strerror}") from None
+
+
+def _workload(given: argparse.Namespace) -> Workload:
+    names: list[str] = given.traces
+    if len(names) == 1 and not pathlib.Path(names[0]).exists() and names[0].partition(":")[0] in GENERATORS:
+        if given.limit is not None:
+            raise ConfigError("--limit is for files: a generator has figures of its own")
+        workload = generator(names[0]).generate()
+    else:
+        workload = read([pathlib.Path(name) for name in names], limit=given.limit)
+    return spread(workload, given.seed) if given.spread else workload
+
+
+def _setups(given: argparse.Namespace) -> list[Setup]:
+    policies = names_of_policies() if given.policy == "all" else _listed("--policy", given.policy)
+    common = Setup(
+        profile=given.profile,
+        seed=given.seed,
+        event_delay_s=given.event_delay_ms / 1000,
+        unknown_share=given.unknown_share,
+        goals=Goals(given.ttft_ms, given.tpot_ms),
+    )
+    setups = [
+        msgspec.structs.replace(common, fleet=fleet, speed=speed, policy=policy)
+        for fleet, speed, policy in itertools.product(
+            _listed("--fleet", given.fleet), map(_speed, _listed("--speed", given.speed)), policies
+        )
+    ]
+    for policy in policies:
+        named_policy(policy)
+    for setup in setups:
+        setup.check()
+    return setups
+
+
+def _make_folder(out: pathlib.Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}") from None
+
+
+class _Shown:
+    """Progress on a terminal, in one line that is written anew; nothing where stderr is none."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._what = f"{setup.fleet} {setup.policy} at {setup.speed:g}"
+        self._last_s = -math.inf
+
+    def __call__(self, over: int, of: int, at_s: float) -> None:
+        if not sys.stderr.isatty():
+            return
+        now_s = time.monotonic()
+        if over == of:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        elif now_s - self._last_s >= SHOWN_EVERY_S:
+            self._last_s = now_s
+            words = f"{self._what}: {over} of {of} requests, {at_s:.0f} s"
+            print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
+
+
+def _listed(flag: str, text: str) -> Sequence[str]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise ConfigError(f"{flag} {text!r}: a word is missing between two commas")
+    return list(dict.fromkeys(words))
+
+
+def _number(text: str, least: float, most: float) -> float:
+    number = float(text)  # argparse says what is wrong with what is no number
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text}: not from {least:g} to {most:g}")
+    return number
+
+
+def _milliseconds(text: str) -> float:
+    return _number(text, 0.0, 1e9)
+
+
+def _share(text: str) -> float:
+    return _number(text, 0.0, 1.0)
+
+
+def _count(text: str) -> int:
+    return int(_number(str(int(text)), 1, 1e9))
+
+
+def _speed(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--speed {text!r}: a number is needed") from None

@@ -1,0 +1,146 @@
+"""`kvproxy simulate` prints a table, writes every figure, and says what is wrong with its words."""
+
+import gzip
+import io
+import json
+import pathlib
+
+import pytest
+
+from proxy.cli.main import main
+from proxy.simulation.replay.comparison import names_of_policies
+
+REQUESTS = [
+    {"timestamp": 500 * n, "input_length": 700 + n, "output_length": 5, "hash_ids": [n % 3, 100 + n]}
+    for n in range(12)
+]
+
+
+@pytest.fixture
+def trace(tmp_path: pathlib.Path) -> str:
+    path = tmp_path / "traffic.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, REQUESTS)).encode()))
+    return str(path)
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_table_has_a_line_for_each_fleet_speed_and_policy(
+    trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["simulate", trace, "--fleet", "2b,1p1d", "--policy", "dynamo,round_robin", "--speed", "1,2"])
+    about, head, *lines = lines_of(capsys)
+    assert about.startswith("traffic")
+    assert "12 requests" in about
+    assert head.split()[:4] == ["fleet", "speed", "policy", "served"]
+    assert [line.split()[:4] for line in lines] == [
+        [fleet, speed, policy, "12/12"]
+        for fleet in ("2b", "1p1d")
+        for speed in ("1", "2")
+        for policy in ("dynamo", "round_robin")
+    ]
+
+
+def test_all_figures_are_written(
+    trace: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "folder"
+    main(["simulate", trace, "--policy", "all", "--fleet", "2b", "--seed", "7", "--out", str(out)])
+    assert len(lines_of(capsys)) == 2 + len(names_of_policies())
+    written = json.loads((out / "figures.json").read_text())
+    assert [cell["policy"] for cell in written["cells"]] == names_of_policies()
+    assert written["setup"]["seed"] == 7
+    figures = written["cells"][0]["figures"]
+    assert figures["served"] == 12
+    assert figures["ttft_ms"]["p99"] >= figures["ttft_ms"]["p50"] > 0
+    assert set(figures["instances"]) == {"b0:1", "b1:1"}
+
+
+def test_goals_decide_what_is_good(trace: str, tmp_path: pathlib.Path) -> None:
+    good = []
+    for goals in (["--ttft-ms", "2000", "--tpot-ms", "50"], ["--ttft-ms", "0"], ["--tpot-ms", "0"]):
+        main(["simulate", trace, "--fleet", "2b", "--out", str(tmp_path), *goals])
+        good.append(json.loads((tmp_path / "figures.json").read_text())["cells"][0]["figures"]["good"])
+    assert good == [1.0, 0.0, 0.0]
+
+
+def test_a_generator_makes_traffic_without_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["simulate", "unrelated:per_s=2,duration_s=20", "--fleet", "2b", "--spread"])
+    about, _, line = lines_of(capsys)
+    count = about.split()[1]
+    assert int(count) > 10
+    assert line.split()[3] == f"{count}/{count}"
+
+
+def test_less_is_read_if_so_asked(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["simulate", trace, "--limit", "5", "--unknown-share", "1", "--event-delay-ms", "100"])
+    assert lines_of(capsys)[-1].split()[3] == "5/5"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_and_wiped_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    main(["simulate", "unrelated:per_s=100,duration_s=5", "--fleet", "2b", "--policy", "random"])
+    shown = terminal.getvalue()
+    assert "2b random at 1: 256 of " in shown
+    assert shown.endswith("\r\033[K")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--fleet", "4x"], "--fleet '4x': write counts"),
+        (["--fleet", "4b,"], "--fleet '4b,': a word is missing"),
+        (["--policy", "best"], "--policy 'best' is not known"),
+        (["--profile", "fast"], "--profile 'fast' is not known"),
+        (["--speed", "0"], "--speed 0: a number above 0"),
+        (["--speed", "quick"], "--speed 'quick': a number is needed"),
+        (["--unknown-share", "2"], "--unknown-share"),
+        (["--limit", "0"], "--limit"),
+        (["--seed", "x"], "--seed"),
+        (["--out", "/dev/null/figures"], "--out /dev/null/figures"),
+        (["--flet", "4b"], "--flet"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(
+    words: list[str], said: str, trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", trace, *words])
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert said in told.err
+    assert told.out == ""
+
+
+@pytest.mark.parametrize(
+    ("traces", "said"),
+    [
+        (["/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["chats:colour=red"], "chats: 'colour=red' is no figure"),
+        (["chats", "--limit", "5"], "--limit is for files"),
+        ([], "TRACE"),
+    ],
+)
+def test_a_trace_that_is_none_is_refused(
+    traces: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", *traces])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["simulate", "--help"]])
+def test_help_tells_of_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    assert "simulated time" in " ".join(capsys.readouterr().out.split())
