@@ -163,6 +163,12 @@ async def special_tokens(target: Target) -> Said:
 
 
 @attack()
+async def special_tokens_in_little(target: Target) -> Said:
+    """A prompt of 5700 names of special tokens, in 40 KB."""
+    return await target.post(COMPLETIONS, [b'{"max_tokens":1,"prompt":"', *repeated(b"<|end|>", 5700), b'"}'])
+
+
+@attack()
 async def four_at_once(target: Target) -> Said:
     """Four of different kinds at the same time."""
     each = (no_place_to_cut_that_may_fit, ids_with_truncation, tools_that_are_rendered, escapes)

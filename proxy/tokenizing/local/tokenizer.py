@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +23,7 @@ from proxy.tokenizing.local.exactness import Cuts, cuts_of
 from proxy.tokenizing.local.files import ModelFiles
 from proxy.tokenizing.local.pieces import MAX_PIECE_BYTES, PieceCache
 from proxy.tokenizing.local.reading import loads
-from proxy.tokenizing.local.turns import SLICE_BYTES, Job, Result, Slice, Turns, at_once, step
+from proxy.tokenizing.local.turns import SLICE_BYTES, Job, LoopTime, Result, Slice, Turns, at_once, step
 
 if TYPE_CHECKING:  # the libraries are 5 MB, which a kvproxy without a tokenizer need not have
     from tokenizers import Tokenizer
@@ -154,6 +155,7 @@ class LocalTokenizer:
             slice_bytes=slice_bytes,
         )
         self._turns = Turns(slice_bytes=slice_bytes)
+        self._loop_time = LoopTime()
 
     def close(self) -> None:
         """Accept no more questions."""
@@ -184,19 +186,32 @@ class LocalTokenizer:
         ended: Callable[[], None],
         within_s: float | None,
     ) -> R:
-        """The result of a job: at once if there is little to do, as far as is known; else in turns."""
-        size_bytes = len(question)
-        if size_bytes <= INLINE_READ_BYTES and not self._turns.holds_back(client):
-            question = _whole(question)
-            if size_bytes <= INLINE_BYTES or _is_soon_read(question):
-                job = _until_ended(made(question, max_characters), ended)
-                next(job)
-                then = step(job)
-                if isinstance(then, Result) or then.left_bytes <= INLINE_BYTES:
-                    return then.value if isinstance(then, Result) else at_once(job)
-                return await self._turns.run(client, job, then, within_s)
+        """The result of a job: at once if there is little to do, as far as is known, and others have not done
+        much in this turn of the event loop; else in turns.
+        """
         job = _until_ended(made(question, max_characters), ended)
-        return await self._turns.run(client, job, None, within_s)
+        then = None
+        if self._loop_time.is_left and self._is_soon_read(question, client):
+            began_s = time.perf_counter()
+            try:
+                next(job)
+                came = step(job)
+                if isinstance(came, Result):
+                    result: R = came.value
+                    return result
+                if came.left_bytes <= INLINE_BYTES:
+                    return at_once(job)
+                then = came
+            finally:
+                self._loop_time.spend(time.perf_counter() - began_s)
+        return await self._turns.run(client, job, then, within_s)
+
+    def _is_soon_read(self, question: Encoded | bytearray, client: str) -> bool:
+        if len(question) <= INLINE_BYTES:
+            return True
+        if len(question) > INLINE_READ_BYTES or self._turns.holds_back(client):
+            return False
+        return _quotes(question) <= INLINE_QUOTES
 
     def answer_now(self, question: Encoded | bytearray) -> "array[int] | None":
         """As `answer`, in this thread."""
@@ -382,8 +397,9 @@ def _whole(question: Encoded | bytearray) -> bytes | bytearray:
     return joined(list(question)) if isinstance(question, Pieces) else question
 
 
-def _is_soon_read(question: bytes | bytearray) -> bool:
-    return question.count(b'"') <= INLINE_QUOTES
+def _quotes(question: Encoded | bytearray) -> int:
+    parts = question if isinstance(question, Pieces) else (question,)
+    return sum(bytes(part).count(b'"') for part in parts)
 
 
 def _reading(question: Encoded | bytearray) -> Slice:

@@ -32,6 +32,11 @@ READ_AHEAD = 2
 unread in their requests' bodies."""
 
 
+INLINE_S = 0.005
+"""How long texts may hold up one turn of the event loop, all together: as long as a thread that works on one
+keeps it waiting. The last of them may take 5 ms more."""
+
+
 class Slice(NamedTuple):
     """The next step of a job."""
 
@@ -66,6 +71,27 @@ def at_once(job: Job[R]) -> R:
         except StopIteration as end:
             result: R = end.value
             return result
+
+
+class LoopTime:
+    """How long work has held up this turn of the event loop: many short texts may come at once."""
+
+    def __init__(self) -> None:
+        self._spent_s = 0.0
+
+    @property
+    def is_left(self) -> bool:
+        """Whether more work may be done in this turn."""
+        return self._spent_s < INLINE_S
+
+    def spend(self, seconds: float) -> None:
+        """Work was done for so long."""
+        if not self._spent_s:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        self._spent_s += seconds
+
+    def _next_turn(self) -> None:
+        self._spent_s = 0.0
 
 
 class _Turn(Generic[R]):

@@ -1,5 +1,6 @@
 """The tokenizer in this process gives what vLLM gave for the same requests, or leaves them to engines."""
 
+import asyncio
 import json
 import pathlib
 import subprocess
@@ -21,7 +22,7 @@ from proxy.tokenizing.local.pieces import batches
 from proxy.tokenizing.local.reading import loads
 from proxy.tokenizing.local.templates import ChatTemplate, TemplateRefusedError
 from proxy.tokenizing.local.tokenizer import INLINE_QUOTES, INLINE_READ_BYTES
-from proxy.tokenizing.local.turns import Job
+from proxy.tokenizing.local.turns import INLINE_S, Job
 from tests.helpers.tiny_model import write_tiny_model
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -197,6 +198,28 @@ async def test_a_question_that_takes_long_to_read_is_read_off_the_event_loop(
     assert await tokenizer.answer(question) == known
     assert threading.main_thread() not in threads
     assert len(threads) == 1
+    tokenizer.close()
+
+
+async def test_many_short_questions_at_once_do_not_all_hold_up_the_event_loop(
+    models: dict[str, LocalTokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = LocalTokenizer(read_model(models["chatml"].directory))
+    threads: list[threading.Thread] = []
+
+    def encoding(text: str) -> Job["array[int]"]:
+        threads.append(threading.current_thread())
+        if threads[-1] is threading.main_thread():
+            tokenizer._loop_time.spend(INLINE_S)  # as if it had taken so long
+        return type(tokenizer.pieces).encoding(tokenizer.pieces, text)
+
+    monkeypatch.setattr(tokenizer.pieces, "encoding", encoding)
+    asked = [tokenizer.answer(b'{"prompt": "number %d"}' % number) for number in range(20)]
+    assert None not in await asyncio.gather(*asked)
+    assert threads.count(threading.main_thread()) == 1
+    await asyncio.sleep(0)
+    assert await tokenizer.answer(b'{"prompt": "later"}') is not None
+    assert threads.count(threading.main_thread()) == 2
     tokenizer.close()
 
 
