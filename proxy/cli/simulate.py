@@ -9,7 +9,8 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -17,11 +18,13 @@ from proxy.errors import ConfigError
 from proxy.simulation.engine.latency import PROFILES
 from proxy.simulation.replay.comparison import Comparison, as_table, cells_of, names_of_policies
 from proxy.simulation.replay.figures import Goals
-from proxy.simulation.replay.run import Setup, named_policy
+from proxy.simulation.replay.run import Outage, Setup, named_policy
 from proxy.traces.generators import GENERATORS, generator
 from proxy.traces.readers import read
 from proxy.traces.shaping import spread
 from proxy.traces.workload import Workload
+
+T = TypeVar("T")
 
 FILE = "figures.json"
 """The name of the file in `--out`."""
@@ -73,6 +76,18 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     fleet.add_argument(
         "--unknown-share", type=_share, default=usual.unknown_share, metavar="SHARE",
         help="the share of prompts whose tokens the router does not know (default: %(default)g)",
+    )  # fmt: skip
+    fleet.add_argument(
+        "--routers", type=_count, default=usual.routers, metavar="COUNT",
+        help="so many kvproxies, each of which sees a share of the requests (default: %(default)s)",
+    )  # fmt: skip
+    fleet.add_argument(
+        "--instance-speed", nargs="+", action="extend", default=[], metavar="NAME=FACTOR",
+        help="an instance that is so many times as fast as the others: b0=0.5, p3=2",
+    )  # fmt: skip
+    fleet.add_argument(
+        "--outage", nargs="+", action="extend", default=[], metavar="NAME=AT+DOWN",
+        help="an instance that dies at that second, and is back with an empty cache after so many: d1=600+30",
     )  # fmt: skip
     traffic = parser.add_argument_group("what is asked")
     traffic.add_argument(
@@ -139,6 +154,12 @@ def _setups(given: argparse.Namespace) -> list[Setup]:
         seed=given.seed,
         event_delay_s=given.event_delay_ms / 1000,
         unknown_share=given.unknown_share,
+        routers=given.routers,
+        speeds=dict(_named("--instance-speed", words, _factor) for words in given.instance_speed),
+        outages=[
+            Outage(name, *times)
+            for name, times in (_named("--outage", words, _times) for words in given.outage)
+        ],
         goals=Goals(given.ttft_ms, given.tpot_ms),
     )
     setups = [
@@ -185,6 +206,26 @@ def _listed(flag: str, text: str) -> Sequence[str]:
     if not all(words):
         raise ConfigError(f"{flag} {text!r}: a word is missing between two commas")
     return list(dict.fromkeys(words))
+
+
+def _named(flag: str, words: str, value: Callable[[str], T]) -> tuple[str, T]:
+    """The address and the value of NAME=VALUE. Raises ConfigError."""
+    name, _, text = words.partition("=")
+    try:
+        return f"{name}:1", value(text)
+    except ValueError:
+        raise ConfigError(f"{flag} {words!r}: NAME=VALUE is needed, as --help has it") from None
+
+
+def _factor(text: str) -> float:
+    return float(text)
+
+
+def _times(text: str) -> tuple[float, float]:
+    at_s, down_s = map(float, text.split("+"))
+    if not (0 <= at_s < math.inf and 0 <= down_s < math.inf):
+        raise ValueError(text)
+    return at_s, down_s
 
 
 def _number(text: str, least: float, most: float) -> float:

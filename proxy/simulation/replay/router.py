@@ -132,7 +132,7 @@ class Router:
                 index.remove(address, 0, event)
 
     def went_down(self, address: str, lost: Iterable[Job]) -> None:
-        """An engine has died with these jobs."""
+        """An engine has died with these jobs, some of which may be other routers'."""
         instance = self.fleet.get(address)
         if instance is None:
             raise KeyError(address)
@@ -140,7 +140,8 @@ class Router:
         self.index.clear(address, 0)
         self.placement.forget(address)
         for job in lost:
-            self._world.legs[job].lost(job, address)
+            if (attempt := self._world.legs.get(job)) is not None:
+                attempt.lost(job, address)
 
     def came_up(self, address: str) -> None:
         """An engine is there again."""

@@ -1,6 +1,7 @@
 """A workload, a fleet, a policy and a seed make the same figures every time, but for the machine's time."""
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -23,6 +24,9 @@ from proxy.simulation.replay.records import End, Record
 from proxy.simulation.replay.router import MODEL, Router
 from proxy.simulation.replay.timeline import Timeline, Turn
 from proxy.traces.workload import Workload
+
+SEEDS_APART = 1000
+"""Between the seeds of two routers."""
 
 PROGRESS_EVERY = 256
 """Requests between two calls of `progress`."""
@@ -66,6 +70,9 @@ class Setup(msgspec.Struct, frozen=True):
     """From the end of an engine's step until the router's index has its events."""
     unknown_share: float = 0.0
     """The share of prompts whose tokens the router does not know."""
+    routers: int = 1
+    """So many kvproxies route to the fleet, each with claims and predictions of its own; a request comes to
+    one of them at random."""
     speeds: Mapping[str, float] = {}
     """How many times as fast as the profile an instance is, by address; 1 for those that are missing."""
     outages: Sequence[Outage] = ()
@@ -80,6 +87,10 @@ class Setup(msgspec.Struct, frozen=True):
         """Raise ConfigError if it cannot be run."""
         if not (self.speed > 0 and math.isfinite(self.speed)):
             raise ConfigError(f"--speed {self.speed:g}: a number above 0 is needed")
+        if self.routers < 1:
+            raise ConfigError(f"--routers {self.routers}: one at least is needed")
+        if not all(speed > 0 and math.isfinite(speed) for speed in self.speeds.values()):
+            raise ConfigError("--instance-speed: numbers above 0 are needed")
         if self.profile not in PROFILES:
             raise ConfigError(f"--profile {self.profile!r} is not known: give one of {', '.join(PROFILES)}")
         there = {address for address, _ in parse_fleet(self.fleet)}
@@ -107,11 +118,11 @@ class Run:
         setup: Setup,
         *,
         shape: EngineShape | None = None,
-        policy: AnyPolicy | None = None,
+        policy: Callable[[], AnyPolicy] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """`shape`: the engines, if they are not of a named profile; `policy`: one that is not to be had by
-        its name. Raises ConfigError for a setup that cannot be run.
+        """`shape`: the engines, if they are not of a named profile; `policy`: makes one that is not to be
+        had by its name. Raises ConfigError for a setup that cannot be run.
         """
         setup.check()
         self.setup = setup
@@ -123,21 +134,26 @@ class Run:
         self._progress = progress
         self._over = 0
         self._next: dict[int, list[int]] = {}
-        policy = named_policy(setup.policy) if policy is None else policy
+        policies = [policy() if policy else named_policy(setup.policy) for _ in range(setup.routers)]
         models = {request.model or MODEL for request in workload.requests} or {MODEL}
-        self.router = Router(
-            self.time,
-            policy,
-            setup.policy,
-            self._names,
-            models=sorted(models),
-            limits=setup.admission,
-            seed=setup.seed,
-            event_delay_s=setup.event_delay_s,
-            unknown_share=setup.unknown_share,
-        )
-        self._scrape_s = getattr(policy, "scrape_s", None)
-        contents = NamedContents(self._names, told=self.router.reads_prompt)
+        self.routers = [
+            Router(
+                self.time,
+                made,
+                setup.policy,
+                self._names,
+                models=sorted(models),
+                limits=setup.admission,
+                seed=setup.seed + number * SEEDS_APART,
+                event_delay_s=setup.event_delay_s,
+                unknown_share=setup.unknown_share,
+            )
+            for number, made in enumerate(policies)
+        ]
+        self._dice = random.Random(setup.seed - 1)  # noqa: S311  # no secret
+        self._scrape_s = getattr(policies[0], "scrape_s", None)
+        hears = self.routers[0].reads_prompt
+        contents = NamedContents(self._names, told=hears)
         self.engines: dict[str, ReplayedInstance] = {}
         for address, role in parse_fleet(setup.fleet):
             self.engines[address] = engine = ReplayedInstance(
@@ -145,15 +161,20 @@ class Run:
                 address,
                 shape,
                 contents,
-                publish=self._publisher(address) if self.router.reads_prompt else None,
+                publish=self._publisher(address) if hears else None,
                 speed=setup.speeds.get(address, 1.0),
                 skips=setup.skips,
             )
-            self.router.join(engine, role)
+            for router in self.routers:
+                router.join(engine, role)
         self._plan()
 
     def _publisher(self, address: str) -> "Callable[[list[Event]], None]":
-        return lambda events: self.router.heard(address, events)
+        def publish(events: list[Event]) -> None:
+            for router in self.routers:
+                router.heard(address, events)
+
+        return publish
 
     # -- what arrives ---------------------------------------------------------------------------------------
 
@@ -182,9 +203,9 @@ class Run:
         call = Call(number, request, record, self._names.of_prompt(request), over)
         needed = blocks_for(request.input_tokens + request.output_tokens, self._shape.block_size)
         if needed > self._shape.blocks - 1:
-            self.router.end(call, End.REFUSED)
+            self.routers[0].end(call, End.REFUSED)
         else:
-            self.router.ask(call)
+            self._dice.choice(self.routers).ask(call)
 
     def _ended(self, number: int) -> None:
         self._over += 1
@@ -201,19 +222,29 @@ class Run:
         engine = self.engines[outage.address]
         if not engine.alive:
             return
-        self.router.went_down(outage.address, engine.die())
+        lost = engine.die()
+        for router in self.routers:
+            router.went_down(outage.address, lost)
         self.time.after(outage.down_s, Turn.END, self._come_back, outage.address)
 
     def _come_back(self, address: str) -> None:
         self.engines[address].come_back()
-        self.router.came_up(address)
+        for router in self.routers:
+            router.came_up(address)
 
     def _scrape(self) -> None:
         if self._scrape_s is None:
             return
-        self.router.scraped({address: engine.gauges() for address, engine in self.engines.items()})
+        gauges = {address: engine.gauges() for address, engine in self.engines.items()}
+        for router in self.routers:
+            router.scraped(gauges)
         if self._over < len(self._requests):
             self.time.after(self._scrape_s, Turn.HEAR, self._scrape)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is claimed, waits or runs."""
+        return all(router.at_rest for router in self.routers)
 
     # -- the run --------------------------------------------------------------------------------------------
 

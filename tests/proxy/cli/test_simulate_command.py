@@ -79,6 +79,19 @@ def test_less_is_read_if_so_asked(trace: str, capsys: pytest.CaptureFixture[str]
     assert lines_of(capsys)[-1].split()[3] == "5/5"
 
 
+def test_a_fleet_may_be_slow_in_part_and_fail_in_part(
+    trace: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = []
+    for words in ([], ["--instance-speed", "b0=0.25", "b1=0.25"], ["--outage", "b0=2+1", "b1=2+2"]):
+        main(["simulate", trace, "--fleet", "2b", "--routers", "2", "--out", str(tmp_path), *words])
+        figures.append(json.loads((tmp_path / "figures.json").read_text())["cells"][0]["figures"])
+    plain, slow, failing = figures
+    assert [each["served"] for each in figures] == [12, 12, 12]
+    assert slow["ttft_ms"]["mean"] > 3 * plain["ttft_ms"]["mean"]
+    assert failing["waited_ms"]["mean"] > plain["waited_ms"]["mean"] == 0.0
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -105,6 +118,11 @@ def test_progress_is_shown_on_a_terminal_and_wiped_at_the_end(monkeypatch: pytes
         (["--unknown-share", "2"], "--unknown-share"),
         (["--limit", "0"], "--limit"),
         (["--seed", "x"], "--seed"),
+        (["--routers", "0"], "--routers"),
+        (["--instance-speed", "b0"], "--instance-speed 'b0': NAME=VALUE"),
+        (["--instance-speed", "b0=0"], "--instance-speed: numbers above 0"),
+        (["--outage", "b0=7"], "--outage 'b0=7': NAME=VALUE"),
+        (["--outage", "p9=7+1"], "p9:1: not in the fleet 8b"),
         (["--out", "/dev/null/figures"], "--out /dev/null/figures"),
         (["--flet", "4b"], "--flet"),
     ],

@@ -44,7 +44,7 @@ def test_every_request_ends_and_nothing_is_left(policy: str, fleet: str) -> None
     made = run(conversations(150), Setup(fleet=fleet, policy=policy))
     assert {record.end for record in made.records} == {End.SERVED}
     assert all(r.asked_s < r.first_token_s <= r.ended_s for r in made.records)
-    assert made.router.at_rest
+    assert made.at_rest
     while made.time.step():
         pass  # what was planned for what is over: heartbeats, events on their way
     for engine in made.engines.values():
@@ -56,7 +56,7 @@ def test_the_index_knows_each_cache_once_all_is_heard(policy: str) -> None:
     made = run(conversations(150), Setup(fleet="2p1d1b", policy=policy, event_delay_s=0.5))
     while made.time.step():
         pass
-    known = {slot.instance: blocks for slot, blocks in made.router.index.blocks().items()}
+    known = {slot.instance: blocks for slot, blocks in made.routers[0].index.blocks().items()}
     assert known == {
         address: engine.cache.pool.cached_blocks
         for address, engine in made.engines.items()
@@ -120,7 +120,7 @@ def test_limits_let_requests_wait_in_the_queue() -> None:
     assert free.waited_ms.mean == 0.0
     assert any(record.waited_s > 0 for record in limited.records)
     assert {record.end for record in limited.records} == {End.SERVED}
-    assert limited.router.at_rest
+    assert limited.at_rest
 
 
 def test_who_waits_too_long_is_refused_and_counts_as_missed() -> None:
@@ -130,7 +130,7 @@ def test_who_waits_too_long_is_refused_and_counts_as_missed() -> None:
     assert figures.refused > 0
     assert figures.served + figures.refused == figures.requests == 100
     assert figures.good <= figures.served / figures.requests
-    assert made.router.at_rest
+    assert made.at_rest
 
 
 @pytest.mark.parametrize(("fleet", "address"), [("3b", "b1:1"), ("2p2d", "p0:1"), ("2p2d", "d1:1")])
@@ -140,7 +140,7 @@ def test_requests_survive_an_instance_that_dies(fleet: str, address: str) -> Non
     figures = made.to_end()
     assert figures.retries > 0
     assert figures.served == figures.requests
-    assert made.router.at_rest
+    assert made.at_rest
     while made.time.step():
         pass
     for engine in made.engines.values():
@@ -174,6 +174,26 @@ def test_unknown_prompts_are_placed_by_load() -> None:
     assert unknown.reuse < known.reuse
 
 
+@pytest.mark.parametrize(("fleet", "address"), [("3b", "b0:1"), ("2p2d", "d0:1")])
+def test_several_routers_share_a_fleet(fleet: str, address: str) -> None:
+    workload = conversations(200, rate=10.0)
+    outages = [Outage(address, at_s, 1.0) for at_s in (3.0, 6.0, 9.0)]
+    made = run(workload, Setup(fleet=fleet, routers=3, outages=outages))
+    assert {record.end for record in made.records} == {End.SERVED}
+    assert any(record.attempts > 1 for record in made.records)
+    assert made.at_rest
+    assert all(sum(router.index.blocks().values()) for router in made.routers)
+
+
+def test_least_load_of_several_routers_is_worse_than_of_one() -> None:
+    workload = conversations(300, rate=25.0)
+    one, many = (
+        Run(workload, Setup(fleet="6b", policy="least_load", routers=routers), shape=SMALL).to_end()
+        for routers in (1, 50)
+    )
+    assert one.ttft_ms.mean < many.ttft_ms.mean
+
+
 def test_a_workload_at_twice_its_speed_comes_in_half_the_time() -> None:
     requests = [TraceRequest(2.0 * number, 64, 4, (number,), 64) for number in range(4)]
     made = run(Workload("steady", requests, "a test"), Setup(fleet="1b", speed=2.0))
@@ -196,6 +216,8 @@ def test_progress_is_told_up_to_the_end() -> None:
         Setup(profile="none"),
         Setup(speed=0.0),
         Setup(fleet="2b", speeds={"b7:1": 2.0}),
+        Setup(fleet="2b", speeds={"b0:1": 0.0}),
+        Setup(routers=0),
         Setup(fleet="2b", outages=[Outage("p0:1", 0.0, 1.0)]),
     ],
 )
