@@ -6,6 +6,7 @@ Its files:
     contents    blocks that are named by a workload instead of by their tokens
     job         a leg in an engine: its length and the names of its blocks
     instance    one engine: whole steps, and many that are alike at once
+    use         what an instance did with its time
     router      the product's fleet, index, placement and lanes, and what becomes of a request
     fleets      which instances there are
     baselines   policies of others, to compare with

@@ -3,17 +3,21 @@
 Times are milliseconds, shares 0 to 1. Quantiles are of all values, the nearest rank above.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from proxy.simulation.replay.instance import Use
 from proxy.simulation.replay.records import End, Record
+from proxy.simulation.replay.use import BIN_S, Use
 
 CLASSES = (0, 1024, 4096, 16384, 65536)
 """Where the classes of prompt length begin, in tokens."""
+
+MOST_MOMENTS = 120
+"""So many parts of a run are told apart at most."""
 
 Values = npt.NDArray[np.float64]
 
@@ -49,6 +53,21 @@ class Spread(msgspec.Struct, frozen=True):
         return cls(mean, p50, p90, p99)
 
 
+class Moment(msgspec.Struct, frozen=True):
+    """What an instance did in a part of the run."""
+
+    at_s: float
+    """When the part begins, in seconds of the run."""
+    prefill_use: float
+    decode_use: float
+    running: int
+    """Most requests in its batch."""
+    waiting: int
+    """Most requests in its queue."""
+    usage: float
+    """Most of its KV blocks in use, as a share."""
+
+
 class OfInstance(msgspec.Struct, frozen=True):
     """What one instance did."""
 
@@ -61,6 +80,8 @@ class OfInstance(msgspec.Struct, frozen=True):
     prefilled_tokens: int
     generated_tokens: int
     preemptions: int
+    over_time: Sequence[Moment]
+    """In parts of equal length, from the beginning of the run to its end."""
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -120,6 +141,7 @@ def figures_of(records: Sequence[Record], uses: Mapping[str, Use], goals: Goals)
             prefilled_tokens=use.prefilled_tokens,
             generated_tokens=use.generated_tokens,
             preemptions=use.preemptions,
+            over_time=_over_time(use, first_s + duration_s),
         )
         for address, use in uses.items()
     }
@@ -150,6 +172,26 @@ def figures_of(records: Sequence[Record], uses: Mapping[str, Use], goals: Goals)
         decision_us=Spread.of(np.array([record.decided_ns / 1000 for record in records], np.float64)),
         instances=instances,
     )
+
+
+def _over_time(use: Use, end_s: float) -> list[Moment]:
+    bins = math.ceil(end_s / BIN_S)
+    together = max(1, math.ceil(bins / MOST_MOMENTS))
+    length_s = together * BIN_S
+    moments = []
+    for first in range(0, bins, together):
+        here = [use.bins[number] for number in range(first, first + together) if number in use.bins]
+        moments.append(
+            Moment(
+                at_s=first * BIN_S,
+                prefill_use=_share(sum(each.prefill_s for each in here), length_s),
+                decode_use=_share(sum(each.decode_s for each in here), length_s),
+                running=max((each.running for each in here), default=0),
+                waiting=max((each.waiting for each in here), default=0),
+                usage=max((each.usage for each in here), default=0.0),
+            )
+        )
+    return moments
 
 
 def _array(seconds: Iterable[float]) -> Values:

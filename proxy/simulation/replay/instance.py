@@ -19,6 +19,7 @@ from proxy.simulation.engine.values import EngineShape
 from proxy.simulation.replay.contents import NamedContents
 from proxy.simulation.replay.job import Job, Pulled
 from proxy.simulation.replay.timeline import Timeline, Turn
+from proxy.simulation.replay.use import Use
 
 Publish = Callable[[list[Event]], None]
 
@@ -29,23 +30,6 @@ class Gauges(NamedTuple):
     waiting: int
     running: int
     usage: float
-
-
-class Use:
-    """What an engine did with its time. Seconds."""
-
-    def __init__(self) -> None:
-        self.prefill_s = 0.0
-        """In steps that compute prompts."""
-        self.decode_s = 0.0
-        """In steps that only generate."""
-        self.steps = 0
-        self.prefilled_tokens = 0
-        self.generated_tokens = 0
-        self.preemptions = 0
-        self.gaps: list[tuple[float, int]] = []
-        """Seconds between two tokens of a request, and how many gaps were that long; of steps that were taken
-        at once their mean."""
 
 
 class ReplayedInstance:
@@ -193,12 +177,8 @@ class ReplayedInstance:
         decodes = [c.start + 1 for c in plan.chunks if c.count == 1]
         duration_s = self.shape.profile.step_s(prefills, len(decodes), sum(decodes), self._usage())
         duration_s /= self._speed
-        self.use.steps += 1
-        if prefills:
-            self.use.prefill_s += duration_s
-            self.use.prefilled_tokens += sum(count for count, _ in prefills)
-        else:
-            self.use.decode_s += duration_s
+        self.use.begins(now_s, len(self.scheduler.running), self.scheduler.waiting, self._usage())
+        self.use.stepped(now_s, duration_s, prefilled_tokens=sum(count for count, _ in prefills))
         self._plan_end(now_s + duration_s, self._end_step, plan)
 
     def _usage(self) -> float:
@@ -303,8 +283,7 @@ class ReplayedInstance:
             job.last_token_s = now_s
         if gaps := steps * len(running) - late:
             use.gaps.append(((now_s - skipping.start_s) / steps, gaps))
-        use.steps += steps
-        use.decode_s += now_s - skipping.start_s
+        use.stepped(skipping.start_s, now_s - skipping.start_s, steps=steps)
         use.generated_tokens += steps * len(running)
         self._touched()
 

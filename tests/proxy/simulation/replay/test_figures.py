@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from proxy.simulation.replay.figures import Goals, Spread, figures_of
-from proxy.simulation.replay.instance import Use
+from proxy.simulation.replay.figures import MOST_MOMENTS, Goals, Spread, figures_of
 from proxy.simulation.replay.records import End, Record
+from proxy.simulation.replay.use import BIN_S, Use
 
 
 def record(asked_s: float, first_s: float, ended_s: float, *, prompt: int = 1000, output: int = 11) -> Record:
@@ -74,3 +74,28 @@ def test_balance_is_of_the_role_where_it_is_worst() -> None:
 def test_nothing_asked_is_nothing_served() -> None:
     figures = figures_of([], {"b0:1": Use()}, Goals())
     assert (figures.requests, figures.good, figures.reuse, figures.ttft_ms.mean) == (0, 0.0, 0.0, 0.0)
+
+
+def test_what_an_instance_did_is_told_over_time() -> None:
+    made = Use()
+    made.begins(1.0, running=3, waiting=2, usage=0.25)
+    made.stepped(1.0, 0.5, prefilled_tokens=100)
+    made.begins(2 * BIN_S - 1.0, running=1, waiting=0, usage=0.5)
+    made.stepped(2 * BIN_S - 1.0, 3.0, steps=100)
+    figures = figures_of([record(0.0, 1.0, 3 * BIN_S)], {"b0:1": made}, Goals())
+    first, second, third = figures.instances["b0:1"].over_time
+    assert (first.at_s, second.at_s, third.at_s) == (0.0, BIN_S, 2 * BIN_S)
+    assert (first.prefill_use, first.decode_use) == pytest.approx((0.5 / BIN_S, 0.0))
+    assert (second.decode_use, third.decode_use) == pytest.approx((1 / BIN_S, 2 / BIN_S))
+    assert (first.running, first.waiting, first.usage) == (3, 2, 0.25)
+    assert (third.running, third.waiting, third.usage) == (0, 0, 0.0)
+
+
+def test_a_long_run_has_no_more_parts_than_a_page_can_show() -> None:
+    made = Use()
+    for second in range(0, 7200, 60):
+        made.stepped(float(second), 30.0, steps=1000)
+    figures = figures_of([record(0.0, 1.0, 7200.0)], {"b0:1": made}, Goals())
+    parts = figures.instances["b0:1"].over_time
+    assert len(parts) <= MOST_MOMENTS
+    assert all(part.decode_use == pytest.approx(0.5, abs=0.01) for part in parts)
