@@ -81,6 +81,24 @@ class RequestEnded(Happening, frozen=True):
     """Keys for each block size that engines have; empty if none is known, or the prompt is not."""
     answer_tokens: int | None = None
     """The engine's count; None if it gave none, as in a stream whose client did not ask for usage."""
+    answer_events: int | None = None
+    """Events of a complete stream, the one that ends it included; counted for a recording alone."""
+    session: str | None = None
+    """As its client calls it; None if it does not, or if neither the policy nor a recording asks for it."""
+
+
+class RequestsRecorded(Happening, frozen=True):
+    """Requests were written to the recording."""
+
+    count: int
+
+
+class RequestsLost(Happening, frozen=True):
+    """Requests are missing in the recording."""
+
+    count: int
+    reason: str
+    """`behind` or `disk`, as `observability.recorder.LOST`."""
 
 
 class RequestUnrouted(Happening, frozen=True):

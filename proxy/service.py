@@ -28,12 +28,14 @@ from proxy.connectors import Connector, load_connector
 from proxy.descriptors import Descriptors, open_descriptors
 from proxy.doctor import Doctor
 from proxy.fleet import Fleet
-from proxy.happenings import Answered, Consumer
+from proxy.happenings import Answered, Consumer, Tell
 from proxy.observability.access_log import write_line
 from proxy.observability.fleet import FleetCollector
 from proxy.observability.metrics import Metrics
 from proxy.observability.predictions import AccuracyCollector
 from proxy.observability.process import TaskCollector, show_connections
+from proxy.observability.record_files import RecordFiles
+from proxy.observability.recorder import Recorder
 from proxy.observability.requests import show_requests
 from proxy.observability.series import Series
 from proxy.observability.snapshots import StateCollector
@@ -114,6 +116,7 @@ class Service:
             limits=config.admission,
             accuracy=self.accuracy,
             tier_costs=config.tier_costs,
+            prompts_wanted=config.recordings.record is not None,
         )
 
         # -- what is told, and who hears it
@@ -136,6 +139,9 @@ class Service:
         self.happenings.listen(Answered, write_line, "access log")
         for consumer in consumers:
             self.happenings.add(consumer)
+        self.recorder = _recorder(config, tell)
+        if self.recorder is not None:
+            self.happenings.add(self.recorder)
 
         # -- what is bounded
         self.descriptors = Descriptors(
@@ -306,6 +312,8 @@ class Service:
         await self._feed_tasks.close()
         if self.feeds is not None:
             self.feeds.close()
+        if self.recorder is not None:
+            await self.recorder.close()
 
 
 def assemble(
@@ -346,6 +354,15 @@ def _kept(config: Config, directory: StateDirectory, tuning: Tuning) -> Kept:
         lambda spec: allowed.why_not(spec) if restricted else None,
         write_s=tuning.write_instances_s,
     )
+
+
+def _recorder(config: Config, tell: Tell) -> Recorder | None:
+    wanted = config.recordings
+    if wanted.record is None:
+        return None
+    files = RecordFiles(wanted.record, wanted.record_mb << 20, wanted.record_files)
+    files.check()
+    return Recorder(files, tell)
 
 
 class _Known:

@@ -5,6 +5,7 @@
     overload   limits, and how requests wait
     security   who may ask for what
     cors       browsers
+    recording  what is recorded of the traffic
     state      what is kept for the next process
     instances  one engine as it is named
     allowed    which instances may be added
@@ -21,6 +22,7 @@ from proxy.config.cors import Cors
 from proxy.config.faults import Deadlines, Health, Retries
 from proxy.config.instances import EventSource, InstanceSpec, as_text, parse_instance
 from proxy.config.overload import Admission, WhenNoPrefill
+from proxy.config.recording import Recordings
 from proxy.config.rules import Rules
 from proxy.config.security import Security
 from proxy.config.service import LEASE_MARGIN_S, Config
@@ -39,6 +41,7 @@ __all__ = [
     "EventSource",
     "Health",
     "InstanceSpec",
+    "Recordings",
     "Retries",
     "Rules",
     "Security",

@@ -7,6 +7,7 @@ from proxy.config.cors import Cors
 from proxy.config.faults import Deadlines, Health, Retries
 from proxy.config.instances import InstanceSpec, parse_instance
 from proxy.config.overload import Admission
+from proxy.config.recording import Recordings
 from proxy.config.security import Security
 from proxy.config.settings import MIB, PORT, SECONDS, Section, Setting, Under, check_header
 from proxy.config.state import State
@@ -237,6 +238,7 @@ class Config(Section, frozen=True, kw_only=True):
         ),
     ] = 30.0
     state: Annotated[State, Under("service")] = State()
+    recordings: Annotated[Recordings, Under("service")] = Recordings()
     log_level: Annotated[
         str,
         Setting(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from proxy.edge.splice import Splice
+from proxy.edge.splice import CountingSplice, Splice
 from proxy.errors import (
     DeadlineError,
     EngineFailedError,
@@ -38,6 +38,8 @@ class Relayed(NamedTuple):
     """The last run but one of a complete stream."""
     last: bytes = b""
     """The last run of a complete stream: these two hold all that follows the answer's text, as its usage."""
+    events: int | None = None
+    """How many events a complete stream had, if they were counted."""
 
 
 async def relay_stream(
@@ -47,16 +49,18 @@ async def relay_stream(
     dialect: Dialect,
     cutting: asyncio.Event,
     limit: TimeLimit = NO_LIMIT,
+    *,
+    counting: bool = False,
 ) -> Relayed:
     """Pass runs of whole events on to the client, at its pace.
 
     `events` MUST end only if the stream is complete, and raise otherwise. If they raise, if the time of
     `limit` is over, or if kvproxy ends (`cutting` is set, then this is cancelled), the client gets an error
     event, and its connection is closed without the event that ends a complete answer. Errors of writing to
-    the client are raised on.
+    the client are raised on. `counting`: count the events.
     """
     await response.prepare(request)
-    splice = Splice(request, response)
+    splice = CountingSplice(request, response) if counting else Splice(request, response)
     try:
         with limit.enforced():
             async for run in events:
@@ -80,7 +84,8 @@ async def relay_stream(
         words = error.words if isinstance(error, LegError) else str(error)
         kind = GatewayTimeoutError if isinstance(error, DeadlineError) else EngineFailedError
         return Relayed(await cut_stream(request, response, dialect, kind(words)))
-    return Relayed(None, splice.before, splice.last)
+    counted = splice.events if isinstance(splice, CountingSplice) else None
+    return Relayed(None, splice.before, splice.last, counted)
 
 
 async def cut_stream(

@@ -11,6 +11,8 @@ UNREAD_BYTES = 64 << 10
 """What may wait for the client before its engine is no longer read; where asyncio's transports, too, say that
 a writer should pause."""
 
+_EVENT_ENDS = b"\n\n"
+
 
 class Splice:
     """The runs of one stream on their way to one client."""
@@ -41,3 +43,21 @@ class Splice:
     async def room(self) -> None:
         """Wait until the client takes more."""
         await self._writer.drain()
+
+
+class CountingSplice(Splice):
+    """A splice that counts events, for a recording."""
+
+    def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
+        super().__init__(request, response)
+        self.events = 0
+
+    def note(self, run: bytes) -> None:
+        """As `Splice.note`."""
+        self.events += run.count(_EVENT_ENDS)
+        super().note(run)
+
+    def take(self, run: bytes) -> bool:
+        """As `Splice.take`."""
+        self.events += run.count(_EVENT_ENDS)
+        return super().take(run)

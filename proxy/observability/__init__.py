@@ -14,6 +14,8 @@
     fleet        the instances
     snapshots    snapshots on disk
     process      connections and tasks
+    recorder     a line for each request, to be replayed
+    record_files where these lines go
     access_log   a line for each request
 
 The rooms that tell know nothing of this one: `proxy/happenings.py` has all that can happen, as values.

@@ -7,21 +7,24 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from proxy.observability import caches, fleet, legs, predictions, process, requests, snapshots
+from proxy.observability import caches, fleet, legs, predictions, process, recorder, requests, snapshots
 from proxy.observability.caches import CACHES
 from proxy.observability.counting import move
 from proxy.observability.fleet import FLEET
 from proxy.observability.legs import LEGS
 from proxy.observability.process import PROCESS
+from proxy.observability.recorder import RECORDING
 from proxy.observability.requests import REQUESTS
 from proxy.observability.series import Series
 from proxy.observability.snapshots import SNAPSHOTS
 from proxy.observability.telling import Happenings
 
-SERIES = (*REQUESTS, *LEGS, *CACHES, *FLEET, *SNAPSHOTS, *PROCESS)
+SERIES = (*REQUESTS, *LEGS, *CACHES, *FLEET, *SNAPSHOTS, *PROCESS, *RECORDING)
 """All series that happenings move."""
 
-GROUPS = tuple(part.ON_THE_PAGE for part in (requests, legs, predictions, fleet, caches, snapshots, process))
+GROUPS = tuple(
+    part.ON_THE_PAGE for part in (requests, legs, predictions, fleet, caches, snapshots, recorder, process)
+)
 """All metrics, those that are read at the scrape included, in the order of docs/metrics.md."""
 
 

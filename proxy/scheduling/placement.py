@@ -76,10 +76,11 @@ class Placement:
         accuracy: Accuracy | None = None,
         tier_costs: Mapping[str, float] | None = None,
         loads: Callable[[Instance, Phase, int], Load] = own_load,
+        prompts_wanted: bool = False,
     ) -> None:
         """`policy`: prices pairs if it can, else legs; `limits`: how many outstanding tokens a rank may have
         (None: any number); `accuracy`: which ranks are trusted; `loads`: what runs on a rank for legs of a
-        phase.
+        phase; `prompts_wanted`: somebody else wants to know the prompts, whatever the policy reads.
 
         `tier_costs`: what reloading a token from a slower tier costs, as a share of computing it; tiers that
         are not named, or cost 1 or more, are not used.
@@ -94,7 +95,7 @@ class Placement:
         """Whether the sessions of requests decide where they go; if not, nobody finds them out."""
         limits = limits or Admission()
         self._prompt_counts = bool(
-            reads_prompt(policy) or limits.max_prefill_tokens or limits.max_decode_tokens
+            prompts_wanted or reads_prompt(policy) or limits.max_prefill_tokens or limits.max_decode_tokens
         )
         self._predicted = PredictedBlocks()
         self._accuracy = accuracy or Accuracy(index.holds)
@@ -113,13 +114,13 @@ class Placement:
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether the tokens of prompts decide where or when a request goes.
+        """Whether the tokens of prompts decide where or when a request goes, or are wanted for a recording.
 
-        They do if the policy reads them, if there are limits on tokens, which estimates would not keep, and
-        while engines have contexts of different lengths, so that a leg must go where it fits. Where all
+        They decide if the policy reads them, if there are limits on tokens, which estimates would not keep,
+        and while engines have contexts of different lengths, so that a leg must go where it fits. Where all
         contexts are the same, an engine itself refuses what is too long, in the same words.
 
-        If they do not, prompts need not be tokenized. Then there is nothing of them in `cached` of the access
+        If neither, prompts need not be tokenized. Then there is nothing of them in `cached` of the access
         log and the headers, and in `RequestEnded.block_keys`; the index is not compared with what engines
         report (`compare`), partial ranks do not heal, and our token counts are not checked. Loads and the
         turns of clients count estimates.

@@ -6,6 +6,8 @@
     writing     as lines that Mooncake's readers understand
     shaping     faster, sliced, spread, staggered
     summary     lengths, reuse and bursts, for reports
+    recording   lines of our own traffic, with nothing in them that can be read
+    scrambling  salted ids for blocks and sessions
     numbering   ids of blocks from 0 on
     ordering    by arrival, and none before the one that it waits for
     blocks      a prompt's ids, told or not

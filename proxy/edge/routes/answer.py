@@ -61,8 +61,10 @@ async def answer(
     response = begun or web.StreamResponse(status=status, headers=CIMultiDict(headers))
     with _watch(request, service):
         cutting = request.app[IN_FLIGHT_KEY].cutting
-        relayed = await relay_stream(request, response, body, dialect, cutting, limit)
+        counting = service.recorder is not None
+        relayed = await relay_stream(request, response, body, dialect, cutting, limit, counting=counting)
     story.answer_tokens = streamed_tokens(dialect, relayed.before, relayed.last)
+    story.answer_events = relayed.events
     return response, relayed.cut
 
 

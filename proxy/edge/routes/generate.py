@@ -158,8 +158,8 @@ async def _call(request: web.Request, service: Service, visit: Visit, dialect: D
 
 
 def session_asked(request: web.Request, service: Service, generation: GenerationRequest) -> str | None:
-    """The session that a request names; None if it names none, or if the policy does not read it."""
-    if not service.placement.reads_session:
+    """The session that a request names; None if it names none, or if nobody asks for it."""
+    if not service.placement.reads_session and service.recorder is None:
         return None
     return session_of(request.headers.get(service.config.session_header), generation.body)
 

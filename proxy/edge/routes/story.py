@@ -23,6 +23,7 @@ class Story:
         self.status: int | None = None
         self.first_byte_s: float | None = None
         self.answer_tokens: int | None = None
+        self.answer_events: int | None = None
 
     def end(self, visit: Visit, dialect: Dialect, outcome: str) -> RequestEnded:
         """The `RequestEnded` of the request, which is over now."""
@@ -49,6 +50,8 @@ class Story:
             prompt_tokens=known.tokens if known is not None else None,
             block_keys=known.block_keys if known is not None else {},
             answer_tokens=self.answer_tokens,
+            answer_events=self.answer_events,
+            session=call.session if call is not None else None,
         )
 
 

@@ -43,6 +43,8 @@ class Line(msgspec.Struct, omit_defaults=True):
     model: str | None = None
     duration: _Ms | None = None
     """From a request's arrival to the end of its answer."""
+    first_byte: _Ms | None = None
+    """From a request's arrival to the first byte of its answer."""
     outcome: str | None = None
 
 
