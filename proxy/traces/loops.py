@@ -30,6 +30,11 @@ class Loop:
         """A request ended then; `began_s`: when its loop began."""
         bisect.insort(self._ends, (ended_s, index, began_s))
 
+    def ended_later(self, ended_s: float) -> None:
+        """The request that ended last ended then, if that is later."""
+        if self._ends and ended_s > self._ends[-1][0]:
+            self._ends[-1] = (ended_s, *self._ends[-1][1:])
+
     def waited(self, at_s: float, slack_s: float = 0.0) -> Waited | None:
         """What a request that came then had waited for; None if nothing had ended.
 

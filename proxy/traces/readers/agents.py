@@ -32,6 +32,8 @@ class Entry(msgspec.Struct):
     """A call, or a sub-agent with the calls that it made."""
 
     t: _Seconds
+    type: str | None = None
+    """`s`: streamed, `n`: not."""
     model: str | None = None
     tokens: _Tokens | None = msgspec.field(default=None, name="in")
     out: _Tokens | None = None
@@ -62,6 +64,8 @@ class _Agent:
         """Whether its parent waits for it."""
         self.loop = Loop()
         self.last: int | None = None
+        self.streamed: Entry | None = None
+        """Its last call, if that was streamed."""
 
     def add(self, ended_s: float, index: int, began_s: float) -> None:
         """A call of this agent's has ended, for which its parents may wait too."""
@@ -104,7 +108,9 @@ def read_agents(path: pathlib.Path, reading: Reading) -> Iterator[TraceRequest]:
 
 def _sessions(path: pathlib.Path) -> Iterator[tuple[int, Session]]:
     numbered = lines(path)
-    number, text = next(numbered)
+    number, text = next(numbered, (0, b""))
+    if not number:
+        return
     if _is_whole(text):
         yield number, _read(path, number, text)
         for number, text in numbered:
@@ -141,6 +147,11 @@ def _requests(session: Session, name: str, scope: object, reading: Reading) -> I
         reading.assumed.add("sessions of agents share nothing with each other")
     for call in calls:
         entry, agent = call.entry, call.agent
+        if _repeats(entry, agent):
+            reading.left_out["that repeat the streamed call before them"] += 1
+            agent.loop.ended_later(call.at_s + (entry.api_time or 0.0))
+            continue
+        agent.streamed = entry if entry.type == "s" else None
         if not entry.tokens or not entry.out:
             reading.left_out["without a prompt or an answer"] += 1
             continue
@@ -174,6 +185,19 @@ def _requests(session: Session, name: str, scope: object, reading: Reading) -> I
             think_s=think_s,
             model=entry.model,
         )
+
+
+def _repeats(entry: Entry, agent: _Agent) -> bool:
+    """Whether a call is one more of a streamed one. Older files have all calls twice: what they were recorded
+    with lost the end of streams, so that its client asked again.
+    """
+    before, agent.streamed = agent.streamed, None
+    return (
+        entry.type == "n"
+        and before is not None
+        and entry.tokens == before.tokens
+        and entry.hash_ids == before.hash_ids
+    )
 
 
 def _at_s(call: _Call) -> float:

@@ -145,6 +145,23 @@ def test_the_shortest_session_that_is_one(tmp_path: pathlib.Path) -> None:
     assert "a call's own time counts as thought" in found.source
 
 
+def test_a_call_that_was_asked_again_counts_once(tmp_path: pathlib.Path) -> None:
+    """As in the older files of kv-cache-tester, which have neither `api_time` nor `hash_id_scope`."""
+    calls = []
+    for at_s, blocks in ((0.0, 276), (7.0, 417), (43.0, 428)):
+        call_ = {"model": "opus", "in": blocks * 64 + 25, "out": 180, "hash_ids": [*range(blocks)]}
+        calls += [{"t": at_s, "type": "s", **call_}, {"t": at_s + 4.0, "type": "n", **call_}]
+    found = read(json_lines(tmp_path / "a.json", {"id": "trace_0003", "block_size": 64, "requests": calls}))
+    assert [(each.after, each.think_s) for each in found.requests] == [(None, 0.0), (0, 3.0), (1, 32.0)]
+    assert "3 left out that repeat the streamed call before them" in found.source
+
+
+def test_equal_calls_of_a_loop_are_kept(tmp_path: pathlib.Path) -> None:
+    same = call(0.0, 130, [1, 2])
+    calls = [same, {**same, "t": 5.0}, {**same, "t": 9.0, "type": "n", "in": 131}]
+    assert len(read(json_lines(tmp_path / "a.json", {**SESSION, "requests": calls})).requests) == 3
+
+
 def test_calls_without_a_prompt_or_an_answer_are_left_out(tmp_path: pathlib.Path) -> None:
     session = {
         **SESSION,

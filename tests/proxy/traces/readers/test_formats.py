@@ -7,7 +7,7 @@ import pytest
 
 from proxy.errors import TraceError
 from proxy.traces.readers import read
-from proxy.traces.readers.formats import format_of
+from proxy.traces.readers.formats import READERS, format_of
 from tests.proxy.traces.given import json_lines
 
 FIRST_LINES = {
@@ -63,6 +63,10 @@ def test_a_format_that_is_named_is_taken_as_it_is(tmp_path: pathlib.Path) -> Non
         read(path, format="azure")
     with pytest.raises(TraceError, match="x: no format; there are lines, agents, azure, burstgpt"):
         read(path, format="x")
+    path.write_text("")
+    for name in READERS:
+        with pytest.raises(TraceError, match="no request in it"):
+            read(path, format=name)
 
 
 def test_files_of_a_folder_are_one_workload(tmp_path: pathlib.Path) -> None:
