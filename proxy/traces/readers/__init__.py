@@ -3,6 +3,7 @@
     base      what every reader keeps to
     formats   which reader reads a file
     lines     Mooncake's JSON lines, aiperf's with sessions, and our own
+    bailian   Bailian's JSON lines
     azure     the LLM inference traces of Azure, as CSV
     burstgpt  BurstGPT, as CSV
     agents    sessions of agents with sub-agents, as JSON

@@ -9,6 +9,7 @@ from proxy.traces.files import lines
 from proxy.traces.readers import azure, burstgpt
 from proxy.traces.readers.agents import read_agents
 from proxy.traces.readers.azure import read_azure
+from proxy.traces.readers.bailian import read_bailian
 from proxy.traces.readers.base import Reader
 from proxy.traces.readers.burstgpt import read_burstgpt
 from proxy.traces.readers.csv_rows import columns_of
@@ -16,15 +17,16 @@ from proxy.traces.readers.lines import read_lines
 
 READERS: dict[str, Reader] = {
     "lines": read_lines,
+    "bailian": read_bailian,
     "agents": read_agents,
     "azure": read_azure,
     "burstgpt": read_burstgpt,
 }
 
 KNOWN = (
-    "JSON lines with input_length (Mooncake, aiperf, kvproxy's own), sessions of agents with requests, "
-    "CSV of Azure with TIMESTAMP, ContextTokens, GeneratedTokens, or of BurstGPT with Timestamp, Model, "
-    "Request tokens, Response tokens"
+    "JSON lines with input_length (Mooncake, aiperf, Bailian, kvproxy's own), sessions of agents with "
+    "requests, CSV of Azure with TIMESTAMP, ContextTokens, GeneratedTokens, or of BurstGPT with Timestamp, "
+    "Model, Request tokens, Response tokens"
 )
 
 
@@ -41,7 +43,7 @@ def format_of(path: pathlib.Path) -> str:
             return "lines" if b'"input_length"' in line else "agents"
         if isinstance(members, list) or "requests" in members:
             return "agents"
-        return "lines"
+        return "bailian" if "chat_id" in members else "lines"
     columns = columns_of(line)
     for name, needed in (("azure", azure.COLUMNS), ("burstgpt", burstgpt.COLUMNS)):
         if all(column in columns for column in needed):

@@ -14,6 +14,7 @@ FIRST_LINES = {
     '{"timestamp": 0, "input_length": 5, "output_length": 5, "hash_ids": [0]}': "lines",
     '{"session_id": "a", "input_length": 5, "output_length": 5}': "lines",
     '{"timestamp": 0, "input_length": 5, "outpu': "lines",
+    '{"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 5}': "bailian",
     '{"id": "t", "requests": []}': "agents",
     '[{"id": "t", "requests": []}]': "agents",
     "{": "agents",
@@ -61,7 +62,7 @@ def test_a_format_that_is_named_is_taken_as_it_is(tmp_path: pathlib.Path) -> Non
     path = json_lines(tmp_path / "a", {"timestamp": 0, "input_length": 5, "output_length": 5})
     with pytest.raises(TraceError, match="line 1: the header has no column TIMESTAMP"):
         read(path, format="azure")
-    with pytest.raises(TraceError, match="x: no format; there are lines, agents, azure, burstgpt"):
+    with pytest.raises(TraceError, match="x: no format; there are lines, bailian, agents, azure, burstgpt"):
         read(path, format="x")
     path.write_text("")
     for name in READERS:
