@@ -3,6 +3,7 @@ says what was left out and what was assumed.
 """
 
 import itertools
+import math
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -25,12 +26,15 @@ def read(
     *,
     format: str | None = None,  # noqa: A002  # the word that users know
     limit: int | None = None,
+    from_s: float = 0.0,
+    to_s: float = math.inf,
 ) -> Workload:
     """The workload of a file, of all files of a folder, or of several of either together. Raises TraceError.
 
     Files together are one workload: ids of blocks mean the same in all of them, except in sessions of agents
     whose ids are their own. `format`: a key of `READERS`; None to find out. `limit`: how many requests are
-    read at most.
+    read at most. `from_s`, `to_s`: what comes before or from then on, in seconds since the first line, is not
+    kept: a slice of a week needs the memory of the slice.
     """
     given = [paths] if isinstance(paths, pathlib.Path) else list(paths)
     reading = Reading(options or ReadingOptions())
@@ -45,7 +49,7 @@ def read(
             formats[kind] = None
             yield from READERS[kind](file, reading)
 
-    taken = list(itertools.islice(requests(), limit))
+    taken = _within(itertools.islice(requests(), limit), from_s, to_s)
     if not taken:
         raise TraceError(f"{', '.join(map(str, given))}: no request in it")
     taken = in_order(_answered(taken, reading))
@@ -53,6 +57,23 @@ def read(
     if began_s:
         taken = [msgspec.structs.replace(request, at_s=request.at_s - began_s) for request in taken]
     return Workload(given[0].name, taken, _source(given, formats, reading))
+
+
+def _within(requests: Iterable[TraceRequest], from_s: float, to_s: float) -> list[TraceRequest]:
+    """Those that come in a span of time; of a closed loop all, or none."""
+    if from_s <= 0 and to_s == math.inf:
+        return list(requests)
+    found: list[TraceRequest] = []
+    places: dict[int, int] = {}
+    first_s: float | None = None
+    for index, request in enumerate(requests):
+        first_s = request.at_s if first_s is None else first_s
+        if not from_s <= request.at_s - first_s < to_s:
+            continue
+        places[index] = len(found)
+        after = places[request.after] if request.after is not None else None
+        found.append(request if after == request.after else msgspec.structs.replace(request, after=after))
+    return found
 
 
 def _files(given: Iterable[pathlib.Path]) -> Iterator[pathlib.Path]:

@@ -6,8 +6,11 @@ import pathlib
 import pytest
 
 from proxy.errors import TraceError
+from proxy.traces.generators import Chats
 from proxy.traces.readers import read
 from proxy.traces.readers.formats import READERS, format_of
+from proxy.traces.shaping import between
+from proxy.traces.writing import write
 from tests.proxy.traces.given import json_lines
 
 FIRST_LINES = {
@@ -80,6 +83,21 @@ def test_files_of_a_folder_are_one_workload(tmp_path: pathlib.Path) -> None:
     assert len({each.blocks for each in found.requests}) == 1
     assert read([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]).requests == found.requests
     assert len(read(tmp_path, limit=1).requests) == 1
+
+
+def test_a_slice_is_what_a_slice_of_the_whole_is(tmp_path: pathlib.Path) -> None:
+    made = Chats(duration_s=200, block_tokens=64).generate()
+    write(made, tmp_path / "made.jsonl")
+    whole = read(tmp_path / "made.jsonl")
+    cut = between(whole, 50.0, 120.0).requests
+    found = read(tmp_path / "made.jsonl", from_s=50.0, to_s=120.0).requests
+    assert 0 < len(found) < len(whole.requests)
+    assert [(each.input_tokens, each.session, each.after) for each in found] == [
+        (each.input_tokens, each.session, each.after) for each in cut
+    ]
+    assert found[0].at_s == 0.0
+    with pytest.raises(TraceError, match="no request in it"):
+        read(tmp_path / "made.jsonl", from_s=5000.0)
 
 
 def test_a_folder_without_traffic_is_refused(tmp_path: pathlib.Path) -> None:
