@@ -47,13 +47,16 @@ def spread(workload: Workload, seed: int = 0, bin_s: float | None = None) -> Wor
     """Requests with equal times of arrival come at random within the time to the next one, in their order.
 
     Some traces know times only to a few seconds: ten requests at once and then none is how they were written
-    down, not how they came. `bin_s`: the longest such time; None for the median distance of those that occur.
+    down, not how they came. Where all times differ nothing is done. `bin_s`: the longest such time; None for
+    the median distance of those that occur.
     """
     requests = workload.requests
     groups: dict[float, list[int]] = {}
     for index, each in enumerate(requests):
         if each.after is None:
             groups.setdefault(each.at_s, []).append(index)
+    if all(len(group) == 1 for group in groups.values()):
+        return workload
     stamps = sorted(groups)
     gaps = [later - earlier for earlier, later in itertools.pairwise(stamps)]
     if bin_s is None:

@@ -92,6 +92,10 @@ def test_equal_times_are_spread_until_the_next_and_keep_their_order() -> None:
     assert max(each.at_s for each in spread(bursts, bin_s=0.5).requests) < 300.5
 
 
+def test_times_that_all_differ_are_left_alone() -> None:
+    assert spread(LOOP) is LOOP
+
+
 def test_sessions_that_begin_at_random_are_otherwise_as_they_were() -> None:
     found = in_order(staggered(LOOP, per_minute=6, seed=3))
     assert contents(found) == contents(LOOP)
