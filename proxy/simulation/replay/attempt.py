@@ -114,6 +114,8 @@ class Attempt:
         admitted = self._admitted
         if admitted.prefill is not None:
             admitted.prefill.end()
+        else:
+            admitted.decode.computed()
         admitted.expected.settle(came=True)
         if self._world.follows is not None:
             self._world.follows.computed(self._call.number)

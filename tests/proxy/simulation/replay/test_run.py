@@ -1,11 +1,15 @@
 """A run is the same every time, every request in it ends, and nothing is claimed or held when it is over."""
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 
 from proxy.config import Admission
 from proxy.errors import ConfigError
 from proxy.scheduling.policies import POLICIES as OWN
+from proxy.scheduling.policies import CacheAffinity
+from proxy.scheduling.types import Candidate, Leg
 from proxy.simulation import EngineShape
 from proxy.simulation.engine.latency import Linear
 from proxy.simulation.replay.baselines import BASELINES
@@ -96,6 +100,31 @@ def test_affinity_reuses_what_round_robin_does_not() -> None:
     )
     assert affine.reuse > 1.2 * round_robin.reuse
     assert affine.ttft_ms.mean < round_robin.ttft_ms.mean
+
+
+class Watching(CacheAffinity):
+    """Notes what the first instance has to do, as it is asked of each prompt."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+
+    def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
+        first = candidates[0]
+        self.seen.append((first.prefill_tokens, first.decode_tokens, first.running_legs))
+        return super().costs(leg, candidates)
+
+
+def test_a_prompt_is_work_until_its_first_token_as_it_is_when_serving() -> None:
+    def request(at_s: float, blocks: Sequence[int]) -> TraceRequest:
+        return TraceRequest(at_s, 16 * len(blocks), 200, tuple(blocks), 16)
+
+    policy = Watching()
+    asked = [request(0.0, range(50)), request(0.01, range(100, 140)), request(2.0, range(200, 220))]
+    made = Run(Workload("three", asked, "by hand"), Setup(fleet="1b"), shape=SMALL, policy=lambda: policy)
+    made.to_end()
+    assert [record.end for record in made.records] == [End.SERVED] * 3
+    assert made.records[0].ended_s > asked[2].at_s > made.records[1].first_token_s
+    assert policy.seen == [(0, 0, 0), (800, 800, 1), (0, 1440, 2)]
 
 
 def test_a_closed_loop_waits_for_the_end_of_the_request_before() -> None:
