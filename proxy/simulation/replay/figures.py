@@ -77,6 +77,7 @@ class OfInstance(msgspec.Struct, frozen=True):
     """The share of time in steps that compute prompts."""
     decode_use: float
     """The share of time in steps that only generate."""
+    steps: int
     prefilled_tokens: int
     generated_tokens: int
     preemptions: int
@@ -138,6 +139,7 @@ def figures_of(records: Sequence[Record], uses: Mapping[str, Use], goals: Goals)
             requests=sum(address in {record.prefill_on, record.decode_on} for record in records),
             prefill_use=_share(use.prefill_s, duration_s),
             decode_use=_share(use.decode_s, duration_s),
+            steps=use.steps,
             prefilled_tokens=use.prefilled_tokens,
             generated_tokens=use.generated_tokens,
             preemptions=use.preemptions,

@@ -105,18 +105,6 @@ class ReplayedInstance:
             )
         self._touched()
 
-    def abort(self, job: Job) -> None:
-        """Its client has gone, or its router has given it up."""
-        if self._jobs.pop(job.id, None) is None:
-            return
-        pulling = job.status is Status.PULLING
-        job.status = Status.ABORTED
-        self._stop()
-        self.scheduler.remove(job)
-        if not pulling:  # a transfer writes into its blocks until it is over
-            self.cache.free(job)
-        self._touched()
-
     def let_go(self, job: Job, *, pulled: bool) -> None:
         """End a hold; `pulled`: its blocks were read."""
         held = self.holds.pull(job.id) if pulled else self.holds.release(job.id)
@@ -302,19 +290,14 @@ class ReplayedInstance:
         if life != self.life:
             return
         self._stop()
-        if pull.engine.life != pull.life:
+        if pull.engine.life != pull.life:  # the blocks are lost
             self.scheduler.remove(job)
-            self._jobs.pop(job.id, None)
+            del self._jobs[job.id]
             self.cache.free(job)
-            if job.status is not Status.ABORTED:
-                job.status = Status.FAILED
-                job.failed(job, pull.engine.address)
-            self._touched()
-            return
-        pull.engine.let_go(pull.job, pulled=True)
-        if job.status is Status.ABORTED:
-            self.cache.free(job)
+            job.status = Status.FAILED
+            job.failed(job, pull.engine.address)
         else:
+            pull.engine.let_go(pull.job, pulled=True)
             job.computed += job.external_hit
             self.cache.cache(job, job.computed)
             job.computed -= 1

@@ -78,8 +78,6 @@ class Setup(msgspec.Struct, frozen=True):
     outages: Sequence[Outage] = ()
     admission: Admission = Admission()
     goals: Goals = Goals()
-    scrape_s: float = 1.0
-    """Seconds between two looks at the engines' gauges, for policies that do not say."""
     skips: bool = True
     """Whether steps that are alike are taken at once; the figures are the same either way."""
 

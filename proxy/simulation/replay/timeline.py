@@ -32,10 +32,6 @@ class Timeline:
         self._planned: list[tuple[float, int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
 
-    def __len__(self) -> int:
-        """How much is planned."""
-        return len(self._planned)
-
     def at(self, at_s: float, turn: Turn, do: Callable[..., None], *what: Any) -> None:
         """Call `do(*what)` at a moment that is not over."""
         self._number += 1

@@ -90,6 +90,9 @@ def test_skipped_steps_change_no_figure(fleet: str) -> None:
     assert figures.itl_ms.mean == pytest.approx(others.itl_ms.mean)
     assert figures.itl_ms.p99 == pytest.approx(others.itl_ms.p99, rel=0.02)
     assert figures.decode_use == pytest.approx(others.decode_use)
+    assert [each.steps for each in figures.instances.values()] == [
+        each.steps for each in others.instances.values()
+    ]
 
 
 def test_affinity_reuses_what_round_robin_does_not() -> None:
