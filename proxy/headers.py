@@ -96,7 +96,7 @@ def value_of(name: str, headers: Iterable[tuple[str, str]]) -> str | None:
     return next((value for each, value in headers if each.lower() == name.lower()), None)
 
 
-class _Crossing(dict[str, bool]):
+class _Crosses(dict[str, bool]):
     """Whether a header crosses, by its name as it was met: looked up in one step from the second time on."""
 
     def __init__(self, ours: frozenset[str], begin: tuple[str, ...] = ()) -> None:
@@ -117,12 +117,12 @@ _MAX_NAMES = 1024
 _MAX_NAME_CHARS = 64
 """Of what is remembered, since clients choose names."""
 
-_TO_AN_ENGINE = _Crossing(_NOT_ON_A_LEG)
-_TO_AN_ENGINE_WITH_A_KEY = _Crossing(_NOT_ON_A_KEYED_LEG)
-_TO_A_CLIENT = _Crossing(_NOT_IN_AN_ANSWER, _CORS)
+_TO_AN_ENGINE = _Crosses(_NOT_ON_A_LEG)
+_TO_AN_ENGINE_WITH_A_KEY = _Crosses(_NOT_ON_A_KEYED_LEG)
+_TO_A_CLIENT = _Crosses(_NOT_IN_AN_ANSWER, _CORS)
 
 
-def _end_to_end(headers: Iterable[tuple[str, str]], crossing: _Crossing) -> Headers:
+def _end_to_end(headers: Iterable[tuple[str, str]], crossing: _Crosses) -> Headers:
     """The headers that cross, and that no `Connection` header names."""
     kept: Headers = []
     named: set[str] = set()

@@ -1,8 +1,8 @@
 """The request bodies in memory never exceed the limit, and no client takes all of it from the others.
 
-A body is charged while it is read, so a client takes nothing by announcing a body; one that does not fit is
-refused before or while it is read. After that it is charged for all that is made of it, until its request
-ends.
+A body is charged as it arrives, so a client takes nothing by announcing a body; one that does not fit is
+refused before or while it is read. Once it is there it is charged for all that is made of it, until its
+request ends; a short one that came with its head is charged for that alone.
 
 What a client may hold depends on what is free: `SHARE` times as much as it leaves free (the dynamic
 thresholds of Choudhury and Hahne, 1998, made for switches that share a buffer). So one client alone gets most
@@ -153,7 +153,7 @@ class BodyBudget:
         return BodyLease(self, client)
 
     def fits(self, client: Hashable, size_bytes: int, instead_of_bytes: int = 0) -> bool:
-        """Whether a client may hold so many more bytes in one body now; a body that is alone always fits.
+        """Whether a client may hold so many bytes for one body now; a body that is alone always fits.
 
         `instead_of_bytes`: what the client holds for this body already.
         """
@@ -181,11 +181,11 @@ class BodyBudget:
         if after_bytes > before_bytes and not self.fits(client, after_bytes, before_bytes):
             return False
         small_bytes = self.small_bytes
-        was = self._small if before_bytes <= small_bytes else self._large
-        held = self._small if after_bytes <= small_bytes else self._large
-        if was is held:
-            held.add(client, after_bytes - before_bytes)
+        before = self._small if before_bytes <= small_bytes else self._large
+        after = self._small if after_bytes <= small_bytes else self._large
+        if before is after:
+            after.add(client, after_bytes - before_bytes)
         else:
-            was.add(client, -before_bytes)
-            held.add(client, after_bytes)
+            before.add(client, -before_bytes)
+            after.add(client, after_bytes)
         return True

@@ -242,7 +242,8 @@ class Lanes:
         if prefill is None or decode is None:
             raise RuntimeError("a request without a place was let in")
         self._placement.granted(question, decision)
-        claim, one_leg = self._placement.claim, prefill.instance == decode.instance
+        claim = self._placement.claim
+        one_leg = prefill.instance == decode.instance
         admitted = Admitted(
             question,
             decision,

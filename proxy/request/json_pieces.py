@@ -54,7 +54,7 @@ def contains(data: Buffer, words: bytes) -> bool:
     """Whether `words`, which are two bytes or more, with a quote or a backslash, stand in `data`."""
     if isinstance(data, memoryview) and len(data) <= _SEARCHED_BYTES:
         data = bytes(data)
-    if len(data) <= _SHORT_BYTES:
+    if len(data) <= _SHORT_BYTES:  # which is less than _SEARCHED_BYTES: no view comes here
         return words in data
     sign = words.find(b"\\" if b"\\" in words else b'"')
     may_be_few, start = isinstance(data, memoryview), 0  # which cannot be searched but at all places

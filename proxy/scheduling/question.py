@@ -75,8 +75,9 @@ class Constraints(NamedTuple):
     """The instances that one attempt must not use, or only if there is no other."""
 
     failed: Collection[str] = ()
-    """Instances on which earlier attempts failed (a Counter if several times): used only if there is no
-    other. A request waits for an instance that says it is full rather than use one that failed twice."""
+    """Instances on which earlier attempts failed (a mapping to how often, if several times): used only if
+    there is no other. A request waits for an instance that says it is full rather than use one that failed
+    twice."""
     tried: Collection[str] = ()
     """Instances that are not used at all."""
     prefill_on: str | None = None

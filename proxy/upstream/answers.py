@@ -121,7 +121,7 @@ class AnswerReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.head:
             return  # a trailer, or bytes after the end
-        key, lower = _name(name)
+        key, lower = _known_name(name) if len(name) <= MAX_KNOWN_NAME_BYTES else _name(name)
         text = value.decode("utf-8", "surrogateescape")
         self.headers.append((key, text))
         match lower:
@@ -167,11 +167,17 @@ class AnswerReader:
             self.reusable = self.broken is None and self._parser.should_keep_alive()
 
 
-@functools.lru_cache(maxsize=256)
 def _name(name: bytes) -> tuple[str, str]:
-    """A header's name as it was written, and in lower case: engines write the same ones again and again."""
+    """A header's name as it was written, and in lower case."""
     key = name.decode("latin-1")
     return key, key.lower()
+
+
+MAX_KNOWN_NAME_BYTES = 64
+"""Longer names of headers are not kept: the engine chooses them."""
+
+_known_name = functools.lru_cache(maxsize=256)(_name)
+"""As `_name`; engines write the same names again and again."""
 
 
 def _size(headers: Headers) -> int:

@@ -190,7 +190,7 @@ class EngineClient:
     def post(
         self, instance: str, path: str, body: Encoded, headers: Headers
     ) -> Coroutine[Any, Any, EngineAnswer]:
-        """Send a leg and wait for the head of its answer.
+        """Send a leg and wait for the head of its answer. It is `_request` itself that is awaited.
 
         Raises ConnectFailedError if no byte was sent, LegBrokenError if the engine may have seen some.
         """
@@ -238,7 +238,8 @@ class EngineClient:
                 self._pool.release(connection)
                 # The engine may have closed a free connection just as it was used. A GET is sent again then;
                 # a leg is not, since the engine may have acted on it.
-                stale = isinstance(error, LegBrokenError) and connection.used and not connection.is_given_up
-                if method != "GET" or not stale or connection.answer.status:
+                closed = isinstance(error, LegBrokenError) and not connection.answer.status
+                stale = closed and connection.used and not connection.is_given_up
+                if method != "GET" or not stale:
                     raise
-            connection = await self._pool.fresh(instance)
+            connection = await self._pool.fresh(instance)  # which is not `used`: there is no third time

@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
             await self._wait(None)
         if self._has_said or not self.is_open:
             return False
-        self._must.writelines(parts)
+        self._must.write(b"".join(parts))  # `writelines` of some 3.12 and 3.13 does not call `pause_writing`
         return True
 
     async def head(self) -> None:

@@ -54,7 +54,7 @@ class _Engine:
 
     @property
     def heard_at(self) -> float | None:
-        """When it last sent something; None if never, or if its instance was removed."""
+        """When it last sent something; None if never, or once its instance was removed."""
         latest = max([self._heard_at, *[connection.heard_at for connection in self.in_use]])
         return None if self.forgotten else latest or None
 

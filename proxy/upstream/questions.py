@@ -23,7 +23,7 @@ def head_of(
 
     `authorization` replaces the client's own. Raises ValueError for a name or value with a line end.
     """
-    given = ""
+    given = ""  # lines with one carriage return and one line feed each: more of either came with a header
     lines = 0
     accept = "Accept: */*\r\n"
     for name, value in headers:
@@ -36,7 +36,7 @@ def head_of(
         lines += 1
     if given.count("\n") != lines or given.count("\r") != lines or "\0" in given:
         raise ValueError("a header has a line end in its value")
-    allows = f"Authorization: {authorization}\r\n" if authorization is not None else ""
+    key_line = f"Authorization: {authorization}\r\n" if authorization is not None else ""
     frames = (
         f"Content-Type: application/json\r\nContent-Length: {body_bytes}\r\n"
         if body_bytes is not None
@@ -44,5 +44,5 @@ def head_of(
     )
     return (
         f"{method} {path} HTTP/1.1\r\nHost: {instance}\r\nAccept-Encoding: identity\r\n"
-        f"{given}{accept}{allows}{frames}\r\n"
+        f"{given}{accept}{key_line}{frames}\r\n"
     ).encode("utf-8", "surrogateescape")

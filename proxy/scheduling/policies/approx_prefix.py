@@ -30,7 +30,7 @@ class ApproxPrefix:
 
     def __init__(self, history: RoutingHistory | None = None) -> None:
         """`history`: what was sent where; None for an empty one."""
-        self._history = history or RoutingHistory()
+        self._history = RoutingHistory() if history is None else history
 
     def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
         """As `LegPolicy`, in legs."""

@@ -8,6 +8,7 @@ sends its sessions to many others, one that joins takes its share from all, and 
 Several kvproxies agree without a word.
 """
 
+import bisect
 import hashlib
 from collections.abc import Sequence
 
@@ -40,7 +41,8 @@ class Session:
         """As `LegPolicy`, in places."""
         if leg.session is None:
             loads = [c.load_tokens for c in candidates]
-            return [float(sorted(loads).index(load)) for load in loads]
+            places = sorted(loads)
+            return [float(bisect.bisect_left(places, load)) for load in loads]
         works = [c.prefill_tokens + (0 if leg.computes else c.decode_tokens) for c in candidates]
         bound = max(FLOOR_TOKENS, BOUND * sum(works) / len(works))
         costs = [0.0] * len(candidates)

@@ -57,9 +57,9 @@ class InTurnHandover:
         over: asyncio.Future[None] = prefill.get_loop().create_future()
 
         def ended(_leg: object) -> None:
-            self._count(hold)
             if not over.done():
                 over.set_result(None)
+            self._count(hold)
 
         prefill.add_done_callback(ended)
         try:

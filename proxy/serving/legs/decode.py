@@ -171,14 +171,15 @@ class DecodeLegs:
         of the setting. Raises LegError if no answer comes, AttemptFailedError if the engine answers that it
         failed.
         """
-        chosen, decision, deadlines = placed.decode, placed.decision, self._rules.deadlines
+        chosen, decision = placed.decode, placed.decision
         leg = Leg(self._tell, self._clock, Phase.DECODE, chosen)
         placed.decode_leg.add(leg.close)
         try:
-            with within(deadlines.first_byte_s + more_s, chosen.instance, "the decode leg's first byte"):
+            first_byte_s = self._rules.deadlines.first_byte_s + more_s
+            with within(first_byte_s, chosen.instance, "the decode leg's first byte"):
                 answer = await self._legs.send(leg, call, body)
                 if answer.is_event_stream and answer.status == 200:
-                    stream = EngineStream(answer, deadlines.chunk_s, call.request.dialect)
+                    stream = EngineStream(answer, self._rules.deadlines.chunk_s, call.request.dialect)
                     if (failure := await stream.begin()) is None:
                         self._produced(custody, chosen.instance)
                         self._legs.took(leg)

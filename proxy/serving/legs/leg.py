@@ -118,6 +118,9 @@ SERVED, REFUSED, LEFT = "served", "refused", "left"
 class Leg:
     """A leg that is under way: its end is told once (`LegEnded`), and from when it is sent until its `end` it
     counts among its engine's running legs.
+
+    `end` closes its answer and tells nothing; `over` tells how it went. Whoever may go away before it knows
+    how it went calls `close`, which does both.
     """
 
     __slots__ = (

@@ -4,6 +4,7 @@ The broken ones are those that nginx and HAProxy refuse of a server: bad status 
 framings, wrong chunk sizes, heads without an end.
 """
 
+import tracemalloc
 from typing import NamedTuple
 
 import pytest
@@ -346,3 +347,18 @@ def test_the_kind_of_a_body() -> None:
     reader.feed(OK + b"Content-Type: Text/Event-Stream; charset=utf-8\r\nContent-Length: 0\r\n\r\n")
     assert reader.media_type == "text/event-stream"
     assert reader.headers[0] == ("Content-Type", "Text/Event-Stream; charset=utf-8")
+
+
+def test_long_names_of_headers_are_not_kept() -> None:
+    """An engine chooses them: a name may be as long as a head."""
+    tracemalloc.start()
+    try:
+        read([OK + b"Content-Length: 0\r\n\r\n"])
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(100):
+            name = b"x%d-" % number + b"n" * (MAX_HEAD_BYTES // 2)
+            assert read([OK + name + b": v\r\nContent-Length: 0\r\n\r\n"]).complete
+        kept_bytes = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 20 * MAX_HEAD_BYTES, "of a hundred halves"
