@@ -15,6 +15,7 @@
     snapshots      that knowledge on disk, for the next start
     connectors     how KV gets from a prefill to a decode engine: one file a connector
     upstream       all HTTP to engines; engine_api: what engines answer about themselves
+    latency        how long engines take, learned from what they took
     fleet          the instances, what runs on each, and their health
     request        what a client asked, and what an engine streams back, as values
     config         all settings: plain values, checked once

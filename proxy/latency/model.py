@@ -1,0 +1,409 @@
+"""Invariant: every instance has a prediction at all times, in milliseconds, learned from what it did and not
+from what was predicted.
+
+    prefill    factor * (a*steps + b*u + c*u*(2n - u)/2) u uncached of n tokens, in steps of `chunk_tokens`
+    transfer   factor * (fixed + per_token*tokens)       of a pair; once more the handshake, if it never spoke
+    step       factor * (s0 + s1*sequences + s2*context tokens)
+
+Instances of one role and model share the coefficients, and each has its factor. An instance that did not join
+is predicted by the profile, and nothing is learned of it.
+"""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from proxy.latency.fits import Fits, Place, PoolName
+from proxy.latency.pool import PoolState
+from proxy.latency.profiles import Profile
+from proxy.latency.service_times import Leg, ServiceTimes
+
+MAX_INSTANCES = 4096
+MAX_RANKS = 1024
+"""Of an instance: as many as kvproxy knows of engines, and nobody has."""
+
+MAX_PAIRS = 8192
+"""Pairs with factors of their own; the others are as most are."""
+
+MAX_HANDSHAKES = 15
+"""Of the last so many the median counts: one that took 6 s under load shall not."""
+
+OVERHEAD_SURE = 100.0
+"""The overhead may be off by a twentieth of a usual prefill: it cannot be told from `a` while all legs find
+their engines idle.
+"""
+
+MIN_STEP_MS, MAX_STEP_MS = 0.5, 10.0
+STEP_SHARE = 0.3
+"""Prefills whose ends are closer than this share of a step's fixed cost were in one step. Their answers do
+not leave at the same instant."""
+
+MIN_SHARE = 0.2
+"""Of a time that an engine spent on prefill and decode, what is left to prefill at least."""
+
+CUT_WEIGHT = 0.1
+"""What a time teaches that was cut where legs may have shared a step: its tokens are off by an eighth."""
+
+MAX_LINE_UPS = 32
+"""For so many lists of candidates the coefficients are kept side by side."""
+
+STATE_VERSION = 1
+
+Floats = npt.NDArray[np.float64]
+Pair = tuple[str, str]
+K = TypeVar("K", bound=Hashable)
+
+
+class KindState(msgspec.Struct, frozen=True):
+    """One kind of work, in plain values."""
+
+    pools: list[tuple[PoolName, PoolState]]
+    factors: list[tuple[str, str, float]]
+    """Of an instance, or of a pair: the second name is empty for an instance."""
+
+
+class ModelState(msgspec.Struct, frozen=True):
+    """What a latency model has learned, in plain values."""
+
+    version: Annotated[int, msgspec.Meta(ge=STATE_VERSION, le=STATE_VERSION)]
+    prefill: KindState
+    step: KindState
+    transfer: KindState
+    handshakes: list[Annotated[float, msgspec.Meta(ge=0)]]
+    met: list[Pair]
+
+
+class Fitted(msgspec.Struct, frozen=True):
+    """How one kind of work of one pool is predicted, and how well."""
+
+    kind: str
+    """`prefill`, `step` or `transfer`."""
+    role: str
+    model: str
+    coefficients: dict[str, float]
+    """Of an instance as most of the pool are; ms, and ms a token."""
+    observations: int
+    error_p50: float | None
+    """|predicted - observed| / observed that half of the last predictions did not exceed; None if none was
+    observed."""
+    error_p90: float | None
+    factors: dict[str, float]
+    """How many times as long as most each instance takes; of a transfer, each pair that was observed."""
+    errors: dict[str, float]
+    """Of each of these, the error that half of its last predictions did not exceed."""
+
+
+class LatencyModel:
+    """Predicts what instances take, and learns it."""
+
+    def __init__(self, profile: Profile) -> None:
+        """`profile`: what is believed before anything was observed."""
+        self._profile = profile
+        self._chunk_tokens = profile.chunk_tokens
+        self._prefill: Fits[str] = Fits(
+            (profile.a, profile.b, profile.c, profile.overhead),
+            (1.0, 2048.0, 2048.0**2 / 2, 1.0),
+            MAX_INSTANCES,
+            (1.0, 1.0, 1.0, OVERHEAD_SURE),
+        )
+        self._step: Fits[str] = Fits(
+            (profile.s0, profile.s1, profile.s2), (1.0, 16.0, 16 * 2048.0), MAX_INSTANCES
+        )
+        self._transfer: Fits[Pair] = Fits(
+            (profile.transfer, profile.transfer_per_token), (1.0, 2048.0), MAX_PAIRS
+        )
+        self._pools: dict[str, PoolName] = {}
+        self._services: dict[str, dict[int, ServiceTimes]] = {}
+        """Of each instance by rank: ranks have queues of their own."""
+        self._met: dict[str, set[str]] = {}
+        self._handshakes: deque[float] = deque(maxlen=MAX_HANDSHAKES)
+        self._lined_up: dict[tuple[str, ...], _LineUp] = {}
+        self._lined_up_at = -1
+
+    # -- who there is -------------------------------------------------------------------------------------
+
+    def join(self, instance: str, role: str, model: str) -> None:
+        """An instance is there. Joining again with another role or model begins anew."""
+        name = PoolName(role, model)
+        if self._pools.get(instance) == name:
+            return
+        if instance in self._pools:
+            self.forget(instance)
+        self._pools[instance] = name
+        self._services[instance] = {}
+        self._prefill.join(instance, name)
+        self._step.join(instance, name)
+        for pair in [pair for pair in self._transfer.remembered if instance in pair]:
+            if pair[0] in self._pools and pair[1] in self._pools:
+                self._transfer.join(pair, self._pools[pair[1]])
+
+    def forget(self, instance: str) -> None:
+        """An instance was removed. What ends there later teaches nothing."""
+        if self._pools.pop(instance, None) is None:
+            return
+        del self._services[instance]
+        self._prefill.forget(instance)
+        self._step.forget(instance)
+        for pair in [pair for pair in self._transfer.places if instance in pair]:
+            self._transfer.forget(pair)
+        self.restarted(instance)
+
+    def restarted(self, instance: str) -> None:
+        """Its process is another: it has to shake hands again. It is as fast as it was."""
+        self._met.pop(instance, None)
+        for met in self._met.values():
+            met.discard(instance)
+
+    # -- predictions --------------------------------------------------------------------------------------
+
+    def prefill_ms(self, instance: str, uncached_tokens: float, prompt_tokens: float) -> float:
+        """To compute the uncached tokens of a prompt, without waiting and without `overhead_ms`."""
+        place = self._prefill.places.get(instance, self._prefill.stranger)
+        a, b, c, _ = place.pool.formula
+        each = b + c * (prompt_tokens - 0.5 * uncached_tokens)
+        return place.member.factor * (a * self._steps(uncached_tokens) + uncached_tokens * each)
+
+    def _steps(self, tokens: float) -> int:
+        """How many steps compute so many tokens: the fixed cost is paid in each."""
+        return 1 if tokens <= self._chunk_tokens else math.ceil(tokens / self._chunk_tokens)
+
+    def prefill_ms_of(
+        self, instances: Sequence[str], uncached_tokens: npt.ArrayLike, prompt_tokens: float
+    ) -> Floats:
+        """As `prefill_ms`, of many instances at once: for each its uncached tokens."""
+        a, b, c = self._line_up(instances).coefficients(self._prefill.version)
+        uncached = np.asarray(uncached_tokens, np.float64)
+        result: Floats = (prompt_tokens - 0.5 * uncached) * c
+        result += b
+        result *= uncached
+        result += a * np.maximum(np.ceil(uncached / self._chunk_tokens), 1.0)
+        return result
+
+    def _line_up(self, instances: Sequence[str]) -> "_LineUp":
+        names = tuple(instances)
+        if self._lined_up_at != self._prefill.changes:
+            self._lined_up.clear()
+            self._lined_up_at = self._prefill.changes
+        found = self._lined_up.get(names)
+        if found is None:
+            if len(self._lined_up) >= MAX_LINE_UPS:
+                self._lined_up.clear()
+            stranger = self._prefill.stranger
+            found = _LineUp([self._prefill.places.get(name, stranger) for name in names])
+            self._lined_up[names] = found
+        return found
+
+    def overhead_ms(self, instance: str) -> float:
+        """What a leg takes beside the engine's work: HTTP, reading the body, tokenizing."""
+        return self._prefill.places.get(instance, self._prefill.stranger).coefficients[3]
+
+    def transfer_ms(self, prefill: str, decode: str, tokens: float) -> float:
+        """To pull the KV of that many tokens, hands shaken."""
+        place = self._transfer.places.get((prefill, decode))
+        if place is not None:
+            fixed, per_token = place.coefficients
+        else:
+            fixed, per_token = self._transfer.usual(self._pools.get(decode))
+        return fixed + per_token * tokens
+
+    def handshake_ms(self, prefill: str, decode: str) -> float:
+        """What the next transfer of this pair takes more; 0 once they have spoken."""
+        if decode in self._met.get(prefill, ()):
+            return 0.0
+        if not self._handshakes:
+            return self._profile.handshake
+        return statistics.median([self._profile.handshake, *self._handshakes])
+
+    def step_ms(self, instance: str, sequences: float, context_tokens: float) -> float:
+        """A decode step for so many sequences, with so many tokens of context together."""
+        place = self._step.places.get(instance, self._step.stranger)
+        s0, s1, s2 = place.pool.formula
+        return place.member.factor * (s0 + s1 * sequences + s2 * context_tokens)
+
+    def price_ms(
+        self, instance: str, sequences: float, context_tokens: float, new_context_tokens: float
+    ) -> float:
+        """How much longer each step becomes, for every sequence there, with one more of this context.
+
+        Times `sequences`, it is what all of them lose in a step.
+        """
+        with_it = self.step_ms(instance, sequences + 1, context_tokens + new_context_tokens)
+        return with_it - self.step_ms(instance, sequences, context_tokens)
+
+    # -- learning -----------------------------------------------------------------------------------------
+
+    def prefilled(self, instance: str, uncached_tokens: int, prompt_tokens: int, ms: float) -> bool:
+        """An engine took so long for a prompt alone, waiting and overhead excluded; whether it was believed.
+
+        For the time of a leg, which has both in it, see `leg_ended`.
+        """
+        attended = uncached_tokens * (2 * prompt_tokens - uncached_tokens) / 2
+        return self._prefill.learn(
+            instance, (self._steps(uncached_tokens), uncached_tokens, attended, 0.0), ms
+        )
+
+    def leg_ended(
+        self,
+        instance: str,
+        leg: Leg,
+        *,
+        rank: int = 0,
+        others: int | None = None,
+        sequences: float = 0,
+        context_tokens: float = 0,
+    ) -> None:
+        """A leg that prefilled has ended, or failed: learn what can be learned of it.
+
+        Legs of a rank are told in the order of their ends. `others`: how many run there now, if known;
+        `sequences`, `context_tokens`: what it decoded beside it, on average.
+        """
+        place = self._prefill.places.get(instance)
+        if place is None:
+            return
+        a, _, _, overhead = place.coefficients
+        step_ms = min(max(STEP_SHARE * a, MIN_STEP_MS), MAX_STEP_MS)
+        told = self._service(instance, rank).ended(leg, step_ms=step_ms, overhead_ms=overhead, others=others)
+        for served in told:
+            ms, steps = served.ms, self._steps(served.uncached_tokens)
+            if sequences:
+                ms = max(ms - steps * self.step_ms(instance, sequences, context_tokens), MIN_SHARE * ms)
+            features = (steps, served.uncached_tokens, served.attended, float(served.idle))
+            self._prefill.learn(instance, features, ms, 1.0 if served.whole else CUT_WEIGHT)
+
+    def unknown_work(self, instance: str, began_at: float, until: float, *, rank: int = 0) -> None:
+        """The engine may have worked between these times on what is told in no leg."""
+        if instance in self._pools:
+            self._service(instance, rank).unknown(began_at, until)
+
+    def gauges(self, instance: str, at: float, *, requests: int, own: int, rank: int = 0) -> None:
+        """What an engine told of itself at a time: `requests` run or wait there, `own` of them are ours.
+
+        `own` MUST count every request that was there at any moment of the question: what is more than that is
+        of other routers, and times with it are not learned from.
+        """
+        if instance in self._pools:
+            self._service(instance, rank).gauges(at, requests=requests, own=own)
+
+    def _service(self, instance: str, rank: int) -> ServiceTimes:
+        ranks = self._services[instance]
+        if rank not in ranks:
+            if len(ranks) >= MAX_RANKS:
+                ranks.clear()
+            ranks[rank] = ServiceTimes(self._chunk_tokens)
+        return ranks[rank]
+
+    def transferred(self, prefill: str, decode: str, tokens: int, ms: float) -> bool:
+        """KV was pulled in so long, waiting and the first decode step excluded; whether it was believed.
+
+        The first time of a pair teaches how long hands are shaken.
+        """
+        name = self._pools.get(decode)
+        if name is None or prefill not in self._pools or not 0 < ms < float("inf"):
+            return False
+        met = self._met.setdefault(prefill, set())
+        if decode not in met:
+            met.add(decode)
+            self._handshakes.append(max(ms - self.transfer_ms(prefill, decode, tokens), 0.0))
+            return True
+        self._transfer.join((prefill, decode), name)
+        return self._transfer.learn((prefill, decode), (1.0, tokens), ms)
+
+    def stepped(self, instance: str, sequences: float, context_tokens: float, ms: float) -> bool:
+        """A decode step took so long, or some did on average, with so much in it; whether it was believed."""
+        return self._step.learn(instance, (1.0, sequences, context_tokens), ms)
+
+    # -- what it knows ------------------------------------------------------------------------------------
+
+    def fitted(self) -> list[Fitted]:
+        """All pools that were observed."""
+        return [
+            *_fitted("prefill", self._prefill, ("a", "b", "c", "overhead"), str),
+            *_fitted("step", self._step, ("s0", "s1", "s2"), str),
+            *_fitted("transfer", self._transfer, ("fixed", "per_token"), " -> ".join),
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """What it has learned, in plain values, for `restore` of a later process."""
+        state = ModelState(
+            version=STATE_VERSION,
+            prefill=_kind_state(self._prefill, lambda instance: (instance, "")),
+            step=_kind_state(self._step, lambda instance: (instance, "")),
+            transfer=_kind_state(self._transfer, lambda pair: pair),
+            handshakes=[*self._handshakes],
+            met=[(prefill, decode) for prefill, met in self._met.items() for decode in sorted(met)],
+        )
+        plain: dict[str, Any] = msgspec.to_builtins(state)
+        return plain
+
+    def restore(self, state: object) -> None:
+        """Take over what `state` gave, before anybody joined.
+
+        Raises ValueError if it is no such state; then nothing is taken over. What was learned of an instance
+        is used when it joins.
+        """
+        try:
+            read = msgspec.convert(state, ModelState)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"this is not what a latency model has learned: {error}") from None
+        fresh = LatencyModel(self._profile)
+        for fits, kind in ((fresh._prefill, read.prefill), (fresh._step, read.step)):
+            fits.restore(kind.pools, [(instance, factor) for instance, _, factor in kind.factors])
+        fresh._transfer.restore(
+            read.transfer.pools,
+            [((prefill, decode), factor) for prefill, decode, factor in read.transfer.factors],
+        )
+        self._prefill, self._step, self._transfer = fresh._prefill, fresh._step, fresh._transfer
+        self._handshakes.extend(read.handshakes)
+        for prefill, decode in read.met[-MAX_PAIRS:]:
+            self._met.setdefault(prefill, set()).add(decode)
+        self._lined_up_at = -1
+
+
+class _LineUp:
+    """The coefficients of some members side by side."""
+
+    def __init__(self, places: Sequence[Place[str]]) -> None:
+        self._members = [place.member for place in places]
+        self._pools = list({id(place.pool): place.pool for place in places}.values())
+        row = {id(pool): index for index, pool in enumerate(self._pools)}
+        self._rows = np.array([row[id(place.pool)] for place in places], np.intp)
+        self._version = -1
+        self._coefficients: Floats = np.empty((3, 0))
+
+    def coefficients(self, version: int) -> Floats:
+        """a, b and c, each of all members, as of a version of the fits."""
+        if self._version != version and self._pools:
+            formulas = np.array([pool.formula[:3] for pool in self._pools]).T
+            factors = np.array([member.factor for member in self._members])
+            self._coefficients = (formulas if len(self._pools) == 1 else formulas[:, self._rows]) * factors
+            self._version = version
+        return self._coefficients
+
+
+def _kind_state(fits: Fits[K], names: Callable[[K], Pair]) -> KindState:
+    pools, factors = fits.state()
+    return KindState(pools=pools, factors=[(*names(key), factor) for key, factor in factors])
+
+
+def _fitted(kind: str, fits: Fits[K], names: Sequence[str], called: Callable[[K], str]) -> list[Fitted]:
+    return [
+        Fitted(
+            kind=kind,
+            role=name.role,
+            model=name.model,
+            coefficients=dict(zip(names, pool.coefficients, strict=True)),
+            observations=pool.observations,
+            error_p50=pool.errors.quantile(0.5),
+            error_p90=pool.errors.quantile(0.9),
+            factors={called(key): factor for key, factor in pool.factors().items()},
+            errors={called(key): error for key, error in pool.member_errors().items()},
+        )
+        for name, pool in fits.pools()
+        if pool.observations
+    ]
