@@ -4,6 +4,7 @@ guessed.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 from array import array
@@ -36,7 +37,6 @@ from proxy.tokenizing.fields import (
 from proxy.tokenizing.learning import LEARNING_WAITS, Learning, LearningWaits
 from proxy.tokenizing.local.bounds import LIMITS, Bounds, Excess, Limits
 from proxy.tokenizing.local.tokenizer import (
-    INLINE_BYTES,
     LocalTokenizer,
     NotExactError,
     TooLongError,
@@ -305,14 +305,10 @@ class PromptTokenizer:
             or self.is_distrusted(how.kind + _LOCALLY)
         ):
             return None
-        ended = (
-            self._charged(len(how.body) * TEXT_COPIES, client) if len(how.body) > INLINE_BYTES else _nothing
-        )
-        if ended is None:
-            return None
+        hold = functools.partial(self._charged, len(how.body) * TEXT_COPIES, client)
         try:
             ask = local.prefix if how.media else local.answer
-            return await ask(how.body, client, bounds.max_characters, ended, self._deadline_s)
+            return await ask(how.body, client, bounds.max_characters, hold, self._deadline_s)
         except TimeoutError:
             return None
 

@@ -169,6 +169,28 @@ async def special_tokens_in_little(target: Target) -> Said:
 
 
 @attack()
+async def nearly_special_tokens(target: Target) -> Said:
+    """A prompt of 24 000 beginnings of special tokens' names, of which there are 1000."""
+    return await target.post(
+        COMPLETIONS, [b'{"max_tokens":1,"prompt":"', *repeated(b"<|r a ", 24_000), b'"}']
+    )
+
+
+@attack()
+async def nearly_special_tokens_in_little(target: Target) -> Said:
+    """A prompt of 12 600 beginnings of special tokens' names, in 38 KB."""
+    return await target.post(COMPLETIONS, [b'{"max_tokens":1,"prompt":"', *repeated(b"<|r", 12_600), b'"}'])
+
+
+@attack()
+async def messages_in_little(target: Target) -> Said:
+    """A chat of 128 messages, as many as are read at once."""
+    message = b'{"role":"user","content":"' + b"x" * 40 + b'"},'
+    body = [b'{"max_tokens":1,"messages":[', *repeated(message, 127), message[:-1], b"]}"]
+    return await target.post(CHATS, body)
+
+
+@attack()
 async def four_at_once(target: Target) -> Said:
     """Four of different kinds at the same time."""
     each = (no_place_to_cut_that_may_fit, ids_with_truncation, tools_that_are_rendered, escapes)

@@ -27,6 +27,8 @@ ADMIN_KEY = "bench"
 AS_OPERATOR = f"X-API-Key: {ADMIN_KEY}\r\n"
 """A line of the head of what only operators may ask."""
 CONTEXT_TOKENS = 131072
+RESERVED_NAMES = 1000
+"""The special tokens that the model has beside those of the stand-ins, which do not know them."""
 SETTLED_S = 1.0
 """After an attack is answered, what it left behind may go on: so long nothing new must show before it is
 over."""
@@ -163,12 +165,24 @@ class Target:
         return 1000 * watched.worst_pause_s(self._pulse)
 
 
+def _add_names(tokenizer_json: pathlib.Path) -> None:
+    """Add special tokens, as Llama 3 has 250 that are reserved and Gemma 6000."""
+    described = json.loads(tokenizer_json.read_text("utf-8"))
+    vocabulary, added = described["model"]["vocab"], described["added_tokens"]
+    for number in range(RESERVED_NAMES):
+        name = f"<|r{number}|>"
+        vocabulary[name] = len(vocabulary)
+        added.append(added[0] | {"id": vocabulary[name], "content": name})
+    tokenizer_json.write_text(json.dumps(described), "utf-8")
+
+
 @contextlib.contextmanager
 def engines(logs: pathlib.Path) -> Iterator[dict[str, list[str]]]:
     """A prefill and a decode stand-in by role, for all attacks."""
     model = logs / "model"
     model.mkdir(parents=True, exist_ok=True)
     write_model(model)  # so that kvproxy tokenizes by itself
+    _add_names(model / "tokenizer.json")
     with contextlib.ExitStack() as stack:
         found = {}
         for name in ("prefill", "decode"):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from proxy.tokenizing.local.exactness import Cuts
+from proxy.tokenizing.local.names import pattern_of
 from proxy.tokenizing.local.turns import SLICE_BYTES, Job, Slice, at_once
 from proxy.tokenizing.shown import PiecesShown
 
@@ -49,7 +50,8 @@ Chinese or of Cyrillic letters, a table of numbers and base64 have none: 64 KiB 
 and 65 000 characters."""
 
 LOOK_CHARACTERS = 1 << 14
-"""The characters that are searched at once, before other threads have a turn."""
+"""The characters that are searched at once, before other threads have a turn: about 0.3 ms, however many
+special tokens there are (the attack `nearly-special-tokens`)."""
 
 _BETWEEN_WORDS = re.compile(r"[A-Za-z](?= [A-Za-z])")
 _PLACE_CHARACTERS = 3
@@ -118,11 +120,8 @@ class PieceCache:
         """The characters of pieces that were known."""
         self.missed_characters = 0
         self._special = {text: array("I", [token]) for text, token in cuts.tokens.items()}
-        longest_first = sorted(self._special, key=len, reverse=True)
         self._longest_special = max(map(len, self._special), default=0)
-        self._separator = (
-            re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
-        )
+        self._separator = pattern_of(list(self._special)) if self._special else None
 
     def status(self) -> PiecesShown:
         """For `/status`."""

@@ -34,7 +34,7 @@ unread in their requests' bodies."""
 
 INLINE_S = 0.005
 """How long texts may hold up one turn of the event loop, all together: as long as a thread that works on one
-keeps it waiting. The last of them may take 5 ms more."""
+keeps it waiting. The last of them may take 5 ms more (the attack `special-tokens-in-little`, repeated)."""
 
 
 class Slice(NamedTuple):

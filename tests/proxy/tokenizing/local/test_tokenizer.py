@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ from proxy.tokenizing.fields import Ask, what_to_tokenize
 from proxy.tokenizing.local.pieces import batches
 from proxy.tokenizing.local.reading import loads
 from proxy.tokenizing.local.templates import ChatTemplate, TemplateRefusedError
-from proxy.tokenizing.local.tokenizer import INLINE_QUOTES, INLINE_READ_BYTES
+from proxy.tokenizing.local.tokenizer import INLINE_BYTES, INLINE_NESTED, INLINE_QUOTES, INLINE_READ_BYTES
 from proxy.tokenizing.local.turns import INLINE_S, Job
 from tests.helpers.tiny_model import write_tiny_model
 
@@ -178,7 +178,7 @@ async def test_long_questions_leave_the_event_loop_and_have_the_same_answer(
 @pytest.mark.parametrize(
     "prompt",
     [
-        '"x" ' * (INLINE_QUOTES // 2),  # as a chat of many messages has
+        '"x" ' * (INLINE_QUOTES // 2) + "word " * (INLINE_BYTES // 5),  # as a chat of many messages has
         "xyz " * (INLINE_READ_BYTES // 4),
     ],
 )
@@ -198,6 +198,125 @@ async def test_a_question_that_takes_long_to_read_is_read_off_the_event_loop(
     assert await tokenizer.answer(question) == known
     assert threading.main_thread() not in threads
     assert len(threads) == 1
+    tokenizer.close()
+
+
+INDENTED = """\
+{% for tool in tools or [] %}{{ tool | tojson(indent=4) }}{% endfor %}
+{% for message in messages %}
+{{ message.content }}{% if message.tool_calls %}{{ message.tool_calls | tojson(indent=4) }}{% endif %}
+{% endfor %}"""
+
+
+def nested(values: str, depth: int) -> dict[str, Any]:
+    return {"x": json.loads("[" * depth + values + "]" * depth)}
+
+
+def tools(count: int, parameters: dict[str, Any]) -> dict[str, Any]:
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    return {"messages": [{"role": "user", "content": "Hi"}], "tools": [tool] * count}
+
+
+def calls(count: int, arguments: dict[str, Any], *, escaped: bool) -> bytes:
+    written = json.dumps(arguments, separators=(",", ":"))
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "HERE"}}
+    chat = {"messages": [{"role": "assistant", "content": "", "tool_calls": [call] * count}]}
+    text = "".join(f"\\u{ord(sign):04x}" for sign in written) if escaped else json.dumps(written)[1:-1]
+    return msgspec.json.encode(chat).replace(b"HERE", text.encode())
+
+
+@pytest.mark.parametrize(
+    ("question", "stays"),
+    [
+        (msgspec.json.encode(tools(16, nested("", 190))), False),
+        (msgspec.json.encode(tools(1, nested(",".join("1" * 3500), 190))), False),
+        (msgspec.json.encode(tools(85, nested("", 190))), False),
+        (calls(16, nested("", 190), escaped=False), False),
+        (calls(2, nested(",".join("1" * 150), 190), escaped=True), False),
+        (msgspec.json.encode({"messages": [{"role": "user", "content": ""}] * 270}), False),
+        (msgspec.json.encode(tools(1, nested("", 150))), True),
+        (msgspec.json.encode(tools(10, nested("1,2,3,4", 5))), True),
+        (msgspec.json.encode({"messages": [{"role": "user", "content": "Hi"}] * 120}), True),
+    ],
+    ids=[
+        "deep", "many values that are deep", "longer", "arguments of calls", "escaped arguments of calls",
+        "many messages", "deep once", "ordinary", "some messages",
+    ],
+)  # fmt: skip
+async def test_a_question_that_may_grow_is_rendered_off_the_event_loop(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, question: bytes, stays: bool
+) -> None:
+    directory = write_tiny_model(tmp_path, config={}, template=INDENTED)
+    tokenizer = LocalTokenizer(read_model(directory))
+    made: dict[bool, list[int]] = {True: [], False: []}
+
+    def encoding(text: str) -> Job["array[int]"]:
+        made[threading.current_thread() is threading.main_thread()].append(len(text))
+        return type(tokenizer.pieces).encoding(tokenizer.pieces, text)
+
+    expected = tokenizer.answer_now(question)  # None if so many spaces in a row are too long a piece
+    monkeypatch.setattr(tokenizer.pieces, "encoding", encoding)
+    assert await tokenizer.answer(question) == expected
+    assert len(made[stays]) == 1
+    assert not made[not stays]
+    assert sum(made[True]) <= 4 * INLINE_NESTED + len(question)
+    tokenizer.close()
+
+
+async def test_what_stands_before_media_is_tokenized_on_the_event_loop_only_if_all_of_it_is_little(
+    models: dict[str, LocalTokenizer],
+) -> None:
+    here = []
+
+    class Seen(LocalTokenizer):
+        def _encode(self, texts: Sequence[str]) -> "list[array[int]]":
+            if threading.current_thread() is threading.main_thread():
+                here.append(sum(map(len, texts)))
+            return super()._encode(texts)
+
+    def question(before: str, behind: str) -> bytes:
+        parts = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": behind}]
+        return msgspec.json.encode({"messages": [{"role": "user", "content": parts}]})
+
+    tokenizer = Seen(read_model(models["parts"].directory))
+    known = " ".join(f"some text {number}" for number in range(2000))
+    assert tokenizer.answer_now(msgspec.json.encode({"prompt": f"<|pad|>{known}"})) is not None
+    del here[:]
+    long = question("what stands before it, ", known)
+    found = await tokenizer.prefix(long)
+    assert found is not None
+    assert sum(here) <= INLINE_BYTES
+    assert found == tokenizer.prefix_now(long)
+    del here[:]
+    short = question("something else before it, ", "which is short")
+    assert await tokenizer.prefix(short) is not None
+    assert here
+    tokenizer.close()
+
+
+async def test_memory_is_held_by_what_waits_for_a_turn_however_short_and_by_nothing_else(
+    models: dict[str, LocalTokenizer],
+) -> None:
+    tokenizer = LocalTokenizer(read_model(models["chatml"].directory))
+    told: list[str] = []
+
+    def hold() -> Callable[[], None]:
+        told.append("held")
+        return lambda: told.append("given back")
+
+    short = b'{"prompt": "something short"}'
+    assert await tokenizer.answer(short, hold=hold) is not None
+    assert not told
+    tokenizer._loop_time.spend(INLINE_S)
+    assert await tokenizer.answer(short, hold=hold) is not None
+    assert told == ["held", "given back"]
+    new = msgspec.json.encode({"prompt": " ".join(f"new text {n}" for n in range(1500))})
+    await asyncio.sleep(0)
+    assert await tokenizer.answer(new, hold=hold) is not None
+    assert told == ["held", "given back"] * 2
+    tokenizer._loop_time.spend(INLINE_S)
+    assert await tokenizer.answer(short, hold=lambda: None) is None
+    assert len(tokenizer._turns) == 0
     tokenizer.close()
 
 
