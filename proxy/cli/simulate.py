@@ -1,6 +1,7 @@
 """`kvproxy simulate` lets a fleet that need not exist serve recorded or generated traffic, in simulated time.
 
-It prints a table of figures, a line for each fleet, speed and policy, and writes all of them as JSON.
+It prints a table of figures, a line for each fleet, speed and policy, and writes all of them as JSON and as a
+page.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -19,6 +20,7 @@ from proxy.simulation.engine.latency import PROFILES
 from proxy.simulation.replay.comparison import Comparison, as_table, cells_of, names_of_policies
 from proxy.simulation.replay.figures import Goals
 from proxy.simulation.replay.run import Outage, Setup, named_policy
+from proxy.simulation.report.page import page_of
 from proxy.traces.generators import GENERATORS, generator
 from proxy.traces.readers import read
 from proxy.traces.shaping import spread
@@ -26,8 +28,8 @@ from proxy.traces.workload import Workload
 
 T = TypeVar("T")
 
-FILE = "figures.json"
-"""The name of the file in `--out`."""
+FIGURES, REPORT = "figures.json", "report.html"
+"""The names of the files in `--out`."""
 SHOWN_EVERY_S = 0.5
 """Seconds between two lines of progress on a terminal."""
 
@@ -116,7 +118,10 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--tpot-ms", type=_milliseconds, default=usual.goals.tpot_ms, metavar="MS",
         help="... and each further one took no more than this in the mean (default: %(default)g)",
     )  # fmt: skip
-    output.add_argument("--out", type=pathlib.Path, metavar="DIR", help=f"write all figures to DIR/{FILE}")
+    output.add_argument(
+        "--out", type=pathlib.Path, metavar="DIR",
+        help=f"write all figures to DIR/{FIGURES}, and a page with plots to DIR/{REPORT}",
+    )  # fmt: skip
 
 
 def _simulate(given: argparse.Namespace) -> None:
@@ -129,11 +134,8 @@ def _simulate(given: argparse.Namespace) -> None:
     print(as_table(cells))
     if given.out is not None:
         comparison = Comparison(workload.name, workload.source, setups[0], cells)
-        written = msgspec.json.format(msgspec.json.encode(comparison), indent=1)
-        try:
-            (given.out / FILE).write_bytes(written)
-        except OSError as error:
-            raise ConfigError(f"--out {given.out}: {error.strerror}") from None
+        figures = msgspec.json.format(msgspec.json.encode(comparison), indent=1)
+        _write(given.out, {FIGURES: figures, REPORT: page_of(comparison).encode()})
 
 
 def _workload(given: argparse.Namespace) -> Workload:
@@ -178,6 +180,14 @@ def _setups(given: argparse.Namespace) -> list[Setup]:
 def _make_folder(out: pathlib.Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}") from None
+
+
+def _write(out: pathlib.Path, files: Mapping[str, bytes]) -> None:
+    try:
+        for name, content in files.items():
+            (out / name).write_bytes(content)
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}") from None
 

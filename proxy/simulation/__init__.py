@@ -3,7 +3,8 @@
 `EngineModel` is the engine (block pool, scheduler, latency, holds) with neither sockets nor clock. `StandIn`
 puts it behind the sockets of a real one. `python -m proxy.simulation` runs it.
 
-`replay` lets whole fleets of such engines serve a workload in simulated time, by the same rules.
+`replay` lets whole fleets of such engines serve a workload in simulated time, by the same rules, and
+`report` makes a page of what comes of it.
 """
 
 from proxy.simulation.api.routes import ROUTES, GeneratingRoute

@@ -2,6 +2,7 @@
 
 import time as clocks
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -53,37 +54,48 @@ def cells_of(
         yield Cell(setup.fleet, setup.policy, setup.speed, figures, clocks.process_time() - begun_s)
 
 
-_COLUMNS: Sequence[tuple[str, Callable[[Cell], str]]] = (
-    ("fleet", lambda cell: cell.fleet),
-    ("speed", lambda cell: f"{cell.speed:g}"),
-    ("policy", lambda cell: cell.policy),
-    ("served", lambda cell: f"{cell.figures.served}/{cell.figures.requests}"),
-    ("good", lambda cell: f"{cell.figures.good:.3f}"),
-    ("reuse", lambda cell: f"{cell.figures.reuse:.3f}"),
-    ("TTFT ms", lambda cell: f"{cell.figures.ttft_ms.mean:.0f}"),
-    ("p50", lambda cell: f"{cell.figures.ttft_ms.p50:.0f}"),
-    ("p90", lambda cell: f"{cell.figures.ttft_ms.p90:.0f}"),
-    ("p99", lambda cell: f"{cell.figures.ttft_ms.p99:.0f}"),
-    ("ITL ms", lambda cell: f"{cell.figures.itl_ms.p50:.1f}"),
-    ("p99", lambda cell: f"{cell.figures.itl_ms.p99:.1f}"),
-    ("whole ms", lambda cell: f"{cell.figures.whole_ms.mean:.0f}"),
-    ("prefill", lambda cell: f"{cell.figures.prefill_use:.0%}"),
-    ("decode", lambda cell: f"{cell.figures.decode_use:.0%}"),
-    ("balance", lambda cell: f"{cell.figures.balance:.2f}"),
-    ("decision us", lambda cell: f"{cell.figures.decision_us.p50:.0f}"),
-    ("CPU s", lambda cell: f"{cell.cpu_s:.1f}"),
+class Column(NamedTuple):
+    """A column of the table."""
+
+    name: str
+    """Short, beside the other columns' names."""
+    whole_name: str
+    """For where it stands alone."""
+    shown: Callable[[Cell], str]
+
+
+COLUMNS = (
+    Column("fleet", "fleet", lambda cell: cell.fleet),
+    Column("speed", "speed", lambda cell: f"{cell.speed:g}"),
+    Column("policy", "policy", lambda cell: cell.policy),
+    Column("served", "served", lambda cell: f"{cell.figures.served}/{cell.figures.requests}"),
+    Column("good", "good", lambda cell: f"{cell.figures.good:.3f}"),
+    Column("reuse", "reuse", lambda cell: f"{cell.figures.reuse:.3f}"),
+    Column("TTFT ms", "TTFT ms mean", lambda cell: f"{cell.figures.ttft_ms.mean:.0f}"),
+    Column("p50", "TTFT ms p50", lambda cell: f"{cell.figures.ttft_ms.p50:.0f}"),
+    Column("p90", "TTFT ms p90", lambda cell: f"{cell.figures.ttft_ms.p90:.0f}"),
+    Column("p99", "TTFT ms p99", lambda cell: f"{cell.figures.ttft_ms.p99:.0f}"),
+    Column("ITL ms", "ITL ms p50", lambda cell: f"{cell.figures.itl_ms.p50:.1f}"),
+    Column("p99", "ITL ms p99", lambda cell: f"{cell.figures.itl_ms.p99:.1f}"),
+    Column("whole ms", "whole ms mean", lambda cell: f"{cell.figures.whole_ms.mean:.0f}"),
+    Column("prefill", "prefill", lambda cell: f"{cell.figures.prefill_use:.0%}"),
+    Column("decode", "decode", lambda cell: f"{cell.figures.decode_use:.0%}"),
+    Column("balance", "balance", lambda cell: f"{cell.figures.balance:.2f}"),
+    Column("decision us", "decision us", lambda cell: f"{cell.figures.decision_us.p50:.0f}"),
+    Column("CPU s", "CPU s", lambda cell: f"{cell.cpu_s:.1f}"),
 )
-_WORDS = 3
+WORDS = 3
 """So many columns are words, which stand on the left; numbers stand on the right."""
 
 
 def as_table(cells: Sequence[Cell]) -> str:
     """The cells as lines of text, one each, under the names of the columns."""
-    rows = [[name for name, _ in _COLUMNS]] + [[shown(cell) for _, shown in _COLUMNS] for cell in cells]
+    rows = [[column.name for column in COLUMNS]]
+    rows += [[column.shown(cell) for column in COLUMNS] for cell in cells]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            word.ljust(width) if place < _WORDS else word.rjust(width)
+            word.ljust(width) if place < WORDS else word.rjust(width)
             for place, (word, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -56,6 +56,8 @@ def test_all_figures_are_written(
     assert figures["served"] == 12
     assert figures["ttft_ms"]["p99"] >= figures["ttft_ms"]["p50"] > 0
     assert set(figures["instances"]) == {"b0:1", "b1:1"}
+    page = (out / "report.html").read_text()
+    assert all(f">{name}<" in page for name in names_of_policies())
 
 
 def test_goals_decide_what_is_good(trace: str, tmp_path: pathlib.Path) -> None:
