@@ -1,7 +1,7 @@
 """Names are found as by one alternation of them all, the longest first, and each place is looked at once."""
 
 import re
-from re import _constants, _parser  # type: ignore[attr-defined]  # what a pattern is compiled from
+from re import _constants, _parser  # type: ignore[attr-defined, unused-ignore]  # what a pattern is compiled from
 from typing import Any
 
 import pytest
