@@ -20,6 +20,7 @@ from scripts.workshop.live import watched
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.processes import OwnedProcess
 from scripts.workshop.live.proxy import ProxyProcess
+from tests.hostile import stand_in
 
 HOST = "127.0.0.1"
 MODEL = "tiny"
@@ -27,16 +28,13 @@ ADMIN_KEY = "bench"
 AS_OPERATOR = f"X-API-Key: {ADMIN_KEY}\r\n"
 """A line of the head of what only operators may ask."""
 CONTEXT_TOKENS = 131072
-RESERVED_NAMES = 1000
-"""The special tokens that the model has beside those of the stand-ins, which do not know them."""
 SETTLED_S = 1.0
 """After an attack is answered, what it left behind may go on: so long nothing new must show before it is
 over."""
 
 _STAND_IN = [
     sys.executable,
-    "-m",
-    "proxy.simulation",
+    stand_in.__file__,
     "--host",
     HOST,
     "--model",
@@ -131,11 +129,12 @@ class Target:
                     await writer.drain()
 
     def wait_for_tokenizer(self) -> None:
-        """Wait until kvproxy tokenizes by itself. Raises RuntimeError if it never does."""
+        """Wait until kvproxy tokenizes texts and chats by itself. Raises RuntimeError if it never does."""
         for _ in range(_POLLS):
             with urllib.request.urlopen(f"{self.url}/status", timeout=5) as answer:  # http on loopback
-                if json.load(answer)["tokenizer"]["path"] == "local":
-                    return
+                told = json.load(answer)["tokenizer"]
+            if told["path"] == "local" and not {"completion", "chat"} & told["off"].keys():
+                return
             time.sleep(_POLL_S)
         raise RuntimeError("kvproxy does not tokenize by itself")
 
@@ -165,24 +164,13 @@ class Target:
         return 1000 * watched.worst_pause_s(self._pulse)
 
 
-def _add_names(tokenizer_json: pathlib.Path) -> None:
-    """Add special tokens, as Llama 3 has 250 that are reserved and Gemma 6000."""
-    described = json.loads(tokenizer_json.read_text("utf-8"))
-    vocabulary, added = described["model"]["vocab"], described["added_tokens"]
-    for number in range(RESERVED_NAMES):
-        name = f"<|r{number}|>"
-        vocabulary[name] = len(vocabulary)
-        added.append(added[0] | {"id": vocabulary[name], "content": name})
-    tokenizer_json.write_text(json.dumps(described), "utf-8")
-
-
 @contextlib.contextmanager
 def engines(logs: pathlib.Path) -> Iterator[dict[str, list[str]]]:
     """A prefill and a decode stand-in by role, for all attacks."""
     model = logs / "model"
     model.mkdir(parents=True, exist_ok=True)
+    stand_in.reserve_names()
     write_model(model)  # so that kvproxy tokenizes by itself
-    _add_names(model / "tokenizer.json")
     with contextlib.ExitStack() as stack:
         found = {}
         for name in ("prefill", "decode"):
