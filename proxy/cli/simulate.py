@@ -132,6 +132,8 @@ def _simulate(given: argparse.Namespace) -> None:
     print(f"{workload.name}: {len(workload.requests)} requests, {workload.source}")
     cells = list(cells_of(workload, setups, _Shown))
     print(as_table(cells))
+    if unserved := sum(cell.figures.refused + cell.figures.failed for cell in cells):
+        print(f"{unserved} requests were not served: see `refused` and `failed` in {FIGURES} (--out)")
     if given.out is not None:
         comparison = Comparison(workload.name, workload.source, setups[0], cells)
         figures = msgspec.json.format(msgspec.json.encode(comparison), indent=1)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proxy.simulation.replay.records import End, Record
-from proxy.simulation.replay.use import BIN_S, Use
+from proxy.simulation.replay.use import BIN_S, Bin, Use
 
 CLASSES = (0, 1024, 4096, 16384, 65536)
 """Where the classes of prompt length begin, in tokens."""
@@ -180,12 +180,15 @@ def _over_time(use: Use, end_s: float) -> list[Moment]:
     bins = math.ceil(end_s / BIN_S)
     together = max(1, math.ceil(bins / MOST_MOMENTS))
     length_s = together * BIN_S
+    used: dict[int, list[Bin]] = {}
+    for number, each in use.bins.items():  # few may be used of very many
+        used.setdefault(number // together, []).append(each)
     moments = []
-    for first in range(0, bins, together):
-        here = [use.bins[number] for number in range(first, first + together) if number in use.bins]
+    for moment in range(math.ceil(bins / together)):
+        here = used.get(moment, [])
         moments.append(
             Moment(
-                at_s=first * BIN_S,
+                at_s=moment * length_s,
                 prefill_use=_share(sum(each.prefill_s for each in here), length_s),
                 decode_use=_share(sum(each.decode_s for each in here), length_s),
                 running=max((each.running for each in here), default=0),

@@ -14,6 +14,7 @@ from proxy.admission import Lanes
 from proxy.admission.turns import Outcome, Refusal
 from proxy.admission.turns import Turn as Wait
 from proxy.config import Admission, Config, Rules, parse_instance
+from proxy.errors import ConfigError, RequestError
 from proxy.fleet import Fleet, Instance, ModelCard
 from proxy.happenings import Happening
 from proxy.phases import Role
@@ -187,6 +188,9 @@ class Router:
             call, since_s = self._waiting.pop(outcome.turn)
             call.record.waited_s += self._time.now_s - since_s
             if isinstance(outcome, Refusal):
+                if not isinstance(error := outcome.error, RequestError):
+                    words = f"the policy has failed: {type(error).__name__}: {error}"
+                    raise ConfigError(words) from error
                 self.end(call, End.REFUSED)
             else:
                 Attempt(self._world, call, outcome.admitted)

@@ -1,5 +1,6 @@
 """A workload, a fleet, a policy and a seed make the same figures every time, but for the machine's time."""
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -83,10 +84,11 @@ class Setup(msgspec.Struct, frozen=True):
 
     def check(self) -> None:
         """Raise ConfigError if it cannot be run."""
-        if not (self.speed > 0 and math.isfinite(self.speed)):
-            raise ConfigError(f"--speed {self.speed:g}: a number above 0 is needed")
-        if self.routers < 1:
-            raise ConfigError(f"--routers {self.routers}: one at least is needed")
+        if not MIN_SPEED <= self.speed <= MAX_SPEED:
+            words = f"a number from {MIN_SPEED:g} to {MAX_SPEED:g} is needed"
+            raise ConfigError(f"--speed {self.speed:g}: {words}")
+        if not 1 <= self.routers <= MAX_ROUTERS:
+            raise ConfigError(f"--routers {self.routers}: a number from 1 to {MAX_ROUTERS} is needed")
         if not all(speed > 0 and math.isfinite(speed) for speed in self.speeds.values()):
             raise ConfigError("--instance-speed: numbers above 0 are needed")
         if self.profile not in PROFILES:
@@ -94,8 +96,18 @@ class Setup(msgspec.Struct, frozen=True):
         there = {address for address, _ in parse_fleet(self.fleet)}
         strangers = {*self.speeds, *(outage.address for outage in self.outages)} - there
         if strangers:
-            raise ConfigError(f"{', '.join(sorted(strangers))}: not in the fleet {self.fleet}")
+            names = ", ".join(sorted(address.partition(":")[0] for address in strangers))
+            raise ConfigError(f"--instance-speed, --outage: {names}: not in the fleet {self.fleet}")
+        outages = sorted(self.outages, key=lambda outage: (outage.address, outage.at_s))
+        for first, then in itertools.pairwise(outages):
+            if first.address == then.address and then.at_s < first.at_s + first.down_s:
+                name = first.address.partition(":")[0]
+                raise ConfigError(f"--outage: {name} dies again before it is back")
 
+
+MIN_SPEED, MAX_SPEED = 1e-3, 1e6
+MAX_ROUTERS = 1024
+"""Beyond these a run would take for ever."""
 
 Progress = Callable[[int, int, float], None]
 """Called with how many requests have ended, how many there are, and the second of the run."""

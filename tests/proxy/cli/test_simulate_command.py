@@ -4,10 +4,12 @@ import gzip
 import io
 import json
 import pathlib
+from collections.abc import Sequence
 
 import pytest
 
 from proxy.cli.main import main
+from proxy.scheduling.types import Candidate, Leg
 from proxy.simulation.replay.comparison import names_of_policies
 
 REQUESTS = [
@@ -115,16 +117,19 @@ def test_progress_is_shown_on_a_terminal_and_wiped_at_the_end(monkeypatch: pytes
         (["--fleet", "4b,"], "--fleet '4b,': a word is missing"),
         (["--policy", "best"], "--policy 'best' is not known"),
         (["--profile", "fast"], "--profile 'fast' is not known"),
-        (["--speed", "0"], "--speed 0: a number above 0"),
+        (["--speed", "0"], "--speed 0: a number from 0.001"),
+        (["--speed", "1e-300"], "--speed 1e-300: a number from 0.001"),
         (["--speed", "quick"], "--speed 'quick': a number is needed"),
         (["--unknown-share", "2"], "--unknown-share"),
         (["--limit", "0"], "--limit"),
         (["--seed", "x"], "--seed"),
         (["--routers", "0"], "--routers"),
+        (["--routers", "1000000000"], "--routers 1000000000: a number from 1 to 1024"),
+        (["--outage", "b0=10+20", "b0=20+60"], "--outage: b0 dies again before it is back"),
         (["--instance-speed", "b0"], "--instance-speed 'b0': NAME=VALUE"),
         (["--instance-speed", "b0=0"], "--instance-speed: numbers above 0"),
         (["--outage", "b0=7"], "--outage 'b0=7': NAME=VALUE"),
-        (["--outage", "p9=7+1"], "p9:1: not in the fleet 8b"),
+        (["--outage", "p9=7+1"], "p9: not in the fleet 8b"),
         (["--out", "/dev/null/figures"], "--out /dev/null/figures"),
         (["--flet", "4b"], "--flet"),
     ],
@@ -164,3 +169,19 @@ def test_help_tells_of_it(words: list[str], capsys: pytest.CaptureFixture[str]) 
         main(words)
     assert ended.value.code == 0
     assert "simulated time" in " ".join(capsys.readouterr().out.split())
+
+
+class Fails:
+    """A policy with a mistake in it."""
+
+    def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
+        raise ZeroDivisionError("a mistake")
+
+
+def test_a_policy_that_fails_ends_the_run_and_says_how(
+    trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", trace, "--policy", f"{__name__}:Fails"])
+    assert ended.value.code == 2
+    assert "the policy has failed: ZeroDivisionError: a mistake" in capsys.readouterr().err
