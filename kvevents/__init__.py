@@ -28,7 +28,7 @@ The modules in the order in which a batch passes them. Each opens with the sente
 """
 
 from kvevents.applier import Index
-from kvevents.block_keys import BlockHasher, Prompt
+from kvevents.block_keys import KEY_BITS, BlockHasher, Digests, Keys, Prompt
 from kvevents.change import Change
 from kvevents.decoder import Decoded, Message, UnreadableMessage, decode, read_live, read_replay
 from kvevents.engine_cache import DEFAULT_TIER
@@ -50,6 +50,7 @@ from kvevents.source_events import Checkpoint, Resumed, RetireReason, State
 
 __all__ = [
     "DEFAULT_TIER",
+    "KEY_BITS",
     "REPORT_SESSION",
     "AllBlocksCleared",
     "BlockHasher",
@@ -58,11 +59,13 @@ __all__ = [
     "Change",
     "Checkpoint",
     "Decoded",
+    "Digests",
     "EngineHash",
     "Event",
     "EventBatch",
     "ExportedRank",
     "Index",
+    "Keys",
     "Message",
     "NullObserver",
     "Observer",

@@ -13,6 +13,7 @@ import numpy as np
 
 from kvevents import (
     DEFAULT_TIER,
+    KEY_BITS,
     REPORT_SESSION,
     AllBlocksCleared,
     BlockHasher,
@@ -21,11 +22,13 @@ from kvevents import (
     Change,
     Checkpoint,
     Decoded,
+    Digests,
     EngineHash,
     Event,
     EventBatch,
     ExportedRank,
     Index,
+    Keys,
     Message,
     NullObserver,
     Observer,
@@ -57,6 +60,9 @@ from kvevents.subscriber import (
 # ---- an index ---------------------------------------------------------------------------------------------
 
 hasher = BlockHasher()
+keys: Keys = np.zeros(1, np.uint64)
+assert_type(Digests(keys, None).numbers(), list[int])
+assert_type(KEY_BITS, int)
 BlockHasher(b"secret")
 index = PrefixIndex(hasher, max_blocks=1000, max_orphans=10, count_copies=True)
 stored = BlockStored(block_hashes=[1, b"2"], parent_block_hash=None, token_ids=[1, 2, 3, 4], block_size=2)

@@ -98,7 +98,7 @@ class EngineModel:
     def abort(self, request_id: str) -> None:
         """A client has gone, or a stop string ended the text: free at once all that can be freed."""
         request = self._requests.get(request_id)
-        if request is None:
+        if request is None or request.status is Status.ABORTED:  # already: its transfer is not over
             return
         pulling = request.status is Status.PULLING
         if request.pull is not None and (remote := self._wanted.get(request_id)):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from kvevents.block_keys import Keys
+from kvevents import Keys
 from proxy.admission import Admitted, Ticket
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.types import Candidate

@@ -11,8 +11,7 @@ from itertools import count
 
 import numpy as np
 
-from kvevents import BlockHasher, BlockRemoved, BlockStored, Event, Prompt
-from kvevents.block_keys import KEY_BITS, Digests, Keys
+from kvevents import KEY_BITS, BlockHasher, BlockRemoved, BlockStored, Digests, Event, Keys, Prompt
 from proxy.simulation.engine.block_pool import Name
 from proxy.simulation.replay.job import Job
 from proxy.traces.workload import TraceRequest

@@ -49,10 +49,11 @@ def read(
             formats[kind] = None
             yield from READERS[kind](file, reading)
 
+    where = ", ".join(map(str, given))
     taken = _within(itertools.islice(requests(), limit), from_s, to_s)
     if not taken:
-        raise TraceError(f"{', '.join(map(str, given))}: no request in it")
-    taken = in_order(_answered(taken, reading))
+        raise TraceError(f"{where}: no request in it")
+    taken = in_order(_answered(taken, reading, where))
     began_s = min(request.at_s for request in taken)
     if began_s:
         taken = [msgspec.structs.replace(request, at_s=request.at_s - began_s) for request in taken]
@@ -87,13 +88,16 @@ def _files(given: Iterable[pathlib.Path]) -> Iterator[pathlib.Path]:
         yield from found
 
 
-def _answered(requests: Sequence[TraceRequest], reading: Reading) -> Sequence[TraceRequest]:
-    """Answers of unknown length get the mean of the others'. Raises TraceError if all are unknown."""
+def _answered(requests: Sequence[TraceRequest], reading: Reading, where: str) -> Sequence[TraceRequest]:
+    """Answers of unknown length get the mean of the others'.
+
+    Raises TraceError, which names `where`, if all are unknown.
+    """
     known = [request.output_tokens for request in requests if request.output_tokens != UNKNOWN_OUTPUT]
     if len(known) == len(requests):
         return requests
     if not known:
-        raise TraceError("output_length: no line tells how long an answer was")
+        raise TraceError(f"{where}: output_length: no line tells how long an answer was")
     mean = max(round(sum(known) / len(known)), 1)
     reading.assumed.add(
         f"{len(requests) - len(known)} answers of unknown length have the mean of the others, {mean} tokens"

@@ -135,6 +135,17 @@ def test_an_expired_hold_is_counted_and_its_blocks_are_free() -> None:
     assert decode(p, d, request("late", PROMPT, 8, pull=params)) != say(model(), PROMPT)
 
 
+def test_a_client_that_leaves_twice_frees_no_block_that_is_written() -> None:
+    p, d = pair()
+    d.add(request("gone", PROMPT, 4, pull=prefill(p, "leg", PROMPT)))
+    step(d)
+    for _ in range(2):
+        d.abort("gone")
+        assert d.cache.pool.usage > 0
+    assert Pull in carry(p, d)
+    assert d.cache.pool.usage == 0
+
+
 def test_heartbeats_keep_a_hold_while_decode_is_busy() -> None:
     p, d = pair(max_sequences=1)
     d.add(request("busy", [1, 2], 200))

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvevents import BlockRemoved, Event
-from kvevents.block_keys import KEY_BITS
+from kvevents import KEY_BITS, BlockRemoved, Event
 from proxy.simulation.replay.contents import GivenKeys, NamedContents, Names
 from proxy.simulation.replay.job import Job
 from proxy.traces.workload import TraceRequest

@@ -210,6 +210,13 @@ def test_a_request_cannot_wait_for_one_that_was_left_out(tmp_path: pathlib.Path)
         read(path)
 
 
+def test_a_file_in_which_no_answer_has_a_length_is_named(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"timestamp": 0, "input_length": 1, "hash_ids": [1]}\n')
+    with pytest.raises(TraceError, match=r"a\.jsonl"):
+        read(path)
+
+
 WHOLE = (
     b'{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2], "session_id": "a"}\n',
     b'{"requests": [{"t": 0, "in": 600, "out": 5, "hash_ids": [1]}, {"t": 1, "requests": []}]}\n',
