@@ -33,11 +33,12 @@ takes five times as long. Where that finds more places than this in a piece, the
 _LIST_BYTES = 128 << 10
 _BLANK = b" \t\r\n"
 _PAIRED = re.compile(
-    rb"(?:[^\\]++|\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|[^u]))*+",
+    rb"(?:[^\\]+|\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|[^u]))*",
     re.DOTALL,
 )
-"""Matches JSON text in which every escaped surrogate is half of a pair, up to an escape that is cut off."""
+"""Matches JSON text in which every escaped surrogate is half of a pair, up to an escape that is cut off.
+Nothing follows that could make it go back; `*+`, which says so, ends too early in Python before 3.11.5."""
 
 _decode_value = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_text = msgspec.json.Decoder(str).decode
