@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from kvevents import Slot
+from proxy.edge.app_keys import SERVICE
 from proxy.happenings import Happening, RequestEnded
 from tests.helpers.service import UNHURRIED, fleet, wait_until
 
@@ -42,7 +44,10 @@ async def test_each_request_is_recorded_with_what_can_replay_it(file: pathlib.Pa
     recorder = Recorder(file)
     async with fleet(prefill=1, decode=1, consumers=[recorder]) as pair:
         prompt = "hello " * 40
-        for options in ({}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}):
+        assert (await pair.service.complete(prompt, max_tokens=3)).status == 200
+        index, slot = pair.service.app[SERVICE].index, Slot(pair.engines.prefill[0].address, 0, "GPU")
+        await wait_until(lambda: index.blocks().get(slot, 0) > 0, "the events of the prompt")
+        for options in ({"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}):
             assert (await pair.service.complete(prompt, max_tokens=3, **options)).status == 200
         assert (await pair.service.complete("x", max_tokens=-1)).status == 400
         whole, streamed, told, refused = await lines(file, 4)
