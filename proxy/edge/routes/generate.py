@@ -47,8 +47,6 @@ CLIENT_LEFT = "client_left"
 
 MAX_LOGGED_FAILURES = 6
 """How many failed attempts the log line of one request names: a list of prompts may have hundreds."""
-"""Whole answers above this are written within the handler, under the `StallWatch`; aiohttp writes smaller
-ones after it."""
 
 LONG_BODY_BYTES = 64 << 10
 """Of longer bodies one is read in a turn of the event loop: each takes milliseconds, and many may be there at
