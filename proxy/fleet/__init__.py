@@ -6,6 +6,7 @@
     load        what the claims on one instance add up to
     circuit     the health of one instance, as checks and legs show it
     fullness    how many legs an engine has room for, as far as it has said
+    gauges      what an engine has told of all that runs there
     denials     models that an engine lists and does not serve
     why         why an instance is passed over, in one vocabulary
     model_card  one model or adapter that an instance serves

@@ -5,6 +5,7 @@
     its event sources                         the event feeds (`caches/feeds.py`)
     ranks that fell silent                    `watching/changes.py`
     failures, pulls, fullness and denials     legs (`serving/legs`)
+    what its engine's gauges told last        whoever scrapes them
 
 An instance is usable while it is up and not draining.
 """
@@ -18,6 +19,7 @@ from proxy.config import InstanceSpec
 from proxy.fleet.circuit import Breaker
 from proxy.fleet.denials import Denials
 from proxy.fleet.fullness import Fullness
+from proxy.fleet.gauges import Gauges
 from proxy.fleet.load import Load
 from proxy.fleet.model_card import ModelCard
 from proxy.fleet.why import Why
@@ -102,6 +104,7 @@ class Instance:
         self._unheard: str | None = None
         self._silent: dict[int, str] = {}
         self._pulled_from: set[str] = set()
+        self._gauges: Gauges | None = None
 
     # -- what it is ---------------------------------------------------------------------------------------
 
@@ -174,6 +177,7 @@ class Instance:
     def went_down(self, why: str) -> None:
         """The engine is gone; what comes back is another process. `why`: in words for `/status`."""
         self._pulled_from.clear()
+        self._gauges = None
         self.fullness.forget()
         self.denials.forget()
         self._is(Status.DOWN, why)
@@ -336,6 +340,17 @@ class Instance:
         self._pulled_from.add(engine_id)
 
     # -- what runs there ----------------------------------------------------------------------------------
+
+    @property
+    def gauges(self) -> Gauges | None:
+        """What its engine told last of all that runs there, whoever sent it; None if it was not asked, or has
+        gone down since.
+        """
+        return self._gauges
+
+    def told_gauges(self, gauges: Gauges) -> None:
+        """Its engine has told what runs there."""
+        self._gauges = gauges
 
     def load_tokens(self, phase: Phase, rank: int) -> int:
         """Outstanding tokens of a rank's running legs; of both phases where one instance does both."""
