@@ -34,7 +34,7 @@ from proxy.observability.fleet import FleetCollector
 from proxy.observability.metrics import Metrics
 from proxy.observability.predictions import AccuracyCollector
 from proxy.observability.process import TaskCollector, show_connections
-from proxy.observability.record_files import RecordFiles
+from proxy.observability.record_files import RecordFiles, file_named
 from proxy.observability.recorder import Recorder
 from proxy.observability.requests import show_requests
 from proxy.observability.series import Series
@@ -360,7 +360,7 @@ def _recorder(config: Config, tell: Tell) -> Recorder | None:
     wanted = config.recordings
     if wanted.record is None:
         return None
-    files = RecordFiles(wanted.record, wanted.record_mb << 20, wanted.record_files)
+    files = RecordFiles(file_named("--record", wanted.record), wanted.record_mb << 20, wanted.record_files)
     files.check()
     return Recorder(files, tell)
 

@@ -9,19 +9,37 @@ import contextlib
 import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Sequence
 
 from proxy.errors import ConfigError
 
 MODE = 0o600
 
+ENDING = ".jsonl"
+"""What a recording's name ends in: a folder's files are known by it (`traces.readers`)."""
+
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+
+
+def file_named(flag: str, path: pathlib.Path) -> pathlib.Path:
+    """The file that a flag names: `ENDING` is added to a name without an ending.
+
+    Raises ConfigError for a name with another ending.
+    """
+    if path.suffix not in {"", ENDING}:
+        raise ConfigError(f"{flag} {path}: the name must end in {ENDING}")
+    return path.with_suffix(ENDING) if path.name else path
 
 
 class RecordFiles:
     """The files of one recording. Only the thread that writes may use it, but for `check`."""
 
-    def __init__(self, path: pathlib.Path, most_bytes: int, most_files: int) -> None:
+    def __init__(
+        self, path: pathlib.Path, most_bytes: int, most_files: int, *, flag: str = "--record"
+    ) -> None:
+        """`flag`: what names it, for errors."""
+        self._flag = flag
         self._path = path
         self._most_bytes = most_bytes
         self._most_files = most_files
@@ -29,14 +47,19 @@ class RecordFiles:
         self._bytes = 0
 
     def check(self) -> None:
-        """Raise ConfigError if there can be no such file."""
-        folder = self._path.parent
+        """Raise ConfigError if there can be no such file: another is made beside it, and removed."""
+        folder, named = self._path.parent, f"{self._flag} {self._path}"
         if not folder.is_dir():
-            raise ConfigError(f"--record {self._path}: there is no directory {folder}")
+            raise ConfigError(f"{named}: there is no directory {folder}")
         if self._path.exists() and not self._path.is_file():
-            raise ConfigError(f"--record {self._path} is no file")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise ConfigError(f"--record {self._path}: the directory {folder} cannot be written to")
+            raise ConfigError(f"{named} is no file")
+        try:
+            with tempfile.NamedTemporaryFile(prefix=f"{self._path.name}.", dir=folder) as tried:
+                tried.write(b"\n")
+        except OSError as error:
+            raise ConfigError(
+                f"{named}: the directory {folder} cannot be written to ({error.strerror})"
+            ) from None
 
     def write(self, lines: Sequence[bytes]) -> None:
         """Add lines, all or none of them. Raises OSError."""

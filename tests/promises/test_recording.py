@@ -117,6 +117,14 @@ async def test_of_streams_that_tell_no_usage_the_events_are_counted(file: pathli
     assert found == [pytest.approx(length, abs=2) for length in (3, 30, 30)]
 
 
+async def test_a_folder_of_recordings_can_be_read_whatever_they_were_called(file: pathlib.Path) -> None:
+    for _ in range(2):
+        recordings = Recordings(record=file.with_suffix(""))
+        async with fleet(prefill=1, decode=1, recordings=recordings) as pair:
+            await send(pair.service, SENT.requests[0])
+    assert len(read(file.parent).requests) == 2
+
+
 async def test_a_full_disk_harms_no_request(file: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from proxy.observability.record_files import RecordFiles
 

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from proxy.errors import ConfigError
-from proxy.observability.record_files import RecordFiles
+from proxy.observability.record_files import RecordFiles, file_named
 
 
 def names(folder: pathlib.Path) -> list[str]:
@@ -107,3 +107,23 @@ def test_a_place_that_will_not_do_is_refused_at_the_start(
         RecordFiles(tmp_path / name, 1, 1).check()
     files(tmp_path).check()
     assert names(tmp_path) == ["folder"]
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_at_the_start(tmp_path: pathlib.Path) -> None:
+    """Not only where the mode of the directory says so, which a superuser need not heed."""
+    longest = "x" * 249 + ".jsonl"
+    for place in (pathlib.Path("/proc/self/traffic.jsonl"), tmp_path / longest):
+        with pytest.raises(ConfigError, match=r"--record .*cannot be written to"):
+            RecordFiles(place, 1, 1).check()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["traffic", "traffic.jsonl"])
+def test_names_end_so_that_a_folder_can_be_read(name: str) -> None:
+    assert file_named("--record", pathlib.Path("deep", name)) == pathlib.Path("deep", "traffic.jsonl")
+
+
+@pytest.mark.parametrize("name", ["traffic.log", "traffic.jsonl.gz", "traffic.000001"])
+def test_a_name_that_ends_otherwise_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--record {name}: the name must end in .jsonl"):
+        file_named("--record", pathlib.Path(name))
