@@ -68,8 +68,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         " (default: %(default)s)",
     )  # fmt: skip
     fleet.add_argument(
-        "--profile", default=usual.profile, metavar="NAME",
-        help=f"how fast engines are, one of {', '.join(PROFILES)} (default: %(default)s)",
+        "--profile", default=usual.profile, metavar="NAME|FILE",
+        help=f"how fast engines are, one of {', '.join(PROFILES)}, or a file of `kvproxy fit`"
+        " (default: %(default)s)",
     )  # fmt: skip
     fleet.add_argument(
         "--event-delay-ms", type=_milliseconds, default=1000 * usual.event_delay_s, metavar="MS",

@@ -4,11 +4,17 @@ All times are in milliseconds. A prefill of `u` uncached tokens of a prompt of `
 c*u*(2n - u)/2`: a fixed part for each step of `chunk_tokens`, a part for each token, and attention of each
 new token over all before it. A decode step takes `s0 + s1*sequences + s2*context tokens`, and pulling KV
 `transfer + transfer_per_token*tokens`.
+
+A profile may also stand in a TOML file: the members of `Profile`, and a table
+`[engine]` with those of `EngineSize`, if its engines are to be simulated.
 """
 
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterable, Mapping
 
 import msgspec
+
+from proxy.errors import ConfigError
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,3 +100,61 @@ PROFILES: Mapping[str, Profile] = {
         s2=0.0,
     ),
 }
+
+
+class EngineSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much an engine holds; the usual figures are those of the engine of ai-dynamo's offline replay."""
+
+    block_size: int = 64
+    """Tokens in a block of KV."""
+    blocks: int = 16384
+    """Blocks of KV that requests can have."""
+    max_sequences: int = 256
+    """Requests that run at once: vLLM's `--max-num-seqs`."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an engine that holds nothing."""
+        if not all(0 < figure < MOST for figure in msgspec.structs.astuple(self)):
+            raise ValueError("block_size, blocks and max_sequences are whole numbers above 0")
+
+
+MOST = 1 << 40
+
+
+class ProfileFile(Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A profile as it stands in a file."""
+
+    engine: EngineSize = EngineSize()
+
+
+def load_profile(named: str, flag: str = "--latency-profile") -> Profile:
+    """The profile of that name, or in the TOML file of that name. Raises ConfigError, which names `flag`."""
+    return PROFILES[named] if named in PROFILES else read_profile(pathlib.Path(named), flag, PROFILES)
+
+
+def read_profile(path: pathlib.Path, flag: str, names: Iterable[str]) -> ProfileFile:
+    """The profile in a TOML file. Raises ConfigError, which names `flag`, and `names` that it may have."""
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=ProfileFile)
+    except FileNotFoundError:
+        words = f"give one of {', '.join(names)}, or a file that `kvproxy fit` has written"
+        raise ConfigError(f"{flag} {str(path)!r} is not known: {words}") from None
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{flag} {path} is no profile: {error}") from None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{flag} {path} is not TOML: {error}") from None
+
+
+def written(profile: ProfileFile) -> str:
+    """A profile as a TOML file, for `read_profile`."""
+    figures = msgspec.to_builtins(profile)
+    engine = figures.pop("engine")
+    lines = [f"{name} = {_toml(value)}" for name, value in figures.items()]
+    return "\n".join([*lines, "", "[engine]", *(f"{name} = {value}" for name, value in engine.items()), ""])
+
+
+def _toml(value: object) -> str:
+    # A text of JSON is one of TOML, once DEL is escaped.
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")

@@ -5,11 +5,14 @@ engine.
 import argparse
 import asyncio
 import contextlib
+import pathlib
 import signal
 import sys
 from collections.abc import Sequence
 
-from proxy.simulation.engine.latency import PROFILES
+from proxy.errors import ConfigError
+from proxy.latency.profiles import read_profile
+from proxy.simulation.engine.latency import PROFILES, Linear, Profile
 from proxy.simulation.live.config import VERSION, StandInConfig
 from proxy.simulation.live.publisher import EventForm
 from proxy.simulation.live.stand_in import StandIn
@@ -57,7 +60,13 @@ def parser() -> argparse.ArgumentParser:
     cache(
         "--max-num-queued-tokens", type=int, help="tokens being prefilled; at so many all is refused with 503"
     )
-    cache("--profile", choices=PROFILES, default="zero", help="how long an engine takes")
+    cache(
+        "--profile",
+        type=_profile,
+        default="zero",
+        metavar="NAME|FILE",
+        help=f"how long an engine takes: {', '.join(PROFILES)}, or as a file of `kvproxy fit` has it",
+    )
     cache(
         "--eos-every", type=int, default=0, help="answers end by themselves after that many tokens on average"
     )
@@ -111,6 +120,15 @@ def parser() -> argparse.ArgumentParser:
     return ap
 
 
+def _profile(named: str) -> Profile:
+    if named in PROFILES:
+        return PROFILES[named]
+    try:
+        return Linear.of(read_profile(pathlib.Path(named), "--profile", PROFILES))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def config_of(args: argparse.Namespace) -> StandInConfig:
     """The configuration that the arguments describe."""
     return StandInConfig(
@@ -129,7 +147,7 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         max_sequences=args.max_num_seqs,
         max_queued_requests=args.max_num_queued_reqs,
         max_queued_tokens=args.max_num_queued_tokens,
-        profile=PROFILES[args.profile],
+        profile=args.profile,
         eos_every=args.eos_every,
         prefix_caching=not args.no_prefix_caching,
         hash_seed=args.hash_seed,

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from proxy.latency.profiles import Profile as Fitted
+
 
 class Profile(Protocol):
     """The time that an engine takes, in seconds."""
@@ -36,8 +38,15 @@ class Linear:
     s0: float = 0.0
     s1: float = 0.0
     s2: float = 0.0
+    transfer: float = 0.0
     transfer_per_token: float = 0.0
     handshake: float = 0.0
+
+    @classmethod
+    def of(cls, fitted: Fitted) -> "Linear":
+        """An engine that takes what a router believes of it, but for `overhead`: that is no engine's work."""
+        names = ("a", "b", "c", "s0", "s1", "s2", "transfer", "transfer_per_token", "handshake")
+        return cls(**{name: getattr(fitted, name) / 1000 for name in names})
 
     def prefill_s(self, uncached: int, context: int) -> float:
         """Seconds to prefill `uncached` tokens that end at context length `context`."""
@@ -59,7 +68,8 @@ class Linear:
 
     def transfer_s(self, tokens: int, *, first: bool) -> float:
         """Linear in the tokens, plus the handshake of a new pair."""
-        return self.transfer_per_token * tokens + (self.handshake if first else 0.0)
+        pulled = self.transfer + self.transfer_per_token * tokens if tokens else 0.0
+        return pulled + (self.handshake if first else 0.0)
 
 
 @dataclass(frozen=True, slots=True)

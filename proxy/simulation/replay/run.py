@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pathlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,10 +11,11 @@ import msgspec
 from kvevents import Event
 from proxy.config import Admission
 from proxy.errors import ConfigError
+from proxy.latency.profiles import EngineSize, read_profile
 from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import AnyPolicy
 from proxy.simulation.engine.kv_cache import blocks_for
-from proxy.simulation.engine.latency import PROFILES
+from proxy.simulation.engine.latency import PROFILES, Linear, Profile
 from proxy.simulation.engine.values import EngineShape
 from proxy.simulation.replay.attempt import Call
 from proxy.simulation.replay.baselines import BASELINES
@@ -35,15 +37,22 @@ PROGRESS_EVERY = 256
 
 def engine_of(profile: str) -> EngineShape:
     """An engine with a named latency profile, as large as the one of ai-dynamo's offline replay: 16384 blocks
-    of 64 tokens, 256 sequences, 8192 tokens a step.
+    of 64 tokens, 256 sequences, 8192 tokens a step. Or one whose figures are in the file of that name. Raises
+    ConfigError.
     """
+    if profile in PROFILES:
+        latencies: Profile = PROFILES[profile]
+        size, chunk_tokens = EngineSize(), 8192
+    else:
+        file = read_profile(pathlib.Path(profile), "--profile", PROFILES)
+        latencies, size, chunk_tokens = Linear.of(file), file.engine, file.chunk_tokens
     return EngineShape(
         model=MODEL,
-        block_size=64,
-        blocks=16384 + 1,  # block 0 is the engine's own
-        max_batched_tokens=8192,
-        max_sequences=256,
-        profile=PROFILES[profile],
+        block_size=size.block_size,
+        blocks=size.blocks + 1,  # block 0 is the engine's own
+        max_batched_tokens=chunk_tokens,
+        max_sequences=size.max_sequences,
+        profile=latencies,
     )
 
 
@@ -91,8 +100,7 @@ class Setup(msgspec.Struct, frozen=True):
             raise ConfigError(f"--routers {self.routers}: a number from 1 to {MAX_ROUTERS} is needed")
         if not all(speed > 0 and math.isfinite(speed) for speed in self.speeds.values()):
             raise ConfigError("--instance-speed: numbers above 0 are needed")
-        if self.profile not in PROFILES:
-            raise ConfigError(f"--profile {self.profile!r} is not known: give one of {', '.join(PROFILES)}")
+        engine_of(self.profile)
         there = {address for address, _ in parse_fleet(self.fleet)}
         strangers = {*self.speeds, *(outage.address for outage in self.outages)} - there
         if strangers:

@@ -6,9 +6,11 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from proxy.cli.main import main
+from proxy.latency.profiles import EngineSize, ProfileFile, written
 from proxy.scheduling.types import Candidate, Leg
 from proxy.simulation.replay.comparison import names_of_policies
 
@@ -94,6 +96,24 @@ def test_a_fleet_may_be_slow_in_part_and_fail_in_part(
     assert [each["served"] for each in figures] == [12, 12, 12]
     assert slow["ttft_ms"]["mean"] > 3 * plain["ttft_ms"]["mean"]
     assert failing["waited_ms"]["mean"] > plain["waited_ms"]["mean"] == 0.0
+
+
+def test_engines_may_be_as_a_file_says(trace: str, tmp_path: pathlib.Path) -> None:
+    profile = ProfileFile(
+        source="a test", a=500.0, b=0.001, c=0.0, transfer=0.0, transfer_per_token=0.0, handshake=0.0,
+        s0=100.0, s1=0.0, s2=0.0, engine=EngineSize(block_size=16, blocks=64),
+    )  # fmt: skip
+    path = tmp_path / "slow.toml"
+    path.write_text(written(profile))
+    main(["simulate", trace, "--fleet", "12b", "--profile", str(path), "--out", str(tmp_path)])
+    figures = json.loads((tmp_path / "figures.json").read_text())["cells"][0]["figures"]
+    assert figures["itl_ms"]["p50"] == pytest.approx(100.0)
+    assert figures["ttft_ms"]["p50"] == pytest.approx(500.2, abs=0.1)
+    blocks = msgspec.structs.replace(profile, engine=EngineSize(block_size=16, blocks=44))
+    path.write_text(written(blocks))  # 704 tokens: none fits with its answer
+    main(["simulate", trace, "--fleet", "12b", "--profile", str(path), "--out", str(tmp_path)])
+    figures = json.loads((tmp_path / "figures.json").read_text())["cells"][0]["figures"]
+    assert figures["refused"] == 12
 
 
 class Terminal(io.StringIO):

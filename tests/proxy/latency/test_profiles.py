@@ -1,9 +1,21 @@
 """A profile is what is believed at first: of the stand-in, what the stand-in takes."""
 
+import pathlib
+
 import pytest
 
+from proxy.errors import ConfigError
 from proxy.latency.model import LatencyModel
-from proxy.latency.profiles import PROFILES, UNKNOWN, Profile
+from proxy.latency.profiles import (
+    PROFILES,
+    UNKNOWN,
+    EngineSize,
+    Profile,
+    ProfileFile,
+    load_profile,
+    read_profile,
+    written,
+)
 from proxy.simulation.engine import latency as stand_in
 
 
@@ -56,3 +68,67 @@ def test_a_profile_that_predicts_nothing_is_refused(figure: dict[str, float]) ->
     figures = {"a": 1.0, "b": 1.0, "c": 0.0, "transfer": 1.0, "transfer_per_token": 0.0, "handshake": 0.0}
     with pytest.raises(ValueError, match=r"coefficient|needs"):
         Profile(source="a test", s1=0.0, s2=0.0, **{"s0": 1.0} | figures | figure)  # type: ignore[arg-type]  # one is an int
+
+
+def a_file() -> ProfileFile:
+    return ProfileFile(
+        source='said "so" on 2026-11-30: vLLM 0.32.0, a\\b, \x7f, \u00e4',
+        a=12.5, b=0.0152, c=4.2e-07, overhead=3.0, chunk_tokens=2048, transfer=1.0,
+        transfer_per_token=1e-03, handshake=150.0, s0=5.0, s1=0.2, s2=2.7e-05,
+        engine=EngineSize(block_size=16, blocks=5000, max_sequences=64),
+    )  # fmt: skip
+
+
+def test_a_profile_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "profile.toml"
+    path.write_text(written(a_file()), encoding="utf-8")
+    assert load_profile(str(path)) == read_profile(path, "--profile", ()) == a_file()
+
+
+def test_a_profile_has_a_name_or_a_file() -> None:
+    assert load_profile("tiny-cpu") is PROFILES["tiny-cpu"]
+    with pytest.raises(ConfigError, match=r"--latency-profile 'fast' is not known: give one of unknown, "):
+        load_profile("fast")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("b = 0.0152", "b = 0.0"), "is no profile: a profile needs b, s0"),
+        (("b = 0.0152", "b = 'much'"), r"is no profile: Expected `float`, got `str` - at `\$.b`"),
+        (("b = 0.0152\n", ""), "is no profile: .*missing required field `b`"),
+        (("b = 0.0152", "b = 0.0152\nbb = 1"), "is no profile: .*unknown field `bb`"),
+        (("blocks = 5000", "blocks = 0"), "is no profile: block_size, blocks and max_sequences"),
+        (("blocks = 5000", "blocks = "), "is not TOML: "),
+    ],
+)
+def test_a_file_that_is_no_profile_is_refused(
+    change: tuple[str, str], said: str, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "profile.toml"
+    path.write_text(written(a_file()).replace(*change), encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        read_profile(path, "--profile", ())
+
+
+def test_a_folder_is_no_profile(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match=r"--profile .*: Is a directory"):
+        read_profile(tmp_path, "--profile", ())
+
+
+def test_an_engine_of_a_profile_takes_what_is_believed_of_it() -> None:
+    profile, model = a_file(), LatencyModel(a_file())
+    engine = stand_in.Linear.of(profile)
+    assert 1000 * engine.step_s([(700, 2000)], 0, 0, 0) == pytest.approx(model.prefill_ms("a", 700, 2000))
+    assert 1000 * engine.step_s([], 7, 2000, 0) == pytest.approx(model.step_ms("a", 7, 2000))
+    assert 1000 * engine.transfer_s(500, first=False) == pytest.approx(model.transfer_ms("a", "b", 500))
+    assert 1000 * engine.transfer_s(0, first=True) == pytest.approx(model.handshake_ms("a", "b"))
+
+
+def test_the_page_shows_a_profile_that_can_be_read(tmp_path: pathlib.Path) -> None:
+    page = (pathlib.Path(__file__).parents[3] / "docs" / "latency.md").read_text(encoding="utf-8")
+    path = tmp_path / "profile.toml"
+    path.write_text(page.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    assert read_profile(path, "--profile", ()).engine == EngineSize(
+        block_size=16, blocks=5000, max_sequences=256
+    )
