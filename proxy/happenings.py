@@ -194,6 +194,26 @@ class LegsDecided(Happening, frozen=True):
     """kvproxy's own time since the request was read, without the time in the queue."""
 
 
+class LegBegan(Happening, frozen=True):
+    """A leg that streams its answer has brought its first token; told only where somebody wants to know."""
+
+    instance: str
+    rank: int
+    began_at: float
+    """When it was sent, in seconds of the monotonic clock; as `at`, when the token came."""
+    at: float
+    prompt_tokens: int
+    """The prompt's length; estimated if it is not known."""
+    uncached: int | None
+    """As `LegEnded.uncached`."""
+    pulled_from: str | None = None
+    """As `LegEnded.pulled_from`."""
+    in_turn: bool = True
+    """Whether the blocks that it fetched were there as it was sent."""
+    first_token_ms: float | None = None
+    """As `LegEnded.first_token_ms`."""
+
+
 class LegEnded(Happening, frozen=True):
     """A leg is over: its answer was read, or it failed, or nobody waits for it any more."""
 
@@ -212,11 +232,23 @@ class LegEnded(Happening, frozen=True):
     uncached: int | None
     """Tokens of the prompt to compute or to fetch, by the decision; None if the prompt is not known."""
     prompt_tokens: int | None = None
-    """The engine's count. This and the next fields are set for prefill legs that were served."""
+    """The engine's count for a prefill leg that was served; as `LegBegan.prompt_tokens` for one that brought
+    a first token; else None."""
     predicted: int | None = None
-    """Cached tokens that the index predicted."""
+    """Cached tokens that the index predicted. This and the next are set for prefill legs that were served."""
     reported: int | None = None
     """Cached tokens that its engine reported."""
+    first_token_at: float | None = None
+    """When a leg that streams brought its first token; as `began_at`. None if it did not."""
+    pulled_from: str | None = None
+    """The instance whose blocks it was to fetch; None if it computed its prompt."""
+    generated: int | None = None
+    """Tokens of its answer, by its engine or by its events; None if nobody counted."""
+    first_token_ms: float | None = None
+    """How long its engine says that it took from the beginning of its work to the first token; None if it
+    does not."""
+    reached: bool = True
+    """Whether its engine may have worked on it; False if no connection came about, or it was refused."""
 
     @property
     def seconds(self) -> float:

@@ -1,51 +1,170 @@
 """What the model learns is a function of what happened: no clock is read here, and no engine asked.
 
-Prefill is learned from the prefill legs that were served, by what their engines counted where they told it.
-All other work on an instance is unknown: legs that failed or were left, and decode legs, which do not tell
-when their first token came.
+    prefill     of prefill legs that were served, at their ends, and of legs that do both, at their first
+                tokens; by what their engines counted where they told it
+    transfers   of legs that fetched a prompt, at their first tokens: what is left without the step
+    steps       of streams that were served, at their ends: the time between two tokens, on average, without
+                the prompts that were computed meanwhile
+
+Legs that failed or were left may have been worked on, nobody knows how long: times that overlap them teach
+nothing, nor do those of instances where others' prompts are computed.
 """
 
 from collections.abc import Callable
 
-from proxy.happenings import Happening, InstanceRemoved, LegEnded
+from proxy.happenings import Happening, InstanceRemoved, LegBegan, LegEnded
 from proxy.latency.fits import PoolName
 from proxy.latency.model import LatencyModel
 from proxy.latency.service_times import Leg
+from proxy.latency.streams import Streams
 from proxy.phases import Phase
 
 SERVED = "served"
 """The outcome of a leg that did what it was sent for."""
 
+MIN_TOKENS = 8
+"""A stream of fewer shows its engine's step too badly: its first and last tokens are off by jitter."""
+
+MIN_SHARE = 0.2
+"""Of a stream's time, what is left to decode at least. If less is, it was computing that took the time, and
+what that took is predicted too badly to be taken off. Of the time to a first token, what the transfer took at
+least."""
+
 
 class LatencyLearner:
     """Feeds a model; a consumer of happenings."""
 
-    hears = (LegEnded, InstanceRemoved)
+    hears = (LegBegan, LegEnded, InstanceRemoved)
 
     def __init__(self, model: LatencyModel, pool_of: Callable[[str], PoolName | None]) -> None:
         """`pool_of`: the role and the model of an instance; None if it is not there."""
         self._model = model
         self._pool_of = pool_of
+        self._streams: dict[str, dict[int, Streams]] = {}
+        self._waiting: dict[str, int] = {}
+        """How many requests waited there when its gauges were read last."""
 
     def hear(self, happening: Happening) -> None:
         """Take a happening."""
         match happening:
+            case LegBegan():
+                self._leg_began(happening)
             case LegEnded():
                 self._leg_ended(happening)
             case InstanceRemoved(instance=instance):
-                self._model.forget(instance)
+                self.forget(instance)
             case _:
                 pass
 
-    def _leg_ended(self, leg: LegEnded) -> None:
-        name = self._pool_of(leg.instance)
-        if name is None:
+    def joined(self, instance: str) -> bool:
+        """An instance is there: it is predicted as its pool is. Returns whether it is."""
+        name = self._pool_of(instance)
+        if name is not None:
+            self._model.join(instance, name.role, name.model)
+        return name is not None
+
+    def restarted(self, instance: str) -> None:
+        """Its process is another."""
+        self._streams.pop(instance, None)
+        self._waiting.pop(instance, None)
+        self._model.restarted(instance)
+
+    def forget(self, instance: str) -> None:
+        """It was removed."""
+        self._streams.pop(instance, None)
+        self._waiting.pop(instance, None)
+        self._model.forget(instance)
+
+    def scraped(self, instance: str, at: float, *, running: int, waiting: int, own: int) -> None:
+        """An engine has told how many requests run there and wait; `own`: legs of this process that were
+        there at any moment of the question.
+        """
+        if not self.joined(instance):
             return
-        self._model.join(leg.instance, name.role, name.model)
+        self._waiting[instance] = waiting
+        ranks = self._streams.get(instance, {})
+        for rank in ranks or (0,):
+            self._model.gauges(instance, at, requests=running + waiting, own=own, rank=rank)
+        foreign = min(max(running + waiting - own, 0), running)
+        for streams in ranks.values():
+            streams.foreign(at, foreign // len(ranks), self._step_ms(instance, streams))
+
+    # -- legs ---------------------------------------------------------------------------------------------
+
+    def _streams_of(self, instance: str, rank: int) -> Streams:
+        ranks = self._streams.setdefault(instance, {})
+        found = ranks.get(rank)
+        if found is None:
+            found = ranks[rank] = Streams()
+        return found
+
+    def _step_ms(self, instance: str, streams: Streams) -> float:
+        return self._model.step_ms(instance, streams.sequences, streams.context_tokens)
+
+    def _leg_began(self, leg: LegBegan) -> None:
+        if not self.joined(leg.instance):
+            return
+        model, instance, rank = self._model, leg.instance, leg.rank
+        streams = self._streams_of(instance, rank)
+        step_ms = self._step_ms(instance, streams)
+        streams.passes(leg.at, step_ms)
+        beside = streams.between(leg.began_at, leg.at)
+        if leg.pulled_from is None:
+            self._prefilled(
+                instance,
+                rank,
+                Leg(leg.began_at, leg.at, leg.uncached, leg.prompt_tokens, first_token_ms=leg.first_token_ms),
+                streams,
+            )
+        elif (
+            leg.in_turn
+            and leg.uncached is not None
+            and not (beside.prefill_ms or self._waiting.get(instance))
+        ):
+            ms = (leg.at - leg.began_at) * 1000 - step_ms
+            model.transferred(leg.pulled_from, instance, leg.uncached, max(ms, MIN_SHARE * (ms + step_ms)))
+        streams.began(leg.at, leg.prompt_tokens, step_ms)
+
+    def _prefilled(self, instance: str, rank: int, leg: Leg, streams: Streams) -> None:
+        beside = streams.between(leg.began_at, leg.ended_at)
+        self._model.leg_ended(
+            instance,
+            leg,
+            rank=rank,
+            sequences=beside.sequences,
+            context_tokens=beside.context_tokens,
+        )
+        if leg.served and leg.uncached_tokens is not None:
+            ms = self._model.prefill_ms(instance, leg.uncached_tokens, leg.prompt_tokens)
+            streams.computed(leg.began_at, leg.ended_at, ms)
+
+    def _leg_ended(self, leg: LegEnded) -> None:
+        if not leg.reached or not self.joined(leg.instance):
+            return
+        instance, rank = leg.instance, leg.rank
         if leg.phase is Phase.PREFILL:
-            self._model.leg_ended(leg.instance, _prefill(leg), rank=leg.rank)
-        else:
-            self._model.unknown_work(leg.instance, leg.began_at, leg.ended_at, rank=leg.rank)
+            self._prefilled(instance, rank, _prefill(leg), self._streams_of(instance, rank))
+        elif leg.first_token_at is not None:
+            self._stream_ended(leg, leg.first_token_at)
+        elif leg.pulled_from is None or leg.outcome != SERVED:
+            self._model.unknown_work(instance, leg.began_at, leg.ended_at, rank=rank)
+
+    def _stream_ended(self, leg: LegEnded, first_token_at: float) -> None:
+        streams = self._streams_of(leg.instance, leg.rank)
+        if not streams.has(first_token_at):
+            return  # of a process that was there before
+        step_ms = self._step_ms(leg.instance, streams)
+        at, ms = leg.ended_at, (leg.ended_at - first_token_at) * 1000
+        streams.passes(at, step_ms)
+        beside = streams.between(first_token_at, at)
+        generated = leg.generated
+        if generated is not None and generated >= MIN_TOKENS and leg.outcome == SERVED:
+            decoding_ms = ms - beside.prefill_ms
+            if decoding_ms >= MIN_SHARE * ms:
+                mean_ms = decoding_ms / (generated - 1)
+                self._model.stepped(leg.instance, beside.sequences, beside.context_tokens, mean_ms)
+        known = ms / step_ms if generated is None else generated
+        streams.ended(at, leg.prompt_tokens or 0, known, step_ms)
 
 
 def _prefill(leg: LegEnded) -> Leg:
@@ -57,4 +176,5 @@ def _prefill(leg: LegEnded) -> Leg:
         uncached_tokens=uncached,
         prompt_tokens=prompt or 0,
         served=leg.outcome == SERVED and prompt is not None,
+        first_token_ms=leg.first_token_ms,
     )

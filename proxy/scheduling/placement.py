@@ -13,6 +13,8 @@ from proxy.caches.accuracy import Accuracy, Comparison
 from proxy.caches.expected import Awaited, PredictedBlocks
 from proxy.config import Admission
 from proxy.fleet import Claim, Fleet, Instance
+from proxy.latency.model import LatencyModel
+from proxy.latency.profiles import PROFILES, UNKNOWN
 from proxy.logs import Occasionally
 from proxy.phases import Phase
 from proxy.scheduling.decision import Chooser, Decision, Pick
@@ -30,6 +32,7 @@ from proxy.scheduling.types import (
     LegPolicy,
     Policy,
     Told,
+    reads_latency,
     reads_prompt,
     reads_session,
 )
@@ -77,10 +80,12 @@ class Placement:
         tier_costs: Mapping[str, float] | None = None,
         loads: Callable[[Instance, Phase, int], Load] = own_load,
         prompts_wanted: bool = False,
+        latency: LatencyModel | None = None,
     ) -> None:
         """`policy`: prices pairs if it can, else legs; `limits`: how many outstanding tokens a rank may have
         (None: any number); `accuracy`: which ranks are trusted; `loads`: what runs on a rank for legs of a
-        phase; `prompts_wanted`: somebody else wants to know the prompts, whatever the policy reads.
+        phase; `prompts_wanted`: somebody else wants to know the prompts, whatever the policy reads;
+        `latency`: how long engines take (None: as the profile `unknown` says).
 
         `tier_costs`: what reloading a token from a slower tier costs, as a share of computing it; tiers that
         are not named, or cost 1 or more, are not used.
@@ -93,6 +98,10 @@ class Placement:
         self._unlearnt = Occasionally(clock, UNLEARNT_LOGGED_EVERY_S)
         self.reads_session = reads_session(policy)
         """Whether the sessions of requests decide where they go; if not, nobody finds them out."""
+        self.reads_latency = reads_latency(policy)
+        """Whether what engines take decides where requests go; if not, nobody has to learn it."""
+        self.latency = latency or LatencyModel(PROFILES[UNKNOWN])
+        """How long engines take."""
         limits = limits or Admission()
         self._prompt_counts = bool(
             prompts_wanted or reads_prompt(policy) or limits.max_prefill_tokens or limits.max_decode_tokens

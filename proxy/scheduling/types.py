@@ -237,3 +237,8 @@ def reads_prompt(policy: AnyPolicy) -> bool:
 
 _PRICES = frozenset({"costs", "prices"})
 """The methods by which policies price legs, and pairs."""
+
+
+def reads_latency(policy: AnyPolicy) -> bool:
+    """Whether a policy has a true member `reads_latency`; else nobody learns how long engines take."""
+    return bool(getattr(policy, "reads_latency", False))

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from kvevents import Keys
 from proxy.admission import Admitted, Ticket
+from proxy.happenings import LegBegan, LegEnded, Tell
+from proxy.phases import Phase
 from proxy.scheduling.decision import Pick
 from proxy.scheduling.types import Candidate
 from proxy.simulation.replay.baselines import Follows
@@ -49,6 +51,10 @@ class World(NamedTuple):
     engines: Mapping[str, ReplayedInstance]
     legs: "dict[Job, Attempt]"
     """The legs that run."""
+    sent: Counter[str]
+    """How many of them run on which instance."""
+    tell: Tell | None
+    """Who hears how legs go; None if nobody does."""
     follows: Follows | None
     served: Callable[[Call], None]
     failed: Callable[[Call], None]
@@ -65,6 +71,8 @@ class Attempt:
         self._prefill = _chosen(admitted.decision.prefill)
         self._decode = _chosen(admitted.decision.decode)
         self._hold: Pulled | None = None
+        self._sent_s = 0.0
+        """When the leg that runs was sent."""
         call.record.attempts += 1
         call.record.prefill_on, call.record.decode_on = self._prefill.instance, self._decode.instance
         if world.follows is not None:
@@ -95,6 +103,8 @@ class Attempt:
 
     def _send(self, address: str, job: Job) -> None:
         self._world.legs[job] = self
+        self._world.sent[address] += 1
+        self._sent_s = self._world.time.now_s
         engine = self._world.engines[address]
         if engine.alive:
             engine.add(job)
@@ -103,7 +113,8 @@ class Attempt:
 
     def _prefilled(self, job: Job) -> None:
         """The prefill leg is answered."""
-        del self._world.legs[job]
+        self._over(job, self._prefill)
+        self._tell_end(Phase.PREFILL, self._prefill, "served", self._length, reported=job.local_hit)
         self._call.record.reused_tokens = job.local_hit
         self._computed()
         engine = self._world.engines[self._prefill.instance]
@@ -123,6 +134,7 @@ class Attempt:
     def _first_token(self, job: Job) -> None:
         record = self._call.record
         record.first_token_s = self._world.time.now_s
+        self._tell_began()
         self._hold = None
         if self._admitted.prefill is None:
             record.reused_tokens = job.local_hit
@@ -131,18 +143,108 @@ class Attempt:
             record.external_tokens = job.external_hit
 
     def _last_token(self, job: Job) -> None:
-        del self._world.legs[job]
+        self._over(job, self._decode)
+        self._tell_end(
+            Phase.DECODE,
+            self._decode,
+            "served",
+            self._length,
+            first_token_at=job.first_token_s,
+            generated=job.generated,
+        )
         self._close()
         self._world.served(self._call)
 
     def lost(self, job: Job, address: str) -> None:
         """The engine at `address` has failed a leg."""
-        del self._world.legs[job]
+        generates = not job.hold
+        candidate = self._decode if generates else self._prefill
+        self._over(job, candidate)
+        self._tell_end(
+            Phase.DECODE if generates else Phase.PREFILL,
+            candidate,
+            "broken",
+            None if job.first_token_s is None else self._length,
+            first_token_at=job.first_token_s,
+            generated=job.generated,
+            reached=self._world.engines[candidate.instance].alive,
+        )
         if (hold := self._hold) is not None and hold.engine.life == hold.life:
             hold.engine.let_go(hold.job, pulled=False)
         self._close()
         self._call.failed[address] += 1
         self._world.failed(self._call)
+
+    # -- what is told ---------------------------------------------------------------------------------------
+
+    @property
+    def _length(self) -> int:
+        return self._call.request.input_tokens
+
+    @property
+    def _pulled_from(self) -> str | None:
+        return None if self._admitted.prefill is None else self._prefill.instance
+
+    def _over(self, job: Job, candidate: Candidate) -> None:
+        del self._world.legs[job]
+        self._world.sent[candidate.instance] -= 1
+
+    def _tell_began(self) -> None:
+        if (tell := self._world.tell) is None:
+            return
+        chosen = self._decode
+        tell(
+            LegBegan(
+                chosen.instance,
+                chosen.rank,
+                self._sent_s,
+                self._world.time.now_s,
+                self._length,
+                chosen.uncached_tokens if self._known else None,
+                self._pulled_from,
+            )
+        )
+
+    @property
+    def _known(self) -> bool:
+        return self._admitted.question.prompt is not None
+
+    def _tell_end(
+        self,
+        phase: Phase,
+        candidate: Candidate,
+        outcome: str,
+        prompt_tokens: int | None,
+        *,
+        reported: int | None = None,
+        first_token_at: float | None = None,
+        generated: int | None = None,
+        reached: bool = True,
+    ) -> None:
+        if (tell := self._world.tell) is None:
+            return
+        tell(
+            LegEnded(
+                phase,
+                candidate.instance,
+                candidate.rank,
+                self._sent_s,
+                self._world.time.now_s,
+                outcome,
+                outcome == "served",
+                candidate.uncached_tokens if self._known else None,
+                prompt_tokens,
+                None,
+                reported,
+                first_token_at,
+                self._pulled_from if phase is Phase.DECODE else None,
+                generated,
+                None,
+                reached,
+            )
+        )
+
+    # -- the end --------------------------------------------------------------------------------------------
 
     def _close(self) -> None:
         self._hold = None

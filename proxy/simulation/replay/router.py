@@ -7,6 +7,7 @@ in the service: the prefill leg's with its answer, the other's with the last tok
 
 import random
 import time as clocks
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from kvevents import BlockRemoved, BlockStored, Event, PrefixIndex, Prompt
@@ -15,12 +16,17 @@ from proxy.admission.turns import Outcome, Refusal
 from proxy.admission.turns import Turn as Wait
 from proxy.config import Admission, Config, Rules, parse_instance
 from proxy.errors import ConfigError, RequestError
-from proxy.fleet import Fleet, Instance, ModelCard
+from proxy.fleet import Fleet, Instance, ModelCard, Status
+from proxy.fleet.gauges import Gauges as Told
 from proxy.happenings import Happening
+from proxy.latency.fits import PoolName
+from proxy.latency.learner import LatencyLearner
+from proxy.latency.model import LatencyModel
+from proxy.latency.profiles import PROFILES, UNKNOWN, Profile
 from proxy.phases import Role
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
-from proxy.scheduling.types import AnyPolicy
+from proxy.scheduling.types import AnyPolicy, reads_latency
 from proxy.simulation.replay.attempt import Attempt, Call, World
 from proxy.simulation.replay.baselines import Follows
 from proxy.simulation.replay.contents import GivenKeys, Names
@@ -59,9 +65,11 @@ class Router:
         seed: int = 0,
         event_delay_s: float = 0.0,
         unknown_share: float = 0.0,
+        profile: Profile = PROFILES[UNKNOWN],
     ) -> None:
         """`event_delay_s`: from the end of an engine's step until its events are in the index;
-        `unknown_share`: the share of prompts whose tokens are not known.
+        `unknown_share`: the share of prompts whose tokens are not known; `profile`: what is believed of
+        engines before anything was learned.
         """
         self._time = time
         self._keys = GivenKeys(names)
@@ -70,10 +78,14 @@ class Router:
         self._dice = random.Random(seed + 1)  # noqa: S311  # no secret
         self._cards = [ModelCard(model) for model in models]
         self._engines: dict[str, ReplayedInstance] = {}
+        self.latency = LatencyModel(profile)
+        self._learner = LatencyLearner(self.latency, self._pool_of) if reads_latency(policy) else None
         self._world = World(
             time,
             engines=self._engines,
             legs={},
+            sent=Counter(),
+            tell=self._learner.hear if self._learner is not None else None,
             follows=policy if isinstance(policy, Follows) else None,
             served=lambda call: self.end(call, End.SERVED),
             failed=self._failed,
@@ -92,6 +104,7 @@ class Router:
             clock=lambda: time.now_s,
             rng=random.Random(seed),  # noqa: S311  # no secret
             limits=limits,
+            latency=self.latency,
         )
         self.lanes = Lanes(
             fleet=self.fleet,
@@ -116,6 +129,12 @@ class Router:
         instance.is_followed({0: Source()})
         instance.came_up()
         self.fleet.add(instance)
+        if self._learner is not None:
+            self._learner.joined(engine.address)
+
+    def _pool_of(self, address: str) -> PoolName | None:
+        instance = self.fleet.get(address)
+        return None if instance is None else PoolName(instance.role, MODEL)
 
     def heard(self, address: str, events: list[Event]) -> None:
         """An engine has published events."""
@@ -143,6 +162,8 @@ class Router:
         for job in lost:
             if (attempt := self._world.legs.get(job)) is not None:
                 attempt.lost(job, address)
+        if self._learner is not None:
+            self._learner.restarted(address)
 
     def came_up(self, address: str) -> None:
         """An engine is there again."""
@@ -153,6 +174,15 @@ class Router:
         """What the engines tell of themselves was asked."""
         if (follows := self._world.follows) is not None:
             follows.scraped(gauges)
+        if self._learner is None:
+            return
+        now_s = self._time.now_s
+        for address, told in gauges.items():
+            instance, own = self.fleet.get(address), self._world.sent[address]
+            if instance is None or instance.status is not Status.UP:
+                continue
+            instance.told_gauges(Told(now_s, told.running, told.waiting, told.usage, own))
+            self._learner.scraped(address, now_s, running=told.running, waiting=told.waiting, own=own)
 
     # -- requests -------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from proxy.config import Admission
 from proxy.errors import ConfigError
 from proxy.latency.profiles import EngineSize, read_profile
 from proxy.scheduling.policies import load_policy
-from proxy.scheduling.types import AnyPolicy
+from proxy.scheduling.types import AnyPolicy, reads_latency
 from proxy.simulation.engine.kv_cache import blocks_for
 from proxy.simulation.engine.latency import PROFILES, Linear, Profile
 from proxy.simulation.engine.values import EngineShape
@@ -30,6 +30,9 @@ from proxy.traces.workload import Workload
 
 SEEDS_APART = 1000
 """Between the seeds of two routers."""
+
+SCRAPE_S = 1.0
+"""Between two looks at the gauges, for a policy that reads what engines take: as `--scrape-s` has it."""
 
 PROGRESS_EVERY = 256
 """Requests between two calls of `progress`."""
@@ -169,7 +172,7 @@ class Run:
             for number, made in enumerate(policies)
         ]
         self._dice = random.Random(setup.seed - 1)  # noqa: S311  # no secret
-        self._scrape_s = getattr(policies[0], "scrape_s", None)
+        self._scrape_s = getattr(policies[0], "scrape_s", SCRAPE_S if reads_latency(policies[0]) else None)
         hears = self.routers[0].reads_prompt
         contents = NamedContents(self._names, told=hears)
         self.engines: dict[str, ReplayedInstance] = {}

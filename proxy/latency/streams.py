@@ -1,0 +1,157 @@
+"""Invariant: what a rank generated and computed between two moments is known from sums over time, to which
+each leg adds when it begins to stream and when it ends.
+
+The sums are kept at the moments at which they bend, older ones at fewer of them, so that a stretch of any age
+can be asked for. Between two moments they are straight lines.
+"""
+
+from array import array
+from bisect import bisect_right
+from typing import NamedTuple
+
+MAX_MOMENTS = 256
+"""Once there are so many, every other one of the older half is forgotten."""
+
+
+class Curve:
+    """A sum over time."""
+
+    __slots__ = ("_at", "_values")
+
+    def __init__(self) -> None:
+        self._at = array("d")
+        self._values = array("d")
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def add(self, at: float, value: float) -> None:
+        """It is higher by `value` at a moment than at the last, which was not later."""
+        if len(self._at) >= MAX_MOMENTS:
+            half = MAX_MOMENTS // 2
+            self._at[:half] = self._at[:half:2]
+            self._values[:half] = self._values[:half:2]
+        self._values.append(self._values[-1] + value if self._values else 0.0)
+        self._at.append(at)
+
+    def until(self, at: float) -> float:
+        """Its value at a moment."""
+        times, values = self._at, self._values
+        index = bisect_right(times, at)
+        if index == 0:
+            return 0.0
+        if index == len(times):
+            return values[-1]
+        before, after = times[index - 1], times[index]
+        share = (at - before) / (after - before)
+        return values[index - 1] + share * (values[index] - values[index - 1])
+
+
+class Stretch(NamedTuple):
+    """What a rank did between two moments."""
+
+    sequences: float
+    """For which it generated, on average."""
+    context_tokens: float
+    """Of all of them together, on average."""
+    prefill_ms: float
+    """That it spent on prompts, as is predicted."""
+
+
+class Streams:
+    """The streams of one rank of an engine. Moments are seconds, and come in order."""
+
+    __slots__ = (
+        "_began_with",
+        "_computed_until",
+        "_contexts",
+        "_foreign",
+        "_grown",
+        "_now",
+        "_ours",
+        "_prefill",
+        "_since",
+        "_streams",
+    )
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        """When the first stream began."""
+        self._now: float | None = None
+        self._ours = self._foreign = 0
+        """How many streams of this process run, and of others."""
+        self._began_with = 0
+        """The contexts with which ours began."""
+        self._grown = 0.0
+        """By how much these are longer by now."""
+        self._streams, self._contexts, self._prefill = Curve(), Curve(), Curve()
+        self._computed_until = float("-inf")
+
+    @property
+    def sequences(self) -> int:
+        """How many streams run, others' included."""
+        return self._ours + self._foreign
+
+    @property
+    def context_tokens(self) -> float:
+        """Of all of them together, what they have generated so far included. Others' are as long as ours."""
+        if not self._ours:
+            return 0.0
+        return (self._began_with + self._grown) * (1 + self._foreign / self._ours)
+
+    def has(self, first_token_at: float) -> bool:
+        """Whether a stream that began then is one of those that run."""
+        return self._since is not None and first_token_at >= self._since and self._ours > 0
+
+    def began(self, at: float, context_tokens: int, step_ms: float) -> None:
+        """A stream has brought its first token. `step_ms`: how long a token of each has taken since the
+        moment before.
+        """
+        self.passes(at, step_ms)
+        self._ours += 1
+        if self._since is None:
+            self._since = at
+        self._began_with += context_tokens
+
+    def ended(self, at: float, context_tokens: int, generated: float, step_ms: float) -> None:
+        """A stream that began with such a context has ended after so many tokens."""
+        self.passes(at, step_ms)
+        self._ours -= 1
+        self._began_with -= context_tokens
+        self._grown = max(self._grown - generated, 0.0) if self._ours else 0.0
+
+    def foreign(self, at: float, sequences: int, step_ms: float) -> None:
+        """So many streams of others run there from now on."""
+        if sequences != self._foreign:
+            self.passes(at, step_ms)
+            self._foreign = sequences
+
+    def passes(self, at: float, step_ms: float) -> None:
+        """It is so late by now: `between` tells no more than up to here."""
+        seconds = 0.0 if self._now is None else at - self._now
+        if seconds > 0 or self._now is None:
+            contexts = self.context_tokens
+            self._grown += self._ours * seconds * 1000 / step_ms
+            self._streams.add(at, self.sequences * seconds)
+            self._contexts.add(at, (contexts + self.context_tokens) / 2 * seconds)
+            self._now = at
+
+    def computed(self, began_at: float, at: float, ms: float) -> None:
+        """A prompt that came at `began_at` is computed; it is predicted to take so long."""
+        start = max(began_at, self._computed_until, at - ms / 1000)
+        if start < at:
+            self._prefill.add(start, 0.0)
+            self._prefill.add(at, (at - start) * 1000)
+            self._computed_until = at
+
+    def between(self, since: float, until: float) -> Stretch:
+        """What it did between two moments."""
+        seconds = until - since
+        prefill_ms = self._prefill.until(until) - self._prefill.until(since)
+        if seconds <= 0:
+            return Stretch(self.sequences, self.context_tokens, 0.0)
+        return Stretch(
+            (self._streams.until(until) - self._streams.until(since)) / seconds,
+            (self._contexts.until(until) - self._contexts.until(since)) / seconds,
+            prefill_ms,
+        )

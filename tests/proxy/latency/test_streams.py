@@ -1,0 +1,84 @@
+"""What a rank did between two moments, by the legs that began and ended there."""
+
+import random
+
+import pytest
+
+from proxy.latency.streams import MAX_MOMENTS, Curve, Streams
+
+STEP_MS = 10.0
+"""A stream grows by 100 tokens a second."""
+
+
+def test_nothing_is_known_of_a_rank_without_legs() -> None:
+    streams = Streams()
+    assert streams.between(0.0, 1.0) == (0, 0, 0)
+    assert not streams.has(0.0)
+
+
+def test_a_stream_counts_from_its_first_token_to_its_end() -> None:
+    streams = Streams()
+    streams.began(1.0, 500, STEP_MS)
+    streams.passes(3.0, STEP_MS)
+    assert streams.between(1.0, 3.0).sequences == pytest.approx(1)
+    assert streams.between(1.0, 3.0).context_tokens == pytest.approx(600)  # 500 that become 700
+    assert streams.between(0.0, 2.0).sequences == pytest.approx(0.5)
+    streams.ended(4.0, 500, 300, STEP_MS)
+    streams.passes(8.0, STEP_MS)
+    assert streams.between(0.0, 8.0).sequences == pytest.approx(3 / 8)
+    assert (streams.sequences, streams.context_tokens) == (0, 0)
+
+
+def test_the_context_is_right_again_once_a_stream_has_ended_that_grew_faster_than_believed() -> None:
+    streams = Streams()
+    for context in (1000, 2000):
+        streams.began(0.0, context, STEP_MS)
+    streams.ended(10.0, 1000, 1000, STEP_MS)
+    assert streams.context_tokens == pytest.approx(3000)  # 2000, and as long as the other
+    streams.ended(12.0, 2000, 9000, STEP_MS)
+    assert streams.context_tokens == 0
+
+
+def test_streams_of_others_count_with_contexts_like_ours() -> None:
+    streams = Streams()
+    streams.began(0.0, 1000, 1e12)
+    streams.foreign(0.0, 3, 1e12)
+    streams.passes(1.0, 1e12)
+    assert streams.between(0.0, 1.0)[:2] == pytest.approx((4, 4000))
+    streams.foreign(1.0, 0, 1e12)
+    streams.passes(2.0, 1e12)
+    assert streams.between(1.0, 2.0)[:2] == pytest.approx((1, 1000))
+
+
+def test_a_prompt_takes_no_longer_than_since_the_one_before() -> None:
+    streams = Streams()
+    streams.computed(1.0, 2.0, 400.0)
+    assert streams.between(0.0, 2.0).prefill_ms == pytest.approx(400)
+    streams.computed(1.0, 2.5, 800.0)
+    assert streams.between(0.0, 3.0).prefill_ms == pytest.approx(900)
+    assert streams.between(2.0, 2.25).prefill_ms == pytest.approx(250)
+    assert streams.between(2.5, 3.0).prefill_ms == 0
+
+
+def test_a_stream_of_a_process_that_was_there_before_is_not_one_of_these() -> None:
+    streams = Streams()
+    streams.began(5.0, 100, STEP_MS)
+    assert streams.has(5.0)
+    assert not streams.has(4.9)
+
+
+def test_a_curve_is_bounded_and_exact_where_it_is_young() -> None:
+    rng, curve, exact, at = random.Random(3), Curve(), [(0.0, 0.0)], 0.0
+    curve.add(0.0, 0.0)
+    for _ in range(5000):
+        at += rng.random()
+        value = rng.random()
+        curve.add(at, value)
+        exact.append((at, exact[-1][1] + value))
+        assert len(curve) <= MAX_MOMENTS
+    for moment, value in exact[-MAX_MOMENTS // 2 :]:
+        assert curve.until(moment) == pytest.approx(value)
+    for moment, value in exact[::50]:
+        assert abs(curve.until(moment) - value) <= 0.05 * exact[-1][1]
+    assert curve.until(-1.0) == 0
+    assert curve.until(at + 1) == pytest.approx(exact[-1][1])
