@@ -8,7 +8,8 @@ Each attack is made on a kvproxy of its own with default settings, in front of o
 stand-in for all. A pulse on kvproxy's event loop measures pauses, without time in which its thread was ready
 and had no CPU.
 An attack whose body is short is made alone and then as a volley: as many at once as make 16 MB, on up to 256
-connections. Exit code 1: an attack ended kvproxy, stopped its loop for longer than 50 ms, or took
+connections. One that stops the loop for longer than 50 ms is made twice more, and the median of the three
+counts. Exit code 1: an attack ended kvproxy, stopped its loop for longer than that, or took
 more memory beyond what kvproxy holds idle, once it has served an ordinary request of each kind, than four
 times what was sent, 16 KiB a request, 5 KiB a connection, and 20 MiB for the tokenizer's own objects (a
 volley or a crowd: 32 MiB, for what malloc cannot give back at once). Needs the project's environment: run it

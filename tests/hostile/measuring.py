@@ -5,7 +5,7 @@ import asyncio
 import pathlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -18,6 +18,9 @@ from tests.hostile.target import SETTLED_S, Said, engines, target
 
 MAX_PAUSE_MS = 50.0
 """However many requests come at once."""
+TRIES = 3
+"""An attack that paused the loop for longer is made again, and the median counts: the operating system may
+take a processor away from a thread that has the interpreter's lock."""
 BODIES = 4
 """So many times what was sent may be held at once, beside what is held idle."""
 VOLLEY_BYTES = 16 * MB
@@ -74,6 +77,11 @@ class Measured:
     def passed(self) -> bool:
         return self.alive and self.alone.passed and self.volley.passed
 
+    @property
+    def pause_ms(self) -> float:
+        """The worst pause of all."""
+        return max(self.alone.pause_ms, self.volley.pause_ms)
+
 
 def volley_of(attack: Attack, one: Said) -> int:
     """How many of an attack are made at once."""
@@ -106,6 +114,18 @@ async def measure(
         return Measured(attack, attacked.alive, alone, volley, at_once)
 
 
+def by_median(measure_once: Callable[[], Measured]) -> Measured:
+    """Make an attack; if it paused the loop for too long, as often as `TRIES`, and return the median of them.
+    What ended kvproxy, or took too much memory, is not made again.
+    """
+    tries = [measure_once()]
+    while tries[0].pause_ms > MAX_PAUSE_MS and tries[-1].alive and len(tries) < TRIES:
+        tries.append(measure_once())
+    if not tries[-1].alive:
+        return tries[-1]
+    return sorted(tries, key=lambda found: found.pause_ms)[len(tries) // 2]
+
+
 def attack_all(names: Sequence[str], logs: pathlib.Path | None, flags: Sequence[str]) -> tuple[Table, bool]:
     """Make the named attacks, one after the other, and return what they did and whether kvproxy stood them
     all.
@@ -118,13 +138,14 @@ def attack_all(names: Sequence[str], logs: pathlib.Path | None, flags: Sequence[
     with tempfile.TemporaryDirectory() as made, engines(logs or pathlib.Path(made)) as fleet:
         for name in names:
             print(f"  {name} ...", file=sys.stderr, flush=True)
-            found = asyncio.run(measure(ATTACKS[name], fleet, logs or pathlib.Path(made), flags))
+
+            def once(attack: Attack = ATTACKS[name]) -> Measured:
+                found = asyncio.run(measure(attack, fleet, logs or pathlib.Path(made), flags))
+                print(f"    {_told(found.alone)}; {_told(found.volley)}", file=sys.stderr, flush=True)
+                return found
+
+            found = by_median(once)
             alone, volley = found.alone, found.volley
-            told = [
-                f"{taken.pause_ms:.0f} ms, {taken.peak_mib:.0f} of {taken.allowed_mib:.0f} MiB"
-                for taken in (alone, volley)
-            ]
-            print(f"    {'; '.join(told)}", file=sys.stderr, flush=True)
             passed = passed and found.passed
             table.add_row(
                 name,
@@ -135,6 +156,10 @@ def attack_all(names: Sequence[str], logs: pathlib.Path | None, flags: Sequence[
                 "" if found.passed else "FAILED",
             )
     return table, passed
+
+
+def _told(taken: Taken) -> str:
+    return f"{taken.pause_ms:.0f} ms, {taken.peak_mib:.0f} of {taken.allowed_mib:.0f} MiB"
 
 
 def _row(taken: Taken) -> list[str]:

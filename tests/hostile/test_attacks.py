@@ -12,7 +12,7 @@ import pytest
 
 from scripts.workshop.live.watched import PAUSE, Pulse
 from tests.hostile.attacks import ATTACKS, MB
-from tests.hostile.measuring import ALONE_MIB, MAX_AT_ONCE, Measured, Taken, volley_of
+from tests.hostile.measuring import ALONE_MIB, MAX_AT_ONCE, Measured, Taken, by_median, volley_of
 from tests.hostile.target import Said
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -34,6 +34,20 @@ def test_a_pause_a_peak_and_an_end_are_failures() -> None:
     assert not measured(volley=taken(peak_mib=40 + ALONE_MIB + 10, connections=100)).passed
     assert not measured(volley=taken(pause_ms=51.0, connections=100)).passed
     assert not measured(alive=False).passed
+
+
+@pytest.mark.parametrize(
+    ("pauses_ms", "counts_ms"),
+    [([20, 90, 90], 20), ([63, 17, 18], 18), ([90, 17, 80], 80), ([51, 52, 53], 52)],
+)
+def test_a_pause_that_does_not_come_again_does_not_count(pauses_ms: list[float], counts_ms: float) -> None:
+    left = [measured(pause_ms=each) for each in reversed(pauses_ms)]
+    assert by_median(left.pop).pause_ms == counts_ms
+
+
+def test_an_attack_that_ended_kvproxy_is_not_outvoted() -> None:
+    left = [measured(), measured(pause_ms=60, alive=False), measured(pause_ms=60)]
+    assert not by_median(left.pop).alive
 
 
 @pytest.mark.parametrize(
