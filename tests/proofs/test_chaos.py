@@ -22,6 +22,7 @@ def short(logs: pathlib.Path, seconds: float, *faults: Fault) -> Run:
             clients=40,
             every_s=0.8,
             warm_up_s=4,
+            rush_s=3,
             pause_s=0.5,
             faults=faults,
         )

@@ -1,7 +1,10 @@
 """A run of chaos: engines fail at random under load, and afterwards every promise is checked.
 
-Warm-up without faults, vitals, chaos, everything healed, vitals again, verdict. All of it in one process
-beside the engines and kvproxy, so that one clock tells when what happened.
+Warm-up without faults and a rush, vitals, chaos, everything healed, vitals again, verdict. All of it in one
+process beside the engines and kvproxy, so that one clock tells when what happened.
+
+In the rush no client pauses: a process keeps the memory of the most that it ever had under way, and frozen
+engines let the requests of all clients pile up.
 """
 
 import asyncio
@@ -60,6 +63,7 @@ class Options:
     faults: Collection[Fault] = ()
     """Those alone; all if there are none."""
     warm_up_s: float = 15.0
+    rush_s: float = 15.0
     flags: Sequence[str] = PROXY_FLAGS
     """More words for `kvproxy serve`."""
 
@@ -117,7 +121,8 @@ async def _run(setting: Setting, made: Run, say: Callable[[Run], None]) -> None:
     talking = asyncio.Event()
     teller = asyncio.get_running_loop().create_task(_tell(made, say, talking), name="teller")
     try:
-        await _load(made, right, options.warm_up_s, disloyal=False)
+        await _load(made, right, "w", options.warm_up_s, options.pause_s)
+        await _load(made, right, "r", options.rush_s, 0.0)
         await _quiet(setting)
         await asyncio.sleep(5)  # idle connections are closed after 4 s
         made.before = await setting.vitals()
@@ -144,16 +149,18 @@ async def _run(setting: Setting, made: Run, say: Callable[[Run], None]) -> None:
         await teller
 
 
-async def _load(made: Run, right: RightAnswers, seconds: float, *, disloyal: bool) -> None:
+async def _load(made: Run, right: RightAnswers, label: str, seconds: float, pause_s: float) -> None:
+    """Loyal clients ask for so long."""
     until = asyncio.Event()
     asyncio.get_running_loop().call_later(seconds, until.set)
-    await made.crowd.run(_workloads(made, right, disloyal=disloyal), until, made.options.pause_s)
+    await made.crowd.run(_workloads(made, right, label, disloyal=False), until, pause_s)
 
 
-def _workloads(made: Run, right: RightAnswers, *, disloyal: bool) -> list[Workload]:
-    seed, label = made.options.seed, "c" if disloyal else "w"
+def _workloads(made: Run, right: RightAnswers, label: str, *, disloyal: bool) -> list[Workload]:
+    """Those of all clients; `label` parts their requests from those of other loads."""
     return [
-        Workload(f"{label}{n}", seed, MODEL, right, disloyal=disloyal) for n in range(made.options.clients)
+        Workload(f"{label}{n}", made.options.seed, MODEL, right, disloyal=disloyal)
+        for n in range(made.options.clients)
     ]
 
 
@@ -170,7 +177,7 @@ async def _chaos(
         done.set()
 
     async def clients() -> None:
-        await made.crowd.run(_workloads(made, right, disloyal=True), done, made.options.pause_s)
+        await made.crowd.run(_workloads(made, right, "c", disloyal=True), done, made.options.pause_s)
         over.set()
 
     async with asyncio.TaskGroup() as group:
