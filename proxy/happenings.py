@@ -73,6 +73,9 @@ class RequestEnded(Happening, frozen=True):
     """The instance that computed the prompt; None for a list of prompts, which have one each."""
     decode: str | None = None
     """The instance that generated the answer; None for a list of prompts."""
+    bypass: str | None = None
+    """Why a decode instance served all of a request that could have had two legs, as
+    `scheduling.bypass.Bypass`; None if none did, and for a list of prompts."""
     cached_tokens: int | None = None
     """How much of the prompt was cached where it was computed, by the index."""
     prompt_tokens: int | None = None
@@ -254,6 +257,14 @@ class LegEnded(Happening, frozen=True):
     def seconds(self) -> float:
         """From its sending to its end."""
         return self.ended_at - self.began_at
+
+
+class Bypassed(Happening, frozen=True):
+    """A request that could have had two legs, or a prompt of a list, goes whole to a decode instance."""
+
+    instance: str
+    reason: str
+    """As `scheduling.bypass.Bypass`."""
 
 
 class CountsDiffered(Happening, frozen=True):

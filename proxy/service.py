@@ -117,6 +117,7 @@ class Service:
             accuracy=self.accuracy,
             tier_costs=config.tier_costs,
             prompts_wanted=config.recordings.record is not None,
+            bypass_tokens=lambda: self.rules.now.bypass_tokens,
         )
 
         # -- what is told, and who hears it

@@ -29,6 +29,7 @@ from proxy.fair_queue import FairQueue, QueueFullError
 from proxy.fleet import Fleet
 from proxy.happenings import NoPrefill, QueueLeft, Refused, Tell
 from proxy.phases import Phase
+from proxy.scheduling.bypass import Bypass
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
@@ -224,15 +225,15 @@ class Lanes:
             self._tell_no_prefill(turn)
             if self._limits.when_no_prefill is WhenNoPrefill.DECODE:
                 question = msgspec.structs.replace(question, whole=True)
-                decision = self._decide(turn, question)
+                decision = msgspec.structs.replace(self._decide(turn, question), bypass=Bypass.NO_PREFILL)
                 turn.lack = lack_of(question, decision)
         elif turn.lack.missing:
             self._check_served(question)
         return _Place(question, decision) if decision.admissible else None
 
     def _fitting(self, question: Question) -> Hashable:
-        """Equal for requests that fit into the same instances."""
-        return self._placement.need(question).of_its_kind()
+        """Equal for requests that fit into the same instances, and have as many legs if they are short."""
+        return self._placement.need(question).of_its_kind(), self._placement.is_short(question)
 
     def _grant(self, turn: Turn, place: "_Place") -> Grant:
         """Let a request in: its legs count, and its blocks are expected, from now on."""

@@ -131,6 +131,23 @@ class Config(Section, frozen=True, kw_only=True):
             more="[What they do](policies.md).",
         ),
     ] = "cache_affinity"
+    bypass_tokens: Annotated[
+        int | None,
+        Setting(
+            "--bypass",
+            "auto|off|TOKENS",
+            "which requests skip the prefill engines, because a decode engine computes the prompt itself:"
+            " auto, those for which the policy finds that cheaper; TOKENS, those with at most so many tokens"
+            " left to compute there",
+            words={"auto": None, "off": 0},
+            least=0,
+            group="routing",
+            more="[Which policies weigh it, and what else it does](policies.md#one-leg-instead-of-two).",
+            reloadable=True,
+        ),
+    ] = None
+    """None: the policy decides, if it weighs that; 0: none do, since a prompt's last token is always
+    computed."""
     session_header: Annotated[
         str,
         Setting(

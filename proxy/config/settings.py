@@ -65,6 +65,8 @@ class Setting:
     """Called with the flag and a value that is not None. Raises ConfigError, which names the flag."""
     choices: Mapping[str, Any] | None = None
     """The words that a value may be, with what each stands for; those of an enum need no mention."""
+    words: Mapping[str, Any] | None = None
+    """Words that a value may be instead of a number, with what each stands for."""
     names: str = ""
     """Values are names of this kind, which rooms above know: `connectors`, for example."""
     read: Callable[[str, Sequence[str]], Any] | None = None
@@ -124,6 +126,8 @@ class Declared:
             if text not in self.choices:
                 raise ValueError(f"{text!r} is none of {', '.join(self.choices)}")
             return self.choices[text]
+        if self.setting.words is not None and text in self.setting.words:
+            return self.setting.words[text]
         if self.kind is bool:
             if text.lower() not in _TRUE | _FALSE:
                 raise ValueError(f"{text!r} is neither true nor false")
@@ -145,12 +149,13 @@ class Declared:
         """What kind of value it takes, in words."""
         if self.kind is float:
             return "a number of seconds" if self.setting.unit == SECONDS else "a number"
-        return {bool: "true or false", int: "a whole number"}.get(self.kind, "text")
+        kind = {bool: "true or false", int: "a whole number"}.get(self.kind, "text")
+        return " or ".join(filter(None, (", ".join(self.setting.words or ()), kind)))
 
     def default_text(self) -> str:
         """The default as a user would write it, and its meaning; empty if there is none to show."""
         value, text = self.default, ""
-        for word, meant in self.choices.items():
+        for word, meant in (self.choices or self.setting.words or {}).items():
             if meant == value:
                 text = word
         if isinstance(value, bool):
@@ -158,7 +163,7 @@ class Declared:
         elif isinstance(value, Mapping):
             text = " ".join(f"{name}={number:g}" for name, number in value.items())
         elif isinstance(value, int | float):
-            text = f"{value:g}"
+            text = text or f"{value:g}"
         elif isinstance(value, str | pathlib.Path):
             text = text or str(value)
         elif isinstance(value, Sequence):

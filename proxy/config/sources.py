@@ -188,7 +188,8 @@ def _of_file(declared: Declared, said: Any) -> Any:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ConfigError(f"{declared.name}: {said!r} is no list of texts")
         return declared.read_words(words)
-    if isinstance(said, str) and (declared.choices or issubclass(declared.kind, str | pathlib.Path)):
+    has_words = declared.choices or declared.setting.words
+    if isinstance(said, str) and (has_words or issubclass(declared.kind, str | pathlib.Path)):
         return _of_words(declared, said)
     if isinstance(said, int) and abs(said) > MAX_INTEGER:
         raise ConfigError(f"{declared.name}: the number is too large")

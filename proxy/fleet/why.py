@@ -24,6 +24,8 @@ class Why(enum.StrEnum):
     """It has no room for the leg, by the configured limits, or its room is kept for other requests."""
     SAYS_FULL = "says it is full"
     """Its engine has just refused a leg for want of room."""
+    MORE_LEFT = "more to compute"
+    """The request is served whole by a decode instance that has more of its prompt cached (`--bypass`)."""
     FAILED = "failed just now"
     """An earlier attempt at the same request failed there."""
     SLOW_START = "slow start"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from proxy.happenings import (
     BlocksLearnt,
+    Bypassed,
     CountsDiffered,
     EngineFull,
     HoldEnded,
@@ -17,6 +18,7 @@ from proxy.happenings import (
 from proxy.observability.family import Group
 from proxy.observability.series import counter, histogram
 from proxy.phases import Phase
+from proxy.scheduling.bypass import Bypass
 from proxy.serving.custody import HoldState
 from proxy.serving.legs.leg import Reason
 
@@ -119,6 +121,23 @@ LEGS = (
         RetryRefused,
         "phase",
         starts_with=Phase,
+    ),
+    counter(
+        "bypassed_requests",
+        "Requests that a decode instance was given whole, though they could have had two legs.",
+        Bypassed,
+        "reason",
+        per_instance=True,
+        words={
+            "reason": {
+                Bypass.SHORT: "the prompt has no more tokens than `--bypass` says",
+                Bypass.CACHED: "no more than that are not cached there",
+                Bypass.POLICY: "the policy found it cheaper",
+                Bypass.NO_PREFILL: "no prefill instance was usable, with `--when-no-prefill decode`",
+            }
+        },
+        more="[How that is decided](policies.md#one-leg-instead-of-two). Each prompt of a list counts, and"
+        " each attempt.",
     ),
     counter(
         "engine_full",

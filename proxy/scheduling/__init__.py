@@ -7,6 +7,7 @@ Pure. Its files:
     standing   which ranks there are, and which of them are as good as any, kept until the fleet changes
     lengths    which contexts hold the request
     eligible   which candidates the policy may choose from: those that no better one replaces
+    bypass     which decode instances may serve all of a request that could have two legs
     types      what a policy sees, and the contracts of policies: `LegPolicy`, and `Policy` for pairs
     policies   the policies that come with kvproxy
     routing_history  what was sent where, for a policy of engines that tell nothing of their caches

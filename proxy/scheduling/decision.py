@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from proxy.scheduling.bypass import Bypass
 from proxy.scheduling.types import Candidate, Pair, View
 
 
@@ -67,6 +68,8 @@ class Decision(msgspec.Struct, frozen=True):
     unit: str | None = None
     """What costs are counted in; None if the policy does not say."""
     pairs: PricedPairs = PricedPairs()
+    bypass: Bypass | None = None
+    """Why a decode instance is to serve all of a request that could have had two legs; None if none is."""
 
     @property
     def admissible(self) -> bool:

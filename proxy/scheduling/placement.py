@@ -17,6 +17,7 @@ from proxy.latency.model import LatencyModel
 from proxy.latency.profiles import PROFILES, UNKNOWN
 from proxy.logs import Occasionally
 from proxy.phases import Phase
+from proxy.scheduling.bypass import Bypass, few_left, is_bypass, offered
 from proxy.scheduling.decision import Chooser, Decision, Pick
 from proxy.scheduling.legs import ByLeg
 from proxy.scheduling.lengths import Need, need_of
@@ -35,6 +36,7 @@ from proxy.scheduling.types import (
     reads_latency,
     reads_prompt,
     reads_session,
+    weighs_bypass,
 )
 from proxy.scheduling.view import USUAL_BLOCK_SIZE, Load, Viewer, own_load
 
@@ -42,6 +44,10 @@ UNLEARNT_LOGGED_EVERY_S = 60.0
 """How often it is logged at most that a policy failed to learn: it may fail at every request."""
 
 log = logging.getLogger(__name__)
+
+
+def _policy_decides() -> None:
+    """`--bypass auto`."""
 
 
 class Expectation:
@@ -81,11 +87,13 @@ class Placement:
         loads: Callable[[Instance, Phase, int], Load] = own_load,
         prompts_wanted: bool = False,
         latency: LatencyModel | None = None,
+        bypass_tokens: Callable[[], int | None] = _policy_decides,
     ) -> None:
         """`policy`: prices pairs if it can, else legs; `limits`: how many outstanding tokens a rank may have
         (None: any number); `accuracy`: which ranks are trusted; `loads`: what runs on a rank for legs of a
         phase; `prompts_wanted`: somebody else wants to know the prompts, whatever the policy reads;
-        `latency`: how long engines take (None: as the profile `unknown` says).
+        `latency`: how long engines take (None: as the profile `unknown` says); `bypass_tokens`: what
+        `--bypass` says now, as `Config.bypass_tokens`.
 
         `tier_costs`: what reloading a token from a slower tier costs, as a share of computing it; tiers that
         are not named, or cost 1 or more, are not used.
@@ -106,6 +114,9 @@ class Placement:
         self._prompt_counts = bool(
             prompts_wanted or reads_prompt(policy) or limits.max_prefill_tokens or limits.max_decode_tokens
         )
+        self._bypass_tokens = bypass_tokens
+        self._weighs_bypass = isinstance(self._chooser, ByPair) and weighs_bypass(policy)
+        self._most_prefill_tokens = limits.max_prefill_tokens
         self._predicted = PredictedBlocks()
         self._accuracy = accuracy or Accuracy(index.holds)
         self._clock = clock
@@ -126,15 +137,16 @@ class Placement:
         """Whether the tokens of prompts decide where or when a request goes, or are wanted for a recording.
 
         They decide if the policy reads them, if there are limits on tokens, which estimates would not keep,
-        and while engines have contexts of different lengths, so that a leg must go where it fits. Where all
-        contexts are the same, an engine itself refuses what is too long, in the same words.
+        if those with few tokens left go whole to a decode instance (`--bypass TOKENS`), and while engines
+        have contexts of different lengths, so that a leg must go where it fits. Where all contexts are the
+        same, an engine itself refuses what is too long, in the same words.
 
         If neither, prompts need not be tokenized. Then there is nothing of them in `cached` of the access
         log and the headers, and in `RequestEnded.block_keys`; the index is not compared with what engines
         report (`compare`), partial ranks do not heal, and our token counts are not checked. Loads and the
         turns of clients count estimates.
         """
-        return self._prompt_counts or self._fleet.contexts_differ
+        return self._prompt_counts or self._fleet.contexts_differ or bool(self._bypass_tokens())
 
     def decide(
         self,
@@ -154,10 +166,29 @@ class Placement:
         constraints = Constraints(failed, (), prefill_on, over_limit, kept)
         complete = shown or self._chooser.reads_all
         view = self._viewer.look(question, self._clock(), constraints, complete=complete)
+        few, bypass = self._bypass_tokens(), None
+        if few or (few is None and self._weighs_bypass):
+            most = 0 if over_limit else self._most_prefill_tokens
+            if few is None:
+                estimated = question.estimated_tokens
+                view.alone = offered(view, failed, estimated_tokens=estimated, most_prefill_tokens=most)
+            elif (whole := few_left(view, failed, tokens=few, most_prefill_tokens=most)) is not None:
+                view, bypass = whole, Bypass.SHORT if self.is_short(question) else Bypass.CACHED
         prefill, decode, pairs = self._chooser.choose(view, self._rng)
+        if view.alone and is_bypass(prefill.chosen, decode.chosen):
+            bypass = Bypass.POLICY
         if not view.complete and question.prompt is None:
             prefill, decode = self._followed(prefill), self._followed(decode)
-        return Decision(self._policy_name, question.prompt_tokens, prefill, decode, self._chooser.unit, pairs)
+        return Decision(
+            self._policy_name, question.prompt_tokens, prefill, decode, self._chooser.unit, pairs, bypass
+        )
+
+    def is_short(self, question: Question) -> bool:
+        """Whether a prompt is so short that any decode instance may serve the request whole, whatever is
+        cached there (`--bypass TOKENS`).
+        """
+        length = question.prompt_tokens
+        return length is not None and not question.whole and length <= (self._bypass_tokens() or 0)
 
     def decide_decode(
         self, question: Question, decision: Decision, *, failed: Collection[str], tried: Collection[str]

@@ -108,6 +108,7 @@ class View:
         decode: Sequence[Candidate],
         *,
         whole: bool = False,
+        alone: Sequence[Candidate] = (),
         complete: bool = True,
         session: str | None = None,
         find_keys: Callable[[], Sequence[int]] = no_keys,
@@ -120,7 +121,12 @@ class View:
         self.decode = decode
         """All candidates for the decode leg, or for a request that cannot be split."""
         self.whole = whole
-        """Whether the request cannot be split: a candidate for decode serves all of it."""
+        """Whether one leg serves the request, because it cannot be split or is not to be: a candidate for
+        decode serves all of it."""
+        self.alone = alone
+        """The usable candidates for decode, of instances that do not both, that may serve the request by
+        themselves beside the pairs of two instances: each computes the prompt itself then. Only for a policy
+        that weighs that (`weighs_bypass`)."""
         self.complete = complete
         """Whether candidates that are not usable are included; for policies that price pairs they are."""
         self.session = session
@@ -132,9 +138,16 @@ class View:
         """As `Leg.block_keys`."""
         return self.find_keys()
 
+    @property
+    def bypass(self) -> bool:
+        """Whether `pairs` ends with pairs of a decode candidate with itself: those of `alone`, in order."""
+        return bool(self.alone)
+
     @functools.cached_property
     def pairs(self) -> Sequence[Pair]:
-        """Every pair of usable candidates that could serve the request."""
+        """Every pair of usable candidates that could serve the request: of each candidate for prefill with
+        each for decode, and then of each that may serve it alone with itself.
+        """
         decode = [candidate for candidate in self.decode if candidate.usable]
         if self.whole:
             return [Pair(candidate, candidate) for candidate in decode]
@@ -143,7 +156,7 @@ class View:
             if candidate.usable:
                 others = [candidate] if candidate.serves_all else decode
                 pairs += [Pair(candidate, other) for other in others]
-        return pairs
+        return pairs + [Pair(candidate, candidate) for candidate in self.alone]
 
 
 @runtime_checkable
@@ -151,8 +164,8 @@ class Policy(Protocol):
     """A policy that prices pairs: implement this to weigh where one leg goes by where the other does.
 
     The pair with the lowest price serves the request; of equal ones, one at random. A policy MUST NOT change
-    here or wait, since `/explain` asks it as well; it may be a `Learner`. It may have members `reads_prompt`
-    and `reads_session` (see the functions of these names).
+    here or wait, since `/explain` asks it as well; it may be a `Learner`. It may have members `reads_prompt`,
+    `reads_session` and `weighs_bypass` (see the functions of these names).
     """
 
     @property
@@ -167,7 +180,8 @@ class Policy(Protocol):
 
 @runtime_checkable
 class LegPolicy(Protocol):
-    """A policy that prices each leg by itself. It may have a member `unit`, and what a `Policy` may have.
+    """A policy that prices each leg by itself. It may have a member `unit`, and those of a `Policy` but
+    `weighs_bypass`, which is about pairs.
 
     The prefill leg is placed first. In a large fleet this is much less to price than all pairs.
     """
@@ -217,6 +231,13 @@ class Learner(Protocol):
 def reads_session(policy: AnyPolicy) -> bool:
     """Whether a policy has a true member `reads_session`; else nobody finds out the sessions of requests."""
     return bool(getattr(policy, "reads_session", False))
+
+
+def weighs_bypass(policy: AnyPolicy) -> bool:
+    """Whether a policy that prices pairs has a true member `weighs_bypass`: it knows that a decode candidate
+    that is paired with itself computes the prompt, and is given such pairs (`View.alone`).
+    """
+    return bool(getattr(policy, "weighs_bypass", False))
 
 
 def reads_prompt(policy: AnyPolicy) -> bool:

@@ -22,7 +22,16 @@ from proxy.connectors.plans import AtOnce, InTurn, Pair, Plan, Whole
 from proxy.errors import BadRequestError, RequestError
 from proxy.fair_queue import ANONYMOUS
 from proxy.fleet import Fleet
-from proxy.happenings import EngineFull, LegsDecided, PromptUnknown, Refused, Retried, RetryRefused, Tell
+from proxy.happenings import (
+    Bypassed,
+    EngineFull,
+    LegsDecided,
+    PromptUnknown,
+    Refused,
+    Retried,
+    RetryRefused,
+    Tell,
+)
 from proxy.headers import Headers
 from proxy.phases import Phase, Role
 from proxy.request.generation import GenerationRequest
@@ -292,6 +301,8 @@ class Director:
             self._tell(Retried(last.phase, last.instance, last.reason))
         self._legs.check_there(placed)
         if placed.one_leg:
+            if (bypass := placed.decision.bypass) is not None:
+                self._tell(Bypassed(placed.decode.instance, bypass))
             return await self._decode.run_whole(call, placed)
         match placed.plan:
             case InTurn() as plan:

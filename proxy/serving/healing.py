@@ -8,10 +8,10 @@ says how these are counted). A leg asks for such a report
 * if the engine reported more cached tokens than predicted for an earlier prompt with the same beginning, or
 * if the prompt has blocks the index does not know, while more than `RESERVE` of the rank's budget is left.
 
-A leg that serves a whole request (an instance given with `--both`) asks by the second rule alone: its answer
-goes to the client and is not compared here. Each report takes one from the rank's budget, which begins at
-`BURST` and gains `SHARE` with every leg. Nothing says when all blocks are known, so a rank stays partial
-until its engine's cache is reset or its process ends.
+A leg that serves a whole request (on an instance given with `--both`, or by `--bypass`) asks by the second
+rule alone: its answer goes to the client and is not compared here. Each report takes one from the rank's
+budget, which begins at `BURST` and gains `SHARE` with every leg. Nothing says when all blocks are known, so a
+rank stays partial until its engine's cache is reset or its process ends.
 """
 
 import logging

@@ -77,6 +77,8 @@ def _note_decision(service: Service, visit: Visit, reply: Reply) -> names.Header
         return []
     notes = visit.notes
     notes["prefill"], notes["decode"] = prefill.instance, decode.instance
+    if decision.bypass is not None:
+        notes["bypass"] = decision.bypass
     if prefill.cached_tokens is not None:
         notes["cached"] = str(prefill.cached_tokens)
     if not service.rules.now.decision_headers:

@@ -109,6 +109,7 @@ async def status(request: web.Request) -> web.Response:
     shown = status_shown(
         service.config,
         service.fleet,
+        bypass_tokens=service.rules.now.bypass_tokens,
         not_ready_because=_not_ready_because(request),
         tokenizer=service.tokenizer.status(),
         queue=service.gate.status(),

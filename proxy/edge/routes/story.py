@@ -46,6 +46,7 @@ class Story:
             attempts=call.trace.attempts if call is not None else 0,
             prefill=prefill.instance if prefill is not None else None,
             decode=decode.instance if decode is not None else None,
+            bypass=decision.bypass if decision is not None else None,
             cached_tokens=prefill.cached_tokens if prefill is not None else None,
             prompt_tokens=known.tokens if known is not None else None,
             block_keys=known.block_keys if known is not None else {},

@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from kvevents import State
 from proxy.fleet.why import Why
+from proxy.scheduling.bypass import Bypass
 from proxy.scheduling.decision import Decision, Pick, Priced
 from proxy.scheduling.policies import POLICIES
 from proxy.scheduling.types import Pair
@@ -127,6 +128,14 @@ class ExplanationShown(Shown, frozen=True, kw_only=True):
     ]
     prefill: PickShown
     decode: PickShown
+    bypass: Annotated[
+        Bypass | None,
+        says(
+            "Why a decode instance would serve all of it (--bypass): `short` or `cached`, few tokens are "
+            "left to compute there; `policy`, that is cheaper. Null for two legs, or an instance that does "
+            "both."
+        ),
+    ]
     pairs: Annotated[
         list[PairShown],
         Meta(max_length=MAX_PAIRS),
@@ -147,6 +156,7 @@ def explanation_shown(decision: Decision, tokenized: Tokenized) -> ExplanationSh
         unit=decision.unit,
         prefill=_pick(decision.prefill),
         decode=_pick(decision.decode),
+        bypass=decision.bypass,
         pairs=[_pair(pair, price) for pair, price in decision.pairs.cheapest(MAX_PAIRS)],
     )
 

@@ -115,6 +115,13 @@ class StatusShown(Shown, frozen=True, kw_only=True):
 
     model: Annotated[str, says("--model.")]
     policy: Annotated[str, says("--policy, or the class of one that was given from Python.")]
+    bypass_tokens: Annotated[
+        Count | None,
+        says(
+            "--bypass: requests with at most so many tokens left to compute on a decode instance skip the "
+            "prefill instances; 0 for off, null for auto."
+        ),
+    ]
     connector: Annotated[str, says("--connector, or the name of one that was given from Python.")]
     ready: Annotated[bool, says("A request could be served now.")]
     not_ready_because: Annotated[str | None, says("What is missing, in the words of the log and of /ready.")]
@@ -204,6 +211,7 @@ def status_shown(
     config: Config,
     fleet: Fleet,
     *,
+    bypass_tokens: int | None,
     not_ready_because: str | None,
     tokenizer: TokenizerShown,
     queue: QueueShown,
@@ -217,6 +225,7 @@ def status_shown(
     return StatusShown(
         model=config.model,
         policy=config.policy,
+        bypass_tokens=bypass_tokens,
         connector=config.connector,
         ready=not_ready_because is None,
         not_ready_because=not_ready_because,

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 
-from kvevents import PrefixIndex
+from kvevents import PrefixIndex, Prompt
 from proxy.admission import Lanes, Ticket
-from proxy.admission.turns import Grant, Outcome, Refusal, Turn
+from proxy.admission.turns import Admitted, Grant, Outcome, Refusal, Turn
 from proxy.config import Admission, Config, Rules, WhenNoPrefill, parse_instance
 from proxy.errors import RequestError
 from proxy.fleet import Claim, Fleet, Instance, ModelCard
-from proxy.happenings import Happening, QueueLeft, Refused
+from proxy.happenings import Happening, NoPrefill, QueueLeft, Refused
 from proxy.phases import Role
+from proxy.scheduling.bypass import Bypass
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import LeastLoad
 from proxy.scheduling.question import Question
@@ -25,6 +26,7 @@ class Book:
     def __init__(self) -> None:
         self.refusals: Counter[str] = Counter()
         self.waits: list[float] = []
+        self.missed: list[str] = []
 
     def __call__(self, happening: Happening) -> None:
         match happening:
@@ -32,19 +34,29 @@ class Book:
                 self.waits.append(seconds)
             case Refused(reason):
                 self.refusals[reason] += 1
+            case NoPrefill(action):
+                self.missed.append(action)
 
 
 class Scene:
     """A prefill and a decode instance for 100 tokens each, at a time that is set by hand."""
 
-    def __init__(self, policy: AnyPolicy | None = None, **limits: Any) -> None:
+    def __init__(
+        self, policy: AnyPolicy | None = None, *, bypass_tokens: int | None = None, **limits: Any
+    ) -> None:
         self.now = 0.0
         self.fleet = Fleet()
         self.book = Book()
         self.wakes = 0
         config = Admission(**({"queue_timeout_s": 20.0, "max_decode_tokens": 100} | limits))
         self.placement = Placement(
-            self.fleet, PrefixIndex(), policy or LeastLoad(), "policy", clock=lambda: self.now, limits=config
+            self.fleet,
+            PrefixIndex(),
+            policy or LeastLoad(),
+            "policy",
+            clock=lambda: self.now,
+            limits=config,
+            bypass_tokens=lambda: bypass_tokens,
         )
         for role in (Role.PREFILL, Role.DECODE):
             instance = Instance(parse_instance(f"{role}:1", role))
@@ -218,6 +230,80 @@ def test_a_request_that_no_instance_will_serve_is_refused_not_kept() -> None:
     assert scene.offer("a", 10) == []
     scene.instance(Role.PREFILL).drain()
     assert scene.look() == ["a: no_prefill"]
+
+
+def of(name: str, scene: Scene, tokens: int) -> list[Outcome]:
+    """Offer a request whose prompt is known."""
+    turn = scene.lanes.turn(Ticket(), Question("tiny", Prompt(list(range(tokens))), tokens))
+    scene.names[turn] = name
+    return scene.lanes.offer(turn, scene.now)
+
+
+def let_in(outcomes: list[Outcome]) -> list[Admitted]:
+    return [outcome.admitted for outcome in outcomes if isinstance(outcome, Grant)]
+
+
+def test_a_request_without_a_prefill_leg_does_not_wait_for_prefill_instances() -> None:
+    scene = Scene(bypass_tokens=20, max_prefill_tokens=100, max_decode_tokens=500)
+    (first,) = let_in(of("first", scene, 90))
+    assert first.prefill is not None
+    assert of("long", scene, 90) == []
+    (short,) = let_in(of("short", scene, 20))
+    assert (short.prefill, short.decision.bypass) == (None, Bypass.SHORT)
+    assert (short.decode.prefill_tokens, short.decode.tokens) == (20, 20)
+    assert of("not short", scene, 21) == [], "behind the long one"
+    first.prefill.end()
+    outcomes = scene.lanes.changed(scene.now)
+    assert [scene.names[outcome.turn] for outcome in outcomes] == ["long"]
+
+
+@pytest.mark.parametrize("action", list(WhenNoPrefill))
+def test_a_request_without_a_prefill_leg_misses_no_prefill_instance(action: WhenNoPrefill) -> None:
+    scene = Scene(bypass_tokens=20, when_no_prefill=action, max_decode_tokens=0)
+    scene.instance(Role.PREFILL).drain()
+    assert [a.decision.bypass for a in let_in(of("short", scene, 20))] == [Bypass.SHORT]
+    assert not scene.book.missed
+    outcomes = of("long", scene, 21)
+    assert scene.book.missed == [action]
+    assert [a.decision.bypass for a in let_in(outcomes)] == (
+        [Bypass.NO_PREFILL] if action is WhenNoPrefill.DECODE else []
+    )
+
+
+class Alone:
+    """A policy of pairs that prefers one leg."""
+
+    unit = "legs"
+    weighs_bypass = True
+
+    def prices(self, view: View) -> list[float]:
+        return [1.0 if pair.one_leg else 2.0 for pair in view.pairs]
+
+
+@pytest.mark.parametrize("action", list(WhenNoPrefill))
+def test_a_policy_that_prefers_one_leg_does_not_overrule_what_no_prefill_means(action: WhenNoPrefill) -> None:
+    scene = Scene(Alone(), when_no_prefill=action, max_decode_tokens=0)
+    assert [a.decision.bypass for a in let_in(of("before", scene, 9))] == [Bypass.POLICY]
+    scene.instance(Role.PREFILL).drain()
+    outcomes = of("after", scene, 9)
+    assert scene.book.missed == [action]
+    assert [a.decision.bypass for a in let_in(outcomes)] == (
+        [Bypass.NO_PREFILL] if action is WhenNoPrefill.DECODE else []
+    )
+
+
+def test_a_policy_that_prefers_one_leg_waits_for_room_on_prefill_instances_as_all_do() -> None:
+    scene = Scene(Alone(), max_prefill_tokens=100, max_decode_tokens=0)
+    (first,) = let_in(of("first", scene, 90))
+    assert first.prefill is None
+    (second,) = let_in(of("second", scene, 90))
+    assert second.prefill is not None, "there is no room to compute it on the decode instance"
+    assert of("third", scene, 90) == []
+    first.decode.computed()
+    assert let_in(scene.lanes.changed(scene.now)) == []
+    second.prefill.end()
+    (third,) = let_in(scene.lanes.changed(scene.now))
+    assert third.decision.bypass is Bypass.POLICY
 
 
 class AnyPair:

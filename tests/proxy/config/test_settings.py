@@ -70,6 +70,20 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
     assert read_config(PAIR).admission.queue_timeout_s == Config(model="x").admission.queue_timeout_s
 
 
+@pytest.mark.parametrize(
+    ("said", "tokens"), [('"auto"', None), ('"off"', 0), ("0", 0), ("4096", 4096), ('"4096"', 4096)]
+)
+def test_a_number_may_also_be_a_word(
+    said: str, tokens: int | None, file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word = said.strip('"')
+    assert read_config([*PAIR, "--bypass", word]).bypass_tokens == tokens
+    file.write_text(f"{FILE}bypass = {said}\n")
+    assert read_config(["serve", "--config", str(file)]).bypass_tokens == tokens
+    monkeypatch.setenv("KVPROXY_BYPASS", word)
+    assert read_config([*PAIR]).bypass_tokens == tokens
+
+
 def test_engines_of_one_role_are_replaced_and_those_of_others_stay(file: pathlib.Path) -> None:
     config = read_config(["serve", "--config", str(file), "-p", "other:1"])
     assert [spec.address for spec in config.instances] == ["other:1", "d:1"]
@@ -192,6 +206,9 @@ def test_settings_and_what_scripts_are_told_are_not_told_of(monkeypatch: pytest.
         ('queue-timeout = "30"', "--queue-timeout: '30' is not a number of seconds (set by queue-timeout in"),
         ("max-queue = 1.5", "--max-queue: 1.5 is not a whole number"),
         ("max-queue = true", "--max-queue: True is not a whole number"),
+        ("bypass = true", "--bypass: True is not auto, off or a whole number"),
+        ('bypass = "on"', "--bypass: 'on' is not auto, off or a whole number"),
+        ("bypass = -1", "--bypass must be at least 0, not -1"),
         ("decision-headers = 1", "--decision-headers: 1 is not true or false"),
         ("model = 3", "--model: 3 is not text"),
         ("prefill = [1]", "--prefill: [1] is no list of texts"),

@@ -24,6 +24,7 @@ from proxy.fleet.circuit import Circuit
 from proxy.fleet.instance import InstanceState
 from proxy.fleet.why import Why
 from proxy.phases import Phase, Role
+from proxy.scheduling.bypass import Bypass
 from proxy.scheduling.policies import POLICIES
 from proxy.tokenizing.shown import TokenPath
 from proxy.tokenizing.why_unknown import WhyUnknown
@@ -60,6 +61,7 @@ def test_every_schema_says_what_it_is() -> None:
     [
         ("Role", Role),
         ("Why", Why),
+        ("Bypass", Bypass),
         ("InstanceState", InstanceState),
         ("Circuit", Circuit),
         ("IndexState", State),
