@@ -12,6 +12,8 @@ nothing, nor do those of instances where others' prompts are computed.
 
 from collections.abc import Callable
 
+import msgspec
+
 from proxy.happenings import Happening, InstanceRemoved, LegBegan, LegEnded
 from proxy.latency.fits import PoolName
 from proxy.latency.model import LatencyModel
@@ -108,34 +110,25 @@ class LatencyLearner:
         streams = self._streams_of(instance, rank)
         step_ms = self._step_ms(instance, streams)
         streams.passes(leg.at, step_ms)
-        beside = streams.between(leg.began_at, leg.at)
         if leg.pulled_from is None:
-            self._prefilled(
-                instance,
-                rank,
-                Leg(leg.began_at, leg.at, leg.uncached, leg.prompt_tokens, first_token_ms=leg.first_token_ms),
-                streams,
-            )
-        elif (
-            leg.in_turn
-            and leg.uncached is not None
-            and not (beside.prefill_ms or self._waiting.get(instance))
-        ):
-            ms = (leg.at - leg.began_at) * 1000 - step_ms
-            model.transferred(leg.pulled_from, instance, leg.uncached, max(ms, MIN_SHARE * (ms + step_ms)))
+            prompt = Leg(leg.began_at, leg.at, leg.uncached, leg.prompt_tokens, True, leg.first_token_ms)
+            self._prefilled(instance, rank, prompt, streams)
+        elif leg.in_turn and leg.uncached is not None and not self._waiting.get(instance):
+            beside = streams.between(leg.began_at, leg.at)
+            ms = (leg.at - leg.began_at) * 1000
+            if not beside.prefill_ms:
+                taken_ms = max(ms - step_ms, MIN_SHARE * ms)
+                model.transferred(leg.pulled_from, instance, leg.uncached, taken_ms)
         streams.began(leg.at, leg.prompt_tokens, step_ms)
 
     def _prefilled(self, instance: str, rank: int, leg: Leg, streams: Streams) -> None:
-        beside = streams.between(leg.began_at, leg.ended_at)
-        self._model.leg_ended(
-            instance,
-            leg,
-            rank=rank,
-            sequences=beside.sequences,
-            context_tokens=beside.context_tokens,
-        )
+        beside, model = streams.between(leg.began_at, leg.ended_at), self._model
+        if beside.sequences:
+            step_ms = model.step_ms(instance, beside.sequences, beside.context_tokens)
+            leg = msgspec.structs.replace(leg, beside_ms=min(beside.sequences, 1.0) * step_ms)
+        model.leg_ended(instance, leg, rank=rank)
         if leg.served and leg.uncached_tokens is not None:
-            ms = self._model.prefill_ms(instance, leg.uncached_tokens, leg.prompt_tokens)
+            ms = model.prefill_ms(instance, leg.uncached_tokens, leg.prompt_tokens)
             streams.computed(leg.began_at, leg.ended_at, ms)
 
     def _leg_ended(self, leg: LegEnded) -> None:

@@ -47,6 +47,9 @@ not leave at the same instant."""
 MIN_SHARE = 0.2
 """Of a time that an engine spent on prefill and decode, what is left to prefill at least."""
 
+WAITED_STEPS = 0.5
+"""Decode steps that a prompt waits on average for the end of the one under way, where none is computed."""
+
 CUT_WEIGHT = 0.1
 """What a time teaches that was cut where legs may have shared a step: its tokens are off by an eighth."""
 
@@ -255,13 +258,10 @@ class LatencyModel:
         *,
         rank: int = 0,
         others: int | None = None,
-        sequences: float = 0,
-        context_tokens: float = 0,
     ) -> None:
         """A leg that prefilled has ended, or failed: learn what can be learned of it.
 
-        Legs of a rank are told in the order of their ends. `others`: how many run there now, if known;
-        `sequences`, `context_tokens`: what it decoded beside it, on average.
+        Legs of a rank are told in the order of their ends. `others`: how many run there now, if known.
         """
         place = self._prefill.places.get(instance)
         if place is None:
@@ -271,8 +271,9 @@ class LatencyModel:
         told = self._service(instance, rank).ended(leg, step_ms=step_ms, overhead_ms=overhead, others=others)
         for served in told:
             ms, steps = served.ms, self._steps(served.uncached_tokens)
-            if sequences:
-                ms = max(ms - steps * self.step_ms(instance, sequences, context_tokens), MIN_SHARE * ms)
+            if served.beside_ms:
+                waited = WAITED_STEPS if served.idle else 0.0
+                ms = max(ms - (steps + waited) * served.beside_ms, MIN_SHARE * ms)
             features = (steps, served.uncached_tokens, served.attended, float(served.idle))
             self._prefill.learn(instance, features, ms, 1.0 if served.whole else CUT_WEIGHT)
 

@@ -48,6 +48,8 @@ class Leg(msgspec.Struct, frozen=True):
     """Whether all of it was computed."""
     first_token_ms: float | None = None
     """From the step that began it to its first token, by the engine."""
+    beside_ms: float = 0.0
+    """What each of its steps took longer for the streams that the engine generated for meanwhile."""
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -62,6 +64,9 @@ class Served(msgspec.Struct, frozen=True):
     whole: bool = True
     """Whether no more and no less was done in the time; False if it was cut where legs may have shared a
     step."""
+    beside_ms: float = 0.0
+    """As of the legs, on average. If the engine was idle but for streams, half of such a step is in the time
+    once more: a leg waits for the end of the one under way."""
 
 
 class _Ended:
@@ -70,6 +75,7 @@ class _Ended:
     __slots__ = (
         "attended",
         "began_at",
+        "beside",
         "ended_at",
         "idle",
         "legs",
@@ -88,6 +94,8 @@ class _Ended:
         self.whole = True
         self.legs = self.tokens = 0
         self.attended = 0.0
+        self.beside = 0.0
+        """The sum of its legs' `beside_ms`."""
 
     def add(self, leg: Leg, uncached: int, start: float, *, told: bool) -> None:
         self.ended_at = max(self.ended_at, leg.ended_at)
@@ -96,12 +104,14 @@ class _Ended:
         self.legs += 1
         self.tokens += uncached
         self.attended += uncached * (2 * leg.prompt_tokens - uncached) / 2
+        self.beside += leg.beside_ms
 
     def append(self, later: "_Ended") -> None:
         self.ended_at = later.ended_at
         self.legs += later.legs
         self.tokens += later.tokens
         self.attended += later.attended
+        self.beside += later.beside
 
 
 class ServiceTimes:
@@ -175,7 +185,8 @@ class ServiceTimes:
         if group is None or group.ended_at <= group.began_at:
             return []
         ms = (group.ended_at - group.began_at) * 1000
-        return [Served(ms, group.tokens, group.attended, group.idle, group.whole)]
+        beside_ms = group.beside / group.legs
+        return [Served(ms, group.tokens, group.attended, group.idle, group.whole, beside_ms)]
 
     def unknown(self, began_at: float, until: float) -> None:
         """The engine may have worked between these times on what nobody knows."""

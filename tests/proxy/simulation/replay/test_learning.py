@@ -1,5 +1,8 @@
 """In simulated time a router learns what engines take from what it would hear in the service."""
 
+import math
+import random
+
 import pytest
 
 from proxy.latency.model import LatencyModel
@@ -7,7 +10,7 @@ from proxy.scheduling.policies import CacheAffinity
 from proxy.simulation import EngineShape
 from proxy.simulation.engine.latency import Linear
 from proxy.simulation.replay.run import Run, Setup
-from tests.proxy.simulation.replay.workloads import conversations
+from proxy.traces.workload import TraceRequest, Workload
 
 TRUTH = Linear(a=0.01, b=5e-5, c=2e-9, s0=0.008, s1=2e-4, s2=1e-7, transfer_per_token=1e-5, handshake=0.1)
 ENGINE = EngineShape(
@@ -28,8 +31,33 @@ class Learns(CacheAffinity):
     reads_latency = True
 
 
-def run(setup: Setup, requests: int = 1500, policy: type[CacheAffinity] = Learns) -> Run:
-    made = Run(conversations(requests, rate=6.0, longest=300), setup, shape=ENGINE, policy=policy)
+def workload(requests: int, rate: float, *, at_once: int = 1) -> Workload:
+    """Prompts of 30 to 20 000 tokens, three fifths of them with the beginning of an earlier one."""
+    rng = random.Random(7)
+    made: list[TraceRequest] = []
+    at_s, fresh = 0.0, 0
+    for number in range(requests):
+        if number % at_once == 0:
+            at_s += rng.expovariate(rate / at_once)
+        new = int(math.exp(rng.uniform(math.log(2), math.log(600))))
+        before = rng.choice(made) if made and rng.random() < 0.6 else None
+        shared = before.blocks[: rng.randrange(600)] if before is not None else ()
+        blocks = (*shared, *range(fresh, fresh + new))
+        fresh += new
+        tokens = len(blocks) * 16 - rng.randrange(16)
+        made.append(TraceRequest(at_s, tokens, rng.randrange(1, 200), blocks, 16))
+    return Workload("prompts", made, "made at random")
+
+
+def run(
+    setup: Setup,
+    requests: int = 600,
+    rate: float = 6.0,
+    *,
+    at_once: int = 1,
+    policy: type[CacheAffinity] = Learns,
+) -> Run:
+    made = Run(workload(requests, rate, at_once=at_once), setup, shape=ENGINE, policy=policy)
     made.to_end()
     return made
 
@@ -53,11 +81,11 @@ def step_error(model: LatencyModel, instance: str, speed: float = 1.0) -> float:
 
 
 def test_a_policy_that_reads_no_latency_has_nothing_learned() -> None:
-    made = run(Setup(fleet="1b"), 50, CacheAffinity)
+    made = run(Setup(fleet="1b"), 50, policy=CacheAffinity)
     assert made.routers[0].latency.fitted() == []
 
 
-@pytest.mark.parametrize("fleet", ["2p2d"])
+@pytest.mark.parametrize("fleet", ["3b", "2p2d", "1p1d2b"])
 def test_prefill_and_steps_are_learned_from_the_legs_of_a_run(fleet: str) -> None:
     made = run(Setup(fleet=fleet))
     model = made.routers[0].latency
@@ -66,3 +94,13 @@ def test_prefill_and_steps_are_learned_from_the_legs_of_a_run(fleet: str) -> Non
             assert prefill_error(model, address) < 0.05
         if not address.startswith("p"):
             assert step_error(model, address) < 0.05
+
+
+def test_transfers_and_handshakes_are_learned_from_decode_legs() -> None:
+    made = run(Setup(fleet="2p2d"))
+    model = made.routers[0].latency
+    assert model.handshake_ms("p0:1", "d0:1") == 0.0
+    for tokens in (2000, 8000):  # and a part of a step, which the leg waits for
+        assert model.transfer_ms("p0:1", "d1:1", tokens) == pytest.approx(tokens * 0.01 + 10, rel=0.25)
+    model.restarted("d0:1")
+    assert model.handshake_ms("p0:1", "d0:1") == pytest.approx(100, rel=0.1)
