@@ -4,6 +4,7 @@
     fleet       the instances together: which are there, and whether a request could be served
     claims      a leg that is counted on an instance, from its decision until its end
     load        what the claims on one instance add up to
+    work        how long all that is predicted to take
     circuit     the health of one instance, as checks and legs show it
     fullness    how many legs an engine has room for, as far as it has said
     gauges      what an engine has told of all that runs there

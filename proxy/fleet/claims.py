@@ -2,11 +2,67 @@
 prefill it counts until its prompt is computed.
 """
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from proxy.fleet.instance import Instance
+from proxy.fleet.work import Computing, Work
 from proxy.phases import Phase
+
+
+class Timing(NamedTuple):
+    """How long a leg is predicted to take."""
+
+    clock: Callable[[], float]
+    """In seconds, as of `Work`."""
+    work_ms: float
+    """To compute what it computes of its prompt; 0 if it computes nothing."""
+    told: bool = True
+    """Whether it is seen when the prompt is computed: by a first token, or the answer of a prefill leg."""
+
+
+class _Timed:
+    """What a claim with a `Timing` has put on its rank."""
+
+    __slots__ = ("_answer", "_clock", "_computing", "_work")
+
+    def __init__(self, work: Work, phase: Phase, prompt_tokens: int, timing: Timing) -> None:
+        now = timing.clock()
+        self._work = work
+        self._clock = timing.clock
+        self._computing: Computing | None = None
+        if timing.work_ms > 0:
+            self._computing = work.computes(timing.work_ms, now, told=timing.told)
+        self._answer: tuple[int, float] | None = None
+        if phase is Phase.DECODE:
+            self._answer = prompt_tokens, now
+            work.streams_from(prompt_tokens, now)
+
+    def computed(self) -> None:
+        computing, self._computing = self._computing, None
+        if computing is None:
+            return
+        now = self._clock()
+        if computing.told:
+            self._work.computed(computing, now)
+        else:
+            self._work.left(computing, now)
+        if self._answer is not None:
+            prompt_tokens, began = self._answer
+            self._work.streams_no_more(prompt_tokens, began)
+            self._work.streams_from(prompt_tokens, now)
+            self._answer = prompt_tokens, now
+
+    def end(self, *, served: bool) -> None:
+        """The leg is over; `served`: its end shows that its prompt was computed."""
+        if served:
+            self.computed()
+        elif self._computing is not None:
+            self._work.left(self._computing, self._clock())
+            self._computing = None
+        if self._answer is not None:
+            self._work.streams_no_more(*self._answer)
 
 
 class Claim:
@@ -14,6 +70,7 @@ class Claim:
 
     __slots__ = (
         "_running",
+        "_timed",
         "_trial",
         "instance",
         "phase",
@@ -31,10 +88,12 @@ class Claim:
         tokens: int,
         weight_tokens: int | None = None,
         prefill_tokens: int | None = None,
+        timing: Timing | None = None,
     ) -> None:
         """`tokens`: what it adds to the load of the rank; `weight_tokens`: what it takes of the rank's limit,
         None for as much; `prefill_tokens`: how many tokens of its prompt the leg computes, None for all those
-        of a prefill leg, and none of a decode leg.
+        of a prefill leg, and none of a decode leg; `timing`: how long it is predicted to take, None where
+        nobody wants to know.
         """
         self.instance = instance
         self.rank = rank
@@ -48,6 +107,9 @@ class Claim:
         self._running = True
         self._trial = instance.breaker.begin_leg()
         instance.load.count(phase, rank, 1, tokens, self.weight_tokens, prefill_tokens)
+        self._timed: _Timed | None = None
+        if timing is not None:
+            self._timed = _Timed(instance.load.on(phase, rank).work, phase, tokens, timing)
 
     def computed(self) -> None:
         """The prompt is computed: what the leg does from now on is no work of prefill. A second call does
@@ -56,6 +118,8 @@ class Claim:
         if self._running and self.prefill_tokens:
             self.instance.load.computed(self.phase, self.rank, self.prefill_tokens)
             self.prefill_tokens = 0
+        if self._running and self._timed is not None:
+            self._timed.computed()
 
     def end(self) -> None:
         """Stop counting. A second call does nothing."""
@@ -67,6 +131,8 @@ class Claim:
             instance.load.count(
                 self.phase, self.rank, -1, -self.tokens, -self.weight_tokens, -self.prefill_tokens
             )
+            if self._timed is not None:
+                self._timed.end(served=self.phase is Phase.PREFILL)
             instance.freed()
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, Self
 
 from proxy.fleet.circuit import Circuit
-from proxy.fleet.claims import Claim
+from proxy.fleet.claims import Claim, Timing
 from proxy.fleet.instance import Instance, Status
 from proxy.fleet.why import Why
 from proxy.phases import Phase
@@ -236,6 +236,7 @@ class Fleet:
         tokens: int,
         weight_tokens: int | None = None,
         prefill_tokens: int | None = None,
+        timing: Timing | None = None,
     ) -> Claim:
         """Claim a rank for a leg that is about to be sent; the arguments are those of `Claim`.
 
@@ -244,4 +245,4 @@ class Fleet:
         instance = self._instances[address]
         self._picks += 1
         instance.load.on(phase, rank).last_pick = self._picks  # the claim counts it as a change
-        return Claim(instance, rank, phase, tokens, weight_tokens, prefill_tokens)
+        return Claim(instance, rank, phase, tokens, weight_tokens, prefill_tokens, timing)

@@ -1,5 +1,6 @@
 """The load of an instance is exactly what its running claims add up to."""
 
+from proxy.fleet.work import Work
 from proxy.phases import Phase, Role
 
 
@@ -14,6 +15,7 @@ class RankLoad:
         "prefill_tokens",
         "tokens",
         "weight_tokens",
+        "work",
     )
 
     def __init__(self) -> None:
@@ -31,6 +33,8 @@ class RankLoad:
         """What they take of the rank's limit."""
         self.last_pick = 0
         """The number of its latest pick, as the fleet counts picks; 0 for never."""
+        self.work = Work()
+        """How long all that is predicted to take; nothing for claims without `Timing`."""
 
 
 class Load:

@@ -170,9 +170,9 @@ class LatencyModel:
         place = self._prefill.places.get(instance, self._prefill.stranger)
         a, b, c, _ = place.pool.formula
         each = b + c * (prompt_tokens - 0.5 * uncached_tokens)
-        return place.member.factor * (a * self._steps(uncached_tokens) + uncached_tokens * each)
+        return place.member.factor * (a * self.steps(uncached_tokens) + uncached_tokens * each)
 
-    def _steps(self, tokens: float) -> int:
+    def steps(self, tokens: float) -> int:
         """How many steps compute so many tokens: the fixed cost is paid in each."""
         return 1 if tokens <= self._chunk_tokens else math.ceil(tokens / self._chunk_tokens)
 
@@ -248,7 +248,7 @@ class LatencyModel:
         """
         attended = uncached_tokens * (2 * prompt_tokens - uncached_tokens) / 2
         return self._prefill.learn(
-            instance, (self._steps(uncached_tokens), uncached_tokens, attended, 0.0), ms
+            instance, (self.steps(uncached_tokens), uncached_tokens, attended, 0.0), ms
         )
 
     def leg_ended(
@@ -270,7 +270,7 @@ class LatencyModel:
         step_ms = min(max(STEP_SHARE * a, MIN_STEP_MS), MAX_STEP_MS)
         told = self._service(instance, rank).ended(leg, step_ms=step_ms, overhead_ms=overhead, others=others)
         for served in told:
-            ms, steps = served.ms, self._steps(served.uncached_tokens)
+            ms, steps = served.ms, self.steps(served.uncached_tokens)
             if served.beside_ms:
                 waited = WAITED_STEPS if served.idle else 0.0
                 ms = max(ms - (steps + waited) * served.beside_ms, MIN_SHARE * ms)

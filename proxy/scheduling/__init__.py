@@ -5,12 +5,14 @@ Pure. Its files:
     question   what placement needs to know of a request
     view       the candidates for both legs, and what is known of each
     standing   which ranks there are, and which of them are as good as any, kept until the fleet changes
+    outlook    what runs on a rank, in milliseconds, for a policy that reads them
     lengths    which contexts hold the request
     eligible   which candidates the policy may choose from: those that no better one replaces
     bypass     which decode instances may serve all of a request that could have two legs
     types      what a policy sees, and the contracts of policies: `LegPolicy`, and `Policy` for pairs
     policies   the policies that come with kvproxy
     routing_history  what was sent where, for a policy of engines that tell nothing of their caches
+    terms      what a pair is predicted to take and to cost, in milliseconds
     legs       asks a policy that prices legs
     pairs      asks a policy that prices pairs
     decision   what was decided, with every candidate and its price

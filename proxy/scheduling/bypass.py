@@ -85,6 +85,9 @@ def few_left(view: View, failed: Collection[str], *, tokens: int, most_prefill_t
         complete=view.complete,
         session=view.session,
         find_keys=view.find_keys,
+        estimated_tokens=view.estimated_tokens,
+        now=view.now,
+        latency=view.latency,
     )
 
 

@@ -13,6 +13,7 @@ from proxy.caches.accuracy import Accuracy, Comparison
 from proxy.caches.expected import Awaited, PredictedBlocks
 from proxy.config import Admission
 from proxy.fleet import Claim, Fleet, Instance
+from proxy.fleet.claims import Timing
 from proxy.latency.model import LatencyModel
 from proxy.latency.profiles import PROFILES, UNKNOWN
 from proxy.logs import Occasionally
@@ -21,6 +22,7 @@ from proxy.scheduling.bypass import Bypass, few_left, is_bypass, offered
 from proxy.scheduling.decision import Chooser, Decision, Pick
 from proxy.scheduling.legs import ByLeg
 from proxy.scheduling.lengths import Need, need_of
+from proxy.scheduling.outlook import Outlook
 from proxy.scheduling.pairs import ByPair
 from proxy.scheduling.policies import POLICIES
 from proxy.scheduling.question import Constraints, Question
@@ -92,7 +94,8 @@ class Placement:
         """`policy`: prices pairs if it can, else legs; `limits`: how many outstanding tokens a rank may have
         (None: any number); `accuracy`: which ranks are trusted; `loads`: what runs on a rank for legs of a
         phase; `prompts_wanted`: somebody else wants to know the prompts, whatever the policy reads;
-        `latency`: how long engines take (None: as the profile `unknown` says); `bypass_tokens`: what
+        `latency`: how long engines take, None for what is believed of engines of which nothing is known
+        (nothing is predicted unless the policy reads it, see `reads_latency`); `bypass_tokens`: what
         `--bypass` says now, as `Config.bypass_tokens`.
 
         `tier_costs`: what reloading a token from a slower tier costs, as a share of computing it; tiers that
@@ -120,6 +123,7 @@ class Placement:
         self._predicted = PredictedBlocks()
         self._accuracy = accuracy or Accuracy(index.holds)
         self._clock = clock
+        self._outlook = Outlook(self.latency) if self.reads_latency else None
         self._viewer = Viewer(
             fleet,
             index,
@@ -129,6 +133,7 @@ class Placement:
             tier_costs=tier_costs or {},
             loads=loads,
             keeps=type(policy) in POLICIES.values(),
+            outlook=self._outlook,
         )
         self._rng = rng or random.Random()  # noqa: S311  # ties between instances are no secret
 
@@ -227,7 +232,15 @@ class Placement:
         if phase is Phase.DECODE:
             weight += question.generated_tokens
             prefill = question.leg_tokens(Phase.PREFILL, candidate.uncached_tokens) if computes else 0
-        return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight, prefill)
+        timing = None
+        if (outlook := self._outlook) is not None:
+            work_ms = 0.0
+            if prefill:
+                work_ms = outlook.claimed(
+                    candidate, prefill, question.length_tokens or question.estimated_tokens
+                )
+            timing = Timing(self._clock, work_ms)
+        return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight, prefill, timing)
 
     def granted(self, question: Question, decision: Decision) -> None:
         """A request is let in by this decision: a policy that keeps a history learns of it. Nothing is raised

@@ -22,6 +22,7 @@ from proxy.fleet.why import Why
 from proxy.phases import Phase
 from proxy.scheduling.eligible import eligible
 from proxy.scheduling.lengths import need_of, wanted_tokens
+from proxy.scheduling.outlook import NOTHING_AHEAD, Outlook
 from proxy.scheduling.question import Constraints, Question
 from proxy.scheduling.standing import Rank, Standing
 from proxy.scheduling.types import Candidate, View, no_keys
@@ -84,11 +85,13 @@ class Viewer:
         tier_costs: Mapping[str, float],
         loads: Callable[[Instance, Phase, int], Load] = own_load,
         keeps: bool = False,
+        outlook: Outlook | None = None,
     ) -> None:
         """The arguments are those of `Placement`. `loads`: all that runs on a rank, whoever sent it there.
 
         `keeps`: whether candidates may be kept until a claim changes their load, since the policy reads
-        neither `index` nor `trusted`, which may change meanwhile.
+        neither `index` nor `trusted`, which may change meanwhile; `outlook`: predicts how long things take,
+        for a policy that reads it.
         """
         self._fleet = fleet
         self._standing = Standing(fleet)
@@ -103,7 +106,8 @@ class Viewer:
         }
         self._limited = any(self._most_tokens.values())
         self._loads = None if loads is own_load else loads
-        self._keeps = keeps and self._loads is None
+        self._outlook = outlook
+        self._keeps = keeps and self._loads is None and outlook is None
 
     def look(
         self, question: Question, now: float, constraints: Constraints, *, complete: bool = True
@@ -120,14 +124,14 @@ class Viewer:
         alone = [c.serves_all for c in prefill if c.usable]
         needless = bool(alone) and all(alone)
         decode = () if needless else self._candidates(Phase.DECODE, look)
-        return self._view(question, prefill, decode)
+        return self._view(question, now, prefill, decode)
 
     def look_for_decode(
         self, question: Question, now: float, constraints: Constraints, prefilled_on: Candidate
     ) -> View:
         """The candidates for a decode leg; the prefill leg is done, on `prefilled_on`."""
         decode = self._candidates(Phase.DECODE, self._look(question, now, constraints))
-        return self._view(question, (prefilled_on,), decode)
+        return self._view(question, now, (prefilled_on,), decode)
 
     def as_known_now(self, candidate: Candidate) -> Candidate:
         """A candidate that may have been kept, with what has changed meanwhile."""
@@ -153,6 +157,7 @@ class Viewer:
     def _view(
         self,
         question: Question,
+        now: float,
         prefill: Sequence[Candidate],
         decode: Sequence[Candidate],
         *,
@@ -167,6 +172,9 @@ class Viewer:
             complete=complete,
             session=question.session,
             find_keys=no_keys if question.prompt is None else partial(self.block_keys, question.prompt),
+            estimated_tokens=question.length_tokens or question.estimated_tokens,
+            now=now,
+            latency=None if self._outlook is None else self._outlook.latency,
         )
 
     def _look(self, question: Question, now: float, constraints: Constraints) -> _Look:
@@ -216,7 +224,7 @@ class Viewer:
         decode = () if needless else self._as_good_as_any(Phase.DECODE, look)
         if not decode and not needless:
             return None
-        return self._view(question, prefill, decode, complete=False)
+        return self._view(question, look.now, prefill, decode, complete=False)
 
     def _as_good_as_any(self, phase: Phase, look: _Look) -> Sequence[Candidate]:
         """Those that are well, fit and have room: where there are any, `eligible` leaves no others usable."""
@@ -280,6 +288,7 @@ class Viewer:
             weight_tokens = question.leg_weight_tokens(rank.limited, uncached)
             # An idle one takes any amount.
             fits = load.weight_tokens == 0 or load.weight_tokens + weight_tokens <= most
+        ahead = NOTHING_AHEAD if self._outlook is None else self._outlook.of(rank, look.now)
         return Candidate(
             rank.address,
             rank.number,
@@ -300,6 +309,10 @@ class Viewer:
             running_legs=load.legs,
             prefill_tokens=load.prefill_tokens,
             decode_tokens=load.decode_tokens,
+            wait_ms=ahead.wait_ms,
+            sequences=ahead.sequences,
+            context_tokens=ahead.context_tokens,
+            kv_use=ahead.kv_use,
         )
 
     def _reuse(self, at: tuple[str, int], prompt: Prompt, look: _Look) -> tuple[int, int]:

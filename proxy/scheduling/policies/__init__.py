@@ -12,6 +12,7 @@ from proxy.scheduling.policies.approx_prefix import ApproxPrefix
 from proxy.scheduling.policies.at_random import AtRandom
 from proxy.scheduling.policies.cache_affinity import CacheAffinity
 from proxy.scheduling.policies.least_load import LeastLoad
+from proxy.scheduling.policies.least_ms import LeastMs
 from proxy.scheduling.policies.power_of_two import PowerOfTwo
 from proxy.scheduling.policies.round_robin import RoundRobin
 from proxy.scheduling.policies.session import Session
@@ -23,6 +24,7 @@ __all__ = [
     "AtRandom",
     "CacheAffinity",
     "LeastLoad",
+    "LeastMs",
     "PowerOfTwo",
     "RoundRobin",
     "Session",
@@ -31,6 +33,7 @@ __all__ = [
 
 POLICIES: Mapping[str, type[Policy] | type[LegPolicy]] = {
     "cache_affinity": CacheAffinity,
+    "least_ms": LeastMs,
     "approx_prefix": ApproxPrefix,
     "session": Session,
     "least_load": LeastLoad,

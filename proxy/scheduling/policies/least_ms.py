@@ -1,0 +1,18 @@
+"""A request goes where its first token is predicted to come first, as far as that costs others no more time
+than it gains.
+"""
+
+from proxy.scheduling.terms import prices_of
+from proxy.scheduling.types import View
+
+
+class LeastMs:
+    """Prices pairs by predicted milliseconds; `scheduling/terms.py` has the formula."""
+
+    unit = "milliseconds"
+    reads_latency = True
+    weighs_bypass = True
+
+    def prices(self, view: View) -> list[float]:
+        """As `Policy`, in milliseconds."""
+        return prices_of(view)
