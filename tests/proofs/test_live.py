@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from proxy.simulation import Fault, StandIn
 from proxy.simulation.engine.latency import PROFILES, DynamoReplay
 from proxy.simulation.replay.contents import Names
 from proxy.simulation.replay.figures import Figures, Spread
@@ -20,7 +21,7 @@ from proxy.simulation.replay.run import Run as Replay
 from proxy.simulation.replay.run import Setup
 from proxy.traces.workload import TraceRequest, Workload
 from tests.proofs.live import verdict as v
-from tests.proofs.live.clients import Seen
+from tests.proofs.live.clients import Clients, Seen
 from tests.proofs.live.engines import MODEL, config_of
 from tests.proofs.live.prompts import body_of, tokens_of
 from tests.proofs.live.report import checks, own_times, worlds, write
@@ -32,8 +33,8 @@ from tests.proofs.live.slices import slice_of
 TRAFFIC = "systems:per_s=3,duration_s=6,systems=3,seed=5"
 
 
-def asked(tokens: int, *blocks: int, size: int = 16, **more: Any) -> TraceRequest:
-    return TraceRequest(0.0, tokens, 4, blocks, size, **more)
+def asked(tokens: int, *blocks: int, size: int = 16, at_s: float = 0.0, **more: Any) -> TraceRequest:
+    return TraceRequest(at_s, tokens, 4, blocks, size, **more)
 
 
 def shared(one: list[int], other: list[int]) -> int:
@@ -137,6 +138,29 @@ def test_predictions_are_judged_by_their_median() -> None:
     assert found(cell("a", 100, [100], predicted_ms=109)) == []
     assert found(cell("a", 100, [100], predicted_ms=89)) == [v.PREDICTED]
     assert v.PREDICTED not in v.judge([cell("a", 100, [100])], 0.1), "nothing was predicted"
+
+
+async def test_clients_tell_what_they_got_and_wait_for_whom_they_follow() -> None:
+    first, long = asked(100, *range(7), at_s=0.05), asked(140_000, 2)
+    following = asked(100, *range(7), after=0, think_s=0.05)
+    shape = scaled_shape("zero", Scale(), block_tokens=512, model=MODEL)
+    ended: list[int] = []
+    async with StandIn(config_of(shape, 0)) as engine:
+        workload = Workload("w", [first, following, long], "s")
+        clients = Clients(engine.url, workload, MODEL, lambda count, of: ended.append(count))
+        one, other, refused = await clients.all_of_it()
+        assert [one.error, other.error] == ["", ""]
+        assert (len(one.tokens_s), one.prompt_tokens, one.cached_tokens) == (4, 100, 0)
+        assert one.sent_s >= 0.05
+        assert one.sent_s <= one.tokens_s[0] <= one.tokens_s[-1] <= one.ended_s
+        assert other.sent_s >= one.ended_s + 0.05
+        assert other.cached_tokens == 64
+        assert refused.error.startswith("400: ")
+        assert sorted(ended) == [1, 2, 3]
+        engine.faults.add(Fault(kind="cut", after_bytes=500))
+        [cut] = await Clients(engine.url, Workload("w", [first], "s"), MODEL, print).one_by_one()
+        assert cut.error
+        assert v.Live([cut], 0.0).ttft_ms == 0
 
 
 @pytest.mark.timeout(300)
