@@ -30,8 +30,8 @@ def main() -> int:
     add = parser.add_argument
     add("trace", help="a file or folder of traffic, or a generator, as `kvproxy simulate` takes them")
     add("--from-s", type=float, default=0.0, metavar="S", help="where in the trace to begin (default: 0)")
-    add("--requests", type=int, default=600, metavar="N", help="at most so many (default: %(default)s)")
-    add("--speed", type=float, default=1.5, metavar="FACTOR", help="of arrivals (default: %(default)g)")
+    add("--requests", type=int, default=400, metavar="N", help="at most so many (default: %(default)s)")
+    add("--speed", type=float, default=2.0, metavar="FACTOR", help="of arrivals (default: %(default)g)")
     add("--as-written", action="store_true", help="do not spread requests that have one timestamp")
     add("--fleet", nargs="+", default=FLEETS, metavar="COUNTS", help=f"default: {' '.join(FLEETS)}")
     add("--policy", nargs="+", default=POLICIES, metavar="NAME", help=f"default: {' '.join(POLICIES)}")

@@ -170,7 +170,13 @@ def test_half_a_minute_of_both_worlds(tmp_path: pathlib.Path) -> None:
     count = len(workload.requests)
     said: list[str] = []
     options = Options(
-        workload=workload, logs=tmp_path, fleets=("2b", "1p1d"), policies=("round_robin",), seeds=2, alone=8
+        workload=workload,
+        scale=Scale(8, 1.0),
+        logs=tmp_path,
+        fleets=("2b", "1p1d"),
+        policies=("round_robin",),
+        seeds=2,
+        alone=8,
     )
     made = run(options, said.append)
     assert [cell.name for cell in made.cells] == ["2b round_robin", "1p1d round_robin"]

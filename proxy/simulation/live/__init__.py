@@ -4,6 +4,7 @@
     handlers      its endpoints, each with a path in `Handlers.__init__`
     http_edge     bodies in and out, as vLLM words them
     rank          drives one model, step by step
+    pace          when a step is to end
     publisher     KV events
     side_channel  moves blocks to another engine
     metrics       `/metrics`

@@ -16,6 +16,7 @@ from proxy.simulation.api.generation import Generation
 from proxy.simulation.engine.engine import EngineModel
 from proxy.simulation.engine.values import Command, EngineDeadError, Handshake, Output, Pull
 from proxy.simulation.live.metrics import EngineMetrics
+from proxy.simulation.live.pace import Pace
 from proxy.simulation.live.publisher import Publisher
 from proxy.simulation.live.side_channel import Ask, Reply, SideChannelClient, SideChannelServer, TransferError
 from proxy.tasks import TaskOwner
@@ -46,6 +47,7 @@ class Rank:
         self._wake = asyncio.Event()
         self._rested = asyncio.Event()
         self._generations: dict[str, Generation] = {}
+        self._pace = Pace()
 
     @property
     def load(self) -> int:
@@ -127,9 +129,11 @@ class Rank:
         for command in self.model.take_commands(now_s):
             self._tasks.create(self._carry_out(command), name=type(command).__name__)
         if step is None:
+            self._pace.rests()
             await self._idle(now_s)
             return
-        await asyncio.sleep(max(now_s + step.duration_s - time.monotonic(), 0))
+        end_s = self._pace.ends_s(now_s, step.duration_s)
+        await asyncio.sleep(max(end_s - time.monotonic(), 0))
         outputs = self.model.end_step(step, time.monotonic())
         events = self.model.take_events()
         if events and self.publisher is not None:

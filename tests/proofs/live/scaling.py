@@ -23,7 +23,7 @@ class Scale:
 
     tokens: int = 8
     """Tokens of the trace to one of the proof."""
-    time: float = 1.0
+    time: float = 2.0
     """Seconds of the proof to one of the trace."""
 
 
