@@ -15,7 +15,7 @@ from kvevents.slot_sets import SlotSets
 
 # Blocks of a prompt that are looked up first: most prompts have no cached prefix, or a short one.
 _FIRST_LOOK = 16
-# Fewer keys than this are updated one by one, which costs less than numpy's calls.
+# So few keys are looked up and updated one by one, which costs less than numpy's calls.
 _FEW_KEYS = 12
 
 
@@ -49,7 +49,8 @@ class Residency:
         A slot that the first block does not lie in is in none of the sets.
         """
         total = len(keys)
-        if not total:
+        if total <= _FEW_KEYS:
+            yield from self._longest_of_few(keys.tolist(), among)
             return
         members = self._sets.members
         there = members[self._table.get(keys.item(0))] & among
@@ -69,6 +70,19 @@ class Residency:
             length *= 16
         if there:
             yield there, total
+
+    def _longest_of_few(self, keys: list[int], among: int) -> Iterator[tuple[int, int]]:
+        there = among if keys else 0
+        for at, key in enumerate(keys):
+            still = there & self.of(key)
+            if still != there:
+                if at:
+                    yield there ^ still, at
+                there = still
+                if not there:
+                    return
+        if there:
+            yield there, len(keys)
 
     def sets_of(self, keys: Keys) -> tuple[list[int], npt.NDArray[np.int64]]:
         """The different sets of slots that the blocks lie in, and for each block the place of its set in that
@@ -105,7 +119,7 @@ class Residency:
     def take(self, keys: Sequence[int], bit: int) -> None:
         """Take different blocks out of a slot; a block that is not in it stays as it is."""
         table, sets = self._table, self._sets
-        if len(keys) < _FEW_KEYS:
+        if len(keys) <= _FEW_KEYS:
             for key in keys:
                 before = table.get(key)
                 if sets.members[before] & bit:

@@ -562,3 +562,15 @@ def test_holes_and_lengths_are_exact_in_long_prompts(index: PrefixIndex) -> None
     assert found == {Slot(instance, 0, "GPU"): 4 * blocks for instance, blocks in kept.items()}
     index.store("c", 0, stored([18], 17))
     assert index.match(Prompt(tokens(*long)))[Slot("c", 0, "GPU")] == 4 * 880
+
+
+@pytest.mark.parametrize("length", [1, 2, 11, 12, 13, 14])
+def test_holes_and_lengths_are_exact_in_short_prompts(index: PrefixIndex, length: int) -> None:
+    """Those whose blocks are looked up one by one, and the next longer ones, which are not."""
+    short = list(range(1, length + 1))
+    for blocks in range(length + 1):
+        index.store(f"i{blocks}", 0, stored([*short]))
+        if blocks < length:
+            index.remove(f"i{blocks}", 0, removed(blocks + 1))
+    found = index.match(Prompt(tokens(*short)))
+    assert found == {Slot(f"i{blocks}", 0, "GPU"): 4 * blocks for blocks in range(length + 1)}
