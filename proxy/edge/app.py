@@ -79,7 +79,7 @@ def create_app(
     app.cleanup_ctx.append(run)
     app[LOAD_KEY] = Load()
     app[SPOKEN] = tuple(dialects)
-    _add_routes(app, [*map(generate.route_of, dialects), *CLIENTS, *PROBES])
+    _add_routes(app, [*(generate.route_of(dialect, app) for dialect in dialects), *CLIENTS, *PROBES])
     if config.security.admin_port is None:
         _add_routes(app, OPERATORS)
     return app

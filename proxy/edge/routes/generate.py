@@ -11,11 +11,12 @@ from aiohttp import web
 from proxy import headers as names
 from proxy.admission import BodyLease, Ticket, weigh
 from proxy.edge.access.authentication import GUARDED
+from proxy.edge.access.client_salts import ClientSalts
 from proxy.edge.access.clients import client_of
-from proxy.edge.app_keys import SERVICE
+from proxy.edge.app_keys import SALTS, SERVICE
 from proxy.edge.ids import new_id
 from proxy.edge.keep_alive import KeepAlive
-from proxy.edge.middlewares import LOAD_KEY, cut_by_us, error_response
+from proxy.edge.middlewares import LOAD_KEY, Load, cut_by_us, error_response
 from proxy.edge.read_body import hold, read_body
 from proxy.edge.relay import cut_stream
 from proxy.edge.routes.answer import answer
@@ -53,16 +54,19 @@ LONG_BODY_BYTES = 64 << 10
 once."""
 
 
-def route_of(dialect: Dialect) -> web.RouteDef:
+def route_of(dialect: Dialect, app: web.Application) -> web.RouteDef:
     """The route of a dialect. Raises ValueError for a path that client keys would not guard."""
     if not dialect.path.startswith(f"{GUARDED}/"):
         raise ValueError(f"{dialect.path}: the path of a generating route begins with {GUARDED}/")
+    bound = functools.partial(
+        _generate, dialect=dialect, service=app[SERVICE], load=app[LOAD_KEY], salts=app.get(SALTS)
+    )
+    return web.post(dialect.path, bound)
 
-    return web.post(dialect.path, functools.partial(_generate, dialect=dialect))
 
-
-async def _generate(request: web.Request, dialect: Dialect) -> web.StreamResponse:
-    service, load = request.app[SERVICE], request.app[LOAD_KEY]
+async def _generate(
+    request: web.Request, dialect: Dialect, service: Service, load: Load, salts: ClientSalts | None
+) -> web.StreamResponse:
     visit = visit_of(request)
     notes = visit.notes
     outcome = CLIENT_LEFT
@@ -78,7 +82,7 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
         reply: Reply | None = None
         try:
             with limit.enforced():
-                call = story.call = await _call(request, service, visit, dialect)
+                call = story.call = await _call(request, service, visit, dialect, salts)
                 if call.leg_id != visit.request_id:
                     notes["leg"] = call.leg_id
                 waiting = (
@@ -127,7 +131,9 @@ async def _generate(request: web.Request, dialect: Dialect) -> web.StreamRespons
         service.tell(story.end(visit, dialect, outcome))
 
 
-async def _call(request: web.Request, service: Service, visit: Visit, dialect: Dialect) -> Call:
+async def _call(
+    request: web.Request, service: Service, visit: Visit, dialect: Dialect, salts: ClientSalts | None
+) -> Call:
     """Read and check a request. Raises RequestError."""
     if visit.is_spare:
         reason = "no_descriptors"
@@ -137,7 +143,9 @@ async def _call(request: web.Request, service: Service, visit: Visit, dialect: D
             headers=RETRY_SOON | {"Connection": "close"},
             reason=reason,
         )
-    generation = salted(request, visit, await generation_request(request, service, visit, dialect))
+    generation = await generation_request(request, service, visit, dialect)
+    if salts is not None:
+        generation = salted(salts, visit, generation)
     headers, priority = (
         engine_headers(request, service),
         claimed(generation, request.headers.get(names.PRIORITY)),

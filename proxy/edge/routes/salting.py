@@ -14,14 +14,10 @@ CLIENT_PARAMETER = "client"
 """The query parameter of `/explain` that names the key whose request is asked about."""
 
 
-def salted(request: web.Request, visit: Visit, generation: GenerationRequest) -> GenerationRequest:
-    """A client's request with its salt, if salts differ by client; else unchanged.
-
-    Raises BadRequestError for a salt of the client's own that vLLM would refuse.
+def salted(salts: ClientSalts, visit: Visit, generation: GenerationRequest) -> GenerationRequest:
+    """A client's request with its salt. Raises BadRequestError for a salt of the client's own that vLLM would
+    refuse.
     """
-    salts = request.app.get(SALTS)
-    if salts is None:
-        return generation
     if (client := visit.client) is None:
         raise RuntimeError("a request without a client's key would share its cache with others")
     return _salted(salts, client, generation)
