@@ -1,5 +1,6 @@
 """Conversations: each turn has all earlier ones before it, and comes when its user has read the answer."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from proxy.traces.generators.base import Generator
@@ -12,6 +13,7 @@ class Chats(Generator, frozen=True, kw_only=True):
     """A closed loop: users begin conversations at random, and go on once they are answered."""
 
     name: ClassVar[str] = "chats"
+    most: ClassVar[Mapping[str, float]] = {"systems": 100_000}
 
     sessions_per_minute: float = 30.0
     turns: float = 6.0

@@ -2,6 +2,11 @@
 
 import numpy as np
 
+from proxy.errors import TraceError
+
+MOST_TIMES = 5_000_000
+"""So many times of arrival are drawn at most, which takes some seconds; more are a mistake in the figures."""
+
 
 class Draws:
     """Dice of one workload."""
@@ -31,7 +36,7 @@ class Draws:
 
     def times(self, per_s: float, duration_s: float, burst: float = 1.0) -> list[float]:
         """Times of arrival. `burst`: the deviation of gaps as a share of their mean: 1 is Poisson, more comes
-        in bursts, 0 is a clock.
+        in bursts, 0 is a clock. Raises TraceError if there are more than `MOST_TIMES`.
         """
         found: list[float] = []
         at_s = 0.0
@@ -43,6 +48,8 @@ class Draws:
                 at_s += 1 / per_s
             if at_s >= duration_s:
                 break
+            if len(found) == MOST_TIMES:
+                raise TraceError(f"these figures make more than {MOST_TIMES} arrivals")
             found.append(at_s)
         return found
 

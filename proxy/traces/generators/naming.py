@@ -15,13 +15,16 @@ GENERATORS: dict[str, type[Generator]] = {
 }
 
 
-def generator(text: str) -> Generator:
-    """The generator of a text. Raises TraceError."""
+def generator(text: str, seed: int = 0) -> Generator:
+    """The generator of a text. Raises TraceError.
+
+    `seed`: its seed, if the text has none.
+    """
     name, _, figures = text.partition(":")
     kind = GENERATORS.get(name)
     if kind is None:
         raise TraceError(f"{name}: no generator; there are {', '.join(GENERATORS)}")
-    given: dict[str, str] = {}
+    given: dict[str, str | int] = {"seed": seed}
     for part in filter(None, figures.split(",")):
         figure, equals, value = part.partition("=")
         if not equals or figure not in kind.__struct_fields__:

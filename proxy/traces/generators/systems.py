@@ -1,5 +1,6 @@
 """Prompts under system prompts of which some are far more popular than others: an API with many products."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from proxy.traces.generators.base import Generator
@@ -12,6 +13,7 @@ class Systems(Generator, frozen=True, kw_only=True):
     """By the clock; each prompt is a system prompt and a question of its own."""
 
     name: ClassVar[str] = "systems"
+    most: ClassVar[Mapping[str, float]] = {"burst": 1000, "systems": 100_000}
 
     per_s: float = 4.0
     burst: float = 1.0

@@ -1,5 +1,6 @@
 """Prompts that have nothing in common: a cache is worth nothing, and a router for caches may only cost."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from proxy.traces.generators.base import Generator
@@ -12,6 +13,7 @@ class Unrelated(Generator, frozen=True, kw_only=True):
     """By the clock, with lengths far apart."""
 
     name: ClassVar[str] = "unrelated"
+    most: ClassVar[Mapping[str, float]] = {"burst": 1000, "input_spread": 10}
 
     per_s: float = 4.0
     burst: float = 1.0

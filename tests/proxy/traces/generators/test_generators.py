@@ -218,3 +218,38 @@ def test_arrivals_can_come_in_bursts() -> None:
 
 def test_figures_are_plain_values() -> None:
     assert msgspec.json.decode(msgspec.json.encode(Chats(turns=2)), type=Chats) == Chats(turns=2)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        "unrelated:per_s=1e9",
+        "unrelated:burst=1000,per_s=1e9",
+        "unrelated:input_tokens=1e9,most_tokens=1000000000,per_s=100",
+        "systems:system_tokens=1e9,systems=1000",
+        "chats:sessions_per_minute=1e9",
+        "chats:turns=1e9,message_tokens=1,most_tokens=1000000000",
+        "agents:sub_agents=1e9,fan_out_share=1,most_context_tokens=1000000000,least_context_tokens=1000000000",
+        "documents:questions=1e9",
+        "documents:duration_s=1e9",
+    ],
+)
+def test_figures_that_would_take_for_ever_end_with_an_error(
+    figures: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.traces.generators.draws.MOST_TIMES", 20_000)
+    monkeypatch.setattr("proxy.traces.generators.contents.MOST_MIB", 16)
+    with pytest.raises(TraceError, match=r"\w+: these figures make (more than 20000 arrivals|prompts that)"):
+        generator(figures).generate()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_figure_has_a_bound(kind: type[Generator]) -> None:
+    for figure in kind.__struct_fields__:
+        with pytest.raises(TraceError, match=f"{kind.name}: {figure} is .*, and must be .* or less"):
+            generator(f"{kind.name}:{figure}={10**20}")
+
+
+def test_a_seed_beside_the_figures_counts_if_these_have_none() -> None:
+    assert generator("chats", seed=7) == Chats(seed=7)
+    assert generator("chats:seed=3", seed=7) == Chats(seed=3)
