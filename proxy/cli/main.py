@@ -2,7 +2,7 @@
 
 0: asked to stop. 1: not ready in time. 2: a setting is wrong, or an engine serves another model. `doctor`
 ends with what it found: 0 for nothing, 1 for warnings, 2 for failures; 130 if Ctrl-C ended it. `simulate`
-ends with 0 if all was simulated, 130 as `doctor`.
+ends with 0 if all was simulated, 130 as `doctor`. 141: what a command writes has no reader any more.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ import uvloop
 from proxy.cli.doctor import examine, shown
 from proxy.cli.flags import empty_parser, fail, read_arguments
 from proxy.cli.memory import keep_tidy
+from proxy.cli.output import reader_may_leave
 from proxy.config import Config
 from proxy.edge.app import create_runner, drain, shut_down
 from proxy.edge.app_keys import SERVICE
@@ -113,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if words[:1] == ["simulate"]:
             command = "simulate"
-            _simulate(words[1:])
+            with reader_may_leave():
+                _simulate(words[1:])
             return
         arguments = read_arguments(words)
         command, named = arguments.command, arguments.sources.named
@@ -130,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if command == "doctor":
                 report = runner.run(examine(config, arguments.limit_s))
-                print(shown(report, json_wanted=arguments.as_json))
+                with reader_may_leave():
+                    print(shown(report, json_wanted=arguments.as_json))
                 sys.exit(report.exit_code)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop handles it
             runner.run(serve(config))

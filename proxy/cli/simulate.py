@@ -17,11 +17,11 @@ import msgspec
 
 from proxy.errors import ConfigError
 from proxy.simulation.engine.latency import PROFILES
-from proxy.simulation.replay.comparison import Comparison, as_table, cells_of, names_of_policies
+from proxy.simulation.replay.comparison import Cell, Comparison, as_table, cells_of, names_of_policies
 from proxy.simulation.replay.figures import Goals
 from proxy.simulation.replay.run import Outage, Setup, named_policy
 from proxy.simulation.report.page import page_of
-from proxy.traces.generators import GENERATORS, generator
+from proxy.traces.generators import GENERATORS, MOST_SEED, generator
 from proxy.traces.readers import read
 from proxy.traces.shaping import spread
 from proxy.traces.workload import Workload
@@ -104,12 +104,10 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     traffic.add_argument("--limit", type=_count, metavar="COUNT", help="read no more requests than this")
     traffic.add_argument(
-        "--seed",
-        type=int,
-        default=usual.seed,
-        metavar="NUMBER",
-        help="what a run draws at random, it draws by this (default: %(default)s)",
-    )
+        "--seed", type=_seed, default=usual.seed, metavar="NUMBER",
+        help="what a run draws at random, and a generator whose figures have no seed, is drawn by this"
+        " (default: %(default)s)",
+    )  # fmt: skip
     output = parser.add_argument_group("output")
     output.add_argument(
         "--ttft-ms", type=_milliseconds, default=usual.goals.ttft_ms, metavar="MS",
@@ -130,15 +128,29 @@ def _simulate(given: argparse.Namespace) -> None:
     workload = _workload(given)
     if given.out is not None:
         _make_folder(given.out)
-    print(f"{workload.name}: {len(workload.requests)} requests, {workload.source}")
-    cells = list(cells_of(workload, setups, _Shown))
+    cells: list[Cell] = []
+    print(f"{workload.name}: {len(workload.requests)} requests, {workload.source}", flush=True)
+    try:
+        for cell in cells_of(workload, setups, _Shown):
+            cells.append(cell)  # noqa: PERF402  # extend() need not keep what came before an error
+    finally:  # if Ctrl-C or a mistake in a policy ends it, runs that are finished are told
+        _tell(given, Comparison(workload.name, workload.source, setups[0], cells, len(setups)))
+
+
+def _tell(given: argparse.Namespace, comparison: Comparison) -> None:
+    """Write and print the runs that are finished."""
+    cells = comparison.cells
+    _Shown.wipe()
+    if not cells:
+        return
+    if given.out is not None:
+        figures = msgspec.json.format(msgspec.json.encode(comparison), indent=1)
+        _write(given.out, {FIGURES: figures, REPORT: page_of(comparison).encode()})
     print(as_table(cells))
     if unserved := sum(cell.figures.refused + cell.figures.failed for cell in cells):
         print(f"{unserved} requests were not served: see `refused` and `failed` in {FIGURES} (--out)")
-    if given.out is not None:
-        comparison = Comparison(workload.name, workload.source, setups[0], cells)
-        figures = msgspec.json.format(msgspec.json.encode(comparison), indent=1)
-        _write(given.out, {FIGURES: figures, REPORT: page_of(comparison).encode()})
+    if len(cells) < comparison.runs:
+        print(f"{comparison.runs - len(cells)} of {comparison.runs} runs were not finished")
 
 
 def _workload(given: argparse.Namespace) -> Workload:
@@ -146,14 +158,21 @@ def _workload(given: argparse.Namespace) -> Workload:
     if len(names) == 1 and not pathlib.Path(names[0]).exists() and names[0].partition(":")[0] in GENERATORS:
         if given.limit is not None:
             raise ConfigError("--limit is for files: a generator has figures of its own")
-        workload = generator(names[0]).generate()
+        workload = generator(names[0], given.seed).generate()
     else:
         workload = read([pathlib.Path(name) for name in names], limit=given.limit)
     return spread(workload, given.seed) if given.spread else workload
 
 
 def _setups(given: argparse.Namespace) -> list[Setup]:
-    policies = names_of_policies() if given.policy == "all" else _listed("--policy", given.policy)
+    named = _listed("--policy", given.policy)
+    policies = list(
+        dict.fromkeys(
+            itertools.chain.from_iterable(
+                names_of_policies() if policy == "all" else [policy] for policy in named
+            )
+        )
+    )
     common = Setup(
         profile=given.profile,
         seed=given.seed,
@@ -207,11 +226,17 @@ class _Shown:
             return
         now_s = time.monotonic()
         if over == of:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self.wipe()
         elif now_s - self._last_s >= SHOWN_EVERY_S:
             self._last_s = now_s
             words = f"{self._what}: {over} of {of} requests, {at_s:.0f} s"
             print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
+
+    @staticmethod
+    def wipe() -> None:
+        """Take the line away."""
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _listed(flag: str, text: str) -> Sequence[str]:
@@ -242,9 +267,22 @@ def _times(text: str) -> tuple[float, float]:
 
 
 def _number(text: str, least: float, most: float) -> float:
-    number = float(text)  # argparse says what is wrong with what is no number
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number is needed") from None
     if not least <= number <= most:
         raise argparse.ArgumentTypeError(f"{text}: not from {least:g} to {most:g}")
+    return number
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number is needed") from None
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text}: not from {least} to {most}")
     return number
 
 
@@ -257,7 +295,11 @@ def _share(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    return int(_number(str(int(text)), 1, 1e9))
+    return _whole(text, 1, 10**9)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, MOST_SEED)
 
 
 def _speed(text: str) -> float:

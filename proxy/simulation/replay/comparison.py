@@ -1,5 +1,6 @@
 """A comparison has a cell for each fleet, policy and speed, all of one workload, one seed and one engine."""
 
+import math
 import time as clocks
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -32,6 +33,9 @@ class Comparison(msgspec.Struct, frozen=True):
     setup: Setup
     """What all cells have in common; its fleet, policy and speed are those of the first."""
     cells: Sequence[Cell]
+    """The runs that are finished."""
+    runs: int
+    """How many were asked for."""
 
 
 def names_of_policies() -> list[str]:
@@ -54,6 +58,10 @@ def cells_of(
         yield Cell(setup.fleet, setup.policy, setup.speed, figures, clocks.process_time() - begun_s)
 
 
+def _shown(figure: float, form: str) -> str:
+    return "-" if math.isnan(figure) else format(figure, form)
+
+
 class Column(NamedTuple):
     """A column of the table."""
 
@@ -70,18 +78,18 @@ COLUMNS = (
     Column("policy", "policy", lambda cell: cell.policy),
     Column("served", "served", lambda cell: f"{cell.figures.served}/{cell.figures.requests}"),
     Column("good", "good", lambda cell: f"{cell.figures.good:.3f}"),
-    Column("reuse", "reuse", lambda cell: f"{cell.figures.reuse:.3f}"),
-    Column("TTFT ms", "TTFT ms mean", lambda cell: f"{cell.figures.ttft_ms.mean:.0f}"),
-    Column("p50", "TTFT ms p50", lambda cell: f"{cell.figures.ttft_ms.p50:.0f}"),
-    Column("p90", "TTFT ms p90", lambda cell: f"{cell.figures.ttft_ms.p90:.0f}"),
-    Column("p99", "TTFT ms p99", lambda cell: f"{cell.figures.ttft_ms.p99:.0f}"),
-    Column("ITL ms", "ITL ms p50", lambda cell: f"{cell.figures.itl_ms.p50:.1f}"),
-    Column("p99", "ITL ms p99", lambda cell: f"{cell.figures.itl_ms.p99:.1f}"),
-    Column("whole ms", "whole ms mean", lambda cell: f"{cell.figures.whole_ms.mean:.0f}"),
+    Column("reuse", "reuse", lambda cell: _shown(cell.figures.reuse, ".3f")),
+    Column("TTFT ms", "TTFT ms mean", lambda cell: _shown(cell.figures.ttft_ms.mean, ".0f")),
+    Column("p50", "TTFT ms p50", lambda cell: _shown(cell.figures.ttft_ms.p50, ".0f")),
+    Column("p90", "TTFT ms p90", lambda cell: _shown(cell.figures.ttft_ms.p90, ".0f")),
+    Column("p99", "TTFT ms p99", lambda cell: _shown(cell.figures.ttft_ms.p99, ".0f")),
+    Column("ITL ms", "ITL ms p50", lambda cell: _shown(cell.figures.itl_ms.p50, ".1f")),
+    Column("p99", "ITL ms p99", lambda cell: _shown(cell.figures.itl_ms.p99, ".1f")),
+    Column("whole ms", "whole ms mean", lambda cell: _shown(cell.figures.whole_ms.mean, ".0f")),
     Column("prefill", "prefill", lambda cell: f"{cell.figures.prefill_use:.0%}"),
     Column("decode", "decode", lambda cell: f"{cell.figures.decode_use:.0%}"),
-    Column("balance", "balance", lambda cell: f"{cell.figures.balance:.2f}"),
-    Column("decision us", "decision us", lambda cell: f"{cell.figures.decision_us.p50:.0f}"),
+    Column("balance", "balance", lambda cell: _shown(cell.figures.balance, ".2f")),
+    Column("decision us", "decision us", lambda cell: _shown(cell.figures.decision_us.p50, ".0f")),
     Column("CPU s", "CPU s", lambda cell: f"{cell.cpu_s:.1f}"),
 )
 WORDS = 3

@@ -1,6 +1,7 @@
 """What a run adds up to. Every request counts: one that was not served misses every goal.
 
-Times are milliseconds, shares 0 to 1. Quantiles are of all values, the nearest rank above.
+Times are milliseconds, shares 0 to 1. Quantiles are of all values, the nearest rank above. A figure of
+requests, or of instances, of which there were none is `NONE`, in JSON null.
 """
 
 import math
@@ -18,6 +19,9 @@ CLASSES = (0, 1024, 4096, 16384, 65536)
 
 MOST_MOMENTS = 120
 """So many parts of a run are told apart at most."""
+
+NONE = math.nan
+"""No figure."""
 
 Values = npt.NDArray[np.float64]
 
@@ -39,9 +43,9 @@ class Spread(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, values: Values, weights: npt.NDArray[np.int64] | None = None) -> "Spread":
-        """Of values that count once each, or as often as `weights` says; zeros if there are none."""
+        """Of values that count once each, or as often as `weights` says; `NONE` if there are none."""
         if not len(values):
-            return cls(0.0, 0.0, 0.0, 0.0)
+            return cls(NONE, NONE, NONE, NONE)
         order = np.argsort(values, kind="stable")
         ranked = values[order]
         counts = np.ones(len(values), np.int64) if weights is None else weights[order]
@@ -96,7 +100,8 @@ class Figures(msgspec.Struct, frozen=True):
     duration_s: float
     """From the first arrival to the last end."""
     reuse: float
-    """The share of prompt tokens that were found cached where the prompt was computed."""
+    """The share of prompt tokens that were found cached where the prompt was computed, of requests that were
+    served."""
     transferred_tokens: int
     ttft_ms: Spread
     ttft_ms_by_length: Mapping[str, Spread]
@@ -109,7 +114,7 @@ class Figures(msgspec.Struct, frozen=True):
     waited_ms: Spread
     """In the router's queue."""
     good: float
-    """The share of requests that reached all goals."""
+    """The share of all requests that reached all goals."""
     good_per_s: float
     balance: float
     """The busiest instance's busy time as a multiple of its role's mean; of the role where it is worst."""
@@ -154,7 +159,7 @@ def figures_of(records: Sequence[Record], uses: Mapping[str, Use], goals: Goals)
         failed=sum(record.end is End.FAILED for record in records),
         retries=sum(max(0, record.attempts - 1) for record in records),
         duration_s=duration_s,
-        reuse=_share(sum(record.reused_tokens for record in served), prompts),
+        reuse=sum(record.reused_tokens for record in served) / prompts if prompts else NONE,
         transferred_tokens=sum(record.external_tokens for record in served),
         ttft_ms=Spread.of(ttft),
         ttft_ms_by_length={
@@ -215,4 +220,4 @@ def _balance(uses: Mapping[str, Use]) -> float:
     busy: dict[str, list[float]] = {}
     for address, use in uses.items():
         busy.setdefault(address[0], []).append(use.prefill_s + use.decode_s)
-    return max((_share(max(each), _mean(each)) for each in busy.values()), default=0.0)
+    return max((max(each) / _mean(each) for each in busy.values() if any(each)), default=NONE)

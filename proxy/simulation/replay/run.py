@@ -12,7 +12,7 @@ from kvevents import Event
 from proxy.config import Admission
 from proxy.errors import ConfigError
 from proxy.latency.profiles import EngineSize, read_profile
-from proxy.scheduling.policies import load_policy
+from proxy.scheduling.policies import POLICIES, load_policy
 from proxy.scheduling.types import AnyPolicy, reads_latency
 from proxy.simulation.engine.kv_cache import blocks_for
 from proxy.simulation.engine.latency import PROFILES, Linear, Profile
@@ -127,7 +127,12 @@ Progress = Callable[[int, int, float], None]
 def named_policy(name: str) -> AnyPolicy:
     """A policy of kvproxy's, a baseline, or a user's own. Raises ConfigError."""
     made = BASELINES.get(name)
-    return made() if made is not None else load_policy(name)
+    if made is not None:
+        return made()
+    if name not in POLICIES and ":" not in name:
+        names = ", ".join([*POLICIES, *BASELINES])
+        raise ConfigError(f"--policy {name!r} is not known: give {names}, package.module:Class, or all")
+    return load_policy(name)
 
 
 class Run:
@@ -172,7 +177,11 @@ class Run:
             for number, made in enumerate(policies)
         ]
         self._dice = random.Random(setup.seed - 1)  # noqa: S311  # no secret
-        self._scrape_s = getattr(policies[0], "scrape_s", SCRAPE_S if reads_latency(policies[0]) else None)
+        self._scrape_s: float | None = getattr(
+            policies[0], "scrape_s", SCRAPE_S if reads_latency(policies[0]) else None
+        )
+        self._scrapes = False
+        """Whether the next scrape is planned. While nothing runs, gauges are not looked at: they stay."""
         hears = self.routers[0].reads_prompt
         contents = NamedContents(self._names, told=hears)
         self.engines: dict[str, ReplayedInstance] = {}
@@ -211,12 +220,11 @@ class Run:
             self.time.at(request.at_s / speed, Turn.ASK, self._arrive, number)
         for outage in self.setup.outages:
             self.time.at(outage.at_s, Turn.END, self._die, outage)
-        if self._scrape_s is not None:
-            self.time.at(0.0, Turn.HEAR, self._scrape)
 
     def _arrive(self, number: int) -> None:
         request, record = self._requests[number], self.records[number]
         record.asked_s = self.time.now_s
+        self._scrape_again()
 
         def over() -> None:
             self._ended(number)
@@ -253,14 +261,23 @@ class Run:
         for router in self.routers:
             router.came_up(address)
 
-    def _scrape(self) -> None:
-        if self._scrape_s is None:
-            return
+    def _scrape_again(self) -> None:
+        """Scrape now, for the first time since all was idle, and go on."""
+        if self._scrape_s is not None and not self._scrapes:
+            self._scrapes = True
+            self._look(self._scrape_s)
+
+    def _look(self, every_s: float) -> None:
         gauges = {address: engine.gauges() for address, engine in self.engines.items()}
         for router in self.routers:
             router.scraped(gauges)
-        if self._over < len(self._requests):
-            self.time.after(self._scrape_s, Turn.HEAR, self._scrape)
+        self.time.after(every_s, Turn.HEAR, self._scrape, every_s)
+
+    def _scrape(self, every_s: float) -> None:
+        if self.at_rest:
+            self._scrapes = False
+        else:
+            self._look(every_s)
 
     @property
     def at_rest(self) -> bool:

@@ -4,6 +4,7 @@ Curves where a policy was run at several speeds, bars where it was run at one. A
 marker and one dash on the whole page, so that it is known without its colour.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -105,23 +106,31 @@ class Quantity(msgspec.Struct, frozen=True):
     """The end of its axis, if that is known beforehand."""
 
 
-def _if_served(of: Callable[[Cell], float]) -> Callable[[Cell], float | None]:
-    return lambda cell: of(cell) if cell.figures.served else None
+def _if_any(of: Callable[[Cell], float]) -> Callable[[Cell], float | None]:
+    def figure(cell: Cell) -> float | None:
+        value = of(cell)
+        return None if math.isnan(value) else value
+
+    return figure
 
 
 BY_LOAD = (
-    Quantity("Mean time to first token", "ms", _if_served(lambda cell: cell.figures.ttft_ms.mean)),
-    Quantity("p99 of the time to first token", "ms", _if_served(lambda cell: cell.figures.ttft_ms.p99)),
+    Quantity("Mean time to first token", "ms", _if_any(lambda cell: cell.figures.ttft_ms.mean)),
+    Quantity("p99 of the time to first token", "ms", _if_any(lambda cell: cell.figures.ttft_ms.p99)),
     Quantity("Requests that met the goals", "% of all", lambda cell: 100 * cell.figures.good, 100.0),
     Quantity("Goodput", "good requests a second", lambda cell: cell.figures.good_per_s),
-    Quantity("p99 between two tokens", "ms", _if_served(lambda cell: cell.figures.itl_ms.p99)),
-    Quantity("Mean time end to end", "ms", _if_served(lambda cell: cell.figures.whole_ms.mean)),
+    Quantity("p99 between two tokens", "ms", _if_any(lambda cell: cell.figures.itl_ms.p99)),
+    Quantity("Mean time end to end", "ms", _if_any(lambda cell: cell.figures.whole_ms.mean)),
 )
 """What is shown against the load."""
 BY_POLICY = (
-    Quantity("Reuse", "% of prompt tokens found cached", lambda cell: 100 * cell.figures.reuse, 100.0),
     Quantity(
-        "Balance", "busiest instance's time, by the mean of its role (1: even)", lambda c: c.figures.balance
+        "Reuse", "% of prompt tokens found cached", _if_any(lambda cell: 100 * cell.figures.reuse), 100.0
+    ),
+    Quantity(
+        "Balance",
+        "busiest instance's time, by the mean of its role (1: even)",
+        _if_any(lambda c: c.figures.balance),
     ),
 )
 """What is shown as bars, whatever the load."""

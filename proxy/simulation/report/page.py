@@ -88,6 +88,7 @@ def _fleet(
 def _about(comparison: Comparison) -> list[tuple[str, str]]:
     """What was run: names and values."""
     cells, setup = comparison.cells, comparison.setup
+    left = comparison.runs - len(cells)
     requests = cells[0].figures.requests if cells else 0
     return [
         ("traffic", f"{comparison.workload}: {requests} requests, {comparison.source}"),
@@ -108,6 +109,7 @@ def _about(comparison: Comparison) -> list[tuple[str, str]]:
             f"in the index {1000 * setup.event_delay_s:g} ms after an engine's step",
         ),
         ("seed", str(setup.seed)),
+        *([("not finished", f"{left} of {comparison.runs} runs")] if left else []),
     ]
 
 

@@ -14,7 +14,7 @@ Equal figures and seeds make equal workloads.
 """
 
 from proxy.traces.generators.agents import Agents
-from proxy.traces.generators.base import Generator
+from proxy.traces.generators.base import MOST_SEED, Generator
 from proxy.traces.generators.chats import Chats
 from proxy.traces.generators.documents import Documents
 from proxy.traces.generators.naming import GENERATORS, generator
@@ -23,6 +23,7 @@ from proxy.traces.generators.unrelated import Unrelated
 
 __all__ = [
     "GENERATORS",
+    "MOST_SEED",
     "Agents",
     "Chats",
     "Documents",

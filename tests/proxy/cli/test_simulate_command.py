@@ -3,7 +3,11 @@
 import gzip
 import io
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import msgspec
@@ -116,6 +120,31 @@ def test_engines_may_be_as_a_file_says(trace: str, tmp_path: pathlib.Path) -> No
     assert figures["refused"] == 12
 
 
+def test_all_may_be_one_of_several_policies(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["simulate", trace, "--policy", "dynamo,all"])
+    policies = [line.split()[2] for line in lines_of(capsys)[2:]]
+    assert policies == ["dynamo", *(name for name in names_of_policies() if name != "dynamo")]
+
+
+def test_the_seed_draws_a_generators_traffic_too(tmp_path: pathlib.Path) -> None:
+    told = []
+    for seed, more in (("1", ""), ("2", ""), ("2", ",seed=1")):
+        words = [f"unrelated:per_s=1,duration_s=20{more}", "--seed", seed, "--policy", "round_robin"]
+        main(["simulate", *words, "--out", str(tmp_path)])
+        told.append(json.loads((tmp_path / "figures.json").read_text())["source"])
+    first, second, third = told
+    assert "seed=1" in first == third != second
+
+
+def test_what_no_request_has_is_no_figure(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["unrelated:input_tokens=2e6,most_tokens=9000000,input_spread=0,per_s=1,duration_s=5"]
+    main(["simulate", *words, "--fleet", "2b", "--out", str(tmp_path)])
+    line = lines_of(capsys)[2]
+    assert line.split()[4:-1] == ["0.000", *8 * "-", "0%", "0%", "-", "0"]
+    figures = json.loads((tmp_path / "figures.json").read_text())["cells"][0]["figures"]
+    assert figures["ttft_ms"]["mean"] is None
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -135,14 +164,20 @@ def test_progress_is_shown_on_a_terminal_and_wiped_at_the_end(monkeypatch: pytes
     [
         (["--fleet", "4x"], "--fleet '4x': write counts"),
         (["--fleet", "4b,"], "--fleet '4b,': a word is missing"),
-        (["--policy", "best"], "--policy 'best' is not known"),
+        (["--policy", "best"], "--policy 'best' is not known: give cache_affinity, "),
+        (["--policy", "best"], ", dynamo, llmd, package.module:Class, or all"),
         (["--profile", "fast"], "--profile 'fast' is not known"),
         (["--speed", "0"], "--speed 0: a number from 0.001"),
         (["--speed", "1e-300"], "--speed 1e-300: a number from 0.001"),
         (["--speed", "quick"], "--speed 'quick': a number is needed"),
         (["--unknown-share", "2"], "--unknown-share"),
-        (["--limit", "0"], "--limit"),
-        (["--seed", "x"], "--seed"),
+        (["--limit", "0"], "argument --limit: 0: not from 1 to 1000000000"),
+        (["--limit", "few"], "argument --limit: 'few': a whole number is needed"),
+        (["--routers", "2.5"], "argument --routers: '2.5': a whole number is needed"),
+        (["--ttft-ms", "soon"], "argument --ttft-ms: 'soon': a number is needed"),
+        (["--unknown-share", "half"], "argument --unknown-share: 'half': a number is needed"),
+        (["--seed", "x"], "argument --seed: 'x': a whole number is needed"),
+        (["--seed", "-1"], "argument --seed: -1: not from 0 to 18446744073709551615"),
         (["--routers", "0"], "--routers"),
         (["--routers", "1000000000"], "--routers 1000000000: a number from 1 to 1024"),
         (["--outage", "b0=10+20", "b0=20+60"], "--outage: b0 dies again before it is back"),
@@ -183,6 +218,22 @@ def test_a_trace_that_is_none_is_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ("per_s=1e12", "unrelated: per_s is 1e+12, and must be 1e+09 or less"),
+        ("burst=1e200", "unrelated: burst is 1e+200, and must be 1000 or less"),
+    ],
+)
+def test_a_generator_that_would_never_end_is_refused(
+    figures: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", f"unrelated:{figures}"])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--help"], ["simulate", "--help"]])
 def test_help_tells_of_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -205,3 +256,68 @@ def test_a_policy_that_fails_ends_the_run_and_says_how(
         main(["simulate", trace, "--policy", f"{__name__}:Fails"])
     assert ended.value.code == 2
     assert "the policy has failed: ZeroDivisionError: a mistake" in capsys.readouterr().err
+
+
+class Interrupted:
+    """A policy during which the user presses Ctrl-C."""
+
+    def costs(self, leg: Leg, candidates: Sequence[Candidate]) -> list[float]:
+        signal.raise_signal(signal.SIGINT)
+        return [0.0] * len(candidates)
+
+
+@pytest.mark.parametrize(("cut", "code"), [("Interrupted", 130), ("Fails", 2)])
+def test_runs_that_are_finished_are_told_whatever_ends_the_command(
+    cut: str, code: int, trace: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "simulate", trace, "--policy", f"round_robin,{__name__}:{cut},random", "--fleet", "2b",
+                "--out", str(tmp_path / "out"),
+            ]
+        )  # fmt: skip
+    assert ended.value.code == code
+    _, head, line, last = lines_of(capsys)
+    assert head.startswith("fleet")
+    assert line.split()[2:4] == ["round_robin", "12/12"]
+    assert last == "2 of 3 runs were not finished"
+    written = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert (written["runs"], [cell["policy"] for cell in written["cells"]]) == (3, ["round_robin"])
+    assert "2 of 3 runs" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_end_before_any_run_is_finished_writes_nothing(
+    trace: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", trace, "--policy", f"{__name__}:Interrupted", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 130
+    assert len(lines_of(capsys)) == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["simulate", "{trace}", "--out", "{out}"],
+        ["doctor", "-m", "m", "-p", "127.0.0.1:1", "-d", "127.0.0.1:2"],
+    ],
+)
+def test_a_reader_that_leaves_ends_a_command_without_a_word(
+    words: list[str], trace: str, tmp_path: pathlib.Path
+) -> None:
+    given = [word.format(trace=trace, out=tmp_path / "out") for word in words]
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", "from proxy.cli.main import main; main()", *given],
+            stdout=writes,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=120,
+        )
+    finally:
+        os.close(writes)
+    assert (ended.returncode, ended.stderr) == (141, b"")

@@ -1,9 +1,12 @@
 """Figures are sums over records, by hand."""
 
+import math
+
+import msgspec
 import numpy as np
 import pytest
 
-from proxy.simulation.replay.figures import MOST_MOMENTS, Goals, Spread, figures_of
+from proxy.simulation.replay.figures import MOST_MOMENTS, NONE, Goals, Spread, figures_of
 from proxy.simulation.replay.records import End, Record
 from proxy.simulation.replay.use import BIN_S, Use
 
@@ -25,7 +28,7 @@ def use(prefill_s: float, decode_s: float) -> Use:
 def test_quantiles_are_nearest_ranks() -> None:
     assert Spread.of(np.arange(1.0, 101.0)) == Spread(50.5, 50.0, 90.0, 99.0)
     assert Spread.of(np.array([7.0])) == Spread(7.0, 7.0, 7.0, 7.0)
-    assert Spread.of(np.array([])) == Spread(0.0, 0.0, 0.0, 0.0)
+    assert Spread.of(np.array([])) == Spread(NONE, NONE, NONE, NONE)
 
 
 def test_weights_count_a_value_so_often() -> None:
@@ -73,7 +76,21 @@ def test_balance_is_of_the_role_where_it_is_worst() -> None:
 
 def test_nothing_asked_is_nothing_served() -> None:
     figures = figures_of([], {"b0:1": Use()}, Goals())
-    assert (figures.requests, figures.good, figures.reuse, figures.ttft_ms.mean) == (0, 0.0, 0.0, 0.0)
+    assert (figures.requests, figures.good) == (0, 0.0)
+    assert all(map(math.isnan, (figures.reuse, figures.ttft_ms.mean, figures.balance)))
+
+
+def test_what_there_was_none_of_has_no_figure() -> None:
+    """Neither a first token nor an answer came: that is not the same as one that came at once."""
+    refused = Record(0.0, 1000, 11)
+    refused.end = End.REFUSED
+    told = msgspec.json.decode(msgspec.json.encode(figures_of([refused], {"b0:1": Use()}, Goals())))
+    nothing = {"mean": None, "p50": None, "p90": None, "p99": None}
+    for name in ("ttft_ms", "tpot_ms", "itl_ms", "whole_ms"):
+        assert told[name] == nothing
+    assert told["ttft_ms_by_length"] == dict.fromkeys(("0", "1024", "4096", "16384", "65536"), nothing)
+    assert (told["reuse"], told["balance"]) == (None, None)
+    assert (told["good"], told["refused"], told["prefill_use"]) == (0.0, 1, 0.0)
 
 
 def test_what_an_instance_did_is_told_over_time() -> None:

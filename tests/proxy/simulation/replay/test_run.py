@@ -1,6 +1,6 @@
 """A run is the same every time, every request in it ends, and nothing is claimed or held when it is over."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
@@ -12,7 +12,8 @@ from proxy.scheduling.policies import CacheAffinity
 from proxy.scheduling.types import Candidate, Leg
 from proxy.simulation import EngineShape
 from proxy.simulation.engine.latency import Linear
-from proxy.simulation.replay.baselines import BASELINES
+from proxy.simulation.replay.baselines import BASELINES, LlmD
+from proxy.simulation.replay.baselines.follows import Gauge
 from proxy.simulation.replay.records import End
 from proxy.simulation.replay.run import Outage, Run, Setup, replay
 from proxy.traces.workload import TraceRequest, Workload
@@ -256,3 +257,28 @@ def test_progress_is_told_up_to_the_end() -> None:
 def test_a_setup_that_cannot_be_run_is_refused(setup: Setup) -> None:
     with pytest.raises(ConfigError):
         Run(conversations(1), setup)
+
+
+class CountsScrapes(LlmD):
+    """Counts how often it was told the gauges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Mapping[str, Gauge]] = []
+
+    def scraped(self, gauges: Mapping[str, Gauge]) -> None:
+        super().scraped(gauges)
+        self.seen.append(gauges)
+
+
+def test_gauges_are_not_scraped_while_nothing_runs() -> None:
+    """A year between two requests would be 630 million scrapes."""
+    year_s = 365 * 86400.0
+    requests = [TraceRequest(at_s, 100, 20, tuple(range(7)), 16) for at_s in (0.0, 1.0, year_s, year_s)]
+    policy = CountsScrapes()
+    made = Run(Workload("sparse", requests, "made up"), Setup(fleet="2b"), shape=SMALL, policy=lambda: policy)
+    made.to_end()
+    assert {record.end for record in made.records} == {End.SERVED}
+    busy_s = sum(record.whole_s for record in made.records)
+    assert 10 < len(policy.seen) < busy_s / 0.05 + 10
+    assert sum(gauge.running for gauge in policy.seen[-2].values()) == 2  # and again once something does

@@ -65,7 +65,7 @@ def figures() -> Figures:
 
 
 def comparison(cells: Sequence[Cell], setup: Setup | None = None, workload: str = "chats") -> Comparison:
-    return Comparison(workload, "made up", setup or Setup(), cells)
+    return Comparison(workload, "made up", setup or Setup(), cells, len(cells))
 
 
 def cells(
@@ -132,7 +132,7 @@ def test_names_are_shown_and_not_obeyed(figures: Figures) -> None:
     odd = msgspec.structs.replace(figures, instances=instances)
     made = cells(odd, fleets=(BAD,), policies=(BAD,), speeds=(1.0, 2.0))
     setup = Setup(profile=BAD, speeds={BAD: 0.5}, outages=[Outage(BAD, 1.0, 2.0)])
-    text = page_of(Comparison(BAD, BAD, setup, made))
+    text = page_of(Comparison(BAD, BAD, setup, made, len(made)))
     page = Page(text)
     assert "script" not in page.tags
     assert page.rows[1][2] == BAD
