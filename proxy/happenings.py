@@ -213,8 +213,6 @@ class LegBegan(Happening, frozen=True):
     """As `LegEnded.pulled_from`."""
     in_turn: bool = True
     """Whether the blocks that it fetched were there as it was sent."""
-    first_token_ms: float | None = None
-    """As `LegEnded.first_token_ms`."""
 
 
 class LegEnded(Happening, frozen=True):
@@ -241,17 +239,16 @@ class LegEnded(Happening, frozen=True):
     """Cached tokens that the index predicted. This and the next are set for prefill legs that were served."""
     reported: int | None = None
     """Cached tokens that its engine reported."""
+    first_token_ms: float | None = None
+    """How long its engine says that it took from the step that began it to the first token; None if it does
+    not say."""
     first_token_at: float | None = None
-    """When a leg that streams brought its first token; as `began_at`. None if it did not."""
+    """When a leg that streams brought its first token; as `began_at`. None if it did not, or if nobody wants
+    to know. The same holds for `generated`."""
     pulled_from: str | None = None
     """The instance whose blocks it was to fetch; None if it computed its prompt."""
     generated: int | None = None
-    """Tokens of its answer, by its engine or by its events; None if nobody counted."""
-    first_token_ms: float | None = None
-    """How long its engine says that it took from the beginning of its work to the first token; None if it
-    does not."""
-    reached: bool = True
-    """Whether its engine may have worked on it; False if no connection came about, or it was refused."""
+    """Tokens of its stream, counted by events; None if nobody counted: only some streams are."""
 
     @property
     def seconds(self) -> float:

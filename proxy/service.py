@@ -29,6 +29,10 @@ from proxy.descriptors import Descriptors, open_descriptors
 from proxy.doctor import Doctor
 from proxy.fleet import Fleet
 from proxy.happenings import Answered, Consumer, Tell
+from proxy.latency.fits import PoolName
+from proxy.latency.learner import LatencyLearner
+from proxy.latency.model import LatencyModel
+from proxy.latency.profiles import load_profile
 from proxy.observability.access_log import write_line
 from proxy.observability.fleet import FleetCollector
 from proxy.observability.metrics import Metrics
@@ -43,7 +47,7 @@ from proxy.observability.telling import FailureCollector, Happenings
 from proxy.request.discarding import Discarding
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import load_policy
-from proxy.scheduling.types import AnyPolicy
+from proxy.scheduling.types import AnyPolicy, reads_latency
 from proxy.serving.director import Director
 from proxy.serving.healing import Healing
 from proxy.serving.waits import ABANDONED_PREFILL_GRACE_S, WAITS, Waits
@@ -59,6 +63,7 @@ from proxy.watching.membership.base import MembershipSource
 from proxy.watching.membership.configured import Configured
 from proxy.watching.membership.kept import Kept
 from proxy.watching.membership.registry import used_sources
+from proxy.watching.scrapes import Scrapes
 from proxy.watching.watch import FleetWatch
 
 log = logging.getLogger(__name__)
@@ -107,6 +112,10 @@ class Service:
             rebuild_first_s=tuning.rebuild_first_s,
         )
         self.index.listen(self.accuracy.removed)
+        profile = load_profile(config.latency_profile)
+        self.latency = LatencyModel(profile) if reads_latency(policy) else None
+        """How long engines take; None unless the policy reads it: then nobody learns it."""
+        self.learner = LatencyLearner(self.latency, self._pool_of) if self.latency is not None else None
         self.placement = Placement(
             self.fleet,
             self.index,
@@ -117,6 +126,7 @@ class Service:
             accuracy=self.accuracy,
             tier_costs=config.tier_costs,
             prompts_wanted=config.recordings.record is not None,
+            latency=self.latency,
             bypass_tokens=lambda: self.rules.now.bypass_tokens,
         )
 
@@ -138,7 +148,7 @@ class Service:
         for each in series:
             self.metrics.add(each)
         self.happenings.listen(Answered, write_line, "access log")
-        for consumer in consumers:
+        for consumer in (*filter(None, (self.learner,)), *consumers):
             self.happenings.add(consumer)
         self.recorder = _recorder(config, tell)
         if self.recorder is not None:
@@ -195,6 +205,7 @@ class Service:
 
         # -- what speaks to engines
         self._feed_tasks, self._leg_tasks = TaskOwner("events"), TaskOwner("legs")
+        self._scrape_tasks = TaskOwner("gauges")
         self.client = EngineClient(
             engine_api_key=config.engine_api_key,
             engine_ca=config.security.engine_ca,
@@ -222,10 +233,23 @@ class Service:
             self.client,
             self.feeds,
             tell,
-            forget=self.placement.forget,
+            forget=self._lost_its_cache,
             gone_s=tuning.gone_s,
             look_every_s=tuning.look_every_s,
             silent_s=tuning.silent_s,
+        )
+        self.scrapes = (
+            Scrapes(
+                self.fleet,
+                self.client,
+                self._scrape_tasks,
+                clock,
+                every_s=config.scrape_s,
+                timeout_s=config.health.timeout_s,
+                told=self.learner.scraped,
+            )
+            if self.learner is not None and config.scrape_s
+            else None
         )
         self.membership = AdminMembership(config, self.fleet, self.watch, self.client, self.kept, clock)
         drained = self.kept.restored.drained if self.kept is not None else ()
@@ -272,6 +296,17 @@ class Service:
         )
         self.doctor = Doctor(config, self.client, connector, service=_Known(self.fleet, self.accuracy))
 
+    def _pool_of(self, address: str) -> PoolName | None:
+        """The instances that take as long as this one, as far as is known; None if it is not there."""
+        instance = self.fleet.get(address)
+        return PoolName(instance.role, self.config.model) if instance is not None else None
+
+    def _lost_its_cache(self, address: str) -> None:
+        """An instance has lost its cache, with its process or in its sleep, or has left."""
+        self.placement.forget(address)
+        if self.learner is not None:
+            self.learner.restarted(address)
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """A context in which the service runs: all parts are opened, and closed in the opposite order,
@@ -297,12 +332,15 @@ class Service:
             believing = Believing(self.fleet, self.accuracy, self.feeds, time.monotonic)
             self._feed_tasks.create(believing.keep_looking(), name="accuracy")
         self.tokenizer.start()
+        if self.scrapes is not None:
+            self._scrape_tasks.create(self.scrapes.keep_asking(), name="round")
 
     async def _close(self) -> None:
         """Close all parts, whether they were started or not."""
         await self.doctor.close(CLEANUP_S)
         await self._leg_tasks.drained(CLEANUP_S)
         await self._leg_tasks.close()
+        await self._scrape_tasks.close()
         await self.tokenizer.close()
         await self.adapters.close()
         if self.kept is not None:

@@ -148,6 +148,29 @@ class Config(Section, frozen=True, kw_only=True):
     ] = None
     """None: the policy decides, if it weighs that; 0: none do, since a prompt's last token is always
     computed."""
+    latency_profile: Annotated[
+        str,
+        Setting(
+            "--latency-profile",
+            "NAME|FILE",
+            "what is believed of the engines' speed until it is learned, for policies of milliseconds:"
+            " {profiles}, or a file that kvproxy fit has written",
+            group="routing",
+            more="[How it is learned](latency.md).",
+        ),
+    ] = "unknown"
+    scrape_s: Annotated[
+        float,
+        Setting(
+            "--scrape-s",
+            SECONDS,
+            "how often engines are asked how many requests they run and how full they are, so that others'"
+            " requests count too; 0: never",
+            least=0,
+            group="routing",
+            more="Only for policies of milliseconds; nobody else would read it.",
+        ),
+    ] = 1.0
     session_header: Annotated[
         str,
         Setting(

@@ -55,6 +55,8 @@ class Fullness:
         self._unrefused_s = unrefused_s
         self.legs = 0
         """How many legs were sent there and have not ended."""
+        self.all_legs = 0
+        """How many legs were ever sent there."""
         self.is_known = False
         """Whether the engine has a window that may still count: a quick look for every decision."""
         self._most: int | None = None
@@ -70,6 +72,7 @@ class Fullness:
         it.
         """
         self.legs += 1
+        self.all_legs += 1
         if self._most is None or self._tried_at is not None or now < self._until or self.legs <= self._most:
             return False
         self._tried_at = now

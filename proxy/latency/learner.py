@@ -11,10 +11,11 @@ nothing, nor do those of instances where others' prompts are computed.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
-from proxy.happenings import Happening, InstanceRemoved, LegBegan, LegEnded
+from proxy.happenings import Checked, Happening, InstanceRemoved, LegBegan, LegEnded
 from proxy.latency.fits import PoolName
 from proxy.latency.model import LatencyModel
 from proxy.latency.service_times import Leg
@@ -23,6 +24,9 @@ from proxy.phases import Phase
 
 SERVED = "served"
 """The outcome of a leg that did what it was sent for."""
+
+UNTOUCHED = frozenset({"connect", "full", "not_here", "refused"})
+"""The outcomes of legs on which no engine worked."""
 
 MIN_TOKENS = 8
 """A stream of fewer shows its engine's step too badly: its first and last tokens are off by jitter."""
@@ -33,10 +37,44 @@ what that took is predicted too badly to be taken off. Of the time to a first to
 least."""
 
 
+class Gauges(Protocol):
+    """What an engine told, as `fleet.gauges.Gauges` has it."""
+
+    @property
+    def at(self) -> float:
+        """When, in seconds of the legs' clock."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """Requests in its batch."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Requests in its queue."""
+        ...
+
+    @property
+    def own(self) -> int:
+        """How many of both are of this process, at most."""
+        ...
+
+    @property
+    def requests(self) -> int:
+        """All that run or wait."""
+        ...
+
+    @property
+    def foreign(self) -> int:
+        """How many of these at least are not ours."""
+        ...
+
+
 class LatencyLearner:
     """Feeds a model; a consumer of happenings."""
 
-    hears = (LegBegan, LegEnded, InstanceRemoved)
+    hears = (LegBegan, LegEnded, Checked, InstanceRemoved)
 
     def __init__(self, model: LatencyModel, pool_of: Callable[[str], PoolName | None]) -> None:
         """`pool_of`: the role and the model of an instance; None if it is not there."""
@@ -53,6 +91,8 @@ class LatencyLearner:
                 self._leg_began(happening)
             case LegEnded():
                 self._leg_ended(happening)
+            case Checked(instance=instance):
+                self.joined(instance)
             case InstanceRemoved(instance=instance):
                 self.forget(instance)
             case _:
@@ -77,19 +117,17 @@ class LatencyLearner:
         self._waiting.pop(instance, None)
         self._model.forget(instance)
 
-    def scraped(self, instance: str, at: float, *, running: int, waiting: int, own: int) -> None:
-        """An engine has told how many requests run there and wait; `own`: legs of this process that were
-        there at any moment of the question.
-        """
+    def scraped(self, instance: str, gauges: Gauges) -> None:
+        """An engine has told what runs there."""
         if not self.joined(instance):
             return
-        self._waiting[instance] = waiting
+        self._waiting[instance] = gauges.waiting
         ranks = self._streams.get(instance, {})
         for rank in ranks or (0,):
-            self._model.gauges(instance, at, requests=running + waiting, own=own, rank=rank)
-        foreign = min(max(running + waiting - own, 0), running)
+            self._model.gauges(instance, gauges.at, requests=gauges.requests, own=gauges.own, rank=rank)
+        foreign = min(gauges.foreign, gauges.running)
         for streams in ranks.values():
-            streams.foreign(at, foreign // len(ranks), self._step_ms(instance, streams))
+            streams.foreign(gauges.at, foreign // len(ranks), self._step_ms(instance, streams))
 
     # -- legs ---------------------------------------------------------------------------------------------
 
@@ -111,7 +149,7 @@ class LatencyLearner:
         step_ms = self._step_ms(instance, streams)
         streams.passes(leg.at, step_ms)
         if leg.pulled_from is None:
-            prompt = Leg(leg.began_at, leg.at, leg.uncached, leg.prompt_tokens, True, leg.first_token_ms)
+            prompt = Leg(leg.began_at, leg.at, leg.uncached, leg.prompt_tokens)
             self._prefilled(instance, rank, prompt, streams)
         elif leg.in_turn and leg.uncached is not None and not self._waiting.get(instance):
             beside = streams.between(leg.began_at, leg.at)
@@ -132,7 +170,7 @@ class LatencyLearner:
             streams.computed(leg.began_at, leg.ended_at, ms)
 
     def _leg_ended(self, leg: LegEnded) -> None:
-        if not leg.reached or not self.joined(leg.instance):
+        if leg.outcome in UNTOUCHED or not self.joined(leg.instance):
             return
         instance, rank = leg.instance, leg.rank
         if leg.phase is Phase.PREFILL:

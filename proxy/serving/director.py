@@ -100,7 +100,8 @@ class Director:
         grace_s = waits.abandoned_prefill_s
         self._in_turn = InTurnHandover(releases, tasks, clock, grace_s=grace_s)
         self._at_once = AtOnceHandover(releases, tasks, grace_s=grace_s)
-        self._legs = Legs(fleet, client, watch, clock)
+        tell_streams = tell if placement.reads_latency else None
+        self._legs = Legs(fleet, client, watch, clock, tell_streams=tell_streams)
         self._learning = Learning(fleet, tokenizer, watch, tell, clock)
         self._prefill = PrefillLegs(
             legs=self._legs,

@@ -17,6 +17,7 @@ from proxy.config.settings import FILE, SECONDS, Declared, Setting, settings_of
 from proxy.connectors import CONNECTORS
 from proxy.doctor import DEFAULT_LIMIT_S
 from proxy.errors import ConfigError
+from proxy.latency.profiles import PROFILES
 from proxy.scheduling.policies import POLICIES
 from proxy.watching.membership.base import SourceSettings
 
@@ -24,6 +25,7 @@ NAMES: Mapping[str, Sequence[str]] = {
     "connectors": tuple(CONNECTORS),
     "how_kv_moves": [f"{name} {made.how}" for name, made in CONNECTORS.items()],
     "policies": tuple(POLICIES),
+    "profiles": tuple(PROFILES),
 }
 """The names that settings may have as values, which `proxy.config` does not know."""
 

@@ -32,6 +32,8 @@ class Usage(msgspec.Struct, frozen=True):
     """The prompt's tokens that were cached."""
     answer_tokens: int | None = None
     """The generated tokens of all sequences together."""
+    first_token_ms: float | None = None
+    """From the step that began it to the first token, as vLLM's `--enable-per-request-metrics` says."""
 
 
 class PromptMembers(msgspec.Struct, frozen=True):

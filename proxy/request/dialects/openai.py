@@ -24,6 +24,7 @@ class _Usage(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     usage: _Usage | None = None
+    metrics: Any = None  # as completion_tokens
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
@@ -127,14 +128,15 @@ class OpenAiDialect(Dialect):
     def usage(self, answer: bytes) -> Usage:
         """As `Dialect`."""
         try:
-            usage = _decode_answer(answer).usage or _Usage()
+            read = _decode_answer(answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"the answer cannot be read: {error}") from None
+        usage = read.usage or _Usage()
         details = usage.prompt_tokens_details or _Details()
         if min(usage.prompt_tokens or 0, details.cached_tokens or 0) < 0:
             raise ValueError("the answer counts fewer than 0 tokens")
         generated = usage.completion_tokens if isinstance(usage.completion_tokens, int) else None
-        return Usage(usage.prompt_tokens, details.cached_tokens, generated)
+        return Usage(usage.prompt_tokens, details.cached_tokens, generated, _first_token_ms(read.metrics))
 
     def produces(self, data: bytes) -> bool:
         """As `Dialect`."""
@@ -183,3 +185,8 @@ def _is_streamed(body: Body) -> bool:
     if not stream:
         raise BadRequestError("stream_options can only be given when stream is true", param="stream_options")
     return stream
+
+
+def _first_token_ms(metrics: object) -> float | None:
+    told = metrics.get("time_to_first_token_ms") if isinstance(metrics, dict) else None
+    return told if isinstance(told, float) and told > 0 else None

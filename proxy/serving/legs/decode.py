@@ -21,7 +21,7 @@ from proxy.serving.exchange import Call, EngineStream, Reply, as_unary
 from proxy.serving.healing import Healing
 from proxy.serving.learning import Learning
 from proxy.serving.legs.leg import REFUSED, SERVED, AttemptFailedError, Leg, Legs, reason_of
-from proxy.serving.legs.rest import Rest
+from proxy.serving.legs.rest import CountedRest, Rest
 from proxy.serving.placed import Placed
 from proxy.tasks import TaskOwner
 
@@ -109,7 +109,8 @@ class DecodeLegs:
                 reply = await self._answered(call, placed, body, hold)
                 if fetch is None or reply.status != 200:
                     return reply
-                return await self._answered(call, placed, call.request.body.to_send())
+                whole = call.request.body.to_send()
+                return await self._answered(call, placed, whole, fetched_from=hold.instance)
             except LegError as error:
                 self._legs.failed(error)
                 failure = AttemptFailedError(
@@ -164,15 +165,17 @@ class DecodeLegs:
         custody: Hold | Crossing | None = None,
         *,
         more_s: float = 0.0,
+        fetched_from: str | None = None,
     ) -> Reply:
         """Send a leg. Returns its reply once the engine has answered in full, or its stream has begun.
 
         `custody`: the blocks that the leg needs; `more_s`: seconds that its first byte may take beside those
-        of the setting. Raises LegError if no answer comes, AttemptFailedError if the engine answers that it
-        failed.
+        of the setting; `fetched_from`: the instance whose blocks a leg before it has fetched. Raises LegError
+        if no answer comes, AttemptFailedError if the engine answers that it failed.
         """
         chosen, decision = placed.decode, placed.decision
         leg = Leg(self._tell, self._clock, Phase.DECODE, chosen)
+        leg.pulls_from = fetched_from if custody is None else custody.instance
         placed.decode_leg.add(leg.close)
         try:
             first_byte_s = self._rules.deadlines.first_byte_s + more_s
@@ -184,7 +187,13 @@ class DecodeLegs:
                         self._produced(custody, chosen.instance)
                         self._legs.took(leg)
                         self._legs.began(chosen.instance)
-                        rest = Rest(stream, self._legs, leg)
+                        in_turn = isinstance(custody, Hold)
+                        counted = self._legs.streams(leg, call, placed.question, in_turn=in_turn)
+                        rest = (
+                            Rest(stream, self._legs, leg)
+                            if counted is None
+                            else CountedRest(stream, self._legs, leg, counted)
+                        )
                         ends = placed.decode_leg.passed_on()
                         return Reply(answer.status, answer.headers, rest, decision, ends)
                     reply = as_unary(answer, failure, decision)

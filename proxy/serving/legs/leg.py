@@ -22,10 +22,11 @@ from proxy.fleet import Fleet, Instance, Status
 from proxy.fleet.denials import LEFT_OUT_S
 from proxy.fleet.fullness import FULL, retry_after_s
 from proxy.fleet.why import FAILS_LEGS, Why
-from proxy.happenings import LegEnded, Tell
+from proxy.happenings import LegBegan, LegEnded, Tell
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
 from proxy.phases import Phase, Role
 from proxy.request.body import Encoded
+from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.learning import Learnt
@@ -133,8 +134,10 @@ class Leg:
         "chosen",
         "instance",
         "phase",
+        "pulls_from",
         "said_full",
         "sent_at",
+        "stream",
     )
 
     def __init__(self, tell: Tell, clock: Callable[[], float], phase: Phase, chosen: Candidate) -> None:
@@ -152,6 +155,10 @@ class Leg:
         """Whether its engine answered it with that it is full."""
         self.sent_at = self._began_at = clock()
         """When it was sent, in seconds of the monotonic clock."""
+        self.pulls_from: str | None = None
+        """The instance whose blocks it is to fetch; None if it computes its prompt."""
+        self.stream: Streaming | None = None
+        """Its stream; None if it has not begun, or if nobody wants to know."""
 
     @property
     def age_s(self) -> float:
@@ -194,13 +201,24 @@ class Leg:
         finally:
             self.over(LEFT)
 
-    def over(self, outcome: str, learnt: Learnt | None = None, *, answered: bool = False) -> None:
+    def over(
+        self,
+        outcome: str,
+        learnt: Learnt | None = None,
+        *,
+        answered: bool = False,
+        first_token_ms: float | None = None,
+    ) -> None:
         """It is over: tell it. The arguments are fields of `LegEnded`. A second call does nothing."""
         if self._told:
             return
         self._told = True
         chosen = self.chosen
         began_at, ended_at = self._began_at, self._clock()
+        prompt_tokens, predicted, reported = learnt or (None, None, None)
+        first_token_at = generated = None
+        if (stream := self.stream) is not None:
+            prompt_tokens, first_token_at, generated = stream.prompt_tokens, stream.began_at, stream.generated
         self._tell(
             LegEnded(
                 self.phase,
@@ -211,9 +229,39 @@ class Leg:
                 outcome,
                 answered,
                 chosen.uncached_tokens,
-                *(learnt or ()),
+                prompt_tokens,
+                predicted,
+                reported,
+                first_token_ms,
+                first_token_at,
+                self.pulls_from,
+                generated,
             )
         )
+
+
+class Streaming:
+    """The stream of a leg from its first token on."""
+
+    __slots__ = ("began_at", "counts", "events", "prompt_tokens")
+
+    def __init__(self, began_at: float, prompt_tokens: int, *, counts: bool) -> None:
+        """`prompt_tokens`: as `LegBegan.prompt_tokens`; `counts`: whether its events are to be counted."""
+        self.began_at = began_at
+        self.prompt_tokens = prompt_tokens
+        self.counts = counts
+        self.events: int | None = None
+        """How many came after those of the first token, as far as the stream was passed on."""
+
+    @property
+    def generated(self) -> int | None:
+        """Its tokens: each event has one, but for that which ends the stream."""
+        return self.events or None
+
+
+COUNT_EVERY_S = 0.2
+"""Of the streams of an instance one is counted in this time: the time between two tokens is learned from
+five a second as well as from all, and counting costs something for each chunk."""
 
 
 class Legs:
@@ -226,8 +274,14 @@ class Legs:
         watch: Watch,
         clock: Callable[[], float],
         wall_clock: Callable[[], float] = time.time,
+        *,
+        tell_streams: Tell | None = None,
     ) -> None:
-        """`wall_clock`: seconds since 1970, for dates in the `Retry-After` of engines."""
+        """`wall_clock`: seconds since 1970, for dates in the `Retry-After` of engines; `tell_streams`: tells
+        that streams begin (`LegBegan`), which are then followed to their ends; None if nobody wants to know.
+        """
+        self._tell_streams = tell_streams
+        self._counted_at: dict[str, float] = {}
         self._clock = clock
         self._wall_clock = wall_clock
         self._fleet = fleet
@@ -271,6 +325,34 @@ class Legs:
         if instance is not None and instance.denials and answer.status == 200:
             instance.denials.served(call.request.model)
         return answer
+
+    def streams(self, leg: Leg, call: Call, question: Question, *, in_turn: bool) -> Streaming | None:
+        """A leg's first token is there: tell it. `in_turn`: as `LegBegan.in_turn`.
+
+        Returns the stream if its events are to be counted.
+        """
+        if (tell := self._tell_streams) is None:
+            return None
+        now, chosen, request = self._clock(), leg.chosen, call.request
+        prompt_tokens = question.prompt_tokens or question.estimated_tokens
+        known = question.prompt is not None and not request.whole
+        counts = request.sequences == 1 and now - self._counted_at.get(chosen.instance, -1e9) >= COUNT_EVERY_S
+        if counts:
+            self._counted_at[chosen.instance] = now
+        leg.stream = Streaming(now, prompt_tokens, counts=counts)
+        tell(
+            LegBegan(
+                chosen.instance,
+                chosen.rank,
+                leg.sent_at,
+                now,
+                prompt_tokens,
+                chosen.uncached_tokens if known else None,
+                leg.pulls_from,
+                in_turn,
+            )
+        )
+        return leg.stream if counts else None
 
     def took(self, leg: Leg) -> None:
         """The engine had room for the leg: it has begun to answer it."""

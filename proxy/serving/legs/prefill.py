@@ -123,7 +123,8 @@ class PrefillLegs:
                 )
             return reply
         try:
-            handoff = run.read_handoff(data, call.request.dialect.usage(data))
+            usage = call.request.dialect.usage(data)
+            handoff = run.read_handoff(data, usage)
         except Exception as error:  # noqa: BLE001  # a connector from outside kvproxy may fail in any way
             custody.failed()
             leg.over(Reason.OTHER, answered=True)
@@ -138,7 +139,8 @@ class PrefillLegs:
         self._releases.begun(custody)
         if custody.state is HoldState.PULLED:  # the decode leg, which runs at once, has produced before
             self._legs.served(chosen.instance)
-        leg.over(SERVED, self._learning.prefilled(placed), answered=True)
+        learnt = self._learning.prefilled(placed)
+        leg.over(SERVED, learnt, answered=True, first_token_ms=usage.first_token_ms)
         self._healing.answered(chosen, placed.question, handoff, asked=asked is not None)
         return None
 

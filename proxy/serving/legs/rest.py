@@ -5,7 +5,10 @@ The end of one whose client leaves shows nothing: whoever holds the reply closes
 
 from proxy.errors import LegError, StreamFailedError
 from proxy.serving.exchange import EngineStream, Runs, Take
-from proxy.serving.legs.leg import REFUSED, SERVED, Leg, Legs, Reason, reason_of
+from proxy.serving.legs.leg import REFUSED, SERVED, Leg, Legs, Reason, Streaming, reason_of
+
+_NO_TOKEN = b'"choices":[]'
+"""In an event of usage alone."""
 
 
 class Rest(Runs):
@@ -45,3 +48,32 @@ class Rest(Runs):
         else:
             self._legs.failed(error)
             self._leg.over(reason_of(error))
+
+
+class CountedRest(Rest):
+    """The same of a stream whose events are counted."""
+
+    def __init__(self, stream: EngineStream, legs: Legs, leg: Leg, counted: Streaming) -> None:
+        super().__init__(stream, legs, leg)
+        self._counted = counted
+
+    async def __anext__(self) -> bytes:
+        run = await super().__anext__()
+        self._count(run)
+        return run
+
+    async def pour(self, take: Take) -> None:
+        """As `Runs`."""
+
+        def counts(run: bytes) -> bool:
+            self._count(run)
+            return take(run)
+
+        await super().pour(counts)
+
+    def _count(self, run: bytes) -> None:
+        counted = self._counted
+        if counted.events is None:
+            counted.events = 0  # what came with the first token
+            return
+        counted.events += run.count(b"\n\n") - (_NO_TOKEN in run)

@@ -163,11 +163,10 @@ class Attempt:
         self._tell_end(
             Phase.DECODE if generates else Phase.PREFILL,
             candidate,
-            "broken",
+            "broken" if self._world.engines[candidate.instance].alive else "connect",
             None if job.first_token_s is None else self._length,
             first_token_at=job.first_token_s,
             generated=job.generated,
-            reached=self._world.engines[candidate.instance].alive,
         )
         if (hold := self._hold) is not None and hold.engine.life == hold.life:
             hold.engine.let_go(hold.job, pulled=False)
@@ -219,7 +218,6 @@ class Attempt:
         reported: int | None = None,
         first_token_at: float | None = None,
         generated: int | None = None,
-        reached: bool = True,
     ) -> None:
         if (tell := self._world.tell) is None:
             return
@@ -236,11 +234,10 @@ class Attempt:
                 prompt_tokens,
                 None,
                 reported,
+                None,
                 first_token_at,
                 self._pulled_from if phase is Phase.DECODE else None,
                 generated,
-                None,
-                reached,
             )
         )
 

@@ -181,8 +181,9 @@ class Router:
             instance, own = self.fleet.get(address), self._world.sent[address]
             if instance is None or instance.status is not Status.UP:
                 continue
-            instance.told_gauges(Told(now_s, told.running, told.waiting, told.usage, own))
-            self._learner.scraped(address, now_s, running=told.running, waiting=told.waiting, own=own)
+            known = Told(now_s, told.running, told.waiting, told.usage, own)
+            instance.told_gauges(known)
+            self._learner.scraped(address, known)
 
     # -- requests -------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
-"""An engine's `/metrics` page tells how many blocks its cache has, whether sleep has emptied it, and what the
-engine has counted.
+"""An engine's `/metrics` page tells how many blocks its cache has, whether sleep has emptied it, what runs
+there, and what the engine has counted.
 
 Reading one series costs no more than one search through the page, whatever the page holds.
 """
@@ -8,6 +8,7 @@ import enum
 import math
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
@@ -97,6 +98,61 @@ def read_depth(page: str) -> Depth:
         return Depth.UNTOLD
     deep = any(is_so for name, is_so in states if name in {"weights_offloaded", "discard_all"})
     return Depth.DEEP if deep else Depth.LIGHT
+
+
+# -- what runs ----------------------------------------------------------------------------------------------
+
+_RUNNING = b"\nvllm:num_requests_running{"
+_WAITING = b"\nvllm:num_requests_waiting{"
+_KV_USE = b"\nvllm:kv_cache_usage_perc{"
+
+MAX_VALUE_CHARS = 32
+MAX_COUNT = 1e9
+"""An engine that says that it runs more does not say what it runs."""
+
+
+class Busy(NamedTuple):
+    """What runs on an engine."""
+
+    running: int
+    """Requests in its batch; as `waiting`, of all ranks together."""
+    waiting: int
+    """Requests in its queue."""
+    kv_use: float
+    """The share of its KV blocks in use; of several ranks the highest. 0 if it does not tell."""
+
+
+def read_busy(page: bytes) -> Busy:
+    """What a page says of what runs; unlike the other functions it reads bytes, since it is asked often.
+
+    Raises UnreadableError if the page does not say.
+    """
+    running, waiting = _values(page, _RUNNING), _values(page, _WAITING)
+    if not running or not waiting:
+        raise UnreadableError("its /metrics does not say how many requests it runs")
+    kv_use = max(_values(page, _KV_USE), default=0.0)
+    return Busy(int(sum(running)), int(sum(waiting)), min(kv_use, 1.0))
+
+
+def _values(page: bytes, name: bytes) -> list[float]:
+    """The finite values of a series from 0 on, of at most MAX_RANKS ranks."""
+    found: list[float] = []
+    at = page.find(name)
+    while at >= 0 and len(found) < MAX_RANKS:
+        end = page.find(b"\n", at + 1)
+        line = page[at + 1 : end] if end >= 0 else page[at + 1 :]
+        word = line.rpartition(b"} ")[2].strip()
+        try:
+            value = float(word) if len(word) <= MAX_VALUE_CHARS else math.nan
+        except ValueError:
+            value = math.nan
+        if 0 <= value < MAX_COUNT:
+            found.append(value)
+        at = page.find(name, end) if end >= 0 else -1
+    return found
+
+
+BUSY: Question[Busy] = Question("/metrics", read_busy)
 
 
 # -- what was counted ---------------------------------------------------------------------------------------
