@@ -36,8 +36,10 @@ def main() -> int:
     add("--fleet", nargs="+", default=FLEETS, metavar="COUNTS", help=f"default: {' '.join(FLEETS)}")
     add("--policy", nargs="+", default=POLICIES, metavar="NAME", help=f"default: {' '.join(POLICIES)}")
     add("--profile", default=PROFILE, help="of the engines (default: %(default)s)")
-    tokens = "of the trace, which one token here stands for (default: %(default)s)"
+    tokens = "of a prompt of the trace, which one token here stands for (default: %(default)s)"
     add("--tokens", type=int, default=Scale().tokens, metavar="N", help=tokens)
+    steps = "of engines, and tokens of answers, which one here stands for (default: %(default)s)"
+    add("--steps", type=int, default=Scale().steps, metavar="N", help=steps)
     slow = "everything takes so many times as long as profile and trace say (default: %(default)g)"
     add("--slowness", type=float, default=Scale().time, metavar="FACTOR", help=slow)
     add("--tolerance", type=float, default=TOLERANCE, metavar="SHARE", help="default: %(default)g")
@@ -60,7 +62,7 @@ def main() -> int:
         fleets=args.fleet,
         policies=args.policy,
         profile=args.profile,
-        scale=Scale(args.tokens, args.slowness),
+        scale=Scale(args.tokens, args.steps, args.slowness),
         tolerance=args.tolerance,
     )
     return 1 if run_and_show(options).findings else 0

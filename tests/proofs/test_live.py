@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from proxy.latency.profiles import PROFILES as BELIEVED
+from proxy.latency.profiles import UNKNOWN
 from proxy.simulation import Fault, StandIn
-from proxy.simulation.engine.latency import PROFILES, DynamoReplay
+from proxy.simulation.engine.latency import PROFILES, DynamoReplay, Linear
 from proxy.simulation.replay.contents import Names
 from proxy.simulation.replay.figures import Figures, Spread
 from proxy.simulation.replay.records import Record
@@ -26,7 +28,7 @@ from tests.proofs.live.engines import MODEL, config_of
 from tests.proofs.live.prompts import body_of, tokens_of
 from tests.proofs.live.report import checks, own_times, worlds, write
 from tests.proofs.live.run import Options, run
-from tests.proofs.live.scaling import Scale, Scaled, scaled_shape, scaled_workload
+from tests.proofs.live.scaling import Scale, Scaled, scaled_prior, scaled_shape, scaled_workload
 from tests.proofs.live.simulated import Simulated
 from tests.proofs.live.slices import slice_of
 
@@ -63,20 +65,24 @@ def test_prompts_share_tokens_where_they_share_blocks() -> None:
 
 
 def test_a_scale_makes_the_same_engine_with_fewer_tokens() -> None:
-    usual, scaled = DynamoReplay(), Scaled(DynamoReplay(), Scale(8, 3.0))
+    usual, scaled = DynamoReplay(), Scaled(DynamoReplay(), Scale(8, 2, 3.0))
     assert scaled.step_s([(100, 300)], 0, 0, 0.5) == pytest.approx(3 * usual.step_s([(800, 2400)], 0, 0, 0.5))
-    assert scaled.step_s([], 4, 1000, 0.5) == pytest.approx(3 * 8 * usual.step_s([], 4, 8000, 0.5))
+    assert scaled.step_s([], 4, 1000, 0.5) == pytest.approx(3 * 2 * usual.step_s([], 4, 8000, 0.5))
     assert scaled.transfer_s(100, first=False) == pytest.approx(3 * usual.transfer_s(800, first=False))
     for name in PROFILES:
-        profile = Scaled(PROFILES[name], Scale(4, 2.0))
+        profile = Scaled(PROFILES[name], Scale(4, 3, 2.0))
         steps = [profile.step_s([], 3, 500 + 3 * n, 0.1) for n in range(5)]
         assert profile.decode_s(5, 3, 500, 0.1) == pytest.approx(sum(steps))
         for tokens in (1, 8):
             shape = scaled_shape(name, Scale(tokens), block_tokens=512, model=MODEL)
             assert config_of(shape, 0).shape() == shape, "both worlds"
             assert (shape.blocks - 1) * shape.block_size * tokens == 16384 * 64
+    prior, unknown = (Linear.of(each) for each in (scaled_prior(Scale(8, 2, 3.0)), BELIEVED[UNKNOWN]))
+    assert prior.step_s([(100, 300)], 0, 0, 0) == pytest.approx(3 * unknown.step_s([(800, 2400)], 0, 0, 0))
+    assert prior.step_s([], 4, 1000, 0) == pytest.approx(3 * 2 * unknown.step_s([], 4, 8000, 0))
+    assert prior.transfer_s(100, first=True) == pytest.approx(3 * unknown.transfer_s(800, first=True))
     workload = Workload("w", [asked(1001, 1, 2, size=512, after=0, think_s=1.0)], "s")
-    [request] = scaled_workload(workload, Scale(8, 2.0)).requests
+    [request] = scaled_workload(workload, Scale(8, 2, 2.0)).requests
     assert (request.input_tokens, request.output_tokens, request.block_tokens) == (126, 2, 64)
     assert (request.at_s, request.think_s, request.after) == (0.0, 2.0, 0)
     with pytest.raises(ValueError, match="no multiple"):
@@ -97,11 +103,14 @@ def cell(
     cached: int = 10,
     error: str = "",
     predicted_ms: float | None = None,
+    whole_ms: float = 9000,
 ) -> v.Cell:
     """One request of 100 tokens, of which simulated time finds 10 cached."""
     seen = Seen(0.0, tokens_s=[live_ms / 1000, 9.0], prompt_tokens=100, cached_tokens=cached, error=error)
     figures = [
-        msgspec.structs.replace(some_figures(), ttft_ms=Spread(ttft, 1, 1, 1), reuse=0.1)
+        msgspec.structs.replace(
+            some_figures(), ttft_ms=Spread(ttft, 1, 1, 1), whole_ms=Spread(whole_ms, 1, 1, 1), reuse=0.1
+        )
         for ttft in simulated_ms
     ]
     simulated = Simulated(figures, [Record(0.0, 100, 2)])
@@ -131,7 +140,11 @@ def test_the_better_policy_is_the_one_that_was_predicted() -> None:
     assert found(cell("worse", 124, [127]), slow) == [v.ORDER]
     assert found(cell("worse", 124, [127], fleet="2p2d"), slow) == [], "another fleet"
     [words] = v.check_order([cell("worse", 124, [127]), slow], 0.1)
-    assert words == ("4b better was to beat worse by 10%, and has a mean TTFT of 125 ms where that has 124")
+    assert (
+        words == "4b better was to beat worse by 10% in TTFT, and took 125 ms in the mean where that took 124"
+    )
+    shorter = cell("better", 120, [120], whole_ms=8000)
+    assert found(cell("worse", 120, [120]), shorter) == [v.ORDER], "both took 9 s"
 
 
 def test_predictions_are_judged_by_their_median() -> None:
@@ -171,7 +184,7 @@ def test_half_a_minute_of_both_worlds(tmp_path: pathlib.Path) -> None:
     said: list[str] = []
     options = Options(
         workload=workload,
-        scale=Scale(8, 1.0),
+        scale=Scale(8, 8, 1.0),
         logs=tmp_path,
         fleets=("2b", "1p1d"),
         policies=("round_robin",),

@@ -11,7 +11,9 @@ import msgspec
 from kvevents import Event
 from proxy.config import Admission
 from proxy.errors import ConfigError
-from proxy.latency.profiles import EngineSize, read_profile
+from proxy.latency.profiles import PROFILES as BELIEVED
+from proxy.latency.profiles import UNKNOWN, EngineSize, read_profile
+from proxy.latency.profiles import Profile as Believed
 from proxy.scheduling.policies import POLICIES, load_policy
 from proxy.scheduling.types import AnyPolicy, reads_latency
 from proxy.simulation.engine.kv_cache import blocks_for
@@ -145,10 +147,12 @@ class Run:
         *,
         shape: EngineShape | None = None,
         policy: Callable[[], AnyPolicy] | None = None,
+        prior: Believed = BELIEVED[UNKNOWN],
         progress: Progress | None = None,
     ) -> None:
         """`shape`: the engines, if they are not of a named profile; `policy`: makes one that is not to be
-        had by its name. Raises ConfigError for a setup that cannot be run.
+        had by its name; `prior`: what routers believe of engines before they have learned. Raises ConfigError
+        for a setup that cannot be run.
         """
         setup.check()
         self.setup = setup
@@ -173,6 +177,7 @@ class Run:
                 seed=setup.seed + number * SEEDS_APART,
                 event_delay_s=setup.event_delay_s,
                 unknown_share=setup.unknown_share,
+                profile=prior,
             )
             for number, made in enumerate(policies)
         ]

@@ -7,6 +7,7 @@ process for each would be.
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
@@ -55,7 +56,7 @@ def engines(
     Raises RuntimeError if they do not come up. Call it from the main thread.
     """
     ports = free_ports(count)
-    words = [profile, str(scale.tokens), str(scale.time), str(block_tokens), *map(str, ports)]
+    words = [profile, *map(str, dataclasses.astuple(scale)), str(block_tokens), *map(str, ports)]
     command = [sys.executable, "-m", "tests.proofs.live.engines", *words]
     process = OwnedProcess("engines", command, log, os.environ | {"PYTHONPATH": str(ROOT)})
     try:
@@ -93,11 +94,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("profile")
     parser.add_argument("tokens", type=int)
+    parser.add_argument("steps", type=int)
     parser.add_argument("time", type=float)
     parser.add_argument("block_tokens", type=int)
     parser.add_argument("ports", type=int, nargs="+")
     args = parser.parse_args()
-    scale = Scale(args.tokens, args.time)
+    scale = Scale(args.tokens, args.steps, args.time)
     shape = scaled_shape(args.profile, scale, block_tokens=args.block_tokens, model=MODEL)
     uvloop.run(_serve(shape, args.ports))
 

@@ -22,7 +22,7 @@ from scripts.workshop.live.quiet import wait_quiet
 from scripts.workshop.live.waiting import wait_until
 from tests.proofs.live.clients import Clients, Seen
 from tests.proofs.live.engines import MODEL, engines
-from tests.proofs.live.scaling import Scale, scaled_shape, scaled_workload
+from tests.proofs.live.scaling import Scale, scaled_prior, scaled_shape, scaled_workload
 from tests.proofs.live.simulated import simulate
 from tests.proofs.live.verdict import Cell, Live, judge
 
@@ -93,7 +93,15 @@ def run(options: Options, tell: Tell = lambda _: None) -> Run:
             shape = scaled_shape(
                 options.profile, options.scale, block_tokens=_block_tokens(options), model=MODEL
             )
-            simulated = simulate(made.scaled, shape, fleet, policy, EVENT_DELAY_S, options.seeds)
+            simulated = simulate(
+                made.scaled,
+                shape,
+                scaled_prior(options.scale),
+                fleet,
+                policy,
+                event_delay_s=EVENT_DELAY_S,
+                seeds=options.seeds,
+            )
             live = _live(options, options.profile, fleet, policy, made.scaled, tell)
             made.cells.append(Cell(fleet, policy, simulated, live))
     return made

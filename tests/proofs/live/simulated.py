@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from proxy.latency.profiles import Profile
 from proxy.simulation.engine.values import EngineShape
 from proxy.simulation.replay.figures import Figures
 from proxy.simulation.replay.records import Record
@@ -25,12 +26,23 @@ class Simulated:
         return [each.ttft_ms.mean for each in self.figures]
 
     @property
+    def whole_ms(self) -> list[float]:
+        return [each.whole_ms.mean for each in self.figures]
+
+    @property
     def reuse(self) -> list[float]:
         return [each.reuse for each in self.figures]
 
 
 def simulate(
-    workload: Workload, shape: EngineShape, fleet: str, policy: str, event_delay_s: float, seeds: int
+    workload: Workload,
+    shape: EngineShape,
+    prior: Profile,
+    fleet: str,
+    policy: str,
+    *,
+    event_delay_s: float,
+    seeds: int,
 ) -> Simulated:
     """Run the workload with the seeds from 0 on; the speeds of both worlds are in workload and shape."""
     runs = [
@@ -38,6 +50,7 @@ def simulate(
             workload,
             Setup(fleet=fleet, policy=policy, seed=seed, event_delay_s=event_delay_s),
             shape=shape,
+            prior=prior,
         )
         for seed in range(seeds)
     ]
