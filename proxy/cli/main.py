@@ -1,8 +1,8 @@
 """The command line: flags become a `Config`, the `Config` runs, and how that ended becomes the exit code.
 
 0: asked to stop. 1: not ready in time. 2: a setting is wrong, or an engine serves another model. `doctor`
-ends with what it found: 0 for nothing, 1 for warnings, 2 for failures; 130 if Ctrl-C ended it. `simulate`
-ends with 0 if all was simulated, 130 as `doctor`. 141: what a command writes has no reader any more.
+ends with what it found: 0 for nothing, 1 for warnings, 2 for failures; 130 if Ctrl-C ended it. `simulate` and
+`plan` end with 0 if all was simulated, 130 as `doctor`. 141: what a command writes has no reader any more.
 """
 
 import asyncio
@@ -106,16 +106,26 @@ def _simulate(words: Sequence[str]) -> None:
     run(words, empty_parser("simulate"))
 
 
+def _plan(words: Sequence[str]) -> None:
+    from proxy.cli.plan import run  # noqa: PLC0415  # as above
+
+    run(words, empty_parser("plan"))
+
+
+SIMULATING = {"simulate": _simulate, "plan": _plan}
+"""The commands that bring their own flags, and need neither a `Config` nor a loop."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The `kvproxy` command."""
     command = ""
     named: Callable[[str], str] = str
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if words[:1] == ["simulate"]:
-            command = "simulate"
+        if words and words[0] in SIMULATING:
+            command = words[0]
             with reader_may_leave():
-                _simulate(words[1:])
+                SIMULATING[command](words[1:])
             return
         arguments = read_arguments(words)
         command, named = arguments.command, arguments.sources.named
@@ -142,4 +152,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KvproxyError as error:
         fail(str(error), code=1)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED if command in {"doctor", "simulate"} else 0)
+        sys.exit(INTERRUPTED if command in {"doctor", *SIMULATING} else 0)

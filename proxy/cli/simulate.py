@@ -48,14 +48,7 @@ def run(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     usual = Setup()
-    parser.add_argument(
-        "traces",
-        nargs="+",
-        metavar="TRACE",
-        help="files or folders of traffic (Mooncake, aiperf, Azure, BurstGPT, sessions of agents; plain or"
-        f" gzip), or one generator ({', '.join(GENERATORS)}) with figures that are not as usual:"
-        " unrelated:per_s=8,duration_s=300",
-    )
+    traffic = add_traffic(parser)
     fleet = parser.add_argument_group("what serves")
     fleet.add_argument(
         "--fleet", default=usual.fleet, metavar="COUNTS",
@@ -73,15 +66,15 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         " (default: %(default)s)",
     )  # fmt: skip
     fleet.add_argument(
-        "--event-delay-ms", type=_milliseconds, default=1000 * usual.event_delay_s, metavar="MS",
+        "--event-delay-ms", type=milliseconds, default=1000 * usual.event_delay_s, metavar="MS",
         help="from an engine's step until its KV events are in the index (default: %(default)g)",
     )  # fmt: skip
     fleet.add_argument(
-        "--unknown-share", type=_share, default=usual.unknown_share, metavar="SHARE",
+        "--unknown-share", type=share, default=usual.unknown_share, metavar="SHARE",
         help="the share of prompts whose tokens the router does not know (default: %(default)g)",
     )  # fmt: skip
     fleet.add_argument(
-        "--routers", type=_count, default=usual.routers, metavar="COUNT",
+        "--routers", type=count, default=usual.routers, metavar="COUNT",
         help="so many kvproxies, each of which sees a share of the requests (default: %(default)s)",
     )  # fmt: skip
     fleet.add_argument(
@@ -92,29 +85,18 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--outage", nargs="+", action="extend", default=[], metavar="NAME=AT+DOWN",
         help="an instance that dies at that second, and is back with an empty cache after so many: d1=600+30",
     )  # fmt: skip
-    traffic = parser.add_argument_group("what is asked")
     traffic.add_argument(
         "--speed", default="1", metavar="FACTORS",
         help="how many times as fast requests come, and sessions begin; several with commas"
         " (default: %(default)s)",
     )  # fmt: skip
-    traffic.add_argument(
-        "--spread", action="store_true",
-        help="requests that were written down with one timestamp come spread until the next one",
-    )  # fmt: skip
-    traffic.add_argument("--limit", type=_count, metavar="COUNT", help="read no more requests than this")
-    traffic.add_argument(
-        "--seed", type=_seed, default=usual.seed, metavar="NUMBER",
-        help="what a run draws at random, and a generator whose figures have no seed, is drawn by this"
-        " (default: %(default)s)",
-    )  # fmt: skip
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--ttft-ms", type=_milliseconds, default=usual.goals.ttft_ms, metavar="MS",
+        "--ttft-ms", type=milliseconds, default=usual.goals.ttft_ms, metavar="MS",
         help="a request is good if its first token came by then (default: %(default)g) ...",
     )  # fmt: skip
     output.add_argument(
-        "--tpot-ms", type=_milliseconds, default=usual.goals.tpot_ms, metavar="MS",
+        "--tpot-ms", type=milliseconds, default=usual.goals.tpot_ms, metavar="MS",
         help="... and each further one took no more than this in the mean (default: %(default)g)",
     )  # fmt: skip
     output.add_argument(
@@ -123,11 +105,35 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_traffic(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """Add what says which traffic there is, for `workload_of`; a run's seed is among it."""
+    parser.add_argument(
+        "traces",
+        nargs="+",
+        metavar="TRACE",
+        help="files or folders of traffic (Mooncake, aiperf, Azure, BurstGPT, sessions of agents; plain or"
+        f" gzip), or one generator ({', '.join(GENERATORS)}) with figures that are not as usual:"
+        " unrelated:per_s=8,duration_s=300",
+    )
+    traffic = parser.add_argument_group("what is asked")
+    traffic.add_argument(
+        "--spread", action="store_true",
+        help="requests that were written down with one timestamp come spread until the next one",
+    )  # fmt: skip
+    traffic.add_argument("--limit", type=count, metavar="COUNT", help="read no more requests than this")
+    traffic.add_argument(
+        "--seed", type=_seed, default=Setup().seed, metavar="NUMBER",
+        help="what a run draws at random, and a generator whose figures have no seed, is drawn by this"
+        " (default: %(default)s)",
+    )  # fmt: skip
+    return traffic
+
+
 def _simulate(given: argparse.Namespace) -> None:
     setups = _setups(given)
-    workload = _workload(given)
+    workload = workload_of(given)
     if given.out is not None:
-        _make_folder(given.out)
+        make_folder(given.out)
     cells: list[Cell] = []
     print(f"{workload.name}: {len(workload.requests)} requests, {workload.source}", flush=True)
     try:
@@ -145,7 +151,7 @@ def _tell(given: argparse.Namespace, comparison: Comparison) -> None:
         return
     if given.out is not None:
         figures = msgspec.json.format(msgspec.json.encode(comparison), indent=1)
-        _write(given.out, {FIGURES: figures, REPORT: page_of(comparison).encode()})
+        write_files(given.out, {FIGURES: figures, REPORT: page_of(comparison).encode()})
     print(as_table(cells))
     if unserved := sum(cell.figures.refused + cell.figures.failed for cell in cells):
         print(f"{unserved} requests were not served: see `refused` and `failed` in {FIGURES} (--out)")
@@ -153,7 +159,8 @@ def _tell(given: argparse.Namespace, comparison: Comparison) -> None:
         print(f"{comparison.runs - len(cells)} of {comparison.runs} runs were not finished")
 
 
-def _workload(given: argparse.Namespace) -> Workload:
+def workload_of(given: argparse.Namespace) -> Workload:
+    """The traffic that is named on the command line. Raises ConfigError or TraceError."""
     names: list[str] = given.traces
     if len(names) == 1 and not pathlib.Path(names[0]).exists() and names[0].partition(":")[0] in GENERATORS:
         if given.limit is not None:
@@ -165,7 +172,7 @@ def _workload(given: argparse.Namespace) -> Workload:
 
 
 def _setups(given: argparse.Namespace) -> list[Setup]:
-    named = _listed("--policy", given.policy)
+    named = listed("--policy", given.policy)
     policies = list(
         dict.fromkeys(
             itertools.chain.from_iterable(
@@ -189,7 +196,7 @@ def _setups(given: argparse.Namespace) -> list[Setup]:
     setups = [
         msgspec.structs.replace(common, fleet=fleet, speed=speed, policy=policy)
         for fleet, speed, policy in itertools.product(
-            _listed("--fleet", given.fleet), map(_speed, _listed("--speed", given.speed)), policies
+            listed("--fleet", given.fleet), map(_speed, listed("--speed", given.speed)), policies
         )
     ]
     for policy in policies:
@@ -199,14 +206,16 @@ def _setups(given: argparse.Namespace) -> list[Setup]:
     return setups
 
 
-def _make_folder(out: pathlib.Path) -> None:
+def make_folder(out: pathlib.Path) -> None:
+    """Make the folder of `--out`. Raises ConfigError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}") from None
 
 
-def _write(out: pathlib.Path, files: Mapping[str, bytes]) -> None:
+def write_files(out: pathlib.Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their names into the folder of `--out`. Raises ConfigError."""
     try:
         for name, content in files.items():
             (out / name).write_bytes(content)
@@ -239,7 +248,8 @@ class _Shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _listed(flag: str, text: str) -> Sequence[str]:
+def listed(flag: str, text: str) -> Sequence[str]:
+    """The words of a flag between its commas, each once. Raises ConfigError."""
     words = [word.strip() for word in text.split(",")]
     if not all(words):
         raise ConfigError(f"{flag} {text!r}: a word is missing between two commas")
@@ -266,14 +276,15 @@ def _times(text: str) -> tuple[float, float]:
     return at_s, down_s
 
 
-def _number(text: str, least: float, most: float) -> float:
+def number(text: str, least: float, most: float) -> float:
+    """A number of a flag from `least` to `most`."""
     try:
-        number = float(text)
+        found = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: a number is needed") from None
-    if not least <= number <= most:
+    if not least <= found <= most:
         raise argparse.ArgumentTypeError(f"{text}: not from {least:g} to {most:g}")
-    return number
+    return found
 
 
 def _whole(text: str, least: int, most: int) -> int:
@@ -286,15 +297,18 @@ def _whole(text: str, least: int, most: int) -> int:
     return number
 
 
-def _milliseconds(text: str) -> float:
-    return _number(text, 0.0, 1e9)
+def milliseconds(text: str) -> float:
+    """Milliseconds of a flag."""
+    return number(text, 0.0, 1e9)
 
 
-def _share(text: str) -> float:
-    return _number(text, 0.0, 1.0)
+def share(text: str) -> float:
+    """A share of a flag."""
+    return number(text, 0.0, 1.0)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A number of things of a flag."""
     return _whole(text, 1, 10**9)
 
 

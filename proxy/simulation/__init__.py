@@ -4,7 +4,7 @@
 puts it behind the sockets of a real one. `python -m proxy.simulation` runs it.
 
 `replay` lets whole fleets of such engines serve a workload in simulated time, by the same rules, and
-`report` makes a page of what comes of it.
+`report` makes a page of what comes of it. `planning` looks for the fleet that carries most.
 """
 
 from proxy.simulation.api.routes import ROUTES, GeneratingRoute

@@ -1,6 +1,6 @@
 """The commands `serve` and `doctor`: they share the flags that name engines and say how to speak to them.
 
-`simulate` brings its own flags (`cli/simulate.py`).
+`simulate` and `plan` bring their own flags (`cli/simulate.py`, `cli/plan.py`).
 """
 
 import argparse
@@ -109,6 +109,7 @@ def parse(argv: Sequence[str] | None, others: Sequence[Declared] = ()) -> Comman
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     made = {"serve": _add_serve(commands, others), "doctor": _add_doctor(commands)}
     commands.add_parser("simulate", help="let a fleet serve recorded or generated traffic in simulated time")
+    commands.add_parser("plan", help="tell how GPUs are best split into prefill and decode for some traffic")
     args, unknown = top.parse_known_args(argv)
     parser, settings = made[args.command]
     if unknown:

@@ -100,10 +100,15 @@ def as_table(cells: Sequence[Cell]) -> str:
     """The cells as lines of text, one each, under the names of the columns."""
     rows = [[column.name for column in COLUMNS]]
     rows += [[column.shown(cell) for column in COLUMNS] for cell in cells]
+    return lines_of(rows, WORDS)
+
+
+def lines_of(rows: Sequence[Sequence[str]], words: int) -> str:
+    """A table as lines of text; so many columns are words, which stand on the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            word.ljust(width) if place < WORDS else word.rjust(width)
+            word.ljust(width) if place < words else word.rjust(width)
             for place, (word, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

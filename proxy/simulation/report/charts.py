@@ -67,6 +67,16 @@ class Curve(msgspec.Struct, frozen=True):
     marks: Sequence[Mark]
 
 
+class Rule(msgspec.Struct, frozen=True):
+    """A line across a plot, for a value that is given."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    label: str
+
+
 class Plot(msgspec.Struct, frozen=True):
     """Curves against the speed of the traffic."""
 
@@ -75,6 +85,7 @@ class Plot(msgspec.Struct, frozen=True):
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
     curves: Sequence[Curve]
+    rules: Sequence[Rule] = ()
 
 
 class Bar(msgspec.Struct, frozen=True):
