@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import msgspec
 
+from proxy.config import Config
+from proxy.config.settings import settings_of
 from proxy.errors import ConfigError
 from proxy.simulation.engine.latency import PROFILES
 from proxy.simulation.replay.comparison import Cell, Comparison, as_table, cells_of, names_of_policies
@@ -30,6 +32,8 @@ T = TypeVar("T")
 
 FIGURES, REPORT = "figures.json", "report.html"
 """The names of the files in `--out`."""
+BYPASS = next(declared for declared in settings_of(Config) if declared.setting.flag == "--bypass")
+"""The setting of `kvproxy serve` that means the same here."""
 SHOWN_EVERY_S = 0.5
 """Seconds between two lines of progress on a terminal."""
 
@@ -72,6 +76,10 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     fleet.add_argument(
         "--unknown-share", type=share, default=usual.unknown_share, metavar="SHARE",
         help="the share of prompts whose tokens the router does not know (default: %(default)g)",
+    )  # fmt: skip
+    fleet.add_argument(
+        "--bypass", type=_bypass, default=usual.bypass_tokens, metavar=BYPASS.setting.unit,
+        help="which requests decode instances serve whole, as for kvproxy serve (default: auto)",
     )  # fmt: skip
     fleet.add_argument(
         "--routers", type=count, default=usual.routers, metavar="COUNT",
@@ -185,6 +193,7 @@ def _setups(given: argparse.Namespace) -> list[Setup]:
         seed=given.seed,
         event_delay_s=given.event_delay_ms / 1000,
         unknown_share=given.unknown_share,
+        bypass_tokens=given.bypass,
         routers=given.routers,
         speeds=dict(_named("--instance-speed", words, _factor) for words in given.instance_speed),
         outages=[
@@ -263,6 +272,14 @@ def _named(flag: str, words: str, value: Callable[[str], T]) -> tuple[str, T]:
         return f"{name}:1", value(text)
     except ValueError:
         raise ConfigError(f"{flag} {words!r}: NAME=VALUE is needed, as --help has it") from None
+
+
+def _bypass(text: str) -> int | None:
+    try:
+        tokens: int | None = BYPASS.read_word(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return tokens
 
 
 def _factor(text: str) -> float:

@@ -75,6 +75,7 @@ class Attempt:
         """When the leg that runs was sent."""
         call.record.attempts += 1
         call.record.prefill_on, call.record.decode_on = self._prefill.instance, self._decode.instance
+        call.record.bypassed = admitted.decision.bypass is not None
         if world.follows is not None:
             world.follows.began(call.number, self._prefill, self._decode, call.request.input_tokens)
         if admitted.prefill is None:

@@ -102,6 +102,8 @@ class Figures(msgspec.Struct, frozen=True):
     reuse: float
     """The share of prompt tokens that were found cached where the prompt was computed, of requests that were
     served."""
+    bypassed: int
+    """Requests that a decode instance served whole."""
     transferred_tokens: int
     ttft_ms: Spread
     ttft_ms_by_length: Mapping[str, Spread]
@@ -160,6 +162,7 @@ def figures_of(records: Sequence[Record], uses: Mapping[str, Use], goals: Goals)
         retries=sum(max(0, record.attempts - 1) for record in records),
         duration_s=duration_s,
         reuse=sum(record.reused_tokens for record in served) / prompts if prompts else NONE,
+        bypassed=sum(record.bypassed for record in served),
         transferred_tokens=sum(record.external_tokens for record in served),
         ttft_ms=Spread.of(ttft),
         ttft_ms_by_length={

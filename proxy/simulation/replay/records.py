@@ -19,6 +19,7 @@ class Record:
     __slots__ = (
         "asked_s",
         "attempts",
+        "bypassed",
         "decided_ns",
         "decode_on",
         "end",
@@ -44,6 +45,8 @@ class Record:
         """In the router's queue."""
         self.prefill_on = ""
         self.decode_on = ""
+        self.bypassed = False
+        """Whether a decode instance served all of it."""
         self.reused_tokens = 0
         """Of the prompt, where it was computed."""
         self.external_tokens = 0

@@ -65,10 +65,12 @@ class Router:
         seed: int = 0,
         event_delay_s: float = 0.0,
         unknown_share: float = 0.0,
+        bypass_tokens: int | None = None,
         profile: Profile = PROFILES[UNKNOWN],
     ) -> None:
         """`event_delay_s`: from the end of an engine's step until its events are in the index;
-        `unknown_share`: the share of prompts whose tokens are not known; `profile`: what is believed of
+        `unknown_share`: the share of prompts whose tokens are not known; `bypass_tokens`: as
+        `Config.bypass_tokens`; `profile`: what is believed of
         engines before anything was learned.
         """
         self._time = time
@@ -105,6 +107,7 @@ class Router:
             rng=random.Random(seed),  # noqa: S311  # no secret
             limits=limits,
             latency=self.latency,
+            bypass_tokens=lambda: bypass_tokens,
         )
         self.lanes = Lanes(
             fleet=self.fleet,

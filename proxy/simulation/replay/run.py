@@ -85,6 +85,8 @@ class Setup(msgspec.Struct, frozen=True):
     """From the end of an engine's step until the router's index has its events."""
     unknown_share: float = 0.0
     """The share of prompts whose tokens the router does not know."""
+    bypass_tokens: int | None = None
+    """Which requests decode instances serve whole, as `--bypass` says: None for auto, 0 for off."""
     routers: int = 1
     """So many kvproxies route to the fleet, each with claims and predictions of its own; a request comes to
     one of them at random."""
@@ -103,6 +105,8 @@ class Setup(msgspec.Struct, frozen=True):
             raise ConfigError(f"--speed {self.speed:g}: {words}")
         if not 1 <= self.routers <= MAX_ROUTERS:
             raise ConfigError(f"--routers {self.routers}: a number from 1 to {MAX_ROUTERS} is needed")
+        if self.bypass_tokens is not None and self.bypass_tokens < 0:
+            raise ConfigError(f"--bypass must be at least 0, not {self.bypass_tokens}")
         if not all(speed > 0 and math.isfinite(speed) for speed in self.speeds.values()):
             raise ConfigError("--instance-speed: numbers above 0 are needed")
         engine_of(self.profile)
@@ -177,6 +181,7 @@ class Run:
                 seed=setup.seed + number * SEEDS_APART,
                 event_delay_s=setup.event_delay_s,
                 unknown_share=setup.unknown_share,
+                bypass_tokens=setup.bypass_tokens,
                 profile=prior,
             )
             for number, made in enumerate(policies)

@@ -171,6 +171,8 @@ def test_progress_is_shown_on_a_terminal_and_wiped_at_the_end(monkeypatch: pytes
         (["--speed", "1e-300"], "--speed 1e-300: a number from 0.001"),
         (["--speed", "quick"], "--speed 'quick': a number is needed"),
         (["--unknown-share", "2"], "--unknown-share"),
+        (["--bypass", "some"], "argument --bypass: 'some' is not auto, off or a whole number"),
+        (["--bypass", "-1"], "--bypass must be at least 0, not -1"),
         (["--limit", "0"], "argument --limit: 0: not from 1 to 1000000000"),
         (["--limit", "few"], "argument --limit: 'few': a whole number is needed"),
         (["--routers", "2.5"], "argument --routers: '2.5': a whole number is needed"),

@@ -9,7 +9,7 @@ from proxy.config import Admission
 from proxy.errors import ConfigError
 from proxy.scheduling.policies import POLICIES as OWN
 from proxy.scheduling.policies import CacheAffinity
-from proxy.scheduling.types import Candidate, Leg
+from proxy.scheduling.types import Candidate, Leg, View
 from proxy.simulation import EngineShape
 from proxy.simulation.engine.latency import Linear
 from proxy.simulation.replay.baselines import BASELINES, LlmD
@@ -94,6 +94,70 @@ def test_skipped_steps_change_no_figure(fleet: str) -> None:
     assert [each.steps for each in figures.instances.values()] == [
         each.steps for each in others.instances.values()
     ]
+
+
+def bypassed(made: Run) -> list[tuple[int, int]]:
+    """The prompt's length, and what of it was cached, of each request that a decode instance served whole."""
+    found = []
+    for record in made.records:
+        assert record.bypassed is (record.prefill_on == record.decode_on)
+        if record.bypassed:
+            assert record.decode_on.startswith("d")
+            assert record.external_tokens == 0
+            found.append((record.input_tokens, record.reused_tokens))
+    return found
+
+
+@pytest.mark.parametrize("policy", ["cache_affinity", "least_ms", "round_robin", "dynamo"])
+def test_what_a_decode_instance_has_little_left_of_it_serves_whole(policy: str) -> None:
+    workload, setup = conversations(200, rate=2.0), Setup(fleet="2p2d", policy=policy)
+    tokens = sorted(request.input_tokens for request in workload.requests)[50]
+    made = Run(workload, msgspec.structs.replace(setup, bypass_tokens=tokens), shape=SMALL)
+    figures = made.to_end()
+    assert {record.end for record in made.records} == {End.SERVED}
+    found = bypassed(made)
+    short = sum(record.input_tokens <= tokens for record in made.records)
+    assert sum(length <= tokens for length, _ in found) == short >= 51
+    longer = [(length, cached) for length, cached in found if length > tokens]
+    assert all(cached > 0 for _, cached in longer)
+    assert longer, "what is fetched for one turn is cached in the next"
+    assert figures.bypassed == len(found) < 200
+    assert sum(engine.use.prefilled_tokens for name, engine in made.engines.items() if name[0] == "d")
+    assert made.at_rest
+    unknown = run(workload, msgspec.structs.replace(setup, bypass_tokens=tokens, unknown_share=1.0))
+    assert not bypassed(unknown)
+    assert not bypassed(run(workload, msgspec.structs.replace(setup, bypass_tokens=0)))
+
+
+class Alone:
+    """A policy that has decode instances serve everything that they may."""
+
+    unit = "legs"
+    weighs_bypass = True
+
+    def prices(self, view: View) -> list[float]:
+        return [(1.0 if pair.one_leg else 2.0) + pair.decode.running_legs / 100 for pair in view.pairs]
+
+
+@pytest.mark.parametrize(("tokens", "all_of_them"), [(None, True), (0, False)])
+def test_a_policy_that_weighs_one_leg_decides_under_auto_alone(tokens: int | None, all_of_them: bool) -> None:
+    workload = conversations(100)
+    setup = Setup(fleet="1p2d", policy="alone", bypass_tokens=tokens)
+    made = Run(workload, setup, shape=SMALL, policy=Alone)
+    figures = made.to_end()
+    assert len(bypassed(made)) == figures.bypassed == (100 if all_of_them else 0)
+    assert (figures.transferred_tokens == 0) is all_of_them
+    assert made.at_rest
+
+
+def test_requests_of_a_decode_instance_that_dies_are_served_all_the_same() -> None:
+    outages = [Outage("d0:1", 5.0, 20.0), Outage("p0:1", 40.0, 10.0)]
+    setup = Setup(fleet="1p2d", policy="alone", outages=outages)
+    made = Run(conversations(150, rate=4.0), setup, shape=SMALL, policy=Alone)
+    made.to_end()
+    assert {record.end for record in made.records} == {End.SERVED}
+    assert max(record.attempts for record in made.records) > 1
+    assert made.at_rest
 
 
 def test_affinity_reuses_what_round_robin_does_not() -> None:
