@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import msgspec
 
+from proxy.latency.profiles import written
 from proxy.phases import Role
 from proxy.simulation.replay.fleets import parse_fleet
 from proxy.traces.workload import Workload
@@ -123,6 +124,9 @@ def _live(
 ) -> Live:
     roles = [role for _, role in parse_fleet(fleet)]
     logs = options.logs / f"{fleet}-{policy}{'-alone' if one_by_one else ''}"
+    logs.mkdir(parents=True)
+    prior = logs / "prior.toml"
+    prior.write_text(written(scaled_prior(options.scale)))
     with engines(len(roles), profile, options.scale, _block_tokens(options), logs / "engines.log") as (
         _,
         addresses,
@@ -139,7 +143,7 @@ def _live(
             decode=by_role[Role.DECODE],
             both=by_role[Role.BOTH],
             model=MODEL,
-            flags=["--policy", policy, "--decision-headers"],
+            flags=["--policy", policy, "--decision-headers", "--latency-profile", str(prior)],
         ) as proxy:
             proxy.wait_status("/ready")
             what = f"{fleet} {policy}"
