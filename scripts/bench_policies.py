@@ -15,7 +15,8 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from scripts.workshop import launching
-from scripts.workshop.bench.policies.grid import BASELINES, OURS, SECTIONS, Size
+from scripts.workshop.bench.policies.ablation import OURS
+from scripts.workshop.bench.policies.grid import BASELINES, SECTIONS, Size
 from scripts.workshop.bench.policies.run import run
 from scripts.workshop.bench.policies.store import Store
 

@@ -5,8 +5,11 @@ import pathlib
 import msgspec
 import pytest
 
-from scripts.workshop.bench.policies.cells import Asked, Got
-from scripts.workshop.bench.policies.grid import BASELINES, OURS, SECTIONS, Size
+from proxy.traces.readers import read
+from proxy.traces.shaping import between
+from scripts.workshop.bench.policies.ablation import OURS, WITHOUT
+from scripts.workshop.bench.policies.cells import Asked, Got, run_cell
+from scripts.workshop.bench.policies.grid import BASELINES, SECTIONS, Size
 from scripts.workshop.bench.policies.reference import MS
 from scripts.workshop.bench.policies.run import run
 from scripts.workshop.bench.policies.store import FILE, Store
@@ -120,3 +123,11 @@ def test_the_simulator_is_held_to_the_figures_of_others() -> None:
     assert [verdict.holds for verdict in truth(by_place([alike]))] == [True] * 4
     other = got("round_robin", 380.0, place=place, reuse=0.1)
     assert not any(verdict.holds for verdict in truth(by_place([other])))
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_every_part_can_be_left_out(name: str) -> None:
+    place = Asked("few", "2p2d", "", 8.0)
+    few = between(read(TRACE), 0.0, 30.0)
+    whole, less = (run_cell(msgspec.structs.replace(place, policy=policy), few) for policy in (OURS, name))
+    assert whole.served == less.served == len(few.requests)

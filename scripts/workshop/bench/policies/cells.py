@@ -1,6 +1,7 @@
 """A cell is one run: equal words and an equal seed make equal figures, but for what this machine takes."""
 
-import pathlib
+import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping
 
@@ -9,12 +10,9 @@ import msgspec
 from proxy.scheduling.types import AnyPolicy
 from proxy.simulation.replay.figures import Figures
 from proxy.simulation.replay.run import Run, Setup, named_policy
+from proxy.traces.workload import Workload
 from scripts.workshop.bench.policies.ablation import WITHOUT
 from scripts.workshop.bench.policies.reference import Today
-from scripts.workshop.bench.policies.traffics import traffic
-
-MADE: Mapping[str, Callable[[], AnyPolicy]] = {"today": Today, **WITHOUT}
-"""Policies that are only to be had here."""
 
 
 class Asked(msgspec.Struct, frozen=True, order=True):
@@ -79,9 +77,8 @@ class Got(msgspec.Struct, frozen=True):
     instances: Mapping[str, OfOne]
 
 
-def run_cell(asked: Asked, trace: pathlib.Path | None) -> Got:
-    """Run it. Raises ConfigError, TraceError, ValueError."""
-    workload = traffic(asked.traffic, asked.seed, trace)
+def run_cell(asked: Asked, workload: Workload) -> Got:
+    """Run it; `workload`: its traffic. Raises ConfigError."""
     setup = Setup(
         fleet=asked.fleet,
         policy=asked.policy,
@@ -92,9 +89,14 @@ def run_cell(asked: Asked, trace: pathlib.Path | None) -> Got:
         speeds=dict.fromkeys(asked.slow, 0.5),
     )
     begun = time.process_time()
-    made = MADE.get(asked.policy)
-    figures = Run(workload, setup, policy=made or (lambda: named_policy(asked.policy))).to_end()
+    part = WITHOUT.get(asked.policy)
+    with part.around() if part else contextlib.nullcontext():
+        figures = Run(workload, setup, policy=part.make if part else _maker(asked.policy)).to_end()
     return _got(asked, figures, time.process_time() - begun)
+
+
+def _maker(name: str) -> Callable[[], AnyPolicy]:
+    return Today if name == "today" else functools.partial(named_policy, name)
 
 
 def _got(asked: Asked, figures: Figures, cpu_s: float) -> Got:

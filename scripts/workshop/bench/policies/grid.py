@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from scripts.workshop.bench.policies.ablation import WITHOUT
+from scripts.workshop.bench.policies.ablation import OURS, WITHOUT
 from scripts.workshop.bench.policies.cells import Asked
 from scripts.workshop.bench.policies.reference import APART, REPLAY
 from scripts.workshop.bench.policies.traffics import AGENTS, GENERATED, RECORDED
 
-OURS = "least_ms"
 BASELINES = (
     "dynamo",
     "llmd",
@@ -37,7 +36,7 @@ FLEETS = ("8b", "4p4d")
 SPEED = 3.0
 """Of the recorded trace where something else is varied."""
 DELAYS_S = (0.0, 0.2, 1.0)
-SLOWER = {"8b": ("b0:8000",), "4p4d": ("p0:8000", "d0:8000")}
+SLOWER = {"8b": ("b0:1",), "4p4d": ("p0:1", "d0:1")}
 UNKNOWN = 1 / 3
 AGENTS_SPEED = {"8b": 1.0, "4p4d": 0.7}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from scripts.workshop.bench.policies.cells import Asked, Got, run_cell
 from scripts.workshop.bench.policies.grid import SECTIONS, Size
 from scripts.workshop.bench.policies.store import Store
-from scripts.workshop.bench.policies.traffics import RECORDED
+from scripts.workshop.bench.policies.traffics import RECORDED, traffic
 from scripts.workshop.bench.policies.verdicts import (
     GOOD,
     TTFT,
@@ -44,13 +44,17 @@ def run(sections: Sequence[str], size: Size, store: Store, trace: pathlib.Path |
 
 
 def _done(missing: Iterable[Asked], trace: pathlib.Path | None, jobs: int) -> Iterator[Got]:
-    do = functools.partial(run_cell, trace=trace)
+    do = functools.partial(_run, trace=trace)
     if jobs == 1:
         yield from map(do, missing)
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
         yield from pool.map(do, missing)
+
+
+def _run(asked: Asked, trace: pathlib.Path | None) -> Got:
+    return run_cell(asked, traffic(asked.traffic, asked.seed, trace))
 
 
 def print_table(cells: Cells) -> None:

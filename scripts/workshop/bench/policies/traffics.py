@@ -19,16 +19,16 @@ RECORDED = "conversation"
 SHORT_S = 1200.0
 
 GENERATED: Mapping[str, str] = {
-    "systems": "systems:per_s=24,duration_s=240",
-    "chats": "chats:sessions_per_minute=240,duration_s=300",
-    "trees": "agents:sessions_per_minute=6,duration_s=300,most_context_tokens=80000,system_tokens=6000",
-    "documents": "documents:documents_per_minute=20,duration_s=400",
-    "unrelated": "unrelated:per_s=20,duration_s=300",
+    "systems": "systems:per_s=24,duration_s=120",
+    "chats": "chats:sessions_per_minute=240,duration_s=180",
+    "trees": "agents:sessions_per_minute=8,duration_s=180,most_context_tokens=80000,system_tokens=6000",
+    "documents": "documents:documents_per_minute=20,duration_s=300",
+    "unrelated": "unrelated:per_s=20,duration_s=150",
 }
 """Five workloads of different nature."""
 AGENTS: Mapping[str, str] = {
-    "agents": "agents:sessions_per_minute=3.5,duration_s=900",
-    "agents.alone": "agents:sessions_per_minute=3.5,duration_s=900,system_tokens=0",
+    "agents": "agents:sessions_per_minute=10,duration_s=300",
+    "agents.alone": "agents:sessions_per_minute=10,duration_s=300,system_tokens=0",
 }
 """Long sessions of agents, whose contexts grow to 200k tokens: with a system prompt that all share, and
 without. What engines can cache is scarce."""

@@ -9,8 +9,9 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from scripts.workshop.bench.policies.ablation import OURS
 from scripts.workshop.bench.policies.cells import Asked, Got
-from scripts.workshop.bench.policies.grid import BASELINES, OURS
+from scripts.workshop.bench.policies.grid import BASELINES
 from scripts.workshop.bench.policies.reference import APART, MS, REPLAY
 from scripts.workshop.bench.policies.traffics import RECORDED
 

@@ -8,6 +8,7 @@ import pathlib
 
 import pytest
 
+from proxy.traces.readers import read
 from scripts.workshop.bench.policies.cells import Asked, run_cell
 
 SLICE = pathlib.Path(__file__).parent / "data" / "conversation_slice.jsonl.gz"
@@ -30,7 +31,7 @@ TIES = 0.04
 def test_a_slice_is_as_it_was(
     fleet: str, speed: float, policy: str, ttft_ms: float, ttft_p99_ms: float, reuse: float, whole_ms: float
 ) -> None:
-    got = run_cell(Asked("conversation", fleet, policy, speed), SLICE)
+    got = run_cell(Asked("conversation", fleet, policy, speed), read(SLICE))
     like = 0.005 if policy == "round_robin" else TIES
     assert got.served == got.requests == 449
     assert got.ttft_ms == pytest.approx(ttft_ms, rel=like)
