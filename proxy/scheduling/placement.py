@@ -26,6 +26,7 @@ from proxy.scheduling.outlook import Outlook
 from proxy.scheduling.pairs import ByPair
 from proxy.scheduling.policies import POLICIES
 from proxy.scheduling.question import Constraints, Question
+from proxy.scheduling.terms import Terms, terms_of
 from proxy.scheduling.types import (
     AnyPolicy,
     CacheLost,
@@ -33,8 +34,10 @@ from proxy.scheduling.types import (
     Granted,
     Learner,
     LegPolicy,
+    Pair,
     Policy,
     Told,
+    View,
     reads_latency,
     reads_prompt,
     reads_session,
@@ -241,6 +244,18 @@ class Placement:
                 )
             timing = Timing(self._clock, work_ms)
         return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight, prefill, timing)
+
+    def terms(self, question: Question, pair: Pair) -> Terms | None:
+        """What a pair of candidates for a question is predicted to take and to cost, with what is known of
+        latencies now; None for a policy that does not read them.
+        """
+        if self._outlook is None:
+            return None
+        tokens = question.length_tokens or question.estimated_tokens
+        view = View(
+            question.model, question.prompt_tokens, (), (), estimated_tokens=tokens, latency=self.latency
+        )
+        return terms_of(pair, view)
 
     def granted(self, question: Question, decision: Decision) -> None:
         """A request is let in by this decision: a policy that keeps a history learns of it. Nothing is raised

@@ -39,6 +39,8 @@ from proxy.request.weights import generated_tokens
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
+from proxy.scheduling.terms import Terms
+from proxy.scheduling.types import Pair as CandidatePair
 from proxy.serving.attempts import Attempts
 from proxy.serving.ends import Ends
 from proxy.serving.exchange import Call, Known, Reply
@@ -127,7 +129,7 @@ class Director:
 
     async def explain(
         self, request: GenerationRequest, headers: Headers, session: str | None = None
-    ) -> tuple[Decision, Tokenized]:
+    ) -> "Explained":
         """Where the request would go now, and what is known of its prompt.
 
         Claims nothing, and sends at most a question to a tokenizer. `session`: as `Question.session`.
@@ -140,7 +142,8 @@ class Director:
             request = msgspec.structs.replace(request, whole=True)
         tokenized = await self._tokenizer.tokenize(request, headers, ANONYMOUS)
         question = self._question(request, tokenized, session)
-        return self._placement.decide(question), tokenized
+        decision = self._placement.decide(question)
+        return Explained(decision, tokenized, session, partial(self._placement.terms, question))
 
     async def serve(self, call: Call, avoid: Collection[str] = ()) -> Reply:
         """Serve a request; the instances in `avoid` get its legs only if no others can.
@@ -362,6 +365,16 @@ class Director:
             generated_tokens=generated_tokens(request, limit, room, expected),
             session=session,
         )
+
+
+class Explained(NamedTuple):
+    """Where a request would go, and why."""
+
+    decision: Decision
+    tokenized: Tokenized
+    session: str | None
+    terms: Callable[[CandidatePair], Terms | None]
+    """The terms of a pair of candidates; None if the policy predicts nothing."""
 
 
 class _Asked(NamedTuple):

@@ -90,8 +90,9 @@ async def test_only_a_policy_that_reads_sessions_has_them_found_out(
         kvproxy(made.config(**FRIENDS | {"policy": policy})) as service,
     ):
         await used(service, body(1), X_Session_ID="a")
+        assert asked == (["a"] if policy == "session" else [])
         await chosen(service, body(1), X_Session_ID="a")
-    assert asked == (["a", "a"] if policy == "session" else [])
+        assert asked[-1] == "a"  # which /explain tells, whatever the policy reads
 
 
 async def test_without_events_a_prompt_returns_to_where_it_was_sent() -> None:
@@ -103,6 +104,37 @@ async def test_without_events_a_prompt_returns_to_where_it_was_sent() -> None:
                 longer = body(seed) | {"prompt": prose(40, seed) + " " + prose(10, 100 + turn)}
                 assert (await chosen(service, longer))[0] == home
                 assert (await used(service, longer))[0] == home
+
+
+async def test_the_session_that_is_seen_is_told_whatever_the_policy_reads() -> None:
+    async with engines(prefill=1, decode=1) as made:
+        for policy in ("session", "least_ms"):
+            async with kvproxy(made.config(policy=policy)) as service:
+                asked = [body(1), body(1, user="alice"), body(1, user="alice", prompt_cache_key="chat-7")]
+                told = [(await service.explain(each))["session"] for each in asked]
+                assert told == [None, "alice", "chat-7"]
+                named = await service.ask("/explain", asked[2], X_API_Key=ADMIN_KEY, X_Session_ID="mine")
+                assert named.json["session"] == "mine"
+
+
+async def test_what_a_price_in_milliseconds_is_made_of_is_told_for_each_pair() -> None:
+    async with engines(prefill=2, decode=2) as made, kvproxy(made.config(policy="least_ms")) as service:
+        told = await service.explain(body(1))
+        assert told["unit"] == "milliseconds"
+        legs = {(pair["prefill"], pair["decode"]) for pair in told["pairs"]}
+        assert len(legs) == len(told["pairs"]) == 4 + 2, "each pair, and each decode instance alone"
+        for pair in told["pairs"]:
+            terms = pair["terms"]
+            assert terms["cost_ms"] == pytest.approx(pair["cost"])
+            parts = ("wait", "prefill", "overhead", "handshake", "transfer", "decode_wait", "step")
+            assert terms["ttft_ms"] == pytest.approx(sum(terms[f"{part}_ms"] for part in parts))
+            prices = sum(terms[f"{part}_price_ms"] for part in ("cache", "stall", "decode"))
+            assert terms["cost_ms"] == pytest.approx(terms["ttft_ms"] + prices)
+            assert terms["prefill_ms"] > 0
+            alone = pair["prefill"] == pair["decode"]
+            assert (terms["transfer_ms"] == 0) == alone
+    async with engines(prefill=1, decode=1) as made, kvproxy(made.config(policy="least_load")) as service:
+        assert (await service.explain(body(1)))["pairs"] == []
 
 
 async def test_what_was_only_explained_is_not_remembered() -> None:

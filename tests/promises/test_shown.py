@@ -10,6 +10,7 @@ from proxy.config import State
 from proxy.edge.app_keys import SERVICE
 from proxy.edge.routes.openapi import description
 from proxy.phases import Phase
+from proxy.scheduling.policies.least_ms import LeastMs
 from proxy.simulation.api.model_files import write_model
 from tests.helpers.service import ADMIN_KEY, Pair, fleet, prose, wait_until
 
@@ -50,6 +51,12 @@ async def test_a_fleet_at_work_is_shown_as_described(tmp_path: pathlib.Path) -> 
             ("prefill", "decode"),
         }
         hold((await service.ask("/doctor", X_API_Key=ADMIN_KEY)).json, "DoctorReport")
+
+
+async def test_predictions_are_shown_as_described() -> None:
+    async with fleet(prefill=2, decode=2, policy=LeastMs()) as pair:
+        assert (await pair.service.complete(prose(40))).status == 200
+        await see(pair)
 
 
 async def test_a_fleet_in_trouble_is_shown_as_described() -> None:

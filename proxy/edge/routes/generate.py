@@ -167,6 +167,11 @@ def session_asked(request: web.Request, service: Service, generation: Generation
     """The session that a request names; None if it names none, or if nobody asks for it."""
     if not service.placement.reads_session and service.recorder is None:
         return None
+    return session_named(request, service, generation)
+
+
+def session_named(request: web.Request, service: Service, generation: GenerationRequest) -> str | None:
+    """The session that a request names; None if it names none."""
     return session_of(request.headers.get(service.config.session_header), generation.body)
 
 

@@ -8,11 +8,12 @@ from msgspec import Meta
 from kvevents import State
 from proxy.fleet.why import Why
 from proxy.scheduling.bypass import Bypass
-from proxy.scheduling.decision import Decision, Pick, Priced
+from proxy.scheduling.decision import Pick, Priced
 from proxy.scheduling.policies import POLICIES
+from proxy.scheduling.terms import Terms
 from proxy.scheduling.types import Pair
+from proxy.serving.director import Explained
 from proxy.shown import Address, Count, Shown, says
-from proxy.tokenizing.prompts import Tokenized
 from proxy.tokenizing.why_unknown import WhyUnknown
 
 MAX_PAIRS = 20
@@ -83,6 +84,36 @@ class PickShown(Shown, frozen=True, kw_only=True):
     candidates: list[CandidateShown]
 
 
+Milliseconds = Annotated[float, Meta(ge=0)]
+
+
+class TermsShown(Shown, frozen=True, kw_only=True):
+    """What a pair is predicted to take, and to cost others, in milliseconds."""
+
+    ttft_ms: Annotated[Milliseconds, says("From the decision to the first token.")]
+    cost_ms: Annotated[Milliseconds, says("The same with the prices: what pairs are compared by.")]
+    wait_ms: Annotated[Milliseconds, says("Until the prompts before it are computed, where it is computed.")]
+    prefill_ms: Annotated[Milliseconds, says("To compute what of it is not cached.")]
+    overhead_ms: Annotated[Milliseconds, says("What a leg takes beside that: HTTP, reading, tokenizing.")]
+    handshake_ms: Annotated[Milliseconds, says("Of engines that have not spoken yet.")]
+    transfer_ms: Annotated[Milliseconds, says("To fetch what the decode instance has not cached.")]
+    decode_wait_ms: Annotated[
+        Milliseconds, says("Until the decode instance comes to it; 0 where one instance does both.")
+    ]
+    step_ms: Annotated[
+        Milliseconds,
+        says(
+            "The step that makes the first token; where one instance does both, the steps of others' answers "
+            "between the parts of its prompt."
+        ),
+    ]
+    cache_price_ms: Annotated[Milliseconds, says("What is pushed out of the cache there.")]
+    stall_price_ms: Annotated[
+        Milliseconds, says("What the answers that are generated there wait for the prefill.")
+    ]
+    decode_price_ms: Annotated[Milliseconds, says("What the steps there take with one answer more.")]
+
+
 class PairShown(Shown, frozen=True, kw_only=True):
     """Where both legs could go."""
 
@@ -91,6 +122,9 @@ class PairShown(Shown, frozen=True, kw_only=True):
     decode: Annotated[str, says("The same as `prefill` where one instance serves the whole request.")]
     decode_rank: Count
     cost: Annotated[float | None, says("The policy's price; null if that is infinite.")]
+    terms: Annotated[
+        TermsShown | None, says("What the price is made of; null of a policy that predicts no milliseconds.")
+    ]
 
 
 class ExplanationShown(Shown, frozen=True, kw_only=True):
@@ -126,6 +160,13 @@ class ExplanationShown(Shown, frozen=True, kw_only=True):
         ),
         Meta(examples=UNITS),
     ]
+    session: Annotated[
+        str | None,
+        says(
+            "The session that the request names (`--session-header`, `prompt_cache_key` or `user`); null if "
+            "it names none. It decides under a policy that reads it alone."
+        ),
+    ]
     prefill: PickShown
     decode: PickShown
     bypass: Annotated[
@@ -143,8 +184,9 @@ class ExplanationShown(Shown, frozen=True, kw_only=True):
     ]
 
 
-def explanation_shown(decision: Decision, tokenized: Tokenized) -> ExplanationShown:
+def explanation_shown(explained: Explained) -> ExplanationShown:
     """The answer for a decision and what is known of its prompt."""
+    decision, tokenized = explained.decision, explained.tokenized
     prompt, members = tokenized.prompt, tokenized.members
     return ExplanationShown(
         prompt_tokens=decision.prompt_tokens,
@@ -154,10 +196,13 @@ def explanation_shown(decision: Decision, tokenized: Tokenized) -> ExplanationSh
         ignored_members=list(members.ignored),
         policy=decision.policy,
         unit=decision.unit,
+        session=explained.session,
         prefill=_pick(decision.prefill),
         decode=_pick(decision.decode),
         bypass=decision.bypass,
-        pairs=[_pair(pair, price) for pair, price in decision.pairs.cheapest(MAX_PAIRS)],
+        pairs=[
+            _pair(pair, price, explained.terms(pair)) for pair, price in decision.pairs.cheapest(MAX_PAIRS)
+        ],
     )
 
 
@@ -166,14 +211,19 @@ def _finite(price: float | None) -> float | None:
     return price if price is not None and math.isfinite(price) else None
 
 
-def _pair(pair: Pair, price: float) -> PairShown:
+def _pair(pair: Pair, price: float, terms: Terms | None) -> PairShown:
     return PairShown(
         prefill=pair.prefill.instance,
         prefill_rank=pair.prefill.rank,
         decode=pair.decode.instance,
         decode_rank=pair.decode.rank,
         cost=_finite(price),
+        terms=None if terms is None else _terms(terms),
     )
+
+
+def _terms(terms: Terms) -> TermsShown:
+    return TermsShown(**{name: getattr(terms, name) for name in TermsShown.__struct_fields__})
 
 
 def _pick(pick: Pick) -> PickShown:
