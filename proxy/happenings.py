@@ -88,6 +88,46 @@ class RequestEnded(Happening, frozen=True):
     """Events of a complete stream, the one that ends it included; counted for a recording alone."""
     session: str | None = None
     """As its client calls it; None if it does not, or if neither the policy nor a recording asks for it."""
+    predicted_ttft_ms: float | None = None
+    """From the decision that served it to its first token, as it was predicted then; None if nothing was."""
+    ttft_ms: float | None = None
+    """The same as it came; of a stream alone, where a time was predicted or the decision is logged."""
+    prefill_ms: float | None = None
+    """What its last prefill leg took that was answered; None if it had none."""
+    account: Mapping[str, object] | None = None
+    """What its last decision was made of, for the decision log; None if that does not want it."""
+
+
+class FirstTokenForeseen(Happening, frozen=True):
+    """The first token of a stream came, from where it was decided to go, and a time was predicted for it."""
+
+    predicted_s: float
+    """From the decision to the first token."""
+    observed_s: float
+
+    @property
+    def error_s(self) -> float:
+        """How much it came before or after that."""
+        return abs(self.observed_s - self.predicted_s)
+
+    @property
+    def ratio(self) -> float | None:
+        """What it took as a multiple of what was predicted; None if that was nothing."""
+        return self.observed_s / self.predicted_s if self.predicted_s else None
+
+
+class DecisionsLogged(Happening, frozen=True):
+    """Decisions were written to the decision log."""
+
+    count: int
+
+
+class DecisionsLost(Happening, frozen=True):
+    """Decisions are missing in the decision log."""
+
+    count: int
+    reason: str
+    """`behind` or `disk`, as `observability.line_writer.LOST`."""
 
 
 class RequestsRecorded(Happening, frozen=True):
@@ -101,7 +141,7 @@ class RequestsLost(Happening, frozen=True):
 
     count: int
     reason: str
-    """`behind` or `disk`, as `observability.recorder.LOST`."""
+    """`behind` or `disk`, as `observability.line_writer.LOST`."""
 
 
 class RequestUnrouted(Happening, frozen=True):

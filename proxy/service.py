@@ -9,7 +9,7 @@ import contextlib
 import logging
 import resource
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -34,6 +34,7 @@ from proxy.latency.learner import LatencyLearner
 from proxy.latency.model import LatencyModel
 from proxy.latency.profiles import load_profile
 from proxy.observability.access_log import write_line
+from proxy.observability.decision_log import DecisionLog, sampled
 from proxy.observability.fleet import FleetCollector
 from proxy.observability.metrics import Metrics
 from proxy.observability.predictions import AccuracyCollector
@@ -127,6 +128,7 @@ class Service:
             tier_costs=config.tier_costs,
             prompts_wanted=config.recordings.record is not None,
             latency=self.latency,
+            logs=_logs(config),
             bypass_tokens=lambda: self.rules.now.bypass_tokens,
         )
 
@@ -153,6 +155,9 @@ class Service:
         self.recorder = _recorder(config, tell)
         if self.recorder is not None:
             self.happenings.add(self.recorder)
+        self.decision_log = _decision_log(config, tell)
+        if self.decision_log is not None:
+            self.happenings.add(self.decision_log)
 
         # -- what is bounded
         self.descriptors = Descriptors(
@@ -351,8 +356,9 @@ class Service:
         await self._feed_tasks.close()
         if self.feeds is not None:
             self.feeds.close()
-        if self.recorder is not None:
-            await self.recorder.close()
+        for log_file in (self.recorder, self.decision_log):
+            if log_file is not None:
+                await log_file.close()
 
 
 def assemble(
@@ -402,6 +408,23 @@ def _recorder(config: Config, tell: Tell) -> Recorder | None:
     files = RecordFiles(file_named("--record", wanted.record), wanted.record_mb << 20, wanted.record_files)
     files.check()
     return Recorder(files, tell)
+
+
+def _decision_log(config: Config, tell: Tell) -> DecisionLog | None:
+    wanted = config.recordings
+    if wanted.decision_log is None:
+        return None
+    flag = "--decision-log"
+    path = file_named(flag, wanted.decision_log)
+    files = RecordFiles(path, wanted.decision_log_mb << 20, wanted.decision_log_files, flag=flag)
+    files.check()
+    return DecisionLog(files, tell)
+
+
+def _logs(config: Config) -> Callable[[], bool]:
+    """Whether the next decision is logged."""
+    wanted = config.recordings
+    return sampled(0.0 if wanted.decision_log is None else wanted.decision_log_share)
 
 
 class _Known:

@@ -255,13 +255,12 @@ class Lanes:
         return Grant(turn, admitted)
 
     def _decide(self, turn: Turn, question: Question) -> Decision:
-        return self._placement.decide(
+        return self._placement.decide_to_follow(
             question,
             failed=turn.failed,
             prefill_on=turn.prefill_on,
             over_limit=turn.again,
             kept=self._kept,
-            shown=False,
         )
 
     def _tell_no_prefill(self, turn: Turn) -> None:

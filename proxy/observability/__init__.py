@@ -15,6 +15,8 @@
     snapshots    snapshots on disk
     process      connections and tasks
     recorder     a line for each request, to be replayed
+    decision_log a line for each decision, with what came of it
+    line_writer  lines are written in a thread of its own
     record_files where these lines go
     access_log   a line for each request
 

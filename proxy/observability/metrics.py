@@ -7,9 +7,20 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from proxy.observability import caches, fleet, legs, predictions, process, recorder, requests, snapshots
+from proxy.observability import (
+    caches,
+    decision_log,
+    fleet,
+    legs,
+    predictions,
+    process,
+    recorder,
+    requests,
+    snapshots,
+)
 from proxy.observability.caches import CACHES
 from proxy.observability.counting import move
+from proxy.observability.decision_log import LOGGED
 from proxy.observability.fleet import FLEET
 from proxy.observability.legs import LEGS
 from proxy.observability.process import PROCESS
@@ -19,11 +30,12 @@ from proxy.observability.series import Series
 from proxy.observability.snapshots import SNAPSHOTS
 from proxy.observability.telling import Happenings
 
-SERIES = (*REQUESTS, *LEGS, *CACHES, *FLEET, *SNAPSHOTS, *PROCESS, *RECORDING)
+SERIES = (*REQUESTS, *LEGS, *CACHES, *FLEET, *SNAPSHOTS, *PROCESS, *RECORDING, *LOGGED)
 """All series that happenings move."""
 
 GROUPS = tuple(
-    part.ON_THE_PAGE for part in (requests, legs, predictions, fleet, caches, snapshots, recorder, process)
+    part.ON_THE_PAGE
+    for part in (requests, legs, predictions, fleet, caches, snapshots, recorder, decision_log, process)
 )
 """All metrics, those that are read at the scrape included, in the order of docs/metrics.md."""
 

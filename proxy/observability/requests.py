@@ -8,6 +8,7 @@ from proxy.config import WhenNoPrefill
 from proxy.happenings import (
     AnswerBegan,
     ClientStalled,
+    FirstTokenForeseen,
     NoPrefill,
     PromptKnown,
     QueueLeft,
@@ -46,6 +47,9 @@ OUTCOMES = {
 }
 """How requests end."""
 
+ERROR_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+RATIOS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10)
+
 REQUESTS = (
     counter(
         "requests",
@@ -79,6 +83,22 @@ REQUESTS = (
             }
         },
         more="[Tokens](tokens.md) tells of the paths.",
+    ),
+    histogram(
+        "ttft_prediction_error_seconds",
+        "How far the first token of a stream came from when it was predicted.",
+        FirstTokenForeseen,
+        of="error_s",
+        buckets=ERROR_SECONDS,
+        more="Only under a policy that predicts (`least_ms`), where a request was served as it was decided.",
+    ),
+    histogram(
+        "ttft_prediction_ratio",
+        "What the first token took, as a multiple of what was predicted.",
+        FirstTokenForeseen,
+        of="ratio",
+        buckets=RATIOS,
+        more="Above 1: it came later. As `kvproxy_ttft_prediction_error_seconds`.",
     ),
     histogram("queue_wait_seconds", "Time in the queue of requests that had to wait.", QueueLeft),
     counter(

@@ -6,7 +6,7 @@ One that is only to be followed carries no more than what was chosen.
 import heapq
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -70,6 +70,8 @@ class Decision(msgspec.Struct, frozen=True):
     pairs: PricedPairs = PricedPairs()
     bypass: Bypass | None = None
     """Why a decode instance is to serve all of a request that could have had two legs; None if none is."""
+    account: Mapping[str, object] | None = None
+    """What it was made of, in plain values (`account.py`); None unless it is to be logged."""
 
     @property
     def admissible(self) -> bool:

@@ -18,6 +18,7 @@ from proxy.latency.model import LatencyModel
 from proxy.latency.profiles import PROFILES, UNKNOWN
 from proxy.logs import Occasionally
 from proxy.phases import Phase
+from proxy.scheduling.account import account_of, followed
 from proxy.scheduling.bypass import Bypass, few_left, is_bypass, offered
 from proxy.scheduling.decision import Chooser, Decision, Pick
 from proxy.scheduling.legs import ByLeg
@@ -93,13 +94,14 @@ class Placement:
         prompts_wanted: bool = False,
         latency: LatencyModel | None = None,
         bypass_tokens: Callable[[], int | None] = _policy_decides,
+        logs: Callable[[], bool] = lambda: False,
     ) -> None:
         """`policy`: prices pairs if it can, else legs; `limits`: how many outstanding tokens a rank may have
         (None: any number); `accuracy`: which ranks are trusted; `loads`: what runs on a rank for legs of a
         phase; `prompts_wanted`: somebody else wants to know the prompts, whatever the policy reads;
         `latency`: how long engines take, None for what is believed of engines of which nothing is known
         (nothing is predicted unless the policy reads it, see `reads_latency`); `bypass_tokens`: what
-        `--bypass` says now, as `Config.bypass_tokens`.
+        `--bypass` says now, as `Config.bypass_tokens`; `logs`: whether the next decision is to be logged.
 
         `tier_costs`: what reloading a token from a slower tier costs, as a share of computing it; tiers that
         are not named, or cost 1 or more, are not used.
@@ -121,6 +123,7 @@ class Placement:
             prompts_wanted or reads_prompt(policy) or limits.max_prefill_tokens or limits.max_decode_tokens
         )
         self._bypass_tokens = bypass_tokens
+        self._logs = logs
         self._weighs_bypass = isinstance(self._chooser, ByPair) and weighs_bypass(policy)
         self._most_prefill_tokens = limits.max_prefill_tokens
         self._predicted = PredictedBlocks()
@@ -190,6 +193,32 @@ class Placement:
         return Decision(
             self._policy_name, question.prompt_tokens, prefill, decode, self._chooser.unit, pairs, bypass
         )
+
+    def decide_to_follow(
+        self,
+        question: Question,
+        *,
+        failed: Collection[str] = (),
+        prefill_on: str | None = None,
+        over_limit: bool = False,
+        kept: Collection[tuple[Phase, str]] = (),
+    ) -> Decision:
+        """As `decide`, for a decision that is followed; one that is to be logged has its account, and nothing
+        else of what was not chosen.
+        """
+        logged = self._logs()
+        decision = self.decide(
+            question,
+            failed=failed,
+            prefill_on=prefill_on,
+            over_limit=over_limit,
+            kept=kept,
+            shown=logged,
+        )
+        if not (logged and decision.admissible):
+            return decision
+        account = account_of(decision, partial(self.terms, question))
+        return msgspec.structs.replace(followed(decision), account=account)
 
     def is_short(self, question: Question) -> bool:
         """Whether a prompt is so short that any decode instance may serve the request whole, whatever is

@@ -43,7 +43,7 @@ from proxy.scheduling.terms import Terms
 from proxy.scheduling.types import Pair as CandidatePair
 from proxy.serving.attempts import Attempts
 from proxy.serving.ends import Ends
-from proxy.serving.exchange import Call, Known, Reply
+from proxy.serving.exchange import Call, Foreseen, Known, Reply
 from proxy.serving.handover.at_once import AtOnceHandover
 from proxy.serving.handover.in_turn import InTurnHandover
 from proxy.serving.handover.releases import Releases
@@ -303,6 +303,7 @@ class Director:
                 call.trace.prompt = Known(len(prompt.token_ids), prompt.block_keys())
         else:
             self._tell(Retried(last.phase, last.instance, last.reason))
+        call.trace.placed = self._foreseen(placed) if self._foresees(placed) else None
         self._legs.check_there(placed)
         if placed.one_leg:
             if (bypass := placed.decision.bypass) is not None:
@@ -318,6 +319,14 @@ class Director:
         if isinstance(end, AttemptFailedError):
             raise end
         return end
+
+    def _foresees(self, placed: Placed) -> bool:
+        """Whether somebody wants to know how long an attempt takes to its first token."""
+        return self._placement.reads_latency or placed.decision.account is not None
+
+    def _foreseen(self, placed: Placed) -> Foreseen:
+        terms = self._placement.terms(placed.question, CandidatePair(placed.prefill, placed.decode))
+        return Foreseen(placed.decision, self._clock(), None if terms is None else terms.ttft_ms)
 
     async def _in_turns(self, call: Call, placed: Placed, plan: InTurn) -> Reply | AttemptFailedError:
         prefill = self._prefill.begin(call, placed, plan.legs.prefill_body, plan.legs.read_handoff)

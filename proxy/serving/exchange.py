@@ -60,6 +60,20 @@ class Trace(msgspec.Struct):
     """`HOST:PORT:reason` of each attempt that failed."""
     prompt: "Known | None" = None
     """Of the prompt that was placed last; None if none was, or if its tokens are unknown."""
+    placed: "Foreseen | None" = None
+    """Of the attempt that began last; None if none did, or if nobody wants to know."""
+    prefill_s: float | None = None
+    """What the last prefill leg took that was answered."""
+
+
+class Foreseen(msgspec.Struct, frozen=True):
+    """A decision as an attempt begins to follow it."""
+
+    decision: Decision
+    at: float
+    """In seconds of the monotonic clock."""
+    ttft_ms: float | None
+    """How long from then to the first token, as it is predicted; None if the policy predicts nothing."""
 
 
 class Known(msgspec.Struct, frozen=True):

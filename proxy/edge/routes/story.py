@@ -10,7 +10,7 @@ from proxy.happenings import RequestEnded
 from proxy.request.dialects import Dialect
 from proxy.request.sse import events
 from proxy.scheduling.decision import Decision
-from proxy.serving.exchange import Call
+from proxy.serving.exchange import Call, Foreseen
 from proxy.serving.learning import MAX_READ_BYTES
 
 
@@ -24,6 +24,23 @@ class Story:
         self.first_byte_s: float | None = None
         self.answer_tokens: int | None = None
         self.answer_events: int | None = None
+        self.ttft_s: float | None = None
+
+    @property
+    def foreseen(self) -> Foreseen | None:
+        """What was predicted where the request was served; None if it was not served by that decision alone:
+        its decode leg has moved, say.
+        """
+        if self.call is None or (placed := self.call.trace.placed) is None:
+            return None
+        return placed if placed.decision is self.decision else None
+
+    def began(self, now: float) -> float | None:
+        """The first token of a stream is there. Returns what was predicted, in seconds, if anything was."""
+        if (foreseen := self.foreseen) is None:
+            return None
+        self.ttft_s = now - foreseen.at
+        return None if foreseen.ttft_ms is None else foreseen.ttft_ms / 1000
 
     def end(self, visit: Visit, dialect: Dialect, outcome: str) -> RequestEnded:
         """The `RequestEnded` of the request, which is over now."""
@@ -31,6 +48,9 @@ class Story:
         call, decision = self.call, self.decision
         prefill = decision.prefill.chosen if decision is not None else None
         decode = decision.decode.chosen if decision is not None else None
+        foreseen = self.foreseen
+        placed = call.trace.placed if call is not None else None
+        prefill_s = call.trace.prefill_s if call is not None else None
         known = call.trace.prompt if call is not None and call.request.prompt_count == 1 else None
         return RequestEnded(
             dialect.name,
@@ -53,6 +73,10 @@ class Story:
             answer_tokens=self.answer_tokens,
             answer_events=self.answer_events,
             session=call.session if call is not None else None,
+            predicted_ttft_ms=foreseen.ttft_ms if foreseen is not None else None,
+            ttft_ms=1000 * self.ttft_s if self.ttft_s is not None else None,
+            prefill_ms=1000 * prefill_s if prefill_s is not None else None,
+            account=placed.decision.account if placed is not None else None,
         )
 
 
