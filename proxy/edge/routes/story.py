@@ -31,9 +31,17 @@ class Story:
         """What was predicted where the request was served; None if it was not served by that decision alone:
         its decode leg has moved, say.
         """
-        if self.call is None or (placed := self.call.trace.placed) is None:
+        placed = self.placed
+        return placed if placed is not None and placed.decision is self.decision else None
+
+    @property
+    def placed(self) -> Foreseen | None:
+        """The last attempt's decision, if somebody wants to know of it; None for a list of prompts, which
+        have one each.
+        """
+        if self.call is None or self.call.request.prompt_count > 1:
             return None
-        return placed if placed.decision is self.decision else None
+        return self.call.trace.placed
 
     def began(self, now: float) -> float | None:
         """The first token of a stream is there. Returns what was predicted, in seconds, if anything was."""
@@ -49,7 +57,7 @@ class Story:
         prefill = decision.prefill.chosen if decision is not None else None
         decode = decision.decode.chosen if decision is not None else None
         foreseen = self.foreseen
-        placed = call.trace.placed if call is not None else None
+        placed = self.placed
         prefill_s = call.trace.prefill_s if call is not None else None
         known = call.trace.prompt if call is not None and call.request.prompt_count == 1 else None
         return RequestEnded(

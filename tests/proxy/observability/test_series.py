@@ -118,6 +118,7 @@ def test_a_declaration_that_cannot_be_kept_is_told_when_it_is_made(declare: Any,
 SAMPLES: dict[Any, Any] = {
     int | None: 1,
     str: "served",
+    str | None: "served",
     int: 1,
     float: 0.5,
     float | None: 0.5,
