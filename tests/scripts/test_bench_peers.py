@@ -9,8 +9,11 @@ import shutil
 import subprocess
 import sys
 
+import aiohttp
 import pytest
 
+import kvevents
+from proxy import errors
 from proxy.simulation.api.model_files import write_model
 from proxy.tokenizing import LocalTokenizer, read_model
 from scripts.workshop.bench.peers import bodies, publisher, tools
@@ -21,6 +24,7 @@ from scripts.workshop.bench.peers.ours import Knew
 from scripts.workshop.bench.peers.rounds import WrongError, check, check_knowledge
 from scripts.workshop.bench.peers.routers import Engines, Mode, kvproxy
 from scripts.workshop.checkout import ROOT
+from scripts.workshop.live import sampled
 
 PD = next(case for case in CASES if case.mode is Mode.PD)
 ONE_LEG = next(case for case in CASES if case.mode is Mode.ONE_LEG)
@@ -48,6 +52,32 @@ def test_kvproxy_alone_is_measured(tmp_path: pathlib.Path) -> None:
     ours = rows[0].index("kvproxy")
     assert len(rows) == 2 + 6
     assert all(int(row[ours]) > 0 for row in rows[2:]), done.stdout
+
+
+@needs_compiler
+def test_the_cpu_of_kvproxy_is_told_by_room(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "bench_proxy.py"), "--profile", "--rounds", "1"]
+    command += ["--only", "unary", "chunks-64"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = {name: cells for name, *cells in lines}
+    assert {"upstream", "edge", "serving", "scheduling", sampled.AIOHTTP} <= rows.keys()
+    unary, chunk = (float(cell.split()[0]) for cell in rows["**in all**"])
+    floor, none = rows["a proxy on aiohttp and httptools that does nothing"]
+    assert 0 < float(floor) < unary, done.stdout
+    assert 0 < chunk < unary
+    assert none == "-"
+
+
+def test_a_file_belongs_to_a_room() -> None:
+    proxy = pathlib.Path(errors.__file__).parent
+    assert sampled.room_of(str(proxy / "serving" / "legs" / "leg.py")) == "serving"
+    assert sampled.room_of(str(proxy / "headers.py")) == sampled.SHARED
+    assert sampled.room_of(str(proxy / "cli" / "main.py")) is None
+    assert sampled.room_of(kvevents.__file__) == "kvevents"
+    assert sampled.room_of(aiohttp.__file__) == sampled.AIOHTTP
+    assert sampled.room_of(json.__file__) is None
 
 
 def test_without_a_compiler_it_says_what_is_missing(

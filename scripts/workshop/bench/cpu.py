@@ -16,6 +16,12 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S  # proc(5): utime, stime
 
 
+def system_cpu_s(pid: int) -> float:
+    """Seconds of CPU that the kernel has used for a process so far."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(") ")[2].split()
+    return int(fields[12]) / _TICKS_PER_S
+
+
 def memory_mib(pid: int) -> float:
     """Proportional memory of a process, in MiB: pages that it shares with others count in part."""
     return _kib_of(pid)["Pss"] / 1024

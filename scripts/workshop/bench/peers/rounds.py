@@ -38,6 +38,8 @@ class Taken(NamedTuple):
     p50_us: float
     other_cores: float
     """CPU that programs took which are none of ours, in cores: a figure with much of it is worth less."""
+    units: int
+    """How many there were of what the case counts."""
 
 
 @dataclass(slots=True)
@@ -147,7 +149,7 @@ class Bench:
         if before is not None:
             check_knowledge(told, knew(router, case.mode).since(before))
         units = told["chunks"] if case.unit is Unit.CHUNK else told["completed"]
-        return Taken(1e6 * used_s / units, told["lat_us"]["p50"], max(0.0, others_s / lasted_s))
+        return Taken(1e6 * used_s / units, told["lat_us"]["p50"], max(0.0, others_s / lasted_s), units)
 
     def _send(self, port: int, case: Case, share: float) -> dict[str, Any]:
         """What the load generator told of one load; WrongError if not all was answered well."""

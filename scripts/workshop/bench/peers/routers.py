@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,6 +11,8 @@ from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import HOST, KVPROXY
 
 MODEL = "m"
+FLOOR = "floor"
+"""The name of a proxy that does nothing."""
 
 
 class Mode(StrEnum):
@@ -72,6 +75,14 @@ def kvproxy(
     if mode is Mode.TOKENIZED:
         command += ["--tokenizer", str(tokenizer)]
     return Router("kvproxy", frozenset({mode}), port, tuple(command), ours=True)
+
+
+def floor(engines: Engines) -> Router:
+    """A proxy that does nothing but pass on, on the libraries that kvproxy uses."""
+    [port] = free_ports(1)
+    command = [sys.executable, "-P", str(pathlib.Path(__file__).with_name("floor.py")), str(port)]
+    command += [str(engine) for engine in engines.decode]
+    return Router(FLOOR, frozenset({Mode.ONE_LEG}), port, tuple(command))
 
 
 def peers(programs: pathlib.Path, engines: Engines, folder: pathlib.Path) -> Iterator[Router]:
