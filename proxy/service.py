@@ -33,9 +33,11 @@ from proxy.latency.fits import PoolName
 from proxy.latency.learner import LatencyLearner
 from proxy.latency.model import LatencyModel
 from proxy.latency.profiles import load_profile
+from proxy.latency.shown import LatencyShown, latency_shown
 from proxy.observability.access_log import write_line
 from proxy.observability.decision_log import DecisionLog, sampled
 from proxy.observability.fleet import FleetCollector
+from proxy.observability.latency import LatencyCollector
 from proxy.observability.metrics import Metrics
 from proxy.observability.predictions import AccuracyCollector
 from proxy.observability.process import TaskCollector, show_connections
@@ -54,6 +56,7 @@ from proxy.serving.healing import Healing
 from proxy.serving.waits import ABANDONED_PREFILL_GRACE_S, WAITS, Waits
 from proxy.snapshots.directory import StateDirectory
 from proxy.snapshots.keeper import StateKeeper
+from proxy.snapshots.learned import LearnedKeeper
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, configured_tokenizer
 from proxy.tuning import TUNING, Tuning
@@ -116,6 +119,7 @@ class Service:
         profile = load_profile(config.latency_profile)
         self.latency = LatencyModel(profile) if reads_latency(policy) else None
         """How long engines take; None unless the policy reads it: then nobody learns it."""
+        self.learned = _learned(config, self.directory, self.latency)
         self.learner = LatencyLearner(self.latency, self._pool_of) if self.latency is not None else None
         self.placement = Placement(
             self.fleet,
@@ -140,6 +144,8 @@ class Service:
             collector(registry=self.registry)
         self.registry.register(FleetCollector(self.fleet, self.index))
         self.registry.register(AccuracyCollector(self.fleet, self.accuracy))
+        if self.latency is not None:
+            self.registry.register(LatencyCollector(self.fleet, self.latency))
         self.registry.register(TaskCollector())
         self.registry.register(FailureCollector(self.happenings))
 
@@ -312,6 +318,13 @@ class Service:
         if self.learner is not None:
             self.learner.restarted(address)
 
+    def latency_status(self) -> LatencyShown | None:
+        """For `/status`."""
+        if self.latency is None:
+            return None
+        restored = self.learned is not None and self.learned.restored
+        return latency_shown(self.latency.fitted(), self.config.latency_profile, restored=restored)
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """A context in which the service runs: all parts are opened, and closed in the opposite order,
@@ -337,6 +350,8 @@ class Service:
             believing = Believing(self.fleet, self.accuracy, self.feeds, time.monotonic)
             self._feed_tasks.create(believing.keep_looking(), name="accuracy")
         self.tokenizer.start()
+        if self.learned is not None:
+            self.learned.start()
         if self.scrapes is not None:
             self._scrape_tasks.create(self.scrapes.keep_asking(), name="round")
 
@@ -348,6 +363,8 @@ class Service:
         await self._scrape_tasks.close()
         await self.tokenizer.close()
         await self.adapters.close()
+        if self.learned is not None:
+            await self.learned.close()
         if self.kept is not None:
             await self.kept.close(alone=self.snapshots is None)
         if self.snapshots is not None:
@@ -399,6 +416,15 @@ def _kept(config: Config, directory: StateDirectory, tuning: Tuning) -> Kept:
         lambda spec: allowed.why_not(spec) if restricted else None,
         write_s=tuning.write_instances_s,
     )
+
+
+def _learned(
+    config: Config, directory: StateDirectory | None, model: LatencyModel | None
+) -> LearnedKeeper | None:
+    if directory is None or model is None:
+        return None
+    interval_s = config.state.state_interval_s
+    return LearnedKeeper(directory, state=model.state, restore=model.restore, interval_s=interval_s)
 
 
 def _recorder(config: Config, tell: Tell) -> Recorder | None:

@@ -126,7 +126,7 @@ def test_the_links_of_a_page_lead_somewhere(page: pathlib.Path) -> None:
 
 
 async def test_the_pages_name_every_series_and_no_other(tmp_path: pathlib.Path) -> None:
-    service = assemble(Config(model="tiny", state=State(state_dir=tmp_path / "state")))
+    service = assemble(Config(model="tiny", policy="least_ms", state=State(state_dir=tmp_path / "state")))
     served = {
         f"{family.name}_total" if family.type == "counter" else family.name: family.type
         for family in service.registry.collect()

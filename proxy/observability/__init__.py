@@ -11,6 +11,7 @@
     legs         legs, retries, and what becomes of prefilled blocks
     caches       KV events
     predictions  how right the index was
+    latency      how long engines take
     fleet        the instances
     snapshots    snapshots on disk
     process      connections and tasks

@@ -11,6 +11,7 @@ from proxy.observability import (
     caches,
     decision_log,
     fleet,
+    latency,
     legs,
     predictions,
     process,
@@ -35,7 +36,18 @@ SERIES = (*REQUESTS, *LEGS, *CACHES, *FLEET, *SNAPSHOTS, *PROCESS, *RECORDING, *
 
 GROUPS = tuple(
     part.ON_THE_PAGE
-    for part in (requests, legs, predictions, fleet, caches, snapshots, recorder, decision_log, process)
+    for part in (
+        requests,
+        legs,
+        predictions,
+        latency,
+        fleet,
+        caches,
+        snapshots,
+        recorder,
+        decision_log,
+        process,
+    )
 )
 """All metrics, those that are read at the scrape included, in the order of docs/metrics.md."""
 

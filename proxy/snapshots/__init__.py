@@ -1,3 +1,3 @@
-"""What kvproxy knows of the engines' caches survives a restart, in a directory on local disk that it alone
-writes to.
+"""What kvproxy knows of the engines' caches and of their speed survives a restart, in a directory on local
+disk that it alone writes to.
 """

@@ -32,10 +32,14 @@ _SNAPSHOT = ".snapshot"
 _TEMPORARY = ".tmp"
 _NAME = re.compile(r"(?P<stem>.+)\.rank[0-9]+\.snapshot")
 _INSTANCES = "instances.json"
+_LEARNED = "learned.json"
 _BROKEN = re.compile(r".+\.(?:snapshot|json)\.broken-(?P<at>[0-9]+)")
 
 MAX_INSTANCES_BYTES = 4 << 20
 """The largest file of instances: room for ten thousand of them."""
+
+MAX_LEARNED_BYTES = 4 << 20
+"""The largest file of what was learned: room for four thousand instances and ten thousand pairs."""
 
 
 class UnusableFileError(ValueError):
@@ -94,6 +98,20 @@ class StateDirectory:
     def set_instances_aside(self) -> str:
         """Rename the file of instances, as `set_aside` does for a snapshot."""
         return self._set_aside(self._path / _INSTANCES)
+
+    def read_learned(self) -> bytes | None:
+        """The bytes written for what was learned; None if there are none. Raises UnusableFileError,
+        OSError.
+        """
+        return _read(self._path / _LEARNED, MAX_LEARNED_BYTES)
+
+    def write_learned(self, data: bytes) -> None:
+        """Replace what was written before, completely or not at all. Raises OSError."""
+        self._write(self._path / _LEARNED, data)
+
+    def set_learned_aside(self) -> str:
+        """Rename the file of what was learned, as `set_aside` does for a snapshot."""
+        return self._set_aside(self._path / _LEARNED)
 
     def _write(self, file: pathlib.Path, data: bytes) -> None:
         temporary = file.with_name(file.name + _TEMPORARY)
@@ -158,7 +176,7 @@ class StateDirectory:
         """Remove what a process left that was killed while it wrote."""
         with contextlib.suppress(OSError):
             for name in self._names():
-                if name.endswith((_SNAPSHOT + _TEMPORARY, _INSTANCES + _TEMPORARY)):
+                if name.endswith(tuple(kind + _TEMPORARY for kind in (_SNAPSHOT, _INSTANCES, _LEARNED))):
                     (self._path / name).unlink()
 
     def _try_to_write(self, origin: str) -> None:

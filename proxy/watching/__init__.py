@@ -5,6 +5,7 @@ they can be used.
     membership   the sources: flags, operators, and whatever else names instances (`base` is the contract)
     rounds       checks each instance at its pace, and asks what it serves
     checks       one check, one finding
+    scrapes      what runs on each engine, whoever sent it
     leg_reports  what legs show of engines
     health       the book in which checks and legs are entered: circuits, and what is logged of them
     processes    distinguishes an engine process from the one before it

@@ -1,16 +1,34 @@
 """What engines take is learned from the legs that they serve, where the policy reads it; else nobody asks."""
 
 import asyncio
+import pathlib
+import stat
 from typing import Any
 
+import msgspec
 import pytest
 
+from proxy.config import Config
+from proxy.config.state import State
 from proxy.edge.app_keys import SERVICE
+from proxy.errors import ConfigError
 from proxy.happenings import Happening, LegBegan, LegEnded
 from proxy.latency.model import Fitted, LatencyModel
+from proxy.latency.shown import LatencyShown
 from proxy.phases import Phase
 from proxy.scheduling.policies import POLICIES
-from tests.helpers.service import UNHURRIED, Service, ask, fleet, prose, wait_until
+from proxy.service import assemble
+from proxy.snapshots.directory import StateDirectory
+from tests.helpers.service import (
+    UNHURRIED,
+    Service,
+    ask,
+    engines,
+    fleet,
+    kvproxy,
+    prose,
+    wait_until,
+)
 
 
 class Hears:
@@ -131,3 +149,84 @@ async def test_another_process_at_an_address_has_to_shake_hands_again() -> None:
         assert model.handshake_ms(prefill, decode) == 0
         await pair.engines.decode[0].stop()
         await wait_until(lambda: model.handshake_ms(prefill, decode) > 0, "the news of its end")
+
+
+async def test_what_was_learned_is_shown_and_kept_for_the_next_process(tmp_path: pathlib.Path) -> None:
+    async with engines(1, 1) as made:
+        config = made.config(state=State(state_dir=tmp_path / "state"), bypass_tokens=0)
+        async with kvproxy(config, POLICIES["least_ms"]()) as service:
+            for seed in range(12):
+                await stream(service, seed)
+            await service.settled()
+            before = await shown(service)
+            assert before.restored is False
+            prefill = next(each for each in before.fitted if each.kind == "prefill")
+            assert prefill.observations >= 10
+            assert prefill.error_p50 is not None
+            assert {*prefill.coefficients} == {"a", "b", "c", "overhead"}
+            assert {*prefill.factors} == {made.prefill[0].address}
+            assert await service.metric(
+                "kvproxy_latency_observations_total", kind="prefill", role="prefill"
+            ) == pytest.approx(prefill.observations)
+            assert (
+                await service.metric(
+                    "kvproxy_latency_coefficient_ms", kind="step", role="decode", coefficient="s0"
+                )
+                > 0
+            )
+            assert await service.metric("kvproxy_latency_factor", kind="prefill") > 0
+        file = tmp_path / "state" / "learned.json"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        async with kvproxy(config, POLICIES["least_ms"]()) as service:
+            after = await shown(service)
+            assert after.restored is True
+            for now, then in zip(after.fitted, before.fitted, strict=True):
+                assert (now.kind, now.observations) == (then.kind, then.observations)
+                assert now.coefficients == pytest.approx(then.coefficients)
+        for damage in (b"", b"{", b'{"version": 1}', b"[" * 100_000, file.read_bytes()[:-10]):
+            file.write_bytes(damage)
+            async with kvproxy(config, POLICIES["least_ms"]()) as service:
+                anew = await shown(service)
+                assert (anew.restored, anew.fitted) == (False, [])
+        assert [*file.parent.glob("learned.json.broken-*")]
+
+
+async def test_a_policy_that_reads_no_latency_shows_and_keeps_none(tmp_path: pathlib.Path) -> None:
+    async with fleet(
+        1, 1, policy=POLICIES["round_robin"](), state=State(state_dir=tmp_path / "state")
+    ) as pair:
+        assert (await pair.service.ask("/status")).json["latency"] is None
+        assert b"kvproxy_latency" not in (await pair.service.ask("/metrics")).body
+    assert not (tmp_path / "state" / "learned.json").exists()
+
+
+async def test_a_disk_that_takes_nothing_more_stops_no_request(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(StateDirectory, "write_learned", full)
+    state = State(state_dir=tmp_path / "state", state_interval_s=0.05)
+    async with fleet(1, 1, policy=POLICIES["least_ms"](), bypass_tokens=0, state=state) as pair:
+        for seed in range(4):
+            await stream(pair.service, seed)
+        words = "what was learned of the engines' speed cannot be written: No space left on device"
+        await wait_until(lambda: words in caplog.messages)
+        await stream(pair.service, 5)
+    assert caplog.messages.count(words) == 1
+
+
+async def test_a_profile_that_is_none_is_told_at_the_start(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "engine.toml"
+    file.write_text('source = "here"\na = -1.0\n')
+    for profile, words in (("fast", "give one of unknown"), (str(file), "is no profile")):
+        with pytest.raises(ConfigError, match=f"--latency-profile.*{words}"):
+            assemble(Config(model="tiny", latency_profile=profile, policy="least_ms"))
+
+
+async def shown(service: Service) -> LatencyShown:
+    answer = await service.ask("/status")
+    found = msgspec.convert(answer.json["latency"], LatencyShown)
+    assert found is not None
+    return found

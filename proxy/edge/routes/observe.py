@@ -115,6 +115,7 @@ async def status(request: web.Request) -> web.Response:
         queue=service.gate.status(),
         bodies=service.bodies.status(),
         state_dir=snapshots.status() if snapshots is not None else None,
+        latency=service.latency_status(),
         instances=[
             instance_shown(instance, [rank_of(instance, rank) for rank in instance.ranks], now)
             for instance in service.fleet

@@ -13,6 +13,7 @@ from proxy.config import Config
 from proxy.fleet import Fleet, Instance, Status
 from proxy.fleet.circuit import Circuit
 from proxy.fleet.instance import InstanceState
+from proxy.latency.shown import LatencyShown
 from proxy.phases import Phase, Role
 from proxy.serving.healing import HealingShown
 from proxy.shown import Address, Count, Seconds, Share, Shown, says
@@ -138,6 +139,10 @@ class StatusShown(Shown, frozen=True, kw_only=True):
             "What of the engines' caches is written to --state-dir; null without it and with --kv-events off."
         ),
     ]
+    latency: Annotated[
+        LatencyShown | None,
+        says("How long engines take, as far as it was learned; null unless the policy reads it."),
+    ]
     instances: list[InstanceShown]
 
 
@@ -217,6 +222,7 @@ def status_shown(
     queue: QueueShown,
     bodies: BodiesShown,
     state_dir: StateDirShown | None,
+    latency: LatencyShown | None,
     instances: Sequence[InstanceShown],
 ) -> StatusShown:
     """The whole answer; `instances`: all of `fleet`."""
@@ -237,5 +243,6 @@ def status_shown(
         queue=queue,
         bodies=bodies,
         state_dir=state_dir,
+        latency=latency,
         instances=list(instances),
     )
