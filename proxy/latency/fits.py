@@ -118,7 +118,8 @@ class Fits(Generic[K]):
         place = self.places.get(key)
         if place is None or not 0 < value < math.inf or not all(0 <= x < math.inf for x in features):
             return False
-        place.pool.learn(place.member, features, value, weight)
+        if not place.pool.learn(place.member, features, value, weight):
+            return True
         if len(self.places) >= self._max_members:
             self.places[key] = self.places.pop(key)
         if place.pool.observations % RECENTRE_EVERY == 1:

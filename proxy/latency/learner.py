@@ -37,6 +37,10 @@ what that took is predicted too badly to be taken off. Of the time to a first to
 least."""
 
 
+TRANSFER_EVERY_S = 0.05
+"""Of the transfers to an instance one is learned in this time."""
+
+
 class Gauges(Protocol):
     """What an engine told, as `fleet.gauges.Gauges` has it."""
 
@@ -80,6 +84,8 @@ class LatencyLearner:
         """`pool_of`: the role and the model of an instance; None if it is not there."""
         self._model = model
         self._pool_of = pool_of
+        self._there: set[str] = set()
+        """Who has joined the model."""
         self._streams: dict[str, dict[int, Streams]] = {}
         self._waiting: dict[str, int] = {}
         """How many requests waited there when its gauges were read last."""
@@ -101,9 +107,14 @@ class LatencyLearner:
     def joined(self, instance: str) -> bool:
         """An instance is there: it is predicted as its pool is. Returns whether it is."""
         name = self._pool_of(instance)
-        if name is not None:
-            self._model.join(instance, name.role, name.model)
-        return name is not None
+        if name is None:
+            return False
+        self._model.join(instance, name.role, name.model)
+        self._there.add(instance)
+        return True
+
+    def _is_there(self, instance: str) -> bool:
+        return instance in self._there or self.joined(instance)
 
     def restarted(self, instance: str) -> None:
         """Its process is another."""
@@ -113,13 +124,14 @@ class LatencyLearner:
 
     def forget(self, instance: str) -> None:
         """It was removed."""
+        self._there.discard(instance)
         self._streams.pop(instance, None)
         self._waiting.pop(instance, None)
         self._model.forget(instance)
 
     def scraped(self, instance: str, gauges: Gauges) -> None:
         """An engine has told what runs there."""
-        if not self.joined(instance):
+        if not self._is_there(instance):
             return
         self._waiting[instance] = gauges.waiting
         ranks = self._streams.get(instance, {})
@@ -142,35 +154,36 @@ class LatencyLearner:
         return self._model.step_ms(instance, streams.sequences, streams.context_tokens)
 
     def _leg_began(self, leg: LegBegan) -> None:
-        if not self.joined(leg.instance):
+        if not self._is_there(leg.instance):
             return
         model, instance, rank = self._model, leg.instance, leg.rank
         streams = self._streams_of(instance, rank)
-        step_ms = self._step_ms(instance, streams)
+        step_ms = streams.step_ms = self._step_ms(instance, streams)
         streams.passes(leg.at, step_ms)
         if leg.pulled_from is None:
             prompt = Leg(leg.began_at, leg.at, leg.uncached, leg.prompt_tokens)
             self._prefilled(instance, rank, prompt, streams)
-        elif leg.in_turn and leg.uncached is not None and not self._waiting.get(instance):
-            beside = streams.between(leg.began_at, leg.at)
+        elif leg.in_turn and leg.uncached is not None and leg.at >= streams.transfers_at:
             ms = (leg.at - leg.began_at) * 1000
-            if not beside.prefill_ms:
+            if streams.computed_until <= leg.began_at and not self._waiting.get(instance):
+                streams.transfers_at = leg.at + TRANSFER_EVERY_S
                 taken_ms = max(ms - step_ms, MIN_SHARE * ms)
                 model.transferred(leg.pulled_from, instance, leg.uncached, taken_ms)
         streams.began(leg.at, leg.prompt_tokens, step_ms)
 
     def _prefilled(self, instance: str, rank: int, leg: Leg, streams: Streams) -> None:
-        beside, model = streams.between(leg.began_at, leg.ended_at), self._model
-        if beside.sequences:
+        model = self._model
+        if not streams.quiet_since(leg.began_at):
+            beside = streams.between(leg.began_at, leg.ended_at)
             step_ms = model.step_ms(instance, beside.sequences, beside.context_tokens)
             leg = msgspec.structs.replace(leg, beside_ms=min(beside.sequences, 1.0) * step_ms)
         model.leg_ended(instance, leg, rank=rank)
-        if leg.served and leg.uncached_tokens is not None:
+        if leg.served and leg.uncached_tokens is not None and streams.is_used:
             ms = model.prefill_ms(instance, leg.uncached_tokens, leg.prompt_tokens)
             streams.computed(leg.began_at, leg.ended_at, ms)
 
     def _leg_ended(self, leg: LegEnded) -> None:
-        if leg.outcome in UNTOUCHED or not self.joined(leg.instance):
+        if leg.outcome in UNTOUCHED or not self._is_there(leg.instance):
             return
         instance, rank = leg.instance, leg.rank
         if leg.phase is Phase.PREFILL:
@@ -184,12 +197,12 @@ class LatencyLearner:
         streams = self._streams_of(leg.instance, leg.rank)
         if not streams.has(first_token_at):
             return  # of a process that was there before
-        step_ms = self._step_ms(leg.instance, streams)
+        step_ms = streams.step_ms
         at, ms = leg.ended_at, (leg.ended_at - first_token_at) * 1000
         streams.passes(at, step_ms)
-        beside = streams.between(first_token_at, at)
         generated = leg.generated
         if generated is not None and generated >= MIN_TOKENS and leg.outcome == SERVED:
+            beside = streams.between(first_token_at, at)
             decoding_ms = ms - beside.prefill_ms
             if decoding_ms >= MIN_SHARE * ms:
                 mean_ms = decoding_ms / (generated - 1)

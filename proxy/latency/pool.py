@@ -41,6 +41,16 @@ CHANCE, PROVEN = 1.5, 3.0
 
 RECENTRE_EVERY = 8
 
+SETTLED = 1000
+"""Observations of a pool after which not all are learned: as many as the fit remembers well."""
+
+EVERY = 16
+"""Of a member that is as predicted, in a pool that is settled, one observation of so many is learned."""
+
+DRIFT_OVER = 16
+"""A member is no more as predicted once the mean of its last so many observations is off by a spread, which
+chance does once in ten thousand. Then it is learned of all of a window."""
+
 MAX_LOG_FACTOR = math.log(1e6)
 
 KNOWN_BY = 512
@@ -54,8 +64,11 @@ class Member:
 
     __slots__ = (
         "_at",
+        "_attentive",
+        "_drift",
         "_features",
         "_logs",
+        "_passed_over",
         "assumed",
         "count",
         "errors",
@@ -75,6 +88,22 @@ class Member:
         self.count = 0
         """Observations in the window."""
         self.errors = RunningError(WINDOW)
+        self._drift = 0.0
+        self._attentive = self._passed_over = 0
+
+    def teaches(self, away: float, spread: float) -> bool:
+        """Whether to learn an observation of a member that is known; `away`: the logarithm of it over its
+        prediction.
+        """
+        limit = FAR * spread
+        self._drift += (min(max(away, -limit), limit) - self._drift) / DRIFT_OVER
+        if abs(self._drift) > spread:
+            self._attentive, self._drift = WINDOW, 0.0
+        if self._attentive:
+            self._attentive -= 1
+            return True
+        self._passed_over = (self._passed_over + 1) % EVERY
+        return not self._passed_over
 
     def set(self, log_factor: float) -> None:
         """Give it another factor."""
@@ -164,16 +193,20 @@ class Pool(Generic[K]):
         self.formula = self._fit.coefficients
         self.version += 1
 
-    def learn(self, member: Member, features: Sequence[float], value: float, weight: float = 1.0) -> None:
+    def learn(self, member: Member, features: Sequence[float], value: float, weight: float = 1.0) -> bool:
         """Take what a member took: `value` is above 0 and finite, features are not negative.
 
-        `weight`: how much the formula is to learn of it.
+        `weight`: how much the formula is to learn of it. Returns whether anything was learned: of what is
+        known well, most is passed over.
         """
         formula = self._fit.predict(features)
         predicted = formula * member.factor
         self.errors.add(predicted, value)
         member.errors.add(predicted, value)
         away = math.log(value / predicted)
+        settled = self.observations >= SETTLED and member.count >= WINDOW
+        if settled and not member.teaches(away, self._spread):
+            return False
         size = abs(away)
         limit = FAR * self._spread
         if size <= limit:
@@ -194,6 +227,7 @@ class Pool(Generic[K]):
         if self.observations % RECENTRE_EVERY == 0:
             self._recentre()
         self.version += 1
+        return True
 
     def _error_of(self, member: Member) -> float:
         """The standard error of a factor: of the mean of a middle half, of normal deviates."""

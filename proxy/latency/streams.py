@@ -13,38 +13,44 @@ MAX_MOMENTS = 256
 """Once there are so many, every other one of the older half is forgotten."""
 
 
-class Curve:
-    """A sum over time."""
+class Sums:
+    """Two sums over time."""
 
-    __slots__ = ("_at", "_values")
+    __slots__ = ("_at", "_one", "_other")
 
     def __init__(self) -> None:
-        self._at = array("d")
-        self._values = array("d")
+        self._at, self._one, self._other = array("d"), array("d"), array("d")
 
     def __len__(self) -> int:
         return len(self._at)
 
-    def add(self, at: float, value: float) -> None:
-        """It is higher by `value` at a moment than at the last, which was not later."""
-        if len(self._at) >= MAX_MOMENTS:
-            half = MAX_MOMENTS // 2
-            self._at[:half] = self._at[:half:2]
-            self._values[:half] = self._values[:half:2]
-        self._values.append(self._values[-1] + value if self._values else 0.0)
-        self._at.append(at)
+    def add(self, at: float, one: float, other: float) -> None:
+        """They are higher by so much at a moment than at the last, which was not later."""
+        times, ones, others = self._at, self._one, self._other
+        if not times:
+            one = other = 0.0
+        else:
+            if len(times) >= MAX_MOMENTS:
+                half = MAX_MOMENTS // 2
+                for each in (times, ones, others):
+                    each[:half] = each[:half:2]
+            one += ones[-1]
+            other += others[-1]
+        times.append(at)
+        ones.append(one)
+        others.append(other)
 
-    def until(self, at: float) -> float:
-        """Its value at a moment."""
-        times, values = self._at, self._values
+    def until(self, at: float) -> tuple[float, float]:
+        """Their values at a moment."""
+        times, ones, others = self._at, self._one, self._other
         index = bisect_right(times, at)
         if index == 0:
-            return 0.0
+            return 0.0, 0.0
+        one, other = ones[index - 1], others[index - 1]
         if index == len(times):
-            return values[-1]
-        before, after = times[index - 1], times[index]
-        share = (at - before) / (after - before)
-        return values[index - 1] + share * (values[index] - values[index - 1])
+            return one, other
+        share = (at - times[index - 1]) / (times[index] - times[index - 1])
+        return one + share * (ones[index] - one), other + share * (others[index] - other)
 
 
 class Stretch(NamedTuple):
@@ -63,15 +69,16 @@ class Streams:
 
     __slots__ = (
         "_began_with",
-        "_computed_until",
-        "_contexts",
         "_foreign",
         "_grown",
         "_now",
         "_ours",
         "_prefill",
         "_since",
-        "_streams",
+        "_sums",
+        "computed_until",
+        "step_ms",
+        "transfers_at",
     )
 
     def __init__(self) -> None:
@@ -84,8 +91,16 @@ class Streams:
         """The contexts with which ours began."""
         self._grown = 0.0
         """By how much these are longer by now."""
-        self._streams, self._contexts, self._prefill = Curve(), Curve(), Curve()
-        self._computed_until = float("-inf")
+        self._sums = Sums()
+        """Of streams and of their contexts, times seconds."""
+        self._prefill = Sums()
+        """Of milliseconds of prefill; the other is not used."""
+        self.step_ms = 1.0
+        """What a step was predicted to take as the last stream began."""
+        self.transfers_at = float("-inf")
+        """When the next transfer is to be learned."""
+        self.computed_until = float("-inf")
+        """When the last prompt was computed."""
 
     @property
     def sequences(self) -> int:
@@ -98,6 +113,11 @@ class Streams:
         if not self._ours:
             return 0.0
         return (self._began_with + self._grown) * (1 + self._foreign / self._ours)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there was ever a stream."""
+        return self._since is not None
 
     def has(self, first_token_at: float) -> bool:
         """Whether a stream that began then is one of those that run."""
@@ -132,26 +152,31 @@ class Streams:
         if seconds > 0 or self._now is None:
             contexts = self.context_tokens
             self._grown += self._ours * seconds * 1000 / step_ms
-            self._streams.add(at, self.sequences * seconds)
-            self._contexts.add(at, (contexts + self.context_tokens) / 2 * seconds)
+            halfway = (contexts + self.context_tokens) / 2
+            self._sums.add(at, (self._ours + self._foreign) * seconds, halfway * seconds)
             self._now = at
 
     def computed(self, began_at: float, at: float, ms: float) -> None:
         """A prompt that came at `began_at` is computed; it is predicted to take so long."""
-        start = max(began_at, self._computed_until, at - ms / 1000)
+        start = max(began_at, self.computed_until, at - ms / 1000)
         if start < at:
-            self._prefill.add(start, 0.0)
-            self._prefill.add(at, (at - start) * 1000)
-            self._computed_until = at
+            self._prefill.add(start, 0.0, 0.0)
+            self._prefill.add(at, (at - start) * 1000, 0.0)
+            self.computed_until = at
+
+    def quiet_since(self, at: float) -> bool:
+        """Whether nothing was generated since a moment."""
+        return not self.sequences and (self._now is None or self._now <= at)
 
     def between(self, since: float, until: float) -> Stretch:
         """What it did between two moments."""
         seconds = until - since
-        prefill_ms = self._prefill.until(until) - self._prefill.until(since)
         if seconds <= 0:
             return Stretch(self.sequences, self.context_tokens, 0.0)
+        sequences, contexts = self._sums.until(until)
+        sequences_before, contexts_before = self._sums.until(since)
         return Stretch(
-            (self._streams.until(until) - self._streams.until(since)) / seconds,
-            (self._contexts.until(until) - self._contexts.until(since)) / seconds,
-            prefill_ms,
+            (sequences - sequences_before) / seconds,
+            (contexts - contexts_before) / seconds,
+            self._prefill.until(until)[0] - self._prefill.until(since)[0],
         )

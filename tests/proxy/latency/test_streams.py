@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from proxy.latency.streams import MAX_MOMENTS, Curve, Streams
+from proxy.latency.streams import MAX_MOMENTS, Streams, Sums
 
 STEP_MS = 10.0
 """A stream grows by 100 tokens a second."""
@@ -67,18 +67,18 @@ def test_a_stream_of_a_process_that_was_there_before_is_not_one_of_these() -> No
     assert not streams.has(4.9)
 
 
-def test_a_curve_is_bounded_and_exact_where_it_is_young() -> None:
-    rng, curve, exact, at = random.Random(3), Curve(), [(0.0, 0.0)], 0.0
-    curve.add(0.0, 0.0)
+def test_sums_are_bounded_and_exact_where_they_are_young() -> None:
+    rng, sums, exact, at = random.Random(3), Sums(), [(0.0, 0.0)], 0.0
+    sums.add(0.0, 0.0, 0.0)
     for _ in range(5000):
         at += rng.random()
         value = rng.random()
-        curve.add(at, value)
+        sums.add(at, value, 2 * value)
         exact.append((at, exact[-1][1] + value))
-        assert len(curve) <= MAX_MOMENTS
+        assert len(sums) <= MAX_MOMENTS
     for moment, value in exact[-MAX_MOMENTS // 2 :]:
-        assert curve.until(moment) == pytest.approx(value)
+        assert sums.until(moment) == pytest.approx((value, 2 * value))
     for moment, value in exact[::50]:
-        assert abs(curve.until(moment) - value) <= 0.05 * exact[-1][1]
-    assert curve.until(-1.0) == 0
-    assert curve.until(at + 1) == pytest.approx(exact[-1][1])
+        assert abs(sums.until(moment)[0] - value) <= 0.05 * exact[-1][1]
+    assert sums.until(-1.0) == (0, 0)
+    assert sums.until(at + 1)[0] == pytest.approx(exact[-1][1])
