@@ -160,7 +160,7 @@ async def test_clients_tell_what_they_got_and_wait_for_whom_they_follow() -> Non
     ended: list[int] = []
     async with StandIn(config_of(shape, 0)) as engine:
         workload = Workload("w", [first, following, long], "s")
-        clients = Clients(engine.url, workload, MODEL, lambda count, of: ended.append(count))
+        clients = Clients(engine.url, workload, MODEL, tell=lambda count, of: ended.append(count))
         one, other, refused = await clients.all_of_it()
         assert [one.error, other.error] == ["", ""]
         assert (len(one.tokens_s), one.prompt_tokens, one.cached_tokens) == (4, 100, 0)
@@ -171,7 +171,7 @@ async def test_clients_tell_what_they_got_and_wait_for_whom_they_follow() -> Non
         assert refused.error.startswith("400: ")
         assert sorted(ended) == [1, 2, 3]
         engine.faults.add(Fault(kind="cut", after_bytes=500))
-        [cut] = await Clients(engine.url, Workload("w", [first], "s"), MODEL, print).one_by_one()
+        [cut] = await Clients(engine.url, Workload("w", [first], "s"), MODEL).one_by_one()
         assert cut.error
         assert v.Live([cut], 0.0).ttft_ms == 0
 

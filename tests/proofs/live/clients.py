@@ -50,10 +50,26 @@ class Seen:
         return (self.tokens_s[-1] - self.tokens_s[0]) / max(1, len(self.tokens_s) - 1)
 
 
+def id_of(number: int) -> str:
+    """The request id of a workload's request."""
+    return f"live-{number}"
+
+
+def number_of(request_id: str) -> int:
+    """The number in its workload of the request with that id."""
+    return int(request_id.removeprefix("live-"))
+
+
 class Clients:
     """The clients of one workload before one kvproxy."""
 
-    def __init__(self, url: str, workload: Workload, model: str, tell: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        workload: Workload,
+        model: str,
+        tell: Callable[[int, int], None] = lambda *_: None,
+    ) -> None:
         """`tell`: called with how many requests have ended, and how many there are, as each ends."""
         self._url = f"{url}/v1/completions"
         self._requests = workload.requests
@@ -98,7 +114,7 @@ class Clients:
         seen = Seen(sent_s=self._now_s())
         seen.late_s = seen.sent_s - due_s
         answer = b""
-        headers = {"Content-Type": "application/json", "X-Request-Id": f"live-{number}"}
+        headers = {"Content-Type": "application/json", "X-Request-Id": id_of(number)}
         try:
             async with session.post(self._url, data=self._bodies[number], headers=headers) as response:
                 seen.headers = response.headers

@@ -5,6 +5,7 @@ first, with engines that take no time.
 """
 
 import asyncio
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +15,16 @@ import msgspec
 
 from proxy.latency.profiles import written
 from proxy.phases import Role
+from proxy.scheduling.types import reads_latency
 from proxy.simulation.replay.fleets import parse_fleet
+from proxy.simulation.replay.run import named_policy
 from proxy.traces.workload import Workload
 from scripts.workshop.bench.cpu import cpu_s
 from scripts.workshop.live.ports import free_ports
 from scripts.workshop.live.proxy import ProxyProcess
 from scripts.workshop.live.quiet import wait_quiet
 from scripts.workshop.live.waiting import wait_until
-from tests.proofs.live.clients import Clients, Seen
+from tests.proofs.live.clients import Clients, Seen, number_of
 from tests.proofs.live.engines import MODEL, engines
 from tests.proofs.live.scaling import Scale, scaled_prior, scaled_shape, scaled_workload
 from tests.proofs.live.simulated import simulate
@@ -35,8 +38,6 @@ POLICIES = ("round_robin", "least_load", "cache_affinity")
 PROFILE = "dynamo-replay"
 TOLERANCE = 0.1
 _READY_S = 60.0
-_FIRST_BLOCK = 1 << 40
-"""Names of the blocks of warming prompts begin here."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _live(
     roles = [role for _, role in parse_fleet(fleet)]
     logs = options.logs / f"{fleet}-{policy}{'-alone' if one_by_one else ''}"
     logs.mkdir(parents=True)
-    prior = logs / "prior.toml"
+    prior, decisions = logs / "prior.toml", logs / "decisions.jsonl"
     prior.write_text(written(scaled_prior(options.scale)))
     with engines(len(roles), profile, options.scale, _block_tokens(options), logs / "engines.log") as (
         _,
@@ -143,7 +144,11 @@ def _live(
             decode=by_role[Role.DECODE],
             both=by_role[Role.BOTH],
             model=MODEL,
-            flags=["--policy", policy, "--decision-headers", "--latency-profile", str(prior)],
+            flags=[
+                *("--policy", policy, "--latency-profile", str(prior)),
+                "--decision-headers",
+                *_told(policy, decisions),
+            ],
         ) as proxy:
             proxy.wait_status("/ready")
             what = f"{fleet} {policy}"
@@ -151,7 +156,23 @@ def _live(
             def progress(ended: int, of: int) -> None:
                 tell(f"{what}: {ended} of {of} requests")
 
-            return asyncio.run(_clients(proxy, addresses, workload, progress, one_by_one=one_by_one))
+            live = asyncio.run(_clients(proxy, addresses, workload, progress, one_by_one=one_by_one))
+    return dataclasses.replace(live, predicted_ms=_predicted(decisions, len(workload.requests)))
+
+
+def _told(policy: str, decisions: pathlib.Path) -> list[str]:
+    """Flags by which predictions are written down, of a policy that makes some: others are left in peace."""
+    return ["--decision-log", str(decisions)] if reads_latency(named_policy(policy)) else []
+
+
+def _predicted(decisions: pathlib.Path, requests: int) -> list[float | None]:
+    """The predicted TTFT of each request, from the decision log of a kvproxy that has ended, if there is
+    one."""
+    found: list[float | None] = [None] * requests
+    lines = decisions.read_bytes().splitlines() if decisions.exists() else []
+    for line in map(msgspec.json.decode, lines):
+        found[number_of(line["request_id"])] = line["predicted_ttft_ms"]
+    return found
 
 
 async def _clients(
@@ -164,11 +185,10 @@ async def _clients(
 ) -> Live:
     async with aiohttp.ClientSession() as session:
         await _followed(session, proxy)
-        await Clients(proxy.url, _warming(workload), MODEL, lambda *_: None).one_by_one()
         urls = [f"http://{address}" for address in addresses]
         await wait_quiet(session, urls, proxy.url, REST_S)
         before_s = cpu_s(proxy.pid)
-        clients = Clients(proxy.url, workload, MODEL, progress)
+        clients = Clients(proxy.url, workload, MODEL, tell=progress)
         seen = await (clients.one_by_one() if one_by_one else clients.all_of_it())
         after_s = cpu_s(proxy.pid)
         await wait_quiet(session, urls, proxy.url, REST_S)
@@ -184,15 +204,3 @@ async def _followed(session: aiohttp.ClientSession, proxy: ProxyProcess) -> None
             return all(each["index"] == "exact" for each in instances)
 
     await wait_until(exact, _READY_S, "the index of every engine is exact")
-
-
-def _warming(workload: Workload) -> Workload:
-    """Short prompts that share nothing with the others: connections are made, code is read."""
-    first = workload.requests[0]
-    requests = [
-        msgspec.structs.replace(
-            first, input_tokens=2, output_tokens=2, blocks=(_FIRST_BLOCK + number,), after=None
-        )
-        for number in range(16)
-    ]
-    return msgspec.structs.replace(workload, requests=requests)
