@@ -209,3 +209,21 @@ def test_half_a_minute_of_both_worlds(tmp_path: pathlib.Path) -> None:
     assert len(lines) == 2 * count
     assert {line["prefill"].count(":") for line in lines if line["cell"].startswith("1p1d")} == {1}
     assert [line["cached_tokens"] for line in lines] == [line["simulated_cached_tokens"] for line in lines]
+
+
+@pytest.mark.timeout(300)
+def test_what_least_ms_predicts_of_each_request_is_known(tmp_path: pathlib.Path) -> None:
+    workload = slice_of(TRAFFIC, from_s=0, requests=8, speed=1, spreads=True)
+    scale, fleets, policies = Scale(8, 8, 1.0), ("1p1d",), ("least_ms",)
+    options = Options(
+        workload=workload, logs=tmp_path, scale=scale, fleets=fleets, policies=policies, seeds=1, alone=0
+    )
+    made = run(options)
+    [cell] = made.cells
+    assert made.own == {}
+    assert v.judge(made.cells, 0.1)[v.SERVED] == []
+    assert len(cell.live.errors) == len(workload.requests) == 8
+    assert all(error > -1 for error in cell.live.errors), "predictions are above 0"
+    assert v.PREDICTED in v.judge(made.cells, 0.1)
+    lines = [json.loads(line) for line in write(made).read_bytes().splitlines()]
+    assert all(line["predicted_ttft_ms"] > 0 for line in lines)
