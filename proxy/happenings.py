@@ -116,6 +116,13 @@ class FirstTokenForeseen(Happening, frozen=True):
         return self.observed_s / self.predicted_s if self.predicted_s else None
 
 
+class GoalEnded(Happening, frozen=True):
+    """The first token of a stream came whose client had said when it wants it."""
+
+    outcome: str
+    """`met` or `missed`."""
+
+
 class DecisionsLogged(Happening, frozen=True):
     """Decisions were written to the decision log."""
 
@@ -209,8 +216,8 @@ class Refused(Happening, frozen=True):
     """A request was not let in."""
 
     reason: str
-    """`queue_full`, `shed`, `queue_timeout`, `client_limit`, `engines_full`, `no_prefill`, `no_engine`,
-    `too_long`, `no_memory`, `no_descriptors` or `stopping`."""
+    """`queue_full`, `shed`, `queue_timeout`, `client_limit`, `engines_full`, `late`, `no_prefill`,
+    `no_engine`, `too_long`, `no_memory`, `no_descriptors` or `stopping`."""
 
 
 class NoPrefill(Happening, frozen=True):

@@ -7,6 +7,7 @@ from kvevents import REPORT_SESSION
 
 REQUEST_ID = "X-Request-Id"
 REQUEST_TIMEOUT_MS = "X-Request-Timeout-Ms"
+TTFT_MS = "X-Kvproxy-TTFT-Ms"
 RETRY_AFTER = "Retry-After"
 DATA_PARALLEL_RANK = "X-data-parallel-rank"
 SESSION_ID = "X-Session-ID"
@@ -42,6 +43,7 @@ _NOT_ON_A_LEG = _CONNECTION_BOUND | frozenset(
         "x-api-key",
         REQUEST_ID.lower(),
         REQUEST_TIMEOUT_MS.lower(),
+        TTFT_MS.lower(),
         DATA_PARALLEL_RANK.lower(),
     }
 )

@@ -218,6 +218,7 @@ class Lanes:
         decision = self._decide(turn, question)
         if decision.admissible:
             turn.lack = NOTHING
+            self._check_in_time(turn, decision)
             return _Place(question, decision)
         turn.lack = lack_of(question, decision)
         if Phase.PREFILL in turn.lack.missing:
@@ -230,6 +231,15 @@ class Lanes:
         elif turn.lack.missing:
             self._check_served(question)
         return _Place(question, decision) if decision.admissible else None
+
+    def _check_in_time(self, turn: Turn, decision: Decision) -> None:
+        """Raise if the first token is predicted far later than it is wanted; a retry is not refused."""
+        factor = self._rules.admission.refuse_late
+        if not factor or turn.again or turn.question.goal is None:
+            return
+        lateness = self._placement.lateness(turn.question, decision)
+        if lateness is not None and lateness.is_far(factor):
+            raise self._refusals.late(lateness)
 
     def _fitting(self, question: Question) -> Hashable:
         """Equal for requests that fit into the same instances, and have as many legs if they are short."""

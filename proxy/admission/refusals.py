@@ -6,7 +6,9 @@ from collections.abc import Collection
 from proxy.config import Rules
 from proxy.errors import RateLimitError, RequestError, UnavailableError, nothing_usable
 from proxy.happenings import Refused, Tell
+from proxy.headers import TTFT_MS
 from proxy.phases import Phase
+from proxy.scheduling.goals import Lateness
 
 ENGINES_FULL = "engines_full"
 """The reason of an error because engines say that they are full."""
@@ -76,6 +78,17 @@ class Refusals:
             f"the engines were busy for {self._waited}",
             reason="queue_timeout",
             headers=_come_back(retry_after_s),
+        )
+
+    def late(self, lateness: Lateness) -> RequestError:
+        """The error when the first token is predicted far later than its client wants it."""
+        self._tell(Refused("late"))
+        comes_ms = lateness.goal_ms - lateness.left_ms + lateness.ttft_ms
+        return UnavailableError(
+            f"the first token is predicted {comes_ms:.0f} ms after the request came, and wanted within "
+            f"{lateness.goal_ms:.0f} ms ({TTFT_MS}, --refuse-late): come back later",
+            reason="late",
+            headers=_come_back(max(1, math.ceil((lateness.ttft_ms - lateness.left_ms) / 1000))),
         )
 
     def stopping(self) -> RequestError:

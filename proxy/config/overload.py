@@ -10,6 +10,10 @@ PRIORITIES_BELOW = 1 << 63
 """The bound of a priority, either way: engines read it as a number of 64 bits."""
 
 
+MOST_LATE = 1000.0
+"""The highest `--refuse-late`: more is as good as never."""
+
+
 class WhenNoPrefill(enum.StrEnum):
     """What becomes of a request when no prefill instance is usable."""
 
@@ -24,6 +28,11 @@ class WhenNoPrefill(enum.StrEnum):
 def _check_priority(flag: str, priority: int) -> None:
     if abs(priority) >= PRIORITIES_BELOW:
         raise ConfigError(f"{flag} {priority} is more than engines take")
+
+
+def _check_late(flag: str, factor: float) -> None:
+    if not (factor == 0 or 1 <= factor <= MOST_LATE):
+        raise ConfigError(f"{flag} {factor:g}: give 0, or a number from 1 to {MOST_LATE:g}")
 
 
 class Admission(Section, frozen=True, kw_only=True):
@@ -89,6 +98,18 @@ class Admission(Section, frozen=True, kw_only=True):
             reloadable=True,
         ),
     ] = 30.0
+    refuse_late: Annotated[
+        float,
+        Setting(
+            "--refuse-late",
+            "FACTOR",
+            "refuse a request whose first token is predicted later than so many times what its client wants"
+            " (X-Kvproxy-TTFT-Ms), 0 for never",
+            check=_check_late,
+            more="With 503 and `Retry-After`. [How](policies.md#goals-for-the-first-token).",
+            reloadable=True,
+        ),
+    ] = 0.0
     max_bodies_mb: Annotated[
         int,
         Setting(

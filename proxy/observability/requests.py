@@ -9,6 +9,7 @@ from proxy.happenings import (
     AnswerBegan,
     ClientStalled,
     FirstTokenForeseen,
+    GoalEnded,
     NoPrefill,
     PromptKnown,
     QueueLeft,
@@ -25,6 +26,7 @@ REFUSALS = {
     "queue_timeout": "the engines were busy, by kvproxy's limits, for `--queue-timeout`",
     "client_limit": "`--max-client-requests` of its client ran, for `--queue-timeout`",
     "engines_full": "the engines said that they are full, for `--queue-timeout`",
+    "late": "its first token was predicted far later than its `X-Kvproxy-TTFT-Ms`, with `--refuse-late`",
     "no_engine": "no usable instance came within `--queue-timeout`",
     "no_prefill": "no prefill instance was usable, with `--when-no-prefill fail`",
     "too_long": "no engine takes one so long",
@@ -46,6 +48,9 @@ OUTCOMES = {
     "failed": "kvproxy's own fault",
 }
 """How requests end."""
+
+GOALS = {"met": "", "missed": ""}
+"""What became of goals."""
 
 ERROR_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 RATIOS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10)
@@ -99,6 +104,14 @@ REQUESTS = (
         of="ratio",
         buckets=RATIOS,
         more="Above 1: it came later. As `kvproxy_ttft_prediction_error_seconds`.",
+    ),
+    counter(
+        "ttft_goals",
+        "Streams with a goal for their first token (`X-Kvproxy-TTFT-Ms`), by whether it came in time.",
+        GoalEnded,
+        "outcome",
+        starts_with=GOALS,
+        words={"outcome": GOALS},
     ),
     histogram("queue_wait_seconds", "Time in the queue of requests that had to wait.", QueueLeft),
     counter(

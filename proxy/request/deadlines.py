@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from proxy.errors import BadRequestError, DeadlineError, GatewayTimeoutError
-from proxy.headers import REQUEST_TIMEOUT_MS
+from proxy.headers import REQUEST_TIMEOUT_MS, TTFT_MS
 
 MAX_DIGITS = 12
 """The most digits of a client's time limit: they make thirty years in milliseconds, and more are a
@@ -184,19 +184,44 @@ def time_limit(given: Sequence[str], configured_s: float, arrived_at: float) -> 
     """
     limits = [configured_s] if configured_s else []
     if given:
-        value = given[0].strip()
-        if len(given) > 1 or not (value.isascii() and value.isdecimal() and len(value) <= MAX_DIGITS):
-            raise _bad_limit(", ".join(given))
-        if not int(value):
-            raise _bad_limit(value)
-        limits.append(int(value) / 1000)
+        limits.append(_whole_ms(REQUEST_TIMEOUT_MS, given) / 1000)
     if not limits:
         return NO_LIMIT
     return TimeLimit(min(limits), arrived_at + min(limits))
 
 
-def _bad_limit(given: str) -> BadRequestError:
+class Goal(NamedTuple):
+    """When a client wants the first token of its answer. Nothing is cut that comes later."""
+
+    ms: int
+    """From the request's arrival."""
+    by: float
+    """In seconds of the monotonic clock."""
+
+
+def goal_of(given: Sequence[str], arrived_at: float) -> Goal | None:
+    """The goal of a request that arrived at `arrived_at` (monotonic seconds).
+
+    `given` are the values of the client's X-Kvproxy-TTFT-Ms; without one there is no goal. Raises
+    BadRequestError.
+    """
+    if not given:
+        return None
+    ms = _whole_ms(TTFT_MS, given)
+    return Goal(ms, arrived_at + ms / 1000)
+
+
+def _whole_ms(header: str, given: Sequence[str]) -> int:
+    """The milliseconds that a header says. Raises BadRequestError unless it has one number above 0."""
+    value = given[0].strip()
+    if len(given) > 1 or not (value.isascii() and value.isdecimal() and len(value) <= MAX_DIGITS):
+        raise _bad(header, ", ".join(given))
+    if not int(value):
+        raise _bad(header, value)
+    return int(value)
+
+
+def _bad(header: str, given: str) -> BadRequestError:
     return BadRequestError(
-        f"{REQUEST_TIMEOUT_MS} must be a whole number of milliseconds above 0, not {given[:40]!r}",
-        param=REQUEST_TIMEOUT_MS,
+        f"{header} must be a whole number of milliseconds above 0, not {given[:40]!r}", param=header
     )

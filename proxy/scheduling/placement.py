@@ -18,9 +18,11 @@ from proxy.latency.model import LatencyModel
 from proxy.latency.profiles import PROFILES, UNKNOWN
 from proxy.logs import Occasionally
 from proxy.phases import Phase
+from proxy.request.deadlines import Goal
 from proxy.scheduling.account import account_of, followed
 from proxy.scheduling.bypass import Bypass, few_left, is_bypass, offered
 from proxy.scheduling.decision import Chooser, Decision, Pick
+from proxy.scheduling.goals import Lateness
 from proxy.scheduling.legs import ByLeg
 from proxy.scheduling.lengths import Need, need_of
 from proxy.scheduling.outlook import Outlook
@@ -185,6 +187,8 @@ class Placement:
                 view.alone = offered(view, failed, estimated_tokens=estimated, most_prefill_tokens=most)
             elif (whole := few_left(view, failed, tokens=few, most_prefill_tokens=most)) is not None:
                 view, bypass = whole, Bypass.SHORT if self.is_short(question) else Bypass.CACHED
+        if question.goal is not None:
+            view.left_ms = self._left_ms(question.goal)
         prefill, decode, pairs = self._chooser.choose(view, self._rng)
         if view.alone and is_bypass(prefill.chosen, decode.chosen):
             bypass = Bypass.POLICY
@@ -207,16 +211,19 @@ class Placement:
         else of what was not chosen.
         """
         logged = self._logs()
+        weighed = self.reads_latency and question.goal is not None  # by a look at each pair
         decision = self.decide(
             question,
             failed=failed,
             prefill_on=prefill_on,
             over_limit=over_limit,
             kept=kept,
-            shown=logged,
+            shown=logged or weighed,
         )
-        if not (logged and decision.admissible):
+        if not decision.admissible or not (logged or weighed):
             return decision
+        if not logged:
+            return followed(decision)
         account = account_of(decision, partial(self.terms, question))
         return msgspec.structs.replace(followed(decision), account=account)
 
@@ -285,6 +292,21 @@ class Placement:
             question.model, question.prompt_tokens, (), (), estimated_tokens=tokens, latency=self.latency
         )
         return terms_of(pair, view)
+
+    def lateness(self, question: Question, decision: Decision) -> Lateness | None:
+        """When the first token of an admissible decision is predicted, and when it is wanted; None if either
+        is not known.
+        """
+        prefill, decode = decision.prefill.chosen, decision.decode.chosen
+        if question.goal is None or prefill is None or decode is None:
+            return None
+        terms = self.terms(question, Pair(prefill, decode))
+        if terms is None:
+            return None
+        return Lateness(terms.ttft_ms, self._left_ms(question.goal), question.goal.ms)
+
+    def _left_ms(self, goal: Goal) -> float:
+        return 1000 * (goal.by - self._clock())
 
     def granted(self, question: Question, decision: Decision) -> None:
         """A request is let in by this decision: a policy that keeps a history learns of it. Nothing is raised

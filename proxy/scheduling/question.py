@@ -9,6 +9,7 @@ import msgspec
 
 from kvevents import Prompt
 from proxy.phases import Phase
+from proxy.request.deadlines import Goal
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -33,6 +34,8 @@ class Question(msgspec.Struct, frozen=True):
     session: str | None = None
     """The session that it belongs to (`request/sessions.py`); None if it names none, or if the policy does
     not read it."""
+    goal: Goal | None = None
+    """When its client wants the first token; None if it does not say."""
 
     @property
     def prompt_tokens(self) -> int | None:

@@ -150,6 +150,9 @@ class View:
         """The prompt's length; an estimate where `prompt_tokens` is None."""
         self.now = now
         """The moment, in seconds of the clock of `Placement`."""
+        self.left_ms: float | None = None
+        """How long from now its client wants the first token, in milliseconds; None if it does not say. Below
+        0 it is late already."""
         self.latency = latency
         """What is known of how long engines take; None unless the policy says that it reads it
         (`reads_latency`)."""

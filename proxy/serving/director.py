@@ -34,6 +34,7 @@ from proxy.happenings import (
 )
 from proxy.headers import Headers
 from proxy.phases import Phase, Role
+from proxy.request.deadlines import Goal
 from proxy.request.generation import GenerationRequest
 from proxy.request.weights import generated_tokens
 from proxy.scheduling.decision import Decision
@@ -128,11 +129,16 @@ class Director:
         )
 
     async def explain(
-        self, request: GenerationRequest, headers: Headers, session: str | None = None
+        self,
+        request: GenerationRequest,
+        headers: Headers,
+        session: str | None = None,
+        goal: Goal | None = None,
     ) -> "Explained":
         """Where the request would go now, and what is known of its prompt.
 
-        Claims nothing, and sends at most a question to a tokenizer. `session`: as `Question.session`.
+        Claims nothing, and sends at most a question to a tokenizer. `session` and `goal`: as of
+        `Question`.
 
         Raises BadRequestError for a list of prompts if each of them is placed by itself.
         """
@@ -141,7 +147,7 @@ class Director:
         if isinstance(self._connector.plan(request), Whole):
             request = msgspec.structs.replace(request, whole=True)
         tokenized = await self._tokenizer.tokenize(request, headers, ANONYMOUS)
-        question = self._question(request, tokenized, session)
+        question = self._question(request, tokenized, session, goal)
         decision = self._placement.decide(question)
         return Explained(decision, tokenized, session, partial(self._placement.terms, question))
 
@@ -197,7 +203,7 @@ class Director:
         if tokenized.excess is not None:
             self._tell(Refused("too_long"))
             raise too_long(self._fleet, call.request, tokenized.excess)
-        question = self._question(call.request, tokenized, call.session)
+        question = self._question(call.request, tokenized, call.session, call.goal)
         return _Asked(question, tokenized.kind, only_measured=not reads)
 
     async def _served(self, call: Call, plan: Plan, asked: "_Asked", avoid: Collection[str]) -> Reply:
@@ -356,7 +362,9 @@ class Director:
         prefill = self._fleet.of(Phase.PREFILL)
         return not prefill or any(i.role is not Role.BOTH for i in prefill)
 
-    def _question(self, request: GenerationRequest, tokenized: Tokenized, session: str | None) -> Question:
+    def _question(
+        self, request: GenerationRequest, tokenized: Tokenized, session: str | None, goal: Goal | None
+    ) -> Question:
         limit = request.answer_limit
         limited_by, answer_tokens = limit or (None, request.usual_answer_tokens)
         prompt = tokenized.prompt
@@ -373,6 +381,7 @@ class Director:
             limited_by=limited_by,
             generated_tokens=generated_tokens(request, limit, room, expected),
             session=session,
+            goal=goal,
         )
 
 

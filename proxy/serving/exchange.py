@@ -17,6 +17,7 @@ from proxy.admission import Ticket
 from proxy.errors import DeadlineError, LegBrokenError, LegError, StreamFailedError
 from proxy.happenings import BlockKeys
 from proxy.headers import Headers
+from proxy.request.deadlines import Goal
 from proxy.request.dialects import Dialect, Failure
 from proxy.request.generation import GenerationRequest
 from proxy.request.judging import PARAMS, judge, wants_judging, without_params
@@ -97,6 +98,8 @@ class Call(msgspec.Struct, frozen=True):
     trace: Trace = msgspec.field(default_factory=Trace)
     session: str | None = None
     """As `Question.session`."""
+    goal: Goal | None = None
+    """As `Question.goal`."""
 
 
 class Reply:

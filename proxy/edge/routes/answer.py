@@ -13,7 +13,7 @@ from proxy.edge.stall import StallWatch
 from proxy.edge.visit import Visit
 from proxy.edge.whole import MAX_BYTES, whole_answer
 from proxy.errors import EngineFailedError, RequestError
-from proxy.happenings import AnswerBegan, ClientStalled, FirstTokenForeseen
+from proxy.happenings import AnswerBegan, ClientStalled, FirstTokenForeseen, GoalEnded
 from proxy.request.deadlines import TimeLimit
 from proxy.request.dialects import Dialect
 from proxy.service import Service
@@ -57,6 +57,8 @@ async def answer(
         return whole, None
     if story.first_byte_s is not None:
         visit.notes["ttfb"] = f"{story.first_byte_s * 1000:.0f}ms"
+        if story.call is not None and (goal := story.call.goal) is not None:
+            service.tell(GoalEnded("met" if 1000 * story.first_byte_s <= goal.ms else "missed"))
         if (predicted_s := story.began(visit.started_at + story.first_byte_s)) is not None:
             visit.notes["predicted"] = f"{predicted_s * 1000:.0f}ms"
             service.tell(FirstTokenForeseen(predicted_s, story.ttft_s or 0.0))

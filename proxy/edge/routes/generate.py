@@ -33,7 +33,7 @@ from proxy.errors import (
 )
 from proxy.happenings import Refused
 from proxy.logs import as_value
-from proxy.request.deadlines import time_limit
+from proxy.request.deadlines import Goal, goal_of, time_limit
 from proxy.request.dialects import Dialect
 from proxy.request.generation import GenerationRequest, read_request
 from proxy.request.outline import outline, signs_of
@@ -160,7 +160,13 @@ async def _call(
         started_at=time.monotonic(),  # only now: the client may have taken long to send the body
         ticket=Ticket(client_of(request, visit, service.config.admission.client_header), priority),
         session=session_asked(request, service, generation),
+        goal=goal_asked(request, visit),
     )
+
+
+def goal_asked(request: web.Request, visit: Visit) -> Goal | None:
+    """When the client wants the first token; None if it does not say. Raises BadRequestError."""
+    return goal_of(request.headers.getall(names.TTFT_MS, ()), visit.started_at)
 
 
 def session_asked(request: web.Request, service: Service, generation: GenerationRequest) -> str | None:

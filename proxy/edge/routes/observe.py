@@ -15,7 +15,7 @@ from proxy.config import WhenNoPrefill
 from proxy.edge.app_keys import SERVICE, SPOKEN
 from proxy.edge.middlewares import LOAD_KEY
 from proxy.edge.routes.admin import check_operator
-from proxy.edge.routes.generate import engine_headers, generation_request, session_named
+from proxy.edge.routes.generate import engine_headers, generation_request, goal_asked, session_named
 from proxy.edge.routes.salting import salted_as_asked
 from proxy.edge.shown.explanation import explanation_shown
 from proxy.edge.shown.status import RankShown, instance_shown, rank_shown, status_shown
@@ -131,5 +131,6 @@ async def explain(request: web.Request) -> web.Response:
     generation = await generation_request(request, service, visit_of(request), request.app[SPOKEN])
     asked = salted_as_asked(request, generation)
     session = session_named(request, service, generation)
-    explained = await service.director.explain(asked, engine_headers(request, service), session)
+    goal = goal_asked(request, visit_of(request))
+    explained = await service.director.explain(asked, engine_headers(request, service), session, goal)
     return web.json_response(as_builtins(explanation_shown(explained)))

@@ -156,7 +156,7 @@ class ExplanationShown(Shown, frozen=True, kw_only=True):
         str | None,
         says(
             "What costs are counted in: `tokens`, `legs`, `picks` (round robin), `places` (sessions), "
-            "`draws` (random), or what a policy of one's own says; null if it does not."
+            "`draws` (random), `milliseconds`, or what a policy of one's own says; null if it does not."
         ),
         Meta(examples=UNITS),
     ]

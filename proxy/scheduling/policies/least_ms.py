@@ -2,7 +2,8 @@
 than it gains.
 """
 
-from proxy.scheduling.terms import prices_of
+from proxy.scheduling.goals import prices_within
+from proxy.scheduling.terms import prices_of, terms_of
 from proxy.scheduling.types import View
 
 
@@ -15,4 +16,7 @@ class LeastMs:
 
     def prices(self, view: View) -> list[float]:
         """As `Policy`, in milliseconds."""
-        return prices_of(view)
+        prices = prices_of(view)
+        if view.left_ms is None:
+            return prices
+        return [*prices_within(prices, lambda place: terms_of(view.pairs[place], view), view.left_ms)]

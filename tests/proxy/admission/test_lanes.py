@@ -13,9 +13,11 @@ from proxy.errors import RequestError
 from proxy.fleet import Claim, Fleet, Instance, ModelCard
 from proxy.happenings import Happening, NoPrefill, QueueLeft, Refused
 from proxy.phases import Role
+from proxy.request.deadlines import Goal
 from proxy.scheduling.bypass import Bypass
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import LeastLoad
+from proxy.scheduling.policies.least_ms import LeastMs
 from proxy.scheduling.question import Question
 from proxy.scheduling.types import AnyPolicy, View
 
@@ -98,15 +100,30 @@ class Scene:
             self.claims[name] = [admitted.decode]
         return words
 
-    def turn(self, name: str, tokens: int, client: str, ticket: Ticket | None, model: str) -> Turn:
-        turn = self.lanes.turn(ticket or Ticket(client), Question(model, None, tokens))
+    def turn(
+        self,
+        name: str,
+        tokens: int,
+        client: str,
+        ticket: Ticket | None,
+        model: str,
+        goal: Goal | None = None,
+    ) -> Turn:
+        turn = self.lanes.turn(ticket or Ticket(client), Question(model, None, tokens, goal=goal))
         self.names[turn] = name
         return turn
 
     def offer(
-        self, name: str, tokens: int, client: str = "", *, ticket: Ticket | None = None, model: str = "tiny"
+        self,
+        name: str,
+        tokens: int,
+        client: str = "",
+        *,
+        ticket: Ticket | None = None,
+        model: str = "tiny",
+        goal: Goal | None = None,
     ) -> list[str]:
-        return self.told(self.lanes.offer(self.turn(name, tokens, client, ticket, model), self.now))
+        return self.told(self.lanes.offer(self.turn(name, tokens, client, ticket, model, goal), self.now))
 
     def end(self, name: str) -> None:
         for claim in self.claims.pop(name):
@@ -345,3 +362,33 @@ def test_a_stop_refuses_who_waits_and_who_comes_but_no_retry() -> None:
     assert scene.told(scene.lanes.close(0.0)) == ["b: stopping"]
     assert scene.offer("c", 1) == ["c: stopping"]
     assert scene.offer("a again", 100, ticket=before) == ["a again"]
+
+
+def test_what_would_come_far_later_than_it_is_wanted_is_refused_if_so_configured() -> None:
+    soon, late = Goal(1_000_000, 1000.0), Goal(1, 0.001)
+    for factor, words in ((0.0, ["b"]), (2.0, ["b: late"])):
+        scene = Scene(LeastMs(), bypass_tokens=0, refuse_late=factor)
+        assert scene.offer("a", 10, goal=soon) == ["a"]
+        assert scene.offer("b", 10, goal=late) == words
+        assert scene.offer("c", 10) == ["c"]
+        assert scene.book.refusals == ({"late": 1} if factor else {})
+
+
+def test_a_retry_is_not_refused_however_late() -> None:
+    scene, ticket = Scene(LeastMs(), bypass_tokens=0, refuse_late=1.0), Ticket()
+    assert scene.offer("a", 10, ticket=ticket) == ["a"]
+    assert scene.offer("b", 10, ticket=ticket, goal=Goal(1, 0.001)) == ["b"]
+
+
+def test_a_request_that_waited_past_its_goal_is_refused_as_room_comes() -> None:
+    scene = Scene(LeastMs(), bypass_tokens=0, refuse_late=2.0)
+    assert scene.offer("a", 100) == ["a"]
+    assert scene.offer("b", 100, goal=Goal(2000, 2.0)) == []
+    scene.now = 10.0
+    scene.end("a")
+    assert scene.look() == ["b: late"]
+
+
+def test_a_policy_that_predicts_nothing_refuses_nobody_for_being_late() -> None:
+    scene = Scene(LeastLoad(), refuse_late=1.0)
+    assert scene.offer("a", 10, goal=Goal(1, 0.001)) == ["a"]

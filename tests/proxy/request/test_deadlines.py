@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.errors import BadRequestError, ConnectTimeoutError, DeadlineError
-from proxy.request.deadlines import NO_LIMIT, time_limit
+from proxy.request.deadlines import NO_LIMIT, Goal, goal_of, time_limit
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.upstream.client import EngineAnswer, EngineClient
@@ -40,6 +40,18 @@ def test_a_limit_that_is_none_is_the_clients_error(given: tuple[str, ...]) -> No
     with pytest.raises(BadRequestError) as caught:
         time_limit(given, 0.0, 100.0)
     assert caught.value.param == "X-Request-Timeout-Ms"
+
+
+def test_a_goal_is_read_as_a_limit_is() -> None:
+    assert goal_of((), 100.0) is None
+    assert goal_of((" 1500 ",), 100.0) == Goal(1500, 101.5)
+
+
+@pytest.mark.parametrize("given", [*[(bad,) for bad in BAD_LIMITS], ("5", "5")])
+def test_a_goal_that_is_none_is_the_clients_error(given: tuple[str, ...]) -> None:
+    with pytest.raises(BadRequestError, match="must be a whole number of milliseconds above 0") as caught:
+        goal_of(given, 100.0)
+    assert caught.value.param == "X-Kvproxy-TTFT-Ms"
 
 
 async def test_without_a_limit_nothing_is_cancelled() -> None:
