@@ -16,7 +16,7 @@ from proxy.connectors.shared import SharedConnector
 from proxy.edge.app_keys import SERVICE
 from proxy.happenings import Happening, LegEnded, RequestEnded
 from proxy.phases import Phase
-from proxy.scheduling.policies import RoundRobin
+from proxy.scheduling.policies import LeastMs, RoundRobin
 from proxy.scheduling.types import View
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
@@ -426,6 +426,20 @@ async def test_a_policy_decides_by_its_price(weighing: Pair) -> None:
     assert again.headers["X-Kvproxy-Prefill"] == again.headers["X-Kvproxy-Decode"] == decode
     assert await bypassed(pair, reason="policy") == await bypassed(pair) == 2
     await nothing_is_left(pair)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_predicted_milliseconds_spare_an_idle_fleet_the_transfer(stream: bool) -> None:
+    async with fleet(2, 2, policy=LeastMs()) as pair:
+        for number in range(3):
+            assert (await pair.service.complete([number, *SHORT], stream=stream)).status == 200
+            await nothing_is_left(pair)
+        assert counts(pair)[0] == [0, 0]
+        assert await bypassed(pair, reason="policy") == 3
+        exchange(pair, bypass_tokens=0)
+        assert (await pair.service.complete(LONG, stream=stream)).status == 200
+        assert sum(counts(pair)[0]) == 1
+        assert await bypassed(pair) == 3
 
 
 async def test_a_prefill_leg_that_fails_may_be_followed_by_one_leg() -> None:

@@ -17,7 +17,7 @@ from proxy.phases import Phase, Role
 from proxy.scheduling.bypass import Bypass, few_left, offered
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
-from proxy.scheduling.policies import CacheAffinity, LeastLoad, RoundRobin
+from proxy.scheduling.policies import CacheAffinity, LeastLoad, LeastMs, RoundRobin
 from proxy.scheduling.question import Question
 from proxy.scheduling.types import AnyPolicy, Candidate, Pair, View
 from tests.helpers.candidates import candidate
@@ -121,7 +121,8 @@ def test_a_short_prompt_goes_whole_to_a_decode_instance_and_a_longer_one_has_two
 
 
 @pytest.mark.parametrize(
-    "policy", [CacheAffinity(), LeastLoad(), RoundRobin(), Pairs(lambda _: 1.0, weighs_bypass=False)]
+    "policy",
+    [CacheAffinity(), LeastMs(), LeastLoad(), RoundRobin(), Pairs(lambda _: 1.0, weighs_bypass=False)],
 )
 def test_a_prompt_goes_whole_where_little_of_it_is_left_whatever_the_policy(policy: AnyPolicy) -> None:
     scene = Scene(100, policy)
@@ -281,6 +282,31 @@ def test_no_other_sees_anything_new(bypass_tokens: int | None, weighs: bool) -> 
     policy = Pairs(alone_is_cheap, weighs_bypass=weighs)
     assert went(Scene(bypass_tokens, policy).decide(PREFIX))[1] is None
     assert policy.seen == ["pd", "pe", "qd", "qe"]
+
+
+def test_predicted_milliseconds_weigh_it() -> None:
+    scene, long = Scene(None, LeastMs()), list(range(20_000))
+    assert went(scene.decide(long))[1] is Bypass.POLICY, "nothing is fetched, and nobody waits meanwhile"
+    streaming = Question("tiny", Prompt(PREFIX), 1000)
+    for priced in scene.placement.decide(streaming).decode.candidates:
+        for _ in range(50):
+            claim = scene.placement.claim(priced.candidate, Phase.DECODE, streaming, computes=True)
+            claim.computed()
+    assert went(scene.decide(long))[1] is None, "a hundred streams would wait meanwhile"
+    for address in ("d:1", "e:1"):
+        scene.cache(address, long)
+    assert went(scene.decide(long))[1] is Bypass.POLICY, "nothing is left to compute"
+    assert went(Scene(0, LeastMs()).decide(PREFIX))[1] is None
+
+
+@pytest.mark.parametrize("policy", [LeastMs(), Pairs(alone_is_cheap, weighs_bypass=True)])
+def test_the_limit_of_prefill_legs_bounds_a_policy_too(policy: AnyPolicy) -> None:
+    scene = Scene(None, policy, max_prefill_tokens=1005)
+    assert went(scene.decide(PREFIX))[1] is Bypass.POLICY
+    for address in ("d:1", "e:1"):
+        scene.fleet.claim(address, 0, Phase.DECODE, 10, prefill_tokens=6)
+    assert went(scene.decide(PREFIX))[1] is None
+    assert went(scene.decide(PREFIX[:999]))[1] is Bypass.POLICY
 
 
 def test_a_prompt_that_is_not_known_may_go_whole_where_the_policy_says_so() -> None:
