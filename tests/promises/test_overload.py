@@ -348,6 +348,7 @@ async def test_without_prefill_a_decode_engine_may_serve_it_all(stream: bool) ->
             answer = await pair.service.complete("hello", stream=stream)
             assert (answer.status, answer.text) == (200, expected)
         assert await pair.service.metric("kvproxy_no_prefill_total", action="decode") == 2
+        assert await pair.service.metric("kvproxy_bypassed_requests_total", reason="no_prefill") == 2
         await pair.service.settled()
 
 
