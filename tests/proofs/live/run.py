@@ -51,7 +51,7 @@ class Options:
     policies: Sequence[str] = POLICIES
     profile: str = PROFILE
     scale: Scale = field(default_factory=Scale)
-    seeds: int = 5
+    seeds: int = 8
     """Runs in simulated time."""
     alone: int = 100
     """Requests, one at a time, by which the machine's own time is measured."""

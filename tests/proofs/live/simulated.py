@@ -1,7 +1,14 @@
-"""What simulated time says of a workload, for several seeds: so far do runs differ by what is drawn."""
+"""What simulated time says of a workload, for several seeds: so far do runs differ by what no one decides.
+
+A request that comes some milliseconds later can find another instance the better one, and so can all behind
+it. On sockets they come when a machine lets them; so in all runs but the first they are up to `JITTER_S` late.
+"""
 
 import dataclasses
+import random
 from collections.abc import Sequence
+
+import msgspec
 
 from proxy.latency.profiles import Profile
 from proxy.simulation.engine.values import EngineShape
@@ -9,6 +16,9 @@ from proxy.simulation.replay.figures import Figures
 from proxy.simulation.replay.records import Record
 from proxy.simulation.replay.run import Run, Setup
 from proxy.traces.workload import Workload
+
+JITTER_S = 0.02
+"""About what the clients of a busy machine are late."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +57,7 @@ def simulate(
     """Run the workload with the seeds from 0 on; the speeds of both worlds are in workload and shape."""
     runs = [
         Run(
-            workload,
+            _jittered(workload, seed) if seed else workload,
             Setup(fleet=fleet, policy=policy, seed=seed, event_delay_s=event_delay_s),
             shape=shape,
             prior=prior,
@@ -55,3 +65,11 @@ def simulate(
         for seed in range(seeds)
     ]
     return Simulated([run.to_end() for run in runs], runs[0].records)
+
+
+def _jittered(workload: Workload, seed: int) -> Workload:
+    dice = random.Random(seed)
+    requests = [
+        msgspec.structs.replace(each, at_s=each.at_s + JITTER_S * dice.random()) for each in workload.requests
+    ]
+    return msgspec.structs.replace(workload, requests=requests)

@@ -1,7 +1,7 @@
 """What must hold between the two worlds. Pure: a check takes figures and returns what is wrong.
 
-A policy that draws at random has no one figure: what is simulated is a range, from the least to the most that
-seeds give, and a live figure agrees if it lies within the tolerance of that range.
+There is no one figure for what depends on milliseconds and on what is drawn at random: what is simulated is a
+range, from the least to the most that seeds give, and a live figure agrees if it is within the tolerance of it.
 """
 
 import itertools
