@@ -114,7 +114,7 @@ def cell(
         for ttft in simulated_ms
     ]
     simulated = Simulated(figures, [Record(0.0, 100, 2)])
-    return v.Cell(fleet, policy, simulated, v.Live([seen], 0.0, [predicted_ms]))
+    return v.Cell(fleet, policy, simulated, v.Live([seen], 0.0, [predicted_ms], [None]))
 
 
 def found(*cells: v.Cell) -> list[str]:
@@ -223,7 +223,8 @@ def test_what_least_ms_predicts_of_each_request_is_known(tmp_path: pathlib.Path)
     assert made.own == {}
     assert v.judge(made.cells, 0.1)[v.SERVED] == []
     assert len(cell.live.errors) == len(workload.requests) == 8
-    assert all(error > -1 for error in cell.live.errors), "predictions are above 0"
+    assert len(cell.live.own_errors) == 8
+    assert all(error > -1 for error in (*cell.live.errors, *cell.live.own_errors)), "predictions are above 0"
     assert v.PREDICTED in v.judge(made.cells, 0.1)
     lines = [json.loads(line) for line in write(made).read_bytes().splitlines()]
     assert all(line["predicted_ttft_ms"] > 0 for line in lines)

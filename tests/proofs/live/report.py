@@ -120,7 +120,8 @@ _ROWS: Mapping[str, _Both] = {
 }
 _LIVE_ROWS: Mapping[str, Callable[[v.Live], str]] = {
     "predicted TTFT, median error": lambda live: _median([abs(error) for error in live.errors]),
-    "predicted TTFT, median, with its sign": lambda live: _median(live.errors),
+    "  the same by kvproxy's own clock": lambda live: _median([abs(error) for error in live.own_errors]),
+    "  the median, with its sign": lambda live: _median(live.errors),
     "sent late ms, p99": lambda live: f"{v.quantile([1000 * each.late_s for each in live.seen], 0.99):.0f}",
     "kvproxy's CPU, ms a request": lambda live: f"{1000 * live.proxy_cpu_s / max(1, len(live.seen)):.1f}",
 }

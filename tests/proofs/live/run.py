@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -157,7 +158,13 @@ def _live(
                 tell(f"{what}: {ended} of {of} requests")
 
             live = asyncio.run(_clients(proxy, addresses, workload, progress, one_by_one=one_by_one))
-    return dataclasses.replace(live, predicted_ms=_predicted(decisions, len(workload.requests)))
+    logged = _logged(decisions)
+    numbers = range(len(workload.requests) if logged else 0)
+    return dataclasses.replace(
+        live,
+        predicted_ms=[logged.get(number, {}).get("predicted_ttft_ms") for number in numbers],
+        noticed_ms=[logged.get(number, {}).get("ttft_ms") for number in numbers],
+    )
 
 
 def _told(policy: str, decisions: pathlib.Path) -> list[str]:
@@ -165,14 +172,10 @@ def _told(policy: str, decisions: pathlib.Path) -> list[str]:
     return ["--decision-log", str(decisions)] if reads_latency(named_policy(policy)) else []
 
 
-def _predicted(decisions: pathlib.Path, requests: int) -> list[float | None]:
-    """The predicted TTFT of each request, from the decision log of a kvproxy that has ended, if there is
-    one."""
-    found: list[float | None] = [None] * requests
+def _logged(decisions: pathlib.Path) -> dict[int, dict[str, Any]]:
+    """The decision log of a kvproxy that has ended, if there is one, by the number of the request."""
     lines = decisions.read_bytes().splitlines() if decisions.exists() else []
-    for line in map(msgspec.json.decode, lines):
-        found[number_of(line["request_id"])] = line["predicted_ttft_ms"]
-    return found
+    return {number_of(line["request_id"]): line for line in map(msgspec.json.decode, lines)}
 
 
 async def _clients(

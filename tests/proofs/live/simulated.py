@@ -1,7 +1,8 @@
 """What simulated time says of a workload, for several seeds: so far do runs differ by what no one decides.
 
 A request that comes some milliseconds later can find another instance the better one, and so can all behind
-it. On sockets they come when a machine lets them; so in all runs but the first they are up to `JITTER_S` late.
+it. On sockets they come when a machine lets them; so in all runs but the first they are late, by less than
+`JITTER_S`.
 """
 
 import dataclasses

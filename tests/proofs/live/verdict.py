@@ -1,7 +1,7 @@
 """What must hold between the two worlds. Pure: a check takes figures and returns what is wrong.
 
 There is no one figure for what depends on milliseconds and on what is drawn at random: what is simulated is a
-range, from the least to the most that seeds give, and a live figure agrees if it is within the tolerance of it.
+range, from the least to the most that seeds give, and a live figure is to be within the tolerance of it.
 """
 
 import itertools
@@ -31,6 +31,8 @@ class Live:
     """Of kvproxy, for all of them."""
     predicted_ms: Sequence[float | None] = ()
     """The TTFT that kvproxy predicted of each, if it did."""
+    noticed_ms: Sequence[float | None] = ()
+    """The TTFT of those by kvproxy's own clock, from the decision on."""
 
     @property
     def ttft_ms(self) -> float:
@@ -53,6 +55,13 @@ class Live:
             for seen, predicted in zip(self.seen, self.predicted_ms, strict=False)
             if predicted is not None and not seen.error
         ]
+
+    @property
+    def own_errors(self) -> list[float]:
+        """The same as a share of what kvproxy saw: without clients, and without what it does before it
+        decides."""
+        pairs = zip(self.predicted_ms, self.noticed_ms, strict=True)
+        return [predicted / noticed - 1 for predicted, noticed in pairs if predicted and noticed]
 
 
 @dataclass(frozen=True)
