@@ -15,13 +15,17 @@ from proxy.fleet.work import Work
 from proxy.latency.learner import LatencyLearner
 from proxy.scheduling.policies import LeastMs
 from proxy.scheduling.terms import terms_of
-from proxy.scheduling.types import Pair, View
+from proxy.scheduling.types import AnyPolicy, Pair, View
 
 OURS = "least_ms"
 
 
-class WithoutTerms(LeastMs):
-    """`least_ms` without some of its terms."""
+class WithoutTerms:
+    """`least_ms` without some of its terms, by the prices of all pairs."""
+
+    unit = LeastMs.unit
+    reads_latency = True
+    weighs_bypass = True
 
     def __init__(self, *names: str) -> None:
         """`names`: members of `Terms`."""
@@ -47,11 +51,11 @@ class Part(NamedTuple):
     """What is left out."""
 
     words: str
-    make: Callable[[], LeastMs] = LeastMs
+    make: Callable[[], AnyPolicy] = LeastMs
     around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
-def _without(*names: str) -> Callable[[], LeastMs]:
+def _without(*names: str) -> Callable[[], AnyPolicy]:
     return lambda: WithoutTerms(*names)
 
 
