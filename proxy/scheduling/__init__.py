@@ -15,7 +15,9 @@ Pure. Its files:
     terms      what a pair is predicted to take and to cost, in milliseconds
     legs       asks a policy that prices legs
     pairs      asks a policy that prices pairs
+    goals      what a pair costs where its client has said when it wants the first token
     decision   what was decided, with every candidate and its price
+    account    the same in plain values, of bounded size, for a log
     placement  turns a question into a decision, and a decision into claims
 
 Why an instance is passed over is a word of `fleet/why.py`: `fleet` gives it where it depends on the instance
