@@ -8,7 +8,7 @@ instance although the first of them has not been computed yet. What prompts have
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from proxy.key_runs import KeyRun
 
@@ -92,6 +92,11 @@ class PredictedBlocks:
     def __init__(self, settle_s: float = SETTLE_S) -> None:
         self._settle_s = settle_s
         self._trees: dict[_Place, _Tree] = {}
+
+    @property
+    def places(self) -> Collection[tuple[str, int]]:
+        """The ranks where any blocks may be expected."""
+        return self._trees.keys()
 
     @property
     def runs(self) -> int:

@@ -61,7 +61,7 @@ class Work:
         if computing.over:
             return
         self._advance(now_s)
-        while (head := self._queue[0]) is not computing and (head.over or not head.told):
+        while (head := self._queue[0]) is not computing and not head.told:
             self._pop()
             self._since_s = now_s
         self._remove(computing, now_s)
@@ -108,16 +108,17 @@ class Work:
         else:
             computing.over = True
             self._work_ms -= computing.work_ms
-        while queue and queue[0].over:
-            queue.popleft()
         if not queue:
             self._work_ms = 0.0
 
     def _pop(self) -> None:
-        head = self._queue.popleft()
-        if not head.over:
-            head.over = True
-            self._work_ms -= head.work_ms
+        """The head is over; so the next that is not comes to the head."""
+        queue = self._queue
+        head = queue.popleft()
+        head.over = True
+        self._work_ms -= head.work_ms
+        while queue and queue[0].over:
+            queue.popleft()
 
     # -- answers ------------------------------------------------------------------------------------------
 

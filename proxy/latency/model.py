@@ -54,7 +54,7 @@ CUT_WEIGHT = 0.1
 """What a time teaches that was cut where legs may have shared a step: its tokens are off by an eighth."""
 
 MAX_LINE_UPS = 32
-"""For so many lists of candidates the coefficients are kept side by side."""
+"""So many lists of instances are kept with their places."""
 
 STATE_VERSION = 1
 
@@ -126,8 +126,8 @@ class LatencyModel:
         """Of each instance by rank: ranks have queues of their own."""
         self._met: dict[str, set[str]] = {}
         self._handshakes: deque[float] = deque(maxlen=MAX_HANDSHAKES)
-        self._lined_up: dict[tuple[str, ...], _LineUp] = {}
-        self._lined_up_at = -1
+        self._lined_up = (_LinedUp(), _LinedUp())
+        """For prefill, and for steps."""
 
     # -- who there is -------------------------------------------------------------------------------------
 
@@ -177,34 +177,41 @@ class LatencyModel:
         return 1 if tokens <= self._chunk_tokens else math.ceil(tokens / self._chunk_tokens)
 
     def prefill_ms_of(
-        self, instances: Sequence[str], uncached_tokens: npt.ArrayLike, prompt_tokens: float
-    ) -> Floats:
+        self, instances: Sequence[str], uncached_tokens: Sequence[float], prompt_tokens: float
+    ) -> list[float]:
         """As `prefill_ms`, of many instances at once: for each its uncached tokens."""
-        a, b, c = self._line_up(instances).coefficients(self._prefill.version)
-        uncached = np.asarray(uncached_tokens, np.float64)
-        result: Floats = (prompt_tokens - 0.5 * uncached) * c
-        result += b
-        result *= uncached
-        result += a * np.maximum(np.ceil(uncached / self._chunk_tokens), 1.0)
-        return result
+        chunk_tokens = self._chunk_tokens
+        found: list[float] = []
+        for place, tokens in zip(self._places(self._prefill, instances), uncached_tokens, strict=True):
+            a, b, c, _ = place.pool.formula
+            steps = 1 if tokens <= chunk_tokens else math.ceil(tokens / chunk_tokens)
+            each = b + c * (prompt_tokens - 0.5 * tokens)
+            found.append(place.member.factor * (a * steps + tokens * each))
+        return found
 
-    def _line_up(self, instances: Sequence[str]) -> "_LineUp":
+    def _places(self, fits: Fits[str], instances: Sequence[str]) -> Sequence[Place[str]]:
+        """Where some instances are, kept until one joins or goes."""
         names = tuple(instances)
-        if self._lined_up_at != self._prefill.changes:
-            self._lined_up.clear()
-            self._lined_up_at = self._prefill.changes
-        found = self._lined_up.get(names)
+        lined_up = self._lined_up[fits is self._step]
+        if lined_up.at != fits.changes:
+            lined_up.of.clear()
+            lined_up.at = fits.changes
+        found = lined_up.of.get(names)
         if found is None:
-            if len(self._lined_up) >= MAX_LINE_UPS:
-                self._lined_up.clear()
-            stranger = self._prefill.stranger
-            found = _LineUp([self._prefill.places.get(name, stranger) for name in names])
-            self._lined_up[names] = found
+            if len(lined_up.of) >= MAX_LINE_UPS:
+                lined_up.of.clear()
+            found = lined_up.of[names] = [fits.places.get(name, fits.stranger) for name in names]
         return found
 
     def overhead_ms(self, instance: str) -> float:
         """What a leg takes beside the engine's work: HTTP, reading the body, tokenizing."""
-        return self._prefill.places.get(instance, self._prefill.stranger).coefficients[3]
+        place = self._prefill.places.get(instance, self._prefill.stranger)
+        return place.member.factor * place.pool.formula[3]
+
+    def overhead_ms_of(self, instances: Sequence[str]) -> list[float]:
+        """As `overhead_ms`, of many instances at once."""
+        places = self._places(self._prefill, instances)
+        return [place.member.factor * place.pool.formula[3] for place in places]
 
     def transfer_ms(self, prefill: str, decode: str, tokens: float) -> float:
         """To pull the KV of that many tokens, hands shaken."""
@@ -228,6 +235,17 @@ class LatencyModel:
         place = self._step.places.get(instance, self._step.stranger)
         s0, s1, s2 = place.pool.formula
         return place.member.factor * (s0 + s1 * sequences + s2 * context_tokens)
+
+    def step_ms_of(
+        self, instances: Sequence[str], sequences: Sequence[float], context_tokens: Sequence[float]
+    ) -> list[float]:
+        """As `step_ms`, of many instances at once."""
+        found: list[float] = []
+        places = self._places(self._step, instances)
+        for place, count, tokens in zip(places, sequences, context_tokens, strict=True):
+            s0, s1, s2 = place.pool.formula
+            found.append(place.member.factor * (s0 + s1 * count + s2 * tokens))
+        return found
 
     def price_ms(
         self, instance: str, sequences: float, context_tokens: float, new_context_tokens: float
@@ -363,28 +381,15 @@ class LatencyModel:
         self._handshakes.extend(read.handshakes)
         for prefill, decode in read.met[-MAX_PAIRS:]:
             self._met.setdefault(prefill, set()).add(decode)
-        self._lined_up_at = -1
+        self._lined_up = (_LinedUp(), _LinedUp())
 
 
-class _LineUp:
-    """The coefficients of some members side by side."""
+class _LinedUp:
+    """The lists of instances that were asked about together."""
 
-    def __init__(self, places: Sequence[Place[str]]) -> None:
-        self._members = [place.member for place in places]
-        self._pools = list({id(place.pool): place.pool for place in places}.values())
-        row = {id(pool): index for index, pool in enumerate(self._pools)}
-        self._rows = np.array([row[id(place.pool)] for place in places], np.intp)
-        self._version = -1
-        self._coefficients: Floats = np.empty((3, 0))
-
-    def coefficients(self, version: int) -> Floats:
-        """a, b and c, each of all members, as of a version of the fits."""
-        if self._version != version and self._pools:
-            formulas = np.array([pool.formula[:3] for pool in self._pools]).T
-            factors = np.array([member.factor for member in self._members])
-            self._coefficients = (formulas if len(self._pools) == 1 else formulas[:, self._rows]) * factors
-            self._version = version
-        return self._coefficients
+    def __init__(self) -> None:
+        self.of: dict[tuple[str, ...], Sequence[Place[str]]] = {}
+        self.at = -1
 
 
 def _kind_state(fits: Fits[K], names: Callable[[K], Pair]) -> KindState:

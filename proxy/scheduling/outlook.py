@@ -4,7 +4,7 @@ Own claims are known exactly. Of what other routers send an engine's gauges tell
 each of these counts as one of ours does on average.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from proxy.fleet.gauges import Gauges
 from proxy.latency.model import LatencyModel
@@ -13,6 +13,9 @@ from proxy.scheduling.types import Candidate
 
 USUAL_SHARE = 0.02
 """What a request changes of the average of all: the last fifty or so count."""
+
+QUIET_KV_USE = 0.25
+"""A cache with a smaller share in use does not fill within the second until its engine tells of it again."""
 
 MAX_GAUGES_AGE_S = 10.0
 """Gauges that are older say nothing any more."""
@@ -31,52 +34,66 @@ class Ahead(NamedTuple):
 NOTHING_AHEAD = Ahead(0.0, 0.0, 0.0, 0.0)
 
 
+class _Told(NamedTuple):
+    """What an engine's gauges say of one of its ranks."""
+
+    gauges: Gauges
+    foreign: float
+    """Requests of others."""
+    waiting: float
+    """Those of them that wait."""
+    context_tokens: float
+    """The contexts of our answers there then."""
+    quiet: bool
+    """Whether they tell of nobody else, and of a cache that is far from full."""
+
+    @classmethod
+    def of(cls, gauges: Gauges, ranks: int, context_tokens: float) -> Self:
+        """What gauges say that are seen for the first time."""
+        foreign = gauges.foreign
+        waiting = min(foreign, gauges.waiting)
+        quiet = not foreign and gauges.kv_use < QUIET_KV_USE
+        return cls(gauges, foreign / ranks, waiting / ranks, context_tokens, quiet)
+
+
 class Outlook:
     """Predicts; there is one for the process, if any."""
 
     def __init__(self, latency: LatencyModel) -> None:
         self.latency = latency
+        self._told: dict[tuple[str, int], _Told] = {}
+        """Of each rank what its engine told last."""
+        self._claims = 0
         self._usual_work_ms = 0.0
         self._usual_context_tokens = 0.0
 
     def of(self, rank: Rank, now: float) -> Ahead:
         """What a rank has before it."""
-        work = rank.load.work
-        wait_ms = work.wait_ms(now)
-        sequences: float = work.streams
-        context: float = 0.0
-        if sequences:
+        work, gauges = rank.load.work, rank.instance.gauges
+        context, streams = 0.0, work.streams
+        if streams:
             context = work.prompt_tokens
-            step_ms = self.latency.step_ms(rank.address, sequences, context)
+            step_ms = self.latency.step_ms(rank.address, streams, context)
             context += 1000 * work.generated_s(now) / step_ms
-        gauges = rank.instance.gauges
-        if gauges is None or now - gauges.at > MAX_GAUGES_AGE_S:
-            return Ahead(wait_ms, sequences, context, 0.0)
-        if foreign := gauges.foreign:
-            wait_ms, sequences, context = self._with_others(
-                rank, gauges, foreign, now, wait_ms, sequences, context
-            )
-        return Ahead(wait_ms, sequences, context, gauges.kv_use)
-
-    def _with_others(
-        self,
-        rank: Rank,
-        gauges: Gauges,
-        foreign: int,
-        now: float,
-        wait_ms: float,
-        sequences: float,
-        context: float,
-    ) -> tuple[float, float, float]:
-        """The same with the requests of other routers, which the ranks of an instance share."""
-        ranks = len(rank.instance.ranks)
-        waiting = min(foreign, gauges.waiting) / ranks
-        others = foreign / ranks
-        theirs_ms = waiting * self._usual_work_ms - 1000 * (now - gauges.at)
-        return (
-            wait_ms + max(theirs_ms, 0.0),
-            sequences + others,
-            context + others * self._usual_context_tokens,
+        wait_ms = work.wait_ms(now)
+        if gauges is None:
+            return Ahead(wait_ms, streams, context, 0.0)
+        told = self._told.get(rank.at)
+        if told is None or told.gauges is not gauges:
+            told = self._told[rank.at] = _Told.of(gauges, len(rank.instance.ranks), context)
+        if told.quiet:
+            return Ahead(wait_ms, streams, context, 0.0)
+        if now - gauges.at > MAX_GAUGES_AGE_S:
+            return Ahead(wait_ms, streams, context, 0.0)
+        kv_use = gauges.kv_use
+        if told.context_tokens > 0:
+            kv_use = min(kv_use * context / told.context_tokens, 1.0)
+        theirs_ms = told.waiting * self._usual_work_ms - 1000 * (now - gauges.at)
+        return Ahead(
+            wait_ms + theirs_ms if theirs_ms > 0 else wait_ms,
+            streams + told.foreign,
+            context + told.foreign * self._usual_context_tokens,
+            kv_use,
         )
 
     def claimed(self, candidate: Candidate, uncached_tokens: float, prompt_tokens: float) -> float:
@@ -90,6 +107,8 @@ class Outlook:
         if candidate.serves_all and candidate.sequences:
             step_ms = latency.step_ms(instance, candidate.sequences, candidate.context_tokens)
             work_ms += latency.steps(uncached_tokens) * step_ms
-        self._usual_work_ms += USUAL_SHARE * (work_ms - self._usual_work_ms)
-        self._usual_context_tokens += USUAL_SHARE * (prompt_tokens - self._usual_context_tokens)
+        self._claims += 1
+        share = max(USUAL_SHARE, 1 / self._claims)
+        self._usual_work_ms += share * (work_ms - self._usual_work_ms)
+        self._usual_context_tokens += share * (prompt_tokens - self._usual_context_tokens)
         return work_ms

@@ -21,7 +21,7 @@ from proxy.phases import Phase
 from proxy.request.deadlines import Goal
 from proxy.scheduling.account import account_of, followed
 from proxy.scheduling.bypass import Bypass, few_left, is_bypass, offered
-from proxy.scheduling.decision import Chooser, Decision, Pick
+from proxy.scheduling.decision import Chooser, Decision, Pick, cheapest, checked
 from proxy.scheduling.goals import Lateness
 from proxy.scheduling.legs import ByLeg
 from proxy.scheduling.lengths import Need, need_of
@@ -29,6 +29,7 @@ from proxy.scheduling.outlook import Outlook
 from proxy.scheduling.pairs import ByPair
 from proxy.scheduling.policies import POLICIES
 from proxy.scheduling.question import Constraints, Question
+from proxy.scheduling.sides import PlacePolicy, prices_places
 from proxy.scheduling.terms import Terms, terms_of
 from proxy.scheduling.types import (
     AnyPolicy,
@@ -132,6 +133,7 @@ class Placement:
         self._accuracy = accuracy or Accuracy(index.holds)
         self._clock = clock
         self._outlook = Outlook(self.latency) if self.reads_latency else None
+        self._quick = policy.priced if isinstance(policy, PlacePolicy) and prices_places(policy) else None
         self._viewer = Viewer(
             fleet,
             index,
@@ -177,6 +179,8 @@ class Placement:
         come without those that were not chosen. What is chosen is the same.
         """
         constraints = Constraints(failed, (), prefill_on, over_limit, kept)
+        if not shown and self._quick is not None and (made := self._followed_only(question, constraints)):
+            return made
         complete = shown or self._chooser.reads_all
         view = self._viewer.look(question, self._clock(), constraints, complete=complete)
         few, bypass = self._bypass_tokens(), None
@@ -226,6 +230,32 @@ class Placement:
             return followed(decision)
         account = account_of(decision, partial(self.terms, question))
         return msgspec.structs.replace(followed(decision), account=account)
+
+    def _followed_only(self, question: Question, constraints: Constraints) -> Decision | None:
+        """A decision by a policy that prices places, without candidates that were not chosen; None if it
+        cannot be made so.
+        """
+        few = self._bypass_tokens()
+        if few or self._quick is None:
+            return None
+        seen = self._viewer.sides(
+            question, self._clock(), constraints, alone=few is None and self._weighs_bypass
+        )
+        if seen is None:
+            return None
+        places = self._quick(seen.sides)
+        prices = checked(places.prices, len(places.pairs), "pairs")
+        pair = self._viewer.candidates(seen, places.pairs[cheapest(prices, self._rng)])
+        prefill, decode = Pick(pair.prefill), Pick(pair.decode)
+        bypass = Bypass.POLICY if not question.whole and is_bypass(pair.prefill, pair.decode) else None
+        return Decision(
+            self._policy_name,
+            question.prompt_tokens,
+            prefill,
+            decode,
+            self._chooser.unit,
+            bypass=bypass,
+        )
 
     def is_short(self, question: Question) -> bool:
         """Whether a prompt is so short that any decode instance may serve the request whole, whatever is

@@ -11,27 +11,217 @@ For a prompt of `n` tokens, `u` of which are computed, in milliseconds:
 
     cache    LOST_SHARE of the prefill: what is computed pushes something else out of that cache, which will
              be computed again some day
-    stall    STALL_SHARE of the prefill, for each answer that is generated there and waits meanwhile
+    stall    STALL_SHARE of the prefill, for each answer that is generated there and waits meanwhile; of an
+             instance that only decodes BYPASS_SHARE
     decode   what PRICED_STEPS steps take there with this answer, and how much longer they take for each of
-             the others there
+             the others there; and up to FULL_MS as its KV cache fills beyond FULL_FROM
 
 A request whose prompt is not known is priced as one of its estimated length of which nothing is cached, so it
-goes by load. Nothing here draws, learns or waits.
+goes by load. Of many candidates for a leg the SHORTLIST best are paired. Nothing here draws, learns or waits.
 """
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
-from proxy.latency.model import LatencyModel
-from proxy.scheduling.types import Candidate, Pair, View
+from proxy.scheduling.sides import NONE, PricedPlaces, Side, Sides, sides_of
+from proxy.scheduling.types import Pair, View
 
 LOST_SHARE = 0.3
-"""Simulated agents with long contexts do best with shares from 0.3 to 1: near-ties go where less is lost."""
+"""Between near-equal times the cache that loses less is taken. In simulated time shares from 0.1 to 1 differ
+by less than a hundredth on chats; with 1 agents with long contexts end a tenth later."""
 
 STALL_SHARE = 0.02
-"""Prices of 0.3 and more make long prompts queue behind each other."""
+"""Where every instance does both, a prompt stops the answers of some instance wherever it goes, so a little
+is enough to send it where few wait. From none to 0.05 the time to the first token differs by less than noise;
+at none fewer requests keep their goals under load (0.79 against 0.83), and shares of 0.3 make long prompts
+queue behind each other."""
 
-PRICED_STEPS = 16.0
-"""How many steps of an answer count beside the time to its first token."""
+BYPASS_SHARE = 0.1
+"""Where there are instances for prefill, answers need not wait for a prompt. With as little as above prompts
+flood the decode instances: first tokens come a tenth sooner, and whole answers a fifth later. On a trace of
+chats at five times its arrivals (4p4d, its first 400 s) 0.1 means 463 ms to the first token and 8.1 s to the
+last, 0.15 491 ms and 7.8 s, 0.3 585 ms and 7.6 s; without any bypass, all of it, 930 ms and 7.3 s. Where
+decode is scarce (6p2d, three times) it is 346 ms at 0.1 and 355 ms at 0.3."""
+
+PRICED_STEPS = 32.0
+"""How many steps of an answer count beside the time to its first token: a tenth of a usual answer. On chats
+a third more or less moves nothing by a hundredth; 64 cost 3 % of the time to the first token, and 16 leave
+answers behind long contexts 5 % slower."""
+
+FULL_FROM, FULL_MS = 0.5, 5000.0
+"""In a full cache sequences wait, or are computed again, for seconds. What engines tell is up to a second
+old, and prompts of a tenth of a cache come meanwhile, so the price begins early and grows with the square.
+With a tenth of it two decode instances fill one after the other (6p2d, three times the arrivals: the slowest
+hundredth of first tokens 2519 ms, so 1944); with four times as much answers end 3 % later."""
+
+SHORTLIST = 4
+"""What is between two instances, a transfer, differs little from pair to pair: of so many that are best by
+themselves one is in the best pair, or in one as good."""
+
+
+# -- the formula --------------------------------------------------------------------------------------------
+
+
+def _computed(wait_ms: float, prefill_ms: float, overhead_ms: float) -> float:
+    """The price of a prefill leg."""
+    return wait_ms + prefill_ms + _lost(prefill_ms) + overhead_ms
+
+
+def _lost(prefill_ms: float) -> float:
+    """The price of what is pushed out of the cache."""
+    return LOST_SHARE * prefill_ms
+
+
+def _generated(sequences: float, step_ms: float, longer_step_ms: float, kv_use: float) -> float:
+    """The price of an answer beside others, whose step becomes longer."""
+    price_ms = PRICED_STEPS * (longer_step_ms + sequences * (longer_step_ms - step_ms))
+    if kv_use > FULL_FROM:
+        price_ms += FULL_MS * ((kv_use - FULL_FROM) / (1 - FULL_FROM)) ** 2
+    return price_ms
+
+
+def _stalled(sequences: float, prefill_ms: float, *, serves_all: bool) -> float:
+    """The price of computing a prompt beside answers that wait meanwhile."""
+    return (STALL_SHARE if serves_all else BYPASS_SHARE) * sequences * prefill_ms
+
+
+# -- of one side --------------------------------------------------------------------------------------------
+
+
+class _Prompt(NamedTuple):
+    """Of computing the prompt by place."""
+
+    prefill_ms: Sequence[float]
+    price_ms: Sequence[float]
+
+
+def _computing(sides: Sides, side: Side) -> _Prompt:
+    """What computing the prompt takes and costs by place."""
+    latency, names = sides.latency, side.instances
+    prefill_ms = latency.prefill_ms_of(names, _tokens(side), sides.prompt_tokens)
+    prices = map(_computed, side.wait_ms, prefill_ms, latency.overhead_ms_of(names))
+    return _Prompt(prefill_ms, list(prices))
+
+
+class _Answer(NamedTuple):
+    """Of the answer by place."""
+
+    step_ms: Sequence[float]
+    longer_step_ms: Sequence[float]
+    """With this answer."""
+    price_ms: Sequence[float]
+
+
+def _generating(sides: Sides, side: Side) -> _Answer:
+    """What an answer takes and costs by place."""
+    latency, n, names = sides.latency, sides.prompt_tokens, side.instances
+    sequences, contexts = side.sequences, side.context_tokens
+    step_ms = latency.step_ms_of(names, sequences, contexts)
+    longer_ms = latency.step_ms_of(names, [each + 1 for each in sequences], [each + n for each in contexts])
+    prices = list(map(_generated, sequences, step_ms, longer_ms, side.kv_use))
+    return _Answer(step_ms, longer_ms, prices)
+
+
+def _whole(sides: Sides, side: Side, answer: _Answer, places: Sequence[int]) -> list[float]:
+    """The price of all of the request on the candidates at some places."""
+    steps = sides.latency.steps
+    prefill_ms, computing = _computing(sides, side)
+    prices = []
+    for place in places:
+        price = computing[place] + answer.price_ms[place]
+        if others := side.sequences[place]:
+            price += steps(side.uncached_tokens[place]) * answer.step_ms[place]
+            price += _stalled(others, prefill_ms[place], serves_all=side.serves_all[place])
+        prices.append(price)
+    return prices
+
+
+def _tokens(side: Side) -> Sequence[float]:
+    """What is to be computed, what is reloaded included."""
+    if not side.reload_cost_tokens:
+        return side.uncached_tokens
+    return [
+        uncached + reload
+        for uncached, reload in zip(side.uncached_tokens, side.reload_cost_tokens, strict=True)
+    ]
+
+
+# -- of pairs -----------------------------------------------------------------------------------------------
+
+
+def priced(sides: Sides) -> PricedPlaces:
+    """The pairs that are worth a look, with their prices."""
+    pairs: list[tuple[int, int]] = []
+    prices: list[float] = []
+    prefill, decode = sides.prefill, sides.decode
+    both = [place for place, serves_all in enumerate(prefill.serves_all) if serves_all]
+    if both:
+        pairs += [(place, NONE) for place in both]
+        prices += _whole(sides, prefill, _generating(sides, prefill), both)
+    if not len(decode):
+        return PricedPlaces(pairs, prices)
+    answer = _generating(sides, decode)
+    if len(both) < len(prefill):
+        computing = _computing(sides, prefill).price_ms
+        generating = [
+            sum(each) for each in zip(decode.wait_ms, answer.longer_step_ms, answer.price_ms, strict=True)
+        ]
+        apart = [place for place, serves_all in enumerate(prefill.serves_all) if not serves_all]
+        firsts = _best(prefill, computing, apart)
+        fetching = _fetching(sides, prefill.instances[firsts[0]], generating, range(len(decode)))
+        thens = _best(decode, fetching, range(len(decode)))
+        for number, first in enumerate(firsts):
+            leg_ms = computing[first]
+            if number:
+                fetching = _fetching(sides, prefill.instances[first], generating, thens)
+            for place, then in enumerate(thens):
+                pairs.append((first, then))
+                prices.append(leg_ms + fetching[place if number else then])
+    if sides.alone:
+        pairs += [(NONE, place) for place in sides.alone]
+        prices += _whole(sides, decode, answer, sides.alone)
+    return PricedPlaces(pairs, prices)
+
+
+def _fetching(
+    sides: Sides, prefill: str, generating: Sequence[float], places: Sequence[int]
+) -> Sequence[float]:
+    """The prices of decode legs at some places, with what is between them and a prefill instance."""
+    latency, decode, fetched = sides.latency, sides.decode.instances, sides.decode.uncached_tokens
+    return [
+        generating[place]
+        + latency.handshake_ms(prefill, decode[place])
+        + latency.transfer_ms(prefill, decode[place], fetched[place])
+        for place in places
+    ]
+
+
+def _best(side: Side, prices: Sequence[float], places: Sequence[int]) -> Sequence[int]:
+    """Those of the lowest prices, the lowest first; of equal ones those that were picked longest ago."""
+    if len(places) <= SHORTLIST:
+        return places
+    picks = side.last_pick
+    ranked = sorted([(prices[place], picks[place], place) for place in places])
+    return [place for _, _, place in ranked[:SHORTLIST]]
+
+
+def prices_of(view: View) -> list[float]:
+    """The price of each pair of a view; infinite for those that are not worth a look."""
+    places = priced(sides_of(view))
+    prefill = [c for c in view.prefill if c.usable] if not view.whole else []
+    decode = [c for c in view.decode if c.usable]
+    found: dict[tuple[str, int, str, int], float] = {}
+    for (first, then), price in zip(places.pairs, places.prices, strict=True):
+        p = decode[then] if first == NONE else prefill[first]
+        d = p if then == NONE else decode[then]
+        found[p.instance, p.rank, d.instance, d.rank] = price
+    return [found.get((p.instance, p.rank, d.instance, d.rank), math.inf) for p, d in view.pairs]
+
+
+# -- to be shown --------------------------------------------------------------------------------------------
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -80,67 +270,26 @@ class Terms(msgspec.Struct, frozen=True):
 
 def terms_of(pair: Pair, view: View) -> Terms:
     """The terms of a pair of a view that has a latency model. Raises ValueError if it has none."""
-    latency = view.latency
+    latency, n = view.latency, view.estimated_tokens
     if latency is None:
         raise ValueError("nothing is predicted for a policy that does not read it")
-    n = view.estimated_tokens
     p, d = pair
-    prefill_ms = _prefill_ms(latency, p, n)
-    step_ms, decode_price_ms = _decoding(latency, d, n)
-    cache_price_ms = LOST_SHARE * prefill_ms
-    overhead_ms = latency.overhead_ms(p.instance)
-    if pair.one_leg:
-        return Terms(
-            wait_ms=p.wait_ms,
-            prefill_ms=prefill_ms,
-            overhead_ms=overhead_ms,
-            handshake_ms=0.0,
-            transfer_ms=0.0,
-            decode_wait_ms=0.0,
-            step_ms=_beside_ms(latency, p, n),
-            cache_price_ms=cache_price_ms,
-            stall_price_ms=STALL_SHARE * p.sequences * prefill_ms,
-            decode_price_ms=decode_price_ms,
-        )
+    one, others = pair.one_leg, d.sequences
+    uncached = n if p.uncached_tokens is None else p.uncached_tokens
+    prefill_ms = latency.prefill_ms(p.instance, uncached + p.reload_cost_tokens, n)
+    longer_ms = latency.step_ms(d.instance, others + 1, d.context_tokens + n)
+    step_ms = latency.step_ms(d.instance, others, d.context_tokens) if others else longer_ms
+    beside_ms = latency.steps(uncached) * step_ms if others else 0.0
+    fetched = n if d.uncached_tokens is None else d.uncached_tokens
     return Terms(
         wait_ms=p.wait_ms,
         prefill_ms=prefill_ms,
-        overhead_ms=overhead_ms,
-        handshake_ms=latency.handshake_ms(p.instance, d.instance),
-        transfer_ms=latency.transfer_ms(p.instance, d.instance, _uncached(d, n)),
-        decode_wait_ms=d.wait_ms,
-        step_ms=step_ms,
-        cache_price_ms=cache_price_ms,
-        stall_price_ms=0.0,
-        decode_price_ms=decode_price_ms,
+        overhead_ms=latency.overhead_ms(p.instance),
+        handshake_ms=0.0 if one else latency.handshake_ms(p.instance, d.instance),
+        transfer_ms=0.0 if one else latency.transfer_ms(p.instance, d.instance, fetched),
+        decode_wait_ms=0.0 if one else d.wait_ms,
+        step_ms=beside_ms if one else longer_ms,
+        cache_price_ms=_lost(prefill_ms),
+        stall_price_ms=_stalled(others, prefill_ms, serves_all=p.serves_all) if one else 0.0,
+        decode_price_ms=_generated(others, step_ms, longer_ms, d.kv_use),
     )
-
-
-def prices_of(view: View) -> list[float]:
-    """The price of each pair of a view, as `terms_of` has it."""
-    return [terms_of(pair, view).cost_ms for pair in view.pairs]
-
-
-def _uncached(candidate: Candidate, prompt_tokens: int) -> int:
-    return prompt_tokens if candidate.uncached_tokens is None else candidate.uncached_tokens
-
-
-def _prefill_ms(latency: LatencyModel, candidate: Candidate, prompt_tokens: int) -> float:
-    uncached = _uncached(candidate, prompt_tokens) + candidate.reload_cost_tokens
-    return latency.prefill_ms(candidate.instance, uncached, prompt_tokens)
-
-
-def _beside_ms(latency: LatencyModel, candidate: Candidate, prompt_tokens: int) -> float:
-    """The steps of the answers that are generated beside the parts of a prompt."""
-    if not candidate.sequences:
-        return 0.0
-    step_ms = latency.step_ms(candidate.instance, candidate.sequences, candidate.context_tokens)
-    return latency.steps(_uncached(candidate, prompt_tokens)) * step_ms
-
-
-def _decoding(latency: LatencyModel, candidate: Candidate, prompt_tokens: int) -> tuple[float, float]:
-    """A step with one more answer, and the price of that."""
-    instance, others = candidate.instance, candidate.sequences
-    step_ms = latency.step_ms(instance, others + 1, candidate.context_tokens + prompt_tokens)
-    longer_ms = step_ms - latency.step_ms(instance, others, candidate.context_tokens) if others else 0.0
-    return step_ms, PRICED_STEPS * (step_ms + others * longer_ms)

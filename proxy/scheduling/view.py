@@ -7,7 +7,7 @@ well fit and have room, the policy may choose from these alone, and nothing is f
 Loads are passed in: nothing here assumes that this process sees all traffic.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -24,8 +24,9 @@ from proxy.scheduling.eligible import eligible
 from proxy.scheduling.lengths import need_of, wanted_tokens
 from proxy.scheduling.outlook import NOTHING_AHEAD, Outlook
 from proxy.scheduling.question import Constraints, Question
+from proxy.scheduling.sides import NONE, Side, Sides
 from proxy.scheduling.standing import Rank, Standing
-from proxy.scheduling.types import Candidate, View, no_keys
+from proxy.scheduling.types import Candidate, Pair, View, no_keys
 
 USUAL_BLOCK_SIZE = 16
 """vLLM's default block size in tokens, assumed of an instance that has not stored a block yet."""
@@ -69,6 +70,15 @@ class _Look(NamedTuple):
     """Cached tokens of the prompt in the main tier by the index, by instance and rank."""
     slower: Mapping[tuple[str, int], Mapping[str, int]]
     """Tokens behind those that only slower tiers have, by instance and rank, then by tier."""
+
+
+class Seen(NamedTuple):
+    """What `Viewer.sides` found, and where."""
+
+    look: _Look
+    prefill: Sequence[Rank]
+    decode: Sequence[Rank]
+    sides: Sides
 
 
 class Viewer:
@@ -125,6 +135,101 @@ class Viewer:
         needless = bool(alone) and all(alone)
         decode = () if needless else self._candidates(Phase.DECODE, look)
         return self._view(question, now, prefill, decode)
+
+    def sides(
+        self, question: Question, now: float, constraints: Constraints, *, alone: bool
+    ) -> "Seen | None":
+        """What a policy of milliseconds needs of the candidates, where that can be told of those alone that
+        are as good as any; None where it cannot, or where nothing is predicted.
+
+        `alone`: whether instances that only decode may serve the request by themselves.
+        """
+        outlook = self._outlook
+        failed, tried, prefill_on, over_limit, kept = constraints
+        if outlook is None or self._limited or self._loads is not None:
+            return None
+        if failed or tried or kept or over_limit or prefill_on is not None:
+            return None
+        look = self._look(question, now, constraints)
+        if look.slower:
+            return None
+        first: Sequence[Rank] = ()
+        then: Sequence[Rank] = ()
+        if not question.whole:
+            first = self._well(Phase.PREFILL, look)
+            if not first:
+                return None
+        if not first or not all(rank.serves_all for rank in first):
+            then = self._well(Phase.DECODE, look)
+            if not then:
+                return None
+        places: Sequence[int] = ()
+        if question.whole:
+            places = range(len(then))
+        elif alone:
+            places = [place for place, rank in enumerate(then) if not rank.serves_all]
+        length = question.length_tokens or question.estimated_tokens
+        sides = Sides(
+            outlook.latency,
+            length,
+            self._side(first, look, length, outlook),
+            self._side(then, look, length, outlook),
+            places,
+        )
+        return Seen(look, first, then, sides)
+
+    def candidates(self, seen: "Seen", pair: tuple[int, int]) -> Pair:
+        """The candidates of a pair of places."""
+        first, then = pair
+        decode = None if then == NONE else self._candidate(seen.decode[then], Phase.DECODE, seen.look, None)
+        if first == NONE:
+            if decode is None:
+                raise ValueError("a pair has one candidate at least")
+            return Pair(decode, decode)
+        prefill = self._candidate(seen.prefill[first], Phase.PREFILL, seen.look, None)
+        return Pair(prefill, decode or prefill)
+
+    def _side(self, ranks: Sequence[Rank], look: _Look, length: int, outlook: Outlook) -> Side:
+        """What a policy of milliseconds needs of each."""
+        uncached: list[float] = [length] * len(ranks)
+        if (prompt := look.question.prompt) is not None:
+            for place, tokens in self._reused(ranks, prompt, look):
+                uncached[place] -= tokens
+        of, now = outlook.of, look.now
+        ahead = [of(rank, now) for rank in ranks]
+        return Side(
+            [rank.address for rank in ranks],
+            uncached,
+            (),
+            [each[0] for each in ahead],
+            [each[1] for each in ahead],
+            [each[2] for each in ahead],
+            [each[3] for each in ahead],
+            [rank.serves_all for rank in ranks],
+            [rank.load.last_pick for rank in ranks],
+        )
+
+    def _reused(self, ranks: Sequence[Rank], prompt: Prompt, look: _Look) -> Iterator[tuple[int, int]]:
+        """As the second of `_reuse`, of those places where that is not nothing."""
+        cached, index, awaited = look.cached, self._index, self._predicted.places
+        trusted, reusable = self._accuracy.trusted, look.question.reusable_tokens
+        keys_of: dict[tuple[int, int], Sequence[int]] = {}
+        for place, rank in enumerate(ranks):
+            at = rank.at
+            there = cached.get(at, 0)
+            if not there and at not in awaited:
+                continue
+            if rank.instance.index_state(rank.number) == "unknown" or not trusted(*at):
+                continue
+            block_size = index.block_size(*at) or USUAL_BLOCK_SIZE
+            limit = reusable // block_size * block_size
+            if there < limit and at in awaited:
+                kind = block_size, index.lookahead(*at)
+                keys = keys_of.get(kind)
+                if keys is None:
+                    keys = keys_of[kind] = index.keys(prompt, *at, USUAL_BLOCK_SIZE)
+                there = max(there, block_size * self._predicted.prefix_blocks(*at, keys, look.now))
+            yield place, min(there, limit)
 
     def look_for_decode(
         self, question: Question, now: float, constraints: Constraints, prefilled_on: Candidate
@@ -228,17 +333,21 @@ class Viewer:
 
     def _as_good_as_any(self, phase: Phase, look: _Look) -> Sequence[Candidate]:
         """Those that are well, fit and have room: where there are any, `eligible` leaves no others usable."""
-        question = look.question
-        served = self._standing.served(phase, question.model)
-        ranks = self._standing.well(phase, served, look.now)
-        if served.shortest_context < look.wanted_tokens:
-            need = need_of(self._fleet, question)
-            ranks = [rank for rank in ranks if need.fits(rank.instance)]
+        question, ranks = look.question, self._well(phase, look)
         may_be_full = self._limited or bool(look.constraints.kept)
         if self._keeps and not may_be_full and question.prompt is None and look.length_tokens is None:
             return [r.kept if r.kept_at == r.load.changes else self._keep(r) for r in ranks]
         found = [self._candidate(rank, phase, look, None) for rank in ranks]
         return [c for c in found if c.usable] if may_be_full else found
+
+    def _well(self, phase: Phase, look: _Look) -> Sequence[Rank]:
+        """Those that are well and fit, whether or not they have room."""
+        served = self._standing.served(phase, look.question.model)
+        ranks = self._standing.well(phase, served, look.now)
+        if served.shortest_context < look.wanted_tokens:
+            need = need_of(self._fleet, look.question)
+            ranks = [rank for rank in ranks if need.fits(rank.instance)]
+        return ranks
 
     def _keep(self, rank: Rank) -> Candidate:
         """What `_candidate` makes of one that is well, for a request of whose prompt nothing is known."""

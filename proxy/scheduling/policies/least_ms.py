@@ -3,7 +3,8 @@ than it gains.
 """
 
 from proxy.scheduling.goals import prices_within
-from proxy.scheduling.terms import prices_of, terms_of
+from proxy.scheduling.sides import PricedPlaces, Sides
+from proxy.scheduling.terms import priced, prices_of, terms_of
 from proxy.scheduling.types import View
 
 
@@ -20,3 +21,7 @@ class LeastMs:
         if view.left_ms is None:
             return prices
         return [*prices_within(prices, lambda place: terms_of(view.pairs[place], view), view.left_ms)]
+
+    def priced(self, sides: Sides) -> PricedPlaces:
+        """As `PlacePolicy`, in milliseconds."""
+        return priced(sides)

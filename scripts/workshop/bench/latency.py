@@ -4,8 +4,6 @@ import random
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from proxy.latency.model import LatencyModel
 from proxy.latency.profiles import PROFILES, UNKNOWN
 from proxy.latency.service_times import Leg
@@ -22,7 +20,6 @@ class Bench:
         self.names = [f"10.0.0.{index}:8000" for index in range(size)]
         self.uncached = [rng.randint(1, PROMPT_TOKENS) for _ in self.names]
         self.model = LatencyModel(PROFILES[UNKNOWN])
-        self._array = np.array(self.uncached, np.float64)
         self._noise = rng
         self._ended = 0.0
         self._count = 0
@@ -39,7 +36,7 @@ class Bench:
 
     def at_once(self) -> None:
         """Predict all candidates together."""
-        self.model.prefill_ms_of(self.names, self._array, PROMPT_TOKENS)
+        self.model.prefill_ms_of(self.names, self.uncached, PROMPT_TOKENS)
 
     def update(self) -> None:
         """Legs end one after the other, on each instance in turn."""

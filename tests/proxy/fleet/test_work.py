@@ -1,7 +1,7 @@
 """What is predicted of a rank is what its claims add up to, and nothing once they have ended."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.config import parse_instance
@@ -143,6 +143,7 @@ class PlainWork:
         return sum(ms for _, ms, _ in self.queue) - min(1000 * (now - self.since), head)
 
 
+@settings(deadline=None, max_examples=300)
 @given(
     st.lists(
         st.tuples(
